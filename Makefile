@@ -1,0 +1,96 @@
+# make toy     set up, then train the tiny model        make toy ARGS="train.steps=50"
+# make test    set up, then run the tests               make test ARGS="-m 'not slow'"
+# make lint    ruff, mypy, hadolint
+# make bench   the training step against Hugging Face and against its own matmuls
+# make setup   only what test, lint and bench need      make setup PYTHON=python3.12
+#
+# PYTHON       the Python to build on, 3.11 or newer. If it can import torch, that torch is used as it is.
+# TORCH_INDEX  one more package index to take torch from, such as PyTorch's own index of CPU wheels.
+
+PYTHON      ?= python3
+TORCH_INDEX ?=
+ARGS        ?=
+
+VENV := .venv
+PY   := $(VENV)/bin/python
+# Two levels, each with its stamp, so that a newcomer's `make toy` does not wait for linters.
+TOY  := $(VENV)/.ready-toy
+DEV  := $(VENV)/.ready-dev
+
+.PHONY: toy test lint bench setup clean
+.DEFAULT_GOAL := toy
+
+toy: $(TOY)
+	$(VENV)/bin/octavo train recipe=toy $(ARGS)
+
+test: $(DEV)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(DEV)
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
+
+bench: $(DEV)
+	$(PY) tests/bench/step.py $(ARGS)
+
+setup: $(DEV)
+
+$(TOY): pyproject.toml constraints.txt
+	@$(call install,toy)
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt
+	@$(call install,toy$(comma)test$(comma)bench$(comma)wandb)
+	@touch $@ $(TOY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+# Prints the version of the torch that PYTHON brings; nothing where it has none or is this very environment.
+define FIND_TORCH
+import importlib.metadata, os, sys
+if os.path.realpath(sys.prefix) == os.path.realpath("$(VENV)"):
+    sys.exit()
+try:
+    import torch
+except ImportError:
+    sys.exit()
+print(importlib.metadata.version("torch"))
+if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
+    sys.exit(f"{sys.executable} has torch {torch.__version__}; Octavo needs 2.11 or newer. Upgrade it there, or name a "
+             "Python without torch (make PYTHON=...), which then gets its own.")
+endef
+
+# --system-site-packages shows a venv the packages of the base Python, never those of another venv: name these in a .pth.
+define LINK_PARENT
+import pathlib, subprocess, sys, sysconfig
+if sys.prefix != sys.base_prefix:
+    site = subprocess.check_output(["$(PY)", "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], text=True)
+    paths = sysconfig.get_paths()
+    pathlib.Path(site.strip(), "parent_environment.pth").write_text(f"{paths['purelib']}\n{paths['platlib']}\n")
+endef
+export FIND_TORCH LINK_PARENT
+comma := ,
+
+# $(call install,EXTRAS): one shell script. An existing environment that works is kept and brought up to date.
+define install
+set -e; \
+command -v "$(PYTHON)" >/dev/null || { echo "There is no '$(PYTHON)' here. Octavo needs Python 3.11 or newer: install one or name it, as in make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }; \
+"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$("$(PYTHON)" -V 2>&1); Octavo needs 3.11 or newer. Name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }; \
+torch=$$("$(PYTHON)" -c "$$FIND_TORCH"); \
+if ! "$(PY)" -m pip --version >/dev/null 2>&1; then \
+    "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments (no ensurepip). On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
+    echo "setting up $(VENV) with $$("$(PYTHON)" -V)$${torch:+ and the torch $$torch it has}"; \
+    "$(PYTHON)" -m venv --clear $${torch:+--system-site-packages} $(VENV); \
+    if [ -n "$$torch" ]; then "$(PYTHON)" -c "$$LINK_PARENT"; fi; \
+fi; \
+if [ -n "$$torch" ]; then \
+    { grep -v '^torch==' constraints.txt; echo "torch==$$torch"; } >$(VENV)/constraints.txt; \
+else \
+    cp constraints.txt $(VENV)/constraints.txt; \
+fi; \
+echo "installing octavo[$(1)]: the first time takes a few minutes"; \
+"$(PY)" -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") \
+    -c $(VENV)/constraints.txt -e ".[$(1)]"
+endef
