@@ -1,0 +1,1 @@
+"""The `octavo` console script: everything that happens before and around a training process."""

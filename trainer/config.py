@@ -1,0 +1,140 @@
+"""The schema of a run: every key that exists, its type and its default. No torch here.
+
+Fields marked `free()` may change when a run is resumed; all others define the result and make up `config_hash`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trainer import schema
+from trainer.model_config import ModelConfig
+from trainer.schema import FREE, ConfigError
+from trainer.validate import validate
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "PrecisionConfig",
+    "RunConfig",
+    "TrainConfig",
+    "config_hash",
+    "defining_values",
+    "validate",
+]
+
+
+def free(default: Any) -> Any:
+    """A field that may change when a run is resumed: it does not move the numbers, or extends the run."""
+    return field(default=default, metadata=FREE)
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    name: str = free("run")  # the recipe's name; part of the default directory
+    dir: str | None = free(None)  # None: runs/<name>-<8 hex of config_hash>
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    name: Literal["toy"] = "toy"
+    seq_len: int = 256  # tokens of one sequence (window)
+    weights: dict[str, float] = field(default_factory=dict)  # source -> share of the sequences; need not sum to 1
+    tokens_per_source: int = 2_000_000  # the built corpus takes no more than this of each source
+    holdout_fraction: float = 0.02  # of each source's documents, never trained on
+    cache_dir: str = free(".cache/octavo")  # relative to the working directory
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    ep: int = free(1)  # expert-parallel ranks
+    timeout_s: float = free(600.0)  # how long a collective may wait for its peers
+
+
+@dataclass(kw_only=True)
+class PrecisionConfig:
+    """Masters, router, norms' reductions, rotary tables and LM head stay fp32 whatever `compute` says."""
+
+    compute: Literal["fp32", "bf16"] = "fp32"  # activations and linears
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # adamw
+    eps: float = 1e-8  # adamw
+    weight_decay: float = 0.1
+    momentum: float = 0.9  # sgd
+    clip_norm: float = 1.0  # global gradient norm; 0: off
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2  # wsd: this last share of the steps falls linearly to min_lr_ratio
+    min_lr_ratio: float = 0.1  # of lr, where the schedule ends
+
+    def decay_steps(self, steps: int) -> int:
+        """Length of the final decay in a run of `steps` steps: rounded for wsd, 0 for the other schedules."""
+        return round(self.decay_fraction * steps) if self.schedule == "wsd" else 0
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    steps: int = free(1000)
+    seed: int = 0
+    resume: Literal["auto", "never"] = free("auto")
+    log_every: int = free(10)  # steps between two reads of the metrics from the device
+    global_batch: int = 8  # sequences of one optimizer step, over all ranks
+    micro_batch: int = free(8)  # sequences of one forward pass of one rank
+    eval_every: int = free(0)  # steps; 0: only at the end
+    eval_batches: int = free(8)  # micro-batches per source
+    max_skipped: int = free(10)  # abort after this many non-finite steps in a row
+    recompute: Literal["none", "selective", "full"] = free("none")
+    compile: bool = free(False)
+    loss_chunk: int = free(1024)  # tokens whose logits exist at one time
+    sample_tokens: int = free(0)  # length of the text generated at the end; 0: off
+    device: Literal["auto", "cpu", "cuda"] = free("auto")
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    every: int = free(0)  # steps; 0: only at the end
+    keep: int = free(2)  # the newest ones
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    wandb: Literal["off", "offline", "online"] = free("off")
+    wandb_project: str = free("octavo")
+    console: Literal["auto", "rich", "plain", "off"] = free("auto")
+
+
+@dataclass(kw_only=True)
+class Config:
+    model: ModelConfig
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+def defining_values(cfg: Config) -> dict[str, Any]:
+    """Dotted key -> value of everything that defines the result, that is of all keys not marked free."""
+    leaves = schema.keys(Config, fixed_on_resume=True)
+    flat = schema.flatten(schema.to_dict(cfg), leaves)
+    return {key: flat[key] for key in leaves}
+
+
+def config_hash(cfg: Config) -> str:
+    """sha256 (hex) of `defining_values`: equal on all ranks of a run and over its resumptions."""
+    return schema.digest(defining_values(cfg))

@@ -1,0 +1,91 @@
+"""The model's sizes and options, and what follows from them by counting. No torch here: the command line counts too."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainer.schema import FREE
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """A decoder with grouped-query attention and a grouped Mixture-of-Experts block in every layer.
+
+    One router group (`router_groups=1`) is the Qwen3-MoE and Intern-S1 model; 8 groups are Intern-S1-Pro's.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    num_experts: int
+    experts_per_token: int
+    router_groups: int
+    expert_width: int  # inner width of one expert's SwiGLU
+
+    positions: Literal["rope", "fope"] = "rope"
+    rope_theta: float = 10_000.0
+    max_position: int = 4096  # longest document; FoPE drops the frequencies that do not turn once within it
+    fope_gain: float = 0.5  # xavier gain of the mixing matrices
+    # What fills the dropped frequencies of the sine table: all published code fills 1 for the cosine AND the sine, a
+    # serving engine's open issue calls the latter a bug and wants 0.
+    fope_pad_sin: float = 1.0
+
+    norm_eps: float = 1e-6
+    init_std: float = 0.02
+
+    router_gradient: Literal["ste", "conventional"] = "ste"
+    router_temperature: float = 1.0  # of the straight-through estimator's softmax; not published, hence an option
+    balance: Literal["group", "global"] = "group"
+    balance_coef: float = 1e-3
+    z_loss_coef: float = 0.0
+
+    expert_backend: Literal["grouped_mm", "loop"] = field(default="grouped_mm", metadata=FREE)
+
+    def num_params(self) -> int:
+        """Parameters of the text model, equal to the sum of `numel()` over the built module.
+
+        FoPE's mixing matrices are buffers and do not count.
+        """
+        return self._dense_params() + self.num_layers * self.num_experts * self._expert_params()
+
+    def active_params(self) -> int:
+        """Parameters that one token passes through: all but the experts that its router left out."""
+        return self._dense_params() + self.num_layers * self.experts_per_token * self._expert_params()
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Model FLOPs of one training token, forward and backward, in documents of `seq_len` tokens.
+
+        6 x the active parameters that are matrices (2 forward, 4 backward; the embedding is a look-up and does not
+        count, the LM head does) plus 12 x layers x heads x head_dim x the mean causal span (seq_len + 1) / 2 for QK^T
+        and PV. Recomputed activations are not counted. The accounting is that of PaLM (Chowdhery et al. 2022,
+        appendix B), with the causal half of the attention only.
+        """
+        matrices = self.vocab_size * self.hidden_size + self.num_layers * (
+            self._attention_matrices()
+            + self.num_experts * self.hidden_size
+            + self.experts_per_token * self._expert_params()
+        )
+        span = (seq_len + 1) / 2
+        return 6.0 * matrices + 12.0 * self.num_layers * self.num_heads * self.head_dim * span
+
+    def fope_frequencies(self) -> int:
+        """How many of the head_dim / 2 rotary frequencies FoPE keeps: theta^(-2i/head_dim) > 2 pi / max_position."""
+        floor = 2 * math.pi / self.max_position
+        return sum(self.rope_theta ** (-2 * i / self.head_dim) > floor for i in range(self.head_dim // 2))
+
+    def _attention_matrices(self) -> int:
+        return 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
+
+    def _expert_params(self) -> int:
+        return 3 * self.hidden_size * self.expert_width
+
+    def _dense_params(self) -> int:
+        norms = 2 * self.hidden_size + 2 * self.head_dim  # before attention and experts; of queries and keys
+        layer = self._attention_matrices() + norms + self.num_experts * self.hidden_size
+        return 2 * self.vocab_size * self.hidden_size + self.num_layers * layer + self.hidden_size

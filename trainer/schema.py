@@ -1,0 +1,193 @@
+"""From plain mappings to checked dataclasses: key lists, conversions, spelling help, hashes. Knows no key by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+FREE: Mapping[str, str] = {"resume": "free"}  # metadata of a field that may change when a run is resumed
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """A configuration that cannot run. `errors` holds one line per mistake: the key, what is wrong, what would work."""
+
+    def __init__(self, errors: Iterable[str]) -> None:
+        self.errors = list(errors)
+        super().__init__("\n".join(self.errors))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'adamw'?"`, or nothing if no known word is near. A last dotted part alone also counts."""
+    names = sorted(set(known))
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not near:
+        tail = word.rsplit(".", 1)[-1]
+        tails = {name.rsplit(".", 1)[-1]: name for name in reversed(names)}
+        near = [tails[name] for name in difflib.get_close_matches(tail, tails, n=1, cutoff=0.75)]
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def one_of(values: Iterable[Any]) -> str:
+    """`a, b or c`."""
+    words = [str(value) for value in values]
+    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+@functools.cache
+def fields(schema: type) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Field name -> (resolved type, field) of a dataclass."""
+    hints = typing.get_type_hints(schema)
+    return {field.name: (hints[field.name], field) for field in dataclasses.fields(schema)}
+
+
+def keys(schema: type, *, fixed_on_resume: bool = False) -> dict[str, Any]:
+    """Dotted key -> type of every leaf of a dataclass of dataclasses; without the free ones on request."""
+    found: dict[str, Any] = {}
+    for name, (hint, field) in fields(schema).items():
+        if dataclasses.is_dataclass(hint):
+            nested = keys(typing.cast(type, hint), fixed_on_resume=fixed_on_resume)
+            found.update({f"{name}.{key}": value for key, value in nested.items()})
+        elif not (fixed_on_resume and field.metadata.get("resume") == "free"):
+            found[name] = hint
+    return found
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def flatten(tree: Mapping[str, Any], leaves: Iterable[str]) -> dict[str, Any]:
+    """Dotted key -> value of a nested mapping; goes no deeper than the schema's `leaves`."""
+    stop, flat = set(leaves), {}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, Mapping) and key not in stop:
+                walk(value, f"{key}.")
+            else:
+                flat[key] = value
+
+    walk(tree, "")
+    return flat
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """sha256 of canonical JSON, as hex."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def from_dict(schema: type[T], tree: Mapping[str, Any], *, where: str = "") -> tuple[T | None, list[str]]:
+    """Build a dataclass of dataclasses from a nested mapping, with every unknown key and every wrong type named.
+
+    Returns (object, []) or (None, errors).
+    """
+    known = keys(schema)
+    errors: list[str] = []
+    built = _build(schema, tree, "", known, errors)
+    return (None, [where + error for error in errors]) if errors else (typing.cast(T, built), [])
+
+
+def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], errors: list[str]) -> Any:
+    if not isinstance(tree, Mapping):
+        errors.append(f"{prefix[:-1]}={show(tree)} is a section; give its keys: {_inside(prefix, known)}")
+        return None
+    members = fields(schema)
+    for name in tree:
+        if name not in members:
+            errors.append(unknown_key(f"{prefix}{name}", known))
+    values: dict[str, Any] = {}
+    before = len(errors)
+    for name, (hint, field) in members.items():
+        key = f"{prefix}{name}"
+        if name not in tree:
+            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if required:
+                errors.append(f"{key} is not set; it has no default")
+        elif dataclasses.is_dataclass(hint):
+            values[name] = _build(typing.cast(type, hint), tree[name], f"{key}.", known, errors)
+        else:
+            value, problem = convert(hint, tree[name])
+            if problem:
+                errors.append(f"{key}={show(tree[name])} is not {problem}")
+            values[name] = value
+    return schema(**values) if len(errors) == before else None
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The line for a key that the schema lacks."""
+    names = list(known)
+    hint = did_you_mean(key, names)
+    if hint:
+        return f"{key}: no such key{hint}"
+    section = key.rpartition(".")[0]
+    inside = [name.rpartition(".")[2] for name in names if section and name.rpartition(".")[0] == section]
+    if inside:
+        return f"{key}: no such key; {section} has {', '.join(inside)}"
+    sections = sorted({name.partition(".")[0] for name in names})
+    return f"{key}: no such key; keys begin with {one_of(f'{name}.' for name in sections)}"
+
+
+def _inside(prefix: str, known: Iterable[str]) -> str:
+    return ", ".join(key for key in known if key.startswith(prefix))
+
+
+def show(value: Any) -> str:
+    """A value as a person would type it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)
+
+
+def convert(hint: Any, value: Any) -> tuple[Any, str]:
+    """(value as the type `hint`, "") or (None, what was expected). 1 becomes 1.0 and 1e3 becomes 1000, nothing else."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        # YAML 1.1 reads a bare `off` as false
+        if value is False and "off" in arguments:
+            return "off", ""
+        return (value, "") if isinstance(value, str) else (None, f"one of {one_of(arguments)}")
+    if origin in (typing.Union, types.UnionType):
+        inner = [argument for argument in arguments if argument is not type(None)]
+        return (None, "") if value is None else convert(inner[0], value)
+    if origin is list:
+        return _convert_list(arguments[0], value)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            return None, "a mapping"
+        converted = {str(name): convert(arguments[1], item) for name, item in value.items()}
+        problem = next((problem for _, problem in converted.values() if problem), "")
+        return {name: item for name, (item, _) in converted.items()}, problem and f"a mapping to {problem}"
+    return _convert_scalar(hint, value)
+
+
+def _convert_list(item_hint: Any, value: Any) -> tuple[Any, str]:
+    if not isinstance(value, list | tuple):
+        return None, "a list such as [0.9, 0.95]"
+    converted = [convert(item_hint, item) for item in value]
+    problem = next((problem for _, problem in converted if problem), "")
+    return [item for item, _ in converted], problem and f"a list of which each item is {problem}"
+
+
+def _convert_scalar(hint: Any, value: Any) -> tuple[Any, str]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is bool:
+        return (value, "") if isinstance(value, bool) else (None, "true or false")
+    if hint is int:
+        if number and (isinstance(value, int) or value.is_integer()):
+            return int(value), ""
+        return None, "a whole number"
+    if hint is float:
+        return (float(value), "") if number else (None, "a number")
+    if isinstance(value, str) or number:  # run.name=7 is a fine name
+        return str(value), ""
+    return None, "a text"

@@ -1,0 +1,196 @@
+"""What a well-typed configuration can still get wrong, all of it at once, each with the values that would work."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from trainer import schema
+from trainer.schema import one_of
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+
+# Keys that must be above zero, and keys that may also be zero.
+POSITIVE = {
+    "model.vocab_size", "model.hidden_size", "model.num_layers", "model.num_heads", "model.num_kv_heads",
+    "model.head_dim", "model.num_experts", "model.experts_per_token", "model.router_groups", "model.expert_width",
+    "model.max_position", "model.norm_eps", "model.init_std", "model.router_temperature",
+    "data.seq_len", "data.tokens_per_source",
+    "parallel.timeout_s",
+    "optim.lr", "optim.eps",
+    "train.steps", "train.log_every", "train.global_batch", "train.micro_batch", "train.eval_batches",
+    "train.max_skipped", "train.loss_chunk",
+    "checkpoint.keep",
+}
+NOT_NEGATIVE = {
+    "model.fope_gain", "model.balance_coef", "model.z_loss_coef",
+    "optim.weight_decay", "optim.clip_norm", "optim.warmup_steps",
+    "train.seed", "train.eval_every", "train.sample_tokens",
+    "checkpoint.every",
+}
+
+
+def validate(cfg: Config, world_size: int) -> list[str]:
+    """All mistakes of `cfg` on `world_size` ranks, one line each; an empty list if it can run.
+
+    Pure: looks at no device, file or environment.
+    """
+    flat = schema.flatten(schema.to_dict(cfg), schema.keys(type(cfg)))
+    errors = _enumerations(type(cfg), flat)
+    wrong_range = _ranges(flat)
+    errors += wrong_range.values()
+    # A size that is zero or negative is reported above; dividing by it would say it again, or crash.
+    usable = not any(key in wrong_range for key in POSITIVE)
+    if usable:
+        errors += _model(cfg)
+        errors += _batch(cfg, world_size)
+    errors += _data(cfg)
+    errors += _schedule(cfg)
+    errors += _run(cfg)
+    return errors
+
+
+def _enumerations(config_type: type, flat: dict[str, Any]) -> list[str]:
+    errors = []
+    for key, hint in schema.keys(config_type).items():
+        if get_origin(hint) is Literal and flat[key] not in get_args(hint):
+            near = schema.did_you_mean(str(flat[key]), get_args(hint))
+            errors.append(f"{key}={flat[key]} does not exist{near}; use {one_of(get_args(hint))}")
+    return errors
+
+
+def _ranges(flat: dict[str, Any]) -> dict[str, str]:
+    """Key -> line, for numbers outside the range of their kind."""
+    errors = {}
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            errors[key] = f"{key}={value} is not finite; use a finite number"
+        elif key in POSITIVE and value <= 0:
+            would_work = "1 or more" if isinstance(value, int) else "a number above 0"
+            errors[key] = f"{key}={value} must be positive; use {would_work}"
+        elif key in NOT_NEGATIVE and value < 0:
+            errors[key] = f"{key}={value} is negative; use 0 or more"
+    return errors
+
+
+def _model(cfg: Config) -> list[str]:
+    m, errors = cfg.model, []
+    if m.num_heads % m.num_kv_heads:
+        errors.append(_divides("model.num_kv_heads", m.num_kv_heads, "model.num_heads", m.num_heads))
+    if m.head_dim % 2:
+        errors.append(f"model.head_dim={m.head_dim} is odd and rotary pairs need an even one; use {m.head_dim + 1}")
+    if m.num_experts % m.router_groups:
+        errors.append(_divides("model.router_groups", m.router_groups, "model.num_experts", m.num_experts))
+    if m.experts_per_token % m.router_groups:
+        errors.append(_divides("model.router_groups", m.router_groups, "model.experts_per_token", m.experts_per_token))
+    if m.experts_per_token > m.num_experts:
+        errors.append(
+            f"model.experts_per_token={m.experts_per_token} is more than model.num_experts={m.num_experts}; "
+            f"use {m.num_experts} or less"
+        )
+    if m.rope_theta <= 1:
+        errors.append(f"model.rope_theta={m.rope_theta:g} gives no falling frequencies; use more than 1, such as 1e4")
+    elif m.positions == "fope" and m.head_dim % 2 == 0 and m.fope_frequencies() < 1:
+        errors.append(
+            f"model.max_position={m.max_position} leaves positions=fope no frequency, as none turns once within it; "
+            "use 7 or more, or model.positions=rope"
+        )
+    if m.fope_pad_sin not in (0, 1):
+        errors.append(f"model.fope_pad_sin={m.fope_pad_sin:g} is not a padding in use; use 1 (published code) or 0")
+    if cfg.data.seq_len > m.max_position:
+        errors.append(
+            f"data.seq_len={cfg.data.seq_len} is longer than model.max_position={m.max_position}; "
+            f"use {m.max_position} or less, or raise model.max_position"
+        )
+    if cfg.parallel.ep != 1:
+        errors.append(f"parallel.ep={cfg.parallel.ep} is not available: experts are not spread over ranks yet; use 1")
+    return errors
+
+
+def _batch(cfg: Config, world_size: int) -> list[str]:
+    total, micro = cfg.train.global_batch, cfg.train.micro_batch
+    unit = micro * world_size
+    if total % unit == 0:
+        return []
+    around = sorted({max(unit, total // unit * unit), (total // unit + 1) * unit})
+    text = f"train.global_batch={total} is not a multiple of train.micro_batch={micro} x {world_size} rank(s) = {unit}"
+    advice = f"use train.global_batch={one_of(around)}"
+    if total % world_size == 0:
+        advice += f", or train.micro_batch={one_of(_near(_divisors(total // world_size), micro))}"
+    return [f"{text}; {advice}"]
+
+
+def _data(cfg: Config) -> list[str]:
+    errors = []
+    weights = cfg.data.weights
+    for source, weight in weights.items():
+        if not math.isfinite(weight) or weight < 0:
+            errors.append(f"data.weights.{source}={weight:g} is no share; use 0 or more")
+    if not errors and not sum(weights.values()) > 0:
+        errors.append("data.weights gives no source a share; set at least one, such as data.weights.prose=1")
+    fraction = cfg.data.holdout_fraction
+    if not 0 < fraction < 1:
+        errors.append(f"data.holdout_fraction={fraction:g} must lie between 0 and 1; use one such as 0.02")
+    return errors
+
+
+def _schedule(cfg: Config) -> list[str]:
+    o, steps, errors = cfg.optim, cfg.train.steps, []
+    if len(o.betas) != 2 or not all(0 <= beta < 1 for beta in o.betas):
+        errors.append(f"optim.betas={o.betas} must be two numbers from 0 to below 1; use some such as [0.9,0.95]")
+    if not 0 <= o.momentum < 1:
+        errors.append(f"optim.momentum={o.momentum:g} is out of range; use 0 to below 1")
+    shares_fit = True
+    for key, value in (("decay_fraction", o.decay_fraction), ("min_lr_ratio", o.min_lr_ratio)):
+        if not 0 <= value <= 1:
+            errors.append(f"optim.{key}={value:g} is out of range; use 0 to 1")
+            shares_fit = False
+    if shares_fit and steps > 0:
+        decay = o.decay_steps(steps)
+        if o.warmup_steps + decay > steps:
+            text = f"optim.warmup_steps={o.warmup_steps}"
+            if decay:
+                text += f" and the last {decay} steps of optim.decay_fraction={o.decay_fraction:g} are"
+            else:
+                text += " is"
+            errors.append(
+                f"{text} more than train.steps={steps}; use optim.warmup_steps={steps - decay} or less, "
+                f"or train.steps={_steps_that_fit(o.warmup_steps, o.decay_fraction if decay else 0.0)} or more"
+            )
+    return errors
+
+
+def _steps_that_fit(warmup: int, decay_fraction: float) -> int | str:
+    if decay_fraction >= 1:
+        return "(any, with a smaller optim.decay_fraction)"
+    steps = max(1, math.floor(warmup / (1 - decay_fraction)) - 1)
+    while warmup + round(decay_fraction * steps) > steps:
+        steps += 1
+    return steps
+
+
+def _run(cfg: Config) -> list[str]:
+    errors = []
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", cfg.run.name):
+        errors.append(f"run.name={cfg.run.name!r} names a directory; use letters, digits, '_', '-' and '.'")
+    if cfg.run.dir is not None and not cfg.run.dir.strip():
+        errors.append("run.dir is empty; use a directory, or null for runs/<name>-<hash>")
+    if not cfg.data.cache_dir.strip():
+        errors.append("data.cache_dir is empty; use a directory such as .cache/octavo")
+    if cfg.logging.wandb != "off" and not cfg.logging.wandb_project.strip():
+        errors.append("logging.wandb_project is empty; use a project's name, or logging.wandb=off")
+    return errors
+
+
+def _divides(key: str, value: int, of_key: str, of: int) -> str:
+    return f"{key}={value} does not divide {of_key}={of}; use {one_of(_near(_divisors(of), value))}"
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _near(values: list[int], wanted: int, count: int = 6) -> list[int]:
+    return sorted(sorted(values, key=lambda value: (abs(value - wanted), value))[:count])
