@@ -1,0 +1,205 @@
+"""The terminal line and wandb: they show the record and can never stop a run."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import pytest
+
+from trainer.config import LoggingConfig
+from trainer.console import event_text, progress_line
+from trainer.metrics import MetricsLog
+
+FULL = {
+    "step": 20,
+    "loss": 5.43219,
+    "tokens_per_second": 12345.6,
+    "flops_per_second": 21.44e9,
+    "peak_share": 0.413,
+    "peak_memory_bytes": 3 * 2**30,
+    "grad_norm": 1.2345,
+    "max_load": 1.5,
+    "lr": 3e-3,
+    "skipped": 2,
+}
+
+
+def run(run_dir: Path, *, first: int = 1, **logging) -> None:
+    cfg = LoggingConfig(**{"console": "plain", **logging})
+    log = MetricsLog(
+        run_dir,
+        cfg,
+        resume_step=first - 1,
+        total_steps=100,
+        flops_per_token=1e6,
+        peak_flops=None,
+        config={"a": {"b": 1}},
+    )
+    log.write([{"step": step, "loss": 3.0, "tokens": 10} for step in range(first, first + 2)])
+    log.event({"event": "evaluation", "loss": 2.5, "per_source": {"code": 2.25}})
+    log.write([{"step": step, "loss": 2.0, "tokens": 10} for step in range(first + 2, first + 4)])
+    log.close()
+
+
+def recorded_steps(run_dir: Path) -> list[int]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if "event" not in line]
+
+
+def test_the_line_has_every_part():
+    line = progress_line(FULL, 300, seconds_left=3725)
+    assert line == (
+        "step  20/300 · loss 5.4322 · 12,346 tok/s · 21.4 GFLOP/s (41.3% of peak) · 3.00 GiB · |g| 1.23 · "
+        "busiest expert 1.50x · lr 3.00e-03 · skipped 2 · 1:02:05 left"
+    )
+
+
+def test_no_share_is_shown_where_the_peak_is_unknown():
+    line = progress_line({key: value for key, value in FULL.items() if key != "peak_share"}, 300, seconds_left=59.6)
+    assert "21.4 GFLOP/s · " in line
+    assert line.endswith("1:00 left")
+
+
+def test_text_of_several_lines_is_shown_below_its_event():
+    text = event_text({"step": 9, "event": "sample", "source": "code", "text": "def f():\n    return 1"})
+    assert text == "step 9 · sample: source code\ntext:\n    def f():\n        return 1"
+
+
+def test_elsewhere_than_a_terminal_there_are_plain_lines_only(tmp_path, capsys):
+    run(tmp_path, console="auto")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert [line.split(" · ")[0] for line in out.splitlines()] == ["step   2/100", "step 2", "step   4/100"]
+    assert "evaluation: loss 2.5 · per_source code 2.25" in out
+
+
+def test_on_a_terminal_rich_keeps_the_lines_and_leaves_no_bar_behind(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "200")
+    run(tmp_path, console="auto")
+    text = screen.getvalue()
+    assert "step   4/100 · loss 2.0000" in text
+    assert "\x1b[?25l" in text, "a live bar hides the cursor"
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "and gives it back"
+
+
+def test_off_shows_nothing_and_records_all(tmp_path, capsys):
+    run(tmp_path, console="off")
+    assert capsys.readouterr().out == ""
+    assert recorded_steps(tmp_path) == [1, 2, 3, 4]
+
+
+def test_a_terminal_that_goes_away_does_not_stop_the_run(tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError("reader left")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    run(tmp_path)
+    assert recorded_steps(tmp_path) == [1, 2, 3, 4]
+    assert "the terminal view is off" in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_without_wandb_the_run_goes_on_and_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # import wandb raises ImportError
+    run(tmp_path, wandb="offline")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert "pip install 'octavo[wandb]'" in warnings[0]
+    assert recorded_steps(tmp_path) == [1, 2, 3, 4]
+
+
+class FakeWandb(types.ModuleType):
+    """Remembers what it is told; fails where it is told to."""
+
+    def __init__(self, fails_at: str = "", has_account: bool = True) -> None:
+        super().__init__("wandb")
+        self.fails_at, self.has_account, self.logged, self.mode = fails_at, has_account, [], None
+        self.Settings = dict
+
+    def _maybe_fail(self, where: str) -> None:
+        if where == self.fails_at:
+            raise RuntimeError(f"{where} broke\nin two lines")
+
+    def login(self, **options) -> bool:
+        assert options["prompt"] is False, "a question on the terminal would hang a batch job"
+        return self.has_account
+
+    def init(self, **options) -> "FakeWandb":
+        self._maybe_fail("init")
+        self.mode, self.id = options["mode"], options["id"]
+        return self
+
+    def log(self, record, step) -> None:
+        self._maybe_fail("log")
+        self.logged.append((step, record))
+
+    def finish(self) -> None:
+        self._maybe_fail("finish")
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_a_broken_wandb_gives_one_warning_and_stops_nothing(tmp_path, monkeypatch, capsys, where):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(fails_at=where))
+    run(tmp_path, wandb="offline")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert f"{where} broke in two lines" in warnings[0]
+    assert recorded_steps(tmp_path) == [1, 2, 3, 4]
+
+
+def test_online_without_an_account_is_kept_offline_and_said(tmp_path, monkeypatch, capsys):
+    fake = FakeWandb(has_account=False)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run(tmp_path, wandb="online")
+    assert fake.mode == "offline"
+    assert "wandb sync" in capsys.readouterr().out
+
+
+def test_wandb_sees_every_step_and_a_resumed_run_keeps_its_id(tmp_path, monkeypatch):
+    first, second = FakeWandb(), FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", first)
+    run(tmp_path, wandb="online")
+    monkeypatch.setitem(sys.modules, "wandb", second)
+    run(tmp_path, wandb="online", first=5)
+    assert [step for step, record in first.logged if "loss" in record] == [1, 2, 3, 4]
+    assert (2, {"evaluation/loss": 2.5, "evaluation/per_source": {"code": 2.25}}) in first.logged
+    assert second.id == first.id
+
+
+@pytest.mark.slow
+def test_the_real_wandb_writes_offline_without_an_account(tmp_path):
+    pytest.importorskip("wandb", reason="the wandb extra is not installed")
+    program = f"""
+        from pathlib import Path
+        from trainer.config import LoggingConfig
+        from trainer.metrics import MetricsLog
+        log = MetricsLog(Path({str(tmp_path)!r}), LoggingConfig(wandb="online", console="plain"), resume_step=0,
+                         total_steps=2, flops_per_token=1e6, peak_flops=None, config={{"a": 1}})
+        log.write([{{"step": 1, "loss": 3.0}}, {{"step": 2, "loss": float("nan")}}])
+        log.event({{"event": "evaluation", "loss": 2.5}})
+        log.close()
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**environment, "HOME": str(tmp_path), "NETRC": str(tmp_path / "no-netrc")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kept offline" in done.stdout, done.stdout + done.stderr
+    assert "warning" not in done.stdout
+    assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))

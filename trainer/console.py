@@ -1,0 +1,109 @@
+"""The terminal view of a run: the progress line and its forms, on a terminal and elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class PlainConsole:
+    """One line a write, for pipes, files and batch jobs."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._total_steps = total_steps
+
+    def steps(self, records: list[Record], seconds_left: float) -> None:
+        print(progress_line(records[-1], self._total_steps, seconds_left), flush=True)
+
+    def event(self, record: Record) -> None:
+        print(event_text(record), flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class RichConsole:
+    """The same lines above a bar that stays at the bottom of the terminal and moves while a step computes."""
+
+    def __init__(self, resume_step: int, total_steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._total_steps = total_steps
+        self._console = Console(highlight=False)
+        left = TextColumn("{task.description}")
+        columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), left)
+        # two frames a second: a faster bar takes time from a training step that owns every core
+        self._progress = Progress(*columns, console=self._console, refresh_per_second=2, transient=True)
+        self._task = self._progress.add_task("", total=total_steps, completed=resume_step)
+        self._progress.start()
+
+    def steps(self, records: list[Record], seconds_left: float) -> None:
+        last = records[-1]
+        self._console.print(progress_line(last, self._total_steps, seconds_left), markup=False, soft_wrap=True)
+        self._progress.update(self._task, completed=last["step"], description=f"{_clock(seconds_left)} left")
+
+    def event(self, record: Record) -> None:
+        style = {"warning": "yellow", "error": "red"}.get(record["event"], "cyan")
+        self._console.print(event_text(record), style=style, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def progress_line(record: Record, total_steps: int, seconds_left: float) -> str:
+    """The progress line: every part that the record has, in a fixed order."""
+    parts = [f"step {record['step']:>{len(str(total_steps))}}/{total_steps}", f"loss {record['loss']:.4f}"]
+    if (rate := record.get("tokens_per_second")) is not None:
+        parts.append(f"{rate:,.0f} tok/s")
+    if (flops := record.get("flops_per_second")) is not None:
+        share = record.get("peak_share")
+        parts.append(f"{_scaled(flops)}FLOP/s" + (f" ({share:.1%} of peak)" if share is not None else ""))
+    if memory := record.get("peak_memory_bytes"):
+        parts.append(f"{memory / 2**30:.2f} GiB")
+    if (norm := record.get("grad_norm")) is not None:
+        parts.append(f"|g| {norm:.3g}")
+    if (load := record.get("max_load")) is not None:
+        parts.append(f"busiest expert {load:.2f}x")
+    if (rate := record.get("lr")) is not None:
+        parts.append(f"lr {rate:.2e}")
+    if skipped := record.get("skipped"):
+        parts.append(f"skipped {skipped:g}")
+    return " · ".join([*parts, f"{_clock(seconds_left)} left"])
+
+
+def event_text(record: Record) -> str:
+    """One line, `step 20 · evaluation: loss 5.1 · ...`, then the indented lines of any text of several lines."""
+    shown, below = [], []
+    for key, value in record.items():
+        if key in ("event", "step"):
+            continue
+        if key == "message":
+            shown.insert(0, str(value))
+        elif isinstance(value, str) and "\n" in value:
+            below += [f"{key}:", *(f"    {line}" for line in value.splitlines())]
+        elif isinstance(value, Mapping):
+            shown += [f"{key} {name} {_short(number)}" for name, number in value.items()]
+        else:
+            shown.append(f"{key} {_short(value)}")
+    return "\n".join([f"step {record['step']} · {record['event']}: {' · '.join(shown)}", *below])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _scaled(number: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.4g} P"
+
+
+def _clock(seconds: float) -> str:
+    whole = round(max(seconds, 0))
+    hours, minutes = divmod(whole // 60, 60)
+    if hours >= 48:
+        return f"{hours // 24}d{hours % 24:02}h"
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
