@@ -1,0 +1,87 @@
+"""What the processes of a run agree on, alone and on two gloo ranks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from parallel import world as module
+from parallel.world import World, WorldError, start_world
+from tests.pool import on_ranks
+
+
+def test_alone_everything_is_a_plain_answer():
+    world = World()
+    tensor = torch.ones(2)
+    assert world.gather("a") == ["a"]
+    assert world.broadcast("a") == "a"
+    assert world.sum_counts(3, 4) == [3, 4]
+    assert world.sum_tensor(tensor) is tensor
+    world.agree("config", "x")
+    world.barrier()
+    world.close()
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(WorldError, match=r"train\.device=cpu"):
+        start_world("cuda")
+
+
+def test_more_ranks_than_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(WorldError, match="--nproc-per-node 2"):
+        start_world("auto")
+
+
+def test_half_an_environment(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(WorldError, match=r"MASTER_ADDR.*torchrun"):
+        start_world("cpu")
+
+
+def exchange() -> dict[str, object]:
+    world = start_world("cpu", 30)
+    module.BUCKET_BYTES = 100  # several buckets, one tensor larger than a bucket
+    try:
+        model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(world.rank + 1.0)
+        world.broadcast_module(model)
+        for i, p in enumerate(model.parameters()):
+            if world.rank == 0 or i != 1:  # one gradient is missing on one rank
+                p.grad = torch.full_like(p, 10.0**world.rank * (i + 1))
+        world.sum_gradients(model.parameters())
+        try:
+            world.agree("configuration", f"hash-{world.rank}")
+            disagreement = ""
+        except WorldError as error:
+            disagreement = str(error)
+        world.agree("seed", "same")
+        return {
+            "gather": world.gather(world.rank),
+            "broadcast": world.broadcast(f"from {world.rank}"),
+            "counts": world.sum_counts(world.rank, 5),
+            "weights": {p.unique().item() for p in model.parameters()},
+            "gradients": [p.grad.unique().tolist() for p in model.parameters()],
+            "disagreement": disagreement,
+        }
+    finally:
+        world.close()
+
+
+def test_two_ranks():
+    first, second = on_ranks(2, exchange)
+    assert first == second
+    assert first["gather"] == [0, 1]
+    assert first["broadcast"] == "from 0"
+    assert first["counts"] == [1, 10]
+    assert first["weights"] == {1.0}
+    assert first["gradients"] == [[11.0], [2.0], [33.0], [44.0]]
+    assert "rank(s) 1 of 2" in first["disagreement"]
+    assert "rank 1: hash-1" in first["disagreement"]

@@ -1,0 +1,115 @@
+"""Schedules, clipping and the guard that skips a step on the device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.config import OptimConfig
+from trainer.optim import Stepper, build_optimizer, lr_at
+
+NAN, INF = float("nan"), float("inf")
+
+
+def small_model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3, bias=False))
+
+
+def set_gradients(model: nn.Module, seed: int, scale: float = 1.0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator) * scale
+
+
+def snapshot(stepper: Stepper) -> list[torch.Tensor]:
+    moments = [value for p in stepper.parameters for value in stepper.optimizer.state[p].values()]
+    return [tensor.detach().clone() for tensor in (*stepper.parameters, *moments)]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_warmup_stable_decay():
+    cfg = OptimConfig(lr=1.0, schedule="wsd", warmup_steps=4, decay_fraction=0.2, min_lr_ratio=0.1)
+    rates = [lr_at(step, cfg, 20) for step in range(1, 21)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:16] == [1.0] * 12
+    assert rates[16:] == pytest.approx([0.775, 0.55, 0.325, 0.1])
+
+
+def test_cosine_and_constant():
+    cosine = OptimConfig(lr=2.0, schedule="cosine", warmup_steps=0, min_lr_ratio=0.5)
+    assert lr_at(10, cosine, 20) == pytest.approx(1.5)
+    assert lr_at(20, cosine, 20) == pytest.approx(1.0)
+    rates = [lr_at(step, cosine, 20) for step in range(1, 21)]
+    assert rates == sorted(rates, reverse=True)
+    constant = OptimConfig(lr=2.0, schedule="constant", warmup_steps=2)
+    assert [lr_at(step, constant, 20) for step in (1, 2, 3, 20)] == [1.0, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
+def test_a_run_of_one_step_has_a_rate(schedule):
+    assert lr_at(1, OptimConfig(lr=1.0, schedule=schedule, min_lr_ratio=0.1), 1) > 0
+
+
+def test_vectors_are_not_decayed():
+    model = small_model()
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
+        "0.weight": 0.1, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "2.weight": 0.1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("scale", [0.01, 100.0], ids=["below the limit", "above the limit"])
+def test_clipping_is_torchs(name, scale):
+    cfg = OptimConfig(name=name, lr=0.1, clip_norm=1.0, schedule="constant")
+    ours, theirs = small_model(), small_model()
+    stepper = Stepper(ours, cfg)
+    plain = build_optimizer(theirs, cfg)
+    for step in range(1, 4):
+        set_gradients(ours, step, scale)
+        set_gradients(theirs, step, scale)
+        norm, _ = stepper.step(step, 3)
+        assert norm.item() == pytest.approx(nn.utils.clip_grad_norm_(theirs.parameters(), 1.0).item())
+        plain.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("bad", [NAN, INF])
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_step_that_is_not_finite_changes_nothing(name, bad, clip_norm):
+    """Bitwise: parameters, moments, step counts, at the first step and later, and the steps after it are as if it had
+    never been."""
+    cfg = OptimConfig(name=name, lr=0.1, clip_norm=clip_norm, schedule="constant")
+    model, untouched = small_model(), small_model()
+    stepper, reference = Stepper(model, cfg), Stepper(untouched, cfg)
+    seen = []
+    for step, is_bad in enumerate([True, False, True, True, False], start=1):
+        set_gradients(model, step)
+        set_gradients(untouched, step)
+        if is_bad:
+            next(model.parameters()).grad[0, 0] = bad
+            before = snapshot(stepper)
+            norm, skipped = stepper.step(step, 5)
+            assert not torch.isfinite(norm)
+            assert same(before, snapshot(stepper))
+        else:
+            _, skipped = stepper.step(step, 5)
+            reference.step(step, 5)
+        seen.append(skipped.tolist())
+    assert same(snapshot(stepper), snapshot(reference))
+    assert seen == [[1, 1], [0, 1], [1, 2], [2, 3], [0, 3]]
+
+
+def test_gradients_are_dropped_after_the_step():
+    model = small_model()
+    set_gradients(model, 1)
+    Stepper(model, OptimConfig()).step(1, 1)
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,85 @@
+"""The manifest of a checkpoint: what its directory must hold, byte for byte.
+
+torch.distributed.checkpoint reads a shard with a flipped byte without complaint, so every file's size and SHA-256
+stand in `manifest.json`, and the manifest carries a hash of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written; the message names the file and what is wrong with it."""
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_manifest(directory: Path, files: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write and sync `directory/manifest.json`. `files`: name -> `file_facts`; `facts`: JSON values of the caller."""
+    body = {"format": FORMAT, **facts, "files": dict(sorted(files.items()))}
+    body["manifest_sha256"] = _body_hash(body)
+    with open(directory / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(body, file, indent=1)  # no newline after it: a file cut short by a byte must not parse
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest, once its own hash and format are right. Raises `Damaged`."""
+    path = directory / MANIFEST
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        recorded = body.pop("manifest_sha256")
+        files = body["files"]
+    except FileNotFoundError:
+        raise Damaged(f"{path} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path} cannot be read ({error})") from None
+    if recorded != _body_hash(body):
+        raise Damaged(f"{path} does not match its own hash")
+    if body["format"] != FORMAT:
+        raise Damaged(f"{path} has format {body['format']}, this version reads {FORMAT}")
+    if not isinstance(files, dict):
+        raise Damaged(f"{path} lists no files")
+    return body
+
+
+def verify_file(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
+    """What is wrong with one file of the manifest, or None."""
+    path = directory / name
+    try:
+        size = path.stat().st_size
+        if size != expected["size"]:
+            return f"{path} has {size} bytes instead of {expected['size']}"
+        if file_facts(path)["sha256"] != expected["sha256"]:
+            return f"{path} has changed since it was written (SHA-256 differs)"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror or error})"
+    return None
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable: a rename is on disk only after this."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _body_hash(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

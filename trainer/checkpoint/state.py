@@ -1,0 +1,36 @@
+"""What a checkpoint holds of a run, as one flat dictionary of names and tensors.
+
+    model.<parameter or buffer>           weights, fp32
+    optim.<parameter>.<moment or step>    the optimizer's state, keyed by the parameter's qualified name
+    optim.skipped                         the counts of steps skipped for a gradient that was not finite
+    rng.cpu.<rank>, rng.cuda.<rank>       torch's generators (nothing in training draws from them today)
+
+The learning rate is a pure function of the step and the data position is one integer, so both stand in the manifest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainer.optim import Stepper
+
+
+def training_tensors(model: nn.Module, stepper: Stepper, rank: int) -> dict[str, Tensor]:
+    """The live tensors of the run by name: copied by a save, filled in place by a load (see `restore_generators`)."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in stepper.optimizer.state[parameter].items():
+            tensors[f"optim.{name}.{key}"] = value
+    tensors["optim.skipped"] = stepper.skipped
+    tensors[f"rng.cpu.{rank}"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors[f"rng.cuda.{rank}"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def restore_generators(tensors: dict[str, Tensor], rank: int) -> None:
+    """Set torch's generators from loaded `tensors`; their states are the one thing that cannot be filled in place."""
+    torch.set_rng_state(tensors[f"rng.cpu.{rank}"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"rng.cuda.{rank}"])

@@ -1,0 +1,327 @@
+"""Checkpoints of one run: written in the background, verified before they are used.
+
+    RUN_DIR/checkpoints/step-120.tmp/    while it is written; never read
+    RUN_DIR/checkpoints/step-120/        __0_0.distcp ... .metadata   shards of torch.distributed.checkpoint
+                                         manifest.json                size and SHA-256 of each, and the run's position
+    RUN_DIR/checkpoints/latest           "step-120", for people and tools; written last
+
+A save copies the state, then a thread writes shards, hashes them, writes the manifest, syncs, renames the directory
+and points `latest` at it. Whatever interrupts it leaves a `.tmp` and the older checkpoints. A load takes the newest
+directory whose every byte is as written. Tensors are keyed by the parameter's qualified name and hold global shapes,
+so a checkpoint does not depend on the layout it was saved from.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from parallel.world import World
+from trainer.checkpoint.manifest import (
+    Damaged,
+    file_facts,
+    read_manifest,
+    sync_directory,
+    verify_file,
+    write_manifest,
+)
+
+_STEP = re.compile(r"step-(\d+)")
+_SHARD = re.compile(r"__(\d+)_\d+\.distcp")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used for this run; the message says why and what would work."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a save ended: `error` is None or one line that says what went wrong."""
+
+    step: int
+    error: str | None
+    seconds: float
+    size: int
+
+
+class CheckpointStore:
+    """The checkpoints under `directory`. Every rank holds one and makes the same calls in the same order.
+
+    `keep`: how many complete checkpoints stay. `warn`: called on rank 0 with one line for each damaged checkpoint
+    that is passed over.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, world: World, warn: Callable[[str], None]) -> None:
+        self.directory = directory
+        self.keep = keep
+        self.world = world
+        self.warn = warn
+        on_gpu = world.device.type == "cuda"
+        self._stager = DefaultStager(StagingOptions(on_gpu, False, False, on_gpu))
+        self._thread: threading.Thread | None = None
+        self._saved: Saved | None = None
+        # DCP's remark on every save and load of a run of one process.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+    # ---- saving
+
+    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Saved | None:
+        """Copy `tensors`, then write them as `step-<step>` in the background.
+
+        The caller may change the tensors as soon as this returns. `facts` (JSON values) go into the manifest.
+        Returns how the save before this one ended where that was not told yet: a save waits for the one before it.
+        """
+        before = self.wait()
+        self._saved = Saved(step=step, error="the writer thread died", seconds=0.0, size=0)
+        staged = self._stager.stage({"state": tensors})
+        assert isinstance(staged, dict)
+        self._thread = threading.Thread(
+            target=self._write, args=(step, staged["state"], {"step": step, **facts}), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+        return before
+
+    def finished(self) -> Saved | None:
+        """How the save in flight ended, told once, or None while it is still writing (or none was begun)."""
+        if self._thread is None or self._thread.is_alive():
+            return None
+        return self.wait()
+
+    def wait(self) -> Saved | None:
+        """Wait for the save in flight. How it ended, told once; None where no save was begun."""
+        if self._thread is None:
+            return None
+        self._thread.join()
+        self._thread = None
+        saved, self._saved = self._saved, None
+        return saved
+
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        target, temporary = self.directory / f"step-{step}", self.directory / f"step-{step}.tmp"
+        size, problem = 0, None
+        try:
+            self._together(lambda: self._make_room(temporary, tensors) if self.world.rank == 0 else None)
+            dcp.save(
+                tensors,
+                checkpoint_id=temporary,
+                process_group=self.world.background,
+                no_dist=self.world.size == 1,
+            )
+            hashes = self._together(lambda: self._own_files(temporary))
+            files = {name: found for of_rank in hashes for name, found in of_rank.items()}
+            size = sum(found["size"] for found in files.values())
+            self._together(lambda: self._publish(temporary, target, files, facts) if self.world.rank == 0 else None)
+        except CheckpointException as failure:  # a BaseException of DCP, alike on all ranks
+            problem = _first_cause(failure)
+        except Exception as failure:
+            problem = _one_line(failure)
+        if problem is not None and self.world.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._saved = Saved(step=step, error=problem, seconds=time.perf_counter() - started, size=size)
+
+    def _make_room(self, temporary: Path, tensors: dict[str, Tensor]) -> None:
+        _remove(temporary)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        need, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(self.directory).free
+        if free < need:  # rather than fill the disk to its last byte for nothing
+            reason = f"No space left on device ({free / 2**20:.0f} MiB free, {need / 2**20:.0f} MiB needed)"
+            raise OSError(errno.ENOSPC, reason, str(self.directory))
+
+    def _together(self, act: Callable[[], Any]) -> list[Any]:
+        """Run `act` on every rank; raise on all of them where it failed on any, so that no rank waits for another."""
+        try:
+            outcome: tuple[Any, str | None] = (act(), None)
+        except Exception as error:
+            outcome = (None, _one_line(error))
+        outcomes = self.world.gather(outcome, background=True)
+        for rank, (_, problem) in enumerate(outcomes):
+            if problem is not None:
+                raise OSError(f"rank {rank}: {problem}" if self.world.size > 1 else problem)
+        return [value for value, _ in outcomes]
+
+    def _own_files(self, temporary: Path) -> dict[str, dict[str, Any]]:
+        """Hashes of the shards that this rank wrote; rank 0 takes DCP's index too."""
+        names = [path.name for path in temporary.iterdir() if _writer(path.name) == self.world.rank]
+        return {name: file_facts(temporary / name) for name in names}
+
+    def _publish(self, temporary: Path, target: Path, files: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
+        write_manifest(temporary, files, {**facts, "world_size": self.world.size})
+        sync_directory(temporary)
+        if target.exists():
+            _set_aside(target)
+        temporary.rename(target)
+        sync_directory(self.directory)
+        _write_latest(self.directory, target.name)
+        for _, old in self._steps()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    # ---- loading
+
+    def load(self, tensors: dict[str, Tensor], check: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+        """Fill `tensors` in place from the newest checkpoint that is whole, and return its manifest; None if there
+        never was one.
+
+        `check` sees the manifest before any tensor is read and raises to refuse it. Names under `rng.` that the
+        checkpoint lacks keep their value (a run may be resumed by more processes than saved it). Damaged checkpoints
+        are reported through `warn` and renamed to `step-N.damaged`, so that later saves neither meet nor count them.
+        Raises `CheckpointError` where all checkpoints are damaged, or hold other tensors than `tensors`.
+        """
+        self._clear_half_written()
+        candidates = self.world.broadcast(self._steps())
+        faults: list[str] = []
+        for _, path in candidates:
+            try:
+                manifest = self._verify(path)
+                check(manifest)
+                self._read(path, tensors)
+            except Damaged as damage:
+                faults.append(str(damage))
+                if self.world.rank == 0:
+                    self.warn(f"checkpoint {path.name} is damaged and passed over: {damage}")
+                continue
+            if self.world.rank == 0 and faults:
+                self._retire_newer_than(path)
+            return manifest
+        if faults:
+            raise CheckpointError(
+                f"no usable checkpoint in {self.directory}: " + "; ".join(faults) + ". Restore one of these files from "
+                "a copy, or start anew with train.resume=never or another run.dir"
+            )
+        return None
+
+    def _verify(self, path: Path) -> dict[str, Any]:
+        """The manifest, after every file was compared with it; the files are shared out among the ranks."""
+        fault, manifest = None, None
+        if self.world.rank == 0:
+            try:
+                manifest = read_manifest(path)
+            except Damaged as damage:
+                fault = str(damage)
+        fault, manifest = self.world.broadcast((fault, manifest))
+        if fault is None:
+            assert manifest is not None
+            mine = list(manifest["files"].items())[self.world.rank :: self.world.size]
+            faults = [found for name, expected in mine if (found := verify_file(path, name, expected))]
+            fault = next((found for of_rank in self.world.gather(faults) for found in of_rank), None)
+        if fault is not None:
+            raise Damaged(fault)
+        assert manifest is not None
+        return manifest
+
+    def _read(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        wanted = {name: tensor for name, tensor in tensors.items() if name in stored or not name.startswith("rng.")}
+        _compare(path, wanted, stored)
+        try:
+            dcp.load(wanted, checkpoint_id=path, process_group=self.world.control, no_dist=self.world.size == 1)
+        except CheckpointException as failure:
+            raise Damaged(f"{path} cannot be read ({_first_cause(failure)})") from failure
+
+    def _clear_half_written(self) -> None:
+        if self.world.rank == 0 and self.directory.is_dir():
+            for path in sorted(self.directory.glob("step-*.tmp")):
+                self.warn(f"{path} is half written (a save was interrupted); removed")
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _retire_newer_than(self, used: Path) -> None:
+        for _, path in self._steps():
+            if path == used:
+                break
+            try:
+                _set_aside(path)
+            except OSError as error:
+                self.warn(f"{path} could not be renamed ({error.strerror}); later saves may count it as a checkpoint")
+        _write_latest(self.directory, used.name)
+
+    def _steps(self) -> list[tuple[int, Path]]:
+        """(step, directory) of everything that bears a checkpoint's name, newest first."""
+        if not self.directory.is_dir():
+            return []
+        found = [(int(match[1]), path) for path in self.directory.iterdir() if (match := _STEP.fullmatch(path.name))]
+        return sorted(found, reverse=True)
+
+
+def _compare(path: Path, wanted: dict[str, Tensor], stored: dict[str, Any]) -> None:
+    """Raise `CheckpointError` that names what differs between the tensors asked for and those stored."""
+    differ = []
+    for name, tensor in wanted.items():
+        match stored.get(name):
+            case None:
+                differ.append(f"{name} is not in the checkpoint")
+            case BytesStorageMetadata():
+                differ.append(f"{name} is not a tensor in the checkpoint")
+            case TensorStorageMetadata(properties=properties, size=size):
+                theirs, ours = (tuple(size), properties.dtype), (tuple(tensor.shape), tensor.dtype)
+                if theirs != ours:
+                    differ.append(f"{name} is {_shape(*theirs)} in the checkpoint and {_shape(*ours)} here")
+    differ += [f"{name} is only in the checkpoint" for name in stored if name not in wanted and name[:4] != "rng."]
+    if differ:
+        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise CheckpointError(
+            f"{path} belongs to another model or optimizer: {'; '.join(differ[:4])}{more}. Use the model and optim "
+            "keys that it was saved with, or another run.dir"
+        )
+
+
+def _shape(size: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{list(size)} {str(dtype).removeprefix('torch.')}"
+
+
+def _writer(name: str) -> int | None:
+    """The rank that wrote a file of a checkpoint."""
+    if match := _SHARD.fullmatch(name):
+        return int(match[1])
+    return 0 if name == ".metadata" else None
+
+
+def _write_latest(directory: Path, name: str) -> None:
+    temporary = directory / "latest.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(name + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(directory / "latest")
+    sync_directory(directory)
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(path.name + ".damaged")
+    _remove(aside)
+    path.rename(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _first_cause(failure: CheckpointException) -> str:
+    """One line for DCP's report of all ranks' tracebacks."""
+    rank, (error, _) = next(iter(failure.failures.items()))
+    return f"rank {rank}: {_one_line(error)}" if rank else _one_line(error)
+
+
+def _one_line(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:  # torch.save hides a full disk behind an error about positions in its archive
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"{cause.strerror}" + (f": {cause.filename}" if cause.filename else "")
+        cause = cause.__cause__ or cause.__context__
+    return str(error).strip().split("\n")[0] or type(error).__name__
