@@ -1,0 +1,7 @@
+"""Plain single-device modules of the Intern-S1 family: decoder, attention, positions, router, experts."""
+
+from trainer.config import ModelConfig
+from trainer.model.decoder import Decoder
+from trainer.model.huggingface import from_huggingface
+
+__all__ = ["Decoder", "ModelConfig", "from_huggingface"]

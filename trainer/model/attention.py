@@ -1,0 +1,100 @@
+"""Grouped-query attention with per-head q/k RMSNorm, rotary positions and packed documents.
+
+Legend: T tokens · h query heads · n kv heads · d head dimension · H hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+from trainer.precision import norm_rotary
+
+
+@dataclass
+class Documents:
+    """Where the documents lie in T packed tokens, known to the host (lengths) and to the device (cu_seqlens)."""
+
+    lengths: list[int]
+    cu_seqlens: Tensor  # [documents + 1] int32, on the device of the activations
+
+    @staticmethod
+    def from_cu_seqlens(cu_seqlens: Tensor, tokens: int, device: torch.device) -> Documents:
+        """cu_seqlens: [documents + 1] int32 on the CPU, from 0 to `tokens`, rising; raises ValueError otherwise."""
+        bounds = cu_seqlens.tolist()
+        lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+        if not lengths or bounds[0] != 0 or bounds[-1] != tokens or min(lengths) < 1:
+            raise ValueError(f"cu_seqlens must rise from 0 to the {tokens} tokens given, got {bounds[:4]}...{bounds[-1:]}")
+        return Documents(lengths, cu_seqlens.to(device, non_blocking=True))
+
+    @staticmethod
+    def rows(batch: int, seq_len: int, device: torch.device) -> Documents:
+        """Each of `batch` rows is one document of `seq_len` tokens."""
+        bounds = torch.arange(0, (batch + 1) * seq_len, seq_len, dtype=torch.int32, device=device)
+        return Documents([seq_len] * batch, bounds)
+
+
+@cache
+def _varlen_arguments() -> tuple[Any, dict[str, Any], bool]:
+    """torch's variable-length attention, its arguments for causal attention, and whether it takes grouped queries."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+    grouped = "enable_gqa" in names
+    return varlen_attn, causal | ({"enable_gqa": True} if grouped else {}), grouped
+
+
+@torch.compiler.disable
+def document_attention(q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
+    """Causal attention inside each document.
+
+    Args: q: [T, h, d]; k, v: [T, n, d] with n dividing h; query head i reads kv head i // (h/n).
+    Returns: [T, h, d]. On CUDA in 16 bits one varlen kernel; else SDPA over the documents, in one call where all are
+    equally long. Never a dense mask.
+    """
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        varlen_attn, arguments, grouped = _varlen_arguments()
+        if not grouped:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        longest = max(docs.lengths)
+        return varlen_attn(q, k, v, docs.cu_seqlens, docs.cu_seqlens, longest, longest, **arguments)
+    if len(set(docs.lengths)) == 1:
+        q, k, v = (x.view(len(docs.lengths), docs.lengths[0], *x.shape[1:]) for x in (q, k, v))
+        return _causal(q, k, v).flatten(0, 1)
+    parts = zip(*(x.unsqueeze(0).split(docs.lengths, dim=1) for x in (q, k, v)), strict=True)
+    return torch.cat([_causal(*part) for part in parts], dim=1).squeeze(0)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q [B, S, h, d], k and v [B, S, n, d] -> [B, S, h, d]."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Weights: qkv [(h + 2n) d, H], rows in the order q heads, k heads, v heads; out [H, h d]; q_norm, k_norm [d]."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim, self.eps = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.norm_eps
+        self.qkv = nn.Parameter(torch.empty((self.heads + 2 * self.kv_heads) * self.head_dim, cfg.hidden_size))
+        self.out = nn.Parameter(torch.empty(cfg.hidden_size, self.heads * self.head_dim))
+        self.q_norm = nn.Parameter(torch.empty(self.head_dim))
+        self.k_norm = nn.Parameter(torch.empty(self.head_dim))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents) -> Tensor:
+        """x: [T, H]; cos, sin: [T, n or 1, 1, d/2] -> [T, H]."""
+        h, n, d = self.heads, self.kv_heads, self.head_dim
+        q, k, v = F.linear(x, self.qkv.to(x.dtype)).split([h * d, n * d, n * d], dim=-1)
+        q = norm_rotary(q.unflatten(-1, (n, h // n, d)), self.q_norm, cos, sin, self.eps)
+        k = norm_rotary(k.unflatten(-1, (n, 1, d)), self.k_norm, cos, sin, self.eps)
+        y_Thd = document_attention(q.flatten(1, 2), k.flatten(1, 2), v.unflatten(-1, (n, d)), docs)
+        return F.linear(y_Thd.flatten(1), self.out.to(x.dtype))

@@ -1,0 +1,160 @@
+"""The Intern-S1 / Intern-S1-Pro text model as a plain single-device module; it knows nothing of parallelism.
+
+With router_groups = 1 and positions = rope it is the Qwen3-MoE / Intern-S1 model.
+
+Legend: B sequences · S tokens of each · T = B*S · H hidden size · V vocabulary · L layers · K experts per token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+from trainer.loss import chunked_cross_entropy
+from trainer.model.attention import Attention, Documents
+from trainer.model.moe import MoE
+from trainer.model.rotary import Rotary
+from trainer.model.router import RouterStats
+from trainer.precision import rms_norm, wide
+
+
+class Block(nn.Module):
+    """Pre-norm decoder block: attention, then the mixture of experts, each around a residual."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.eps = cfg.norm_eps
+        self.attention_norm = nn.Parameter(torch.empty(cfg.hidden_size))
+        self.attention = Attention(cfg)
+        self.moe_norm = nn.Parameter(torch.empty(cfg.hidden_size))
+        self.moe = MoE(cfg)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents, expert_ids: Tensor | None = None
+    ) -> tuple[Tensor, RouterStats]:
+        """x: [T, H]; cos, sin: tables of `Rotary`; expert_ids: [T, K] or None -> [T, H], router statistics."""
+        x = x + self.attention(rms_norm(x, self.attention_norm, self.eps), cos, sin, docs)
+        y, stats = self.moe(rms_norm(x, self.moe_norm, self.eps), expert_ids)
+        return x + y, stats
+
+
+class Decoder(nn.Module):
+    """Embedding, L blocks, final RMSNorm, untied LM head whose logits are fp32 whatever the blocks compute in.
+
+    Args:
+        cfg: the model's sizes.
+        compute_dtype: of the activations and of the linears' arithmetic; None takes the parameters' dtype. The parameters
+            themselves keep the dtype they were made in (fp32 masters).
+
+    Build it under `torch.device("meta")`, then `to_empty(device=...)` and `init_weights(seed)`.
+    """
+
+    def __init__(self, cfg: ModelConfig, compute_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.compute_dtype = compute_dtype
+        self.embed = nn.Parameter(torch.empty(cfg.vocab_size, cfg.hidden_size))
+        self.rotary = Rotary(cfg)
+        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
+        self.norm = nn.Parameter(torch.empty(cfg.hidden_size))
+        self.lm_head = nn.Parameter(torch.empty(cfg.vocab_size, cfg.hidden_size))
+
+    def features(
+        self,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        *,
+        embeds: Tensor | None = None,
+        expert_ids: Tensor | None = None,
+    ) -> tuple[Tensor, RouterStats]:
+        """Hidden states after the final norm, and the routers' statistics.
+
+        Args:
+            input_ids: [B, S] int64; or embeds: [B, S, H] ready embeddings (images, signals) in its place.
+            position_ids: [B, S] int64; default 0..S-1 in each row.
+            cu_seqlens: [documents + 1] int32 on the CPU, bounds of the documents in the flattened B*S tokens; default:
+                each row is one document.
+            expert_ids: [L, B*S, K] int64, replayed from a rollout; default: the routers select.
+        Returns: [B, S, H] in the compute dtype; statistics with a leading layer dimension.
+        Raises: ValueError unless exactly one of input_ids and embeds is given, or for impossible cu_seqlens.
+        """
+        if (input_ids is None) == (embeds is None):
+            raise ValueError("give either input_ids [B, S] or embeds [B, S, H]")
+        x = F.embedding(input_ids, self.embed) if embeds is None else embeds
+        batch, seq_len, _ = x.shape
+        x = x.to(self.compute_dtype or self.embed.dtype).flatten(0, 1)
+        if position_ids is None:
+            position_ids = torch.arange(seq_len, device=x.device).expand(batch, -1)
+        if cu_seqlens is None:
+            docs = Documents.rows(batch, seq_len, x.device)
+        else:
+            docs = Documents.from_cu_seqlens(cu_seqlens, batch * seq_len, x.device)
+        cos, sin = self.rotary(position_ids.flatten(), x.dtype)
+        stats = []
+        for number, layer in enumerate(self.layers):
+            x, of_layer = layer(x, cos, sin, docs, None if expert_ids is None else expert_ids[number])
+            stats.append(of_layer)
+        x = rms_norm(x, self.norm, self.cfg.norm_eps)
+        return x.view(batch, seq_len, -1), RouterStats.stack(stats)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        *,
+        embeds: Tensor | None = None,
+        expert_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        loss_chunk: int = 512,
+    ) -> Tensor | tuple[Tensor, RouterStats]:
+        """Logits [B, S, V] in fp32; or, with labels [B, S], the cross-entropy SUMMED over them (0-dim fp32) and the
+        routers' statistics, with the logits of only `loss_chunk` tokens in memory at a time. Other arguments as in
+        `features`; labels of `trainer.loss.IGNORE` do not count.
+        """
+        hidden, stats = self.features(input_ids, position_ids, cu_seqlens, embeds=embeds, expert_ids=expert_ids)
+        if labels is not None:
+            return chunked_cross_entropy(hidden.flatten(0, 1), self.lm_head, labels.flatten(), loss_chunk), stats
+        dtype = wide(hidden.dtype)
+        return F.linear(hidden.to(dtype), self.lm_head.to(dtype))
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Normal(0, init_std) for matrices, 1 for norms, FoPE's fixed matrices; in place.
+
+        Each tensor, and each expert of an expert tensor, draws from a generator keyed by (seed, name, expert), so that the
+        values depend neither on the device nor on which rank holds what.
+        """
+        for name, weight in self.named_parameters():
+            if weight.ndim == 1:
+                weight.fill_(1.0)
+            elif ".experts." in name:
+                for expert, part in enumerate(weight.unbind(0)):
+                    part.copy_(_normal(part, seed, f"{name}.{expert}") * self.cfg.init_std)
+            else:
+                weight.copy_(_normal(weight, seed, name) * self.cfg.init_std)
+        for name, matrix in self._fope_matrices():
+            heads, kept, _ = matrix.shape
+            # Xavier's fans of a 3-D tensor as torch counts them: fan_in = D*D, fan_out = heads*D.
+            std = self.cfg.fope_gain * (2.0 / (kept * kept + heads * kept)) ** 0.5
+            matrix.copy_(_normal(matrix, seed, name) * std + torch.eye(kept, device=matrix.device))
+
+    def _fope_matrices(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, buffer) for name, buffer in self.named_buffers() if name.endswith("_coef"))
+
+    def num_params(self) -> int:
+        """Elements of all parameters, counted on the module; `ModelConfig.num_params` is the closed form."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def _normal(like: Tensor, seed: int, name: str) -> Tensor:
+    """Standard normal values of the shape of `like`, drawn on the CPU in fp32 from a generator keyed by (seed, name)."""
+    key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "little") >> 1)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)

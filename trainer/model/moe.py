@@ -1,0 +1,29 @@
+"""The mixture-of-experts block: a router, its experts, and the dispatcher that brings them together."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from parallel.dispatch import Dispatcher, LocalDispatch
+from trainer.config import ModelConfig
+from trainer.model.experts import Experts
+from trainer.model.router import Router, RouterStats
+
+
+class MoE(nn.Module):
+    """Sum over each token's K experts of routing weight * expert(token).
+
+    `dispatcher` decides where experts live; putting another one here is all that expert parallelism changes.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.router = Router(cfg)
+        self.experts = Experts(cfg.num_experts, cfg.hidden_size, cfg.expert_width, cfg.expert_backend)
+        self.num_experts = cfg.num_experts
+        self.dispatcher: Dispatcher = LocalDispatch()
+
+    def forward(self, x: Tensor, expert_ids: Tensor | None = None) -> tuple[Tensor, RouterStats]:
+        """x: [T, H]; expert_ids: [T, K] int64 to replay a rollout's selection -> [T, H], statistics of the router."""
+        ids_TK, weights_TK, stats = self.router(x, expert_ids)
+        return self.dispatcher(x, ids_TK, weights_TK, self.num_experts, self.experts), stats

@@ -1,0 +1,88 @@
+"""The grouped router: the best K/G experts of each of G groups, weighted by a renormalised softmax.
+
+Legend: T tokens · E experts · G router groups · n = E/G experts a group · K experts per token · j = K/G of each group.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+from trainer.precision import router_weights, wide
+
+
+class RouterStats(NamedTuple):
+    """What the losses and the log need of one micro-batch; of one layer, or stacked with a leading layer dimension.
+
+    counts: [E] selections per expert, no gradient. probabilities: [E] sums over tokens of the router's probabilities
+    (within each group, or over all experts, as `model.balance` says), carries gradients. log_z_squared: [] sum over
+    tokens of logsumexp(logits)^2, carries gradients. tokens: how many tokens were routed.
+    """
+
+    counts: Tensor
+    probabilities: Tensor
+    log_z_squared: Tensor
+    tokens: int
+
+    @staticmethod
+    def stack(layers: list[RouterStats]) -> RouterStats:
+        return RouterStats(
+            torch.stack([s.counts for s in layers]),
+            torch.stack([s.probabilities for s in layers]),
+            torch.stack([s.log_z_squared for s in layers]),
+            layers[0].tokens,
+        )
+
+
+def select_experts(logits: Tensor, groups: int, experts_per_token: int) -> Tensor:
+    """The K/G experts with the largest logits of each group; ties go to the lowest index on every device.
+
+    Args: logits: [T, E] fp32 (fp64). groups: G divides E and K.
+    Returns: [T, K] int64 global expert ids; slots in group order, inside a group by falling logit.
+    """
+    tokens, experts = logits.shape
+    per_group, picks = experts // groups, experts_per_token // groups
+    z_TGn = logits.view(tokens, groups, per_group)
+    if picks == 1:
+        best_TGj = z_TGn.argmax(-1, keepdim=True)  # documented to return the first maximum
+    else:
+        # Not topk: it breaks ties arbitrarily.
+        best_TGj = torch.sort(z_TGn, dim=-1, descending=True, stable=True).indices[..., :picks]
+    first_of_group = torch.arange(0, experts, per_group, device=logits.device).view(1, groups, 1)
+    return (best_TGj + first_of_group).flatten(1)
+
+
+class Router(nn.Module):
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(cfg.num_experts, cfg.hidden_size))
+        self.groups = cfg.router_groups
+        self.experts_per_token = cfg.experts_per_token
+        self.gradient = cfg.router_gradient
+        self.temperature = cfg.router_temperature
+        self.balance = cfg.balance
+
+    def forward(self, x: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, RouterStats]:
+        """x: [T, H] -> ids [T, K] int64, weights [T, K] fp32, statistics.
+
+        With `ids` given (replayed from a rollout) the router selects nothing and only weighs them.
+        """
+        dtype = wide(x.dtype)
+        z_TE = F.linear(x.to(dtype), self.weight.to(dtype))
+        if ids is None:
+            ids = select_experts(z_TE.detach(), self.groups, self.experts_per_token)
+        weights_TK = router_weights(z_TE, ids, self.gradient, self.temperature)
+        return ids, weights_TK, self._statistics(z_TE, ids)
+
+    def _statistics(self, z_TE: Tensor, ids: Tensor) -> RouterStats:
+        tokens, experts = z_TE.shape
+        groups = self.groups if self.balance == "group" else 1
+        p_TE = torch.softmax(z_TE.view(tokens, groups, -1), dim=-1).flatten(1)
+        chosen = ids.flatten()
+        counts = torch.zeros(experts, dtype=z_TE.dtype, device=ids.device)
+        counts.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=z_TE.dtype))
+        return RouterStats(counts, p_TE.sum(0), torch.logsumexp(z_TE, dim=-1).square().sum(), tokens)
