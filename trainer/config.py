@@ -117,8 +117,8 @@ class LoggingConfig:
 
 @dataclass(kw_only=True)
 class Config:
-    model: ModelConfig
     run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)

@@ -24,15 +24,22 @@ class ConfigError(Exception):
         super().__init__("\n".join(self.errors))
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'adamw'?"`, or nothing if no known word is near. A last dotted part alone also counts."""
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` was probably meant to be. A last dotted part alone also counts: lr is optim.lr."""
     names = sorted(set(known))
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if not near:
-        tail = word.rsplit(".", 1)[-1]
-        tails = {name.rsplit(".", 1)[-1]: name for name in reversed(names)}
-        near = [tails[name] for name in difflib.get_close_matches(tail, tails, n=1, cutoff=0.75)]
-    return f"; did you mean '{near[0]}'?" if near else ""
+    # two keys of one section are alike in its name alone
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.8 if "." in word else 0.6)
+    if near:
+        return near[0]
+    tails = {name.rpartition(".")[2]: name for name in reversed(names)}
+    near = difflib.get_close_matches(word.rpartition(".")[2], tails, n=1, cutoff=0.75)
+    return tails[near[0]] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'adamw'?"`, or nothing if no known word is near."""
+    near = nearest(word, known)
+    return f"; did you mean '{near}'?" if near else ""
 
 
 def one_of(values: Iterable[Any]) -> str:
@@ -57,6 +64,19 @@ def keys(schema: type, *, fixed_on_resume: bool = False) -> dict[str, Any]:
             found.update({f"{name}.{key}": value for key, value in nested.items()})
         elif not (fixed_on_resume and field.metadata.get("resume") == "free"):
             found[name] = hint
+    return found
+
+
+def defaults(schema: type) -> dict[str, Any]:
+    """Nested defaults of a dataclass of dataclasses; fields that must be given are left out."""
+    found: dict[str, Any] = {}
+    for name, (hint, field) in fields(schema).items():
+        if dataclasses.is_dataclass(hint):
+            found[name] = defaults(typing.cast(type, hint))
+        elif field.default is not dataclasses.MISSING:
+            found[name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[name] = field.default_factory()
     return found
 
 
@@ -109,7 +129,7 @@ def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], error
     before = len(errors)
     for name, (hint, field) in members.items():
         key = f"{prefix}{name}"
-        if name not in tree:
+        if name not in tree or tree[name] == "???":
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if required:
                 errors.append(f"{key} is not set; it has no default")
@@ -118,7 +138,7 @@ def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], error
         else:
             value, problem = convert(hint, tree[name])
             if problem:
-                errors.append(f"{key}={show(tree[name])} is not {problem}")
+                errors.append(wrong_type(key, tree[name], problem))
             values[name] = value
     return schema(**values) if len(errors) == before else None
 
@@ -137,8 +157,21 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return f"{key}: no such key; keys begin with {one_of(f'{name}.' for name in sections)}"
 
 
+def wrong_type(key: str, value: Any, expected: str) -> str:
+    return f"{key}={show(value)} has the wrong type; use {expected}"
+
+
 def _inside(prefix: str, known: Iterable[str]) -> str:
     return ", ".join(key for key in known if key.startswith(prefix))
+
+
+def is_mapping(hint: Any) -> bool:
+    return typing.get_origin(hint) is dict
+
+
+def item_type(hint: Any) -> Any:
+    """The type of the values of a mapping type."""
+    return typing.get_args(hint)[1]
 
 
 def show(value: Any) -> str:

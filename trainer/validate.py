@@ -42,10 +42,11 @@ def validate(cfg: Config, world_size: int) -> list[str]:
     wrong_range = _ranges(flat)
     errors += wrong_range.values()
     # A size that is zero or negative is reported above; dividing by it would say it again, or crash.
-    usable = not any(key in wrong_range for key in POSITIVE)
-    if usable:
+    if not any(key.startswith("model.") for key in wrong_range):
         errors += _model(cfg)
+    if not {"train.global_batch", "train.micro_batch"} & set(wrong_range):
         errors += _batch(cfg, world_size)
+    errors += _parallel(cfg)
     errors += _data(cfg)
     errors += _schedule(cfg)
     errors += _run(cfg)
@@ -57,7 +58,7 @@ def _enumerations(config_type: type, flat: dict[str, Any]) -> list[str]:
     for key, hint in schema.keys(config_type).items():
         if get_origin(hint) is Literal and flat[key] not in get_args(hint):
             near = schema.did_you_mean(str(flat[key]), get_args(hint))
-            errors.append(f"{key}={flat[key]} does not exist{near}; use {one_of(get_args(hint))}")
+            errors.append(f"{key}={flat[key]} does not exist; use {one_of(get_args(hint))}{near}")
     return errors
 
 
@@ -104,9 +105,13 @@ def _model(cfg: Config) -> list[str]:
             f"data.seq_len={cfg.data.seq_len} is longer than model.max_position={m.max_position}; "
             f"use {m.max_position} or less, or raise model.max_position"
         )
-    if cfg.parallel.ep != 1:
-        errors.append(f"parallel.ep={cfg.parallel.ep} is not available: experts are not spread over ranks yet; use 1")
     return errors
+
+
+def _parallel(cfg: Config) -> list[str]:
+    if cfg.parallel.ep == 1:
+        return []
+    return [f"parallel.ep={cfg.parallel.ep} is not available: every rank holds all experts so far; use 1"]
 
 
 def _batch(cfg: Config, world_size: int) -> list[str]:

@@ -1,0 +1,141 @@
+"""Which directory a run writes to, and whether it is new, to be continued, or finished. No torch here.
+
+The default directory is named by the hash of everything that defines the result, so that the same command continues its
+own run and another configuration gets another directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainer import schema
+from trainer.compose import to_yaml
+from trainer.config import Config, ConfigError, config_hash, defining_values
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+    status: Literal["new", "resume", "finished"]
+    step: int = 0  # of the newest complete checkpoint
+
+
+def choose(cfg: Config) -> RunDir:
+    """The directory for `cfg`, without writing anything. Call it on one rank and tell the others.
+
+    Raises `ConfigError` where the directory is another configuration's (naming the keys that differ), holds something
+    else, or cannot be written.
+    """
+    path = Path(cfg.run.dir) if cfg.run.dir else Path("runs", f"{cfg.run.name}-{config_hash(cfg)[:8]}")
+    if cfg.train.resume == "never":
+        path = _next_free(path)
+    _must_be_writable(path)
+    if not path.exists() or not any(path.iterdir()):
+        return RunDir(path, "new")
+    differences = _differences(cfg, path)
+    if differences:
+        raise ConfigError(
+            [
+                f"run.dir={path} holds another configuration: {'; '.join(differences)}. "
+                "Use those values, another run.dir, or train.resume=never for a new directory beside it"
+            ]
+        )
+    step = last_step(path)
+    return RunDir(path, "finished" if step >= cfg.train.steps else "resume", step)
+
+
+def prepare(run: RunDir, cfg: Config) -> None:
+    """Make the directory and write the resolved configuration into it, atomically. For rank 0 only.
+
+    Raises `ConfigError` where that is not possible.
+    """
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        target = run.path / CONFIG_FILE
+        temporary = target.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(to_yaml(replace(cfg, run=replace(cfg.run, dir=str(run.path)))), encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        raise ConfigError([_unwritable(run.path, error)]) from None
+
+
+def last_step(path: Path) -> int:
+    """Step of the newest complete checkpoint in a run directory; 0 without one."""
+    steps = [0]
+    for manifest in path.glob(f"{CHECKPOINTS}/step-*/manifest.json"):
+        match = re.fullmatch(r"step-(\d+)", manifest.parent.name)
+        if match:
+            steps.append(int(match[1]))
+    return max(steps)
+
+
+def finished_line(run: RunDir, cfg: Config) -> str:
+    """What to tell whoever starts a finished run again."""
+    return (
+        f"{run.path} is finished: it has {run.step} of train.steps={cfg.train.steps} steps. "
+        f"Raise train.steps to go on, or set train.resume=never to run anew"
+    )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key: old -> new` for every key whose values differ, in the order of `new`."""
+    lines = []
+    for key in [*new, *(key for key in old if key not in new)]:
+        before, after = (schema.show(side[key]) if key in side else "(not there)" for side in (old, new))
+        if before != after:
+            lines.append(f"{key}: {before} -> {after}")
+    return lines
+
+
+def _differences(cfg: Config, path: Path) -> list[str]:
+    """What the directory's configuration and `cfg` disagree on, free keys aside."""
+    file = path / CONFIG_FILE
+    try:
+        tree = OmegaConf.load(file)
+        stored: Any = OmegaConf.to_container(tree) if isinstance(tree, DictConfig) else {}
+    except FileNotFoundError:
+        text = f"run.dir={path} holds files but no {CONFIG_FILE}, so it is no run; use a new or an empty directory"
+        raise ConfigError([text]) from None
+    except Exception as error:  # whatever the reader makes of a damaged file
+        text = f"{file} cannot be read ({' '.join(str(error).split())}); use another run.dir"
+        raise ConfigError([text]) from None
+    free = set(schema.keys(Config)) - set(schema.keys(Config, fixed_on_resume=True))
+    old = {key: value for key, value in schema.flatten(stored, schema.keys(Config)).items() if key not in free}
+    return differences(old, defining_values(cfg))
+
+
+def _next_free(path: Path) -> Path:
+    candidate, number = path, 1
+    while candidate.exists() and not (candidate.is_dir() and not any(candidate.iterdir())):
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _must_be_writable(path: Path) -> None:
+    """Judge by the nearest directory that exists."""
+    try:
+        for place in (path, *path.absolute().parents):
+            if place.exists():
+                if not place.is_dir():
+                    raise NotADirectoryError(20, "Not a directory", str(place))
+                if not os.access(place, os.W_OK | os.X_OK):
+                    raise PermissionError(13, "Permission denied", str(place))
+                return
+    except OSError as error:
+        raise ConfigError([_unwritable(path, error)]) from None
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename and Path(error.filename) != path else ""
+    return f"run.dir={path} cannot be written: {error.strerror or error}{where}; use a directory that you may write to"
