@@ -2,10 +2,10 @@
 # make test    set up, then run the tests               make test ARGS="-m 'not slow'"
 # make lint    ruff, mypy, hadolint
 # make bench   the training step against Hugging Face and against its own matmuls
-# make setup   only what test, lint and bench need      make setup PYTHON=python3.12
+# make setup   only what test, lint and bench need; setup-toy: what toy needs
 #
-# PYTHON       the Python to build on, 3.11 or newer. If it can import torch, that torch is used as it is.
-# TORCH_INDEX  one more package index to take torch from, such as PyTorch's own index of CPU wheels.
+# PYTHON=...       the Python to build on, 3.11 or newer. If it can import torch, that torch is used as it is.
+# TORCH_INDEX=...  one more package index to take torch from, such as PyTorch's own index of CPU wheels.
 
 PYTHON      ?= python3
 TORCH_INDEX ?=
@@ -17,7 +17,7 @@ PY   := $(VENV)/bin/python
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
 
-.PHONY: toy test lint bench setup clean
+.PHONY: toy test lint bench setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 toy: $(TOY)
@@ -26,15 +26,19 @@ toy: $(TOY)
 test: $(DEV)
 	$(PY) -m pytest $(ARGS)
 
+# PATH: where torch came from an activated environment, its ruff and hadolint may be the ones in use.
+lint: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 lint: $(DEV)
-	$(PY) -m ruff check .
+	ruff check .
 	$(PY) -m mypy
-	$(VENV)/bin/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
+	hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 
 bench: $(DEV)
 	$(PY) tests/bench/step.py $(ARGS)
 
 setup: $(DEV)
+
+setup-toy: $(TOY)
 
 $(TOY): pyproject.toml constraints.txt
 	@$(call install,toy)

@@ -74,7 +74,8 @@ def progress_line(record: Record, total_steps: int, seconds_left: float) -> str:
 
 def event_text(record: Record) -> str:
     """One line, `step 20 · evaluation: loss 5.1 · ...`, then the indented lines of any text of several lines."""
-    shown, below = [], []
+    shown: list[str] = []
+    below: list[str] = []
     for key, value in record.items():
         if key in ("event", "step"):
             continue

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from trainer.config import LoggingConfig
 from trainer.console import PlainConsole, Record, RichConsole
@@ -278,7 +278,7 @@ class Wandb:
         import wandb
 
         self.note = ""
-        mode = cfg.wandb
+        mode: Literal["online", "offline"] = "online" if cfg.wandb == "online" else "offline"
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             mode = "offline"
             self.note = f"wandb has no account here: kept offline, `wandb sync {run_dir}/wandb/offline-run-*` sends it"
