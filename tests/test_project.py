@@ -1,0 +1,113 @@
+"""What holds for the repository as a whole: its layout, the arrows between packages, the cost of an import, set-up."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PACKAGES = ("trainer", "parallel", "launch", "recipes")
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Top-level names that a file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize(
+    ("package", "above"), [("parallel", {"trainer", "launch", "tests"}), ("trainer", {"launch", "tests"})]
+)
+def test_arrows_point_one_way(package, above):
+    files = sorted((CHECKOUT / package).rglob("*.py"))
+    assert files
+    upward = {str(file.relative_to(CHECKOUT)): imported_packages(file) & above for file in files}
+    assert not {file: names for file, names in upward.items() if names}
+
+
+def test_the_top_level_is_as_laid_out():
+    if not (CHECKOUT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.check_output(["git", "ls-files"], cwd=CHECKOUT, text=True).splitlines()
+    documents = {"README.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt", ".gitignore", ".dockerignore"}
+    assert {path.split("/")[0] for path in listed} <= {*PACKAGES, "docker", "tests", "docs", ".ci", *documents}
+
+
+@pytest.mark.parametrize(
+    ("imports", "absent"),
+    [
+        ("launch.cli", ("torch", "numpy", "transformers", "datasets", "wandb", "rich")),
+        ("trainer.config, trainer.compose, trainer.rundir", ("torch", "numpy")),
+        ("trainer.metrics", ("torch", "wandb", "rich")),
+        ("trainer.run", ("transformers", "datasets", "wandb", "pandas", "scipy")),
+    ],
+)
+def test_an_import_brings_only_what_it_needs(imports, absent):
+    program = f"import sys, {imports}; print(*[name for name in {absent} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=CHECKOUT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_every_recipe_is_installed_with_its_package():
+    setup = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = setup["package-data"]["*"]
+    recipes = sorted((CHECKOUT / "recipes").rglob("*.y*ml"))
+    assert recipes
+    for recipe in recipes:
+        assert any(fnmatch(recipe.name, pattern) for pattern in patterns), recipe
+        assert (recipe.parent / "__init__.py").exists(), f"{recipe.parent} is no package: pkg://recipes will not see it"
+
+
+def test_the_toy_extra_is_what_the_constraints_pin():
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    pins = {line.strip() for line in (CHECKOUT / "constraints.txt").read_text().splitlines()}
+    assert set(project["optional-dependencies"]["toy"]) <= pins
+
+
+@pytest.fixture
+def bare_checkout(tmp_path: Path) -> Path:
+    """The files that a set-up reads, nothing built yet, and a torch that is too old in old/."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(CHECKOUT / name, tmp_path)
+    (tmp_path / "old" / "torch").mkdir(parents=True)
+    (tmp_path / "old" / "torch" / "__init__.py").write_text('__version__ = "2.4.0"')
+    (tmp_path / "old" / "torch-2.4.0.dist-info").mkdir()
+    (tmp_path / "old" / "torch-2.4.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.4.0\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ('[ "$1" = -V ] && echo Python 3.10.2 && exit 0; exit 1', "is Python 3.10.2; Octavo needs 3.11 or newer"),
+        ('case "$2" in *ensurepip*) exit 1;; esac; PYTHONPATH= exec "$REAL" -S "$@"', "apt-get install python3-venv"),
+        ('exec "$REAL" "$@"', "has torch 2.4.0; Octavo needs 2.11 or newer"),
+    ],
+    ids=["old Python", "no ensurepip", "old torch"],
+)
+def test_a_set_up_that_cannot_work_says_why_in_one_line(bare_checkout, script, told):
+    python = bare_checkout / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "toy", f"PYTHON={python}"],
+        cwd=bare_checkout,
+        env={"PATH": "/usr/bin:/bin", "REAL": sys.executable, "PYTHONPATH": str(bare_checkout / "old")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (bare_checkout / ".venv" / ".ready-toy").exists()
