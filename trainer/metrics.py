@@ -161,16 +161,16 @@ class MetricsLog:
         seconds_left = (self._total_steps - self._step) * self._seconds_per_step
         self._show(lambda view: view.steps(records, seconds_left))
 
-    def event(self, record: Record) -> None:
+    def event(self, record: Record, *, paused: float = 0.0) -> None:
         """Append and show anything that is not a step: {"event": "evaluation", "loss": ...}.
 
-        "step" is filled in with the last one written. "seconds", where given, is what the event took: the rates of the
-        next steps leave it out. "message" is shown as it is, other values by their names, text of several lines below.
+        "step" is filled in with the last one written. "message" is shown as it is, other values by their names, text of
+        several lines below. paused: seconds that the training stood still for it; the next steps' rates leave them out.
         """
         if not self._writes:
             return
         record = {"step": self._step, **record}
-        self._seconds_aside += float(record.get("seconds", 0.0))
+        self._seconds_aside += paused
         if problem := self._file.append([record]):
             self._warn(problem)
         self._show(lambda view: view.event(record))
