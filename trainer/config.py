@@ -44,8 +44,9 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    name: Literal["toy"] = "toy"
+    name: Literal["toy", "synthetic"] = "toy"
     seq_len: int = 256  # tokens of one sequence (window)
+    # of a corpus; synthetic data have no sources
     weights: dict[str, float] = field(default_factory=dict)  # source -> share of the sequences; need not sum to 1
     tokens_per_source: int = 2_000_000  # the built corpus takes no more than this of each source
     holdout_fraction: float = 0.02  # of each source's documents, never trained on

@@ -133,7 +133,7 @@ def _data(cfg: Config) -> list[str]:
     for source, weight in weights.items():
         if not math.isfinite(weight) or weight < 0:
             errors.append(f"data.weights.{source}={weight:g} is no share; use 0 or more")
-    if not errors and not sum(weights.values()) > 0:
+    if cfg.data.name == "toy" and not errors and not sum(weights.values()) > 0:
         errors.append("data.weights gives no source a share; set at least one, such as data.weights.prose=1")
     fraction = cfg.data.holdout_fraction
     if not 0 < fraction < 1:

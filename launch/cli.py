@@ -1,0 +1,101 @@
+"""The console script `octavo`. Starts without torch; only `train` imports it, once the configuration holds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from trainer import schema
+from trainer.compose import overview, report
+from trainer.config import ConfigError
+
+OVERRIDES = "Overrides are recipe=NAME, GROUP=OPTION and KEY=VALUE, as in: recipe=toy optim.lr=1e-3"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        near = schema.did_you_mean(words[0], COMMANDS)
+        print(f"error: octavo {words[0]}: no such command; use {schema.one_of(COMMANDS)}{near}", file=sys.stderr)
+        return 2
+    command, _ = COMMANDS[words[0]]
+    try:
+        return command(words[1:])
+    except ConfigError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _help() -> str:
+    lines = [f"  octavo {name:8} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["usage: octavo COMMAND ...", "", *lines, "", "octavo COMMAND --help says more.", "", overview()])
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"octavo {command}",
+        description=f"{COMMANDS[command][1].capitalize()}. {OVERRIDES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=overview(),
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="override")
+    parser.add_argument("--config-dir", action="append", default=[], help="more recipes and options; may be repeated")
+    return parser
+
+
+def _config(words: Sequence[str]) -> int:
+    from launch.show import print_config, print_differences
+
+    parser = _parser("config")
+    parser.add_argument(
+        "--diff",
+        nargs=2,
+        metavar=("A", "B"),
+        help="each a recipe's name, a quoted list of overrides, a run directory or a resolved config.yaml",
+    )
+    options = parser.parse_intermixed_args(words)
+    if options.diff is None:
+        return print_config(options.overrides, options.config_dir)
+    if options.overrides:
+        parser.error("--diff takes its overrides in quotes, as in: --diff toy 'recipe=toy optim.lr=1e-3'")
+    first, second = options.diff
+    return print_differences(first, second, options.config_dir)
+
+
+def _train(words: Sequence[str]) -> int:
+    from launch.train import RENDEZVOUS, train
+
+    parser = _parser("train")
+    parser.add_argument("--nproc-per-node", type=int, default=1, metavar="N", help="processes on this machine (1)")
+    parser.add_argument("--nnodes", type=int, default=1, metavar="N", help="machines; start the command on each (1)")
+    for option, what in RENDEZVOUS.items():
+        parser.add_argument(option, metavar="X", help=what)
+    # torchrun also takes its options with underscores
+    dashed = [word.replace("_", "-") if word.startswith("--") and "=" not in word else word for word in words]
+    options = parser.parse_intermixed_args(dashed)
+    if options.nproc_per_node < 1 or options.nnodes < 1:
+        parser.error("--nproc-per-node and --nnodes are 1 or more")
+    given = {option: vars(options)[option[2:].replace("-", "_")] for option in RENDEZVOUS}
+    return train(
+        options.overrides,
+        config_dirs=options.config_dir,
+        nproc_per_node=options.nproc_per_node,
+        nnodes=options.nnodes,
+        rendezvous={option: value for option, value in given.items() if value is not None},
+    )
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (_train, "compose once, then train on this machine's or several machines' processes"),
+    "config": (_config, "print a resolved configuration, or the differences of two"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
