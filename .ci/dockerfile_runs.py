@@ -1,7 +1,8 @@
-"""Executes the RUN lines of a Dockerfile as shell, in a copy of the working tree: python .ci/dockerfile_runs.py FILE
+"""Executes the RUN lines of a Dockerfile as shell, in an empty directory: python .ci/dockerfile_runs.py FILE
 
-A check for machines without an image builder. ARG and ENV values are set, COPY is the copy of the tree, and the base
-image is whatever this machine is. Lines that call apt-get need root and apt-get, and are skipped aloud without.
+A check for machines without an image builder. ARG and ENV values are set, COPY copies from the working tree, WORKDIR is
+that directory, and the base image is whatever this machine is. Lines that call apt-get need root and apt-get, and are
+skipped aloud without.
 """
 
 import os
@@ -22,24 +23,28 @@ def instructions(text: str) -> list[tuple[str, str]]:
     return [(keyword.upper(), rest.strip()) for keyword, _, rest in pairs]
 
 
-def copy_tree(target: Path) -> None:
-    """What `COPY . .` brings: files that git tracks or would track."""
-    listed = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
-    for name in filter(None, listed.decode().split("\0")):
-        if Path(name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(name, target / name)
+def copy(words: list[str], target: Path) -> None:
+    """COPY SOURCE... DESTINATION of relative paths, of files that git tracks or would track."""
+    *sources, destination = words
+    listed = subprocess.check_output(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *sources], text=True
+    )
+    for name in filter(None, listed.split("\0")):
+        place = target / (name if destination == "." else Path(destination, Path(name).name))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(name, place)
 
 
 def main(dockerfile: str) -> int:
     can_apt = shutil.which("apt-get") is not None and os.geteuid() == 0
     environment = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="octavo-dockerfile-") as directory:
-        copy_tree(Path(directory))
         for keyword, rest in instructions(Path(dockerfile).read_text()):
             if keyword in ("ARG", "ENV"):
                 name, _, value = rest.partition("=")
                 environment[name] = value.strip("\"'")
+            if keyword == "COPY":
+                copy([word.removeprefix("./") for word in rest.split()], Path(directory))
             if keyword != "RUN":
                 continue
             if re.search(r"\bapt-get\b", rest) and not can_apt:
