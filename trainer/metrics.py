@@ -161,16 +161,17 @@ class MetricsLog:
         seconds_left = (self._total_steps - self._step) * self._seconds_per_step
         self._show(lambda view: view.steps(records, seconds_left))
 
-    def event(self, record: Record, *, paused: float = 0.0) -> None:
+    def event(self, record: Record) -> None:
         """Append and show anything that is not a step: {"event": "evaluation", "loss": ...}.
 
-        "step" is filled in with the last one written. "message" is shown as it is, other values by their names, text of
-        several lines below. paused: seconds that the training stood still for it; the next steps' rates leave them out.
+        "step" is filled in with the last one written. "seconds", where given, is how long the training stood still for
+        it: the next steps' rates leave that out. "message" is shown as it is, other values by their names, text of
+        several lines below.
         """
         if not self._writes:
             return
         record = {"step": self._step, **record}
-        self._seconds_aside += paused
+        self._seconds_aside += float(record.get("seconds", 0.0))
         if problem := self._file.append([record]):
             self._warn(problem)
         self._show(lambda view: view.event(record))

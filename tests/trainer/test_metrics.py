@@ -42,7 +42,7 @@ def test_rates_count_the_tokens_of_the_window_and_leave_events_out(tmp_path, mon
     monkeypatch.setattr("trainer.metrics.time.monotonic", lambda: clock[0])
     log = open_log(tmp_path, peak_flops=1e9)
     clock[0] += 30.0
-    log.event({"event": "evaluation"}, paused=20.0)
+    log.event({"event": "evaluation", "seconds": 20.0})
     log.write(steps(1, 4))
     last = read(tmp_path)[-1]
     assert last["tokens_per_second"] == pytest.approx(4000 / 10.0)
