@@ -1,0 +1,26 @@
+import numpy as np
+import torch
+
+from trainer.data.batch import IGNORE, make_batch
+
+
+def test_labels_positions_and_boundaries_of_a_hand_made_window() -> None:
+    tokens = np.array([[11, 12, 0, 21, 22, 0, 31], [22, 0, 31, 32, 33, 34, 35]])
+    starts = np.zeros((2, 7), bool)
+    starts[0, [3, 6]] = True
+    starts[1, 2] = True
+    batch = make_batch(tokens, starts, [4, 5])
+    assert batch.input_ids.tolist() == [[11, 12, 0, 21, 22, 0], [22, 0, 31, 32, 33, 34]]
+    assert batch.labels.tolist() == [[12, 0, IGNORE, 22, 0, IGNORE], [0, IGNORE, 32, 33, 34, 35]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3]]
+    assert batch.cu_seqlens.tolist() == [0, 3, 6, 8, 12]
+    assert batch.num_tokens == 9
+    assert batch.samples == [4, 5]
+    types = [t.dtype for t in (batch.input_ids, batch.labels, batch.position_ids, batch.cu_seqlens)]
+    assert types == [torch.int64, torch.int64, torch.int64, torch.int32]
+
+
+def test_moving_a_batch_leaves_its_boundaries_on_the_cpu() -> None:
+    batch = make_batch(np.ones((1, 5), np.int64), np.zeros((1, 5), bool), [0]).to("meta")
+    assert {batch.input_ids.device.type, batch.labels.device.type, batch.position_ids.device.type} == {"meta"}
+    assert batch.cu_seqlens.tolist() == [0, 4]

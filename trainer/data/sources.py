@@ -1,0 +1,161 @@
+"""The three toy sources: what text a Python installation already has on its disk.
+
+A source yields documents, grouped by origin (a file, a molecule). All documents of an origin land in the same split,
+and the origins come in the order of a hash of their names, so that a cap on the size takes an even sample.
+"""
+
+import ast
+import importlib.metadata
+import re
+import sysconfig
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from trainer.data.errors import DataError
+from trainer.data.hashing import text_key
+from trainer.data.pubchem import read_molecules
+
+MIN_DOCSTRING = 400  # characters; shorter ones are mostly a single sentence
+MAX_DOCUMENT = 16_000  # characters
+NOT_CODE = {  # directories and files of the standard library
+    *("site-packages", "dist-packages", "lib-dynload", "__pycache__"),  # not the standard library
+    *("test", "tests", "idle_test", "__phello__"),  # tests
+    *("encodings", "pydoc_data"),  # tables and rendered help
+    *("sitecustomize.py", "usercustomize.py", "_distutils_system_mod.py"),  # a distribution's own
+}
+NOT_PROSE = {"tests", "testing", "_testing", "conftest.py"}
+MADE_AT_BUILD = re.compile(r"_sysconfigdata|^config-\d")  # hold paths of the machine that built the interpreter
+
+
+@dataclass(frozen=True)
+class Document:
+    origin: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Source:
+    name: str
+    packages: tuple[str, ...]  # distributions that must be installed; their versions enter the corpus' hash
+    licence: str
+    prompt: str  # how a sample text of this source starts
+    read: Callable[[], Iterator[Document]]
+
+
+def installed_version(package: str) -> str:
+    """Version of a distribution; DataError naming the extra that brings it where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise DataError(
+            f"the toy corpus is made from the package '{package}', which is not installed: pip install 'octavo[toy]'"
+        ) from None
+
+
+def package_files(package: str, suffix: str) -> list[tuple[str, Path]]:
+    """(name, path) of the installed files of a distribution with this suffix; nothing is imported."""
+    installed_version(package)
+    files = importlib.metadata.files(package)
+    found = [(f.as_posix(), Path(str(f.locate()))) for f in files or [] if f.suffix == suffix]
+    if not found:
+        raise DataError(f"package '{package}' lists no {suffix} files: reinstall it with pip install 'octavo[toy]'")
+    return found
+
+
+def _hash_order(files: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    return sorted(files, key=lambda item: (text_key(item[0]), item[0]))
+
+
+def _read_source_file(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, FileNotFoundError):  # another encoding, or a file listed that a packager cut
+        return None
+
+
+def cut(text: str) -> Iterator[str]:
+    """A long text in parts of at most MAX_DOCUMENT characters, cut between top-level definitions or paragraphs."""
+    while len(text) > MAX_DOCUMENT:
+        for boundary in ("\n\n\n", "\n\n", "\n"):
+            end = text.rfind(boundary, MAX_DOCUMENT // 2, MAX_DOCUMENT)
+            if end > 0:
+                break
+        else:
+            end = MAX_DOCUMENT - 1
+        yield text[: end + 1]
+        text = text[end + 1 :].lstrip("\n")
+    yield text
+
+
+def read_code() -> Iterator[Document]:
+    """Modules of the running interpreter's standard library, long ones in parts; tests and tables left out."""
+    root = Path(sysconfig.get_path("stdlib"))
+    modules = []
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).parts
+        if NOT_CODE.isdisjoint(parts) and not any(MADE_AT_BUILD.search(part) for part in parts):
+            modules.append((PurePath(*parts).as_posix(), path))
+    if not modules:
+        raise DataError(f"{root}: no Python files; the toy corpus needs an interpreter with its standard library")
+    for name, path in _hash_order(modules):
+        text = _read_source_file(path)
+        if text and text.strip():
+            for part in cut(text.strip() + "\n"):
+                yield Document(name, part)
+
+
+def docstrings(source: str) -> list[str]:
+    """Dedented docstrings of MIN_DOCSTRING characters or more in Python source, numpy's `add_newdoc` included."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # stray backslashes in other people's strings
+        tree = ast.parse(source)
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.append(ast.get_docstring(node) or "")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "add_newdoc":
+            strings = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+            found.extend(textwrap.dedent(string).strip() for string in strings)
+    return [text + "\n" for text in found if len(text) >= MIN_DOCSTRING]
+
+
+def read_prose(packages: tuple[str, ...]) -> Iterator[Document]:
+    """Long docstrings of installed packages, parsed from their source files without importing them."""
+    files = [item for package in packages for item in package_files(package, ".py")]
+    for name, path in _hash_order(files):
+        if NOT_PROSE.isdisjoint(PurePath(name).parts):
+            for text in docstrings(_read_source_file(path) or ""):
+                for part in cut(text):
+                    yield Document(name, part)
+
+
+def read_pubchem() -> Iterator[Document]:
+    """A paragraph for every PubChem record in the package `chemicals`."""
+    tables = [path for name, path in package_files("chemicals", ".tsv") if "pubchem large" in name]
+    if not tables:
+        raise DataError("package 'chemicals' has no PubChem table: pip install 'octavo[toy]' brings the right version")
+    for skeleton, text in read_molecules(tables[0]):
+        yield Document(skeleton, text)
+
+
+PROSE_PACKAGES = ("numpy", "scipy", "pandas", "fluids", "chemicals")
+SOURCES = (
+    Source(
+        "pubchem",
+        ("chemicals",),
+        "package chemicals (MIT); records of PubChem, in the public domain",
+        "The molecular formula of",
+        read_pubchem,
+    ),
+    Source("code", (), "CPython standard library (PSF-2.0)", "def read(", read_code),
+    Source(
+        "prose",
+        PROSE_PACKAGES,
+        "numpy, scipy, pandas (BSD-3-Clause), fluids, chemicals (MIT)",
+        "Compute the",
+        lambda: read_prose(PROSE_PACKAGES),
+    ),
+)
