@@ -85,6 +85,10 @@ def event_text(record: Record) -> str:
             below += [f"{key}:", *(f"    {line}" for line in value.splitlines())]
         elif isinstance(value, Mapping):
             shown += [f"{key} {name} {_short(number)}" for name, number in value.items()]
+        elif key.endswith("_bytes"):
+            shown.append(f"{key.removesuffix('_bytes')} {value / 2**20:,.1f} MiB")
+        elif key.endswith("seconds"):
+            shown.append(f"{value:.1f} s")
         else:
             shown.append(f"{key} {_short(value)}")
     return "\n".join([f"step {record['step']} · {record['event']}: {' · '.join(shown)}", *below])

@@ -70,6 +70,11 @@ def test_text_of_several_lines_is_shown_below_its_event():
     assert text == "step 9 · sample: source code\ntext:\n    def f():\n        return 1"
 
 
+def test_sizes_and_times_have_their_units():
+    text = event_text({"step": 9, "event": "checkpoint", "size_bytes": 150 * 2**20, "write_seconds": 0.74})
+    assert text == "step 9 · checkpoint: size 150.0 MiB · 0.7 s"
+
+
 def test_elsewhere_than_a_terminal_there_are_plain_lines_only(tmp_path, capsys):
     run(tmp_path, console="auto")
     out = capsys.readouterr().out
