@@ -11,7 +11,8 @@ def main() -> int:
     record = max(Path("runs").glob("toy-*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     evaluations = [line for line in map(json.loads, record.open()) if line.get("event") == "evaluation"]
     first, last = evaluations[0], evaluations[-1]
-    print(f"{record}\n\n| source | unigram | after {first['step']} steps | after {last['step']} steps |\n|---|---|---|---|")
+    print(f"{record}\n\n| source | unigram | after {first['step']} steps | after {last['step']} steps |")
+    print("|---|---|---|---|")
     short = []
     for source, loss in last["heldout"].items():
         print(f"| {source} | {last['unigram'][source]:.2f} | {first['heldout'][source]:.2f} | {loss:.2f} |")
