@@ -1,0 +1,55 @@
+"""What is done to every decoder block before parameters are spread: compile, then recompute.
+
+Both act in place and wrap nothing, so that modules and parameters keep their names. The order matters: a compiled block
+that is recomputed stays compiled, whereas recomputation inside a block keeps the compiler out of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+# Results that cost a matmul to make again. Norms, rotary, activations and gathers are passes over memory and cheap.
+SAVED = frozenset(
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "mm", "addmm", "bmm", "_grouped_mm",
+        "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+    )
+)  # fmt: skip
+
+
+def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str) -> None:
+    """Trade memory for time: "none" keeps every activation, "full" only each block's input, "selective" also the
+    results of matmuls and attention.
+
+    The recomputed forward repeats the same operations on the same numbers, so losses and gradients do not change.
+    """
+    if recompute == "none":
+        return
+    # Blocks draw no random numbers, so there is no generator state to keep.
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if recompute == "selective":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+    for block in blocks:
+        block.forward = functools.partial(_recomputed, block.forward, options)  # type: ignore[method-assign]
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """torch.compile each block by itself: all have one shape, so that one compilation serves every layer."""
+    for block in blocks:
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Any], options: dict[str, Any], *args: Any) -> Any:
+    return checkpoint(forward, *args, **options) if torch.is_grad_enabled() else forward(*args)
+
+
+def _policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in SAVED else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,73 @@
+"""Held-out loss and sample texts: the right numbers, and nothing drawn from training's generators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from parallel.world import World
+from tests.trainer.tiny_run import tiny_config
+from trainer.data import build_data
+from trainer.evaluate import held_out_nats
+from trainer.generate import generate
+from trainer.run import build_model
+
+
+@pytest.fixture
+def parts(tmp_path):
+    cfg = tiny_config(tmp_path)
+    return build_model(cfg, World()), build_data(cfg.data, seed=0, vocab_size=cfg.model.vocab_size)
+
+
+def test_held_out_loss_is_the_mean_over_tokens(parts):
+    model, data = parts
+    before = torch.get_rng_state()
+    found = held_out_nats(model, data, World(), batches=3, micro_batch=2, chunk=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    total, tokens = 0.0, 0
+    for batch in data.eval_batches("synthetic", 3, 2):
+        logits = model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        total += F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="sum").item()
+        tokens += batch.num_tokens
+    assert found == {"synthetic": pytest.approx(total / tokens, rel=1e-5)}
+
+
+def test_texts_side_by_side_are_what_each_would_be_alone(parts):
+    """Packing keeps them apart, and a window slides over a text that outgrows it."""
+    model, _ = parts
+    with torch.no_grad():
+        model.lm_head.mul_(1e5)  # sharp enough that sampling is greedy
+    options = {"tokens": 9, "window": 6, "eos_id": 0, "seed": 1}
+    prompts = [[5, 6, 7], [9], []]
+    together = generate(model, prompts, **options)
+    assert together == [generate(model, [prompt], **options)[0] for prompt in prompts]
+    text = [5, 6, 7]
+    for token in together[0]:
+        logits = model(torch.tensor([text[-6:]]))[0, -1]
+        assert token == logits.argmax()
+        text.append(token)
+
+
+def test_a_text_ends_at_the_end_of_its_document_and_the_others_go_on(parts, monkeypatch):
+    model, _ = parts
+    seen = []
+
+    def counts_up_by_the_first_token(_model, texts):
+        seen.append(len(texts))
+        return F.one_hot(torch.tensor([text[-1] + text[0] for text in texts]), 64) * 1e4
+
+    monkeypatch.setattr("trainer.generate._next_logits", counts_up_by_the_first_token)
+    assert generate(model, [[3], [5]], tokens=4, window=8, eos_id=9, seed=0) == [[6], [10, 15, 20, 25]]
+    assert seen == [2, 2, 1, 1]
+    assert generate(model, [[3], [3]], tokens=4, window=8, eos_id=9, seed=0) == [[6], [6]]
+
+
+def test_sampling_repeats_and_leaves_the_generators_alone(parts):
+    model, _ = parts
+    before = torch.get_rng_state()
+    options = {"tokens": 12, "window": 16, "eos_id": 0}
+    first = generate(model, [[1, 2], [3]], seed=4, **options)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert generate(model, [[1, 2], [3]], seed=4, **options) == first
+    assert generate(model, [[1, 2], [3]], seed=5, **options) != first

@@ -1,0 +1,277 @@
+"""Stopping and going on: bit for bit the run that was never stopped, whatever stopped it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed.checkpoint as dcp
+
+from tests.trainer.tiny_run import events, losses, tiny_config
+from trainer import run as module
+from trainer.checkpoint.store import CheckpointStore
+from trainer.run import Trainer, train
+
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> list[tuple[int, str]]:
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    assert train(tiny_config(directory, steps=STEPS)) == 0
+    assert len(losses(directory)) == STEPS
+    return losses(directory)
+
+
+def stop_during(monkeypatch, step: int, number: signal.Signals = signal.SIGINT) -> None:
+    """Send this process a signal in the middle of optimizer step `step`."""
+    genuine = Trainer._train_step
+
+    def train_step(self, *args):
+        if self.step + 1 == step:
+            os.kill(os.getpid(), number)
+        genuine(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+
+
+@pytest.mark.parametrize("first", [1, 3, 5, STEPS - 1])
+def test_stopped_twice_and_resumed_is_bitwise_the_run_that_never_stopped(tmp_path, monkeypatch, uninterrupted, first):
+    cfg = tiny_config(tmp_path, steps=STEPS, every=2)
+    for step in sorted({first, min(first + 2, STEPS - 1)}):
+        with monkeypatch.context() as patch:
+            stop_during(patch, step)
+            assert train(cfg) == 130
+        assert len(losses(tmp_path)) == step
+    assert train(cfg) == 0
+    assert losses(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capfd, number, code):
+    before = signal.getsignal(number)
+    stop_during(monkeypatch, 4, number)
+    assert train(tiny_config(tmp_path, steps=STEPS)) == code
+    error = capfd.readouterr().err
+    assert f"stopped by {number.name} after step 4" in error
+    assert "step-4; the same command continues it" in error
+    assert len(losses(tmp_path)) == 4
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-4\n"
+    assert signal.getsignal(number) is before
+
+
+def test_the_hint_names_the_directory_where_the_same_command_would_not_continue(tmp_path, monkeypatch, capfd):
+    stop_during(monkeypatch, 2)
+    assert train(tiny_config(tmp_path / "run", steps=STEPS, resume="never")) == 130
+    assert f"run.dir={tmp_path / 'run'} train.resume=auto continues it" in capfd.readouterr().err
+
+
+def test_a_finished_run_says_what_extends_it_and_goes_on(tmp_path, capsys, uninterrupted):
+    cfg = tiny_config(tmp_path, steps=4, schedule="constant")
+    assert train(cfg) == 0
+    once = losses(tmp_path)
+    assert train(cfg) == 0
+    assert "train.steps" in capsys.readouterr().out
+    assert losses(tmp_path) == once
+    cfg.train.steps = STEPS
+    assert train(cfg) == 0
+    whole = tiny_config(tmp_path / "whole", steps=STEPS, schedule="constant")
+    assert train(whole) == 0
+    assert losses(tmp_path) == losses(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_run(
+    tmp_path, monkeypatch, uninterrupted, capsys
+):
+    cfg = tiny_config(tmp_path, steps=STEPS, every=2)
+    with monkeypatch.context() as patch:
+        stop_during(patch, 6)
+        assert train(cfg) == 130
+    shard = tmp_path / "checkpoints" / "step-6" / "__0_0.distcp"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert train(cfg) == 0
+    assert losses(tmp_path) == uninterrupted
+    (warning,) = events(tmp_path, "warning")
+    assert "step-6/__0_0.distcp" in warning["message"]
+
+
+def test_damage_everywhere_is_one_line_and_no_new_run(tmp_path, capsys):
+    cfg = tiny_config(tmp_path, steps=4)
+    assert train(cfg) == 0
+    (tmp_path / "checkpoints" / "step-4" / ".metadata").unlink()
+    cfg.train.steps = 8
+    assert train(cfg) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "step-4/.metadata is missing" in error
+    assert "train.resume=never" in error
+    assert len(losses(tmp_path)) == 4
+
+
+KILLED = """
+import os, signal, sys
+from tests.trainer.tiny_run import tiny_config
+from trainer.checkpoint import store
+from trainer.run import train
+genuine = getattr(store, sys.argv[2])
+def killed(*args, **kwargs):
+    if any("step-6" in str(argument) for argument in args):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return genuine(*args, **kwargs)
+setattr(store, sys.argv[2], killed)
+train(tiny_config(sys.argv[1], steps=9, every=3))
+"""
+
+
+@pytest.mark.parametrize("moment", ["file_facts", "write_manifest"])
+def test_kill_9_during_a_save(tmp_path, uninterrupted, moment):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], env=_environment(), timeout=100)
+    assert done.returncode == -signal.SIGKILL
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-3", "step-6.tmp"]
+    assert train(tiny_config(tmp_path, steps=STEPS, every=3)) == 0
+    assert losses(tmp_path) == uninterrupted
+    (warning,) = events(tmp_path, "warning")
+    assert "step-6.tmp is half written" in warning["message"]
+
+
+STUCK = """
+import sys, time
+from tests.trainer.tiny_run import tiny_config
+from trainer.run import Trainer, train
+def stuck(self, *args):
+    print("in the step", flush=True)
+    time.sleep(100)
+Trainer._train_step = stuck
+train(tiny_config(sys.argv[1]))
+"""
+
+
+def test_a_second_ctrl_c_quits_at_once_and_an_echo_of_the_first_does_not(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(tmp_path)],
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "in the step\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)  # as torchrun does after a terminal's Ctrl-C
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert error.splitlines() == [
+        "SIGINT: finishing the step, then saving; again to quit now",
+        "SIGINT again: quitting without a save",
+    ]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def fill_the_disk(monkeypatch, at_steps: set[int]) -> None:
+    genuine = dcp.FileSystemWriter.write_data
+
+    def write_data(self, *args, **kwargs):
+        if any(f"step-{step}." in str(self.path) for step in at_steps):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return genuine(self, *args, **kwargs)
+
+    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", write_data)
+
+
+def test_a_full_disk_during_a_save_is_a_warning(tmp_path, monkeypatch, uninterrupted):
+    fill_the_disk(monkeypatch, {4, 6})
+    assert train(tiny_config(tmp_path, steps=STEPS, every=2, keep=9)) == 0
+    assert losses(tmp_path) == uninterrupted
+    assert [w["message"] for w in events(tmp_path, "warning")] == [
+        f"checkpoint step-{step} was not saved: No space left on device; the older ones are kept" for step in (4, 6)
+    ]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-2", "step-8", "step-9"]
+
+
+def test_a_full_disk_at_the_last_save_is_exit_code_1(tmp_path, monkeypatch, capsys):
+    fill_the_disk(monkeypatch, {STEPS})
+    assert train(tiny_config(tmp_path, steps=STEPS, every=4)) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the last checkpoint could not be saved" in error
+    assert "step-8 is kept" in error
+    monkeypatch.undo()
+    assert train(tiny_config(tmp_path, steps=STEPS, every=4)) == 0
+
+
+def test_a_full_disk_at_a_stop_is_exit_code_1(tmp_path, monkeypatch, capfd):
+    fill_the_disk(monkeypatch, {3})
+    stop_during(monkeypatch, 3)
+    assert train(tiny_config(tmp_path, steps=STEPS, every=2)) == 1
+    assert "step 3 could not be saved" in capfd.readouterr().err
+
+
+def test_another_model_is_refused_by_its_directory(tmp_path, capsys):
+    assert train(tiny_config(tmp_path, steps=2)) == 0
+    assert train(tiny_config(tmp_path, steps=4, model={"expert_width": 24})) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "model.expert_width: 16 -> 24" in error
+
+
+def test_another_model_is_refused_by_the_store_too(tmp_path, capsys):
+    assert train(tiny_config(tmp_path / "a", steps=2)) == 0
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "checkpoints").rename(tmp_path / "b" / "checkpoints")
+    cfg = tiny_config(tmp_path / "b", steps=4, model={"expert_width": 24})
+    module.rundir.prepare(module.rundir.RunDir(tmp_path / "b", "new"), cfg)
+    assert train(cfg) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "moe.experts.w13 is [8, 2, 16, 32] float32 in the checkpoint and [8, 2, 24, 32] float32 here" in error
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
+    assert train(tiny_config(tmp_path, steps=2)) == 0
+    genuine = module.build_data
+
+    def other_data(*args, **kwargs):
+        data = genuine(*args, **kwargs)
+        data.fingerprint = "f" * 64
+        return data
+
+    monkeypatch.setattr(module, "build_data", other_data)
+    assert train(tiny_config(tmp_path, steps=4)) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "other data" in error
+    assert "ffffffffffff" in error
+
+
+def test_what_fails_in_the_middle_leaves_no_half_written_checkpoint(tmp_path, monkeypatch):
+    genuine = CheckpointStore._make_room
+
+    def slow(self, *args):
+        time.sleep(0.3)
+        genuine(self, *args)
+
+    def breaks(self, *args):
+        if self.step == 3:
+            raise ZeroDivisionError
+        train_step(self, *args)
+
+    train_step = Trainer._train_step
+    monkeypatch.setattr(CheckpointStore, "_make_room", slow)
+    monkeypatch.setattr(Trainer, "_train_step", breaks)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_config(tmp_path, steps=STEPS, every=3))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-3"]

@@ -1,0 +1,32 @@
+"""Held-out loss per source. Draws no random numbers and moves no state of the training run."""
+
+from __future__ import annotations
+
+import torch
+
+from parallel.world import World
+from trainer.data import Data
+from trainer.model import Decoder
+
+
+@torch.no_grad()
+def held_out_nats(
+    model: Decoder, data: Data, world: World, *, batches: int, micro_batch: int, chunk: int
+) -> dict[str, float]:
+    """Cross-entropy in nats per token on fixed windows of each source's held-out split; alike on all ranks.
+
+    batches: micro-batches of `micro_batch` windows for each rank. chunk: tokens whose logits exist at one time.
+    """
+    sums = torch.zeros(len(data.sources), 2, dtype=torch.float64, device=world.device)
+    for number, source in enumerate(data.sources):
+        for turn, batch in enumerate(data.eval_batches(source, batches * world.size, micro_batch)):
+            if turn % world.size != world.rank:
+                continue
+            batch = batch.to(world.device)
+            nats, _ = model(
+                batch.input_ids, batch.position_ids, batch.cu_seqlens, labels=batch.labels, loss_chunk=chunk
+            )
+            sums[number, 0] += nats
+            sums[number, 1] += batch.num_tokens
+    world.sum_tensor(sums)
+    return {source: nats / max(tokens, 1.0) for source, (nats, tokens) in zip(data.sources, sums.tolist(), strict=True)}

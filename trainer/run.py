@@ -1,0 +1,362 @@
+"""One training run, top to bottom: build five components, loop, leave behind a checkpoint and a sample of text."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel.blocks import checkpoint_activations, compile_blocks
+from parallel.world import World, WorldError, start_world
+from trainer import rundir, schema
+from trainer.checkpoint.state import restore_generators, training_tensors
+from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
+from trainer.compose import report
+from trainer.config import Config, ConfigError
+from trainer.data import Batch, DataError, build_data
+from trainer.evaluate import held_out_nats
+from trainer.generate import generate
+from trainer.loss import loss_terms
+from trainer.metrics import MetricsLog, device_peak
+from trainer.model import Decoder
+from trainer.model.experts import Experts
+from trainer.optim import Stepper, lr_at
+from trainer.precision import COMPUTE_DTYPES
+from trainer.stop import StopRequest
+
+
+class RunError(RuntimeError):
+    """The run cannot go on; the message says why and what would help."""
+
+
+def train(cfg: Config) -> int:
+    """Train `cfg` to its last step, on every rank of a torchrun launch or alone.
+
+    Returns the exit code: 0 done, 1 failed (one line on stderr where it is the user's to mend), 2 a run directory that
+    cannot be used, 130 or 143 stopped by SIGINT or SIGTERM after saving.
+    """
+    world = World()
+    try:
+        world = start_world(cfg.train.device, cfg.parallel.timeout_s)
+        world.agree("configuration", schema.digest(schema.to_dict(cfg)))
+        run = _choose_directory(cfg, world)
+        if run.status == "finished":
+            if world.rank == 0:
+                print(rundir.finished_line(run, cfg))
+            return 0
+        return Trainer(cfg, run.path, world).run()
+    except ConfigError as error:
+        return report(error) if world.rank == 0 else 2
+    except (DataError, WorldError, CheckpointError, RunError) as error:
+        if world.rank == 0 or isinstance(error, DataError):
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        if world.rank == 0:
+            print("interrupted before the first step; there is nothing to save", file=sys.stderr)
+        return 130
+    finally:
+        world.close()
+
+
+class Trainer:
+    """The five components of a run and the position it has reached."""
+
+    def __init__(self, cfg: Config, directory: Path, world: World) -> None:
+        torch.manual_seed(cfg.train.seed)
+        self.cfg, self.directory, self.world = cfg, directory, world
+        self.data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size)
+        self.model = build_model(cfg, world)
+        self.stepper = Stepper(self.model, cfg.optim)
+        self.store = CheckpointStore(
+            directory / rundir.CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self._warn_early
+        )
+        self.early_warnings: list[str] = []
+        self.step = self.sample = self.saved_step = 0  # steps done, samples seen, step of the last checkpoint
+        self.resumed = self._resume()
+        self.log = MetricsLog(
+            directory,
+            cfg.logging,
+            resume_step=self.step,
+            total_steps=cfg.train.steps,
+            flops_per_token=cfg.model.flops_per_token(cfg.data.seq_len),
+            peak_flops=_peak_flops(cfg, world),
+            config=schema.to_dict(cfg),
+            rank=world.rank,
+        )
+        self.unread: list[tuple[dict[str, Any], Tensor]] = []  # steps whose scalars are still on the device
+
+    def run(self) -> int:
+        """The loop. Every rank takes every branch alike."""
+        cfg, world = self.cfg.train, self.world
+        try:
+            self._announce()
+            with StopRequest() as stop:
+                while self.step < cfg.steps:
+                    batches = self._next_batches()
+                    tokens, interrupts, terminations = world.sum_counts(
+                        sum(batch.num_tokens for batch in batches),
+                        stop.asked(signal.SIGINT),
+                        stop.asked(signal.SIGTERM),
+                    )
+                    if interrupts or terminations:
+                        return self._stop(signal.SIGTERM if terminations else signal.SIGINT)
+                    self._train_step(batches, tokens)
+                    if self.step % cfg.log_every == 0:
+                        self._read_metrics()
+                    if cfg.eval_every and self.step % cfg.eval_every == 0 and self.step < cfg.steps:
+                        self._evaluate()
+                    if self.cfg.checkpoint.every and self.step % self.cfg.checkpoint.every == 0:
+                        self._save()
+                    self._tell(self.store.finished())
+                return self._finish()
+        finally:
+            if world.size == 1:  # several ranks cannot count on each other after an error
+                self._tell(self.store.wait())
+            self.log.close()
+
+    # ---- the step
+
+    def _next_batches(self) -> list[Batch]:
+        """This rank's micro-batches of the next step. Micro-batch j of all ranks together is one contiguous range of
+        samples, so that any number of ranks with the same product of ranks and micro_batch sees the same ones."""
+        micro, world = self.cfg.train.micro_batch, self.world
+        firsts = range(self.sample, self.sample + self.cfg.train.global_batch, micro * world.size)
+        return [self.data.train_batch(first + world.rank * micro, micro) for first in firsts]
+
+    def _train_step(self, batches: list[Batch], tokens: int) -> None:
+        """One optimizer step. Nothing in it waits for the device."""
+        cfg, world = self.cfg, self.world
+        sums = torch.zeros(4, device=world.device)
+        for batch in batches:
+            terms = loss_terms(
+                self.model,
+                batch.to(world.device),
+                token_count=max(tokens, 1),
+                micro_batches=len(batches),
+                chunk=cfg.train.loss_chunk,
+                ranks=world.size,
+                sum_over_ranks=(lambda counts: world.sum_tensor(counts.clone())) if world.size > 1 else None,
+            )
+            terms.total.backward()
+            largest = terms.max_load / (len(batches) * world.size)
+            sums += torch.stack([terms.cross_entropy, terms.balance, terms.z, largest]).detach()
+        world.sum_gradients(self.model.parameters())
+        self.step += 1
+        self.sample += cfg.train.global_batch
+        norm, skipped = self.stepper.step(self.step, cfg.train.steps)
+        facts = {"step": self.step, "lr": lr_at(self.step, cfg.optim, cfg.train.steps), "tokens": tokens}
+        self.unread.append((facts, torch.cat([sums, norm.view(1), skipped])))
+
+    def _read_metrics(self) -> None:
+        """The one place that waits for the device. Raises `RunError` after too many skipped steps in a row."""
+        if not self.unread:
+            return
+        scalars = torch.stack([row for _, row in self.unread])
+        scalars[:, :4] = self.world.sum_tensor(scalars[:, :4].contiguous())
+        records, worst = [], 0
+        for (facts, _), (loss, balance, z, load, norm, in_a_row, skipped) in zip(
+            self.unread, scalars.tolist(), strict=True
+        ):
+            values = {"loss": loss, "grad_norm": norm, "balance": balance, "z": z, "max_load": load}
+            records.append({**facts, **values, "skipped": int(skipped)})
+            worst = max(worst, int(in_a_row))
+        self.unread.clear()
+        self.log.write(records)
+        limit = self.cfg.train.max_skipped
+        if worst >= limit:
+            self._tell(self.store.wait())
+            raise RunError(
+                f"{worst} steps in a row had a gradient that was not finite (train.max_skipped={limit}); they changed "
+                "no weight. Lower optim.lr, lengthen optim.warmup_steps or look at the data of these steps; "
+                f"the last checkpoint is {self._last_checkpoint()}"
+            )
+
+    # ---- beside the step
+
+    def _evaluate(self, *, final: bool = False) -> None:
+        self._read_metrics()
+        began, cfg = time.perf_counter(), self.cfg.train
+        heldout = held_out_nats(
+            self.model,
+            self.data,
+            self.world,
+            batches=cfg.eval_batches,
+            micro_batch=cfg.micro_batch,
+            chunk=cfg.loss_chunk,
+        )
+        record: dict[str, Any] = {"event": "evaluation", "step": self.step, "heldout": heldout}
+        if final and self.world.rank == 0:
+            record["unigram"] = {source: self.data.unigram_nats(source) for source in self.data.sources}
+            record["uniform"] = math.log(self.data.vocab_size)
+        self.log.event({**record, "seconds": round(time.perf_counter() - began, 3)})
+
+    def _show_samples(self) -> None:
+        """Rank 0 continues each source's prompt, so that a person sees what was learned."""
+        if self.world.rank or not self.cfg.train.sample_tokens:
+            return
+        prompts, tokenizer = self.data.prompts(), self.data.tokenizer
+        encoded = [tokenizer.encode(prompt) for prompt in prompts.values()]
+        # A compiled block would be compiled again for every length.
+        eager = torch.compiler.set_stance("force_eager") if self.cfg.train.compile else contextlib.nullcontext()
+        with eager:
+            texts = generate(
+                self.model,
+                encoded,
+                tokens=self.cfg.train.sample_tokens,
+                window=self.cfg.data.seq_len,
+                eos_id=tokenizer.eos_id,
+                seed=self.cfg.train.seed,
+            )
+        for source, prompt, text in zip(prompts, encoded, texts, strict=True):
+            self.log.event(
+                {"event": "sample", "step": self.step, "source": source, "text": tokenizer.decode(prompt + text)}
+            )
+
+    def _save(self) -> None:
+        self._read_metrics()
+        facts = {"sample": self.sample, "data": self.data.fingerprint}
+        tensors = training_tensors(self.model, self.stepper, self.world.rank)
+        self._tell(self.store.save(self.step, tensors, facts))
+        self.saved_step = self.step
+
+    def _tell(self, saved: Saved | None) -> bool:
+        """Log how a save ended. False where it failed."""
+        if saved is None:
+            return True
+        record: dict[str, Any] = {"step": self.step}
+        if saved.error is None:
+            facts = {"size_bytes": saved.size, "write_seconds": round(saved.seconds, 3)}
+            self.log.event({**record, "event": "checkpoint", "message": f"step-{saved.step} is saved", **facts})
+        else:
+            message = f"checkpoint step-{saved.step} was not saved: {saved.error}; the older ones are kept"
+            self.log.event({**record, "event": "warning", "message": message})
+        return saved.error is None
+
+    def _resume(self) -> bool:
+        """Load the newest whole checkpoint, if there is any."""
+        tensors = training_tensors(self.model, self.stepper, self.world.rank)
+        manifest = self.store.load(tensors, self._same_data)
+        if manifest is None:
+            return False
+        restore_generators(tensors, self.world.rank)
+        self.step = self.saved_step = manifest["step"]
+        self.sample = manifest["sample"]
+        return True
+
+    def _same_data(self, manifest: dict[str, Any]) -> None:
+        if manifest["data"] != self.data.fingerprint:
+            raise CheckpointError(
+                f"{self.directory} was trained on other data: their fingerprint was {manifest['data'][:12]} and is now "
+                f"{self.data.fingerprint[:12]}. Restore the corpus (data.cache_dir, the packages it is made of), or "
+                "use another run.dir"
+            )
+
+    # ---- beginning and end
+
+    def _announce(self) -> None:
+        cfg, model = self.cfg, self.cfg.model
+        for message in self.early_warnings:
+            self.log.event({"event": "warning", "step": self.step, "message": message})
+        parts = [
+            f"{model.num_params() / 1e6:,.1f} M parameters ({model.active_params() / 1e6:,.1f} M active)",
+            f"{cfg.precision.compute} on {self.world.size} x {_device_name(self.world)}",
+            f"experts by {model.expert_backend}",
+            f"{cfg.train.global_batch * cfg.data.seq_len:,} tokens a step",
+            f"in {self.directory}",
+        ]
+        start = f"continued after step {self.step}" if self.resumed else "new"
+        self.log.event({"event": "run", "step": self.step, "message": ", ".join([start, *parts])})
+
+    def _finish(self) -> int:
+        """Save before the last evaluation: what was trained is safe, whatever happens while it is looked at."""
+        if self.saved_step != self.step:
+            self._save()
+        self._evaluate(final=True)
+        self._show_samples()
+        if not self._all_saved():
+            print(f"error: the last checkpoint could not be saved; {self._last_checkpoint()} is kept", file=sys.stderr)
+            return 1
+        return 0
+
+    def _stop(self, number: signal.Signals) -> int:
+        if self.saved_step != self.step:
+            self._save()
+        self._read_metrics()
+        saved = self._all_saved()
+        if self.world.rank == 0:
+            again = "the same command continues it"
+            if self.cfg.train.resume == "never":
+                again = f"run.dir={self.directory} train.resume=auto continues it"
+            where = self._last_checkpoint()
+            if saved:
+                print(f"stopped by {number.name} after step {self.step}; saved in {where}; {again}", file=sys.stderr)
+            else:
+                print(
+                    f"error: stopped by {number.name}, but step {self.step} could not be saved; {where} is kept",
+                    file=sys.stderr,
+                )
+        return 128 + number if saved else 1
+
+    def _all_saved(self) -> bool:
+        """Wait for the save in flight. True where the newest checkpoint is of the last step."""
+        ended_well = self._tell(self.store.wait())
+        return ended_well and rundir.last_step(self.directory) == self.step
+
+    def _last_checkpoint(self) -> str:
+        step = rundir.last_step(self.directory)
+        return str(self.directory / rundir.CHECKPOINTS / f"step-{step}") if step else "none"
+
+    def _warn_early(self, message: str) -> None:
+        """Warnings of the load come before the log is open, which has to know where the record is cut."""
+        self.early_warnings.append(message)
+
+
+def build_model(cfg: Config, world: World) -> Decoder:
+    """The model of `cfg` on this rank's device, initialised from `train.seed`, with recompute and compile applied."""
+    dtype = COMPUTE_DTYPES[cfg.precision.compute]
+    with torch.device("meta"):
+        model = Decoder(cfg.model, dtype)
+    model.to_empty(device=world.device)
+    model.init_weights(cfg.train.seed)
+    world.broadcast_module(model)
+    if cfg.train.compile:
+        if dtype != torch.bfloat16:  # the grouped GEMM can be traced in bf16 alone
+            for module in model.modules():
+                if isinstance(module, Experts):
+                    module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+        compile_blocks(model.layers)
+    checkpoint_activations(model.layers, cfg.train.recompute)
+    return model
+
+
+def _choose_directory(cfg: Config, world: World) -> rundir.RunDir:
+    """Rank 0 chooses and prepares the run's directory; every rank learns it, or that it cannot be used."""
+    run, errors = None, []
+    if world.rank == 0:
+        try:
+            run = rundir.choose(cfg)
+            if run.status != "finished":
+                rundir.prepare(run, cfg)
+        except ConfigError as error:
+            errors = error.errors
+    run, errors = world.broadcast((run, errors))
+    if run is None:
+        raise ConfigError(errors)
+    return run
+
+
+def _device_name(world: World) -> str:
+    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+
+
+def _peak_flops(cfg: Config, world: World) -> float | None:
+    peak = device_peak(_device_name(world), cfg.precision.compute)
+    return peak * world.size if peak else None

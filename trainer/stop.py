@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM as a request: the step that runs is finished, then the loop saves and leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+# torchrun passes a terminal's Ctrl-C on to workers that the terminal has already told. Only what comes later than this
+# many seconds after the first signal is a person who means it.
+ECHO_S = 1.0
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM is noted in `signal`; a later one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._asked_at = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def asked(self, number: int) -> bool:
+        return self.signal == number
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.signal is None:
+            self.signal, self._asked_at = number, time.monotonic()
+            # os.write: print may be what the signal interrupted
+            os.write(2, f"{name}: finishing the step, then saving; again to quit now\n".encode())
+        elif time.monotonic() - self._asked_at > ECHO_S:
+            show_cursor = "\033[?25h" if os.isatty(1) else ""  # a progress bar may have hidden it
+            os.write(2, f"{show_cursor}{name} again: quitting without a save\n".encode())
+            os._exit(128 + number)
