@@ -145,7 +145,7 @@ def _write_corpus(partial: Path, recipe: Manifest, sources: Sequence[Source], pr
     for source in sources:
         texts[source.name] = _split(source, cap * CHARS_PER_TOKEN, fraction)
         characters = sum(len(text) for part in texts[source.name].values() for text in part)
-        progress(f"corpus: {source.name}: {characters / 1e6:.1f} MB of text from the {source.licence}")
+        progress(f"corpus: {source.name}: {characters / 1e6:.1f} MB of text: {source.licence}")
 
     progress(f"corpus: training a byte-level BPE of {VOCAB_SIZE} tokens")
     sample = [text for parts in texts.values() for text in _take(parts[TRAIN], BPE_SAMPLE)]
