@@ -1,6 +1,7 @@
 """What holds for the repository as a whole: its layout, the arrows between packages, the cost of an import, set-up."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from trainer.compose import compose
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("trainer", "parallel", "launch", "recipes")
@@ -67,6 +70,18 @@ def test_every_recipe_is_installed_with_its_package():
     for recipe in recipes:
         assert any(fnmatch(recipe.name, pattern) for pattern in patterns), recipe
         assert (recipe.parent / "__init__.py").exists(), f"{recipe.parent} is no package: pkg://recipes will not see it"
+
+
+def test_the_table_of_models_in_the_readme_is_right():
+    text = (CHECKOUT / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE))
+    assert set(rows) == {path.stem for path in (CHECKOUT / "recipes" / "model").glob("*.yaml")}
+    for name, row in rows.items():
+        model = compose(["recipe=toy", f"model={name}"]).model
+        unit, letter = (1e9, "B") if model.num_params() > 1e9 else (1e6, "M")
+        counts = [f"{count / unit:.1f} {letter}" for count in (model.num_params(), model.active_params())]
+        sizes = (model.num_layers, model.hidden_size, model.num_experts, model.experts_per_token, model.router_groups)
+        assert row.split(" | ") == [*counts, *map(str, sizes)], name
 
 
 def test_the_toy_extra_is_what_the_constraints_pin():
