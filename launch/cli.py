@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -77,7 +78,7 @@ def _train(words: Sequence[str]) -> int:
     for option, what in RENDEZVOUS.items():
         parser.add_argument(option, metavar="X", help=what)
     # torchrun also takes its options with underscores
-    dashed = [word.replace("_", "-") if word.startswith("--") and "=" not in word else word for word in words]
+    dashed = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
     options = parser.parse_intermixed_args(dashed)
     if options.nproc_per_node < 1 or options.nnodes < 1:
         parser.error("--nproc-per-node and --nnodes are 1 or more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -86,8 +87,14 @@ def _torchrun(arguments: Sequence[str]) -> int:
 def _exit_code(failed: ChildFailedError) -> int:
     """The exit code of the rank that failed first; 128 + the signal's number if a signal ended it."""
     failures = failed.failures
-    # the agent ends the others with a signal: who left by itself was first
-    rank = min(failures, key=lambda rank: (failures[rank].exitcode < 0, failures[rank].timestamp))
+
+    def order(rank: int) -> tuple[bool, int, bool]:
+        # The agent ends the other ranks by SIGTERM. Within a second, a rank that was killed came before one that then
+        # missed it in a collective; of equals the agent lists the first one first.
+        failure = failures[rank]
+        return failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM), failure.timestamp, failure.exitcode > 0
+
+    rank = min(failures, key=order)
     first, code = failures[rank], failures[rank].exitcode
     if code < 0:
         print(f"error: rank {rank} was ended by {first.signal_name()}", file=sys.stderr)

@@ -131,6 +131,8 @@ def _read(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> _Words:
             override = parser.parse_overrides([text])[0]
         except HydraException:
             words.errors.append(_unreadable(text, groups))
+            if text in groups["recipe"]:
+                words.options.setdefault("recipe", text)
             continue
         problem = _refused(override, groups)
         if problem:
@@ -252,6 +254,12 @@ def _compose_groups(words: _Words, groups: Mapping[str, list[str]], config_dirs:
             file = f"{group}/{words.options.get(group)}.yaml"
             words.errors.append(f"{file}: must begin with the line '# @package _global_'")
             del composed[group]
+    for section in SECTIONS:
+        if section in composed and not isinstance(composed[section], DictConfig):
+            value = schema.show(composed[section])
+            example = next(key for key in KEYS if key.startswith(f"{section}."))
+            words.errors.append(f"{section}={value}: a section; a recipe gives its keys, such as {example}")
+            del composed[section]
     return composed
 
 
@@ -261,13 +269,18 @@ def _quoted(text: str) -> str:
 
 def _apply(words: _Words, tree: DictConfig) -> None:
     for key, value in words.values:
-        parent, _, name = key.rpartition(".")
-        new = {name: None} if key not in KEYS else (value if schema.is_mapping(KEYS[key]) else {})
-        mapping = parent if key not in KEYS else key
-        known = list(OmegaConf.select(tree, mapping) or {}) if new else []
-        unknown = [name for name in new if name not in known]
+        names, mapping = [], key
+        if key not in KEYS:
+            mapping, _, name = key.rpartition(".")
+            names = [name]
+        elif isinstance(value, Mapping):
+            names = list(value)
+        there = OmegaConf.select(tree, mapping)
+        known = [str(name) for name in there] if isinstance(there, DictConfig) else []
+        unknown = [str(name) for name in names if str(name) not in known]
         for name in unknown:
-            words.errors.append(f"{mapping}.{name}: no such key{schema.did_you_mean(name, known)}")
+            near = schema.did_you_mean(name, known) or f"; {mapping} has {', '.join(known) or 'no keys here'}"
+            words.errors.append(f"{mapping}.{name}: no such key{near}")
         if not unknown:
             OmegaConf.update(tree, key, value, merge=True)
 

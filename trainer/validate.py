@@ -10,24 +10,48 @@ from trainer import schema
 from trainer.schema import one_of
 
 if TYPE_CHECKING:
-    from trainer.config import Config
+    from trainer.config import Config, OptimConfig
 
 # Keys that must be above zero, and keys that may also be zero.
 POSITIVE = {
-    "model.vocab_size", "model.hidden_size", "model.num_layers", "model.num_heads", "model.num_kv_heads",
-    "model.head_dim", "model.num_experts", "model.experts_per_token", "model.router_groups", "model.expert_width",
-    "model.max_position", "model.norm_eps", "model.init_std", "model.router_temperature",
-    "data.seq_len", "data.tokens_per_source",
+    "model.vocab_size",
+    "model.hidden_size",
+    "model.num_layers",
+    "model.num_heads",
+    "model.num_kv_heads",
+    "model.head_dim",
+    "model.num_experts",
+    "model.experts_per_token",
+    "model.router_groups",
+    "model.expert_width",
+    "model.max_position",
+    "model.norm_eps",
+    "model.init_std",
+    "model.router_temperature",
+    "data.seq_len",
+    "data.tokens_per_source",
     "parallel.timeout_s",
-    "optim.lr", "optim.eps",
-    "train.steps", "train.log_every", "train.global_batch", "train.micro_batch", "train.eval_batches",
-    "train.max_skipped", "train.loss_chunk",
+    "optim.lr",
+    "optim.eps",
+    "train.steps",
+    "train.log_every",
+    "train.global_batch",
+    "train.micro_batch",
+    "train.eval_batches",
+    "train.max_skipped",
+    "train.loss_chunk",
     "checkpoint.keep",
 }
 NOT_NEGATIVE = {
-    "model.fope_gain", "model.balance_coef", "model.z_loss_coef",
-    "optim.weight_decay", "optim.clip_norm", "optim.warmup_steps",
-    "train.seed", "train.eval_every", "train.sample_tokens",
+    "model.fope_gain",
+    "model.balance_coef",
+    "model.z_loss_coef",
+    "optim.weight_decay",
+    "optim.clip_norm",
+    "optim.warmup_steps",
+    "train.seed",
+    "train.eval_every",
+    "train.sample_tokens",
     "checkpoint.every",
 }
 
@@ -152,28 +176,26 @@ def _schedule(cfg: Config) -> list[str]:
         if not 0 <= value <= 1:
             errors.append(f"optim.{key}={value:g} is out of range; use 0 to 1")
             shares_fit = False
-    if shares_fit and steps > 0:
-        decay = o.decay_steps(steps)
-        if o.warmup_steps + decay > steps:
-            text = f"optim.warmup_steps={o.warmup_steps}"
-            if decay:
-                text += f" and the last {decay} steps of optim.decay_fraction={o.decay_fraction:g} are"
-            else:
-                text += " is"
-            errors.append(
-                f"{text} more than train.steps={steps}; use optim.warmup_steps={steps - decay} or less, "
-                f"or train.steps={_steps_that_fit(o.warmup_steps, o.decay_fraction if decay else 0.0)} or more"
-            )
+    if shares_fit and steps > 0 and o.warmup_steps + o.decay_steps(steps) > steps:
+        errors.append(_warmup_too_long(o, steps))
     return errors
 
 
-def _steps_that_fit(warmup: int, decay_fraction: float) -> int | str:
-    if decay_fraction >= 1:
-        return "(any, with a smaller optim.decay_fraction)"
-    steps = max(1, math.floor(warmup / (1 - decay_fraction)) - 1)
-    while warmup + round(decay_fraction * steps) > steps:
-        steps += 1
-    return steps
+def _warmup_too_long(o: OptimConfig, steps: int) -> str:
+    decay = o.decay_steps(steps)
+    text = f"optim.warmup_steps={o.warmup_steps}"
+    if decay:
+        text += f" and the last {decay} steps (optim.decay_fraction={o.decay_fraction:g}) are"
+    else:
+        text += " is"
+    text += f" more than train.steps={steps}; use optim.warmup_steps={steps - decay} or less"
+    rest = 1 - o.decay_fraction if o.schedule == "wsd" else 1.0
+    if rest <= 0:
+        return text
+    enough = max(1, math.floor((o.warmup_steps - 0.5) / rest))
+    while o.warmup_steps + o.decay_steps(enough) > enough:
+        enough += 1
+    return f"{text}, or train.steps={enough} or more"
 
 
 def _run(cfg: Config) -> list[str]:

@@ -1,0 +1,156 @@
+"""`octavo`: help, `octavo config`, and what `octavo train` says before any process is started."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+from trainer.compose import compose, load, to_yaml
+from trainer.rundir import choose, prepare
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_names_the_commands_and_the_groups(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "octavo train" in out
+    assert "octavo config" in out
+    assert "model=grouped_30b_a3b|" in out
+    assert main([]) == 2
+
+
+def test_an_unknown_command_is_suggested(capsys):
+    assert main(["trian", "recipe=toy"]) == 2
+    said = "error: octavo trian: no such command; use train or config; did you mean 'train'?\n"
+    assert capsys.readouterr().err == said
+
+
+def test_starting_imports_no_torch():
+    """Help, a resolved configuration and a bad command, in a process of its own."""
+    program = (
+        "import sys; from launch.cli import main\n"
+        "for words in (['--help'], ['config', 'recipe=toy'], ['config', '--diff', 'toy', 'toy optim=sgd'],\n"
+        "              ['train', 'recipe=toy', 'optim.lrr=1']):\n"
+        "    main(words)\n"
+        "print(sorted({'torch', 'numpy', 'datasets', 'wandb', 'rich', 'transformers'} & set(sys.modules)))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stderr == "error: optim.lrr: no such key; did you mean 'optim.lr'?\n"
+
+
+def test_config_prints_what_reads_back(capsys, tmp_path):
+    assert main(["config", "recipe=toy", "optim.lr=1e-5"]) == 0
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    assert load("printed.yaml") == compose(["recipe=toy", "optim.lr=1e-5"])
+
+
+def test_config_with_a_users_directory(capsys):
+    Path("mine/recipe").mkdir(parents=True)
+    Path("mine/recipe/long.yaml").write_text("# @package _global_\ndefaults: [toy]\ntrain: {steps: 9000}\n")
+    assert main(["config", "recipe=long", "--config-dir", "mine"]) == 0
+    assert "steps: 9000" in capsys.readouterr().out
+    assert main(["config", "--config-dir=mine", "--diff", "toy", "long"]) == 0
+    old = compose(["recipe=toy"]).train.steps
+    assert capsys.readouterr().out == f"run.name: toy -> long\ntrain.steps: {old} -> 9000\n"
+
+
+def test_config_reports_every_mistake(capsys):
+    assert main(["config", "recipe=toy", "optim.lrr=1", "train.steps=0"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 2
+
+
+def test_differences_of_recipes_overrides_files_and_run_directories(capsys):
+    cfg = compose(["recipe=toy", "optim.lr=0.5"])
+    Path("file.yaml").write_text(to_yaml(cfg))
+    run = choose(cfg)
+    prepare(run, cfg)
+    old = compose(["recipe=toy"]).optim.lr
+    for other in ("recipe=toy optim.lr=0.5", "toy optim.lr=0.5", "file.yaml", "./file.yaml"):
+        assert main(["config", "--diff", "toy", other]) == 0
+        assert capsys.readouterr().out == f"optim.lr: {old} -> 0.5\n"
+    assert main(["config", "--diff", "file.yaml", str(run.path)]) == 0
+    assert capsys.readouterr().out == f"run.dir: null -> {run.path}\n"
+    assert main(["config", "--diff", "toy", "recipe=toy"]) == 0
+    assert capsys.readouterr().out == "no differences\n"
+    assert main(["config", "--diff", "toy", "missing.yaml"]) == 2
+    assert "missing.yaml: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["recipe=toyy"], "error: recipe=toyy does not exist; use recipe=toy; did you mean 'toy'?\n"),
+        (["--nproc-per-node", "3", "recipe=toy"], "3 rank(s) = 24"),
+        (["--nproc_per_node=3", "--nnodes", "2", "recipe=toy", "train.micro_batch=4"], "6 rank(s) = 24"),
+        (["recipe=toy", "run.dir=taken"], "no config.yaml"),
+    ],
+)
+def test_train_refuses_before_any_process(words, said, capsys, monkeypatch):
+    Path("taken").mkdir()
+    Path("taken/file").write_text("")
+    monkeypatch.setattr("launch.train._torchrun", lambda arguments: pytest.fail("torchrun was started"))
+    assert main(["train", *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["--nproc-per-node", "0"], ["--nproc-per-node", "gpu"], ["--nprocs", "2"]])
+def test_train_refuses_bad_options(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "recipe=toy", *words])
+    assert stopped.value.code == 2
+    assert words[0] in capsys.readouterr().err
+
+
+def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
+    seen = {}
+
+    def torchrun(arguments):
+        seen["arguments"] = list(arguments)
+        seen["cfg"] = load(arguments[-1], world_size=2)
+        return 7
+
+    monkeypatch.setattr("launch.train._torchrun", torchrun)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["recipe=toy", "--nproc-per-node", "2", "optim.lr=1e-3", "train.micro_batch=4"]
+    assert main(["train", *words]) == 7
+    assert seen["cfg"] == compose(["recipe=toy", "optim.lr=1e-3", "train.micro_batch=4"])
+    assert seen["arguments"][:-1] == [
+        *("--nnodes", "1", "--nproc-per-node", "2", "--standalone"),
+        *("-m", "trainer", "--resolved"),
+    ]
+    assert not Path(seen["arguments"][-1]).exists()
+    machines = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv_endpoint", "node0:29400", "--rdzv-id", "a_b"]
+    assert main(["train", "recipe=toy", "train.micro_batch=4", *machines]) == 7
+    assert seen["arguments"][:-1] == [
+        *("--nnodes", "2", "--nproc-per-node", "1"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", "node0:29400", "--rdzv-id", "a_b"),
+        *("-m", "trainer", "--resolved"),
+    ]
+
+
+def test_train_leaves_a_finished_run_alone(monkeypatch, capsys):
+    monkeypatch.setattr("launch.train._torchrun", lambda arguments: pytest.fail("torchrun was started"))
+    cfg = compose(["recipe=toy", "train.steps=100"])
+    run = choose(cfg)
+    prepare(run, cfg)
+    folder = run.path / "checkpoints/step-100"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    assert main(["train", "recipe=toy", "train.steps=100"]) == 0
+    assert "Raise train.steps" in capsys.readouterr().out

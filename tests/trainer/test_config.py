@@ -1,0 +1,208 @@
+"""The schema: what the model's sizes count to, what `validate` finds, what the hash depends on."""
+
+from dataclasses import replace
+
+import pytest
+
+from trainer import schema
+from trainer.compose import compose, list_groups
+from trainer.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, config_hash, validate
+from trainer.validate import NOT_NEGATIVE, POSITIVE
+
+SMALL = ModelConfig(
+    vocab_size=11,
+    hidden_size=8,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    num_experts=4,
+    experts_per_token=2,
+    router_groups=2,
+    expert_width=5,
+)
+
+
+def config(**changed):
+    return Config(model=SMALL, data=DataConfig(name="synthetic", seq_len=16), **changed)
+
+
+def with_key(cfg, key, value):
+    section, name = key.split(".")
+    return replace(cfg, **{section: replace(getattr(cfg, section), **{name: value})})
+
+
+def test_num_params_by_hand():
+    attention = 8 * 24 + 8 * 12 + 8 * 12 + 24 * 8 + 6 + 6  # q, k, v, o, the norms of queries and keys
+    layer = attention + 8 + 8 + 4 * 8 + 4 * (3 * 8 * 5)  # two norms, router, experts
+    assert SMALL.num_params() == 11 * 8 + 3 * layer + 8 + 11 * 8
+    assert SMALL.active_params() == SMALL.num_params() - 3 * 2 * (3 * 8 * 5)
+
+
+def test_flops_per_token_by_hand():
+    matrices = 3 * (8 * 24 + 8 * 12 + 8 * 12 + 24 * 8 + 4 * 8 + 2 * 3 * 8 * 5) + 11 * 8
+    # token t attends to t + 1 tokens: 4 heads x 6 channels, 2 products, 2 FLOPs each, backward twice the forward
+    attention = 3 * sum(4 * 6 * (t + 1) * 4 * 3 for t in range(7)) / 7
+    assert SMALL.flops_per_token(7) == pytest.approx(6 * matrices + attention, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("model", "total", "active"),
+    [
+        ("intern_s1_pro", 916_555_836_928, 22.36e9),
+        ("intern_s1", 235_104_120_320, 22.20e9),
+        ("qwen3_30b_a3b", 30_532_122_624, 3.35e9),
+        ("grouped_30b_a3b", 117_542_959_104, 3.39e9),
+    ],
+)
+def test_sizes_of_published_models(model, total, active):
+    cfg = compose(["recipe=toy", f"model={model}"])
+    assert cfg.model.num_params() == total
+    assert cfg.model.active_params() == pytest.approx(active, rel=2e-3)
+
+
+def test_every_model_recipe_is_valid():
+    for model in list_groups()["model"]:
+        compose(["recipe=toy", f"model={model}"])
+
+
+def test_fope_keeps_45_of_64_frequencies_in_pro():
+    assert compose(["recipe=toy", "model=intern_s1_pro"]).model.fope_frequencies() == 45
+
+
+def test_the_small_configuration_is_valid():
+    assert validate(config(), 1) == []
+
+
+# What is wrong: key=value pairs, what the line must name, a value that it must offer.
+WRONG = [
+    ({"model.num_kv_heads": 3}, "model.num_kv_heads=3 does not divide model.num_heads=4", "1, 2 or 4"),
+    ({"model.head_dim": 7}, "model.head_dim=7", "8"),
+    ({"model.router_groups": 3, "model.experts_per_token": 3}, "=3 does not divide model.num_experts=4", "1, 2 or 4"),
+    ({"model.router_groups": 4}, "model.router_groups=4 does not divide model.experts_per_token=2", "1 or 2"),
+    ({"model.experts_per_token": 6}, "model.experts_per_token=6 is more than model.num_experts=4", "4 or less"),
+    ({"model.hidden_size": 0}, "model.hidden_size=0", "1 or more"),
+    ({"model.positions": "rop"}, "model.positions=rop", "did you mean 'rope'"),
+    ({"model.rope_theta": 1.0}, "model.rope_theta=1", "1e4"),
+    ({"model.fope_pad_sin": 0.5}, "model.fope_pad_sin=0.5", "1 (published code) or 0"),
+    ({"model.positions": "fope", "model.max_position": 6, "data.seq_len": 4}, "model.max_position=6", "rope"),
+    ({"model.router_temperature": 0.0}, "model.router_temperature=0.0", "above 0"),
+    ({"model.balance": "groups"}, "model.balance=groups", "group or global"),
+    ({"model.expert_backend": "looop"}, "model.expert_backend=looop", "'loop'"),
+    ({"data.seq_len": 5000}, "data.seq_len=5000 is longer than model.max_position=4096", "4096 or less"),
+    ({"data.seq_len": 0}, "data.seq_len=0", "1 or more"),
+    ({"data.name": "toy"}, "data.weights", "data.weights.prose=1"),
+    ({"data.weights": {"code": -1.0}}, "data.weights.code=-1", "0 or more"),
+    ({"data.holdout_fraction": 1.0}, "data.holdout_fraction=1", "0.02"),
+    ({"data.cache_dir": " "}, "data.cache_dir", ".cache/octavo"),
+    ({"parallel.ep": 2}, "parallel.ep=2", "use 1"),
+    ({"parallel.timeout_s": -1.0}, "parallel.timeout_s=-1.0", "above 0"),
+    ({"precision.compute": "fp16"}, "precision.compute=fp16", "fp32 or bf16"),
+    ({"optim.name": "adam"}, "optim.name=adam", "did you mean 'adamw'"),
+    ({"optim.lr": 0.0}, "optim.lr=0.0", "above 0"),
+    ({"optim.lr": float("nan")}, "optim.lr=nan", "finite"),
+    ({"optim.betas": [0.9]}, "optim.betas=[0.9]", "[0.9,0.95]"),
+    ({"optim.betas": [0.9, 1.0]}, "optim.betas=[0.9, 1.0]", "below 1"),
+    ({"optim.momentum": 1.0}, "optim.momentum=1", "below 1"),
+    ({"optim.clip_norm": -1.0}, "optim.clip_norm=-1.0", "0 or more"),
+    ({"optim.min_lr_ratio": 1.5}, "optim.min_lr_ratio=1.5", "0 to 1"),
+    ({"optim.decay_fraction": -0.1}, "optim.decay_fraction=-0.1", "0 to 1"),
+    ({"optim.warmup_steps": 900}, "optim.warmup_steps=900", "optim.warmup_steps=800 or less, or train.steps=1125"),
+    ({"optim.warmup_steps": 1001, "optim.schedule": "cosine"}, "optim.warmup_steps=1001 is", "train.steps=1001"),
+    ({"train.steps": 0}, "train.steps=0", "1 or more"),
+    ({"train.seed": -1}, "train.seed=-1", "0 or more"),
+    ({"train.global_batch": 12}, "train.global_batch=12", "use train.global_batch=8 or 16, or train.micro_batch="),
+    ({"train.recompute": "partial"}, "train.recompute=partial", "none, selective or full"),
+    ({"train.device": "gpu"}, "train.device=gpu", "auto, cpu or cuda"),
+    ({"checkpoint.keep": 0}, "checkpoint.keep=0", "1 or more"),
+    ({"logging.wandb": "on"}, "logging.wandb=on", "off, offline or online"),
+    ({"run.name": "a/b"}, "run.name='a/b'", "letters"),
+    ({"run.dir": ""}, "run.dir", "null"),
+]
+
+
+@pytest.mark.parametrize(("changes", "names", "offers"), WRONG, ids=lambda value: str(value)[:40])
+def test_validate_names_the_key_and_what_would_work(changes, names, offers):
+    cfg = config()
+    for key, value in changes.items():
+        cfg = with_key(cfg, key, value)
+    lines = validate(cfg, 1)
+    assert len(lines) == 1, lines
+    assert names in lines[0]
+    assert offers in lines[0]
+    assert "\n" not in lines[0]
+
+
+def test_validate_reports_everything_at_once():
+    cfg = config()
+    wrong = {"model.num_kv_heads": 3, "optim.lr": -1.0, "train.micro_batch": 3, "parallel.ep": 4, "train.device": "x"}
+    for key, value in wrong.items():
+        cfg = with_key(cfg, key, value)
+    lines = validate(cfg, 2)
+    assert all(any(key in line for line in lines) for key in wrong)
+    assert len(lines) == len(wrong)
+
+
+def test_the_batch_must_divide_over_the_ranks():
+    cfg = config(train=TrainConfig(global_batch=8, micro_batch=4))
+    assert validate(cfg, 2) == []
+    (line,) = validate(cfg, 4)
+    assert "4 rank(s) = 16" in line
+    assert "train.global_batch=16" in line
+    assert "train.micro_batch=1 or 2" in line
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100, 333])
+@pytest.mark.parametrize("warmup", [0, 1, 50, 300])
+def test_the_number_of_steps_that_is_offered_works_and_is_the_smallest(steps, warmup):
+    optim = OptimConfig(warmup_steps=warmup, decay_fraction=0.3)
+    lines = validate(config(optim=optim, train=TrainConfig(steps=steps)), 1)
+    if not lines:
+        return
+    offered = int(lines[0].rsplit("train.steps=", 1)[1].split()[0])
+    assert validate(config(optim=optim, train=TrainConfig(steps=offered)), 1) == []
+    assert validate(config(optim=optim, train=TrainConfig(steps=offered - 1)), 1) != []
+
+
+def test_every_number_of_the_schema_has_a_range():
+    elsewhere = {"optim.momentum", "optim.decay_fraction", "optim.min_lr_ratio", "data.holdout_fraction"}
+    elsewhere |= {"model.rope_theta", "model.fope_pad_sin", "parallel.ep"}
+    numbers = {key for key, hint in schema.keys(Config).items() if hint in (int, float)}
+    assert numbers == POSITIVE | NOT_NEGATIVE | elsewhere
+
+
+def test_only_keys_that_define_the_result_enter_the_hash():
+    changed = {
+        "run.name": "other",
+        "run.dir": "x",
+        "train.steps": 7,
+        "train.log_every": 3,
+        "train.micro_batch": 4,
+        "train.recompute": "full",
+        "train.device": "cpu",
+        "logging.console": "off",
+        "parallel.timeout_s": 3.0,
+        "checkpoint.keep": 5,
+        "data.cache_dir": "y",
+        "model.expert_backend": "loop",
+    }
+    for key, value in changed.items():
+        assert config_hash(with_key(config(), key, value)) == config_hash(config()), key
+    defining = {
+        "model.router_gradient": "conventional",
+        "model.init_std": 0.03,
+        "data.seq_len": 8,
+        "data.weights": {"code": 1.0},
+        "precision.compute": "bf16",
+        "optim.lr": 2e-3,
+        "train.seed": 1,
+        "train.global_batch": 16,
+    }
+    for key, value in defining.items():
+        assert config_hash(with_key(config(), key, value)) != config_hash(config()), key
+
+
+def test_the_hash_is_canonical():
+    one = with_key(config(), "data.weights", {"a": 1.0, "b": 2.0})
+    other = with_key(config(), "data.weights", {"b": 2.0, "a": 1.0})
+    assert config_hash(one) == config_hash(other)

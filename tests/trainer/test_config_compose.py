@@ -1,0 +1,330 @@
+"""From the words of a command line to a configuration, or to every mistake in them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer import __main__ as entry
+from trainer.compose import compose, load, to_yaml
+from trainer.config import ConfigError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def errors(*words, **options):
+    with pytest.raises(ConfigError) as caught:
+        compose(list(words), **options)
+    lines = caught.value.errors
+    assert not any("\n" in line for line in lines)
+    return lines
+
+
+def load_errors(folder, text):
+    with pytest.raises(ConfigError) as caught:
+        load(write(folder / "c.yaml", text))
+    return caught.value.errors
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+# -- what wins -------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_wins_over_groups_and_the_command_line_over_the_recipe(tmp_path):
+    write(tmp_path / "optim/mine.yaml", "name: adamw\nlr: 0.5\neps: 0.5\nweight_decay: 0.5\n")
+    write(
+        tmp_path / "recipe/mine.yaml",
+        "# @package _global_\ndefaults:\n  - override /optim: mine\noptim:\n  lr: 0.25\n  eps: 0.25\n",
+    )
+    cfg = compose(["recipe=mine", "optim.lr=0.125"], config_dirs=[tmp_path])
+    assert (cfg.optim.weight_decay, cfg.optim.eps, cfg.optim.lr) == (0.5, 0.25, 0.125)
+
+
+def test_a_group_on_the_command_line_wins_over_the_recipes_choice():
+    assert compose(["recipe=toy"]).optim.name == "adamw"
+    assert compose(["recipe=toy", "optim=sgd"]).optim.name == "sgd"
+    assert compose(["optim.name=sgd", "recipe=toy"]).optim.name == "sgd"
+    assert compose(["recipe=toy", "precision=bf16"]).precision.compute == "bf16"
+
+
+def test_values_are_typed_by_the_schema():
+    words = ["train.steps=1e3", "optim.lr=1", "logging.wandb=off", "run.name=7", "train.compile=true"]
+    cfg = compose(["recipe=toy", *words])
+    assert (cfg.train.steps, type(cfg.train.steps)) == (1000, int)
+    assert (cfg.optim.lr, type(cfg.optim.lr)) == (1.0, float)
+    assert (cfg.logging.wandb, cfg.run.name, cfg.train.compile) == ("off", "7", True)
+
+
+def test_a_key_that_no_yaml_names_can_be_set():
+    assert compose(["recipe=toy", "model.fope_pad_sin=0"]).model.fope_pad_sin == 0.0
+
+
+def test_references_between_keys():
+    cfg = compose(["recipe=toy", "optim.warmup_steps=${train.log_every}", "train.log_every=7"])
+    assert cfg.optim.warmup_steps == 7
+
+
+def test_weights_of_sources():
+    assert compose(["recipe=toy", "data.weights.code=3"]).data.weights["code"] == 3.0
+    assert compose(["recipe=toy", "data.weights={code: 3, prose: 0}"]).data.weights == {
+        "pubchem": 1.0,
+        "code": 3.0,
+        "prose": 0.0,
+    }
+    (line,) = errors("recipe=toy", "data.weights.cod=3")
+    assert "data.weights.cod" in line
+    assert "'code'" in line
+
+
+def test_the_resolved_yaml_reads_back_equal(tmp_path):
+    cfg = compose(["recipe=toy", "optim.lr=1e-5", "run.dir='a: b'", "model=intern_s1_pro"])
+    assert load(write(tmp_path / "c.yaml", to_yaml(cfg))) == cfg
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------
+
+MISTAKES = [
+    (["recip=toy"], "recip:", "'recipe'"),
+    (["recipe=toi"], "recipe=toi", "recipe=toy"),
+    (["recipe=null"], "recipe=null", "recipe=toy"),
+    ([], "recipe is not set", "recipe=toy"),
+    (["toy"], "toy: not of the form key=value", "'recipe=toy'"),
+    (["recipe=toy", "modle=toy"], "modle:", "'model'"),
+    (["recipe=toy", "model=intern_s2"], "model=intern_s2", "did you mean 'intern_s1'"),
+    (["recipe=toy", "model=xyz"], "model=xyz", "grouped_30b_a3b, intern_s1, intern_s1_pro, qwen3_30b_a3b or toy"),
+    (["recipe=toy", "model=toy", "model=intern_s1"], "model is given twice", "keep one"),
+    (["recipe=toy", "cluster=h100"], "cluster:", "groups: checkpoint"),
+    (["recipe=toy", "optim.lrr=1"], "optim.lrr: no such key", "'optim.lr'"),
+    (["recipe=toy", "optm.lr=1"], "optm.lr: no such key", "'optim.lr'"),
+    (["recipe=toy", "lr=1"], "lr:", "'optim.lr'"),
+    (["recipe=toy", "optim.zzz=1"], "optim.zzz: no such key", "optim has name, lr, betas"),
+    (["recipe=toy", "zzz.zzz=1"], "zzz.zzz: no such key", "model."),
+    (["recipe=toy", "optim.lr.x=1"], "optim.lr.x: no such key", "'optim.lr'"),
+    (["recipe=toy", "train=5"], "train=5", "train.steps"),
+    (["recipe=toy", "+new.key=1"], "+new.key=1: keys cannot be added", "there is no new.key"),
+    (["recipe=toy", "+optim.lrr=1"], "+optim.lrr=1: keys cannot be added", "'optim.lr'"),
+    (["recipe=toy", "++optim.lr=1"], "++optim.lr=1", "use optim.lr=..."),
+    (["recipe=toy", "+optim=sgd"], "+optim=sgd", "use optim=..."),
+    (["recipe=toy", "~optim"], "~optim", "cannot be removed"),
+    (["recipe=toy", "~optim.lr"], "~optim.lr", "cannot be removed"),
+    (["recipe=toy", "optim@x=sgd"], "optim@x=sgd", "optim=OPTION"),
+    (["recipe=toy", "optim.lr=1,2"], "optim.lr=1,2", "one value"),
+    (["recipe=toy", "optim.lr=range(1,3)"], "optim.lr=range(1,3)", "one value"),
+    (["recipe=toy", "run.dir=a b=c"], "run.dir=a b=c: cannot be read", "quote"),
+    (["recipe=toy", "run.dir=${now:%Y}"], "run.dir=${now:%Y}", "differ between ranks"),
+    (["recipe=toy", "run.dir=${oc.env:HOME}"], "run.dir=${oc.env:HOME}", "differ between ranks"),
+    (["recipe=toy", "train.steps=${train.stepz}"], "train.stepz", "not found"),
+    (["recipe=toy", "train.steps=abc"], "train.steps=abc", "a whole number"),
+    (["recipe=toy", "train.steps=1.5"], "train.steps=1.5", "a whole number"),
+    (["recipe=toy", "train.steps=true"], "train.steps=true", "a whole number"),
+    (["recipe=toy", "train.steps=null"], "train.steps=null", "a whole number"),
+    (["recipe=toy", "optim.lr=fast"], "optim.lr=fast", "a number"),
+    (["recipe=toy", "train.compile=maybe"], "train.compile=maybe", "true or false"),
+    (["recipe=toy", "optim.betas=0.9"], "optim.betas=0.9", "a list"),
+    (["recipe=toy", "optim.betas=[a,b]"], "optim.betas=['a', 'b']", "a number"),
+    (["recipe=toy", "data.weights=3"], "data.weights=3", "a mapping"),
+    (["recipe=toy", "run.dir=[a]"], "run.dir=['a']", "a text"),
+    (["recipe=toy", "hydra.run.dir=x"], "hydra.run.dir", "'run.dir'"),
+]
+
+
+@pytest.mark.parametrize(("words", "names", "offers"), MISTAKES, ids=[" ".join(words) or "-" for words, *_ in MISTAKES])
+def test_one_mistake_is_one_line(words, names, offers):
+    lines = errors(*words)
+    assert len(lines) == 1, lines
+    assert names in lines[0]
+    assert offers in lines[0]
+
+
+def test_all_mistakes_of_a_command_are_reported_at_once():
+    words = ["recipe=tyo", "modle=toy", "optim=adamm", "optim.lrr=1", "+new.key=1", "train.steps=abc", "optim.eps=-1"]
+    words += ["data.seq_len=99999", "parallel.ep=3", "train.global_batch=7", "optim.schedule=wds"]
+    words += ["model.num_kv_heads=3"]
+    lines = errors(*words)
+    for word in words:
+        starts = (word, word.replace("=-1", "=-1.0"), word.partition("=")[0] + ":")
+        assert sum(line.startswith(starts) for line in lines) == 1, (word, lines)
+    assert len(lines) == len(words)
+
+
+def test_after_a_misspelt_word_the_rest_is_checked_as_if_the_suggestion_had_been_typed():
+    assert errors("recipe=toy", "trian.micro_batch=5", "train.global_batch=10") == [
+        "trian.micro_batch: no such key; did you mean 'train.micro_batch'?"
+    ]
+    assert errors("recipe=toy", "model=intern_s1_pr", "data.seq_len=100000") == [
+        "model=intern_s1_pr does not exist; use model=grouped_30b_a3b, intern_s1, intern_s1_pro, qwen3_30b_a3b or toy; "
+        "did you mean 'intern_s1_pro'?"
+    ]
+
+
+def test_world_size_is_checked():
+    compose(["recipe=toy", "train.micro_batch=4"], world_size=2)
+    (line,) = errors("recipe=toy", "train.micro_batch=4", world_size=3)
+    assert "3 rank(s)" in line
+
+
+# -- a user's own directories ----------------------------------------------------------------------------------------
+
+
+def test_a_users_recipe_gives_the_run_its_name_and_may_build_on_another(tmp_path):
+    write(
+        tmp_path / "with space/recipe/small.yaml",
+        "# @package _global_\ndefaults:\n  - toy\n  - override /model: tiny\ntrain:\n  steps: 50\n",
+    )
+    write(tmp_path / "other/model/tiny.yaml", "defaults:\n  - toy\n  - _self_\nnum_layers: 1\n")
+    cfg = compose(["recipe=small"], config_dirs=[tmp_path / "with space", tmp_path / "other"])
+    assert (cfg.run.name, cfg.train.steps, cfg.model.num_layers, cfg.optim.lr) == (
+        "small",
+        50,
+        1,
+        compose(["recipe=toy"]).optim.lr,
+    )
+
+
+def test_a_users_recipes_and_options_are_suggested(tmp_path):
+    write(tmp_path / "recipe/proteins.yaml", "# @package _global_\n")
+    write(tmp_path / "model/enzyme.yaml", "defaults: [toy]\n")
+    lines = errors("recipe=protein", "model=enzymes", config_dirs=[tmp_path])
+    assert any("proteins or toy" in line and "'proteins'" in line for line in lines)
+    assert any("'enzyme'" in line for line in lines)
+
+
+def test_a_users_own_group(tmp_path):
+    write(tmp_path / "site/fast.yaml", "# @package _global_\ntrain:\n  log_every: 3\n")
+    assert compose(["recipe=toy", "+site=fast"], config_dirs=[tmp_path]).train.log_every == 3
+    (line,) = errors("recipe=toy", "site=fast", config_dirs=[tmp_path])
+    assert "+site=fast" in line
+
+
+def test_all_mistakes_in_a_users_recipe_are_reported(tmp_path):
+    text = "# @package _global_\ntrain:\n  stpes: 5\n  seed: x\noptim: 3\nzzz: 1\nrun:\n  dir: ${now:%Y}\n"
+    write(tmp_path / "recipe/bad.yaml", text)
+    lines = errors("recipe=bad", "optim.name=sgdd", config_dirs=[tmp_path])
+    for wanted in ("train.stpes", "train.seed=x", "zzz", "optim=3", "run.dir=${now:%Y}"):
+        assert any(line.startswith(wanted) for line in lines), (wanted, lines)
+
+
+BROKEN = [
+    ("train: {steps: 5}\n", "recipe/bad.yaml", "# @package _global_"),
+    ("# @package _global_\ntrain: [\n", "line 3", "bad.yaml"),
+    ("# @package _global_\ndefaults:\n  - override /model: enzym\n", "model=enzym", "did you mean 'enzyme'"),
+    ("# @package _global_\ndefaults:\n  - override /modle: toy\n", "modle", "override"),
+    ("# @package _global_\nlogging: {wandb: off}\n", None, None),
+]
+
+
+@pytest.mark.parametrize(("text", "names", "offers"), BROKEN)
+def test_a_broken_recipe_is_named(tmp_path, text, names, offers):
+    write(tmp_path / "recipe/bad.yaml", text)
+    write(tmp_path / "model/enzyme.yaml", "defaults: [toy]\n")
+    if names is None:  # YAML reads a bare `off` as false
+        assert compose(["recipe=bad"], config_dirs=[tmp_path]).logging.wandb == "off"
+        return
+    (line,) = errors("recipe=bad", config_dirs=[tmp_path])
+    assert names in line
+    assert offers in line
+
+
+def test_a_directory_that_is_missing_or_hides_files_is_refused(tmp_path):
+    write(tmp_path / "model/toy.yaml", "num_layers: 1\n")
+    write(tmp_path / "config.yaml", "")
+    lines = errors("recipe=toy", config_dirs=[tmp_path, tmp_path / "nowhere"])
+    assert [name in line for name, line in zip(["config.yaml", "model/toy.yaml", "nowhere"], lines, strict=True)] == [
+        True
+    ] * 3
+
+
+def test_a_resolved_file_is_checked_like_a_command_line(tmp_path):
+    text = to_yaml(compose(["recipe=toy"]))
+    untyped = text.replace("lr: ", "lrr: ", 1).replace("seed: 0", "seed: x")
+    assert [line.split(" ")[0] for line in load_errors(tmp_path, untyped)] == ["optim.lrr:", "train.seed=x"]
+    assert [line.split(" ")[0] for line in load_errors(tmp_path, text.replace("ep: 1", "ep: 2"))] == ["parallel.ep=2"]
+    for content in ("- a\n", "a: [\n", "\0"):
+        (line,) = load_errors(tmp_path, content)
+        assert "c.yaml" in line
+    with pytest.raises(ConfigError, match="nowhere"):
+        load(tmp_path / "nowhere.yaml")
+
+
+# -- python -m trainer -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """Configurations that reach training, which is replaced: these tests are about what comes before it."""
+    import types
+
+    seen = []
+    module = types.ModuleType("trainer.run")
+    module.train = lambda cfg: seen.append(cfg) or 0
+    monkeypatch.setitem(sys.modules, "trainer.run", module)
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return seen
+
+
+def test_main_trains_a_configuration_that_holds(trained, tmp_path):
+    assert entry.main(["recipe=toy", "optim.lr=1e-3"]) == 0
+    write(tmp_path / "mine/recipe/x.yaml", "# @package _global_\n")
+    assert entry.main(["--config-dir", "mine", "recipe=x"]) == 0
+    resolved = write(tmp_path / "c.yaml", to_yaml(trained[0]))
+    assert entry.main(["--resolved", str(resolved)]) == 0
+    assert trained[0].optim.lr == 1e-3
+    assert trained[1].run.name == "x"
+    assert trained[2] == trained[0]
+
+
+def test_main_reports_mistakes_in_lines_and_returns_2(trained, capsys):
+    assert entry.main(["recipe=toy", "optim.lrr=1", "train.steps=0"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
+    assert entry.main(["recipe=toy", "--resolved", "x.yaml"]) == 2
+    assert not trained
+
+
+def test_under_torchrun_one_rank_of_a_machine_reports(trained, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(entry, "LET_THE_FIRST_RANK_SPEAK", 0)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert entry.main(["recipe=toy", "train.global_batch=9"]) == 2
+        assert ("2 rank(s)" in capsys.readouterr().err) == (rank == "0")
+    assert entry.main(["recipe=toy", "train.micro_batch=4"]) == 0
+    assert len(trained) == 1
+
+
+def test_help_lists_groups_and_options(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        entry.main(["--help"])
+    assert stopped.value.code == 0
+    assert "model=grouped_30b_a3b|intern_s1|" in capsys.readouterr().out
+
+
+def test_a_bad_configuration_ends_the_process_before_torch_is_imported():
+    """In a process of its own: exit code 2, the lines, no traceback, and no torch among the modules."""
+    program = (
+        "import sys, runpy\n"
+        "sys.argv = ['trainer', 'recipe=toy', 'optim.lrr=1', 'parallel.ep=2']\n"
+        "try:\n    runpy.run_module('trainer', run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    print(stop.code, sorted({'torch', 'numpy', 'datasets', 'wandb', 'rich'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == "2 []"
+    assert [line.startswith("error: ") for line in done.stderr.splitlines()] == [True, True]

@@ -1,0 +1,179 @@
+"""Which directory a run takes, and what is said about it."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trainer import __main__ as entry
+from trainer.compose import compose, load
+from trainer.config import ConfigError, config_hash
+from trainer.rundir import RunDir, choose, differences, finished_line, last_step, prepare
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def toy(*words):
+    return compose(["recipe=toy", *words])
+
+
+def start(cfg):
+    """What rank 0 does before the first step."""
+    run = choose(cfg)
+    prepare(run, cfg)
+    return run
+
+
+def save(run, step):
+    folder = run.path / "checkpoints" / f"step-{step}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+
+
+def refusal(cfg):
+    with pytest.raises(ConfigError) as caught:
+        choose(cfg)
+    (line,) = caught.value.errors
+    assert "\n" not in line
+    return line
+
+
+def test_choosing_writes_nothing(tmp_path):
+    cfg = toy()
+    assert choose(cfg) == RunDir(Path("runs", f"toy-{config_hash(cfg)[:8]}"), "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_command_continues_its_run():
+    run = start(toy())
+    assert choose(toy()) == replace(run, status="resume")
+    save(run, 100)
+    assert choose(toy("train.log_every=3", "train.micro_batch=4", "checkpoint.every=7")) == RunDir(
+        run.path, "resume", 100
+    )
+    assert choose(toy("train.seed=1")).status == "new"
+
+
+def test_the_resolved_configuration_is_in_the_directory_and_finds_it_again():
+    run = start(toy("optim.lr=1e-3"))
+    stored = load(run.path / "config.yaml")
+    assert (stored.optim.lr, stored.run.dir) == (1e-3, str(run.path))
+    assert choose(stored).path == run.path
+    assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
+
+
+def test_a_finished_run_says_which_key_extends_it(monkeypatch, capsys):
+    cfg = toy("train.steps=200")
+    run = start(cfg)
+    save(run, 100)
+    save(run, 200)
+    finished = choose(cfg)
+    assert finished == RunDir(run.path, "finished", 200)
+    assert "train.steps" in finished_line(finished, cfg)
+    assert choose(toy("train.steps=201")).status == "resume"
+    monkeypatch.delitem(sys.modules, "trainer.run", raising=False)
+    assert entry.main(["recipe=toy", "train.steps=200"]) == 0
+    assert "Raise train.steps" in capsys.readouterr().out
+    assert "trainer.run" not in sys.modules
+
+
+def test_only_complete_checkpoints_count():
+    run = start(toy())
+    save(run, 5)
+    save(run, 40)
+    (run.path / "checkpoints/step-300").mkdir()
+    (run.path / "checkpoints/step-300.tmp").mkdir()
+    (run.path / "checkpoints/step-300.tmp/manifest.json").write_text("{}")
+    assert last_step(run.path) == 40
+
+
+def test_resume_never_takes_the_next_free_suffix():
+    first = start(toy())
+    second = start(toy("train.resume=never"))
+    third = start(toy("train.resume=never"))
+    assert [second.path.name, third.path.name] == [f"{first.path.name}-2", f"{first.path.name}-3"]
+    assert (second.status, third.status) == ("new", "new")
+    assert choose(toy()).path == first.path
+    assert start(toy("train.resume=never", "run.dir=here")).path == Path("here")
+    assert choose(toy("train.resume=never", "run.dir=here")).path == Path("here-2")
+
+
+def test_a_directory_of_another_configuration_is_refused_with_the_keys_that_differ():
+    start(toy("run.dir=here"))
+    assert choose(toy("run.dir=here", "train.steps=900")).status == "resume"
+    line = refusal(toy("run.dir=here", "optim.lr=1e-5", "model.num_layers=2", "train.log_every=1"))
+    old = toy()
+    assert line.startswith("run.dir=here holds another configuration: ")
+    assert f"optim.lr: {old.optim.lr} -> 1e-05" in line
+    assert f"model.num_layers: {old.model.num_layers} -> 2" in line
+    assert "train.log_every" not in line
+
+
+def test_an_empty_directory_is_taken_and_one_of_something_else_refused():
+    Path("empty").mkdir()
+    assert start(toy("run.dir=empty")).status == "new"
+    Path("home").mkdir()
+    Path("home/thesis.tex").write_text("")
+    assert "no config.yaml" in refusal(toy("run.dir=home"))
+    Path("home/config.yaml").write_text("a: [")
+    assert "cannot be read" in refusal(toy("run.dir=home"))
+    Path("home/config.yaml").write_text("model: toy\n")
+    assert "model.vocab_size: (not there) -> 4096" in refusal(toy("run.dir=home"))
+
+
+def test_a_file_in_the_way():
+    Path("file").write_text("")
+    assert "cannot be written: Not a directory" in refusal(toy("run.dir=file"))
+    assert "cannot be written: Not a directory (" in refusal(toy("run.dir=file/deeper"))
+    with pytest.raises(ConfigError, match="cannot be written"):
+        prepare(RunDir(Path("file/deeper"), "new"), toy())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission():
+    Path("locked").mkdir(mode=0o500)
+    assert "cannot be written: Permission denied (" in refusal(toy("run.dir=locked/run"))
+
+
+def test_an_unwritable_directory_is_one_line_and_exit_code_2(capsys):
+    """/proc takes no directories, not even root's."""
+    if not Path("/proc/self").exists():
+        pytest.skip("needs /proc")
+    with pytest.raises(ConfigError, match=r"run\.dir=/proc/run cannot be written"):
+        prepare(RunDir(Path("/proc/run"), "new"), toy())
+    Path("file").write_text("")
+    assert entry.main(["recipe=toy", "run.dir=file"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: run.dir=file cannot be written")
+
+
+def test_differences_name_keys_of_either_side():
+    assert differences({"a": 1, "b": None}, {"a": 1, "b": True, "c": "x"}) == ["b: null -> true", "c: (not there) -> x"]
+    assert differences({"a": 1, "z": 2}, {"a": 1}) == ["z: 2 -> (not there)"]
+
+
+def test_every_process_comes_to_the_same_hash():
+    """Hash randomisation and the order of overrides move nothing."""
+    program = (
+        "import sys; from trainer.compose import compose; from trainer.config import config_hash;"
+        "print(config_hash(compose(sys.argv[1:])))"
+    )
+    words = ["recipe=toy", "optim.lr=1e-3", "data.weights.code=2"]
+    hashes = set()
+    for seed, order in (("1", words), ("2", words[::-1])):
+        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(CHECKOUT)}
+        done = subprocess.run(
+            [sys.executable, "-c", program, *order], env=env, capture_output=True, text=True, check=True
+        )
+        hashes.add(done.stdout)
+    assert len(hashes) == 1
