@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,19 +40,25 @@ def choose(cfg: Config) -> RunDir:
     path = Path(cfg.run.dir) if cfg.run.dir else Path("runs", f"{cfg.run.name}-{config_hash(cfg)[:8]}")
     if cfg.train.resume == "never":
         path = _next_free(path)
-    _must_be_writable(path)
+    try:
+        return _judge(path, cfg)
+    except OSError as error:
+        raise ConfigError([_unwritable(path, error)]) from None
+
+
+def _judge(path: Path, cfg: Config) -> RunDir:
     if not path.exists() or not any(path.iterdir()):
+        _must_be_writable(path)
         return RunDir(path, "new")
-    differences = _differences(cfg, path)
-    if differences:
-        raise ConfigError(
-            [
-                f"run.dir={path} holds another configuration: {'; '.join(differences)}. "
-                "Use those values, another run.dir, or train.resume=never for a new directory beside it"
-            ]
-        )
+    differing = _differences(cfg, path)
+    if differing:
+        advice = "Use those values, another run.dir, or train.resume=never for a new directory beside it"
+        raise ConfigError([f"run.dir={path} holds another configuration: {'; '.join(differing)}. {advice}"])
     step = last_step(path)
-    return RunDir(path, "finished" if step >= cfg.train.steps else "resume", step)
+    if step >= cfg.train.steps:
+        return RunDir(path, "finished", step)
+    _must_be_writable(path)
+    return RunDir(path, "resume", step)
 
 
 def prepare(run: RunDir, cfg: Config) -> None:
@@ -123,19 +130,17 @@ def _next_free(path: Path) -> Path:
 
 
 def _must_be_writable(path: Path) -> None:
-    """Judge by the nearest directory that exists."""
+    """Try the nearest directory that exists, with a file that has no name. Permission bits would not tell: root passes
+    them on a read-only file system too. Raises `OSError`."""
+    place = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     try:
-        for place in (path, *path.absolute().parents):
-            if place.exists():
-                if not place.is_dir():
-                    raise NotADirectoryError(20, "Not a directory", str(place))
-                if not os.access(place, os.W_OK | os.X_OK):
-                    raise PermissionError(13, "Permission denied", str(place))
-                return
+        with tempfile.TemporaryFile(dir=place):
+            pass
     except OSError as error:
-        raise ConfigError([_unwritable(path, error)]) from None
+        raise OSError(error.errno, error.strerror, str(place)) from None
 
 
 def _unwritable(path: Path, error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename and Path(error.filename) != path else ""
+    place = Path(error.filename or path)
+    where = f" ({place})" if place.absolute() != path.absolute() else ""
     return f"run.dir={path} cannot be written: {error.strerror or error}{where}; use a directory that you may write to"

@@ -149,12 +149,12 @@ def test_an_unwritable_directory_is_one_line_and_exit_code_2(capsys):
     """/proc takes no directories, not even root's."""
     if not Path("/proc/self").exists():
         pytest.skip("needs /proc")
+    assert refusal(toy("run.dir=/proc/run")).startswith("run.dir=/proc/run cannot be written")
     with pytest.raises(ConfigError, match=r"run\.dir=/proc/run cannot be written"):
         prepare(RunDir(Path("/proc/run"), "new"), toy())
-    Path("file").write_text("")
-    assert entry.main(["recipe=toy", "run.dir=file"]) == 2
+    assert entry.main(["recipe=toy", "run.dir=/proc/run"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: run.dir=file cannot be written")
+    assert line.startswith("error: run.dir=/proc/run cannot be written")
 
 
 def test_differences_name_keys_of_either_side():
