@@ -1,5 +1,6 @@
 """The terminal view of a run: the progress line and its forms, on a terminal and elsewhere."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,7 +83,7 @@ def event_text(record: Record) -> str:
         if key == "message":
             shown.insert(0, str(value))
         elif isinstance(value, str) and "\n" in value:
-            below += [f"{key}:", *(f"    {line}" for line in value.splitlines())]
+            below += [f"{key}:", textwrap.indent(value.rstrip(), "    ")]
         elif isinstance(value, Mapping):
             shown += [f"{key} {name} {_short(number)}" for name, number in value.items()]
         elif key.endswith("_bytes"):
