@@ -9,26 +9,10 @@ Legend: T tokens on this rank · K experts per token · R = T*K rows · E expert
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-# (x_sorted [R, H], offsets [E] int32 on the device: end of each expert's rows, row_weight [R]) -> y_sorted [R, H]
-Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-class Dispatcher(Protocol):
-    def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: Experts) -> Tensor:
-        """Sum over each token's K experts of weight * expert(token).
-
-        Args:
-            x: [T, H]. ids: [T, K] int64, global expert ids. weights: [T, K], carries gradients.
-            num_experts: E, over all ranks. experts: this rank's experts, behind the row-sorted contract above.
-        Returns: [T, H] in the dtype of x.
-        """
-        ...
 
 
 class RowOrder:
@@ -48,43 +32,25 @@ class RowOrder:
         self.offsets = torch.searchsorted(sorted_ids, experts, right=True, out_int32=True)
 
 
-def sum_slots(rows: Tensor, row_of_slot: Tensor) -> Tensor:
-    """Sum each token's K rows in slot order: [R, H], [T, K] -> [T, H]. A gather, so without atomics and bitwise fixed."""
-    return F.embedding_bag(row_of_slot, rows, mode="sum")
+# (x [T, H], weights [T, K], order) -> [T, H]: the weighted sum over each token's rows. The experts own the gather and the
+# sum, so that a back end can do them where the rows are in cache and no [R, H] tensor need be kept.
+Experts = Callable[[Tensor, Tensor, RowOrder], Tensor]
 
 
-class _Gather(torch.autograd.Function):
-    """x [T, H], weights [T, K] -> rows [R, H], row weights [R]."""
+class Dispatcher(Protocol):
+    def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: Experts) -> Tensor:
+        """Sum over each token's K experts of weight * expert(token).
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, order: RowOrder) -> tuple[Tensor, Tensor]:
-        ctx.row_of_slot = order.row_of_slot
-        return x.index_select(0, order.token_of_row), weights.flatten().index_select(0, order.slot_of_row)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        d_rows, d_row_weight = grads
-        slots = ctx.row_of_slot
-        return sum_slots(d_rows, slots), d_row_weight.index_select(0, slots.flatten()).view_as(slots), None
-
-
-class _Combine(torch.autograd.Function):
-    """rows [R, H] -> [T, H], the sum of each token's rows."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: RowOrder) -> Tensor:
-        ctx.token_of_row = order.token_of_row
-        return sum_slots(rows, order.row_of_slot)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].index_select(0, ctx.token_of_row), None
+        Args:
+            x: [T, H]. ids: [T, K] int64, global expert ids. weights: [T, K], carries gradients.
+            num_experts: E, over all ranks. experts: this rank's experts.
+        Returns: [T, H] in the dtype of x.
+        """
+        ...
 
 
 class LocalDispatch:
-    """All experts are here: sort the rows by expert, run the experts, put the rows back."""
+    """All experts are here: only the order of the rows has to be found."""
 
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: Experts) -> Tensor:
-        order = RowOrder(ids, num_experts)
-        x_RH, weight_R = _Gather.apply(x, weights, order)
-        return _Combine.apply(experts(x_RH, order.offsets, weight_R), order)
+        return experts(x, weights, RowOrder(ids, num_experts))

@@ -1,9 +1,10 @@
-"""SwiGLU experts over rows sorted by expert, behind one contract with several back ends.
+"""SwiGLU experts over rows sorted by expert, with several back ends.
 
-Contract: (x_sorted [R, H], offsets [E] int32 on the device, row_weight [R]) -> y_sorted [R, H]. The routing weight is
-applied before the down projection, so that the experts' outputs need not be kept for its gradient.
+The core contract is (x_sorted [R, H], offsets [E] int32 on the device, row_weight [R]) -> y_sorted [R, H]; the routing
+weight is applied before the down projection, so that the experts' outputs need not be kept for its gradient. Around it
+stand the gather of the rows and the sum of each token's results; on a CPU all of it is one loop over the experts.
 
-Legend: R rows · E experts · I expert width · H hidden size.
+Legend: T tokens · K experts per token · R = T*K rows · E experts · I expert width · H hidden size.
 """
 
 from __future__ import annotations
@@ -14,6 +15,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.dispatch import RowOrder
+
+
+def sum_slots(rows: Tensor, row_of_slot: Tensor) -> Tensor:
+    """Sum each token's K rows in slot order: [R, H], [T, K] -> [T, H]. A gather, so without atomics and bitwise fixed."""
+    return F.embedding_bag(row_of_slot, rows, mode="sum")
+
+
+class _Gather(torch.autograd.Function):
+    """x [T, H], weights [T, K] -> rows [R, H], row weights [R]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, order: RowOrder) -> tuple[Tensor, Tensor]:
+        ctx.row_of_slot = order.row_of_slot
+        return x.index_select(0, order.token_of_row), weights.flatten().index_select(0, order.slot_of_row)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        d_rows, d_row_weight = grads
+        slots = ctx.row_of_slot
+        return sum_slots(d_rows, slots), d_row_weight.index_select(0, slots.flatten()).view_as(slots), None
+
+
+class _Combine(torch.autograd.Function):
+    """rows [R, H] -> [T, H], the sum of each token's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: RowOrder) -> Tensor:
+        ctx.token_of_row = order.token_of_row
+        return sum_slots(rows, order.row_of_slot)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].index_select(0, ctx.token_of_row), None
+
 
 class _GroupedSwiGLU(torch.autograd.Function):
     """Two grouped GEMMs with the gated activation between them.
@@ -23,17 +59,17 @@ class _GroupedSwiGLU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w13: Tensor, w2: Tensor, row_weight: Tensor, offsets: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w13: Tensor, w2: Tensor, offsets: Tensor, row_weight: Tensor) -> Tensor:
         hidden = F.grouped_mm(x, w13.flatten(1, 2).transpose(1, 2), offs=offsets)
         gate, up = hidden.chunk(2, dim=-1)
         silu = F.silu(gate)
         weighted = (silu * up).mul_(row_weight.to(x.dtype).unsqueeze(-1))
-        ctx.save_for_backward(x, w13, w2, row_weight, offsets, hidden, silu)
+        ctx.save_for_backward(x, w13, w2, offsets, row_weight, hidden, silu)
         return F.grouped_mm(weighted, w2.transpose(1, 2), offs=offsets)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        x, w13, w2, row_weight, offsets, hidden, silu = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor]:
+        x, w13, w2, offsets, row_weight, hidden, silu = ctx.saved_tensors
         dy = grads[0].contiguous()  # an expanded gradient raises in the grouped GEMM
         gate, up = hidden.chunk(2, dim=-1)
         weight_R1 = row_weight.to(x.dtype).unsqueeze(-1)
@@ -48,18 +84,11 @@ class _GroupedSwiGLU(torch.autograd.Function):
         torch.ops.aten.silu_backward.grad_input(d_act.mul_(up), gate, grad_input=d_gate)
         dx = F.grouped_mm(d_hidden, w13.flatten(1, 2), offs=offsets)
         d_w13 = F.grouped_mm(d_hidden.t(), x, offs=offsets).view_as(w13)
-        return dx, d_w13, d_w2, d_row_weight, None
+        return dx, d_w13, d_w2, None, d_row_weight
 
 
-def grouped_mm_experts(x: Tensor, w13: Tensor, w2: Tensor, offsets: Tensor, row_weight: Tensor) -> Tensor:
-    """torch's grouped GEMM: fp32 or bf16 on CPU, bf16 on CUDA. Shapes as in `Experts`."""
-    if x.dtype == torch.float64:
-        raise TypeError("model.expert_backend=grouped_mm has no fp64 kernel; use model.expert_backend=loop")
-    return _GroupedSwiGLU.apply(x, w13, w2, row_weight, offsets)
-
-
-def loop_experts(x: Tensor, w13: Tensor, w2: Tensor, offsets: Tensor, row_weight: Tensor) -> Tensor:
-    """The reference: one matmul after another, any dtype. Copies the row counts to the host. Shapes as in `Experts`."""
+def loop_swiglu(x: Tensor, w13: Tensor, w2: Tensor, offsets: Tensor, row_weight: Tensor) -> Tensor:
+    """The reference: one matmul after another through plain autograd, any dtype; copies the row counts to the host."""
     counts = offsets.diff(prepend=offsets.new_zeros(1)).tolist()
     weight_R1 = row_weight.to(x.dtype).unsqueeze(-1)
     # unbind, not w[e]: the backward of an index allocates the gradient of all experts for each expert.
@@ -71,13 +100,91 @@ def loop_experts(x: Tensor, w13: Tensor, w2: Tensor, offsets: Tensor, row_weight
     return torch.cat(parts)
 
 
-BACKENDS = {"grouped_mm": grouped_mm_experts, "loop": loop_experts}
+class _BlockedSwiGLU(torch.autograd.Function):
+    """Gather, experts and sum on a CPU, one expert after another, as torch's grouped GEMM there works inside.
+
+    What lies between an expert's matmuls then happens on its few rows, while they are in cache, in scratch memory that the
+    next expert uses again. Saves x [T, H], the first GEMM's result and sigmoid(gate): 3 I numbers a row, no [R, H] tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
+        rows, width = len(order.token_of_row), w2.shape[2]
+        weight_R1 = weights.to(x.dtype).flatten().index_select(0, order.slot_of_row).unsqueeze(-1)
+        hidden, sigmoid, y = x.new_empty(rows, 2 * width), x.new_empty(rows, width), x.new_empty(rows, x.shape[1])
+        ends = order.offsets.tolist()
+        spans = list(zip([0, *ends[:-1]], ends, strict=True))
+        longest = max(end - start for start, end in spans)
+        x_buffer, act_buffer = x.new_empty(longest, x.shape[1]), x.new_empty(longest, width)
+        up_down = zip(spans, w13.flatten(1, 2).transpose(1, 2).unbind(0), w2.transpose(1, 2).unbind(0), strict=True)
+        for (start, end), w_in, w_out in up_down:
+            here = slice(0, end - start)
+            x_e = torch.index_select(x, 0, order.token_of_row[start:end], out=x_buffer[here])
+            gate, up = torch.mm(x_e, w_in, out=hidden[start:end]).chunk(2, dim=-1)
+            gated = torch.sigmoid(gate, out=sigmoid[start:end])
+            act = torch.mul(gate, gated, out=act_buffer[here]).mul_(up).mul_(weight_R1[start:end])
+            torch.mm(act, w_out, out=y[start:end])
+        ctx.save_for_backward(x, w13, w2, weight_R1, hidden, sigmoid)
+        ctx.order, ctx.spans, ctx.longest, ctx.weight_dtype = order, spans, longest, weights.dtype
+        return sum_slots(y, order.row_of_slot)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        x, w13, w2, weight_R1, hidden, sigmoid = ctx.saved_tensors
+        dy, order, longest, (_, width) = grads[0].contiguous(), ctx.order, ctx.longest, sigmoid.shape
+        dx, d_row_weight = x.new_empty(len(sigmoid), x.shape[1]), torch.empty_like(weight_R1)
+        d_w13, d_w2 = torch.empty_like(w13), torch.empty_like(w2)
+        x_buffer, dy_buffer = x.new_empty(longest, x.shape[1]), x.new_empty(longest, x.shape[1])
+        silu_buffer, act_buffer, d_buffer = (x.new_empty(longest, width) for _ in range(3))
+        d_hidden_buffer = x.new_empty(longest, 2 * width)
+        weights = zip(*(w.unbind(0) for w in (w13.flatten(1, 2), w2, d_w13.flatten(1, 2), d_w2)), strict=True)
+        for (start, end), (w_in, w_out, d_in, d_out) in zip(ctx.spans, weights, strict=True):
+            here, tokens, weight, gated = slice(0, end - start), order.token_of_row[start:end], weight_R1[start:end], sigmoid[start:end]
+            x_e = torch.index_select(x, 0, tokens, out=x_buffer[here])
+            dy_e = torch.index_select(dy, 0, tokens, out=dy_buffer[here])
+            gate, up = hidden[start:end].chunk(2, dim=-1)
+            d_hidden = d_hidden_buffer[here]
+            d_gate, d_up = d_hidden.chunk(2, dim=-1)
+            silu = torch.mul(gate, gated, out=silu_buffer[here])
+            act = torch.mul(silu, up, out=act_buffer[here])
+            d_act = torch.mm(dy_e, w_out, out=d_buffer[here])
+            torch.sum(torch.mul(d_act, act, out=d_gate), -1, keepdim=True, out=d_row_weight[start:end])
+            torch.mm(dy_e.t(), act.mul_(weight), out=d_out)
+            torch.mul(d_act.mul_(weight), silu, out=d_up)
+            # silu'(g) = sigmoid(g) (1 + g - silu(g))
+            torch.sub(gate, silu, out=d_gate).add_(1.0).mul_(gated).mul_(d_act.mul_(up))
+            torch.mm(d_hidden, w_in, out=dx[start:end])
+            torch.mm(d_hidden.t(), x_e, out=d_in)
+        slots = order.row_of_slot
+        d_weights = d_row_weight.flatten().index_select(0, slots.flatten()).view_as(slots).to(ctx.weight_dtype)
+        return sum_slots(dx, slots), d_weights, d_w13, d_w2, None
+
+
+def _through_rows(core: Any) -> Any:
+    """Gather, `core` on rows sorted by expert, sum."""
+
+    def run(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
+        x_RH, weight_R = _Gather.apply(x, weights, order)
+        return _Combine.apply(core(x_RH, w13, w2, order.offsets, weight_R), order)
+
+    return run
+
+
+_grouped_gemm = _through_rows(_GroupedSwiGLU.apply)
+
+
+def _grouped_mm(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
+    return (_grouped_gemm if x.is_cuda else _BlockedSwiGLU.apply)(x, weights, w13, w2, order)
+
+
+# grouped_mm: torch's grouped GEMM (bf16) on CUDA, the loop that it is made of on a CPU (any dtype). loop: the reference.
+BACKENDS = {"grouped_mm": _grouped_mm, "loop": _through_rows(loop_swiglu)}
 
 
 class Experts(nn.Module):
     """E SwiGLU experts as two parameters: w13 [E, 2, I, H] (gate, up) and w2 [E, H, I].
 
-    Rows of an expert that gets none cost nothing and its gradient is zero.
+    An expert that gets no row costs nothing and its gradient is zero.
     """
 
     def __init__(self, num_experts: int, hidden_size: int, width: int, backend: str) -> None:
@@ -86,6 +193,6 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(num_experts, hidden_size, width))
         self.backend = BACKENDS[backend]
 
-    def forward(self, x: Tensor, offsets: Tensor, row_weight: Tensor) -> Tensor:
-        """x: [R, H] sorted by expert; offsets: [E] int32, end of each expert's rows; row_weight: [R] -> [R, H]."""
-        return self.backend(x, self.w13.to(x.dtype), self.w2.to(x.dtype), offsets, row_weight)
+    def forward(self, x: Tensor, weights: Tensor, order: RowOrder) -> Tensor:
+        """x: [T, H]; weights: [T, K] routing weights; order: where each (token, slot) stands -> [T, H]."""
+        return self.backend(x, weights, self.w13.to(x.dtype), self.w2.to(x.dtype), order)

@@ -1,0 +1,268 @@
+"""Training step on one CPU thread: Octavo against Hugging Face Qwen3-MoE, and against its own matmuls alone.
+
+    python tests/bench/step.py [--shapes toy,medium,large] [--rounds 7] [--quick]
+
+Both sides train a decoder of the same sizes in fp32 on the same random tokens: forward, backward and a fused AdamW step.
+Hugging Face runs `Qwen3MoeForCausalLM` with SDPA attention and `grouped_mm` experts, plain top-K, RoPE and no balance loss;
+Octavo runs what it trains with: grouped routing, FoPE, the straight-through estimator and the balance loss. The limit is
+every matmul of Octavo's step (attention's as dense batched matmuls) on warm tensors with preallocated results, rows spread
+evenly over the experts.
+
+Each of them runs in a process of its own, as it would in real life (one's allocations then do not change the other's), and
+they take turns round by round. Figures are CPU time; the ratios are medians of the rounds' own ratios, so that other work
+on the machine moves them little. Octavo's process lets malloc keep freed memory, as `python -m trainer` does on a CPU;
+"against it, kept" is Hugging Face with the same setting. Peak memory is the largest resident size less that before the
+model was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.config import ModelConfig
+from trainer.data.batch import Batch
+from trainer.loss import loss_terms
+from trainer.memory import keep_freed_memory
+from trainer.model import Decoder
+
+Step = Callable[[], object]
+
+
+@dataclass
+class Shape:
+    model: ModelConfig
+    batch: int
+    seq_len: int
+
+
+def shapes() -> dict[str, Shape]:
+    from trainer.compose import compose
+
+    cfg = compose(["recipe=toy"])
+    common = {"positions": "fope", "router_groups": 8, "experts_per_token": 8, "balance_coef": 1e-3}
+    medium = ModelConfig(
+        vocab_size=8192, hidden_size=512, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=64,
+        num_experts=32, expert_width=256, **common,
+    )  # fmt: skip
+    large = ModelConfig(
+        vocab_size=16384, hidden_size=768, num_layers=4, num_heads=12, num_kv_heads=4, head_dim=64,
+        num_experts=64, expert_width=384, **common,
+    )  # fmt: skip
+    return {
+        "toy": Shape(cfg.model, cfg.train.micro_batch, cfg.data.seq_len),
+        "medium": Shape(medium, 4, 512),
+        "large": Shape(large, 4, 512),
+    }
+
+
+def tokens_of(shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, shape.model.vocab_size, (shape.batch, shape.seq_len), generator=generator)
+    labels = torch.full_like(ids, -100)
+    labels[:, :-1] = ids[:, 1:]
+    return ids, labels
+
+
+def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+
+def octavo_step(shape: Shape) -> Step:
+    keep_freed_memory()
+    with torch.device("meta"):
+        model = Decoder(shape.model)
+    model.to_empty(device="cpu")
+    model.init_weights(0)
+    ids, labels = tokens_of(shape)
+    rows = torch.arange(0, ids.numel() + 1, shape.seq_len, dtype=torch.int32)
+    positions = torch.arange(shape.seq_len).repeat(shape.batch, 1)
+    count = int((labels >= 0).sum())
+    batch = Batch(ids, labels, positions, rows, count, list(range(shape.batch)))
+    optimizer = optimizer_of(model)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss_terms(model, batch, token_count=count, micro_batches=1, chunk=512).total.backward()
+        optimizer.step()
+
+    return step
+
+
+def huggingface_step(shape: Shape) -> Step:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    cfg = shape.model
+    config = Qwen3MoeConfig(
+        vocab_size=cfg.vocab_size,
+        hidden_size=cfg.hidden_size,
+        num_hidden_layers=cfg.num_layers,
+        num_attention_heads=cfg.num_heads,
+        num_key_value_heads=cfg.num_kv_heads,
+        head_dim=cfg.head_dim,
+        num_experts=cfg.num_experts,
+        num_experts_per_tok=cfg.experts_per_token,
+        moe_intermediate_size=cfg.expert_width,
+        norm_topk_prob=True,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    torch.manual_seed(0)
+    model = Qwen3MoeForCausalLM._from_config(
+        config, attn_implementation="sdpa", experts_implementation="grouped_mm"
+    ).train()
+    ids, _ = tokens_of(shape)
+    optimizer = optimizer_of(model)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def matmul_step(shape: Shape) -> Step:
+    """Forward, input-gradient and weight-gradient matmuls of one step, nothing else."""
+    cfg, tokens = shape.model, shape.batch * shape.seq_len
+    rows = tokens * cfg.experts_per_token // cfg.num_experts
+    width = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim
+    linear = [(width, cfg.hidden_size), (cfg.hidden_size, cfg.num_heads * cfg.head_dim), (cfg.num_experts, cfg.hidden_size)]
+    products: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def add(times: int, m: int, n: int, k: int) -> None:
+        x, w, y = torch.randn(m, k), torch.randn(n, k), torch.randn(m, n)
+        products.append((times, x, w.t(), torch.empty(m, n)))
+        products.append((times, y, w, torch.empty(m, k)))
+        products.append((times, y.t(), x, torch.empty(n, k)))
+
+    for n, k in linear:
+        add(cfg.num_layers, tokens, n, k)
+    add(cfg.num_layers * cfg.num_experts, rows, 2 * cfg.expert_width, cfg.hidden_size)
+    add(cfg.num_layers * cfg.num_experts, rows, cfg.hidden_size, cfg.expert_width)
+    chunk = min(512, tokens)
+    add(tokens // chunk, chunk, cfg.vocab_size, cfg.hidden_size)
+    heads = shape.batch * cfg.num_heads
+    q = torch.randn(heads, shape.seq_len, cfg.head_dim)
+    scores, out = torch.randn(heads, shape.seq_len, shape.seq_len), torch.empty_like(q)
+
+    def step() -> None:
+        for times, a, b, result in products:
+            for _ in range(times):
+                torch.mm(a, b, out=result)
+        for _ in range(3 * cfg.num_layers):  # forward; then the gradients of both matmuls
+            torch.bmm(q, q.transpose(1, 2), out=scores)
+            torch.bmm(scores, q, out=out)
+
+    return step
+
+
+def huggingface_kept(shape: Shape) -> Step:
+    keep_freed_memory()
+    return huggingface_step(shape)
+
+
+ARMS = {"octavo": octavo_step, "huggingface": huggingface_step, "kept": huggingface_kept, "matmuls": matmul_step}
+
+
+def serve(arm: str, shape: Shape) -> None:
+    """The child's side: a line with a number of steps comes in, a line with CPU-seconds a step and peak MB goes out."""
+    import transformers  # noqa: F401  # every arm has paid the same imports before its memory counts
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = ARMS[arm](shape)
+    for _ in range(2):
+        step()
+    for line in sys.stdin:
+        times = int(line)
+        start = time.process_time()
+        for _ in range(times):
+            step()
+        seconds = (time.process_time() - start) / times
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        print(json.dumps([seconds, peak]), flush=True)
+
+
+def measure(name: str, rounds: int, steps: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """CPU-seconds a step of every round, and peak MB, by arm."""
+    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    peak: dict[str, float] = {}
+    with ExitStack() as stack:
+        children = {}
+        for arm in ARMS:
+            command = [sys.executable, __file__, "--serve", arm, "--shapes", name]
+            children[arm] = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+        for number in range(rounds + 1):
+            arms = list(ARMS)
+            for arm in arms[number % len(arms) :] + arms[: number % len(arms)]:
+                child = children[arm]
+                assert child.stdin is not None and child.stdout is not None
+                print(steps, file=child.stdin, flush=True)
+                took, peak[arm] = json.loads(child.stdout.readline())
+                if number:  # the first round warms up
+                    seconds[arm].append(took)
+    return seconds, peak
+
+
+def median_ratio(over: list[float], under: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="toy,medium,large")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="steps per arm and round")
+    parser.add_argument("--quick", action="store_true", help="the toy's shape only, 3 rounds of 1 step")
+    parser.add_argument("--serve", choices=list(ARMS), help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = {name: shape for name, shape in shapes().items() if name in args.shapes.split(",")}
+    if args.serve:
+        serve(args.serve, next(iter(chosen.values())))
+        return
+    if args.quick:
+        chosen, args.rounds, args.steps = {"toy": chosen["toy"]}, 3, 1
+    print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, fp32; CPU time, medians of {args.rounds} interleaved rounds")
+    print("| shape | parameters | tokens a step | Octavo ms | Hugging Face ms | matmuls alone ms | tokens per CPU-second "
+          "| against Hugging Face | against it, kept | over its matmuls | peak MB | peak MB, Hugging Face |")  # fmt: skip
+    print("|---" * 12 + "|")
+    results = {}
+    for name, shape in chosen.items():
+        seconds, peak = measure(name, args.rounds, args.steps)
+        ms = {arm: 1e3 * statistics.median(values) for arm, values in seconds.items()}
+        tokens = shape.batch * shape.seq_len
+        faster = median_ratio(seconds["huggingface"], seconds["octavo"])
+        kept = median_ratio(seconds["kept"], seconds["octavo"])
+        over = median_ratio(seconds["octavo"], seconds["matmuls"])
+        print(f"| {name} | {shape.model.num_params() / 1e6:.1f} M | {tokens} | {ms['octavo']:.0f} | {ms['huggingface']:.0f} "
+              f"| {ms['matmuls']:.0f} | {tokens / ms['octavo'] * 1e3:.0f} | {faster:.2f}x | {kept:.2f}x | {over:.2f} "
+              f"| {peak['octavo']:.0f} | {peak['huggingface']:.0f} |", flush=True)  # fmt: skip
+        results[name] = {"ms": ms, "peak_mb": peak, "faster": faster, "faster_kept": kept, "over_matmuls": over}
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
