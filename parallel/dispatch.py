@@ -32,8 +32,8 @@ class RowOrder:
         self.offsets = torch.searchsorted(sorted_ids, experts, right=True, out_int32=True)
 
 
-# (x [T, H], weights [T, K], order) -> [T, H]: the weighted sum over each token's rows. The experts own the gather and the
-# sum, so that a back end can do them where the rows are in cache and no [R, H] tensor need be kept.
+# (x [T, H], weights [T, K], order) -> [T, H]: the weighted sum over each token's rows. The experts own the gather and
+# the sum, so that a back end can do them where the rows are in cache and no [R, H] tensor need be kept.
 Experts = Callable[[Tensor, Tensor, RowOrder], Tensor]
 
 

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trainer.data.batch import IGNORE, Batch
 from trainer.precision import wide
 
 if TYPE_CHECKING:
     from trainer.config import ModelConfig
-    from trainer.data.batch import Batch
     from trainer.model.decoder import Decoder
     from trainer.model.router import RouterStats
-
-IGNORE = -100
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -64,7 +62,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
     """Cross-entropy in nats of the logits hidden @ weight.T, summed over the labels that are not IGNORE.
 
-    Args: hidden: [N, H]. weight: [V, H]. labels: [N] int64 in [0, V) or IGNORE. chunk: tokens whose logits exist at once.
+    Args: hidden: [N, H]. weight: [V, H]. labels: [N] int64 in [0, V) or IGNORE. chunk: tokens with logits at a time.
     Returns: 0-dim, fp32 (fp64 for fp64 inputs); head and softmax are computed in that dtype.
     """
     return _ChunkedCrossEntropy.apply(hidden, weight, labels, chunk, torch.is_grad_enabled())
@@ -73,12 +71,13 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk:
 def balance_loss(stats: RouterStats, cfg: ModelConfig, tokens: int) -> Tensor:
     """Load-balance loss summed over layers; `cfg.balance_coef` a layer at perfect balance.
 
-    For group g of n experts: n * sum_e f_e P_e, with f_e the share of the group's selections that went to e (no gradient)
-    and P_e the mean over tokens of e's probability within its group; mean over groups. balance=global takes all experts as
-    one group: E * sum_e f_e P_e, the form of the reference engine.
+    For group g of n experts: n * sum_e f_e P_e, with f_e the share of the group's selections that went to e (no
+    gradient) and P_e the mean over tokens of e's probability within its group; mean over groups. balance=global takes
+    all experts as one group: E * sum_e f_e P_e, the form of the reference engine.
 
     Args:
-        stats: of all layers; `counts` [L, E] over the global micro-batch, `probabilities` [L, E] over this rank's tokens.
+        stats: of all layers; `counts` [L, E] over the global micro-batch, `probabilities` [L, E] over this
+            rank's tokens.
         tokens: of the global micro-batch.
     Returns: 0-dim; summed over ranks it is the loss of the global micro-batch.
     """

@@ -1,10 +1,11 @@
 """Every numerically sensitive operation, in one place.
 
-RMSNorm, the rotary embedding and the router's softmax are written here once, so that training, an embedded rollout engine
-and a serving engine compute them alike. All of them work in fp32 (fp64 inputs stay fp64) and cast their result back.
+RMSNorm, the rotary embedding and the router's softmax are written here once, so that training, an embedded rollout
+engine and a serving engine compute them alike. All of them work in fp32 (fp64 inputs stay fp64) and cast their result
+back.
 
-They are autograd functions with hand-written backward passes: on a CPU the step is bound by passes over memory beside its
-matmuls, and composed from elementwise operations each of these would make three to four times as many.
+They are autograd functions with hand-written backward passes: on a CPU the step is bound by passes over memory beside
+its matmuls, and composed from elementwise operations each of these would make three to four times as many.
 
 Legend: T tokens · h heads of one kind · d head dimension · E experts · K experts per token.
 """

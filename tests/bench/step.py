@@ -2,17 +2,17 @@
 
     python tests/bench/step.py [--shapes toy,medium,large] [--rounds 7] [--quick]
 
-Both sides train a decoder of the same sizes in fp32 on the same random tokens: forward, backward and a fused AdamW step.
-Hugging Face runs `Qwen3MoeForCausalLM` with SDPA attention and `grouped_mm` experts, plain top-K, RoPE and no balance loss;
-Octavo runs what it trains with: grouped routing, FoPE, the straight-through estimator and the balance loss. The limit is
-every matmul of Octavo's step (attention's as dense batched matmuls) on warm tensors with preallocated results, rows spread
-evenly over the experts.
+Both sides train a decoder of the same sizes in fp32 on the same random tokens: forward, backward and a fused AdamW
+step. Hugging Face runs `Qwen3MoeForCausalLM` with SDPA attention and `grouped_mm` experts, plain top-K, RoPE and no
+balance loss; Octavo runs what it trains with: grouped routing, FoPE, the straight-through estimator and the balance
+loss. The limit is every matmul of Octavo's step (attention's as dense batched matmuls) on warm tensors with
+preallocated results, rows spread evenly over the experts.
 
-Each of them runs in a process of its own, as it would in real life (one's allocations then do not change the other's), and
-they take turns round by round. Figures are CPU time; the ratios are medians of the rounds' own ratios, so that other work
-on the machine moves them little. Octavo's process lets malloc keep freed memory, as `python -m trainer` does on a CPU;
-"against it, kept" is Hugging Face with the same setting. Peak memory is the largest resident size less that before the
-model was built.
+Each of them runs in a process of its own, as it would in real life (one's allocations then do not change the other's),
+and they take turns round by round. Figures are CPU time; the ratios are medians of the rounds' own ratios, so that
+other work on the machine moves them little. Octavo's process lets malloc keep freed memory, as `python -m trainer` does
+on a CPU; "against it, kept" is Hugging Face with the same setting. Peak memory is the largest resident size less that
+before the model was built.
 """
 
 from __future__ import annotations
@@ -139,7 +139,11 @@ def matmul_step(shape: Shape) -> Step:
     cfg, tokens = shape.model, shape.batch * shape.seq_len
     rows = tokens * cfg.experts_per_token // cfg.num_experts
     width = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim
-    linear = [(width, cfg.hidden_size), (cfg.hidden_size, cfg.num_heads * cfg.head_dim), (cfg.num_experts, cfg.hidden_size)]
+    linear = [
+        (width, cfg.hidden_size),
+        (cfg.hidden_size, cfg.num_heads * cfg.head_dim),
+        (cfg.num_experts, cfg.hidden_size),
+    ]
     products: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def add(times: int, m: int, n: int, k: int) -> None:
@@ -210,12 +214,29 @@ def measure(name: str, rounds: int, steps: int) -> tuple[dict[str, list[float]],
             arms = list(ARMS)
             for arm in arms[number % len(arms) :] + arms[: number % len(arms)]:
                 child = children[arm]
-                assert child.stdin is not None and child.stdout is not None
+                assert child.stdin is not None
+                assert child.stdout is not None
                 print(steps, file=child.stdin, flush=True)
                 took, peak[arm] = json.loads(child.stdout.readline())
                 if number:  # the first round warms up
                     seconds[arm].append(took)
     return seconds, peak
+
+
+COLUMNS = [
+    "shape",
+    "parameters",
+    "tokens a step",
+    "Octavo ms",
+    "Hugging Face ms",
+    "matmuls alone ms",
+    "tokens per CPU-second",
+    "against Hugging Face",
+    "against it, kept",
+    "over its matmuls",
+    "peak MB",
+    "peak MB, Hugging Face",
+]
 
 
 def median_ratio(over: list[float], under: list[float]) -> float:
@@ -244,10 +265,9 @@ def main() -> None:
         return
     if args.quick:
         chosen, args.rounds, args.steps = {"toy": chosen["toy"]}, 3, 1
-    print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, fp32; CPU time, medians of {args.rounds} interleaved rounds")
-    print("| shape | parameters | tokens a step | Octavo ms | Hugging Face ms | matmuls alone ms | tokens per CPU-second "
-          "| against Hugging Face | against it, kept | over its matmuls | peak MB | peak MB, Hugging Face |")  # fmt: skip
-    print("|---" * 12 + "|")
+    print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, fp32; CPU time, medians of {args.rounds} rounds")
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|---" * len(COLUMNS) + "|")
     results = {}
     for name, shape in chosen.items():
         seconds, peak = measure(name, args.rounds, args.steps)
@@ -256,9 +276,18 @@ def main() -> None:
         faster = median_ratio(seconds["huggingface"], seconds["octavo"])
         kept = median_ratio(seconds["kept"], seconds["octavo"])
         over = median_ratio(seconds["octavo"], seconds["matmuls"])
-        print(f"| {name} | {shape.model.num_params() / 1e6:.1f} M | {tokens} | {ms['octavo']:.0f} | {ms['huggingface']:.0f} "
-              f"| {ms['matmuls']:.0f} | {tokens / ms['octavo'] * 1e3:.0f} | {faster:.2f}x | {kept:.2f}x | {over:.2f} "
-              f"| {peak['octavo']:.0f} | {peak['huggingface']:.0f} |", flush=True)  # fmt: skip
+        cells = [
+            name,
+            f"{shape.model.num_params() / 1e6:.1f} M",
+            f"{tokens}",
+            *(f"{ms[arm]:.0f}" for arm in ("octavo", "huggingface", "matmuls")),
+            f"{tokens / ms['octavo'] * 1e3:.0f}",
+            f"{faster:.2f}x",
+            f"{kept:.2f}x",
+            f"{over:.2f}",
+            *(f"{peak[arm]:.0f}" for arm in ("octavo", "huggingface")),
+        ]
+        print("| " + " | ".join(cells) + " |", flush=True)
         results[name] = {"ms": ms, "peak_mb": peak, "faster": faster, "faster_kept": kept, "over_matmuls": over}
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,9 +30,11 @@ class Documents:
     def from_cu_seqlens(cu_seqlens: Tensor, tokens: int, device: torch.device) -> Documents:
         """cu_seqlens: [documents + 1] int32 on the CPU, from 0 to `tokens`, rising; raises ValueError otherwise."""
         bounds = cu_seqlens.tolist()
-        lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+        lengths = [end - start for start, end in pairwise(bounds)]
         if not lengths or bounds[0] != 0 or bounds[-1] != tokens or min(lengths) < 1:
-            raise ValueError(f"cu_seqlens must rise from 0 to the {tokens} tokens given, got {bounds[:4]}...{bounds[-1:]}")
+            raise ValueError(
+                f"cu_seqlens must rise from 0 to the {tokens} tokens given, got {bounds[:4]}...{bounds[-1:]}"
+            )
         return Documents(lengths, cu_seqlens.to(device, non_blocking=True))
 
     @staticmethod

@@ -48,8 +48,8 @@ class Decoder(nn.Module):
 
     Args:
         cfg: the model's sizes.
-        compute_dtype: of the activations and of the linears' arithmetic; None takes the parameters' dtype. The parameters
-            themselves keep the dtype they were made in (fp32 masters).
+        compute_dtype: of the activations and of the linears' arithmetic; None takes the parameters' dtype. The
+            parameters themselves keep the dtype they were made in (fp32 masters).
 
     Build it under `torch.device("meta")`, then `to_empty(device=...)` and `init_weights(seed)`.
     """
@@ -84,9 +84,12 @@ class Decoder(nn.Module):
         Returns: [B, S, H] in the compute dtype; statistics with a leading layer dimension.
         Raises: ValueError unless exactly one of input_ids and embeds is given, or for impossible cu_seqlens.
         """
-        if (input_ids is None) == (embeds is None):
+        if input_ids is not None and embeds is None:
+            x = F.embedding(input_ids, self.embed)
+        elif embeds is not None and input_ids is None:
+            x = embeds
+        else:
             raise ValueError("give either input_ids [B, S] or embeds [B, S, H]")
-        x = F.embedding(input_ids, self.embed) if embeds is None else embeds
         batch, seq_len, _ = x.shape
         x = x.to(self.compute_dtype or self.embed.dtype).flatten(0, 1)
         if position_ids is None:
@@ -116,7 +119,7 @@ class Decoder(nn.Module):
     ) -> Tensor | tuple[Tensor, RouterStats]:
         """Logits [B, S, V] in fp32; or, with labels [B, S], the cross-entropy SUMMED over them (0-dim fp32) and the
         routers' statistics, with the logits of only `loss_chunk` tokens in memory at a time. Other arguments as in
-        `features`; labels of `trainer.loss.IGNORE` do not count.
+        `features`; labels of `trainer.data.IGNORE` do not count.
         """
         hidden, stats = self.features(input_ids, position_ids, cu_seqlens, embeds=embeds, expert_ids=expert_ids)
         if labels is not None:
@@ -128,8 +131,8 @@ class Decoder(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Normal(0, init_std) for matrices, 1 for norms, FoPE's fixed matrices; in place.
 
-        Each tensor, and each expert of an expert tensor, draws from a generator keyed by (seed, name, expert), so that the
-        values depend neither on the device nor on which rank holds what.
+        Each tensor, and each expert of an expert tensor, draws from a generator keyed by (seed, name, expert), so that
+        the values depend neither on the device nor on which rank holds what.
         """
         for name, weight in self.named_parameters():
             if weight.ndim == 1:
@@ -154,7 +157,7 @@ class Decoder(nn.Module):
 
 
 def _normal(like: Tensor, seed: int, name: str) -> Tensor:
-    """Standard normal values of the shape of `like`, drawn on the CPU in fp32 from a generator keyed by (seed, name)."""
+    """Standard normal values of the shape of `like`, drawn on the CPU in fp32; keyed by (seed, name)."""
     key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "little") >> 1)
     return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)

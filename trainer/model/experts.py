@@ -19,7 +19,8 @@ from parallel.dispatch import RowOrder
 
 
 def sum_slots(rows: Tensor, row_of_slot: Tensor) -> Tensor:
-    """Sum each token's K rows in slot order: [R, H], [T, K] -> [T, H]. A gather, so without atomics and bitwise fixed."""
+    """Sum each token's K rows in slot order: [R, H], [T, K] -> [T, H]. A gather, so without atomics and bitwise
+    fixed."""
     return F.embedding_bag(row_of_slot, rows, mode="sum")
 
 
@@ -103,8 +104,9 @@ def loop_swiglu(x: Tensor, w13: Tensor, w2: Tensor, offsets: Tensor, row_weight:
 class _BlockedSwiGLU(torch.autograd.Function):
     """Gather, experts and sum on a CPU, one expert after another, as torch's grouped GEMM there works inside.
 
-    What lies between an expert's matmuls then happens on its few rows, while they are in cache, in scratch memory that the
-    next expert uses again. Saves x [T, H], the first GEMM's result and sigmoid(gate): 3 I numbers a row, no [R, H] tensor.
+    What lies between an expert's matmuls then happens on its few rows, while they are in cache, in scratch memory that
+    the next expert uses again. Saves x [T, H], the first GEMM's result and sigmoid(gate): 3 I numbers a row, no [R, H]
+    tensor.
     """
 
     @staticmethod
@@ -139,7 +141,12 @@ class _BlockedSwiGLU(torch.autograd.Function):
         d_hidden_buffer = x.new_empty(longest, 2 * width)
         weights = zip(*(w.unbind(0) for w in (w13.flatten(1, 2), w2, d_w13.flatten(1, 2), d_w2)), strict=True)
         for (start, end), (w_in, w_out, d_in, d_out) in zip(ctx.spans, weights, strict=True):
-            here, tokens, weight, gated = slice(0, end - start), order.token_of_row[start:end], weight_R1[start:end], sigmoid[start:end]
+            here, tokens, weight, gated = (
+                slice(0, end - start),
+                order.token_of_row[start:end],
+                weight_R1[start:end],
+                sigmoid[start:end],
+            )
             x_e = torch.index_select(x, 0, tokens, out=x_buffer[here])
             dy_e = torch.index_select(dy, 0, tokens, out=dy_buffer[here])
             gate, up = hidden[start:end].chunk(2, dim=-1)
@@ -177,7 +184,8 @@ def _grouped_mm(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowO
     return (_grouped_gemm if x.is_cuda else _BlockedSwiGLU.apply)(x, weights, w13, w2, order)
 
 
-# grouped_mm: torch's grouped GEMM (bf16) on CUDA, the loop that it is made of on a CPU (any dtype). loop: the reference.
+# grouped_mm: torch's grouped GEMM (bf16) on CUDA, the loop that it is made of on a CPU (any dtype). loop: the
+# reference.
 BACKENDS = {"grouped_mm": _grouped_mm, "loop": _through_rows(loop_swiglu)}
 
 

@@ -17,14 +17,16 @@ class Rotary(nn.Module):
 
     FoPE keeps the D frequencies f_i = theta^(-2i/d) above 2 pi / max_position, and for each kv head takes
     cos(t f) A_cos and sin(t f) A_sin, A = I + a fixed random matrix; the dimensions without a frequency are padded
-    with 1 for cos and with `fope_pad_sin` for sin. Published code pads sin with 1 as well; 0 is the switch's other value.
+    with 1 for cos and with `fope_pad_sin` for sin. Published code pads sin with 1 too; 0 is the switch's other value.
     Source: FoPE paper, section 3, and the released Intern-S1-Pro model code.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.half, self.theta = cfg.head_dim // 2, cfg.rope_theta
+        self.pairs, self.theta = cfg.head_dim // 2, cfg.rope_theta
         self.fope, self.pad_sin, self.gain = cfg.positions == "fope", cfg.fope_pad_sin, cfg.fope_gain
+        self.cos_coef: Tensor
+        self.sin_coef: Tensor
         if self.fope:
             kept = cfg.fope_frequencies()
             self.register_buffer("cos_coef", torch.empty(cfg.num_kv_heads, kept, kept))
@@ -33,8 +35,8 @@ class Rotary(nn.Module):
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """position_ids: [T] int64 -> cos, sin [T, n or 1, 1, d/2] in fp32, or fp64 when `dtype` is."""
         dtype = wide(dtype)
-        steps = torch.arange(self.half, device=position_ids.device, dtype=torch.float32)
-        frequencies = (1.0 / self.theta ** (steps / self.half)).to(dtype)
+        steps = torch.arange(self.pairs, device=position_ids.device, dtype=torch.float32)
+        frequencies = (1.0 / self.theta ** (steps / self.pairs)).to(dtype)
         if self.fope:
             frequencies = frequencies[: self.cos_coef.shape[-1]]
         angles = position_ids.to(dtype).unsqueeze(-1) * frequencies
@@ -48,4 +50,4 @@ class Rotary(nn.Module):
 
     def _mix(self, waves_TD: Tensor, coefficients_nDD: Tensor, pad: float) -> Tensor:
         mixed = torch.einsum("td,ndk->tnk", waves_TD, coefficients_nDD.to(waves_TD.dtype))
-        return torch.nn.functional.pad(mixed, (0, self.half - mixed.shape[-1]), value=pad).contiguous()
+        return torch.nn.functional.pad(mixed, (0, self.pairs - mixed.shape[-1]), value=pad).contiguous()
