@@ -18,8 +18,8 @@ def main() -> int:
     if not blocks:
         print("README.md has no shell block marked <!-- ci -->", file=sys.stderr)
         return 1
-    # -x shows each command before its output; -e and pipefail stop at the first failure
-    script = "set -exo pipefail\n" + "\n".join(blocks)
+    # the trap shows each command before its output, as -x would, but not those inside the activation script
+    script = "set -eo pipefail\ntrap 'echo \"+ $BASH_COMMAND\"' DEBUG\n" + "\n".join(blocks)
     return subprocess.run(["bash", "-c", script], stdin=subprocess.DEVNULL).returncode
 
 

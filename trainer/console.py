@@ -74,7 +74,7 @@ def progress_line(record: Record, total_steps: int, seconds_left: float) -> str:
 
 
 def event_text(record: Record) -> str:
-    """One line, `step 20 · evaluation: loss 5.1 · ...`, then the indented lines of any text of several lines."""
+    """One line, `step 20 · evaluation: loss 5.1 · ...`, then any long text below, indented."""
     shown: list[str] = []
     below: list[str] = []
     for key, value in record.items():
@@ -82,7 +82,7 @@ def event_text(record: Record) -> str:
             continue
         if key == "message":
             shown.insert(0, str(value))
-        elif isinstance(value, str) and "\n" in value:
+        elif isinstance(value, str) and ("\n" in value or len(value) > 80):
             below += [f"{key}:", textwrap.indent(value.rstrip(), "    ")]
         elif isinstance(value, Mapping):
             shown += [f"{key} {name} {_short(number)}" for name, number in value.items()]

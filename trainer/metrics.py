@@ -165,8 +165,8 @@ class MetricsLog:
         """Append and show anything that is not a step: {"event": "evaluation", "loss": ...}.
 
         "step" is filled in with the last one written. "seconds", where given, is how long the training stood still for
-        it: the next steps' rates leave that out. "message" is shown as it is, other values by their names, text of
-        several lines below.
+        it: the next steps' rates leave that out. "message" is shown as it is, other values by their names, long text
+        below them.
         """
         if not self._writes:
             return
