@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainer.config import ModelConfig
-from trainer.model.decoder import Decoder
+from trainer.model.decoder import Block, Decoder
 
 # A text tensor's name may stand behind either of the first two prefixes (both spellings are in use) or the plain one.
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.")
@@ -50,7 +50,9 @@ def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
         if text.get(key, wanted) != wanted:
             raise CheckpointError(f"config.json: {key}={text[key]} is not supported; only {key}={wanted} is")
     if text.get("mlp_only_layers") or text.get("decoder_sparse_step", 1) != 1:
-        raise CheckpointError("config.json: dense layers are not supported; need mlp_only_layers=[], decoder_sparse_step=1")
+        raise CheckpointError(
+            "config.json: dense layers are not supported; need mlp_only_layers=[], decoder_sparse_step=1"
+        )
     if not fope and scaling.get("rope_type", "default") != "default":
         raise CheckpointError(f"config.json: rope_type={scaling['rope_type']} is not supported; only default is")
     cfg = ModelConfig(
@@ -132,7 +134,9 @@ def from_huggingface(directory: str | Path, dtype: torch.dtype = torch.float32) 
         for name, target, read in _plan(model, cfg, shards):
             value = read()
             if value.shape != target.shape:
-                raise CheckpointError(f"{name}: the checkpoint has shape {list(value.shape)}, need {list(target.shape)}")
+                raise CheckpointError(
+                    f"{name}: the checkpoint has shape {list(value.shape)}, need {list(target.shape)}"
+                )
             target.copy_(value)
     return model
 
@@ -151,6 +155,7 @@ def _plan(model: Decoder, cfg: ModelConfig, shards: _Shards) -> Iterator[tuple[s
         yield plain("rotary_emb.cos_coef", model.rotary.cos_coef)
         yield plain("rotary_emb.sin_coef", model.rotary.sin_coef)
     for number, block in enumerate(model.layers):
+        assert isinstance(block, Block)
         at = f"layers.{number}."
         attention, moe = block.attention, block.moe
         yield plain(at + "input_layernorm.weight", block.attention_norm)
