@@ -30,6 +30,7 @@ def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str) -> None:
     results of matmuls and attention.
 
     The recomputed forward repeats the same operations on the same numbers, so losses and gradients do not change.
+    Of a compiled block, "selective" sees and keeps the attention alone, as the compiler's own matmuls are out of reach.
     """
     if recompute == "none":
         return

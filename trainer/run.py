@@ -98,7 +98,7 @@ class Trainer:
         cfg, world = self.cfg.train, self.world
         try:
             self._announce()
-            with StopRequest() as stop:
+            with StopRequest(silent=world.rank > 0) as stop:
                 while self.step < cfg.steps:
                     batches = self._next_batches()
                     tokens, interrupts, terminations = world.sum_counts(

@@ -15,9 +15,13 @@ ECHO_S = 1.0
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is noted in `signal`; a later one ends the process at once."""
+    """While entered, the first SIGINT or SIGTERM is noted in `signal`; a later one ends the process at once.
 
-    def __init__(self) -> None:
+    silent: say nothing, as another rank of this machine does.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.silent = silent
         self.signal: int | None = None
         self._asked_at = 0.0
         self._before: dict[int, Any] = {}
@@ -40,9 +44,12 @@ class StopRequest:
         name = signal.Signals(number).name
         if self.signal is None:
             self.signal, self._asked_at = number, time.monotonic()
-            # os.write: print may be what the signal interrupted
-            os.write(2, f"{name}: finishing the step, then saving; again to quit now\n".encode())
+            self._say(f"{name}: finishing the step, then saving; again to quit now")
         elif time.monotonic() - self._asked_at > ECHO_S:
             show_cursor = "\033[?25h" if os.isatty(1) else ""  # a progress bar may have hidden it
-            os.write(2, f"{show_cursor}{name} again: quitting without a save\n".encode())
+            self._say(f"{show_cursor}{name} again: quitting without a save")
             os._exit(128 + number)
+
+    def _say(self, line: str) -> None:
+        if not self.silent:
+            os.write(2, f"{line}\n".encode())  # print may be what the signal interrupted

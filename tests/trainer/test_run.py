@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from parallel.world import World
 from tests.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
 from trainer import run as module
 from trainer.config import Config
-from trainer.run import Trainer, train
+from trainer.data import build_data
+from trainer.run import Trainer, build_model, train
 
 CLOSE = 1e-6
 
@@ -73,30 +76,36 @@ def test_what_is_beside_the_step_changes_no_bit(tmp_path, change):
     assert losses(tmp_path / "changed") == losses(tmp_path / "plain")
 
 
-@pytest.mark.parametrize("recompute", ["full", "selective"])
-def test_recompute_keeps_less(tmp_path, recompute):
-    def kept(recompute: str) -> int:
-        cfg = tiny_config(tmp_path / recompute, recompute=recompute)
-        trainer = Trainer(cfg, _made(tmp_path / recompute), module.World())
+class CountAttention(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += op is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        return op(*args, **(kwargs or {}))
+
+
+def test_recompute_keeps_less_and_selective_makes_no_attention_twice(tmp_path):
+    kept, attentions = {}, {}
+    for recompute in ("none", "selective", "full"):
+        cfg = tiny_config(tmp_path, recompute=recompute)
+        model = build_model(cfg, World())
+        batch = build_data(cfg.data, seed=0, vocab_size=64).train_batch(0, 4)
+        parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
         storages: dict[int, int] = {}
 
-        def pack(tensor):
+        def pack(tensor, storages=storages):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        batch = trainer.data.train_batch(0, 4)
-        parameters = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            trainer.model.features(batch.input_ids, batch.position_ids, batch.cu_seqlens)
-        trainer.log.close()
-        return sum(size for pointer, size in storages.items() if pointer not in parameters)
-
-    assert kept(recompute) < kept("none")
-
-
-def _made(directory):
-    directory.mkdir(exist_ok=True)
-    return directory
+            hidden, _ = model.features(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        kept[recompute] = sum(size for pointer, size in storages.items() if pointer not in parameters)
+        with CountAttention() as counter:
+            hidden.sum().backward()
+        attentions[recompute] = counter.count
+    assert kept["full"] < kept["none"] / 4
+    assert attentions["none"] == attentions["selective"] == 0
+    assert attentions["full"] > 0
 
 
 @pytest.mark.slow

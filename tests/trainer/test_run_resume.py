@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch.distributed.checkpoint as dcp
 
+from tests.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, tiny_config
 from trainer import run as module
 from trainer.checkpoint.store import CheckpointStore
@@ -64,6 +65,32 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkey
     assert len(losses(tmp_path)) == 4
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-4\n"
     assert signal.getsignal(number) is before
+
+
+def rank_is_stopped(directory: str) -> tuple[int, int]:
+    genuine = Trainer._train_step
+
+    def train_step(self, *args):
+        if self.step + 1 == 4 and self.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        genuine(self, *args)
+
+    Trainer._train_step = train_step
+    try:
+        first = train(tiny_config(directory, steps=STEPS, micro_batch=1))
+    finally:
+        Trainer._train_step = genuine
+    return first, train(tiny_config(directory, steps=STEPS, micro_batch=1))
+
+
+def rank_is_not_stopped(directory: str) -> int:
+    return train(tiny_config(directory, steps=STEPS, micro_batch=1))
+
+
+def test_all_ranks_stop_at_the_same_step_when_one_is_told_to(tmp_path):
+    assert on_ranks(2, rank_is_stopped, str(tmp_path / "stopped")) == [(143, 0)] * 2
+    assert on_ranks(2, rank_is_not_stopped, str(tmp_path / "whole")) == [0, 0]
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
 def test_the_hint_names_the_directory_where_the_same_command_would_not_continue(tmp_path, monkeypatch, capfd):
