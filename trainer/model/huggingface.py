@@ -19,6 +19,14 @@ from trainer.model.decoder import Block, Decoder
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.")
 HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight")
 FREQUENCIES_KEY = "num_inv_freq"
+# What this model is; a config.json that asks for something else describes another function of the same weights.
+ONLY = {
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "norm_topk_prob": True,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+}
 
 
 class CheckpointError(ValueError):
@@ -46,15 +54,16 @@ def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
     theta = text.get("rope_theta") or scaling.get("rope_theta")
     if theta is None:
         raise CheckpointError("config.json: no rope_theta, neither in the text model nor in its rope_parameters")
-    for key, wanted in (("tie_word_embeddings", False), ("attention_bias", False), ("norm_topk_prob", True)):
+    for key, wanted in ONLY.items():
         if text.get(key, wanted) != wanted:
             raise CheckpointError(f"config.json: {key}={text[key]} is not supported; only {key}={wanted} is")
     if text.get("mlp_only_layers") or text.get("decoder_sparse_step", 1) != 1:
         raise CheckpointError(
             "config.json: dense layers are not supported; need mlp_only_layers=[], decoder_sparse_step=1"
         )
-    if not fope and scaling.get("rope_type", "default") != "default":
-        raise CheckpointError(f"config.json: rope_type={scaling['rope_type']} is not supported; only default is")
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))  # "type" in older files
+    if not fope and rope_type != "default":
+        raise CheckpointError(f"config.json: rope_type={rope_type} is not supported; only default is")
     cfg = ModelConfig(
         vocab_size=read("vocab_size"),
         hidden_size=read("hidden_size"),
@@ -82,13 +91,23 @@ def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
     return cfg
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return value
+
+
 class _Shards:
     """The tensors of all safetensors files of a directory by name, opened lazily."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         index = directory / "model.safetensors.index.json"
         if index.exists():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(_read_json(index).get("weight_map", {}).values()))
         else:
             names = sorted(path.name for path in directory.glob("*.safetensors") if path.name.startswith("model"))
         if not names:
@@ -119,12 +138,12 @@ def from_huggingface(directory: str | Path, dtype: torch.dtype = torch.float32) 
         directory: holds config.json and safetensors files; towers for other modalities are passed over.
         dtype: of the parameters and of the computation (FoPE's matrices stay fp32, or fp64 when dtype is).
     Returns: a `Decoder` whose parameters are all read, none left at random.
-    Raises: CheckpointError naming the missing key or tensor, or the one whose shape does not fit.
+    Raises: CheckpointError naming the key, file or tensor that is missing or does not fit.
     """
     directory = Path(directory)
     if not (directory / "config.json").exists():
         raise CheckpointError(f"{directory}: no config.json; give a Hugging Face model directory")
-    cfg = model_config_from_huggingface(json.loads((directory / "config.json").read_text()))
+    cfg = model_config_from_huggingface(_read_json(directory / "config.json"))
     with torch.device("meta"):
         model = Decoder(cfg)
     model = model.to(dtype).to_empty(device="cpu")
@@ -133,6 +152,10 @@ def from_huggingface(directory: str | Path, dtype: torch.dtype = torch.float32) 
         shards = _Shards(directory, stack)
         for name, target, read in _plan(model, cfg, shards):
             value = read()
+            if value.dtype.itemsize < 2:
+                raise CheckpointError(
+                    f"{name}: {value.dtype} weights mean nothing without their scales; need 16 bits or more"
+                )
             if value.shape != target.shape:
                 raise CheckpointError(
                     f"{name}: the checkpoint has shape {list(value.shape)}, need {list(target.shape)}"
