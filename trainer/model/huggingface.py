@@ -85,8 +85,8 @@ def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
     )
     if fope and scaling.get(FREQUENCIES_KEY) not in (None, cfg.fope_frequencies()):
         raise CheckpointError(
-            f"config.json: {FREQUENCIES_KEY}={scaling[FREQUENCIES_KEY]}, but rope_theta and max_position_embeddings keep "
-            f"{cfg.fope_frequencies()} frequencies; only null or that number is supported"
+            f"config.json: {FREQUENCIES_KEY}={scaling[FREQUENCIES_KEY]}, but rope_theta and max_position_embeddings "
+            f"keep {cfg.fope_frequencies()} frequencies; only null or that number is supported"
         )
     return cfg
 
