@@ -162,7 +162,7 @@ class CheckpointStore:
         return {name: file_facts(temporary / name) for name in names}
 
     def _publish(self, temporary: Path, target: Path, files: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
-        write_manifest(temporary, files, {**facts, "world_size": self.world.size})
+        write_manifest(temporary, files, {**facts, "world_size": self.world.size, "torch": str(torch.__version__)})
         sync_directory(temporary)
         if target.exists():
             _set_aside(target)
@@ -190,7 +190,7 @@ class CheckpointStore:
             try:
                 manifest = self._verify(path)
                 check(manifest)
-                self._read(path, tensors)
+                self._read(path, tensors, manifest)
             except Damaged as damage:
                 faults.append(str(damage))
                 if self.world.rank == 0:
@@ -225,14 +225,20 @@ class CheckpointStore:
         assert manifest is not None
         return manifest
 
-    def _read(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-        wanted = {name: tensor for name, tensor in tensors.items() if name in stored or not name.startswith("rng.")}
-        _compare(path, wanted, stored)
+    def _read(self, path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
         try:
+            stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+            wanted = {name: tensor for name, tensor in tensors.items() if name in stored or not name.startswith("rng.")}
+            _compare(path, wanted, stored)
             dcp.load(wanted, checkpoint_id=path, process_group=self.world.control, no_dist=self.world.size == 1)
         except CheckpointException as failure:
-            raise Damaged(f"{path} cannot be read ({_first_cause(failure)})") from failure
+            if any(isinstance(error, KeyboardInterrupt) for error, _ in failure.failures.values()):
+                raise KeyboardInterrupt from failure
+            # Its bytes are as they were written, so that an older checkpoint would fare no better.
+            raise CheckpointError(
+                f"{path} is whole but cannot be read here ({_first_cause(failure)}); it was written by torch "
+                f"{manifest['torch']}, this is {torch.__version__}"
+            ) from failure
 
     def _clear_half_written(self) -> None:
         if self.world.rank == 0 and self.directory.is_dir():

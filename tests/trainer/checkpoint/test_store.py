@@ -172,6 +172,22 @@ def test_the_caller_can_refuse_before_anything_is_read(store):
     assert not tensors["model.w"].any()
 
 
+@pytest.mark.parametrize(
+    ("error", "seen"), [(KeyboardInterrupt(), KeyboardInterrupt), (MemoryError(), CheckpointError)]
+)
+def test_a_whole_checkpoint_that_cannot_be_read_is_not_called_damaged(store, monkeypatch, error, seen):
+    """DCP wraps whatever happens while it reads, Ctrl-C included."""
+    save(store, 1, 2)
+
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(dcp.FileSystemReader, "read_data", fail)
+    with pytest.raises(seen):
+        load(store)
+    assert sorted(p.name for p in store.directory.iterdir()) == ["latest", "step-1", "step-2"]
+
+
 @pytest.mark.parametrize("where", ["shards", "manifest", "rename"])
 def test_a_save_that_fails_keeps_the_old_ones_and_leaves_nothing(store, monkeypatch, where):
     save(store, 1)
