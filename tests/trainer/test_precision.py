@@ -98,7 +98,7 @@ def test_routing_weights_are_the_renormalised_softmax(gradient, temperature):
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_straight_through_gradient_is_the_closed_form(temperature, k):
-    """Token by token: dL/dz_j = p_j (1[j selected] s_j - sum over selected i of p_i s_i) / tau, p = softmax(z / tau)."""
+    """dL/dz_j = p_j (1[j selected] s_j - sum over selected i of p_i s_i) / tau; p = softmax(z / tau)."""
     z, ids, s = (2 * normal(6, 9)).requires_grad_(), distinct_ids(6, 9, k), normal(6, k, seed=2)
     (found,) = torch.autograd.grad((router_weights(z, ids, "ste", temperature) * s).sum(), z)
     expected = torch.zeros_like(z)

@@ -1,0 +1,135 @@
+"""Every back end of the experts against all tokens through all experts in fp64, outputs and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from parallel.dispatch import RowOrder
+from tests.trainer.model.tiny import assert_close
+from trainer.model.experts import BACKENDS, Experts, _GroupedSwiGLU, _through_rows
+from trainer.model.router import select_experts
+
+E, H, I = 6, 16, 20  # noqa: E741
+# grouped_rows is what grouped_mm is on a GPU; torch's grouped GEMM takes fp32 on a CPU, and so its algebra is checked.
+ALL = {**BACKENDS, "grouped_rows": _through_rows(_GroupedSwiGLU.apply)}
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def ids_of(tokens: int, k: int, experts: list[int], seed: int = 0) -> Tensor:
+    """k distinct ones of `experts` for each token, in random order."""
+    noise = torch.rand(tokens, len(experts), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(experts)[noise.argsort(dim=-1)[:, :k]]
+
+
+ROUTINGS = {
+    "top-2": ids_of(17, 2, [0, 1, 2, 3, 4, 5]),
+    "top-1": ids_of(17, 1, [0, 1, 2, 3, 4, 5]),
+    "every expert": ids_of(5, 6, [0, 1, 2, 3, 4, 5]),
+    "two of each of two groups": select_experts(normal(17, E, seed=4), groups=2, experts_per_token=4),
+    "first, middle and last expert without tokens": ids_of(17, 2, [1, 2, 4]),
+    "all tokens to one expert": ids_of(17, 1, [3]),
+    "one token": ids_of(1, 2, [0, 1, 2, 3, 4, 5]),
+    "one token, one expert": ids_of(1, 1, [5]),
+}
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """torch.empty is NaN here: a row or a gradient that nobody writes is seen for sure, not by chance."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def inputs(ids: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    made = {
+        "x": normal(len(ids), H, seed=1), "weights": normal(*ids.shape, seed=2).exp(),
+        "w13": normal(E, 2, I, H, seed=3) / H**0.5, "w2": normal(E, H, I, seed=4) / I**0.5,
+    }  # fmt: skip
+    return {name: tensor.to(dtype).requires_grad_() for name, tensor in made.items()}
+
+
+def dense(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, ids: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    for expert in range(E):
+        gate, up = x @ w13[expert, 0].T, x @ w13[expert, 1].T
+        weight_T1 = (weights * (ids == expert)).sum(1, keepdim=True)
+        y = y + weight_T1 * ((gate / (1 + torch.exp(-gate)) * up) @ w2[expert].T)
+    return y
+
+
+def with_gradients(y: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    grads = torch.autograd.grad(y, list(leaves.values()), normal(*y.shape, seed=7).to(y.dtype))
+    return {"y": y.detach()} | dict(zip(leaves, grads, strict=True))
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize(
+    ("backend", "dtype", "bound"),
+    [
+        ("grouped_mm", torch.float64, 1e-12),
+        ("loop", torch.float64, 1e-12),
+        ("grouped_mm", torch.float32, 2e-6),
+        ("loop", torch.float32, 2e-6),
+        ("grouped_rows", torch.float32, 2e-6),
+    ],
+)
+def test_backends_equal_the_dense_computation(backend, dtype, bound, routing):
+    ids = ROUTINGS[routing]
+    exact = inputs(ids, torch.float64)
+    expected = with_gradients(dense(**exact, ids=ids), exact)
+    leaves = inputs(ids, dtype)
+    found = with_gradients(ALL[backend](*leaves.values(), RowOrder(ids, E)), leaves)
+    assert all(tensor.dtype == dtype for tensor in found.values())
+    for expert in set(range(E)) - set(ids.flatten().tolist()):
+        for name in ("w13", "w2"):
+            assert torch.equal(found[name][expert], torch.zeros_like(found[name][expert])), f"{name} of {expert}"
+    assert_close(found, expected, bound)
+
+
+@pytest.mark.parametrize("backend", ["grouped_mm", "loop"])
+def test_gradcheck(backend):
+    torch.use_deterministic_algorithms(False)  # gradcheck itself reads torch.empty
+    ids = torch.tensor([[0, 2], [2, 0], [0, 3]])  # expert 1 gets nothing
+    shapes = {"x": (3, 3), "weights": (3, 2), "w13": (4, 2, 2, 3), "w2": (4, 3, 2)}
+    leaves = [normal(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes.values())]
+    order = RowOrder(ids, 4)
+    assert gradcheck(lambda *tensors: BACKENDS[backend](*tensors, order), leaves)
+
+
+@pytest.mark.parametrize("backend", sorted(ALL))
+def test_a_gradient_that_is_an_expanded_view(backend):
+    """What `y.sum().backward()` sends: one number in place of a tensor, which grouped GEMMs refuse."""
+    ids = ROUTINGS["top-2"]
+    exact, leaves = inputs(ids, torch.float64), inputs(ids, torch.float32)
+    dense(**exact, ids=ids).sum().backward()
+    ALL[backend](*leaves.values(), RowOrder(ids, E)).sum().backward()
+    assert_close({n: t.grad for n, t in leaves.items()}, {n: t.grad for n, t in exact.items()}, 2e-6)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_module_computes_in_the_dtype_of_its_input_and_keeps_fp32_masters(backend):
+    """bf16 activations, fp32 parameters and routing weights: each gradient comes back in its own dtype."""
+    experts, ids = Experts(E, H, I, backend), ROUTINGS["top-2"]
+    leaves = inputs(ids, torch.float32)
+    with torch.no_grad():
+        experts.w13.copy_(leaves["w13"])
+        experts.w2.copy_(leaves["w2"])
+    x = leaves["x"].detach().bfloat16().requires_grad_()
+    y = experts(x, leaves["weights"], RowOrder(ids, E))
+    found = with_gradients(y, {"x": x, "weights": leaves["weights"], "w13": experts.w13, "w2": experts.w2})
+    assert {name: t.dtype for name, t in found.items()} == {
+        "y": torch.bfloat16, "x": torch.bfloat16, "weights": torch.float32, "w13": torch.float32, "w2": torch.float32
+    }  # fmt: skip
+    exact = inputs(ids, torch.float64)
+    assert_close(found, with_gradients(dense(**exact, ids=ids), exact), 2e-2)
