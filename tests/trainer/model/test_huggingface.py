@@ -17,6 +17,8 @@ from tests.trainer.model.tiny import assert_close, build, model_config, random_i
 from trainer.model import Decoder, from_huggingface
 from trainer.model.huggingface import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 FUSED, APART = "fused", "apart"
 
 
