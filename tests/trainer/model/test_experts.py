@@ -38,6 +38,10 @@ ROUTINGS = {
     "all tokens to one expert": ids_of(17, 1, [3]),
     "one token": ids_of(1, 2, [0, 1, 2, 3, 4, 5]),
     "one token, one expert": ids_of(1, 1, [5]),
+    # More rows than a back end would work on at once.
+    "thousands of rows": ids_of(1300, 2, [0, 1, 2, 3, 4, 5]),
+    "many rows, gaps between experts": ids_of(900, 2, [1, 2, 4]),
+    "many rows to one expert, none to the last": ids_of(700, 1, [4]),
 }
 
 
