@@ -83,7 +83,8 @@ def balance_loss(stats: RouterStats, cfg: ModelConfig, tokens: int) -> Tensor:
     """
     groups = cfg.router_groups if cfg.balance == "group" else 1
     counts_LGn = stats.counts.unflatten(-1, (groups, -1))
-    share_LGn = counts_LGn / counts_LGn.sum(-1, keepdim=True)
+    # Replayed ids may leave a group without a single pick; it then has no share to balance.
+    share_LGn = counts_LGn / counts_LGn.sum(-1, keepdim=True).clamp_min(1.0)
     mean_LGn = stats.probabilities.unflatten(-1, (groups, -1)) / tokens
     per_group = cfg.num_experts // groups
     return cfg.balance_coef * per_group * (share_LGn * mean_LGn).sum(-1).mean(-1).sum()

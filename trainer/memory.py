@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 LARGEST = 2**31 - 1  # mallopt takes an int
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc's malloc keep what is freed for the next step in place of giving it back to the kernel.
+def prepare_host_memory() -> None:
+    """Keep freed memory for the next step, and ask for large pages; call it before the first large tensor exists.
 
-    A step frees and allocates the same large tensors as the one before; returned to the kernel, every page of them is
-    mapped and zeroed again. The peak of the resident size does not change. True where glibc took the setting; elsewhere
-    (another libc, another system) nothing happens.
+    A step allocates the same large tensors as the one before. glibc's malloc gives them back to the kernel in between,
+    which then maps and zeroes every page again; told otherwise, it keeps them. torch's own switch asks for 2 MB pages,
+    which makes the scattered row accesses of the experts' gather cheaper. The peak of the resident size hardly changes.
+    Where libc or kernel know nothing of this (macOS, musl), nothing happens. A value that the user has set stays.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST) and mallopt(M_TRIM_THRESHOLD, LARGEST))
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, LARGEST)

@@ -24,6 +24,7 @@ from trainer.data import Batch, DataError, build_data
 from trainer.evaluate import held_out_nats
 from trainer.generate import generate
 from trainer.loss import loss_terms
+from trainer.memory import prepare_host_memory
 from trainer.metrics import MetricsLog, device_peak
 from trainer.model import Decoder
 from trainer.model.experts import Experts
@@ -45,6 +46,8 @@ def train(cfg: Config) -> int:
     world = World()
     try:
         world = start_world(cfg.train.device, cfg.parallel.timeout_s)
+        if world.device.type == "cpu":
+            prepare_host_memory()
         world.agree("configuration", schema.digest(schema.to_dict(cfg)))
         run = _choose_directory(cfg, world)
         if run.status == "finished":
@@ -348,7 +351,7 @@ def _choose_directory(cfg: Config, world: World) -> rundir.RunDir:
         except ConfigError as error:
             errors = error.errors
     run, errors = world.broadcast((run, errors))
-    if run is None:
+    if run is None or errors:
         raise ConfigError(errors)
     return run
 

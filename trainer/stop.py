@@ -17,6 +17,8 @@ ECHO_S = 1.0
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM is noted in `signal`; a later one ends the process at once.
 
+    A closed terminal (SIGHUP) counts as SIGTERM, unless it is ignored, as under nohup.
+
     silent: say nothing, as another rank of this machine does.
     """
 
@@ -28,7 +30,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(
@@ -43,7 +48,8 @@ class StopRequest:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.signal is None:
-            self.signal, self._asked_at = number, time.monotonic()
+            self.signal = signal.SIGTERM if number == signal.SIGHUP else number
+            self._asked_at = time.monotonic()
             self._say(f"{name}: finishing the step, then saving; again to quit now")
         elif time.monotonic() - self._asked_at > ECHO_S:
             show_cursor = "\033[?25h" if os.isatty(1) else ""  # a progress bar may have hidden it

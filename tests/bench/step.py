@@ -5,14 +5,14 @@
 Both sides train a decoder of the same sizes in fp32 on the same random tokens: forward, backward and a fused AdamW
 step. Hugging Face runs `Qwen3MoeForCausalLM` with SDPA attention and `grouped_mm` experts, plain top-K, RoPE and no
 balance loss; Octavo runs what it trains with: grouped routing, FoPE, the straight-through estimator and the balance
-loss. The limit is every matmul of Octavo's step (attention's as dense batched matmuls) on warm tensors with
-preallocated results, rows spread evenly over the experts.
+loss. The limit is every matmul of Octavo's step into preallocated results (attention's as dense batched matmuls), rows
+spread evenly over the experts.
 
 Each of them runs in a process of its own, as it would in real life (one's allocations then do not change the other's),
 and they take turns round by round. Figures are CPU time; the ratios are medians of the rounds' own ratios, so that
-other work on the machine moves them little. Octavo's process lets malloc keep freed memory, as `python -m trainer` does
-on a CPU; "against it, kept" is Hugging Face with the same setting. Peak memory is the largest resident size less that
-before the model was built.
+other work on the machine moves them little. Octavo's process sets up its memory as `python -m trainer` does on a CPU
+(`trainer/memory.py`); "against it, kept" is Hugging Face with that setting too. Peak memory is the largest resident
+size less that before the model was built.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import torch
 from trainer.config import ModelConfig
 from trainer.data.batch import Batch
 from trainer.loss import loss_terms
-from trainer.memory import keep_freed_memory
+from trainer.memory import prepare_host_memory
 from trainer.model import Decoder
 
 Step = Callable[[], object]
@@ -81,7 +81,7 @@ def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def octavo_step(shape: Shape) -> Step:
-    keep_freed_memory()
+    prepare_host_memory()
     with torch.device("meta"):
         model = Decoder(shape.model)
     model.to_empty(device="cpu")
@@ -135,37 +135,42 @@ def huggingface_step(shape: Shape) -> Step:
 
 
 def matmul_step(shape: Shape) -> Step:
-    """Forward, input-gradient and weight-gradient matmuls of one step, nothing else."""
+    """Forward, input-gradient and weight-gradient matmuls of one step, nothing else.
+
+    Every weight and every weight gradient is a tensor of its own, as in the model; activations the layers share.
+    """
+    prepare_host_memory()
     cfg, tokens = shape.model, shape.batch * shape.seq_len
-    rows = tokens * cfg.experts_per_token // cfg.num_experts
-    width = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim
-    linear = [
-        (width, cfg.hidden_size),
-        (cfg.hidden_size, cfg.num_heads * cfg.head_dim),
-        (cfg.num_experts, cfg.hidden_size),
-    ]
-    products: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    products: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def add(times: int, m: int, n: int, k: int) -> None:
-        x, w, y = torch.randn(m, k), torch.randn(n, k), torch.randn(m, n)
-        products.append((times, x, w.t(), torch.empty(m, n)))
-        products.append((times, y, w, torch.empty(m, k)))
-        products.append((times, y.t(), x, torch.empty(n, k)))
+    def add(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> None:
+        """y = x @ weight.T, and its two gradients."""
+        products.append((x, weight.t(), torch.empty_like(y)))
+        products.append((y, weight, torch.empty_like(x)))
+        products.append((y.t(), x, torch.empty_like(weight)))
 
-    for n, k in linear:
-        add(cfg.num_layers, tokens, n, k)
-    add(cfg.num_layers * cfg.num_experts, rows, 2 * cfg.expert_width, cfg.hidden_size)
-    add(cfg.num_layers * cfg.num_experts, rows, cfg.hidden_size, cfg.expert_width)
-    chunk = min(512, tokens)
-    add(tokens // chunk, chunk, cfg.vocab_size, cfg.hidden_size)
+    rows, chunk = tokens * cfg.experts_per_token, min(512, tokens)
+    x_TH, out_TD = torch.randn(tokens, cfg.hidden_size), torch.randn(tokens, cfg.num_heads * cfg.head_dim)
+    qkv = torch.randn(tokens, (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim)
+    z_TE, logits = torch.randn(tokens, cfg.num_experts), torch.randn(chunk, cfg.vocab_size)
+    x_RH, hidden, act = (torch.randn(rows, n) for n in (cfg.hidden_size, 2 * cfg.expert_width, cfg.expert_width))
+    for _ in range(cfg.num_layers):
+        for x, y in ((x_TH, qkv), (out_TD, x_TH), (x_TH, z_TE)):
+            add(x, y, torch.randn(y.shape[1], x.shape[1]))
+        for x, y in ((x_RH, hidden), (act, x_RH)):
+            weights = torch.randn(cfg.num_experts, y.shape[1], x.shape[1])
+            for x_e, y_e, weight in zip(x.chunk(cfg.num_experts), y.chunk(cfg.num_experts), weights, strict=True):
+                add(x_e, y_e, weight)
+    head = torch.randn(cfg.vocab_size, cfg.hidden_size)
+    for x in x_TH.split(chunk):
+        add(x, logits, head)
     heads = shape.batch * cfg.num_heads
     q = torch.randn(heads, shape.seq_len, cfg.head_dim)
     scores, out = torch.randn(heads, shape.seq_len, shape.seq_len), torch.empty_like(q)
 
     def step() -> None:
-        for times, a, b, result in products:
-            for _ in range(times):
-                torch.mm(a, b, out=result)
+        for a, b, result in products:
+            torch.mm(a, b, out=result)
         for _ in range(3 * cfg.num_layers):  # forward; then the gradients of both matmuls
             torch.bmm(q, q.transpose(1, 2), out=scores)
             torch.bmm(scores, q, out=out)
@@ -174,7 +179,7 @@ def matmul_step(shape: Shape) -> Step:
 
 
 def huggingface_kept(shape: Shape) -> Step:
-    keep_freed_memory()
+    prepare_host_memory()
     return huggingface_step(shape)
 
 

@@ -169,3 +169,11 @@ def test_micro_batches_of_one_rank_add_up(cfg):
     for name in ("balance", "z"):
         mean = sum(getattr(a, name) for a in alone) / 4
         assert relative(sum(getattr(p, name) for p in parts), mean) <= 1e-12
+
+
+def test_a_group_without_a_pick_does_not_poison_the_balance_loss():
+    cfg = model_config(router_groups=2, balance="group")
+    counts = torch.zeros(1, cfg.num_experts)
+    counts[0, 0] = 8.0  # replayed ids all in the first group
+    stats = RouterStats(counts, torch.ones(1, cfg.num_experts), torch.zeros(1), 4)
+    assert balance_loss(stats, cfg, 4).isfinite()

@@ -54,13 +54,13 @@ def test_stopped_twice_and_resumed_is_bitwise_the_run_that_never_stopped(tmp_pat
     assert losses(tmp_path) == uninterrupted
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capfd, number, code):
     before = signal.getsignal(number)
     stop_during(monkeypatch, 4, number)
     assert train(tiny_config(tmp_path, steps=STEPS)) == code
     error = capfd.readouterr().err
-    assert f"stopped by {number.name} after step 4" in error
+    assert f"stopped by {signal.Signals(code - 128).name} after step 4" in error
     assert "step-4; the same command continues it" in error
     assert len(losses(tmp_path)) == 4
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-4\n"

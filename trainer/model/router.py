@@ -20,7 +20,7 @@ class RouterStats(NamedTuple):
 
     counts: [E] selections per expert, no gradient. probabilities: [E] sums over tokens of the router's probabilities
     (within each group, or over all experts, as `model.balance` says), carries gradients. log_z_squared: [] sum over
-    tokens of logsumexp(logits)^2, carries gradients. tokens: how many tokens were routed.
+    tokens of logsumexp(logits)^2, carries gradients where the z loss is on. tokens: how many tokens were routed.
     """
 
     counts: Tensor
@@ -65,6 +65,7 @@ class Router(nn.Module):
         self.gradient = cfg.router_gradient
         self.temperature = cfg.router_temperature
         self.balance = cfg.balance
+        self.z_loss = cfg.z_loss_coef > 0
 
     def forward(self, x: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, RouterStats]:
         """x: [T, H] -> ids [T, K] int64, weights [T, K] fp32, statistics.
@@ -81,8 +82,10 @@ class Router(nn.Module):
     def _statistics(self, z_TE: Tensor, ids: Tensor) -> RouterStats:
         tokens, experts = z_TE.shape
         groups = self.groups if self.balance == "group" else 1
-        p_TE = torch.softmax(z_TE.view(tokens, groups, -1), dim=-1).flatten(1)
+        # Tokens innermost: a softmax over a short last dimension runs on a few numbers at a time.
+        p_GnT = torch.softmax(z_TE.t().contiguous().view(groups, -1, tokens), dim=1)
         chosen = ids.flatten()
         counts = torch.zeros(experts, dtype=z_TE.dtype, device=ids.device)
         counts.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=z_TE.dtype))
-        return RouterStats(counts, p_TE.sum(0), torch.logsumexp(z_TE, dim=-1).square().sum(), tokens)
+        log_z = torch.logsumexp(z_TE if self.z_loss else z_TE.detach(), dim=-1)
+        return RouterStats(counts, p_GnT.sum(-1).flatten(), log_z.square().sum(), tokens)
