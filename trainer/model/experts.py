@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.dispatch import RowOrder
+from trainer.precision import wide
 
 
 def sum_slots(rows: Tensor, row_of_slot: Tensor) -> Tensor:
@@ -114,7 +115,11 @@ class _BlockedSwiGLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
         (rows,), width = order.token_of_row.shape, w2.shape[2]
         weight_R1 = weights.to(x.dtype).flatten().index_select(0, order.slot_of_row).unsqueeze(-1)
-        hidden, sigmoid, y = x.new_empty(rows, 2 * width), x.new_empty(rows, width), x.new_empty(rows, x.shape[1])
+        hidden, sigmoid, y = (
+            x.new_empty(rows, 2 * width),
+            x.new_empty(rows, width),
+            torch.zeros_like(x, dtype=wide(x.dtype)),
+        )
         blocks = _blocks(order.offsets)
         longest = max(block.rows.stop - block.rows.start for block in blocks)
         x_buffer, act_buffer = x.new_empty(longest, x.shape[1]), x.new_empty(longest, width)
@@ -126,16 +131,18 @@ class _BlockedSwiGLU(torch.autograd.Function):
             gate, up = hidden[rows_b].chunk(2, dim=-1)
             gated = torch.sigmoid(gate, out=sigmoid[rows_b])
             act = torch.mul(gate, gated, out=act_buffer[here]).mul_(up).mul_(weight_R1[rows_b])
-            _each_mm(act.split(counts), out_of[experts], y[rows_b].split(counts))
+            # The gathered rows are no longer needed; their place takes the results, which are added while in cache.
+            _each_mm(act.split(counts), out_of[experts], x_b.split(counts))
+            y.index_add_(0, order.token_of_row[rows_b], x_b.to(y.dtype))
         ctx.save_for_backward(x, w13, w2, weight_R1, hidden, sigmoid)
         ctx.order, ctx.blocks, ctx.longest, ctx.weight_dtype = order, blocks, longest, weights.dtype
-        return sum_slots(y, order.row_of_slot)
+        return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         x, w13, w2, weight_R1, hidden, sigmoid = ctx.saved_tensors
-        dy, order, longest, (rows, width) = grads[0].contiguous(), ctx.order, ctx.longest, sigmoid.shape
-        dx, d_row_weight = x.new_empty(rows, x.shape[1]), torch.empty_like(weight_R1)
+        dy, order, longest, width = grads[0].contiguous(), ctx.order, ctx.longest, sigmoid.shape[1]
+        dx, d_row_weight = torch.zeros_like(x, dtype=wide(x.dtype)), torch.empty_like(weight_R1)
         d_w13, d_w2 = torch.empty_like(w13), torch.empty_like(w2)
         x_buffer, dy_buffer = (x.new_empty(longest, x.shape[1]) for _ in range(2))
         silu_buffer, act_buffer, d_buffer = (x.new_empty(longest, width) for _ in range(3))
@@ -157,11 +164,12 @@ class _BlockedSwiGLU(torch.autograd.Function):
             torch.mul(d_act.mul_(weight), silu, out=d_up)
             # silu'(g) = s + s (g - silu(g)) with s = sigmoid(g)
             torch.addcmul(gated, gated, torch.sub(gate, silu, out=d_gate), out=d_gate).mul_(d_act.mul_(up))
-            _each_mm(d_hidden.split(counts), w_in[experts], dx[rows_b].split(counts))
             _each_mm(d_hidden.t().split(counts, dim=1), x_b.split(counts), d_in[experts])
+            _each_mm(d_hidden.split(counts), w_in[experts], x_b.split(counts))
+            dx.index_add_(0, tokens, x_b.to(dx.dtype))
         slots = order.row_of_slot
         d_weights = d_row_weight.flatten().index_select(0, slots.flatten()).view_as(slots).to(ctx.weight_dtype)
-        return sum_slots(dx, slots), d_weights, d_w13, d_w2, None
+        return dx.to(x.dtype), d_weights, d_w13, d_w2, None
 
 
 class _Block(NamedTuple):
