@@ -31,6 +31,7 @@ def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str) -> None:
 
     The recomputed forward repeats the same operations on the same numbers, so losses and gradients do not change.
     Of a compiled block, "selective" sees and keeps the attention alone, as the compiler's own matmuls are out of reach.
+    On a CPU it does not keep the experts' matmuls, which write into scratch memory and are made again.
     """
     if recompute == "none":
         return
@@ -53,4 +54,6 @@ def _recomputed(forward: Callable[..., Any], options: dict[str, Any], *args: Any
 
 
 def _policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in SAVED else CheckpointPolicy.PREFER_RECOMPUTE
+    # torch_attn is the namespace of the variable-length attention, which exists only once that module is imported.
+    saved = op in SAVED or op.namespace == "torch_attn"
+    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE

@@ -7,7 +7,9 @@ after saving, 1 everything else.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -38,9 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
 
+    if options.resolved is not None:
+        _end_with_the_launcher()
     from trainer.run import train  # imports torch: only now that the configuration holds
 
     return train(cfg)
+
+
+def _end_with_the_launcher() -> None:
+    """Have the kernel send SIGTERM when the launcher dies without a word (kill -9), so that this rank saves and ends.
+
+    Linux only; elsewhere such a rank trains on alone.
+    """
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _configuration(options: argparse.Namespace, world_size: int) -> Config:

@@ -32,7 +32,8 @@ __all__ = [
 
 
 def free(default: Any) -> Any:
-    """A field that may change when a run is resumed: it does not move the numbers, or extends the run."""
+    """A field that may change when a run is resumed: it extends the run, or says how the same step is computed, which
+    moves the numbers by rounding alone (but for micro_batch: the balance loss is a mean over micro-batches)."""
     return field(default=default, metadata=FREE)
 
 
@@ -98,7 +99,7 @@ class TrainConfig:
     max_skipped: int = free(10)  # abort after this many non-finite steps in a row
     recompute: Literal["none", "selective", "full"] = free("none")
     compile: bool = free(False)
-    loss_chunk: int = free(1024)  # tokens whose logits exist at one time
+    loss_chunk: int = free(512)  # tokens whose logits exist at one time
     sample_tokens: int = free(0)  # length of the text generated at the end; 0: off
     device: Literal["auto", "cpu", "cuda"] = free("auto")
 

@@ -14,7 +14,7 @@ class PlainConsole:
         self._total_steps = total_steps
 
     def steps(self, records: list[Record], seconds_left: float) -> None:
-        print(progress_line(records[-1], self._total_steps, seconds_left), flush=True)
+        print(progress_line(_summary(records), self._total_steps, seconds_left), flush=True)
 
     def event(self, record: Record) -> None:
         print(event_text(record), flush=True)
@@ -40,7 +40,7 @@ class RichConsole:
         self._progress.start()
 
     def steps(self, records: list[Record], seconds_left: float) -> None:
-        last = records[-1]
+        last = _summary(records)
         self._console.print(progress_line(last, self._total_steps, seconds_left), markup=False, soft_wrap=True)
         self._progress.update(self._task, completed=last["step"], description=f"{_clock(seconds_left)} left")
 
@@ -50,6 +50,11 @@ class RichConsole:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+def _summary(records: list[Record]) -> Record:
+    """The last step, with the mean loss of all `records`: single steps jump about."""
+    return {**records[-1], "loss": sum(record["loss"] for record in records) / len(records)}
 
 
 def progress_line(record: Record, total_steps: int, seconds_left: float) -> str:
@@ -82,6 +87,8 @@ def event_text(record: Record) -> str:
             continue
         if key == "message":
             shown.insert(0, str(value))
+        elif key == "text":  # a sample
+            below.append(textwrap.indent(value.rstrip(), "    "))
         elif isinstance(value, str) and ("\n" in value or len(value) > 80):
             below += [f"{key}:", textwrap.indent(value.rstrip(), "    ")]
         elif isinstance(value, Mapping):

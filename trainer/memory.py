@@ -15,10 +15,11 @@ def prepare_host_memory() -> None:
     A step allocates the same large tensors as the one before. glibc's malloc gives them back to the kernel in between,
     which then maps and zeroes every page again; told otherwise, it keeps them. torch's own switch asks for 2 MB pages,
     which makes the scattered row accesses of the experts' gather cheaper. The peak of the resident size hardly changes.
-    Where libc or kernel know nothing of this (macOS, musl), nothing happens. A value that the user has set stays.
+    Where libc or kernel know nothing of this (macOS, musl), nothing happens.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
+    # Some releases of glibc take no more than 32 MiB for the first; trimming is left alone unless one was taken, since
+    # setting either stops glibc from adapting the other.
+    if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, LARGEST) or mallopt(M_MMAP_THRESHOLD, 32 << 20)):
         mallopt(M_TRIM_THRESHOLD, LARGEST)

@@ -44,12 +44,13 @@ def train(cfg: Config) -> int:
     cannot be used, 130 or 143 stopped by SIGINT or SIGTERM after saving.
     """
     world = World()
+    held = contextlib.ExitStack()  # the run directory's lock
     try:
         world = start_world(cfg.train.device, cfg.parallel.timeout_s)
         if world.device.type == "cpu":
             prepare_host_memory()
         world.agree("configuration", schema.digest(schema.to_dict(cfg)))
-        run = _choose_directory(cfg, world)
+        run = _choose_directory(cfg, world, held)
         if run.status == "finished":
             if world.rank == 0:
                 print(rundir.finished_line(run, cfg))
@@ -67,6 +68,7 @@ def train(cfg: Config) -> int:
         return 130
     finally:
         world.close()
+        held.close()
 
 
 class Trainer:
@@ -76,6 +78,7 @@ class Trainer:
         torch.manual_seed(cfg.train.seed)
         self.cfg, self.directory, self.world = cfg, directory, world
         self.data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size)
+        world.agree("corpus", self.data.fingerprint)
         self.model = build_model(cfg, world)
         self.stepper = Stepper(self.model, cfg.optim)
         self.store = CheckpointStore(
@@ -268,6 +271,9 @@ class Trainer:
         cfg, model = self.cfg, self.cfg.model
         for message in self.early_warnings:
             self.log.event({"event": "warning", "step": self.step, "message": message})
+        if self.world.device.type == "cuda" and cfg.precision.compute == "fp32":
+            text = "fp32 on a GPU: grouped GEMM and attention have no fast kernels for it and wait for the host"
+            self.log.event({"event": "warning", "step": self.step, "message": f"{text}; use precision=bf16"})
         parts = [
             f"{model.num_params() / 1e6:,.1f} M parameters ({model.active_params() / 1e6:,.1f} M active)",
             f"{cfg.precision.compute} on {self.world.size} x {_device_name(self.world)}",
@@ -285,8 +291,13 @@ class Trainer:
         self._evaluate(final=True)
         self._show_samples()
         if not self._all_saved():
-            print(f"error: the last checkpoint could not be saved; {self._last_checkpoint()} is kept", file=sys.stderr)
+            if self.world.rank == 0:
+                print(
+                    f"error: the last checkpoint could not be saved; {self._last_checkpoint()} is kept", file=sys.stderr
+                )
             return 1
+        message = f"{self.step} steps are in {self.directory}; a larger train.steps goes on from there"
+        self.log.event({"event": "done", "step": self.step, "message": message})
         return 0
 
     def _stop(self, number: signal.Signals) -> int:
@@ -298,20 +309,19 @@ class Trainer:
             again = "the same command continues it"
             if self.cfg.train.resume == "never":
                 again = f"run.dir={self.directory} train.resume=auto continues it"
-            where = self._last_checkpoint()
-            if saved:
-                print(f"stopped by {number.name} after step {self.step}; saved in {where}; {again}", file=sys.stderr)
-            else:
-                print(
-                    f"error: stopped by {number.name}, but step {self.step} could not be saved; {where} is kept",
-                    file=sys.stderr,
-                )
+            text = f"stopped by {number.name} after step {self.step}; saved in {self._last_checkpoint()}; {again}"
+            if not saved:
+                text = f"error: stopped by {number.name}, but step {self.step} could not be saved; "
+                text += f"{self._last_checkpoint()} is kept"
+            with contextlib.suppress(OSError):  # the terminal may be what went away
+                print(text, file=sys.stderr, flush=True)
         return 128 + number if saved else 1
 
     def _all_saved(self) -> bool:
         """Wait for the save in flight. True where the newest checkpoint is of the last step."""
         ended_well = self._tell(self.store.wait())
-        return ended_well and rundir.last_step(self.directory) == self.step
+        # Rank 0 wrote the manifest, and another machine may see the directory late.
+        return bool(self.world.broadcast(ended_well and rundir.last_step(self.directory) == self.step))
 
     def _last_checkpoint(self) -> str:
         step = rundir.last_step(self.directory)
@@ -331,7 +341,8 @@ def build_model(cfg: Config, world: World) -> Decoder:
     model.init_weights(cfg.train.seed)
     world.broadcast_module(model)
     if cfg.train.compile:
-        if dtype != torch.bfloat16:  # the grouped GEMM can be traced in bf16 alone
+        # On CUDA the grouped GEMM can be traced in bf16 alone; on a CPU the experts are a loop over row counts.
+        if world.device.type == "cpu" or dtype != torch.bfloat16:
             for module in model.modules():
                 if isinstance(module, Experts):
                     module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
@@ -340,13 +351,14 @@ def build_model(cfg: Config, world: World) -> Decoder:
     return model
 
 
-def _choose_directory(cfg: Config, world: World) -> rundir.RunDir:
-    """Rank 0 chooses and prepares the run's directory; every rank learns it, or that it cannot be used."""
+def _choose_directory(cfg: Config, world: World, held: contextlib.ExitStack) -> rundir.RunDir:
+    """Rank 0 chooses, locks and prepares the run's directory; every rank learns it, or that it cannot be used."""
     run, errors = None, []
     if world.rank == 0:
         try:
             run = rundir.choose(cfg)
             if run.status != "finished":
+                held.enter_context(rundir.hold(run.path))
                 rundir.prepare(run, cfg)
         except ConfigError as error:
             errors = error.errors

@@ -6,13 +6,15 @@ own run and another configuration gets another directory.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,6 +24,7 @@ from trainer.config import Config, ConfigError, config_hash, defining_values
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
+LOCK_FILE = "run.lock"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def choose(cfg: Config) -> RunDir:
 
 
 def _judge(path: Path, cfg: Config) -> RunDir:
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or all(_left_by_a_failed_start(entry) for entry in path.iterdir()):
         _must_be_writable(path)
         return RunDir(path, "new")
     differing = _differences(cfg, path)
@@ -59,6 +62,38 @@ def _judge(path: Path, cfg: Config) -> RunDir:
         return RunDir(path, "finished", step)
     _must_be_writable(path)
     return RunDir(path, "resume", step)
+
+
+def _left_by_a_failed_start(entry: Path) -> bool:
+    """A run that failed before its first step leaves its configuration, which then binds nobody."""
+    return entry.name in (CONFIG_FILE, LOCK_FILE) or entry.suffix == ".tmp"
+
+
+def hold(path: Path) -> IO[str]:
+    """Make the run directory and take it for this process, until the returned file is closed or the process ends.
+
+    Two processes that write to one directory would mix their records and checkpoints. For rank 0 only. Raises
+    `ConfigError` naming the other process, or where the directory cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115  (lives as long as the run)
+    except OSError as error:
+        raise ConfigError([_unwritable(path, error)]) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip() or "another process"
+        lock.close()
+        text = (
+            f"run.dir={path} is in use by {owner}; wait for it, stop it, or set train.resume=never for a new directory"
+        )
+        raise ConfigError([text]) from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    return lock
 
 
 def prepare(run: RunDir, cfg: Config) -> None:
@@ -89,8 +124,8 @@ def last_step(path: Path) -> int:
 def finished_line(run: RunDir, cfg: Config) -> str:
     """What to tell whoever starts a finished run again."""
     return (
-        f"{run.path} is finished: it has {run.step} of train.steps={cfg.train.steps} steps. "
-        f"Raise train.steps to go on, or set train.resume=never to run anew"
+        f"{run.path} is finished: it has {run.step} steps and train.steps={cfg.train.steps}. "
+        f"Set train.steps above {run.step} to go on, or train.resume=never to run anew"
     )
 
 

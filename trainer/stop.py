@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -58,4 +59,5 @@ class StopRequest:
 
     def _say(self, line: str) -> None:
         if not self.silent:
-            os.write(2, f"{line}\n".encode())  # print may be what the signal interrupted
+            with contextlib.suppress(OSError):  # the terminal may be what went away
+                os.write(2, f"{line}\n".encode())  # print may be what the signal interrupted

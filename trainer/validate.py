@@ -10,7 +10,7 @@ from trainer import schema
 from trainer.schema import one_of
 
 if TYPE_CHECKING:
-    from trainer.config import Config, OptimConfig
+    from trainer.config import Config
 
 # Keys that must be above zero, and keys that may also be zero.
 POSITIVE = {
@@ -166,36 +166,15 @@ def _data(cfg: Config) -> list[str]:
 
 
 def _schedule(cfg: Config) -> list[str]:
-    o, steps, errors = cfg.optim, cfg.train.steps, []
+    o, errors = cfg.optim, []
     if len(o.betas) != 2 or not all(0 <= beta < 1 for beta in o.betas):
         errors.append(f"optim.betas={o.betas} must be two numbers from 0 to below 1; use some such as [0.9,0.95]")
     if not 0 <= o.momentum < 1:
         errors.append(f"optim.momentum={o.momentum:g} is out of range; use 0 to below 1")
-    shares_fit = True
     for key, value in (("decay_fraction", o.decay_fraction), ("min_lr_ratio", o.min_lr_ratio)):
         if not 0 <= value <= 1:
             errors.append(f"optim.{key}={value:g} is out of range; use 0 to 1")
-            shares_fit = False
-    if shares_fit and steps > 0 and o.warmup_steps + o.decay_steps(steps) > steps:
-        errors.append(_warmup_too_long(o, steps))
     return errors
-
-
-def _warmup_too_long(o: OptimConfig, steps: int) -> str:
-    decay = o.decay_steps(steps)
-    text = f"optim.warmup_steps={o.warmup_steps}"
-    if decay:
-        text += f" and the last {decay} steps (optim.decay_fraction={o.decay_fraction:g}) are"
-    else:
-        text += " is"
-    text += f" more than train.steps={steps}; use optim.warmup_steps={steps - decay} or less"
-    rest = 1 - o.decay_fraction if o.schedule == "wsd" else 1.0
-    if rest <= 0:
-        return text
-    enough = max(1, math.floor((o.warmup_steps - 0.5) / rest))
-    while o.warmup_steps + o.decay_steps(enough) > enough:
-        enough += 1
-    return f"{text}, or train.steps={enough} or more"
 
 
 def _run(cfg: Config) -> list[str]:

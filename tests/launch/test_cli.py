@@ -153,4 +153,4 @@ def test_train_leaves_a_finished_run_alone(monkeypatch, capsys):
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     assert main(["train", "recipe=toy", "train.steps=100"]) == 0
-    assert "Raise train.steps" in capsys.readouterr().out
+    assert "Set train.steps above" in capsys.readouterr().out

@@ -107,8 +107,6 @@ WRONG = [
     ({"optim.clip_norm": -1.0}, "optim.clip_norm=-1.0", "0 or more"),
     ({"optim.min_lr_ratio": 1.5}, "optim.min_lr_ratio=1.5", "0 to 1"),
     ({"optim.decay_fraction": -0.1}, "optim.decay_fraction=-0.1", "0 to 1"),
-    ({"optim.warmup_steps": 900}, "optim.warmup_steps=900", "optim.warmup_steps=800 or less, or train.steps=1125"),
-    ({"optim.warmup_steps": 1001, "optim.schedule": "cosine"}, "optim.warmup_steps=1001 is", "train.steps=1001"),
     ({"train.steps": 0}, "train.steps=0", "1 or more"),
     ({"train.seed": -1}, "train.seed=-1", "0 or more"),
     ({"train.global_batch": 12}, "train.global_batch=12", "use train.global_batch=8 or 16, or train.micro_batch="),
@@ -152,16 +150,8 @@ def test_the_batch_must_divide_over_the_ranks():
     assert "train.micro_batch=1 or 2" in line
 
 
-@pytest.mark.parametrize("steps", [1, 7, 100, 333])
-@pytest.mark.parametrize("warmup", [0, 1, 50, 300])
-def test_the_number_of_steps_that_is_offered_works_and_is_the_smallest(steps, warmup):
-    optim = OptimConfig(warmup_steps=warmup, decay_fraction=0.3)
-    lines = validate(config(optim=optim, train=TrainConfig(steps=steps)), 1)
-    if not lines:
-        return
-    offered = int(lines[0].rsplit("train.steps=", 1)[1].split()[0])
-    assert validate(config(optim=optim, train=TrainConfig(steps=offered)), 1) == []
-    assert validate(config(optim=optim, train=TrainConfig(steps=offered - 1)), 1) != []
+def test_a_run_may_end_inside_its_warmup():
+    assert validate(config(optim=OptimConfig(warmup_steps=10), train=TrainConfig(steps=3)), 1) == []
 
 
 def test_every_number_of_the_schema_has_a_range():

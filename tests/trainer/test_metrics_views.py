@@ -67,7 +67,7 @@ def test_no_share_is_shown_where_the_peak_is_unknown():
 
 def test_text_of_several_lines_is_shown_below_its_event():
     text = event_text({"step": 9, "event": "sample", "source": "code", "text": "def f():\n    return 1"})
-    assert text == "step 9 · sample: source code\ntext:\n    def f():\n        return 1"
+    assert text == "step 9 · sample: source code\n    def f():\n        return 1"
 
 
 def test_sizes_and_times_have_their_units():

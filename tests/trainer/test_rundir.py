@@ -11,7 +11,7 @@ import pytest
 from trainer import __main__ as entry
 from trainer.compose import compose, load
 from trainer.config import ConfigError, config_hash
-from trainer.rundir import RunDir, choose, differences, finished_line, last_step, prepare
+from trainer.rundir import RunDir, choose, differences, finished_line, hold, last_step, prepare
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -28,9 +28,10 @@ def toy(*words):
 
 
 def start(cfg):
-    """What rank 0 does before the first step."""
+    """What rank 0 does up to the first step."""
     run = choose(cfg)
     prepare(run, cfg)
+    (run.path / "metrics.jsonl").touch()
     return run
 
 
@@ -69,7 +70,7 @@ def test_the_resolved_configuration_is_in_the_directory_and_finds_it_again():
     stored = load(run.path / "config.yaml")
     assert (stored.optim.lr, stored.run.dir) == (1e-3, str(run.path))
     assert choose(stored).path == run.path
-    assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
+    assert {file.name for file in run.path.iterdir()} == {"config.yaml", "metrics.jsonl"}
 
 
 def test_a_finished_run_says_which_key_extends_it(monkeypatch, capsys):
@@ -83,7 +84,7 @@ def test_a_finished_run_says_which_key_extends_it(monkeypatch, capsys):
     assert choose(toy("train.steps=201")).status == "resume"
     monkeypatch.delitem(sys.modules, "trainer.run", raising=False)
     assert entry.main(["recipe=toy", "train.steps=200"]) == 0
-    assert "Raise train.steps" in capsys.readouterr().out
+    assert "Set train.steps above" in capsys.readouterr().out
     assert "trainer.run" not in sys.modules
 
 
@@ -177,3 +178,20 @@ def test_every_process_comes_to_the_same_hash():
         )
         hashes.add(done.stdout)
     assert len(hashes) == 1
+
+
+def test_a_directory_where_no_step_was_taken_binds_nobody(tmp_path):
+    first = toy(f"run.dir={tmp_path / 'run'}")
+    with hold(tmp_path / "run"):
+        prepare(choose(first), first)
+    other = replace(first, train=replace(first.train, seed=7))
+    assert choose(other).status == "new"
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    with pytest.raises(ConfigError, match=r"another configuration: train\.seed: 0 -> 7"):
+        choose(other)
+
+
+def test_a_directory_in_use_is_refused_until_its_process_lets_go(tmp_path):
+    with hold(tmp_path / "run"), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+        hold(tmp_path / "run")
+    hold(tmp_path / "run").close()

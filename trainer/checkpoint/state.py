@@ -24,7 +24,7 @@ def training_tensors(model: nn.Module, stepper: Stepper, rank: int) -> dict[str,
             tensors[f"optim.{name}.{key}"] = value
     tensors["optim.skipped"] = stepper.skipped
     tensors[f"rng.cpu.{rank}"] = torch.get_rng_state()
-    if torch.cuda.is_available():
+    if stepper.skipped.device.type == "cuda":  # asking torch would start CUDA for a run on the CPU
         tensors[f"rng.cuda.{rank}"] = torch.cuda.get_rng_state()
     return tensors
 
@@ -32,5 +32,5 @@ def training_tensors(model: nn.Module, stepper: Stepper, rank: int) -> dict[str,
 def restore_generators(tensors: dict[str, Tensor], rank: int) -> None:
     """Set torch's generators from loaded `tensors`; their states are the one thing that cannot be filled in place."""
     torch.set_rng_state(tensors[f"rng.cpu.{rank}"])
-    if torch.cuda.is_available():
+    if f"rng.cuda.{rank}" in tensors:
         torch.cuda.set_rng_state(tensors[f"rng.cuda.{rank}"])
