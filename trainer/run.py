@@ -87,16 +87,19 @@ class Trainer:
         self.early_warnings: list[str] = []
         self.step = self.sample = self.saved_step = 0  # steps done, samples seen, step of the last checkpoint
         self.resumed = self._resume()
-        self.log = MetricsLog(
-            directory,
-            cfg.logging,
-            resume_step=self.step,
-            total_steps=cfg.train.steps,
-            flops_per_token=cfg.model.flops_per_token(cfg.data.seq_len),
-            peak_flops=_peak_flops(cfg, world),
-            config=schema.to_dict(cfg),
-            rank=world.rank,
-        )
+        try:
+            self.log = MetricsLog(
+                directory,
+                cfg.logging,
+                resume_step=self.step,
+                total_steps=cfg.train.steps,
+                flops_per_token=cfg.model.flops_per_token(cfg.data.seq_len),
+                peak_flops=_peak_flops(cfg, world),
+                config=schema.to_dict(cfg),
+                rank=world.rank,
+            )
+        except OSError as error:
+            raise RunError(f"{directory} cannot be written: {error}; make room, or use another run.dir") from error
         self.unread: list[tuple[dict[str, Any], Tensor]] = []  # steps whose scalars are still on the device
 
     def run(self) -> int:

@@ -26,12 +26,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its token tensors on `device`; `cu_seqlens` stays on the CPU."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-        )
+        if torch.device(device).type == "cpu":
+            return self
+        # Only from pinned memory does the copy run beside the host.
+        moved = (t.pin_memory().to(device, non_blocking=True) for t in (self.input_ids, self.labels, self.position_ids))
+        input_ids, labels, position_ids = moved
+        return replace(self, input_ids=input_ids, labels=labels, position_ids=position_ids)
 
 
 def make_batch(tokens_BL: npt.NDArray[np.int64], starts_BL: npt.NDArray[np.bool_], samples: list[int]) -> Batch:

@@ -24,7 +24,7 @@ class Rotary(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.pairs, self.theta = cfg.head_dim // 2, cfg.rope_theta
-        self.fope, self.pad_sin, self.gain = cfg.positions == "fope", cfg.fope_pad_sin, cfg.fope_gain
+        self.fope, self.pad_sin = cfg.positions == "fope", cfg.fope_pad_sin
         self.cos_coef: Tensor
         self.sin_coef: Tensor
         if self.fope:
