@@ -56,7 +56,8 @@ def test_stopped_twice_and_resumed_is_bitwise_the_run_that_never_stopped(tmp_pat
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capfd, number, code):
-    before = signal.getsignal(number)
+    before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(number, before)  # under nohup, SIGHUP comes ignored
     stop_during(monkeypatch, 4, number)
     assert train(tiny_config(tmp_path, steps=STEPS)) == code
     error = capfd.readouterr().err
