@@ -26,11 +26,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its token tensors on `device`; `cu_seqlens` stays on the CPU."""
-        if torch.device(device).type == "cpu":
-            return self
-        # Only from pinned memory does the copy run beside the host.
-        moved = (t.pin_memory().to(device, non_blocking=True) for t in (self.input_ids, self.labels, self.position_ids))
-        input_ids, labels, position_ids = moved
+        tokens = (self.input_ids, self.labels, self.position_ids)
+        if torch.device(device).type == "cuda":  # only from pinned memory does the copy run beside the host
+            tokens = (tokens[0].pin_memory(), tokens[1].pin_memory(), tokens[2].pin_memory())
+        input_ids, labels, position_ids = (t.to(device, non_blocking=True) for t in tokens)
         return replace(self, input_ids=input_ids, labels=labels, position_ids=position_ids)
 
 
