@@ -1,7 +1,8 @@
 """Dispatchers bring tokens to experts and the experts' results back.
 
 A dispatcher is an object that a mixture-of-experts block owns; the block's mathematics does not know which one it has.
-`LocalDispatch` is the one for experts that are all on this rank.
+`LocalDispatch` is the one for experts that are all on this rank; `parallel.all_gather` and `parallel.all_to_all` hold
+those for experts on several ranks.
 
 Legend: T tokens on this rank · K experts per token · R = T*K rows · E experts · H hidden size.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -32,13 +34,21 @@ class RowOrder:
         self.offsets = torch.searchsorted(sorted_ids, experts, right=True, out_int32=True)
 
 
+def sum_slots(rows: Tensor, row_of_slot: Tensor) -> Tensor:
+    """Sum each token's K rows in slot order: [R, H], [T, K] -> [T, H]. A gather, so without atomics and bitwise
+    fixed."""
+    return F.embedding_bag(row_of_slot, rows, mode="sum")
+
+
 # (x [T, H], weights [T, K], order) -> [T, H]: the weighted sum over each token's rows. The experts own the gather and
 # the sum, so that a back end can do them where the rows are in cache and no [R, H] tensor need be kept.
-Experts = Callable[[Tensor, Tensor, RowOrder], Tensor]
+RunExperts = Callable[[Tensor, Tensor, RowOrder], Tensor]
 
 
 class Dispatcher(Protocol):
-    def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: Experts) -> Tensor:
+    """What a mixture-of-experts block calls; it holds no parameters."""
+
+    def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: RunExperts) -> Tensor:
         """Sum over each token's K experts of weight * expert(token).
 
         Args:
@@ -52,5 +62,5 @@ class Dispatcher(Protocol):
 class LocalDispatch:
     """All experts are here: only the order of the rows has to be found."""
 
-    def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: Experts) -> Tensor:
+    def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: RunExperts) -> Tensor:
         return experts(x, weights, RowOrder(ids, num_experts))

@@ -17,14 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.dispatch import RowOrder
+from parallel.dispatch import RowOrder, sum_slots
 from trainer.precision import wide
-
-
-def sum_slots(rows: Tensor, row_of_slot: Tensor) -> Tensor:
-    """Sum each token's K rows in slot order: [R, H], [T, K] -> [T, H]. A gather, so without atomics and bitwise
-    fixed."""
-    return F.embedding_bag(row_of_slot, rows, mode="sum")
 
 
 class _Gather(torch.autograd.Function):

@@ -1,0 +1,99 @@
+"""How many ranks each axis of a run has. No torch here: the configuration is checked with it before torch is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+class LayoutError(ValueError):
+    """The axes do not fit the number of ranks; the message names the axis and the values that work."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the axes, outermost first: world = pp * dp_replicate * dp_shard * cp.
+
+    pp: pipeline stages. dp_replicate: copies of the sharded model. dp_shard: ranks that share one copy of the weights.
+    cp: ranks that share a sequence. ep: expert-parallel ranks, the innermost (neighbouring) ones of dp_shard * cp.
+    """
+
+    pp: int = 1
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    cp: int = 1
+    ep: int = 1
+
+    def __post_init__(self) -> None:
+        if self.shard % self.ep:
+            raise LayoutError(
+                f"parallel.ep={self.ep} does not divide dp_shard*cp={self.shard}; use parallel.ep="
+                f"{_divisors(self.shard)}, or a parallel.dp_shard that {self.ep} divides"
+            )
+
+    @property
+    def world(self) -> int:
+        return self.pp * self.dp_replicate * self.shard
+
+    @property
+    def shard(self) -> int:
+        """Ranks that dense weights are sharded over: dp_shard * cp."""
+        return self.dp_shard * self.cp
+
+    @property
+    def expert_dp(self) -> int:
+        """Ranks that hold other shards of the same experts: dp_shard * cp / ep."""
+        return self.shard // self.ep
+
+    @staticmethod
+    def resolve(
+        world: int, *, dp_replicate: int = 1, dp_shard: int = 0, ep: int = 1, pp: int = 1, cp: int = 1
+    ) -> Layout:
+        """Fill in the data-parallel axes that are 0 so that the product is `world`.
+
+        dp_shard = 0 takes what dp_replicate leaves, dp_replicate = 0 what dp_shard leaves; where both are 0, dp_shard
+        is as small as `ep` lets it be and dp_replicate takes the rest. Raises `LayoutError` where nothing fits.
+        """
+        fixed = pp * cp
+        if dp_shard == 0 and dp_replicate == 0:
+            dp_shard = ep // math.gcd(ep, cp)
+            if world % (fixed * dp_shard):
+                raise LayoutError(
+                    f"parallel.ep={ep} does not divide the {world} rank(s) of this run; use parallel.ep="
+                    f"{_divisors(world)}, or start a multiple of {fixed * dp_shard} ranks"
+                )
+        for name, given in (("dp_replicate", dp_replicate), ("dp_shard", dp_shard)):
+            fixed *= given or 1
+            if world % fixed:
+                rest = world // (fixed // given) if world % (fixed // given) == 0 else world
+                raise LayoutError(
+                    f"parallel.{name}={given} does not divide the {world} rank(s) of this run; "
+                    f"use {_divisors(rest)}, or start a multiple of {fixed} ranks"
+                )
+        left = world // fixed
+        if dp_shard == 0:
+            dp_shard = left
+        elif dp_replicate == 0:
+            dp_replicate = left
+        elif left != 1:
+            raise LayoutError(
+                f"parallel.dp_replicate={dp_replicate} x parallel.dp_shard={dp_shard} is {fixed} rank(s), but this run "
+                f"has {world}; start {fixed} ranks, or set one of them to 0, which fills it in"
+            )
+        return Layout(pp, dp_replicate, dp_shard, cp, ep)
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        """(axis, ranks, what it does) for a person, outermost first."""
+        return [
+            ("pp", self.pp, "pipeline stages"),
+            ("dp_replicate", self.dp_replicate, "copies of the sharded model"),
+            ("dp_shard", self.dp_shard, "ranks that share one copy of the weights"),
+            ("cp", self.cp, "ranks that share a sequence"),
+            ("ep", self.ep, "expert-parallel ranks, innermost of dp_shard x cp"),
+            ("expert_dp", self.expert_dp, "ranks that share one copy of the same experts"),
+        ]
+
+
+def _divisors(number: int) -> str:
+    values = [str(n) for n in range(1, number + 1) if number % n == 0]
+    return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
