@@ -1,19 +1,46 @@
-"""The optimizer step: schedule, gradient norm, clipping and the non-finite guard, without waiting for the device.
+"""The optimizer behind a seam of four calls, and the engine that is torch's own.
 
-torch's fused AdamW and SGD divide every gradient by `optimizer.grad_scale` as they read it and do nothing at all
-where `optimizer.found_inf` is 1. Both are tensors, so clipping costs no pass over the gradients of its own (measured on
-9.2 M parameters, one CPU thread: 0.7-1.7 ms a step against 2.8 for a multiply before it) and a step whose gradient is
-not finite leaves parameters, moments and step counts bitwise as they were, decided on the device.
+The native engine never waits for the device and never shows the optimizer a DTensor: a parameter that is one is
+optimised through the shard that this rank holds, whatever mesh it lies on, so that weights on different meshes share
+one fused call. torch's fused AdamW and SGD divide every gradient by `optimizer.grad_scale` as they read it and do
+nothing at all where `optimizer.found_inf` is 1. Both are tensors, so clipping costs no pass over the gradients of its
+own (measured on 9.2 M parameters, one CPU thread: 0.7-1.7 ms a step against 2.8 for a multiply before it) and a step
+whose gradient is not finite leaves parameters, moments and step counts bitwise as they were, decided on the device.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from parallel.world import World
 from trainer.config import OptimConfig
+
+
+class Engine(Protocol):
+    """What the training loop knows of an optimizer. Gradients are sums over all ranks, never averages: the loss that
+    comes to `backward` is already divided by the global token count."""
+
+    def prepare(self) -> None:
+        """Take the parameters over and allocate all state; once they have values and before a checkpoint is loaded."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch's `loss` (0-dim) to those of the step."""
+
+    def step(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Apply the gradients of all ranks as optimizer step `step` of `steps` and drop them.
+
+        Returns on the device the global gradient norm before clipping (0-dim) and the steps skipped for a gradient that
+        was not finite: in a row up to this one, and since the run began ([2]).
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """The live state, by "<parameter>.<moment>" and "skipped": copied by a save, filled in place by a load."""
 
 
 def lr_at(step: int, cfg: OptimConfig, steps: int) -> float:
@@ -37,52 +64,44 @@ def lr_at(step: int, cfg: OptimConfig, steps: int) -> float:
     return cfg.lr * (1.0 - (1.0 - cfg.min_lr_ratio) * fall)
 
 
-def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
-    """Fused AdamW or SGD over all parameters, its state allocated.
+class NativeEngine:
+    """torch's fused AdamW or SGD over this rank's shards.
 
-    Vectors (norms' gains) are not decayed: pulling a gain to zero is no regulariser. The state exists before the first
-    step so that a checkpoint can be loaded into it, and because fused SGD would otherwise take an uninitialised
-    momentum buffer into use when its very first step is skipped.
+    `shard_group`: the ranks that together hold every sharded parameter once (None: no parameter is sharded, or there is
+    one rank). Plain parameters are replicas: their gradients are summed over `world` here. Gradients of sharded ones
+    come summed, from whoever sharded them.
     """
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    optimizer: torch.optim.Optimizer
-    if cfg.name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, fused=True)
-        for p in model.parameters():
-            optimizer.state[p] = {
-                "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                "exp_avg": torch.zeros_like(p),
-                "exp_avg_sq": torch.zeros_like(p),
-            }
-    else:
-        optimizer = torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, fused=True)
-        if cfg.momentum:
-            for p in model.parameters():
-                optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)}
-    return optimizer
 
+    def __init__(
+        self, model: nn.Module, cfg: OptimConfig, world: World, shard_group: dist.ProcessGroup | None = None
+    ) -> None:
+        self.model, self.cfg, self.world, self.shard_group = model, cfg, world, shard_group
 
-class Stepper:
-    """An optimizer with its clipping and its guard against non-finite gradients."""
+    def prepare(self) -> None:
+        """Build the optimizer and its state.
 
-    def __init__(self, model: nn.Module, cfg: OptimConfig) -> None:
-        self.cfg = cfg
-        self.parameters = list(model.parameters())
-        self.optimizer = build_optimizer(model, cfg)
+        The state exists before the first step so that a checkpoint can be loaded into it, and because fused SGD would
+        otherwise take an uninitialised momentum buffer into use when its very first step is skipped.
+        """
+        self.named = dict(self.model.named_parameters())
+        self.plain = [p for p in self.named.values() if not isinstance(p, DTensor)]
+        # What is optimised: the parameter itself, or this rank's shard of it.
+        self.leaves = {name: _shard(p) if isinstance(p, DTensor) else p for name, p in self.named.items()}
+        groups = [
+            {"params": [self.leaves[name] for name in names], "weight_decay": decay}
+            for names, decay in weight_decay_groups(self.named, self.cfg)
+        ]
+        self.optimizer = _torch_optimizer(groups, self.cfg)
         # steps skipped in a row up to now, and since the run began
-        self.skipped = torch.zeros(2, device=self.parameters[0].device)
+        self.skipped = torch.zeros(2, device=next(iter(self.leaves.values())).device)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
 
     def step(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Apply the gradients as optimizer step `step` of `steps` and drop them.
-
-        Returns on the device the global gradient norm before clipping (0-dim) and the steps skipped for a gradient that
-        was not finite: in a row up to this one, and since the run began ([2]). Gradients must be sums over all ranks.
-        """
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        self.world.sum_gradients(self.plain)
+        self._take_gradients()
+        norm = self._gradient_norm()
         found_inf = (~torch.isfinite(norm)).float()
         self.skipped.add_(found_inf)
         self.skipped[0].mul_(found_inf)
@@ -93,5 +112,78 @@ class Stepper:
         if self.cfg.clip_norm > 0:
             self.optimizer.grad_scale = (norm / self.cfg.clip_norm).clamp(min=1.0).float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for tensor in (*self.named.values(), *self.leaves.values()):
+            tensor.grad = None
         return norm, self.skipped.clone()
+
+    def state(self) -> dict[str, Tensor]:
+        tensors = {"skipped": self.skipped}
+        for name, parameter in self.named.items():
+            for key, value in self.optimizer.state[self.leaves[name]].items():
+                # AdamW's step count is one number, alike on all ranks: an empty shard counts its steps too.
+                tensors[f"{name}.{key}"] = _like(parameter, value) if value.ndim else value
+        return tensors
+
+    def _take_gradients(self) -> None:
+        for name, parameter in self.named.items():
+            if isinstance(parameter, DTensor):
+                # Taken anew: FSDP moves an uneven shard into padded memory when the model is first called.
+                self.leaves[name].data = _shard(parameter)
+                self.leaves[name].grad = None if parameter.grad is None else _shard(parameter.grad)
+
+    def _gradient_norm(self) -> Tensor:
+        """Over every element of every parameter once, in float32 or better."""
+        if self.shard_group is None:
+            return nn.utils.get_total_norm([leaf.grad for leaf in self.leaves.values() if leaf.grad is not None])
+        held = [self.leaves[name].grad for name, p in self.named.items() if isinstance(p, DTensor)]
+        squares = nn.utils.get_total_norm([grad for grad in held if grad is not None]).double().square()
+        dist.all_reduce(squares, group=self.shard_group)
+        plain = nn.utils.get_total_norm([p.grad for p in self.plain if p.grad is not None])
+        return (squares + plain.to(squares).square()).sqrt().float()
+
+
+def weight_decay_groups(parameters: dict[str, nn.Parameter], cfg: OptimConfig) -> list[tuple[list[str], float]]:
+    """(names, weight decay) of each group. Vectors (norms' gains) are not decayed: pulling a gain to zero is no
+    regulariser. What counts is the shape of the whole parameter, not of a shard."""
+    decayed = [name for name, p in parameters.items() if p.ndim > 1]
+    others = [name for name, p in parameters.items() if p.ndim <= 1]
+    return [(names, decay) for names, decay in ((decayed, cfg.weight_decay), (others, 0.0)) if names]
+
+
+def _torch_optimizer(groups: list[dict[str, Any]], cfg: OptimConfig) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer
+    leaves = [leaf for group in groups for leaf in group["params"]]
+    if cfg.name == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, fused=True)
+        for leaf in leaves:
+            optimizer.state[leaf] = {
+                "step": torch.zeros((), dtype=torch.float32, device=leaf.device),
+                "exp_avg": torch.zeros_like(leaf),
+                "exp_avg_sq": torch.zeros_like(leaf),
+            }
+    else:
+        optimizer = torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, fused=True)
+        if cfg.momentum:
+            for leaf in leaves:
+                optimizer.state[leaf] = {"momentum_buffer": torch.zeros_like(leaf)}
+    return optimizer
+
+
+def _shard(tensor: Tensor) -> Tensor:
+    """The memory of a DTensor on this rank, outside autograd."""
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local().detach()
+
+
+def _like(parameter: nn.Parameter, local: Tensor) -> Tensor:
+    """`local`, laid out over the ranks as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return local
+    return DTensor.from_local(
+        local,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )

@@ -28,7 +28,7 @@ from trainer.memory import prepare_host_memory
 from trainer.metrics import MetricsLog, device_peak
 from trainer.model import Decoder
 from trainer.model.experts import Experts
-from trainer.optim import Stepper, lr_at
+from trainer.optim import NativeEngine, lr_at
 from trainer.precision import COMPUTE_DTYPES
 from trainer.stop import StopRequest
 
@@ -80,7 +80,8 @@ class Trainer:
         self.data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size)
         world.agree("corpus", self.data.fingerprint)
         self.model = build_model(cfg, world)
-        self.stepper = Stepper(self.model, cfg.optim)
+        self.engine = NativeEngine(self.model, cfg.optim, world)
+        self.engine.prepare()
         self.store = CheckpointStore(
             directory / rundir.CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self._warn_early
         )
@@ -154,13 +155,12 @@ class Trainer:
                 ranks=world.size,
                 sum_over_ranks=(lambda counts: world.sum_tensor(counts.clone())) if world.size > 1 else None,
             )
-            terms.total.backward()
+            self.engine.backward(terms.total)
             largest = terms.max_load / (len(batches) * world.size)
             sums += torch.stack([terms.cross_entropy, terms.balance, terms.z, largest]).detach()
-        world.sum_gradients(self.model.parameters())
         self.step += 1
         self.sample += cfg.train.global_batch
-        norm, skipped = self.stepper.step(self.step, cfg.train.steps)
+        norm, skipped = self.engine.step(self.step, cfg.train.steps)
         facts = {"step": self.step, "lr": lr_at(self.step, cfg.optim, cfg.train.steps), "tokens": tokens}
         self.unread.append((facts, torch.cat([sums, norm.view(1), skipped])))
 
@@ -232,7 +232,7 @@ class Trainer:
     def _save(self) -> None:
         self._read_metrics()
         facts = {"sample": self.sample, "data": self.data.fingerprint}
-        tensors = training_tensors(self.model, self.stepper, self.world.rank)
+        tensors = training_tensors(self.model, self.engine, self.world.rank)
         self._tell(self.store.save(self.step, tensors, facts))
         self.saved_step = self.step
 
@@ -251,7 +251,7 @@ class Trainer:
 
     def _resume(self) -> bool:
         """Load the newest whole checkpoint, if there is any."""
-        tensors = training_tensors(self.model, self.stepper, self.world.rank)
+        tensors = training_tensors(self.model, self.engine, self.world.rank)
         manifest = self.store.load(tensors, self._same_data)
         if manifest is None:
             return False

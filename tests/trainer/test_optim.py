@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from parallel.world import World
 from trainer.config import OptimConfig
-from trainer.optim import Stepper, build_optimizer, lr_at
+from trainer.optim import NativeEngine, lr_at
 
 NAN, INF = float("nan"), float("inf")
 
@@ -23,9 +24,15 @@ def set_gradients(model: nn.Module, seed: int, scale: float = 1.0) -> None:
         p.grad = torch.randn(p.shape, generator=generator) * scale
 
 
-def snapshot(stepper: Stepper) -> list[torch.Tensor]:
-    moments = [value for p in stepper.parameters for value in stepper.optimizer.state[p].values()]
-    return [tensor.detach().clone() for tensor in (*stepper.parameters, *moments)]
+def native(model: nn.Module, cfg: OptimConfig) -> NativeEngine:
+    engine = NativeEngine(model, cfg, World())
+    engine.prepare()
+    return engine
+
+
+def snapshot(engine: NativeEngine) -> list[torch.Tensor]:
+    moments = [value for name, value in engine.state().items() if name != "skipped"]
+    return [tensor.detach().clone() for tensor in (*engine.model.parameters(), *moments)]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -57,7 +64,7 @@ def test_a_run_of_one_step_has_a_rate(schedule):
 
 def test_vectors_are_not_decayed():
     model = small_model()
-    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1))
+    optimizer = native(model, OptimConfig(weight_decay=0.1)).optimizer
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
         "0.weight": 0.1, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "2.weight": 0.1,
@@ -69,12 +76,11 @@ def test_vectors_are_not_decayed():
 def test_clipping_is_torchs(name, scale):
     cfg = OptimConfig(name=name, lr=0.1, clip_norm=1.0, schedule="constant")
     ours, theirs = small_model(), small_model()
-    stepper = Stepper(ours, cfg)
-    plain = build_optimizer(theirs, cfg)
+    engine, plain = native(ours, cfg), native(theirs, cfg).optimizer
     for step in range(1, 4):
         set_gradients(ours, step, scale)
         set_gradients(theirs, step, scale)
-        norm, _ = stepper.step(step, 3)
+        norm, _ = engine.step(step, 3)
         assert norm.item() == pytest.approx(nn.utils.clip_grad_norm_(theirs.parameters(), 1.0).item())
         plain.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -89,27 +95,27 @@ def test_a_step_that_is_not_finite_changes_nothing(name, bad, clip_norm):
     never been."""
     cfg = OptimConfig(name=name, lr=0.1, clip_norm=clip_norm, schedule="constant")
     model, untouched = small_model(), small_model()
-    stepper, reference = Stepper(model, cfg), Stepper(untouched, cfg)
+    engine, reference = native(model, cfg), native(untouched, cfg)
     seen = []
     for step, is_bad in enumerate([True, False, True, True, False], start=1):
         set_gradients(model, step)
         set_gradients(untouched, step)
         if is_bad:
             next(model.parameters()).grad[0, 0] = bad
-            before = snapshot(stepper)
-            norm, skipped = stepper.step(step, 5)
+            before = snapshot(engine)
+            norm, skipped = engine.step(step, 5)
             assert not torch.isfinite(norm)
-            assert same(before, snapshot(stepper))
+            assert same(before, snapshot(engine))
         else:
-            _, skipped = stepper.step(step, 5)
+            _, skipped = engine.step(step, 5)
             reference.step(step, 5)
         seen.append(skipped.tolist())
-    assert same(snapshot(stepper), snapshot(reference))
+    assert same(snapshot(engine), snapshot(reference))
     assert seen == [[1, 1], [0, 1], [1, 2], [2, 3], [0, 3]]
 
 
 def test_gradients_are_dropped_after_the_step():
     model = small_model()
     set_gradients(model, 1)
-    Stepper(model, OptimConfig()).step(1, 1)
+    native(model, OptimConfig()).step(1, 1)
     assert all(p.grad is None for p in model.parameters())

@@ -13,18 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.optim import Stepper
+from trainer.optim import Engine
 
 
-def training_tensors(model: nn.Module, stepper: Stepper, rank: int) -> dict[str, Tensor]:
+def training_tensors(model: nn.Module, engine: Engine, rank: int) -> dict[str, Tensor]:
     """The live tensors of the run by name: copied by a save, filled in place by a load (see `restore_generators`)."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, value in stepper.optimizer.state[parameter].items():
-            tensors[f"optim.{name}.{key}"] = value
-    tensors["optim.skipped"] = stepper.skipped
+    tensors |= {f"optim.{name}": tensor for name, tensor in engine.state().items()}
     tensors[f"rng.cpu.{rank}"] = torch.get_rng_state()
-    if stepper.skipped.device.type == "cuda":  # asking torch would start CUDA for a run on the CPU
+    if next(model.parameters()).device.type == "cuda":  # asking torch would start CUDA for a run on the CPU
         tensors[f"rng.cuda.{rank}"] = torch.cuda.get_rng_state()
     return tensors
 
