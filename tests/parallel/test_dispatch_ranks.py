@@ -13,8 +13,8 @@ from parallel.all_gather import AllGatherDispatch
 from parallel.all_to_all import AllToAllDispatch
 from parallel.dispatch import Dispatcher, LocalDispatch, RowOrder
 from parallel.groups import Placement, map_groups
+from tests.distributed.pool import on_ranks
 from tests.parallel.moe_layer import Case, Tensors, build_layer, dense_reference, joined, run_layer, tokens_of
-from tests.pool import on_ranks
 from tests.trainer.model.tiny import assert_close
 
 KINDS = {

@@ -8,7 +8,7 @@ from torch import nn
 
 from parallel import world as module
 from parallel.world import World, WorldError, start_world
-from tests.pool import on_ranks
+from tests.distributed.pool import on_ranks
 
 
 def test_alone_everything_is_a_plain_answer():
@@ -46,7 +46,7 @@ def test_half_an_environment(monkeypatch):
 
 def exchange() -> dict[str, object]:
     world = start_world("cpu", 30)
-    module.BUCKET_BYTES = 100  # several buckets, one tensor larger than a bucket
+    genuine, module.BUCKET_BYTES = module.BUCKET_BYTES, 100  # several buckets, one tensor larger than a bucket
     try:
         model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
         with torch.no_grad():
@@ -72,6 +72,7 @@ def exchange() -> dict[str, object]:
             "disagreement": disagreement,
         }
     finally:
+        module.BUCKET_BYTES = genuine
         world.close()
 
 

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from parallel.world import World, start_world
-from tests.pool import on_ranks
+from tests.distributed.pool import on_ranks
 from trainer.config import OptimConfig
 from trainer.optim import NativeEngine
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallel.world import World
-from tests.pool import on_ranks
+from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
 from trainer import run as module
 from trainer.config import Config

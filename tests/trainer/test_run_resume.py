@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch.distributed.checkpoint as dcp
 
-from tests.pool import on_ranks
+from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, tiny_config
 from trainer import run as module
 from trainer.checkpoint.store import CheckpointStore

@@ -18,7 +18,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from parallel.world import World, start_world
-from tests.pool import on_ranks
+from tests.distributed.pool import on_ranks
 from trainer.checkpoint.manifest import Damaged, read_manifest, write_manifest
 from trainer.checkpoint.store import CheckpointError, CheckpointStore
 
