@@ -1,0 +1,181 @@
+"""Any layout, seen from one of its ranks, on one machine: a fake process group, tensors without memory, real sharding.
+
+    with fake_world(512, rank=5) as fake:
+        model = ...                             # built and sharded on the meta device, by the code of a real run
+        with fake, CollectiveLog(axes) as log:
+            model.to_empty(device="cpu")        # fake tensors: sizes, strides and storages, no memory
+            ...                                 # a step
+        rank_bytes(...), log.calls
+
+`CollectiveLog` and `rank_bytes` read a real run just as well, which is how the fake one is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# One name for each kind of collective, whichever of torch's operators issues it.
+KINDS = {
+    "_allgather_base_": "all_gather", "allgather_": "all_gather", "allgather_coalesced_": "all_gather",
+    "allgather_into_tensor_coalesced_": "all_gather", "all_gather_into_tensor": "all_gather",
+    "all_gather_into_tensor_out": "all_gather", "all_gather_into_tensor_coalesced": "all_gather",
+    "_reduce_scatter_base_": "reduce_scatter", "reduce_scatter_": "reduce_scatter",
+    "reduce_scatter_tensor_coalesced_": "reduce_scatter", "reduce_scatter_tensor": "reduce_scatter",
+    "reduce_scatter_tensor_out": "reduce_scatter", "reduce_scatter_tensor_coalesced": "reduce_scatter",
+    "allreduce_": "all_reduce", "allreduce_coalesced_": "all_reduce", "all_reduce": "all_reduce",
+    "all_reduce_": "all_reduce", "all_reduce_coalesced": "all_reduce", "all_reduce_coalesced_": "all_reduce",
+    "alltoall_base_": "all_to_all", "alltoall_": "all_to_all", "all_to_all_single": "all_to_all",
+}  # fmt: skip
+BARRIERS = frozenset({"barrier", "monitored_barrier_"})  # carry no data
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective as this rank issues it.
+
+    Attributes:
+        op: all_gather, reduce_scatter, all_reduce, all_to_all, or torch's own name (broadcast_, send, ...).
+        axis: name of the group, as `CollectiveLog` was told. ranks: its size.
+        nbytes: of the whole tensor: what an all-gather returns, a reduce-scatter takes, an all-reduce sums and the
+            larger side of an all-to-all.
+        where: "backward" if autograd issued it (recomputed forward passes included), else the section of the log.
+    """
+
+    op: str
+    axis: str
+    ranks: int
+    nbytes: int
+    where: str
+
+    @property
+    def sent(self) -> int:
+        """Bytes that leave this rank where no bandwidth is wasted, as in a ring: (n-1)/n of `nbytes`, and twice that
+        for an all-reduce."""
+        parts = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "all_reduce": 2}.get(self.op)
+        return self.nbytes if parts is None else parts * self.nbytes * (self.ranks - 1) // self.ranks
+
+
+class CollectiveLog(TorchDispatchMode):
+    """Lists in `calls` every collective of tensors issued by this thread while it is entered, torch's own (FSDP,
+    DTensor) included.
+
+    Args: axes: name -> process group. A group that several axes share is called by all their names, a/b; one that
+        is not among them by its description.
+    """
+
+    def __init__(self, axes: Mapping[str, dist.ProcessGroup]) -> None:
+        super().__init__()
+        self.calls: list[Collective] = []
+        self.where = "forward"
+        self.axes: dict[str, str] = {}  # name of a group -> name of the axis
+        for axis, group in axes.items():
+            shared = self.axes.get(group.group_name)
+            self.axes[group.group_name] = f"{shared}/{axis}" if shared else axis
+
+    @contextmanager
+    def section(self, where: str) -> Iterator[None]:
+        """Collectives issued inside, other than by autograd, are marked `where`."""
+        before, self.where = self.where, where
+        try:
+            yield
+        finally:
+            self.where = before
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace not in ("c10d", "_c10d_functional"):
+            return result
+        name, group = func.overloadpacket.__name__, _group(args)
+        if group is not None and name not in BARRIERS:
+            axis = self.axes.get(group.group_name, group.group_desc)
+            # The engine runs the backward pass, and the hooks at its end, as one task.
+            where = "backward" if torch._C._current_graph_task_id() != -1 else self.where
+            sides = (*args, result) if func.namespace == "_c10d_functional" else args
+            nbytes = max(sum(t.nbytes for t in _tensors(side)) for side in sides)
+            self.calls.append(Collective(KINDS.get(name, name), axis, group.size(), nbytes, where))
+        return result
+
+
+def _group(args: Sequence[Any]) -> dist.ProcessGroup | None:
+    """The process group among an operator's arguments: an object, or for functional collectives the last string."""
+    for arg in args:
+        if isinstance(arg, torch.ScriptObject):  # stands before the ReduceOp in every schema
+            return dist.ProcessGroup.unbox(arg)
+    names = [arg for arg in args if isinstance(arg, str)]
+    return dist.distributed_c10d._resolve_process_group(names[-1]) if names else None  # type: ignore[arg-type]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+@dataclass(frozen=True)
+class RankBytes:
+    """Bytes that one rank holds between steps, of its own shards.
+
+    padding: what their storages hold beyond that; torch pads a shard where a dimension does not divide.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    padding: int
+
+    @property
+    def total(self) -> int:
+        """Bytes allocated."""
+        return self.weights + self.gradients + self.optimizer + self.padding
+
+
+def rank_bytes(parameters: Iterable[nn.Parameter], optimizer_state: Iterable[Tensor]) -> RankBytes:
+    """Counted on the tensors themselves, real or fake; the gradients are those that the parameters hold."""
+    parameters = list(parameters)
+    weights = [_local(p.detach()) for p in parameters]
+    gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+    state = [_local(tensor) for tensor in optimizer_state]
+    storages = [tensor.untyped_storage() for tensor in (*weights, *gradients, *state)]
+    allocated = sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+    held = [sum(tensor.nbytes for tensor in tensors) for tensors in (weights, gradients, state)]
+    return RankBytes(held[0], held[1], held[2], allocated - sum(held))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def fake_world(size: int, rank: int) -> Iterator[FakeTensorMode]:
+    """Make this process `rank` of `size` in a process group whose collectives do nothing and return at once.
+
+    Yields a mode to enter once the model is sharded: FSDP shards meta tensors, and only outside of it. Raises
+    RuntimeError where this process is in a process group already.
+    """
+    if dist.is_initialized():
+        raise RuntimeError("this process is in a process group already; leave it before building a fake world")
+    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    try:
+        # Meta tensors that FSDP made come in as they are and leave as fake ones.
+        yield FakeTensorMode(allow_non_fake_inputs=True)
+    finally:
+        dist.destroy_process_group()
+        # DTensor remembers shardings by mesh, and a later mesh of the same shape equals this one: it would be handed
+        # the fake one's process groups.
+        _clear_sharding_prop_cache()
