@@ -142,6 +142,7 @@ def _start() -> Worker:
 def _serve(pipe: Connection, stacks: str) -> None:
     import torch
     import torch.distributed as dist
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -175,6 +176,8 @@ def _serve(pipe: Connection, stacks: str) -> None:
         pipe.recv()
         if dist.is_initialized():
             dist.destroy_process_group()
+        # DTensor remembers shardings by mesh: the next call's mesh of the same shape would get this one's groups.
+        _clear_sharding_prop_cache()
         os.environ.clear()
         os.environ.update(environment)
         _answer(pipe)
