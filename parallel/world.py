@@ -99,10 +99,6 @@ class World:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier(group=self.control)
-
     def close(self) -> None:
         """Leave the process group. Safe to call twice and after an error."""
         if self.size > 1 and dist.is_initialized():

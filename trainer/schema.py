@@ -81,6 +81,7 @@ def defaults(schema: type) -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
+    """Section -> key -> value of a dataclass of sections, all copied; `from_dict` reads it back."""
     return dataclasses.asdict(config)
 
 

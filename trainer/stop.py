@@ -44,6 +44,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def asked(self, number: int) -> bool:
+        """Whether the first signal was this one (SIGTERM stands for SIGHUP too)."""
         return self.signal == number
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

@@ -106,3 +106,18 @@ def test_a_signal_lets_every_rank_save(stand_in, number):
     assert (process.returncode, err) == (128 + number, "")
     assert (stand_in / "saved-0").exists()
     assert (stand_in / "saved-1").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_every_rank_saves_when_the_launcher_is_killed(stand_in):
+    command = [sys.executable, "-m", "launch.cli", *WORDS, "run.name=waits"]
+    process = subprocess.Popen(command)
+    try:
+        wait_for(stand_in / "rank-0", stand_in / "rank-1")
+    finally:
+        process.kill()
+        process.wait()
+    end = time.monotonic() + 20
+    while not all((stand_in / f"saved-{rank}").exists() for rank in (0, 1)):
+        assert time.monotonic() < end, "the ranks do not notice that their launcher is gone"
+        time.sleep(0.02)

@@ -30,6 +30,7 @@ class RouterStats(NamedTuple):
 
     @staticmethod
     def stack(layers: list[RouterStats]) -> RouterStats:
+        """One with a leading layer dimension, of layers that routed the same tokens; gradients go through."""
         return RouterStats(
             torch.stack([s.counts for s in layers]),
             torch.stack([s.probabilities for s in layers]),
@@ -57,6 +58,8 @@ def select_experts(logits: Tensor, groups: int, experts_per_token: int) -> Tenso
 
 
 class Router(nn.Module):
+    """Logits in fp32 from one matrix [E, H], K/G experts of each group, their weights and the statistics of both."""
+
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(cfg.num_experts, cfg.hidden_size))
