@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -11,20 +13,24 @@ from trainer import schema
 from trainer.compose import overview, report
 from trainer.config import ConfigError
 
+HELP = {"-h", "--help"}
 OVERRIDES = "Overrides are recipe=NAME, GROUP=OPTION and KEY=VALUE, as in: recipe=toy optim.lr=1e-3"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if words else 2
-    if words[0] not in COMMANDS:
-        near = schema.did_you_mean(words[0], COMMANDS)
-        print(f"error: octavo {words[0]}: no such command; use {schema.one_of(COMMANDS)}{near}", file=sys.stderr)
-        return 2
-    command, _ = COMMANDS[words[0]]
     try:
+        if not words or (words[0].startswith("-") and HELP.intersection(words)):
+            print(_help(words))
+            return 0 if words else 2
+        if words[0] == "--version":
+            print(_versions())
+            return 0
+        if words[0] not in COMMANDS:
+            near = schema.did_you_mean(words[0], COMMANDS)
+            print(f"error: octavo {words[0]}: no such command; use {schema.one_of(COMMANDS)}{near}", file=sys.stderr)
+            return 2
+        command, _ = COMMANDS[words[0]]
         return command(words[1:])
     except ConfigError as error:
         return report(error)
@@ -32,17 +38,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _help() -> str:
-    lines = [f"  octavo {name:8} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(["usage: octavo COMMAND ...", "", *lines, "", "octavo COMMAND --help says more.", "", overview()])
+def _help(words: Sequence[str]) -> str:
+    commands = {name: what for name, (_, what) in COMMANDS.items()}
+    commands["--version"] = "print the versions of Octavo, torch and Python"
+    lines = [f"  octavo {name:9} {what}" for name, what in commands.items()]
+    more = "octavo COMMAND --help says more; with --config-dir DIR it lists the options there too."
+    return "\n".join(["usage: octavo COMMAND ...", "", *lines, "", more, "", overview(words)])
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def _versions() -> str:
+    """One line for a report of a bug."""
+    found = []
+    for package in ("octavo", "torch"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} (not installed as a package)")
+    return ", ".join([*found, f"Python {platform.python_version()}"])
+
+
+def _parser(command: str, words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"octavo {command}",
         description=f"{COMMANDS[command][1].capitalize()}. {OVERRIDES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=overview(),
+        epilog=overview(words),
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", metavar="override")
@@ -53,7 +73,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 def _config(words: Sequence[str]) -> int:
     from launch.show import print_config, print_differences
 
-    parser = _parser("config")
+    parser = _parser("config", words)
     parser.add_argument(
         "--diff",
         nargs=2,
@@ -72,13 +92,13 @@ def _config(words: Sequence[str]) -> int:
 def _train(words: Sequence[str]) -> int:
     from launch.train import RENDEZVOUS, train
 
-    parser = _parser("train")
+    # torchrun also takes its options with underscores
+    dashed = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
+    parser = _parser("train", dashed)
     parser.add_argument("--nproc-per-node", type=int, default=1, metavar="N", help="processes on this machine (1)")
     parser.add_argument("--nnodes", type=int, default=1, metavar="N", help="machines; start the command on each (1)")
     for option, what in RENDEZVOUS.items():
         parser.add_argument(option, metavar="X", help=what)
-    # torchrun also takes its options with underscores
-    dashed = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
     options = parser.parse_intermixed_args(dashed)
     if options.nproc_per_node < 1 or options.nnodes < 1:
         parser.error("--nproc-per-node and --nnodes are 1 or more")

@@ -25,7 +25,7 @@ LET_THE_FIRST_RANK_SPEAK = 2.0
 def main(argv: Sequence[str] | None = None) -> int:
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     try:
-        options = _parse(argv)
+        options = _parse(sys.argv[1:] if argv is None else argv)
         cfg = _configuration(options, world_size)
         if rank == 0:
             run = rundir.choose(cfg)
@@ -66,12 +66,12 @@ def _configuration(options: argparse.Namespace, world_size: int) -> Config:
     return load(options.resolved, world_size=world_size)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="torchrun -m trainer",
         description="Train. Overrides are recipe=NAME, GROUP=OPTION and KEY=VALUE, as in: recipe=toy optim.lr=1e-3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=overview() + "\n`octavo config recipe=toy` prints every key with its value.",
+        epilog=overview(argv) + "\n`octavo config recipe=toy` prints every key with its value.",
     )
     parser.add_argument("overrides", nargs="*", metavar="override")
     parser.add_argument("--config-dir", action="append", default=[], help="more recipes and options; may be repeated")

@@ -6,6 +6,7 @@ the suggested word had been typed. No torch here.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -94,8 +95,14 @@ def report(error: ConfigError) -> int:
     return 2
 
 
-def overview(config_dirs: Sequence[str | Path] = ()) -> str:
-    """Groups and options as text for --help."""
+def overview(words: Sequence[str]) -> str:
+    """Groups and options as text for the --help of a command line, those of its `--config-dir`s included.
+
+    Raises `ConfigError` as `list_groups` does.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", action="append", default=[])
+    config_dirs = parser.parse_known_args(words)[0].config_dir
     lines = [f"  {group}={'|'.join(options)}" for group, options in list_groups(config_dirs).items()]
     return "\n".join(["groups and their options:", *lines, "keys: " + ", ".join(f"{name}.*" for name in SECTIONS)])
 

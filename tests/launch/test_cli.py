@@ -1,6 +1,7 @@
 """`octavo`: help, `octavo config`, and what `octavo train` says before any process is started."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,18 +29,41 @@ def test_help_names_the_commands_and_the_groups(capsys):
     assert main([]) == 2
 
 
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["config", "-h", "recipe=toy"]])
+def test_help_lists_the_options_of_a_users_directory(words, capsys):
+    Path("mine/recipe").mkdir(parents=True)
+    Path("mine/recipe/long.yaml").write_text("# @package _global_\n")
+    if words[0] == "--help":
+        assert main(["--config-dir", "mine", *words]) == 0
+    else:
+        with pytest.raises(SystemExit, match="0"):
+            main([*words, "--config-dir=mine"])
+    assert re.search(r"\n  recipe=long\|toy", capsys.readouterr().out)
+    assert main(["--help", "--config-dir", "nowhere"]) == 2
+    assert capsys.readouterr().err == "error: --config-dir nowhere: no such directory\n"
+
+
+def test_version_names_what_decides_results(capsys, monkeypatch):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"octavo \d\S*, torch \d\S*, Python 3\.\d+\S*\n", capsys.readouterr().out)
+    monkeypatch.setattr(sys, "path", [])
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("octavo (not installed as a package), ")
+
+
 def test_an_unknown_command_is_suggested(capsys):
     assert main(["trian", "recipe=toy"]) == 2
     said = "error: octavo trian: no such command; use train or config; did you mean 'train'?\n"
     assert capsys.readouterr().err == said
+    assert main(["trian", "--help"]) == 2
 
 
 def test_starting_imports_no_torch():
     """Help, a resolved configuration and a bad command, in a process of its own."""
     program = (
         "import sys; from launch.cli import main\n"
-        "for words in (['--help'], ['config', 'recipe=toy'], ['config', '--diff', 'toy', 'toy optim=sgd'],\n"
-        "              ['train', 'recipe=toy', 'optim.lrr=1']):\n"
+        "for words in (['--help'], ['--version'], ['config', 'recipe=toy'],\n"
+        "              ['config', '--diff', 'toy', 'toy optim=sgd'], ['train', 'recipe=toy', 'optim.lrr=1']):\n"
         "    main(words)\n"
         "print(sorted({'torch', 'numpy', 'datasets', 'wandb', 'rich', 'transformers'} & set(sys.modules)))\n"
     )
