@@ -92,6 +92,11 @@ WRONG = [
     ({"data.seq_len": 5000}, "data.seq_len=5000 is longer than model.max_position=4096", "4096 or less"),
     ({"data.seq_len": 0}, "data.seq_len=0", "1 or more"),
     ({"data.name": "toy"}, "data.weights", "data.weights.prose=1"),
+    (
+        {"data.name": "toy", "data.weights": {"code": 2.0, "prose": 1.0, "pubchem": 1e-5}},
+        "data.weights.pubchem=1e-05 is under 1/1024 of the total",
+        "use 0 to leave it out, or 0.003 or more",
+    ),
     ({"data.weights": {"code": -1.0}}, "data.weights.code=-1", "0 or more"),
     ({"data.holdout_fraction": 1.0}, "data.holdout_fraction=1", "0.02"),
     ({"data.cache_dir": " "}, "data.cache_dir", ".cache/octavo"),
@@ -117,6 +122,12 @@ WRONG = [
     ({"run.name": "a/b"}, "run.name='a/b'", "letters"),
     ({"run.dir": ""}, "run.dir", "null"),
 ]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.003])
+def test_the_smallest_weight_that_is_offered_works(weight):
+    toy = with_key(config(), "data.name", "toy")
+    assert validate(with_key(toy, "data.weights", {"code": 2.0, "prose": 1.0, "pubchem": weight}), 1) == []
 
 
 @pytest.mark.parametrize(("changes", "names", "offers"), WRONG, ids=lambda value: str(value)[:40])

@@ -7,19 +7,9 @@ import numpy.typing as npt
 
 from trainer.data.errors import DataError
 from trainer.data.hashing import mix64
+from trainer.mixture import BLOCK, quotas
 
-BLOCK = 1024  # samples over which every source gets its exact share; weights resolve to 1 / BLOCK
 Ints = npt.NDArray[np.int64]
-
-
-def quotas(weights: list[float]) -> list[int]:
-    """Share of BLOCK samples per source, by largest remainder; ties go to the first source."""
-    exact = [weight / sum(weights) * BLOCK for weight in weights]
-    shares = [int(share) for share in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda s: (shares[s] - exact[s], s))
-    for source in by_remainder[: BLOCK - sum(shares)]:
-        shares[source] += 1
-    return shares
 
 
 class Sampler:

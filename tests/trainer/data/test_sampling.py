@@ -3,7 +3,8 @@ import pytest
 
 from trainer.data.errors import DataError
 from trainer.data.hashing import mix64, text_key
-from trainer.data.sampling import BLOCK, Sampler, quotas
+from trainer.data.sampling import Sampler
+from trainer.mixture import BLOCK, quotas
 
 WINDOWS = {"a": 7, "b": 300, "c": 11}
 WEIGHTS = {"a": 1.0, "b": 5.0, "c": 0.4}
@@ -19,12 +20,6 @@ def test_hashes_are_these_numbers_everywhere() -> None:
     assert mix64(1, 2).tolist() != mix64(2, 1).tolist()
     assert mix64(-1).tolist() == mix64(2**64 - 1).tolist()
     assert text_key("a", "b") == 18429100309458631331
-
-
-def test_quotas_are_exact_and_sum_to_the_block() -> None:
-    assert quotas([1, 1, 2]) == [256, 256, 512]
-    assert sorted(quotas([1, 1, 1]), reverse=True) == quotas([1, 1, 1]) == [342, 341, 341]
-    assert sum(quotas([0.37, 1.91, 3.3, 0.02])) == BLOCK
 
 
 def test_sources_are_mixed_by_weight_in_every_block_and_in_short_stretches() -> None:
