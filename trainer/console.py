@@ -68,7 +68,7 @@ def progress_line(record: Record, total_steps: int, seconds_left: float) -> str:
     if memory := record.get("peak_memory_bytes"):
         parts.append(f"{memory / 2**30:.2f} GiB")
     if (norm := record.get("grad_norm")) is not None:
-        parts.append(f"|g| {norm:.3g}")
+        parts.append(f"|g| {norm:.3f}")
     if (load := record.get("max_load")) is not None:
         parts.append(f"busiest expert {load:.2f}x")
     if (rate := record.get("lr")) is not None:
@@ -103,15 +103,15 @@ def event_text(record: Record) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _scaled(number: float) -> str:
     for unit in ("", "k", "M", "G", "T"):
         if number < 1000:
-            return f"{number:.3g} {unit}"
+            return f"{number:.1f} {unit}"
         number /= 1000
-    return f"{number:.4g} P"
+    return f"{number:.1f} P"
 
 
 def _clock(seconds: float) -> str:

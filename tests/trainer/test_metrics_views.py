@@ -54,9 +54,16 @@ def recorded_steps(run_dir: Path) -> list[int]:
 def test_the_line_has_every_part():
     line = progress_line(FULL, 300, seconds_left=3725)
     assert line == (
-        "step  20/300 · loss 5.4322 · 12,346 tok/s · 21.4 GFLOP/s (41.3% of peak) · 3.00 GiB · |g| 1.23 · "
+        "step  20/300 · loss 5.4322 · 12,346 tok/s · 21.4 GFLOP/s (41.3% of peak) · 3.00 GiB · |g| 1.234 · "
         "busiest expert 1.50x · lr 3.00e-03 · skipped 2 · 1:02:05 left"
     )
+
+
+def test_a_column_keeps_its_decimals_whatever_the_number():
+    round_numbers = {**FULL, "loss": 5.0, "flops_per_second": 2e13, "peak_share": 0.4, "grad_norm": 0.5}
+    line = progress_line(round_numbers, 300, seconds_left=0)
+    assert "loss 5.0000 · 12,346 tok/s · 20.0 TFLOP/s (40.0% of peak) · 3.00 GiB · |g| 0.500 · " in line
+    assert event_text({"step": 9, "event": "evaluation", "loss": 3.0}) == "step 9 · evaluation: loss 3.0000"
 
 
 def test_no_share_is_shown_where_the_peak_is_unknown():
@@ -80,7 +87,7 @@ def test_elsewhere_than_a_terminal_there_are_plain_lines_only(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert [line.split(" · ")[0] for line in out.splitlines()] == ["step   2/100", "step 2", "step   4/100"]
-    assert "evaluation: loss 2.5 · per_source code 2.25" in out
+    assert "evaluation: loss 2.5000 · per_source code 2.2500" in out
 
 
 def test_on_a_terminal_rich_keeps_the_lines_and_leaves_no_bar_behind(tmp_path, monkeypatch):
