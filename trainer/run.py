@@ -27,7 +27,7 @@ from trainer.loss import loss_terms
 from trainer.memory import prepare_host_memory
 from trainer.metrics import MetricsLog, device_peak
 from trainer.model import Decoder
-from trainer.model.experts import Experts
+from trainer.model.experts import Experts, runs_as
 from trainer.optim import NativeEngine, lr_at
 from trainer.precision import COMPUTE_DTYPES
 from trainer.stop import StopRequest
@@ -280,7 +280,7 @@ class Trainer:
         parts = [
             f"{model.num_params() / 1e6:,.1f} M parameters ({model.active_params() / 1e6:,.1f} M active)",
             f"{cfg.precision.compute} on {self.world.size} x {_device_name(self.world)}",
-            f"experts by {model.expert_backend}",
+            f"experts by {runs_as(model.expert_backend, self.world.device)}",
             f"{cfg.train.global_batch * cfg.data.seq_len:,} tokens a step",
             f"in {self.directory}",
         ]

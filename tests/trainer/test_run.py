@@ -36,6 +36,8 @@ def test_a_run_learns_and_leaves_its_record(tmp_path):
     assert final["heldout"]["synthetic"] < halfway["heldout"]["synthetic"] < math.log(64)
     assert final["uniform"] == pytest.approx(math.log(64))
     assert final["unigram"]["synthetic"] < math.log(64)
+    (began,) = events(tmp_path, "run")
+    assert "experts by grouped_mm (blocked loop on a CPU)" in began["message"]
     (sample,) = events(tmp_path, "sample")
     assert len(sample["text"].split()) > 1
     assert not [record for record in records(tmp_path) if "event" in record and "loss" in record]

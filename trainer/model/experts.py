@@ -211,6 +211,11 @@ def _grouped_mm(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowO
     return (_grouped_gemm if x.is_cuda else _BlockedSwiGLU.apply)(x, weights, w13, w2, order)
 
 
+def runs_as(backend: str, device: torch.device) -> str:
+    """A back end's name, with what stands behind it where that is something else."""
+    return f"{backend} (blocked loop on a CPU)" if backend == "grouped_mm" and device.type != "cuda" else backend
+
+
 # grouped_mm: torch's grouped GEMM (bf16) on CUDA, the loop that it is made of on a CPU (any dtype). loop: the
 # reference.
 BACKENDS = {"grouped_mm": _grouped_mm, "loop": _through_rows(loop_swiglu)}
