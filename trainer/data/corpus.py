@@ -26,7 +26,7 @@ from trainer.data.sources import SOURCES, Document, Source, installed_version
 from trainer.data.store import write_tokens
 from trainer.data.tokenizer import Tokenizer, train_bpe
 
-FORMAT = 1  # raise it with any change of what the builder writes for the same inputs
+FORMAT = 2  # raise it with any change of what the builder writes for the same inputs
 VOCAB_SIZE = 4096
 BPE_SAMPLE = 1_500_000  # characters per source that the tokenizer is trained on
 CHARS_PER_TOKEN = 5  # more than any source has, so that a cap on tokens also caps the text to be read
@@ -103,11 +103,20 @@ def _ingredients(tokens_per_source: int, holdout_fraction: float, sources: Seque
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": {package: installed_version(package) for package in packages},
         "tokenizers": tokenizers.__version__,
-        "sources": [source.name for source in sources],
+        "sources": {source.name: _content(source) for source in sources},
         "vocab_size": VOCAB_SIZE,
         "tokens_per_source": tokens_per_source,
         "holdout_fraction": holdout_fraction,
     }
+
+
+def _content(source: Source) -> str:
+    """Hash of the names and bytes of all files that a source reads."""
+    content = hashlib.sha256()
+    for name, path in source.files():
+        with suppress(FileNotFoundError):  # listed by a package, but cut by a packager: not read either
+            content.update(f"{name}\0{_sha256(path)}\n".encode())
+    return content.hexdigest()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ and the origins come in the order of a hash of their names, so that a cap on the
 
 import ast
 import importlib.metadata
+import os
 import re
 import sysconfig
 import textwrap
@@ -36,12 +37,16 @@ class Document:
     text: str
 
 
+Files = list[tuple[str, Path]]  # (name that is the same on every machine, where it lies)
+
+
 @dataclass(frozen=True)
 class Source:
     name: str
-    packages: tuple[str, ...]  # distributions that must be installed; their versions enter the corpus' hash
+    packages: tuple[str, ...]  # distributions that must be installed
     licence: str
     prompt: str  # how a sample text of this source starts
+    files: Callable[[], Files]  # what `read` reads, in a fixed order; their content enters the corpus' hash
     read: Callable[[], Iterator[Document]]
 
 
@@ -55,7 +60,7 @@ def installed_version(package: str) -> str:
         ) from None
 
 
-def package_files(package: str, suffix: str) -> list[tuple[str, Path]]:
+def package_files(package: str, suffix: str) -> Files:
     """(name, path) of the installed files of a distribution with this suffix; nothing is imported."""
     installed_version(package)
     files = importlib.metadata.files(package)
@@ -65,7 +70,7 @@ def package_files(package: str, suffix: str) -> list[tuple[str, Path]]:
     return found
 
 
-def _hash_order(files: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+def _hash_order(files: Files) -> Files:
     return sorted(files, key=lambda item: (text_key(item[0]), item[0]))
 
 
@@ -90,17 +95,25 @@ def cut(text: str) -> Iterator[str]:
     yield text
 
 
-def read_code() -> Iterator[Document]:
-    """Modules of the running interpreter's standard library, long ones in parts; tests and tables left out."""
+def code_files() -> Files:
+    """Modules of the running interpreter's standard library; tests and tables left out."""
     root = Path(sysconfig.get_path("stdlib"))
     modules = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).parts
-        if NOT_CODE.isdisjoint(parts) and not any(MADE_AT_BUILD.search(part) for part in parts):
-            modules.append((PurePath(*parts).as_posix(), path))
+    for folder, inside, names in os.walk(root):
+        # Not entered at all: site-packages can hold a hundred times as many files.
+        inside[:] = [name for name in inside if name not in NOT_CODE and not MADE_AT_BUILD.search(name)]
+        for name in names:
+            if name.endswith(".py") and name not in NOT_CODE and not MADE_AT_BUILD.search(name):
+                path = Path(folder, name)
+                modules.append((path.relative_to(root).as_posix(), path))
     if not modules:
         raise DataError(f"{root}: no Python files; the toy corpus needs an interpreter with its standard library")
-    for name, path in _hash_order(modules):
+    return _hash_order(modules)
+
+
+def read_code() -> Iterator[Document]:
+    """The standard library's modules, long ones in parts."""
+    for name, path in code_files():
         text = _read_source_file(path)
         if text and text.strip():
             for part in cut(text.strip() + "\n"):
@@ -122,22 +135,32 @@ def docstrings(source: str) -> list[str]:
     return [text + "\n" for text in found if len(text) >= MIN_DOCSTRING]
 
 
-def read_prose(packages: tuple[str, ...]) -> Iterator[Document]:
+def prose_files() -> Files:
+    """Python files of PROSE_PACKAGES, without their tests."""
+    files = [item for package in PROSE_PACKAGES for item in package_files(package, ".py")]
+    return _hash_order([(name, path) for name, path in files if NOT_PROSE.isdisjoint(PurePath(name).parts)])
+
+
+def read_prose() -> Iterator[Document]:
     """Long docstrings of installed packages, parsed from their source files without importing them."""
-    files = [item for package in packages for item in package_files(package, ".py")]
-    for name, path in _hash_order(files):
-        if NOT_PROSE.isdisjoint(PurePath(name).parts):
-            for text in docstrings(_read_source_file(path) or ""):
-                for part in cut(text):
-                    yield Document(name, part)
+    for name, path in prose_files():
+        for text in docstrings(_read_source_file(path) or ""):
+            for part in cut(text):
+                yield Document(name, part)
+
+
+def pubchem_files() -> Files:
+    """The one table of PubChem's records in the package `chemicals`."""
+    tables = [file for file in package_files("chemicals", ".tsv") if "pubchem large" in file[0]]
+    if not tables:
+        raise DataError("package 'chemicals' has no PubChem table: pip install 'octavo[toy]' brings the right version")
+    return tables[:1]
 
 
 def read_pubchem() -> Iterator[Document]:
     """A paragraph for every PubChem record in the package `chemicals`."""
-    tables = [path for name, path in package_files("chemicals", ".tsv") if "pubchem large" in name]
-    if not tables:
-        raise DataError("package 'chemicals' has no PubChem table: pip install 'octavo[toy]' brings the right version")
-    for skeleton, text in read_molecules(tables[0]):
+    ((_, table),) = pubchem_files()
+    for skeleton, text in read_molecules(table):
         yield Document(skeleton, text)
 
 
@@ -148,14 +171,16 @@ SOURCES = (
         ("chemicals",),
         "package chemicals (MIT); records of PubChem, in the public domain",
         "The molecular formula of",
+        pubchem_files,
         read_pubchem,
     ),
-    Source("code", (), "CPython standard library (PSF-2.0)", "def read(", read_code),
+    Source("code", (), "CPython standard library (PSF-2.0)", "def read(", code_files, read_code),
     Source(
         "prose",
         PROSE_PACKAGES,
         "numpy, scipy, pandas (BSD-3-Clause), fluids, chemicals (MIT)",
         "Compute the",
-        lambda: read_prose(PROSE_PACKAGES),
+        prose_files,
+        read_prose,
     ),
 )

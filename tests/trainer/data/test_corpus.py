@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def read_numbers() -> Iterator[Document]:
         yield Document(f"file{n // 4}", " ".join(str(n * k) for k in range(1, 40)))
 
 
-NUMBERS = Source("numbers", ("numpy",), "none", "1", read_numbers)
+def numbers(read: Callable[[], Iterator[Document]] = read_numbers, files: Sequence[Path] = ()) -> Source:
+    return Source("numbers", ("numpy",), "none", "1", lambda: [(path.name, path) for path in files], read)
 
 
 @pytest.fixture
@@ -37,12 +38,12 @@ def tiny(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> An
     """Opens a corpus that is built in no time."""
     monkeypatch.setattr(corpus_module, "VOCAB_SIZE", 300)
 
-    def open_tiny(tokens_per_source: int = 10_000, source: Source = NUMBERS) -> Corpus:
+    def open_tiny(tokens_per_source: int = 10_000, source: Source | None = None) -> Corpus:
         return open_corpus(
             tmp_path / "cache",
             tokens_per_source=tokens_per_source,
             holdout_fraction=0.1,
-            sources=[source],
+            sources=[source or numbers()],
             progress=said.append,
         )
 
@@ -149,7 +150,7 @@ def test_a_built_corpus_is_opened_without_reading_the_sources(tiny: Any, said: l
     def read_nothing() -> Iterator[Document]:
         raise AssertionError("built again")
 
-    again = tiny(source=Source("numbers", ("numpy",), "none", "1", read_nothing))
+    again = tiny(source=numbers(read_nothing))
     assert again == first
     assert said == []
 
@@ -166,6 +167,24 @@ def test_other_sizes_and_other_package_versions_are_other_corpora(tiny: Any, mon
     monkeypatch.setattr(corpus_module, "installed_version", lambda package: "0.0.1")
     directories.add(tiny().directory)
     assert len(directories) == 3
+
+
+def test_another_content_of_the_same_version_is_another_corpus(tiny: Any, tmp_path: Path) -> None:
+    files = [tmp_path / "a.py", tmp_path / "b.py"]
+    for path in files:
+        path.write_text("x = 1\n")
+    source = numbers(files=[*files, tmp_path / "listed_but_not_there.py"])
+    first = tiny(source=source)
+    os.utime(files[0], (1, 1))
+    assert tiny(source=source) == first
+    files[0].write_text("x = 2\n")
+    second = tiny(source=source)
+    files[0].write_text("x = 1\n")
+    files[1].write_text("x = 2\n")
+    directories = {first.directory, second.directory, tiny(source=source).directory}
+    assert len(directories) == 3
+    assert first.manifest["ingredients"]["packages"] == second.manifest["ingredients"]["packages"]
+    assert set(first.manifest["ingredients"]["sources"]) == {"numbers"}
 
 
 def flip(path: Path) -> None:
@@ -197,7 +216,7 @@ def test_a_build_that_fails_leaves_nothing_and_one_that_was_killed_is_swept_up(t
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tiny(source=Source("numbers", ("numpy",), "none", "1", read_and_fail))
+        tiny(source=numbers(read_and_fail))
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
     corpus = tiny()
     leftover = corpus.directory.with_name(corpus.directory.name + ".tmp-1")
@@ -223,7 +242,7 @@ def test_a_full_disk_is_one_clear_error(tiny: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_source_without_enough_documents_is_refused(tiny: Any) -> None:
-    one = Source("numbers", ("numpy",), "none", "1", lambda: iter([Document("a", "a text")]))
+    one = numbers(lambda: iter([Document("a", "a text")]))
     with pytest.raises(DataError, match=r"'numbers' has 1 documents.*data\.tokens_per_source"):
         tiny(source=one)
 
