@@ -56,7 +56,20 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    ep: int = free(1)  # expert-parallel ranks
+    """World = dp_replicate * dp_shard. A size of 0 is filled in: dp_shard is then as small as ep lets it be, unless
+    dp_replicate is given; ep the largest that suits the ranks and the model's router groups."""
+
+    dp_replicate: int = free(0)  # copies of the sharded model
+    dp_shard: int = free(0)  # ranks that share one copy of the weights
+    ep: int = free(1)  # expert-parallel ranks: neighbours out of dp_shard
+    dispatch: Literal["auto", "all_gather", "all_to_all"] = free("auto")  # how tokens reach experts on other ranks
+    combine: Literal["fixed_order", "reduce_scatter"] = free("fixed_order")  # how all_gather adds the ranks' results
+    payload: Literal["compute", "bf16"] = free("compute")  # dtype in which all_gather sends hidden states
+    regather: bool = free(False)  # all_gather: gather hidden states again in backward instead of keeping them
+    overlap: int = free(1)  # all_gather: parts of a micro-batch whose exchange and experts run side by side
+    reshard_dense: bool = free(True)  # free gathered dense weights after forward, gather them again in backward
+    reshard_experts: bool = free(False)  # the same for experts, which otherwise stay for the step
+    reduce: Literal["fp32", "bf16"] = free("fp32")  # dtype in which sharded gradients are summed
     timeout_s: float = free(600.0)  # how long a collective may wait for its peers
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from parallel.world import World
-from trainer.data import Data
+from trainer.data import Batch, Data
 from trainer.model import Decoder
 
 
@@ -19,14 +21,24 @@ def held_out_nats(
     """
     sums = torch.zeros(len(data.sources), 2, dtype=torch.float64, device=world.device)
     for number, source in enumerate(data.sources):
-        for turn, batch in enumerate(data.eval_batches(source, batches * world.size, micro_batch)):
-            if turn % world.size != world.rank:
-                continue
+        for batch, counts in _turns(list(data.eval_batches(source, batches * world.size, micro_batch)), world):
             batch = batch.to(world.device)
             nats, _ = model(
                 batch.input_ids, batch.position_ids, batch.cu_seqlens, labels=batch.labels, loss_chunk=chunk
             )
-            sums[number, 0] += nats
-            sums[number, 1] += batch.num_tokens
+            if counts:
+                sums[number, 0] += nats
+                sums[number, 1] += batch.num_tokens
     world.sum_tensor(sums)
     return {source: nats / max(tokens, 1.0) for source, (nats, tokens) in zip(data.sources, sums.tolist(), strict=True)}
+
+
+def _turns(batches: list[Batch], world: World) -> Iterator[tuple[Batch, bool]]:
+    """This rank's forward passes, and whether it counts each. At every turn all ranks have batches of one shape, or the
+    same batch, as spread weights need all of them: what does not fill a turn is run by all and counted by rank 0."""
+    alike = [batch for batch in batches if batch.input_ids.shape == batches[0].input_ids.shape]
+    filled = len(alike) // world.size * world.size
+    for batch in alike[world.rank : filled : world.size]:
+        yield batch, True
+    for batch in alike[filled:] + batches[len(alike) :]:
+        yield batch, world.rank == 0

@@ -51,6 +51,4 @@ def _next_logits(model: Decoder, texts: list[list[int]]) -> Tensor:
     positions_T = torch.cat([torch.arange(len(text)) for text in texts]).to(device)
     ends_N = lengths_N.cumsum(0)
     cu_seqlens = F.pad(ends_N, (1, 0)).to(torch.int32)
-    hidden, _ = model.features(ids_T.unsqueeze(0), positions_T.unsqueeze(0), cu_seqlens)
-    last_NH = hidden[0, (ends_N - 1).to(device)]
-    return F.linear(last_NH.float(), model.lm_head.float()).cpu()
+    return model(ids_T.unsqueeze(0), positions_T.unsqueeze(0), cu_seqlens, at=(ends_N - 1).to(device)).float().cpu()

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.blocks import checkpoint_activations, compile_blocks
+from parallel.fsdp import keep_gathered
+from parallel.mesh import Meshes
 from parallel.world import World, WorldError, start_world
 from trainer import rundir, schema
 from trainer.checkpoint.state import restore_generators, training_tensors
@@ -27,8 +28,9 @@ from trainer.loss import loss_terms
 from trainer.memory import prepare_host_memory
 from trainer.metrics import MetricsLog, device_peak
 from trainer.model import Decoder
-from trainer.model.experts import Experts, runs_as
+from trainer.model.experts import runs_as
 from trainer.optim import NativeEngine, lr_at
+from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import COMPUTE_DTYPES
 from trainer.stop import StopRequest
 
@@ -79,8 +81,12 @@ class Trainer:
         self.cfg, self.directory, self.world = cfg, directory, world
         self.data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size)
         world.agree("corpus", self.data.fingerprint)
-        self.model = build_model(cfg, world)
-        self.engine = NativeEngine(self.model, cfg.optim, world)
+        self.meshes = build_meshes(cfg, world.device.type)
+        self.model = build_model(cfg, world, self.meshes)
+        self.experts = [layer.moe.experts for layer in self.model.blocks]
+        self.engine = NativeEngine(
+            self.model, cfg.optim, world, shard_group=None if self.meshes is None else self.meshes.shard_group
+        )
         self.engine.prepare()
         self.store = CheckpointStore(
             directory / rundir.CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self._warn_early
@@ -145,7 +151,8 @@ class Trainer:
         """One optimizer step. Nothing in it waits for the device."""
         cfg, world = self.cfg, self.world
         sums = torch.zeros(4, device=world.device)
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
+            keep_gathered(self.experts, keep=number < len(batches) and not self.cfg.parallel.reshard_experts)
             terms = loss_terms(
                 self.model,
                 batch.to(world.device),
@@ -208,8 +215,9 @@ class Trainer:
         self.log.event({**record, "seconds": round(time.perf_counter() - began, 3)})
 
     def _show_samples(self) -> None:
-        """Rank 0 continues each source's prompt, so that a person sees what was learned."""
-        if self.world.rank or not self.cfg.train.sample_tokens:
+        """Continue each source's prompt, so that a person sees what was learned. Every rank takes part with its share
+        of the weights; all make the same texts, and rank 0 logs them."""
+        if not self.cfg.train.sample_tokens:
             return
         prompts, tokenizer = self.data.prompts(), self.data.tokenizer
         encoded = [tokenizer.encode(prompt) for prompt in prompts.values()]
@@ -284,6 +292,9 @@ class Trainer:
             f"{cfg.train.global_batch * cfg.data.seq_len:,} tokens a step",
             f"in {self.directory}",
         ]
+        if self.meshes is not None:
+            table = "\n".join(f"{axis:<14}{ranks:>6}  {what}" for axis, ranks, what in self.meshes.layout.rows())
+            self.log.event({"event": "layout", "step": self.step, "message": f"{'axis':<14}{'ranks':>6}\n{table}"})
         start = f"continued after step {self.step}" if self.resumed else "new"
         self.log.event({"event": "run", "step": self.step, "message": ", ".join([start, *parts])})
 
@@ -335,22 +346,13 @@ class Trainer:
         self.early_warnings.append(message)
 
 
-def build_model(cfg: Config, world: World) -> Decoder:
-    """The model of `cfg` on this rank's device, initialised from `train.seed`, with recompute and compile applied."""
-    dtype = COMPUTE_DTYPES[cfg.precision.compute]
+def build_model(cfg: Config, world: World, meshes: Meshes | None) -> Decoder:
+    """The model of `cfg` on this rank's device, spread over the meshes, initialised from `train.seed`."""
     with torch.device("meta"):
-        model = Decoder(cfg.model, dtype)
+        model = Decoder(cfg.model, COMPUTE_DTYPES[cfg.precision.compute])
+    parallelize(model, meshes, cfg, world.device.type)
     model.to_empty(device=world.device)
     model.init_weights(cfg.train.seed)
-    world.broadcast_module(model)
-    if cfg.train.compile:
-        # On CUDA the grouped GEMM can be traced in bf16 alone; on a CPU the experts are a loop over row counts.
-        if world.device.type == "cpu" or dtype != torch.bfloat16:
-            for module in model.modules():
-                if isinstance(module, Experts):
-                    module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
-        compile_blocks(model.layers)
-    checkpoint_activations(model.layers, cfg.train.recompute)
     return model
 
 

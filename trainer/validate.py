@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from trainer import schema
+from trainer.layout import plan
 from trainer.mixture import BLOCK, quotas
 from trainer.schema import one_of
 
@@ -31,6 +32,7 @@ POSITIVE = {
     "model.router_temperature",
     "data.seq_len",
     "data.tokens_per_source",
+    "parallel.overlap",
     "parallel.timeout_s",
     "optim.lr",
     "optim.eps",
@@ -47,6 +49,9 @@ NOT_NEGATIVE = {
     "model.fope_gain",
     "model.balance_coef",
     "model.z_loss_coef",
+    "parallel.dp_replicate",
+    "parallel.dp_shard",
+    "parallel.ep",
     "optim.weight_decay",
     "optim.clip_norm",
     "optim.warmup_steps",
@@ -71,7 +76,8 @@ def validate(cfg: Config, world_size: int) -> list[str]:
         errors += _model(cfg)
     if not {"train.global_batch", "train.micro_batch"} & set(wrong_range):
         errors += _batch(cfg, world_size)
-    errors += _parallel(cfg)
+    if not any(key.startswith(("model.", "parallel.", "train.", "data.")) for key in wrong_range):
+        errors += _parallel(cfg, world_size)
     errors += _data(cfg)
     errors += _schedule(cfg)
     errors += _run(cfg)
@@ -133,10 +139,36 @@ def _model(cfg: Config) -> list[str]:
     return errors
 
 
-def _parallel(cfg: Config) -> list[str]:
-    if cfg.parallel.ep == 1:
-        return []
-    return [f"parallel.ep={cfg.parallel.ep} is not available: every rank holds all experts so far; use 1"]
+def _parallel(cfg: Config, world_size: int) -> list[str]:
+    p, m, errors = cfg.parallel, cfg.model, []
+    try:
+        chosen = plan(p, m, world_size)
+    except ValueError as error:
+        return [str(error)]
+    if chosen.layout.shard > 1:
+        cuts = chosen.placement.width_shards * chosen.layout.expert_dp
+        if m.expert_width % cuts:
+            errors.append(
+                f"model.expert_width={m.expert_width} is cut into {cuts} parts (dp_shard={chosen.layout.dp_shard} / "
+                f"ep={chosen.layout.ep}), which do not divide it; use a parallel.ep or parallel.dp_replicate that "
+                f"leaves {one_of(_near(_divisors(m.expert_width), cuts))} parts"
+            )
+    tokens = cfg.train.micro_batch * cfg.data.seq_len
+    if tokens % p.overlap:
+        errors.append(
+            f"parallel.overlap={p.overlap} does not divide the {tokens} tokens of a micro-batch; "
+            f"use {one_of(_near(_divisors(tokens), p.overlap))}"
+        )
+    if chosen.dispatch == "all_to_all":
+        for key, value, default in (
+            ("overlap", p.overlap, 1),
+            ("regather", p.regather, False),
+            ("payload", p.payload, "compute"),
+        ):
+            if value != default:
+                only = f"parallel.{key}={value} is an option of dispatch=all_gather"
+                errors.append(f"{only}; use parallel.{key}={default}")
+    return errors
 
 
 def _batch(cfg: Config, world_size: int) -> list[str]:

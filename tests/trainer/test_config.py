@@ -100,7 +100,7 @@ WRONG = [
     ({"data.weights": {"code": -1.0}}, "data.weights.code=-1", "0 or more"),
     ({"data.holdout_fraction": 1.0}, "data.holdout_fraction=1", "0.02"),
     ({"data.cache_dir": " "}, "data.cache_dir", ".cache/octavo"),
-    ({"parallel.ep": 2}, "parallel.ep=2", "use 1"),
+    ({"parallel.ep": 2}, "parallel.ep=2", "use parallel.ep=1"),
     ({"parallel.timeout_s": -1.0}, "parallel.timeout_s=-1.0", "above 0"),
     ({"precision.compute": "fp16"}, "precision.compute=fp16", "fp32 or bf16"),
     ({"optim.name": "adam"}, "optim.name=adam", "did you mean 'adamw'"),

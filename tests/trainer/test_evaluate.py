@@ -17,7 +17,7 @@ from trainer.run import build_model
 @pytest.fixture
 def parts(tmp_path):
     cfg = tiny_config(tmp_path)
-    return build_model(cfg, World()), build_data(cfg.data, seed=0, vocab_size=cfg.model.vocab_size)
+    return build_model(cfg, World(), None), build_data(cfg.data, seed=0, vocab_size=cfg.model.vocab_size)
 
 
 def test_held_out_loss_is_the_mean_over_tokens(parts):

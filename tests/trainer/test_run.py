@@ -90,7 +90,7 @@ def test_recompute_keeps_less_and_selective_makes_no_attention_twice(tmp_path):
     kept, attentions = {}, {}
     for recompute in ("none", "selective", "full"):
         cfg = tiny_config(tmp_path, recompute=recompute)
-        model = build_model(cfg, World())
+        model = build_model(cfg, World(), None)
         batch = build_data(cfg.data, seed=0, vocab_size=64).train_batch(0, 4)
         parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
         storages: dict[int, int] = {}

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.shards import local, region
 from trainer.config import ModelConfig
 from trainer.loss import chunked_cross_entropy
 from trainer.model.attention import Attention, Documents
@@ -63,6 +65,10 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
         self.norm = nn.Parameter(torch.empty(cfg.hidden_size))
         self.lm_head = nn.Parameter(torch.empty(cfg.vocab_size, cfg.hidden_size))
+
+    @property
+    def blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.layers))
 
     def features(
         self,
@@ -116,14 +122,18 @@ class Decoder(nn.Module):
         expert_ids: Tensor | None = None,
         labels: Tensor | None = None,
         loss_chunk: int = 512,
+        at: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, RouterStats]:
-        """Logits [B, S, V] in fp32; or, with labels [B, S], the cross-entropy SUMMED over them (0-dim fp32) and the
-        routers' statistics, with the logits of only `loss_chunk` tokens in memory at a time. Other arguments as in
-        `features`; labels of `trainer.data.IGNORE` do not count.
+        """Logits [B, S, V] in fp32, or, with `at` [N] (places in the flattened B*S tokens), those [N, V] alone; or,
+        with labels [B, S], the cross-entropy SUMMED over them (0-dim fp32) and the routers' statistics, with the logits
+        of only `loss_chunk` tokens in memory at a time. Other arguments as in `features`; labels of
+        `trainer.data.IGNORE` do not count.
         """
         hidden, stats = self.features(input_ids, position_ids, cu_seqlens, embeds=embeds, expert_ids=expert_ids)
         if labels is not None:
             return chunked_cross_entropy(hidden.flatten(0, 1), self.lm_head, labels.flatten(), loss_chunk), stats
+        if at is not None:
+            hidden = hidden.flatten(0, 1)[at]
         dtype = wide(hidden.dtype)
         return F.linear(hidden.to(dtype), self.lm_head.to(dtype))
 
@@ -132,21 +142,24 @@ class Decoder(nn.Module):
         """Normal(0, init_std) for matrices, 1 for norms, FoPE's fixed matrices; in place.
 
         Each tensor, and each expert of an expert tensor, draws from a generator keyed by (seed, name, expert), so that
-        the values depend neither on the device nor on which rank holds what.
+        the values depend neither on the device nor on which rank holds what. A rank draws a tensor (an expert) whole
+        and keeps its part.
         """
         for name, weight in self.named_parameters():
+            part, where = local(weight), region(weight)
             if weight.ndim == 1:
-                weight.fill_(1.0)
+                part.fill_(1.0)
             elif ".experts." in name:
-                for expert, part in enumerate(weight.unbind(0)):
-                    part.copy_(_normal(part, seed, f"{name}.{expert}") * self.cfg.init_std)
+                for number, expert in enumerate(range(where[0].start, where[0].stop)):
+                    drawn = _normal(weight.shape[1:], seed, f"{name}.{expert}") * self.cfg.init_std
+                    part[number].copy_(drawn[where[1:]])
             else:
-                weight.copy_(_normal(weight, seed, name) * self.cfg.init_std)
+                part.copy_((_normal(weight.shape, seed, name) * self.cfg.init_std)[where])
         for name, matrix in self._fope_matrices():
             heads, kept, _ = matrix.shape
             # Xavier's fans of a 3-D tensor as torch counts them: fan_in = D*D, fan_out = heads*D.
             std = self.cfg.fope_gain * (2.0 / (kept * kept + heads * kept)) ** 0.5
-            matrix.copy_(_normal(matrix, seed, name) * std + torch.eye(kept, device=matrix.device))
+            matrix.copy_(_normal(matrix.shape, seed, name) * std + torch.eye(kept))
 
     def _fope_matrices(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, buffer) for name, buffer in self.named_buffers() if name.endswith("_coef"))
@@ -156,8 +169,8 @@ class Decoder(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-def _normal(like: Tensor, seed: int, name: str) -> Tensor:
-    """Standard normal values of the shape of `like`, drawn on the CPU in fp32; keyed by (seed, name)."""
+def _normal(shape: torch.Size, seed: int, name: str) -> Tensor:
+    """Standard normal values, drawn on the CPU in fp32; keyed by (seed, name)."""
     key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "little") >> 1)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
+    return torch.randn(shape, generator=generator, dtype=torch.float32)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.dispatch import RowOrder, sum_slots
+from parallel.shards import local
 from trainer.precision import wide
 
 
@@ -224,7 +225,8 @@ BACKENDS = {"grouped_mm": _grouped_mm, "loop": _through_rows(loop_swiglu)}
 class Experts(nn.Module):
     """E SwiGLU experts as two parameters: w13 [E, 2, I, H] (gate, up) and w2 [E, H, I].
 
-    An expert that gets no row costs nothing and its gradient is zero.
+    An expert that gets no row costs nothing and its gradient is zero. Where the parameters are spread over ranks they
+    keep these shapes, and the arithmetic is done on this rank's part of them.
     """
 
     def __init__(self, num_experts: int, hidden_size: int, width: int, backend: str) -> None:
@@ -235,4 +237,4 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor, order: RowOrder) -> Tensor:
         """x: [T, H]; weights: [T, K] routing weights; order: where each (token, slot) stands -> [T, H]."""
-        return self.backend(x, weights, self.w13.to(x.dtype), self.w2.to(x.dtype), order)
+        return self.backend(x, weights, local(self.w13).to(x.dtype), local(self.w2).to(x.dtype), order)

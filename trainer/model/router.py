@@ -91,4 +91,4 @@ class Router(nn.Module):
         counts = torch.zeros(experts, dtype=z_TE.dtype, device=ids.device)
         counts.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=z_TE.dtype))
         log_z = torch.logsumexp(z_TE if self.z_loss else z_TE.detach(), dim=-1)
-        return RouterStats(counts, p_GnT.sum(-1).flatten(), log_z.square().sum(), tokens)
+        return RouterStats(counts, p_GnT.flatten(0, 1).sum(-1), log_z.square().sum(), tokens)

@@ -1,0 +1,115 @@
+"""Weights spread over ranks: experts over the expert-parallel ranks, then everything over the data-parallel ones.
+
+Two tensors of experts are spread, `[E, ..., I, ...]` with the width I at dimension 2: the expert-parallel ranks cut
+dimension 0 (and the width, where a router group has several ranks), FSDP2 cuts the width. All other weights are cut by
+FSDP2 at dimension 0. Gradients are summed over the ranks that hold a copy or a token, never averaged, because the loss
+is already divided by the number of tokens of all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from parallel.mesh import Meshes
+
+WIDTH = 2  # dimension of both expert tensors that holds the experts' width
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How FSDP2 treats weights.
+
+    compute: dtype in which the weights of linears and experts are gathered; None gathers them as they are. reduce:
+    dtype in which gradients are summed; None sums them in the dtype of the gathered weights. reshard_dense,
+    reshard_experts: free the gathered weights after the forward pass and gather them again for backward.
+    """
+
+    compute: torch.dtype | None = None
+    reduce: torch.dtype | None = None
+    reshard_dense: bool = True
+    reshard_experts: bool = False
+
+
+def place_experts(experts: Iterable[nn.Module], meshes: Meshes) -> None:
+    """Leave this rank only its part of each experts' module, as DTensors of the whole shape. The module must be on the
+    meta device."""
+    placement = meshes.placement
+    if placement.ep == 1:
+        return
+    mesh, cuts = meshes.experts["expert"], [Shard(0)]
+    if placement.width_shards > 1:
+        mesh, cuts = meshes.experts, [Shard(0), Shard(WIDTH)]
+        if placement.expert_shards == 1:
+            mesh, cuts = meshes.experts["width"], [Shard(WIDTH)]
+    for module in experts:
+        for name, weight in list(module.named_parameters(recurse=False)):
+            shape = list(weight.shape)
+            shape[0] //= placement.expert_shards
+            shape[WIDTH] //= placement.width_shards
+            part = DTensor.from_local(weight.new_empty(shape), mesh, cuts, run_check=False)
+            setattr(module, name, nn.Parameter(part))
+
+
+def shard_parameters(
+    root: nn.Module,
+    blocks: Iterable[nn.Module],
+    linears: Iterable[nn.Module],
+    experts: Iterable[nn.Module],
+    meshes: Meshes,
+    policy: Policy,
+) -> None:
+    """FSDP2 over everything, in place: one group of weights for each module named, the rest in their block's or root's.
+
+    linears: modules inside the blocks whose weights are all gathered in `policy.compute`; blocks and root keep the
+    dtype of their parameters. experts: modules with a mesh of their own; where no other rank shares their experts they
+    are left as they are.
+    """
+    linears, experts = list(linears), list(experts)
+    gathered = MixedPrecisionPolicy(policy.compute, policy.reduce, cast_forward_inputs=False)
+    kept = MixedPrecisionPolicy(None, policy.reduce, cast_forward_inputs=False)
+    alone = meshes.layout.dp_replicate * meshes.layout.expert_dp == 1
+    if not alone:
+        for module in experts:
+            fully_shard(
+                module,
+                mesh=meshes.expert_dp,
+                reshard_after_forward=policy.reshard_experts,
+                shard_placement_fn=lambda _: Shard(WIDTH),
+                mp_policy=gathered,
+            )
+    ignored = {weight for module in experts for weight in module.parameters()} if alone else set()
+    if policy.compute is not None:
+        for module in linears:
+            fully_shard(
+                module,
+                mesh=meshes.dense,
+                reshard_after_forward=policy.reshard_dense,
+                mp_policy=gathered,
+            )
+    for module in [*blocks, root]:
+        fully_shard(
+            module,
+            mesh=meshes.dense,
+            reshard_after_forward=policy.reshard_dense and module is not root,
+            mp_policy=kept,
+            ignored_params=ignored,
+        )
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            # Without the second call a divisor of 1 is a multiplication inside the collective, which gloo lacks.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def keep_gathered(experts: Iterable[nn.Module], *, keep: bool) -> None:
+    """Whether experts stay gathered after the backward pass that comes: between the micro-batches of a step, where
+    they are resident, but not after its last one."""
+    for module in experts:
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_backward(not keep, recurse=False)

@@ -1,0 +1,87 @@
+"""From a plain model to one that is spread over ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from parallel.all_gather import AllGatherDispatch
+from parallel.all_to_all import AllToAllDispatch
+from parallel.blocks import checkpoint_activations, compile_blocks
+from parallel.dispatch import Dispatcher, LocalDispatch
+from parallel.fsdp import Policy, place_experts, shard_parameters
+from parallel.mesh import Meshes
+from trainer.config import Config, ParallelConfig
+from trainer.layout import DispatchName, Plan, plan
+from trainer.model import Decoder
+from trainer.precision import COMPUTE_DTYPES
+
+
+def build_meshes(cfg: Config, device_type: str) -> Meshes | None:
+    """The meshes of this run; None for a process on its own. Collective over all ranks."""
+    if not dist.is_initialized():
+        return None
+    chosen = _plan(cfg)
+    return Meshes.build(chosen.layout, chosen.placement, device_type)
+
+
+def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type: str) -> Decoder:
+    """Spread a plain model on the meta device over the meshes, in place; the order matters and is that of the lines.
+
+    `meshes` None leaves it whole. Materialise it afterwards with `to_empty` and `init_weights`.
+    """
+    experts = [layer.moe.experts for layer in model.blocks]
+    if meshes is not None:
+        place_experts(experts, meshes)
+        for layer in model.blocks:
+            layer.moe.dispatcher = _dispatcher(_plan(cfg).dispatch, meshes, cfg.parallel)
+    if cfg.train.compile:
+        _leave_eager(model, cfg, device_type)
+        compile_blocks(model.layers)
+    checkpoint_activations(model.layers, cfg.train.recompute)
+    if meshes is not None and meshes.layout.shard > 1:
+        linears = [layer.attention for layer in model.blocks]
+        shard_parameters(model, model.blocks, linears, experts, meshes, _policy(cfg))
+    return model
+
+
+def _plan(cfg: Config) -> Plan:
+    return plan(cfg.parallel, cfg.model, dist.get_world_size())
+
+
+def _dispatcher(name: DispatchName, meshes: Meshes, cfg: ParallelConfig) -> Dispatcher:
+    if meshes.ep_group is None:
+        return LocalDispatch()
+    if name == "all_to_all":
+        return AllToAllDispatch(meshes.ep_group)
+    return AllGatherDispatch(
+        meshes.ep_group,
+        meshes.placement,
+        combine=cfg.combine,
+        regather=cfg.regather,
+        overlap=cfg.overlap,
+        payload=torch.bfloat16 if cfg.payload == "bf16" else None,
+    )
+
+
+def _policy(cfg: Config) -> Policy:
+    compute, masters = COMPUTE_DTYPES[cfg.precision.compute], torch.float32
+    reduce = COMPUTE_DTYPES[cfg.parallel.reduce]
+    return Policy(
+        compute=None if compute == masters else compute,
+        reduce=None if compute == masters and reduce == masters else reduce,
+        reshard_dense=cfg.parallel.reshard_dense,
+        reshard_experts=cfg.parallel.reshard_experts,
+    )
+
+
+def _leave_eager(model: Decoder, cfg: Config, device_type: str) -> None:
+    """Keep the compiler out of what it cannot trace: experts on a CPU, which are a loop over row counts, and in fp32 on
+    CUDA, as the grouped GEMM can be traced in bf16 alone; dispatchers, whose collectives begin in one place and end in
+    another."""
+    for layer in model.blocks:
+        moe = layer.moe
+        if device_type == "cpu" or cfg.precision.compute != "bf16":
+            moe.experts.forward = torch.compiler.disable(moe.experts.forward)  # type: ignore[method-assign]
+        if not isinstance(moe.dispatcher, LocalDispatch):
+            moe.dispatcher = torch.compiler.disable(moe.dispatcher)
