@@ -9,6 +9,7 @@ Legend: T tokens on this rank · E experts over all ranks · e = E / ep experts 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from unittest import mock
@@ -23,7 +24,8 @@ from parallel.dispatch import RowOrder, RunExperts
 # decorate functions that run here as they are, and wandb (1 CPU-s) is an option of its inference engine.
 _had_wandb = "wandb" in sys.modules
 sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # None makes the import fail, as if not installed
-with mock.patch.object(torch, "compile", lambda function, **_: function):
+with mock.patch.object(torch, "compile", lambda function, **_: function), warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that Transformer Engine and Apex are not installed
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
     from megatron.core.transformer.mlp import MLPSubmodules
@@ -38,16 +40,16 @@ if not _had_wandb:
 RowExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class _Stream:
+class Stream:
     """A CUDA stream, and an event on it: on a CPU everything has happened when a call returns."""
 
-    def wait_stream(self, other: _Stream) -> None:
+    def wait_stream(self, other: Stream) -> None:
         pass
 
     def synchronize(self) -> None:
         pass
 
-    def record_event(self) -> _Stream:
+    def record_event(self) -> Stream:
         return self
 
 
@@ -62,10 +64,10 @@ def _to_host(tensor: object, as_numpy: bool = False, record_stream: bool = False
 @contextmanager
 def on_cpu() -> Iterator[None]:
     """Inside, Megatron-core's modules are built and run on the CPU; outside, torch is as it was."""
-    stream = _Stream()
+    stream = Stream()
     cuda = mock.patch.multiple(
         torch.cuda,
-        Stream=_Stream,
+        Stream=Stream,
         current_stream=lambda: stream,
         stream=lambda _: nullcontext(),
         current_device=lambda: "cpu",
@@ -136,9 +138,9 @@ class MegatronExperts:
 class _SortedRows(RowOrder):
     """The order of rows that stand sorted by expert already, each a token of its own."""
 
-    def __init__(self, counts: Tensor) -> None:
+    def __init__(self, rows: int, counts: Tensor) -> None:
         self.offsets = counts.cumsum(0).to(torch.int32)
-        self.slot_of_row = self.token_of_row = torch.arange(int(self.offsets[-1]))
+        self.slot_of_row = self.token_of_row = torch.arange(rows)
         self.row_of_slot = self.slot_of_row.unsqueeze(1)
 
 
@@ -152,7 +154,7 @@ class MegatronDispatch:
 
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: RunExperts) -> Tensor:
         def on_rows(rows: Tensor, counts: Tensor, row_weights: Tensor) -> Tensor:
-            return experts(rows, row_weights.unsqueeze(1), _SortedRows(counts))
+            return experts(rows, row_weights.unsqueeze(1), _SortedRows(len(rows), counts))
 
         return self.on_rows(x, ids, weights, num_experts, on_rows)
 
