@@ -66,13 +66,11 @@ class AllGatherDispatch:
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: RunExperts) -> Tensor:
         """As `Dispatcher`. Slots must stand in router-group order. Raises ValueError where ranks have unequal T."""
         self._agree_on_tokens(len(x))
-        parts = [
-            _Part(self, *part, num_experts)
-            for part in zip(x.chunk(self.overlap), ids.chunk(self.overlap), weights.chunk(self.overlap), strict=True)
-        ]
-        for part in parts:
-            part.run(experts)
-        results = [part.result() for part in parts]
+        cuts = [t.chunk(self.overlap) for t in (x, ids, weights)]
+        parts = [_Part(self, ids, num_experts) for ids in cuts[1]]
+        sent = [part.send(x, weights) for part, x, weights in zip(parts, cuts[0], cuts[2], strict=True)]
+        computed = [part.run(*stand_ins, experts) for part, stand_ins in zip(parts, sent, strict=True)]
+        results = [part.receive(stand_in) for part, stand_in in zip(parts, computed, strict=True)]
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def _agree_on_tokens(self, tokens: int) -> None:
@@ -88,14 +86,15 @@ class AllGatherDispatch:
 
 
 class _Part:
-    """One exchange: the gather begun when it is made, `run` the experts and begin the combine, `result` waits for it.
+    """One exchange: `send` begins the gather, `run` the experts and begin the combine, `receive` waits for its result.
 
     Autograd sees four functions, and backward begins and waits at the mirrored places: `_Gathered.backward` begins to
     send the gradients home and `_Gather.backward` waits for them. Between the two halves of a pair autograd passes
-    empty stand-ins of the right shape; what they stand for is in `pending`.
+    empty stand-ins of the right shape; what they stand for is in `pending`. This object keeps no stand-in: autograd's
+    nodes hold it, and of a circle through them nothing would ever be freed.
     """
 
-    def __init__(self, dispatch: AllGatherDispatch, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int) -> None:
+    def __init__(self, dispatch: AllGatherDispatch, ids: Tensor, num_experts: int) -> None:
         self.dispatch, self.ids = dispatch, ids
         rank, placement = dispatch.group.rank(), dispatch.placement
         self.slots = placement.slots(rank, ids.shape[1])
@@ -103,25 +102,29 @@ class _Part:
         self.first_expert, self.num_experts = mine.start, mine.stop - mine.start
         self.pending: Pending | None = None
         self.columns: list[tuple[int, torch.dtype]] = []
-        self.x_dtype = x.dtype
-        self.stand_ins = _Gather.apply(x, weights, self)
 
-    def run(self, experts: RunExperts) -> None:
-        x_NH, weights_Nk, ids_Nk = _Gathered.apply(*self.stand_ins, self)
+    def send(self, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return _Gather.apply(x, weights, self)
+
+    def run(self, x: Tensor, weights: Tensor, experts: RunExperts) -> Tensor:
+        """x, weights: what `send` returned."""
+        x_NH, weights_Nk, ids_Nk = _Gathered.apply(x, weights, self)
         order = RowOrder(ids_Nk, self.num_experts)
         if self.dispatch.regather and torch.is_grad_enabled():
             with torch.autograd.graph.saved_tensors_hooks(*self._regathering(x_NH)):
                 partial_NH = experts(x_NH, weights_Nk, order)
         else:
             partial_NH = experts(x_NH, weights_Nk, order)
-        self.stand_in = _Combine.apply(partial_NH, self)
+        return _Combine.apply(partial_NH, self)
 
-    def result(self) -> Tensor:
-        return _Combined.apply(self.stand_in, self)
+    def receive(self, stand_in: Tensor) -> Tensor:
+        """stand_in: what `run` returned."""
+        return _Combined.apply(stand_in, self)
 
     # ---- what travels
 
     def begin_gather(self, x: Tensor, weights: Tensor) -> None:
+        self.x_dtype = x.dtype
         self.local = x.detach() if self.dispatch.regather else None
         sent = x.to(self.dispatch.payload or x.dtype)
         lane = sent.dtype if sent.dtype.itemsize > 1 else torch.uint8

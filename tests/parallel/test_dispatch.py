@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from parallel.all_gather import AllGatherDispatch
 from parallel.dispatch import LocalDispatch, RowOrder
+from parallel.groups import Placement
+from tests.distributed.pool import on_ranks
 
 
 def ids_of(tokens: int, k: int, experts: int) -> Tensor:
@@ -53,3 +60,19 @@ def test_local_dispatch_hands_over_tokens_weights_and_order():
     assert torch.allclose(y, x * (weights * ids).sum(1, keepdim=True))
     (grad,) = torch.autograd.grad(y.sum(), weights)  # routing weights go through the dispatch with their gradient
     assert torch.allclose(grad, ids * x.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("regather", [False, True])
+def test_a_step_of_the_all_gather_leaves_nothing_behind(regather):
+    assert on_ranks(1, ids_are_freed, regather, init=True) == [True]
+
+
+def ids_are_freed(regather: bool) -> bool:
+    dispatch = AllGatherDispatch(dist.group.WORLD, Placement(), regather=regather)
+    x, weights, ids = torch.randn(4, 5, requires_grad=True), torch.rand(4, 2, requires_grad=True), ids_of(4, 2, 6)
+    freed = weakref.ref(ids)
+    y = dispatch(x, ids, weights, 6, lambda x, weights, order: x.square() * weights.sum(1, keepdim=True))
+    y.sum().backward()
+    del ids, y
+    gc.collect()
+    return freed() is None
