@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import gc
 import itertools
 import multiprocessing as mp
 import os
@@ -148,6 +149,7 @@ def _serve(pipe: Connection, stacks: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     environment = dict(os.environ)
     file = open(stacks, "w")  # noqa: SIM115  # open as long as the process lives
+    gc.freeze()  # the imports need not be looked through after every call
     faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
     while True:
         try:
@@ -178,6 +180,8 @@ def _serve(pipe: Connection, stacks: str) -> None:
             dist.destroy_process_group()
         # DTensor remembers shardings by mesh: the next call's mesh of the same shape would get this one's groups.
         _clear_sharding_prop_cache()
+        # A group that a circle of objects still holds keeps its threads and sockets, dozens a call.
+        gc.collect()
         os.environ.clear()
         os.environ.update(environment)
         _answer(pipe)

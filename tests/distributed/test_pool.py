@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 
@@ -51,6 +52,18 @@ def look_around() -> tuple[bool, bool, bool, int, str]:
 def test_nothing_is_left_for_the_next_call():
     on_ranks(2, leave_things_behind)
     assert on_ranks(2, look_around) == [(False, False, True, 1, "1")] * 2
+
+
+def hold_a_group_in_a_circle() -> int:
+    threads = len(os.listdir("/proc/self/task"))
+    circle: dict[str, object] = {"group": dist.new_group()}
+    circle["itself"] = circle
+    return threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_groups_of_earlier_calls_have_no_threads_left():
+    assert on_ranks(2, hold_a_group_in_a_circle, init=True) == on_ranks(2, hold_a_group_in_a_circle, init=True)
 
 
 def groups_one_after_another(times: int) -> list[float]:
