@@ -294,7 +294,7 @@ class Trainer:
         ]
         if self.meshes is not None:
             table = "\n".join(f"{axis:<14}{ranks:>6}  {what}" for axis, ranks, what in self.meshes.layout.rows())
-            self.log.event({"event": "layout", "step": self.step, "message": f"{'axis':<14}{'ranks':>6}\n{table}"})
+            self.log.event({"event": "layout", "step": self.step, "message": f"\n{'axis':<14}{'ranks':>6}\n{table}"})
         start = f"continued after step {self.step}" if self.resumed else "new"
         self.log.event({"event": "run", "step": self.step, "message": ", ".join([start, *parts])})
 

@@ -1,0 +1,176 @@
+"""A checkpoint written by one layout of ranks and read by another: nothing lost, nothing twice, and the run goes on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from parallel.world import World, start_world
+from tests.distributed.pool import on_ranks
+from tests.trainer.test_parallelize import MODEL, Spread, whole
+from tests.trainer.tiny_run import steps, tiny_config
+from trainer.checkpoint.state import training_tensors
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config import Config, OptimConfig, ParallelConfig
+from trainer.data.synthetic import SyntheticData
+from trainer.loss import loss_terms
+from trainer.model import Decoder
+from trainer.optim import NativeEngine
+from trainer.parallelize import build_meshes, parallelize
+from trainer.run import Trainer, train
+
+WRITTEN, LAST = 3, 5  # steps of the run that writes, and of those that go on from it
+EIGHT = (1, 8, 8)
+LAYOUTS = {
+    "one process": (1, 1, 1),
+    "ep 2": (1, 2, 2),
+    "ep 4": (1, 4, 4),
+    "ep 1, sharded": (1, 4, 1),
+    "ep 2 in 2 copies": (2, 2, 2),
+    "ep 4, sharded": (1, 8, 4),
+    "ep 2 in 2 copies, sharded": (2, 4, 2),
+}
+
+
+def run_config(directory: Path, layout: tuple[int, int, int], **changed: Any) -> Config:
+    ranks = layout[0] * layout[1]
+    model = MODEL | changed.pop("model", {})
+    cfg = tiny_config(directory, model=model, global_batch=8, micro_batch=8 // ranks, log_every=1, **changed)
+    cfg.parallel = ParallelConfig(dp_replicate=layout[0], dp_shard=layout[1], ep=layout[2])
+    return cfg
+
+
+def trained(directory: Path, layout: tuple[int, int, int], model: dict[str, Any]) -> int:
+    return train(run_config(directory, layout, steps=WRITTEN, model=model))
+
+
+def restored(directory: Path, layout: tuple[int, int, int], model: dict[str, Any]) -> dict[str, Tensor]:
+    """Every tensor of the state that a run of this layout resumes with, put together."""
+    trainer = Trainer(run_config(directory, layout, steps=LAST, model=model), directory, start_world("cpu"))
+    assert trainer.resumed
+    state = training_tensors(trainer.model, trainer.engine, trainer.world.rank)
+    return {name: whole(tensor) for name, tensor in state.items() if not name.startswith("rng.")}
+
+
+def went_on(directory: Path, layout: tuple[int, int, int], model: dict[str, Any]) -> int:
+    return train(run_config(directory, layout, steps=LAST, model=model))
+
+
+def at(layout: tuple[int, int, int], function: Any, *arguments: Any) -> Any:
+    return on_ranks(layout[0] * layout[1], function, *arguments, timeout_s=120.0)[0]
+
+
+@pytest.fixture(scope="module", params=[8, 4], ids=["8 groups", "4 groups: width split"])
+def written(request, tmp_path_factory) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+    """A run of eight ranks, its model, and its state as those ranks hold it."""
+    directory, model = tmp_path_factory.mktemp("eight") / "run", {"router_groups": request.param}
+    assert at(EIGHT, trained, directory, EIGHT, model) == 0
+    return directory, model, at(EIGHT, restored, directory, EIGHT, model)
+
+
+def test_every_element_is_on_disk_once(written):
+    directory, _, state = written
+    stored = dcp.FileSystemReader(directory / "checkpoints" / f"step-{WRITTEN}").read_metadata().state_dict_metadata
+    assert set(state) <= set(stored)
+    for name, tensor in state.items():
+        seen = torch.zeros(tensor.shape, dtype=torch.int8)
+        for chunk in stored[name].chunks:
+            seen[tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))] += 1
+        assert (seen == 1).all(), f"{name} is not on disk once"
+
+
+def test_experts_written_by_eight_ranks_are_those_of_one_process(written, tmp_path):
+    """The same three steps by one process: what differs is rounding, expert by expert; a mix-up would be far larger."""
+    _, model, state = written
+    assert train(run_config(tmp_path / "one", (1, 1, 1), steps=WRITTEN, model=model)) == 0
+    alone = restored(tmp_path / "one", (1, 1, 1), model)
+    for name in (name for name in state if ".experts." in name and name.startswith("model.")):
+        for expert, (ours, theirs) in enumerate(zip(state[name], alone[name], strict=True)):
+            assert torch.allclose(ours, theirs, rtol=0, atol=2e-5), f"{name}, expert {expert}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_layout_reads_the_same_bits_and_goes_on(written, tmp_path, layout):
+    directory, model, state = written
+    sizes = LAYOUTS[layout]
+    if model["router_groups"] % sizes[2] and sizes[2] % model["router_groups"]:
+        pytest.skip("no such layout")
+    there, back = shutil.copytree(directory, tmp_path / "there"), shutil.copytree(directory, tmp_path / "back")
+    found = at(sizes, restored, there, sizes, model)
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(found[name], tensor), f"{name} at {layout}"
+    assert at(sizes, went_on, there, sizes, model) == 0
+    assert at(EIGHT, went_on, back, EIGHT, model) == 0
+    first, first_of_eight = (steps(d)[WRITTEN]["loss"] for d in (there, back))
+    assert first == pytest.approx(first_of_eight, rel=1e-6)
+
+
+def test_and_back_to_eight(written, tmp_path):
+    """Saved by eight, saved again by four, read by eight."""
+    directory, model, _ = written
+    there = shutil.copytree(directory, tmp_path / "there")
+    four = (2, 2, 2)
+    assert at(four, went_on, there, four, model) == 0
+    by_four, by_eight = at(four, restored, there, four, model), at(EIGHT, restored, there, EIGHT, model)
+    for name, tensor in by_four.items():
+        assert torch.equal(by_eight[name], tensor), name
+
+
+# ---- ten steps in fp64
+
+
+def double_steps(directory: Path, spread: Spread, first: int, count: int, load: bool) -> list[float]:
+    """`count` steps in fp64 from step `first`, from scratch or from the checkpoint; saves at the end of step 2."""
+    torch.manual_seed(0)
+    cfg = spread.config()
+    world = World(
+        rank=dist.get_rank() if dist.is_initialized() else 0,
+        size=spread.ranks,
+        control=dist.group.WORLD if dist.is_initialized() else None,
+        background=dist.new_group(backend="gloo") if dist.is_initialized() else None,
+    )
+    with torch.device("meta"):
+        model = Decoder(cfg.model).double()
+    meshes = build_meshes(cfg, "cpu")
+    parallelize(model, meshes, cfg, "cpu")
+    model.to_empty(device="cpu")
+    model.init_weights(3)
+    optim = OptimConfig(lr=1e-2, schedule="constant")
+    engine = NativeEngine(model, optim, world, shard_group=None if meshes is None else meshes.shard_group)
+    engine.prepare()
+    store = CheckpointStore(directory, keep=2, world=world, warn=print)
+    if load:
+        assert store.load(training_tensors(model, engine, world.rank), lambda _: None) is not None
+    data, losses = SyntheticData(vocab_size=cfg.model.vocab_size, seq_len=16, seed=1), []
+    micro = 8 // world.size
+    for step in range(first, first + count):
+        terms = loss_terms(
+            model, data.train_batch(step * 8 + world.rank * micro, micro), token_count=100, micro_batches=1, chunk=32,
+            ranks=world.size, sum_over_ranks=lambda counts: world.sum_tensor(counts.clone()),
+        )  # fmt: skip
+        engine.backward(terms.total)
+        losses.append(world.sum_tensor(terms.total.detach().clone()).item())
+        engine.step(step + 1, 100)
+        if step + 1 == 2:
+            store.save(2, training_tensors(model, engine, world.rank), {})
+            saved = store.wait()
+            assert saved is not None
+            assert saved.error is None
+    return losses
+
+
+def test_ten_steps_after_a_change_of_layout_are_those_without_one(tmp_path):
+    eight = Spread(1, 8, 8)
+    unbroken = on_ranks(8, double_steps, tmp_path, eight, 0, 12, False, init=True, timeout_s=120.0)[0]
+    for spread in (Spread(1, 1, 1), Spread(1, 4, 2), Spread(2, 4, 4)):
+        start = spread.ranks > 1
+        found = on_ranks(spread.ranks, double_steps, tmp_path, spread, 2, 10, True, init=start, timeout_s=120.0)[0]
+        assert found == pytest.approx(unbroken[2:], rel=1e-9)
