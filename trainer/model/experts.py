@@ -1,8 +1,7 @@
 """SwiGLU experts over rows sorted by expert, with several back ends.
 
-The core contract is (x_sorted [R, H], offsets [E] int32 on the device, row_weight [R]) -> y_sorted [R, H]; the routing
-weight is applied before the down projection, so that the experts' outputs need not be kept for its gradient. Around it
-stand the gather of the rows and the sum of each token's results; on a CPU all of it is one loop over the experts.
+A back end is (x [T, H], weights [T, K], w13, w2, order) -> [T, H]. The routing weight is applied before the down
+projection, so that the experts' outputs need not be kept for its gradient, and the gathered rows are not kept either.
 
 Legend: T tokens · K experts per token · R = T*K rows · E experts · I expert width · H hidden size.
 """
@@ -51,39 +50,44 @@ class _Combine(torch.autograd.Function):
 
 
 class _GroupedSwiGLU(torch.autograd.Function):
-    """Two grouped GEMMs with the gated activation between them.
+    """Gather, two grouped GEMMs with the gated activation between them, sum.
 
-    Saves the rows, the first GEMM's result and silu(gate): 3 I + H numbers a row, and no [R, H] result. Everything
-    elementwise works in place on tensors that this function owns.
+    Saves x [T, H], the first GEMM's result and silu(gate): 3 I numbers a row, nothing [R, H]; backward gathers the rows
+    once more. Everything elementwise works in place on tensors that this function owns.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w13: Tensor, w2: Tensor, offsets: Tensor, row_weight: Tensor) -> Tensor:
-        hidden = F.grouped_mm(x, w13.flatten(1, 2).transpose(1, 2), offs=offsets)
+    def forward(ctx: Any, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
+        weight_R1 = weights.to(x.dtype).flatten().index_select(0, order.slot_of_row).unsqueeze(-1)
+        x_RH = x.index_select(0, order.token_of_row)
+        hidden = F.grouped_mm(x_RH, w13.flatten(1, 2).transpose(1, 2), offs=order.offsets)
         gate, up = hidden.chunk(2, dim=-1)
         silu = F.silu(gate)
-        weighted = (silu * up).mul_(row_weight.to(x.dtype).unsqueeze(-1))
-        ctx.save_for_backward(x, w13, w2, offsets, row_weight, hidden, silu)
-        return F.grouped_mm(weighted, w2.transpose(1, 2), offs=offsets)
+        weighted = (silu * up).mul_(weight_R1)
+        ctx.save_for_backward(x, w13, w2, weight_R1, hidden, silu)
+        ctx.order, ctx.weight_dtype = order, weights.dtype
+        return sum_slots(F.grouped_mm(weighted, w2.transpose(1, 2), offs=order.offsets), order.row_of_slot)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor]:
-        x, w13, w2, offsets, row_weight, hidden, silu = ctx.saved_tensors
-        dy = grads[0].contiguous()  # an expanded gradient raises in the grouped GEMM
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        x, w13, w2, weight_R1, hidden, silu = ctx.saved_tensors
+        order, slots = ctx.order, ctx.order.row_of_slot
+        dy_RH = grads[0].index_select(0, order.token_of_row)  # contiguous: the grouped GEMM refuses an expanded one
         gate, up = hidden.chunk(2, dim=-1)
-        weight_R1 = row_weight.to(x.dtype).unsqueeze(-1)
-        d_weighted = F.grouped_mm(dy, w2, offs=offsets)
+        d_weighted = F.grouped_mm(dy_RH, w2, offs=order.offsets)
         act = silu * up
-        d_row_weight = (d_weighted * act).sum(-1, dtype=row_weight.dtype)
-        d_w2 = F.grouped_mm(dy.t(), act.mul_(weight_R1), offs=offsets)
+        d_row_weight = (d_weighted * act).sum(-1, dtype=ctx.weight_dtype)
+        d_w2 = F.grouped_mm(dy_RH.t(), act.mul_(weight_R1), offs=order.offsets)
         d_act = d_weighted.mul_(weight_R1)
         d_hidden = torch.empty_like(hidden)
         d_gate, d_up = d_hidden.chunk(2, dim=-1)
         torch.mul(d_act, silu, out=d_up)
         torch.ops.aten.silu_backward.grad_input(d_act.mul_(up), gate, grad_input=d_gate)
-        dx = F.grouped_mm(d_hidden, w13.flatten(1, 2), offs=offsets)
-        d_w13 = F.grouped_mm(d_hidden.t(), x, offs=offsets).view_as(w13)
-        return dx, d_w13, d_w2, None, d_row_weight
+        dx_RH = F.grouped_mm(d_hidden, w13.flatten(1, 2), offs=order.offsets)
+        x_RH = x.index_select(0, order.token_of_row)
+        d_w13 = F.grouped_mm(d_hidden.t(), x_RH, offs=order.offsets).view_as(w13)
+        d_weights = d_row_weight.index_select(0, slots.flatten()).view_as(slots)
+        return sum_slots(dx_RH, slots), d_weights, d_w13, d_w2, None
 
 
 def loop_swiglu(x: Tensor, w13: Tensor, w2: Tensor, offsets: Tensor, row_weight: Tensor) -> Tensor:
@@ -195,21 +199,13 @@ def _each_mm(left: Sequence[Tensor], right: Sequence[Tensor], out: Sequence[Tens
         torch.mm(a, b, out=result)
 
 
-def _through_rows(core: Any) -> Any:
-    """Gather, `core` on rows sorted by expert, sum."""
-
-    def run(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
-        x_RH, weight_R = _Gather.apply(x, weights, order)
-        return _Combine.apply(core(x_RH, w13, w2, order.offsets, weight_R), order)
-
-    return run
-
-
-_grouped_gemm = _through_rows(_GroupedSwiGLU.apply)
+def _loop(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
+    x_RH, weight_R = _Gather.apply(x, weights, order)
+    return _Combine.apply(loop_swiglu(x_RH, w13, w2, order.offsets, weight_R), order)
 
 
 def _grouped_mm(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
-    return (_grouped_gemm if x.is_cuda else _BlockedSwiGLU.apply)(x, weights, w13, w2, order)
+    return (_GroupedSwiGLU if x.is_cuda else _BlockedSwiGLU).apply(x, weights, w13, w2, order)
 
 
 def runs_as(backend: str, device: torch.device) -> str:
@@ -219,7 +215,7 @@ def runs_as(backend: str, device: torch.device) -> str:
 
 # grouped_mm: torch's grouped GEMM (bf16) on CUDA, the loop that it is made of on a CPU (any dtype). loop: the
 # reference.
-BACKENDS = {"grouped_mm": _grouped_mm, "loop": _through_rows(loop_swiglu)}
+BACKENDS = {"grouped_mm": _grouped_mm, "loop": _loop}
 
 
 class Experts(nn.Module):

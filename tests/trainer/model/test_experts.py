@@ -9,14 +9,14 @@ from torch.autograd import gradcheck
 
 from parallel.dispatch import RowOrder
 from tests.trainer.model.tiny import assert_close
-from trainer.model.experts import BACKENDS, Experts, _GroupedSwiGLU, _through_rows, loop_swiglu
+from trainer.model.experts import BACKENDS, Experts, _GroupedSwiGLU
 from trainer.model.router import select_experts
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 E, H, I = 6, 16, 20  # noqa: E741
 # grouped_rows is what grouped_mm is on a GPU; torch's grouped GEMM takes fp32 on a CPU, and so its algebra is checked.
-ALL = {**BACKENDS, "grouped_rows": _through_rows(_GroupedSwiGLU.apply)}
+ALL = {**BACKENDS, "grouped_rows": _GroupedSwiGLU.apply}
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -101,29 +101,14 @@ def test_gradcheck(backend):
     assert gradcheck(lambda *tensors: BACKENDS[backend](*tensors, order), leaves)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", sorted(ALL))
 def test_a_gradient_that_is_an_expanded_view(backend):
     """What `y.sum().backward()` sends: one number in place of a tensor."""
     ids = ROUTINGS["top-2"]
     exact, leaves = inputs(ids, torch.float64), inputs(ids, torch.float32)
     dense(**exact, ids=ids).sum().backward()
-    BACKENDS[backend](*leaves.values(), RowOrder(ids, E)).sum().backward()
+    ALL[backend](*leaves.values(), RowOrder(ids, E)).sum().backward()
     assert_close({n: t.grad for n, t in leaves.items()}, {n: t.grad for n, t in exact.items()}, 2e-6)
-
-
-def test_the_two_cores_on_sorted_rows():
-    """The contract below gather and sum, where dispatchers of their own enter; the grouped GEMM refuses an expanded
-    gradient as it comes."""
-    counts = torch.tensor([4, 0, 1, 7, 0, 3])
-    offsets, rows = counts.cumsum(0).to(torch.int32), int(counts.sum())
-    found = []
-    for core in (_GroupedSwiGLU.apply, loop_swiglu):
-        leaves = inputs(ids_of(rows, 1, list(range(E))), torch.float32)
-        x, weights, w13, w2 = leaves.values()
-        y = core(x, w13, w2, offsets, weights.flatten())
-        grads = torch.autograd.grad(y.sum(), list(leaves.values()))
-        found.append({"y": y} | dict(zip(leaves, grads, strict=True)))
-    assert_close(*found, 2e-6)
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
