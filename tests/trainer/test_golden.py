@@ -1,4 +1,5 @@
-"""Ten steps that must never move: an fp32 run on counter-based tokens, compared with stored losses.
+"""Ten steps that must never move: fp32 runs on counter-based tokens, by one process and by eight, compared with stored
+losses.
 
 No package has a hand in the tokens, so what moves these numbers is a change of the model, the loss, the optimizer, the
 schedule or the order of the samples. `python -m tests.trainer.test_golden` writes the file anew; say in the commit why.
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import steps, tiny_config
+from trainer.compose import compose
 from trainer.config import Config
 from trainer.run import train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run.json"
+EIGHT = GOLDEN.with_name("toy_ep8.json")
 KEYS = ("loss", "grad_norm", "balance", "z")
 MODEL = {
     "vocab_size": 256, "hidden_size": 64, "num_layers": 3, "num_heads": 8, "num_kv_heads": 4, "head_dim": 16,
@@ -48,7 +52,25 @@ def test_ten_steps_are_the_stored_ones(tmp_path, monkeypatch, backend):
     assert found["grad_norm"] == pytest.approx(stored["grad_norm"], rel=1e-4)
 
 
+def run_eight(directory: Path) -> dict[str, list[float]]:
+    """The recipe for eight ranks on counter-based tokens, as one of those ranks."""
+    words = ["recipe=toy_ep8", "data=synthetic", "data.seq_len=32", "train.steps=10", "train.log_every=10"]
+    words += ["logging.console=off", "train.device=cpu", f"run.dir={directory}"]
+    cfg = compose(words, world_size=8)
+    assert train(cfg) == 0
+    return {key: [float(record[key]) for record in steps(directory)] for key in KEYS}
+
+
+def test_ten_steps_of_eight_ranks_are_the_stored_ones(tmp_path):
+    stored = json.loads(EIGHT.read_text())
+    found = on_ranks(8, run_eight, tmp_path / "run", timeout_s=150.0)[0]
+    assert len(found["loss"]) == 10
+    for key in KEYS:
+        assert found[key] == pytest.approx(stored[key], rel=1e-4), key
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         GOLDEN.parent.mkdir(exist_ok=True)
-        GOLDEN.write_text(json.dumps(run(Path(directory)), indent=1) + "\n")
+        GOLDEN.write_text(json.dumps(run(Path(directory, "one")), indent=1) + "\n")
+        EIGHT.write_text(json.dumps(on_ranks(8, run_eight, Path(directory, "eight"))[0], indent=1) + "\n")
