@@ -45,7 +45,7 @@ $(TOY): pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt
-	@$(call install,toy$(comma)test$(comma)bench$(comma)wandb)
+	@$(call install,toy$(comma)test$(comma)bench$(comma)wandb$(comma)deepspeed)
 	@touch $@ $(TOY)
 
 clean:

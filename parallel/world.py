@@ -101,7 +101,7 @@ class World:
 
     def close(self) -> None:
         """Leave the process group. Safe to call twice and after an error."""
-        if self.size > 1 and dist.is_initialized():
+        if dist.is_initialized():  # a process on its own may have made a group for an engine that needs one
             dist.destroy_process_group()
 
 

@@ -93,6 +93,9 @@ class OptimConfig:
     warmup_steps: int = 0
     decay_fraction: float = 0.2  # wsd: this last share of the steps falls linearly to min_lr_ratio
     min_lr_ratio: float = 0.1  # of lr, where the schedule ends
+    engine: Literal["native", "deepspeed"] = "native"  # who holds the state, and so how checkpoints name it
+    zero_stage: int = free(2)  # deepspeed: 1 cuts the state over all ranks, 2 the gradients too
+    offload: Literal["none", "cpu"] = free("none")  # deepspeed: where state and update are
 
     def decay_steps(self, steps: int) -> int:
         """Length of the final decay in a run of `steps` steps: rounded for wsd, 0 for the other schedules."""

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from parallel.offload import ZeroEngine
 from parallel.world import World
 from trainer.config import OptimConfig
 
@@ -140,6 +141,25 @@ class NativeEngine:
         dist.all_reduce(squares, group=self.shard_group)
         plain = nn.utils.get_total_norm([p.grad for p in self.plain if p.grad is not None])
         return (squares + plain.to(squares).square()).sqrt().float()
+
+
+def build_engine(
+    model: nn.Module, cfg: OptimConfig, world: World, shard_group: dist.ProcessGroup | None = None
+) -> Engine:
+    """The engine that `cfg` names; `shard_group` as for `NativeEngine`."""
+    if cfg.engine == "native":
+        return NativeEngine(model, cfg, world, shard_group)
+    return ZeroEngine(
+        model,
+        world,
+        weight_decay_groups(dict(model.named_parameters()), cfg),
+        lr=lambda step, steps: lr_at(step, cfg, steps),
+        betas=(cfg.betas[0], cfg.betas[1]),
+        eps=cfg.eps,
+        clip_norm=cfg.clip_norm,
+        stage=cfg.zero_stage,
+        offload=cfg.offload == "cpu",
+    )
 
 
 def weight_decay_groups(parameters: dict[str, nn.Parameter], cfg: OptimConfig) -> list[tuple[list[str], float]]:

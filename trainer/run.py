@@ -29,7 +29,7 @@ from trainer.memory import prepare_host_memory
 from trainer.metrics import MetricsLog, device_peak
 from trainer.model import Decoder
 from trainer.model.experts import runs_as
-from trainer.optim import NativeEngine, lr_at
+from trainer.optim import build_engine, lr_at
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import COMPUTE_DTYPES
 from trainer.stop import StopRequest
@@ -84,9 +84,7 @@ class Trainer:
         self.meshes = build_meshes(cfg, world.device.type)
         self.model = build_model(cfg, world, self.meshes)
         self.experts = [layer.moe.experts for layer in self.model.blocks]
-        self.engine = NativeEngine(
-            self.model, cfg.optim, world, shard_group=None if self.meshes is None else self.meshes.shard_group
-        )
+        self.engine = build_engine(self.model, cfg.optim, world, self.meshes.shard_group if self.meshes else None)
         self.engine.prepare()
         self.store = CheckpointStore(
             directory / rundir.CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self._warn_early
@@ -292,6 +290,9 @@ class Trainer:
             f"{cfg.train.global_batch * cfg.data.seq_len:,} tokens a step",
             f"in {self.directory}",
         ]
+        if cfg.optim.engine == "deepspeed":
+            place = ", state on the CPU" if cfg.optim.offload == "cpu" else ""
+            parts.append(f"AdamW by DeepSpeed, ZeRO-{cfg.optim.zero_stage}{place}")
         if self.meshes is not None:
             table = "\n".join(f"{axis:<14}{ranks:>6}  {what}" for axis, ranks, what in self.meshes.layout.rows())
             self.log.event({"event": "layout", "step": self.step, "message": f"\n{'axis':<14}{'ranks':>6}\n{table}"})

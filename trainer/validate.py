@@ -80,6 +80,7 @@ def validate(cfg: Config, world_size: int) -> list[str]:
         errors += _parallel(cfg, world_size)
     errors += _data(cfg)
     errors += _schedule(cfg)
+    errors += _engine(cfg, world_size)
     errors += _run(cfg)
     return errors
 
@@ -226,6 +227,30 @@ def _schedule(cfg: Config) -> list[str]:
     for key, value in (("decay_fraction", o.decay_fraction), ("min_lr_ratio", o.min_lr_ratio)):
         if not 0 <= value <= 1:
             errors.append(f"optim.{key}={value:g} is out of range; use 0 to 1")
+    return errors
+
+
+def _engine(cfg: Config, world_size: int) -> list[str]:
+    o, errors = cfg.optim, []
+    if o.zero_stage not in (1, 2):
+        errors.append(f"optim.zero_stage={o.zero_stage} is not available; use 1 or 2")
+    if o.engine == "native":
+        if o.offload != "none":
+            errors.append(f"optim.offload={o.offload} needs optim.engine=deepspeed; use that, or optim.offload=none")
+        return errors
+    if o.name != "adamw":
+        errors.append(f"optim.name={o.name} is not known to optim.engine=deepspeed; use adamw, or optim.engine=native")
+    try:
+        layout = plan(cfg.parallel, cfg.model, world_size).layout
+    except ValueError:  # `_parallel` tells
+        return errors
+    for key, value, what in (("ep", layout.ep, "experts"), ("dp_shard", layout.dp_shard, "weights")):
+        if value > 1:
+            errors.append(
+                f"parallel.{key}={value} spreads {what} over ranks, which optim.engine=deepspeed needs whole on each; "
+                f"use parallel.{key}=1, or optim.engine=native"
+            )
+            break  # ep alone already asks for dp_shard
     return errors
 
 

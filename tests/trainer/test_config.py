@@ -112,6 +112,9 @@ WRONG = [
     ({"optim.clip_norm": -1.0}, "optim.clip_norm=-1.0", "0 or more"),
     ({"optim.min_lr_ratio": 1.5}, "optim.min_lr_ratio=1.5", "0 to 1"),
     ({"optim.decay_fraction": -0.1}, "optim.decay_fraction=-0.1", "0 to 1"),
+    ({"optim.engine": "deepspeed", "optim.name": "sgd"}, "optim.name=sgd", "adamw, or optim.engine=native"),
+    ({"optim.engine": "deepspeed", "optim.zero_stage": 3}, "optim.zero_stage=3", "1 or 2"),
+    ({"optim.offload": "cpu"}, "optim.offload=cpu needs optim.engine=deepspeed", "optim.offload=none"),
     ({"train.steps": 0}, "train.steps=0", "1 or more"),
     ({"train.seed": -1}, "train.seed=-1", "0 or more"),
     ({"train.global_batch": 12}, "train.global_batch=12", "use train.global_batch=8 or 16, or train.micro_batch="),
@@ -161,13 +164,23 @@ def test_the_batch_must_divide_over_the_ranks():
     assert "train.micro_batch=1 or 2" in line
 
 
+@pytest.mark.parametrize(("key", "value"), [("parallel.ep", 2), ("parallel.dp_shard", 2)])
+def test_deepspeed_wants_whole_weights(key, value):
+    cfg = config(optim=OptimConfig(engine="deepspeed"), train=TrainConfig(global_batch=8, micro_batch=4))
+    cfg = with_key(cfg, "model.expert_width", 4)
+    assert validate(cfg, 2) == []
+    (line,) = validate(with_key(cfg, key, value), 2)
+    assert f"{key}={value}" in line
+    assert f"use {key}=1, or optim.engine=native" in line
+
+
 def test_a_run_may_end_inside_its_warmup():
     assert validate(config(optim=OptimConfig(warmup_steps=10), train=TrainConfig(steps=3)), 1) == []
 
 
 def test_every_number_of_the_schema_has_a_range():
     elsewhere = {"optim.momentum", "optim.decay_fraction", "optim.min_lr_ratio", "data.holdout_fraction"}
-    elsewhere |= {"model.rope_theta", "model.fope_pad_sin", "parallel.ep"}
+    elsewhere |= {"model.rope_theta", "model.fope_pad_sin", "parallel.ep", "optim.zero_stage"}
     numbers = {key for key, hint in schema.keys(Config).items() if hint in (int, float)}
     assert numbers == POSITIVE | NOT_NEGATIVE | elsewhere
 

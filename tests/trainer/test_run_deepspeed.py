@@ -1,0 +1,66 @@
+"""Whole runs with DeepSpeed behind the optimizer's seam."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.pool import on_ranks
+from tests.parallel.zero import forget_groups
+from tests.trainer.tiny_run import losses, records, steps, tiny_config
+from trainer.run import train
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")
+OFFLOADED = {"engine": "deepspeed", "zero_stage": 2, "offload": "cpu"}
+
+
+def run(directory: str, keys: dict) -> int:
+    try:
+        return train(tiny_config(directory, schedule="constant", global_batch=8, **keys))
+    finally:
+        forget_groups()
+
+
+def run_alone(directory: str, keys: dict) -> int:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name)  # as `python -m trainer` has it
+    return run(directory, keys)
+
+
+def values(directory: Path) -> list[float]:
+    return [step["loss"] for step in steps(directory)]
+
+
+@needs_deepspeed
+def test_a_run_is_that_of_the_native_engine_and_resumes_bitwise_and_on_other_ranks(tmp_path):
+    """Two micro-batches a step and rank. The second half of the run is done by two ranks, and by one with the state at
+    another stage and place."""
+    native, whole, halves, alone = (tmp_path / name for name in ("native", "whole", "halves", "alone"))
+    assert on_ranks(2, run, str(native), {}) == [0, 0]
+    assert on_ranks(2, run, str(whole), OFFLOADED, timeout_s=120) == [0, 0]
+    assert values(whole) == pytest.approx(values(native), rel=1e-5)
+    assert on_ranks(2, run, str(halves), {**OFFLOADED, "steps": 4}, timeout_s=120) == [0, 0]
+    shutil.copytree(halves, alone)
+    assert on_ranks(2, run, str(halves), OFFLOADED, timeout_s=120) == [0, 0]
+    assert losses(halves) == losses(whole)
+    one = {**OFFLOADED, "zero_stage": 1, "offload": "none", "micro_batch": 4}
+    assert on_ranks(1, run_alone, str(alone), one, timeout_s=120) == [0]
+    assert values(alone)[4:] == pytest.approx(values(whole)[4:], rel=1e-6)
+    (start,) = [r["message"] for r in records(alone) if r.get("event") == "run" and "continued" in r["message"]]
+    assert "AdamW by DeepSpeed, ZeRO-1" in start
+    assert values(whole)[0] > values(whole)[-1]
+
+
+def test_where_deepspeed_is_missing_one_line_names_the_extra(tmp_path, capfd, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # importing it now raises ImportError
+    assert train(tiny_config(tmp_path, engine="deepspeed")) == 1
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert "pip install -e '.[deepspeed]'" in error
