@@ -66,8 +66,9 @@ def shard_parameters(
 ) -> None:
     """FSDP2 over everything, in place: one group of weights for each module named, the rest in their block's or root's.
 
-    linears: modules inside the blocks whose weights are all gathered in `policy.compute`; blocks and root keep the
-    dtype of their parameters. experts: modules with a mesh of their own; where no other rank shares their experts they
+    linears: modules inside the blocks whose matrices are gathered in `policy.compute`; their vectors (norms) stay whole
+    on every rank in that case, as one group of weights has one dtype. Blocks and root keep the dtype of their
+    parameters. experts: modules with a mesh of their own; where no other rank shares their experts they
     are left as they are.
     """
     linears, experts = list(linears), list(experts)
@@ -86,11 +87,13 @@ def shard_parameters(
     ignored = {weight for module in experts for weight in module.parameters()} if alone else set()
     if policy.compute is not None:
         for module in linears:
+            vectors = {weight for weight in module.parameters() if weight.ndim == 1}
             fully_shard(
                 module,
                 mesh=meshes.dense,
                 reshard_after_forward=policy.reshard_dense,
                 mp_policy=gathered,
+                ignored_params=vectors,
             )
     for module in [*blocks, root]:
         fully_shard(

@@ -101,6 +101,12 @@ WRONG = [
     ({"data.holdout_fraction": 1.0}, "data.holdout_fraction=1", "0.02"),
     ({"data.cache_dir": " "}, "data.cache_dir", ".cache/octavo"),
     ({"parallel.ep": 2}, "parallel.ep=2", "use parallel.ep=1"),
+    ({"parallel.ep": -1}, "parallel.ep=-1", "0 or more"),
+    ({"parallel.dp_shard": -8}, "parallel.dp_shard=-8", "0 or more"),
+    ({"parallel.overlap": 0}, "parallel.overlap=0", "1 or more"),
+    ({"parallel.overlap": 3}, "parallel.overlap=3 does not divide the 128 tokens", "1, 2, 4"),
+    ({"parallel.dispatch": "allgather"}, "parallel.dispatch=allgather", "'all_gather'"),
+    ({"parallel.combine": "fixed"}, "parallel.combine=fixed", "fixed_order or reduce_scatter"),
     ({"parallel.timeout_s": -1.0}, "parallel.timeout_s=-1.0", "above 0"),
     ({"precision.compute": "fp16"}, "precision.compute=fp16", "fp32 or bf16"),
     ({"optim.name": "adam"}, "optim.name=adam", "did you mean 'adamw'"),
@@ -174,6 +180,51 @@ def test_deepspeed_wants_whole_weights(key, value):
     assert f"use {key}=1, or optim.engine=native" in line
 
 
+# ranks, what is changed, what the line must name, a value that it must offer
+WRONG_ON_RANKS = [
+    (8, {"parallel.ep": 3}, "parallel.ep=3 does not divide the 8 rank(s)", "use parallel.ep=1, 2, 4 or 8"),
+    (6, {"parallel.ep": 6}, "parallel.ep=6: 6 expert-parallel ranks do not match 8 router groups", "use 1, 2, 4 or a"),
+    (6, {"parallel.ep": 6}, "parallel.ep=6", "parallel.dispatch=all_to_all"),
+    (8, {"parallel.dp_replicate": 3}, "parallel.dp_replicate=3", "1, 2, 4 or 8"),
+    (8, {"parallel.dp_replicate": 2, "parallel.dp_shard": 2}, "is 4 rank(s)", "start 4 ranks"),
+    (8, {"parallel.ep": 2, "parallel.dp_shard": 8, "model.expert_width": 6}, "model.expert_width=6", "2, 3 or 6 parts"),
+    (16, {"parallel.ep": 16, "model.expert_width": 7}, "parallel.ep=16 cuts the width", "parallel.ep=8"),
+    (8, {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "parallel.regather": True}, "regather=True", "=False"),
+    (8, {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "parallel.overlap": 2}, "overlap=2", "overlap=1"),
+]
+
+
+def grouped(changes):
+    cfg = config(train=TrainConfig(global_batch=48, micro_batch=1))
+    sizes = {"num_experts": 16, "experts_per_token": 8, "router_groups": 8, "expert_width": 32}
+    for key, value in ({f"model.{name}": size for name, size in sizes.items()} | changes).items():
+        cfg = with_key(cfg, key, value)
+    return cfg
+
+
+@pytest.mark.parametrize(("ranks", "changes", "names", "offers"), WRONG_ON_RANKS, ids=lambda value: str(value)[:40])
+def test_a_layout_that_does_not_fit_names_the_sizes_that_do(ranks, changes, names, offers):
+    (line,) = validate(grouped(changes), ranks)
+    assert names in line
+    assert offers in line
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes"),
+    [
+        (8, {"parallel.ep": 8}),
+        (8, {"parallel.ep": 0}),
+        (16, {"parallel.ep": 8}),
+        (16, {"parallel.ep": 16}),  # two ranks a group
+        (6, {"parallel.ep": 2}),
+        (8, {"parallel.dp_shard": 8, "parallel.ep": 2}),
+        (8, {"parallel.ep": 8, "parallel.dispatch": "all_to_all"}),
+    ],
+)
+def test_layouts_that_fit(ranks, changes):
+    assert validate(grouped(changes), ranks) == []
+
+
 def test_a_run_may_end_inside_its_warmup():
     assert validate(config(optim=OptimConfig(warmup_steps=10), train=TrainConfig(steps=3)), 1) == []
 
@@ -181,6 +232,8 @@ def test_a_run_may_end_inside_its_warmup():
 def test_every_number_of_the_schema_has_a_range():
     elsewhere = {"optim.momentum", "optim.decay_fraction", "optim.min_lr_ratio", "data.holdout_fraction"}
     elsewhere |= {"model.rope_theta", "model.fope_pad_sin", "parallel.ep", "optim.zero_stage"}
+=======
+    elsewhere |= {"model.rope_theta", "model.fope_pad_sin"}
     numbers = {key for key, hint in schema.keys(Config).items() if hint in (int, float)}
     assert numbers == POSITIVE | NOT_NEGATIVE | elsewhere
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tests.distributed.pool import on_ranks
-from tests.trainer.model.tiny import assert_close
+from tests.trainer.model.tiny import assert_close, relative
 from tests.trainer.tiny_run import tiny_config
 from trainer.config import Config, ParallelConfig
 from trainer.data.synthetic import SyntheticData
 from trainer.loss import loss_terms
-from trainer.model import Decoder
+from trainer.model import Decoder, attention
 from trainer.parallelize import build_meshes, parallelize
 
 MODEL = {
@@ -51,7 +51,7 @@ class Spread(NamedTuple):
 def built(cfg: Config, dtype: torch.dtype) -> tuple[Decoder, Any]:
     """The model on this rank, norms and routers included in what differs from their usual start."""
     with torch.device("meta"):
-        model = Decoder(cfg.model).to(dtype)
+        model = Decoder(cfg.model, torch.bfloat16 if cfg.precision.compute == "bf16" else None).to(dtype)
     meshes = build_meshes(cfg, "cpu")
     parallelize(model, meshes, cfg, "cpu")
     model.to_empty(device="cpu")
@@ -160,6 +160,35 @@ def test_every_option_leaves_the_numbers_as_they_are():
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_recompute_repeats_the_exchange(recompute):
     check([Spread(1, 4, 2, recompute=recompute), Spread(1, 4, 4, options=(("overlap", 2),), recompute=recompute)])
+
+
+def bf16_step(spread: Spread) -> tuple[float, dict[str, Tensor], set[torch.dtype]]:
+    """Loss and gradients in bf16 compute, and the dtypes in which the attention saw its norms' gains."""
+    cfg, seen = spread.config(), set()
+    cfg.precision.compute = "bf16"
+    plain = attention.norm_rotary
+
+    def watching(x: Tensor, gain: Tensor, *rest: Any) -> Tensor:
+        seen.add(gain.dtype)
+        return plain(x, gain, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "norm_rotary", watching)
+        model, loss = step(cfg, torch.float32)
+    return loss, {name: whole(p.grad) for name, p in model.named_parameters()}, seen  # type: ignore[arg-type]
+
+
+def test_bf16_compute_keeps_fp32_masters_norms_and_gradients():
+    loss, grads, seen = bf16_step(Spread(1, 1, 1))
+    exact = alone((), torch.float32)[2]
+    for sizes in ((1, 4, 2), (2, 2, 2), (1, 4, 4)):
+        by_rank = on_ranks(4, bf16_step, Spread(*sizes), init=True)
+        assert by_rank[0][0] == pytest.approx(loss, rel=2e-3)
+        assert {grad.dtype for grad in by_rank[0][1].values()} == {torch.float32}
+        assert by_rank[0][2] == seen == {torch.float32}
+        for name, grad in by_rank[0][1].items():  # as far from fp32 as one process in bf16 is, no farther
+            noise = relative(grads[name], exact[name])
+            assert relative(grad, exact[name]) < 2 * noise + 0.01, f"{name} at {sizes}"
 
 
 def test_copies_without_shards_equal_one_process():
