@@ -12,6 +12,7 @@ import torch.distributed as dist
 from parallel.all_gather import AllGatherDispatch
 from parallel.all_to_all import AllToAllDispatch
 from parallel.dispatch import Dispatcher, LocalDispatch, RowOrder
+from parallel.fake import CollectiveLog
 from parallel.groups import Placement, map_groups
 from tests.distributed.pool import on_ranks
 from tests.parallel.moe_layer import Case, Tensors, build_layer, dense_reference, joined, run_layer, tokens_of
@@ -174,3 +175,31 @@ def test_fixed_order_is_the_sum_of_the_ranks_partials_in_rank_order_bit_for_bit(
             total += partial[name]
         found = torch.cat([results[index] for results, _ in by_rank])
         assert torch.equal(found, total)
+
+
+def collectives_on_rank(cases: list[Case], kind: str) -> list[list[Any]]:
+    """What one forward and backward pass issues, after the first one, which compares the numbers of tokens."""
+    placement, rank, logs = placement_of(kind, cases[0], 8), dist.get_rank(), []
+    for case in cases:
+        moe = build_layer(case, placement, rank, dispatcher_of(kind, placement), torch.float32)
+        x, dy = (t.float().chunk(8)[rank] for t in tokens_of(case, 8))
+        run_layer(moe, x, dy)
+        with CollectiveLog({}) as log:
+            run_layer(moe, x, dy)
+        logs.append([(call.op, call.nbytes) for call in log.calls])
+    return logs
+
+
+@pytest.mark.parametrize(
+    ("kind", "issued"),
+    [
+        ("fixed_order", ["all_gather", "all_to_all", "all_gather", "all_to_all"]),
+        ("reduce_scatter", ["all_gather", "reduce_scatter", "all_gather", "reduce_scatter"]),
+        ("regather", ["all_gather", "all_to_all", "all_gather", "all_gather", "all_to_all"]),
+    ],
+)
+def test_four_collectives_whose_sizes_do_not_depend_on_the_router(kind, issued):
+    cases = [Case(8, 8, logits=logits) for logits in ("random", "constant", "one-hot", "adversarial")]
+    for by_logits in on_ranks(8, collectives_on_rank, cases, kind, init=True):
+        assert [op for op, _ in by_logits[0]] == issued
+        assert all(log == by_logits[0] for log in by_logits)

@@ -231,9 +231,7 @@ def test_a_run_may_end_inside_its_warmup():
 
 def test_every_number_of_the_schema_has_a_range():
     elsewhere = {"optim.momentum", "optim.decay_fraction", "optim.min_lr_ratio", "data.holdout_fraction"}
-    elsewhere |= {"model.rope_theta", "model.fope_pad_sin", "parallel.ep", "optim.zero_stage"}
-=======
-    elsewhere |= {"model.rope_theta", "model.fope_pad_sin"}
+    elsewhere |= {"model.rope_theta", "model.fope_pad_sin", "optim.zero_stage"}
     numbers = {key for key, hint in schema.keys(Config).items() if hint in (int, float)}
     assert numbers == POSITIVE | NOT_NEGATIVE | elsewhere
 
