@@ -143,7 +143,6 @@ def _start() -> Worker:
 def _serve(pipe: Connection, stacks: str) -> None:
     import torch
     import torch.distributed as dist
-    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -178,13 +177,26 @@ def _serve(pipe: Connection, stacks: str) -> None:
         pipe.recv()
         if dist.is_initialized():
             dist.destroy_process_group()
-        # DTensor remembers shardings by mesh: the next call's mesh of the same shape would get this one's groups.
-        _clear_sharding_prop_cache()
-        # A group that a circle of objects still holds keeps its threads and sockets, dozens a call.
-        gc.collect()
+        _forget_groups()
         os.environ.clear()
         os.environ.update(environment)
         _answer(pipe)
+
+
+def _forget_groups() -> None:
+    """Let go of whatever still holds the groups of this call, so that their threads and sockets end.
+
+    Those threads do not sleep: a socket that the other side has closed wakes them for ever.
+    """
+    from torch.distributed.tensor import _redistribute
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    # DTensor remembers shardings by mesh; the next call's mesh of the same shape would get this one's groups, too.
+    _clear_sharding_prop_cache()
+    _redistribute.clear_redistribute_planner_cache()
+    _redistribute._gen_transform_infos.cache_clear()
+    for _ in range(2):  # the first may free graphs of autograd that held more
+        gc.collect()
 
 
 def _answer(pipe: Connection, *, failure: str = "", value: Any = None) -> None:

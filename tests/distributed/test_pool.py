@@ -10,6 +10,9 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from tests.distributed.pool import on_ranks
 
@@ -61,9 +64,20 @@ def hold_a_group_in_a_circle() -> int:
     return threads
 
 
+def train_a_shard() -> int:
+    threads = len(os.listdir("/proc/self/task"))
+    layer = fully_shard(nn.Linear(4, 4), mesh=init_device_mesh("cpu", (2,)))
+    layer(torch.ones(1, 4)).sum().backward()
+    layer.weight.full_tensor()
+    return threads
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_groups_of_earlier_calls_have_no_threads_left():
-    assert on_ranks(2, hold_a_group_in_a_circle, init=True) == on_ranks(2, hold_a_group_in_a_circle, init=True)
+@pytest.mark.parametrize("function", [hold_a_group_in_a_circle, train_a_shard])
+def test_groups_of_earlier_calls_have_no_threads_left(function):
+    before = on_ranks(2, function, init=True)
+    assert on_ranks(2, function, init=True) == before
+    assert on_ranks(2, function, init=True) == before
 
 
 def groups_one_after_another(times: int) -> list[float]:
