@@ -186,7 +186,7 @@ def _serve(pipe: Connection, stacks: str) -> None:
 def _forget_groups() -> None:
     """Let go of whatever still holds the groups of this call, so that their threads and sockets end.
 
-    Those threads do not sleep: a socket that the other side has closed wakes them for ever.
+    Such threads do not sleep once the other side has closed its sockets, and a run of all tests makes hundreds.
     """
     from torch.distributed.tensor import _redistribute
     from torch.distributed.tensor.debug import _clear_sharding_prop_cache
