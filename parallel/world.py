@@ -12,16 +12,21 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.watch import BACKGROUND, PeerLost, Watch
+
 T = TypeVar("T")
 
 # Large enough to reach the bandwidth of a link, small enough that the copies do not double the gradients' memory.
 BUCKET_BYTES = 64 << 20
+
+# A collective may wait this many times `timeout_s` for a peer that is slow but moves; the watch ends what does not.
+PATIENCE = 10
 
 
 class WorldError(RuntimeError):
@@ -37,6 +42,7 @@ class World:
     size: int = 1
     control: dist.ProcessGroup | None = None
     background: dist.ProcessGroup | None = None
+    watch: Watch = field(default_factory=Watch)
 
     def gather(self, value: T, *, background: bool = False) -> list[T]:
         """Every rank's `value` (picklable), in rank order, on every rank."""
@@ -99,17 +105,30 @@ class World:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
 
+    def wait_long(self) -> None:
+        """Let collectives of every group that there is by now wait as long as those of this object's own.
+
+        For groups that others make, such as the ones of a mesh: torch's own limit of 10 minutes would end the process
+        before the watch can say why.
+        """
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=PATIENCE * self.watch.timeout_s), group)
+
     def close(self) -> None:
         """Leave the process group. Safe to call twice and after an error."""
+        if self.watch.run_ends and self.device.type == "cuda":
+            return  # NCCL would wait for collectives that never end; the watch sees to it that the process does
         if dist.is_initialized():  # a process on its own may have made a group for an engine that needs one
             dist.destroy_process_group()
+        self.watch.close()
 
 
 def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
     """Join the run that torchrun's environment describes, or stand alone without one.
 
-    `device` is "auto" (CUDA if there), "cpu" or "cuda". `timeout_s` bounds every collective, in seconds.
-    Raises `WorldError` where the machine cannot give what is asked for.
+    device: "auto" (CUDA if there), "cpu" or "cuda". timeout_s: seconds that all ranks together may go without getting
+    anywhere, from the first `watch.at` on. Raises `WorldError` where the machine cannot give what is asked for,
+    `PeerLost` where other ranks do not come.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -132,17 +151,50 @@ def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
         raise WorldError(
             f"WORLD_SIZE={size} is set without {', '.join(missing)}; start the run with torchrun or unset WORLD_SIZE"
         )
-    timeout = timedelta(seconds=timeout_s)
-    if where.type == "cuda":
-        dist.init_process_group("nccl", timeout=timeout, device_id=where)
-    else:
-        dist.init_process_group("gloo", timeout=timeout)
-    return World(
-        device=where,
-        rank=dist.get_rank(),
-        size=size,
-        control=dist.new_group(backend="gloo", timeout=timeout),
-        background=dist.new_group(backend="gloo", timeout=timeout),
+    rank, timeout = int(os.environ["RANK"]), timedelta(seconds=timeout_s)
+    try:
+        store = _rendezvous(rank, size, timeout)
+    except dist.DistError as error:
+        raise WorldError(
+            f"rank {rank} could not reach MASTER_ADDR:MASTER_PORT={os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} within parallel.timeout_s={timeout_s:g}; the launcher of rank 0 has to run "
+            f"there ({str(error).splitlines()[0]})"
+        ) from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store may outlive an attempt
+    watch = Watch(rank, size, timeout_s, dist.PrefixStore(f"watch-{attempt}", store.clone()))
+    watch.join()
+    watch.at("start: process groups")
+    backend, device_id = ("nccl", where) if where.type == "cuda" else ("gloo", None)
+    patience = PATIENCE * timeout
+    try:
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=patience, device_id=device_id
+        )
+        control = dist.new_group(backend="gloo", timeout=patience)
+        background = dist.new_group(backend="gloo", timeout=patience, group_desc=BACKGROUND)
+    except Exception as error:
+        first = watch.first_to_fail(error)
+        watch.close()
+        if first:
+            raise
+        raise PeerLost("a rank was lost while the process groups were built") from error
+    watch.at("")
+    return World(device=where, rank=rank, size=size, control=control, background=background, watch=watch)
+
+
+def _rendezvous(rank: int, size: int, timeout: timedelta) -> Any:
+    """The store in which the ranks meet. Does not wait for them: `Watch.join` does, and can name who is missing."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return next(iter(dist.rendezvous("env://", timeout=timeout)))[0]
+    # Without torchrun rank 0 holds the store, and torch's own way would have it wait and then only count who came.
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=rank == 0,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
     )
 
 

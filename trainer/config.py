@@ -70,7 +70,7 @@ class ParallelConfig:
     reshard_dense: bool = free(True)  # free gathered dense weights after forward, gather them again in backward
     reshard_experts: bool = free(False)  # the same for experts, which otherwise stay for the step
     reduce: Literal["fp32", "bf16"] = free("fp32")  # dtype in which sharded gradients are summed
-    timeout_s: float = free(600.0)  # how long a collective may wait for its peers
+    timeout_s: float = free(600.0)  # seconds in which no rank gets anywhere, then the run ends
 
 
 @dataclass(kw_only=True)

@@ -22,6 +22,7 @@ def held_out_nats(
     sums = torch.zeros(len(data.sources), 2, dtype=torch.float64, device=world.device)
     for number, source in enumerate(data.sources):
         for batch, counts in _turns(list(data.eval_batches(source, batches * world.size, micro_batch)), world):
+            world.watch.tick()
             batch = batch.to(world.device)
             nats, _ = model(
                 batch.input_ids, batch.position_ids, batch.cu_seqlens, labels=batch.labels, loss_chunk=chunk

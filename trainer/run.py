@@ -49,6 +49,7 @@ def train(cfg: Config) -> int:
     held = contextlib.ExitStack()  # the run directory's lock
     try:
         world = start_world(cfg.train.device, cfg.parallel.timeout_s)
+        world.watch.at("start: configuration")
         if world.device.type == "cpu":
             prepare_host_memory()
         world.agree("configuration", schema.digest(schema.to_dict(cfg)))
@@ -61,8 +62,12 @@ def train(cfg: Config) -> int:
     except ConfigError as error:
         return report(error) if world.rank == 0 else 2
     except (DataError, WorldError, CheckpointError, RunError) as error:
-        if world.rank == 0 or isinstance(error, DataError):
+        if world.watch.first_to_fail(error):
             print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if world.watch.first_to_fail(error):
+            raise
         return 1
     except KeyboardInterrupt:
         if world.rank == 0:
@@ -79,16 +84,20 @@ class Trainer:
     def __init__(self, cfg: Config, directory: Path, world: World) -> None:
         torch.manual_seed(cfg.train.seed)
         self.cfg, self.directory, self.world = cfg, directory, world
+        world.watch.at("start: data")
         self.data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size)
         world.agree("corpus", self.data.fingerprint)
+        world.watch.at("start: model")
         self.meshes = build_meshes(cfg, world.device.type)
         self.model = build_model(cfg, world, self.meshes)
         self.experts = [layer.moe.experts for layer in self.model.blocks]
         self.engine = build_engine(self.model, cfg.optim, world, self.meshes.shard_group if self.meshes else None)
         self.engine.prepare()
+        world.wait_long()
         self.store = CheckpointStore(
             directory / rundir.CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self._warn_early
         )
+        world.watch.at("start: loading the checkpoint")
         self.early_warnings: list[str] = []
         self.step = self.sample = self.saved_step = 0  # steps done, samples seen, step of the last checkpoint
         self.resumed = self._resume()
@@ -114,6 +123,7 @@ class Trainer:
             self._announce()
             with StopRequest(silent=world.rank > 0) as stop:
                 while self.step < cfg.steps:
+                    world.watch.at(f"step {self.step + 1}: data")
                     batches = self._next_batches()
                     tokens, interrupts, terminations = world.sum_counts(
                         sum(batch.num_tokens for batch in batches),
@@ -150,6 +160,7 @@ class Trainer:
         cfg, world = self.cfg, self.world
         sums = torch.zeros(4, device=world.device)
         for number, batch in enumerate(batches, 1):
+            world.watch.at(f"step {self.step + 1}: forward and backward")
             keep_gathered(self.experts, keep=number < len(batches) and not self.cfg.parallel.reshard_experts)
             terms = loss_terms(
                 self.model,
@@ -165,6 +176,7 @@ class Trainer:
             sums += torch.stack([terms.cross_entropy, terms.balance, terms.z, largest]).detach()
         self.step += 1
         self.sample += cfg.train.global_batch
+        world.watch.at(f"step {self.step}: optimizer")
         norm, skipped = self.engine.step(self.step, cfg.train.steps)
         facts = {"step": self.step, "lr": lr_at(self.step, cfg.optim, cfg.train.steps), "tokens": tokens}
         self.unread.append((facts, torch.cat([sums, norm.view(1), skipped])))
@@ -173,6 +185,7 @@ class Trainer:
         """The one place that waits for the device. Raises `RunError` after too many skipped steps in a row."""
         if not self.unread:
             return
+        self.world.watch.at(f"step {self.step}: metrics")
         scalars = torch.stack([row for _, row in self.unread])
         scalars[:, :4] = self.world.sum_tensor(scalars[:, :4].contiguous())
         records, worst = [], 0
@@ -197,6 +210,7 @@ class Trainer:
 
     def _evaluate(self, *, final: bool = False) -> None:
         self._read_metrics()
+        self.world.watch.at(f"evaluation after step {self.step}")
         began, cfg = time.perf_counter(), self.cfg.train
         heldout = held_out_nats(
             self.model,
@@ -215,6 +229,7 @@ class Trainer:
     def _show_samples(self) -> None:
         """Continue each source's prompt, so that a person sees what was learned. Every rank takes part with its share
         of the weights; all make the same texts, and rank 0 logs them."""
+        self.world.watch.at("sample of text")
         if not self.cfg.train.sample_tokens:
             return
         prompts, tokenizer = self.data.prompts(), self.data.tokenizer
@@ -237,6 +252,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._read_metrics()
+        self.world.watch.at(f"checkpoint of step {self.step}")
         facts = {"sample": self.sample, "data": self.data.fingerprint}
         tensors = training_tensors(self.model, self.engine, self.world.rank)
         self._tell(self.store.save(self.step, tensors, facts))
@@ -334,6 +350,7 @@ class Trainer:
 
     def _all_saved(self) -> bool:
         """Wait for the save in flight. True where the newest checkpoint is of the last step."""
+        self.world.watch.at("the last checkpoint")
         ended_well = self._tell(self.store.wait())
         # Rank 0 wrote the manifest, and another machine may see the directory late.
         return bool(self.world.broadcast(ended_well and rundir.last_step(self.directory) == self.step))

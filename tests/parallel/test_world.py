@@ -75,6 +75,19 @@ def exchange() -> dict[str, object]:
         world.close()
 
 
+def timeouts() -> tuple[float, float]:
+    world = start_world("cpu", 30)
+    group = torch.distributed.new_group(backend="gloo")  # as a mesh makes it
+    world.wait_long()
+    found = [g._get_backend(torch.device("cpu")).options._timeout.total_seconds() for g in (group, world.background)]
+    world.close()
+    return tuple(found)
+
+
+def test_every_group_is_patient_so_that_the_watch_speaks_first():
+    assert on_ranks(2, timeouts) == [(300.0, 300.0)] * 2
+
+
 def test_two_ranks():
     first, second = on_ranks(2, exchange)
     assert first == second

@@ -1,0 +1,156 @@
+"""Ranks that die, hang or never come take the run down, and one line names them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from parallel.watch import Watch
+from parallel.world import World, start_world
+from tests.distributed.doomed import Ended, run_ranks
+
+TIMEOUT_S = 6.0
+# What a busy machine may add: to find out, to leave in good order, to be scheduled at all.
+SLACK_S = 15.0
+FAULTS = ["killed", "stopped", "asleep", "stuck in C", "raises", "slow", "busy", "absent"]
+
+
+def run(folder: Path, fault: str) -> int:
+    """A training loop in small, on 3 ranks. Rank 1 meets `fault` in the data of step 3."""
+    world = World()
+    try:
+        if os.environ["RANK"] == "0" and fault == "absent":
+            (folder / "ready").touch()
+        world = start_world("cpu", TIMEOUT_S)
+        for step in range(1, 6):
+            world.watch.at(f"step {step}: data")
+            if step == 3 and world.rank == 0:
+                (folder / "ready").touch()
+            if step == 3 and world.rank == 1:
+                time.sleep(3 * world.watch._beat_s)  # else the others know no place of a rank that dies
+                meet(fault, world.watch)
+            world.sum_counts(1)
+            world.watch.at(f"step {step}: forward")
+            dist.all_reduce(torch.ones(2))
+        (folder / f"done-{world.rank}").touch()
+        return 0
+    except Exception as error:
+        if world.watch.first_to_fail(error):
+            print(f"error: {error}", flush=True)
+        return 1
+    finally:
+        world.close()
+
+
+def meet(fault: str, watch: Watch) -> None:
+    match fault:
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "asleep":
+            time.sleep(3600)
+        case "stuck in C":
+            ctypes.PyDLL(None).sleep(3600)  # it keeps the interpreter's lock, so no thread of Python runs
+        case "raises":
+            raise ValueError("no such sample")
+        case "slow":
+            time.sleep(0.6 * TIMEOUT_S)
+        case "busy":  # the others wait for longer than the timeout
+            for _ in range(6):
+                time.sleep(0.25 * TIMEOUT_S)
+                watch.tick()
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> dict[str, Ended]:
+    """All cases at a time: they mostly wait."""
+
+    base = tmp_path_factory.mktemp("watch")
+
+    def play(fault: str) -> Ended:
+        folder = base / fault.replace(" ", "-")
+        ending = run_ranks(
+            folder, 3, run, folder, fault, absent=[1] if fault == "absent" else [], limit_s=2 * TIMEOUT_S + SLACK_S
+        )
+        assert fault not in ("slow", "busy") or all((folder / f"done-{rank}").exists() for rank in range(3)), ending
+        return ending
+
+    with ThreadPoolExecutor(len(FAULTS)) as threads:
+        return dict(zip(FAULTS, threads.map(play, FAULTS), strict=True))
+
+
+def test_a_rank_that_is_killed(ended):
+    ending = ended["killed"]
+    assert ending.codes == [1, -signal.SIGKILL, 1], ending
+    assert len(ending.errors) == 1, ending
+    assert re.match(
+        r"error: rank 1 \(host \S+, pid \d+\) died; last heard of at step 3: data; the run ends", ending.errors[0]
+    )
+    assert ending.seconds < SLACK_S
+
+
+def test_a_rank_that_does_not_move(ended):
+    ending = ended["asleep"]
+    assert ending.codes == [1, 1, 1], ending
+    assert len(ending.errors) == 1, ending
+    assert re.match(
+        r"error: rank 1 \(host \S+, pid \d+\) has not moved for [6-9] s at step 3: data; "
+        r"the run ends with it \(parallel\.timeout_s=6\)$",
+        ending.errors[0],
+    )
+    assert TIMEOUT_S < ending.seconds < TIMEOUT_S + SLACK_S
+
+
+@pytest.mark.parametrize("fault", ["stopped", "stuck in C"])
+def test_a_rank_whose_threads_do_not_run_is_killed_by_its_neighbours(ended, fault):
+    ending = ended[fault]
+    assert ending.codes == [1, -signal.SIGKILL, 1], ending
+    assert len(ending.errors) == 1, ending
+    assert re.match(
+        r"error: rank 1 \(.*\) has given no sign of life for \d s; last heard of at step 3: data;", ending.errors[0]
+    )
+    assert TIMEOUT_S < ending.seconds < TIMEOUT_S + SLACK_S
+
+
+def test_a_rank_that_raises_tells_it_alone(ended):
+    ending = ended["raises"]
+    assert ending.codes == [1, 1, 1], ending
+    assert ending.output == "error: no such sample\n"
+
+
+@pytest.mark.parametrize("fault", ["slow", "busy"])
+def test_a_rank_that_is_slow_but_moves_is_waited_for(ended, fault):
+    ending = ended[fault]
+    assert (ending.codes, ending.output) == ([0, 0, 0], "")
+    if fault == "busy":
+        assert ending.seconds > 1.4 * TIMEOUT_S
+
+
+def test_a_rank_that_never_comes(ended):
+    ending = ended["absent"]
+    assert ending.codes == [1, 1], ending
+    assert len(ending.errors) == 1, ending
+    assert ending.errors[0].startswith(
+        "error: 2 of 3 ranks joined within 6 s (parallel.timeout_s); missing: rank 1. See what"
+    )
+    assert ending.seconds < TIMEOUT_S + SLACK_S
+
+
+def test_alone_nothing_is_watched():
+    watch = Watch()
+    watch.join()
+    watch.at("step 1: data")
+    watch.tick()
+    assert watch.first_to_fail(ValueError("x"))
+    assert not watch.run_ends
+    watch.close()
