@@ -136,11 +136,11 @@ class _Part:
     def gathered(self) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, H], and the weights [N, k] and local expert ids [N, k] of this rank's slots."""
         x, weights, ids = unpack(self._wait(), self.columns)
-        return (
-            x.to(self.x_dtype),
-            weights[:, self.slots].contiguous(),
-            ids[:, self.slots].to(torch.int64) - self.first_expert,
-        )
+        local_ids = ids[:, self.slots].to(torch.int64) - self.first_expert
+        # Ids replayed from elsewhere may be in any order; the check waits for nothing on a GPU.
+        inside = ((local_ids >= 0) & (local_ids < self.num_experts)).all()
+        torch._assert_async(inside, "expert ids must stand in router-group order: slot s in group s // (K / G)")
+        return x.to(self.x_dtype), weights[:, self.slots].contiguous(), local_ids
 
     def begin_gradients(self, dx: Tensor, d_weights: Tensor) -> None:
         """Send the gradients of the gathered x [N, H] and of this rank's slots' weights [N, k] home."""

@@ -167,9 +167,7 @@ def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
     backend, device_id = ("nccl", where) if where.type == "cuda" else ("gloo", None)
     patience = PATIENCE * timeout
     try:
-        dist.init_process_group(
-            backend, store=store, rank=rank, world_size=size, timeout=patience, device_id=device_id
-        )
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience, device_id=device_id)
         control = dist.new_group(backend="gloo", timeout=patience)
         background = dist.new_group(backend="gloo", timeout=patience, group_desc=BACKGROUND)
     except Exception as error:

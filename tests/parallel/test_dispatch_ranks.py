@@ -203,3 +203,20 @@ def test_four_collectives_whose_sizes_do_not_depend_on_the_router(kind, issued):
     for by_logits in on_ranks(8, collectives_on_rank, cases, kind, init=True):
         assert [op for op, _ in by_logits[0]] == issued
         assert all(log == by_logits[0] for log in by_logits)
+
+
+def ids_out_of_order() -> str:
+    """Ids as a rollout might give them, of the right experts but not by group."""
+    case, placement = Case(8, 8), map_groups(8, 2)
+    moe = build_layer(case, placement, dist.get_rank(), dispatcher_of("fixed_order", placement), torch.float32)
+    x = tokens_of(case, 1)[0].float()
+    ids, _, _ = moe.router(x)
+    moe(x, ids)
+    with pytest.raises(RuntimeError) as caught:
+        moe(x, ids.flip(1))
+    return str(caught.value)
+
+
+def test_replayed_ids_must_stand_in_group_order():
+    for message in on_ranks(2, ids_out_of_order, init=True):
+        assert "router-group order" in message
