@@ -86,7 +86,8 @@ class NativeEngine:
         """
         self.named = dict(self.model.named_parameters())
         self.plain = [p for p in self.named.values() if not isinstance(p, DTensor)]
-        # What is optimised: the parameter itself, or this rank's shard of it.
+        # What is optimised: the parameter itself, or this rank's shard of it, whose memory FSDP gathers from. (FSDP
+        # moves a shard where values are put into a model on meta, so not after this.)
         self.leaves = {name: _shard(p) if isinstance(p, DTensor) else p for name, p in self.named.items()}
         groups = [
             {"params": [self.leaves[name] for name in names], "weight_decay": decay}
@@ -128,8 +129,6 @@ class NativeEngine:
     def _take_gradients(self) -> None:
         for name, parameter in self.named.items():
             if isinstance(parameter, DTensor):
-                # Taken anew: FSDP moves an uneven shard into padded memory when the model is first called.
-                self.leaves[name].data = _shard(parameter)
                 self.leaves[name].grad = None if parameter.grad is None else _shard(parameter.grad)
 
     def _gradient_norm(self) -> Tensor:
