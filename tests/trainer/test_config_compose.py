@@ -192,7 +192,7 @@ def test_a_users_recipes_and_options_are_suggested(tmp_path):
     write(tmp_path / "recipe/proteins.yaml", "# @package _global_\n")
     write(tmp_path / "model/enzyme.yaml", "defaults: [toy]\n")
     lines = errors("recipe=protein", "model=enzymes", config_dirs=[tmp_path])
-    assert any("proteins or toy" in line and "'proteins'" in line for line in lines)
+    assert any("proteins, toy or toy_ep8" in line and "'proteins'" in line for line in lines)
     assert any("'enzyme'" in line for line in lines)
 
 
