@@ -1,4 +1,4 @@
-"""The console script `octavo`. Starts without torch; only `train` imports it, once the configuration holds."""
+"""The console script `octavo`. Starts without torch; `train` and `layout` import it once the configuration holds."""
 
 from __future__ import annotations
 
@@ -112,9 +112,22 @@ def _train(words: Sequence[str]) -> int:
     )
 
 
+def _layout(words: Sequence[str]) -> int:
+    from launch.layout import print_layout
+
+    parser = _parser("layout", words)
+    parser.add_argument("--world", type=int, required=True, metavar="N", help="ranks of the run")
+    parser.add_argument("--rank", type=int, default=0, metavar="R", help="the one to look at (0)")
+    options = parser.parse_intermixed_args(words)
+    if not 0 <= options.rank < options.world:
+        parser.error("--world is 1 or more and --rank lies between 0 and --world - 1")
+    return print_layout(options.overrides, config_dirs=options.config_dir, world=options.world, rank=options.rank)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "compose once, then train on this machine's or several machines' processes"),
     "config": (_config, "print a resolved configuration, or the differences of two"),
+    "layout": (_layout, "build one rank of a run of any size here, and print what it holds and sends"),
 }
 
 

@@ -185,10 +185,10 @@ class _Part:
         return received
 
     def _regathering(self, x_NH: Tensor) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
-        address, shape = x_NH.data_ptr(), x_NH.shape
+        storage, shape = x_NH.untyped_storage()._cdata, x_NH.shape
 
         def pack(saved: Tensor) -> Tensor | None:
-            return None if saved.shape == shape and saved.data_ptr() == address else saved
+            return None if saved.shape == shape and saved.untyped_storage()._cdata == storage else saved
 
         def unpack_saved(kept: Tensor | None) -> Tensor:
             if kept is not None:

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,18 +71,18 @@ class CollectiveLog(TorchDispatchMode):
     """Lists in `calls` every collective of tensors issued by this thread while it is entered, torch's own (FSDP,
     DTensor) included.
 
-    Args: axes: name -> process group. A group that several axes share is called by all their names, a/b; one that
-        is not among them by its description.
+    Args: axes: names and their process groups. A group with several names is called a/b; one without any by torch's
+        description.
     """
 
-    def __init__(self, axes: Mapping[str, dist.ProcessGroup]) -> None:
+    def __init__(self, axes: Iterable[tuple[str, dist.ProcessGroup]]) -> None:
         super().__init__()
         self.calls: list[Collective] = []
         self.where = "forward"
         self.axes: dict[str, str] = {}  # name of a group -> name of the axis
-        for axis, group in axes.items():
-            shared = self.axes.get(group.group_name)
-            self.axes[group.group_name] = f"{shared}/{axis}" if shared else axis
+        for axis, group in axes:
+            others = self.axes.get(group.group_name)
+            self.axes[group.group_name] = f"{others}/{axis}" if others else axis
 
     @contextmanager
     def section(self, where: str) -> Iterator[None]:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.fsdp import keep_gathered
 from parallel.mesh import Meshes
 from parallel.world import World, WorldError, start_world
 from trainer import rundir, schema
@@ -24,7 +23,6 @@ from trainer.config import Config, ConfigError
 from trainer.data import Batch, DataError, build_data
 from trainer.evaluate import held_out_nats
 from trainer.generate import generate
-from trainer.loss import loss_terms
 from trainer.memory import prepare_host_memory
 from trainer.metrics import MetricsLog, device_peak
 from trainer.model import Decoder
@@ -32,6 +30,7 @@ from trainer.model.experts import runs_as
 from trainer.optim import build_engine, lr_at
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import COMPUTE_DTYPES
+from trainer.step import accumulate_gradients
 from trainer.stop import StopRequest
 
 
@@ -90,7 +89,6 @@ class Trainer:
         world.watch.at("start: model")
         self.meshes = build_meshes(cfg, world.device.type)
         self.model = build_model(cfg, world, self.meshes)
-        self.experts = [layer.moe.experts for layer in self.model.blocks]
         self.engine = build_engine(self.model, cfg.optim, world, self.meshes.shard_group if self.meshes else None)
         self.engine.prepare()
         world.wait_long()
@@ -158,22 +156,7 @@ class Trainer:
     def _train_step(self, batches: list[Batch], tokens: int) -> None:
         """One optimizer step. Nothing in it waits for the device."""
         cfg, world = self.cfg, self.world
-        sums = torch.zeros(4, device=world.device)
-        for number, batch in enumerate(batches, 1):
-            world.watch.at(f"step {self.step + 1}: forward and backward")
-            keep_gathered(self.experts, keep=number < len(batches) and not self.cfg.parallel.reshard_experts)
-            terms = loss_terms(
-                self.model,
-                batch.to(world.device),
-                token_count=max(tokens, 1),
-                micro_batches=len(batches),
-                chunk=cfg.train.loss_chunk,
-                ranks=world.size,
-                sum_over_ranks=(lambda counts: world.sum_tensor(counts.clone())) if world.size > 1 else None,
-            )
-            self.engine.backward(terms.total)
-            largest = terms.max_load / (len(batches) * world.size)
-            sums += torch.stack([terms.cross_entropy, terms.balance, terms.z, largest]).detach()
+        sums = accumulate_gradients(self.model, self.engine, batches, tokens, cfg, world, step=self.step + 1)
         self.step += 1
         self.sample += cfg.train.global_batch
         world.watch.at(f"step {self.step}: optimizer")

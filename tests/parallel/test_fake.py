@@ -64,7 +64,7 @@ def one_step(rank: int | None = None) -> tuple[RankBytes, list[Collective]]:
     with nullcontext(nullcontext()) if rank is None else fake_world(RANKS, rank) as tensors:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
         net = sharded_net(mesh)
-        with tensors, CollectiveLog({name: mesh.get_group(name) for name in ("outer", "inner")}) as log:
+        with tensors, CollectiveLog((name, mesh.get_group(name)) for name in ("outer", "inner")) as log:
             net.to_empty(device="cpu")
             net(torch.zeros(3, 6)).backward()
             moments = [torch.zeros_like(p) for p in net.parameters()]
@@ -96,7 +96,7 @@ def every_entry_point(rank: int | None = None) -> list[Collective]:
     world = start_world("cpu", 60.0) if rank is None else None
     with nullcontext(nullcontext()) if rank is None else fake_world(2, rank) as tensors:
         mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("axis",))
-        with tensors, CollectiveLog({"a": mesh.get_group(), "b": mesh.get_group()}) as log:
+        with tensors, CollectiveLog([("a", mesh.get_group()), ("b", mesh.get_group())]) as log:
             x, whole = torch.zeros(6), torch.zeros(12)
             dist.all_gather([torch.zeros(6), torch.zeros(6)], x)
             begin_all_gather(x, mesh.get_group()).wait()

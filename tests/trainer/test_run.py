@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parallel.world import World
+from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
-from trainer import run as module
+from trainer import step as step_module
 from trainer.config import Config
 from trainer.data import build_data
 from trainer.run import Trainer, build_model, train
@@ -120,7 +120,7 @@ def test_compiled_blocks_give_the_same_losses(tmp_path, recompute):
 
 def poison(monkeypatch, bad_steps):
     """Make one gradient NaN in these steps."""
-    genuine = module.loss_terms
+    genuine = step_module.loss_terms
     calls = {"n": 0}
 
     def loss_terms(model, *args, **kwargs):
@@ -130,7 +130,7 @@ def poison(monkeypatch, bad_steps):
             terms.cross_entropy = terms.cross_entropy + (model.norm * float("nan")).sum()
         return terms
 
-    monkeypatch.setattr(module, "loss_terms", loss_terms)
+    monkeypatch.setattr(step_module, "loss_terms", loss_terms)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_ranks_of_different_configurations_refuse_to_start(tmp_path):
 def test_the_step_never_waits_for_the_gpu(tmp_path):
     cfg = tiny_config(tmp_path)
     cfg.train.device, cfg.precision.compute = "cuda", "bf16"
-    world = module.start_world("cuda")
+    world = start_world("cuda")
     trainer = Trainer(cfg, tmp_path, world)
     for _ in range(2):  # lazy initialisations wait
         batches = trainer._next_batches()

@@ -1,0 +1,29 @@
+"""`octavo layout`."""
+
+import re
+
+import pytest
+
+from launch.cli import main
+
+TOY = ["layout", "recipe=toy", "parallel=ep8", "train.micro_batch=1"]
+
+
+def test_one_rank_of_the_toy_on_eight(capsys):
+    assert main([*TOY, "--world=8", "--rank", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("rank 3 of 8\n")
+    assert re.search(r"^ep +8 ", out, flags=re.MULTILINE)
+    # an eighth of 15.5 M parameters in fp32, and twice that of moments
+    assert re.search(r"^held after backward +MB$", out, flags=re.MULTILINE)
+    assert re.search(r"^weights +7\.7\d\d\ngradients +7\.7\d\d\noptimizer +15\.\d+$", out, flags=re.MULTILINE)
+    # 4 layers, of which each makes one all-gather and one all-to-all forward, and one of each backward
+    assert len(re.findall(r"^(?:for|back)ward +all_to_all +\S*ep +8 +4 ", out, flags=re.MULTILINE)) == 2
+
+
+def test_mistakes_are_told_as_everywhere(capsys):
+    assert main([*TOY, "parallel.ep=3", "--world=8"]) == 2
+    assert "parallel.ep=3" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*TOY, "--world=8", "--rank=8"])
+    assert "--rank lies between 0 and --world - 1" in capsys.readouterr().err

@@ -1,0 +1,115 @@
+"""Ranks of a layout built without memory or peers, against the same layout on real processes; and one of 512."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from parallel.fake import Collective, RankBytes
+from parallel.world import start_world
+from tests.distributed.pool import on_ranks
+from tests.trainer.tiny_run import tiny_config
+from trainer.compose import compose
+from trainer.config import Config, ConfigError, ModelConfig, ParallelConfig, PrecisionConfig
+from trainer.data import build_data
+from trainer.fake import fake_rank, trace_step
+from trainer.optim import NativeEngine
+from trainer.parallelize import build_meshes
+from trainer.run import build_model
+
+RANKS = 8
+# 8 ranks divide neither the vocabulary nor the hidden size, so that shards are uneven.
+MODEL = {
+    "vocab_size": 61, "hidden_size": 36, "num_experts": 16, "experts_per_token": 8, "router_groups": 8,
+    "expert_width": 16,
+}  # fmt: skip
+
+
+def layout(dp_replicate: int, dp_shard: int, ep: int, compute: str = "fp32", **other: Any) -> Config:
+    """`other`: keys of `parallel`, `train`, `optim` or the model."""
+    sizes = {"dp_replicate": dp_replicate, "dp_shard": dp_shard, "ep": ep}
+    model = {key: other.pop(key) for key in list(other) if key in ModelConfig.__dataclass_fields__}
+    sizes |= {key: other.pop(key) for key in list(other) if key in ParallelConfig.__dataclass_fields__}
+    batch = {"micro_batch": 1, "global_batch": RANKS, "loss_chunk": 8}
+    cfg = tiny_config("unused", model=MODEL | model, **batch | other)
+    return replace(cfg, parallel=ParallelConfig(**sizes), precision=PrecisionConfig(compute=compute))
+
+
+LAYOUTS = {
+    "experts on 8": layout(1, 8, 8),
+    "experts on 4 of 8": layout(1, 8, 4),
+    "two copies": layout(2, 4, 2),
+    "experts on 2 of 8": layout(1, 8, 2),
+    "width cut in two": layout(1, 8, 8, router_groups=4),
+    "replicas, sgd": layout(8, 1, 1, name="sgd"),
+    "two micro-batches, recomputed": layout(2, 4, 2, global_batch=2 * RANKS, recompute="full", compute="bf16"),
+    "every option": layout(1, 8, 4, combine="reduce_scatter", reshard_experts=True, overlap=2, regather=True),
+}
+
+
+def real_rank(cfg: Config) -> tuple[RankBytes, list[Collective]]:
+    """The second step of a run: in the first one dispatchers compare numbers of tokens."""
+    world = start_world("cpu", 60.0)
+    data = build_data(cfg.data, seed=0, vocab_size=cfg.model.vocab_size)
+    meshes = build_meshes(cfg, "cpu")
+    model = build_model(cfg, world, meshes)
+    engine = NativeEngine(model, cfg.optim, world, meshes.shard_group)
+    engine.prepare()
+    count = cfg.train.global_batch // (cfg.train.micro_batch * world.size)
+    for _ in range(2):
+        batches = [data.train_batch(number * world.size + world.rank, cfg.train.micro_batch) for number in range(count)]
+        traced = trace_step(model, engine, batches, cfg, world, meshes)
+    world.close()
+    return traced
+
+
+def whole_norms(cfg: Config) -> int:
+    """Elements that every rank holds: beside bf16 linears the norms of queries and keys are not cut."""
+    return cfg.model.num_layers * 2 * cfg.model.head_dim if cfg.precision.compute == "bf16" else 0
+
+
+@pytest.mark.parametrize("cfg", LAYOUTS.values(), ids=list(LAYOUTS))
+def test_every_rank_holds_and_sends_what_a_real_one_does(cfg):
+    reports = [fake_rank(cfg, RANKS, rank) for rank in range(RANKS)]
+    real = on_ranks(RANKS, real_rank, cfg)
+    for report, (held, collectives) in zip(reports, real, strict=True):
+        assert report.held == held
+        assert report.collectives == collectives
+    copies = reports[0].layout.dp_replicate
+    elements = cfg.model.num_params() * copies + whole_norms(cfg) * (RANKS - copies)
+    assert sum(report.held.weights for report in reports) == 4 * elements
+    assert sum(report.held.gradients for report in reports) == 4 * elements
+
+
+@pytest.mark.parametrize(
+    ("cfg", "told"),
+    [
+        (layout(1, 8, 8, dispatch="all_to_all"), r"parallel\.dispatch=all_to_all.*use all_gather"),
+        (layout(8, 1, 1, engine="deepspeed"), r"optim\.engine=deepspeed.*use native"),
+    ],
+    ids=["rows are counted", "another engine"],
+)
+def test_what_cannot_be_known_without_the_other_ranks(cfg, told):
+    with pytest.raises(ConfigError, match=told):
+        fake_rank(cfg, RANKS, 0)
+
+
+@pytest.mark.slow
+def test_one_rank_of_512_of_the_largest_model():
+    words = ["recipe=toy", "model=intern_s1_pro", "precision=bf16", "data.seq_len=4096"]
+    words += ["parallel.dp_replicate=4", "parallel.ep=8", "train.micro_batch=1", "train.global_batch=512"]
+    cfg = compose(words, world_size=512)
+    began = time.process_time()
+    report = fake_rank(cfg, 512, 300)
+    assert time.process_time() - began < 60
+    # 128 ranks share a copy, and every dimension divides.
+    share = 4 * ((cfg.model.num_params() - whole_norms(cfg)) // 128 + whole_norms(cfg))
+    assert (report.held.weights, report.held.gradients, report.held.padding) == (share, share, 0)
+    tensors = 3 + 9 * cfg.model.num_layers  # each with two moments and a step; and two counts of skipped steps
+    assert report.held.optimizer == 2 * share + 4 * (tensors + 2)
+    calls = Counter((call.op, call.axis, call.ranks) for call in report.collectives if call.axis == "ep")
+    assert calls == {("all_gather", "ep", 8): 2 * 94, ("all_to_all", "ep", 8): 2 * 94}

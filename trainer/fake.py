@@ -1,0 +1,143 @@
+"""What one rank of any layout holds and tells the others, found by building it here as a real run builds it.
+
+Weights have sizes and no memory, collectives have groups and no peers; `parallelize`, the engine and the step are the
+ones of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from parallel.dispatch import RowOrder
+from parallel.fake import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
+from parallel.layout import Layout
+from parallel.mesh import Meshes
+from parallel.world import World
+from trainer.config import Config, ConfigError
+from trainer.data import Batch
+from trainer.model import Decoder
+from trainer.optim import Engine, NativeEngine
+from trainer.parallelize import build_meshes, parallelize
+from trainer.precision import COMPUTE_DTYPES
+from trainer.step import accumulate_gradients
+
+
+@dataclass(frozen=True)
+class Report:
+    """One rank of a layout. held: bytes after backward, gradients included. collectives: of one optimizer step, in the
+    order in which they are issued."""
+
+    layout: Layout
+    held: RankBytes
+    collectives: list[Collective]
+
+
+def fake_rank(cfg: Config, world_size: int, rank: int) -> Report:
+    """Build `rank` of `world_size` and take it through one step, without memory or peers.
+
+    Weights in a compiled model are the same ones and nothing is compiled here; the step's micro-batches are windows of
+    one document each, as no collective's size depends on the data. Raises `ConfigError` where one does, and for an
+    engine that is not torch's own.
+    """
+    if cfg.optim.engine != "native":
+        raise ConfigError([f"optim.engine={cfg.optim.engine} cannot be built without its ranks; use native"])
+    cfg = replace(cfg, train=replace(cfg.train, compile=False))
+    with fake_world(world_size, rank) as fake:
+        world = World(rank=rank, size=world_size, control=dist.new_group())
+        meshes = build_meshes(cfg, world.device.type)
+        assert meshes is not None  # there is a process group
+        with torch.device("meta"):
+            model = Decoder(cfg.model, COMPUTE_DTYPES[cfg.precision.compute])
+        parallelize(model, meshes, cfg, world.device.type)
+        for layer in model.blocks:
+            layer.moe.experts.backend = _any_experts
+        engine = NativeEngine(model, cfg.optim, world, meshes.shard_group)
+        with fake:
+            model.to_empty(device=world.device)
+            engine.prepare()
+        micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * world_size)
+        try:
+            held, collectives = trace_step(
+                model, engine, [_blank_batch(cfg)] * micro_batches, cfg, world, meshes, fake=fake
+            )
+        except DataDependentOutputException:
+            raise ConfigError(
+                ["parallel.dispatch=all_to_all sends as many rows as the router says; use all_gather to know sizes"]
+            ) from None
+        return Report(meshes.layout, held, collectives)
+
+
+def trace_step(
+    model: Decoder,
+    engine: Engine,
+    batches: Sequence[Batch],
+    cfg: Config,
+    world: World,
+    meshes: Meshes,
+    *,
+    fake: FakeTensorMode | None = None,
+) -> tuple[RankBytes, list[Collective]]:
+    """One step, in `fake` tensors or for real: bytes held after backward, and its collectives.
+
+    Collectives outside of autograd are marked "counts" (of tokens, on the host), "forward" and "optimizer".
+    """
+    log = CollectiveLog(_axes(meshes, world))
+    with log, log.section("counts"):
+        tokens, *_ = world.sum_counts(sum(batch.num_tokens for batch in batches), 0, 0)
+    with fake or nullcontext(), log:
+        accumulate_gradients(model, engine, batches, tokens, cfg, world, step=1)
+        held = rank_bytes(model.parameters(), engine.state().values())
+        with log.section("optimizer"):
+            engine.step(1, cfg.train.steps)
+    return held, log.calls
+
+
+def _axes(meshes: Meshes, world: World) -> Iterator[tuple[str, dist.ProcessGroup]]:
+    assert dist.group.WORLD is not None
+    yield "world", dist.group.WORLD
+    if world.control is not None:
+        yield "control", world.control
+    for mesh in (meshes.dense, meshes.expert_dp):
+        for name in mesh.mesh_dim_names or ():
+            yield name, mesh.get_group(name)
+    if meshes.ep_group is not None:
+        yield "ep", meshes.ep_group
+
+
+def _blank_batch(cfg: Config) -> Batch:
+    rows, length = cfg.train.micro_batch, cfg.data.seq_len
+    tokens = torch.zeros(rows, length, dtype=torch.int64)
+    return Batch(
+        input_ids=tokens,
+        labels=tokens,
+        position_ids=torch.arange(length).expand(rows, -1),
+        cu_seqlens=torch.arange(0, (rows + 1) * length, length, dtype=torch.int32),
+        num_tokens=tokens.numel(),
+        samples=list(range(rows)),
+    )
+
+
+class _AnyExperts(torch.autograd.Function):
+    """A back end of the experts seen from outside: results and gradients of the right shapes. The real ones read row
+    counts on the host or have kernels for some dtypes only, and tell the other ranks nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weights, w13, w2)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors)
+
+
+def _any_experts(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
+    return _AnyExperts.apply(x, weights, w13, w2)
