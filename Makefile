@@ -1,7 +1,9 @@
 # make toy     set up, then train the tiny model        make toy ARGS="train.steps=50"
 # make test    set up, then run the tests               make test ARGS="-m 'not slow'"
 # make lint    ruff, mypy, hadolint
-# make bench   the training step against Hugging Face and against its own matmuls
+# make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
+#              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
+# make bench-gpu  the layer on one GPU at the 1T model's sizes against dense matmuls
 # make setup   only what test, lint and bench need; setup-toy: what toy needs
 #
 # PYTHON=...       the Python to build on, 3.11 or newer. If it can import torch, that torch is used as it is.
@@ -17,7 +19,7 @@ PY   := $(VENV)/bin/python
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
 
-.PHONY: toy test lint bench setup setup-toy clean
+.PHONY: toy test lint bench bench-step bench-moe bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 toy: $(TOY)
@@ -33,8 +35,16 @@ lint: $(DEV)
 	$(PY) -m mypy
 	hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 
-bench: $(DEV)
+bench: bench-step bench-moe
+
+bench-step: $(DEV)
 	$(PY) tests/bench/step.py $(ARGS)
+
+bench-moe: $(DEV)
+	$(PY) -m tests.bench.moe_layer $(ARGS)
+
+bench-gpu: $(DEV)
+	$(PY) -m tests.bench.gpu $(ARGS)
 
 setup: $(DEV)
 

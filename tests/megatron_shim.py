@@ -74,7 +74,10 @@ def on_cpu() -> Iterator[None]:
     )
     # Left undefined where Transformer Engine is missing, and read all the same.
     gemm = mock.patch.object(moe_utils, "te_general_gemm", None, create=True)
-    with cuda, gemm, mock.patch.object(token_dispatcher, "maybe_move_tensor_to_cpu", _to_host):
+    to_host = mock.patch.object(token_dispatcher, "maybe_move_tensor_to_cpu", _to_host)
+    with cuda, gemm, to_host, warnings.catch_warnings():
+        # of its own defaults, and that it calls torch by old names
+        warnings.filterwarnings("ignore", "full scope is deprecated|.*all_gather_into_tensor. is deprecated")
         yield
 
 

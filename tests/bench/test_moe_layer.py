@@ -11,7 +11,6 @@ from tests.bench.moe_layer import (
     EP,
     FIXED_ORDER,
     MEGATRON,
-    PER_TOKEN,
     REDUCE_SCATTER,
     SHIPPED,
     Shape,
@@ -41,4 +40,4 @@ def test_the_all_gather_sends_no_more_in_fewer_collectives_and_never_waits():
             assert ours.collectives == 4
             assert (ours.copies, ours.waits) == (0, 0)
             # As many hidden states, and beside them no more than ids and weights of all slots there, weights back.
-            assert ours.sent - theirs.sent <= (EP - 1) * SHAPE.tokens * 4 * 3 * PER_TOKEN
+            assert ours.sent - theirs.sent <= (EP - 1) * SHAPE.tokens * 4 * 3 * SHAPE.per_token
