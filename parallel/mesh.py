@@ -45,7 +45,13 @@ class Meshes:
             mesh_dim_names=("pp", "dp_replicate", "expert_dp", "expert", "width"),
         )
         ep = experts["expert", "width"]
-        ep_group = ep._flatten("ep").get_group() if layout.ep > 1 else None
+        ep_group = None
+        if layout.ep == layout.world > 1:
+            # For a dimension of all ranks torch hands out the default group, which sharding uses too: with a group of
+            # its own the exchange of tokens need not wait for a gather of weights.
+            ep_group = dist.new_group(group_desc="ep")
+        elif layout.ep > 1:
+            ep_group = ep._flatten("ep").get_group()
         return Meshes(
             layout,
             placement,
