@@ -64,7 +64,11 @@ class AllGatherDispatch:
         self._tokens = -1
 
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: RunExperts) -> Tensor:
-        """As `Dispatcher`. Slots must stand in router-group order. Raises ValueError where ranks have unequal T."""
+        """As `Dispatcher`. Slots must stand in router-group order.
+
+        Raises ValueError where ranks have unequal T, on all of them, if it is their first call or T changed on all. If
+        it changed on some alone the others do not look, and the collective itself fails.
+        """
         self._agree_on_tokens(len(x))
         cuts = [t.chunk(self.overlap) for t in (x, ids, weights)]
         parts = [_Part(self, ids, num_experts) for ids in cuts[1]]
@@ -109,7 +113,7 @@ class _Part:
     def run(self, x: Tensor, weights: Tensor, experts: RunExperts) -> Tensor:
         """x, weights: what `send` returned."""
         x_NH, weights_Nk, ids_Nk = _Gathered.apply(x, weights, self)
-        order = RowOrder(ids_Nk, self.num_experts)
+        order = RowOrder(ids_Nk, self.num_experts, by_slot=self.dispatch.combine == "fixed_order")
         if self.dispatch.regather and torch.is_grad_enabled():
             with torch.autograd.graph.saved_tensors_hooks(*self._regathering(x_NH)):
                 partial_NH = experts(x_NH, weights_Nk, order)
@@ -136,10 +140,12 @@ class _Part:
     def gathered(self) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, H], and the weights [N, k] and local expert ids [N, k] of this rank's slots."""
         x, weights, ids = unpack(self._wait(), self.columns)
-        local_ids = ids[:, self.slots].to(torch.int64) - self.first_expert
-        # Ids replayed from elsewhere may be in any order; the check waits for nothing on a GPU.
-        inside = ((local_ids >= 0) & (local_ids < self.num_experts)).all()
+        # Replayed ids may be in any order. All ranks see all of them, and the check waits for nothing on a GPU.
+        parts = self.dispatch.placement.expert_shards
+        part_of_slot = torch.arange(parts, device=ids.device).repeat_interleave(ids.shape[1] // parts)
+        inside = (ids.div(self.num_experts, rounding_mode="floor") == part_of_slot).all()
         torch._assert_async(inside, "expert ids must stand in router-group order: slot s in group s // (K / G)")
+        local_ids = ids[:, self.slots].to(torch.int64) - self.first_expert
         return x.to(self.x_dtype), weights[:, self.slots].contiguous(), local_ids
 
     def begin_gradients(self, dx: Tensor, d_weights: Tensor) -> None:

@@ -44,9 +44,13 @@ def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str) -> None:
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """torch.compile each block by itself: all have one shape, so that one compilation serves every layer."""
+    """torch.compile each block by itself: all have one shape, so that one compilation serves every layer.
+
+    Another number of tokens (the last batch of an evaluation) is compiled anew: with dynamic shapes the compiler of
+    torch 2.13 has failed.
+    """
     for block in blocks:
-        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
 
 
 def _recomputed(forward: Callable[..., Any], options: dict[str, Any], *args: Any) -> Any:

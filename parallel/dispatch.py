@@ -21,10 +21,14 @@ class RowOrder:
     """How T*K (token, slot) pairs are laid out as rows sorted by expert; built on the device without a host sync.
 
     Attributes: slot_of_row [R] index into the flattened [T, K]; token_of_row [R]; row_of_slot [T, K], the inverse;
-    offsets [E] int32, the end of each expert's rows. Rows of one expert keep token order (the sort is stable).
+    offsets [E] int32, the end of each expert's rows; by_slot, whether a token's rows have to be added in the order of
+    its slots, even where another is faster. Rows of one expert keep token order (the sort is stable).
     """
 
-    def __init__(self, ids: Tensor, num_experts: int) -> None:
+    by_slot = False
+
+    def __init__(self, ids: Tensor, num_experts: int, *, by_slot: bool = False) -> None:
+        self.by_slot = by_slot and ids.shape[1] > 1
         sorted_ids, self.slot_of_row = torch.sort(ids.flatten(), stable=True)
         self.token_of_row = self.slot_of_row.div(ids.shape[1], rounding_mode="floor")
         rows = torch.arange(ids.numel(), device=ids.device)

@@ -26,9 +26,10 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.shard % self.ep:
+            fit = _divisors(self.shard)
             raise LayoutError(
-                f"parallel.ep={self.ep} does not divide dp_shard*cp={self.shard}; use parallel.ep="
-                f"{_divisors(self.shard)}, or a parallel.dp_shard that {self.ep} divides"
+                f"parallel.ep={self.ep} does not divide the {self.shard} rank(s) that share one copy of the weights "
+                f"(parallel.dp_shard); use parallel.ep={fit}, or let a multiple of {self.ep} share it"
             )
 
     @property

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from parallel.watch import BACKGROUND, PeerLost, Watch
 
@@ -100,10 +101,12 @@ class World:
             torch._foreach_copy_(bucket, [piece.view_as(grad) for piece, grad in zip(pieces, bucket, strict=True)])
 
     def broadcast_module(self, module: nn.Module) -> None:
-        """Give every rank rank 0's parameters and buffers, whatever its own initialisation came to."""
+        """Give every rank rank 0's parameters and buffers where each holds all of them, whatever its own initialisation
+        came to: processors of another kind may draw other random numbers."""
         if self.size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
-                dist.broadcast(tensor.detach(), src=0)
+                if not isinstance(tensor, DTensor):
+                    dist.broadcast(tensor.detach(), src=0)
 
     def wait_long(self) -> None:
         """Let collectives of every group that there is by now wait as long as those of this object's own.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallel.world import World
 from trainer.model import Decoder
 
 TEMPERATURE = 0.7
@@ -18,13 +19,21 @@ TEMPERATURE = 0.7
 
 @torch.no_grad()
 def generate(
-    model: Decoder, prompts: Sequence[list[int]], *, tokens: int, window: int, eos_id: int, seed: int
+    model: Decoder,
+    prompts: Sequence[list[int]],
+    *,
+    tokens: int,
+    window: int,
+    eos_id: int,
+    seed: int,
+    world: World | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by up to `tokens` tokens, or until `eos_id`, which is not returned.
 
     The texts run side by side as documents of one packed sequence; each sees its last `window` tokens. Sampling draws
     from a generator of its own on the CPU, so that the same weights and seed give the same text wherever they lie, and
-    training's generators stand still. Returns the continuations.
+    training's generators stand still. With a `world` all its ranks take part, and rank 0 chooses for all: logits may
+    differ from rank to rank in their last bit, and texts of unequal length would part them. Returns the continuations.
     """
     generator = torch.Generator().manual_seed(seed)
     texts = [list(prompt) or [eos_id] for prompt in prompts]
@@ -32,8 +41,12 @@ def generate(
     going = list(range(len(texts)))
     for _ in range(tokens):
         logits_NV = _next_logits(model, [texts[n][-window:] for n in going])
-        chosen = torch.multinomial(torch.softmax(logits_NV / TEMPERATURE, -1), 1, generator=generator)
-        for n, token in zip(list(going), chosen.flatten().tolist(), strict=True):
+        chosen = (
+            torch.multinomial(torch.softmax(logits_NV / TEMPERATURE, -1), 1, generator=generator).flatten().tolist()
+        )
+        if world is not None:
+            chosen = world.broadcast(chosen)
+        for n, token in zip(list(going), chosen, strict=True):
             if token == eos_id:
                 going.remove(n)
             else:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from parallel.groups import Placement, map_groups
 from parallel.layout import Layout
+from trainer.schema import one_of
 
 if TYPE_CHECKING:
-    from trainer.config import ParallelConfig
+    from trainer.config import Config, ParallelConfig
     from trainer.model_config import ModelConfig
 
 DispatchName = Literal["local", "all_gather", "all_to_all"]
@@ -28,15 +29,19 @@ class Plan:
 
 def plan(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> Plan:
     """Raises ValueError, naming a key and the values that work, where the axes or the experts do not fit."""
-    ep = parallel.ep or math.gcd(world_size // max(1, parallel.dp_replicate), model.router_groups)
+    ranks = parallel.dp_shard or world_size // max(1, parallel.dp_replicate)
+    # One router group has no groups to map: its experts are spread whole, and counts have to be exchanged.
+    counts = parallel.dispatch == "all_to_all" or (parallel.dispatch == "auto" and model.router_groups == 1)
+    ep = parallel.ep or math.gcd(ranks, model.num_experts if counts else model.router_groups)
     layout = Layout.resolve(world_size, dp_replicate=parallel.dp_replicate, dp_shard=parallel.dp_shard, ep=ep)
     if ep == 1:
         return Plan(layout, Placement(), "local")
-    # One router group has no groups to map: its experts are spread whole, and counts have to be exchanged.
-    counts = parallel.dispatch == "all_to_all" or (parallel.dispatch == "auto" and model.router_groups == 1)
     if counts:
         if model.num_experts % ep:
-            raise ValueError(f"parallel.ep={ep} does not divide model.num_experts={model.num_experts}")
+            fit = [n for n in range(1, layout.shard + 1) if layout.shard % n == 0 and model.num_experts % n == 0]
+            raise ValueError(
+                f"parallel.ep={ep} does not divide model.num_experts={model.num_experts}; use parallel.ep={one_of(fit)}"
+            )
         return Plan(layout, Placement(ep), "all_to_all")
     try:
         placement = map_groups(model.router_groups, ep)
@@ -49,3 +54,18 @@ def plan(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> Plan:
             f"{model.expert_width}; use parallel.ep={model.router_groups}, or parallel.dispatch=all_to_all"
         )
     return Plan(layout, placement, "all_gather")
+
+
+def without_effect(cfg: Config, chosen: Plan) -> list[str]:
+    """Options of `parallel` that are set and change nothing in this layout, each with the reason, for a warning."""
+    p, found = cfg.parallel, []
+    if chosen.dispatch == "local":
+        why = "as each rank has all experts"
+        found += [f"parallel.overlap={p.overlap} {why}"] if p.overlap > 1 else []
+        found += [f"parallel.regather=true {why}"] if p.regather else []
+        found += [f"parallel.payload={p.payload} {why}"] if p.payload != "compute" else []
+    if chosen.layout.shard == 1:
+        why = "as no weight is sharded"
+        found += [f"parallel.reduce={p.reduce} {why}"] if p.reduce != "fp32" else []
+        found += [f"parallel.reshard_experts=true {why}"] if p.reshard_experts else []
+    return found

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from parallel.offload import ZeroEngine
 from parallel.world import World
 from trainer.config import OptimConfig
+from trainer.precision import wide
 
 
 class Engine(Protocol):
@@ -139,7 +140,7 @@ class NativeEngine:
         squares = nn.utils.get_total_norm([grad for grad in held if grad is not None]).double().square()
         dist.all_reduce(squares, group=self.shard_group)
         plain = nn.utils.get_total_norm([p.grad for p in self.plain if p.grad is not None])
-        return (squares + plain.to(squares).square()).sqrt().float()
+        return (squares + plain.to(squares).square()).sqrt().to(wide(next(iter(self.leaves.values())).dtype))
 
 
 def build_engine(

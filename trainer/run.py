@@ -23,6 +23,7 @@ from trainer.config import Config, ConfigError
 from trainer.data import Batch, DataError, build_data
 from trainer.evaluate import held_out_nats
 from trainer.generate import generate
+from trainer.layout import plan, without_effect
 from trainer.memory import prepare_host_memory
 from trainer.metrics import MetricsLog, device_peak
 from trainer.model import Decoder
@@ -227,6 +228,7 @@ class Trainer:
                 window=self.cfg.data.seq_len,
                 eos_id=tokenizer.eos_id,
                 seed=self.cfg.train.seed,
+                world=self.world,
             )
         for source, prompt, text in zip(prompts, encoded, texts, strict=True):
             self.log.event(
@@ -294,7 +296,11 @@ class Trainer:
             parts.append(f"AdamW by DeepSpeed, ZeRO-{cfg.optim.zero_stage}{place}")
         if self.meshes is not None:
             table = "\n".join(f"{axis:<14}{ranks:>6}  {what}" for axis, ranks, what in self.meshes.layout.rows())
-            self.log.event({"event": "layout", "step": self.step, "message": f"\n{'axis':<14}{'ranks':>6}\n{table}"})
+            self.log.event(
+                {"event": "layout", "step": self.step, "message": f"axes of {self.world.size} ranks\n{table}"}
+            )
+            for option in without_effect(self.cfg, plan(self.cfg.parallel, model, self.world.size)):
+                self.log.event({"event": "warning", "step": self.step, "message": f"{option} has no effect here"})
         start = f"continued after step {self.step}" if self.resumed else "new"
         self.log.event({"event": "run", "step": self.step, "message": ", ".join([start, *parts])})
 
@@ -354,6 +360,7 @@ def build_model(cfg: Config, world: World, meshes: Meshes | None) -> Decoder:
     parallelize(model, meshes, cfg, world.device.type)
     model.to_empty(device=world.device)
     model.init_weights(cfg.train.seed)
+    world.broadcast_module(model)
     return model
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from trainer import schema
-from trainer.layout import plan
+from trainer.layout import Plan, plan
 from trainer.mixture import BLOCK, quotas
 from trainer.schema import one_of
 
@@ -146,14 +147,24 @@ def _parallel(cfg: Config, world_size: int) -> list[str]:
         chosen = plan(p, m, world_size)
     except ValueError as error:
         return [str(error)]
-    if chosen.layout.shard > 1:
-        cuts = chosen.placement.width_shards * chosen.layout.expert_dp
-        if m.expert_width % cuts:
-            errors.append(
-                f"model.expert_width={m.expert_width} is cut into {cuts} parts (dp_shard={chosen.layout.dp_shard} / "
-                f"ep={chosen.layout.ep}), which do not divide it; use a parallel.ep or parallel.dp_replicate that "
-                f"leaves {one_of(_near(_divisors(m.expert_width), cuts))} parts"
-            )
+    if not _width_fits(chosen, m.expert_width):
+        copies = [n for n in _divisors(world_size) if _copies_fit(cfg, world_size, n)]
+        errors.append(
+            f"model.expert_width={m.expert_width} is cut into {_width_parts(chosen)} parts "
+            f"({chosen.layout.expert_dp} by dp_shard/ep, {chosen.placement.width_shards} by router group), which do "
+            "not divide it; use "
+            + (f"parallel.dp_replicate={one_of(copies)} with parallel.dp_shard=0" if copies else "another width")
+        )
+    if chosen.layout.ep > 1 and m.hidden_size % 2 and "bf16" in (cfg.precision.compute, p.payload):
+        errors.append(
+            f"model.hidden_size={m.hidden_size} is odd, and in bf16 pairs of numbers travel between expert-parallel "
+            f"ranks; use {m.hidden_size + 1}, or fp32 for precision.compute and parallel.payload=compute"
+        )
+    if p.regather and cfg.train.recompute != "none":
+        errors.append(
+            f"parallel.regather=true keeps for backward what train.recompute={cfg.train.recompute} would make again; "
+            "use parallel.regather=false (recomputing gathers again by itself), or train.recompute=none"
+        )
     tokens = cfg.train.micro_batch * cfg.data.seq_len
     if tokens % p.overlap:
         errors.append(
@@ -167,9 +178,26 @@ def _parallel(cfg: Config, world_size: int) -> list[str]:
             ("payload", p.payload, "compute"),
         ):
             if value != default:
-                only = f"parallel.{key}={value} is an option of dispatch=all_gather"
-                errors.append(f"{only}; use parallel.{key}={default}")
+                only = f"parallel.{key}={str(value).lower()} is an option of dispatch=all_gather"
+                errors.append(f"{only}; use parallel.{key}={str(default).lower()}, or parallel.dispatch=all_gather")
     return errors
+
+
+def _width_parts(chosen: Plan) -> int:
+    return chosen.placement.width_shards * chosen.layout.expert_dp if chosen.layout.shard > 1 else 1
+
+
+def _width_fits(chosen: Plan, width: int) -> bool:
+    return width % _width_parts(chosen) == 0
+
+
+def _copies_fit(cfg: Config, world_size: int, copies: int) -> bool:
+    """Whether the layout works with this many copies of the sharded model."""
+    try:
+        other = plan(replace(cfg.parallel, dp_replicate=copies, dp_shard=0), cfg.model, world_size)
+    except ValueError:
+        return False
+    return _width_fits(other, cfg.model.expert_width)
 
 
 def _batch(cfg: Config, world_size: int) -> list[str]:

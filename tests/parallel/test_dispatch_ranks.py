@@ -84,7 +84,8 @@ def test_every_dispatcher_equals_the_dense_loop(ep):
 @pytest.mark.parametrize("groups", [4, 2, 1])
 def test_a_group_on_several_ranks_splits_the_width_of_its_experts(groups):
     case = Case(groups, 8, experts=16)
-    asked = [(kind, case, torch.float64) for kind in ("reduce_scatter", "fixed_order", "all_to_all", "regather")]
+    kinds = ("reduce_scatter", "fixed_order", "all_to_all", "regather")
+    asked = [(kind, case, dtype) for kind in kinds for dtype in (torch.float32, torch.float64)]
     by_rank = on_ranks(8, layers_on_rank, 8, asked)
     for number, (kind, _, dtype) in enumerate(asked):
         found = joined([results[number] for results in by_rank], placement_of(kind, case, 8))
@@ -93,9 +94,9 @@ def test_a_group_on_several_ranks_splits_the_width_of_its_experts(groups):
 
 def rows_on_rank(cases: list[Case]) -> list[list[int]]:
     dist.init_process_group("gloo")
-    rank, rows = dist.get_rank(), []
+    rank, ranks, rows = dist.get_rank(), dist.get_world_size(), []
     for case in cases:
-        placement = map_groups(case.groups, 8)
+        placement = map_groups(case.groups, ranks)
         moe = build_layer(case, placement, rank, dispatcher_of("fixed_order", placement), torch.float32)
         run = moe.experts.forward
         seen: list[int] = []
@@ -106,21 +107,22 @@ def rows_on_rank(cases: list[Case]) -> list[list[int]]:
             return run(x, weights, order)
 
         moe.experts.forward = counting  # type: ignore[method-assign]
-        x, dy = (t.float().chunk(8)[rank] for t in tokens_of(case, 8))
+        x, dy = (t.float().chunk(ranks)[rank] for t in tokens_of(case, ranks))
         run_layer(moe, x, dy)
         rows.append(seen)
     dist.destroy_process_group()
     return rows
 
 
-def test_every_rank_has_the_same_rows_whatever_the_router_says():
+@pytest.mark.parametrize("ep", [2, 4, 8])
+def test_every_rank_has_the_same_rows_whatever_the_router_says(ep):
     cases = [
         Case(groups, 16, logits=logits)
         for groups in (16, 8, 4)
         for logits in ("random", "constant", "one-hot", "adversarial")
     ]
-    for rows in on_ranks(8, rows_on_rank, cases):
-        expected = [[case.tokens * case.experts_per_token * max(1, 8 // case.groups)] for case in cases]
+    for rows in on_ranks(ep, rows_on_rank, cases):
+        expected = [[case.tokens * case.experts_per_token * max(1, ep // case.groups)] for case in cases]
         assert rows == expected
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from trainer import schema
 from trainer.compose import compose, list_groups
-from trainer.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, config_hash, validate
+from trainer.config import Config, ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig, config_hash, validate
+from trainer.layout import plan, without_effect
 from trainer.validate import NOT_NEGATIVE, POSITIVE
 
 SMALL = ModelConfig(
@@ -187,10 +188,23 @@ WRONG_ON_RANKS = [
     (6, {"parallel.ep": 6}, "parallel.ep=6", "parallel.dispatch=all_to_all"),
     (8, {"parallel.dp_replicate": 3}, "parallel.dp_replicate=3", "1, 2, 4 or 8"),
     (8, {"parallel.dp_replicate": 2, "parallel.dp_shard": 2}, "is 4 rank(s)", "start 4 ranks"),
-    (8, {"parallel.ep": 2, "parallel.dp_shard": 8, "model.expert_width": 6}, "model.expert_width=6", "2, 3 or 6 parts"),
+    (
+        8,
+        {"parallel.ep": 2, "parallel.dp_shard": 8, "model.expert_width": 6},
+        "model.expert_width=6",
+        "parallel.dp_replicate=2 or 4",
+    ),
     (16, {"parallel.ep": 16, "model.expert_width": 7}, "parallel.ep=16 cuts the width", "parallel.ep=8"),
-    (8, {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "parallel.regather": True}, "regather=True", "=False"),
+    (
+        8,
+        {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "parallel.regather": True},
+        "regather=true",
+        "regather=false",
+    ),
     (8, {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "parallel.overlap": 2}, "overlap=2", "overlap=1"),
+    (8, {"parallel.ep": 8, "parallel.regather": True, "train.recompute": "full"}, "regather=true", "regather=false"),
+    (8, {"parallel.ep": 8, "parallel.payload": "bf16", "model.hidden_size": 33}, "hidden_size=33 is odd", "use 34"),
+    (5, {"parallel.ep": 5, "parallel.dispatch": "all_to_all", "train.global_batch": 5}, "num_experts=16", "ep=1"),
 ]
 
 
@@ -214,6 +228,7 @@ def test_a_layout_that_does_not_fit_names_the_sizes_that_do(ranks, changes, name
     [
         (8, {"parallel.ep": 8}),
         (8, {"parallel.ep": 0}),
+        (8, {"parallel.ep": 0, "parallel.dp_shard": 4}),
         (16, {"parallel.ep": 8}),
         (16, {"parallel.ep": 16}),  # two ranks a group
         (6, {"parallel.ep": 2}),
@@ -223,6 +238,26 @@ def test_a_layout_that_does_not_fit_names_the_sizes_that_do(ranks, changes, name
 )
 def test_layouts_that_fit(ranks, changes):
     assert validate(grouped(changes), ranks) == []
+
+
+def test_options_that_do_nothing_in_a_layout_are_told():
+    changes = {"parallel.overlap": 2, "parallel.regather": True, "parallel.reduce": "bf16"}
+    cfg = grouped(changes)
+    alone = without_effect(cfg, plan(cfg.parallel, cfg.model, 1))
+    assert [line.split("=")[0] for line in alone] == ["parallel.overlap", "parallel.regather", "parallel.reduce"]
+    eight = grouped(changes | {"parallel.ep": 8})
+    assert without_effect(eight, plan(eight.parallel, eight.model, 8)) == []
+
+
+@pytest.mark.parametrize("ranks", [8, 16])
+def test_every_parallel_recipe_fits_the_ranks_that_it_is_for(ranks):
+    for name in list_groups()["parallel"]:
+        words = ["recipe=toy", f"parallel={name}", "train.micro_batch=1", "train.global_batch=16"]
+        if name == "ep8" and ranks != 8:
+            with pytest.raises(ConfigError, match="start 8 ranks"):
+                compose(words, world_size=ranks)
+        else:
+            compose(words, world_size=ranks)
 
 
 def test_a_run_may_end_inside_its_warmup():

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from parallel.fsdp import keep_gathered
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close, relative
 from tests.trainer.tiny_run import tiny_config
@@ -73,6 +74,7 @@ def step(cfg: Config, dtype: torch.dtype, micro_batches: int = 2) -> tuple[Decod
 
     for micro in range(micro_batches):
         first = micro * BATCH // micro_batches + rank * count
+        keep_gathered([block.moe.experts for block in model.blocks], keep=micro < micro_batches - 1)
         terms = loss_terms(
             model,
             data.train_batch(first, count),

@@ -117,7 +117,7 @@ class _BlockedSwiGLU(torch.autograd.Function):
         hidden, sigmoid, y = (
             x.new_empty(rows, 2 * width),
             x.new_empty(rows, width),
-            torch.zeros_like(x, dtype=wide(x.dtype)),
+            _Sum(x, order),
         )
         blocks = _blocks(order.offsets)
         longest = max(block.rows.stop - block.rows.start for block in blocks)
@@ -132,16 +132,16 @@ class _BlockedSwiGLU(torch.autograd.Function):
             act = torch.mul(gate, gated, out=act_buffer[here]).mul_(up).mul_(weight_R1[rows_b])
             # The gathered rows are no longer needed; their place takes the results, which are added while in cache.
             _each_mm(act.split(counts), out_of[experts], x_b.split(counts))
-            y.index_add_(0, order.token_of_row[rows_b], x_b.to(y.dtype))
+            y.add(rows_b, x_b)
         ctx.save_for_backward(x, w13, w2, weight_R1, hidden, sigmoid)
         ctx.order, ctx.blocks, ctx.longest, ctx.weight_dtype = order, blocks, longest, weights.dtype
-        return y.to(x.dtype)
+        return y.total()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         x, w13, w2, weight_R1, hidden, sigmoid = ctx.saved_tensors
         dy, order, longest, width = grads[0].contiguous(), ctx.order, ctx.longest, sigmoid.shape[1]
-        dx, d_row_weight = torch.zeros_like(x, dtype=wide(x.dtype)), torch.empty_like(weight_R1)
+        dx, d_row_weight = _Sum(x, order), torch.empty_like(weight_R1)
         d_w13, d_w2 = torch.empty_like(w13), torch.empty_like(w2)
         x_buffer, dy_buffer = (x.new_empty(longest, x.shape[1]) for _ in range(2))
         silu_buffer, act_buffer, d_buffer = (x.new_empty(longest, width) for _ in range(3))
@@ -165,10 +165,31 @@ class _BlockedSwiGLU(torch.autograd.Function):
             torch.addcmul(gated, gated, torch.sub(gate, silu, out=d_gate), out=d_gate).mul_(d_act.mul_(up))
             _each_mm(d_hidden.t().split(counts, dim=1), x_b.split(counts), d_in[experts])
             _each_mm(d_hidden.split(counts), w_in[experts], x_b.split(counts))
-            dx.index_add_(0, tokens, x_b.to(dx.dtype))
+            dx.add(rows_b, x_b)
         slots = order.row_of_slot
         d_weights = d_row_weight.flatten().index_select(0, slots.flatten()).view_as(slots).to(ctx.weight_dtype)
-        return dx.to(x.dtype), d_weights, d_w13, d_w2, None
+        return dx.total(), d_weights, d_w13, d_w2, None
+
+
+class _Sum:
+    """The sum of each token's rows, block by block: added while the block is in cache, in the order of the experts; or,
+    where the order of the slots is asked for, kept and gathered at the end."""
+
+    def __init__(self, x: Tensor, order: RowOrder) -> None:
+        self.order, self.dtype = order, x.dtype
+        if order.by_slot:
+            self.sums = x.new_empty(len(order.token_of_row), x.shape[1])
+        else:
+            self.sums = torch.zeros_like(x, dtype=wide(x.dtype))
+
+    def add(self, rows: slice, results: Tensor) -> None:
+        if self.order.by_slot:
+            self.sums[rows] = results
+        else:
+            self.sums.index_add_(0, self.order.token_of_row[rows], results.to(self.sums.dtype))
+
+    def total(self) -> Tensor:
+        return sum_slots(self.sums, self.order.row_of_slot) if self.order.by_slot else self.sums.to(self.dtype)
 
 
 class _Block(NamedTuple):

@@ -102,6 +102,25 @@ def test_gradcheck(backend):
 
 
 @pytest.mark.parametrize("backend", sorted(ALL))
+def test_rows_are_added_in_the_order_of_the_slots_where_that_is_asked_for(backend):
+    """Three experts alike, weighted 2^27, -2^27 and 1: only in that order is the last one not lost in fp32."""
+    ids = torch.tensor([[0, 2, 1]] * 4)
+    leaves = inputs(ids, torch.float32)
+    with torch.no_grad():
+        for weight in (leaves["w13"], leaves["w2"]):
+            weight.copy_(weight[:1].expand_as(weight).clone())
+        leaves["weights"].copy_(torch.tensor([2.0**27, -(2.0**27), 1.0]))
+    one = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+    one["weights"] = torch.ones(4, 1).requires_grad_()
+    found = ALL[backend](*leaves.values(), RowOrder(ids, E, by_slot=True))
+    expected = ALL[backend](*one.values(), RowOrder(ids[:, :1], E))
+    assert_close({"y": found}, {"y": expected}, 1e-5)
+    (dx,) = torch.autograd.grad(found.sum(), leaves["x"])
+    (of_one,) = torch.autograd.grad(expected.sum(), one["x"])
+    assert_close({"dx": dx}, {"dx": of_one}, 1e-5)
+
+
+@pytest.mark.parametrize("backend", sorted(ALL))
 def test_a_gradient_that_is_an_expanded_view(backend):
     """What `y.sum().backward()` sends: one number in place of a tensor."""
     ids = ROUTINGS["top-2"]
