@@ -87,6 +87,10 @@ def _torchrun(arguments: Sequence[str]) -> int:
 def _exit_code(failed: ChildFailedError) -> int:
     """The exit code of the rank that failed first; 128 + the signal's number if a signal ended it."""
     failures = failed.failures
+    codes = {failure.exitcode for failure in failures.values()}
+    saved = codes & set(STOPPED)
+    if saved and codes <= {*STOPPED, -signal.SIGTERM}:
+        return max(saved)  # one rank was asked to stop, all saved, and the agent hurried the others at their exit
 
     def order(rank: int) -> tuple[bool, int, bool]:
         # The agent ends the other ranks by SIGTERM. Within a second, a rank that was killed came before one that then

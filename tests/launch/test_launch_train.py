@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from launch.cli import main
+from launch.train import _exit_code
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -121,3 +123,24 @@ def test_every_rank_saves_when_the_launcher_is_killed(stand_in):
     while not all((stand_in / f"saved-{rank}").exists() for rank in (0, 1)):
         assert time.monotonic() < end, "the ranks do not notice that their launcher is gone"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected", "says"),
+    [
+        ([143, 143], 143, ""),
+        ([-15, 143, -15], 143, ""),  # one rank was told to stop; the agent ended others that had saved
+        ([130, -15], 130, ""),
+        ([-15, 1, -15], 1, "rank 1 failed first"),
+        ([143, -9, 143], 137, "rank 1 was ended by SIGKILL"),
+    ],
+)
+def test_what_the_ranks_codes_come_to(codes, expected, says, capsys):
+    def failure(code: int) -> SimpleNamespace:
+        return SimpleNamespace(exitcode=code, timestamp=1, signal_name=lambda: signal.Signals(-code).name)
+
+    failed = SimpleNamespace(failures={rank: failure(code) for rank, code in enumerate(codes)})
+    assert _exit_code(failed) == expected
+    error = capsys.readouterr().err
+    assert says in error
+    assert bool(error) == bool(says)
