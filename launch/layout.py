@@ -30,6 +30,7 @@ def print_layout(overrides: Sequence[str], *, config_dirs: Sequence[str], world:
         ("in all", held.total),
     ):
         print(f"{name:<20}{nbytes / size:>12,.3f}")
+    print("activations, and weights while they are gathered, come on top")
 
     # Every collective of one kind, whatever its size, is one line.
     kinds = [replace(call, nbytes=0) for call in report.collectives]
