@@ -120,7 +120,7 @@ class Trainer:
         cfg, world = self.cfg.train, self.world
         try:
             self._announce()
-            with StopRequest(silent=world.rank > 0) as stop:
+            with StopRequest(silent=lambda: world.rank > 0 or world.watch.run_ends) as stop:
                 while self.step < cfg.steps:
                     world.watch.at(f"step {self.step + 1}: data")
                     batches = self._next_batches()

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,10 +21,11 @@ class StopRequest:
 
     A closed terminal (SIGHUP) counts as SIGTERM, unless it is ignored, as under nohup.
 
-    silent: say nothing, as another rank of this machine does.
+    silent: tells at any time whether to say nothing: another rank does, or the run ends anyway and the signal is the
+    launcher's, which ends the ranks that are left.
     """
 
-    def __init__(self, *, silent: bool = False) -> None:
+    def __init__(self, *, silent: Callable[[], bool] = lambda: False) -> None:
         self.silent = silent
         self.signal: int | None = None
         self._asked_at = 0.0
@@ -59,6 +61,6 @@ class StopRequest:
             os._exit(128 + number)
 
     def _say(self, line: str) -> None:
-        if not self.silent:
+        if not self.silent():
             with contextlib.suppress(OSError):  # the terminal may be what went away
                 os.write(2, f"{line}\n".encode())  # print may be what the signal interrupted
