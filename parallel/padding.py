@@ -1,0 +1,97 @@
+"""Rows sorted by expert, each expert's part padded to a multiple of what a quantised GEMM wants; static shapes.
+
+How many rows an expert has is known on the device alone, so the padded rows are laid out inside a bound that follows
+from the shapes. What is not needed stands behind the last expert's rows, is zero, and belongs to nobody.
+
+Legend: T tokens · K experts per token · R = T*K rows · P padded rows · E experts · H hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel.dispatch import RowOrder, sum_slots
+
+
+class PaddedOrder:
+    """A `RowOrder` with room between the experts; built on the device without a host sync.
+
+    Args: order: the rows without padding. align: what each expert's rows become a multiple of.
+
+    Attributes:
+        rows: P, a multiple of `align` that holds any routing of R rows over E experts; at least `align`.
+        token_of_row [P], slot_of_row [P] (into the flattened [T, K]): int64, -1 in padding.
+        row_of_slot [T, K]: where each (token, slot) stands.
+        offsets [E] int32: the end of each expert's padded rows. An expert without rows has no padding either. Rows
+            from offsets[-1] on are padding that belongs to nobody.
+    """
+
+    def __init__(self, order: RowOrder, align: int) -> None:
+        (rows,), (experts,) = order.token_of_row.shape, order.offsets.shape
+        # The most that align - 1 rows of padding for each expert with a row can come to.
+        self.rows = max(align, align * ((rows + (align - 1) * min(experts, rows)) // align))
+        counts = order.offsets.diff(prepend=order.offsets.new_zeros(1))
+        padded = (counts + (align - 1)).div(align, rounding_mode="floor") * align
+        self.offsets = padded.cumsum(0, dtype=torch.int32)
+        added = (self.offsets - padded) - (order.offsets - counts)  # how far each expert's first row has moved
+        row = torch.arange(rows, device=counts.device)
+        self._row = row + added[torch.searchsorted(order.offsets, row, right=True)]  # [R]: where each row stands
+        self._token, self._slot = order.token_of_row, order.slot_of_row
+        self.token_of_row, self.slot_of_row = (
+            row.new_full((self.rows,), -1).index_copy_(0, self._row, index) for index in (self._token, self._slot)
+        )
+        self.row_of_slot = self._row[order.row_of_slot]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[T, H] -> [P, H], zeros in padding; differentiable: a token's gradient is the sum of its rows'."""
+        return _Gather.apply(x, self)
+
+    def gather_weights(self, weights: Tensor) -> Tensor:
+        """[T, K] -> [P], zeros in padding; differentiable."""
+        return _GatherWeights.apply(weights, self)
+
+    def combine(self, rows: Tensor) -> Tensor:
+        """[P, H] -> [T, H], the sum of each token's rows in the order of its slots; differentiable, padding's gradient
+        is zero."""
+        return _Combine.apply(rows, self)
+
+    def _spread(self, values: Tensor, index: Tensor) -> Tensor:
+        """values[index] at the rows, zeros in padding: [N, ...], [R] -> [P, ...]."""
+        out = values.new_zeros(self.rows, *values.shape[1:])
+        return out.index_copy_(0, self._row, values.index_select(0, index))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: PaddedOrder) -> Tensor:
+        ctx.row_of_slot = order.row_of_slot
+        return order._spread(x, order._token)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return sum_slots(grads[0], ctx.row_of_slot), None
+
+
+class _GatherWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, order: PaddedOrder) -> Tensor:
+        ctx.row_of_slot = order.row_of_slot
+        return order._spread(weights.flatten(), order._slot)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0][ctx.row_of_slot], None
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: PaddedOrder) -> Tensor:
+        ctx.order = order
+        return sum_slots(rows, order.row_of_slot)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.order._spread(grads[0], ctx.order._token), None
