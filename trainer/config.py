@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from trainer import schema
 from trainer.model_config import ModelConfig
-from trainer.schema import FREE, ConfigError
+from trainer.schema import FREE, NAMED, ConfigError
 from trainer.validate import validate
 
 __all__ = [
@@ -35,6 +35,12 @@ def free(default: Any) -> Any:
     """A field that may change when a run is resumed: it extends the run, or says how the same step is computed, which
     moves the numbers by rounding alone (but for micro_batch: the balance loss is a mean over micro-batches)."""
     return field(default=default, metadata=FREE)
+
+
+def named(default: Any) -> Any:
+    """A field that changes the numbers of a run and nothing of its checkpoints: part of the default directory's name,
+    yet a run may be continued with another value."""
+    return field(default=default, metadata=NAMED)
 
 
 @dataclass(kw_only=True)
@@ -64,20 +70,32 @@ class ParallelConfig:
     ep: int = free(1)  # expert-parallel ranks: neighbours out of dp_shard
     dispatch: Literal["auto", "all_gather", "all_to_all"] = free("auto")  # how tokens reach experts on other ranks
     combine: Literal["fixed_order", "reduce_scatter"] = free("fixed_order")  # how all_gather adds the ranks' results
-    payload: Literal["compute", "bf16"] = free("compute")  # dtype in which all_gather sends hidden states
     regather: bool = free(False)  # all_gather: gather hidden states again in backward instead of keeping them
     overlap: int = free(1)  # all_gather: parts of a micro-batch whose exchange and experts run side by side
     reshard_dense: bool = free(True)  # free gathered dense weights after forward, gather them again in backward
     reshard_experts: bool = free(False)  # the same for experts, which otherwise stay for the step
-    reduce: Literal["fp32", "bf16"] = free("fp32")  # dtype in which sharded gradients are summed
     timeout_s: float = free(600.0)  # seconds in which no rank gets anywhere, then the run ends
 
 
 @dataclass(kw_only=True)
 class PrecisionConfig:
-    """Masters, router, norms' reductions, rotary tables and LM head stay fp32 whatever `compute` says."""
+    """The dtype of every part. A part with one value is here to be read, and so that another one is refused."""
 
-    compute: Literal["fp32", "bf16"] = "fp32"  # activations and linears
+    linears: Literal["fp32", "bf16"] = named("fp32")  # attention's matrices, and activations between all parts
+    # bf16 and fp32: as `linears`. fp8_*, mxfp8: e4m3 matmuls under the Transformer Engine recipe of that name;
+    # fp8_reference: fp8_block's quantisation in fp32 arithmetic, on any device
+    experts: Literal["fp32", "bf16", "fp8_block", "fp8_current", "fp8_delayed", "mxfp8", "fp8_reference"] = named(
+        "fp32"
+    )
+    payload: Literal["fp32", "bf16", "fp8"] = named("fp32")  # hidden states that all_gather sends to experts
+    router: Literal["fp32"] = "fp32"  # logits and softmax
+    norms: Literal["fp32"] = "fp32"  # their reductions and product
+    rotary: Literal["fp32"] = "fp32"  # tables and rotation
+    lm_head: Literal["fp32"] = "fp32"  # logits and cross-entropy
+    masters: Literal["fp32"] = "fp32"  # the weights that are trained and saved
+    moments: Literal["fp32", "bf16"] = named("fp32")  # the optimizer's
+    gradients: Literal["fp32"] = "fp32"  # as the optimizer takes them
+    reductions: Literal["fp32", "bf16"] = named("fp32")  # sums of sharded gradients over ranks
 
 
 @dataclass(kw_only=True)
@@ -148,7 +166,7 @@ class Config:
 
 def defining_values(cfg: Config) -> dict[str, Any]:
     """Dotted key -> value of everything that defines the result, that is of all keys not marked free."""
-    leaves = schema.keys(Config, fixed_on_resume=True)
+    leaves = schema.keys(Config, resume=("fixed", "named"))
     flat = schema.flatten(schema.to_dict(cfg), leaves)
     return {key: flat[key] for key in leaves}
 

@@ -26,7 +26,7 @@ from trainer.data import Batch
 from trainer.model import Decoder
 from trainer.optim import Engine, NativeEngine
 from trainer.parallelize import build_meshes, parallelize
-from trainer.precision import COMPUTE_DTYPES
+from trainer.precision import DTYPES
 from trainer.step import accumulate_gradients
 
 
@@ -55,7 +55,7 @@ def fake_rank(cfg: Config, world_size: int, rank: int) -> Report:
         meshes = build_meshes(cfg, world.device.type)
         assert meshes is not None  # there is a process group
         with torch.device("meta"):
-            model = Decoder(cfg.model, COMPUTE_DTYPES[cfg.precision.compute])
+            model = Decoder(cfg.model, DTYPES[cfg.precision.linears])
         parallelize(model, meshes, cfg, world.device.type)
         for layer in model.blocks:
             layer.moe.experts.backend = _any_experts

@@ -57,15 +57,15 @@ def plan(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> Plan:
 
 
 def without_effect(cfg: Config, chosen: Plan) -> list[str]:
-    """Options of `parallel` that are set and change nothing in this layout, each with the reason, for a warning."""
-    p, found = cfg.parallel, []
+    """Options that are set and change nothing in this layout, each with the reason, for a warning."""
+    p, q, found = cfg.parallel, cfg.precision, []
     if chosen.dispatch == "local":
         why = "as each rank has all experts"
         found += [f"parallel.overlap={p.overlap} {why}"] if p.overlap > 1 else []
         found += [f"parallel.regather=true {why}"] if p.regather else []
-        found += [f"parallel.payload={p.payload} {why}"] if p.payload != "compute" else []
+        found += [f"precision.payload={q.payload} {why}"] if q.payload != q.linears else []
     if chosen.layout.shard == 1:
         why = "as no weight is sharded"
-        found += [f"parallel.reduce={p.reduce} {why}"] if p.reduce != "fp32" else []
+        found += [f"precision.reductions={q.reductions} {why}"] if q.reductions != "fp32" else []
         found += [f"parallel.reshard_experts=true {why}"] if p.reshard_experts else []
     return found

@@ -11,10 +11,10 @@ from parallel.blocks import checkpoint_activations, compile_blocks
 from parallel.dispatch import Dispatcher, LocalDispatch
 from parallel.fsdp import Policy, place_experts, shard_parameters
 from parallel.mesh import Meshes
-from trainer.config import Config, ParallelConfig
+from trainer.config import Config
 from trainer.layout import DispatchName, Plan, plan
 from trainer.model import Decoder
-from trainer.precision import COMPUTE_DTYPES
+from trainer.precision import DTYPES
 
 
 def build_meshes(cfg: Config, device_type: str) -> Meshes | None:
@@ -34,7 +34,7 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
     if meshes is not None:
         place_experts(experts, meshes)
         for layer in model.blocks:
-            layer.moe.dispatcher = _dispatcher(_plan(cfg).dispatch, meshes, cfg.parallel)
+            layer.moe.dispatcher = _dispatcher(_plan(cfg).dispatch, meshes, cfg)
     if cfg.train.compile:
         _leave_eager(model, cfg, device_type)
         compile_blocks(model.layers)
@@ -49,7 +49,7 @@ def _plan(cfg: Config) -> Plan:
     return plan(cfg.parallel, cfg.model, dist.get_world_size())
 
 
-def _dispatcher(name: DispatchName, meshes: Meshes, cfg: ParallelConfig) -> Dispatcher:
+def _dispatcher(name: DispatchName, meshes: Meshes, cfg: Config) -> Dispatcher:
     if meshes.ep_group is None:
         return LocalDispatch()
     if name == "all_to_all":
@@ -57,16 +57,16 @@ def _dispatcher(name: DispatchName, meshes: Meshes, cfg: ParallelConfig) -> Disp
     return AllGatherDispatch(
         meshes.ep_group,
         meshes.placement,
-        combine=cfg.combine,
-        regather=cfg.regather,
-        overlap=cfg.overlap,
-        payload=torch.bfloat16 if cfg.payload == "bf16" else None,
+        combine=cfg.parallel.combine,
+        regather=cfg.parallel.regather,
+        overlap=cfg.parallel.overlap,
+        payload=None if cfg.precision.payload == cfg.precision.linears else DTYPES[cfg.precision.payload],
     )
 
 
 def _policy(cfg: Config) -> Policy:
-    compute, masters = COMPUTE_DTYPES[cfg.precision.compute], torch.float32
-    reduce = COMPUTE_DTYPES[cfg.parallel.reduce]
+    compute, masters = DTYPES[cfg.precision.linears], torch.float32
+    reduce = DTYPES[cfg.precision.reductions]
     return Policy(
         compute=None if compute == masters else compute,
         reduce=None if compute == masters and reduce == masters else reduce,
@@ -81,7 +81,7 @@ def _leave_eager(model: Decoder, cfg: Config, device_type: str) -> None:
     another."""
     for layer in model.blocks:
         moe = layer.moe
-        if device_type == "cpu" or cfg.precision.compute != "bf16":
+        if device_type == "cpu" or cfg.precision.experts != "bf16":
             moe.experts.forward = torch.compiler.disable(moe.experts.forward)  # type: ignore[method-assign]
         if not isinstance(moe.dispatcher, LocalDispatch):
             moe.dispatcher = torch.compiler.disable(moe.dispatcher)

@@ -1,4 +1,4 @@
-"""Every numerically sensitive operation, in one place.
+"""Every numerically sensitive operation, in one place, and what a precision recipe comes to on a machine.
 
 RMSNorm, the rotary embedding and the router's softmax are written here once, so that training, an embedded rollout
 engine and a serving engine compute them alike. All of them work in fp32 (fp64 inputs stay fp64) and cast their result
@@ -12,12 +12,41 @@ Legend: T tokens · h heads of one kind · d head dimension · E experts · K ex
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from trainer import schema
+from trainer.config import ConfigError, PrecisionConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ON_ANY_DEVICE = ("fp32", "bf16", "fp8_reference")
+
+
+def why_not(experts: str, device: torch.device) -> str | None:
+    """Why experts of this precision cannot run on `device`, and what would change that; None where they can."""
+    if experts in ON_ANY_DEVICE:
+        return None
+    from trainer.model import te
+
+    return te.why_not(experts, device)
+
+
+def refuse_what_cannot_run(cfg: PrecisionConfig, device: torch.device) -> None:
+    """Raises `ConfigError`, naming the recipes that run here, where this machine lacks what `cfg` asks for."""
+    if problem := why_not(cfg.experts, device):
+        known = get_args(schema.keys(PrecisionConfig)["experts"])
+        able = schema.one_of(name for name in known if why_not(name, device) is None)
+        raise ConfigError([f"precision.experts={cfg.experts} cannot run here: {problem}; here run precision={able}"])
+
+
+def table(cfg: PrecisionConfig, experts: str) -> str:
+    """The parts of each dtype, a line a dtype, for the log. experts: what computes them on this machine, and why."""
+    parts: dict[str, list[str]] = {}
+    for part, dtype in vars(cfg).items():
+        parts.setdefault(dtype, []).append(f"experts ({experts})" if part == "experts" else part.replace("_", " "))
+    return "\n".join(f"{dtype:<15}{', '.join(names)}" for dtype, names in parts.items())
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -7,7 +7,6 @@ import math
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from parallel.mesh import Meshes
 from parallel.world import World, WorldError, start_world
 from trainer import rundir, schema
+from trainer.announce import announcements
 from trainer.checkpoint.state import restore_generators, training_tensors
 from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
 from trainer.compose import report
@@ -23,14 +23,13 @@ from trainer.config import Config, ConfigError
 from trainer.data import Batch, DataError, build_data
 from trainer.evaluate import held_out_nats
 from trainer.generate import generate
-from trainer.layout import plan, without_effect
 from trainer.memory import prepare_host_memory
 from trainer.metrics import MetricsLog, device_peak
 from trainer.model import Decoder
-from trainer.model.experts import runs_as
+from trainer.model.experts import make_backend
 from trainer.optim import build_engine, lr_at
 from trainer.parallelize import build_meshes, parallelize
-from trainer.precision import COMPUTE_DTYPES
+from trainer.precision import DTYPES, refuse_what_cannot_run
 from trainer.step import accumulate_gradients
 from trainer.stop import StopRequest
 
@@ -53,12 +52,13 @@ def train(cfg: Config) -> int:
         if world.device.type == "cpu":
             prepare_host_memory()
         world.agree("configuration", schema.digest(schema.to_dict(cfg)))
+        refuse_what_cannot_run(cfg.precision, world.device)
         run = _choose_directory(cfg, world, held)
         if run.status == "finished":
             if world.rank == 0:
                 print(rundir.finished_line(run, cfg))
             return 0
-        return Trainer(cfg, run.path, world).run()
+        return Trainer(cfg, run, world).run()
     except ConfigError as error:
         return report(error) if world.rank == 0 else 2
     except (DataError, WorldError, CheckpointError, RunError) as error:
@@ -81,9 +81,10 @@ def train(cfg: Config) -> int:
 class Trainer:
     """The five components of a run and the position it has reached."""
 
-    def __init__(self, cfg: Config, directory: Path, world: World) -> None:
+    def __init__(self, cfg: Config, run: rundir.RunDir, world: World) -> None:
         torch.manual_seed(cfg.train.seed)
-        self.cfg, self.directory, self.world = cfg, directory, world
+        self.cfg, self.directory, self.world = cfg, run.path, world
+        directory = run.path
         world.watch.at("start: data")
         self.data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size)
         world.agree("corpus", self.data.fingerprint)
@@ -97,7 +98,7 @@ class Trainer:
             directory / rundir.CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self._warn_early
         )
         world.watch.at("start: loading the checkpoint")
-        self.early_warnings: list[str] = []
+        self.early_warnings = [f"goes on with {change}" for change in run.changes]
         self.step = self.sample = self.saved_step = 0  # steps done, samples seen, step of the last checkpoint
         self.resumed = self._resume()
         try:
@@ -278,31 +279,18 @@ class Trainer:
     # ---- beginning and end
 
     def _announce(self) -> None:
-        cfg, model = self.cfg, self.cfg.model
         for message in self.early_warnings:
             self.log.event({"event": "warning", "step": self.step, "message": message})
-        if self.world.device.type == "cuda" and cfg.precision.compute == "fp32":
-            text = "fp32 on a GPU: grouped GEMM and attention have no fast kernels for it and wait for the host"
-            self.log.event({"event": "warning", "step": self.step, "message": f"{text}; use precision=bf16"})
-        parts = [
-            f"{model.num_params() / 1e6:,.1f} M parameters ({model.active_params() / 1e6:,.1f} M active)",
-            f"{cfg.precision.compute} on {self.world.size} x {_device_name(self.world)}",
-            f"experts by {runs_as(model.expert_backend, self.world.device)}",
-            f"{cfg.train.global_batch * cfg.data.seq_len:,} tokens a step",
-            f"in {self.directory}",
-        ]
-        if cfg.optim.engine == "deepspeed":
-            place = ", state on the CPU" if cfg.optim.offload == "cpu" else ""
-            parts.append(f"AdamW by DeepSpeed, ZeRO-{cfg.optim.zero_stage}{place}")
-        if self.meshes is not None:
-            table = "\n".join(f"{axis:<14}{ranks:>6}  {what}" for axis, ranks, what in self.meshes.layout.rows())
-            self.log.event(
-                {"event": "layout", "step": self.step, "message": f"axes of {self.world.size} ranks\n{table}"}
-            )
-            for option in without_effect(self.cfg, plan(self.cfg.parallel, model, self.world.size)):
-                self.log.event({"event": "warning", "step": self.step, "message": f"{option} has no effect here"})
-        start = f"continued after step {self.step}" if self.resumed else "new"
-        self.log.event({"event": "run", "step": self.step, "message": ", ".join([start, *parts])})
+        for record in announcements(
+            self.cfg,
+            self.world,
+            self.meshes,
+            device=_device_name(self.world),
+            experts=make_backend(self.cfg.precision.experts, self.cfg.model.expert_backend, self.world.device)[1],
+            resumed=self.step if self.resumed else 0,
+            directory=self.directory,
+        ):
+            self.log.event({"step": self.step, **record})
 
     def _finish(self) -> int:
         """Save before the last evaluation: what was trained is safe, whatever happens while it is looked at."""
@@ -356,7 +344,9 @@ class Trainer:
 def build_model(cfg: Config, world: World, meshes: Meshes | None) -> Decoder:
     """The model of `cfg` on this rank's device, spread over the meshes, initialised from `train.seed`."""
     with torch.device("meta"):
-        model = Decoder(cfg.model, COMPUTE_DTYPES[cfg.precision.compute])
+        model = Decoder(cfg.model, DTYPES[cfg.precision.linears])
+    for layer in model.blocks:
+        layer.moe.experts.backend, _ = make_backend(cfg.precision.experts, cfg.model.expert_backend, world.device)
     parallelize(model, meshes, cfg, world.device.type)
     model.to_empty(device=world.device)
     model.init_weights(cfg.train.seed)
@@ -386,5 +376,5 @@ def _device_name(world: World) -> str:
 
 
 def _peak_flops(cfg: Config, world: World) -> float | None:
-    peak = device_peak(_device_name(world), cfg.precision.compute)
+    peak = device_peak(_device_name(world), cfg.precision.linears)
     return peak * world.size if peak else None

@@ -12,7 +12,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -32,6 +32,7 @@ class RunDir:
     path: Path
     status: Literal["new", "resume", "finished"]
     step: int = 0  # of the newest complete checkpoint
+    changes: list[str] = field(default_factory=list)  # `key: old -> new` where it goes on with other numbers
 
 
 def choose(cfg: Config) -> RunDir:
@@ -53,7 +54,8 @@ def _judge(path: Path, cfg: Config) -> RunDir:
     if not path.exists() or all(_left_by_a_failed_start(entry) for entry in path.iterdir()):
         _must_be_writable(path)
         return RunDir(path, "new")
-    differing = _differences(cfg, path)
+    stored = _stored(path)
+    differing = _differences(cfg, stored, "fixed")
     if differing:
         advice = "Use those values, another run.dir, or train.resume=never for a new directory beside it"
         raise ConfigError([f"run.dir={path} holds another configuration: {'; '.join(differing)}. {advice}"])
@@ -61,7 +63,7 @@ def _judge(path: Path, cfg: Config) -> RunDir:
     if step >= cfg.train.steps:
         return RunDir(path, "finished", step)
     _must_be_writable(path)
-    return RunDir(path, "resume", step)
+    return RunDir(path, "resume", step, _differences(cfg, stored, "named"))
 
 
 def _left_by_a_failed_start(entry: Path) -> bool:
@@ -139,8 +141,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _differences(cfg: Config, path: Path) -> list[str]:
-    """What the directory's configuration and `cfg` disagree on, free keys aside."""
+def _stored(path: Path) -> dict[str, Any]:
+    """The directory's configuration, by dotted keys."""
     file = path / CONFIG_FILE
     try:
         tree = OmegaConf.load(file)
@@ -151,9 +153,16 @@ def _differences(cfg: Config, path: Path) -> list[str]:
     except Exception as error:  # whatever the reader makes of a damaged file
         text = f"{file} cannot be read ({' '.join(str(error).split())}); use another run.dir"
         raise ConfigError([text]) from None
-    free = set(schema.keys(Config)) - set(schema.keys(Config, fixed_on_resume=True))
-    old = {key: value for key, value in schema.flatten(stored, schema.keys(Config)).items() if key not in free}
-    return differences(old, defining_values(cfg))
+    return schema.flatten(stored, schema.keys(Config))
+
+
+def _differences(cfg: Config, stored: Mapping[str, Any], kind: Literal["fixed", "named"]) -> list[str]:
+    """What a directory's configuration and `cfg` disagree on, of the keys of one kind; a key of which nothing is known
+    any more counts as fixed."""
+    kinds = {kind: set(schema.keys(Config, resume=[kind])) for kind in ("fixed", "named", "free")}
+    others = set().union(*(keys for other, keys in kinds.items() if other != kind))
+    old = {key: value for key, value in stored.items() if key in kinds[kind] or (kind == "fixed" and key not in others)}
+    return differences(old, {key: value for key, value in defining_values(cfg).items() if key in kinds[kind]})
 
 
 def _next_free(path: Path) -> Path:

@@ -9,10 +9,13 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
-FREE: Mapping[str, str] = {"resume": "free"}  # metadata of a field that may change when a run is resumed
+# Metadata of fields that may change when a run is resumed. A free one does not define the result; a named one does, and
+# so names the default directory, but a run that stands may go on with another value.
+FREE: Mapping[str, str] = {"resume": "free"}
+NAMED: Mapping[str, str] = {"resume": "named"}
 T = TypeVar("T")
 
 
@@ -55,14 +58,14 @@ def fields(schema: type) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
     return {field.name: (hints[field.name], field) for field in dataclasses.fields(schema)}
 
 
-def keys(schema: type, *, fixed_on_resume: bool = False) -> dict[str, Any]:
-    """Dotted key -> type of every leaf of a dataclass of dataclasses; without the free ones on request."""
+def keys(schema: type, *, resume: Collection[str] = ("fixed", "named", "free")) -> dict[str, Any]:
+    """Dotted key -> type of every leaf of a dataclass of dataclasses, of the kinds that `resume` lists."""
     found: dict[str, Any] = {}
     for name, (hint, field) in fields(schema).items():
         if dataclasses.is_dataclass(hint):
-            nested = keys(typing.cast(type, hint), fixed_on_resume=fixed_on_resume)
+            nested = keys(typing.cast(type, hint), resume=resume)
             found.update({f"{name}.{key}": value for key, value in nested.items()})
-        elif not (fixed_on_resume and field.metadata.get("resume") == "free"):
+        elif field.metadata.get("resume", "fixed") in resume:
             found[name] = hint
     return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from trainer.config import Config
 from trainer.data.batch import Batch
 from trainer.loss import loss_terms
 from trainer.model import Decoder
+from trainer.model.experts import Experts, QuantizedBackend
 from trainer.optim import Engine
 
 
@@ -26,19 +28,33 @@ def accumulate_gradients(
     """
     sums = torch.zeros(4, device=world.device)
     experts = [layer.moe.experts for layer in model.blocks]
-    for number, batch in enumerate(batches, 1):
-        world.watch.at(f"step {step}: forward and backward")
-        keep_gathered(experts, keep=number < len(batches) and not cfg.parallel.reshard_experts)
-        terms = loss_terms(
-            model,
-            batch.to(world.device),
-            token_count=max(tokens, 1),
-            micro_batches=len(batches),
-            chunk=cfg.train.loss_chunk,
-            ranks=world.size,
-            sum_over_ranks=(lambda counts: world.sum_tensor(counts.clone())) if world.size > 1 else None,
-        )
-        engine.backward(terms.total)
-        largest = terms.max_load / (len(batches) * world.size)
-        sums += torch.stack([terms.cross_entropy, terms.balance, terms.z, largest]).detach()
+    with _held_weights(experts):
+        for number, batch in enumerate(batches, 1):
+            world.watch.at(f"step {step}: forward and backward")
+            keep_gathered(experts, keep=number < len(batches) and not cfg.parallel.reshard_experts)
+            terms = loss_terms(
+                model,
+                batch.to(world.device),
+                token_count=max(tokens, 1),
+                micro_batches=len(batches),
+                chunk=cfg.train.loss_chunk,
+                ranks=world.size,
+                sum_over_ranks=(lambda counts: world.sum_tensor(counts.clone())) if world.size > 1 else None,
+            )
+            engine.backward(terms.total)
+            largest = terms.max_load / (len(batches) * world.size)
+            sums += torch.stack([terms.cross_entropy, terms.balance, terms.z, largest]).detach()
     return sums
+
+
+@contextmanager
+def _held_weights(experts: Iterable[Experts]) -> Iterator[None]:
+    """Weights do not change inside, so that those of quantised experts are quantised once."""
+    quantized = [layer.backend for layer in experts if isinstance(layer.backend, QuantizedBackend)]
+    for backend in quantized:
+        backend.hold_weights(True)
+    try:
+        yield
+    finally:
+        for backend in quantized:
+            backend.hold_weights(False)

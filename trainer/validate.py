@@ -62,6 +62,9 @@ NOT_NEGATIVE = {
     "checkpoint.every",
 }
 
+# bf16 has 8 significant bits, so that half a unit in the last place is up to 1/256 of a number.
+MAX_BETA_OF_BF16 = 0.99
+
 
 def validate(cfg: Config, world_size: int) -> list[str]:
     """All mistakes of `cfg` on `world_size` ranks, one line each; an empty list if it can run.
@@ -79,6 +82,7 @@ def validate(cfg: Config, world_size: int) -> list[str]:
         errors += _batch(cfg, world_size)
     if not any(key.startswith(("model.", "parallel.", "train.", "data.")) for key in wrong_range):
         errors += _parallel(cfg, world_size)
+    errors += _precision(cfg)
     errors += _data(cfg)
     errors += _schedule(cfg)
     errors += _engine(cfg, world_size)
@@ -155,10 +159,10 @@ def _parallel(cfg: Config, world_size: int) -> list[str]:
             "not divide it; use "
             + (f"parallel.dp_replicate={one_of(copies)} with parallel.dp_shard=0" if copies else "another width")
         )
-    if chosen.layout.ep > 1 and m.hidden_size % 2 and "bf16" in (cfg.precision.compute, p.payload):
+    if chosen.layout.ep > 1 and m.hidden_size % 2 and "bf16" in (cfg.precision.linears, cfg.precision.payload):
         errors.append(
             f"model.hidden_size={m.hidden_size} is odd, and in bf16 pairs of numbers travel between expert-parallel "
-            f"ranks; use {m.hidden_size + 1}, or fp32 for precision.compute and parallel.payload=compute"
+            f"ranks; use {m.hidden_size + 1}, or fp32 for precision.linears and precision.payload"
         )
     if p.regather and cfg.train.recompute != "none":
         errors.append(
@@ -173,13 +177,33 @@ def _parallel(cfg: Config, world_size: int) -> list[str]:
         )
     if chosen.dispatch == "all_to_all":
         for key, value, default in (
-            ("overlap", p.overlap, 1),
-            ("regather", p.regather, False),
-            ("payload", p.payload, "compute"),
+            ("parallel.overlap", p.overlap, 1),
+            ("parallel.regather", p.regather, False),
+            ("precision.payload", cfg.precision.payload, cfg.precision.linears),
         ):
             if value != default:
-                only = f"parallel.{key}={str(value).lower()} is an option of dispatch=all_gather"
-                errors.append(f"{only}; use parallel.{key}={str(default).lower()}, or parallel.dispatch=all_gather")
+                only = f"{key}={str(value).lower()} is an option of parallel.dispatch=all_gather"
+                errors.append(f"{only}; use {key}={str(default).lower()}, or parallel.dispatch=all_gather")
+    return errors
+
+
+def _precision(cfg: Config) -> list[str]:
+    p, o, errors = cfg.precision, cfg.optim, []
+    if {p.experts, p.linears} == {"fp32", "bf16"}:
+        errors.append(
+            f"precision.experts={p.experts} is not precision.linears={p.linears}, the dtype of the activations that "
+            f"come to the experts; use precision.experts={p.linears}, or precision={p.experts} for both"
+        )
+    if p.payload == "fp32" and p.linears == "bf16":
+        errors.append("precision.payload=fp32 is wider than precision.linears=bf16; use precision.payload=bf16 or fp8")
+    if p.moments == "bf16" and o.name == "adamw" and len(o.betas) == 2 and o.betas[1] > MAX_BETA_OF_BF16:
+        errors.append(
+            f"optim.betas=[{o.betas[0]:g},{o.betas[1]:g}] with precision.moments=bf16 would not let the second moment "
+            f"fall: a step changes it by {1 - o.betas[1]:.1e} of itself, which bf16 rounds away; use a second beta of "
+            f"{MAX_BETA_OF_BF16} or less, or precision.moments=fp32"
+        )
+    if p.moments == "bf16" and o.engine == "deepspeed":
+        errors.append("precision.moments=bf16 is not known to optim.engine=deepspeed; use fp32, or optim.engine=native")
     return errors
 
 

@@ -109,7 +109,7 @@ WRONG = [
     ({"parallel.dispatch": "allgather"}, "parallel.dispatch=allgather", "'all_gather'"),
     ({"parallel.combine": "fixed"}, "parallel.combine=fixed", "fixed_order or reduce_scatter"),
     ({"parallel.timeout_s": -1.0}, "parallel.timeout_s=-1.0", "above 0"),
-    ({"precision.compute": "fp16"}, "precision.compute=fp16", "fp32 or bf16"),
+    ({"precision.linears": "fp16"}, "precision.linears=fp16", "fp32 or bf16"),
     ({"optim.name": "adam"}, "optim.name=adam", "did you mean 'adamw'"),
     ({"optim.lr": 0.0}, "optim.lr=0.0", "above 0"),
     ({"optim.lr": float("nan")}, "optim.lr=nan", "finite"),
@@ -203,7 +203,7 @@ WRONG_ON_RANKS = [
     ),
     (8, {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "parallel.overlap": 2}, "overlap=2", "overlap=1"),
     (8, {"parallel.ep": 8, "parallel.regather": True, "train.recompute": "full"}, "regather=true", "regather=false"),
-    (8, {"parallel.ep": 8, "parallel.payload": "bf16", "model.hidden_size": 33}, "hidden_size=33 is odd", "use 34"),
+    (8, {"parallel.ep": 8, "precision.payload": "bf16", "model.hidden_size": 33}, "hidden_size=33 is odd", "use 34"),
     (5, {"parallel.ep": 5, "parallel.dispatch": "all_to_all", "train.global_batch": 5}, "num_experts=16", "ep=1"),
 ]
 
@@ -241,10 +241,10 @@ def test_layouts_that_fit(ranks, changes):
 
 
 def test_options_that_do_nothing_in_a_layout_are_told():
-    changes = {"parallel.overlap": 2, "parallel.regather": True, "parallel.reduce": "bf16"}
+    changes = {"parallel.overlap": 2, "parallel.regather": True, "precision.reductions": "bf16"}
     cfg = grouped(changes)
     alone = without_effect(cfg, plan(cfg.parallel, cfg.model, 1))
-    assert [line.split("=")[0] for line in alone] == ["parallel.overlap", "parallel.regather", "parallel.reduce"]
+    assert [line.split("=")[0] for line in alone] == ["parallel.overlap", "parallel.regather", "precision.reductions"]
     eight = grouped(changes | {"parallel.ep": 8})
     assert without_effect(eight, plan(eight.parallel, eight.model, 8)) == []
 
@@ -293,7 +293,7 @@ def test_only_keys_that_define_the_result_enter_the_hash():
         "model.init_std": 0.03,
         "data.seq_len": 8,
         "data.weights": {"code": 1.0},
-        "precision.compute": "bf16",
+        "precision.moments": "bf16",
         "optim.lr": 2e-3,
         "train.seed": 1,
         "train.global_batch": 16,

@@ -51,7 +51,7 @@ def test_a_group_on_the_command_line_wins_over_the_recipes_choice():
     assert compose(["recipe=toy"]).optim.name == "adamw"
     assert compose(["recipe=toy", "optim=sgd"]).optim.name == "sgd"
     assert compose(["optim.name=sgd", "recipe=toy"]).optim.name == "sgd"
-    assert compose(["recipe=toy", "precision=bf16"]).precision.compute == "bf16"
+    assert compose(["recipe=toy", "precision=bf16"]).precision.experts == "bf16"
 
 
 def test_values_are_typed_by_the_schema():

@@ -36,7 +36,8 @@ def layout(dp_replicate: int, dp_shard: int, ep: int, compute: str = "fp32", **o
     sizes |= {key: other.pop(key) for key in list(other) if key in ParallelConfig.__dataclass_fields__}
     batch = {"micro_batch": 1, "global_batch": RANKS, "loss_chunk": 8}
     cfg = tiny_config("unused", model=MODEL | model, **batch | other)
-    return replace(cfg, parallel=ParallelConfig(**sizes), precision=PrecisionConfig(compute=compute))
+    precision = PrecisionConfig(linears=compute, experts=compute, payload=compute)
+    return replace(cfg, parallel=ParallelConfig(**sizes), precision=precision)
 
 
 LAYOUTS = {
@@ -69,7 +70,7 @@ def real_rank(cfg: Config) -> tuple[RankBytes, list[Collective]]:
 
 def whole_norms(cfg: Config) -> int:
     """Elements that every rank holds: beside bf16 linears the norms of queries and keys are not cut."""
-    return cfg.model.num_layers * 2 * cfg.model.head_dim if cfg.precision.compute == "bf16" else 0
+    return cfg.model.num_layers * 2 * cfg.model.head_dim if cfg.precision.linears == "bf16" else 0
 
 
 @pytest.mark.parametrize("cfg", LAYOUTS.values(), ids=list(LAYOUTS))

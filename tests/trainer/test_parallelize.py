@@ -52,7 +52,7 @@ class Spread(NamedTuple):
 def built(cfg: Config, dtype: torch.dtype) -> tuple[Decoder, Any]:
     """The model on this rank, norms and routers included in what differs from their usual start."""
     with torch.device("meta"):
-        model = Decoder(cfg.model, torch.bfloat16 if cfg.precision.compute == "bf16" else None).to(dtype)
+        model = Decoder(cfg.model, torch.bfloat16 if cfg.precision.linears == "bf16" else None).to(dtype)
     meshes = build_meshes(cfg, "cpu")
     parallelize(model, meshes, cfg, "cpu")
     model.to_empty(device="cpu")
@@ -167,7 +167,7 @@ def test_recompute_repeats_the_exchange(recompute):
 def bf16_step(spread: Spread) -> tuple[float, dict[str, Tensor], set[torch.dtype]]:
     """Loss and gradients in bf16 compute, and the dtypes in which the attention saw its norms' gains."""
     cfg, seen = spread.config(), set()
-    cfg.precision.compute = "bf16"
+    cfg.precision.linears = cfg.precision.experts = cfg.precision.payload = "bf16"
     plain = attention.norm_rotary
 
     def watching(x: Tensor, gain: Tensor, *rest: Any) -> Tensor:

@@ -16,6 +16,7 @@ from trainer import step as step_module
 from trainer.config import Config
 from trainer.data import build_data
 from trainer.run import Trainer, build_model, train
+from trainer.rundir import RunDir
 
 CLOSE = 1e-6
 
@@ -37,7 +38,7 @@ def test_a_run_learns_and_leaves_its_record(tmp_path):
     assert final["uniform"] == pytest.approx(math.log(64))
     assert final["unigram"]["synthetic"] < math.log(64)
     (began,) = events(tmp_path, "run")
-    assert "experts by grouped_mm (blocked loop on a CPU)" in began["message"]
+    assert "fp32 with fp32 experts on 1 x cpu" in began["message"]
     (sample,) = events(tmp_path, "sample")
     assert len(sample["text"].split()) > 1
     assert not [record for record in records(tmp_path) if "event" in record and "loss" in record]
@@ -210,9 +211,10 @@ def test_ranks_of_different_configurations_refuse_to_start(tmp_path):
 @pytest.mark.gpu
 def test_the_step_never_waits_for_the_gpu(tmp_path):
     cfg = tiny_config(tmp_path)
-    cfg.train.device, cfg.precision.compute = "cuda", "bf16"
+    cfg.train.device = "cuda"
+    cfg.precision.linears = cfg.precision.experts = cfg.precision.payload = "bf16"
     world = start_world("cuda")
-    trainer = Trainer(cfg, tmp_path, world)
+    trainer = Trainer(cfg, RunDir(tmp_path, "new"), world)
     for _ in range(2):  # lazy initialisations wait
         batches = trainer._next_batches()
         trainer._train_step(batches, 100)

@@ -1,16 +1,17 @@
 """SwiGLU experts over rows sorted by expert, with several back ends.
 
-A back end is (x [T, H], weights [T, K], w13, w2, order) -> [T, H]. The routing weight is applied before the down
-projection, so that the experts' outputs need not be kept for its gradient, and the gathered rows are not kept either.
+A back end is (x [T, H], weights [T, K], w13, w2, order) -> [T, H], with the experts' weights as they are stored: it
+casts them to the dtype of x, or quantises them, itself. The routing weight is applied before the down projection, so
+that the experts' outputs need not be kept for its gradient, and the gathered rows are not kept either.
 
 Legend: T tokens · K experts per token · R = T*K rows · E experts · I expert width · H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -222,21 +223,51 @@ def _each_mm(left: Sequence[Tensor], right: Sequence[Tensor], out: Sequence[Tens
 
 def _loop(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
     x_RH, weight_R = _Gather.apply(x, weights, order)
-    return _Combine.apply(loop_swiglu(x_RH, w13, w2, order.offsets, weight_R), order)
+    return _Combine.apply(loop_swiglu(x_RH, w13.to(x.dtype), w2.to(x.dtype), order.offsets, weight_R), order)
 
 
 def _grouped_mm(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
-    return (_GroupedSwiGLU if x.is_cuda else _BlockedSwiGLU).apply(x, weights, w13, w2, order)
+    swiglu = _GroupedSwiGLU if x.is_cuda else _BlockedSwiGLU
+    return swiglu.apply(x, weights, w13.to(x.dtype), w2.to(x.dtype), order)
 
 
-def runs_as(backend: str, device: torch.device) -> str:
-    """A back end's name, with what stands behind it where that is something else."""
-    return f"{backend} (blocked loop on a CPU)" if backend == "grouped_mm" and device.type != "cuda" else backend
+Backend = Callable[[Tensor, Tensor, Tensor, Tensor, RowOrder], Tensor]
+
+
+@runtime_checkable
+class QuantizedBackend(Protocol):
+    """A back end of one layer that computes with quantised weights."""
+
+    def __call__(self, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor: ...
+
+    def hold_weights(self, hold: bool) -> None:
+        """While they are held, weights do not change: they are quantised at their first use and kept. Otherwise at each
+        use, and nothing is kept."""
 
 
 # grouped_mm: torch's grouped GEMM (bf16) on CUDA, the loop that it is made of on a CPU (any dtype). loop: the
 # reference.
-BACKENDS = {"grouped_mm": _grouped_mm, "loop": _loop}
+BACKENDS: dict[str, Backend] = {"grouped_mm": _grouped_mm, "loop": _loop}
+
+
+def make_backend(experts: str, backend: str, device: torch.device) -> tuple[Backend, str]:
+    """What computes the experts of one layer, and for the log what that is and why.
+
+    experts: as `precision.experts`, which must be able to run on `device`. backend: a key of BACKENDS, for those that
+    are not quantised.
+    """
+    if experts == "fp8_reference":
+        from trainer.model.fp8_reference import Fp8Reference
+
+        return Fp8Reference(), "1x128 and 128x128 tiles in e4m3, multiplied in fp32 arithmetic: no speed is gained"
+    if experts not in ("fp32", "bf16"):
+        from trainer.model.te import TransformerEngine
+
+        engine = TransformerEngine(experts)
+        return engine, engine.describe()
+    if backend == "grouped_mm" and device.type != "cuda":
+        return BACKENDS[backend], "grouped_mm, as a blocked loop: a CPU has no grouped kernel"
+    return BACKENDS[backend], f"{backend}, as model.expert_backend says"
 
 
 class Experts(nn.Module):
@@ -254,4 +285,4 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor, order: RowOrder) -> Tensor:
         """x: [T, H]; weights: [T, K] routing weights; order: where each (token, slot) stands -> [T, H]."""
-        return self.backend(x, weights, local(self.w13).to(x.dtype), local(self.w2).to(x.dtype), order)
+        return self.backend(x, weights, local(self.w13), local(self.w2), order)

@@ -28,6 +28,7 @@ from trainer.model import Decoder
 from trainer.optim import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.run import Trainer, train
+from trainer.rundir import RunDir
 
 WRITTEN, LAST = 3, 5  # steps of the run that writes, and of those that go on from it
 EIGHT = (1, 8, 8)
@@ -63,7 +64,8 @@ def trained(directory: Path, layout: tuple[int, int, int], groups: int) -> dict[
 def restored(directory: Path, layout: tuple[int, int, int], groups: int) -> dict[str, Tensor]:
     """Every tensor of the state that a run of this layout resumes with, put together."""
     world = start_world("cpu")
-    trainer = Trainer(run_config(directory, layout, steps=LAST, model={"router_groups": groups}), directory, world)
+    cfg = run_config(directory, layout, steps=LAST, model={"router_groups": groups})
+    trainer = Trainer(cfg, RunDir(directory, "new"), world)
     assert trainer.resumed
     state = training_tensors(trainer.model, trainer.engine, trainer.world.rank)
     gathered = {name: whole(tensor) for name, tensor in state.items() if not name.startswith("rng.")}

@@ -1,0 +1,46 @@
+"""What a run says of itself before its first step: its ranks, its precision, its size, and options without effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from parallel.mesh import Meshes
+from parallel.world import World
+from trainer import precision
+from trainer.config import Config
+from trainer.layout import plan, without_effect
+
+
+def announcements(
+    cfg: Config, world: World, meshes: Meshes | None, *, device: str, experts: str, resumed: int, directory: Path
+) -> Iterator[dict[str, Any]]:
+    """Records for the log.
+
+    device: its name. experts: what computes them. resumed: the step after which the run goes on, 0 for a new one.
+    """
+    model = cfg.model
+    if meshes is not None:
+        table = "\n".join(f"{axis:<14}{ranks:>6}  {what}" for axis, ranks, what in meshes.layout.rows())
+        yield {"event": "layout", "message": f"axes of {world.size} ranks\n{table}"}
+        for option in without_effect(cfg, plan(cfg.parallel, model, world.size)):
+            yield {"event": "warning", "message": f"{option} has no effect here"}
+    yield {"event": "precision", "message": f"precision of each part\n{precision.table(cfg.precision, experts)}"}
+    if world.device.type == "cuda" and cfg.precision.linears == "fp32":
+        text = "fp32 on a GPU: grouped GEMM and attention have no fast kernels for it and wait for the host"
+        yield {"event": "warning", "message": f"{text}; use precision=bf16"}
+    if cfg.precision.payload == "fp8" and meshes is not None and meshes.ep_group is not None:
+        text = "precision.payload=fp8 rounds what experts receive, for the weights' gradients too"
+        yield {"event": "warning", "message": f"{text}; precision.payload={cfg.precision.linears} does not"}
+    parts = [
+        f"continued after step {resumed}" if resumed else "new",
+        f"{model.num_params() / 1e6:,.1f} M parameters ({model.active_params() / 1e6:,.1f} M active)",
+        f"{cfg.precision.linears} with {cfg.precision.experts} experts on {world.size} x {device}",
+        f"{cfg.train.global_batch * cfg.data.seq_len:,} tokens a step",
+        f"in {directory}",
+    ]
+    if cfg.optim.engine == "deepspeed":
+        place = ", state on the CPU" if cfg.optim.offload == "cpu" else ""
+        parts.append(f"AdamW by DeepSpeed, ZeRO-{cfg.optim.zero_stage}{place}")
+    yield {"event": "run", "message": ", ".join(parts)}
