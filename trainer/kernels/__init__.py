@@ -1,0 +1,43 @@
+"""Fused kernels for CUDA, each with a twin in plain torch that runs on any device.
+
+`use` chooses which of the two CUDA tensors get; CPU tensors get the twin. Triton is imported when its kernels are
+first used. The launchers stand in modules called `triton_*`, which nothing else imports.
+
+| function | one call in place of | CUDA |
+|---|---|---|
+| `swiglu.weighted_swiglu` | silu(gate) * up * weight, and its three gradients | forward, backward |
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+_chosen = "torch"
+
+
+def use(name: str) -> None:
+    """Choose what CUDA tensors get from now on, for the whole process: "torch" (the default) or "triton".
+
+    Raises ValueError for another name, RuntimeError where Triton is asked for and not installed.
+    """
+    global _chosen
+    if name not in ("torch", "triton"):
+        raise ValueError(f"train.kernels={name} is not known; use torch or triton")
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        raise RuntimeError(
+            "train.kernels=triton needs the package triton, which torch's CUDA builds for Linux bring along: "
+            "install such a torch, or use train.kernels=torch"
+        )
+    _chosen = name
+
+
+def on_triton(x: Tensor) -> bool:
+    """Whether Triton's kernels take `x`: not in fp64, which they would narrow, and on a CPU only in Triton's
+    interpreter (its own switch, TRITON_INTERPRET=1), for tests."""
+    if _chosen == "torch" or x.dtype == torch.float64:
+        return False
+    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
