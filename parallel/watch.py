@@ -60,9 +60,18 @@ class Notice:
 class Watch:
     """Watches the ranks of one run from this one. Alone it only remembers the place."""
 
-    def __init__(self, rank: int = 0, size: int = 1, timeout_s: float = 600.0, store: dist.Store | None = None) -> None:
-        """store: a connection that nothing else uses, because a wait on a connection blocks all its users."""
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        timeout_s: float = 600.0,
+        store: dist.Store | None = None,
+        join_s: float | None = None,
+    ) -> None:
+        """store: a connection that nothing else uses, because a wait on a connection blocks all its users. join_s: how
+        long `join` waits; None: `timeout_s`."""
         self.rank, self.size, self.timeout_s = rank, size, timeout_s
+        self._join_s = timeout_s if join_s is None else join_s
         self._store = store
         self._beat_s = min(BEAT_S, timeout_s / 30)
         self._look_s = max(3 * self._beat_s, timeout_s / LOOKS)
@@ -93,19 +102,19 @@ class Watch:
         self._moves += 1
 
     def join(self) -> None:
-        """Wait for all ranks, then start to watch them. Raises `PeerLost` where some do not come within the timeout."""
+        """Wait for all ranks, then start to watch them. Raises `PeerLost` where some do not come within `join_s`."""
         store = self._store
         if store is None:
             return
         store.set(_key(self.rank), self._record.dump())
         if store.add("joined", 1) == self.size:
             store.set("complete", "")
-        deadline = time.monotonic() + self.timeout_s
+        deadline = time.monotonic() + self._join_s
         while not store.check(["complete"]):
             if time.monotonic() > deadline:
                 missing = [rank for rank in range(self.size) if not store.check([_key(rank)])]
                 names = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
-                text = f"{self.size - len(missing)} of {self.size} ranks joined within {self.timeout_s:g} s "
+                text = f"{self.size - len(missing)} of {self.size} ranks joined within {self._join_s:g} s "
                 text += f"(parallel.timeout_s); missing: rank {names}. See what they and their launchers printed"
                 self._put_up(Notice(self.rank, text, [], []), say=True)
                 raise PeerLost(text)

@@ -126,12 +126,12 @@ class World:
         self.watch.close()
 
 
-def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
+def start_world(device: str = "auto", timeout_s: float = 600.0, join_s: float | None = None) -> World:
     """Join the run that torchrun's environment describes, or stand alone without one.
 
     device: "auto" (CUDA if there), "cpu" or "cuda". timeout_s: seconds that all ranks together may go without getting
-    anywhere, from the first `watch.at` on. Raises `WorldError` where the machine cannot give what is asked for,
-    `PeerLost` where other ranks do not come.
+    anywhere, from the first `watch.at` on. join_s: seconds in which they have to come together; None: `timeout_s`.
+    Raises `WorldError` where the machine cannot give what is asked for, `PeerLost` where other ranks do not come.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -155,8 +155,9 @@ def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
             f"WORLD_SIZE={size} is set without {', '.join(missing)}; start the run with torchrun or unset WORLD_SIZE"
         )
     rank, timeout = int(os.environ["RANK"]), timedelta(seconds=timeout_s)
+    joining = timeout if join_s is None else timedelta(seconds=join_s)
     try:
-        store = _rendezvous(rank, size, timeout)
+        store = _rendezvous(rank, size, joining)
     except dist.DistError as error:
         raise WorldError(
             f"rank {rank} could not reach MASTER_ADDR:MASTER_PORT={os.environ['MASTER_ADDR']}:"
@@ -164,7 +165,7 @@ def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
             f"there ({str(error).splitlines()[0]})"
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store may outlive an attempt
-    watch = Watch(rank, size, timeout_s, dist.PrefixStore(f"watch-{attempt}", store.clone()))
+    watch = Watch(rank, size, timeout_s, dist.PrefixStore(f"watch-{attempt}", store.clone()), join_s)
     watch.join()
     watch.at("start: process groups")
     backend, device_id = ("nccl", where) if where.type == "cuda" else ("gloo", None)

@@ -1,6 +1,7 @@
 """Ranks that die, hang or never come. Each is a process of its own, forked like the pool's workers from one with torch.
 
-Nothing ends them from outside, as a launcher would: what ends is what the ranks end themselves.
+Nothing ends them from outside, as a launcher would: what ends is what the ranks end themselves. When they do is
+looked at in seconds, so few runs go at a time, and ranks have `JOIN_S` to come together on a busy machine.
 """
 
 from __future__ import annotations
@@ -8,12 +9,16 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.distributed.pool import PRELOAD, STARTING_S
+
+AT_A_TIME = 3
+JOIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ def run_ranks(
             process.join()
     output = "".join((folder / f"output-{rank}").read_text() for rank in ranks)
     return Ended(codes, seconds, [line for line in output.splitlines() if line.startswith("error:")], output)
+
+
+def play_all(faults: Sequence[str], play: Callable[[str], Ended]) -> dict[str, Ended]:
+    """How the run with each fault ended. They mostly wait, so that some of them go at a time."""
+    with ThreadPoolExecutor(AT_A_TIME) as threads:
+        return dict(zip(faults, threads.map(play, faults), strict=True))
 
 
 def _rank(

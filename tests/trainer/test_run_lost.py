@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.doomed import Ended, run_ranks
+import trainer.run
+from parallel.world import start_world
+from tests.distributed.doomed import JOIN_S, Ended, play_all, run_ranks
 from tests.trainer.tiny_run import tiny_config
 from trainer.checkpoint.store import CheckpointStore
 from trainer.data.errors import DataError
 from trainer.data.synthetic import SyntheticData
-from trainer.run import train
 
 TIMEOUT_S = 6.0
 SLACK_S = 15.0
@@ -46,7 +47,8 @@ def run(folder: Path, fault: str) -> int:
             CheckpointStore._own_files = own_files
         else:
             SyntheticData.train_batch = train_batch
-    return train(cfg)
+    trainer.run.start_world = partial(start_world, join_s=JOIN_S)
+    return trainer.run.train(cfg)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,7 @@ def ended(tmp_path_factory) -> dict[str, Ended]:
         folder = base / fault
         return run_ranks(folder, 2, run, folder, fault, limit_s=TIMEOUT_S + SLACK_S)
 
-    with ThreadPoolExecutor(len(FAULTS)) as threads:
-        return dict(zip(FAULTS, threads.map(play, FAULTS), strict=True))
+    return play_all(FAULTS, play)
 
 
 def test_the_error_of_one_rank_is_the_only_line(ended):
