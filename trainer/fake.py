@@ -26,7 +26,7 @@ from trainer.data import Batch
 from trainer.model import Decoder
 from trainer.optim import Engine, NativeEngine
 from trainer.parallelize import build_meshes, parallelize
-from trainer.precision import DTYPES
+from trainer.precision import DTYPES, narrow_moments
 from trainer.step import accumulate_gradients
 
 
@@ -59,7 +59,7 @@ def fake_rank(cfg: Config, world_size: int, rank: int) -> Report:
         parallelize(model, meshes, cfg, world.device.type)
         for layer in model.blocks:
             layer.moe.experts.backend = _any_experts
-        engine = NativeEngine(model, cfg.optim, world, meshes.shard_group)
+        engine = NativeEngine(model, cfg.optim, world, meshes.shard_group, narrow_moments(cfg.precision))
         with fake:
             model.to_empty(device=world.device)
             engine.prepare()

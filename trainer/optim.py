@@ -11,12 +11,14 @@ whose gradient is not finite leaves parameters, moments and step counts bitwise 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
 
 from parallel.offload import ZeroEngine
 from parallel.world import World
@@ -71,13 +73,19 @@ class NativeEngine:
 
     `shard_group`: the ranks that together hold every sharded parameter once (None: no parameter is sharded, or there is
     one rank). Plain parameters are replicas: their gradients are summed over `world` here. Gradients of sharded ones
-    come summed, from whoever sharded them.
+    come summed, from whoever sharded them. `moments`: the dtype that AdamW's two are stored in; None:
+    that of the parameters.
     """
 
     def __init__(
-        self, model: nn.Module, cfg: OptimConfig, world: World, shard_group: dist.ProcessGroup | None = None
+        self,
+        model: nn.Module,
+        cfg: OptimConfig,
+        world: World,
+        shard_group: dist.ProcessGroup | None = None,
+        moments: torch.dtype | None = None,
     ) -> None:
-        self.model, self.cfg, self.world, self.shard_group = model, cfg, world, shard_group
+        self.model, self.cfg, self.world, self.shard_group, self.moments = model, cfg, world, shard_group, moments
 
     def prepare(self) -> None:
         """Build the optimizer and its state.
@@ -94,7 +102,7 @@ class NativeEngine:
             {"params": [self.leaves[name] for name in names], "weight_decay": decay}
             for names, decay in weight_decay_groups(self.named, self.cfg)
         ]
-        self.optimizer = _torch_optimizer(groups, self.cfg)
+        self.optimizer = _torch_optimizer(groups, self.cfg, self.moments)
         # steps skipped in a row up to now, and since the run began
         self.skipped = torch.zeros(2, device=next(iter(self.leaves.values())).device)
 
@@ -144,11 +152,15 @@ class NativeEngine:
 
 
 def build_engine(
-    model: nn.Module, cfg: OptimConfig, world: World, shard_group: dist.ProcessGroup | None = None
+    model: nn.Module,
+    cfg: OptimConfig,
+    world: World,
+    shard_group: dist.ProcessGroup | None = None,
+    moments: torch.dtype | None = None,
 ) -> Engine:
-    """The engine that `cfg` names; `shard_group` as for `NativeEngine`."""
+    """The engine that `cfg` names; `shard_group` and `moments` as for `NativeEngine`."""
     if cfg.engine == "native":
-        return NativeEngine(model, cfg, world, shard_group)
+        return NativeEngine(model, cfg, world, shard_group, moments)
     return ZeroEngine(
         model,
         world,
@@ -170,16 +182,67 @@ def weight_decay_groups(parameters: dict[str, nn.Parameter], cfg: OptimConfig) -
     return [(names, decay) for names, decay in ((decayed, cfg.weight_decay), (others, 0.0)) if names]
 
 
-def _torch_optimizer(groups: list[dict[str, Any]], cfg: OptimConfig) -> torch.optim.Optimizer:
+# Elements of parameters whose narrow moments exist in fp32 at one time: 0.25 GB of each on top of what is stored.
+WIDENED = 64 << 20
+
+
+class _NarrowAdamW(torch.optim.AdamW):
+    """torch's fused AdamW on fp32 parameters whose moments are stored in bf16 and updated in fp32."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for leaves in _parts([leaf for leaf in group["params"] if leaf.grad is not None], WIDENED):
+                states = [self.state[leaf] for leaf in leaves]
+                means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+                wide_means, wide_squares = ([moment.float() for moment in kind] for kind in (means, squares))
+                adamw(
+                    leaves,
+                    [leaf.grad for leaf in leaves if leaf.grad is not None],
+                    wide_means,
+                    wide_squares,
+                    [],
+                    [state["step"] for state in states],
+                    fused=True,
+                    grad_scale=getattr(self, "grad_scale", None),
+                    found_inf=getattr(self, "found_inf", None),
+                    amsgrad=False,
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=False,
+                )
+                torch._foreach_copy_(means, wide_means)
+                torch._foreach_copy_(squares, wide_squares)
+
+
+def _parts(leaves: list[Tensor], elements: int) -> Iterator[list[Tensor]]:
+    """Runs of `leaves` of at most so many elements together, or of one leaf."""
+    part: list[Tensor] = []
+    for leaf in leaves:
+        if part and sum(other.numel() for other in part) + leaf.numel() > elements:
+            yield part
+            part = []
+        part.append(leaf)
+    if part:
+        yield part
+
+
+def _torch_optimizer(
+    groups: list[dict[str, Any]], cfg: OptimConfig, moments: torch.dtype | None
+) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer
     leaves = [leaf for group in groups for leaf in group["params"]]
     if cfg.name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, fused=True)
+        kind = torch.optim.AdamW if moments is None else _NarrowAdamW
+        optimizer = kind(groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, fused=True)
         for leaf in leaves:
             optimizer.state[leaf] = {
                 "step": torch.zeros((), dtype=torch.float32, device=leaf.device),
-                "exp_avg": torch.zeros_like(leaf),
-                "exp_avg_sq": torch.zeros_like(leaf),
+                "exp_avg": torch.zeros_like(leaf, dtype=moments),
+                "exp_avg_sq": torch.zeros_like(leaf, dtype=moments),
             }
     else:
         optimizer = torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, fused=True)

@@ -24,6 +24,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ON_ANY_DEVICE = ("fp32", "bf16", "fp8_reference")
 
 
+def narrow_moments(cfg: PrecisionConfig) -> torch.dtype | None:
+    """The dtype of the optimizer's moments where it is not that of the masters."""
+    return None if cfg.moments == cfg.masters else DTYPES[cfg.moments]
+
+
 def why_not(experts: str, device: torch.device) -> str | None:
     """Why experts of this precision cannot run on `device`, and what would change that; None where they can."""
     if experts in ON_ANY_DEVICE:

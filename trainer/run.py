@@ -29,7 +29,7 @@ from trainer.model import Decoder
 from trainer.model.experts import make_backend
 from trainer.optim import build_engine, lr_at
 from trainer.parallelize import build_meshes, parallelize
-from trainer.precision import DTYPES, refuse_what_cannot_run
+from trainer.precision import DTYPES, narrow_moments, refuse_what_cannot_run
 from trainer.step import accumulate_gradients
 from trainer.stop import StopRequest
 
@@ -91,7 +91,8 @@ class Trainer:
         world.watch.at("start: model")
         self.meshes = build_meshes(cfg, world.device.type)
         self.model = build_model(cfg, world, self.meshes)
-        self.engine = build_engine(self.model, cfg.optim, world, self.meshes.shard_group if self.meshes else None)
+        shard_group = self.meshes.shard_group if self.meshes else None
+        self.engine = build_engine(self.model, cfg.optim, world, shard_group, narrow_moments(cfg.precision))
         self.engine.prepare()
         world.wait_long()
         self.store = CheckpointStore(

@@ -202,6 +202,8 @@ def _precision(cfg: Config) -> list[str]:
             f"fall: a step changes it by {1 - o.betas[1]:.1e} of itself, which bf16 rounds away; use a second beta of "
             f"{MAX_BETA_OF_BF16} or less, or precision.moments=fp32"
         )
+    if p.moments == "bf16" and o.name != "adamw":
+        errors.append(f"precision.moments=bf16 is an option of optim.name=adamw, not of {o.name}; use fp32 or adamw")
     if p.moments == "bf16" and o.engine == "deepspeed":
         errors.append("precision.moments=bf16 is not known to optim.engine=deepspeed; use fp32, or optim.engine=native")
     return errors

@@ -1,0 +1,250 @@
+"""Precision recipes: the dtype of every part that really ran, what a machine refuses, checkpoints that know of none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from parallel.fake import CollectiveLog
+from parallel.world import World, start_world
+from tests.distributed.pool import on_ranks
+from tests.trainer.tiny_run import events, losses, steps, tiny_config
+from trainer.compose import compose, list_groups
+from trainer.config import Config, PrecisionConfig
+from trainer.data import build_data
+from trainer.model import Decoder
+from trainer.model_config import ModelConfig
+from trainer.optim import Engine, build_engine
+from trainer.parallelize import build_meshes
+from trainer.precision import DTYPES, narrow_moments, why_not
+from trainer.run import build_model, train
+from trainer.step import accumulate_gradients
+
+# Sizes that tell the matrices apart: attention's have 64 rows, the router's 16, the experts' 48, the head's 56.
+SIZES = {
+    "vocab_size": 56, "hidden_size": 40, "num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,
+    "num_experts": 16, "experts_per_token": 4, "router_groups": 4, "expert_width": 24,
+}  # fmt: skip
+CPU = torch.device("cpu")
+RUNS_HERE = ["fp32", "bf16", "fp8_reference"]
+aten = torch.ops.aten
+
+
+def precision(name: str, **changes: str) -> PrecisionConfig:
+    return PrecisionConfig(**{**asdict(compose(["recipe=toy", f"precision={name}"]).precision), **changes})
+
+
+def config(directory: Path | str, name: str, **changes: str) -> Config:
+    cfg = tiny_config(directory, model=SIZES, global_batch=4, micro_batch=1)
+    cfg.precision = precision(name, **changes)
+    return cfg
+
+
+class Ran(TorchDispatchMode):
+    """Every operation: its name, the dtypes of its tensors, and the last dimension and dtype of its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, set[torch.dtype], int, torch.dtype]] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.ndim:
+            flat = [value for value in torch.utils._pytree.tree_leaves(args) if isinstance(value, torch.Tensor)]
+            dtypes = {value.dtype for value in flat if value.is_floating_point()}
+            self.calls.append((op.overloadpacket.__name__, dtypes, result.shape[-1], result.dtype))
+        return result
+
+    def dtypes(self, last: int, *names: str) -> set[torch.dtype]:
+        """Of all inputs and results of the operations called `names` whose result ends in a dimension of `last`."""
+        found = [(inputs, result) for name, inputs, size, result in self.calls if name in names and size == last]
+        assert found, (names, last)
+        return set().union(*(inputs | {result} for inputs, result in found))
+
+    def made(self) -> set[torch.dtype]:
+        return {result for *_, result in self.calls}
+
+
+def built(cfg: Config) -> tuple[Decoder, Engine]:
+    model = build_model(cfg, World(), None)
+    engine = build_engine(model, cfg.optim, World(), None, narrow_moments(cfg.precision))
+    engine.prepare()
+    return model, engine
+
+
+def forward_and_backward(model: Decoder, engine: Engine, cfg: Config) -> None:
+    batch = build_data(cfg.data, seed=0, vocab_size=56).train_batch(0, 1)
+    accumulate_gradients(model, engine, [batch], 16, cfg, World(), step=1)
+
+
+@pytest.fixture(scope="module", params=RUNS_HERE)
+def ran(request) -> tuple[str, Ran]:
+    cfg = config("unused", request.param)
+    model, engine = built(cfg)
+    with Ran() as log:
+        forward_and_backward(model, engine, cfg)
+    return request.param, log
+
+
+MATMULS = ("mm", "addmm", "bmm", "_grouped_mm", "matmul", "linear")
+
+
+def test_linears(ran):
+    name, log = ran
+    assert log.dtypes(64, *MATMULS) == {DTYPES[precision(name).linears]}
+
+
+def test_experts(ran):
+    name, log = ran
+    assert log.dtypes(48, *MATMULS) == {torch.bfloat16 if name == "bf16" else torch.float32}
+    assert (torch.float8_e4m3fn in log.made()) == (name == "fp8_reference")
+
+
+def test_the_router_is_fp32(ran):
+    _, log = ran
+    assert log.dtypes(16, *MATMULS) == {torch.float32}
+    assert log.dtypes(4, "_softmax") == {torch.float32}  # the selected four, renormalised
+
+
+def test_the_head_is_fp32(ran):
+    _, log = ran
+    assert log.dtypes(56, *MATMULS) == {torch.float32}
+    assert log.dtypes(56, "_softmax", "softmax") == {torch.float32}
+
+
+def test_norms_and_rotary_are_fp32(ran):
+    _, log = ran
+    reductions = [dtypes for name, dtypes, *_ in log.calls if name == "linalg_vector_norm"]
+    assert len(reductions) == 5  # two of the block, q and k, the last
+    assert set().union(*reductions) == {torch.float32}
+    assert log.dtypes(4, "addcmul_", "cos", "sin") == {torch.float32}  # half a head: tables and the rotation by them
+
+
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", RUNS_HERE)
+def test_masters_gradients_and_moments(name, moments):
+    cfg = config("unused", name, moments=moments)
+    model, engine = built(cfg)
+    forward_and_backward(model, engine, cfg)
+    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    kinds = {value.dtype for key, value in engine.state().items() if "exp_avg" in key}
+    assert kinds == {DTYPES[moments]}
+    before = [p.detach().clone() for p in model.parameters()]
+    engine.step(1, 10)
+    assert {value.dtype for key, value in engine.state().items() if "exp_avg" in key} == {DTYPES[moments]}
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def traffic(name: str, changes: dict[str, str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of each kind of collective over the expert-parallel ranks, and over those that shard the dense weights."""
+    world = start_world("cpu")
+    cfg = config("unused", name, **changes)
+    cfg.model = ModelConfig(**{**asdict(cfg.model), "hidden_size": 256})
+    cfg.parallel.ep = cfg.parallel.dp_shard = 2
+    meshes = build_meshes(cfg, "cpu")
+    model = build_model(cfg, world, meshes)
+    engine = build_engine(model, cfg.optim, world, meshes.shard_group, narrow_moments(cfg.precision))
+    engine.prepare()
+    batch = build_data(cfg.data, seed=0, vocab_size=56).train_batch(world.rank, 1)
+    with CollectiveLog([("ep", meshes.ep_group), ("dense", meshes.dense.get_group())]) as log:
+        accumulate_gradients(model, engine, [batch], 32, cfg, world, step=1)
+    found = ({}, {})
+    for call in log.calls:
+        if call.axis in ("ep", "dense"):
+            sums = found[call.axis == "dense"]
+            sums[call.op] = sums.get(call.op, 0) + call.nbytes
+    world.close()
+    return found
+
+
+def test_what_travels():
+    """In bf16 half of fp32's bytes, in fp8 about half of those; gradients are summed in the dtype of reductions."""
+    runs = {
+        "fp32": ("fp32", {}),
+        "bf16": ("bf16", {}),
+        "fp8": ("bf16", {"payload": "fp8"}),
+        "sums": ("bf16", {"reductions": "bf16"}),
+    }
+    ep, dense = {}, {}
+    for key, (name, changes) in runs.items():
+        ep[key], dense[key] = on_ranks(2, traffic, name, changes)[0]
+    gathered = {key: sums["all_gather"] for key, sums in ep.items()}
+    assert gathered["bf16"] == pytest.approx(gathered["fp32"] / 2, rel=0.1)
+    assert gathered["fp8"] == pytest.approx(gathered["bf16"] / 2, rel=0.1)
+    assert dense["bf16"]["reduce_scatter"] == dense["fp32"]["reduce_scatter"]
+    assert dense["sums"]["reduce_scatter"] == dense["fp32"]["reduce_scatter"] / 2
+
+
+@pytest.mark.parametrize("name", [name for name in list_groups()["precision"] if name not in RUNS_HERE])
+def test_a_recipe_that_this_machine_lacks_ends_in_one_line(tmp_path, capsys, name):
+    cfg = config(tmp_path / "run", name)
+    assert train(cfg) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: precision.experts={name} cannot run here: ")
+    assert "octavo[gpu]" in line
+    assert line.endswith("here run precision=fp32, bf16 or fp8_reference")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_recipe_declares_every_part():
+    for name in list_groups()["precision"]:
+        text = (Path(__file__).parents[2] / "recipes" / "precision" / f"{name}.yaml").read_text()
+        declared = [line.partition(":")[0] for line in text.splitlines() if not line.startswith("#")]
+        assert declared == list(vars(PrecisionConfig()))
+        assert (why_not(precision(name).experts, CPU) is None) == (name in RUNS_HERE)
+
+
+def test_the_log_says_what_was_chosen(tmp_path):
+    assert train(config(tmp_path, "fp8_reference")) == 0
+    (message,) = (event["message"] for event in events(tmp_path, "precision"))
+    assert "fp8_reference  experts (1x128 and 128x128 tiles" in message
+    assert "fp32           linears, payload, router, norms, rotary, lm head, masters, moments, gradients" in message
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("fp32", "fp8_reference"), ("fp8_reference", "fp32"), ("fp8_reference", "bf16"), ("bf16", "fp8_reference")],
+)
+def test_a_checkpoint_of_one_recipe_goes_on_with_another(tmp_path, first, then):
+    """The run that goes on takes the other recipe's steps from the first one's weights."""
+
+    def part(directory, name, steps, **changes):
+        cfg = config(directory, name, **changes)
+        cfg.train.steps, cfg.optim.schedule = steps, "constant"
+        assert train(cfg) == 0
+
+    for directory in ("changed", "kept"):
+        part(tmp_path / directory, first, 3)
+    part(tmp_path / "changed", then, 6)
+    part(tmp_path / "kept", first, 6)
+    changed, kept = losses(tmp_path / "changed"), losses(tmp_path / "kept")
+    assert changed[:3] == kept[:3]
+    assert changed[3:] != kept[3:]
+    close = [float.fromhex(value) for _, value in kept[3:]]
+    assert [float.fromhex(value) for _, value in changed[3:]] == pytest.approx(close, rel=2e-3)
+    assert "goes on with precision.experts: " in events(tmp_path / "changed", "warning")[0]["message"]
+
+
+@pytest.mark.parametrize(("first", "then"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_moments_are_converted_by_a_load(tmp_path, first, then):
+    for moments, steps_done in ((first, 3), (then, 6)):
+        cfg = config(tmp_path, "fp32", moments=moments)
+        cfg.train.steps = steps_done
+        assert train(cfg) == 0
+    assert all(math.isfinite(float(record["loss"])) for record in steps(tmp_path))
+
+
+def test_bf16_moments_follow_fp32_ones(tmp_path):
+    last = {}
+    for moments in ("fp32", "bf16"):
+        cfg = config(tmp_path / moments, "fp32", moments=moments)
+        cfg.train.steps, cfg.optim.lr = 40, 1e-2
+        assert train(cfg) == 0
+        last[moments] = float(steps(tmp_path / moments)[-1]["loss"])
+    assert last["bf16"] != last["fp32"]
+    assert last["bf16"] == pytest.approx(last["fp32"], rel=0.01)
