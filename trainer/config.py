@@ -133,6 +133,7 @@ class TrainConfig:
     max_skipped: int = free(10)  # abort after this many non-finite steps in a row
     recompute: Literal["none", "selective", "full"] = free("none")
     compile: bool = free(False)
+    kernels: Literal["torch", "triton"] = free("torch")  # what CUDA tensors get where there are fused kernels
     loss_chunk: int = free(512)  # tokens whose logits exist at one time
     sample_tokens: int = free(0)  # length of the text generated at the end; 0: off
     device: Literal["auto", "cpu", "cuda"] = free("auto")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parallel.mesh import Meshes
 from parallel.world import World, WorldError, start_world
-from trainer import rundir, schema
+from trainer import kernels, rundir, schema
 from trainer.announce import announcements
 from trainer.checkpoint.state import restore_generators, training_tensors
 from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
@@ -53,6 +53,7 @@ def train(cfg: Config) -> int:
             prepare_host_memory()
         world.agree("configuration", schema.digest(schema.to_dict(cfg)))
         refuse_what_cannot_run(cfg.precision, world.device)
+        _choose_kernels(cfg.train.kernels, world.device)
         run = _choose_directory(cfg, world, held)
         if run.status == "finished":
             if world.rank == 0:
@@ -353,6 +354,15 @@ def build_model(cfg: Config, world: World, meshes: Meshes | None) -> Decoder:
     model.init_weights(cfg.train.seed)
     world.broadcast_module(model)
     return model
+
+
+def _choose_kernels(name: str, device: torch.device) -> None:
+    if name == "triton" and device.type != "cuda":
+        raise ConfigError([f"train.kernels=triton needs a CUDA device, and this run is on the {device.type}; use torch"])
+    try:
+        kernels.use(name)
+    except RuntimeError as error:
+        raise ConfigError([str(error)]) from None
 
 
 def _choose_directory(cfg: Config, world: World, held: contextlib.ExitStack) -> rundir.RunDir:

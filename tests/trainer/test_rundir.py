@@ -65,6 +65,15 @@ def test_the_same_command_continues_its_run():
     assert choose(toy("train.seed=1")).status == "new"
 
 
+def test_a_run_may_go_on_with_another_precision_and_says_so():
+    run = start(toy())
+    save(run, 100)
+    other = toy("precision=fp8_reference", f"run.dir={run.path}")
+    assert choose(other) == RunDir(run.path, "resume", 100, ["precision.experts: fp32 -> fp8_reference"])
+    assert choose(toy("precision=fp8_reference")).status == "new"  # a new run has a directory of its own
+    assert "train.seed: 0 -> 1" in refusal(toy("precision=fp8_reference", "train.seed=1", f"run.dir={run.path}"))
+
+
 def test_the_resolved_configuration_is_in_the_directory_and_finds_it_again():
     run = start(toy("optim.lr=1e-3"))
     stored = load(run.path / "config.yaml")
