@@ -358,7 +358,7 @@ def build_model(cfg: Config, world: World, meshes: Meshes | None) -> Decoder:
 
 def _choose_kernels(name: str, device: torch.device) -> None:
     if name == "triton" and device.type != "cuda":
-        raise ConfigError([f"train.kernels=triton needs a CUDA device, and this run is on the {device.type}; use torch"])
+        raise ConfigError([f"train.kernels=triton needs a CUDA device, and this run has a {device.type}; use torch"])
     try:
         kernels.use(name)
     except RuntimeError as error:

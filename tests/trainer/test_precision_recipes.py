@@ -193,7 +193,7 @@ def test_a_recipe_that_this_machine_lacks_ends_in_one_line(tmp_path, capsys, nam
 
 def test_fused_kernels_are_for_cuda(tmp_path, capsys):
     assert train(tiny_config(tmp_path / "run", kernels="triton")) == 2
-    assert "train.kernels=triton needs a CUDA device, and this run is on the cpu; use torch" in capsys.readouterr().err
+    assert "train.kernels=triton needs a CUDA device, and this run has a cpu; use torch" in capsys.readouterr().err
 
 
 def test_every_recipe_declares_every_part():
