@@ -41,6 +41,7 @@ def quantize_tiles(x: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """
     tiles = _cut(x.float(), tile)
     scale = _scale(tiles)
+    # Whether the cast saturates or makes NaN of what is too large differs between versions of torch.
     codes = (tiles * scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
     return _whole(codes, x.shape), scale.squeeze((-3, -1))
 
