@@ -1,4 +1,4 @@
-"""Block scaling against a formula of the test's own: Python's fp64 and a list of the 256 numbers of e4m3."""
+"""Block scaling against its formula in fp64 and a list of the numbers of e4m3, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,61 +10,16 @@ import torch
 from torch import Tensor
 
 from parallel.fp8 import dequantize_tiles, fake_quantize, quantize_tiles, scale_from_byte, scale_to_byte
+from tests.parallel.fp8_formula import NUMBERS, expected_tiles
 
 TILES = [(1, 128), (128, 1), (128, 128)]
 SHAPES = [(256, 256), (3, 130), (130, 3), (129, 257), (1, 1), (128, 64), (0, 128), (128, 0), (2, 3, 131, 5)]
 
 
-def number_of(code: int) -> float:
-    """What one byte means in e4m3: 1 bit of sign, 4 of exponent (bias 7), 3 of mantissa; no infinity, one NaN."""
-    sign, exponent, mantissa = -1.0 if code & 0x80 else 1.0, (code >> 3) & 0xF, code & 7
-    if code & 0x7F == 0x7F:
-        return math.nan
-    return sign * (mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7))
-
-
-NUMBERS = np.array([number_of(code) for code in range(127)])  # 0 ... 448, rising
-
-
-def expected_scale(amax: float) -> float:
-    if math.isnan(amax) or math.isinf(amax) or amax == 0:
-        return 1.0
-    # A quotient of fp32 numbers may be rounded to fp64 before it is rounded to fp32: 53 bits are more than 2 * 24 + 1.
-    with np.errstate(over="ignore"):
-        ratio = float(np.float32(448.0 / amax))
-    return 2.0 ** math.floor(math.log2(min(ratio, float(np.finfo(np.float32).max))))
-
-
-def expected_codes(scaled: np.ndarray) -> np.ndarray:
-    """The nearest of the numbers, of two as near the one whose code is even; above all of them the largest."""
-    size = np.minimum(np.abs(scaled), 448.0)
-    above = np.clip(np.searchsorted(NUMBERS, size), 1, 126)
-    below = above - 1
-    to_above, to_below = NUMBERS[above] - size, size - NUMBERS[below]
-    even = np.where(above % 2 == 0, above, below)
-    code = np.where(to_above < to_below, above, np.where(to_above > to_below, below, even))
-    code = np.where(np.isnan(scaled), 127, code)
-    return code + 128 * np.signbit(scaled)
-
-
-def expected(x: Tensor, tile: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales of x [..., R, C], in fp64."""
-    values = x.to(torch.float32).double().numpy()
-    rows, columns = values.shape[-2:]
-    scale = np.empty((*values.shape[:-2], -(-rows // tile[0]), -(-columns // tile[1])))
-    codes = np.empty(values.shape, dtype=np.int64)
-    for index in np.ndindex(scale.shape):
-        *matrix, r, c = index
-        place = (*matrix, slice(r * tile[0], (r + 1) * tile[0]), slice(c * tile[1], (c + 1) * tile[1]))
-        scale[index] = expected_scale(float(np.max(np.abs(values[place]))))
-        codes[place] = expected_codes(values[place] * scale[index])
-    return codes, scale
-
-
 def assert_as_expected(x: Tensor, tile: tuple[int, int]) -> None:
     codes, scale = quantize_tiles(x, tile)
     assert (codes.dtype, scale.dtype, codes.shape) == (torch.float8_e4m3fn, torch.float32, x.shape)
-    wanted_codes, wanted_scale = expected(x, tile)
+    wanted_codes, wanted_scale, wanted = expected_tiles(x, tile)
     assert scale.shape == wanted_scale.shape
     assert np.array_equal(scale.double().numpy(), wanted_scale)
     found = codes.view(torch.uint8).numpy().astype(np.int64)
@@ -72,10 +27,8 @@ def assert_as_expected(x: Tensor, tile: tuple[int, int]) -> None:
     assert np.array_equal(found & 0x7F == 0x7F, nan)
     assert np.array_equal(found[~nan], wanted_codes[~nan])
     # What the codes mean, and the short cut to it
-    wanted = np.array([number_of(code) for code in range(256)])[wanted_codes]
-    per_element = np.repeat(np.repeat(wanted_scale, tile[0], -2), tile[1], -1)[..., : x.shape[-2], : x.shape[-1]]
     values = dequantize_tiles(codes, scale, tile, torch.float32)
-    assert np.array_equal(values.double().numpy(), wanted / per_element, equal_nan=True)
+    assert np.array_equal(values.double().numpy(), wanted, equal_nan=True)
     assert np.array_equal(fake_quantize(x, tile).float().numpy(), values.to(x.dtype).float().numpy(), equal_nan=True)
 
 
@@ -96,9 +49,10 @@ def test_codes_and_scales_are_those_of_the_formula(tile, shape, dtype):
 
 def test_every_tie_and_its_neighbours():
     """448 fixes the scale at 1, so that what is rounded is what stands there."""
-    ties = torch.from_numpy((NUMBERS[1:] + NUMBERS[:-1]) / 2).float()
+    rising = NUMBERS[:127]
+    ties = torch.from_numpy((rising[1:] + rising[:-1]) / 2).float()
     up, down = (torch.nextafter(ties, torch.tensor(end)) for end in (torch.inf, 0.0))
-    numbers = torch.cat([ties, up, down, torch.from_numpy(NUMBERS).float()])
+    numbers = torch.cat([ties, up, down, torch.from_numpy(rising).float()])
     numbers = torch.cat([numbers, -numbers, torch.tensor([448.0])])
     assert_as_expected(numbers.view(1, -1), (1, len(numbers)))
 
