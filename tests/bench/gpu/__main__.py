@@ -1,0 +1,76 @@
+"""Octavo on one GPU: what one expert-parallel rank of the 1T model computes, beside what others make of the same.
+
+    python -m tests.bench.gpu [--sections gemms,experts,moe,decoder] [--tokens 1024,...] [--rounds 20] [--json FILE]
+
+64 experts of hidden size 4096 and width 1536 in 8 router groups, 8 experts a token, all on this device: as many rows
+and as many experts as a rank of `model=intern_s1_pro` has at `parallel.ep=8`. All arms of a size are in this process,
+on the same random numbers, and take turns round by round, each behind a write over the L2 cache; times are CUDA
+events', figures medians. Rates count the FLOPs that the routing asks for, padding left out. Routing: uniform over each
+group's experts, or Zipf (the most wanted of 8 gets 36.8 %, 2.94 times its share); drawn from a fixed seed. TE is
+Transformer Engine's GroupedLinear as shipped, by row counts on the host or on the device, with its weight cache or not.
+
+"of target" is forward + backward against what is aimed at from 8192 tokens on; "host syncs" are waits of the host that
+torch itself makes in forward + backward; "GB more" is what the arm takes at its peak beyond what stood before; "off by"
+is the relative distance of its results, gradients included, from the first arm's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.bench.gpu.clock import Clock
+from tests.bench.gpu.routing import Size, Slice
+from tests.bench.gpu.sections import SECTIONS, measure
+from tests.bench.gpu.table import LARGE, LAYER_BF16, Row, header, line, machine, not_run, with_fp8_targets
+
+
+def run(names: list[str], tokens: list[int], rounds: int, part: Slice, dtype: torch.dtype, clock: Clock) -> list[Row]:
+    """Measure the sections, printing each as it comes."""
+    rows: list[Row] = []
+    for name in names:
+        section, of_section = SECTIONS[name], len(rows)
+        print(f"\n### {section.title}\n\n{header()}")
+        for count in tokens:
+            for skew in section.skews:
+                found = list(measure(name, Size(part, count, skew, dtype, clock.device), rounds, clock))
+                rows += with_fp8_targets(found) if count >= LARGE and section.bf16_target == LAYER_BF16 else found
+                print("\n".join(line(row) for row in rows[-len(found) :] if row.timing), flush=True)
+                gc.collect()
+                if clock.device.type == "cuda":
+                    torch.cuda.empty_cache()
+        print("\n".join(not_run(rows[of_section:])))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", default=",".join(SECTIONS), help=f"some of {', '.join(SECTIONS)}")
+    parser.add_argument("--tokens", default="1024,2048,4096,8192,16384", help="of the rank, multiples of 1024")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit(
+            f"bench-gpu needs a CUDA device, and torch {torch.__version__} sees none here; `make bench` is the CPU's"
+        )
+    names = args.sections.split(",")
+    if unknown := set(names) - set(SECTIONS):
+        sys.exit(f"--sections {','.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
+    device, part = torch.device("cuda"), Slice()
+    about = machine(device)
+    print("; ".join(f"{key} {value}" for key, value in about.items()) + f"; medians of {args.rounds} rounds")
+    rows = run(names, [int(n) for n in args.tokens.split(",")], args.rounds, part, torch.bfloat16, Clock(device))
+    if args.json:
+        args.json.write_text(json.dumps({"machine": about, "rows": [row.record() for row in rows]}, indent=1))
+    if failed := [row for row in rows if row.skipped and row.skipped.startswith("FAILED")]:
+        sys.exit(f"{len(failed)} of {len(rows)} rows failed: {failed[0].arm}: {failed[0].skipped}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Whole layers as the model runs them: the mixture of experts with its router, and a decoder layer of the 1T model.
+
+Legend: T tokens · H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
+from tests.bench.gpu.routing import Skew, Slice, draw_logits, plant
+from trainer.model.attention import Documents
+from trainer.model.decoder import Block
+from trainer.model.experts import QuantizedBackend, make_backend
+from trainer.model.moe import MoE
+from trainer.model.rotary import Rotary
+from trainer.precision import why_not
+
+DOCUMENT = 4096  # tokens of a document in the decoder layer's batch
+
+
+def build(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Random weights in `dtype`, as FSDP's mixed precision hands them to a layer; built on meta, filled here."""
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in list(module.named_parameters()):
+        weight = torch.empty(parameter.shape, dtype=dtype, device=device)
+        if weight.ndim == 1:
+            weight.fill_(1.0)
+        else:
+            weight.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(weight))
+    return module
+
+
+class Layers:
+    """The slice's decoder layer, whose mixture of experts is also timed alone, and a batch for each of the two.
+
+    x: [T, H] for the mixture alone, such that its own router selects as `skew` says.
+    """
+
+    def __init__(self, part: Slice, tokens: int, skew: Skew, dtype: torch.dtype, device: torch.device) -> None:
+        cfg = part.config(positions="fope", rope_theta=5e6, max_position=262144)
+        with torch.device("meta"):
+            block = Block(cfg)
+        self.block = build(block, dtype, device)
+        assert isinstance(self.block, Block)
+        self.moe: MoE = self.block.moe
+        generator = torch.Generator(device).manual_seed(3)
+        drawn, self.dy = (
+            torch.empty(tokens, part.hidden, dtype=dtype, device=device).normal_(generator=generator) for _ in range(2)
+        )
+        logits = draw_logits(part, tokens, skew).to(device)
+        self.x = plant(drawn, self.moe.router.weight.detach(), logits).requires_grad_()
+        self.drawn = drawn.requires_grad_()
+        document = min(DOCUMENT, tokens)
+        self.docs = Documents.rows(tokens // document, document, device)
+        rotary = Rotary(cfg).to(device)
+        for matrix in rotary.buffers():
+            matrix.copy_(torch.eye(matrix.shape[-1]))
+        self.cos, self.sin = rotary(torch.arange(document, device=device).repeat(tokens // document), dtype)
+
+    def moe_arm(self, precision: str) -> Arm | Skipped:
+        """Router, order of the rows, experts, sum. With quantised weights held, as in all but the first micro-batch of
+        a step."""
+        return self._arm(precision, self.moe, lambda: self.moe(self.x)[0], self.x)
+
+    def block_arm(self, precision: str) -> Arm | Skipped:
+        """A whole decoder layer; its router selects from what attention makes of random numbers, about uniformly."""
+        return self._arm(
+            precision, self.block, lambda: self.block(self.drawn, self.cos, self.sin, self.docs)[0], self.drawn
+        )
+
+    def _arm(self, precision: str, module: nn.Module, run: Callable[[], Tensor], x: Tensor) -> Arm | Skipped:
+        if reason := why_not(precision, x.device):
+            return Skipped(reason)
+        backend, _ = make_backend(precision, "grouped_mm", x.device)
+        if isinstance(backend, QuantizedBackend):
+            backend.hold_weights(True)
+        leaves = {"x": x, **dict(module.named_parameters())}
+
+        def forward() -> Tensor:
+            self.moe.experts.backend = backend
+            return run()
+
+        def both() -> tuple[Tensor, ...]:
+            y = forward()
+            return y.detach(), *torch.autograd.grad(y, list(leaves.values()), self.dy)
+
+        def results() -> dict[str, Tensor]:
+            y, *grads = both()
+            return {"y": y, **{f"d {name}": grad for name, grad in zip(leaves, grads, strict=True)}}
+
+        return Arm(forward, both, results, tolerance_of(precision))

@@ -1,0 +1,99 @@
+"""`recipe=toy_gpu`: its bytes, and what the bench makes of a run, at a tiny size on the CPU."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.bench.gpu import end_to_end
+from trainer.compose import compose
+from trainer.config import Config
+from trainer.model import Decoder
+
+TINY = [
+    "data=synthetic", "data.seq_len=32", "model.vocab_size=64", "model.hidden_size=32", "model.num_layers=2",
+    "model.num_heads=4", "model.num_kv_heads=2", "model.head_dim=8", "model.num_experts=16", "model.expert_width=16",
+    "train.steps=4", "train.log_every=1", "logging.console=off",
+]  # fmt: skip
+
+
+def test_the_model_fills_an_80_gb_gpu():
+    cfg = compose([end_to_end.RECIPE])
+    held = end_to_end.memory(cfg)
+    assert held["masters"] + held["moments"] + held["gradients"] == 16 * cfg.model.num_params()
+    # An H100 has 85.0 GB of 10^9; what is not counted is a few.
+    assert 0.8 * 85e9 < sum(held.values()) < 0.9 * 85e9
+    assert cfg.train.global_batch > cfg.train.micro_batch, "quantised weights have no micro-batch to be kept for"
+    text = Path("recipes/recipe/toy_gpu.yaml").read_text()
+    for part in ("masters", "moments", "gradients"):
+        assert f"{part} {held[part] / 1e9:.1f}" in text.replace("fp32 ", "")
+    assert f"{(held['bf16 weights'] + held['activations']) / 1e9:.0f}: {held['bf16 weights'] / 1e9:.0f} of them" in text
+
+
+@pytest.mark.parametrize(("layers", "seq_len", "width"), [(1, 64, 64), (2, 128, 64), (2, 64, 32)])
+def test_what_a_micro_batch_keeps_is_what_autograd_saves(layers, seq_len, width):
+    sizes = [
+        "model.vocab_size=512", "model.hidden_size=128", f"model.num_layers={layers}", "model.num_heads=4",
+        "model.num_kv_heads=2", "model.head_dim=32", "model.num_experts=16", f"model.expert_width={width}",
+        f"data.seq_len={seq_len}",
+    ]  # fmt: skip
+    cfg = compose([end_to_end.RECIPE, *sizes])
+    model = Decoder(cfg.model, torch.bfloat16)
+    model.init_weights(0)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(0, 512, (cfg.train.micro_batch, seq_len))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        held = model(ids, labels=ids)  # noqa: F841  (its graph keeps what was saved)
+    expected = end_to_end.memory(cfg)
+    assert sum(kept.values()) == pytest.approx(expected["bf16 weights"] + expected["activations"], rel=0.04)
+
+
+def run_here(command: list[str], **_: object) -> SimpleNamespace:
+    """In place of a process of its own, which would take seconds to start."""
+    assert command[1:3] == ["-m", "tests.bench.gpu.end_to_end"]
+    end_to_end.main(command[3:])
+    return SimpleNamespace(returncode=0)
+
+
+def test_a_few_steps_of_it_at_a_tiny_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(end_to_end.subprocess, "run", run_here)
+    runs = end_to_end.measure(["fp32", "fp8_reference", "fp8_block"], tmp_path, TINY)
+    for precision in ("fp32", "fp8_reference"):
+        run = runs[precision]
+        assert len(run["loss"]) == 4
+        assert run["loss"][0] == pytest.approx(math.log(64), rel=0.02)
+        assert run["tokens_per_second"] > 0
+        assert run["peak_share"] is None  # a CPU's peak is not known
+        assert not (tmp_path / precision / "checkpoints").exists()
+    assert runs["fp8_block"]["skipped"]
+    runs["bf16"] = {**runs["fp32"], "peak_share": 0.4, "tokens_per_second": runs["fp32"]["tokens_per_second"] / 2}
+    lines = end_to_end.table(runs).splitlines()
+    assert {text.count("|") for text in lines} == {len(end_to_end.COLUMNS) + 1}
+    assert lines[2].startswith("| fp32 |")
+    assert "| 2.00x |" in lines[2]
+    assert "| +0.00% |" in lines[2]
+    assert "not run" in lines[4]
+    assert "| 40.0% |" in lines[5]
+
+
+def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(end_to_end.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    (reason,) = end_to_end.measure(["bf16"], tmp_path, [])["bf16"].values()
+    assert reason.startswith("FAILED: exit code 1")
+
+
+def test_bf16_moments_take_half(tmp_path):
+    cfg: Config = compose([end_to_end.RECIPE, "precision.moments=bf16"])
+    assert end_to_end.memory(cfg)["moments"] == 4 * cfg.model.num_params()
