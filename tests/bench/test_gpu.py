@@ -28,6 +28,7 @@ from tests.bench.gpu.sections import SECTIONS, measure
 from tests.bench.gpu.table import COLUMNS, Row, header, line, not_run, with_fp8_targets
 from trainer.model.experts import BACKENDS
 from trainer.model.router import select_experts
+from trainer.model.te_support import RECIPES
 
 TINY = Slice(hidden=64, width=32, experts=16, heads=4, kv_heads=2, head_dim=16)
 CPU = torch.device("cpu")
@@ -66,7 +67,7 @@ def test_the_router_selects_what_was_planted():
     logits = draw_logits(TINY, 256, "zipf")
     x, router = torch.randn(256, 64), torch.randn(16, 64) / 8
     assert torch.equal(select_experts(plant(x, router, logits) @ router.T, 8, 8), select_experts(logits, 8, 8))
-    layers = Layers(TINY, 256, "zipf", torch.bfloat16, CPU)
+    layers = Layers(Size(TINY, 256, "zipf", torch.bfloat16, CPU))
     ids, _, _ = layers.moe.router(layers.x)
     assert (ids == select_experts(logits, 8, 8)).float().mean() > 0.98  # x is rounded to bf16
 
@@ -142,7 +143,7 @@ def test_the_flops_that_are_counted_are_those_that_are_done():
 
 
 def test_a_decoder_layers_flops_are_those_of_its_matrices_and_its_causal_attention():
-    layers = Layers(TINY, 24, "uniform", torch.float32, CPU)
+    layers = Layers(replace(SIZE, skew="uniform"))
     layers.moe.experts.backend = BACKENDS["loop"]
     with FlopCounterMode(display=False) as counter:
         layers.block(layers.drawn, layers.cos, layers.sin, layers.docs)
@@ -215,8 +216,8 @@ def stand_in(monkeypatch) -> list[tuple[bool, object]]:
 
     pytorch, recipes = ModuleType("transformer_engine.pytorch"), ModuleType("transformer_engine.common.recipe")
     pytorch.GroupedLinear, pytorch.autocast = GroupedLinear, autocast
-    for name in peer_te.RECIPES.values():
-        setattr(recipes, name, type(name, (), {}))
+    for recipe in RECIPES.values():
+        setattr(recipes, recipe.name, type(recipe.name, (), {}))
     for module in (pytorch, recipes):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     for package in ("transformer_engine", "transformer_engine.common"):
@@ -231,7 +232,7 @@ def test_transformer_engine_is_given_the_same_work(stand_in, variant):
     inputs = experts.Inputs(given, ids)
     close(experts.transformer_engine_arm(variant, inputs), experts.backend(BACKENDS["loop"], inputs), 1e-5)
     expected = type(None) if variant.recipe is None else getattr(
-        sys.modules["transformer_engine.common.recipe"], peer_te.RECIPES[variant.recipe]
+        sys.modules["transformer_engine.common.recipe"], RECIPES[variant.recipe].name
     )  # fmt: skip
     assert {(enabled, type(recipe)) for enabled, recipe in stand_in} == {(variant.recipe is not None, expected)}
 
@@ -323,7 +324,7 @@ def test_a_run_prints_every_section(capsys):
     out = capsys.readouterr().out
     assert all(section.title in out for section in SECTIONS.values())
     assert {row.section for row in rows} == set(SECTIONS)
-    assert out.count("needs a CUDA device") == 2  # each reason once a section
+    assert out.count("Transformer Engine needs a CUDA device") == 2  # each reason once a section
     assert {row.skew for row in rows if row.section == "moe"} == {"uniform", "zipf"}
 
 

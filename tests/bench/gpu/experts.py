@@ -18,7 +18,7 @@ from torch import Tensor
 from parallel.dispatch import RowOrder
 from parallel.padding import PaddedOrder
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
-from tests.bench.gpu.gemms import ALIGN, Operands
+from tests.bench.gpu.gemms import Operands
 from tests.bench.gpu.peer_te import GroupedPair, Variant
 from trainer.model.experts import Backend, QuantizedBackend, make_backend
 from trainer.precision import why_not
@@ -105,7 +105,7 @@ def transformer_engine_arm(variant: Variant, given: Inputs) -> Arm:
     pair = GroupedPair(variant, given.w13.detach().flatten(1, 2), given.w2.detach())
 
     def run(x: Tensor, weights: Tensor) -> Tensor:
-        order, first = PaddedOrder(given.order, ALIGN), pair.first_microbatch()
+        order, first = PaddedOrder(given.order, variant.align), pair.first_microbatch()
         splits = pair.splits(order.offsets)
         if not variant.on_device:
             order.rows = sum(splits)  # the host knows them: no bound is needed, and none is taken

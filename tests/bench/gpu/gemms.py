@@ -25,7 +25,7 @@ from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.routing import Slice
 
 NAMES = ("hidden", "y", "d_act", "d_w2", "dx", "d_w13")
-ALIGN = 128  # rows of an expert come in multiples of it where an arm computes in FP8: what block scaling wants
+SCALED_ALIGN = 16  # rows of an expert come in multiples of it: in FP8 a weight gradient's operands start at 16 bytes
 
 Products = tuple[Tensor, ...]
 
@@ -54,10 +54,10 @@ def counts_of(offsets: Tensor) -> Tensor:
 
 
 class PaddedRows:
-    """Rows sorted by expert laid out anew, each expert's padded with zeros to a multiple of ALIGN."""
+    """Rows sorted by expert laid out anew, each expert's padded with zeros to a multiple of `align`."""
 
-    def __init__(self, order: RowOrder) -> None:
-        padded = PaddedOrder(order, ALIGN)
+    def __init__(self, order: RowOrder, align: int) -> None:
+        padded = PaddedOrder(order, align)
         self.offsets, self.rows = padded.offsets, padded.rows
         self.row = padded.row_of_slot.flatten()[order.slot_of_row]  # [R]: where each row stands
 
@@ -179,7 +179,7 @@ def scaled(given: Operands) -> Arm | Skipped:
 
 
 def scaled_arm(given: Operands) -> Arm:
-    padded = PaddedRows(given.order)
+    padded = PaddedRows(given.order, SCALED_ALIGN)
     offsets = padded.offsets
     x, act, dy, d_hidden = (padded.pad(rows) for rows in (given.x, given.act, given.dy, given.d_hidden))
     x_8, act_8, dy_8, d_hidden_8 = map(per_row, (x, act, dy, d_hidden))

@@ -11,49 +11,49 @@ import torch
 from torch import Tensor, nn
 
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
-from tests.bench.gpu.routing import Skew, Slice, draw_logits, plant
+from tests.bench.gpu.routing import Size, draw_logits, plant
 from trainer.model.attention import Documents
 from trainer.model.decoder import Block
 from trainer.model.experts import QuantizedBackend, make_backend
-from trainer.model.moe import MoE
 from trainer.model.rotary import Rotary
 from trainer.precision import why_not
 
 DOCUMENT = 4096  # tokens of a document in the decoder layer's batch
 
 
-def build(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Random weights in `dtype`, as FSDP's mixed precision hands them to a layer; built on meta, filled here."""
+def build(module: nn.Module, dtype: torch.dtype, device: torch.device, *, masters: bool) -> None:
+    """Fill a module that is on meta with random numbers that `dtype` can hold, in it or, as masters, in fp32."""
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in list(module.named_parameters()):
-        weight = torch.empty(parameter.shape, dtype=dtype, device=device)
-        if weight.ndim == 1:
-            weight.fill_(1.0)
-        else:
-            weight.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
+        drawn = torch.ones(parameter.shape, device=device)
+        if drawn.ndim > 1:
+            drawn.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
+        weight = drawn.to(dtype).to(torch.float32 if masters else dtype)
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, nn.Parameter(weight))
-    return module
 
 
 class Layers:
     """The slice's decoder layer, whose mixture of experts is also timed alone, and a batch for each of the two.
 
-    x: [T, H] for the mixture alone, such that its own router selects as `skew` says.
+    masters: the weights are fp32 and have gradients, to which a pass adds: a micro-batch of a step but the first, as
+    training does it on one GPU or with experts that no one else holds. Otherwise they are in the batch's dtype and
+    their gradients are made anew.
     """
 
-    def __init__(self, part: Slice, tokens: int, skew: Skew, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, size: Size, *, masters: bool = False) -> None:
+        part, tokens, dtype, device = size.part, size.tokens, size.dtype, size.device
         cfg = part.config(positions="fope", rope_theta=5e6, max_position=262144)
         with torch.device("meta"):
             block = Block(cfg)
-        self.block = build(block, dtype, device)
-        assert isinstance(self.block, Block)
-        self.moe: MoE = self.block.moe
+        build(block, dtype, device, masters=masters)
+        self.block, self.moe, self.masters = block, block.moe, masters
         generator = torch.Generator(device).manual_seed(3)
         drawn, self.dy = (
             torch.empty(tokens, part.hidden, dtype=dtype, device=device).normal_(generator=generator) for _ in range(2)
         )
-        logits = draw_logits(part, tokens, skew).to(device)
+        logits = draw_logits(part, tokens, size.skew).to(device)
+        # Such that the mixture's own router selects as the size says.
         self.x = plant(drawn, self.moe.router.weight.detach(), logits).requires_grad_()
         self.drawn = drawn.requires_grad_()
         document = min(DOCUMENT, tokens)
@@ -81,6 +81,9 @@ class Layers:
         if isinstance(backend, QuantizedBackend):
             backend.hold_weights(True)
         leaves = {"x": x, **dict(module.named_parameters())}
+        if self.masters:
+            for parameter in module.parameters():
+                parameter.grad = torch.zeros_like(parameter)
 
         def forward() -> Tensor:
             self.moe.experts.backend = backend
@@ -88,9 +91,16 @@ class Layers:
 
         def both() -> tuple[Tensor, ...]:
             y = forward()
-            return y.detach(), *torch.autograd.grad(y, list(leaves.values()), self.dy)
+            if not self.masters:
+                return y.detach(), *torch.autograd.grad(y, list(leaves.values()), self.dy)
+            x.grad = None
+            y.backward(self.dy)
+            return y.detach(), *(leaf.grad for leaf in leaves.values() if leaf.grad is not None)
 
         def results() -> dict[str, Tensor]:
+            for leaf in leaves.values():
+                if leaf.grad is not None:
+                    leaf.grad.zero_()
             y, *grads = both()
             return {"y": y, **{f"d {name}": grad for name, grad in zip(leaves, grads, strict=True)}}
 

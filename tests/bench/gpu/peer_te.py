@@ -17,13 +17,8 @@ from torch import Tensor
 
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.gemms import NAMES, Operands, PaddedRows, counts_of
-
-RECIPES = {
-    "fp8_block": "Float8BlockScaling",
-    "fp8_current": "Float8CurrentScaling",
-    "fp8_delayed": "DelayedScaling",
-    "mxfp8": "MXFP8BlockScaling",
-}
+from trainer.model.te import why_not
+from trainer.model.te_support import INSTALL, NATIVE_ROWS, RECIPES
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,13 @@ class Variant:
     cached: bool = False
 
     @property
+    def align(self) -> int:
+        """What an expert's rows have to be a multiple of."""
+        if self.recipe is None:
+            return 1
+        return NATIVE_ROWS if self.on_device else RECIPES[self.recipe].multiple
+
+    @property
     def name(self) -> str:
         counts = "device counts" if self.on_device else "host counts"
         return f"TE {self.recipe or 'bf16'}, {counts}{', cached' if self.cached else ''}"
@@ -43,12 +45,9 @@ class Variant:
         if device.type != "cuda":
             return "Transformer Engine needs a CUDA device"
         if importlib.util.find_spec("transformer_engine") is None:
-            return "Transformer Engine is not installed: pip install 'octavo[gpu]'"
-        if self.recipe is not None:
-            from trainer.model.te import why_not
-
-            if reason := why_not(self.recipe, device):
-                return reason
+            return f"Transformer Engine is not installed ({INSTALL})"
+        if self.recipe is not None and (reason := why_not(self.recipe, device)):
+            return reason
         if self.on_device:
             module = importlib.import_module("transformer_engine.pytorch.module.grouped_linear")
             supported = getattr(module, "is_module_grouped_tensor_path_supported", None)
@@ -59,7 +58,7 @@ class Variant:
     def recipe_object(self) -> Any:
         if self.recipe is None:
             return None
-        return getattr(importlib.import_module("transformer_engine.common.recipe"), RECIPES[self.recipe])()
+        return getattr(importlib.import_module("transformer_engine.common.recipe"), RECIPES[self.recipe].name)()
 
 
 VARIANTS = (
@@ -119,7 +118,7 @@ def gemms(variant: Variant, given: Operands) -> Arm | Skipped:
 
 
 def gemms_arm(variant: Variant, given: Operands) -> Arm:
-    padded, pair = PaddedRows(given.order), GroupedPair(variant, given.w13, given.w2)
+    padded, pair = PaddedRows(given.order, variant.align), GroupedPair(variant, given.w13, given.w2)
     used = padded.rows if variant.on_device else int(padded.offsets[-1])  # counts on the host must add up to the rows
     x, act, dy, d_hidden = (padded.pad(rows)[:used] for rows in (given.x, given.act, given.dy, given.d_hidden))
     x, act = x.requires_grad_(), act.requires_grad_()

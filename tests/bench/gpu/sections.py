@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
+
+from torch import Tensor
 
 from tests.bench.gpu import experts, gemms, peer_te
 from tests.bench.gpu.clock import Arm, Clock, Skipped, distance
@@ -44,12 +47,15 @@ def expert_arms(size: Size) -> Builders:
 
 
 def moe_arms(size: Size) -> Builders:
-    layers = Layers(size.part, size.tokens, size.skew, size.dtype, size.device)
-    return {f"ours {name}": partial(layers.moe_arm, name) for name in PRECISIONS}
+    layers, with_masters = Layers(size), Layers(size, masters=True)
+    return {
+        **{f"ours {name}": partial(layers.moe_arm, name) for name in PRECISIONS},
+        **{f"ours {name}, fp32 masters": partial(with_masters.moe_arm, name) for name in PRECISIONS},
+    }
 
 
 def decoder_arms(size: Size) -> Builders:
-    layers = Layers(size.part, size.tokens, size.skew, size.dtype, size.device)
+    layers = Layers(size)
     return {f"ours {name}": partial(layers.block_arm, name) for name in PRECISIONS}
 
 
@@ -96,30 +102,35 @@ def measure(name: str, size: Size, rounds: int, clock: Clock) -> Iterator[Row]:
     section = SECTIONS[name]
     blank = Row(name, "", size.tokens, size.skew, section.flops(size))
     ready: dict[str, Arm] = {}
-    rows: dict[str, Row] = {}
-    expected = None
+    rows: list[Row] = []
+    expected: dict[str, Tensor] | None = None
     for arm_name, make in section.arms(size).items():
         row = replace(blank, arm=arm_name, target=section.target(arm_name, size.tokens))
-        arm = _tried(make)
-        found = _tried(arm.results) if isinstance(arm, Arm) and arm.results else None
-        problem = next((tried.reason for tried in (arm, found) if isinstance(tried, Skipped)), None)
-        if problem is None and found is not None:
-            expected = expected or found
-            off = distance(found, expected)
-            row = replace(row, distance=off if math.isfinite(off) else None)
-            if off > arm.tolerance:
-                problem = f"FAILED: its results are off by {off:.2g}, more than {arm.tolerance:g}"
-        rows[arm_name] = replace(row, skipped=problem)
-        if problem is None:
+        arm = tried(make)
+        if isinstance(arm, Arm) and arm.results:
+            found = tried(arm.results)
+            if isinstance(found, Skipped):
+                arm = found
+            else:
+                expected = expected or found
+                off = distance(found, expected)
+                row = replace(row, distance=off if math.isfinite(off) else None)
+                if off > arm.tolerance:
+                    arm = Skipped(f"FAILED: its results are off by {off:.2g}, more than {arm.tolerance:g}")
+            del found
+        if isinstance(arm, Arm):
             ready[arm_name] = arm
-        del found
+        rows.append(replace(row, skipped=arm.reason) if isinstance(arm, Skipped) else row)
     del expected
     timings = clock.compare(ready, rounds)
-    for arm_name, row in rows.items():
-        yield replace(row, timing=timings.get(arm_name))
+    for row in rows:
+        yield replace(row, timing=timings.get(row.arm))
 
 
-def _tried(make: Callable[[], object]) -> object:
+Made = TypeVar("Made")
+
+
+def tried(make: Callable[[], Made]) -> Made | Skipped:
     """What `make` makes; where that fails, why: a peer that breaks takes no other's figures with it."""
     try:
         return make()
