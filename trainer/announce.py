@@ -11,14 +11,15 @@ from parallel.world import World
 from trainer import precision
 from trainer.config import Config
 from trainer.layout import plan, without_effect
+from trainer.model.experts import describe_backend
 
 
 def announcements(
-    cfg: Config, world: World, meshes: Meshes | None, *, device: str, experts: str, resumed: int, directory: Path
+    cfg: Config, world: World, meshes: Meshes | None, *, device: str, resumed: int, directory: Path
 ) -> Iterator[dict[str, Any]]:
     """Records for the log.
 
-    device: its name. experts: what computes them. resumed: the step after which the run goes on, 0 for a new one.
+    device: its name. resumed: the step after which the run goes on, 0 for a new one.
     """
     model = cfg.model
     if meshes is not None:
@@ -26,6 +27,8 @@ def announcements(
         yield {"event": "layout", "message": f"axes of {world.size} ranks\n{table}"}
         for option in without_effect(cfg, plan(cfg.parallel, model, world.size)):
             yield {"event": "warning", "message": f"{option} has no effect here"}
+    on_a_rank = model.num_experts // (meshes.placement.expert_shards if meshes is not None else 1)
+    experts = describe_backend(cfg.precision.experts, model.expert_backend, world.device, on_a_rank)
     yield {"event": "precision", "message": f"precision of each part\n{precision.table(cfg.precision, experts)}"}
     if world.device.type == "cuda" and cfg.precision.linears == "fp32":
         text = "fp32 on a GPU: grouped GEMM and attention have no fast kernels for it and wait for the host"

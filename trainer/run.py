@@ -288,7 +288,6 @@ class Trainer:
             self.world,
             self.meshes,
             device=_device_name(self.world),
-            experts=make_backend(self.cfg.precision.experts, self.cfg.model.expert_backend, self.world.device)[1],
             resumed=self.step if self.resumed else 0,
             directory=self.directory,
         ):
@@ -348,7 +347,7 @@ def build_model(cfg: Config, world: World, meshes: Meshes | None) -> Decoder:
     with torch.device("meta"):
         model = Decoder(cfg.model, DTYPES[cfg.precision.linears])
     for layer in model.blocks:
-        layer.moe.experts.backend, _ = make_backend(cfg.precision.experts, cfg.model.expert_backend, world.device)
+        layer.moe.experts.backend = make_backend(cfg.precision.experts, cfg.model.expert_backend)
     parallelize(model, meshes, cfg, world.device.type)
     model.to_empty(device=world.device)
     model.init_weights(cfg.train.seed)

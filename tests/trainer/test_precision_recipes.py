@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallel.fake import CollectiveLog
+from parallel.fp8 import fake_quantize
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, steps, tiny_config
@@ -32,7 +33,7 @@ SIZES = {
 }  # fmt: skip
 CPU = torch.device("cpu")
 RUNS_HERE = ["fp32", "bf16", "fp8_reference"]
-aten = torch.ops.aten
+MATMULS = ("mm", "addmm", "bmm", "_grouped_mm", "matmul", "linear")
 
 
 def precision(name: str, **changes: str) -> PrecisionConfig:
@@ -51,12 +52,15 @@ class Ran(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[str, set[torch.dtype], int, torch.dtype]] = []
+        self.into_experts: list[torch.Tensor] = []  # rows and weights of the first matmuls
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         result = op(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor) and result.ndim:
             flat = [value for value in torch.utils._pytree.tree_leaves(args) if isinstance(value, torch.Tensor)]
             dtypes = {value.dtype for value in flat if value.is_floating_point()}
+            if result.shape[-1] == 48 and op.overloadpacket.__name__ in MATMULS:
+                self.into_experts += [value.clone() for value in flat if value.is_floating_point() and value.ndim > 1]
             self.calls.append((op.overloadpacket.__name__, dtypes, result.shape[-1], result.dtype))
         return result
 
@@ -65,9 +69,6 @@ class Ran(TorchDispatchMode):
         found = [(inputs, result) for name, inputs, size, result in self.calls if name in names and size == last]
         assert found, (names, last)
         return set().union(*(inputs | {result} for inputs, result in found))
-
-    def made(self) -> set[torch.dtype]:
-        return {result for *_, result in self.calls}
 
 
 def built(cfg: Config) -> tuple[Decoder, Engine]:
@@ -91,9 +92,6 @@ def ran(request) -> tuple[str, Ran]:
     return request.param, log
 
 
-MATMULS = ("mm", "addmm", "bmm", "_grouped_mm", "matmul", "linear")
-
-
 def test_linears(ran):
     name, log = ran
     assert log.dtypes(64, *MATMULS) == {DTYPES[precision(name).linears]}
@@ -102,7 +100,10 @@ def test_linears(ran):
 def test_experts(ran):
     name, log = ran
     assert log.dtypes(48, *MATMULS) == {torch.bfloat16 if name == "bf16" else torch.float32}
-    assert (torch.float8_e4m3fn in log.made()) == (name == "fp8_reference")
+    assert log.into_experts
+    # What FP8 can hold has 4 significant bits; tiles here are a row of tokens, or a whole weight.
+    in_fp8 = [torch.equal(part, fake_quantize(part, (1 if part.ndim == 2 else 128, 128))) for part in log.into_experts]
+    assert all(in_fp8) if name == "fp8_reference" else not any(in_fp8)
 
 
 def test_the_router_is_fp32(ran):
@@ -186,7 +187,8 @@ def test_a_recipe_that_this_machine_lacks_ends_in_one_line(tmp_path, capsys, nam
     assert train(cfg) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: precision.experts={name} cannot run here: ")
-    assert "octavo[gpu]" in line
+    assert "Transformer Engine is not installed (pip install" in line
+    assert "[gpu]" in line
     assert line.endswith("here run precision=fp32, bf16 or fp8_reference")
     assert not (tmp_path / "run").exists()
 
@@ -232,7 +234,8 @@ def test_a_checkpoint_of_one_recipe_goes_on_with_another(tmp_path, first, then):
     assert changed[3:] != kept[3:]
     close = [float.fromhex(value) for _, value in kept[3:]]
     assert [float.fromhex(value) for _, value in changed[3:]] == pytest.approx(close, rel=2e-3)
-    assert "goes on with precision.experts: " in events(tmp_path / "changed", "warning")[0]["message"]
+    said = [event["message"] for event in events(tmp_path / "changed", "warning")]
+    assert f"goes on with precision.experts: {first} -> {then}" in said
 
 
 @pytest.mark.parametrize(("first", "then"), [("fp32", "bf16"), ("bf16", "fp32")])

@@ -250,24 +250,33 @@ class QuantizedBackend(Protocol):
 BACKENDS: dict[str, Backend] = {"grouped_mm": _grouped_mm, "loop": _loop}
 
 
-def make_backend(experts: str, backend: str, device: torch.device) -> tuple[Backend, str]:
-    """What computes the experts of one layer, and for the log what that is and why.
+def make_backend(experts: str, backend: str) -> Backend:
+    """What computes the experts of one layer.
 
-    experts: as `precision.experts`, which must be able to run on `device`. backend: a key of BACKENDS, for those that
-    are not quantised.
+    experts: as `precision.experts`. backend: a key of BACKENDS, for experts that are not quantised.
     """
+    if experts in ("fp32", "bf16"):
+        return BACKENDS[backend]
     if experts == "fp8_reference":
         from trainer.model.fp8_reference import Fp8Reference
 
-        return Fp8Reference(), "1x128 and 128x128 tiles in e4m3, multiplied in fp32 arithmetic: no speed is gained"
+        return Fp8Reference()
+    from trainer.model.te import TransformerEngine
+
+    return TransformerEngine(experts)
+
+
+def describe_backend(experts: str, backend: str, device: torch.device, on_a_rank: int) -> str:
+    """What `make_backend` comes to on this machine, and why, for the log. on_a_rank: experts that a rank holds."""
+    if experts == "fp8_reference":
+        return "1x128 and 128x128 tiles in e4m3, multiplied in fp32 arithmetic: no speed is gained"
     if experts not in ("fp32", "bf16"):
         from trainer.model.te import TransformerEngine
 
-        engine = TransformerEngine(experts)
-        return engine, engine.describe()
+        return TransformerEngine(experts).describe(on_a_rank)
     if backend == "grouped_mm" and device.type != "cuda":
-        return BACKENDS[backend], "grouped_mm, as a blocked loop: a CPU has no grouped kernel"
-    return BACKENDS[backend], f"{backend}, as model.expert_backend says"
+        return "grouped_mm, as a blocked loop: a CPU has no grouped kernel"
+    return f"{backend}, as model.expert_backend says"
 
 
 class Experts(nn.Module):
