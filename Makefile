@@ -3,7 +3,7 @@
 # make lint    ruff, mypy, hadolint
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
-# make bench-gpu  the layer on one GPU at the 1T model's sizes against dense matmuls
+# make bench-gpu  one GPU: the 1T model's experts and layers beside torch's and Transformer Engine's, then recipe=toy_gpu
 # make setup   only what test, lint and bench need; setup-toy: what toy needs
 #
 # PYTHON=...       the Python to build on, 3.11 or newer. If it can import torch, that torch is used as it is.

@@ -114,8 +114,8 @@ def test_gemm_arms_make_the_products_of_a_formula(arm, skew):
         "hidden": torch.einsum("rh,rih->ri", given.x, w13),
         "y": torch.einsum("ri,rhi->rh", given.act, w2),
         "d_act": torch.einsum("rh,rhi->ri", given.dy, w2),
-        "d_w2": torch.stack([given.dy[of_row == e].T @ given.act[of_row == e] for e in range(16)]),
         "dx": torch.einsum("ri,rih->rh", given.d_hidden, w13),
+        "d_w2": torch.stack([given.dy[of_row == e].T @ given.act[of_row == e] for e in range(16)]),
         "d_w13": torch.stack([given.d_hidden[of_row == e].T @ given.x[of_row == e] for e in range(16)]),
     }
     assert list(expected) == list(gemms.NAMES)
@@ -132,7 +132,7 @@ def test_the_ceiling_makes_the_same_products_where_the_routing_is_even():
 def test_the_flops_that_are_counted_are_those_that_are_done():
     given, ids = operands(), SIZE.ids()
     for arm in (gemms.loop(given), gemms.equal_split(given)):
-        for step, times in ((arm.forward, 1), (arm.both, 3)):
+        for step, times in ((arm.forward, 1), (arm.both, 3), (arm.weight_gradients, 1)):
             with FlopCounterMode(display=False) as counter:
                 step()
             assert counter.get_total_flops() == times * TINY.expert_flops(24)

@@ -1,6 +1,6 @@
 """Octavo on one GPU: what one expert-parallel rank of the 1T model computes, beside what others make of the same.
 
-    python -m tests.bench.gpu [--sections gemms,experts,moe,decoder] [--tokens 1024,...] [--rounds 20] [--json FILE]
+    python -m tests.bench.gpu [--sections gemms,experts,...] [--tokens 1024,2048,...] [--rounds 20] [--json FILE]
 
 64 experts of hidden size 4096 and width 1536 in 8 router groups, 8 experts a token, all on this device: as many rows
 and as many experts as a rank of `model=intern_s1_pro` has at `parallel.ep=8`. All arms of a size are in this process,
@@ -12,6 +12,9 @@ Transformer Engine's GroupedLinear as shipped, by row counts on the host or on t
 "of target" is forward + backward against what is aimed at from 8192 tokens on; "host syncs" are waits of the host that
 torch itself makes in forward + backward; "GB more" is what the arm takes at its peak beyond what stood before; "off by"
 is the relative distance of its results, gradients included, from the first arm's.
+
+Last comes `recipe=toy_gpu`, 500 steps of a model that fills an 80 GB GPU, with bf16 experts and with FP8 ones, each in
+a process of its own: tokens a second, share of the peak, memory and losses.
 """
 
 from __future__ import annotations
@@ -20,14 +23,19 @@ import argparse
 import gc
 import json
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from tests.bench.gpu import end_to_end
 from tests.bench.gpu.clock import Clock
 from tests.bench.gpu.routing import Size, Slice
 from tests.bench.gpu.sections import SECTIONS, measure
 from tests.bench.gpu.table import LARGE, LAYER_BF16, Row, header, line, machine, not_run, with_fp8_targets
+
+TRAIN = "train"
 
 
 def run(names: list[str], tokens: list[int], rounds: int, part: Slice, dtype: torch.dtype, clock: Clock) -> list[Row]:
@@ -50,26 +58,38 @@ def run(names: list[str], tokens: list[int], rounds: int, part: Slice, dtype: to
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", default=",".join(SECTIONS), help=f"some of {', '.join(SECTIONS)}")
+    parser.add_argument("--sections", default=",".join((*SECTIONS, TRAIN)), help="default: %(default)s")
     parser.add_argument("--tokens", default="1024,2048,4096,8192,16384", help="of the rank, multiples of 1024")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--precisions", default="bf16,fp8_block", help="that recipe=toy_gpu is trained in")
+    parser.add_argument("--overrides", default="", help="of recipe=toy_gpu, as for octavo train, in one argument")
+    parser.add_argument("--json", type=Path, help="write the figures and the losses there")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(
             f"bench-gpu needs a CUDA device, and torch {torch.__version__} sees none here; `make bench` is the CPU's"
         )
     names = args.sections.split(",")
-    if unknown := set(names) - set(SECTIONS):
-        sys.exit(f"--sections {','.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
-    device, part = torch.device("cuda"), Slice()
-    about = machine(device)
-    print("; ".join(f"{key} {value}" for key, value in about.items()) + f"; medians of {args.rounds} rounds")
-    rows = run(names, [int(n) for n in args.tokens.split(",")], args.rounds, part, torch.bfloat16, Clock(device))
+    if unknown := set(names) - {*SECTIONS, TRAIN}:
+        sys.exit(f"--sections {','.join(sorted(unknown))}: there are {', '.join((*SECTIONS, TRAIN))}")
+    device, tokens = torch.device("cuda"), [int(count) for count in args.tokens.split(",")]
+    found: dict[str, Any] = {"machine": machine(device)}
+    print("; ".join(f"{key} {value}" for key, value in found["machine"].items()) + f"; medians of {args.rounds} rounds")
+    layers = [name for name in names if name in SECTIONS]
+    rows = run(layers, tokens, args.rounds, Slice(), torch.bfloat16, Clock(device)) if layers else []
+    found["rows"] = [row.record() for row in rows]
+    failed = [f"{row.arm}: {row.skipped}" for row in rows if row.skipped and row.skipped.startswith("FAILED")]
+    if TRAIN in names:
+        into = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
+        print(f"\n### {end_to_end.RECIPE}, a run for each precision; their records are in {into}\n", flush=True)
+        runs = end_to_end.measure(args.precisions.split(","), into, args.overrides.split())
+        print(end_to_end.table(runs))
+        found["train"] = runs
+        failed += [f"{name}: {run['skipped']}" for name, run in runs.items() if "FAILED" in run.get("skipped", "")]
     if args.json:
-        args.json.write_text(json.dumps({"machine": about, "rows": [row.record() for row in rows]}, indent=1))
-    if failed := [row for row in rows if row.skipped and row.skipped.startswith("FAILED")]:
-        sys.exit(f"{len(failed)} of {len(rows)} rows failed: {failed[0].arm}: {failed[0].skipped}")
+        args.json.write_text(json.dumps(found, indent=1))
+    if failed:
+        sys.exit(f"{len(failed)} arms failed; the first is {failed[0]}")
 
 
 if __name__ == "__main__":

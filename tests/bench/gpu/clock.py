@@ -24,12 +24,13 @@ SYNC_WARNING = "synchronizing CUDA operation"
 class Arm(NamedTuple):
     """One way to do the work: a forward pass that keeps what its backward needs, the two together, and the numbers that
     they make, by name: None where they are not to be those of other arms, else to be so within a relative
-    `tolerance`."""
+    `tolerance`. weight_gradients: these alone, where they can be had alone."""
 
     forward: Step
     both: Step
     results: Callable[[], dict[str, Tensor]] | None
     tolerance: float = 2e-2  # of two ways to compute in bf16
+    weight_gradients: Step | None = None
 
 
 class Skipped(NamedTuple):
@@ -67,6 +68,7 @@ class Timing:
     both_ms: float
     host_syncs: int | None
     extra_bytes: int | None
+    weight_gradients_ms: float | None = None
 
 
 class Clock:
@@ -105,7 +107,7 @@ class Clock:
         return {name: statistics.median(taken) for name, taken in times.items()}
 
     def compare(self, arms: Mapping[str, Arm], rounds: int) -> dict[str, Timing]:
-        """Forward, and forward with backward, of all the arms in turns."""
+        """Forward, forward with backward, and weight gradients alone, of all the arms in turns."""
         syncs, extra = {}, {}
         for name, arm in arms.items():
             arm.both()  # compiles, builds handles, takes workspaces
@@ -113,8 +115,12 @@ class Clock:
             syncs[name] = self.host_syncs(arm.both)
         steps = {f"{name}/forward": arm.forward for name, arm in arms.items()}
         steps |= {f"{name}/both": arm.both for name, arm in arms.items()}
+        steps |= {f"{name}/weights": arm.weight_gradients for name, arm in arms.items() if arm.weight_gradients}
         ms = self.take_turns(steps, rounds)
-        return {name: Timing(ms[f"{name}/forward"], ms[f"{name}/both"], syncs[name], extra[name]) for name in arms}
+        return {
+            name: Timing(ms[f"{name}/forward"], ms[f"{name}/both"], syncs[name], extra[name], ms.get(f"{name}/weights"))
+            for name in arms
+        }
 
     def host_syncs(self, step: Step) -> int | None:
         """Times that torch made the host wait for the device in one call: it warns of each. What a library does behind

@@ -1,7 +1,8 @@
 """The six matrix products of the experts alone, on rows that are sorted already: what torch makes of them.
 
-    forward   hidden = x w13^T       y = act w2^T
-    backward  d_act = dy w2          d_w2 = dy^T act        dx = d_hidden w13        d_w13 = d_hidden^T x
+    forward     hidden = x w13^T     y = act w2^T
+    backward    d_act = dy w2        dx = d_hidden w13
+                d_w2 = dy^T act      d_w13 = d_hidden^T x
 
 All six are made of given operands (x, act, dy and d_hidden are drawn each for itself), so that an arm has nothing to do
 but multiply; every arm gets the same ones. `transformer_engine` has the arms that make the same of another library.
@@ -24,7 +25,7 @@ from parallel.padding import PaddedOrder
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.routing import Slice
 
-NAMES = ("hidden", "y", "d_act", "d_w2", "dx", "d_w13")
+NAMES = ("hidden", "y", "d_act", "dx", "d_w2", "d_w13")
 SCALED_ALIGN = 16  # rows of an expert come in multiples of it: in FP8 a weight gradient's operands start at 16 bytes
 
 Products = tuple[Tensor, ...]
@@ -69,12 +70,13 @@ class PaddedRows:
         return rows[self.row]
 
 
-def arm_of(forward: Callable[[], Products], backward: Callable[[], Products]) -> Arm:
-    """Of two functions that return the six products in the order of NAMES: the first two, and the others."""
+def arm_of(forward: Callable[[], Products], inputs: Callable[[], Products], weights: Callable[[], Products]) -> Arm:
+    """forward makes hidden and y, inputs d_act and dx, weights d_w2 and d_w13."""
     return Arm(
         forward,
-        lambda: (forward(), backward()),
-        lambda: dict(zip(NAMES, (*forward(), *backward()), strict=True)),
+        lambda: (forward(), inputs(), weights()),
+        lambda: dict(zip(NAMES, (*forward(), *inputs(), *weights()), strict=True)),
+        weight_gradients=weights,
     )
 
 
@@ -84,8 +86,8 @@ def six_products(
     by_weights: Callable[..., Tensor],
     by_rows: Callable[..., Tensor],
 ) -> Arm:
-    """splits: how the rows fall to the experts, asked for once a pass. by_weights(rows [R, k], weights [E, k, n],
-    splits) -> [R, n]; by_rows(left [R, m], right [R, n], splits) -> [E, m, n]."""
+    """splits: how the rows fall to the experts, asked for once for every two products. by_weights(rows [R, k], weights
+    [E, k, n], splits) -> [R, n]; by_rows(left [R, m], right [R, n], splits) -> [E, m, n]."""
 
     def forward() -> Products:
         cut = splits()
@@ -94,20 +96,19 @@ def six_products(
             by_weights(given.act, given.w2.transpose(1, 2), cut),
         )
 
-    def backward() -> Products:
+    def inputs() -> Products:
         cut = splits()
-        return (
-            by_weights(given.dy, given.w2, cut),
-            by_rows(given.dy, given.act, cut),
-            by_weights(given.d_hidden, given.w13, cut),
-            by_rows(given.d_hidden, given.x, cut),
-        )
+        return by_weights(given.dy, given.w2, cut), by_weights(given.d_hidden, given.w13, cut)
 
-    return arm_of(forward, backward)
+    def weights() -> Products:
+        cut = splits()
+        return by_rows(given.dy, given.act, cut), by_rows(given.d_hidden, given.x, cut)
+
+    return arm_of(forward, inputs, weights)
 
 
 def loop(given: Operands) -> Arm:
-    """One matmul after another. Each pass first copies the row counts to the host, as it must."""
+    """One matmul after another. Each time it first copies the row counts to the host, as it must."""
 
     def by_weights(rows: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
         out = rows.new_empty(len(rows), weights.shape[2])
@@ -191,19 +192,19 @@ def scaled_arm(given: Operands) -> Arm:
     def forward() -> Products:
         return scaled_grouped_mm(x_8, into, offsets), scaled_grouped_mm(act_8, out_of, offsets)
 
-    def backward() -> Products:
-        return (
-            scaled_grouped_mm(dy_8, out_of_t, offsets),
-            scaled_grouped_mm(dy_c, act_c, offsets),
-            scaled_grouped_mm(d_hidden_8, into_t, offsets),
-            scaled_grouped_mm(d_hidden_c, x_c, offsets),
-        )
+    def inputs() -> Products:
+        return scaled_grouped_mm(dy_8, out_of_t, offsets), scaled_grouped_mm(d_hidden_8, into_t, offsets)
+
+    def weights() -> Products:
+        return scaled_grouped_mm(dy_c, act_c, offsets), scaled_grouped_mm(d_hidden_c, x_c, offsets)
+
+    arm = arm_of(forward, inputs, weights)
 
     def results() -> dict[str, Tensor]:
-        made = dict(zip(NAMES, (*forward(), *backward()), strict=True))
-        return {name: padded.unpad(t) if t.ndim == 2 else t for name, t in made.items()}
+        assert arm.results is not None
+        return {name: padded.unpad(t) if t.ndim == 2 else t for name, t in arm.results().items()}
 
-    return Arm(forward, lambda: (forward(), backward()), results, tolerance_of("fp8"))
+    return arm._replace(results=results, tolerance=tolerance_of("fp8"))
 
 
 def per_row(x: Tensor) -> Scaled:

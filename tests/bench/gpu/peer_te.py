@@ -138,7 +138,7 @@ def gemms_arm(variant: Variant, given: Operands) -> Arm:
         (hidden, y), (dx, d_act, *d_weights) = both()
         experts = pair.into.num_gemms
         d_w13, d_w2 = torch.stack(d_weights[:experts]), torch.stack(d_weights[experts:])
-        made = dict(zip(NAMES, (hidden, y, d_act, d_w2, dx, d_w13), strict=True))
+        made = dict(zip(NAMES, (hidden, y, d_act, dx, d_w2, d_w13), strict=True))
         return {name: padded.unpad(t.detach()) if t.ndim == 2 else t for name, t in made.items()}
 
     return Arm(forward, both, results, tolerance_of(variant.recipe or "bf16"))

@@ -41,15 +41,26 @@ class Row:
     def both_tflops(self) -> float | None:
         return 3 * self.flops / self.timing.both_ms / 1e9 if self.timing else None
 
+    @property
+    def weight_gradients_tflops(self) -> float | None:
+        """Both weights' gradients have as many FLOPs as the forward pass."""
+        ms = self.timing.weight_gradients_ms if self.timing else None
+        return self.flops / ms / 1e9 if ms else None
+
     def record(self) -> dict[str, Any]:
         timing = vars(self.timing) if self.timing else {}
-        rates = {"forward_tflops": self.forward_tflops, "both_tflops": self.both_tflops}
+        rates = {
+            "forward_tflops": self.forward_tflops,
+            "both_tflops": self.both_tflops,
+            "weight_gradients_tflops": self.weight_gradients_tflops,
+        }
         plain = {key: value for key, value in vars(self).items() if key != "timing"}
         return {**plain, **timing, **rates}
 
 
 COLUMNS = (
-    "tokens", "routing", "arm", "forward ms", "TFLOP/s", "forward + backward ms", "TFLOP/s", "of target", "host syncs",
+    "tokens", "routing", "arm", "forward ms", "TFLOP/s", "forward + backward ms", "TFLOP/s", "of target",
+    "weight gradients, TFLOP/s", "host syncs",
     "GB more", "off by",
 )  # fmt: skip
 
@@ -72,6 +83,7 @@ def line(row: Row) -> str:
         f"{timing.both_ms:.2f}",
         f"{both:.0f}",
         f"{both / row.target:.0%} of {row.target:.0f}" if row.target else "",
+        "" if row.weight_gradients_tflops is None else f"{row.weight_gradients_tflops:.0f}",
         "" if timing.host_syncs is None else f"{timing.host_syncs}",
         "" if timing.extra_bytes is None else f"{timing.extra_bytes / 1e9:.1f}",
         "" if row.distance is None else f"{row.distance:.1e}",
