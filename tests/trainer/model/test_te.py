@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.utils.checkpoint import checkpoint
 
 from parallel.dispatch import RowOrder
+from parallel.fsdp import keep_gathered
+from parallel.shards import local
+from tests.distributed.pool import on_ranks
 from tests.trainer.model import te_stand_in
 from tests.trainer.model.tiny import assert_close
 from trainer.model import te
@@ -253,6 +260,66 @@ def test_a_gradient_that_is_replaced_before_backward_is_an_error(stand_in):
     weights["w2"].grad = weights["w2"].grad.clone()
     with pytest.raises(RuntimeError, match="was replaced between a forward pass and its backward pass"):
         y.sum().backward()
+
+
+def spread_over_ranks() -> list[tuple[bool | None, bool]]:
+    """Three micro-batches on this rank's part of parameters that two ranks share; the gradient is checked here."""
+    mesh, backend = init_device_mesh("cpu", (2,)), TransformerEngine("fp8_block")
+    with pytest.MonkeyPatch.context() as patch:
+        te_stand_in.install(patch)
+        patch.setattr(te, "GEMM_DTYPE", torch.float64)
+        plain = weights_of(torch.float32)
+        spread = {
+            name: torch.nn.Parameter(DTensor.from_local(weight.detach().clone(), mesh, [Shard(0)], run_check=False))
+            for name, weight in plain.items()
+        }
+        backend.hold_weights(True)
+        for micro_batch in range(3):
+            leaves, order = tokens_of(20, torch.float64, seed=10 * micro_batch), order_of(20, seed=micro_batch)
+            backend(*leaves.values(), *map(local, spread.values()), order).sum().backward()
+            BACKENDS["loop"](*leaves.values(), *plain.values(), order).sum().backward()
+        grads = {name: parameter.grad for name, parameter in spread.items()}
+        assert all(isinstance(grad, DTensor) and grad.shape[0] == 2 * E for grad in grads.values())
+        assert_close({name: local(grad) for name, grad in grads.items()}, {n: w.grad for n, w in plain.items()}, 1e-6)
+        return calls(backend)
+
+
+def test_gradients_of_parameters_that_ranks_share_add_up_in_place():
+    for seen in on_ranks(2, spread_over_ranks, init=True):
+        assert seen == [(True, False), (False, True), (False, True)]
+
+
+def sharded(backend: Any, reshard: bool) -> dict[str, Tensor]:
+    """The gradients of this rank's shards after a step of three micro-batches under FSDP."""
+    experts = Experts(E, H, I, "loop")
+    experts.backend = backend
+    with torch.no_grad():
+        for name, weight in weights_of(torch.float64).items():
+            experts.get_parameter(name).copy_(weight)
+    fully_shard(experts, reshard_after_forward=reshard, shard_placement_fn=lambda _: Shard(2))
+    experts.set_gradient_divide_factor(1.0)
+    experts.set_force_sum_reduction_for_comms(True)
+    for micro_batch in range(3):
+        leaves = tokens_of(20, torch.float64, seed=100 * dist.get_rank() + 10 * micro_batch)
+        keep_gathered([experts], keep=micro_batch < 2 and not reshard)
+        experts(*leaves.values(), order_of(20, seed=micro_batch)).sum().backward()
+    return {name: local(weight.grad) for name, weight in experts.named_parameters() if weight.grad is not None}
+
+
+def under_fsdp(reshard: bool) -> list[tuple[bool | None, bool]]:
+    backend = TransformerEngine("fp8_block")
+    with pytest.MonkeyPatch.context() as patch:
+        te_stand_in.install(patch)
+        patch.setattr(te, "GEMM_DTYPE", torch.float64)
+        backend.hold_weights(True)
+        assert_close(sharded(backend, reshard), sharded(BACKENDS["loop"], reshard), 1e-6)
+        return calls(backend)
+
+
+@pytest.mark.parametrize("reshard", [False, True])
+def test_fsdp_gathers_weights_that_are_kept_quantised_and_reduces_gradients(reshard):
+    for seen in on_ranks(2, under_fsdp, reshard, init=True):
+        assert seen == [(True, False), (False, False), (False, False)]
 
 
 def test_gradients_in_pieces_are_stacked():
