@@ -17,6 +17,7 @@ from parallel.watch import Watch
 from parallel.world import World, start_world
 from tests.distributed.doomed import JOIN_S, Ended, play_all, run_ranks
 
+pytestmark = pytest.mark.timeout(600)  # all cases are played before the first test
 TIMEOUT_S = 6.0
 ABSENT_S = 12.0  # how long the others wait for a rank that never comes
 # What a busy machine may add: to find out, to leave in good order, to be scheduled at all.

@@ -18,6 +18,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.data.errors import DataError
 from trainer.data.synthetic import SyntheticData
 
+pytestmark = pytest.mark.timeout(600)  # all cases are played before the first test
 TIMEOUT_S = 6.0
 SLACK_S = 15.0
 FAULTS = ["data", "bug", "asleep", "writer"]

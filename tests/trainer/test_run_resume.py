@@ -197,7 +197,7 @@ def test_a_second_ctrl_c_quits_at_once_and_an_echo_of_the_first_does_not(tmp_pat
     time.sleep(1.2)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=5)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert error.splitlines() == [
         "SIGINT: finishing the step, then saving; again to quit now",
