@@ -307,20 +307,26 @@ def test_an_arm_that_computes_something_else_has_no_figures(monkeypatch):
 
 def test_targets_stand_beside_the_figures():
     timing = Timing(1.0, 2.0, 0, 0)
-    bf16, fp8, peer = (
+    arms = ["ours bf16", "ours fp8_block", "ours bf16, fp32 masters", "ours fp8_block, fp32 masters", "TE fp8_block"]
+    bf16, fp8, masters, fp8_masters, peer = (
         Row("moe", arm, 8192, "uniform", flops=10**12, timing=timing, target=510.0 if "bf16" in arm else None)
-        for arm in ("ours bf16", "ours fp8_block", "TE fp8_block")
+        for arm in arms
     )
+    masters = replace(masters, timing=replace(timing, both_ms=4.0))
     assert bf16.both_tflops == pytest.approx(1500)
     assert "| 294% of 510 |" in line(bf16)
-    assert [row.target for row in with_fp8_targets([bf16, fp8, peer])] == [510.0, pytest.approx(1950), None]
+    found = [row.target for row in with_fp8_targets([bf16, fp8, masters, fp8_masters, peer])]
+    assert found == [510.0, pytest.approx(1950), 510.0, pytest.approx(975), None]
+    held = replace(fp8, arm="ours fp8_block, weights held")
+    assert with_fp8_targets([bf16, held])[1].target == pytest.approx(1950)
     assert SECTIONS["gemms"].target("torch grouped_mm", 8192) == table.GEMM_BF16
     assert SECTIONS["gemms"].target("TE fp8_block", 8192) == table.GEMM_FP8
     assert SECTIONS["gemms"].target("torch grouped_mm", 4096) is None
 
 
 def test_a_run_prints_every_section(capsys):
-    rows = run(list(SECTIONS), [16], 1, TINY, torch.float32, Clock(CPU))
+    rows: list[Row] = []
+    run(list(SECTIONS), [16], 1, TINY, torch.float32, Clock(CPU), rows)
     out = capsys.readouterr().out
     assert all(section.title in out for section in SECTIONS.values())
     assert {row.section for row in rows} == set(SECTIONS)

@@ -13,8 +13,9 @@ Transformer Engine's GroupedLinear as shipped, by row counts on the host or on t
 torch itself makes in forward + backward; "GB more" is what the arm takes at its peak beyond what stood before; "off by"
 is the relative distance of its results, gradients included, from the first arm's.
 
-Last comes `recipe=toy_gpu`, 500 steps of a model that fills an 80 GB GPU, with bf16 experts and with FP8 ones, each in
-a process of its own: tokens a second, share of the peak, memory and losses.
+Last comes `recipe=toy_gpu`, 500 steps of a model that fills
+an 80 GB GPU, with bf16 experts and with FP8 ones, each in a process of its own: tokens a second, share of the peak,
+memory and losses.
 """
 
 from __future__ import annotations
@@ -25,22 +26,24 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tests.bench.gpu import end_to_end
 from tests.bench.gpu.clock import Clock
+from tests.bench.gpu.layer import DOCUMENT
 from tests.bench.gpu.routing import Size, Slice
 from tests.bench.gpu.sections import SECTIONS, measure
 from tests.bench.gpu.table import LARGE, LAYER_BF16, Row, header, line, machine, not_run, with_fp8_targets
 
 TRAIN = "train"
+NAMES = (*SECTIONS, TRAIN)
 
 
-def run(names: list[str], tokens: list[int], rounds: int, part: Slice, dtype: torch.dtype, clock: Clock) -> list[Row]:
-    """Measure the sections, printing each as it comes."""
-    rows: list[Row] = []
+def run(
+    names: list[str], tokens: list[int], rounds: int, part: Slice, dtype: torch.dtype, clock: Clock, rows: list[Row]
+) -> None:
+    """Measure the sections, printing each as it comes and adding it to `rows`."""
     for name in names:
         section, of_section = SECTIONS[name], len(rows)
         print(f"\n### {section.title}\n\n{header()}")
@@ -53,12 +56,11 @@ def run(names: list[str], tokens: list[int], rounds: int, part: Slice, dtype: to
                 if clock.device.type == "cuda":
                     torch.cuda.empty_cache()
         print("\n".join(not_run(rows[of_section:])))
-    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", default=",".join((*SECTIONS, TRAIN)), help="default: %(default)s")
+    parser.add_argument("--sections", default=",".join(NAMES), help="default: %(default)s")
     parser.add_argument("--tokens", default="1024,2048,4096,8192,16384", help="of the rank, multiples of 1024")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--precisions", default="bf16,fp8_block", help="that recipe=toy_gpu is trained in")
@@ -70,25 +72,28 @@ def main() -> None:
             f"bench-gpu needs a CUDA device, and torch {torch.__version__} sees none here; `make bench` is the CPU's"
         )
     names = args.sections.split(",")
-    if unknown := set(names) - {*SECTIONS, TRAIN}:
-        sys.exit(f"--sections {','.join(sorted(unknown))}: there are {', '.join((*SECTIONS, TRAIN))}")
+    if unknown := set(names) - set(NAMES):
+        sys.exit(f"--sections {','.join(sorted(unknown))}: there are {', '.join(NAMES)}")
     device, tokens = torch.device("cuda"), [int(count) for count in args.tokens.split(",")]
-    found: dict[str, Any] = {"machine": machine(device)}
-    print("; ".join(f"{key} {value}" for key, value in found["machine"].items()) + f"; medians of {args.rounds} rounds")
-    layers = [name for name in names if name in SECTIONS]
-    rows = run(layers, tokens, args.rounds, Slice(), torch.bfloat16, Clock(device)) if layers else []
-    found["rows"] = [row.record() for row in rows]
-    failed = [f"{row.arm}: {row.skipped}" for row in rows if row.skipped and row.skipped.startswith("FAILED")]
-    if TRAIN in names:
-        into = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
-        print(f"\n### {end_to_end.RECIPE}, a run for each precision; their records are in {into}\n", flush=True)
-        runs = end_to_end.measure(args.precisions.split(","), into, args.overrides.split())
-        print(end_to_end.table(runs))
-        found["train"] = runs
-        failed += [f"{name}: {run['skipped']}" for name, run in runs.items() if "FAILED" in run.get("skipped", "")]
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
-    if failed:
+    if odd := [count for count in tokens if count < 8 or count % 8 or count % min(DOCUMENT, count)]:
+        sys.exit(f"--tokens {odd[0]}: multiples of 8 work, and above {DOCUMENT} multiples of it")
+    about, rows, runs = machine(device), list[Row](), {}
+    print("; ".join(f"{key} {value}" for key, value in about.items()) + f"; medians of {args.rounds} rounds")
+    try:
+        how = args.rounds, Slice(), torch.bfloat16, Clock(device)
+        run([name for name in names if name in SECTIONS], tokens, *how, rows)
+        if TRAIN in names:
+            into = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
+            print(f"\n### {end_to_end.RECIPE}, a run for each precision; their records are in {into}\n", flush=True)
+            runs = end_to_end.measure(args.precisions.split(","), into, args.overrides.split())
+            print(end_to_end.table(runs))
+    finally:  # what there is, whatever came after it
+        if args.json:
+            measured = [row.record() for row in rows]
+            args.json.write_text(json.dumps({"machine": about, "rows": measured, "train": runs}, indent=1))
+    skipped = [(row.arm, row.skipped or "") for row in rows]
+    skipped += [(name, of_run.get("skipped", "")) for name, of_run in runs.items()]
+    if failed := [f"{name}: {reason}" for name, reason in skipped if reason.startswith("FAILED")]:
         sys.exit(f"{len(failed)} arms failed; the first is {failed[0]}")
 
 

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,17 @@ class Skipped(NamedTuple):
     """An arm that cannot run here, and why, in one clause."""
 
     reason: str
+
+
+Made = TypeVar("Made")
+
+
+def tried(make: Callable[[], Made]) -> Made | Skipped:
+    """What `make` makes; where that fails, why: a peer that breaks takes no other's figures with it."""
+    try:
+        return make()
+    except Exception as error:
+        return Skipped(f"FAILED: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 def tolerance_of(precision: str) -> float:

@@ -71,7 +71,7 @@ def ours(precision: str, held: bool, given: Inputs) -> Arm | Skipped:
     device = given.x.device
     if reason := why_not(precision, device):
         return Skipped(reason)
-    run, _ = make_backend(precision, "grouped_mm", device)
+    run = make_backend(precision, "grouped_mm")
     if isinstance(run, QuantizedBackend):
         run.hold_weights(held)
     return backend(run, given, precision)

@@ -77,7 +77,7 @@ class Layers:
     def _arm(self, precision: str, module: nn.Module, run: Callable[[], Tensor], x: Tensor) -> Arm | Skipped:
         if reason := why_not(precision, x.device):
             return Skipped(reason)
-        backend, _ = make_backend(precision, "grouped_mm", x.device)
+        backend = make_backend(precision, "grouped_mm")
         if isinstance(backend, QuantizedBackend):
             backend.hold_weights(True)
         leaves = {"x": x, **dict(module.named_parameters())}

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 from torch import Tensor
 
 from tests.bench.gpu import experts, gemms, peer_te
-from tests.bench.gpu.clock import Arm, Clock, Skipped, distance
+from tests.bench.gpu.clock import Arm, Clock, Skipped, distance, tried
 from tests.bench.gpu.layer import DOCUMENT, Layers
 from tests.bench.gpu.routing import Size, Skew
 from tests.bench.gpu.table import GEMM_BF16, GEMM_FP8, LARGE, LAYER_BF16, Row
@@ -125,14 +124,3 @@ def measure(name: str, size: Size, rounds: int, clock: Clock) -> Iterator[Row]:
     timings = clock.compare(ready, rounds)
     for row in rows:
         yield replace(row, timing=timings.get(row.arm))
-
-
-Made = TypeVar("Made")
-
-
-def tried(make: Callable[[], Made]) -> Made | Skipped:
-    """What `make` makes; where that fails, why: a peer that breaks takes no other's figures with it."""
-    try:
-        return make()
-    except Exception as error:
-        return Skipped(f"FAILED: {type(error).__name__}: {' '.join(str(error).split())[:200]}")

@@ -102,13 +102,18 @@ def not_run(rows: Iterable[Row]) -> list[str]:
 
 
 def with_fp8_targets(rows: list[Row]) -> list[Row]:
-    """The rows of one size of a layer, FP8's with its multiple of what our bf16 reached as target."""
-    bf16 = next((row.both_tflops for row in rows if row.arm == "ours bf16"), None)
-    return [
-        replace(row, target=LAYER_FP8_OVER_BF16 * bf16) if bf16 and row.arm.startswith("ours") and "fp8" in row.arm
-        else row
-        for row in rows
-    ]  # fmt: skip
+    """The rows of one size of a layer, FP8's with its multiple of what our bf16 reached as target: of the bf16 arm with
+    the same words after its precision, where there is one."""
+    rates = {row.arm: row.both_tflops for row in rows if row.timing}
+
+    def target(row: Row) -> float | None:
+        if not row.arm.startswith("ours") or "fp8" not in row.arm:
+            return row.target
+        alike = f"ours bf16, {row.arm.partition(', ')[2]}"
+        rate = rates.get(alike, rates.get("ours bf16"))
+        return LAYER_FP8_OVER_BF16 * rate if rate else None
+
+    return [replace(row, target=target(row)) for row in rows]
 
 
 def machine(device: torch.device) -> dict[str, str]:
