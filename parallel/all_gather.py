@@ -30,6 +30,7 @@ from parallel.collectives import (
 )
 from parallel.dispatch import RowOrder, RunExperts
 from parallel.groups import Placement
+from parallel.payload import Cast, Payload
 
 Combine = Literal["reduce_scatter", "fixed_order"]
 
@@ -44,7 +45,7 @@ class AllGatherDispatch:
             reproducible, rounded once.
         regather: keep no gathered hidden states for backward; gather them once more instead.
         overlap: parts that the tokens are cut into, so that one part's exchange runs beside the other's experts.
-        payload: dtype in which hidden states travel to the experts; None: their own.
+        payload: how hidden states travel to the experts, and in backward the gradients of the experts' results.
     """
 
     def __init__(
@@ -55,12 +56,12 @@ class AllGatherDispatch:
         combine: Combine = "fixed_order",
         regather: bool = False,
         overlap: int = 1,
-        payload: torch.dtype | None = None,
+        payload: Payload | None = None,
     ) -> None:
         if group.size() != placement.ep:
             raise ValueError(f"the group has {group.size()} ranks, but the experts are placed on {placement.ep}")
         self.group, self.placement, self.combine = group, placement, combine
-        self.regather, self.overlap, self.payload = regather, overlap, payload
+        self.regather, self.overlap, self.payload = regather, overlap, payload or Cast()
         self._tokens = -1
 
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: RunExperts) -> Tensor:
@@ -128,14 +129,13 @@ class _Part:
     # ---- what travels
 
     def begin_gather(self, x: Tensor, weights: Tensor) -> None:
-        self.x_dtype = x.dtype
-        self.local = x.detach() if self.dispatch.regather else None
-        sent = x.to(self.dispatch.payload or x.dtype)
-        lane = sent.dtype if sent.dtype.itemsize > 1 else torch.uint8
-        ids = self.ids.to(torch.int64 if lane.itemsize == 8 else torch.int32)
+        self.hidden, self.x_dtype = x.shape[1], x.dtype
+        sent = self.dispatch.payload.pack(x)
+        self.local = sent.detach() if self.dispatch.regather else None
+        ids = self.ids.to(torch.int64 if weights.dtype.itemsize == 8 else torch.int32)
         parts = [sent, weights, ids]
         self.columns = [(part.shape[1], part.dtype) for part in parts]
-        self.pending = begin_all_gather(carry(parts, lane), self.dispatch.group)
+        self.pending = begin_all_gather(carry(parts, sent.dtype), self.dispatch.group)
 
     def gathered(self) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, H], and the weights [N, k] and local expert ids [N, k] of this rank's slots."""
@@ -146,7 +146,10 @@ class _Part:
         inside = (ids.div(self.num_experts, rounding_mode="floor") == part_of_slot).all()
         torch._assert_async(inside, "expert ids must stand in router-group order: slot s in group s // (K / G)")
         local_ids = ids[:, self.slots].to(torch.int64) - self.first_expert
-        return x.to(self.x_dtype), weights[:, self.slots].contiguous(), local_ids
+        return self.unpack_hidden(x), weights[:, self.slots].contiguous(), local_ids
+
+    def unpack_hidden(self, x: Tensor) -> Tensor:
+        return self.dispatch.payload.unpack(x, self.hidden, self.x_dtype)
 
     def begin_gradients(self, dx: Tensor, d_weights: Tensor) -> None:
         """Send the gradients of the gathered x [N, H] and of this rank's slots' weights [N, k] home."""
@@ -165,9 +168,8 @@ class _Part:
         """Gradients of this rank's x [T, H] and weights [T, K]."""
         received = self._wait()
         if self.dispatch.combine == "reduce_scatter":
-            hidden = self.columns[0][0]
-            terms_TaK = received[:, hidden:].unflatten(1, (-1, self.ids.shape[1]))
-            return received[:, :hidden], terms_TaK.to(weights_dtype).sum(1)
+            terms_TaK = received[:, self.hidden :].unflatten(1, (-1, self.ids.shape[1]))
+            return received[:, : self.hidden], terms_TaK.to(weights_dtype).sum(1)
         placement = self.dispatch.placement
         dx, d_weights = unpack(received, self.gradient_columns)
         # [ep, T, k] -> [expert part, width part, T, k] -> the sum over width parts of each expert part's slots
@@ -185,6 +187,13 @@ class _Part:
             return received
         return sum_in_order(received.unflatten(0, (self.dispatch.placement.ep, -1)))
 
+    def begin_result_gradients(self, dy: Tensor) -> None:
+        """Send the gradient of this rank's results [T, H] to the experts of all ranks."""
+        self.pending = begin_all_gather(self.dispatch.payload.of_gradients().pack(dy), self.dispatch.group)
+
+    def result_gradients(self, hidden: int, dtype: torch.dtype) -> Tensor:
+        return self.dispatch.payload.of_gradients().unpack(self._wait(), hidden, dtype)
+
     def _wait(self) -> Tensor:
         assert self.pending is not None
         received, self.pending = self.pending.wait(), None
@@ -200,10 +209,7 @@ class _Part:
             if kept is not None:
                 return kept
             assert self.local is not None
-            sent = self.local.to(self.dispatch.payload or self.x_dtype)
-            lane = sent.dtype if sent.dtype.itemsize > 1 else torch.uint8
-            gathered = begin_all_gather(sent.view(lane), self.dispatch.group).wait()
-            return gathered.view(sent.dtype).to(self.x_dtype)
+            return self.unpack_hidden(begin_all_gather(self.local, self.dispatch.group).wait())
 
         return pack, unpack_saved
 
@@ -250,7 +256,7 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.part._wait(), None
+        return ctx.part.result_gradients(grads[0].shape[1], grads[0].dtype), None
 
 
 class _Combined(torch.autograd.Function):
@@ -263,7 +269,7 @@ class _Combined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        ctx.part.pending = begin_all_gather(grads[0], ctx.part.dispatch.group)
+        ctx.part.begin_result_gradients(grads[0])
         return _stand_in(grads[0].shape, grads[0]), None
 
 

@@ -11,7 +11,8 @@ from parallel.blocks import checkpoint_activations, compile_blocks
 from parallel.dispatch import Dispatcher, LocalDispatch
 from parallel.fsdp import Policy, place_experts, shard_parameters
 from parallel.mesh import Meshes
-from trainer.config import Config
+from parallel.payload import Cast, Fp8, Payload
+from trainer.config import Config, PrecisionConfig
 from trainer.layout import DispatchName, Plan, plan
 from trainer.model import Decoder
 from trainer.precision import DTYPES
@@ -60,8 +61,14 @@ def _dispatcher(name: DispatchName, meshes: Meshes, cfg: Config) -> Dispatcher:
         combine=cfg.parallel.combine,
         regather=cfg.parallel.regather,
         overlap=cfg.parallel.overlap,
-        payload=None if cfg.precision.payload == cfg.precision.linears else DTYPES[cfg.precision.payload],
+        payload=_payload(cfg.precision),
     )
+
+
+def _payload(cfg: PrecisionConfig) -> Payload:
+    if cfg.payload == "fp8":
+        return Fp8()
+    return Cast(None if cfg.payload == cfg.linears else DTYPES[cfg.payload])
 
 
 def _policy(cfg: Config) -> Policy:

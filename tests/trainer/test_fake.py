@@ -29,14 +29,14 @@ MODEL = {
 }  # fmt: skip
 
 
-def layout(dp_replicate: int, dp_shard: int, ep: int, compute: str = "fp32", **other: Any) -> Config:
+def layout(dp_replicate: int, dp_shard: int, ep: int, compute: str = "fp32", payload: str = "", **other: Any) -> Config:
     """`other`: keys of `parallel`, `train`, `optim` or the model."""
     sizes = {"dp_replicate": dp_replicate, "dp_shard": dp_shard, "ep": ep}
     model = {key: other.pop(key) for key in list(other) if key in ModelConfig.__dataclass_fields__}
     sizes |= {key: other.pop(key) for key in list(other) if key in ParallelConfig.__dataclass_fields__}
     batch = {"micro_batch": 1, "global_batch": RANKS, "loss_chunk": 8}
     cfg = tiny_config("unused", model=MODEL | model, **batch | other)
-    precision = PrecisionConfig(linears=compute, experts=compute, payload=compute)
+    precision = PrecisionConfig(linears=compute, experts=compute, payload=payload or compute)
     return replace(cfg, parallel=ParallelConfig(**sizes), precision=precision)
 
 
@@ -48,6 +48,7 @@ LAYOUTS = {
     "width cut in two": layout(1, 8, 8, router_groups=4),
     "replicas, sgd": layout(8, 1, 1, name="sgd"),
     "two micro-batches, recomputed": layout(2, 4, 2, global_batch=2 * RANKS, recompute="full", compute="bf16"),
+    "fp8 between ranks": layout(1, 8, 8, compute="bf16", payload="fp8", regather=True),
     "every option": layout(1, 8, 4, combine="reduce_scatter", reshard_experts=True, overlap=2, regather=True),
 }
 

@@ -177,8 +177,9 @@ def test_what_travels():
     gathered = {key: sums["all_gather"] for key, sums in ep.items()}
     assert gathered["bf16"] == pytest.approx(gathered["fp32"] / 2, rel=0.1)
     assert gathered["fp8"] == pytest.approx(gathered["bf16"] / 2, rel=0.1)
-    assert dense["bf16"]["reduce_scatter"] == dense["fp32"]["reduce_scatter"]
-    assert dense["sums"]["reduce_scatter"] == dense["fp32"]["reduce_scatter"] / 2
+    # beside bf16 linears the norms of queries and keys are not cut: a few numbers
+    assert dense["bf16"]["reduce_scatter"] == pytest.approx(dense["fp32"]["reduce_scatter"], rel=1e-3)
+    assert dense["sums"]["reduce_scatter"] == dense["bf16"]["reduce_scatter"] / 2
 
 
 @pytest.mark.parametrize("name", [name for name in list_groups()["precision"] if name not in RUNS_HERE])
