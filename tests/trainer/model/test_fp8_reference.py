@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from parallel.dispatch import RowOrder
+from parallel.all_gather import AllGatherDispatch
+from parallel.all_to_all import AllToAllDispatch
+from parallel.dispatch import Dispatcher, LocalDispatch, RowOrder
+from parallel.groups import Placement, map_groups
+from tests.distributed.pool import on_ranks
 from tests.parallel.fp8_formula import expected_tiles
+from tests.parallel.moe_layer import Case, Tensors, build_layer, joined, run_layer, tokens_of
 from tests.trainer.model.tiny import assert_close, relative
 from trainer.model import fp8_reference
 from trainer.model.experts import BACKENDS, QuantizedBackend
@@ -236,3 +242,35 @@ def test_what_two_ranks_do_to_parts_of_the_experts_is_what_one_does(cut):
         for name in ranks[0]
     }
     assert_alike(found, run(ids, 4, leaves), 1e-3)
+
+
+CASE = Case(4, 4, experts=16, tokens=96, hidden=160, width=72)
+
+
+def layer(placement: Placement, rank: int, dispatcher: Dispatcher, x: Tensor, dy: Tensor) -> Tensors:
+    moe = build_layer(CASE, placement, rank, dispatcher, torch.float32)
+    moe.experts.backend = Fp8Reference()
+    return run_layer(moe, x, dy)
+
+
+def layers_on_rank() -> list[Tensors]:
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    placement = map_groups(CASE.groups, ranks)
+    x, dy = (t.float().chunk(ranks)[rank] for t in tokens_of(CASE, ranks))
+    dispatchers = [
+        AllGatherDispatch(dist.group.WORLD, placement),
+        AllGatherDispatch(dist.group.WORLD, placement, regather=True),
+        AllToAllDispatch(dist.group.WORLD),
+    ]
+    return [layer(placement, rank, dispatcher, x, dy) for dispatcher in dispatchers]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_expert_parallel_ranks_cut_the_same_tiles_as_one_process(ranks):
+    """An expert's rows stand in the order of the tokens of all ranks, so that its tiles are the same rows."""
+    x, dy = (t.float() for t in tokens_of(CASE, ranks))
+    expected = layer(Placement(), 0, LocalDispatch(), x, dy)
+    by_rank = on_ranks(ranks, layers_on_rank, init=True)
+    for number in range(3):
+        found = joined([results[number] for results in by_rank], map_groups(CASE.groups, ranks))
+        assert_alike(found._asdict(), expected._asdict(), 1e-3)

@@ -1,0 +1,153 @@
+"""What FP8 does to a run: the toy trained in fp32, with FP8 experts, and on two ranks with FP8 between them as well.
+
+    python -m tests.bench.fp8_curves [--steps 300] [--out docs/fp8_curves] [train.global_batch=2 ...]
+
+Trains `recipe=toy` three times from one seed on the same tokens (`octavo train`, on the CPU), and writes every step's
+loss to OUT.json and the picture OUT.svg. A run that is done is not repeated, one that was cut off goes on. The end of a
+curve is the mean of its last 20 losses; held-out texts are read once at the end. Exits with 1 where a run ends
+more than 1 % above the fp32 run. Further arguments are Octavo's own and go to all three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from tests.bench.step import cpu_name
+
+LAST = 20  # steps whose mean is a curve's end
+ALLOWED = 1.01
+# name -> (processes, what differs from recipe=toy)
+RUNS: dict[str, tuple[int, list[str]]] = {
+    "fp32": (1, ["precision=fp32"]),
+    "FP8 experts": (1, ["precision=fp8_reference"]),
+    "FP8 experts and payload, 2 ranks": (
+        2,
+        ["precision=fp8_reference", "precision.payload=fp8", "parallel=ep", "parallel.ep=2", "train.micro_batch=4"],
+    ),
+}
+COLOURS = ["#444444", "#d1495b", "#2a7fb8"]
+
+
+def train(directory: Path, ranks: int, overrides: list[str]) -> dict[str, Any]:
+    """The run's losses by step, and those on held-out texts by source."""
+    command = [
+        *(sys.executable, "-m", "launch.cli", "train", "--nproc-per-node", str(ranks), "recipe=toy"),
+        *("train.device=cpu", "train.log_every=1", "train.eval_every=0", "train.sample_tokens=0", "checkpoint.keep=1"),
+        *("logging.console=plain", f"run.dir={directory}", *overrides),
+    ]
+    if not any(line.get("event") == "done" for line in records(directory)):
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    lines = records(directory)
+    losses = {line["step"]: round(line["loss"], 5) for line in lines if "loss" in line}
+    heldout = next(line["heldout"] for line in reversed(lines) if line.get("event") == "evaluation")
+    return {
+        "ranks": ranks,
+        "overrides": overrides,
+        "loss": [losses[step] for step in sorted(losses)],
+        "heldout": {source: round(loss, 5) for source, loss in heldout.items()},
+    }
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    path = directory / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def end_of(run: dict[str, Any]) -> float:
+    return fmean(run["loss"][-LAST:])
+
+
+def table(runs: dict[str, dict[str, Any]]) -> list[str]:
+    """Markdown: where the curves end, absolutely and against the first."""
+    first = next(iter(runs.values()))
+    rows = [
+        f"| run | loss, mean of the last {LAST} steps | to fp32 | held-out loss | to fp32 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, run in runs.items():
+        cells = [name]
+        for value, reference in (
+            (end_of(run), end_of(first)),
+            (fmean(run["heldout"].values()), fmean(first["heldout"].values())),
+        ):
+            cells += [f"{value:.4f}", f"{100 * (value / reference - 1):+.2f} %"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def picture(runs: dict[str, dict[str, Any]]) -> str:
+    """Two panels: the losses, and each step's distance from the first run in per cent, averaged over LAST steps."""
+    first = next(iter(runs.values()))["loss"]
+    apart = {
+        name: [100 * (fmean(run["loss"][:n][-LAST:]) / fmean(first[:n][-LAST:]) - 1) for n in range(1, len(first) + 1)]
+        for name, run in runs.items()
+    }
+    return "\n".join(
+        [
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 360" font-family="sans-serif" font-size="13">',
+            '<rect width="960" height="360" fill="white"/>',
+            *panel({name: run["loss"] for name, run in runs.items()}, 50, "loss", 1.0),
+            *panel(apart, 530, f"per cent above fp32, mean of {LAST} steps", 0.5),
+            *(
+                f'<text x="{60 + 150 * number + 30 * (number > 1)}" y="350" fill="{colour}">{name}</text>'
+                for number, (name, colour) in enumerate(zip(runs, COLOURS, strict=True))
+            ),
+            "</svg>\n",
+        ]
+    )
+
+
+def panel(curves: dict[str, list[float]], left: float, title: str, tick: float) -> list[str]:
+    """Curves over the steps in a box of 400 x 270 whose lower left corner stands at (left, 310)."""
+    low = tick * (min(min(curve) for curve in curves.values()) // tick)
+    high = tick * (max(max(curve) for curve in curves.values()) // tick + 1)
+    steps = max(len(curve) for curve in curves.values())
+
+    def x(step: float) -> float:
+        return left + 400 * step / steps
+
+    def y(value: float) -> float:
+        return 310 - 270 * (value - low) / (high - low)
+
+    parts = [f'<text x="{left}" y="25" font-weight="bold">{title}</text>']
+    for number in range(round((high - low) / tick) + 1):
+        value = low + number * tick
+        parts.append(f'<line x1="{left}" x2="{left + 400}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#dddddd"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#666666">{value:g}</text>')
+    for step in range(0, steps + 1, max(1, steps // 3)):
+        parts.append(f'<text x="{x(step):.1f}" y="328" text-anchor="middle" fill="#666666">{step}</text>')
+    for colour, curve in zip(COLOURS, curves.values(), strict=True):
+        points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in enumerate(curve, 1))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+    return parts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path("docs/fp8_curves"), help="without the suffix")
+    parser.add_argument("--runs", type=Path, default=Path("runs/fp8_curves"), help="where the runs are kept")
+    options, more = parser.parse_known_args()
+    runs = {}
+    for name, (ranks, overrides) in RUNS.items():
+        directory = options.runs / name.replace(" ", "_").replace(",", "")
+        runs[name] = train(directory, ranks, [*overrides, f"train.steps={options.steps}", *more])
+    device = f"{cpu_name()}, torch {torch.__version__}"
+    options.out.with_suffix(".json").write_text(json.dumps({"device": device, "last": LAST, "runs": runs}) + "\n")
+    options.out.with_suffix(".svg").write_text(picture(runs))
+    print(f"{options.steps} steps on {device}", *table(runs), sep="\n")
+    ends = [end_of(run) for run in runs.values()]
+    return int(max(ends) > ALLOWED * ends[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
