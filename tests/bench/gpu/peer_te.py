@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
-from tests.bench.gpu.gemms import NAMES, Operands, PaddedRows, counts_of
+from tests.bench.gpu.gemms import NAMES, Operands, counts_of
 from trainer.model.te import why_not
 from trainer.model.te_support import INSTALL, NATIVE_ROWS, RECIPES
 
@@ -118,10 +118,10 @@ def gemms(variant: Variant, given: Operands) -> Arm | Skipped:
 
 
 def gemms_arm(variant: Variant, given: Operands) -> Arm:
-    padded, pair = PaddedRows(given.order, variant.align), GroupedPair(variant, given.w13, given.w2)
+    padded, pair = given.padded(variant.align), GroupedPair(variant, given.w13, given.w2)
     used = padded.rows if variant.on_device else int(padded.offsets[-1])  # counts on the host must add up to the rows
-    x, act, dy, d_hidden = (padded.pad(rows)[:used] for rows in (given.x, given.act, given.dy, given.d_hidden))
-    x, act = x.requires_grad_(), act.requires_grad_()
+    x, act = (rows[:used].detach().requires_grad_() for rows in (padded.x, padded.act))
+    dy, d_hidden = padded.dy[:used], padded.d_hidden[:used]
 
     def forward() -> tuple[Tensor, ...]:
         splits, first = pair.splits(padded.offsets), pair.first_microbatch()
@@ -138,7 +138,6 @@ def gemms_arm(variant: Variant, given: Operands) -> Arm:
         (hidden, y), (dx, d_act, *d_weights) = both()
         experts = pair.into.num_gemms
         d_w13, d_w2 = torch.stack(d_weights[:experts]), torch.stack(d_weights[experts:])
-        made = dict(zip(NAMES, (hidden, y, d_act, dx, d_w2, d_w13), strict=True))
-        return {name: padded.unpad(t.detach()) if t.ndim == 2 else t for name, t in made.items()}
+        return padded.unpad(dict(zip(NAMES, (hidden, y, d_act, dx, d_w2, d_w13), strict=True)))
 
     return Arm(forward, both, results, tolerance_of(variant.recipe or "bf16"))

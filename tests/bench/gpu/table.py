@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tests.bench.gpu.clock import Timing
+from trainer.metrics import device_peak
 
 # TFLOP/s that are aimed at on an H100, forward and backward, from 8192 tokens on. What a layer in FP8 is to reach is a
 # multiple of what ours in bf16 reached in the same table.
@@ -121,7 +122,9 @@ def machine(device: torch.device) -> dict[str, str]:
     versions = {"torch": torch.__version__, "CUDA": torch.version.cuda or "none"}
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        versions |= {"device": name, "cuBLASLt": _cublas_version()}
+        peak = device_peak(name, "bf16")
+        told = f"{peak / 1e12:.0f} TFLOP/s" if peak else "not known"
+        versions |= {"device": name, "its bf16 peak": told, "cuBLASLt": _cublas_version()}
     else:
         versions["device"] = "CPU"
     for package in ("triton", "transformer_engine"):
