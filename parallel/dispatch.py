@@ -10,32 +10,67 @@ Legend: T tokens on this rank · K experts per token · R = T*K rows · E expert
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class RowOrder:
-    """How T*K (token, slot) pairs are laid out as rows sorted by expert; built on the device without a host sync.
+class _Sorted(NamedTuple):
+    token_of_row: Tensor
+    slot_of_row: Tensor
+    row_of_slot: Tensor
+    offsets: Tensor
 
-    Attributes: slot_of_row [R] index into the flattened [T, K]; token_of_row [R]; row_of_slot [T, K], the inverse;
-    offsets [E] int32, the end of each expert's rows; by_slot, whether a token's rows have to be added in the order of
-    its slots, even where another is faster. Rows of one expert keep token order (the sort is stable).
+
+class RowOrder:
+    """How T*K (token, slot) pairs are laid out as rows sorted by expert; built on the device without a host sync, at
+    the first use: who pads the rows with kernels of his own needs only the ids.
+
+    Attributes: ids [T, K], num_experts: what it is made of. slot_of_row [R] index into the flattened [T, K];
+    token_of_row [R]; row_of_slot [T, K], the inverse; offsets [E] int32, the end of each expert's rows; by_slot,
+    whether a token's rows have to be added in the order of its slots, even where another is faster. Rows of one expert
+    keep token order (the sort is stable).
     """
 
     by_slot = False
 
     def __init__(self, ids: Tensor, num_experts: int, *, by_slot: bool = False) -> None:
+        self.ids, self.num_experts = ids, num_experts
         self.by_slot = by_slot and ids.shape[1] > 1
-        sorted_ids, self.slot_of_row = torch.sort(ids.flatten(), stable=True)
-        self.token_of_row = self.slot_of_row.div(ids.shape[1], rounding_mode="floor")
-        rows = torch.arange(ids.numel(), device=ids.device)
-        self.row_of_slot = torch.empty_like(rows).scatter_(0, self.slot_of_row, rows).view_as(ids)
-        experts = torch.arange(num_experts, device=ids.device)
-        # searchsorted, not bincount: bincount syncs the host on CUDA.
-        self.offsets = torch.searchsorted(sorted_ids, experts, right=True, out_int32=True)
+        self._built: _Sorted | None = None
+
+    @property
+    def _sorted(self) -> _Sorted:
+        # Not a cached_property: that of Python 3.11 holds a lock, which torch.compile cannot trace.
+        if self._built is None:
+            ids = self.ids
+            sorted_ids, slot_of_row = torch.sort(ids.flatten(), stable=True)
+            token_of_row = slot_of_row.div(ids.shape[1], rounding_mode="floor")
+            rows = torch.arange(ids.numel(), device=ids.device)
+            row_of_slot = torch.empty_like(rows).scatter_(0, slot_of_row, rows).view_as(ids)
+            experts = torch.arange(self.num_experts, device=ids.device)
+            # searchsorted, not bincount: bincount syncs the host on CUDA.
+            offsets = torch.searchsorted(sorted_ids, experts, right=True, out_int32=True)
+            self._built = _Sorted(token_of_row, slot_of_row, row_of_slot, offsets)
+        return self._built
+
+    @property
+    def token_of_row(self) -> Tensor:
+        return self._sorted.token_of_row
+
+    @property
+    def slot_of_row(self) -> Tensor:
+        return self._sorted.slot_of_row
+
+    @property
+    def row_of_slot(self) -> Tensor:
+        return self._sorted.row_of_slot
+
+    @property
+    def offsets(self) -> Tensor:
+        return self._sorted.offsets
 
 
 def sum_slots(rows: Tensor, row_of_slot: Tensor) -> Tensor:
