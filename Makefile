@@ -100,7 +100,7 @@ if ! "$(PY)" -m pip --version >/dev/null 2>&1; then \
     if [ -n "$$torch" ]; then "$(PYTHON)" -c "$$LINK_PARENT"; fi; \
 fi; \
 if [ -n "$$torch" ]; then \
-    { grep -v '^torch==' constraints.txt; echo "torch==$$torch"; } >$(VENV)/constraints.txt; \
+    { grep -vE '^(torch|triton)==' constraints.txt; echo "torch==$$torch"; } >$(VENV)/constraints.txt; \
 else \
     cp constraints.txt $(VENV)/constraints.txt; \
 fi; \

@@ -16,6 +16,11 @@ from torch import Tensor
 from parallel.dispatch import RowOrder, sum_slots
 
 
+def padded_rows(rows: int, experts: int, align: int) -> int:
+    """The most that `rows` rows and align - 1 rows of padding for each expert with a row can come to."""
+    return max(align, align * ((rows + (align - 1) * min(experts, rows)) // align))
+
+
 class PaddedOrder:
     """A `RowOrder` with room between the experts; built on the device without a host sync.
 
@@ -31,8 +36,7 @@ class PaddedOrder:
 
     def __init__(self, order: RowOrder, align: int) -> None:
         (rows,), (experts,) = order.token_of_row.shape, order.offsets.shape
-        # The most that align - 1 rows of padding for each expert with a row can come to.
-        self.rows = max(align, align * ((rows + (align - 1) * min(experts, rows)) // align))
+        self.rows = padded_rows(rows, experts, align)
         counts = order.offsets.diff(prepend=order.offsets.new_zeros(1))
         padded = (counts + (align - 1)).div(align, rounding_mode="floor") * align
         self.offsets = padded.cumsum(0, dtype=torch.int32)

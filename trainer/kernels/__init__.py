@@ -3,9 +3,15 @@
 `use` chooses which of the two CUDA tensors get; CPU tensors get the twin. Triton is imported when its kernels are
 first used. The launchers stand in modules called `triton_*`, which nothing else imports.
 
-| function | one call in place of | CUDA |
+| function | instead of | used by |
 |---|---|---|
-| `swiglu.weighted_swiglu` | silu(gate) * up * weight, and its three gradients | forward, backward |
+| `swiglu.weighted_swiglu`, `swiglu_gradients` | silu(gate) * up * weight and its gradients | the FP8 experts |
+| `rows.pad_order` | `parallel.padding.PaddedOrder`: sort, pad, gather, sum | the FP8 experts |
+| `router.fused_routing` | `select_experts`, `router_weights` and its gradients | the router |
+| `quantize.quantize_rows`, `dequantize_rows` | `parallel.fp8.quantize_tiles` of 1 x 128 and back | the FP8 payload |
+
+No profile has shown yet that they pay, so torch is the default. `tests/trainer/kernels/examples.py` has a call of each
+at the 1T model's sizes, to be timed under both.
 """
 
 from __future__ import annotations
@@ -33,6 +39,11 @@ def use(name: str) -> None:
             "install such a torch, or use train.kernels=torch"
         )
     _chosen = name
+
+
+def chosen() -> str:
+    """What `use` was last told."""
+    return _chosen
 
 
 def on_triton(x: Tensor) -> bool:

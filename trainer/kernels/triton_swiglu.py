@@ -24,14 +24,9 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    hidden: tl.tensor,
-    weight: tl.tensor,
-    dy: tl.tensor,
-    d_hidden: tl.tensor,
-    d_weight: tl.tensor,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
+    hidden: tl.tensor, weight: tl.tensor, dy: tl.tensor, d_hidden: tl.tensor, d_weight: tl.tensor, result: tl.tensor,
+    AGAIN: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     scale = tl.load(weight + row).to(tl.float32)
     products = tl.zeros([BLOCK], tl.float32)
@@ -43,7 +38,10 @@ def backward_kernel(
         d_out = tl.load(dy + row * WIDTH + column, inside, 0).to(tl.float32)
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
-        products += silu * up * d_out
+        product = silu * up
+        products += product * d_out
+        if AGAIN:
+            tl.store(result + row * WIDTH + column, product * scale, inside)
         d_act = d_out * scale
         # silu'(g) = s + s (g - silu(g)) with s = sigmoid(g)
         d_gate = (sigmoid + sigmoid * (gate - silu)) * d_act * up
@@ -67,10 +65,14 @@ def forward(hidden: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def backward(hidden: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """[R, 2I], [R], the gradient [R, I] -> the gradients of the first two."""
+def backward(hidden: Tensor, weight: Tensor, dy: Tensor, again: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+    """[R, 2I], [R], the gradient [R, I] -> forward's result if it is wanted again, the gradients of the first two."""
     rows, width = dy.shape
-    d_hidden, d_weight = torch.empty_like(hidden, memory_format=torch.contiguous_format), torch.empty_like(weight)
+    d_hidden, d_weight = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (hidden, weight))
+    result = torch.empty_like(dy) if again else None
     if dy.numel():
-        backward_kernel[(rows,)](hidden.contiguous(), weight.contiguous(), dy, d_hidden, d_weight, **_block(width))
-    return d_hidden, d_weight
+        backward_kernel[(rows,)](
+            hidden.contiguous(), weight.contiguous(), dy, d_hidden, d_weight, d_hidden if result is None else result,
+            AGAIN=again, **_block(width),
+        )  # fmt: skip
+    return result, d_hidden, d_weight

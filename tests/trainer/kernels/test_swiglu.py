@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.kernels.swiglu import weighted_swiglu
+from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
 
 
 def composed(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -38,3 +38,6 @@ def test_value_and_gradients(hidden_dtype, weight_dtype):
         # fp32 inside, so one rounding to the result's dtype is all that a narrow one loses
         torch.testing.assert_close(value.double(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=4e-6)
     assert not found[0][5].any()
+    again = swiglu_gradients(hidden, weight, dy)
+    for value, wanted in zip(again, found, strict=True):
+        assert torch.equal(value, wanted)

@@ -1,0 +1,214 @@
+"""Each Triton kernel against its twin, on the device that is given: CUDA, or in Triton's interpreter a CPU.
+
+TRITON_INTERPRET=1 python -m tests.trainer.kernels.checks       prints which checks failed and how, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel.dispatch import RowOrder
+from trainer import kernels
+from trainer.kernels.quantize import dequantize_rows, quantize_rows
+from trainer.kernels.router import fused_routing
+from trainer.kernels.rows import pad_order
+from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
+from trainer.model.router import select_experts
+from trainer.precision import router_weights
+
+Device = str
+BF16, FP32 = torch.bfloat16, torch.float32
+INF, NAN = float("inf"), float("nan")
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def outputs(function: Callable[..., Tensor], inputs: list[Tensor], seed: int = 1) -> list[Tensor]:
+    """The value and the gradient of each input, for a random gradient of the value."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    y = function(*leaves)
+    dy = randn(*y.shape, seed=seed).to(y)
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+
+def by_both(run: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
+    """What Triton makes of it, and what the twin does."""
+    kernels.use("triton")
+    try:
+        found = run(*args)
+    finally:
+        kernels.use("torch")
+    return found, run(*args)
+
+
+def near(found: Sequence[Tensor], expected: Sequence[Tensor], narrow: float = 0.0) -> None:
+    """Equal but for the rounding of a few fp32 operations, and one in bf16. `narrow`: the atol of bf16."""
+    for a, b in zip(found, expected, strict=True):
+        rtol, atol = (2**-7, narrow) if a.dtype == BF16 else (1e-5, 1e-5)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        bytes_a, bytes_b = (t.flatten().view(torch.uint8) for t in (a, b))
+        assert torch.equal(bytes_a, bytes_b), f"{(bytes_a != bytes_b).sum()} bytes differ"
+
+
+def swiglu(device: Device, hidden_dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    for rows, width in ((13, 37), (3, 600), (1, 1), (5, 512), (0, 8)):
+        hidden = (3 * randn(rows, 2 * width)).to(device, hidden_dtype)
+        weight = randn(rows, seed=2).abs().to(device, weight_dtype)
+        weight[1:2] = 0
+        inputs = [hidden, weight]
+        near(*by_both(outputs, weighted_swiglu, inputs), narrow=1e-6)
+        dy = randn(rows, width, seed=3).to(hidden)
+        near(*by_both(swiglu_gradients, *inputs, dy), narrow=1e-6)
+    # a gradient and rows that do not lie densely
+    hidden, weight = randn(4, 3 * 16).to(device, hidden_dtype)[:, 8:24], randn(8).to(device, weight_dtype)[::2]
+    near(*by_both(outputs, lambda h, w: weighted_swiglu(h, w).t(), [hidden, weight]), narrow=1e-6)
+
+
+def swiglu_extremes(device: Device) -> None:
+    extremes = torch.tensor([INF, -INF, NAN, 0.0, 100.0, -100.0, 1e30, -1e30])
+    hidden = torch.cartesian_prod(extremes, extremes).to(device)
+    near(*by_both(outputs, weighted_swiglu, [hidden, torch.ones(64, device=device)]))
+
+
+def routes() -> dict[str, tuple[Tensor, int]]:
+    def ids_of(tokens: int, k: int, experts: int) -> Tensor:
+        return randn(tokens, experts, seed=tokens).argsort(dim=-1)[:, :k]
+
+    return {
+        "spread over fewer than a block": (ids_of(9, 3, 8), 8),
+        "several blocks, the last one short": (ids_of(150, 8, 64), 64),
+        "experts without rows": (ids_of(20, 2, 3) * 3 + 1, 10),
+        "all to one": (torch.full((300, 1), 2), 4),
+        "full tiles": (torch.arange(4).repeat_interleave(128).view(-1, 1), 4),
+        "as many experts as ids": (torch.arange(6).view(3, 2), 6),
+        "one expert": (torch.zeros(7, 1, dtype=torch.int64), 1),
+        "no tokens": (torch.zeros(0, 2, dtype=torch.int64), 3),
+    }
+
+
+def order(device: Device) -> None:
+    """Bitwise, so also stable: the twin's sort is."""
+    from trainer.kernels import triton_order
+
+    at_once = triton_order.SCANNED
+    for ids, experts in routes().values():
+        for align, triton_order.SCANNED in ((1, at_once), (16, 2)):  # 2: the scan takes several turns
+            found, twin = by_both(pad_order, RowOrder(ids.to(device), experts), align)
+            assert type(found) is not type(twin)
+            assert found.rows == twin.rows
+            names = ("token_of_row", "slot_of_row", "row_of_slot", "offsets")
+            same([getattr(found, n) for n in names], [getattr(twin, n) for n in names])
+    triton_order.SCANNED = at_once
+
+
+def gathers(order: RowOrder, x: Tensor, weights: Tensor) -> list[Tensor]:
+    padded = pad_order(order, 4)
+    spread = outputs(padded.gather, [x])
+    return [*spread, *outputs(padded.gather_weights, [weights]), *outputs(padded.combine, [spread[0]])]
+
+
+def rows(device: Device, dtype: torch.dtype) -> None:
+    for name, width in (("spread over fewer than a block", 21), ("experts without rows", 1100)):
+        ids, experts = routes()[name]
+        order = RowOrder(ids.to(device), experts)
+        x, weights = randn(len(ids), width).to(device, dtype), randn(*ids.shape).to(device)
+        found, twin = by_both(gathers, order, x, weights)
+        if dtype == FP32:
+            same(found, twin)
+        else:  # the twin may add in another precision than fp32 and round once
+            near(found, twin, narrow=2**-6)
+
+
+def routing(device: Device, gradient: str, temperature: float) -> None:
+    for experts, groups, k in ((16, 4, 4), (15, 3, 6), (24, 1, 5), (512, 8, 8), (64, 8, 64)):
+        z = (randn(14, experts) * 4).round() / 4  # ties
+        z[1], z[2], z[2, 1] = 0.0, -0.0, 0.0
+        z[3], z[4, 3], z[5, 2], z[6] = -INF, NAN, INF, NAN
+        z[7, 5:8], z[8], z[9], z[10, 0], z[11, 0] = NAN, 3e38, -3e38, -NAN, -INF
+        z = z.to(device)
+        expected_ids = select_experts(z, groups, k)
+
+        def weights_of(logits: Tensor, ids: Tensor = expected_ids, options: tuple = (groups, k)) -> Tensor:
+            found_ids, weights = fused_routing(logits, *options, gradient, temperature)
+            assert torch.equal(found_ids, ids)
+            return weights
+
+        near(
+            outputs(weights_of, [z]),
+            outputs(lambda z, i=expected_ids: router_weights(z, i, gradient, temperature), [z]),
+        )
+    ids, weights = fused_routing(torch.zeros(0, 8, device=device), 2, 4, gradient)
+    assert ids.shape == weights.shape == (0, 4)
+
+
+def quantize(device: Device, dtype: torch.dtype) -> None:
+    for shape in ((3, 128), (5, 300), (2, 3, 77), (17, 1), (40, 256), (0, 128)):
+        x = (randn(*shape) * randn(*shape[:-1], 1, seed=3).mul(20).exp()).to(dtype)
+        x.view(-1)[::97] = 0
+        if shape == (5, 300):
+            x[0, :128], x[1, 5], x[2, 3], x[3, 0], x[4, :128] = 0, INF, NAN, -INF, 1e-45
+            x[0, 128:256] = torch.linspace(0, 448, 128)  # every code and the middles between some
+            x[1, 6:8], x[4, 128:] = torch.tensor([500.0, -500.0]), torch.linspace(-448, 447, 172)
+        found, twin = by_both(quantize_rows, x.to(device))
+        same(found, twin)
+        for wanted in (FP32, BF16):
+            same(*([values] for values in by_both(dequantize_rows, *twin, wanted)))
+
+
+CHECKS: dict[str, Callable[[Device], None]] = {
+    "swiglu, fp32": lambda device: swiglu(device, FP32, FP32),
+    "swiglu, bf16 with fp32 weights": lambda device: swiglu(device, BF16, FP32),
+    "swiglu, bf16": lambda device: swiglu(device, BF16, BF16),
+    "swiglu, infinities and NaN": swiglu_extremes,
+    "index build": order,
+    "gathers and sums, fp32": lambda device: rows(device, FP32),
+    "gathers and sums, bf16": lambda device: rows(device, BF16),
+    "router, straight-through gradient": lambda device: routing(device, "ste", 0.7),
+    "router, conventional gradient": lambda device: routing(device, "conventional", 1.0),
+    "quantise, fp32": lambda device: quantize(device, FP32),
+    "quantise, bf16": lambda device: quantize(device, BF16),
+}
+
+
+def round_as_the_device_does() -> None:
+    """Triton's interpreter cuts numbers off where it narrows them to bf16 or e4m3; a GPU rounds to the nearest, ties
+    to even, and so does torch."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    dtypes = {tl.float32: FP32, tl.bfloat16: BF16, tl.float8e4nv: torch.float8_e4m3fn}
+    whole = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
+
+    def convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+        numbers = torch.from_numpy(np.ascontiguousarray(data)).view(dtypes[source]).to(dtypes[target])
+        return numbers.view(whole[numbers.itemsize]).numpy()
+
+    assert hasattr(interpreter, "_convert_float")
+    interpreter._convert_float = convert
+
+
+if __name__ == "__main__":
+    assert not any(name.startswith("trainer.kernels.triton") for name in sys.modules), "imported before it is asked for"
+    round_as_the_device_does()
+    failures = {}
+    for check, run in CHECKS.items():
+        try:
+            run("cpu")
+        except Exception:
+            failures[check] = traceback.format_exc()
+    json.dump(failures, sys.stdout)

@@ -1,0 +1,136 @@
+"""A call of each kernel at the sizes of one expert-parallel rank of the 1T model, to be timed under torch and Triton.
+
+for example in EXAMPLES:
+    call = example.build(tokens, device)
+    for name in ("torch", "triton"):
+        kernels.use(name)
+        call()              # forward, and backward where `example.name` says so
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel.dispatch import RowOrder
+from parallel.padding import padded_rows
+from trainer import kernels
+from trainer.kernels.quantize import dequantize_rows, quantize_rows
+from trainer.kernels.router import fused_routing
+from trainer.kernels.rows import pad_order
+from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
+from trainer.model.router import select_experts
+from trainer.precision import router_weights
+
+H, WIDTH, E, ALL, G, K, ALIGN = 4096, 1536, 64, 512, 8, 8, 128
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """name; build(tokens, device) -> a call without arguments; bytes(tokens): the least that one call can move."""
+
+    name: str
+    build: Callable[[int, torch.device], Call]
+    bytes: Callable[[int], int]
+
+
+def rows_of(tokens: int) -> int:
+    return padded_rows(tokens * K, E, ALIGN)
+
+
+def _ids(tokens: int, device: torch.device, experts: int = E) -> Tensor:
+    """One expert of each of 8 groups a token, as the router gives them."""
+    group = torch.arange(0, experts, experts // G, device=device)
+    return torch.randint(experts // G, (tokens, G), device=device) + group
+
+
+def _hidden(tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    rows = rows_of(tokens)
+    hidden, dy = (torch.randn(rows, n * WIDTH, device=device, dtype=torch.bfloat16) for n in (2, 1))
+    return hidden, torch.rand(rows, device=device), dy
+
+
+def _swiglu_forward(tokens: int, device: torch.device) -> Call:
+    hidden, weight, _ = _hidden(tokens, device)
+    return lambda: weighted_swiglu(hidden, weight)
+
+
+def _swiglu_backward(tokens: int, device: torch.device) -> Call:
+    arguments = _hidden(tokens, device)
+    return lambda: swiglu_gradients(*arguments)
+
+
+def _order(tokens: int, device: torch.device) -> Call:
+    ids = _ids(tokens, device)
+    return lambda: pad_order(RowOrder(ids, E), ALIGN)
+
+
+def _gather(tokens: int, device: torch.device) -> Call:
+    ids, x = _ids(tokens, device), torch.randn(tokens, H, device=device, dtype=torch.bfloat16)
+    order = _Each(lambda: pad_order(RowOrder(ids, E), ALIGN))
+    return lambda: order().gather(x)
+
+
+def _sum(tokens: int, device: torch.device) -> Call:
+    ids, y = _ids(tokens, device), torch.randn(rows_of(tokens), H, device=device, dtype=torch.bfloat16)
+    order = _Each(lambda: pad_order(RowOrder(ids, E), ALIGN))
+    return lambda: order().combine(y)
+
+
+class _Each:
+    """What `make` makes under torch and under Triton, each made once, before anything is timed."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.made = {}
+        for name in ("torch", "triton"):
+            kernels.use(name)
+            self.made[name] = make()
+        kernels.use("torch")
+
+    def __call__(self) -> Any:
+        return self.made[kernels.chosen()]
+
+
+def _route(logits: Tensor) -> tuple[Tensor, Tensor]:
+    if kernels.on_triton(logits):
+        return fused_routing(logits, G, K, "ste")
+    ids = select_experts(logits, G, K)
+    return ids, router_weights(logits, ids, "ste")
+
+
+def _router_forward(tokens: int, device: torch.device) -> Call:
+    logits = torch.randn(tokens, ALL, device=device)
+    return lambda: _route(logits)
+
+
+def _router_both(tokens: int, device: torch.device) -> Call:
+    logits, s = torch.randn(tokens, ALL, device=device).requires_grad_(), torch.randn(tokens, K, device=device)
+    return lambda: torch.autograd.grad(_route(logits)[1], logits, s)
+
+
+def _quantize(tokens: int, device: torch.device) -> Call:
+    x = torch.randn(tokens, H, device=device, dtype=torch.bfloat16)
+    return lambda: quantize_rows(x)
+
+
+def _dequantize(tokens: int, device: torch.device) -> Call:
+    codes, scale = quantize_rows(torch.randn(tokens, H, device=device, dtype=torch.bfloat16))
+    return lambda: dequantize_rows(codes, scale, torch.bfloat16)
+
+
+EXAMPLES = [
+    Example("swiglu, forward", _swiglu_forward, lambda t: rows_of(t) * (6 * WIDTH + 4)),
+    Example("swiglu, backward", _swiglu_backward, lambda t: rows_of(t) * (12 * WIDTH + 8)),
+    Example("index build", _order, lambda t: t * K * 8 * 3 + rows_of(t) * 16),
+    Example("gather", _gather, lambda t: t * 2 * H + rows_of(t) * (2 * H + 8)),
+    Example("sum of each token's rows", _sum, lambda t: t * K * (2 * H + 8) + t * 2 * H),
+    Example("router, forward", _router_forward, lambda t: t * (4 * ALL + 12 * K)),
+    Example("router, forward and backward", _router_both, lambda t: t * (12 * ALL + 24 * K)),
+    Example("quantise", _quantize, lambda t: t * (3 * H + H // 32)),
+    Example("dequantise", _dequantize, lambda t: t * (3 * H + H // 32)),
+]
