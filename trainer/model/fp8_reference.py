@@ -38,7 +38,8 @@ from torch import Tensor
 from parallel.dispatch import RowOrder, sum_slots
 from parallel.fp8 import TILE, fake_quantize
 from parallel.padding import PaddedOrder
-from trainer.kernels.swiglu import weighted_swiglu
+from trainer.kernels.rows import pad_order
+from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
 
 
 def across(x: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class Fp8Reference:
         quantised = self._held or (square(w13.detach().to(x.dtype).flatten(1, 2)), square(w2.detach().to(x.dtype)))
         if self._hold:
             self._held = quantised
-        return _Experts.apply(x, weights, w13, w2, *quantised, PaddedOrder(order, TILE))
+        return _Experts.apply(x, weights, w13, w2, *quantised, pad_order(order, TILE))
 
 
 class _Experts(torch.autograd.Function):
@@ -98,7 +99,7 @@ class _Experts(torch.autograd.Function):
         order, dy = ctx.order, grads[0]
 
         d_act = _matmul(order.gather(across(dy)), q2, order).to(x.dtype)
-        act, d_hidden, d_row_weight = _swiglu_backward(hidden, row_weight, d_act)
+        act, d_hidden, d_row_weight = swiglu_gradients(hidden, row_weight, d_act)
         dx = sum_slots(_matmul(across(d_hidden), q13, order), order.row_of_slot).to(x.dtype)
 
         d_w2 = _matmul(down(order.gather(dy)).mT, down(act), order)
@@ -112,12 +113,3 @@ def _matmul(a: Tensor, b: Tensor, order: PaddedOrder) -> Tensor:
     """Each expert's rows [P, m] times its matrix [E, m, n] -> [P, n]; or sums over its rows, [m, P] and [P, n] ->
     [E, m, n]. Rows behind the last expert's are not written: what they hold reaches no tile, sum or token."""
     return F.grouped_mm(a, b, offs=order.offsets)
-
-
-def _swiglu_backward(hidden: Tensor, row_weight: Tensor, d_act: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """act once more, and the gradients of hidden and row_weight."""
-    with torch.enable_grad():
-        leaves = hidden.detach().requires_grad_(), row_weight.detach().requires_grad_()
-        act = weighted_swiglu(*leaves)
-    d_hidden, d_row_weight = torch.autograd.grad(act, leaves, d_act)
-    return act.detach(), d_hidden, d_row_weight

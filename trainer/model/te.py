@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from parallel.dispatch import RowOrder
-from parallel.padding import PaddedOrder
+from trainer.kernels.rows import pad_order
 from trainer.kernels.swiglu import weighted_swiglu
 from trainer.model import te_support
 from trainer.model.te_gradient import gradient_to_add_to, refuse_replaced
@@ -103,7 +103,7 @@ class TransformerEngine:
             self._build(w13, w2)
         assert self._gemms is not None
         into, out_of = self._gemms
-        padded = PaddedOrder(order, te_support.multiple_of_rows(self.recipe, native=into.native))
+        padded = pad_order(order, te_support.multiple_of_rows(self.recipe, native=into.native))
         counts = padded.offsets.diff(prepend=padded.offsets.new_zeros(1)).long()
         splits = counts if into.native else _on_host(counts, padded.rows)
         rows = padded.gather(x.to(GEMM_DTYPE))
