@@ -34,7 +34,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
         ["precision=fp8_reference", "precision.payload=fp8", "parallel=ep", "parallel.ep=2", "train.micro_batch=4"],
     ),
 }
-COLOURS = ["#444444", "#d1495b", "#2a7fb8"]
+COLOURS = ["#444444", "#d1495b", "#2a7fb8", "#5b8c5a", "#8d6a9f"]
 
 
 def train(directory: Path, ranks: int, overrides: list[str]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def table(runs: dict[str, dict[str, Any]]) -> list[str]:
 
 def picture(runs: dict[str, dict[str, Any]]) -> str:
     """Two panels: the losses, and each step's distance from the first run in per cent, averaged over LAST steps."""
-    first = next(iter(runs.values()))["loss"]
+    reference, first = next((name, run["loss"]) for name, run in runs.items())
     apart = {
         name: [100 * (fmean(run["loss"][:n][-LAST:]) / fmean(first[:n][-LAST:]) - 1) for n in range(1, len(first) + 1)]
         for name, run in runs.items()
@@ -96,10 +96,10 @@ def picture(runs: dict[str, dict[str, Any]]) -> str:
             '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 360" font-family="sans-serif" font-size="13">',
             '<rect width="960" height="360" fill="white"/>',
             *panel({name: run["loss"] for name, run in runs.items()}, 50, "loss", 1.0),
-            *panel(apart, 530, f"per cent above fp32, mean of {LAST} steps", 0.5),
+            *panel(apart, 530, f"per cent above {reference}, mean of {LAST} steps", 0.5),
             *(
                 f'<text x="{60 + 150 * number + 30 * (number > 1)}" y="350" fill="{colour}">{name}</text>'
-                for number, (name, colour) in enumerate(zip(runs, COLOURS, strict=True))
+                for number, (name, colour) in enumerate(zip(runs, COLOURS, strict=False))
             ),
             "</svg>\n",
         ]
@@ -125,7 +125,7 @@ def panel(curves: dict[str, list[float]], left: float, title: str, tick: float) 
         parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#666666">{value:g}</text>')
     for step in range(0, steps + 1, max(1, steps // 3)):
         parts.append(f'<text x="{x(step):.1f}" y="328" text-anchor="middle" fill="#666666">{step}</text>')
-    for colour, curve in zip(COLOURS, curves.values(), strict=True):
+    for colour, curve in zip(COLOURS, curves.values(), strict=False):
         points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in enumerate(curve, 1))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
     return parts

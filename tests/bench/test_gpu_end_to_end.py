@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.bench.fp8_curves import picture
 from tests.bench.gpu import end_to_end
 from trainer.compose import compose
 from trainer.config import Config
@@ -78,6 +79,9 @@ def test_a_few_steps_of_it_at_a_tiny_size(tmp_path, monkeypatch):
         assert run["peak_share"] is None  # a CPU's peak is not known
         assert not (tmp_path / precision / "checkpoints").exists()
     assert runs["fp8_block"]["skipped"]
+    drawn = picture({name: run for name, run in runs.items() if "loss" in run})
+    assert drawn.count("<polyline") == 4  # two runs in two panels
+    assert "per cent above fp32" in drawn
     runs["bf16"] = {**runs["fp32"], "peak_share": 0.4, "tokens_per_second": runs["fp32"]["tokens_per_second"] / 2}
     lines = end_to_end.table(runs).splitlines()
     assert {text.count("|") for text in lines} == {len(end_to_end.COLUMNS) + 1}

@@ -13,7 +13,7 @@ Transformer Engine's GroupedLinear as shipped, by row counts on the host or on t
 torch itself makes in forward + backward; "GB more" is what the arm takes at its peak beyond what stood before; "off by"
 is the relative distance of its results, gradients included, from the first arm's.
 
-Last comes `recipe=toy_gpu`, 500 steps of a model that fills
+Then each of our Triton kernels against its twin in torch. Last comes `recipe=toy_gpu`, 500 steps of a model that fills
 an 80 GB GPU, with bf16 experts and with FP8 ones, each in a process of its own: tokens a second, share of the peak,
 memory and losses.
 """
@@ -26,18 +26,22 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tests.bench.gpu import end_to_end
+from tests.bench.fp8_curves import picture
+from tests.bench.gpu import end_to_end, kernels
 from tests.bench.gpu.clock import Clock
+from tests.bench.gpu.kernels import KernelRow
 from tests.bench.gpu.layer import DOCUMENT
 from tests.bench.gpu.routing import Size, Slice
 from tests.bench.gpu.sections import SECTIONS, measure
 from tests.bench.gpu.table import LARGE, LAYER_BF16, Row, header, line, machine, not_run, with_fp8_targets
+from trainer.kernels import use
 
-TRAIN = "train"
-NAMES = (*SECTIONS, TRAIN)
+KERNELS, TRAIN = "kernels", "train"
+NAMES = (*SECTIONS, KERNELS, TRAIN)
 
 
 def run(
@@ -58,14 +62,29 @@ def run(
         print("\n".join(not_run(rows[of_section:])))
 
 
+def run_kernels(
+    tokens: list[int], rounds: int, part: Slice, dtype: torch.dtype, clock: Clock, rows: list[KernelRow]
+) -> None:
+    """Measure each of our Triton kernels, likewise."""
+    print("\n### Triton kernels against their twins in torch; GB/s of what has to move at least\n")
+    print("| " + " | ".join(kernels.COLUMNS) + " |\n" + "|---" * len(kernels.COLUMNS) + "|")
+    for count in tokens:
+        for row in kernels.measure(Size(part, count, "zipf", dtype, clock.device), rounds, clock):
+            print(kernels.line(row), flush=True)
+            rows.append(row)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", default=",".join(NAMES), help="default: %(default)s")
     parser.add_argument("--tokens", default="1024,2048,4096,8192,16384", help="of the rank, multiples of 1024")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--kernels", choices=("torch", "triton"), default="torch", help="that our own arms run on")
     parser.add_argument("--precisions", default="bf16,fp8_block", help="that recipe=toy_gpu is trained in")
     parser.add_argument("--overrides", default="", help="of recipe=toy_gpu, as for octavo train, in one argument")
-    parser.add_argument("--json", type=Path, help="write the figures and the losses there")
+    parser.add_argument(
+        "--json", type=Path, help="write figures and losses there, and the losses as a picture beside it"
+    )
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(
@@ -77,21 +96,28 @@ def main() -> None:
     device, tokens = torch.device("cuda"), [int(count) for count in args.tokens.split(",")]
     if odd := [count for count in tokens if count < 8 or count % 8 or count % min(DOCUMENT, count)]:
         sys.exit(f"--tokens {odd[0]}: multiples of 8 work, and above {DOCUMENT} multiples of it")
-    about, rows, runs = machine(device), list[Row](), {}
+    use(args.kernels)
+    about = machine(device) | {"our kernels": args.kernels}
+    rows, of_kernels, runs = list[Row](), list[KernelRow](), dict[str, dict[str, Any]]()
     print("; ".join(f"{key} {value}" for key, value in about.items()) + f"; medians of {args.rounds} rounds")
     try:
         how = args.rounds, Slice(), torch.bfloat16, Clock(device)
         run([name for name in names if name in SECTIONS], tokens, *how, rows)
+        if KERNELS in names:
+            run_kernels(tokens, *how, of_kernels)
         if TRAIN in names:
             into = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
             print(f"\n### {end_to_end.RECIPE}, a run for each precision; their records are in {into}\n", flush=True)
-            runs = end_to_end.measure(args.precisions.split(","), into, args.overrides.split())
+            overrides = [f"train.kernels={args.kernels}", *args.overrides.split()]
+            runs = end_to_end.measure(args.precisions.split(","), into, overrides)
             print(end_to_end.table(runs))
     finally:  # what there is, whatever came after it
         if args.json:
-            measured = [row.record() for row in rows]
+            measured = [row.record() for row in rows] + [row.record() for row in of_kernels]
             args.json.write_text(json.dumps({"machine": about, "rows": measured, "train": runs}, indent=1))
-    skipped = [(row.arm, row.skipped or "") for row in rows]
+            if curves := {name: run for name, run in runs.items() if "loss" in run}:
+                args.json.with_suffix(".svg").write_text(picture(curves))
+    skipped = [(row.arm, row.skipped or "") for row in rows] + [(row.arm, row.skipped or "") for row in of_kernels]
     skipped += [(name, of_run.get("skipped", "")) for name, of_run in runs.items()]
     if failed := [f"{name}: {reason}" for name, reason in skipped if reason.startswith("FAILED")]:
         sys.exit(f"{len(failed)} arms failed; the first is {failed[0]}")
