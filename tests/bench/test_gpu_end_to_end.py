@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from tests.bench.fp8_curves import picture
+from tests.bench.gpu import __main__ as bench
 from tests.bench.gpu import end_to_end
+from tests.bench.gpu.routing import Slice
 from trainer.compose import compose
 from trainer.config import Config
 from trainer.model import Decoder
@@ -101,3 +104,30 @@ def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
 def test_bf16_moments_take_half(tmp_path):
     cfg: Config = compose([end_to_end.RECIPE, "precision.moments=bf16"])
     assert end_to_end.memory(cfg)["moments"] == 4 * cfg.model.num_params()
+
+
+def test_the_whole_bench_writes_what_it_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(end_to_end.subprocess, "run", run_here)
+    monkeypatch.setattr(bench.tempfile, "mkdtemp", lambda **_: str(tmp_path))
+    part = Slice(hidden=64, width=32, experts=16, heads=4, kv_heads=2, head_dim=16)
+    command = ["--sections", "gemms,kernels,train", "--tokens", "16", "--rounds", "1", "--precisions", "fp32,mxfp8"]
+    args = bench.parse([*command, "--overrides", " ".join(TINY), "--json", str(tmp_path / "figures.json")])
+    assert bench.bench(args, torch.device("cpu"), part, torch.float32) == []
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert told["machine"]["device"] == "CPU"
+    assert {row["section"] for row in told["rows"]} == {"gemms", "kernels"}
+    assert len(told["train"]["fp32"]["loss"]) == 4
+    assert told["train"]["mxfp8"]["skipped"]
+    assert (tmp_path / "figures.svg").read_text().startswith("<svg")
+    assert "| fp32 |" in capsys.readouterr().out
+
+    monkeypatch.setattr(end_to_end.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=3))
+    args = bench.parse(["--sections", "train", "--precisions", "fp32"])
+    (failed,) = bench.bench(args, torch.device("cpu"), part, torch.float32)
+    assert failed.startswith("fp32: FAILED: exit code 3")
+
+
+@pytest.mark.parametrize(("wrong", "told"), [("--sections=gems", "there are gemms"), ("--tokens=6144", "above 4096")])
+def test_an_argument_that_cannot_work_is_refused_at_once(wrong, told):
+    with pytest.raises(SystemExit, match=told):
+        bench.bench(bench.parse([wrong]), torch.device("cpu"), Slice(), torch.float32)

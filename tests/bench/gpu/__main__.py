@@ -25,6 +25,7 @@ import gc
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,26 +75,11 @@ def run_kernels(
             rows.append(row)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", default=",".join(NAMES), help="default: %(default)s")
-    parser.add_argument("--tokens", default="1024,2048,4096,8192,16384", help="of the rank, multiples of 1024")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--kernels", choices=("torch", "triton"), default="torch", help="that our own arms run on")
-    parser.add_argument("--precisions", default="bf16,fp8_block", help="that recipe=toy_gpu is trained in")
-    parser.add_argument("--overrides", default="", help="of recipe=toy_gpu, as for octavo train, in one argument")
-    parser.add_argument(
-        "--json", type=Path, help="write figures and losses there, and the losses as a picture beside it"
-    )
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit(
-            f"bench-gpu needs a CUDA device, and torch {torch.__version__} sees none here; `make bench` is the CPU's"
-        )
-    names = args.sections.split(",")
+def bench(args: argparse.Namespace, device: torch.device, part: Slice, dtype: torch.dtype) -> list[str]:
+    """All that `args` ask for; returns what failed."""
+    names, tokens = args.sections.split(","), [int(count) for count in args.tokens.split(",")]
     if unknown := set(names) - set(NAMES):
         sys.exit(f"--sections {','.join(sorted(unknown))}: there are {', '.join(NAMES)}")
-    device, tokens = torch.device("cuda"), [int(count) for count in args.tokens.split(",")]
     if odd := [count for count in tokens if count < 8 or count % 8 or count % min(DOCUMENT, count)]:
         sys.exit(f"--tokens {odd[0]}: multiples of 8 work, and above {DOCUMENT} multiples of it")
     use(args.kernels)
@@ -101,7 +87,7 @@ def main() -> None:
     rows, of_kernels, runs = list[Row](), list[KernelRow](), dict[str, dict[str, Any]]()
     print("; ".join(f"{key} {value}" for key, value in about.items()) + f"; medians of {args.rounds} rounds")
     try:
-        how = args.rounds, Slice(), torch.bfloat16, Clock(device)
+        how = args.rounds, part, dtype, Clock(device)
         run([name for name in names if name in SECTIONS], tokens, *how, rows)
         if KERNELS in names:
             run_kernels(tokens, *how, of_kernels)
@@ -115,11 +101,32 @@ def main() -> None:
         if args.json:
             measured = [row.record() for row in rows] + [row.record() for row in of_kernels]
             args.json.write_text(json.dumps({"machine": about, "rows": measured, "train": runs}, indent=1))
-            if curves := {name: run for name, run in runs.items() if "loss" in run}:
+            if curves := {name: of_run for name, of_run in runs.items() if "loss" in of_run}:
                 args.json.with_suffix(".svg").write_text(picture(curves))
     skipped = [(row.arm, row.skipped or "") for row in rows] + [(row.arm, row.skipped or "") for row in of_kernels]
     skipped += [(name, of_run.get("skipped", "")) for name, of_run in runs.items()]
-    if failed := [f"{name}: {reason}" for name, reason in skipped if reason.startswith("FAILED")]:
+    return [f"{name}: {reason}" for name, reason in skipped if reason.startswith("FAILED")]
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", default=",".join(NAMES), help="default: %(default)s")
+    parser.add_argument("--tokens", default="1024,2048,4096,8192,16384", help="of the rank; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--kernels", choices=("torch", "triton"), default="torch", help="that our own arms run on")
+    parser.add_argument("--precisions", default="bf16,fp8_block", help="that recipe=toy_gpu is trained in")
+    parser.add_argument("--overrides", default="", help="of recipe=toy_gpu, as for octavo train, in one argument")
+    parser.add_argument("--json", type=Path, help="write figures and losses there, and the losses as a picture beside")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    args = parse()
+    if not torch.cuda.is_available():
+        sys.exit(
+            f"bench-gpu needs a CUDA device, and torch {torch.__version__} sees none here; `make bench` is the CPU's"
+        )
+    if failed := bench(args, torch.device("cuda"), Slice(), torch.bfloat16):
         sys.exit(f"{len(failed)} arms failed; the first is {failed[0]}")
 
 

@@ -96,6 +96,13 @@ SECTIONS = {
 }  # fmt: skip
 
 
+def second_time(arm: Arm) -> dict[str, Tensor]:
+    """Its results as they are when it is timed: with caches that are full."""
+    assert arm.results is not None
+    arm.both()
+    return arm.results()
+
+
 def measure(name: str, size: Size, rounds: int, clock: Clock) -> Iterator[Row]:
     """A row for each arm. One that fails or computes something else is a row that says so, and has no figures."""
     section = SECTIONS[name]
@@ -107,7 +114,7 @@ def measure(name: str, size: Size, rounds: int, clock: Clock) -> Iterator[Row]:
         row = replace(blank, arm=arm_name, target=section.target(arm_name, size.tokens))
         arm = tried(make)
         if isinstance(arm, Arm) and arm.results:
-            found = tried(arm.results)
+            found = tried(partial(second_time, arm))
             if isinstance(found, Skipped):
                 arm = found
             else:
