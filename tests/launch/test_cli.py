@@ -117,7 +117,10 @@ def test_differences_of_recipes_overrides_files_and_run_directories(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["recipe=toyy"], "error: recipe=toyy does not exist; use recipe=toy or toy_ep8; did you mean 'toy'?\n"),
+        (
+            ["recipe=toyy"],
+            "error: recipe=toyy does not exist; use recipe=toy, toy_ep8 or toy_gpu; did you mean 'toy'?\n",
+        ),
         (["--nproc-per-node", "3", "recipe=toy"], "3 rank(s) = 24"),
         (["--nproc_per_node=3", "--nnodes", "2", "recipe=toy", "train.micro_batch=4"], "6 rank(s) = 24"),
         (["recipe=toy", "run.dir=taken"], "no config.yaml"),

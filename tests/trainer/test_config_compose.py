@@ -98,7 +98,11 @@ MISTAKES = [
     (["toy"], "toy: not of the form key=value", "'recipe=toy'"),
     (["recipe=toy", "modle=toy"], "modle:", "'model'"),
     (["recipe=toy", "model=intern_s2"], "model=intern_s2", "did you mean 'intern_s1'"),
-    (["recipe=toy", "model=xyz"], "model=xyz", "grouped_30b_a3b, intern_s1, intern_s1_pro, qwen3_30b_a3b or toy"),
+    (
+        ["recipe=toy", "model=xyz"],
+        "model=xyz",
+        "grouped_30b_a3b, intern_s1, intern_s1_pro, qwen3_30b_a3b, toy or toy_gpu",
+    ),
     (["recipe=toy", "model=toy", "model=intern_s1"], "model is given twice", "keep one"),
     (["recipe=toy", "cluster=h100"], "cluster:", "groups: checkpoint"),
     (["recipe=toy", "optim.lrr=1"], "optim.lrr: no such key", "'optim.lr'"),
@@ -159,8 +163,8 @@ def test_after_a_misspelt_word_the_rest_is_checked_as_if_the_suggestion_had_been
         "trian.micro_batch: no such key; did you mean 'train.micro_batch'?"
     ]
     assert errors("recipe=toy", "model=intern_s1_pr", "data.seq_len=100000") == [
-        "model=intern_s1_pr does not exist; use model=grouped_30b_a3b, intern_s1, intern_s1_pro, qwen3_30b_a3b or toy; "
-        "did you mean 'intern_s1_pro'?"
+        "model=intern_s1_pr does not exist; use model=grouped_30b_a3b, intern_s1, intern_s1_pro, qwen3_30b_a3b, toy or "
+        "toy_gpu; did you mean 'intern_s1_pro'?"
     ]
 
 
@@ -192,7 +196,7 @@ def test_a_users_recipes_and_options_are_suggested(tmp_path):
     write(tmp_path / "recipe/proteins.yaml", "# @package _global_\n")
     write(tmp_path / "model/enzyme.yaml", "defaults: [toy]\n")
     lines = errors("recipe=protein", "model=enzymes", config_dirs=[tmp_path])
-    assert any("proteins, toy or toy_ep8" in line and "'proteins'" in line for line in lines)
+    assert any("proteins, toy, toy_ep8 or toy_gpu" in line and "'proteins'" in line for line in lines)
     assert any("'enzyme'" in line for line in lines)
 
 
