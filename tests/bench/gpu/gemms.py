@@ -95,10 +95,12 @@ def six_products(
     by_weights: Callable[..., Tensor],
     by_rows: Callable[..., Tensor],
 ) -> Arm:
-    """splits: how the rows fall to the experts, asked for once for every two products. by_weights(rows [R, k], weights
+    """splits: how the rows fall to the experts, asked for in each forward pass. by_weights(rows [R, k], weights
     [E, k, n], splits) -> [R, n]; by_rows(left [R, m], right [R, n], splits) -> [E, m, n]."""
+    cut = splits()
 
     def forward() -> Products:
+        nonlocal cut
         cut = splits()
         return (
             by_weights(given.x, given.w13.transpose(1, 2), cut),
@@ -106,18 +108,16 @@ def six_products(
         )
 
     def inputs() -> Products:
-        cut = splits()
         return by_weights(given.dy, given.w2, cut), by_weights(given.d_hidden, given.w13, cut)
 
     def weights() -> Products:
-        cut = splits()
         return by_rows(given.dy, given.act, cut), by_rows(given.d_hidden, given.x, cut)
 
     return arm_of(forward, inputs, weights)
 
 
 def loop(given: Operands) -> Arm:
-    """One matmul after another. Each time it first copies the row counts to the host, as it must."""
+    """One matmul after another. A forward pass first copies the row counts to the host, as it must."""
 
     def by_weights(rows: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
         out = rows.new_empty(len(rows), weights.shape[2])
@@ -168,8 +168,8 @@ class Scaled(NamedTuple):
 def scaled_grouped_mm(left: Scaled, right: Scaled, offsets: Tensor) -> Tensor:
     """torch's FP8 grouped GEMM with row-wise scales; bf16 comes out.
 
-    The private name has had one signature from torch 2.8 to 2.13. `torch.nn.functional.scaled_grouped_mm` (2.13 has it)
-    ends in the same kernel with ScalingType.RowWise. Left wants rows in a piece, right columns in a piece.
+    The private name has one signature in all torch that Octavo runs on; `torch.nn.functional.scaled_grouped_mm` with
+    ScalingType.RowWise ends in the same kernel. Left wants its rows in a piece, right its columns.
     """
     return torch._scaled_grouped_mm(
         left.codes, right.codes, left.scale, right.scale,

@@ -102,13 +102,8 @@ def router(size: Size) -> Work:
     return Work(run, [logits], forward, forward + size.tokens * (8 * part.experts + 12 * part.per_token))
 
 
-def _ids(size: Size) -> Tensor:
-    part = size.part
-    return select_experts(draw_logits(part, size.tokens, size.skew), part.groups, part.per_token).to(size.device)
-
-
 def index_build(size: Size) -> Work:
-    ids, experts = _ids(size), size.part.experts
+    ids, experts = size.ids(), size.part.experts
 
     def run() -> tuple[Tensor, ...]:
         order = pad_order(RowOrder(ids, experts), NATIVE_ROWS)
@@ -121,13 +116,13 @@ def index_build(size: Size) -> Work:
 
 def gather(size: Size) -> Work:
     """Forward to the padded rows, backward the sum of a token's rows; the order is found before."""
-    ids, x = _ids(size), _random(size, size.tokens, size.part.hidden).requires_grad_()
+    ids, x = size.ids(), _random(size, size.tokens, size.part.hidden).requires_grad_()
     return _with_order(size, ids, x, lambda order: order.gather(x), forward_writes_rows=True)
 
 
 def combine(size: Size) -> Work:
     """Forward the sum of a token's rows, backward to the padded rows; the order is found before."""
-    ids = _ids(size)
+    ids = size.ids()
     padded = len(pad_order(RowOrder(ids, size.part.experts), NATIVE_ROWS).token_of_row)
     rows = _random(size, padded, size.part.hidden).requires_grad_()
     return _with_order(size, ids, rows, lambda order: order.combine(rows), forward_writes_rows=False)

@@ -83,7 +83,7 @@ class Layers:
         leaves = {"x": x, **dict(module.named_parameters())}
         if self.masters:
             for parameter in module.parameters():
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
         def forward() -> Tensor:
             self.moe.experts.backend = backend

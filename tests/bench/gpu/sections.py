@@ -17,7 +17,7 @@ from tests.bench.gpu.table import GEMM_BF16, GEMM_FP8, LARGE, LAYER_BF16, Row
 from trainer.model.experts import BACKENDS
 
 PRECISIONS = ("bf16", "fp8_block", "fp8_current", "fp8_delayed", "mxfp8")
-Builders = Mapping[str, Callable[[], "Arm | Skipped"]]
+Builders = Mapping[str, Callable[[], Arm | Skipped]]
 
 
 def gemm_arms(size: Size) -> Builders:
