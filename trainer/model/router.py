@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
+from trainer.kernels import on_triton
+from trainer.kernels.router import fused_routing
 from trainer.precision import router_weights, wide
 
 
@@ -77,9 +79,12 @@ class Router(nn.Module):
         """
         dtype = wide(x.dtype)
         z_TE = F.linear(x.to(dtype), self.weight.to(dtype))
-        if ids is None:
-            ids = select_experts(z_TE.detach(), self.groups, self.experts_per_token)
-        weights_TK = router_weights(z_TE, ids, self.gradient, self.temperature)
+        if ids is None and on_triton(z_TE):
+            ids, weights_TK = fused_routing(z_TE, self.groups, self.experts_per_token, self.gradient, self.temperature)
+        else:
+            if ids is None:
+                ids = select_experts(z_TE.detach(), self.groups, self.experts_per_token)
+            weights_TK = router_weights(z_TE, ids, self.gradient, self.temperature)
         return ids, weights_TK, self._statistics(z_TE, ids)
 
     def _statistics(self, z_TE: Tensor, ids: Tensor) -> RouterStats:
