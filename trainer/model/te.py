@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from parallel.dispatch import RowOrder
 from trainer.kernels.rows import pad_order
 from trainer.kernels.swiglu import weighted_swiglu
 from trainer.model import te_support
-from trainer.model.te_gradient import gradient_to_add_to, refuse_replaced
+from trainer.model.te_gradient import WeightGradient
 from trainer.model.te_support import RECIPES
 
 GEMM_DTYPE = torch.bfloat16  # of what goes into and comes out of the quantised GEMMs, whatever x is
@@ -64,11 +64,11 @@ class TransformerEngine:
     """The experts of one layer: w13 [E, 2, I, H], w2 [E, H, I], fp32 or bf16, on a GPU that `why_not` has no word
     against.
 
-    Weights are rounded to bf16, then quantised; activations are bf16. Between `hold_weights(True)` and
-    `hold_weights(False)` the quantised weights are kept, and from the second micro-batch on their gradient is added by
-    the GEMM itself to the fp32 gradient that the parameter already has, where there is one and nothing else wants to
-    see what is added (`te_gradient`). So what is held must be a step of plain `backward()` calls: no
-    `torch.autograd.grad`, no backward in two parts.
+    Weights are rounded to bf16, then quantised; activations are bf16, gradients of fp32 weights fp32. Between
+    `hold_weights(True)` and `hold_weights(False)` the quantised weights are kept, and from the second micro-batch on
+    the GEMM adds to the gradient that a parameter already has, where nobody else looks at what is added
+    (`te_gradient`). So what is held must be a step of plain `backward()` calls: no `torch.autograd.grad`, no backward
+    in two parts.
 
     Delayed scaling quantises with scales that come from earlier numbers. Here they change once a step, at
     `hold_weights(False)`, from the largest numbers of the last steps: a forward pass that is repeated to save memory
@@ -84,7 +84,7 @@ class TransformerEngine:
         self._held = False
         self._gemms: tuple[_Gemm, _Gemm] | None = None
 
-    def describe(self, experts: int = 1) -> str:
+    def describe(self, experts: int) -> str:
         """For the log: version, recipe, and the path with what it costs. experts: E, as the native path has a limit."""
         reason = self._why_list_path(experts)
         path = f"list path: one host sync a layer, as {reason}" if reason else "native grouped GEMM: no host sync"
@@ -170,23 +170,18 @@ class _Gemm:
         if not self.scaled["scaling_fwd"]:
             self.linear.init_fp8_metadata(num_gemms=len(whole))  # what it does itself, a little later
             self._first_scales("scaling_fwd", x.detach().abs().amax(), whole.abs().amax((1, 2)))
-        target = gradient_to_add_to(weight) if kept and torch.is_grad_enabled() else None
-        if target is None:
-            matrices = _Matrices.apply(weight, whole)
-        else:
-            matrices = [blank.detach().requires_grad_() for blank in whole.unbind(0)]
-            for matrix, part in zip(matrices, target.view(self.blank.shape).unbind(0), strict=True):
-                matrix.main_grad = part
+        gradient = WeightGradient(weight, add=kept and torch.is_grad_enabled())
+        matrices = gradient.matrices(whole)
         self._show(matrices)
-        self.linear.fuse_wgrad_accumulation = target is not None
+        self.linear.fuse_wgrad_accumulation = gradient.by_gemm
         try:  # recomputation leaves a forward pass by an exception once it has what it needs
             y = self.linear(x, splits, is_first_microbatch=not kept if held else None)
         finally:
-            self._show([None] * len(self.names))  # else they would keep the graph, and with it copies of the weights
+            self._show([None] * len(self.names))  # else they would keep the graph
         self.quantised = kept or (held and torch.is_grad_enabled())  # without gradients it is done in one layout only
         if y.requires_grad:
-            if target is not None:
-                y.register_hook(lambda _: refuse_replaced(weight, target))
+            gradient.forget_values(matrices, self.blank)
+            y.register_hook(lambda _: gradient.prepare(matrices))
             if not self.scaled["scaling_bwd"]:
                 y.register_hook(lambda dy: self._first_scales("scaling_bwd", dy.abs().amax()))
         return y
@@ -224,30 +219,6 @@ def _set_scale(scale: Tensor, amax: Tensor, largest: float) -> None:
     scale.copy_(torch.where((amax > 0) & amax.isfinite(), largest / amax, scale))
 
 
-class _Matrices(torch.autograd.Function):
-    """weight [E, ...] -> what is shown of it [E, rows, columns], as E matrices; no view for each has to be made and no
-    gradient stacked, as a list of gradients that is one tensor comes back as that tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, whole: Tensor) -> tuple[Tensor, ...]:
-        ctx.shape, ctx.dtype = weight.shape, weight.dtype
-        return whole.unbind(0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _together(grads).view(ctx.shape).to(ctx.dtype), None
-
-
-def _together(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape as one [E, ...]: the one that they are the rows of, or a copy."""
-    whole, first = parts[0]._base, parts[0]
-    if whole is None or whole.shape != (len(parts), *first.shape) or not whole.is_contiguous():
-        return torch.stack(tuple(parts))
-    size = first.numel() * first.element_size()
-    rows = all(part.data_ptr() == whole.data_ptr() + e * size for e, part in enumerate(parts))
-    return whole if rows else torch.stack(tuple(parts))
-
-
 def _on_host(on_device: Tensor, rows: int) -> list[int]:
     """The rows of each expert, for which the host waits. What is nobody's goes to the last expert: zeros, which change
     nothing, as this path wants the rows to add up."""
@@ -261,9 +232,11 @@ def _te_recipe(name: str) -> Any:
     from transformer_engine.common import recipe
 
     if name == "fp8_delayed":
-        return recipe.DelayedScaling(amax_history_len=AMAX_HISTORY, reduce_amax=False, backward_override=None)
-    made = getattr(recipe, RECIPES[name].name)(backward_override=None)
-    if name != "mxfp8":
+        made = recipe.DelayedScaling(amax_history_len=AMAX_HISTORY, reduce_amax=False)
+    else:
+        made = getattr(recipe, RECIPES[name].name)()
+    if name in ("fp8_block", "fp8_current"):
         for tensor in ("fwd_inp", "fwd_weight", "bwd_grad"):
             setattr(made, f"fp8_quant_{tensor}", recipe.QParams(power_2_scale=name == "fp8_block"))
+    made.backward_override = None
     return made

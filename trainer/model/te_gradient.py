@@ -1,15 +1,98 @@
-"""A gradient that a GEMM adds to itself, in place of one that autograd would add.
+"""The gradients of weights that Transformer Engine is shown as one matrix for each expert.
 
-A weight's gradient in fp32 is read and written once for each micro-batch, and no bf16 copy of it is made: for the
-experts of one layer of the 1T model that is 14 GB of traffic a micro-batch less. It takes the parameter behind the
-tensor that a back end is given, and certainty that nobody but the optimizer looks at what is added.
+Its GEMM for the weight gradient can write where it is told (`fuse_wgrad_accumulation` and the attribute `main_grad`),
+in fp32, and add to what is there. Three ways, with what they cost the experts of one layer of the 1T model:
+
+    add        to the fp32 gradient that the parameter has, in place; autograd gets nothing. 10 GB of traffic
+    write      an fp32 tensor, the gradient of all experts, for autograd. 5 GB, and 14 more where autograd adds it
+    as it is   a gradient in bf16, of weights in bf16, as FSDP gathers them
+
+To add takes the parameter behind the tensor that a back end is given, and certainty that nobody but the optimizer looks
+at what is added.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+
+class WeightGradient:
+    """Where the gradient of `weight` [E, ...] goes, for one forward pass and its backward pass.
+
+    add: whether it may go where the parameter's gradient is. by_gemm: whether the GEMM writes it where it is told.
+    """
+
+    def __init__(self, weight: Tensor, *, add: bool) -> None:
+        self.weight = weight
+        self.target = gradient_to_add_to(weight) if add else None
+        self.by_gemm = weight.requires_grad and weight.dtype == torch.float32
+        self.written: list[Tensor] = []
+
+    def matrices(self, whole: Tensor) -> Sequence[Tensor]:
+        """What Transformer Engine is shown: the E matrices of `whole` [E, rows, columns], the weight's values."""
+        if self.target is None:
+            matrices = _Matrices.apply(self.weight, whole, self)
+            # Else an is_first_microbatch of None means that it adds.
+            matrices[0].overwrite_main_grad = True
+            return matrices
+        leaves = [matrix.detach().requires_grad_() for matrix in whole.unbind(0)]
+        for leaf, part in zip(leaves, self.target.view(whole.shape).unbind(0), strict=True):
+            leaf.main_grad = part  # type: ignore[attr-defined]
+        return leaves
+
+    def forget_values(self, matrices: Sequence[Tensor], blank: Tensor) -> None:
+        """Free what was shown: Transformer Engine keeps the matrices, for their main_grad, until backward. blank: of
+        their shapes, without memory."""
+        if self.by_gemm:
+            for matrix, nothing in zip(matrices, blank.unbind(0), strict=True):
+                matrix.data = nothing
+
+    def prepare(self, matrices: Sequence[Tensor]) -> None:
+        """Just before the GEMM: a place to write to. Raises RuntimeError where the one to add to is gone."""
+        if self.target is not None:
+            _refuse_replaced(self.weight, self.target)
+        elif self.by_gemm:
+            self.written.append(torch.empty(self.weight.shape, dtype=torch.float32, device=self.weight.device))
+            for matrix, part in zip(matrices, self.written[-1].view(-1, *matrices[0].shape).unbind(0), strict=True):
+                matrix.main_grad = part  # type: ignore[attr-defined]
+
+
+class _Matrices(torch.autograd.Function):
+    """weight [E, ...], values [E, rows, columns] -> E matrices; one gradient for all."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, whole: Tensor, gradient: WeightGradient) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.dtype, ctx.gradient = weight.shape, weight.dtype, gradient
+        ctx.set_materialize_grads(False)
+        # Not views, which would keep the values for as long as they live.
+        storage, (rows, columns), stride = whole.untyped_storage(), whole.shape[1:], whole.stride()
+        first = whole.storage_offset()
+        return tuple(
+            whole.new_empty(0).set_(storage, first + e * stride[0], (rows, columns), stride[1:])
+            for e in range(len(whole))
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if ctx.gradient.written:
+            return ctx.gradient.written.pop(), None, None
+        parts = [grad for grad in grads if grad is not None]
+        return together(parts).view(ctx.shape).to(ctx.dtype), None, None
+
+
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape as one [E, ...]: the one that they are the rows of, or a copy."""
+    whole, first = parts[0]._base, parts[0]
+    if whole is None or whole.shape != (len(parts), *first.shape) or not whole.is_contiguous():
+        return torch.stack(tuple(parts))
+    size = first.numel() * first.element_size()
+    rows = all(part.data_ptr() == whole.data_ptr() + e * size for e, part in enumerate(parts))
+    return whole if rows else torch.stack(tuple(parts))
 
 
 def gradient_to_add_to(weight: Tensor) -> Tensor | None:
@@ -46,7 +129,7 @@ def _gradient(parameter: Tensor) -> Tensor | None:
     return grad
 
 
-def refuse_replaced(weight: Tensor, target: Tensor) -> None:
+def _refuse_replaced(weight: Tensor, target: Tensor) -> None:
     parameter = _parameter(weight)
     now = None if parameter is None else _gradient(parameter)
     if now is None or now.data_ptr() != target.data_ptr():

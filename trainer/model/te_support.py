@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 INSTALL = "pip install --no-build-isolation -e '.[gpu]'"
-OLDEST = (2, 15)  # of Transformer Engine: the first with the arguments that are used; native grouped GEMMs since 2.19
+OLDEST = (2, 15)  # of Transformer Engine: 2.14 overlooks overwrite_main_grad; native grouped GEMMs since 2.19
 NATIVE_ROWS = 128  # what an expert's rows have to be a multiple of on the native path, whatever get_align_size says
 NATIVE_EXPERTS = 64  # as many pointers as its kernels take (kMaxGroups in cublaslt_grouped_gemm.cu)
 

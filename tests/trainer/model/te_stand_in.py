@@ -20,8 +20,8 @@ PACKAGE = "transformer_engine"
 
 
 class Recipe:
-    def __init__(self, backward_override: str | None = "from the environment") -> None:
-        assert backward_override is None
+    def __init__(self) -> None:
+        self.backward_override: str | None = "high_precision"  # an environment variable says so
 
 
 class Float8BlockScaling(Recipe): ...
@@ -34,8 +34,8 @@ class MXFP8BlockScaling(Recipe): ...
 
 
 class DelayedScaling(Recipe):
-    def __init__(self, amax_history_len: int = 1024, reduce_amax: bool = True, backward_override: Any = "?") -> None:
-        super().__init__(backward_override)
+    def __init__(self, amax_history_len: int = 1024, reduce_amax: bool = True) -> None:
+        super().__init__()
         assert not reduce_amax, "an all-reduce of each layer, which ranks do not reach together"
         self.amax_history_len = amax_history_len
 
@@ -55,7 +55,7 @@ class autocast:
         _graph: bool = False,
     ) -> None:
         assert enabled
-        assert recipe is not None
+        assert recipe.backward_override is None, "the backward pass would be in high precision"
         self.recipe, self.graph = recipe, _graph
 
     def __enter__(self) -> None:
@@ -100,8 +100,8 @@ class _GroupedLinear(torch.autograd.Function):
         ctx.save_for_backward(*parts, *layer.used)
         ctx.splits, ctx.experts, ctx.state = splits, experts, layer.fp8_meta.get("scaling_bwd")
         ctx.fuse = layer.fuse_wgrad_accumulation
-        ctx.accumulate = ctx.fuse and not first
-        ctx.main_grads = [weight.main_grad for weight in weights] if ctx.fuse else None
+        ctx.accumulate = ctx.fuse and not first and not getattr(weights[0], "overwrite_main_grad", False)
+        ctx.weights = weights if ctx.fuse else None  # kept for their main_grad, which is read in backward
         ctx.wants_weights = weights[0].requires_grad
         return y
 
@@ -120,7 +120,8 @@ class _GroupedLinear(torch.autograd.Function):
         if not ctx.wants_weights:
             return dx, None, None, None, *[None] * ctx.experts
         if ctx.fuse:
-            for main_grad, piece, part in zip(ctx.main_grads, pieces, parts, strict=True):
+            main_grads = [weight.main_grad for weight in ctx.weights]
+            for main_grad, piece, part in zip(main_grads, pieces, parts, strict=True):
                 assert main_grad.dtype == torch.float32
                 wgrad = (piece.t() @ part).float()
                 main_grad.copy_(main_grad + wgrad if ctx.accumulate else wgrad)
@@ -209,7 +210,9 @@ class GroupedLinear(nn.Module):
             assert sum(splits) == len(inp), "the list path wants tight packing"
         assert len(splits) == self.num_gemms
         weights = [getattr(self, f"weight{e}") for e in range(self.num_gemms)]
-        self.calls.append(SimpleNamespace(splits=splits, first=is_first_microbatch, fuse=self.fuse_wgrad_accumulation))
+        adds = self.fuse_wgrad_accumulation and not is_first_microbatch
+        adds = adds and not getattr(weights[0], "overwrite_main_grad", False)
+        self.calls.append(SimpleNamespace(splits=splits, first=is_first_microbatch, adds=adds, shown=weights))
         return _GroupedLinear.apply(inp, self, splits, is_first_microbatch, *weights)
 
 

@@ -23,6 +23,7 @@ from tests.trainer.model.tiny import assert_close
 from trainer.model import te
 from trainer.model.experts import BACKENDS, Experts, QuantizedBackend
 from trainer.model.te import TransformerEngine
+from trainer.model.te_gradient import together
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -61,9 +62,9 @@ def run(backend: Any, order: RowOrder, leaves: dict[str, Tensor], dy_scale: floa
 
 
 def calls(backend: TransformerEngine) -> list[tuple[bool | None, bool]]:
-    """(is_first_microbatch, adds to a gradient) of each call, which must be those of both GEMMs."""
+    """(is_first_microbatch, whether the GEMM adds to a gradient) of each call, which must be those of both GEMMs."""
     assert backend._gemms is not None
-    into, out_of = ([(call.first, call.fuse) for call in gemm.linear.calls] for gemm in backend._gemms)
+    into, out_of = ([(call.first, call.adds) for call in gemm.linear.calls] for gemm in backend._gemms)
     assert into == out_of
     return into
 
@@ -123,7 +124,11 @@ def test_the_experts_module_shows_nothing_of_it(stand_in):
     torch.nn.init.normal_(experts.w2)
     tokens = tokens_of(9, torch.bfloat16)
     backend.hold_weights(True)
-    experts(tokens["x"], tokens["weights"], order_of(9)).sum().backward()
+    loss = experts(tokens["x"], tokens["weights"], order_of(9)).sum()
+    for gemm in backend._gemms or ():
+        sizes = {matrix.untyped_storage().nbytes() for matrix in gemm.linear.calls[0].shown}
+        assert sizes == {2}, "weights in bf16 that live until backward"
+    loss.backward()
     assert list(experts.state_dict()) == [name for name, _ in experts.named_parameters()] == ["w13", "w2"]
     assert len(list(experts.modules())) == 1
     for gemm in backend._gemms or ():
@@ -243,6 +248,24 @@ def test_autograd_adds_where_others_look_at_the_gradient(stand_in, meddle):
     assert calls(backend) == [(True, False), (False, False), (False, False)]
 
 
+@pytest.mark.usefixtures("exact")
+def test_autograd_adds_outside_of_a_step_and_in_its_first_micro_batch(stand_in):
+    """Where weights are quantised the GEMM would write over a gradient that is there already."""
+    backend, weights = TransformerEngine(stand_in), weights_of(torch.float32)
+    for held in (False, False, True, True):
+        backend.hold_weights(held)
+        backend(*tokens_of(20, torch.float64).values(), *weights.values(), order_of(20)).sum().backward()
+    assert calls(backend) == [(None, False), (None, False), (True, False), (False, True)]
+    once = weights_of(torch.float32)
+    backend = BACKENDS["loop"]
+    backend(*tokens_of(20, torch.float64).values(), *once.values(), order_of(20)).sum().backward()
+    assert_close(
+        {name: weight.grad for name, weight in weights.items() if weight.grad is not None},
+        {name: 4 * weight.grad for name, weight in once.items() if weight.grad is not None},
+        1e-6,
+    )
+
+
 def test_autograd_adds_where_gradients_are_not_fp32(stand_in):
     backend, weights = TransformerEngine(stand_in), weights_of(torch.bfloat16)
     backend.hold_weights(True)
@@ -325,12 +348,12 @@ def test_fsdp_gathers_weights_that_are_kept_quantised_and_reduces_gradients(resh
 def test_gradients_in_pieces_are_stacked():
     """Older versions make one tensor for each expert."""
     pieces = [torch.randn(3, 2) for _ in range(4)]
-    assert torch.equal(te._together(pieces), torch.stack(pieces))
+    assert torch.equal(together(pieces), torch.stack(pieces))
     whole = torch.randn(4, 3, 2)
-    assert te._together(whole.unbind(0)) is whole
-    assert torch.equal(te._together(whole.flip(0).unbind(0)), whole.flip(0))
+    assert together(whole.unbind(0)) is whole
+    assert torch.equal(together(whole.flip(0).unbind(0)), whole.flip(0))
     shuffled = [whole[e] for e in (1, 0, 2, 3)]
-    assert torch.equal(te._together(shuffled), torch.stack(shuffled))
+    assert torch.equal(together(shuffled), torch.stack(shuffled))
 
 
 class TestDelayedScaling:
@@ -413,17 +436,24 @@ class TestDelayedScaling:
 
 def test_what_the_log_says(monkeypatch):
     te_stand_in.install(monkeypatch)
-    assert TransformerEngine("fp8_block").describe() == (
+    assert TransformerEngine("fp8_block").describe(8) == (
         "Transformer Engine 2.20.2, Float8BlockScaling, native grouped GEMM: no host sync"
     )
     te_stand_in.install(monkeypatch, cublaslt=130000)
-    assert TransformerEngine("fp8_block").describe() == (
+    assert TransformerEngine("fp8_block").describe(8) == (
         "Transformer Engine 2.20.2, Float8BlockScaling, list path: one host sync a layer, as cuBLASLt 13.0 < 13.6"
     )
     te_stand_in.install(monkeypatch, native=False)
     assert "list path: one host sync a layer, as Transformer Engine 2.20.2 refuses" in (
-        TransformerEngine("fp8_block").describe()
+        TransformerEngine("fp8_block").describe(8)
     )
+
+
+def test_scales_are_powers_of_two_under_block_scaling_alone(stand_in):
+    for recipe, power_of_two in {"fp8_block": True, "fp8_current": False}.items():
+        made = te._te_recipe(recipe)
+        tensors = (made.fp8_quant_fwd_inp, made.fp8_quant_fwd_weight, made.fp8_quant_bwd_grad)
+        assert [tensor.power_2_scale for tensor in tensors] == [power_of_two] * 3
 
 
 def test_more_experts_than_the_native_path_takes(stand_in, monkeypatch):
