@@ -14,8 +14,10 @@ from torch import Tensor
 from parallel.all_gather import AllGatherDispatch
 from parallel.dispatch import LocalDispatch
 from parallel.groups import Placement, map_groups
+from parallel.payload import Fp8
 from tests.distributed.pool import on_ranks
 from tests.parallel.moe_layer import Case, Tensors, build_layer, dense_reference, joined, tokens_of
+from tests.parallel.test_payload import RoundedDispatch
 from tests.trainer.model.tiny import assert_close, relative
 from trainer.model.moe import MoE
 
@@ -68,7 +70,19 @@ def test_no_host_sync_and_the_numbers_of_the_local_dispatcher(one_rank, options)
     assert relative(found["y"].cpu(), exact.y) < 2e-2
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_an_fp8_payload_waits_for_nothing_either_and_loses_its_rounding(one_rank):
+    moe, x, dy = on_gpu(AllGatherDispatch(one_rank, Placement(), payload=Fp8()))
+    forward_backward(moe, x, dy)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = forward_backward(moe, x, dy)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_close(found, forward_backward(*on_gpu(RoundedDispatch())), 1e-2)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"payload": Fp8()}], ids=str)
 def test_the_layer_is_captured_in_a_cuda_graph(one_rank, options):
     moe, x, dy = on_gpu(AllGatherDispatch(one_rank, Placement(), **options))
     side = torch.cuda.Stream()

@@ -118,3 +118,21 @@ def test_not_contiguous_and_inputs_are_left_alone():
     assert_as_expected(x.t(), (1, 128))
     assert_as_expected(x[::2, 1:], (128, 128))
     assert torch.equal(x, before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_a_gpu_computes_the_same_bits(tile):
+    x = random((3, 257, 392), seed=6)
+    x[0, 0, :5] = torch.tensor([448.0, math.inf, math.nan, 0.0, 2.0**-140])
+    for given in (x, x * 2.0**-110, x.bfloat16()):
+        codes, scale = quantize_tiles(given, tile)
+        of_gpu, scale_of_gpu = quantize_tiles(given.cuda(), tile)
+        nan = codes.float().isnan()  # the sign of a NaN says nothing
+        assert torch.equal(of_gpu.cpu().view(torch.uint8)[~nan], codes.view(torch.uint8)[~nan])
+        assert of_gpu.cpu().float()[nan].isnan().all()
+        assert torch.equal(scale_of_gpu.cpu(), scale)
+        values = dequantize_tiles(codes, scale, tile, given.dtype)
+        for found in (dequantize_tiles(of_gpu, scale_of_gpu, tile, given.dtype), fake_quantize(given.cuda(), tile)):
+            assert torch.equal(found.cpu().nan_to_num(7.0), values.nan_to_num(7.0))
