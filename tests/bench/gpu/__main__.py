@@ -63,14 +63,12 @@ def run(
         print("\n".join(not_run(rows[of_section:])))
 
 
-def run_kernels(
-    tokens: list[int], rounds: int, part: Slice, dtype: torch.dtype, clock: Clock, rows: list[KernelRow]
-) -> None:
+def run_kernels(tokens: list[int], rounds: int, clock: Clock, rows: list[KernelRow]) -> None:
     """Measure each of our Triton kernels, likewise."""
     print("\n### Triton kernels against their twins in torch; GB/s of what has to move at least\n")
     print("| " + " | ".join(kernels.COLUMNS) + " |\n" + "|---" * len(kernels.COLUMNS) + "|")
     for count in tokens:
-        for row in kernels.measure(Size(part, count, "zipf", dtype, clock.device), rounds, clock):
+        for row in kernels.measure(count, rounds, clock):
             print(kernels.line(row), flush=True)
             rows.append(row)
 
@@ -87,10 +85,10 @@ def bench(args: argparse.Namespace, device: torch.device, part: Slice, dtype: to
     rows, of_kernels, runs = list[Row](), list[KernelRow](), dict[str, dict[str, Any]]()
     print("; ".join(f"{key} {value}" for key, value in about.items()) + f"; medians of {args.rounds} rounds")
     try:
-        how = args.rounds, part, dtype, Clock(device)
-        run([name for name in names if name in SECTIONS], tokens, *how, rows)
+        clock = Clock(device)
+        run([name for name in names if name in SECTIONS], tokens, args.rounds, part, dtype, clock, rows)
         if KERNELS in names:
-            run_kernels(tokens, *how, of_kernels)
+            run_kernels(tokens, args.rounds, clock, of_kernels)
         if TRAIN in names:
             into = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
             print(f"\n### {end_to_end.RECIPE}, a run for each precision; their records are in {into}\n", flush=True)
