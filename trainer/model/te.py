@@ -68,7 +68,7 @@ class TransformerEngine:
     `hold_weights(True)` and `hold_weights(False)` the quantised weights are kept, and from the second micro-batch on
     the GEMM adds to the gradient that a parameter already has, where nobody else looks at what is added
     (`te_gradient`). So what is held must be a step of plain `backward()` calls: no `torch.autograd.grad`, no backward
-    in two parts.
+    in two parts. And a CUDA graph is captured while nothing is held: what is kept is freed when the step ends.
 
     Delayed scaling quantises with scales that come from earlier numbers. Here they change once a step, at
     `hold_weights(False)`, from the largest numbers of the last steps: a forward pass that is repeated to save memory
@@ -106,10 +106,9 @@ class TransformerEngine:
         padded = pad_order(order, te_support.multiple_of_rows(self.recipe, native=into.native))
         counts = padded.offsets.diff(prepend=padded.offsets.new_zeros(1)).long()
         splits = counts if into.native else _on_host(counts, padded.rows)
-        rows = padded.gather(x.to(GEMM_DTYPE))
         # _graph: else the end of an outermost autocast moves the delayed scales of every layer of the process.
         with te.autocast(enabled=True, recipe=self._te_recipe, _graph=self.recipe == "fp8_delayed"):
-            hidden = into(rows, splits, w13, self._held)
+            hidden = into(padded.gather(x.to(GEMM_DTYPE)), splits, w13, self._held)
             # On the native path what stands behind the last expert's rows is not written: it is nobody's, and what is
             # computed with it reaches nothing.
             act = weighted_swiglu(hidden, padded.gather_weights(weights))
