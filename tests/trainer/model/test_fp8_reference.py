@@ -209,6 +209,14 @@ def test_a_gradient_that_is_an_expanded_view():
         assert torch.equal(found, expected)
 
 
+def test_a_rank_that_no_token_came_to():
+    ids = torch.zeros(0, 2, dtype=torch.int64)
+    leaves = leaves_of(ids)
+    found = with_gradients(Fp8Reference()(*leaves.values(), RowOrder(ids, E)), leaves, torch.zeros(0, H))
+    assert found["y"].shape == (0, H)
+    assert not any(tensor.any() for tensor in found.values())
+
+
 @pytest.mark.parametrize("cut", ["experts", "width"])
 def test_what_two_ranks_do_to_parts_of_the_experts_is_what_one_does(cut):
     """Sums add up and gradients stand side by side, where each rank has some experts, or whole tiles of each one's
