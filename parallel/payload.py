@@ -5,7 +5,6 @@ Legend: T tokens · H hidden size · C columns of what travels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -14,16 +13,7 @@ from torch import Tensor
 
 from parallel.fp8 import TILE, dequantize_tiles, quantize_tiles, scale_from_byte, scale_to_byte
 
-Quantize = Callable[[Tensor], tuple[Tensor, Tensor]]  # [T, H] -> codes [T, H], scale [T, ceil(H / 128)]
-Dequantize = Callable[[Tensor, Tensor, torch.dtype], Tensor]  # and back
-
-
-def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    return quantize_tiles(x, (1, TILE))
-
-
-def _dequantize_rows(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return dequantize_tiles(codes, scale, (1, TILE), dtype)
+_ROW = (1, TILE)
 
 
 class Payload(Protocol):
@@ -68,22 +58,17 @@ class Fp8:
 
     Experts that quantise rows once more, as the FP8 GEMMs do in tiles of 1 x 128, find the same values again; so they
     do in the weight gradients' tiles of 128 x 1, but for what is smaller than a 2^-13 of a tile's largest number.
-
-    Args: quantize, dequantize: `quantize_tiles` and `dequantize_tiles` of 1 x 128, or kernels that equal them.
     """
 
-    def __init__(self, quantize: Quantize = _quantize_rows, dequantize: Dequantize = _dequantize_rows) -> None:
-        self._quantize, self._dequantize = quantize, dequantize
-
     def pack(self, x: Tensor) -> Tensor:
-        codes, scale = self._quantize(x)
+        codes, scale = quantize_tiles(x, _ROW)
         row = torch.cat([codes.view(torch.uint8), scale_to_byte(scale)], dim=1)
         return F.pad(row, (0, -row.shape[1] % 8))
 
     def unpack(self, packed: Tensor, hidden: int, dtype: torch.dtype) -> Tensor:
         codes = packed[:, :hidden].view(torch.float8_e4m3fn)
         scale = scale_from_byte(packed[:, hidden : hidden + -(-hidden // TILE)])
-        return self._dequantize(codes, scale, dtype)
+        return dequantize_tiles(codes, scale, _ROW, dtype)
 
     def of_gradients(self) -> Payload:
         return self

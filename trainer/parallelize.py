@@ -11,9 +11,9 @@ from parallel.blocks import checkpoint_activations, compile_blocks
 from parallel.dispatch import Dispatcher, LocalDispatch
 from parallel.fsdp import Policy, place_experts, shard_parameters
 from parallel.mesh import Meshes
-from parallel.payload import Cast, Fp8, Payload
+from parallel.payload import Cast, Payload
 from trainer.config import Config, PrecisionConfig
-from trainer.kernels.quantize import dequantize_rows, quantize_rows
+from trainer.kernels.payload import FusedFp8
 from trainer.layout import DispatchName, Plan, plan
 from trainer.model import Decoder
 from trainer.precision import DTYPES
@@ -68,7 +68,7 @@ def _dispatcher(name: DispatchName, meshes: Meshes, cfg: Config) -> Dispatcher:
 
 def _payload(cfg: PrecisionConfig) -> Payload:
     if cfg.payload == "fp8":
-        return Fp8(quantize_rows, dequantize_rows)
+        return FusedFp8()
     return Cast(None if cfg.payload == cfg.linears else DTYPES[cfg.payload])
 
 

@@ -8,10 +8,11 @@ first used. The launchers stand in modules called `triton_*`, which nothing else
 | `swiglu.weighted_swiglu`, `swiglu_gradients` | silu(gate) * up * weight and its gradients | the FP8 experts |
 | `rows.pad_order` | `parallel.padding.PaddedOrder`: sort, pad, gather, sum | the FP8 experts |
 | `router.fused_routing` | `select_experts`, `router_weights` and its gradients | the router |
-| `quantize.quantize_rows`, `dequantize_rows` | `parallel.fp8.quantize_tiles` of 1 x 128 and back | the FP8 payload |
+| `payload.FusedFp8` | `parallel.payload.Fp8`: quantise 1 x 128, pack, and back | the dispatcher |
+| `experts.fused_grouped_swiglu` | what stands between the matmuls of `grouped_mm` | the bf16 experts |
 
-No profile has shown yet that they pay, so torch is the default. `tests/trainer/kernels/examples.py` has a call of each
-at the 1T model's sizes, to be timed under both.
+No profile has shown yet that they pay, so torch is the default; `make bench-gpu` times each under both, as
+`tests/trainer/kernels/examples.py` calls it.
 """
 
 from __future__ import annotations
@@ -47,8 +48,11 @@ def chosen() -> str:
 
 
 def on_triton(x: Tensor) -> bool:
-    """Whether Triton's kernels take `x`: not in fp64, which they would narrow, and on a CPU only in Triton's
-    interpreter (its own switch, TRITON_INTERPRET=1), for tests."""
-    if _chosen == "torch" or x.dtype == torch.float64:
+    """Whether Triton's kernels take `x`.
+
+    Not in fp64, which they would narrow; nor inside torch.compile, which fuses the twins itself. On a CPU only in
+    Triton's interpreter (its own switch, TRITON_INTERPRET=1), for tests.
+    """
+    if torch.compiler.is_compiling() or _chosen == "torch" or x.dtype == torch.float64:
         return False
     return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"

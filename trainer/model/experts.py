@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from parallel.dispatch import RowOrder, sum_slots
 from parallel.shards import local
+from trainer.kernels import on_triton
+from trainer.kernels.experts import fused_grouped_swiglu
 from trainer.precision import wide
 
 
@@ -227,8 +229,10 @@ def _loop(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) 
 
 
 def _grouped_mm(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
-    swiglu = _GroupedSwiGLU if x.is_cuda else _BlockedSwiGLU
-    return swiglu.apply(x, weights, w13.to(x.dtype), w2.to(x.dtype), order)
+    w13, w2 = w13.to(x.dtype), w2.to(x.dtype)
+    if on_triton(x):
+        return fused_grouped_swiglu(x, weights, w13, w2, order)
+    return (_GroupedSwiGLU if x.is_cuda else _BlockedSwiGLU).apply(x, weights, w13, w2, order)
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor, RowOrder], Tensor]

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from parallel.dispatch import RowOrder
 from trainer import kernels
-from trainer.kernels.quantize import dequantize_rows, quantize_rows
+from trainer.config import ModelConfig
+from trainer.kernels.experts import fused_grouped_swiglu
+from trainer.kernels.payload import FusedFp8
 from trainer.kernels.router import fused_routing
 from trainer.kernels.rows import pad_order
 from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
+from trainer.model.moe import MoE
 from trainer.model.router import select_experts
 from trainer.precision import router_weights
 
@@ -118,19 +121,51 @@ def order(device: Device) -> None:
 def gathers(order: RowOrder, x: Tensor, weights: Tensor) -> list[Tensor]:
     padded = pad_order(order, 4)
     spread = outputs(padded.gather, [x])
-    return [*spread, *outputs(padded.gather_weights, [weights]), *outputs(padded.combine, [spread[0]])]
+    return [
+        *spread,
+        padded.gather_weights(weights),
+        *outputs(padded.gather_weights, [weights]),
+        *outputs(padded.combine, [spread[0]]),
+    ]
 
 
 def rows(device: Device, dtype: torch.dtype) -> None:
     for name, width in (("spread over fewer than a block", 21), ("experts without rows", 1100)):
         ids, experts = routes()[name]
         order = RowOrder(ids.to(device), experts)
-        x, weights = randn(len(ids), width).to(device, dtype), randn(*ids.shape).to(device)
-        found, twin = by_both(gathers, order, x, weights)
+        # Parts of larger tensors, where an index of -1 would find something.
+        x, weights = (randn(len(ids) + 1, n).to(device)[1:] for n in (width, ids.shape[1]))
+        found, twin = by_both(gathers, order, x.to(dtype), weights)
         if dtype == FP32:
             same(found, twin)
         else:  # the twin may add in another precision than fp32 and round once
             near(found, twin, narrow=2**-6)
+
+
+def experts(device: Device, dtype: torch.dtype) -> None:
+    """Everything around the grouped GEMM, which wants rows of 16 bytes."""
+    ids, count = routes()["experts without rows"]
+    order, (tokens, k) = RowOrder(ids.to(device), count), ids.shape
+    sizes = ((tokens, 16), (tokens, k), (count, 2, 24, 16), (count, 16, 24))
+    inputs = [randn(*size, seed=n).to(device, FP32 if n == 1 else dtype) for n, size in enumerate(sizes)]
+    found, twin = by_both(outputs, lambda *leaves: fused_grouped_swiglu(*leaves, order), inputs)
+    near(found, twin, narrow=2**-4)
+
+
+def block(device: Device) -> None:
+    """The whole mixture-of-experts block as a model calls it, with ids from a rollout too."""
+    sizes = {"vocab_size": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "head_dim": 8}
+    cfg = ModelConfig(**sizes, num_experts=8, expert_width=24, router_groups=2, experts_per_token=4)
+    moe = MoE(cfg).to(device)
+    values = [randn(*p.shape, seed=n).to(device) / 4 for n, p in enumerate(moe.parameters())]
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        named = dict(zip(dict(moe.named_parameters()), values, strict=True))
+        ids = torch.tensor([[1, 0, 7, 4]], device=device).expand(6, 4)
+        results = [torch.func.functional_call(moe, named, (x, given)) for given in (None, ids)]
+        return torch.cat([y + stats.probabilities.square().sum() for y, stats in results])
+
+    near(*by_both(outputs, run, [randn(6, 16, seed=9).to(device), *values]))
 
 
 def routing(device: Device, gradient: str, temperature: float) -> None:
@@ -155,18 +190,20 @@ def routing(device: Device, gradient: str, temperature: float) -> None:
     assert ids.shape == weights.shape == (0, 4)
 
 
-def quantize(device: Device, dtype: torch.dtype) -> None:
-    for shape in ((3, 128), (5, 300), (2, 3, 77), (17, 1), (40, 256), (0, 128)):
-        x = (randn(*shape) * randn(*shape[:-1], 1, seed=3).mul(20).exp()).to(dtype)
+def payload(device: Device, dtype: torch.dtype) -> None:
+    for tokens, hidden in ((3, 128), (5, 300), (6, 77), (17, 1), (4, 2600), (2, 2044), (0, 128)):
+        x = (randn(tokens, hidden) * randn(tokens, 1, seed=3).mul(20).exp()).to(dtype)
         x.view(-1)[::97] = 0
-        if shape == (5, 300):
+        if hidden == 300:
             x[0, :128], x[1, 5], x[2, 3], x[3, 0], x[4, :128] = 0, INF, NAN, -INF, 1e-45
             x[0, 128:256] = torch.linspace(0, 448, 128)  # every code and the middles between some
             x[1, 6:8], x[4, 128:] = torch.tensor([500.0, -500.0]), torch.linspace(-448, 447, 172)
-        found, twin = by_both(quantize_rows, x.to(device))
-        same(found, twin)
+        packed, expected = by_both(FusedFp8().pack, x.to(device))
+        same([packed], [expected])
+        beside = torch.cat([packed, packed[:, :3]], dim=1)[:, : packed.shape[1]]  # as it comes out of a gather
         for wanted in (FP32, BF16):
-            same(*([values] for values in by_both(dequantize_rows, *twin, wanted)))
+            values, exact = by_both(FusedFp8().unpack, beside, hidden, wanted)
+            same([values.nan_to_num(7.0)], [exact.nan_to_num(7.0)])
 
 
 CHECKS: dict[str, Callable[[Device], None]] = {
@@ -177,10 +214,13 @@ CHECKS: dict[str, Callable[[Device], None]] = {
     "index build": order,
     "gathers and sums, fp32": lambda device: rows(device, FP32),
     "gathers and sums, bf16": lambda device: rows(device, BF16),
+    "experts, fp32": lambda device: experts(device, FP32),
+    "experts, bf16": lambda device: experts(device, BF16),
+    "block": block,
     "router, straight-through gradient": lambda device: routing(device, "ste", 0.7),
     "router, conventional gradient": lambda device: routing(device, "conventional", 1.0),
-    "quantise, fp32": lambda device: quantize(device, FP32),
-    "quantise, bf16": lambda device: quantize(device, BF16),
+    "payload, fp32": lambda device: payload(device, FP32),
+    "payload, bf16": lambda device: payload(device, BF16),
 }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from parallel.dispatch import RowOrder
 from parallel.padding import padded_rows
 from trainer import kernels
-from trainer.kernels.quantize import dequantize_rows, quantize_rows
+from trainer.kernels.payload import FusedFp8
 from trainer.kernels.router import fused_routing
 from trainer.kernels.rows import pad_order
 from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
@@ -113,14 +113,14 @@ def _router_both(tokens: int, device: torch.device) -> Call:
     return lambda: torch.autograd.grad(_route(logits)[1], logits, s)
 
 
-def _quantize(tokens: int, device: torch.device) -> Call:
+def _pack(tokens: int, device: torch.device) -> Call:
     x = torch.randn(tokens, H, device=device, dtype=torch.bfloat16)
-    return lambda: quantize_rows(x)
+    return lambda: FusedFp8().pack(x)
 
 
-def _dequantize(tokens: int, device: torch.device) -> Call:
-    codes, scale = quantize_rows(torch.randn(tokens, H, device=device, dtype=torch.bfloat16))
-    return lambda: dequantize_rows(codes, scale, torch.bfloat16)
+def _unpack(tokens: int, device: torch.device) -> Call:
+    packed = FusedFp8().pack(torch.randn(tokens, H, device=device, dtype=torch.bfloat16))
+    return lambda: FusedFp8().unpack(packed, H, torch.bfloat16)
 
 
 EXAMPLES = [
@@ -131,6 +131,6 @@ EXAMPLES = [
     Example("sum of each token's rows", _sum, lambda t: t * K * (2 * H + 8) + t * 2 * H),
     Example("router, forward", _router_forward, lambda t: t * (4 * ALL + 12 * K)),
     Example("router, forward and backward", _router_both, lambda t: t * (12 * ALL + 24 * K)),
-    Example("quantise", _quantize, lambda t: t * (3 * H + H // 32)),
-    Example("dequantise", _dequantize, lambda t: t * (3 * H + H // 32)),
+    Example("FP8 payload, pack", _pack, lambda t: t * (3 * H + H // 128)),
+    Example("FP8 payload, unpack", _unpack, lambda t: t * (3 * H + H // 128)),
 ]

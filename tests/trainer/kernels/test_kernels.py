@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from parallel.dispatch import RowOrder
-from parallel.fp8 import dequantize_tiles, quantize_tiles
 from parallel.padding import PaddedOrder
+from parallel.payload import Fp8
 from trainer import kernels
-from trainer.kernels.quantize import dequantize_rows, quantize_rows
+from trainer.kernels.payload import FusedFp8
 from trainer.kernels.rows import pad_order
 
 
@@ -32,8 +32,17 @@ def test_on_a_cpu_torch_is_used_whatever_was_chosen(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     ids, x = torch.tensor([[1], [0], [1]]), torch.randn(3, 200)
     assert type(pad_order(RowOrder(ids, 2), 4)) is PaddedOrder
-    found, expected = quantize_rows(x), quantize_tiles(x, (1, 128))
-    assert torch.equal(found[0].float(), expected[0].float())
-    assert torch.equal(found[1], expected[1])
-    values = dequantize_rows(*found, torch.bfloat16)
-    assert torch.equal(values, dequantize_tiles(*expected, (1, 128), torch.bfloat16))
+    packed = FusedFp8().pack(x)
+    assert torch.equal(packed, Fp8().pack(x))
+    unpacked = (payload.unpack(packed, 200, torch.bfloat16) for payload in (FusedFp8(), Fp8()))
+    assert torch.equal(*unpacked)
+
+
+def test_neither_fp64_nor_the_compiler_gets_kernels(monkeypatch):
+    monkeypatch.setattr(kernels, "_chosen", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # a CPU counts as a GPU
+    x = torch.zeros(2)
+    assert kernels.on_triton(x)
+    assert not kernels.on_triton(x.double())
+    compiled = torch.compile(lambda x: x + 1 if kernels.on_triton(x) else x - 1, backend="eager", fullgraph=True)
+    assert compiled(x).tolist() == [-1, -1]

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 
 from parallel.dispatch import RowOrder
 from tests.trainer.model.tiny import assert_close
+from trainer.kernels.experts import fused_grouped_swiglu
 from trainer.model.experts import BACKENDS, Experts, _GroupedSwiGLU
 from trainer.model.router import select_experts
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 E, H, I = 6, 16, 20  # noqa: E741
 # grouped_rows is what grouped_mm is on a GPU; torch's grouped GEMM takes fp32 on a CPU, and so its algebra is checked.
-ALL = {**BACKENDS, "grouped_rows": _GroupedSwiGLU.apply}
+ALL = {**BACKENDS, "grouped_rows": _GroupedSwiGLU.apply, "fused_rows": fused_grouped_swiglu}
 
 
 def normal(*shape: int, seed: int) -> Tensor:
