@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -11,6 +12,7 @@ from trainer import schema
 from trainer.layout import Plan, plan
 from trainer.mixture import BLOCK, quotas
 from trainer.schema import one_of
+from trainer.te_support import RECIPES, wrong_sizes
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -82,7 +84,7 @@ def validate(cfg: Config, world_size: int) -> list[str]:
         errors += _batch(cfg, world_size)
     if not any(key.startswith(("model.", "parallel.", "train.", "data.")) for key in wrong_range):
         errors += _parallel(cfg, world_size)
-    errors += _precision(cfg)
+    errors += _precision(cfg, world_size)
     errors += _data(cfg)
     errors += _schedule(cfg)
     errors += _engine(cfg, world_size)
@@ -187,8 +189,12 @@ def _parallel(cfg: Config, world_size: int) -> list[str]:
     return errors
 
 
-def _precision(cfg: Config) -> list[str]:
+def _precision(cfg: Config, world_size: int) -> list[str]:
     p, o, errors = cfg.precision, cfg.optim, []
+    if p.experts in (*RECIPES, "fp8_reference"):
+        with suppress(ValueError):  # `_parallel` tells
+            parts = plan(cfg.parallel, cfg.model, world_size).placement.width_shards
+            errors += wrong_sizes(p.experts, cfg.model.hidden_size, cfg.model.expert_width, parts)
     if {p.experts, p.linears} == {"fp32", "bf16"}:
         errors.append(
             f"precision.experts={p.experts} is not precision.linears={p.linears}, the dtype of the activations that "

@@ -28,7 +28,7 @@ from tests.bench.gpu.sections import SECTIONS, measure
 from tests.bench.gpu.table import COLUMNS, Row, header, line, not_run, with_fp8_targets
 from trainer.model.experts import BACKENDS
 from trainer.model.router import select_experts
-from trainer.model.te_support import RECIPES
+from trainer.te_support import RECIPES
 
 TINY = Slice(hidden=64, width=32, experts=16, heads=4, kv_heads=2, head_dim=16)
 CPU = torch.device("cpu")

@@ -118,7 +118,7 @@ WRONG = [
         "use precision.experts=fp32, or precision=bf16 for both",
     ),
     (
-        {"precision.linears": "bf16", "precision.experts": "fp8_reference"},
+        {"precision.linears": "bf16", "precision.experts": "fp8_reference", "model.expert_width": 8},
         "precision.payload=fp32 is wider than precision.linears=bf16",
         "bf16 or fp8",
     ),
@@ -126,6 +126,16 @@ WRONG = [
         {"precision.moments": "bf16", "optim.betas": [0.9, 0.999]},
         "optim.betas=[0.9,0.999] with precision.moments=bf16",
         "0.99 or less",
+    ),
+    (
+        {"precision.experts": "fp8_reference", "model.expert_width": 6},
+        "precision.experts=fp8_reference needs model.expert_width to be a multiple of 4, not 6",
+        "use 4 or 8, or experts in bf16 or fp32",
+    ),
+    (
+        {"precision.experts": "mxfp8", "model.hidden_size": 16, "model.expert_width": 64},
+        "precision.experts=mxfp8 needs model.hidden_size to be a multiple of 32, not 16",
+        "use 32, or experts",
     ),
     ({"precision.moments": "bf16", "optim.name": "sgd"}, "is an option of optim.name=adamw", "fp32 or adamw"),
     ({"precision.moments": "bf16", "optim.engine": "deepspeed"}, "optim.engine=deepspeed", "optim.engine=native"),
@@ -226,6 +236,12 @@ WRONG_ON_RANKS = [
         {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "precision.payload": "fp8"},
         "precision.payload=fp8 is an option of parallel.dispatch=all_gather",
         "precision.payload=fp32",
+    ),
+    (
+        16,
+        {"parallel.ep": 16, "precision.experts": "fp8_block", "model.expert_width": 48, "model.hidden_size": 32},
+        "precision.experts=fp8_block needs model.expert_width to be a multiple of 32 (16 on each of 2 ranks), not 48",
+        "use 32 or 64",
     ),
     (8, {"parallel.ep": 8, "parallel.regather": True, "train.recompute": "full"}, "regather=true", "regather=false"),
     (8, {"parallel.ep": 8, "precision.payload": "bf16", "model.hidden_size": 33}, "hidden_size=33 is odd", "use 34"),

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from parallel.dispatch import RowOrder
+from trainer import te_support
 from trainer.kernels.rows import pad_order
 from trainer.kernels.swiglu import weighted_swiglu
-from trainer.model import te_support
 from trainer.model.te_gradient import WeightGradient
-from trainer.model.te_support import RECIPES
+from trainer.te_support import RECIPES
 
 GEMM_DTYPE = torch.bfloat16  # of what goes into and comes out of the quantised GEMMs, whatever x is
 # Steps whose largest numbers set a delayed scale. Transformer Engine's 1024 counts forward passes, this steps.
@@ -117,7 +117,6 @@ class TransformerEngine:
 
     def _build(self, w13: Tensor, w2: Tensor) -> None:
         experts, _, width, hidden = w13.shape
-        te_support.refuse_sizes(self.recipe, hidden, width)
         native = self._why_list_path(experts) is None
         self._te_recipe = _te_recipe(self.recipe)
         delayed = self.recipe == "fp8_delayed"

@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.gemms import NAMES, Operands, counts_of
 from trainer.model.te import why_not
-from trainer.model.te_support import INSTALL, NATIVE_ROWS, RECIPES
+from trainer.te_support import INSTALL, NATIVE_ROWS, RECIPES
 
 
 @dataclass(frozen=True)

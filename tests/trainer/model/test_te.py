@@ -466,13 +466,6 @@ def test_more_experts_than_the_native_path_takes(stand_in, monkeypatch):
     assert isinstance((backend._gemms or ())[0].linear.calls[0].splits, list)
 
 
-def test_sizes_that_no_fp8_gemm_takes(stand_in):
-    leaves = tokens_of(4, torch.float32)
-    w13, w2 = torch.randn(E, 2, 20, H), torch.randn(E, H, 20)
-    with pytest.raises(ValueError, match=r"model\.expert_width on a rank to be a multiple of 16, not 20: use 16 or 32"):
-        TransformerEngine(stand_in)(*leaves.values(), w13, w2, order_of(4))
-
-
 def test_an_unknown_recipe():
     with pytest.raises(ValueError, match="fp8_row is no recipe of Transformer Engine: fp8_block, fp8_current"):
         TransformerEngine("fp8_row")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.model import te_stand_in
-from trainer.model.te_support import numbers
+from trainer.te_support import numbers
 
 SPEC = importlib.util.find_spec("transformer_engine")
 pytestmark = pytest.mark.skipif(SPEC is None, reason="Transformer Engine is not installed")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 INSTALL = "pip install --no-build-isolation -e '.[gpu]'"
 OLDEST = (2, 15)  # of Transformer Engine: 2.14 overlooks overwrite_main_grad; native grouped GEMMs since 2.19
 NATIVE_ROWS = 128  # what an expert's rows have to be a multiple of on the native path, whatever get_align_size says
+REFERENCE_MULTIPLE = 4  # the sides that torch's grouped GEMM wants of fp8_reference's fp32
 NATIVE_EXPERTS = 64  # as many pointers as its kernels take (kMaxGroups in cublaslt_grouped_gemm.cu)
 
 
@@ -99,15 +100,22 @@ def multiple_of_rows(recipe: str, *, native: bool) -> int:
     return NATIVE_ROWS if native else RECIPES[recipe].multiple
 
 
-def refuse_sizes(recipe: str, hidden: int, width: int) -> None:
-    """Raises ValueError where the sides of the experts' weights on this rank are no size for an FP8 GEMM."""
-    multiple = RECIPES[recipe].multiple
-    for key, size in (("model.hidden_size", hidden), ("model.expert_width on a rank", width)):
-        if size % multiple:
-            raise ValueError(
-                f"precision.experts={recipe} needs {key} to be a multiple of {multiple}, not {size}: "
-                f"use {size // multiple * multiple or multiple} or {(size // multiple + 1) * multiple}, or bf16 experts"
+def wrong_sizes(recipe: str, hidden: int, width: int, width_shards: int) -> list[str]:
+    """What keeps experts of these sides from the GEMMs of `recipe`, a line each with sizes that would work.
+
+    recipe: as `precision.experts`. width_shards: ranks that share an expert's width.
+    """
+    multiple = RECIPES[recipe].multiple if recipe in RECIPES else REFERENCE_MULTIPLE
+    lines = []
+    for key, size, unit in (("hidden_size", hidden, multiple), ("expert_width", width, multiple * width_shards)):
+        if size % unit:
+            near = f"{size // unit * unit} or {size // unit * unit + unit}" if size > unit else f"{unit}"
+            shared = f" ({multiple} on each of {width_shards} ranks)" if unit > multiple else ""
+            lines.append(
+                f"precision.experts={recipe} needs model.{key} to be a multiple of {unit}{shared}, not {size}; "
+                f"use {near}, or experts in bf16 or fp32"
             )
+    return lines
 
 
 def _cublaslt(number: int) -> tuple[int, int]:
