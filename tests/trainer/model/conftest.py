@@ -1,7 +1,12 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from tests.trainer.model import te_stand_in
+from tests.trainer.model.te_wiring import PATHS
+from trainer.model import te
 
 
 @pytest.fixture
@@ -11,3 +16,17 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The stand-in, on the path that the test's parameter names; its recipe."""
+    path = getattr(request, "param", "native")
+    what: dict[str, Any] = {"list": {"cublaslt": 130000}, "mxfp8": {"capability": (10, 0)}}.get(path, {})
+    te_stand_in.install(monkeypatch, **what)
+    return PATHS[path]
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(te, "GEMM_DTYPE", torch.float64)
