@@ -66,12 +66,11 @@ class Watch:
         size: int = 1,
         timeout_s: float = 600.0,
         store: dist.Store | None = None,
-        join_s: float | None = None,
+        join_s: float = 600.0,
     ) -> None:
         """store: a connection that nothing else uses, because a wait on a connection blocks all its users. join_s: how
-        long `join` waits; None: `timeout_s`."""
-        self.rank, self.size, self.timeout_s = rank, size, timeout_s
-        self._join_s = timeout_s if join_s is None else join_s
+        long `join` waits."""
+        self.rank, self.size, self.timeout_s, self._join_s = rank, size, timeout_s, join_s
         self._store = store
         self._beat_s = min(BEAT_S, timeout_s / 30)
         self._look_s = max(3 * self._beat_s, timeout_s / LOOKS)
@@ -114,8 +113,8 @@ class Watch:
             if time.monotonic() > deadline:
                 missing = [rank for rank in range(self.size) if not store.check([_key(rank)])]
                 names = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
-                text = f"{self.size - len(missing)} of {self.size} ranks joined within {self._join_s:g} s "
-                text += f"(parallel.timeout_s); missing: rank {names}. See what they and their launchers printed"
+                text = f"{self.size - len(missing)} of {self.size} ranks joined within {self._join_s:g} s; missing: "
+                text += f"rank {names}. See what they and their launchers printed, or let parallel.timeout_s be longer"
                 self._put_up(Notice(self.rank, text, [], []), say=True)
                 raise PeerLost(text)
             time.sleep(min(0.5, self._beat_s))

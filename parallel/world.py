@@ -26,6 +26,9 @@ T = TypeVar("T")
 # Large enough to reach the bandwidth of a link, small enough that the copies do not double the gradients' memory.
 BUCKET_BYTES = 64 << 20
 
+# Ranks may come this late whatever `timeout_s` is: one that still imports or compiles does not hang.
+JOIN_S = 60.0
+
 # A collective may wait this many times `timeout_s` for a peer that is slow but moves; the watch ends what does not.
 PATIENCE = 10
 
@@ -126,11 +129,11 @@ class World:
         self.watch.close()
 
 
-def start_world(device: str = "auto", timeout_s: float = 600.0, join_s: float | None = None) -> World:
+def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
     """Join the run that torchrun's environment describes, or stand alone without one.
 
     device: "auto" (CUDA if there), "cpu" or "cuda". timeout_s: seconds that all ranks together may go without getting
-    anywhere, from the first `watch.at` on. join_s: seconds in which they have to come together; None: `timeout_s`.
+    anywhere, from the first `watch.at` on; they have that long to come together, or `JOIN_S` where it is more.
     Raises `WorldError` where the machine cannot give what is asked for, `PeerLost` where other ranks do not come.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -155,14 +158,14 @@ def start_world(device: str = "auto", timeout_s: float = 600.0, join_s: float | 
             f"WORLD_SIZE={size} is set without {', '.join(missing)}; start the run with torchrun or unset WORLD_SIZE"
         )
     rank, timeout = int(os.environ["RANK"]), timedelta(seconds=timeout_s)
-    joining = timeout if join_s is None else timedelta(seconds=join_s)
+    join_s = max(JOIN_S, timeout_s)
     try:
-        store = _rendezvous(rank, size, joining)
+        store = _rendezvous(rank, size, timedelta(seconds=join_s))
     except dist.DistError as error:
         raise WorldError(
             f"rank {rank} could not reach MASTER_ADDR:MASTER_PORT={os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} within parallel.timeout_s={timeout_s:g}; the launcher of rank 0 has to run "
-            f"there ({str(error).splitlines()[0]})"
+            f"{os.environ['MASTER_PORT']} within {join_s:g} s; the launcher of rank 0 has to run there "
+            f"({str(error).splitlines()[0]}). parallel.timeout_s=... waits longer"
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store may outlive an attempt
     watch = Watch(rank, size, timeout_s, dist.PrefixStore(f"watch-{attempt}", store.clone()), join_s)

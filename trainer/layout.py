@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from parallel.groups import Placement, map_groups
 from parallel.layout import Layout
 from trainer.schema import one_of
+from trainer.te_support import RECIPES
 
 if TYPE_CHECKING:
     from trainer.config import Config, ParallelConfig
@@ -64,6 +65,10 @@ def without_effect(cfg: Config, chosen: Plan) -> list[str]:
         found += [f"parallel.overlap={p.overlap} {why}"] if p.overlap > 1 else []
         found += [f"parallel.regather=true {why}"] if p.regather else []
         found += [f"precision.payload={q.payload} {why}"] if q.payload != q.linears else []
+    if cfg.precision.experts in RECIPES and p.regather:
+        found.append("parallel.regather=true, as Transformer Engine keeps quantised rows of its own")
+    if q.experts not in ("fp32", "bf16") and cfg.model.expert_backend != "grouped_mm":
+        found.append(f"model.expert_backend={cfg.model.expert_backend} as precision.experts={q.experts} has its own")
     if chosen.layout.shard == 1:
         why = "as no weight is sharded"
         found += [f"precision.reductions={q.reductions} {why}"] if q.reductions != "fp32" else []

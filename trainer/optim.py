@@ -182,27 +182,32 @@ def weight_decay_groups(parameters: dict[str, nn.Parameter], cfg: OptimConfig) -
     return [(names, decay) for names, decay in ((decayed, cfg.weight_decay), (others, 0.0)) if names]
 
 
-# Elements of parameters whose narrow moments exist in fp32 at one time: 0.25 GB of each on top of what is stored.
+# Elements whose narrow moments exist in fp32 at one time: 0.25 GB of each on top of what is stored.
 WIDENED = 64 << 20
 
 
 class _NarrowAdamW(torch.optim.AdamW):
-    """torch's fused AdamW on fp32 parameters whose moments are stored in bf16 and updated in fp32."""
+    """torch's fused AdamW on fp32 parameters whose moments are stored in bf16 and updated in fp32, piece by piece."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for leaves in _parts([leaf for leaf in group["params"] if leaf.grad is not None], WIDENED):
-                states = [self.state[leaf] for leaf in leaves]
-                means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+            counts: dict[Tensor, Tensor] = {}
+            for piece in _pieces([leaf for leaf in group["params"] if leaf.grad is not None], WIDENED):
+                states = [self.state[leaf] for leaf, _ in piece]
+                means, squares = (
+                    [state[name].view(-1)[part] for state, (_, part) in zip(states, piece, strict=True)]
+                    for name in ("exp_avg", "exp_avg_sq")
+                )
                 wide_means, wide_squares = ([moment.float() for moment in kind] for kind in (means, squares))
+                steps = [state["step"].clone() for state in states]  # each piece of a parameter counts from there
                 adamw(
-                    leaves,
-                    [leaf.grad for leaf in leaves if leaf.grad is not None],
+                    [leaf.view(-1)[part] for leaf, part in piece],
+                    [leaf.grad.reshape(-1)[part] for leaf, part in piece if leaf.grad is not None],
                     wide_means,
                     wide_squares,
                     [],
-                    [state["step"] for state in states],
+                    steps,
                     fused=True,
                     grad_scale=getattr(self, "grad_scale", None),
                     found_inf=getattr(self, "found_inf", None),
@@ -216,18 +221,25 @@ class _NarrowAdamW(torch.optim.AdamW):
                 )
                 torch._foreach_copy_(means, wide_means)
                 torch._foreach_copy_(squares, wide_squares)
+                counts.update((leaf, step) for (leaf, _), step in zip(piece, steps, strict=True))
+            for leaf, step in counts.items():
+                self.state[leaf]["step"].copy_(step)
 
 
-def _parts(leaves: list[Tensor], elements: int) -> Iterator[list[Tensor]]:
-    """Runs of `leaves` of at most so many elements together, or of one leaf."""
-    part: list[Tensor] = []
+def _pieces(leaves: list[Tensor], elements: int) -> Iterator[list[tuple[Tensor, slice]]]:
+    """All elements of `leaves` in order, as lists of (leaf, part of it flattened) of so many elements at most."""
+    piece: list[tuple[Tensor, slice]] = []
+    room = elements
     for leaf in leaves:
-        if part and sum(other.numel() for other in part) + leaf.numel() > elements:
-            yield part
-            part = []
-        part.append(leaf)
-    if part:
-        yield part
+        for start in range(0, max(1, leaf.numel()), elements):
+            part = slice(start, min(start + elements, leaf.numel()))
+            if part.stop - part.start > room:
+                yield piece
+                piece, room = [], elements
+            piece.append((leaf, part))
+            room -= part.stop - part.start
+    if piece:
+        yield piece
 
 
 def _torch_optimizer(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer import schema
-from trainer.config import ConfigError, PrecisionConfig
+from trainer.config import PrecisionConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ON_ANY_DEVICE = ("fp32", "bf16", "fp8_reference")
@@ -38,12 +38,14 @@ def why_not(experts: str, device: torch.device) -> str | None:
     return te.why_not(experts, device)
 
 
-def refuse_what_cannot_run(cfg: PrecisionConfig, device: torch.device) -> None:
-    """Raises `ConfigError`, naming the recipes that run here, where this machine lacks what `cfg` asks for."""
-    if problem := why_not(cfg.experts, device):
-        known = get_args(schema.keys(PrecisionConfig)["experts"])
-        able = schema.one_of(name for name in known if why_not(name, device) is None)
-        raise ConfigError([f"precision.experts={cfg.experts} cannot run here: {problem}; here run precision={able}"])
+def refusal(cfg: PrecisionConfig, device: torch.device) -> str | None:
+    """Why this machine cannot run `cfg`, with the recipes that it can; None where it can."""
+    problem = why_not(cfg.experts, device)
+    if problem is None:
+        return None
+    known = get_args(schema.keys(PrecisionConfig)["experts"])
+    able = schema.one_of(name for name in known if why_not(name, device) is None)
+    return f"precision.experts={cfg.experts} cannot run here: {problem}; here run precision={able}"
 
 
 def table(cfg: PrecisionConfig, experts: str) -> str:

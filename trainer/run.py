@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import socket
 import sys
 import time
 from typing import Any
@@ -29,7 +30,7 @@ from trainer.model import Decoder
 from trainer.model.experts import make_backend
 from trainer.optim import build_engine, lr_at
 from trainer.parallelize import build_meshes, parallelize
-from trainer.precision import DTYPES, narrow_moments, refuse_what_cannot_run
+from trainer.precision import DTYPES, narrow_moments, refusal
 from trainer.step import accumulate_gradients
 from trainer.stop import StopRequest
 
@@ -52,8 +53,8 @@ def train(cfg: Config) -> int:
         if world.device.type == "cpu":
             prepare_host_memory()
         world.agree("configuration", schema.digest(schema.to_dict(cfg)))
-        refuse_what_cannot_run(cfg.precision, world.device)
-        _choose_kernels(cfg.train.kernels, world.device)
+        _refuse_what_a_rank_lacks(cfg, world)
+        kernels.use(cfg.train.kernels)
         run = _choose_directory(cfg, world, held)
         if run.status == "finished":
             if world.rank == 0:
@@ -355,13 +356,14 @@ def build_model(cfg: Config, world: World, meshes: Meshes | None) -> Decoder:
     return model
 
 
-def _choose_kernels(name: str, device: torch.device) -> None:
-    if name == "triton" and device.type != "cuda":
-        raise ConfigError([f"train.kernels=triton needs a CUDA device, and this run has a {device.type}; use torch"])
-    try:
-        kernels.use(name)
-    except RuntimeError as error:
-        raise ConfigError([str(error)]) from None
+def _refuse_what_a_rank_lacks(cfg: Config, world: World) -> None:
+    """Raises `ConfigError` on every rank where the machine of one cannot do what `cfg` asks for."""
+    fused = kernels.refusal(cfg.train.kernels, cfg.precision.payload, world.device)
+    mine = [refusal(cfg.precision, world.device), fused]
+    for rank, (host, errors) in enumerate(world.gather((socket.gethostname(), [line for line in mine if line]))):
+        if errors:
+            where = f"rank {rank} (host {host}): " if world.size > 1 else ""
+            raise ConfigError([where + line for line in errors])
 
 
 def _choose_directory(cfg: Config, world: World, held: contextlib.ExitStack) -> rundir.RunDir:

@@ -1,7 +1,7 @@
 """Ranks that die, hang or never come. Each is a process of its own, forked like the pool's workers from one with torch.
 
 Nothing ends them from outside, as a launcher would: what ends is what the ranks end themselves. When they do is
-looked at in seconds, so few runs go at a time, and ranks have `JOIN_S` to come together on a busy machine.
+looked at in seconds, so few runs go at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 from tests.distributed.pool import PRELOAD, STARTING_S
 
 AT_A_TIME = 3
-JOIN_S = 60.0
 
 
 @dataclass(frozen=True)

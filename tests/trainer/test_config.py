@@ -125,7 +125,7 @@ WRONG = [
     (
         {"precision.moments": "bf16", "optim.betas": [0.9, 0.999]},
         "optim.betas=[0.9,0.999] with precision.moments=bf16",
-        "0.99 or less",
+        "0.95 or less",
     ),
     (
         {"precision.experts": "fp8_reference", "model.expert_width": 6},
@@ -137,6 +137,8 @@ WRONG = [
         "precision.experts=mxfp8 needs model.hidden_size to be a multiple of 32, not 16",
         "use 32, or experts",
     ),
+    ({"precision.moments": "bf16", "optim.betas": [0.99, 0.95]}, "optim.betas=[0.99,0.95] with", "0.95 or less"),
+    ({"precision.experts": "fp8_reference", "parallel.dp_shard": -1, "parallel.ep": 2}, "parallel.dp_shard=-1", "0 or"),
     ({"precision.moments": "bf16", "optim.name": "sgd"}, "is an option of optim.name=adamw", "fp32 or adamw"),
     ({"precision.moments": "bf16", "optim.engine": "deepspeed"}, "optim.engine=deepspeed", "optim.engine=native"),
     ({"optim.name": "adam"}, "optim.name=adam", "did you mean 'adamw'"),
@@ -283,9 +285,16 @@ def test_layouts_that_fit(ranks, changes):
 
 def test_options_that_do_nothing_in_a_layout_are_told():
     changes = {"parallel.overlap": 2, "parallel.regather": True, "precision.reductions": "bf16"}
-    cfg = grouped(changes)
+    cfg = grouped(changes | {"precision.payload": "fp8"})
     alone = without_effect(cfg, plan(cfg.parallel, cfg.model, 1))
-    assert [line.split("=")[0] for line in alone] == ["parallel.overlap", "parallel.regather", "precision.reductions"]
+    keys = ["parallel.overlap", "parallel.regather", "precision.payload", "precision.reductions"]
+    assert [line.split("=")[0] for line in alone] == keys
+    ours = grouped({"precision.experts": "fp8_reference", "model.expert_backend": "loop"})
+    (line,) = without_effect(ours, plan(ours.parallel, ours.model, 1))
+    assert line == "model.expert_backend=loop as precision.experts=fp8_reference has its own"
+    theirs = grouped({"precision.experts": "fp8_block", "parallel.regather": True, "parallel.ep": 8})
+    (line,) = without_effect(theirs, plan(theirs.parallel, theirs.model, 8))
+    assert line.startswith("parallel.regather=true, as Transformer Engine")
     eight = grouped(changes | {"parallel.ep": 8})
     assert without_effect(eight, plan(eight.parallel, eight.model, 8)) == []
 

@@ -24,8 +24,8 @@ def set_gradients(model: nn.Module, seed: int, scale: float = 1.0) -> None:
         p.grad = torch.randn(p.shape, generator=generator) * scale
 
 
-def native(model: nn.Module, cfg: OptimConfig) -> NativeEngine:
-    engine = NativeEngine(model, cfg, World())
+def native(model: nn.Module, cfg: OptimConfig, moments: torch.dtype | None = None) -> NativeEngine:
+    engine = NativeEngine(model, cfg, World(), moments=moments)
     engine.prepare()
     return engine
 
@@ -87,15 +87,15 @@ def test_clipping_is_torchs(name, scale):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize(("name", "moments"), [("adamw", None), ("adamw", torch.bfloat16), ("sgd", None)])
 @pytest.mark.parametrize("bad", [NAN, INF])
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-def test_a_step_that_is_not_finite_changes_nothing(name, bad, clip_norm):
+def test_a_step_that_is_not_finite_changes_nothing(name, moments, bad, clip_norm):
     """Bitwise: parameters, moments, step counts, at the first step and later, and the steps after it are as if it had
     never been."""
     cfg = OptimConfig(name=name, lr=0.1, clip_norm=clip_norm, schedule="constant")
     model, untouched = small_model(), small_model()
-    engine, reference = native(model, cfg), native(untouched, cfg)
+    engine, reference = native(model, cfg, moments), native(untouched, cfg, moments)
     seen = []
     for step, is_bad in enumerate([True, False, True, True, False], start=1):
         set_gradients(model, step)
@@ -112,6 +112,36 @@ def test_a_step_that_is_not_finite_changes_nothing(name, bad, clip_norm):
         seen.append(skipped.tolist())
     assert same(snapshot(engine), snapshot(reference))
     assert seen == [[1, 1], [0, 1], [1, 2], [2, 3], [0, 3]]
+
+
+@pytest.mark.parametrize("elements", [1, 7, 12, 1000], ids=lambda elements: f"{elements} at a time")
+@pytest.mark.parametrize("scale", [0.01, 100.0], ids=["below the limit", "above the limit"])
+def test_moments_in_bf16_are_adamw_in_fp32_rounded_after_each_step(monkeypatch, elements, scale):
+    """However the elements are cut into pieces, and with clipping: the same formula, written out."""
+    monkeypatch.setattr("trainer.optim.WIDENED", elements)
+    cfg = OptimConfig(lr=0.1, clip_norm=1.0, schedule="constant", weight_decay=0.1)
+    model = small_model()
+    engine = native(model, cfg, torch.bfloat16)
+    weights = {name: p.detach().double() for name, p in model.named_parameters()}
+    means, squares = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    for step in range(1, 5):
+        set_gradients(model, step, scale)
+        grads = {name: p.grad.double() for name, p in model.named_parameters()}
+        norm = torch.stack([grad.square().sum() for grad in grads.values()]).sum().sqrt()
+        for name, grad in grads.items():
+            grad = grad / max(1.0, norm.item())
+            mean, square = 0.9 * means[name] + 0.1 * grad, 0.95 * squares[name] + 0.05 * grad.square()
+            decay = 1 - 0.1 * 0.1 if grad.ndim > 1 else 1.0
+            root = (square / (1 - 0.95**step)).sqrt() + 1e-8
+            weights[name] = decay * weights[name] - 0.1 * mean / (1 - 0.9**step) / root
+            means[name], squares[name] = (moment.float().bfloat16().double() for moment in (mean, square))
+        engine.step(step, 4)
+        state = engine.state()
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.double(), weights[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(state[f"{name}.exp_avg"].double(), means[name], rtol=2**-7, atol=0)
+            torch.testing.assert_close(state[f"{name}.exp_avg_sq"].double(), squares[name], rtol=2**-7, atol=0)
+            assert state[f"{name}.step"] == step
 
 
 def test_gradients_are_dropped_after_the_step():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
+import os
+import re
+from contextlib import redirect_stderr
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,14 @@ from tests.trainer.tiny_run import events, losses, steps, tiny_config
 from trainer.compose import compose, list_groups
 from trainer.config import Config, PrecisionConfig
 from trainer.data import build_data
-from trainer.model import Decoder
+from trainer.model import Decoder, fp8_reference
+from trainer.model.fp8_reference import Fp8Reference, square
 from trainer.model_config import ModelConfig
 from trainer.optim import Engine, build_engine
 from trainer.parallelize import build_meshes
 from trainer.precision import DTYPES, narrow_moments, why_not
-from trainer.run import build_model, train
+from trainer.run import Trainer, build_model, train
+from trainer.rundir import RunDir
 from trainer.step import accumulate_gradients
 
 # Sizes that tell the matrices apart: attention's have 64 rows, the router's 16, the experts' 48, the head's 56.
@@ -196,7 +200,7 @@ def test_a_recipe_that_this_machine_lacks_ends_in_one_line(tmp_path, capsys, nam
 
 def test_fused_kernels_are_for_cuda(tmp_path, capsys):
     assert train(tiny_config(tmp_path / "run", kernels="triton")) == 2
-    assert "train.kernels=triton needs a CUDA device, and this run has a cpu; use torch" in capsys.readouterr().err
+    assert "needs a CUDA device, and this run has a cpu; use train.kernels=torch" in capsys.readouterr().err
 
 
 def test_every_recipe_declares_every_part():
@@ -241,11 +245,77 @@ def test_a_checkpoint_of_one_recipe_goes_on_with_another(tmp_path, first, then):
 
 @pytest.mark.parametrize(("first", "then"), [("fp32", "bf16"), ("bf16", "fp32")])
 def test_moments_are_converted_by_a_load(tmp_path, first, then):
-    for moments, steps_done in ((first, 3), (then, 6)):
-        cfg = config(tmp_path, "fp32", moments=moments)
-        cfg.train.steps = steps_done
-        assert train(cfg) == 0
-    assert all(math.isfinite(float(record["loss"])) for record in steps(tmp_path))
+    cfg = config(tmp_path, "fp32", moments=first)
+    cfg.train.steps = 3
+    trainer = Trainer(cfg, RunDir(tmp_path, "new"), World())
+    assert trainer.run() == 0
+    other = Trainer(config(tmp_path, "fp32", moments=then), RunDir(tmp_path, "resume", 3), World())
+    other.log.close()
+    saved, loaded = trainer.engine.state(), other.engine.state()
+    moments = [name for name in saved if "exp_avg" in name]
+    assert moments
+    for name in moments:
+        assert saved[name].any()
+        assert torch.equal(loaded[name], saved[name].to(DTYPES[then]))
+
+
+def test_weights_are_quantised_once_a_step_and_anew_in_the_next(tmp_path, monkeypatch):
+    quantised = []
+    monkeypatch.setattr(fp8_reference, "square", lambda w: quantised.append(w) or square(w))
+    cfg = config(tmp_path / "held", "fp8_reference")
+    cfg.train.steps, cfg.train.eval_every = 3, 2
+    assert train(cfg) == 0
+    evaluations = 2 * cfg.train.eval_batches
+    assert len(quantised) == 2 * (cfg.train.steps + evaluations)  # w13 and w2 of one layer; a step has 4 micro-batches
+    monkeypatch.setattr(Fp8Reference, "hold_weights", lambda self, hold: None)
+    assert train(config(tmp_path / "anew", "fp8_reference")) == 0
+    assert losses(tmp_path / "held") == losses(tmp_path / "anew")[:3]
+
+
+def test_a_step_that_fails_holds_no_weights():
+    cfg = config("unused", "fp8_reference")
+    model, engine = built(cfg)
+    batch = build_data(cfg.data, seed=0, vocab_size=56).train_batch(0, 1)
+    broken = replace(batch, input_ids=batch.input_ids + 1000)
+    with pytest.raises(IndexError):
+        accumulate_gradients(model, engine, [batch, broken], 32, cfg, World(), step=1)
+    backend = model.blocks[0].moe.experts.backend
+    assert (backend._hold, backend._held) == (False, None)
+
+
+def lacking(folder: Path) -> int:
+    """Two ranks, of which the second has no back end for its experts."""
+    rank, able = os.environ["RANK"], (("fp32", "bf16", "fp8_reference"), ("fp32", "bf16"))
+    with pytest.MonkeyPatch.context() as patch, open(folder / f"stderr-{rank}", "w") as file, redirect_stderr(file):
+        patch.setattr("trainer.precision.ON_ANY_DEVICE", able[int(rank)])
+        patch.setattr("trainer.model.te.why_not", lambda experts, device: "a part is missing")
+        return train(config(folder / "run", "fp8_reference"))
+
+
+def test_what_one_rank_lacks_is_told(tmp_path):
+    assert on_ranks(2, lacking, tmp_path) == [2, 2]
+    assert re.fullmatch(
+        r"error: rank 1 \(host \S+\): precision.experts=fp8_reference cannot run here: a part is missing; "
+        r"here run precision=fp32 or bf16\n",
+        (tmp_path / "stderr-0").read_text(),
+    )
+    assert not (tmp_path / "stderr-1").read_text()
+    assert not (tmp_path / "run").exists()
+
+
+def with_fp8_payload(folder: Path) -> int:
+    cfg = config(folder, "fp8_reference", payload="fp8")
+    cfg.parallel.ep, cfg.train.steps = 2, 1
+    return train(cfg)
+
+
+def test_the_log_says_that_the_payload_is_rounded(tmp_path):
+    assert on_ranks(2, with_fp8_payload, tmp_path) == [0, 0]
+    (said,) = (event["message"] for event in events(tmp_path, "warning"))
+    assert said == (
+        "precision.payload=fp8 rounds what experts receive, for the weights' gradients too; precision.payload=fp32 "
+        "does not"
+    )
 
 
 def test_bf16_moments_follow_fp32_ones(tmp_path):

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import re
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-import trainer.run
-from parallel.world import start_world
-from tests.distributed.doomed import JOIN_S, Ended, play_all, run_ranks
+from tests.distributed.doomed import Ended, play_all, run_ranks
 from tests.trainer.tiny_run import tiny_config
 from trainer.checkpoint.store import CheckpointStore
 from trainer.data.errors import DataError
 from trainer.data.synthetic import SyntheticData
+from trainer.run import train
 
 pytestmark = pytest.mark.timeout(600)  # all cases are played before the first test
 TIMEOUT_S = 6.0
@@ -48,8 +46,7 @@ def run(folder: Path, fault: str) -> int:
             CheckpointStore._own_files = own_files
         else:
             SyntheticData.train_batch = train_batch
-    trainer.run.start_world = partial(start_world, join_s=JOIN_S)
-    return trainer.run.train(cfg)
+    return train(cfg)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,27 @@ import torch
 from torch import Tensor
 
 _chosen = "torch"
+_MISSING = (
+    "train.kernels=triton needs the package triton, which torch's CUDA builds for Linux bring along: "
+    "install such a torch, or use train.kernels=torch"
+)
+
+
+def refusal(name: str, payload: str, device: torch.device) -> str | None:
+    """Why the kernels called `name` cannot be used on `device`, and what can; None where they can. payload: as
+    `precision.payload`."""
+    if name == "torch":
+        return None
+    if device.type != "cuda":
+        return f"train.kernels=triton needs a CUDA device, and this run has a {device.type}; use train.kernels=torch"
+    if importlib.util.find_spec("triton") is None:
+        return _MISSING
+    if payload == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
+        return (
+            "train.kernels=triton has no FP8 numbers below compute capability 8.9, which precision.payload=fp8 needs; "
+            "use train.kernels=torch"
+        )
+    return None
 
 
 def use(name: str) -> None:
@@ -35,10 +56,7 @@ def use(name: str) -> None:
     if name not in ("torch", "triton"):
         raise ValueError(f"train.kernels={name} is not known; use torch or triton")
     if name == "triton" and importlib.util.find_spec("triton") is None:
-        raise RuntimeError(
-            "train.kernels=triton needs the package triton, which torch's CUDA builds for Linux bring along: "
-            "install such a torch, or use train.kernels=torch"
-        )
+        raise RuntimeError(_MISSING)
     _chosen = name
 
 

@@ -75,8 +75,11 @@ class Router(nn.Module):
     def forward(self, x: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, RouterStats]:
         """x: [T, H] -> ids [T, K] int64, weights [T, K] fp32, statistics.
 
-        With `ids` given (replayed from a rollout) the router selects nothing and only weighs them.
+        With `ids` given (replayed from a rollout) the router selects nothing and only weighs them. Raises RuntimeError
+        where one is no expert; on CUDA later than here, as nothing waits for it.
         """
+        if ids is not None:
+            torch._assert_async(((ids >= 0) & (ids < len(self.weight))).all(), "expert_ids hold ids of no expert")
         dtype = wide(x.dtype)
         z_TE = F.linear(x.to(dtype), self.weight.to(dtype))
         if ids is None and on_triton(z_TE):
