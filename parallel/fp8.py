@@ -79,7 +79,7 @@ def _scale(tiles: Tensor) -> Tensor:
     amax = tiles.abs().amax((-3, -1), keepdim=True)
     # A division of tensors, rounded once. A number over a tensor would be the number times a rounded reciprocal.
     ratio = torch.full_like(amax, E4M3_MAX) / amax
-    # Where it is too large for fp32 (amax below 2^-119), the largest power of two that is not.
+    # Where it is too large for fp32 (amax below 1.75 * 2^-120), the largest power of two that is not.
     bits = ratio.clamp_(max=torch.finfo(torch.float32).max).view(torch.int32).bitwise_and_(_MANTISSA_OFF)
     return torch.where((amax > 0) & (amax < torch.inf), bits.view(torch.float32), 1.0)
 

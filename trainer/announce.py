@@ -30,9 +30,12 @@ def announcements(
     on_a_rank = model.num_experts // (meshes.placement.expert_shards if meshes is not None else 1)
     experts = describe_backend(cfg.precision.experts, model.expert_backend, world.device, on_a_rank)
     yield {"event": "precision", "message": f"precision of each part\n{precision.table(cfg.precision, experts)}"}
-    if world.device.type == "cuda" and cfg.precision.linears == "fp32":
+    if world.device.type == "cuda" and "fp32" in (cfg.precision.linears, cfg.precision.experts):
         text = "fp32 on a GPU: grouped GEMM and attention have no fast kernels for it and wait for the host"
         yield {"event": "warning", "message": f"{text}; use precision=bf16"}
+    elif world.device.type == "cuda" and cfg.precision.experts == "fp8_reference":
+        text = "fp8_reference on a GPU multiplies in fp32, which waits for the host; use precision=fp8_block for speed"
+        yield {"event": "warning", "message": text}
     if cfg.precision.payload == "fp8" and meshes is not None and meshes.ep_group is not None:
         text = "precision.payload=fp8 rounds what experts receive, for the weights' gradients too"
         yield {"event": "warning", "message": f"{text}; precision.payload={cfg.precision.linears} does not"}

@@ -1,6 +1,7 @@
 """The schema of a run: every key that exists, its type and its default. No torch here.
 
-Fields marked `free()` may change when a run is resumed; all others define the result and make up `config_hash`.
+Fields marked `free()` may change when a run is resumed; all others define the result and make up `config_hash`, and those
+marked `named()` may change all the same.
 """
 
 from __future__ import annotations
@@ -173,5 +174,6 @@ def defining_values(cfg: Config) -> dict[str, Any]:
 
 
 def config_hash(cfg: Config) -> str:
-    """sha256 (hex) of `defining_values`: equal on all ranks of a run and over its resumptions."""
+    """sha256 (hex) of `defining_values`: equal on all ranks of a run, and over its resumptions but for
+    those that go on with another precision."""
     return schema.digest(defining_values(cfg))

@@ -11,6 +11,9 @@ first used. The launchers stand in modules called `triton_*`, which nothing else
 | `payload.FusedFp8` | `parallel.payload.Fp8`: quantise 1 x 128, pack, and back | the dispatcher |
 | `experts.fused_grouped_swiglu` | what stands between the matmuls of `grouped_mm` | the bf16 experts |
 
+Quantising is fused only into what travels: Transformer Engine refuses operands that are in FP8 already, so it quantises
+what `weighted_swiglu` and the gather make in passes of its own.
+
 No profile has shown yet that they pay, so torch is the default; `make bench-gpu` times each under both, as
 `tests/trainer/kernels/examples.py` calls it.
 """
