@@ -1,6 +1,6 @@
 """The schema of a run: every key that exists, its type and its default. No torch here.
 
-Fields marked `free()` may change when a run is resumed; all others define the result and make up `config_hash`, and those
+Fields marked `free()` may change when a run is resumed. All others define the result and make up `config_hash`; those
 marked `named()` may change all the same.
 """
 
