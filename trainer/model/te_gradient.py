@@ -13,6 +13,7 @@ at what is added.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class WeightGradient:
         self.weight = weight
         self.target = gradient_to_add_to(weight) if add else None
         self.by_gemm = weight.requires_grad and weight.dtype == torch.float32
-        self.written: list[Tensor] = []
+        self.written: list[tuple[Tensor, list[weakref.ref[Tensor]]]] = []
 
     def matrices(self, whole: Tensor) -> Sequence[Tensor]:
         """What Transformer Engine is shown: the E matrices of `whole` [E, rows, columns], the weight's values."""
@@ -57,9 +58,24 @@ class WeightGradient:
         if self.target is not None:
             _refuse_replaced(self.weight, self.target)
         elif self.by_gemm:
-            self.written.append(torch.empty(self.weight.shape, dtype=torch.float32, device=self.weight.device))
-            for matrix, part in zip(matrices, self.written[-1].view(-1, *matrices[0].shape).unbind(0), strict=True):
+            whole = torch.empty(self.weight.shape, dtype=torch.float32, device=self.weight.device)
+            for matrix, part in zip(matrices, whole.view(-1, *matrices[0].shape).unbind(0), strict=True):
                 matrix.main_grad = part  # type: ignore[attr-defined]
+            # Weak, as the matrices hold the node of the graph that holds this object.
+            self.written.append((whole, [weakref.ref(matrix) for matrix in matrices]))
+
+    def take_written(self) -> Tensor:
+        """Just after the GEMM: what it wrote, with nobody else to look at it.
+
+        Transformer Engine keeps the matrices, and they the views in main_grad, for as long as the graph lives. With
+        these around autograd would copy the gradient instead of taking it over, and what FSDP has reduced and let go
+        would stay, of all layers.
+        """
+        whole, matrices = self.written.pop()
+        for reference in matrices:
+            if (matrix := reference()) is not None:
+                del matrix.main_grad  # type: ignore[attr-defined]
+        return whole
 
 
 class _Matrices(torch.autograd.Function):
@@ -80,7 +96,7 @@ class _Matrices(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
         if ctx.gradient.written:
-            return ctx.gradient.written.pop(), None, None
+            return ctx.gradient.take_written(), None, None
         parts = [grad for grad in grads if grad is not None]
         return together(parts).view(ctx.shape).to(ctx.dtype), None, None
 

@@ -102,7 +102,7 @@ class _GroupedLinear(torch.autograd.Function):
         ctx.fuse = layer.fuse_wgrad_accumulation
         ctx.accumulate = ctx.fuse and not first and not getattr(weights[0], "overwrite_main_grad", False)
         ctx.weights = weights if ctx.fuse else None  # kept for their main_grad, which is read in backward
-        ctx.wants_weights = weights[0].requires_grad
+        ctx.wants_weights, ctx.written_to = weights[0].requires_grad, layer.written_to
         return y
 
     @staticmethod
@@ -121,6 +121,7 @@ class _GroupedLinear(torch.autograd.Function):
             return dx, None, None, None, *[None] * ctx.experts
         if ctx.fuse:
             main_grads = [weight.main_grad for weight in ctx.weights]
+            ctx.written_to.append(main_grads[0].data_ptr())
             for main_grad, piece, part in zip(main_grads, pieces, parts, strict=True):
                 assert main_grad.dtype == torch.float32
                 wgrad = (piece.t() @ part).float()
@@ -176,6 +177,7 @@ class GroupedLinear(nn.Module):
         self.used: list[Any] = [None] * num_gemms
         self.quantised_weights = 0
         self.calls: list[SimpleNamespace] = []
+        self.written_to: list[int] = []  # where the gradient of the first expert's weight stood, at each backward pass
 
     def init_fp8_metadata(self, num_gemms: int = 1) -> None:
         assert STATE.recipe is not None, "outside autocast it would switch FP8 off"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
+from torch.utils.checkpoint import checkpoint
 
 from parallel.fsdp import keep_gathered
 from parallel.shards import local
@@ -63,6 +64,21 @@ def test_the_gradient_is_added_in_its_own_memory(stand_in):
         assert weights["w13"].grad is not None
         places.append(weights["w13"].grad.data_ptr())
     assert places[0] == places[1] == places[2]
+
+
+@each_path
+@pytest.mark.parametrize("recompute", [False, True])
+def test_autograd_takes_over_what_the_gemm_wrote(stand_in, recompute):
+    """A copy would cost 5 GB more a layer of the 1T model; nor may the graph hold what autograd then lets go."""
+    backend, weights = TransformerEngine(stand_in), weights_of(torch.float32)
+    backend.hold_weights(True)
+    arguments = (*tokens_of(20, torch.float32).values(), *weights.values(), order_of(20))
+    y = checkpoint(backend, *arguments, use_reentrant=False) if recompute else backend(*arguments)
+    y.sum().backward()
+    for gemm, weight in zip(backend._gemms or (), weights.values(), strict=True):
+        assert weight.grad is not None
+        assert [weight.grad.data_ptr()] == gemm.linear.written_to
+        assert not any(hasattr(matrix, "main_grad") for call in gemm.linear.calls for matrix in call.shown)
 
 
 def hooked(weight: Tensor) -> None:
