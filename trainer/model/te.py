@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,9 +73,9 @@ class TransformerEngine:
 
     Delayed scaling quantises with scales that come from earlier numbers. Here they change once a step, at
     `hold_weights(False)`, from the largest numbers of the last steps: a forward pass that is repeated to save memory
-    computes the same again, and evaluation moves nothing before the next step. The first scales of a run come from the
-    first numbers themselves. They are no part of a checkpoint, so that a run that is continued takes first scales again
-    and is not the same to the last bit.
+    computes the same again. What is computed without gradients while nothing is held (evaluation, generation) uses
+    them and leaves no trace. The first scales of a run come from the first numbers themselves. They are no part of a
+    checkpoint, so that a run that is continued takes first scales again and is not the same to the last bit.
     """
 
     def __init__(self, recipe: str) -> None:
@@ -107,7 +108,8 @@ class TransformerEngine:
         counts = padded.offsets.diff(prepend=padded.offsets.new_zeros(1)).long()
         splits = counts if into.native else _on_host(counts, padded.rows)
         # _graph: else the end of an outermost autocast moves the delayed scales of every layer of the process.
-        with te.autocast(enabled=True, recipe=self._te_recipe, _graph=self.recipe == "fp8_delayed"):
+        autocast = te.autocast(enabled=True, recipe=self._te_recipe, _graph=self.recipe == "fp8_delayed")
+        with autocast, into.scaling(self._held), out_of.scaling(self._held):
             hidden = into(padded.gather(x.to(GEMM_DTYPE)), splits, w13, self._held)
             # On the native path what stands behind the last expert's rows is not written: it is nobody's, and what is
             # computed with it reaches nothing.
@@ -183,6 +185,23 @@ class _Gemm:
             if not self.scaled["scaling_bwd"]:
                 y.register_hook(lambda dy: self._first_scales("scaling_bwd", dy.abs().amax()))
         return y
+
+    @contextmanager
+    def scaling(self, held: bool) -> Iterator[None]:
+        """Around a forward pass: one that is no part of training leaves delayed scales, and what moves them, alone."""
+        if not self.delayed or held or torch.is_grad_enabled():
+            yield
+            return
+        self.linear.init_fp8_metadata(num_gemms=len(self.names))  # what it does itself, a little later
+        state, scaled = self.linear.fp8_meta["scaling_fwd"], self.scaled["scaling_fwd"]
+        moved = state.scale, state.amax_history[0]
+        before = [tensor.clone() for tensor in moved]
+        try:
+            yield
+        finally:
+            for tensor, value in zip(moved, before, strict=True):
+                tensor.copy_(value)
+            self.scaled["scaling_fwd"] = scaled
 
     def end_step(self) -> None:
         """Forget the quantised weights; delayed scales follow the numbers of the step."""

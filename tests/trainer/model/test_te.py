@@ -178,6 +178,26 @@ class TestDelayedScaling:
         for step in range(2):
             assert all(torch.equal(plain[step][name], again[step][name]) for name in plain[step])
 
+    def test_an_evaluation_before_and_between_steps_changes_nothing(self):
+        """It has larger numbers than training, and others for its experts."""
+
+        def train(evaluated: bool) -> list[Tensor]:
+            backend, weights, seen = TransformerEngine("fp8_delayed"), weights_of(torch.float32), []
+            for step in range(3):
+                if evaluated:
+                    with torch.no_grad():
+                        held_out = tokens_of(30, torch.float32, seed=5)
+                        backend(50 * held_out["x"], held_out["weights"], *weights.values(), order_of(30, [1, 2, 4]))
+                backend.hold_weights(True)
+                leaves = tokens_of(20, torch.float32, seed=10 * step)
+                y = backend(*leaves.values(), *weights.values(), order_of(20))
+                y.backward(normal(*y.shape, seed=step).to(y.dtype))
+                seen += [y.detach(), *self.scales(backend)]
+                backend.hold_weights(False)
+            return seen + self.scales(backend)
+
+        assert all(torch.equal(*pair) for pair in zip(train(True), train(False), strict=True))
+
     def test_a_number_that_is_not_finite_is_forgotten(self):
         backend, weights = TransformerEngine("fp8_delayed"), weights_of(torch.float32)
         for factor in (1.0, torch.inf, 2.0):
