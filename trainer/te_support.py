@@ -64,7 +64,12 @@ def problem(
     elif capability < needs.capability:
         reasons.append(f"it needs {oldest} or newer, and this GPU has {_dotted(capability)}")
     elif recipe == "mxfp8" and capability >= (12, 0):
-        reasons.append(f"Transformer Engine has no MXFP8 GEMMs for compute capability {_dotted(capability)} yet")
+        # cuBLAS has them there with the first operand alone transposed, as forward passes want it. That is enough for
+        # fp8_block, which stores its operands so that each of its GEMMs is of this kind (te_general_grouped_gemm).
+        reasons.append(
+            f"for compute capability {_dotted(capability)} Transformer Engine has no MXFP8 GEMMs of backward passes "
+            "yet; use fp8_block, or another GPU"
+        )
     elif numbers(cuda or "0.0") < needs.cuda:
         reasons.append(f"it needs a torch for CUDA {_dotted(needs.cuda)} or newer, and this one has {cuda}")
     if installed is None:

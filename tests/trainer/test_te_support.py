@@ -24,9 +24,11 @@ def asked(recipe: str = "fp8_block", **changed: Any) -> str | None:
     ("recipe", "capability", "runs"),
     [
         ("fp8_block", (8, 9), False), ("fp8_block", HOPPER, True), ("fp8_block", BLACKWELL, True),
+        ("fp8_block", (11, 0), True), ("fp8_block", (12, 0), True), ("fp8_block", (12, 1), True),
         ("fp8_current", (8, 0), False), ("fp8_current", (8, 9), True), ("fp8_current", HOPPER, True),
         ("fp8_delayed", (8, 0), False), ("fp8_delayed", HOPPER, True), ("fp8_delayed", (12, 0), True),
-        ("mxfp8", HOPPER, False), ("mxfp8", BLACKWELL, True), ("mxfp8", (10, 3), True), ("mxfp8", (12, 0), False),
+        ("mxfp8", HOPPER, False), ("mxfp8", BLACKWELL, True), ("mxfp8", (10, 3), True), ("mxfp8", (11, 0), True),
+        ("mxfp8", (12, 0), False),
     ],
 )  # fmt: skip
 def test_gpus(recipe, capability, runs):
@@ -35,6 +37,10 @@ def test_gpus(recipe, capability, runs):
 
 def test_what_is_missing_and_what_brings_it():
     assert asked("mxfp8") == "it needs Blackwell (compute capability 10.0) or newer, and this GPU has 9.0"
+    assert asked("mxfp8", capability=(12, 0)) == (
+        "for compute capability 12.0 Transformer Engine has no MXFP8 GEMMs of backward passes yet; use fp8_block, or "
+        "another GPU"
+    )
     assert asked(cuda="12.6") == "it needs a torch for CUDA 12.9 or newer, and this one has 12.6"
     install = "pip install --no-build-isolation -e '.[gpu]'"
     assert asked(installed=None) == f"Transformer Engine is not installed ({install})"
