@@ -13,7 +13,7 @@ from parallel.dispatch import Dispatcher, LocalDispatch, RowOrder
 from parallel.groups import Placement, map_groups
 from tests.distributed.pool import on_ranks
 from tests.parallel.fp8_formula import expected_tiles
-from tests.parallel.moe_layer import Case, Tensors, build_layer, joined, run_layer, tokens_of
+from tests.parallel.moe_layer import Case, Tensors, build_layer, joined, run_layer
 from tests.trainer.model.tiny import assert_close, relative
 from trainer.model import fp8_reference
 from trainer.model.experts import BACKENDS, QuantizedBackend
@@ -224,8 +224,9 @@ def test_what_two_ranks_do_to_parts_of_the_experts_is_what_one_does(cut):
     width, groups = 256, [0, 2]
     ids = torch.cat([ids_of(300, 1, [first, first + 1]) for first in groups], dim=1)
     leaves = {
-        "x": normal(300, H, seed=1), "weights": normal(300, 2, seed=2).exp(),
-        "w13": normal(4, 2, width, H, seed=3) / H**0.5, "w2": normal(4, H, width, seed=4) / width**0.5,
+        "x": spread(300, H, seed=1, powers=3.0), "weights": normal(300, 2, seed=2).exp(),
+        "w13": spread(4 * 2 * width, H, seed=3, powers=2.0).view(4, 2, width, H) / (20 * H),
+        "w2": spread(4 * H, width, seed=4, powers=3.0).view(4, H, width) / width**0.5,
     }  # fmt: skip
     dy = gradient_of(leaves["x"])
 
@@ -267,19 +268,29 @@ def test_a_gpu_computes_the_same(dtype):
     assert_alike(results[1], results[0], 1e-3 if dtype == torch.float32 else 5e-3)
 
 
-CASE = Case(4, 4, experts=16, tokens=96, hidden=160, width=72)
+# Experts have more rows than a tile is high.
+CASE = Case(4, 4, experts=8, tokens=200, hidden=160, width=72)
+
+
+def wide_tokens(ranks: int) -> tuple[Tensor, Tensor]:
+    x = spread(ranks * CASE.tokens, CASE.hidden, seed=1, powers=3.0)
+    return x, gradient_of(x)
 
 
 def layer(placement: Placement, rank: int, dispatcher: Dispatcher, x: Tensor, dy: Tensor) -> Tensors:
     moe = build_layer(CASE, placement, rank, dispatcher, torch.float32)
     moe.experts.backend = Fp8Reference()
+    with torch.no_grad():
+        moe.router.weight.mul_(2.0**-16)  # else the largest numbers of x alone decided
+        moe.experts.w13.div_(20 * CASE.hidden**0.5)
+        moe.experts.w2.mul_(2.0 ** (3.0 * (normal(CASE.hidden, 1, seed=4) + normal(1, CASE.width, seed=5))))
     return run_layer(moe, x, dy)
 
 
 def layers_on_rank() -> list[Tensors]:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     placement = map_groups(CASE.groups, ranks)
-    x, dy = (t.float().chunk(ranks)[rank] for t in tokens_of(CASE, ranks))
+    x, dy = (t.chunk(ranks)[rank] for t in wide_tokens(ranks))
     dispatchers = [
         AllGatherDispatch(dist.group.WORLD, placement),
         AllGatherDispatch(dist.group.WORLD, placement, regather=True),
@@ -291,7 +302,7 @@ def layers_on_rank() -> list[Tensors]:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_expert_parallel_ranks_cut_the_same_tiles_as_one_process(ranks):
     """An expert's rows stand in the order of the tokens of all ranks, so that its tiles are the same rows."""
-    x, dy = (t.float() for t in tokens_of(CASE, ranks))
+    x, dy = wide_tokens(ranks)
     expected = layer(Placement(), 0, LocalDispatch(), x, dy)
     by_rank = on_ranks(ranks, layers_on_rank, init=True)
     for number in range(3):
