@@ -25,8 +25,8 @@ def announcements(
     if meshes is not None:
         table = "\n".join(f"{axis:<14}{ranks:>6}  {what}" for axis, ranks, what in meshes.layout.rows())
         yield {"event": "layout", "message": f"axes of {world.size} ranks\n{table}"}
-    for option in without_effect(cfg, plan(cfg.parallel, model, world.size)):
-        yield {"event": "warning", "message": f"{option} has no effect here"}
+    for line in without_effect(cfg, plan(cfg.parallel, model, world.size)):
+        yield {"event": "warning", "message": line}
     on_a_rank = model.num_experts // (meshes.placement.expert_shards if meshes is not None else 1)
     experts = describe_backend(cfg.precision.experts, model.expert_backend, world.device, on_a_rank)
     yield {"event": "precision", "message": f"precision of each part\n{precision.table(cfg.precision, experts)}"}

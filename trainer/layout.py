@@ -58,19 +58,28 @@ def plan(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> Plan:
 
 
 def without_effect(cfg: Config, chosen: Plan) -> list[str]:
-    """Options that are set and change nothing in this layout, each with the reason, for a warning."""
+    """Options that are set and change nothing in this layout, each in a line that says why, for a warning."""
     p, q, found = cfg.parallel, cfg.precision, []
+
+    def idle(option: str, why: str) -> None:
+        found.append(f"{option} has no effect here, as {why}")
+
     if chosen.dispatch == "local":
-        why = "as each rank has all experts"
-        found += [f"parallel.overlap={p.overlap} {why}"] if p.overlap > 1 else []
-        found += [f"parallel.regather=true {why}"] if p.regather else []
-        found += [f"precision.payload={q.payload} {why}"] if q.payload != q.linears else []
-    if cfg.precision.experts in RECIPES and p.regather:
-        found.append("parallel.regather=true, as Transformer Engine keeps quantised rows of its own")
+        why = "each rank has all experts"
+        if p.overlap > 1:
+            idle(f"parallel.overlap={p.overlap}", why)
+        if p.regather:
+            idle("parallel.regather=true", why)
+        if q.payload != q.linears:
+            idle(f"precision.payload={q.payload}", why)
+    elif q.experts in RECIPES and p.regather:
+        idle("parallel.regather=true", "Transformer Engine keeps quantised rows of its own")
     if q.experts not in ("fp32", "bf16") and cfg.model.expert_backend != "grouped_mm":
-        found.append(f"model.expert_backend={cfg.model.expert_backend} as precision.experts={q.experts} has its own")
+        idle(f"model.expert_backend={cfg.model.expert_backend}", f"precision.experts={q.experts} has its own")
     if chosen.layout.shard == 1:
-        why = "as no weight is sharded"
-        found += [f"precision.reductions={q.reductions} {why}"] if q.reductions != "fp32" else []
-        found += [f"parallel.reshard_experts=true {why}"] if p.reshard_experts else []
+        why = "no weight is sharded"
+        if q.reductions != "fp32":
+            idle(f"precision.reductions={q.reductions}", why)
+        if p.reshard_experts:
+            idle("parallel.reshard_experts=true", why)
     return found

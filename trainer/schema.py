@@ -30,6 +30,9 @@ class ConfigError(Exception):
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` was probably meant to be. A last dotted part alone also counts: lr is optim.lr."""
     names = sorted(set(known))
+    begins = [name for name in names if name.startswith(f"{word}_")]
+    if begins:
+        return begins[0]
     # two keys of one section are alike in its name alone
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.8 if "." in word else 0.6)
     if near:

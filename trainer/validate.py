@@ -96,6 +96,9 @@ def _enumerations(config_type: type, flat: dict[str, Any]) -> list[str]:
     errors = []
     for key, hint in schema.keys(config_type).items():
         if get_origin(hint) is Literal and flat[key] not in get_args(hint):
+            if len(get_args(hint)) == 1:
+                errors.append(f"{key}={flat[key]} cannot be chosen; it is always {get_args(hint)[0]}")
+                continue
             near = schema.did_you_mean(str(flat[key]), get_args(hint))
             errors.append(f"{key}={flat[key]} does not exist; use {one_of(get_args(hint))}{near}")
     return errors
@@ -197,7 +200,7 @@ def _precision(cfg: Config) -> list[str]:
     if {p.experts, p.linears} == {"fp32", "bf16"}:
         errors.append(
             f"precision.experts={p.experts} is not precision.linears={p.linears}, the dtype of the activations that "
-            f"come to the experts; use precision.experts={p.linears}, or precision={p.experts} for both"
+            f"come to the experts; use precision=fp32 or precision=bf16"
         )
     if p.payload == "fp32" and p.linears == "bf16":
         errors.append("precision.payload=fp32 is wider than precision.linears=bf16; use precision.payload=bf16 or fp8")

@@ -37,15 +37,19 @@ RUNS: dict[str, tuple[int, list[str]]] = {
 COLOURS = ["#444444", "#d1495b", "#2a7fb8", "#5b8c5a", "#8d6a9f"]
 
 
-def train(directory: Path, ranks: int, overrides: list[str]) -> dict[str, Any]:
-    """The run's losses by step, and those on held-out texts by source."""
+def train(directory: Path, ranks: int, steps: int, overrides: list[str]) -> dict[str, Any]:
+    """The run's losses by step, and those on held-out texts by source. Ends the program where the run cannot be had."""
     command = [
         *(sys.executable, "-m", "launch.cli", "train", "--nproc-per-node", str(ranks), "recipe=toy"),
         *("train.device=cpu", "train.log_every=1", "train.eval_every=0", "train.sample_tokens=0", "checkpoint.keep=1"),
         *("logging.console=plain", f"run.dir={directory}", *overrides),
     ]
-    if not any(line.get("event") == "done" for line in records(directory)):
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = [line["step"] for line in records(directory) if line.get("event") == "done"]
+    if done and done[-1] != steps:  # to go on would be another schedule
+        sys.exit(f"error: {directory} is a run of {done[-1]} steps, not of {steps}; use another --runs")
+    code = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
+    if code:
+        sys.exit(code)
     lines = records(directory)
     losses = {line["step"]: round(line["loss"], 5) for line in lines if "loss" in line}
     heldout = next(line["heldout"] for line in reversed(lines) if line.get("event") == "evaluation")
@@ -134,20 +138,29 @@ def panel(curves: dict[str, list[float]], left: float, title: str, tick: float) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--out", type=Path, default=Path("docs/fp8_curves"), help="without the suffix")
-    parser.add_argument("--runs", type=Path, default=Path("runs/fp8_curves"), help="where the runs are kept")
+    parser.add_argument("--steps", type=int, default=300, help="of each run (default: 300)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/fp8_curves"), help="overwritten, .json and .svg (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/fp8_curves"), help="where the runs are kept (default: %(default)s)"
+    )
     options, more = parser.parse_known_args()
+    if not options.out.parent.is_dir():
+        sys.exit(f"error: --out {options.out}: there is no directory {options.out.parent}")
     runs = {}
     for name, (ranks, overrides) in RUNS.items():
         directory = options.runs / name.replace(" ", "_").replace(",", "")
-        runs[name] = train(directory, ranks, [*overrides, f"train.steps={options.steps}", *more])
+        runs[name] = train(directory, ranks, options.steps, [*overrides, f"train.steps={options.steps}", *more])
     device = f"{cpu_name()}, torch {torch.__version__}"
     options.out.with_suffix(".json").write_text(json.dumps({"device": device, "last": LAST, "runs": runs}) + "\n")
     options.out.with_suffix(".svg").write_text(picture(runs))
     print(f"{options.steps} steps on {device}", *table(runs), sep="\n")
-    ends = [end_of(run) for run in runs.values()]
-    return int(max(ends) > ALLOWED * ends[0])
+    first = next(iter(runs.values()))
+    too_high = [name for name, run in runs.items() if end_of(run) > ALLOWED * end_of(first)]
+    for name in too_high:
+        print(f"error: {name} ends more than {ALLOWED - 1:.0%} above {next(iter(runs))}", file=sys.stderr)
+    return int(bool(too_high))
 
 
 if __name__ == "__main__":

@@ -110,12 +110,12 @@ WRONG = [
     ({"parallel.combine": "fixed"}, "parallel.combine=fixed", "fixed_order or reduce_scatter"),
     ({"parallel.timeout_s": -1.0}, "parallel.timeout_s=-1.0", "above 0"),
     ({"precision.linears": "fp16"}, "precision.linears=fp16", "fp32 or bf16"),
-    ({"precision.router": "bf16"}, "precision.router=bf16", "use fp32"),
+    ({"precision.router": "bf16"}, "precision.router=bf16 cannot be chosen", "it is always fp32"),
     ({"precision.experts": "fp8"}, "precision.experts=fp8", "fp8_block"),
     (
         {"precision.experts": "bf16"},
         "precision.experts=bf16 is not precision.linears=fp32",
-        "use precision.experts=fp32, or precision=bf16 for both",
+        "use precision=fp32 or precision=bf16",
     ),
     (
         {"precision.linears": "bf16", "precision.experts": "fp8_reference", "model.expert_width": 8},
@@ -291,10 +291,10 @@ def test_options_that_do_nothing_in_a_layout_are_told():
     assert [line.split("=")[0] for line in alone] == keys
     ours = grouped({"precision.experts": "fp8_reference", "model.expert_backend": "loop"})
     (line,) = without_effect(ours, plan(ours.parallel, ours.model, 1))
-    assert line == "model.expert_backend=loop as precision.experts=fp8_reference has its own"
+    assert line == "model.expert_backend=loop has no effect here, as precision.experts=fp8_reference has its own"
     theirs = grouped({"precision.experts": "fp8_block", "parallel.regather": True, "parallel.ep": 8})
     (line,) = without_effect(theirs, plan(theirs.parallel, theirs.model, 8))
-    assert line.startswith("parallel.regather=true, as Transformer Engine")
+    assert line.startswith("parallel.regather=true has no effect here, as Transformer Engine")
     eight = grouped(changes | {"parallel.ep": 8})
     assert without_effect(eight, plan(eight.parallel, eight.model, 8)) == []
 
