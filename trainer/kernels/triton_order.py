@@ -18,13 +18,20 @@ SCANNED = 256  # blocks at a time
 
 
 @triton.jit
+def known_ids(here: tl.tensor, inside: tl.tensor, E: tl.constexpr) -> tl.tensor:
+    """The ids, of which one that is no expert's counts as the nearest one that is: it must not lead a store astray.
+    That there is none is for those to check who take ids from outside."""
+    return tl.minimum(tl.maximum(tl.load(here, inside, 0), 0), E - 1).to(tl.int32)
+
+
+@triton.jit
 def count_kernel(
     ids: tl.tensor, counts: tl.tensor, slots: int, E: tl.constexpr, BINS: tl.constexpr, SLOTS: tl.constexpr
 ) -> None:
     block = tl.program_id(0)
     slot = block * SLOTS + tl.arange(0, SLOTS)
     inside = slot < slots
-    id_S = tl.load(ids + slot, inside, 0).to(tl.int32)
+    id_S = known_ids(ids + slot, inside, E)
     expert = tl.arange(0, BINS)
     tl.store(counts + block * E + expert, tl.histogram(id_S, BINS, inside), expert < E)
 
@@ -61,7 +68,7 @@ def place_kernel(
     number = tl.arange(0, SLOTS)
     slot = block * SLOTS + number
     inside = slot < slots
-    id_S = tl.load(ids + slot, inside, 0).to(tl.int32)
+    id_S = known_ids(ids + slot, inside, E)
     earlier = (id_S[None, :] == id_S[:, None]) & (number[None, :] < number[:, None])
     rank = tl.sum(earlier.to(tl.int32), 1)
     row = tl.gather(ends - padded, id_S, 0) + tl.load(counts + block * E + id_S, inside, 0) + rank
@@ -71,7 +78,7 @@ def place_kernel(
 
 
 def build(ids: Tensor, experts: int, rows: int, align: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """[T, K] int64 below E -> token_of_row [P], slot_of_row [P], row_of_slot [T, K], offsets [E]; P is given."""
+    """ids [T, K] int64 -> token_of_row [P], slot_of_row [P], row_of_slot [T, K], offsets [E]; P is given."""
     slots, blocks = ids.numel(), max(1, triton.cdiv(ids.numel(), SLOTS))
     counts, totals, offsets = (ids.new_empty(n, dtype=torch.int32) for n in (blocks * experts, experts, experts))
     token_of_row, slot_of_row = ids.new_full((2, rows), -1).unbind(0)

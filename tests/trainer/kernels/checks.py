@@ -118,6 +118,18 @@ def order(device: Device) -> None:
     triton_order.SCANNED = at_once
 
 
+def order_of_unknown_ids(device: Device) -> None:
+    """A replayed id may be no expert's. It counts as the nearest one that is, so that every index stays a row's."""
+    ids, experts = torch.randint(-3, 9, (150, 2), generator=torch.Generator().manual_seed(0)), 6
+    ids[0, 0], ids[1, 0] = 2**32 + 1, -(2**40)
+    kernels.use("triton")
+    try:
+        found, known = (pad_order(RowOrder(i.to(device), experts), 16) for i in (ids, ids.clamp(0, experts - 1)))
+    finally:
+        kernels.use("torch")
+    same(*([getattr(o, n) for n in ("token_of_row", "slot_of_row", "row_of_slot", "offsets")] for o in (found, known)))
+
+
 def gathers(order: RowOrder, x: Tensor, weights: Tensor) -> list[Tensor]:
     padded = pad_order(order, 4)
     spread = outputs(padded.gather, [x])
@@ -212,6 +224,7 @@ CHECKS: dict[str, Callable[[Device], None]] = {
     "swiglu, bf16": lambda device: swiglu(device, BF16, BF16),
     "swiglu, infinities and NaN": swiglu_extremes,
     "index build": order,
+    "index build, ids of no expert": order_of_unknown_ids,
     "gathers and sums, fp32": lambda device: rows(device, FP32),
     "gathers and sums, bf16": lambda device: rows(device, BF16),
     "experts, fp32": lambda device: experts(device, FP32),
