@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.dispatch import RowOrder, RunExperts
+from parallel.dispatch import RowOrder, RunExperts, _Sorted
 
 # Two things that Megatron's import would cost every worker for nothing: torch.compile loads the inductor (2 CPU-s) to
 # decorate functions that run here as they are, and wandb (1 CPU-s) is an option of its inference engine.
@@ -142,9 +142,8 @@ class _SortedRows(RowOrder):
     """The order of rows that stand sorted by expert already, each a token of its own."""
 
     def __init__(self, rows: int, counts: Tensor) -> None:
-        self.offsets = counts.cumsum(0).to(torch.int32)
-        self.slot_of_row = self.token_of_row = torch.arange(rows)
-        self.row_of_slot = self.slot_of_row.unsqueeze(1)
+        row = torch.arange(rows)
+        self._built = _Sorted(row, row, row.unsqueeze(1), counts.cumsum(0).to(torch.int32))
 
 
 class MegatronDispatch:
