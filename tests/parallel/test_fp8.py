@@ -121,7 +121,6 @@ def test_not_contiguous_and_inputs_are_left_alone():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_a_gpu_computes_the_same_bits(tile):
     x = random((3, 257, 392), seed=6)

@@ -10,7 +10,7 @@ from tests.bench.gpu.kernels import results
 from tests.trainer.kernels.checks import CHECKS
 from tests.trainer.kernels.examples import EXAMPLES
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -254,7 +254,6 @@ def test_what_two_ranks_do_to_parts_of_the_experts_is_what_one_does(cut):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gpu_computes_the_same(dtype):
     ids = ROUTINGS["two of five"]

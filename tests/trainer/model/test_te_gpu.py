@@ -21,7 +21,7 @@ from trainer.te_support import RECIPES
 CUDA = torch.device("cuda")
 E, H, I, K, T = 8, 512, 384, 2, 1000  # noqa: E741  # T*K rows are no multiple of 128, nor is an expert's part
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = pytest.mark.gpu
 recipes = pytest.mark.parametrize("recipe", RECIPES)
 # Most rows to one expert, few to another, none to the first and the last.
 ROUTINGS = {"even": [1.0] * E, "skewed": [0.0, 8.0, 1.0, 1.0, 0.05, 1.0, 2.0, 0.0]}
