@@ -1,4 +1,4 @@
-"""The console script `octavo`. Starts without torch; `train` and `layout` import it once the configuration holds."""
+"""The console script `octavo`. Starts without torch; what needs it imports it once its arguments hold."""
 
 from __future__ import annotations
 
@@ -124,10 +124,56 @@ def _layout(words: Sequence[str]) -> int:
     return print_layout(options.overrides, config_dirs=options.config_dir, world=options.world, rank=options.rank)
 
 
+def _export(words: Sequence[str]) -> int:
+    from launch.export import run_export
+
+    parser = _plain_parser("export")
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", help="a run directory (its newest step) or a step-N directory in it"
+    )
+    parser.add_argument("target", metavar="DST", help="the directory to make; must not exist")
+    parser.add_argument(
+        "--dtype",
+        choices=("source", "bf16", "fp32", "fp8"),
+        default="source",
+        help="of the text model: as where the run began (source; bf16 for a run from random weights), bf16, fp32, or "
+        "fp8: e4m3 in blocks of 128 x 128 with weight_scale_inv",
+    )
+    parser.add_argument("--text-only", action="store_true", help="leave vision, projector and time series out")
+    parser.add_argument("--shard-gb", type=float, default=5.0, metavar="GB", help="size of one file (5)")
+    options = parser.parse_args(words)
+    if not options.shard_gb > 0:
+        parser.error("--shard-gb is above 0")
+    return run_export(
+        options.checkpoint,
+        options.target,
+        dtype=options.dtype,
+        text_only=options.text_only,
+        shard_gb=options.shard_gb,
+    )
+
+
+def _inspect(words: Sequence[str]) -> int:
+    from launch.contents import inspect_directory
+
+    parser = _plain_parser("inspect")
+    parser.add_argument("directory", metavar="DIR", help="a Hugging Face directory, a run directory or a step-N in it")
+    return inspect_directory(parser.parse_args(words).directory)
+
+
+def _plain_parser(command: str) -> argparse.ArgumentParser:
+    """Of a command that takes no overrides."""
+    return argparse.ArgumentParser(
+        prog=f"octavo {command}", description=f"{COMMANDS[command][1].capitalize()}.", allow_abbrev=False
+    )
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "compose once, then train on this machine's or several machines' processes"),
     "config": (_config, "print a resolved configuration, or the differences of two"),
     "layout": (_layout, "build one rank of a run of any size here, and print what it holds and sends"),
+    "export": (_export, "write a training checkpoint as a Hugging Face directory"),
+    "inspect": (_inspect, "print what a Hugging Face directory or a training checkpoint holds and lacks"),
 }
 
 

@@ -39,8 +39,9 @@ def announcements(
     if cfg.precision.payload == "fp8" and meshes is not None and meshes.ep_group is not None:
         text = "precision.payload=fp8 rounds what experts receive, for the weights' gradients too"
         yield {"event": "warning", "message": f"{text}; precision.payload={cfg.precision.linears} does not"}
+    new = f"new, with the weights in {cfg.checkpoint.init_from}" if cfg.checkpoint.init_from else "new"
     parts = [
-        f"continued after step {resumed}" if resumed else "new",
+        f"continued after step {resumed}" if resumed else new,
         f"{model.num_params() / 1e6:,.1f} M parameters ({model.active_params() / 1e6:,.1f} M active)",
         f"{cfg.precision.linears} with {cfg.precision.experts} experts on {world.size} x {device}",
         f"{cfg.train.global_batch * cfg.data.seq_len:,} tokens a step",

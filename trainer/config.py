@@ -144,6 +144,8 @@ class TrainConfig:
 class CheckpointConfig:
     every: int = free(0)  # steps; 0: only at the end
     keep: int = free(2)  # the newest ones
+    # A Hugging Face directory whose weights the run begins with, not needed once a step is saved; None: random ones
+    init_from: str | None = None
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from parallel.mesh import Meshes
 from parallel.world import World, WorldError, start_world
 from trainer import kernels, rundir, schema
 from trainer.announce import announcements
+from trainer.checkpoint.huggingface.carried import published_weights
+from trainer.checkpoint.huggingface.files import HuggingFaceError
 from trainer.checkpoint.state import restore_generators, training_tensors
 from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
 from trainer.compose import report
@@ -63,7 +66,7 @@ def train(cfg: Config) -> int:
         return Trainer(cfg, run, world).run()
     except ConfigError as error:
         return report(error) if world.rank == 0 else 2
-    except (DataError, WorldError, CheckpointError, RunError) as error:
+    except (DataError, WorldError, CheckpointError, HuggingFaceError, RunError) as error:
         if world.watch.first_to_fail(error):
             print(f"error: {error}", file=sys.stderr)
         return 1
@@ -92,7 +95,7 @@ class Trainer:
         world.agree("corpus", self.data.fingerprint)
         world.watch.at("start: model")
         self.meshes = build_meshes(cfg, world.device.type)
-        self.model = build_model(cfg, world, self.meshes)
+        self.model = build_model(cfg, world, self.meshes, published_weights(cfg, run, world))
         shard_group = self.meshes.shard_group if self.meshes else None
         self.engine = build_engine(self.model, cfg.optim, world, shard_group, narrow_moments(cfg.precision))
         self.engine.prepare()
@@ -343,15 +346,21 @@ class Trainer:
         self.early_warnings.append(message)
 
 
-def build_model(cfg: Config, world: World, meshes: Meshes | None) -> Decoder:
-    """The model of `cfg` on this rank's device, spread over the meshes, initialised from `train.seed`."""
+def build_model(
+    cfg: Config, world: World, meshes: Meshes | None, fill: Callable[[Decoder], None] | None = None
+) -> Decoder:
+    """The model of `cfg` on this rank's device, spread over the meshes. `fill` gives it its weights; None: random ones,
+    from `train.seed`."""
     with torch.device("meta"):
         model = Decoder(cfg.model, DTYPES[cfg.precision.linears])
     for layer in model.blocks:
         layer.moe.experts.backend = make_backend(cfg.precision.experts, cfg.model.expert_backend)
     parallelize(model, meshes, cfg, world.device.type)
     model.to_empty(device=world.device)
-    model.init_weights(cfg.train.seed)
+    if fill is not None:
+        fill(model)
+    else:
+        model.init_weights(cfg.train.seed)
     world.broadcast_module(model)
     return model
 

@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainer import schema
 from trainer.compose import to_yaml
-from trainer.config import Config, ConfigError, config_hash, defining_values
+from trainer.config import Config, ConfigError, ModelConfig, config_hash, defining_values
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = "run.lock"
+SOURCE = "source"  # what is kept of the Hugging Face directory that the run began with
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _judge(path: Path, cfg: Config) -> RunDir:
 
 def _left_by_a_failed_start(entry: Path) -> bool:
     """A run that failed before its first step leaves its configuration, which then binds nobody."""
-    return entry.name in (CONFIG_FILE, LOCK_FILE) or entry.suffix == ".tmp"
+    return entry.name in (CONFIG_FILE, LOCK_FILE, SOURCE) or entry.suffix == ".tmp"
 
 
 def hold(path: Path) -> IO[str]:
@@ -111,6 +112,20 @@ def prepare(run: RunDir, cfg: Config) -> None:
         temporary.replace(target)
     except OSError as error:
         raise ConfigError([_unwritable(run.path, error)]) from None
+
+
+def model_of(path: Path) -> ModelConfig:
+    """The model that a run directory's configuration describes; other sections do not matter. Raises `ConfigError`."""
+    file = path / CONFIG_FILE
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(file))
+        section: Any = tree["model"] if isinstance(tree, dict) else None
+    except Exception as error:  # whatever the reader makes of a damaged file
+        raise ConfigError([f"{file} cannot be read ({' '.join(str(error).split())})"]) from None
+    model, errors = schema.from_dict(ModelConfig, section, where=f"{file}: ")
+    if model is None:
+        raise ConfigError(errors)
+    return model
 
 
 def last_step(path: Path) -> int:

@@ -322,6 +322,8 @@ def _run(cfg: Config) -> list[str]:
         errors.append(f"run.name={cfg.run.name!r} names a directory; use letters, digits, '_', '-' and '.'")
     if cfg.run.dir is not None and not cfg.run.dir.strip():
         errors.append("run.dir is empty; use a directory, or null for runs/<name>-<hash>")
+    if cfg.checkpoint.init_from is not None and not cfg.checkpoint.init_from.strip():
+        errors.append("checkpoint.init_from is empty; use a Hugging Face directory, or null for random weights")
     if not cfg.data.cache_dir.strip():
         errors.append("data.cache_dir is empty; use a directory such as .cache/octavo")
     if cfg.logging.wandb != "off" and not cfg.logging.wandb_project.strip():

@@ -2,6 +2,5 @@
 
 from trainer.config import ModelConfig
 from trainer.model.decoder import Decoder
-from trainer.model.huggingface import from_huggingface
 
-__all__ = ["Decoder", "ModelConfig", "from_huggingface"]
+__all__ = ["Decoder", "ModelConfig"]

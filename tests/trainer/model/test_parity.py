@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.trainer.model.tiny import assert_close, gradients, next_tokens, randomise_norms, relative
-from trainer.model import Decoder, from_huggingface
+from trainer.checkpoint.huggingface.read import from_huggingface
+from trainer.model import Decoder
 
 BOUND = 1e-5
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.trainer.model.tiny import assert_close, build, model_config, random_ids
-from trainer.model import Decoder, from_huggingface
-from trainer.model.huggingface import CheckpointError
+from trainer.checkpoint.huggingface.files import HuggingFaceError
+from trainer.checkpoint.huggingface.read import from_huggingface
+from trainer.model import Decoder
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -180,7 +181,7 @@ REFUSED_CONFIGS = {
 def test_a_configuration_that_is_not_this_model_is_refused(tmp_path, source, message):
     written = checkpoint(tmp_path, source)
     REFUSED_CONFIGS[message](written)
-    with pytest.raises(CheckpointError, match=f"config.json.*{message}"):
+    with pytest.raises(HuggingFaceError, match=f"config.json.*{message}"):
         from_huggingface(written.write())
 
 
@@ -189,7 +190,7 @@ def test_a_configuration_that_is_not_this_model_is_refused(tmp_path, source, mes
 def test_a_missing_tensor_is_named(tmp_path, source, name):
     written = checkpoint(tmp_path, source)
     del written.tensors["model.language_model." + name]
-    with pytest.raises(CheckpointError, match=f"no tensor model.language_model.{name}"):
+    with pytest.raises(HuggingFaceError, match=f"no tensor model.language_model.{name}"):
         from_huggingface(written.write())
 
 
@@ -198,7 +199,7 @@ def test_a_wrong_shape_is_named(tmp_path, source, layout):
     written = checkpoint(tmp_path, source, layout=layout)
     name = next(name for name in written.tensors if "layers.1" in name and "experts." in name and "down" in name)
     written.tensors[name] = written.tensors[name].transpose(-1, -2)
-    with pytest.raises(CheckpointError, match=rf"{name}: the checkpoint has shape \[.*20, 24\]|{name}: .*24, 20\]"):
+    with pytest.raises(HuggingFaceError, match=rf"{name}: the checkpoint has shape \[.*20, 24\]|{name}: .*24, 20\]"):
         from_huggingface(written.write())
 
 
@@ -207,26 +208,26 @@ def test_quantised_weights_are_refused(tmp_path, source):
     written = checkpoint(tmp_path, source)
     name = "model.language_model.layers.0.self_attn.q_proj.weight"
     written.tensors[name] = written.tensors[name].detach().to(torch.float8_e4m3fn)
-    with pytest.raises(CheckpointError, match=f"{name}.*float8_e4m3fn"):
+    with pytest.raises(HuggingFaceError, match=f"{name}.*float8_e4m3fn"):
         from_huggingface(written.write())
 
 
 def test_missing_and_damaged_files_are_named(tmp_path, source):
-    with pytest.raises(CheckpointError, match=rf"{tmp_path}: no config.json"):
+    with pytest.raises(HuggingFaceError, match=rf"{tmp_path}: no config.json"):
         from_huggingface(tmp_path)
     directory = checkpoint(tmp_path, source).write(shards=3)
     shard = directory / "model-00002-of-00003.safetensors"
     whole = shard.read_bytes()
     for damaged in (whole[: len(whole) // 2], whole[:5], b""):
         shard.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=shard.name):
+        with pytest.raises(HuggingFaceError, match=shard.name):
             from_huggingface(directory)
     shard.unlink()
-    with pytest.raises(CheckpointError, match=shard.name):
+    with pytest.raises(HuggingFaceError, match=shard.name):
         from_huggingface(directory)
     for file in directory.glob("model*"):
         file.unlink()
-    with pytest.raises(CheckpointError, match=r"no model.safetensors"):
+    with pytest.raises(HuggingFaceError, match=r"no model.safetensors"):
         from_huggingface(directory)
 
 
@@ -235,7 +236,7 @@ def test_missing_and_damaged_files_are_named(tmp_path, source):
 def test_damaged_json_is_named(tmp_path, source, file, text):
     directory = checkpoint(tmp_path, source).write(shards=2)
     (directory / file).write_text(text)
-    with pytest.raises(CheckpointError, match=file):
+    with pytest.raises(HuggingFaceError, match=file):
         from_huggingface(directory)
 
 

@@ -1,0 +1,148 @@
+"""A training checkpoint as a Hugging Face directory, for serving engines and for the next training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from parallel.fp8 import quantize_tiles
+from trainer.checkpoint.huggingface.carried import Carried, read_carried
+from trainer.checkpoint.huggingface.config import BLOCK, huggingface_config, is_qwen3_moe
+from trainer.checkpoint.huggingface.names import MULTIMODAL, PLAIN, SCALE_SUFFIX, Piece, full_name
+from trainer.checkpoint.huggingface.read import DTYPES
+from trainer.checkpoint.huggingface.survey import FP8, scale_shape
+from trainer.checkpoint.huggingface.write import SHARD_BYTES, Group, Output, copy_of, write_directory
+from trainer.checkpoint.opened import open_checkpoint
+from trainer.checkpoint.slices import StoredState
+from trainer.checkpoint.store import CheckpointError
+from trainer.model_config import ModelConfig
+
+DtypeName = Literal["source", "bf16", "fp32", "fp8"]
+FULL = {"F32": "float32", "F16": "float16", "F64": "float64"}  # as config.json spells them; bfloat16 where not listed
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote."""
+
+    step: int
+    nbytes: int
+    dtypes: str  # of the text model, such as "BF16, F32"
+    carried: int  # tensors of other parts
+
+
+def export(
+    checkpoint: Path,
+    target: Path,
+    *,
+    dtype: DtypeName = "source",
+    text_only: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    wrote: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Write the weights of a training checkpoint, of any layout of ranks, as a Hugging Face directory.
+
+    The towers and side files that the run kept of the directory that it began with go along, byte for byte.
+
+    Args:
+        checkpoint: a run directory, of which the newest step is taken, or a step-N directory in it. target: must not
+            exist.
+        dtype: of the text model. "source": every tensor as it was in the directory that the run began with, bf16 for a
+            run that began with random weights. "bf16", "fp32". "fp8": attention's and experts' matrices as e4m3 with a
+            power of two for each 128 x 128 block, made from their bf16 values (as FP8 training makes its own), the
+            others bf16. FoPE's tables are as in the source, or fp32.
+        text_only: leave towers out, and write a Qwen3-MoE directory where the text model is one.
+        wrote: told the bytes written and those in all.
+    Raises: CheckpointError, HuggingFaceError, ConfigError, each with one line.
+    """
+    opened = open_checkpoint(checkpoint, compare_hashes=True)
+    model, state, pieces = opened.model, opened.state, opened.pieces
+    if wrong := [*(f"{name} is missing" for name in opened.missing), *opened.unfit]:
+        raise CheckpointError(
+            f"{opened.path} does not hold the model of its run: {wrong[0]} (octavo inspect tells all)"
+        )
+    carried = read_carried(opened.run_directory)
+    prefix, config = _destination(model, carried, text_only)
+    choose = _dtypes(dtype, carried.kinds if carried else {})
+    groups = [_text(state, piece, full_name(prefix, piece), choose(piece)) for piece in pieces]
+    towers = [] if carried is None or text_only else carried.tensors
+    groups += [copy_of(tensor) for tensor in towers]
+    outputs = [output for group in groups for output in group.outputs]
+    full_dtype = next(output.dtype for output in outputs if output.name.endswith("embed_tokens.weight"))
+    unconverted = None
+    if any(output.dtype == FP8 for output in outputs):
+        unconverted = {
+            _module(output.name) for output in outputs if output.dtype != FP8 and not output.name.endswith(SCALE_SUFFIX)
+        }
+    total, done = sum(group.nbytes for group in groups), 0
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        wrote(done, total)
+
+    write_directory(
+        target,
+        groups,
+        huggingface_config(model, config, dtype=FULL.get(full_dtype, "bfloat16"), unconverted=unconverted),
+        carried.side_files if carried else (),
+        shard_bytes=shard_bytes,
+        wrote=count,
+    )
+    written = sorted({output.dtype for group in groups[: len(pieces)] for output in group.outputs})
+    return Exported(opened.step, total, ", ".join(written), len(towers))
+
+
+def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -> tuple[str, dict[str, Any] | None]:
+    """Prefix of the text names, and the config.json to begin with."""
+    plain = is_qwen3_moe(model)
+    if carried is None:
+        return (PLAIN if plain else MULTIMODAL), None
+    text = carried.config.get("text_config")
+    if text is None:
+        return PLAIN, carried.config
+    if not text_only:
+        return MULTIMODAL, carried.config
+    if plain:
+        return PLAIN, {"architectures": ["Qwen3MoeForCausalLM"], **text, "model_type": "qwen3_moe"}
+    towers = ("vision_config", "ts_config")
+    return MULTIMODAL, {key: value for key, value in carried.config.items() if key not in towers}
+
+
+def _dtypes(asked: DtypeName, kinds: dict[str, str]) -> Callable[[Piece], str]:
+    """How each piece is to be written."""
+
+    def choose(piece: Piece) -> str:
+        if asked == "source" and kinds:
+            return kinds[piece.kind]
+        if piece.parameter.startswith("rotary."):
+            return kinds.get(piece.kind, "F32")
+        if asked == "fp8" and piece.matrix:
+            return FP8
+        return "F32" if asked == "fp32" else "BF16"
+
+    return choose
+
+
+def _text(state: StoredState, piece: Piece, name: str, dtype: str) -> Group:
+    def values() -> Tensor:
+        return state.read(f"model.{piece.parameter}", piece.box).view(piece.shape)
+
+    if dtype != FP8:
+        return Group((Output(name, dtype, piece.shape),), lambda: [values().to(DTYPES[dtype])])
+
+    def quantised() -> Sequence[Tensor]:
+        codes, scale = quantize_tiles(values().to(torch.bfloat16), (BLOCK[0], BLOCK[1]))
+        return codes, scale.reciprocal()
+
+    scales = Output(name + SCALE_SUFFIX, "F32", scale_shape(piece.shape))
+    return Group((Output(name, FP8, piece.shape), scales), quantised)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]

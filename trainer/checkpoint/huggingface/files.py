@@ -1,0 +1,144 @@
+"""What tensors the safetensors files of a directory hold, and where. Reads headers alone, and needs no torch.
+
+A safetensors file is 8 bytes with the length of its header (little endian), the header in JSON, then the tensors' bytes
+in row-major order: {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ..., "__metadata__": {...}},
+offsets counted from the header's end. Source: the format's description in the safetensors repository.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer ones too
+BITS = {
+    "F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+
+
+class HuggingFaceError(ValueError):
+    """A Hugging Face directory that cannot be used; the message names the file, key or tensor."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor on disk."""
+
+    name: str
+    dtype: str  # as the format spells it: a key of BITS
+    shape: tuple[int, ...]
+    file: Path
+    start: int  # the first of its bytes in the file
+    nbytes: int
+
+
+def byte_count(dtype: str, shape: tuple[int, ...]) -> int:
+    return prod(shape) * BITS[dtype] // 8
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory's config.json and, by name, all tensors of its files."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+
+def open_directory(path: Path) -> Directory:
+    """Read config.json, the index where there is one, and the header of every file.
+
+    Raises HuggingFaceError for what is missing, damaged or cut short.
+    """
+    if not (path / CONFIG).is_file():
+        raise HuggingFaceError(f"{path}: no {CONFIG}; give a Hugging Face model directory")
+    config = read_json(path / CONFIG)
+    return Directory(path, config, stored_tensors(path))
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of a directory by name: of the files that its index lists, or without one of `model*.safetensors`.
+
+    Raises HuggingFaceError as `open_directory`.
+    """
+    index = path / INDEX
+    listed: Any = {}
+    if index.exists():
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise HuggingFaceError(f"{index}: its weight_map does not map tensors to files")
+        files = sorted(set(listed.values()))
+    else:
+        files = sorted(file.name for file in path.glob("model*.safetensors"))
+    if not files and not index.exists():
+        raise HuggingFaceError(f"{path}: no model.safetensors and no {INDEX}")
+    tensors: dict[str, StoredTensor] = {}
+    counts = Counter(listed.values())
+    for file in files:
+        if listed and not (path / file).is_file():
+            raise HuggingFaceError(
+                f"{path / file} is missing, of which {INDEX} says that it holds {counts[file]} of {len(listed)} tensors"
+            )
+        for tensor in read_header(path / file):
+            if tensor.name in tensors:
+                raise HuggingFaceError(f"{tensor.name} is in two files: {tensors[tensor.name].file} and {path / file}")
+            tensors[tensor.name] = tensor
+    for name, file in listed.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise HuggingFaceError(f"{path / file}: no tensor {name}, of which {INDEX} says that it is there")
+    return tensors
+
+
+def read_header(file: Path) -> list[StoredTensor]:
+    """The tensors of one safetensors file, in the order of its header, once its size is what they need.
+
+    Raises HuggingFaceError naming the file.
+    """
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if len(prefix) < 8 or length > min(size - 8, LONGEST_HEADER):
+                raise HuggingFaceError(
+                    f"{file}: cut short, or no safetensors file; its header is not in its {size} bytes"
+                )
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        tensors, end = [], 0
+        for name, facts in header.items():
+            dtype, shape, (start, stop) = facts["dtype"], tuple(map(int, facts["shape"])), facts["data_offsets"]
+            if dtype not in BITS:
+                raise HuggingFaceError(f"{file}: {name} has the dtype {dtype}, which is not known here")
+            if stop - start != byte_count(dtype, shape) or start < 0:
+                raise HuggingFaceError(f"{file}: {name} has {stop - start} bytes, not those of {dtype} {list(shape)}")
+            tensors.append(StoredTensor(name, dtype, shape, file, 8 + length + start, stop - start))
+            end = max(end, stop)
+    except OSError as error:
+        raise HuggingFaceError(f"{file}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, HuggingFaceError):
+            raise
+        raise HuggingFaceError(f"{file}: no safetensors file: its header cannot be read ({error})") from error
+    if size != 8 + length + end:
+        raise HuggingFaceError(f"{file}: cut short or damaged: {size:,} bytes, by its header {8 + length + end:,}")
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises HuggingFaceError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HuggingFaceError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise HuggingFaceError(f"{path}: not a JSON object")
+    return value

@@ -1,0 +1,136 @@
+"""Which stored tensor is which part of which parameter of a `Decoder`. No torch here.
+
+Names of the text model stand behind a prefix; those of a Qwen3-MoE directory, of Intern-S1 and of Intern-S1-Pro are the
+same behind it. Each expert is three matrices, or all of a layer are two stacks ("fused", the serving engines' layout).
+
+Legend: H hidden size · I expert width · E experts · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from trainer.model_config import ModelConfig
+
+# The spellings in use; the first is written where there are towers, the last where there is text alone.
+MULTIMODAL, OLD, PLAIN = "model.language_model.", "language_model.model.", "model."
+HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight")
+SCALE_SUFFIX = "_scale_inv"  # X.weight in FP8 has its scales beside it as X.weight_scale_inv
+HEAD = HEAD_NAMES[0]
+Box = tuple[slice, ...]  # one slice for each dimension
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a parameter and where it is stored.
+
+    Stored is `parameter[box]` without its dimensions `dropped`, each of length 1, and with the last two swapped if
+    `transposed`; it begins at `origin` in the stored tensor.
+    """
+
+    name: str  # of the stored tensor, behind the prefix; HEAD has none
+    shape: tuple[int, ...]  # of the whole stored tensor
+    parameter: str  # of a `Decoder`, as in its state_dict
+    box: Box
+    dropped: tuple[int, ...] = ()
+    transposed: bool = False
+    origin: tuple[int, ...] = ()
+    matrix: bool = False  # one of those that FP8 checkpoints hold in FP8
+
+    @property
+    def kind(self) -> str:
+        """The name with its numbers left out: tensors of one kind are stored in one dtype."""
+        return re.sub(r"\d+", "*", self.name)
+
+    def stored_box(self, part: Box) -> Box:
+        """Where `part` of the parameter, which lies inside `box`, is in the stored tensor."""
+        kept = [d for d in range(len(self.box)) if d not in self.dropped]
+        ranges = [(part[d].start - self.box[d].start, part[d].stop - self.box[d].start) for d in kept]
+        if self.transposed:
+            ranges[-2:] = reversed(ranges[-2:])
+        origin = self.origin or (0,) * len(ranges)
+        return tuple(slice(start + o, stop + o) for (start, stop), o in zip(ranges, origin, strict=True))
+
+
+def whole(shape: Iterable[int]) -> Box:
+    return tuple(slice(0, size) for size in shape)
+
+
+def overlap(a: Box, b: Box) -> Box | None:
+    """What two boxes have in common, or None."""
+    both = tuple(slice(max(x.start, y.start), min(x.stop, y.stop)) for x, y in zip(a, b, strict=True))
+    return None if any(part.start >= part.stop for part in both) else both
+
+
+def text_pieces(cfg: ModelConfig, fused: Iterable[int] = ()) -> Iterator[Piece]:
+    """Every part of every parameter (and FoPE's tables), layer by layer. `fused`: layers whose experts are stacks."""
+    H, V, fused = cfg.hidden_size, cfg.vocab_size, set(fused)
+
+    def entire(name: str, parameter: str, *shape: int, matrix: bool = False) -> Piece:
+        return Piece(name, shape, parameter, whole(shape), matrix=matrix)
+
+    yield entire("embed_tokens.weight", "embed", V, H)
+    if cfg.positions == "fope":
+        kept = cfg.fope_frequencies()
+        for table in ("cos_coef", "sin_coef"):
+            yield entire(f"rotary_emb.{table}", f"rotary.{table}", cfg.num_kv_heads, kept, kept)
+    q_rows, kv_rows = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    for number in range(cfg.num_layers):
+        at = f"layers.{number}."
+        yield entire(at + "input_layernorm.weight", at + "attention_norm", H)
+        first = 0
+        for letter, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
+            box = (slice(first, first + rows), slice(0, H))
+            yield Piece(f"{at}self_attn.{letter}_proj.weight", (rows, H), at + "attention.qkv", box, matrix=True)
+            first += rows
+        yield entire(at + "self_attn.o_proj.weight", at + "attention.out", H, q_rows, matrix=True)
+        yield entire(at + "self_attn.q_norm.weight", at + "attention.q_norm", cfg.head_dim)
+        yield entire(at + "self_attn.k_norm.weight", at + "attention.k_norm", cfg.head_dim)
+        yield entire(at + "post_attention_layernorm.weight", at + "moe_norm", H)
+        yield entire(at + "mlp.gate.weight", at + "moe.router.weight", cfg.num_experts, H)
+        yield from _stacked(at, cfg) if number in fused else _apart(at, cfg)
+    yield entire("norm.weight", "norm", H)
+    yield entire(HEAD, "lm_head", V, H)
+
+
+def _apart(at: str, cfg: ModelConfig) -> Iterator[Piece]:
+    H, I = cfg.hidden_size, cfg.expert_width  # noqa: E741
+    for e in range(cfg.num_experts):
+        one, expert = f"{at}mlp.experts.{e}.", slice(e, e + 1)
+        for half, kind in enumerate(("gate", "up")):
+            box = (expert, slice(half, half + 1), slice(0, I), slice(0, H))
+            yield Piece(f"{one}{kind}_proj.weight", (I, H), at + "moe.experts.w13", box, dropped=(0, 1), matrix=True)
+        down = (expert, slice(0, H), slice(0, I))
+        yield Piece(f"{one}down_proj.weight", (H, I), at + "moe.experts.w2", down, dropped=(0,), matrix=True)
+
+
+def _stacked(at: str, cfg: ModelConfig) -> Iterator[Piece]:
+    """gate_up_proj [E, H, 2I], the gates before the ups, and down_proj [E, I, H]."""
+    E, H, I = cfg.num_experts, cfg.hidden_size, cfg.expert_width  # noqa: E741
+    for half in range(2):
+        yield Piece(
+            f"{at}mlp.experts.gate_up_proj", (E, H, 2 * I), at + "moe.experts.w13",
+            (slice(0, E), slice(half, half + 1), slice(0, I), slice(0, H)),
+            dropped=(1,), transposed=True, origin=(0, 0, half * I), matrix=True,
+        )  # fmt: skip
+    box = whole((E, H, I))
+    yield Piece(f"{at}mlp.experts.down_proj", (E, I, H), at + "moe.experts.w2", box, transposed=True, matrix=True)
+
+
+def full_name(prefix: str, piece: Piece) -> str:
+    """The name of the tensor that `piece` is in, as we write it."""
+    return piece.name if piece.name == HEAD else prefix + piece.name
+
+
+def text_prefix(names: Iterable[str]) -> str:
+    """The prefix that a directory's text names stand behind; the one that we write where none is there."""
+    names = set(names)
+    return next((p for p in (MULTIMODAL, OLD, PLAIN) if f"{p}embed_tokens.weight" in names), MULTIMODAL)
+
+
+def fused_layers(names: Iterable[str], prefix: str) -> set[int]:
+    """The layers whose experts are stacks."""
+    pattern = re.compile(re.escape(prefix) + r"layers\.(\d+)\.mlp\.experts\.gate_up_proj")
+    return {int(match[1]) for name in names if (match := pattern.fullmatch(name))}

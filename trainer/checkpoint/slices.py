@@ -1,0 +1,87 @@
+"""Parts of the tensors of a checkpoint, whatever layout of ranks wrote it, read from its files without the rest.
+
+torch.distributed.checkpoint loads a stored chunk whole to give a part of it, and a chunk of experts can be gigabytes.
+Each chunk is what `torch.save` makes of a tensor, at an offset of a file; `torch.load` onto meta tells where in there
+the numbers begin, and they are read from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.utils import _create_file_view
+
+from trainer.checkpoint.huggingface.files import StoredTensor
+from trainer.checkpoint.huggingface.names import Box, overlap
+from trainer.checkpoint.huggingface.read import DTYPES, read_box
+from trainer.checkpoint.store import CheckpointError
+
+_SPELLING = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class StoredState:
+    """The tensors of one checkpoint directory, which must have been verified."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        metadata = dcp.FileSystemReader(path).read_metadata()
+        self._places: Mapping[MetadataIndex, Any] = metadata.storage_data or {}
+        self.tensors: dict[str, TensorStorageMetadata] = {
+            name: facts
+            for name, facts in metadata.state_dict_metadata.items()
+            if isinstance(facts, TensorStorageMetadata)
+        }
+        self._opened: dict[tuple[str, tuple[int, ...]], StoredTensor] = {}
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Of a whole tensor; None where the checkpoint has none of this name."""
+        return tuple(self.tensors[name].size) if name in self.tensors else None
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.tensors[name].properties.dtype
+
+    def read(self, name: str, box: Box) -> Tensor:
+        """A part of a tensor, in its dtype. Raises CheckpointError, HuggingFaceError or OSError."""
+        facts = self.tensors[name]
+        values = torch.empty([part.stop - part.start for part in box], dtype=facts.properties.dtype)
+        missing = values.numel()
+        for chunk in facts.chunks:
+            held = tuple(slice(o, o + size) for o, size in zip(chunk.offsets, chunk.sizes, strict=True))
+            both = overlap(box, held) if box else ()
+            if both is None:
+                continue
+            found = read_box(self._chunk(name, chunk), _within(both, held))
+            values[_within(both, box)] = found
+            missing -= found.numel()
+        if missing:
+            raise CheckpointError(f"{self.path}: {name} is not stored in full")
+        return values
+
+    def _chunk(self, name: str, chunk: ChunkStorageMetadata) -> StoredTensor:
+        key = (name, tuple(chunk.offsets))
+        if key not in self._opened:
+            place = self._places[MetadataIndex(name, chunk.offsets)]
+            file = self.path / place.relative_path
+            with open(file, "rb") as stream:
+                view: Any = _create_file_view(stream, place.offset, place.length)
+                tensor = torch.load(view, map_location="meta", weights_only=True)
+            if not tensor.is_contiguous() or tuple(tensor.shape) != tuple(chunk.sizes):
+                raise CheckpointError(f"{file}: {name} is stored in a way that cannot be read in parts")
+            start = place.offset + tensor.untyped_storage()._checkpoint_offset
+            start += tensor.storage_offset() * tensor.itemsize
+            shape = tuple(tensor.shape)
+            nbytes = prod(shape) * tensor.itemsize
+            self._opened[key] = StoredTensor(name, _SPELLING[tensor.dtype], shape, file, start, nbytes)
+        return self._opened[key]
+
+
+def _within(part: Box, outer: Box) -> Box:
+    """`part` of a tensor in the coordinates of `outer`."""
+    return tuple(slice(p.start - o.start, p.stop - o.start) for p, o in zip(part, outer, strict=True))
