@@ -31,6 +31,8 @@ def run_export(checkpoint: str, target: str, *, dtype: DtypeName, text_only: boo
     except (HuggingFaceError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    for warning in done.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     parts = f", with {done.carried} tensors of other parts as they were" if done.carried else ""
     print(
         f"{target}: the text model after step {done.step} in {done.dtypes}{parts}; {done.nbytes / 1e9:,.3f} GB in "

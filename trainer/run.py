@@ -89,19 +89,19 @@ class Trainer:
     def __init__(self, cfg: Config, run: rundir.RunDir, world: World) -> None:
         torch.manual_seed(cfg.train.seed)
         self.cfg, self.directory, self.world = cfg, run.path, world
-        directory = run.path
+        fill = published_weights(cfg, run, world)
         world.watch.at("start: data")
         self.data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size)
         world.agree("corpus", self.data.fingerprint)
         world.watch.at("start: model")
         self.meshes = build_meshes(cfg, world.device.type)
-        self.model = build_model(cfg, world, self.meshes, published_weights(cfg, run, world))
+        self.model = build_model(cfg, world, self.meshes, fill)
         shard_group = self.meshes.shard_group if self.meshes else None
         self.engine = build_engine(self.model, cfg.optim, world, shard_group, narrow_moments(cfg.precision))
         self.engine.prepare()
         world.wait_long()
         self.store = CheckpointStore(
-            directory / rundir.CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self._warn_early
+            self.directory / rundir.CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self._warn_early
         )
         world.watch.at("start: loading the checkpoint")
         self.early_warnings = [f"goes on with {change}" for change in run.changes]
@@ -109,7 +109,7 @@ class Trainer:
         self.resumed = self._resume()
         try:
             self.log = MetricsLog(
-                directory,
+                self.directory,
                 cfg.logging,
                 resume_step=self.step,
                 total_steps=cfg.train.steps,
@@ -119,7 +119,7 @@ class Trainer:
                 rank=world.rank,
             )
         except OSError as error:
-            raise RunError(f"{directory} cannot be written: {error}; make room, or use another run.dir") from error
+            raise RunError(f"{self.directory} cannot be written: {error}; make room, or use another run.dir") from error
         self.unread: list[tuple[dict[str, Any], Tensor]] = []  # steps whose scalars are still on the device
 
     def run(self) -> int:

@@ -34,6 +34,7 @@ class Exported:
     nbytes: int
     dtypes: str  # of the text model, such as "BF16, F32"
     carried: int  # tensors of other parts
+    warnings: list[str]
 
 
 def export(
@@ -95,7 +96,22 @@ def export(
         wrote=count,
     )
     written = sorted({output.dtype for group in groups[: len(pieces)] for output in group.outputs})
-    return Exported(opened.step, total, ", ".join(written), len(towers))
+    return Exported(opened.step, total, ", ".join(written), len(towers), _warnings(model, written))
+
+
+def _warnings(model: ModelConfig, dtypes: Sequence[str]) -> list[str]:
+    """What another program could take otherwise than it is meant."""
+    found = []
+    if model.positions == "fope" and model.fope_pad_sin != 1:
+        found.append(f"model.fope_pad_sin={model.fope_pad_sin:g} is kept in config.json, but published code pads with 1")
+    rows = {"expert_width": model.expert_width, "num_kv_heads x head_dim": model.num_kv_heads * model.head_dim}
+    found += [
+        f"model.{key}={size} is no multiple of {BLOCK[0]}: programs that join FP8 matrices (gate and up, q, k and v) "
+        "join their scales with them, and then read wrong values"
+        for key, size in rows.items()
+        if FP8 in dtypes and size % BLOCK[0]
+    ]
+    return found
 
 
 def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -> tuple[str, dict[str, Any] | None]:

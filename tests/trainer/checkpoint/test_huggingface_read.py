@@ -3,87 +3,28 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from tests.trainer.model.tiny import assert_close, build, model_config, random_ids
-from trainer.checkpoint.huggingface.files import HuggingFaceError
-from trainer.checkpoint.huggingface.read import from_huggingface
+from tests.trainer.checkpoint.directories import APART, FUSED, Checkpoint, checkpoint
+from tests.trainer.model.tiny import assert_close, build, model_config, random_ids, relative
+from trainer.checkpoint.huggingface.files import HuggingFaceError, open_directory
+from trainer.checkpoint.huggingface.read import from_huggingface, read_piece
+from trainer.checkpoint.huggingface.survey import look_at
 from trainer.model import Decoder
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
-FUSED, APART = "fused", "apart"
 
 
 @pytest.fixture(scope="module")
 def source() -> Decoder:
     return build(model_config())
-
-
-@dataclass
-class Checkpoint:
-    """Writes a directory; tests change `config` and `tensors` before or the files after."""
-
-    directory: Path
-    config: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    def write(self, shards: int = 1) -> Path:
-        (self.directory / "config.json").write_text(json.dumps(self.config))
-        names = sorted(self.tensors)
-        files = {}
-        for number in range(shards):
-            file = "model.safetensors" if shards == 1 else f"model-{number + 1:05}-of-{shards:05}.safetensors"
-            part = {name: self.tensors[name].detach().contiguous().clone() for name in names[number::shards]}
-            save_file(part, self.directory / file)
-            files |= dict.fromkeys(part, file)
-        if shards > 1:
-            (self.directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-        return self.directory
-
-
-def checkpoint(directory: Path, model: Decoder, *, prefix: str = "model.language_model.", layout: str = APART) -> Any:
-    cfg = model.cfg
-    text = {
-        "vocab_size": cfg.vocab_size, "hidden_size": cfg.hidden_size, "num_hidden_layers": cfg.num_layers,
-        "num_attention_heads": cfg.num_heads, "num_key_value_heads": cfg.num_kv_heads, "head_dim": cfg.head_dim,
-        "num_experts": cfg.num_experts, "num_experts_per_tok": cfg.experts_per_token,
-        "moe_intermediate_size": cfg.expert_width, "router_n_groups": cfg.router_groups,
-        "rms_norm_eps": cfg.norm_eps, "max_position_embeddings": cfg.max_position, "rope_theta": cfg.rope_theta,
-        "rope_scaling": {"rope_type": "default", "fope_init_factor": 0.5, "num_inv_freq": None},
-        "norm_topk_prob": True, "tie_word_embeddings": False, "hidden_act": "silu",
-    }  # fmt: skip
-    tensors = {prefix + "embed_tokens.weight": model.embed, prefix + "norm.weight": model.norm}
-    tensors["lm_head.weight"] = model.lm_head
-    tensors |= {f"{prefix}rotary_emb.{name}": buffer for name, buffer in model.rotary.named_buffers()}
-    d = cfg.head_dim
-    for number, block in enumerate(model.layers):
-        at, attention, experts = f"{prefix}layers.{number}.", block.attention, block.moe.experts
-        q, k, v = attention.qkv.split([cfg.num_heads * d, cfg.num_kv_heads * d, cfg.num_kv_heads * d])
-        tensors |= {
-            at + "input_layernorm.weight": block.attention_norm, at + "post_attention_layernorm.weight": block.moe_norm,
-            at + "self_attn.q_proj.weight": q, at + "self_attn.k_proj.weight": k, at + "self_attn.v_proj.weight": v,
-            at + "self_attn.o_proj.weight": attention.out, at + "mlp.gate.weight": block.moe.router.weight,
-            at + "self_attn.q_norm.weight": attention.q_norm, at + "self_attn.k_norm.weight": attention.k_norm,
-        }  # fmt: skip
-        if layout == FUSED:
-            gate_up_EHI2 = torch.cat([experts.w13[:, 0], experts.w13[:, 1]], dim=1).transpose(1, 2)
-            tensors[at + "mlp.experts.gate_up_proj"] = gate_up_EHI2
-            tensors[at + "mlp.experts.down_proj"] = experts.w2.transpose(1, 2)
-            continue
-        for expert in range(cfg.num_experts):
-            one = f"{at}mlp.experts.{expert}."
-            tensors[one + "gate_proj.weight"], tensors[one + "up_proj.weight"] = experts.w13[expert]
-            tensors[one + "down_proj.weight"] = experts.w2[expert]
-    return Checkpoint(directory, {"text_config": text, "vision_config": {}}, tensors)
 
 
 def assert_same(model: Decoder, source: Decoder) -> None:
@@ -173,6 +114,7 @@ REFUSED_CONFIGS = {
     "use_sliding_window=True": put("use_sliding_window", True),
     "rope_type=yarn": put("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
     "rope_type=linear": put("rope_scaling", {"type": "linear", "factor": 4.0}),
+    "fope_sep_head=false": put("rope_scaling", {"fope_init_factor": 0.5, "fope_sep_head": False}),
     "num_inv_freq=2": put("rope_scaling", {"fope_init_factor": 0.5, "num_inv_freq": 2}),
 }
 
@@ -203,13 +145,200 @@ def test_a_wrong_shape_is_named(tmp_path, source, layout):
         from_huggingface(written.write())
 
 
-def test_quantised_weights_are_refused(tmp_path, source):
-    """Without their scales the values of an FP8 checkpoint mean nothing."""
-    written = checkpoint(tmp_path, source)
-    name = "model.language_model.layers.0.self_attn.q_proj.weight"
-    written.tensors[name] = written.tensors[name].detach().to(torch.float8_e4m3fn)
-    with pytest.raises(HuggingFaceError, match=f"{name}.*float8_e4m3fn"):
+# ---- FP8
+
+
+@pytest.fixture(scope="module")
+def wide() -> Decoder:
+    """Matrices of several blocks, the last ones shorter."""
+    return build(model_config(hidden_size=144, expert_width=136, num_experts=4, experts_per_token=2, num_layers=1))
+
+
+@pytest.mark.parametrize("layout", [APART, FUSED])
+def test_fp8_is_its_codes_times_its_scales(tmp_path, wide, layout):
+    written = checkpoint(tmp_path, wide, layout=layout)
+    written.quantise()
+    model = from_huggingface(written.write())
+    for name, found in model.named_parameters():
+        expected = dict(wide.named_parameters())[name].detach()
+        if ("attention." in name and found.ndim == 2) or ".experts." in name:
+            assert 1e-3 < relative(found, expected) < 0.04, name
+        else:
+            assert torch.equal(found, expected), name
+    attention = "model.language_model.layers.0.self_attn."
+    for letter, rows in (("q", slice(0, 48)), ("k", slice(48, 64)), ("v", slice(64, 80))):
+        codes, scales = (written.tensors[f"{attention}{letter}_proj.weight{end}"] for end in ("", "_scale_inv"))
+        values = codes.float() * scales.repeat_interleave(128, 0)[: len(codes)].repeat_interleave(128, 1)[:, :144]
+        assert torch.equal(model.layers[0].attention.qkv[rows], values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e8m0fnu])
+def test_scales_in_other_dtypes(tmp_path, wide, dtype):
+    written = checkpoint(tmp_path / "a", wide)
+    written.quantise()
+    expected = from_huggingface(written.write())
+    written.directory = tmp_path / "b"
+    for name in [name for name in written.tensors if name.endswith("_scale_inv")]:
+        written.tensors[name] = written.tensors[name].to(dtype)
+    assert_close(from_huggingface(written.write()).state_dict(), expected.state_dict(), 0.0)
+
+
+def test_other_blocks_are_refused(tmp_path, wide):
+    written = checkpoint(tmp_path, wide)
+    written.config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [64, 64]}
+    with pytest.raises(HuggingFaceError, match=r"weight_block_size=\[64, 64\] is not supported; only \[128, 128\]"):
         from_huggingface(written.write())
+
+
+# ---- slices
+
+
+@pytest.mark.parametrize("layout", [APART, FUSED])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_any_part_of_a_parameter_is_what_the_whole_has_there(tmp_path, wide, layout, fp8):
+    written = checkpoint(tmp_path, wide, layout=layout)
+    if fp8:
+        written.quantise()
+    source = look_at(open_directory(written.write(shards=2)))
+    whole = from_huggingface(tmp_path).state_dict()
+    draw = random.Random(4)
+    for piece in source.pieces:
+        for _ in range(4):
+            ends = [sorted(draw.sample(range(part.start, part.stop + 1), 2)) for part in piece.box]
+            box = tuple(slice(*end) for end in ends)
+            values, nbytes = read_piece(source, piece, box)
+            assert torch.equal(values.float(), whole[piece.parameter][box]), (piece.name, box)
+            assert nbytes >= values.numel() * (1 if fp8 and piece.matrix else 4)
+            assert fp8 or nbytes == values.nbytes
+
+
+def test_numbers_at_odd_places(tmp_path, source):
+    """Some writers do not align tensors."""
+    directory = checkpoint(tmp_path, source).write()
+    file = directory / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    file.write_bytes((length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :])
+    assert_same(from_huggingface(directory), source)
+    opened = look_at(open_directory(directory))
+    piece = next(piece for piece in opened.pieces if piece.name.endswith("down_proj.weight"))
+    box = (*piece.box[:2], slice(3, 7))
+    assert torch.equal(read_piece(opened, piece, box)[0], source.layers[0].moe.experts.w2[box])
+
+
+# ---- what is wrong with a directory
+
+
+def first(written: Checkpoint, end: str) -> str:
+    return next(name for name in written.tensors if name.endswith(end))
+
+
+def scaleless(written: Checkpoint) -> str:
+    written.quantise()
+    del written.tensors[name := first(written, "up_proj.weight_scale_inv")]
+    return f"{name.removesuffix('_scale_inv')}: F8_E4M3 without its scales: no tensor {name}"
+
+
+def other_scales(written: Checkpoint) -> str:
+    written.quantise()
+    written.tensors[name := first(written, "up_proj.weight_scale_inv")] = torch.ones(3, 1)
+    return f"{name}: the checkpoint has shape [3, 1], need [1, 1]"
+
+
+def quantised_norm(written: Checkpoint) -> str:
+    name = first(written, "input_layernorm.weight")
+    written.tensors[name] = written.tensors[name].detach().to(torch.float8_e4m3fn)
+    return f"{name}: F8_E4M3, but only attention's and experts' matrices may be FP8"
+
+
+def whole_numbers(written: Checkpoint) -> str:
+    name = first(written, "q_proj.weight")
+    written.tensors[name] = written.tensors[name].detach().char()
+    return f"{name}: I8 is no dtype of weights"
+
+
+def too_many_experts(written: Checkpoint) -> str:
+    name = first(written, "experts.11.up_proj.weight").replace("experts.11", "experts.12")
+    written.tensors[name] = torch.zeros(20, 24)
+    return f"{name}: unknown tensor, of no part of the model"
+
+
+def stray(written: Checkpoint) -> str:
+    written.tensors["extra.weight"] = torch.zeros(2)
+    return "extra.weight: unknown tensor, of no part of the model"
+
+
+def scales_of_nothing(written: Checkpoint) -> str:
+    written.tensors[name := first(written, "up_proj.weight") + "_scale_inv"] = torch.ones(1, 1)
+    return f"{name}: unknown tensor"
+
+
+def five_problems(written: Checkpoint) -> str:
+    for name in [name for name in written.tensors if name.endswith("norm.weight")][:5]:
+        del written.tensors[name]
+    return "; and 2 more: `octavo inspect` lists them"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [scaleless, other_scales, quantised_norm, whole_numbers, too_many_experts, stray, scales_of_nothing, five_problems],
+)
+def test_a_directory_that_is_not_the_model_is_refused_in_one_line(tmp_path, source, damage):
+    written = checkpoint(tmp_path, source)
+    said = damage(written)
+    with pytest.raises(HuggingFaceError) as failure:
+        from_huggingface(written.write())
+    assert said in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def edit_header(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite the header of a safetensors file, its length as before."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+HEADERS = {
+    "dtype F4": lambda header: header["lm_head.weight"].update(dtype="F4"),
+    "not those of F32": lambda header: header["lm_head.weight"].update(shape=[1, 2]),
+    "cannot be read": lambda header: header["lm_head.weight"].pop("shape"),
+    "cut short or damaged": lambda header: header.pop("lm_head.weight"),
+}
+
+
+@pytest.mark.parametrize("said", HEADERS)
+def test_a_damaged_header_is_told(tmp_path, source, said):
+    directory = checkpoint(tmp_path, source).write()
+    written = checkpoint(tmp_path, source)
+    # The head comes last in the file, so that nothing else ends where it does.
+    save_file({"lm_head.weight": written.tensors.pop("lm_head.weight").detach()}, directory / "model-head.safetensors")
+    save_file({name: t.detach().contiguous() for name, t in written.tensors.items()}, directory / "model.safetensors")
+    edit_header(directory / "model-head.safetensors", HEADERS[said])
+    with pytest.raises(HuggingFaceError, match=rf"model-head.safetensors.*{said}"):
+        from_huggingface(directory)
+
+
+def test_an_index_must_agree_with_the_files(tmp_path, source):
+    directory = checkpoint(tmp_path, source).write(shards=2)
+    index = directory / "model.safetensors.index.json"
+    files = json.loads(index.read_text())["weight_map"]
+    swapped = files | {"lm_head.weight": next(file for file in files.values() if file != files["lm_head.weight"])}
+    for text, said in (
+        (json.dumps({"weight_map": swapped}), "no tensor lm_head.weight"),
+        ("{}", "weight_map"),
+        (json.dumps({"weight_map": {"lm_head.weight": 3}}), "weight_map"),
+    ):
+        index.write_text(text)
+        with pytest.raises(HuggingFaceError, match=said):
+            from_huggingface(directory)
+    index.unlink()
+    save_file({"lm_head.weight": torch.zeros(2)}, directory / "model-again.safetensors")
+    with pytest.raises(HuggingFaceError, match=r"lm_head.weight is in two files"):
+        from_huggingface(directory)
 
 
 def test_missing_and_damaged_files_are_named(tmp_path, source):

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from parallel.world import World
 from trainer.checkpoint.huggingface.config import other_function
 from trainer.checkpoint.huggingface.files import (
@@ -46,34 +44,40 @@ class Carried:
 
 
 def published_weights(cfg: Config, run: RunDir, world: World) -> Callable[[Decoder], None] | None:
-    """What gives a new run's model the weights in `checkpoint.init_from`; None where that is not set, or not needed any
-    more since the run has a checkpoint of its own."""
+    """What gives a new run's model the weights in `checkpoint.init_from`, each rank reading its own part of them, and
+    keeps in the run's directory what an export will need; None where that key is not set, or where the run has a
+    checkpoint of its own. This call and what it returns are collective.
+
+    Raises ConfigError where `cfg` has another model than the directory, and HuggingFaceError where that is not whole.
+    """
     if cfg.checkpoint.init_from is None or run.step > 0:
         return None
     path = Path(cfg.checkpoint.init_from)
-    return lambda model: begin_from(path, model, cfg.model, run.path, world)
+    _on_the_first(world, lambda: _suitable(path, cfg.model))
+
+    def fill_and_keep(model: Decoder) -> None:
+        world.watch.at(f"start: reading {path}")
+        source = look_at(open_directory(path))
+        _on_the_first(world, lambda: _keep(source, run.path / SOURCE, world.watch.tick))
+        fill(model, source, world.watch.tick)
+
+    return fill_and_keep
 
 
-def begin_from(path: Path, model: nn.Module, cfg: ModelConfig, run_directory: Path, world: World) -> None:
-    """Fill `model` on every rank with the weights in `path`, each rank reading its own part of them, and keep in the
-    run's directory what an export will need. Collective.
-
-    Raises ConfigError where `cfg` is another model than the one in `path`, and HuggingFaceError where that is not
-    whole.
-    """
-    world.watch.at(f"start: reading {path}")
-    failure: Exception | None = None
+def _on_the_first(world: World, act: Callable[[], object]) -> None:
+    """`act` on rank 0; raises on every rank what it raises."""
+    kind: type[Exception] | None = None
+    said: object = None
     if world.rank == 0:
         try:
-            source = _suitable(path, cfg)
-            _keep(source, run_directory, world.watch.tick)
-        except (ConfigError, HuggingFaceError) as error:
-            failure = error
-    failure = world.broadcast(failure)
-    if failure is not None:
-        raise failure
-    source = look_at(open_directory(path))
-    fill(model, source, world.watch.tick)
+            act()
+        except ConfigError as error:
+            kind, said = ConfigError, error.errors
+        except HuggingFaceError as error:
+            kind, said = HuggingFaceError, str(error)
+    kind, said = world.broadcast((kind, said))
+    if kind is not None:
+        raise kind(said)
 
 
 def read_carried(run_directory: Path) -> Carried | None:
@@ -97,7 +101,7 @@ def read_carried(run_directory: Path) -> Carried | None:
     return Carried(path, read_json(path / CONFIG), manifest["kinds"], tensors, side_files(path))
 
 
-def _suitable(path: Path, cfg: ModelConfig) -> Source:
+def _suitable(path: Path, cfg: ModelConfig) -> None:
     source = look_at(open_directory(path))
     differing = other_function(cfg, source.model)
     if differing:
@@ -105,11 +109,9 @@ def _suitable(path: Path, cfg: ModelConfig) -> Source:
             [f"checkpoint.init_from={path} holds another model: {'; '.join(differing)}. Use the values there"]
         )
     source.require(towers=True)
-    return source
 
 
-def _keep(source: Source, run_directory: Path, tick: Callable[[], None]) -> None:
-    target = run_directory / SOURCE
+def _keep(source: Source, target: Path, tick: Callable[[], None]) -> None:
     if target.exists():  # of a start that came to no step
         shutil.rmtree(target)
     write_directory(
