@@ -103,7 +103,9 @@ def _warnings(model: ModelConfig, dtypes: Sequence[str]) -> list[str]:
     """What another program could take otherwise than it is meant."""
     found = []
     if model.positions == "fope" and model.fope_pad_sin != 1:
-        found.append(f"model.fope_pad_sin={model.fope_pad_sin:g} is kept in config.json, but published code pads with 1")
+        found.append(
+            f"model.fope_pad_sin={model.fope_pad_sin:g} is kept in config.json, but published code pads with 1"
+        )
     rows = {"expert_width": model.expert_width, "num_kv_heads x head_dim": model.num_kv_heads * model.head_dim}
     found += [
         f"model.{key}={size} is no multiple of {BLOCK[0]}: programs that join FP8 matrices (gate and up, q, k and v) "

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.trainer.checkpoint.directories import APART, FUSED, Checkpoint, checkpoint
 from tests.trainer.model.tiny import assert_close, build, model_config, random_ids, relative
+from trainer.checkpoint.huggingface import read
 from trainer.checkpoint.huggingface.files import HuggingFaceError, open_directory
 from trainer.checkpoint.huggingface.read import from_huggingface, read_piece
 from trainer.checkpoint.huggingface.survey import look_at
@@ -194,8 +195,13 @@ def test_other_blocks_are_refused(tmp_path, wide):
 
 
 @pytest.mark.parametrize("layout", [APART, FUSED])
-@pytest.mark.parametrize("fp8", [False, True])
-def test_any_part_of_a_parameter_is_what_the_whole_has_there(tmp_path, wide, layout, fp8):
+@pytest.mark.parametrize(("fp8", "short_run", "block_bytes"), [(False, 64, 900), (True, 64 << 10, 10**9), (True, 0, 0)])
+def test_any_part_of_a_parameter_is_what_the_whole_has_there(
+    tmp_path, wide, monkeypatch, layout, fp8, short_run, block_bytes
+):
+    """Run by run, in blocks of rows, and with both in one tensor."""
+    monkeypatch.setattr(read, "SHORT_RUN", short_run)
+    monkeypatch.setattr(read, "BLOCK_BYTES", block_bytes)
     written = checkpoint(tmp_path, wide, layout=layout)
     if fp8:
         written.quantise()
@@ -210,6 +216,17 @@ def test_any_part_of_a_parameter_is_what_the_whole_has_there(tmp_path, wide, lay
             assert torch.equal(values.float(), whole[piece.parameter][box]), (piece.name, box)
             assert nbytes >= values.numel() * (1 if fp8 and piece.matrix else 4)
             assert fp8 or nbytes == values.nbytes
+
+
+def test_rows_are_read_without_the_rest(tmp_path, source, monkeypatch):
+    opened = look_at(open_directory(checkpoint(tmp_path, source).write()))
+    sizes, read_into = [], read.read_into
+    monkeypatch.setattr(
+        read, "read_into", lambda file, run, start: (sizes.append(run.nbytes), read_into(file, run, start))
+    )
+    piece = next(piece for piece in opened.pieces if piece.name.endswith("down_proj.weight"))
+    values, nbytes = read_piece(opened, piece, (*piece.box[:1], slice(3, 7), piece.box[2]))
+    assert sizes == [nbytes] == [values.nbytes] == [4 * 20 * 4]
 
 
 def test_numbers_at_odd_places(tmp_path, source):

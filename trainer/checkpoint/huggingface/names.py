@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainer.model_config import ModelConfig
 
@@ -22,8 +22,7 @@ HEAD = HEAD_NAMES[0]
 Box = tuple[slice, ...]  # one slice for each dimension
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of a parameter and where it is stored.
 
     Stored is `parameter[box]` without its dimensions `dropped`, each of length 1, and with the last two swapped if

@@ -1,13 +1,15 @@
 """Values of a Hugging Face directory, whole tensors or the slices that a rank holds, into a `Decoder`.
 
-Bytes are read where they are wanted and copied: no file stays mapped, so that memory is what was asked for.
+Bytes are read where they are wanted; no file is mapped, so that memory is what was asked for and a file that shrinks
+is an error, not the end of the process.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable
+from itertools import product
+from math import prod
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from parallel.shards import local, region
 from trainer.checkpoint.huggingface.config import BLOCK
 from trainer.checkpoint.huggingface.files import HuggingFaceError, StoredTensor, open_directory
-from trainer.checkpoint.huggingface.names import Box, Piece, overlap, whole
+from trainer.checkpoint.huggingface.names import Box, Piece, overlap
 from trainer.checkpoint.huggingface.survey import Source, look_at
 from trainer.model.decoder import Decoder
 
@@ -26,6 +28,10 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64,
     "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+
+# A part of a tensor is many runs of bytes in its file. Runs shorter than this are cut out of the rows that they lie in,
+# which are read in full: a call for each would cost more. At most this many bytes of rows are in memory at one time.
+SHORT_RUN, BLOCK_BYTES = 64 << 10, 32 << 20
 
 
 def from_huggingface(directory: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -104,20 +110,32 @@ def _spread(factors: Tensor, where: Box) -> Tensor:
 
 def read_box(stored: StoredTensor, box: Box) -> Tensor:
     """A copy of a part of a tensor on disk, in its dtype. Raises HuggingFaceError where the file cannot be read."""
-    dtype = DTYPES[stored.dtype]
-    shape = tuple(part.stop - part.start for part in box)
     try:
         with open(stored.file, "rb", buffering=0) as file:
-            if box[1:] == whole(stored.shape[1:]):  # rows in full lie in one piece
-                values = torch.empty(shape, dtype=dtype)
-                row = stored.nbytes // stored.shape[0] if box and stored.shape[0] else stored.nbytes
-                read_into(file.fileno(), values, stored.start + (box[0].start * row if box else 0))
-                return values
-            if stored.start % dtype.itemsize:  # such numbers cannot be looked at where they are
-                return read_box(stored, whole(stored.shape))[box].clone()
-            return _mapped(file.fileno(), stored, dtype)[box].clone(memory_format=torch.contiguous_format)
+            return _read(file.fileno(), stored, box)
     except (OSError, EOFError) as error:
         raise HuggingFaceError(f"{stored.file}: {stored.name} cannot be read: {error}") from error
+
+
+def _read(file: int, stored: StoredTensor, box: Box) -> Tensor:
+    lengths = [part.stop - part.start for part in box]
+    values = torch.empty(lengths, dtype=DTYPES[stored.dtype])
+    # What is taken in full behind dimension d lies together, in one run for each index before d.
+    d = max((d for d, size in enumerate(stored.shape) if lengths[d] != size), default=0)
+    behind = prod(stored.shape[d + 1 :]) * values.itemsize
+    if d and prod(lengths[:d]) > 1 and lengths[d] * behind < SHORT_RUN:
+        rows = max(1, BLOCK_BYTES // max(1, prod(lengths[: d - 1]) * stored.shape[d] * behind))
+        for first in range(0, lengths[d - 1], rows):
+            block = slice(box[d - 1].start + first, min(box[d - 1].start + first + rows, box[d - 1].stop))
+            whole_rows = _read(file, stored, (*box[: d - 1], block, slice(0, stored.shape[d]), *box[d + 1 :]))
+            values.narrow(d - 1, first, block.stop - block.start).copy_(whole_rows[(slice(None),) * d + (box[d],)])
+        return values
+    strides = [prod(stored.shape[i + 1 :]) * values.itemsize for i in range(len(box))]
+    runs = values.view(prod(lengths[:d]), -1)
+    for run, index in zip(runs, product(*(range(part.start, part.stop) for part in box[:d])), strict=True):
+        place = (*index, *(part.start for part in box[d : d + 1]))
+        read_into(file, run, stored.start + sum(i * stride for i, stride in zip(place, strides, strict=False)))
+    return values
 
 
 def read_into(file: int, values: Tensor, start: int) -> None:
@@ -136,14 +154,3 @@ def read_into(file: int, values: Tensor, start: int) -> None:
 def bytes_of(values: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
     return memoryview(values.view(-1).view(torch.uint8).numpy().data)
-
-
-def _mapped(file: int, stored: StoredTensor, dtype: torch.dtype) -> Tensor:
-    """The whole tensor without reading it; the pages that are touched are read. Unmapped with the last reference."""
-    first = stored.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    skipped = stored.start - first
-    if os.fstat(file).st_size < stored.start + stored.nbytes:  # touching what is not there would end the process
-        raise EOFError("the file was cut short since its header was read")
-    # A private copy of what nobody writes: torch wants memory that could be written.
-    pages = mmap.mmap(file, skipped + stored.nbytes, access=mmap.ACCESS_COPY, offset=first)
-    return torch.frombuffer(pages, dtype=torch.uint8, offset=skipped).view(dtype).view(stored.shape)

@@ -77,9 +77,9 @@ class Source:
             "layers.*.mlp.experts.down_proj": ("down_proj.weight",),
         }
         for piece in self.pieces:
-            apart = [f"layers.*.mlp.experts.*.{name}" for name in stacked.get(piece.kind, ())]
-            for kind in apart or [piece.kind]:
-                dtypes = {found.get(kind, FP8), self.stored(piece).dtype}
+            here, dtype = piece.kind, self.stored(piece).dtype
+            for kind in [f"layers.*.mlp.experts.*.{name}" for name in stacked.get(here, ())] or [here]:
+                dtypes = {found.get(kind, FP8), dtype}
                 found[kind] = next(dtype for dtype in WEIGHTS if dtype in dtypes)  # the widest where they differ
         return found
 

@@ -1,0 +1,137 @@
+"""`octavo export` and `octavo inspect` on the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from launch.cli import main
+from tests.trainer.tiny_run import tiny_config
+from trainer.run import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    assert train(tiny_config(directory, steps=1, model={"router_groups": 1, "positions": "rope"})) == 0
+    return directory
+
+
+def test_export_says_what_it_wrote_and_overwrites_nothing(run, tmp_path, capsys):
+    target = tmp_path / "out"
+    words = ["export", str(run), str(target), "--dtype", "fp32", "--shard-gb", "0.00005"]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert f"{target}: the text model after step 1 in F32; 0.000 GB" in shown.out
+    assert len(list(target.glob("model-*.safetensors"))) > 2
+    assert main(words) == 1
+    shown = capsys.readouterr()
+    assert shown.err == f"error: {target} exists; give a directory that does not, or remove it\n"
+    assert main(["export", str(tmp_path), str(tmp_path / "other")]) == 1
+    assert "is no training checkpoint" in capsys.readouterr().err
+
+
+def test_export_warns_of_what_others_may_misread(run, tmp_path, capsys):
+    assert main(["export", str(run), str(tmp_path / "out"), "--dtype", "fp8"]) == 0
+    assert "warning: model.expert_width=16 is no multiple of 128" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["export", "a"], ["export", "a", "b", "--dtype", "fp4"], ["inspect"],
+                                   ["export", "a", "b", "--shard-gb", "0"]])  # fmt: skip
+def test_wrong_words_are_told(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert f"octavo {words[0]}" in capsys.readouterr().err
+
+
+def table(out: str) -> dict[str, list[str]]:
+    """Part -> its figures."""
+    lines = out.split("\n\n")[1].splitlines()[1:]
+    return {line[:20].strip(): line[20:].split() for line in lines}
+
+
+def test_inspect_a_published_directory(reference, capsys):
+    assert main(["inspect", str(reference / "tiny" / "interns1_pro")]) == 0
+    out = capsys.readouterr().out
+    rows = table(out)
+    assert rows["experts"] == ["288", "589,824", "2.359", "F32"]
+    assert rows["time series"][:2] == ["62", "3,307,824"]
+    assert rows["in all"][:2] == ["415", "4,131,792"]
+    assert "32 in 8 group(s), 8 per token, in each of 3 layers" in out
+    assert "model.hidden_size=64" in out
+    for what in ("missing", "unknown", "unfit"):
+        assert f"{what:<12}none\n" in out
+
+
+def test_inspect_names_what_is_wrong(reference, tmp_path, capsys):
+    source = reference / "tiny" / "interns1"
+    shutil.copyfile(source / "config.json", tmp_path / "config.json")
+    tensors = load_file(source / "model.safetensors")
+    for expert in range(11):
+        del tensors[f"model.language_model.layers.2.mlp.experts.{expert}.up_proj.weight"]
+    tensors["model.language_model.norm.weight"] = torch.zeros(63)
+    tensors["model.visual.pos_embed.weight"] = torch.zeros(2)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert main(["inspect", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "missing     model.language_model.layers.2.mlp.experts.0.up_proj.weight\n" in out
+    assert "            and 1 more\n" in out
+    assert "unknown     model.visual.pos_embed.weight\n" in out
+    assert "unfit       model.language_model.norm.weight: the checkpoint has shape [63], need [64]\n" in out
+    assert out.endswith("NOT whole\n")
+    assert table(out)["unknown"][0] == "1"
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert "cut short, or no safetensors file" in capsys.readouterr().err
+
+
+def test_inspect_a_training_checkpoint(run, tmp_path, capsys):
+    assert main(["inspect", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert f"{run}/checkpoints/step-1: training checkpoint of step 1, written by 1 rank(s)" in out
+    model = tiny_config(run, model={"router_groups": 1, "positions": "rope"}).model
+    rows = table(out)
+    counted = [int(row[1].replace(",", "")) for part, row in rows.items() if part != "in all"]
+    assert sum(counted) == model.num_params() == int(rows["in all"][1].replace(",", ""))
+    assert rows["optimizer"][1] == "0"
+    copy = shutil.copytree(run, tmp_path / "copy")
+    shard = next(copy.glob("checkpoints/step-1/*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert main(["inspect", str(copy)]) == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "nothing")]) == 1
+    assert "neither a Hugging Face directory (no config.json) nor a run directory" in capsys.readouterr().err
+
+
+def test_inspect_of_a_published_directory_needs_no_torch(reference):
+    program = (
+        "import sys; from launch.cli import main; "
+        f"code = main(['inspect', {str(reference / 'tiny' / 'interns1')!r}]); "
+        "print(code, *[name for name in ('torch', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "0"
+
+
+def test_a_directory_without_tensors_lacks_all_of_them(tmp_path, capsys):
+    """The layers of the 1T model, of which no byte is here."""
+    text = {
+        "vocab_size": 155008, "hidden_size": 4096, "num_hidden_layers": 6, "num_attention_heads": 64,
+        "num_key_value_heads": 4, "head_dim": 128, "num_experts": 512, "num_experts_per_tok": 8, "router_n_groups": 8,
+        "moe_intermediate_size": 1536, "rms_norm_eps": 1e-6, "max_position_embeddings": 262144, "rope_theta": 5e6,
+        "rope_scaling": {"rope_type": "default", "fope_init_factor": 0.5},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": text}))
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    assert main(["inspect", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert f"and {6 * (512 * 3 + 9) + 5 - 10:,} more" in out
