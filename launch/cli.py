@@ -163,8 +163,9 @@ def _inspect(words: Sequence[str]) -> int:
 
 def _plain_parser(command: str) -> argparse.ArgumentParser:
     """Of a command that takes no overrides."""
+    what = COMMANDS[command][1]
     return argparse.ArgumentParser(
-        prog=f"octavo {command}", description=f"{COMMANDS[command][1].capitalize()}.", allow_abbrev=False
+        prog=f"octavo {command}", description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False
     )
 
 

@@ -53,7 +53,7 @@ def test_version_names_what_decides_results(capsys, monkeypatch):
 
 def test_an_unknown_command_is_suggested(capsys):
     assert main(["trian", "recipe=toy"]) == 2
-    said = "error: octavo trian: no such command; use train, config or layout; did you mean 'train'?\n"
+    said = "error: octavo trian: no such command; use train, config, layout, export or inspect; did you mean 'train'?\n"
     assert capsys.readouterr().err == said
     assert main(["trian", "--help"]) == 2
 

@@ -392,6 +392,14 @@ def test_a_source_that_will_not_do_is_one_line_before_anything_is_built(
     assert not (tmp_path / "run" / "source").exists()
 
 
+def test_ranks_end_alike(tmp_path, reference):
+    """Rank 0 alone looks at the source before the others read it."""
+    for number, (source, code) in enumerate((("nowhere", 1), (str(reference / "tiny" / "interns1"), 2))):
+        cfg = tiny_config(tmp_path / str(number))
+        cfg.checkpoint.init_from = source
+        assert on_ranks(2, train, cfg) == [code, code]
+
+
 # ---- what stops an export
 
 
@@ -438,7 +446,11 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path, trained, said):
 def test_the_newest_step_or_the_one_that_is_named(tmp_path, trained):
     run = shutil.copytree(trained, tmp_path / "run")
     shutil.copytree(run / "checkpoints" / "step-0", run / "checkpoints" / "step-10.damaged")
-    for place in (run, run / "checkpoints", run / "checkpoints" / "step-0"):
+    shutil.move(shutil.copytree(run / "checkpoints" / "step-0", tmp_path / "kept"), run / "checkpoints" / "step-2")
+    flip(run / "checkpoints" / "step-0" / "__0_0.distcp")
+    with pytest.raises(CheckpointError, match="has changed"):
+        export(run / "checkpoints" / "step-0", tmp_path / "out")
+    for place in (run, run / "checkpoints", run / "checkpoints" / "step-2"):
         target = tmp_path / f"out-{place.name}"
         assert export(place, target).step == 0
         assert len(loaded(target)) == 214

@@ -72,6 +72,8 @@ def test_the_library_reads_every_dtype(tmp_path, together, shard_bytes, files):
     assert set(index["weight_map"].values()) == {file.name for file in target.glob("*.safetensors")}
     assert json.loads((target / "config.json").read_text()) == CONFIG
     assert [path.name for path in target.parent.iterdir()] == ["out"]
+    for tensor in stored_tensors(target).values():
+        assert tensor.start % (BITS[tensor.dtype] // 8) == 0, tensor.name
     again = tmp_path / "copy"
     write_directory(again, [copy_of(tensor) for tensor in stored_tensors(target).values()], CONFIG)
     assert_same(load_file(again / "model-00001-of-00001.safetensors"), named)
