@@ -78,7 +78,7 @@ def _training(path: Path) -> int:
         print(f"error: {path}: {text}", file=sys.stderr)
         return 1
     try:
-        opened = open_checkpoint(path, compare_hashes=False)
+        opened = open_checkpoint(path)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ from trainer.checkpoint.huggingface.config import BLOCK, huggingface_config, is_
 from trainer.checkpoint.huggingface.names import MULTIMODAL, PLAIN, SCALE_SUFFIX, Piece, full_name
 from trainer.checkpoint.huggingface.read import DTYPES
 from trainer.checkpoint.huggingface.survey import FP8, scale_shape
-from trainer.checkpoint.huggingface.write import SHARD_BYTES, Group, Output, copy_of, write_directory
+from trainer.checkpoint.huggingface.write import SHARD_BYTES, Group, Output, copy_of, make_room, write_directory
 from trainer.checkpoint.opened import open_checkpoint
 from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
@@ -61,7 +61,7 @@ def export(
         wrote: told the bytes written and those in all.
     Raises: CheckpointError, HuggingFaceError, ConfigError, each with one line.
     """
-    opened = open_checkpoint(checkpoint, compare_hashes=True)
+    opened = open_checkpoint(checkpoint)
     model, state, pieces = opened.model, opened.state, opened.pieces
     if wrong := [*(f"{name} is missing" for name in opened.missing), *opened.unfit]:
         raise CheckpointError(
@@ -81,6 +81,9 @@ def export(
             _module(output.name) for output in outputs if output.dtype != FP8 and not output.name.endswith(SCALE_SUFFIX)
         }
     total, done = sum(group.nbytes for group in groups), 0
+
+    make_room(target, total)  # before hours of reading
+    opened.compare_hashes()
 
     def count(nbytes: int) -> None:
         nonlocal done

@@ -56,17 +56,26 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return body
 
 
-def verify_file(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
-    """What is wrong with one file of the manifest, or None."""
+def size_fault(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
+    """What is wrong with one file of the manifest by its size alone, or None."""
     path = directory / name
     try:
         size = path.stat().st_size
-        if size != expected["size"]:
-            return f"{path} has {size} bytes instead of {expected['size']}"
-        if file_facts(path)["sha256"] != expected["sha256"]:
-            return f"{path} has changed since it was written (SHA-256 differs)"
     except FileNotFoundError:
         return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror or error})"
+    return None if size == expected["size"] else f"{path} has {size} bytes instead of {expected['size']}"
+
+
+def verify_file(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
+    """What is wrong with one file of the manifest, or None."""
+    if fault := size_fault(directory, name, expected):
+        return fault
+    path = directory / name
+    try:
+        if file_facts(path)["sha256"] != expected["sha256"]:
+            return f"{path} has changed since it was written (SHA-256 differs)"
     except OSError as error:
         return f"{path} cannot be read ({error.strerror or error})"
     return None

@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from trainer.checkpoint.huggingface.names import Box, Piece, text_pieces
-from trainer.checkpoint.manifest import Damaged, read_manifest, verify_file
+from trainer.checkpoint.manifest import Damaged, read_manifest, size_fault, verify_file
 from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
 from trainer.model_config import ModelConfig
 from trainer.rundir import CHECKPOINTS, CONFIG_FILE, model_of
 
+METADATA = ".metadata"  # torch.distributed.checkpoint's index
 HASHERS = 4  # files that are read at one time
 _STEP = re.compile(r"step-(\d+)")
 
@@ -27,6 +29,14 @@ class OpenedCheckpoint:
     ranks: int  # that wrote it
     model: ModelConfig
     state: StoredState
+    files: dict[str, dict[str, Any]]  # as the manifest lists them
+
+    def compare_hashes(self) -> None:
+        """Raises CheckpointError unless every byte is as it was written."""
+        with ThreadPoolExecutor(HASHERS) as pool:
+            for fault in pool.map(lambda name: verify_file(self.path, name, self.files[name]), self.files):
+                if fault is not None:
+                    raise CheckpointError(f"{self.path} is damaged: {fault}")
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
@@ -57,9 +67,9 @@ class OpenedCheckpoint:
         ]
 
 
-def open_checkpoint(checkpoint: Path, *, compare_hashes: bool) -> OpenedCheckpoint:
-    """Open the step that `locate` finds. Every file is there and has its size; with `compare_hashes`, every byte is as
-    it was written. Raises CheckpointError, or ConfigError for a configuration that cannot be read."""
+def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
+    """Open the step that `locate` finds, once every file is there and has its size, and those that are looked into are
+    as they were written. Raises CheckpointError, or ConfigError for a configuration that cannot be read."""
     path = locate(checkpoint)
     run_directory = path.absolute().parent.parent
     if not (run_directory / CONFIG_FILE).is_file():
@@ -74,16 +84,12 @@ def open_checkpoint(checkpoint: Path, *, compare_hashes: bool) -> OpenedCheckpoi
         raise CheckpointError(f"{path} is damaged: {damage}") from None
     files = manifest["files"]
     for name, facts in files.items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != facts["size"]:
-            what = "is missing" if found is None else f"has {found:,} bytes instead of {facts['size']:,}"
-            raise CheckpointError(f"{path} is damaged: {path / name} {what}")
-    if compare_hashes:
-        with ThreadPoolExecutor(HASHERS) as pool:
-            for fault in pool.map(lambda name: verify_file(path, name, files[name]), files):
-                if fault is not None:
-                    raise CheckpointError(f"{path} is damaged: {fault}")
-    return OpenedCheckpoint(path, run_directory, manifest["step"], manifest["world_size"], model, StoredState(path))
+        fault = size_fault(path, name, facts) if name != METADATA else verify_file(path, name, facts)
+        if fault is not None:
+            raise CheckpointError(f"{path} is damaged: {fault}")
+    return OpenedCheckpoint(
+        path, run_directory, manifest["step"], manifest["world_size"], model, StoredState(path), files
+    )
 
 
 def locate(checkpoint: Path) -> Path:

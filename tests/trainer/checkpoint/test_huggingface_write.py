@@ -130,7 +130,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(tmp_path, monkey
 
 def test_what_fails_halfway_leaves_nothing(tmp_path):
     def fails() -> list[Tensor]:
-        assert list((tmp_path / "out.tmp").iterdir())
+        assert list((tmp_path / "out.octavo.tmp").iterdir())
         raise HuggingFaceError("this one cannot be read")
 
     broken = [*groups(tensors()), Group((Output("x", "F32", (4,)),), fails)]
@@ -140,8 +140,8 @@ def test_what_fails_halfway_leaves_nothing(tmp_path):
 
 
 def test_what_a_killed_process_left_is_written_anew(tmp_path):
-    (tmp_path / "out.tmp").mkdir()
-    (tmp_path / "out.tmp" / "model-00001-of-00009.safetensors").write_text("half")
+    (tmp_path / "out.octavo.tmp").mkdir()
+    (tmp_path / "out.octavo.tmp" / "model-00001-of-00009.safetensors").write_text("half")
     write_directory(tmp_path / "out", groups(tensors()), CONFIG)
     assert_same(loaded(tmp_path / "out"), tensors())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,7 +1,7 @@
 """A stream of tensors into a new Hugging Face directory: one group of tensors in memory at a time.
 
 Everything is known before the first byte: names, dtypes, shapes and so the size of every file. The directory is written
-beside its place under `NAME.tmp`, each file synced, and takes its name last: what bears it is whole.
+beside its place under `NAME.octavo.tmp`, each file synced, and takes its name last: what bears it is whole.
 """
 
 from __future__ import annotations
@@ -86,10 +86,11 @@ def write_directory(
     Raises: HuggingFaceError where `target` exists, the disk is too small (before the first byte is written) or cannot
         be written; nothing is left behind.
     """
-    temporary, beside = target.with_name(target.name + ".tmp"), list(beside)
+    temporary, beside = temporary_of(target), list(beside)
     total = sum(group.nbytes for group in groups)
     try:
-        _make_room(target, temporary, total + sum(file.stat().st_size for file in beside))
+        make_room(target, total + sum(file.stat().st_size for file in beside))
+        temporary.mkdir(parents=True)
         try:
             index: dict[str, str] = {}
             shards = _shards(groups, shard_bytes)
@@ -116,18 +117,25 @@ def write_directory(
     return total
 
 
-def _make_room(target: Path, temporary: Path, need: int) -> None:
+def temporary_of(target: Path) -> Path:
+    """Where a directory is until it is whole."""
+    return target.with_name(target.name + ".octavo.tmp")
+
+
+def make_room(target: Path, need: int) -> None:
+    """Raises HuggingFaceError where `target` exists or its disk has not `need` bytes free, less what a killed process
+    left beside it, which is removed."""
     if target.exists() or target.is_symlink():
         raise HuggingFaceError(f"{target} exists; give a directory that does not, or remove it")
     place = next(place for place in (target.parent.absolute(), *target.parent.absolute().parents) if place.exists())
-    if temporary.exists():  # left by a process that was killed
+    temporary = temporary_of(target)
+    if temporary.exists():
         shutil.rmtree(temporary)
     free = shutil.disk_usage(place).free
     if free < need:
         raise HuggingFaceError(
             f"{target}: the disk is too small: {need / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}"
         )
-    temporary.mkdir(parents=True)
 
 
 def _shards(groups: Sequence[Group], most: int) -> list[list[Group]]:
