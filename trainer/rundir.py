@@ -19,6 +19,7 @@ from typing import IO, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from trainer import schema
+from trainer.checkpoint.manifest import only_as_written
 from trainer.compose import to_yaml
 from trainer.config import Config, ConfigError, ModelConfig, config_hash, defining_values
 
@@ -26,6 +27,7 @@ CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = "run.lock"
 SOURCE = "source"  # what is kept of the Hugging Face directory that the run began with
+SOURCE_FACT = "kinds"  # in its manifest, and in no other
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,12 @@ def choose(cfg: Config) -> RunDir:
     if cfg.train.resume == "never":
         path = _next_free(path)
     try:
-        return _judge(path, cfg)
+        run = _judge(path, cfg)
     except OSError as error:
         raise ConfigError([_unwritable(path, error)]) from None
+    if run.step == 0 and cfg.checkpoint.init_from is not None:
+        _must_have_room_for_a_source(path / SOURCE, cfg.checkpoint.init_from)
+    return run
 
 
 def _judge(path: Path, cfg: Config) -> RunDir:
@@ -69,7 +74,20 @@ def _judge(path: Path, cfg: Config) -> RunDir:
 
 def _left_by_a_failed_start(entry: Path) -> bool:
     """A run that failed before its first step leaves its configuration, which then binds nobody."""
-    return entry.name in (CONFIG_FILE, LOCK_FILE, SOURCE) or entry.suffix == ".tmp"
+    if entry.name == SOURCE:
+        return (entry.parent / CONFIG_FILE).is_file() and only_as_written(entry, SOURCE_FACT)
+    return entry.name in (CONFIG_FILE, LOCK_FILE) or entry.suffix == ".tmp"
+
+
+def _must_have_room_for_a_source(kept: Path, init_from: str) -> None:
+    """Raises `ConfigError` where what is kept of `init_from` would stand in the way of it or of something else."""
+    target, given = kept.resolve(), Path(init_from).resolve()
+    if target == given or target in given.parents or given in target.parents:
+        text = f"checkpoint.init_from={init_from} and {kept}, where the run keeps parts of it, are in one another"
+        raise ConfigError([f"{text}; use a run.dir elsewhere"])
+    if os.path.lexists(kept) and not only_as_written(kept, SOURCE_FACT):
+        text = f"{kept}, where the run keeps parts of checkpoint.init_from, is there and holds something else"
+        raise ConfigError([f"{text}; move it away, or use another run.dir"])
 
 
 def hold(path: Path) -> IO[str]:

@@ -68,6 +68,33 @@ def size_fault(directory: Path, name: str, expected: dict[str, Any]) -> str | No
     return None if size == expected["size"] else f"{path} has {size} bytes instead of {expected['size']}"
 
 
+def only_as_written(directory: Path, fact: str) -> bool:
+    """Whether a directory holds a manifest with the key `fact`, and otherwise files that it lists, of the sizes there,
+    some of which may be gone: what its writer may remove, as nobody put anything else in it."""
+    try:
+        body = read_manifest(directory)
+        found = {entry.name for entry in directory.iterdir()} - {MANIFEST}
+    except (Damaged, OSError):
+        return False
+    files = body["files"]
+    return (
+        not directory.is_symlink()
+        and fact in body
+        and found <= files.keys()
+        and not any(size_fault(directory, name, files[name]) for name in found)
+    )
+
+
+def remove_as_written(directory: Path, fact: str) -> None:
+    """Remove a directory of which `only_as_written` holds, and no other. Raises OSError."""
+    if not only_as_written(directory, fact):
+        return
+    for name in read_manifest(directory)["files"]:
+        (directory / name).unlink(missing_ok=True)
+    (directory / MANIFEST).unlink()  # last: without it nobody would know what the others are
+    directory.rmdir()
+
+
 def verify_file(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
     """What is wrong with one file of the manifest, or None."""
     if fault := size_fault(directory, name, expected):

@@ -23,6 +23,7 @@ from tests.trainer.test_parallelize import whole
 from tests.trainer.tiny_run import events, steps, tiny_config
 from trainer import rundir
 from trainer.checkpoint.export import export
+from trainer.checkpoint.huggingface import carried
 from trainer.checkpoint.huggingface.config import model_config_from_huggingface
 from trainer.checkpoint.huggingface.files import HuggingFaceError, open_directory, read_json
 from trainer.checkpoint.huggingface.read import fill, from_huggingface
@@ -314,13 +315,75 @@ def test_training_begins_with_the_published_loss_and_continues_without_the_sourc
 
 def test_a_start_that_failed_binds_nobody(tmp_path, reference, capsys):
     """Killed after the towers were copied and before the first step: the next start does all of it again."""
-    source = reference / "tiny" / "interns1"
-    cfg = config(source, tmp_path / "run")
-    (tmp_path / "run" / "source").mkdir(parents=True)
-    (tmp_path / "run" / "source" / "half").write_text("")
-    (tmp_path / "run" / "source.octavo.tmp").mkdir()
-    assert train(cfg) == 0
-    assert not (tmp_path / "run" / "source" / "half").exists()
+    other, run = reference / "tiny" / "interns1_pro", tmp_path / "run"
+    rundir.prepare(rundir.RunDir(run, "new"), config(other, run))
+    carried._keep(look_at(open_directory(other)), run / "source", lambda: None)
+    next((run / "source").glob("*.safetensors")).unlink()  # as a removal that was killed leaves it
+    assert train(config(reference / "tiny" / "interns1", run)) == 0
+    assert {name.split(".")[1] for name in loaded(run / "source")} == {"vision_tower", "multi_modal_projector"}
+
+
+NOTES = "written by hand"
+
+
+def of_the_user(source: Path, run: Path) -> tuple[Path, str]:
+    (run / "source").mkdir(parents=True)
+    (run / "source" / "notes").write_text(NOTES)
+    return source, "holds files but no config.yaml"
+
+
+def of_the_user_beside_a_configuration(source: Path, run: Path) -> tuple[Path, str]:
+    rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
+    of_the_user(source, run)
+    return source, "holds something else; move it away"
+
+
+def notes_in_what_a_start_left(source: Path, run: Path) -> tuple[Path, str]:
+    rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
+    carried._keep(look_at(open_directory(source)), run / "source", lambda: None)
+    (run / "source" / "notes").write_text(NOTES)
+    return source, "holds something else; move it away"
+
+
+def a_link(source: Path, run: Path) -> tuple[Path, str]:
+    rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
+    carried._keep(look_at(open_directory(source)), run.parent / "elsewhere", lambda: None)
+    (run / "source").symlink_to(run.parent / "elsewhere")
+    return source, "holds something else; move it away"
+
+
+def the_source_itself(source: Path, run: Path) -> tuple[Path, str]:
+    inside = Path(shutil.copytree(source, run / "source"))
+    rundir.prepare(rundir.RunDir(run, "new"), config(inside, run))
+    return inside, "are in one another"
+
+
+def a_directory_in_it(source: Path, run: Path) -> tuple[Path, str]:
+    inside = Path(shutil.copytree(source, run / "source" / "model"))
+    rundir.prepare(rundir.RunDir(run, "new"), config(inside, run))
+    return inside, "are in one another"
+
+
+def a_directory_around_it(source: Path, run: Path) -> tuple[Path, str]:
+    shutil.copytree(source, run.parent, dirs_exist_ok=True)
+    return run.parent, "are in one another"
+
+
+@pytest.mark.parametrize(
+    "put",
+    [of_the_user, of_the_user_beside_a_configuration, notes_in_what_a_start_left, a_link, the_source_itself,
+     a_directory_in_it, a_directory_around_it],
+)  # fmt: skip
+def test_nothing_of_the_users_is_removed(tmp_path, reference, capsys, put):
+    run = tmp_path / "at" / "run"
+    source, said = put(reference / "tiny" / "interns1", run)
+    cfg = config(source, run)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert train(cfg) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def other_model(cfg: Config, source: Path) -> str:

@@ -6,7 +6,6 @@ RUN_DIR/source/   config.json, tokenizer and other side files, the tensors of pa
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,11 @@ from trainer.checkpoint.huggingface.files import (
 from trainer.checkpoint.huggingface.read import fill
 from trainer.checkpoint.huggingface.survey import Source, look_at
 from trainer.checkpoint.huggingface.write import copy_of, side_files, write_directory
-from trainer.checkpoint.manifest import Damaged, read_manifest, verify_file
+from trainer.checkpoint.manifest import Damaged, read_manifest, remove_as_written, verify_file
 from trainer.config import Config, ConfigError
 from trainer.model.decoder import Decoder
 from trainer.model_config import ModelConfig
-from trainer.rundir import SOURCE, RunDir
+from trainer.rundir import SOURCE, SOURCE_FACT, RunDir
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def read_carried(run_directory: Path) -> Carried | None:
     if fault is not None:
         raise HuggingFaceError(f"what the run kept of its source is damaged: {fault}")
     tensors = list(stored_tensors(path).values())
-    return Carried(path, read_json(path / CONFIG), manifest["kinds"], tensors, side_files(path))
+    return Carried(path, read_json(path / CONFIG), manifest[SOURCE_FACT], tensors, side_files(path))
 
 
 def _suitable(path: Path, cfg: ModelConfig) -> None:
@@ -112,13 +111,15 @@ def _suitable(path: Path, cfg: ModelConfig) -> None:
 
 
 def _keep(source: Source, target: Path, tick: Callable[[], None]) -> None:
-    if target.exists():  # of a start that came to no step
-        shutil.rmtree(target)
+    try:
+        remove_as_written(target, SOURCE_FACT)  # of a start that came to no step
+    except OSError as error:
+        raise HuggingFaceError(f"{target} cannot be removed: {error.strerror or error}") from error
     write_directory(
         target,
         [copy_of(tensor) for tensor in source.carried],
         source.directory.config,
         side_files(source.directory.path),
-        manifest={"from": str(source.directory.path.absolute()), "kinds": source.kinds},
+        manifest={"from": str(source.directory.path.absolute()), SOURCE_FACT: source.kinds},
         wrote=lambda nbytes: tick(),
     )
