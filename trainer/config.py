@@ -168,11 +168,16 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
+# Keys that came after runs were made. Those runs had no such thing, as a run with null has none: it is the same run.
+ABSENT_IS_NULL = ("checkpoint.init_from",)
+
+
 def defining_values(cfg: Config) -> dict[str, Any]:
-    """Dotted key -> value of everything that defines the result, that is of all keys not marked free."""
+    """Dotted key -> value of everything that defines the result, that is of all keys not marked free, without those of
+    `ABSENT_IS_NULL` that are null."""
     leaves = schema.keys(Config, resume=("fixed", "named"))
     flat = schema.flatten(schema.to_dict(cfg), leaves)
-    return {key: flat[key] for key in leaves}
+    return {key: flat[key] for key in leaves if flat[key] is not None or key not in ABSENT_IS_NULL}
 
 
 def config_hash(cfg: Config) -> str:

@@ -19,9 +19,9 @@ from typing import IO, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from trainer import schema
-from trainer.checkpoint.manifest import only_as_written
+from trainer.checkpoint.manifest import only_as_written, remove_as_written
 from trainer.compose import to_yaml
-from trainer.config import Config, ConfigError, ModelConfig, config_hash, defining_values
+from trainer.config import ABSENT_IS_NULL, Config, ConfigError, ModelConfig, config_hash, defining_values
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -120,10 +120,13 @@ def hold(path: Path) -> IO[str]:
 def prepare(run: RunDir, cfg: Config) -> None:
     """Make the directory and write the resolved configuration into it, atomically. For rank 0 only.
 
-    Raises `ConfigError` where that is not possible.
+    What an earlier start kept of its source goes where this one begins with random weights: an export would take it for
+    this run's. Raises `ConfigError` where that is not possible.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
+        if run.step == 0 and cfg.checkpoint.init_from is None:
+            remove_as_written(run.path / SOURCE, SOURCE_FACT)
         target = run.path / CONFIG_FILE
         temporary = target.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(to_yaml(replace(cfg, run=replace(cfg.run, dir=str(run.path)))), encoding="utf-8")
@@ -132,18 +135,20 @@ def prepare(run: RunDir, cfg: Config) -> None:
         raise ConfigError([_unwritable(run.path, error)]) from None
 
 
-def model_of(path: Path) -> ModelConfig:
-    """The model that a run directory's configuration describes; other sections do not matter. Raises `ConfigError`."""
+def beginning_of(path: Path) -> tuple[ModelConfig, str | None]:
+    """The model that a run directory's configuration describes, and what its weights were read from (None: they were
+    random); other keys do not matter. Raises `ConfigError`."""
     file = path / CONFIG_FILE
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(file))
-        section: Any = tree["model"] if isinstance(tree, dict) else None
+        tree: Any = OmegaConf.to_container(OmegaConf.load(file))
+        section, checkpoint = tree["model"], tree.get("checkpoint") or {}
+        init_from = checkpoint.get("init_from")  # runs from before this key began with random weights
     except Exception as error:  # whatever the reader makes of a damaged file
         raise ConfigError([f"{file} cannot be read ({' '.join(str(error).split())})"]) from None
     model, errors = schema.from_dict(ModelConfig, section, where=f"{file}: ")
     if model is None:
         raise ConfigError(errors)
-    return model
+    return model, init_from
 
 
 def last_step(path: Path) -> int:
@@ -186,7 +191,8 @@ def _stored(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever the reader makes of a damaged file
         text = f"{file} cannot be read ({' '.join(str(error).split())}); use another run.dir"
         raise ConfigError([text]) from None
-    return schema.flatten(stored, schema.keys(Config))
+    flat = schema.flatten(stored, schema.keys(Config))
+    return {key: value for key, value in flat.items() if value is not None or key not in ABSENT_IS_NULL}
 
 
 def _differences(cfg: Config, stored: Mapping[str, Any], kind: Literal["fixed", "named"]) -> list[str]:

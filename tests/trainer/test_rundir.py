@@ -10,7 +10,7 @@ import pytest
 
 from trainer import __main__ as entry
 from trainer.compose import compose, load
-from trainer.config import ConfigError, config_hash
+from trainer.config import ConfigError, config_hash, defining_values
 from trainer.rundir import RunDir, choose, differences, finished_line, hold, last_step, prepare
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -127,6 +127,27 @@ def test_a_directory_of_another_configuration_is_refused_with_the_keys_that_diff
     assert f"optim.lr: {old.optim.lr} -> 1e-05" in line
     assert f"model.num_layers: {old.model.num_layers} -> 2" in line
     assert "train.log_every" not in line
+
+
+def test_a_run_from_before_init_from_has_its_name_and_goes_on():
+    cfg = toy()
+    names = [key for key in defining_values(cfg) if key.startswith("checkpoint.")]
+    assert names == []
+    assert "checkpoint.init_from" in defining_values(toy("checkpoint.init_from=there"))
+    run = start(cfg)
+    save(run, 100)
+    file = run.path / "config.yaml"
+    text = file.read_text()
+    assert "  init_from: null\n" in text
+    assert choose(cfg) == RunDir(run.path, "resume", 100)
+    file.write_text(text.replace("  init_from: null\n", ""))
+    assert choose(cfg) == RunDir(run.path, "resume", 100)
+    said = refusal(toy("checkpoint.init_from=there", f"run.dir={run.path}"))
+    assert "checkpoint.init_from: (not there) -> there. Use" in said
+    other = start(toy("checkpoint.init_from=there"))
+    assert other.path != run.path
+    save(other, 100)
+    assert "checkpoint.init_from: there -> (not there)" in refusal(toy(f"run.dir={other.path}"))
 
 
 def test_an_empty_directory_is_taken_and_one_of_something_else_refused():

@@ -21,6 +21,7 @@ from trainer.checkpoint.opened import open_checkpoint
 from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
 from trainer.model_config import ModelConfig
+from trainer.rundir import SOURCE
 
 DtypeName = Literal["source", "bf16", "fp32", "fp8"]
 FULL = {"F32": "float32", "F16": "float16", "F64": "float64"}  # as config.json spells them; bfloat16 where not listed
@@ -67,7 +68,15 @@ def export(
         raise CheckpointError(
             f"{opened.path} does not hold the model of its run: {wrong[0]} (octavo inspect tells all)"
         )
-    carried = read_carried(opened.run_directory)
+    carried = None
+    if opened.init_from is not None:
+        carried = read_carried(opened.run_directory, model)
+        if carried is None and (dtype == "source" or not text_only):
+            raise CheckpointError(
+                f"{opened.run_directory / SOURCE} is gone, which held the towers, dtypes and side files that the run "
+                f"kept of {opened.init_from}; bring it back, or write the text model alone, with --text-only and a "
+                "--dtype other than source"
+            )
     prefix, config = _destination(model, carried, text_only)
     choose = _dtypes(dtype, carried.kinds if carried else {})
     groups = [_text(state, piece, full_name(prefix, piece), choose(piece)) for piece in pieces]

@@ -14,7 +14,7 @@ from trainer.checkpoint.manifest import Damaged, read_manifest, size_fault, veri
 from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
 from trainer.model_config import ModelConfig
-from trainer.rundir import CHECKPOINTS, CONFIG_FILE, model_of
+from trainer.rundir import CHECKPOINTS, CONFIG_FILE, beginning_of
 
 METADATA = ".metadata"  # torch.distributed.checkpoint's index
 HASHERS = 4  # files that are read at one time
@@ -28,6 +28,7 @@ class OpenedCheckpoint:
     step: int
     ranks: int  # that wrote it
     model: ModelConfig
+    init_from: str | None  # what the run's weights were read from
     state: StoredState
     files: dict[str, dict[str, Any]]  # as the manifest lists them
 
@@ -77,7 +78,7 @@ def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
             f"{path}: the {CONFIG_FILE} of its run, which describes the model, is not in {run_directory}; give a "
             "checkpoint in its run directory"
         )
-    model = model_of(run_directory)
+    model, init_from = beginning_of(run_directory)
     try:
         manifest = read_manifest(path)
     except Damaged as damage:
@@ -88,7 +89,7 @@ def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
         if fault is not None:
             raise CheckpointError(f"{path} is damaged: {fault}")
     return OpenedCheckpoint(
-        path, run_directory, manifest["step"], manifest["world_size"], model, StoredState(path), files
+        path, run_directory, manifest["step"], manifest["world_size"], model, init_from, StoredState(path), files
     )
 
 

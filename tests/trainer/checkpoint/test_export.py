@@ -386,6 +386,25 @@ def test_nothing_of_the_users_is_removed(tmp_path, reference, capsys, put):
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+def test_a_start_with_random_weights_has_no_part_of_an_earlier_ones_source(tmp_path, reference):
+    """Not even where that source is of the same model, and neither where the user put a directory there."""
+    published, run = reference / "tiny" / "interns1", tmp_path / "run"
+    cfg = config(published, run)
+    rundir.prepare(rundir.RunDir(run, "new"), cfg)
+    carried._keep(look_at(open_directory(published)), run / "source", lambda: None)
+    cfg.checkpoint.init_from = None
+    assert train(cfg) == 0
+    assert not (run / "source").exists()
+    carried._keep(look_at(open_directory(published)), run / "source", lambda: None)
+    done = export(run, tmp_path / "out")
+    assert (done.carried, done.dtypes) == (0, "BF16")
+    assert "vision_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    (run / "source" / "notes").write_text(NOTES)
+    cfg.train.resume, cfg.train.steps = "auto", 2
+    assert train(cfg) == 0
+    assert (run / "source" / "notes").read_text() == NOTES
+
+
 def other_model(cfg: Config, source: Path) -> str:
     cfg.model = replace(cfg.model, hidden_size=32, rope_theta=1e4)
     return "holds another model: model.hidden_size=32, there 64; model.rope_theta=10000.0, there 1000000.0"
@@ -493,6 +512,17 @@ DAMAGES: dict[str, Any] = {
 }
 
 
+def another_source(run: Path) -> None:
+    """Whole, but of another model."""
+    shutil.rmtree(run / "source")
+    other = checkpoint(run.parent / "another", build(model_config())).write()
+    carried._keep(look_at(open_directory(other)), run / "source", lambda: None)
+
+
+DAMAGES["source is of another model than its run: model.vocab_size=320, there 61"] = another_source
+DAMAGES["source is gone, .* --text-only and a --dtype"] = lambda run: shutil.rmtree(run / "source")
+
+
 @pytest.mark.parametrize("said", DAMAGES)
 def test_a_damaged_checkpoint_is_not_exported(tmp_path, trained, said):
     run = shutil.copytree(trained, tmp_path / "run")
@@ -501,6 +531,18 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path, trained, said):
         export(run, tmp_path / "out")
     assert "\n" not in str(failure.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_lost_its_source_exports_what_is_asked_for_by_name(tmp_path, trained):
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(run / "source")
+    for options in ({"dtype": "bf16"}, {"text_only": True}):
+        with pytest.raises(CheckpointError, match="is gone"):
+            export(run, tmp_path / "out", **options)
+    assert export(run, tmp_path / "out", dtype="fp32", text_only=True).carried == 0
+    found = loaded(tmp_path / "out")
+    assert len(found) == 174
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
 
 
 def test_what_is_in_the_way_is_told_before_anything_is_read(tmp_path, trained, monkeypatch):

@@ -6,13 +6,14 @@ RUN_DIR/source/   config.json, tokenizer and other side files, the tensors of pa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parallel.world import World
-from trainer.checkpoint.huggingface.config import other_function
+from trainer.checkpoint.huggingface.config import model_config_from_huggingface, other_function
 from trainer.checkpoint.huggingface.files import (
     CONFIG,
     HuggingFaceError,
@@ -79,13 +80,12 @@ def _on_the_first(world: World, act: Callable[[], object]) -> None:
         raise kind(said)
 
 
-def read_carried(run_directory: Path) -> Carried | None:
-    """What a run keeps of its source, once every byte is as written; None for a run that began without one.
-
-    Raises HuggingFaceError.
+def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
+    """What a run of `model` that began with published weights keeps of them, once every byte is as written; None where
+    it is gone. Raises HuggingFaceError.
     """
     path = run_directory / SOURCE
-    if not path.is_dir():
+    if not os.path.lexists(path):
         return None
     try:
         manifest = read_manifest(path)
@@ -96,8 +96,10 @@ def read_carried(run_directory: Path) -> Carried | None:
         fault = str(damage)
     if fault is not None:
         raise HuggingFaceError(f"what the run kept of its source is damaged: {fault}")
-    tensors = list(stored_tensors(path).values())
-    return Carried(path, read_json(path / CONFIG), manifest[SOURCE_FACT], tensors, side_files(path))
+    config = read_json(path / CONFIG)
+    if differing := other_function(model, model_config_from_huggingface(config)):
+        raise HuggingFaceError(f"{path} is of another model than its run: {'; '.join(differing)}")
+    return Carried(path, config, manifest[SOURCE_FACT], list(stored_tensors(path).values()), side_files(path))
 
 
 def _suitable(path: Path, cfg: ModelConfig) -> None:
