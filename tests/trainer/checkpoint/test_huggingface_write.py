@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(tmp_path, monkey
 
 def test_what_fails_halfway_leaves_nothing(tmp_path):
     def fails() -> list[Tensor]:
-        assert list((tmp_path / "out.octavo.tmp").iterdir())
+        assert list(tmp_path.glob("out.*.octavo.tmp/model-*"))
         raise HuggingFaceError("this one cannot be read")
 
     broken = [*groups(tensors()), Group((Output("x", "F32", (4,)),), fails)]
@@ -140,10 +141,49 @@ def test_what_fails_halfway_leaves_nothing(tmp_path):
 
 
 def test_what_a_killed_process_left_is_written_anew(tmp_path):
-    (tmp_path / "out.octavo.tmp").mkdir()
-    (tmp_path / "out.octavo.tmp" / "model-00001-of-00009.safetensors").write_text("half")
-    write_directory(tmp_path / "out", groups(tensors()), CONFIG)
-    assert_same(loaded(tmp_path / "out"), tensors())
+    named = tensors()
+    if (child := os.fork()) == 0:
+        try:
+            killed = Group((Output("x", "F32", (4,)),), lambda: os._exit(9))  # type: ignore[arg-type]
+            write_directory(tmp_path / "out", [*groups(named), killed], CONFIG, shard_bytes=50)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    (left,) = tmp_path.iterdir()
+    assert list(left.glob("model-*"))
+    others = ["out.octavo.tmp", "out.old.octavo.tmp", "out.0123abcd.octavo.tmp"]  # no process of ours made these
+    for name in others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes").write_text("")
+    write_directory(tmp_path / "out", groups(named), CONFIG)
+    assert_same(loaded(tmp_path / "out"), named)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", *others}
+    assert all((tmp_path / name / "notes").exists() for name in others)
+
+
+def test_two_writers_of_one_directory(tmp_path, monkeypatch):
+    """The second is told while the first writes; where both got past that, the first to end has the name."""
+    target, told = tmp_path / "out", []
+
+    def second() -> None:
+        write_directory(target, groups({"second": torch.zeros(3)}), CONFIG)
+
+    def first() -> list[Tensor]:
+        with pytest.raises(HuggingFaceError, match=r"out is being written by another process, in .*out\.\w{8}\.octavo"):
+            second()
+        with monkeypatch.context() as blind:
+            blind.setattr(write, "_remove_left_behind", lambda target: None)
+            second()
+        told.append(sorted(path.name for path in tmp_path.iterdir()))
+        return [torch.ones(3)]
+
+    with pytest.raises(HuggingFaceError, match="out exists; give a directory that does not"):
+        write_directory(target, [Group((Output("first", "F32", (3,)),), first)], CONFIG)
+    assert len(told[0]) == 2
+    assert_same(loaded(target), {"second": torch.zeros(3)})
+    assert sorted(path.name for path in target.iterdir()) == [
+        "config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json",
+    ]  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -154,16 +194,17 @@ def memory(line: str) -> int:
 
 
 def test_memory_is_that_of_one_tensor(tmp_path):
-    """Files of 12 tensors of 8 MB, written, read and written again, hold hardly more than two of them at a time."""
+    """A file of 20 tensors of 8 MB, written, read and written again, holds few of them at a time. The kernel counts
+    this in each of its processors apart: a figure may be off by tens of MB where there are many."""
     shape = (8, 1 << 18)
-    made = [Group((Output(f"x{n}", "F32", shape),), lambda: [torch.full(shape, 3.0)]) for n in range(12)]
+    made = [Group((Output(f"x{n}", "F32", shape),), lambda: [torch.full(shape, 3.0)]) for n in range(20)]
     write_directory(tmp_path / "warm", made[:1], CONFIG)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     before = memory("VmRSS")
-    total = write_directory(tmp_path / "out", made, CONFIG, shard_bytes=50 << 20)
+    total = write_directory(tmp_path / "out", made, CONFIG)
     write_directory(tmp_path / "copy", [copy_of(t) for t in stored_tensors(tmp_path / "out").values()], CONFIG)
-    assert total == 96 << 20
-    assert memory("VmHWM") - before < 30
+    assert total == 160 << 20
+    assert memory("VmHWM") - before < 90
 
 
 def test_groups_stay_together(tmp_path):
