@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import math
 import platform
 import re
 import sys
@@ -142,8 +143,8 @@ def _export(words: Sequence[str]) -> int:
     parser.add_argument("--text-only", action="store_true", help="leave vision, projector and time series out")
     parser.add_argument("--shard-gb", type=float, default=5.0, metavar="GB", help="size of one file (5)")
     options = parser.parse_args(words)
-    if not options.shard_gb > 0:
-        parser.error("--shard-gb is above 0")
+    if not 0 < options.shard_gb < math.inf:
+        parser.error(f"--shard-gb={options.shard_gb} is no size; use a number above 0, such as 5")
     return run_export(
         options.checkpoint,
         options.target,

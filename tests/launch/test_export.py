@@ -44,7 +44,8 @@ def test_export_warns_of_what_others_may_misread(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words", [["export", "a"], ["export", "a", "b", "--dtype", "fp4"], ["inspect"],
-                                   ["export", "a", "b", "--shard-gb", "0"]])  # fmt: skip
+                                   ["export", "a", "b", "--shard-gb", "0"], ["export", "a", "b", "--shard-gb", "inf"],
+                                   ["export", "a", "b", "--shard-gb", "nan"]])  # fmt: skip
 def test_wrong_words_are_told(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(words)

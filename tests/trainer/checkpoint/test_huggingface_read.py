@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,64 @@ def test_a_configuration_that_is_not_this_model_is_refused(tmp_path, source, mes
     REFUSED_CONFIGS[message](written)
     with pytest.raises(HuggingFaceError, match=f"config.json.*{message}"):
         from_huggingface(written.write())
+
+
+UNREADABLE = {
+    'num_hidden_layers="48" for the text model': put("num_hidden_layers", "48"),
+    "num_attention_heads=0 for": put("num_attention_heads", 0),
+    "hidden_size=24.0 for": put("hidden_size", 24.0),
+    "vocab_size=true for": put("vocab_size", True),
+    "no max_position_embeddings for": put("max_position_embeddings", None),
+    r"num_experts=\[12\] for": put("num_experts", [12]),
+    "router_n_groups=5 for .* a divisor of num_experts": put("router_n_groups", 5),
+    "num_key_value_heads=4 for .* a divisor of num_attention_heads": put("num_key_value_heads", 4),
+    "num_experts_per_tok=14 for .* or less": put("num_experts_per_tok", 14),
+    "head_dim=7 for .* an even number": put("head_dim", 7),
+    "rope_theta=0 for": put("rope_theta", 0),
+    "rms_norm_eps=NaN for": put("rms_norm_eps", float("nan")),
+    "rms_norm_eps=-1e-06 for": put("rms_norm_eps", -1e-6),
+    'rope_scaling="default" is': put("rope_scaling", "default"),
+    "fope_init_factor={} in the text model's rope_scaling": put("rope_scaling", {"fope_init_factor": {}}),
+    'text_config="qwen" is': lambda written: written.config.update(text_config="qwen"),
+    r"vision_config=\[1\] is": lambda written: written.config.update(vision_config=[1]),
+    'quantization_config="fp8" is': lambda written: written.config.update(quantization_config="fp8"),
+}
+
+
+@pytest.mark.parametrize("message", UNREADABLE)
+def test_a_configuration_of_other_kinds_of_values_is_refused(tmp_path, source, message):
+    written = checkpoint(tmp_path, source)
+    UNREADABLE[message](written)
+    with pytest.raises(HuggingFaceError, match=f"^{tmp_path}/config.json: {message}") as failure:
+        from_huggingface(written.write())
+    assert "\n" not in str(failure.value)
+
+
+def places(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every key of a config.json with the object that it is in."""
+    for key, value in config.items():
+        yield config, key
+        if isinstance(value, dict):
+            yield from places(value)
+
+
+@pytest.mark.parametrize("name", ["interns1", "interns1_pro"])
+def test_whatever_stands_in_a_configuration_is_judged(reference, name):
+    """Each key of a published one in turn is something else: it does not matter, or one line tells."""
+    directory = open_directory(reference / "tiny" / name)
+    lines = []
+    for inside, key in places(directory.config):
+        kept = inside[key]
+        for other in (None, "x", 0, 0.5, 1e400, [0], {"x": 1}):
+            inside[key] = other
+            try:
+                look_at(directory).require(towers=True)
+            except HuggingFaceError as error:
+                lines.append(str(error))
+        inside[key] = kept
+    assert len(lines) > 100
+    assert all(line.startswith(str(directory.path)) and "\n" not in line for line in lines)
+    look_at(directory).require(towers=True)
 
 
 @pytest.mark.parametrize("name", ["layers.1.self_attn.k_norm.weight", "layers.0.mlp.experts.7.up_proj.weight",
@@ -319,7 +377,21 @@ def edit_header(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
     file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
+def move(name: str, by: int) -> Callable[[dict[str, Any]], object]:
+    return lambda header: header[name].update(data_offsets=[offset + by for offset in header[name]["data_offsets"]])
+
+
+def twice(header: dict[str, Any]) -> None:
+    header["again"] = header["lm_head.weight"]
+
+
 HEADERS = {
+    r"first\.weight begins 4 bytes after the header; tensors lie one after another": move("first.weight", 4),
+    r"lm_head\.weight begins 4 bytes inside first\.weight": move("lm_head.weight", -4),
+    r"lm_head\.weight begins 4 bytes after first\.weight": move("lm_head.weight", 4),
+    r"again begins 5856 bytes inside lm_head\.weight": twice,
+    r"no whole numbers": lambda header: header["first.weight"].update(shape=[-2, -2]),
+    r"lm_head\.weight has a shape or data_offsets": lambda header: header["lm_head.weight"].update(shape=["61", "24"]),
     "dtype F4": lambda header: header["lm_head.weight"].update(dtype="F4"),
     "not those of F32": lambda header: header["lm_head.weight"].update(shape=[1, 2]),
     "cannot be read": lambda header: header["lm_head.weight"].pop("shape"),
@@ -332,7 +404,8 @@ def test_a_damaged_header_is_told(tmp_path, source, said):
     directory = checkpoint(tmp_path, source).write()
     written = checkpoint(tmp_path, source)
     # The head comes last in the file, so that nothing else ends where it does.
-    save_file({"lm_head.weight": written.tensors.pop("lm_head.weight").detach()}, directory / "model-head.safetensors")
+    last = {"first.weight": torch.zeros(4), "lm_head.weight": written.tensors.pop("lm_head.weight").detach()}
+    save_file(last, directory / "model-head.safetensors")
     save_file({name: t.detach().contiguous() for name, t in written.tensors.items()}, directory / "model.safetensors")
     edit_header(directory / "model-head.safetensors", HEADERS[said])
     with pytest.raises(HuggingFaceError, match=rf"model-head.safetensors.*{said}"):

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from trainer.checkpoint.huggingface.files import HuggingFaceError
+from trainer.checkpoint.huggingface.section import Section, object_under
 from trainer.model_config import ModelConfig
 
 FREQUENCIES_KEY = "num_inv_freq"
@@ -28,29 +29,21 @@ BLOCK = [128, 128]  # rows and columns of an FP8 weight that share a scale
 
 def text_section(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config.json that describes the text model."""
-    return config.get("text_config", config)
+    return object_under(config, "text_config") or config
 
 
 def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
     """The `ModelConfig` of a parsed config.json, of a text model or of a multimodal one with a `text_config`.
 
     Reads `num_experts` or `num_local_experts`, `rope_theta` at the top or in `rope_parameters`. Raises HuggingFaceError
-    for a key that is missing or that asks for something this model does not have.
+    for a key that is missing, of another kind, or that asks for something this model does not have.
     """
     text = text_section(config)
-    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
-
-    def read(*names: str, default: Any = None) -> Any:
-        for name in names:
-            if text.get(name) is not None:
-                return text[name]
-        if default is None:
-            raise HuggingFaceError(f"config.json: no {' or '.join(names)} for the text model")
-        return default
-
+    scaling = object_under(text, "rope_scaling", "rope_parameters") or {}
     fope = "fope_init_factor" in scaling
-    theta = text.get("rope_theta") or scaling.get("rope_theta")
-    if theta is None:
+    read, rope = Section(text, "for the text model"), Section(scaling, "in the text model's rope_scaling")
+    theta = read if text.get("rope_theta") is not None else rope
+    if theta is rope and scaling.get("rope_theta") is None:
         raise HuggingFaceError("config.json: no rope_theta, neither in the text model nor in its rope_parameters")
     for key, wanted in ONLY.items():
         if text.get(key, wanted) != wanted:
@@ -64,26 +57,38 @@ def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
         raise HuggingFaceError(f"config.json: rope_type={rope_type} is not supported; only default is")
     if fope and not scaling.get("fope_sep_head", True):
         raise HuggingFaceError("config.json: fope_sep_head=false is not supported; only true is (tables per kv head)")
+    hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     cfg = ModelConfig(
-        vocab_size=read("vocab_size"),
-        hidden_size=read("hidden_size"),
-        num_layers=read("num_hidden_layers"),
-        num_heads=read("num_attention_heads"),
-        num_kv_heads=read("num_key_value_heads"),
-        head_dim=read("head_dim", default=read("hidden_size") // read("num_attention_heads")),
-        num_experts=read("num_experts", "num_local_experts"),
-        experts_per_token=read("num_experts_per_tok"),
-        router_groups=read("router_n_groups", default=1),
-        expert_width=read("moe_intermediate_size"),
+        vocab_size=read.size("vocab_size"),
+        hidden_size=hidden,
+        num_layers=read.size("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=read.size("num_key_value_heads"),
+        head_dim=read.size("head_dim", default=hidden // heads),
+        num_experts=read.size("num_experts", "num_local_experts"),
+        experts_per_token=read.size("num_experts_per_tok"),
+        router_groups=read.size("router_n_groups", default=1),
+        expert_width=read.size("moe_intermediate_size"),
         positions="fope" if fope else "rope",
-        rope_theta=float(theta),
-        max_position=read("max_position_embeddings"),
-        fope_gain=float(scaling.get("fope_init_factor", 0.5)),
-        fope_pad_sin=float(scaling.get("fope_pad_sin", 1.0)),
-        norm_eps=float(read("rms_norm_eps")),
-        init_std=float(read("initializer_range", default=0.02)),
-        balance_coef=float(text.get("router_aux_loss_coef", 1e-3)),
+        rope_theta=theta.number("rope_theta", least=1.0),
+        max_position=read.size("max_position_embeddings"),
+        fope_gain=rope.number("fope_init_factor", default=0.5),
+        fope_pad_sin=rope.number("fope_pad_sin", default=1.0),
+        norm_eps=read.number("rms_norm_eps"),
+        init_std=read.number("initializer_range", default=0.02),
+        balance_coef=read.number("router_aux_loss_coef", default=1e-3),
     )
+    if cfg.head_dim % 2:
+        raise read.refused("head_dim", "an even number")
+    for part, whole, divides in (
+        ("num_key_value_heads", "num_attention_heads", cfg.num_heads % cfg.num_kv_heads == 0),
+        ("router_n_groups", "num_experts", cfg.num_experts % cfg.router_groups == 0),
+        ("router_n_groups", "num_experts_per_tok", cfg.experts_per_token % cfg.router_groups == 0),
+    ):
+        if not divides:
+            raise read.refused(part, f"a divisor of {whole}")
+    if cfg.experts_per_token > cfg.num_experts:
+        raise read.refused("num_experts_per_tok", f"{cfg.num_experts} (num_experts) or less")
     if fope and scaling.get(FREQUENCIES_KEY) not in (None, cfg.fope_frequencies()):
         raise HuggingFaceError(
             f"config.json: {FREQUENCIES_KEY}={scaling[FREQUENCIES_KEY]}, but rope_theta and max_position_embeddings "

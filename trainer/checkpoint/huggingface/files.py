@@ -113,21 +113,28 @@ def read_header(file: Path) -> list[StoredTensor]:
                 )
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        tensors, end = [], 0
+        tensors = []
         for name, facts in header.items():
-            dtype, shape, (start, stop) = facts["dtype"], tuple(map(int, facts["shape"])), facts["data_offsets"]
+            dtype, shape, (start, stop) = facts["dtype"], tuple(facts["shape"]), facts["data_offsets"]
             if dtype not in BITS:
                 raise HuggingFaceError(f"{file}: {name} has the dtype {dtype}, which is not known here")
-            if stop - start != byte_count(dtype, shape) or start < 0:
+            if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+                raise HuggingFaceError(f"{file}: {name} has a shape or data_offsets that are no whole numbers")
+            if stop - start != byte_count(dtype, shape):
                 raise HuggingFaceError(f"{file}: {name} has {stop - start} bytes, not those of {dtype} {list(shape)}")
             tensors.append(StoredTensor(name, dtype, shape, file, 8 + length + start, stop - start))
-            end = max(end, stop)
     except OSError as error:
         raise HuggingFaceError(f"{file}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, HuggingFaceError):
             raise
         raise HuggingFaceError(f"{file}: no safetensors file: its header cannot be read ({error})") from error
+    end, before = 0, "the header"
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.nbytes)):
+        if (gap := tensor.start - 8 - length - end) != 0:
+            what = f"{gap} bytes after" if gap > 0 else f"{-gap} bytes inside"
+            raise HuggingFaceError(f"{file}: {tensor.name} begins {what} {before}; tensors lie one after another")
+        end, before = end + tensor.nbytes, tensor.name
     if size != 8 + length + end:
         raise HuggingFaceError(f"{file}: cut short or damaged: {size:,} bytes, by its header {8 + length + end:,}")
     return tensors
@@ -137,7 +144,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises HuggingFaceError naming the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise HuggingFaceError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise HuggingFaceError(f"{path}: not a JSON object")

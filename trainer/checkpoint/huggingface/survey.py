@@ -21,6 +21,7 @@ from trainer.checkpoint.huggingface.names import (
     text_pieces,
     text_prefix,
 )
+from trainer.checkpoint.huggingface.section import object_under
 from trainer.checkpoint.huggingface.towers import LOOSE, OPTIONAL, tower_of, tower_shapes
 from trainer.model_config import ModelConfig
 
@@ -38,6 +39,7 @@ class Source:
     model: ModelConfig
     prefix: str
     pieces: tuple[Piece, ...]  # of the text model, as this directory lays it out
+    towers: dict[str, tuple[int, ...]]  # `tower_shapes`
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -89,27 +91,32 @@ class Source:
     def missing(self) -> list[str]:
         """Names of the text model and of the towers that config.json describes."""
         wanted = dict.fromkeys(self.stored_name(piece) for piece in self.pieces)
-        return [name for name in (*wanted, *tower_shapes(self.directory.config)) if name not in self.tensors]
+        return [name for name in (*wanted, *self.towers) if name not in self.tensors]
 
     @cached_property
     def unknown(self) -> list[str]:
         """Names that belong to no part."""
-        towers = tower_shapes(self.directory.config)
-        return [name for name in self.tensors if name not in self.text_names and not self._of_a_tower(name, towers)]
+        return [name for name in self.tensors if name not in self.text_names and not self._of_a_tower(name)]
 
-    def _of_a_tower(self, name: str, towers: dict[str, tuple[int, ...]]) -> bool:
+    @cached_property
+    def _described(self) -> set[str | None]:
+        """The parts that config.json describes as towers that are known."""
+        return {tower_of(name) for name in self.towers}
+
+    def _of_a_tower(self, name: str) -> bool:
         part = tower_of(name)
         if part is None:
             return False
-        described = any(tower_of(other) == part for other in towers)
-        return name in towers or part == LOOSE or not described or OPTIONAL.fullmatch(name) is not None
+        return (
+            name in self.towers or part == LOOSE or part not in self._described or OPTIONAL.fullmatch(name) is not None
+        )
 
     @cached_property
     def unfit(self) -> list[str]:
         """One line for each tensor of a wrong shape or dtype, or in FP8 without what makes sense of it."""
         shapes = {self.stored_name(piece): piece for piece in self.pieces}
         lines = [line for name, piece in shapes.items() if name in self.tensors for line in self._judge(name, piece)]
-        for name, shape in tower_shapes(self.directory.config).items():
+        for name, shape in self.towers.items():
             if name in self.tensors and self.tensors[name].shape != shape:
                 lines.append(_wrong_shape(self.tensors[name], shape))
         lines += [
@@ -164,11 +171,16 @@ class Source:
 
 
 def look_at(directory: Directory) -> Source:
-    """The text model that a directory's config.json describes. Raises HuggingFaceError for a model that is not ours."""
-    model = model_config_from_huggingface(directory.config)
+    """The text model that a directory's config.json describes. Raises HuggingFaceError for a model that is not ours,
+    and for a description that cannot be read."""
+    try:
+        model, towers = model_config_from_huggingface(directory.config), tower_shapes(directory.config)
+        quantization(directory)
+    except HuggingFaceError as error:
+        raise HuggingFaceError(f"{directory.path}/{error}") from error
     prefix = text_prefix(directory.tensors)
     pieces = tuple(text_pieces(model, fused_layers(directory.tensors, prefix)))
-    return Source(directory, model, prefix, pieces)
+    return Source(directory, model, prefix, pieces, towers)
 
 
 def part_of(name: str) -> str:
@@ -184,8 +196,8 @@ def part_of(name: str) -> str:
 
 
 def quantization(directory: Directory) -> dict[str, object] | None:
-    config = directory.config
-    return config.get("quantization_config") or text_section(config).get("quantization_config")
+    key = "quantization_config"
+    return object_under(directory.config, key) or object_under(text_section(directory.config), key)
 
 
 def piece_scales(name: str) -> str:

@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.checkpoint.huggingface.files import HuggingFaceError
+from trainer.checkpoint.huggingface.section import Section, object_under
 
 Shapes = dict[str, tuple[int, ...]]
+DESCRIBED = "in the description of a tower"
 # Part of a checkpoint -> how names of its tensors begin. Published files say `model.`; older spellings leave it out.
 TOWERS = {
     "vision": re.compile(r"(model\.)?(vision_tower|visual)\."),
@@ -34,24 +35,19 @@ def tower_of(name: str) -> str | None:
 def tower_shapes(config: Mapping[str, Any]) -> Shapes:
     """The tensors that the towers of a config.json have; nothing for towers of another kind than the two models'.
 
-    Raises HuggingFaceError where the description of a known tower lacks a size.
+    Raises HuggingFaceError where the description of a known tower lacks a size or has another thing in its place.
     """
     shapes: Shapes = {}
-    try:
-        match (config.get("vision_config") or {}).get("model_type"):
-            case "interns1_vision":
-                shapes |= _vision_tower(config)
-            case "interns1_pro_vision":
-                shapes |= _visual(config["vision_config"])
-        if (config.get("ts_config") or {}).get("model_type") == "interns1_pro_time_series":
-            shapes |= _time_series(config["ts_config"])
-    except KeyError as error:
-        raise HuggingFaceError(f"config.json: no {error.args[0]} in the description of a tower") from error
+    vision, signals = (object_under(config, key) or {} for key in ("vision_config", "ts_config"))
+    match vision.get("model_type"):
+        case "interns1_vision":
+            text = Section(object_under(config, "text_config") or {}, "for the text model")
+            shapes |= _vision_tower(Section(vision, DESCRIBED), config, text.size("hidden_size"))
+        case "interns1_pro_vision":
+            shapes |= _visual(Section(vision, DESCRIBED))
+    if signals.get("model_type") == "interns1_pro_time_series":
+        shapes |= _time_series(Section(signals, DESCRIBED))
     return shapes
-
-
-def _pair(value: int | list[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def _linear(name: str, rows: int, columns: int, bias: bool = True) -> Shapes:
@@ -63,59 +59,58 @@ def _norm(name: str, width: int, bias: bool = True) -> Shapes:
     return {f"{name}.{kind}": (width,) for kind in ("weight", "bias")[: 1 + bias]}
 
 
-def _vision_tower(config: Mapping[str, Any]) -> Shapes:
+def _vision_tower(v: Section, config: Mapping[str, Any], H: int) -> Shapes:
     """InternViT and the projector of Intern-S1."""
-    v, H = config["vision_config"], config["text_config"]["hidden_size"]
-    W, F, (height, width) = v["hidden_size"], v["intermediate_size"], _pair(v["patch_size"])
-    rows, columns = _pair(v["image_size"])
+    W, F, (height, width) = v.size("hidden_size"), v.size("intermediate_size"), v.pair("patch_size")
+    rows, columns = v.pair("image_size")
     root = "model.vision_tower."
     shapes: Shapes = {
         f"{root}embeddings.cls_token": (1, 1, W),
-        f"{root}embeddings.patch_embeddings.projection.weight": (W, v["num_channels"], height, width),
+        f"{root}embeddings.patch_embeddings.projection.weight": (W, v.size("num_channels"), height, width),
         f"{root}embeddings.patch_embeddings.projection.bias": (W,),
     }
-    if v.get("use_absolute_position_embeddings", True):
+    if v.values.get("use_absolute_position_embeddings", True):
         shapes[f"{root}embeddings.position_embeddings"] = (1, (rows // height) * (columns // width) + 1, W)
-    shifted = v.get("norm_type") == "layer_norm"
-    for number in range(v["num_hidden_layers"]):
+    shifted = v.values.get("norm_type") == "layer_norm"
+    for number in range(v.size("num_hidden_layers")):
         at = f"{root}encoder.layer.{number}."
         for norm in ("layernorm_before", "layernorm_after"):
             shapes |= _norm(at + norm, W, bias=shifted)
         shapes |= {at + "lambda_1": (W,), at + "lambda_2": (W,)}
         for letter in "qkv":
-            shapes |= _linear(f"{at}attention.{letter}_proj", W, W, bias=bool(v.get("attention_bias")))
-        if v.get("use_qk_norm"):
+            shapes |= _linear(f"{at}attention.{letter}_proj", W, W, bias=bool(v.values.get("attention_bias")))
+        if v.values.get("use_qk_norm"):
             shapes |= _norm(at + "attention.q_norm", W, bias=False) | _norm(at + "attention.k_norm", W, bias=False)
         shapes |= _linear(at + "attention.projection_layer", W, W)
         shapes |= _linear(at + "mlp.fc1", F, W) | _linear(at + "mlp.fc2", W, F)
-    merged = W * round(1 / config["downsample_ratio"]) ** 2
+    merged = W * round(1 / Section(config, DESCRIBED).number("downsample_ratio", least=1e-3)) ** 2
     shapes |= _norm("model.multi_modal_projector.layer_norm", merged)
     shapes |= _linear("model.multi_modal_projector.linear_1", H, merged)
     return shapes | _linear("model.multi_modal_projector.linear_2", H, H)
 
 
-def _visual(v: Mapping[str, Any]) -> Shapes:
+def _visual(v: Section) -> Shapes:
     """The native-resolution tower of Intern-S1-Pro, its merger included."""
-    W, F, P = v["hidden_size"], v["intermediate_size"], v["patch_size"]
+    W, F, P = v.size("hidden_size"), v.size("intermediate_size"), v.size("patch_size")
     shapes: Shapes = {
-        "model.visual.patch_embed.proj.weight": (W, v["in_channels"], v["temporal_patch_size"], P, P),
+        "model.visual.patch_embed.proj.weight": (W, v.size("in_channels"), v.size("temporal_patch_size"), P, P),
         "model.visual.patch_embed.proj.bias": (W,),
-        "model.visual.pos_embed.weight": (v["num_position_embeddings"], W),
+        "model.visual.pos_embed.weight": (v.size("num_position_embeddings"), W),
     }
-    for number in range(v["depth"]):
+    for number in range(v.size("depth")):
         at = f"model.visual.blocks.{number}."
         shapes |= _norm(at + "norm1", W) | _norm(at + "norm2", W)
         shapes |= _linear(at + "attn.qkv", 3 * W, W) | _linear(at + "attn.proj", W, W)
         shapes |= _linear(at + "mlp.linear_fc1", F, W) | _linear(at + "mlp.linear_fc2", W, F)
-    merged = W * v["spatial_merge_size"] ** 2
+    merged = W * v.size("spatial_merge_size") ** 2
     shapes |= _norm("model.visual.merger.norm", W) | _linear("model.visual.merger.linear_fc1", merged, merged)
-    return shapes | _linear("model.visual.merger.linear_fc2", v["out_hidden_size"], merged)
+    return shapes | _linear("model.visual.merger.linear_fc2", v.size("out_hidden_size"), merged)
 
 
-def _time_series(t: Mapping[str, Any]) -> Shapes:
+def _time_series(t: Section) -> Shapes:
     """The tower for signals of Intern-S1-Pro, as a serving engine reads it."""
-    W, F, mels, conv = t["d_model"], t["encoder_ffn_dim"], t["num_mel_bins"], 128
-    into, out, H = t["ts_adapt_in_dim"], t["ts_adapt_out_dim"], t["out_hidden_size"]
+    W, F, mels, conv = t.size("d_model"), t.size("encoder_ffn_dim"), t.size("num_mel_bins"), 128
+    into, out, H = t.size("ts_adapt_in_dim"), t.size("ts_adapt_out_dim"), t.size("out_hidden_size")
     at = "model.time_series.encoder_embed."
     first = at + "transformer_encoder.layers.0."
     shapes: Shapes = {
@@ -132,8 +127,8 @@ def _time_series(t: Mapping[str, Any]) -> Shapes:
     shapes |= _linear(at + "adapt_in", mels, into) | _linear(at + "adapt_out", out, W) | _norm(at + "layer_norm", W)
     shapes |= {at + "conv1.weight": (W, mels, 3), at + "conv2.weight": (W, W, 3)}
     shapes |= {at + "conv1.bias": (W,), at + "conv2.bias": (W,)}
-    shapes[at + "embed_positions.weight"] = (t["max_source_positions"], W)
-    for number in range(t["encoder_layers"]):
+    shapes[at + "embed_positions.weight"] = (t.size("max_source_positions"), W)
+    for number in range(t.size("encoder_layers")):
         layer = f"{at}layers.{number}."
         for letter in "qkv":
             shapes |= _linear(f"{layer}self_attn.{letter}_proj", W, W, bias=letter != "k")
