@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,17 @@ def test_the_table_of_models_in_the_readme_is_right():
         counts = [f"{count / unit:.1f} {letter}" for count in (model.num_params(), model.active_params())]
         sizes = (model.num_layers, model.hidden_size, model.num_experts, model.experts_per_token, model.router_groups)
         assert row.split(" | ") == [*counts, *map(str, sizes)], name
+
+
+def test_every_launch_in_the_readme_is_of_a_run_that_holds():
+    """Also where nobody can run it here. A command in CI that is to be refused says so itself."""
+    text = (CHECKOUT / "README.md").read_text().replace("\\\n", " ")
+    launches = re.findall(
+        r"^(?:torchrun|octavo train) --nproc-per-node (\d+) (?:-m trainer )?(.*)$", text, re.MULTILINE
+    )
+    assert len(launches) > 3
+    for ranks, words in launches:
+        compose(shlex.split(words, comments=True), world_size=int(ranks))
 
 
 def test_the_toy_extra_is_what_the_constraints_pin():

@@ -93,6 +93,7 @@ def export(
 
     make_room(target, total)  # before hours of reading
     opened.compare_hashes()
+    state.compare_one()
 
     def count(nbytes: int) -> None:
         nonlocal done

@@ -22,10 +22,11 @@ from tests.trainer.model.tiny import build, model_config, relative
 from tests.trainer.test_parallelize import whole
 from tests.trainer.tiny_run import events, steps, tiny_config
 from trainer import rundir
+from trainer.checkpoint import slices
 from trainer.checkpoint.export import export
 from trainer.checkpoint.huggingface import carried
 from trainer.checkpoint.huggingface.config import model_config_from_huggingface
-from trainer.checkpoint.huggingface.files import HuggingFaceError, open_directory, read_json
+from trainer.checkpoint.huggingface.files import HuggingFaceError, StoredTensor, open_directory, read_json
 from trainer.checkpoint.huggingface.read import fill, from_huggingface
 from trainer.checkpoint.huggingface.survey import look_at
 from trainer.checkpoint.state import training_tensors
@@ -530,6 +531,23 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path, trained, said):
     with pytest.raises((CheckpointError, HuggingFaceError), match=said) as failure:
         export(run, tmp_path / "out")
     assert "\n" not in str(failure.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_torch_that_says_nothing_or_else_of_where_numbers_begin(tmp_path, trained, monkeypatch):
+    with monkeypatch.context() as silent:
+        silent.setattr(slices.torch, "load", lambda view, **_: torch.empty(16, 64, device="meta"))
+        with pytest.raises(CheckpointError, match=r"distcp: torch .* does not tell where model\.layers\.0"):
+            export(trained, tmp_path / "out")
+    genuine = slices.StoredState._chunk
+
+    def later(self: slices.StoredState, *args: Any) -> StoredTensor:
+        chunk = genuine(self, *args)
+        return replace(chunk, start=chunk.start + 4)
+
+    monkeypatch.setattr(slices.StoredState, "_chunk", later)
+    with pytest.raises(CheckpointError, match=r"reads other numbers of model\.layers\.0\.moe\.router"):
+        export(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
