@@ -87,7 +87,7 @@ def test_the_table_of_models_in_the_readme_is_right():
 
 
 def test_every_launch_in_the_readme_is_of_a_run_that_holds():
-    """Also where nobody can run it here. A command in CI that is to be refused says so itself."""
+    """Also where its sizes are too large to run it here."""
     text = (CHECKOUT / "README.md").read_text().replace("\\\n", " ")
     launches = re.findall(
         r"^(?:torchrun|octavo train) --nproc-per-node (\d+) (?:-m trainer )?(.*)$", text, re.MULTILINE

@@ -81,7 +81,7 @@ def _left_by_a_failed_start(entry: Path) -> bool:
 
 def _must_have_room_for_a_source(kept: Path, init_from: str) -> None:
     """Raises `ConfigError` where what is kept of `init_from` would stand in the way of it or of something else."""
-    target, given = kept.resolve(), Path(init_from).resolve()
+    target, given = (Path(os.path.realpath(path)) for path in (kept, init_from))
     if target == given or target in given.parents or given in target.parents:
         text = f"checkpoint.init_from={init_from} and {kept}, where the run keeps parts of it, are in one another"
         raise ConfigError([f"{text}; use a run.dir elsewhere"])

@@ -89,8 +89,8 @@ def remove_as_written(directory: Path, fact: str) -> None:
     """Remove a directory of which `only_as_written` holds, and no other. Raises OSError."""
     if not only_as_written(directory, fact):
         return
-    for name in read_manifest(directory)["files"]:
-        (directory / name).unlink(missing_ok=True)
+    for entry in [entry for entry in directory.iterdir() if entry.name != MANIFEST]:
+        entry.unlink()
     (directory / MANIFEST).unlink()  # last: without it nobody would know what the others are
     directory.rmdir()
 

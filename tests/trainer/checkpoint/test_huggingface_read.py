@@ -144,6 +144,7 @@ UNREADABLE = {
     "rms_norm_eps=-1e-06 for": put("rms_norm_eps", -1e-6),
     'rope_scaling="default" is': put("rope_scaling", "default"),
     "fope_init_factor={} in the text model's rope_scaling": put("rope_scaling", {"fope_init_factor": {}}),
+    "rope_parameters=5 is": put("rope_parameters", 5),
     'text_config="qwen" is': lambda written: written.config.update(text_config="qwen"),
     r"vision_config=\[1\] is": lambda written: written.config.update(vision_config=[1]),
     'quantization_config="fp8" is': lambda written: written.config.update(quantization_config="fp8"),

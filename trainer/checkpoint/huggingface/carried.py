@@ -73,7 +73,7 @@ def _on_the_first(world: World, act: Callable[[], object]) -> None:
             act()
         except ConfigError as error:
             kind, said = ConfigError, error.errors
-        except HuggingFaceError as error:
+        except (HuggingFaceError, OSError) as error:
             kind, said = HuggingFaceError, str(error)
     kind, said = world.broadcast((kind, said))
     if kind is not None:

@@ -60,11 +60,9 @@ class Section:
 
 
 def object_under(config: Mapping[str, Any], *names: str) -> dict[str, Any] | None:
-    """The first of these keys that is there and not null; None without one. Raises HuggingFaceError."""
+    """What is under the first of these keys that is there and not empty; None without one. Raises HuggingFaceError
+    where anything else than an object or null is under one of them."""
     for name in names:
-        value = config.get(name)
-        if value is not None and not isinstance(value, dict):
-            raise HuggingFaceError(f"{CONFIG}: {name}={json.dumps(value)} is not supported; need an object")
-        if value:
-            return value
-    return None
+        if not isinstance(config.get(name), dict | None):
+            raise HuggingFaceError(f"{CONFIG}: {name}={json.dumps(config[name])} is not supported; need an object")
+    return next((config[name] for name in names if config.get(name)), None)
