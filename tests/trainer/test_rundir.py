@@ -162,6 +162,16 @@ def test_an_empty_directory_is_taken_and_one_of_something_else_refused():
     assert "model.vocab_size: (not there) -> 4096" in refusal(toy("run.dir=home"))
 
 
+def test_a_start_that_failed_is_told_from_a_directory_that_somebody_uses():
+    prepare(RunDir(Path("run"), "new"), toy("run.dir=run"))
+    assert choose(toy("run.dir=run", "train.seed=1")).status == "new"
+    Path("run/source").mkdir()
+    Path("run/source/notes").write_text("")
+    assert "train.seed: 0 -> 1" in refusal(toy("run.dir=run", "train.seed=1"))
+    Path("run/config.yaml").unlink()
+    assert "no config.yaml" in refusal(toy("run.dir=run"))
+
+
 def test_a_file_in_the_way():
     Path("file").write_text("")
     assert "cannot be written: Not a directory" in refusal(toy("run.dir=file"))
