@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from parallel.world import World
-from trainer.data import Batch, Data
+from trainer.data import Data
+from trainer.data.batch import Batch
 from trainer.model import Decoder
 
 

@@ -22,7 +22,7 @@ from parallel.layout import Layout
 from parallel.mesh import Meshes
 from parallel.world import World
 from trainer.config import Config, ConfigError
-from trainer.data import Batch
+from trainer.data.batch import Batch
 from trainer.model import Decoder
 from trainer.optim import Engine, NativeEngine
 from trainer.parallelize import build_meshes, parallelize

@@ -24,7 +24,8 @@ from trainer.checkpoint.state import restore_generators, training_tensors
 from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
 from trainer.compose import report
 from trainer.config import Config, ConfigError
-from trainer.data import Batch, DataError, build_data
+from trainer.data import DataError, build_data
+from trainer.data.batch import Batch
 from trainer.evaluate import held_out_nats
 from trainer.generate import generate
 from trainer.memory import prepare_host_memory

@@ -2,17 +2,22 @@
 
 Samples are numbered from 0 for ever and any of them can be asked for at any time. Step n of a run takes the samples
 n * global_batch .. (n + 1) * global_batch - 1, so the state of the data is one integer, whatever the world size.
+No torch is imported here: the command line and the processes that read ahead start without it.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from trainer.config import DataConfig
-from trainer.data.batch import IGNORE, Batch
 from trainer.data.errors import DataError
 
-__all__ = ["IGNORE", "Batch", "Data", "DataError", "TextTokenizer", "build_data"]
+if TYPE_CHECKING:
+    from trainer.config import DataConfig
+    from trainer.data.batch import Batch
+
+__all__ = ["Data", "DataError", "TextTokenizer", "build_data"]
 
 
 class TextTokenizer(Protocol):

@@ -23,6 +23,7 @@ class Batch:
     cu_seqlens: Tensor  # [D + 1] int32, always on the CPU: document boundaries in the flattened B * S tokens
     num_tokens: int  # supervised tokens (labels != IGNORE), counted on the host
     samples: list[int]  # global sample numbers
+    faults: tuple[str, ...] = ()  # what was found unreadable and replaced by other windows, a line each
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its token tensors on `device`; `cu_seqlens` stays on the CPU."""
@@ -33,15 +34,24 @@ class Batch:
         return replace(self, input_ids=input_ids, labels=labels, position_ids=position_ids)
 
 
-def make_batch(tokens_BL: npt.NDArray[np.int64], starts_BL: npt.NDArray[np.bool_], samples: list[int]) -> Batch:
+def make_batch(
+    tokens_BL: npt.NDArray[np.int64],
+    starts_BL: npt.NDArray[np.bool_],
+    samples: list[int],
+    untrained_BL: npt.NDArray[np.bool_] | None = None,
+) -> Batch:
     """Label and delimit windows of S + 1 tokens.
 
     tokens_BL: [B, S + 1] token ids; starts_BL: [B, S + 1], true where a token is the first of its document.
+    untrained_BL: [B, S + 1], true on tokens that are read and never asked for, such as those of a system prefix.
     The label of position p is token p + 1, so windows that overlap by one token leave no token of a document without
-    a label; it is IGNORE where token p + 1 begins another document. Every window start is a boundary.
+    a label; it is IGNORE where token p + 1 begins another document or is not trained on. Every window start is a
+    boundary.
     """
     B, S = tokens_BL.shape[0], tokens_BL.shape[1] - 1
     supervised_BS = ~starts_BL[:, 1:]
+    if untrained_BL is not None:
+        supervised_BS &= ~untrained_BL[:, 1:]
     labels_BS = np.where(supervised_BS, tokens_BL[:, 1:], IGNORE)
     first_BS = starts_BL[:, :S].copy()
     first_BS[:, 0] = True

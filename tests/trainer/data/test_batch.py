@@ -20,6 +20,17 @@ def test_labels_positions_and_boundaries_of_a_hand_made_window() -> None:
     assert types == [torch.int64, torch.int64, torch.int64, torch.int32]
 
 
+def test_tokens_that_are_not_trained_on_are_read_and_never_asked_for() -> None:
+    tokens = np.array([[7, 8, 11, 0, 7, 8, 12]])
+    starts = np.array([[True, False, False, False, True, False, False]])
+    prefix = np.array([[True, True, False, False, True, True, False]])
+    batch = make_batch(tokens, starts, [0], prefix)
+    assert batch.input_ids.tolist() == [[7, 8, 11, 0, 7, 8]]
+    assert batch.labels.tolist() == [[IGNORE, 11, 0, IGNORE, IGNORE, 12]]
+    assert batch.num_tokens == 3
+    assert batch.cu_seqlens.tolist() == [0, 4, 6]
+
+
 def test_moving_a_batch_leaves_its_boundaries_on_the_cpu() -> None:
     batch = make_batch(np.ones((1, 5), np.int64), np.zeros((1, 5), bool), [0]).to("meta")
     assert {batch.input_ids.device.type, batch.labels.device.type, batch.position_ids.device.type} == {"meta"}

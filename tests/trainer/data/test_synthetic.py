@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from trainer.config import DataConfig
-from trainer.data import IGNORE, build_data
+from trainer.data import build_data
+from trainer.data.batch import IGNORE
 from trainer.data.errors import DataError
 from trainer.data.synthetic import SyntheticData
 

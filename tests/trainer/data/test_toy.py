@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from trainer.config import DataConfig
-from trainer.data import IGNORE, build_data
+from trainer.data import build_data
+from trainer.data.batch import IGNORE
 from trainer.data.corpus import HELDOUT, TRAIN, Corpus
 from trainer.data.errors import DataError
 from trainer.data.store import MappedTokens
