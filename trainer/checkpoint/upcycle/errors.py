@@ -1,0 +1,2 @@
+class UpcycleError(ValueError):
+    """An expansion that cannot be made; the message is one line for the user."""
