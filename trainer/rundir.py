@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainer import schema
 from trainer.checkpoint.manifest import only_as_written, remove_as_written
+from trainer.checkpoint.temporary import remove_left_behind
 from trainer.compose import to_yaml
 from trainer.config import ABSENT_IS_NULL, Config, ConfigError, ModelConfig, config_hash, defining_values
 
@@ -125,8 +126,10 @@ def prepare(run: RunDir, cfg: Config) -> None:
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        if run.step == 0 and cfg.checkpoint.init_from is None:
-            remove_as_written(run.path / SOURCE, SOURCE_FACT)
+        if run.step == 0:
+            remove_left_behind(run.path / SOURCE)  # of a start that was killed while it copied
+            if cfg.checkpoint.init_from is None:
+                remove_as_written(run.path / SOURCE, SOURCE_FACT)
         target = run.path / CONFIG_FILE
         temporary = target.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(to_yaml(replace(cfg, run=replace(cfg.run, dir=str(run.path)))), encoding="utf-8")

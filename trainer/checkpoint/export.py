@@ -13,6 +13,7 @@ from torch import Tensor
 from parallel.fp8 import quantize_tiles
 from trainer.checkpoint.huggingface.carried import Carried, read_carried
 from trainer.checkpoint.huggingface.config import BLOCK, huggingface_config, is_qwen3_moe
+from trainer.checkpoint.huggingface.files import HuggingFaceError
 from trainer.checkpoint.huggingface.names import MULTIMODAL, PLAIN, SCALE_SUFFIX, Piece, full_name
 from trainer.checkpoint.huggingface.read import DTYPES
 from trainer.checkpoint.huggingface.survey import FP8, scale_shape
@@ -60,7 +61,8 @@ def export(
             others bf16. FoPE's tables are as in the source, or fp32.
         text_only: leave towers out, and write a Qwen3-MoE directory where the text model is one.
         wrote: told the bytes written and those in all.
-    Raises: CheckpointError, HuggingFaceError, ConfigError, each with one line.
+    Raises: CheckpointError or ConfigError for what is wrong with the run, HuggingFaceError for what is wrong with the
+        target, each with one line.
     """
     opened = open_checkpoint(checkpoint)
     model, state, pieces = opened.model, opened.state, opened.pieces
@@ -70,7 +72,10 @@ def export(
         )
     carried = None
     if opened.init_from is not None:
-        carried = read_carried(opened.run_directory, model)
+        try:
+            carried = read_carried(opened.run_directory, model)
+        except HuggingFaceError as error:  # that directory is a part of the run
+            raise CheckpointError(str(error)) from error
         if carried is None and (dtype == "source" or not text_only):
             raise CheckpointError(
                 f"{opened.run_directory / SOURCE} is gone, which held the towers, dtypes and side files that the run "
@@ -164,8 +169,18 @@ def _text(state: StoredState, piece: Piece, name: str, dtype: str) -> Group:
     def values() -> Tensor:
         return state.read(f"model.{piece.parameter}", piece.box).view(piece.shape)
 
+    def plain() -> Sequence[Tensor]:
+        trained = values()
+        written = trained.to(DTYPES[dtype])
+        if dtype == "F16" and not torch.equal(written.isinf(), trained.isinf()):
+            raise CheckpointError(
+                f"{name}: {trained.abs().max():g} is too large for F16, which the run's source is in; "
+                "give another --dtype than source"
+            )
+        return [written]
+
     if dtype != FP8:
-        return Group((Output(name, dtype, piece.shape),), lambda: [values().to(DTYPES[dtype])])
+        return Group((Output(name, dtype, piece.shape),), plain)
 
     def quantised() -> Sequence[Tensor]:
         codes, scale = quantize_tiles(values().to(torch.bfloat16), (BLOCK[0], BLOCK[1]))

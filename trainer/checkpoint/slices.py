@@ -7,20 +7,21 @@ the numbers begin, and they are read from there.
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.utils import _create_file_view
 
-from trainer.checkpoint.huggingface.files import StoredTensor
+from trainer.checkpoint.huggingface.files import HuggingFaceError, StoredTensor
 from trainer.checkpoint.huggingface.names import Box, overlap
 from trainer.checkpoint.huggingface.read import DTYPES, read_box
 from trainer.checkpoint.store import CheckpointError
@@ -50,7 +51,7 @@ class StoredState:
         return self.tensors[name].properties.dtype
 
     def read(self, name: str, box: Box) -> Tensor:
-        """A part of a tensor, in its dtype. Raises CheckpointError, HuggingFaceError or OSError."""
+        """A part of a tensor, in its dtype. Raises CheckpointError or OSError."""
         facts = self.tensors[name]
         values = torch.empty([part.stop - part.start for part in box], dtype=facts.properties.dtype)
         missing = values.numel()
@@ -59,7 +60,10 @@ class StoredState:
             both = overlap(box, held) if box else ()
             if both is None:
                 continue
-            found = read_box(self._chunk(name, chunk), _within(both, held))
+            try:
+                found = read_box(self._chunk(name, chunk), _within(both, held))
+            except HuggingFaceError as error:  # one reader for both; this file is of no such directory
+                raise CheckpointError(str(error)) from error
             values[_within(both, box)] = found
             missing -= found.numel()
         if missing:
@@ -94,8 +98,8 @@ class StoredState:
             place = self._places[MetadataIndex(name, chunk.offsets)]
             file = self.path / place.relative_path
             with open(file, "rb") as stream:
-                view: Any = _create_file_view(stream, place.offset, place.length)
-                tensor = torch.load(view, map_location="meta", weights_only=True)
+                part: Any = _Part(stream, place.offset, place.length)
+                tensor = torch.load(part, map_location="meta", weights_only=True)
             if not tensor.is_contiguous() or tuple(tensor.shape) != tuple(chunk.sizes):
                 raise CheckpointError(f"{file}: {name} is stored in a way that cannot be read in parts")
             # No public interface tells this: `compare_one` is for a version of torch that means something else by it.
@@ -111,6 +115,29 @@ class StoredState:
             nbytes = prod(shape) * tensor.itemsize
             self._opened[key] = StoredTensor(name, _SPELLING[tensor.dtype], shape, file, start, nbytes)
         return self._opened[key]
+
+
+class _Part(io.RawIOBase):
+    """A part of an open file as a file of its own, for `torch.load`."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self.file, self.start, self.length, self.at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.length}[whence]
+        return self.at
+
+    def readinto(self, buffer: Any, /) -> int:
+        wanted = memoryview(buffer)[: max(0, self.length - self.at)]
+        count = os.preadv(self.file.fileno(), [wanted], self.start + self.at)
+        self.at += count
+        return count
 
 
 def _within(part: Box, outer: Box) -> Box:

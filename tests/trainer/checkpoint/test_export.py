@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -292,6 +293,34 @@ def test_a_grouped_model_of_our_own(tmp_path):
     assert opened.kinds["embed_tokens.weight"] == "BF16"
 
 
+def in_f16(directory: Path) -> Path:
+    """All F16 but for one matrix, which is BF16."""
+    written = checkpoint(directory, build(model_config()))
+    written.tensors = {name: tensor.detach().half() for name, tensor in written.tensors.items()}
+    name = "model.language_model.layers.1.self_attn.q_proj.weight"
+    written.tensors[name] = written.tensors[name].bfloat16()
+    return written.write()
+
+
+def test_f16_comes_out_as_it_went_in_and_fp32_where_it_and_bf16_meet(tmp_path):
+    source = in_f16(tmp_path / "source")
+    save_at_once(source, tmp_path / "run", ONE)
+    export(tmp_path / "run", tmp_path / "out")
+    expected = {n: t.float() if "q_proj" in n else t for n, t in loaded(source).items()}
+    assert_bitwise(loaded(tmp_path / "out"), expected)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_what_f16_cannot_hold_is_told(tmp_path, monkeypatch):
+    save_at_once(in_f16(tmp_path / "source"), tmp_path / "run", ONE)
+    genuine = slices.StoredState.read
+    monkeypatch.setattr(slices.StoredState, "read", lambda *args: genuine(*args).fill_(1e5))
+    monkeypatch.setattr(slices.StoredState, "compare_one", lambda self: None)
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight: 100000 is too large for F16.*another --dtype"):
+        export(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # ---- a run that begins with published weights
 
 
@@ -387,15 +416,28 @@ def test_nothing_of_the_users_is_removed(tmp_path, reference, capsys, put):
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+def killed_while_it_copies(source: Path, run: Path) -> None:
+    if (child := os.fork()) == 0:
+        try:
+            (run / "source").rename(run / "kept")
+            carried._keep(look_at(open_directory(source)), run / "source", lambda: os._exit(9))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    (run / "kept").rename(run / "source")
+    assert list(run.glob("source.*.octavo.tmp"))
+
+
 def test_a_start_with_random_weights_has_no_part_of_an_earlier_ones_source(tmp_path, reference):
     """Not even where that source is of the same model, and neither where the user put a directory there."""
     published, run = reference / "tiny" / "interns1", tmp_path / "run"
     cfg = config(published, run)
     rundir.prepare(rundir.RunDir(run, "new"), cfg)
     carried._keep(look_at(open_directory(published)), run / "source", lambda: None)
+    killed_while_it_copies(published, run)
     cfg.checkpoint.init_from = None
     assert train(cfg) == 0
-    assert not (run / "source").exists()
+    assert not list(run.glob("source*"))
     carried._keep(look_at(open_directory(published)), run / "source", lambda: None)
     done = export(run, tmp_path / "out")
     assert (done.carried, done.dtypes) == (0, "BF16")
@@ -528,7 +570,7 @@ DAMAGES["source is gone, .* --text-only and a --dtype"] = lambda run: shutil.rmt
 def test_a_damaged_checkpoint_is_not_exported(tmp_path, trained, said):
     run = shutil.copytree(trained, tmp_path / "run")
     DAMAGES[said](run)
-    with pytest.raises((CheckpointError, HuggingFaceError), match=said) as failure:
+    with pytest.raises(CheckpointError, match=said) as failure:
         export(run, tmp_path / "out")
     assert "\n" not in str(failure.value)
     assert not (tmp_path / "out").exists()
@@ -549,6 +591,18 @@ def test_a_torch_that_says_nothing_or_else_of_where_numbers_begin(tmp_path, trai
     with pytest.raises(CheckpointError, match=r"reads other numbers of model\.layers\.0\.moe\.router"):
         export(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_ends_early_is_the_checkpoints_fault(tmp_path, trained):
+    """One that went after its hash was compared."""
+    step = shutil.copytree(trained / "checkpoints" / "step-0", tmp_path / "step-0")
+    state = slices.StoredState(step)
+    (rows, columns) = state.shape("model.lm_head") or ()
+    box = (slice(0, rows), slice(0, columns))
+    state.read("model.lm_head", box)  # opened
+    (step / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp: model\.lm_head cannot be read: the file ends"):
+        state.read("model.lm_head", box)
 
 
 def test_a_run_that_lost_its_source_exports_what_is_asked_for_by_name(tmp_path, trained):

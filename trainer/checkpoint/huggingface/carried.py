@@ -97,7 +97,11 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
     if fault is not None:
         raise HuggingFaceError(f"what the run kept of its source is damaged: {fault}")
     config = read_json(path / CONFIG)
-    if differing := other_function(model, model_config_from_huggingface(config)):
+    try:
+        kept = model_config_from_huggingface(config)
+    except HuggingFaceError as error:
+        raise HuggingFaceError(f"{path}/{error}") from error
+    if differing := other_function(model, kept):
         raise HuggingFaceError(f"{path} is of another model than its run: {'; '.join(differing)}")
     return Carried(path, config, manifest[SOURCE_FACT], list(stored_tensors(path).values()), side_files(path))
 

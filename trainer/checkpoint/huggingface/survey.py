@@ -81,8 +81,7 @@ class Source:
         for piece in self.pieces:
             here, dtype = piece.kind, self.stored(piece).dtype
             for kind in [f"layers.*.mlp.experts.*.{name}" for name in stacked.get(here, ())] or [here]:
-                dtypes = {found.get(kind, FP8), dtype}
-                found[kind] = next(dtype for dtype in WEIGHTS if dtype in dtypes)  # the widest where they differ
+                found[kind] = _widest(found.get(kind, dtype), dtype)
         return found
 
     # ---- what is wrong
@@ -113,9 +112,12 @@ class Source:
 
     @cached_property
     def unfit(self) -> list[str]:
-        """One line for each tensor of a wrong shape or dtype, or in FP8 without what makes sense of it."""
+        """One line for each tensor of a wrong shape or dtype, or in FP8 without what makes sense of it; first one for
+        blocks of another size."""
+        block = (quantization(self.directory) or {}).get("weight_block_size", BLOCK)
+        lines = [] if block == BLOCK else [f"weight_block_size={block} is not supported; only {BLOCK} is"]
         shapes = {self.stored_name(piece): piece for piece in self.pieces}
-        lines = [line for name, piece in shapes.items() if name in self.tensors for line in self._judge(name, piece)]
+        lines += [line for name, piece in shapes.items() if name in self.tensors for line in self._judge(name, piece)]
         for name, shape in self.towers.items():
             if name in self.tensors and self.tensors[name].shape != shape:
                 lines.append(_wrong_shape(self.tensors[name], shape))
@@ -159,11 +161,6 @@ class Source:
 
     def require(self, *, towers: bool) -> None:
         """Raises HuggingFaceError, one line, where anything is wrong."""
-        block = (quantization(self.directory) or {}).get("weight_block_size", BLOCK)
-        if block != BLOCK:
-            raise HuggingFaceError(
-                f"{self.directory.path}: weight_block_size={block} is not supported; only {BLOCK} is"
-            )
         problems = self.problems(towers=towers)
         if problems:
             more = f"; and {len(problems) - SHOWN} more: `octavo inspect` lists them" if len(problems) > SHOWN else ""
@@ -181,6 +178,13 @@ def look_at(directory: Directory) -> Source:
     prefix = text_prefix(directory.tensors)
     pieces = tuple(text_pieces(model, fused_layers(directory.tensors, prefix)))
     return Source(directory, model, prefix, pieces, towers)
+
+
+def _widest(one: str, other: str) -> str:
+    """The narrowest of `WEIGHTS` that holds all values of both."""
+    if one != other and {one, other} <= {"BF16", "F16", FP8} and "F16" in (one, other):
+        return "F32"  # BF16 has the exponents that F16 lacks, and fewer digits; so has FP8 with its scales
+    return min(one, other, key=WEIGHTS.index)
 
 
 def part_of(name: str) -> str:

@@ -1,21 +1,16 @@
 """A stream of tensors into a new Hugging Face directory: one group of tensors in memory at a time.
 
 Everything is known before the first byte: names, dtypes, shapes and so the size of every file. The directory is written
-beside its place under a name of this process alone, `NAME.xxxxxxxx.octavo.tmp`, each file synced, and takes its name
-last: what bears it is whole. A lock in there tells whether the writer lives.
+beside its place, each file synced, and takes its name last: what bears it is whole.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import re
-import secrets
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +21,9 @@ from trainer.checkpoint.huggingface.files import CONFIG, INDEX, HuggingFaceError
 from trainer.checkpoint.huggingface.names import whole
 from trainer.checkpoint.huggingface.read import DTYPES, bytes_of, read_box
 from trainer.checkpoint.manifest import file_facts, sync_directory, write_manifest
+from trainer.checkpoint.temporary import OWNER, remove_left_behind, temporary_beside
 
 SHARD_BYTES = 5_000_000_000
-TEMPORARY = ".octavo.tmp"
-OWNER = "owner.lock"
 # What else belongs to a model: tokenizer, chat template, processors, generation defaults, code.
 SIDE_FILES = (
     "tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.jinja", "*template*.json",
@@ -97,7 +91,7 @@ def write_directory(
     total = sum(group.nbytes for group in groups)
     try:
         make_room(target, total + sum(file.stat().st_size for file in beside))
-        with _beside(target) as temporary:
+        with temporary_beside(target) as temporary:
             index: dict[str, str] = {}
             shards = _shards(groups, shard_bytes)
             for number, shard in enumerate(shards, 1):
@@ -124,7 +118,10 @@ def make_room(target: Path, need: int) -> None:
     """Raises HuggingFaceError where `target` exists, is being written, or its disk has not `need` bytes free, less what
     killed processes left beside it, which is removed."""
     _must_not_exist(target)
-    _remove_left_behind(target)
+    if (living := remove_left_behind(target)) is not None:
+        raise HuggingFaceError(
+            f"{target} is being written by another process, in {living}; wait for it, or give another directory"
+        )
     place = next(place for place in (target.parent.absolute(), *target.parent.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     if free < need:
@@ -136,39 +133,6 @@ def make_room(target: Path, need: int) -> None:
 def _must_not_exist(target: Path) -> None:
     if os.path.lexists(target):
         raise HuggingFaceError(f"{target} exists; give a directory that does not, or remove it")
-
-
-def _remove_left_behind(target: Path) -> None:
-    """Remove what was to be `target` and has no living writer. Raises HuggingFaceError where one lives."""
-    pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{8}" + re.escape(TEMPORARY))
-    found = target.parent.iterdir() if target.parent.is_dir() else ()
-    for path in [path for path in found if pattern.fullmatch(path.name)]:
-        try:
-            with open(path / OWNER, "r+b") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-        except BlockingIOError:
-            text = f"{target} is being written by another process, in {path}; wait for it, or give another directory"
-            raise HuggingFaceError(text) from None
-        except OSError:  # without a lock, or another user's: it is not known to be nobody's
-            continue
-
-
-@contextlib.contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A new directory beside `target`, locked as this process's own until the end, and removed where that is an
-    exception."""
-    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}{TEMPORARY}")
-    temporary.mkdir(parents=True)
-    try:
-        with open(temporary / f"{OWNER}.new", "wb") as lock:
-            with contextlib.suppress(OSError):  # without locks others leave it alone, for they cannot take it either
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (temporary / f"{OWNER}.new").rename(temporary / OWNER)  # whoever finds it finds it locked
-            yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _rename(temporary: Path, target: Path) -> None:
