@@ -106,7 +106,7 @@ def survival(pairs_EE: Ints, *cuts: Cut) -> float:
 
 
 def expected_survival(experts: int, parts: int, cuts: int = 1) -> float:
-    """`survival` of random cuts, in expectation: E/P - 1 of the E - 1 other experts are in the first one's part."""
+    """`survival` of random cuts, in expectation: E/P - 1 of the E - 1 other experts are in the part of the best one."""
     return 1.0 - float((experts / parts - 1) / (experts - 1)) ** cuts
 
 
