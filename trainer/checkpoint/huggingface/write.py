@@ -10,20 +10,23 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from trainer.checkpoint.huggingface.files import CONFIG, INDEX, HuggingFaceError, StoredTensor, byte_count
+from trainer.checkpoint.huggingface.hashed_file import HashedFile
 from trainer.checkpoint.huggingface.names import whole
 from trainer.checkpoint.huggingface.read import DTYPES, bytes_of, read_box
 from trainer.checkpoint.manifest import file_facts, sync_directory, write_manifest
 from trainer.checkpoint.temporary import OWNER, remove_left_behind, temporary_beside
 
 SHARD_BYTES = 5_000_000_000
+COPIED = 16 << 20  # bytes of a tensor that is copied that are in memory at a time
 # What else belongs to a model: tokenizer, chat template, processors, generation defaults, code.
 SIDE_FILES = (
     "tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.jinja", "*template*.json",
@@ -46,19 +49,80 @@ class Output:
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors that are made together; `make` returns them in the order of `outputs`."""
+    """Tensors that are made together.
+
+    `make` gives them in the order of `outputs`, each whole or in runs of its rows; what it gave last may be written
+    over by what it gives next.
+    """
 
     outputs: tuple[Output, ...]
-    make: Callable[[], Sequence[Tensor]]
+    make: Callable[[], Iterable[Tensor]]
 
     @property
     def nbytes(self) -> int:
         return sum(output.nbytes for output in self.outputs)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A file to be written."""
+
+    name: str
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def outputs(self) -> list[Output]:
+        """As they are made."""
+        return [output for group in self.groups for output in group.outputs]
+
+    @cached_property
+    def ordered(self) -> list[Output]:
+        """As they lie in the file: as they are made, so that it is written from front to back, or wide dtypes first
+        where a number would not lie at a multiple of its size: readers view the bytes as numbers in place."""
+        end = 0
+        for output in self.outputs:
+            if end % DTYPES[output.dtype].itemsize:
+                return sorted(self.outputs, key=lambda output: -DTYPES[output.dtype].itemsize)
+            end += output.nbytes
+        return self.outputs
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors."""
+        return sum(group.nbytes for group in self.groups)
+
+    @property
+    def size(self) -> int:
+        """Of the file."""
+        return len(self.head()) + self.nbytes
+
+    def head(self) -> bytes:
+        """What stands before the tensors' bytes."""
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for output in self.ordered:
+            header[output.name] = {
+                "dtype": output.dtype, "shape": list(output.shape), "data_offsets": [end, end + output.nbytes],
+            }  # fmt: skip
+            end += output.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+
 def copy_of(tensor: StoredTensor) -> Group:
-    """A tensor of another directory, byte for byte."""
-    return Group((Output(tensor.name, tensor.dtype, tensor.shape),), lambda: [read_box(tensor, whole(tensor.shape))])
+    """A tensor of another directory, byte for byte, a block of its rows in memory at a time."""
+
+    def blocks() -> Iterator[Tensor]:
+        box = whole(tensor.shape)
+        rows = max(1, COPIED * box[0].stop // max(1, tensor.nbytes)) if box else 0
+        if not box or rows >= box[0].stop:
+            yield read_box(tensor, box)
+            return
+        for first in range(0, box[0].stop, rows):
+            yield read_box(tensor, (slice(first, min(first + rows, box[0].stop)), *box[1:]))
+
+    return Group((Output(tensor.name, tensor.dtype, tensor.shape),), blocks)
 
 
 def side_files(directory: Path) -> list[Path]:
@@ -92,36 +156,51 @@ def write_directory(
     try:
         make_room(target, total + sum(file.stat().st_size for file in beside))
         with temporary_beside(target) as temporary:
-            index: dict[str, str] = {}
-            shards = _shards(groups, shard_bytes)
-            for number, shard in enumerate(shards, 1):
-                name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-                _write_shard(temporary / name, shard, wrote)
-                index |= {output.name: name for group in shard for output in group.outputs}
-            _write_json(temporary / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
-            _write_json(temporary / CONFIG, config)
-            for file in beside:
-                shutil.copyfile(file, temporary / file.name)
-                _sync(temporary / file.name)
-            if manifest is not None:
-                files = {path.name: file_facts(path) for path in temporary.iterdir() if path.name != OWNER}
-                write_manifest(temporary, files, dict(manifest))
+            shards = cut(groups, shard_bytes)
+            written = {shard.name: write_shard(temporary / shard.name, shard, wrote) for shard in shards}
+            complete(temporary, shards, written, config, beside, manifest)
             (temporary / OWNER).unlink()
-            sync_directory(temporary)
-            _rename(temporary, target)
+            give_name(temporary, target)
     except OSError as error:
         raise HuggingFaceError(f"{target} cannot be written: {error.strerror or error}") from error
     return total
 
 
+def complete(
+    directory: Path,
+    shards: Sequence[Shard],
+    written: Mapping[str, dict[str, Any]],
+    config: Mapping[str, Any],
+    beside: Iterable[Path],
+    manifest: Mapping[str, Any] | None,
+) -> None:
+    """Put what goes with the shards beside them. `written`: file name -> `manifest.file_facts`. Raises OSError."""
+    index = {output.name: shard.name for shard in shards for output in shard.outputs}
+    total = sum(shard.nbytes for shard in shards)
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+    write_json(directory / CONFIG, config)
+    names = [INDEX, CONFIG]
+    for file in beside:
+        shutil.copyfile(file, directory / file.name)
+        _sync(directory / file.name)
+        names.append(file.name)
+    if manifest is not None:
+        write_manifest(directory, {**written, **{n: file_facts(directory / n) for n in names}}, dict(manifest))
+
+
 def make_room(target: Path, need: int) -> None:
     """Raises HuggingFaceError where `target` exists, is being written, or its disk has not `need` bytes free, less what
     killed processes left beside it, which is removed."""
-    _must_not_exist(target)
+    must_not_exist(target)
     if (living := remove_left_behind(target)) is not None:
         raise HuggingFaceError(
             f"{target} is being written by another process, in {living}; wait for it, or give another directory"
         )
+    require_space(target, need)
+
+
+def require_space(target: Path, need: int) -> None:
+    """Raises HuggingFaceError where the disk that `target` is to be on has not `need` bytes free."""
     place = next(place for place in (target.parent.absolute(), *target.parent.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     if free < need:
@@ -130,56 +209,88 @@ def make_room(target: Path, need: int) -> None:
         )
 
 
-def _must_not_exist(target: Path) -> None:
+def must_not_exist(target: Path) -> None:
     if os.path.lexists(target):
         raise HuggingFaceError(f"{target} exists; give a directory that does not, or remove it")
 
 
-def _rename(temporary: Path, target: Path) -> None:
+def give_name(directory: Path, target: Path) -> None:
+    """Call a whole directory `target`, on disk too. Raises OSError, HuggingFaceError where `target` exists."""
+    sync_directory(directory)
+    must_not_exist(target)  # a rename would take the place of an empty directory
     try:
-        temporary.rename(target)
+        directory.rename(target)
     except OSError:
-        _must_not_exist(target)  # another process was faster
+        must_not_exist(target)  # another process was faster
         raise
     sync_directory(target.parent)
 
 
-def _shards(groups: Sequence[Group], most: int) -> list[list[Group]]:
-    """Runs of groups for one file each."""
-    shards: list[list[Group]] = []
+def cut(groups: Sequence[Group], most: int) -> list[Shard]:
+    """Files of runs of groups, with tensors of at most `most` bytes, but for a group that has more by itself."""
+    runs: list[list[Group]] = []
     size = 0
     for group in groups:
-        if not shards or size + group.nbytes > most:
-            shards.append([])
+        if not runs or size + group.nbytes > most:
+            runs.append([])
             size = 0
-        shards[-1].append(group)
+        runs[-1].append(group)
         size += group.nbytes
-    return shards
+    return [
+        Shard(f"model-{number:05}-of-{len(runs):05}.safetensors", tuple(run)) for number, run in enumerate(runs, 1)
+    ]
 
 
-def _write_shard(path: Path, groups: Sequence[Group], wrote: Callable[[int], None]) -> None:
-    outputs = [output for group in groups for output in group.outputs]
-    # Wide dtypes first: readers view the bytes as numbers in place, which needs numbers of 4 bytes at multiples of 4.
-    ordered = sorted(outputs, key=lambda output: -DTYPES[output.dtype].itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for output in ordered:
-        header[output.name] = {
-            "dtype": output.dtype, "shape": list(output.shape), "data_offsets": [end, end + output.nbytes],
-        }  # fmt: skip
+def write_shard(path: Path, shard: Shard, wrote: Callable[[int], None]) -> dict[str, Any]:
+    """Make a file's tensors and write them, synced. `wrote` as of `write_directory`.
+
+    Returns what `manifest.file_facts` would. Raises OSError, and what the groups raise.
+    """
+    if shard.ordered is not shard.outputs:
+        return _write_here_and_there(path, shard, wrote)
+    with HashedFile(path) as file:
+        file.write(shard.head())
+        for group in shard.groups:
+            for _, tensor in _made(group):
+                file.write(bytes_of(tensor))
+            wrote(group.nbytes)
+        return file.finish()
+
+
+def _write_here_and_there(path: Path, shard: Shard, wrote: Callable[[int], None]) -> dict[str, Any]:
+    head = shard.head()
+    starts, end = {}, len(head)
+    for output in shard.ordered:
+        starts[output.name] = end
         end += output.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    starts = {output.name: 8 + len(text) + header[output.name]["data_offsets"][0] for output in ordered}
     with open(path, "wb", buffering=0) as file:
-        _write_all(file.fileno(), struct.pack("<Q", len(text)) + text, 0)
-        for group in groups:
-            for output, tensor in zip(group.outputs, group.make(), strict=True):
-                assert tensor.dtype == DTYPES[output.dtype], output.name
-                assert tensor.shape == output.shape, output.name
-                _write_all(file.fileno(), bytes_of(tensor.contiguous()), starts[output.name])
+        _write_all(file.fileno(), head, 0)
+        for group in shard.groups:
+            for output, tensor in _made(group):
+                _write_all(file.fileno(), bytes_of(tensor), starts[output.name])
+                starts[output.name] += tensor.nbytes
             wrote(group.nbytes)
         os.fsync(file.fileno())
+    return file_facts(path)
+
+
+def _made(group: Group) -> Iterator[tuple[Output, Tensor]]:
+    """The tensors of a group, or runs of their rows, each with the output that it is (of)."""
+    made = iter(group.make())
+    for output in group.outputs:
+        rows = 0
+        while True:
+            tensor = next(made)
+            assert tensor.dtype == DTYPES[output.dtype], output.name
+            assert tensor.shape[1:] == output.shape[1:], output.name
+            yield output, tensor.contiguous()
+            if not output.shape:
+                break
+            rows += tensor.shape[0]
+            if rows >= output.shape[0]:
+                assert rows == output.shape[0], output.name
+                break
+    assert next(made, None) is None, group.outputs[-1].name
 
 
 def _write_all(file: int, data: bytes | memoryview, start: int) -> None:
@@ -188,7 +299,8 @@ def _write_all(file: int, data: bytes | memoryview, start: int) -> None:
         done += os.pwrite(file, data[done:], start + done)
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A synced file."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _sync(path)
 
