@@ -10,7 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -221,19 +221,36 @@ def _choices(group: str, groups: Mapping[str, list[str]], typed: str = "") -> st
 
 def _read_value(override: Override, words: _Words) -> None:
     key, value = override.key_or_group, override.value()
-    parent = key.rpartition(".")[0]
-    if key in KEYS or (parent in KEYS and schema.is_mapping(KEYS[parent])):
+    if schema.find(key, KEYS) is not None:
         _take(key, value, words)
         return
-    words.errors.append(schema.unknown_key(key, KEYS))
-    near = schema.nearest(key, KEYS)
+    known = _siblings(key)
+    words.errors.append(schema.unknown_key(key, known))
+    near = schema.nearest(key, known)
     if near:
         _take(near, value, words, quiet=True)
 
 
+def _siblings(key: str) -> dict[str, Any]:
+    """The keys that could be meant: those of the schema, or of the entry that the key lies in, as data.sources.code."""
+    parent = key.rpartition(".")[0]
+    entry = schema.find(parent, KEYS) if parent else None
+    if not isinstance(entry, type) or not is_dataclass(entry):
+        return KEYS
+    return {f"{parent}.{name}": hint for name, hint in schema.keys(entry).items()}
+
+
 def _take(key: str, value: Any, words: _Words, *, quiet: bool = False) -> None:
     """Note `key=value` if the type fits; else note what is wrong, unless the key itself was already wrong."""
-    hint = KEYS[key] if key in KEYS else schema.item_type(KEYS[key.rpartition(".")[0]])
+    hint = schema.find(key, KEYS)
+    entry = schema.entries_of(hint)
+    if isinstance(value, Mapping) and (entry or is_dataclass(hint)):
+        for name, item in value.items():
+            if schema.find(f"{key}.{name}", KEYS) is None:
+                words.errors.append(schema.unknown_key(f"{key}.{name}", _siblings(f"{key}.{name}")))
+            else:
+                _take(f"{key}.{name}", item, words, quiet=quiet)
+        return
     reference = isinstance(value, str) and "${" in value  # its type shows when it is resolved
     problem = "" if reference else schema.convert(hint, value)[1]
     if not problem:
@@ -276,11 +293,9 @@ def _quoted(text: str) -> str:
 
 def _apply(words: _Words, tree: DictConfig) -> None:
     for key, value in words.values:
-        names, mapping = [], key
-        if key not in KEYS:
-            mapping, _, name = key.rpartition(".")
-            names = [name]
-        elif isinstance(value, Mapping):
+        mapping = schema.leaf_of(key, KEYS)
+        names = [key[len(mapping) + 1 :].partition(".")[0]] if key != mapping else []
+        if key == mapping and isinstance(value, Mapping):
             names = list(value)
         there = OmegaConf.select(tree, mapping)
         known = [str(name) for name in there] if isinstance(there, DictConfig) else []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainer import schema
+from trainer.data.mixture.spec import PhaseConfig, SourceConfig
 from trainer.model_config import ModelConfig
 from trainer.schema import FREE, NAMED, ConfigError
 from trainer.validate import validate
@@ -23,8 +24,10 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "ParallelConfig",
+    "PhaseConfig",
     "PrecisionConfig",
     "RunConfig",
+    "SourceConfig",
     "TrainConfig",
     "config_hash",
     "defining_values",
@@ -52,13 +55,25 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    name: Literal["toy", "synthetic"] = "toy"
+    name: Literal["toy", "synthetic", "mixture"] = "toy"
     seq_len: int = 256  # tokens of one sequence (window)
-    # of a corpus; synthetic data have no sources
-    weights: dict[str, float] = field(default_factory=dict)  # source -> share of the sequences; need not sum to 1
-    tokens_per_source: int = 2_000_000  # the built corpus takes no more than this of each source
+    cache_dir: str = free(".cache/octavo")  # where corpora are built; relative to the working directory
+    # of corpora that are built
+    tokens_per_source: int = 2_000_000  # no more than this is taken of each source
     holdout_fraction: float = 0.02  # of each source's documents, never trained on
-    cache_dir: str = free(".cache/octavo")  # relative to the working directory
+    # of data.name=toy
+    weights: dict[str, float] = field(default_factory=dict)  # source -> share of the sequences; need not sum to 1
+    # of data.name=mixture
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)  # in this order; the last one goes on without end
+    prefixes: dict[str, list[str]] = field(default_factory=dict)  # group -> paraphrases that documents begin with
+    build: Literal["none", "toy"] = "none"  # toy: the sources are made into cache_dir from installed packages
+    root: str = free(".")  # where relative paths of sources begin; relative to the working directory
+    reader: Literal["octavo", "megatron"] = free("octavo")  # whose code reads .bin and .idx; both give the same tokens
+    verify: Literal["sampled", "full", "off"] = free("sampled")  # hashes of the shards that are checked at the start
+    on_fault: Literal["fail", "skip"] = free("fail")  # at tokens that cannot be read
+    max_skips: int = free(100)  # on_fault=skip: abort after this many samples
+    allow_changed: bool = free(False)  # go on with a run whose corpora have changed since
 
 
 @dataclass(kw_only=True)
@@ -168,16 +183,31 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
-# Keys that came after runs were made. Those runs had no such thing, as a run with null has none: it is the same run.
-ABSENT_IS_NULL = ("checkpoint.init_from",)
+# What runs from before a key was there had in its place: a run with this value is the same run as one without the key.
+BEFORE: dict[str, Any] = {
+    "checkpoint.init_from": None,
+    "data.sources": {},
+    "data.phases": {},
+    "data.prefixes": {},
+    "data.build": "none",
+}
+
+
+def is_as_before(key: str, value: Any) -> bool:
+    """Whether this value of a key that older runs lack leaves a run what it was without the key."""
+    return key in BEFORE and value == BEFORE[key]
 
 
 def defining_values(cfg: Config) -> dict[str, Any]:
-    """Dotted key -> value of everything that defines the result, that is of all keys not marked free, without those of
-    `ABSENT_IS_NULL` that are null."""
-    leaves = schema.keys(Config, resume=("fixed", "named"))
-    flat = schema.flatten(schema.to_dict(cfg), leaves)
-    return {key: flat[key] for key in leaves if flat[key] is not None or key not in ABSENT_IS_NULL}
+    """Dotted key -> value of everything that defines the result, that is of all keys not marked free, without those
+    that `is_as_before`."""
+    known, defining = schema.keys(Config), schema.keys(Config, resume=("fixed", "named"))
+    flat = schema.flatten(schema.to_dict(cfg), known)
+    return {
+        key: value
+        for key, value in flat.items()
+        if schema.leaf_of(key, known) in defining and not is_as_before(key, value)
+    }
 
 
 def config_hash(cfg: Config) -> str:

@@ -22,7 +22,7 @@ from trainer import schema
 from trainer.checkpoint.manifest import only_as_written, remove_as_written
 from trainer.checkpoint.temporary import remove_left_behind
 from trainer.compose import to_yaml
-from trainer.config import ABSENT_IS_NULL, Config, ConfigError, ModelConfig, config_hash, defining_values
+from trainer.config import Config, ConfigError, ModelConfig, config_hash, defining_values, is_as_before
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -195,7 +195,7 @@ def _stored(path: Path) -> dict[str, Any]:
         text = f"{file} cannot be read ({' '.join(str(error).split())}); use another run.dir"
         raise ConfigError([text]) from None
     flat = schema.flatten(stored, schema.keys(Config))
-    return {key: value for key, value in flat.items() if value is not None or key not in ABSENT_IS_NULL}
+    return {key: value for key, value in flat.items() if not is_as_before(key, value)}
 
 
 def _differences(cfg: Config, stored: Mapping[str, Any], kind: Literal["fixed", "named"]) -> list[str]:
@@ -203,8 +203,13 @@ def _differences(cfg: Config, stored: Mapping[str, Any], kind: Literal["fixed", 
     any more counts as fixed."""
     kinds = {kind: set(schema.keys(Config, resume=[kind])) for kind in ("fixed", "named", "free")}
     others = set().union(*(keys for other, keys in kinds.items() if other != kind))
-    old = {key: value for key, value in stored.items() if key in kinds[kind] or (kind == "fixed" and key not in others)}
-    return differences(old, {key: value for key, value in defining_values(cfg).items() if key in kinds[kind]})
+    leaf = {key: schema.leaf_of(key, schema.keys(Config)) for key in [*stored, *defining_values(cfg)]}
+    old = {
+        key: value
+        for key, value in stored.items()
+        if leaf[key] in kinds[kind] or (kind == "fixed" and leaf[key] not in others)
+    }
+    return differences(old, {key: value for key, value in defining_values(cfg).items() if leaf[key] in kinds[kind]})
 
 
 def _next_free(path: Path) -> Path:

@@ -91,20 +91,49 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def flatten(tree: Mapping[str, Any], leaves: Iterable[str]) -> dict[str, Any]:
-    """Dotted key -> value of a nested mapping; goes no deeper than the schema's `leaves`."""
-    stop, flat = set(leaves), {}
+def flatten(tree: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of a nested mapping; goes no deeper than the schema's keys `known`, but into the entries of a
+    mapping to dataclasses: `data.sources.code.tokens`. Such a mapping that is empty is a value itself."""
+    flat: dict[str, Any] = {}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
-            if isinstance(value, Mapping) and key not in stop:
+            hint = find(key, known)
+            leaf = hint is not None and not dataclasses.is_dataclass(hint)
+            if isinstance(value, Mapping) and (not leaf or (entries_of(hint) and value)):
                 walk(value, f"{key}.")
             else:
                 flat[key] = value
 
     walk(tree, "")
     return flat
+
+
+def leaf_of(key: str, known: Iterable[str]) -> str:
+    """The schema's key that a dotted key is or lies in: `data.sources` of `data.sources.code.tokens`; the key itself
+    where there is none."""
+    names, parent = set(known), key
+    while parent and parent not in names:
+        parent = parent.rpartition(".")[0]
+    return parent or key
+
+
+def find(key: str, known: Mapping[str, Any]) -> Any:
+    """The type of what a dotted key names: a key of the schema or an item of one that is a mapping, whatever the item's
+    name; None where the schema has nothing of that kind."""
+    leaf = leaf_of(key, known)
+    hint = known.get(leaf)
+    rest = key[len(leaf) + 1 :]
+    while hint is not None and rest:
+        name, _, rest = rest.partition(".")
+        if is_mapping(hint):
+            hint = item_type(hint)
+        elif dataclasses.is_dataclass(hint):
+            hint = fields(typing.cast(type, hint)).get(name, (None,))[0]
+        else:
+            return None
+    return hint
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -142,12 +171,26 @@ def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], error
                 errors.append(f"{key} is not set; it has no default")
         elif dataclasses.is_dataclass(hint):
             values[name] = _build(typing.cast(type, hint), tree[name], f"{key}.", known, errors)
+        elif entry := entries_of(hint):
+            values[name] = _build_entries(entry, tree[name], key, errors)
         else:
             value, problem = convert(hint, tree[name])
             if problem:
                 errors.append(wrong_type(key, tree[name], problem))
             values[name] = value
     return schema(**values) if len(errors) == before else None
+
+
+def _build_entries(schema: type, tree: Any, key: str, errors: list[str]) -> Any:
+    if not isinstance(tree, Mapping):
+        errors.append(wrong_type(key, tree, f"a mapping from names to the keys {', '.join(fields(schema))}"))
+        return None
+    entries = {}
+    for name, item in tree.items():
+        prefix = f"{key}.{name}."
+        known = {f"{prefix}{inner}": hint for inner, hint in keys(schema).items()}
+        entries[str(name)] = _build(schema, item, prefix, known, errors)
+    return entries
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
@@ -174,6 +217,11 @@ def _inside(prefix: str, known: Iterable[str]) -> str:
 
 def is_mapping(hint: Any) -> bool:
     return typing.get_origin(hint) is dict
+
+
+def entries_of(hint: Any) -> type | None:
+    """The dataclass of the values of a mapping type, if they are of one."""
+    return item_type(hint) if is_mapping(hint) and dataclasses.is_dataclass(item_type(hint)) else None
 
 
 def item_type(hint: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from trainer import schema
+from trainer.data.mixture.spec import beyond_epochs, contradictions
 from trainer.layout import Plan, plan
 from trainer.mixture import BLOCK, quotas
 from trainer.schema import one_of
@@ -57,6 +58,7 @@ NOT_NEGATIVE = {
     "optim.weight_decay",
     "optim.clip_norm",
     "optim.warmup_steps",
+    "data.max_skips",
     "train.seed",
     "train.eval_every",
     "train.sample_tokens",
@@ -86,6 +88,8 @@ def validate(cfg: Config, world_size: int) -> list[str]:
         errors += _parallel(cfg, world_size)
     errors += _precision(cfg)
     errors += _data(cfg)
+    if "data.seq_len" not in wrong_range:
+        errors += contradictions(cfg.data) or beyond_epochs(cfg.data, cfg.train.steps, cfg.train.global_batch)
     errors += _schedule(cfg)
     errors += _engine(cfg, world_size)
     errors += _run(cfg)
@@ -94,8 +98,10 @@ def validate(cfg: Config, world_size: int) -> list[str]:
 
 def _enumerations(config_type: type, flat: dict[str, Any]) -> list[str]:
     errors = []
-    for key, hint in schema.keys(config_type).items():
-        if get_origin(hint) is Literal and flat[key] not in get_args(hint):
+    known = schema.keys(config_type)
+    for key, value in flat.items():
+        hint = schema.find(key, known)
+        if get_origin(hint) is Literal and value not in get_args(hint):
             if len(get_args(hint)) == 1:
                 errors.append(f"{key}={flat[key]} cannot be chosen; it is always {get_args(hint)[0]}")
                 continue
@@ -324,6 +330,8 @@ def _run(cfg: Config) -> list[str]:
         errors.append("run.dir is empty; use a directory, or null for runs/<name>-<hash>")
     if cfg.checkpoint.init_from is not None and not cfg.checkpoint.init_from.strip():
         errors.append("checkpoint.init_from is empty; use a Hugging Face directory, or null for random weights")
+    if not cfg.data.root.strip():
+        errors.append("data.root is empty; use the directory of the sources, or . for the working directory")
     if not cfg.data.cache_dir.strip():
         errors.append("data.cache_dir is empty; use a directory such as .cache/octavo")
     if cfg.logging.wandb != "off" and not cfg.logging.wandb_project.strip():
