@@ -1,0 +1,159 @@
+"""Reader of Megatron's token files: `<stem>.bin`, tokens laid end to end, and `<stem>.idx`, where sequences begin.
+
+The format is that of Megatron-core's IndexedDataset, and what is read is equal to what it reads. The index:
+
+    "MMIDIDX\\0\\0" | version 1, uint64 | dtype code, uint8 | n sequences, uint64 | m document marks, uint64
+    | length of every sequence, int32 [n] | its first byte in .bin, int64 [n]
+    | the sequence at which every document begins, and n, int64 [m] | multimodal files only: modes, int8 [n]
+"""
+
+import os
+import struct
+from bisect import bisect_left
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES: dict[int, str] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
+CHUNK = 1 << 20  # sequences or tokens looked at in one go where all are
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class IndexedTokens:
+    """A TokenStore over a `.bin` and an `.idx` file, memory-mapped.
+
+    What it returns are copies: nothing refers to the maps after a call. Opening costs the same for any size: the
+    sizes of both files and the ends of the index's tables are checked, `check` looks at all of it. Raises DataError
+    where a file is missing, damaged or contradicts the other, IndexError for anything outside the stream.
+    """
+
+    def __init__(self, stem: Path) -> None:
+        self.bin_path, self.idx_path = stem.with_name(stem.name + ".bin"), stem.with_name(stem.name + ".idx")
+        index = _map(self.idx_path)
+        if len(index) < HEADER.size:
+            raise DataError(f"{self.idx_path} has {len(index)} bytes, fewer than the header of a Megatron index")
+        magic, version, code, n, marks = HEADER.unpack(index[: HEADER.size].tobytes())
+        if magic != MAGIC or version != 1:
+            raise DataError(f"{self.idx_path} is no Megatron index: it does not begin with MMIDIDX and version 1")
+        if code not in DTYPES:
+            raise DataError(f"{self.idx_path} is damaged: there is no dtype {code}, only 1 .. 8")
+        plain = HEADER.size + 12 * n + 8 * marks
+        if len(index) not in (plain, plain + n):
+            raise DataError(
+                f"{self.idx_path} has {len(index)} bytes, its {n} sequences and {marks} document marks take {plain}: "
+                "it is truncated or damaged"
+            )
+        self.dtype = np.dtype(DTYPES[code])
+        pointers_at = HEADER.size + 4 * n
+        marks_at = pointers_at + 8 * n
+        # The tables are unaligned in any file, and numpy's searchsorted and take would copy an unaligned array whole at
+        # every call; bisect on a memoryview and fancy indexing do not.
+        self._lengths = index[HEADER.size : pointers_at].view("<i4")
+        self._pointers = index[pointers_at:marks_at].view("<i8")
+        self._marks = index[marks_at:plain].view("<i8")
+        self._pointers_view = memoryview(index[pointers_at:marks_at]).cast("q")  # type: ignore[arg-type]
+        self._marks_view = memoryview(index[marks_at:plain]).cast("q")  # type: ignore[arg-type]
+        tokens = _map(self.bin_path)
+        ends_at = int(self._pointers[-1]) + int(self._lengths[-1]) * self.dtype.itemsize if n else 0
+        second = int(self._lengths[0]) * self.dtype.itemsize if n > 1 else None
+        if len(tokens) != ends_at or (second is not None and self._pointers[1] != second):
+            raise DataError(
+                f"{self.bin_path} has {len(tokens)} bytes, its index of {self.dtype} ends at byte {ends_at}: one of "
+                "the two is truncated or damaged"
+            )
+        if marks == 0 or self._marks[0] != 0 or self._marks[-1] != n or (n and self._pointers[0] != 0):
+            raise DataError(f"{self.idx_path} is damaged: its documents do not go from sequence 0 to sequence {n}")
+        self._tokens = tokens.view(self.dtype)
+        self.num_tokens = len(self._tokens)
+        self.num_sequences = n
+        self.num_documents = marks - 1
+
+    def document(self, index: int) -> Ints:
+        """Token ids of one document, its sequences joined; none where it is empty."""
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of {self.num_documents}")
+        first, last = self._byte_of(int(self._marks[index])), self._byte_of(int(self._marks[index + 1]))
+        if not 0 <= first <= last <= self._tokens.nbytes:
+            raise DataError(f"{self.idx_path} is damaged at document {index}")
+        return self._tokens[first // self.dtype.itemsize : last // self.dtype.itemsize].astype(np.int64)
+
+    def _byte_of(self, sequence: int) -> int:
+        if not 0 <= sequence <= self.num_sequences:
+            raise DataError(f"{self.idx_path} is damaged: a document begins at sequence {sequence}")
+        return self._tokens.nbytes if sequence == self.num_sequences else int(self._pointers[sequence])
+
+    def window(self, start: int, length: int) -> tuple[Ints, Ints]:
+        tokens, begins = self.windows(np.array([start]), length)
+        return tokens[0], np.flatnonzero(begins[0])
+
+    def windows(self, starts: Ints, length: int) -> tuple[Ints, Bools]:
+        """Tokens starts[i] .. starts[i] + length - 1, [n, length] int64, and which of them begin a document."""
+        tokens = np.empty((len(starts), length), np.int64)
+        begins = np.zeros((len(starts), length), np.bool_)
+        self.read_into(starts, tokens, begins)
+        return tokens, begins
+
+    def read_into(self, starts: Ints, tokens: Ints, begins: Bools) -> None:
+        """As `windows`, into rows [n, length] of the caller's; `begins` comes all false."""
+        length = tokens.shape[1]
+        if length < 1 or (len(starts) and not 0 <= starts.min() <= starts.max() <= self.num_tokens - length):
+            raise IndexError(f"{self.bin_path}: {length} tokens from {starts.tolist()}, of {self.num_tokens}")
+        item = self.dtype.itemsize
+        first_marks, counts = [], []
+        for row, start in enumerate(starts.tolist()):
+            tokens[row] = self._tokens[start : start + length]
+            # The sequences that begin in the window, then the documents that begin with one of them.
+            sequence = bisect_left(self._pointers_view, start * item)
+            end = bisect_left(self._pointers_view, (start + length) * item, sequence)
+            first_marks.append(self._first_mark(sequence))
+            counts.append(self._first_mark(end) - first_marks[-1])
+        begins[:] = False
+        counts_n = np.array(counts, np.int64)
+        ends_n = np.cumsum(counts_n)
+        rows = np.repeat(np.arange(len(counts)), counts_n)
+        marks = np.repeat(np.array(first_marks, np.int64) - (ends_n - counts_n), counts_n) + np.arange(len(rows))
+        try:
+            begins[rows, self._pointers[self._marks[marks]] // item - starts[rows]] = True
+        except IndexError:
+            raise DataError(f"{self.idx_path} is damaged: its sequences are not in order") from None
+
+    def _first_mark(self, sequence: int) -> int:
+        """The first document that begins at this sequence or a later one."""
+        marks = self._marks_view
+        # Mostly a document is one sequence, and none is empty: then no search is needed.
+        if sequence < len(marks) and marks[sequence] == sequence and (sequence == 0 or marks[sequence - 1] < sequence):
+            return sequence
+        return bisect_left(marks, sequence)
+
+    def check(self) -> None:
+        """Look at the whole index. Raises DataError where its tables do not describe the tokens one after the other."""
+        byte = 0
+        for first in range(0, self.num_sequences, CHUNK):
+            lengths = self._lengths[first : first + CHUNK].astype(np.int64)
+            ends = byte + np.cumsum(lengths) * self.dtype.itemsize
+            begins = np.concatenate([[byte], ends[:-1]])
+            wrong = np.flatnonzero((lengths < 0) | (self._pointers[first : first + CHUNK] != begins))
+            if len(wrong):
+                raise DataError(f"{self.idx_path} is damaged at sequence {first + wrong[0]}")
+            byte = int(ends[-1])
+        for first in range(0, self.num_documents, CHUNK):
+            falls = np.flatnonzero(np.diff(self._marks[first : first + CHUNK + 1]) < 0)
+            if len(falls):
+                raise DataError(f"{self.idx_path} is damaged at document {first + falls[0]}")
+
+
+def _map(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        if os.path.getsize(path) == 0:
+            return np.empty(0, np.uint8)
+        return np.asarray(np.memmap(path, np.uint8, mode="r"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path} cannot be read: {reason}") from error
