@@ -33,13 +33,15 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     begins = [name for name in names if name.startswith(f"{word}_")]
     if begins:
         return begins[0]
+    section, _, last = word.rpartition(".")
     # two keys of one section are alike in its name alone
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.8 if "." in word else 0.6)
-    if near:
-        return near[0]
+    for near in difflib.get_close_matches(word, names, n=3, cutoff=0.8 if section else 0.6):
+        near_section, _, near_last = near.rpartition(".")
+        if section != near_section or difflib.get_close_matches(last, [near_last]):
+            return near
     tails = {name.rpartition(".")[2]: name for name in reversed(names)}
-    near = difflib.get_close_matches(word.rpartition(".")[2], tails, n=1, cutoff=0.75)
-    return tails[near[0]] if near else None
+    alike = difflib.get_close_matches(last, tails, n=1, cutoff=0.75)
+    return tails[alike[0]] if alike else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -249,6 +251,8 @@ def convert(hint: Any, value: Any) -> tuple[Any, str]:
         return (None, "") if value is None else convert(inner[0], value)
     if origin is list:
         return _convert_list(arguments[0], value)
+    if dataclasses.is_dataclass(hint):  # its keys are converted one by one
+        return None, f"a mapping with the keys {', '.join(fields(typing.cast(type, hint)))}"
     if origin is dict:
         if not isinstance(value, Mapping):
             return None, "a mapping"

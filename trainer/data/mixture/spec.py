@@ -248,11 +248,9 @@ def _weights(data: DataConfig) -> Iterator[str]:
 def _lengths(data: DataConfig) -> Iterator[str]:
     """What a sample is too long for."""
     S = data.seq_len
-    starts = phase_starts(data.phases, S)
-    for name, first, after in zip(data.phases, starts, starts[1:], strict=False):
-        if first == after:
-            tokens = data.phases[name].tokens
-            yield f"data.phases.{name}.tokens={tokens} is less than a sample; use {S} (data.seq_len) or more"
+    for name, phase in data.phases.items():
+        if phase.tokens < S:
+            yield f"data.phases.{name}.tokens={phase.tokens} is less than a sample; use {S} (data.seq_len) or more"
     for name, source in data.sources.items():
         key = f"data.sources.{name}"
         if source.tokens < S:
@@ -267,5 +265,6 @@ def _allowed(source: SourceConfig) -> Fraction:
 
 
 def _show(tokens: Fraction | int) -> str:
-    """As a person would type it: 5.4e12."""
-    return re.sub(r"e\+?0*", "e", f"{float(tokens):.6g}")
+    """As a person would type it: 5.4e12; whole numbers to their last digit."""
+    short = re.sub(r"e\+?0*", "e", f"{float(tokens):.6g}")
+    return str(tokens) if isinstance(tokens, int) and float(short) != tokens else short
