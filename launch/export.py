@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.checkpoint.export import DtypeName
+    from trainer.checkpoint.huggingface.dtypes import DtypeName
 
 
 def run_export(checkpoint: str, target: str, *, dtype: DtypeName, text_only: bool, shard_gb: float) -> int:

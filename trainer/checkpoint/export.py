@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from parallel.fp8 import quantize_tiles
 from trainer.checkpoint.huggingface.carried import Carried, read_carried
 from trainer.checkpoint.huggingface.config import BLOCK, huggingface_config, is_qwen3_moe
+from trainer.checkpoint.huggingface.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
 from trainer.checkpoint.huggingface.files import HuggingFaceError
-from trainer.checkpoint.huggingface.names import MULTIMODAL, PLAIN, SCALE_SUFFIX, Piece, full_name
-from trainer.checkpoint.huggingface.read import DTYPES
-from trainer.checkpoint.huggingface.survey import FP8, scale_shape
-from trainer.checkpoint.huggingface.write import SHARD_BYTES, Group, Output, copy_of, make_room, write_directory
+from trainer.checkpoint.huggingface.names import MULTIMODAL, PLAIN, Piece, full_name
+from trainer.checkpoint.huggingface.survey import FP8
+from trainer.checkpoint.huggingface.write import SHARD_BYTES, Group, copy_of, make_room, write_directory
 from trainer.checkpoint.opened import open_checkpoint
 from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
 from trainer.model_config import ModelConfig
 from trainer.rundir import SOURCE
-
-DtypeName = Literal["source", "bf16", "fp32", "fp8"]
-FULL = {"F32": "float32", "F16": "float16", "F64": "float64"}  # as config.json spells them; bfloat16 where not listed
 
 
 @dataclass(frozen=True)
@@ -83,17 +79,11 @@ def export(
                 "--dtype other than source"
             )
     prefix, config = _destination(model, carried, text_only)
-    choose = _dtypes(dtype, carried.kinds if carried else {})
+    choose = dtypes(dtype, carried.kinds if carried else {})
     groups = [_text(state, piece, full_name(prefix, piece), choose(piece)) for piece in pieces]
     towers = [] if carried is None or text_only else carried.tensors
     groups += [copy_of(tensor) for tensor in towers]
     outputs = [output for group in groups for output in group.outputs]
-    full_dtype = next(output.dtype for output in outputs if output.name.endswith("embed_tokens.weight"))
-    unconverted = None
-    if any(output.dtype == FP8 for output in outputs):
-        unconverted = {
-            _module(output.name) for output in outputs if output.dtype != FP8 and not output.name.endswith(SCALE_SUFFIX)
-        }
     total, done = sum(group.nbytes for group in groups), 0
 
     make_room(target, total)  # before hours of reading
@@ -108,7 +98,7 @@ def export(
     write_directory(
         target,
         groups,
-        huggingface_config(model, config, dtype=FULL.get(full_dtype, "bfloat16"), unconverted=unconverted),
+        huggingface_config(model, config, dtype=full_dtype(outputs), unconverted=unconverted(outputs)),
         carried.side_files if carried else (),
         shard_bytes=shard_bytes,
         wrote=count,
@@ -150,45 +140,18 @@ def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -
     return MULTIMODAL, {key: value for key, value in carried.config.items() if key not in towers}
 
 
-def _dtypes(asked: DtypeName, kinds: dict[str, str]) -> Callable[[Piece], str]:
-    """How each piece is to be written."""
-
-    def choose(piece: Piece) -> str:
-        if asked == "source" and kinds:
-            return kinds[piece.kind]
-        if piece.parameter.startswith("rotary."):
-            return kinds.get(piece.kind, "F32")
-        if asked == "fp8" and piece.matrix:
-            return FP8
-        return "F32" if asked == "fp32" else "BF16"
-
-    return choose
-
-
 def _text(state: StoredState, piece: Piece, name: str, dtype: str) -> Group:
     def values() -> Tensor:
         return state.read(f"model.{piece.parameter}", piece.box).view(piece.shape)
 
-    def plain() -> Sequence[Tensor]:
+    def make() -> Sequence[Tensor]:
         trained = values()
-        written = trained.to(DTYPES[dtype])
-        if dtype == "F16" and not torch.equal(written.isinf(), trained.isinf()):
+        written = stored_as(trained, dtype)
+        if dtype == "F16" and not torch.equal(written[0].isinf(), trained.isinf()):
             raise CheckpointError(
                 f"{name}: {trained.abs().max():g} is too large for F16, which the run's source is in; "
                 "give another --dtype than source"
             )
-        return [written]
+        return written
 
-    if dtype != FP8:
-        return Group((Output(name, dtype, piece.shape),), plain)
-
-    def quantised() -> Sequence[Tensor]:
-        codes, scale = quantize_tiles(values().to(torch.bfloat16), (BLOCK[0], BLOCK[1]))
-        return codes, scale.reciprocal()
-
-    scales = Output(name + SCALE_SUFFIX, "F32", scale_shape(piece.shape))
-    return Group((Output(name, FP8, piece.shape), scales), quantised)
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
+    return Group(outputs_of(name, dtype, piece.shape), make)

@@ -7,7 +7,6 @@ Legend: B sequences · S tokens of each · T = B*S · H hidden size · V vocabul
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import cast
 
@@ -19,6 +18,7 @@ from parallel.shards import local, region
 from trainer.config import ModelConfig
 from trainer.loss import chunked_cross_entropy
 from trainer.model.attention import Attention, Documents
+from trainer.model.initial import fope_matrix, seeded_normal
 from trainer.model.moe import MoE
 from trainer.model.rotary import Rotary
 from trainer.model.router import RouterStats
@@ -151,15 +151,13 @@ class Decoder(nn.Module):
                 part.fill_(1.0)
             elif ".experts." in name:
                 for number, expert in enumerate(range(where[0].start, where[0].stop)):
-                    drawn = _normal(weight.shape[1:], seed, f"{name}.{expert}") * self.cfg.init_std
+                    drawn = seeded_normal(weight.shape[1:], seed, f"{name}.{expert}") * self.cfg.init_std
                     part[number].copy_(drawn[where[1:]])
             else:
-                part.copy_((_normal(weight.shape, seed, name) * self.cfg.init_std)[where])
+                part.copy_((seeded_normal(weight.shape, seed, name) * self.cfg.init_std)[where])
         for name, matrix in self._fope_matrices():
             heads, kept, _ = matrix.shape
-            # Xavier's fans of a 3-D tensor as torch counts them: fan_in = D*D, fan_out = heads*D.
-            std = self.cfg.fope_gain * (2.0 / (kept * kept + heads * kept)) ** 0.5
-            matrix.copy_(_normal(matrix.shape, seed, name) * std + torch.eye(kept))
+            matrix.copy_(fope_matrix(heads, kept, self.cfg.fope_gain, seed, name))
 
     def _fope_matrices(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, buffer) for name, buffer in self.named_buffers() if name.endswith("_coef"))
@@ -167,10 +165,3 @@ class Decoder(nn.Module):
     def num_params(self) -> int:
         """Elements of all parameters, counted on the module; `ModelConfig.num_params` is the closed form."""
         return sum(p.numel() for p in self.parameters())
-
-
-def _normal(shape: torch.Size, seed: int, name: str) -> Tensor:
-    """Standard normal values, drawn on the CPU in fp32; keyed by (seed, name)."""
-    key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "little") >> 1)
-    return torch.randn(shape, generator=generator, dtype=torch.float32)

@@ -6,6 +6,7 @@
     config   config.json <-> ModelConfig
     survey   a directory against what it should hold
     read     values and slices of them, FP8 included, into a model on any layout
+    dtypes   what dtype each tensor is written in
     write    a stream of tensors into a new directory
     carried  what a run keeps of the directory that it began with: the parts that it does not train
 
