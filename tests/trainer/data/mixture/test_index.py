@@ -1,0 +1,219 @@
+"""The index: quotas, epochs, phases and seeks, and that nothing but the sample number enters."""
+
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from trainer.data.errors import DataError
+from trainer.data.hashing import mix64
+from trainer.data.mixture.index import BLOCK, ORDER_OF_BLOCK, MixtureIndex
+from trainer.data.mixture.permutation import Permutation
+
+S = 16
+WINDOWS = {"chem": 30_011, "code": 90_001, "rare": 7, "late": 1000}
+WEIGHTS = {
+    "stable": {"chem": 3.0, "code": 6.5, "rare": 0.01},
+    "anneal": {"chem": 1.0, "rare": 0.02, "late": 0.25},
+    "end": {"code": 1.0, "late": 2.0},
+}
+# Short blocks at the ends of the first two: 2 blocks and 5,000 samples, less than a block, as long as one likes.
+PHASES = {"stable": (2 * BLOCK + 5000) * S + 3, "anneal": 40_000 * S, "end": 10_000 * S}
+
+
+def index(seed: int = 3, **changed) -> MixtureIndex:
+    parts = {"phases": PHASES, "weights": WEIGHTS, "num_windows": WINDOWS, **changed}
+    return MixtureIndex(parts["phases"], parts["weights"], parts["num_windows"], seq_len=S, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def whole() -> np.ndarray:
+    """[3, N]: source, epoch and position of all samples, and half as many past the phases' end."""
+    mixture = index()
+    return np.stack(mixture.lookup(np.arange(3 * mixture.num_samples // 2)))
+
+
+def looked_up(mixture: MixtureIndex, first: int, count: int) -> np.ndarray:
+    return np.stack(mixture.lookup(np.arange(first, first + count)))
+
+
+def test_every_block_is_within_one_sample_of_each_quota(whole):
+    first = 0
+    lengths = {"stable": [BLOCK, BLOCK, 5000], "anneal": [40_000], "end": [BLOCK]}
+    for phase, blocks in lengths.items():
+        total = sum(map(Fraction, map(str, WEIGHTS[phase].values())))
+        for length in blocks:
+            counts = np.bincount(whole[0, first : first + length], minlength=4)
+            for name, count in zip(WINDOWS, counts.tolist(), strict=True):
+                due = length * Fraction(str(WEIGHTS[phase].get(name, 0))) / total
+                assert abs(count - due) < 1, (phase, name)
+            first += length
+
+
+def test_every_position_comes_once_an_epoch_over_blocks_and_phases(whole):
+    """Of each source in the order of its draws: epoch after epoch, none short but the last."""
+    epochs_seen = []
+    for source, windows in enumerate(WINDOWS.values()):
+        epoch, position = whole[1:, whole[0] == source]
+        drawn = np.unique(epoch * windows + position)
+        assert len(drawn) == len(epoch), "a window came twice in an epoch"
+        last = int(epoch.max())
+        full = np.bincount(epoch, minlength=last + 1)
+        # draws of a block may come in any order, so only what the last block touches is not yet complete
+        complete = [e for e in range(last + 1) if full[e] == windows]
+        assert complete == list(range(len(complete)))
+        assert last - len(complete) <= BLOCK // windows + 1
+        epochs_seen.append(len(complete))
+    assert min(epochs_seen) >= 1
+    assert max(epochs_seen) > 10
+
+
+def test_each_epoch_and_source_has_an_order_of_its_own(whole):
+    """Positions by draw, which is where the block's permutation put them: two epochs of `rare` agree by chance only."""
+    epoch, position = whole[1:, whole[0] == 2]
+    orders = {tuple(position[epoch == e]) for e in range(int(epoch.max()))}
+    assert len(orders) > 0.9 * epoch.max()
+
+
+def test_against_counting_up_one_sample_after_another(whole):
+    """The definition, written as a loop: the k-th place of a block in its permuted order belongs to the source whose
+    stretch it falls into, and draws are numbered along the stretches."""
+    draws = np.zeros(4, np.int64)
+    first = 0
+    for phase, length in [(0, BLOCK), (0, BLOCK), (0, 5000), (1, 40_000), (2, BLOCK)]:
+        block = {0: first // BLOCK}.get(phase, 0)
+        counts = np.bincount(whole[0, first : first + length], minlength=4)
+        order = Permutation(length, (3, ORDER_OF_BLOCK, phase, block))(np.arange(length))
+        source = np.repeat(np.arange(4), counts)
+        draw = np.concatenate([draws[s] + np.arange(counts[s]) for s in range(4)])
+        assert np.array_equal(whole[0, first : first + length], source[order])
+        windows = np.array(list(WINDOWS.values()))[source]
+        assert np.array_equal(whole[1, first : first + length], (draw // windows)[order])
+        draws += counts
+        first += length
+
+
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 24), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1), (12, 2), (1, 1)])
+def test_global_batches_are_the_same_for_any_number_of_ranks_and_micro_batch(whole, ranks, micro):
+    """Each rank looks up its own samples; around a block's, an epoch's and a phase's edge."""
+    edges = [0, BLOCK - 30, 2 * BLOCK + 5000 - 17, index().num_samples - 12]
+    per_rank = [index() for _ in range(ranks)]
+    for first in edges:
+        rows = {}
+        for start in range(first, first + 48, ranks * micro):
+            for rank, mixture in enumerate(per_rank):
+                samples = start + rank * micro + np.arange(micro)
+                rows.update(zip(samples.tolist(), np.stack(mixture.lookup(samples)).T.tolist(), strict=True))
+        assert [rows[n] for n in range(first, first + 48)] == whole[:, first : first + 48].T.tolist()
+
+
+def test_a_sample_does_not_depend_on_what_was_asked_with_it(whole):
+    mixture = index()
+    samples = np.random.default_rng(0).integers(0, whole.shape[1], 3000)
+    assert np.array_equal(np.stack(mixture.lookup(samples)), whole[:, samples])
+    for sample in (0, BLOCK - 1, BLOCK, 2 * BLOCK + 4999, 2 * BLOCK + 5000, mixture.num_samples):
+        assert np.array_equal(looked_up(index(), sample, 1), whole[:, sample : sample + 1])
+
+
+def test_a_longer_run_begins_with_the_samples_of_a_shorter_one(whole):
+    """Past the phases' tokens the last phase goes on, and declaring more tokens of it changes nothing."""
+    longer = index(phases={**PHASES, "end": 10**15 * S})
+    assert np.array_equal(looked_up(longer, 0, whole.shape[1]), whole)
+    assert longer.num_samples > index().num_samples
+
+
+def test_seeds_and_names_give_other_orders_of_the_same_draws(whole):
+    first = 2 * BLOCK + 5000  # what one phase draws is the same set of windows only where epochs are complete
+    other = looked_up(index(seed=4), 0, first)
+    assert np.array_equal(np.bincount(other[0]), np.bincount(whole[0, :first]))
+    assert not np.array_equal(other[0], whole[0, :first])
+    renamed = index(
+        num_windows={"other": WINDOWS["chem"], **{n: w for n, w in WINDOWS.items() if n != "chem"}},
+        weights={p: {"other" if n == "chem" else n: w for n, w in ws.items()} for p, ws in WEIGHTS.items()},
+    )
+    again = looked_up(renamed, 0, 1000)
+    assert np.array_equal(again[0], whole[0, :1000])
+    assert not np.array_equal(again[2][again[0] == 0], whole[2, :1000][whole[0, :1000] == 0])
+
+
+def test_counts_before_and_phases(whole):
+    mixture = index()
+    for sample in (0, 1, 1000, BLOCK, BLOCK + 1, 2 * BLOCK + 5000, 2 * BLOCK + 5001, mixture.num_samples + 7):
+        counts = np.bincount(whole[0, :sample], minlength=4)
+        assert list(mixture.counts_before(sample).values()) == counts.tolist()
+    edges = [0, 2 * BLOCK + 4999, 2 * BLOCK + 5000, 2 * BLOCK + 44_999, 2 * BLOCK + 45_000, 10**12]
+    assert [mixture.phase_at(sample) for sample in edges] == ["stable", "stable", "anneal", "anneal", "end", "end"]
+
+
+def test_a_mixture_is_these_numbers_everywhere():
+    assert looked_up(index(), 10**9, 4).tolist() == [
+        [3, 1, 3, 1],
+        [666562, 3704, 666578, 3704],
+        [982, 68895, 290, 51948],
+    ]
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ValueError, match="numbers start at 0"):
+        index().lookup(np.array([5, -1]))
+    with pytest.raises(DataError, match=r"data\.sources\.rare has no window"):
+        index(num_windows={**WINDOWS, "rare": 0})
+    with pytest.raises(DataError, match=r"data\.phases\.anneal needs a source with a weight; there are chem, code"):
+        index(weights={**WEIGHTS, "anneal": {}})
+    with pytest.raises(DataError, match=r"data\.phases\.anneal\.tokens=15 is no sample of data\.seq_len=16"):
+        index(phases={**PHASES, "stable": 100 * S, "anneal": 15})
+    assert [part.tolist() for part in index().lookup(np.array([], np.int64))] == [[], [], []]
+
+
+# -- six trillion tokens ---------------------------------------------------------------------------------------------
+
+
+def test_numbers_stay_right_up_to_the_largest_sample():
+    """Epochs of sources of 2**40 windows, and the last sample number that int64 holds."""
+    mixture = MixtureIndex(
+        {"a": 10**12 * S, "b": 10**12 * S},
+        {"a": {"big": 1.0, "small": 1e-6}, "b": {"big": 1.0, "small": 1.0}},
+        {"big": 2**40 + 1, "small": 3},
+        seq_len=S,
+        seed=0,
+    )
+    last = 2**63 - 1
+    samples = last - np.arange(100)
+    source, epoch, position = mixture.lookup(samples)
+    assert set(source.tolist()) == {0, 1}
+    windows = np.array([2**40 + 1, 3])[source]
+    assert (position >= 0).all()
+    assert (position < windows).all()
+    before = mixture.counts_before(last - 99)
+    assert sum(before.values()) == last - 99
+    draws = epoch.astype(object) * windows + 0
+    for number, name in enumerate(("big", "small")):
+        mine = draws[source == number]
+        assert abs(int(mine[0]) - before[name]) < BLOCK + int(windows[source == number][0])
+
+
+def test_a_hash_of_one_use_is_not_that_of_another():
+    assert mix64(0, 1, 2).tolist() != mix64(0, 2, 1).tolist()
+
+
+def test_start_and_seek_do_not_depend_on_the_size():
+    """A mixture of 1.46e9 samples against one of 1.46e5: the same work, in CPU time; generous for a busy machine."""
+
+    def seconds(scale: float) -> float:
+        names = {f"s{n}": n + 1.0 for n in range(9)}
+        best = []
+        for attempt in range(5):
+            start = time.process_time()
+            mixture = MixtureIndex(
+                {"stable": int(5.4e8 * scale), "anneal": int(0.6e8 * scale)},
+                {"stable": names, "anneal": names},
+                {name: int(weight * 3000 * scale) for name, weight in names.items()},
+                seq_len=4096,
+                seed=attempt,
+            )
+            mixture.lookup(np.array([mixture.num_samples - 1]))
+            best.append(time.process_time() - start)
+        return min(best)
+
+    assert seconds(10_000) < 3 * seconds(1) + 0.002

@@ -1,0 +1,171 @@
+"""Which window of which source a sample number stands for: a pure function of the configuration, the seed and that
+number, so that the state of the data is one integer, however large the corpus.
+
+A phase is cut into blocks of BLOCK samples, of which each source gets its quota (`quotas`). The order in a block is a
+permutation, and a source's draws are numbered through the blocks and the phases: draw t is window t mod n of epoch t
+div n, in an order of the epoch's own. A seek costs what any sample costs; nothing depends on the world size, the batch
+or what was asked before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.errors import DataError
+from trainer.data.hashing import U64, mix64, text_key
+from trainer.data.mixture.permutation import permute
+from trainer.data.mixture.quotas import Quotas
+from trainer.data.mixture.spec import whole
+
+if TYPE_CHECKING:
+    from trainer.config import DataConfig
+
+Ints = npt.NDArray[np.int64]
+
+BLOCK = 65_536  # samples in which each source has its quota, to within one sample
+MAX_BLOCKS = 2**63 // BLOCK  # of a phase: sample numbers are int64
+# What a hash is for is one of the numbers that it is made of.
+ORDER_OF_BLOCK, ORDER_OF_EPOCH = 1, 2
+
+
+@dataclass(frozen=True)
+class _Block:
+    length: int
+    ends: Ints  # [S] of the block's shuffled places, the end of each source's stretch
+    draws: Ints  # [S] each source's draws before its stretch, less the place where the stretch begins
+    key: int
+
+
+class MixtureIndex:
+    """Sample number -> (source, epoch, position).
+
+    phases: phase -> tokens, in order; the last phase goes on after its tokens for as long as samples are asked for, so
+    that a longer run begins with the samples of a shorter one.
+    weights: phase -> source -> weight; sources without one are left out or 0.
+    num_windows: source -> windows of seq_len tokens that there are of it; its place here is the source's number.
+    Raises DataError where a phase has no source, and where a source that is drawn has no window.
+    """
+
+    def __init__(
+        self,
+        phases: Mapping[str, int],
+        weights: Mapping[str, Mapping[str, float]],
+        num_windows: Mapping[str, int],
+        *,
+        seq_len: int,
+        seed: int,
+    ) -> None:
+        self.sources, self.phases = list(num_windows), list(phases)
+        self._seed = seed
+        self._windows = np.array(list(num_windows.values()), np.int64)
+        self._source_keys: U64 = np.concatenate([mix64(seed, ORDER_OF_EPOCH, text_key(name)) for name in self.sources])
+        tokens, self._starts, self._quotas, self._draws = 0, [0], [], [[0] * len(self.sources)]
+        for phase, phase_tokens in phases.items():
+            self._quotas.append(Quotas(self._weights_in(phase, weights, num_windows), BLOCK))
+            tokens += phase_tokens
+            self._starts.append(tokens // seq_len)
+            if self._starts[-1] == self._starts[-2]:
+                raise DataError(f"data.phases.{phase}.tokens={phase_tokens} is no sample of data.seq_len={seq_len}")
+            self._draws.append(self._after_phase(len(self._quotas) - 1))
+        self._first_samples = np.array(self._starts[:-1], np.int64)
+        # A batch lies in one block or two; whoever looks up samples from all over needs each block once.
+        self._block = functools.lru_cache(maxsize=64)(self._make_block)
+
+    @classmethod
+    def of(cls, data: DataConfig, num_windows: Mapping[str, int], seed: int) -> MixtureIndex:
+        """The index of a configuration's phases and weights."""
+        weights = {
+            phase: {name: source.phases.get(phase, 0.0) for name, source in data.sources.items()}
+            for phase in data.phases
+        }
+        tokens = {name: phase.tokens for name, phase in data.phases.items()}
+        return cls(tokens, weights, num_windows, seq_len=data.seq_len, seed=seed)
+
+    @property
+    def num_samples(self) -> int:
+        """That the phases' tokens make."""
+        return self._starts[-1]
+
+    def lookup(self, samples: Ints) -> tuple[Ints, Ints, Ints]:
+        """samples [N] -> source [N] (its number), epoch [N] from 0, position [N] (0 .. num_windows - 1).
+
+        Raises ValueError for numbers below 0.
+        """
+        samples = np.asarray(samples, np.int64)
+        if samples.size == 0:
+            return samples, samples, samples
+        if samples.min() < 0:
+            raise ValueError(f"sample {samples.min()}: numbers start at 0")
+        phase = np.searchsorted(self._first_samples, samples, side="right") - 1
+        block, place = np.divmod(samples - self._first_samples[phase], BLOCK)
+        source, draw = self._in_blocks(phase, block, place)
+        windows = self._windows[source]
+        epoch, turn = np.divmod(draw, windows)
+        position = permute(turn, windows, mix64(self._source_keys[source], epoch))
+        return source, epoch, position
+
+    def phase_at(self, sample: int) -> str:
+        """The phase that a sample belongs to."""
+        return self.phases[int(np.searchsorted(self._first_samples, sample, side="right")) - 1]
+
+    def counts_before(self, sample: int) -> dict[str, int]:
+        """Draws of each source among the samples 0 .. sample - 1; costs at most one block, wherever that is."""
+        phase = self.phases.index(self.phase_at(sample))
+        block, places = divmod(sample - self._starts[phase], BLOCK)
+        before = [a + b for a, b in zip(self._draws[phase], self._quotas[phase].before(block), strict=True)]
+        if places:
+            inside, _ = self._in_blocks(np.full(places, phase), np.full(places, block), np.arange(places))
+            before = [a + int(b) for a, b in zip(before, np.bincount(inside, minlength=len(before)), strict=True)]
+        return dict(zip(self.sources, before, strict=True))
+
+    def _weights_in(
+        self, phase: str, weights: Mapping[str, Mapping[str, float]], num_windows: Mapping[str, int]
+    ) -> list[int]:
+        given = weights[phase]
+        unknown = [name for name in given if name not in num_windows]
+        found = whole(given.get(name, 0.0) for name in num_windows)
+        if unknown or not any(found):
+            raise DataError(f"data.phases.{phase} needs a source with a weight; there are {', '.join(num_windows)}")
+        for name, weight in zip(num_windows, found, strict=True):
+            if weight and num_windows[name] < 1:
+                raise DataError(f"data.sources.{name} has no window of data.seq_len tokens; leave it out")
+        return found
+
+    def _after_phase(self, phase: int) -> list[int]:
+        """Draws of each source up to the end of a phase, whose last block may be a short one."""
+        full, rest = divmod(self._starts[phase + 1] - self._starts[phase], BLOCK)
+        quotas = self._quotas[phase]
+        return [
+            sum(parts) for parts in zip(self._draws[phase], quotas.before(full), quotas.counts(full, rest), strict=True)
+        ]
+
+    def _in_blocks(self, phase: Ints, block: Ints, place: Ints) -> tuple[Ints, Ints]:
+        """[N] each: source and draw of places in blocks."""
+        number = phase * MAX_BLOCKS + block
+        if (number == number[0]).all():
+            plan = self._block(int(phase[0]), int(block[0]))
+            shuffled = permute(place, np.array([plan.length]), np.array([plan.key], np.uint64))
+            source = np.searchsorted(plan.ends, shuffled, side="right")
+            return source, plan.draws[source] + shuffled
+        numbers, which = np.unique(number, return_inverse=True)
+        plans = [self._block(*divmod(number, MAX_BLOCKS)) for number in numbers.tolist()]
+        lengths = np.array([plan.length for plan in plans])
+        keys = np.array([plan.key for plan in plans], np.uint64)
+        shuffled = permute(place, lengths[which], keys[which])
+        source = (np.stack([plan.ends for plan in plans])[which] <= shuffled[:, None]).sum(axis=1)
+        return source, np.stack([plan.draws for plan in plans])[which, source] + shuffled
+
+    def _make_block(self, phase: int, block: int) -> _Block:
+        quotas, length = self._quotas[phase], BLOCK
+        if phase + 1 < len(self.phases):
+            length = min(BLOCK, self._starts[phase + 1] - self._starts[phase] - block * BLOCK)
+        ends = np.cumsum(quotas.counts(block, length))
+        before = np.array(self._draws[phase], np.int64) + np.array(quotas.before(block), np.int64)
+        key = int(mix64(self._seed, ORDER_OF_BLOCK, phase, block)[0])
+        return _Block(length, ends, before - np.concatenate([[0], ends[:-1]]), key)
