@@ -2,9 +2,9 @@
 
     copy = w + std * z        std: `relative` times the root mean square of the matrix w; z standard normal
 
-z comes from a pool of POOL numbers. Each CHUNK elements of a copy take a run of it that begins at a place keyed by
-(seed, the copy's name, number of the chunk), so that its values depend on nothing else: no order, worker or resume. Two
-copies of a chunk take the same run once in 60,000 times, and are uncorrelated otherwise.
+z comes from a pool of POOL numbers. Each run of rows of a copy takes a run of it that begins at a place keyed by (seed,
+the copy's name, number of the run), so that its values depend on nothing else: no order, worker or resume. Two copies
+take the same for one run of rows in 50,000, and are uncorrelated otherwise.
 
 The sum is taken in fp32 and rounded once. Rounding to bf16 keeps the noise's std where it is about half the distance of
 two neighbouring numbers or more, that is a relative std of 2^-9 or more; `least` says so for a dtype.
@@ -16,7 +16,7 @@ import functools
 import hashlib
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,15 +24,18 @@ from torch import Tensor
 from trainer.checkpoint.upcycle.errors import UpcycleError
 from trainer.model.initial import seeded_normal
 
-POOL, CHUNK = 1 << 21, 1 << 18  # numbers; a chunk and its run fit a core's L2 cache
+POOL, RUN = 1 << 21, 1 << 19  # numbers of the pool, and of the longest run: fewer calls, and still in a core's cache
 STEP = 32  # runs begin at multiples of this: 64 bytes of bf16
 SAMPLES, SAMPLE = 256, 1024  # runs, and numbers in each, that the RMS of a larger matrix is taken of
 
 
 class _Scratch(threading.local):
+    """A thread's memory, kept: new memory costs about what the noise does."""
+
     def __init__(self) -> None:
-        self.pools: dict[torch.dtype, Tensor] = {}
-        self.part = torch.empty(CHUNK)
+        self.pool: dict[torch.dtype, Tensor] = {}
+        self.made: dict[torch.dtype, Tensor] = {}
+        self.part = torch.empty(RUN)
 
 
 _scratch = _Scratch()
@@ -52,54 +55,60 @@ class Noise:
     def __init__(self, relative: float, seed: int) -> None:
         self.relative, self.seed = relative, seed
 
-    def copy(self, values: Tensor, copies: Mapping[str, Tensor], rms: float | None = None) -> None:
-        """Fill `copies`, contiguous tensors of the shape of `values`, keyed by the names that draw their noise.
+    def copies(
+        self, values: Tensor, names: Sequence[str], dtype: torch.dtype, rms: float | None = None
+    ) -> Iterator[Tensor]:
+        """One copy of a matrix [R, C] after the other, in runs of rows, each valid until the next.
 
-        The copies have one dtype. rms: to which the noise is relative; None: that of `values`. Raises UpcycleError
-        where it is not finite.
+        Args: names: of the copies; what their noise is drawn by. rms: to which the noise is relative; None: the
+            matrix's own.
+        Raises: UpcycleError where the matrix is not finite.
         """
-        flat = values.reshape(-1)
-        outs = {name: copy.view(-1) for name, copy in copies.items()}
+        rows = max(1, RUN // max(1, values.shape[1]))
         if not self.relative:
             rms = 0.0
         elif rms is None:
-            rms = root_mean_square(flat)
+            rms = root_mean_square(values.reshape(-1))
         if not math.isfinite(rms):
-            raise UpcycleError(f"{next(iter(copies))}: its source holds numbers that are not finite")
-        if rms == 0:
-            for out in outs.values():
-                out.copy_(flat)
-            return
-        dtype = next(iter(outs.values())).dtype
-        work = dtype if dtype == flat.dtype == torch.bfloat16 else torch.promote_types(dtype, torch.float32)
-        # In steps of a thousandth, so that the order in which the mean was summed leaves no trace.
-        std = _rounded(self.relative * rms)
-        scaled = self._scaled(std, work) if len(flat) * len(outs) >= POOL else None
-        for number, start in enumerate(range(0, len(flat), CHUNK)):
-            part = flat[start : start + CHUNK].to(work)
-            for name, out in outs.items():
+            raise UpcycleError(f"{names[0]}: its source holds numbers that are not finite")
+        work = dtype if dtype == values.dtype == torch.bfloat16 else torch.promote_types(dtype, torch.float32)
+        std = _rounded(self.relative * rms)  # so that the order in which the mean was summed leaves no trace
+        scaled = self._scaled(std, work) if std and values.numel() * len(names) >= POOL else None
+        parts = [part.reshape(-1) for part in values.split(rows)]
+        for name in names:
+            for number, part in enumerate(parts):
+                made = self._made(dtype, len(part))
+                if not std:
+                    made.copy_(part)
+                    yield made.view(-1, values.shape[1])
+                    continue
                 first = self._first(name, number)
                 run = slice(first, first + len(part))
                 noise = scaled[run] if scaled is not None else (_pool(self.seed)[run] * std).to(work)
-                into = out[start : start + CHUNK]
-                if work == dtype:
-                    torch.add(part, noise, out=into)
+                if part.dtype == work == dtype:
+                    torch.add(part, noise, out=made)
                 else:
-                    into.copy_(part + noise)
+                    made.copy_(part.to(work).add_(noise))
+                yield made.view(-1, values.shape[1])
+
+    def _made(self, dtype: torch.dtype, count: int) -> Tensor:
+        held = _scratch.made.get(dtype)
+        if held is None or len(held) < count:
+            held = _scratch.made[dtype] = torch.empty(max(count, RUN), dtype=dtype)
+        return held[:count]
 
     def _first(self, name: str, number: int) -> int:
         key = hashlib.blake2b(f"{self.seed}/{name}/{number}".encode(), digest_size=8).digest()
-        return int.from_bytes(key, "little") % ((POOL - CHUNK) // STEP + 1) * STEP
+        return int.from_bytes(key, "little") % ((POOL - RUN) // STEP + 1) * STEP
 
     def _scaled(self, std: float, dtype: torch.dtype) -> Tensor:
         """The pool times `std`. Not a factor of the addition: torch rounds that one differently at the ends of a range
         than in its middle, and where a range ends depends on the number of threads."""
-        pools = _scratch.pools
-        if dtype not in pools:
-            pools[dtype] = torch.empty(POOL, dtype=dtype)
-        for numbers, out in zip(_pool(self.seed).split(CHUNK), pools[dtype].split(CHUNK), strict=True):
+        if dtype not in _scratch.pool:
+            _scratch.pool[dtype] = torch.empty(POOL, dtype=dtype)
+        for numbers, out in zip(_pool(self.seed).split(RUN), _scratch.pool[dtype].split(RUN), strict=True):
             out.copy_(torch.mul(numbers, std, out=_scratch.part))
-        return pools[dtype]
+        return _scratch.pool[dtype]
 
 
 def root_mean_square(flat: Tensor) -> float:

@@ -12,7 +12,7 @@ from trainer.checkpoint.huggingface.read import read_box
 from trainer.checkpoint.upcycle.noise import Noise
 from trainer.checkpoint.upcycle.vocabulary import NEW
 
-BLOCK_BYTES = 32 << 20  # of the source in memory at one time
+BLOCK_BYTES = 16 << 20  # of the source in memory at one time
 
 
 def moved_rows(
@@ -22,37 +22,35 @@ def moved_rows(
     dtype: torch.dtype,
     noise: Noise,
     name: str,
-) -> Tensor:
-    """The table whose row i is row rows[i] of `stored`, or, where that is NEW, the mean of the rows `known` (None: of
-    all) with noise of its own, as copies of an expert get it.
+) -> Iterator[Tensor]:
+    """The table whose row i is row rows[i] of `stored`, in runs of rows.
 
-    The mean: a new token then is as likely as the others are on average, whatever the hidden state, and the model's
-    probabilities for them hardly change (Hewitt 2021, Initializing new word embeddings for pretrained language models).
+    Where rows[i] is NEW it is the mean of the rows `known` (None: of all), with noise of its own relative to their RMS.
+    A new token is then as likely as the others are on average, whatever the hidden state, and the probabilities of
+    these hardly change (Hewitt 2021, Initializing new word embeddings for pretrained language models).
     """
-    made = torch.empty(len(rows), stored.shape[1], dtype=dtype)
     most = max(1, BLOCK_BYTES // (stored.nbytes // stored.shape[0]))
-    for first, count, start in _runs(rows, most):
-        if start != NEW:
-            made[first : first + count] = _read(stored, start, count)
-    fresh = torch.tensor([i for i, row in enumerate(rows) if row == NEW], dtype=torch.int64)
-    if len(fresh):
-        mean, rms = _mean(stored, known, most)
-        drawn = torch.empty(len(fresh), len(mean), dtype=torch.float32)
-        noise.copy(mean.float().expand_as(drawn), {f"{name}.new": drawn}, rms)
-        made[fresh] = drawn.to(dtype)
-    return made
+    mean, rms = _mean(stored, known, most) if NEW in rows else (torch.empty(0), 0.0)
+    for first in range(0, len(rows), most):
+        block = rows[first : first + most]
+        made = torch.empty(len(block), stored.shape[1], dtype=dtype)
+        for at, count in _runs(block):
+            if block[at] == NEW:
+                (made[at],) = noise.copies(mean, [f"{name}.{first + at}"], torch.float32, rms)
+            else:
+                made[at : at + count] = _read(stored, block[at], count)
+        yield made
 
 
-def _runs(rows: Sequence[int], most: int) -> Iterator[tuple[int, int, int]]:
-    """(first, count, start): rows first ... first + count - 1 are those from `start` on; NEW rows singly."""
-    first = 0
-    while first < len(rows):
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(at, count): rows that lie one after another in the source; new ones singly."""
+    at = 0
+    while at < len(rows):
         count = 1
-        if rows[first] != NEW:
-            while first + count < len(rows) and count < most and rows[first + count] == rows[first] + count:
-                count += 1
-        yield first, count, rows[first]
-        first += count
+        while rows[at] != NEW and at + count < len(rows) and rows[at + count] == rows[at] + count:
+            count += 1
+        yield at, count
+        at += count
 
 
 def _read(stored: StoredTensor, start: int, count: int) -> Tensor:
@@ -60,7 +58,7 @@ def _read(stored: StoredTensor, start: int, count: int) -> Tensor:
 
 
 def _mean(stored: StoredTensor, known: Collection[int] | None, most: int) -> tuple[Tensor, float]:
-    """Mean [H] and root mean square of the rows `known`, in fp64."""
+    """Mean [1, H], fp32, and root mean square of the rows `known`."""
     total, squares, number = torch.zeros(stored.shape[1], dtype=torch.float64), 0.0, 0
     for start in range(0, stored.shape[0], most):
         count = min(most, stored.shape[0] - start)
@@ -69,4 +67,4 @@ def _mean(stored: StoredTensor, known: Collection[int] | None, most: int) -> tup
         total += values.sum(0)
         squares += float(values.square().sum())
         number += len(wanted)
-    return total / number, (squares / (number * stored.shape[1])) ** 0.5
+    return (total / number).float().unsqueeze(0), (squares / (number * stored.shape[1])) ** 0.5

@@ -33,19 +33,19 @@ from trainer.model_config import ModelConfig
 TABLES = ("embed", "lm_head")
 
 
-class _Buffers(threading.local):
+class _Held(threading.local):
     def __init__(self) -> None:
-        self.held: dict[int, Tensor] = {}
+        self.bytes = torch.empty(0, dtype=torch.uint8)
 
 
-_buffers = _Buffers()
+_held = _Held()
 
 
 @dataclass(frozen=True)
 class Upcycled:
     """An expanded model, of which nothing is read yet but names, shapes and tokenizers."""
 
-    groups: list[Group]  # layer by layer, towers last; what `make` returns is valid until the thread's next `make`
+    groups: list[Group]  # layer by layer, towers last; one at a time in a thread
     model: ModelConfig
     config: dict[str, Any]  # config.json
     facts: dict[str, Any]  # for the manifest
@@ -121,18 +121,14 @@ class _Text:
         def exact() -> Sequence[Tensor]:
             return [*self._stored(box, pieces[0], dtype)] * len(pieces)
 
-        def noisy() -> Sequence[Tensor]:
+        def noisy() -> Iterator[Tensor]:
             values = self._values(box, pieces[0])
             if dtype != FP8:
-                made = {name: _buffer(number, DTYPES[dtype], shape) for number, name in enumerate(names)}
-                self.noise.copy(values, made)
-                return list(made.values())
-            found: list[Tensor] = []
+                yield from self.noise.copies(values, names, DTYPES[dtype])
+                return
             for name in names:
-                copy = _buffer(0, torch.float32, shape)
-                self.noise.copy(values, {name: copy})
-                found += stored_as(copy, FP8)
-            return found
+                copy = torch.cat([run.clone() for run in self.noise.copies(values, [name], torch.float32)])
+                yield from stored_as(copy, FP8)
 
         return Group(outputs, noisy if self.noise.relative else exact)
 
@@ -140,13 +136,11 @@ class _Text:
         dtype, temperature = self.choose(piece), self.expansion.router_temperature
         box = (slice(0, self.source.model.num_experts), piece.box[1])
 
-        def make() -> Sequence[Tensor]:
+        def make() -> Iterator[Tensor]:
             rows = self._values(box, piece)[torch.tensor(source_of)]
             if temperature != 1:
                 rows = rows.double() / temperature
-            made = torch.empty(piece.shape, dtype=DTYPES[dtype])
-            self.noise.copy(rows, {piece.name: made})
-            return [made]
+            return self.noise.copies(rows, [piece.name], DTYPES[dtype])
 
         return Group(outputs_of(self._name(piece), dtype, piece.shape), make)
 
@@ -156,8 +150,8 @@ class _Text:
         rows = range(self.model.vocab_size) if self.vocabulary is None else self.vocabulary.rows
         known = None if self.vocabulary is None else self.vocabulary.known
 
-        def make() -> Sequence[Tensor]:
-            return [moved_rows(stored, rows, known, DTYPES[dtype], self.noise, piece.name)]
+        def make() -> Iterator[Tensor]:
+            return moved_rows(stored, rows, known, DTYPES[dtype], self.noise, piece.name)
 
         return Group(outputs_of(self._name(piece), dtype, piece.shape), make)
 
@@ -192,7 +186,7 @@ class _Text:
         stored = self.source.stored(there)
         if there.box != box or there.transposed or stored.dtype == FP8:
             return read_piece(self.source, there, box)[0].reshape(shape)
-        values = _buffer(-1, DTYPES[stored.dtype], shape)
+        values = _memory(DTYPES[stored.dtype], shape)
         try:
             with open(stored.file, "rb", buffering=0) as file:
                 read_into(file.fileno(), values, stored.start)
@@ -213,9 +207,9 @@ def _starts(box: Box) -> tuple[int, ...]:
     return tuple(part.start for part in box)
 
 
-def _buffer(slot: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """This thread's memory of that number, kept from group to group: new memory costs about what copying does."""
-    need, held = prod(shape) * dtype.itemsize, _buffers.held
-    if slot not in held or held[slot].nbytes < need:
-        held[slot] = torch.empty(need, dtype=torch.uint8)
-    return held[slot][:need].view(dtype).view(shape)
+def _memory(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """This thread's, the same from group to group: new memory costs about what copying does."""
+    need = prod(shape) * dtype.itemsize
+    if _held.bytes.nbytes < need:
+        _held.bytes = torch.empty(need, dtype=torch.uint8)
+    return _held.bytes[:need].view(dtype).view(shape)
