@@ -162,6 +162,12 @@ def _inspect(words: Sequence[str]) -> int:
     return inspect_directory(parser.parse_args(words).directory)
 
 
+def _upcycle(words: Sequence[str]) -> int:
+    from launch.upcycle import run_upcycle
+
+    return run_upcycle(_plain_parser("upcycle"), words)
+
+
 def _plain_parser(command: str) -> argparse.ArgumentParser:
     """Of a command that takes no overrides."""
     what = COMMANDS[command][1]
@@ -175,6 +181,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "config": (_config, "print a resolved configuration, or the differences of two"),
     "layout": (_layout, "build one rank of a run of any size here, and print what it holds and sends"),
     "export": (_export, "write a training checkpoint as a Hugging Face directory"),
+    "upcycle": (_upcycle, "copy a Hugging Face checkpoint's experts into router groups"),
     "inspect": (_inspect, "print what a Hugging Face directory or a training checkpoint holds and lacks"),
 }
 

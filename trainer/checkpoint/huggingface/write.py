@@ -201,12 +201,18 @@ def make_room(target: Path, need: int) -> None:
 
 def require_space(target: Path, need: int) -> None:
     """Raises HuggingFaceError where the disk that `target` is to be on has not `need` bytes free."""
-    place = next(place for place in (target.parent.absolute(), *target.parent.absolute().parents) if place.exists())
-    free = shutil.disk_usage(place).free
+    place, free = free_beside(target)
     if free < need:
         raise HuggingFaceError(
             f"{target}: the disk is too small: {need / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}"
         )
+
+
+def free_beside(target: Path) -> tuple[Path, int]:
+    """The nearest directory above `target` that exists, and the free bytes of its disk."""
+    parents = target.parent.absolute(), *target.parent.absolute().parents
+    place = next(place for place in parents if place.exists())
+    return place, shutil.disk_usage(place).free
 
 
 def must_not_exist(target: Path) -> None:

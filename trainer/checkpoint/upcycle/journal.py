@@ -1,0 +1,177 @@
+"""The work of an upcycle between two starts: a directory beside the destination, `DST.octavo-upcycle.tmp`.
+
+owner.lock     held by the living writer and its workers, so that nobody else takes the directory over
+plan.json      what is being made, of what: another plan than this is refused
+journal.jsonl  a line for each file that is finished and on disk: its name, size and SHA-256
+model/         the files; takes the destination's name once it is whole
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.huggingface.files import CONFIG, HuggingFaceError
+from trainer.checkpoint.huggingface.survey import Source
+from trainer.checkpoint.huggingface.write import must_not_exist, side_files
+from trainer.checkpoint.manifest import file_facts, sync_directory
+from trainer.checkpoint.temporary import OWNER
+
+SUFFIX = ".octavo-upcycle.tmp"
+PLAN, JOURNAL, MODEL = "plan.json", "journal.jsonl", "model"
+PATIENCE = 10.0  # seconds; a killed writer's workers see that it is gone after a tensor or two
+
+
+def identity(source: Source, others: Sequence[Path] = ()) -> dict[str, str]:
+    """What tells a source from a changed one without reading all of it: file -> what it is now.
+
+    Files with tensors by size, time of change and header; config.json, side files and `others` by their contents.
+    Raises HuggingFaceError.
+    """
+    directory, found = source.directory.path, {}
+    tensors: dict[Path, list[str]] = {}
+    for tensor in source.tensors.values():
+        tensors.setdefault(tensor.file, []).append(f"{tensor.name} {tensor.dtype} {tensor.shape} {tensor.start}")
+    try:
+        for file, lines in sorted(tensors.items()):
+            facts = file.stat()
+            found[file.name] = f"{facts.st_size} {facts.st_mtime_ns} {digest(sorted(lines))}"
+        for file in [directory / CONFIG, *side_files(directory), *others]:
+            name = file.name if file.parent == directory else str(file.absolute())
+            found[name] = file_facts(file)["sha256"]
+    except OSError as error:
+        raise HuggingFaceError(f"{error.filename}: {error.strerror or error}") from error
+    return found
+
+
+def digest(value: Any) -> str:
+    """Of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class Work:
+    """The directory, once it is locked and of this plan; `open_work` makes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / MODEL
+        self.finished: dict[str, dict[str, Any]] = {}  # file name -> `manifest.file_facts`, as the journal has them
+        journal = path / JOURNAL
+        whole = 0
+        with contextlib.suppress(FileNotFoundError):
+            for line in journal.read_bytes().splitlines(keepends=True):
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n"):  # a kill came in between; what stands behind would not be read either
+                    break
+                self.finished[entry.pop("file")] = entry
+                whole += len(line)
+        self._journal = open(journal, "ab", buffering=0)  # noqa: SIM115  # closed by `open_work`
+        self._journal.truncate(whole)
+
+    def record(self, name: str, facts: Mapping[str, Any]) -> None:
+        """A file is finished, synced under its name; durable when this returns. Raises OSError."""
+        sync_directory(self.model)
+        self._journal.write(json.dumps({"file": name, **facts}).encode() + b"\n")
+        os.fsync(self._journal.fileno())
+        self.finished[name] = dict(facts)
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+def work_path(target: Path) -> Path:
+    return target.absolute().with_name(target.name + SUFFIX)
+
+
+def tidy(target: Path) -> None:
+    """Remove the work of a `target` that has its name already, where a kill came between the two."""
+    path = work_path(target)
+    if not (path / OWNER).is_file():
+        return
+    with contextlib.suppress(HuggingFaceError, OSError), _locked(path, target, patience=0):
+        if {entry.name for entry in path.iterdir()} <= {OWNER, PLAN, JOURNAL}:
+            shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def open_work(target: Path, plan: Mapping[str, Any]) -> Iterator[Work]:
+    """The work on `target`, new or as far as it came; `plan`: JSON values by what they are of, of a few bytes each.
+
+    Raises: HuggingFaceError where another process is at it or where it has another plan; OSError.
+    """
+    path = work_path(target)
+    with _locked(path, target, PATIENCE):
+        must_not_exist(target)  # whoever held the lock may have finished it
+        file = path / PLAN
+        if file.exists():
+            _same_plan(path, target, plan)
+        else:
+            if strangers := {entry.name for entry in path.iterdir()} - {OWNER, PLAN + ".new"}:
+                raise HuggingFaceError(f"{path} is in the way: it holds {min(strangers)} of no upcycle; move it")
+            new = file.with_name(PLAN + ".new")
+            with open(new, "w", encoding="utf-8") as stream:
+                json.dump(plan, stream, indent=1)
+                stream.flush()
+                os.fsync(stream.fileno())
+            new.rename(file)
+        (path / MODEL).mkdir(exist_ok=True)
+        sync_directory(path)
+        work = Work(path)
+        try:
+            yield work
+        finally:
+            work.close()
+
+
+def _same_plan(path: Path, target: Path, plan: Mapping[str, Any]) -> None:
+    try:
+        begun = json.loads((path / PLAN).read_text(encoding="utf-8"))
+        differing = sorted(key for key in {*begun, *plan} if begun.get(key) != plan.get(key))
+    except (ValueError, TypeError) as error:
+        raise HuggingFaceError(f"{path / PLAN} cannot be read ({error}); remove {path}") from error
+    if differing:
+        raise HuggingFaceError(
+            f"{path} holds the unfinished work of another upcycle to {target} (its {', '.join(differing)} differ); "
+            "give that command again to go on with it, or remove the directory"
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: Path, target: Path, patience: float) -> Iterator[None]:
+    """Hold the lock in `path`, a directory that is made where it is not there. Workers inherit it."""
+    until = time.monotonic() + patience
+    while True:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = open(path / OWNER, "ab")  # noqa: SIM115  # closed below
+        except FileNotFoundError:  # its owner finished and removed it
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (path / OWNER).stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            if time.monotonic() > until:
+                lock.close()
+                raise HuggingFaceError(
+                    f"{target} is being written by another process, in {path}; wait for it, or give another directory"
+                ) from None
+            time.sleep(0.05)
+        lock.close()
+    try:
+        yield
+    finally:
+        lock.close()
