@@ -3,6 +3,7 @@
 # make lint    ruff, mypy, hadolint
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
+#              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
 # make bench-gpu  one GPU: the 1T model's experts and layers beside torch's and Transformer Engine's, then recipe=toy_gpu
 # make setup   only what test, lint and bench need; setup-toy: what toy needs
 #
@@ -19,7 +20,7 @@ PY   := $(VENV)/bin/python
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
 
-.PHONY: toy test lint bench bench-step bench-moe bench-gpu setup setup-toy clean
+.PHONY: toy test lint bench bench-step bench-moe bench-upcycle bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 toy: $(TOY)
@@ -35,13 +36,16 @@ lint: $(DEV)
 	$(PY) -m mypy
 	hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 
-bench: bench-step bench-moe
+bench: bench-step bench-moe bench-upcycle
 
 bench-step: $(DEV)
 	$(PY) tests/bench/step.py $(ARGS)
 
 bench-moe: $(DEV)
 	$(PY) -m tests.bench.moe_layer $(ARGS)
+
+bench-upcycle: $(DEV)
+	$(PY) -m tests.bench.upcycle $(ARGS)
 
 bench-gpu: $(DEV)
 	$(PY) -m tests.bench.gpu $(ARGS)
