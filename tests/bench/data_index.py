@@ -1,0 +1,166 @@
+"""Starting a run on six trillion tokens: our index, which is computed, beside Megatron-core's, which is built.
+
+The mixture is `data=cpt_6t`'s by its numbers, with synthetic window counts: nine sources, 6e12 tokens, 1.46e9 samples
+of 4,096 tokens, 5.4e9 documents. Ours is measured at that size. Megatron's `GPTDataset` of each source and the
+`BlendedDataset` over them (its compiled helpers included) are built over made-up document lengths at sizes scaled down;
+its time and memory at full size are extrapolated along the straight line through the two largest, which is kind to it:
+its shuffles slow down once an array outgrows the caches.
+
+Each start is in a process of its own, which has imported torch (and Megatron) before time and memory count. Times are
+CPU-seconds of one thread; memory is the growth of the largest resident size, without Megatron's document lengths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch  # the interpreter that a run starts from  # noqa: F401
+
+# billions of tokens
+SOURCES = {
+    "captions": 270, "image_text": 330, "science": 2400, "structured": 300, "time_series": 30, "web": 1500, "code": 600,
+    "mathematics": 420, "multilingual": 150,
+}  # fmt: skip
+TOKENS, DOCUMENTS, SEQ_LEN = 6_000_000_000_000, 5_400_000_000, 4096
+SEEKS = 200
+
+
+def cpt_6t(scale: int = 1) -> tuple[Any, dict[str, int]]:
+    """The mixture's DataConfig and the windows of its sources, both cut to 1 / scale."""
+    from trainer.config import DataConfig, PhaseConfig, SourceConfig
+
+    tokens = {name: billions * 10**9 // scale for name, billions in SOURCES.items()}
+    sources = {
+        name: SourceConfig(
+            path=name, domain="general", tokens=count, unique_tokens=count, prefix="",
+            phases={"stable": float(SOURCES[name]), "anneal": float(SOURCES[name])},
+        )
+        for name, count in tokens.items()
+    }  # fmt: skip
+    phases = {
+        "stable": PhaseConfig(tokens=TOKENS * 9 // 10 // scale),
+        "anneal": PhaseConfig(tokens=TOKENS // 10 // scale),
+    }
+    data = DataConfig(name="mixture", seq_len=SEQ_LEN, sources=sources, phases=phases)
+    return data, {name: count // SEQ_LEN for name, count in tokens.items()}
+
+
+def start_octavo(scale: int) -> dict[str, float]:
+    """CPU-seconds and MB from before the imports to the first sample; ms of CPU of later seeks, in the median and at
+    most."""
+    before, began = peak_mb(), time.process_time()
+    from trainer.data.mixture.index import MixtureIndex
+    from trainer.data.mixture.spec import contradictions
+
+    data, windows = cpt_6t(scale)
+    assert not contradictions(data)
+    index = MixtureIndex.of(data, windows, seed=0)
+    index.lookup(np.array([0]))
+    seconds = time.process_time() - began
+    seeks = []
+    for sample in np.random.default_rng(0).integers(0, index.num_samples, SEEKS):
+        started = time.process_time()
+        index.lookup(np.array([sample]))
+        seeks.append(1e3 * (time.process_time() - started))
+    return {
+        "samples": index.num_samples,
+        "seconds": seconds,
+        "mb": peak_mb() - before,
+        "seek_ms": float(np.median(seeks)),
+        "slowest_seek_ms": max(seeks),
+    }
+
+
+def start_megatron(scale: int) -> dict[str, float]:
+    """CPU-seconds and MB of its index build."""
+    from megatron.core.datasets.blended_dataset import BlendedDataset
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.utils import Split
+
+    tokenizer = SimpleNamespace(vocab_size=155_008, eod=0, pad=-1, unique_identifiers={})
+    config = GPTDatasetConfig(
+        random_seed=0, sequence_length=SEQ_LEN, tokenizer=tokenizer,
+        reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
+    )  # fmt: skip
+    rng, mean = np.random.default_rng(0), TOKENS // DOCUMENTS
+    samples = {name: 10**9 * billions // scale // SEQ_LEN for name, billions in SOURCES.items()}
+    lengths = {}  # 2 % more than what is drawn: it wants a surplus, and one epoch
+    for name, billions in SOURCES.items():
+        documents = int(1.02 * DOCUMENTS * billions * 10**9 // TOKENS // scale)
+        lengths[name] = rng.integers(mean // 2, mean * 3 // 2, documents).astype(np.int32)
+    before, began = peak_mb(), time.process_time()
+    datasets = []
+    for name, documents in lengths.items():
+        low_level = SimpleNamespace(sequence_lengths=documents, path_prefix=name)
+        indices = np.arange(len(documents), dtype=np.int32)
+        wanted = int(samples[name] * (1 + config.mid_level_dataset_surplus))
+        datasets.append(GPTDataset(low_level, name, indices, wanted, Split.train, config))
+    blended = BlendedDataset(datasets, [float(n) for n in SOURCES.values()], sum(samples.values()), config)
+    seconds = time.process_time() - began
+    return {"samples": len(blended), "seconds": seconds, "mb": peak_mb() - before}
+
+
+STARTS = {"octavo": start_octavo, "megatron": start_megatron}
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(arm: str, scale: int) -> dict[str, float]:
+    """One start, in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench.data_index", arm, str(scale)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+COLUMNS = ["index", "samples", "documents", "CPU s to start", "peak MB", "seek, CPU ms (slowest)"]
+
+
+def report(*, quick: bool, rounds: int) -> dict[str, Any]:
+    """Prints the table; returns every figure."""
+    scales = [20_000, 5_000] if quick else [5_000, 1_000, 200]
+    print(f"Index of {TOKENS:.2g} tokens; CPU-seconds and MB of the best of {rounds} starts")
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|---" * len(COLUMNS) + "|")
+    results = {}
+    for arm, sizes in (("octavo", [*scales[-1:], 1]), ("megatron", scales)):
+        for scale in sizes:
+            starts = [measure(arm, scale) for _ in range(rounds)]
+            best = {key: min(start[key] for start in starts) for key in starts[0]}
+            results[f"{arm} / {scale}"] = best
+            seek = f"{best['seek_ms']:.2f} ({best['slowest_seek_ms']:.2f})" if "seek_ms" in best else ""
+            row(arm, best["samples"], DOCUMENTS // scale, f"{best['seconds']:.3g}", f"{best['mb']:.0f}", seek)
+    small, large = (results[f"megatron / {scale}"] for scale in scales[-2:])
+    full = {key: line(small, large, key, TOKENS // SEQ_LEN) for key in ("seconds", "mb")}
+    results["megatron / 1, extrapolated"] = full
+    row("megatron, extrapolated", TOKENS // SEQ_LEN, DOCUMENTS, f"{full['seconds']:.0f}", f"{full['mb']:.0f}", "")
+    return results
+
+
+def line(small: dict[str, float], large: dict[str, float], key: str, samples: int) -> float:
+    """The value at `samples` of the straight line through two measurements."""
+    slope = (large[key] - small[key]) / (large["samples"] - small["samples"])
+    return large[key] + slope * (samples - large["samples"])
+
+
+def row(arm: str, samples: float, documents: float, *cells: str) -> None:
+    print("| " + " | ".join([arm, f"{samples:.3g}", f"{documents:.2g}", *cells]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="one start; the benchmark is tests.bench.data")
+    parser.add_argument("arm", choices=STARTS)
+    parser.add_argument("scale", type=int)
+    arguments = parser.parse_args()
+    print(json.dumps(STARTS[arguments.arm](arguments.scale)))
