@@ -1,6 +1,7 @@
-"""Byte-level BPE: training it, and the three things a run needs of it."""
+"""Tokenizers in Hugging Face's `tokenizer.json`: training a byte-level BPE, and what a run needs of any of them."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,38 +17,70 @@ END_OF_DOCUMENT = "<|endofdocument|>"
 class Tokenizer:
     """Text to token ids and back; `eos_id` ends every document and is never produced by `encode`."""
 
-    def __init__(self, bpe: tokenizers.Tokenizer) -> None:
+    def __init__(self, bpe: tokenizers.Tokenizer, end_of_document: str = END_OF_DOCUMENT) -> None:
         # Text that happens to spell the end-of-document token must not end a document.
         bpe.encode_special_tokens = True
         self._bpe = bpe
         self.vocab_size: int = bpe.get_vocab_size()
-        eos_id = bpe.token_to_id(END_OF_DOCUMENT)
+        eos_id = bpe.token_to_id(end_of_document)
         if eos_id is None:
-            raise DataError(f"the tokenizer has no token {END_OF_DOCUMENT}")
+            raise DataError(f"the tokenizer has no token {end_of_document}")
         self.eos_id = eos_id
+        self.end_of_document = end_of_document
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
+    def load(cls, path: Path, end_of_document: str | None = None) -> "Tokenizer":
+        """From a `tokenizer.json` or a directory with one.
+
+        end_of_document: the token that ends documents; by default ours, or else the `eos_token` of the
+        `tokenizer_config.json` beside it. Raises DataError where there is no such file or no such token.
+        """
+        if path.is_dir():
+            path = path / "tokenizer.json"
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; name a tokenizer.json or a directory that holds one")
         try:
             bpe = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"{path}: not a tokenizer file: {error}") from error
-        return cls(bpe)
+        if end_of_document is None and bpe.token_to_id(END_OF_DOCUMENT) is None:
+            end_of_document = _configured_end(path.with_name("tokenizer_config.json"))
+            if end_of_document is None:
+                raise DataError(f"{path} does not say which token ends a document: name it with --eos")
+        try:
+            return cls(bpe, END_OF_DOCUMENT if end_of_document is None else end_of_document)
+        except DataError as error:
+            raise DataError(f"{path}: {error}; name one that it has with --eos") from None
 
     def save(self, path: Path) -> None:
         self._bpe.save(str(path))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without an end-of-document token. Every string can be encoded."""
-        return self._bpe.encode(text).ids
+        return self._bpe.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`; end-of-document tokens are left out, bytes that are no UTF-8 become U+FFFD."""
         return self._bpe.decode(ids, skip_special_tokens=True)
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, of many texts: on all cores unless TOKENIZERS_PARALLELISM=false is set."""
+        return [encoding.ids for encoding in self._bpe.encode_batch_fast(texts, add_special_tokens=False)]
+
     def encode_documents(self, texts: list[str]) -> list[npt.NDArray[np.uint16]]:
         """Each text's ids and the end-of-document token, as uint16."""
         return [np.array([*encoding.ids, self.eos_id], np.uint16) for encoding in self._bpe.encode_batch_fast(texts)]
+
+
+def _configured_end(path: Path) -> str | None:
+    """The `eos_token` of a `tokenizer_config.json`, None where there is none."""
+    try:
+        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

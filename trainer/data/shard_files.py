@@ -1,0 +1,124 @@
+"""The files of a tokenised source, and hashes that tell damage.
+
+    <source>/manifest.json           what follows, byte for byte, and a checksum of itself
+             tokenizer.json          the tokenizer that made it
+             train-00000.bin, .idx   Megatron's token files, one pair per shard; heldout-00000... never trained on
+             train-00000.blocks      16 bytes of the SHA-256 of every MiB of .bin, then of .idx
+
+The manifest holds each file's size and SHA-256. The block hashes let a start check some MiB of a corpus that it would
+take hours to hash: each block that is looked at is checked as strictly as by a full pass.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.data.errors import DataError
+
+FORMAT = 1
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
+BLOCK, DIGEST = 1 << 20, 16  # bytes
+Facts = dict[str, Any]
+
+
+def canonical(value: Facts) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def hash_shard(stem: Path) -> dict[str, Facts]:
+    """Hash `<stem>.bin` and `.idx`, write `<stem>.blocks`; size and SHA-256 of the three, by file name."""
+    files, digests = {}, bytearray()
+    for suffix in (".bin", ".idx"):
+        path = stem.with_name(stem.name + suffix)
+        whole = hashlib.sha256()
+        for block in _blocks(path):
+            whole.update(block)
+            digests += hashlib.sha256(block).digest()[:DIGEST]
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": whole.hexdigest()}
+    path = stem.with_name(stem.name + ".blocks")
+    path.write_bytes(digests)
+    files[path.name] = {"bytes": len(digests), "sha256": hashlib.sha256(digests).hexdigest()}
+    return files
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            yield block
+
+
+def num_blocks(shard: Facts) -> int:
+    """Of a shard's `.bin` and `.idx` together."""
+    return sum(-(-shard["files"][shard["stem"] + suffix]["bytes"] // BLOCK) for suffix in (".bin", ".idx"))
+
+
+def size_fault(directory: Path, shard: Facts) -> str | None:
+    """The first file of a shard that is missing or of another size, in a line; None if there is none."""
+    for name, written in shard["files"].items():
+        path = directory / name
+        try:
+            size = os.stat(path).st_size
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
+        if size != written["bytes"]:
+            return f"{path} has {size} bytes, its manifest says {written['bytes']}: it is truncated or damaged"
+    return None
+
+
+def hash_fault(directory: Path, shard: Facts) -> str | None:
+    """The first file of a shard that is not as written, in a line; None if there is none. Reads all of it."""
+    if fault := size_fault(directory, shard):
+        return fault
+    for name, written in shard["files"].items():
+        with (directory / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
+                return f"{directory / name} is damaged: its SHA-256 is not the one in the manifest"
+    return None
+
+
+def block_fault(directory: Path, shard: Facts, block: int) -> str | None:
+    """Whether one MiB of a shard, counted through `.bin` and then `.idx`, is as written."""
+    stem = shard["stem"]
+    digests = (directory / f"{stem}.blocks").read_bytes()
+    if hashlib.sha256(digests).hexdigest() != shard["files"][f"{stem}.blocks"]["sha256"]:
+        return f"{directory / stem}.blocks is damaged: its SHA-256 is not the one in the manifest"
+    expected = digests[block * DIGEST : (block + 1) * DIGEST]
+    in_bin = -(-shard["files"][f"{stem}.bin"]["bytes"] // BLOCK)
+    name, offset = (f"{stem}.bin", block) if block < in_bin else (f"{stem}.idx", block - in_bin)
+    with (directory / name).open("rb") as file:
+        file.seek(offset * BLOCK)
+        found = hashlib.sha256(file.read(BLOCK)).digest()[:DIGEST]
+    return None if found == expected else f"{directory / name} is damaged in the MiB from byte {offset * BLOCK}"
+
+
+def write_manifest(directory: Path, facts: Facts) -> Facts:
+    """Write and sync `manifest.json` with a checksum; what was written."""
+    manifest = {"format": FORMAT, **facts}
+    manifest["checksum"] = hashlib.sha256(canonical(manifest)).hexdigest()
+    with (directory / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    return manifest
+
+
+def read_manifest(directory: Path) -> Mapping[str, Any]:
+    """A source's manifest, once its format and checksum are right. Raises DataError."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        checksum = manifest.pop("checksum")
+        intact = checksum == hashlib.sha256(canonical(manifest)).hexdigest()
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: name a directory that octavo tokenize wrote") from None
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not intact:
+        raise DataError(f"{path} is damaged: it does not match its own checksum")
+    if manifest["format"] != FORMAT:
+        raise DataError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+    manifest["checksum"] = checksum
+    return manifest

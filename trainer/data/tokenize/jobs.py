@@ -1,0 +1,47 @@
+"""The two kinds of work that processes share out: a unit of the first pass, a shard of the second."""
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.data.prefixes import Prefixes
+from trainer.data.tokenize.inputs import Unit, texts
+from trainer.data.tokenize.spool import Encoder, spool_unit
+from trainer.data.tokenize.write import write_shard
+from trainer.data.tokenizer import Tokenizer
+
+Job = dict[str, Any]
+Told = Callable[[int, int], None]  # bytes and tokens of a job so far
+
+
+@lru_cache(maxsize=1)
+def load_plan(work: Path) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads((work / "plan.json").read_text())
+    return plan
+
+
+@lru_cache(maxsize=1)
+def encoder_of(work: Path) -> Encoder:
+    """As the plan in the work directory says."""
+    plan = load_plan(work)
+    tokenizer = Tokenizer.load(work / "tokenizer.json", plan["eos"])
+    prefix = plan["prefix"]
+    prefixes = Prefixes({prefix["group"]: prefix["texts"]}, tokenizer) if prefix else None
+    group = prefix["group"] if prefix else None
+    fraction, dtype = plan["heldout_fraction"], np.dtype(plan["dtype"])
+    return Encoder(tokenizer, dtype, plan["name"], plan["seed"], fraction, prefixes, group)
+
+
+def run_job(work: Path, job: Job, told: Told) -> Any:
+    """Facts of a unit or of a shard. Raises DataError."""
+    if job["do"] == "unit":
+        unit, field = Unit(**job["unit"]), load_plan(work)["field"]
+        documents = ((read, text, text) for read, text in texts(unit, field))
+        return spool_unit(work / "spool", job["number"], documents, encoder_of(work), told)
+    parts = json.loads((work / "spool" / job["parts"]).read_text())
+    dtype = np.dtype(load_plan(work)["dtype"])
+    return write_shard(work / "spool", work, job["stem"], tuple(job["keys"]), parts, dtype)
