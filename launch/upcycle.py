@@ -244,5 +244,5 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="print what would be made; SRC may hold config.json alone")
     add("--gb-per-s", type=float, default=1.0, metavar="X", help="speed that --dry-run counts with (1)")
     add("--calibrate", nargs="+", metavar="TEXT", help="write --counts FILE from text, and make nothing else")
-    add("--tokens", type=int, default=1 << 20, metavar="N", help="that --calibrate reads at most (1048576)")
+    add("--tokens", type=int, default=1 << 17, metavar="N", help="that --calibrate reads at most (131072)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of --calibrate (auto)")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import models, pre_tokenizers
 
-from launch.calibrate import run_calibrate
+from launch.cli import main
 from tests.trainer.checkpoint.directories import FUSED, checkpoint
 from trainer.checkpoint.huggingface.files import open_directory
 from trainer.checkpoint.huggingface.read import from_huggingface
@@ -148,9 +148,9 @@ def test_the_command_writes_counts_and_says_what_cuts_keep(tmp_path: Path, capsy
     directory, out = model_directory(tmp_path / "model"), tmp_path / "counts"
     text = [str(token_file(tmp_path / "a.npy", 300))]
 
-    def run(**changes: int) -> int:
-        sizes = {"tokens": 200, "factor": 4, "groups": 8, "seed": 0} | changes
-        return run_calibrate(str(directory), text, str(out), device="cpu", **sizes)
+    def run(groups: int = 8) -> int:
+        words = [str(directory), "--calibrate", *text, "--counts", str(out), "--tokens", "200", "--device", "cpu"]
+        return main(["upcycle", *words, "--groups", str(groups)])
 
     assert run() == 0
     counts = Counts.load(out, opened(directory))
