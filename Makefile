@@ -21,7 +21,7 @@ PY   := $(VENV)/bin/python
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
 
-.PHONY: toy test lint bench bench-step bench-moe bench-upcycle bench-gpu setup setup-toy clean
+.PHONY: toy test lint bench bench-step bench-moe bench-upcycle bench-data bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 toy: $(TOY)
@@ -37,7 +37,7 @@ lint: $(DEV)
 	$(PY) -m mypy
 	hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 
-bench: bench-step bench-moe bench-upcycle
+bench: bench-step bench-moe bench-upcycle bench-data
 
 bench-step: $(DEV)
 	$(PY) tests/bench/step.py $(ARGS)

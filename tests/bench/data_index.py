@@ -1,13 +1,13 @@
 """Starting a run on six trillion tokens: our index, which is computed, beside Megatron-core's, which is built.
 
-The mixture is `data=cpt_6t`'s by its numbers, with synthetic window counts: nine sources, 6e12 tokens, 1.46e9 samples
-of 4,096 tokens, 5.4e9 documents. Ours is measured at that size. Megatron's `GPTDataset` of each source and the
-`BlendedDataset` over them (its compiled helpers included) are built over made-up document lengths at sizes scaled down;
-its time and memory at full size are extrapolated along the straight line through the two largest, which is kind to it:
-its shuffles slow down once an array outgrows the caches.
+The mixture is `data=cpt_6t`'s by its numbers: nine sources, 6e12 tokens, 1.46e9 samples of 4,096 tokens, 5.4e9
+documents. Ours is measured at that size, from made-up manifests of 6,000 shards whose token files do not exist.
+Megatron's `GPTDataset` of each source and the `BlendedDataset` over them (its compiled helpers included) are built over
+made-up document lengths at sizes scaled down; its time and memory at full size are extrapolated along the straight line
+through the two largest, which is kind to it: its shuffles slow down once an array outgrows the caches.
 
 Each start is in a process of its own, which has imported torch (and Megatron) before time and memory count. Times are
-CPU-seconds of one thread; memory is the growth of the largest resident size, without Megatron's document lengths.
+CPU-seconds of one thread; memory is the growth of the resident size, without Megatron's document lengths.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch  # the interpreter that a run starts from  # noqa: F401
 
 # billions of tokens
 SOURCES = {
@@ -33,8 +34,8 @@ TOKENS, DOCUMENTS, SEQ_LEN = 6_000_000_000_000, 5_400_000_000, 4096
 SEEKS = 200
 
 
-def cpt_6t(scale: int = 1) -> tuple[Any, dict[str, int]]:
-    """The mixture's DataConfig and the windows of its sources, both cut to 1 / scale."""
+def cpt_6t(scale: int = 1) -> Any:
+    """The mixture's DataConfig, cut to 1 / scale."""
     from trainer.config import DataConfig, PhaseConfig, SourceConfig
 
     tokens = {name: billions * 10**9 // scale for name, billions in SOURCES.items()}
@@ -49,22 +50,47 @@ def cpt_6t(scale: int = 1) -> tuple[Any, dict[str, int]]:
         "stable": PhaseConfig(tokens=TOKENS * 9 // 10 // scale),
         "anneal": PhaseConfig(tokens=TOKENS // 10 // scale),
     }
-    data = DataConfig(name="mixture", seq_len=SEQ_LEN, sources=sources, phases=phases)
-    return data, {name: count // SEQ_LEN for name, count in tokens.items()}
+    return DataConfig(name="mixture", seq_len=SEQ_LEN, sources=sources, phases=phases)
+
+
+def write_manifests(root: Path, scale: int) -> None:
+    """A source's directory each, with a manifest of shards of 1e9 tokens and nothing else."""
+    from trainer.data.shard_files import write_manifest
+
+    for name, billions in SOURCES.items():
+        shards = []
+        for number in range(max(billions // scale, 1)):
+            stem, tokens = f"train-{number:05}", min(billions * 10**9 // scale, 10**9)
+            sizes = {".bin": 4 * tokens, ".idx": 20 * tokens // 1111, ".blocks": 16 * (tokens // 260_000)}
+            files = {stem + suffix: {"bytes": size, "sha256": "0" * 64} for suffix, size in sizes.items()}
+            documents = DOCUMENTS * tokens // TOKENS
+            shards.append({"stem": stem, "tokens": tokens, "documents": documents, "files": files})
+        tokenizer = {"sha256": "0" * 64, "vocab_size": 155_008, "eos_id": 0}
+        (root / name).mkdir()
+        facts = {"name": name, "domain": "general", "tokenizer": tokenizer, "prefix": None, "shards": shards}
+        write_manifest(root / name, {**facts, "heldout": []})
 
 
 def start_octavo(scale: int) -> dict[str, float]:
-    """CPU-seconds and MB from before the imports to the first sample; ms of CPU of later seeks, in the median and at
-    most."""
-    before, began = peak_mb(), time.process_time()
-    from trainer.data.mixture.index import MixtureIndex
-    from trainer.data.mixture.spec import contradictions
+    """CPU-seconds and MB from before the imports to the first sample's window; ms of CPU of later seeks, in the median
+    and at most."""
+    import torch  # noqa: F401  # the interpreter that a run starts from
 
-    data, windows = cpt_6t(scale)
-    assert not contradictions(data)
-    index = MixtureIndex.of(data, windows, seed=0)
-    index.lookup(np.array([0]))
-    seconds = time.process_time() - began
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        subprocess.run([sys.executable, "-m", __spec__.name, "manifests", str(scale), str(root)], check=True)
+        before, began = memory_mb(), time.process_time()
+        from trainer.data.mixture.index import MixtureIndex
+        from trainer.data.mixture.spec import contradictions
+        from trainer.data.shards import Shards
+
+        data = cpt_6t(scale)
+        assert not contradictions(data)
+        sources = {name: Shards(root / name) for name in data.sources}
+        windows = {name: source.num_windows(SEQ_LEN) for name, source in sources.items()}
+        index = MixtureIndex.of(data, windows, seed=0)
+        index.lookup(np.array([0]))
+        seconds, mb = time.process_time() - began, memory_mb() - before
     seeks = []
     for sample in np.random.default_rng(0).integers(0, index.num_samples, SEEKS):
         started = time.process_time()
@@ -72,8 +98,9 @@ def start_octavo(scale: int) -> dict[str, float]:
         seeks.append(1e3 * (time.process_time() - started))
     return {
         "samples": index.num_samples,
+        "documents": sum(source.num_documents for source in sources.values()),
         "seconds": seconds,
-        "mb": peak_mb() - before,
+        "mb": mb,
         "seek_ms": float(np.median(seeks)),
         "slowest_seek_ms": max(seeks),
     }
@@ -96,7 +123,7 @@ def start_megatron(scale: int) -> dict[str, float]:
     for name, billions in SOURCES.items():
         documents = int(1.02 * DOCUMENTS * billions * 10**9 // TOKENS // scale)
         lengths[name] = rng.integers(mean // 2, mean * 3 // 2, documents).astype(np.int32)
-    before, began = peak_mb(), time.process_time()
+    before, began = memory_mb(), time.process_time()
     datasets = []
     for name, documents in lengths.items():
         low_level = SimpleNamespace(sequence_lengths=documents, path_prefix=name)
@@ -105,14 +132,16 @@ def start_megatron(scale: int) -> dict[str, float]:
         datasets.append(GPTDataset(low_level, name, indices, wanted, Split.train, config))
     blended = BlendedDataset(datasets, [float(n) for n in SOURCES.values()], sum(samples.values()), config)
     seconds = time.process_time() - began
-    return {"samples": len(blended), "seconds": seconds, "mb": peak_mb() - before}
+    documents = sum(map(len, lengths.values()))
+    return {"samples": len(blended), "documents": documents, "seconds": seconds, "mb": memory_mb() - before}
 
 
 STARTS = {"octavo": start_octavo, "megatron": start_megatron}
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory_mb() -> float:
+    """Resident now: the largest size so far may be from an import."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def measure(arm: str, scale: int) -> dict[str, float]:
@@ -124,7 +153,7 @@ def measure(arm: str, scale: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-COLUMNS = ["index", "samples", "documents", "CPU s to start", "peak MB", "seek, CPU ms (slowest)"]
+COLUMNS = ["index", "samples", "documents", "CPU s to start", "MB", "seek, CPU ms (slowest)"]
 
 
 def report(*, quick: bool, rounds: int) -> dict[str, Any]:
@@ -140,7 +169,7 @@ def report(*, quick: bool, rounds: int) -> dict[str, Any]:
             best = {key: min(start[key] for start in starts) for key in starts[0]}
             results[f"{arm} / {scale}"] = best
             seek = f"{best['seek_ms']:.2f} ({best['slowest_seek_ms']:.2f})" if "seek_ms" in best else ""
-            row(arm, best["samples"], DOCUMENTS // scale, f"{best['seconds']:.3g}", f"{best['mb']:.0f}", seek)
+            row(arm, best["samples"], best["documents"], f"{best['seconds']:.3g}", f"{best['mb']:.0f}", seek)
     small, large = (results[f"megatron / {scale}"] for scale in scales[-2:])
     full = {key: line(small, large, key, TOKENS // SEQ_LEN) for key in ("seconds", "mb")}
     results["megatron / 1, extrapolated"] = full
@@ -160,7 +189,11 @@ def row(arm: str, samples: float, documents: float, *cells: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="one start; the benchmark is tests.bench.data")
-    parser.add_argument("arm", choices=STARTS)
+    parser.add_argument("arm", choices=[*STARTS, "manifests"])
     parser.add_argument("scale", type=int)
-    arguments = parser.parse_args()
-    print(json.dumps(STARTS[arguments.arm](arguments.scale)))
+    parser.add_argument("root", type=Path, nargs="?")
+    given = parser.parse_args()
+    if given.arm == "manifests":
+        write_manifests(given.root, given.scale)
+    else:
+        print(json.dumps(STARTS[given.arm](given.scale)))

@@ -64,7 +64,7 @@ class Shards:
         self._longest = max(map(len, self.prefix_ids), default=0)
         self._prefix_lengths = np.array([len(ids) for ids in self.prefix_ids], np.int64)
         padded = [[*ids, *[ANYTHING] * (self._longest - len(ids))] for ids in self.prefix_ids]
-        self._prefix_KP = np.array(padded, np.int64).reshape(-1, self._longest)
+        self._prefix_KP = np.array(padded, np.int64).reshape(len(padded), self._longest)
 
     def num_windows(self, seq_len: int) -> int:
         return int(self._last_windows(seq_len)[-1]) if self._shards else 0

@@ -1,0 +1,18 @@
+"""A run on six trillion tokens starts at once and finds any sample at once."""
+
+from tests.bench.data_index import DOCUMENTS, SEQ_LEN, TOKENS, line, measure
+
+
+def test_a_run_on_six_trillion_tokens_starts_and_seeks_at_once():
+    """CPU time in a process of its own, with manifests of 6,000 shards; what is measured is a tenth of these bounds."""
+    start = measure("octavo", 1)
+    assert start["samples"] == TOKENS // SEQ_LEN
+    assert start["documents"] == DOCUMENTS
+    assert start["seconds"] < 2
+    assert start["mb"] < 200
+    assert start["seek_ms"] < 1
+
+
+def test_the_extrapolation_is_a_straight_line():
+    small, large = {"samples": 10.0, "seconds": 3.0}, {"samples": 30.0, "seconds": 7.0}
+    assert line(small, large, "seconds", 100) == 21.0
