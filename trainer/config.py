@@ -70,6 +70,7 @@ class DataConfig:
     build: Literal["none", "toy"] = "none"  # toy: the sources are made into cache_dir from installed packages
     root: str = free(".")  # where relative paths of sources begin; relative to the working directory
     reader: Literal["octavo", "megatron"] = free("octavo")  # whose code reads .bin and .idx; both give the same tokens
+    workers: int = free(0)  # processes of each rank that read ahead; 0: it reads what it needs when it needs it
     verify: Literal["sampled", "full", "off"] = free("sampled")  # hashes of the shards that are checked at the start
     on_fault: Literal["fail", "skip"] = free("fail")  # at tokens that cannot be read
     max_skips: int = free(100)  # on_fault=skip: abort after this many samples

@@ -59,6 +59,7 @@ NOT_NEGATIVE = {
     "optim.clip_norm",
     "optim.warmup_steps",
     "data.max_skips",
+    "data.workers",
     "train.seed",
     "train.eval_every",
     "train.sample_tokens",

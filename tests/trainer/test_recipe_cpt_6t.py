@@ -1,0 +1,75 @@
+"""recipe=cpt_6t: its sums, the worlds it is for, one rank of 512 built, and its rehearsal at toy size."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.compose import compose
+from trainer.config import ConfigError
+from trainer.fake import fake_rank
+
+BILLION = 10**9
+TOY = ["recipe=cpt_6t", "model=toy", "data=toy_mixture", "parallel=ep8", "precision=fp8_reference"]
+
+
+def errors(*words: str, world_size: int = 8) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        compose(words, world_size=world_size)
+    return error.value.errors
+
+
+@pytest.mark.parametrize("world_size", [1, 8, 24, 64, 512, 1536, 4096])
+def test_the_recipe_holds_at_any_number_of_ranks_that_its_batch_and_its_experts_divide_into(world_size: int) -> None:
+    cfg = compose(["recipe=cpt_6t"], world_size=world_size)
+    assert cfg.model.num_experts == 512
+    assert cfg.precision.experts == "fp8_block"
+    assert cfg.checkpoint.init_from
+    seen = cfg.train.steps * cfg.train.global_batch * cfg.data.seq_len
+    total = sum(phase.tokens for phase in cfg.data.phases.values())
+    assert 0 <= total - seen < cfg.train.global_batch * cfg.data.seq_len
+    assert cfg.optim.decay_fraction == pytest.approx(cfg.data.phases["anneal"].tokens / total, rel=1e-3)
+
+
+def test_what_does_not_divide_is_refused_with_what_would() -> None:
+    lines = errors("recipe=cpt_6t", world_size=40)
+    assert any("train.global_batch=24560 or 24640" in line for line in lines)
+    assert any("parallel.dp_replicate=5" in line for line in lines)
+
+
+def test_the_text_mixture_has_the_issues_billions_in_each_phase_and_in_all() -> None:
+    data = compose(["recipe=cpt_6t"]).data
+    tokens = {name: source.tokens // BILLION for name, source in data.sources.items()}
+    assert tokens == {
+        "science_text": 2400, "structured_science": 300, "general_web": 1500, "code": 600, "mathematics": 420,
+        "multilingual": 150,
+    }  # fmt: skip
+    for phase in data.phases:
+        assert sum(source.phases[phase] for source in data.sources.values()) * BILLION == data.phases[phase].tokens
+    for name, source in data.sources.items():
+        assert sum(source.phases.values()) == tokens[name]
+
+
+def test_the_whole_mixture_adds_up_and_is_refused_for_its_towers_alone() -> None:
+    lines = errors("recipe=cpt_6t", "data=cpt_6t")
+    assert [line.split(".modality")[0] for line in lines] == [
+        f"data.sources.{name}" for name in ("science_captions", "image_text", "time_series")
+    ]
+    modalities = [f"data.sources.{name}.modality=text" for name in ("science_captions", "image_text", "time_series")]
+    data = compose(["recipe=cpt_6t", "data=cpt_6t", *modalities]).data
+    assert sum(source.tokens for source in data.sources.values()) == 6000 * BILLION
+    assert [phase.tokens // BILLION for phase in data.phases.values()] == [5400, 600]
+    for phase in data.phases:
+        assert sum(source.phases[phase] for source in data.sources.values()) * BILLION == data.phases[phase].tokens
+
+
+def test_one_rank_of_512_is_built_without_the_corpora() -> None:
+    words = ["recipe=cpt_6t", "train.global_batch=1024", "model.num_layers=2"]
+    report = fake_rank(compose(words, world_size=512), 512, 511)
+    assert (report.layout.ep, report.layout.dp_shard) == (8, 512)
+    assert {"ep", "control"} <= {call.axis for call in report.collectives}
+
+
+def test_a_toy_rehearses_it_on_eight_ranks() -> None:
+    cfg = compose(TOY, world_size=8)
+    assert (cfg.checkpoint.init_from, cfg.train.global_batch, cfg.precision.experts) == (None, 8, "fp8_reference")
+    assert (cfg.optim.decay_fraction, cfg.data.build) == (0.0966, "toy")
