@@ -27,7 +27,7 @@ class Task:
     """A prompt and what follows it. `finals` are short forms of the one right answer, for who checks another's."""
 
     form: str  # qa, completion, choice, ranking
-    property: str  # that is asked for
+    asked: str  # the property
     template: str  # which templates it is made of
     prompt: str
     answer: str

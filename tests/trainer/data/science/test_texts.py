@@ -101,10 +101,10 @@ def test_a_choice_has_one_right_answer_among_likely_ones_at_any_place(made: list
         mark = len(line) - len(right)
         options = [line[mark:] for line in lines]
         places[options.index(right)] += 1
-        prop, own = properties[text.table][task.property], values[text.table, text.name][task.property]
+        prop, own = properties[text.table][task.asked], values[text.table, text.name][task.asked]
         if right == text.name:
             by_name += 1
-            others = [values[text.table, name][task.property] for name in options if name != right]
+            others = [values[text.table, name][task.asked] for name in options if name != right]
         else:
             assert right == prop.written(own)
             assert all(option.endswith(" " + prop.unit) for option in options if prop.unit)
@@ -132,7 +132,7 @@ def test_what_is_ranked_is_in_order_and_without_ties(made: list[Text], tables: l
         if task.template.startswith("order"):
             orders += 1
             names = task.finals[2].split("\n")
-            ranked = [Decimal(values[text.table, name][task.property]) for name in names]
+            ranked = [Decimal(values[text.table, name][task.asked]) for name in names]
             assert 3 <= len(names) <= 5
             assert all(a < b if rising else a > b for a, b in itertools.pairwise(ranked))
             rest = task.answer
@@ -143,8 +143,8 @@ def test_what_is_ranked_is_in_order_and_without_ties(made: list[Text], tables: l
             listed = re.split(r"(?:\? |\. )(?=[^?]*; )|\n[-*] |\n|; ", task.prompt)
             others = [values[text.table, name] for name in listed if name != first and (text.table, name) in values]
             assert len(others) >= 2
-            best = Decimal(values[text.table, first][task.property])
-            assert all((Decimal(other[task.property]) > best) == rising for other in others)
+            best = Decimal(values[text.table, first][task.asked])
+            assert all((Decimal(other[task.asked]) > best) == rising for other in others)
             assert first in task.answer
     assert orders > 500
 
