@@ -65,9 +65,16 @@ def build_data(cfg: DataConfig, *, seed: int, vocab_size: int, progress: Callabl
         from trainer.data.synthetic import SyntheticData
 
         return SyntheticData(vocab_size=vocab_size, seq_len=cfg.seq_len, seed=seed)
-    if cfg.name != "toy":
-        raise DataError(f"data.name={cfg.name}: use toy or synthetic")
     from trainer.data.corpus import print_progress
+
+    data: Data
+    if cfg.name == "mixture":
+        from trainer.data.mixture_data import MixtureData
+
+        data = MixtureData(cfg, source_directories(cfg, progress or print_progress), seed=seed)
+        return _fitting(data, vocab_size)
+    if cfg.name != "toy":
+        raise DataError(f"data.name={cfg.name}: use mixture, toy or synthetic")
     from trainer.data.toy import ToyData
 
     data = ToyData(
@@ -79,6 +86,20 @@ def build_data(cfg: DataConfig, *, seed: int, vocab_size: int, progress: Callabl
         holdout_fraction=cfg.holdout_fraction,
         progress=progress or print_progress,
     )
+    return _fitting(data, vocab_size)
+
+
+def source_directories(cfg: DataConfig, progress: Callable[[str], None]) -> dict[str, Path]:
+    """Where the shards of each source of a mixture lie; those of `data.build=toy` are built first where they are
+    missing. Raises DataError."""
+    if cfg.build == "toy":
+        from trainer.data.toy_mixture import open_toy_mixture
+
+        return open_toy_mixture(cfg, progress)
+    return {name: Path(cfg.root, source.path) for name, source in cfg.sources.items()}
+
+
+def _fitting(data: Data, vocab_size: int) -> Data:
     if data.vocab_size > vocab_size:
         raise DataError(f"model.vocab_size={vocab_size} is smaller than the corpus' {data.vocab_size} tokens")
     return data

@@ -75,12 +75,12 @@ def open_corpus(
     Safe to call from any number of processes at once. Raises DataError where a package is missing or the directory
     cannot be written.
     """
-    recipe = _ingredients(tokens_per_source, holdout_fraction, sources)
+    recipe = ingredients(tokens_per_source, holdout_fraction, sources)
     directory = cache_dir / f"toy-{hashlib.sha256(_canonical(recipe)).hexdigest()[:16]}"
     try:
         with suppress(DamagedCorpus):  # the usual case needs no lock: what has the final name is complete
             return Corpus(directory, _verify(directory))
-        with _only_one(cache_dir, directory.name, progress):
+        with only_one(cache_dir, directory.name, progress):
             if directory.exists():
                 try:
                     return Corpus(directory, _verify(directory))
@@ -95,7 +95,7 @@ def open_corpus(
         ) from error
 
 
-def _ingredients(tokens_per_source: int, holdout_fraction: float, sources: Sequence[Source]) -> Manifest:
+def ingredients(tokens_per_source: int, holdout_fraction: float, sources: Sequence[Source]) -> Manifest:
     """Everything that decides what the builder writes."""
     packages = sorted({package for source in sources for package in source.packages})
     return {
@@ -120,7 +120,7 @@ def _content(source: Source) -> str:
 
 
 @contextmanager
-def _only_one(cache_dir: Path, name: str, progress: Progress) -> Iterator[None]:
+def only_one(cache_dir: Path, name: str, progress: Progress) -> Iterator[None]:
     """Hold the lock of the corpus `name`; it goes when the process goes, however it ends."""
     cache_dir.mkdir(parents=True, exist_ok=True)
     with (cache_dir / f"{name}.lock").open("w") as lock:
@@ -157,7 +157,7 @@ def _write_corpus(partial: Path, recipe: Manifest, sources: Sequence[Source], pr
         progress(f"corpus: {source.name}: {characters / 1e6:.1f} MB of text: {source.licence}")
 
     progress(f"corpus: training a byte-level BPE of {VOCAB_SIZE} tokens")
-    sample = [text for parts in texts.values() for text in _take(parts[TRAIN], BPE_SAMPLE)]
+    sample = [text for parts in texts.values() for text in take(parts[TRAIN], BPE_SAMPLE)]
     tokenizer = train_bpe(sample, VOCAB_SIZE)
     tokenizer.save(partial / TOKENIZER)
 
@@ -220,7 +220,8 @@ def _split(source: Source, max_characters: int, fraction: float) -> dict[str, li
     return {split: sorted(part, key=lambda text: (text_key(text), text)) for split, part in by_hash.items()}
 
 
-def _take(texts: list[str], characters: int) -> Iterator[str]:
+def take(texts: list[str], characters: int) -> Iterator[str]:
+    """The first texts, until they have so many characters."""
     for text in texts:
         if characters <= 0:
             return
