@@ -1,10 +1,11 @@
 """Which window of which source a sample number stands for: a pure function of the configuration, the seed and that
 number, so that the state of the data is one integer, however large the corpus.
 
-A phase is cut into blocks of BLOCK samples, of which each source gets its quota (`quotas`). The order in a block is a
-permutation, and a source's draws are numbered through the blocks and the phases: draw t is window t mod n of epoch t
-div n, in an order of the epoch's own. A seek costs what any sample costs; nothing depends on the world size, the batch
-or what was asked before.
+A phase is cut into blocks of BLOCK samples, of which each source gets its quota (`quotas`); the block is dealt out to
+stretches of STRETCH samples, so that short stretches are mixed too, and the order in a stretch is a permutation. The
+draws of a source are numbered in the order in which they come, through stretches, blocks and phases: draw t is window
+t mod n of epoch t div n, in an order of the epoch's own. A seek costs what a sample costs; nothing depends on the world
+size, the batch or what was asked before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from trainer.data.errors import DataError
 from trainer.data.hashing import U64, mix64, text_key
 from trainer.data.mixture.permutation import permute
-from trainer.data.mixture.quotas import Quotas
+from trainer.data.mixture.quotas import Quotas, deal
 from trainer.data.mixture.spec import whole
 
 if TYPE_CHECKING:
@@ -30,16 +31,18 @@ Ints = npt.NDArray[np.int64]
 
 BLOCK = 65_536  # samples in which each source has its quota, to within one sample
 MAX_BLOCKS = 2**63 // BLOCK  # of a phase: sample numbers are int64
+STRETCH = 256  # samples at most whose places are worked out together, as a source's draws are numbered in their order
 # What a hash is for is one of the numbers that it is made of.
-ORDER_OF_BLOCK, ORDER_OF_EPOCH = 1, 2
+ORDER_OF_STRETCH, ORDER_OF_EPOCH = 1, 2
 
 
 @dataclass(frozen=True)
 class _Block:
-    length: int
-    ends: Ints  # [S] of the block's shuffled places, the end of each source's stretch
-    draws: Ints  # [S] each source's draws before its stretch, less the place where the stretch begins
-    key: int
+    """Shape legend: R stretches · S sources."""
+
+    starts: Ints  # [R + 1] first place of each stretch, and the block's length
+    counts_RS: Ints  # samples of each source in a stretch
+    draws_RS: Ints  # draws of each source before a stretch
 
 
 class MixtureIndex:
@@ -104,7 +107,14 @@ class MixtureIndex:
             raise ValueError(f"sample {samples.min()}: numbers start at 0")
         phase = np.searchsorted(self._first_samples, samples, side="right") - 1
         block, place = np.divmod(samples - self._first_samples[phase], BLOCK)
-        source, draw = self._in_blocks(phase, block, place)
+        source, draw = np.empty_like(samples), np.empty_like(samples)
+        number = phase * MAX_BLOCKS + block
+        if (number == number[0]).all():
+            source, draw = self._in_block(int(phase[0]), int(block[0]), place)
+        else:
+            for one in np.unique(number).tolist():
+                rows = np.flatnonzero(number == one)
+                source[rows], draw[rows] = self._in_block(one // MAX_BLOCKS, one % MAX_BLOCKS, place[rows])
         windows = self._windows[source]
         epoch, turn = np.divmod(draw, windows)
         position = permute(turn, windows, mix64(self._source_keys[source], epoch))
@@ -117,12 +127,12 @@ class MixtureIndex:
     def counts_before(self, sample: int) -> dict[str, int]:
         """Draws of each source among the samples 0 .. sample - 1; costs at most one block, wherever that is."""
         phase = self.phases.index(self.phase_at(sample))
-        block, places = divmod(sample - self._starts[phase], BLOCK)
-        before = [a + b for a, b in zip(self._draws[phase], self._quotas[phase].before(block), strict=True)]
-        if places:
-            inside, _ = self._in_blocks(np.full(places, phase), np.full(places, block), np.arange(places))
-            before = [a + int(b) for a, b in zip(before, np.bincount(inside, minlength=len(before)), strict=True)]
-        return dict(zip(self.sources, before, strict=True))
+        number, place = divmod(sample - self._starts[phase], BLOCK)
+        block = self._block(phase, number)
+        stretch = int(np.searchsorted(block.starts, place, side="right")) - 1
+        inside, _ = self._in_block(phase, number, np.arange(block.starts[stretch], place))
+        before = block.draws_RS[stretch] + np.bincount(inside, minlength=len(self.sources))
+        return dict(zip(self.sources, before.tolist(), strict=True))
 
     def _weights_in(
         self, phase: str, weights: Mapping[str, Mapping[str, float]], num_windows: Mapping[str, int]
@@ -145,27 +155,32 @@ class MixtureIndex:
             sum(parts) for parts in zip(self._draws[phase], quotas.before(full), quotas.counts(full, rest), strict=True)
         ]
 
-    def _in_blocks(self, phase: Ints, block: Ints, place: Ints) -> tuple[Ints, Ints]:
-        """[N] each: source and draw of places in blocks."""
-        number = phase * MAX_BLOCKS + block
-        if (number == number[0]).all():
-            plan = self._block(int(phase[0]), int(block[0]))
-            shuffled = permute(place, np.array([plan.length]), np.array([plan.key], np.uint64))
-            source = np.searchsorted(plan.ends, shuffled, side="right")
-            return source, plan.draws[source] + shuffled
-        numbers, which = np.unique(number, return_inverse=True)
-        plans = [self._block(*divmod(number, MAX_BLOCKS)) for number in numbers.tolist()]
-        lengths = np.array([plan.length for plan in plans])
-        keys = np.array([plan.key for plan in plans], np.uint64)
-        shuffled = permute(place, lengths[which], keys[which])
-        source = (np.stack([plan.ends for plan in plans])[which] <= shuffled[:, None]).sum(axis=1)
-        return source, np.stack([plan.draws for plan in plans])[which, source] + shuffled
+    def _in_block(self, phase: int, number: int, places: Ints) -> tuple[Ints, Ints]:
+        """Source and draw [N] of places [N] in a block. All places of their stretches are worked out."""
+        block = self._block(phase, number)
+        stretches, which = np.unique(np.searchsorted(block.starts, places, side="right") - 1, return_inverse=True)
+        counts_RS, first = block.counts_RS[stretches], block.starts[stretches]
+        lengths = block.starts[stretches + 1] - first
+        begins = np.cumsum(lengths) - lengths  # of each stretch among all places that are worked out
+        row = np.repeat(np.arange(len(stretches)), lengths)
+        keys = mix64(self._seed, ORDER_OF_STRETCH, phase, number, stretches)
+        shuffled = permute(np.arange(len(row)) - begins[row], lengths[row], keys[row])
+        source = (np.cumsum(counts_RS, axis=1)[row] <= shuffled[:, None]).sum(axis=1)
+        # The k-th place of a source in its stretch has its k-th draw.
+        group = row * len(self.sources) + source
+        in_order = np.argsort(group, kind="stable")
+        group_begins = np.cumsum(counts_RS) - counts_RS.ravel()
+        draw = np.empty_like(group)
+        draw[in_order] = np.arange(len(group)) - group_begins[group[in_order]]
+        draw += block.draws_RS[stretches][row, source]
+        asked = begins[which] + places - first[which]
+        return source[asked], draw[asked]
 
-    def _make_block(self, phase: int, block: int) -> _Block:
+    def _make_block(self, phase: int, number: int) -> _Block:
         quotas, length = self._quotas[phase], BLOCK
         if phase + 1 < len(self.phases):
-            length = min(BLOCK, self._starts[phase + 1] - self._starts[phase] - block * BLOCK)
-        ends = np.cumsum(quotas.counts(block, length))
-        before = np.array(self._draws[phase], np.int64) + np.array(quotas.before(block), np.int64)
-        key = int(mix64(self._seed, ORDER_OF_BLOCK, phase, block)[0])
-        return _Block(length, ends, before - np.concatenate([[0], ends[:-1]]), key)
+            length = min(BLOCK, self._starts[phase + 1] - self._starts[phase] - number * BLOCK)
+        counts_RS = deal(quotas.counts(number, length), -(-length // STRETCH))
+        starts = np.concatenate([[0], np.cumsum(counts_RS.sum(axis=1))])
+        before = [a + b for a, b in zip(self._draws[phase], quotas.before(number), strict=True)]
+        return _Block(starts, counts_RS, np.array(before, np.int64) + np.cumsum(counts_RS, axis=0) - counts_RS)

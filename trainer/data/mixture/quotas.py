@@ -11,9 +11,13 @@ nothing is counted up and nothing stored. All of it is in whole numbers of any s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -52,6 +56,7 @@ class Quotas:
         return list(accumulate(length * weight % self._total for weight in self._weights))
 
 
+@functools.cache
 def even_step(total: int) -> int:
     """A step that visits all residues of `total`, any stretch of them evenly spread: of those near the golden ratio the
     one whose largest partial quotient is smallest, which bounds the unevenness."""
@@ -67,6 +72,15 @@ def largest_quotient(a: int, b: int) -> int:
         largest = max(largest, b // a)
         a, b = b % a, a
     return largest
+
+
+def deal(counts: Sequence[int], parts: int) -> npt.NDArray[np.int64]:
+    """[parts, S] of a block's counts [S] in `parts` stretches, by the same marks: each is an equal share, rounded up or
+    down, and their sums over the stretches are exact. Stretches differ in length by one sample at most."""
+    share, rest = np.divmod(np.array(counts, np.int64), parts)
+    marks = np.arange(parts)[:, None] * even_step(parts) % parts
+    hits = -((marks - np.cumsum(rest)) // parts)
+    return share + np.diff(hits, axis=1, prepend=0)
 
 
 def floor_sum(n: int, m: int, a: int, b: int) -> int:

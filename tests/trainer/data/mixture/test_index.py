@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from trainer.data.errors import DataError
-from trainer.data.hashing import mix64
-from trainer.data.mixture.index import BLOCK, ORDER_OF_BLOCK, MixtureIndex
+from trainer.data.hashing import mix64, text_key
+from trainer.data.mixture.index import BLOCK, ORDER_OF_EPOCH, STRETCH, MixtureIndex
 from trainer.data.mixture.permutation import Permutation
 
 S = 16
@@ -52,46 +52,38 @@ def test_every_block_is_within_one_sample_of_each_quota(whole):
 
 
 def test_every_position_comes_once_an_epoch_over_blocks_and_phases(whole):
-    """Of each source in the order of its draws: epoch after epoch, none short but the last."""
-    epochs_seen = []
+    """Of each source in the order in which its samples come: epoch after epoch, none short but the last."""
     for source, windows in enumerate(WINDOWS.values()):
         epoch, position = whole[1:, whole[0] == source]
-        drawn = np.unique(epoch * windows + position)
-        assert len(drawn) == len(epoch), "a window came twice in an epoch"
-        last = int(epoch.max())
-        full = np.bincount(epoch, minlength=last + 1)
-        # draws of a block may come in any order, so only what the last block touches is not yet complete
-        complete = [e for e in range(last + 1) if full[e] == windows]
-        assert complete == list(range(len(complete)))
-        assert last - len(complete) <= BLOCK // windows + 1
-        epochs_seen.append(len(complete))
-    assert min(epochs_seen) >= 1
-    assert max(epochs_seen) > 10
+        assert np.array_equal(epoch, np.arange(len(epoch)) // windows)
+        full = len(epoch) // windows
+        assert full >= 1
+        in_epochs = position[: full * windows].reshape(full, windows)
+        assert np.array_equal(np.sort(in_epochs, axis=1), np.tile(np.arange(windows), (full, 1)))
+        rest = position[full * windows :]
+        assert len(np.unique(rest)) == len(rest)
+        orders = {tuple(order) for order in in_epochs.tolist()}
+        assert len(orders) > 0.9 * full
 
 
-def test_each_epoch_and_source_has_an_order_of_its_own(whole):
-    """Positions by draw, which is where the block's permutation put them: two epochs of `rare` agree by chance only."""
-    epoch, position = whole[1:, whole[0] == 2]
-    orders = {tuple(position[epoch == e]) for e in range(int(epoch.max()))}
-    assert len(orders) > 0.9 * epoch.max()
+def test_positions_are_the_epochs_permutation_of_the_draws(whole):
+    """Draw t of a source, written as the definition says it."""
+    for source, (name, windows) in enumerate(WINDOWS.items()):
+        key = int(mix64(3, ORDER_OF_EPOCH, text_key(name))[0])
+        position = whole[2, whole[0] == source]
+        for epoch in range(0, len(position) // windows, 7):
+            order = Permutation(windows, (key, epoch))(np.arange(windows))
+            assert np.array_equal(position[epoch * windows : (epoch + 1) * windows], order)
 
 
-def test_against_counting_up_one_sample_after_another(whole):
-    """The definition, written as a loop: the k-th place of a block in its permuted order belongs to the source whose
-    stretch it falls into, and draws are numbered along the stretches."""
-    draws = np.zeros(4, np.int64)
-    first = 0
-    for phase, length in [(0, BLOCK), (0, BLOCK), (0, 5000), (1, 40_000), (2, BLOCK)]:
-        block = {0: first // BLOCK}.get(phase, 0)
-        counts = np.bincount(whole[0, first : first + length], minlength=4)
-        order = Permutation(length, (3, ORDER_OF_BLOCK, phase, block))(np.arange(length))
-        source = np.repeat(np.arange(4), counts)
-        draw = np.concatenate([draws[s] + np.arange(counts[s]) for s in range(4)])
-        assert np.array_equal(whole[0, first : first + length], source[order])
-        windows = np.array(list(WINDOWS.values()))[source]
-        assert np.array_equal(whole[1, first : first + length], (draw // windows)[order])
-        draws += counts
-        first += length
+def test_short_stretches_are_mixed_too(whole):
+    """Any 2,560 samples hold ten stretches less two cut ones; and where a source stands in a stretch is random."""
+    due = 2560 * 6.5 / 9.51
+    for first in range(0, 2 * BLOCK - 2560, 997):
+        assert abs((whole[0, first : first + 2560] == 1).sum() - due) < 10 + 2 * 10 * 4
+    stretches = whole[0, :BLOCK].reshape(-1, STRETCH)
+    share = (stretches == 1).mean(axis=0)
+    assert abs(share - 6.5 / 9.51).max() < 5 * np.sqrt(0.25 / len(stretches))
 
 
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 24), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1), (12, 2), (1, 1)])
@@ -148,9 +140,9 @@ def test_counts_before_and_phases(whole):
 
 def test_a_mixture_is_these_numbers_everywhere():
     assert looked_up(index(), 10**9, 4).tolist() == [
-        [3, 1, 3, 1],
-        [666562, 3704, 666578, 3704],
-        [982, 68895, 290, 51948],
+        [1, 3, 1, 1],
+        [3704, 666557, 3704, 3704],
+        [16901, 333, 69230, 22824],
     ]
 
 
@@ -187,10 +179,10 @@ def test_numbers_stay_right_up_to_the_largest_sample():
     assert (position < windows).all()
     before = mixture.counts_before(last - 99)
     assert sum(before.values()) == last - 99
-    draws = epoch.astype(object) * windows + 0
+    order = np.argsort(samples)
     for number, name in enumerate(("big", "small")):
-        mine = draws[source == number]
-        assert abs(int(mine[0]) - before[name]) < BLOCK + int(windows[source == number][0])
+        epochs = epoch[order][source[order] == number].tolist()
+        assert epochs == [(before[name] + draw) // (2**40 + 1, 3)[number] for draw in range(len(epochs))]
 
 
 def test_a_hash_of_one_use_is_not_that_of_another():

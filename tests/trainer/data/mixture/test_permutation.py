@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from trainer.data.hashing import mix64
 from trainer.data.mixture.permutation import Permutation, permute
 
 
@@ -53,11 +54,16 @@ def test_neighbours_end_up_anywhere(n):
 @pytest.mark.parametrize("n", [5, 16, 1000])
 def test_keys_give_unrelated_orders(n):
     """Each place goes everywhere equally often over the keys, and two keys agree at one place on average."""
-    keys = 4000
-    there = np.stack([Permutation(n, (3, key))(np.arange(min(n, 16))) for key in range(keys)])
+
+    def orders_of(keys: int, places: int) -> np.ndarray:
+        hashes = mix64(3, np.arange(keys))
+        return permute(np.tile(np.arange(places), keys), np.array([n]), np.repeat(hashes, places)).reshape(keys, places)
+
+    there = orders_of(4000, min(n, 16))
     for place in range(there.shape[1]):
         assert chi_square(there[:, place], n) < 6
-    orders = np.stack([Permutation(n, (3, key))(np.arange(n)) for key in range(400)])
+    orders = orders_of(400, n)
+    assert np.array_equal(orders[7], Permutation(n, (3, 7))(np.arange(n)))
     same = (orders[:-1] == orders[1:]).sum(axis=1)
     assert abs(same.mean() - 1) < 5 * np.sqrt(1 / 400)
 

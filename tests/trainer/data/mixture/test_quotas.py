@@ -2,9 +2,10 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from trainer.data.mixture.quotas import Quotas, floor_sum
+from trainer.data.mixture.quotas import Quotas, deal, floor_sum
 
 BLOCK = 65_536
 # The default mixture's, thirds, one rare source, prime sums, one source, and more than int64 holds.
@@ -73,3 +74,20 @@ def test_floor_sum_against_a_loop():
         (9, 3, 2, 10),
     ]:
         assert floor_sum(n, m, a, b) == sum((a * i + b) // m for i in range(n))
+
+
+@pytest.mark.parametrize(
+    ("counts", "parts"),
+    [([2949, 3604, 26_215, 3277, 328, 16_384, 6554, 4587, 1638], 256), ([7, 0, 93], 1), ([300, 1, 211], 2), ([1], 1)],
+)
+def test_a_block_is_dealt_evenly_to_its_stretches(counts, parts):
+    dealt = deal(counts, parts)
+    assert dealt.sum(axis=0).tolist() == counts
+    assert (dealt >= 0).all()
+    assert all(
+        abs(Fraction(int(n)) - Fraction(c, parts)) < 1 for row in dealt for n, c in zip(row, counts, strict=True)
+    )
+    lengths = dealt.sum(axis=1)
+    assert lengths.max() - lengths.min() <= 1
+    so_far = np.cumsum(dealt, axis=0) - np.outer(np.arange(1, parts + 1), counts) / parts
+    assert abs(so_far).max() < 4
