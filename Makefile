@@ -1,5 +1,5 @@
 # make toy     set up, then train the tiny model        make toy ARGS="train.steps=50"
-# make test    set up, then run the tests               make test ARGS="-m 'not slow'"
+# make test    set up, then run the tests, two files at a time   make test ARGS="-m 'not slow'"
 # make lint    ruff, mypy, hadolint
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
@@ -28,7 +28,7 @@ toy: $(TOY)
 	$(VENV)/bin/octavo train recipe=toy $(ARGS)
 
 test: $(DEV)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 # PATH: where torch came from an activated environment, its ruff and hadolint may be the ones in use.
 lint: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

@@ -108,7 +108,7 @@ class Watch:
         store.set(_key(self.rank), self._record.dump())
         if store.add("joined", 1) == self.size:
             store.set("complete", "")
-        deadline = time.monotonic() + self._join_s
+        deadline, pause = time.monotonic() + self._join_s, 0.01
         while not store.check(["complete"]):
             if time.monotonic() > deadline:
                 missing = [rank for rank in range(self.size) if not store.check([_key(rank)])]
@@ -117,7 +117,8 @@ class Watch:
                 text += f"rank {names}. See what they and their launchers printed, or let parallel.timeout_s be longer"
                 self._put_up(Notice(self.rank, text, [], []), say=True)
                 raise PeerLost(text)
-            time.sleep(min(0.5, self._beat_s))
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5, self._beat_s)  # often at first, rarely where thousands wait for one
         for rank, dumped in enumerate(store.multi_get([_key(rank) for rank in range(self.size)])):
             record = Record.parse(dumped)
             if rank != self.rank and record.node and record.node == self._record.node:

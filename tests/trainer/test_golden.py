@@ -52,18 +52,22 @@ def test_ten_steps_are_the_stored_ones(tmp_path, monkeypatch, backend):
     assert found["grad_norm"] == pytest.approx(stored["grad_norm"], rel=1e-4)
 
 
-def run_eight(directory: Path) -> dict[str, list[float]]:
-    """The recipe for eight ranks on counter-based tokens, as one of those ranks."""
+def eight_config(directory: Path) -> Config:
+    """The recipe for eight ranks on counter-based tokens."""
     words = ["recipe=toy_ep8", "data=synthetic", "data.seq_len=32", "train.steps=10", "train.log_every=10"]
     words += ["logging.console=off", "train.device=cpu", f"run.dir={directory}"]
-    cfg = compose(words, world_size=8)
+    return compose(words, world_size=8)
+
+
+def run_eight(cfg: Config) -> dict[str, list[float]]:
+    """As one of the eight ranks."""
     assert train(cfg) == 0
-    return {key: [float(record[key]) for record in steps(directory)] for key in KEYS}
+    return {key: [float(record[key]) for record in steps(Path(cfg.run.dir))] for key in KEYS}
 
 
 def test_ten_steps_of_eight_ranks_are_the_stored_ones(tmp_path):
     stored = json.loads(EIGHT.read_text())
-    found = on_ranks(8, run_eight, tmp_path / "run", timeout_s=150.0)[0]
+    found = on_ranks(8, run_eight, eight_config(tmp_path / "run"), timeout_s=150.0)[0]
     assert len(found["loss"]) == 10
     for key in KEYS:
         assert found[key] == pytest.approx(stored[key], rel=1e-4), key
@@ -73,4 +77,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(json.dumps(run(Path(directory, "one")), indent=1) + "\n")
-        EIGHT.write_text(json.dumps(on_ranks(8, run_eight, Path(directory, "eight"))[0], indent=1) + "\n")
+        EIGHT.write_text(json.dumps(on_ranks(8, run_eight, eight_config(Path(directory, "eight")))[0], indent=1) + "\n")

@@ -132,15 +132,19 @@ def check(spreads: list[Spread]) -> None:
         assert_close(grads, grads_alone, BOUND[spread.dtype])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_eight_ranks_in_every_layout_equal_one_process(dtype):
-    check([Spread(*sizes, dtype=dtype) for sizes in ((1, 8, 8), (1, 8, 4), (2, 4, 2), (1, 8, 2), (2, 4, 4), (1, 8, 1))])
+def test_eight_ranks_in_every_layout_equal_one_process():
+    check([Spread(*sizes) for sizes in ((1, 8, 8), (1, 8, 4), (2, 4, 2), (1, 8, 2), (2, 4, 4), (1, 8, 1))])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_four_groups_on_eight_ranks_split_the_width(dtype):
+def test_four_groups_on_eight_ranks_split_the_width():
     groups = (("router_groups", 4),)
-    check([Spread(*sizes, model=groups, dtype=dtype) for sizes in ((1, 8, 8), (2, 4, 4), (1, 8, 4))])
+    check([Spread(*sizes, model=groups) for sizes in ((1, 8, 8), (2, 4, 4), (1, 8, 4))])
+
+
+def test_in_fp32_they_differ_by_its_rounding():
+    """Where every axis is cut, and where the width is: that a layout is right is seen in fp64, better than here."""
+    groups = (("router_groups", 4),)
+    check([Spread(2, 4, 2, dtype=torch.float32), Spread(1, 8, 8, model=groups, dtype=torch.float32)])
 
 
 def test_width_split_and_sharding_of_the_same_dimension():

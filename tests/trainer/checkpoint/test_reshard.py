@@ -55,29 +55,23 @@ def run_config(directory: Path, layout: tuple[int, int, int], **changed: Any) ->
     return cfg
 
 
-def trained(directory: Path, layout: tuple[int, int, int], groups: int) -> dict[str, Tensor]:
-    """Three steps from scratch; the state that the same ranks then resume with."""
+def trained(directory: Path, layout: tuple[int, int, int], groups: int) -> None:
+    """Three steps from scratch."""
     assert train(run_config(directory, layout, steps=WRITTEN, model={"router_groups": groups})) == 0
-    return restored(directory, layout, groups)
 
 
-def restored(directory: Path, layout: tuple[int, int, int], groups: int) -> dict[str, Tensor]:
-    """Every tensor of the state that a run of this layout resumes with, put together."""
+def restored(directory: Path, layout: tuple[int, int, int], groups: int, then: str = "stop") -> dict[str, Tensor]:
+    """Every tensor of the state that a run of this layout resumes with, put together. With "go on" the ranks then go on
+    to the last step."""
     world = start_world("cpu")
     cfg = run_config(directory, layout, steps=LAST, model={"router_groups": groups})
     trainer = Trainer(cfg, RunDir(directory, "new"), world)
     assert trainer.resumed
     state = training_tensors(trainer.model, trainer.engine, trainer.world.rank)
     gathered = {name: whole(tensor) for name, tensor in state.items() if not name.startswith("rng.")}
+    assert then == "stop" or trainer.run() == 0
     world.close()
     return gathered
-
-
-def went_on(directory: Path, layout: tuple[int, int, int], groups: int) -> dict[str, Tensor]:
-    """What the ranks resume with; then they go on to the last step."""
-    state = restored(directory, layout, groups)
-    assert train(run_config(directory, layout, steps=LAST, model={"router_groups": groups})) == 0
-    return state
 
 
 def at(layout: tuple[int, int, int], function: Any, *arguments: Any) -> dict[str, Tensor]:
@@ -86,7 +80,7 @@ def at(layout: tuple[int, int, int], function: Any, *arguments: Any) -> dict[str
 
 class Written(NamedTuple):
     directory: Path  # as the eight ranks left it after WRITTEN steps
-    state: dict[str, Tensor]  # as those ranks hold it
+    state: dict[str, Tensor]  # that those ranks resume with
     next_loss: float  # of their next step
 
 
@@ -94,9 +88,9 @@ class Written(NamedTuple):
 def written(groups: int) -> Written:
     base = Path(tempfile.mkdtemp(prefix="octavo-reshard-"))
     atexit.register(shutil.rmtree, base, ignore_errors=True)
-    state = at(EIGHT, trained, base / "run", EIGHT, groups)
+    at(EIGHT, trained, base / "run", EIGHT, groups)
     shutil.copytree(base / "run", base / "on")
-    at(EIGHT, went_on, base / "on", EIGHT, groups)
+    state = at(EIGHT, restored, base / "on", EIGHT, groups, "go on")
     return Written(base / "run", state, steps(base / "on")[WRITTEN]["loss"])
 
 
@@ -115,7 +109,8 @@ def test_every_element_is_on_disk_once(groups):
 @pytest.mark.parametrize("groups", LAYOUTS)
 def test_experts_written_by_eight_ranks_are_those_of_one_process(groups, tmp_path):
     """The same three steps by one process: what differs is rounding, expert by expert; a mix-up would be far larger."""
-    alone = trained(tmp_path, (1, 1, 1), groups)
+    trained(tmp_path, (1, 1, 1), groups)
+    alone = restored(tmp_path, (1, 1, 1), groups)
     state = written(groups).state
     names = [name for name in state if name.startswith("model.") and ".experts." in name]
     assert len(names) == 2 * run_config(tmp_path, (1, 1, 1)).model.num_layers
@@ -128,7 +123,7 @@ def test_experts_written_by_eight_ranks_are_those_of_one_process(groups, tmp_pat
 def test_another_layout_reads_the_same_bits_and_goes_on(tmp_path, groups, layout):
     directory, state, next_loss = written(groups)
     there, sizes = shutil.copytree(directory, tmp_path / "there"), LAYOUTS[groups][layout]
-    found = at(sizes, went_on, there, sizes, groups)
+    found = at(sizes, restored, there, sizes, groups, "go on")
     assert found.keys() == state.keys()
     for name, tensor in state.items():
         assert torch.equal(found[name], tensor), f"{name} at {layout}"
@@ -138,7 +133,7 @@ def test_another_layout_reads_the_same_bits_and_goes_on(tmp_path, groups, layout
 def test_and_back_to_eight(tmp_path):
     """Saved by eight, saved again by four, read by eight."""
     there, four = shutil.copytree(written(8).directory, tmp_path / "there"), (2, 2, 2)
-    at(four, went_on, there, four, 8)
+    at(four, restored, there, four, 8, "go on")
     by_four, by_eight = at(four, restored, there, four, 8), at(EIGHT, restored, there, EIGHT, 8)
     for name, tensor in by_four.items():
         assert torch.equal(by_eight[name], tensor), name
