@@ -1,0 +1,393 @@
+"""`octavo upcycle` on the command line: what it makes of a directory, what it refuses, what it plans without one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from launch.cli import main
+from trainer.checkpoint.huggingface import write
+from trainer.checkpoint.huggingface.files import INDEX
+from trainer.checkpoint.manifest import read_manifest, verify_file
+
+CONFIG = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "float32", "vocab_size": 64,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+    "num_experts": 8, "num_experts_per_tok": 8, "moe_intermediate_size": 16, "rope_theta": 1e6,
+    "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+}  # fmt: skip
+EXPERT = "model.layers.1.mlp.experts.3.up_proj.weight"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A text model in two files."""
+    path = tmp_path / "src"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "tokenizer.json").write_text("{}")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes().items()}
+    names, half = list(tensors), len(tensors) // 2
+    files = {f"model-0000{n}-of-00002.safetensors": part for n, part in ((1, names[:half]), (2, names[half:]))}
+    for file, names in files.items():
+        save_file({name: tensors[name] for name in names}, path / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, names in files.items() for name in names}}
+    (path / INDEX).write_text(json.dumps(index))
+    return path
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (64, 32)}
+    for layer in range(2):
+        at = f"model.layers.{layer}."
+        found |= {at + f"{norm}_layernorm.weight": (32,) for norm in ("input", "post_attention")}
+        found |= {at + f"self_attn.{letter}_proj.weight": (32, 32) for letter in "qkvo"}
+        found |= {at + f"self_attn.{letter}_norm.weight": (16,) for letter in "qk"}
+        found[at + "mlp.gate.weight"] = (8, 32)
+        for expert in range(8):
+            one = f"{at}mlp.experts.{expert}."
+            found |= {one + "gate_proj.weight": (16, 32), one + "up_proj.weight": (16, 32)}
+            found[one + "down_proj.weight"] = (32, 16)
+    return found | {"model.norm.weight": (32,), "lm_head.weight": (64, 32)}
+
+
+def loaded(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_the_published_model_becomes_one_of_eight_groups(reference, tmp_path, capsys):
+    source = reference / "tiny" / "interns1"
+    words = ["upcycle", str(source), "dst", "--shard-gb", "0.001", "--workers", "2"]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert re.match(r"dst: 64 experts in 8 groups, 8 per token; 0\.005 GB in 6 file\(s\), in [\d.]+ s\n", shown.out)
+    assert shown.err == ""
+    before, after = load_file(source / "model.safetensors"), loaded(tmp_path / "dst")
+    manifest = read_manifest(tmp_path / "dst")
+    assert not any(verify_file(tmp_path / "dst", name, facts) for name, facts in manifest["files"].items())
+    of_groups = manifest["upcycle"]["placement"]["layers"][2]
+    name = "model.language_model.layers.2.mlp.experts.{}.up_proj.weight"
+    for expert, its_source in enumerate(" ".join(of_groups).split()):
+        was, now = before[name.format(its_source)], after[name.format(expert)]
+        assert 0.008 < ((now - was).norm() / was.norm()).item() < 0.012
+    towers = [name for name in before if ".language_model." not in name and name != "lm_head.weight"]
+    assert len(towers) == 40
+    assert all(torch.equal(before[name], after[name]) for name in towers)
+    assert main(["inspect", "dst"]) == 0
+    assert "64 in 8 group(s), 8 per token, in each of 3 layers" in capsys.readouterr().out
+    assert main(words) == 1
+    assert capsys.readouterr().err == "error: dst exists; give a directory that does not, or remove it\n"
+
+
+# ---- what is refused
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def _tensors(source: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of the file that has EXPERT, and the index with them."""
+    file = json.loads((source / INDEX).read_text())["weight_map"][EXPERT]
+    tensors = load_file(source / file)
+    change(tensors)
+    save_file(tensors, source / file)
+    _edit(source / INDEX, lambda index: index["weight_map"].update(dict.fromkeys(tensors, file)))
+
+
+def no_shard(source: Path) -> None:
+    (source / "model-00002-of-00002.safetensors").unlink()
+
+
+def short_shard(source: Path) -> None:
+    os.truncate(source / "model-00001-of-00002.safetensors", 5000)
+
+
+def wrong_shape(source: Path) -> None:
+    _tensors(source, lambda tensors: tensors.update({EXPERT: torch.zeros(16, 31)}))
+
+
+def unknown_tensor(source: Path) -> None:
+    _tensors(source, lambda tensors: tensors.update({"model.layers.1.mlp.bias": torch.zeros(1)}))
+
+
+def missing_tensor(source: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[EXPERT]
+
+    _tensors(source, change)
+    _edit(source / INDEX, lambda index: index["weight_map"].pop(EXPERT))
+
+
+def fp8_without_scales(source: Path) -> None:
+    _tensors(source, lambda tensors: tensors.update({EXPERT: torch.zeros(16, 32).to(torch.float8_e4m3fn)}))
+
+
+def nothing(source: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("harm", "words", "said"),
+    [
+        (no_shard, [], r"src/model-00002-of-00002\.safetensors is missing, of which .* says that it holds \d+ of \d+"),
+        (short_shard, [], r"src/model-00001-of-00002\.safetensors: cut short or damaged: 5,000 bytes, by its header"),
+        (wrong_shape, [], rf"{EXPERT}: the checkpoint has shape \[16, 31\], need \[16, 32\]"),
+        (unknown_tensor, [], r"model\.layers\.1\.mlp\.bias: unknown tensor, of no part of the model"),
+        (missing_tensor, [], f"no tensor {EXPERT}"),
+        (fp8_without_scales, [], f"{EXPERT}: F8_E4M3 without its scales: no tensor {EXPERT}_scale_inv"),
+        (nothing, ["--factor", "3"], r"factor=3 does not divide groups=8; with groups=8 use factor=2 or 4"),
+        (nothing, ["--groups", "6"], r"groups=6 does not divide 8 experts per token"),
+        (nothing, ["--noise", "-1"], r"noise=-1 is not supported"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dry", [False, True], ids=["", "dry"])
+def test_bad_input_is_one_line(source, capsys, harm, words, said, dry):
+    harm(source)
+    code = main(["upcycle", "src", "dst", *words, *(["--dry-run"] if dry else [])])
+    shown = capsys.readouterr()
+    assert (code, shown.out) == (1, "")
+    assert re.match(rf"error: .*{said}.*\n\Z", shown.err), shown.err
+    assert not list(source.parent.glob("dst*"))
+
+
+def test_a_disk_that_is_too_small(source, capsys, monkeypatch):
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert main(["upcycle", "src", "dst"]) == 1
+    assert capsys.readouterr().err.startswith("error: dst: the disk is too small: 0.000 GB needed, 0.000 GB free in ")
+    assert not list(source.parent.glob("dst*"))
+    assert main(["upcycle", "src", "dst", "--dry-run"]) == 0
+    assert "warning     the disk is too small by 0.000 GB\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["src"], ["src", "dst", "--strategy", "quarters"], ["src", "dst", "--workers", "0"],
+        ["src", "dst", "--shard-gb", "0"], ["src", "dst", "--gb-per-s", "nan", "--dry-run"], ["src", "dst", "more"],
+        ["src", "dst", "--strategy", "coactivation"], ["src", "dst", "--counts", "file"],
+        ["src", "dst", "--counts", "file", "--calibrate", "text"], ["src", "--calibrate", "text"],
+    ],
+)  # fmt: skip
+def test_wrong_words_are_told(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["upcycle", *words])
+    assert stopped.value.code == 2
+    assert "octavo upcycle: error: " in capsys.readouterr().err
+
+
+def test_another_request_is_refused_while_one_is_unfinished(source, capsys, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("trainer.checkpoint.upcycle.engine.complete", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["upcycle", "src", "dst"])
+    for words, differs in ((["--seed", "1"], "options"), (["--shard-gb", "0.0001"], "files")):
+        assert main(["upcycle", "src", "dst", *words]) == 1
+        assert re.fullmatch(
+            rf"error: .*dst\.octavo-upcycle\.tmp holds the unfinished work of another upcycle to dst \(its {differs} "
+            r"differ\); give that command again to go on with it, or remove the directory\n",
+            capsys.readouterr().err,
+        )
+    assert main(["upcycle", "src", "dst"]) == 0
+    assert "0.000 GB in 1 file(s), 1 of them kept from an earlier start" in capsys.readouterr().out
+
+
+# ---- kills
+
+
+def started(words: list[str], log: Path) -> int:
+    """The command in a process of its own, forked: a fresh one would take seconds to import torch."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    with contextlib.suppress(BaseException):
+        sys.stdout = sys.stderr = open(log, "w")  # noqa: SIM115  # until the process ends
+        code = main(words)
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def ended(pid: int) -> int:
+    """Exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def lines_of(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def wait_for(journal: Path, lines: int) -> None:
+    until = time.monotonic() + 60
+    while lines_of(journal) < lines:
+        assert time.monotonic() < until
+        time.sleep(0.0005)
+
+
+@pytest.fixture
+def slow_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that take 5 ms longer, between their bytes and their end, so that a kill finds some in the making."""
+    real = write.HashedFile.finish
+
+    def finish(self: write.HashedFile) -> dict[str, Any]:
+        time.sleep(0.005)
+        return real(self)
+
+    monkeypatch.setattr(write.HashedFile, "finish", finish)
+
+
+def test_five_kills_change_no_byte(source, tmp_path, slow_files):
+    words = ["upcycle", "src", "dst", "--shard-gb", "0.00001", "--workers", "2"]
+    assert main(["upcycle", "src", "undisturbed", "--shard-gb", "0.00001"]) == 0
+    files = len(list((tmp_path / "undisturbed").glob("*.safetensors")))
+    assert files > 50
+    work = tmp_path / "dst.octavo-upcycle.tmp"
+    kept = []
+    for kill in range(5):
+        pid = started(words, tmp_path / "log")
+        before = lines_of(work / "journal.jsonl")
+        wait_for(work / "journal.jsonl", before + 7)
+        time.sleep(0.0015 * kill)  # elsewhere in the making of a file each time
+        os.kill(pid, signal.SIGKILL)  # of the first process alone: its workers have to find out
+        assert ended(pid) == -signal.SIGKILL
+        kept.append(lines_of(work / "journal.jsonl"))
+        assert before + 7 <= kept[-1] < files
+    pid = started(words, tmp_path / "log")
+    assert ended(pid) == 0
+    said = re.search(r"(\d+) of them kept from an earlier start", (tmp_path / "log").read_text())
+    assert said is not None
+    assert int(said[1]) >= kept[-1]
+    assert contents(tmp_path / "dst") == contents(tmp_path / "undisturbed")
+    assert not work.exists()
+
+
+def test_an_interrupted_one_says_how_to_go_on(source, tmp_path, slow_files):
+    words = ["upcycle", "src", "dst", "--shard-gb", "0.00001"]
+    pid = started(words, tmp_path / "log")
+    wait_for(tmp_path / "dst.octavo-upcycle.tmp" / "journal.jsonl", 3)
+    os.kill(pid, signal.SIGINT)
+    assert ended(pid) == 130
+    said = (tmp_path / "log").read_text()
+    assert re.fullmatch(r"\ninterrupted; \d+ of \d+ files are finished and kept in \S+: the same command .*\n", said)
+    assert main(words) == 0
+
+
+# ---- progress
+
+
+def test_lines_where_nobody_watches_and_a_bar_on_a_terminal(source, capsys, monkeypatch):
+    monkeypatch.setattr("launch.upcycle.BETWEEN", 0.0)
+    assert main(["upcycle", "src", "dst", "--shard-gb", "0.0001"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 5
+    assert all(re.fullmatch(r"0\.0 of 0\.0 GB, 0\.\d\d GB/s, \d+ s left", line) for line in lines)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main(["upcycle", "src", "dst2", "--shard-gb", "0.0001"]) == 0
+    assert re.search(r"GB/s.*0 s left", terminal.getvalue())
+
+
+# ---- dry runs
+
+
+VISION = {
+    "model_type": "interns1_vision", "hidden_size": 3200, "intermediate_size": 12800, "num_hidden_layers": 45,
+    "num_attention_heads": 25, "num_channels": 3, "patch_size": [14, 14], "image_size": [448, 448],
+    "attention_bias": False, "use_qk_norm": True, "norm_type": "rms_norm",
+}  # fmt: skip
+REAL = {
+    "architectures": ["InternS1ForConditionalGeneration"], "model_type": "interns1", "torch_dtype": "bfloat16",
+    "downsample_ratio": 0.5, "vision_config": VISION, "tie_word_embeddings": False,
+    "text_config": CONFIG | {
+        "vocab_size": 153216, "hidden_size": 4096, "num_hidden_layers": 94, "num_attention_heads": 64,
+        "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1536, "max_position_embeddings": 40960, "torch_dtype": None,
+    },
+}  # fmt: skip
+
+
+def test_the_published_size_by_its_config_alone(tmp_path, capsys):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "config.json").write_text(json.dumps(REAL))
+    began = time.process_time()
+    assert main(["upcycle", "src", "dst", "--dry-run", "--gb-per-s", "0.5"]) == 0
+    assert time.process_time() - began < 15
+    out = capsys.readouterr().out
+    attention = 2 * 4096 * 64 * 128 + 2 * 4096 * 4 * 128 + 2 * 128
+    dense, expert = 94 * (attention + 2 * 4096) + 2 * 153216 * 4096 + 4096, 3 * 4096 * 1536
+    before, after = (dense + 94 * n * (4096 + expert) for n in (128, 512))
+    active = [dense + 94 * (n * 4096 + 8 * expert) for n in (128, 512)]
+    assert f"parameters, text{before:>24,}{after:>20,}\n" in out
+    assert f"active per token{active[0]:>24,}{active[1]:>20,}\n" in out
+    assert round(before / 1e9, 1) == 235.1
+    assert "experts                              128                 512\n" in out
+    assert "64 experts in each group, 4 copies of each, twice in a group: 0\n" in out
+    towers = 5_540_000_000  # InternViT-6B and the projector, to 1 %
+    need = float(re.search(r"disk +([\d,.]+) GB needed", out)[1].replace(",", ""))  # type: ignore[index]
+    assert need == pytest.approx(2 * (after + towers) / 1e9, rel=1e-3)
+    count, largest = re.search(r"files +(\d+) of [\d.]+ to ([\d.]+) GB: model-00001-of-(\d{5})", out).groups()[:2]  # type: ignore[union-attr]
+    assert float(largest) <= 5.01
+    assert need / 5 < int(count) < need / 4.9
+    minutes = round(need / 0.5 / 60)
+    assert f"time        {minutes // 60} h {minutes % 60} min at 0.5 GB/s" in out
+    assert "no weights and no model.safetensors.index.json: sizes by config.json alone\n" in out
+    assert [entry.name for entry in tmp_path.iterdir()] == ["src"]
+
+
+def test_a_dry_run_plans_what_a_run_makes(source, tmp_path, capsys):
+    def planned() -> list[str]:
+        assert main(["upcycle", "src", "dst", "--dry-run", "--shard-gb", "0.0001"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if not line.startswith(("source", "disk"))]
+
+    whole = planned()
+    for file in source.glob("*.safetensors"):
+        file.unlink()
+    assert planned() == whole  # by the index
+    index = (source / INDEX).read_text()
+    (source / INDEX).unlink()
+    assert planned() == whole  # by config.json
+    (source / INDEX).write_text(index)
+    _edit(source / INDEX, lambda index: index["weight_map"].pop(EXPERT))
+    assert main(["upcycle", "src", "dst", "--dry-run"]) == 1
+    assert f"no tensor {EXPERT}" in capsys.readouterr().err
+    (source / INDEX).write_text(index)
+    _edit(source / INDEX, lambda index: index["weight_map"].update({"model.layers.0.bias": "x"}))
+    assert main(["upcycle", "src", "dst", "--dry-run"]) == 1
+    assert "model.layers.0.bias: unknown tensor" in capsys.readouterr().err
+    shutil.rmtree(source)
+    source.mkdir()
+    assert main(["upcycle", "src", "dst", "--dry-run"]) == 1
+    assert "no config.json" in capsys.readouterr().err
