@@ -168,6 +168,12 @@ def _upcycle(words: Sequence[str]) -> int:
     return run_upcycle(_plain_parser("upcycle"), words)
 
 
+def _science(words: Sequence[str]) -> int:
+    from launch.science import run_science
+
+    return run_science(_plain_parser("science"), words)
+
+
 def _plain_parser(command: str) -> argparse.ArgumentParser:
     """Of a command that takes no overrides."""
     what = COMMANDS[command][1]
@@ -182,6 +188,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "layout": (_layout, "build one rank of a run of any size here, and print what it holds and sends"),
     "export": (_export, "write a training checkpoint as a Hugging Face directory"),
     "upcycle": (_upcycle, "copy a Hugging Face checkpoint's experts into router groups"),
+    "science": (_science, "write records of molecules, materials and sequences as texts, told and asked"),
     "inspect": (_inspect, "print what a Hugging Face directory or a training checkpoint holds and lacks"),
 }
 

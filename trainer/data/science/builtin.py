@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from trainer.data.science import chemistry
+from trainer.data.science import chemistry, constants, molecules, sequences
 from trainer.data.science.records import Table
 from trainer.data.science.texts import texts
 from trainer.data.sources import Document, Files, Source
@@ -50,6 +50,31 @@ _ALL = (
         "The melting point of",
         chemistry.material_files,
         chemistry.materials,
+    ),
+    _source(
+        "constants",
+        ("scipy",),
+        "package scipy (BSD-3-Clause); CODATA 2022, in the public domain",
+        "The CODATA 2022 value of",
+        constants.constant_files,
+        constants.constants,
+    ),
+    # The extra `science` brings the packages of these two, which hold much else: toy runs do without.
+    _source(
+        "molecules",
+        ("rdkit",),
+        "package rdkit (BSD-3-Clause); samples of the NCI open database, in the public domain",
+        "The topological polar surface area of",
+        molecules.molecule_files,
+        molecules.molecules,
+    ),
+    _source(
+        "sequences",
+        ("scikit-bio",),
+        "package scikit-bio (BSD-3-Clause); samples of GenBank, EMBL and UniProt (CC BY 4.0)",
+        "The source organism of",
+        sequences.sequence_files,
+        sequences.sequences,
     ),
 )
 SCIENCE: tuple[Source, ...] = tuple(source for source, _ in _ALL)

@@ -1,0 +1,116 @@
+"""`octavo science`: records as texts, a JSONL file for `octavo tokenize`."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from trainer.data.errors import DataError
+from trainer.data.science.builtin import SEED, TABLES, TASKS_PER_RECORD
+from trainer.data.science.records import Table
+from trainer.data.science.table_files import read_table
+from trainer.data.science.texts import Text, texts
+
+BETWEEN = 5.0  # seconds between two lines of progress
+
+
+def run_science(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    """Exit code 0, or 1 with one line on stderr; leaves by SystemExit for wrong words."""
+    _options(parser)
+    options = parser.parse_args(words)
+    if bool(options.records) == bool(options.source):
+        parser.error("name either --source NAME ... or --records FILE with --columns YAML")
+    if bool(options.records) != bool(options.columns):
+        parser.error("--records FILE and --columns YAML go together")
+    if not 0 <= options.tasks <= 4:
+        parser.error(f"--tasks={options.tasks}: use 0, 1, 2, 3 or 4")
+    began = time.perf_counter()
+    out = Path(options.out)
+    try:
+        counts = write(out, _texts(options))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    forms = ", ".join(f"{count:,} {form}" for form, count in sorted(counts.items()))
+    size, seconds = out.stat().st_size, time.perf_counter() - began
+    print(f"{out}: {sum(counts.values()):,} texts ({forms}), {size / 1e6:.1f} MB in {seconds:.0f} s")
+    print(f"next: octavo tokenize {out} --tokenizer DIR --out DIR ...")
+    return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT.jsonl", help="the file to write; must not exist")
+    parser.add_argument("--source", action="append", choices=tuple(TABLES), help="a built-in source; may be repeated")
+    parser.add_argument("--records", metavar="FILE", help="records of your own: .csv, .tsv or .jsonl")
+    parser.add_argument("--columns", metavar="YAML", help="what the columns of --records mean (see docs/science.md)")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the templates that are drawn ({SEED})")
+    parser.add_argument(
+        "--tasks",
+        type=int,
+        default=TASKS_PER_RECORD,
+        metavar="N",
+        help=f"forms of each record beside its narration, 0 to 4 ({TASKS_PER_RECORD})",
+    )
+
+
+def _texts(options: argparse.Namespace) -> Iterator[Text]:
+    """The texts of all sources that are asked for, with a line of progress now and then."""
+    sources: list[tuple[str, Sequence[Table]]] = []
+    if options.records:
+        table = read_table(Path(options.records), Path(options.columns))
+        sources.append((table.name, [table]))
+    else:
+        sources += [(name, TABLES[name]()) for name in dict.fromkeys(options.source)]
+    for name, tables in sources:
+        records = sum(len(table.records) for table in tables)
+        print(f"{name}: {records:,} records", file=sys.stderr, flush=True)
+        told, done, last = time.perf_counter(), 0, None
+        for text in texts(name, tables, seed=options.seed, tasks_per_record=options.tasks):
+            if (text.table, text.name) != last:
+                last = (text.table, text.name)
+                done += 1
+            yield text
+            if time.perf_counter() - told > BETWEEN:
+                told = time.perf_counter()
+                print(f"{name}: {done:,} of {records:,} records", file=sys.stderr, flush=True)
+        if done < records:
+            print(f"{name}: {records - done:,} records left out: others have their names", file=sys.stderr)
+
+
+def write(out: Path, made: Iterable[Text]) -> Counter[str]:
+    """Write texts as lines of JSON; how many of each form. Under another name until whole; a file that exists is not
+    overwritten. Raises DataError."""
+    if out.exists():
+        raise DataError(f"{out} exists and is not overwritten: remove it or name another file")
+    partial, counts = out.with_name(out.name + ".tmp"), Counter[str]()
+    try:
+        with partial.open("a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(f"{partial} is being written by another process") from None
+            file.truncate(0)  # what one that was killed had written
+            for text in made:
+                counts[text.form] += 1
+                file.write(json.dumps(_line(text), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            if out.exists():
+                raise DataError(
+                    f"{out} has come into being meanwhile and is not overwritten; the texts are in {partial}"
+                )
+            partial.rename(out)
+    except OSError as error:
+        raise DataError(f"{error.filename or out}: {error.strerror or error}") from error
+    return counts
+
+
+def _line(text: Text) -> dict[str, str]:
+    return {"text": text.text, "origin": text.origin, "form": text.form, "name": text.name}
