@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import main
+from launch.cli import COMMANDS, main
 from trainer.compose import compose, load, to_yaml
 from trainer.rundir import choose, prepare
 
@@ -53,9 +53,9 @@ def test_version_names_what_decides_results(capsys, monkeypatch):
 
 def test_an_unknown_command_is_suggested(capsys):
     assert main(["trian", "recipe=toy"]) == 2
-    commands = "train, config, layout, export, upcycle or inspect"
-    said = f"error: octavo trian: no such command; use {commands}; did you mean 'train'?\n"
-    assert capsys.readouterr().err == said
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: octavo trian: no such command; use train, .+; did you mean 'train'\?\n", said)
+    assert all(command in said for command in COMMANDS)
     assert main(["trian", "--help"]) == 2
 
 
