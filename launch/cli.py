@@ -174,6 +174,12 @@ def _science(words: Sequence[str]) -> int:
     return run_science(_plain_parser("science"), words)
 
 
+def _tokenize(words: Sequence[str]) -> int:
+    from launch.tokenize import run_tokenize
+
+    return run_tokenize(_plain_parser("tokenize"), words)
+
+
 def _plain_parser(command: str) -> argparse.ArgumentParser:
     """Of a command that takes no overrides."""
     what = COMMANDS[command][1]
@@ -184,6 +190,7 @@ def _plain_parser(command: str) -> argparse.ArgumentParser:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "compose once, then train on this machine's or several machines' processes"),
+    "tokenize": (_tokenize, "make documents into shuffled shards of tokens, with a manifest"),
     "config": (_config, "print a resolved configuration, or the differences of two"),
     "layout": (_layout, "build one rank of a run of any size here, and print what it holds and sends"),
     "export": (_export, "write a training checkpoint as a Hugging Face directory"),

@@ -1,0 +1,167 @@
+"""`octavo tokenize`: documents as shuffled shards of Megatron's .bin and .idx, with a manifest."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from trainer.compose import compose
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from trainer.data.tokenize import Told
+
+BETWEEN = 10.0  # seconds between two lines of progress where there is no terminal
+
+
+def run_tokenize(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    """Exit code 0, or 1 with one line on stderr; leaves by SystemExit for wrong words. Raises `ConfigError`."""
+    _options(parser)
+    options = parser.parse_args(words)
+    for name in ("workers", "shard_tokens"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}={getattr(options, name)}: use 1 or more")
+    if not 0 <= options.heldout < 1:
+        parser.error(f"--heldout={options.heldout}: use a share from 0 to below 1")
+    if not options.inputs and not options.builder:
+        parser.error("the following arguments are required: INPUT")
+    name, prefixes, group = options.name or Path(options.out).name, {}, None
+    domain = options.domain
+    if options.mixture:
+        data = compose(shlex.split(options.mixture)).data
+        if name not in data.sources:
+            parser.error(f"--name {name}: {options.mixture} has the sources {', '.join(data.sources) or 'none'}")
+        prefixes, group, domain = data.prefixes, data.sources[name].prefix or None, data.sources[name].domain
+        if options.domain not in (None, domain):
+            parser.error(f"--domain {options.domain}: {name} is {domain} in {options.mixture}")
+    if domain is None:
+        parser.error("name a --mixture whose source this is, or a --domain for a source without prefixes")
+    return _run(options, name, domain, prefixes, group)
+
+
+def _run(options: argparse.Namespace, name: str, domain: str, prefixes: dict[str, list[str]], group: str | None) -> int:
+    from trainer.data.errors import DataError
+    from trainer.data.tokenize import tokenize_source
+    from trainer.data.tokenize.inputs import built_dataset, find_files
+
+    began = time.perf_counter()
+    inputs = [Path(path) for path in options.inputs]
+    try:
+        if options.builder:
+            files = built_dataset(options.builder, options.config, inputs, options.split)
+        else:
+            files = find_files(inputs, options.split)
+        with Progress() as progress:
+            manifest = tokenize_source(
+                files,
+                Path(options.tokenizer),
+                Path(options.out),
+                name=name,
+                domain="science" if domain == "science" else "general",
+                group=group,
+                prefixes=prefixes,
+                heldout_fraction=options.heldout,
+                shard_tokens=options.shard_tokens,
+                seed=options.seed,
+                workers=options.workers,
+                field=options.field,
+                eos=options.eos,
+                progress=progress,
+            )
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    held = sum(shard["tokens"] for shard in manifest["heldout"])
+    empty = f"; {manifest['empty_documents']:,} empty texts left out" if manifest["empty_documents"] else ""
+    print(
+        f"{options.out}: {manifest['tokens']:,} tokens of {manifest['documents']:,} documents in "
+        f"{len(manifest['shards'])} shards to train on, {held:,} tokens held out{empty}; "
+        f"{time.perf_counter() - began:,.1f} s"
+    )
+    return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("out", metavar="OUT", help="the directory to make; must not exist. An interrupted start is gone on with")
+    add(
+        "inputs",
+        metavar="INPUT",
+        nargs="*",
+        help="files: .jsonl (also .gz), .parquet, .arrow; directories of them; datasets saved by save_to_disk",
+    )
+    add("--tokenizer", required=True, metavar="FILE", help="a tokenizer.json, or a directory that holds one")
+    add(
+        "--mixture",
+        metavar="RECIPE",
+        help="quoted overrides, such as 'recipe=cpt_6t'; its source --name says which domain and prefixes",
+    )
+    add("--name", help="of the source (OUT's name)")
+    add("--domain", choices=("science", "general"), help="without --mixture; documents then get no prefix")
+    add("--field", default="text", help="the JSON field or column with the text (text)")
+    add("--eos", metavar="TOKEN", help="ends documents (the tokenizer's eos_token)")
+    add("--heldout", type=float, default=0.001, metavar="SHARE", help="of the documents, never trained on (0.001)")
+    add("--shard-tokens", type=int, default=1 << 28, metavar="N", help="of one shard; a process holds one (2^28)")
+    add("--seed", type=int, default=0, help="of the order and the prefixes (0)")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one per core)")
+    add("--split", default="train", help="of a dataset (train)")
+    add(
+        "--builder",
+        metavar="NAME",
+        help="read INPUT, if any, by datasets.load_dataset(NAME): csv, text, xml, ..., or a dataset's name",
+    )
+    add("--config", metavar="NAME", help="with --builder: a configuration of the dataset")
+
+
+class Progress:
+    """A bar with tokens/s and the time left on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._began = self._told = time.perf_counter()
+        self._first = 0  # how much of the stage an earlier start had done
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, told: Told) -> None:
+        now = time.perf_counter()
+        if told.stage != self._stage:
+            self._stage, self._began, self._told, self._first = told.stage, now, now, told.done
+            if sys.stderr.isatty():
+                self._new_bar(told)
+        speed = told.tokens / max(now - self._began, 1e-3)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=told.done, speed=f"{speed / 1e6:,.2f} M tokens/s")
+        elif now - self._told >= BETWEEN:
+            self._told = now
+            left = (told.total - told.done) * (now - self._began) / max(told.done - self._first, 1)
+            share = told.done / max(told.total, 1)
+            print(f"{told.stage}: {share:.1%}, {speed:,.0f} tokens/s, {left:,.0f} s left", file=sys.stderr)
+
+    def _new_bar(self, told: Told) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        if self._bar is None:
+            columns = (TextColumn("{task.description:10}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[speed]}"), console=Console(stderr=True))
+            self._bar.start()
+        self._task = self._bar.add_task(told.stage, total=told.total, completed=told.done, speed="")
