@@ -162,6 +162,8 @@ class CheckpointConfig:
     keep: int = free(2)  # the newest ones
     # A Hugging Face directory whose weights the run begins with, not needed once a step is saved; None: random ones
     init_from: str | None = None
+    # Whether that may be an expansion whose copies of an expert are exact, which training never tells apart
+    allow_identical_copies: bool = free(False)
 
 
 @dataclass(kw_only=True)

@@ -333,6 +333,7 @@ def test_only_keys_that_define_the_result_enter_the_hash():
         "logging.console": "off",
         "parallel.timeout_s": 3.0,
         "checkpoint.keep": 5,
+        "checkpoint.allow_identical_copies": True,
         "data.cache_dir": "y",
         "model.expert_backend": "loop",
     }

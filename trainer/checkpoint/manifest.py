@@ -14,6 +14,7 @@ from typing import Any
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+EXPANSION_FACT = "upcycle"  # the key of what an expansion says of itself
 
 
 class Damaged(Exception):

@@ -25,7 +25,7 @@ from trainer.checkpoint.huggingface.files import (
 from trainer.checkpoint.huggingface.read import fill
 from trainer.checkpoint.huggingface.survey import Source, look_at
 from trainer.checkpoint.huggingface.write import copy_of, side_files, write_directory
-from trainer.checkpoint.manifest import Damaged, read_manifest, remove_as_written, verify_file
+from trainer.checkpoint.manifest import EXPANSION_FACT, MANIFEST, Damaged, read_manifest, remove_as_written, verify_file
 from trainer.config import Config, ConfigError
 from trainer.model.decoder import Decoder
 from trainer.model_config import ModelConfig
@@ -53,7 +53,7 @@ def published_weights(cfg: Config, run: RunDir, world: World) -> Callable[[Decod
     if cfg.checkpoint.init_from is None or run.step > 0:
         return None
     path = Path(cfg.checkpoint.init_from)
-    _on_the_first(world, lambda: _suitable(path, cfg.model))
+    _on_the_first(world, lambda: _suitable(path, cfg))
 
     def fill_and_keep(model: Decoder) -> None:
         world.watch.at(f"start: reading {path}")
@@ -106,14 +106,28 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
     return Carried(path, config, manifest[SOURCE_FACT], list(stored_tensors(path).values()), side_files(path))
 
 
-def _suitable(path: Path, cfg: ModelConfig) -> None:
+def _suitable(path: Path, cfg: Config) -> None:
     source = look_at(open_directory(path))
-    differing = other_function(cfg, source.model)
+    differing = other_function(cfg.model, source.model)
     if differing:
         raise ConfigError(
             [f"checkpoint.init_from={path} holds another model: {'; '.join(differing)}. Use the values there"]
         )
     source.require(towers=True)
+    if not cfg.checkpoint.allow_identical_copies and has_identical_copies(path):
+        raise ConfigError(
+            [
+                f"checkpoint.init_from={path} holds exact copies of experts, which get the same gradients for ever. "
+                "Expand with noise or with cuts=distinct, or set checkpoint.allow_identical_copies=true"
+            ]
+        )
+
+
+def has_identical_copies(path: Path) -> bool:
+    """Whether a directory's manifest says that it is an expansion with copies that training never tells apart."""
+    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+    facts = manifest.get(EXPANSION_FACT)
+    return isinstance(facts, dict) and facts.get("identical_copies") is True
 
 
 def _keep(source: Source, target: Path, tick: Callable[[], None]) -> None:

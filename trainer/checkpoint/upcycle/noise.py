@@ -88,7 +88,7 @@ class Noise:
                 if part.dtype == work == dtype:
                     torch.add(part, noise, out=made)
                 else:
-                    made.copy_(part.to(work).add_(noise))
+                    made.copy_(part.to(work) + noise)
                 yield made.view(-1, values.shape[1])
 
     def _made(self, dtype: torch.dtype, count: int) -> Tensor:

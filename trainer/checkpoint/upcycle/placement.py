@@ -215,6 +215,9 @@ def expanded_model(model: ModelConfig, expansion: Expansion, vocab_size: int) ->
         max_position=FOPE_MAX_POSITION if expansion.max_position is None else expansion.max_position,
         fope_gain=FOPE_GAIN if expansion.fope_gain is None else expansion.fope_gain,
     )
+    for key, value, least in (("rope_theta", expanded.rope_theta, 1.0), ("fope_gain", expanded.fope_gain, 0.0)):
+        if not least <= value < float("inf"):
+            raise UpcycleError(f"{key}={value:g} is not supported; use {least:g} or more")
     if not expanded.fope_frequencies():
         raise UpcycleError(f"max_position={expanded.max_position} leaves FoPE no frequency; use more than 6")
     return expanded
