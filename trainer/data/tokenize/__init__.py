@@ -188,7 +188,8 @@ def _first_pass(work: Path, units: Sequence[Any], workers: int, report: Progress
     read, tokens = dict.fromkeys(left, 0), dict.fromkeys(left, 0)
 
     def told(place: int, bytes_read: int, tokens_made: int) -> None:
-        read[left[place]], tokens[left[place]] = bytes_read, tokens_made
+        number = left[place]
+        read[number], tokens[number] = min(bytes_read, units[number].nbytes), tokens_made
         report(Told("tokenizing", kept + sum(read.values()), total, sum(tokens.values())))
 
     todo = [{"do": "unit", "number": number, "unit": asdict(units[number])} for number in left]

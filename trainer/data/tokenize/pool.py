@@ -19,6 +19,8 @@ import trainer
 from trainer.data.errors import DataError
 from trainer.data.tokenize.jobs import Job, run_job
 
+WORKER = [sys.executable, "-m", "trainer.data.tokenize.worker"]
+
 
 def run_jobs(
     work: Path, jobs: Sequence[Job], workers: int, told: Callable[[int, int, int], None]
@@ -60,7 +62,7 @@ def _start(work: Path) -> subprocess.Popen[str]:
     source = str(Path(trainer.__file__).parent.parent)
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer.data.tokenize.worker", str(work)],
+        [*WORKER, str(work)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
