@@ -180,6 +180,12 @@ def _tokenize(words: Sequence[str]) -> int:
     return run_tokenize(_plain_parser("tokenize"), words)
 
 
+def _data(words: Sequence[str]) -> int:
+    from launch.data import run_data
+
+    return run_data(_parser("data", words), words)
+
+
 def _plain_parser(command: str) -> argparse.ArgumentParser:
     """Of a command that takes no overrides."""
     what = COMMANDS[command][1]
@@ -193,6 +199,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "tokenize": (_tokenize, "make documents into shuffled shards of tokens, with a manifest"),
     "config": (_config, "print a resolved configuration, or the differences of two"),
     "layout": (_layout, "build one rank of a run of any size here, and print what it holds and sends"),
+    "data": (_data, "check a mixture's files, show a sample of it, or count what is in it"),
     "export": (_export, "write a training checkpoint as a Hugging Face directory"),
     "upcycle": (_upcycle, "copy a Hugging Face checkpoint's experts into router groups"),
     "science": (_science, "write records of molecules, materials and sequences as texts, told and asked"),

@@ -91,7 +91,7 @@ def trace_step(
     """
     log = CollectiveLog(_axes(meshes, world))
     with log, log.section("counts"):
-        tokens, *_ = world.sum_counts(sum(batch.num_tokens for batch in batches), 0, 0)
+        tokens, *_ = world.sum_counts(sum(batch.num_tokens for batch in batches), 0, 0, 0)
     with fake or nullcontext(), log:
         accumulate_gradients(model, engine, batches, tokens, cfg, world, step=1)
         held = rank_bytes(model.parameters(), engine.state().values())

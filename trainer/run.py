@@ -107,6 +107,7 @@ class Trainer:
         world.watch.at("start: loading the checkpoint")
         self.early_warnings = [f"goes on with {change}" for change in run.changes]
         self.step = self.sample = self.saved_step = 0  # steps done, samples seen, step of the last checkpoint
+        self.faults = 0  # samples of this start that were replaced, as they could not be read
         self.resumed = self._resume()
         try:
             self.log = MetricsLog(
@@ -132,13 +133,16 @@ class Trainer:
                 while self.step < cfg.steps:
                     world.watch.at(f"step {self.step + 1}: data")
                     batches = self._next_batches()
-                    tokens, interrupts, terminations = world.sum_counts(
+                    tokens, faults, interrupts, terminations = world.sum_counts(
                         sum(batch.num_tokens for batch in batches),
+                        sum(len(batch.faults) for batch in batches),
                         stop.asked(signal.SIGINT),
                         stop.asked(signal.SIGTERM),
                     )
                     if interrupts or terminations:
                         return self._stop(signal.SIGTERM if terminations else signal.SIGINT)
+                    if faults:
+                        self._tell_faults(batches)
                     self._train_step(batches, tokens)
                     if self.step % cfg.log_every == 0:
                         self._read_metrics()
@@ -161,6 +165,19 @@ class Trainer:
         micro, world = self.cfg.train.micro_batch, self.world
         firsts = range(self.sample, self.sample + self.cfg.train.global_batch, micro * world.size)
         return [self.data.train_batch(first + world.rank * micro, micro) for first in firsts]
+
+    def _tell_faults(self, batches: list[Batch]) -> None:
+        """Log the samples of all ranks that were replaced. Raises `RunError` where they are too many."""
+        mine = [line for batch in batches for line in batch.faults]
+        lines = [line for of_rank in self.world.gather(mine) for line in of_rank]
+        for line in lines:
+            self.log.event({"event": "warning", "step": self.step + 1, "message": line})
+        self.faults += len(lines)
+        if self.faults > self.cfg.data.max_skips:
+            raise RunError(
+                f"{self.faults} samples could not be read since this start (data.max_skips={self.cfg.data.max_skips}); "
+                f"the last: {lines[-1]}. `octavo data check` finds what is damaged"
+            )
 
     def _train_step(self, batches: list[Batch], tokens: int) -> None:
         """One optimizer step. Nothing in it waits for the device."""
@@ -276,12 +293,16 @@ class Trainer:
         return True
 
     def _same_data(self, manifest: dict[str, Any]) -> None:
-        if manifest["data"] != self.data.fingerprint:
+        was, now = manifest["data"], self.data.fingerprint
+        if was == now:
+            return
+        change = f"their fingerprint was {was[:12]} and is now {now[:12]}"
+        if not self.cfg.data.allow_changed:
             raise CheckpointError(
-                f"{self.directory} was trained on other data: their fingerprint was {manifest['data'][:12]} and is now "
-                f"{self.data.fingerprint[:12]}. Restore the corpus (data.cache_dir, the packages it is made of), or "
-                "use another run.dir"
+                f"{self.directory} was trained on other data: {change}. Restore the corpus (data.cache_dir, the "
+                "packages it is made of), use another run.dir, or go on with what is there now: data.allow_changed=true"
             )
+        self._warn_early(f"goes on with other data: {change}")
 
     # ---- beginning and end
 

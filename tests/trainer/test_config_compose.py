@@ -72,13 +72,13 @@ def test_references_between_keys():
 
 
 def test_weights_of_sources():
-    assert compose(["recipe=toy", "data.weights.code=3"]).data.weights["code"] == 3.0
-    assert compose(["recipe=toy", "data.weights={code: 3, prose: 0}"]).data.weights == {
+    assert compose(["recipe=toy", "data=toy", "data.weights.code=3"]).data.weights["code"] == 3.0
+    assert compose(["recipe=toy", "data=toy", "data.weights={code: 3, prose: 0}"]).data.weights == {
         "pubchem": 1.0,
         "code": 3.0,
         "prose": 0.0,
     }
-    (line,) = errors("recipe=toy", "data.weights.cod=3")
+    (line,) = errors("recipe=toy", "data=toy", "data.weights.cod=3")
     assert "data.weights.cod" in line
     assert "'code'" in line
 
@@ -151,7 +151,7 @@ def test_all_mistakes_of_a_command_are_reported_at_once():
     words = ["recipe=tyo", "modle=toy", "optim=adamm", "optim.lrr=1", "+new.key=1", "train.steps=abc", "optim.eps=-1"]
     words += ["data.seq_len=99999", "parallel.ep=3", "train.global_batch=7", "optim.schedule=wds"]
     words += ["model.num_kv_heads=3"]
-    lines = errors(*words)
+    lines = errors(*words, "data=toy")
     for word in words:
         starts = (word, word.replace("=-1", "=-1.0"), word.partition("=")[0] + ":")
         assert sum(line.startswith(starts) for line in lines) == 1, (word, lines)
@@ -162,7 +162,7 @@ def test_after_a_misspelt_word_the_rest_is_checked_as_if_the_suggestion_had_been
     assert errors("recipe=toy", "trian.micro_batch=5", "train.global_batch=10") == [
         "trian.micro_batch: no such key; did you mean 'train.micro_batch'?"
     ]
-    assert errors("recipe=toy", "model=intern_s1_pr", "data.seq_len=100000") == [
+    assert errors("recipe=toy", "data=toy", "model=intern_s1_pr", "data.seq_len=100000") == [
         "model=intern_s1_pr does not exist; use model=grouped_30b_a3b, intern_s1, intern_s1_pro, qwen3_30b_a3b, toy or "
         "toy_gpu; did you mean 'intern_s1_pro'?"
     ]

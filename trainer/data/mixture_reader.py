@@ -54,7 +54,7 @@ class MixtureReader:
         made_of: dict[str, Any] = {
             "sources": {name: shards.fingerprint for name, shards in self.train.items()},
             "weights": {name: source.phases for name, source in data.sources.items()},
-            "phases": {name: phase.tokens for name, phase in data.phases.items()},
+            "phases": [[name, phase.tokens] for name, phase in data.phases.items()],  # their order counts
             "seq_len": data.seq_len,
             "seed": seed,
         }

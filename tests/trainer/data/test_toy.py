@@ -135,7 +135,7 @@ def test_a_source_of_weight_0_is_left_out(cache_dir: Path, corpus: Corpus, small
         ({"weights": {"code": 1.0, "prose": -1.0}}, r"data\.weights="),
         ({"seq_len": 10**6}, r"data\.seq_len=1000000 is longer than the train split of source 'pubchem'"),
         ({"seq_len": 40_000}, r"data\.seq_len=40000 is longer than the heldout split"),
-        ({"name": "toys"}, r"data\.name=toys: use toy or synthetic"),
+        ({"name": "toys"}, r"data\.name=toys: use mixture, toy or synthetic"),
     ],
 )
 def test_settings_that_cannot_work_are_named(

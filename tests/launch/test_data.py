@@ -1,0 +1,100 @@
+"""`octavo data`: on a mixture that is whole and on one that is not, without torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.cli import main
+from tests.trainer.data.small_mixture import make_mixture
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with recipe/small.yaml, over a small mixture."""
+    root = tmp_path_factory.mktemp("recipes")
+    with pytest.MonkeyPatch.context() as patch:
+        data = make_mixture(root, patch)
+    (root / "data").mkdir()
+    (root / "data" / "small.yaml").write_text(yaml.safe_dump(asdict(data), sort_keys=False))
+    (root / "recipe").mkdir()
+    (root / "recipe" / "small.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: toy\n  - override /data: small\ntrain: {steps: 45}\n"
+    )
+    return root
+
+
+def test_a_whole_mixture_is_checked_and_counted_and_shown_without_torch(recipes: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from launch.cli import main\n"
+        f"where = ['--config-dir', {str(recipes)!r}]\n"
+        "codes = [main(['data', *words, *where]) for words in (['check', 'small'], ['show', 'small', '7'], "
+        "['stats', 'small', 'train.micro_batch=2'])]\n"
+        "print(codes, sorted({'torch', 'datasets', 'megatron'} & set(sys.modules)))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    out = done.stdout
+    assert out.splitlines()[-1] == "[0, 0, 0] []"
+    assert "3 sources are whole" in out
+    assert "sample 7 · phase stable · source " in out
+    assert "document 1, " in out
+    assert "R = 4    1." in out
+
+
+def test_a_prefix_is_in_colour(recipes: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = []
+    for number in range(12):
+        assert main(["data", "show", "small", str(number), "--config-dir", str(recipes)]) == 0
+        shown.append(capsys.readouterr().out)
+    assert any("\x1b[1;36mScience text:" in text or "\x1b[1;36mOf science:" in text for text in shown)
+    assert any("\x1b[1;36mPlain text:" in text or "\x1b[1;36mOf all kinds:" in text for text in shown)
+
+
+def test_damage_is_one_line_for_each_file(recipes: Path, capsys) -> None:
+    path = recipes / "code" / "train-00000.bin"
+    whole = path.read_bytes()
+    other = recipes / "web" / "heldout-00000.idx"
+    kept = other.read_bytes()
+    try:
+        path.write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
+        other.unlink()
+        assert main(["data", "check", "small", "--config-dir", str(recipes)]) == 1
+    finally:
+        path.write_bytes(whole)
+        other.write_bytes(kept)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    for source, found in (("code", "train-00000.bin is damaged"), ("web", "heldout-00000.idx cannot be read")):
+        assert any(f"data.sources.{source}: " in line and found in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["check", "recipe=toy", "data=toy"], "data.name=toy is no mixture"),
+        (["stats", "cpt_6t"], "data.sources.multilingual: corpora/multilingual/manifest.json is missing"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_told(words: list[str], said: str, capsys) -> None:
+    assert main(["data", *words]) in (1, 2)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["chek", "toy"], ["check"], ["show", "toy"], ["show", "3"], ["show", "toy", "1", "2"]]
+)
+def test_a_command_that_is_not_whole_is_a_usage_error(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["data", *words])
+    assert ended.value.code == 2
