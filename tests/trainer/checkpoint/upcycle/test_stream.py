@@ -28,7 +28,7 @@ def stored(directory: Path) -> dict[str, Tensor]:
 
 
 def union_of_parts(tensors: dict[str, Tensor], layer: int, parts: list[list[int]], best: int, x: Tensor) -> Tensor:
-    """In fp64, token by token: the renormalised softmax over the `best` experts of each part, on the source's tensors."""
+    """In fp64, token by token: the renormalised softmax over the `best` experts of each part of the source."""
     at = f"model.language_model.layers.{layer}.mlp."
     gate = tensors[at + "gate.weight"].double()
     y = torch.zeros_like(x)
