@@ -9,12 +9,16 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from trainer.data.errors import DataError
 from trainer.data.science.builtin import SEED, TABLES, TASKS_PER_RECORD
+from trainer.data.science.chat import ChatServer
+from trainer.data.science.ledger import Ledger
 from trainer.data.science.records import Table
+from trainer.data.science.rollouts import Rollouts
 from trainer.data.science.table_files import read_table
 from trainer.data.science.texts import Text, texts
 
@@ -31,13 +35,26 @@ def run_science(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         parser.error("--records FILE and --columns YAML go together")
     if not 0 <= options.tasks <= 4:
         parser.error(f"--tasks={options.tasks}: use 0, 1, 2, 3 or 4")
+    if (options.rollouts is None) != (options.model is None):
+        parser.error("--rollouts URL and --model M go together")
+    for name, least in (("concurrency", 1), ("timeout", 1), ("retries", 0), ("max_tokens", 1)):
+        if not least <= getattr(options, name) < float("inf"):
+            parser.error(f"--{name.replace('_', '-')}={getattr(options, name)}: use {least} or more")
     began = time.perf_counter()
     out = Path(options.out)
     try:
-        counts = write(out, _texts(options))
+        with (
+            _rollouts(options, out) as rollouts,
+            # Closed before the ledger is, so that requests under way end first.
+            closing(rollouts.expand(_texts(options)) if rollouts else _texts(options)) as made,
+        ):
+            counts = write(out, made)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if rollouts:
+        what = ", ".join(f"{count:,} {what}" for what, count in sorted(rollouts.counts.items()))
+        print(f"rollouts: {what or 'none'}; all but the expanded keep their short answer")
     forms = ", ".join(f"{count:,} {form}" for form, count in sorted(counts.items()))
     size, seconds = out.stat().st_size, time.perf_counter() - began
     print(f"{out}: {sum(counts.values()):,} texts ({forms}), {size / 1e6:.1f} MB in {seconds:.0f} s")
@@ -59,8 +76,39 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help=f"forms of each record beside its narration, 0 to 4 ({TASKS_PER_RECORD})",
     )
 
+    chains = parser.add_argument_group(
+        "rollouts", "an OpenAI-compatible server writes reasoning before the answers of tasks; off by default"
+    )
+    chains.add_argument("--rollouts", metavar="URL", help="the server's API, such as http://localhost:8000/v1")
+    chains.add_argument("--model", metavar="M", help="the model to ask for")
+    chains.add_argument(
+        "--api-key-env", metavar="VAR", help="the environment variable that holds its key, if it wants one"
+    )
+    chains.add_argument("--ledger", metavar="FILE", help="answers so far, to go on from (OUT.jsonl.rollouts)")
+    chains.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at a time (8)")
+    chains.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for one request (120)")
+    chains.add_argument("--retries", type=int, default=5, metavar="N", help="of a request that failed (5)")
+    chains.add_argument("--max-tokens", type=int, default=1024, metavar="N", help="of a chain (1024)")
 
-def _texts(options: argparse.Namespace) -> Iterator[Text]:
+
+@contextmanager
+def _rollouts(options: argparse.Namespace, out: Path) -> Iterator[Rollouts | None]:
+    if options.rollouts is None:
+        yield None
+        return
+    key = ""
+    if options.api_key_env is not None:
+        key = os.environ.get(options.api_key_env, "").strip()
+        if not key:
+            raise DataError(f"--api-key-env {options.api_key_env}: that variable is not set or empty")
+    server = ChatServer(options.rollouts, options.model, api_key=key, timeout=options.timeout, retries=options.retries)
+    path = Path(options.ledger) if options.ledger else out.with_name(out.name + ".rollouts")
+    with Ledger(path) as ledger:
+        print(f"rollouts: {len(ledger):,} answers in {path}", file=sys.stderr, flush=True)
+        yield Rollouts(server, ledger, concurrency=options.concurrency, max_tokens=options.max_tokens)
+
+
+def _texts(options: argparse.Namespace) -> Generator[Text, None, None]:
     """The texts of all sources that are asked for, with a line of progress now and then."""
     sources: list[tuple[str, Sequence[Table]]] = []
     if options.records:
@@ -113,4 +161,5 @@ def write(out: Path, made: Iterable[Text]) -> Counter[str]:
 
 
 def _line(text: Text) -> dict[str, str]:
-    return {"text": text.text, "origin": text.origin, "form": text.form, "name": text.name}
+    line = {"text": text.text, "origin": text.origin, "form": text.form, "name": text.name}
+    return line | ({"model": text.model} if text.model else {})

@@ -30,12 +30,21 @@ class Task:
     asked: str  # the property
     template: str  # which templates it is made of
     prompt: str
-    answer: str
+    follows: str  # the prompt: "{answer}" and what stands around it
+    said: str  # the answer
     finals: tuple[str, ...]
+
+    @property
+    def answer(self) -> str:
+        return self.follows.replace("{answer}", self.said)
 
     @property
     def text(self) -> str:
         return self.prompt + self.answer
+
+    def reasoned(self, chain: str) -> str:
+        """The text with a chain of reasoning before the answer, which stays as the record has it."""
+        return self.prompt + self.follows.replace("{answer}", f"{chain}\n{self.said}")
 
 
 def apart(a: str, b: str, prop: Property) -> bool:
@@ -114,7 +123,7 @@ def _laid_out(
 ) -> Task:
     layout = draw.below(len(phrases.LAYOUTS), "layout")
     before, after = phrases.LAYOUTS[layout]
-    return Task(form, key, f"{template} in {layout}", before.format(prompt=prompt), after.format(answer=answer), finals)
+    return Task(form, key, f"{template} in {layout}", before.format(prompt=prompt), after, answer, finals)
 
 
 def _question(subject: _Subject, draw: Draw) -> Task | None:
@@ -144,7 +153,7 @@ def _completion(subject: _Subject, draw: Draw) -> Task | None:
     stem = draw.below(len(phrases.STEMS), "stem")
     fields = quoted if stem == phrases.JSON_STEM else words
     before, after = (part.format(**fields) for part in phrases.STEMS[stem])
-    return Task("completion", key, f"stem {stem}", before, after + "\n", (subject.final(key),))
+    return Task("completion", key, f"stem {stem}", before, "{answer}\n", after, (subject.final(key),))
 
 
 def _different(first: Record, others: Iterable[Record], key: str, prop: Property, count: int) -> list[Record]:

@@ -23,6 +23,7 @@ class Text:
     template: str
     text: str
     task: Task | None = None
+    model: str = ""  # that wrote the reasoning before the answer, where there is one
 
 
 def texts(source: str, tables: Sequence[Table], *, seed: int, tasks_per_record: int) -> Iterator[Text]:

@@ -1,0 +1,79 @@
+"""What a server has answered: an append-only JSONL file that survives its writer."""
+
+import fcntl
+import json
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from trainer.data.errors import DataError
+
+Entry = dict[str, Any]
+
+
+class Ledger:
+    """Entries by key. One that was added is on the disk before `add` returns, and is found by the next start, however
+    this one ends: a half-written last line is cut off. Safe from several threads; refuses a second process.
+
+    Only the places of entries are in memory. Raises DataError for a line that is none of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._places = path, dict[str, tuple[int, int]]()
+        self._lock = threading.Lock()
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise DataError(f"{path} is in use by another process") from None
+        self._end = self._read()
+        os.ftruncate(self._file, self._end)
+
+    def _read(self) -> int:
+        """Where the last whole line ends."""
+        end = 0
+        with self._path.open("rb") as file:
+            for line_number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    key = json.loads(line)["key"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(f"{self._path}, line {line_number}: no entry of a ledger: {error!r}") from error
+                self._places[key] = (end, len(line))
+                end += len(line)
+        return end
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, key: str) -> Entry | None:
+        with self._lock:
+            place = self._places.get(key)
+        if place is None:
+            return None
+        found: Entry = json.loads(os.pread(self._file, place[1], place[0]))
+        return found
+
+    def add(self, key: str, entry: Entry) -> None:
+        line = json.dumps({"key": key, **entry}, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            if os.pwrite(self._file, line, self._end) != len(line):
+                raise DataError(f"{self._path}: no space left on the device")
+            os.fsync(self._file)
+            self._places[key] = (self._end, len(line))
+            self._end += len(line)
