@@ -1,5 +1,6 @@
 import fcntl
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,23 @@ def test_the_command_starts_without_torch(words: list[str], tmp_path: Path) -> N
     run = [sys.executable, "-c", script, *words, str(tmp_path / "out.jsonl")]
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_the_example_of_the_docs_works(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs" / "science.md"
+    (columns,) = re.findall(r"```yaml\n(.*?)```", docs.read_text(), re.S)
+    (tmp_path / "columns.yaml").write_text(columns)
+    (tmp_path / "alloys.csv").write_text(
+        "alloy,id,mp,hv,class\n" + "".join(f"a{n},{n},9{n}.0,2{n},x\n" for n in range(9))
+    )
+    out = tmp_path / "out.jsonl"
+    words = [
+        "science",
+        str(out),
+        "--records",
+        str(tmp_path / "alloys.csv"),
+        "--columns",
+        str(tmp_path / "columns.yaml"),
+    ]
+    assert main(words) == 0
+    assert "Vickers hardness of a3 at room temperature" in out.read_text()

@@ -28,6 +28,7 @@ NOT_CODE = {  # directories and files of the standard library
     *("sitecustomize.py", "usercustomize.py", "_distutils_system_mod.py"),  # a distribution's own
 }
 NOT_PROSE = {"tests", "testing", "_testing", "conftest.py"}
+SCIENCE_PACKAGES = {"rdkit", "scikit-bio"}  # that the extra `science` brings and `toy` does not
 MADE_AT_BUILD = re.compile(r"_sysconfigdata|^config-\d")  # hold paths of the machine that built the interpreter
 
 
@@ -55,8 +56,9 @@ def installed_version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        extra = "science" if package in SCIENCE_PACKAGES else "toy"
         raise DataError(
-            f"the toy corpus is made from the package '{package}', which is not installed: pip install 'octavo[toy]'"
+            f"this text is made from the package '{package}', which is not installed: pip install 'octavo[{extra}]'"
         ) from None
 
 
@@ -66,7 +68,7 @@ def package_files(package: str, suffix: str) -> Files:
     files = importlib.metadata.files(package)
     found = [(f.as_posix(), Path(str(f.locate()))) for f in files or [] if f.suffix == suffix]
     if not found:
-        raise DataError(f"package '{package}' lists no {suffix} files: reinstall it with pip install 'octavo[toy]'")
+        raise DataError(f"package '{package}' lists no {suffix} files: reinstall it")
     return found
 
 
