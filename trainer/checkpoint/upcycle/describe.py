@@ -19,6 +19,8 @@ from trainer.checkpoint.upcycle.vocabulary import Vocabulary
 from trainer.model_config import ModelConfig
 
 TOKENIZER_FILES = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+# Vocabularies for parts of a text, such as Intern-S1's for molecules: its code knows their ids, its files do not.
+PIECES = "tokenizer_*.model"
 GENERATION = "generation_config.json"
 PRO, PRO_TEXT = "interns1_pro", "interns1_pro_text"  # model types of published code that knows router groups and FoPE
 
@@ -86,6 +88,13 @@ def warnings_of(
                 f"noise={limit:.2g} or more, or a wider dtype"
             )
     if vocabulary is not None and expansion.vocabulary is not None:
+        unlisted = sorted(file.name for file in source.directory.path.glob(PIECES))
+        lost = source.model.vocab_size - len(vocabulary.known or ())
+        if unlisted and lost:
+            found.append(
+                f"{', '.join(unlisted)}: no list of tokens names the ids of their pieces; {lost} rows of the source "
+                "that have no token are left out. Name these in added_tokens.json, here and there alike, to keep them"
+            )
         generation = source.directory.path / GENERATION
         given = Path(expansion.vocabulary) / GENERATION
         if generation.is_file() and not given.is_file() and _generation_moved(generation, vocabulary):

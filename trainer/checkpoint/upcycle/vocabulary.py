@@ -80,20 +80,20 @@ def vocabulary_of(source: Source, expansion: Expansion) -> Vocabulary | None:
 
 
 def tokens_of(directory: Path) -> dict[str, int]:
-    """Token -> id of a tokenizer: of tokenizer.json, or of vocab.json with added_tokens.json and the added tokens of
+    """Token -> id of a tokenizer: of tokenizer.json or vocab.json, with added_tokens.json and the added tokens of
     tokenizer_config.json. Raises UpcycleError where there is neither, or it cannot be read."""
     try:
         if (directory / "tokenizer.json").is_file():
             found = _fast(read_json(directory / "tokenizer.json"))
         elif (directory / "vocab.json").is_file():
             found = dict(read_json(directory / "vocab.json"))
-            if (directory / "added_tokens.json").is_file():
-                found |= read_json(directory / "added_tokens.json")
-            if (directory / "tokenizer_config.json").is_file():
-                listed = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
-                found |= {facts["content"]: int(i) for i, facts in listed.items()}
         else:
             raise UpcycleError(f"{directory}: no tokenizer.json and no vocab.json; give the directory of a tokenizer")
+        if (directory / "added_tokens.json").is_file():
+            found |= read_json(directory / "added_tokens.json")
+        if (directory / "tokenizer_config.json").is_file():
+            listed = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+            found |= {facts["content"]: int(i) for i, facts in listed.items()}
         if not found or not all(type(i) is int and i >= 0 for i in found.values()):
             raise UpcycleError(f"{directory}: its tokenizer has no tokens, or ids that are no whole numbers")
     except HuggingFaceError as error:

@@ -134,9 +134,13 @@ def test_ids_and_files_that_name_tokens_go_along(tmp_path):
     assert not here & {"vocab.json", "merges.txt", "added_tokens.json", "generation_config.json"}
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "new"
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 30, "temperature": 1.0}))
+    (path / "tokenizer_SMILES.model").write_bytes(b"")
     again, _ = expanded(path, tmp_path / "again", **ASKED, vocabulary=str(target))
     assert (tmp_path / "again" / "generation_config.json").is_file()
-    assert len(again.facts["warnings"]) == 1
+    assert not (tmp_path / "again" / "tokenizer_SMILES.model").exists()
+    pieces, lost = again.facts["warnings"]
+    assert pieces.startswith("tokenizer_SMILES.model: no list of tokens names the ids of their pieces; 4 rows of the")
+    assert lost.startswith("config.json: lost_token_id=34")
 
 
 @pytest.mark.parametrize(
