@@ -59,7 +59,7 @@ setup: $(DEV)
 setup-toy: $(TOY)
 
 $(TOY): pyproject.toml constraints.txt
-	@$(call install,toy)
+	@$(call install,toy$(comma)data)
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt

@@ -52,14 +52,14 @@ class MixtureData:
         places = _spread(self._reader.heldout[source].num_windows(self._seq_len), batches * micro_batch)
         for first in range(0, len(places), micro_batch):
             some = places[first : first + micro_batch]
-            yield _batch(self._reader.read_heldout(source, some), some.tolist())
+            yield _batch(self._reader.read_split("heldout", source, some), some.tolist())
 
     def prompts(self) -> dict[str, str]:
         """The prefix and the first words of a held-out document of each source."""
         return {source: self._prompt(source) for source in self.sources}
 
     def _prompt(self, source: str) -> str:
-        windows = self._reader.read_heldout(source, np.array([0]))
+        windows = self._reader.read_split("heldout", source, np.array([0]))
         length = int(windows.prefix_BL[0].argmin()) + PROMPT_TOKENS
         return self.tokenizer.decode(windows.tokens_BL[0, :length].tolist())
 
@@ -76,14 +76,14 @@ class MixtureData:
         """Add-one smoothed frequencies of the tokens that are trained on."""
         shards = self._reader.train[source]
         places = _spread(shards.num_windows(self._seq_len), max(1, UNIGRAM_TOKENS // self._seq_len))
-        tokens_BL, _, prefix_BL = shards.read(places, self._seq_len)
-        counts_V = np.bincount(tokens_BL[~prefix_BL], minlength=self.vocab_size) + 1
+        windows = self._reader.read_split("train", source, places)
+        counts_V = np.bincount(windows.tokens_BL[~windows.prefix_BL], minlength=self.vocab_size) + 1
         return counts_V / counts_V.sum()
 
     def _mean_cost(self, source: str, nats_V: npt.NDArray[np.float64]) -> float:
         """Mean over labels of the held-out split."""
         places = _spread(self._reader.heldout[source].num_windows(self._seq_len), UNIGRAM_TOKENS // self._seq_len)
-        windows = self._reader.read_heldout(source, places)
+        windows = self._reader.read_split("heldout", source, places)
         labels = windows.tokens_BL[:, 1:][~(windows.starts_BL | windows.prefix_BL)[:, 1:]]
         return float(nats_V[labels].mean())
 

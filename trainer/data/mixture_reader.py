@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MAX_NEIGHBOURS = 64  # windows tried in place of one that cannot be read
 MISSING_SHARE = 0.01  # a source may have so much less than its unique_tokens, which are round numbers
 Ints = npt.NDArray[np.int64]
+Split = Literal["train", "heldout"]
 
 
 class MixtureReader:
@@ -75,40 +76,49 @@ class MixtureReader:
         faults: list[str] = []
         for source in np.unique(sources).tolist():
             rows = np.flatnonzero(sources == source)
-            try:
-                self._fill(windows, rows, self.names[source], positions[rows])
-            except DataError:  # one of them: each for itself
-                for row in rows.tolist():
-                    faults += self._fill_one(windows, row, int(samples[row]), self.names[source], int(positions[row]))
+            part = self._windows("train", self.names[source], positions[rows], samples[rows].tolist())
+            windows.tokens_BL[rows], windows.starts_BL[rows] = part.tokens_BL, part.starts_BL
+            windows.prefix_BL[rows] = part.prefix_BL
+            faults += part.faults
         return dataclasses.replace(windows, faults=tuple(faults))
 
-    def read_heldout(self, source: str, positions: Ints) -> Windows:
-        """Windows of a source's held-out split, which are not replaced. Raises DataError."""
-        return Windows(*self.heldout[source].read(positions, self._data.seq_len))
+    def read_split(self, split: Split, source: str, positions: Ints) -> Windows:
+        """Windows of a source by number, as many; what cannot be read is treated as `read` treats it."""
+        return self._windows(split, source, positions, None)
 
-    def _fill(self, windows: Windows, rows: Ints, name: str, positions: Ints) -> None:
-        tokens, starts, prefix = self.train[name].read(positions, self._data.seq_len)
-        windows.tokens_BL[rows], windows.starts_BL[rows], windows.prefix_BL[rows] = tokens, starts, prefix
+    def _windows(self, split: Split, name: str, positions: Ints, samples: Sequence[int] | None) -> Windows:
+        shards = (self.train if split == "train" else self.heldout)[name]
+        try:
+            return Windows(*shards.read(positions, self._data.seq_len))
+        except DataError:  # one of them: each for itself
+            told = ["" if samples is None else f"sample {sample}, " for sample in samples or positions]
+            parts = [
+                self._one(shards, int(position), f"{sample}window {position} of the {split} split of source '{name}'")
+                for position, sample in zip(positions.tolist(), told, strict=True)
+            ]
+        return Windows(
+            np.concatenate([part.tokens_BL for part in parts]),
+            np.concatenate([part.starts_BL for part in parts]),
+            np.concatenate([part.prefix_BL for part in parts]),
+            tuple(fault for part in parts for fault in part.faults),
+        )
 
-    def _fill_one(self, windows: Windows, row: int, sample: int, name: str, position: int) -> list[str]:
-        """Fill a row with the window at `position` or the next that can be read. Returns what to tell about it."""
-        available, why = self.train[name].num_windows(self._data.seq_len), ""
+    def _one(self, shards: Shards, position: int, what: str) -> Windows:
+        """The window at `position` or the next that can be read."""
+        available, why = shards.num_windows(self._data.seq_len), ""
         for further in range(min(MAX_NEIGHBOURS, available)):
             place = (position + further) % available
             try:
-                self._fill(windows, np.array([row]), name, np.array([place]))
+                found = Windows(*shards.read(np.array([place]), self._data.seq_len))
             except DataError as error:
                 why = why or str(error)
                 if self._data.on_fault == "fail":
-                    raise DataError(
-                        f"sample {sample}, window {position} of source '{name}': {why}; data.on_fault=skip goes on "
-                        "with another window"
-                    ) from error
+                    raise DataError(f"{what}: {why}; data.on_fault=skip goes on with another window") from error
                 continue
-            if further == 0:
-                return []
-            return [f"sample {sample}, window {position} of source '{name}' is replaced by window {place}: {why}"]
-        raise DataError(f"source '{name}': {MAX_NEIGHBOURS} windows from {position} cannot be read: {why}")
+            return (
+                dataclasses.replace(found, faults=(f"{what} is replaced by window {place}: {why}",)) if why else found
+            )
+        raise DataError(f"{what} and {MAX_NEIGHBOURS - 1} after it cannot be read: {why}")
 
     def _too_short(self) -> Iterator[str]:
         for name in self.names:
@@ -137,9 +147,7 @@ class MixtureReader:
                 yield f"{key}.unique_tokens={source.unique_tokens}: its shards have {tokens}; use {tokens} or less"
 
 
-def _open(
-    directories: Mapping[str, Path], split: Literal["train", "heldout"], reader: Literal["octavo", "megatron"]
-) -> dict[str, Shards]:
+def _open(directories: Mapping[str, Path], split: Split, reader: Literal["octavo", "megatron"]) -> dict[str, Shards]:
     opened, problems = {}, []
     for name, directory in directories.items():
         try:

@@ -1,0 +1,118 @@
+"""Runs on a mixture: stopped and resumed, with another number of ranks, with damage and with corpora that changed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.distributed.pool import on_ranks
+from tests.trainer.data.small_mixture import make_mixture
+from tests.trainer.data.test_mixture_data import rewrite_manifest
+from tests.trainer.tiny_run import events, losses, tiny_config
+from trainer.config import Config, DataConfig
+from trainer.run import Trainer, train
+
+STEPS, BATCH = 10, 12
+EDGE = 240 // BATCH  # the phase's, which a run of 22 steps passes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    with pytest.MonkeyPatch.context() as patch:
+        return make_mixture(tmp_path_factory.mktemp("mixture"), patch)
+
+
+def config(directory: Path | str, data: DataConfig, **overrides: Any) -> Config:
+    cfg = tiny_config(
+        directory, model={"vocab_size": 300}, **{"steps": STEPS, "global_batch": BATCH, "micro_batch": 6, **overrides}
+    )
+    cfg.data = data
+    return cfg
+
+
+def seen_in(directory: Path) -> dict[int, list[int]]:
+    """Step -> the samples of all ranks, sorted; of the step's last run where it was run twice."""
+    found: dict[int, dict[int, list[int]]] = {}
+    for path in sorted(directory.glob("samples-*.jsonl")):
+        for line in map(json.loads, path.read_text().splitlines()):
+            found.setdefault(line["step"], {})[line["rank"]] = line["samples"]
+    return {step: sorted(itertools.chain(*ranks.values())) for step, ranks in found.items()}
+
+
+def logged_run(cfg: Config, stop_at: int | None, log: str) -> int:
+    """Train, write down which samples each step took, and end with a signal in step `stop_at`."""
+    genuine = Trainer._train_step
+
+    def train_step(self: Trainer, batches: Any, tokens: int) -> None:
+        samples = [sample for batch in batches for sample in batch.samples]
+        with open(f"{log}/samples-{self.world.size}-{self.world.rank}-{stop_at}.jsonl", "a") as file:
+            file.write(json.dumps({"step": self.step + 1, "rank": self.world.rank, "samples": samples}) + "\n")
+        if self.step + 1 == stop_at and self.world.rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        genuine(self, batches, tokens)
+
+    Trainer._train_step = train_step  # type: ignore[method-assign]
+    try:
+        return train(cfg)
+    finally:
+        Trainer._train_step = genuine  # type: ignore[method-assign]
+
+
+def test_stopped_twice_and_resumed_by_other_worlds_no_sample_is_lost_or_repeated(tmp_path, data) -> None:
+    """Over the phase's edge; the part that one process does alone is bit for bit that of the run never stopped."""
+    steps = EDGE + 2
+    run, whole, log = tmp_path / "run", tmp_path / "whole", tmp_path / "log"
+    log.mkdir()
+    assert train(config(whole, replace(data, workers=1), steps=steps, schedule="constant")) == 0
+    assert logged_run(config(run, data, steps=steps, schedule="constant"), 7, str(log)) == 143
+    assert losses(run) == losses(whole)[:7]
+    two_ranks = config(run, data, steps=steps, schedule="constant", micro_batch=3)
+    assert on_ranks(2, logged_run, two_ranks, EDGE, str(log)) == [143] * 2
+    last = config(run, replace(data, workers=2), steps=steps, schedule="constant", micro_batch=2)
+    assert logged_run(last, None, str(log)) == 0
+    assert seen_in(log) == {step: list(range((step - 1) * BATCH, step * BATCH)) for step in range(1, steps + 1)}
+    ours, theirs = (np.array([float.fromhex(loss) for _, loss in losses(directory)]) for directory in (run, whole))
+    np.testing.assert_allclose(ours, theirs, rtol=2e-3)
+
+
+def test_changed_corpora_are_refused_unless_told_otherwise(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "corpora").mkdir()
+    data = make_mixture(tmp_path / "corpora", monkeypatch)
+    assert train(config(tmp_path / "run", data, steps=2)) == 0
+    rewrite_manifest(tmp_path / "corpora" / "web", name="other")
+    assert train(config(tmp_path / "run", data, steps=3)) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "trained on other data" in error
+    assert "data.allow_changed=true" in error
+    assert train(config(tmp_path / "run", replace(data, allow_changed=True), steps=3)) == 0
+    assert any("goes on with other data" in warning["message"] for warning in events(tmp_path / "run", "warning"))
+
+
+def test_windows_that_cannot_be_read_are_logged_and_end_the_run_past_their_budget(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "corpora").mkdir()
+    data = make_mixture(tmp_path / "corpora", monkeypatch, verify="off", on_fault="skip", max_skips=2)
+    path = tmp_path / "corpora" / "web" / "train-00000.bin"
+    tokens = np.fromfile(path, "<u2")
+    tokens[100::640] = 60_000  # one window in twenty
+    tokens.tofile(path)
+    assert train(config(tmp_path / "run", data, steps=20)) == 1
+    warnings = [
+        warning["message"] for warning in events(tmp_path / "run", "warning") if "replaced" in warning["message"]
+    ]
+    assert len(warnings) == 3
+    assert "(data.max_skips=2)" in capsys.readouterr().err
+    enough = replace(data, max_skips=100)
+    assert train(config(tmp_path / "run", enough, steps=20)) == 0
+    assert train(config(tmp_path / "other", replace(enough, on_fault="fail"), steps=20)) == 1
+    assert "data.on_fault=skip goes on" in capsys.readouterr().err
