@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
-BLOCK, BLOCKS = 4 << 20, 4  # bytes of one write, and how many may wait
+BLOCK, BLOCKS = 8 << 20, 3  # bytes of one write, and how many there are
 STEP = 256 << 10  # copied, then hashed while still in the core's own cache
 DIRECT = getattr(os, "O_DIRECT", 0)
 

@@ -54,6 +54,8 @@ class Noise:
 
     def __init__(self, relative: float, seed: int) -> None:
         self.relative, self.seed = relative, seed
+        if relative:
+            _pool(seed)  # made here, it is shared by workers that are forked later
 
     def copies(
         self, values: Tensor, names: Sequence[str], dtype: torch.dtype, rms: float | None = None
