@@ -95,7 +95,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def flatten(tree: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of a nested mapping; goes no deeper than the schema's keys `known`, but into the entries of a
-    mapping to dataclasses: `data.sources.code.tokens`. Such a mapping that is empty is a value itself."""
+    mapping to dataclasses: `data.sources.code.tokens`. Such a mapping has a value itself, the names of its entries in
+    their order, or {} where it is empty."""
     flat: dict[str, Any] = {}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
@@ -103,10 +104,11 @@ def flatten(tree: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]
             key = f"{prefix}{name}"
             hint = find(key, known)
             leaf = hint is not None and not dataclasses.is_dataclass(hint)
-            if isinstance(value, Mapping) and (not leaf or (entries_of(hint) and value)):
+            entries = bool(entries_of(hint)) and isinstance(value, Mapping) and bool(value)
+            if entries or not isinstance(value, Mapping) or leaf:
+                flat[key] = list(value) if entries else value
+            if isinstance(value, Mapping) and (entries or not leaf):
                 walk(value, f"{key}.")
-            else:
-                flat[key] = value
 
     walk(tree, "")
     return flat

@@ -5,6 +5,8 @@ documents. Ours is measured at that size, from made-up manifests of 6,000 shards
 Megatron's `GPTDataset` of each source and the `BlendedDataset` over them (its compiled helpers included) are built over
 made-up document lengths at sizes scaled down; its time and memory at full size are extrapolated along the straight line
 through the two largest, which is kind to it: its shuffles slow down once an array outgrows the caches.
+Megatron builds once for a mixture and a number of samples, and keeps the arrays in files that later starts map; ours
+is computed at every start.
 
 Each start is in a process of its own, which has imported torch (and Megatron) before time and memory count. Times are
 CPU-seconds of one thread; memory is the growth of the resident size, without Megatron's document lengths.

@@ -5,8 +5,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from trainer import rundir
+from trainer import rundir, schema
 from trainer.compose import compose, load, to_yaml
 from trainer.config import Config, ConfigError, DataConfig, PhaseConfig, SourceConfig, config_hash
 from trainer.data.mixture.spec import beyond_epochs, contradictions, drawn, phase_starts, whole
@@ -131,6 +132,27 @@ def test_differences_and_refusals_name_the_entrys_key(place, tmp_path, monkeypat
 def test_a_run_without_a_mixture_is_the_run_that_it_was_before():
     """The hash that this command had before there were mixtures."""
     assert config_hash(compose(["recipe=toy", "data=toy"]))[:8] == "115fa216"
+
+
+def test_the_order_of_phases_defines_the_run(place, data):
+    """It decides which samples come first; a hash of sorted keys alone would not know it."""
+    cfg = composed(place)
+    turned = replace(cfg, data=replace(data, phases=dict(reversed(data.phases.items()))))
+    assert turned == cfg  # as mappings compare
+    assert config_hash(turned) != config_hash(cfg)
+
+
+def test_a_run_directory_from_before_there_were_mixtures_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = compose(["recipe=toy", "data=toy", "run.dir=here"])
+    stored = schema.to_dict(cfg)
+    for key in ("sources", "phases", "prefixes", "build", "root", "reader", "verify", "on_fault", "max_skips"):
+        del stored["data"][key]
+    (tmp_path / "here/checkpoints").mkdir(parents=True)
+    (tmp_path / "here/config.yaml").write_text(yaml.safe_dump(stored, sort_keys=False))
+    assert rundir.choose(cfg).status == "resume"
+    with pytest.raises(ConfigError, match=r"data\.phases: \(not there\) -> \['stable', 'anneal'\]"):
+        rundir.choose(compose(["recipe=toy", "data=toy_mixture", "run.dir=here"]))
 
 
 def test_every_key_of_an_entry_defines_the_run(place):
