@@ -3,7 +3,7 @@
 # make lint    ruff, mypy, hadolint
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
-#              bench-data: the start of a run on six trillion tokens against Megatron-core's index build
+#              bench-data: starting on six trillion tokens and reading packs of them, against Megatron-core
 #              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
 # make bench-gpu  one GPU: the 1T model's experts and layers beside torch's and Transformer Engine's, then recipe=toy_gpu
 # make setup   only what test, lint and bench need; setup-toy: what toy needs

@@ -1,8 +1,9 @@
 """The data path beside Megatron-core's, on one CPU thread.
 
-    python -m tests.bench.data [--sections index] [--rounds 3] [--quick] [--json FILE]
+    python -m tests.bench.data [--sections index,reading] [--rounds 3] [--quick] [--json FILE]
 
 index: what a run on six trillion tokens starts with (`tests/bench/data_index.py`).
+reading: random packs of tokens with their document boundaries (`tests/bench/data_reading.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ def index(*, quick: bool, rounds: int) -> dict[str, Any]:
     return data_index.report(quick=quick, rounds=rounds)
 
 
-SECTIONS: dict[str, Section] = {"index": index}
+def reading(*, quick: bool, rounds: int) -> dict[str, Any]:
+    from tests.bench import data_reading
+
+    return data_reading.report(quick=quick, rounds=rounds)
+
+
+SECTIONS: dict[str, Section] = {"index": index, "reading": reading}
 
 
 def main() -> None:

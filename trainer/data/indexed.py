@@ -97,32 +97,33 @@ class IndexedTokens:
         """Tokens starts[i] .. starts[i] + length - 1, [n, length] int64, and which of them begin a document."""
         tokens = np.empty((len(starts), length), np.int64)
         begins = np.zeros((len(starts), length), np.bool_)
-        self.read_into(starts, tokens, begins)
+        begins[self.read_into(starts, np.arange(len(starts)), tokens)] = True
         return tokens, begins
 
-    def read_into(self, starts: Ints, tokens: Ints, begins: Bools) -> None:
-        """As `windows`, into rows [n, length] of the caller's; `begins` comes all false."""
-        length = tokens.shape[1]
+    def read_into(self, starts: Ints, rows: Ints, tokens: Ints) -> tuple[Ints, Ints]:
+        """Read tokens from starts[i] on into tokens[rows[i]]; the rows and the places in them where documents begin."""
+        length, item = tokens.shape[1], self.dtype.itemsize
         if length < 1 or (len(starts) and not 0 <= starts.min() <= starts.max() <= self.num_tokens - length):
             raise IndexError(f"{self.bin_path}: {length} tokens from {starts.tolist()}, of {self.num_tokens}")
-        item = self.dtype.itemsize
         first_marks, counts = [], []
-        for row, start in enumerate(starts.tolist()):
+        for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
             tokens[row] = self._tokens[start : start + length]
             # The sequences that begin in the window, then the documents that begin with one of them.
             sequence = bisect_left(self._pointers_view, start * item)
             end = bisect_left(self._pointers_view, (start + length) * item, sequence)
             first_marks.append(self._first_mark(sequence))
             counts.append(self._first_mark(end) - first_marks[-1])
-        begins[:] = False
         counts_n = np.array(counts, np.int64)
         ends_n = np.cumsum(counts_n)
-        rows = np.repeat(np.arange(len(counts)), counts_n)
-        marks = np.repeat(np.array(first_marks, np.int64) - (ends_n - counts_n), counts_n) + np.arange(len(rows))
+        row_D = np.repeat(np.arange(len(rows)), counts_n)
+        mark_D = np.repeat(np.array(first_marks, np.int64) - (ends_n - counts_n), counts_n) + np.arange(len(row_D))
         try:
-            begins[rows, self._pointers[self._marks[marks]] // item - starts[rows]] = True
+            place_D = self._pointers[self._marks[mark_D]] // item - starts[row_D]
+            if len(place_D) and not 0 <= place_D.min() <= place_D.max() < length:
+                raise IndexError
         except IndexError:
             raise DataError(f"{self.idx_path} is damaged: its sequences are not in order") from None
+        return rows[row_D], place_D
 
     def _first_mark(self, sequence: int) -> int:
         """The first document that begins at this sequence or a later one."""

@@ -12,11 +12,10 @@ import numpy.typing as npt
 from trainer.data.errors import DataError
 
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 class MegatronTokens:
-    """Windows of a `.bin` and an `.idx` file. Only copies are returned: its own views crash once it is gone."""
+    """Windows of a `.bin` and an `.idx` file. Only copies leave it: its own views crash once it is gone."""
 
     def __init__(self, stem: Path) -> None:
         try:
@@ -38,13 +37,13 @@ class MegatronTokens:
         self._begins = np.append(0, self._ends)[first_sequences]
         self.num_tokens = int(self._ends[-1]) if len(self._ends) else 0
 
-    def windows(self, starts: Ints, length: int) -> tuple[Ints, Bools]:
-        """Tokens starts[i] .. starts[i] + length - 1, [n, length] int64, and which of them begin a document."""
+    def read_into(self, starts: Ints, rows: Ints, tokens: Ints) -> tuple[Ints, Ints]:
+        """Read tokens from starts[i] on into tokens[rows[i]]; the rows and the places in them where documents begin."""
+        length = tokens.shape[1]
         if length < 1 or (len(starts) and not 0 <= starts.min() <= starts.max() <= self.num_tokens - length):
             raise IndexError(f"{self._stem}: {length} tokens from {starts.tolist()}, of {self.num_tokens}")
-        tokens = np.empty((len(starts), length), np.int64)
-        begins = np.zeros((len(starts), length), np.bool_)
-        for row, start in enumerate(starts.tolist()):
+        begin_rows, begin_places = [], []
+        for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
             sequence, done = int(np.searchsorted(self._ends, start, side="right")), 0
             while done < length:
                 offset = start + done - (int(self._ends[sequence - 1]) if sequence else 0)
@@ -55,5 +54,7 @@ class MegatronTokens:
                     raise DataError(f"{self._stem}.bin is truncated or damaged: {error}") from error
                 sequence, done = sequence + 1, done + count
             first, last = np.searchsorted(self._begins, (start, start + length))
-            begins[row, self._begins[first:last] - start] = True
-        return tokens, begins
+            begin_places.append(self._begins[first:last] - start)
+            begin_rows.append(np.full(last - first, row, np.int64))
+        nothing = np.empty(0, np.int64)
+        return np.concatenate([nothing, *begin_rows]), np.concatenate([nothing, *begin_places])

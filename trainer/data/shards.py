@@ -31,7 +31,8 @@ class TokenFiles(Protocol):
 
     num_tokens: int
 
-    def windows(self, starts: Ints, length: int) -> tuple[Ints, Bools]: ...
+    def read_into(self, starts: Ints, rows: Ints, tokens: Ints) -> tuple[Ints, Ints]:
+        """Read tokens from starts[i] on into tokens[rows[i]]; the rows and the places in them where documents begin."""
 
 
 class Shards:
@@ -61,17 +62,22 @@ class Shards:
         self.num_tokens = sum(shard["tokens"] for shard in self._shards)
         self.num_documents = sum(shard["documents"] for shard in self._shards)
         self._open: dict[int, TokenFiles] = {}
+        self._bounds_of: dict[int, Ints] = {}  # by seq_len
         self._longest = max(map(len, self.prefix_ids), default=0)
         self._prefix_lengths = np.array([len(ids) for ids in self.prefix_ids], np.int64)
         padded = [[*ids, *[ANYTHING] * (self._longest - len(ids))] for ids in self.prefix_ids]
         self._prefix_KP = np.array(padded, np.int64).reshape(len(padded), self._longest)
+        self._any_KP = self._prefix_KP == ANYTHING
 
     def num_windows(self, seq_len: int) -> int:
-        return int(self._last_windows(seq_len)[-1]) if self._shards else 0
+        return int(self._bounds(seq_len)[-1])
 
-    def _last_windows(self, seq_len: int) -> Ints:
-        """Windows of each shard and those before it."""
-        return np.cumsum([max(shard["tokens"] - 1, 0) // seq_len for shard in self._shards])
+    def _bounds(self, seq_len: int) -> Ints:
+        """The first window of each shard, and the number of all."""
+        if seq_len not in self._bounds_of:
+            windows = [max(shard["tokens"] - 1, 0) // seq_len for shard in self._shards]
+            self._bounds_of[seq_len] = np.cumsum([0, *windows])
+        return self._bounds_of[seq_len]
 
     def read(self, positions: Ints, seq_len: int) -> tuple[Ints, Bools, Bools]:
         """Windows by number, all [N, S + 1]: tokens int64, where documents begin, and which tokens are a prefix's.
@@ -79,66 +85,75 @@ class Shards:
         Raises IndexError for a number that there is not, DataError for a shard that is missing or damaged, a token
         that the tokenizer does not have and a document that begins with none of its group's prefixes.
         """
-        ends = self._last_windows(seq_len)
-        if len(positions) and not (self._shards and 0 <= positions.min() <= positions.max() < ends[-1]):
-            raise IndexError(f"windows {positions.tolist()} of {self.directory}, which has {self.num_windows(seq_len)}")
-        shards = np.searchsorted(ends, positions, side="right")
-        starts = (positions - (ends - np.diff(ends, prepend=0))[shards]) * seq_len if len(positions) else positions
+        bounds = self._bounds(seq_len)
+        if len(positions) and not 0 <= positions.min() <= positions.max() < bounds[-1]:
+            raise IndexError(f"windows {positions.tolist()} of {self.directory}, which has {bounds[-1]}")
+        shards = np.searchsorted(bounds, positions, side="right") - 1
+        starts = (positions - bounds[shards]) * seq_len
         # A prefix can begin before the window; so many tokens more show it.
-        P, L = self._longest, seq_len + 1
-        tokens = np.empty((len(positions), P + L), np.int64)
-        begins = np.empty((len(positions), P + L), np.bool_)
-        for shard in np.unique(shards).tolist():
-            rows = np.flatnonzero(shards == shard)
-            self._read_shard(shard, starts[rows], rows, tokens, begins)
-        prefix = self._prefixes(tokens, begins, shards, starts)
+        P, width = self._longest, self._longest + seq_len + 1
+        tokens = np.empty((len(positions), width), np.int64)
+        row_D, place_D = self._read(shards, starts, tokens)
+        self._check_ids(tokens, shards, starts)
+        begins = np.zeros((len(positions), width), np.bool_)
+        begins[row_D, place_D] = True
+        prefix = np.zeros((len(positions), width), np.bool_)
+        if P:
+            self._mark_prefixes(prefix, tokens, row_D, place_D, shards, starts)
         return tokens[:, P:], begins[:, P:], prefix[:, P:]
 
-    def _read_shard(self, shard: int, starts: Ints, rows: Ints, tokens: Ints, begins: Bools) -> None:
-        P, files = self._longest, self.files(shard)
-        inside = starts >= P
-        far = rows[inside]
-        tokens[far], begins[far] = files.windows(starts[inside] - P, tokens.shape[1])
-        for row, start in zip(rows[~inside].tolist(), starts[~inside].tolist(), strict=True):
-            before = P - start
-            tokens[row, :before], begins[row, :before] = ANYTHING, False
-            (tokens[row, before:],), (begins[row, before:],) = files.windows(
-                np.zeros(1, np.int64), tokens.shape[1] - before
-            )
-        # As uint64 a negative number is a huge one, so that one pass finds what is too large and what is negative.
-        seen = tokens[rows, P:]
-        if seen.view(np.uint64).max() >= self.vocab_size:
-            wrong = np.argwhere((seen < 0) | (seen >= self.vocab_size))[0]
-            raise DataError(
-                f"{self._stem(shard)}.bin is damaged: token {starts[wrong[0]] + wrong[1]} is {seen[tuple(wrong)]}, the "
-                f"tokenizer has {self.vocab_size}"
-            )
+    def _read(self, shards: Ints, starts: Ints, tokens: Ints) -> tuple[Ints, Ints]:
+        """Fill `tokens` from P tokens before `starts` on; the rows and places where documents begin."""
+        P = self._longest
+        found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        for shard in sorted(set(shards.tolist())):
+            files, rows = self.files(shard), np.flatnonzero(shards == shard)
+            inside = starts[rows] >= P
+            found.append(files.read_into(starts[rows[inside]] - P, rows[inside], tokens))
+            for row in rows[~inside].tolist():
+                before = P - int(starts[row])
+                tokens[row, :before] = 0
+                at_D, place_D = files.read_into(np.zeros(1, np.int64), np.array([row]), tokens[:, before:])
+                found.append((at_D, place_D + before))
+        if len(found) == 2:
+            return found[1]
+        return np.concatenate([row_D for row_D, _ in found]), np.concatenate([place_D for _, place_D in found])
 
-    def _prefixes(self, tokens: Ints, begins: Bools, shards: Ints, starts: Ints) -> Bools:
-        """Which tokens belong to a prefix: every document must begin with one, as far as its window shows it."""
-        prefix = np.zeros_like(begins)
-        if not self._longest:
-            return prefix
+    def _check_ids(self, tokens: Ints, shards: Ints, starts: Ints) -> None:
+        # As uint64 a negative number is a huge one, so that one pass finds what is too large and what is negative.
+        if not tokens.size or tokens.view(np.uint64).max() < self.vocab_size:
+            return
+        row, place = np.argwhere((tokens < 0) | (tokens >= self.vocab_size))[0].tolist()
+        raise DataError(
+            f"{self._stem(shards[row])}.bin is damaged: token {starts[row] + place - self._longest} is "
+            f"{tokens[row, place]}, and the tokenizer has {self.vocab_size}"
+        )
+
+    def _mark_prefixes(
+        self, prefix: Bools, tokens: Ints, row_D: Ints, place_D: Ints, shards: Ints, starts: Ints
+    ) -> None:
+        """Mark the prefix that every document must begin with, as far as its window shows it."""
         width = tokens.shape[1]
-        row_D, first_D = np.nonzero(begins)
-        place_DP = first_D[:, None] + np.arange(self._longest)
+        place_DP = place_D[:, None] + np.arange(self._longest)
         visible_DP = place_DP < width
         place_DP = np.minimum(place_DP, width - 1)
-        found_DP = tokens[row_D[:, None], place_DP]
-        same_DKP = (found_DP[:, None] == self._prefix_KP) | (self._prefix_KP == ANYTHING) | ~visible_DP[:, None]
+        flat_DP = row_D[:, None] * width + place_DP
+        found_DP = np.where(visible_DP, tokens.reshape(-1)[flat_DP], ANYTHING)
+        same_DKP = (found_DP[:, None] == self._prefix_KP) | self._any_KP
+        if not visible_DP.all():
+            same_DKP |= ~visible_DP[:, None]
         match_DK = same_DKP.all(axis=2)
-        if not match_DK.any(axis=1).all():
-            lost = int(np.flatnonzero(~match_DK.any(axis=1))[0])
+        matched_D = match_DK.any(axis=1)
+        if not matched_D.all():
+            lost = int(np.flatnonzero(~matched_D)[0])
             row = row_D[lost]
             raise DataError(
-                f"{self._stem(shards[row])}.bin: the document at token {starts[row] + first_D[lost] - self._longest} "
+                f"{self._stem(shards[row])}.bin: the document at token {starts[row] + place_D[lost] - self._longest} "
                 f"begins with no prefix of the group {self.prefix_group}"
             )
         # Where several match, the window ends inside all of them: none begins with another.
         length_D = self._prefix_lengths[match_DK.argmax(axis=1)]
-        of_prefix_DP = visible_DP & (np.arange(self._longest) < length_D[:, None])
-        prefix[np.broadcast_to(row_D[:, None], place_DP.shape)[of_prefix_DP], place_DP[of_prefix_DP]] = True
-        return prefix
+        prefix.reshape(-1)[flat_DP[visible_DP & (np.arange(self._longest) < length_D[:, None])]] = True
 
     def files(self, shard: int) -> TokenFiles:
         """A shard's token files, opened once."""

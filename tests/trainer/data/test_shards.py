@@ -143,7 +143,7 @@ def cut(path: Path) -> None:
         (drop, "train-00000.bin", r"train-00000\.bin cannot be read: No such file"),
         (drop, "train-00000.idx", r"train-00000\.idx cannot be read: No such file"),
         (cut, "train-00000.bin", r"train-00000\.bin has \d+ bytes, its manifest says \d+"),
-        (lambda path: damage(path, 41, 255), "train-00000.bin", r"token 20 is 65\d+, the tokenizer has \d+"),
+        (lambda path: damage(path, 41, 255), "train-00000.bin", r"token 20 is 65\d+, and the tokenizer has \d+"),
         (
             lambda path: damage(path, 0),
             "train-00000.bin",
