@@ -7,8 +7,8 @@ arms read the same windows of 4,097 tokens in the same random order, in turns, o
 - octavo: `IndexedTokens.windows` by the batch: int64 tokens and where documents begin
 - octavo, checked: `Shards.read`, what training calls: the same, and every id is in the vocabulary, every document
   begins with a prefix of its group, and prefix tokens are marked
-- megatron: `GPTDataset[i]` with `reset_position_ids`: int64 tokens, labels, loss mask, and positions, 0 where a document
-  begins
+- megatron: `GPTDataset[i]` with `reset_position_ids`: int64 tokens, labels, loss mask, and positions, 0 where a
+  document begins
 - megatron, core: what it calls inside for the tokens and their documents, cast to int64, and boundaries by comparing
   with the end-of-document token: the least that could be done with its code
 

@@ -3,10 +3,10 @@
     python -m tests.bench.fp8_curves [--steps 300] [--out docs/fp8_curves] [train.global_batch=2 ...]
 
 Trains `recipe=toy data=toy` (`octavo train`, on the CPU) four times from one seed on the same tokens, as fp32 on two
-ranks shows how far apart runs end that differ in the order of their sums alone. Writes every step's loss to OUT.json and
-the picture OUT.svg. A run that is done is not repeated, one that was cut off goes on. The end of a curve is the mean of
-its last 20 losses; held-out texts are read once at the end. Exits with 1 where a run ends more than 1 % above the fp32
-run. Further arguments are Octavo's own and go to all runs.
+ranks shows how far apart runs end that differ in the order of their sums alone. Writes every step's loss to OUT.json
+and the picture OUT.svg. A run that is done is not repeated, one that was cut off goes on. The end of a curve is the
+mean of its last 20 losses; held-out texts are read once at the end. Exits with 1 where a run ends more than 1 % above
+the fp32 run. Further arguments are Octavo's own and go to all runs.
 """
 
 from __future__ import annotations
