@@ -82,7 +82,7 @@ def test_an_fp8_payload_waits_for_nothing_either_and_loses_its_rounding(one_rank
     assert_close(found, forward_backward(*on_gpu(RoundedDispatch())), 1e-2)
 
 
-@pytest.mark.parametrize("options", [*OPTIONS, {"payload": Fp8()}], ids=str)
+@pytest.mark.parametrize("options", [*OPTIONS, {"payload": Fp8()}], ids=[*map(str, OPTIONS), "fp8 payload"])
 def test_the_layer_is_captured_in_a_cuda_graph(one_rank, options):
     moe, x, dy = on_gpu(AllGatherDispatch(one_rank, Placement(), **options))
     side = torch.cuda.Stream()
