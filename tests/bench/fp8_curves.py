@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from tests.bench.panel import COLOURS, panel
 from tests.bench.step import cpu_name
 
 LAST = 20  # steps whose mean is a curve's end
@@ -34,7 +35,6 @@ RUNS: dict[str, tuple[int, list[str]]] = {
     "FP8 experts": (1, ["precision=fp8_reference"]),
     "FP8 experts and payload, 2 ranks": (2, ["precision=fp8_reference", "precision.payload=fp8", *ON_TWO_RANKS]),
 }
-COLOURS = ["#444444", "#d1495b", "#2a7fb8", "#5b8c5a", "#8d6a9f"]
 
 
 def train(directory: Path, ranks: int, steps: int, overrides: list[str]) -> dict[str, Any]:
@@ -95,6 +95,7 @@ def picture(runs: dict[str, dict[str, Any]]) -> str:
     }
     reference, first = next(iter(means.items()))
     above = {name: [100 * (y / x - 1) for x, y in zip(first, mean, strict=False)] for name, mean in means.items()}
+    curves = [{name: list(enumerate(values, 1)) for name, values in both.items()} for both in (means, above)]
     legend, left = [], 50
     for name, colour in zip(runs, COLOURS, strict=False):
         legend.append(f'<text x="{left}" y="352" fill="{colour}" font-weight="bold">{name}</text>')
@@ -103,37 +104,12 @@ def picture(runs: dict[str, dict[str, Any]]) -> str:
         [
             '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 365" font-family="sans-serif" font-size="13">',
             '<rect width="960" height="365" fill="white"/>',
-            *panel(means, 50, f"loss by step, means of {LAST}", 1.0),
-            *panel(above, 530, f"per cent above {reference}", 0.5),
+            *panel(curves[0], 50, f"loss by step, means of {LAST}", 1.0, COLOURS),
+            *panel(curves[1], 530, f"per cent above {reference}", 0.5, COLOURS),
             *legend,
             "</svg>\n",
         ]
     )
-
-
-def panel(curves: dict[str, list[float]], left: float, title: str, tick: float) -> list[str]:
-    """Curves over the steps in a box of 400 x 270 whose lower left corner stands at (left, 310)."""
-    low = tick * (min(min(curve) for curve in curves.values()) // tick)
-    high = tick * (max(max(curve) for curve in curves.values()) // tick + 1)
-    steps = max(len(curve) for curve in curves.values())
-
-    def x(step: float) -> float:
-        return left + 400 * step / steps
-
-    def y(value: float) -> float:
-        return 310 - 270 * (value - low) / (high - low)
-
-    parts = [f'<text x="{left}" y="25" font-weight="bold">{title}</text>']
-    for number in range(round((high - low) / tick) + 1):
-        value = low + number * tick
-        parts.append(f'<line x1="{left}" x2="{left + 400}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#dddddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#666666">{value:g}</text>')
-    for step in range(0, steps + 1, max(1, steps // 3)):
-        parts.append(f'<text x="{x(step):.1f}" y="328" text-anchor="middle" fill="#666666">{step}</text>')
-    for colour, curve in zip(COLOURS, curves.values(), strict=False):
-        points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in enumerate(curve, 1))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-    return parts
 
 
 def main() -> int:

@@ -83,6 +83,19 @@ def test_counts_are_those_of_the_whole_model(tmp_path: Path, monkeypatch: pytest
     assert counts.tokens == counts.pairs[0].sum() == 590
 
 
+def test_one_layer_is_in_memory_and_takes_the_values_of_each_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, filled = opened(model_directory(tmp_path / "model")), []
+    fill = calibrate.fill
+    monkeypatch.setattr(
+        calibrate, "fill", lambda module, source: (filled.append(module.state_dict()), fill(module, source))
+    )
+    count_experts(source, [np.arange(10)], CPU)
+    layers = [state for state in filled if any(name.startswith("layers.") for name in state)]
+    assert [next(iter(state)).split(".")[1] for state in layers] == ["0", "1", "2"]
+    places = [[value.data_ptr() for value in state.values()] for state in layers]
+    assert places[0] == places[1] == places[2]
+
+
 def test_a_cut_by_counts_keeps_at_least_what_the_best_of_20_random_ones_keeps(tmp_path: Path):
     source = opened(model_directory(tmp_path / "model"))
     counts = count_experts(source, read_windows([token_file(tmp_path / "a.npy", 2000)], source, 2000), CPU)
