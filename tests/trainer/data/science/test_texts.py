@@ -55,6 +55,20 @@ def test_every_number_that_is_told_is_a_value_of_the_record_with_its_digits_and_
     assert numbers_seen > 10_000
 
 
+def test_what_a_task_gives_as_the_answer_is_the_value_as_it_is_written(made: list[Text], tables: list[Table]) -> None:
+    values = values_of(tables)
+    properties = {table.name: table.properties for table in tables}
+    for form in ("qa", "completion"):
+        for text in of_form(made, form):
+            assert text.task is not None
+            prop, value = properties[text.table][text.task.asked], values[text.table, text.name][text.task.asked]
+            written = f"{value} {prop.unit}" if prop.unit else value
+            asked, told = (text.task.prompt, text.name) if text.template.startswith("whose") else (text.name, written)
+            assert asked in text.text
+            assert told in text.task.answer
+            assert text.text == text.task.prompt + text.task.answer
+
+
 def test_a_value_is_the_characters_of_its_cell(tables: list[Table]) -> None:
     from trainer.data.sources import package_files
 
