@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.upcycle.errors import UpcycleError
-from trainer.checkpoint.upcycle.noise import POOL, Noise, least, root_mean_square
+from trainer.checkpoint.upcycle.noise import POOL, RUN, Noise, least, root_mean_square
 
 NAMES = ["layers.0.a", "layers.0.b", "layers.0.c", "layers.0.d"]
 
@@ -42,6 +42,9 @@ def test_noise_is_normal_and_uncorrelated_between_copies(rows, columns, dtype):
     assert spread < 5 / (2 * count) ** 0.5 + (0.03 if dtype == torch.bfloat16 else 0)
     correlation = torch.corrcoef(torch.cat([z, values.double().view(1, -1)])) - torch.eye(5)
     assert correlation.abs().max() < 5 / count**0.5
+    runs = z[0, : RUN // columns * columns * 2].chunk(2)
+    if len(z[0]) > 2 * RUN:  # one after the other in a copy
+        assert torch.corrcoef(torch.stack(runs))[0, 1].abs() < 5 / RUN**0.5
     rowwise = torch.corrcoef(z[0].view(rows, columns)[:200]) - torch.eye(200)
     assert rowwise.abs().max() < 6 / columns**0.5
     if dtype == torch.float32:  # tails, too, are a normal distribution's
@@ -79,7 +82,8 @@ def test_every_dtype_is_rounded_once(stored, into):
     exact = copies(Noise(1e-2, 0), values.double(), torch.float64)[0]
     assert made.dtype == into
     error = (made.double() - exact).abs() / exact.abs().clamp_min(1e-3)
-    assert error.max() <= torch.finfo(into).eps  # half of it, and the noise's own rounding to bf16
+    own = 0.2 if stored == into == torch.bfloat16 else 0.01  # the noise itself is rounded to bf16, too
+    assert error.max() <= (0.5 + own) * torch.finfo(into).eps
 
 
 def test_without_noise_copies_are_exact_and_zeros_stay_zeros():
