@@ -1,0 +1,95 @@
+"""`octavo tokenize` on the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch.cli import main
+from launch.tokenize import Progress
+from tests.trainer.data.tokenized import save_tokenizer, texts, write_jsonl
+from trainer.data.shards import Shards
+from trainer.data.tokenize import Told, pool
+
+# The process of `pool` with our own writer: Megatron's takes seconds to import, and tests/trainer/data compares them.
+PLAIN = """
+import sys
+from pathlib import Path
+from trainer.data.tokenize import worker, write
+write.HAS_WHEEL = False
+worker._main(Path(sys.argv[1]), sys.stdin, sys.stdout)
+"""
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(pool, "WORKER", [sys.executable, "-c", PLAIN])
+    source = write_jsonl(tmp_path / "a.jsonl", [*texts(), ""])
+    tokenizer = save_tokenizer(tmp_path)
+    return ["tokenize", str(tmp_path / "notes"), str(source), "--tokenizer", str(tokenizer), "--workers", "2"]
+
+
+def test_a_source_of_a_mixture_gets_its_domain_and_prefixes(words, tmp_path, capsys):
+    assert main([*words, "--mixture", "recipe=cpt_6t", "--name", "science_text", "--heldout", "0.1"]) == 0
+    shown = capsys.readouterr().out
+    opened = Shards(tmp_path / "notes")
+    held = Shards(tmp_path / "notes", "heldout")
+    assert f"notes: {opened.num_tokens:,} tokens of {opened.num_documents} documents in 1 shards to train on" in shown
+    assert f"{held.num_tokens:,} tokens held out; 1 empty texts left out" in shown
+    assert (opened.name, opened.domain) == ("science_text", "science")
+    assert opened.prefix_group
+    assert opened.read(np.arange(4), 64)[2].any()
+    assert main([*words, "--domain", "general"]) == 1
+    assert "notes exists and is not overwritten" in capsys.readouterr().err
+
+
+def test_a_source_without_a_mixture_has_no_prefix(words, tmp_path, capsys):
+    assert main([*words, "--domain", "general", "--shard-tokens", "700", "--field", "text", "--seed", "1"]) == 0
+    opened = Shards(tmp_path / "notes")
+    assert (opened.name, opened.domain, opened.prefix_group) == ("notes", "general", None)
+    assert len(opened.manifest["shards"]) > 2
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ([], "name a --mixture whose source this is, or a --domain"),
+        (["--domain", "law"], "--domain: invalid choice"),
+        (["--domain", "general", "--workers", "0"], "--workers=0: use 1 or more"),
+        (["--domain", "general", "--heldout", "1"], "--heldout=1.0: use a share from 0 to below 1"),
+        (["--mixture", "recipe=toy data=synthetic"], "--name notes: recipe=toy data=synthetic has the sources none"),
+        (["--mixture", "recipe=cpt_6t"], "--name notes: recipe=cpt_6t has the sources science_text, "),
+        (
+            ["--mixture", "recipe=cpt_6t", "--name", "science_text", "--domain", "general"],
+            "science_text is science in recipe=cpt_6t",
+        ),
+    ],
+)
+def test_wrong_words_are_told(words, more, complaint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, *more])
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_fault_of_the_input_is_one_line(words, tmp_path, capsys):
+    Path(words[2]).write_text('{"body": "iron"}\n')
+    assert main([*words, "--domain", "general"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "a.jsonl, line 1: no field 'text'; it has 'body': choose one with --field" in error
+    assert error.count("\n") == 1
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
+    seconds = iter([0.0, 100.0, 101.0, 120.0, 200.0])
+    monkeypatch.setattr("launch.tokenize.time.perf_counter", lambda: next(seconds))
+    with Progress() as progress:
+        progress(Told("tokenizing", 500, 1000, 0))  # an earlier start made half
+        progress(Told("tokenizing", 501, 1000, 100))
+        progress(Told("tokenizing", 600, 1000, 20_000))
+        progress(Told("writing", 1, 10, 5))
+    assert capsys.readouterr().err == "tokenizing: 60.0%, 1,000 tokens/s, 80 s left\n"
