@@ -30,6 +30,10 @@ def run_calibrate(
     target = Path(counts)
     on = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
     try:
+        if on.type == "cuda" and not torch.cuda.is_available():
+            raise UpcycleError("--device cuda: this torch sees no CUDA device; use cpu or auto")
+        if tokens < 1:
+            raise UpcycleError(f"--tokens {tokens}: use 1 or more")
         opened = look_at(open_directory(Path(source)))
         opened.require(towers=False)
         experts = opened.model.num_experts

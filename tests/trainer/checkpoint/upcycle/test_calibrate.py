@@ -157,13 +157,15 @@ def test_a_router_with_groups_is_refused(tmp_path: Path):
         count_experts(source, [np.arange(4)], CPU)
 
 
-def test_the_command_writes_counts_and_says_what_cuts_keep(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_writes_counts_and_says_what_cuts_keep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     directory, out = model_directory(tmp_path / "model"), tmp_path / "counts"
     text = [str(token_file(tmp_path / "a.npy", 300))]
 
-    def run(groups: int = 8) -> int:
+    def run(*more: str) -> int:
         words = [str(directory), "--calibrate", *text, "--counts", str(out), "--tokens", "200", "--device", "cpu"]
-        return main(["upcycle", *words, "--groups", str(groups)])
+        return main(["upcycle", *words, *more])
 
     assert run() == 0
     counts = Counts.load(out, opened(directory))
@@ -178,5 +180,12 @@ def test_the_command_writes_counts_and_says_what_cuts_keep(tmp_path: Path, capsy
     assert run() == 1
     assert "counts exists; give a file that does not" in capsys.readouterr().err
     out.unlink()
-    assert run(groups=6) == 1
-    assert "--factor 4 --groups 6: 16 experts do not fall" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for words, message in (
+        (["--groups", "6"], "--factor 4 --groups 6: 16 experts do not fall"),
+        (["--tokens", "0"], "--tokens 0: use 1 or more"),
+        (["--device", "cuda"], "--device cuda: this torch sees no CUDA device; use cpu or auto"),
+        (["--counts", str(tmp_path / "none" / "counts")], "there is no directory"),
+    ):
+        assert run(*words) == 1
+        assert message in capsys.readouterr().err
