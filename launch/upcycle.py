@@ -197,7 +197,9 @@ class _Progress:
 
     def __call__(self, made: int, kept: int, total: int) -> None:
         now = time.perf_counter()
-        speed = made / (now - self.began)
+        if not made:
+            self.began = now  # what was there is being verified, which says nothing of the speed
+        speed = made / max(now - self.began, 1e-9)
         left = f"{_duration((total - made - kept) / speed)} left" if speed else ""
         if sys.stderr.isatty():
             if self.bar is None:

@@ -77,12 +77,15 @@ def run(
     require_space(target, disk_needed(shards) + beside - _present(work_path(target) / MODEL))
     try:
         with open_work(target, plan) as work:
-            done = _make(work, shards, workers, progress)
-            if (now := source()) != before:
-                changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-                raise HuggingFaceError(f"the source changed meanwhile: {', '.join(changed)}; remove {work.path}")
-            manifest = {FACT: upcycled.facts}
-            complete(work.model, shards, work.finished, upcycled.config, upcycled.side_files, manifest)
+            try:
+                done = _make(work, shards, workers, progress)
+                if (now := source()) != before:
+                    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+                    raise HuggingFaceError(f"the source changed meanwhile: {', '.join(changed)}; remove {work.path}")
+                manifest = {FACT: upcycled.facts}
+                complete(work.model, shards, work.finished, upcycled.config, upcycled.side_files, manifest)
+            except KeyboardInterrupt:
+                raise Interrupted(f"interrupted; {_kept(work, shards)}") from None
             give_name(work.model, target)
             shutil.rmtree(work.path, ignore_errors=True)
     except OSError as error:
@@ -128,13 +131,14 @@ def _make(work: Work, shards: Sequence[Shard], workers: int, progress: Progress)
                 else:
                     made += report.nbytes
                 progress(made, kept, total)
-    except KeyboardInterrupt:
-        text = f"interrupted; {len(work.finished)} of {len(shards)} files are finished and kept in {work.path}"
-        raise Interrupted(f"{text}: the same command goes on from there") from None
     except HuggingFaceError as error:
-        text = f"{error}; {len(work.finished)} of {len(shards)} files are finished and kept in {work.path}"
-        raise HuggingFaceError(f"{text}: the same command goes on from there") from error
+        raise HuggingFaceError(f"{error}; {_kept(work, shards)}") from error
     return Done(total, len(shards), kept_shards, tuple(faults))
+
+
+def _kept(work: Work, shards: Sequence[Shard]) -> str:
+    finished = f"{len(work.finished)} of {len(shards)} files are finished and kept in {work.path}"
+    return f"{finished}: the same command goes on from there"
 
 
 def _present(directory: Path) -> int:

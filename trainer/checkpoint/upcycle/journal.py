@@ -9,6 +9,7 @@ model/         the files; takes the destination's name once it is whole
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -163,7 +164,11 @@ def _locked(path: Path, target: Path, patience: float) -> Iterator[None]:
                 break
         except FileNotFoundError:
             pass
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+                break  # no locks on this file system; a second writer of the same plan would write the same bytes
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
             if time.monotonic() > until:
                 lock.close()
                 raise HuggingFaceError(

@@ -22,6 +22,7 @@ import torch
 from trainer.checkpoint.huggingface.files import HuggingFaceError
 from trainer.checkpoint.huggingface.write import Shard, write_shard
 from trainer.checkpoint.manifest import verify_file
+from trainer.checkpoint.upcycle.errors import UpcycleError
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,6 @@ class Finished:
     facts: dict[str, Any]
     kept: bool
     fault: str | None  # what was wrong with the file that was there
-
-
-class WorkerLost(HuggingFaceError):
-    """A worker ended that should not have."""
 
 
 def perform(tasks: Sequence[Task], directory: Path, count: int) -> Generator[Made | Finished]:
@@ -130,7 +127,7 @@ def _serve(
             connection.send(_do(task, directory, connection, report))
         except BrokenPipeError:  # the parent is gone
             return
-        except HuggingFaceError as error:
+        except (HuggingFaceError, UpcycleError) as error:
             connection.send(str(error))
         except MemoryError:
             connection.send(f"{directory / task.shard.name}: out of memory; use fewer --workers")
@@ -150,9 +147,9 @@ def _do(
     return write_shard(directory / task.shard.name, task.shard, report), False, fault
 
 
-def _lost(process: multiprocessing.process.BaseProcess, shard: Shard) -> WorkerLost:
+def _lost(process: multiprocessing.process.BaseProcess, shard: Shard) -> HuggingFaceError:
     process.join()
     code = process.exitcode or 0
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     hint = " (out of memory? use fewer --workers)" if code == -signal.SIGKILL else ""
-    return WorkerLost(f"a worker {how} while it made {shard.name}{hint}")
+    return HuggingFaceError(f"a worker {how} while it made {shard.name}{hint}")

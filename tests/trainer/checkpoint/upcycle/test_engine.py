@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,7 @@ from trainer.checkpoint.huggingface.write import Group, Output
 from trainer.checkpoint.manifest import read_manifest, verify_file
 from trainer.checkpoint.upcycle import journal
 from trainer.checkpoint.upcycle.engine import Done, Interrupted, run
+from trainer.checkpoint.upcycle.errors import UpcycleError
 
 FILES, EACH = 6, 3  # files, and groups in each
 SHAPE = (32, 33)
@@ -202,6 +204,14 @@ def test_who_holds_the_lock_is_left_alone(model, target, halfway, monkeypatch):
     model.run(target)
 
 
+def test_a_file_system_without_locks(model, target, halfway, monkeypatch):
+    def flock(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert model.run(target).kept == 3
+
+
 def test_a_directory_of_others_is_left_alone(model, target):
     work = journal.work_path(target)
     work.mkdir(parents=True)
@@ -225,6 +235,7 @@ def test_a_worker_that_dies_is_told_and_what_it_finished_kept(model, target):
     ("error", "line"),
     [
         (OSError(28, "No space left on device"), "model-00001-of-00006.safetensors cannot be written: No space left"),
+        (UpcycleError("numbers that are not finite"), "numbers that are not finite; 0 of 6 files are finished"),
         (MemoryError(), "model-00001-of-00006.safetensors: out of memory; use fewer --workers"),
     ],
 )
