@@ -106,6 +106,11 @@ def test_intern_s1_is_expanded_whole(tmp_path, reference):
             expected = expected[placement.source_of[int(name.split(".")[3])]]
         assert after[name].dtype == expected.dtype, name
         assert torch.equal(after[name], expected), name
+    model, x = from_huggingface(target), torch.randn(20, 64, generator=torch.Generator().manual_seed(3))
+    for number, layer in enumerate(model.layers):
+        expected = union_of_parts(before, number, placement.held(number)[:2], 1, x.double())
+        found = layer.moe(x)[0].detach()
+        assert ((found - expected).norm() / expected.norm()).item() < 2e-6
     config = json.loads((target / "config.json").read_text())
     old = json.loads((path / "config.json").read_text())
     changed = {
