@@ -27,8 +27,9 @@ DEV  := $(VENV)/.ready-dev
 toy: $(TOY)
 	$(VENV)/bin/octavo train recipe=toy $(ARGS)
 
+# A file stays on one worker: its tests share what they made. Not in xdist's order, which begins the few long ones last.
 test: $(DEV)
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # PATH: where torch came from an activated environment, its ruff and hadolint may be the ones in use.
 lint: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
