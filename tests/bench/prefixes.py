@@ -4,8 +4,7 @@
 
 Both arms take as many windows of the same documents in the same order of sources; those with prefixes spend some of
 their tokens on them, which are read and not trained on. Held-out documents are the same ones, and only their own tokens
-count in both. Prints a table. A run that is done is not repeated. Further arguments are Octavo's own and go to all
-runs.
+count in both. Prints a table. A run that is done is not repeated. Further arguments are Octavo's own, for all runs.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class MixtureReader:
                 if shards.num_windows(self._data.seq_len) == 0:
                     yield (
                         f"data.seq_len={self._data.seq_len} is longer than the {split} split of data.sources.{name} "
-                        f"({shards.num_tokens} tokens in shards of their own); use less, or a larger source"
+                        f"({shards.num_tokens} tokens); use less, or a larger source or share to hold out"
                     )
 
     def _wrong_sources(self) -> Iterator[str]:
