@@ -58,7 +58,7 @@ def run_science(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     forms = ", ".join(f"{count:,} {form}" for form, count in sorted(counts.items()))
     size, seconds = out.stat().st_size, time.perf_counter() - began
     print(f"{out}: {sum(counts.values()):,} texts ({forms}), {size / 1e6:.1f} MB in {seconds:.0f} s")
-    print(f"next: octavo tokenize {out} --tokenizer DIR --out DIR ...")
+    print(f"next: octavo tokenize DIR {out} --origin origin --domain science --tokenizer FILE")
     return 0
 
 

@@ -74,6 +74,7 @@ def _run(options: argparse.Namespace, name: str, domain: str, prefixes: dict[str
                 seed=options.seed,
                 workers=options.workers,
                 field=options.field,
+                origin=options.origin,
                 eos=options.eos,
                 progress=progress,
             )
@@ -108,6 +109,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--name", help="of the source (OUT's name)")
     add("--domain", choices=("science", "general"), help="without --mixture; documents then get no prefix")
     add("--field", default="text", help="the JSON field or column with the text (text)")
+    add("--origin", metavar="FIELD", help="the one with what a document is from; a split has all or none of an origin")
     add("--eos", metavar="TOKEN", help="ends documents (the tokenizer's eos_token)")
     add("--heldout", type=float, default=0.001, metavar="SHARE", help="of the documents, never trained on (0.001)")
     add("--shard-tokens", type=int, default=1 << 28, metavar="N", help="of one shard; a process holds one (2^28)")

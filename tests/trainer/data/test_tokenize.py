@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.trainer.data.tokenized import (
@@ -82,15 +84,25 @@ def test_every_document_is_there_once_with_a_prefix_and_an_end(tmp_path, plain, 
     assert max(shard["tokens"] for shard in shards) < 1.3 * DEFAULTS["shard_tokens"]
 
 
-def test_copies_of_a_text_and_texts_of_an_origin_share_their_split(tmp_path, plain):
+def test_copies_of_a_text_share_their_split(tmp_path, plain):
     out = make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", texts() * 3)], group=None)
     train, heldout = ({tuple(tokens) for tokens in written(out, split)} for split in ("train", "heldout"))
     assert train
     assert heldout
     assert not train & heldout
+
+
+@pytest.mark.parametrize("kind", ["memory", "jsonl", "parquet"])
+def test_texts_of_an_origin_share_their_split(tmp_path, kind, plain):
     some = [tokenize.Document(f"file {n % 7}", text) for n, text in enumerate(texts())]
-    out = make(tmp_path, some, group=None, out=tmp_path / "origins", heldout_fraction=0.5)
     origin = {document.text: document.origin for document in some}
+    file = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        file.write_text("".join(json.dumps({"from": d.origin, "text": d.text}) + "\n" for d in some))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"from": list(origin.values()), "text": list(origin)}), file, row_group_size=50)
+    changes = {} if kind == "memory" else {"origin": "from"}
+    out = make(tmp_path, some if kind == "memory" else [file], group=None, heldout_fraction=0.5, **changes)
     split_of: dict[str, set[str]] = {}
     for split in ("train", "heldout"):
         for tokens in written(out, split):

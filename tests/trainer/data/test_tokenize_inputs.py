@@ -20,7 +20,7 @@ TABLE = {"text": TEXTS, "number": [*range(60)]}
 
 
 def read(paths: list[Path], field: str = "text") -> list[str]:
-    return [text for unit in units_of(paths) for _, text in inputs.texts(unit, field)]
+    return [text for unit in units_of(paths) for _, _, text in inputs.documents(unit, field)]
 
 
 def jsonl(directory: Path) -> list[Path]:

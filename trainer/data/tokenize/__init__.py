@@ -64,6 +64,7 @@ def tokenize_source(
     seed: int = 0,
     workers: int = 1,
     field: str = "text",
+    origin: str | None = None,
     eos: str | None = None,
     progress: Progress | None = None,
 ) -> Facts:
@@ -71,8 +72,8 @@ def tokenize_source(
 
     documents: files (see `inputs.find_files`), or documents in memory, which this process tokenises itself. tokenizer:
     a tokenizer.json. prefixes: all groups of the mixture, so that a clash is found here; each document gets one of the
-    paraphrases of `group`. heldout_fraction: of the documents, by a hash of their origin or text. workers: processes;
-    0 does everything in this one.
+    paraphrases of `group`. heldout_fraction: of the documents, by a hash of their origin or text. field, origin: what
+    holds the text and, if anything does, its origin in files. workers: processes; 0 does everything in this one.
 
     Work lies in `<out>.tmp` until it is whole. Started again after any interruption, with the same arguments, it goes
     on from the units and shards that are finished, and the result is the same byte for byte. Raises DataError.
@@ -89,7 +90,7 @@ def tokenize_source(
                 tokenizer = tokenizer / shard_files.TOKENIZER
             units = [] if in_memory else units_of([item for item in documents if isinstance(item, Path)])
             plan = {
-                "format": FORMAT, "name": name, "domain": domain, "field": field, "seed": seed,
+                "format": FORMAT, "name": name, "domain": domain, "field": field, "origin": origin, "seed": seed,
                 "prefix": _prefix(group, prefixes or {}, loaded), "heldout_fraction": heldout_fraction,
                 "shard_tokens": shard_tokens, "dtype": token_dtype(loaded.vocab_size).str,
                 "eos": loaded.end_of_document,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from trainer.data.errors import DataError
 
 UNIT = 64 << 20  # bytes of a file that one unit is about
+CHOOSE = "choose one with --field, or --origin"
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 SUFFIXES = (*JSON_SUFFIXES, *(f"{suffix}.gz" for suffix in JSON_SUFFIXES), ".parquet", ".arrow")
 EXPANDS = {"lines": 1, "gzip": 5, "parquet": 1, "arrow": 1}  # text per byte that a unit counts, at most
@@ -117,20 +118,23 @@ def _row_groups(path: Path) -> Iterator[Unit]:
             first, size = group + 1, 0
 
 
-def texts(unit: Unit, field: str) -> Iterator[tuple[int, str]]:
-    """(bytes of the unit that were read so far, text) of every document of a unit. Raises DataError."""
+def documents(unit: Unit, field: str, origin: str | None = None) -> Iterator[tuple[int, str, str]]:
+    """(bytes of the unit that were read so far, origin, text) of every document of a unit. Raises DataError.
+
+    field, origin: the fields or columns with the text and with its origin; without `origin` a text is its own.
+    """
+    fields = [field] if origin is None else [field, origin]
     try:
-        if unit.kind in ("lines", "gzip"):
-            yield from _json_lines(unit, field)
-        else:
-            yield from _columns(unit, field)
+        found = _json_lines(unit, fields) if unit.kind in ("lines", "gzip") else _columns(unit, fields)
+        for read, values in found:
+            yield read, values[-1], values[0]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{unit.path} is truncated or no gzip file: {error}") from error
     except OSError as error:
         raise DataError(f"{unit.path} cannot be read: {error.strerror or error}") from error
 
 
-def _json_lines(unit: Unit, field: str) -> Iterator[tuple[int, str]]:
+def _json_lines(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]]:
     with open(unit.path, "rb") as raw:
         file: Any = gzip.GzipFile(fileobj=raw) if unit.kind == "gzip" else raw
         if unit.first:
@@ -146,13 +150,13 @@ def _json_lines(unit: Unit, field: str) -> Iterator[tuple[int, str]]:
             if line.isspace():
                 continue
             try:
-                yield raw.tell() - unit.first, _text_of(line, field)
+                yield raw.tell() - unit.first, _strings_of(line, fields)
             except ValueError as error:
                 number = lines if unit.kind == "gzip" else 1 + _newlines_before(unit.path, at)
                 raise DataError(f"{unit.path}, line {number}: {error}") from None
 
 
-def _text_of(line: bytes, field: str) -> str:
+def _strings_of(line: bytes, fields: list[str]) -> list[str]:
     """ValueError says what is wrong with a line."""
     try:
         record = json.loads(line)
@@ -162,13 +166,12 @@ def _text_of(line: bytes, field: str) -> str:
         raise ValueError(f"no UTF-8 at byte {error.start + 1}") from None
     if not isinstance(record, dict):
         raise ValueError('no JSON object; each line holds one document, as in {"text": "..."}')
-    if field not in record:
-        raise ValueError(
-            f"no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}: choose one with --field"
-        )
-    if not isinstance(record[field], str):
-        raise ValueError(f"the field {field!r} is no string")
-    return str(record[field])
+    for field in fields:
+        if field not in record:
+            raise ValueError(f"no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}: {CHOOSE}")
+        if not isinstance(record[field], str):
+            raise ValueError(f"the field {field!r} is no string")
+    return [record[field] for field in fields]
 
 
 def _newlines_before(path: str, end: int) -> int:
@@ -181,29 +184,34 @@ def _newlines_before(path: str, end: int) -> int:
     return count
 
 
-def _columns(unit: Unit, field: str) -> Iterator[tuple[int, str]]:
-    """Documents of a Parquet or Arrow file's column."""
+def _columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Documents of a Parquet or Arrow file's columns."""
     import pyarrow as pa
 
-    batches, names, total = _batches(unit, field)
-    if field not in names:
-        raise DataError(f"{unit.path} has no column {field!r}; it has {', '.join(names)}: choose one with --field")
+    batches, names, total = _batches(unit, fields)
+    for field in fields:
+        if field not in names:
+            raise DataError(f"{unit.path} has no column {field!r}; it has {', '.join(names)}: {CHOOSE}")
     row = 0
     try:
         for batch in batches:
-            column = batch.column(batch.schema.get_field_index(field))
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                raise DataError(f"{unit.path}: the column {field!r} holds {column.type}, not strings")
-            for text in column.to_pylist():
-                if text is None:
-                    raise DataError(f"{unit.path}: row {row + 1} of the unit has no {field!r}")
+            columns = []
+            for field in fields:
+                column = batch.column(batch.schema.get_field_index(field))
+                if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+                    raise DataError(f"{unit.path}: the column {field!r} holds {column.type}, not strings")
+                columns.append(column.to_pylist())
+            for values in zip(*columns, strict=True):
+                if None in values:
+                    missing = fields[values.index(None)]
+                    raise DataError(f"{unit.path}: row {row + 1} of the unit has no {missing!r}")
                 row += 1
-                yield int(unit.nbytes * row / total) if total else 0, text
+                yield int(unit.nbytes * row / total) if total else 0, values
     except pa.ArrowException as error:
         raise DataError(f"{unit.path} is truncated or damaged: {error}") from error
 
 
-def _batches(unit: Unit, field: str) -> tuple[Iterator[Any], list[str], int]:
+def _batches(unit: Unit, fields: list[str]) -> tuple[Iterator[Any], list[str], int]:
     """Record batches, names of the columns, and the number of rows where it is known."""
     import pyarrow as pa
 
@@ -211,7 +219,7 @@ def _batches(unit: Unit, field: str) -> tuple[Iterator[Any], list[str], int]:
         file = _parquet(Path(unit.path))
         names, groups = file.schema_arrow.names, [*range(unit.first, unit.last)]
         rows = sum(file.metadata.row_group(group).num_rows for group in groups)
-        columns = [field] if field in names else []
+        columns = [field for field in fields if field in names]
         return file.iter_batches(batch_size=1024, row_groups=groups, columns=columns), names, rows
     source = pa.memory_map(unit.path)
     try:

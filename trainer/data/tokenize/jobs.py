@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.prefixes import Prefixes
-from trainer.data.tokenize.inputs import Unit, texts
+from trainer.data.tokenize.inputs import Unit, documents
 from trainer.data.tokenize.spool import Encoder, spool_unit
 from trainer.data.tokenize.write import write_shard
 from trainer.data.tokenizer import Tokenizer
@@ -39,9 +39,9 @@ def encoder_of(work: Path) -> Encoder:
 def run_job(work: Path, job: Job, told: Told) -> Any:
     """Facts of a unit or of a shard. Raises DataError."""
     if job["do"] == "unit":
-        unit, field = Unit(**job["unit"]), load_plan(work)["field"]
-        documents = ((read, text, text) for read, text in texts(unit, field))
-        return spool_unit(work / "spool", job["number"], documents, encoder_of(work), told)
+        plan = load_plan(work)
+        found = documents(Unit(**job["unit"]), plan["field"], plan["origin"])
+        return spool_unit(work / "spool", job["number"], found, encoder_of(work), told)
     parts = json.loads((work / "spool" / job["parts"]).read_text())
     dtype = np.dtype(load_plan(work)["dtype"])
     return write_shard(work / "spool", work, job["stem"], tuple(job["keys"]), parts, dtype)
