@@ -78,6 +78,9 @@ def _run(options: argparse.Namespace, name: str, domain: str, prefixes: dict[str
                 eos=options.eos,
                 progress=progress,
             )
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from {options.out}.tmp", file=sys.stderr)
+        return 130
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

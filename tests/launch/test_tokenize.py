@@ -17,10 +17,9 @@ from trainer.data.tokenize import Told, pool
 # The process of `pool` with our own writer: Megatron's takes seconds to import, and tests/trainer/data compares them.
 PLAIN = """
 import sys
-from pathlib import Path
 from trainer.data.tokenize import worker, write
 write.HAS_WHEEL = False
-worker._main(Path(sys.argv[1]), sys.stdin, sys.stdout)
+worker.serve(sys.stdin, sys.stdout)
 """
 
 

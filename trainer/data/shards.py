@@ -9,7 +9,7 @@ Shape legend: N windows · L = S + 1 tokens of each · P tokens of the longest p
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -189,7 +189,7 @@ class Shards:
         look = shard_files.hash_fault if how == "full" else shard_files.size_fault
         sound = []
         for shard in self._shards:
-            if fault := look(self.directory, shard):
+            if fault := _tried(look, self.directory, shard):
                 yield fault
             else:
                 sound.append(shard)
@@ -199,8 +199,16 @@ class Shards:
         for block in _sample(int(ends[-1]), int.from_bytes(os.urandom(8)) if seed is None else seed).tolist():
             shard = int(np.searchsorted(ends, block, side="right"))
             before = int(ends[shard - 1]) if shard else 0
-            if fault := shard_files.block_fault(self.directory, sound[shard], block - before):
+            if fault := _tried(shard_files.block_fault, self.directory, sound[shard], block - before):
                 yield fault
+
+
+def _tried(look: Callable[..., str | None], directory: Path, shard: dict[str, Any], *which: int) -> str | None:
+    """A file that cannot be read is a fault like the others."""
+    try:
+        return look(directory, shard, *which)
+    except OSError as error:
+        return f"{error.filename or directory / shard['stem']} cannot be read: {error.strerror or error}"
 
 
 def _sample(n: int, seed: int) -> Ints:

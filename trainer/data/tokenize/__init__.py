@@ -24,14 +24,13 @@ from trainer.data.prefixes import Prefixes
 from trainer.data.sources import Document
 from trainer.data.tokenize import jobs
 from trainer.data.tokenize.inputs import units_of
-from trainer.data.tokenize.pool import run_jobs
+from trainer.data.tokenize.pool import Pool
 from trainer.data.tokenize.spool import HELDOUT, TRAIN, Part, finished_unit, spool_unit, write_json
 from trainer.data.tokenize.write import token_dtype
 from trainer.data.tokenizer import Tokenizer
 
 FORMAT = 1  # raise it with any change of what is written for the same input
 BUCKETS_BITS = 16  # keys are counted by their first bits to cut them into shards
-INDEX_BYTES = 40  # of a document, in the spool and the shard's index
 CHARS_PER_TOKEN = 3  # fewer than usual: the check for space should rather refuse too much
 
 Facts = dict[str, Any]
@@ -84,7 +83,7 @@ def tokenize_source(
         raise DataError(f"{out} exists and is not overwritten: remove it or name another directory")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with _alone(work):
+        with _alone(work), Pool(workers) as pool:
             loaded = Tokenizer.load(tokenizer, eos)
             if tokenizer.is_dir():
                 tokenizer = tokenizer / shard_files.TOKENIZER
@@ -104,8 +103,8 @@ def tokenize_source(
                 spooled = [spool_unit(work / "spool", 0, each, jobs.encoder_of(work))]
             else:
                 _check_space(work, sum(unit.text_bytes for unit in units) // CHARS_PER_TOKEN, plan, copies=2)
-                spooled = _first_pass(work, units, workers, report)
-            shards = _second_pass(work, spooled, plan, max(workers, 0), report)
+                spooled = _first_pass(work, units, pool, report)
+            shards = _second_pass(work, spooled, plan, pool, report)
             manifest = _describe(work, plan, loaded, spooled, shards)
             shutil.rmtree(work / "spool")
             (work / "plan.json").unlink()
@@ -150,8 +149,6 @@ def _identities(paths: Sequence[str]) -> list[Facts]:
 
 def _take_up(work: Path, plan: Facts, tokenizer: Path, *, resume: bool) -> None:
     """Begin a work directory, or make sure that the one there was begun with the same plan."""
-    jobs.load_plan.cache_clear()
-    jobs.encoder_of.cache_clear()
     path = work / "plan.json"
     if path.exists():
         begun = json.loads(path.read_text())
@@ -180,7 +177,7 @@ def _check_space(work: Path, tokens: int, plan: Facts, copies: int) -> None:
         )
 
 
-def _first_pass(work: Path, units: Sequence[Any], workers: int, report: Progress) -> list[Facts]:
+def _first_pass(work: Path, units: Sequence[Any], pool: Pool, report: Progress) -> list[Facts]:
     spool = work / "spool"
     spooled = {number: facts for number in range(len(units)) if (facts := finished_unit(spool, number))}
     total = sum(unit.nbytes for unit in units)
@@ -194,14 +191,14 @@ def _first_pass(work: Path, units: Sequence[Any], workers: int, report: Progress
         report(Told("tokenizing", kept + sum(read.values()), total, sum(tokens.values())))
 
     todo = [{"do": "unit", "number": number, "unit": asdict(units[number])} for number in left]
-    for place, facts in run_jobs(work, todo, workers, told):
+    for place, facts in pool.run(work, todo, told):
         spooled[left[place]] = facts
         told(place, units[left[place]].nbytes, facts["tokens"])
     return [spooled[number] for number in range(len(units))]
 
 
 def _second_pass(
-    work: Path, spooled: Sequence[Facts], plan: Facts, workers: int, report: Progress
+    work: Path, spooled: Sequence[Facts], plan: Facts, pool: Pool, report: Progress
 ) -> dict[str, list[Facts]]:
     spool, dtype = work / "spool", np.dtype(plan["dtype"])
     written: dict[str, dict[int, Facts]] = {TRAIN: {}, HELDOUT: {}}
@@ -223,7 +220,7 @@ def _second_pass(
         leftover.unlink()
     kept = sum(facts["tokens"] for some in written.values() for facts in some.values())
     done = 0
-    for place, facts in run_jobs(work, todo, workers, lambda place, read, tokens: None):
+    for place, facts in pool.run(work, todo, lambda place, read, tokens: None):
         split, number = places[place]
         written[split][number] = facts
         done += facts["tokens"]

@@ -18,16 +18,19 @@ Job = dict[str, Any]
 Told = Callable[[int, int], None]  # bytes and tokens of a job so far
 
 
-@lru_cache(maxsize=1)
 def load_plan(work: Path) -> dict[str, Any]:
     plan: dict[str, Any] = json.loads((work / "plan.json").read_text())
     return plan
 
 
-@lru_cache(maxsize=1)
 def encoder_of(work: Path) -> Encoder:
     """As the plan in the work directory says."""
-    plan = load_plan(work)
+    return _encoder((work / "plan.json").read_text(), work)
+
+
+@lru_cache(maxsize=1)
+def _encoder(plan_text: str, work: Path) -> Encoder:
+    plan = json.loads(plan_text)
     tokenizer = Tokenizer.load(work / "tokenizer.json", plan["eos"])
     prefix = plan["prefix"]
     prefixes = Prefixes({prefix["group"]: prefix["texts"]}, tokenizer) if prefix else None

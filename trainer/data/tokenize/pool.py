@@ -22,47 +22,61 @@ from trainer.data.tokenize.jobs import Job, run_job
 WORKER = [sys.executable, "-m", "trainer.data.tokenize.worker"]
 
 
-def run_jobs(
-    work: Path, jobs: Sequence[Job], workers: int, told: Callable[[int, int, int], None]
-) -> Iterator[tuple[int, Any]]:
-    """(place in `jobs`, result), as they come, from so many processes; 0: in this one. told(place, bytes, tokens).
+class Pool:
+    """So many processes, started when there is work for them and kept for more; with 0, this process does it all."""
 
-    Raises DataError: a job's own, or that of a process which died.
-    """
-    if workers == 0:
-        for place, job in enumerate(jobs):
-            yield place, run_job(work, job, lambda read, tokens, place=place: told(place, read, tokens))  # type: ignore[misc]
-        return
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for place in range(len(jobs)):
-        waiting.put(place)
-    answers: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
-    processes = [_start(work) for _ in range(min(workers, len(jobs)))]
-    for process in processes:
-        threading.Thread(target=_feed, args=(process, jobs, waiting, answers), daemon=True).start()
-    try:
-        left = len(jobs)
-        while left:
-            place, answer = answers.get()
-            if "told" in answer:
-                told(place, *answer["told"])
-            elif "error" in answer:
-                raise DataError(answer["error"])
-            else:
-                left -= 1
-                yield place, answer["result"]
-    finally:
-        for process in processes:
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
             process.kill()
-        for process in processes:
+        for process in self._processes:
             process.wait()
+        self._processes.clear()
+
+    def run(self, work: Path, jobs: Sequence[Job], told: Callable[[int, int, int], None]) -> Iterator[tuple[int, Any]]:
+        """(place in `jobs`, result), as they come. told(place, bytes, tokens) hears of progress.
+
+        Raises DataError: a job's own, or that of a process which died.
+        """
+        if self._workers == 0:
+            for place, job in enumerate(jobs):
+                yield place, run_job(work, job, lambda *so_far, place=place: told(place, *so_far))  # type: ignore[misc]
+            return
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for place in range(len(jobs)):
+            waiting.put(place)
+        answers: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
+        busy = min(self._workers, len(jobs))
+        self._processes += (_start() for _ in range(busy - len(self._processes)))
+        for process in self._processes[:busy]:
+            threading.Thread(target=_feed, args=(process, work, jobs, waiting, answers), daemon=True).start()
+        left = len(jobs)
+        try:
+            while left:
+                place, answer = answers.get()
+                if "told" in answer:
+                    told(place, *answer["told"])
+                elif "error" in answer:
+                    raise DataError(answer["error"])
+                else:
+                    left -= 1
+                    yield place, answer["result"]
+        finally:
+            if left:  # some are in the middle of a job that nobody wants
+                self.__exit__()
 
 
-def _start(work: Path) -> subprocess.Popen[str]:
+def _start() -> subprocess.Popen[str]:
     source = str(Path(trainer.__file__).parent.parent)
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [*WORKER, str(work)],
+        WORKER,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -72,7 +86,7 @@ def _start(work: Path) -> subprocess.Popen[str]:
     )
 
 
-def _feed(process: "subprocess.Popen[str]", jobs: Sequence[Job], waiting: Any, answers: Any) -> None:
+def _feed(process: "subprocess.Popen[str]", work: Path, jobs: Sequence[Job], waiting: Any, answers: Any) -> None:
     """Give a process one job after the other and pass its answers on."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -80,10 +94,9 @@ def _feed(process: "subprocess.Popen[str]", jobs: Sequence[Job], waiting: Any, a
         try:
             place = waiting.get_nowait()
         except queue.Empty:
-            process.stdin.close()
             return
         try:
-            process.stdin.write(json.dumps(jobs[place]) + "\n")
+            process.stdin.write(json.dumps([str(work), jobs[place]]) + "\n")
             process.stdin.flush()
         except OSError:
             pass  # it died; the end of its output says so

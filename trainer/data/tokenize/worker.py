@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -10,14 +11,17 @@ from trainer.data.errors import DataError
 from trainer.data.tokenize.jobs import run_job
 
 
-def _main(work: Path, jobs: TextIO, answers: TextIO) -> None:
+def serve(jobs: TextIO, answers: TextIO) -> None:
+    """Each line of `jobs` is a work directory and a job in it."""
+
     def answer(**what: Any) -> None:
         answers.write(json.dumps(what) + "\n")
         answers.flush()
 
     for line in jobs:
+        work, job = json.loads(line)
         try:
-            result = run_job(work, json.loads(line), lambda read, tokens: answer(told=[read, tokens]))
+            result = run_job(Path(work), job, lambda read, tokens: answer(told=[read, tokens]))
         except DataError as error:
             answer(error=str(error))
         except OSError as error:
@@ -27,6 +31,7 @@ def _main(work: Path, jobs: TextIO, answers: TextIO) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends this one
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
-    _main(Path(sys.argv[1]), sys.stdin, output)
+    serve(sys.stdin, output)
