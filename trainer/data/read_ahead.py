@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,6 +51,7 @@ class ReadAhead:
         self._processes: list[_Worker] = []
         self._pending: deque[tuple[_Worker, tuple[int, int]]] = deque()  # in the order of the samples
         self._last: tuple[int, int] | None = None
+        self.close = weakref.finalize(self, _end, self._processes)  # called at the latest when nobody has this any more
 
     def read(self, first_sample: int, count: int) -> Windows:
         asked, last = (first_sample, count), self._last
@@ -63,15 +65,9 @@ class ReadAhead:
             self._ask(stride=first_sample - last[0])
         return windows
 
-    def close(self) -> None:
-        for worker in self._processes:
-            worker.end()
-        self._processes.clear()
-        self._pending.clear()
-
     def _ask(self, stride: int) -> None:
         if not self._processes:
-            self._processes = [_Worker(self._open_reader) for _ in range(self._workers)]
+            self._processes += [_Worker(self._open_reader) for _ in range(self._workers)]
         first, count = self._pending[-1][1] if self._pending else self._last or (0, 1)
         while len(self._pending) < DEPTH * self._workers:
             first += stride
@@ -91,6 +87,11 @@ class ReadAhead:
             for request in others:
                 worker.ask(request)
             return self._reader.read(*asked)
+
+
+def _end(processes: list[_Worker]) -> None:
+    for process in processes:
+        process.end()
 
 
 class _Worker:
