@@ -166,7 +166,7 @@ def _known(row: Mapping[str, str], properties: Mapping[str, Property]) -> dict[s
 def _table(sheet: Sheet) -> Table:
     records = []
     for row in _rows(_file(sheet.file)[1]):
-        name, values = sheet.name.format(**row), _known(row, sheet.properties)
+        name, values = sheet.name.format(**row).replace(" ,", ","), _known(row, sheet.properties)
         if values and name:
             records.append(Record(row["CAS"], name, values))
     return Table(Path(sheet.file).stem, sheet.thing, sheet.things, sheet.properties, records, sheet.authority)

@@ -83,14 +83,15 @@ class Rollouts:
         ]
         key = request_key(text, messages, self._server.model)
         entry = self._ledger.get(key)
-        if entry is not None:
+        if entry is not None and (entry["finish"] != "length" or entry["max_tokens"] >= self._max_tokens):
             return "found", entry
         try:
             reply, finish = self._server.complete(messages, self._max_tokens)
         except ServerError as error:
             self._why = str(error)
             return "failed", None
-        entry = {"model": self._server.model, "prompt": task.prompt, "reply": reply, "finish": finish}
+        entry = {"model": self._server.model, "prompt": task.prompt, "max_tokens": self._max_tokens}
+        entry |= {"reply": reply, "finish": finish}
         self._ledger.add(key, entry)
         return "asked", entry
 

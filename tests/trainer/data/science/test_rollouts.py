@@ -30,7 +30,7 @@ ASKED = [text for text in MADE if text.form in ("qa", "choice", "ranking")]
 def run(ledger: Path, url: str, **options: float) -> tuple[list[Text], Counter[str]]:
     server = ChatServer(url, "m", timeout=options.get("timeout", 20), retries=3, backoff=0.01)
     with Ledger(ledger) as entries:
-        rollouts = Rollouts(server, entries, concurrency=4, max_tokens=64)
+        rollouts = Rollouts(server, entries, concurrency=4, max_tokens=int(options.get("max_tokens", 64)))
         return list(rollouts.expand(MADE)), rollouts.counts
 
 
@@ -84,6 +84,10 @@ def test_a_server_that_misbehaves_costs_short_answers_at_most(tmp_path: Path) ->
         assert set(server.asked) == {p for p in tries if behave(p, 0) == "400"}
     assert again == made
     assert counts["found"] == len(ASKED) - of["400"]
+    with chat_server(lambda prompt, before: "right") as server:  # with more tokens, what they cut off is asked again
+        _, counts = run(tmp_path / "ledger", server.url, max_tokens=65)
+        assert set(server.asked) == {p for p in tries if behave(p, 0) in ("400", "cut")}
+        assert run(tmp_path / "ledger", server.url, max_tokens=65)[1]["found"] == len(ASKED)
 
 
 @pytest.mark.parametrize("way", ["hang", "dribble"])
