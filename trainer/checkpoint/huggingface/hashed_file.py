@@ -100,18 +100,13 @@ class HashedFile:
             self._free.put(block)
 
     def _write(self, data: memoryview, start: int) -> None:
-        if len(data) % mmap.PAGESIZE:  # the end of the file
-            self._through_the_cache()
         done = 0
         while done < len(data):
             try:
                 done += os.pwrite(self._file, data[done:], start + done)
-            except OSError as error:
+            except OSError as error:  # the end of the file, no whole page; or what a write that was cut short left
                 if error.errno != errno.EINVAL or not self._through_the_cache():
                     raise
-            else:
-                if done % mmap.PAGESIZE:  # cut short
-                    self._through_the_cache()
 
     def _through_the_cache(self) -> bool:
         """Whether it was not so already."""

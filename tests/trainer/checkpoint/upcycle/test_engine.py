@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +204,24 @@ def test_who_holds_the_lock_is_left_alone(model, target, halfway, monkeypatch):
         with pytest.raises(HuggingFaceError, match="is being written by another process"):
             model.run(target)
     model.run(target)
+
+
+def test_who_waits_for_the_lock_sees_that_the_other_one_finished(model, target, halfway):
+    with open(halfway / "owner.lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def finish() -> None:
+            time.sleep(0.3)
+            (halfway / "model").rename(target)
+            shutil.rmtree(halfway)
+            lock.close()
+
+        other = threading.Thread(target=finish)
+        other.start()
+        with pytest.raises(HuggingFaceError, match="exists"):
+            model.run(target)
+        other.join()
+    assert model.made() == []
 
 
 def test_a_file_system_without_locks(model, target, halfway, monkeypatch):
