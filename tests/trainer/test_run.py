@@ -112,6 +112,7 @@ def test_recompute_keeps_less_and_selective_makes_no_attention_twice(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a C++ compiler runs two dozen times
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_compiled_blocks_give_the_same_losses(tmp_path, recompute):
     assert train(tiny_config(tmp_path / "plain", steps=3)) == 0
