@@ -37,7 +37,7 @@ def run_calibrate(
         opened = look_at(open_directory(Path(source)))
         opened.require(towers=False)
         experts = opened.model.num_experts
-        if groups % factor or experts % (groups // factor):
+        if factor < 1 or groups < 1 or groups % factor or experts % (groups // factor):
             raise UpcycleError(
                 f"--factor {factor} --groups {groups}: {experts} experts do not fall into groups/factor parts of one "
                 "size; need a factor that divides the groups, and groups/factor that divides the experts"

@@ -32,6 +32,8 @@ def run_upcycle(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     """Exit code 0, 1 with one line on stderr, or 130 where Ctrl-C came; leaves by SystemExit for wrong words."""
     _options(parser)
     options = parser.parse_args(words)
+    if options.seed < 0:
+        parser.error(f"--seed={options.seed}: use 0 or more")
     if options.calibrate:
         from launch.calibrate import run_calibrate
 

@@ -194,6 +194,7 @@ def test_a_disk_that_is_too_small(source, capsys, monkeypatch):
         ["src", "dst", "--shard-gb", "0"], ["src", "dst", "--gb-per-s", "nan", "--dry-run"], ["src", "dst", "more"],
         ["src", "dst", "--strategy", "coactivation"], ["src", "dst", "--counts", "file"],
         ["src", "dst", "--counts", "file", "--calibrate", "text"], ["src", "--calibrate", "text"],
+        ["src", "dst", "--seed", "-1"],
     ],
 )  # fmt: skip
 def test_wrong_words_are_told(words, capsys):

@@ -6,7 +6,6 @@ hash and kept. Every file's bytes follow from the plan alone, so the result of a
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from trainer.checkpoint.huggingface.write import (
     must_not_exist,
     require_space,
 )
-from trainer.checkpoint.upcycle.journal import MODEL, Work, digest, open_work, tidy, work_path
+from trainer.checkpoint.upcycle.journal import MODEL, Work, digest, open_work, remove, tidy, work_path
 from trainer.checkpoint.upcycle.workers import Finished, Task, perform
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def run(
             except KeyboardInterrupt:
                 raise Interrupted(f"interrupted; {_kept(work, shards)}") from None
             give_name(work.model, target)
-            shutil.rmtree(work.path, ignore_errors=True)
+            remove(work.path)
     except OSError as error:
         raise HuggingFaceError(f"{error.filename or target} cannot be written: {error.strerror or error}") from error
     return done

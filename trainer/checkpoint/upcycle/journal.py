@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,11 +70,12 @@ class Work:
             for line in journal.read_bytes().splitlines(keepends=True):
                 try:
                     entry = json.loads(line)
-                except ValueError:
+                    name, facts = entry["file"], {"size": entry["size"], "sha256": entry["sha256"]}
+                except (ValueError, KeyError, TypeError):
                     break
                 if not line.endswith(b"\n"):  # a kill came in between; what stands behind would not be read either
                     break
-                self.finished[entry.pop("file")] = entry
+                self.finished[name] = facts
                 whole += len(line)
         self._journal = open(journal, "ab", buffering=0)  # noqa: SIM115  # closed by `open_work`
         self._journal.truncate(whole)
@@ -102,7 +102,15 @@ def tidy(target: Path) -> None:
         return
     with contextlib.suppress(HuggingFaceError, OSError), _locked(path, target, patience=0):
         if {entry.name for entry in path.iterdir()} <= {OWNER, PLAN, JOURNAL}:
-            shutil.rmtree(path)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Take away what stands beside a model until it has its name. What somebody else put there stays, with `path`."""
+    with contextlib.suppress(OSError):
+        for name in (JOURNAL, PLAN, OWNER):
+            (path / name).unlink(missing_ok=True)
+        path.rmdir()
 
 
 @contextlib.contextmanager
@@ -113,7 +121,9 @@ def open_work(target: Path, plan: Mapping[str, Any]) -> Iterator[Work]:
     """
     path = work_path(target)
     with _locked(path, target, PATIENCE):
-        must_not_exist(target)  # whoever held the lock may have finished it
+        if os.path.lexists(target) and [entry.name for entry in path.iterdir()] == [OWNER]:
+            remove(path)  # made anew while this process waited for who held the lock, and finished
+        must_not_exist(target)
         file = path / PLAN
         if file.exists():
             _same_plan(path, target, plan)

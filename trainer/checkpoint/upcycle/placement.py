@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Strategy = Literal["halves", "coactivation", "spread"]
 Cut = Sequence[Sequence[int]]  # parts, each a sorted list of the source's experts
 NEAREST = 3  # values that a refusal offers
+# Less would leave bf16 copies equal but for a few numbers in a thousand, and nothing would say that they are.
+LEAST_NOISE = 1e-5
 
 # FoPE of the model that expansions are made for, where nothing else is asked for (Intern-S1-Pro's config.json).
 FOPE_THETA, FOPE_MAX_POSITION, FOPE_GAIN = 5e6, 262_144, 0.5
@@ -128,6 +130,8 @@ class _Shape:
         if self.strategy == "spread":
             if self.experts % groups:
                 return f"groups={groups} does not divide the source's {self.experts} experts"
+            if self.per_token > factor * self.experts:
+                return f"{self.per_token} experts per token, of only {factor * self.experts}"
             return None
         if groups % factor:
             return f"factor={factor} does not divide groups={groups}"
@@ -166,8 +170,10 @@ def check(model: ModelConfig, expansion: Expansion) -> None:
         raise UpcycleError(
             f"the source has {model.router_groups} router groups; only one with a single group can be expanded"
         )
-    if not 0 <= expansion.noise < 1:
-        raise UpcycleError(f"noise={expansion.noise:g} is not supported; use 0 to below 1, such as 0.01")
+    if expansion.noise != 0 and not LEAST_NOISE <= expansion.noise < 1:
+        raise UpcycleError(
+            f"noise={expansion.noise:g} is not supported; use 0, or {LEAST_NOISE:g} to below 1, such as 0.01"
+        )
     if not 0 < expansion.router_temperature < float("inf"):
         raise UpcycleError(f"router_temperature={expansion.router_temperature:g} is no temperature; use one above 0")
     if expansion.cuts == "distinct" and expansion.strategy == "spread":
@@ -218,7 +224,7 @@ def expanded_model(model: ModelConfig, expansion: Expansion, vocab_size: int) ->
     for key, value, least in (("rope_theta", expanded.rope_theta, 1.0), ("fope_gain", expanded.fope_gain, 0.0)):
         if not least <= value < float("inf"):
             raise UpcycleError(f"{key}={value:g} is not supported; use {least:g} or more")
-    if not expanded.fope_frequencies():
+    if expanded.max_position < 1 or not expanded.fope_frequencies():
         raise UpcycleError(f"max_position={expanded.max_position} leaves FoPE no frequency; use more than 6")
     return expanded
 

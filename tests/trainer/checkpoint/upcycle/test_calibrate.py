@@ -183,6 +183,8 @@ def test_the_command_writes_counts_and_says_what_cuts_keep(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for words, message in (
         (["--groups", "6"], "--factor 4 --groups 6: 16 experts do not fall"),
+        (["--factor", "0"], "--factor 0 --groups 8: 16 experts do not fall"),
+        (["--factor", "-2"], "--factor -2 --groups 8: 16 experts do not fall"),
         (["--tokens", "0"], "--tokens 0: use 1 or more"),
         (["--device", "cuda"], "--device cuda: this torch sees no CUDA device; use cpu or auto"),
         (["--counts", str(tmp_path / "none" / "counts")], "there is no directory"),

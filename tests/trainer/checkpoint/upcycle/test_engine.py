@@ -24,7 +24,7 @@ from trainer.checkpoint.huggingface import write
 from trainer.checkpoint.huggingface.files import INDEX, HuggingFaceError
 from trainer.checkpoint.huggingface.write import Group, Output
 from trainer.checkpoint.manifest import read_manifest, verify_file
-from trainer.checkpoint.upcycle import journal
+from trainer.checkpoint.upcycle import engine, journal
 from trainer.checkpoint.upcycle.engine import Done, Interrupted, run
 from trainer.checkpoint.upcycle.errors import UpcycleError
 
@@ -173,6 +173,13 @@ def test_a_line_of_the_journal_that_a_kill_cut_is_not_taken(model, target, halfw
     assert model.made() == [*of_files(2), 9]
 
 
+@pytest.mark.parametrize("junk", [b"1\n", b"[]\n", b"{}\n", b'{"file": "x"}\n', b"\0\0\0\n"])
+def test_what_is_no_line_of_a_journal_is_not_taken(model, target, halfway, junk):
+    with open(halfway / "journal.jsonl", "ab") as journal:
+        journal.write(junk)
+    assert model.run(target).kept == 3
+
+
 @pytest.mark.parametrize("what", ["seed", "source", "shards"])
 def test_another_plan_is_refused(model, target, halfway, tmp_path, what):
     before = contents(halfway / "model")
@@ -222,6 +229,17 @@ def test_who_waits_for_the_lock_sees_that_the_other_one_finished(model, target, 
             model.run(target)
         other.join()
     assert model.made() == []
+    assert not halfway.exists()
+
+
+def test_a_destination_that_comes_meanwhile_costs_no_work(model, target, halfway, monkeypatch):
+    before = {entry.name for entry in halfway.iterdir()}
+    target.mkdir()
+    with pytest.raises(HuggingFaceError, match="exists"), journal.open_work(target, {}):
+        pass
+    assert {entry.name for entry in halfway.iterdir()} == before
+    target.rmdir()
+    assert model.run(target).kept == 3
 
 
 def test_a_file_system_without_locks(model, target, halfway, monkeypatch):
@@ -239,6 +257,13 @@ def test_a_directory_of_others_is_left_alone(model, target):
     with pytest.raises(HuggingFaceError, match=r"is in the way: it holds thesis\.tex of no upcycle"):
         model.run(target)
     assert (work / "thesis.tex").exists()
+
+
+def test_what_others_put_beside_an_unfinished_model_stays(model, target, halfway):
+    (halfway / "notes").mkdir()
+    (halfway / "notes" / "thesis.tex").write_text("all of it")
+    model.run(target)
+    assert sorted(str(entry.relative_to(halfway)) for entry in halfway.rglob("*")) == ["notes", "notes/thesis.tex"]
 
 
 def test_a_worker_that_dies_is_told_and_what_it_finished_kept(model, target):
@@ -285,7 +310,7 @@ def test_an_existing_destination_is_refused(model, target):
 
 def test_a_kill_after_the_directory_had_its_name_leaves_nothing_for_ever(model, target, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(shutil, "rmtree", lambda *arguments, **options: None)
+        patched.setattr(engine, "remove", lambda path: None)
         model.run(target)
     work = journal.work_path(target)
     assert sorted(entry.name for entry in work.iterdir()) == ["journal.jsonl", "owner.lock", "plan.json"]
