@@ -79,6 +79,7 @@ def test_every_document_is_there_once_with_a_prefix_and_an_end(tmp_path, plain, 
     place = {text: number for number, text in enumerate(some)}
     order = [place[text] for text in seen[: len(train)]]
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.2  # shuffled over units, parts and files
+    assert 0.42 < np.mean(np.diff(order) > 0) < 0.58  # inside the shards, too
     shards = json.loads((out / "manifest.json").read_text())["shards"]
     assert len(shards) > 5
     assert max(shard["tokens"] for shard in shards) < 1.3 * DEFAULTS["shard_tokens"]

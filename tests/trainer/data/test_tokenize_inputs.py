@@ -190,6 +190,10 @@ def test_names_that_cannot_be_read_are_told(tmp_path):
     ):
         with pytest.raises(DataError, match=complaint):
             find_files([tmp_path / name for name in names])
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "state.json").write_text("{")
+    with pytest.raises(DataError, match=r"half is no dataset that save_to_disk wrote: "):
+        find_files([tmp_path / "half"])
     with pytest.raises(DataError, match=r"--builder csv: datasets\.load_dataset failed: "):
         built_dataset("csv", None, [tmp_path / "nowhere.csv"], "train")
     chosen = datasets.Dataset.from_dict(TABLE).select([3, 1])

@@ -63,12 +63,16 @@ def find_files(paths: Sequence[Path], split: str = "train") -> list[Path]:
 def _saved_dataset(path: Path, split: str) -> list[Path]:
     import datasets
 
-    if (path / "dataset_dict.json").is_file():
-        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        if split not in names:
-            raise DataError(f"{path} has no split {split}; use --split {' or '.join(names)}")
-        path = path / split
-    return _arrow_files(datasets.load_from_disk(str(path)), str(path))
+    try:
+        if (path / "dataset_dict.json").is_file():
+            names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+            if split not in names:
+                raise DataError(f"{path} has no split {split}; use --split {' or '.join(names)}")
+            path = path / split
+        saved = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's are of these, too
+        raise DataError(f"{path} is no dataset that save_to_disk wrote: {' '.join(str(error).split())}") from error
+    return _arrow_files(saved, str(path))
 
 
 def built_dataset(builder: str, config: str | None, files: Sequence[Path], split: str) -> list[Path]:
