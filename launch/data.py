@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ACTIONS = ("check", "show", "stats")
 COSTED_SAMPLES, COSTED_AT_ONCE = 4096, 64  # whose attention is measured
+MAX_DIGITS = 18  # of a sample's number, which is an int64
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -40,6 +41,8 @@ def run_data(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     if not recipe or (action == "show") != (len(numbers) == 1):
         number = " 17, with the number of a sample" if action == "show" else ""
         parser.error(f"name a recipe, as in: octavo data {action} toy{number}")
+    if any(len(word) > MAX_DIGITS for word in numbers):
+        parser.error(f"sample {numbers[0]}: use a number of {MAX_DIGITS} digits or fewer")
     cfg = read(shlex.join(recipe), options.config_dir)
     if cfg.data.name != "mixture":
         raise ConfigError([f"data.name={cfg.data.name} is no mixture; use a data option such as data=toy_mixture"])
@@ -134,9 +137,9 @@ def stats(cfg: Config) -> int:
     print(f"attention inside documents, by the first {measured:,} samples: {costs.mean() / cfg.data.seq_len**2:.1%} of")
     print("what windows of one document each would cost; the busiest of R ranks has, over their mean,")
     for ranks in RANKS:
-        if batch % ranks == 0 and measured >= batch:
-            micro = min(cfg.train.micro_batch, batch // ranks)
-            print(f"  R = {ranks:<4} {imbalance(costs, batch, micro, ranks):.2f} times (micro-batches of {micro})")
+        micro = min(cfg.train.micro_batch, batch // ranks)
+        if micro and batch % (ranks * micro) == 0 and measured >= ranks * micro:
+            print(f"  R = {ranks:<4} {imbalance(costs, micro, ranks):.2f} times (micro-batches of {micro})")
     return 0
 
 

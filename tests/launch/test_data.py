@@ -51,6 +51,28 @@ def test_a_whole_mixture_is_checked_and_counted_and_shown_without_torch(recipes:
     assert "R = 4    1." in out
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train.global_batch=12", "train.micro_batch=4", "train.steps=1"], "4"),  # 2 x 4 does not divide 12
+        (["train.global_batch=16", "train.micro_batch=1"], "248"),  # more than the samples that are measured
+    ],
+)
+def test_balance_is_told_for_any_batch(recipes: Path, capsys, monkeypatch, words: list[str], told: str) -> None:
+    monkeypatch.setattr("launch.data.COSTED_SAMPLES", 12)
+    assert main(["data", "stats", "small", *words, "--config-dir", str(recipes)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  R = ")]
+    assert [line[2] for line in lines] == [*told]
+    assert all(float(line[3]) >= 1 for line in lines)
+
+
+def test_a_number_beyond_any_sample_is_refused(recipes: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "show", "small", "9" * 20, "--config-dir", str(recipes)])
+    assert "use a number of 18 digits or fewer" in capsys.readouterr().err
+    assert main(["data", "show", "small", "9" * 18, "--config-dir", str(recipes)]) == 0
+
+
 def test_a_prefix_is_in_colour(recipes: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     shown = []

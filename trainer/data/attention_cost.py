@@ -22,12 +22,12 @@ def attention_costs(starts_BL: npt.NDArray[np.bool_]) -> Ints:
     return np.bincount(begins // S, weights=lengths.astype(np.float64) ** 2, minlength=B).astype(np.int64)
 
 
-def imbalance(costs: Ints, global_batch: int, micro_batch: int, ranks: int) -> float:
-    """Cost of the busiest rank over the mean of all ranks, averaged over the micro-batches of whole steps; 1: balance.
+def imbalance(costs: Ints, micro_batch: int, ranks: int) -> float:
+    """Cost of the busiest rank over the mean of all ranks, averaged over micro-batches; 1: balance.
 
     costs: of consecutive samples from the beginning of a step. Ranks wait for each other at every micro-batch, of
-    which rank r takes samples r * micro_batch .. of each run of ranks * micro_batch. NaN where there is no whole step.
+    which rank r takes samples r * micro_batch .. of each run of ranks * micro_batch; `costs` must hold such a run.
     """
-    steps = len(costs) // global_batch
-    busy = costs[: steps * global_batch].reshape(-1, ranks, micro_batch).sum(axis=2)
-    return float((busy.max(axis=1) / busy.mean(axis=1)).mean()) if steps else float("nan")
+    whole = len(costs) // (ranks * micro_batch) * (ranks * micro_batch)
+    busy = costs[:whole].reshape(-1, ranks, micro_batch).sum(axis=2)
+    return float((busy.max(axis=1) / busy.mean(axis=1)).mean())

@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -217,6 +219,29 @@ def test_interrupted_anywhere_the_result_is_the_same(tmp_path, plain, many_units
     assert contents(out) == whole
 
 
+@pytest.mark.parametrize("last", ["begin", "spool", "rename"])
+def test_killed_as_it_begins_or_ends_it_still_goes_on(tmp_path, plain, monkeypatch, last):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    whole = contents(make(tmp_path, [source], out=tmp_path / "whole"))
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def remove_and_stop(path):
+        shutil.rmtree(path)
+        raise KeyboardInterrupt
+
+    places = {"begin": ("copyfile", stop), "spool": ("rmtree", remove_and_stop)}
+    with monkeypatch.context() as patch:
+        if last in places:
+            patch.setattr(tokenize, "shutil", SimpleNamespace(**{**vars(shutil), places[last][0]: places[last][1]}))
+        else:
+            patch.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, [source])
+    assert contents(make(tmp_path, [source])) == whole
+
+
 def test_what_was_damaged_in_between_is_made_again(tmp_path, plain, many_units, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", texts(200))
     whole = contents(make(tmp_path, [source], out=tmp_path / "whole"))
@@ -315,6 +340,16 @@ def test_nothing_is_overwritten_or_gone_on_with_that_is_not_the_same_work(tmp_pa
     with pytest.raises(DataError, match=r"c\.tmp holds thesis\.txt, which is no work of this command"):
         make(tmp_path, [source], out=tmp_path / "c")
     assert (tmp_path / "c.tmp" / "thesis.txt").exists()
+    # Named as files of ours, and of somebody else.
+    theirs = [tmp_path / "d.tmp" / name for name in ("lock", "tokenizer.json", "spool/thesis.txt")]
+    theirs[-1].parent.mkdir(parents=True)
+    for path in theirs:
+        path.write_text("mine")
+    with pytest.raises(DataError, match=r"d\.tmp holds spool, which is no work of this command"):
+        make(tmp_path, [source], out=tmp_path / "d")
+    assert [path.read_text() for path in theirs] == ["mine"] * 3
+    with pytest.raises(DataError, match=r"^\. exists and is not overwritten"):
+        make(tmp_path, [source], out=Path("."))
 
 
 def test_documents_in_memory_are_never_taken_from_an_earlier_start(tmp_path, plain, monkeypatch):

@@ -78,9 +78,9 @@ def tokenize_source(
     on from the units and shards that are finished, and the result is the same byte for byte. Raises DataError.
     """
     in_memory = not isinstance(documents, Sequence) or not all(isinstance(item, Path) for item in documents)
-    work = out.with_name(f"{out.name}.tmp")
     if out.exists():
         raise DataError(f"{out} exists and is not overwritten: remove it or name another directory")
+    work = out.with_name(f"{out.name}.tmp")
     try:
         work.mkdir(parents=True, exist_ok=True)
         with _alone(work), Pool(workers) as pool:
@@ -107,21 +107,21 @@ def tokenize_source(
             shards = _second_pass(work, spooled, plan, pool, report)
             manifest = _describe(work, plan, loaded, spooled, shards)
             shutil.rmtree(work / "spool")
-            (work / "plan.json").unlink()
-            (work / LOCK).unlink()
-            work.rename(out)
+            work.rename(out)  # with the plan: killed just before, a start still knows what lies in `work`
+            (out / PLAN).unlink()
+            (out / LOCK).unlink()
     except OSError as error:
         raise DataError(f"{error.filename or work}: {error.strerror or error}") from error
     return manifest
 
 
-LOCK = "lock"
+LOCK, PLAN = "lock", "plan.json"
 
 
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
     """Only one start works in a directory; its processes hold the lock too, whatever becomes of it."""
-    with (work / LOCK).open("w") as lock:
+    with (work / LOCK).open("a") as lock:
         os.set_inheritable(lock.fileno(), True)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,22 +149,22 @@ def _identities(paths: Sequence[str]) -> list[Facts]:
 
 def _take_up(work: Path, plan: Facts, tokenizer: Path, *, resume: bool) -> None:
     """Begin a work directory, or make sure that the one there was begun with the same plan."""
-    path = work / "plan.json"
+    path, spool = work / PLAN, work / "spool"
     if path.exists():
         begun = json.loads(path.read_text())
         if begun != plan:
             differ = ", ".join(key for key in plan if begun.get(key) != plan[key])
             raise DataError(f"{work} was begun with another {differ}: remove it, or use what it was begun with")
         if not resume:  # nobody knows whether documents in memory are still the same
-            shutil.rmtree(work / "spool")
-            (work / "spool").mkdir()
-        return
-    strangers = [entry.name for entry in work.iterdir() if entry.name not in (LOCK, "spool", "tokenizer.json")]
-    if strangers:
-        raise DataError(f"{work} holds {min(strangers)}, which is no work of this command: name another directory")
-    (work / "spool").mkdir(exist_ok=True)
+            shutil.rmtree(spool, ignore_errors=True)
+    else:
+        strangers = [entry.name for entry in work.iterdir() if entry.name not in (LOCK, f"{PLAN}.tmp")]
+        if strangers:
+            raise DataError(f"{work} holds {min(strangers)}, which is no work of this command: name another directory")
+        write_json(path, plan)
+    # A start may have been killed before it came to these, or while it removed the spool of all that is written.
+    spool.mkdir(exist_ok=True)
     shutil.copyfile(tokenizer, work / shard_files.TOKENIZER)
-    write_json(path, plan)
 
 
 def _check_space(work: Path, tokens: int, plan: Facts, copies: int) -> None:

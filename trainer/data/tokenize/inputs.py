@@ -168,6 +168,8 @@ def _strings_of(line: bytes, fields: list[str]) -> list[str]:
         raise ValueError(f"no JSON ({error.msg} at character {error.pos + 1})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"no UTF-8 at byte {error.start + 1}") from None
+    except RecursionError:
+        raise ValueError("no record of text: it is nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError('no JSON object; each line holds one document, as in {"text": "..."}')
     for field in fields:
@@ -175,6 +177,11 @@ def _strings_of(line: bytes, fields: list[str]) -> list[str]:
             raise ValueError(f"no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}: {CHOOSE}")
         if not isinstance(record[field], str):
             raise ValueError(f"the field {field!r} is no string")
+        try:
+            record[field].encode()
+        except UnicodeEncodeError as error:  # JSON can write what is no text
+            half = f"\\u{ord(record[field][error.start]):04x}"
+            raise ValueError(f"the field {field!r} has {half}, half of a surrogate pair") from None
     return [record[field] for field in fields]
 
 
