@@ -55,7 +55,10 @@ def test_a_whole_mixture_is_checked_and_counted_and_shown_without_torch(recipes:
     ("words", "told"),
     [
         (["train.global_batch=12", "train.micro_batch=4", "train.steps=1"], "4"),  # 2 x 4 does not divide 12
-        (["train.global_batch=16", "train.micro_batch=1"], "248"),  # more than the samples that are measured
+        (
+            ["train.global_batch=16", "train.micro_batch=1", "train.steps=20"],
+            "248",
+        ),  # more than the samples that are measured
     ],
 )
 def test_balance_is_told_for_any_batch(recipes: Path, capsys, monkeypatch, words: list[str], told: str) -> None:
