@@ -79,6 +79,14 @@ def hash_fault(directory: Path, shard: Facts) -> str | None:
     return None
 
 
+def tokenizer_fault(directory: Path, written: Facts) -> str | None:
+    """Whether the tokenizer beside the shards is the one that made them, in a line; None if it is."""
+    path = directory / TOKENIZER
+    if hashlib.sha256(path.read_bytes()).hexdigest() != written["sha256"]:
+        return f"{path} is damaged, or not the tokenizer that made the shards: its SHA-256 is not that in the manifest"
+    return None
+
+
 def block_fault(directory: Path, shard: Facts, block: int) -> str | None:
     """Whether one MiB of a shard, counted through `.bin` and then `.idx`, is as written."""
     stem = shard["stem"]
@@ -114,7 +122,7 @@ def read_manifest(directory: Path) -> Mapping[str, Any]:
         intact = checksum == hashlib.sha256(canonical(manifest)).hexdigest()
     except FileNotFoundError:
         raise DataError(f"{path} is missing: name a directory that octavo tokenize wrote") from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not intact:
         raise DataError(f"{path} is damaged: it does not match its own checksum")

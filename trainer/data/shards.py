@@ -180,12 +180,16 @@ class Shards:
     def faults(self, how: Literal["off", "sampled", "full"], *, seed: int | None = None) -> Iterator[str]:
         """What is wrong with the split's files, a line each.
 
-        full: every byte is hashed, so any change is found. sampled: all sizes, and the hashes of SAMPLED_BLOCKS
-        blocks of a MiB, drawn anew by every call unless `seed` is given. Of B blocks that a split has, one that is
-        damaged is found with probability min(1, SAMPLED_BLOCKS / B), and after k starts with 1 - (1 - 64 / B)^k.
+        Both: the tokenizer's hash, with the train split. full: every byte is hashed, so any change is found. sampled:
+        all sizes, and the hashes of SAMPLED_BLOCKS blocks of a MiB, drawn anew by every call unless `seed` is given. Of
+        B blocks that a split has, one that is damaged is found with probability min(1, SAMPLED_BLOCKS / B), and after k
+        starts with 1 - (1 - 64 / B)^k.
         """
         if how == "off":
             return
+        made_by = self.manifest["tokenizer"]
+        if self.split == "train" and (fault := _tried(shard_files.tokenizer_fault, self.directory, made_by)):
+            yield fault
         look = shard_files.hash_fault if how == "full" else shard_files.size_fault
         sound = []
         for shard in self._shards:
@@ -203,12 +207,12 @@ class Shards:
                 yield fault
 
 
-def _tried(look: Callable[..., str | None], directory: Path, shard: dict[str, Any], *which: int) -> str | None:
+def _tried(look: Callable[..., str | None], directory: Path, written: dict[str, Any], *which: int) -> str | None:
     """A file that cannot be read is a fault like the others."""
     try:
-        return look(directory, shard, *which)
+        return look(directory, written, *which)
     except OSError as error:
-        return f"{error.filename or directory / shard['stem']} cannot be read: {error.strerror or error}"
+        return f"{error.filename or directory} cannot be read: {error.strerror or error}"
 
 
 def _sample(n: int, seed: int) -> Ints:

@@ -162,6 +162,20 @@ def test_what_cannot_be_read_is_told_at_reading(tmp_path, fault: Callable[[Path]
     Shards(out).read(np.array([last]), 16)  # another shard
 
 
+@pytest.mark.parametrize("how", ["sampled", "full"])
+def test_another_tokenizer_than_the_one_that_made_the_shards_is_told(tmp_path, how):
+    out = make(tmp_path, documents(texts()))
+    shards = Shards(out)
+    shards.verify(how)
+    path = out / "tokenizer.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(DataError, match=r"tokenizer\.json is damaged, or not the tokenizer that made the shards"):
+        shards.verify(how)
+    path.unlink()
+    with pytest.raises(DataError, match=r"tokenizer\.json cannot be read"):
+        shards.verify(how)
+
+
 def test_manifests_that_are_not_as_written_are_refused(tmp_path):
     out = make(tmp_path, EVERYTHING)
     path = out / "manifest.json"
@@ -169,9 +183,10 @@ def test_manifests_that_are_not_as_written_are_refused(tmp_path):
     path.write_text(written.replace('"science"', '"general"'))
     with pytest.raises(DataError, match="does not match its own checksum"):
         Shards(out)
-    path.write_text(written[:100])
-    with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
-        Shards(out)
+    for content in (written[:100], "[]", "null"):
+        path.write_text(content)
+        with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
+            Shards(out)
     path.unlink()
     with pytest.raises(DataError, match=r"manifest\.json is missing: name a directory that octavo tokenize wrote"):
         Shards(out)
