@@ -117,7 +117,7 @@ def remove(path: Path) -> None:
 def open_work(target: Path, plan: Mapping[str, Any]) -> Iterator[Work]:
     """The work on `target`, new or as far as it came; `plan`: JSON values by what they are of, of a few bytes each.
 
-    Raises: HuggingFaceError where another process is at it or where it has another plan; OSError.
+    Raises: HuggingFaceError where another process is at it, it cannot be locked, or it has another plan; OSError.
     """
     path = work_path(target)
     with _locked(path, target, PATIENCE):
@@ -160,7 +160,10 @@ def _same_plan(path: Path, target: Path, plan: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path, target: Path, patience: float) -> Iterator[None]:
-    """Hold the lock in `path`, a directory that is made where it is not there. Workers inherit it."""
+    """Hold the lock in `path`, a directory that is made where it is not there. Workers inherit it.
+
+    Raises: HuggingFaceError where another process holds it for longer than `patience`, or the file system has no locks.
+    """
     until = time.monotonic() + patience
     while True:
         path.mkdir(parents=True, exist_ok=True)
@@ -176,7 +179,10 @@ def _locked(path: Path, target: Path, patience: float) -> Iterator[None]:
             pass
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-                break  # no locks on this file system; a second writer of the same plan would write the same bytes
+                lock.close()
+                raise HuggingFaceError(  # a second writer could be in the middle of a file that this one calls whole
+                    f"{path}: this file system has no locks; write {target.name} on another disk, and copy it"
+                ) from None
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
             if time.monotonic() > until:

@@ -242,11 +242,17 @@ def test_a_destination_that_comes_meanwhile_costs_no_work(model, target, halfway
     assert model.run(target).kept == 3
 
 
-def test_a_file_system_without_locks(model, target, halfway, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_refused(model, target, halfway, monkeypatch, code):
     def flock(file: object, how: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    before = contents(halfway / "model")
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", flock)
+        with pytest.raises(HuggingFaceError, match=r"this file system has no locks; write out on another disk"):
+            model.run(target)
+    assert contents(halfway / "model") == before
     assert model.run(target).kept == 3
 
 
