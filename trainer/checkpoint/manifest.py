@@ -14,6 +14,7 @@ from typing import Any
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+OWN_HASH = "manifest_sha256"  # the key of its hash of itself
 EXPANSION_FACT = "upcycle"  # the key of what an expansion says of itself
 
 
@@ -30,7 +31,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 def write_manifest(directory: Path, files: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
     """Write and sync `directory/manifest.json`. `files`: name -> `file_facts`; `facts`: JSON values of the caller."""
     body = {"format": FORMAT, **facts, "files": dict(sorted(files.items()))}
-    body["manifest_sha256"] = _body_hash(body)
+    body[OWN_HASH] = _body_hash(body)
     with open(directory / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(body, file, indent=1)  # no newline after it: a file cut short by a byte must not parse
         file.flush()
@@ -42,7 +43,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        recorded = body.pop("manifest_sha256")
+        if OWN_HASH not in body:
+            raise Damaged(f"{path} has lost its hash of itself ({OWN_HASH})")
+        recorded = body.pop(OWN_HASH)
         files = body["files"]
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None

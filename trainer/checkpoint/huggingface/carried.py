@@ -25,7 +25,15 @@ from trainer.checkpoint.huggingface.files import (
 from trainer.checkpoint.huggingface.read import fill
 from trainer.checkpoint.huggingface.survey import Source, look_at
 from trainer.checkpoint.huggingface.write import copy_of, side_files, write_directory
-from trainer.checkpoint.manifest import EXPANSION_FACT, MANIFEST, Damaged, read_manifest, remove_as_written, verify_file
+from trainer.checkpoint.manifest import (
+    EXPANSION_FACT,
+    MANIFEST,
+    OWN_HASH,
+    Damaged,
+    read_manifest,
+    remove_as_written,
+    verify_file,
+)
 from trainer.config import Config, ConfigError
 from trainer.model.decoder import Decoder
 from trainer.model_config import ModelConfig
@@ -124,8 +132,20 @@ def _suitable(path: Path, cfg: Config) -> None:
 
 
 def has_identical_copies(path: Path) -> bool:
-    """Whether a directory's manifest says that it is an expansion with copies that training never tells apart."""
+    """Whether a directory's manifest says that it is an expansion with copies that training never tells apart.
+
+    Raises HuggingFaceError where it is not as it was written. One without a hash of itself that speaks of no expansion
+    is another program's, and says nothing.
+    """
     manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+    if OWN_HASH in manifest or isinstance(manifest.get(EXPANSION_FACT), dict):
+        try:
+            manifest = read_manifest(path)
+        except Damaged as damage:
+            raise HuggingFaceError(
+                f"{damage}, so whether experts are exact copies is not known; put back the manifest that `octavo "
+                "upcycle` wrote, or set checkpoint.allow_identical_copies=true"
+            ) from damage
     facts = manifest.get(EXPANSION_FACT)
     return isinstance(facts, dict) and facts.get("identical_copies") is True
 

@@ -15,6 +15,7 @@ from tests.trainer.checkpoint.upcycle.sources import checkpoint_of, expanded
 from tests.trainer.tiny_run import tiny_config
 from trainer import rundir
 from trainer.checkpoint.huggingface.carried import published_weights
+from trainer.checkpoint.huggingface.files import HuggingFaceError
 from trainer.checkpoint.huggingface.read import from_huggingface
 from trainer.checkpoint.upcycle.placement import Placement
 from trainer.config import ConfigError
@@ -98,6 +99,24 @@ def test_a_run_refuses_copies_that_stay_identical_unless_it_is_told_to_take_them
     assert begin(tmp_path / "noisy", tmp_path / "run") is not None
     expanded(path, tmp_path / "distinct", **ASKED, noise=0.0, cuts="distinct")
     assert begin(tmp_path / "distinct", tmp_path / "run") is not None
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_an_edited_manifest_does_not_let_exact_copies_through(tmp_path, hashed):
+    path = checkpoint_of(tmp_path / "source", **SIZES).write()
+    expanded(path, tmp_path / "exact", **ASKED, noise=0.0)
+    file = tmp_path / "exact" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["upcycle"]["identical_copies"] = False
+    if not hashed:
+        del manifest["manifest_sha256"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(HuggingFaceError) as refused:
+        begin(tmp_path / "exact", tmp_path / "run")
+    said = "does not match its own hash" if hashed else "has lost its hash of itself (manifest_sha256)"
+    assert str(refused.value).startswith(f"{file} {said}, so whether experts are exact copies is not known")
+    assert "\n" not in str(refused.value)
+    assert begin(tmp_path / "exact", tmp_path / "run", allow_identical_copies=True) is not None
 
 
 @pytest.mark.parametrize("manifest", [{}, {"upcycle": None}, {"upcycle": []}, {"identical_copies": True}])
