@@ -159,7 +159,11 @@ def _inspect(words: Sequence[str]) -> int:
 
     parser = _plain_parser("inspect")
     parser.add_argument("directory", metavar="DIR", help="a Hugging Face directory, a run directory or a step-N in it")
-    return inspect_directory(parser.parse_args(words).directory)
+    parser.add_argument(
+        "--verify", action="store_true", help="also read every file that manifest.json lists, and compare its hash"
+    )
+    options = parser.parse_args(words)
+    return inspect_directory(options.directory, verify=options.verify)
 
 
 def _upcycle(words: Sequence[str]) -> int:

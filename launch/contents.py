@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from trainer.checkpoint.huggingface.config import FUNCTION
 from trainer.checkpoint.huggingface.files import CONFIG, HuggingFaceError, open_directory
 from trainer.checkpoint.huggingface.survey import Source, look_at, part_of, quantization
+from trainer.checkpoint.manifest import MANIFEST, Damaged, read_manifest, verify_file
 from trainer.model_config import ModelConfig
 from trainer.schema import show
 
@@ -20,18 +23,24 @@ ORDER = (
     "projector", "time series", "optimizer", "generators", "unknown",
 )  # fmt: skip
 LISTED = 10  # tensors of one kind of trouble that are named
+READERS = 4  # files that are compared at one time
+BETWEEN = 5.0  # seconds between two lines of progress
 
 
-def inspect_directory(directory: str) -> int:
-    """Print the table. Exit code 0 for a directory that is whole, 1 otherwise."""
-    path = Path(directory)
+def inspect_directory(directory: str, *, verify: bool = False) -> int:
+    """Print the table. `verify`: also read every file that manifest.json lists, and print which differ from what it
+    says. Exit code 0 for a directory that is whole (and, if asked for, is as it was written), 1 otherwise."""
+    path, whole = Path(directory), False
     try:
         if (path / CONFIG).is_file():  # no torch for these
-            return _huggingface(look_at(open_directory(path)))
-        return _training(path)
+            whole = _huggingface(look_at(open_directory(path)))
+        else:
+            path = _located(path)
+            whole = _training(path)
     except HuggingFaceError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    as_written = not verify or _as_written(path)
+    return 0 if whole and as_written else 1
 
 
 @dataclass
@@ -45,7 +54,7 @@ class Row:
 Entry = tuple[str, str, tuple[int, ...], int]  # part, dtype, shape, bytes
 
 
-def _huggingface(source: Source) -> int:
+def _huggingface(source: Source) -> bool:
     directory = source.directory
     print(f"{directory.path}: Hugging Face directory, {len({t.file for t in directory.tensors.values()})} file(s)")
     unknown = set(source.unknown)
@@ -64,24 +73,29 @@ def _huggingface(source: Source) -> int:
     _print_list("unfit", source.unfit)
     problems = source.problems(towers=True)
     print("whole: every tensor that config.json calls for is there, and no other" if not problems else "NOT whole")
-    return 1 if problems else 0
+    return not problems
 
 
-def _training(path: Path) -> int:
-    from trainer.checkpoint.opened import locate, open_checkpoint  # imports torch
+def _located(path: Path) -> Path:
+    from trainer.checkpoint.opened import locate  # imports torch
     from trainer.checkpoint.store import CheckpointError
 
     try:
-        locate(path)
+        return locate(path)
     except CheckpointError:
         text = f"neither a Hugging Face directory (no {CONFIG}) nor a run directory with a checkpoint (no step-N)"
-        print(f"error: {path}: {text}", file=sys.stderr)
-        return 1
+        raise HuggingFaceError(f"{path}: {text}") from None
+
+
+def _training(path: Path) -> bool:
+    from trainer.checkpoint.opened import open_checkpoint
+    from trainer.checkpoint.store import CheckpointError
+
     try:
         opened = open_checkpoint(path)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return False
     print(f"{opened.path}: training checkpoint of step {opened.step}, written by {opened.ranks} rank(s)")
     parts = {f"model.{piece.parameter}": part_of(piece.name) for piece in opened.pieces}
     entries: list[Entry] = []
@@ -96,7 +110,33 @@ def _training(path: Path) -> int:
     _print_list("unfit", opened.unfit)
     whole = not opened.missing and not opened.unfit
     print("whole by names, shapes and sizes; loading and exporting compare hashes too" if whole else "NOT whole")
-    return 0 if whole else 1
+    return whole
+
+
+def _as_written(path: Path) -> bool:
+    """Compare every file of the manifest with it, byte for byte, and print what differs."""
+    if not (path / MANIFEST).is_file():
+        print(f"verify      there is no {path / MANIFEST}: nothing says what the files' bytes should be")
+        return False
+    try:
+        files = read_manifest(path)["files"]
+    except Damaged as damage:
+        print(f"verify      {damage}: its hashes say nothing of the files")
+        return False
+    total, read, told, faults = sum(facts["size"] for facts in files.values()), 0, time.perf_counter(), 0
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda name: verify_file(path, name, files[name]), files)
+        for facts, fault in zip(files.values(), found, strict=True):
+            read += facts["size"]
+            if fault is not None:
+                faults += 1
+                print(f"differs     {fault}")
+            if time.perf_counter() - told >= BETWEEN:
+                told = time.perf_counter()
+                print(f"{read / 1e9:,.1f} of {total / 1e9:,.1f} GB compared", file=sys.stderr)
+    said = f"{faults} of them differ" if faults else "every byte is as it was written"
+    print(f"verify      {len(files)} files, {total / 1e9:,.3f} GB: {said}")
+    return not faults
 
 
 def _print_table(entries: Iterable[Entry]) -> None:

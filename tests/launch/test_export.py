@@ -112,6 +112,73 @@ def test_inspect_a_training_checkpoint(run, tmp_path, capsys):
     assert "neither a Hugging Face directory (no config.json) nor a run directory" in capsys.readouterr().err
 
 
+def flip(file: Path) -> None:
+    """The last byte, so that names, shapes and sizes stay."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.fixture
+def expansion(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    target = tmp_path / "dst"
+    assert main(["upcycle", str(reference / "tiny" / "interns1"), str(target), "--shard-gb", "0.002"]) == 0
+    capsys.readouterr()
+    return target
+
+
+def test_inspect_verifies_every_byte_of_an_expansion(expansion, capsys):
+    assert main(["inspect", str(expansion), "--verify"]) == 0
+    names = {file.name for file in expansion.iterdir()} - {"manifest.json"}
+    whole = capsys.readouterr().out
+    assert whole.splitlines()[-1] == f"verify      {len(names)} files, 0.006 GB: every byte is as it was written"
+    second, third = sorted(expansion.glob("model-*.safetensors"))[1:3]
+    config = expansion / "config.json"
+    size = config.stat().st_size
+    flip(second)
+    config.write_text(config.read_text() + "\n")
+    assert main(["inspect", str(expansion)]) == 0  # by names, shapes and sizes
+    third.unlink()
+    capsys.readouterr()
+    assert main(["inspect", str(expansion), "--verify"]) == 1
+    shown = capsys.readouterr()
+    assert f"error: {third} is missing" in shown.err
+    assert shown.out.splitlines() == [
+        f"differs     {config} has {size + 1} bytes instead of {size}",
+        f"differs     {second} has changed since it was written (SHA-256 differs)",
+        f"differs     {third} is missing",
+        f"verify      {len(names)} files, 0.006 GB: 3 of them differ",
+    ]
+
+
+def test_inspect_says_that_nothing_can_be_verified(reference, expansion, capsys):
+    published = reference / "tiny" / "interns1"
+    assert main(["inspect", str(published), "--verify"]) == 1
+    said = f"verify      there is no {published / 'manifest.json'}: nothing says what the files' bytes should be"
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    manifest = expansion / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    assert main(["inspect", str(expansion), "--verify"]) == 1
+    assert f"verify      {manifest} does not match its own hash: its hashes say" in capsys.readouterr().out
+
+
+def test_inspect_verifies_a_training_checkpoint(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    assert main(["inspect", str(copy), "--verify"]) == 0
+    assert capsys.readouterr().out.endswith("every byte is as it was written\n")
+    shard = next(copy.glob("checkpoints/step-1/*.distcp"))
+    flip(shard)
+    assert main(["inspect", str(copy)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(copy), "--verify"]) == 1
+    assert f"differs     {shard} has changed since it was written (SHA-256 differs)\n" in capsys.readouterr().out
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert main(["inspect", str(copy / "checkpoints"), "--verify"]) == 1  # the rest is compared all the same
+    shown = capsys.readouterr()
+    assert "is damaged" in shown.err
+    assert f"differs     {shard} has " in shown.out
+
+
 def test_inspect_of_a_published_directory_needs_no_torch(reference):
     program = (
         "import sys; from launch.cli import main; "
