@@ -151,6 +151,7 @@ GOOD = '{"text": "iron"}\n'
         (write_text("a.jsonl", GOOD * 2 + "\n" + '{"text": "iro'), r"a\.jsonl, line 4: no JSON \(.* at character"),
         (write_text("a.jsonl", GOOD + b'{"text": "\xff"}'.decode("latin-1")), None),
         (write_text("a.jsonl", GOOD.encode() + b'{"text": "\xff"}'), r"a\.jsonl, line 2: no UTF-8 at byte 11"),
+        (write_text("a.jsonl", GOOD.encode() + bytes(20)), r"a\.jsonl, line 2: a NUL at byte 1: the file was not"),
         (write_text("a.jsonl", GOOD + '{"text": "a \\ud83d b"}'), r"line 2: .* has .ud83d, half of a surrogate pair"),
         (write_text("a.jsonl", GOOD.encode() + b'{"text": "\xed\xa0\x80"}'), r"line 2: .* half of a surrogate pair"),
         (write_text("a.jsonl", GOOD + '{"x": ' + "[" * 99_999), r"line 2: .* nested too deeply"),

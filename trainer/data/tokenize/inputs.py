@@ -162,6 +162,8 @@ def _json_lines(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[s
 
 def _strings_of(line: bytes, fields: list[str]) -> list[str]:
     """ValueError says what is wrong with a line."""
+    if b"\0" in line:  # json would take it for UTF-16 or UTF-32, and say something of their bytes
+        raise ValueError(f"a NUL at byte {line.index(0) + 1}: the file was not written to its end, or is no UTF-8")
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
