@@ -25,6 +25,7 @@ from trainer.data.errors import DataError
 
 DEPTH = 2  # batches that a worker is asked for at one time
 MAX_REPLACED = 3  # a worker's place; then something kills them, and waiting longer would hide it
+FORGIVEN_AFTER = 10_000  # answers in a row, the deaths in a worker's place are forgotten: runs last for weeks
 SERVE = "from trainer.data.read_ahead import serve; serve()"
 
 
@@ -99,7 +100,7 @@ class _Worker:
 
     def __init__(self, open_reader: Callable[[], Reader]) -> None:
         self._opening = pickle.dumps(open_reader)
-        self._replaced = 0
+        self._replaced = self._answered = 0  # deaths that count, answers since the last one
         self.asked = 0  # so far
         self._start()
 
@@ -122,12 +123,15 @@ class _Worker:
         """Raises EOFError, UnpicklingError or OSError where the process is gone, DataError where it could not read."""
         assert self._process.stdout is not None
         answer: Any = pickle.load(self._process.stdout)
+        self._answered += 1
+        if self._answered == FORGIVEN_AFTER:
+            self._replaced = 0
         if isinstance(answer, str):
             raise DataError(answer)
         return answer
 
     def replace(self) -> None:
-        self._replaced += 1
+        self._replaced, self._answered = self._replaced + 1, 0
         pid = self._process.pid
         self._process.kill()
         code = self._process.wait()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from trainer.data import read_ahead
 from trainer.data.errors import DataError
 from trainer.data.read_ahead import MAX_REPLACED, ReadAhead, Windows
 
@@ -81,6 +82,18 @@ def test_workers_that_keep_dying_end_the_run_with_a_word(reading) -> None:
     with pytest.raises(DataError, match=r"has ended with code -9.*data.workers=0"):
         read_and_kill(reading[0])
     assert reading[0]._processes[0]._replaced == MAX_REPLACED + 1
+
+
+def test_deaths_long_ago_are_forgotten(reading, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead, "FORGIVEN_AFTER", 5)
+    reading.append(ahead(1))
+    first = 0
+    for _ in range(MAX_REPLACED + 2):
+        for _ in range(10):
+            assert reading[0].read(first, 1).tokens_BL[0, 0] == first
+            first += 1
+        reading[0]._processes[0]._process.kill()
+        reading[0]._processes[0]._process.wait()
 
 
 def test_what_cannot_be_read_is_told_when_it_is_asked_for(reading) -> None:
