@@ -92,7 +92,9 @@ class Trainer:
         self.cfg, self.directory, self.world = cfg, run.path, world
         fill = published_weights(cfg, run, world)
         world.watch.at("start: data")
-        self.data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size)
+        damage: list[str] = []
+        self.data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size, warn=damage.append)
+        damage = sorted({line for of_rank in world.gather(damage) for line in of_rank})
         world.agree("corpus", self.data.fingerprint)
         world.watch.at("start: model")
         self.meshes = build_meshes(cfg, world.device.type)
@@ -105,7 +107,7 @@ class Trainer:
             self.directory / rundir.CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self._warn_early
         )
         world.watch.at("start: loading the checkpoint")
-        self.early_warnings = [f"goes on with {change}" for change in run.changes]
+        self.early_warnings = [*(f"goes on with {change}" for change in run.changes), *damage]
         self.step = self.sample = self.saved_step = 0  # steps done, samples seen, step of the last checkpoint
         self.faults = 0  # samples of this start that were replaced, as they could not be read
         self.resumed = self._resume()

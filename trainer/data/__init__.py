@@ -55,11 +55,19 @@ class Data(Protocol):
         """
 
 
-def build_data(cfg: DataConfig, *, seed: int, vocab_size: int, progress: Callable[[str], None] | None = None) -> Data:
+def build_data(
+    cfg: DataConfig,
+    *,
+    seed: int,
+    vocab_size: int,
+    progress: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Data:
     """The data that `cfg.name` names, in an order decided by `seed`; any number of processes may call it at once.
 
     vocab_size: the model's; synthetic data use all of it, a corpus must fit in it. progress: takes a line of text at
-    every stage of building the corpus, printed to stderr by default. Raises DataError.
+    every stage of building the corpus, printed to stderr by default; warn, one of what is damaged and will be passed
+    over. Raises DataError.
     """
     if cfg.name == "synthetic":
         from trainer.data.synthetic import SyntheticData
@@ -71,7 +79,8 @@ def build_data(cfg: DataConfig, *, seed: int, vocab_size: int, progress: Callabl
     if cfg.name == "mixture":
         from trainer.data.mixture_data import MixtureData
 
-        data = MixtureData(cfg, source_directories(cfg, progress or print_progress), seed=seed)
+        progress = progress or print_progress
+        data = MixtureData(cfg, source_directories(cfg, progress), seed=seed, warn=warn or progress)
         return _fitting(data, vocab_size)
     if cfg.name != "toy":
         raise DataError(f"data.name={cfg.name}: use mixture, toy or synthetic")

@@ -34,7 +34,8 @@ class IndexedTokens:
     where a file is missing, damaged or contradicts the other, IndexError for anything outside the stream.
     """
 
-    def __init__(self, stem: Path) -> None:
+    def __init__(self, stem: Path, *, cut_short: bool = False) -> None:
+        """cut_short: the stream may end before the index says, and has the tokens that are there."""
         self.bin_path, self.idx_path = stem.with_name(stem.name + ".bin"), stem.with_name(stem.name + ".idx")
         index = _map(self.idx_path)
         if len(index) < HEADER.size:
@@ -63,14 +64,15 @@ class IndexedTokens:
         tokens = _map(self.bin_path)
         ends_at = int(self._pointers[-1]) + int(self._lengths[-1]) * self.dtype.itemsize if n else 0
         second = int(self._lengths[0]) * self.dtype.itemsize if n > 1 else None
-        if len(tokens) != ends_at or (second is not None and self._pointers[1] != second):
+        wrong_end = len(tokens) > ends_at if cut_short else len(tokens) != ends_at
+        if wrong_end or (second is not None and self._pointers[1] != second):
             raise DataError(
                 f"{self.bin_path} has {len(tokens)} bytes, its index of {self.dtype} ends at byte {ends_at}: one of "
                 "the two is truncated or damaged"
             )
         if marks == 0 or self._marks[0] != 0 or self._marks[-1] != n or (n and self._pointers[0] != 0):
             raise DataError(f"{self.idx_path} is damaged: its documents do not go from sequence 0 to sequence {n}")
-        self._tokens = tokens.view(self.dtype)
+        self._tokens = tokens[: len(tokens) // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
         self.num_tokens = len(self._tokens)
         self.num_sequences = n
         self.num_documents = marks - 1

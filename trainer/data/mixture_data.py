@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +26,16 @@ Ints = npt.NDArray[np.int64]
 
 
 class MixtureData:
-    """Windows of `data.seq_len` tokens, in an order decided by `seed`. Raises DataError as `MixtureReader` does."""
+    """Windows of `data.seq_len` tokens, in an order decided by `seed`. Raises DataError as `MixtureReader` does, and
+    for damage that `data.verify` finds, which goes to `warn` instead under `data.on_fault=skip`."""
 
-    def __init__(self, data: DataConfig, directories: Mapping[str, Path], *, seed: int) -> None:
+    def __init__(
+        self, data: DataConfig, directories: Mapping[str, Path], *, seed: int, warn: Callable[[str], None]
+    ) -> None:
         open_reader = functools.partial(MixtureReader, data, directories, seed=seed)
         self._reader = open_reader()
         for shards in (*self._reader.train.values(), *self._reader.heldout.values()):
-            shards.verify(data.verify)
+            shards.verify(data.verify, tell=warn if data.on_fault == "skip" else None)
         self._ahead = ReadAhead(self._reader, open_reader, data.workers)
         self._seq_len = data.seq_len
         self.sources = self._reader.names

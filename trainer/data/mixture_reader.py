@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,13 +22,12 @@ from trainer.data.errors import DataError
 from trainer.data.mixture.index import MixtureIndex
 from trainer.data.prefixes import Prefixes
 from trainer.data.read_ahead import Windows
-from trainer.data.shards import Shards
+from trainer.data.shards import MAX_NEIGHBOURS, Shards
 from trainer.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from trainer.config import DataConfig
 
-MAX_NEIGHBOURS = 64  # windows tried in place of one that cannot be read
 MISSING_SHARE = 0.01  # a source may have so much less than its unique_tokens, which are round numbers
 Ints = npt.NDArray[np.int64]
 Split = Literal["train", "heldout"]
@@ -43,8 +43,8 @@ class MixtureReader:
     def __init__(self, data: DataConfig, directories: Mapping[str, Path], *, seed: int) -> None:
         """directories: where the shards of each source lie. seed: decides the order."""
         self.names, self._data = list(data.sources), data
-        self.train = _open(directories, "train", data.reader)
-        self.heldout = _open(directories, "heldout", data.reader)
+        self.train = _open(directories, "train", data)
+        self.heldout = _open(directories, "heldout", data)
         _raise_all([*_wrong_tokenizers(self.train), *self._wrong_sources()])
         first = self.train[self.names[0]]
         self.tokenizer = Tokenizer.load(first.directory / shard_files.TOKENIZER, first.manifest["tokenizer"]["eos"])
@@ -65,7 +65,8 @@ class MixtureReader:
         """The windows of samples first_sample .. first_sample + count - 1.
 
         A window that cannot be read is a DataError, or under `data.on_fault=skip` gives way to the next one of its
-        source that can: a function of the sample alone, so that every layout and every resumption reads the same.
+        source that can, in its shard or at the beginning of another: a function of the sample and the files alone, so
+        that every layout and every resumption reads the same.
         """
         if first_sample < 0 or count < 1:
             raise ValueError(f"samples {first_sample} .. {first_sample + count - 1}: numbers start at 0")
@@ -105,9 +106,8 @@ class MixtureReader:
 
     def _one(self, shards: Shards, position: int, what: str) -> Windows:
         """The window at `position` or the next that can be read."""
-        available, why = shards.num_windows(self._data.seq_len), ""
-        for further in range(min(MAX_NEIGHBOURS, available)):
-            place = (position + further) % available
+        why = ""
+        for place in itertools.chain([position], shards.instead_of(position, self._data.seq_len)):
             try:
                 found = Windows(*shards.read(np.array([place]), self._data.seq_len))
             except DataError as error:
@@ -118,7 +118,7 @@ class MixtureReader:
             return (
                 dataclasses.replace(found, faults=(f"{what} is replaced by window {place}: {why}",)) if why else found
             )
-        raise DataError(f"{what} and {MAX_NEIGHBOURS - 1} after it cannot be read: {why}")
+        raise DataError(f"{what} cannot be read, nor {MAX_NEIGHBOURS} windows of any shard of it: {why}")
 
     def _too_short(self) -> Iterator[str]:
         for name in self.names:
@@ -147,11 +147,11 @@ class MixtureReader:
                 yield f"{key}.unique_tokens={source.unique_tokens}: its shards have {tokens}; use {tokens} or less"
 
 
-def _open(directories: Mapping[str, Path], split: Split, reader: Literal["octavo", "megatron"]) -> dict[str, Shards]:
+def _open(directories: Mapping[str, Path], split: Split, data: DataConfig) -> dict[str, Shards]:
     opened, problems = {}, []
     for name, directory in directories.items():
         try:
-            opened[name] = Shards(directory, split=split, reader=reader)
+            opened[name] = Shards(directory, split, reader=data.reader, cut_short=data.on_fault == "skip")
         except DataError as error:
             problems.append(f"data.sources.{name}: {error}")
     _raise_all(problems)

@@ -68,6 +68,18 @@ def size_fault(directory: Path, shard: Facts) -> str | None:
     return None
 
 
+def cut_at(directory: Path, shard: Facts) -> int | None:
+    """The bytes that a shard's `.bin` has where it is shorter than written and its other files are not; else None."""
+    name = f"{shard['stem']}.bin"
+    try:
+        size = os.stat(directory / name).st_size
+    except OSError:
+        return None
+    as_it_is = {**shard, "files": {**shard["files"], name: {"bytes": size}}}
+    shorter = size < shard["files"][name]["bytes"]
+    return size if shorter and size_fault(directory, as_it_is) is None else None
+
+
 def hash_fault(directory: Path, shard: Facts) -> str | None:
     """The first file of a shard that is not as written, in a line; None if there is none. Reads all of it."""
     if fault := size_fault(directory, shard):

@@ -6,6 +6,7 @@ document has a label; the last tokens of a shard that fill no window are left ou
 Shape legend: N windows · L = S + 1 tokens of each · P tokens of the longest prefix · K paraphrases · D documents.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from trainer.data.hashing import mix64
 from trainer.data.indexed import IndexedTokens
 
 SAMPLED_BLOCKS = 64
+MAX_NEIGHBOURS = 64  # windows of a shard that are tried in place of one that cannot be read
 ANYTHING = -1  # matches every token
 
 Ints = npt.NDArray[np.int64]
@@ -48,8 +50,10 @@ class Shards:
         split: Literal["train", "heldout"] = "train",
         *,
         reader: Literal["octavo", "megatron"] = "octavo",
+        cut_short: bool = False,
     ) -> None:
-        self.directory, self.split, self._reader = directory, split, reader
+        """cut_short: the windows of a truncated `.bin` that lie before its end can be read."""
+        self.directory, self.split, self._reader, self._cut_short = directory, split, reader, cut_short
         self.manifest = shard_files.read_manifest(directory)
         self.name: str = self.manifest["name"]
         self.domain: str = self.manifest["domain"]
@@ -62,6 +66,7 @@ class Shards:
         self.num_tokens = sum(shard["tokens"] for shard in self._shards)
         self.num_documents = sum(shard["documents"] for shard in self._shards)
         self._open: dict[int, TokenFiles] = {}
+        self._tokens_in: dict[int, int] = {}  # an open shard
         self._bounds_of: dict[int, Ints] = {}  # by seq_len
         self._longest = max(map(len, self.prefix_ids), default=0)
         self._prefix_lengths = np.array([len(ids) for ids in self.prefix_ids], np.int64)
@@ -108,6 +113,12 @@ class Shards:
         found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         for shard in sorted(set(shards.tolist())):
             files, rows = self.files(shard), np.flatnonzero(shards == shard)
+            ends_at = int(starts[rows].max()) + tokens.shape[1] - P
+            if ends_at > self._tokens_in[shard]:
+                raise DataError(
+                    f"{self._stem(shard)}.bin is truncated: it has {self._tokens_in[shard]} tokens of "
+                    f"{self._shards[shard]['tokens']}"
+                )
             inside = starts[rows] >= P
             found.append(files.read_into(starts[rows[inside]] - P, rows[inside], tokens))
             for row in rows[~inside].tolist():
@@ -159,23 +170,52 @@ class Shards:
         """A shard's token files, opened once."""
         if shard not in self._open:
             facts = self._shards[shard]
+            present = facts["tokens"]
             if fault := shard_files.size_fault(self.directory, facts):
-                raise DataError(fault)
-            files = _reader(self._reader)(self._stem(shard))
-            if files.num_tokens != facts["tokens"]:
+                cut = shard_files.cut_at(self.directory, facts) if self._cut_short else None
+                if cut is None:
+                    raise DataError(fault)
+                present = cut // np.dtype(self.manifest["dtype"]).itemsize
+            files = _reader(self._reader, present < facts["tokens"])(self._stem(shard))
+            if files.num_tokens not in (present, facts["tokens"]):  # Megatron's reader counts what the index says
                 raise DataError(
                     f"{self._stem(shard)}.bin has {files.num_tokens} tokens, its manifest says {facts['tokens']}"
                 )
-            self._open[shard] = files
+            self._open[shard], self._tokens_in[shard] = files, present
         return self._open[shard]
+
+    def instead_of(self, position: int, seq_len: int) -> Iterator[int]:
+        """Windows to try in place of one that cannot be read: those after it in its shard, then the first of each
+        further shard that opens, at last of its own; MAX_NEIGHBOURS of each at most."""
+        bounds, count = self._bounds(seq_len), len(self._shards)
+        own = int(np.searchsorted(bounds, position, side="right")) - 1
+        for turn in range(count + 1):
+            shard = (own + turn) % count
+            try:
+                self.files(shard)
+            except DataError:
+                continue
+            first = int(bounds[shard]) if turn else position + 1
+            end = int(bounds[shard]) + max(self._tokens_in[shard] - 1, 0) // seq_len
+            yield from range(first, min(first + MAX_NEIGHBOURS, end))
 
     def _stem(self, shard: int) -> Path:
         return self.directory / str(self._shards[shard]["stem"])
 
-    def verify(self, how: Literal["off", "sampled", "full"], *, seed: int | None = None) -> None:
-        """Raise DataError at the first of `faults`."""
-        for fault in self.faults(how, seed=seed):
+    def verify(
+        self,
+        how: Literal["off", "sampled", "full"],
+        *,
+        seed: int | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """Raise DataError at the first of `faults`. tell: takes those of the shards instead."""
+        for fault in self._tokenizer_faults(how):
             raise DataError(fault)
+        for fault in self._shard_faults(how, seed):
+            if tell is None:
+                raise DataError(fault)
+            tell(fault)
 
     def faults(self, how: Literal["off", "sampled", "full"], *, seed: int | None = None) -> Iterator[str]:
         """What is wrong with the split's files, a line each.
@@ -185,11 +225,19 @@ class Shards:
         B blocks that a split has, one that is damaged is found with probability min(1, SAMPLED_BLOCKS / B), and after k
         starts with 1 - (1 - 64 / B)^k.
         """
+        yield from self._tokenizer_faults(how)
+        yield from self._shard_faults(how, seed)
+
+    def _tokenizer_faults(self, how: Literal["off", "sampled", "full"]) -> Iterator[str]:
+        made_by = self.manifest["tokenizer"]
+        if how == "off" or self.split != "train":
+            return
+        if fault := _tried(shard_files.tokenizer_fault, self.directory, made_by):
+            yield fault
+
+    def _shard_faults(self, how: Literal["off", "sampled", "full"], seed: int | None) -> Iterator[str]:
         if how == "off":
             return
-        made_by = self.manifest["tokenizer"]
-        if self.split == "train" and (fault := _tried(shard_files.tokenizer_fault, self.directory, made_by)):
-            yield fault
         look = shard_files.hash_fault if how == "full" else shard_files.size_fault
         sound = []
         for shard in self._shards:
@@ -227,9 +275,9 @@ def _sample(n: int, seed: int) -> Ints:
     return np.sort(np.array([*drawn], np.int64))
 
 
-def _reader(name: Literal["octavo", "megatron"]) -> Callable[[Path], TokenFiles]:
+def _reader(name: Literal["octavo", "megatron"], cut_short: bool) -> Callable[[Path], TokenFiles]:
     if name == "octavo":
-        return IndexedTokens
+        return functools.partial(IndexedTokens, cut_short=cut_short)
     from trainer.data.megatron import MegatronTokens
 
     return MegatronTokens

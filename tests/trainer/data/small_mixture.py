@@ -32,7 +32,7 @@ def texts(name: str, count: int) -> list[str]:
     return made
 
 
-def make_mixture(root: Path, patch: pytest.MonkeyPatch, **data: Any) -> DataConfig:
+def make_mixture(root: Path, patch: pytest.MonkeyPatch, *, shard_tokens: int = 4000, **data: Any) -> DataConfig:
     """Tokenise the sources into `root` and return their configuration. `data`: further keys of it."""
     patch.setattr(write, "HAS_WHEEL", False)  # the same bytes without Megatron's import of 5 s
     tokenizer = root / "tokenizer.json"
@@ -48,7 +48,7 @@ def make_mixture(root: Path, patch: pytest.MonkeyPatch, **data: Any) -> DataConf
             group="science" if name in science else "general",
             prefixes=PREFIXES,
             heldout_fraction=0.1,
-            shard_tokens=4000,
+            shard_tokens=shard_tokens,
             workers=0,
         )
     sources = {

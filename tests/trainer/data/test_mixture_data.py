@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.data.small_mixture import DOCUMENTS, PREFIXES, SAMPLES, make_mixture
+from tests.trainer.data.small_mixture import DOCUMENTS, PREFIXES, SAMPLES, SEQ_LEN, make_mixture
 from trainer.config import DataConfig
 from trainer.data import build_data, source_directories
 from trainer.data.batch import IGNORE, Batch
@@ -211,3 +213,76 @@ def test_sources_that_do_not_fit_the_recipe_are_all_named(tmp_path, monkeypatch)
 def test_a_model_with_fewer_tokens_is_refused(data) -> None:
     with pytest.raises(DataError, match=r"model\.vocab_size=256"):
         build_data(data, seed=0, vocab_size=256)
+
+
+def skipped(data: DataConfig, ranks: int, micro: int, workers: int = 0) -> tuple[dict[int, list[int]], list[str]]:
+    """Sample -> tokens, and the faults, of all ranks."""
+    tokens, lines = {}, []
+    for rank in range(ranks):
+        built = opened(replace(data, workers=workers))
+        for batch in rank_batches(built, 0, STEPS, ranks, rank, micro):
+            lines += batch.faults
+            tokens |= dict(zip(batch.samples, batch.input_ids.tolist(), strict=True))
+    return tokens, sorted(lines)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reader"),
+    [("missing", "octavo"), ("truncated", "octavo"), ("empty", "octavo"), ("truncated", "megatron")],
+)
+def test_a_shard_that_cannot_be_read_gives_way_to_the_next(tmp_path, monkeypatch, fault: str, reader: str) -> None:
+    if reader == "megatron":
+        pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    data = make_mixture(tmp_path, monkeypatch, shard_tokens=2000, verify="off", on_fault="skip", reader=reader)
+    before = reader_of(data).train["web"]
+    windows = before.num_windows(SEQ_LEN)
+    assert len(before.manifest["shards"]) >= 2
+    in_first = (before.manifest["shards"][0]["tokens"] - 1) // SEQ_LEN
+    whole_tokens, none = skipped(data, 1, 24)
+    assert none == []
+    path = tmp_path / "web" / "train-00000.bin"
+    kept = {"missing": 0, "truncated": 20, "empty": 0}[fault]  # windows
+    if fault == "missing":
+        path.unlink()
+    else:
+        os.truncate(path, 2 * (kept * SEQ_LEN + 1) + 1 if kept else 0)  # in the middle of a token
+    tokens, lines = skipped(data, 1, 24)
+    assert lines
+    for line in lines:
+        lost, instead = map(int, re.findall(r"window (\d+)", line))
+        assert kept <= lost < in_first == instead < windows
+    assert sum(tokens[sample] != whole_tokens[sample] for sample in whole_tokens) == len(lines)
+    assert skipped(data, 3, 2) == (tokens, lines)
+    if fault == "missing":
+        assert skipped(data, 1, 4, workers=2) == (tokens, lines)
+
+
+def test_the_only_shard_is_read_up_to_where_it_is_cut(tmp_path, monkeypatch) -> None:
+    data = make_mixture(tmp_path, monkeypatch, verify="off", on_fault="skip")
+    shards = reader_of(data).train["records"]
+    assert len(shards.manifest["shards"]) == 1
+    path = tmp_path / "records" / "train-00000.bin"
+    os.truncate(path, 2 * (10 * SEQ_LEN + 1))  # 10 windows
+    _, lines = skipped(data, 1, 24)
+    replaced = [tuple(map(int, re.findall(r"window (\d+)", line))) for line in lines]
+    assert {lost for lost, _ in replaced} == set(range(10, shards.num_windows(SEQ_LEN)))
+    assert {instead for _, instead in replaced} == {0}
+    with pytest.raises(DataError, match=r"truncated.*data.on_fault=skip"):
+        run(replace(data, on_fault="fail"), 0, STEPS, 1, 24)
+    os.truncate(path, 0)
+    with pytest.raises(DataError, match=r"'records' cannot be read, nor 64 windows of any shard.*train-00000") as error:
+        skipped(data, 1, 24)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["sampled", "full"])
+def test_what_skipping_would_pass_over_is_a_warning_at_the_start(damaged, how: str) -> None:
+    said: list[str] = []
+    skipping = replace(damaged, verify=how, on_fault="skip")
+    built = build_data(skipping, seed=5, vocab_size=300, warn=said.append)
+    assert len(said) == 1
+    assert "train-00000.bin is damaged" in said[0]
+    assert built.train_batch(0, 8).samples == list(range(8))
+    Path(damaged.root, "web", "tokenizer.json").write_text("{}")  # nothing could stand in for it
+    with pytest.raises(DataError, match=r"tokenizer\.json is damaged"):
+        build_data(skipping, seed=5, vocab_size=300)
