@@ -6,7 +6,7 @@ hash and kept. Every file's bytes follow from the plan alone, so the result of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.checkpoint.huggingface.files import HuggingFaceError
+from trainer.checkpoint.huggingface.files import CONFIG, INDEX, HuggingFaceError
 from trainer.checkpoint.huggingface.write import (
     SHARD_BYTES,
     Shard,
@@ -24,6 +24,7 @@ from trainer.checkpoint.huggingface.write import (
     must_not_exist,
     require_space,
 )
+from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.upcycle.journal import MODEL, Work, digest, open_work, remove, tidy, work_path
 from trainer.checkpoint.upcycle.workers import Finished, Task, perform
 
@@ -81,6 +82,7 @@ def run(
                 if (now := source()) != before:
                     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
                     raise HuggingFaceError(f"the source changed meanwhile: {', '.join(changed)}; remove {work.path}")
+                _no_strangers(work, {*(s.name for s in shards), *(f.name for f in upcycled.side_files)})
                 manifest = {FACT: upcycled.facts}
                 complete(work.model, shards, work.finished, upcycled.config, upcycled.side_files, manifest)
             except KeyboardInterrupt:
@@ -133,6 +135,17 @@ def _make(work: Work, shards: Sequence[Shard], workers: int, progress: Progress)
     except HuggingFaceError as error:
         raise HuggingFaceError(f"{error}; {_kept(work, shards)}") from error
     return Done(total, len(shards), kept_shards, tuple(faults))
+
+
+def _no_strangers(work: Work, own: Set[str]) -> None:
+    """Raises HuggingFaceError for what somebody else put among the files: it would become part of the model, and stand
+    in no manifest. What a killed start put beside the tensors is written over."""
+    found = {entry.name for entry in work.model.iterdir()} - own - {INDEX, CONFIG, MANIFEST}
+    if found:
+        raise HuggingFaceError(
+            f"{work.model / min(found)} is no file of this model ({len(found)} such); move it away: the same command "
+            "then goes on from there"
+        )
 
 
 def _kept(work: Work, shards: Sequence[Shard]) -> str:

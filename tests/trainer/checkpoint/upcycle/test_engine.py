@@ -272,6 +272,18 @@ def test_what_others_put_beside_an_unfinished_model_stays(model, target, halfway
     assert sorted(str(entry.relative_to(halfway)) for entry in halfway.rglob("*")) == ["notes", "notes/thesis.tex"]
 
 
+def test_what_others_put_among_the_files_does_not_become_part_of_the_model(model, target, halfway):
+    (halfway / "model" / "adapter.safetensors").write_text("theirs")
+    for name in ("config.json", "manifest.json", INDEX, "tokenizer.json"):  # of a start killed at its very end
+        (halfway / "model" / name).write_text("{")
+    with pytest.raises(HuggingFaceError, match=r"model/adapter\.safetensors is no file of this model \(1 such\); move"):
+        model.run(target)
+    assert not target.exists()
+    (halfway / "model" / "adapter.safetensors").rename(target.with_name("adapter.safetensors"))
+    assert model.run(target).kept == FILES
+    assert read_manifest(target)["files"].keys() | {"manifest.json"} == contents(target).keys()
+
+
 def test_a_worker_that_dies_is_told_and_what_it_finished_kept(model, target):
     model.fail[8] = lambda: os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(HuggingFaceError, match=r"a worker was killed by SIGKILL while it made model-00003-of"):
