@@ -141,7 +141,9 @@ def _dry_run(options: argparse.Namespace, expansion: Expansion) -> int:
     place, free = free_beside(Path(options.target))
     seconds = need / (options.gb_per_s * 1e9)
     found = placement.facts()
+    towers = sum(math.prod(tensor.shape) for tensor in source.carried)
     rows = [
+        ("parameters, all", f"{old.num_params() + towers:,}", f"{new.num_params() + towers:,}"),
         ("parameters, text", f"{old.num_params():,}", f"{new.num_params():,}"),
         ("active per token", f"{old.active_params():,}", f"{new.active_params():,}"),
         ("experts", f"{old.num_experts:,}", f"{new.num_experts:,}"),

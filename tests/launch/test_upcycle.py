@@ -351,13 +351,19 @@ def test_the_published_size_by_its_config_alone(tmp_path, capsys):
     before, after = (dense + 94 * n * (4096 + expert) for n in (128, 512))
     active = [dense + 94 * (n * 4096 + 8 * expert) for n in (128, 512)]
     assert f"parameters, text{before:>24,}{after:>20,}\n" in out
+    width, inner, merged = 3200, 12800, 4 * 3200
+    layer = (4 * width**2 + width) + 2 * width + 2 * width + 2 * width + (2 * inner * width + inner + width)
+    vision = 45 * layer + width * (3 * 14 * 14 + 1) + width + (32 * 32 + 1) * width
+    projector = 2 * merged + (merged * 4096 + 4096) + (4096 * 4096 + 4096)
+    towers = vision + projector
+    assert f"parameters, all{before + towers:>25,}{after + towers:>20,}\n" in out
     assert f"active per token{active[0]:>24,}{active[1]:>20,}\n" in out
     assert round(before / 1e9, 1) == 235.1
     assert "experts                              128                 512\n" in out
     assert "64 experts in each group, 4 copies of each, twice in a group: 0\n" in out
-    towers = 5_540_000_000  # InternViT-6B and the projector, to 1 %
+    assert vision == pytest.approx(5.54e9, rel=1e-3)  # InternViT-6B's published size
     need = float(re.search(r"disk +([\d,.]+) GB needed", out)[1].replace(",", ""))  # type: ignore[index]
-    assert need == pytest.approx(2 * (after + towers) / 1e9, rel=1e-3)
+    assert need == pytest.approx(2 * (after + towers) / 1e9, rel=1e-4)
     count, largest = re.search(r"files +(\d+) of [\d.]+ to ([\d.]+) GB: model-00001-of-(\d{5})", out).groups()[:2]  # type: ignore[union-attr]
     assert float(largest) <= 5.01
     assert need / 5 < int(count) < need / 4.9
