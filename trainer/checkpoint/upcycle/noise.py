@@ -58,12 +58,12 @@ class Noise:
             _pool(seed)  # made here, it is shared by workers that are forked later
 
     def copies(
-        self, values: Tensor, names: Sequence[str], dtype: torch.dtype, rms: float | None = None
+        self, values: Tensor, names: Sequence[str], dtype: torch.dtype, source: str, rms: float | None = None
     ) -> Iterator[Tensor]:
         """One copy of a matrix [R, C] after the other, in runs of rows, each valid until the next.
 
-        Args: names: of the copies; what their noise is drawn by. rms: to which the noise is relative; None: the
-            matrix's own.
+        Args: names: of the copies; what their noise is drawn by. source: the tensor that the matrix comes from.
+            rms: to which the noise is relative; None: the matrix's own.
         Raises: UpcycleError where the matrix is not finite.
         """
         rows = max(1, RUN // max(1, values.shape[1]))
@@ -72,7 +72,7 @@ class Noise:
         elif rms is None:
             rms = root_mean_square(values.reshape(-1))
         if not math.isfinite(rms):
-            raise UpcycleError(f"{names[0]}: its source holds numbers that are not finite")
+            raise UpcycleError(f"{source} holds numbers that are not finite")
         work = dtype if dtype == values.dtype == torch.bfloat16 else torch.promote_types(dtype, torch.float32)
         std = _rounded(self.relative * rms)  # so that the order in which the mean was summed leaves no trace
         scaled = self._scaled(std, work) if std and values.numel() * len(names) >= POOL else None

@@ -26,6 +26,8 @@ Cut = Sequence[Sequence[int]]  # parts, each a sorted list of the source's exper
 NEAREST = 3  # values that a refusal offers
 # Less would leave bf16 copies equal but for a few numbers in a thousand, and nothing would say that they are.
 LEAST_NOISE = 1e-5
+# Far beyond them gate rows, which are divided by the temperature, become zero or infinite in the dtypes of checkpoints.
+COLDEST, HOTTEST = 1e-3, 1e3
 
 # FoPE of the model that expansions are made for, where nothing else is asked for (Intern-S1-Pro's config.json).
 FOPE_THETA, FOPE_MAX_POSITION, FOPE_GAIN = 5e6, 262_144, 0.5
@@ -174,8 +176,10 @@ def check(model: ModelConfig, expansion: Expansion) -> None:
         raise UpcycleError(
             f"noise={expansion.noise:g} is not supported; use 0, or {LEAST_NOISE:g} to below 1, such as 0.01"
         )
-    if not 0 < expansion.router_temperature < float("inf"):
-        raise UpcycleError(f"router_temperature={expansion.router_temperature:g} is no temperature; use one above 0")
+    if not COLDEST <= expansion.router_temperature <= HOTTEST:
+        raise UpcycleError(
+            f"router_temperature={expansion.router_temperature:g} is not supported; use {COLDEST:g} to {HOTTEST:g}"
+        )
     if expansion.cuts == "distinct" and expansion.strategy == "spread":
         raise UpcycleError("cuts=distinct needs strategy=halves or coactivation; spread cuts nothing")
     if expansion.positions == "keep":

@@ -36,7 +36,7 @@ def moved_rows(
         made = torch.empty(len(block), stored.shape[1], dtype=dtype)
         for at, count in _runs(block):
             if block[at] == NEW:
-                (made[at],) = noise.copies(mean, [f"{name}.{first + at}"], torch.float32, rms)
+                (made[at],) = noise.copies(mean, [f"{name}.{first + at}"], torch.float32, stored.name, rms)
             else:
                 made[at : at + count] = _read(stored, block[at], count)
         yield made

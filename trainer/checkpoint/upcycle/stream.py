@@ -116,6 +116,7 @@ class _Text:
     def _copies(self, pieces: list[Piece], expert: int) -> Group:
         dtype, box = self.choose(pieces[0]), (slice(expert, expert + 1), *pieces[0].box[1:])
         shape, names = pieces[0].shape, [piece.name for piece in pieces]
+        read = self._read_name(box, pieces[0])
         outputs = tuple(output for piece in pieces for output in outputs_of(self._name(piece), dtype, shape))
 
         def exact() -> Sequence[Tensor]:
@@ -124,11 +125,11 @@ class _Text:
         def noisy() -> Iterator[Tensor]:
             values = self._values(box, pieces[0])
             if dtype != FP8:
-                yield from self.noise.copies(values, names, DTYPES[dtype])
+                yield from self.noise.copies(values, names, DTYPES[dtype], read)
                 return
             for name in names:
-                copy = torch.cat([run.clone() for run in self.noise.copies(values, [name], torch.float32)])
-                yield from stored_as(copy, FP8)
+                runs = self.noise.copies(values, [name], torch.float32, read)
+                yield from stored_as(torch.cat([run.clone() for run in runs]), FP8)
 
         return Group(outputs, noisy if self.noise.relative else exact)
 
@@ -140,7 +141,7 @@ class _Text:
             rows = self._values(box, piece)[torch.tensor(source_of)]
             if temperature != 1:
                 rows = rows.double() / temperature
-            return self.noise.copies(rows, [piece.name], DTYPES[dtype])
+            return self.noise.copies(rows, [piece.name], DTYPES[dtype], self._read_name(box, piece))
 
         return Group(outputs_of(self._name(piece), dtype, piece.shape), make)
 
@@ -178,6 +179,10 @@ class _Text:
         """The source's piece that holds `box`: of this part alone, or with all experts in it."""
         key = (parameter, _starts(box))
         return self.pieces[key] if key in self.pieces else self.pieces[parameter, (0, *key[1][1:])]
+
+    def _read_name(self, box: Box, piece: Piece) -> str:
+        """The source's tensor that `_values` reads."""
+        return self.source.stored_name(self._found(piece.parameter, box))
 
     def _values(self, box: Box, piece: Piece) -> Tensor:
         """Of `box` of the source's parameter, in the shape in which `piece` is stored."""

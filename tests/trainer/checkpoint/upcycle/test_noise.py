@@ -20,7 +20,7 @@ def matrix(rows: int, columns: int, dtype: torch.dtype = torch.float32, seed: in
 
 
 def copies(noise: Noise, values: Tensor, dtype: torch.dtype | None = None, names: list[str] = NAMES) -> list[Tensor]:
-    runs = [run.clone() for run in noise.copies(values, names, dtype or values.dtype)]
+    runs = [run.clone() for run in noise.copies(values, names, dtype or values.dtype, "w")]
     return list(torch.cat(runs).split(len(values)))
 
 
@@ -97,7 +97,7 @@ def test_without_noise_copies_are_exact_and_zeros_stay_zeros():
 def test_numbers_that_are_not_finite_are_refused(bad):
     values = matrix(30, 20)
     values[3, 4] = bad
-    with pytest.raises(UpcycleError, match=r"^layers\.0\.a: its source holds numbers that are not finite$"):
+    with pytest.raises(UpcycleError, match=r"^w holds numbers that are not finite$"):
         copies(Noise(1e-2, 0), values)
 
 

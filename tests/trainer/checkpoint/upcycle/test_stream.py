@@ -280,6 +280,17 @@ def test_a_damaged_source_is_refused_before_anything_is_made(tmp_path):
         upcycled(source, expansion, place(16, 8, expansion, 2))
 
 
+@pytest.mark.parametrize("what", ["mlp.experts.3.up_proj.weight", "mlp.gate.weight"])
+def test_a_source_that_is_not_finite_is_named_as_it_is_called_there(tmp_path, what):
+    made = checkpoint_of(tmp_path / "source")
+    name = f"model.language_model.layers.1.{what}"
+    made.tensors[name] = made.tensors[name].detach().clone()
+    made.tensors[name][0, 0] = float("nan")
+    with pytest.raises(UpcycleError) as refused:
+        expanded(made.write(), tmp_path / "out", factor=4, groups=8)
+    assert str(refused.value) == f"{name} holds numbers that are not finite"
+
+
 def test_a_source_with_groups_is_refused(tmp_path):
     source = opened(checkpoint_of(tmp_path / "source", router_groups=2).write())
     expansion: Any = Expansion(factor=4, groups=8)
