@@ -109,7 +109,15 @@ def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) 
         counts = Counts.load(Path(options.counts), source)
     model = source.model
     per_token = model.experts_per_token if expansion.experts_per_token is None else expansion.experts_per_token
-    placement = place(model.num_experts, per_token, expansion, model.num_layers, counts)
+    told = time.perf_counter()
+
+    def searched(layers: int) -> None:
+        nonlocal told
+        if time.perf_counter() - told >= BETWEEN and layers < model.num_layers:
+            told = time.perf_counter()
+            print(f"cuts of {layers} of {model.num_layers} layers are chosen", file=sys.stderr)
+
+    placement = place(model.num_experts, per_token, expansion, model.num_layers, counts, searched)
     from trainer.checkpoint.upcycle.stream import upcycled  # imports torch
 
     return placement, upcycled(source, expansion, placement, options.dtype)

@@ -16,14 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from launch.cli import main
 from trainer.checkpoint.huggingface import write
-from trainer.checkpoint.huggingface.files import INDEX
+from trainer.checkpoint.huggingface.files import INDEX, open_directory
+from trainer.checkpoint.huggingface.survey import look_at
 from trainer.checkpoint.manifest import read_manifest, verify_file
+from trainer.checkpoint.upcycle.coactivation import Counts, identity
 
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "float32", "vocab_size": 64,
@@ -318,6 +321,19 @@ def test_lines_where_nobody_watches_and_a_bar_on_a_terminal(source, capsys, monk
     monkeypatch.setattr(sys, "stderr", terminal)
     assert main(["upcycle", "src", "dst2", "--shard-gb", "0.0001"]) == 0
     assert re.search(r"GB/s.*0 s left", terminal.getvalue())
+
+
+def test_a_line_now_and_then_while_cuts_are_searched(source, capsys, monkeypatch):
+    monkeypatch.setattr("launch.upcycle.BETWEEN", 0.0)
+    opened = look_at(open_directory(source))
+    pairs = np.ones((2, 8, 8), np.int64)
+    Counts(pairs.sum(1), pairs, 128, identity(opened)).save(source.parent / "counts")
+    words = ["upcycle", "src", "dst", "--strategy", "coactivation", "--counts", "counts"]
+    assert main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().err == "cuts of 1 of 2 layers are chosen\n"
+    monkeypatch.setattr("launch.upcycle.BETWEEN", 60.0)
+    assert main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 # ---- dry runs

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -191,10 +191,20 @@ def check(model: ModelConfig, expansion: Expansion) -> None:
     _require(model.num_experts, expansion.picks(model.experts_per_token), expansion)
 
 
-def place(experts: int, per_token: int, expansion: Expansion, layers: int, counts: Counts | None = None) -> Placement:
-    """Where the copies go. `counts`: for strategy=coactivation, of the source, with one row a layer.
+def place(
+    experts: int,
+    per_token: int,
+    expansion: Expansion,
+    layers: int,
+    counts: Counts | None = None,
+    searched: Callable[[int], None] = lambda layers: None,
+) -> Placement:
+    """Where the copies go.
 
-    Raises UpcycleError, one line with what would work.
+    Args:
+        counts: for strategy=coactivation, of the source, with one row a layer.
+        searched: told, after each layer whose cut was searched for (coactivation; it takes seconds), how many are done.
+    Raises: UpcycleError, one line with what would work.
     """
     _require(experts, per_token, expansion)
     if expansion.strategy == "spread":
@@ -202,7 +212,11 @@ def place(experts: int, per_token: int, expansion: Expansion, layers: int, count
     else:
         if expansion.strategy == "coactivation" and counts is None:
             raise UpcycleError("strategy=coactivation needs counts of experts; octavo upcycle --calibrate makes them")
-        source_of = [_filled(_cuts(experts, expansion, layer, counts), expansion) for layer in range(layers)]
+        source_of = []
+        for layer in range(layers):
+            source_of.append(_filled(_cuts(experts, expansion, layer, counts), expansion))
+            if expansion.strategy == "coactivation":
+                searched(layer + 1)
     return Placement(experts, expansion.factor, expansion.groups, expansion.noise > 0, source_of)
 
 
