@@ -210,6 +210,15 @@ def test_sources_that_do_not_fit_the_recipe_are_all_named(tmp_path, monkeypatch)
         opened(data)
 
 
+def test_a_source_with_nothing_held_out_is_told_at_the_start(tmp_path, monkeypatch) -> None:
+    data = make_mixture(tmp_path, monkeypatch)
+    rewrite_manifest(tmp_path / "web", heldout=[])
+    with pytest.raises(
+        DataError, match=r"^data\.seq_len=32 .*the held-out split of data\.sources\.web \(0 tokens\).*hold out$"
+    ):
+        opened(data)
+
+
 def test_a_model_with_fewer_tokens_is_refused(data) -> None:
     with pytest.raises(DataError, match=r"model\.vocab_size=256"):
         build_data(data, seed=0, vocab_size=256)

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ from trainer.data.errors import DataError
 from trainer.data.indexed import IndexedTokens
 from trainer.data.megatron import MegatronTokens
 from trainer.data.shards import Shards
+from trainer.data.sources import Document
 from trainer.data.tokenize import inputs, spool, tokenize_source, write
 
 needs_megatron = pytest.mark.skipif(
@@ -112,6 +114,42 @@ def test_texts_of_an_origin_share_their_split(tmp_path, kind, plain):
             split_of.setdefault(origin[tokenizer().decode(tokens[:-1])], set()).add(split)
     assert len(split_of) == 7
     assert all(len(splits) == 1 for splits in split_of.values())
+
+
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_something_is_held_out_of_two_origins_or_more(tmp_path, kind, plain, many_units, monkeypatch):
+    """Whatever the share and wherever it is interrupted; a share of 0 means 0."""
+    some = [Document(f"volume {number % 3}", text) for number, text in enumerate(texts(60))]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": d.text, "volume": d.origin}) + "\n" for d in some))
+    how = {"group": None, "heldout_fraction": 1e-9, **({} if kind == "memory" else {"origin": "volume"})}
+
+    def made(name: str, **changes: Any) -> dict[str, bytes]:
+        return contents(make(tmp_path, some if kind == "memory" else [file], out=tmp_path / name, **{**how, **changes}))
+
+    whole = made("whole")
+    held = {tokenizer().decode(ids[:-1]) for ids in written(tmp_path / "whole", "heldout")}
+    assert held in [{d.text for d in some if d.origin == f"volume {number}"} for number in range(3)]
+    assert len(written(tmp_path / "whole", "train")) == 40
+    original, starts = tokenize.jobs.spool_unit, [0]
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        starts[0] += 1
+        if starts[0] % 5 == 0:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    if kind == "files":
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenize.jobs, "spool_unit", dies)
+            for _ in range(50):
+                with suppress(KeyboardInterrupt):
+                    assert made("broken") == whole
+                    break
+        assert starts[0] > 10
+    made("none", heldout_fraction=0.0)
+    assert written(tmp_path / "none", "heldout") == []
+    make(tmp_path, documents(["an atom"]), heldout_fraction=0.001)  # one: it is trained on
 
 
 def test_empty_texts_are_left_out_and_counted(tmp_path, plain):

@@ -29,7 +29,7 @@ from trainer.data.tokenize.spool import HELDOUT, TRAIN, Part, finished_unit, spo
 from trainer.data.tokenize.write import token_dtype
 from trainer.data.tokenizer import Tokenizer
 
-FORMAT = 1  # raise it with any change of what is written for the same input
+FORMAT = 2  # raise it with any change of what is written for the same input
 BUCKETS_BITS = 16  # keys are counted by their first bits to cut them into shards
 CHARS_PER_TOKEN = 3  # fewer than usual: the check for space should rather refuse too much
 
@@ -71,8 +71,9 @@ def tokenize_source(
 
     documents: files (see `inputs.find_files`), or documents in memory, which this process tokenises itself. tokenizer:
     a tokenizer.json. prefixes: all groups of the mixture, so that a clash is found here; each document gets one of the
-    paraphrases of `group`. heldout_fraction: of the documents, by a hash of their origin or text. field, origin: what
-    holds the text and, if anything does, its origin in files. workers: processes; 0 does everything in this one.
+    paraphrases of `group`. heldout_fraction: of the documents, by a hash of their origin or text; of two origins or
+    more at least one, unless it is 0. field, origin: what holds the text and, if anything does, its origin in files.
+    workers: processes; 0 does everything in this one.
 
     Work lies in `<out>.tmp` until it is whole. Started again after any interruption, with the same arguments, it goes
     on from the units and shards that are finished, and the result is the same byte for byte. Raises DataError.
@@ -99,11 +100,15 @@ def tokenize_source(
             _take_up(work, plan, tokenizer, resume=not in_memory)
             report = progress or (lambda told: None)
             if in_memory:
-                each = ((0, document.origin, document.text) for document in documents if isinstance(document, Document))
+                each = [(0, document.origin, document.text) for document in documents if isinstance(document, Document)]
                 spooled = [spool_unit(work / "spool", 0, each, jobs.encoder_of(work))]
+                if at_least := _lacks_heldout(spooled):
+                    spooled = [spool_unit(work / "spool", 0, each, jobs.encoder_of(work, at_least))]
             else:
                 _check_space(work, sum(unit.text_bytes for unit in units) // CHARS_PER_TOKEN, plan, copies=2)
                 spooled = _first_pass(work, units, pool, report)
+                if at_least := _lacks_heldout(spooled):
+                    spooled = _first_pass(work, units, pool, report, at_least)
             shards = _second_pass(work, spooled, plan, pool, report)
             manifest = _describe(work, plan, loaded, spooled, shards)
             shutil.rmtree(work / "spool")
@@ -177,9 +182,23 @@ def _check_space(work: Path, tokens: int, plan: Facts, copies: int) -> None:
         )
 
 
-def _first_pass(work: Path, units: Sequence[Any], pool: Pool, report: Progress) -> list[Facts]:
+def _lacks_heldout(spooled: Sequence[Facts]) -> int:
+    """Where the fraction holds nothing out of several origins: one more than the lowest hash of an origin, so that this
+    one is held out; else 0. It says the same until all units that have that origin are made again."""
+    lowest, highest = (pick(facts["origins"][end] for facts in spooled) for end, pick in ((0, min), (1, max)))
+    fraction = min(facts["heldout_below"] for facts in spooled)
+    return lowest + 1 if 0 < fraction <= lowest < highest else 0
+
+
+def _first_pass(work: Path, units: Sequence[Any], pool: Pool, report: Progress, at_least: int = 0) -> list[Facts]:
+    """Spool what is not yet; with `at_least`, what has an origin below it and was spooled without."""
     spool = work / "spool"
-    spooled = {number: facts for number in range(len(units)) if (facts := finished_unit(spool, number))}
+    spooled = {
+        number: facts
+        for number in range(len(units))
+        if (facts := finished_unit(spool, number))
+        and (facts["heldout_below"] >= at_least or facts["origins"][0] >= at_least)
+    }
     total = sum(unit.nbytes for unit in units)
     kept = sum(units[number].nbytes for number in spooled)
     left = [number for number in range(len(units)) if number not in spooled]
@@ -190,7 +209,7 @@ def _first_pass(work: Path, units: Sequence[Any], pool: Pool, report: Progress) 
         read[number], tokens[number] = min(bytes_read, units[number].nbytes), tokens_made
         report(Told("tokenizing", kept + sum(read.values()), total, sum(tokens.values())))
 
-    todo = [{"do": "unit", "number": number, "unit": asdict(units[number])} for number in left]
+    todo = [{"do": "unit", "number": number, "unit": asdict(units[number]), "at_least": at_least} for number in left]
     for place, facts in pool.run(work, todo, told):
         spooled[left[place]] = facts
         told(place, units[left[place]].nbytes, facts["tokens"])

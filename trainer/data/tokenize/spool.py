@@ -42,15 +42,16 @@ class Encoder:
     heldout_fraction: float
     prefixes: Prefixes | None = None
     group: str | None = None
-    _heldout_below: int = field(init=False)
+    at_least: int = 0  # of the hashes of origins, what is below this is held out whatever the fraction
+    heldout_below: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._heldout_below = min(round(self.heldout_fraction * 2**64), 2**64 - 1)
+        self.heldout_below = max(self.at_least, min(round(self.heldout_fraction * 2**64), 2**64 - 1))
 
     def encode(
         self, unit: int, first_row: int, documents: list[tuple[str, str]]
-    ) -> Iterator[tuple[str, int, list[int]]]:
-        """(split, key, tokens) of each (origin, text), the rows first_row, first_row + 1, ... of a unit.
+    ) -> Iterator[tuple[int, int, list[int]]]:
+        """(hash of the origin, key, tokens) of each (origin, text), the rows first_row, first_row + 1, ... of a unit.
 
         Documents of one origin share their split; a text without an origin is its own, so that copies of it do.
         """
@@ -63,8 +64,7 @@ class Encoder:
             begins = [self.prefixes.ids[self.group][choice] for choice in chosen.tolist()]
         encoded = self.tokenizer.encode_all([text for _, text in documents])
         for key, begin, ids, (origin, _) in zip(keys, begins, encoded, documents, strict=True):
-            heldout = text_key("heldout", str(self.seed), origin) < self._heldout_below
-            yield HELDOUT if heldout else TRAIN, key, [*begin, *ids, self.tokenizer.eos_id]
+            yield text_key("heldout", str(self.seed), origin), key, [*begin, *ids, self.tokenizer.eos_id]
 
 
 def spool_unit(
@@ -77,10 +77,13 @@ def spool_unit(
     parts: list[Facts] = []
     gathered: dict[str, _Part] = {TRAIN: _Part(), HELDOUT: _Part()}
     empty = rows = tokens = read = 0
+    lowest, highest = 2**64, -1  # hash of an origin
 
     def flush(batch: list[tuple[str, str]]) -> None:
-        nonlocal tokens
-        for split, key, ids in encoder.encode(unit, rows - len(batch), batch):
+        nonlocal tokens, lowest, highest
+        for of_origin, key, ids in encoder.encode(unit, rows - len(batch), batch):
+            lowest, highest = min(lowest, of_origin), max(highest, of_origin)
+            split = HELDOUT if of_origin < encoder.heldout_below else TRAIN
             part = gathered[split]
             part.add(key, ids)
             tokens += len(ids)
@@ -106,7 +109,10 @@ def spool_unit(
     for split, part in gathered.items():
         if part.keys:
             parts.append(part.write(directory / f"{unit:06}-{len(parts):04}", split, encoder.dtype))
-    facts = {"unit": unit, "documents": rows, "empty": empty, "tokens": tokens, "parts": parts}
+    facts = {
+        "unit": unit, "documents": rows, "empty": empty, "tokens": tokens, "parts": parts,
+        "origins": [lowest, highest], "heldout_below": encoder.heldout_below,
+    }  # fmt: skip
     write_json(directory / f"{unit:06}.json", facts)
     return facts
 
