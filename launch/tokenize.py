@@ -114,7 +114,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--field", default="text", help="the JSON field or column with the text (text)")
     add("--origin", metavar="FIELD", help="the one with what a document is from; a split has all or none of an origin")
     add("--eos", metavar="TOKEN", help="ends documents (the tokenizer's eos_token)")
-    add("--heldout", type=float, default=0.001, metavar="SHARE", help="of documents (one at least) not trained on (0.001)")
+    add("--heldout", type=float, default=0.001, metavar="SHARE", help="not trained on: at least one document (0.001)")
     add("--shard-tokens", type=int, default=1 << 28, metavar="N", help="of one shard; a process holds one (2^28)")
     add("--seed", type=int, default=0, help="of the order and the prefixes (0)")
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one per core)")
