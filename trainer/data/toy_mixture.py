@@ -36,7 +36,7 @@ from trainer.data.tokenizer import Tokenizer, train_bpe
 if TYPE_CHECKING:
     from trainer.config import DataConfig, SourceConfig
 
-FORMAT = 2  # raise it with any change of what is written for the same inputs
+FORMAT = 3  # raise it with any change of what is written for the same inputs
 RATIO_SAMPLE = 200_000  # characters of a source that its characters per token are measured on
 KNOWN: Mapping[str, Source] = {source.name: source for source in (*SOURCES, *SCIENCE)}  # pubchem: with its task forms
 

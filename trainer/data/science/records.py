@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from trainer.data.hashing import text_key
 
@@ -56,6 +56,13 @@ class Table:
     properties: Mapping[str, Property]
     records: Sequence[Record]
     authority: str = ""  # a noun phrase, such as "the JANAF tables of 1998": tables differ in their values
+
+    @cached_property
+    def shared(self) -> frozenset[tuple[str, str]]:
+        """Property and value wherever several records have a value that should identify one."""
+        keys = [key for key, prop in self.properties.items() if prop.identifies]
+        bearers = Counter((key, record.values[key]) for record in self.records for key in keys if key in record.values)
+        return frozenset(pair for pair, count in bearers.items() if count > 1)
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,15 @@ class _Subject:
     table: Table
     others: Sequence[Record]
 
-    def pick(self, draw: Draw, wanted: Callable[[Property], bool]) -> str | None:
+    def pick(self, draw: Draw, wanted: Callable[[str], bool]) -> str | None:
         """A property that the record has, that tasks may ask for and that is wanted."""
         have = [(key, prop) for key, prop in self.table.properties.items() if key in self.record.values]
-        keys = [key for key, prop in have if prop.asked and wanted(prop)]
+        keys = [key for key, prop in have if prop.asked and wanted(key)]
         return draw.one_of(keys, "property") if keys else None
+
+    def identified_by(self, key: str) -> bool:
+        """Whether this is the only record of its table with its value of the property."""
+        return self.table.properties[key].identifies and (key, self.record.values[key]) not in self.table.shared
 
     def words(self, key: str) -> dict[str, str]:
         """What the templates may say of the record and this property of it."""
@@ -128,7 +132,7 @@ def _laid_out(
 
 def _question(subject: _Subject, draw: Draw) -> Task | None:
     """Asks for a value, or for the thing that a value identifies."""
-    key = subject.pick(draw, lambda prop: prop.identifies) if draw.below(3, "whose") == 0 else None
+    key = subject.pick(draw, subject.identified_by) if draw.below(3, "whose") == 0 else None
     whose = key is not None
     key = key or subject.pick(draw, lambda _: True)
     if key is None:
@@ -207,7 +211,7 @@ def _choice(subject: _Subject, draw: Draw) -> Task | None:
 
 def _ranking(subject: _Subject, draw: Draw) -> Task | None:
     """Several things in the order of a property, or the first of them."""
-    key = subject.pick(draw, lambda prop: prop.number)
+    key = subject.pick(draw, lambda key: subject.table.properties[key].number)
     if key is None:
         return None
     prop = subject.table.properties[key]

@@ -205,6 +205,16 @@ def test_a_name_of_two_things_is_left_out() -> None:
     assert names == {f"thing {letter}" for letter in "bcdefgh"}
 
 
+def test_nobody_is_asked_whose_a_value_is_that_several_things_have() -> None:
+    formula = Property("formula", number=False, identifies=True)
+    records = [Record(f"k{n}", f"thing {n}", {"formula": f"F{n // 2}" if n < 20 else f"G{n}"}) for n in range(40)]
+    table = Table("made", "object", "objects", {"formula": formula}, records)
+    made = list(texts("s", [table], seed=0, tasks_per_record=4))
+    whose = {text.name for text in made if text.template.startswith("whose")}
+    assert len(whose) > 3
+    assert all(int(name.removeprefix("thing ")) >= 20 for name in whose)
+
+
 @pytest.mark.parametrize(
     ("form", "distinct", "share"),
     [
