@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from trainer.compose import compose
+from launch.show import read
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -34,10 +33,12 @@ def run_tokenize(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         parser.error(f"--heldout={options.heldout}: use a share from 0 to below 1")
     if not options.inputs and not options.builder:
         parser.error("the following arguments are required: INPUT")
+    if options.config_dir and not options.mixture:
+        parser.error("--config-dir is where the recipe of a --mixture lies; name that, too")
     name, prefixes, group = options.name or Path(options.out).name, {}, None
     domain = options.domain
     if options.mixture:
-        data = compose(shlex.split(options.mixture)).data
+        data = read(options.mixture, options.config_dir).data
         if name not in data.sources:
             parser.error(f"--name {name}: {options.mixture} has the sources {', '.join(data.sources) or 'none'}")
         prefixes, group, domain = data.prefixes, data.sources[name].prefix or None, data.sources[name].domain
@@ -107,8 +108,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add(
         "--mixture",
         metavar="RECIPE",
-        help="quoted overrides, such as 'recipe=cpt_6t'; its source --name says which domain and prefixes",
+        help="a recipe's name, or quoted overrides such as 'recipe=cpt_6t'; its source --name says which domain and "
+        "prefixes",
     )
+    add("--config-dir", action="append", default=[], metavar="DIR", help="more recipes for --mixture; may be repeated")
     add("--name", help="of the source (OUT's name)")
     add("--domain", choices=("science", "general"), help="without --mixture; documents then get no prefix")
     add("--field", default="text", help="the JSON field or column with the text (text)")

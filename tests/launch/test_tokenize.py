@@ -45,6 +45,29 @@ def test_a_source_of_a_mixture_gets_its_domain_and_prefixes(words, tmp_path, cap
     assert "notes exists and is not overwritten" in capsys.readouterr().err
 
 
+def test_a_mixture_may_be_a_recipe_of_the_users_own(words, tmp_path, capsys):
+    mine, more = tmp_path / "recipes", tmp_path / "more"
+    (mine / "data").mkdir(parents=True)
+    (mine / "data" / "mine.yaml").write_text(
+        "name: mixture\nseq_len: 64\nroot: corpora\nphases: {only: {tokens: 6400}}\n"
+        "prefixes: {own: ['Notes of mine.']}\n"
+        "sources: {notes: {path: notes, domain: science, prefix: own, tokens: 6400, unique_tokens: 6400, "
+        "phases: {only: 1}}}\n"
+    )
+    (more / "recipe").mkdir(parents=True)
+    (more / "recipe" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: toy\n  - override /data: mine\ntrain: {steps: 12}\n"
+    )
+    dirs = ["--config-dir", str(mine), "--config-dir", str(more)]
+    assert main([*words, "--mixture", "mine", *dirs]) == 0
+    opened = Shards(tmp_path / "notes")
+    assert (opened.name, opened.domain, opened.prefix_group) == ("notes", "science", "own")
+    assert opened.manifest["prefix"]["texts"] == ["Notes of mine."]
+    words[1] = str(tmp_path / "again" / "notes")
+    assert main([*words, "--mixture", "recipe=mine"]) == 2
+    assert "recipe=mine" in capsys.readouterr().err
+
+
 def test_a_source_without_a_mixture_has_no_prefix(words, tmp_path, capsys):
     assert main([*words, "--domain", "general", "--shard-tokens", "700", "--field", "text", "--seed", "1"]) == 0
     opened = Shards(tmp_path / "notes")
@@ -59,6 +82,7 @@ def test_a_source_without_a_mixture_has_no_prefix(words, tmp_path, capsys):
         (["--domain", "law"], "--domain: invalid choice"),
         (["--domain", "general", "--workers", "0"], "--workers=0: use 1 or more"),
         (["--domain", "general", "--heldout", "1"], "--heldout=1.0: use a share from 0 to below 1"),
+        (["--domain", "general", "--config-dir", "."], "--config-dir is where the recipe of a --mixture lies"),
         (["--mixture", "recipe=toy data=synthetic"], "--name notes: recipe=toy data=synthetic has the sources none"),
         (["--mixture", "recipe=cpt_6t"], "--name notes: recipe=cpt_6t has the sources science_text, "),
         (
