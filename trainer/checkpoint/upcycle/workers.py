@@ -121,18 +121,28 @@ def _serve(
     while True:
         try:
             task = tasks[connection.recv()]
-        except EOFError:
+        except (EOFError, ConnectionError):  # the parent is gone, the latter with a report of this worker unread
             return
         try:
-            connection.send(_do(task, directory, connection, report))
-        except BrokenPipeError:  # the parent is gone
+            connection.send(_outcome(task, directory, connection, report))
+        except ConnectionError:
             return
-        except (HuggingFaceError, UpcycleError) as error:
-            connection.send(str(error))
-        except MemoryError:
-            connection.send(f"{directory / task.shard.name}: out of memory; use fewer --workers")
-        except OSError as error:
-            connection.send(f"{directory / task.shard.name} cannot be written: {error.strerror or error}")
+
+
+def _outcome(
+    task: Task, directory: Path, connection: Connection, report: Callable[[int], None]
+) -> tuple[dict[str, Any], bool, str | None] | str:
+    """What `_do` returns, or one line where it cannot. Raises ConnectionError where the parent is gone."""
+    try:
+        return _do(task, directory, connection, report)
+    except ConnectionError:
+        raise
+    except (HuggingFaceError, UpcycleError) as error:
+        return str(error)
+    except MemoryError:
+        return f"{directory / task.shard.name}: out of memory; use fewer --workers"
+    except OSError as error:
+        return f"{directory / task.shard.name} cannot be written: {error.strerror or error}"
 
 
 def _do(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from trainer.checkpoint.manifest import read_manifest, verify_file
 from trainer.checkpoint.upcycle import engine, journal
 from trainer.checkpoint.upcycle.engine import Done, Interrupted, run
 from trainer.checkpoint.upcycle.errors import UpcycleError
+from trainer.checkpoint.upcycle.workers import _serve
 
 FILES, EACH = 6, 3  # files, and groups in each
 SHAPE = (32, 33)
@@ -306,6 +308,19 @@ def test_what_fails_in_a_worker_is_one_line(model, target, error, line):
     model.fail[1] = raising(error)
     with pytest.raises(HuggingFaceError, match=line):
         model.run(target)
+
+
+@pytest.mark.parametrize("unread", [False, True])
+def test_a_worker_whose_parent_is_gone_ends_without_a_word(tmp_path, capfd, unread):
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    if unread:  # then the pipe is reset, not at its end
+        there.send("a report")
+    here.close()
+    process = context.Process(target=_serve, args=([], tmp_path, there, [], os.getpid()))
+    process.start()
+    process.join(30)
+    assert (process.exitcode, capfd.readouterr().err) == (0, "")
 
 
 def test_an_interruption_says_what_is_kept(model, target):
