@@ -62,9 +62,14 @@ def _token_ids(file: Path, source: Source, tokens: int) -> Ints:
             with open(file, encoding="utf-8") as text:
                 ids = np.array(_tokenizer(source).encode(text.read(MOST_CHARACTERS * tokens)).ids, np.int64)
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UpcycleError(f"{file} cannot be read: {error}; give UTF-8 text, or token ids in a .npy file") from error
-    except ValueError as error:
-        raise error if isinstance(error, UpcycleError) else UpcycleError(f"{file}: no .npy file: {error}") from error
+        reason = getattr(error, "strerror", None) or error  # an OSError's own text names the file again
+        raise UpcycleError(f"{file} cannot be read: {reason}; give UTF-8 text, or token ids in a .npy file") from error
+    except ValueError as error:  # numpy's own text advises to unpickle what may be anything
+        if isinstance(error, UpcycleError):
+            raise
+        raise UpcycleError(
+            f"{file}: no .npy file of token ids; numpy.save of a one-dimensional array of whole numbers makes one"
+        ) from error
     if not len(ids):
         raise UpcycleError(f"{file}: no tokens in it")
     if ids.min() < 0 or ids.max() >= vocabulary:
@@ -76,7 +81,10 @@ def _token_ids(file: Path, source: Source, tokens: int) -> Ints:
 def _tokenizer(source: Source) -> tokenizers.Tokenizer:
     file = source.directory.path / TOKENIZER
     if not file.is_file():
-        raise UpcycleError(f"{file} is missing, which turns text into tokens; give token ids in .npy files instead")
+        raise UpcycleError(
+            f"{file} is missing, which turns text into tokens (a run that began from random weights exports none); "
+            "copy the tokenizer's tokenizer.json there, or give token ids in .npy files instead"
+        )
     try:
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception

@@ -65,10 +65,10 @@ class Counts:
                 top1, pairs = stored["top1"], stored["pairs"]
                 facts = json.loads(str(stored["facts"]))
             counts = cls(top1, pairs, int(facts["tokens"]), str(facts["model"]))
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise UpcycleError(
-                f"{path}: no counts of experts ({error}); octavo upcycle --calibrate makes them"
-            ) from error
+        except OSError as error:
+            raise UpcycleError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            raise UpcycleError(f"{path} holds no counts of experts made by octavo upcycle --calibrate") from error
         layers, experts = source.model.num_layers, source.model.num_experts
         if counts.model != identity(source) or counts.pairs.shape != (layers, experts, experts):
             raise UpcycleError(

@@ -123,7 +123,7 @@ def test_text_goes_through_the_models_tokenizer(tmp_path: Path):
     directory = model_directory(tmp_path / "model")
     source = opened(directory)
     (tmp_path / "text").write_text("one two two")
-    with pytest.raises(UpcycleError, match=r"tokenizer.json is missing, .*\.npy files instead"):
+    with pytest.raises(UpcycleError, match=r"missing, .*; copy the tokenizer's tokenizer.json there, or .*\.npy files"):
         read_windows([tmp_path / "text"], source, 10)
     words = tokenizers.Tokenizer(models.WordLevel({"one": 3, "two": 5, "?": 127}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -140,12 +140,14 @@ def test_texts_that_cannot_be_used_are_one_line(tmp_path: Path):
     np.save(tmp_path / "real.npy", np.ones(3))
     np.save(tmp_path / "empty.npy", np.ones(0, int))
     (tmp_path / "text.npy").write_text("text")
+    np.save(tmp_path / "objects.npy", np.array([1, None]))
     for name, message in (
         ("large.npy", "token id 128 is outside the model's vocabulary of 128"),
         ("real.npy", r"float64 \[3\]; need one row of whole numbers"),
         ("empty.npy", "no tokens in it"),
-        ("text.npy", "no .npy file"),
-        ("none.npy", "cannot be read: .*No such file"),
+        ("text.npy", "no .npy file of token ids; numpy.save of"),
+        ("objects.npy", "no .npy file of token ids; numpy.save of"),
+        ("none.npy", "cannot be read: No such file"),
     ):
         with pytest.raises(UpcycleError, match=f"{name}:? .*{message}"):
             read_windows([tmp_path / name], source, 10)

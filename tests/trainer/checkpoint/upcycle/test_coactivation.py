@@ -158,11 +158,20 @@ def test_counts_of_another_model_or_none_are_refused(tmp_path: Path):
     with pytest.raises(UpcycleError, match="another model"):
         Counts.load(tmp_path / "fewer", source)
     (tmp_path / "text").write_text("text")
-    for name in ("text", "none", "model"):
-        with pytest.raises(UpcycleError, match=f"{name}: no counts of experts .*--calibrate makes them"):
+    np.save(tmp_path / "objects.npy", np.array([1, None]))
+    np.save(tmp_path / "ids.npy", np.arange(3))
+    made_by = "holds no counts of experts made by octavo upcycle --calibrate"
+    for name, said in (
+        ("text", made_by),
+        ("objects.npy", made_by),
+        ("ids.npy", made_by),
+        ("none", "cannot be read: No such file or directory"),
+        ("model", "cannot be read: Is a directory"),
+    ):
+        with pytest.raises(UpcycleError, match=f"^{tmp_path / name} {said}$"):
             Counts.load(tmp_path / name, source)
     (tmp_path / "short").write_bytes((tmp_path / "counts").read_bytes()[:-30])
-    with pytest.raises(UpcycleError, match="short: no counts"):
+    with pytest.raises(UpcycleError, match=f"short {made_by}"):
         Counts.load(tmp_path / "short", source)
     with pytest.raises(UpcycleError, match="nowhere/counts cannot be written"):
         counts_of(source).save(tmp_path / "nowhere" / "counts")
