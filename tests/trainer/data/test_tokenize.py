@@ -368,11 +368,14 @@ def test_nothing_is_overwritten_or_gone_on_with_that_is_not_the_same_work(tmp_pa
         patch.setattr(tokenize, "_describe", stop)
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path, [source], out=tmp_path / "b")
-    with pytest.raises(DataError, match=r"b\.tmp was begun with another seed, heldout_fraction: remove it"):
+    with pytest.raises(DataError, match=r"--seed was 3 and is 4, --heldout was 0\.2 and is 0\.1\. Remove .*b\.tmp"):
         make(tmp_path, [source], out=tmp_path / "b", seed=4, heldout_fraction=0.1)
     write_jsonl(source, texts(3))
-    with pytest.raises(DataError, match=r"b\.tmp was begun with another files"):
-        make(tmp_path, [source], out=tmp_path / "b")
+    more = write_jsonl(tmp_path / "more.jsonl", texts(3))
+    with pytest.raises(DataError, match=r"the input \S*a\.jsonl has changed, the input \S*more\.jsonl is new\. Remove"):
+        make(tmp_path, [source, more], out=tmp_path / "b")
+    with pytest.raises(DataError, match=r"more\.jsonl is new, the input \S*a\.jsonl is no longer named\. Remove"):
+        make(tmp_path, [more], out=tmp_path / "b")
     (tmp_path / "c.tmp").mkdir()
     (tmp_path / "c.tmp" / "thesis.txt").touch()
     with pytest.raises(DataError, match=r"c\.tmp holds thesis\.txt, which is no work of this command"):
@@ -388,6 +391,34 @@ def test_nothing_is_overwritten_or_gone_on_with_that_is_not_the_same_work(tmp_pa
     assert [path.read_text() for path in theirs] == ["mine"] * 3
     with pytest.raises(DataError, match=r"^\. exists and is not overwritten"):
         make(tmp_path, [source], out=Path("."))
+
+
+@pytest.mark.parametrize("bad", ["", "no JSON\n", '{"text": "iron"}\nno JSON\n'])
+def test_after_an_error_with_nothing_finished_nothing_stays_and_the_mended_input_is_taken(tmp_path, plain, bad):
+    source = write_jsonl(tmp_path / "b.jsonl", texts())
+    whole = contents(make(tmp_path, [source], out=tmp_path / "whole"))
+    good = source.read_text()
+    source.write_text(bad)
+    with pytest.raises(DataError, match=r"b\.jsonl"):
+        make(tmp_path, [source], workers=1)
+    assert not (tmp_path / "source.tmp").exists()
+    source.write_text(good)
+    assert contents(make(tmp_path, [source])) == whole
+
+
+def test_a_start_that_was_stopped_with_nothing_finished_is_begun_anew(tmp_path, plain, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    source = write_jsonl(tmp_path / "a.jsonl", texts(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize.jobs, "spool_unit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, [source], seed=1)
+    (tmp_path / "source.tmp" / "spool" / "000000-0000").write_bytes(b"half a part")
+    write_jsonl(source, texts())
+    whole = contents(make(tmp_path, [source], out=tmp_path / "whole"))
+    assert contents(make(tmp_path, [source])) == whole
 
 
 def test_documents_in_memory_are_never_taken_from_an_earlier_start(tmp_path, plain, monkeypatch):

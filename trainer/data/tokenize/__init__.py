@@ -22,7 +22,8 @@ from trainer.data import shard_files
 from trainer.data.errors import DataError
 from trainer.data.prefixes import Prefixes
 from trainer.data.sources import Document
-from trainer.data.tokenize import jobs
+from trainer.data.tokenize import begun, jobs
+from trainer.data.tokenize.begun import LOCK, PLAN, SPOOL
 from trainer.data.tokenize.inputs import units_of
 from trainer.data.tokenize.pool import Pool
 from trainer.data.tokenize.spool import HELDOUT, TRAIN, Part, finished_unit, spool_unit, write_json
@@ -101,9 +102,9 @@ def tokenize_source(
             report = progress or (lambda told: None)
             if in_memory:
                 each = [(0, document.origin, document.text) for document in documents if isinstance(document, Document)]
-                spooled = [spool_unit(work / "spool", 0, each, jobs.encoder_of(work))]
+                spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work))]
                 if at_least := _lacks_heldout(spooled):
-                    spooled = [spool_unit(work / "spool", 0, each, jobs.encoder_of(work, at_least))]
+                    spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work, at_least))]
             else:
                 _check_space(work, sum(unit.text_bytes for unit in units) // CHARS_PER_TOKEN, plan, copies=2)
                 spooled = _first_pass(work, units, pool, report)
@@ -111,16 +112,13 @@ def tokenize_source(
                     spooled = _first_pass(work, units, pool, report, at_least)
             shards = _second_pass(work, spooled, plan, pool, report)
             manifest = _describe(work, plan, loaded, spooled, shards)
-            shutil.rmtree(work / "spool")
+            shutil.rmtree(work / SPOOL)
             work.rename(out)  # with the plan: killed just before, a start still knows what lies in `work`
             (out / PLAN).unlink()
             (out / LOCK).unlink()
     except OSError as error:
         raise DataError(f"{error.filename or work}: {error.strerror or error}") from error
     return manifest
-
-
-LOCK, PLAN = "lock", "plan.json"
 
 
 @contextmanager
@@ -132,7 +130,11 @@ def _alone(work: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"{work} is being written by another process: wait for it to end") from None
-        yield
+        try:
+            yield
+        except (DataError, OSError):
+            begun.take_down(work)
+            raise
 
 
 def _prefix(group: str | None, prefixes: dict[str, list[str]], tokenizer: Tokenizer) -> Facts | None:
@@ -153,20 +155,11 @@ def _identities(paths: Sequence[str]) -> list[Facts]:
 
 
 def _take_up(work: Path, plan: Facts, tokenizer: Path, *, resume: bool) -> None:
-    """Begin a work directory, or make sure that the one there was begun with the same plan."""
-    path, spool = work / PLAN, work / "spool"
-    if path.exists():
-        begun = json.loads(path.read_text())
-        if begun != plan:
-            differ = ", ".join(key for key in plan if begun.get(key) != plan[key])
-            raise DataError(f"{work} was begun with another {differ}: remove it, or use what it was begun with")
-        if not resume:  # nobody knows whether documents in memory are still the same
-            shutil.rmtree(spool, ignore_errors=True)
-    else:
-        strangers = [entry.name for entry in work.iterdir() if entry.name not in (LOCK, f"{PLAN}.tmp")]
-        if strangers:
-            raise DataError(f"{work} holds {min(strangers)}, which is no work of this command: name another directory")
-        write_json(path, plan)
+    if problem := begun.take_up(work, plan):
+        raise DataError(problem)
+    spool = work / SPOOL
+    if not resume:  # nobody knows whether documents in memory are still the same
+        shutil.rmtree(spool, ignore_errors=True)
     # A start may have been killed before it came to these, or while it removed the spool of all that is written.
     spool.mkdir(exist_ok=True)
     shutil.copyfile(tokenizer, work / shard_files.TOKENIZER)
@@ -192,7 +185,7 @@ def _lacks_heldout(spooled: Sequence[Facts]) -> int:
 
 def _first_pass(work: Path, units: Sequence[Any], pool: Pool, report: Progress, at_least: int = 0) -> list[Facts]:
     """Spool what is not yet; with `at_least`, what has an origin below it and was spooled without."""
-    spool = work / "spool"
+    spool = work / SPOOL
     spooled = {
         number: facts
         for number in range(len(units))
@@ -219,7 +212,7 @@ def _first_pass(work: Path, units: Sequence[Any], pool: Pool, report: Progress, 
 def _second_pass(
     work: Path, spooled: Sequence[Facts], plan: Facts, pool: Pool, report: Progress
 ) -> dict[str, list[Facts]]:
-    spool, dtype = work / "spool", np.dtype(plan["dtype"])
+    spool, dtype = work / SPOOL, np.dtype(plan["dtype"])
     written: dict[str, dict[int, Facts]] = {TRAIN: {}, HELDOUT: {}}
     total = sum(facts["tokens"] for facts in spooled)
     _check_space(work, total, plan, copies=1)
@@ -270,7 +263,7 @@ def _cut(spool: Path, parts: Sequence[Facts], shard_tokens: int, dtype: np.dtype
 def _finished_shard(work: Path, stem: str) -> Facts | None:
     """A shard's facts, if an earlier start wrote it and it is as written."""
     try:
-        facts: Facts = json.loads((work / "spool" / f"{stem}.json").read_text())
+        facts: Facts = json.loads((work / SPOOL / f"{stem}.json").read_text())
     except (OSError, ValueError):
         return None
     return None if shard_files.hash_fault(work, facts) else facts
