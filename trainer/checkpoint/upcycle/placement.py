@@ -163,7 +163,17 @@ class _Shape:
         if not offers and pairs:
             f, g = min(pairs, key=lambda pair: abs(pair[0] - factor) / factor + abs(pair[1] - groups) / groups)
             offers.append(f"the nearest that works is factor={f} with groups={g}")
-        return "; ".join(offers) or f"nothing works with {self.experts} experts and {self.per_token} per token"
+        if not offers:
+            offers.append(f"nothing works with {self.experts} experts and {self.per_token} per token")
+            if others := self._other_picks(factor, groups):
+                offers.append(f"with factor={factor} and groups={groups} use experts_per_token={_either(others)}")
+        return "; ".join(offers)
+
+    def _other_picks(self, factor: int, groups: int) -> list[int]:
+        """The experts per token closest to these for which this factor and number of groups work."""
+        most = factor * self.experts
+        found = [k for k in range(groups, most + 1, groups) if not replace(self, per_token=k).obstacle(factor, groups)]
+        return sorted(found, key=lambda k: abs(k - self.per_token))[:NEAREST]
 
 
 def check(model: ModelConfig, expansion: Expansion) -> None:

@@ -122,6 +122,8 @@ def test_which_copies_stay_identical(asked, identical):
         (4, 16, {"factor": 2, "groups": 4}, "4 experts per token of each group, but a part holds only 2"),
         (16, 4, {"factor": 4, "groups": 4}, "factor=groups=4 puts all experts in every group, so all pick the same"),
         (127, 8, {"factor": 4, "groups": 8}, "nothing works with 127 experts and 8 per token"),
+        (128, 7, {"factor": 4, "groups": 8}, "with factor=4 and groups=8 use experts_per_token=8, 16 or 24"),
+        (4, 7, {"factor": 4, "groups": 8}, "with factor=4 and groups=8 use experts_per_token=8 or 16"),
         (16, 8, {"factor": 0, "groups": 8}, "factor=0 with groups=8: both must be 1 or more; with groups=8 use"),
         (16, 0, {"factor": 4, "groups": 8}, "experts_per_token=0 must be 1 or more"),
         (12, 8, {"factor": 4, "groups": 8, "strategy": "spread"}, "does not divide the source's 12 experts"),
