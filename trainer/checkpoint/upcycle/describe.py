@@ -67,6 +67,7 @@ def side_files_of(source: Path, expansion: Expansion, vocabulary: Vocabulary | N
 
 def warnings_of(
     source: Source,
+    model: ModelConfig,
     expansion: Expansion,
     placement: Placement,
     dtypes: Collection[str],
@@ -79,6 +80,11 @@ def warnings_of(
         found.append(
             f"noise=0 leaves exact copies {how}, which get the same gradients for ever; use noise, or cuts=distinct "
             "(training such a checkpoint needs checkpoint.allow_identical_copies=true)"
+        )
+    if expansion.rope_theta is None and model.rope_theta != source.model.rope_theta:
+        found.append(
+            f"positions=fope changes rope_theta from {source.model.rope_theta:g} to {model.rope_theta:g}; give "
+            f"--rope-theta {source.model.rope_theta:g} to keep it"
         )
     coarse = {name: least(DTYPES[name]) for name in dtypes if DTYPES[name].is_floating_point}
     for name, limit in coarse.items():

@@ -74,7 +74,7 @@ def upcycled(source: Source, expansion: Expansion, placement: Placement, dtype: 
         "source": str(source.directory.path.absolute()),
         "expansion": asdict(expansion),
         "identical_copies": placement.identical,
-        "warnings": warnings_of(source, expansion, placement, {output.dtype for output in outputs}, vocabulary),
+        "warnings": warnings_of(source, model, expansion, placement, {output.dtype for output in outputs}, vocabulary),
         "vocabulary": None if vocabulary is None else vocabulary.facts(),
         "placement": placement.facts(),
     }

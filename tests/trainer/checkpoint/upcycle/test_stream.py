@@ -224,6 +224,10 @@ def test_new_positions(tmp_path, gain):
     model = from_huggingface(tmp_path / "out")
     cfg = model.cfg
     assert (cfg.positions, cfg.rope_theta, cfg.max_position) == ("fope", 5e6, 262144)
+    old = f"{opened(path).model.rope_theta:g}"
+    assert made.facts["warnings"] == [
+        f"positions=fope changes rope_theta from {old} to 5e+06; give --rope-theta {old} to keep it"
+    ]
     assert cfg.fope_gain == (0.5 if gain is None else 0.0)
     kept = cfg.fope_frequencies()
     assert kept == 12  # of 16: 5e6^(-i/16) > 2 pi / 262144 up to i = 11
