@@ -13,7 +13,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from trainer.checkpoint.upcycle.errors import UpcycleError
-from trainer.checkpoint.upcycle.placement import Expansion, Placement, check, place
+from trainer.checkpoint.upcycle.placement import (
+    FOPE_GAIN,
+    FOPE_MAX_POSITION,
+    FOPE_THETA,
+    Expansion,
+    Placement,
+    check,
+    place,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from trainer.checkpoint.upcycle.stream import Upcycled
 
 BETWEEN = 5.0  # seconds between two lines of progress
+TOKENS = 1 << 17  # that --calibrate reads
 STRATEGIES = ("halves", "coactivation", "spread")
 DTYPES = ("source", "bf16", "fp32", "fp8")
 
@@ -34,6 +43,8 @@ def run_upcycle(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     if options.seed < 0:
         parser.error(f"--seed={options.seed}: use 0 or more")
+    if options.gb_per_s is not None and not options.dry_run:
+        parser.error("--gb-per-s is of --dry-run, which is not given")
     if options.calibrate:
         from launch.calibrate import run_calibrate
 
@@ -43,12 +54,16 @@ def run_upcycle(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
             options.source,
             options.calibrate,
             options.counts,
-            tokens=options.tokens,
+            tokens=TOKENS if options.tokens is None else options.tokens,
             factor=options.factor,
             groups=options.groups,
             seed=options.seed,
-            device=options.device,
+            device=options.device or "auto",
         )
+    for name in ("tokens", "device"):
+        if getattr(options, name) is not None:
+            parser.error(f"--{name} is of --calibrate, which is not given")
+    options.gb_per_s = 1.0 if options.gb_per_s is None else options.gb_per_s
     if options.target is None:
         parser.error("the following arguments are required: DST")
     if options.workers < 1:
@@ -62,6 +77,8 @@ def run_upcycle(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
 
     expansion = Expansion(**{field.name: getattr(options, field.name) for field in fields(Expansion)})
     try:
+        if Path(options.source).resolve() in Path(options.target).resolve().parents:
+            raise UpcycleError(f"{options.target} is inside {options.source}; give a directory outside of the source")
         return (_dry_run if options.dry_run else _run)(options, expansion)
     except (UpcycleError, HuggingFaceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -240,25 +257,27 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--factor", type=int, default=4, metavar="N", help="copies of every expert (4)")
     add("--groups", type=int, default=8, metavar="G", help="router groups (8)")
-    add("--experts-per-token", type=int, metavar="K", help="of the result (the source's)")
+    add("--experts-per-token", type=int, metavar="K", help="of the result, a multiple of G (the source's)")
     add("--strategy", choices=STRATEGIES, default="halves", help="how experts are put into groups (halves)")
     add("--counts", metavar="FILE", help="of --strategy coactivation, made by --calibrate")
-    add("--cuts", choices=("same", "distinct"), default="same", help="distinct: each set of groups has its own cut")
+    add("--cuts", choices=("same", "distinct"), default="same", help="distinct: each set of groups has its own (same)")
     add("--noise", type=float, default=1e-2, metavar="X", help="std on copies and gate rows, over their RMS (0.01)")
     add("--seed", type=int, default=0, metavar="N", help="of the noise and the cuts (0)")
     add("--force", action="store_true", help="allow a factor equal to the groups: every group holds every expert")
-    add("--positions", choices=("keep", "fope"), default="keep", help="keep the rotary embedding, or make it FoPE")
-    add("--rope-theta", type=float, metavar="X", help="with --positions fope")
-    add("--max-position", type=int, metavar="N", help="with --positions fope")
-    add("--fope-gain", type=float, metavar="X", help="with --positions fope; 0: matrices of exactly I")
-    add("--vocabulary", metavar="DIR", help="tokenizer of the result: rows move by token string")
-    add("--vocab-size", type=int, metavar="N", help="rows of the result's embedding, with --vocabulary")
+    add("--positions", choices=("keep", "fope"), default="keep", help="keep RoPE as it is, or make it FoPE (keep)")
+    add("--rope-theta", type=float, metavar="X", help=f"with --positions fope, not the source's ({FOPE_THETA:g})")
+    add("--max-position", type=int, metavar="N", help=f"with --positions fope ({FOPE_MAX_POSITION})")
+    add("--fope-gain", type=float, metavar="X", help=f"with --positions fope; 0: matrices of exactly I ({FOPE_GAIN})")
+    add("--vocabulary", metavar="DIR", help="tokenizer of the result: rows move by token string (the source's)")
+    add("--vocab-size", type=int, metavar="N", help="rows of embedding and LM head (the source's, or --vocabulary's)")
     add("--router-temperature", type=float, default=1.0, metavar="X", help="gate rows are divided by it (1)")
-    add("--dtype", choices=DTYPES, default="source", help="of the text model (source: as there)")
+    add("--dtype", choices=DTYPES, default="source", help="of the text model; source: as there (source)")
     add("--shard-gb", type=float, default=5.0, metavar="GB", help="size of one file (5)")
     add("--workers", type=int, default=1, metavar="N", help="processes (1)")
     add("--dry-run", action="store_true", help="print what would be made; SRC may hold config.json alone")
-    add("--gb-per-s", type=float, default=1.0, metavar="X", help="speed that --dry-run counts with (1)")
-    add("--calibrate", nargs="+", metavar="TEXT", help="write --counts FILE from text, and make nothing else")
-    add("--tokens", type=int, default=1 << 17, metavar="N", help="that --calibrate reads at most (131072)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of --calibrate (auto)")
+    add("--gb-per-s", type=float, metavar="X", help="speed that --dry-run counts with (1)")
+    add(
+        "--calibrate", nargs="+", metavar="TEXT", help="write --counts FILE alone, from UTF-8 text or .npy of token ids"
+    )
+    add("--tokens", type=int, metavar="N", help=f"that --calibrate reads at most ({TOKENS})")
+    add("--device", choices=("auto", "cpu", "cuda"), help="of --calibrate (auto)")

@@ -169,6 +169,7 @@ def nothing(source: Path) -> None:
         (nothing, ["--factor", "3"], r"factor=3 does not divide groups=8; with groups=8 use factor=2 or 4"),
         (nothing, ["--groups", "6"], r"groups=6 does not divide 8 experts per token"),
         (nothing, ["--noise", "-1"], r"noise=-1 is not supported"),
+        (nothing, ["--experts-per-token", "7"], r"factor=4 and groups=8 use experts_per_token=8, 16 or 24"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dry", [False, True], ids=["", "dry"])
@@ -179,6 +180,15 @@ def test_bad_input_is_one_line(source, capsys, harm, words, said, dry):
     assert (code, shown.out) == (1, "")
     assert re.match(rf"error: .*{said}.*\n\Z", shown.err), shown.err
     assert not list(source.parent.glob("dst*"))
+
+
+@pytest.mark.parametrize("target", ["src/dst", "src/deep/../below/dst"])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["", "dry"])
+def test_a_destination_inside_the_source(source, capsys, target, dry):
+    before = sorted(source.iterdir())
+    assert main(["upcycle", "src", target, *dry]) == 1
+    assert capsys.readouterr().err == f"error: {target} is inside src; give a directory outside of the source\n"
+    assert sorted(source.iterdir()) == before
 
 
 def test_a_disk_that_is_too_small(source, capsys, monkeypatch):
@@ -197,7 +207,8 @@ def test_a_disk_that_is_too_small(source, capsys, monkeypatch):
         ["src", "dst", "--shard-gb", "0"], ["src", "dst", "--gb-per-s", "nan", "--dry-run"], ["src", "dst", "more"],
         ["src", "dst", "--strategy", "coactivation"], ["src", "dst", "--counts", "file"],
         ["src", "dst", "--counts", "file", "--calibrate", "text"], ["src", "--calibrate", "text"],
-        ["src", "dst", "--seed", "-1"],
+        ["src", "dst", "--seed", "-1"], ["src", "dst", "--tokens", "9"], ["src", "dst", "--device", "cpu", "--dry-run"],
+        ["src", "dst", "--gb-per-s", "2"], ["src", "--calibrate", "text", "--counts", "file", "--gb-per-s", "2"],
     ],
 )  # fmt: skip
 def test_wrong_words_are_told(words, capsys):
