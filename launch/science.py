@@ -13,6 +13,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from trainer import schema
+from trainer.config import ConfigError
 from trainer.data.errors import DataError
 from trainer.data.science.builtin import SEED, TABLES, TASKS_PER_RECORD
 from trainer.data.science.chat import ChatServer
@@ -22,27 +24,27 @@ from trainer.data.science.rollouts import Rollouts
 from trainer.data.science.table_files import read_table
 from trainer.data.science.texts import Text, texts
 
+TASKS = [str(count) for count in range(5)]  # of --tasks
 BETWEEN = 5.0  # seconds between two lines of progress
 
 
 def run_science(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
-    """Exit code 0, or 1 with one line on stderr; leaves by SystemExit for wrong words."""
+    """Exit code 0, or 1 with one line on stderr; leaves by SystemExit for wrong words. Raises `ConfigError`."""
     _options(parser)
+    parser.usage = "octavo science OUT.jsonl (--source NAME ... | --records FILE --columns YAML) [option ...]"
     options = parser.parse_args(words)
     if bool(options.records) == bool(options.source):
         parser.error("name either --source NAME ... or --records FILE with --columns YAML")
     if bool(options.records) != bool(options.columns):
         parser.error("--records FILE and --columns YAML go together")
-    if not 0 <= options.tasks <= 4:
-        parser.error(f"--tasks={options.tasks}: use 0, 1, 2, 3 or 4")
     if (options.rollouts is None) != (options.model is None):
         parser.error("--rollouts URL and --model M go together")
-    for name, least in (("concurrency", 1), ("timeout", 1), ("retries", 0), ("max_tokens", 1)):
-        if not least <= getattr(options, name) < float("inf"):
-            parser.error(f"--{name.replace('_', '-')}={getattr(options, name)}: use {least} or more")
+    if wrong := list(_wrong_values(options)):
+        raise ConfigError(wrong)
     began = time.perf_counter()
     out = Path(options.out)
     try:
+        _make_room(out)
         with (
             _rollouts(options, out) as rollouts,
             # Closed before the ledger is, so that requests under way end first.
@@ -62,16 +64,43 @@ def run_science(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     return 0
 
 
+def _wrong_values(options: argparse.Namespace) -> Iterator[str]:
+    for name in options.source or ():
+        if name not in TABLES:
+            yield f"--source {name}: there is none of this name; use {schema.one_of(TABLES)}"
+    if options.tasks not in TASKS:
+        yield f"--tasks {options.tasks}: use {schema.one_of(TASKS)}"
+    if not options.seed.isdecimal():
+        yield f"--seed {options.seed}: use a whole number, 0 or more"
+    for name, least in (("concurrency", 1), ("timeout", 1), ("retries", 0), ("max_tokens", 1)):
+        if not least <= getattr(options, name) < float("inf"):
+            yield f"--{name.replace('_', '-')} {getattr(options, name)}: use {least} or more"
+
+
+def _make_room(out: Path) -> None:
+    """Refuse a file that exists, before anything is made beside it, and make its directory."""
+    if out.exists():
+        raise DataError(f"{out} exists and is not overwritten: remove it or name another file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{error.filename or out.parent}: {error.strerror or error}") from error
+
+
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT.jsonl", help="the file to write; must not exist")
-    parser.add_argument("--source", action="append", choices=tuple(TABLES), help="a built-in source; may be repeated")
+    parser.add_argument(
+        "--source",
+        action="append",
+        metavar="NAME",
+        help=f"a built-in source, {schema.one_of(TABLES)}; may be repeated",
+    )
     parser.add_argument("--records", metavar="FILE", help="records of your own: .csv, .tsv or .jsonl")
     parser.add_argument("--columns", metavar="YAML", help="what the columns of --records mean (see docs/science.md)")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the templates that are drawn ({SEED})")
+    parser.add_argument("--seed", default=str(SEED), metavar="N", help=f"of the templates that are drawn ({SEED})")
     parser.add_argument(
         "--tasks",
-        type=int,
-        default=TASKS_PER_RECORD,
+        default=str(TASKS_PER_RECORD),
         metavar="N",
         help=f"forms of each record beside its narration, 0 to 4 ({TASKS_PER_RECORD})",
     )
@@ -115,12 +144,15 @@ def _texts(options: argparse.Namespace) -> Generator[Text, None, None]:
         table = read_table(Path(options.records), Path(options.columns))
         sources.append((table.name, [table]))
     else:
-        sources += [(name, TABLES[name]()) for name in dict.fromkeys(options.source)]
+        for name, times in Counter(options.source).items():
+            sources.append((name, TABLES[name]()))
+            if times > 1:
+                print(f"--source {name} is named {times} times and read once", file=sys.stderr, flush=True)
     for name, tables in sources:
         records = sum(len(table.records) for table in tables)
         print(f"{name}: {records:,} records", file=sys.stderr, flush=True)
         told, done, last = time.perf_counter(), 0, None
-        for text in texts(name, tables, seed=options.seed, tasks_per_record=options.tasks):
+        for text in texts(name, tables, seed=int(options.seed), tasks_per_record=int(options.tasks)):
             if (text.table, text.name) != last:
                 last = (text.table, text.name)
                 done += 1
@@ -133,10 +165,8 @@ def _texts(options: argparse.Namespace) -> Generator[Text, None, None]:
 
 
 def write(out: Path, made: Iterable[Text]) -> Counter[str]:
-    """Write texts as lines of JSON; how many of each form. Under another name until whole; a file that exists is not
-    overwritten. Raises DataError."""
-    if out.exists():
-        raise DataError(f"{out} exists and is not overwritten: remove it or name another file")
+    """Write texts as lines of JSON; how many of each form. Under another name until whole, which does not stay where
+    they end in an error; a file that exists is not overwritten. Raises DataError."""
     partial, counts = out.with_name(out.name + ".tmp"), Counter[str]()
     try:
         with partial.open("a", encoding="utf-8") as file:
@@ -144,12 +174,16 @@ def write(out: Path, made: Iterable[Text]) -> Counter[str]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DataError(f"{partial} is being written by another process") from None
-            file.truncate(0)  # what one that was killed had written
-            for text in made:
-                counts[text.form] += 1
-                file.write(json.dumps(_line(text), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                file.truncate(0)  # what one that was killed had written
+                for text in made:
+                    counts[text.form] += 1
+                    file.write(json.dumps(_line(text), ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                partial.unlink()
+                raise
             if out.exists():
                 raise DataError(
                     f"{out} has come into being meanwhile and is not overwritten; the texts are in {partial}"

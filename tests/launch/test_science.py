@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from trainer.data.science.builtin import TABLES
+from trainer.data.science.records import Table
+from trainer.schema import one_of
 
 
 @pytest.fixture
@@ -63,15 +66,54 @@ def test_wrong_words_and_wrong_records_are_one_line(
     for more, said in (
         (["science", out], "name either --source NAME ... or --records FILE"),
         (["science", out, "--records", "x.csv"], "--records FILE and --columns YAML go together"),
-        ([*words, out, "--tasks", "5"], "--tasks=5: use 0, 1, 2, 3 or 4"),
-        (["science", out, "--source", "alchemy"], "invalid choice: 'alchemy'"),
     ):
         with pytest.raises(SystemExit):
             main(more)
         assert said in capsys.readouterr().err
+    for more, said in (
+        ([*words, out, "--tasks", "5"], "error: --tasks 5: use 0, 1, 2, 3 or 4\n"),
+        ([*words, out, "--tasks", "two"], "error: --tasks two: use 0, 1, 2, 3 or 4\n"),
+        ([*words, out, "--seed", "-1"], "error: --seed -1: use a whole number, 0 or more\n"),
+        ([*words, out, "--retries", "-1"], "error: --retries -1: use 0 or more\n"),
+        (
+            ["science", out, "--source", "alchemy"],
+            f"error: --source alchemy: there is none of this name; use {one_of(TABLES)}\n",
+        ),
+    ):
+        assert main(more) == 2
+        assert capsys.readouterr().err == said
     (tmp_path / "alloys.csv").write_text("name,mp\nx,much\n")
     assert main([*words, out]) == 1
     assert "column 'mp': 'much' is no number" in capsys.readouterr().err
+
+
+def test_a_directory_that_there_is_not_is_made_and_nothing_stays_of_an_error(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "corpora" / "out.jsonl"
+    gone = "http://127.0.0.1:9/v1"  # the port of discard
+    rollouts = ["--rollouts", gone, "--model", "m", "--retries", "0"]
+    assert main([*words, str(out), *rollouts]) == 1
+    error = capsys.readouterr().err
+    assert f"the server at {gone} failed 20 times in a row (ConnectionRefusedError: " in error
+    assert not out.with_name("out.jsonl.tmp").exists()
+    out.with_name("out.jsonl.rollouts").unlink()
+    assert main([*words, str(out)]) == 0
+    assert main([*words, str(out), *rollouts]) == 1
+    assert "out.jsonl exists and is not overwritten" in capsys.readouterr().err
+    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
+    assert main([*words, str(out / "below.jsonl")]) == 1
+    assert f"error: {out}: " in capsys.readouterr().err
+
+
+def test_a_source_that_is_named_twice_is_read_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table("metals", "metal", "metals", {}, [])
+    monkeypatch.setattr("launch.science.TABLES", {"metals": lambda: [table]})
+    assert main(["science", str(tmp_path / "out.jsonl"), "--source", "metals", "--source", "metals"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["--source metals is named 2 times and read once", "metals: 0 records"]
 
 
 def test_the_command_starts_without_torch(words: list[str], tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class ChatServer:
         if not api_key.isprintable() or not api_key.isascii():
             raise DataError("the API key holds signs that no header can carry")
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, port
+        self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # without a password
         self._path = parts.path.rstrip("/") + "/chat/completions"
         self.model, self._timeout, self._retries, self._backoff = model, timeout, retries, backoff
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -110,7 +111,7 @@ class ChatServer:
         if response.status != 200:
             said = content[:200].decode("utf-8", "replace").strip()
             if response.status in REFUSED:
-                raise DataError(f"the server refuses: {response.status} {response.reason}: {said}")
+                raise DataError(f"the server at {self.address} refuses: {response.status} {response.reason}: {said}")
             again = response.status >= 500 or response.status in (408, 409, 425, 429)
             raise ServerError(f"{response.status} {response.reason}: {said}", again=again, wait=_seconds(response))
         return _content(bytes(content))

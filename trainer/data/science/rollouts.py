@@ -63,8 +63,8 @@ class Rollouts:
         self._failures = self._failures + 1 if outcome == "failed" else 0
         if self._failures == GIVE_UP:
             raise DataError(
-                f"the server failed {GIVE_UP} times in a row ({self._why}); start again to go on from the "
-                f"{len(self._ledger):,} answers in the ledger"
+                f"the server at {self._server.address} failed {GIVE_UP} times in a row ({self._why}); start again to "
+                f"go on from the {len(self._ledger):,} answers in the ledger"
             )
         if entry is None:
             return text

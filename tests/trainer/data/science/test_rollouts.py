@@ -104,7 +104,7 @@ def test_a_try_ends_with_its_time(way: str) -> None:
 
 def test_a_server_that_refuses_or_is_gone_ends_the_work(tmp_path: Path) -> None:
     with chat_server(lambda prompt, before: "401") as server:
-        with pytest.raises(DataError, match="the server refuses: 401"):
+        with pytest.raises(DataError, match=r"the server at http://127\.0\.0\.1:\d+/v1 refuses: 401"):
             run(tmp_path / "ledger", server.url)
         gone = server.url
         assert len(server.asked) <= 20
