@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -21,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from launch import upcycle
 from launch.cli import main
 from trainer.checkpoint.huggingface import write
 from trainer.checkpoint.huggingface.files import INDEX, open_directory
@@ -216,6 +218,13 @@ def test_wrong_words_are_told(words, capsys):
         main(["upcycle", *words])
     assert stopped.value.code == 2
     assert "octavo upcycle: error: " in capsys.readouterr().err
+
+
+def test_the_documentation_has_every_option():
+    parser = argparse.ArgumentParser()
+    upcycle._options(parser)
+    rows = re.findall(r"^\| `(--[a-z-]+)", (Path(__file__).parents[2] / "docs" / "upcycling.md").read_text(), re.M)
+    assert rows == [action.option_strings[0] for action in parser._actions if action.option_strings][1:]
 
 
 def test_another_request_is_refused_while_one_is_unfinished(source, capsys, monkeypatch):
