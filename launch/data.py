@@ -14,7 +14,7 @@ from launch.show import read
 from trainer import schema
 from trainer.config import Config, ConfigError
 from trainer.data.errors import DataError
-from trainer.data.mixture.spec import drawn, shares
+from trainer.data.mixture.spec import beyond_epochs, drawn, shares
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,17 +32,22 @@ def run_data(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     """`words`: check, show or stats, then a recipe's name (or a run directory or a file) and overrides. Raises
     `ConfigError`, also where the data are no mixture."""
     parser.usage = "octavo data check|stats RECIPE [override ...]\n       octavo data show RECIPE N [override ...]"
+    parser.description = (
+        f"{parser.description}\nRECIPE is a recipe, by its name (octavo data check toy) or as an override (octavo "
+        "data check recipe=toy);\na run directory and a resolved config.yaml do as well. N is a sample's number, from 0."
+    )
     options = parser.parse_intermixed_args(words)
     action, *given = options.overrides or [""]
     if action not in ACTIONS:
         parser.error(f"use {schema.one_of(f'octavo data {name}' for name in ACTIONS)}")
-    numbers = [word for word in given if word.isdecimal()] if action == "show" else []
+    numbers = _sample_words(given) if action == "show" else []
     recipe = [word for word in given if word not in numbers]
     if not recipe or (action == "show") != (len(numbers) == 1):
         number = " 17, with the number of a sample" if action == "show" else ""
         parser.error(f"name a recipe, as in: octavo data {action} toy{number}")
-    if any(len(word) > MAX_DIGITS for word in numbers):
-        parser.error(f"sample {numbers[0]}: use a number of {MAX_DIGITS} digits or fewer")
+    for word in numbers:
+        if not word.isdecimal() or len(word) > MAX_DIGITS:
+            parser.error(f"sample {word}: use a whole number, 0 or more, of {MAX_DIGITS} digits or fewer")
     cfg = read(shlex.join(recipe), options.config_dir)
     if cfg.data.name != "mixture":
         raise ConfigError([f"data.name={cfg.data.name} is no mixture; use a data option such as data=toy_mixture"])
@@ -52,6 +57,12 @@ def run_data(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 1
+
+
+def _sample_words(words: Sequence[str]) -> list[str]:
+    """What was given as the number of a sample, whether it is one or not: after a recipe's name, what sets no key."""
+    numbers = [word for word in words if word.removeprefix("-").isdecimal()]
+    return numbers or [word for word in words[1:] if "=" not in word]
 
 
 def check(cfg: Config) -> int:
@@ -84,10 +95,18 @@ def show(cfg: Config, sample: int) -> int:
     from rich.rule import Rule
     from rich.text import Text
 
+    batch = cfg.train.global_batch
+    last, step = cfg.train.steps * batch - 1, sample // batch + 1
+    if beyond := beyond_epochs(cfg.data, step, batch):
+        raise ConfigError([f"sample {sample} is of step {step}, which no run comes to: {line}" for line in beyond])
     reader = _reader(cfg)
     windows = reader.read(sample, 1)
     (source,), (epoch,), (position,) = (array.tolist() for array in reader.index.lookup([sample]))  # type: ignore[arg-type]
     name, console = reader.names[source], Console(highlight=False)
+    if sample > last:
+        console.print(
+            f"the run ends at sample {last}: train.steps={cfg.train.steps} of {batch} samples", soft_wrap=True
+        )
     config = cfg.data.sources[name]
     console.print(
         f"sample {sample} · phase {reader.index.phase_at(sample)} · source {name} ({config.domain}) · "

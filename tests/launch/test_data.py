@@ -72,8 +72,30 @@ def test_balance_is_told_for_any_batch(recipes: Path, capsys, monkeypatch, words
 def test_a_number_beyond_any_sample_is_refused(recipes: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         main(["data", "show", "small", "9" * 20, "--config-dir", str(recipes)])
-    assert "use a number of 18 digits or fewer" in capsys.readouterr().err
-    assert main(["data", "show", "small", "9" * 18, "--config-dir", str(recipes)]) == 0
+    assert "use a whole number, 0 or more, of 18 digits or fewer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["-1", "x", "1.5"])
+def test_a_number_that_is_none_is_told(recipes: Path, capsys, word: str) -> None:
+    for words in (["small", word], ["small", "train.steps=9", word]):
+        with pytest.raises(SystemExit):
+            main(["data", "show", *words, "--config-dir", str(recipes)])
+        assert f"sample {word}: use a whole number, 0 or more" in capsys.readouterr().err
+
+
+def test_past_the_runs_end_it_is_said_and_past_what_sources_give_refused(recipes: Path, capsys) -> None:
+    where = ["train.global_batch=8", "--config-dir", str(recipes)]
+    assert main(["data", "show", "small", "359", *where]) == 0
+    assert capsys.readouterr().out.startswith("sample 359 · ")
+    assert main(["data", "show", "recipe=small", "360", *where]) == 0
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first == "the run ends at sample 359: train.steps=45 of 8 samples"
+    assert second.startswith("sample 360 · ")
+    assert main(["data", "show", "small", "9" * 18, *where]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "which no run comes to: train.steps=" in shown.err
+    assert "and its max_epochs is 9; use train.steps=" in shown.err
 
 
 def test_a_prefix_is_in_colour(recipes: Path, capsys, monkeypatch) -> None:
