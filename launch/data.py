@@ -34,7 +34,7 @@ def run_data(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     parser.usage = "octavo data check|stats RECIPE [override ...]\n       octavo data show RECIPE N [override ...]"
     parser.description = (
         f"{parser.description}\nRECIPE is a recipe, by its name (octavo data check toy) or as an override (octavo "
-        "data check recipe=toy);\na run directory and a resolved config.yaml do as well. N is a sample's number, from 0."
+        "data check recipe=toy);\na run directory and a resolved config.yaml do, too. N is a sample's number, from 0."
     )
     options = parser.parse_intermixed_args(words)
     action, *given = options.overrides or [""]
