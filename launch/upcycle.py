@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from trainer.checkpoint.huggingface.survey import Source
+    from trainer.checkpoint.huggingface.write import Shard
     from trainer.checkpoint.upcycle.engine import Done
     from trainer.checkpoint.upcycle.stream import Upcycled
 
 BETWEEN = 5.0  # seconds between two lines of progress
+NAMED = 8  # finished files that --dry-run names
 TOKENS = 1 << 17  # that --calibrate reads
 STRATEGIES = ("halves", "coactivation", "spread")
 DTYPES = ("source", "bf16", "fp32", "fp8")
@@ -163,6 +165,7 @@ def _dry_run(options: argparse.Namespace, expansion: Expansion) -> int:
     shards = cut(planned.groups, round(options.shard_gb * 1e9))
     sizes = [shard.size for shard in shards]
     need = sum(sizes)
+    begun, there = _unfinished(options, expansion, source, planned, shards, whole=not remarks)
     place, free = free_beside(Path(options.target))
     seconds = need / (options.gb_per_s * 1e9)
     found = placement.facts()
@@ -188,15 +191,53 @@ def _dry_run(options: argparse.Namespace, expansion: Expansion) -> int:
     )
     print(f"noise       {expansion.noise:g}, identical copies: {'yes' if placement.identical else 'no'}")
     print(f"files       {len(shards)} of {min(sizes) / 1e9:,.3f} to {max(sizes) / 1e9:,.3f} GB: {shards[0].name} ...")
-    print(f"disk        {need / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}")
+    print(f"disk        {(need - there) / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}")
     print(f"time        {_duration(seconds)} at {options.gb_per_s:g} GB/s, all workers together")
     for remark in remarks:
         print(f"source      {remark}")
     for warning in planned.facts["warnings"]:
         print(f"warning     {warning}")
-    if need > free:
-        print(f"warning     the disk is too small by {(need - free) / 1e9:,.3f} GB")
+    for line in begun:
+        print(line)
+    if need - there > free:
+        print(f"warning     the disk is too small by {(need - there - free) / 1e9:,.3f} GB")
     return 0
+
+
+def _unfinished(
+    options: argparse.Namespace,
+    expansion: Expansion,
+    source: Source,
+    planned: Upcycled,
+    shards: Sequence[Shard],
+    *,
+    whole: bool,
+) -> tuple[list[str], int]:
+    """What to say of an earlier start's work, and the bytes of its finished files that would be kept.
+
+    whole: the source's weights are there, of which the plan of a start says what they were.
+    """
+    from trainer.checkpoint.huggingface.files import HuggingFaceError
+    from trainer.checkpoint.huggingface.write import side_files
+    from trainer.checkpoint.upcycle.engine import plan_of
+    from trainer.checkpoint.upcycle.journal import identity, unfinished, work_path
+
+    vocabulary = side_files(Path(expansion.vocabulary)) if expansion.vocabulary is not None else ()
+    target = Path(options.target)
+    if not whole and work_path(target).exists():
+        return [f"unfinished  {work_path(target)}; whether it is of these options is not known without the weights"], 0
+    try:
+        files = unfinished(target, lambda: plan_of(planned, shards, identity(source, vocabulary)))
+    except HuggingFaceError as error:
+        return [f"warning     {error}"], 0
+    if files is None:
+        return [], 0
+    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    names = f": {', '.join([*files][:NAMED])}{more}" if files else ""
+    return [
+        f"unfinished  {len(files)} of {len(shards)} files are finished in {work_path(target)}{names}",
+        "            the same command without --dry-run verifies them, and goes on from there",
+    ], sum(files.values())
 
 
 def _duration(seconds: float) -> str:

@@ -239,6 +239,20 @@ def test_another_request_is_refused_while_one_is_unfinished(source, capsys, monk
             r"differ\); give that command again to go on with it, or remove the directory\n",
             capsys.readouterr().err,
         )
+        assert main(["upcycle", "src", "dst", *words, "--dry-run"]) == 0
+        assert re.search(rf"\nwarning +\S+ holds the unfinished .*its {differs} differ", capsys.readouterr().out)
+    work = source.parent / "dst.octavo-upcycle.tmp"
+    before = contents(work / "model"), (work / "journal.jsonl").read_bytes()
+    assert main(["upcycle", "src", "dst", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\nunfinished  1 of 1 files are finished in \S+tmp: model-00001-of-00001\.safetensors\n", out)
+    assert "without --dry-run verifies them, and goes on from there\n" in out
+    assert "disk        0.000 GB needed" in out
+    assert (contents(work / "model"), (work / "journal.jsonl").read_bytes()) == before
+    (source.parent / "described").mkdir()
+    shutil.copy(source / "config.json", source.parent / "described")
+    assert main(["upcycle", "described", "dst", "--dry-run"]) == 0
+    assert "tmp; whether it is of these options is not known without the weights\n" in capsys.readouterr().out
     assert main(["upcycle", "src", "dst"]) == 0
     assert "0.000 GB in 1 file(s), 1 of them kept from an earlier start" in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +63,8 @@ class Work:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model = path / MODEL
-        self.finished: dict[str, dict[str, Any]] = {}  # file name -> `manifest.file_facts`, as the journal has them
         journal = path / JOURNAL
-        whole = 0
-        with contextlib.suppress(FileNotFoundError):
-            for line in journal.read_bytes().splitlines(keepends=True):
-                try:
-                    entry = json.loads(line)
-                    name, facts = entry["file"], {"size": entry["size"], "sha256": entry["sha256"]}
-                except (ValueError, KeyError, TypeError):
-                    break
-                if not line.endswith(b"\n"):  # a kill came in between; what stands behind would not be read either
-                    break
-                self.finished[name] = facts
-                whole += len(line)
+        self.finished, whole = _finished(journal)  # file name -> `manifest.file_facts`, as the journal has them
         self._journal = open(journal, "ab", buffering=0)  # noqa: SIM115  # closed by `open_work`
         self._journal.truncate(whole)
 
@@ -89,6 +77,24 @@ class Work:
 
     def close(self) -> None:
         self._journal.close()
+
+
+def _finished(journal: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """File name -> `manifest.file_facts`, and the bytes of the lines that say so."""
+    finished: dict[str, dict[str, Any]] = {}
+    whole = 0
+    with contextlib.suppress(FileNotFoundError):
+        for line in journal.read_bytes().splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+                name, facts = entry["file"], {"size": entry["size"], "sha256": entry["sha256"]}
+            except (ValueError, KeyError, TypeError):
+                break
+            if not line.endswith(b"\n"):  # a kill came in between; what stands behind would not be read either
+                break
+            finished[name] = facts
+            whole += len(line)
+    return finished, whole
 
 
 def work_path(target: Path) -> Path:
@@ -143,6 +149,16 @@ def open_work(target: Path, plan: Mapping[str, Any]) -> Iterator[Work]:
             yield work
         finally:
             work.close()
+
+
+def unfinished(target: Path, plan: Callable[[], Mapping[str, Any]]) -> dict[str, int] | None:
+    """The files that earlier starts of this plan finished, and their sizes; None where there is no work on `target`.
+    Nothing is locked or changed. Raises HuggingFaceError where the work is of another plan."""
+    path = work_path(target)
+    if not (path / PLAN).is_file():
+        return None
+    _same_plan(path, target, plan())
+    return {name: facts["size"] for name, facts in sorted(_finished(path / JOURNAL)[0].items())}
 
 
 def _same_plan(path: Path, target: Path, plan: Mapping[str, Any]) -> None:
