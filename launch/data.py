@@ -176,13 +176,14 @@ def _reader(cfg: Config) -> MixtureReader:
 
 
 def _damage(directories: dict[str, Path]) -> list[str]:
+    from trainer.data.mixture_reader import damage
     from trainer.data.shards import Shards
 
     found = []
     for name, directory in directories.items():
         try:
             train, heldout = Shards(directory, "train"), Shards(directory, "heldout")
-            found += [f"data.sources.{name}: {fault}" for split in (train, heldout) for fault in split.faults("full")]
+            found += [damage(name, fault) for split in (train, heldout) for fault in split.faults("full")]
         except DataError as error:
             found.append(f"data.sources.{name}: {error}")
     return found

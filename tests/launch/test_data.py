@@ -123,7 +123,9 @@ def test_damage_is_one_line_for_each_file(recipes: Path, capsys) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     for source, found in (("code", "train-00000.bin is damaged"), ("web", "heldout-00000.idx cannot be read")):
-        assert any(f"data.sources.{source}: " in line and found in line for line in lines)
+        (line,) = [line for line in lines if line.startswith(f"error: data.sources.{source}: ")]
+        assert found in line
+        assert line.endswith("; restore the file, or tokenise the source again")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.batch import Batch, make_batch
-from trainer.data.mixture_reader import MixtureReader
+from trainer.data.errors import DataError
+from trainer.data.mixture_reader import MixtureReader, damage
 from trainer.data.read_ahead import ReadAhead, Windows
 
 if TYPE_CHECKING:
@@ -34,8 +35,13 @@ class MixtureData:
     ) -> None:
         open_reader = functools.partial(MixtureReader, data, directories, seed=seed)
         self._reader = open_reader()
-        for shards in (*self._reader.train.values(), *self._reader.heldout.values()):
-            shards.verify(data.verify, tell=warn if data.on_fault == "skip" else None)
+        for split in (self._reader.train, self._reader.heldout):
+            for name, shards in split.items():
+                tell = (lambda fault, name=name: warn(damage(name, fault))) if data.on_fault == "skip" else None
+                try:
+                    shards.verify(data.verify, tell=tell)
+                except DataError as error:
+                    raise DataError(damage(name, str(error))) from error
         self._ahead = ReadAhead(self._reader, open_reader, data.workers)
         self._seq_len = data.seq_len
         self.sources = self._reader.names

@@ -47,7 +47,10 @@ class MixtureReader:
         self.heldout = _open(directories, "heldout", data)
         _raise_all([*_wrong_tokenizers(self.train), *self._wrong_sources()])
         first = self.train[self.names[0]]
-        self.tokenizer = Tokenizer.load(first.directory / shard_files.TOKENIZER, first.manifest["tokenizer"]["eos"])
+        try:
+            self.tokenizer = Tokenizer.load(first.directory / shard_files.TOKENIZER, first.manifest["tokenizer"]["eos"])
+        except DataError as error:
+            raise DataError(damage(self.names[0], str(error))) from error
         self.vocab_size = first.vocab_size
         _raise_all([*Prefixes(data.prefixes, self.tokenizer).problems(), *self._too_short()])
         windows = {name: shards.num_windows(data.seq_len) for name, shards in self.train.items()}
@@ -145,6 +148,11 @@ class MixtureReader:
             tokens = self.train[name].num_tokens
             if tokens < source.unique_tokens * (1 - MISSING_SHARE):
                 yield f"{key}.unique_tokens={source.unique_tokens}: its shards have {tokens}; use {tokens} or less"
+
+
+def damage(source: str, fault: str) -> str:
+    """A file of a source that is not as it was written, in a line with the source's key and what can be done."""
+    return f"data.sources.{source}: {fault}; {shard_files.REMEDY}"
 
 
 def _open(directories: Mapping[str, Path], split: Split, data: DataConfig) -> dict[str, Shards]:

@@ -21,6 +21,7 @@ from trainer.data.errors import DataError
 FORMAT = 1
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 BLOCK, DIGEST = 1 << 20, 16  # bytes
+REMEDY = "restore the file, or tokenise the source again"
 Facts = dict[str, Any]
 
 
@@ -135,9 +136,9 @@ def read_manifest(directory: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing: name a directory that octavo tokenize wrote") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}; {REMEDY}") from error
     if not intact:
-        raise DataError(f"{path} is damaged: it does not match its own checksum")
+        raise DataError(f"{path} is damaged: it does not match its own checksum; {REMEDY}")
     if manifest["format"] != FORMAT:
         raise DataError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
     manifest["checksum"] = checksum

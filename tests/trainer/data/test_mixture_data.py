@@ -182,8 +182,14 @@ def test_a_window_that_cannot_be_read_ends_the_run_or_gives_way_to_another(damag
 
 def test_damage_is_found_at_the_start_unless_told_otherwise(damaged) -> None:
     for how in ("sampled", "full"):
-        with pytest.raises(DataError, match=r"train-00000\.bin is damaged"):
+        with pytest.raises(DataError, match=r"train-00000\.bin is damaged") as error:
             opened(replace(damaged, verify=how))
+        assert str(error.value).startswith("data.sources.web: ")
+        assert str(error.value).endswith("; restore the file, or tokenise the source again")
+    for name in ("tokenizer.json", "manifest.json"):
+        Path(damaged.root, "records", name).write_text("{")
+        with pytest.raises(DataError, match=rf"^data\.sources\.records: .*{name}.*; restore the file, or tokenise"):
+            opened(damaged)
 
 
 def rewrite_manifest(directory: Path, **changes: object) -> None:
@@ -290,6 +296,7 @@ def test_what_skipping_would_pass_over_is_a_warning_at_the_start(damaged, how: s
     skipping = replace(damaged, verify=how, on_fault="skip")
     built = build_data(skipping, seed=5, vocab_size=300, warn=said.append)
     assert len(said) == 1
+    assert said[0].startswith("data.sources.web: ")
     assert "train-00000.bin is damaged" in said[0]
     assert built.train_batch(0, 8).samples == list(range(8))
     Path(damaged.root, "web", "tokenizer.json").write_text("{}")  # nothing could stand in for it
