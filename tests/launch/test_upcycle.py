@@ -266,6 +266,7 @@ def started(words: list[str], log: Path) -> int:
     if pid:
         return pid
     code = 99
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
     with contextlib.suppress(BaseException):
         sys.stdout = sys.stderr = open(log, "w")  # noqa: SIM115  # until the process ends
         code = main(words)
