@@ -91,6 +91,7 @@ def check(cfg: Config) -> int:
 
 def show(cfg: Config, sample: int) -> int:
     """One sample as text: its source, where its documents begin, and their prefixes in colour."""
+    import numpy as np
     from rich.console import Console
     from rich.rule import Rule
     from rich.text import Text
@@ -101,7 +102,7 @@ def show(cfg: Config, sample: int) -> int:
         raise ConfigError([f"sample {sample} is of step {step}, which no run comes to: {line}" for line in beyond])
     reader = _reader(cfg)
     windows = reader.read(sample, 1)
-    (source,), (epoch,), (position,) = (array.tolist() for array in reader.index.lookup([sample]))  # type: ignore[arg-type]
+    (source,), (epoch,), (position,) = (array.tolist() for array in reader.index.lookup(np.array([sample], np.int64)))
     name, console = reader.names[source], Console(highlight=False)
     if sample > last:
         console.print(

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 
@@ -36,6 +36,7 @@ MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 
 Progress = Callable[[str], None]
 Manifest = dict[str, Any]
+T = TypeVar("T")
 
 
 def print_progress(line: str) -> None:
@@ -132,18 +133,25 @@ def only_one(cache_dir: Path, name: str, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _build(directory: Path, recipe: Manifest, sources: Sequence[Source], progress: Progress) -> Manifest:
+def build_whole(directory: Path, write: Callable[[Path], T]) -> T:
+    """Have `write` fill a directory beside `directory`, which takes that name once it is whole; what killed builds left
+    goes first. Returns what `write` returns. For one process at a time."""
     for leftover in directory.parent.glob(f"{directory.name}.tmp*"):  # of a build that was killed
         shutil.rmtree(leftover)
     partial = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
     partial.mkdir()
     try:
-        progress(f"corpus: building {directory} (once; under a minute)")
-        manifest = _write_corpus(partial, recipe, sources, progress)
+        written = write(partial)
         partial.rename(directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    return written
+
+
+def _build(directory: Path, recipe: Manifest, sources: Sequence[Source], progress: Progress) -> Manifest:
+    progress(f"corpus: building {directory} (once; under a minute)")
+    manifest = build_whole(directory, lambda partial: _write_corpus(partial, recipe, sources, progress))
     progress(f"corpus: done, {sum(file['bytes'] for file in manifest['files'].values()) / 1e6:.1f} MB")
     return manifest
 

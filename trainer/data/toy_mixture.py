@@ -7,7 +7,6 @@ name, and are verified in full whenever they are opened. Only one process builds
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from trainer.data.corpus import (
     MIN_ORIGINS,
     VOCAB_SIZE,
     Progress,
+    build_whole,
     ingredients,
     only_one,
     print_progress,
@@ -91,17 +91,8 @@ def _damage(directories: Mapping[str, Path]) -> str:
 
 
 def _build(directory: Path, data: DataConfig, made_from: Mapping[str, Source], progress: Progress) -> None:
-    for leftover in directory.parent.glob(f"{directory.name}.tmp*"):  # of a build that was killed
-        shutil.rmtree(leftover)
-    partial = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
-    partial.mkdir()
-    try:
-        progress(f"corpora: building {directory} (once; under a minute)")
-        _write(partial, data, made_from, progress)
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    progress(f"corpora: building {directory} (once; under a minute)")
+    build_whole(directory, lambda partial: _write(partial, data, made_from, progress))
 
 
 def _write(partial: Path, data: DataConfig, made_from: Mapping[str, Source], progress: Progress) -> None:
