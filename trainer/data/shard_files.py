@@ -26,6 +26,7 @@ Facts = dict[str, Any]
 
 
 def canonical(value: Facts) -> bytes:
+    """The bytes of a JSON value that its checksum is of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 

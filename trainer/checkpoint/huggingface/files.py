@@ -41,6 +41,7 @@ class StoredTensor:
 
 
 def byte_count(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor; `dtype` is a key of BITS."""
     return prod(shape) * BITS[dtype] // 8
 
 

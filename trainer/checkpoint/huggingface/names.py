@@ -54,6 +54,7 @@ class Piece(NamedTuple):
 
 
 def whole(shape: Iterable[int]) -> Box:
+    """The box that is all of a tensor of this shape."""
     return tuple(slice(0, size) for size in shape)
 
 

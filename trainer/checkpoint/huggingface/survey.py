@@ -200,11 +200,16 @@ def part_of(name: str) -> str:
 
 
 def quantization(directory: Directory) -> dict[str, object] | None:
+    """config.json's `quantization_config`, at the top or in the text model; None without.
+
+    Raises HuggingFaceError where it is no object.
+    """
     key = "quantization_config"
     return object_under(directory.config, key) or object_under(text_section(directory.config), key)
 
 
 def piece_scales(name: str) -> str:
+    """The name of the scales that stand beside the FP8 tensor `name`."""
     return name + SCALE_SUFFIX
 
 

@@ -216,6 +216,7 @@ def free_beside(target: Path) -> tuple[Path, int]:
 
 
 def must_not_exist(target: Path) -> None:
+    """Raises HuggingFaceError where `target` exists, be it as a link to nowhere."""
     if os.path.lexists(target):
         raise HuggingFaceError(f"{target} exists; give a directory that does not, or remove it")
 

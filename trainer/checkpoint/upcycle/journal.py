@@ -98,6 +98,7 @@ def _finished(journal: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 
 def work_path(target: Path) -> Path:
+    """Where the unfinished files of `target` lie: beside it, under one name, so that the next start finds them."""
     return target.absolute().with_name(target.name + SUFFIX)
 
 
