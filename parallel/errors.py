@@ -1,4 +1,4 @@
-"""Errors that the user of a command can fix: a sentence for the screen, and the same as fields for programs and tests."""
+"""Errors that the user of a command can fix: a sentence for the screen, and its fields for programs and tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class UserError(Exception):
     `UserError([fault, ...])`. `where`, `value` and `allowed` are those of the first fault.
     """
 
-    def __init__(self, faults: str | Iterable[Fault], *, where: str = "", value: Any = None, allowed: Any = None) -> None:
+    def __init__(
+        self, faults: str | Iterable[Fault], *, where: str = "", value: Any = None, allowed: Any = None
+    ) -> None:
         self.faults = (Fault(faults, where, value, allowed),) if isinstance(faults, str) else tuple(faults)
         if not self.faults:
             raise ValueError("a UserError needs at least one fault")

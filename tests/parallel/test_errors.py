@@ -6,7 +6,8 @@ from parallel.errors import Fault, UserError
 
 
 def test_one_fault_is_its_fields_and_its_line():
-    error = UserError("parallel.ep=6 does not divide 8; use 1, 2, 4 or 8", where="parallel.ep", value=6, allowed=(1, 2, 4, 8))
+    text = "parallel.ep=6 does not divide 8; use 1, 2, 4 or 8"
+    error = UserError(text, where="parallel.ep", value=6, allowed=(1, 2, 4, 8))
     assert (error.where, error.value, error.allowed) == ("parallel.ep", 6, (1, 2, 4, 8))
     assert error.lines == ["error: parallel.ep=6 does not divide 8; use 1, 2, 4 or 8"]
 
