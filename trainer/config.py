@@ -55,14 +55,12 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    name: Literal["toy", "synthetic", "mixture"] = "toy"
+    name: Literal["synthetic", "mixture"] = "mixture"
     seq_len: int = 256  # tokens of one sequence (window)
     cache_dir: str = free(".cache/octavo")  # where corpora are built; relative to the working directory
     # of corpora that are built
     tokens_per_source: int = 2_000_000  # no more than this is taken of each source
     holdout_fraction: float = 0.02  # of each source's documents, never trained on
-    # of data.name=toy
-    weights: dict[str, float] = field(default_factory=dict)  # source -> share of the sequences; need not sum to 1
     # of data.name=mixture
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)  # in this order; the last one goes on without end

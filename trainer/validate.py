@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from trainer import schema
 from trainer.data.mixture.spec import beyond_epochs, contradictions
 from trainer.layout import Plan, plan
-from trainer.mixture import BLOCK, quotas
 from trainer.schema import one_of
 from trainer.te_support import RECIPES, wrong_sizes
 
@@ -255,36 +254,10 @@ def _batch(cfg: Config, world_size: int) -> list[str]:
 
 
 def _data(cfg: Config) -> list[str]:
-    errors = []
-    weights = cfg.data.weights
-    for source, weight in weights.items():
-        if not math.isfinite(weight) or weight < 0:
-            errors.append(f"data.weights.{source}={weight:g} is no share; use 0 or more")
-    if cfg.data.name == "toy" and not errors and not sum(weights.values()) > 0:
-        errors.append("data.weights gives no source a share; set at least one, such as data.weights.prose=1")
-    elif cfg.data.name == "toy" and not errors:
-        errors += _too_small(weights)
     fraction = cfg.data.holdout_fraction
     if not 0 < fraction < 1:
-        errors.append(f"data.holdout_fraction={fraction:g} must lie between 0 and 1; use one such as 0.02")
-    return errors
-
-
-def _too_small(weights: dict[str, float]) -> list[str]:
-    """Sources that are to be read, but of which no sample in a block would be."""
-    used = {source: weight for source, weight in weights.items() if weight > 0}
-    total = sum(used.values())
-    return [
-        f"data.weights.{source}={weight:g} is under 1/{BLOCK} of the total, so it would give no sample; use 0 to leave "
-        f"it out, or {_rounded_up((total - weight) / (BLOCK - 1))} or more"
-        for (source, weight), quota in zip(used.items(), quotas(list(used.values())), strict=True)
-        if quota == 0
-    ]
-
-
-def _rounded_up(number: float) -> str:
-    last_digit = 10.0 ** (math.floor(math.log10(number)) - 1)
-    return f"{math.ceil(number / last_digit) * last_digit:.2g}"
+        return [f"data.holdout_fraction={fraction:g} must lie between 0 and 1; use one such as 0.02"]
+    return []
 
 
 def _schedule(cfg: Config) -> list[str]:

@@ -2,7 +2,7 @@
 
     python -m tests.bench.fp8_curves [--steps 300] [--out docs/fp8_curves] [train.global_batch=2 ...]
 
-Trains `recipe=toy data=toy` (`octavo train`, on the CPU) four times from one seed on the same tokens, as fp32 on two
+Trains `recipe=toy` (`octavo train`, on the CPU) four times from one seed on the same tokens, as fp32 on two
 ranks shows how far apart runs end that differ in the order of their sums alone. Writes every step's loss to OUT.json
 and the picture OUT.svg. A run that is done is not repeated, one that was cut off goes on. The end of a curve is the
 mean of its last 20 losses; held-out texts are read once at the end. Exits with 1 where a run ends more than 1 % above
@@ -40,7 +40,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
 def train(directory: Path, ranks: int, steps: int, overrides: list[str]) -> dict[str, Any]:
     """The run's losses by step, and those on held-out texts by source. Ends the program where the run cannot be had."""
     command = [
-        *(sys.executable, "-m", "launch.cli", "train", "--nproc-per-node", str(ranks), "recipe=toy", "data=toy"),
+        *(sys.executable, "-m", "launch.cli", "train", "--nproc-per-node", str(ranks), "recipe=toy"),
         *("train.device=cpu", "train.log_every=1", "train.eval_every=0", "train.sample_tokens=0", "checkpoint.keep=1"),
         *("logging.console=plain", f"run.dir={directory}", *overrides),
     ]

@@ -131,7 +131,7 @@ def test_damage_is_one_line_for_each_file(recipes: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["check", "recipe=toy", "data=toy"], "data.name=toy is no mixture"),
+        (["check", "recipe=toy", "data=synthetic"], "data.name=synthetic is no mixture"),
         (["stats", "cpt_6t"], "data.sources.multilingual: corpora/multilingual/manifest.json is missing"),
     ],
 )

@@ -92,13 +92,6 @@ WRONG = [
     ({"model.expert_backend": "looop"}, "model.expert_backend=looop", "'loop'"),
     ({"data.seq_len": 5000}, "data.seq_len=5000 is longer than model.max_position=4096", "4096 or less"),
     ({"data.seq_len": 0}, "data.seq_len=0", "1 or more"),
-    ({"data.name": "toy"}, "data.weights", "data.weights.prose=1"),
-    (
-        {"data.name": "toy", "data.weights": {"code": 2.0, "prose": 1.0, "pubchem": 1e-5}},
-        "data.weights.pubchem=1e-05 is under 1/1024 of the total",
-        "use 0 to leave it out, or 0.003 or more",
-    ),
-    ({"data.weights": {"code": -1.0}}, "data.weights.code=-1", "0 or more"),
     ({"data.holdout_fraction": 1.0}, "data.holdout_fraction=1", "0.02"),
     ({"data.cache_dir": " "}, "data.cache_dir", ".cache/octavo"),
     ({"parallel.ep": 2}, "parallel.ep=2", "use parallel.ep=1"),
@@ -163,12 +156,6 @@ WRONG = [
     ({"run.name": "a/b"}, "run.name='a/b'", "letters"),
     ({"run.dir": ""}, "run.dir", "null"),
 ]
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.003])
-def test_the_smallest_weight_that_is_offered_works(weight):
-    toy = with_key(config(), "data.name", "toy")
-    assert validate(with_key(toy, "data.weights", {"code": 2.0, "prose": 1.0, "pubchem": weight}), 1) == []
 
 
 @pytest.mark.parametrize(("changes", "names", "offers"), WRONG, ids=lambda value: str(value)[:40])
@@ -343,7 +330,7 @@ def test_only_keys_that_define_the_result_enter_the_hash():
         "model.router_gradient": "conventional",
         "model.init_std": 0.03,
         "data.seq_len": 8,
-        "data.weights": {"code": 1.0},
+        "data.prefixes": {"code": ["# "]},
         "precision.moments": "bf16",
         "optim.lr": 2e-3,
         "train.seed": 1,
@@ -354,6 +341,6 @@ def test_only_keys_that_define_the_result_enter_the_hash():
 
 
 def test_the_hash_is_canonical():
-    one = with_key(config(), "data.weights", {"a": 1.0, "b": 2.0})
-    other = with_key(config(), "data.weights", {"b": 2.0, "a": 1.0})
+    one = with_key(config(), "data.prefixes", {"a": ["1"], "b": ["2"]})
+    other = with_key(config(), "data.prefixes", {"b": ["2"], "a": ["1"]})
     assert config_hash(one) == config_hash(other)

@@ -72,15 +72,15 @@ def test_references_between_keys():
 
 
 def test_weights_of_sources():
-    assert compose(["recipe=toy", "data=toy", "data.weights.code=3"]).data.weights["code"] == 3.0
-    assert compose(["recipe=toy", "data=toy", "data.weights={code: 3, prose: 0}"]).data.weights == {
-        "pubchem": 1.0,
-        "code": 3.0,
-        "prose": 0.0,
+    phases = "data.sources.code.phases"
+    assert compose(["recipe=toy", f"{phases}.stable=649"]).data.sources["code"].phases["stable"] == 649.0
+    assert compose(["recipe=toy", f"{phases}={{stable: 649}}"]).data.sources["code"].phases == {
+        "stable": 649.0,
+        "anneal": 48.0,
     }
-    (line,) = errors("recipe=toy", "data=toy", "data.weights.cod=3")
-    assert "data.weights.cod" in line
-    assert "'code'" in line
+    (line,) = errors("recipe=toy", f"{phases}.stabl=3")
+    assert f"{phases}.stabl" in line
+    assert "'stable'" in line
 
 
 def test_the_resolved_yaml_reads_back_equal(tmp_path):
@@ -133,7 +133,7 @@ MISTAKES = [
     (["recipe=toy", "train.compile=maybe"], "train.compile=maybe", "true or false"),
     (["recipe=toy", "optim.betas=0.9"], "optim.betas=0.9", "a list"),
     (["recipe=toy", "optim.betas=[a,b]"], "optim.betas=['a', 'b']", "a number"),
-    (["recipe=toy", "data.weights=3"], "data.weights=3", "a mapping"),
+    (["recipe=toy", "data.phases=3"], "data.phases=3", "a mapping"),
     (["recipe=toy", "run.dir=[a]"], "run.dir=['a']", "a text"),
     (["recipe=toy", "hydra.run.dir=x"], "hydra.run.dir", "'run.dir'"),
 ]
@@ -151,7 +151,7 @@ def test_all_mistakes_of_a_command_are_reported_at_once():
     words = ["recipe=tyo", "modle=toy", "optim=adamm", "optim.lrr=1", "+new.key=1", "train.steps=abc", "optim.eps=-1"]
     words += ["data.seq_len=99999", "parallel.ep=3", "train.global_batch=7", "optim.schedule=wds"]
     words += ["model.num_kv_heads=3"]
-    lines = errors(*words, "data=toy")
+    lines = errors(*words, "data=synthetic")
     for word in words:
         starts = (word, word.replace("=-1", "=-1.0"), word.partition("=")[0] + ":")
         assert sum(line.startswith(starts) for line in lines) == 1, (word, lines)
@@ -162,7 +162,7 @@ def test_after_a_misspelt_word_the_rest_is_checked_as_if_the_suggestion_had_been
     assert errors("recipe=toy", "trian.micro_batch=5", "train.global_batch=10") == [
         "trian.micro_batch: no such key; did you mean 'train.micro_batch'?"
     ]
-    assert errors("recipe=toy", "data=toy", "model=intern_s1_pr", "data.seq_len=100000") == [
+    assert errors("recipe=toy", "data=synthetic", "model=intern_s1_pr", "data.seq_len=100000") == [
         "model=intern_s1_pr does not exist; use model=grouped_30b_a3b, intern_s1, intern_s1_pro, qwen3_30b_a3b, toy or "
         "toy_gpu; did you mean 'intern_s1_pro'?"
     ]

@@ -73,29 +73,16 @@ def build_data(
         from trainer.data.synthetic import SyntheticData
 
         return SyntheticData(vocab_size=vocab_size, seq_len=cfg.seq_len, seed=seed)
+    if cfg.name != "mixture":
+        raise DataError(f"data.name={cfg.name}: use mixture or synthetic")
     from trainer.data.corpus import print_progress
+    from trainer.data.mixture_data import MixtureData
 
-    data: Data
-    if cfg.name == "mixture":
-        from trainer.data.mixture_data import MixtureData
-
-        progress = progress or print_progress
-        data = MixtureData(cfg, source_directories(cfg, progress), seed=seed, warn=warn or progress)
-        return _fitting(data, vocab_size)
-    if cfg.name != "toy":
-        raise DataError(f"data.name={cfg.name}: use mixture, toy or synthetic")
-    from trainer.data.toy import ToyData
-
-    data = ToyData(
-        Path(cfg.cache_dir),
-        cfg.weights,
-        seq_len=cfg.seq_len,
-        seed=seed,
-        tokens_per_source=cfg.tokens_per_source,
-        holdout_fraction=cfg.holdout_fraction,
-        progress=progress or print_progress,
-    )
-    return _fitting(data, vocab_size)
+    progress = progress or print_progress
+    data = MixtureData(cfg, source_directories(cfg, progress), seed=seed, warn=warn or progress)
+    if data.vocab_size > vocab_size:
+        raise DataError(f"model.vocab_size={vocab_size} is smaller than the corpus' {data.vocab_size} tokens")
+    return data
 
 
 def source_directories(cfg: DataConfig, progress: Callable[[str], None]) -> dict[str, Path]:
@@ -106,9 +93,3 @@ def source_directories(cfg: DataConfig, progress: Callable[[str], None]) -> dict
 
         return open_toy_mixture(cfg, progress)
     return {name: Path(cfg.root, source.path) for name, source in cfg.sources.items()}
-
-
-def _fitting(data: Data, vocab_size: int) -> Data:
-    if data.vocab_size > vocab_size:
-        raise DataError(f"model.vocab_size={vocab_size} is smaller than the corpus' {data.vocab_size} tokens")
-    return data

@@ -27,7 +27,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 class IndexedTokens:
-    """A TokenStore over a `.bin` and an `.idx` file, memory-mapped.
+    """Random access to the documents of a `.bin` and an `.idx` file, memory-mapped.
 
     What it returns are copies: nothing refers to the maps after a call. Opening costs the same for any size: the
     sizes of both files and the ends of the index's tables are checked, `check` looks at all of it. Raises DataError

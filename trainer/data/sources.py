@@ -1,4 +1,4 @@
-"""The three toy sources: what text a Python installation already has on its disk.
+"""The two toy sources of general text: what a Python installation already has on its disk.
 
 A source yields documents, grouped by origin (a file, a molecule). All documents of an origin land in the same split,
 and the origins come in the order of a hash of their names, so that a cap on the size takes an even sample.
@@ -17,7 +17,6 @@ from pathlib import Path, PurePath
 
 from trainer.data.errors import DataError
 from trainer.data.hashing import text_key
-from trainer.data.pubchem import read_molecules
 
 MIN_DOCSTRING = 400  # characters; shorter ones are mostly a single sentence
 MAX_DOCUMENT = 16_000  # characters
@@ -46,7 +45,6 @@ class Source:
     name: str
     packages: tuple[str, ...]  # distributions that must be installed
     licence: str
-    prompt: str  # how a sample text of this source starts
     files: Callable[[], Files]  # what `read` reads, in a fixed order; their content enters the corpus' hash
     read: Callable[[], Iterator[Document]]
 
@@ -151,37 +149,13 @@ def read_prose() -> Iterator[Document]:
                 yield Document(name, part)
 
 
-def pubchem_files() -> Files:
-    """The one table of PubChem's records in the package `chemicals`."""
-    tables = [file for file in package_files("chemicals", ".tsv") if "pubchem large" in file[0]]
-    if not tables:
-        raise DataError("package 'chemicals' has no PubChem table: pip install 'octavo[toy]' brings the right version")
-    return tables[:1]
-
-
-def read_pubchem() -> Iterator[Document]:
-    """A paragraph for every PubChem record in the package `chemicals`."""
-    ((_, table),) = pubchem_files()
-    for skeleton, text in read_molecules(table):
-        yield Document(skeleton, text)
-
-
 PROSE_PACKAGES = ("numpy", "scipy", "pandas", "fluids", "chemicals")
 SOURCES = (
-    Source(
-        "pubchem",
-        ("chemicals",),
-        "package chemicals (MIT); records of PubChem, in the public domain",
-        "The molecular formula of",
-        pubchem_files,
-        read_pubchem,
-    ),
-    Source("code", (), "CPython standard library (PSF-2.0)", "def read(", code_files, read_code),
+    Source("code", (), "CPython standard library (PSF-2.0)", code_files, read_code),
     Source(
         "prose",
         PROSE_PACKAGES,
         "numpy, scipy, pandas (BSD-3-Clause), fluids, chemicals (MIT)",
-        "Compute the",
         prose_files,
         read_prose,
     ),

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3  # raise it with any change of what is written for the same inputs
 RATIO_SAMPLE = 200_000  # characters of a source that its characters per token are measured on
-KNOWN: Mapping[str, Source] = {source.name: source for source in (*SOURCES, *SCIENCE)}  # pubchem: with its task forms
+KNOWN: Mapping[str, Source] = {source.name: source for source in (*SOURCES, *SCIENCE)}
 
 
 def open_toy_mixture(data: DataConfig, progress: Progress = print_progress) -> dict[str, Path]:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,5 +73,7 @@ def test_it_is_built_by_name_and_stands_in_for_text() -> None:
         assert source in built.sources
         assert all(0 <= token < 30 for token in built.tokenizer.encode(prompt))
     assert built.tokenizer.decode([1, 29]) == "1 29"
+    with pytest.raises(DataError, match=r"data\.name=toys: use mixture or synthetic"):
+        build_data(replace(cfg, name="toys"), seed=5, vocab_size=30)
     with pytest.raises(DataError, match=r"model\.vocab_size=1"):
         build_data(cfg, seed=5, vocab_size=1)

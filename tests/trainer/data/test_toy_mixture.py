@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +25,6 @@ from trainer.run import train
 
 SMALL = ["data.tokens_per_source=80000", "data.holdout_fraction=0.5"]
 SMALL += [f"data.sources.{name}.unique_tokens=20000" for name in ("pubchem", "thermo", "code", "prose")]
-REHEARSAL = ["recipe=cpt_6t", "model=toy", "data=toy_mixture", "parallel=ep8", "precision=fp8_reference"]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,43 @@ def test_corpora_are_built_once_and_again_where_they_are_damaged(toy: Config, mo
     assert Shards(directory).fingerprint == before
 
 
+def test_two_processes_at_once_make_the_same_bytes_as_one_before(words: list[str], toy: Config, tmp_path: Path) -> None:
+    script = (
+        "import sys; from trainer.compose import compose; from trainer.data.tokenize import write\n"
+        "from trainer.data.toy_mixture import open_toy_mixture\n"
+        "write.HAS_WHEEL = False\n"
+        "print(open_toy_mixture(compose(['recipe=toy', *sys.argv[1:]]).data)['code'].parent)"
+    )
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *words, f"data.cache_dir={tmp_path}"],
+            env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for hash_seed in (1, 2)
+    ]
+    printed = [Path(builder.communicate(timeout=120)[0].strip()) for builder in builders]
+    (built,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert printed == [built] * 2
+    before = open_toy_mixture(toy.data)["code"].parent
+    assert built.name == before.name
+    files = [path.relative_to(before) for path in before.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert {name: (built / name).read_bytes() for name in files} == {
+        name: (before / name).read_bytes() for name in files
+    }
+
+
+def test_text_survives_the_tokenizer(toy: Config) -> None:
+    tokenizer = build_data(toy.data, seed=0, vocab_size=4096).tokenizer
+    for text in ("def f(x):\n\treturn x  # ünïcödé 水 🧪\n", " C1=CC=CC=C1 ", "", "<|endofdocument|>"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.eos_id not in ids
+    assert tokenizer.decode([*tokenizer.encode("ab"), tokenizer.eos_id]) == "ab"
+
+
 def test_what_cannot_be_made_is_named(words: list[str]) -> None:
     data = compose(["recipe=toy", *words, "data.sources.code.path=cod"]).data
     with pytest.raises(DataError, match=r"data.sources.code.path=cod: .* pubchem, .*thermo"):
@@ -87,7 +126,7 @@ def test_what_cannot_be_made_is_named(words: list[str]) -> None:
 
 
 def rehearse(words: list[str]) -> int:
-    return train(compose([*REHEARSAL, *words], world_size=8))
+    return train(compose(["recipe=cpt_6t_rehearsal", *words], world_size=8))
 
 
 @pytest.mark.slow  # eight processes on two cores; the use: what the largest recipe wires together does train

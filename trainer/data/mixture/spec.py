@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate, combinations
+from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 from trainer import schema
@@ -46,11 +46,6 @@ def whole(weights: Iterable[float]) -> list[int]:
     return [number // max(math.gcd(*numbers), 1) for number in numbers]
 
 
-def phase_starts(phases: Mapping[str, PhaseConfig], seq_len: int) -> list[int]:
-    """The first sample of each phase, and the one after the last phase's tokens, at which it does not end."""
-    return [tokens // seq_len for tokens in accumulate((phase.tokens for phase in phases.values()), initial=0)]
-
-
 def drawn(data: DataConfig, tokens: int | None = None) -> dict[str, Fraction]:
     """Source -> tokens that the weights give it, of the first `tokens` of the mixture (None: of all its phases)."""
     given, last = dict.fromkeys(data.sources, Fraction(0)), [*data.phases][-1]
@@ -83,8 +78,6 @@ def contradictions(data: DataConfig) -> list[str]:
         ] + ([f"data.build={data.build} is for data.name=mixture"] if data.build != "none" else [])
     numbers, phases = [*_numbers(data)], [*_phases(data)]
     errors = [*_names(data), *numbers, *_sources(data), *phases, *_prefixes(data)]
-    if data.weights:
-        errors.append("data.weights is for data.name=toy; here weights are in data.sources.X.phases")
     for key in ("sources", "phases"):
         if not getattr(data, key):
             errors.append(f"data.{key} is empty; data.name=mixture needs one or more")

@@ -15,7 +15,6 @@ def _source(
     name: str,
     packages: tuple[str, ...],
     licence: str,
-    prompt: str,
     files: Callable[[], Files],
     tables: Callable[[], Sequence[Table]],
 ) -> tuple[Source, Callable[[], Sequence[Table]]]:
@@ -23,7 +22,7 @@ def _source(
         for text in texts(name, tables(), seed=SEED, tasks_per_record=TASKS_PER_RECORD):
             yield Document(text.origin, text.text)
 
-    return Source(name, packages, licence, prompt, files, read), tables
+    return Source(name, packages, licence, files, read), tables
 
 
 _ALL = (
@@ -31,7 +30,6 @@ _ALL = (
         "pubchem",
         ("chemicals",),
         "package chemicals (MIT); records of PubChem, in the public domain",
-        "The molecular formula of",
         chemistry.identity_files,
         chemistry.identities,
     ),
@@ -39,7 +37,6 @@ _ALL = (
         "thermo",
         ("chemicals",),
         "package chemicals (MIT); CRC Handbook, JANAF and ATcT tables",
-        "The standard enthalpy of formation of",
         chemistry.thermo_files,
         chemistry.thermo,
     ),
@@ -47,7 +44,6 @@ _ALL = (
         "materials",
         ("chemicals",),
         "package chemicals (MIT); CRC Handbook and IUPAC tables",
-        "The melting point of",
         chemistry.material_files,
         chemistry.materials,
     ),
@@ -55,7 +51,6 @@ _ALL = (
         "constants",
         ("scipy",),
         "package scipy (BSD-3-Clause); CODATA 2022, in the public domain",
-        "The CODATA 2022 value of",
         constants.constant_files,
         constants.constants,
     ),
@@ -64,7 +59,6 @@ _ALL = (
         "molecules",
         ("rdkit",),
         "package rdkit (BSD-3-Clause); samples of the NCI open database, in the public domain",
-        "The topological polar surface area of",
         molecules.molecule_files,
         molecules.molecules,
     ),
@@ -72,7 +66,6 @@ _ALL = (
         "sequences",
         ("scikit-bio",),
         "package scikit-bio (BSD-3-Clause); samples of GenBank, EMBL and UniProt (CC BY 4.0)",
-        "The source organism of",
         sequences.sequence_files,
         sequences.sequences,
     ),

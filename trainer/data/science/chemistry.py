@@ -5,15 +5,24 @@ package's documentation of each says.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.errors import DataError
-from trainer.data.pubchem import parse_record
 from trainer.data.science.records import Property, Record, Table, number
 from trainer.data.sources import Files, package_files
 
+ELEMENTS = {
+    "C": "carbon", "H": "hydrogen", "N": "nitrogen", "O": "oxygen", "S": "sulfur", "P": "phosphorus",
+    "F": "fluorine", "Cl": "chlorine", "Br": "bromine", "I": "iodine", "Si": "silicon", "B": "boron",
+    "Na": "sodium", "K": "potassium", "Li": "lithium", "Ca": "calcium", "Mg": "magnesium", "Al": "aluminium",
+    "Fe": "iron", "Cu": "copper", "Zn": "zinc", "Hg": "mercury", "Sn": "tin", "Pb": "lead", "As": "arsenic",
+    "Se": "selenium", "Co": "cobalt", "Ni": "nickel", "Pt": "platinum", "Au": "gold", "Ag": "silver",
+}  # fmt: skip
+WORD = re.compile(r"[a-z]{3}")
+CATALOGUE_NUMBER = re.compile(r"^agn-pc|^[a-z]{1,10}[- ]?\d{3,}|^\d+-\d\d-\d|[0-9a-f]{8}-|_\d|[|;]|\.p\d")
 STATES = {"s": "as a solid", "l": "as a liquid", "g": "as a gas"}
 QUANTITIES = {
     "Hf": ("standard enthalpy of formation", "J/mol"),
@@ -195,6 +204,32 @@ def _heat_capacities() -> Table:
             found.setdefault(cas, {}).update(known)
     records = [Record(cas, names[cas], values) for cas, values in sorted(found.items()) if cas in names and values]
     return Table("JANAF heat capacities", janaf.thing, janaf.things, HEAT_CAPACITIES, records, JANAF)
+
+
+@dataclass(frozen=True)
+class Molecule:
+    skeleton: str  # first block of the InChIKey: the same for all stereoisomers, which so stay in one split
+    fields: dict[str, str]
+
+
+def parse_record(line: str) -> Molecule:
+    """A line of the table: CID, CAS, formula, weight, SMILES, InChI, InChIKey, IUPAC name, common name, synonyms..."""
+    cid, cas, formula, weight, smiles, inchi, key, systematic, *names = line.split("\t")
+    readable = [name for name in names if len(name) <= 60 and WORD.search(name) and not CATALOGUE_NUMBER.search(name)]
+    name = readable[0] if readable else systematic
+    fields = {"name": name, "formula": formula, "weight": weight, "smiles": smiles, "inchi": inchi, "cas": cas}
+    if int(cid) > 0:
+        fields["cid"] = cid
+    if systematic != name:
+        fields["systematic"] = systematic
+    synonyms = [other for other in readable[1:] if other not in (name, systematic)]
+    if synonyms:
+        fields["synonyms"] = " or ".join(synonyms[:2])
+    atoms = [(ELEMENTS.get(symbol), count or "1") for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*)", formula)]
+    if len(atoms) > 1 and all(element for element, _ in atoms):
+        listed = [f"{count} {element}" for element, count in atoms]
+        fields["atoms"] = ", ".join(listed[:-1]) + f" and {listed[-1]} atoms"
+    return Molecule(key.split("-")[0], fields)
 
 
 def identities() -> list[Table]:

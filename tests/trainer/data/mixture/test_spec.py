@@ -10,7 +10,7 @@ import yaml
 from trainer import rundir, schema
 from trainer.compose import compose, load, to_yaml
 from trainer.config import Config, ConfigError, DataConfig, PhaseConfig, SourceConfig, config_hash
-from trainer.data.mixture.spec import beyond_epochs, contradictions, drawn, phase_starts, whole
+from trainer.data.mixture.spec import beyond_epochs, contradictions, drawn, whole
 
 RECIPE = """
 name: mixture
@@ -129,11 +129,6 @@ def test_differences_and_refusals_name_the_entrys_key(place, tmp_path, monkeypat
     assert rundir.choose(composed(place, "run.dir=here", "data.root=elsewhere", "data.reader=megatron")).status
 
 
-def test_a_run_without_a_mixture_is_the_run_that_it_was_before():
-    """The hash that this command had before there were mixtures."""
-    assert config_hash(compose(["recipe=toy", "data=toy"]))[:8] == "115fa216"
-
-
 def test_the_order_of_phases_defines_the_run(place, data):
     """It decides which samples come first; a hash of sorted keys alone would not know it."""
     cfg = composed(place)
@@ -144,7 +139,7 @@ def test_the_order_of_phases_defines_the_run(place, data):
 
 def test_a_run_directory_from_before_there_were_mixtures_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cfg = compose(["recipe=toy", "data=toy", "run.dir=here"])
+    cfg = compose(["recipe=toy", "data=synthetic", "run.dir=here"])
     stored = schema.to_dict(cfg)
     for key in ("sources", "phases", "prefixes", "build", "root", "reader", "verify", "on_fault", "max_skips"):
         del stored["data"][key]
@@ -167,7 +162,6 @@ def test_every_key_of_an_entry_defines_the_run(place):
 def test_the_small_mixture_adds_up(data):
     assert contradictions(data) == []
     assert drawn(data) == {"chem": 600_000, "code": 400_000}
-    assert phase_starts(data.phases, 256) == [0, 3515, 3906]
 
 
 CONTRADICTIONS = [
@@ -194,11 +188,10 @@ CONTRADICTIONS = [
     ({"prefixes": {"science": ["A:", "A:"], "plain": ["B"]}}, "data.prefixes.science[1] is the same text as"),
     ({"prefixes": {"science": ["A:"], "plain": ["A:"]}}, "data.prefixes.plain[0] is the same text as"),
     ({"prefixes": {"science": ["A: b"], "plain": ["A:"]}}, "data.prefixes.science[0] begins with data.prefixes.plain"),
-    ({"weights": {"code": 1.0}}, "data.weights is for data.name=toy"),
     ({"phases": {}}, "data.phases is empty"),
     ({"stable__tokens": 0}, "data.phases.stable.tokens=0 must be positive"),
     ({"stable__tokens": 999_900, "anneal__tokens": 100}, "data.phases.anneal.tokens=100 is less than a sample"),
-    ({"name": "toy"}, "data.sources is for data.name=mixture, and this is data.name=toy"),
+    ({"name": "synthetic"}, "data.sources is for data.name=mixture, and this is data.name=synthetic"),
     ({"name": "synthetic", "sources": {}, "phases": {}, "prefixes": {}, "build": "toy"}, "data.build=toy is for"),
 ]  # fmt: skip
 
@@ -217,11 +210,11 @@ def test_every_contradiction_is_reported_at_once(data):
     wrong = change(
         data,
         chem__max_epochs=1.5, chem__prefix="", code__tokens=500_000, code__modality="image", code__path="chem",
-        code__prefix="plan", anneal__tokens=100, prefixes={"science": ["A:"], "plain": ["A:"]}, weights={"code": 1.0},
+        code__prefix="plan", anneal__tokens=100, prefixes={"science": ["A:"], "plain": ["A:"]},
     )  # fmt: skip
     starts = [
         "data.sources.code.path=chem is also", "data.sources.code.modality=image", "data.sources.chem.prefix is empty",
-        "data.sources.code.prefix=plan", "data.prefixes.plain[0] is the same", "data.weights is for",
+        "data.sources.code.prefix=plan", "data.prefixes.plain[0] is the same",
         "data.sources have 1.1e6 tokens in all and data.phases 900100: 199900 too many",
         "data.sources.chem.tokens=600000 is 2 times", "data.sources.code.tokens=500000 is 1.25 times",
         "data.phases.anneal.tokens=100 is less", "data.sources.chem.phases=", "data.sources.code.phases=",
