@@ -33,8 +33,6 @@ SECTIONS = list(schema.fields(Config))
 # ${now:} or ${oc.env:}: a value that would differ between ranks, machines or days
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
-WITH_MODEL = "recipe_with_model"  # chosen by a recipe and a model together, never by name
-
 
 def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = (), world_size: int = 1) -> Config:
     """Compose the recipes tree with `overrides` such as `recipe=toy` and `optim.lr=1e-3`.
@@ -119,7 +117,7 @@ def _options(root: Traversable) -> dict[str, list[str]]:
                 names.append(prefix + entry.name.removesuffix(".yaml"))
         return sorted(names)
 
-    groups = {entry.name: walk(entry, "") for entry in root.iterdir() if entry.is_dir() and entry.name != WITH_MODEL}
+    groups = {entry.name: walk(entry, "") for entry in root.iterdir() if entry.is_dir()}
     return {name: options for name, options in sorted(groups.items()) if options}
 
 
@@ -264,7 +262,7 @@ def _take(key: str, value: Any, words: _Words, *, quiet: bool = False) -> None:
 def _compose_groups(words: _Words, groups: Mapping[str, list[str]], config_dirs: Sequence[str | Path]) -> DictConfig:
     chosen = [f"{'+' if _is_extra(group, groups) else ''}{group}={option}" for group, option in words.options.items()]
     if "recipe" not in words.options:
-        chosen += ["~recipe", f"{WITH_MODEL}=none"]
+        chosen.append("~recipe")
     if config_dirs:
         places = ",".join(_quoted(f"file://{Path(directory).absolute()}") for directory in config_dirs)
         chosen.append(f"hydra.searchpath=[{places}]")

@@ -9,7 +9,6 @@ from trainer.config import ConfigError
 from trainer.fake import fake_rank
 
 BILLION = 10**9
-TOY = ["recipe=cpt_6t", "model=toy", "data=toy_mixture", "parallel=ep8", "precision=fp8_reference"]
 
 
 def errors(*words: str, world_size: int = 8) -> list[str]:
@@ -69,7 +68,7 @@ def test_one_rank_of_512_is_built_without_the_corpora() -> None:
     assert {"ep", "control"} <= {call.axis for call in report.collectives}
 
 
-def test_a_toy_rehearses_it_on_eight_ranks() -> None:
-    cfg = compose(TOY, world_size=8)
+def test_the_rehearsal_runs_on_eight_ranks() -> None:
+    cfg = compose(["recipe=cpt_6t_rehearsal"], world_size=8)
     assert (cfg.checkpoint.init_from, cfg.train.global_batch, cfg.precision.experts) == (None, 8, "fp8_reference")
     assert (cfg.optim.decay_fraction, cfg.data.build) == (0.0966, "toy")

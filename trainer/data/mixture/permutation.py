@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.hashing import U64, mix64
+from trainer.data.hashing import U64
 
 Ints = npt.NDArray[np.int64]
 
@@ -20,31 +20,6 @@ ONE, HALF = np.uint64(1), np.uint64(32)
 # Rounds of one permutation, and permutations with keys of their own, hash with counters far apart.
 ROUND_KEYS = np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-
-
-class Permutation:
-    """A bijection of range(n), one of its own for each `key` (any integers)."""
-
-    def __init__(self, n: int, key: tuple[int, ...]) -> None:
-        if not 1 <= n < 2**63:
-            raise ValueError(f"{n} has no permutation here; use a size from 1 to 2**63 - 1")
-        self.n = n
-        self._key = mix64(*key)
-
-    def __call__(self, places: Ints) -> Ints:
-        """Where each place goes; any shape. Raises IndexError outside range(n)."""
-        return self._walk(places, inverse=False)
-
-    def inverse(self, places: Ints) -> Ints:
-        """Where each place comes from."""
-        return self._walk(places, inverse=True)
-
-    def _walk(self, places: Ints, inverse: bool) -> Ints:
-        places = np.asarray(places, np.int64)
-        if places.size and not 0 <= places.min() <= places.max() < self.n:
-            raise IndexError(f"places {places.min()} .. {places.max()} of a permutation of {self.n}")
-        sizes, keys = np.full(1, self.n, np.int64), self._key
-        return permute(places.ravel(), sizes, keys, inverse=inverse).reshape(places.shape)
 
 
 def permute(places: Ints, sizes: Ints, keys: U64, *, inverse: bool = False) -> Ints:

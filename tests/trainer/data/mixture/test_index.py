@@ -9,7 +9,7 @@ import pytest
 from trainer.data.errors import DataError
 from trainer.data.hashing import mix64, text_key
 from trainer.data.mixture.index import BLOCK, ORDER_OF_EPOCH, STRETCH, MixtureIndex
-from trainer.data.mixture.permutation import Permutation
+from trainer.data.mixture.permutation import permute
 
 S = 16
 WINDOWS = {"chem": 30_011, "code": 90_001, "rare": 7, "late": 1000}
@@ -72,7 +72,7 @@ def test_positions_are_the_epochs_permutation_of_the_draws(whole):
         key = int(mix64(3, ORDER_OF_EPOCH, text_key(name))[0])
         position = whole[2, whole[0] == source]
         for epoch in range(0, len(position) // windows, 7):
-            order = Permutation(windows, (key, epoch))(np.arange(windows))
+            order = permute(np.arange(windows), np.array([windows]), mix64(key, epoch))
             assert np.array_equal(position[epoch * windows : (epoch + 1) * windows], order)
 
 
