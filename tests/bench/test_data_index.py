@@ -1,6 +1,6 @@
 """A run on six trillion tokens starts at once and finds any sample at once."""
 
-from tests.bench.data_index import DOCUMENTS, SEQ_LEN, TOKENS, line, measure
+from tests.bench.data_index import DOCUMENTS, SEQ_LEN, TOKENS, measure
 
 
 def test_a_run_on_six_trillion_tokens_starts_and_seeks_at_once():
@@ -11,8 +11,3 @@ def test_a_run_on_six_trillion_tokens_starts_and_seeks_at_once():
     assert start["seconds"] < 2
     assert start["mb"] < 200
     assert start["seek_ms"] < 1
-
-
-def test_the_extrapolation_is_a_straight_line():
-    small, large = {"samples": 10.0, "seconds": 3.0}, {"samples": 30.0, "seconds": 7.0}
-    assert line(small, large, "seconds", 100) == 21.0

@@ -8,13 +8,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import torch
 
-from tests.bench.upcycle_study import ARMS, CHANGES, VOCABULARY, Scale, distance, main
+from tests.bench.upcycle_study import ARMS, CHANGES, VOCABULARY, Scale, main
 from tests.bench.upcycle_tables import arms, changes, nats, picture
-from trainer.checkpoint.upcycle.placement import Expansion, place
-from trainer.config import ModelConfig
-from trainer.model import Decoder
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -74,21 +70,3 @@ def test_a_quick_study_runs_from_the_base_to_the_picture(tmp_path: Path, capsys:
     assert main(words) == 0
     assert "--" not in [line[:2] for line in capsys.readouterr().out.splitlines()]
     assert json.loads((tmp_path / "out.json").read_text()) == figures
-
-
-def test_distance_is_that_of_the_copies_of_one_expert():
-    expansion = Expansion(factor=2, groups=4)
-    placement = place(8, 4, expansion, layers=1)
-    model = Decoder(
-        ModelConfig(
-            vocab_size=8, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8,
-            num_experts=16, experts_per_token=4, router_groups=4, expert_width=4,
-        )
-    )  # fmt: skip
-    (block,) = model.blocks
-    with torch.no_grad():
-        for source, copies in enumerate(placement.copies(0)):
-            for number, copy in enumerate(copies):
-                for weight in (block.moe.experts.w13, block.moe.experts.w2):
-                    weight[copy] = (1 + source) * (1 + 0.25 * number)
-    assert distance(model, placement) == pytest.approx(0.25)
