@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.fragment import Fragment
+from parallel.sharding.fragment import Fragment
 from parallel.world import BUCKET_BYTES, World, WorldError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

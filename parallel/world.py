@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from parallel.watch import BACKGROUND, PeerLost, Watch
+from parallel.health.watch import BACKGROUND, PeerLost, Watch
 
 T = TypeVar("T")
 

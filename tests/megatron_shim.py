@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.dispatch import RowOrder, RunExperts, _Sorted
+from parallel.dispatch.base import RowOrder, RunExperts, _Sorted
 
 # Two things that Megatron's import would cost every worker for nothing: torch.compile loads the inductor (2 CPU-s) to
 # decorate functions that run here as they are, and wandb (1 CPU-s) is an option of its inference engine.

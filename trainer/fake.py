@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from parallel.dispatch import RowOrder
-from parallel.fake import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
+from parallel.dispatch.base import RowOrder
 from parallel.layout import Layout
 from parallel.mesh import Meshes
+from parallel.simulate import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
 from parallel.world import World
 from trainer.config import Config, ConfigError
 from trainer.data.batch import Batch

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from parallel.all_gather import AllGatherDispatch
-from parallel.all_to_all import AllToAllDispatch
 from parallel.blocks import checkpoint_activations, compile_blocks
-from parallel.dispatch import Dispatcher, LocalDispatch
-from parallel.fsdp import Policy, place_experts, shard_parameters
+from parallel.dispatch.all_gather import AllGatherDispatch
+from parallel.dispatch.all_to_all import AllToAllDispatch
+from parallel.dispatch.base import Dispatcher, LocalDispatch
+from parallel.dispatch.payload import Cast, Payload
 from parallel.mesh import Meshes
-from parallel.payload import Cast, Payload
+from parallel.sharding.fsdp import Policy, place_experts, shard_parameters
 from trainer.config import Config, PrecisionConfig
 from trainer.kernels.payload import FusedFp8
 from trainer.layout import DispatchName, Plan, plan

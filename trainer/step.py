@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from parallel.fsdp import keep_gathered
+from parallel.sharding.fsdp import keep_gathered
 from parallel.world import World
 from trainer.config import Config
 from trainer.data.batch import Batch

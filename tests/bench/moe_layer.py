@@ -33,11 +33,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parallel.all_gather import AllGatherDispatch
-from parallel.all_to_all import AllToAllDispatch
-from parallel.dispatch import Dispatcher, RowOrder
-from parallel.fake import CollectiveLog
+from parallel.dispatch.all_gather import AllGatherDispatch
+from parallel.dispatch.all_to_all import AllToAllDispatch
+from parallel.dispatch.base import Dispatcher, RowOrder
 from parallel.groups import map_groups
+from parallel.simulate import CollectiveLog
 from tests.bench.step import cpu_name, median_ratio
 from tests.distributed.pool import on_ranks
 from trainer.config import ModelConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from parallel.fake import Collective, RankBytes
+from parallel.simulate import Collective, RankBytes
 from parallel.world import start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import tiny_config

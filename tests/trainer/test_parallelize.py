@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from parallel.fsdp import keep_gathered
+from parallel.sharding.fsdp import keep_gathered
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close, relative
 from tests.trainer.tiny_run import tiny_config

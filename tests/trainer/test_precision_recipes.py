@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parallel.fake import CollectiveLog
 from parallel.fp8 import fake_quantize
+from parallel.simulate import CollectiveLog
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, steps, tiny_config

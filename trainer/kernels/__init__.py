@@ -6,9 +6,9 @@ first used. The launchers stand in modules called `triton_*`, which nothing else
 | function | instead of | used by |
 |---|---|---|
 | `swiglu.weighted_swiglu`, `swiglu_gradients` | silu(gate) * up * weight and its gradients | the FP8 experts |
-| `rows.pad_order` | `parallel.padding.PaddedOrder`: sort, pad, gather, sum | the FP8 experts |
+| `rows.pad_order` | `parallel.dispatch.padding.PaddedOrder`: sort, pad, gather, sum | the FP8 experts |
 | `router.fused_routing` | `select_experts`, `router_weights` and its gradients | the router |
-| `payload.FusedFp8` | `parallel.payload.Fp8`: quantise 1 x 128, pack, and back | the dispatcher |
+| `payload.FusedFp8` | `parallel.dispatch.payload.Fp8`: quantise 1 x 128, pack, and back | the dispatcher |
 | `experts.fused_grouped_swiglu` | what stands between the matmuls of `grouped_mm` | the bf16 experts |
 
 Quantising is fused only into what travels: Transformer Engine refuses operands that are in FP8 already, so it quantises

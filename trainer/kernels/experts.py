@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel.dispatch import RowOrder
+from parallel.dispatch.base import RowOrder
 from trainer.kernels.rows import pad_order
 from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parallel.payload import Fp8
+from parallel.dispatch.payload import Fp8
 from trainer.kernels import on_triton
 
 
 class FusedFp8(Fp8):
-    """`parallel.payload.Fp8`, by Triton kernels where these are in use; bitwise the same.
+    """`parallel.dispatch.payload.Fp8`, by Triton kernels where these are in use; bitwise the same.
 
     A number in bf16 is 3 bytes either way: read once, written once. The twin's passes over fp32 and the copies that put
     codes and scales side by side move about 55 to pack it and 20 to unpack it.

@@ -1,12 +1,12 @@
-"""Which rows an expert gets, padded: `parallel.padding`'s, or its twin in Triton.
+"""Which rows an expert gets, padded: `parallel.dispatch.padding`'s, or its twin in Triton.
 
 Legend: T tokens · K experts per token · S = T*K slots · P padded rows · H hidden size.
 """
 
 from __future__ import annotations
 
-from parallel.dispatch import RowOrder
-from parallel.padding import PaddedOrder
+from parallel.dispatch.base import RowOrder
+from parallel.dispatch.padding import PaddedOrder
 from trainer.kernels import on_triton
 
 

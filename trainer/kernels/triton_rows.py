@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from parallel.dispatch import RowOrder
-from parallel.padding import PaddedOrder, padded_rows
+from parallel.dispatch.base import RowOrder
+from parallel.dispatch.padding import PaddedOrder, padded_rows
 from trainer.kernels.triton_order import build
 
 BLOCK = 1024  # 8 numbers a thread: 16 bytes in bf16

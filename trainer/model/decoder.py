@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.shards import local, region
+from parallel.sharding.local import local, region
 from trainer.config import ModelConfig
 from trainer.loss import chunked_cross_entropy
 from trainer.model.attention import Attention, Documents

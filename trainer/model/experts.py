@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.dispatch import RowOrder, sum_slots
-from parallel.shards import local
+from parallel.dispatch.base import RowOrder, sum_slots
+from parallel.sharding.local import local
 from trainer.kernels import on_triton
 from trainer.kernels.experts import fused_grouped_swiglu
 from trainer.precision import wide

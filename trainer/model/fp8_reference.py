@@ -35,9 +35,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel.dispatch import RowOrder, sum_slots
+from parallel.dispatch.base import RowOrder, sum_slots
+from parallel.dispatch.padding import PaddedOrder
 from parallel.fp8 import TILE, fake_quantize
-from parallel.padding import PaddedOrder
 from trainer.kernels.rows import pad_order
 from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
 

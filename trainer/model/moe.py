@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from parallel.dispatch import Dispatcher, LocalDispatch
+from parallel.dispatch.base import Dispatcher, LocalDispatch
 from trainer.config import ModelConfig
 from trainer.model.experts import Experts
 from trainer.model.router import Router, RouterStats

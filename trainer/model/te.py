@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.dispatch import RowOrder
+from parallel.dispatch.base import RowOrder
 from trainer import te_support
 from trainer.kernels.rows import pad_order
 from trainer.kernels.swiglu import weighted_swiglu

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel.dispatch import RowOrder
-from parallel.padding import PaddedOrder
+from parallel.dispatch.base import RowOrder
+from parallel.dispatch.padding import PaddedOrder
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.gemms import Operands
 from tests.bench.gpu.peer_te import GroupedPair, Variant

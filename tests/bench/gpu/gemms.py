@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel.dispatch import RowOrder
+from parallel.dispatch.base import RowOrder
+from parallel.dispatch.padding import PaddedOrder
 from parallel.fp8 import E4M3_MAX
-from parallel.padding import PaddedOrder
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.routing import Slice
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, device
 
-from parallel.padding import PaddedOrder
+from parallel.dispatch.padding import PaddedOrder
 from tests.bench.gpu.clock import Clock, Skipped, distance, tried
 from tests.trainer.kernels.examples import EXAMPLES, Call
 from trainer import kernels

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.dispatch import RowOrder
+from parallel.dispatch.base import RowOrder
 from trainer import kernels
 from trainer.config import ModelConfig
 from trainer.kernels.experts import fused_grouped_swiglu

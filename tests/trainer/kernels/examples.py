@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.dispatch import RowOrder
-from parallel.padding import padded_rows
+from parallel.dispatch.base import RowOrder
+from parallel.dispatch.padding import padded_rows
 from trainer import kernels
 from trainer.kernels.payload import FusedFp8
 from trainer.kernels.router import fused_routing

@@ -7,9 +7,9 @@ import importlib.util
 import pytest
 import torch
 
-from parallel.dispatch import RowOrder
-from parallel.padding import PaddedOrder
-from parallel.payload import Fp8
+from parallel.dispatch.base import RowOrder
+from parallel.dispatch.padding import PaddedOrder
+from parallel.dispatch.payload import Fp8
 from trainer import kernels
 from trainer.kernels.payload import FusedFp8
 from trainer.kernels.rows import pad_order

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from parallel.dispatch import RowOrder
+from parallel.dispatch.base import RowOrder
 from trainer.model.experts import QuantizedBackend
 from trainer.model.te import TransformerEngine
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from parallel.dispatch import RowOrder
+from parallel.dispatch.base import RowOrder
 from tests.trainer.model.tiny import assert_close
 from trainer.kernels.experts import fused_grouped_swiglu
 from trainer.model.experts import BACKENDS, Experts, _GroupedSwiGLU

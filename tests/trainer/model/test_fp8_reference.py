@@ -7,13 +7,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.all_gather import AllGatherDispatch
-from parallel.all_to_all import AllToAllDispatch
-from parallel.dispatch import Dispatcher, LocalDispatch, RowOrder
+from parallel.dispatch.all_gather import AllGatherDispatch
+from parallel.dispatch.all_to_all import AllToAllDispatch
+from parallel.dispatch.base import Dispatcher, LocalDispatch, RowOrder
 from parallel.groups import Placement, map_groups
 from tests.distributed.pool import on_ranks
+from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, joined, run_layer
 from tests.parallel.fp8_formula import expected_tiles
-from tests.parallel.moe_layer import Case, Tensors, build_layer, joined, run_layer
 from tests.trainer.model.tiny import assert_close, relative
 from trainer.model import fp8_reference
 from trainer.model.experts import BACKENDS, QuantizedBackend

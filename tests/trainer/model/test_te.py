@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.dispatch import RowOrder
+from parallel.dispatch.base import RowOrder
 from tests.trainer.model import te_stand_in
 from tests.trainer.model.te_wiring import (
     ROUTINGS,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from parallel.dispatch import RowOrder
+from parallel.dispatch.base import RowOrder
 from tests.trainer.model.tiny import assert_close, relative
 from trainer import te_support
 from trainer.model.experts import BACKENDS

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils.checkpoint import checkpoint
 
-from parallel.fsdp import keep_gathered
-from parallel.shards import local
+from parallel.sharding.fsdp import keep_gathered
+from parallel.sharding.local import local
 from tests.distributed.pool import on_ranks
 from tests.trainer.model import te_stand_in
 from tests.trainer.model.te_wiring import (

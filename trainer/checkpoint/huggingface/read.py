@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from parallel.shards import local, region
+from parallel.sharding.local import local, region
 from trainer.checkpoint.huggingface.config import BLOCK
 from trainer.checkpoint.huggingface.files import HuggingFaceError, StoredTensor, open_directory
 from trainer.checkpoint.huggingface.names import Box, Piece, overlap

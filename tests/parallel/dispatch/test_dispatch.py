@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.all_gather import AllGatherDispatch
-from parallel.dispatch import LocalDispatch, RowOrder
+from parallel.dispatch.all_gather import AllGatherDispatch
+from parallel.dispatch.base import LocalDispatch, RowOrder
 from parallel.groups import Placement
 from tests.distributed.pool import on_ranks
 

@@ -26,7 +26,7 @@ from typing import NoReturn
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _world
 
-from parallel.stall import Record, describe, stalling
+from parallel.health.stall import Record, describe, stalling
 
 BEAT_S = 1.0
 LOOKS = 20  # how often a rank that does not move looks at the others within timeout_s
@@ -40,7 +40,7 @@ CLOSE_S = 30.0
 # After this many times timeout_s without a heartbeat a thread of C ends the process: the interpreter may be what hangs.
 GUARD = 1.25
 BACKGROUND = "background"  # description of a process group that the main thread does not use
-_SOURCES = Path(__file__).resolve().parent.parent
+_SOURCES = Path(__file__).resolve().parents[2]
 
 
 class PeerLost(RuntimeError):

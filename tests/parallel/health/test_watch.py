@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 import parallel.world
-from parallel.watch import Watch
+from parallel.health.watch import Watch
 from parallel.world import World, start_world
 from tests.distributed.doomed import Ended, play_all, run_ranks
 

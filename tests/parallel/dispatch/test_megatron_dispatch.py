@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.all_gather import AllGatherDispatch
-from parallel.all_to_all import AllToAllDispatch
-from parallel.dispatch import Dispatcher, LocalDispatch
+from parallel.dispatch.all_gather import AllGatherDispatch
+from parallel.dispatch.all_to_all import AllToAllDispatch
+from parallel.dispatch.base import Dispatcher, LocalDispatch
 from parallel.groups import map_groups
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close

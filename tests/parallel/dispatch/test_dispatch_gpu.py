@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.all_gather import AllGatherDispatch
-from parallel.dispatch import LocalDispatch
+from parallel.dispatch.all_gather import AllGatherDispatch
+from parallel.dispatch.base import LocalDispatch
+from parallel.dispatch.payload import Fp8
 from parallel.groups import Placement, map_groups
-from parallel.payload import Fp8
 from tests.distributed.pool import on_ranks
-from tests.parallel.moe_layer import Case, Tensors, build_layer, dense_reference, joined, tokens_of
-from tests.parallel.test_payload import RoundedDispatch
+from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, dense_reference, joined, tokens_of
+from tests.parallel.dispatch.test_payload import RoundedDispatch
 from tests.trainer.model.tiny import assert_close, relative
 from trainer.model.moe import MoE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parallel.stall import Record, describe, stalling
+from parallel.health.stall import Record, describe, stalling
 
 
 def records(*calls: dict[str, int]) -> dict[int, Record]:

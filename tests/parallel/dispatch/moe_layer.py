@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.dispatch import Dispatcher
+from parallel.dispatch.base import Dispatcher
 from parallel.groups import Placement
 from tests.trainer.model.tiny import model_config
 from trainer.model.moe import MoE

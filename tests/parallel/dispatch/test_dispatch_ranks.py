@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.all_gather import AllGatherDispatch
-from parallel.all_to_all import AllToAllDispatch
-from parallel.dispatch import Dispatcher, LocalDispatch, RowOrder
-from parallel.fake import CollectiveLog
+from parallel.dispatch.all_gather import AllGatherDispatch
+from parallel.dispatch.all_to_all import AllToAllDispatch
+from parallel.dispatch.base import Dispatcher, LocalDispatch, RowOrder
 from parallel.groups import Placement, map_groups
+from parallel.simulate import CollectiveLog
 from tests.distributed.pool import on_ranks
-from tests.parallel.moe_layer import Case, Tensors, build_layer, dense_reference, joined, run_layer, tokens_of
+from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, dense_reference, joined, run_layer, tokens_of
 from tests.trainer.model.tiny import assert_close
 
 KINDS = {

@@ -9,14 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.all_gather import AllGatherDispatch
-from parallel.dispatch import LocalDispatch, RowOrder
-from parallel.fake import CollectiveLog
+from parallel.dispatch.all_gather import AllGatherDispatch
+from parallel.dispatch.base import LocalDispatch, RowOrder
+from parallel.dispatch.payload import Cast, Fp8, Payload
 from parallel.fp8 import fake_quantize
 from parallel.groups import Placement, map_groups
-from parallel.payload import Cast, Fp8, Payload
+from parallel.simulate import CollectiveLog
 from tests.distributed.pool import on_ranks
-from tests.parallel.moe_layer import Case, Tensors, build_layer, dense_reference, joined, run_layer, tokens_of
+from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, dense_reference, joined, run_layer, tokens_of
 from tests.trainer.model.tiny import assert_close, relative
 
 ROW = (1, 128)

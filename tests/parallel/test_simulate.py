@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from parallel.collectives import begin_all_gather, begin_all_to_all, begin_reduce_scatter
-from parallel.fake import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
+from parallel.dispatch.collectives import begin_all_gather, begin_all_to_all, begin_reduce_scatter
+from parallel.simulate import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
 from parallel.world import start_world
 from tests.distributed.pool import on_ranks
 

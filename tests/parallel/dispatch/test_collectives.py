@@ -7,12 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.all_gather import AllGatherDispatch, _exact_terms
-from parallel.collectives import carry, sum_in_order, unpack
+from parallel.dispatch.all_gather import AllGatherDispatch, _exact_terms
+from parallel.dispatch.collectives import carry, sum_in_order, unpack
+from parallel.dispatch.payload import Cast, Fp8, Payload
 from parallel.groups import map_groups
-from parallel.payload import Cast, Fp8, Payload
 from tests.distributed.pool import on_ranks
-from tests.parallel.moe_layer import Case, Tensors, build_layer, dense_reference, joined, run_layer, tokens_of
+from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, dense_reference, joined, run_layer, tokens_of
 from tests.trainer.model.tiny import relative
 
 

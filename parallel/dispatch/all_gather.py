@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.collectives import (
+from parallel.dispatch.base import RowOrder, RunExperts
+from parallel.dispatch.collectives import (
     Pending,
     begin_all_gather,
     begin_all_to_all,
@@ -28,9 +29,8 @@ from parallel.collectives import (
     sum_in_order,
     unpack,
 )
-from parallel.dispatch import RowOrder, RunExperts
+from parallel.dispatch.payload import Cast, Payload
 from parallel.groups import Placement
-from parallel.payload import Cast, Payload
 
 Combine = Literal["reduce_scatter", "fixed_order"]
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from parallel.fragment import Fragment
+from parallel.sharding.fragment import Fragment
 from tests.distributed.pool import on_ranks
 
 VECTOR = torch.arange(11, dtype=torch.float64)

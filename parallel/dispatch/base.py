@@ -1,8 +1,8 @@
 """Dispatchers bring tokens to experts and the experts' results back.
 
 A dispatcher is an object that a mixture-of-experts block owns; the block's mathematics does not know which one it has.
-`LocalDispatch` is the one for experts that are all on this rank; `parallel.all_gather` and `parallel.all_to_all` hold
-those for experts on several ranks.
+`LocalDispatch` is the one for experts that are all on this rank; `parallel.dispatch.all_gather` and
+`parallel.dispatch.all_to_all` hold those for experts on several ranks.
 
 Legend: T tokens on this rank · K experts per token · R = T*K rows · E experts · H hidden size.
 """

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.dispatch import RowOrder, sum_slots
+from parallel.dispatch.base import RowOrder, sum_slots
 
 
 def padded_rows(rows: int, experts: int, align: int) -> int:

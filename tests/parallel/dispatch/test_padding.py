@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.dispatch import RowOrder
-from parallel.padding import PaddedOrder
+from parallel.dispatch.base import RowOrder
+from parallel.dispatch.padding import PaddedOrder
 
 
 def ids_of(tokens: int, k: int, experts: int) -> Tensor:

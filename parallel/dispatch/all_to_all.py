@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.collectives import begin_all_to_all, carry, unpack
-from parallel.dispatch import RowOrder, RunExperts, sum_slots
+from parallel.dispatch.base import RowOrder, RunExperts, sum_slots
+from parallel.dispatch.collectives import begin_all_to_all, carry, unpack
 
 
 class AllToAllDispatch:

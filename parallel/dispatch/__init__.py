@@ -1,0 +1,1 @@
+"""Dispatchers bring tokens to experts and the results back; `base` has the contract."""

@@ -1,0 +1,1 @@
+"""Ranks watch each other: heartbeats, and which rank is at fault."""
