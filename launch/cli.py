@@ -72,7 +72,7 @@ def _parser(command: str, words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _config(words: Sequence[str]) -> int:
-    from launch.show import print_config, print_differences
+    from launch.commands.config import print_config, print_differences
 
     parser = _parser("config", words)
     parser.add_argument(
@@ -91,7 +91,7 @@ def _config(words: Sequence[str]) -> int:
 
 
 def _train(words: Sequence[str]) -> int:
-    from launch.train import RENDEZVOUS, train
+    from launch.commands.train import RENDEZVOUS, train
 
     # torchrun also takes its options with underscores
     dashed = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
@@ -114,7 +114,7 @@ def _train(words: Sequence[str]) -> int:
 
 
 def _layout(words: Sequence[str]) -> int:
-    from launch.layout import print_layout
+    from launch.commands.layout import print_layout
 
     parser = _parser("layout", words)
     parser.add_argument("--world", type=int, required=True, metavar="N", help="ranks of the run")
@@ -126,7 +126,7 @@ def _layout(words: Sequence[str]) -> int:
 
 
 def _export(words: Sequence[str]) -> int:
-    from launch.export import run_export
+    from launch.commands.export import run_export
 
     parser = _plain_parser("export")
     parser.add_argument(
@@ -155,7 +155,7 @@ def _export(words: Sequence[str]) -> int:
 
 
 def _inspect(words: Sequence[str]) -> int:
-    from launch.contents import inspect_directory
+    from launch.commands.inspect import inspect_directory
 
     parser = _plain_parser("inspect")
     parser.add_argument("directory", metavar="DIR", help="a Hugging Face directory, a run directory or a step-N in it")
@@ -167,25 +167,25 @@ def _inspect(words: Sequence[str]) -> int:
 
 
 def _upcycle(words: Sequence[str]) -> int:
-    from launch.upcycle import run_upcycle
+    from launch.commands.upcycle import run_upcycle
 
     return run_upcycle(_plain_parser("upcycle"), words)
 
 
 def _science(words: Sequence[str]) -> int:
-    from launch.science import run_science
+    from launch.commands.science import run_science
 
     return run_science(_plain_parser("science"), words)
 
 
 def _tokenize(words: Sequence[str]) -> int:
-    from launch.tokenize import run_tokenize
+    from launch.commands.tokenize import run_tokenize
 
     return run_tokenize(_plain_parser("tokenize"), words)
 
 
 def _data(words: Sequence[str]) -> int:
-    from launch.data import run_data
+    from launch.commands.data import run_data
 
     return run_data(_parser("data", words), words)
 

@@ -127,7 +127,7 @@ def test_differences_of_recipes_overrides_files_and_run_directories(capsys):
 def test_train_refuses_before_any_process(words, said, capsys, monkeypatch):
     Path("taken").mkdir()
     Path("taken/file").write_text("")
-    monkeypatch.setattr("launch.train._torchrun", lambda arguments: pytest.fail("torchrun was started"))
+    monkeypatch.setattr("launch.commands.train._torchrun", lambda arguments: pytest.fail("torchrun was started"))
     assert main(["train", *words]) == 2
     err = capsys.readouterr().err
     assert said in err
@@ -150,7 +150,7 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
         seen["cfg"] = load(arguments[-1], world_size=2)
         return 7
 
-    monkeypatch.setattr("launch.train._torchrun", torchrun)
+    monkeypatch.setattr("launch.commands.train._torchrun", torchrun)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["recipe=toy", "--nproc-per-node", "2", "optim.lr=1e-3", "train.micro_batch=4"]
     assert main(["train", *words]) == 7
@@ -170,7 +170,7 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
 
 
 def test_train_leaves_a_finished_run_alone(monkeypatch, capsys):
-    monkeypatch.setattr("launch.train._torchrun", lambda arguments: pytest.fail("torchrun was started"))
+    monkeypatch.setattr("launch.commands.train._torchrun", lambda arguments: pytest.fail("torchrun was started"))
     cfg = compose(["recipe=toy", "train.steps=100"])
     run = choose(cfg)
     prepare(run, cfg)

@@ -110,7 +110,7 @@ def test_a_source_that_is_named_twice_is_read_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = Table("metals", "metal", "metals", {}, [])
-    monkeypatch.setattr("launch.science.TABLES", {"metals": lambda: [table]})
+    monkeypatch.setattr("launch.commands.science.TABLES", {"metals": lambda: [table]})
     assert main(["science", str(tmp_path / "out.jsonl"), "--source", "metals", "--source", "metals"]) == 0
     told = capsys.readouterr().err.splitlines()
     assert told == ["--source metals is named 2 times and read once", "metals: 0 records"]
@@ -124,7 +124,7 @@ def test_the_command_starts_without_torch(words: list[str], tmp_path: Path) -> N
 
 
 def test_the_example_of_the_docs_works(tmp_path: Path) -> None:
-    docs = Path(__file__).parents[2] / "docs" / "science.md"
+    docs = Path(__file__).parents[3] / "docs" / "science.md"
     (columns,) = re.findall(r"```yaml\n(.*?)```", docs.read_text(), re.S)
     (tmp_path / "columns.yaml").write_text(columns)
     (tmp_path / "alloys.csv").write_text(

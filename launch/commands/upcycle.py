@@ -48,7 +48,7 @@ def run_upcycle(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     if options.gb_per_s is not None and not options.dry_run:
         parser.error("--gb-per-s is of --dry-run, which is not given")
     if options.calibrate:
-        from launch.calibrate import run_calibrate
+        from launch.commands.calibrate import run_calibrate
 
         if options.target is not None or options.counts is None:
             parser.error("--calibrate FILE ... takes SRC alone, and --counts FILE for what it finds")

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from launch.show import read
+from launch.commands.config import read
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

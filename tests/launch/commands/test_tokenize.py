@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from launch.cli import main
-from launch.tokenize import Progress
+from launch.commands.tokenize import Progress
 from tests.trainer.data.tokenized import save_tokenizer, texts, write_jsonl
 from trainer.data.shards import Shards
 from trainer.data.tokenize import Told, pool
@@ -109,7 +109,7 @@ def test_a_fault_of_the_input_is_one_line(words, tmp_path, capsys):
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
     seconds = iter([0.0, 100.0, 101.0, 120.0, 200.0])
-    monkeypatch.setattr("launch.tokenize.time.perf_counter", lambda: next(seconds))
+    monkeypatch.setattr("launch.commands.tokenize.time.perf_counter", lambda: next(seconds))
     with Progress() as progress:
         progress(Told("tokenizing", 500, 1000, 0))  # an earlier start made half
         progress(Told("tokenizing", 501, 1000, 100))

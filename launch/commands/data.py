@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.show import read
+from launch.commands.config import read
 from trainer import schema
 from trainer.config import Config, ConfigError
 from trainer.data.errors import DataError

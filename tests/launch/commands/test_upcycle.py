@@ -22,8 +22,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from launch import upcycle
 from launch.cli import main
+from launch.commands import upcycle
 from trainer.checkpoint.huggingface import write
 from trainer.checkpoint.huggingface.files import INDEX, open_directory
 from trainer.checkpoint.huggingface.survey import look_at
@@ -223,7 +223,7 @@ def test_wrong_words_are_told(words, capsys):
 def test_the_documentation_has_every_option():
     parser = argparse.ArgumentParser()
     upcycle._options(parser)
-    rows = re.findall(r"^\| `(--[a-z-]+)", (Path(__file__).parents[2] / "docs" / "upcycling.md").read_text(), re.M)
+    rows = re.findall(r"^\| `(--[a-z-]+)", (Path(__file__).parents[3] / "docs" / "upcycling.md").read_text(), re.M)
     assert rows == [action.option_strings[0] for action in parser._actions if action.option_strings][1:]
 
 
@@ -342,7 +342,7 @@ def test_an_interrupted_one_says_how_to_go_on(source, tmp_path, slow_files):
 
 
 def test_lines_where_nobody_watches_and_a_bar_on_a_terminal(source, capsys, monkeypatch):
-    monkeypatch.setattr("launch.upcycle.BETWEEN", 0.0)
+    monkeypatch.setattr("launch.commands.upcycle.BETWEEN", 0.0)
     assert main(["upcycle", "src", "dst", "--shard-gb", "0.0001"]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 5
@@ -359,14 +359,14 @@ def test_lines_where_nobody_watches_and_a_bar_on_a_terminal(source, capsys, monk
 
 
 def test_a_line_now_and_then_while_cuts_are_searched(source, capsys, monkeypatch):
-    monkeypatch.setattr("launch.upcycle.BETWEEN", 0.0)
+    monkeypatch.setattr("launch.commands.upcycle.BETWEEN", 0.0)
     opened = look_at(open_directory(source))
     pairs = np.ones((2, 8, 8), np.int64)
     Counts(pairs.sum(1), pairs, 128, identity(opened)).save(source.parent / "counts")
     words = ["upcycle", "src", "dst", "--strategy", "coactivation", "--counts", "counts"]
     assert main([*words, "--dry-run"]) == 0
     assert capsys.readouterr().err == "cuts of 1 of 2 layers are chosen\n"
-    monkeypatch.setattr("launch.upcycle.BETWEEN", 60.0)
+    monkeypatch.setattr("launch.commands.upcycle.BETWEEN", 60.0)
     assert main([*words, "--dry-run"]) == 0
     assert capsys.readouterr().err == ""
 

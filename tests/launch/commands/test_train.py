@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from launch.cli import main
-from launch.train import _exit_code
+from launch.commands.train import _exit_code
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 # Python imports `sitecustomize` at start: every rank finds this training in place of the real one.
 STAND_IN = """

@@ -14,7 +14,7 @@ import yaml
 from launch.cli import main
 from tests.trainer.data.small_mixture import make_mixture
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_whole_mixture_is_checked_and_counted_and_shown_without_torch(recipes:
     ],
 )
 def test_balance_is_told_for_any_batch(recipes: Path, capsys, monkeypatch, words: list[str], told: str) -> None:
-    monkeypatch.setattr("launch.data.COSTED_SAMPLES", 12)
+    monkeypatch.setattr("launch.commands.data.COSTED_SAMPLES", 12)
     assert main(["data", "stats", "small", *words, "--config-dir", str(recipes)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  R = ")]
     assert [line[2] for line in lines] == [*told]
