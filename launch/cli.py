@@ -10,9 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from trainer import schema
-from trainer.compose import overview, report
-from trainer.config import ConfigError
+from trainer.config import coerce as schema
+from trainer.config.compose import overview, report
+from trainer.config.keys import ConfigError
 
 HELP = {"-h", "--help"}
 OVERRIDES = "Overrides are recipe=NAME, GROUP=OPTION and KEY=VALUE, as in: recipe=toy optim.lr=1e-3"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.compose import compose
+from trainer.config.compose import compose
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("trainer", "parallel", "launch", "recipes")
@@ -51,7 +51,7 @@ def test_the_top_level_is_as_laid_out():
     ("imports", "absent"),
     [
         ("launch.cli", ("torch", "numpy", "transformers", "datasets", "wandb", "rich")),
-        ("trainer.config, trainer.compose, trainer.rundir", ("torch", "numpy")),
+        ("trainer.config.keys, trainer.config.compose, trainer.rundir", ("torch", "numpy")),
         ("trainer.metrics", ("torch", "wandb", "rich")),
         ("trainer.run", ("transformers", "datasets", "wandb", "pandas", "scipy")),
     ],

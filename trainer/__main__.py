@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 
 from trainer import rundir
-from trainer.compose import compose, load, overview, report
-from trainer.config import Config, ConfigError
+from trainer.config.compose import compose, load, overview, report
+from trainer.config.keys import Config, ConfigError
 
 # Seconds. torchrun ends the other ranks as soon as one has failed; the rank that explains why must not be among them.
 LET_THE_FIRST_RANK_SPEAK = 2.0

@@ -9,8 +9,8 @@ from typing import Any
 from parallel.mesh import Meshes
 from parallel.world import World
 from trainer import precision
-from trainer.config import Config
-from trainer.layout import plan, without_effect
+from trainer.config.keys import Config
+from trainer.config.ranks import plan, without_effect
 from trainer.model.experts import describe_backend
 
 

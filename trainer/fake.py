@@ -21,7 +21,7 @@ from parallel.layout import Layout
 from parallel.mesh import Meshes
 from parallel.simulate import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
 from parallel.world import World
-from trainer.config import Config, ConfigError
+from trainer.config.keys import Config, ConfigError
 from trainer.data.batch import Batch
 from trainer.model import Decoder
 from trainer.optim import Engine, NativeEngine

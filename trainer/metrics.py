@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from trainer.config import LoggingConfig
+from trainer.config.keys import LoggingConfig
 from trainer.console import PlainConsole, Record, RichConsole
 
 # Dense peaks in TFLOP/s from NVIDIA data sheets, no sparsity: (part of the name that torch gives the GPU, bf16

@@ -22,7 +22,7 @@ from torch.optim.adamw import adamw
 
 from parallel.offload import ZeroEngine
 from parallel.world import World
-from trainer.config import OptimConfig
+from trainer.config.keys import OptimConfig
 from trainer.precision import wide
 
 

@@ -12,9 +12,9 @@ from parallel.dispatch.base import Dispatcher, LocalDispatch
 from parallel.dispatch.payload import Cast, Payload
 from parallel.mesh import Meshes
 from parallel.sharding.fsdp import Policy, place_experts, shard_parameters
-from trainer.config import Config, PrecisionConfig
+from trainer.config.keys import Config, PrecisionConfig
+from trainer.config.ranks import DispatchName, Plan, plan
 from trainer.kernels.payload import FusedFp8
-from trainer.layout import DispatchName, Plan, plan
 from trainer.model import Decoder
 from trainer.precision import DTYPES
 

@@ -17,8 +17,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from trainer import schema
-from trainer.config import PrecisionConfig
+from trainer.config import coerce as schema
+from trainer.config.keys import PrecisionConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ON_ANY_DEVICE = ("fp32", "bf16", "fp8_reference")

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from parallel.mesh import Meshes
 from parallel.world import World, WorldError, start_world
-from trainer import kernels, rundir, schema
+from trainer import kernels, rundir
 from trainer.announce import announcements
 from trainer.checkpoint.huggingface.carried import published_weights
 from trainer.checkpoint.huggingface.files import HuggingFaceError
 from trainer.checkpoint.state import restore_generators, training_tensors
 from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
-from trainer.compose import report
-from trainer.config import Config, ConfigError
+from trainer.config import coerce as schema
+from trainer.config.compose import report
+from trainer.config.keys import Config, ConfigError
 from trainer.data import DataError, build_data
 from trainer.data.batch import Batch
 from trainer.evaluate import held_out_nats

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallel.sharding.fsdp import keep_gathered
 from parallel.world import World
-from trainer.config import Config
+from trainer.config.keys import Config
 from trainer.data.batch import Batch
 from trainer.loss import loss_terms
 from trainer.model import Decoder

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import rundir, schema
-from trainer.compose import compose, load, to_yaml
-from trainer.config import Config
+from trainer import rundir
+from trainer.config import coerce as schema
+from trainer.config.compose import compose, load, to_yaml
+from trainer.config.keys import Config
 
 
 def print_config(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.commands.config import read
-from trainer import schema
-from trainer.config import Config, ConfigError
+from trainer.config import coerce as schema
+from trainer.config.keys import Config, ConfigError
 from trainer.data.errors import DataError
 from trainer.data.mixture.spec import beyond_epochs, drawn, shares
 

@@ -14,8 +14,8 @@ from trainer.checkpoint.huggingface.config import FUNCTION
 from trainer.checkpoint.huggingface.files import CONFIG, HuggingFaceError, open_directory
 from trainer.checkpoint.huggingface.survey import Source, look_at, part_of, quantization
 from trainer.checkpoint.manifest import MANIFEST, Damaged, read_manifest, verify_file
-from trainer.model_config import ModelConfig
-from trainer.schema import show
+from trainer.config.coerce import show
+from trainer.config.model import ModelConfig
 
 UNCOUNTED = ("FP8 scales", "optimizer", "generators")  # no parameters
 ORDER = (

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from trainer.compose import compose
+from trainer.config.compose import compose
 
 
 def print_layout(overrides: Sequence[str], *, config_dirs: Sequence[str], world: int, rank: int) -> int:

@@ -13,8 +13,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from trainer import schema
-from trainer.config import ConfigError
+from trainer.config import coerce as schema
+from trainer.config.keys import ConfigError
 from trainer.data.errors import DataError
 from trainer.data.science.builtin import SEED, TABLES, TASKS_PER_RECORD
 from trainer.data.science.chat import ChatServer

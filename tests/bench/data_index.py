@@ -38,7 +38,7 @@ SEEKS = 200
 
 def cpt_6t(scale: int = 1) -> Any:
     """The mixture's DataConfig, cut to 1 / scale."""
-    from trainer.config import DataConfig, PhaseConfig, SourceConfig
+    from trainer.config.keys import DataConfig, PhaseConfig, SourceConfig
 
     tokens = {name: billions * 10**9 // scale for name, billions in SOURCES.items()}
     sources = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from trainer.compose import compose, to_yaml
+from trainer.config.compose import compose, to_yaml
 
 
 def train(directory: Path, prefixes: bool, seed: int, steps: int, overrides: list[str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import ModelConfig
+from trainer.config.keys import ModelConfig
 from trainer.data.batch import Batch
 from trainer.loss import loss_terms
 from trainer.memory import prepare_host_memory
@@ -49,7 +49,7 @@ class Shape:
 
 
 def shapes() -> dict[str, Shape]:
-    from trainer.compose import compose
+    from trainer.config.compose import compose
 
     cfg = compose(["recipe=toy"])
     common = {"positions": "fope", "router_groups": 8, "experts_per_token": 8, "balance_coef": 1e-3}

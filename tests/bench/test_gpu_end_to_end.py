@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.bench.gpu import end_to_end
-from trainer.compose import compose
-from trainer.config import Config
+from trainer.config.compose import compose
+from trainer.config.keys import Config
 from trainer.model import Decoder
 
 TINY = [

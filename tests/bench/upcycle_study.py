@@ -36,8 +36,8 @@ from trainer.checkpoint.upcycle.calibrate import count_experts
 from trainer.checkpoint.upcycle.coactivation import Counts, expected_survival, survival
 from trainer.checkpoint.upcycle.placement import Expansion, Placement, place
 from trainer.checkpoint.upcycle.stream import upcycled
-from trainer.compose import compose
-from trainer.config import Config, ModelConfig
+from trainer.config.compose import compose
+from trainer.config.keys import Config, ModelConfig
 from trainer.data import Data, build_data
 from trainer.data.tokenizer import Tokenizer
 from trainer.model import Decoder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import COMMANDS, main
-from trainer.compose import compose, load, to_yaml
+from trainer.config.compose import compose, load, to_yaml
 from trainer.rundir import choose, prepare
 
 CHECKOUT = Path(__file__).resolve().parents[2]

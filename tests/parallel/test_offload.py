@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from parallel.world import start_world
 from tests.distributed.pool import on_ranks
 from tests.parallel.zero import forget_groups
-from trainer.config import OptimConfig
+from trainer.config.keys import OptimConfig
 from trainer.optim import Engine, build_engine
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")

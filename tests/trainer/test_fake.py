@@ -13,8 +13,8 @@ from parallel.simulate import Collective, RankBytes
 from parallel.world import start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import tiny_config
-from trainer.compose import compose
-from trainer.config import Config, ConfigError, ModelConfig, ParallelConfig, PrecisionConfig
+from trainer.config.compose import compose
+from trainer.config.keys import Config, ConfigError, ModelConfig, ParallelConfig, PrecisionConfig
 from trainer.data import build_data
 from trainer.fake import fake_rank, trace_step
 from trainer.optim import NativeEngine

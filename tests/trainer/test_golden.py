@@ -15,8 +15,8 @@ import pytest
 
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import steps, tiny_config
-from trainer.compose import compose
-from trainer.config import Config
+from trainer.config.compose import compose
+from trainer.config.keys import Config
 from trainer.run import train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import LoggingConfig
+from trainer.config.keys import LoggingConfig
 from trainer.metrics import JsonLines, MetricsLog, device_peak, peak_memory
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import LoggingConfig
+from trainer.config.keys import LoggingConfig
 from trainer.console import event_text, progress_line
 from trainer.metrics import MetricsLog
 
@@ -195,7 +195,7 @@ def test_the_real_wandb_writes_offline_without_an_account(tmp_path):
     pytest.importorskip("wandb", reason="the wandb extra is not installed")
     program = f"""
         from pathlib import Path
-        from trainer.config import LoggingConfig
+        from trainer.config.keys import LoggingConfig
         from trainer.metrics import MetricsLog
         log = MetricsLog(Path({str(tmp_path)!r}), LoggingConfig(wandb="online", console="plain"), resume_step=0,
                          total_steps=2, flops_per_token=1e6, peak_flops=None, config={{"a": 1}})

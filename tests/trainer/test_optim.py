@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from parallel.world import World
-from trainer.config import OptimConfig
+from trainer.config.keys import OptimConfig
 from trainer.optim import NativeEngine, lr_at
 
 NAN, INF = float("nan"), float("inf")

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
-from trainer.config import OptimConfig
+from trainer.config.keys import OptimConfig
 from trainer.optim import NativeEngine
 
 STEPS, BATCH = 3, 4

@@ -15,7 +15,7 @@ from parallel.sharding.fsdp import keep_gathered
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close, relative
 from tests.trainer.tiny_run import tiny_config
-from trainer.config import Config, ParallelConfig
+from trainer.config.keys import Config, ParallelConfig
 from trainer.data.synthetic import SyntheticData
 from trainer.loss import loss_terms
 from trainer.model import Decoder, attention

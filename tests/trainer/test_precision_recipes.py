@@ -17,12 +17,12 @@ from parallel.simulate import CollectiveLog
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, steps, tiny_config
-from trainer.compose import compose, list_groups
-from trainer.config import Config, PrecisionConfig
+from trainer.config.compose import compose, list_groups
+from trainer.config.keys import Config, PrecisionConfig
+from trainer.config.model import ModelConfig
 from trainer.data import build_data
 from trainer.model import Decoder, fp8_reference
 from trainer.model.fp8_reference import Fp8Reference, square
-from trainer.model_config import ModelConfig
 from trainer.optim import Engine, build_engine
 from trainer.parallelize import build_meshes
 from trainer.precision import DTYPES, narrow_moments, why_not

@@ -13,7 +13,7 @@ from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
 from trainer import step as step_module
-from trainer.config import Config
+from trainer.config.keys import Config
 from trainer.data import build_data
 from trainer.run import Trainer, build_model, train
 from trainer.rundir import RunDir

@@ -17,7 +17,7 @@ from tests.distributed.pool import on_ranks
 from tests.trainer.data.small_mixture import make_mixture
 from tests.trainer.data.test_mixture_data import rewrite_manifest
 from tests.trainer.tiny_run import events, losses, tiny_config
-from trainer.config import Config, DataConfig
+from trainer.config.keys import Config, DataConfig
 from trainer.run import Trainer, train
 
 STEPS, BATCH = 10, 12

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from trainer import __main__ as entry
-from trainer.compose import compose, load
-from trainer.config import ConfigError, config_hash, defining_values
+from trainer.config.compose import compose, load
+from trainer.config.keys import ConfigError, config_hash, defining_values
 from trainer.rundir import RunDir, choose, differences, finished_line, hold, last_step, prepare
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -206,7 +206,7 @@ def test_differences_name_keys_of_either_side():
 def test_every_process_comes_to_the_same_hash():
     """Hash randomisation and the order of overrides move nothing."""
     program = (
-        "import sys; from trainer.compose import compose; from trainer.config import config_hash;"
+        "import sys; from trainer.config.compose import compose; from trainer.config.keys import config_hash;"
         "print(config_hash(compose(sys.argv[1:])))"
     )
     words = ["recipe=toy", "optim.lr=1e-3", "data.sources.code.max_epochs=2"]

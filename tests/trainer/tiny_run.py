@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.config import (
+from trainer.config.keys import (
     CheckpointConfig,
     Config,
     DataConfig,

@@ -20,7 +20,7 @@ from trainer.checkpoint.huggingface.write import SHARD_BYTES, Group, copy_of, ma
 from trainer.checkpoint.opened import open_checkpoint
 from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
-from trainer.model_config import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.rundir import SOURCE
 
 

@@ -13,7 +13,7 @@ from trainer.checkpoint.huggingface.names import Box, Piece, text_pieces
 from trainer.checkpoint.manifest import Damaged, read_manifest, size_fault, verify_file
 from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
-from trainer.model_config import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.rundir import CHECKPOINTS, CONFIG_FILE, beginning_of
 
 METADATA = ".metadata"  # torch.distributed.checkpoint's index

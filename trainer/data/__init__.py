@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from trainer.data.errors import DataError
 
 if TYPE_CHECKING:
-    from trainer.config import DataConfig
+    from trainer.config.keys import DataConfig
     from trainer.data.batch import Batch
 
 __all__ = ["Data", "DataError", "TextTokenizer", "build_data"]

@@ -17,7 +17,7 @@ from trainer.data.mixture_reader import MixtureReader, damage
 from trainer.data.read_ahead import ReadAhead, Windows
 
 if TYPE_CHECKING:
-    from trainer.config import DataConfig
+    from trainer.config.keys import DataConfig
     from trainer.data.tokenizer import Tokenizer
 
 UNIGRAM_TOKENS = 2_000_000  # of each source that its unigram is counted on

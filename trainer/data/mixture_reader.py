@@ -26,7 +26,7 @@ from trainer.data.shards import MAX_NEIGHBOURS, Shards
 from trainer.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from trainer.config import DataConfig
+    from trainer.config.keys import DataConfig
 
 MISSING_SHARE = 0.01  # a source may have so much less than its unique_tokens, which are round numbers
 Ints = npt.NDArray[np.int64]

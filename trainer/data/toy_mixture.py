@@ -34,7 +34,7 @@ from trainer.data.tokenize import tokenize_source
 from trainer.data.tokenizer import Tokenizer, train_bpe
 
 if TYPE_CHECKING:
-    from trainer.config import DataConfig, SourceConfig
+    from trainer.config.keys import DataConfig, SourceConfig
 
 FORMAT = 3  # raise it with any change of what is written for the same inputs
 RATIO_SAMPLE = 200_000  # characters of a source that its characters per token are measured on

@@ -1,6 +1,6 @@
 """Plain single-device modules of the Intern-S1 family: decoder, attention, positions, router, experts."""
 
-from trainer.config import ModelConfig
+from trainer.config.keys import ModelConfig
 from trainer.model.decoder import Decoder
 
 __all__ = ["Decoder", "ModelConfig"]

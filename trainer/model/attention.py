@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import ModelConfig
+from trainer.config.keys import ModelConfig
 from trainer.precision import norm_rotary
 
 

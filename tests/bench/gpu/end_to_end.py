@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.compose import compose
-from trainer.config import Config
+from trainer.config.compose import compose
+from trainer.config.keys import Config
 
 RECIPE = "recipe=toy_gpu"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from trainer.config.coerce import one_of
 from trainer.data.science.builtin import TABLES
 from trainer.data.science.records import Table
-from trainer.schema import one_of
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from trainer.checkpoint.huggingface.read import fill, from_huggingface
 from trainer.checkpoint.huggingface.survey import look_at
 from trainer.checkpoint.state import training_tensors
 from trainer.checkpoint.store import CheckpointError
-from trainer.config import Config, ParallelConfig
+from trainer.config.keys import Config, ParallelConfig
 from trainer.parallelize import build_meshes
 from trainer.run import Trainer, build_model, train
 

@@ -13,7 +13,7 @@ import pytest
 from trainer.checkpoint.huggingface.config import huggingface_config, model_config_from_huggingface
 from trainer.checkpoint.huggingface.names import MULTIMODAL, full_name, text_pieces
 from trainer.checkpoint.huggingface.towers import tower_of, tower_shapes
-from trainer.config import ModelConfig
+from trainer.config.keys import ModelConfig
 
 FEW = {"L": 2, "E": 16, "vL": 2, "tL": 2}  # of what is repeated
 

@@ -21,7 +21,7 @@ from tests.trainer.test_parallelize import MODEL, Spread, whole
 from tests.trainer.tiny_run import steps, tiny_config
 from trainer.checkpoint.state import training_tensors
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config import Config, OptimConfig, ParallelConfig
+from trainer.config.keys import Config, OptimConfig, ParallelConfig
 from trainer.data.synthetic import SyntheticData
 from trainer.loss import loss_terms
 from trainer.model import Decoder

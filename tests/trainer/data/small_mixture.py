@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config import DataConfig, PhaseConfig, SourceConfig
+from trainer.config.keys import DataConfig, PhaseConfig, SourceConfig
 from trainer.data.hashing import mix64
 from trainer.data.sources import Document
 from trainer.data.tokenize import tokenize_source, write

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config import DataConfig, PhaseConfig, SourceConfig
+from trainer.config.keys import DataConfig, PhaseConfig, SourceConfig
 from trainer.data import corpus as corpus_module
 from trainer.data import toy_mixture
 from trainer.data.errors import DataError

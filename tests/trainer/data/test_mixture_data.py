@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.trainer.data.small_mixture import DOCUMENTS, PREFIXES, SAMPLES, SEQ_LEN, make_mixture
-from trainer.config import DataConfig
+from trainer.config.keys import DataConfig
 from trainer.data import build_data, source_directories
 from trainer.data.batch import IGNORE, Batch
 from trainer.data.errors import DataError

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainer.config import DataConfig
+from trainer.config.keys import DataConfig
 from trainer.data import build_data
 from trainer.data.batch import IGNORE
 from trainer.data.errors import DataError

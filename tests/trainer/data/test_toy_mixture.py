@@ -13,8 +13,8 @@ import pytest
 
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, steps
-from trainer.compose import compose
-from trainer.config import Config
+from trainer.config.compose import compose
+from trainer.config.keys import Config
 from trainer.data import build_data, source_directories
 from trainer.data.errors import DataError
 from trainer.data.indexed import IndexedTokens
@@ -84,7 +84,7 @@ def test_corpora_are_built_once_and_again_where_they_are_damaged(toy: Config, mo
 
 def test_two_processes_at_once_make_the_same_bytes_as_one_before(words: list[str], toy: Config, tmp_path: Path) -> None:
     script = (
-        "import sys; from trainer.compose import compose; from trainer.data.tokenize import write\n"
+        "import sys; from trainer.config.compose import compose; from trainer.data.tokenize import write\n"
         "from trainer.data.toy_mixture import open_toy_mixture\n"
         "write.HAS_WHEEL = False\n"
         "print(open_toy_mixture(compose(['recipe=toy', *sys.argv[1:]]).data)['code'].parent)"

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainer.model.tiny import assert_close, build, gradients, model_config, next_tokens, random_ids, relative
-from trainer.compose import compose, list_groups
+from trainer.config.compose import compose, list_groups
 from trainer.model import Decoder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.config import ModelConfig
+from trainer.config.keys import ModelConfig
 from trainer.loss import IGNORE
 from trainer.model import Decoder
 

@@ -34,9 +34,9 @@ from trainer.checkpoint.manifest import (
     remove_as_written,
     verify_file,
 )
-from trainer.config import Config, ConfigError
+from trainer.config.keys import Config, ConfigError
+from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder
-from trainer.model_config import ModelConfig
 from trainer.rundir import SOURCE, SOURCE_FACT, RunDir
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.checkpoint.huggingface.files import HuggingFaceError
 from trainer.checkpoint.huggingface.section import Section, object_under
-from trainer.model_config import ModelConfig
+from trainer.config.model import ModelConfig
 
 FREQUENCIES_KEY = "num_inv_freq"
 # What this model is; a config.json that asks for something else describes another function of the same weights.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from trainer.model_config import ModelConfig
+from trainer.config.model import ModelConfig
 
 # The spellings in use; the first is written where there are towers, the last where there is text alone.
 MULTIMODAL, OLD, PLAIN = "model.language_model.", "language_model.model.", "model."

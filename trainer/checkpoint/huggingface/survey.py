@@ -23,7 +23,7 @@ from trainer.checkpoint.huggingface.names import (
 )
 from trainer.checkpoint.huggingface.section import object_under
 from trainer.checkpoint.huggingface.towers import LOOSE, OPTIONAL, tower_of, tower_shapes
-from trainer.model_config import ModelConfig
+from trainer.config.model import ModelConfig
 
 FP8 = "F8_E4M3"
 WEIGHTS = ("F64", "F32", "BF16", "F16", FP8)

@@ -16,7 +16,7 @@ from trainer.checkpoint.huggingface.write import side_files
 from trainer.checkpoint.upcycle.noise import least
 from trainer.checkpoint.upcycle.placement import Expansion, Placement
 from trainer.checkpoint.upcycle.vocabulary import Vocabulary
-from trainer.model_config import ModelConfig
+from trainer.config.model import ModelConfig
 
 TOKENIZER_FILES = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 # Vocabularies for parts of a text, such as Intern-S1's for molecules: its code knows their ids, its files do not.

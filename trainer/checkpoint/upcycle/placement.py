@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.checkpoint.upcycle.errors import UpcycleError
-from trainer.model_config import ModelConfig
+from trainer.config.model import ModelConfig
 
 if TYPE_CHECKING:
     from trainer.checkpoint.upcycle.coactivation import Counts

@@ -27,8 +27,8 @@ from trainer.checkpoint.upcycle.noise import Noise
 from trainer.checkpoint.upcycle.placement import Expansion, Placement, expanded_model
 from trainer.checkpoint.upcycle.rows import moved_rows
 from trainer.checkpoint.upcycle.vocabulary import Vocabulary, vocabulary_of
+from trainer.config.model import ModelConfig
 from trainer.model.initial import fope_matrix
-from trainer.model_config import ModelConfig
 
 TABLES = ("embed", "lm_head")
 

@@ -25,7 +25,7 @@ from trainer.data.mixture.quotas import Quotas, deal
 from trainer.data.mixture.spec import whole
 
 if TYPE_CHECKING:
-    from trainer.config import DataConfig
+    from trainer.config.keys import DataConfig
 
 Ints = npt.NDArray[np.int64]
 

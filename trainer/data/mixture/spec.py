@@ -10,10 +10,10 @@ from fractions import Fraction
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
-from trainer import schema
+from trainer.config import coerce as schema
 
 if TYPE_CHECKING:
-    from trainer.config import DataConfig
+    from trainer.config.keys import DataConfig
 
 # Weights are typed with few digits; what they give may miss a source's tokens by this share of them.
 ROUNDING = Fraction(1, 200)

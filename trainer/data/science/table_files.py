@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from trainer import schema
+from trainer.config import coerce as schema
 from trainer.data.errors import DataError
 from trainer.data.science.records import Property, Record, Table, number
 

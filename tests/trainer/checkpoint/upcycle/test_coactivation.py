@@ -21,7 +21,7 @@ from trainer.checkpoint.upcycle.coactivation import (
     survival,
 )
 from trainer.checkpoint.upcycle.errors import UpcycleError
-from trainer.config import ModelConfig
+from trainer.config.keys import ModelConfig
 from trainer.model import Decoder
 
 MODEL = ModelConfig(

@@ -18,7 +18,7 @@ from trainer.checkpoint.huggingface.carried import published_weights
 from trainer.checkpoint.huggingface.files import HuggingFaceError
 from trainer.checkpoint.huggingface.read import from_huggingface
 from trainer.checkpoint.upcycle.placement import Placement
-from trainer.config import ConfigError
+from trainer.config.keys import ConfigError
 from trainer.loss import balance_loss
 from trainer.model import Decoder
 

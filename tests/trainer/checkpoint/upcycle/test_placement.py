@@ -15,7 +15,7 @@ from tests.trainer.checkpoint.upcycle.sources import SIZES
 from trainer.checkpoint.upcycle.coactivation import Counts, survival
 from trainer.checkpoint.upcycle.errors import UpcycleError
 from trainer.checkpoint.upcycle.placement import Expansion, check, expanded_model, place
-from trainer.model_config import ModelConfig
+from trainer.config.model import ModelConfig
 
 
 def counts(experts: int, layers: int, seed: int = 0) -> Counts:

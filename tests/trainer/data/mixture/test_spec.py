@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from trainer import rundir, schema
-from trainer.compose import compose, load, to_yaml
-from trainer.config import Config, ConfigError, DataConfig, PhaseConfig, SourceConfig, config_hash
+from trainer import rundir
+from trainer.config import coerce as schema
+from trainer.config.compose import compose, load, to_yaml
+from trainer.config.keys import Config, ConfigError, DataConfig, PhaseConfig, SourceConfig, config_hash
 from trainer.data.mixture.spec import beyond_epochs, contradictions, drawn, whole
 
 RECIPE = """

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from parallel.groups import Placement, map_groups
 from parallel.layout import Layout
-from trainer.schema import one_of
+from trainer.config.coerce import one_of
 from trainer.te_support import RECIPES
 
 if TYPE_CHECKING:
-    from trainer.config import Config, ParallelConfig
-    from trainer.model_config import ModelConfig
+    from trainer.config.keys import Config, ParallelConfig
+    from trainer.config.model import ModelConfig
 
 DispatchName = Literal["local", "all_gather", "all_to_all"]
 

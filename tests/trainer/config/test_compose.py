@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from trainer import __main__ as entry
-from trainer.compose import compose, load, to_yaml
-from trainer.config import ConfigError
+from trainer.config.compose import compose, load, to_yaml
+from trainer.config.keys import ConfigError
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def errors(*words, **options):

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainer import schema
+from trainer.config import coerce as schema
+from trainer.config.coerce import FREE, NAMED, ConfigError
+from trainer.config.model import ModelConfig
 from trainer.data.mixture.spec import PhaseConfig, SourceConfig
-from trainer.model_config import ModelConfig
-from trainer.schema import FREE, NAMED, ConfigError
-from trainer.validate import validate
 
 __all__ = [
     "CheckpointConfig",
@@ -31,7 +30,6 @@ __all__ = [
     "TrainConfig",
     "config_hash",
     "defining_values",
-    "validate",
 ]
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trainer.schema import FREE
+from trainer.config.coerce import FREE
 
 
 @dataclass(kw_only=True)

@@ -25,8 +25,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer import schema
-from trainer.config import Config, ConfigError, validate
+from trainer.config import coerce as schema
+from trainer.config.checks.validate import validate
+from trainer.config.keys import Config, ConfigError
 
 KEYS = schema.keys(Config)
 SECTIONS = list(schema.fields(Config))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.compose import compose
-from trainer.config import ConfigError
+from trainer.config.compose import compose
+from trainer.config.keys import ConfigError
 from trainer.fake import fake_rank
 
 BILLION = 10**9

@@ -7,14 +7,14 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from trainer import schema
+from trainer.config import coerce as schema
+from trainer.config.coerce import one_of
+from trainer.config.ranks import Plan, plan
 from trainer.data.mixture.spec import beyond_epochs, contradictions
-from trainer.layout import Plan, plan
-from trainer.schema import one_of
 from trainer.te_support import RECIPES, wrong_sizes
 
 if TYPE_CHECKING:
-    from trainer.config import Config
+    from trainer.config.keys import Config
 
 # Keys that must be above zero, and keys that may also be zero.
 POSITIVE = {

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from trainer import schema
-from trainer.compose import compose, list_groups
-from trainer.config import Config, ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig, config_hash, validate
-from trainer.layout import plan, without_effect
-from trainer.validate import NOT_NEGATIVE, POSITIVE
+from trainer.config import coerce as schema
+from trainer.config.checks.validate import NOT_NEGATIVE, POSITIVE, validate
+from trainer.config.compose import compose, list_groups
+from trainer.config.keys import Config, ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig, config_hash
+from trainer.config.ranks import plan, without_effect
 
 SMALL = ModelConfig(
     vocab_size=11,

@@ -1,0 +1,1 @@
+"""What a well-typed configuration can still get wrong. No torch here."""
