@@ -11,7 +11,7 @@ from parallel.world import World
 from trainer import precision
 from trainer.config.keys import Config
 from trainer.config.ranks import plan, without_effect
-from trainer.model.experts import describe_backend
+from trainer.model.experts.module import describe_backend
 
 
 def announcements(

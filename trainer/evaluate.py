@@ -9,7 +9,7 @@ import torch
 from parallel.world import World
 from trainer.data import Data
 from trainer.data.batch import Batch
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 
 @torch.no_grad()

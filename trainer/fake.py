@@ -23,7 +23,7 @@ from parallel.simulate import Collective, CollectiveLog, RankBytes, fake_world, 
 from parallel.world import World
 from trainer.config.keys import Config, ConfigError
 from trainer.data.batch import Batch
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 from trainer.optim import Engine, NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.world import World
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 TEMPERATURE = 0.7
 

@@ -15,7 +15,7 @@ from parallel.sharding.fsdp import Policy, place_experts, shard_parameters
 from trainer.config.keys import Config, PrecisionConfig
 from trainer.config.ranks import DispatchName, Plan, plan
 from trainer.kernels.payload import FusedFp8
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 from trainer.precision import DTYPES
 
 

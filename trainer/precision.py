@@ -33,7 +33,7 @@ def why_not(experts: str, device: torch.device) -> str | None:
     """Why experts of this precision cannot run on `device`, and what would change that; None where they can."""
     if experts in ON_ANY_DEVICE:
         return None
-    from trainer.model import te
+    from trainer.model.experts.te import linear as te
 
     return te.why_not(experts, device)
 

@@ -31,8 +31,8 @@ from trainer.evaluate import held_out_nats
 from trainer.generate import generate
 from trainer.memory import prepare_host_memory
 from trainer.metrics import MetricsLog, device_peak
-from trainer.model import Decoder
-from trainer.model.experts import make_backend
+from trainer.model.decoder import Decoder
+from trainer.model.experts.module import make_backend
 from trainer.optim import build_engine, lr_at
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments, refusal

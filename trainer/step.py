@@ -13,8 +13,8 @@ from parallel.world import World
 from trainer.config.keys import Config
 from trainer.data.batch import Batch
 from trainer.loss import loss_terms
-from trainer.model import Decoder
-from trainer.model.experts import Experts, QuantizedBackend
+from trainer.model.decoder import Decoder
+from trainer.model.experts.module import Experts, QuantizedBackend
 from trainer.optim import Engine
 
 

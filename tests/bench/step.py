@@ -36,7 +36,7 @@ from trainer.config.keys import ModelConfig
 from trainer.data.batch import Batch
 from trainer.loss import loss_terms
 from trainer.memory import prepare_host_memory
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 Step = Callable[[], object]
 

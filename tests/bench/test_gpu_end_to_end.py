@@ -12,7 +12,7 @@ import torch
 from tests.bench.gpu import end_to_end
 from trainer.config.compose import compose
 from trainer.config.keys import Config
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 TINY = [
     "data=synthetic", "data.seq_len=32", "model.vocab_size=64", "model.hidden_size=32", "model.num_layers=2",

@@ -40,7 +40,7 @@ from trainer.config.compose import compose
 from trainer.config.keys import Config, ModelConfig
 from trainer.data import Data, build_data
 from trainer.data.tokenizer import Tokenizer
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 from trainer.run import train
 
 FACTOR, GROUPS, MORE_TOKENS = 4, 8, 128

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.model import te_stand_in
-from tests.trainer.model.te_wiring import PATHS
-from trainer.model import te
+from tests.trainer.model.experts.te import te_stand_in
+from tests.trainer.model.experts.te.te_wiring import PATHS
+from trainer.model.experts.te import linear as te
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from tests.trainer.tiny_run import tiny_config
 from trainer.config.keys import Config, ParallelConfig
 from trainer.data.synthetic import SyntheticData
 from trainer.loss import loss_terms
-from trainer.model import Decoder, attention
+from trainer.model import attention
+from trainer.model.decoder import Decoder
 from trainer.parallelize import build_meshes, parallelize
 
 MODEL = {

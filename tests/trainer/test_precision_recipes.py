@@ -21,8 +21,9 @@ from trainer.config.compose import compose, list_groups
 from trainer.config.keys import Config, PrecisionConfig
 from trainer.config.model import ModelConfig
 from trainer.data import build_data
-from trainer.model import Decoder, fp8_reference
-from trainer.model.fp8_reference import Fp8Reference, square
+from trainer.model.decoder import Decoder
+from trainer.model.experts import fp8_reference
+from trainer.model.experts.fp8_reference import Fp8Reference, square
 from trainer.optim import Engine, build_engine
 from trainer.parallelize import build_meshes
 from trainer.precision import DTYPES, narrow_moments, why_not
@@ -288,7 +289,7 @@ def lacking(folder: Path) -> int:
     rank, able = os.environ["RANK"], (("fp32", "bf16", "fp8_reference"), ("fp32", "bf16"))
     with pytest.MonkeyPatch.context() as patch, open(folder / f"stderr-{rank}", "w") as file, redirect_stderr(file):
         patch.setattr("trainer.precision.ON_ANY_DEVICE", able[int(rank)])
-        patch.setattr("trainer.model.te.why_not", lambda experts, device: "a part is missing")
+        patch.setattr("trainer.model.experts.te.linear.why_not", lambda experts, device: "a part is missing")
         return train(config(folder / "run", "fp8_reference"))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from parallel.groups import Placement, map_groups
 from parallel.layout import Layout
 from trainer.config.coerce import one_of
-from trainer.te_support import RECIPES
+from trainer.model.experts.te.support import RECIPES
 
 if TYPE_CHECKING:
     from trainer.config.keys import Config, ParallelConfig

@@ -39,7 +39,7 @@ class _FusedGroupedSwiGLU(torch.autograd.Function):
 
 
 def fused_grouped_swiglu(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
-    """The back end `grouped_mm` of `trainer.model.experts`, for CUDA tensors that are `on_triton`.
+    """The back end `grouped_mm` of `trainer.model.experts.module`, for CUDA tensors that are `on_triton`.
 
     Keeps x [T, H] and the first GEMM's result, 2 I numbers a row: I less than without the kernels. Between the GEMMs a
     row in bf16 moves 6 I bytes forward and 12 I backward, in place of 14 I and 40 I.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from parallel.dispatch.base import Dispatcher, LocalDispatch
 from trainer.config.keys import ModelConfig
-from trainer.model.experts import Experts
+from trainer.model.experts.module import Experts
 from trainer.model.router import Router, RouterStats
 
 

@@ -1,7 +1,7 @@
 """The experts of one rank between the tokens and their sum: gather, two grouped GEMMs, the gated activation, combine.
 
 Every arm is a function of the same x [T, H], routing weights [T, K], w13, w2 and rows sorted by expert: the contract
-of `trainer.model.experts`. Ours stand beside what one writes with torch's grouped GEMM and autograd, and beside
+of `trainer.model.experts.module`. Ours stand beside what one writes with torch's grouped GEMM and autograd, and beside
 Transformer Engine's GroupedLinear with the same torch around it.
 
 Legend: T tokens · K experts per token · E experts · H hidden size · I expert width.
@@ -20,7 +20,7 @@ from parallel.dispatch.padding import PaddedOrder
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.gemms import Operands
 from tests.bench.gpu.peer_te import GroupedPair, Variant
-from trainer.model.experts import Backend, QuantizedBackend, make_backend
+from trainer.model.experts.module import Backend, QuantizedBackend, make_backend
 from trainer.precision import why_not
 
 Run = Callable[[Tensor, Tensor], Tensor]  # x [T, H], weights [T, K] -> [T, H]

@@ -14,7 +14,7 @@ from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.routing import Size, draw_logits, plant
 from trainer.model.attention import Documents
 from trainer.model.decoder import Block
-from trainer.model.experts import QuantizedBackend, make_backend
+from trainer.model.experts.module import QuantizedBackend, make_backend
 from trainer.model.rotary import Rotary
 from trainer.precision import why_not
 

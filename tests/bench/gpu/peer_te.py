@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.gemms import NAMES, Operands, counts_of
-from trainer.model.te import why_not
-from trainer.te_support import INSTALL, NATIVE_ROWS, RECIPES
+from trainer.model.experts.te.linear import why_not
+from trainer.model.experts.te.support import INSTALL, NATIVE_ROWS, RECIPES
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tests.bench.gpu.clock import Arm, Clock, Skipped, distance, tried
 from tests.bench.gpu.layer import DOCUMENT, Layers
 from tests.bench.gpu.routing import Size, Skew
 from tests.bench.gpu.table import GEMM_BF16, GEMM_FP8, LARGE, LAYER_BF16, Row
-from trainer.model.experts import BACKENDS
+from trainer.model.experts.module import BACKENDS
 
 PRECISIONS = ("bf16", "fp8_block", "fp8_current", "fp8_delayed", "mxfp8")
 Builders = Mapping[str, Callable[[], Arm | Skipped]]

@@ -19,7 +19,7 @@ from parallel.dispatch.base import Dispatcher, LocalDispatch
 from parallel.groups import map_groups
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close
-from trainer.model.experts import Experts
+from trainer.model.experts.module import Experts
 from trainer.model.router import select_experts
 from trainer.precision import router_weights
 

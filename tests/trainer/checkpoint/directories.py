@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 FUSED, APART = "fused", "apart"
 

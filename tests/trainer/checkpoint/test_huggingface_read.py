@@ -19,7 +19,7 @@ from trainer.checkpoint.huggingface import read
 from trainer.checkpoint.huggingface.files import HuggingFaceError, open_directory
 from trainer.checkpoint.huggingface.read import from_huggingface, read_piece
 from trainer.checkpoint.huggingface.survey import look_at
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

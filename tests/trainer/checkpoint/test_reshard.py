@@ -24,7 +24,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.config.keys import Config, OptimConfig, ParallelConfig
 from trainer.data.synthetic import SyntheticData
 from trainer.loss import loss_terms
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 from trainer.optim import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.run import Trainer, train

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.trainer.model.tiny import assert_close, build, gradients, model_config, random_ids, relative
-from trainer.model import Decoder
 from trainer.model.attention import Attention, Documents, document_attention
+from trainer.model.decoder import Decoder
 from trainer.model.rotary import Rotary
 
 LENGTHS = [5, 1, 9, 7]  # one of a single token

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainer.model.tiny import assert_close, build, gradients, model_config, next_tokens, random_ids, relative
 from trainer.config.compose import compose, list_groups
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 
 @pytest.mark.parametrize("recipe", list_groups()["model"])

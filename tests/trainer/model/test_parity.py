@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.trainer.model.tiny import assert_close, gradients, next_tokens, randomise_norms, relative
 from trainer.checkpoint.huggingface.read import from_huggingface
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 BOUND = 1e-5
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.config.keys import ModelConfig
 from trainer.loss import IGNORE
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 # Every size differs from every other where it can, so that a swapped dimension cannot go unseen.
 SIZES: dict[str, Any] = {

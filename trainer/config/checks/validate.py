@@ -11,7 +11,7 @@ from trainer.config import coerce as schema
 from trainer.config.coerce import one_of
 from trainer.config.ranks import Plan, plan
 from trainer.data.mixture.spec import beyond_epochs, contradictions
-from trainer.te_support import RECIPES, wrong_sizes
+from trainer.model.experts.te.support import RECIPES, wrong_sizes
 
 if TYPE_CHECKING:
     from trainer.config.keys import Config

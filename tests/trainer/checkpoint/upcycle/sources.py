@@ -14,7 +14,7 @@ from trainer.checkpoint.huggingface.write import write_directory
 from trainer.checkpoint.upcycle.placement import Expansion, Placement, place
 from trainer.checkpoint.upcycle.stream import Upcycled, upcycled
 from trainer.config.model import ModelConfig
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 SIZES: dict[str, Any] = {
     "vocab_size": 48, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16,

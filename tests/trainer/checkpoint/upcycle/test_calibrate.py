@@ -22,7 +22,7 @@ from trainer.checkpoint.upcycle.calibrate import count_experts, read_windows
 from trainer.checkpoint.upcycle.coactivation import Counts, best_cut, survival
 from trainer.checkpoint.upcycle.errors import UpcycleError
 from trainer.config.keys import ModelConfig
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 CPU = torch.device("cpu")
 SIZES = {

@@ -22,7 +22,7 @@ from trainer.checkpoint.upcycle.coactivation import (
 )
 from trainer.checkpoint.upcycle.errors import UpcycleError
 from trainer.config.keys import ModelConfig
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 MODEL = ModelConfig(
     vocab_size=128, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16,

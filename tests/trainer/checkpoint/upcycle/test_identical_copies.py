@@ -20,7 +20,7 @@ from trainer.checkpoint.huggingface.read import from_huggingface
 from trainer.checkpoint.upcycle.placement import Placement
 from trainer.config.keys import ConfigError
 from trainer.loss import balance_loss
-from trainer.model import Decoder
+from trainer.model.decoder import Decoder
 
 SIZES = {
     "hidden_size": 16, "expert_width": 8, "num_experts": 8, "experts_per_token": 4, "num_layers": 1, "vocab_size": 32,

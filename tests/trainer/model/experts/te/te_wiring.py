@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from parallel.dispatch.base import RowOrder
-from trainer.model.experts import QuantizedBackend
-from trainer.model.te import TransformerEngine
+from trainer.model.experts.module import QuantizedBackend
+from trainer.model.experts.te.linear import TransformerEngine
 
 E, H, I, K = 6, 64, 32, 2  # noqa: E741
 PATHS = {"native": "fp8_block", "list": "fp8_current", "mxfp8": "mxfp8"}

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from parallel.dispatch.base import RowOrder
-from trainer import te_support
 from trainer.kernels.rows import pad_order
 from trainer.kernels.swiglu import weighted_swiglu
-from trainer.model.te_gradient import WeightGradient
-from trainer.te_support import RECIPES
+from trainer.model.experts.te import support as te_support
+from trainer.model.experts.te.gradient import WeightGradient
+from trainer.model.experts.te.support import RECIPES
 
 GEMM_DTYPE = torch.bfloat16  # of what goes into and comes out of the quantised GEMMs, whatever x is
 # Steps whose largest numbers set a delayed scale. Transformer Engine's 1024 counts forward passes, this steps.

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.model import te
-from trainer.te_support import RECIPES, multiple_of_rows, numbers, problem, why_list_path, wrong_sizes
+from trainer.model.experts.te import linear as te
+from trainer.model.experts.te.support import RECIPES, multiple_of_rows, numbers, problem, why_list_path, wrong_sizes
 
 HOPPER, BLACKWELL = (9, 0), (10, 0)
 CPU = torch.device("cpu")

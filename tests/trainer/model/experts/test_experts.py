@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from parallel.dispatch.base import RowOrder
 from tests.trainer.model.tiny import assert_close
 from trainer.kernels.experts import fused_grouped_swiglu
-from trainer.model.experts import BACKENDS, Experts, _GroupedSwiGLU
+from trainer.model.experts.module import BACKENDS, Experts, _GroupedSwiGLU
 from trainer.model.router import select_experts
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

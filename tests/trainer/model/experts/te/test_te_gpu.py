@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from parallel.dispatch.base import RowOrder
 from tests.trainer.model.tiny import assert_close, relative
-from trainer import te_support
-from trainer.model.experts import BACKENDS
-from trainer.model.fp8_reference import Fp8Reference
-from trainer.model.te import TransformerEngine, why_not
-from trainer.te_support import RECIPES
+from trainer.model.experts.fp8_reference import Fp8Reference
+from trainer.model.experts.module import BACKENDS
+from trainer.model.experts.te import support as te_support
+from trainer.model.experts.te.linear import TransformerEngine, why_not
+from trainer.model.experts.te.support import RECIPES
 
 CUDA = torch.device("cuda")
 E, H, I, K, T = 8, 512, 384, 2, 1000  # noqa: E741  # T*K rows are no multiple of 128, nor is an expert's part

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.model import te_stand_in
-from trainer.te_support import numbers
+from tests.trainer.model.experts.te import te_stand_in
+from trainer.model.experts.te.support import numbers
 
 SPEC = importlib.util.find_spec("transformer_engine")
 pytestmark = pytest.mark.skipif(SPEC is None, reason="Transformer Engine is not installed")

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from parallel.sharding.fsdp import keep_gathered
 from parallel.sharding.local import local
 from tests.distributed.pool import on_ranks
-from tests.trainer.model import te_stand_in
-from tests.trainer.model.te_wiring import (
+from tests.trainer.model.experts.te import te_stand_in
+from tests.trainer.model.experts.te.te_wiring import (
     E,
     H,
     I,
@@ -29,10 +29,10 @@ from tests.trainer.model.te_wiring import (
     weights_of,
 )  # fmt: skip
 from tests.trainer.model.tiny import assert_close
-from trainer.model import te
-from trainer.model.experts import BACKENDS, Experts
-from trainer.model.te import TransformerEngine
-from trainer.model.te_gradient import together
+from trainer.model.experts.module import BACKENDS, Experts
+from trainer.model.experts.te import linear as te
+from trainer.model.experts.te.gradient import together
+from trainer.model.experts.te.linear import TransformerEngine
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from parallel.dispatch.base import RowOrder
-from tests.trainer.model import te_stand_in
-from tests.trainer.model.te_wiring import (
+from tests.trainer.model.experts.te import te_stand_in
+from tests.trainer.model.experts.te.te_wiring import (
     ROUTINGS,
     E,
     H,
@@ -23,9 +23,9 @@ from tests.trainer.model.te_wiring import (
     weights_of,
 )  # fmt: skip
 from tests.trainer.model.tiny import assert_close
-from trainer.model import te
-from trainer.model.experts import BACKENDS, Experts, QuantizedBackend
-from trainer.model.te import TransformerEngine
+from trainer.model.experts.module import BACKENDS, Experts, QuantizedBackend
+from trainer.model.experts.te import linear as te
+from trainer.model.experts.te.linear import TransformerEngine
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -15,9 +15,9 @@ from tests.distributed.pool import on_ranks
 from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, joined, run_layer
 from tests.parallel.fp8_formula import expected_tiles
 from tests.trainer.model.tiny import assert_close, relative
-from trainer.model import fp8_reference
-from trainer.model.experts import BACKENDS, QuantizedBackend
-from trainer.model.fp8_reference import Fp8Reference
+from trainer.model.experts import fp8_reference
+from trainer.model.experts.fp8_reference import Fp8Reference
+from trainer.model.experts.module import BACKENDS, QuantizedBackend
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -262,10 +262,10 @@ def make_backend(experts: str, backend: str) -> Backend:
     if experts in ("fp32", "bf16"):
         return BACKENDS[backend]
     if experts == "fp8_reference":
-        from trainer.model.fp8_reference import Fp8Reference
+        from trainer.model.experts.fp8_reference import Fp8Reference
 
         return Fp8Reference()
-    from trainer.model.te import TransformerEngine
+    from trainer.model.experts.te.linear import TransformerEngine
 
     return TransformerEngine(experts)
 
@@ -275,7 +275,7 @@ def describe_backend(experts: str, backend: str, device: torch.device, on_a_rank
     if experts == "fp8_reference":
         return "1x128 and 128x128 tiles in e4m3, multiplied in fp32 arithmetic: no speed is gained"
     if experts not in ("fp32", "bf16"):
-        from trainer.model.te import TransformerEngine
+        from trainer.model.experts.te.linear import TransformerEngine
 
         return TransformerEngine(experts).describe(on_a_rank)
     if backend == "grouped_mm" and device.type != "cuda":

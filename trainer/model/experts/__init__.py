@@ -1,0 +1,1 @@
+"""The experts of a layer: one module, several back ends."""

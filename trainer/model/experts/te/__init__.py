@@ -1,0 +1,1 @@
+"""Experts through Transformer Engine."""
