@@ -18,8 +18,6 @@ from parallel.mesh import Meshes
 from parallel.world import World, WorldError, start_world
 from trainer import kernels, rundir
 from trainer.announce import announcements
-from trainer.checkpoint.huggingface.carried import published_weights
-from trainer.checkpoint.huggingface.files import HuggingFaceError
 from trainer.checkpoint.state import restore_generators, training_tensors
 from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
 from trainer.config import coerce as schema
@@ -38,6 +36,8 @@ from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments, refusal
 from trainer.step import accumulate_gradients
 from trainer.stop import StopRequest
+from trainer.weights.hf_files import HuggingFaceError
+from trainer.weights.kept_source import published_weights
 
 
 class RunError(RuntimeError):

@@ -18,11 +18,11 @@ from typing import IO, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.checkpoint.manifest import only_as_written, remove_as_written
-from trainer.checkpoint.temporary import remove_left_behind
 from trainer.config import coerce as schema
 from trainer.config.compose import to_yaml
 from trainer.config.keys import Config, ConfigError, ModelConfig, config_hash, defining_values, is_as_before
+from trainer.storage.manifest import only_as_written, remove_as_written
+from trainer.storage.temporary import remove_left_behind
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.checkpoint.upcycle.coactivation import Counts
+    from trainer.weights.upcycle.coactivation import Counts
 
 BETWEEN = 5.0  # seconds between two lines of progress
 
@@ -22,10 +22,10 @@ def run_calibrate(
     """
     import torch
 
-    from trainer.checkpoint.huggingface.files import HuggingFaceError, open_directory
-    from trainer.checkpoint.huggingface.survey import look_at
-    from trainer.checkpoint.upcycle.calibrate import count_experts, read_windows
-    from trainer.checkpoint.upcycle.errors import UpcycleError
+    from trainer.weights.hf_files import HuggingFaceError, open_directory
+    from trainer.weights.hf_survey import look_at
+    from trainer.weights.upcycle.calibrate import count_experts, read_windows
+    from trainer.weights.upcycle.errors import UpcycleError
 
     target = Path(counts)
     on = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
@@ -60,7 +60,7 @@ def run_calibrate(
 def _report(counts: Counts, parts: int, factor: int, seed: int) -> list[str]:
     """A line for each layer and one for all: tokens whose two best experts are in different parts of a found cut, and
     in one at least of `factor` found cuts that differ; each beside what random cuts keep in expectation."""
-    from trainer.checkpoint.upcycle.coactivation import best_cuts, expected_survival, survival
+    from trainer.weights.upcycle.coactivation import best_cuts, expected_survival, survival
 
     experts = counts.pairs.shape[1]
     lines = [

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.checkpoint.huggingface.dtypes import DtypeName
+    from trainer.weights.dtypes import DtypeName
 
 
 def run_export(checkpoint: str, target: str, *, dtype: DtypeName, text_only: bool, shard_gb: float) -> int:
     """Exit code 0, or 1 with one line on stderr. Raises `ConfigError`."""
-    from trainer.checkpoint.export import export  # imports torch
-    from trainer.checkpoint.huggingface.files import HuggingFaceError
     from trainer.checkpoint.store import CheckpointError
+    from trainer.weights.export import export  # imports torch
+    from trainer.weights.hf_files import HuggingFaceError
 
     began = time.perf_counter()
     progress = _Progress(began)

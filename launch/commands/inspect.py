@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
 
-from trainer.checkpoint.huggingface.config import FUNCTION
-from trainer.checkpoint.huggingface.files import CONFIG, HuggingFaceError, open_directory
-from trainer.checkpoint.huggingface.survey import Source, look_at, part_of, quantization
-from trainer.checkpoint.manifest import MANIFEST, Damaged, read_manifest, verify_file
 from trainer.config.coerce import show
 from trainer.config.model import ModelConfig
+from trainer.storage.manifest import MANIFEST, Damaged, read_manifest, verify_file
+from trainer.weights.hf_config import FUNCTION
+from trainer.weights.hf_files import CONFIG, HuggingFaceError, open_directory
+from trainer.weights.hf_survey import Source, look_at, part_of, quantization
 
 UNCOUNTED = ("FP8 scales", "optimizer", "generators")  # no parameters
 ORDER = (
@@ -77,8 +77,8 @@ def _huggingface(source: Source) -> bool:
 
 
 def _located(path: Path) -> Path:
-    from trainer.checkpoint.opened import locate  # imports torch
     from trainer.checkpoint.store import CheckpointError
+    from trainer.weights.opened import locate  # imports torch
 
     try:
         return locate(path)
@@ -88,8 +88,8 @@ def _located(path: Path) -> Path:
 
 
 def _training(path: Path) -> bool:
-    from trainer.checkpoint.opened import open_checkpoint
     from trainer.checkpoint.store import CheckpointError
+    from trainer.weights.opened import open_checkpoint
 
     try:
         opened = open_checkpoint(path)

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from trainer.checkpoint.upcycle.errors import UpcycleError
-from trainer.checkpoint.upcycle.placement import (
+from trainer.weights.upcycle.errors import UpcycleError
+from trainer.weights.upcycle.placement import (
     FOPE_GAIN,
     FOPE_MAX_POSITION,
     FOPE_THETA,
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from trainer.checkpoint.huggingface.survey import Source
-    from trainer.checkpoint.huggingface.write import Shard
-    from trainer.checkpoint.upcycle.engine import Done
-    from trainer.checkpoint.upcycle.stream import Upcycled
+    from trainer.weights.hf_survey import Source
+    from trainer.weights.hf_write import Shard
+    from trainer.weights.upcycle.engine import Done
+    from trainer.weights.upcycle.stream import Upcycled
 
 BETWEEN = 5.0  # seconds between two lines of progress
 NAMED = 8  # finished files that --dry-run names
@@ -75,7 +75,7 @@ def run_upcycle(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
             parser.error(f"--{name.replace('_', '-')}={getattr(options, name)} is no size; use a number above 0")
     if (options.counts is None) != (options.strategy != "coactivation"):
         parser.error("--strategy coactivation and --counts FILE go together; --calibrate makes the file")
-    from trainer.checkpoint.huggingface.files import HuggingFaceError
+    from trainer.weights.hf_files import HuggingFaceError
 
     expansion = Expansion(**{field.name: getattr(options, field.name) for field in fields(Expansion)})
     try:
@@ -88,16 +88,16 @@ def run_upcycle(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, expansion: Expansion) -> int:
-    from trainer.checkpoint.huggingface.files import open_directory
-    from trainer.checkpoint.huggingface.survey import look_at
-    from trainer.checkpoint.huggingface.write import must_not_exist, side_files
+    from trainer.weights.hf_files import open_directory
+    from trainer.weights.hf_survey import look_at
+    from trainer.weights.hf_write import must_not_exist, side_files
 
     target, began = Path(options.target), time.perf_counter()
     must_not_exist(target)  # before a second of planning
     source = look_at(open_directory(Path(options.source)))
     _, planned = _planned(source, options, expansion)
-    from trainer.checkpoint.upcycle.engine import Interrupted, run
-    from trainer.checkpoint.upcycle.journal import identity
+    from trainer.weights.upcycle.engine import Interrupted, run
+    from trainer.weights.upcycle.journal import identity
 
     vocabulary = side_files(Path(expansion.vocabulary)) if expansion.vocabulary is not None else ()
     for warning in planned.facts["warnings"]:
@@ -123,7 +123,7 @@ def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) 
     check(source.model, expansion)
     counts = None
     if options.counts is not None:
-        from trainer.checkpoint.upcycle.coactivation import Counts
+        from trainer.weights.upcycle.coactivation import Counts
 
         counts = Counts.load(Path(options.counts), source)
     model = source.model
@@ -137,7 +137,7 @@ def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) 
             print(f"cuts of {layers} of {model.num_layers} layers are chosen", file=sys.stderr)
 
     placement = place(model.num_experts, per_token, expansion, model.num_layers, counts, searched)
-    from trainer.checkpoint.upcycle.stream import upcycled  # imports torch
+    from trainer.weights.upcycle.stream import upcycled  # imports torch
 
     return placement, upcycled(source, expansion, placement, options.dtype)
 
@@ -154,9 +154,9 @@ def _report(target: Path, planned: Upcycled, done: Done, seconds: float) -> None
 
 
 def _dry_run(options: argparse.Namespace, expansion: Expansion) -> int:
-    from trainer.checkpoint.huggingface.survey import look_at
-    from trainer.checkpoint.huggingface.write import cut, free_beside
-    from trainer.checkpoint.upcycle.dryrun import directory_or_description
+    from trainer.weights.hf_survey import look_at
+    from trainer.weights.hf_write import cut, free_beside
+    from trainer.weights.upcycle.dryrun import directory_or_description
 
     directory, remarks = directory_or_description(Path(options.source))
     source = look_at(directory)
@@ -217,10 +217,10 @@ def _unfinished(
 
     whole: the source's weights are there, of which the plan of a start says what they were.
     """
-    from trainer.checkpoint.huggingface.files import HuggingFaceError
-    from trainer.checkpoint.huggingface.write import side_files
-    from trainer.checkpoint.upcycle.engine import plan_of
-    from trainer.checkpoint.upcycle.journal import identity, unfinished, work_path
+    from trainer.weights.hf_files import HuggingFaceError
+    from trainer.weights.hf_write import side_files
+    from trainer.weights.upcycle.engine import plan_of
+    from trainer.weights.upcycle.journal import identity, unfinished, work_path
 
     vocabulary = side_files(Path(expansion.vocabulary)) if expansion.vocabulary is not None else ()
     target = Path(options.target)

@@ -51,9 +51,9 @@ def make_source(directory: Path, described: dict[str, Any]) -> None:
     """Random numbers; a matrix of 1536 x 4096 takes the same ones as the next, moved by some rows."""
     import torch
 
-    from trainer.checkpoint.huggingface.config import model_config_from_huggingface
-    from trainer.checkpoint.huggingface.names import PLAIN, full_name, text_pieces
-    from trainer.checkpoint.huggingface.write import Group, Output, write_directory
+    from trainer.weights.hf_config import model_config_from_huggingface
+    from trainer.weights.hf_write import Group, Output, write_directory
+    from trainer.weights.map import PLAIN, full_name, text_pieces
 
     pool = (0.02 * torch.randn(1 << 24, generator=torch.Generator().manual_seed(0))).bfloat16()
     groups = []
@@ -76,12 +76,12 @@ def usage() -> float:
 
 
 def octavo(source: Path, target: Path, workers: int) -> dict[str, float]:
-    from trainer.checkpoint.huggingface.files import open_directory
-    from trainer.checkpoint.huggingface.survey import look_at
-    from trainer.checkpoint.upcycle.engine import run
-    from trainer.checkpoint.upcycle.journal import identity
-    from trainer.checkpoint.upcycle.placement import Expansion, place
-    from trainer.checkpoint.upcycle.stream import upcycled
+    from trainer.weights.hf_files import open_directory
+    from trainer.weights.hf_survey import look_at
+    from trainer.weights.upcycle.engine import run
+    from trainer.weights.upcycle.journal import identity
+    from trainer.weights.upcycle.placement import Expansion, place
+    from trainer.weights.upcycle.stream import upcycled
 
     began, used = time.perf_counter(), usage()
     found = look_at(open_directory(source))

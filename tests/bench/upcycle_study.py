@@ -25,23 +25,23 @@ import torch
 
 from tests.bench.step import cpu_name
 from tests.bench.upcycle_tables import picture, tables
-from trainer.checkpoint.export import export
-from trainer.checkpoint.huggingface.files import open_directory
-from trainer.checkpoint.huggingface.names import whole
-from trainer.checkpoint.huggingface.read import from_huggingface
-from trainer.checkpoint.huggingface.survey import Source, look_at
-from trainer.checkpoint.huggingface.write import write_directory
 from trainer.checkpoint.slices import StoredState
-from trainer.checkpoint.upcycle.calibrate import count_experts
-from trainer.checkpoint.upcycle.coactivation import Counts, expected_survival, survival
-from trainer.checkpoint.upcycle.placement import Expansion, Placement, place
-from trainer.checkpoint.upcycle.stream import upcycled
 from trainer.config.compose import compose
 from trainer.config.keys import Config, ModelConfig
 from trainer.data import Data, build_data
 from trainer.data.tokenizer import Tokenizer
 from trainer.model.decoder import Decoder
 from trainer.run import train
+from trainer.weights.export import export
+from trainer.weights.hf_files import open_directory
+from trainer.weights.hf_read import from_huggingface
+from trainer.weights.hf_survey import Source, look_at
+from trainer.weights.hf_write import write_directory
+from trainer.weights.map import whole
+from trainer.weights.upcycle.calibrate import count_experts
+from trainer.weights.upcycle.coactivation import Counts, expected_survival, survival
+from trainer.weights.upcycle.placement import Expansion, Placement, place
+from trainer.weights.upcycle.stream import upcycled
 
 FACTOR, GROUPS, MORE_TOKENS = 4, 8, 128
 IDLE = 0.1  # of its fair share of tokens, below which an expert counts as idle

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
-from trainer.checkpoint.huggingface.files import HuggingFaceError, StoredTensor
-from trainer.checkpoint.huggingface.names import Box, overlap
-from trainer.checkpoint.huggingface.read import DTYPES, read_box
 from trainer.checkpoint.store import CheckpointError
+from trainer.weights.hf_files import HuggingFaceError, StoredTensor
+from trainer.weights.hf_read import DTYPES, read_box
+from trainer.weights.map import Box, overlap
 
 _SPELLING = {dtype: name for name, dtype in DTYPES.items()}
 

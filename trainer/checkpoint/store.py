@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorSt
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from parallel.world import World
-from trainer.checkpoint.manifest import (
+from trainer.storage.manifest import (
     Damaged,
     file_facts,
     read_manifest,

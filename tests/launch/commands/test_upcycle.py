@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 
 from launch.cli import main
 from launch.commands import upcycle
-from trainer.checkpoint.huggingface import write
-from trainer.checkpoint.huggingface.files import INDEX, open_directory
-from trainer.checkpoint.huggingface.survey import look_at
-from trainer.checkpoint.manifest import read_manifest, verify_file
-from trainer.checkpoint.upcycle.coactivation import Counts, identity
+from trainer.storage.manifest import read_manifest, verify_file
+from trainer.weights import hf_write as write
+from trainer.weights.hf_files import INDEX, open_directory
+from trainer.weights.hf_survey import look_at
+from trainer.weights.upcycle.coactivation import Counts, identity
 
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "float32", "vocab_size": 64,
@@ -229,7 +229,7 @@ def test_the_documentation_has_every_option():
 
 def test_another_request_is_refused_while_one_is_unfinished(source, capsys, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.checkpoint.upcycle.engine.complete", lambda *arguments: 1 / 0)
+        patched.setattr("trainer.weights.upcycle.engine.complete", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(["upcycle", "src", "dst"])
     for words, differs in ((["--seed", "1"], "options"), (["--shard-gb", "0.0001"], "files")):

@@ -19,8 +19,8 @@ import torch.distributed.checkpoint as dcp
 
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
-from trainer.checkpoint.manifest import Damaged, read_manifest, write_manifest
 from trainer.checkpoint.store import CheckpointError, CheckpointStore
+from trainer.storage.manifest import Damaged, read_manifest, write_manifest
 
 
 def state(value: float, *, rank: int = 0) -> dict[str, torch.Tensor]:

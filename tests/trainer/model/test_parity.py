@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.trainer.model.tiny import assert_close, gradients, next_tokens, randomise_norms, relative
-from trainer.checkpoint.huggingface.read import from_huggingface
 from trainer.model.decoder import Decoder
+from trainer.weights.hf_read import from_huggingface
 
 BOUND = 1e-5
 

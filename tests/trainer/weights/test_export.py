@@ -1,0 +1,642 @@
+"""From a published directory through a training checkpoint to a directory again, at any layout of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from parallel.fp8 import fake_quantize
+from parallel.mesh import Meshes
+from parallel.world import start_world
+from tests.distributed.pool import on_ranks
+from tests.trainer.model.tiny import build, model_config, relative
+from tests.trainer.test_parallelize import whole
+from tests.trainer.tiny_run import events, steps, tiny_config
+from tests.trainer.weights.directories import checkpoint
+from trainer import rundir
+from trainer.checkpoint import slices
+from trainer.checkpoint.state import training_tensors
+from trainer.checkpoint.store import CheckpointError
+from trainer.config.keys import Config, ParallelConfig
+from trainer.parallelize import build_meshes
+from trainer.run import Trainer, build_model, train
+from trainer.weights import kept_source as carried
+from trainer.weights.export import export
+from trainer.weights.hf_config import model_config_from_huggingface
+from trainer.weights.hf_files import HuggingFaceError, StoredTensor, open_directory, read_json
+from trainer.weights.hf_read import fill, from_huggingface
+from trainer.weights.hf_survey import look_at
+
+EIGHT = (1, 8, 8)
+ONE = (1, 1, 1)
+
+
+def config(source: Path, directory: Path, layout: tuple[int, int, int] = ONE, **changed: Any) -> Config:
+    """Of a run that begins with the weights in `source`."""
+    ranks = layout[0] * layout[1]
+    cfg = tiny_config(directory, global_batch=8, micro_batch=8 // ranks, **{"steps": 1, **changed})
+    cfg.model = model_config_from_huggingface(read_json(source / "config.json"))
+    cfg.parallel = ParallelConfig(dp_replicate=layout[0], dp_shard=layout[1], ep=layout[2])
+    cfg.checkpoint.init_from = str(source)
+    return cfg
+
+
+def save_at_once(source: Path, directory: Path, layout: tuple[int, int, int]) -> None:
+    """A training checkpoint of what was read, before any step. On every rank."""
+    cfg, world = config(source, directory, layout), start_world("cpu")
+    run = rundir.RunDir(directory, "new")
+    if world.rank == 0:
+        rundir.prepare(run, cfg)
+    trainer = Trainer(cfg, run, world)
+    trainer.store.save(0, training_tensors(trainer.model, trainer.engine, world.rank), {})
+    saved = trainer.store.wait()
+    assert saved is not None
+    assert saved.error is None
+    world.close()
+
+
+def loaded(directory: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in directory.glob("model*.safetensors"):
+        found |= load_file(file)
+    return found
+
+
+def assert_bitwise(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+def in_bf16(published: Path, directory: Path) -> Path:
+    """As released checkpoints are: all BF16, but for tables that stay as they are computed."""
+    shutil.copytree(published, directory)
+    kept = ("rotary_emb", "pos_encoder.pe")
+    tensors = {
+        name: tensor if any(part in name for part in kept) else tensor.bfloat16()
+        for name, tensor in load_file(published / "model.safetensors").items()
+    }
+    (directory / "model.safetensors").chmod(0o644)
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def test_round_trips_at_ep_8_are_bitwise(tmp_path, reference):
+    """Both published layouts, in FP32 and in BF16: every tensor of the text model and of the towers, by name."""
+    sources = []
+    for name in ("interns1", "interns1_pro"):
+        published = reference / "tiny" / name
+        (tmp_path / name).mkdir()
+        sources += [published, in_bf16(published, tmp_path / name / "bf16")]
+    runs = [tmp_path / f"run{number}" for number in range(len(sources))]
+    on_ranks(8, _save_all, sources, runs, timeout_s=180.0)
+    for source, run in zip(sources, runs, strict=True):
+        target = run.with_name(run.name + "-out")
+        done = export(run, target, shard_bytes=400_000)
+        assert done.carried == (95 if "interns1_pro" in str(source) else 40)
+        assert len(list(target.glob("*.safetensors"))) > 2
+        assert_bitwise(loaded(target), loaded(source))
+        before, after = (json.loads((directory / "config.json").read_text()) for directory in (source, target))
+        assert after.pop("dtype") == ("bfloat16" if source.name == "bf16" else "float32")
+        before.pop("dtype", None)
+        assert after == before
+
+
+def _save_all(sources: list[Path], runs: list[Path]) -> None:
+    for source, run in zip(sources, runs, strict=True):
+        save_at_once(source, run, EIGHT)
+
+
+# ---- reading at any layout
+
+
+def read_at(source: Path, layouts: list[tuple[int, int, int]]) -> list[tuple[int, dict[str, Tensor]]]:
+    """For each layout the bytes that this rank reads, and the weights of all ranks put together."""
+    found = []
+    for layout in layouts:
+        world = start_world("cpu")
+        cfg, counts = config(source, Path("unused"), layout), []
+        meshes: Meshes | None = build_meshes(cfg, "cpu")
+        opened = look_at(open_directory(source))
+        model = build_model(cfg, world, meshes, lambda model, counts=counts, o=opened: counts.append(fill(model, o)))
+        found.append((counts[0], {name: whole(tensor) for name, tensor in model.state_dict().items()}))
+        world.close()
+    return found
+
+
+def test_every_layout_reads_the_same_and_each_rank_its_own_part(tmp_path):
+    """Router groups on ranks of their own, two to a rank, and split over two ranks by width."""
+    model = build(model_config(num_experts=16, router_groups=4, experts_per_token=4, expert_width=16, hidden_size=32))
+    written = checkpoint(tmp_path / "there", model)
+    source = written.write(shards=2)
+    layouts = [(1, 8, 4), (2, 4, 2), (1, 8, 8)]
+    ranks = on_ranks(8, read_at, source, layouts, timeout_s=120.0)
+    expected = from_huggingface(source).state_dict()
+    tables = sum(buffer.nbytes for _, buffer in model.named_buffers())
+    text = sum(tensor.nbytes for tensor in written.tensors.values()) - tables
+    for number, (copies, shard, _) in enumerate(layouts):
+        assert_bitwise(ranks[0][number][1], expected)
+        read = sum(rank[number][0] for rank in ranks)
+        assert read == copies * text + copies * shard * tables
+
+
+# ---- what the exported model computes
+
+
+def test_a_model_of_our_own_is_transformers_qwen3_moe(tmp_path, monkeypatch):
+    """In fp32 and in FP8, whose codes and scales another program turns into the same values."""
+    sizes = {"router_groups": 1, "positions": "rope", "hidden_size": 128, "expert_width": 128, "num_layers": 1}
+    assert (
+        train(tiny_config(tmp_path / "run", steps=2, lr=0.05, model={**sizes, "num_kv_heads": 4, "head_dim": 32})) == 0
+    )
+    from transformers import FineGrainedFP8Config, Qwen3MoeForCausalLM
+    from transformers.quantizers import quantizer_finegrained_fp8
+
+    # It asks for the package although it is not needed on a CPU.
+    monkeypatch.setattr(quantizer_finegrained_fp8, "is_accelerate_available", lambda *version: True)
+    blocks = {"quantization_config": FineGrainedFP8Config(dequantize=True, weight_block_size=(128, 128))}
+    ids = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(2))
+    found = {}
+    for dtype in ("fp32", "fp8"):
+        done = export(tmp_path / "run", tmp_path / dtype, dtype=dtype)
+        assert done.warnings == []
+        more = blocks if dtype == "fp8" else {"dtype": torch.float32}
+        theirs, told = Qwen3MoeForCausalLM.from_pretrained(tmp_path / dtype, output_loading_info=True, **more)
+        assert not any(told.values()), told
+        found[dtype] = theirs.float()(input_ids=ids).logits
+        ours = from_huggingface(tmp_path / dtype)(ids)
+        assert (found[dtype] - ours).abs().max() <= 1e-5
+    assert relative(found["fp8"], found["fp32"]) > 1e-3
+
+
+def test_intern_s1s_text_model_is_transformers_qwen3_moe(tmp_path, reference):
+    """With and without towers: the logits that are published with the checkpoint."""
+    from transformers import Qwen3MoeForCausalLM
+
+    published = reference / "tiny" / "interns1"
+    save_at_once(published, tmp_path / "run", ONE)
+    export(tmp_path / "run", tmp_path / "text", text_only=True)
+    stored = load_file(published / "ref.safetensors")
+    theirs, told = Qwen3MoeForCausalLM.from_pretrained(tmp_path / "text", output_loading_info=True)
+    assert not any(told.values()), told
+    assert (theirs(input_ids=stored["text_input_ids"]).logits - stored["text_logits"]).abs().max() <= 1e-5
+    export(tmp_path / "run", tmp_path / "all")
+    ours = from_huggingface(tmp_path / "all")(stored["text_input_ids"])
+    assert (ours - stored["text_logits"]).abs().max() <= 1e-5
+
+
+def test_intern_s1_pro_without_towers(tmp_path, reference):
+    published = reference / "tiny" / "interns1_pro"
+    save_at_once(published, tmp_path / "run", ONE)
+    export(tmp_path / "run", tmp_path / "text", text_only=True)
+    opened = look_at(open_directory(tmp_path / "text"))
+    opened.require(towers=True)
+    assert opened.carried == []
+    assert opened.prefix == "model.language_model."
+    stored = load_file(published / "ref.safetensors")
+    logits = from_huggingface(tmp_path / "text")(stored["text_input_ids"])
+    assert (logits - stored["text_logits"]).abs().max() <= 1e-5
+
+
+# ---- FP8
+
+
+def test_fp8_is_made_from_the_bf16_values(tmp_path, reference):
+    published = reference / "tiny" / "interns1_pro"
+    save_at_once(published, tmp_path / "run", ONE)
+    done = export(tmp_path / "run", tmp_path / "fp8", dtype="fp8")
+    assert done.dtypes == "BF16, F32, F8_E4M3"
+    assert any("expert_width=32 is no multiple of 128" in warning for warning in done.warnings)
+    before, after = from_huggingface(published).state_dict(), from_huggingface(tmp_path / "fp8").state_dict()
+    pieces = look_at(open_directory(published)).pieces
+    assert sum(piece.matrix for piece in pieces) == 3 * (4 + 32 * 3)
+    for piece in pieces:
+        expected = before[piece.parameter][piece.box].reshape(piece.shape)
+        if not piece.parameter.startswith("rotary."):
+            expected = expected.bfloat16()
+        if piece.matrix:
+            expected = fake_quantize(expected, (128, 128))
+        assert torch.equal(after[piece.parameter][piece.box].reshape(piece.shape), expected.float()), piece.name
+    stored = loaded(tmp_path / "fp8")
+    towers = {name: tensor for name, tensor in loaded(published).items() if "visual" in name or "time_series" in name}
+    assert_bitwise({name: stored[name] for name in towers}, towers)
+    quantised = json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"]
+    skipped = set(quantised.pop("modules_to_not_convert"))
+    assert quantised == {
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "scale_fmt": "ue8m0",
+        "weight_block_size": [128, 128],
+    }  # fmt: skip
+    text = "model.language_model."
+    layer = f"{text}layers.1."
+    assert {"lm_head", text + "embed_tokens", text + "norm", text + "rotary_emb", layer + "mlp.gate",
+            layer + "self_attn.q_norm", layer + "input_layernorm",
+            "model.visual.blocks.0.attn.qkv"} <= skipped  # fmt: skip
+    assert not [name for name in skipped if "_proj" in name and "language_model" in name]
+
+
+def test_fp8_through_a_run_keeps_every_value(tmp_path, reference):
+    """Codes and scales may move by a factor of two, what they stand for may not."""
+    save_at_once(reference / "tiny" / "interns1", tmp_path / "first", ONE)
+    export(tmp_path / "first", tmp_path / "a", dtype="fp8")
+    save_at_once(tmp_path / "a", tmp_path / "second", ONE)
+    done = export(tmp_path / "second", tmp_path / "b")
+    assert "F8_E4M3" in done.dtypes
+    assert_bitwise(from_huggingface(tmp_path / "b").state_dict(), from_huggingface(tmp_path / "a").state_dict())
+    a, b = loaded(tmp_path / "a"), loaded(tmp_path / "b")
+    assert {name: tensor.dtype for name, tensor in a.items()} == {name: tensor.dtype for name, tensor in b.items()}
+    assert "quantization_config" in json.loads((tmp_path / "b" / "config.json").read_text())
+    export(tmp_path / "second", tmp_path / "c", dtype="bf16")
+    assert "quantization_config" not in json.loads((tmp_path / "c" / "config.json").read_text())
+    assert_bitwise(from_huggingface(tmp_path / "c").state_dict(), from_huggingface(tmp_path / "a").state_dict())
+
+
+# ---- other sources
+
+
+def test_stacked_experts_and_old_names_are_written_in_the_first_spelling(tmp_path):
+    model = build(model_config())
+    written = checkpoint(tmp_path / "old", model, prefix="language_model.model.", layout="fused")
+    written.tensors["language_model.lm_head.weight"] = written.tensors.pop("lm_head.weight")
+    text = written.config["text_config"]
+    text["num_local_experts"] = text.pop("num_experts")
+    source = written.write()
+    (source / "tokenizer.json").write_text("{}")
+    save_at_once(source, tmp_path / "run", ONE)
+    export(tmp_path / "run", tmp_path / "out")
+    assert_bitwise(loaded(tmp_path / "out"), {n: t.detach() for n, t in checkpoint(tmp_path, model).tensors.items()})
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["text_config"]["num_local_experts"] == 12
+    assert "num_experts" not in config["text_config"]
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_grouped_model_of_our_own(tmp_path):
+    """No published code has such a model without towers: it is written as Intern-S1-Pro's text model."""
+    assert train(tiny_config(tmp_path / "run", steps=1, model={"fope_pad_sin": 0.0})) == 0
+    done = export(tmp_path / "run", tmp_path / "out")
+    assert any("fope_pad_sin=0" in warning for warning in done.warnings)
+    opened = look_at(open_directory(tmp_path / "out"))
+    opened.require(towers=True)
+    expected = tiny_config(tmp_path, model={"fope_pad_sin": 0.0}).model
+    assert opened.model == replace(expected, router_gradient=opened.model.router_gradient)
+    assert opened.kinds["rotary_emb.cos_coef"] == "F32"
+    assert opened.kinds["embed_tokens.weight"] == "BF16"
+
+
+def in_f16(directory: Path) -> Path:
+    """All F16 but for one matrix, which is BF16."""
+    written = checkpoint(directory, build(model_config()))
+    written.tensors = {name: tensor.detach().half() for name, tensor in written.tensors.items()}
+    name = "model.language_model.layers.1.self_attn.q_proj.weight"
+    written.tensors[name] = written.tensors[name].bfloat16()
+    return written.write()
+
+
+def test_f16_comes_out_as_it_went_in_and_fp32_where_it_and_bf16_meet(tmp_path):
+    source = in_f16(tmp_path / "source")
+    save_at_once(source, tmp_path / "run", ONE)
+    export(tmp_path / "run", tmp_path / "out")
+    expected = {n: t.float() if "q_proj" in n else t for n, t in loaded(source).items()}
+    assert_bitwise(loaded(tmp_path / "out"), expected)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_what_f16_cannot_hold_is_told(tmp_path, monkeypatch):
+    save_at_once(in_f16(tmp_path / "source"), tmp_path / "run", ONE)
+    genuine = slices.StoredState.read
+    monkeypatch.setattr(slices.StoredState, "read", lambda *args: genuine(*args).fill_(1e5))
+    monkeypatch.setattr(slices.StoredState, "compare_one", lambda self: None)
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight: 100000 is too large for F16.*another --dtype"):
+        export(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- a run that begins with published weights
+
+
+def test_training_begins_with_the_published_loss_and_continues_without_the_source(tmp_path, reference):
+    source = shutil.copytree(reference / "tiny" / "interns1", tmp_path / "source")
+    cfg = config(source, tmp_path / "run", steps=2, every=1, log_every=1)
+    assert train(cfg) == 0
+    first = steps(tmp_path / "run")[0]["loss"]
+    shutil.rmtree(source)
+    cfg.train.steps = 3
+    assert train(cfg) == 0
+    began, continued = (event["message"] for event in events(tmp_path / "run", "run"))
+    assert f"new, with the weights in {source}" in began
+    assert "continued after step 2" in continued
+    random = tiny_config(tmp_path / "random", steps=1, log_every=1, global_batch=8, micro_batch=8)
+    random.model = cfg.model
+    assert train(random) == 0
+    assert steps(tmp_path / "random")[0]["loss"] != pytest.approx(first, rel=1e-3)
+    export(tmp_path / "run", tmp_path / "out")  # what it needs of the source is in the run's directory
+    assert len(loaded(tmp_path / "out")) == 214
+
+
+def test_a_start_that_failed_binds_nobody(tmp_path, reference, capsys):
+    """Killed after the towers were copied and before the first step: the next start does all of it again."""
+    other, run = reference / "tiny" / "interns1_pro", tmp_path / "run"
+    rundir.prepare(rundir.RunDir(run, "new"), config(other, run))
+    carried._keep(look_at(open_directory(other)), run / "source", lambda: None)
+    next((run / "source").glob("*.safetensors")).unlink()  # as a removal that was killed leaves it
+    assert train(config(reference / "tiny" / "interns1", run)) == 0
+    assert {name.split(".")[1] for name in loaded(run / "source")} == {"vision_tower", "multi_modal_projector"}
+
+
+NOTES = "written by hand"
+
+
+def of_the_user(source: Path, run: Path) -> tuple[Path, str]:
+    (run / "source").mkdir(parents=True)
+    (run / "source" / "notes").write_text(NOTES)
+    return source, "holds files but no config.yaml"
+
+
+def of_the_user_beside_a_configuration(source: Path, run: Path) -> tuple[Path, str]:
+    rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
+    of_the_user(source, run)
+    return source, "holds something else; move it away"
+
+
+def notes_in_what_a_start_left(source: Path, run: Path) -> tuple[Path, str]:
+    rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
+    carried._keep(look_at(open_directory(source)), run / "source", lambda: None)
+    (run / "source" / "notes").write_text(NOTES)
+    return source, "holds something else; move it away"
+
+
+def a_link(source: Path, run: Path) -> tuple[Path, str]:
+    rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
+    carried._keep(look_at(open_directory(source)), run.parent / "elsewhere", lambda: None)
+    (run / "source").symlink_to(run.parent / "elsewhere")
+    return source, "holds something else; move it away"
+
+
+def the_source_itself(source: Path, run: Path) -> tuple[Path, str]:
+    inside = Path(shutil.copytree(source, run / "source"))
+    rundir.prepare(rundir.RunDir(run, "new"), config(inside, run))
+    return inside, "are in one another"
+
+
+def a_directory_in_it(source: Path, run: Path) -> tuple[Path, str]:
+    inside = Path(shutil.copytree(source, run / "source" / "model"))
+    rundir.prepare(rundir.RunDir(run, "new"), config(inside, run))
+    return inside, "are in one another"
+
+
+def a_directory_around_it(source: Path, run: Path) -> tuple[Path, str]:
+    shutil.copytree(source, run.parent, dirs_exist_ok=True)
+    return run.parent, "are in one another"
+
+
+@pytest.mark.parametrize(
+    "put",
+    [of_the_user, of_the_user_beside_a_configuration, notes_in_what_a_start_left, a_link, the_source_itself,
+     a_directory_in_it, a_directory_around_it],
+)  # fmt: skip
+def test_nothing_of_the_users_is_removed(tmp_path, reference, capsys, put):
+    run = tmp_path / "at" / "run"
+    source, said = put(reference / "tiny" / "interns1", run)
+    cfg = config(source, run)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert train(cfg) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def killed_while_it_copies(source: Path, run: Path) -> None:
+    if (child := os.fork()) == 0:
+        try:
+            (run / "source").rename(run / "kept")
+            carried._keep(look_at(open_directory(source)), run / "source", lambda: os._exit(9))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    (run / "kept").rename(run / "source")
+    assert list(run.glob("source.*.octavo.tmp"))
+
+
+def test_a_start_with_random_weights_has_no_part_of_an_earlier_ones_source(tmp_path, reference):
+    """Not even where that source is of the same model, and neither where the user put a directory there."""
+    published, run = reference / "tiny" / "interns1", tmp_path / "run"
+    cfg = config(published, run)
+    rundir.prepare(rundir.RunDir(run, "new"), cfg)
+    carried._keep(look_at(open_directory(published)), run / "source", lambda: None)
+    killed_while_it_copies(published, run)
+    cfg.checkpoint.init_from = None
+    assert train(cfg) == 0
+    assert not list(run.glob("source*"))
+    carried._keep(look_at(open_directory(published)), run / "source", lambda: None)
+    done = export(run, tmp_path / "out")
+    assert (done.carried, done.dtypes) == (0, "BF16")
+    assert "vision_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    (run / "source" / "notes").write_text(NOTES)
+    cfg.train.resume, cfg.train.steps = "auto", 2
+    assert train(cfg) == 0
+    assert (run / "source" / "notes").read_text() == NOTES
+
+
+def other_model(cfg: Config, source: Path) -> str:
+    cfg.model = replace(cfg.model, hidden_size=32, rope_theta=1e4)
+    return "holds another model: model.hidden_size=32, there 64; model.rope_theta=10000.0, there 1000000.0"
+
+
+def nowhere(cfg: Config, source: Path) -> str:
+    cfg.checkpoint.init_from = "nowhere"
+    return "nowhere: no config.json; give a Hugging Face model directory"
+
+
+def missing_tower(cfg: Config, source: Path) -> str:
+    return rewrite(source, "model.multi_modal_projector.linear_1.bias", None) + "no tensor model.multi_modal_projector"
+
+
+def unfit_tower(cfg: Config, source: Path) -> str:
+    name = "model.vision_tower.embeddings.cls_token"
+    rewrite(source, name, torch.zeros(1, 1, 47))
+    return f"{name}: the checkpoint has shape [1, 1, 47], need [1, 1, 48]"
+
+
+def unknown_in_a_tower(cfg: Config, source: Path) -> str:
+    rewrite(source, "model.vision_tower.extra", torch.zeros(1))
+    return "model.vision_tower.extra: unknown tensor"
+
+
+def fp8_tower(cfg: Config, source: Path) -> str:
+    name = "model.multi_modal_projector.linear_2.weight"
+    rewrite(source, name, torch.zeros(64, 64).to(torch.float8_e4m3fn))
+    return f"{name}: F8_E4M3 in a tower"
+
+
+def truncated(cfg: Config, source: Path) -> str:
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    return f"{file}: cut short or damaged"
+
+
+def rewrite(source: Path, name: str, tensor: Tensor | None) -> str:
+    tensors = load_file(source / "model.safetensors") | {name: tensor}
+    save_file({key: value for key, value in tensors.items() if value is not None}, source / "model.safetensors")
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [(other_model, 2), (nowhere, 1), (truncated, 1), (missing_tower, 1), (unfit_tower, 1), (unknown_in_a_tower, 1),
+     (fp8_tower, 1)],
+)  # fmt: skip
+def test_a_source_that_will_not_do_is_one_line_before_anything_is_built(
+    tmp_path, reference, capsys, monkeypatch, damage, code
+):
+    source = tmp_path / "source"
+    source.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copyfile(reference / "tiny" / "interns1" / file, source / file)
+    cfg = config(source, tmp_path / "run")
+    said = damage(cfg, source)
+    monkeypatch.setattr("trainer.run.build_data", lambda *_, **__: pytest.fail("data were built"))
+    assert train(cfg) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run" / "source").exists()
+
+
+def test_ranks_end_alike(tmp_path, reference):
+    """Rank 0 alone looks at the source before the others read it."""
+    for number, (source, code) in enumerate((("nowhere", 1), (str(reference / "tiny" / "interns1"), 2))):
+        cfg = tiny_config(tmp_path / str(number))
+        cfg.checkpoint.init_from = source
+        assert on_ranks(2, train, cfg) == [code, code]
+
+
+# ---- what stops an export
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Path:
+    directory = tmp_path_factory.mktemp("trained")
+    save_at_once(reference / "tiny" / "interns1", directory / "run", ONE)
+    return directory / "run"
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+DAMAGES: dict[str, Any] = {
+    "has changed since it was written": lambda run: flip(run / "checkpoints" / "step-0" / "__0_0.distcp"),
+    "metadata has changed since it was written": lambda run: flip(run / "checkpoints" / "step-0" / ".metadata"),
+    "__0_0.distcp is missing": lambda run: (run / "checkpoints" / "step-0" / "__0_0.distcp").unlink(),
+    "manifest.json is missing": lambda run: (run / "checkpoints" / "step-0" / "manifest.json").unlink(),
+    "config.yaml of its run": lambda run: (run / "config.yaml").unlink(),
+    "does not hold the model of its run": lambda run: edit(run / "config.yaml", "vocab_size: 320", "vocab_size: 319"),
+    "kept of its source is damaged": lambda run: flip(run / "source" / "model-00001-of-00001.safetensors"),
+    "is no training checkpoint": lambda run: shutil.rmtree(run / "checkpoints"),
+}
+
+
+def another_source(run: Path) -> None:
+    """Whole, but of another model."""
+    shutil.rmtree(run / "source")
+    other = checkpoint(run.parent / "another", build(model_config())).write()
+    carried._keep(look_at(open_directory(other)), run / "source", lambda: None)
+
+
+DAMAGES["source is of another model than its run: model.vocab_size=320, there 61"] = another_source
+DAMAGES["source is gone, .* --text-only and a --dtype"] = lambda run: shutil.rmtree(run / "source")
+
+
+@pytest.mark.parametrize("said", DAMAGES)
+def test_a_damaged_checkpoint_is_not_exported(tmp_path, trained, said):
+    run = shutil.copytree(trained, tmp_path / "run")
+    DAMAGES[said](run)
+    with pytest.raises(CheckpointError, match=said) as failure:
+        export(run, tmp_path / "out")
+    assert "\n" not in str(failure.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_torch_that_says_nothing_or_else_of_where_numbers_begin(tmp_path, trained, monkeypatch):
+    with monkeypatch.context() as silent:
+        silent.setattr(slices.torch, "load", lambda view, **_: torch.empty(16, 64, device="meta"))
+        with pytest.raises(CheckpointError, match=r"distcp: torch .* does not tell where model\.layers\.0"):
+            export(trained, tmp_path / "out")
+    genuine = slices.StoredState._chunk
+
+    def later(self: slices.StoredState, *args: Any) -> StoredTensor:
+        chunk = genuine(self, *args)
+        return replace(chunk, start=chunk.start + 4)
+
+    monkeypatch.setattr(slices.StoredState, "_chunk", later)
+    with pytest.raises(CheckpointError, match=r"reads other numbers of model\.layers\.0\.moe\.router"):
+        export(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_ends_early_is_the_checkpoints_fault(tmp_path, trained):
+    """One that went after its hash was compared."""
+    step = shutil.copytree(trained / "checkpoints" / "step-0", tmp_path / "step-0")
+    state = slices.StoredState(step)
+    (rows, columns) = state.shape("model.lm_head") or ()
+    box = (slice(0, rows), slice(0, columns))
+    state.read("model.lm_head", box)  # opened
+    (step / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp: model\.lm_head cannot be read: the file ends"):
+        state.read("model.lm_head", box)
+
+
+def test_a_run_that_lost_its_source_exports_what_is_asked_for_by_name(tmp_path, trained):
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(run / "source")
+    for options in ({"dtype": "bf16"}, {"text_only": True}):
+        with pytest.raises(CheckpointError, match="is gone"):
+            export(run, tmp_path / "out", **options)
+    assert export(run, tmp_path / "out", dtype="fp32", text_only=True).carried == 0
+    found = loaded(tmp_path / "out")
+    assert len(found) == 174
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+
+
+def test_what_is_in_the_way_is_told_before_anything_is_read(tmp_path, trained, monkeypatch):
+    run = shutil.copytree(trained, tmp_path / "run")
+    flip(run / "checkpoints" / "step-0" / "__0_0.distcp")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(HuggingFaceError, match="out exists"):
+        export(run, tmp_path / "out")
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("trainer.weights.hf_write.shutil.disk_usage", lambda place: free)
+    with pytest.raises(HuggingFaceError, match="the disk is too small"):
+        export(run, tmp_path / "new")
+
+
+def test_the_newest_step_or_the_one_that_is_named(tmp_path, trained):
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(run / "checkpoints" / "step-0", run / "checkpoints" / "step-10.damaged")
+    shutil.move(shutil.copytree(run / "checkpoints" / "step-0", tmp_path / "kept"), run / "checkpoints" / "step-2")
+    flip(run / "checkpoints" / "step-0" / "__0_0.distcp")
+    with pytest.raises(CheckpointError, match="has changed"):
+        export(run / "checkpoints" / "step-0", tmp_path / "out")
+    for place in (run, run / "checkpoints", run / "checkpoints" / "step-2"):
+        target = tmp_path / f"out-{place.name}"
+        assert export(place, target).step == 0
+        assert len(loaded(target)) == 214

@@ -1,0 +1,473 @@
+"""Reading Hugging Face directories: layouts, spellings, dtypes, and what is said of a directory that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.trainer.model.tiny import assert_close, build, model_config, random_ids, relative
+from tests.trainer.weights.directories import APART, FUSED, Checkpoint, checkpoint
+from trainer.model.decoder import Decoder
+from trainer.weights import hf_read as read
+from trainer.weights.hf_files import HuggingFaceError, open_directory
+from trainer.weights.hf_read import from_huggingface, read_piece
+from trainer.weights.hf_survey import look_at
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+@pytest.fixture(scope="module")
+def source() -> Decoder:
+    return build(model_config())
+
+
+def assert_same(model: Decoder, source: Decoder) -> None:
+    assert model.cfg == model_config(init_std=model.cfg.init_std)
+    assert_close(model.state_dict(), source.state_dict(), 0.0)
+
+
+@pytest.mark.parametrize("layout", [APART, FUSED])
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model.", "model."])
+def test_layouts_and_prefixes(tmp_path, source, prefix, layout):
+    written = checkpoint(tmp_path, source, prefix=prefix, layout=layout)
+    written.tensors["model.visual.patch_embed.weight"] = torch.zeros(3)  # other modalities are passed over
+    assert_same(from_huggingface(written.write()), source)
+
+
+@pytest.mark.parametrize("layout", [APART, FUSED])
+def test_a_sharded_directory(tmp_path, source, layout):
+    directory = checkpoint(tmp_path, source, layout=layout).write(shards=3)
+    save_file({"stray": torch.zeros(1)}, directory / "model-stray.safetensors")  # not of the index: not opened
+    (directory / "model-stray.safetensors").write_bytes(b"no safetensors")
+    assert_same(from_huggingface(directory), source)
+
+
+def test_other_spellings(tmp_path, source):
+    """A text-only config.json, num_local_experts, theta in rope_parameters, the head under the old prefix."""
+    written = checkpoint(tmp_path, source, prefix="language_model.model.")
+    text = written.config["text_config"]
+    text["num_local_experts"] = text.pop("num_experts")
+    text["rope_parameters"] = text.pop("rope_scaling") | {"rope_theta": text.pop("rope_theta")}
+    written.config = text
+    written.tensors["language_model.lm_head.weight"] = written.tensors.pop("lm_head.weight")
+    assert_same(from_huggingface(str(written.write())), source)
+
+
+def test_head_dim_defaults_to_the_hidden_sizes_share(tmp_path):
+    source = build(model_config(head_dim=4, positions="rope"))  # 24 / 6 heads
+    written = checkpoint(tmp_path, source)
+    del written.config["text_config"]["head_dim"]
+    written.config["text_config"]["rope_scaling"] = None
+    model = from_huggingface(written.write())
+    assert (model.cfg.head_dim, model.cfg.positions) == (4, "rope")
+    assert_close(model.state_dict(), source.state_dict(), 0.0)
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_dtype_is_of_parameters_and_computation(tmp_path, source, dtype, wide):
+    model = from_huggingface(checkpoint(tmp_path, source).write(), dtype)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert {b.dtype for b in model.buffers()} == {wide}
+    expected = {name: p.detach().to(dtype) for name, p in source.named_parameters()}
+    assert_close(dict(model.named_parameters()), expected, 0.0)
+    ids = random_ids(model.cfg, 1, 12)
+    hidden, _ = model.features(ids)
+    assert hidden.dtype == dtype
+    assert model(ids).dtype == wide
+
+
+def test_a_bf16_checkpoint_is_read_exactly(tmp_path, source):
+    written = checkpoint(tmp_path, source)
+    written.tensors = {name: tensor.detach().bfloat16() for name, tensor in written.tensors.items()}
+    model = from_huggingface(written.write())
+    expected = {name: p.detach().bfloat16().float() for name, p in source.named_parameters()}
+    assert_close(dict(model.named_parameters()), expected, 0.0)
+
+
+def drop(key: str) -> Callable[[Checkpoint], object]:
+    return lambda written: written.config["text_config"].pop(key)
+
+
+def put(key: str, value: Any) -> Callable[[Checkpoint], object]:
+    return lambda written: written.config["text_config"].update({key: value})
+
+
+REFUSED_CONFIGS = {
+    "no vocab_size": drop("vocab_size"),
+    "no num_experts or num_local_experts": drop("num_experts"),
+    "no moe_intermediate_size": drop("moe_intermediate_size"),
+    "no num_experts_per_tok": drop("num_experts_per_tok"),
+    "no rms_norm_eps": drop("rms_norm_eps"),
+    "no rope_theta": drop("rope_theta"),
+    "tie_word_embeddings=True": put("tie_word_embeddings", True),
+    "attention_bias=True": put("attention_bias", True),
+    "norm_topk_prob=False": put("norm_topk_prob", False),
+    "mlp_only_layers": put("mlp_only_layers", [0]),
+    "decoder_sparse_step": put("decoder_sparse_step", 2),
+    "hidden_act=gelu": put("hidden_act", "gelu"),
+    "use_sliding_window=True": put("use_sliding_window", True),
+    "rope_type=yarn": put("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+    "rope_type=linear": put("rope_scaling", {"type": "linear", "factor": 4.0}),
+    "fope_sep_head=false": put("rope_scaling", {"fope_init_factor": 0.5, "fope_sep_head": False}),
+    "num_inv_freq=2": put("rope_scaling", {"fope_init_factor": 0.5, "num_inv_freq": 2}),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED_CONFIGS)
+def test_a_configuration_that_is_not_this_model_is_refused(tmp_path, source, message):
+    written = checkpoint(tmp_path, source)
+    REFUSED_CONFIGS[message](written)
+    with pytest.raises(HuggingFaceError, match=f"config.json.*{message}"):
+        from_huggingface(written.write())
+
+
+UNREADABLE = {
+    'num_hidden_layers="48" for the text model': put("num_hidden_layers", "48"),
+    "num_attention_heads=0 for": put("num_attention_heads", 0),
+    "hidden_size=24.0 for": put("hidden_size", 24.0),
+    "vocab_size=true for": put("vocab_size", True),
+    "no max_position_embeddings for": put("max_position_embeddings", None),
+    r"num_experts=\[12\] for": put("num_experts", [12]),
+    "router_n_groups=5 for .* a divisor of num_experts": put("router_n_groups", 5),
+    "num_key_value_heads=4 for .* a divisor of num_attention_heads": put("num_key_value_heads", 4),
+    "num_experts_per_tok=14 for .* or less": put("num_experts_per_tok", 14),
+    "head_dim=7 for .* an even number": put("head_dim", 7),
+    "rope_theta=0 for": put("rope_theta", 0),
+    "rms_norm_eps=NaN for": put("rms_norm_eps", float("nan")),
+    "rms_norm_eps=-1e-06 for": put("rms_norm_eps", -1e-6),
+    'rope_scaling="default" is': put("rope_scaling", "default"),
+    "fope_init_factor={} in the text model's rope_scaling": put("rope_scaling", {"fope_init_factor": {}}),
+    "rope_parameters=5 is": put("rope_parameters", 5),
+    'text_config="qwen" is': lambda written: written.config.update(text_config="qwen"),
+    r"vision_config=\[1\] is": lambda written: written.config.update(vision_config=[1]),
+    'quantization_config="fp8" is': lambda written: written.config.update(quantization_config="fp8"),
+}
+
+
+@pytest.mark.parametrize("message", UNREADABLE)
+def test_a_configuration_of_other_kinds_of_values_is_refused(tmp_path, source, message):
+    written = checkpoint(tmp_path, source)
+    UNREADABLE[message](written)
+    with pytest.raises(HuggingFaceError, match=f"^{tmp_path}/config.json: {message}") as failure:
+        from_huggingface(written.write())
+    assert "\n" not in str(failure.value)
+
+
+def places(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every key of a config.json with the object that it is in."""
+    for key, value in config.items():
+        yield config, key
+        if isinstance(value, dict):
+            yield from places(value)
+
+
+@pytest.mark.parametrize("name", ["interns1", "interns1_pro"])
+def test_whatever_stands_in_a_configuration_is_judged(reference, name):
+    """Each key of a published one in turn is something else: it does not matter, or one line tells."""
+    directory = open_directory(reference / "tiny" / name)
+    lines = []
+    for inside, key in places(directory.config):
+        kept = inside[key]
+        for other in (None, "x", 0, 0.5, 1e400, [0], {"x": 1}):
+            inside[key] = other
+            try:
+                look_at(directory).require(towers=True)
+            except HuggingFaceError as error:
+                lines.append(str(error))
+        inside[key] = kept
+    assert len(lines) > 100
+    assert all(line.startswith(str(directory.path)) and "\n" not in line for line in lines)
+    look_at(directory).require(towers=True)
+
+
+@pytest.mark.parametrize("name", ["layers.1.self_attn.k_norm.weight", "layers.0.mlp.experts.7.up_proj.weight",
+                                  "rotary_emb.sin_coef"])  # fmt: skip
+def test_a_missing_tensor_is_named(tmp_path, source, name):
+    written = checkpoint(tmp_path, source)
+    del written.tensors["model.language_model." + name]
+    with pytest.raises(HuggingFaceError, match=f"no tensor model.language_model.{name}"):
+        from_huggingface(written.write())
+
+
+@pytest.mark.parametrize("layout", [APART, FUSED])
+def test_a_wrong_shape_is_named(tmp_path, source, layout):
+    written = checkpoint(tmp_path, source, layout=layout)
+    name = next(name for name in written.tensors if "layers.1" in name and "experts." in name and "down" in name)
+    written.tensors[name] = written.tensors[name].transpose(-1, -2)
+    with pytest.raises(HuggingFaceError, match=rf"{name}: the checkpoint has shape \[.*20, 24\]|{name}: .*24, 20\]"):
+        from_huggingface(written.write())
+
+
+# ---- FP8
+
+
+@pytest.fixture(scope="module")
+def wide() -> Decoder:
+    """Matrices of several blocks, the last ones shorter."""
+    return build(model_config(hidden_size=144, expert_width=136, num_experts=4, experts_per_token=2, num_layers=1))
+
+
+@pytest.mark.parametrize("layout", [APART, FUSED])
+def test_fp8_is_its_codes_times_its_scales(tmp_path, wide, layout):
+    written = checkpoint(tmp_path, wide, layout=layout)
+    written.quantise()
+    model = from_huggingface(written.write())
+    for name, found in model.named_parameters():
+        expected = dict(wide.named_parameters())[name].detach()
+        if ("attention." in name and found.ndim == 2) or ".experts." in name:
+            assert 1e-3 < relative(found, expected) < 0.04, name
+        else:
+            assert torch.equal(found, expected), name
+    attention = "model.language_model.layers.0.self_attn."
+    for letter, rows in (("q", slice(0, 48)), ("k", slice(48, 64)), ("v", slice(64, 80))):
+        codes, scales = (written.tensors[f"{attention}{letter}_proj.weight{end}"] for end in ("", "_scale_inv"))
+        values = codes.float() * scales.repeat_interleave(128, 0)[: len(codes)].repeat_interleave(128, 1)[:, :144]
+        assert torch.equal(model.layers[0].attention.qkv[rows], values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e8m0fnu])
+def test_scales_in_other_dtypes(tmp_path, wide, dtype):
+    written = checkpoint(tmp_path / "a", wide)
+    written.quantise()
+    expected = from_huggingface(written.write())
+    written.directory = tmp_path / "b"
+    for name in [name for name in written.tensors if name.endswith("_scale_inv")]:
+        written.tensors[name] = written.tensors[name].to(dtype)
+    assert_close(from_huggingface(written.write()).state_dict(), expected.state_dict(), 0.0)
+
+
+def test_other_blocks_are_refused(tmp_path, wide):
+    written = checkpoint(tmp_path, wide)
+    written.config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [64, 64]}
+    said = "weight_block_size=[64, 64] is not supported; only [128, 128] is"
+    with pytest.raises(HuggingFaceError, match=re.escape(said)):
+        from_huggingface(written.write())
+    assert look_at(open_directory(tmp_path)).unfit == [said]  # `octavo inspect` lists these
+
+
+# ---- slices
+
+
+@pytest.mark.parametrize("layout", [APART, FUSED])
+@pytest.mark.parametrize(("fp8", "short_run", "block_bytes"), [(False, 64, 900), (True, 64 << 10, 10**9), (True, 0, 0)])
+def test_any_part_of_a_parameter_is_what_the_whole_has_there(
+    tmp_path, wide, monkeypatch, layout, fp8, short_run, block_bytes
+):
+    """Run by run, in blocks of rows, and with both in one tensor."""
+    monkeypatch.setattr(read, "SHORT_RUN", short_run)
+    monkeypatch.setattr(read, "BLOCK_BYTES", block_bytes)
+    written = checkpoint(tmp_path, wide, layout=layout)
+    if fp8:
+        written.quantise()
+    source = look_at(open_directory(written.write(shards=2)))
+    whole = from_huggingface(tmp_path).state_dict()
+    draw = random.Random(4)
+    for piece in source.pieces:
+        for _ in range(4):
+            ends = [sorted(draw.sample(range(part.start, part.stop + 1), 2)) for part in piece.box]
+            box = tuple(slice(*end) for end in ends)
+            values, nbytes = read_piece(source, piece, box)
+            assert torch.equal(values.float(), whole[piece.parameter][box]), (piece.name, box)
+            assert nbytes >= values.numel() * (1 if fp8 and piece.matrix else 4)
+            assert fp8 or nbytes == values.nbytes
+
+
+def test_rows_are_read_without_the_rest(tmp_path, source, monkeypatch):
+    opened = look_at(open_directory(checkpoint(tmp_path, source).write()))
+    sizes, read_into = [], read.read_into
+    monkeypatch.setattr(
+        read, "read_into", lambda file, run, start: (sizes.append(run.nbytes), read_into(file, run, start))
+    )
+    piece = next(piece for piece in opened.pieces if piece.name.endswith("down_proj.weight"))
+    values, nbytes = read_piece(opened, piece, (*piece.box[:1], slice(3, 7), piece.box[2]))
+    assert sizes == [nbytes] == [values.nbytes] == [4 * 20 * 4]
+
+
+def test_numbers_at_odd_places(tmp_path, source):
+    """Some writers do not align tensors."""
+    directory = checkpoint(tmp_path, source).write()
+    file = directory / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    file.write_bytes((length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :])
+    assert_same(from_huggingface(directory), source)
+    opened = look_at(open_directory(directory))
+    piece = next(piece for piece in opened.pieces if piece.name.endswith("down_proj.weight"))
+    box = (*piece.box[:2], slice(3, 7))
+    assert torch.equal(read_piece(opened, piece, box)[0], source.layers[0].moe.experts.w2[box])
+
+
+# ---- what is wrong with a directory
+
+
+def first(written: Checkpoint, end: str) -> str:
+    return next(name for name in written.tensors if name.endswith(end))
+
+
+def scaleless(written: Checkpoint) -> str:
+    written.quantise()
+    del written.tensors[name := first(written, "up_proj.weight_scale_inv")]
+    return f"{name.removesuffix('_scale_inv')}: F8_E4M3 without its scales: no tensor {name}"
+
+
+def other_scales(written: Checkpoint) -> str:
+    written.quantise()
+    written.tensors[name := first(written, "up_proj.weight_scale_inv")] = torch.ones(3, 1)
+    return f"{name}: the checkpoint has shape [3, 1], need [1, 1]"
+
+
+def quantised_norm(written: Checkpoint) -> str:
+    name = first(written, "input_layernorm.weight")
+    written.tensors[name] = written.tensors[name].detach().to(torch.float8_e4m3fn)
+    return f"{name}: F8_E4M3, but only attention's and experts' matrices may be FP8"
+
+
+def whole_numbers(written: Checkpoint) -> str:
+    name = first(written, "q_proj.weight")
+    written.tensors[name] = written.tensors[name].detach().char()
+    return f"{name}: I8 is no dtype of weights"
+
+
+def too_many_experts(written: Checkpoint) -> str:
+    name = first(written, "experts.11.up_proj.weight").replace("experts.11", "experts.12")
+    written.tensors[name] = torch.zeros(20, 24)
+    return f"{name}: unknown tensor, of no part of the model"
+
+
+def stray(written: Checkpoint) -> str:
+    written.tensors["extra.weight"] = torch.zeros(2)
+    return "extra.weight: unknown tensor, of no part of the model"
+
+
+def scales_of_nothing(written: Checkpoint) -> str:
+    written.tensors[name := first(written, "up_proj.weight") + "_scale_inv"] = torch.ones(1, 1)
+    return f"{name}: unknown tensor"
+
+
+def five_problems(written: Checkpoint) -> str:
+    for name in [name for name in written.tensors if name.endswith("norm.weight")][:5]:
+        del written.tensors[name]
+    return "; and 2 more: `octavo inspect` lists them"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [scaleless, other_scales, quantised_norm, whole_numbers, too_many_experts, stray, scales_of_nothing, five_problems],
+)
+def test_a_directory_that_is_not_the_model_is_refused_in_one_line(tmp_path, source, damage):
+    written = checkpoint(tmp_path, source)
+    said = damage(written)
+    with pytest.raises(HuggingFaceError) as failure:
+        from_huggingface(written.write())
+    assert said in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def edit_header(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite the header of a safetensors file, its length as before."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def move(name: str, by: int) -> Callable[[dict[str, Any]], object]:
+    return lambda header: header[name].update(data_offsets=[offset + by for offset in header[name]["data_offsets"]])
+
+
+def twice(header: dict[str, Any]) -> None:
+    header["again"] = header["lm_head.weight"]
+
+
+HEADERS = {
+    r"first\.weight begins 4 bytes after the header; tensors lie one after another": move("first.weight", 4),
+    r"lm_head\.weight begins 4 bytes inside first\.weight": move("lm_head.weight", -4),
+    r"lm_head\.weight begins 4 bytes after first\.weight": move("lm_head.weight", 4),
+    r"again begins 5856 bytes inside lm_head\.weight": twice,
+    r"no whole numbers": lambda header: header["first.weight"].update(shape=[-2, -2]),
+    r"lm_head\.weight has a shape or data_offsets": lambda header: header["lm_head.weight"].update(shape=["61", "24"]),
+    "dtype F4": lambda header: header["lm_head.weight"].update(dtype="F4"),
+    "not those of F32": lambda header: header["lm_head.weight"].update(shape=[1, 2]),
+    "cannot be read": lambda header: header["lm_head.weight"].pop("shape"),
+    "cut short or damaged": lambda header: header.pop("lm_head.weight"),
+}
+
+
+@pytest.mark.parametrize("said", HEADERS)
+def test_a_damaged_header_is_told(tmp_path, source, said):
+    directory = checkpoint(tmp_path, source).write()
+    written = checkpoint(tmp_path, source)
+    # The head comes last in the file, so that nothing else ends where it does.
+    last = {"first.weight": torch.zeros(4), "lm_head.weight": written.tensors.pop("lm_head.weight").detach()}
+    save_file(last, directory / "model-head.safetensors")
+    save_file({name: t.detach().contiguous() for name, t in written.tensors.items()}, directory / "model.safetensors")
+    edit_header(directory / "model-head.safetensors", HEADERS[said])
+    with pytest.raises(HuggingFaceError, match=rf"model-head.safetensors.*{said}"):
+        from_huggingface(directory)
+
+
+def test_an_index_must_agree_with_the_files(tmp_path, source):
+    directory = checkpoint(tmp_path, source).write(shards=2)
+    index = directory / "model.safetensors.index.json"
+    files = json.loads(index.read_text())["weight_map"]
+    swapped = files | {"lm_head.weight": next(file for file in files.values() if file != files["lm_head.weight"])}
+    for text, said in (
+        (json.dumps({"weight_map": swapped}), "no tensor lm_head.weight"),
+        ("{}", "weight_map"),
+        (json.dumps({"weight_map": {"lm_head.weight": 3}}), "weight_map"),
+    ):
+        index.write_text(text)
+        with pytest.raises(HuggingFaceError, match=said):
+            from_huggingface(directory)
+    index.unlink()
+    save_file({"lm_head.weight": torch.zeros(2)}, directory / "model-again.safetensors")
+    with pytest.raises(HuggingFaceError, match=r"lm_head.weight is in two files"):
+        from_huggingface(directory)
+
+
+def test_missing_and_damaged_files_are_named(tmp_path, source):
+    with pytest.raises(HuggingFaceError, match=rf"{tmp_path}: no config.json"):
+        from_huggingface(tmp_path)
+    directory = checkpoint(tmp_path, source).write(shards=3)
+    shard = directory / "model-00002-of-00003.safetensors"
+    whole = shard.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:5], b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(HuggingFaceError, match=shard.name):
+            from_huggingface(directory)
+    shard.unlink()
+    with pytest.raises(HuggingFaceError, match=shard.name):
+        from_huggingface(directory)
+    for file in directory.glob("model*"):
+        file.unlink()
+    with pytest.raises(HuggingFaceError, match=r"no model.safetensors"):
+        from_huggingface(directory)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_damaged_json_is_named(tmp_path, source, file, text):
+    directory = checkpoint(tmp_path, source).write(shards=2)
+    (directory / file).write_text(text)
+    with pytest.raises(HuggingFaceError, match=file):
+        from_huggingface(directory)
+
+
+def test_the_checkpoint_stays_as_it_was(tmp_path, source):
+    """The parameters are copies: training what was read must not write through to the files."""
+    directory = checkpoint(tmp_path, source).write()
+    model = from_huggingface(directory)
+    with torch.no_grad():
+        model.embed.zero_()
+    kept = load_file(directory / "model.safetensors")["model.language_model.embed_tokens.weight"]
+    assert torch.equal(kept, source.embed)

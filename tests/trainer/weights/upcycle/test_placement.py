@@ -1,0 +1,225 @@
+"""Placements: every expert has its copies where they belong, and what cannot be is refused with what can."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+
+from tests.trainer.weights.upcycle.sources import SIZES
+from trainer.config.model import ModelConfig
+from trainer.weights.upcycle.coactivation import Counts, survival
+from trainer.weights.upcycle.errors import UpcycleError
+from trainer.weights.upcycle.placement import Expansion, check, expanded_model, place
+
+
+def counts(experts: int, layers: int, seed: int = 0) -> Counts:
+    pairs = np.triu(np.random.default_rng(seed).integers(0, 100, (layers, experts, experts)), 1)
+    return Counts(pairs.sum(1), pairs, int(pairs[0].sum()), "model")
+
+
+CASES = [(128, 4, 8, 8), (16, 2, 8, 8), (16, 4, 8, 16), (16, 1, 4, 8), (16, 1, 1, 4), (24, 3, 6, 12)]
+
+
+@pytest.mark.parametrize("cuts", ["same", "distinct"])
+@pytest.mark.parametrize("strategy", ["halves", "coactivation"])
+@pytest.mark.parametrize(("experts", "factor", "groups", "per_token"), CASES)
+def test_every_expert_has_factor_copies_and_none_twice_in_a_group(experts, factor, groups, per_token, strategy, cuts):
+    if strategy == "coactivation" and experts > 24:
+        experts = 24  # searching for cuts of many experts takes seconds
+    expansion = Expansion(factor=factor, groups=groups, strategy=strategy, cuts=cuts)
+    placement = place(experts, per_token, expansion, 3, counts(experts, 3))
+    parts = groups // factor
+    for layer, row in enumerate(placement.source_of):
+        assert Counter(row) == dict.fromkeys(range(experts), factor)
+        size = len(row) // groups
+        held = [row[g * size : (g + 1) * size] for g in range(groups)]
+        assert all(len(set(group)) == size for group in held)
+        sets = [held[first : first + parts] for first in range(0, groups, parts)]
+        for one in sets:  # P consecutive groups hold every expert once
+            assert sorted(expert for group in one for expert in group) == list(range(experts))
+        assert all((a == b) == (cuts == "same") for a, b in pairwise(sets)), layer
+        copied = [[row[d] for d in copies] for copies in placement.copies(layer)]
+        assert copied == [[e] * factor for e in range(experts)]
+    facts = placement.facts()
+    assert facts["fewest_copies_of_an_expert"] == facts["most_copies_of_an_expert"] == factor
+    assert facts["experts_twice_in_a_group"] == 0
+    told = [[[int(e) for e in group.split()] for group in layer] for layer in facts["layers"]]
+    assert [[e for group in layer for e in group] for layer in told] == placement.source_of
+
+
+def test_the_facts_are_counted_and_not_claimed():
+    placement = place(16, 8, Expansion(factor=4, groups=8), 2)
+    row = placement.source_of[1]
+    row[0], other = row[1], row[0]
+    facts = placement.facts()
+    assert facts["fewest_copies_of_an_expert"] == 3
+    assert facts["most_copies_of_an_expert"] == 5
+    assert facts["experts_twice_in_a_group"] == 1
+    assert len(placement.copies(1)[other]) == 3
+
+
+def test_random_cuts_depend_on_seed_and_layer_alone():
+    def cuts(**asked):
+        return place(32, 8, Expansion(**{"factor": 4, "groups": 8, **asked}), 3).source_of
+
+    assert cuts() == cuts()
+    assert cuts(noise=0.5) == cuts()
+    assert cuts(seed=1) != cuts()
+    assert len({tuple(row) for row in cuts()}) == 3
+    assert place(32, 8, Expansion(factor=4, groups=8), 5).source_of[:3] == cuts()
+
+
+def test_coactivation_keeps_more_of_the_best_two_than_the_random_cut():
+    counted = counts(32, 2)
+    asked = {"factor": 4, "groups": 8}
+
+    def kept(placement):
+        return [survival(counted.pairs[layer], placement.held(layer)[:2]) for layer in range(2)]
+
+    chosen = kept(place(32, 8, Expansion(**asked, strategy="coactivation"), 2, counted))
+    assert all(a > b for a, b in zip(chosen, kept(place(32, 8, Expansion(**asked), 2)), strict=True))
+
+
+def test_spread_puts_an_experts_copies_side_by_side():
+    placement = place(16, 8, Expansion(factor=4, groups=8, strategy="spread"), 1)
+    assert placement.source_of == [[e for e in range(16) for _ in range(4)]]
+    assert placement.facts()["experts_twice_in_a_group"] == 16
+    assert placement.held(0)[1] == [2, 2, 2, 2, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("asked", "identical"),
+    [
+        ({"noise": 0.0}, True),
+        ({}, False),
+        ({"noise": 0.0, "cuts": "distinct"}, False),
+        ({"noise": 0.0, "strategy": "spread"}, True),
+        ({"noise": 0.0, "factor": 1}, False),
+        ({"noise": 0.0, "factor": 8, "force": True}, True),
+    ],
+)
+def test_which_copies_stay_identical(asked, identical):
+    assert place(64, 8, Expansion(**{"factor": 4, "groups": 8, **asked}), 2).identical == identical
+
+
+@pytest.mark.parametrize(
+    ("experts", "per_token", "asked", "said"),
+    [
+        (128, 8, {"factor": 3, "groups": 8}, "factor=3 does not divide groups=8; with groups=8 use factor=2 or 4"),
+        (128, 8, {"factor": 4, "groups": 6}, "groups=6 does not divide 8 experts per token; with factor=4 use groups"),
+        (128, 8, {"factor": 5, "groups": 7}, "the nearest that works is factor=4 with groups=8"),
+        (
+            126, 8, {"factor": 2, "groups": 8},
+            "126 experts cannot be cut into groups/factor=4 parts of one size; with groups=8 use factor=4; with "
+            "factor=2 use groups=4",
+        ),
+        (4, 16, {"factor": 2, "groups": 4}, "4 experts per token of each group, but a part holds only 2"),
+        (16, 4, {"factor": 4, "groups": 4}, "factor=groups=4 puts all experts in every group, so all pick the same"),
+        (127, 8, {"factor": 4, "groups": 8}, "nothing works with 127 experts and 8 per token"),
+        (128, 7, {"factor": 4, "groups": 8}, "with factor=4 and groups=8 use experts_per_token=8, 16 or 24"),
+        (4, 7, {"factor": 4, "groups": 8}, "with factor=4 and groups=8 use experts_per_token=8 or 16"),
+        (16, 8, {"factor": 0, "groups": 8}, "factor=0 with groups=8: both must be 1 or more; with groups=8 use"),
+        (16, 0, {"factor": 4, "groups": 8}, "experts_per_token=0 must be 1 or more"),
+        (12, 8, {"factor": 4, "groups": 8, "strategy": "spread"}, "does not divide the source's 12 experts"),
+        (16, 72, {"factor": 4, "groups": 8, "strategy": "spread"}, "72 experts per token, of only 64"),
+        (16, 8, {"factor": 4, "groups": 8, "strategy": "coactivation"}, "needs counts of experts; octavo upcycle"),
+        (2, 8, {"factor": 4, "groups": 8, "cuts": "distinct"}, "2 experts have fewer than 4 different cuts into 2"),
+    ],
+)  # fmt: skip
+def test_what_is_not_defined_is_refused_in_one_line_with_what_is(experts, per_token, asked, said):
+    with pytest.raises(UpcycleError, match=re.escape(said)) as refused:
+        place(experts, per_token, Expansion(**asked), 2)
+    assert "\n" not in str(refused.value)
+
+
+def placed(experts: int, per_token: int, factor: int, groups: int) -> str | None:
+    """What a refusal says, or None."""
+    try:
+        place(experts, per_token, Expansion(factor=factor, groups=groups), 1)
+    except UpcycleError as refused:
+        return str(refused)
+    return None
+
+
+def offered(said: str) -> list[tuple[int, int]]:
+    """The factors and groups in a refusal."""
+    pairs = re.findall(r"works is factor=(\d+) with groups=(\d+)", said)
+    for groups, factors in re.findall(r"with groups=(\d+) use factor=([\d, or]+)", said):
+        pairs += [(factor, groups) for factor in re.findall(r"\d+", factors)]
+    for factor, several in re.findall(r"with factor=(\d+) use groups=([\d, or]+)", said):
+        pairs += [(factor, groups) for groups in re.findall(r"\d+", several)]
+    return [(int(factor), int(groups)) for factor, groups in pairs]
+
+
+def test_what_is_defined_is_done_and_whatever_a_refusal_offers_too():
+    refusals = 0
+    for experts, per_token in product((12, 16, 30, 128), (4, 6, 8, 16)):
+        for factor, groups in product(range(1, 10), range(1, 17)):
+            said = placed(experts, per_token, factor, groups)
+            parts = groups / factor
+            defined = (
+                groups % factor == 0
+                and experts % parts == 0
+                and per_token % groups == 0
+                and per_token / groups <= experts / parts
+                and (factor < groups or groups == 1)
+            )
+            assert (said is None) == defined
+            if said is not None:
+                refusals += 1
+                assert offered(said) or "nothing works" in said
+                assert all(placed(experts, per_token, f, g) is None for f, g in offered(said))
+    assert refusals > 1000
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "said"),
+    [
+        ({}, {"router_groups": 4}, "the source has 4 router groups; only one with a single group can be expanded"),
+        ({"noise": -1.0}, {}, "noise=-1 is not supported"),
+        ({"noise": float("nan")}, {}, "noise=nan is not supported"),
+        ({"noise": 1e-12}, {}, "noise=1e-12 is not supported; use 0, or 1e-05 to below 1"),
+        ({"router_temperature": 0.0}, {}, "router_temperature=0 is not supported; use 0.001 to 1000"),
+        ({"router_temperature": 1e300}, {}, "router_temperature=1e+300 is not supported; use 0.001 to 1000"),
+        ({"router_temperature": 9e-4}, {}, "router_temperature=0.0009 is not supported"),
+        ({"router_temperature": float("nan")}, {}, "router_temperature=nan is not supported"),
+        ({"cuts": "distinct", "strategy": "spread"}, {}, "cuts=distinct needs strategy=halves or coactivation"),
+        ({"fope_gain": 0.0}, {}, "fope_gain is given, but positions=keep"),
+        ({"positions": "fope"}, {"positions": "fope"}, "the source has FoPE already; use positions=keep"),
+        ({"positions": "fope", "max_position": 6}, {}, "max_position=6 leaves FoPE no frequency"),
+        ({"positions": "fope", "max_position": -1}, {}, "max_position=-1 leaves FoPE no frequency"),
+        ({"positions": "fope", "rope_theta": 0.5}, {}, "rope_theta=0.5 is not supported"),
+        ({"positions": "fope", "fope_gain": -1.0}, {}, "fope_gain=-1 is not supported"),
+        ({"factor": 3}, {}, "factor=3 does not divide groups=8"),
+    ],
+)  # fmt: skip
+def test_what_does_not_suit_the_source_is_refused(asked, model, said):
+    source = ModelConfig(**{**SIZES, **model})
+    with pytest.raises(UpcycleError, match=re.escape(said)) as refused:
+        expanded_model(source, Expansion(**{"factor": 4, "groups": 8, **asked}), 48)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_expanded_models_sizes():
+    source = ModelConfig(**{**SIZES, "num_experts": 128, "rope_theta": 1e6, "max_position": 32768, "head_dim": 128})
+    check(source, Expansion(factor=4, groups=8))
+    same = expanded_model(source, Expansion(factor=4, groups=8), 48)
+    assert (same.num_experts, same.router_groups, same.experts_per_token) == (512, 8, 8)
+    assert (same.positions, same.rope_theta, same.max_position) == ("rope", 1e6, 32768)
+    fope = expanded_model(source, Expansion(factor=4, groups=16, experts_per_token=16, positions="fope"), 50)
+    assert (fope.experts_per_token, fope.vocab_size, fope.positions) == (16, 50, "fope")
+    assert (fope.rope_theta, fope.max_position, fope.fope_gain, fope.fope_frequencies()) == (5e6, 262144, 0.5, 45)
+
+
+def test_placing_needs_no_torch():
+    text = (
+        "import sys; from trainer.weights.upcycle.placement import *; "
+        "place(16, 8, Expansion(factor=4, groups=8), 2).facts(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", text], check=True)

@@ -1,0 +1,176 @@
+"""Another tokenizer: rows of embedding and LM head go where their token is, and what is new has a value."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
+
+from tests.trainer.weights.directories import Checkpoint
+from tests.trainer.weights.upcycle.sources import checkpoint_of, expanded, opened
+from trainer.weights.hf_read import from_huggingface
+from trainer.weights.upcycle import rows
+from trainer.weights.upcycle.errors import UpcycleError
+from trainer.weights.upcycle.placement import Expansion
+from trainer.weights.upcycle.vocabulary import tokens_of, vocabulary_of
+
+# As from Intern-S1 to Intern-S1-Pro: text tokens keep their ids, behind them special ones go elsewhere, new ones come.
+TEXT = [f"t{i}" for i in range(30)]
+OLD_SPECIAL = ["<eos>", "<img>", "</img>", "<IMG_CONTEXT>", "<gone>", "<SMILES>"]
+NEW_SPECIAL = ["<eos>", "<|ts|>", "<SMILES>", "<TS_CONTEXT>", "<img>", "</img>", "<IMG_CONTEXT>"]
+ROWS, ASKED = 40, {"factor": 2, "groups": 4}
+
+
+def slow(directory: Path, special: list[str], listed: str = "added_tokens.json") -> Path:
+    """vocab.json, and added tokens in a file of their own or in tokenizer_config.json."""
+    directory.mkdir(exist_ok=True)
+    (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(TEXT)}))
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+    added = {token: len(TEXT) + i for i, token in enumerate(special)}
+    if listed == "added_tokens.json":
+        (directory / listed).write_text(json.dumps(added))
+    else:
+        decoder = {str(i): {"content": token, "special": True} for token, i in added.items()}
+        (directory / listed).write_text(json.dumps({"added_tokens_decoder": decoder}))
+    return directory
+
+
+def fast(directory: Path, special: list[str]) -> Path:
+    """tokenizer.json, by the tokenizers library."""
+    directory.mkdir(exist_ok=True)
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(TEXT)}, []))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text("new")
+    return directory
+
+
+def source_with(directory: Path, **config: Any) -> Checkpoint:
+    made = checkpoint_of(directory, vocab_size=ROWS, num_layers=1)
+    made.config["text_config"].update(config)
+    return made
+
+
+@pytest.mark.parametrize("listed", ["added_tokens.json", "tokenizer_config.json"])
+def test_every_kind_of_tokenizer_gives_its_tokens(tmp_path, listed):
+    expected = {token: i for i, token in enumerate([*TEXT, *OLD_SPECIAL])}
+    assert tokens_of(slow(tmp_path / "slow", OLD_SPECIAL, listed)) == expected
+    assert tokens_of(fast(tmp_path / "fast", OLD_SPECIAL)) == expected
+    unigram = {"model": {"vocab": [[token, -1.0] for token in TEXT]}, "added_tokens": None}
+    (tmp_path / "fast" / "tokenizer.json").write_text(json.dumps(unigram))
+    assert tokens_of(tmp_path / "fast") == {token: i for i, token in enumerate(TEXT)}
+
+
+@pytest.mark.parametrize("block", [100, 1 << 20])
+def test_rows_move_with_their_tokens(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(rows, "BLOCK_BYTES", block)  # 100: less than a row, so one at a time
+    path = source_with(tmp_path / "source", eos_token_id=30).write()
+    slow(path, OLD_SPECIAL)
+    target = fast(tmp_path / "tokenizer", NEW_SPECIAL)
+    made, _ = expanded(path, tmp_path / "out", **ASKED, vocabulary=str(target), vocab_size=45)
+    assert made.model.vocab_size == 45
+    before, after = from_huggingface(path), from_huggingface(tmp_path / "out")
+    old = {token: i for i, token in enumerate([*TEXT, *OLD_SPECIAL])}
+    for table in ("embed", "lm_head"):
+        a, b = getattr(before, table), getattr(after, table)
+        assert b.shape == (45, 32)
+        mean, rms = a[:36].mean(0), a[:36].square().mean().sqrt()  # rows 36 to 39 have no token
+        fresh = []
+        for i, token in enumerate([*TEXT, *NEW_SPECIAL, *["(none)"] * 8]):
+            if token in old:
+                assert torch.equal(b[i], a[old[token]]), token
+            else:
+                fresh.append(b[i] - mean)
+        z = torch.stack(fresh) / (1e-2 * rms)
+        assert z.shape == (10, 32)
+        assert z.square().mean().sqrt().item() == pytest.approx(1, abs=0.2)
+        assert len(z.unique(dim=0)) == 10
+    assert made.facts["vocabulary"] == {
+        "rows": 45, "rows_new": 10, "tokens": 37, "tokens_at_their_id": 31, "tokens_moved": 4, "tokens_new": 2,
+        "tokens_left_out": 1,
+    }  # fmt: skip
+
+
+def test_without_noise_new_rows_are_the_mean(tmp_path):
+    path = source_with(tmp_path / "source").write()
+    made, _ = expanded(path, tmp_path / "out", factor=1, groups=1, noise=0.0, vocab_size=43)
+    before, after = from_huggingface(path), from_huggingface(tmp_path / "out")
+    assert torch.equal(after.embed[:ROWS], before.embed)
+    torch.testing.assert_close(after.lm_head[ROWS:], before.lm_head.mean(0).expand(3, -1))
+    assert made.facts["vocabulary"]["rows_new"] == 3
+    # The logits of the tokens that were there are what they were, those of new ones their mean.
+    ids = torch.arange(20).view(1, -1)
+    with torch.no_grad():
+        old, new = before(ids), after(ids)
+    assert torch.equal(new[..., :ROWS], old)
+    torch.testing.assert_close(new[..., ROWS:], old.mean(-1, keepdim=True).expand(-1, -1, 3))
+
+
+def test_ids_and_files_that_name_tokens_go_along(tmp_path):
+    made = source_with(tmp_path / "source", eos_token_id=[30, 34], bos_token_id=5, pad_token_id=None)
+    made.config["image_token_id"], made.config["lost_token_id"] = 33, 34
+    path = made.write()
+    slow(path, OLD_SPECIAL)
+    (path / "chat_template.jinja").write_text("old")
+    (path / "preprocessor_config.json").write_text("{}")
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [30, 34]}))
+    target = fast(tmp_path / "tokenizer", NEW_SPECIAL)
+    result, _ = expanded(path, tmp_path / "out", **ASKED, vocabulary=str(target))
+    text = result.config["text_config"]
+    assert (text["eos_token_id"], text["bos_token_id"], text["pad_token_id"]) == ([30], 5, None)
+    assert (result.config["image_token_id"], result.config["lost_token_id"]) == (36, None)
+    assert text["vocab_size"] == 37
+    assert result.facts["warnings"] == [
+        f"generation_config.json is left out: ids in it are other tokens in {target}",
+        f"config.json: lost_token_id=34 is no token of {target}; it is now null",
+    ]
+    here = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"tokenizer.json", "chat_template.jinja", "preprocessor_config.json"} < here
+    assert not here & {"vocab.json", "merges.txt", "added_tokens.json", "generation_config.json"}
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "new"
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 30, "temperature": 1.0}))
+    (path / "tokenizer_SMILES.model").write_bytes(b"")
+    again, _ = expanded(path, tmp_path / "again", **ASKED, vocabulary=str(target))
+    assert (tmp_path / "again" / "generation_config.json").is_file()
+    assert not (tmp_path / "again" / "tokenizer_SMILES.model").exists()
+    pieces, lost = again.facts["warnings"]
+    assert pieces.startswith("tokenizer_SMILES.model: no list of tokens names the ids of their pieces; 4 rows of the")
+    assert lost.startswith("config.json: lost_token_id=34")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"vocab_size": 39}, "vocab_size=39 is smaller than the source's 40; use 40 or more, or give a vocabulary"),
+        ({"vocabulary": "tokenizer", "vocab_size": 36}, "is too small for the ids in tokenizer; use 37 or more"),
+        ({"vocabulary": "nowhere"}, "nowhere: no tokenizer.json and no vocab.json; give the directory of a tokenizer"),
+        ({"vocabulary": "broken"}, "tokenizer.json: not JSON"),
+        ({"vocabulary": "odd"}, "odd: its tokenizer cannot be read (KeyError('model'))"),
+        ({"vocabulary": "none"}, "none: its tokenizer has no tokens, or ids that are no whole numbers"),
+    ],
+)
+def test_vocabularies_that_do_not_suit_are_refused_in_one_line(tmp_path, monkeypatch, asked, said):
+    path = source_with(tmp_path / "source").write()
+    slow(path, OLD_SPECIAL)
+    monkeypatch.chdir(tmp_path)
+    fast(Path("tokenizer"), NEW_SPECIAL)
+    for name, text in (("broken", "{"), ("odd", "{}"), ("none", '{"model": {"vocab": {}}}')):
+        Path(name).mkdir()
+        (Path(name) / "tokenizer.json").write_text(text)
+    with pytest.raises(UpcycleError) as refused:
+        vocabulary_of(opened(path), Expansion(**ASKED, **asked))
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_source_whose_tokenizer_has_more_ids_than_rows_is_refused(tmp_path):
+    path = checkpoint_of(tmp_path / "source", vocab_size=32, num_layers=1).write()
+    slow(path, OLD_SPECIAL)
+    asked = Expansion(**ASKED, vocabulary=str(fast(tmp_path / "tokenizer", NEW_SPECIAL)))
+    with pytest.raises(UpcycleError, match="its tokenizer has the id 35, its embedding only 32 rows"):
+        vocabulary_of(opened(path), asked)

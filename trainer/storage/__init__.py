@@ -1,0 +1,1 @@
+"""Files that survive: manifests, atomic writes, locks, workers."""

@@ -1,0 +1,157 @@
+"""A training checkpoint as a Hugging Face directory, for serving engines and for the next training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.slices import StoredState
+from trainer.checkpoint.store import CheckpointError
+from trainer.config.model import ModelConfig
+from trainer.rundir import SOURCE
+from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
+from trainer.weights.hf_config import BLOCK, huggingface_config, is_qwen3_moe
+from trainer.weights.hf_files import HuggingFaceError
+from trainer.weights.hf_survey import FP8
+from trainer.weights.hf_write import SHARD_BYTES, Group, copy_of, make_room, write_directory
+from trainer.weights.kept_source import Carried, read_carried
+from trainer.weights.map import MULTIMODAL, PLAIN, Piece, full_name
+from trainer.weights.opened import open_checkpoint
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote."""
+
+    step: int
+    nbytes: int
+    dtypes: str  # of the text model, such as "BF16, F32"
+    carried: int  # tensors of other parts
+    warnings: list[str]
+
+
+def export(
+    checkpoint: Path,
+    target: Path,
+    *,
+    dtype: DtypeName = "source",
+    text_only: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    wrote: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Write the weights of a training checkpoint, of any layout of ranks, as a Hugging Face directory.
+
+    The towers and side files that the run kept of the directory that it began with go along, byte for byte.
+
+    Args:
+        checkpoint: a run directory, of which the newest step is taken, or a step-N directory in it. target: must not
+            exist.
+        dtype: of the text model. "source": every tensor as it was in the directory that the run began with, bf16 for a
+            run that began with random weights. "bf16", "fp32". "fp8": attention's and experts' matrices as e4m3 with a
+            power of two for each 128 x 128 block, made from their bf16 values (as FP8 training makes its own), the
+            others bf16. FoPE's tables are as in the source, or fp32.
+        text_only: leave towers out, and write a Qwen3-MoE directory where the text model is one.
+        wrote: told the bytes written and those in all.
+    Raises: CheckpointError or ConfigError for what is wrong with the run, HuggingFaceError for what is wrong with the
+        target, each with one line.
+    """
+    opened = open_checkpoint(checkpoint)
+    model, state, pieces = opened.model, opened.state, opened.pieces
+    if wrong := [*(f"{name} is missing" for name in opened.missing), *opened.unfit]:
+        raise CheckpointError(
+            f"{opened.path} does not hold the model of its run: {wrong[0]} (octavo inspect tells all)"
+        )
+    carried = None
+    if opened.init_from is not None:
+        try:
+            carried = read_carried(opened.run_directory, model)
+        except HuggingFaceError as error:  # that directory is a part of the run
+            raise CheckpointError(str(error)) from error
+        if carried is None and (dtype == "source" or not text_only):
+            raise CheckpointError(
+                f"{opened.run_directory / SOURCE} is gone, which held the towers, dtypes and side files that the run "
+                f"kept of {opened.init_from}; bring it back, or write the text model alone, with --text-only and a "
+                "--dtype other than source"
+            )
+    prefix, config = _destination(model, carried, text_only)
+    choose = dtypes(dtype, carried.kinds if carried else {})
+    groups = [_text(state, piece, full_name(prefix, piece), choose(piece)) for piece in pieces]
+    towers = [] if carried is None or text_only else carried.tensors
+    groups += [copy_of(tensor) for tensor in towers]
+    outputs = [output for group in groups for output in group.outputs]
+    total, done = sum(group.nbytes for group in groups), 0
+
+    make_room(target, total)  # before hours of reading
+    opened.compare_hashes()
+    state.compare_one()
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        wrote(done, total)
+
+    write_directory(
+        target,
+        groups,
+        huggingface_config(model, config, dtype=full_dtype(outputs), unconverted=unconverted(outputs)),
+        carried.side_files if carried else (),
+        shard_bytes=shard_bytes,
+        wrote=count,
+    )
+    written = sorted({output.dtype for group in groups[: len(pieces)] for output in group.outputs})
+    return Exported(opened.step, total, ", ".join(written), len(towers), _warnings(model, written))
+
+
+def _warnings(model: ModelConfig, dtypes: Sequence[str]) -> list[str]:
+    """What another program could take otherwise than it is meant."""
+    found = []
+    if model.positions == "fope" and model.fope_pad_sin != 1:
+        found.append(
+            f"model.fope_pad_sin={model.fope_pad_sin:g} is kept in config.json, but published code pads with 1"
+        )
+    rows = {"expert_width": model.expert_width, "num_kv_heads x head_dim": model.num_kv_heads * model.head_dim}
+    found += [
+        f"model.{key}={size} is no multiple of {BLOCK[0]}: programs that join FP8 matrices (gate and up, q, k and v) "
+        "join their scales with them, and then read wrong values"
+        for key, size in rows.items()
+        if FP8 in dtypes and size % BLOCK[0]
+    ]
+    return found
+
+
+def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -> tuple[str, dict[str, Any] | None]:
+    """Prefix of the text names, and the config.json to begin with."""
+    plain = is_qwen3_moe(model)
+    if carried is None:
+        return (PLAIN if plain else MULTIMODAL), None
+    text = carried.config.get("text_config")
+    if text is None:
+        return PLAIN, carried.config
+    if not text_only:
+        return MULTIMODAL, carried.config
+    if plain:
+        return PLAIN, {"architectures": ["Qwen3MoeForCausalLM"], **text, "model_type": "qwen3_moe"}
+    towers = ("vision_config", "ts_config")
+    return MULTIMODAL, {key: value for key, value in carried.config.items() if key not in towers}
+
+
+def _text(state: StoredState, piece: Piece, name: str, dtype: str) -> Group:
+    def values() -> Tensor:
+        return state.read(f"model.{piece.parameter}", piece.box).view(piece.shape)
+
+    def make() -> Sequence[Tensor]:
+        trained = values()
+        written = stored_as(trained, dtype)
+        if dtype == "F16" and not torch.equal(written[0].isinf(), trained.isinf()):
+            raise CheckpointError(
+                f"{name}: {trained.abs().max():g} is too large for F16, which the run's source is in; "
+                "give another --dtype than source"
+            )
+        return written
+
+    return Group(outputs_of(name, dtype, piece.shape), make)

@@ -1,0 +1,317 @@
+"""A stream of tensors into a new Hugging Face directory: one group of tensors in memory at a time.
+
+Everything is known before the first byte: names, dtypes, shapes and so the size of every file. The directory is written
+beside its place, each file synced, and takes its name last: what bears it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainer.storage.hashed_file import HashedFile
+from trainer.storage.manifest import file_facts, sync_directory, write_manifest
+from trainer.storage.temporary import OWNER, remove_left_behind, temporary_beside
+from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError, StoredTensor, byte_count
+from trainer.weights.hf_read import DTYPES, bytes_of, read_box
+from trainer.weights.map import whole
+
+SHARD_BYTES = 5_000_000_000
+COPIED = 16 << 20  # bytes of a tensor that is copied that are in memory at a time
+# What else belongs to a model: tokenizer, chat template, processors, generation defaults, code.
+SIDE_FILES = (
+    "tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.jinja", "*template*.json",
+    "generation_config.json", "*processor*.json", "*.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor to be written."""
+
+    name: str
+    dtype: str  # a key of `read.DTYPES`
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return byte_count(self.dtype, self.shape)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that are made together.
+
+    `make` gives them in the order of `outputs`, each whole or in runs of its rows; what it gave last may be written
+    over by what it gives next.
+    """
+
+    outputs: tuple[Output, ...]
+    make: Callable[[], Iterable[Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(output.nbytes for output in self.outputs)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file to be written."""
+
+    name: str
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def outputs(self) -> list[Output]:
+        """As they are made."""
+        return [output for group in self.groups for output in group.outputs]
+
+    @cached_property
+    def ordered(self) -> list[Output]:
+        """As they lie in the file: as they are made, so that it is written from front to back, or wide dtypes first
+        where a number would not lie at a multiple of its size: readers view the bytes as numbers in place."""
+        end = 0
+        for output in self.outputs:
+            if end % DTYPES[output.dtype].itemsize:
+                return sorted(self.outputs, key=lambda output: -DTYPES[output.dtype].itemsize)
+            end += output.nbytes
+        return self.outputs
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors."""
+        return sum(group.nbytes for group in self.groups)
+
+    @property
+    def size(self) -> int:
+        """Of the file."""
+        return len(self.head()) + self.nbytes
+
+    def head(self) -> bytes:
+        """What stands before the tensors' bytes."""
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for output in self.ordered:
+            header[output.name] = {
+                "dtype": output.dtype, "shape": list(output.shape), "data_offsets": [end, end + output.nbytes],
+            }  # fmt: skip
+            end += output.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+
+def copy_of(tensor: StoredTensor) -> Group:
+    """A tensor of another directory, byte for byte, a block of its rows in memory at a time."""
+
+    def blocks() -> Iterator[Tensor]:
+        box = whole(tensor.shape)
+        rows = max(1, COPIED * box[0].stop // max(1, tensor.nbytes)) if box else 0
+        if not box or rows >= box[0].stop:
+            yield read_box(tensor, box)
+            return
+        for first in range(0, box[0].stop, rows):
+            yield read_box(tensor, (slice(first, min(first + rows, box[0].stop)), *box[1:]))
+
+    return Group((Output(tensor.name, tensor.dtype, tensor.shape),), blocks)
+
+
+def side_files(directory: Path) -> list[Path]:
+    """The files of a model directory that go with it and hold no tensors."""
+    found = {file for pattern in SIDE_FILES for file in directory.glob(pattern) if file.is_file()}
+    return sorted(found)
+
+
+def write_directory(
+    target: Path,
+    groups: Sequence[Group],
+    config: Mapping[str, Any],
+    beside: Iterable[Path] = (),
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    manifest: Mapping[str, Any] | None = None,
+    wrote: Callable[[int], None] = lambda nbytes: None,
+) -> int:
+    """Make `target` with the tensors of `groups`, an index of them, config.json and copies of the files `beside`.
+
+    Args:
+        shard_bytes: no file is larger, unless a single group is.
+        manifest: facts of a manifest.json with size and SHA-256 of every file; None: no manifest.
+        wrote: told the bytes of each group once they are written.
+    Returns: the bytes of all tensors.
+    Raises: HuggingFaceError where `target` exists, the disk is too small (before the first byte is written) or cannot
+        be written; nothing is left behind.
+    """
+    beside = list(beside)
+    total = sum(group.nbytes for group in groups)
+    try:
+        make_room(target, total + sum(file.stat().st_size for file in beside))
+        with temporary_beside(target) as temporary:
+            shards = cut(groups, shard_bytes)
+            written = {shard.name: write_shard(temporary / shard.name, shard, wrote) for shard in shards}
+            complete(temporary, shards, written, config, beside, manifest)
+            (temporary / OWNER).unlink()
+            give_name(temporary, target)
+    except OSError as error:
+        raise HuggingFaceError(f"{target} cannot be written: {error.strerror or error}") from error
+    return total
+
+
+def complete(
+    directory: Path,
+    shards: Sequence[Shard],
+    written: Mapping[str, dict[str, Any]],
+    config: Mapping[str, Any],
+    beside: Iterable[Path],
+    manifest: Mapping[str, Any] | None,
+) -> None:
+    """Put what goes with the shards beside them. `written`: file name -> `manifest.file_facts`. Raises OSError."""
+    index = {output.name: shard.name for shard in shards for output in shard.outputs}
+    total = sum(shard.nbytes for shard in shards)
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+    write_json(directory / CONFIG, config)
+    names = [INDEX, CONFIG]
+    for file in beside:
+        shutil.copyfile(file, directory / file.name)
+        _sync(directory / file.name)
+        names.append(file.name)
+    if manifest is not None:
+        write_manifest(directory, {**written, **{n: file_facts(directory / n) for n in names}}, dict(manifest))
+
+
+def make_room(target: Path, need: int) -> None:
+    """Raises HuggingFaceError where `target` exists, is being written, or its disk has not `need` bytes free, less what
+    killed processes left beside it, which is removed."""
+    must_not_exist(target)
+    if (living := remove_left_behind(target)) is not None:
+        raise HuggingFaceError(
+            f"{target} is being written by another process, in {living}; wait for it, or give another directory"
+        )
+    require_space(target, need)
+
+
+def require_space(target: Path, need: int) -> None:
+    """Raises HuggingFaceError where the disk that `target` is to be on has not `need` bytes free."""
+    place, free = free_beside(target)
+    if free < need:
+        raise HuggingFaceError(
+            f"{target}: the disk is too small: {need / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}"
+        )
+
+
+def free_beside(target: Path) -> tuple[Path, int]:
+    """The nearest directory above `target` that exists, and the free bytes of its disk."""
+    parents = target.parent.absolute(), *target.parent.absolute().parents
+    place = next(place for place in parents if place.exists())
+    return place, shutil.disk_usage(place).free
+
+
+def must_not_exist(target: Path) -> None:
+    """Raises HuggingFaceError where `target` exists, be it as a link to nowhere."""
+    if os.path.lexists(target):
+        raise HuggingFaceError(f"{target} exists; give a directory that does not, or remove it")
+
+
+def give_name(directory: Path, target: Path) -> None:
+    """Call a whole directory `target`, on disk too. Raises OSError, HuggingFaceError where `target` exists."""
+    sync_directory(directory)
+    must_not_exist(target)  # a rename would take the place of an empty directory
+    try:
+        directory.rename(target)
+    except OSError:
+        must_not_exist(target)  # another process was faster
+        raise
+    sync_directory(target.parent)
+
+
+def cut(groups: Sequence[Group], most: int) -> list[Shard]:
+    """Files of runs of groups, with tensors of at most `most` bytes, but for a group that has more by itself."""
+    runs: list[list[Group]] = []
+    size = 0
+    for group in groups:
+        if not runs or size + group.nbytes > most:
+            runs.append([])
+            size = 0
+        runs[-1].append(group)
+        size += group.nbytes
+    return [
+        Shard(f"model-{number:05}-of-{len(runs):05}.safetensors", tuple(run)) for number, run in enumerate(runs, 1)
+    ]
+
+
+def write_shard(path: Path, shard: Shard, wrote: Callable[[int], None]) -> dict[str, Any]:
+    """Make a file's tensors and write them, synced. `wrote` as of `write_directory`.
+
+    Returns what `manifest.file_facts` would. Raises OSError, and what the groups raise.
+    """
+    if shard.ordered is not shard.outputs:
+        return _write_here_and_there(path, shard, wrote)
+    with HashedFile(path) as file:
+        file.write(shard.head())
+        for group in shard.groups:
+            for _, tensor in _made(group):
+                file.write(bytes_of(tensor))
+            wrote(group.nbytes)
+        return file.finish()
+
+
+def _write_here_and_there(path: Path, shard: Shard, wrote: Callable[[int], None]) -> dict[str, Any]:
+    head = shard.head()
+    starts, end = {}, len(head)
+    for output in shard.ordered:
+        starts[output.name] = end
+        end += output.nbytes
+    with open(path, "wb", buffering=0) as file:
+        _write_all(file.fileno(), head, 0)
+        for group in shard.groups:
+            for output, tensor in _made(group):
+                _write_all(file.fileno(), bytes_of(tensor), starts[output.name])
+                starts[output.name] += tensor.nbytes
+            wrote(group.nbytes)
+        os.fsync(file.fileno())
+    return file_facts(path)
+
+
+def _made(group: Group) -> Iterator[tuple[Output, Tensor]]:
+    """The tensors of a group, or runs of their rows, each with the output that it is (of)."""
+    made = iter(group.make())
+    for output in group.outputs:
+        rows = 0
+        while True:
+            tensor = next(made)
+            assert tensor.dtype == DTYPES[output.dtype], output.name
+            assert tensor.shape[1:] == output.shape[1:], output.name
+            yield output, tensor.contiguous()
+            if not output.shape:
+                break
+            rows += tensor.shape[0]
+            if rows >= output.shape[0]:
+                assert rows == output.shape[0], output.name
+                break
+    assert next(made, None) is None, group.outputs[-1].name
+
+
+def _write_all(file: int, data: bytes | memoryview, start: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(file, data[done:], start + done)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A synced file."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

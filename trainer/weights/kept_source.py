@@ -1,0 +1,165 @@
+"""What a run keeps of the Hugging Face directory that it began with, so that an export needs the run's directory alone.
+
+RUN_DIR/source/   config.json, tokenizer and other side files, the tensors of parts that are not trained (towers),
+                  and manifest.json: hashes of all these, and the dtypes that the text model was stored in
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallel.world import World
+from trainer.config.keys import Config, ConfigError
+from trainer.config.model import ModelConfig
+from trainer.model.decoder import Decoder
+from trainer.rundir import SOURCE, SOURCE_FACT, RunDir
+from trainer.storage.manifest import (
+    EXPANSION_FACT,
+    MANIFEST,
+    OWN_HASH,
+    Damaged,
+    read_manifest,
+    remove_as_written,
+    verify_file,
+)
+from trainer.weights.hf_config import model_config_from_huggingface, other_function
+from trainer.weights.hf_files import (
+    CONFIG,
+    HuggingFaceError,
+    StoredTensor,
+    open_directory,
+    read_json,
+    stored_tensors,
+)
+from trainer.weights.hf_read import fill
+from trainer.weights.hf_survey import Source, look_at
+from trainer.weights.hf_write import copy_of, side_files, write_directory
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The contents of RUN_DIR/source."""
+
+    path: Path
+    config: dict[str, Any]
+    kinds: dict[str, str]  # as `Source.kinds`
+    tensors: list[StoredTensor]
+    side_files: list[Path]
+
+
+def published_weights(cfg: Config, run: RunDir, world: World) -> Callable[[Decoder], None] | None:
+    """What gives a new run's model the weights in `checkpoint.init_from`, each rank reading its own part of them, and
+    keeps in the run's directory what an export will need; None where that key is not set, or where the run has a
+    checkpoint of its own. This call and what it returns are collective.
+
+    Raises ConfigError where `cfg` has another model than the directory, and HuggingFaceError where that is not whole.
+    """
+    if cfg.checkpoint.init_from is None or run.step > 0:
+        return None
+    path = Path(cfg.checkpoint.init_from)
+    _on_the_first(world, lambda: _suitable(path, cfg))
+
+    def fill_and_keep(model: Decoder) -> None:
+        world.watch.at(f"start: reading {path}")
+        source = look_at(open_directory(path))
+        _on_the_first(world, lambda: _keep(source, run.path / SOURCE, world.watch.tick))
+        fill(model, source, world.watch.tick)
+
+    return fill_and_keep
+
+
+def _on_the_first(world: World, act: Callable[[], object]) -> None:
+    """`act` on rank 0; raises on every rank what it raises."""
+    kind: type[Exception] | None = None
+    said: object = None
+    if world.rank == 0:
+        try:
+            act()
+        except ConfigError as error:
+            kind, said = ConfigError, error.errors
+        except (HuggingFaceError, OSError) as error:
+            kind, said = HuggingFaceError, str(error)
+    kind, said = world.broadcast((kind, said))
+    if kind is not None:
+        raise kind(said)
+
+
+def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
+    """What a run of `model` that began with published weights keeps of them, once every byte is as written; None where
+    it is gone. Raises HuggingFaceError.
+    """
+    path = run_directory / SOURCE
+    if not os.path.lexists(path):
+        return None
+    try:
+        manifest = read_manifest(path)
+        fault = next(
+            (found for name, facts in manifest["files"].items() if (found := verify_file(path, name, facts))), None
+        )
+    except Damaged as damage:
+        fault = str(damage)
+    if fault is not None:
+        raise HuggingFaceError(f"what the run kept of its source is damaged: {fault}")
+    config = read_json(path / CONFIG)
+    try:
+        kept = model_config_from_huggingface(config)
+    except HuggingFaceError as error:
+        raise HuggingFaceError(f"{path}/{error}") from error
+    if differing := other_function(model, kept):
+        raise HuggingFaceError(f"{path} is of another model than its run: {'; '.join(differing)}")
+    return Carried(path, config, manifest[SOURCE_FACT], list(stored_tensors(path).values()), side_files(path))
+
+
+def _suitable(path: Path, cfg: Config) -> None:
+    source = look_at(open_directory(path))
+    differing = other_function(cfg.model, source.model)
+    if differing:
+        raise ConfigError(
+            [f"checkpoint.init_from={path} holds another model: {'; '.join(differing)}. Use the values there"]
+        )
+    source.require(towers=True)
+    if not cfg.checkpoint.allow_identical_copies and has_identical_copies(path):
+        raise ConfigError(
+            [
+                f"checkpoint.init_from={path} holds exact copies of experts, which get the same gradients for ever. "
+                "Expand with noise or with cuts=distinct, or set checkpoint.allow_identical_copies=true"
+            ]
+        )
+
+
+def has_identical_copies(path: Path) -> bool:
+    """Whether a directory's manifest says that it is an expansion with copies that training never tells apart.
+
+    Raises HuggingFaceError where it is not as it was written. One without a hash of itself that speaks of no expansion
+    is another program's, and says nothing.
+    """
+    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+    if OWN_HASH in manifest or isinstance(manifest.get(EXPANSION_FACT), dict):
+        try:
+            manifest = read_manifest(path)
+        except Damaged as damage:
+            raise HuggingFaceError(
+                f"{damage}, so whether experts are exact copies is not known; put back the manifest that `octavo "
+                "upcycle` wrote, or set checkpoint.allow_identical_copies=true"
+            ) from damage
+    facts = manifest.get(EXPANSION_FACT)
+    return isinstance(facts, dict) and facts.get("identical_copies") is True
+
+
+def _keep(source: Source, target: Path, tick: Callable[[], None]) -> None:
+    try:
+        remove_as_written(target, SOURCE_FACT)  # of a start that came to no step
+    except OSError as error:
+        raise HuggingFaceError(f"{target} cannot be removed: {error.strerror or error}") from error
+    write_directory(
+        target,
+        [copy_of(tensor) for tensor in source.carried],
+        source.directory.config,
+        side_files(source.directory.path),
+        manifest={"from": str(source.directory.path.absolute()), SOURCE_FACT: source.kinds},
+        wrote=lambda nbytes: tick(),
+    )

@@ -1,0 +1,109 @@
+"""A training checkpoint opened to be looked at or exported: where it is, what model it holds, whether it is whole."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.slices import StoredState
+from trainer.checkpoint.store import CheckpointError
+from trainer.config.model import ModelConfig
+from trainer.rundir import CHECKPOINTS, CONFIG_FILE, beginning_of
+from trainer.storage.manifest import Damaged, read_manifest, size_fault, verify_file
+from trainer.weights.map import Box, Piece, text_pieces
+
+METADATA = ".metadata"  # torch.distributed.checkpoint's index
+HASHERS = 4  # files that are read at one time
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    path: Path
+    run_directory: Path
+    step: int
+    ranks: int  # that wrote it
+    model: ModelConfig
+    init_from: str | None  # what the run's weights were read from
+    state: StoredState
+    files: dict[str, dict[str, Any]]  # as the manifest lists them
+
+    def compare_hashes(self) -> None:
+        """Raises CheckpointError unless every byte is as it was written."""
+        with ThreadPoolExecutor(HASHERS) as pool:
+            for fault in pool.map(lambda name: verify_file(self.path, name, self.files[name]), self.files):
+                if fault is not None:
+                    raise CheckpointError(f"{self.path} is damaged: {fault}")
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        return tuple(text_pieces(self.model))
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What the weights are by the run's configuration: parameter (or table) -> shape."""
+        boxes: dict[str, list[Box]] = {}
+        for piece in self.pieces:
+            boxes.setdefault(piece.parameter, []).append(piece.box)
+        return {
+            name: tuple(max(part.stop for part in parts) for parts in zip(*b, strict=True)) for name, b in boxes.items()
+        }
+
+    @property
+    def missing(self) -> list[str]:
+        return [f"model.{name}" for name in self.shapes if self.state.shape(f"model.{name}") is None]
+
+    @property
+    def unfit(self) -> list[str]:
+        """A line for each weight of another shape than the configuration makes it."""
+        found = {name: self.state.shape(f"model.{name}") for name in self.shapes}
+        return [
+            f"model.{name} is {list(shape)}; by {CONFIG_FILE} it is {list(self.shapes[name])}"
+            for name, shape in found.items()
+            if shape is not None and shape != self.shapes[name]
+        ]
+
+
+def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
+    """Open the step that `locate` finds, once every file is there and has its size, and those that are looked into are
+    as they were written. Raises CheckpointError, or ConfigError for a configuration that cannot be read."""
+    path = locate(checkpoint)
+    run_directory = path.absolute().parent.parent
+    if not (run_directory / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{path}: the {CONFIG_FILE} of its run, which describes the model, is not in {run_directory}; give a "
+            "checkpoint in its run directory"
+        )
+    model, init_from = beginning_of(run_directory)
+    try:
+        manifest = read_manifest(path)
+    except Damaged as damage:
+        raise CheckpointError(f"{path} is damaged: {damage}") from None
+    files = manifest["files"]
+    for name, facts in files.items():
+        fault = size_fault(path, name, facts) if name != METADATA else verify_file(path, name, facts)
+        if fault is not None:
+            raise CheckpointError(f"{path} is damaged: {fault}")
+    return OpenedCheckpoint(
+        path, run_directory, manifest["step"], manifest["world_size"], model, init_from, StoredState(path), files
+    )
+
+
+def locate(checkpoint: Path) -> Path:
+    """The step's directory that a run directory, its `checkpoints`, or such a directory itself stands for: the newest.
+
+    Raises CheckpointError.
+    """
+    if _STEP.fullmatch(checkpoint.absolute().name) and checkpoint.is_dir():
+        return checkpoint
+    inside = checkpoint / CHECKPOINTS if (checkpoint / CHECKPOINTS).is_dir() else checkpoint
+    steps = {int(match[1]): path for path in inside.glob("step-*") if (match := _STEP.fullmatch(path.name))}
+    if not steps:
+        raise CheckpointError(
+            f"{checkpoint} is no training checkpoint; give a run directory with one, or a step-N directory in it"
+        )
+    return steps[max(steps)]

@@ -1,0 +1,207 @@
+"""Which experts a model uses together, and cuts of its experts into parts that keep a token's two best ones apart.
+
+In a grouped router with one pick a group, an expanded model uses both of a token's best experts where they are in
+different parts. Counting a token's two best experts as an edge between them, a good cut is a maximum cut of that graph
+into parts of one size. No torch here.
+
+Legend: E experts · P parts of E/P experts · L layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.weights.hf_config import FUNCTION
+from trainer.weights.hf_files import HuggingFaceError
+from trainer.weights.hf_survey import Source
+from trainer.weights.upcycle.errors import UpcycleError
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Cut = list[list[int]]  # P sorted lists of experts, in the order of their first ones
+
+STARTS = 16  # random cuts that the search sets out from
+# Weight, in a further cut, of pairs that earlier ones separate: the expanded model's output is the sum over all groups,
+# so a token's second expert is in it wherever one cut separates the two.
+AGAIN = 0.25
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often experts are a token's best, and how often two are its best two, on calibration text."""
+
+    top1: Ints  # [L, E] tokens whose best expert it is
+    pairs: Ints  # [L, E, E] tokens whose two best experts these are, in either order; the lower index first
+    tokens: int
+    model: str  # `identity` of the model that was counted
+
+    def save(self, path: Path) -> None:
+        """Write to one file, whole or not at all. Raises UpcycleError where it cannot be written."""
+        facts = json.dumps({"tokens": self.tokens, "model": self.model})
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez_compressed(file, top1=self.top1, pairs=self.pairs, facts=np.array(facts))
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UpcycleError(f"{path} cannot be written: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: Path, source: Source) -> Counts:
+        """Counts of `source`. Raises UpcycleError where the file cannot be read, or counts another model."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                top1, pairs = stored["top1"], stored["pairs"]
+                facts = json.loads(str(stored["facts"]))
+            counts = cls(top1, pairs, int(facts["tokens"]), str(facts["model"]))
+        except OSError as error:
+            raise UpcycleError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            raise UpcycleError(f"{path} holds no counts of experts made by octavo upcycle --calibrate") from error
+        layers, experts = source.model.num_layers, source.model.num_experts
+        if counts.model != identity(source) or counts.pairs.shape != (layers, experts, experts):
+            raise UpcycleError(
+                f"{path} counts the experts of another model than {source.directory.path}; gather them anew with "
+                "octavo upcycle --calibrate"
+            )
+        return counts
+
+
+def identity(source: Source) -> str:
+    """SHA-256 of what defines the model's function in its configuration, and of all routers as they are stored.
+
+    Raises HuggingFaceError where a router cannot be read.
+    """
+    digest = hashlib.sha256(repr([(key, getattr(source.model, key)) for key in FUNCTION]).encode())
+    for piece in source.pieces:
+        if piece.parameter.endswith("moe.router.weight"):
+            stored = source.stored(piece)
+            try:
+                with open(stored.file, "rb") as file:
+                    file.seek(stored.start)
+                    digest.update(file.read(stored.nbytes))
+            except OSError as error:
+                raise HuggingFaceError(f"{stored.file}: {stored.name} cannot be read: {error}") from error
+    return digest.hexdigest()
+
+
+def survival(pairs_EE: Ints, *cuts: Cut) -> float:
+    """Share of the tokens whose two best experts are in different parts of at least one of `cuts`; 1 without tokens."""
+    kept = np.zeros(pairs_EE.shape, bool)
+    for cut in cuts:
+        kept |= _apart(_part_of(cut))
+    total = int(pairs_EE.sum())
+    return float(pairs_EE[kept].sum() / total) if total else 1.0
+
+
+def expected_survival(experts: int, parts: int, cuts: int = 1) -> float:
+    """`survival` of random cuts, in expectation: E/P - 1 of the E - 1 other experts are in the part of the best one."""
+    return 1.0 - float((experts / parts - 1) / (experts - 1)) ** cuts
+
+
+def best_cut(pairs_EE: npt.NDArray[np.number], parts: int, seed: int) -> Cut:
+    """Experts in `parts` parts of one size, so that as many tokens as can be found have their two best experts apart.
+
+    From each of STARTS random cuts, pairs of experts change places as long as that helps (passes of Kernighan and Lin
+    1970, which also go through worse cuts); the best end is taken. The same arguments give the same cut.
+
+    Raises: ValueError where `parts` does not divide the number of experts.
+    """
+    experts = len(pairs_EE)
+    if experts % parts:
+        raise ValueError(f"{experts} experts do not fall into {parts} parts of one size")
+    weights = pairs_EE.astype(np.float64)
+    weights = weights + weights.T
+    np.fill_diagonal(weights, 0.0)
+    generator = np.random.default_rng(seed)
+    best, least = np.empty(0, np.int64), np.inf
+    for _ in range(STARTS):
+        part_of = generator.permutation(np.repeat(np.arange(parts), experts // parts))
+        while _improve(weights, part_of):
+            pass
+        inside = float(weights[~_apart(part_of)].sum())
+        if inside < least:
+            best, least = part_of, inside
+    return _as_cut(best, parts)
+
+
+def best_cuts(pairs_EE: Ints, parts: int, count: int, seed: int) -> list[Cut]:
+    """`count` different cuts, each a good one, and such that most tokens' two best experts are apart in one of them.
+
+    Raises: ValueError as `best_cut`, or where there are not that many different cuts.
+    """
+    cuts: list[Cut] = []
+    together = np.ones(pairs_EE.shape, bool)
+    for number in range(count):
+        # Pairs that were never seen count a little: they decide between cuts that are alike on the text.
+        fresh = np.where(together, pairs_EE + 1e-3, 0.0)
+        again = np.where(together, 0.0, pairs_EE)
+        start = seed + 1000 * number
+        tries = chain(
+            (best_cut(fresh + weight * again, parts, start) for weight in (AGAIN, 0.0)),
+            (_random_cut(len(pairs_EE), parts, start + n) for n in range(100)),
+        )
+        found = next((cut for cut in tries if cut not in cuts), None)
+        if found is None:
+            raise ValueError(f"{len(pairs_EE)} experts have fewer than {count} different cuts into {parts} parts")
+        cuts.append(found)
+        together &= ~_apart(_part_of(found))
+    return cuts
+
+
+def _random_cut(experts: int, parts: int, seed: int) -> Cut:
+    return _as_cut(np.random.default_rng(seed).permutation(np.repeat(np.arange(parts), experts // parts)), parts)
+
+
+def _as_cut(part_of: Ints, parts: int) -> Cut:
+    return sorted(np.flatnonzero(part_of == part).tolist() for part in range(parts))
+
+
+def _part_of(cut: Sequence[Sequence[int]]) -> Ints:
+    parts = np.empty(sum(len(part) for part in cut), np.int64)
+    for number, part in enumerate(cut):
+        parts[list(part)] = number
+    return parts
+
+
+def _apart(part_of: Ints) -> npt.NDArray[np.bool_]:
+    return part_of[:, None] != part_of[None, :]
+
+
+def _improve(weights_EE: Floats, part_of: Ints) -> bool:
+    """One pass: exchange the pair of experts that gains most (or loses least), again and again, each expert once; keep
+    the exchanges up to the best cut on the way. Changes `part_of`; False where no cut on the way was better."""
+    experts = np.arange(len(part_of))
+    trial, free = part_of.copy(), np.ones(len(part_of), bool)
+    to_part = np.stack([weights_EE[:, trial == part].sum(1) for part in range(int(trial.max()) + 1)], 1)  # [E, P]
+    gained, best, kept = 0.0, 0.0, None
+    for _ in range(len(part_of) // 2):
+        moves = to_part[experts, trial][:, None] - to_part[:, trial]  # [u, v]: what u gains by going to v's part
+        gains = moves + moves.T + 2 * weights_EE
+        gains[~(free[:, None] & free[None, :] & _apart(trial))] = -np.inf
+        u, v = np.unravel_index(int(gains.argmax()), gains.shape)
+        if gains[u, v] == -np.inf:
+            break
+        gained += float(gains[u, v])
+        p, q = trial[u], trial[v]
+        to_part[:, p] += weights_EE[:, v] - weights_EE[:, u]
+        to_part[:, q] += weights_EE[:, u] - weights_EE[:, v]
+        trial[u], trial[v] = q, p
+        free[[u, v]] = False
+        if gained > best + 1e-9 * max(1.0, best):
+            best, kept = gained, trial.copy()
+    if kept is None:
+        return False
+    part_of[:] = kept
+    return True

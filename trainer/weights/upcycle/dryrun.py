@@ -1,0 +1,98 @@
+"""What an upcycle would make, from config.json and the index where there is one: no weights needed. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.weights.hf_config import model_config_from_huggingface, text_section
+from trainer.weights.hf_files import (
+    CONFIG,
+    INDEX,
+    Directory,
+    HuggingFaceError,
+    StoredTensor,
+    byte_count,
+    open_directory,
+    read_json,
+)
+from trainer.weights.hf_survey import FP8, piece_scales, scale_shape
+from trainer.weights.map import (
+    HEAD,
+    HEAD_NAMES,
+    MULTIMODAL,
+    PLAIN,
+    fused_layers,
+    text_pieces,
+    text_prefix,
+)
+from trainer.weights.section import object_under
+from trainer.weights.towers import tower_of, tower_shapes
+
+SPELLED = {"bfloat16": "BF16", "float32": "F32", "float16": "F16", "float64": "F64"}  # dtypes in config.json
+ABSENT = "absent.safetensors"
+
+
+def directory_or_description(path: Path) -> tuple[Directory, list[str]]:
+    """A directory as it is, or, where it has none of its files with weights, as config.json says that it would be.
+
+    Returns: the directory, its tensors perhaps in files that are not there; and remarks, a line each.
+    Raises: HuggingFaceError.
+    """
+    index = path / INDEX
+    listed: dict[str, Any] = {}
+    if index.is_file():
+        listed = read_json(index).get("weight_map") or {}
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise HuggingFaceError(f"{index}: its weight_map does not map tensors to files")
+    files = set(listed.values())
+    if any((path / file).exists() for file in files) or (not listed and any(path.glob("model*.safetensors"))):
+        return open_directory(path), []
+    if not (path / CONFIG).is_file():
+        raise HuggingFaceError(f"{path}: no {CONFIG}; give a Hugging Face model directory, of config.json at least")
+    config = read_json(path / CONFIG)
+    try:
+        described = {tensor.name: tensor for tensor in _described(path, config, set(listed))}
+    except HuggingFaceError as error:
+        raise HuggingFaceError(f"{path}/{error}") from error
+    if not listed:
+        return Directory(path, config, described), [f"no weights and no {INDEX}: sizes by {CONFIG} alone"]
+    remarks = [f"no weights: names by {INDEX}, sizes by {CONFIG}"]
+    unsized = [name for name in listed if name not in described]
+    left_out = {name for name in unsized if tower_of(name)}
+    if left_out:
+        remarks.append(f"{len(left_out)} tensors of towers, such as {min(left_out)}, left out: of unknown size")
+    tensors = {name: described.get(name, StoredTensor(name, "BF16", (), path / ABSENT, 0, 2)) for name in listed}
+    return Directory(path, config, {name: t for name, t in tensors.items() if name not in left_out}), remarks
+
+
+def _described(path: Path, config: dict[str, Any], names: set[str]) -> Iterator[StoredTensor]:
+    """The tensors that a config.json calls for, laid out as `names` are where there are any."""
+    model, text = model_config_from_huggingface(config), text_section(config)
+    dtype = next((v for s in (config, text) for k in ("dtype", "torch_dtype") if (v := s.get(k))), "bfloat16")
+    if dtype not in SPELLED:
+        raise HuggingFaceError(f"{CONFIG}: dtype={dtype} is not known here; only {', '.join(SPELLED)} are")
+    usual = SPELLED[dtype]
+    key = "quantization_config"
+    quantised = object_under(config, key) or object_under(text, key)
+    none = MULTIMODAL if object_under(config, "text_config") else PLAIN
+    prefix = text_prefix(names) if names else none
+    head = next((name for name in HEAD_NAMES if name in names), HEAD)
+    seen: set[str] = set()
+    for piece in text_pieces(model, fused_layers(names, prefix)):
+        name = head if piece.name == HEAD else prefix + piece.name
+        if name in seen:  # two halves of one stack
+            continue
+        seen.add(name)
+        if not (quantised and piece.matrix):
+            yield _tensor(path, name, usual, piece.shape)
+            continue
+        yield _tensor(path, name, FP8, piece.shape)
+        yield _tensor(path, piece_scales(name), "F32", scale_shape(piece.shape))
+    for name, shape in tower_shapes(config).items():
+        yield _tensor(path, name, usual, shape)
+
+
+def _tensor(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
+    return StoredTensor(name, dtype, shape, path / ABSENT, 0, byte_count(dtype, shape))

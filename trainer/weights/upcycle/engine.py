@@ -1,0 +1,159 @@
+"""From the tensors of an upcycled model, as they are made, to its directory: resumable, verified, in several processes.
+
+Files are finished in any order and told to the journal; one that was finished before a kill is verified against its
+hash and kept. Every file's bytes follow from the plan alone, so the result of any number of starts is that of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainer.storage.manifest import MANIFEST
+from trainer.storage.workers import Finished, Task, perform
+from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError
+from trainer.weights.hf_write import (
+    SHARD_BYTES,
+    Shard,
+    complete,
+    cut,
+    give_name,
+    must_not_exist,
+    require_space,
+)
+from trainer.weights.upcycle.journal import MODEL, Work, digest, open_work, remove, tidy, work_path
+
+if TYPE_CHECKING:
+    from trainer.weights.upcycle.stream import Upcycled
+
+FORMAT = 1  # of the bytes: raised when the same request makes others
+FACT = "upcycle"  # its key in manifest.json
+Progress = Callable[[int, int, int], None]  # bytes made by this start, bytes kept of earlier ones, bytes in all
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C; the message says what is kept."""
+
+
+@dataclass(frozen=True)
+class Done:
+    nbytes: int  # of all tensors
+    shards: int
+    kept: int  # of them, from an earlier start
+    faults: tuple[str, ...]  # what was wrong with finished files of an earlier start, which were made again
+
+
+def run(
+    target: Path,
+    upcycled: Upcycled,
+    source: Callable[[], Mapping[str, str]],
+    *,
+    workers: int = 1,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = lambda made, kept, total: None,
+) -> Done:
+    """Write the model to `target`, going on with what an earlier start of the same plan left beside it.
+
+    Args:
+        source: says what the source is now (`journal.identity`): part of the plan, and asked again at the end.
+        workers: processes; each holds a few tensors.
+        shard_bytes: no file is larger, unless a single group of tensors is.
+    Raises: HuggingFaceError with one line where `target` exists, the disk is too small (before the first byte), another
+        process is at it, the work of another plan is in the way, a tensor cannot be read or a file not written;
+        Interrupted. What is finished stays.
+    """
+    if target.exists():
+        tidy(target)
+    must_not_exist(target)
+    shards = cut(upcycled.groups, shard_bytes)
+    before = source()
+    plan = plan_of(upcycled, shards, before)
+    beside = sum(file.stat().st_size for file in upcycled.side_files)
+    require_space(target, disk_needed(shards) + beside - _present(work_path(target) / MODEL))
+    try:
+        with open_work(target, plan) as work:
+            try:
+                done = _make(work, shards, workers, progress)
+                if (now := source()) != before:
+                    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+                    raise HuggingFaceError(f"the source changed meanwhile: {', '.join(changed)}; remove {work.path}")
+                _no_strangers(work, {*(s.name for s in shards), *(f.name for f in upcycled.side_files)})
+                manifest = {FACT: upcycled.facts}
+                complete(work.model, shards, work.finished, upcycled.config, upcycled.side_files, manifest)
+            except KeyboardInterrupt:
+                raise Interrupted(f"interrupted; {_kept(work, shards)}") from None
+            give_name(work.model, target)
+            remove(work.path)
+    except OSError as error:
+        raise HuggingFaceError(f"{error.filename or target} cannot be written: {error.strerror or error}") from error
+    return done
+
+
+def disk_needed(shards: Sequence[Shard]) -> int:
+    """Bytes of the files with tensors."""
+    return sum(shard.size for shard in shards)
+
+
+def plan_of(upcycled: Upcycled, shards: Sequence[Shard], source: Mapping[str, str]) -> dict[str, Any]:
+    """All that the bytes follow from, in a few bytes each."""
+    return {
+        "format": FORMAT,
+        "torch": torch.__version__,  # whose arithmetic it is
+        "source": digest(source),
+        "options": digest(upcycled.facts),
+        "config.json": digest(upcycled.config),
+        "files": digest([(s.name, [(o.name, o.dtype, o.shape) for o in s.ordered]) for s in shards]),
+        "side files": digest([str(file.absolute()) for file in upcycled.side_files]),
+    }
+
+
+def _make(work: Work, shards: Sequence[Shard], workers: int, progress: Progress) -> Done:
+    total, made, kept, kept_shards = sum(shard.nbytes for shard in shards), 0, 0, 0
+    faults: list[str] = []
+    tasks = [Task(shard, work.finished.get(shard.name)) for shard in shards]
+    tasks.sort(key=lambda task: task.facts is None)  # what is there first: it is quick, and the bar starts there
+    try:
+        with closing(perform(tasks, work.model, workers)) as reports:
+            for report in reports:
+                if isinstance(report, Finished):
+                    if report.kept:
+                        kept_shards += 1
+                    else:
+                        work.record(report.shard.name, report.facts)
+                    faults += [report.fault] if report.fault else []
+                    continue
+                if report.kept:
+                    kept += report.nbytes
+                else:
+                    made += report.nbytes
+                progress(made, kept, total)
+    except HuggingFaceError as error:
+        raise HuggingFaceError(f"{error}; {_kept(work, shards)}") from error
+    return Done(total, len(shards), kept_shards, tuple(faults))
+
+
+def _no_strangers(work: Work, own: Set[str]) -> None:
+    """Raises HuggingFaceError for what somebody else put among the files: it would become part of the model, and stand
+    in no manifest. What a killed start put beside the tensors is written over."""
+    found = {entry.name for entry in work.model.iterdir()} - own - {INDEX, CONFIG, MANIFEST}
+    if found:
+        raise HuggingFaceError(
+            f"{work.model / min(found)} is no file of this model ({len(found)} such); move it away: the same command "
+            "then goes on from there"
+        )
+
+
+def _kept(work: Work, shards: Sequence[Shard]) -> str:
+    finished = f"{len(work.finished)} of {len(shards)} files are finished and kept in {work.path}"
+    return f"{finished}: the same command goes on from there"
+
+
+def _present(directory: Path) -> int:
+    """Bytes on disk of what an earlier start left: finished files stay, others make room for themselves."""
+    found = directory.glob("*") if directory.is_dir() else ()
+    return sum(file.stat().st_blocks * 512 for file in found)

@@ -1,0 +1,299 @@
+"""Which expert of an expanded model is a copy of which expert of its source, and what can be expanded. No torch here.
+
+`halves` cuts the source's experts into P = groups / factor parts of E / P, and each part fills `factor` router groups:
+set s of the groups, s*P ... s*P + P - 1, holds every expert once. A token then gets the best K / groups experts of each
+part, each `factor` times, that is the renormalised union of the parts' best.
+
+Legend: E experts of the source · K experts per token of the expanded model · P parts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainer.config.model import ModelConfig
+from trainer.weights.upcycle.errors import UpcycleError
+
+if TYPE_CHECKING:
+    from trainer.weights.upcycle.coactivation import Counts
+
+Strategy = Literal["halves", "coactivation", "spread"]
+Cut = Sequence[Sequence[int]]  # parts, each a sorted list of the source's experts
+NEAREST = 3  # values that a refusal offers
+# Less would leave bf16 copies equal but for a few numbers in a thousand, and nothing would say that they are.
+LEAST_NOISE = 1e-5
+# Far beyond them gate rows, which are divided by the temperature, become zero or infinite in the dtypes of checkpoints.
+COLDEST, HOTTEST = 1e-3, 1e3
+
+# FoPE of the model that expansions are made for, where nothing else is asked for (Intern-S1-Pro's config.json).
+FOPE_THETA, FOPE_MAX_POSITION, FOPE_GAIN = 5e6, 262_144, 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion:
+    """What is asked for. Its values are those of JSON: they go into the manifest as they are."""
+
+    factor: int  # copies of every expert
+    groups: int  # router groups
+    experts_per_token: int | None = None  # None: as many as the source's
+    strategy: Strategy = "halves"
+    cuts: Literal["same", "distinct"] = "same"  # distinct: each set of P groups has parts of its own
+    noise: float = 1e-2  # std of what is added to copies and their gate rows, relative to the matrix's RMS
+    seed: int = 0
+    force: bool = False  # allow factor = groups
+    positions: Literal["keep", "fope"] = "keep"
+    rope_theta: float | None = None  # None: with fope the published model's value, otherwise the source's
+    max_position: int | None = None  # the same
+    fope_gain: float | None = None  # None: the published model's; 0: mixing matrices of exactly I
+    router_temperature: float = 1.0  # gate rows are divided by it
+    vocabulary: str | None = None  # directory of the expanded model's tokenizer; None: the source's
+    vocab_size: int | None = None  # rows of embedding and LM head; None: as many as the tokenizer needs
+
+    def picks(self, of_source: int) -> int:
+        """Experts per token of the expanded model."""
+        return of_source if self.experts_per_token is None else self.experts_per_token
+
+
+@dataclass(frozen=True)
+class Placement:
+    """source_of[layer][d]: the source's expert of which expert d, in group d // (factor * E / groups), is a copy."""
+
+    experts: int  # E
+    factor: int
+    groups: int
+    noise: bool
+    source_of: list[list[int]]
+
+    @property
+    def per_group(self) -> int:
+        return self.factor * self.experts // self.groups
+
+    def held(self, layer: int) -> list[list[int]]:
+        """The source's experts in each group."""
+        row, n = self.source_of[layer], self.per_group
+        return [row[first : first + n] for first in range(0, len(row), n)]
+
+    def copies(self, layer: int) -> list[list[int]]:
+        """For each of the source's experts, its copies."""
+        found: list[list[int]] = [[] for _ in range(self.experts)]
+        for copy, expert in enumerate(self.source_of[layer]):
+            found[expert].append(copy)
+        return found
+
+    @property
+    def identical(self) -> bool:
+        """Whether copies get the same gradients for ever: without noise, in groups that hold the same experts or in one
+        group. Source: the selections of such groups are equal, and so are the gradients of what they select."""
+        if self.noise:
+            return False
+        for layer in range(len(self.source_of)):
+            groups = [tuple(sorted(group)) for group in self.held(layer)]
+            if len(set(groups)) < len(groups) or any(len(set(group)) < len(group) for group in groups):
+                return True
+        return False
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of it: the experts of every group, and what counting them gives."""
+        layers = range(len(self.source_of))
+        copies = [len(copy) for layer in layers for copy in self.copies(layer)]
+        twice = sum(sum(n > 1 for n in Counter(group).values()) for layer in layers for group in self.held(layer))
+        return {
+            "experts": self.experts,
+            "factor": self.factor,
+            "groups": self.groups,
+            "fewest_copies_of_an_expert": min(copies),
+            "most_copies_of_an_expert": max(copies),
+            "experts_twice_in_a_group": twice,
+            "layers": [[" ".join(map(str, group)) for group in self.held(layer)] for layer in layers],
+        }
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Sizes that decide whether an expansion is defined."""
+
+    experts: int
+    per_token: int
+    strategy: Strategy
+    force: bool
+
+    def obstacle(self, factor: int, groups: int) -> str | None:
+        """Why this factor and number of groups cannot be, or None."""
+        if factor < 1 or groups < 1:
+            return f"factor={factor} with groups={groups}: both must be 1 or more"
+        if self.per_token < 1:
+            return f"experts_per_token={self.per_token} must be 1 or more"
+        if self.per_token % groups:
+            return f"groups={groups} does not divide {self.per_token} experts per token"
+        if self.strategy == "spread":
+            if self.experts % groups:
+                return f"groups={groups} does not divide the source's {self.experts} experts"
+            if self.per_token > factor * self.experts:
+                return f"{self.per_token} experts per token, of only {factor * self.experts}"
+            return None
+        if groups % factor:
+            return f"factor={factor} does not divide groups={groups}"
+        parts = groups // factor
+        if self.experts % parts:
+            return f"{self.experts} experts cannot be cut into groups/factor={parts} parts of one size"
+        if self.per_token // groups > self.experts // parts:
+            return (
+                f"{self.per_token // groups} experts per token of each group, but a part holds only "
+                f"{self.experts // parts}"
+            )
+        if factor == groups > 1 and not self.force:
+            return f"factor=groups={groups} puts all experts in every group, so all pick the same (--force allows it)"
+        return None
+
+    def nearest(self, factor: int, groups: int) -> str:
+        """The factors and groups closest to these that work."""
+        all_groups = [g for g in range(1, self.per_token + 1) if self.per_token % g == 0]
+        pairs = [(f, g) for g in all_groups for f in range(2, 2 * max(g, factor) + 1) if not self.obstacle(f, g)]
+        with_groups = sorted({f for f, g in pairs if g == groups}, key=lambda f: abs(f - factor))[:NEAREST]
+        with_factor = sorted({g for f, g in pairs if f == factor}, key=lambda g: abs(g - groups))[:NEAREST]
+        offers = []
+        if with_groups:
+            offers.append(f"with groups={groups} use factor={_either(with_groups)}")
+        if with_factor:
+            offers.append(f"with factor={factor} use groups={_either(with_factor)}")
+        if not offers and pairs:
+            f, g = min(pairs, key=lambda pair: abs(pair[0] - factor) / factor + abs(pair[1] - groups) / groups)
+            offers.append(f"the nearest that works is factor={f} with groups={g}")
+        if not offers:
+            offers.append(f"nothing works with {self.experts} experts and {self.per_token} per token")
+            if others := self._other_picks(factor, groups):
+                offers.append(f"with factor={factor} and groups={groups} use experts_per_token={_either(others)}")
+        return "; ".join(offers)
+
+    def _other_picks(self, factor: int, groups: int) -> list[int]:
+        """The experts per token closest to these for which this factor and number of groups work."""
+        most = factor * self.experts
+        found = [k for k in range(groups, most + 1, groups) if not replace(self, per_token=k).obstacle(factor, groups)]
+        return sorted(found, key=lambda k: abs(k - self.per_token))[:NEAREST]
+
+
+def check(model: ModelConfig, expansion: Expansion) -> None:
+    """Raises UpcycleError, one line with what would work, where a source of this model cannot be expanded so."""
+    if model.router_groups != 1:
+        raise UpcycleError(
+            f"the source has {model.router_groups} router groups; only one with a single group can be expanded"
+        )
+    if expansion.noise != 0 and not LEAST_NOISE <= expansion.noise < 1:
+        raise UpcycleError(
+            f"noise={expansion.noise:g} is not supported; use 0, or {LEAST_NOISE:g} to below 1, such as 0.01"
+        )
+    if not COLDEST <= expansion.router_temperature <= HOTTEST:
+        raise UpcycleError(
+            f"router_temperature={expansion.router_temperature:g} is not supported; use {COLDEST:g} to {HOTTEST:g}"
+        )
+    if expansion.cuts == "distinct" and expansion.strategy == "spread":
+        raise UpcycleError("cuts=distinct needs strategy=halves or coactivation; spread cuts nothing")
+    if expansion.positions == "keep":
+        for key in ("rope_theta", "max_position", "fope_gain"):
+            if getattr(expansion, key) is not None:
+                raise UpcycleError(f"{key} is given, but positions=keep changes no positions; use positions=fope")
+    elif model.positions == "fope":
+        raise UpcycleError("positions=fope, but the source has FoPE already; use positions=keep")
+    _require(model.num_experts, expansion.picks(model.experts_per_token), expansion)
+
+
+def place(
+    experts: int,
+    per_token: int,
+    expansion: Expansion,
+    layers: int,
+    counts: Counts | None = None,
+    searched: Callable[[int], None] = lambda layers: None,
+) -> Placement:
+    """Where the copies go.
+
+    Args:
+        counts: for strategy=coactivation, of the source, with one row a layer.
+        searched: told, after each layer whose cut was searched for (coactivation; it takes seconds), how many are done.
+    Raises: UpcycleError, one line with what would work.
+    """
+    _require(experts, per_token, expansion)
+    if expansion.strategy == "spread":
+        source_of = [[expert for expert in range(experts) for _ in range(expansion.factor)] for _ in range(layers)]
+    else:
+        if expansion.strategy == "coactivation" and counts is None:
+            raise UpcycleError("strategy=coactivation needs counts of experts; octavo upcycle --calibrate makes them")
+        source_of = []
+        for layer in range(layers):
+            source_of.append(_filled(_cuts(experts, expansion, layer, counts), expansion))
+            if expansion.strategy == "coactivation":
+                searched(layer + 1)
+    return Placement(experts, expansion.factor, expansion.groups, expansion.noise > 0, source_of)
+
+
+def expanded_model(model: ModelConfig, expansion: Expansion, vocab_size: int) -> ModelConfig:
+    """The model that an expansion makes of a source. Raises UpcycleError as `check`."""
+    check(model, expansion)
+    expanded = replace(
+        model,
+        num_experts=model.num_experts * expansion.factor,
+        router_groups=expansion.groups,
+        experts_per_token=expansion.picks(model.experts_per_token),
+        vocab_size=vocab_size,
+    )
+    if expansion.positions == "keep":
+        return expanded
+    expanded = replace(
+        expanded,
+        positions="fope",
+        rope_theta=FOPE_THETA if expansion.rope_theta is None else expansion.rope_theta,
+        max_position=FOPE_MAX_POSITION if expansion.max_position is None else expansion.max_position,
+        fope_gain=FOPE_GAIN if expansion.fope_gain is None else expansion.fope_gain,
+    )
+    for key, value, least in (("rope_theta", expanded.rope_theta, 1.0), ("fope_gain", expanded.fope_gain, 0.0)):
+        if not least <= value < float("inf"):
+            raise UpcycleError(f"{key}={value:g} is not supported; use {least:g} or more")
+    if expanded.max_position < 1 or not expanded.fope_frequencies():
+        raise UpcycleError(f"max_position={expanded.max_position} leaves FoPE no frequency; use more than 6")
+    return expanded
+
+
+def _require(experts: int, per_token: int, expansion: Expansion) -> None:
+    shape = _Shape(experts, per_token, expansion.strategy, expansion.force)
+    if (reason := shape.obstacle(expansion.factor, expansion.groups)) is not None:
+        near = shape.nearest(max(1, expansion.factor), max(1, expansion.groups))
+        raise UpcycleError(f"{expansion.strategy} is not defined here: {reason}; {near}")
+
+
+def _filled(cuts: Sequence[Cut], expansion: Expansion) -> list[int]:
+    return [expert for number in range(expansion.factor) for part in cuts[number % len(cuts)] for expert in part]
+
+
+def _cuts(experts: int, expansion: Expansion, layer: int, counts: Counts | None) -> Sequence[Cut]:
+    """One cut for each set of groups, or one for all of them."""
+    parts = expansion.groups // expansion.factor
+    wanted = expansion.factor if expansion.cuts == "distinct" else 1
+    if counts is not None and expansion.strategy == "coactivation":
+        from trainer.weights.upcycle.coactivation import best_cuts
+
+        try:
+            return best_cuts(counts.pairs[layer], parts, wanted, expansion.seed)
+        except ValueError as error:
+            raise UpcycleError(f"cuts=distinct: {error}; use cuts=same") from error
+    found: list[Cut] = []
+    for number in range(100 * wanted):
+        order = list(range(experts))
+        random.Random(f"{expansion.seed}/{layer}/{number}").shuffle(order)
+        size = experts // parts
+        cut = sorted(sorted(order[first : first + size]) for first in range(0, experts, size))
+        if cut not in found:
+            found.append(cut)
+        if len(found) == wanted:
+            return found
+    raise UpcycleError(
+        f"cuts=distinct: {experts} experts have fewer than {wanted} different cuts into {parts} parts; use cuts=same"
+    )
+
+
+def _either(values: Sequence[int]) -> str:
+    *rest, last = map(str, sorted(values))
+    return f"{', '.join(rest)} or {last}" if rest else last

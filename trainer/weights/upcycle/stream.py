@@ -1,0 +1,220 @@
+"""The tensors of an expanded model, made of its source's a few at a time; all is known of them before one is read.
+
+Every group's `make` is a pure function of the source's bytes, the expansion and the names of its outputs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.config.model import ModelConfig
+from trainer.model.initial import fope_matrix
+from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
+from trainer.weights.hf_config import huggingface_config
+from trainer.weights.hf_files import HuggingFaceError
+from trainer.weights.hf_read import DTYPES, read_box, read_into, read_piece
+from trainer.weights.hf_survey import FP8, Source
+from trainer.weights.hf_write import Group, copy_of
+from trainer.weights.map import Box, Piece, full_name, text_pieces, whole
+from trainer.weights.upcycle.describe import begun, prefix_of, side_files_of, warnings_of
+from trainer.weights.upcycle.noise import Noise
+from trainer.weights.upcycle.placement import Expansion, Placement, expanded_model
+from trainer.weights.upcycle.rows import moved_rows
+from trainer.weights.upcycle.vocabulary import Vocabulary, vocabulary_of
+
+TABLES = ("embed", "lm_head")
+
+
+class _Held(threading.local):
+    def __init__(self) -> None:
+        self.bytes = torch.empty(0, dtype=torch.uint8)
+
+
+_held = _Held()
+
+
+@dataclass(frozen=True)
+class Upcycled:
+    """An expanded model, of which nothing is read yet but names, shapes and tokenizers."""
+
+    groups: list[Group]  # layer by layer, towers last; one at a time in a thread
+    model: ModelConfig
+    config: dict[str, Any]  # config.json
+    facts: dict[str, Any]  # for the manifest
+    side_files: list[Path]  # tokenizer and the like
+
+
+def upcycled(source: Source, expansion: Expansion, placement: Placement, dtype: DtypeName = "source") -> Upcycled:
+    """The expansion of a directory. Looks at headers and tokenizers alone; weights are read where a group is made.
+
+    Args:
+        placement: `place` of this source and expansion.
+        dtype: of the text model. "source": every tensor in that of its source; otherwise as in `export`.
+    Raises: UpcycleError, and HuggingFaceError where the directory is not whole or not of one model.
+    """
+    source.require(towers=True)
+    vocabulary = vocabulary_of(source, expansion)
+    model = expanded_model(
+        source.model, expansion, source.model.vocab_size if vocabulary is None else len(vocabulary.rows)
+    )
+    groups = list(_Text(source, model, expansion, vocabulary, dtype).groups(placement))
+    outputs = [output for group in groups for output in group.outputs]
+    config = huggingface_config(
+        model, begun(source, model, vocabulary), dtype=full_dtype(outputs), unconverted=unconverted(outputs)
+    )
+    facts = {
+        "source": str(source.directory.path.absolute()),
+        "expansion": asdict(expansion),
+        "identical_copies": placement.identical,
+        "warnings": warnings_of(source, model, expansion, placement, {output.dtype for output in outputs}, vocabulary),
+        "vocabulary": None if vocabulary is None else vocabulary.facts(),
+        "placement": placement.facts(),
+    }
+    groups += [copy_of(tensor) for tensor in source.carried]
+    return Upcycled(groups, model, config, facts, side_files_of(source.directory.path, expansion, vocabulary))
+
+
+class _Text:
+    """The text model's groups."""
+
+    def __init__(
+        self, source: Source, model: ModelConfig, expansion: Expansion, vocabulary: Vocabulary | None, dtype: DtypeName
+    ) -> None:
+        self.source, self.model, self.expansion, self.vocabulary = source, model, expansion, vocabulary
+        self.prefix, self.choose = prefix_of(source, model), dtypes(dtype, source.kinds)
+        self.noise = Noise(expansion.noise, expansion.seed)
+        self.pieces = {(piece.parameter, _starts(piece.box)): piece for piece in source.pieces}
+
+    def groups(self, placement: Placement) -> Iterator[Group]:
+        """In the order of the source's layers. The copies of an expert's matrix are one group: it is read once."""
+        copies: dict[tuple[str, tuple[int, ...]], list[Piece]] = {}
+        for piece in text_pieces(self.model):
+            layer = int(piece.parameter.split(".")[1]) if piece.parameter.startswith("layers.") else -1
+            if ".moe.experts." in piece.parameter:
+                expert = placement.source_of[layer][piece.box[0].start]
+                copies.setdefault((piece.parameter, (expert, *_starts(piece.box[1:]))), []).append(piece)
+                continue
+            yield from (self._copies(pieces, expert) for (_, (expert, *_)), pieces in copies.items())
+            copies = {}
+            if piece.parameter.endswith("moe.router.weight"):
+                yield self._router(piece, placement.source_of[layer])
+            elif piece.parameter in TABLES:
+                yield self._table(piece)
+            elif piece.parameter.startswith("rotary.") and self.source.model.positions != "fope":
+                yield self._new_positions(piece)
+            else:
+                yield self._kept(piece)
+
+    def _copies(self, pieces: list[Piece], expert: int) -> Group:
+        dtype, box = self.choose(pieces[0]), (slice(expert, expert + 1), *pieces[0].box[1:])
+        shape, names = pieces[0].shape, [piece.name for piece in pieces]
+        read = self._read_name(box, pieces[0])
+        outputs = tuple(output for piece in pieces for output in outputs_of(self._name(piece), dtype, shape))
+
+        def exact() -> Sequence[Tensor]:
+            return [*self._stored(box, pieces[0], dtype)] * len(pieces)
+
+        def noisy() -> Iterator[Tensor]:
+            values = self._values(box, pieces[0])
+            if dtype != FP8:
+                yield from self.noise.copies(values, names, DTYPES[dtype], read)
+                return
+            for name in names:
+                runs = self.noise.copies(values, [name], torch.float32, read)
+                yield from stored_as(torch.cat([run.clone() for run in runs]), FP8)
+
+        return Group(outputs, noisy if self.noise.relative else exact)
+
+    def _router(self, piece: Piece, source_of: list[int]) -> Group:
+        dtype, temperature = self.choose(piece), self.expansion.router_temperature
+        box = (slice(0, self.source.model.num_experts), piece.box[1])
+
+        def make() -> Iterator[Tensor]:
+            rows = self._values(box, piece)[torch.tensor(source_of)]
+            if temperature != 1:
+                rows = rows.double() / temperature
+            return self.noise.copies(rows, [piece.name], DTYPES[dtype], self._read_name(box, piece))
+
+        return Group(outputs_of(self._name(piece), dtype, piece.shape), make)
+
+    def _table(self, piece: Piece) -> Group:
+        dtype = self.choose(piece)
+        stored = self.source.stored(self.pieces[piece.parameter, (0, 0)])
+        rows = range(self.model.vocab_size) if self.vocabulary is None else self.vocabulary.rows
+        known = None if self.vocabulary is None else self.vocabulary.known
+
+        def make() -> Iterator[Tensor]:
+            return moved_rows(stored, rows, known, DTYPES[dtype], self.noise, piece.name)
+
+        return Group(outputs_of(self._name(piece), dtype, piece.shape), make)
+
+    def _new_positions(self, piece: Piece) -> Group:
+        dtype, (heads, kept, _) = self.choose(piece), piece.shape
+
+        def make() -> Sequence[Tensor]:
+            matrix = fope_matrix(heads, kept, self.model.fope_gain, self.expansion.seed, piece.parameter)
+            return [matrix.to(DTYPES[dtype])]
+
+        return Group(outputs_of(self._name(piece), dtype, piece.shape), make)
+
+    def _kept(self, piece: Piece) -> Group:
+        dtype = self.choose(piece)
+        outputs = outputs_of(self._name(piece), dtype, piece.shape)
+        return Group(outputs, lambda: self._stored(piece.box, piece, dtype))
+
+    # ---- the source's values
+
+    def _name(self, piece: Piece) -> str:
+        return full_name(self.prefix, piece)
+
+    def _found(self, parameter: str, box: Box) -> Piece:
+        """The source's piece that holds `box`: of this part alone, or with all experts in it."""
+        key = (parameter, _starts(box))
+        return self.pieces[key] if key in self.pieces else self.pieces[parameter, (0, *key[1][1:])]
+
+    def _read_name(self, box: Box, piece: Piece) -> str:
+        """The source's tensor that `_values` reads."""
+        return self.source.stored_name(self._found(piece.parameter, box))
+
+    def _values(self, box: Box, piece: Piece) -> Tensor:
+        """Of `box` of the source's parameter, in the shape in which `piece` is stored."""
+        there = self._found(piece.parameter, box)
+        shape = tuple(box[d].stop - box[d].start for d in range(len(box)) if d not in piece.dropped)
+        stored = self.source.stored(there)
+        if there.box != box or there.transposed or stored.dtype == FP8:
+            return read_piece(self.source, there, box)[0].reshape(shape)
+        values = _memory(DTYPES[stored.dtype], shape)
+        try:
+            with open(stored.file, "rb", buffering=0) as file:
+                read_into(file.fileno(), values, stored.start)
+        except (OSError, EOFError) as error:
+            raise HuggingFaceError(f"{stored.file}: {stored.name} cannot be read: {error}") from error
+        return values
+
+    def _stored(self, box: Box, piece: Piece, dtype: str) -> Sequence[Tensor]:
+        """What `outputs_of` names, with the source's own bytes where it holds the same."""
+        there = self._found(piece.parameter, box)
+        scales = self.source.scales(there)
+        if scales is not None and dtype == FP8 and there.box == box and not there.transposed:
+            return [read_box(tensor, whole(tensor.shape)) for tensor in (self.source.stored(there), scales)]
+        return stored_as(self._values(box, piece), dtype)
+
+
+def _starts(box: Box) -> tuple[int, ...]:
+    return tuple(part.start for part in box)
+
+
+def _memory(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """This thread's, the same from group to group: new memory costs about what copying does."""
+    need = prod(shape) * dtype.itemsize
+    if _held.bytes.nbytes < need:
+        _held.bytes = torch.empty(need, dtype=torch.uint8)
+    return _held.bytes[:need].view(dtype).view(shape)
