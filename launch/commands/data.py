@@ -19,7 +19,7 @@ from trainer.data.mixture.spec import beyond_epochs, drawn, shares
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trainer.data.mixture_reader import MixtureReader
+    from trainer.data.mixture.reader import MixtureReader
     from trainer.data.read_ahead import Windows
 
 ACTIONS = ("check", "show", "stats")
@@ -70,7 +70,7 @@ def check(cfg: Config) -> int:
 
     Returns 1 where something is missing, damaged or does not fit, a line each.
     """
-    from trainer.data.mixture_reader import MixtureReader
+    from trainer.data.mixture.reader import MixtureReader
 
     print_table(_planned(cfg))
     directories = _directories(cfg)
@@ -164,21 +164,21 @@ def stats(cfg: Config) -> int:
 
 
 def _directories(cfg: Config) -> dict[str, Path]:
+    from trainer.corpora.build import print_progress
     from trainer.data import source_directories
-    from trainer.data.corpus import print_progress
 
     return source_directories(cfg.data, print_progress)
 
 
 def _reader(cfg: Config) -> MixtureReader:
-    from trainer.data.mixture_reader import MixtureReader
+    from trainer.data.mixture.reader import MixtureReader
 
     return MixtureReader(cfg.data, _directories(cfg), seed=cfg.train.seed)
 
 
 def _damage(directories: dict[str, Path]) -> list[str]:
-    from trainer.data.mixture_reader import damage
-    from trainer.data.shards import Shards
+    from trainer.data.mixture.reader import damage
+    from trainer.data.shards.windows import Shards
 
     found = []
     for name, directory in directories.items():

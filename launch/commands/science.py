@@ -15,14 +15,14 @@ from pathlib import Path
 
 from trainer.config import coerce as schema
 from trainer.config.keys import ConfigError
+from trainer.corpora.science.records import Table
+from trainer.corpora.science.rollouts.chat import ChatServer
+from trainer.corpora.science.rollouts.ledger import Ledger
+from trainer.corpora.science.rollouts.rollouts import Rollouts
+from trainer.corpora.science.tables.builtin import SEED, TABLES, TASKS_PER_RECORD
+from trainer.corpora.science.tables.user_files import read_table
+from trainer.corpora.science.texts import Text, texts
 from trainer.data.errors import DataError
-from trainer.data.science.builtin import SEED, TABLES, TASKS_PER_RECORD
-from trainer.data.science.chat import ChatServer
-from trainer.data.science.ledger import Ledger
-from trainer.data.science.records import Table
-from trainer.data.science.rollouts import Rollouts
-from trainer.data.science.table_files import read_table
-from trainer.data.science.texts import Text, texts
 
 TASKS = [str(count) for count in range(5)]  # of --tasks
 BETWEEN = 5.0  # seconds between two lines of progress

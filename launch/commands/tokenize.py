@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from trainer.data.tokenize import Told
+    from trainer.corpora.tokenize import Told
 
 BETWEEN = 10.0  # seconds between two lines of progress where there is no terminal
 
@@ -50,9 +50,9 @@ def run_tokenize(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, name: str, domain: str, prefixes: dict[str, list[str]], group: str | None) -> int:
+    from trainer.corpora.tokenize import tokenize_source
+    from trainer.corpora.tokenize.inputs import built_dataset, find_files
     from trainer.data.errors import DataError
-    from trainer.data.tokenize import tokenize_source
-    from trainer.data.tokenize.inputs import built_dataset, find_files
 
     began = time.perf_counter()
     inputs = [Path(path) for path in options.inputs]

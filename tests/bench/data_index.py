@@ -57,7 +57,7 @@ def cpt_6t(scale: int = 1) -> Any:
 
 def write_manifests(root: Path, scale: int) -> None:
     """A source's directory each, with a manifest of shards of 1e9 tokens and nothing else."""
-    from trainer.data.shard_files import write_manifest
+    from trainer.data.shards.files import write_manifest
 
     for name, billions in SOURCES.items():
         shards = []
@@ -84,7 +84,7 @@ def start_octavo(scale: int) -> dict[str, float]:
         before, began = memory_mb(), time.process_time()
         from trainer.data.mixture.index import MixtureIndex
         from trainer.data.mixture.spec import contradictions
-        from trainer.data.shards import Shards
+        from trainer.data.shards.windows import Shards
 
         data = cpt_6t(scale)
         assert not contradictions(data)

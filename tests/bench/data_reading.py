@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.indexed import IndexedTokens
-from trainer.data.shard_files import hash_shard, write_manifest
-from trainer.data.shards import Shards
-from trainer.data.tokenize.write import builder
+from trainer.corpora.tokenize.write import builder
+from trainer.data.shards.files import hash_shard, write_manifest
+from trainer.data.shards.megatron_index import IndexedTokens
+from trainer.data.shards.windows import Shards
 
 SEQ_LEN, MEAN_DOCUMENT, VOCAB, EOD = 4096, 1111, 150_000, 0
 PREFIXES = [[*range(1, 21)], [*range(30, 54)], [*range(60, 82)]]

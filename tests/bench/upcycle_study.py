@@ -29,7 +29,7 @@ from trainer.checkpoint.slices import StoredState
 from trainer.config.compose import compose
 from trainer.config.keys import Config, ModelConfig
 from trainer.data import Data, build_data
-from trainer.data.tokenizer import Tokenizer
+from trainer.data.shards.tokenizer import Tokenizer
 from trainer.model.decoder import Decoder
 from trainer.run import train
 from trainer.weights.export import export

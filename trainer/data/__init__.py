@@ -75,8 +75,8 @@ def build_data(
         return SyntheticData(vocab_size=vocab_size, seq_len=cfg.seq_len, seed=seed)
     if cfg.name != "mixture":
         raise DataError(f"data.name={cfg.name}: use mixture or synthetic")
-    from trainer.data.corpus import print_progress
-    from trainer.data.mixture_data import MixtureData
+    from trainer.corpora.build import print_progress
+    from trainer.data.mixture.stream import MixtureData
 
     progress = progress or print_progress
     data = MixtureData(cfg, source_directories(cfg, progress), seed=seed, warn=warn or progress)
@@ -89,7 +89,7 @@ def source_directories(cfg: DataConfig, progress: Callable[[str], None]) -> dict
     """Where the shards of each source of a mixture lie; those of `data.build=toy` are built first where they are
     missing. Raises DataError."""
     if cfg.build == "toy":
-        from trainer.data.toy_mixture import open_toy_mixture
+        from trainer.corpora.toy import open_toy_mixture
 
         return open_toy_mixture(cfg, progress)
     return {name: Path(cfg.root, source.path) for name, source in cfg.sources.items()}

@@ -9,8 +9,8 @@ import pytest
 
 from launch.cli import main
 from trainer.config.coerce import one_of
-from trainer.data.science.builtin import TABLES
-from trainer.data.science.records import Table
+from trainer.corpora.science.records import Table
+from trainer.corpora.science.tables.builtin import TABLES
 
 
 @pytest.fixture

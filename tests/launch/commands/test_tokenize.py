@@ -10,14 +10,14 @@ import pytest
 
 from launch.cli import main
 from launch.commands.tokenize import Progress
-from tests.trainer.data.tokenized import save_tokenizer, texts, write_jsonl
-from trainer.data.shards import Shards
-from trainer.data.tokenize import Told, pool
+from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, texts, write_jsonl
+from trainer.corpora.tokenize import Told, pool
+from trainer.data.shards.windows import Shards
 
 # The process of `pool` with our own writer: Megatron's takes seconds to import, and tests/trainer/data compares them.
 PLAIN = """
 import sys
-from trainer.data.tokenize import worker, write
+from trainer.corpora.tokenize import worker, write
 write.HAS_WHEEL = False
 worker.serve(sys.stdin, sys.stdout)
 """

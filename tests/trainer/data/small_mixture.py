@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from trainer.config.keys import DataConfig, PhaseConfig, SourceConfig
+from trainer.corpora.packages import Document
+from trainer.corpora.tokenize import tokenize_source, write
 from trainer.data.hashing import mix64
-from trainer.data.sources import Document
-from trainer.data.tokenize import tokenize_source, write
-from trainer.data.tokenizer import train_bpe
+from trainer.data.shards.tokenizer import train_bpe
 
 SEQ_LEN = 32
 PREFIXES = {"science": ["Science text:\n", "Of science:\n"], "general": ["Plain text:\n", "Of all kinds:\n"]}

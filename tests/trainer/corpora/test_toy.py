@@ -1,0 +1,137 @@
+"""The toy corpora as a mixture: who has which prefix, and how they are built."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.distributed.pool import on_ranks
+from tests.trainer.tiny_run import events, steps
+from trainer.config.compose import compose
+from trainer.config.keys import Config
+from trainer.corpora.tokenize import write
+from trainer.corpora.toy import open_toy_mixture
+from trainer.data import build_data, source_directories
+from trainer.data.errors import DataError
+from trainer.data.shards.megatron_index import IndexedTokens
+from trainer.data.shards.windows import Shards
+from trainer.run import train
+
+SMALL = ["data.tokens_per_source=80000", "data.holdout_fraction=0.5"]
+SMALL += [f"data.sources.{name}.unique_tokens=20000" for name in ("pubchem", "thermo", "code", "prose")]
+
+
+@pytest.fixture(scope="module")
+def words(cache_dir: Path) -> list[str]:
+    """Overrides under which the toy mixture is a small one, which is built."""
+    words = [*SMALL, f"data.cache_dir={cache_dir}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "HAS_WHEEL", False)  # the same bytes without Megatron's import of 5 s
+        open_toy_mixture(compose(["recipe=toy", *words]).data, progress=lambda line: None)
+    return words
+
+
+@pytest.fixture(scope="module")
+def toy(words: list[str]) -> Config:
+    return compose(["recipe=toy", *words])
+
+
+def test_all_science_documents_have_a_science_prefix_and_no_general_one_does(toy: Config) -> None:
+    tokenizer = build_data(toy.data, seed=0, vocab_size=4096).tokenizer
+    ids = {group: [tokenizer.encode(text) for text in texts] for group, texts in toy.data.prefixes.items()}
+    counted = {"science": 0, "general": 0}
+    for name, directory in source_directories(toy.data, print).items():
+        domain, begins_with = toy.data.sources[name].domain, {"science": 0, "general": 0}
+        documents = 0
+        for split in ("train", "heldout"):
+            manifest = Shards(directory, split).manifest  # type: ignore[arg-type]
+            for shard in manifest["shards" if split == "train" else "heldout"]:
+                tokens = IndexedTokens(directory / shard["stem"])
+                documents += tokens.num_documents
+                for number in range(tokens.num_documents):
+                    found = tokens.document(number).tolist()
+                    for group, prefixes in ids.items():
+                        begins_with[group] += any(found[: len(prefix)] == prefix for prefix in prefixes)
+        counted[domain] += documents
+        assert begins_with == {"science": 0, "general": 0, domain: documents}
+    assert min(counted.values()) > 20
+
+
+def test_corpora_are_built_once_and_again_where_they_are_damaged(toy: Config, monkeypatch) -> None:
+    monkeypatch.setattr(write, "HAS_WHEEL", False)
+    data = replace(toy.data, sources={"code": toy.data.sources["code"]})
+    said: list[str] = []
+    (directory,) = open_toy_mixture(data, said.append).values()
+    before = Shards(directory).fingerprint
+    assert len(said) > 2
+    said.clear()
+    assert open_toy_mixture(data, said.append) == {"code": directory}
+    assert said == []
+    path = directory / "train-00000.bin"
+    tokens = np.fromfile(path, "<u2")
+    tokens[7] ^= 1
+    tokens.tofile(path)
+    open_toy_mixture(data, said.append)
+    assert "train-00000.bin is damaged" in said[0]
+    assert Shards(directory).fingerprint == before
+
+
+def test_two_processes_at_once_make_the_same_bytes_as_one_before(words: list[str], toy: Config, tmp_path: Path) -> None:
+    script = (
+        "import sys; from trainer.config.compose import compose; from trainer.corpora.tokenize import write\n"
+        "from trainer.corpora.toy import open_toy_mixture\n"
+        "write.HAS_WHEEL = False\n"
+        "print(open_toy_mixture(compose(['recipe=toy', *sys.argv[1:]]).data)['code'].parent)"
+    )
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *words, f"data.cache_dir={tmp_path}"],
+            env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for hash_seed in (1, 2)
+    ]
+    printed = [Path(builder.communicate(timeout=120)[0].strip()) for builder in builders]
+    (built,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert printed == [built] * 2
+    before = open_toy_mixture(toy.data)["code"].parent
+    assert built.name == before.name
+    files = [path.relative_to(before) for path in before.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert {name: (built / name).read_bytes() for name in files} == {
+        name: (before / name).read_bytes() for name in files
+    }
+
+
+def test_text_survives_the_tokenizer(toy: Config) -> None:
+    tokenizer = build_data(toy.data, seed=0, vocab_size=4096).tokenizer
+    for text in ("def f(x):\n\treturn x  # ünïcödé 水 🧪\n", " C1=CC=CC=C1 ", "", "<|endofdocument|>"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.eos_id not in ids
+    assert tokenizer.decode([*tokenizer.encode("ab"), tokenizer.eos_id]) == "ab"
+
+
+def test_what_cannot_be_made_is_named(words: list[str]) -> None:
+    data = compose(["recipe=toy", *words, "data.sources.code.path=cod"]).data
+    with pytest.raises(DataError, match=r"data.sources.code.path=cod: .* pubchem, .*thermo"):
+        open_toy_mixture(data)
+
+
+def rehearse(words: list[str]) -> int:
+    return train(compose(["recipe=cpt_6t_rehearsal", *words], world_size=8))
+
+
+@pytest.mark.slow  # eight processes on two cores; the use: what the largest recipe wires together does train
+def test_the_largest_recipe_trains_on_eight_ranks_at_toy_size(words: list[str], tmp_path: Path) -> None:
+    few = ["train.steps=2", "train.log_every=1", "train.eval_batches=1", "logging.console=off", f"run.dir={tmp_path}"]
+    assert on_ranks(8, rehearse, [*words, *few], timeout_s=120) == [0] * 8
+    assert [record["tokens"] > 1000 for record in steps(tmp_path)] == [True, True]
+    assert set(events(tmp_path, "evaluation")[-1]["heldout"]) == {"pubchem", "thermo", "code", "prose"}

@@ -1,0 +1,206 @@
+"""Every kind of input gives the same documents, and every bad one a line that names it."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.trainer.corpora.tokenize.tokenized import texts, write_jsonl
+from trainer.corpora.tokenize import inputs
+from trainer.corpora.tokenize.inputs import built_dataset, find_files, units_of
+from trainer.data.errors import DataError
+
+TEXTS = texts(60)
+TABLE = {"text": TEXTS, "number": [*range(60)]}
+
+
+def read(paths: list[Path], field: str = "text") -> list[str]:
+    return [text for unit in units_of(paths) for _, _, text in inputs.documents(unit, field)]
+
+
+def jsonl(directory: Path) -> list[Path]:
+    return [write_jsonl(directory / "a.jsonl", TEXTS)]
+
+
+def jsonl_with_blank_lines_and_no_end(directory: Path) -> list[Path]:
+    path = directory / "a.json"
+    path.write_text("\n  \n".join(json.dumps({"text": text}) for text in TEXTS))
+    return [path]
+
+
+def gzipped(directory: Path) -> list[Path]:
+    path = directory / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(write_jsonl(directory / "a", TEXTS).read_bytes()))
+    return [path]
+
+
+def parquet(directory: Path) -> list[Path]:
+    pq.write_table(pa.table(TABLE), directory / "a.parquet", row_group_size=7)
+    return [directory / "a.parquet"]
+
+
+def arrow_file(directory: Path) -> list[Path]:
+    table = pa.table(TABLE)
+    with pa.ipc.new_file(str(directory / "a.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=11)
+    return [directory / "a.arrow"]
+
+
+def saved_dataset(directory: Path) -> list[Path]:
+    datasets.Dataset.from_dict(TABLE).save_to_disk(str(directory / "saved"))
+    return find_files([directory / "saved"])
+
+
+def saved_dictionary(directory: Path) -> list[Path]:
+    some = datasets.Dataset.from_dict(TABLE)
+    datasets.DatasetDict({"train": some, "test": some.select([0])}).save_to_disk(str(directory / "saved"))
+    with pytest.raises(DataError, match=r"saved has no split validation; use --split (train|test) or"):
+        find_files([directory / "saved"], "validation")
+    assert read(find_files([directory / "saved"], "test")) == TEXTS[:1]
+    return find_files([directory / "saved"])
+
+
+def built(directory: Path) -> list[Path]:
+    path = directory / "a.csv"
+    datasets.Dataset.from_dict(TABLE).to_csv(str(path))
+    return built_dataset("csv", None, [path], "train")
+
+
+def tree(directory: Path) -> list[Path]:
+    (directory / "tree" / "deep").mkdir(parents=True)
+    write_jsonl(directory / "tree" / "deep" / "a.jsonl", TEXTS[:20])
+    write_jsonl(directory / "tree" / "z.jsonl", TEXTS[20:])
+    (directory / "tree" / "README.md").write_text("not read")
+    return find_files([directory / "tree"])
+
+
+@pytest.mark.parametrize("unit", [50, 1000, 1 << 26])
+@pytest.mark.parametrize(
+    "write",
+    [
+        jsonl,
+        jsonl_with_blank_lines_and_no_end,
+        gzipped,
+        parquet,
+        arrow_file,
+        saved_dataset,
+        saved_dictionary,
+        built,
+        tree,
+    ],
+)
+def test_every_kind_gives_the_same_documents(tmp_path, monkeypatch, write, unit):
+    monkeypatch.setattr(inputs, "UNIT", unit)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    assert read(write(tmp_path)) == TEXTS
+
+
+def test_units_split_a_file_anywhere(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", TEXTS[:6])
+    for size in range(1, path.stat().st_size + 2):
+        monkeypatch.setattr(inputs, "UNIT", size)
+        assert read([path]) == TEXTS[:6]
+
+
+def write_text(name: str, content: str | bytes) -> Callable[[Path], list[Path]]:
+    def write(directory: Path) -> list[Path]:
+        (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return [directory / name]
+
+    return write
+
+
+def wrong_column(directory: Path) -> list[Path]:
+    pq.write_table(pa.table({"text": [1, 2]}), directory / "a.parquet")
+    return [directory / "a.parquet"]
+
+
+def null(directory: Path) -> list[Path]:
+    pq.write_table(pa.table({"text": ["a", None]}), directory / "a.parquet")
+    return [directory / "a.parquet"]
+
+
+def no_column(directory: Path) -> list[Path]:
+    pq.write_table(pa.table({"body": ["a"], "url": ["b"]}), directory / "a.parquet")
+    return [directory / "a.parquet"]
+
+
+def cut(write: Callable[[Path], list[Path]], keep: float) -> Callable[[Path], list[Path]]:
+    def cutting(directory: Path) -> list[Path]:
+        (path,) = write(directory)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * keep)])
+        return [path]
+
+    return cutting
+
+
+GOOD = '{"text": "iron"}\n'
+
+
+@pytest.mark.parametrize(
+    ("write", "complaint"),
+    [
+        (write_text("a.jsonl", ""), r"a\.jsonl is empty"),
+        (write_text("a.jsonl", GOOD * 2 + "\n" + '{"text": "iro'), r"a\.jsonl, line 4: no JSON \(.* at character"),
+        (write_text("a.jsonl", GOOD + b'{"text": "\xff"}'.decode("latin-1")), None),
+        (write_text("a.jsonl", GOOD.encode() + b'{"text": "\xff"}'), r"a\.jsonl, line 2: no UTF-8 at byte 11"),
+        (write_text("a.jsonl", GOOD.encode() + bytes(20)), r"a\.jsonl, line 2: a NUL at byte 1: the file was not"),
+        (write_text("a.jsonl", GOOD + '{"text": "a \\ud83d b"}'), r"line 2: .* has .ud83d, half of a surrogate pair"),
+        (write_text("a.jsonl", GOOD.encode() + b'{"text": "\xed\xa0\x80"}'), r"line 2: .* half of a surrogate pair"),
+        (write_text("a.jsonl", GOOD + '{"x": ' + "[" * 99_999), r"line 2: .* nested too deeply"),
+        (write_text("a.jsonl", GOOD + "[1]\n"), r"line 2: no JSON object; each line holds one document"),
+        (
+            write_text("a.jsonl", '{"body": "a", "id": 1}'),
+            r"line 1: no field 'text'; it has 'body', 'id': choose .* --field",
+        ),
+        (write_text("a.jsonl", GOOD * 3 + '{"text": null}'), r"line 4: the field 'text' is no string"),
+        (write_text("a.jsonl.gz", GOOD), r"a\.jsonl\.gz is truncated or no gzip file"),
+        (cut(gzipped, 0.8), r"a\.jsonl\.gz is truncated or no gzip file"),
+        (write_text("a.parquet", GOOD), r"a\.parquet is no Parquet file"),
+        (cut(parquet, 0.8), r"a\.parquet is no Parquet file"),
+        (no_column, r"a\.parquet has no column 'text'; it has body, url: choose one with --field"),
+        (wrong_column, r"a\.parquet: the column 'text' holds int64, not strings"),
+        (null, r"a\.parquet: row 2 .*has no 'text'"),
+        (write_text("a.arrow", GOOD), r"a\.arrow is no Arrow file"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, write, complaint):
+    monkeypatch.setattr(inputs, "UNIT", 20)
+    if complaint is None:
+        assert len(read(write(tmp_path))) == 2
+        return
+    with pytest.raises(DataError, match=complaint) as caught:
+        read(write(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_cannot_be_read_are_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").touch()
+    path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    for names, complaint in (
+        (["nowhere"], r"nowhere: no such file or directory"),
+        (["empty"], r"empty holds no file that ends in \.jsonl"),
+        (["a.txt"], r"a\.txt: use a file that ends in .*, or --builder"),
+        (["a.jsonl", "a.jsonl"], r"a\.jsonl is named twice"),
+    ):
+        with pytest.raises(DataError, match=complaint):
+            find_files([tmp_path / name for name in names])
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "state.json").write_text("{")
+    with pytest.raises(DataError, match=r"half is no dataset that save_to_disk wrote: "):
+        find_files([tmp_path / "half"])
+    with pytest.raises(DataError, match=r"--builder csv: datasets\.load_dataset failed: "):
+        built_dataset("csv", None, [tmp_path / "nowhere.csv"], "train")
+    chosen = datasets.Dataset.from_dict(TABLE).select([3, 1])
+    with pytest.raises(DataError, match=r"saved is a selection of rows"):
+        inputs._arrow_files(chosen, "saved")
+    assert read([path], "text") == TEXTS

@@ -1,0 +1,474 @@
+"""Tokenising a source: what ends up in its shards, whoever does it and however often it is interrupted."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.trainer.corpora.tokenize.tokenized import (
+    DEFAULTS,
+    PREFIXES,
+    contents,
+    documents,
+    make,
+    save_tokenizer,
+    texts,
+    tokenizer,
+    write_jsonl,
+)
+from trainer.corpora import tokenize
+from trainer.corpora.packages import Document
+from trainer.corpora.tokenize import inputs, spool, tokenize_source, write
+from trainer.data.errors import DataError
+from trainer.data.shards.megatron_index import IndexedTokens
+from trainer.data.shards.megatron_reader import MegatronTokens
+from trainer.data.shards.windows import Shards
+
+needs_megatron = pytest.mark.skipif(
+    importlib.util.find_spec("megatron") is None, reason="megatron-core has no wheel for this Python or platform"
+)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron's builder takes seconds to import; both write the same, as one test here checks."""
+    monkeypatch.setattr(write, "HAS_WHEEL", False)
+
+
+@pytest.fixture
+def many_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "UNIT", 800)
+    monkeypatch.setattr(spool, "PART_TOKENS", 300)
+
+
+def written(directory: Path, split: str) -> list[list[int]]:
+    """All documents of a split in order."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    found = []
+    for shard in manifest["shards" if split == "train" else split]:
+        store = IndexedTokens(directory / shard["stem"])
+        assert (store.num_documents, store.num_tokens) == (shard["documents"], shard["tokens"])
+        found += [store.document(number).tolist() for number in range(store.num_documents)]
+    return found
+
+
+def test_every_document_is_there_once_with_a_prefix_and_an_end(tmp_path, plain, many_units):
+    some = texts(400)
+    out = make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", some[:250]), write_jsonl(tmp_path / "b.jsonl", some[250:])])
+    train, heldout = written(out, "train"), written(out, "heldout")
+    beginnings = [tokenizer().encode(text) for text in PREFIXES["science"]]
+    seen, chosen = [], [0, 0, 0]
+    for tokens in train + heldout:
+        (number,) = [n for n, ids in enumerate(beginnings) if tokens[: len(ids)] == ids]
+        chosen[number] += 1
+        assert tokens[-1] == tokenizer().eos_id
+        seen.append(tokenizer().decode(tokens[len(beginnings[number]) : -1]))
+    assert sorted(seen) == sorted(some)
+    assert min(chosen) > 100
+    assert 0.1 < len(heldout) / len(some) < 0.3
+    place = {text: number for number, text in enumerate(some)}
+    order = [place[text] for text in seen[: len(train)]]
+    assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.2  # shuffled over units, parts and files
+    assert 0.42 < np.mean(np.diff(order) > 0) < 0.58  # inside the shards, too
+    shards = json.loads((out / "manifest.json").read_text())["shards"]
+    assert len(shards) > 5
+    assert max(shard["tokens"] for shard in shards) < 1.3 * DEFAULTS["shard_tokens"]
+
+
+def test_copies_of_a_text_share_their_split(tmp_path, plain):
+    out = make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", texts() * 3)], group=None)
+    train, heldout = ({tuple(tokens) for tokens in written(out, split)} for split in ("train", "heldout"))
+    assert train
+    assert heldout
+    assert not train & heldout
+
+
+@pytest.mark.parametrize("kind", ["memory", "jsonl", "parquet"])
+def test_texts_of_an_origin_share_their_split(tmp_path, kind, plain):
+    some = [tokenize.Document(f"file {n % 7}", text) for n, text in enumerate(texts())]
+    origin = {document.text: document.origin for document in some}
+    file = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        file.write_text("".join(json.dumps({"from": d.origin, "text": d.text}) + "\n" for d in some))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"from": list(origin.values()), "text": list(origin)}), file, row_group_size=50)
+    changes = {} if kind == "memory" else {"origin": "from"}
+    out = make(tmp_path, some if kind == "memory" else [file], group=None, heldout_fraction=0.5, **changes)
+    split_of: dict[str, set[str]] = {}
+    for split in ("train", "heldout"):
+        for tokens in written(out, split):
+            split_of.setdefault(origin[tokenizer().decode(tokens[:-1])], set()).add(split)
+    assert len(split_of) == 7
+    assert all(len(splits) == 1 for splits in split_of.values())
+
+
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_something_is_held_out_of_two_origins_or_more(tmp_path, kind, plain, many_units, monkeypatch):
+    """Whatever the share and wherever it is interrupted; a share of 0 means 0."""
+    some = [Document(f"volume {number % 3}", text) for number, text in enumerate(texts(60))]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": d.text, "volume": d.origin}) + "\n" for d in some))
+    how = {"group": None, "heldout_fraction": 1e-9, **({} if kind == "memory" else {"origin": "volume"})}
+
+    def made(name: str, **changes: Any) -> dict[str, bytes]:
+        return contents(make(tmp_path, some if kind == "memory" else [file], out=tmp_path / name, **{**how, **changes}))
+
+    whole = made("whole")
+    held = {tokenizer().decode(ids[:-1]) for ids in written(tmp_path / "whole", "heldout")}
+    assert held in [{d.text for d in some if d.origin == f"volume {number}"} for number in range(3)]
+    assert len(written(tmp_path / "whole", "train")) == 40
+    original, starts = tokenize.jobs.spool_unit, [0]
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        starts[0] += 1
+        if starts[0] % 5 == 0:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    if kind == "files":
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenize.jobs, "spool_unit", dies)
+            for _ in range(50):
+                with suppress(KeyboardInterrupt):
+                    assert made("broken") == whole
+                    break
+        assert starts[0] > 10
+    made("none", heldout_fraction=0.0)
+    assert written(tmp_path / "none", "heldout") == []
+    make(tmp_path, documents(["an atom"]), heldout_fraction=0.001)  # one: it is trained on
+
+
+def test_empty_texts_are_left_out_and_counted(tmp_path, plain):
+    out = make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", ["", "iron", "", " ", "atom"])], heldout_fraction=0.0)
+    assert json.loads((out / "manifest.json").read_text())["empty_documents"] == 2
+    assert len(written(out, "train")) == 3
+
+
+@needs_megatron
+def test_megatrons_builder_writes_what_ours_does(tmp_path, monkeypatch):
+    for vocab in (300, 100_000):
+        assert write.token_dtype(vocab) == _megatron_dtype(vocab)
+        files = []
+        for has_wheel in (True, False):
+            monkeypatch.setattr(write, "HAS_WHEEL", has_wheel)
+            paths = [str(tmp_path / f"{vocab}-{has_wheel}.{suffix}") for suffix in ("bin", "idx")]
+            builder = write.builder(paths[0], write.token_dtype(vocab))
+            assert isinstance(builder, write.PlainBuilder) != has_wheel
+            for text in texts(20):
+                ids = np.array(tokenizer().encode(text), np.int32)
+                builder.add_document(ids, [len(ids)])
+            builder.finalize(paths[1])
+            files.append([Path(path).read_bytes() for path in paths])
+        assert files[0] == files[1]
+
+
+def _megatron_dtype(vocab: int) -> type[np.number]:
+    from megatron.core.datasets.indexed_dataset import DType
+
+    return DType.optimal_dtype(vocab)
+
+
+@needs_megatron
+def test_megatrons_reader_gives_the_same_windows(tmp_path):
+    out = make(tmp_path, documents(texts()))
+    for split in ("train", "heldout"):
+        ours, theirs = Shards(out, split), Shards(out, split, reader="megatron")
+        assert isinstance(theirs.files(0), MegatronTokens)
+        for length in (7, 100):
+            order = np.random.default_rng(0).permutation(ours.num_windows(length))
+            for mine, other in zip(ours.read(order, length), theirs.read(order, length), strict=True):
+                np.testing.assert_array_equal(mine, other)
+    os.truncate(out / "train-00000.bin", 100)
+    with pytest.raises(DataError, match=r"train-00000.*(truncated|damaged)"):
+        MegatronTokens(out / "train-00000").read_into(np.array([60]), np.array([0]), np.empty((1, 30), np.int64))
+
+
+@needs_megatron
+def test_megatrons_gpt_dataset_reads_our_shards(tmp_path):
+    from megatron.core.datasets.blended_dataset import BlendedDataset
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+    from megatron.core.datasets.utils import Split
+
+    class TheirTokenizer:
+        eod, pad, vocab_size = tokenizer().eos_id, -1, tokenizer().vocab_size
+        unique_identifiers: ClassVar = {"name": "notes"}
+
+    out = make(tmp_path, documents(texts()))
+    config = GPTDatasetConfig(
+        random_seed=1, sequence_length=32, blend=None, split="100,0,0", path_to_cache=str(tmp_path / "cache"),
+        tokenizer=TheirTokenizer(), reset_position_ids=True, reset_attention_mask=False, eod_mask_loss=False,
+        create_attention_mask=False, mmap_bin_files=True,
+    )  # fmt: skip
+    sets = []
+    for shard in ("train-00000", "train-00001"):
+        stem = out / shard
+        low = IndexedDataset(str(stem))
+        indices = np.arange(len(low), dtype=np.int32)
+        theirs = GPTDataset(low, str(stem), indices, None, Split.train, config)
+        sets.append(theirs)
+        # Its stream is the shard's documents in an order of its own.
+        ours = IndexedTokens(stem)
+        order = theirs.document_index.tolist()
+        stream = np.concatenate([ours.document(number) for number in order])
+        for sample in range(len(theirs)):
+            first = int(theirs.shuffle_index[sample]) * 32
+            assert theirs[sample]["tokens"].tolist() == stream[first : first + 32].tolist()
+    blended = BlendedDataset(sets, [0.5, 0.5], 10, replace(config, path_to_cache=None))
+    assert len(blended[3]["tokens"]) == 32
+
+
+def test_interrupted_anywhere_the_result_is_the_same(tmp_path, plain, many_units, monkeypatch):
+    source = write_jsonl(tmp_path / "a.jsonl", texts(200))
+    whole = contents(make(tmp_path, [source], out=tmp_path / "whole"))
+    out, starts = tmp_path / "source", 0
+    for function in ("spool_unit", "write_shard"):
+        original, kept = getattr(tokenize.jobs, function), [0]
+
+        def dies(*args, original=original, kept=kept, **kwargs):
+            kept[0] += 1
+            if kept[0] % 3 == 0:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(tokenize.jobs, function, dies)
+        while not out.exists() and starts < 50:
+            starts += 1
+            try:
+                make(tmp_path, [source])
+            except KeyboardInterrupt:
+                continue
+        if function == "spool_unit":
+            assert starts > 5
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize("last", ["begin", "spool", "rename"])
+def test_killed_as_it_begins_or_ends_it_still_goes_on(tmp_path, plain, monkeypatch, last):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    whole = contents(make(tmp_path, [source], out=tmp_path / "whole"))
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def remove_and_stop(path):
+        shutil.rmtree(path)
+        raise KeyboardInterrupt
+
+    places = {"begin": ("copyfile", stop), "spool": ("rmtree", remove_and_stop)}
+    with monkeypatch.context() as patch:
+        if last in places:
+            patch.setattr(tokenize, "shutil", SimpleNamespace(**{**vars(shutil), places[last][0]: places[last][1]}))
+        else:
+            patch.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, [source])
+    assert contents(make(tmp_path, [source])) == whole
+
+
+def test_what_was_damaged_in_between_is_made_again(tmp_path, plain, many_units, monkeypatch):
+    source = write_jsonl(tmp_path / "a.jsonl", texts(200))
+    whole = contents(make(tmp_path, [source], out=tmp_path / "whole"))
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize, "_describe", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, [source])
+    work = tmp_path / "source.tmp"
+    for path in (work / "spool" / "000001-0000", work / "train-00001.bin", work / "train-00002.idx"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    (work / "train-00000.bin").unlink()
+    (work / "train-00003.tmp-99.bin").write_bytes(b"of a process that was killed")
+    assert contents(make(tmp_path, [source])) == whole
+
+
+KILLED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+from tests.trainer.corpora.tokenize.tokenized import DEFAULTS
+from trainer.corpora.tokenize import inputs, tokenize_source
+inputs.UNIT = 20_000
+source, tokenizer, out = map(Path, sys.argv[1:])
+tokenize_source([source], tokenizer, out, **{**DEFAULTS, "workers": 2, "shard_tokens": 20_000})
+"""
+
+
+@needs_megatron
+def test_after_kill_9_it_goes_on_with_other_workers(tmp_path, plain, monkeypatch):
+    monkeypatch.setattr(inputs, "UNIT", 20_000)
+    source = write_jsonl(tmp_path / "a.jsonl", texts(4000))
+    whole = contents(make(tmp_path, [source], out=tmp_path / "whole", shard_tokens=20_000))
+    words = [str(source), str(save_tokenizer(tmp_path)), str(tmp_path / "source")]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, *words], stderr=subprocess.DEVNULL)
+    done = tmp_path / "source.tmp" / "spool"
+    while process.poll() is None and len([*done.glob("*.json")]) < 2:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert len([*done.glob("*.json")]) >= 2
+    finished = {path: path.stat().st_mtime_ns for path in done.glob("*.json")}
+    made = []
+    monkeypatch.setattr(tokenize.jobs, "spool_unit", lambda *args: made.append(args[1]) or spool.spool_unit(*args))
+    for _ in range(200):  # its workers end with their unit, and till then keep others out
+        try:
+            out = make(tmp_path, [source], shard_tokens=20_000)
+            break
+        except DataError as error:
+            assert "is being written by another process" in str(error)  # noqa: PT017
+            time.sleep(0.05)
+    assert contents(out) == whole
+    assert not {f"{unit:06}.json" for unit in made} & {path.name for path in finished}
+
+
+def test_a_worker_that_dies_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenize.pool, "WORKER", [sys.executable, "-c", "import os; input(); os.kill(os.getpid(), 9)"])
+    with pytest.raises(DataError, match=r"ended by signal 9: was it out of memory\? Use fewer --workers"):
+        make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", texts())], workers=2)
+
+
+def test_a_worker_tells_what_is_wrong_with_the_input(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "iron"}\n{"text"\n')
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: no JSON"):
+        make(tmp_path, [tmp_path / "a.jsonl"], workers=1)
+
+
+def test_nothing_is_overwritten_or_gone_on_with_that_is_not_the_same_work(tmp_path, plain, monkeypatch):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    out = make(tmp_path, [source])
+    before = contents(out)
+    with pytest.raises(DataError, match="source exists and is not overwritten"):
+        make(tmp_path, [source])
+    assert contents(out) == before
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize, "_describe", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, [source], out=tmp_path / "b")
+    with pytest.raises(DataError, match=r"--seed was 3 and is 4, --heldout was 0\.2 and is 0\.1\. Remove .*b\.tmp"):
+        make(tmp_path, [source], out=tmp_path / "b", seed=4, heldout_fraction=0.1)
+    write_jsonl(source, texts(3))
+    more = write_jsonl(tmp_path / "more.jsonl", texts(3))
+    with pytest.raises(DataError, match=r"the input \S*a\.jsonl has changed, the input \S*more\.jsonl is new\. Remove"):
+        make(tmp_path, [source, more], out=tmp_path / "b")
+    with pytest.raises(DataError, match=r"more\.jsonl is new, the input \S*a\.jsonl is no longer named\. Remove"):
+        make(tmp_path, [more], out=tmp_path / "b")
+    (tmp_path / "c.tmp").mkdir()
+    (tmp_path / "c.tmp" / "thesis.txt").touch()
+    with pytest.raises(DataError, match=r"c\.tmp holds thesis\.txt, which is no work of this command"):
+        make(tmp_path, [source], out=tmp_path / "c")
+    assert (tmp_path / "c.tmp" / "thesis.txt").exists()
+    # Named as files of ours, and of somebody else.
+    theirs = [tmp_path / "d.tmp" / name for name in ("lock", "tokenizer.json", "spool/thesis.txt")]
+    theirs[-1].parent.mkdir(parents=True)
+    for path in theirs:
+        path.write_text("mine")
+    with pytest.raises(DataError, match=r"d\.tmp holds spool, which is no work of this command"):
+        make(tmp_path, [source], out=tmp_path / "d")
+    assert [path.read_text() for path in theirs] == ["mine"] * 3
+    with pytest.raises(DataError, match=r"^\. exists and is not overwritten"):
+        make(tmp_path, [source], out=Path("."))
+
+
+@pytest.mark.parametrize("bad", ["", "no JSON\n", '{"text": "iron"}\nno JSON\n'])
+def test_after_an_error_with_nothing_finished_nothing_stays_and_the_mended_input_is_taken(tmp_path, plain, bad):
+    source = write_jsonl(tmp_path / "b.jsonl", texts())
+    whole = contents(make(tmp_path, [source], out=tmp_path / "whole"))
+    good = source.read_text()
+    source.write_text(bad)
+    with pytest.raises(DataError, match=r"b\.jsonl"):
+        make(tmp_path, [source], workers=1)
+    assert not (tmp_path / "source.tmp").exists()
+    source.write_text(good)
+    assert contents(make(tmp_path, [source])) == whole
+
+
+def test_a_start_that_was_stopped_with_nothing_finished_is_begun_anew(tmp_path, plain, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    source = write_jsonl(tmp_path / "a.jsonl", texts(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize.jobs, "spool_unit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, [source], seed=1)
+    (tmp_path / "source.tmp" / "spool" / "000000-0000").write_bytes(b"half a part")
+    write_jsonl(source, texts())
+    whole = contents(make(tmp_path, [source], out=tmp_path / "whole"))
+    assert contents(make(tmp_path, [source])) == whole
+
+
+def test_documents_in_memory_are_never_taken_from_an_earlier_start(tmp_path, plain, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize, "_describe", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, documents(texts(50)), heldout_fraction=0.0)
+    make(tmp_path, documents(["an atom"]), heldout_fraction=0.0)
+    assert len(written(tmp_path / "source", "train")) == 1
+
+
+def test_too_small_a_disk_is_told_before_work_begins(tmp_path, plain, monkeypatch):
+    monkeypatch.setattr(tokenize.shutil, "disk_usage", lambda path: _Usage())
+    with pytest.raises(DataError, match=r"billion tokens need 0\.0 GB while they are made, and 0\.0 GB are free"):
+        make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", texts())])
+
+
+class _Usage:
+    free = 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"heldout_fraction": 0.9999999}, r"there is no document to train on; 0 texts are empty. All 120 are held out"),
+        ({"group": "sience"}, r"prefix group sience: there is science, general"),
+        ({"eos": "</s>"}, r"tokenizer\.json: the tokenizer has no token </s>; name one that it has with --eos"),
+    ],
+)
+def test_options_that_cannot_be_are_told(tmp_path, plain, changes, complaint):
+    with pytest.raises(DataError, match=complaint):
+        make(tmp_path, documents(texts()), **changes)
+
+
+def test_all_texts_empty(tmp_path, plain):
+    with pytest.raises(DataError, match=r"no document to train on; 2 texts are empty\.$"):
+        make(tmp_path, documents(["", ""]))
+
+
+def test_progress_counts_bytes_then_tokens(tmp_path, plain, many_units):
+    heard = []
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    out = tmp_path / "source"
+    manifest = tokenize_source([source], save_tokenizer(tmp_path), out, progress=heard.append, **DEFAULTS)
+    first, second = ([told for told in heard if told.stage == stage] for stage in ("tokenizing", "writing"))
+    assert (first[-1].done, first[-1].total) == (source.stat().st_size,) * 2
+    total = manifest["tokens"] + sum(shard["tokens"] for shard in manifest["heldout"])
+    assert first[-1].tokens == second[-1].tokens == second[-1].done == second[-1].total == total
+    for stage in (first, second):
+        assert [told.done for told in stage] == sorted(told.done for told in stage)

@@ -1,0 +1,304 @@
+"""The global batches of a mixture: the same whoever reads them, in how many parts and after how many stops."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainer.data.small_mixture import DOCUMENTS, PREFIXES, SAMPLES, SEQ_LEN, make_mixture
+from trainer.config.keys import DataConfig
+from trainer.data import build_data, source_directories
+from trainer.data.batch import IGNORE, Batch
+from trainer.data.errors import DataError
+from trainer.data.mixture.reader import MixtureReader
+from trainer.data.mixture.spec import contradictions
+from trainer.data.mixture.stream import MixtureData
+from trainer.data.shards.files import read_manifest, write_manifest
+
+GLOBAL_BATCH, STEPS = 24, 15  # 360 samples, all of both phases
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    with pytest.MonkeyPatch.context() as patch:
+        return make_mixture(tmp_path_factory.mktemp("mixture"), patch)
+
+
+def opened(data: DataConfig, seed: int = 5) -> MixtureData:
+    built = build_data(data, seed=seed, vocab_size=300)
+    assert isinstance(built, MixtureData)
+    return built
+
+
+def reader_of(data: DataConfig) -> MixtureReader:
+    return MixtureReader(data, source_directories(data, print), seed=5)
+
+
+def rank_batches(data: MixtureData, first: int, steps: int, ranks: int, rank: int, micro: int) -> Iterator[Batch]:
+    """What `Trainer._next_batches` asks for."""
+    for step in range(steps):
+        begin = first + step * GLOBAL_BATCH
+        for sample in range(begin, begin + GLOBAL_BATCH, micro * ranks):
+            yield data.train_batch(sample + rank * micro, micro)
+
+
+def run(data: DataConfig, first: int, steps: int, ranks: int, micro: int) -> dict[int, list[int]]:
+    """Sample -> its tokens and labels, of all ranks; a sample that comes twice is an error."""
+    seen: dict[int, list[int]] = {}
+    for rank in range(ranks):
+        for batch in rank_batches(opened(data), first, steps, ranks, rank, micro):
+            for row, sample in enumerate(batch.samples):
+                assert sample not in seen
+                seen[sample] = batch.input_ids[row].tolist() + batch.labels[row].tolist()
+    return seen
+
+
+@pytest.fixture(scope="module")
+def whole(data: DataConfig) -> dict[int, list[int]]:
+    assert contradictions(data) == []
+    return run(data, 0, STEPS, 1, 24)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "micro"), [(1, 1), (1, 8), (2, 12), (2, 3), (3, 8), (4, 2), (6, 4), (6, 1), (12, 2), (12, 1)]
+)
+def test_any_number_of_ranks_and_any_micro_batch_see_the_same_global_batches(data, whole, ranks, micro) -> None:
+    assert run(data, 0, STEPS, ranks, micro) == whole
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_workers_change_nothing(data, whole, workers) -> None:
+    assert run(replace(data, workers=workers), 0, STEPS, 1, 4) == whole
+
+
+def test_megatrons_reader_is_told_apart_by_nothing(data, whole) -> None:
+    pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    assert run(replace(data, reader="megatron"), 0, STEPS, 1, 24) == whole
+
+
+def test_stops_lose_and_repeat_nothing_wherever_they_fall(data, whole) -> None:
+    """Twice, with other worlds: at an epoch's edge, at a phase's edge, and in between."""
+    index = reader_of(data).index
+    _, epochs, _ = index.lookup(np.arange(STEPS * GLOBAL_BATCH))
+    first_of_second_epoch = int(np.flatnonzero(epochs > 0)[0]) // GLOBAL_BATCH
+    assert index.phase_at(240) == "anneal" != index.phase_at(239)
+    assert 0 < first_of_second_epoch < 10
+    for stops in ((first_of_second_epoch, 10), (first_of_second_epoch + 1, 7), (1, 14)):
+        seen: dict[int, list[int]] = {}
+        edges = (0, *sorted(stops), STEPS)
+        for begin, end, (ranks, micro) in zip(edges, edges[1:], ((2, 4), (3, 2), (12, 1)), strict=False):
+            part = run(data, begin * GLOBAL_BATCH, end - begin, ranks, micro)
+            assert not set(part) & set(seen)
+            seen |= part
+        assert seen == whole
+
+
+def test_every_window_is_drawn_once_in_an_epoch_and_sources_have_their_shares(data) -> None:
+    reader = reader_of(data)
+    total = sum(sum(draws.values()) for draws in SAMPLES.values())
+    sources, epochs, positions = reader.index.lookup(np.arange(total))
+    for number, name in enumerate(DOCUMENTS):
+        mine = sources == number
+        assert abs(int(mine.sum()) - sum(draws[name] for draws in SAMPLES.values())) <= len(SAMPLES)
+        drawn = list(zip(epochs[mine].tolist(), positions[mine].tolist(), strict=True))
+        assert len(set(drawn)) == len(drawn)
+        windows = reader.train[name].num_windows(data.seq_len)
+        for epoch in range(int(epochs[mine].max())):
+            assert sorted(p for e, p in drawn if e == epoch) == list(range(windows))
+
+
+def test_prefixes_are_read_and_never_asked_for(data) -> None:
+    built = opened(data)
+    ids = {group: [built.tokenizer.encode(text) for text in texts] for group, texts in PREFIXES.items()}
+    prefix_tokens = 0
+    reader = reader_of(data)
+    for first in range(0, 120, 8):
+        batch, windows = built.train_batch(first, 8), reader.read(first, 8)
+        assert (batch.labels[torch.from_numpy(windows.prefix_BL[:, 1:])] == IGNORE).all()
+        prefix_tokens += int(windows.prefix_BL.sum())
+        sources, _, _ = reader.index.lookup(np.arange(first, first + 8))
+        for row, start in np.argwhere(windows.starts_BL):
+            group = data.sources[reader.names[sources[row]]].prefix
+            found = windows.tokens_BL[row, start : start + 20].tolist()
+            assert any(found[: len(some)] == some[: len(found)] for some in ids[group])
+    assert prefix_tokens > 100
+
+
+def test_held_out_windows_prompts_and_unigrams(data) -> None:
+    built = opened(data)
+    for source in built.sources:
+        batches = list(built.eval_batches(source, 3, 2))
+        again = list(built.eval_batches(source, 3, 2))
+        assert [b.input_ids.tolist() for b in batches] == [b.input_ids.tolist() for b in again]
+        assert sum(len(b.samples) for b in batches) <= 6
+        assert 3.0 < built.unigram_nats(source) < np.log(built.vocab_size)
+    assert built.prompts()["records"].startswith(tuple(PREFIXES["science"]))
+    assert (
+        min(map(built.unigram_nats, built.sources)) < built.unigram_nats() < max(map(built.unigram_nats, built.sources))
+    )
+
+
+# -- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+    """A mixture with a token in one source's files that its tokenizer does not have."""
+    data = make_mixture(tmp_path, monkeypatch, verify="off")
+    path = tmp_path / "web" / "train-00000.bin"
+    tokens = np.fromfile(path, "<u2")
+    tokens[1000] = 60_000
+    tokens.tofile(path)
+    return data
+
+
+def test_a_window_that_cannot_be_read_ends_the_run_or_gives_way_to_another(damaged, data, whole) -> None:
+    with pytest.raises(DataError, match=r"sample \d+, window \d+ of .* 'web'.*is 60000.*data.on_fault=skip"):
+        run(damaged, 0, STEPS, 1, 24)
+    skipping = replace(damaged, on_fault="skip")
+    faults = {}
+    for ranks, micro, workers in ((1, 24, 0), (3, 2, 0), (1, 4, 2)):
+        lines = []
+        for rank in range(ranks):
+            for batch in rank_batches(opened(replace(skipping, workers=workers)), 0, STEPS, ranks, rank, micro):
+                lines += batch.faults
+        faults[ranks, micro, workers] = sorted(lines)
+    assert len({tuple(lines) for lines in faults.values()}) == 1
+    (first, *_) = faults[1, 24, 0]
+    assert "is replaced by window" in first
+    replaced, same = run(skipping, 0, STEPS, 4, 3), 0
+    for sample, tokens in whole.items():
+        same += replaced[sample] == tokens
+    assert len(whole) - same == len(faults[1, 24, 0])
+    assert replaced == run(skipping, 0, STEPS, 2, 6)
+
+
+def test_damage_is_found_at_the_start_unless_told_otherwise(damaged) -> None:
+    for how in ("sampled", "full"):
+        with pytest.raises(DataError, match=r"train-00000\.bin is damaged") as error:
+            opened(replace(damaged, verify=how))
+        assert str(error.value).startswith("data.sources.web: ")
+        assert str(error.value).endswith("; restore the file, or tokenise the source again")
+    for name in ("tokenizer.json", "manifest.json"):
+        Path(damaged.root, "records", name).write_text("{")
+        with pytest.raises(DataError, match=rf"^data\.sources\.records: .*{name}.*; restore the file, or tokenise"):
+            opened(damaged)
+
+
+def rewrite_manifest(directory: Path, **changes: object) -> None:
+    manifest = dict(read_manifest(directory))
+    del manifest["checksum"], manifest["format"]
+    write_manifest(directory, {**manifest, **changes})
+
+
+def test_sources_that_do_not_fit_the_recipe_are_all_named(tmp_path, monkeypatch) -> None:
+    data = make_mixture(tmp_path, monkeypatch)
+    before = opened(data).fingerprint
+    assert before == opened(data).fingerprint != opened(data, seed=6).fingerprint
+    data.sources["code"].unique_tokens = 900_000
+    data.prefixes = {**PREFIXES, "science": ["Another text:\n"]}
+    rewrite_manifest(tmp_path / "web", tokenizer={**read_manifest(tmp_path / "web")["tokenizer"], "sha256": "0" * 64})
+    with pytest.raises(DataError) as error:
+        opened(data)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    for wanted in ("data.sources.web was made with another tokenizer", "prefix=science", "unique_tokens=900000"):
+        assert any(wanted in line for line in lines)
+    (tmp_path / "web" / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"data\.sources\.web: .*manifest.json is missing"):
+        opened(data)
+
+
+def test_a_source_with_nothing_held_out_is_told_at_the_start(tmp_path, monkeypatch) -> None:
+    data = make_mixture(tmp_path, monkeypatch)
+    rewrite_manifest(tmp_path / "web", heldout=[])
+    with pytest.raises(
+        DataError, match=r"^data\.seq_len=32 .*the held-out split of data\.sources\.web \(0 tokens\).*hold out$"
+    ):
+        opened(data)
+
+
+def test_a_model_with_fewer_tokens_is_refused(data) -> None:
+    with pytest.raises(DataError, match=r"model\.vocab_size=256"):
+        build_data(data, seed=0, vocab_size=256)
+
+
+def skipped(data: DataConfig, ranks: int, micro: int, workers: int = 0) -> tuple[dict[int, list[int]], list[str]]:
+    """Sample -> tokens, and the faults, of all ranks."""
+    tokens, lines = {}, []
+    for rank in range(ranks):
+        built = opened(replace(data, workers=workers))
+        for batch in rank_batches(built, 0, STEPS, ranks, rank, micro):
+            lines += batch.faults
+            tokens |= dict(zip(batch.samples, batch.input_ids.tolist(), strict=True))
+    return tokens, sorted(lines)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reader"),
+    [("missing", "octavo"), ("truncated", "octavo"), ("empty", "octavo"), ("truncated", "megatron")],
+)
+def test_a_shard_that_cannot_be_read_gives_way_to_the_next(tmp_path, monkeypatch, fault: str, reader: str) -> None:
+    if reader == "megatron":
+        pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    data = make_mixture(tmp_path, monkeypatch, shard_tokens=2000, verify="off", on_fault="skip", reader=reader)
+    before = reader_of(data).train["web"]
+    windows = before.num_windows(SEQ_LEN)
+    assert len(before.manifest["shards"]) >= 2
+    in_first = (before.manifest["shards"][0]["tokens"] - 1) // SEQ_LEN
+    whole_tokens, none = skipped(data, 1, 24)
+    assert none == []
+    path = tmp_path / "web" / "train-00000.bin"
+    kept = {"missing": 0, "truncated": 20, "empty": 0}[fault]  # windows
+    if fault == "missing":
+        path.unlink()
+    else:
+        os.truncate(path, 2 * (kept * SEQ_LEN + 1) + 1 if kept else 0)  # in the middle of a token
+    tokens, lines = skipped(data, 1, 24)
+    assert lines
+    for line in lines:
+        lost, instead = map(int, re.findall(r"window (\d+)", line))
+        assert kept <= lost < in_first == instead < windows
+    assert sum(tokens[sample] != whole_tokens[sample] for sample in whole_tokens) == len(lines)
+    assert skipped(data, 3, 2) == (tokens, lines)
+    if fault == "missing":
+        assert skipped(data, 1, 4, workers=2) == (tokens, lines)
+
+
+def test_the_only_shard_is_read_up_to_where_it_is_cut(tmp_path, monkeypatch) -> None:
+    data = make_mixture(tmp_path, monkeypatch, verify="off", on_fault="skip")
+    shards = reader_of(data).train["records"]
+    assert len(shards.manifest["shards"]) == 1
+    path = tmp_path / "records" / "train-00000.bin"
+    os.truncate(path, 2 * (10 * SEQ_LEN + 1))  # 10 windows
+    _, lines = skipped(data, 1, 24)
+    replaced = [tuple(map(int, re.findall(r"window (\d+)", line))) for line in lines]
+    assert {lost for lost, _ in replaced} == set(range(10, shards.num_windows(SEQ_LEN)))
+    assert {instead for _, instead in replaced} == {0}
+    with pytest.raises(DataError, match=r"truncated.*data.on_fault=skip"):
+        run(replace(data, on_fault="fail"), 0, STEPS, 1, 24)
+    os.truncate(path, 0)
+    with pytest.raises(DataError, match=r"'records' cannot be read, nor 64 windows of any shard.*train-00000") as error:
+        skipped(data, 1, 24)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["sampled", "full"])
+def test_what_skipping_would_pass_over_is_a_warning_at_the_start(damaged, how: str) -> None:
+    said: list[str] = []
+    skipping = replace(damaged, verify=how, on_fault="skip")
+    built = build_data(skipping, seed=5, vocab_size=300, warn=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("data.sources.web: ")
+    assert "train-00000.bin is damaged" in said[0]
+    assert built.train_batch(0, 8).samples == list(range(8))
+    Path(damaged.root, "web", "tokenizer.json").write_text("{}")  # nothing could stand in for it
+    with pytest.raises(DataError, match=r"tokenizer\.json is damaged"):
+        build_data(skipping, seed=5, vocab_size=300)

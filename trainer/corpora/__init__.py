@@ -1,0 +1,1 @@
+"""What makes corpora before a run."""

@@ -1,0 +1,98 @@
+"""What the toy corpora are made from, and how a directory is built once by one process at a time.
+
+A directory is written under another name, renamed when complete and never changed afterwards.
+"""
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tokenizers
+
+from trainer.corpora.packages import Source, installed_version
+
+VOCAB_SIZE = 4096
+BPE_SAMPLE = 1_500_000  # characters per source that the tokenizer is trained on
+CHARS_PER_TOKEN = 5  # more than any source has, so that a cap on tokens also caps the text to be read
+MIN_ORIGINS = 8  # read at least so many, however small the cap: one file can be longer than a small corpus
+
+Progress = Callable[[str], None]
+Manifest = dict[str, Any]
+T = TypeVar("T")
+
+
+def print_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def ingredients(tokens_per_source: int, holdout_fraction: float, sources: Sequence[Source]) -> Manifest:
+    """Everything that decides what the builder writes."""
+    packages = sorted({package for source in sources for package in source.packages})
+    return {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": {package: installed_version(package) for package in packages},
+        "tokenizers": tokenizers.__version__,
+        "sources": {source.name: _content(source) for source in sources},
+        "vocab_size": VOCAB_SIZE,
+        "tokens_per_source": tokens_per_source,
+        "holdout_fraction": holdout_fraction,
+    }
+
+
+def _content(source: Source) -> str:
+    """Hash of the names and bytes of all files that a source reads."""
+    content = hashlib.sha256()
+    for name, path in source.files():
+        with suppress(FileNotFoundError):  # listed by a package, but cut by a packager: not read either
+            content.update(f"{name}\0{_sha256(path)}\n".encode())
+    return content.hexdigest()
+
+
+@contextmanager
+def only_one(cache_dir: Path, name: str, progress: Progress) -> Iterator[None]:
+    """Hold the lock of the corpus `name`; it goes when the process goes, however it ends."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with (cache_dir / f"{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"corpus: another process is at {cache_dir / name}, waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def build_whole(directory: Path, write: Callable[[Path], T]) -> T:
+    """Have `write` fill a directory beside `directory`, which takes that name once it is whole; what killed builds left
+    goes first. Returns what `write` returns. For one process at a time."""
+    for leftover in directory.parent.glob(f"{directory.name}.tmp*"):  # of a build that was killed
+        shutil.rmtree(leftover)
+    partial = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
+    partial.mkdir()
+    try:
+        written = write(partial)
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return written
+
+
+def take(texts: list[str], characters: int) -> Iterator[str]:
+    """The first texts, until they have so many characters."""
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text
+        characters -= len(text)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Tasks answered by a served model, with a ledger of what was asked."""

@@ -1,0 +1,1 @@
+"""Tables of measurements, a module for each place they come from."""

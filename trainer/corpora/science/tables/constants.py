@@ -1,0 +1,44 @@
+"""The fundamental physical constants of CODATA 2022, from the table in the package scipy, which is not imported."""
+
+import ast
+
+from trainer.corpora.packages import Files, package_files
+from trainer.corpora.science.records import Property, Record, Table, number
+from trainer.data.errors import DataError
+
+COLUMNS = (slice(60), slice(60, 85), slice(85, 110), slice(110, None))  # name, value, uncertainty, unit
+NAME = "txt2022"
+
+
+def constant_files() -> Files:
+    return [item for item in package_files("scipy", ".py") if item[0].endswith("constants/_codata.py")]
+
+
+def constants() -> list[Table]:
+    """One table in which a property is a unit's: constants of one unit can be compared, and no others.
+
+    Digits stand in groups of three in the source; the spaces between them go, so that a value reads as one number.
+    Values whose digits do not end ("1.054 571 817...") are left out.
+    """
+    source = "".join(path.read_text(encoding="utf-8") for _, path in constant_files())
+    properties, records = {}, []
+    for line in _text(source).splitlines():
+        name, value, uncertainty, unit = (line[column].strip() for column in COLUMNS)
+        value, uncertainty = value.replace(" ", ""), uncertainty.replace(" ", "")
+        if number(value) is None:
+            continue
+        properties[f"value {unit}"] = Property("CODATA 2022 value", unit=unit)
+        values = {f"value {unit}": value}
+        if number(uncertainty) is not None:
+            properties[f"uncertainty {unit}"] = Property("standard uncertainty", unit=unit)
+            values[f"uncertainty {unit}"] = uncertainty
+        records.append(Record(name, f'"{name}"', values))  # in quotes: it can end in "mom." or "in eV"
+    return [Table("CODATA 2022", "constant", "constants", properties, records)]
+
+
+def _text(source: str) -> str:
+    """The string that the module binds to NAME."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == NAME:
+            return str(ast.literal_eval(node.value))
+    raise DataError(f"package 'scipy' has no table {NAME}: pip install 'octavo[toy]' brings the right version")

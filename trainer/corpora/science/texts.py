@@ -1,0 +1,41 @@
+"""Tables of records -> texts: a narration of every record and some of the tasks that can be made of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from trainer.corpora.science.draw import Draw
+from trainer.corpora.science.narrate import narrate
+from trainer.corpora.science.records import Table, groups
+from trainer.corpora.science.tasks import Task, tasks
+
+NARRATION = "narration"
+
+
+@dataclass(frozen=True)
+class Text:
+    """One document. `task` is what a narration lacks: a prompt with one right answer."""
+
+    origin: str  # the group of records that it tells of: what one split of a corpus must hold alone
+    table: str
+    key: str  # of the record that it was made for
+    name: str
+    form: str
+    template: str
+    text: str
+    task: Task | None = None
+    model: str = ""  # that wrote the reasoning before the answer, where there is one
+
+
+def texts(source: str, tables: Sequence[Table], *, seed: int, tasks_per_record: int) -> Iterator[Text]:
+    """The texts of all records of a source, group after group. A text is a pure function of the source's records, its
+    record and the seed; `tasks_per_record` (0 to 4) says how many of the forms of a record are used."""
+    for group in groups(source, tables):
+        for record in group.records:
+            draw = Draw(str(seed), source, group.table.name, record.key, record.name)
+            text, template = narrate(record, group.table, draw.part(NARRATION))
+            whose = (group.origin, group.table.name, record.key, record.name)
+            yield Text(*whose, NARRATION, template, text)
+            for made, task in enumerate(tasks(record, group.table, group.records, draw)):
+                if made == tasks_per_record:
+                    break
+                yield Text(*whose, task.form, task.template, task.text, task)

@@ -1,0 +1,299 @@
+"""`octavo tokenize`: documents become shuffled shards of Megatron's .bin and .idx, with a manifest.
+
+Two passes. The first tokenises units of the input and gives every document a random key; the second writes, for each
+range of keys, a shard with its documents in order: a uniform shuffle of the whole source, in the memory of one shard.
+All that is random is a hash of the seed and a document's place in the input: neither workers nor interruptions enter.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from trainer.corpora.packages import Document
+from trainer.corpora.tokenize import begun, jobs
+from trainer.corpora.tokenize.begun import LOCK, PLAN, SPOOL
+from trainer.corpora.tokenize.inputs import units_of
+from trainer.corpora.tokenize.pool import Pool
+from trainer.corpora.tokenize.spool import HELDOUT, TRAIN, Part, finished_unit, spool_unit, write_json
+from trainer.corpora.tokenize.write import token_dtype
+from trainer.data.errors import DataError
+from trainer.data.shards import files as shard_files
+from trainer.data.shards.prefixes import Prefixes
+from trainer.data.shards.tokenizer import Tokenizer
+
+FORMAT = 2  # raise it with any change of what is written for the same input
+BUCKETS_BITS = 16  # keys are counted by their first bits to cut them into shards
+CHARS_PER_TOKEN = 3  # fewer than usual: the check for space should rather refuse too much
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """How far the work is. `done` of `total`: bytes of input while tokenizing, tokens while writing."""
+
+    stage: Literal["tokenizing", "writing"]
+    done: int
+    total: int
+    tokens: int  # made or written by this start
+
+
+Progress = Callable[[Told], None]
+
+
+def tokenize_source(
+    documents: Iterable[Document] | Sequence[Path],
+    tokenizer: Path,
+    out: Path,
+    *,
+    name: str,
+    domain: Literal["science", "general"],
+    group: str | None = None,
+    prefixes: dict[str, list[str]] | None = None,
+    heldout_fraction: float = 0.001,
+    shard_tokens: int = 1 << 28,
+    seed: int = 0,
+    workers: int = 1,
+    field: str = "text",
+    origin: str | None = None,
+    eos: str | None = None,
+    progress: Progress | None = None,
+) -> Facts:
+    """Tokenise one source into the directory `out`, which must not exist; its manifest.
+
+    documents: files (see `inputs.find_files`), or documents in memory, which this process tokenises itself. tokenizer:
+    a tokenizer.json. prefixes: all groups of the mixture, so that a clash is found here; each document gets one of the
+    paraphrases of `group`. heldout_fraction: of the documents, by a hash of their origin or text; of two origins or
+    more at least one, unless it is 0. field, origin: what holds the text and, if anything does, its origin in files.
+    workers: processes; 0 does everything in this one.
+
+    Work lies in `<out>.tmp` until it is whole. Started again after any interruption, with the same arguments, it goes
+    on from the units and shards that are finished, and the result is the same byte for byte. Raises DataError.
+    """
+    in_memory = not isinstance(documents, Sequence) or not all(isinstance(item, Path) for item in documents)
+    if out.exists():
+        raise DataError(f"{out} exists and is not overwritten: remove it or name another directory")
+    work = out.with_name(f"{out.name}.tmp")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with _alone(work), Pool(workers) as pool:
+            loaded = Tokenizer.load(tokenizer, eos)
+            if tokenizer.is_dir():
+                tokenizer = tokenizer / shard_files.TOKENIZER
+            units = [] if in_memory else units_of([item for item in documents if isinstance(item, Path)])
+            plan = {
+                "format": FORMAT, "name": name, "domain": domain, "field": field, "origin": origin, "seed": seed,
+                "prefix": _prefix(group, prefixes or {}, loaded), "heldout_fraction": heldout_fraction,
+                "shard_tokens": shard_tokens, "dtype": token_dtype(loaded.vocab_size).str,
+                "eos": loaded.end_of_document,
+                "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
+                "files": _identities(sorted({unit.path for unit in units})),
+            }  # fmt: skip
+            _take_up(work, plan, tokenizer, resume=not in_memory)
+            report = progress or (lambda told: None)
+            if in_memory:
+                each = [(0, document.origin, document.text) for document in documents if isinstance(document, Document)]
+                spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work))]
+                if at_least := _lacks_heldout(spooled):
+                    spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work, at_least))]
+            else:
+                _check_space(work, sum(unit.text_bytes for unit in units) // CHARS_PER_TOKEN, plan, copies=2)
+                spooled = _first_pass(work, units, pool, report)
+                if at_least := _lacks_heldout(spooled):
+                    spooled = _first_pass(work, units, pool, report, at_least)
+            shards = _second_pass(work, spooled, plan, pool, report)
+            manifest = _describe(work, plan, loaded, spooled, shards)
+            shutil.rmtree(work / SPOOL)
+            work.rename(out)  # with the plan: killed just before, a start still knows what lies in `work`
+            (out / PLAN).unlink()
+            (out / LOCK).unlink()
+    except OSError as error:
+        raise DataError(f"{error.filename or work}: {error.strerror or error}") from error
+    return manifest
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Only one start works in a directory; its processes hold the lock too, whatever becomes of it."""
+    with (work / LOCK).open("a") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{work} is being written by another process: wait for it to end") from None
+        try:
+            yield
+        except (DataError, OSError):
+            begun.take_down(work)
+            raise
+
+
+def _prefix(group: str | None, prefixes: dict[str, list[str]], tokenizer: Tokenizer) -> Facts | None:
+    if group is None:
+        return None
+    if group not in prefixes:
+        raise DataError(f"prefix group {group}: there is {', '.join(prefixes) or 'none'}")
+    every = Prefixes(prefixes, tokenizer)
+    for problem in every.problems():
+        raise DataError(problem)
+    return {"group": group, "texts": every.groups[group], "ids": every.ids[group]}
+
+
+def _identities(paths: Sequence[str]) -> list[Facts]:
+    """What tells that a file is still the one that was begun with."""
+    found = [(path, os.stat(path)) for path in paths]
+    return [{"path": path, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for path, stat in found]
+
+
+def _take_up(work: Path, plan: Facts, tokenizer: Path, *, resume: bool) -> None:
+    if problem := begun.take_up(work, plan):
+        raise DataError(problem)
+    spool = work / SPOOL
+    if not resume:  # nobody knows whether documents in memory are still the same
+        shutil.rmtree(spool, ignore_errors=True)
+    # A start may have been killed before it came to these, or while it removed the spool of all that is written.
+    spool.mkdir(exist_ok=True)
+    shutil.copyfile(tokenizer, work / shard_files.TOKENIZER)
+
+
+def _check_space(work: Path, tokens: int, plan: Facts, copies: int) -> None:
+    needed = copies * tokens * np.dtype(plan["dtype"]).itemsize
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise DataError(
+            f"{work}: about {tokens / 1e9:,.2f} billion tokens need {needed / 1e9:,.1f} GB while they are made, and "
+            f"{free / 1e9:,.1f} GB are free"
+        )
+
+
+def _lacks_heldout(spooled: Sequence[Facts]) -> int:
+    """Where the fraction holds nothing out of several origins: one more than the lowest hash of an origin, so that this
+    one is held out; else 0. It says the same until all units that have that origin are made again."""
+    lowest, highest = (pick(facts["origins"][end] for facts in spooled) for end, pick in ((0, min), (1, max)))
+    fraction = min(facts["heldout_below"] for facts in spooled)
+    return lowest + 1 if 0 < fraction <= lowest < highest else 0
+
+
+def _first_pass(work: Path, units: Sequence[Any], pool: Pool, report: Progress, at_least: int = 0) -> list[Facts]:
+    """Spool what is not yet; with `at_least`, what has an origin below it and was spooled without."""
+    spool = work / SPOOL
+    spooled = {
+        number: facts
+        for number in range(len(units))
+        if (facts := finished_unit(spool, number))
+        and (facts["heldout_below"] >= at_least or facts["origins"][0] >= at_least)
+    }
+    total = sum(unit.nbytes for unit in units)
+    kept = sum(units[number].nbytes for number in spooled)
+    left = [number for number in range(len(units)) if number not in spooled]
+    read, tokens = dict.fromkeys(left, 0), dict.fromkeys(left, 0)
+
+    def told(place: int, bytes_read: int, tokens_made: int) -> None:
+        number = left[place]
+        read[number], tokens[number] = min(bytes_read, units[number].nbytes), tokens_made
+        report(Told("tokenizing", kept + sum(read.values()), total, sum(tokens.values())))
+
+    todo = [{"do": "unit", "number": number, "unit": asdict(units[number]), "at_least": at_least} for number in left]
+    for place, facts in pool.run(work, todo, told):
+        spooled[left[place]] = facts
+        told(place, units[left[place]].nbytes, facts["tokens"])
+    return [spooled[number] for number in range(len(units))]
+
+
+def _second_pass(
+    work: Path, spooled: Sequence[Facts], plan: Facts, pool: Pool, report: Progress
+) -> dict[str, list[Facts]]:
+    spool, dtype = work / SPOOL, np.dtype(plan["dtype"])
+    written: dict[str, dict[int, Facts]] = {TRAIN: {}, HELDOUT: {}}
+    total = sum(facts["tokens"] for facts in spooled)
+    _check_space(work, total, plan, copies=1)
+    todo, places = [], []
+    for split in (TRAIN, HELDOUT):
+        parts = [part for facts in spooled for part in facts["parts"] if part["split"] == split]
+        write_json(spool / f"{split}.parts", parts)  # type: ignore[arg-type]
+        for number, keys in enumerate(_cut(spool, parts, plan["shard_tokens"], dtype)):
+            stem = f"{split}-{number:05}"
+            facts = _finished_shard(work, stem)
+            if facts is not None:
+                written[split][number] = facts
+                continue
+            todo.append({"do": "shard", "stem": stem, "keys": keys, "parts": f"{split}.parts"})
+            places.append((split, number))
+    for leftover in work.glob("*.tmp-*"):  # of processes that were killed
+        leftover.unlink()
+    kept = sum(facts["tokens"] for some in written.values() for facts in some.values())
+    done = 0
+    for place, facts in pool.run(work, todo, lambda place, read, tokens: None):
+        split, number = places[place]
+        written[split][number] = facts
+        done += facts["tokens"]
+        report(Told("writing", kept + done, total, done))
+    return {split: [some[number] for number in sorted(some)] for split, some in written.items()}
+
+
+def _cut(spool: Path, parts: Sequence[Facts], shard_tokens: int, dtype: np.dtype[Any]) -> list[tuple[int, int]]:
+    """Ranges of keys with about `shard_tokens` tokens each, or less, none empty."""
+    count = 1 << BUCKETS_BITS
+    tokens_per_bucket = np.zeros(count, np.int64)
+    for facts in parts:
+        part = Part(spool / facts["file"], facts, dtype)
+        buckets = (part.keys >> np.uint64(64 - BUCKETS_BITS)).astype(np.int64)
+        np.add.at(tokens_per_bucket, buckets, np.diff(part.ends, prepend=0))
+    reached = np.cumsum(tokens_per_bucket)
+    total = int(reached[-1])
+    if not total:
+        return []
+    shards = -(-total // shard_tokens)
+    goals = [total * shard // shards for shard in range(1, shards)]
+    inner = sorted({int(np.searchsorted(reached, goal)) + 1 for goal in goals} - {count})
+    edges = [0, *(edge << (64 - BUCKETS_BITS) for edge in inner), 1 << 64]
+    filled = [0, *reached[[edge - 1 for edge in inner]].tolist(), total]
+    return [(edges[place], edges[place + 1]) for place in range(len(edges) - 1) if filled[place + 1] > filled[place]]
+
+
+def _finished_shard(work: Path, stem: str) -> Facts | None:
+    """A shard's facts, if an earlier start wrote it and it is as written."""
+    try:
+        facts: Facts = json.loads((work / SPOOL / f"{stem}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if shard_files.hash_fault(work, facts) else facts
+
+
+def _describe(
+    work: Path, plan: Facts, tokenizer: Tokenizer, spooled: Sequence[Facts], shards: dict[str, list[Facts]]
+) -> Facts:
+    empty = sum(facts["empty"] for facts in spooled)
+    if not shards[TRAIN]:
+        held = f" All {sum(s['documents'] for s in shards[HELDOUT])} are held out." if shards[HELDOUT] else ""
+        raise DataError(f"{plan['name']}: there is no document to train on; {empty} texts are empty.{held}")
+    return shard_files.write_manifest(
+        work,
+        {
+            "name": plan["name"],
+            "domain": plan["domain"],
+            "dtype": plan["dtype"],
+            "seed": plan["seed"],
+            "tokenizer": {
+                "sha256": plan["tokenizer"],
+                "vocab_size": tokenizer.vocab_size,
+                "eos": tokenizer.end_of_document,
+                "eos_id": tokenizer.eos_id,
+            },
+            "prefix": plan["prefix"],
+            "tokens": sum(shard["tokens"] for shard in shards[TRAIN]),
+            "documents": sum(shard["documents"] for shard in shards[TRAIN]),
+            "empty_documents": empty,  # left out
+            "shards": shards[TRAIN],
+            "heldout": shards[HELDOUT],
+        },
+    )

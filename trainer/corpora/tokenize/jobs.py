@@ -1,0 +1,50 @@
+"""The two kinds of work that processes share out: a unit of the first pass, a shard of the second."""
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.corpora.tokenize.inputs import Unit, documents
+from trainer.corpora.tokenize.spool import Encoder, spool_unit
+from trainer.corpora.tokenize.write import write_shard
+from trainer.data.shards.prefixes import Prefixes
+from trainer.data.shards.tokenizer import Tokenizer
+
+Job = dict[str, Any]
+Told = Callable[[int, int], None]  # bytes and tokens of a job so far
+
+
+def load_plan(work: Path) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads((work / "plan.json").read_text())
+    return plan
+
+
+def encoder_of(work: Path, at_least: int = 0) -> Encoder:
+    """As the plan in the work directory says."""
+    return _encoder((work / "plan.json").read_text(), work, at_least)
+
+
+@lru_cache(maxsize=1)
+def _encoder(plan_text: str, work: Path, at_least: int) -> Encoder:
+    plan = json.loads(plan_text)
+    tokenizer = Tokenizer.load(work / "tokenizer.json", plan["eos"])
+    prefix = plan["prefix"]
+    prefixes = Prefixes({prefix["group"]: prefix["texts"]}, tokenizer) if prefix else None
+    group = prefix["group"] if prefix else None
+    fraction, dtype = plan["heldout_fraction"], np.dtype(plan["dtype"])
+    return Encoder(tokenizer, dtype, plan["name"], plan["seed"], fraction, prefixes, group, at_least)
+
+
+def run_job(work: Path, job: Job, told: Told) -> Any:
+    """Facts of a unit or of a shard. Raises DataError."""
+    if job["do"] == "unit":
+        plan = load_plan(work)
+        found = documents(Unit(**job["unit"]), plan["field"], plan["origin"])
+        return spool_unit(work / "spool", job["number"], found, encoder_of(work, job["at_least"]), told)
+    parts = json.loads((work / "spool" / job["parts"]).read_text())
+    dtype = np.dtype(load_plan(work)["dtype"])
+    return write_shard(work / "spool", work, job["stem"], tuple(job["keys"]), parts, dtype)

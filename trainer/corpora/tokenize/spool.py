@@ -1,0 +1,201 @@
+"""First pass: documents of a unit become tokens, sorted by a random key, on disk.
+
+Every document gets a 64-bit key, a hash of (seed, source, unit, row): the order of the keys is the shuffled order of
+the whole source. A unit's documents go to part files, each sorted by key, so that the second pass finds the documents
+of a shard, which is a range of keys, in one piece per part, and nobody ever holds more than a part or a shard.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.errors import DataError
+from trainer.data.hashing import mix64, text_key
+from trainer.data.shards.prefixes import Prefixes
+from trainer.data.shards.tokenizer import Tokenizer
+
+PART_TOKENS = 1 << 24
+BATCH_BYTES, BATCH_DOCUMENTS = 1 << 20, 512  # given to the tokenizer at once
+HEADER = 16  # documents and tokens, uint64 each
+TRAIN, HELDOUT = "train", "heldout"
+
+U64 = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+Facts = dict[str, Any]
+
+
+@dataclass
+class Encoder:
+    """How a source's documents become tokens."""
+
+    tokenizer: Tokenizer
+    dtype: np.dtype[Any]
+    name: str
+    seed: int
+    heldout_fraction: float
+    prefixes: Prefixes | None = None
+    group: str | None = None
+    at_least: int = 0  # of the hashes of origins, what is below this is held out whatever the fraction
+    heldout_below: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.heldout_below = max(self.at_least, min(round(self.heldout_fraction * 2**64), 2**64 - 1))
+
+    def encode(
+        self, unit: int, first_row: int, documents: list[tuple[str, str]]
+    ) -> Iterator[tuple[int, int, list[int]]]:
+        """(hash of the origin, key, tokens) of each (origin, text), the rows first_row, first_row + 1, ... of a unit.
+
+        Documents of one origin share their split; a text without an origin is its own, so that copies of it do.
+        """
+        rows = np.arange(first_row, first_row + len(documents))
+        numbers = (unit << 32) + rows
+        keys = mix64(self.seed, text_key("order", self.name), numbers).tolist()
+        begins: list[list[int]] = [[]] * len(documents)
+        if self.prefixes is not None and self.group is not None:
+            chosen = self.prefixes.choose(self.group, self.name, numbers, self.seed)
+            begins = [self.prefixes.ids[self.group][choice] for choice in chosen.tolist()]
+        encoded = self.tokenizer.encode_all([text for _, text in documents])
+        for key, begin, ids, (origin, _) in zip(keys, begins, encoded, documents, strict=True):
+            yield text_key("heldout", str(self.seed), origin), key, [*begin, *ids, self.tokenizer.eos_id]
+
+
+def spool_unit(
+    directory: Path, unit: int, documents: Iterable[tuple[int, str, str]], encoder: Encoder, told: Any = None
+) -> Facts:
+    """Write the parts of a unit and, last, `<unit>.json`, which is what this returns.
+
+    documents: (bytes read so far, origin, text). told(bytes, tokens) hears of progress.
+    """
+    parts: list[Facts] = []
+    gathered: dict[str, _Part] = {TRAIN: _Part(), HELDOUT: _Part()}
+    empty = rows = tokens = read = 0
+    lowest, highest = 2**64, -1  # hash of an origin
+
+    def flush(batch: list[tuple[str, str]]) -> None:
+        nonlocal tokens, lowest, highest
+        for of_origin, key, ids in encoder.encode(unit, rows - len(batch), batch):
+            lowest, highest = min(lowest, of_origin), max(highest, of_origin)
+            split = HELDOUT if of_origin < encoder.heldout_below else TRAIN
+            part = gathered[split]
+            part.add(key, ids)
+            tokens += len(ids)
+            if part.tokens >= PART_TOKENS:
+                parts.append(part.write(directory / f"{unit:06}-{len(parts):04}", split, encoder.dtype))
+        if told is not None:
+            told(read, tokens)
+
+    batch: list[tuple[str, str]] = []
+    size = 0
+    for read, origin, text in documents:  # noqa: B007
+        if not text:
+            empty += 1
+            continue
+        batch.append((origin, text))
+        rows += 1
+        size += len(text)
+        if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
+            flush(batch)
+            batch, size = [], 0
+    if batch:
+        flush(batch)
+    for split, part in gathered.items():
+        if part.keys:
+            parts.append(part.write(directory / f"{unit:06}-{len(parts):04}", split, encoder.dtype))
+    facts = {
+        "unit": unit, "documents": rows, "empty": empty, "tokens": tokens, "parts": parts,
+        "origins": [lowest, highest], "heldout_below": encoder.heldout_below,
+    }  # fmt: skip
+    write_json(directory / f"{unit:06}.json", facts)
+    return facts
+
+
+class _Part:
+    """Documents gathered for a part file."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.keys: list[int] = []
+        self.lengths: list[int] = []
+        self.ids: list[npt.NDArray[np.int32]] = []
+        self.tokens = 0
+
+    def add(self, key: int, ids: list[int]) -> None:
+        self.keys.append(key)
+        self.lengths.append(len(ids))
+        self.ids.append(np.array(ids, np.int32))
+        self.tokens += len(ids)
+
+    def write(self, path: Path, split: str, dtype: np.dtype[Any]) -> Facts:
+        """Write what was gathered, in the order of the keys, and begin again."""
+        order = np.argsort(np.array(self.keys, np.uint64), kind="stable")
+        header = np.array([len(self.keys), self.tokens], "<u8").tobytes()
+        keys = np.array(self.keys, "<u8")[order].tobytes()
+        ends = np.cumsum(np.array(self.lengths, "<i8")[order]).tobytes()
+        ids = np.concatenate([self.ids[place] for place in order.tolist()]).astype(dtype).tobytes()
+        hashed = hashlib.sha256()
+        with open(f"{path}.tmp", "wb") as file:
+            for piece in (header, keys, ends, ids):
+                file.write(piece)
+                hashed.update(piece)
+        os.replace(f"{path}.tmp", path)
+        facts = {
+            "file": path.name, "split": split, "documents": len(self.keys), "tokens": self.tokens,
+            "sha256": hashed.hexdigest(),
+        }  # fmt: skip
+        self.clear()
+        return facts
+
+
+def finished_unit(directory: Path, unit: int) -> Facts | None:
+    """What `spool_unit` returned, if it was done and its parts are as written."""
+    try:
+        facts: Facts = json.loads((directory / f"{unit:06}.json").read_text())
+        for part in facts["parts"]:
+            with (directory / part["file"]).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != part["sha256"]:
+                    return None
+    except (OSError, ValueError):
+        return None
+    return facts
+
+
+class Part:
+    """A part file, mapped: keys and document ends in the order of the keys."""
+
+    def __init__(self, path: Path, facts: Facts, dtype: np.dtype[Any]) -> None:
+        n, tokens = facts["documents"], facts["tokens"]
+        if path.stat().st_size != HEADER + 16 * n + tokens * dtype.itemsize:
+            raise DataError(f"{path} was cut short: start again, and what is missing is made anew")
+        content = np.memmap(path, np.uint8, mode="r")
+        self.keys: U64 = content[HEADER : HEADER + 8 * n].view("<u8")
+        self.ends: Ints = content[HEADER + 8 * n : HEADER + 16 * n].view("<i8")
+        self._tokens = content[HEADER + 16 * n :].view(dtype)
+
+    def between(self, first: int, last: int) -> tuple[U64, Ints, npt.NDArray[Any]]:
+        """Keys, lengths and tokens of the documents with first <= key < last."""
+        low = int(np.searchsorted(self.keys, np.uint64(first)))
+        high = len(self.keys) if last >= 2**64 else int(np.searchsorted(self.keys, np.uint64(last)))
+        begin = int(self.ends[low - 1]) if low else 0
+        ends = self.ends[low:high]
+        return (
+            self.keys[low:high],
+            np.diff(ends, prepend=begin),
+            self._tokens[begin : int(ends[-1]) if len(ends) else begin],
+        )
+
+
+def write_json(path: Path, facts: Facts) -> None:
+    """Whole or not at all, also where the process ends in between."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(facts))
+    os.replace(temporary, path)

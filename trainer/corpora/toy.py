@@ -1,0 +1,156 @@
+"""The toy corpora as sources of a mixture: built once from installed packages, as `octavo tokenize` builds any source.
+
+They lie in one directory under `data.cache_dir`, named by a hash of what they are made from, complete once it has that
+name, and are verified in full whenever they are opened. Only one process builds at a time; the others wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.corpora.build import (
+    BPE_SAMPLE,
+    CHARS_PER_TOKEN,
+    MIN_ORIGINS,
+    VOCAB_SIZE,
+    Progress,
+    build_whole,
+    ingredients,
+    only_one,
+    print_progress,
+    take,
+)
+from trainer.corpora.packages import SOURCES, Document, Source
+from trainer.corpora.science import SCIENCE
+from trainer.corpora.tokenize import tokenize_source
+from trainer.data.errors import DataError
+from trainer.data.hashing import text_key
+from trainer.data.shards import files as shard_files
+from trainer.data.shards.tokenizer import Tokenizer, train_bpe
+from trainer.data.shards.windows import Shards
+
+if TYPE_CHECKING:
+    from trainer.config.keys import DataConfig, SourceConfig
+
+FORMAT = 3  # raise it with any change of what is written for the same inputs
+RATIO_SAMPLE = 200_000  # characters of a source that its characters per token are measured on
+KNOWN: Mapping[str, Source] = {source.name: source for source in (*SOURCES, *SCIENCE)}
+
+
+def open_toy_mixture(data: DataConfig, progress: Progress = print_progress) -> dict[str, Path]:
+    """Directory of each source of a mixture with `data.build=toy`, built first where it is missing or damaged.
+
+    A source's `path` names what it is made of. Safe to call from any number of processes at once. Raises DataError.
+    """
+    made_from = {name: _known(name, source) for name, source in data.sources.items()}
+    recipe = {
+        **ingredients(data.tokens_per_source, data.holdout_fraction, list(made_from.values())),
+        "format": FORMAT,
+        "mixture": {name: [s.path, s.domain, s.prefix] for name, s in data.sources.items()},
+        "prefixes": data.prefixes,
+    }
+    cache_dir = Path(data.cache_dir)
+    directory = cache_dir / f"toy-mixture-{hashlib.sha256(shard_files.canonical(recipe)).hexdigest()[:16]}"
+    directories = {name: directory / name for name in data.sources}
+    try:
+        if not _damage(directories):  # the usual case needs no lock: what has the final name is complete
+            return directories
+        with only_one(cache_dir, directory.name, progress):
+            if directory.exists() and (damage := _damage(directories)):
+                progress(f"corpora: {damage}; building {directory} again")
+                shutil.rmtree(directory)
+            if not directory.exists():
+                _build(directory, data, made_from, progress)
+    except OSError as error:
+        raise DataError(
+            f"data.cache_dir={cache_dir}: {error.strerror or error} ({error.filename or directory}); "
+            "name a directory that can be written, with 200 MB free"
+        ) from error
+    return directories
+
+
+def _known(name: str, source: SourceConfig) -> Source:
+    if source.path not in KNOWN:
+        raise DataError(f"data.sources.{name}.path={source.path}: data.build=toy can make {', '.join(KNOWN)}")
+    return KNOWN[source.path]
+
+
+def _damage(directories: Mapping[str, Path]) -> str:
+    """The first file that is missing or not the one that was written; empty if all are as written."""
+    try:
+        for directory in directories.values():
+            for split in ("train", "heldout"):
+                Shards(directory, split).verify("full")  # type: ignore[arg-type]  # of the two literals
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _build(directory: Path, data: DataConfig, made_from: Mapping[str, Source], progress: Progress) -> None:
+    progress(f"corpora: building {directory} (once; under a minute)")
+    build_whole(directory, lambda partial: _write(partial, data, made_from, progress))
+
+
+def _write(partial: Path, data: DataConfig, made_from: Mapping[str, Source], progress: Progress) -> None:
+    documents = {name: _read(source, data.tokens_per_source * CHARS_PER_TOKEN) for name, source in made_from.items()}
+    for name, some in documents.items():
+        size = sum(len(document.text) for document in some)
+        progress(f"corpora: {name}: {size / 1e6:.1f} MB of text: {made_from[name].licence}")
+    progress(f"corpora: training a byte-level BPE of {VOCAB_SIZE} tokens")
+    texts = {name: [document.text for document in some] for name, some in documents.items()}
+    tokenizer = train_bpe((text for some in texts.values() for text in take(some, BPE_SAMPLE)), VOCAB_SIZE)
+    path = partial / shard_files.TOKENIZER
+    tokenizer.save(path)
+    for name, some in documents.items():
+        source = data.sources[name]
+        manifest: dict[str, Any] = tokenize_source(
+            _capped(some, tokenizer, data.tokens_per_source),
+            path,
+            partial / name,
+            name=name,
+            domain=source.domain,
+            group=source.prefix or None,
+            prefixes=data.prefixes,
+            heldout_fraction=data.holdout_fraction,
+            workers=0,
+        )
+        heldout = sum(shard["tokens"] for shard in manifest["heldout"])
+        progress(
+            f"corpora: {name}: {manifest['tokens']:,} tokens in {manifest['documents']:,} documents to train on, "
+            f"{heldout:,} held out"
+        )
+
+
+def _read(source: Source, max_characters: int) -> list[Document]:
+    """Documents of a source, each text once, until there are enough characters."""
+    documents: dict[str, Document] = {}
+    origins: set[str] = set()
+    characters = 0
+    for document in source.read():
+        if document.text not in documents:
+            documents[document.text] = document
+            origins.add(document.origin)
+            characters += len(document.text)
+        if characters >= max_characters and len(origins) >= MIN_ORIGINS:
+            break
+    if not documents:
+        raise DataError(f"source '{source.name}' has no documents; reinstall the packages that it is made of")
+    # In the order of a hash, so that what a cap leaves comes from all of the origins.
+    return sorted(documents.values(), key=lambda document: (text_key(document.text), document.text))
+
+
+def _capped(documents: Sequence[Document], tokenizer: Tokenizer, max_tokens: int) -> list[Document]:
+    """About as many of the documents as make `max_tokens` tokens."""
+    sample = list(take([document.text for document in documents], RATIO_SAMPLE))
+    per_token = sum(map(len, sample)) / max(1, sum(map(len, tokenizer.encode_all(sample))))
+    kept, characters = [], 0.0
+    for document in documents:
+        if characters >= max_tokens * per_token:
+            break
+        kept.append(document)
+        characters += len(document.text)
+    return kept

@@ -1,0 +1,1 @@
+"""Packing of samples of unequal length."""

@@ -1,0 +1,1 @@
+"""Token shards in Megatron's format: files, reader, prefixes, tokenizer."""
