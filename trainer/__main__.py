@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from trainer import rundir
 from trainer.config.compose import compose, load, overview, report
 from trainer.config.keys import Config, ConfigError
+from trainer.run import directory as rundir
 
 # Seconds. torchrun ends the other ranks as soon as one has failed; the rank that explains why must not be among them.
 LET_THE_FIRST_RANK_SPEAK = 2.0
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if options.resolved is not None:
         _end_with_the_launcher()
-    from trainer.run import train  # imports torch: only now that the configuration holds
+    from trainer.run.loop import train  # imports torch: only now that the configuration holds
 
     return train(cfg)
 

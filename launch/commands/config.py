@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import rundir
 from trainer.config import coerce as schema
 from trainer.config.compose import compose, load, to_yaml
 from trainer.config.keys import Config
+from trainer.run import directory as rundir
 
 
 def print_config(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from trainer.config.compose import compose
 def print_layout(overrides: Sequence[str], *, config_dirs: Sequence[str], world: int, rank: int) -> int:
     """The axes, bytes and collectives of `rank` of `world` ranks. Raises `ConfigError`."""
     cfg = compose(overrides, config_dirs=config_dirs, world_size=world)
-    from trainer.fake import fake_rank  # imports torch: only now that the configuration holds
+    from trainer.run.simulate import fake_rank  # imports torch: only now that the configuration holds
 
     report = fake_rank(cfg, world, rank)
     print(f"rank {rank} of {world}\n\n{'axis':<14}{'ranks':>6}")

@@ -41,8 +41,8 @@ from parallel.simulate import CollectiveLog
 from tests.bench.step import cpu_name, median_ratio
 from tests.distributed.pool import on_ranks
 from trainer.config.keys import ModelConfig
-from trainer.memory import prepare_host_memory
 from trainer.model.moe import MoE
+from trainer.run.host_memory import prepare_host_memory
 
 EP = GROUPS = 8
 Step = Callable[[], Any]

@@ -11,7 +11,8 @@ spread evenly over the experts.
 Each of them runs in a process of its own, as it would in real life (one's allocations then do not change the other's),
 and they take turns round by round. Figures are CPU time; the ratios are medians of the rounds' own ratios, so that
 other work on the machine moves them little. Octavo's process sets up its memory as `python -m trainer` does on a CPU
-(`trainer/memory.py`); "against it, kept" is Hugging Face with that setting too. Peak memory is the largest resident
+(`trainer/run/host_memory.py`);
+"against it, kept" is Hugging Face with that setting too. Peak memory is the largest resident
 size less that before the model was built.
 """
 
@@ -34,9 +35,9 @@ import torch
 
 from trainer.config.keys import ModelConfig
 from trainer.data.batch import Batch
-from trainer.loss import loss_terms
-from trainer.memory import prepare_host_memory
 from trainer.model.decoder import Decoder
+from trainer.objectives.next_token import loss_terms
+from trainer.run.host_memory import prepare_host_memory
 
 Step = Callable[[], object]
 

@@ -10,7 +10,7 @@ import pytest
 
 from launch.cli import COMMANDS, main
 from trainer.config.compose import compose, load, to_yaml
-from trainer.rundir import choose, prepare
+from trainer.run.directory import choose, prepare
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -17,9 +17,9 @@ from tests.trainer.model.tiny import assert_close, relative
 from tests.trainer.tiny_run import tiny_config
 from trainer.config.keys import Config, ParallelConfig
 from trainer.data.synthetic import SyntheticData
-from trainer.loss import loss_terms
 from trainer.model import attention
 from trainer.model.decoder import Decoder
+from trainer.objectives.next_token import loss_terms
 from trainer.parallelize import build_meshes, parallelize
 
 MODEL = {

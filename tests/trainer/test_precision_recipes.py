@@ -24,12 +24,12 @@ from trainer.data import build_data
 from trainer.model.decoder import Decoder
 from trainer.model.experts import fp8_reference
 from trainer.model.experts.fp8_reference import Fp8Reference, square
-from trainer.optim import Engine, build_engine
+from trainer.optim.native import Engine, build_engine
 from trainer.parallelize import build_meshes
 from trainer.precision import DTYPES, narrow_moments, why_not
-from trainer.run import Trainer, build_model, train
-from trainer.rundir import RunDir
-from trainer.step import accumulate_gradients
+from trainer.run.directory import RunDir
+from trainer.run.loop import Trainer, build_model, train
+from trainer.run.step import accumulate_gradients
 
 # Sizes that tell the matrices apart: attention's have 64 rows, the router's 16, the experts' 48, the head's 56.
 SIZES = {

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from parallel.sharding.local import local, region
 from trainer.config.keys import ModelConfig
-from trainer.loss import chunked_cross_entropy
 from trainer.model.attention import Attention, Documents
 from trainer.model.initial import fope_matrix, seeded_normal
 from trainer.model.moe import MoE
 from trainer.model.rotary import Rotary
 from trainer.model.router import RouterStats
+from trainer.objectives.next_token import chunked_cross_entropy
 from trainer.precision import rms_norm, wide
 
 

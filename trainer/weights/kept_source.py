@@ -16,7 +16,7 @@ from parallel.world import World
 from trainer.config.keys import Config, ConfigError
 from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder
-from trainer.rundir import SOURCE, SOURCE_FACT, RunDir
+from trainer.run.directory import SOURCE, SOURCE_FACT, RunDir
 from trainer.storage.manifest import (
     EXPANSION_FACT,
     MANIFEST,

@@ -12,7 +12,7 @@ from typing import Any
 from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
 from trainer.config.model import ModelConfig
-from trainer.rundir import CHECKPOINTS, CONFIG_FILE, beginning_of
+from trainer.run.directory import CHECKPOINTS, CONFIG_FILE, beginning_of
 from trainer.storage.manifest import Damaged, read_manifest, size_fault, verify_file
 from trainer.weights.map import Box, Piece, text_pieces
 

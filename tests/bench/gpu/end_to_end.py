@@ -52,8 +52,8 @@ def memory(cfg: Config) -> dict[str, int]:
 def train(overrides: Sequence[str]) -> None:
     """In this process; what it says goes to metrics.jsonl of run.dir."""
     from parallel.world import start_world
-    from trainer import rundir
-    from trainer.run import Trainer
+    from trainer.run import directory as rundir
+    from trainer.run.loop import Trainer
 
     class WithoutCheckpoint(Trainer):
         def _finish(self) -> int:

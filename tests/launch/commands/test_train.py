@@ -39,9 +39,9 @@ def train(cfg):
         return 128 + got[0]
     return 0
 
-module = types.ModuleType("trainer.run")
+module = types.ModuleType("trainer.run.loop")
 module.train = train
-sys.modules["trainer.run"] = module
+sys.modules["trainer.run.loop"] = module
 """
 
 

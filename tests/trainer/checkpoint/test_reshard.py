@@ -23,12 +23,12 @@ from trainer.checkpoint.state import training_tensors
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.keys import Config, OptimConfig, ParallelConfig
 from trainer.data.synthetic import SyntheticData
-from trainer.loss import loss_terms
 from trainer.model.decoder import Decoder
-from trainer.optim import NativeEngine
+from trainer.objectives.next_token import loss_terms
+from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
-from trainer.run import Trainer, train
-from trainer.rundir import RunDir
+from trainer.run.directory import RunDir
+from trainer.run.loop import Trainer, train
 
 WRITTEN, LAST = 3, 5  # steps of the run that writes, and of those that go on from it
 EIGHT = (1, 8, 8)

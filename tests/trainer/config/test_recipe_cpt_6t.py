@@ -6,7 +6,7 @@ import pytest
 
 from trainer.config.compose import compose
 from trainer.config.keys import ConfigError
-from trainer.fake import fake_rank
+from trainer.run.simulate import fake_rank
 
 BILLION = 10**9
 

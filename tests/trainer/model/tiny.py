@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trainer.config.keys import ModelConfig
-from trainer.loss import IGNORE
 from trainer.model.decoder import Decoder
+from trainer.objectives.next_token import IGNORE
 
 # Every size differs from every other where it can, so that a swapped dimension cannot go unseen.
 SIZES: dict[str, Any] = {

@@ -22,13 +22,13 @@ from tests.trainer.model.tiny import build, model_config, relative
 from tests.trainer.test_parallelize import whole
 from tests.trainer.tiny_run import events, steps, tiny_config
 from tests.trainer.weights.directories import checkpoint
-from trainer import rundir
 from trainer.checkpoint import slices
 from trainer.checkpoint.state import training_tensors
 from trainer.checkpoint.store import CheckpointError
 from trainer.config.keys import Config, ParallelConfig
 from trainer.parallelize import build_meshes
-from trainer.run import Trainer, build_model, train
+from trainer.run import directory as rundir
+from trainer.run.loop import Trainer, build_model, train
 from trainer.weights import kept_source as carried
 from trainer.weights.export import export
 from trainer.weights.hf_config import model_config_from_huggingface
@@ -505,7 +505,7 @@ def test_a_source_that_will_not_do_is_one_line_before_anything_is_built(
         shutil.copyfile(reference / "tiny" / "interns1" / file, source / file)
     cfg = config(source, tmp_path / "run")
     said = damage(cfg, source)
-    monkeypatch.setattr("trainer.run.build_data", lambda *_, **__: pytest.fail("data were built"))
+    monkeypatch.setattr("trainer.run.loop.build_data", lambda *_, **__: pytest.fail("data were built"))
     assert train(cfg) == code
     err = capsys.readouterr().err
     assert said in err

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from trainer import rundir
 from trainer.config import coerce as schema
 from trainer.config.compose import compose, load, to_yaml
 from trainer.config.keys import Config, ConfigError, DataConfig, PhaseConfig, SourceConfig, config_hash
 from trainer.data.mixture.spec import beyond_epochs, contradictions, drawn, whole
+from trainer.run import directory as rundir
 
 RECIPE = """
 name: mixture

@@ -13,10 +13,10 @@ from torch import Tensor
 from parallel.world import start_world
 from tests.trainer.tiny_run import tiny_config
 from tests.trainer.weights.upcycle.sources import checkpoint_of, expanded
-from trainer import rundir
 from trainer.config.keys import ConfigError
-from trainer.loss import balance_loss
 from trainer.model.decoder import Decoder
+from trainer.objectives.next_token import balance_loss
+from trainer.run import directory as rundir
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_read import from_huggingface
 from trainer.weights.kept_source import published_weights

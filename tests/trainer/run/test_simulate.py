@@ -16,10 +16,10 @@ from tests.trainer.tiny_run import tiny_config
 from trainer.config.compose import compose
 from trainer.config.keys import Config, ConfigError, ModelConfig, ParallelConfig, PrecisionConfig
 from trainer.data import build_data
-from trainer.fake import fake_rank, trace_step
-from trainer.optim import NativeEngine
+from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes
-from trainer.run import build_model
+from trainer.run.loop import build_model
+from trainer.run.simulate import fake_rank, trace_step
 
 RANKS = 8
 # 8 ranks divide neither the vocabulary nor the hidden size, so that shards are uneven.

@@ -14,7 +14,7 @@ from tests.trainer.tiny_run import tiny_config
 from trainer.checkpoint.store import CheckpointStore
 from trainer.data.errors import DataError
 from trainer.data.synthetic import SyntheticData
-from trainer.run import train
+from trainer.run.loop import train
 
 pytestmark = pytest.mark.timeout(600)  # all cases are played before the first test
 TIMEOUT_S = 6.0
@@ -78,8 +78,8 @@ def test_a_rank_that_hangs_in_its_data(ended):
     ending = ended["asleep"]
     assert ending.codes == [1, 1], ending
     assert re.fullmatch(
-        r"error: rank 1 \(host \S+, pid \d+\) has not moved for [6-9] s at step 3: data \(trainer/run\.py:\d+ in .*\); "
-        r"the run ends with it \(parallel\.timeout_s=6\)\n",
+        r"error: rank 1 \(host \S+, pid \d+\) has not moved for [6-9] s at step 3: data "
+        r"\(trainer/run/loop\.py:\d+ in .*\); the run ends with it \(parallel\.timeout_s=6\)\n",
         ending.output,
     ), ending
 

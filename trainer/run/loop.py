@@ -16,8 +16,7 @@ from torch import Tensor
 
 from parallel.mesh import Meshes
 from parallel.world import World, WorldError, start_world
-from trainer import kernels, rundir
-from trainer.announce import announcements
+from trainer import kernels
 from trainer.checkpoint.state import restore_generators, training_tensors
 from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
 from trainer.config import coerce as schema
@@ -25,17 +24,19 @@ from trainer.config.compose import report
 from trainer.config.keys import Config, ConfigError
 from trainer.data import DataError, build_data
 from trainer.data.batch import Batch
-from trainer.evaluate import held_out_nats
-from trainer.generate import generate
-from trainer.memory import prepare_host_memory
-from trainer.metrics import MetricsLog, device_peak
+from trainer.metrics.record import MetricsLog, device_peak
 from trainer.model.decoder import Decoder
 from trainer.model.experts.module import make_backend
-from trainer.optim import build_engine, lr_at
+from trainer.optim.native import build_engine, lr_at
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments, refusal
-from trainer.step import accumulate_gradients
-from trainer.stop import StopRequest
+from trainer.run import directory as rundir
+from trainer.run.announce import announcements
+from trainer.run.evaluate import held_out_nats
+from trainer.run.host_memory import prepare_host_memory
+from trainer.run.sample import generate
+from trainer.run.step import accumulate_gradients
+from trainer.run.stop import StopRequest
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.kept_source import published_weights
 

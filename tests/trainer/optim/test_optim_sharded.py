@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from trainer.config.keys import OptimConfig
-from trainer.optim import NativeEngine
+from trainer.optim.native import NativeEngine
 
 STEPS, BATCH = 3, 4
 

@@ -12,10 +12,10 @@ from parallel.sharding.fsdp import keep_gathered
 from parallel.world import World
 from trainer.config.keys import Config
 from trainer.data.batch import Batch
-from trainer.loss import loss_terms
 from trainer.model.decoder import Decoder
 from trainer.model.experts.module import Experts, QuantizedBackend
-from trainer.optim import Engine
+from trainer.objectives.next_token import loss_terms
+from trainer.optim.native import Engine
 
 
 def accumulate_gradients(

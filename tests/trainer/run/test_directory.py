@@ -11,9 +11,9 @@ import pytest
 from trainer import __main__ as entry
 from trainer.config.compose import compose, load
 from trainer.config.keys import ConfigError, config_hash, defining_values
-from trainer.rundir import RunDir, choose, differences, finished_line, hold, last_step, prepare
+from trainer.run.directory import RunDir, choose, differences, finished_line, hold, last_step, prepare
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -91,10 +91,10 @@ def test_a_finished_run_says_which_key_extends_it(monkeypatch, capsys):
     assert finished == RunDir(run.path, "finished", 200)
     assert "train.steps" in finished_line(finished, cfg)
     assert choose(toy("train.steps=201")).status == "resume"
-    monkeypatch.delitem(sys.modules, "trainer.run", raising=False)
+    monkeypatch.delitem(sys.modules, "trainer.run.loop", raising=False)
     assert entry.main(["recipe=toy", "train.steps=200"]) == 0
     assert "Set train.steps above" in capsys.readouterr().out
-    assert "trainer.run" not in sys.modules
+    assert "trainer.run.loop" not in sys.modules
 
 
 def test_only_complete_checkpoints_count():

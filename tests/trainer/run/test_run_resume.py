@@ -15,9 +15,9 @@ import torch.distributed.checkpoint as dcp
 
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, tiny_config
-from trainer import run as module
 from trainer.checkpoint.store import CheckpointStore
-from trainer.run import Trainer, train
+from trainer.run import loop as module
+from trainer.run.loop import Trainer, train
 
 STEPS = 9
 
@@ -148,7 +148,7 @@ KILLED = """
 import os, signal, sys
 from tests.trainer.tiny_run import tiny_config
 from trainer.checkpoint import store
-from trainer.run import train
+from trainer.run.loop import train
 genuine = getattr(store, sys.argv[2])
 def killed(*args, **kwargs):
     if any("step-6" in str(argument) for argument in args):
@@ -173,7 +173,7 @@ def test_kill_9_during_a_save(tmp_path, uninterrupted, moment):
 STUCK = """
 import sys, time
 from tests.trainer.tiny_run import tiny_config
-from trainer.run import Trainer, train
+from trainer.run.loop import Trainer, train
 def stuck(self, *args):
     print("in the step", flush=True)
     time.sleep(100)
@@ -206,7 +206,7 @@ def test_a_second_ctrl_c_quits_at_once_and_an_echo_of_the_first_does_not(tmp_pat
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
 
 
 def fill_the_disk(monkeypatch, at_steps: set[int]) -> None:

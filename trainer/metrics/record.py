@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from trainer.config.keys import LoggingConfig
-from trainer.console import PlainConsole, Record, RichConsole
+from trainer.metrics.console import PlainConsole, Record, RichConsole
 
 # Dense peaks in TFLOP/s from NVIDIA data sheets, no sparsity: (part of the name that torch gives the GPU, bf16
 # tensor cores, fp32 without TF32). The first match wins, so that longer names come first.

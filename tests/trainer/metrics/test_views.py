@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from trainer.config.keys import LoggingConfig
-from trainer.console import event_text, progress_line
-from trainer.metrics import MetricsLog
+from trainer.metrics.console import event_text, progress_line
+from trainer.metrics.record import MetricsLog
 
 FULL = {
     "step": 20,
@@ -196,7 +196,7 @@ def test_the_real_wandb_writes_offline_without_an_account(tmp_path):
     program = f"""
         from pathlib import Path
         from trainer.config.keys import LoggingConfig
-        from trainer.metrics import MetricsLog
+        from trainer.metrics.record import MetricsLog
         log = MetricsLog(Path({str(tmp_path)!r}), LoggingConfig(wandb="online", console="plain"), resume_step=0,
                          total_steps=2, flops_per_token=1e6, peak_flops=None, config={{"a": 1}})
         log.write([{{"step": 1, "loss": 3.0}}, {{"step": 2, "loss": float("nan")}}])

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
-from trainer import step as step_module
 from trainer.config.keys import Config
 from trainer.data import build_data
-from trainer.run import Trainer, build_model, train
-from trainer.rundir import RunDir
+from trainer.run import step as step_module
+from trainer.run.directory import RunDir
+from trainer.run.loop import Trainer, build_model, train
 
 CLOSE = 1e-6
 

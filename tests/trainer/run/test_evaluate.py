@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from parallel.world import World
 from tests.trainer.tiny_run import tiny_config
 from trainer.data import build_data
-from trainer.evaluate import held_out_nats
-from trainer.generate import generate
-from trainer.run import build_model
+from trainer.run.evaluate import held_out_nats
+from trainer.run.loop import build_model
+from trainer.run.sample import generate
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_text_ends_at_the_end_of_its_document_and_the_others_go_on(parts, monk
         seen.append(len(texts))
         return F.one_hot(torch.tensor([text[-1] + text[0] for text in texts]), 64) * 1e4
 
-    monkeypatch.setattr("trainer.generate._next_logits", counts_up_by_the_first_token)
+    monkeypatch.setattr("trainer.run.sample._next_logits", counts_up_by_the_first_token)
     assert generate(model, [[3], [5]], tokens=4, window=8, eos_id=9, seed=0) == [[6], [10, 15, 20, 25]]
     assert seen == [2, 2, 1, 1]
     assert generate(model, [[3], [3]], tokens=4, window=8, eos_id=9, seed=0) == [[6], [6]]

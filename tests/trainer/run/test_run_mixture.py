@@ -18,7 +18,7 @@ from tests.trainer.data.mixture.test_stream import rewrite_manifest
 from tests.trainer.data.small_mixture import make_mixture
 from tests.trainer.tiny_run import events, losses, tiny_config
 from trainer.config.keys import Config, DataConfig
-from trainer.run import Trainer, train
+from trainer.run.loop import Trainer, train
 
 STEPS, BATCH = 10, 12
 EDGE = 240 // BATCH  # the phase's, which a run of 22 steps passes

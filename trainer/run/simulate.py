@@ -24,10 +24,10 @@ from parallel.world import World
 from trainer.config.keys import Config, ConfigError
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
-from trainer.optim import Engine, NativeEngine
+from trainer.optim.native import Engine, NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments
-from trainer.step import accumulate_gradients
+from trainer.run.step import accumulate_gradients
 
 
 @dataclass(frozen=True)

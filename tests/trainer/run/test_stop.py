@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from trainer.stop import StopRequest
+from trainer.run.stop import StopRequest
 
 
 @pytest.mark.parametrize("ends_anyway", [False, True])

@@ -1,0 +1,1 @@
+"""One training run: process, build, loop and what surrounds a step."""
