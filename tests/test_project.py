@@ -43,8 +43,10 @@ def test_the_top_level_is_as_laid_out():
     if not (CHECKOUT / ".git").exists():
         pytest.skip("not a git checkout")
     listed = subprocess.check_output(["git", "ls-files"], cwd=CHECKOUT, text=True).splitlines()
-    documents = {"README.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt", ".gitignore", ".dockerignore"}
-    assert {path.split("/")[0] for path in listed} <= {*PACKAGES, "docker", "tests", "docs", ".ci", *documents}
+    documents = {"README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt"}
+    dotfiles = {".gitignore", ".dockerignore", ".git-blame-ignore-revs", ".ci"}
+    folders = {*PACKAGES, "docker", "tests", "docs", "findings"}
+    assert {path.split("/")[0] for path in listed} <= folders | documents | dotfiles
 
 
 @pytest.mark.parametrize(
