@@ -1,5 +1,7 @@
-"""The one exception of this package that is the user's to mend."""
+"""Data errors the user can fix."""
+
+from parallel.errors import UserError
 
 
-class DataError(Exception):
-    """A corpus cannot be built or read; the message names the file, package or key and what would work."""
+class DataError(UserError):
+    """A corpus cannot be built or read: a file, a package or a key of the configuration has to change."""
