@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import sys
@@ -23,6 +22,8 @@ from trainer.corpora.science.tables.builtin import SEED, TABLES, TASKS_PER_RECOR
 from trainer.corpora.science.tables.user_files import read_table
 from trainer.corpora.science.texts import Text, texts
 from trainer.data.errors import DataError
+from trainer.storage.atomic import FILE_SUFFIX, TargetExistsError, atomic_file
+from trainer.storage.lock import LockedError
 
 TASKS = [str(count) for count in range(5)]  # of --tasks
 BETWEEN = 5.0  # seconds between two lines of progress
@@ -167,28 +168,16 @@ def _texts(options: argparse.Namespace) -> Generator[Text, None, None]:
 def write(out: Path, made: Iterable[Text]) -> Counter[str]:
     """Write texts as lines of JSON; how many of each form. Under another name until whole, which does not stay where
     they end in an error; a file that exists is not overwritten. Raises DataError."""
-    partial, counts = out.with_name(out.name + ".tmp"), Counter[str]()
+    partial, counts = out.with_name(out.name + FILE_SUFFIX), Counter[str]()
     try:
-        with partial.open("a", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DataError(f"{partial} is being written by another process") from None
-            try:
-                file.truncate(0)  # what one that was killed had written
-                for text in made:
-                    counts[text.form] += 1
-                    file.write(json.dumps(_line(text), ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                partial.unlink()
-                raise
-            if out.exists():
-                raise DataError(
-                    f"{out} has come into being meanwhile and is not overwritten; the texts are in {partial}"
-                )
-            partial.rename(out)
+        with atomic_file(out, overwrite=False) as path, path.open("w", encoding="utf-8") as file:
+            for text in made:
+                counts[text.form] += 1
+                file.write(json.dumps(_line(text), ensure_ascii=False) + "\n")
+    except LockedError:
+        raise DataError(f"{partial} is being written by another process") from None
+    except TargetExistsError:
+        raise DataError(f"{out} exists by now and is not overwritten; the texts are in {partial}") from None
     except OSError as error:
         raise DataError(f"{error.filename or out}: {error.strerror or error}") from error
     return counts

@@ -154,8 +154,9 @@ def _report(target: Path, planned: Upcycled, done: Done, seconds: float) -> None
 
 
 def _dry_run(options: argparse.Namespace, expansion: Expansion) -> int:
+    from trainer.storage.space import free_space
     from trainer.weights.hf_survey import look_at
-    from trainer.weights.hf_write import cut, free_beside
+    from trainer.weights.hf_write import cut
     from trainer.weights.upcycle.dryrun import directory_or_description
 
     directory, remarks = directory_or_description(Path(options.source))
@@ -166,7 +167,7 @@ def _dry_run(options: argparse.Namespace, expansion: Expansion) -> int:
     sizes = [shard.size for shard in shards]
     need = sum(sizes)
     begun, there = _unfinished(options, expansion, source, planned, shards, whole=not remarks)
-    place, free = free_beside(Path(options.target))
+    place, free = free_space(Path(options.target).parent)
     seconds = need / (options.gb_per_s * 1e9)
     found = placement.facts()
     towers = sum(math.prod(tensor.shape) for tensor in source.carried)

@@ -14,7 +14,6 @@ so a checkpoint does not depend on the layout it was saved from.
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
 import threading
@@ -33,14 +32,15 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorSt
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from parallel.world import World
+from trainer.storage.atomic import atomic_file, publish
 from trainer.storage.manifest import (
     Damaged,
     file_facts,
     read_manifest,
-    sync_directory,
     verify_file,
     write_manifest,
 )
+from trainer.storage.space import free_space
 
 _STEP = re.compile(r"step-(\d+)")
 _SHARD = re.compile(r"__(\d+)_\d+\.distcp")
@@ -139,7 +139,7 @@ class CheckpointStore:
     def _make_room(self, temporary: Path, tensors: dict[str, Tensor]) -> None:
         _remove(temporary)
         self.directory.mkdir(parents=True, exist_ok=True)
-        need, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(self.directory).free
+        need, (_, free) = sum(tensor.nbytes for tensor in tensors.values()), free_space(self.directory)
         if free < need:  # rather than fill the disk to its last byte for nothing
             reason = f"No space left on device ({free / 2**20:.0f} MiB free, {need / 2**20:.0f} MiB needed)"
             raise OSError(errno.ENOSPC, reason, str(self.directory))
@@ -163,11 +163,9 @@ class CheckpointStore:
 
     def _publish(self, temporary: Path, target: Path, files: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
         write_manifest(temporary, files, {**facts, "world_size": self.world.size, "torch": str(torch.__version__)})
-        sync_directory(temporary)
         if target.exists():
             _set_aside(target)
-        temporary.rename(target)
-        sync_directory(self.directory)
+        publish(temporary, target)
         _write_latest(self.directory, target.name)
         for _, old in self._steps()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
@@ -299,19 +297,14 @@ def _writer(name: str) -> int | None:
 
 
 def _write_latest(directory: Path, name: str) -> None:
-    temporary = directory / "latest.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(directory / "latest")
-    sync_directory(directory)
+    with atomic_file(directory / "latest") as temporary:
+        temporary.write_text(name + "\n", encoding="utf-8")
 
 
 def _set_aside(path: Path) -> None:
     aside = path.with_name(path.name + ".damaged")
     _remove(aside)
-    path.rename(aside)
+    publish(path, aside)
 
 
 def _remove(path: Path) -> None:

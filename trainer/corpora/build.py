@@ -3,20 +3,18 @@
 A directory is written under another name, renamed when complete and never changed afterwards.
 """
 
-import fcntl
 import hashlib
-import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tokenizers
 
 from trainer.corpora.packages import Source, installed_version
+from trainer.storage.lock import FileLock
 
 VOCAB_SIZE = 4096
 BPE_SAMPLE = 1_500_000  # characters per source that the tokenizer is trained on
@@ -25,7 +23,6 @@ MIN_ORIGINS = 8  # read at least so many, however small the cap: one file can be
 
 Progress = Callable[[str], None]
 Manifest = dict[str, Any]
-T = TypeVar("T")
 
 
 def print_progress(line: str) -> None:
@@ -58,30 +55,12 @@ def _content(source: Source) -> str:
 @contextmanager
 def only_one(cache_dir: Path, name: str, progress: Progress) -> Iterator[None]:
     """Hold the lock of the corpus `name`; it goes when the process goes, however it ends."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with (cache_dir / f"{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"corpus: another process is at {cache_dir / name}, waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def say() -> None:
+        progress(f"corpus: another process is building {cache_dir / name}; waiting for it")
+
+    with FileLock(cache_dir / f"{name}.lock", wait=None, on_wait=say):
         yield
-
-
-def build_whole(directory: Path, write: Callable[[Path], T]) -> T:
-    """Have `write` fill a directory beside `directory`, which takes that name once it is whole; what killed builds left
-    goes first. Returns what `write` returns. For one process at a time."""
-    for leftover in directory.parent.glob(f"{directory.name}.tmp*"):  # of a build that was killed
-        shutil.rmtree(leftover)
-    partial = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
-    partial.mkdir()
-    try:
-        written = write(partial)
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return written
 
 
 def take(texts: list[str], characters: int) -> Iterator[str]:

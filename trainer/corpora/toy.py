@@ -18,7 +18,6 @@ from trainer.corpora.build import (
     MIN_ORIGINS,
     VOCAB_SIZE,
     Progress,
-    build_whole,
     ingredients,
     only_one,
     print_progress,
@@ -32,6 +31,7 @@ from trainer.data.hashing import text_key
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.tokenizer import Tokenizer, train_bpe
 from trainer.data.shards.windows import Shards
+from trainer.storage.atomic import atomic_directory, remove_unfinished
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig, SourceConfig
@@ -92,7 +92,9 @@ def _damage(directories: Mapping[str, Path]) -> str:
 
 def _build(directory: Path, data: DataConfig, made_from: Mapping[str, Source], progress: Progress) -> None:
     progress(f"corpora: building {directory} (once; under a minute)")
-    build_whole(directory, lambda partial: _write(partial, data, made_from, progress))
+    remove_unfinished(directory)
+    with atomic_directory(directory) as partial:
+        _write(partial, data, made_from, progress)
 
 
 def _write(partial: Path, data: DataConfig, made_from: Mapping[str, Source], progress: Progress) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 
 from trainer.config.keys import LoggingConfig
 from trainer.metrics.console import PlainConsole, Record, RichConsole
+from trainer.storage.atomic import atomic_file
 
 # Dense peaks in TFLOP/s from NVIDIA data sheets, no sparsity: (part of the name that torch gives the GPU, bf16
 # tensor cores, fp32 without TF32). The first match wins, so that longer names come first.
@@ -240,12 +241,8 @@ class JsonLines:
             else:
                 dropped += 1
         if dropped:
-            new = self.path.with_suffix(".jsonl.tmp")
-            with open(new, "wb") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, self.path)
+            with atomic_file(self.path) as new:
+                new.write_bytes(b"".join(kept))
 
     def append(self, records: list[Record]) -> str | None:
         """Write the records and what could not be written before; returns what went wrong, once per trouble."""

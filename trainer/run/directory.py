@@ -6,7 +6,6 @@ own run and another configuration gets another directory.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import socket
@@ -14,15 +13,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.config import coerce as schema
 from trainer.config.compose import to_yaml
 from trainer.config.keys import Config, ConfigError, ModelConfig, config_hash, defining_values, is_as_before
+from trainer.storage.atomic import atomic_file, remove_unfinished
+from trainer.storage.lock import FileLock, LockedError
 from trainer.storage.manifest import only_as_written, remove_as_written
-from trainer.storage.temporary import remove_left_behind
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -91,31 +91,22 @@ def _must_have_room_for_a_source(kept: Path, init_from: str) -> None:
         raise ConfigError([f"{text}; move it away, or use another run.dir"])
 
 
-def hold(path: Path) -> IO[str]:
-    """Make the run directory and take it for this process, until the returned file is closed or the process ends.
+def hold(path: Path) -> FileLock:
+    """Make the run directory and take it for this process, until the returned lock is closed or the process ends.
 
     Two processes that write to one directory would mix their records and checkpoints. For rank 0 only. Raises
     `ConfigError` naming the other process, or where the directory cannot be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115  (lives as long as the run)
+        return FileLock(path / LOCK_FILE, owner=f"process {os.getpid()} on {socket.gethostname()}")
     except OSError as error:
         raise ConfigError([_unwritable(path, error)]) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip() or "another process"
-        lock.close()
+    except LockedError as error:
+        owner = error.owner or "another process"
         text = (
             f"run.dir={path} is in use by {owner}; wait for it, stop it, or set train.resume=never for a new directory"
         )
         raise ConfigError([text]) from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
-    return lock
 
 
 def prepare(run: RunDir, cfg: Config) -> None:
@@ -127,13 +118,11 @@ def prepare(run: RunDir, cfg: Config) -> None:
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         if run.step == 0:
-            remove_left_behind(run.path / SOURCE)  # of a start that was killed while it copied
+            remove_unfinished(run.path / SOURCE)  # of a start that was killed while it copied
             if cfg.checkpoint.init_from is None:
                 remove_as_written(run.path / SOURCE, SOURCE_FACT)
-        target = run.path / CONFIG_FILE
-        temporary = target.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(to_yaml(replace(cfg, run=replace(cfg.run, dir=str(run.path)))), encoding="utf-8")
-        temporary.replace(target)
+        with atomic_file(run.path / CONFIG_FILE) as temporary:
+            temporary.write_text(to_yaml(replace(cfg, run=replace(cfg.run, dir=str(run.path)))), encoding="utf-8")
     except OSError as error:
         raise ConfigError([_unwritable(run.path, error)]) from None
 

@@ -1,1 +1,1 @@
-"""Files that survive: manifests, atomic writes, locks, workers."""
+"""Files, locks and processes of this machine; imports nothing else of Octavo."""

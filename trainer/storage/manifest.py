@@ -112,14 +112,5 @@ def verify_file(directory: Path, name: str, expected: dict[str, Any]) -> str | N
     return None
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable: a rename is on disk only after this."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _body_hash(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

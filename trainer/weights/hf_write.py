@@ -18,9 +18,10 @@ from typing import Any
 
 from torch import Tensor
 
+from trainer.storage.atomic import TargetExistsError, atomic_directory, remove_unfinished, sync
 from trainer.storage.hashed_file import HashedFile
-from trainer.storage.manifest import file_facts, sync_directory, write_manifest
-from trainer.storage.temporary import OWNER, remove_left_behind, temporary_beside
+from trainer.storage.manifest import file_facts, write_manifest
+from trainer.storage.space import free_space
 from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError, StoredTensor, byte_count
 from trainer.weights.hf_read import DTYPES, bytes_of, read_box
 from trainer.weights.map import whole
@@ -155,12 +156,12 @@ def write_directory(
     total = sum(group.nbytes for group in groups)
     try:
         make_room(target, total + sum(file.stat().st_size for file in beside))
-        with temporary_beside(target) as temporary:
+        with atomic_directory(target) as temporary:
             shards = cut(groups, shard_bytes)
             written = {shard.name: write_shard(temporary / shard.name, shard, wrote) for shard in shards}
             complete(temporary, shards, written, config, beside, manifest)
-            (temporary / OWNER).unlink()
-            give_name(temporary, target)
+    except TargetExistsError as error:
+        raise already_exists(error.path) from None
     except OSError as error:
         raise HuggingFaceError(f"{target} cannot be written: {error.strerror or error}") from error
     return total
@@ -182,7 +183,7 @@ def complete(
     names = [INDEX, CONFIG]
     for file in beside:
         shutil.copyfile(file, directory / file.name)
-        _sync(directory / file.name)
+        sync(directory / file.name)
         names.append(file.name)
     if manifest is not None:
         write_manifest(directory, {**written, **{n: file_facts(directory / n) for n in names}}, dict(manifest))
@@ -192,7 +193,7 @@ def make_room(target: Path, need: int) -> None:
     """Raises HuggingFaceError where `target` exists, is being written, or its disk has not `need` bytes free, less what
     killed processes left beside it, which is removed."""
     must_not_exist(target)
-    if (living := remove_left_behind(target)) is not None:
+    if (living := remove_unfinished(target)) is not None:
         raise HuggingFaceError(
             f"{target} is being written by another process, in {living}; wait for it, or give another directory"
         )
@@ -201,36 +202,21 @@ def make_room(target: Path, need: int) -> None:
 
 def require_space(target: Path, need: int) -> None:
     """Raises HuggingFaceError where the disk that `target` is to be on has not `need` bytes free."""
-    place, free = free_beside(target)
+    place, free = free_space(target.parent)
     if free < need:
         raise HuggingFaceError(
             f"{target}: the disk is too small: {need / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}"
         )
 
 
-def free_beside(target: Path) -> tuple[Path, int]:
-    """The nearest directory above `target` that exists, and the free bytes of its disk."""
-    parents = target.parent.absolute(), *target.parent.absolute().parents
-    place = next(place for place in parents if place.exists())
-    return place, shutil.disk_usage(place).free
-
-
 def must_not_exist(target: Path) -> None:
     """Raises HuggingFaceError where `target` exists, be it as a link to nowhere."""
     if os.path.lexists(target):
-        raise HuggingFaceError(f"{target} exists; give a directory that does not, or remove it")
+        raise already_exists(target)
 
 
-def give_name(directory: Path, target: Path) -> None:
-    """Call a whole directory `target`, on disk too. Raises OSError, HuggingFaceError where `target` exists."""
-    sync_directory(directory)
-    must_not_exist(target)  # a rename would take the place of an empty directory
-    try:
-        directory.rename(target)
-    except OSError:
-        must_not_exist(target)  # another process was faster
-        raise
-    sync_directory(target.parent)
+def already_exists(target: Path) -> HuggingFaceError:
+    return HuggingFaceError(f"{target} exists; give a directory that does not, or remove it")
 
 
 def cut(groups: Sequence[Group], most: int) -> list[Shard]:
@@ -243,9 +229,7 @@ def cut(groups: Sequence[Group], most: int) -> list[Shard]:
             size = 0
         runs[-1].append(group)
         size += group.nbytes
-    return [
-        Shard(f"model-{number:05}-of-{len(runs):05}.safetensors", tuple(run)) for number, run in enumerate(runs, 1)
-    ]
+    return [Shard(f"model-{number:05}-of-{len(runs):05}.safetensors", tuple(run)) for number, run in enumerate(runs, 1)]
 
 
 def write_shard(path: Path, shard: Shard, wrote: Callable[[int], None]) -> dict[str, Any]:
@@ -277,7 +261,7 @@ def _write_here_and_there(path: Path, shard: Shard, wrote: Callable[[int], None]
                 _write_all(file.fileno(), bytes_of(tensor), starts[output.name])
                 starts[output.name] += tensor.nbytes
             wrote(group.nbytes)
-        os.fsync(file.fileno())
+    sync(path)
     return file_facts(path)
 
 
@@ -309,9 +293,4 @@ def _write_all(file: int, data: bytes | memoryview, start: int) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """A synced file."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    sync(path)

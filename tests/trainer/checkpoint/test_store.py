@@ -202,7 +202,7 @@ def test_a_save_that_fails_keeps_the_old_ones_and_leaves_nothing(store, monkeypa
         elif where == "manifest":
             patch.setattr("trainer.checkpoint.store.write_manifest", fail)
         else:
-            patch.setattr(Path, "rename", fail)
+            patch.setattr("trainer.checkpoint.store.publish", fail)
         store.save(2, state(2.0), {})
         saved = store.wait()
     assert saved.error == "No space left on device: disk"

@@ -140,8 +140,9 @@ def test_a_build_that_fails_leaves_nothing_and_one_that_was_killed_is_swept_up(t
         tiny(source=numbers(read_and_fail))
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
     directory = tiny()
-    leftover = directory.with_name(directory.name + ".tmp-1")
+    leftover = directory.with_name(directory.name + ".0123abcd.octavo.tmp")
     directory.rename(leftover)
+    (leftover / "owner.lock").touch()  # whose process is gone
     assert tiny() == directory
     assert not leftover.exists()
 

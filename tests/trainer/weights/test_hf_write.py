@@ -172,7 +172,7 @@ def test_two_writers_of_one_directory(tmp_path, monkeypatch):
         with pytest.raises(HuggingFaceError, match=r"out is being written by another process, in .*out\.\w{8}\.octavo"):
             second()
         with monkeypatch.context() as blind:
-            blind.setattr(write, "remove_left_behind", lambda target: None)
+            blind.setattr(write, "remove_unfinished", lambda target: None)
             second()
         told.append(sorted(path.name for path in tmp_path.iterdir()))
         return [torch.ones(3)]

@@ -5,7 +5,6 @@ range of keys, a shard with its documents in order: a uniform shuffle of the who
 All that is random is a hash of the seed and a document's place in the input: neither workers nor interruptions enter.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +28,9 @@ from trainer.data.errors import DataError
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
+from trainer.storage.atomic import FILE_SUFFIX, publish
+from trainer.storage.lock import FileLock, LockedError
+from trainer.storage.space import free_space
 
 FORMAT = 2  # raise it with any change of what is written for the same input
 BUCKETS_BITS = 16  # keys are counted by their first bits to cut them into shards
@@ -113,7 +115,7 @@ def tokenize_source(
             shards = _second_pass(work, spooled, plan, pool, report)
             manifest = _describe(work, plan, loaded, spooled, shards)
             shutil.rmtree(work / SPOOL)
-            work.rename(out)  # with the plan: killed just before, a start still knows what lies in `work`
+            publish(work, out)  # with the plan: killed just before, a start still knows what lies in `work`
             (out / PLAN).unlink()
             (out / LOCK).unlink()
     except OSError as error:
@@ -124,12 +126,11 @@ def tokenize_source(
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
     """Only one start works in a directory; its processes hold the lock too, whatever becomes of it."""
-    with (work / LOCK).open("a") as lock:
-        os.set_inheritable(lock.fileno(), True)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{work} is being written by another process: wait for it to end") from None
+    try:
+        lock = FileLock(work / LOCK, inherit=True)
+    except LockedError:
+        raise DataError(f"{work} is being written by another process: wait for it to end") from None
+    with lock:
         try:
             yield
         except (DataError, OSError):
@@ -167,7 +168,7 @@ def _take_up(work: Path, plan: Facts, tokenizer: Path, *, resume: bool) -> None:
 
 def _check_space(work: Path, tokens: int, plan: Facts, copies: int) -> None:
     needed = copies * tokens * np.dtype(plan["dtype"]).itemsize
-    free = shutil.disk_usage(work).free
+    _, free = free_space(work)
     if needed > free:
         raise DataError(
             f"{work}: about {tokens / 1e9:,.2f} billion tokens need {needed / 1e9:,.1f} GB while they are made, and "
@@ -228,7 +229,7 @@ def _second_pass(
                 continue
             todo.append({"do": "shard", "stem": stem, "keys": keys, "parts": f"{split}.parts"})
             places.append((split, number))
-    for leftover in work.glob("*.tmp-*"):  # of processes that were killed
+    for leftover in work.glob(f"*{FILE_SUFFIX}"):  # of processes that were killed
         leftover.unlink()
     kept = sum(facts["tokens"] for some in written.values() for facts in some.values())
     done = 0

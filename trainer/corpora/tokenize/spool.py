@@ -7,7 +7,6 @@ of a shard, which is a range of keys, in one piece per part, and nobody ever hol
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from trainer.data.errors import DataError
 from trainer.data.hashing import mix64, text_key
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
+from trainer.storage.atomic import atomic_file
 
 PART_TOKENS = 1 << 24
 BATCH_BYTES, BATCH_DOCUMENTS = 1 << 20, 512  # given to the tokenizer at once
@@ -143,11 +143,10 @@ class _Part:
         ends = np.cumsum(np.array(self.lengths, "<i8")[order]).tobytes()
         ids = np.concatenate([self.ids[place] for place in order.tolist()]).astype(dtype).tobytes()
         hashed = hashlib.sha256()
-        with open(f"{path}.tmp", "wb") as file:
+        with atomic_file(path, durable=False) as temporary, open(temporary, "wb") as file:
             for piece in (header, keys, ends, ids):
                 file.write(piece)
                 hashed.update(piece)
-        os.replace(f"{path}.tmp", path)
         facts = {
             "file": path.name, "split": split, "documents": len(self.keys), "tokens": self.tokens,
             "sha256": hashed.hexdigest(),
@@ -196,6 +195,5 @@ class Part:
 
 def write_json(path: Path, facts: Facts) -> None:
     """Whole or not at all, also where the process ends in between."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(facts))
-    os.replace(temporary, path)
+    with atomic_file(path, durable=False) as temporary:
+        temporary.write_text(json.dumps(facts))

@@ -1,6 +1,5 @@
 """Second pass: the documents of a range of keys, in order, as one shard of Megatron's files."""
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from trainer.corpora.tokenize.spool import Part, write_json
 from trainer.data.errors import DataError
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.megatron_index import DTYPES, HEADER, MAGIC
+from trainer.storage.atomic import atomic_file
 
 Facts = dict[str, Any]
 HAS_WHEEL = sys.platform == "linux" and sys.version_info < (3, 14)  # of megatron-core
@@ -83,16 +83,11 @@ def write_shard(
     del found
     begin_D = np.cumsum(length_D) - length_D
     order_D = np.argsort(key_D, kind="stable")  # equal keys: in the order of the parts
-    temporary = target / f"{stem}.tmp-{os.getpid()}"
-    bin_path, idx_path = f"{temporary}.bin", f"{temporary}.idx"
-    writer = builder(bin_path, dtype)
-    for begin, length in zip(begin_D[order_D].tolist(), length_D[order_D].tolist(), strict=True):
-        writer.add_document(tokens[begin : begin + length], [length])
-    writer.finalize(idx_path)
-    for path, suffix in ((bin_path, ".bin"), (idx_path, ".idx")):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(path, target / f"{stem}{suffix}")
+    with atomic_file(target / f"{stem}.bin") as bin_path, atomic_file(target / f"{stem}.idx") as idx_path:
+        writer = builder(str(bin_path), dtype)
+        for begin, length in zip(begin_D[order_D].tolist(), length_D[order_D].tolist(), strict=True):
+            writer.add_document(tokens[begin : begin + length], [length])
+        writer.finalize(str(idx_path))
     facts: Facts = {
         "stem": stem, "tokens": len(tokens), "documents": len(order_D), "files": shard_files.hash_shard(target / stem)
     }  # fmt: skip

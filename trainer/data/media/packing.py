@@ -12,7 +12,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.errors import DataError
+from trainer.storage.atomic import atomic_file
 
 MAGIC = b"OCTPLAN1"
 DROPPED = -1
@@ -78,14 +78,10 @@ class Plan:
         }
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # so that the arrays lie on whole int64s
-        partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        with partial.open("wb") as file:
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
             file.write(MAGIC + len(text).to_bytes(8, "little") + text)
             for array in arrays:
                 file.write(array.data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
 
     @classmethod
     def open(cls, path: Path, lengths: Sequence[int] | Ints) -> Plan:

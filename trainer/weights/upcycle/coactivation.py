@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from trainer.storage.atomic import atomic_file
+from trainer.storage.lock import LockedError
 from trainer.weights.hf_config import FUNCTION
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_survey import Source
@@ -48,13 +49,12 @@ class Counts:
     def save(self, path: Path) -> None:
         """Write to one file, whole or not at all. Raises UpcycleError where it cannot be written."""
         facts = json.dumps({"tokens": self.tokens, "model": self.model})
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            with open(temporary, "wb") as file:
+            with atomic_file(path) as temporary, open(temporary, "wb") as file:
                 np.savez_compressed(file, top1=self.top1, pairs=self.pairs, facts=np.array(facts))
-            temporary.replace(path)
+        except LockedError as error:
+            raise UpcycleError(f"{path} is being written by another process; wait for it to end") from error
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UpcycleError(f"{path} cannot be written: {error.strerror or error}") from error
 
     @classmethod

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainer.storage.atomic import TargetExistsError, publish
 from trainer.storage.manifest import MANIFEST
 from trainer.storage.workers import Finished, Task, perform
 from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError
 from trainer.weights.hf_write import (
     SHARD_BYTES,
     Shard,
+    already_exists,
     complete,
     cut,
-    give_name,
     must_not_exist,
     require_space,
 )
@@ -87,8 +88,10 @@ def run(
                 complete(work.model, shards, work.finished, upcycled.config, upcycled.side_files, manifest)
             except KeyboardInterrupt:
                 raise Interrupted(f"interrupted; {_kept(work, shards)}") from None
-            give_name(work.model, target)
+            publish(work.model, target)
             remove(work.path)
+    except TargetExistsError as error:
+        raise already_exists(error.path) from None
     except OSError as error:
         raise HuggingFaceError(f"{error.filename or target} cannot be written: {error.strerror or error}") from error
     return done

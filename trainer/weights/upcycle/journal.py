@@ -9,18 +9,16 @@ model/         the files; takes the destination's name once it is whole
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.storage.manifest import file_facts, sync_directory
-from trainer.storage.temporary import OWNER
+from trainer.storage.atomic import FILE_SUFFIX, OWNER, atomic_file, sync
+from trainer.storage.lock import FileLock, LockedError, NoLocksError
+from trainer.storage.manifest import file_facts
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
 from trainer.weights.hf_survey import Source
 from trainer.weights.hf_write import must_not_exist, side_files
@@ -70,9 +68,9 @@ class Work:
 
     def record(self, name: str, facts: Mapping[str, Any]) -> None:
         """A file is finished, synced under its name; durable when this returns. Raises OSError."""
-        sync_directory(self.model)
+        sync(self.model)
         self._journal.write(json.dumps({"file": name, **facts}).encode() + b"\n")
-        os.fsync(self._journal.fileno())
+        sync(self._journal.fileno())
         self.finished[name] = dict(facts)
 
     def close(self) -> None:
@@ -135,16 +133,12 @@ def open_work(target: Path, plan: Mapping[str, Any]) -> Iterator[Work]:
         if file.exists():
             _same_plan(path, target, plan)
         else:
-            if strangers := {entry.name for entry in path.iterdir()} - {OWNER, PLAN + ".new"}:
+            if strangers := {entry.name for entry in path.iterdir()} - {OWNER, PLAN + FILE_SUFFIX}:
                 raise HuggingFaceError(f"{path} is in the way: it holds {min(strangers)} of no upcycle; move it")
-            new = file.with_name(PLAN + ".new")
-            with open(new, "w", encoding="utf-8") as stream:
-                json.dump(plan, stream, indent=1)
-                stream.flush()
-                os.fsync(stream.fileno())
-            new.rename(file)
+            with atomic_file(file) as new:
+                new.write_text(json.dumps(plan, indent=1), encoding="utf-8")
         (path / MODEL).mkdir(exist_ok=True)
-        sync_directory(path)
+        sync(path)
         work = Work(path)
         try:
             yield work
@@ -181,35 +175,15 @@ def _locked(path: Path, target: Path, patience: float) -> Iterator[None]:
 
     Raises: HuggingFaceError where another process holds it for longer than `patience`, or the file system has no locks.
     """
-    until = time.monotonic() + patience
-    while True:
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = open(path / OWNER, "ab")  # noqa: SIM115  # closed below
-        except FileNotFoundError:  # its owner finished and removed it
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (path / OWNER).stat().st_ino == os.fstat(lock.fileno()).st_ino:
-                break
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-                lock.close()
-                raise HuggingFaceError(  # a second writer could be in the middle of a file that this one calls whole
-                    f"{path}: this file system has no locks; write {target.name} on another disk, and copy it"
-                ) from None
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            if time.monotonic() > until:
-                lock.close()
-                raise HuggingFaceError(
-                    f"{target} is being written by another process, in {path}; wait for it, or give another directory"
-                ) from None
-            time.sleep(0.05)
-        lock.close()
     try:
+        lock = FileLock(path / OWNER, wait=patience)
+    except NoLocksError:  # a second writer could be in the middle of a file that this one takes for finished
+        raise HuggingFaceError(
+            f"{path}: this file system has no locks; write {target.name} on another disk, and copy it"
+        ) from None
+    except LockedError:
+        raise HuggingFaceError(
+            f"{target} is being written by another process, in {path}; wait for it, or give another directory"
+        ) from None
+    with lock:
         yield
-    finally:
-        lock.close()

@@ -274,7 +274,7 @@ def test_killed_as_it_begins_or_ends_it_still_goes_on(tmp_path, plain, monkeypat
         if last in places:
             patch.setattr(tokenize, "shutil", SimpleNamespace(**{**vars(shutil), places[last][0]: places[last][1]}))
         else:
-            patch.setattr(Path, "rename", stop)
+            patch.setattr(tokenize, "publish", stop)
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path, [source])
     assert contents(make(tmp_path, [source])) == whole
@@ -297,7 +297,7 @@ def test_what_was_damaged_in_between_is_made_again(tmp_path, plain, many_units, 
         content[-1] ^= 1
         path.write_bytes(content)
     (work / "train-00000.bin").unlink()
-    (work / "train-00003.tmp-99.bin").write_bytes(b"of a process that was killed")
+    (work / "train-00003.bin.tmp").write_bytes(b"of a process that was killed")
     assert contents(make(tmp_path, [source])) == whole
 
 

@@ -1,6 +1,5 @@
 """What a server has answered: an append-only JSONL file that survives its writer."""
 
-import fcntl
 import json
 import os
 import threading
@@ -9,6 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from trainer.data.errors import DataError
+from trainer.storage.atomic import sync
+from trainer.storage.lock import FileLock, LockedError
 
 Entry = dict[str, Any]
 
@@ -24,14 +25,12 @@ class Ledger:
         self._path, self._places = path, dict[str, tuple[int, int]]()
         self._lock = threading.Lock()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._held = FileLock(path)
+        except LockedError:
+            raise DataError(f"{path} is in use by another process") from None
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            raise DataError(f"{path} is in use by another process") from None
+        self._file = self._held.file
         self._end = self._read()
         os.ftruncate(self._file, self._end)
 
@@ -56,7 +55,7 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._file)
+        self._held.close()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -74,6 +73,6 @@ class Ledger:
         with self._lock:
             if os.pwrite(self._file, line, self._end) != len(line):
                 raise DataError(f"{self._path}: no space left on the device")
-            os.fsync(self._file)
+            sync(self._file)
             self._places[key] = (self._end, len(line))
             self._end += len(line)
