@@ -10,9 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from trainer.config import coerce as schema
-from trainer.config.compose import overview, report
-from trainer.config.keys import ConfigError
+from trainer.config.compose import overview
+from trainer.config.errors import ConfigError, report
+from trainer.config.say import did_you_mean, one_of
 
 HELP = {"-h", "--help"}
 OVERRIDES = "Overrides are recipe=NAME, GROUP=OPTION and KEY=VALUE, as in: recipe=toy optim.lr=1e-3"
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_versions())
             return 0
         if words[0] not in COMMANDS:
-            near = schema.did_you_mean(words[0], COMMANDS)
-            print(f"error: octavo {words[0]}: no such command; use {schema.one_of(COMMANDS)}{near}", file=sys.stderr)
+            near = did_you_mean(words[0], COMMANDS)
+            print(f"error: octavo {words[0]}: no such command; use {one_of(COMMANDS)}{near}", file=sys.stderr)
             return 2
         command, _ = COMMANDS[words[0]]
         return command(words[1:])

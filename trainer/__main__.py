@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from trainer.config.compose import compose, load, overview, report
-from trainer.config.keys import Config, ConfigError
+from trainer.config.compose import compose, load, overview
+from trainer.config.errors import ConfigError, report
+from trainer.config.keys import Config
 from trainer.run import directory as rundir
 
 # Seconds. torchrun ends the other ranks as soon as one has failed; the rank that explains why must not be among them.

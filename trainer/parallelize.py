@@ -13,7 +13,7 @@ from parallel.dispatch.payload import Cast, Payload
 from parallel.mesh import Meshes
 from parallel.sharding.fsdp import Policy, place_experts, shard_parameters
 from trainer.config.keys import Config, PrecisionConfig
-from trainer.config.ranks import DispatchName, Plan, plan
+from trainer.config.ranks import DispatchName, RankMap, map_ranks
 from trainer.kernels.payload import FusedFp8
 from trainer.model.decoder import Decoder
 from trainer.precision import DTYPES
@@ -47,8 +47,8 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
     return model
 
 
-def _plan(cfg: Config) -> Plan:
-    return plan(cfg.parallel, cfg.model, dist.get_world_size())
+def _plan(cfg: Config) -> RankMap:
+    return map_ranks(cfg.parallel, cfg.model, dist.get_world_size())
 
 
 def _dispatcher(name: DispatchName, meshes: Meshes, cfg: Config) -> Dispatcher:

@@ -17,8 +17,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from trainer.config import coerce as schema
+from trainer.config import coerce
 from trainer.config.keys import PrecisionConfig
+from trainer.config.say import one_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ON_ANY_DEVICE = ("fp32", "bf16", "fp8_reference")
@@ -43,8 +44,8 @@ def refusal(cfg: PrecisionConfig, device: torch.device) -> str | None:
     problem = why_not(cfg.experts, device)
     if problem is None:
         return None
-    known = get_args(schema.keys(PrecisionConfig)["experts"])
-    able = schema.one_of(name for name in known if why_not(name, device) is None)
+    known = get_args(coerce.keys(PrecisionConfig)["experts"])
+    able = one_of(name for name in known if why_not(name, device) is None)
     return f"precision.experts={cfg.experts} cannot run here: {problem}; here run precision={able}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.config import coerce as schema
+from trainer.config import coerce
 from trainer.config.compose import compose, load, to_yaml
 from trainer.config.keys import Config
 from trainer.run import directory as rundir
@@ -42,4 +42,4 @@ def read(text: str, config_dirs: Sequence[str]) -> Config:
 
 
 def _flat(cfg: Config) -> dict[str, Any]:
-    return schema.flatten(schema.to_dict(cfg), schema.keys(Config))
+    return coerce.flatten(coerce.to_dict(cfg), coerce.keys(Config))

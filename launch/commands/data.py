@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.commands.config import read
-from trainer.config import coerce as schema
-from trainer.config.keys import Config, ConfigError
+from trainer.config.checks.data import check_length
+from trainer.config.errors import ConfigError
+from trainer.config.keys import Config
+from trainer.config.mixture import drawn, shares
+from trainer.config.say import one_of
 from trainer.data.errors import DataError
-from trainer.data.mixture.spec import beyond_epochs, drawn, shares
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +41,7 @@ def run_data(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(words)
     action, *given = options.overrides or [""]
     if action not in ACTIONS:
-        parser.error(f"use {schema.one_of(f'octavo data {name}' for name in ACTIONS)}")
+        parser.error(f"use {one_of(f'octavo data {name}' for name in ACTIONS)}")
     numbers = _sample_words(given) if action == "show" else []
     recipe = [word for word in given if word not in numbers]
     if not recipe or (action == "show") != (len(numbers) == 1):
@@ -98,7 +100,7 @@ def show(cfg: Config, sample: int) -> int:
 
     batch = cfg.train.global_batch
     last, step = cfg.train.steps * batch - 1, sample // batch + 1
-    if beyond := beyond_epochs(cfg.data, step, batch):
+    if beyond := check_length(cfg.data, step, batch):
         raise ConfigError([f"sample {sample} is of step {step}, which no run comes to: {line}" for line in beyond])
     reader = _reader(cfg)
     windows = reader.read(sample, 1)
@@ -192,10 +194,10 @@ def _damage(directories: dict[str, Path]) -> list[str]:
 
 def _planned(cfg: Config) -> Table:
     """What the recipe asks for. Sums have been checked with it."""
-    data, given = cfg.data, drawn(cfg.data)
+    data, given = cfg.data, drawn(cfg.data.sources, cfg.data.phases)
     table = _table("source", "domain", "prefix", "tokens", "unique", "epochs", "at most", *data.phases)
     for name, source in data.sources.items():
-        parts = [f"{float(shares(data, phase)[name]):.1%}" for phase in data.phases]
+        parts = [f"{float(shares(data.sources, phase)[name]):.1%}" for phase in data.phases]
         tokens, unique = _short(float(given[name])), _short(source.unique_tokens)
         epochs = f"{float(given[name] / source.unique_tokens):.3g}"
         most = f"{source.max_epochs:g}"

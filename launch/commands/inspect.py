@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
 
-from trainer.config.coerce import show
 from trainer.config.model import ModelConfig
+from trainer.config.say import show
 from trainer.storage.manifest import MANIFEST, Damaged, read_manifest, verify_file
 from trainer.weights.hf_config import FUNCTION
 from trainer.weights.hf_files import CONFIG, HuggingFaceError, open_directory

@@ -12,8 +12,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from trainer.config import coerce as schema
-from trainer.config.keys import ConfigError
+from trainer.config.errors import ConfigError
+from trainer.config.say import one_of
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.rollouts.chat import ChatServer
 from trainer.corpora.science.rollouts.ledger import Ledger
@@ -68,9 +68,9 @@ def run_science(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
 def _wrong_values(options: argparse.Namespace) -> Iterator[str]:
     for name in options.source or ():
         if name not in TABLES:
-            yield f"--source {name}: there is none of this name; use {schema.one_of(TABLES)}"
+            yield f"--source {name}: there is none of this name; use {one_of(TABLES)}"
     if options.tasks not in TASKS:
-        yield f"--tasks {options.tasks}: use {schema.one_of(TASKS)}"
+        yield f"--tasks {options.tasks}: use {one_of(TASKS)}"
     if not options.seed.isdecimal():
         yield f"--seed {options.seed}: use a whole number, 0 or more"
     for name, least in (("concurrency", 1), ("timeout", 1), ("retries", 0), ("max_tokens", 1)):
@@ -94,7 +94,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--source",
         action="append",
         metavar="NAME",
-        help=f"a built-in source, {schema.one_of(TABLES)}; may be repeated",
+        help=f"a built-in source, {one_of(TABLES)}; may be repeated",
     )
     parser.add_argument("--records", metavar="FILE", help="records of your own: .csv, .tsv or .jsonl")
     parser.add_argument("--columns", metavar="YAML", help="what the columns of --records mean (see docs/science.md)")

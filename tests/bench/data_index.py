@@ -38,7 +38,8 @@ SEEKS = 200
 
 def cpt_6t(scale: int = 1) -> Any:
     """The mixture's DataConfig, cut to 1 / scale."""
-    from trainer.config.keys import DataConfig, PhaseConfig, SourceConfig
+    from trainer.config.keys import DataConfig
+    from trainer.config.mixture import PhaseConfig, SourceConfig
 
     tokens = {name: billions * 10**9 // scale for name, billions in SOURCES.items()}
     sources = {
@@ -82,12 +83,12 @@ def start_octavo(scale: int) -> dict[str, float]:
         root = Path(directory)
         subprocess.run([sys.executable, "-m", __spec__.name, "manifests", str(scale), str(root)], check=True)
         before, began = memory_mb(), time.process_time()
+        from trainer.config.checks.data import check_mixture
         from trainer.data.mixture.index import MixtureIndex
-        from trainer.data.mixture.spec import contradictions
         from trainer.data.shards.windows import Shards
 
         data = cpt_6t(scale)
-        assert not contradictions(data)
+        assert not check_mixture(data)
         sources = {name: Shards(root / name) for name in data.sources}
         windows = {name: source.num_windows(SEQ_LEN) for name, source in sources.items()}
         index = MixtureIndex.of(data, windows, seed=0)

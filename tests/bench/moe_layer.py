@@ -40,7 +40,7 @@ from parallel.groups import map_groups
 from parallel.simulate import CollectiveLog
 from tests.bench.step import cpu_name, median_ratio
 from tests.distributed.pool import on_ranks
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.model.moe import MoE
 from trainer.run.host_memory import prepare_host_memory
 

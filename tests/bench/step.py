@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.objectives.next_token import loss_terms

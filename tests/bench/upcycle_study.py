@@ -27,7 +27,8 @@ from tests.bench.step import cpu_name
 from tests.bench.upcycle_tables import picture, tables
 from trainer.checkpoint.slices import StoredState
 from trainer.config.compose import compose
-from trainer.config.keys import Config, ModelConfig
+from trainer.config.keys import Config
+from trainer.config.model import ModelConfig
 from trainer.data import Data, build_data
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.model.decoder import Decoder

@@ -6,16 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.config.keys import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    LoggingConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-)
+from trainer.config.keys import CheckpointConfig, Config, DataConfig, LoggingConfig, OptimConfig, RunConfig, TrainConfig
+from trainer.config.model import ModelConfig
 
 MODEL: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,

@@ -1,9 +1,8 @@
-"""From plain mappings to checked dataclasses: key lists, conversions, spelling help, hashes. Knows no key by name."""
+"""Conversion of plain mappings to typed dataclasses, with lists of keys and hashes. No key is known here by name."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -12,48 +11,14 @@ import typing
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
+from parallel.errors import Fault
+from trainer.config.say import nearest, one_of, show
+
 # Metadata of fields that may change when a run is resumed. A free one does not define the result; a named one does, and
-# so names the default directory, but a run that stands may go on with another value.
+# so is part of the default directory's name, but an existing run may resume with another value.
 FREE: Mapping[str, str] = {"resume": "free"}
 NAMED: Mapping[str, str] = {"resume": "named"}
 T = TypeVar("T")
-
-
-class ConfigError(Exception):
-    """A configuration that cannot run. `errors` holds one line per mistake: the key, what is wrong, what would work."""
-
-    def __init__(self, errors: Iterable[str]) -> None:
-        self.errors = list(errors)
-        super().__init__("\n".join(self.errors))
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` was probably meant to be. A last dotted part alone also counts: lr is optim.lr."""
-    names = sorted(set(known))
-    begins = [name for name in names if name.startswith(f"{word}_")]
-    if begins:
-        return begins[0]
-    section, _, last = word.rpartition(".")
-    # two keys of one section are alike in its name alone
-    for near in difflib.get_close_matches(word, names, n=3, cutoff=0.8 if section else 0.6):
-        near_section, _, near_last = near.rpartition(".")
-        if section != near_section or difflib.get_close_matches(last, [near_last]):
-            return near
-    tails = {name.rpartition(".")[2]: name for name in reversed(names)}
-    alike = difflib.get_close_matches(last, tails, n=1, cutoff=0.75)
-    return tails[alike[0]] if alike else None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'adamw'?"`, or nothing if no known word is near."""
-    near = nearest(word, known)
-    return f"; did you mean '{near}'?" if near else ""
-
-
-def one_of(values: Iterable[Any]) -> str:
-    """`a, b or c`."""
-    words = [str(value) for value in values]
-    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 @functools.cache
@@ -94,9 +59,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value of a nested mapping; goes no deeper than the schema's keys `known`, but into the entries of a
-    mapping to dataclasses: `data.sources.code.tokens`. Such a mapping has a value itself, the names of its entries in
-    their order, or {} where it is empty."""
+    """Dotted key -> value of a nested mapping, no deeper than the schema's keys `known`, except into the entries of a
+    mapping to dataclasses: `data.sources.code.tokens`. The value of such a mapping itself is the names of its entries,
+    in order, or {} if it is empty."""
     flat: dict[str, Any] = {}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
@@ -115,8 +80,8 @@ def flatten(tree: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]
 
 
 def leaf_of(key: str, known: Iterable[str]) -> str:
-    """The schema's key that a dotted key is or lies in: `data.sources` of `data.sources.code.tokens`; the key itself
-    where there is none."""
+    """The schema's key that contains a dotted key: `data.sources` for `data.sources.code.tokens`; the key itself if
+    none does."""
     names, parent = set(known), key
     while parent and parent not in names:
         parent = parent.rpartition(".")[0]
@@ -124,8 +89,8 @@ def leaf_of(key: str, known: Iterable[str]) -> str:
 
 
 def find(key: str, known: Mapping[str, Any]) -> Any:
-    """The type of what a dotted key names: a key of the schema or an item of one that is a mapping, whatever the item's
-    name; None where the schema has nothing of that kind."""
+    """The type of a dotted key: a key of the schema, or an item of a key that is a mapping, whatever the item's name;
+    None if the schema has no such key."""
     leaf = leaf_of(key, known)
     hint = known.get(leaf)
     rest = key[len(leaf) + 1 :]
@@ -146,77 +111,79 @@ def digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def from_dict(schema: type[T], tree: Mapping[str, Any], *, where: str = "") -> tuple[T | None, list[str]]:
-    """Build a dataclass of dataclasses from a nested mapping, with every unknown key and every wrong type named.
+def from_dict(schema: type[T], tree: Mapping[str, Any], *, file: str = "") -> tuple[T | None, list[Fault]]:
+    """Build a dataclass of dataclasses from a nested mapping.
 
-    Returns (object, []) or (None, errors).
+    file: where the mapping was read, named in each fault. Returns (object, []), or (None, every unknown or missing key
+    and every wrong type).
     """
     known = keys(schema)
-    errors: list[str] = []
-    built = _build(schema, tree, "", known, errors)
-    return (None, [where + error for error in errors]) if errors else (typing.cast(T, built), [])
+    faults: list[Fault] = []
+    built = _build(schema, tree, "", known, faults)
+    if file:
+        faults = [dataclasses.replace(fault, text=f"{file}: {fault.text}") for fault in faults]
+    return (None, faults) if faults else (typing.cast(T, built), [])
 
 
-def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], errors: list[str]) -> Any:
+def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], faults: list[Fault]) -> Any:
     if not isinstance(tree, Mapping):
-        errors.append(f"{prefix[:-1]}={show(tree)} is a section; give its keys: {_inside(prefix, known)}")
+        inside = tuple(key for key in known if key.startswith(prefix))
+        text = f"{prefix[:-1]}={show(tree)} is a section; give its keys: {', '.join(inside)}"
+        faults.append(Fault(text, prefix[:-1], tree, inside))
         return None
     members = fields(schema)
     for name in tree:
         if name not in members:
-            errors.append(unknown_key(f"{prefix}{name}", known))
+            faults.append(unknown_key(f"{prefix}{name}", known))
     values: dict[str, Any] = {}
-    before = len(errors)
+    before = len(faults)
     for name, (hint, field) in members.items():
         key = f"{prefix}{name}"
         if name not in tree or tree[name] == "???":
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if required:
-                errors.append(f"{key} is not set; it has no default")
+                faults.append(Fault(f"{key} is not set; it has no default", key))
         elif dataclasses.is_dataclass(hint):
-            values[name] = _build(typing.cast(type, hint), tree[name], f"{key}.", known, errors)
+            values[name] = _build(typing.cast(type, hint), tree[name], f"{key}.", known, faults)
         elif entry := entries_of(hint):
-            values[name] = _build_entries(entry, tree[name], key, errors)
+            values[name] = _build_entries(entry, tree[name], key, faults)
         else:
-            value, problem = convert(hint, tree[name])
-            if problem:
-                errors.append(wrong_type(key, tree[name], problem))
+            value, expected = convert(hint, tree[name])
+            if expected:
+                faults.append(wrong_type(key, tree[name], expected))
             values[name] = value
-    return schema(**values) if len(errors) == before else None
+    return schema(**values) if len(faults) == before else None
 
 
-def _build_entries(schema: type, tree: Any, key: str, errors: list[str]) -> Any:
+def _build_entries(schema: type, tree: Any, key: str, faults: list[Fault]) -> Any:
     if not isinstance(tree, Mapping):
-        errors.append(wrong_type(key, tree, f"a mapping from names to the keys {', '.join(fields(schema))}"))
+        faults.append(wrong_type(key, tree, f"a mapping from names to the keys {', '.join(fields(schema))}"))
         return None
     entries = {}
     for name, item in tree.items():
         prefix = f"{key}.{name}."
         known = {f"{prefix}{inner}": hint for inner, hint in keys(schema).items()}
-        entries[str(name)] = _build(schema, item, prefix, known, errors)
+        entries[str(name)] = _build(schema, item, prefix, known, faults)
     return entries
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The line for a key that the schema lacks."""
+def unknown_key(key: str, known: Iterable[str]) -> Fault:
+    """The fault of a key that the schema lacks, with the key that was probably meant or those of its section."""
     names = list(known)
-    hint = did_you_mean(key, names)
-    if hint:
-        return f"{key}: no such key{hint}"
     section = key.rpartition(".")[0]
     inside = [name.rpartition(".")[2] for name in names if section and name.rpartition(".")[0] == section]
+    near = nearest(key, names)
+    if near:
+        return Fault(f"{key}: no such key; did you mean '{near}'?", key, allowed=(near,))
     if inside:
-        return f"{key}: no such key; {section} has {', '.join(inside)}"
-    sections = sorted({name.partition(".")[0] for name in names})
-    return f"{key}: no such key; keys begin with {one_of(f'{name}.' for name in sections)}"
+        allowed = tuple(f"{section}.{name}" for name in inside)
+        return Fault(f"{key}: no such key; {section} has {', '.join(inside)}", key, allowed=allowed)
+    sections = sorted({f"{name.partition('.')[0]}." for name in names})
+    return Fault(f"{key}: no such key; keys start with {one_of(sections)}", key, allowed=tuple(sections))
 
 
-def wrong_type(key: str, value: Any, expected: str) -> str:
-    return f"{key}={show(value)} has the wrong type; use {expected}"
-
-
-def _inside(prefix: str, known: Iterable[str]) -> str:
-    return ", ".join(key for key in known if key.startswith(prefix))
+def wrong_type(key: str, value: Any, expected: str) -> Fault:
+    return Fault(f"{key}={show(value)} has the wrong type; use {expected}", key, value, expected)
 
 
 def is_mapping(hint: Any) -> bool:
@@ -224,7 +191,7 @@ def is_mapping(hint: Any) -> bool:
 
 
 def entries_of(hint: Any) -> type | None:
-    """The dataclass of the values of a mapping type, if they are of one."""
+    """The dataclass that a mapping type maps to; None for other types."""
     return item_type(hint) if is_mapping(hint) and dataclasses.is_dataclass(item_type(hint)) else None
 
 
@@ -233,15 +200,8 @@ def item_type(hint: Any) -> Any:
     return typing.get_args(hint)[1]
 
 
-def show(value: Any) -> str:
-    """A value as a person would type it."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return str(value)
-
-
 def convert(hint: Any, value: Any) -> tuple[Any, str]:
-    """(value as the type `hint`, "") or (None, what was expected). 1 becomes 1.0 and 1e3 becomes 1000, nothing else."""
+    """(value as the type `hint`, "") or (None, the expected type). 1 becomes 1.0 and 1e3 becomes 1000, nothing else."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         # YAML 1.1 reads a bare `off` as false
@@ -269,7 +229,7 @@ def _convert_list(item_hint: Any, value: Any) -> tuple[Any, str]:
         return None, "a list such as [0.9, 0.95]"
     converted = [convert(item_hint, item) for item in value]
     problem = next((problem for _, problem in converted if problem), "")
-    return [item for item, _ in converted], problem and f"a list of which each item is {problem}"
+    return [item for item, _ in converted], problem and f"a list whose items are each {problem}"
 
 
 def _convert_scalar(hint: Any, value: Any) -> tuple[Any, str]:
@@ -284,4 +244,4 @@ def _convert_scalar(hint: Any, value: Any) -> tuple[Any, str]:
         return (float(value), "") if number else (None, "a number")
     if isinstance(value, str) or number:  # run.name=7 is a fine name
         return str(value), ""
-    return None, "a text"
+    return None, "text"

@@ -1,15 +1,14 @@
-"""From words on a command line to a checked `Config`: Hydra composes, the schema types, `validate` judges.
+"""From the words of a command line to a checked `Config`: Hydra composes, the schema converts, `validate` checks.
 
-Every mistake of one command is reported at once. So a misspelt word does not end the search: the rest is checked as if
-the suggested word had been typed. No torch here.
+Every mistake in a command is reported at once. A misspelt word therefore does not end the search: the rest is checked
+as if the suggested word had been typed. No torch here.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -25,20 +24,23 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import coerce as schema
-from trainer.config.checks.validate import validate
-from trainer.config.keys import Config, ConfigError
+from parallel.errors import Fault
+from trainer.config import coerce
+from trainer.config.checks import validate
+from trainer.config.errors import ConfigError
+from trainer.config.keys import Config
+from trainer.config.say import did_you_mean, nearest, one_of, show
 
-KEYS = schema.keys(Config)
-SECTIONS = list(schema.fields(Config))
+KEYS = coerce.keys(Config)
+SECTIONS = list(coerce.fields(Config))
 # ${now:} or ${oc.env:}: a value that would differ between ranks, machines or days
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
 
 def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = (), world_size: int = 1) -> Config:
-    """Compose the recipes tree with `overrides` such as `recipe=toy` and `optim.lr=1e-3`.
+    """Compose the recipes with `overrides` such as `recipe=toy` and `optim.lr=1e-3`, and check the result.
 
-    config_dirs: directories that are searched after `pkg://recipes`, for recipes and options of a user's own.
+    config_dirs: directories that are searched after `pkg://recipes`, for a user's own recipes and options.
     Raises `ConfigError` with every mistake found.
     """
     groups = list_groups(config_dirs)
@@ -46,58 +48,55 @@ def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = (),
     try:
         tree = _compose_groups(words, groups, config_dirs)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise ConfigError([*words.errors, _one_line(error)]) from None
+        raise ConfigError([*words.faults, _library_fault(error, "recipe")]) from None
     _apply(words, tree)
-    return _check(tree, words.errors, world_size)
+    return _check(tree, words.faults, world_size)
 
 
 def load(path: str | Path, *, world_size: int = 1) -> Config:
     """Read a resolved configuration, such as the config.yaml of a run directory. Raises `ConfigError`."""
     try:
         tree = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: {_one_line(error)}"]) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}", where=str(path)) from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError([_library_fault(error, str(path))]) from None
     if not isinstance(tree, DictConfig):
-        raise ConfigError([f"{path}: not a configuration (no keys at the top)"])
+        raise ConfigError(f"{path}: not a configuration (no keys at the top)", where=str(path))
     return _check(tree, [], world_size)
 
 
 def to_yaml(cfg: Config) -> str:
     """The resolved configuration as YAML, in the order of the schema; `load` reads it back."""
-    return yaml.safe_dump(schema.to_dict(cfg), sort_keys=False, allow_unicode=True, default_flow_style=False)
+    return yaml.safe_dump(coerce.to_dict(cfg), sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
 def list_groups(config_dirs: Sequence[str | Path] = ()) -> dict[str, list[str]]:
-    """Group -> its options, of the package and of the user's directories.
+    """Group -> its options, those in the package and those in the user's directories.
 
-    Raises `ConfigError` for a directory that is none, or that hides a file behind a built-in name.
+    Raises `ConfigError` for a directory that does not exist, or whose files have the names of built-in ones.
     """
     found = _options(files("recipes"))
-    errors = []
+    faults = []
     for directory in map(Path, config_dirs):
         if not directory.is_dir():
-            errors.append(f"--config-dir {directory}: no such directory")
+            faults.append(Fault(f"--config-dir {directory}: no such directory", "--config-dir", str(directory)))
             continue
-        if (directory / "config.yaml").is_file():
-            errors.append(f"{directory / 'config.yaml'}: a name already taken, so never read; make it recipe/NAME.yaml")
+        taken = [directory / "config.yaml"] if (directory / "config.yaml").is_file() else []
         for group, options in _options(directory).items():
-            for taken in sorted(set(options) & set(found.get(group, []))):
-                errors.append(f"{directory / group / taken}.yaml: a name already taken, so never read; rename the file")
+            taken += [directory / group / f"{name}.yaml" for name in sorted({*options} & {*found.get(group, [])})]
             found[group] = sorted({*found.get(group, []), *options})
-    if errors:
-        raise ConfigError(errors)
+        for file in taken:
+            remedy = "make it recipe/NAME.yaml" if file.parent == directory else "rename the file"
+            text = f"{file}: Octavo has a file of this name, so this one would not be read; {remedy}"
+            faults.append(Fault(text, str(file), allowed=remedy))
+    if faults:
+        raise ConfigError(faults)
     return found
 
 
-def report(error: ConfigError) -> int:
-    """Print one line per mistake to stderr. Returns the exit code of a configuration that cannot run."""
-    for line in error.errors:
-        print(f"error: {line}", file=sys.stderr)
-    return 2
-
-
 def overview(words: Sequence[str]) -> str:
-    """Groups and options as text for the --help of a command line, those of its `--config-dir`s included.
+    """Groups and options as text for the --help of a command line, with those of its `--config-dir`s.
 
     Raises `ConfigError` as `list_groups` does.
     """
@@ -124,12 +123,15 @@ def _options(root: Traversable) -> dict[str, list[str]]:
 
 @dataclass
 class _Words:
-    """What the command line says: which option of which group, which value for which key, and what is wrong with it."""
+    """The content of a command line: an option for each group, a value for each key, and the mistakes in them."""
 
     options: dict[str, str] = field(default_factory=dict)
     values: list[tuple[str, Any]] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     wrong_groups: set[str] = field(default_factory=set)  # named, but with no option that exists
+
+    def report(self, text: str, where: str, value: Any = None, allowed: Any = None) -> None:
+        self.faults.append(Fault(text, where, value, allowed))
 
 
 def _read(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> _Words:
@@ -138,50 +140,51 @@ def _read(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> _Words:
         try:
             override = parser.parse_overrides([text])[0]
         except HydraException:
-            words.errors.append(_unreadable(text, groups))
+            words.faults.append(_unreadable(text, groups))
             if text in groups["recipe"]:
                 words.options.setdefault("recipe", text)
             continue
-        problem = _refused(override, groups)
-        if problem:
-            words.errors.append(f"{text}: {problem}")
+        why_not, remedy = _unsupported(override, groups)
+        if why_not:
+            words.report(f"{text}: {why_not}; {remedy}", override.key_or_group, text, remedy)
         elif "." in override.key_or_group:
             _read_value(override, words)
         else:
             _read_option(override, groups, words)
     if "recipe" not in words.wrong_groups.union(words.options):
-        words.errors.append(f"recipe is not set; use {_choices('recipe', groups)}")
+        words.report(f"recipe is not set; use {_choices('recipe', groups)}", "recipe", None, tuple(groups["recipe"]))
     return words
 
 
-def _unreadable(text: str, groups: Mapping[str, list[str]]) -> str:
+def _unreadable(text: str, groups: Mapping[str, list[str]]) -> Fault:
     key, equals, value = text.partition("=")
-    if not equals:
-        near = schema.nearest(text, [*KEYS, *groups])
-        if text in groups["recipe"]:
-            near = f"recipe={text}"
-        return f"{text}: not of the form key=value" + (f"; did you mean '{near}'?" if near else "")
-    return f"{text}: cannot be read; quote a value with special signs, as in '{key}=\"{value}\"'"
+    if equals:
+        remedy = f"quote a value with special characters, as in '{key}=\"{value}\"'"
+        return Fault(f"{text}: cannot be parsed; {remedy}", key, value, remedy)
+    near = f"recipe={text}" if text in groups["recipe"] else nearest(text, [*KEYS, *groups])
+    advice = f"; did you mean '{near}'?" if near else ""
+    return Fault(f"{text}: not of the form key=value{advice}", text, text, (near,) if near else None)
 
 
-def _refused(override: Override, groups: Mapping[str, list[str]]) -> str:
-    """Why an override of this kind is never taken, or nothing."""
+def _unsupported(override: Override, groups: Mapping[str, list[str]]) -> tuple[str, str]:
+    """(why overrides of this kind are not supported, what to use), or two empty texts."""
     key = override.key_or_group
     if override.is_delete():
-        return "keys and groups cannot be removed"
+        return "keys and groups cannot be removed", "give another value"
     if override.is_sweep_override():
-        return "one value per key; a list is written [a,b]"
+        return "a key takes one value", "a list is written [a,b]"
     if override.package is not None:
-        return f"a group has one place; use {key}=OPTION"
+        return "a group has one place", f"use {key}=OPTION"
     if (override.is_add() and not _is_extra(key, groups)) or override.is_force_add():
         known = key in KEYS or key in groups
-        advice = f"use {key}=..." if known else f"there is no {key}{schema.did_you_mean(key, [*KEYS, *groups])}"
-        return f"keys cannot be added; {advice}"
-    return ""
+        return "keys cannot be added", (
+            f"use {key}=..." if known else f"there is no {key}{did_you_mean(key, [*KEYS, *groups])}"
+        )
+    return "", ""
 
 
 def _is_extra(name: str, groups: Mapping[str, list[str]]) -> bool:
-    """A group of the user's own directories, which is not in the defaults list: `+name=option` puts it there."""
+    """Return True for a group of the user's own, which is not in the defaults list: `+name=option` adds it there."""
     return name in groups and not files("recipes").joinpath(name).is_dir()
 
 
@@ -189,75 +192,80 @@ def _read_option(override: Override, groups: Mapping[str, list[str]], words: _Wo
     group, option = override.key_or_group, override.value()
     if group not in groups:
         if group in SECTIONS:
-            inside = ", ".join(key for key in KEYS if key.startswith(f"{group}."))
-            words.errors.append(f"{group}={schema.show(option)}: a section, not a group; its keys are {inside}")
+            inside = tuple(key for key in KEYS if key.startswith(f"{group}."))
+            text = f"{group}={show(option)}: a section, not a group; its keys are {', '.join(inside)}"
+            words.report(text, group, option, inside)
             return
-        near = schema.nearest(group, [*groups, *KEYS])
+        near = nearest(group, [*groups, *KEYS])
         if near is None:
-            words.errors.append(f"{group}: no such group or key; groups: {', '.join(groups)}")
+            text = f"{group}: no such group or key; groups: {', '.join(groups)}"
+            words.report(text, group, None, tuple(groups))
             return
-        words.errors.append(f"{group}: no such group or key; did you mean '{near}'?")
+        words.report(f"{group}: no such group or key; did you mean '{near}'?", group, None, (near,))
         if near in KEYS:
             _take(near, option, words)
             return
         group = near
     elif _is_extra(group, groups) and not override.is_add():
-        words.errors.append(f"{override.input_line}: not in the defaults list; add it with +{override.input_line}")
+        text = f"{override.input_line}: not in the defaults list; add it with +{override.input_line}"
+        words.report(text, group, option, f"+{override.input_line}")
     if words.options.get(group, option) != option:
-        words.errors.append(f"{group} is given twice, as {words.options[group]} and {schema.show(option)}; keep one")
+        text = f"{group} is given twice, as {words.options[group]} and {show(option)}; keep one"
+        words.report(text, group, (words.options[group], option), "one of them")
     elif isinstance(option, str) and option in groups[group]:
         words.options[group] = option
     else:
         words.wrong_groups.add(group)
-        words.errors.append(f"{group}={schema.show(option)} does not exist; use {_choices(group, groups, str(option))}")
-        near = schema.nearest(str(option), groups[group])
+        text = f"{group}={show(option)} does not exist; use {_choices(group, groups, str(option))}"
+        words.report(text, group, option, tuple(groups[group]))
+        near = nearest(str(option), groups[group])
         if near:
             words.options[group] = near
 
 
 def _choices(group: str, groups: Mapping[str, list[str]], typed: str = "") -> str:
     options = groups[group]
-    return f"{group}={schema.one_of(options)}{schema.did_you_mean(typed, options) if typed else ''}"
+    return f"{group}={one_of(options)}{did_you_mean(typed, options) if typed else ''}"
 
 
 def _read_value(override: Override, words: _Words) -> None:
     key, value = override.key_or_group, override.value()
-    if schema.find(key, KEYS) is not None:
+    if coerce.find(key, KEYS) is not None:
         _take(key, value, words)
         return
     known = _siblings(key)
-    words.errors.append(schema.unknown_key(key, known))
-    near = schema.nearest(key, known)
+    words.faults.append(coerce.unknown_key(key, known))
+    near = nearest(key, known)
     if near:
         _take(near, value, words, quiet=True)
 
 
 def _siblings(key: str) -> dict[str, Any]:
-    """The keys that could be meant: those of the schema, or of the entry that the key lies in, as data.sources.code."""
+    """The keys that could be meant: those of the schema, or those of the entry that contains `key`, such as
+    data.sources.code."""
     parent = key.rpartition(".")[0]
-    entry = schema.find(parent, KEYS) if parent else None
+    entry = coerce.find(parent, KEYS) if parent else None
     if not isinstance(entry, type) or not is_dataclass(entry):
         return KEYS
-    return {f"{parent}.{name}": hint for name, hint in schema.keys(entry).items()}
+    return {f"{parent}.{name}": hint for name, hint in coerce.keys(entry).items()}
 
 
 def _take(key: str, value: Any, words: _Words, *, quiet: bool = False) -> None:
-    """Note `key=value` if the type fits; else note what is wrong, unless the key itself was already wrong."""
-    hint = schema.find(key, KEYS)
-    entry = schema.entries_of(hint)
-    if isinstance(value, Mapping) and (entry or is_dataclass(hint)):
+    """Set `key` to `value` if the type fits; else report it, unless the key itself is reported already (`quiet`)."""
+    hint = coerce.find(key, KEYS)
+    if isinstance(value, Mapping) and (coerce.entries_of(hint) or is_dataclass(hint)):
         for name, item in value.items():
-            if schema.find(f"{key}.{name}", KEYS) is None:
-                words.errors.append(schema.unknown_key(f"{key}.{name}", _siblings(f"{key}.{name}")))
+            if coerce.find(f"{key}.{name}", KEYS) is None:
+                words.faults.append(coerce.unknown_key(f"{key}.{name}", _siblings(f"{key}.{name}")))
             else:
                 _take(f"{key}.{name}", item, words, quiet=quiet)
         return
-    reference = isinstance(value, str) and "${" in value  # its type shows when it is resolved
-    problem = "" if reference else schema.convert(hint, value)[1]
-    if not problem:
+    reference = isinstance(value, str) and "${" in value  # its type is known once it is resolved
+    expected = "" if reference else coerce.convert(hint, value)[1]
+    if not expected:
         words.values.append((key, value))
     elif not quiet:
-        words.errors.append(schema.wrong_type(key, value, problem))
+        words.faults.append(coerce.wrong_type(key, value, expected))
 
 
 def _compose_groups(words: _Words, groups: Mapping[str, list[str]], config_dirs: Sequence[str | Path]) -> DictConfig:
@@ -273,17 +281,18 @@ def _compose_groups(words: _Words, groups: Mapping[str, list[str]], config_dirs:
     # A recipe need not repeat its name.
     recipe = words.options.get("recipe", "run").replace("/", "-")
     composed = OmegaConf.merge({"run": {"name": recipe}}, composed)  # type: ignore[assignment]
-    # A recipe that lacks its first line lands under its group's name, where nothing would read it.
+    # A recipe that lacks its first line is put under its group's name, where nothing would read it.
     for group in set(groups) - set(SECTIONS):
         if group in composed:
-            file = f"{group}/{words.options.get(group)}.yaml"
-            words.errors.append(f"{file}: must begin with the line '# @package _global_'")
+            file, line = f"{group}/{words.options.get(group)}.yaml", "# @package _global_"
+            words.report(f"{file}: must start with the line '{line}'", file, None, line)
             del composed[group]
     for section in SECTIONS:
         if section in composed and not isinstance(composed[section], DictConfig):
-            value = schema.show(composed[section])
+            value = composed[section]
             example = next(key for key in KEYS if key.startswith(f"{section}."))
-            words.errors.append(f"{section}={value}: a section; a recipe gives its keys, such as {example}")
+            text = f"{section}={show(value)}: a section; a recipe gives its keys, such as {example}"
+            words.report(text, section, value, (example,))
             del composed[section]
     return composed
 
@@ -294,7 +303,7 @@ def _quoted(text: str) -> str:
 
 def _apply(words: _Words, tree: DictConfig) -> None:
     for key, value in words.values:
-        mapping = schema.leaf_of(key, KEYS)
+        mapping = coerce.leaf_of(key, KEYS)
         names = [key[len(mapping) + 1 :].partition(".")[0]] if key != mapping else []
         if key == mapping and isinstance(value, Mapping):
             names = list(value)
@@ -302,44 +311,48 @@ def _apply(words: _Words, tree: DictConfig) -> None:
         known = [str(name) for name in there] if isinstance(there, DictConfig) else []
         unknown = [str(name) for name in names if str(name) not in known]
         for name in unknown:
-            near = schema.did_you_mean(name, known) or f"; {mapping} has {', '.join(known) or 'no keys here'}"
-            words.errors.append(f"{mapping}.{name}: no such key{near}")
+            advice = did_you_mean(name, known) or f"; {mapping} has {', '.join(known) or 'no keys here'}"
+            words.report(f"{mapping}.{name}: no such key{advice}", f"{mapping}.{name}", None, tuple(known))
         if not unknown:
             OmegaConf.update(tree, key, value, merge=True)
 
 
-def _check(tree: DictConfig, errors: list[str], world_size: int) -> Config:
-    tree = OmegaConf.merge(schema.defaults(Config), tree)  # type: ignore[assignment]  # a mapping merges into a mapping
-    errors = [*errors, *_resolver_errors(tree)]
+def _check(tree: DictConfig, faults: Iterable[Fault], world_size: int) -> Config:
+    tree = OmegaConf.merge(coerce.defaults(Config), tree)  # type: ignore[assignment]  # a mapping merges into a mapping
+    faults = [*faults, *_resolver_faults(tree)]
     try:
         values: Any = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError([*errors, _one_line(error)]) from None
-    cfg, problems = schema.from_dict(Config, values)
-    errors += problems
+        raise ConfigError([*faults, _library_fault(error, "recipe")]) from None
+    cfg, mistyped = coerce.from_dict(Config, values)
+    faults += mistyped
     if cfg is not None:
-        errors += validate(cfg, world_size)
-    if errors or cfg is None:
-        raise ConfigError(dict.fromkeys(errors))
+        faults += validate(cfg, world_size)
+    if faults or cfg is None:
+        raise ConfigError({fault.text: fault for fault in faults}.values())
     return cfg
 
 
-def _resolver_errors(tree: DictConfig) -> list[str]:
-    errors = []
+def _resolver_faults(tree: DictConfig) -> list[Fault]:
     raw: Any = OmegaConf.to_container(tree, resolve=False)
-    for key, value in schema.flatten(raw, KEYS).items():
-        if RESOLVER.search(str(value)):
-            errors.append(f"{key}={value}: could differ between ranks; write it out, or refer to a key: ${{a.b}}")
-    return errors
+    remedy = "write it out, or refer to a key: ${a.b}"
+    return [
+        Fault(f"{key}={value}: could differ between ranks; {remedy}", key, value, remedy)
+        for key, value in coerce.flatten(raw, KEYS).items()
+        if RESOLVER.search(str(value))
+    ]
 
 
-def _one_line(error: Exception) -> str:
+def _library_fault(error: Exception, where: str) -> Fault:
+    """A fault for an error of Hydra, OmegaConf or YAML, on one line."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options, wanted = error.options or [], f"{group}={name}" if group else name
-        near = schema.did_you_mean(name, options)
-        return f"{wanted}, which a recipe asks for, does not exist; {group} has {', '.join(options)}{near}"
+        text = f"{wanted}, which a recipe asks for, does not exist; {group} has {', '.join(options)}"
+        return Fault(text + did_you_mean(name, options), group or name, name, tuple(options))
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
-        return f"{mark.name}, line {mark.line + 1}: {getattr(error, 'problem', '')}"
-    return " ".join(str(error.__cause__ or error).split())
+        return Fault(f"{mark.name}, line {mark.line + 1}: {getattr(error, 'problem', '')}", str(mark.name))
+    text = " ".join(str(error.__cause__ or error).split())
+    where = getattr(error, "full_key", None) or where
+    return Fault(f"{where}: {text}" if isinstance(error, UnicodeDecodeError | yaml.YAMLError) else text, where)

@@ -9,28 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainer.config import coerce as schema
-from trainer.config.coerce import FREE, NAMED, ConfigError
+from trainer.config import coerce
+from trainer.config.coerce import FREE, NAMED
+from trainer.config.mixture import PhaseConfig, SourceConfig
 from trainer.config.model import ModelConfig
-from trainer.data.mixture.spec import PhaseConfig, SourceConfig
-
-__all__ = [
-    "CheckpointConfig",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "LoggingConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "ParallelConfig",
-    "PhaseConfig",
-    "PrecisionConfig",
-    "RunConfig",
-    "SourceConfig",
-    "TrainConfig",
-    "config_hash",
-    "defining_values",
-]
 
 
 def free(default: Any) -> Any:
@@ -200,16 +182,16 @@ def is_as_before(key: str, value: Any) -> bool:
 def defining_values(cfg: Config) -> dict[str, Any]:
     """Dotted key -> value of everything that defines the result, that is of all keys not marked free, without those
     that `is_as_before`."""
-    known, defining = schema.keys(Config), schema.keys(Config, resume=("fixed", "named"))
-    flat = schema.flatten(schema.to_dict(cfg), known)
+    known, defining = coerce.keys(Config), coerce.keys(Config, resume=("fixed", "named"))
+    flat = coerce.flatten(coerce.to_dict(cfg), known)
     return {
         key: value
         for key, value in flat.items()
-        if schema.leaf_of(key, known) in defining and not is_as_before(key, value)
+        if coerce.leaf_of(key, known) in defining and not is_as_before(key, value)
     }
 
 
 def config_hash(cfg: Config) -> str:
     """sha256 (hex) of `defining_values`: equal on all ranks of a run, and over its resumptions but for
     those that go on with another precision."""
-    return schema.digest(defining_values(cfg))
+    return coerce.digest(defining_values(cfg))

@@ -34,7 +34,8 @@ from trainer.data.shards.windows import Shards
 from trainer.storage.atomic import atomic_directory, remove_unfinished
 
 if TYPE_CHECKING:
-    from trainer.config.keys import DataConfig, SourceConfig
+    from trainer.config.keys import DataConfig
+    from trainer.config.mixture import SourceConfig
 
 FORMAT = 3  # raise it with any change of what is written for the same inputs
 RATIO_SAMPLE = 200_000  # characters of a source that its characters per token are measured on

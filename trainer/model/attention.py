@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.precision import norm_rotary
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.sharding.local import local, region
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.model.attention import Attention, Documents
 from trainer.model.initial import fope_matrix, seeded_normal
 from trainer.model.moe import MoE

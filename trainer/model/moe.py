@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from parallel.dispatch.base import Dispatcher, LocalDispatch
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.model.experts.module import Experts
 from trainer.model.router import Router, RouterStats
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.precision import wide
 
 

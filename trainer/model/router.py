@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.kernels import on_triton
 from trainer.kernels.router import fused_routing
 from trainer.precision import router_weights, wide

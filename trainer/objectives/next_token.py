@@ -16,7 +16,7 @@ from trainer.data.batch import IGNORE, Batch
 from trainer.precision import wide
 
 if TYPE_CHECKING:
-    from trainer.config.keys import ModelConfig
+    from trainer.config.model import ModelConfig
     from trainer.model.decoder import Decoder
     from trainer.model.router import RouterStats
 

@@ -9,8 +9,9 @@ from typing import Any
 from parallel.mesh import Meshes
 from parallel.world import World
 from trainer import precision
+from trainer.config.checks.unused import without_effect
 from trainer.config.keys import Config
-from trainer.config.ranks import plan, without_effect
+from trainer.config.ranks import map_ranks
 from trainer.model.experts.module import describe_backend
 
 
@@ -25,7 +26,7 @@ def announcements(
     if meshes is not None:
         table = "\n".join(f"{axis:<14}{ranks:>6}  {what}" for axis, ranks, what in meshes.layout.rows())
         yield {"event": "layout", "message": f"axes of {world.size} ranks\n{table}"}
-    for line in without_effect(cfg, plan(cfg.parallel, model, world.size)):
+    for line in without_effect(cfg, map_ranks(cfg.parallel, model, world.size)):
         yield {"event": "warning", "message": line}
     on_a_rank = model.num_experts // (meshes.placement.expert_shards if meshes is not None else 1)
     experts = describe_backend(cfg.precision.experts, model.expert_backend, world.device, on_a_rank)

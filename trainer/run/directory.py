@@ -17,9 +17,12 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.config import coerce as schema
+from trainer.config import coerce
 from trainer.config.compose import to_yaml
-from trainer.config.keys import Config, ConfigError, ModelConfig, config_hash, defining_values, is_as_before
+from trainer.config.errors import ConfigError
+from trainer.config.keys import Config, config_hash, defining_values, is_as_before
+from trainer.config.model import ModelConfig
+from trainer.config.say import show
 from trainer.storage.atomic import atomic_file, remove_unfinished
 from trainer.storage.lock import FileLock, LockedError
 from trainer.storage.manifest import only_as_written, remove_as_written
@@ -137,7 +140,7 @@ def beginning_of(path: Path) -> tuple[ModelConfig, str | None]:
         init_from = checkpoint.get("init_from")  # runs from before this key began with random weights
     except Exception as error:  # whatever the reader makes of a damaged file
         raise ConfigError([f"{file} cannot be read ({' '.join(str(error).split())})"]) from None
-    model, errors = schema.from_dict(ModelConfig, section, where=f"{file}: ")
+    model, errors = coerce.from_dict(ModelConfig, section, file=str(file))
     if model is None:
         raise ConfigError(errors)
     return model, init_from
@@ -165,7 +168,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`key: old -> new` for every key whose values differ, in the order of `new`."""
     lines = []
     for key in [*new, *(key for key in old if key not in new)]:
-        before, after = (schema.show(side[key]) if key in side else "(not there)" for side in (old, new))
+        before, after = (show(side[key]) if key in side else "(not there)" for side in (old, new))
         if before != after:
             lines.append(f"{key}: {before} -> {after}")
     return lines
@@ -183,16 +186,16 @@ def _stored(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever the reader makes of a damaged file
         text = f"{file} cannot be read ({' '.join(str(error).split())}); use another run.dir"
         raise ConfigError([text]) from None
-    flat = schema.flatten(stored, schema.keys(Config))
+    flat = coerce.flatten(stored, coerce.keys(Config))
     return {key: value for key, value in flat.items() if not is_as_before(key, value)}
 
 
 def _differences(cfg: Config, stored: Mapping[str, Any], kind: Literal["fixed", "named"]) -> list[str]:
     """What a directory's configuration and `cfg` disagree on, of the keys of one kind; a key of which nothing is known
     any more counts as fixed."""
-    kinds = {kind: set(schema.keys(Config, resume=[kind])) for kind in ("fixed", "named", "free")}
+    kinds = {kind: set(coerce.keys(Config, resume=[kind])) for kind in ("fixed", "named", "free")}
     others = set().union(*(keys for other, keys in kinds.items() if other != kind))
-    leaf = {key: schema.leaf_of(key, schema.keys(Config)) for key in [*stored, *defining_values(cfg)]}
+    leaf = {key: coerce.leaf_of(key, coerce.keys(Config)) for key in [*stored, *defining_values(cfg)]}
     old = {
         key: value
         for key, value in stored.items()

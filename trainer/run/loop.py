@@ -19,9 +19,9 @@ from parallel.world import World, WorldError, start_world
 from trainer import kernels
 from trainer.checkpoint.state import restore_generators, training_tensors
 from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
-from trainer.config import coerce as schema
-from trainer.config.compose import report
-from trainer.config.keys import Config, ConfigError
+from trainer.config import coerce
+from trainer.config.errors import ConfigError, report
+from trainer.config.keys import Config
 from trainer.data import DataError, build_data
 from trainer.data.batch import Batch
 from trainer.metrics.record import MetricsLog, device_peak
@@ -58,7 +58,7 @@ def train(cfg: Config) -> int:
         world.watch.at("start: configuration")
         if world.device.type == "cpu":
             prepare_host_memory()
-        world.agree("configuration", schema.digest(schema.to_dict(cfg)))
+        world.agree("configuration", coerce.digest(coerce.to_dict(cfg)))
         _refuse_what_a_rank_lacks(cfg, world)
         kernels.use(cfg.train.kernels)
         run = _choose_directory(cfg, world, held)
@@ -121,7 +121,7 @@ class Trainer:
                 total_steps=cfg.train.steps,
                 flops_per_token=cfg.model.flops_per_token(cfg.data.seq_len),
                 peak_flops=_peak_flops(cfg, world),
-                config=schema.to_dict(cfg),
+                config=coerce.to_dict(cfg),
                 rank=world.rank,
             )
         except OSError as error:

@@ -21,7 +21,8 @@ from parallel.layout import Layout
 from parallel.mesh import Meshes
 from parallel.simulate import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
 from parallel.world import World
-from trainer.config.keys import Config, ConfigError
+from trainer.config.errors import ConfigError
+from trainer.config.keys import Config
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.optim.native import Engine, NativeEngine

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from parallel.world import World
-from trainer.config.keys import Config, ConfigError
+from trainer.config.errors import ConfigError
+from trainer.config.keys import Config
 from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder
 from trainer.run.directory import SOURCE, SOURCE_FACT, RunDir

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.gemms import NAMES, Operands, counts_of
+from trainer.config.checks.precision import TRANSFORMER_ENGINE
 from trainer.model.experts.te.linear import why_not
 from trainer.model.experts.te.support import INSTALL, NATIVE_ROWS, RECIPES
 
@@ -34,7 +35,7 @@ class Variant:
         """What an expert's rows have to be a multiple of."""
         if self.recipe is None:
             return 1
-        return NATIVE_ROWS if self.on_device else RECIPES[self.recipe].multiple
+        return NATIVE_ROWS if self.on_device else TRANSFORMER_ENGINE[self.recipe]
 
     @property
     def name(self) -> str:

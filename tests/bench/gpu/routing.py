@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.model.router import select_experts
 
 Skew = Literal["uniform", "zipf"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from trainer.config.coerce import one_of
+from trainer.config.say import one_of
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables.builtin import TABLES
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.model.router import Router
 
 pytestmark = pytest.mark.skipif(

@@ -9,23 +9,22 @@ import pytest
 
 from trainer import __main__ as entry
 from trainer.config.compose import compose, load, to_yaml
-from trainer.config.keys import ConfigError
+from trainer.config.errors import ConfigError
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
-def errors(*words, **options):
+def faults(*words, **options):
     with pytest.raises(ConfigError) as caught:
         compose(list(words), **options)
-    lines = caught.value.errors
-    assert not any("\n" in line for line in lines)
-    return lines
+    assert not any("\n" in fault.text for fault in caught.value.faults)
+    return caught.value.faults
 
 
-def load_errors(folder, text):
+def load_faults(folder, text):
     with pytest.raises(ConfigError) as caught:
         load(write(folder / "c.yaml", text))
-    return caught.value.errors
+    return caught.value.faults
 
 
 def write(path, text):
@@ -78,9 +77,9 @@ def test_weights_of_sources():
         "stable": 649.0,
         "anneal": 48.0,
     }
-    (line,) = errors("recipe=toy", f"{phases}.stabl=3")
-    assert f"{phases}.stabl" in line
-    assert "'stable'" in line
+    (fault,) = faults("recipe=toy", f"{phases}.stabl=3")
+    assert (fault.where, fault.allowed) == (f"{phases}.stabl", ("stable", "anneal"))
+    assert fault.text.endswith("did you mean 'stable'?")
 
 
 def test_the_resolved_yaml_reads_back_equal(tmp_path):
@@ -90,88 +89,103 @@ def test_the_resolved_yaml_reads_back_equal(tmp_path):
 
 # -- mistakes --------------------------------------------------------------------------------------------------------
 
+MODELS = ("grouped_30b_a3b", "intern_s1", "intern_s1_pro", "qwen3_30b_a3b", "toy", "toy_gpu")
+RECIPES = ("cpt_6t", "cpt_6t_rehearsal", "toy", "toy_ep8", "toy_gpu", "upcycle_study")
+GROUPS = ("checkpoint", "data", "logging", "model", "optim", "parallel", "precision", "recipe")
+# words after recipe=toy, the fault's key, its value, what it offers: a tuple, or the start of a text
 MISTAKES = [
-    (["recip=toy"], "recip:", "'recipe'"),
-    (["recipe=toi"], "recipe=toi", "did you mean 'toy'"),
-    (["recipe=null"], "recipe=null", "toy, toy_ep8"),
-    ([], "recipe is not set", "toy, toy_ep8"),
-    (["toy"], "toy: not of the form key=value", "'recipe=toy'"),
-    (["recipe=toy", "modle=toy"], "modle:", "'model'"),
-    (["recipe=toy", "model=intern_s2"], "model=intern_s2", "did you mean 'intern_s1'"),
-    (
-        ["recipe=toy", "model=xyz"],
-        "model=xyz",
-        "grouped_30b_a3b, intern_s1, intern_s1_pro, qwen3_30b_a3b, toy or toy_gpu",
-    ),
-    (["recipe=toy", "model=toy", "model=intern_s1"], "model is given twice", "keep one"),
-    (["recipe=toy", "cluster=h100"], "cluster:", "groups: checkpoint"),
-    (["recipe=toy", "optim.lrr=1"], "optim.lrr: no such key", "'optim.lr'"),
-    (["recipe=toy", "optm.lr=1"], "optm.lr: no such key", "'optim.lr'"),
-    (["recipe=toy", "lr=1"], "lr:", "'optim.lr'"),
-    (["recipe=toy", "optim.zzz=1"], "optim.zzz: no such key", "optim has name, lr, betas"),
-    (["recipe=toy", "zzz.zzz=1"], "zzz.zzz: no such key", "model."),
-    (["recipe=toy", "optim.lr.x=1"], "optim.lr.x: no such key", "'optim.lr'"),
-    (["recipe=toy", "train=5"], "train=5", "train.steps"),
-    (["recipe=toy", "+new.key=1"], "+new.key=1: keys cannot be added", "there is no new.key"),
-    (["recipe=toy", "+optim.lrr=1"], "+optim.lrr=1: keys cannot be added", "'optim.lr'"),
-    (["recipe=toy", "++optim.lr=1"], "++optim.lr=1", "use optim.lr=..."),
-    (["recipe=toy", "+optim=sgd"], "+optim=sgd", "use optim=..."),
-    (["recipe=toy", "~optim"], "~optim", "cannot be removed"),
-    (["recipe=toy", "~optim.lr"], "~optim.lr", "cannot be removed"),
-    (["recipe=toy", "optim@x=sgd"], "optim@x=sgd", "optim=OPTION"),
-    (["recipe=toy", "optim.lr=1,2"], "optim.lr=1,2", "one value"),
-    (["recipe=toy", "optim.lr=range(1,3)"], "optim.lr=range(1,3)", "one value"),
-    (["recipe=toy", "run.dir=a b=c"], "run.dir=a b=c: cannot be read", "quote"),
-    (["recipe=toy", "run.dir=${now:%Y}"], "run.dir=${now:%Y}", "differ between ranks"),
-    (["recipe=toy", "run.dir=${oc.env:HOME}"], "run.dir=${oc.env:HOME}", "differ between ranks"),
-    (["recipe=toy", "train.steps=${train.stepz}"], "train.stepz", "not found"),
-    (["recipe=toy", "train.steps=abc"], "train.steps=abc", "a whole number"),
-    (["recipe=toy", "train.steps=1.5"], "train.steps=1.5", "a whole number"),
-    (["recipe=toy", "train.steps=true"], "train.steps=true", "a whole number"),
-    (["recipe=toy", "train.steps=null"], "train.steps=null", "a whole number"),
-    (["recipe=toy", "optim.lr=fast"], "optim.lr=fast", "a number"),
-    (["recipe=toy", "train.compile=maybe"], "train.compile=maybe", "true or false"),
-    (["recipe=toy", "optim.betas=0.9"], "optim.betas=0.9", "a list"),
-    (["recipe=toy", "optim.betas=[a,b]"], "optim.betas=['a', 'b']", "a number"),
-    (["recipe=toy", "data.phases=3"], "data.phases=3", "a mapping"),
-    (["recipe=toy", "run.dir=[a]"], "run.dir=['a']", "a text"),
-    (["recipe=toy", "hydra.run.dir=x"], "hydra.run.dir", "'run.dir'"),
+    ("modle=toy", "modle", None, ("model",)),
+    ("model=intern_s2", "model", "intern_s2", MODELS),
+    ("model=xyz", "model", "xyz", MODELS),
+    (["model=toy", "model=intern_s1"], "model", ("toy", "intern_s1"), "one of them"),
+    ("cluster=h100", "cluster", None, GROUPS),
+    ("optim.lrr=1", "optim.lrr", None, ("optim.lr",)),
+    ("optm.lr=1", "optm.lr", None, ("optim.lr",)),
+    ("lr=1", "lr", None, ("optim.lr",)),
+    ("run.zzz=1", "run.zzz", None, ("run.name", "run.dir")),
+    ("zzz.zzz=1", "zzz.zzz", None, tuple(f"{name}." for name in sorted([*GROUPS[:-1], "run", "train"]))),
+    ("optim.lr.x=1", "optim.lr.x", None, ("optim.lr",)),
+    ("run=5", "run", 5, ("run.name", "run.dir")),
+    ("+new.key=1", "new.key", "+new.key=1", "there is no new.key"),
+    ("+optim.lrr=1", "optim.lrr", "+optim.lrr=1", "there is no optim.lrr; did you mean 'optim.lr'?"),
+    ("++optim.lr=1", "optim.lr", "++optim.lr=1", "use optim.lr=..."),
+    ("+optim=sgd", "optim", "+optim=sgd", "use optim=..."),
+    ("~optim", "optim", "~optim", "give another value"),
+    ("~optim.lr", "optim.lr", "~optim.lr", "give another value"),
+    ("optim@x=sgd", "optim", "optim@x=sgd", "use optim=OPTION"),
+    ("optim.lr=1,2", "optim.lr", "optim.lr=1,2", "a list is written [a,b]"),
+    ("optim.lr=range(1,3)", "optim.lr", "optim.lr=range(1,3)", "a list is written [a,b]"),
+    ("run.dir=a b=c", "run.dir", "a b=c", "quote a value"),
+    ("run.dir=${now:%Y}", "run.dir", "${now:%Y}", "write it out"),
+    ("run.dir=${oc.env:HOME}", "run.dir", "${oc.env:HOME}", "write it out"),
+    ("train.steps=${train.stepz}", "train.steps", None, None),
+    ("train.steps=abc", "train.steps", "abc", "a whole number"),
+    ("train.steps=1.5", "train.steps", 1.5, "a whole number"),
+    ("train.steps=true", "train.steps", True, "a whole number"),
+    ("train.steps=null", "train.steps", None, "a whole number"),
+    ("optim.lr=fast", "optim.lr", "fast", "a number"),
+    ("train.compile=maybe", "train.compile", "maybe", "true or false"),
+    ("optim.betas=0.9", "optim.betas", 0.9, "a list"),
+    ("optim.betas=[a,b]", "optim.betas", ["a", "b"], "a list whose items are each a number"),
+    ("data.phases=3", "data.phases", 3, "a mapping"),
+    ("run.dir=[a]", "run.dir", ["a"], "text"),
+    ("hydra.run.dir=x", "hydra.run.dir", None, ("run.dir",)),
 ]
 
 
-@pytest.mark.parametrize(("words", "names", "offers"), MISTAKES, ids=[" ".join(words) or "-" for words, *_ in MISTAKES])
-def test_one_mistake_is_one_line(words, names, offers):
-    lines = errors(*words)
-    assert len(lines) == 1, lines
-    assert names in lines[0]
-    assert offers in lines[0]
+@pytest.mark.parametrize(("words", "where", "value", "allowed"), MISTAKES, ids=[str(words) for words, *_ in MISTAKES])
+def test_one_mistake_is_one_fault(words, where, value, allowed):
+    (fault,) = faults("recipe=toy", *([words] if isinstance(words, str) else words))
+    assert (fault.where, fault.value) == (where, value)
+    assert fault.allowed[: len(allowed)] == allowed if allowed else fault.allowed is None
+    assert where in fault.text
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "allowed"),
+    [([], None, RECIPES), (["recipe=toi"], "toi", RECIPES), (["recipe=null"], None, RECIPES)],
+)
+def test_a_recipe_has_to_be_named(words, value, allowed):
+    (fault,) = faults(*words)
+    assert (fault.where, fault.value, fault.allowed) == ("recipe", value, allowed)
+
+
+@pytest.mark.parametrize(
+    ("words", "suggested"),
+    [
+        (["recip=toy"], "'recipe'"),
+        (["recipe=toi"], "'toy'"),
+        (["toy"], "'recipe=toy'"),
+        (["recipe=toy", "model=intern_s2"], "'intern_s1'"),
+        (["recipe=toy", "optim.lrr=1"], "'optim.lr'"),
+    ],
+)
+def test_a_misspelt_word_is_suggested(words, suggested):
+    (fault,) = faults(*words)
+    assert fault.text.endswith(f"; did you mean {suggested}?")
 
 
 def test_all_mistakes_of_a_command_are_reported_at_once():
     words = ["recipe=tyo", "modle=toy", "optim=adamm", "optim.lrr=1", "+new.key=1", "train.steps=abc", "optim.eps=-1"]
     words += ["data.seq_len=99999", "parallel.ep=3", "train.global_batch=7", "optim.schedule=wds"]
     words += ["model.num_kv_heads=3"]
-    lines = errors(*words, "data=synthetic")
-    for word in words:
-        starts = (word, word.replace("=-1", "=-1.0"), word.partition("=")[0] + ":")
-        assert sum(line.startswith(starts) for line in lines) == 1, (word, lines)
-    assert len(lines) == len(words)
+    found = [fault.where for fault in faults(*words, "data=synthetic")]
+    assert sorted(found) == sorted(word.partition("=")[0].lstrip("+") for word in words)
 
 
 def test_after_a_misspelt_word_the_rest_is_checked_as_if_the_suggestion_had_been_typed():
-    assert errors("recipe=toy", "trian.micro_batch=5", "train.global_batch=10") == [
-        "trian.micro_batch: no such key; did you mean 'train.micro_batch'?"
-    ]
-    assert errors("recipe=toy", "data=synthetic", "model=intern_s1_pr", "data.seq_len=100000") == [
-        "model=intern_s1_pr does not exist; use model=grouped_30b_a3b, intern_s1, intern_s1_pro, qwen3_30b_a3b, toy or "
-        "toy_gpu; did you mean 'intern_s1_pro'?"
-    ]
+    (fault,) = faults("recipe=toy", "trian.micro_batch=5", "train.global_batch=10")
+    assert (fault.where, fault.allowed) == ("trian.micro_batch", ("train.micro_batch",))
+    (fault,) = faults("recipe=toy", "data=synthetic", "model=intern_s1_pr", "data.seq_len=100000")
+    assert (fault.where, fault.value, fault.allowed) == ("model", "intern_s1_pr", MODELS)
+    assert fault.text.endswith("; did you mean 'intern_s1_pro'?")
 
 
 def test_world_size_is_checked():
     compose(["recipe=toy", "train.micro_batch=4"], world_size=2)
-    (line,) = errors("recipe=toy", "train.micro_batch=4", world_size=3)
-    assert "3 rank(s)" in line
+    (fault,) = faults("recipe=toy", "train.micro_batch=4", world_size=3)
+    assert (fault.where, fault.value, fault.allowed) == ("train.global_batch", 8, (12,))
+    assert "3 rank(s)" in fault.text
 
 
 # -- a user's own directories ----------------------------------------------------------------------------------------
@@ -195,64 +209,69 @@ def test_a_users_recipe_gives_the_run_its_name_and_may_build_on_another(tmp_path
 def test_a_users_recipes_and_options_are_suggested(tmp_path):
     write(tmp_path / "recipe/proteins.yaml", "# @package _global_\n")
     write(tmp_path / "model/enzyme.yaml", "defaults: [toy]\n")
-    lines = errors("recipe=protein", "model=enzymes", config_dirs=[tmp_path])
-    assert any("proteins, toy, toy_ep8" in line and "'proteins'" in line for line in lines)
-    assert any("'enzyme'" in line for line in lines)
+    recipe, model = faults("recipe=protein", "model=enzymes", config_dirs=[tmp_path])
+    assert (recipe.where, recipe.allowed) == ("recipe", tuple(sorted([*RECIPES, "proteins"])))
+    assert recipe.text.endswith("did you mean 'proteins'?")
+    assert (model.where, model.text[-22:]) == ("model", "did you mean 'enzyme'?")
 
 
 def test_a_users_own_group(tmp_path):
     write(tmp_path / "site/fast.yaml", "# @package _global_\ntrain:\n  log_every: 3\n")
     assert compose(["recipe=toy", "+site=fast"], config_dirs=[tmp_path]).train.log_every == 3
-    (line,) = errors("recipe=toy", "site=fast", config_dirs=[tmp_path])
-    assert "+site=fast" in line
+    (fault,) = faults("recipe=toy", "site=fast", config_dirs=[tmp_path])
+    assert (fault.where, fault.value, fault.allowed) == ("site", "fast", "+site=fast")
 
 
 def test_all_mistakes_in_a_users_recipe_are_reported(tmp_path):
     text = "# @package _global_\ntrain:\n  stpes: 5\n  seed: x\noptim: 3\nzzz: 1\nrun:\n  dir: ${now:%Y}\n"
     write(tmp_path / "recipe/bad.yaml", text)
-    lines = errors("recipe=bad", "optim.name=sgdd", config_dirs=[tmp_path])
-    for wanted in ("train.stpes", "train.seed=x", "zzz", "optim=3", "run.dir=${now:%Y}"):
-        assert any(line.startswith(wanted) for line in lines), (wanted, lines)
+    found = [(fault.where, fault.value) for fault in faults("recipe=bad", "optim.name=sgdd", config_dirs=[tmp_path])]
+    for wanted in (("train.stpes", None), ("train.seed", "x"), ("zzz", None), ("optim", 3), ("run.dir", "${now:%Y}")):
+        assert wanted in found
 
 
 BROKEN = [
     ("train: {steps: 5}\n", "recipe/bad.yaml", "# @package _global_"),
-    ("# @package _global_\ntrain: [\n", "line 3", "bad.yaml"),
-    ("# @package _global_\ndefaults:\n  - override /model: enzym\n", "model=enzym", "did you mean 'enzyme'"),
-    ("# @package _global_\ndefaults:\n  - override /modle: toy\n", "modle", "override"),
+    ("# @package _global_\ntrain: [\n", "bad.yaml", "line 3"),
+    ("# @package _global_\ndefaults:\n  - override /model: enzym\n", "model", "did you mean 'enzyme'"),
+    ("# @package _global_\ndefaults:\n  - override /modle: toy\n", "recipe", "override 'modle"),
     ("# @package _global_\nlogging: {wandb: off}\n", None, None),
 ]
 
 
-@pytest.mark.parametrize(("text", "names", "offers"), BROKEN)
-def test_a_broken_recipe_is_named(tmp_path, text, names, offers):
+@pytest.mark.parametrize(("text", "where", "offers"), BROKEN)
+def test_a_broken_recipe_is_named(tmp_path, text, where, offers):
     write(tmp_path / "recipe/bad.yaml", text)
     write(tmp_path / "model/enzyme.yaml", "defaults: [toy]\n")
-    if names is None:  # YAML reads a bare `off` as false
+    if where is None:  # YAML reads a bare `off` as false
         assert compose(["recipe=bad"], config_dirs=[tmp_path]).logging.wandb == "off"
         return
-    (line,) = errors("recipe=bad", config_dirs=[tmp_path])
-    assert names in line
-    assert offers in line
+    (fault,) = faults("recipe=bad", config_dirs=[tmp_path])
+    assert where in fault.where
+    assert offers in fault.text
 
 
 def test_a_directory_that_is_missing_or_hides_files_is_refused(tmp_path):
     write(tmp_path / "model/toy.yaml", "num_layers: 1\n")
     write(tmp_path / "config.yaml", "")
-    lines = errors("recipe=toy", config_dirs=[tmp_path, tmp_path / "nowhere"])
-    assert [name in line for name, line in zip(["config.yaml", "model/toy.yaml", "nowhere"], lines, strict=True)] == [
-        True
-    ] * 3
+    found = faults("recipe=toy", config_dirs=[tmp_path, tmp_path / "nowhere"])
+    places = [str(tmp_path / "config.yaml"), str(tmp_path / "model/toy.yaml"), "--config-dir"]
+    assert [fault.where for fault in found] == places
+    assert found[-1].value == str(tmp_path / "nowhere")
 
 
 def test_a_resolved_file_is_checked_like_a_command_line(tmp_path):
     text = to_yaml(compose(["recipe=toy"]))
     untyped = text.replace("lr: ", "lrr: ", 1).replace("seed: 0", "seed: x")
-    assert [line.split(" ")[0] for line in load_errors(tmp_path, untyped)] == ["optim.lrr:", "train.seed=x"]
-    assert [line.split(" ")[0] for line in load_errors(tmp_path, text.replace("ep: 1", "ep: 2"))] == ["parallel.ep=2"]
+    assert [(fault.where, fault.value) for fault in load_faults(tmp_path, untyped)] == [
+        ("optim.lrr", None),
+        ("train.seed", "x"),
+    ]
+    assert [fault.where for fault in load_faults(tmp_path, text.replace("ep: 1", "ep: 2"))] == ["parallel.ep"]
     for content in ("- a\n", "a: [\n", "\0"):
-        (line,) = load_errors(tmp_path, content)
-        assert "c.yaml" in line
+        (fault,) = load_faults(tmp_path, content)
+        assert fault.where == str(tmp_path / "c.yaml")
+        assert fault.text.startswith(str(tmp_path / "c.yaml"))
     with pytest.raises(ConfigError, match="nowhere"):
         load(tmp_path / "nowhere.yaml")
 

@@ -1,14 +1,20 @@
-"""The schema: what the model's sizes count to, what `validate` finds, what the hash depends on."""
+"""The schema: counts of the model's sizes, what `validate` finds, what the hash depends on."""
 
 from dataclasses import replace
 
 import pytest
 
-from trainer.config import coerce as schema
-from trainer.config.checks.validate import NOT_NEGATIVE, POSITIVE, validate
+from trainer.config import coerce
+from trainer.config.checks import validate
+from trainer.config.checks.parallel import fp8_sizes
+from trainer.config.checks.precision import TRANSFORMER_ENGINE
+from trainer.config.checks.ranges import NOT_NEGATIVE, POSITIVE
+from trainer.config.checks.unused import without_effect
 from trainer.config.compose import compose, list_groups
-from trainer.config.keys import Config, ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig, config_hash
-from trainer.config.ranks import plan, without_effect
+from trainer.config.errors import ConfigError
+from trainer.config.keys import Config, DataConfig, OptimConfig, TrainConfig, config_hash
+from trainer.config.model import ModelConfig
+from trainer.config.ranks import map_ranks
 
 SMALL = ModelConfig(
     vocab_size=11,
@@ -75,99 +81,100 @@ def test_the_small_configuration_is_valid():
     assert validate(config(), 1) == []
 
 
-# What is wrong: key=value pairs, what the line must name, a value that it must offer.
+# changed keys, the key of the fault, what it offers
 WRONG = [
-    ({"model.num_kv_heads": 3}, "model.num_kv_heads=3 does not divide model.num_heads=4", "1, 2 or 4"),
-    ({"model.head_dim": 7}, "model.head_dim=7", "8"),
-    ({"model.router_groups": 3, "model.experts_per_token": 3}, "=3 does not divide model.num_experts=4", "1, 2 or 4"),
-    ({"model.router_groups": 4}, "model.router_groups=4 does not divide model.experts_per_token=2", "1 or 2"),
-    ({"model.experts_per_token": 6}, "model.experts_per_token=6 is more than model.num_experts=4", "4 or less"),
-    ({"model.hidden_size": 0}, "model.hidden_size=0", "1 or more"),
-    ({"model.positions": "rop"}, "model.positions=rop", "did you mean 'rope'"),
-    ({"model.rope_theta": 1.0}, "model.rope_theta=1", "1e4"),
-    ({"model.fope_pad_sin": 0.5}, "model.fope_pad_sin=0.5", "1 (published code) or 0"),
-    ({"model.positions": "fope", "model.max_position": 6, "data.seq_len": 4}, "model.max_position=6", "rope"),
-    ({"model.router_temperature": 0.0}, "model.router_temperature=0.0", "above 0"),
-    ({"model.balance": "groups"}, "model.balance=groups", "group or global"),
-    ({"model.expert_backend": "looop"}, "model.expert_backend=looop", "'loop'"),
-    ({"data.seq_len": 5000}, "data.seq_len=5000 is longer than model.max_position=4096", "4096 or less"),
-    ({"data.seq_len": 0}, "data.seq_len=0", "1 or more"),
-    ({"data.holdout_fraction": 1.0}, "data.holdout_fraction=1", "0.02"),
-    ({"data.cache_dir": " "}, "data.cache_dir", ".cache/octavo"),
-    ({"parallel.ep": 2}, "parallel.ep=2", "use parallel.ep=1"),
-    ({"parallel.ep": -1}, "parallel.ep=-1", "0 or more"),
-    ({"parallel.dp_shard": -8}, "parallel.dp_shard=-8", "0 or more"),
-    ({"parallel.overlap": 0}, "parallel.overlap=0", "1 or more"),
-    ({"parallel.overlap": 3}, "parallel.overlap=3 does not divide the 128 tokens", "1, 2, 4"),
-    ({"parallel.dispatch": "allgather"}, "parallel.dispatch=allgather", "'all_gather'"),
-    ({"parallel.combine": "fixed"}, "parallel.combine=fixed", "fixed_order or reduce_scatter"),
-    ({"parallel.timeout_s": -1.0}, "parallel.timeout_s=-1.0", "above 0"),
-    ({"precision.linears": "fp16"}, "precision.linears=fp16", "fp32 or bf16"),
-    ({"precision.router": "bf16"}, "precision.router=bf16 cannot be chosen", "it is always fp32"),
-    ({"precision.experts": "fp8"}, "precision.experts=fp8", "fp8_block"),
+    ({"model.num_kv_heads": 3}, "model.num_kv_heads", (1, 2, 4)),
+    ({"model.head_dim": 7}, "model.head_dim", (8,)),
+    ({"model.router_groups": 3, "model.experts_per_token": 3}, "model.router_groups", (1, 2, 4)),
+    ({"model.router_groups": 4}, "model.router_groups", (1, 2)),
+    ({"model.experts_per_token": 6}, "model.experts_per_token", "4 or less"),
+    ({"model.hidden_size": 0}, "model.hidden_size", "1 or more"),
+    ({"model.positions": "rop"}, "model.positions", ("rope", "fope")),
+    ({"model.rope_theta": 1.0}, "model.rope_theta", "more than 1, such as 1e4"),
+    ({"model.fope_pad_sin": 0.5}, "model.fope_pad_sin", (1, 0)),
     (
-        {"precision.experts": "bf16"},
-        "precision.experts=bf16 is not precision.linears=fp32",
-        "use precision=fp32 or precision=bf16",
+        {"model.positions": "fope", "model.max_position": 6, "data.seq_len": 4},
+        "model.max_position",
+        "7 or more, or model.positions=rope",
     ),
+    ({"model.router_temperature": 0.0}, "model.router_temperature", "a number above 0"),
+    ({"model.balance": "groups"}, "model.balance", ("group", "global")),
+    ({"model.expert_backend": "looop"}, "model.expert_backend", ("grouped_mm", "loop")),
+    ({"data.seq_len": 5000}, "data.seq_len", "4096 or less"),
+    ({"data.seq_len": 0}, "data.seq_len", "1 or more"),
+    ({"data.holdout_fraction": 1.0}, "data.holdout_fraction", "between 0 and 1, such as 0.02"),
+    ({"data.cache_dir": " "}, "data.cache_dir", "a directory such as .cache/octavo"),
+    ({"parallel.ep": -1}, "parallel.ep", "0 or more"),
+    ({"parallel.dp_shard": -8}, "parallel.dp_shard", "0 or more"),
+    ({"parallel.overlap": 0}, "parallel.overlap", "1 or more"),
+    ({"parallel.overlap": 3}, "parallel.overlap", (1, 2, 4, 8, 16, 32)),
+    ({"parallel.dispatch": "allgather"}, "parallel.dispatch", ("auto", "all_gather", "all_to_all")),
+    ({"parallel.combine": "fixed"}, "parallel.combine", ("fixed_order", "reduce_scatter")),
+    ({"parallel.timeout_s": -1.0}, "parallel.timeout_s", "a number above 0"),
+    ({"precision.linears": "fp16"}, "precision.linears", ("fp32", "bf16")),
+    ({"precision.router": "bf16"}, "precision.router", ("fp32",)),
+    (
+        {"precision.experts": "fp8"},
+        "precision.experts",
+        ("fp32", "bf16", "fp8_block", "fp8_current", "fp8_delayed", "mxfp8", "fp8_reference"),
+    ),
+    ({"precision.experts": "bf16"}, "precision.experts", ("fp32",)),
     (
         {"precision.linears": "bf16", "precision.experts": "fp8_reference", "model.expert_width": 8},
-        "precision.payload=fp32 is wider than precision.linears=bf16",
-        "bf16 or fp8",
+        "precision.payload",
+        ("bf16", "fp8"),
     ),
+    ({"precision.moments": "bf16", "optim.betas": [0.9, 0.999]}, "optim.betas", "0.95 or less"),
+    ({"precision.experts": "fp8_reference", "model.expert_width": 6}, "model.expert_width", (4, 8)),
+    ({"precision.experts": "mxfp8", "model.hidden_size": 16, "model.expert_width": 64}, "model.hidden_size", (32,)),
+    ({"precision.moments": "bf16", "optim.betas": [0.99, 0.95]}, "optim.betas", "0.95 or less"),
     (
-        {"precision.moments": "bf16", "optim.betas": [0.9, 0.999]},
-        "optim.betas=[0.9,0.999] with precision.moments=bf16",
-        "0.95 or less",
+        {"precision.experts": "fp8_reference", "parallel.dp_shard": -1, "parallel.ep": 2},
+        "parallel.dp_shard",
+        "0 or more",
     ),
-    (
-        {"precision.experts": "fp8_reference", "model.expert_width": 6},
-        "precision.experts=fp8_reference needs model.expert_width to be a multiple of 4, not 6",
-        "use 4 or 8, or experts in bf16 or fp32",
-    ),
-    (
-        {"precision.experts": "mxfp8", "model.hidden_size": 16, "model.expert_width": 64},
-        "precision.experts=mxfp8 needs model.hidden_size to be a multiple of 32, not 16",
-        "use 32, or experts",
-    ),
-    ({"precision.moments": "bf16", "optim.betas": [0.99, 0.95]}, "optim.betas=[0.99,0.95] with", "0.95 or less"),
-    ({"precision.experts": "fp8_reference", "parallel.dp_shard": -1, "parallel.ep": 2}, "parallel.dp_shard=-1", "0 or"),
-    ({"precision.moments": "bf16", "optim.name": "sgd"}, "is an option of optim.name=adamw", "fp32 or adamw"),
-    ({"precision.moments": "bf16", "optim.engine": "deepspeed"}, "optim.engine=deepspeed", "optim.engine=native"),
-    ({"optim.name": "adam"}, "optim.name=adam", "did you mean 'adamw'"),
-    ({"optim.lr": 0.0}, "optim.lr=0.0", "above 0"),
-    ({"optim.lr": float("nan")}, "optim.lr=nan", "finite"),
-    ({"optim.betas": [0.9]}, "optim.betas=[0.9]", "[0.9,0.95]"),
-    ({"optim.betas": [0.9, 1.0]}, "optim.betas=[0.9, 1.0]", "below 1"),
-    ({"optim.momentum": 1.0}, "optim.momentum=1", "below 1"),
-    ({"optim.clip_norm": -1.0}, "optim.clip_norm=-1.0", "0 or more"),
-    ({"optim.min_lr_ratio": 1.5}, "optim.min_lr_ratio=1.5", "0 to 1"),
-    ({"optim.decay_fraction": -0.1}, "optim.decay_fraction=-0.1", "0 to 1"),
-    ({"optim.engine": "deepspeed", "optim.name": "sgd"}, "optim.name=sgd", "adamw, or optim.engine=native"),
-    ({"optim.engine": "deepspeed", "optim.zero_stage": 3}, "optim.zero_stage=3", "1 or 2"),
-    ({"optim.offload": "cpu"}, "optim.offload=cpu needs optim.engine=deepspeed", "optim.offload=none"),
-    ({"train.steps": 0}, "train.steps=0", "1 or more"),
-    ({"train.seed": -1}, "train.seed=-1", "0 or more"),
-    ({"train.global_batch": 12}, "train.global_batch=12", "use train.global_batch=8 or 16, or train.micro_batch="),
-    ({"train.recompute": "partial"}, "train.recompute=partial", "none, selective or full"),
-    ({"train.device": "gpu"}, "train.device=gpu", "auto, cpu or cuda"),
-    ({"checkpoint.keep": 0}, "checkpoint.keep=0", "1 or more"),
-    ({"logging.wandb": "on"}, "logging.wandb=on", "off, offline or online"),
-    ({"run.name": "a/b"}, "run.name='a/b'", "letters"),
-    ({"run.dir": ""}, "run.dir", "null"),
+    ({"precision.moments": "bf16", "optim.name": "sgd"}, "precision.moments", ("fp32",)),
+    ({"precision.moments": "bf16", "optim.engine": "deepspeed"}, "precision.moments", ("fp32",)),
+    ({"optim.name": "adam"}, "optim.name", ("adamw", "sgd")),
+    ({"optim.lr": 0.0}, "optim.lr", "a number above 0"),
+    ({"optim.lr": float("nan")}, "optim.lr", "a finite number"),
+    ({"optim.betas": [0.9]}, "optim.betas", "two numbers from 0 to below 1"),
+    ({"optim.betas": [0.9, 1.0]}, "optim.betas", "two numbers from 0 to below 1"),
+    ({"optim.momentum": 1.0}, "optim.momentum", "0 to below 1"),
+    ({"optim.clip_norm": -1.0}, "optim.clip_norm", "0 or more"),
+    ({"optim.min_lr_ratio": 1.5}, "optim.min_lr_ratio", "0 to 1"),
+    ({"optim.decay_fraction": -0.1}, "optim.decay_fraction", "0 to 1"),
+    ({"optim.engine": "deepspeed", "optim.name": "sgd"}, "optim.name", ("adamw",)),
+    ({"optim.engine": "deepspeed", "optim.zero_stage": 3}, "optim.zero_stage", (1, 2)),
+    ({"optim.offload": "cpu"}, "optim.offload", ("none",)),
+    ({"train.steps": 0}, "train.steps", "1 or more"),
+    ({"train.seed": -1}, "train.seed", "0 or more"),
+    ({"train.global_batch": 12}, "train.global_batch", (8, 16)),
+    ({"train.recompute": "partial"}, "train.recompute", ("none", "selective", "full")),
+    ({"train.device": "gpu"}, "train.device", ("auto", "cpu", "cuda")),
+    ({"checkpoint.keep": 0}, "checkpoint.keep", "1 or more"),
+    ({"logging.wandb": "on"}, "logging.wandb", ("off", "offline", "online")),
+    ({"run.name": "a/b"}, "run.name", "letters, digits, '_', '-' and '.'"),
+    ({"run.dir": ""}, "run.dir", "a directory, or null for runs/<name>-<hash>"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "names", "offers"), WRONG, ids=lambda value: str(value)[:40])
-def test_validate_names_the_key_and_what_would_work(changes, names, offers):
+def assert_one_fault(faults, changes, where, allowed):
+    (fault,) = faults
+    assert (fault.where, fault.allowed) == (where, allowed)
+    value = changes.get(where, fault.value)
+    assert fault.value == value or (fault.value != fault.value and value != value)  # NaN
+    assert where in fault.text
+    assert str(fault.value).split(".")[0].lower().strip("[]' ") in fault.text.lower()  # in whatever notation
+    assert "\n" not in fault.text
+
+
+@pytest.mark.parametrize(("changes", "where", "allowed"), WRONG, ids=lambda value: str(value)[:40])
+def test_validate_names_the_key_and_what_would_work(changes, where, allowed):
     cfg = config()
     for key, value in changes.items():
         cfg = with_key(cfg, key, value)
-    lines = validate(cfg, 1)
-    assert len(lines) == 1, lines
-    assert names in lines[0]
-    assert offers in lines[0]
-    assert "\n" not in lines[0]
+    assert_one_fault(validate(cfg, 1), changes, where, allowed)
 
 
 def test_validate_reports_everything_at_once():
@@ -175,18 +182,29 @@ def test_validate_reports_everything_at_once():
     wrong = {"model.num_kv_heads": 3, "optim.lr": -1.0, "train.micro_batch": 3, "parallel.ep": 4, "train.device": "x"}
     for key, value in wrong.items():
         cfg = with_key(cfg, key, value)
-    lines = validate(cfg, 2)
-    assert all(any(key in line for line in lines) for key in wrong)
-    assert len(lines) == len(wrong)
+    found = {"model.num_kv_heads", "optim.lr", "train.global_batch", "parallel.ep", "train.device"}
+    faults = validate(cfg, 2)
+    assert {fault.where for fault in faults} == found
+    assert len(faults) == len(found)
 
 
 def test_the_batch_must_divide_over_the_ranks():
     cfg = config(train=TrainConfig(global_batch=8, micro_batch=4))
     assert validate(cfg, 2) == []
-    (line,) = validate(cfg, 4)
-    assert "4 rank(s) = 16" in line
-    assert "train.global_batch=16" in line
-    assert "train.micro_batch=1 or 2" in line
+    (fault,) = validate(cfg, 4)
+    assert (fault.where, fault.value, fault.allowed) == ("train.global_batch", 8, (16,))
+    assert fault.text.endswith("4 rank(s) = 16; use train.global_batch=16, or train.micro_batch=1 or 2")
+
+
+def test_sizes_that_no_fp8_gemm_takes():
+    fits = replace(SMALL, hidden_size=64, expert_width=96)
+    assert [fp8_sizes(recipe, fits, 1) for recipe in TRANSFORMER_ENGINE] == [[]] * 4
+    hidden, width = fp8_sizes("fp8_block", replace(SMALL, hidden_size=8, expert_width=72), 3)
+    assert (hidden.where, hidden.value, hidden.allowed) == ("model.hidden_size", 8, (16,))
+    assert (width.where, width.value, width.allowed) == ("model.expert_width", 72, (48, 96))
+    assert "a multiple of 48 (16 on each of 3 ranks), not 72" in width.text
+    (only,) = fp8_sizes("fp8_reference", replace(SMALL, hidden_size=8, expert_width=6), 1)
+    assert only.where == "model.expert_width"
 
 
 @pytest.mark.parametrize(("key", "value"), [("parallel.ep", 2), ("parallel.dp_shard", 2)])
@@ -194,47 +212,43 @@ def test_deepspeed_wants_whole_weights(key, value):
     cfg = config(optim=OptimConfig(engine="deepspeed"), train=TrainConfig(global_batch=8, micro_batch=4))
     cfg = with_key(cfg, "model.expert_width", 4)
     assert validate(cfg, 2) == []
-    (line,) = validate(with_key(cfg, key, value), 2)
-    assert f"{key}={value}" in line
-    assert f"use {key}=1, or optim.engine=native" in line
+    (fault,) = validate(with_key(cfg, key, value), 2)
+    assert (fault.where, fault.value, fault.allowed) == (key, value, (1,))
+    assert "optim.engine=native" in fault.text
 
 
-# ranks, what is changed, what the line must name, a value that it must offer
+# ranks, changed keys, the key of the fault, what it offers
 WRONG_ON_RANKS = [
-    (8, {"parallel.ep": 3}, "parallel.ep=3 does not divide the 8 rank(s)", "use parallel.ep=1, 2, 4 or 8"),
-    (6, {"parallel.ep": 6}, "parallel.ep=6: 6 expert-parallel ranks do not match 8 router groups", "use 1, 2, 4 or a"),
-    (6, {"parallel.ep": 6}, "parallel.ep=6", "parallel.dispatch=all_to_all"),
-    (8, {"parallel.dp_replicate": 3}, "parallel.dp_replicate=3", "1, 2, 4 or 8"),
-    (8, {"parallel.dp_replicate": 2, "parallel.dp_shard": 2}, "is 4 rank(s)", "start 4 ranks"),
+    (6, {"parallel.ep": 6}, "parallel.ep", "1, 2, 4 or a multiple of 8"),
     (
         8,
         {"parallel.ep": 2, "parallel.dp_shard": 8, "model.expert_width": 6},
-        "model.expert_width=6",
-        "parallel.dp_replicate=2 or 4",
+        "model.expert_width",
+        "parallel.dp_replicate=2 or 4 with parallel.dp_shard=0",
     ),
-    (16, {"parallel.ep": 16, "model.expert_width": 7}, "parallel.ep=16 cuts the width", "parallel.ep=8"),
+    (16, {"parallel.ep": 16, "model.expert_width": 7}, "parallel.ep", (8,)),
     (
         8,
         {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "parallel.regather": True},
-        "regather=true",
-        "regather=false",
+        "parallel.regather",
+        (False,),
     ),
-    (8, {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "parallel.overlap": 2}, "overlap=2", "overlap=1"),
+    (8, {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "parallel.overlap": 2}, "parallel.overlap", (1,)),
     (
         8,
         {"parallel.ep": 8, "parallel.dispatch": "all_to_all", "precision.payload": "fp8"},
-        "precision.payload=fp8 is an option of parallel.dispatch=all_gather",
-        "precision.payload=fp32",
+        "precision.payload",
+        ("fp32",),
     ),
     (
         16,
         {"parallel.ep": 16, "precision.experts": "fp8_block", "model.expert_width": 48, "model.hidden_size": 32},
-        "precision.experts=fp8_block needs model.expert_width to be a multiple of 32 (16 on each of 2 ranks), not 48",
-        "use 32 or 64",
+        "model.expert_width",
+        (32, 64),
     ),
-    (8, {"parallel.ep": 8, "parallel.regather": True, "train.recompute": "full"}, "regather=true", "regather=false"),
-    (8, {"parallel.ep": 8, "precision.payload": "bf16", "model.hidden_size": 33}, "hidden_size=33 is odd", "use 34"),
-    (5, {"parallel.ep": 5, "parallel.dispatch": "all_to_all", "train.global_batch": 5}, "num_experts=16", "ep=1"),
+    (8, {"parallel.ep": 8, "parallel.regather": True, "train.recompute": "full"}, "parallel.regather", (False,)),
+    (8, {"parallel.ep": 8, "precision.payload": "bf16", "model.hidden_size": 33}, "model.hidden_size", (34,)),
+    (5, {"parallel.ep": 5, "parallel.dispatch": "all_to_all", "train.global_batch": 5}, "parallel.ep", (1,)),
 ]
 
 
@@ -246,11 +260,26 @@ def grouped(changes):
     return cfg
 
 
-@pytest.mark.parametrize(("ranks", "changes", "names", "offers"), WRONG_ON_RANKS, ids=lambda value: str(value)[:40])
-def test_a_layout_that_does_not_fit_names_the_sizes_that_do(ranks, changes, names, offers):
-    (line,) = validate(grouped(changes), ranks)
-    assert names in line
-    assert offers in line
+@pytest.mark.parametrize(("ranks", "changes", "where", "allowed"), WRONG_ON_RANKS, ids=lambda value: str(value)[:40])
+def test_a_layout_that_does_not_fit_names_the_sizes_that_do(ranks, changes, where, allowed):
+    assert_one_fault(validate(grouped(changes), ranks), changes, where, allowed)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "names", "offers"),
+    [
+        (1, {"parallel.ep": 2}, "parallel.ep=2", "use parallel.ep=1"),
+        (8, {"parallel.ep": 3}, "parallel.ep=3 does not divide the 8 rank(s)", "use parallel.ep=1, 2, 4 or 8"),
+        (6, {"parallel.ep": 6}, "parallel.ep=6", "parallel.dispatch=all_to_all"),
+        (8, {"parallel.dp_replicate": 3}, "parallel.dp_replicate=3", "1, 2, 4 or 8"),
+        (8, {"parallel.dp_replicate": 2, "parallel.dp_shard": 2}, "is 4 rank(s)", "start 4 ranks"),
+    ],
+)
+def test_axes_that_do_not_fit_are_faults_of_a_key(ranks, changes, names, offers):
+    (fault,) = validate(grouped(changes), ranks)
+    assert fault.where in changes
+    assert names in fault.text
+    assert offers in fault.text
 
 
 @pytest.mark.parametrize(
@@ -270,20 +299,20 @@ def test_layouts_that_fit(ranks, changes):
     assert validate(grouped(changes), ranks) == []
 
 
-def test_options_that_do_nothing_in_a_layout_are_told():
+def test_options_that_do_nothing_in_a_layout_are_reported():
     changes = {"parallel.overlap": 2, "parallel.regather": True, "precision.reductions": "bf16"}
     cfg = grouped(changes | {"precision.payload": "fp8"})
-    alone = without_effect(cfg, plan(cfg.parallel, cfg.model, 1))
+    alone = without_effect(cfg, map_ranks(cfg.parallel, cfg.model, 1))
     keys = ["parallel.overlap", "parallel.regather", "precision.payload", "precision.reductions"]
     assert [line.split("=")[0] for line in alone] == keys
     ours = grouped({"precision.experts": "fp8_reference", "model.expert_backend": "loop"})
-    (line,) = without_effect(ours, plan(ours.parallel, ours.model, 1))
-    assert line == "model.expert_backend=loop has no effect here, as precision.experts=fp8_reference has its own"
+    (line,) = without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
+    assert line.startswith("model.expert_backend=loop has no effect here, because precision.experts=fp8_reference has")
     theirs = grouped({"precision.experts": "fp8_block", "parallel.regather": True, "parallel.ep": 8})
-    (line,) = without_effect(theirs, plan(theirs.parallel, theirs.model, 8))
-    assert line.startswith("parallel.regather=true has no effect here, as Transformer Engine")
+    (line,) = without_effect(theirs, map_ranks(theirs.parallel, theirs.model, 8))
+    assert line.startswith("parallel.regather=true has no effect here, because Transformer Engine")
     eight = grouped(changes | {"parallel.ep": 8})
-    assert without_effect(eight, plan(eight.parallel, eight.model, 8)) == []
+    assert without_effect(eight, map_ranks(eight.parallel, eight.model, 8)) == []
 
 
 @pytest.mark.parametrize("ranks", [8, 16])
@@ -304,7 +333,7 @@ def test_a_run_may_end_inside_its_warmup():
 def test_every_number_of_the_schema_has_a_range():
     elsewhere = {"optim.momentum", "optim.decay_fraction", "optim.min_lr_ratio", "data.holdout_fraction"}
     elsewhere |= {"model.rope_theta", "model.fope_pad_sin", "optim.zero_stage"}
-    numbers = {key for key, hint in schema.keys(Config).items() if hint in (int, float)}
+    numbers = {key for key, hint in coerce.keys(Config).items() if hint in (int, float)}
     assert numbers == POSITIVE | NOT_NEGATIVE | elsewhere
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from parallel.errors import Fault
 from trainer.config.compose import compose
-from trainer.config.keys import ConfigError
+from trainer.config.errors import ConfigError
 from trainer.run.simulate import fake_rank
 
 BILLION = 10**9
 
 
-def errors(*words: str, world_size: int = 8) -> list[str]:
+def faults(*words: str, world_size: int = 8) -> tuple[Fault, ...]:
     with pytest.raises(ConfigError) as error:
         compose(words, world_size=world_size)
-    return error.value.errors
+    return error.value.faults
 
 
 @pytest.mark.parametrize("world_size", [1, 8, 24, 64, 512, 1536, 4096])
@@ -30,9 +31,9 @@ def test_the_recipe_holds_at_any_number_of_ranks_that_its_batch_and_its_experts_
 
 
 def test_what_does_not_divide_is_refused_with_what_would() -> None:
-    lines = errors("recipe=cpt_6t", world_size=40)
-    assert any("train.global_batch=24560 or 24640" in line for line in lines)
-    assert any("parallel.dp_replicate=5" in line for line in lines)
+    found = {fault.where: fault.allowed for fault in faults("recipe=cpt_6t", world_size=40)}
+    assert found["train.global_batch"] == (24560, 24640)
+    assert "parallel.dp_replicate=5" in found["model.expert_width"]
 
 
 def test_the_text_mixture_has_the_issues_billions_in_each_phase_and_in_all() -> None:
@@ -49,11 +50,10 @@ def test_the_text_mixture_has_the_issues_billions_in_each_phase_and_in_all() -> 
 
 
 def test_the_whole_mixture_adds_up_and_is_refused_for_its_towers_alone() -> None:
-    lines = errors("recipe=cpt_6t", "data=cpt_6t")
-    assert [line.split(".modality")[0] for line in lines] == [
-        f"data.sources.{name}" for name in ("science_captions", "image_text", "time_series")
-    ]
-    modalities = [f"data.sources.{name}.modality=text" for name in ("science_captions", "image_text", "time_series")]
+    keys = [f"data.sources.{name}.modality" for name in ("science_captions", "image_text", "time_series")]
+    found = faults("recipe=cpt_6t", "data=cpt_6t")
+    assert [(fault.where, fault.allowed) for fault in found] == [(key, ("text",)) for key in keys]
+    modalities = [f"{key}=text" for key in keys]
     data = compose(["recipe=cpt_6t", "data=cpt_6t", *modalities]).data
     assert sum(source.tokens for source in data.sources.values()) == 6000 * BILLION
     assert [phase.tokens // BILLION for phase in data.phases.values()] == [5400, 600]

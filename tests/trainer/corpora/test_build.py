@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from trainer.config.keys import DataConfig, PhaseConfig, SourceConfig
+from trainer.config.keys import DataConfig
+from trainer.config.mixture import PhaseConfig, SourceConfig
 from trainer.corpora import build as corpus_module
 from trainer.corpora import toy as toy_mixture
 from trainer.corpora.packages import Document, Source

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from trainer.config.keys import DataConfig, PhaseConfig, SourceConfig
+from trainer.config.keys import DataConfig
+from trainer.config.mixture import PhaseConfig, SourceConfig
 from trainer.corpora.packages import Document
 from trainer.corpora.tokenize import tokenize_source, write
 from trainer.data.hashing import mix64

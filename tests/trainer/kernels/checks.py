@@ -16,7 +16,7 @@ from torch import Tensor
 
 from parallel.dispatch.base import RowOrder
 from trainer import kernels
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.kernels.experts import fused_grouped_swiglu
 from trainer.kernels.payload import FusedFp8
 from trainer.kernels.router import fused_routing

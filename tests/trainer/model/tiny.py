@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder
 from trainer.objectives.next_token import IGNORE
 

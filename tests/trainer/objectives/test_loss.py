@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.trainer.model.tiny import assert_close, build, gradients, model_config, random_ids, relative
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.data.batch import Batch
 from trainer.model.router import Router, RouterStats
 from trainer.objectives.next_token import IGNORE, LossTerms, balance_loss, loss_terms

@@ -10,7 +10,8 @@ import pytest
 
 from trainer import __main__ as entry
 from trainer.config.compose import compose, load
-from trainer.config.keys import ConfigError, config_hash, defining_values
+from trainer.config.errors import ConfigError
+from trainer.config.keys import config_hash, defining_values
 from trainer.run.directory import RunDir, choose, differences, finished_line, hold, last_step, prepare
 
 CHECKOUT = Path(__file__).resolve().parents[3]

@@ -14,7 +14,9 @@ from parallel.world import start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import tiny_config
 from trainer.config.compose import compose
-from trainer.config.keys import Config, ConfigError, ModelConfig, ParallelConfig, PrecisionConfig
+from trainer.config.errors import ConfigError
+from trainer.config.keys import Config, ParallelConfig, PrecisionConfig
+from trainer.config.model import ModelConfig
 from trainer.data import build_data
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes

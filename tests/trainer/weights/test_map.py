@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.weights.hf_config import huggingface_config, model_config_from_huggingface
 from trainer.weights.map import MULTIMODAL, full_name, text_pieces
 from trainer.weights.towers import tower_of, tower_shapes

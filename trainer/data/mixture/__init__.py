@@ -1,4 +1,4 @@
-"""The stateless mixture: what a recipe may ask for (`spec`), and which window each sample number stands for (`index`).
+"""The stateless mixture: the source and window of every sample number, as a pure function of the configuration.
 
-Nothing is imported here: the command line reads `spec` and starts without numpy.
+Nothing is imported here. What a recipe may ask for is in `trainer.config.mixture`.
 """

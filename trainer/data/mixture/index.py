@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from trainer.config.mixture import whole
 from trainer.data.errors import DataError
 from trainer.data.hashing import U64, mix64, text_key
 from trainer.data.mixture.permutation import permute
 from trainer.data.mixture.quotas import Quotas, deal
-from trainer.data.mixture.spec import whole
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig

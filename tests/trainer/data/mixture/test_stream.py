@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from tests.trainer.data.small_mixture import DOCUMENTS, PREFIXES, SAMPLES, SEQ_LEN, make_mixture
+from trainer.config.checks.data import check_mixture
 from trainer.config.keys import DataConfig
 from trainer.data import build_data, source_directories
 from trainer.data.batch import IGNORE, Batch
 from trainer.data.errors import DataError
 from trainer.data.mixture.reader import MixtureReader
-from trainer.data.mixture.spec import contradictions
 from trainer.data.mixture.stream import MixtureData
 from trainer.data.shards.files import read_manifest, write_manifest
 
@@ -62,7 +62,7 @@ def run(data: DataConfig, first: int, steps: int, ranks: int, micro: int) -> dic
 
 @pytest.fixture(scope="module")
 def whole(data: DataConfig) -> dict[int, list[int]]:
-    assert contradictions(data) == []
+    assert check_mixture(data) == []
     return run(data, 0, STEPS, 1, 24)
 
 

@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers
 
 from launch.cli import main
 from tests.trainer.weights.directories import FUSED, checkpoint
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_read import from_huggingface

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.weights.directories import checkpoint
-from trainer.config.keys import ModelConfig
+from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_survey import Source, look_at

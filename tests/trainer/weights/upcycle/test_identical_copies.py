@@ -13,7 +13,7 @@ from torch import Tensor
 from parallel.world import start_world
 from tests.trainer.tiny_run import tiny_config
 from tests.trainer.weights.upcycle.sources import checkpoint_of, expanded
-from trainer.config.keys import ConfigError
+from trainer.config.errors import ConfigError
 from trainer.model.decoder import Decoder
 from trainer.objectives.next_token import balance_loss
 from trainer.run import directory as rundir

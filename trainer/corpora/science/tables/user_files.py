@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from trainer.config import coerce as schema
+from trainer.config.say import did_you_mean, one_of
 from trainer.corpora.science.records import Property, Record, Table, number
 from trainer.data.errors import DataError
 
@@ -51,10 +51,10 @@ def read_table(path: Path, columns: Path) -> Table:
             records.append(Record(row[key], " ".join(row[name].split()), values))
     for column in (name, key, *properties):
         if column not in seen_columns:
-            near = schema.did_you_mean(column, seen_columns)
+            near = did_you_mean(column, seen_columns)
             raise DataError(f"{path} has no column '{column}'; {columns} names it{near}")
     if not records:
-        raise DataError(f"{path} has no record with a value in {schema.one_of(properties)}")
+        raise DataError(f"{path} has no record with a value in {one_of(properties)}")
     things = mapping.get("things", "entries" if thing == "entry" else thing + "s")
     return Table(path.stem, thing, things, properties, records, mapping.get("authority", ""))
 
@@ -72,8 +72,8 @@ def _mapping(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} lacks a name or properties, {EXAMPLE}")
     for key in mapping:
         if key not in TOP:
-            near = schema.did_you_mean(str(key), TOP)
-            raise DataError(f"{path}: '{key}' is no key of a mapping of columns; use {schema.one_of(TOP)}{near}")
+            near = did_you_mean(str(key), TOP)
+            raise DataError(f"{path}: '{key}' is no key of a mapping of columns; use {one_of(TOP)}{near}")
     for key in TOP[:-1]:
         given = mapping.get(key)
         if (key == "name" or key in mapping) and not (isinstance(given, str) and given.strip()):
@@ -86,8 +86,8 @@ def _property(path: Path, column: str, said: object) -> Property:
         raise DataError(f"{path}: properties.{column} does not say what the column holds, {EXAMPLE}")
     for key, value in said.items():
         if key not in KEYS or key == "number":
-            near = schema.did_you_mean(str(key), KEYS)
-            allowed = schema.one_of([one for one in KEYS if one != "number"])
+            near = did_you_mean(str(key), KEYS)
+            allowed = one_of([one for one in KEYS if one != "number"])
             raise DataError(f"{path}: properties.{column}.{key} is unknown; use {allowed}{near}")
         if not isinstance(value, str if key in ("said", "of", "unit") else bool):
             kind = "a text" if key in ("said", "of", "unit") else "true or false"

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer.config.checks.precision import TRANSFORMER_ENGINE
+
 INSTALL = "pip install --no-build-isolation -e '.[gpu]'"
 OLDEST = (2, 15)  # of Transformer Engine: 2.14 overlooks overwrite_main_grad; native grouped GEMMs since 2.19
 NATIVE_ROWS = 128  # what an expert's rows have to be a multiple of on the native path, whatever get_align_size says
-REFERENCE_MULTIPLE = 4  # the sides that torch's grouped GEMM wants of fp8_reference's fp32
 NATIVE_EXPERTS = 64  # as many pointers as its kernels take (kMaxGroups in cublaslt_grouped_gemm.cu)
 
 
@@ -22,24 +23,22 @@ NATIVE_EXPERTS = 64  # as many pointers as its kernels take (kMaxGroups in cubla
 class Recipe:
     """A recipe of Transformer Engine.
 
-    name: its class. gpu: the oldest GPUs that it runs on. capability: theirs. cuda: the oldest CUDA. multiple: what
-    rows of an expert (on the list path) and the sides of a weight have to be multiples of. native: the oldest cuBLASLt
-    with a native grouped GEMM for it, by architecture.
+    name: its class. gpu: the oldest GPUs that it runs on. capability: theirs. cuda: the oldest CUDA. native: the
+    oldest cuBLASLt with a native grouped GEMM for it, by architecture.
     """
 
     name: str
     gpu: str
     capability: tuple[int, int]
     cuda: tuple[int, int]
-    multiple: int
     native: dict[str, int]
 
 
 RECIPES = {
-    "fp8_block": Recipe("Float8BlockScaling", "Hopper", (9, 0), (12, 9), 16, {"Hopper": 130600}),
-    "fp8_current": Recipe("Float8CurrentScaling", "Ada", (8, 9), (12, 1), 16, {"Hopper": 130500, "Blackwell": 130300}),
-    "fp8_delayed": Recipe("DelayedScaling", "Ada", (8, 9), (12, 1), 16, {}),
-    "mxfp8": Recipe("MXFP8BlockScaling", "Blackwell", (10, 0), (12, 8), 32, {"Blackwell": 130300}),
+    "fp8_block": Recipe("Float8BlockScaling", "Hopper", (9, 0), (12, 9), {"Hopper": 130600}),
+    "fp8_current": Recipe("Float8CurrentScaling", "Ada", (8, 9), (12, 1), {"Hopper": 130500, "Blackwell": 130300}),
+    "fp8_delayed": Recipe("DelayedScaling", "Ada", (8, 9), (12, 1), {}),
+    "mxfp8": Recipe("MXFP8BlockScaling", "Blackwell", (10, 0), (12, 8), {"Blackwell": 130300}),
 }
 
 
@@ -102,25 +101,7 @@ def why_list_path(recipe: str, capability: tuple[int, int], cublaslt: int, insta
 
 def multiple_of_rows(recipe: str, *, native: bool) -> int:
     """What each expert's rows are padded to a multiple of."""
-    return NATIVE_ROWS if native else RECIPES[recipe].multiple
-
-
-def wrong_sizes(recipe: str, hidden: int, width: int, width_shards: int) -> list[str]:
-    """What keeps experts of these sides from the GEMMs of `recipe`, a line each with sizes that would work.
-
-    recipe: as `precision.experts`. width_shards: ranks that share an expert's width.
-    """
-    multiple = RECIPES[recipe].multiple if recipe in RECIPES else REFERENCE_MULTIPLE
-    lines = []
-    for key, size, unit in (("hidden_size", hidden, multiple), ("expert_width", width, multiple * width_shards)):
-        if size % unit:
-            near = f"{size // unit * unit} or {size // unit * unit + unit}" if size > unit else f"{unit}"
-            shared = f" ({multiple} on each of {width_shards} ranks)" if unit > multiple else ""
-            lines.append(
-                f"precision.experts={recipe} needs model.{key} to be a multiple of {unit}{shared}, not {size}; "
-                f"use {near}, or experts in bf16 or fp32"
-            )
-    return lines
+    return NATIVE_ROWS if native else TRANSFORMER_ENGINE[recipe]
 
 
 def _cublaslt(number: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer.model.experts.te import linear as te
-from trainer.model.experts.te.support import RECIPES, multiple_of_rows, numbers, problem, why_list_path, wrong_sizes
+from trainer.model.experts.te.support import RECIPES, multiple_of_rows, numbers, problem, why_list_path
 
 HOPPER, BLACKWELL = (9, 0), (10, 0)
 CPU = torch.device("cpu")
@@ -107,11 +107,3 @@ def test_the_native_path(recipe, capability, cublaslt, reason):
 def test_padding():
     assert [multiple_of_rows(recipe, native=False) for recipe in RECIPES] == [16, 16, 16, 32]
     assert {multiple_of_rows(recipe, native=True) for recipe in RECIPES} == {128}
-
-
-def test_sizes_that_no_fp8_gemm_takes():
-    assert [wrong_sizes(recipe, 64, 96, 1) for recipe in RECIPES] == [[]] * len(RECIPES)
-    hidden, width = wrong_sizes("fp8_block", 8, 72, 3)
-    assert "precision.experts=fp8_block needs model.hidden_size to be a multiple of 16, not 8; use 16, or" in hidden
-    assert "model.expert_width to be a multiple of 48 (16 on each of 3 ranks), not 72; use 48 or 96, or" in width
-    assert len(wrong_sizes("fp8_reference", 8, 6, 1)) == 1

@@ -1,0 +1,30 @@
+"""Optimizer settings that are out of range or not available in an engine."""
+
+from __future__ import annotations
+
+from parallel.errors import Fault
+from trainer.config.keys import OptimConfig
+
+
+def check(o: OptimConfig) -> list[Fault]:
+    """Faults of the section `optim`, apart from numbers that are only positive or negative."""
+    faults = []
+    if len(o.betas) != 2 or not all(0 <= beta < 1 for beta in o.betas):
+        text = f"optim.betas={o.betas} must be two numbers from 0 to below 1; for example [0.9,0.95]"
+        faults.append(Fault(text, "optim.betas", o.betas, "two numbers from 0 to below 1"))
+    if not 0 <= o.momentum < 1:
+        text = f"optim.momentum={o.momentum:g} is out of range; use 0 to below 1"
+        faults.append(Fault(text, "optim.momentum", o.momentum, "0 to below 1"))
+    for key, value in (("optim.decay_fraction", o.decay_fraction), ("optim.min_lr_ratio", o.min_lr_ratio)):
+        if not 0 <= value <= 1:
+            faults.append(Fault(f"{key}={value:g} is out of range; use 0 to 1", key, value, "0 to 1"))
+    if o.zero_stage not in (1, 2):
+        text = f"optim.zero_stage={o.zero_stage} is not available; use 1 or 2"
+        faults.append(Fault(text, "optim.zero_stage", o.zero_stage, (1, 2)))
+    if o.engine == "native" and o.offload != "none":
+        text = f"optim.offload={o.offload} needs optim.engine=deepspeed; use that, or optim.offload=none"
+        faults.append(Fault(text, "optim.offload", o.offload, ("none",)))
+    if o.engine == "deepspeed" and o.name != "adamw":
+        text = f"optim.name={o.name} is not available with optim.engine=deepspeed; use adamw, or optim.engine=native"
+        faults.append(Fault(text, "optim.name", o.name, ("adamw",)))
+    return faults

@@ -1,0 +1,130 @@
+"""Batches and models that cannot be divided over the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from parallel.errors import Fault
+from trainer.config.checks.precision import FP8_MULTIPLES
+from trainer.config.errors import ConfigError
+from trainer.config.keys import Config, ModelConfig, TrainConfig
+from trainer.config.ranks import RankMap, map_ranks
+from trainer.config.say import closest, divisors, one_of
+
+
+def check_batch(train: TrainConfig, world_size: int) -> list[Fault]:
+    """A global batch that is not a whole number of micro-batches on every rank. Both sizes must be positive."""
+    total, micro = train.global_batch, train.micro_batch
+    unit = micro * world_size
+    if total % unit == 0:
+        return []
+    around = tuple(sorted({max(unit, total // unit * unit), (total // unit + 1) * unit}))
+    text = f"train.global_batch={total} is not a multiple of train.micro_batch={micro} x {world_size} rank(s) = {unit}"
+    advice = f"use train.global_batch={one_of(around)}"
+    if total % world_size == 0:
+        advice += f", or train.micro_batch={one_of(closest(divisors(total // world_size), micro))}"
+    return [Fault(f"{text}; {advice}", "train.global_batch", total, around)]
+
+
+def check(cfg: Config, world_size: int) -> list[Fault]:
+    """Faults of the section `parallel` on `world_size` ranks. All sizes in `cfg` must be in range."""
+    try:
+        ranks = map_ranks(cfg.parallel, cfg.model, world_size)
+    except ConfigError as error:
+        return [*error.faults]
+    m, p = cfg.model, cfg.parallel
+    faults = [*_width(cfg, world_size, ranks), *fp8_sizes(cfg.precision.experts, m, ranks.placement.width_shards)]
+    if ranks.layout.ep > 1 and m.hidden_size % 2 and "bf16" in (cfg.precision.linears, cfg.precision.payload):
+        text = (
+            f"model.hidden_size={m.hidden_size} is odd, but in bf16 numbers travel in pairs between expert-parallel "
+            f"ranks; use {m.hidden_size + 1}, or fp32 for precision.linears and precision.payload"
+        )
+        faults.append(Fault(text, "model.hidden_size", m.hidden_size, (m.hidden_size + 1,)))
+    if p.regather and cfg.train.recompute != "none":
+        text = (
+            f"parallel.regather=true has no use with train.recompute={cfg.train.recompute}, which gathers again by "
+            "itself; use parallel.regather=false, or train.recompute=none"
+        )
+        faults.append(Fault(text, "parallel.regather", True, (False,)))
+    tokens = cfg.train.micro_batch * cfg.data.seq_len
+    if tokens % p.overlap:
+        fit = closest(divisors(tokens), p.overlap)
+        text = f"parallel.overlap={p.overlap} does not divide the {tokens} tokens of a micro-batch; use {one_of(fit)}"
+        faults.append(Fault(text, "parallel.overlap", p.overlap, fit))
+    if ranks.dispatch == "all_to_all":
+        faults += _of_all_gather_only(cfg)
+    if cfg.optim.engine == "deepspeed":
+        faults += _of_native_engine_only(ranks)
+    return faults
+
+
+def _of_all_gather_only(cfg: Config) -> list[Fault]:
+    faults = []
+    for key, value, default in (
+        ("parallel.overlap", cfg.parallel.overlap, 1),
+        ("parallel.regather", cfg.parallel.regather, False),
+        ("precision.payload", cfg.precision.payload, cfg.precision.linears),
+    ):
+        if value != default:
+            text = f"{key}={str(value).lower()} works only with parallel.dispatch=all_gather"
+            advice = f"use {key}={str(default).lower()}, or parallel.dispatch=all_gather"
+            faults.append(Fault(f"{text}; {advice}", key, value, (default,)))
+    return faults
+
+
+def _of_native_engine_only(ranks: RankMap) -> list[Fault]:
+    for key, value, what in (
+        ("parallel.ep", ranks.layout.ep, "experts"),
+        ("parallel.dp_shard", ranks.layout.dp_shard, "weights"),
+    ):
+        if value > 1:  # ep alone already asks for dp_shard, so one fault is enough
+            text = f"{key}={value} spreads {what} over ranks, but optim.engine=deepspeed needs all of them on each rank"
+            return [Fault(f"{text}; use {key}=1, or optim.engine=native", key, value, (1,))]
+    return []
+
+
+def _width(cfg: Config, world_size: int, ranks: RankMap) -> list[Fault]:
+    """Experts whose width cannot be cut into as many parts as ranks share it."""
+    width, parts = cfg.model.expert_width, _width_parts(ranks)
+    if width % parts == 0:
+        return []
+    copies = tuple(n for n in divisors(world_size) if _copies_fit(cfg, world_size, n))
+    advice = f"parallel.dp_replicate={one_of(copies)} with parallel.dp_shard=0" if copies else "another width"
+    text = (
+        f"model.expert_width={width} is not divisible by the {parts} ranks that share an expert "
+        f"({ranks.layout.expert_dp} by dp_shard/ep x {ranks.placement.width_shards} per router group)"
+    )
+    return [Fault(f"{text}; use {advice}", "model.expert_width", width, advice)]
+
+
+def _width_parts(ranks: RankMap) -> int:
+    return ranks.placement.width_shards * ranks.layout.expert_dp if ranks.layout.shard > 1 else 1
+
+
+def _copies_fit(cfg: Config, world_size: int, copies: int) -> bool:
+    """Return True if the layout works with this many copies of the sharded model."""
+    try:
+        other = map_ranks(replace(cfg.parallel, dp_replicate=copies, dp_shard=0), cfg.model, world_size)
+    except ConfigError:
+        return False
+    return cfg.model.expert_width % _width_parts(other) == 0
+
+
+def fp8_sizes(experts: str, model: ModelConfig, width_shards: int) -> list[Fault]:
+    """Sides of an expert that the GEMMs of an FP8 recipe do not take.
+
+    experts: the value of precision.experts. width_shards: ranks that share an expert's width.
+    """
+    if experts not in FP8_MULTIPLES:
+        return []
+    multiple = FP8_MULTIPLES[experts]
+    faults = []
+    for key, unit in (("hidden_size", multiple), ("expert_width", multiple * width_shards)):
+        size = getattr(model, key)
+        if size % unit:
+            near = (size // unit * unit, size // unit * unit + unit) if size > unit else (unit,)
+            shared = f" ({multiple} on each of {width_shards} ranks)" if unit > multiple else ""
+            text = f"precision.experts={experts} needs model.{key} to be a multiple of {unit}{shared}, not {size}"
+            advice = f"use {one_of(near)}, or experts in bf16 or fp32"
+            faults.append(Fault(f"{text}; {advice}", f"model.{key}", size, near))
+    return faults

@@ -1,0 +1,28 @@
+"""Names and directories that are empty or cannot be used."""
+
+from __future__ import annotations
+
+import re
+
+from parallel.errors import Fault
+from trainer.config.keys import Config
+
+
+def check(cfg: Config) -> list[Fault]:
+    """Faults of the sections `run`, `checkpoint` and `logging`, and of the directories in `data`."""
+    faults = []
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", cfg.run.name):
+        allowed = "letters, digits, '_', '-' and '.'"
+        text = f"run.name={cfg.run.name!r} becomes part of a directory's name; use {allowed}"
+        faults.append(Fault(text, "run.name", cfg.run.name, allowed))
+    for key, value, allowed in (
+        ("run.dir", cfg.run.dir, "a directory, or null for runs/<name>-<hash>"),
+        ("checkpoint.init_from", cfg.checkpoint.init_from, "a Hugging Face directory, or null for random weights"),
+        ("data.root", cfg.data.root, "the directory of the sources, or . for the working directory"),
+        ("data.cache_dir", cfg.data.cache_dir, "a directory such as .cache/octavo"),
+        ("logging.wandb_project", cfg.logging.wandb_project, "the name of a project, or logging.wandb=off"),
+    ):
+        needed = key != "logging.wandb_project" or cfg.logging.wandb != "off"
+        if needed and value is not None and not value.strip():
+            faults.append(Fault(f"{key} is empty; use {allowed}", key, value, allowed))
+    return faults

@@ -1,0 +1,35 @@
+"""Options that a configuration sets and that change nothing."""
+
+from __future__ import annotations
+
+from trainer.config.checks.precision import TRANSFORMER_ENGINE
+from trainer.config.keys import Config
+from trainer.config.ranks import RankMap
+
+
+def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
+    """Options that are set and change nothing with this map of ranks, each in a line with the reason, for a warning."""
+    p, q, found = cfg.parallel, cfg.precision, []
+
+    def warn(option: str, why: str) -> None:
+        found.append(f"{option} has no effect here, because {why}")
+
+    if ranks.dispatch == "local":
+        why = "each rank has all experts"
+        if p.overlap > 1:
+            warn(f"parallel.overlap={p.overlap}", why)
+        if p.regather:
+            warn("parallel.regather=true", why)
+        if q.payload != q.linears:
+            warn(f"precision.payload={q.payload}", why)
+    elif q.experts in TRANSFORMER_ENGINE and p.regather:
+        warn("parallel.regather=true", "Transformer Engine keeps quantised rows of its own")
+    if q.experts not in ("fp32", "bf16") and cfg.model.expert_backend != "grouped_mm":
+        warn(f"model.expert_backend={cfg.model.expert_backend}", f"precision.experts={q.experts} has its own back end")
+    if ranks.layout.shard == 1:
+        why = "no weight is sharded"
+        if q.reductions != "fp32":
+            warn(f"precision.reductions={q.reductions}", why)
+        if p.reshard_experts:
+            warn("parallel.reshard_experts=true", why)
+    return found

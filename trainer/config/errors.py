@@ -1,0 +1,41 @@
+"""Errors of configurations and command lines, and the one way in which every command prints an error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from parallel.errors import Fault, UserError
+
+
+class ConfigError(UserError):
+    """A configuration, or a run directory that it names, that cannot be used."""
+
+    def __init__(self, faults: str | Iterable[Fault | str], **fields: Any) -> None:
+        if isinstance(faults, str):
+            super().__init__(faults, **fields)
+        else:
+            super().__init__(Fault(fault, "") if isinstance(fault, str) else fault for fault in faults)
+
+    @property
+    def errors(self) -> list[str]:
+        return [fault.text for fault in self.faults]
+
+
+class CommandError(UserError):
+    """A command line that cannot be carried out: an option, an argument or a file that it names."""
+
+
+def report(error: UserError | OSError, *, started: bool = True) -> int:
+    """Print one line `error: ...` per fault to stderr.
+
+    started: work had started. Returns the exit code: 2 where the user can correct the command or the configuration
+    before anything starts, 1 for everything that failed later.
+    """
+    if isinstance(error, UserError):
+        lines = error.lines
+    else:
+        lines = [f"error: {error.filename}: {error.strerror}" if error.filename is not None else f"error: {error}"]
+    print(*lines, sep="\n", file=sys.stderr)
+    return 1 if started and not isinstance(error, ConfigError | CommandError) else 2

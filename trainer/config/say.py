@@ -1,0 +1,54 @@
+"""Wording that error messages share: alternatives, suggestions, values as they are typed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def one_of(values: Iterable[Any]) -> str:
+    """`a, b or c`."""
+    words = [str(value) for value in values]
+    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def show(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word closest to `word`, if one is close. The last dotted part alone also counts: lr matches
+    optim.lr."""
+    names = sorted(set(known))
+    longer = [name for name in names if name.startswith(f"{word}_")]
+    if longer:
+        return longer[0]
+    section, _, last = word.rpartition(".")
+    # Two keys of one section resemble each other by the section alone, so their last parts are compared as well.
+    for near in difflib.get_close_matches(word, names, n=3, cutoff=0.8 if section else 0.6):
+        near_section, _, near_last = near.rpartition(".")
+        if section != near_section or difflib.get_close_matches(last, [near_last]):
+            return near
+    tails = {name.rpartition(".")[2]: name for name in reversed(names)}
+    alike = difflib.get_close_matches(last, tails, n=1, cutoff=0.75)
+    return tails[alike[0]] if alike else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'adamw'?"`, or nothing if no known word is close."""
+    near = nearest(word, known)
+    return f"; did you mean '{near}'?" if near else ""
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def closest(values: Sequence[int], wanted: int, count: int = 6) -> tuple[int, ...]:
+    """The `count` values closest to `wanted`, in ascending order."""
+    return tuple(sorted(sorted(values, key=lambda value: (abs(value - wanted), value))[:count]))
