@@ -14,15 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-# Results that cost a matmul to make again. Norms, rotary, activations and gathers are passes over memory and cheap.
-SAVED = frozenset(
-    getattr(torch.ops.aten, name).default
-    for name in (
-        "mm", "addmm", "bmm", "_grouped_mm",
-        "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-    )
-)  # fmt: skip
+from parallel.torch_private import MATMULS
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str) -> None:
@@ -58,6 +50,7 @@ def _recomputed(forward: Callable[..., Any], options: dict[str, Any], *args: Any
 
 
 def _policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    # torch_attn is the namespace of the variable-length attention, which exists only once that module is imported.
-    saved = op in SAVED or op.namespace == "torch_attn"
+    # Matmuls are expensive to recompute; norms, rotary, activations and gathers are cheap passes over memory.
+    # torch_attn is the namespace of variable-length attention, which exists only once that module is imported.
+    saved = op in MATMULS or op.namespace == "torch_attn"
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE

@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from parallel.groups import Placement
 from parallel.layout import Layout
+from parallel.torch_private import flatten_mesh
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Meshes:
             # its own the exchange of tokens need not wait for a gather of weights.
             ep_group = dist.new_group(group_desc="ep")
         elif layout.ep > 1:
-            ep_group = ep._flatten("ep").get_group()
+            ep_group = flatten_mesh(ep, "ep").get_group()
         return Meshes(
             layout,
             placement,

@@ -20,24 +20,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
-from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
 
-# One name for each kind of collective, whichever of torch's operators issues it.
-KINDS = {
-    "_allgather_base_": "all_gather", "allgather_": "all_gather", "allgather_coalesced_": "all_gather",
-    "allgather_into_tensor_coalesced_": "all_gather", "all_gather_into_tensor": "all_gather",
-    "all_gather_into_tensor_out": "all_gather", "all_gather_into_tensor_coalesced": "all_gather",
-    "_reduce_scatter_base_": "reduce_scatter", "reduce_scatter_": "reduce_scatter",
-    "reduce_scatter_tensor_coalesced_": "reduce_scatter", "reduce_scatter_tensor": "reduce_scatter",
-    "reduce_scatter_tensor_out": "reduce_scatter", "reduce_scatter_tensor_coalesced": "reduce_scatter",
-    "allreduce_": "all_reduce", "allreduce_coalesced_": "all_reduce", "all_reduce": "all_reduce",
-    "all_reduce_": "all_reduce", "all_reduce_coalesced": "all_reduce", "all_reduce_coalesced_": "all_reduce",
-    "alltoall_base_": "all_to_all", "alltoall_": "all_to_all", "all_to_all_single": "all_to_all",
-}  # fmt: skip
+from parallel.sharding.local import local
+from parallel.torch_private import (
+    COLLECTIVES,
+    FakeTensorMode,
+    TorchDispatchMode,
+    clear_sharding_cache,
+    fake_store,
+    group_of_name,
+    in_backward,
+    storage_id,
+)
+
 BARRIERS = frozenset({"barrier", "monitored_barrier_"})  # carry no data
 
 
@@ -103,10 +98,10 @@ class CollectiveLog(TorchDispatchMode):
         if group is not None and name not in BARRIERS:
             axis = self.axes.get(group.group_name, group.group_desc)
             # The engine runs the backward pass, and the hooks at its end, as one task.
-            where = "backward" if torch._C._current_graph_task_id() != -1 else self.where
+            where = "backward" if in_backward() else self.where
             sides = (*args, result) if func.namespace == "_c10d_functional" else args
             nbytes = max(sum(t.nbytes for t in _tensors(side)) for side in sides)
-            self.calls.append(Collective(KINDS.get(name, name), axis, group.size(), nbytes, where))
+            self.calls.append(Collective(COLLECTIVES.get(name, name), axis, group.size(), nbytes, where))
         return result
 
 
@@ -116,7 +111,7 @@ def _group(args: Sequence[Any]) -> dist.ProcessGroup | None:
         if isinstance(arg, torch.ScriptObject):  # stands before the ReduceOp in every schema
             return dist.ProcessGroup.unbox(arg)
     names = [arg for arg in args if isinstance(arg, str)]
-    return dist.distributed_c10d._resolve_process_group(names[-1]) if names else None  # type: ignore[arg-type]
+    return group_of_name(names[-1]) if names else None
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -148,17 +143,13 @@ class RankBytes:
 def rank_bytes(parameters: Iterable[nn.Parameter], optimizer_state: Iterable[Tensor]) -> RankBytes:
     """Counted on the tensors themselves, real or fake; the gradients are those that the parameters hold."""
     parameters = list(parameters)
-    weights = [_local(p.detach()) for p in parameters]
-    gradients = [_local(p.grad) for p in parameters if p.grad is not None]
-    state = [_local(tensor) for tensor in optimizer_state]
-    storages = [tensor.untyped_storage() for tensor in (*weights, *gradients, *state)]
-    allocated = sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+    weights = [local(p.detach()) for p in parameters]
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    state = [local(tensor) for tensor in optimizer_state]
+    storages = {storage_id(tensor): tensor.untyped_storage() for tensor in (*weights, *gradients, *state)}
+    allocated = sum(storage.nbytes() for storage in storages.values())
     held = [sum(tensor.nbytes for tensor in tensors) for tensors in (weights, gradients, state)]
     return RankBytes(held[0], held[1], held[2], allocated - sum(held))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
@@ -170,12 +161,10 @@ def fake_world(size: int, rank: int) -> Iterator[FakeTensorMode]:
     """
     if dist.is_initialized():
         raise RuntimeError("this process is in a process group already; leave it before building a fake world")
-    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    dist.init_process_group("fake", rank=rank, world_size=size, store=fake_store())
     try:
         # Meta tensors that FSDP made come in as they are and leave as fake ones.
         yield FakeTensorMode(allow_non_fake_inputs=True)
     finally:
         dist.destroy_process_group()
-        # DTensor remembers shardings by mesh, and a later mesh of the same shape equals this one: it would be handed
-        # the fake one's process groups.
-        _clear_sharding_prop_cache()
+        clear_sharding_cache()  # a later mesh of the same shape would get the fake one's process groups

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from parallel.health.watch import BACKGROUND, PeerLost, Watch
+from parallel.torch_private import foreach_copy, process_groups, set_timeout
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ class World:
             flat = torch.cat([grad.reshape(-1) for grad in bucket])
             dist.all_reduce(flat)
             pieces = flat.split([grad.numel() for grad in bucket])
-            torch._foreach_copy_(bucket, [piece.view_as(grad) for piece, grad in zip(pieces, bucket, strict=True)])
+            foreach_copy(bucket, [piece.view_as(grad) for piece, grad in zip(pieces, bucket, strict=True)])
 
     def broadcast_module(self, module: nn.Module) -> None:
         """Give every rank rank 0's parameters and buffers where each holds all of them, whatever its own initialisation
@@ -117,8 +118,8 @@ class World:
         For groups that others make, such as the ones of a mesh: torch's own limit of 10 minutes would end the process
         before the watch can say why.
         """
-        for group in list(dist.distributed_c10d._world.pg_map):
-            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=PATIENCE * self.watch.timeout_s), group)
+        for group in process_groups():
+            set_timeout(group, timedelta(seconds=PATIENCE * self.watch.timeout_s))
 
     def close(self) -> None:
         """Leave the process group. Safe to call twice and after an error."""

@@ -141,3 +141,45 @@ def test_a_set_up_that_cannot_work_says_why_in_one_line(bare_checkout, script, t
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert not (bare_checkout / ".venv" / ".ready-toy").exists()
+
+
+# Modules that may use private names of other packages: torch's, DeepSpeed's and Transformer Engine's.
+SEAMS = {"parallel/torch_private.py", "parallel/offload.py", "trainer/model/experts/te/linear.py"}
+# Private names that the standard library documents, and one of `datasets`.
+DOCUMENTED = {"_exit", "_current_frames", "_replace", "_asdict", "_fields", "_indices"}
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """Private names that a file imports, reads from an object or passes to `getattr`; not dunder names."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {part for part in node.module.split(".") if part.startswith("_")}
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {part for alias in node.names for part in alias.name.split(".")}
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+            found |= {arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant)}
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+def own_private_names(tree: ast.AST) -> set[str]:
+    """Private names that a file defines: functions, classes, variables and attributes that are assigned."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return found
+
+
+def test_private_names_of_other_packages_are_used_behind_their_seams_only():
+    files = [file for package in ("trainer", "parallel", "launch") for file in (CHECKOUT / package).rglob("*.py")]
+    trees = {str(file.relative_to(CHECKOUT)): ast.parse(file.read_text()) for file in files}
+    own = DOCUMENTED.union(*map(own_private_names, trees.values()))
+    foreign = {name: private_names(tree) - own for name, tree in trees.items() if name not in SEAMS}
+    assert not {name: found for name, found in foreign.items() if found}
+    assert {"_foreach_copy_", "_cdata", "_world"} <= private_names(trees["parallel/torch_private.py"]) - own

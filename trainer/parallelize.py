@@ -8,7 +8,8 @@ import torch.distributed as dist
 from parallel.blocks import checkpoint_activations, compile_blocks
 from parallel.dispatch.all_gather import AllGatherDispatch
 from parallel.dispatch.all_to_all import AllToAllDispatch
-from parallel.dispatch.base import Dispatcher, LocalDispatch
+from parallel.dispatch.base import Dispatcher
+from parallel.dispatch.local import LocalDispatch
 from parallel.dispatch.payload import Cast, Payload
 from parallel.mesh import Meshes
 from parallel.sharding.fsdp import Policy, place_experts, shard_parameters

@@ -1,7 +1,7 @@
-"""The general expert parallelism: any router groups, any number of experts per token, any cut of the experts.
+"""General expert parallelism: any router groups, any number of experts per token, any cut of the experts.
 
-Each (token, slot) row is sent to the rank that holds its expert, so the numbers of rows have to be exchanged first and
-the host waits for them. Weights and expert ids travel with the rows: three collectives forward, two backward.
+Each (token, slot) row is sent to the rank that holds its expert, so the numbers of rows are exchanged first and the
+host waits for them. Weights and expert ids travel with the rows: three collectives forward, two backward.
 
 Legend: T tokens on this rank · K experts per token · R = T*K rows sent · Q rows received · E experts · H hidden size.
 """
@@ -15,43 +15,44 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.dispatch.base import RowOrder, RunExperts, sum_slots
-from parallel.dispatch.collectives import begin_all_to_all, carry, unpack
+from parallel.dispatch.collectives import start_all_to_all
+from parallel.dispatch.payload import Wire
 
 
 class AllToAllDispatch:
-    """Dispatcher for E experts cut into contiguous equal parts over the ranks of `group`; they may differ in T."""
+    """Dispatcher for E experts cut into contiguous equal parts over the ranks of `group`, whose T may differ."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
 
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: RunExperts) -> Tensor:
-        """As `Dispatcher`; `num_experts` must be a multiple of the group's size. Waits for the device once."""
+        """Implements `Dispatcher`; `num_experts` must be a multiple of the group's size. Waits for the device once."""
         per_rank = num_experts // self.group.size()
-        # Sorted by expert the rows are sorted by rank too.
+        # Rows sorted by expert are sorted by rank too.
         order = RowOrder(ids, num_experts)
         ends = order.offsets[per_rank - 1 :: per_rank]
         sent = ends.diff(prepend=ends.new_zeros(1))
-        received = begin_all_to_all(sent, self.group).wait()
+        received = start_all_to_all(sent, self.group).wait()
         rows = _Rows(self.group, *torch.stack([sent, received]).tolist())
         local_ids_R1 = (ids.flatten().index_select(0, order.slot_of_row) % per_rank).unsqueeze(1)
-        x_QH, weights_Q1, ids_Q1 = _Send.apply(x, weights, local_ids_R1, order, rows)
-        return _Return.apply(experts(x_QH, weights_Q1, RowOrder(ids_Q1, per_rank)), order, rows)
+        x_QH, weights_Q1, ids_Q1 = _SendRows.apply(x, weights, local_ids_R1, order, rows)
+        return _ReturnRows.apply(experts(x_QH, weights_Q1, RowOrder(ids_Q1, per_rank)), order, rows)
 
 
 class _Rows:
-    """How many rows go to and come from each rank."""
+    """Numbers of rows that go to and come from each rank, and the transfers in both directions."""
 
     def __init__(self, group: dist.ProcessGroup, sent: list[int], received: list[int]) -> None:
         self.group, self.sent, self.received = group, sent, received
 
-    def there(self, rows: Tensor) -> Tensor:
-        return begin_all_to_all(rows, self.group, self.sent, self.received).wait()
+    def to_experts(self, rows: Tensor) -> Tensor:
+        return start_all_to_all(rows, self.group, self.sent, self.received).wait()
 
-    def back(self, rows: Tensor) -> Tensor:
-        return begin_all_to_all(rows, self.group, self.received, self.sent).wait()
+    def from_experts(self, rows: Tensor) -> Tensor:
+        return start_all_to_all(rows, self.group, self.received, self.sent).wait()
 
 
-class _Send(torch.autograd.Function):
+class _SendRows(torch.autograd.Function):
     """x [T, H], weights [T, K] -> x [Q, H], weights [Q, 1], local expert ids [Q, 1] of the rows received."""
 
     @staticmethod
@@ -61,9 +62,9 @@ class _Send(torch.autograd.Function):
         ctx.order, ctx.rows = order, rows
         weights_R1 = weights.flatten().index_select(0, order.slot_of_row).unsqueeze(1)
         id_dtype = torch.int64 if x.dtype.itemsize == 8 else torch.int32
-        parts = [x.index_select(0, order.token_of_row), weights_R1, ids_R1.to(id_dtype)]
-        ctx.columns = [(part.shape[1], part.dtype) for part in parts]
-        x_QH, weights_Q1, ids_Q1 = unpack(rows.there(carry(parts, x.dtype)), ctx.columns)
+        wire = Wire()
+        message = wire.join(x.index_select(0, order.token_of_row), weights_R1, ids_R1.to(id_dtype))
+        x_QH, weights_Q1, ids_Q1 = wire.split(rows.to_experts(message))
         ids_Q1 = ids_Q1.to(torch.int64)
         ctx.mark_non_differentiable(ids_Q1)
         return x_QH, weights_Q1, ids_Q1
@@ -71,8 +72,8 @@ class _Send(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         dx_QH, d_weights_Q1, _ = grads
-        slots = ctx.order.row_of_slot
-        dx_RH, d_weights_R1 = unpack(ctx.rows.back(carry([dx_QH, d_weights_Q1], dx_QH.dtype)), ctx.columns[:2])
+        slots, wire = ctx.order.row_of_slot, Wire()
+        dx_RH, d_weights_R1 = wire.split(ctx.rows.from_experts(wire.join(dx_QH, d_weights_Q1)))
         return (
             sum_slots(dx_RH, slots),
             d_weights_R1.flatten().index_select(0, slots.flatten()).view_as(slots),
@@ -82,14 +83,14 @@ class _Send(torch.autograd.Function):
         )
 
 
-class _Return(torch.autograd.Function):
+class _ReturnRows(torch.autograd.Function):
     """Results of the rows received [Q, H] -> the sum of each token's slots [T, H]."""
 
     @staticmethod
     def forward(ctx: Any, y_QH: Tensor, order: RowOrder, rows: _Rows) -> Tensor:
         ctx.order, ctx.rows = order, rows
-        return sum_slots(rows.back(y_QH), order.row_of_slot)
+        return sum_slots(rows.from_experts(y_QH), order.row_of_slot)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.rows.there(grads[0].index_select(0, ctx.order.token_of_row)), None, None
+        return ctx.rows.to_experts(grads[0].index_select(0, ctx.order.token_of_row)), None, None

@@ -1,8 +1,7 @@
-"""Dispatchers bring tokens to experts and the experts' results back.
+"""Dispatchers bring tokens to experts and return the experts' results.
 
-A dispatcher is an object that a mixture-of-experts block owns; the block's mathematics does not know which one it has.
-`LocalDispatch` is the one for experts that are all on this rank; `parallel.dispatch.all_gather` and
-`parallel.dispatch.all_to_all` hold those for experts on several ranks.
+A dispatcher is an object that a mixture-of-experts block owns; the block's mathematics does not depend on which one it
+is. `local` is for experts that are all on this rank; `all_gather` and `all_to_all` are for experts on several ranks.
 
 Legend: T tokens on this rank · K experts per token · R = T*K rows · E experts · H hidden size.
 """
@@ -25,13 +24,16 @@ class _Sorted(NamedTuple):
 
 
 class RowOrder:
-    """How T*K (token, slot) pairs are laid out as rows sorted by expert; built on the device without a host sync, at
-    the first use: who pads the rows with kernels of his own needs only the ids.
+    """The layout of T*K (token, slot) pairs as rows sorted by expert, computed on the device without a host sync.
 
-    Attributes: ids [T, K], num_experts: what it is made of. slot_of_row [R] index into the flattened [T, K];
-    token_of_row [R]; row_of_slot [T, K], the inverse; offsets [E] int32, the end of each expert's rows; by_slot,
-    whether a token's rows have to be added in the order of its slots, even where another is faster. Rows of one expert
-    keep token order (the sort is stable).
+    It is computed at the first use, because back ends that pad the rows with their own kernels need only `ids`.
+
+    Attributes:
+        ids [T, K], num_experts: the arguments.
+        slot_of_row [R]: index of each row's slot in the flattened [T, K]. token_of_row [R]: its token.
+        row_of_slot [T, K]: the inverse. offsets [E] int32: the end of each expert's rows.
+        by_slot: True if a token's rows must be added in slot order even if another order is faster.
+    Rows of one expert keep token order (the sort is stable).
     """
 
     by_slot = False
@@ -43,7 +45,7 @@ class RowOrder:
 
     @property
     def _sorted(self) -> _Sorted:
-        # Not a cached_property: that of Python 3.11 holds a lock, which torch.compile cannot trace.
+        # Not a cached_property: in Python 3.11 it takes a lock, which torch.compile cannot trace.
         if self._built is None:
             ids = self.ids
             sorted_ids, slot_of_row = torch.sort(ids.flatten(), stable=True)
@@ -74,18 +76,17 @@ class RowOrder:
 
 
 def sum_slots(rows: Tensor, row_of_slot: Tensor) -> Tensor:
-    """Sum each token's K rows in slot order: [R, H], [T, K] -> [T, H]. A gather, so without atomics and bitwise
-    fixed."""
+    """Sum each token's K rows in slot order: [R, H], [T, K] -> [T, H]. A gather: no atomics, bitwise reproducible."""
     return F.embedding_bag(row_of_slot, rows, mode="sum")
 
 
 # (x [T, H], weights [T, K], order) -> [T, H]: the weighted sum over each token's rows. The experts own the gather and
-# the sum, so that a back end can do them where the rows are in cache and no [R, H] tensor need be kept.
+# the sum, so that a back end can do both while the rows are in cache and need not keep an [R, H] tensor.
 RunExperts = Callable[[Tensor, Tensor, RowOrder], Tensor]
 
 
 class Dispatcher(Protocol):
-    """What a mixture-of-experts block calls; it holds no parameters."""
+    """The interface that a mixture-of-experts block calls; it holds no parameters."""
 
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: RunExperts) -> Tensor:
         """Sum over each token's K experts of weight * expert(token).
@@ -96,10 +97,3 @@ class Dispatcher(Protocol):
         Returns: [T, H] in the dtype of x.
         """
         ...
-
-
-class LocalDispatch:
-    """All experts are here: only the order of the rows has to be found."""
-
-    def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: RunExperts) -> Tensor:
-        return experts(x, weights, RowOrder(ids, num_experts))

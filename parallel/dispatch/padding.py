@@ -1,7 +1,7 @@
-"""Rows sorted by expert, each expert's part padded to a multiple of what a quantised GEMM wants; static shapes.
+"""Rows sorted by expert, each expert's part padded to the multiple that a quantised GEMM needs; static shapes.
 
-How many rows an expert has is known on the device alone, so the padded rows are laid out inside a bound that follows
-from the shapes. What is not needed stands behind the last expert's rows, is zero, and belongs to nobody.
+The number of an expert's rows is known only on the device, so the padded rows are laid out within a bound that follows
+from the shapes. Unused rows come after the last expert's and are zero.
 
 Legend: T tokens · K experts per token · R = T*K rows · P padded rows · E experts · H hidden size.
 """
@@ -17,21 +17,21 @@ from parallel.dispatch.base import RowOrder, sum_slots
 
 
 def padded_rows(rows: int, experts: int, align: int) -> int:
-    """The most that `rows` rows and align - 1 rows of padding for each expert with a row can come to."""
+    """Upper bound of `rows` rows plus up to align - 1 rows of padding for each expert that has a row."""
     return max(align, align * ((rows + (align - 1) * min(experts, rows)) // align))
 
 
 class PaddedOrder:
-    """A `RowOrder` with room between the experts; built on the device without a host sync.
+    """A `RowOrder` with padding between the experts; computed on the device without a host sync.
 
-    Args: order: the rows without padding. align: what each expert's rows become a multiple of.
+    Args: order: the rows without padding. align: the number of each expert's rows becomes a multiple of it.
 
     Attributes:
         rows: P, a multiple of `align` that holds any routing of R rows over E experts; at least `align`.
         token_of_row [P], slot_of_row [P] (into the flattened [T, K]): int64, -1 in padding.
-        row_of_slot [T, K]: where each (token, slot) stands.
+        row_of_slot [T, K]: the row of each (token, slot).
         offsets [E] int32: the end of each expert's padded rows. An expert without rows has no padding either. Rows
-            from offsets[-1] on are padding that belongs to nobody.
+            from offsets[-1] on are padding of no expert.
     """
 
     def __init__(self, order: RowOrder, align: int) -> None:
@@ -42,7 +42,7 @@ class PaddedOrder:
         self.offsets = padded.cumsum(0, dtype=torch.int32)
         added = (self.offsets - padded) - (order.offsets - counts)  # how far each expert's first row has moved
         row = torch.arange(rows, device=counts.device)
-        self._row = row + added[torch.searchsorted(order.offsets, row, right=True)]  # [R]: where each row stands
+        self._row = row + added[torch.searchsorted(order.offsets, row, right=True)]  # [R]: the padded row of each row
         self._token, self._slot = order.token_of_row, order.slot_of_row
         self.token_of_row, self.slot_of_row = (
             row.new_full((self.rows,), -1).index_copy_(0, self._row, index) for index in (self._token, self._slot)
@@ -51,16 +51,16 @@ class PaddedOrder:
 
     def gather(self, x: Tensor) -> Tensor:
         """[T, H] -> [P, H], zeros in padding; differentiable: a token's gradient is the sum of its rows'."""
-        return _Gather.apply(x, self)
+        return _GatherTokens.apply(x, self)
 
     def gather_weights(self, weights: Tensor) -> Tensor:
         """[T, K] -> [P], zeros in padding; differentiable."""
         return _GatherWeights.apply(weights, self)
 
     def combine(self, rows: Tensor) -> Tensor:
-        """[P, H] -> [T, H], the sum of each token's rows in the order of its slots; differentiable, padding's gradient
-        is zero."""
-        return _Combine.apply(rows, self)
+        """[P, H] -> [T, H], the sum of each token's rows in slot order; differentiable, the gradient of padding is
+        zero."""
+        return _CombineRows.apply(rows, self)
 
     def _spread(self, values: Tensor, index: Tensor) -> Tensor:
         """values[index] at the rows, zeros in padding: [N, ...], [R] -> [P, ...]."""
@@ -68,7 +68,7 @@ class PaddedOrder:
         return out.index_copy_(0, self._row, values.index_select(0, index))
 
 
-class _Gather(torch.autograd.Function):
+class _GatherTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: PaddedOrder) -> Tensor:
         ctx.row_of_slot = order.row_of_slot
@@ -90,7 +90,7 @@ class _GatherWeights(torch.autograd.Function):
         return grads[0][ctx.row_of_slot], None
 
 
-class _Combine(torch.autograd.Function):
+class _CombineRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: PaddedOrder) -> Tensor:
         ctx.order = order

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _world
 
 from parallel.health.stall import Record, describe, stalling
+from parallel.torch_private import collectives_started, process_groups
 
 BEAT_S = 1.0
 LOOKS = 20  # how often a rank that does not move looks at the others within timeout_s
@@ -310,8 +310,8 @@ def _key(rank: int) -> str:
 def _collectives_begun() -> dict[str, int]:
     """How many collectives this process has begun in each of its groups; the host's count, whatever its device does."""
     return {
-        f"{'~' if group.group_desc == BACKGROUND else ''}{group.group_name}": group._get_sequence_number_for_group()  # type: ignore[attr-defined]  # missing from torch's stubs
-        for group in list(_world.pg_map)
+        f"{'~' if group.group_desc == BACKGROUND else ''}{group.group_name}": collectives_started(group)
+        for group in process_groups()
     }
 
 

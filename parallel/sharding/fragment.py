@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from parallel.torch_private import wrapper_tensor
+
 
 class Fragment(torch.Tensor):
     """Elements [start, start + len(part)) of a vector of `size` elements; `part` [n], possibly empty, is what this rank
@@ -22,7 +24,7 @@ class Fragment(torch.Tensor):
 
     @staticmethod
     def __new__(cls, part: Tensor, start: int, size: int) -> Fragment:
-        whole = torch.Tensor._make_wrapper_subclass(cls, (size,), dtype=part.dtype, device=part.device)
+        whole = wrapper_tensor(cls, (size,), like=part)
         whole.part, whole.start = part, start
         return whole
 

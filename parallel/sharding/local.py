@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from parallel.torch_private import local_region
 
 
 def local(weight: Tensor) -> Tensor:
@@ -16,5 +17,4 @@ def region(weight: Tensor) -> tuple[slice, ...]:
     """Where this rank's part lies in the whole tensor, one slice for each dimension."""
     if not isinstance(weight, DTensor):
         return tuple(slice(0, size) for size in weight.shape)
-    shape, offset = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)
-    return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+    return local_region(weight)

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from parallel.dispatch.collectives import begin_all_gather, begin_all_to_all, begin_reduce_scatter
+from parallel.dispatch.collectives import start_all_gather, start_all_to_all, start_reduce_scatter
 from parallel.simulate import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
 from parallel.world import start_world
 from tests.distributed.pool import on_ranks
@@ -99,9 +99,9 @@ def every_entry_point(rank: int | None = None) -> list[Collective]:
         with tensors, CollectiveLog([("a", mesh.get_group()), ("b", mesh.get_group())]) as log:
             x, whole = torch.zeros(6), torch.zeros(12)
             dist.all_gather([torch.zeros(6), torch.zeros(6)], x)
-            begin_all_gather(x, mesh.get_group()).wait()
-            begin_reduce_scatter(whole, mesh.get_group()).wait()
-            begin_all_to_all(whole, mesh.get_group()).wait()
+            start_all_gather(x, mesh.get_group()).wait()
+            start_reduce_scatter(whole, mesh.get_group()).wait()
+            start_all_to_all(whole, mesh.get_group()).wait()
             dist.broadcast(x, src=0)
             dist.all_reduce(x)
             functional.all_reduce(x, "sum", mesh.get_group()).sum()

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
+from parallel.torch_private import checkpoint_offset
 from trainer.checkpoint.store import CheckpointError
 from trainer.weights.hf_files import HuggingFaceError, StoredTensor
 from trainer.weights.hf_read import DTYPES, read_box
@@ -102,9 +103,8 @@ class StoredState:
                 tensor = torch.load(part, map_location="meta", weights_only=True)
             if not tensor.is_contiguous() or tuple(tensor.shape) != tuple(chunk.sizes):
                 raise CheckpointError(f"{file}: {name} is stored in a way that cannot be read in parts")
-            # No public interface tells this: `compare_one` is for a version of torch that means something else by it.
-            begin = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-            if not isinstance(begin, int):
+            begin = checkpoint_offset(tensor)  # `compare_one` detects a torch that means something else by it
+            if begin is None:
                 raise CheckpointError(
                     f"{file}: torch {torch.__version__} does not tell where {name} begins in it, so that no part of it "
                     "can be read; use torch 2.13"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from parallel.dispatch.base import Dispatcher, LocalDispatch
+from parallel.dispatch.base import Dispatcher
+from parallel.dispatch.local import LocalDispatch
 from trainer.config.model import ModelConfig
 from trainer.model.experts.module import Experts
 from trainer.model.router import Router, RouterStats

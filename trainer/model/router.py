@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.torch_private import assert_async
 from trainer.config.model import ModelConfig
 from trainer.kernels import on_triton
 from trainer.kernels.router import fused_routing
@@ -79,7 +80,7 @@ class Router(nn.Module):
         where one is no expert; on CUDA later than here, as nothing waits for it.
         """
         if ids is not None:
-            torch._assert_async(((ids >= 0) & (ids < len(self.weight))).all(), "expert_ids hold ids of no expert")
+            assert_async(((ids >= 0) & (ids < len(self.weight))).all(), "expert_ids hold ids of no expert")
         dtype = wide(x.dtype)
         z_TE = F.linear(x.to(dtype), self.weight.to(dtype))
         if ids is None and on_triton(z_TE):

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from parallel.offload import ZeroEngine
+from parallel.torch_private import foreach_copy
 from parallel.world import World
 from trainer.config.keys import OptimConfig
 from trainer.precision import wide
@@ -219,8 +220,8 @@ class _NarrowAdamW(torch.optim.AdamW):
                     eps=group["eps"],
                     maximize=False,
                 )
-                torch._foreach_copy_(means, wide_means)
-                torch._foreach_copy_(squares, wide_squares)
+                foreach_copy(means, wide_means)
+                foreach_copy(squares, wide_squares)
                 counts.update((leaf, step) for (leaf, _), step in zip(piece, steps, strict=True))
             for leaf, step in counts.items():
                 self.state[leaf]["step"].copy_(step)

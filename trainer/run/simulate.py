@@ -14,12 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from parallel.dispatch.base import RowOrder
 from parallel.layout import Layout
 from parallel.mesh import Meshes
 from parallel.simulate import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
+from parallel.torch_private import DataDependentOutputException, FakeTensorMode
 from parallel.world import World
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.dispatch.all_gather import AllGatherDispatch, _exact_terms
-from parallel.dispatch.collectives import carry, sum_in_order, unpack
-from parallel.dispatch.payload import Cast, Fp8, Payload
+from parallel.dispatch.collectives import sum_in_order
+from parallel.dispatch.payload import Cast, Fp8, Payload, Wire
 from parallel.groups import map_groups
 from tests.distributed.pool import on_ranks
 from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, dense_reference, joined, run_layer, tokens_of
@@ -20,9 +20,13 @@ from tests.trainer.model.tiny import relative
 def test_parts_laid_side_by_side_come_apart_bit_for_bit(lane):
     wide = torch.randn(5, 3)
     wide[0, 0], wide[1, 1] = float("nan"), -0.0
-    parts = [torch.randn(5, 8).to(lane if lane != torch.uint8 else torch.float32), wide, torch.arange(-5, 5).view(5, 2)]
-    parts[2] = parts[2].to(torch.int32)
-    found = unpack(carry(parts, lane), [(part.shape[1], part.dtype) for part in parts])
+    first = torch.randn(5, 8)
+    first = first.view(lane) if lane == torch.uint8 else first.to(lane)
+    parts = [first, wide, torch.arange(-5, 5, dtype=torch.int32).view(5, 2)]
+    wire = Wire()
+    message = wire.join(*parts)
+    assert message.dtype == lane
+    found = wire.split(message)
     for part, back in zip(parts, found, strict=True):
         assert back.dtype == part.dtype
         assert torch.equal(back.contiguous().view(torch.uint8), part.contiguous().view(torch.uint8))

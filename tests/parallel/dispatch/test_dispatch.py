@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.dispatch.all_gather import AllGatherDispatch
-from parallel.dispatch.base import LocalDispatch, RowOrder
+from parallel.dispatch.base import RowOrder
+from parallel.dispatch.local import LocalDispatch
 from parallel.groups import Placement
 from tests.distributed.pool import on_ranks
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.dispatch.all_gather import AllGatherDispatch
-from parallel.dispatch.base import LocalDispatch
+from parallel.dispatch.local import LocalDispatch
 from parallel.dispatch.payload import Fp8
 from parallel.groups import Placement, map_groups
 from tests.distributed.pool import on_ranks

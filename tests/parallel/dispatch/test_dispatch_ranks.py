@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from parallel.dispatch.all_gather import AllGatherDispatch
 from parallel.dispatch.all_to_all import AllToAllDispatch
-from parallel.dispatch.base import Dispatcher, LocalDispatch, RowOrder
+from parallel.dispatch.base import Dispatcher, RowOrder
+from parallel.dispatch.local import LocalDispatch
 from parallel.groups import Placement, map_groups
 from parallel.simulate import CollectiveLog
 from tests.distributed.pool import on_ranks

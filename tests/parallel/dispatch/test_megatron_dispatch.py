@@ -15,7 +15,8 @@ from torch import Tensor
 
 from parallel.dispatch.all_gather import AllGatherDispatch
 from parallel.dispatch.all_to_all import AllToAllDispatch
-from parallel.dispatch.base import Dispatcher, LocalDispatch
+from parallel.dispatch.base import Dispatcher
+from parallel.dispatch.local import LocalDispatch
 from parallel.groups import map_groups
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.dispatch.all_gather import AllGatherDispatch
-from parallel.dispatch.base import LocalDispatch, RowOrder
+from parallel.dispatch.base import RowOrder
+from parallel.dispatch.local import LocalDispatch
 from parallel.dispatch.payload import Cast, Fp8, Payload
 from parallel.fp8 import fake_quantize
 from parallel.groups import Placement, map_groups

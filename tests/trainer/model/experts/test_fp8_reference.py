@@ -9,7 +9,8 @@ from torch import Tensor
 
 from parallel.dispatch.all_gather import AllGatherDispatch
 from parallel.dispatch.all_to_all import AllToAllDispatch
-from parallel.dispatch.base import Dispatcher, LocalDispatch, RowOrder
+from parallel.dispatch.base import Dispatcher, RowOrder
+from parallel.dispatch.local import LocalDispatch
 from parallel.groups import Placement, map_groups
 from tests.distributed.pool import on_ranks
 from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, joined, run_layer

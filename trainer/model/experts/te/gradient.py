@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from parallel.torch_private import has_gradient_hooks, view_base
+
 
 class WeightGradient:
     """Where the gradient of `weight` [E, ...] goes, for one forward pass and its backward pass.
@@ -103,7 +105,7 @@ class _Matrices(torch.autograd.Function):
 
 def together(parts: Sequence[Tensor]) -> Tensor:
     """Tensors of one shape as one [E, ...]: the one that they are the rows of, or a copy."""
-    whole, first = parts[0]._base, parts[0]
+    whole, first = view_base(parts[0]), parts[0]
     if whole is None or whole.shape != (len(parts), *first.shape) or not whole.is_contiguous():
         return torch.stack(tuple(parts))
     size = first.numel() * first.element_size()
@@ -118,7 +120,7 @@ def gradient_to_add_to(weight: Tensor) -> Tensor | None:
     one. None, too, where somebody registered a hook on the parameter (DeepSpeed does).
     """
     parameter = _parameter(weight)
-    if parameter is None or parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+    if parameter is None or has_gradient_hooks(parameter):
         return None
     grad = _gradient(parameter)
     alike = grad is not None and grad.dtype == torch.float32 and grad.shape == weight.shape and grad.is_contiguous()

@@ -1,0 +1,174 @@
+"""Every private name of torch that Octavo uses, in one place; last checked with torch 2.13.0.
+
+Private names may change with any version of torch, so each function says why no public one does. Each has a canary in
+tests/parallel/test_torch_private.py that fails where torch has changed it; a test of the tree keeps others out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# FakeTensorMode gives tensors sizes, strides and storages without memory, and raises DataDependentOutputException where
+# a value would be needed. TorchDispatchMode sees every operator. torch documents both but exports them nowhere else.
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "COLLECTIVES",
+    "MATMULS",
+    "DataDependentOutputException",
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "assert_async",
+    "checkpoint_offset",
+    "clear_sharding_cache",
+    "collectives_started",
+    "fake_store",
+    "flatten_mesh",
+    "foreach_copy",
+    "group_of_name",
+    "has_gradient_hooks",
+    "in_backward",
+    "local_region",
+    "process_groups",
+    "set_timeout",
+    "storage_id",
+    "view_base",
+    "wrapper_tensor",
+]
+
+# Operators of matrix products and attention, as the dispatcher sees them. Selective recomputation keeps their results;
+# attention has a public function only, which chooses one of these.
+MATMULS = frozenset(
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "mm", "addmm", "bmm", "_grouped_mm",
+        "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+    )
+)  # fmt: skip
+
+# The kind of collective behind each operator of the namespaces c10d and _c10d_functional. The public functions, FSDP
+# and DTensor issue different operators for the same collective.
+COLLECTIVES = {
+    "_allgather_base_": "all_gather", "allgather_": "all_gather", "allgather_coalesced_": "all_gather",
+    "allgather_into_tensor_coalesced_": "all_gather", "all_gather_into_tensor": "all_gather",
+    "all_gather_into_tensor_out": "all_gather", "all_gather_into_tensor_coalesced": "all_gather",
+    "_reduce_scatter_base_": "reduce_scatter", "reduce_scatter_": "reduce_scatter",
+    "reduce_scatter_tensor_coalesced_": "reduce_scatter", "reduce_scatter_tensor": "reduce_scatter",
+    "reduce_scatter_tensor_out": "reduce_scatter", "reduce_scatter_tensor_coalesced": "reduce_scatter",
+    "allreduce_": "all_reduce", "allreduce_coalesced_": "all_reduce", "all_reduce": "all_reduce",
+    "all_reduce_": "all_reduce", "all_reduce_coalesced": "all_reduce", "all_reduce_coalesced_": "all_reduce",
+    "alltoall_base_": "all_to_all", "alltoall_": "all_to_all", "all_to_all_single": "all_to_all",
+}  # fmt: skip
+
+
+# ---- operators and autograd
+
+
+def foreach_copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target, in place. No public function copies a list in one kernel."""
+    torch._foreach_copy_(list(targets), list(sources))
+
+
+def assert_async(condition: Tensor, message: str) -> None:
+    """Fail with `message` unless the one-element `condition` is true; on a GPU without waiting for it, at a later
+    synchronisation. Public assertions read the value on the host."""
+    torch._assert_async(condition, message)
+
+
+def in_backward() -> bool:
+    """True while autograd runs a backward pass in this thread, its final hooks included."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def has_gradient_hooks(parameter: Tensor) -> bool:
+    """True if a hook is registered on the gradient of `parameter`. Hooks can be registered but not listed publicly."""
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+# ---- tensors and storages
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Identifies the storage of `tensor`; `data_ptr()` does not, as it is 0 for meta and fake tensors."""
+    return tensor.untyped_storage()._cdata
+
+
+def view_base(tensor: Tensor) -> Tensor | None:
+    """The tensor that `tensor` is a view of, None if it is not a view."""
+    return tensor._base
+
+
+def wrapper_tensor(cls: type[Tensor], size: Sequence[int], like: Tensor) -> Any:
+    """An instance of the subclass `cls` with the shape `size` and no storage, in the dtype and on the device of `like`.
+    torch documents this way to make tensor subclasses, under this name only."""
+    return torch.Tensor._make_wrapper_subclass(cls, tuple(size), dtype=like.dtype, device=like.device)
+
+
+def checkpoint_offset(tensor: Tensor) -> int | None:
+    """Byte at which the storage of `tensor` starts in the file that torch.load read it from on the meta device; None
+    where torch does not record it. Without it a part of a tensor cannot be read."""
+    start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    return start if isinstance(start, int) else None
+
+
+# ---- process groups, meshes and sharding
+
+
+def process_groups() -> list[dist.ProcessGroup]:
+    """All process groups of this process, those that a mesh or a library made included; they are not listed
+    publicly."""
+    return list(dist.distributed_c10d._world.pg_map)
+
+
+def collectives_started(group: dist.ProcessGroup) -> int:
+    """Number of collectives that this process has started in `group`, as the host counts them."""
+    return group._get_sequence_number_for_group()  # type: ignore[attr-defined]  # missing from torch's stubs
+
+
+def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
+    """Change how long collectives of `group` may take. Publicly a timeout is set only where a group is made."""
+    dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def group_of_name(name: str) -> dist.ProcessGroup:
+    """The process group that functional collectives refer to as `name`."""
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+
+
+def flatten_mesh(mesh: DeviceMesh, name: str) -> DeviceMesh:
+    """All dimensions of `mesh` as one, whose group holds all its ranks."""
+    return mesh._flatten(name)
+
+
+def local_region(weight: DTensor) -> tuple[slice, ...]:
+    """The part of the whole tensor that this rank holds, one slice a dimension. Publicly a DTensor gives its local
+    tensor, but not where that is."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)
+    return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+
+
+def fake_store() -> dist.Store:
+    """A store for `init_process_group("fake")`, whose collectives do nothing. It comes with torch's own tests."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    return FakeStore()
+
+
+def clear_sharding_cache() -> None:
+    """Forget the shardings that DTensor remembers by mesh. A later mesh of the same shape equals an earlier one, and
+    would get that one's process groups."""
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()

@@ -1,0 +1,167 @@
+"""A canary for each private name of torch that Octavo uses: it fails where a version of torch has changed the name."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from parallel import torch_private as private
+from parallel.dispatch.collectives import start_all_gather, start_all_to_all, start_reduce_scatter
+from tests.distributed.pool import on_ranks
+
+
+class Operators(private.TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_matrix_products_and_attention_are_the_known_operators():
+    q = torch.randn(1, 2, 4, 8)
+    rows, weight = torch.randn(16, 8), torch.randn(8, 8)
+    for compute in (
+        lambda: F.scaled_dot_product_attention(q, q, q, is_causal=True),
+        lambda: rows @ weight,
+        lambda: torch.addmm(rows, rows, weight),
+        lambda: torch.bmm(q[0], q[0].transpose(1, 2)),
+    ):
+        with Operators() as operators:
+            compute()
+        assert private.MATMULS & set(operators.seen), operators.seen
+    assert torch.ops.aten._grouped_mm.default in private.MATMULS
+
+
+def test_a_list_is_copied_in_place():
+    targets = [torch.zeros(3), torch.zeros(2, 2)]
+    private.foreach_copy(targets, [torch.ones(3), torch.ones(2, 2)])
+    assert all(bool((target == 1).all()) for target in targets)
+
+
+def test_a_false_condition_fails_with_its_message():
+    private.assert_async(torch.tensor(True), "fine")
+    with pytest.raises(RuntimeError, match="out of order"):
+        private.assert_async(torch.tensor(False), "out of order")
+
+
+def test_autograd_is_seen_while_it_runs():
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda grad: seen.append(private.in_backward()))
+    assert not private.in_backward()
+    y.sum().backward()
+    assert seen == [True]
+    assert not private.in_backward()
+
+
+def test_hooks_on_gradients_are_seen():
+    plain, hooked, late = (torch.ones(2, requires_grad=True) for _ in range(3))
+    hooked.register_hook(lambda grad: grad)
+    late.register_post_accumulate_grad_hook(lambda parameter: None)
+    assert [private.has_gradient_hooks(p) for p in (plain, hooked, late)] == [False, True, True]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_views_share_their_storage_and_their_base(device):
+    whole, other = torch.zeros(4, 3, device=device), torch.zeros(4, 3, device=device)
+    assert private.storage_id(whole[1]) == private.storage_id(whole)
+    assert private.storage_id(other) != private.storage_id(whole)
+    assert private.view_base(whole[1]) is whole
+    assert private.view_base(whole) is None
+
+
+def test_fake_tensors_have_no_values():
+    with private.FakeTensorMode():
+        x = torch.ones(3)
+        with pytest.raises(private.DataDependentOutputException):
+            x.sum().item()
+    assert x.untyped_storage().nbytes() == 12
+
+
+def test_a_wrapper_has_a_shape_and_no_storage_of_its_own():
+    class Wrapper(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            raise NotImplementedError
+
+    made = private.wrapper_tensor(Wrapper, (7, 2), torch.zeros(1, dtype=torch.float64))
+    assert isinstance(made, Wrapper)
+    assert (tuple(made.shape), made.dtype) == ((7, 2), torch.float64)
+
+
+def test_a_stored_tensor_is_at_its_offset_in_the_file(tmp_path: Path):
+    stored = {"a": torch.arange(5.0), "b": torch.arange(100, 107)}
+    torch.save(stored, tmp_path / "file")
+    content = (tmp_path / "file").read_bytes()
+    for name, tensor in torch.load(tmp_path / "file", map_location="meta").items():
+        start = private.checkpoint_offset(tensor)
+        assert start is not None
+        assert content[start:][: tensor.nbytes] == stored[name].numpy().tobytes()
+    assert private.checkpoint_offset(torch.zeros(2)) is None
+
+
+def groups_on_rank() -> None:
+    rank, default = dist.get_rank(), dist.group.WORLD
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
+    inner = mesh.get_group("inner")
+    groups = private.process_groups()
+    assert default in groups
+    assert inner in groups
+    assert private.group_of_name(inner.group_name) is inner
+
+    before = private.collectives_started(inner)
+    dist.all_reduce(torch.ones(1), group=inner)
+    assert private.collectives_started(inner) == before + 1
+
+    private.set_timeout(inner, timedelta(seconds=77))
+    assert inner._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=77)
+
+    flat = private.flatten_mesh(mesh["outer", "inner"], "all")
+    assert flat.get_group().size() == 4
+
+    part = DTensor.from_local(torch.zeros(3, 2), mesh["inner"], [Shard(0)], run_check=False)
+    first = 3 * (rank % 2)
+    assert private.local_region(part) == (slice(first, first + 3), slice(0, 2))
+    private.clear_sharding_cache()
+
+
+def test_process_groups_and_meshes():
+    on_ranks(4, groups_on_rank, init=True)
+
+
+def test_a_fake_group_does_nothing():
+    dist.init_process_group("fake", rank=3, world_size=8, store=private.fake_store())
+    try:
+        x = torch.ones(2)
+        dist.all_reduce(x)
+        assert (x.tolist(), dist.get_world_size()) == ([1.0, 1.0], 8)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_collectives_are_the_known_operators():
+    dist.init_process_group("fake", rank=0, world_size=2, store=private.fake_store())
+    try:
+        for kind, issue in {
+            "all_reduce": lambda: dist.all_reduce(torch.ones(2)),
+            "all_gather": lambda: start_all_gather(torch.ones(2), dist.group.WORLD),
+            "reduce_scatter": lambda: start_reduce_scatter(torch.ones(4), dist.group.WORLD),
+            "all_to_all": lambda: start_all_to_all(torch.ones(4), dist.group.WORLD),
+        }.items():
+            with Operators() as operators:
+                issue()
+            found = [func for func in operators.seen if func.namespace == "c10d"]
+            assert [private.COLLECTIVES.get(func.overloadpacket.__name__) for func in found] == [kind], found
+    finally:
+        dist.destroy_process_group()
