@@ -1,6 +1,6 @@
 # make toy     set up, then train the tiny model        make toy ARGS="train.steps=50"
 # make test    set up, then run the tests, two files at a time   make test ARGS="-m 'not slow'"
-# make lint    ruff, mypy, hadolint
+# make lint    ruff, mypy, hadolint, and the words of docs/words.md
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
 #              bench-data: starting on six trillion tokens and reading packs of them, against Megatron-core
@@ -36,6 +36,7 @@ lint: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 lint: $(DEV)
 	ruff check .
 	$(PY) -m mypy
+	$(PY) .ci/words.py
 	hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 
 bench: bench-step bench-moe bench-upcycle bench-data
