@@ -91,6 +91,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def max_tensor(self, tensor: Tensor) -> Tensor:
+        """`tensor` replaced in place by the largest values of all ranks, element by element, on its device."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum (never average: the loss is already divided by the global token count) every gradient over all ranks.
 

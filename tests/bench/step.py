@@ -36,7 +36,8 @@ import torch
 from trainer.config.model import ModelConfig
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
-from trainer.objectives.next_token import loss_terms
+from trainer.objectives.base import GlobalBatch
+from trainer.objectives.next_token import NextToken
 from trainer.run.host_memory import prepare_host_memory
 
 Step = Callable[[], object]
@@ -92,11 +93,11 @@ def octavo_step(shape: Shape) -> Step:
     positions = torch.arange(shape.seq_len).repeat(shape.batch, 1)
     count = int((labels >= 0).sum())
     batch = Batch(ids, labels, positions, rows, count, list(range(shape.batch)))
-    optimizer = optimizer_of(model)
+    optimizer, objective = optimizer_of(model), NextToken(chunk=512)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss_terms(model, batch, token_count=count, micro_batches=1, chunk=512).total.backward()
+        objective(model, batch, GlobalBatch(units=count)).total.backward()
         optimizer.step()
 
     return step

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.bench.gpu import end_to_end
+from tests.trainer.model.tiny import summed_loss
 from trainer.config.compose import compose
 from trainer.config.keys import Config
 from trainer.model.decoder import Decoder
@@ -55,7 +56,7 @@ def test_what_a_micro_batch_keeps_is_what_autograd_saves(layers, seq_len, width)
 
     ids = torch.randint(0, 512, (cfg.train.micro_batch, seq_len))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        held = model(ids, labels=ids)  # noqa: F841  (its graph keeps what was saved)
+        held = summed_loss(model, ids, ids)  # noqa: F841  (its graph keeps what was saved)
     expected = end_to_end.memory(cfg)
     assert sum(kept.values()) == pytest.approx(expected["bf16 weights"] + expected["activations"], rel=0.04)
 

@@ -32,6 +32,7 @@ from trainer.config.model import ModelConfig
 from trainer.data import Data, build_data
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.model.decoder import Decoder
+from trainer.objectives.next_token import chunked_cross_entropy
 from trainer.run.loop import train
 from trainer.weights.export import export
 from trainer.weights.hf_files import open_directory
@@ -189,7 +190,7 @@ class Study:
                 lambda router, arguments, routed: found.append(routed[1].topk(2).values.sum(-1).mean())
             )
         batch = next(self.data.eval_batches(self.data.sources[-1], 1, self.cfg.train.micro_batch))
-        model.features(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
         return round(float(torch.stack(found).mean()), 3)
 
     # ---- what is done to it
@@ -293,10 +294,9 @@ def look(model: Decoder, data: Data, cfg: Config) -> dict[str, Any]:
     for source in data.sources:
         nats, tokens = 0.0, 0
         for batch in data.eval_batches(source, 8, cfg.train.micro_batch):
-            loss, stats = model(
-                batch.input_ids, batch.position_ids, batch.cu_seqlens, labels=batch.labels, loss_chunk=512
-            )
-            nats, tokens = nats + float(loss), tokens + batch.num_tokens
+            hidden, stats = model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+            nats += float(chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, batch.labels.flatten(), 512))
+            tokens += batch.num_tokens
             counts += stats.counts
         heldout[source] = round(nats / tokens, 4)
     share = counts / counts.mean(1, keepdim=True)

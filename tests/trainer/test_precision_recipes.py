@@ -24,6 +24,7 @@ from trainer.data import build_data
 from trainer.model.decoder import Decoder
 from trainer.model.experts import fp8_reference
 from trainer.model.experts.fp8_reference import Fp8Reference, square
+from trainer.objectives.next_token import NextToken
 from trainer.optim.native import Engine, build_engine
 from trainer.parallelize import build_meshes
 from trainer.precision import DTYPES, narrow_moments, why_not
@@ -85,7 +86,7 @@ def built(cfg: Config) -> tuple[Decoder, Engine]:
 
 def forward_and_backward(model: Decoder, engine: Engine, cfg: Config) -> None:
     batch = build_data(cfg.data, seed=0, vocab_size=56).train_batch(0, 1)
-    accumulate_gradients(model, engine, [batch], 16, cfg, World(), step=1)
+    accumulate_gradients(model, engine, NextToken(cfg.train.loss_chunk), [batch], 16, World(), step=1)
 
 
 @pytest.fixture(scope="module", params=RUNS_HERE)
@@ -158,7 +159,7 @@ def traffic(name: str, changes: dict[str, str]) -> tuple[dict[str, int], dict[st
     engine.prepare()
     batch = build_data(cfg.data, seed=0, vocab_size=56).train_batch(world.rank, 1)
     with CollectiveLog([("ep", meshes.ep_group), ("dense", meshes.dense.get_group())]) as log:
-        accumulate_gradients(model, engine, [batch], 32, cfg, world, step=1)
+        accumulate_gradients(model, engine, NextToken(cfg.train.loss_chunk), [batch], 32, world, step=1)
     found = ({}, {})
     for call in log.calls:
         if call.axis in ("ep", "dense"):
@@ -279,7 +280,7 @@ def test_a_step_that_fails_holds_no_weights():
     batch = build_data(cfg.data, seed=0, vocab_size=56).train_batch(0, 1)
     broken = replace(batch, input_ids=batch.input_ids + 1000)
     with pytest.raises(IndexError):
-        accumulate_gradients(model, engine, [batch, broken], 32, cfg, World(), step=1)
+        accumulate_gradients(model, engine, NextToken(chunk=32), [batch, broken], 32, World(), step=1)
     backend = model.blocks[0].moe.experts.backend
     assert (backend._hold, backend._held) == (False, None)
 

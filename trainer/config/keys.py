@@ -119,6 +119,8 @@ class OptimConfig:
 class TrainConfig:
     steps: int = free(1000)
     seed: int = 0
+    objective: Literal["next_token", "contrastive"] = "next_token"  # what is minimised
+    contrastive_temperature: float = 0.07  # contrastive: cosine similarities are divided by it
     resume: Literal["auto", "never"] = free("auto")
     log_every: int = free(10)  # steps between two reads of the metrics from the device
     global_batch: int = 8  # sequences of one optimizer step, over all ranks
@@ -171,6 +173,8 @@ BEFORE: dict[str, Any] = {
     "data.phases": {},
     "data.prefixes": {},
     "data.build": "none",
+    "train.objective": "next_token",
+    "train.contrastive_temperature": 0.07,
 }
 
 

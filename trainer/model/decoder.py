@@ -8,7 +8,7 @@ Legend: B sequences · S tokens of each · T = B*S · H hidden size · V vocabul
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from trainer.model.initial import fope_matrix, seeded_normal
 from trainer.model.moe import MoE
 from trainer.model.rotary import Rotary
 from trainer.model.router import RouterStats
-from trainer.objectives.next_token import chunked_cross_entropy
 from trainer.precision import rms_norm, wide
 
 
@@ -43,6 +42,13 @@ class Block(nn.Module):
         x = x + self.attention(rms_norm(x, self.attention_norm, self.eps), cos, sin, docs)
         y, stats = self.moe(rms_norm(x, self.moe_norm, self.eps), expert_ids)
         return x + y, stats
+
+
+class Output(NamedTuple):
+    """hidden: [B, S, H] after the final norm, in the compute dtype. routing: statistics of all layers' routers."""
+
+    hidden: Tensor
+    routing: RouterStats
 
 
 class Decoder(nn.Module):
@@ -70,70 +76,50 @@ class Decoder(nn.Module):
     def blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.layers))
 
-    def features(
+    def forward(
         self,
-        input_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        ids: Tensor | None = None,
+        positions: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         *,
         embeds: Tensor | None = None,
         expert_ids: Tensor | None = None,
-    ) -> tuple[Tensor, RouterStats]:
-        """Hidden states after the final norm, and the routers' statistics.
+    ) -> Output:
+        """Hidden states and router statistics; `logits` and the objectives continue from there.
 
         Args:
-            input_ids: [B, S] int64; or embeds: [B, S, H] ready embeddings (images, signals) in its place.
-            position_ids: [B, S] int64; default 0..S-1 in each row.
+            ids: [B, S] int64; or embeds: [B, S, H] ready embeddings (images, signals) in its place.
+            positions: [B, S] int64; default 0..S-1 in each row.
             cu_seqlens: [documents + 1] int32 on the CPU, bounds of the documents in the flattened B*S tokens; default:
                 each row is one document.
             expert_ids: [L, B*S, K] int64, replayed from a rollout; default: the routers select.
-        Returns: [B, S, H] in the compute dtype; statistics with a leading layer dimension.
-        Raises: ValueError unless exactly one of input_ids and embeds is given, or for impossible cu_seqlens.
+        Raises: ValueError unless exactly one of ids and embeds is given, or for impossible cu_seqlens.
         """
-        if input_ids is not None and embeds is None:
-            x = F.embedding(input_ids, self.embed)
-        elif embeds is not None and input_ids is None:
+        if ids is not None and embeds is None:
+            x = F.embedding(ids, self.embed)
+        elif embeds is not None and ids is None:
             x = embeds
         else:
-            raise ValueError("give either input_ids [B, S] or embeds [B, S, H]")
+            raise ValueError("give either ids [B, S] or embeds [B, S, H]")
         batch, seq_len, _ = x.shape
         x = x.to(self.compute_dtype or self.embed.dtype).flatten(0, 1)
-        if position_ids is None:
-            position_ids = torch.arange(seq_len, device=x.device).expand(batch, -1)
+        if positions is None:
+            positions = torch.arange(seq_len, device=x.device).expand(batch, -1)
         if cu_seqlens is None:
             docs = Documents.rows(batch, seq_len, x.device)
         else:
             docs = Documents.from_cu_seqlens(cu_seqlens, batch * seq_len, x.device)
-        cos, sin = self.rotary(position_ids.flatten(), x.dtype)
+        cos, sin = self.rotary(positions.flatten(), x.dtype)
         stats = []
         for number, layer in enumerate(self.layers):
             x, of_layer = layer(x, cos, sin, docs, None if expert_ids is None else expert_ids[number])
             stats.append(of_layer)
-        x = rms_norm(x, self.norm, self.cfg.norm_eps)
-        return x.view(batch, seq_len, -1), RouterStats.stack(stats)
+        # Reshaped before the norm: FSDP hooks the tensors that this returns, and a view could lose its hook.
+        hidden = rms_norm(x.view(batch, seq_len, -1), self.norm, self.cfg.norm_eps)
+        return Output(hidden, RouterStats.stack(stats))
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        *,
-        embeds: Tensor | None = None,
-        expert_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        loss_chunk: int = 512,
-        at: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, RouterStats]:
-        """Logits [B, S, V] in fp32, or, with `at` [N] (places in the flattened B*S tokens), those [N, V] alone; or,
-        with labels [B, S], the cross-entropy SUMMED over them (0-dim fp32) and the routers' statistics, with the logits
-        of only `loss_chunk` tokens in memory at a time. Other arguments as in `features`; labels of
-        `trainer.data.IGNORE` do not count.
-        """
-        hidden, stats = self.features(input_ids, position_ids, cu_seqlens, embeds=embeds, expert_ids=expert_ids)
-        if labels is not None:
-            return chunked_cross_entropy(hidden.flatten(0, 1), self.lm_head, labels.flatten(), loss_chunk), stats
-        if at is not None:
-            hidden = hidden.flatten(0, 1)[at]
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [..., H] of `forward` -> [..., V] in fp32 (fp64 for fp64)."""
         dtype = wide(hidden.dtype)
         return F.linear(hidden.to(dtype), self.lm_head.to(dtype))
 

@@ -1,24 +1,54 @@
-"""The training loss: chunked cross-entropy with an fp32 head, and the routers' balance and z losses.
+"""Next-token prediction: chunked cross-entropy under an fp32 head.
 
-Legend: N tokens · H hidden size · V vocabulary · L layers · E experts · G router groups · n = E/G.
+Legend: B sequences · S tokens of each · N tokens · H hidden size · V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.data import Data
 from trainer.data.batch import IGNORE, Batch
+from trainer.model.decoder import Decoder
+from trainer.objectives.base import GlobalBatch, Scalar, Scalars
+from trainer.objectives.router import router_scalars
 from trainer.precision import wide
 
-if TYPE_CHECKING:
-    from trainer.config.model import ModelConfig
-    from trainer.model.decoder import Decoder
-    from trainer.model.router import RouterStats
+
+class NextToken:
+    """`loss` is in nats per supervised token of the step.
+
+    chunk: tokens whose logits exist at one time.
+    """
+
+    unused: tuple[str, ...] = ()
+
+    def __init__(self, chunk: int) -> None:
+        self.chunk = chunk
+
+    def count(self, batch: Batch) -> int:
+        return batch.num_tokens
+
+    def __call__(self, model: Decoder, batch: Batch, whole: GlobalBatch) -> Scalars:
+        hidden, routing = model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        nats = self._nats(model, hidden, batch)
+        return Scalars(loss=Scalar(nats, whole.units, loss=True), **router_scalars(routing, model.cfg, whole))
+
+    def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
+        hidden, _ = model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        return Scalars(heldout=Scalar(self._nats(model, hidden, batch), batch.num_tokens))
+
+    def baselines(self, data: Data) -> dict[str, Any]:
+        """Nats of the unigram of the training mixture, by source, and of the uniform distribution."""
+        unigram = {source: data.unigram_nats(source) for source in data.sources}
+        return {"unigram": unigram, "uniform": math.log(data.vocab_size)}
+
+    def _nats(self, model: Decoder, hidden: Tensor, batch: Batch) -> Tensor:
+        return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, batch.labels.flatten(), self.chunk)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -66,78 +96,3 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk:
     Returns: 0-dim, fp32 (fp64 for fp64 inputs); head and softmax are computed in that dtype.
     """
     return _ChunkedCrossEntropy.apply(hidden, weight, labels, chunk, torch.is_grad_enabled())
-
-
-def balance_loss(stats: RouterStats, cfg: ModelConfig, tokens: int) -> Tensor:
-    """Load-balance loss summed over layers; `cfg.balance_coef` a layer at perfect balance.
-
-    For group g of n experts: n * sum_e f_e P_e, with f_e the share of the group's selections that went to e (no
-    gradient) and P_e the mean over tokens of e's probability within its group; mean over groups. balance=global takes
-    all experts as one group: E * sum_e f_e P_e, the form of the reference engine.
-
-    Args:
-        stats: of all layers; `counts` [L, E] over the global micro-batch, `probabilities` [L, E] over this
-            rank's tokens.
-        tokens: of the global micro-batch.
-    Returns: 0-dim; summed over ranks it is the loss of the global micro-batch.
-    """
-    groups = cfg.router_groups if cfg.balance == "group" else 1
-    counts_LGn = stats.counts.unflatten(-1, (groups, -1))
-    # Replayed ids may leave a group without a single pick; it then has no share to balance.
-    share_LGn = counts_LGn / counts_LGn.sum(-1, keepdim=True).clamp_min(1.0)
-    mean_LGn = stats.probabilities.unflatten(-1, (groups, -1)) / tokens
-    per_group = cfg.num_experts // groups
-    return cfg.balance_coef * per_group * (share_LGn * mean_LGn).sum(-1).mean(-1).sum()
-
-
-@dataclass
-class LossTerms:
-    """Scalars of one micro-batch, each to be summed over a step's micro-batches and ranks.
-
-    cross_entropy: nats per supervised token of the step. balance, z: with their coefficients. total: their sum, what
-    backward is called on. max_load: largest number of tokens of an expert over the mean of its layer, no gradient (a
-    maximum over ranks and a mean over micro-batches are meaningful).
-    """
-
-    cross_entropy: Tensor
-    balance: Tensor
-    z: Tensor
-    max_load: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.cross_entropy + self.balance + self.z
-
-
-def loss_terms(
-    model: Decoder,
-    batch: Batch,
-    *,
-    token_count: int | float | Tensor,
-    micro_batches: int,
-    chunk: int,
-    ranks: int = 1,
-    sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
-) -> LossTerms:
-    """One micro-batch through the model.
-
-    Args:
-        token_count: supervised tokens of the whole step, over all micro-batches and ranks.
-        micro_batches: of the step on one rank; the router losses are means over them.
-        chunk: tokens whose logits exist at one time.
-        ranks: that each hold a micro-batch of this size; sum_over_ranks: adds up the selection counts [L, E] over them.
-    """
-    cross_entropy, stats = model(
-        batch.input_ids, batch.position_ids, batch.cu_seqlens, labels=batch.labels, loss_chunk=chunk
-    )
-    if sum_over_ranks is not None:
-        stats = stats._replace(counts=sum_over_ranks(stats.counts))
-    tokens = stats.tokens * ranks
-    with torch.no_grad():
-        max_load = (stats.counts.amax(-1) / stats.counts.mean(-1)).amax()
-    return LossTerms(
-        cross_entropy / token_count,
-        balance_loss(stats, model.cfg, tokens) / micro_batches,
-        model.cfg.z_loss_coef * stats.log_z_squared.sum() / (tokens * micro_batches),
-        max_load,
-    )

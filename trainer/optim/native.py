@@ -95,7 +95,7 @@ class NativeEngine:
         otherwise take an uninitialised momentum buffer into use when its very first step is skipped.
         """
         self.named = dict(self.model.named_parameters())
-        self.plain = [p for p in self.named.values() if not isinstance(p, DTensor)]
+        self.plain = [p for p in self.named.values() if p.requires_grad and not isinstance(p, DTensor)]
         # What is optimised: the parameter itself, or this rank's shard of it, whose memory FSDP gathers from. (FSDP
         # moves a shard where values are put into a model on meta, so not after this.)
         self.leaves = {name: _shard(p) if isinstance(p, DTensor) else p for name, p in self.named.items()}

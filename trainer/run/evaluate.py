@@ -1,43 +1,50 @@
-"""Held-out loss per source. Draws no random numbers and moves no state of the training run."""
+"""Held-out measurements by source. They draw no random numbers and leave the state of the run as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from parallel.world import World
 from trainer.data import Data
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
+from trainer.objectives.base import Objective
 
 
 @torch.no_grad()
-def held_out_nats(
-    model: Decoder, data: Data, world: World, *, batches: int, micro_batch: int, chunk: int
-) -> dict[str, float]:
-    """Cross-entropy in nats per token on fixed windows of each source's held-out split; alike on all ranks.
+def evaluate(
+    model: Decoder, objective: Objective, data: Data, world: World, *, batches: int, micro_batch: int
+) -> dict[str, dict[str, float]]:
+    """The objective's held-out scalars on fixed windows of each source: name -> source -> mean over all units.
 
-    batches: micro-batches of `micro_batch` windows for each rank. chunk: tokens whose logits exist at one time.
+    batches: micro-batches of `micro_batch` windows for each rank. Collective; the result is the same on all ranks.
     """
-    sums = torch.zeros(len(data.sources), 2, dtype=torch.float64, device=world.device)
-    for number, source in enumerate(data.sources):
+    sums: dict[tuple[str, str], Tensor] = {}  # values and normalisers by (name, source)
+    for source in data.sources:
         for batch, counts in _turns(list(data.eval_batches(source, batches * world.size, micro_batch)), world):
             world.watch.tick()
-            batch = batch.to(world.device)
-            nats, _ = model(
-                batch.input_ids, batch.position_ids, batch.cu_seqlens, labels=batch.labels, loss_chunk=chunk
-            )
-            if counts:
-                sums[number, 0] += nats
-                sums[number, 1] += batch.num_tokens
-    world.sum_tensor(sums)
-    return {source: nats / max(tokens, 1.0) for source, (nats, tokens) in zip(data.sources, sums.tolist(), strict=True)}
+            for name, scalar in objective.evaluate(model, batch.to(world.device)).items():
+                total = sums.setdefault((name, source), torch.zeros(2, dtype=torch.float64, device=world.device))
+                if counts:
+                    total[0] += scalar.value
+                    total[1] += scalar.normaliser
+    table = torch.stack(list(sums.values()))
+    world.sum_tensor(table)
+    found: dict[str, dict[str, float]] = {}
+    for (name, source), (value, normaliser) in zip(sums, table.tolist(), strict=True):
+        found.setdefault(name, {})[source] = value / max(normaliser, 1.0)
+    return found
 
 
 def _turns(batches: list[Batch], world: World) -> Iterator[tuple[Batch, bool]]:
-    """This rank's forward passes, and whether it counts each. At every turn all ranks have batches of one shape, or the
-    same batch, as spread weights need all of them: what does not fill a turn is run by all and counted by rank 0."""
+    """This rank's forward passes, and whether each one counts.
+
+    Sharded weights need every rank in every turn, with batches of one shape: batches that do not fill a turn are run by
+    all ranks and counted by rank 0.
+    """
     alike = [batch for batch in batches if batch.input_ids.shape == batches[0].input_ids.shape]
     filled = len(alike) // world.size * world.size
     for batch in alike[world.rank : filled : world.size]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import socket
 import sys
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from parallel.mesh import Meshes
 from parallel.world import World, WorldError, start_world
@@ -27,12 +25,14 @@ from trainer.data.batch import Batch
 from trainer.metrics.record import MetricsLog, device_peak
 from trainer.model.decoder import Decoder
 from trainer.model.experts.module import make_backend
+from trainer.objectives import build_objective, freeze_unused
+from trainer.objectives.base import Scalar, Scalars, Totals, read_totals
 from trainer.optim.native import build_engine, lr_at
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments, refusal
 from trainer.run import directory as rundir
 from trainer.run.announce import announcements
-from trainer.run.evaluate import held_out_nats
+from trainer.run.evaluate import evaluate
 from trainer.run.host_memory import prepare_host_memory
 from trainer.run.sample import generate
 from trainer.run.step import accumulate_gradients
@@ -100,6 +100,7 @@ class Trainer:
         world.agree("corpus", self.data.fingerprint)
         world.watch.at("start: model")
         self.meshes = build_meshes(cfg, world.device.type)
+        self.objective = build_objective(cfg.train)
         self.model = build_model(cfg, world, self.meshes, fill)
         shard_group = self.meshes.shard_group if self.meshes else None
         self.engine = build_engine(self.model, cfg.optim, world, shard_group, narrow_moments(cfg.precision))
@@ -126,7 +127,7 @@ class Trainer:
             )
         except OSError as error:
             raise RunError(f"{self.directory} cannot be written: {error}; make room, or use another run.dir") from error
-        self.unread: list[tuple[dict[str, Any], Tensor]] = []  # steps whose scalars are still on the device
+        self.unread: list[tuple[dict[str, Any], Totals]] = []  # steps whose scalars are still on the device
 
     def run(self) -> int:
         """The loop. Every rank takes every branch alike."""
@@ -137,7 +138,8 @@ class Trainer:
                 while self.step < cfg.steps:
                     world.watch.at(f"step {self.step + 1}: data")
                     batches = self._next_batches()
-                    tokens, faults, interrupts, terminations = world.sum_counts(
+                    units, tokens, faults, interrupts, terminations = world.sum_counts(
+                        sum(self.objective.count(batch) for batch in batches),
                         sum(batch.num_tokens for batch in batches),
                         sum(len(batch.faults) for batch in batches),
                         stop.asked(signal.SIGINT),
@@ -147,7 +149,7 @@ class Trainer:
                         return self._stop(signal.SIGTERM if terminations else signal.SIGINT)
                     if faults:
                         self._tell_faults(batches)
-                    self._train_step(batches, tokens)
+                    self._train_step(batches, units, tokens)
                     if self.step % cfg.log_every == 0:
                         self._read_metrics()
                     if cfg.eval_every and self.step % cfg.eval_every == 0 and self.step < cfg.steps:
@@ -183,31 +185,42 @@ class Trainer:
                 f"the last: {lines[-1]}. `octavo data check` finds what is damaged"
             )
 
-    def _train_step(self, batches: list[Batch], tokens: int) -> None:
-        """One optimizer step. Nothing in it waits for the device."""
+    def _train_step(self, batches: list[Batch], units: int, tokens: int) -> None:
+        """One optimizer step. Nothing in it waits for the device.
+
+        units: what the objective's main loss is a mean over; tokens: what the rates are made of; both of all ranks.
+        """
         cfg, world = self.cfg, self.world
-        sums = accumulate_gradients(self.model, self.engine, batches, tokens, cfg, world, step=self.step + 1)
+        totals = accumulate_gradients(
+            self.model,
+            self.engine,
+            self.objective,
+            batches,
+            units,
+            world,
+            step=self.step + 1,
+            reshard_experts=cfg.parallel.reshard_experts,
+        )
         self.step += 1
         self.sample += cfg.train.global_batch
         world.watch.at(f"step {self.step}: optimizer")
-        norm, skipped = self.engine.step(self.step, cfg.train.steps)
+        norm, (in_a_row, skipped) = self.engine.step(self.step, cfg.train.steps)
+        alike = {"grad_norm": norm, "skipped_in_a_row": in_a_row, "skipped": skipped}
+        totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in alike.items()}))
         facts = {"step": self.step, "lr": lr_at(self.step, cfg.optim, cfg.train.steps), "tokens": tokens}
-        self.unread.append((facts, torch.cat([sums, norm.view(1), skipped])))
+        self.unread.append((facts, totals))
 
     def _read_metrics(self) -> None:
         """The one place that waits for the device. Raises `RunError` after too many skipped steps in a row."""
         if not self.unread:
             return
         self.world.watch.at(f"step {self.step}: metrics")
-        scalars = torch.stack([row for _, row in self.unread])
-        scalars[:, :4] = self.world.sum_tensor(scalars[:, :4].contiguous())
-        records, worst = [], 0
-        for (facts, _), (loss, balance, z, load, norm, in_a_row, skipped) in zip(
-            self.unread, scalars.tolist(), strict=True
-        ):
-            values = {"loss": loss, "grad_norm": norm, "balance": balance, "z": z, "max_load": load}
-            records.append({**facts, **values, "skipped": int(skipped)})
-            worst = max(worst, int(in_a_row))
+        numbers = read_totals([totals for _, totals in self.unread], self.world)
+        worst = max(int(of_step.pop("skipped_in_a_row")) for of_step in numbers)
+        records: list[dict[str, Any]] = [
+            {**facts, **of_step, "skipped": int(of_step["skipped"])}
+            for (facts, _), of_step in zip(self.unread, numbers, strict=True)
+        ]
         self.unread.clear()
         self.log.write(records)
         limit = self.cfg.train.max_skipped
@@ -224,20 +237,14 @@ class Trainer:
     def _evaluate(self, *, final: bool = False) -> None:
         self._read_metrics()
         self.world.watch.at(f"evaluation after step {self.step}")
-        began, cfg = time.perf_counter(), self.cfg.train
-        heldout = held_out_nats(
-            self.model,
-            self.data,
-            self.world,
-            batches=cfg.eval_batches,
-            micro_batch=cfg.micro_batch,
-            chunk=cfg.loss_chunk,
+        start, cfg = time.perf_counter(), self.cfg.train
+        found: dict[str, Any] = evaluate(
+            self.model, self.objective, self.data, self.world, batches=cfg.eval_batches, micro_batch=cfg.micro_batch
         )
-        record: dict[str, Any] = {"event": "evaluation", "step": self.step, "heldout": heldout}
         if final and self.world.rank == 0:
-            record["unigram"] = {source: self.data.unigram_nats(source) for source in self.data.sources}
-            record["uniform"] = math.log(self.data.vocab_size)
-        self.log.event({**record, "seconds": round(time.perf_counter() - began, 3)})
+            found |= self.objective.baselines(self.data)
+        record: dict[str, Any] = {"event": "evaluation", "step": self.step, **found}
+        self.log.event({**record, "seconds": round(time.perf_counter() - start, 3)})
 
     def _show_samples(self) -> None:
         """Continue each source's prompt, so that a person sees what was learned. Every rank takes part with its share
@@ -379,6 +386,7 @@ def build_model(
     from `train.seed`."""
     with torch.device("meta"):
         model = Decoder(cfg.model, DTYPES[cfg.precision.linears])
+    freeze_unused(model, build_objective(cfg.train))
     for layer in model.blocks:
         layer.moe.experts.backend = make_backend(cfg.precision.experts, cfg.model.expert_backend)
     parallelize(model, meshes, cfg, world.device.type)

@@ -64,4 +64,5 @@ def _next_logits(model: Decoder, texts: list[list[int]]) -> Tensor:
     positions_T = torch.cat([torch.arange(len(text)) for text in texts]).to(device)
     ends_N = lengths_N.cumsum(0)
     cu_seqlens = F.pad(ends_N, (1, 0)).to(torch.int32)
-    return model(ids_T.unsqueeze(0), positions_T.unsqueeze(0), cu_seqlens, at=(ends_N - 1).to(device)).float().cpu()
+    hidden_TH = model(ids_T.unsqueeze(0), positions_T.unsqueeze(0), cu_seqlens).hidden[0]
+    return model.logits(hidden_TH[(ends_N - 1).to(device)]).float().cpu()

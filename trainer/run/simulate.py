@@ -25,6 +25,7 @@ from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
+from trainer.objectives import build_objective, freeze_unused
 from trainer.optim.native import Engine, NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments
@@ -57,6 +58,7 @@ def fake_rank(cfg: Config, world_size: int, rank: int) -> Report:
         assert meshes is not None  # there is a process group
         with torch.device("meta"):
             model = Decoder(cfg.model, DTYPES[cfg.precision.linears])
+        freeze_unused(model, build_objective(cfg.train))
         parallelize(model, meshes, cfg, world.device.type)
         for layer in model.blocks:
             layer.moe.experts.backend = _any_experts
@@ -90,11 +92,15 @@ def trace_step(
 
     Collectives outside of autograd are marked "counts" (of tokens, on the host), "forward" and "optimizer".
     """
-    log = CollectiveLog(_axes(meshes, world))
+    log, objective = CollectiveLog(_axes(meshes, world)), build_objective(cfg.train)
     with log, log.section("counts"):
-        tokens, *_ = world.sum_counts(sum(batch.num_tokens for batch in batches), 0, 0, 0)
+        units, *_ = world.sum_counts(
+            sum(objective.count(batch) for batch in batches), sum(batch.num_tokens for batch in batches), 0, 0, 0
+        )
     with fake or nullcontext(), log:
-        accumulate_gradients(model, engine, batches, tokens, cfg, world, step=1)
+        accumulate_gradients(
+            model, engine, objective, batches, units, world, step=1, reshard_experts=cfg.parallel.reshard_experts
+        )
         held = rank_bytes(model.parameters(), engine.state().values())
         with log.section("optimizer"):
             engine.step(1, cfg.train.steps)

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
-from tests.trainer.test_parallelize import MODEL, Spread, whole
+from tests.trainer.spread import MODEL, Spread, whole
 from tests.trainer.tiny_run import steps, tiny_config
 from trainer.checkpoint.state import training_tensors
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.keys import Config, OptimConfig, ParallelConfig
 from trainer.data.synthetic import SyntheticData
 from trainer.model.decoder import Decoder
-from trainer.objectives.next_token import loss_terms
+from trainer.objectives.base import GlobalBatch
+from trainer.objectives.next_token import NextToken
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.run.directory import RunDir
@@ -167,12 +168,10 @@ def double_steps(directory: Path, spread: Spread, first: int, count: int, load: 
     data, losses = SyntheticData(vocab_size=cfg.model.vocab_size, seq_len=16, seed=1), []
     micro = 8 // world.size
     for step in range(first, first + count):
-        terms = loss_terms(
-            model, data.train_batch(step * 8 + world.rank * micro, micro), token_count=100, micro_batches=1, chunk=32,
-            ranks=world.size, sum_over_ranks=lambda counts: world.sum_tensor(counts.clone()),
-        )  # fmt: skip
-        engine.backward(terms.total)
-        losses.append(world.sum_tensor(terms.total.detach().clone()).item())
+        batch = data.train_batch(step * 8 + world.rank * micro, micro)
+        total = NextToken(chunk=32)(model, batch, GlobalBatch(100, 1, world)).total
+        engine.backward(total)
+        losses.append(world.sum_tensor(total.detach().clone()).item())
         engine.step(step + 1, 100)
         if step + 1 == 2:
             store.save(2, training_tensors(model, engine, world.rank), {})

@@ -11,7 +11,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.trainer.model.tiny import assert_close, build, gradients, model_config, next_tokens, random_ids, relative
+from tests.trainer.model.tiny import (
+    assert_close,
+    build,
+    gradients,
+    logits,
+    model_config,
+    next_tokens,
+    random_ids,
+    relative,
+    summed_loss,
+)
 from trainer.config.compose import compose, list_groups
 from trainer.model.decoder import Decoder
 
@@ -35,7 +45,7 @@ def test_flops_are_those_of_the_operations_that_run():
     # The counter knows no addition in place; it hands over shapes.
     in_place = {torch.ops.aten.addmm_: lambda _into, left, right, **_: 2 * left[0] * left[1] * right[1]}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        summed, _ = model(ids, labels=next_tokens(ids), loss_chunk=8)
+        summed, _ = summed_loss(model, ids, next_tokens(ids), chunk=8)
         summed.backward()
     beyond_causal = 12 * cfg.num_layers * cfg.num_heads * cfg.head_dim * (seq_len - (seq_len + 1) / 2)
     assert counter.get_total_flops() / (batch * seq_len) == cfg.flops_per_token(seq_len) + beyond_causal
@@ -45,9 +55,9 @@ def test_embeddings_in_place_of_ids():
     model = build(model_config())
     ids = random_ids(model.cfg, 2, 9)
     embeds = model.embed.detach()[ids]
-    assert torch.equal(model(embeds=embeds), model(ids))
-    for inputs in ({}, {"input_ids": ids, "embeds": embeds}):
-        with pytest.raises(ValueError, match=r"either input_ids .* or embeds"):
+    assert torch.equal(model(embeds=embeds).hidden, model(ids).hidden)
+    for inputs in ({}, {"ids": ids, "embeds": embeds}):
+        with pytest.raises(ValueError, match=r"either ids .* or embeds"):
             model(**inputs)
 
 
@@ -58,28 +68,28 @@ def test_replayed_expert_ids_of_every_layer():
     hooks = [
         layer.moe.router.register_forward_hook(lambda _m, _i, out: chosen.append(out[0])) for layer in model.layers
     ]
-    logits = model(ids)
+    hidden = model(ids).hidden
     for hook in hooks:
         hook.remove()
     own = torch.stack(chosen)
-    assert torch.equal(model(ids, expert_ids=own), logits)
+    assert torch.equal(model(ids, expert_ids=own).hidden, hidden)
     others = (own + 1) % 6 + own // 6 * 6  # the next expert of the same group
     for layer in range(2):
         changed = own.clone()
         changed[layer] = others[layer]
-        assert relative(model(ids, expert_ids=changed), logits) > 1e-3
+        assert relative(model(ids, expert_ids=changed).hidden, hidden) > 1e-3
         assert torch.equal(
-            model.features(ids, expert_ids=changed)[1].counts[layer].nonzero().flatten(),
+            model(ids, expert_ids=changed).routing.counts[layer].nonzero().flatten(),
             others[layer].unique(),
         )
 
 
-def test_labels_give_the_summed_loss_of_the_logits():
+def test_the_summed_loss_is_that_of_the_logits():
     model = build(model_config(), dtype=torch.float64)
     ids = random_ids(model.cfg, 2, 9)
     labels = next_tokens(ids)
-    summed, stats = model(ids, labels=labels, loss_chunk=5)
-    picked = torch.log_softmax(model(ids), dim=-1)[:, :-1].gather(-1, ids[:, 1:, None])
+    summed, stats = summed_loss(model, ids, labels, chunk=5)
+    picked = torch.log_softmax(logits(model, ids), dim=-1)[:, :-1].gather(-1, ids[:, 1:, None])
     assert relative(summed, -picked.sum()) <= 1e-12
     assert stats.counts.shape == stats.probabilities.shape == (2, 12)
     assert stats.counts.sum(1).tolist() == [18 * 4, 18 * 4]
@@ -88,8 +98,8 @@ def test_labels_give_the_summed_loss_of_the_logits():
 def test_one_token_through_the_whole_model():
     model = build(model_config())
     ids = random_ids(model.cfg, 1, 1)
-    assert model(ids).shape == (1, 1, 61)
-    summed, _ = model(ids, labels=ids)
+    assert logits(model, ids).shape == (1, 1, 61)
+    summed, _ = summed_loss(model, ids, ids)
     summed.backward()
     assert all(grad.isfinite().all() for grad in gradients(model).values())
 
@@ -100,7 +110,7 @@ def test_a_step_repeats_bitwise(backend):
     ids = random_ids(model.cfg, 2, 9)
     runs = []
     for _ in range(2):
-        summed, _ = model(ids, labels=next_tokens(ids))
+        summed, _ = summed_loss(model, ids, next_tokens(ids))
         summed.backward()
         runs.append({"loss": summed.detach()} | gradients(model))
     assert_close(*runs, 0.0)
@@ -173,7 +183,7 @@ def test_bf16_compute_leaves_masters_router_and_head_in_fp32():
             )
         )
     with Dtypes() as dtypes:
-        logits = model(ids)
+        found = logits(model, ids)
     bf16, fp32 = torch.bfloat16, torch.float32
     assert seen == {"attention": (bf16, bf16), "moe.experts": (bf16, bf16), "moe.router": (bf16, fp32)}
     hidden, heads = cfg.hidden_size, cfg.num_heads * cfg.head_dim
@@ -182,11 +192,11 @@ def test_bf16_compute_leaves_masters_router_and_head_in_fp32():
         (hidden, cfg.expert_width): {bf16}, (cfg.expert_width, hidden): {bf16},
         (hidden, cfg.num_experts): {fp32}, (hidden, cfg.vocab_size): {fp32},
     }  # fmt: skip
-    assert logits.dtype == fp32
-    assert model.features(ids)[0].dtype == bf16
-    assert not torch.equal(logits, logits.bfloat16().float())  # the head's result was never rounded
-    assert relative(logits, reference(ids)) < 0.1
-    summed, stats = model(ids, labels=next_tokens(ids))
+    assert found.dtype == fp32
+    assert model(ids).hidden.dtype == bf16
+    assert not torch.equal(found, found.bfloat16().float())  # the head's result was never rounded
+    assert relative(found, logits(reference, ids)) < 0.1
+    summed, stats = summed_loss(model, ids, next_tokens(ids))
     assert summed.dtype == stats.probabilities.dtype == stats.log_z_squared.dtype == fp32
     summed.backward()
     assert {p.dtype for p in model.parameters()} == {fp32}
@@ -198,9 +208,9 @@ def test_an_fp64_model_is_fp64_throughout(backend):
     model = build(model_config(expert_backend=backend), dtype=torch.float64)
     ids = random_ids(model.cfg, 2, 9)
     with Dtypes() as dtypes:
-        logits = model(ids)
-        summed, stats = model(ids, labels=next_tokens(ids))
+        found = logits(model, ids)
+        summed, stats = summed_loss(model, ids, next_tokens(ids))
         (summed + stats.probabilities.sum() + stats.log_z_squared.sum()).backward()
     assert dtypes.made == {torch.float64}
-    assert {logits.dtype, summed.dtype} | {t.dtype for t in stats[:3]} == {torch.float64}
+    assert {found.dtype, summed.dtype} | {t.dtype for t in stats[:3]} == {torch.float64}
     assert {grad.dtype for grad in gradients(model).values()} == {torch.float64}

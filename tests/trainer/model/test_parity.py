@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainer.model.tiny import assert_close, gradients, next_tokens, randomise_norms, relative
+from tests.trainer.model.tiny import (
+    assert_close,
+    gradients,
+    logits,
+    next_tokens,
+    randomise_norms,
+    relative,
+    summed_loss,
+)
 from trainer.model.decoder import Decoder
 from trainer.weights.hf_read import from_huggingface
 
@@ -22,7 +30,7 @@ BOUND = 1e-5
 def loss_and_gradients(model: Decoder, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean next-token cross-entropy, and its gradients under Hugging Face names."""
     labels = next_tokens(input_ids)
-    summed, _ = model(input_ids, labels=labels, loss_chunk=32)
+    summed, _ = summed_loss(model, input_ids, labels, chunk=32)
     loss = summed / (labels >= 0).sum()
     loss.backward()
     return loss.detach(), huggingface_names(model, gradients(model))
@@ -105,11 +113,11 @@ def test_one_group_is_qwen3_moe_of_transformers(tmp_path):
     input_ids = torch.randint(97, (3, 40), generator=torch.Generator().manual_seed(1))
     expected = theirs(input_ids=input_ids, labels=input_ids)
     expected.loss.backward()
-    logits = ours(input_ids)
+    found = logits(ours, input_ids)
     assert len(selected["ours"]) == len(selected["theirs"]) == 2
     for ids, reference_ids in zip(selected["ours"], selected["theirs"], strict=True):
         assert torch.equal(ids, reference_ids)
-    assert_logits(logits, expected.logits)
+    assert_logits(found, expected.logits)
     loss, grads = loss_and_gradients(ours, input_ids)
     assert relative(loss, expected.loss) <= BOUND
     reference_grads = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
@@ -129,7 +137,7 @@ def test_published_logits_loss_and_gradients(published):
     model = conventional(from_huggingface(published))
     assert model.cfg.router_groups == {"interns1": 1, "interns1_pro": 8}[published.name]
     assert model.cfg.positions == {"interns1": "rope", "interns1_pro": "fope"}[published.name]
-    assert_logits(model(stored["text_input_ids"]), stored["text_logits"])
+    assert_logits(logits(model, stored["text_input_ids"]), stored["text_logits"])
     loss, grads = loss_and_gradients(model, stored["text_input_ids"])
     assert relative(loss.view(1), stored["text_loss"]) <= BOUND
     assert_close(grads, unified(load_file(published / "text_grads.safetensors")), BOUND)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from trainer.config.model import ModelConfig
+from trainer.data.batch import IGNORE
 from trainer.model.decoder import Decoder
-from trainer.objectives.next_token import IGNORE
+from trainer.model.router import RouterStats
+from trainer.objectives.next_token import chunked_cross_entropy
 
 # Every size differs from every other where it can, so that a swapped dimension cannot go unseen.
 SIZES: dict[str, Any] = {
@@ -49,6 +51,17 @@ def random_ids(cfg: ModelConfig, batch: int, seq_len: int, seed: int = 3) -> Ten
 def next_tokens(input_ids: Tensor) -> Tensor:
     """Labels of rows that are one document each."""
     return torch.nn.functional.pad(input_ids[:, 1:], (0, 1), value=IGNORE)
+
+
+def logits(model: Decoder, *args: Any, **inputs: Any) -> Tensor:
+    """[B, S, V] for the inputs of `Decoder.forward`."""
+    return model.logits(model(*args, **inputs).hidden)
+
+
+def summed_loss(model: Decoder, ids: Tensor, labels: Tensor, chunk: int = 512) -> tuple[Tensor, RouterStats]:
+    """Cross-entropy summed over the labels, and the routers' statistics."""
+    hidden, routing = model(ids)
+    return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, labels.flatten(), chunk), routing
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from tests.trainer.model.tiny import relative
-from trainer.objectives.next_token import IGNORE, chunked_cross_entropy
+from trainer.data.batch import IGNORE
+from trainer.objectives.next_token import chunked_cross_entropy
 
 N, H, V = 12, 6, 10
 

@@ -7,11 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallel.world import World
 from tests.trainer.model.tiny import assert_close, build, gradients, model_config, random_ids, relative
+from tests.trainer.model.tiny import logits as logits_of
 from trainer.config.model import ModelConfig
-from trainer.data.batch import Batch
+from trainer.data.batch import IGNORE, Batch
 from trainer.model.router import Router, RouterStats
-from trainer.objectives.next_token import IGNORE, LossTerms, balance_loss, loss_terms
+from trainer.objectives.base import GlobalBatch, Scalars
+from trainer.objectives.next_token import NextToken
+from trainer.objectives.router import balance_loss
 
 BALANCES = ("group", "global")
 
@@ -90,6 +94,10 @@ def batch_of(ids: Tensor, labels: Tensor) -> Batch:
     )
 
 
+def normalised(scalars: Scalars) -> dict[str, Tensor]:
+    return {"total": scalars.total} | {name: scalar.normalised for name, scalar in scalars.items()}
+
+
 @pytest.fixture(params=BALANCES)
 def cfg(request: pytest.FixtureRequest) -> ModelConfig:
     return model_config(balance=str(request.param), balance_coef=0.5, z_loss_coef=0.2)
@@ -111,14 +119,14 @@ def test_terms_of_one_batch(cfg):
         layer.moe.router.register_forward_hook(
             lambda module, args, _out: logits.append(args[0].detach() @ module.weight.detach().T)
         )
-    terms = loss_terms(model, batch_of(ids, labels), token_count=50, micro_batches=3, chunk=7)
-    cross_entropy = F.cross_entropy(model(ids).flatten(0, 1), labels.flatten(), reduction="sum") / 50
+    terms = normalised(NextToken(7)(model, batch_of(ids, labels), GlobalBatch(50, 3)))
+    cross_entropy = F.cross_entropy(logits_of(model, ids).flatten(0, 1), labels.flatten(), reduction="sum") / 50
     logits = logits[: cfg.num_layers]
-    assert relative(terms.cross_entropy, cross_entropy) <= 1e-12
-    assert relative(terms.balance, torch.stack([balance_by_hand(z, cfg) for z in logits]).sum() / 3) <= 1e-12
+    assert relative(terms["loss"], cross_entropy) <= 1e-12
+    assert relative(terms["balance"], torch.stack([balance_by_hand(z, cfg) for z in logits]).sum() / 3) <= 1e-12
     z_loss = sum(z.exp().sum(1).log().square().mean() for z in logits)
-    assert relative(terms.z, 0.2 * z_loss / 3) <= 1e-12
-    assert relative(terms.total, terms.cross_entropy + terms.balance + terms.z) <= 1e-15
+    assert relative(terms["z"], 0.2 * z_loss / 3) <= 1e-12
+    assert relative(terms["total"], terms["loss"] + terms["balance"] + terms["z"]) <= 1e-15
 
 
 def test_max_load_is_the_fullest_experts_share_of_its_fair_one():
@@ -126,9 +134,9 @@ def test_max_load_is_the_fullest_experts_share_of_its_fair_one():
     model = build(cfg)
     with torch.no_grad():
         model.layers[0].moe.router.weight.zero_()  # ties: all 18 tokens to expert 0 of 12
-    terms = loss_terms(model, batch_of(*(random_ids(cfg, 2, 9),) * 2), token_count=18, micro_batches=1, chunk=8)
-    assert terms.max_load.item() == pytest.approx(12.0)
-    assert not terms.max_load.requires_grad
+    terms = NextToken(8)(model, batch_of(*(random_ids(cfg, 2, 9),) * 2), GlobalBatch(18))
+    assert terms["max_load"].normalised.item() == pytest.approx(12.0)
+    assert not terms["max_load"].value.requires_grad
 
 
 def test_two_ranks_add_up_to_one(cfg):
@@ -136,22 +144,21 @@ def test_two_ranks_add_up_to_one(cfg):
     model = build(cfg, dtype=torch.float64)
     ids, labels = step_inputs(cfg)
     supervised = int((labels != IGNORE).sum())
-    whole = loss_terms(model, batch_of(ids, labels), token_count=supervised, micro_batches=1, chunk=16)
+    whole = NextToken(16)(model, batch_of(ids, labels), GlobalBatch(supervised))
     whole.total.backward()
     expected = gradients(model)
     halves = [batch_of(*pair) for pair in zip(ids.chunk(2), labels.chunk(2), strict=True)]
-    counts = sum(model.features(half.input_ids)[1].counts for half in halves)
+    counts = sum(model(half.input_ids).routing.counts for half in halves)
 
-    def on_a_rank(half: Batch) -> LossTerms:
-        return loss_terms(
-            model, half, token_count=supervised, micro_batches=1, chunk=16, ranks=2, sum_over_ranks=lambda _own: counts
-        )
+    class TwoRanks(World):
+        def sum_tensor(self, tensor: Tensor) -> Tensor:
+            return counts
 
-    ranks = [on_a_rank(half) for half in halves]
-    for name in ("cross_entropy", "balance", "z", "total"):
-        assert relative(sum(getattr(rank, name) for rank in ranks), getattr(whole, name)) <= 1e-12
+    ranks = [NextToken(16)(model, half, GlobalBatch(supervised, 1, TwoRanks(size=2))) for half in halves]
+    for name, expected_term in normalised(whole).items():
+        assert relative(sum(normalised(rank)[name] for rank in ranks), expected_term) <= 1e-12
     for rank in ranks:
-        assert torch.equal(rank.max_load, whole.max_load)
+        assert torch.equal(rank["max_load"].value, whole["max_load"].value)
         rank.total.backward()
     assert_close(gradients(model), expected, 1e-11)
 
@@ -160,15 +167,15 @@ def test_micro_batches_of_one_rank_add_up(cfg):
     """Cross-entropy to that of the whole; the router losses to the mean over the micro-batches."""
     model = build(cfg, dtype=torch.float64)
     ids, labels = step_inputs(cfg)
-    supervised = torch.tensor(int((labels != IGNORE).sum()))
+    supervised = int((labels != IGNORE).sum())
     batches = [batch_of(*pair) for pair in zip(ids.chunk(4), labels.chunk(4), strict=True)]
-    parts = [loss_terms(model, one, token_count=supervised, micro_batches=4, chunk=16) for one in batches]
-    alone = [loss_terms(model, one, token_count=supervised, micro_batches=1, chunk=16) for one in batches]
-    whole = loss_terms(model, batch_of(ids, labels), token_count=supervised, micro_batches=1, chunk=16)
-    assert relative(sum(p.cross_entropy for p in parts), whole.cross_entropy) <= 1e-12
-    for name in ("balance", "z"):
-        mean = sum(getattr(a, name) for a in alone) / 4
-        assert relative(sum(getattr(p, name) for p in parts), mean) <= 1e-12
+    parts = [normalised(NextToken(16)(model, one, GlobalBatch(supervised, 4))) for one in batches]
+    alone = [normalised(NextToken(16)(model, one, GlobalBatch(supervised, 1))) for one in batches]
+    whole = normalised(NextToken(16)(model, batch_of(ids, labels), GlobalBatch(supervised)))
+    assert relative(sum(part["loss"] for part in parts), whole["loss"]) <= 1e-12
+    for name in ("balance", "z", "max_load"):
+        mean = sum(one[name] for one in alone) / 4
+        assert relative(sum(part[name] for part in parts), mean) <= 1e-12
 
 
 def test_a_group_without_a_pick_does_not_poison_the_balance_loss():

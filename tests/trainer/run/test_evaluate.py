@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from parallel.world import World
+from tests.trainer.model.tiny import logits
 from tests.trainer.tiny_run import tiny_config
 from trainer.data import build_data
-from trainer.run.evaluate import held_out_nats
+from trainer.objectives.next_token import NextToken
+from trainer.run.evaluate import evaluate
 from trainer.run.loop import build_model
 from trainer.run.sample import generate
 
@@ -23,14 +25,14 @@ def parts(tmp_path):
 def test_held_out_loss_is_the_mean_over_tokens(parts):
     model, data = parts
     before = torch.get_rng_state()
-    found = held_out_nats(model, data, World(), batches=3, micro_batch=2, chunk=7)
+    found = evaluate(model, NextToken(chunk=7), data, World(), batches=3, micro_batch=2)
     assert torch.equal(torch.get_rng_state(), before)
     total, tokens = 0.0, 0
     for batch in data.eval_batches("synthetic", 3, 2):
-        logits = model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
-        total += F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="sum").item()
+        found_logits = logits(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        total += F.cross_entropy(found_logits.flatten(0, 1), batch.labels.flatten(), reduction="sum").item()
         tokens += batch.num_tokens
-    assert found == {"synthetic": pytest.approx(total / tokens, rel=1e-5)}
+    assert found["heldout"] == {"synthetic": pytest.approx(total / tokens, rel=1e-5)}
 
 
 def test_texts_side_by_side_are_what_each_would_be_alone(parts):
@@ -44,8 +46,7 @@ def test_texts_side_by_side_are_what_each_would_be_alone(parts):
     assert together == [generate(model, [prompt], **options)[0] for prompt in prompts]
     text = [5, 6, 7]
     for token in together[0]:
-        logits = model(torch.tensor([text[-6:]]))[0, -1]
-        assert token == logits.argmax()
+        assert token == logits(model, torch.tensor([text[-6:]]))[0, -1].argmax()
         text.append(token)
 
 

@@ -14,7 +14,7 @@ from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
 from trainer.config.keys import Config
 from trainer.data import build_data
-from trainer.run import step as step_module
+from trainer.objectives.next_token import NextToken
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer, build_model, train
 
@@ -101,7 +101,7 @@ def test_recompute_keeps_less_and_selective_makes_no_attention_twice(tmp_path):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            hidden, _ = model.features(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+            hidden = model(batch.input_ids, batch.position_ids, batch.cu_seqlens).hidden
         kept[recompute] = sum(size for pointer, size in storages.items() if pointer not in parameters)
         with CountAttention() as counter:
             hidden.sum().backward()
@@ -122,17 +122,18 @@ def test_compiled_blocks_give_the_same_losses(tmp_path, recompute):
 
 def poison(monkeypatch, bad_steps):
     """Make one gradient NaN in these steps."""
-    genuine = step_module.loss_terms
+    genuine = NextToken.__call__
     calls = {"n": 0}
 
-    def loss_terms(model, *args, **kwargs):
-        terms = genuine(model, *args, **kwargs)
+    def call(self, model, *args):
+        scalars = genuine(self, model, *args)
         calls["n"] += 1
         if (calls["n"] + 1) // 2 in bad_steps:  # two micro-batches a step
-            terms.cross_entropy = terms.cross_entropy + (model.norm * float("nan")).sum()
-        return terms
+            loss = scalars["loss"]
+            scalars["loss"] = replace(loss, value=loss.value + (model.norm * float("nan")).sum())
+        return scalars
 
-    monkeypatch.setattr(step_module, "loss_terms", loss_terms)
+    monkeypatch.setattr(NextToken, "__call__", call)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, monkeypatch):
@@ -218,12 +219,12 @@ def test_the_step_never_waits_for_the_gpu(tmp_path):
     trainer = Trainer(cfg, RunDir(tmp_path, "new"), world)
     for _ in range(2):  # lazy initialisations wait
         batches = trainer._next_batches()
-        trainer._train_step(batches, 100)
+        trainer._train_step(batches, 100, 100)
     torch.cuda.synchronize()
     batches = trainer._next_batches()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer._train_step(batches, 100)
+        trainer._train_step(batches, 100, 100)
     finally:
         torch.cuda.set_sync_debug_mode("default")
         trainer.log.close()

@@ -18,8 +18,8 @@ from parallel.fp8 import fake_quantize
 from parallel.mesh import Meshes
 from parallel.world import start_world
 from tests.distributed.pool import on_ranks
-from tests.trainer.model.tiny import build, model_config, relative
-from tests.trainer.test_parallelize import whole
+from tests.trainer.model.tiny import build, logits, model_config, relative
+from tests.trainer.spread import whole
 from tests.trainer.tiny_run import events, steps, tiny_config
 from tests.trainer.weights.directories import checkpoint
 from trainer.checkpoint import slices
@@ -191,7 +191,7 @@ def test_intern_s1s_text_model_is_transformers_qwen3_moe(tmp_path, reference):
     assert not any(told.values()), told
     assert (theirs(input_ids=stored["text_input_ids"]).logits - stored["text_logits"]).abs().max() <= 1e-5
     export(tmp_path / "run", tmp_path / "all")
-    ours = from_huggingface(tmp_path / "all")(stored["text_input_ids"])
+    ours = logits(from_huggingface(tmp_path / "all"), stored["text_input_ids"])
     assert (ours - stored["text_logits"]).abs().max() <= 1e-5
 
 
@@ -204,8 +204,8 @@ def test_intern_s1_pro_without_towers(tmp_path, reference):
     assert opened.carried == []
     assert opened.prefix == "model.language_model."
     stored = load_file(published / "ref.safetensors")
-    logits = from_huggingface(tmp_path / "text")(stored["text_input_ids"])
-    assert (logits - stored["text_logits"]).abs().max() <= 1e-5
+    found = logits(from_huggingface(tmp_path / "text"), stored["text_input_ids"])
+    assert (found - stored["text_logits"]).abs().max() <= 1e-5
 
 
 # ---- FP8

@@ -79,9 +79,9 @@ def test_dtype_is_of_parameters_and_computation(tmp_path, source, dtype, wide):
     expected = {name: p.detach().to(dtype) for name, p in source.named_parameters()}
     assert_close(dict(model.named_parameters()), expected, 0.0)
     ids = random_ids(model.cfg, 1, 12)
-    hidden, _ = model.features(ids)
+    hidden = model(ids).hidden
     assert hidden.dtype == dtype
-    assert model(ids).dtype == wide
+    assert model.logits(hidden).dtype == wide
 
 
 def test_a_bf16_checkpoint_is_read_exactly(tmp_path, source):

@@ -33,6 +33,7 @@ POSITIVE = {
     "parallel.timeout_s",
     "optim.lr",
     "optim.eps",
+    "train.contrastive_temperature",
     "train.steps",
     "train.log_every",
     "train.global_batch",

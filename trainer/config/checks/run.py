@@ -1,4 +1,4 @@
-"""Names and directories that are empty or cannot be used."""
+"""Names and directories that are empty or cannot be used, and objectives that need another engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.config.keys import Config
 
 
 def check(cfg: Config) -> list[Fault]:
-    """Faults of the sections `run`, `checkpoint` and `logging`, and of the directories in `data`."""
+    """Faults of the sections `run`, `checkpoint` and `logging`, of the directories in `data`, and of the objective."""
     faults = []
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", cfg.run.name):
         allowed = "letters, digits, '_', '-' and '.'"
@@ -25,4 +25,7 @@ def check(cfg: Config) -> list[Fault]:
         needed = key != "logging.wandb_project" or cfg.logging.wandb != "off"
         if needed and value is not None and not value.strip():
             faults.append(Fault(f"{key} is empty; use {allowed}", key, value, allowed))
+    if cfg.train.objective == "contrastive" and cfg.optim.engine == "deepspeed":
+        text = "train.objective=contrastive freezes the LM head, which optim.engine=deepspeed does not support"
+        faults.append(Fault(f"{text}; use optim.engine=native", "optim.engine", cfg.optim.engine, ("native",)))
     return faults

@@ -59,7 +59,7 @@ def hooked_pairs(directory: Path, windows: list[np.ndarray]) -> list[Counter[tup
         )
     with torch.no_grad():
         for window in windows:
-            model.features(torch.from_numpy(window)[None])
+            model(torch.from_numpy(window)[None])
     return found
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from parallel.world import start_world
+from tests.trainer.model.tiny import summed_loss
 from tests.trainer.tiny_run import tiny_config
 from tests.trainer.weights.upcycle.sources import checkpoint_of, expanded
 from trainer.config.errors import ConfigError
 from trainer.model.decoder import Decoder
-from trainer.objectives.next_token import balance_loss
+from trainer.objectives.router import balance_loss
 from trainer.run import directory as rundir
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_read import from_huggingface
@@ -43,7 +44,7 @@ def train(model: Decoder, steps: int) -> float:
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         ids = torch.randint(0, 32, (4, 16), generator=generator)
-        loss, stats = model(ids, labels=(3 * ids + 1) % 32)
+        loss, stats = summed_loss(model, ids, (3 * ids + 1) % 32)
         loss = loss / ids.numel()
         (loss + balance_loss(stats, model.cfg, ids.numel())).backward()
         optimizer.step()

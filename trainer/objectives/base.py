@@ -1,0 +1,122 @@
+"""What an objective hands the training loop: scalars by name, each with its normaliser and the way it adds up.
+
+scalars = objective(model, batch, whole)   # one micro-batch on one rank
+engine.backward(scalars.total)             # the normalised losses, added
+totals.add(scalars)                        # by name, on the device
+read_totals(totals_of_steps, world)        # every log_every steps: reduce over ranks, wait for the device once
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from parallel.world import World
+from trainer.data import Data
+from trainer.data.batch import Batch
+from trainer.model.decoder import Decoder
+
+MicroBatches = Literal["sum", "max"]
+Ranks = Literal["sum", "max", "same"]  # same: equal on every rank, so there is nothing to reduce
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One number of one micro-batch on one rank.
+
+    value: 0-dim on the device; a sum over tokens, pairs or layers, or a maximum. normaliser: what the sum over all
+    micro-batches and ranks of the step is divided by. loss: whether training minimises it; it then carries gradients.
+    micro_batches, ranks: how the normalised values of a step's micro-batches and of its ranks combine.
+    """
+
+    value: Tensor
+    normaliser: float | Tensor = 1
+    loss: bool = False
+    micro_batches: MicroBatches = "sum"
+    ranks: Ranks = "sum"
+
+    @functools.cached_property
+    def normalised(self) -> Tensor:
+        return self.value / self.normaliser
+
+
+class Scalars(dict[str, Scalar]):
+    """Scalars by their names in metrics.jsonl."""
+
+    @property
+    def total(self) -> Tensor:
+        """The normalised losses, added in order (0-dim): what backward is called on."""
+        return functools.reduce(operator.add, (scalar.normalised for scalar in self.values() if scalar.loss))
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The step that a micro-batch is part of.
+
+    units: what the main loss is a mean over (`Objective.count`), of all micro-batches and ranks. micro_batches: of each
+    rank. world: its ranks, which run micro-batches of one shape side by side.
+    """
+
+    units: int
+    micro_batches: int = 1
+    world: World = field(default_factory=World)
+
+
+class Objective(Protocol):
+    """What a run minimises. To add one: a class like this in a file of its own, and a line in `OBJECTIVES`."""
+
+    unused: tuple[str, ...]  # parameters that get no gradient, by name: they are frozen
+
+    def count(self, batch: Batch) -> int:
+        """Units of `batch` that the main loss is a mean over, such as supervised tokens; counted on the host."""
+
+    def __call__(self, model: Decoder, batch: Batch, whole: GlobalBatch) -> Scalars:
+        """Run one micro-batch. Collective over the ranks of `whole`; must not wait for the device."""
+
+    def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
+        """Scalars of held-out data, named as in the evaluation record. Their values and normalisers are summed over
+        batches and ranks before the division, so the result does not depend on the number of ranks."""
+
+    def baselines(self, data: Data) -> dict[str, Any]:
+        """Fields of the last evaluation record that say what a trivial model would reach."""
+
+
+class Totals:
+    """The scalars of one step on one rank, combined over its micro-batches on the device."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.ranks: dict[str, Ranks] = {}
+
+    def add(self, scalars: Scalars) -> None:
+        """Combine with those of the micro-batches before."""
+        for name, scalar in scalars.items():
+            value = scalar.normalised.detach()
+            if name in self.values:
+                combine = torch.maximum if scalar.micro_batches == "max" else torch.add
+                value = combine(self.values[name], value)
+            self.values[name], self.ranks[name] = value, scalar.ranks
+
+
+def read_totals(steps: Sequence[Totals], world: World) -> list[dict[str, float]]:
+    """The scalars of several steps over all ranks, as numbers by name. Collective; waits for the device once."""
+    if not steps:
+        return []
+    names: list[str] = []
+    columns: list[Tensor] = []
+    for how in ("sum", "max", "same"):
+        if alike := [name for name, ranks in steps[0].ranks.items() if ranks == how]:
+            table = torch.stack([torch.stack([step.values[name].float() for name in alike]) for step in steps])
+            if how == "sum":
+                world.sum_tensor(table)
+            elif how == "max":
+                world.max_tensor(table)
+            names += alike
+            columns.append(table)
+    return [dict(zip(names, row, strict=True)) for row in torch.cat(columns, dim=1).tolist()]

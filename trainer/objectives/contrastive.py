@@ -1,0 +1,131 @@
+"""Contrastive learning over pairs: the two halves of a document attract each other and repel those of all others.
+
+InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, eq. 4) in both directions, as CLIP has it (Radford et al. 2021,
+arXiv:2103.00020, fig. 3). For N pairs of unit vectors a_i, b_i and s_ij = a_i . b_j / temperature:
+
+    loss = -1/2N sum_i [ log softmax_j(s_ij) at j=i  +  log softmax_j(s_ji) at j=i ]
+
+The pairs of all ranks are each other's negatives, so the loss is that of one process with the whole micro-batch.
+
+Legend: T tokens of a micro-batch · D documents · H hidden size · P pairs on this rank · N pairs on all ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallel.world import World
+from trainer.data import Data
+from trainer.data.batch import Batch
+from trainer.model.decoder import Decoder
+from trainer.objectives.base import GlobalBatch, Scalar, Scalars
+from trainer.objectives.router import router_scalars
+from trainer.precision import wide
+
+
+class Contrastive:
+    """Pairs are the halves of documents, each run as a document of its own and embedded as the mean of its hidden
+    states."""
+
+    unused: tuple[str, ...] = ("lm_head",)
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def count(self, batch: Batch) -> int:
+        """Documents of two tokens or more: each is a pair."""
+        return int((batch.cu_seqlens.diff() > 1).sum())
+
+    def __call__(self, model: Decoder, batch: Batch, whole: GlobalBatch) -> Scalars:
+        a_PH, b_PH, routing = self._embed(model, batch)
+        return Scalars(**info_nce(a_PH, b_PH, self.temperature, whole), **router_scalars(routing, model.cfg, whole))
+
+    def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
+        a_PH, b_PH, _ = self._embed(model, batch)
+        found = info_nce(a_PH, b_PH, self.temperature, GlobalBatch(len(a_PH)))
+        return Scalars(heldout=found["loss"], heldout_accuracy=found["accuracy"])
+
+    def baselines(self, data: Data) -> dict[str, Any]:
+        return {}
+
+    def _embed(self, model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Any]:
+        """Mean hidden states [P, H] of first and second halves, in fp32 or better, and the routers' statistics."""
+        bounds, first_P = halve(batch.cu_seqlens)
+        ids = batch.input_ids
+        positions_T = torch.arange(ids.numel()) - bounds[:-1].repeat_interleave(bounds.diff())
+        hidden, routing = model(ids, positions_T.view(ids.shape).to(ids.device), bounds)
+        x_TH = hidden.flatten(0, 1).to(wide(hidden.dtype))
+        tokens_T, starts_D = (index.to(ids.device) for index in (torch.arange(len(x_TH)), bounds[:-1].long()))
+        mean_DH = F.embedding_bag(tokens_T, x_TH, starts_D, mode="mean")  # deterministic, unlike index_add on a GPU
+        first_P = first_P.to(ids.device)
+        return mean_DH[first_P], mean_DH[first_P + 1], routing
+
+
+def halve(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut every document of two tokens or more in the middle.
+
+    cu_seqlens: [D + 1] int32 on the CPU. Returns the new bounds [D + P + 1] and, for each pair, the number of its first
+    half among the new documents [P]; the second half is the next one.
+    """
+    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
+    long = ends - starts > 1
+    middles = (starts[long] + ends[long] + 1) // 2
+    bounds = torch.cat([cu_seqlens, middles]).sort().values
+    return bounds, torch.searchsorted(bounds, starts[long])
+
+
+def info_nce(a_PH: Tensor, b_PH: Tensor, temperature: float, whole: GlobalBatch) -> Scalars:
+    """`loss`, `accuracy`, `similarity` and `temperature` of P pairs of embeddings of any two kinds.
+
+    Row i of a and row i of b are a pair; lengths of the vectors do not matter. Ranks may hold different numbers of
+    pairs. accuracy: share of embeddings whose nearest counterpart is their own. similarity: mean cosine of a pair.
+    `whole.units` is the number of pairs in the step. Collective over the ranks of `whole`.
+    """
+    a_PH, b_PH = F.normalize(a_PH, dim=-1), F.normalize(b_PH, dim=-1)
+    world = whole.world
+    before, total = 0, len(a_PH)
+    if world.size > 1:
+        sizes = world.sum_counts(*(len(a_PH) if rank == world.rank else 0 for rank in range(world.size)))
+        before, total = sum(sizes[: world.rank]), sum(sizes)
+    a_NH, b_NH = _GatherRows.apply(torch.stack([a_PH, b_PH]), before, total, world)
+    own_P = torch.arange(before, before + len(a_PH), device=a_PH.device)
+    losses, hits = [], []
+    for anchors_PH, others_NH in ((a_PH, b_NH), (b_PH, a_NH)):
+        logits_PN = anchors_PH @ others_NH.t() / temperature
+        losses.append(F.cross_entropy(logits_PN, own_P, reduction="sum"))
+        hits.append(_hits(logits_PN.detach(), own_P))
+    return Scalars(
+        loss=Scalar((losses[0] + losses[1]) / 2, whole.units, loss=True),
+        accuracy=Scalar((hits[0] + hits[1]) / 2, whole.units),
+        similarity=Scalar((a_PH * b_PH).sum(), whole.units),
+        temperature=Scalar(a_PH.new_full((), temperature), micro_batches="max", ranks="max"),
+    )
+
+
+def _hits(logits_PN: Tensor, own_P: Tensor) -> Tensor:
+    """Rows whose largest logit is in their own column."""
+    if logits_PN.numel() == 0:
+        return logits_PN.new_zeros(())
+    return (logits_PN.argmax(-1) == own_P).sum()
+
+
+class _GatherRows(torch.autograd.Function):
+    """[2, P, H] of every rank -> [2, N, H] in rank order; in backward, the gradients of all ranks for this one's rows.
+
+    A sum of rows that are zero on all ranks but one: exact, and ranks may hold different numbers of rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, before: int, total: int, world: World) -> Tensor:
+        ctx.own, ctx.world = slice(before, before + rows.shape[1]), world
+        gathered = rows.new_zeros(rows.shape[0], total, rows.shape[2])
+        gathered[:, ctx.own] = rows
+        return world.sum_tensor(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.world.sum_tensor(grads[0].clone())[:, ctx.own], None, None, None
