@@ -17,7 +17,7 @@ from trainer.corpora.science.tables.builtin import TABLES
 def words(tmp_path: Path) -> list[str]:
     rows = "".join(f"alloy {n},{1000 + 37 * n}.50\n" for n in range(40))
     (tmp_path / "alloys.csv").write_text("name,mp\n" + rows + "twice,1\ntwice,2\n")
-    (tmp_path / "columns.yaml").write_text("name: name\nproperties: {mp: {said: melting point, unit: K}}\n")
+    (tmp_path / "columns.yaml").write_text("name: name\nproperties: {mp: {label: melting point, unit: K}}\n")
     return ["science", "--records", str(tmp_path / "alloys.csv"), "--columns", str(tmp_path / "columns.yaml")]
 
 
@@ -34,7 +34,7 @@ def test_records_become_lines_that_differ_with_the_seed_alone(
     lines = [json.loads(line) for line in outs[0].read_text().splitlines()]
     assert {tuple(line) for line in lines} == {("text", "origin", "form", "name")}
     assert {line["form"] for line in lines} == {"narration", "qa", "completion", "choice", "ranking"}
-    assert all("alloy" in line["text"] for line in lines)
+    assert all("alloy" in line["text"].lower() for line in lines)
     alone = [json.loads(line) for line in outs[3].read_text().splitlines()]
     assert [line for line in lines if line["form"] == "narration"] == alone
     assert not list(tmp_path.glob("*.tmp"))

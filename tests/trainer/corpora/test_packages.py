@@ -4,7 +4,7 @@ import itertools
 import pytest
 
 from trainer.corpora import packages as sources
-from trainer.corpora.science.tables.chemistry import identity_files, parse_record
+from trainer.corpora.science.tables.pubchem import identity_files, parse_record
 from trainer.data.errors import DataError
 
 RECORD = "\t".join(
@@ -17,13 +17,13 @@ RECORD = "\t".join(
 
 
 def test_a_record_becomes_named_fields() -> None:
-    molecule = parse_record(RECORD)
-    assert molecule.skeleton == "NVKAWKQGWWIWPM"
-    assert molecule.fields["name"] == "17-hydroxyandrostan-3-one"  # not the catalogue number before it
-    assert molecule.fields["synonyms"] == "anaprotin"
-    assert molecule.fields["systematic"] == "the systematic one"
-    assert molecule.fields["weight"] == "290.4403"
-    assert molecule.fields["atoms"] == "19 carbon, 30 hydrogen and 2 oxygen atoms"
+    compound = parse_record(RECORD)
+    assert compound.skeleton == "NVKAWKQGWWIWPM"
+    assert compound.name == "17-hydroxyandrostan-3-one"  # not the catalogue number before it
+    assert compound.values["other"] == "anaprotin"
+    assert compound.values["systematic"] == "the systematic one"
+    assert compound.values["weight"] == "290.4403"
+    assert compound.values["atoms"] == "19 carbon atoms, 30 hydrogen atoms and 2 oxygen atoms"
 
 
 def test_docstrings_are_found_dedented_and_short_ones_left_out() -> None:

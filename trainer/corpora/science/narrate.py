@@ -1,42 +1,153 @@
-"""A record as prose: every value as its source writes it, in sentences, orders and shapes drawn from templates."""
+"""A record as prose or as a data sheet, with every value as its source writes it."""
 
-from trainer.corpora.science import phrases
+import json
+from collections.abc import Sequence
+
+from trainer.corpora.science import fields, phrases
 from trainer.corpora.science.draw import Draw
-from trainer.corpora.science.records import Record, Table
+from trainer.corpora.science.records import Property, Record, Table
 
-ALL_OF = 4  # properties; of more, a text leaves some out
-CARD = 6  # one text in so many is a card of `property: value` lines
+ALL_OF = 4  # properties; a record with more leaves some out
+CARD = 6  # one text in this many is a data sheet
+TOGETHER = 5  # values of one label in a text, at most
+LONG = 60  # characters; longer values get a sentence of their own
+Words = dict[str, str]
 
 
 def narrate(record: Record, table: Table, draw: Draw) -> tuple[str, str]:
-    """(text, which templates it is made of). The text says the record's name and two or more of its properties, or the
+    """(text, the templates it is made of). The text has the record's name and two or more of its properties, or the
     only one."""
-    told = draw.shuffled([key for key in table.properties if key in record.values], "told")
-    if len(told) > ALL_OF:
-        told = told[:2] + [key for key in told[2:] if draw.below(4, f"tell {key}")]
+    keys = draw.shuffled([key for key in table.properties if key in record.values], "properties")
+    if len(keys) > ALL_OF:
+        keys = keys[:2] + [key for key in keys[2:] if draw.below(4, f"use {key}")]
     if draw.below(CARD, "card") == 0:
-        return _card(record, table, told, draw)
-    words = {"name": record.name, "thing": table.thing, "authority": table.authority}
-    sentences, used = [], []
-    for place, key in enumerate(told):
-        prop = table.properties[key]
-        ways = phrases.FIRST if place == 0 else phrases.STATEMENTS if prop.number else phrases.TEXT_STATEMENTS
-        way = draw.below(len(ways), f"say {key}")
-        value = prop.written(record.values[key])
-        sentences.append(ways[way].format(of=prop.of_name(record.name), said=prop.said, value=value, **words))
-        used.append(f"{place > 0:d}{way}")
+        return _card(record, table, keys, draw)
+    return _Prose(record, table, draw).write(keys)
+
+
+class _Prose:
+    """A paragraph about one record; `used` collects the templates."""
+
+    def __init__(self, record: Record, table: Table, draw: Draw) -> None:
+        self._record, self._table, self._draw = record, table, draw
+        self._words = fields.of_record(record, table)
+        self._named = False  # the text so far has the name, so that "it" can follow
+        self.used: list[str] = []
+
+    def write(self, keys: Sequence[str]) -> tuple[str, str]:
+        draw, several = self._draw, len(keys) > 1
+        kind = ("none", "none", "title", "sentence")[draw.below(4, "opening")]
+        title = self._say("TITLES", phrases.TITLES) if kind == "title" else ""
+        if kind == "sentence":
+            title = self._say("OPENINGS", phrases.OPENINGS + (phrases.OPENINGS_FOR_SEVERAL if several else ()))
+            self._named = draw.below(4, "named") > 0
+        sentences = self._sentences(self._bundles(keys))
+        authority = self._table.authority
+        if authority and draw.below(3, "authority") == 0 and not any(authority in one for one in (title, *sentences)):
+            self._words["These_values"] = "These values are" if several else "This value is"
+            sentences.append(self._say("SOURCES", phrases.SOURCES))
+        body = (" ", " ", " ", "\n")[draw.below(4, "lines")].join(sentences)
+        shape = 0 if kind == "none" else 1 + draw.below(2, "shape") if kind == "title" else draw.below(3, "shape")
+        if kind != "none":
+            body = phrases.SHAPES[shape].format(opening=title, body=body)
+        return body + "\n", f"prose {kind} {shape} {' '.join(self.used)}"
+
+    def _say(self, what: str, templates: Sequence[str], **more: str) -> str:
+        words = self._words | more
+        usable = phrases.usable(templates, words)
+        place = usable[self._draw.below(len(usable), f"{what} {len(self.used)}")]
+        self.used.append(f"{what[:5]}{place}")
+        return phrases.fill(templates[place], words)
+
+    def _bundles(self, keys: Sequence[str]) -> list[list[str]]:
+        """The properties in the order of the text: those of one label together, in the order of the table."""
+        properties = self._table.properties
+        bundles: dict[str, list[str]] = {}
+        for key in keys:
+            prop = properties[key]
+            bundle = bundles.setdefault(prop.label if prop.condition and prop.number else key, [])
+            if len(bundle) < TOGETHER:
+                bundle.append(key)
+        order = list(properties)
+        return [sorted(bundle, key=order.index) for bundle in bundles.values()]
+
+    def _sentences(self, bundles: Sequence[list[str]]) -> list[str]:
+        """A sentence for each bundle; two short ones are sometimes joined."""
+        sentences: list[str] = []
+        place = 0
+        while place < len(bundles):
+            key, *others = bundles[place]
+            place += 1
+            if others:
+                sentences += self._under_conditions([key, *others])
+                continue
+            words = fields.of_value(self._record, self._table, key, self._draw.part(key))
+            prop = self._table.properties[key]
+            first, self._named = not self._named, True
+            alone = place == len(bundles) or len(bundles[place]) > 1
+            if not alone and self._draw.below(3, f"join {place}") == 0 and (not first or "Opening" in words):
+                next_key = bundles[place][0]
+                also = fields.of_value(self._record, self._table, next_key, self._draw.part(next_key))["predicate"]
+                if len(words["predicate"] + also) <= 2 * LONG and not (prop.quoted and first):
+                    place += 1
+                    also = also.removeprefix("has ") if words["predicate"].startswith("has ") else also
+                    pair = phrases.FIRST_PAIR if first else phrases.PAIR
+                    sentences.append(self._say("PAIR", (pair,), **words, also=also))
+                    continue
+            if first:
+                templates = phrases.FIRST + (phrases.FIRST_MEASURED if prop.number and prop.measured else ())
+            elif prop.number:
+                templates = phrases.STATEMENTS + (phrases.MEASURED if prop.measured else ())
+            else:
+                templates = phrases.TEXT_STATEMENTS
+            sentences.append(self._say("FIRST" if first else "NEXT", templates, **words))
+        return sentences
+
+    def _under_conditions(self, keys: Sequence[str]) -> list[str]:
+        """The values of one label under several conditions, those in one phase together."""
+        properties = self._table.properties
+        parts = {key: _phase_and_point(properties[key]) for key in keys}
+        phases = {phase: [key for key in keys if parts[key][0] == phase] for phase, _ in parts.values()}
+        points = {point for _, point in parts.values()}
+        if len(phases) == 1 and "" not in points:
+            return [self._several(keys, shared=next(iter(phases)), rest=[parts[key][1] for key in keys])]
+        if len(phases) > 1 and len(points) > 1 and max(len(some) for some in phases.values()) > 1:
+            return [self._several(some, phase, [parts[key][1] for key in some]) for phase, some in phases.items()]
+        if len(points) == 1 and points != {""}:
+            return [self._several(keys, shared=points.pop(), rest=[parts[key][0] for key in keys])]
+        return [self._several(keys, "", [properties[key].condition for key in keys])]
+
+    def _several(self, keys: Sequence[str], shared: str, rest: Sequence[str]) -> str:
+        prop = self._table.properties[keys[0]]
+        values = [self._table.properties[key].written(self._record.values[key]) for key in keys]
+        *most, last = [f"{value} {at}".rstrip() for value, at in zip(values, rest, strict=True)]
+        listed = f"{', '.join(most)} and {last}" if most else last
+        words = {"label": prop.label, "a_label": f"{prop.article} {prop.label}", "values": listed}
+        named, self._named = self._named, True
+        if not shared:
+            return self._say("SEVERAL", phrases.SEVERAL if named else phrases.SEVERAL_FIRST, **words)
+        templates = phrases.SHARED if named else phrases.SHARED_FIRST
+        return self._say("SHARED", templates, **words, Shared=fields.capital(shared))
+
+
+def _phase_and_point(prop: Property) -> tuple[str, str]:
+    """`in the gas phase at 298.15 K` -> (`in the gas phase`, `at 298.15 K`)."""
+    phase, at, point = prop.condition.partition(" at ")
+    return phase, f"at {point}" if at else ""
+
+
+def _card(record: Record, table: Table, keys: Sequence[str], draw: Draw) -> tuple[str, str]:
+    """A data sheet: rows of property and value, a line of all, or a JSON object."""
+    style = draw.below(len(phrases.CARDS) + 2, "style")
+    rows = [(table.properties[key].label_here, table.properties[key].bare(record.values[key])) for key in keys]
+    if style == len(phrases.CARDS):
+        return f"{record.name}: {'; '.join(f'{label}, {value}' for label, value in rows)}\n", "card line"
+    if style > len(phrases.CARDS):
+        plain = {table.properties[key].label_here: table.properties[key].bare(record.values[key]) for key in keys}
+        return json.dumps({table.heading: record.name} | plain, ensure_ascii=False) + "\n", "card json"
+    rows.insert(0, (table.heading, record.name))
     if table.authority and draw.below(2, "authority"):
-        sentences.append(draw.one_of(phrases.SOURCES, "source").format(**words))
-    shape = draw.below(len(phrases.SHAPES), "shape")
-    opening = draw.below(len(phrases.OPENINGS), "opening")
-    body = (" ", " ", "\n")[draw.below(3, "lines")].join(sentences)
-    text = phrases.SHAPES[shape].format(opening=phrases.OPENINGS[opening].format(**words), body=body)
-    return text + "\n", f"prose {shape} {opening} {' '.join(used)}"
-
-
-def _card(record: Record, table: Table, told: list[str], draw: Draw) -> tuple[str, str]:
-    style = draw.below(len(phrases.CARDS), "style")
-    rows = [("name", record.name)]
-    rows += [(table.properties[key].said, table.properties[key].written(record.values[key])) for key in told]
-    lines = [phrases.CARDS[style].format(key=key, value=value) for key, value in rows]
-    return "\n".join(lines) + "\n", f"card {style}"
+        rows.append(("source", table.authority.removeprefix("the ")))
+    before, row = phrases.CARDS[style]
+    lines = [row.format(Label=fields.capital(label), value=value) for label, value in rows]
+    return before + "\n".join(lines) + "\n", f"card {style}"

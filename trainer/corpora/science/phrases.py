@@ -1,141 +1,221 @@
-"""The words that records are told and asked in. Fields: {of} "melting point of NAME", {said} "melting point", {name},
-{value} "454.10 K", {unit}, {thing} "compound", {things}, {authority}.
+"""Templates for the prose and the tasks that are made of records.
 
-A name never begins a sentence and never takes an article, because "n-hexane" has no capital and nobody knows whether it
-is "a" or "an"; {said} and {of} always follow "the", "its" or "each".
+Fields, as for the melting point of toluene:
+
+    {called}     toluene, the Bohr radius              {name}       toluene, Bohr radius (in lists and tables)
+    {Opening}    Toluene, The Bohr radius              {of}         melting point of toluene
+    {label}      melting point                         {condition}  "", or " in the gas phase at 298.15 K"
+    {full}       {label}{condition}                    {predicate}  melts at 178.1 K
+    {its}        its {full}                            {a_label}    a melting point
+    {value}      178.1 K                               {unit}       K
+    {thing}      compound ({things}: compounds)        {authority}  the CRC Handbook of Chemistry and Physics
+    {Heading}    Name, the head of a column of names   {Title}      Toluene, Bohr radius
+
+A field with a capital, such as {Its}, is the same at the start of a sentence.
+
+A template is used only where the record has all its fields (`usable`): there is no {Opening} for "n-hexane", which
+cannot begin a sentence, and no {authority} for a table without one.
 """
 
-# Narration: how a record opens, what follows, in which shape.
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from string import Formatter
+
+
+@cache
+def _fields(template: str) -> frozenset[str]:
+    return frozenset(name for _, name, _, _ in Formatter().parse(template) if name)
+
+
+@cache
+def _usable(templates: Sequence[str], words: frozenset[str]) -> tuple[int, ...]:
+    return tuple(place for place, template in enumerate(templates) if _fields(template) <= words)
+
+
+def usable(templates: Sequence[str], words: Iterable[str]) -> tuple[int, ...]:
+    """The places of the templates that need no other fields than these."""
+    return _usable(templates, frozenset(words))
+
+
+def fill(template: str, words: Mapping[str, str]) -> str:
+    """The template with its fields. A value that ends with a period, such as `Vibrio sp.`, ends a sentence with it."""
+    text = template.format(**words)
+    for field in ("value", "also", "called"):
+        if words.get(field, "").endswith("."):
+            text = text.replace(words[field] + ".", words[field])
+    return text
+
+
+# Narration: an opening, a first statement that names the thing, more statements, and a source.
 OPENINGS = (
-    "Consider the {thing} {name}.",
-    "This entry describes the {thing} {name}.",
-    "Here is what is known about {name}.",
-    "The following was recorded for {name}.",
-    "The {thing} {name} is listed with these data.",
-    "Some properties of {name} follow.",
-    "Data for {name}:",
-    "Of the {thing} {name} the following is on record.",
-    "A note on {name}.",
-    "What do we know about {name}?",
-    "Let us look at {name}.",
-    "A summary of the {thing} {name}:",
+    "Consider {called}.",
+    "This entry describes {called}.",
+    "The following information is available for {called}.",
+    "The subject of this entry is {called}.",
+    "Data for {called} from {authority}:",
+    "Reference data for {called}:",
 )
-FIRST = ("The {of} is {value}.", "For {name}, the {said} is {value}.", "The recorded {of} is {value}.")
+OPENINGS_FOR_SEVERAL = (  # values
+    "Selected properties of {called} are given below.",
+    "The following data have been compiled for {called}.",
+    "Here are some properties of {called}.",
+    "Some basic data on {called} are listed here.",
+    "The properties of {called} can be summarized as follows.",
+)
+TITLES = ("{Title}", "# {Title}", "**{Title}**", "Entry: {name}", "Data sheet: {name}")
+FIRST = (
+    "The {of} is {value}.",
+    "{Opening} {predicate}.",
+    "For {called}, the {full} is {value}.",
+    "{Opening} {predicate}.",
+    "According to {authority}, the {of} is {value}.",
+    "{Opening} {predicate}, according to {authority}.",
+)
+FIRST_MEASURED = (
+    "The reported {of} is {value}.",
+    "{A_label} of {value}{condition} has been reported for {called}.",
+    "{Opening} is reported to have {a_label} of {value}{condition}.",
+)
+FIRST_PAIR = "{Opening} {predicate} and {also}."
+PAIR = "It {predicate} and {also}."
 STATEMENTS = (
-    "Its {said} is {value}.",
-    "The {said} is {value}.",
-    "Its {said} is given as {value}.",
-    "The {said} is listed as {value}.",
-    "As its {said}, {value} is reported.",
-    "For the {said} one finds {value}.",
-    "Reference data give {value} for the {said}.",
-    "Its {said} amounts to {value}.",
-    "The table lists {value} as the {said}.",
-    "Its {said} has the value {value}.",
+    "{Its} is {value}.",
+    "It {predicate}.",
+    "{Its_label} is {value}{condition}.",
+    "It {predicate}.",
+    "The {full} is {value}.",
 )
-TEXT_STATEMENTS = (  # where the value is no number
-    "Its {said} is {value}.",
-    "The {said} is {value}.",
-    "Its {said} is given as {value}.",
-    "The {said} is listed as {value}.",
-    "For its {said} one writes {value}.",
-    "The entry gives {value} as its {said}.",
-    "Under {said} one finds {value}.",
-    "Its {said} reads {value}.",
+MEASURED = (
+    "{A_label} of {value} has been reported{condition}.",
+    "{Its} is reported as {value}.",
+    "The reported {full} is {value}.",
+    "The {full} is given as {value}.",
+)
+TEXT_STATEMENTS = (
+    "{Its} is {value}.",
+    "It {predicate}.",
+    "The {full} is {value}.",
+    "It {predicate}.",
+    "The entry gives {its} as {value}.",
+)
+# Values of one label under several conditions; the second pair where they share a part of these, such as the phase.
+SEVERAL_FIRST = ("The {label} of {called} is {values}.", "{Opening} has {a_label} of {values}.")
+SEVERAL = ("Its {label} is {values}.", "The {label} is {values}.", "It has {a_label} of {values}.")
+SHARED_FIRST = (
+    "{Shared}, the {label} of {called} is {values}.",
+    "{Shared}, {called} has {a_label} of {values}.",
+)
+SHARED = (
+    "{Shared}, its {label} is {values}.",
+    "{Shared}, the {label} is {values}.",
+    "{Shared}, it has {a_label} of {values}.",
 )
 SOURCES = (
-    "These data come from {authority}.",
-    "The values are those of {authority}.",
-    "All of this is taken from {authority}.",
-    "They stand in {authority}.",
+    "{These_values} taken from {authority}.",
+    "Source: {authority}.",
+    "{These_values} from {authority}.",
+    "The source is {authority}.",
 )
-SHAPES = ("{opening} {body}", "{opening}\n{body}", "{body}", "{opening}\n\n{body}")
-CARDS = (
-    *("{key}: {value}", "- {key}: {value}", "{key} = {value}"),
-    *("| {key} | {value} |", "{key}\t{value}", "* {key} - {value}"),
+SHAPES = ("{opening} {body}", "{opening}\n{body}", "{opening}\n\n{body}")
+CARDS = (  # before the rows, a row
+    *(("", "{Label}: {value}"), ("", "- {Label}: {value}"), ("", "- **{Label}:** {value}")),
+    ("| Property | Value |\n| --- | --- |\n", "| {Label} | {value} |"),
+    *(("Property\tValue\n", "{Label}\t{value}"), ("", "* {Label}: {value}"), ("", "{Label} = {value}")),
 )
 
 # Question and answer.
 QUESTIONS = (
     "What is the {of}?",
+    "What is the {of}?",
     "Give the {of}.",
     "State the {of}.",
-    "Please tell me the {of}.",
-    "Look up the {of}.",
+    "Please give the {of}.",
+    "{question}",
+    "{question}",
     "I need the {of}. What is it?",
-    "For {name}, what is the {said}?",
-    "What {said} is recorded for {name}?",
-    "Which {said} does the {thing} {name} have?",
-    "Could you give me the {of}?",
+    "For {called}, what is the {full}?",
+    "According to {authority}, what is the {of}?",
+    "Can you tell me the {of}?",
+    "Could you look up the {of}?",
     "Do you know the {of}?",
-    "Find the {said} for the {thing} {name}.",
-    "Consider {name}. What is its {said}?",
+    "I'm looking for the {of}.",
+    "Consider {called}. What is {its}?",
     "Report the {of}.",
-    "Recall the {of}.",
-    "The {thing} in question is {name}. Name its {said}.",
 )
-UNIT_HINTS = (" Answer in {unit}.", " Give the value in {unit}.", " State the unit.", " Use {unit}.")
-SOURCE_HINTS = (" Go by {authority}.", " Use {authority}.", " The reference is {authority}.")
+UNIT_HINTS = (
+    " Answer in {unit}.",
+    " Give your answer in {unit}.",
+    " Express the answer in {unit}.",
+    " Include the unit.",
+)
+SOURCE_HINTS = (
+    " Use the value from {authority}.",
+    " Use {authority} as your source.",
+    " Refer to {authority}.",
+    " Base your answer on {authority}.",
+)
 ANSWERS = (
     *("{value}", "{value}", "The {of} is {value}.", "It is {value}."),
-    *("Its {said} is {value}.", "The answer is {value}."),
+    *("{Opening} {predicate}.", "{Its} is {value}.", "The answer is {value}."),
 )
 WHOSE = (
-    "Which {thing} has the {said} {value}?",
-    "Name the {thing} whose {said} is {value}.",
-    "The {said} of a certain {thing} is {value}. Which one is it?",
-    "A {said} of {value} belongs to which {thing}?",
-    "Identify the {thing} with the {said} {value}.",
-    "{value} is the {said} of a {thing}. Of which one?",
-    "To which {thing} does the {said} {value} belong?",
-    "What is the name of the {thing} with the {said} {value}?",
+    "Which {thing} {predicate}?",
+    "Name the {thing} that {predicate}.",
+    "Identify the {thing} whose {full} is {value}.",
+    "What is the name of the {thing} that {predicate}?",
+    "The {full} of {a_thing} is {value}. Which {thing} is it?",
+    "{A_thing} {predicate}. What is it?",
+    "Which {thing} has {value} as {its}?",
+    "What is the {thing} with the {full} {value} called?",
 )
 WHOSE_ANSWERS = (
-    *("{name}", "{name}", "It is {name}.", "The {thing} is {name}."),
-    *("This is {name}.", "The answer is {name}."),
+    *("{name}", "{name}", "It is {called}.", "The {thing} is {name}."),
+    *("This is {called}.", "The answer is {called}.", "{Opening} {predicate}."),
 )
 
-# Completion: the text is one that goes on.
+# Completion: a text that stops before a value, and its end.
 STEMS = (
     ("The {of} is", " {value}."),
-    ("For {name}, the {said} is", " {value}."),
-    ("In the entry for {name}, the {said} reads", " {value}."),
-    ("Looking up {name}, one finds as its {said}", " {value}."),
-    ("{Said} of {name}:", " {value}"),
-    ("Fill in the blank: the {of} is ____.\n", "{value}"),
-    ("Complete the sentence.\nThe {of} is ...\n", "... {value}."),
-    ('Complete: "For the {thing} {name}, the {said} is ..."\n', "{value}"),
-    ("Missing entry\nname: {name}\n{said}: ___\n", "{said}: {value}"),
-    ("Finish this line of a data sheet on {name}.\n{said}:", " {value}"),
-    ("If you look up the {of}, you will read", " {value}."),
-    ('{{"name": {name}, "property": {said}, "value":', " {value}}}"),
+    ("For {called}, the {full} is", " {value}."),
+    ("{Opening} {before_value}", " {value}{after_value}."),
+    ("According to {authority}, the {of} is", " {value}."),
+    ("{Label} of {called}{condition}:", " {value}"),
+    ("Fill in the blank: The {of} is ____.\n", "{value}"),
+    ("Complete the sentence: The {of} is", " {value}."),
+    ("Complete the sentence with the correct value.\nFor {called}, the {full} is", " {value}."),
+    ("{Heading}: {name}\n{Full}:", " {value}"),
+    ("| Property | Value |\n| --- | --- |\n| {Heading} | {name} |\n| {Full} |", " {value} |"),
+    ("Data sheet: {name}\n- {Full}:", " {value}"),
+    ("{Heading}\t{Full}\n{name}\t", "{value}"),
+    ("The entry for {called} gives {its} as", " {value}."),
+    ('{{{heading}: {name}, "property": {full}, "value":', " {value}}}"),
 )
 JSON_STEM = len(STEMS) - 1  # its fields are quoted as JSON strings
 
 # Multiple choice.
 CHOICE_OF_VALUE = (
     "What is the {of}?",
-    "Which of these is the {of}?",
+    "Which of the following is the {of}?",
     "Choose the {of}.",
-    "Select the correct {said} for {name}.",
-    "One of the following is the {of}. Which?",
-    "For {name}, which {said} is correct?",
-    "Pick the right {said} for the {thing} {name}.",
-    "Mark the {of}.",
-    "Only one of these values is the {of}. Which one?",
-    "The {thing} {name}: which of the following is its {said}?",
+    "Select the correct {full} for {called}.",
+    "One of the following is the {of}. Which one?",
+    "Which {full} is correct for {called}?",
+    "Pick the correct {full} for {called}.",
+    "Which option gives the {of}?",
+    "Only one of these values is the {of}. Which one is it?",
+    "Consider {called}. Which of the following is {its}?",
 )
 CHOICE_OF_NAME = (
-    "Which of these {things} has the {said} {value}?",
-    "The {said} {value} belongs to which {thing}?",
-    "Select the {thing} whose {said} is {value}.",
-    "Which {thing} has {value} as its {said}?",
-    "One of these {things} has the {said} {value}. Which?",
-    "Find the {thing} with the {said} {value}.",
-    "For which of the following is the {said} {value}?",
-    "Pick the {thing} with {value} as its {said}.",
+    "Which of these {things} {predicate}?",
+    "Which of the following {predicate}?",
+    "Select the {thing} that {predicate}.",
+    "Which {thing} has {value} as {its}?",
+    "One of these {things} {predicate}. Which one?",
+    "Find the {thing} that {predicate}.",
+    "For which of the following is the {full} {value}?",
+    "Identify the {thing} whose {full} is {value}.",
 )
-LABELS = (  # how options are marked, and how an answer names one
+LABELS = (  # an option with its mark, and the mark in an answer
     ("{letter}. {option}", "{letter}"),
     ("{letter}) {option}", "{letter}"),
     ("({letter}) {option}", "({letter})"),
@@ -143,54 +223,58 @@ LABELS = (  # how options are marked, and how an answer names one
     ("{number}. {option}", "{number}"),
     ("{number}) {option}", "{number}"),
     ("({number}) {option}", "({number})"),
-    ("{letter}: {option}", "{letter}"),
 )
 CHOICE_ANSWERS = (
-    *("{label}", "{label}", "The answer is {label}.", "{label}: {option}"),
-    "{label}, because the {of} is {value}.",
+    *("{mark}", "{mark}", "The answer is {mark}.", "{line}", "{line}"),
+    *("The correct answer is {mark}.", "The correct option is {mark}: the {of} is {value}."),
 )
 
-# Ranking.
+# Ranking. The list follows in the form of LISTS.
 RANKINGS = (
-    "Rank these {things} by {said}, {order}.",
-    "Sort the following by their {said}, {order}.",
-    "Put these {things} in order of {said}, {order}.",
-    "Order the {things} below by {said}, {order}.",
-    "Arrange by {said}, {order}:",
-    "Here are some {things}. List them by {said}, {order}.",
-    "By {said}, what is the order of these {things}, {order}?",
-    "Compare the {said} of these {things} and list them {order}.",
+    "Rank these {things} by {full}, {order}",
+    "Sort the following {things} by {full}, {order}",
+    "Put these {things} in order of {full}, {order}",
+    "Order the following {things} by {full}, {order}",
+    "Arrange the following in order of {full}, {order}",
+    "Here are some {things}. List them by {full}, {order}",
+    "Sort by {full}, {order}",
+    "Compare the following {things} by {full} and list them {order}",
 )
 EXTREMES = (
-    "Which of these {things} has the {extreme} {said}?",
-    "Among the following, which has the {extreme} {said}?",
-    "Find the {thing} with the {extreme} {said}.",
-    "Of these {things}, name the one whose {said} is {extreme}.",
-    "Whose {said} is the {extreme} here?",
-    "Compare the {said} of these {things}. Which has the {extreme}?",
+    "Which of these {things} has the {extreme} {full}?",
+    "Which of the following has the {extreme} {full}?",
+    "Find the {thing} with the {extreme} {full}",
+    "Of these {things}, name the one with the {extreme} {full}",
+    "Identify the {thing} with the {extreme} {full}",
+    "Compare the following {things}. Which has the {extreme} {full}?",
+    "Among these {things}, which one has the {extreme} {full}?",
 )
-ORDERS = {True: ("lowest first", "from lowest to highest", "in increasing order"),
-          False: ("highest first", "from highest to lowest", "in decreasing order")}  # fmt: skip
-EXTREME = {True: "lowest", False: "highest"}
-RANKED = ("{ranked}", "{ranked}", "The order is:\n{ranked}", "With their values:\n{valued}", "{valued}")
-LISTS = (("\n- ", "\n- "), ("\n", "\n"), ("\n* ", "\n* "), (" ", "; "))  # before things and between them
-LISTS_BY_LINE = 3  # of them need no sign that could stand in a name
+ORDERS = (  # falling, rising
+    ("{high} first", "from {high} to {low}", "in decreasing order", "in descending order"),
+    ("{low} first", "from {low} to {high}", "in increasing order", "in ascending order"),
+)
+RANKED = (
+    *("{in_line}", "{in_line}", "{values_in_line}", "The order is {in_line}."),
+    *("In order:\n{by_line}", "The order is:\n{by_line}", "In order, with values:\n{values_by_line}"),
+)
+LISTS = ((":\n- ", "\n- "), (":\n", "\n"), (":\n* ", "\n* "), (": ", "; "))  # before things and between them
+LISTS_BY_LINE = 3  # of them need no separator that a name can contain
 EXTREME_ANSWERS = (
-    *("{name}", "{name}", "It is {name}, with {value}.", "{name} ({value})"),
-    "The {extreme} is {value}, that of {name}.",
+    *("{name}", "{name}", "{name_and_value}", "It is {called}: {value}."),
+    *("{Opening} has the {extreme} {full}: {value}.", "The {extreme} value is {value}, that of {called}."),
 )
 
-# How a prompt and its answer stand together.
+# A prompt and its answer.
 LAYOUTS = (
     ("Question: {prompt}", "\nAnswer: {answer}\n"),
     ("Q: {prompt}", "\nA: {answer}\n"),
     ("{prompt}", "\n{answer}\n"),
     ("{prompt}", "\n\n{answer}\n"),
     ("User: {prompt}", "\nAssistant: {answer}\n"),
-    ("Exercise. {prompt}", "\nSolution. {answer}\n"),
+    ("Exercise: {prompt}", "\nSolution: {answer}\n"),
     ("### Question\n{prompt}", "\n\n### Answer\n{answer}\n"),
-    ("Task: {prompt}", "\nResult: {answer}\n"),
-    ("Student: {prompt}", "\nTeacher: {answer}\n"),
+    ("Instruction: {prompt}", "\nResponse: {answer}\n"),
+    ("**Question:** {prompt}", "\n\n**Answer:** {answer}\n"),
     ("Problem:\n{prompt}", "\n\nAnswer:\n{answer}\n"),
     ("[Question] {prompt}", "\n[Answer] {answer}\n"),
     ("Prompt: {prompt}", "\nReply: {answer}\n"),

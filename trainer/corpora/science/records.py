@@ -5,6 +5,7 @@ text made from it are those of the source.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,28 +16,81 @@ from trainer.data.hashing import text_key
 
 PER_GROUP = 64  # records; enough of a kind for distractors of like magnitude, few enough for an even held-out split
 MIN_GROUPS = 4  # of a small source, so that it still has a split to hold out
+PLURAL_UNIT = re.compile(r"(?<![A-Z])\b[a-z]{2,}[^us]s$(?<!siemens)(?<!celsius)")  # "amino acids", "years"
+SAID_AS_WORDS = {"SMILES", "NIST", "NASA", "FASTA"}
+SAID_WITH_A_CONSONANT = re.compile(r"uni(?!m|n)|u[st][aeiu]|eu|one\b|ura|ubi")
+SAID_WITH_A_VOWEL = re.compile(r"hour|hono|heir")
 
 
 @dataclass(frozen=True)
 class Property:
-    """What a column means. `said` is a noun phrase that takes "the" or "its" before it and "of NAME" after it."""
+    """The meaning of a column, in the words that sentences are made of.
 
-    said: str  # "melting point"
-    of: str = ""  # with {name}, where "of NAME" is not at the end: "enthalpy of formation of {name} at 298.15 K"
+    label: a noun phrase that takes "the", "its" or an article before it. condition: an adverbial that follows the
+    value or the name, such as "in the gas phase at 298.15 K". predicates: verb phrases with {value} that follow a name
+    or "it"; "has a LABEL of {value}" if there are none. questions: complete ones with {called}, for this property only.
+    """
+
+    label: str  # "melting point"
+    condition: str = ""
     unit: str = ""  # written after the number; "" for a pure number or a text
     number: bool = True
     quoted: bool = False  # a text that could run into the sentence around it, such as a SMILES string
-    identifies: bool = False  # a text that belongs to one thing, so that it may be asked what it belongs to
-    asked: bool = True  # in tasks; not where the value is a mere number of a catalogue
+    identifies: bool = False  # a text that belongs to one thing, so that a task may ask for the thing
+    asked: bool = True  # in tasks; False where the value is only a catalogue number
+    counted: tuple[str, str] = ("", "")  # ("ring", "rings") for a number of rings
+    measured: bool = True  # False for a number that is counted, calculated or defined
+    predicates: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+    extremes: tuple[str, str] = ("lowest", "highest")
+
+    @cached_property
+    def label_here(self) -> str:
+        """The label with its condition: "enthalpy of formation in the gas phase at 298.15 K"."""
+        return f"{self.label} {self.condition}".rstrip()
+
+    @cached_property
+    def article(self) -> str:
+        return article(self.label)
 
     def of_name(self, name: str) -> str:
-        return (self.of or self.said + " of {name}").replace("{name}", name)
+        """`melting point of NAME`, `enthalpy of formation of NAME in the gas phase at 298.15 K`."""
+        return f"{self.label} {'in' if self.counted[0] else 'of'} {name} {self.condition}".rstrip()
 
     def written(self, value: str) -> str:
-        """The value as it stands in a text: its digits as they are, its unit after them."""
-        if self.quoted:
-            return f'"{value}"'
-        return f"{value} {self.unit}" if self.unit else value
+        """The value in a sentence: its digits as they are, its unit after them, in quotes where it needs them."""
+        return f'"{value}"' if self.quoted else self.bare(value)
+
+    def bare(self, value: str) -> str:
+        """The value with its unit, without quotes."""
+        if not self.unit:
+            return value
+        one = value == "1" and PLURAL_UNIT.search(self.unit)
+        return f"{value} {self.unit[:-1] if one else self.unit}"
+
+    @cached_property
+    def all_predicates(self) -> tuple[str, ...]:
+        """The predicates with their conditions, {value} left open."""
+        condition = f" {self.condition}" if self.condition else ""
+        usual = f"has {self.article} {self.label} of {{value}}" if self.number else f"has the {self.label} {{value}}"
+        return tuple(one + condition for one in self.predicates or (usual,))
+
+    def predicate(self, value: str, which: int = 0) -> str:
+        """`has a melting point of 454.10 K`, `has 2 rings`."""
+        if self.counted[0]:
+            return f"has {value} {self.counted[value != '1']}"
+        predicates = self.all_predicates
+        return predicates[which % len(predicates)].replace("{value}", self.written(value))
+
+
+def article(noun: str) -> str:
+    """The indefinite article that a noun phrase takes, by how its first word is said."""
+    word = re.split(r"[ \-]", noun, maxsplit=1)[0]
+    if word.isupper() and word not in SAID_AS_WORDS:
+        return "an" if word[0] in "AEFHILMNORSX" else "a"
+    if SAID_WITH_A_CONSONANT.match(word.lower()):
+        return "a"
+    return "an" if word[:1].lower() in "aeiou" or SAID_WITH_A_VOWEL.match(word.lower()) else "a"
 
 
 @dataclass(frozen=True)
@@ -44,6 +98,11 @@ class Record:
     key: str  # of the thing: what all its records in all tables of a source share, so that they stay in one split
     name: str
     values: Mapping[str, str]  # property -> value as the source writes it; a missing one is absent
+    called: str = ""  # in a sentence, where that is not the name: "the Bohr radius"
+
+    @property
+    def in_sentence(self) -> str:
+        return self.called or self.name
 
 
 @dataclass(frozen=True)
@@ -56,10 +115,11 @@ class Table:
     properties: Mapping[str, Property]
     records: Sequence[Record]
     authority: str = ""  # a noun phrase, such as "the JANAF tables of 1998": tables differ in their values
+    heading: str = "name"  # of a column with the names
 
     @cached_property
     def shared(self) -> frozenset[tuple[str, str]]:
-        """Property and value wherever several records have a value that should identify one."""
+        """The pairs (property, value) that several records have although the property should identify one."""
         keys = [key for key, prop in self.properties.items() if prop.identifies]
         bearers = Counter((key, record.values[key]) for record in self.records for key in keys if key in record.values)
         return frozenset(pair for pair, count in bearers.items() if count > 1)

@@ -48,8 +48,8 @@ def test_chains_come_before_the_record_s_own_answer_in_the_same_order(tmp_path: 
             assert after == before
         else:
             assert after.model == "m"
-            assert after.text == before.task.prompt + before.task.follows.replace(
-                "{answer}", "It is known.\n" + before.task.said
+            assert after.text == before.task.prompt + before.task.frame.replace(
+                "{answer}", "It is known.\n" + before.task.short
             )
 
 
@@ -192,7 +192,7 @@ def test_an_answer_is_compared_by_what_it_means(finals: tuple[str, ...], said: s
 
 def test_the_command_takes_its_key_from_the_variable_that_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("name,mp\n" + "".join(f"alloy {n},{1000 + 37 * n}\n" for n in range(8)))
-    (tmp_path / "c.yaml").write_text("name: name\nproperties: {mp: {said: melting point, unit: K}}\n")
+    (tmp_path / "c.yaml").write_text("name: name\nproperties: {mp: {label: melting point, unit: K}}\n")
     with chat_server() as server:
         words = ["science", "out.jsonl", "--records", "r.csv", "--columns", "c.yaml", "--rollouts", server.url]
         words += ["--model", "m", "--api-key-env", "MY_KEY", "--seed", "5"]

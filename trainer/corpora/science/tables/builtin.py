@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from trainer.corpora.packages import Document, Files, Source
 from trainer.corpora.science.records import Table
-from trainer.corpora.science.tables import chemistry, constants, molecules, sequences
+from trainer.corpora.science.tables import chemistry, constants, molecules, pubchem, sequences
 from trainer.corpora.science.texts import texts
 
 SEED = 0  # of the texts that a corpus is made of; `octavo science --seed` makes others
@@ -30,8 +30,8 @@ _ALL = (
         "pubchem",
         ("chemicals",),
         "package chemicals (MIT); records of PubChem, in the public domain",
-        chemistry.identity_files,
-        chemistry.identities,
+        pubchem.identity_files,
+        pubchem.identities,
     ),
     _source(
         "thermo",

@@ -1,29 +1,21 @@
-"""Tables of the package `chemicals`, read from its files: identities, thermochemistry, properties of materials.
+"""Thermochemistry and properties of materials, from the files of the package `chemicals`.
 
-Values stay the strings that the files hold. The tables' columns are in SI units (K, Pa, J/mol, kg/m^3, m^3/mol), as the
-package's documentation of each says.
+Values stay the strings of the files. The columns are in SI units (K, Pa, J/mol, kg/m^3, m^3/mol), as the package's
+documentation of each says.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.corpora.packages import Files, package_files
+from trainer.corpora.science.names import in_lower_case, in_order
 from trainer.corpora.science.records import Property, Record, Table, number
 from trainer.data.errors import DataError
 
-ELEMENTS = {
-    "C": "carbon", "H": "hydrogen", "N": "nitrogen", "O": "oxygen", "S": "sulfur", "P": "phosphorus",
-    "F": "fluorine", "Cl": "chlorine", "Br": "bromine", "I": "iodine", "Si": "silicon", "B": "boron",
-    "Na": "sodium", "K": "potassium", "Li": "lithium", "Ca": "calcium", "Mg": "magnesium", "Al": "aluminium",
-    "Fe": "iron", "Cu": "copper", "Zn": "zinc", "Hg": "mercury", "Sn": "tin", "Pb": "lead", "As": "arsenic",
-    "Se": "selenium", "Co": "cobalt", "Ni": "nickel", "Pt": "platinum", "Au": "gold", "Ag": "silver",
-}  # fmt: skip
-WORD = re.compile(r"[a-z]{3}")
-CATALOGUE_NUMBER = re.compile(r"^agn-pc|^[a-z]{1,10}[- ]?\d{3,}|^\d+-\d\d-\d|[0-9a-f]{8}-|_\d|[|;]|\.p\d")
-STATES = {"s": "as a solid", "l": "as a liquid", "g": "as a gas"}
+PHASES = {"s": "in the solid state", "l": "in the liquid phase", "g": "in the gas phase"}
 QUANTITIES = {
     "Hf": ("standard enthalpy of formation", "J/mol"),
     "Gf": ("standard Gibbs energy of formation", "J/mol"),
@@ -32,78 +24,107 @@ QUANTITIES = {
 }
 TEMPERATURES = ("200.0", "298.15", "400.0", "500.0", "700.0", "1000.0", "1500.0", "2000.0", "3000.0")
 
-
-def _property(said: str, condition: str = "", unit: str = "") -> Property:
-    """`said` of {name} `condition`: "melting point", or "enthalpy of formation" with "as a gas at 298.15 K"."""
-    return Property(f"{said} {condition}".strip(), f"{said} of {{name}} {condition}".strip(), unit)
-
-
 THERMOCHEMISTRY = {
-    quantity + state: _property(said, f"{phase} at 298.15 K", unit)
-    for quantity, (said, unit) in QUANTITIES.items()
-    for state, phase in STATES.items()
+    quantity + state: Property(label, f"{phase} at 298.15 K", unit)
+    for quantity, (label, unit) in QUANTITIES.items()
+    for state, phase in PHASES.items()
 }
 HEAT_CAPACITIES = {
-    f"{state} {temperature}": _property(QUANTITIES["Cp"][0], f"{phase} at {temperature} K", QUANTITIES["Cp"][1])
-    for state, phase in STATES.items()
+    f"{state} {temperature}": Property(QUANTITIES["Cp"][0], f"{phase} at {temperature} K", QUANTITIES["Cp"][1])
+    for state, phase in PHASES.items()
     for temperature in TEMPERATURES
 }
+SIZES = ("smallest", "largest")
 ACTIVE = {
-    "Hfg": _property("enthalpy of formation", "as a gas at 298.15 K", "J/mol"),
-    "Hfg_0K": _property("enthalpy of formation", "as a gas at 0 K", "J/mol"),
-    "uncertainty": _property("uncertainty of the enthalpy of formation", "as a gas", "J/mol"),
+    "Hfg": Property("enthalpy of formation", "in the gas phase at 298.15 K", "J/mol"),
+    "Hfg_0K": Property("enthalpy of formation", "in the gas phase at 0 K", "J/mol"),
+    "uncertainty": Property(
+        "enthalpy-of-formation uncertainty", "in the gas phase", "J/mol", measured=False, extremes=SIZES
+    ),
 }
 PHYSICAL = {
-    "Tm": _property("melting point", unit="K"),
-    "Tb": _property("normal boiling point", unit="K"),
-    "rho": _property("density", unit="kg/m^3"),
-    "RI": _property("refractive index"),
+    "Tm": Property(
+        "melting point",
+        unit="K",
+        predicates=("melts at {value}", "has a melting point of {value}"),
+        questions=("At what temperature does {called} melt?", "What is the temperature at which {called} melts?"),
+    ),
+    "Tb": Property(
+        "normal boiling point",
+        unit="K",
+        predicates=("boils at {value} under normal pressure", "has a normal boiling point of {value}"),
+        questions=(
+            "At what temperature does {called} boil under normal pressure?",
+            "What is the boiling temperature of {called} at atmospheric pressure?",
+        ),
+    ),
+    "rho": Property("density", unit="kg/m^3"),
+    "RI": Property("refractive index"),
 }
 PHASE_CHANGE = {
-    "Hfus": _property("enthalpy of fusion", "at the melting point", "J/mol"),
-    "HvapTb": _property("enthalpy of vaporization", "at the normal boiling point", "J/mol"),
-    "Hvap298": _property("enthalpy of vaporization", "at 298.15 K", "J/mol"),
+    "Hfus": Property("enthalpy of fusion", "at the melting point", "J/mol"),
+    "HvapTb": Property("enthalpy of vaporization", "at the normal boiling point", "J/mol"),
+    "Hvap298": Property("enthalpy of vaporization", "at 298.15 K", "J/mol"),
 }
 CRITICAL = {
-    "Tc": _property("critical temperature", unit="K"),
-    "Pc": _property("critical pressure", unit="Pa"),
-    "Vc": _property("critical molar volume", unit="m^3/mol"),
-    "Zc": _property("critical compressibility factor"),
+    "Tc": Property("critical temperature", unit="K"),
+    "Pc": Property("critical pressure", unit="Pa"),
+    "Vc": Property("critical molar volume", unit="m^3/mol", extremes=SIZES),
+    "Zc": Property("critical compressibility factor"),
 }
 ELEMENT = {
-    "atomic number": _property("atomic number"),
-    "element symbol": Property("chemical symbol", number=False, identifies=True),
-    "atomic mass": _property("atomic mass", unit="u"),
-    "covalent radius": _property("covalent radius", unit="angstrom"),
-    "Van derWaal radius": _property("van der Waals radius", unit="angstrom"),
-    "most common isotopic mass": _property("mass", "in its most common isotope", "u"),
-}
-IDENTITY = {
-    "formula": Property("molecular formula", number=False),
-    "weight": _property("molecular weight", unit="g/mol"),
-    "smiles": Property("SMILES string", number=False, quoted=True, identifies=True),
-    "systematic": Property("systematic name", number=False, identifies=True),
-    "other": Property("other name", number=False),
-    "atoms": Property("composition of one molecule", "composition of one molecule of {name}", number=False),
-    "inchi": Property("InChI", number=False, quoted=True, identifies=True),
-    "cas": Property("CAS registry number", number=False, asked=False),
-    "cid": Property("number in PubChem", "number of {name} in PubChem", number=False, asked=False),
+    "atomic number": Property("atomic number", measured=False),
+    "element symbol": Property(
+        "chemical symbol",
+        number=False,
+        identifies=True,
+        questions=("What is the chemical symbol for {called}?", "Which symbol stands for {called}?"),
+    ),
+    "atomic mass": Property("atomic mass", unit="u"),
+    "covalent radius": Property("covalent radius", unit="Å", extremes=SIZES),
+    "Van derWaal radius": Property("van der Waals radius", unit="Å", extremes=SIZES),
+    "most common isotopic mass": Property("isotopic mass", "(most common isotope)", "u"),
 }
 
+PARTICLE = re.compile(r"\b(?:ion|cation|anion|dication|radical|atom|molecule|dimer)\b")
+FLOAT_NOISE = re.compile(r"0{6,}\d$|9{6,}\d?$")  # of arithmetic on the tables: "-128461.00000000001"
 CRC = "the CRC Handbook of Chemistry and Physics"
 JANAF = "the JANAF Thermochemical Tables of 1998"
 
 
+def _name(entry: str) -> str:
+    return in_lower_case(in_order(entry.strip()))
+
+
+def _called(name: str) -> str:
+    """`the zinc ion (Zn+)`: a particle takes an article in a sentence, a substance does not."""
+    return f"the {name}" if PARTICLE.search(name) else name
+
+
+def _janaf_name(row: Mapping[str, str]) -> str:
+    """`Hydrogen, Ion` -> `hydrogen ion (H-)`: ions and dimers share their names and differ in their formulas."""
+    name, comma, isomer = row["Chemical"].replace(" ,", ",").partition(", ")
+    if comma:
+        name = f"{name} ion" if isomer == "Ion" else f"{isomer.lower()}-{name}"
+    return f"{in_lower_case(name)} ({row['formula']})"
+
+
+def _active_name(row: Mapping[str, str]) -> str:
+    """`Ozone`, `OOO (g)` -> `ozone (OOO)`; all species of this file are gases."""
+    formula = row["Formula"].removesuffix(" (g)")
+    return f"{_name(row['Chemical'])} [{formula}]" if "(" in formula else f"{_name(row['Chemical'])} ({formula})"
+
+
 @dataclass(frozen=True)
 class Sheet:
-    """A file of the package and what it says."""
+    """A file of the package and its meaning."""
 
     file: str
     thing: str
     things: str
     properties: Mapping[str, Property]
     authority: str
-    name: str = "{Chemical}"  # of a row, from its columns
+    name: Callable[[Mapping[str, str]], str] = lambda row: _name(row["Chemical"])  # of a row
 
 
 THERMO = (
@@ -111,16 +132,22 @@ THERMO = (
         "Heat Capacity/CRC Standard Thermodynamic Properties of Chemical Substances.tsv",
         *("substance", "substances", THERMOCHEMISTRY, CRC),
     ),
-    # Ions and dimers bear the name of what they are made of; the formula tells them apart.
-    Sheet("Reactions/JANAF_1998.tsv", "substance", "substances", THERMOCHEMISTRY, JANAF, "{Chemical} ({formula})"),
+    Sheet("Reactions/JANAF_1998.tsv", "substance", "substances", THERMOCHEMISTRY, JANAF, _janaf_name),
     Sheet(
         "Reactions/ATcT 1.112 (g).tsv",
-        *("species", "species", ACTIVE, "the Active Thermochemical Tables, version 1.112", "{Chemical}, {Formula}"),
+        *("species", "species", ACTIVE, "the Active Thermochemical Tables, version 1.112", _active_name),
     ),
 )
 MATERIALS = (
     Sheet("Misc/Physical Constants of Inorganic Compounds.csv", "substance", "substances", PHYSICAL, CRC),
-    Sheet("Misc/Physical Constants of Organic Compounds.csv", "compound", "compounds", PHYSICAL, CRC, "{Name}"),
+    Sheet(
+        "Misc/Physical Constants of Organic Compounds.csv",
+        "compound",
+        "compounds",
+        PHYSICAL,
+        CRC,
+        lambda row: _name(row["Name"]),
+    ),
     Sheet("Phase Change/CRC Handbook Heat of Fusion.tsv", "substance", "substances", PHASE_CHANGE, CRC),
     Sheet(
         "Phase Change/CRC Handbook Heat of Vaporization.tsv", "substance", "substances", PHYSICAL | PHASE_CHANGE, CRC
@@ -129,13 +156,13 @@ MATERIALS = (
         "Critical Properties/IUPACOrganicCriticalProps.tsv",
         *("compound", "compounds", CRITICAL, "the IUPAC compilation of critical properties"),
     ),
-    Sheet("Misc/Element data.csv", "element", "elements", ELEMENT, "", "{name}"),
+    Sheet("Misc/Element data.csv", "element", "elements", ELEMENT, "", lambda row: _name(row["name"])),
 )
 CAPACITY_FILES = {state: f"Heat Capacity/JANAF_1998_{word}_Cp.json" for state, word in
                   (("s", "solid"), ("l", "liq"), ("g", "gas"))}  # fmt: skip
 
 
-def _file(name: str) -> tuple[str, Path]:
+def one_file(name: str) -> tuple[str, Path]:
     """A file of the package by the end of its path."""
     for listed, path in package_files("chemicals", Path(name).suffix):
         if listed.endswith(name):
@@ -144,15 +171,11 @@ def _file(name: str) -> tuple[str, Path]:
 
 
 def thermo_files() -> Files:
-    return [_file(name) for name in (*(sheet.file for sheet in THERMO), *CAPACITY_FILES.values())]
+    return [one_file(name) for name in (*(sheet.file for sheet in THERMO), *CAPACITY_FILES.values())]
 
 
 def material_files() -> Files:
-    return [_file(sheet.file) for sheet in MATERIALS]
-
-
-def identity_files() -> Files:
-    return [_file("Identifiers/chemical identifiers pubchem large.tsv")]
+    return [one_file(sheet.file) for sheet in MATERIALS]
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -166,18 +189,22 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
         yield dict(zip(names, (cell.strip() for cell in line.split("\t")), strict=False))
 
 
-def _known(row: Mapping[str, str], properties: Mapping[str, Property]) -> dict[str, str]:
-    """The cells of a row that hold a value of their property."""
+def known(row: Mapping[str, str], properties: Mapping[str, Property]) -> dict[str, str]:
+    """The cells of a row that have a value of their property."""
     cells = {key: row[key] for key in properties if row.get(key)}
-    return {key: cell for key, cell in cells.items() if not properties[key].number or number(cell) is not None}
+    return {key: cell for key, cell in cells.items() if not properties[key].number or _clean(cell)}
+
+
+def _clean(cell: str) -> bool:
+    return number(cell) is not None and not ("." in cell and FLOAT_NOISE.search(cell))
 
 
 def _table(sheet: Sheet) -> Table:
     records = []
-    for row in _rows(_file(sheet.file)[1]):
-        name, values = sheet.name.format(**row).replace(" ,", ","), _known(row, sheet.properties)
+    for row in _rows(one_file(sheet.file)[1]):
+        name, values = sheet.name(row), known(row, sheet.properties)
         if values and name:
-            records.append(Record(row["CAS"], name, values))
+            records.append(Record(row["CAS"], name, values, called=_called(name)))
     return Table(Path(sheet.file).stem, sheet.thing, sheet.things, sheet.properties, records, sheet.authority)
 
 
@@ -194,54 +221,17 @@ def materials() -> list[Table]:
 
 def _heat_capacities() -> Table:
     janaf = THERMO[1]
-    names = {row["CAS"]: janaf.name.format(**row) for row in _rows(_file(janaf.file)[1])}
+    names = {row["CAS"]: janaf.name(row) for row in _rows(one_file(janaf.file)[1])}
     found: dict[str, dict[str, str]] = {}
     for state, name in CAPACITY_FILES.items():
-        path = _file(name)[1]
+        path = one_file(name)[1]
         for cas, (temperatures, capacities) in json.loads(path.read_text(), parse_float=str, parse_int=str).items():
             at = dict(zip(temperatures, capacities, strict=True))
             known = {f"{state} {t}": at[t] for t in TEMPERATURES if t in at}
             found.setdefault(cas, {}).update(known)
-    records = [Record(cas, names[cas], values) for cas, values in sorted(found.items()) if cas in names and values]
+    records = [
+        Record(cas, names[cas], values, called=_called(names[cas]))
+        for cas, values in sorted(found.items())
+        if cas in names and values
+    ]
     return Table("JANAF heat capacities", janaf.thing, janaf.things, HEAT_CAPACITIES, records, JANAF)
-
-
-@dataclass(frozen=True)
-class Molecule:
-    skeleton: str  # first block of the InChIKey: the same for all stereoisomers, which so stay in one split
-    fields: dict[str, str]
-
-
-def parse_record(line: str) -> Molecule:
-    """A line of the table: CID, CAS, formula, weight, SMILES, InChI, InChIKey, IUPAC name, common name, synonyms..."""
-    cid, cas, formula, weight, smiles, inchi, key, systematic, *names = line.split("\t")
-    readable = [name for name in names if len(name) <= 60 and WORD.search(name) and not CATALOGUE_NUMBER.search(name)]
-    name = readable[0] if readable else systematic
-    fields = {"name": name, "formula": formula, "weight": weight, "smiles": smiles, "inchi": inchi, "cas": cas}
-    if int(cid) > 0:
-        fields["cid"] = cid
-    if systematic != name:
-        fields["systematic"] = systematic
-    synonyms = [other for other in readable[1:] if other not in (name, systematic)]
-    if synonyms:
-        fields["synonyms"] = " or ".join(synonyms[:2])
-    atoms = [(ELEMENTS.get(symbol), count or "1") for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*)", formula)]
-    if len(atoms) > 1 and all(element for element, _ in atoms):
-        listed = [f"{count} {element}" for element, count in atoms]
-        fields["atoms"] = ", ".join(listed[:-1]) + f" and {listed[-1]} atoms"
-    return Molecule(key.split("-")[0], fields)
-
-
-def identities() -> list[Table]:
-    """PubChem's records: names, formulas, weights and structures."""
-    ((_, path),) = identity_files()
-    records = []
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.count("\t") < 7:
-            raise DataError(f"{path}: line {line_number} is no PubChem record: reinstall the package 'chemicals'")
-        molecule = parse_record(line)
-        fields = molecule.fields | {"inchi": "InChI=1S/" + molecule.fields["inchi"]}
-        fields["other"] = fields.get("synonyms", "").split(" or ")[0]
-        values = _known(fields, IDENTITY)
-        records.append(Record(molecule.skeleton, molecule.fields["name"], values))
-    return [Table("PubChem", "compound", "compounds", IDENTITY, records)]

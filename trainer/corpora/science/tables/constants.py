@@ -8,6 +8,17 @@ from trainer.data.errors import DataError
 
 COLUMNS = (slice(60), slice(60, 85), slice(85, 110), slice(110, None))  # name, value, uncertainty, unit
 NAME = "txt2022"
+FULL = {
+    "mag. mom.": "magnetic moment",
+    "dipole mom.": "dipole moment",
+    "quadrupole mom.": "quadrupole moment",
+    "gyromag. ": "gyromagnetic ",
+    "mag. ": "magnetic ",
+    "1st hyper": "first hyper",
+    "2nd hyper": "second hyper",
+    "of Josephson": "of the Josephson",
+    "of von Klitzing": "of the von Klitzing",
+}
 
 
 def constant_files() -> Files:
@@ -15,10 +26,10 @@ def constant_files() -> Files:
 
 
 def constants() -> list[Table]:
-    """One table in which a property is a unit's: constants of one unit can be compared, and no others.
+    """One table with a property for each unit, so that only constants of the same unit are compared.
 
-    Digits stand in groups of three in the source; the spaces between them go, so that a value reads as one number.
-    Values whose digits do not end ("1.054 571 817...") are left out.
+    The source writes digits in groups of three; the spaces between the groups are dropped, so that a value reads as one
+    number. Values with endless digits ("1.054 571 817...") are left out.
     """
     source = "".join(path.read_text(encoding="utf-8") for _, path in constant_files())
     properties, records = {}, []
@@ -27,17 +38,26 @@ def constants() -> list[Table]:
         value, uncertainty = value.replace(" ", ""), uncertainty.replace(" ", "")
         if number(value) is None:
             continue
-        properties[f"value {unit}"] = Property("CODATA 2022 value", unit=unit)
+        properties[f"value {unit}"] = Property("CODATA 2022 value", unit=unit, measured=False)
         values = {f"value {unit}": value}
         if number(uncertainty) is not None:
-            properties[f"uncertainty {unit}"] = Property("standard uncertainty", unit=unit)
+            properties[f"uncertainty {unit}"] = Property(
+                "standard uncertainty", unit=unit, measured=False, extremes=("smallest", "largest")
+            )
             values[f"uncertainty {unit}"] = uncertainty
-        records.append(Record(name, f'"{name}"', values))  # in quotes: it can end in "mom." or "in eV"
+        records.append(Record(name, _in_full(name), values, called=f"the {_in_full(name)}"))
     return [Table("CODATA 2022", "constant", "constants", properties, records)]
 
 
+def _in_full(name: str) -> str:
+    """`electron mag. mom.` -> `electron magnetic moment`, with the articles that the table leaves out."""
+    for short, full in FULL.items():
+        name = name.replace(short, full)
+    return name
+
+
 def _text(source: str) -> str:
-    """The string that the module binds to NAME."""
+    """The string that the module assigns to NAME."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == NAME:
             return str(ast.literal_eval(node.value))

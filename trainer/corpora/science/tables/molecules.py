@@ -10,15 +10,27 @@ from trainer.corpora.science.records import Property, Record, Table, number
 from trainer.data.errors import DataError
 
 SURFACES, PROPERTIES = "first_5k.tpsa.csv", "first_200.props.sdf"
+COUNTS = ("smallest", "largest")
 MOLECULE = {
-    "tpsa": Property("topological polar surface area", unit="square angstroms"),
-    "AMW": Property("average molecular weight", unit="g/mol"),
-    "CLOGP": Property("calculated octanol-water partition coefficient (log P)"),
-    "NUM_HACCEPTORS": Property("number of hydrogen-bond acceptors"),
-    "NUM_HDONORS": Property("number of hydrogen-bond donors"),
-    "NUM_RINGS": Property("number of rings"),
-    "NUM_ROTATABLEBONDS": Property("number of rotatable bonds"),
-    "NUM_HETEROATOMS": Property("number of heteroatoms"),
+    "tpsa": Property("topological polar surface area", unit="Å^2", measured=False, extremes=COUNTS),
+    "AMW": Property("average molecular weight", unit="g/mol", measured=False),
+    "CLOGP": Property("calculated octanol-water log P", measured=False),
+    **{
+        key: Property(
+            f"number of {things}",
+            counted=(things[:-1], things),
+            measured=False,
+            questions=(f"How many {things} does {{called}} have?", f"How many {things} are there in {{called}}?"),
+            extremes=COUNTS,
+        )
+        for key, things in (
+            ("NUM_HACCEPTORS", "hydrogen-bond acceptors"),
+            ("NUM_HDONORS", "hydrogen-bond donors"),
+            ("NUM_RINGS", "rings"),
+            ("NUM_ROTATABLEBONDS", "rotatable bonds"),
+            ("NUM_HETEROATOMS", "heteroatoms"),
+        )
+    },
 }
 FIELD = re.compile(r"^>\s+<(\w+)>.*\n(.*)$", re.M)
 
@@ -32,13 +44,17 @@ def molecule_files() -> Files:
 
 
 def molecules() -> list[Table]:
-    """One table; a molecule's name is its SMILES string in quotes, since few of them have another."""
+    """One table, in which the name of a molecule is its SMILES string, since few have another."""
     (_, surfaces), (_, properties) = molecule_files()
     found = _surfaces(surfaces)
     for smiles, values in _properties(properties).items():
         found.setdefault(smiles, {}).update(values)
-    records = [Record(smiles, f'"{smiles}"', values) for smiles, values in found.items() if values]
-    return [Table("NCI", "molecule", "molecules", MOLECULE, records)]
+    records = [
+        Record(smiles, smiles, values, called=f'the molecule with SMILES "{smiles}"')
+        for smiles, values in found.items()
+        if values
+    ]
+    return [Table("NCI", "molecule", "molecules", MOLECULE, records, heading="SMILES")]
 
 
 def _surfaces(path: Path) -> dict[str, dict[str, str]]:

@@ -16,23 +16,44 @@ SAMPLES = (
     *("format/tests/data/embl_single_record", "format/tests/data/embl_feature_level_record"),
     *("alignment/tests/data/insulin.faa", "alignment/tests/data/16s.frn"),
 )
+LENGTHS = ("shortest", "longest")
+CALLED = {"protein": "the protein", "nucleotide": "the nucleotide entry"}
 COMMON = {
-    "description": Property("description", number=False),
-    "organism": Property("source organism", number=False),
+    "description": Property("description", number=False, quoted=True, predicates=("is described as {value}",)),
+    "organism": Property(
+        "source organism",
+        number=False,
+        predicates=("comes from {value}",),
+        questions=("Which organism does {called} come from?", "In which organism is {called} found?"),
+    ),
     "lineage": Property("taxonomic lineage", number=False),
     "sequence": Property("sequence", number=False, identifies=True),
 }
 PROTEIN = COMMON | {
-    "length": Property("length", unit="amino acids"),
-    "weight": Property("molecular weight", unit="Da"),
-    "gene": Property("gene name", number=False),
-    "function": Property("function", number=False),
-    "keywords": Property("list of keywords", number=False),
+    "length": Property(
+        "length",
+        unit="amino acids",
+        measured=False,
+        predicates=("is {value} long", "has a length of {value}"),
+        questions=("How many amino acids does {called} have?",),
+        extremes=LENGTHS,
+    ),
+    "weight": Property("molecular weight", unit="Da", measured=False),
+    "gene": Property("gene name", number=False, predicates=("is encoded by the gene {value}",)),
+    "function": Property("function", number=False, quoted=True),
+    "keywords": Property("list of keywords", number=False, quoted=True),
 }
 NUCLEOTIDE = COMMON | {
-    "length": Property("length", unit="bp"),
+    "length": Property(
+        "length",
+        unit="bp",
+        measured=False,
+        predicates=("is {value} long", "has a length of {value}"),
+        questions=("How long is {called}?",),
+        extremes=LENGTHS,
+    ),
     "molecule": Property("molecule type", number=False),
-    "keywords": Property("list of keywords", number=False),
+    "keywords": Property("list of keywords", number=False, quoted=True),
 }
 GENBANK_FIELD = re.compile(r"^ {0,2}([A-Z]+) +(.*(?:\n {12}.*)*)", re.M)
 EVIDENCE = re.compile(r" *\{ECO:[^}]*\}")
@@ -55,10 +76,10 @@ def sequences() -> list[Table]:
     found: dict[str, dict[str, Record]] = {"protein": {}, "nucleotide": {}}
     for _, path in sequence_files():
         for kind, name, values in read_records(path):
-            found[kind].setdefault(name, Record(name, name, values))
+            found[kind].setdefault(name, Record(name, name, values, called=f"{CALLED[kind]} {name}"))
     return [
         Table("proteins", "protein", "proteins", PROTEIN, list(found["protein"].values())),
-        Table("nucleotides", "nucleotide record", "nucleotide records", NUCLEOTIDE, list(found["nucleotide"].values())),
+        Table("nucleotides", "nucleotide entry", "nucleotide entries", NUCLEOTIDE, list(found["nucleotide"].values())),
     ]
 
 

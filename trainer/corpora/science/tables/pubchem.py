@@ -1,0 +1,102 @@
+"""Identities of compounds, from the table of PubChem records in the package `chemicals`."""
+
+import re
+from dataclasses import dataclass
+
+from trainer.corpora.packages import Files
+from trainer.corpora.science.names import in_order, with_capitals
+from trainer.corpora.science.records import Property, Record, Table
+from trainer.corpora.science.tables.chemistry import known, one_file
+from trainer.data.errors import DataError
+
+ELEMENTS = {
+    "C": "carbon", "H": "hydrogen", "N": "nitrogen", "O": "oxygen", "S": "sulfur", "P": "phosphorus",
+    "F": "fluorine", "Cl": "chlorine", "Br": "bromine", "I": "iodine", "Si": "silicon", "B": "boron",
+    "Na": "sodium", "K": "potassium", "Li": "lithium", "Ca": "calcium", "Mg": "magnesium", "Al": "aluminium",
+    "Fe": "iron", "Cu": "copper", "Zn": "zinc", "Hg": "mercury", "Sn": "tin", "Pb": "lead", "As": "arsenic",
+    "Se": "selenium", "Co": "cobalt", "Ni": "nickel", "Pt": "platinum", "Au": "gold", "Ag": "silver",
+}  # fmt: skip
+WORD = re.compile(r"[a-z]{3}")
+NO_NAME = re.compile(  # catalogue numbers, formulas, polymers and scrambled entries
+    r"^agn-pc|^[a-z]{1,10}[- ]?\d{3,}|^ac1\w{5}$|^ctk\w+$|^\d+-\d\d-\d|[0-9a-f]{8}-|_\d|\.p\d|"
+    r"[\\@$#%&?!=<>_{}~|;]|\d[a-z]\d[a-z]\d|polymer"
+)
+INDEX_ENTRY = re.compile(r"-, |-$|, \S+-$|\(\d+ci|, (?:\S+ )*(?:ester|acid)\b")  # "benzene, 1-hexynyl-"
+FORMULA = re.compile(r" \([a-z]+\d[a-z\d]*\)$")  # in lower case, after a name: "copper nitride (cu3n)"
+LONGEST_NAME = 60  # characters
+IDENTITY = {
+    "formula": Property("molecular formula", number=False),
+    "weight": Property("molecular weight", unit="g/mol", measured=False),
+    "smiles": Property(
+        "SMILES string",
+        number=False,
+        quoted=True,
+        identifies=True,
+        questions=("What is the SMILES representation of {called}?", "Write {called} in SMILES notation."),
+    ),
+    "systematic": Property("systematic name", number=False, identifies=True),
+    "other": Property("alternative name", number=False, asked=False, predicates=("is also known as {value}",)),
+    "atoms": Property(
+        "atomic composition",
+        number=False,
+        predicates=("contains {value} per formula unit",),
+        questions=("How many atoms of each element does one formula unit of {called} contain?",),
+    ),
+    "inchi": Property("InChI", number=False, quoted=True, identifies=True),
+    "cas": Property("CAS registry number", number=False, asked=False),
+    "cid": Property("PubChem compound identifier (CID)", number=False, asked=False),
+}
+
+
+@dataclass(frozen=True)
+class Compound:
+    skeleton: str  # first block of the InChIKey: the same for all stereoisomers, which so stay in one split
+    name: str  # "" where the table has none
+    values: dict[str, str]
+
+
+def identity_files() -> Files:
+    return [one_file("Identifiers/chemical identifiers pubchem large.tsv")]
+
+
+def identities() -> list[Table]:
+    """Names, formulas, weights and structures. Raises DataError where the file is damaged."""
+    ((_, path),) = identity_files()
+    records = []
+    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.count("\t") < 7:
+            raise DataError(
+                f"{path}: line {line_number} is not a PubChem record: reinstall the package 'chemicals'",
+                where=f"{path}, line {line_number}",
+                value=line,
+                allowed="reinstall the package 'chemicals'",
+            )
+        compound = parse_record(line)
+        if compound.name:
+            records.append(Record(compound.skeleton, compound.name, known(compound.values, IDENTITY)))
+    return [Table("PubChem", "compound", "compounds", IDENTITY, records)]
+
+
+def parse_record(line: str) -> Compound:
+    """A line of the table: CID, CAS, formula, weight, SMILES, InChI, InChIKey, IUPAC name, common name, synonyms..."""
+    cid, cas, formula, weight, smiles, inchi, key, systematic, *names = line.split("\t")
+    readable = [name for name in names if len(name) <= LONGEST_NAME and WORD.search(name) and not NO_NAME.search(name)]
+    spoken = [name for name in readable if not INDEX_ENTRY.search(name)]
+    plain = "" if ";" in systematic else systematic  # salts are lists of ions: "azanium;chloride"
+    name = next((one for one in (*spoken[:1], plain, *readable, systematic) if one), "")
+    values = {"formula": formula, "weight": weight, "smiles": smiles, "inchi": f"InChI=1S/{inchi}", "cas": cas}
+    if int(cid) > 0:
+        values["cid"] = cid
+    if systematic != name:
+        values["systematic"] = with_capitals(systematic)
+    if synonyms := [other for other in spoken if other not in (name, systematic)]:
+        values["other"] = _spelled(synonyms[0])
+    atoms = [(ELEMENTS.get(symbol), count or "1") for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*)", formula)]
+    if len(atoms) > 1 and all(element for element, _ in atoms):
+        *most, last = [f"{count} {element} {'atom' if count == '1' else 'atoms'}" for element, count in atoms]
+        values["atoms"] = f"{', '.join(most)} and {last}"
+    return Compound(key.split("-")[0], _spelled(name), values)
+
+
+def _spelled(name: str) -> str:
+    return with_capitals(in_order(FORMULA.sub("", name)))
