@@ -33,7 +33,7 @@ class FileLock:
     """Exclusive `flock` on `path`, acquired by the constructor.
 
     Held until `close` or, without it, until every process that has it has ended, however it ended: forked processes
-    share it, and with `inherit` processes that are started by exec do too.
+    share it, and so do started ones that are given `file`.
 
     wait: seconds to keep trying; None: without limit. on_wait: called once before the first wait. create: make the file
     where it is missing, with its directories. owner: text for the file, which a process that finds it locked reads; the
@@ -47,7 +47,6 @@ class FileLock:
         *,
         wait: float | None = 0.0,
         on_wait: Callable[[], None] = lambda: None,
-        inherit: bool = False,
         create: bool = True,
         owner: str = "",
     ) -> None:
@@ -62,7 +61,6 @@ class FileLock:
                 waited = True
             time.sleep(POLL)
         self.file = file  # a descriptor open for reading and writing
-        os.set_inheritable(file, inherit)
         if owner:
             os.ftruncate(file, 0)
             os.pwrite(file, owner.encode(), 0)

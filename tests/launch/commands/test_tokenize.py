@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +9,14 @@ import pytest
 
 from launch.cli import main
 from launch.commands.tokenize import Progress
-from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, texts, write_jsonl
-from trainer.corpora.tokenize import Told, pool
+from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, start_plain, texts, write_jsonl
+from trainer.corpora.tokenize import Told, jobs
 from trainer.data.shards.windows import Shards
-
-# The process of `pool` with our own writer: Megatron's takes seconds to import, and tests/trainer/data compares them.
-PLAIN = """
-import sys
-from trainer.corpora.tokenize import worker, write
-write.HAS_WHEEL = False
-worker.serve(sys.stdin, sys.stdout)
-"""
 
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(pool, "WORKER", [sys.executable, "-c", PLAIN])
+    monkeypatch.setattr(jobs, "start_jobs", start_plain)
     source = write_jsonl(tmp_path / "a.jsonl", [*texts(), ""])
     tokenizer = save_tokenizer(tmp_path)
     return ["tokenize", str(tmp_path / "notes"), str(source), "--tokenizer", str(tokenizer), "--workers", "2"]

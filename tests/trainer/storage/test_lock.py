@@ -68,12 +68,12 @@ def test_a_file_that_its_holder_removed_guards_nothing(tmp_path: Path) -> None:
     thread.join()
 
 
-@pytest.mark.parametrize("inherit", [False, True])
-def test_started_processes_hold_it_where_they_inherit_it(tmp_path: Path, inherit: bool) -> None:
-    lock = FileLock(tmp_path / "lock", inherit=inherit)
-    with subprocess.Popen(["sleep", "60"], close_fds=False) as child:
+@pytest.mark.parametrize("given", [False, True])
+def test_a_started_process_holds_it_if_it_is_given_the_file(tmp_path: Path, given: bool) -> None:
+    lock = FileLock(tmp_path / "lock")
+    with subprocess.Popen(["sleep", "60"], pass_fds=[lock.file] if given else []) as child:
         lock.close()
-        if inherit:
+        if given:
             with pytest.raises(LockedError):
                 FileLock(tmp_path / "lock")
         child.kill()

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,6 @@ from trainer.corpora.packages import Document
 from trainer.corpora.tokenize import begun, jobs
 from trainer.corpora.tokenize.begun import LOCK, PLAN, SPOOL
 from trainer.corpora.tokenize.inputs import units_of
-from trainer.corpora.tokenize.pool import Pool
 from trainer.corpora.tokenize.spool import HELDOUT, TRAIN, Part, finished_unit, spool_unit, write_json
 from trainer.corpora.tokenize.write import token_dtype
 from trainer.data.errors import DataError
@@ -31,6 +31,7 @@ from trainer.data.shards.tokenizer import Tokenizer
 from trainer.storage.atomic import FILE_SUFFIX, publish
 from trainer.storage.lock import FileLock, LockedError
 from trainer.storage.space import free_space
+from trainer.storage.workers import WorkerDied, Workers
 
 FORMAT = 2  # raise it with any change of what is written for the same input
 BUCKETS_BITS = 16  # keys are counted by their first bits to cut them into shards
@@ -87,7 +88,7 @@ def tokenize_source(
     work = out.with_name(f"{out.name}.tmp")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with _alone(work), Pool(workers) as pool:
+        with _alone(work) as lock, Workers(partial(jobs.start_jobs, work), workers, inherit=[lock.file]) as pool:
             loaded = Tokenizer.load(tokenizer, eos)
             if tokenizer.is_dir():
                 tokenizer = tokenizer / shard_files.TOKENIZER
@@ -124,15 +125,15 @@ def tokenize_source(
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
+def _alone(work: Path) -> Iterator[FileLock]:
     """Only one start works in a directory; its processes hold the lock too, whatever becomes of it."""
     try:
-        lock = FileLock(work / LOCK, inherit=True)
+        lock = FileLock(work / LOCK)
     except LockedError:
         raise DataError(f"{work} is being written by another process: wait for it to end") from None
     with lock:
         try:
-            yield
+            yield lock
         except (DataError, OSError):
             begun.take_down(work)
             raise
@@ -184,7 +185,7 @@ def _lacks_heldout(spooled: Sequence[Facts]) -> int:
     return lowest + 1 if 0 < fraction <= lowest < highest else 0
 
 
-def _first_pass(work: Path, units: Sequence[Any], pool: Pool, report: Progress, at_least: int = 0) -> list[Facts]:
+def _first_pass(work: Path, units: Sequence[Any], pool: Workers, report: Progress, at_least: int = 0) -> list[Facts]:
     """Spool what is not yet; with `at_least`, what has an origin below it and was spooled without."""
     spool = work / SPOOL
     spooled = {
@@ -204,14 +205,14 @@ def _first_pass(work: Path, units: Sequence[Any], pool: Pool, report: Progress, 
         report(Told("tokenizing", kept + sum(read.values()), total, sum(tokens.values())))
 
     todo = [{"do": "unit", "number": number, "unit": asdict(units[number]), "at_least": at_least} for number in left]
-    for place, facts in pool.run(work, todo, told):
+    for place, facts in _run(pool, todo, lambda place, so_far: told(place, *so_far)):
         spooled[left[place]] = facts
         told(place, units[left[place]].nbytes, facts["tokens"])
     return [spooled[number] for number in range(len(units))]
 
 
 def _second_pass(
-    work: Path, spooled: Sequence[Facts], plan: Facts, pool: Pool, report: Progress
+    work: Path, spooled: Sequence[Facts], plan: Facts, pool: Workers, report: Progress
 ) -> dict[str, list[Facts]]:
     spool, dtype = work / SPOOL, np.dtype(plan["dtype"])
     written: dict[str, dict[int, Facts]] = {TRAIN: {}, HELDOUT: {}}
@@ -233,12 +234,22 @@ def _second_pass(
         leftover.unlink()
     kept = sum(facts["tokens"] for some in written.values() for facts in some.values())
     done = 0
-    for place, facts in pool.run(work, todo, lambda place, read, tokens: None):
+    for place, facts in _run(pool, todo):
         split, number = places[place]
         written[split][number] = facts
         done += facts["tokens"]
         report(Told("writing", kept + done, total, done))
     return {split: [some[number] for number in sorted(some)] for split, some in written.items()}
+
+
+def _run(
+    pool: Workers, todo: Sequence[jobs.Job], reported: Callable[[int, Any], None] = lambda place, report: None
+) -> Iterator[tuple[int, Facts]]:
+    try:
+        yield from pool.run(todo, reported)
+    except WorkerDied as death:
+        hint = ": was it out of memory? Use fewer --workers" if death.killed else ""
+        raise DataError(f"a worker process {death.how}{hint}; the same command resumes from here") from death
 
 
 def _cut(spool: Path, parts: Sequence[Facts], shard_tokens: int, dtype: np.dtype[Any]) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from trainer.corpora.tokenize.spool import Encoder, spool_unit
 from trainer.corpora.tokenize.write import write_shard
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
+from trainer.storage.workers import Task
 
 Job = dict[str, Any]
 Told = Callable[[int, int], None]  # bytes and tokens of a job so far
@@ -37,6 +38,11 @@ def _encoder(plan_text: str, work: Path, at_least: int) -> Encoder:
     group = prefix["group"] if prefix else None
     fraction, dtype = plan["heldout_fraction"], np.dtype(plan["dtype"])
     return Encoder(tokenizer, dtype, plan["name"], plan["seed"], fraction, prefixes, group, at_least)
+
+
+def start_jobs(work: Path) -> Task:
+    """What a worker does with the jobs of a work directory; it reports the bytes and tokens of a unit so far."""
+    return lambda job, report: run_job(work, job, lambda read, tokens: report((read, tokens)))
 
 
 def run_job(work: Path, job: Job, told: Told) -> Any:

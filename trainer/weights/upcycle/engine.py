@@ -7,16 +7,16 @@ hash and kept. Every file's bytes follow from the plan alone, so the result of a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trainer.storage.atomic import TargetExistsError, publish
-from trainer.storage.manifest import MANIFEST
-from trainer.storage.workers import Finished, Task, perform
+from trainer.storage.manifest import MANIFEST, verify_file
+from trainer.storage.workers import Reporter, Task, WorkerDied, Workers
 from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError
 from trainer.weights.hf_write import (
     SHARD_BYTES,
@@ -26,7 +26,9 @@ from trainer.weights.hf_write import (
     cut,
     must_not_exist,
     require_space,
+    write_shard,
 )
+from trainer.weights.upcycle.errors import UpcycleError
 from trainer.weights.upcycle.journal import MODEL, Work, digest, open_work, remove, tidy, work_path
 
 if TYPE_CHECKING:
@@ -118,26 +120,54 @@ def plan_of(upcycled: Upcycled, shards: Sequence[Shard], source: Mapping[str, st
 def _make(work: Work, shards: Sequence[Shard], workers: int, progress: Progress) -> Done:
     total, made, kept, kept_shards = sum(shard.nbytes for shard in shards), 0, 0, 0
     faults: list[str] = []
-    tasks = [Task(shard, work.finished.get(shard.name)) for shard in shards]
-    tasks.sort(key=lambda task: task.facts is None)  # what is there first: it is quick, and the bar starts there
+    # Files that are there first: that is quick, and the bar starts there.
+    jobs = sorted(shards, key=lambda shard: shard.name not in work.finished)
+
+    def reported(place: int, nbytes: int) -> None:
+        nonlocal made
+        made += nbytes
+        progress(made, kept, total)
+
     try:
-        with closing(perform(tasks, work.model, workers)) as reports:
-            for report in reports:
-                if isinstance(report, Finished):
-                    if report.kept:
-                        kept_shards += 1
-                    else:
-                        work.record(report.shard.name, report.facts)
-                    faults += [report.fault] if report.fault else []
-                    continue
-                if report.kept:
-                    kept += report.nbytes
+        with Workers(partial(_start, jobs, work), min(workers, len(jobs)), fork=True) as pool:
+            for place, (facts, was_kept, fault) in pool.run(range(len(jobs)), reported):
+                faults += [fault] if fault else []
+                if was_kept:
+                    kept_shards += 1
+                    kept += jobs[place].nbytes
+                    progress(made, kept, total)
                 else:
-                    made += report.nbytes
-                progress(made, kept, total)
-    except HuggingFaceError as error:
+                    work.record(jobs[place].name, facts)
+    except WorkerDied as death:
+        hint = " (out of memory? use fewer --workers)" if death.killed else ""
+        line = f"a worker {death.how} while it made {jobs[death.place].name}{hint}"
+        raise HuggingFaceError(f"{line}; {_kept(work, shards)}") from death
+    except (HuggingFaceError, UpcycleError) as error:
         raise HuggingFaceError(f"{error}; {_kept(work, shards)}") from error
     return Done(total, len(shards), kept_shards, tuple(faults))
+
+
+def _start(jobs: Sequence[Shard], work: Work) -> Task:
+    """Make the files of `jobs` in a fork: the groups' closures hold an opened source, and a fresh process would spend
+    seconds on importing torch. torch's threads do not exist in a fork, so each computes with one."""
+    torch.set_num_threads(1)
+
+    def make(place: int, report: Reporter) -> tuple[Mapping[str, Any], bool, str | None]:
+        """The file's facts, whether it was kept, and what was wrong with the file that was there."""
+        shard, fault = jobs[place], None
+        file = work.model / shard.name
+        if (facts := work.finished.get(shard.name)) is not None:
+            fault = verify_file(work.model, shard.name, facts)
+            if fault is None:
+                return facts, True, None
+        try:
+            return write_shard(file, shard, report), False, fault
+        except MemoryError:
+            raise HuggingFaceError(f"{file}: out of memory; use fewer --workers") from None
+        except OSError as error:
+            raise HuggingFaceError(f"{file} cannot be written: {error.strerror or error}") from error
+
+    return make
 
 
 def _no_strangers(work: Work, own: Set[str]) -> None:

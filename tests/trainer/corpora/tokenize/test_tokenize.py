@@ -26,6 +26,7 @@ from tests.trainer.corpora.tokenize.tokenized import (
     documents,
     make,
     save_tokenizer,
+    start_dying,
     texts,
     tokenizer,
     write_jsonl,
@@ -342,8 +343,8 @@ def test_after_kill_9_it_goes_on_with_other_workers(tmp_path, plain, monkeypatch
 
 
 def test_a_worker_that_dies_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenize.pool, "WORKER", [sys.executable, "-c", "import os; input(); os.kill(os.getpid(), 9)"])
-    with pytest.raises(DataError, match=r"ended by signal 9: was it out of memory\? Use fewer --workers"):
+    monkeypatch.setattr(tokenize.jobs, "start_jobs", start_dying)
+    with pytest.raises(DataError, match=r"was killed by SIGKILL: was it out of memory\? Use fewer --workers"):
         make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", texts())], workers=2)
 
 

@@ -1,13 +1,17 @@
 """Small texts, a small tokenizer and the sources made of them, for tests."""
 
 import json
+import os
+import signal
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from trainer.corpora.packages import Document
-from trainer.corpora.tokenize import tokenize_source
+from trainer.corpora.tokenize import tokenize_source, write
+from trainer.corpora.tokenize.jobs import start_jobs
 from trainer.data.shards.tokenizer import Tokenizer, train_bpe
+from trainer.storage.workers import Task
 
 PREFIXES = {
     "science": ["Read this as science.\n", "A text about science.\n", "Science:\n"],
@@ -55,3 +59,13 @@ def make(directory: Path, inputs: Any, **changes: Any) -> Path:
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def start_plain(work: Path) -> Task:
+    """A worker with our own writer: Megatron's takes seconds to import, and test_tokenize.py compares them."""
+    write.HAS_WHEEL = False
+    return start_jobs(work)
+
+
+def start_dying(work: Path) -> Task:
+    return lambda job, report: os.kill(os.getpid(), signal.SIGKILL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -22,7 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.storage.manifest import read_manifest, verify_file
-from trainer.storage.workers import _serve
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import INDEX, HuggingFaceError
 from trainer.weights.hf_write import Group, Output
@@ -308,19 +306,6 @@ def test_what_fails_in_a_worker_is_one_line(model, target, error, line):
     model.fail[1] = raising(error)
     with pytest.raises(HuggingFaceError, match=line):
         model.run(target)
-
-
-@pytest.mark.parametrize("unread", [False, True])
-def test_a_worker_whose_parent_is_gone_ends_without_a_word(tmp_path, capfd, unread):
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-    if unread:  # then the pipe is reset, not at its end
-        there.send("a report")
-    here.close()
-    process = context.Process(target=_serve, args=([], tmp_path, there, [], os.getpid()))
-    process.start()
-    process.join(30)
-    assert (process.exitcode, capfd.readouterr().err) == (0, "")
 
 
 def test_an_interruption_says_what_is_kept(model, target):
