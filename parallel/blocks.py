@@ -1,7 +1,7 @@
-"""What is done to every decoder block before parameters are spread: compile, then recompute.
+"""Compilation and recomputation of decoder blocks, applied in this order before parameters are sharded.
 
-Both act in place and wrap nothing, so that modules and parameters keep their names. The order matters: a compiled block
-that is recomputed stays compiled, whereas recomputation inside a block keeps the compiler out of it.
+Both act in place and wrap no module, so that modules and parameters keep their names. The order matters: a compiled
+block that is recomputed stays compiled, whereas the compiler cannot trace a block with recomputation inside.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from parallel.torch_private import MATMULS
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str) -> None:
-    """Trade memory for time: "none" keeps every activation, "full" only each block's input, "selective" also the
-    results of matmuls and attention.
+    """Save memory at the cost of time: "none" keeps every activation, "full" only each block's input, "selective" also
+    the results of matmuls and attention.
 
-    The recomputed forward repeats the same operations on the same numbers, so losses and gradients do not change.
-    Of a compiled block, "selective" sees and keeps the attention alone, as the compiler's own matmuls are out of reach.
-    On a CPU it does not keep the experts' matmuls, which write into scratch memory and are made again.
+    The recomputed forward repeats the same operations on the same numbers, so losses and gradients do not change. In a
+    compiled block "selective" keeps only the attention, because the compiler's own matmuls are not visible to it. On a
+    CPU it does not keep the experts' matmuls, which write into scratch memory.
     """
     if recompute == "none":
         return
@@ -36,10 +36,9 @@ def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str) -> None:
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """torch.compile each block by itself: all have one shape, so that one compilation serves every layer.
+    """torch.compile each block separately: all have one shape, so that one compilation serves every layer.
 
-    Another number of tokens (the last batch of an evaluation) is compiled anew: with dynamic shapes the compiler of
-    torch 2.13 has failed.
+    A different number of tokens (the last batch of an evaluation) compiles again: dynamic shapes failed in torch 2.13.
     """
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]

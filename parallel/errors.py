@@ -25,6 +25,12 @@ class Fault:
         return self.text
 
 
+def one_of(values: Iterable[Any]) -> str:
+    """`a, b or c`."""
+    *rest, last = map(str, values)
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
 class UserError(Exception):
     """One or several faults, found together. Its text is theirs, one line each.
 

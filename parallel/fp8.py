@@ -1,4 +1,4 @@
-"""FP8 with block scaling: every tile of a matrix gets a power of two that brings its largest number just below 448.
+"""FP8 with block scaling: a power of two for each tile of a matrix brings its largest number just below 448.
 
     scale = 2^floor(log2(fl32(448 / amax)))       amax: the largest |x| of the tile
     code  = e4m3(x * scale)                       round to nearest even, saturate at 448
@@ -6,16 +6,16 @@
 
 e4m3 has 4 bits of exponent and 3 of mantissa: 448 is its largest number, 2^-6 its smallest with all 4 significant bits,
 2^-9 its smallest. A power of two as scale adds no rounding of its own: only the codes round, a value has 4 significant
-bits, and quantising values again leaves them as they are. A tile's largest number lies between 224 and 448 once scaled,
-so what is larger than a 2^-13 of it keeps all 4 bits.
+bits, and quantising values again does not change them. A tile's largest number is between 224 and 448 when scaled, so
+numbers larger than 2^-13 of it keep all 4 bits.
 
 The GEMMs of Transformer Engine's `Float8BlockScaling` sum along tiles of 128: rows of activations and of gradients are
 cut into 1 x 128, weights into 128 x 128, and what the weight gradient sums over (rows, again) into 128 x 1.
-`docs/fp8.md` says which tensor gets which.
+`docs/fp8.md` lists which tensor gets which.
 
 Source: Transformer Engine 2.20, `compute_scale_from_amax` in common/recipe/recipe_common.cuh, with its defaults
-(power-of-two scales, epsilon 0). One difference: its kernels look for the largest number past NaN, here a tile with a
-NaN has scale 1; either way the NaN stays one, and the step is skipped.
+(power-of-two scales, epsilon 0). One difference: its kernels ignore NaN in the search for the largest number, here a
+tile with a NaN has scale 1; in both cases the NaN stays NaN, and the step is skipped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def quantize_tiles(x: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """
     tiles = _cut(x.float(), tile)
     scale = _scale(tiles)
-    # Whether the cast saturates or makes NaN of what is too large differs between versions of torch.
+    # The cast of numbers that are too large saturates in some versions of torch and gives NaN in others.
     codes = (tiles * scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
     return _whole(codes, x.shape), scale.squeeze((-3, -1))
 
@@ -49,14 +49,14 @@ def quantize_tiles(x: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
 def dequantize_tiles(codes: Tensor, scale: Tensor, tile: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """codes [..., R, C] and scale as `quantize_tiles` returns them -> values [..., R, C] in `dtype`.
 
-    Exact in fp32; exact in bf16 too but for what lies below its smallest number, 2^-133.
+    Exact in fp32; exact in bf16 too, except below its smallest number, 2^-133.
     """
     tiles = _cut(codes.float(), tile)
     return _whole(tiles.mul_(scale.reciprocal()[..., :, None, :, None]), codes.shape).to(dtype)
 
 
 def fake_quantize(x: Tensor, tile: tuple[int, int]) -> Tensor:
-    """What is left of x [..., R, C] after quantising: `dequantize_tiles(*quantize_tiles(x, tile), tile, x.dtype)`, but
+    """x [..., R, C] quantised and dequantised: `dequantize_tiles(*quantize_tiles(x, tile), tile, x.dtype)`, except
     that a zero may lose its sign. No gradient."""
     with torch.no_grad():
         tiles = _cut(x.float(), tile)
@@ -65,7 +65,7 @@ def fake_quantize(x: Tensor, tile: tuple[int, int]) -> Tensor:
 
 
 def scale_to_byte(scale: Tensor) -> Tensor:
-    """Powers of two in fp32 -> uint8: their exponent, as fp32 keeps it (127 for 1)."""
+    """Powers of two in fp32 -> uint8: their exponent as stored in fp32 (127 for 1)."""
     return (scale.view(torch.int32) >> 23).to(torch.uint8)
 
 
@@ -77,19 +77,19 @@ def scale_from_byte(byte: Tensor) -> Tensor:
 def _scale(tiles: Tensor) -> Tensor:
     """fp32 [..., r, rows, c, columns] -> [..., r, 1, c, 1]."""
     amax = tiles.abs().amax((-3, -1), keepdim=True)
-    # A division of tensors, rounded once. A number over a tensor would be the number times a rounded reciprocal.
+    # Dividing two tensors rounds once. A Python number over a tensor is computed as the number times a reciprocal.
     ratio = torch.full_like(amax, E4M3_MAX) / amax
-    # Where it is too large for fp32 (amax below 1.75 * 2^-120), the largest power of two that is not.
+    # Where the ratio is too large for fp32 (amax below 1.75 * 2^-120), the largest power of two in fp32.
     bits = ratio.clamp_(max=torch.finfo(torch.float32).max).view(torch.int32).bitwise_and_(_MANTISSA_OFF)
     return torch.where((amax > 0) & (amax < torch.inf), bits.view(torch.float32), 1.0)
 
 
 def _round_e4m3(x: Tensor) -> Tensor:
-    """Round fp32 to the nearest e4m3, ties to even, saturating; works in place. On a CPU this takes a third of the time
-    that a cast to float8_e4m3fn and back does.
+    """Round fp32 to the nearest e4m3, ties to even, saturating, in place. On a CPU this takes a third of the time of a
+    cast to float8_e4m3fn and back.
 
     Adding 1.5 * 2^20 times a number's power of two leaves room for 3 bits of its mantissa and makes the processor round
-    off the others; taking it away again is exact. Below 2^-6 the numbers of e4m3 stay 2^-9 apart.
+    off the others; subtracting it again is exact. Below 2^-6 the numbers of e4m3 are 2^-9 apart.
     """
     x.clamp_(-E4M3_MAX, E4M3_MAX)
     power = x.view(torch.int32).bitwise_and(0x7F800000).view(torch.float32)
@@ -99,7 +99,7 @@ def _round_e4m3(x: Tensor) -> Tensor:
 
 def _cut(x: Tensor, tile: tuple[int, int]) -> Tensor:
     """[..., R, C] -> [..., r, rows, c, columns], with zeros where the last tiles are shorter."""
-    # A tile that is larger than the matrix is the matrix.
+    # A tile larger than the matrix is cut to the matrix.
     rows, columns = (max(1, min(size, most)) for size, most in zip(x.shape[-2:], tile, strict=True))
     below, beside = -x.shape[-2] % rows, -x.shape[-1] % columns
     if below or beside:

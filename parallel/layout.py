@@ -1,13 +1,15 @@
-"""How many ranks each axis of a run has. No torch here: the configuration is checked with it before torch is loaded."""
+"""Number of ranks on each axis of a run. No torch here: configurations are checked with it before torch is loaded."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from parallel.errors import UserError, one_of
 
-class LayoutError(ValueError):
-    """The axes do not fit the number of ranks; the message names the axis and the values that work."""
+
+class LayoutError(UserError):
+    """Axes that do not fit the number of ranks; `where` is the key, `allowed` the values that work."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Layout:
 
     pp: pipeline stages. dp_replicate: copies of the sharded model. dp_shard: ranks that share one copy of the weights.
     cp: ranks that share a sequence. ep: expert-parallel ranks, the innermost (neighbouring) ones of dp_shard * cp.
+    Raises LayoutError if ep does not divide dp_shard * cp.
     """
 
     pp: int = 1
@@ -29,11 +32,15 @@ class Layout:
             fit = _divisors(self.shard)
             raise LayoutError(
                 f"parallel.ep={self.ep} does not divide the {self.shard} rank(s) that share one copy of the weights "
-                f"(parallel.dp_shard); use parallel.ep={fit}, or let a multiple of {self.ep} share it"
+                f"(parallel.dp_shard); use parallel.ep={one_of(fit)}, or let a multiple of {self.ep} share it",
+                where="parallel.ep",
+                value=self.ep,
+                allowed=fit,
             )
 
     @property
     def world(self) -> int:
+        """Ranks in all."""
         return self.pp * self.dp_replicate * self.shard
 
     @property
@@ -52,24 +59,32 @@ class Layout:
     ) -> Layout:
         """Fill in the data-parallel axes that are 0 so that the product is `world`.
 
-        dp_shard = 0 takes what dp_replicate leaves, dp_replicate = 0 what dp_shard leaves; where both are 0, dp_shard
-        is as small as `ep` lets it be and dp_replicate takes the rest. Raises `LayoutError` where nothing fits.
+        dp_shard = 0 takes what dp_replicate leaves, dp_replicate = 0 what dp_shard leaves; if both are 0, dp_shard
+        is as small as `ep` permits and dp_replicate takes the rest. Raises LayoutError if nothing fits.
         """
         fixed = pp * cp
         if dp_shard == 0 and dp_replicate == 0:
             dp_shard = ep // math.gcd(ep, cp)
             if world % (fixed * dp_shard):
+                fit = _divisors(world)
                 raise LayoutError(
-                    f"parallel.ep={ep} does not divide the {world} rank(s) of this run; use parallel.ep="
-                    f"{_divisors(world)}, or start a multiple of {fixed * dp_shard} ranks"
+                    f"parallel.ep={ep} does not divide the {world} rank(s) of this run; use parallel.ep={one_of(fit)}, "
+                    f"or start a multiple of {fixed * dp_shard} ranks",
+                    where="parallel.ep",
+                    value=ep,
+                    allowed=fit,
                 )
         for name, given in (("dp_replicate", dp_replicate), ("dp_shard", dp_shard)):
             fixed *= given or 1
             if world % fixed:
                 rest = world // (fixed // given) if world % (fixed // given) == 0 else world
+                fit = _divisors(rest)
                 raise LayoutError(
-                    f"parallel.{name}={given} does not divide the {world} rank(s) of this run; "
-                    f"use {_divisors(rest)}, or start a multiple of {fixed} ranks"
+                    f"parallel.{name}={given} does not divide the {world} rank(s) of this run; use {one_of(fit)}, or "
+                    f"start a multiple of {fixed} ranks",
+                    where=f"parallel.{name}",
+                    value=given,
+                    allowed=fit,
                 )
         left = world // fixed
         if dp_shard == 0:
@@ -79,22 +94,25 @@ class Layout:
         elif left != 1:
             raise LayoutError(
                 f"parallel.dp_replicate={dp_replicate} x parallel.dp_shard={dp_shard} is {fixed} rank(s), but this run "
-                f"has {world}; start {fixed} ranks, or set one of them to 0, which fills it in"
+                f"has {world}; start {fixed} ranks, or set one of them to 0, which fills it in",
+                where="parallel.dp_shard",
+                value=dp_shard,
+                allowed=(0,),
             )
         return Layout(pp, dp_replicate, dp_shard, cp, ep)
 
     def rows(self) -> list[tuple[str, int, str]]:
-        """(axis, ranks, what it does) for a person, outermost first."""
-        return [
+        """(axis, ranks, what it does) for the screen, outermost first; axes of one rank are left out."""
+        rows = [
             ("pp", self.pp, "pipeline stages"),
             ("dp_replicate", self.dp_replicate, "copies of the sharded model"),
             ("dp_shard", self.dp_shard, "ranks that share one copy of the weights"),
             ("cp", self.cp, "ranks that share a sequence"),
-            ("ep", self.ep, "expert-parallel ranks, innermost of dp_shard x cp"),
+            ("ep", self.ep, "expert-parallel ranks, the innermost of those that share one copy"),
             ("expert_dp", self.expert_dp, "ranks that share one copy of the same experts"),
         ]
+        return [row for row in rows if row[1] > 1]
 
 
-def _divisors(number: int) -> str:
-    values = [str(n) for n in range(1, number + 1) if number % n == 0]
-    return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
+def _divisors(number: int) -> tuple[int, ...]:
+    return tuple(n for n in range(1, number + 1) if number % n == 0)

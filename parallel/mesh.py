@@ -14,12 +14,12 @@ from parallel.torch_private import flatten_mesh
 
 @dataclass(frozen=True)
 class Meshes:
-    """Where this rank stands.
+    """The meshes that this rank belongs to.
 
-    dense: what dense weights are sharded over, (dp_shard_cp,), or (dp_replicate, dp_shard_cp) where there are copies.
-    expert_dp: what a rank's experts are sharded over besides expert parallelism, (expert_dp,) or (dp_replicate,
-    expert_dp). experts: the expert-parallel mesh (expert, width), the innermost ranks. ep_group, shard_group: process
-    groups of the expert-parallel ranks and of dp_shard x cp, None where it is this rank alone.
+    dense: the mesh that dense weights are sharded over, (dp_shard_cp,), or (dp_replicate, dp_shard_cp) if there are
+    copies. expert_dp: the mesh that a rank's experts are sharded over besides expert parallelism, (expert_dp,) or
+    (dp_replicate, expert_dp). experts: the expert-parallel mesh (expert, width), the innermost ranks. ep_group,
+    shard_group: process groups of the expert-parallel ranks and of dp_shard x cp, None if there is only this rank.
     """
 
     layout: Layout
@@ -48,8 +48,8 @@ class Meshes:
         ep = experts["expert", "width"]
         ep_group = None
         if layout.ep == layout.world > 1:
-            # For a dimension of all ranks torch hands out the default group, which sharding uses too: with a group of
-            # its own the exchange of tokens need not wait for a gather of weights.
+            # For a dimension of all ranks torch returns the default group, which sharding uses too. In a group of its
+            # own the exchange of tokens need not wait for a gather of weights.
             ep_group = dist.new_group(group_desc="ep")
         elif layout.ep > 1:
             ep_group = flatten_mesh(ep, "ep").get_group()

@@ -1,9 +1,14 @@
-"""ZeRO stages 1 and 2 of DeepSpeed as an engine: optimizer state (and gradients) cut over data-parallel ranks, on a CPU
-if wanted.
+"""DeepSpeed's ZeRO stages 1 and 2 as an engine: optimizer state (and gradients) cut over data-parallel ranks.
 
-What differs from the native engine: AdamW alone, every rank holds all weights, and each step waits for the device, as
-DeepSpeed decides on the host whether a gradient is finite. Its flat partitions are shown to checkpoints as one sharded
-vector a parameter and moment, so that another number of ranks, another stage or another place of the state loads them.
+Differences from the native engine: only AdamW, the state may be on the CPU, every rank holds all weights, and each step
+waits for the device, because DeepSpeed decides on the host whether a gradient is finite. Checkpoints see its flat
+partitions as one sharded vector for each parameter and moment, so that they load with any number of ranks, stage or
+place of the state.
+
+Only this module uses internal names of DeepSpeed, last checked with 0.19.8: `single_partition_of_fp32_groups`,
+`refresh_fp32_params`, `param_groups` and `overflow` of the ZeRO optimizer, `_hp_mapping` of a parameter, and
+`__compatible_ops__`. Its documented interface has no access to the partitions, to a parameter's place in them or to the
+overflow flag. tests/parallel/test_offload.py has a canary for each.
 """
 
 from __future__ import annotations
@@ -26,9 +31,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class ZeroEngine:
     """AdamW under ZeRO `stage` 1 or 2 over all ranks of `world`.
 
-    `groups`: (names of parameters, weight decay) of each group; `lr`: (step, steps) -> learning rate; `offload`: state
-    and update on the CPU. Weights must be float32 and whole on every rank; `model` is used as it is, not through
-    DeepSpeed's wrapper. One engine in the life of a process.
+    `groups`: (names of parameters, weight decay) of each group; `lr`: (step, steps) -> learning rate; `offload`: keep
+    state and update on the CPU. Weights must be float32 and whole on every rank; `model` is called directly, not
+    through DeepSpeed's wrapper. A process can build only one engine.
     """
 
     def __init__(
@@ -54,19 +59,19 @@ class ZeroEngine:
         if offload:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
         self.settings = {
-            "train_micro_batch_size_per_gpu": 1,  # must be there; nothing is computed from it
+            "train_micro_batch_size_per_gpu": 1,  # required; nothing is computed from it
             "gradient_allreduce_op": "sum",
-            "managed_gradient_accumulation": False,  # `step` ends the accumulation, however many micro-batches came
+            "managed_gradient_accumulation": False,  # `step` ends the accumulation after any number of micro-batches
             "gradient_clipping": clip_norm,
             "zero_optimization": zero,
-            # torch's fused AdamW is as fast on a CPU as DeepSpeed's, which first has to be compiled there.
+            # On a CPU torch's fused AdamW is as fast as DeepSpeed's, which would have to be compiled first.
             "zero_force_ds_cpu_optimizer": False,
         }
 
     def prepare(self) -> None:
-        """Raises `WorldError` where DeepSpeed is not installed."""
+        """Build DeepSpeed's engine. Raises `WorldError` if DeepSpeed cannot be imported."""
         deepspeed = _import_deepspeed(self.world.device.type)
-        if not dist.is_initialized():  # a process on its own, without torchrun's environment
+        if not dist.is_initialized():  # a single process, without torchrun's environment
             os.environ.setdefault("LOCAL_RANK", "0")
             backend = "nccl" if self.world.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -81,7 +86,7 @@ class ZeroEngine:
         self.deepspeed, self.zero, _, _ = deepspeed.initialize(
             model=self.model, optimizer=adamw, config=self.settings, dist_init_required=False
         )
-        # This rank's part of each group: one flat tensor, and its moments, which DeepSpeed would allocate later.
+        # This rank's part of each group is one flat tensor. DeepSpeed would allocate its moments only later.
         self.partitions: list[Tensor] = self.zero.single_partition_of_fp32_groups
         for flat in self.partitions:
             moments = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
@@ -96,7 +101,7 @@ class ZeroEngine:
 
     def step(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
         if self.weights_may_be_new:
-            self.zero.refresh_fp32_params()  # its own copy of this rank's part of the weights
+            self.zero.refresh_fp32_params()  # DeepSpeed's own copy of this rank's part of the weights
             self.weights_may_be_new = False
         for group in self.zero.param_groups:
             group["lr"] = self.lr(step, steps)
@@ -107,18 +112,18 @@ class ZeroEngine:
         self.applied += 1.0 - overflow
         self.skipped += overflow
         self.skipped[0] *= overflow
-        norm = self.deepspeed.get_global_grad_norm()  # a plain inf after a step that was skipped
+        norm = self.deepspeed.get_global_grad_norm()  # a Python inf after a skipped step
         return torch.as_tensor(norm, dtype=torch.float32, device=self.world.device), self.skipped.clone()
 
     def state(self) -> dict[str, Tensor]:
-        self.weights_may_be_new = True  # a load follows, perhaps
+        self.weights_may_be_new = True  # a load may follow
         moments = {f"{name}.{moment}": self._fragment(name, moment) for name in self.named for moment in MOMENTS}
         return {"skipped": self.skipped, "step": self.applied, **moments}
 
     def _fragment(self, name: str, moment: str) -> Fragment:
         """This rank's part of a moment of the flattened parameter `name`."""
         parameter = self.named[name]
-        place = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed; None where this rank has none
+        place = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed; None if this rank has no part
         if place is None:
             return Fragment(torch.empty(0), 0, parameter.numel())
         flat, held = self.moments[self.partitions[place.param_group_index]][moment], place.hp_fragment_address
@@ -126,19 +131,22 @@ class ZeroEngine:
 
 
 def _import_deepspeed(device_type: str) -> Any:
-    """The module. It chooses its accelerator by what it finds, so it is told what this run chose."""
+    """Import DeepSpeed for this run's device; by itself it would choose one from what it finds."""
     os.environ["DS_ACCELERATOR"] = device_type
     try:
         import deepspeed
     except ImportError as error:
         raise WorldError(
-            f"optim.engine=deepspeed needs a package that does not load here ({error}); "
-            "pip install -e '.[deepspeed]', or use optim.engine=native"
+            f"optim.engine=deepspeed needs the package deepspeed, which cannot be imported ({error}); run pip "
+            "install -e '.[deepspeed]', or use optim.engine=native",
+            where="optim.engine",
+            value="deepspeed",
+            allowed=("native",),
         ) from error
-    # Collectives through shared memory, compiled for two minutes when a group is first made on a CPU; only inference
-    # uses them.
+    # Collectives through shared memory: only inference uses them, and the first group on a CPU would compile them for
+    # two minutes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # It calls collectives by the names that torch 2.11 has.
+    # DeepSpeed calls collectives by their names in torch 2.11.
     for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         warnings.filterwarnings("ignore", message=f"`torch.distributed.{name}` is deprecated", category=FutureWarning)
     return deepspeed

@@ -1,13 +1,13 @@
-"""Any layout, seen from one of its ranks, on one machine: a fake process group, tensors without memory, real sharding.
+"""Simulate one rank of any layout on one machine: a fake process group, tensors without memory, real sharding.
 
     with fake_world(512, rank=5) as fake:
-        model = ...                             # built and sharded on the meta device, by the code of a real run
+        model = ...                             # built and sharded on the meta device by the code of a real run
         with fake, CollectiveLog(axes) as log:
             model.to_empty(device="cpu")        # fake tensors: sizes, strides and storages, no memory
             ...                                 # a step
         rank_bytes(...), log.calls
 
-`CollectiveLog` and `rank_bytes` read a real run just as well, which is how the fake one is checked.
+`CollectiveLog` and `rank_bytes` also read a real run, which is how the simulation is tested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.sharding.local import local
+from parallel.sharding.local import local_part
 from parallel.torch_private import (
     COLLECTIVES,
     FakeTensorMode,
@@ -42,10 +42,10 @@ class Collective:
 
     Attributes:
         op: all_gather, reduce_scatter, all_reduce, all_to_all, or torch's own name (broadcast_, send, ...).
-        axis: name of the group, as `CollectiveLog` was told. ranks: its size.
-        nbytes: of the whole tensor: what an all-gather returns, a reduce-scatter takes, an all-reduce sums and the
+        axis: name of the group, as given to `CollectiveLog`. ranks: its size.
+        nbytes: size of the whole tensor: the result of an all-gather, the input of a reduce-scatter or all-reduce, the
             larger side of an all-to-all.
-        where: "backward" if autograd issued it (recomputed forward passes included), else the section of the log.
+        where: "backward" if autograd issued it (recomputed forward passes included), otherwise the section of the log.
     """
 
     op: str
@@ -56,18 +56,18 @@ class Collective:
 
     @property
     def sent(self) -> int:
-        """Bytes that leave this rank where no bandwidth is wasted, as in a ring: (n-1)/n of `nbytes`, and twice that
-        for an all-reduce."""
+        """Bytes that leave this rank in an optimal algorithm such as a ring: (n-1)/n of `nbytes`, and twice that for an
+        all-reduce."""
         parts = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "all_reduce": 2}.get(self.op)
         return self.nbytes if parts is None else parts * self.nbytes * (self.ranks - 1) // self.ranks
 
 
 class CollectiveLog(TorchDispatchMode):
-    """Lists in `calls` every collective of tensors issued by this thread while it is entered, torch's own (FSDP,
-    DTensor) included.
+    """Context that records in `calls` every collective of tensors that this thread issues, those of FSDP and DTensor
+    included.
 
-    Args: axes: names and their process groups. A group with several names is called a/b; one without any by torch's
-        description.
+    Args: axes: names and their process groups. A group with several names is called a/b; a group without a name is
+        called by torch's description.
     """
 
     def __init__(self, axes: Iterable[tuple[str, dist.ProcessGroup]]) -> None:
@@ -97,7 +97,6 @@ class CollectiveLog(TorchDispatchMode):
         name, group = func.overloadpacket.__name__, _group(args)
         if group is not None and name not in BARRIERS:
             axis = self.axes.get(group.group_name, group.group_desc)
-            # The engine runs the backward pass, and the hooks at its end, as one task.
             where = "backward" if in_backward() else self.where
             sides = (*args, result) if func.namespace == "_c10d_functional" else args
             nbytes = max(sum(t.nbytes for t in _tensors(side)) for side in sides)
@@ -108,7 +107,7 @@ class CollectiveLog(TorchDispatchMode):
 def _group(args: Sequence[Any]) -> dist.ProcessGroup | None:
     """The process group among an operator's arguments: an object, or for functional collectives the last string."""
     for arg in args:
-        if isinstance(arg, torch.ScriptObject):  # stands before the ReduceOp in every schema
+        if isinstance(arg, torch.ScriptObject):  # comes before the ReduceOp in every schema
             return dist.ProcessGroup.unbox(arg)
     names = [arg for arg in args if isinstance(arg, str)]
     return group_of_name(names[-1]) if names else None
@@ -124,9 +123,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class RankBytes:
-    """Bytes that one rank holds between steps, of its own shards.
+    """Bytes of the shards that one rank holds between steps.
 
-    padding: what their storages hold beyond that; torch pads a shard where a dimension does not divide.
+    padding: additional bytes of their storages; torch pads a shard if a dimension does not divide.
     """
 
     weights: int
@@ -141,11 +140,11 @@ class RankBytes:
 
 
 def rank_bytes(parameters: Iterable[nn.Parameter], optimizer_state: Iterable[Tensor]) -> RankBytes:
-    """Counted on the tensors themselves, real or fake; the gradients are those that the parameters hold."""
+    """Count the bytes of tensors, real or fake; the gradients are those that the parameters hold."""
     parameters = list(parameters)
-    weights = [local(p.detach()) for p in parameters]
-    gradients = [local(p.grad) for p in parameters if p.grad is not None]
-    state = [local(tensor) for tensor in optimizer_state]
+    weights = [local_part(p.detach()) for p in parameters]
+    gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
+    state = [local_part(tensor) for tensor in optimizer_state]
     storages = {storage_id(tensor): tensor.untyped_storage() for tensor in (*weights, *gradients, *state)}
     allocated = sum(storage.nbytes() for storage in storages.values())
     held = [sum(tensor.nbytes for tensor in tensors) for tensors in (weights, gradients, state)]
@@ -157,13 +156,13 @@ def fake_world(size: int, rank: int) -> Iterator[FakeTensorMode]:
     """Make this process `rank` of `size` in a process group whose collectives do nothing and return at once.
 
     Yields a mode to enter once the model is sharded: FSDP shards meta tensors, and only outside of it. Raises
-    RuntimeError where this process is in a process group already.
+    RuntimeError if this process is in a process group already.
     """
     if dist.is_initialized():
         raise RuntimeError("this process is in a process group already; leave it before building a fake world")
     dist.init_process_group("fake", rank=rank, world_size=size, store=fake_store())
     try:
-        # Meta tensors that FSDP made come in as they are and leave as fake ones.
+        # FSDP's meta tensors enter unchanged and leave as fake ones.
         yield FakeTensorMode(allow_non_fake_inputs=True)
     finally:
         dist.destroy_process_group()

@@ -31,13 +31,13 @@ __all__ = [
     "checkpoint_offset",
     "clear_sharding_cache",
     "collectives_started",
+    "dtensor_region",
     "fake_store",
     "flatten_mesh",
     "foreach_copy",
     "group_of_name",
     "has_gradient_hooks",
     "in_backward",
-    "local_region",
     "process_groups",
     "set_timeout",
     "storage_id",
@@ -150,9 +150,9 @@ def flatten_mesh(mesh: DeviceMesh, name: str) -> DeviceMesh:
     return mesh._flatten(name)
 
 
-def local_region(weight: DTensor) -> tuple[slice, ...]:
-    """The part of the whole tensor that this rank holds, one slice a dimension. Publicly a DTensor gives its local
-    tensor, but not where that is."""
+def dtensor_region(weight: DTensor) -> tuple[slice, ...]:
+    """The part of the whole tensor that this rank holds, one slice for each dimension. Publicly a DTensor gives its
+    local tensor, but not where that is."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     shape, offset = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)

@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, what they agree on, and plain data parallelism.
+"""The processes of one run: rank and size, what they agree on, and plain data parallelism.
 
 A run of one process has no process group at all: every call below then returns at once with the obvious answer, so
 that the training loop is written once. Under torchrun the default group carries tensors (NCCL on CUDA, gloo on CPU)
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from parallel.errors import UserError
 from parallel.health.watch import BACKGROUND, PeerLost, Watch
 from parallel.torch_private import foreach_copy, process_groups, set_timeout
 
@@ -27,20 +28,20 @@ T = TypeVar("T")
 # Large enough to reach the bandwidth of a link, small enough that the copies do not double the gradients' memory.
 BUCKET_BYTES = 64 << 20
 
-# Ranks may come this late whatever `timeout_s` is: one that still imports or compiles does not hang.
+# Ranks may join this late even if `timeout_s` is shorter: a rank that still imports or compiles does not hang.
 JOIN_S = 60.0
 
-# A collective may wait this many times `timeout_s` for a peer that is slow but moves; the watch ends what does not.
+# A collective may wait this many times `timeout_s` for a slow peer; the watch ends a run that makes no progress.
 PATIENCE = 10
 
 
-class WorldError(RuntimeError):
-    """The processes of this run cannot work together; the message says which and what would work."""
+class WorldError(UserError):
+    """The processes of this run cannot work together; the text says which and what would work."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Rank and size of this process, its device, and its groups (None where the process is alone)."""
+    """Rank and size of this process, its device, and its groups (None if it is the only process)."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
@@ -73,8 +74,11 @@ class World:
             found = ", ".join(f"rank {rank}: {values[rank]}" for rank in (0, *others[:3]))
             named = ", ".join(map(str, others[:16])) + (", ..." if len(others) > 16 else "")
             raise WorldError(
-                f"rank(s) {named} of {self.size} have another {what} than rank 0 ({found}); start every rank with the "
-                "same command, code and files"
+                f"the {what} of rank(s) {named} of {self.size} differs from rank 0's ({found}); start every rank with "
+                "the same command, code and files",
+                where=what,
+                value={rank: values[rank] for rank in others},
+                allowed=(values[0],),
             )
 
     def sum_counts(self, *counts: int) -> list[int]:
@@ -100,7 +104,7 @@ class World:
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum (never average: the loss is already divided by the global token count) every gradient over all ranks.
 
-        Gradients travel in flat buckets of one dtype, so that small tensors do not pay a collective each.
+        Gradients travel in flat buckets of one dtype, so that small tensors do not cost a collective each.
         """
         if self.size == 1:
             return
@@ -111,94 +115,109 @@ class World:
             foreach_copy(bucket, [piece.view_as(grad) for piece, grad in zip(pieces, bucket, strict=True)])
 
     def broadcast_module(self, module: nn.Module) -> None:
-        """Give every rank rank 0's parameters and buffers where each holds all of them, whatever its own initialisation
-        came to: processors of another kind may draw other random numbers."""
+        """Give every rank rank 0's parameters and buffers, except those that are spread over ranks. Processors of
+        different kinds may draw different random numbers."""
         if self.size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 if not isinstance(tensor, DTensor):
                     dist.broadcast(tensor.detach(), src=0)
 
-    def wait_long(self) -> None:
-        """Let collectives of every group that there is by now wait as long as those of this object's own.
+    def extend_timeouts(self) -> None:
+        """Give the collectives of every existing group the timeout of this object's own groups.
 
-        For groups that others make, such as the ones of a mesh: torch's own limit of 10 minutes would end the process
-        before the watch can say why.
+        For groups made elsewhere, such as those of a mesh: torch's own limit of 10 minutes would end the process before
+        the watch can report why.
         """
         for group in process_groups():
             set_timeout(group, timedelta(seconds=PATIENCE * self.watch.timeout_s))
 
     def close(self) -> None:
-        """Leave the process group. Safe to call twice and after an error."""
-        if self.watch.run_ends and self.device.type == "cuda":
-            return  # NCCL would wait for collectives that never end; the watch sees to it that the process does
-        if dist.is_initialized():  # a process on its own may have made a group for an engine that needs one
+        """Leave the process group. May be called twice and after an error."""
+        if self.watch.failed and self.device.type == "cuda":
+            return  # NCCL would wait for collectives that never end; the watch ends the process
+        if dist.is_initialized():  # a single process may have made a group for an engine that needs one
             dist.destroy_process_group()
         self.watch.close()
 
 
 def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
-    """Join the run that torchrun's environment describes, or stand alone without one.
+    """Join the run that torchrun's environment describes; without one, this process is the whole run.
 
-    device: "auto" (CUDA if there), "cpu" or "cuda". timeout_s: seconds that all ranks together may go without getting
-    anywhere, from the first `watch.at` on; they have that long to come together, or `JOIN_S` where it is more.
-    Raises `WorldError` where the machine cannot give what is asked for, `PeerLost` where other ranks do not come.
+    device: "auto" (CUDA if available), "cpu" or "cuda". timeout_s: seconds that all ranks together may spend without
+    progress, from the first `watch.at` on; they may take that long to join, or `JOIN_S` if that is more.
+    Raises `WorldError` if the machine lacks what is requested, `PeerLost` if other ranks do not join.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda" and not torch.cuda.is_available():
-        raise WorldError("train.device=cuda, but torch finds no CUDA device here; use train.device=cpu or auto")
+        raise WorldError(
+            "train.device=cuda, but torch finds no CUDA device on this machine; use train.device=cpu or auto",
+            where="train.device",
+            value="cuda",
+            allowed=("cpu", "auto"),
+        )
     if device == "cpu" or not torch.cuda.is_available():
-        where = torch.device("cpu")
+        own_device = torch.device("cpu")
     else:
-        if local_rank >= torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
             raise WorldError(
-                f"local rank {local_rank} has no GPU of its own: this machine has {torch.cuda.device_count()}; use "
-                f"torchrun --nproc-per-node {torch.cuda.device_count()} or train.device=cpu"
+                f"there is no GPU for local rank {local_rank}: this machine has {gpus}; use torchrun --nproc-per-node "
+                f"{gpus} or train.device=cpu",
+                where="LOCAL_RANK",
+                value=local_rank,
+                allowed=f"--nproc-per-node {gpus} or train.device=cpu",
             )
-        where = torch.device("cuda", local_rank)
-        torch.cuda.set_device(where)
+        own_device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(own_device)
     if size == 1:
-        return World(device=where)
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        return World(device=own_device)
+    missing = tuple(name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ)
     if missing:
         raise WorldError(
-            f"WORLD_SIZE={size} is set without {', '.join(missing)}; start the run with torchrun or unset WORLD_SIZE"
+            f"WORLD_SIZE={size} is set without {', '.join(missing)}; start the run with torchrun or unset WORLD_SIZE",
+            where="WORLD_SIZE",
+            value=size,
+            allowed=f"with {', '.join(missing)}, as torchrun sets them",
         )
     rank, timeout = int(os.environ["RANK"]), timedelta(seconds=timeout_s)
     join_s = max(JOIN_S, timeout_s)
     try:
         store = _rendezvous(rank, size, timedelta(seconds=join_s))
     except dist.DistError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise WorldError(
-            f"rank {rank} could not reach MASTER_ADDR:MASTER_PORT={os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} within {join_s:g} s; the launcher of rank 0 has to run there "
-            f"({str(error).splitlines()[0]}). parallel.timeout_s=... waits longer"
+            f"rank {rank} could not reach MASTER_ADDR:MASTER_PORT={address} within {join_s:g} s; the launcher of rank "
+            f"0 must run there ({str(error).splitlines()[0]}). A larger parallel.timeout_s waits longer",
+            where="MASTER_ADDR:MASTER_PORT",
+            value=address,
+            allowed="the address of rank 0's launcher",
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store may outlive an attempt
     watch = Watch(rank, size, timeout_s, dist.PrefixStore(f"watch-{attempt}", store.clone()), join_s)
     watch.join()
     watch.at("start: process groups")
-    backend, device_id = ("nccl", where) if where.type == "cuda" else ("gloo", None)
+    backend, device_id = ("nccl", own_device) if own_device.type == "cuda" else ("gloo", None)
     patience = PATIENCE * timeout
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience, device_id=device_id)
         control = dist.new_group(backend="gloo", timeout=patience)
         background = dist.new_group(backend="gloo", timeout=patience, group_desc=BACKGROUND)
     except Exception as error:
-        first = watch.first_to_fail(error)
+        first = watch.report_failure(error)
         watch.close()
         if first:
             raise
         raise PeerLost("a rank was lost while the process groups were built") from error
     watch.at("")
-    return World(device=where, rank=rank, size=size, control=control, background=background, watch=watch)
+    return World(device=own_device, rank=rank, size=size, control=control, background=background, watch=watch)
 
 
 def _rendezvous(rank: int, size: int, timeout: timedelta) -> Any:
-    """The store in which the ranks meet. Does not wait for them: `Watch.join` does, and can name who is missing."""
+    """The store that the ranks meet in. Does not wait for them: `Watch.join` does, and can name the missing ones."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return next(iter(dist.rendezvous("env://", timeout=timeout)))[0]
-    # Without torchrun rank 0 holds the store, and torch's own way would have it wait and then only count who came.
+    # Without torchrun rank 0 holds the store. torch's own way would wait, and report only how many ranks came.
     return dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
@@ -214,7 +233,7 @@ def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     size = 0
     for parameter in parameters:
-        # A parameter that no token of this rank reached still takes part, or the ranks' buckets would not line up.
+        # A parameter that no token of this rank reached still takes part, or the ranks' buckets would not match.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         grad = parameter.grad

@@ -1,4 +1,4 @@
-"""Who keeps a run from going on, from what its ranks tell of themselves. No process or clock is touched here."""
+"""Find the ranks that hold a run up from the status that each rank publishes. Touches no process and no clock."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 
-NAMED = 4  # ranks described in one message; the others are counted
+MOST_NAMED = 4  # ranks described in one message; the others are counted
 
 
 @dataclass(frozen=True)
-class Record:
-    """What a rank tells of itself with every beat of its heart.
+class RankStatus:
+    """What a rank publishes with every heartbeat.
 
-    node: the launcher that started it ("" where unknown); ranks of one node can see and signal each other's processes.
-    place: the part of the program it has reached. idle: seconds since it last got anywhere. line: the source line where
-    its main thread then stands. left: it ended as it should. calls: collectives begun, by group; a name that starts
-    with `~` is a group of a background thread.
+    node: the launcher that started it ("" if unknown); ranks of one node can see and signal each other's processes.
+    beat: number of the heartbeat. place: the part of the program it has reached. idle: seconds since it last made
+    progress. line: the source line of its main thread while it is idle. left: it ended normally. calls: collectives
+    started, by group; the name of a background thread's group starts with `~`.
     """
 
     host: str
@@ -33,37 +33,37 @@ class Record:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def parse(text: bytes | str) -> Record:
-        return Record(**json.loads(text))
+    def parse(text: bytes | str) -> RankStatus:
+        return RankStatus(**json.loads(text))
 
 
-def stalling(records: Mapping[int, Record]) -> list[int]:
-    """The ranks that others wait for and that wait for nobody themselves; none where no rank lags behind another.
+def blocking_ranks(statuses: Mapping[int, RankStatus]) -> list[int]:
+    """The ranks that others wait for and that wait for no other rank; empty if no rank is behind another.
 
-    A collective waits for the slowest member of its group, so whoever has begun more of a group's collectives than
-    another member waits for that one. Background groups count only where the main threads tell nothing.
+    A collective waits for the slowest member of its group, so a rank that has started more of a group's collectives
+    than another member waits for that member. Background groups count only if the others show no difference.
     """
     for background in (False, True):
         late: set[int] = set()
         waiting: set[int] = set()
-        for group in {name for record in records.values() for name in record.calls}:
-            begun = {rank: record.calls[group] for rank, record in records.items() if group in record.calls}
+        for group in {name for status in statuses.values() for name in status.calls}:
+            started = {rank: status.calls[group] for rank, status in statuses.items() if group in status.calls}
             if group.startswith("~") == background:
-                late |= {rank for rank, count in begun.items() if count < max(begun.values())}
-                waiting |= {rank for rank, count in begun.items() if count > min(begun.values())}
+                late |= {rank for rank, count in started.items() if count < max(started.values())}
+                waiting |= {rank for rank, count in started.items() if count > min(started.values())}
         if late:
             return sorted(late - waiting or late)  # they may wait for each other in a circle
     return []
 
 
-def describe(records: Mapping[int, Record], blamed: Collection[int], how: Mapping[int, str]) -> str:
-    """One line that names the `blamed` ranks; `how` says what is wrong with each."""
+def describe(statuses: Mapping[int, RankStatus], blamed: Collection[int], problem: Mapping[int, str]) -> str:
+    """One line that names the `blamed` ranks, each with its `problem` ("died; last seen") and place."""
     named = []
-    for rank in sorted(blamed)[:NAMED]:
-        record = records[rank]
-        place = record.place or "the start"
-        line = f" ({record.line})" if record.line else ""
-        named.append(f"rank {rank} (host {record.host}, pid {record.pid}) {how[rank]} at {place}{line}")
-    if len(blamed) > NAMED:
-        named.append(f"and {len(blamed) - NAMED} more ranks")
+    for rank in sorted(blamed)[:MOST_NAMED]:
+        status = statuses[rank]
+        place = status.place or "the start"
+        line = f" ({status.line})" if status.line else ""
+        named.append(f"rank {rank} (host {status.host}, pid {status.pid}) {problem[rank]} at {place}{line}")
+    if len(blamed) > MOST_NAMED:
+        named.append(f"and {len(blamed) - MOST_NAMED} more ranks")
     return "; ".join(named)

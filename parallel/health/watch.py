@@ -1,10 +1,10 @@
-"""A rank that dies or hangs takes the run down, and one line says which rank it was.
+"""End the run when a rank dies or hangs, with one line that names the rank.
 
-Every rank has a thread that writes a `Record` of it to the store of the rendezvous: a heartbeat, the place of the
-program it has reached, and how many collectives it has begun. None of this waits for a device or takes part in a
-collective. When no rank of the run has moved for `timeout_s`, or when a process is gone, the rank that finds out first
+Every rank has a thread that writes a `RankStatus` to the rendezvous store: a heartbeat, the place in the program that
+the rank has reached, and how many collectives it has started. None of this waits for a device or takes part in a
+collective. When no rank of the run has made progress for `timeout_s`, or a process is gone, the rank that notices first
 puts a notice into the store and prints it; every rank that reads the notice ends. Under torchrun the launcher holds the
-store, so that it outlives rank 0.
+store, so it outlives rank 0.
 """
 
 from __future__ import annotations
@@ -25,31 +25,32 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from parallel.health.stall import Record, describe, stalling
+from parallel.health.stall import RankStatus, blocking_ranks, describe
 from parallel.torch_private import collectives_started, process_groups
 
 BEAT_S = 1.0
-LOOKS = 20  # how often a rank that does not move looks at the others within timeout_s
-# Seconds without a heartbeat after which, where a connection broke, a rank is taken for the one at its other end.
+LOOKS = 20  # how often an idle rank checks the others within timeout_s
+# After a connection broke, a rank whose heartbeat is older than this is taken for the one at the other end.
 SILENT_S = 5.0
-# Seconds to end in an orderly way after a notice. The blamed rank takes none, and a rank that was cut off takes these
-# at least: the launcher reports the one that it sees end first.
+# Time to end in good order after a notice. The blamed rank takes none, and a rank whose connection broke at least
+# LINGER_S: the launcher reports the rank that ends first.
 LEAVE_S = 5.0
 LINGER_S = 2.0
 CLOSE_S = 30.0
-# After this many times timeout_s without a heartbeat a thread of C ends the process: the interpreter may be what hangs.
+# After this many times timeout_s without a heartbeat a C thread ends the process: the interpreter itself may hang.
 GUARD = 1.25
 BACKGROUND = "background"  # description of a process group that the main thread does not use
 _SOURCES = Path(__file__).resolve().parents[2]
 
 
 class PeerLost(RuntimeError):
-    """Another rank is missing; some rank has said which on stderr."""
+    """Another rank is missing, and a rank has already printed which. Not a UserError: its text is not printed again."""
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Why the run ends. kill: blamed ranks whose own thread does not run, so that they cannot end by themselves."""
+    """Why the run ends. blamed: ranks that caused it. kill: those of them that cannot end by themselves, because their
+    threads do not run."""
 
     by: int
     text: str
@@ -58,7 +59,7 @@ class Notice:
 
 
 class Watch:
-    """Watches the ranks of one run from this one. Alone it only remembers the place."""
+    """Watches all ranks of a run from this one. In a run of one process it only keeps the place."""
 
     def __init__(
         self,
@@ -68,8 +69,8 @@ class Watch:
         store: dist.Store | None = None,
         join_s: float = 600.0,
     ) -> None:
-        """store: a connection that nothing else uses, because a wait on a connection blocks all its users. join_s: how
-        long `join` waits."""
+        """store: a connection used by this object only, because a wait on a connection blocks all its users. join_s:
+        how long `join` waits."""
         self.rank, self.size, self.timeout_s, self._join_s = rank, size, timeout_s, join_s
         self._store = store
         self._beat_s = min(BEAT_S, timeout_s / 30)
@@ -77,13 +78,13 @@ class Watch:
         self._place, self._moves = "", 0
         self._calls: dict[str, int] = {}
         self._counted_moves = 0
-        self._moved = self._looked = time.monotonic()
-        self._record = Record(socket.gethostname(), os.getpid(), os.environ.get("GROUP_RANK", ""))
-        self._seen: dict[int, tuple[Record, float]] = {}  # newest record of each rank, and when its heart beat here
+        self._last_move = self._last_look = time.monotonic()
+        self._status = RankStatus(socket.gethostname(), os.getpid(), os.environ.get("GROUP_RANK", ""))
+        self._seen: dict[int, tuple[RankStatus, float]] = {}  # latest status of each rank, and when it arrived here
         self._siblings: dict[int, int] = {}  # pids of the other ranks under the same launcher
         self._cut_off: float | None = None  # when a connection of this rank broke
-        self._cause_known: bool | None = None  # whether somebody has said why; None: not found out yet
-        self._found_out = threading.Event()
+        self._cause_printed: bool | None = None  # whether some rank has printed the cause; None: not known yet
+        self._cause_found = threading.Event()
         self._store_lost: float | None = None
         self._leave_by: float | None = None
         self._closed = threading.Event()
@@ -92,20 +93,20 @@ class Watch:
     # ---- for the main thread
 
     def at(self, place: str) -> None:
-        """This rank has got to `place` ("step 12: data"). Costs next to nothing. At "" nobody is expected to move."""
+        """Note that this rank has reached `place` ("step 12: data"). At "" no progress is expected. Nearly free."""
         self._place = place
         self._moves += 1
 
     def tick(self) -> None:
-        """This rank has got on without leaving its place."""
+        """Note progress at the same place."""
         self._moves += 1
 
     def join(self) -> None:
-        """Wait for all ranks, then start to watch them. Raises `PeerLost` where some do not come within `join_s`."""
+        """Wait for all ranks, then start to watch them. Raises `PeerLost` if some do not join within `join_s`."""
         store = self._store
         if store is None:
             return
-        store.set(_key(self.rank), self._record.dump())
+        store.set(_key(self.rank), self._status.dump())
         if store.add("joined", 1) == self.size:
             store.set("complete", "")
         deadline, pause = time.monotonic() + self._join_s, 0.01
@@ -114,56 +115,56 @@ class Watch:
                 missing = [rank for rank in range(self.size) if not store.check([_key(rank)])]
                 names = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
                 text = f"{self.size - len(missing)} of {self.size} ranks joined within {self._join_s:g} s; missing: "
-                text += f"rank {names}. See what they and their launchers printed, or let parallel.timeout_s be longer"
-                self._put_up(Notice(self.rank, text, [], []), say=True)
+                text += f"rank {names}. See their output and their launchers', or increase parallel.timeout_s"
+                self._post(Notice(self.rank, text, [], []), print_it=True)
                 raise PeerLost(text)
             time.sleep(pause)
-            pause = min(2 * pause, 0.5, self._beat_s)  # often at first, rarely where thousands wait for one
+            pause = min(2 * pause, 0.5, self._beat_s)  # often at first, rarely when thousands wait for one
         for rank, dumped in enumerate(store.multi_get([_key(rank) for rank in range(self.size)])):
-            record = Record.parse(dumped)
-            if rank != self.rank and record.node and record.node == self._record.node:
-                self._siblings[rank] = record.pid
-        self._moved = time.monotonic()
+            status = RankStatus.parse(dumped)
+            if rank != self.rank and status.node and status.node == self._status.node:
+                self._siblings[rank] = status.pid
+        self._last_move = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
-    def first_to_fail(self, error: BaseException) -> bool:
-        """Tell the other ranks that this one ends with `error`. True where this rank is to say so itself.
+    def report_failure(self, error: BaseException) -> bool:
+        """Let the other ranks know that this one ends with `error`. Returns True if this rank should print the error.
 
-        False where another rank failed before it, or where `error` came of another rank's end and that one has been
-        named when this returns.
+        False if another rank failed first, or if `error` resulted from another rank's end; that rank has been named by
+        the time this returns.
         """
         if isinstance(error, PeerLost):
             return False
         if self._thread is None:
             return True
-        if _tells_of_a_peer(error):
+        if _caused_by_a_peer(error):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it before this rank knows more
             self._cut_off = time.monotonic()
-            self._found_out.wait(2 * SILENT_S + LEAVE_S)
+            self._cause_found.wait(2 * SILENT_S + LEAVE_S)
         else:
             self._leave_by = time.monotonic() + LEAVE_S
             text = f"rank {self.rank} failed: {error}"
             try:
-                self._cause_known = not self._put_up(Notice(self.rank, text, [self.rank], []), say=False)
+                self._cause_printed = not self._post(Notice(self.rank, text, [self.rank], []), print_it=False)
             except RuntimeError:  # the store is gone
-                self._cause_known = False
-        if not self._cause_known:
+                self._cause_printed = False
+        if not self._cause_printed:
             return True
         time.sleep(LINGER_S)
         return False
 
     @property
-    def run_ends(self) -> bool:
-        """Whether this rank or another has failed."""
+    def failed(self) -> bool:
+        """True once this rank or another has failed."""
         return self._leave_by is not None
 
     def close(self) -> None:
-        """Stop watching. Safe to call twice."""
+        """Stop watching. May be called twice."""
         self._closed.set()
         if self._thread is not None:
-            self._thread.join(timeout=CLOSE_S)  # else the others take this rank for dead
+            self._thread.join(timeout=CLOSE_S)  # without the last status the others take this rank for dead
             self._thread = None
 
     # ---- the thread
@@ -176,11 +177,11 @@ class Watch:
                 else:
                     faulthandler.cancel_dump_traceback_later()
                 if self._store_lost is not None:
-                    self._go_on_alone(time.monotonic() - self._store_lost)
+                    self._watch_without_store(time.monotonic() - self._store_lost)
                 else:
                     try:
                         self._beat()
-                    except RuntimeError:  # of which all errors of a store are kinds
+                    except RuntimeError:  # the base of all errors of a store
                         self._store_lost = time.monotonic()
                 if self._leave_by is not None and time.monotonic() > self._leave_by:
                     _end()
@@ -192,94 +193,95 @@ class Watch:
 
     def _beat(self) -> None:
         assert self._store is not None
-        moves, calls = self._moves, _collectives_begun()
+        moves, calls = self._moves, _calls_by_group()
         if (moves, calls) != (self._counted_moves, self._calls):
-            self._counted_moves, self._calls, self._moved = moves, calls, time.monotonic()
+            self._counted_moves, self._calls, self._last_move = moves, calls, time.monotonic()
         self._publish()
         if self._store.check(["notice"]):
-            self._obey(Notice(**json.loads(self._store.get("notice"))))
+            self._follow(Notice(**json.loads(self._store.get("notice"))))
         elif self._place:
-            self._look_for_the_dead()
+            self._look_for_dead_ranks()
             now = time.monotonic()
-            if self._cut_off is not None or min(now - self._moved, now - self._looked) > self._look_s:
-                self._look_for_the_stuck(now)
+            if self._cut_off is not None or min(now - self._last_move, now - self._last_look) > self._look_s:
+                self._look_for_idle_ranks(now)
 
     def _publish(self, *, left: bool = False) -> None:
         assert self._store is not None
-        idle = time.monotonic() - self._moved
-        self._record = replace(
-            self._record,
-            beat=self._record.beat + 1,
+        idle = time.monotonic() - self._last_move
+        self._status = replace(
+            self._status,
+            beat=self._status.beat + 1,
             place=self._place,
             line=_line_of_the_main_thread() if idle > self._look_s else "",
             idle=idle,
             left=left,
             calls=self._calls,
         )
-        self._store.set(_key(self.rank), self._record.dump())
+        self._store.set(_key(self.rank), self._status.dump())
 
-    def _look_for_the_dead(self) -> None:
-        """Find processes of this machine that ended without a word."""
+    def _look_for_dead_ranks(self) -> None:
+        """Find processes of this machine that ended without a last status."""
         assert self._store is not None
         for rank, pid in list(self._siblings.items()):
             try:
                 os.kill(pid, 0)
             except ProcessLookupError:
                 del self._siblings[rank]
-                record = Record.parse(self._store.get(_key(rank)))
-                if not record.left:
-                    self._blame({rank: record}, [rank], {rank: "died; last heard of"})
+                status = RankStatus.parse(self._store.get(_key(rank)))
+                if not status.left:
+                    self._blame({rank: status}, [rank], {rank: "died; last seen"})
 
-    def _look_for_the_stuck(self, now: float) -> None:
-        """Read all records. No rank that moved within the timeout, or none that answers: raise the alarm."""
+    def _look_for_idle_ranks(self, now: float) -> None:
+        """Read every rank's status; end the run if no rank made progress within the timeout, or if one is silent."""
         assert self._store is not None
-        self._looked = now
+        self._last_look = now
         for rank, text in enumerate(self._store.multi_get([_key(rank) for rank in range(self.size)])):
-            record = Record.parse(text)
-            if rank not in self._seen or self._seen[rank][0].beat != record.beat:
-                self._seen[rank] = (record, now)
-        records = {rank: record for rank, (record, _) in self._seen.items() if not record.left}
-        silence = {rank: now - self._seen[rank][1] for rank in records}
-        idle = {rank: record.idle + silence[rank] for rank, record in records.items()}
-        how = {rank: f"has not moved for {seconds:.0f} s" for rank, seconds in idle.items()}
-        # These ranks' records are older than the others', and so are the places in them.
+            status = RankStatus.parse(text)
+            if rank not in self._seen or self._seen[rank][0].beat != status.beat:
+                self._seen[rank] = (status, now)
+        statuses = {rank: status for rank, (status, _) in self._seen.items() if not status.left}
+        silence = {rank: now - self._seen[rank][1] for rank in statuses}
+        idle = {rank: status.idle + silence[rank] for rank, status in statuses.items()}
+        problem = {rank: f"has made no progress for {seconds:.0f} s" for rank, seconds in idle.items()}
+        # The status of these ranks, and so the place in it, is older than the others'.
         patience = SILENT_S if self._cut_off is not None else self.timeout_s / 2
-        silent = [rank for rank in records if silence[rank] > patience]
-        how |= {rank: f"has given no sign of life for {silence[rank]:.0f} s; last heard of" for rank in silent}
+        silent = [rank for rank in statuses if silence[rank] > patience]
+        problem |= {rank: f"has sent no heartbeat for {silence[rank]:.0f} s; last seen" for rank in silent}
         if min(idle.values()) >= self.timeout_s:
             setting = f" (parallel.timeout_s={self.timeout_s:g})"
-            self._blame(records, silent or stalling(records), how, kill=silent, setting=setting)
+            self._blame(statuses, silent or blocking_ranks(statuses), problem, kill=silent, setting=setting)
         elif self._cut_off is not None and silent:
-            self._blame(records, silent, how, kill=silent)
+            self._blame(statuses, silent, problem, kill=silent)
         elif self._cut_off is not None and now - self._cut_off > 2 * SILENT_S:
-            notice = Notice(self.rank, f"rank {self.rank} lost a connection, but all ranks live", [self.rank], [])
-            self._leave(cause_known=not self._put_up(notice, say=False))
+            notice = Notice(self.rank, f"rank {self.rank} lost a connection, but all ranks are alive", [self.rank], [])
+            self._leave(cause_printed=not self._post(notice, print_it=False))
 
     def _blame(
         self,
-        records: dict[int, Record],
+        statuses: dict[int, RankStatus],
         ranks: list[int],
-        how: dict[int, str],
+        problem: dict[int, str],
         *,
         kill: Sequence[int] = (),
         setting: str = "",
     ) -> None:
         if ranks:
-            text = f"{describe(records, ranks, how)}; the run ends with it{setting}"
+            text = f"{describe(statuses, ranks, problem)}; the run ends{setting}"
         else:
-            text = f"no rank moves and none lags behind another{setting}: {describe(records, list(records), how)}"
-        self._put_up(Notice(self.rank, text, ranks, list(kill)), say=True)
+            text = f"no rank makes progress and none is behind another{setting}: "
+            text += describe(statuses, list(statuses), problem)
+        self._post(Notice(self.rank, text, ranks, list(kill)), print_it=True)
 
-    def _put_up(self, notice: Notice, *, say: bool) -> bool:
-        """Put up the notice that ends the run. False where there is one already."""
+    def _post(self, notice: Notice, *, print_it: bool) -> bool:
+        """Post the notice that ends the run. Returns False if another one has been posted."""
         assert self._store is not None
         mine = json.dumps(asdict(notice))
         first = self._store.compare_set("notice", "", mine) == mine.encode()
-        if first and say:
-            _say(notice.text)
+        if first and print_it:
+            _print_error(notice.text)
         return first
 
-    def _obey(self, notice: Notice) -> None:
+    def _follow(self, notice: Notice) -> None:
         if self._leave_by is not None:
             return
         for rank in notice.kill:
@@ -288,27 +290,27 @@ class Watch:
                     os.kill(self._siblings[rank], signal.SIGKILL)
         if self.rank in notice.blamed:
             _end()
-        self._leave(cause_known=True)
+        self._leave(cause_printed=True)
 
-    def _leave(self, *, cause_known: bool) -> None:
+    def _leave(self, *, cause_printed: bool) -> None:
         self._leave_by = time.monotonic() + LEAVE_S
-        self._cause_known = cause_known
-        self._found_out.set()
+        self._cause_printed = cause_printed
+        self._cause_found.set()
 
-    def _go_on_alone(self, lost_s: float) -> None:
-        """Nobody can be asked any more: end with the first connection that breaks, or after the timeout."""
+    def _watch_without_store(self, lost_s: float) -> None:
+        """End with the first connection that breaks, or after the timeout: the other ranks cannot be reached."""
         if self._place and self._leave_by is None and (self._cut_off is not None or lost_s > self.timeout_s):
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                _say(f"rank {self.rank} lost the store of the rendezvous: the launcher that held it has ended")
-            self._leave(cause_known=True)
+                _print_error(f"rank {self.rank} lost the rendezvous store: the launcher that held it has ended")
+            self._leave(cause_printed=True)
 
 
 def _key(rank: int) -> str:
     return f"rank-{rank}"
 
 
-def _collectives_begun() -> dict[str, int]:
-    """How many collectives this process has begun in each of its groups; the host's count, whatever its device does."""
+def _calls_by_group() -> dict[str, int]:
+    """Collectives that this process has started in each of its groups, as the host counts them."""
     return {
         f"{'~' if group.group_desc == BACKGROUND else ''}{group.group_name}": collectives_started(group)
         for group in process_groups()
@@ -316,7 +318,7 @@ def _collectives_begun() -> dict[str, int]:
 
 
 def _line_of_the_main_thread() -> str:
-    """The innermost line of our own code that the main thread is in."""
+    """The innermost line of our own code that the main thread executes."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
@@ -326,8 +328,8 @@ def _line_of_the_main_thread() -> str:
     return ""
 
 
-def _tells_of_a_peer(error: BaseException | None) -> bool:
-    """Whether `error` came of a collective or the store. gloo has no class of its own, but names its source file."""
+def _caused_by_a_peer(error: BaseException | None) -> bool:
+    """True if `error` came from a collective or the store. gloo has no error class, but names its source file."""
     while error is not None:
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
             return True
@@ -335,9 +337,9 @@ def _tells_of_a_peer(error: BaseException | None) -> bool:
     return False
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"error: {text}\n".encode())  # print may wait for what the main thread holds
+        os.write(2, f"error: {text}\n".encode())  # print could wait for a lock that the main thread holds
 
 
 def _end() -> NoReturn:

@@ -1,6 +1,6 @@
-"""A piece of a vector that lies on several ranks, as torch.distributed.checkpoint saves, loads and reshards it.
+"""A rank's piece of a vector, in a form that torch.distributed.checkpoint saves, loads and reshards.
 
-DTensors cut a dimension in equal parts; ZeRO cuts where its partitions end, anywhere inside a parameter.
+DTensors cut a dimension into equal parts; ZeRO cuts at the ends of its partitions, anywhere inside a parameter.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from parallel.torch_private import wrapper_tensor
 
 
 class Fragment(torch.Tensor):
-    """Elements [start, start + len(part)) of a vector of `size` elements; `part` [n], possibly empty, is what this rank
-    holds, and shares its memory. Good for checkpoints alone: it has the vector's shape and no arithmetic."""
+    """Elements [start, start + len(part)) of a vector of `size` elements; `part` [n], possibly empty, is this rank's
+    piece, whose memory it shares. For checkpoints only: it has the vector's shape and no arithmetic."""
 
     part: Tensor
     start: int
@@ -38,7 +38,7 @@ class Fragment(torch.Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Fragment({self.start}:{self.start + len(self.part)} of {self.numel()})"
 
-    # What the planners of torch.distributed.checkpoint look for in a tensor.
+    # The protocol of torch.distributed.checkpoint's planners.
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
         if not len(self.part):

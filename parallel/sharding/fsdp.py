@@ -1,7 +1,7 @@
-"""Weights spread over ranks: experts over the expert-parallel ranks, then everything over the data-parallel ones.
+"""Shard weights over ranks: experts over the expert-parallel ranks, then everything over the data-parallel ones.
 
-Two tensors of experts are spread, `[E, ..., I, ...]` with the width I at dimension 2: the expert-parallel ranks cut
-dimension 0 (and the width, where a router group has several ranks), FSDP2 cuts the width. All other weights are cut by
+The two tensors of experts are `[E, ..., I, ...]` with the width I at dimension 2: the expert-parallel ranks cut
+dimension 0 (and the width, if a router group has several ranks), FSDP2 cuts the width. All other weights are cut by
 FSDP2 at dimension 0. Gradients are summed over the ranks that hold a copy or a token, never averaged, because the loss
 is already divided by the number of tokens of all ranks.
 """
@@ -23,9 +23,9 @@ WIDTH = 2  # dimension of both expert tensors that holds the experts' width
 
 @dataclass(frozen=True)
 class Policy:
-    """How FSDP2 treats weights.
+    """Options of FSDP2 for weights.
 
-    compute: dtype in which the weights of linears and experts are gathered; None gathers them as they are. reduce:
+    compute: dtype in which the weights of linears and experts are gathered; None gathers them in their own. reduce:
     dtype in which gradients are summed; None sums them in the dtype of the gathered weights. reshard_dense,
     reshard_experts: free the gathered weights after the forward pass and gather them again for backward.
     """
@@ -37,8 +37,8 @@ class Policy:
 
 
 def place_experts(experts: Iterable[nn.Module], meshes: Meshes) -> None:
-    """Leave this rank only its part of each experts' module, as DTensors of the whole shape. The module must be on the
-    meta device."""
+    """Replace the parameters of each experts' module by DTensors of the whole shape that hold this rank's part. The
+    modules must be on the meta device."""
     placement = meshes.placement
     if placement.ep == 1:
         return
@@ -64,12 +64,12 @@ def shard_parameters(
     meshes: Meshes,
     policy: Policy,
 ) -> None:
-    """FSDP2 over everything, in place: one group of weights for each module named, the rest in their block's or root's.
+    """Apply FSDP2 to everything, in place: one group of weights for each given module, the rest in their block's or
+    root's.
 
-    linears: modules inside the blocks whose matrices are gathered in `policy.compute`; their vectors (norms) stay whole
-    on every rank in that case, as one group of weights has one dtype. Blocks and root keep the dtype of their
-    parameters. experts: modules with a mesh of their own; where no other rank shares their experts they
-    are left as they are.
+    linears: modules inside the blocks whose matrices are gathered in `policy.compute`; their vectors (norms) then stay
+    whole on every rank, as one group of weights has one dtype. Blocks and root keep the dtype of their parameters.
+    experts: modules sharded over `meshes.expert_dp`; unchanged if no other rank shares their experts.
     """
     linears, experts = list(linears), list(experts)
     gathered = MixedPrecisionPolicy(policy.compute, policy.reduce, cast_forward_inputs=False)
@@ -111,8 +111,8 @@ def shard_parameters(
 
 
 def keep_gathered(experts: Iterable[nn.Module], *, keep: bool) -> None:
-    """Whether experts stay gathered after the backward pass that comes: between the micro-batches of a step, where
-    they are resident, but not after its last one."""
+    """Choose whether experts stay gathered after the next backward pass: they do between the micro-batches of a step,
+    but not after its last one."""
     for module in experts:
         if isinstance(module, FSDPModule):
             module.set_reshard_after_backward(not keep, recurse=False)

@@ -1,20 +1,20 @@
-"""A rank's part of a parameter: which one it is, and its storage."""
+"""A rank's part of a parameter: its values, and where they are in the whole."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from parallel.torch_private import local_region
+from parallel.torch_private import dtensor_region
 
 
-def local(weight: Tensor) -> Tensor:
-    """This rank's part of a spread parameter, through autograd; a plain tensor is its own."""
+def local_part(weight: Tensor) -> Tensor:
+    """This rank's part of a parameter, through autograd; all of it unless it is a DTensor."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-def region(weight: Tensor) -> tuple[slice, ...]:
-    """Where this rank's part lies in the whole tensor, one slice for each dimension."""
+def local_region(weight: Tensor) -> tuple[slice, ...]:
+    """The position of this rank's part in the whole tensor, one slice for each dimension."""
     if not isinstance(weight, DTensor):
         return tuple(slice(0, size) for size in weight.shape)
-    return local_region(weight)
+    return dtensor_region(weight)

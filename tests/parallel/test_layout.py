@@ -1,4 +1,4 @@
-"""Sizes of the axes, and router groups onto ranks: what is filled in, and what is refused with the values that work."""
+"""Sizes of the axes and the map from router groups to ranks: values filled in, and errors that name those that work."""
 
 from __future__ import annotations
 
@@ -29,18 +29,30 @@ def test_sizes_of_zero_are_filled_in(world, asked, expected):
 
 
 REFUSED = [
-    (8, {"dp_replicate": 3, "dp_shard": 0}, "parallel.dp_replicate=3 .* use 1, 2, 4 or 8"),
-    (8, {"dp_replicate": 2, "dp_shard": 2}, "is 4 rank.* has 8"),
-    (8, {"dp_shard": 0, "ep": 3}, "parallel.ep=3 .* use parallel.ep=1, 2, 4 or 8"),
-    (4, {"dp_shard": 0, "ep": 8}, "parallel.ep=8 .* use parallel.ep=1, 2 or 4"),
-    (4, {"dp_replicate": 0, "dp_shard": 0, "ep": 8}, "parallel.ep=8 .* start a multiple of 8 ranks"),
+    (8, {"dp_replicate": 3, "dp_shard": 0}, "dp_replicate", (1, 2, 4, 8), "start a multiple of 3 ranks"),
+    (8, {"dp_replicate": 2, "dp_shard": 2}, "dp_shard", (0,), "is 4 rank(s), but this run has 8"),
+    (8, {"dp_shard": 0, "ep": 3}, "ep", (1, 2, 4, 8), "a multiple of 3"),
+    (4, {"dp_shard": 0, "ep": 8}, "ep", (1, 2, 4), "a multiple of 8"),
+    (4, {"dp_replicate": 0, "dp_shard": 0, "ep": 8}, "ep", (1, 2, 4), "start a multiple of 8 ranks"),
 ]
 
 
-@pytest.mark.parametrize(("world", "asked", "says"), REFUSED)
-def test_what_does_not_fit_is_refused_with_what_would(world, asked, says):
-    with pytest.raises(LayoutError, match=says):
+@pytest.mark.parametrize(("world", "asked", "axis", "allowed", "also"), REFUSED)
+def test_axes_that_do_not_fit_are_refused_with_values_that_do(world, asked, axis, allowed, also):
+    with pytest.raises(LayoutError) as refused:
         Layout.resolve(world, **asked)
+    error = refused.value
+    assert (error.where, error.value, error.allowed) == (f"parallel.{axis}", asked[axis], allowed)
+    assert also in str(error)
+    assert f"parallel.{axis}={asked[axis]}" in str(error)
+
+
+def test_axes_of_one_rank_are_not_listed():
+    assert [row[:2] for row in Layout(dp_shard=8, ep=8).rows()] == [("dp_shard", 8), ("ep", 8)]
+    assert [row[:2] for row in Layout(2, 2, 4, 2, 4).rows()] == [
+        ("pp", 2), ("dp_replicate", 2), ("dp_shard", 4), ("cp", 2), ("ep", 4), ("expert_dp", 2),
+    ]  # fmt: skip
+    assert Layout().rows() == []
 
 
 @pytest.mark.parametrize(("groups", "ep"), [(8, 1), (8, 2), (8, 8), (16, 8), (4, 8), (1, 8), (6, 3)])
@@ -66,7 +78,12 @@ def test_more_ranks_than_groups_split_the_width():
     assert map_groups(4, 8) == Placement(expert_shards=4, width_shards=2)
 
 
-@pytest.mark.parametrize(("groups", "ep", "says"), [(8, 3, "use 1, 2, 4 or a multiple of 8"), (8, 12, "multiple of 8")])
-def test_groups_that_match_no_ranks_are_refused(groups, ep, says):
-    with pytest.raises(ValueError, match=says):
+@pytest.mark.parametrize(
+    ("groups", "ep", "allowed"),
+    [(8, 3, "1, 2, 4 or a multiple of 8"), (8, 12, "1, 2, 4 or a multiple of 8"), (6, 4, "1, 2, 3 or a multiple of 6")],
+)
+def test_groups_that_do_not_match_the_ranks_are_refused(groups, ep, allowed):
+    with pytest.raises(LayoutError) as refused:
         map_groups(groups, ep)
+    assert (refused.value.where, refused.value.value, refused.value.allowed) == ("parallel.ep", ep, allowed)
+    assert f"use parallel.ep={allowed}" in str(refused.value)

@@ -82,6 +82,37 @@ def steps(world, keys: dict) -> tuple[dict[str, list[float]], list[list[Tensor]]
     return told, weights
 
 
+def internals(world) -> dict[str, bool]:
+    """The internal names of DeepSpeed that parallel/offload.py uses, and whether they are as it expects."""
+    import deepspeed
+
+    model, engine = build(config(engine="deepspeed", zero_stage=1), world)
+    train(model, engine, world, last=1)
+    places = [parameter._hp_mapping for parameter in model.parameters()]
+    return {
+        "single_partition_of_fp32_groups": all(flat.ndim == 1 for flat in engine.zero.single_partition_of_fp32_groups),
+        "refresh_fp32_params": callable(engine.zero.refresh_fp32_params),
+        "param_groups": all("lr" in group for group in engine.zero.param_groups),
+        "overflow": engine.zero.overflow in (False, 0),
+        "__compatible_ops__": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False,
+        "_hp_mapping": all(
+            place is None
+            or (
+                place.param_group_index < len(engine.partitions)
+                and place.hp_fragment_address.numel == place.lp_fragment_address.numel
+                and place.lp_fragment_address.start >= 0
+            )
+            for place in places
+        )
+        and any(place is not None for place in places),
+    }
+
+
+def test_deepspeed_still_has_the_internals_that_are_used():
+    for found in on_two_ranks(internals):
+        assert all(found.values()), found
+
+
 @pytest.fixture(scope="module")
 def native():
     return on_two_ranks(steps, {})

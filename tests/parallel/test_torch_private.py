@@ -132,7 +132,7 @@ def groups_on_rank() -> None:
 
     part = DTensor.from_local(torch.zeros(3, 2), mesh["inner"], [Shard(0)], run_check=False)
     first = 3 * (rank % 2)
-    assert private.local_region(part) == (slice(first, first + 3), slice(0, 2))
+    assert private.dtensor_region(part) == (slice(first, first + 3), slice(0, 2))
     private.clear_sharding_cache()
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on, alone and on two gloo ranks."""
+"""Values that the processes of a run exchange, in one process and on two gloo ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from parallel.world import World, WorldError, start_world
 from tests.distributed.pool import on_ranks
 
 
-def test_alone_everything_is_a_plain_answer():
+def test_one_process_gets_plain_answers():
     world = World()
     tensor = torch.ones(2)
     assert world.gather("a") == ["a"]
@@ -22,25 +22,32 @@ def test_alone_everything_is_a_plain_answer():
     world.close()
 
 
-def test_a_device_that_is_not_there(monkeypatch):
+def test_a_missing_device_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(WorldError, match=r"train\.device=cpu"):
+    with pytest.raises(WorldError) as refused:
         start_world("cuda")
+    assert (refused.value.where, refused.value.value) == ("train.device", "cuda")
+    assert "cpu" in refused.value.allowed
 
 
-def test_more_ranks_than_devices(monkeypatch):
+def test_more_ranks_than_devices_are_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(WorldError, match="--nproc-per-node 2"):
+    with pytest.raises(WorldError) as refused:
         start_world("auto")
+    assert (refused.value.where, refused.value.value) == ("LOCAL_RANK", 2)
+    assert "--nproc-per-node 2" in refused.value.allowed
 
 
-def test_half_an_environment(monkeypatch):
+def test_an_incomplete_environment_is_reported(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(WorldError, match=r"MASTER_ADDR.*torchrun"):
+    with pytest.raises(WorldError) as refused:
         start_world("cpu")
+    assert (refused.value.where, refused.value.value) == ("WORLD_SIZE", 2)
+    assert "MASTER_ADDR" in refused.value.allowed
+    assert "torchrun" in str(refused.value)
 
 
 def exchange() -> dict[str, object]:
@@ -58,9 +65,9 @@ def exchange() -> dict[str, object]:
         world.sum_gradients(model.parameters())
         try:
             world.agree("configuration", f"hash-{world.rank}")
-            disagreement = ""
+            disagreement = None
         except WorldError as error:
-            disagreement = str(error)
+            disagreement = (str(error), error.where, error.value, error.allowed)
         world.agree("seed", "same")
         return {
             "gather": world.gather(world.rank),
@@ -78,13 +85,13 @@ def exchange() -> dict[str, object]:
 def timeouts() -> tuple[float, float]:
     world = start_world("cpu", 30)
     group = torch.distributed.new_group(backend="gloo")  # as a mesh makes it
-    world.wait_long()
+    world.extend_timeouts()
     found = [g._get_backend(torch.device("cpu")).options._timeout.total_seconds() for g in (group, world.background)]
     world.close()
     return tuple(found)
 
 
-def test_every_group_is_patient_so_that_the_watch_speaks_first():
+def test_every_group_waits_longer_than_the_watch():
     assert on_ranks(2, timeouts) == [(300.0, 300.0)] * 2
 
 
@@ -96,5 +103,7 @@ def test_two_ranks():
     assert first["counts"] == [1, 10]
     assert first["weights"] == {1.0}
     assert first["gradients"] == [[11.0], [2.0], [33.0], [44.0]]
-    assert "rank(s) 1 of 2" in first["disagreement"]
-    assert "rank 1: hash-1" in first["disagreement"]
+    text, where, value, allowed = first["disagreement"]
+    assert "rank(s) 1 of 2" in text
+    assert "rank 1: hash-1" in text
+    assert (where, value, allowed) == ("configuration", {1: "hash-1"}, ("hash-0",))

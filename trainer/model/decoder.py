@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.sharding.local import local, region
+from parallel.sharding.local import local_part, local_region
 from trainer.config.model import ModelConfig
 from trainer.model.attention import Attention, Documents
 from trainer.model.initial import fope_matrix, seeded_normal
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
         and keeps its part.
         """
         for name, weight in self.named_parameters():
-            part, where = local(weight), region(weight)
+            part, where = local_part(weight), local_region(weight)
             if weight.ndim == 1:
                 part.fill_(1.0)
             elif ".experts." in name:

@@ -70,11 +70,11 @@ def train(cfg: Config) -> int:
     except ConfigError as error:
         return report(error) if world.rank == 0 else 2
     except (DataError, WorldError, CheckpointError, HuggingFaceError, RunError) as error:
-        if world.watch.first_to_fail(error):
+        if world.watch.report_failure(error):
             print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if world.watch.first_to_fail(error):
+        if world.watch.report_failure(error):
             raise
         return 1
     except KeyboardInterrupt:
@@ -105,7 +105,7 @@ class Trainer:
         shard_group = self.meshes.shard_group if self.meshes else None
         self.engine = build_engine(self.model, cfg.optim, world, shard_group, narrow_moments(cfg.precision))
         self.engine.prepare()
-        world.wait_long()
+        world.extend_timeouts()
         self.store = CheckpointStore(
             self.directory / rundir.CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self._warn_early
         )
@@ -134,7 +134,7 @@ class Trainer:
         cfg, world = self.cfg.train, self.world
         try:
             self._announce()
-            with StopRequest(silent=lambda: world.rank > 0 or world.watch.run_ends) as stop:
+            with StopRequest(silent=lambda: world.rank > 0 or world.watch.failed) as stop:
                 while self.step < cfg.steps:
                     world.watch.at(f"step {self.step + 1}: data")
                     batches = self._next_batches()

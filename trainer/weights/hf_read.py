@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from parallel.sharding.local import local, region
+from parallel.sharding.local import local_part, local_region
 from trainer.model.decoder import Decoder
 from trainer.weights.hf_config import BLOCK
 from trainer.weights.hf_files import HuggingFaceError, StoredTensor, open_directory
@@ -65,7 +65,7 @@ def fill(model: nn.Module, source: Source, tick: Callable[[], None] = lambda: No
         pieces.setdefault(piece.parameter, []).append(piece)
     nbytes = 0
     for name, weight in model.state_dict(keep_vars=True).items():
-        held, part = region(weight), local(weight)
+        held, part = local_region(weight), local_part(weight)
         for piece in pieces[name]:
             box = overlap(held, piece.box)
             if box is None:

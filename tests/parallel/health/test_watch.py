@@ -47,7 +47,7 @@ def run(folder: Path, fault: str) -> int:
         (folder / f"done-{world.rank}").touch()
         return 0
     except Exception as error:
-        if world.watch.first_to_fail(error):
+        if world.watch.report_failure(error):
             print(f"error: {error}", flush=True)
         return 1
     finally:
@@ -94,7 +94,7 @@ def test_a_rank_that_is_killed(ended):
     assert ending.codes == [1, -signal.SIGKILL, 1], ending
     assert len(ending.errors) == 1, ending
     assert re.match(
-        r"error: rank 1 \(host \S+, pid \d+\) died; last heard of at step 3: data; the run ends", ending.errors[0]
+        r"error: rank 1 \(host \S+, pid \d+\) died; last seen at step 3: data; the run ends", ending.errors[0]
     )
     assert ending.seconds < SLACK_S
 
@@ -104,8 +104,8 @@ def test_a_rank_that_does_not_move(ended):
     assert ending.codes == [1, 1, 1], ending
     assert len(ending.errors) == 1, ending
     assert re.match(
-        r"error: rank 1 \(host \S+, pid \d+\) has not moved for [6-9] s at step 3: data; "
-        r"the run ends with it \(parallel\.timeout_s=6\)$",
+        r"error: rank 1 \(host \S+, pid \d+\) has made no progress for [6-9] s at step 3: data; "
+        r"the run ends \(parallel\.timeout_s=6\)$",
         ending.errors[0],
     )
     assert TIMEOUT_S < ending.seconds < TIMEOUT_S + SLACK_S
@@ -117,7 +117,7 @@ def test_a_rank_whose_threads_do_not_run_is_killed_by_its_neighbours(ended, faul
     assert ending.codes == [1, -signal.SIGKILL, 1], ending
     assert len(ending.errors) == 1, ending
     assert re.match(
-        r"error: rank 1 \(.*\) has given no sign of life for \d s; last heard of at step 3: data;", ending.errors[0]
+        r"error: rank 1 \(.*\) has sent no heartbeat for \d s; last seen at step 3: data;", ending.errors[0]
     )
     assert TIMEOUT_S < ending.seconds < TIMEOUT_S + SLACK_S
 
@@ -141,7 +141,7 @@ def test_a_rank_that_never_comes(ended):
     assert ending.codes == [1, 1], ending
     assert len(ending.errors) == 1, ending
     assert ending.errors[0].startswith(
-        "error: 2 of 3 ranks joined within 12 s; missing: rank 1. See what"
+        "error: 2 of 3 ranks joined within 12 s; missing: rank 1. See their output"
     )
     assert ending.seconds < ABSENT_S + SLACK_S
 
@@ -151,6 +151,6 @@ def test_alone_nothing_is_watched():
     watch.join()
     watch.at("step 1: data")
     watch.tick()
-    assert watch.first_to_fail(ValueError("x"))
-    assert not watch.run_ends
+    assert watch.report_failure(ValueError("x"))
+    assert not watch.failed
     watch.close()

@@ -78,8 +78,8 @@ def test_a_rank_that_hangs_in_its_data(ended):
     ending = ended["asleep"]
     assert ending.codes == [1, 1], ending
     assert re.fullmatch(
-        r"error: rank 1 \(host \S+, pid \d+\) has not moved for [6-9] s at step 3: data "
-        r"\(trainer/run/loop\.py:\d+ in .*\); the run ends with it \(parallel\.timeout_s=6\)\n",
+        r"error: rank 1 \(host \S+, pid \d+\) has made no progress for [6-9] s at step 3: data "
+        r"\(trainer/run/loop\.py:\d+ in .*\); the run ends \(parallel\.timeout_s=6\)\n",
         ending.output,
     ), ending
 
@@ -89,6 +89,6 @@ def test_a_checkpoint_writer_that_hangs(ended):
     ending = ended["writer"]
     assert ending.codes == [1, 1], ending
     assert re.fullmatch(
-        r"error: rank 1 \(.*\) has not moved for [6-9] s at the last checkpoint \(trainer/.*\); .*\n",
+        r"error: rank 1 \(.*\) has made no progress for [6-9] s at the last checkpoint \(trainer/.*\); .*\n",
         ending.output,
     ), ending

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.dispatch.base import RowOrder, sum_slots
-from parallel.sharding.local import local
+from parallel.sharding.local import local_part
 from trainer.kernels import on_triton
 from trainer.kernels.experts import fused_grouped_swiglu
 from trainer.precision import wide
@@ -298,4 +298,4 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor, order: RowOrder) -> Tensor:
         """x: [T, H]; weights: [T, K] routing weights; order: where each (token, slot) stands -> [T, H]."""
-        return self.backend(x, weights, local(self.w13), local(self.w2), order)
+        return self.backend(x, weights, local_part(self.w13), local_part(self.w2), order)

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.utils.checkpoint import checkpoint
 
 from parallel.sharding.fsdp import keep_gathered
-from parallel.sharding.local import local
+from parallel.sharding.local import local_part
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.experts.te import te_stand_in
 from tests.trainer.model.experts.te.te_wiring import (
@@ -153,11 +153,12 @@ def spread_over_ranks() -> list[tuple[bool | None, bool]]:
         backend.hold_weights(True)
         for micro_batch in range(3):
             leaves, order = tokens_of(20, torch.float64, seed=10 * micro_batch), order_of(20, seed=micro_batch)
-            backend(*leaves.values(), *map(local, spread.values()), order).sum().backward()
+            backend(*leaves.values(), *map(local_part, spread.values()), order).sum().backward()
             BACKENDS["loop"](*leaves.values(), *plain.values(), order).sum().backward()
         grads = {name: parameter.grad for name, parameter in spread.items()}
         assert all(isinstance(grad, DTensor) and grad.shape[0] == 2 * E for grad in grads.values())
-        assert_close({name: local(grad) for name, grad in grads.items()}, {n: w.grad for n, w in plain.items()}, 1e-6)
+        parts = {name: local_part(grad) for name, grad in grads.items()}
+        assert_close(parts, {name: weight.grad for name, weight in plain.items()}, 1e-6)
         return calls(backend)
 
 
@@ -180,7 +181,7 @@ def sharded(backend: Any, reshard: bool) -> dict[str, Tensor]:
         leaves = tokens_of(20, torch.float64, seed=100 * dist.get_rank() + 10 * micro_batch)
         keep_gathered([experts], keep=micro_batch < 2 and not reshard)
         experts(*leaves.values(), order_of(20, seed=micro_batch)).sum().backward()
-    return {name: local(weight.grad) for name, weight in experts.named_parameters() if weight.grad is not None}
+    return {name: local_part(weight.grad) for name, weight in experts.named_parameters() if weight.grad is not None}
 
 
 def under_fsdp(reshard: bool) -> list[tuple[bool | None, bool]]:
