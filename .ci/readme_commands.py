@@ -1,6 +1,8 @@
-"""Executes the shell blocks of README.md that follow a line `<!-- ci -->`, in order and in one shell.
+"""Executes the shell blocks that follow a line `<!-- ci -->` in README.md and then in docs/, in one shell.
 
-What the README tells people to type has to work. Stops at the first command that fails.
+The pages of docs/ follow in the order of README's links.
+
+What the documents ask a reader to type has to work. Stops at the first command that fails.
 """
 
 import re
@@ -13,14 +15,23 @@ def marked_blocks(text: str) -> list[str]:
     return re.findall(r"^<!-- ci -->\n```sh\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
+def pages() -> list[Path]:
+    """README.md and the pages of docs/ in the order of README's links. Every page has to be linked."""
+    linked = dict.fromkeys(re.findall(r"\]\((docs/[\w.-]+\.md)\)", Path("README.md").read_text()))
+    unlinked = {str(path) for path in Path("docs").glob("*.md")} - linked.keys()
+    if unlinked:
+        sys.exit(f"error: README.md does not link to {', '.join(sorted(unlinked))}")
+    return [Path("README.md"), *map(Path, linked)]
+
+
 def main() -> int:
-    blocks = marked_blocks(Path("README.md").read_text())
-    if not blocks:
-        print("README.md has no shell block marked <!-- ci -->", file=sys.stderr)
-        return 1
+    lines = ["set -eo pipefail"]
+    for page in pages():
+        blocks = marked_blocks(page.read_text())
+        lines += [f"echo '--- {page}: {len(blocks)} blocks'", *blocks]
     # the trap shows each command before its output, as -x would, but not those inside the activation script
-    script = "set -eo pipefail\ntrap 'echo \"+ $BASH_COMMAND\"' DEBUG\n" + "\n".join(blocks)
-    return subprocess.run(["bash", "-c", script], stdin=subprocess.DEVNULL).returncode
+    lines.insert(1, "trap 'echo \"+ $BASH_COMMAND\"' DEBUG")
+    return subprocess.run(["bash", "-c", "\n".join(lines)], stdin=subprocess.DEVNULL).returncode
 
 
 if __name__ == "__main__":

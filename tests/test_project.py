@@ -75,8 +75,8 @@ def test_every_recipe_is_installed_with_its_package():
         assert (recipe.parent / "__init__.py").exists(), f"{recipe.parent} is no package: pkg://recipes will not see it"
 
 
-def test_the_table_of_models_in_the_readme_is_right():
-    _, _, rest = (CHECKOUT / "README.md").read_text().partition("| `model=` |")
+def test_the_table_of_models_is_right():
+    _, _, rest = (CHECKOUT / "docs" / "training.md").read_text().partition("| `model=` |")
     text = rest.partition("\n\n")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE))
     assert set(rows) == {path.stem for path in (CHECKOUT / "recipes" / "model").glob("*.yaml")}
@@ -88,15 +88,38 @@ def test_the_table_of_models_in_the_readme_is_right():
         assert row.split(" | ") == [*counts, *map(str, sizes)], name
 
 
-def test_every_launch_in_the_readme_is_of_a_run_that_holds():
-    """Also where its sizes are too large to run it here."""
-    text = (CHECKOUT / "README.md").read_text().replace("\\\n", " ")
-    launches = re.findall(
-        r"^(?:torchrun|octavo train) --nproc-per-node (\d+) (?:-m trainer )?(.*)$", text, re.MULTILINE
-    )
+def documents() -> list[Path]:
+    return [*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").glob("*.md"), *(CHECKOUT / "findings").glob("*.md")]
+
+
+def test_every_launch_in_the_documents_is_valid():
+    """Even if its sizes are too large to run it here."""
+    text = "\n".join(path.read_text() for path in documents()).replace("\\\n", " ")
+    launches = [
+        (ranks, words)
+        for ranks, words in re.findall(
+            r"^(?:torchrun|octavo train) --nproc-per-node (\d+) (?:-m trainer )?(.*)$", text, re.MULTILINE
+        )
+        if "..." not in words
+    ]
     assert len(launches) > 3
     for ranks, words in launches:
         compose(shlex.split(words, comments=True), world_size=int(ranks))
+
+
+def test_every_file_that_the_documents_name_exists():
+    for document in documents():
+        text = document.read_text()
+        links = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s:]+)\)", text)} - {""}
+        assert [link for link in links if not (document.parent / link).exists()] == [], document
+        if document.name == "log.md":  # what it names may be gone
+            continue
+        named = re.findall(r"`((?:trainer|parallel|launch|tests|docker|\.ci)/[\w./-]+)`", text)
+        assert [name for name in named if not (CHECKOUT / name).exists()] == [], document
+
+
+def test_the_readme_is_short():
+    assert len((CHECKOUT / "README.md").read_text().split()) <= 1500
 
 
 def test_the_toy_extra_is_what_the_constraints_pin():
