@@ -1,5 +1,6 @@
 # make toy     set up, then train the tiny model        make toy ARGS="train.steps=50"
-# make test    set up, then run the tests, two files at a time   make test ARGS="-m 'not slow'"
+# make test    set up, then run the quick tests, two files at a time   make test ARGS="tests/parallel"
+# make test-all  the slow tests as well
 # make lint    ruff, mypy, hadolint, and the words of docs/words.md
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
@@ -21,15 +22,20 @@ PY   := $(VENV)/bin/python
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
 
-.PHONY: toy test lint bench bench-step bench-moe bench-upcycle bench-data bench-gpu setup setup-toy clean
+.PHONY: toy test test-all lint bench bench-step bench-moe bench-upcycle bench-data bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 toy: $(TOY)
 	$(VENV)/bin/octavo train recipe=toy $(ARGS)
 
-# A file stays on one worker: its tests share what they made. Not in xdist's order, which begins the few long ones last.
+# A file stays on one worker: its tests share what they made. Not in xdist's order, which starts the few long ones last.
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(DEV)
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(DEV)
+	$(PYTEST) $(ARGS)
 
 # PATH: where torch came from an activated environment, its ruff and hadolint may be the ones in use.
 lint: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

@@ -154,7 +154,7 @@ def disk_primitives_outside_storage() -> set[str]:
             if path.split("/")[0] in CODE and not path.startswith("trainer/storage/") and DISK.search(text)}
 
 
-def tests_that_import_tests() -> set[str]:
+def imports_between_tests() -> set[str]:
     found = set()
     for path, text in sources().items():
         if not path.startswith("tests/"):
@@ -171,7 +171,7 @@ def tests_that_import_tests() -> set[str]:
 
 
 RULES = [long_files, crowded_folders, wrong_arrows, circles, process_wide_switches, disk_primitives_outside_storage,
-         tests_that_import_tests]
+         imports_between_tests]
 
 
 def known() -> set[str]:

@@ -61,7 +61,8 @@ def train(
             # torchrun would take 1 thread a rank, which leaves most cores of a CPU machine idle
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc_per_node)))
         sizes = ["--nnodes", str(nnodes), "--nproc-per-node", str(nproc_per_node)]
-        return _torchrun([*sizes, *places, "-m", "trainer", "--resolved", str(resolved)])
+        logs = ["--log-dir", str(Path(folder, "logs"))]  # else torchrun leaves an empty one in the temporary folder
+        return _torchrun([*sizes, *places, *logs, "-m", "trainer", "--resolved", str(resolved)])
 
 
 def _torchrun(arguments: Sequence[str]) -> int:

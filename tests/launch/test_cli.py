@@ -157,6 +157,7 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
     assert seen["cfg"] == compose(["recipe=toy", "optim.lr=1e-3", "train.micro_batch=4"])
     assert seen["arguments"][:-1] == [
         *("--nnodes", "1", "--nproc-per-node", "2", "--standalone"),
+        *("--log-dir", str(Path(seen["arguments"][-1]).with_name("logs"))),  # removed with the configuration
         *("-m", "trainer", "--resolved"),
     ]
     assert not Path(seen["arguments"][-1]).exists()
@@ -165,6 +166,7 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
     assert seen["arguments"][:-1] == [
         *("--nnodes", "2", "--nproc-per-node", "1"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "node0:29400", "--rdzv-id", "a_b"),
+        *("--log-dir", str(Path(seen["arguments"][-1]).with_name("logs"))),
         *("-m", "trainer", "--resolved"),
     ]
 

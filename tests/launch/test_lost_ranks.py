@@ -51,6 +51,7 @@ def launch(tmp_path, monkeypatch):
     (tmp_path / "stand_in").mkdir()
     (tmp_path / "stand_in" / "sitecustomize.py").write_text(FAULT)
     monkeypatch.setenv("PYTHONPATH", f"{CHECKOUT}{os.pathsep}{tmp_path / 'stand_in'}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # torchrun leaves an empty directory for logs, a killed one more
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK"):
         monkeypatch.delenv(name, raising=False)

@@ -113,7 +113,7 @@ def test_a_signal_lets_every_rank_save(stand_in, number):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_every_rank_saves_when_the_launcher_is_killed(stand_in):
     command = [sys.executable, "-m", "launch.cli", *WORDS, "run.name=waits"]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(stand_in)})  # it cannot clean up after itself
     try:
         wait_for(stand_in / "rank-0", stand_in / "rank-1")
     finally:

@@ -17,7 +17,7 @@ from parallel.dispatch.payload import Fp8
 from parallel.groups import Placement, map_groups
 from tests.distributed.pool import on_ranks
 from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, dense_reference, joined, tokens_of
-from tests.parallel.dispatch.test_payload import RoundedDispatch
+from tests.parallel.dispatch.rounded import RoundedDispatch
 from tests.trainer.model.tiny import assert_close, relative
 from trainer.model.moe import MoE
 

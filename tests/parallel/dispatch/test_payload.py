@@ -11,13 +11,13 @@ from torch import Tensor
 
 from parallel.dispatch.all_gather import AllGatherDispatch
 from parallel.dispatch.base import RowOrder
-from parallel.dispatch.local import LocalDispatch
 from parallel.dispatch.payload import Cast, Fp8, Payload
 from parallel.fp8 import fake_quantize
 from parallel.groups import Placement, map_groups
 from parallel.simulate import CollectiveLog
 from tests.distributed.pool import on_ranks
 from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, dense_reference, joined, run_layer, tokens_of
+from tests.parallel.dispatch.rounded import RoundedDispatch
 from tests.trainer.model.tiny import assert_close, relative
 
 ROW = (1, 128)
@@ -45,15 +45,6 @@ def test_what_arrives_is_what_quantising_leaves(hidden, dtype):
     assert found.dtype == dtype
     assert torch.equal(found.nan_to_num(7.0), fake_quantize(x, ROW).nan_to_num(7.0))
     assert torch.equal(Fp8().unpack(Fp8().pack(found), hidden, dtype).nan_to_num(7.0), found.nan_to_num(7.0))
-
-
-class RoundedDispatch(LocalDispatch):
-    """One process that loses what ranks lose on the way: x as the experts get it, and the gradient of their result."""
-
-    def __call__(self, x: Tensor, *others: Any) -> Tensor:
-        y = super().__call__(x + (fake_quantize(x, ROW) - x).detach(), *others)
-        y.register_hook(lambda dy: fake_quantize(dy, ROW))
-        return y
 
 
 def layers_on_rank(case: Case, dtype: torch.dtype) -> list[Tensors]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
-import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,18 +84,21 @@ class Written(NamedTuple):
     next_loss: float  # of their next step
 
 
-@cache
-def written(groups: int) -> Written:
-    base = Path(tempfile.mkdtemp(prefix="octavo-reshard-"))
-    atexit.register(shutil.rmtree, base, ignore_errors=True)
-    at(EIGHT, trained, base / "run", EIGHT, groups)
-    shutil.copytree(base / "run", base / "on")
-    state = at(EIGHT, restored, base / "on", EIGHT, groups, "go on")
-    return Written(base / "run", state, steps(base / "on")[WRITTEN]["loss"])
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Written]:
+    @cache
+    def write(groups: int) -> Written:
+        base = tmp_path_factory.mktemp("written")
+        at(EIGHT, trained, base / "run", EIGHT, groups)
+        shutil.copytree(base / "run", base / "on")
+        state = at(EIGHT, restored, base / "on", EIGHT, groups, "go on")
+        return Written(base / "run", state, steps(base / "on")[WRITTEN]["loss"])
+
+    return write
 
 
 @pytest.mark.parametrize("groups", LAYOUTS)
-def test_every_element_is_on_disk_once(groups):
+def test_every_element_is_on_disk_once(groups, written):
     directory, state, _ = written(groups)
     stored = dcp.FileSystemReader(directory / "checkpoints" / f"step-{WRITTEN}").read_metadata().state_dict_metadata
     assert set(state) <= set(stored)
@@ -108,7 +110,7 @@ def test_every_element_is_on_disk_once(groups):
 
 
 @pytest.mark.parametrize("groups", LAYOUTS)
-def test_experts_written_by_eight_ranks_are_those_of_one_process(groups, tmp_path):
+def test_experts_written_by_eight_ranks_are_those_of_one_process(groups, written, tmp_path):
     """The same three steps by one process: what differs is rounding, expert by expert; a mix-up would be far larger."""
     trained(tmp_path, (1, 1, 1), groups)
     alone = restored(tmp_path, (1, 1, 1), groups)
@@ -121,7 +123,7 @@ def test_experts_written_by_eight_ranks_are_those_of_one_process(groups, tmp_pat
 
 
 @pytest.mark.parametrize(("groups", "layout"), CASES)
-def test_another_layout_reads_the_same_bits_and_goes_on(tmp_path, groups, layout):
+def test_another_layout_reads_the_same_bits_and_goes_on(tmp_path, written, groups, layout):
     directory, state, next_loss = written(groups)
     there, sizes = shutil.copytree(directory, tmp_path / "there"), LAYOUTS[groups][layout]
     found = at(sizes, restored, there, sizes, groups, "go on")
@@ -131,7 +133,7 @@ def test_another_layout_reads_the_same_bits_and_goes_on(tmp_path, groups, layout
     assert steps(there)[WRITTEN]["loss"] == pytest.approx(next_loss, rel=1e-6)
 
 
-def test_and_back_to_eight(tmp_path):
+def test_and_back_to_eight(tmp_path, written):
     """Saved by eight, saved again by four, read by eight."""
     there, four = shutil.copytree(written(8).directory, tmp_path / "there"), (2, 2, 2)
     at(four, restored, there, four, 8, "go on")

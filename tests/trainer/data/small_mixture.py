@@ -12,6 +12,7 @@ from trainer.config.mixture import PhaseConfig, SourceConfig
 from trainer.corpora.packages import Document
 from trainer.corpora.tokenize import tokenize_source, write
 from trainer.data.hashing import mix64
+from trainer.data.shards.files import read_manifest, write_manifest
 from trainer.data.shards.tokenizer import train_bpe
 
 SEQ_LEN = 32
@@ -68,3 +69,9 @@ def make_mixture(root: Path, patch: pytest.MonkeyPatch, *, shard_tokens: int = 4
     return DataConfig(
         name="mixture", seq_len=SEQ_LEN, sources=sources, phases=phases, prefixes=PREFIXES, root=str(root), **data
     )
+
+
+def rewrite_manifest(directory: Path, **changes: object) -> None:
+    manifest = dict(read_manifest(directory))
+    del manifest["checksum"], manifest["format"]
+    write_manifest(directory, {**manifest, **changes})

@@ -94,7 +94,9 @@ def compiling(capability: int, directory: Path, found: list[Compiled]) -> Callab
     return run
 
 
-@pytest.mark.parametrize(("capability", "dtypes"), [(90, (BF16, FP32)), (100, (BF16,))])
+@pytest.mark.parametrize(
+    ("capability", "dtypes"), [(90, (BF16, FP32)), pytest.param(100, (BF16,), marks=pytest.mark.slow)]
+)
 def test_kernels_compile_without_spills(capability, dtypes, tmp_path, monkeypatch):
     from triton.runtime.jit import JITFunction
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from tests.distributed.pool import on_ranks
-from tests.trainer.data.mixture.test_stream import rewrite_manifest
-from tests.trainer.data.small_mixture import make_mixture
+from tests.trainer.data.small_mixture import make_mixture, rewrite_manifest
 from tests.trainer.tiny_run import events, losses, tiny_config
 from trainer.config.keys import Config, DataConfig
 from trainer.run.loop import Trainer, train

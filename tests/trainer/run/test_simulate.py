@@ -53,6 +53,8 @@ LAYOUTS = {
     "fp8 between ranks": layout(1, 8, 8, compute="bf16", payload="fp8", regather=True),
     "every option": layout(1, 8, 4, combine="reduce_scatter", reshard_experts=True, overlap=2, regather=True),
 }
+# copies, a sharded copy, a cut width, bf16, recompute and every option of the exchange; the others are slow
+QUICK = {"two micro-batches, recomputed", "width cut in two", "replicas, sgd", "every option"}
 ALL_RANKS = ("experts on 4 of 8", "two copies")
 
 
@@ -77,7 +79,7 @@ def whole_norms(cfg: Config) -> int:
     return cfg.model.num_layers * 2 * cfg.model.head_dim if cfg.precision.linears == "bf16" else 0
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in LAYOUTS])
 def test_every_rank_holds_and_sends_what_a_real_one_does(name):
     """Of most layouts the first, the last, which has the short shards, and one between, of another replica or group."""
     cfg = LAYOUTS[name]

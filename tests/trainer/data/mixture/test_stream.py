@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.data.small_mixture import DOCUMENTS, PREFIXES, SAMPLES, SEQ_LEN, make_mixture
+from tests.trainer.data.small_mixture import DOCUMENTS, PREFIXES, SAMPLES, SEQ_LEN, make_mixture, rewrite_manifest
 from trainer.config.checks.data import check_mixture
 from trainer.config.keys import DataConfig
 from trainer.data import build_data, source_directories
@@ -20,7 +20,7 @@ from trainer.data.batch import IGNORE, Batch
 from trainer.data.errors import DataError
 from trainer.data.mixture.reader import MixtureReader
 from trainer.data.mixture.stream import MixtureData
-from trainer.data.shards.files import read_manifest, write_manifest
+from trainer.data.shards.files import read_manifest
 
 GLOBAL_BATCH, STEPS = 24, 15  # 360 samples, all of both phases
 
@@ -190,12 +190,6 @@ def test_damage_is_found_at_the_start_unless_told_otherwise(damaged) -> None:
         Path(damaged.root, "records", name).write_text("{")
         with pytest.raises(DataError, match=rf"^data\.sources\.records: .*{name}.*; restore the file, or tokenise"):
             opened(damaged)
-
-
-def rewrite_manifest(directory: Path, **changes: object) -> None:
-    manifest = dict(read_manifest(directory))
-    del manifest["checksum"], manifest["format"]
-    write_manifest(directory, {**manifest, **changes})
 
 
 def test_sources_that_do_not_fit_the_recipe_are_all_named(tmp_path, monkeypatch) -> None:
