@@ -55,7 +55,7 @@ def test_the_top_level_is_as_laid_out():
         ("launch.cli", ("torch", "numpy", "transformers", "datasets", "wandb", "rich")),
         ("trainer.config.keys, trainer.config.compose, trainer.run.directory", ("torch", "numpy")),
         ("trainer.metrics.record", ("torch", "wandb", "rich")),
-        ("trainer.run.loop", ("transformers", "datasets", "wandb", "pandas", "scipy")),
+        ("trainer.run.process", ("transformers", "datasets", "wandb", "pandas", "scipy")),
     ],
 )
 def test_an_import_brings_only_what_it_needs(imports, absent):

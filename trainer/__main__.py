@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if options.resolved is not None:
         _end_with_the_launcher()
-    from trainer.run.loop import train  # imports torch: only now that the configuration holds
+    from trainer.run.process import train  # imports torch: only now that the configuration holds
 
     return train(cfg)
 

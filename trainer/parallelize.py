@@ -1,9 +1,12 @@
-"""From a plain model to one that is spread over ranks."""
+"""Spread a plain model over the ranks of a run."""
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from parallel.blocks import checkpoint_activations, compile_blocks
 from parallel.dispatch.all_gather import AllGatherDispatch
@@ -19,6 +22,8 @@ from trainer.kernels.payload import FusedFp8
 from trainer.model.decoder import Decoder
 from trainer.precision import DTYPES
 
+log = logging.getLogger(__name__)
+
 
 def build_meshes(cfg: Config, device_type: str) -> Meshes | None:
     """The meshes of this run; None for a process on its own. Collective over all ranks."""
@@ -29,23 +34,35 @@ def build_meshes(cfg: Config, device_type: str) -> Meshes | None:
 
 
 def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type: str) -> Decoder:
-    """Spread a plain model on the meta device over the meshes, in place; the order matters and is that of the lines.
+    """Spread a plain model on the meta device over the meshes, in place, and log each step with its mesh.
 
-    `meshes` None leaves it whole. Materialise it afterwards with `to_empty` and `init_weights`.
+    The order of the steps matters. `meshes` None leaves the model whole. Materialise it afterwards with `to_empty` and
+    `init_weights`.
     """
     experts = [layer.moe.experts for layer in model.blocks]
     if meshes is not None:
         place_experts(experts, meshes)
+        dispatch = _plan(cfg).dispatch
         for layer in model.blocks:
-            layer.moe.dispatcher = _dispatcher(_plan(cfg).dispatch, meshes, cfg)
+            layer.moe.dispatcher = _dispatcher(dispatch, meshes, cfg)
+        log.info("place experts on the mesh %s; dispatch: %s", _axes(meshes.experts), dispatch)
     if cfg.train.compile:
-        _leave_eager(model, cfg, device_type)
+        _keep_eager(model, cfg, device_type)
         compile_blocks(model.layers)
-    checkpoint_activations(model.layers, cfg.train.recompute)
+        log.info("compile each of %d blocks", len(model.layers))
+    if cfg.train.recompute != "none":
+        checkpoint_activations(model.layers, cfg.train.recompute)
+        log.info("recompute activations: %s", cfg.train.recompute)
     if meshes is not None and meshes.layout.shard > 1:
         linears = [layer.attention for layer in model.blocks]
         shard_parameters(model, model.blocks, linears, experts, meshes, _policy(cfg))
+        log.info("shard dense weights over %s, experts over %s", _axes(meshes.dense), _axes(meshes.expert_dp))
     return model
+
+
+def _axes(mesh: DeviceMesh) -> str:
+    """Such as "dp_replicate=2 dp_shard_cp=4"."""
+    return " ".join(f"{name}={size}" for name, size in zip(mesh.mesh_dim_names or (), mesh.shape, strict=True))
 
 
 def _plan(cfg: Config) -> RankMap:
@@ -84,10 +101,10 @@ def _policy(cfg: Config) -> Policy:
     )
 
 
-def _leave_eager(model: Decoder, cfg: Config, device_type: str) -> None:
-    """Keep the compiler out of what it cannot trace: experts on a CPU, which are a loop over row counts, and in fp32 on
-    CUDA, as the grouped GEMM can be traced in bf16 alone; dispatchers, whose collectives begin in one place and end in
-    another."""
+def _keep_eager(model: Decoder, cfg: Config, device_type: str) -> None:
+    """Keep the compiler out of what it cannot trace: experts on a CPU, which loop over row counts; experts in fp32 on
+    CUDA, since the grouped GEMM can be traced in bf16 only; dispatchers, whose collectives start in one place and
+    finish in another."""
     for layer in model.blocks:
         moe = layer.moe
         if device_type == "cpu" or cfg.precision.experts != "bf16":

@@ -33,7 +33,7 @@ from trainer.data import Data, build_data
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.model.decoder import Decoder
 from trainer.objectives.next_token import chunked_cross_entropy
-from trainer.run.loop import train
+from trainer.run.process import train
 from trainer.weights.export import export
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_read import from_huggingface

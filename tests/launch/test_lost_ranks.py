@@ -21,7 +21,7 @@ import os, signal, sys, time
 
 class Finder:
     def find_spec(self, name, path, target=None):
-        if name == "trainer.run.loop":
+        if name == "trainer.run.process":
             sys.meta_path.remove(self)
             open(f"pid-{os.getpid()}", "w").close()
             if os.environ["RANK"] == "1":

@@ -17,7 +17,7 @@ from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import steps, tiny_config
 from trainer.config.compose import compose
 from trainer.config.keys import Config
-from trainer.run.loop import train
+from trainer.run.process import train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run.json"
 EIGHT = GOLDEN.with_name("toy_ep8.json")

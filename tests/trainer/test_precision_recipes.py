@@ -28,8 +28,10 @@ from trainer.objectives.next_token import NextToken
 from trainer.optim.native import Engine, build_engine
 from trainer.parallelize import build_meshes
 from trainer.precision import DTYPES, narrow_moments, why_not
+from trainer.run.build import build, build_model
 from trainer.run.directory import RunDir
-from trainer.run.loop import Trainer, build_model, train
+from trainer.run.loop import Trainer
+from trainer.run.process import train
 from trainer.run.step import accumulate_gradients
 
 # Sizes that tell the matrices apart: attention's have 64 rows, the router's 16, the experts' 48, the head's 56.
@@ -242,18 +244,20 @@ def test_a_checkpoint_of_one_recipe_goes_on_with_another(tmp_path, first, then):
     close = [float.fromhex(value) for _, value in kept[3:]]
     assert [float.fromhex(value) for _, value in changed[3:]] == pytest.approx(close, rel=2e-3)
     said = [event["message"] for event in events(tmp_path / "changed", "warning")]
-    assert f"goes on with precision.experts: {first} -> {then}" in said
+    assert f"continuing with precision.experts: {first} -> {then}" in said
 
 
 @pytest.mark.parametrize(("first", "then"), [("fp32", "bf16"), ("bf16", "fp32")])
 def test_moments_are_converted_by_a_load(tmp_path, first, then):
     cfg = config(tmp_path, "fp32", moments=first)
     cfg.train.steps = 3
-    trainer = Trainer(cfg, RunDir(tmp_path, "new"), World())
+    run, world = RunDir(tmp_path, "new"), World()
+    trainer = Trainer(cfg, run, world, build(cfg, run, world))
     assert trainer.run() == 0
-    other = Trainer(config(tmp_path, "fp32", moments=then), RunDir(tmp_path, "resume", 3), World())
+    cfg, run = config(tmp_path, "fp32", moments=then), RunDir(tmp_path, "resume", 3)
+    other = Trainer(cfg, run, world, build(cfg, run, world))
     other.log.close()
-    saved, loaded = trainer.engine.state(), other.engine.state()
+    saved, loaded = trainer.parts.engine.state(), other.parts.engine.state()
     moments = [name for name in saved if "exp_avg" in name]
     assert moments
     for name in moments:

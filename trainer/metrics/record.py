@@ -1,83 +1,30 @@
-"""What a run says of itself: metrics.jsonl is the record; the terminal line and wandb are views of it.
+"""The record of a run: metrics.jsonl is the source of truth; the terminal line and wandb are views of it.
 
 Every line of metrics.jsonl is one JSON object with "step". A line without "event" is an optimizer step; the last one
 of each write also carries the rates measured since the write before: tokens_per_second, flops_per_second, peak_share
 (where the peak is known) and peak_memory_bytes. A line with "event" is anything else: an evaluation, a warning.
 
-JSON has no NaN or infinity. They are written as the strings "nan", "inf" and "-inf", which any JSON reader takes and
-which Python's float() turns back into the number: `float(line["loss"])` is right for every line.
+JSON has no NaN or infinity. They are written as the strings "nan", "inf" and "-inf", which any JSON reader accepts and
+Python's float() turns back into the number: `float(line["loss"])` is right for every line.
 """
 
 import json
 import math
 import os
-import secrets
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from trainer.config.keys import LoggingConfig
 from trainer.metrics.console import PlainConsole, Record, RichConsole
+from trainer.metrics.rates import Rates, peak_memory
+from trainer.metrics.wandb import Wandb
 from trainer.storage.atomic import atomic_file
-
-# Dense peaks in TFLOP/s from NVIDIA data sheets, no sparsity: (part of the name that torch gives the GPU, bf16
-# tensor cores, fp32 without TF32). The first match wins, so that longer names come first.
-PEAK_TFLOPS = (
-    ("GB200", 2500.0, 80.0),
-    ("B200", 2250.0, 75.0),
-    ("GH200", 989.4, 66.9),
-    ("H200 NVL", 835.5, 60.0),
-    ("H200", 989.4, 66.9),
-    ("H100 NVL", 835.5, 60.0),
-    ("H100 PCIe", 756.5, 51.2),
-    ("H100", 989.4, 66.9),
-    ("H800 PCIe", 756.5, 51.2),
-    ("H800", 989.4, 66.9),
-    ("H20", 148.0, 44.0),
-    ("A100", 312.0, 19.5),
-    ("A800", 312.0, 19.5),
-    ("L40S", 362.1, 91.6),
-    ("L4", 121.0, 30.3),
-)
-
-
-def device_peak(name: str, compute: str) -> float | None:
-    """Dense peak of one device in FLOP/s, or None where it is not known: CPUs, other GPUs and slices (MIG) of a GPU.
-
-    name: as torch.cuda.get_device_name() gives it. compute: "bf16" or "fp32".
-    """
-    words = name.replace("-", " ").split()
-    if "MIG" in words:
-        return None
-    for part, bf16, fp32 in PEAK_TFLOPS:
-        if all(word in words for word in part.split()):
-            return (bf16 if compute == "bf16" else fp32) * 1e12
-    return None
-
-
-def peak_memory() -> int:
-    """Bytes this process has held at most: allocated on its GPU if it has one, else resident (RSS); 0 if unknown."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        # not getrusage: its ru_maxrss starts from the parent's, which under torchrun is a whole torch
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class View(Protocol):
-    """Shows what the record holds; nothing that happens in a view may stop a run."""
+    """Shows the record. No error in a view stops a run."""
 
     def steps(self, records: list[Record], seconds_left: float) -> None: ...
     def event(self, record: Record) -> None: ...
@@ -115,12 +62,8 @@ class MetricsLog:
         if not self._writes:
             return
         self._total_steps = total_steps
-        self._flops_per_token = flops_per_token
-        self._peak_flops = peak_flops
+        self._rates = Rates(flops_per_token, peak_flops)
         self._step = resume_step
-        self._last_write = time.monotonic()
-        self._seconds_aside = 0.0  # spent in evaluations and saves since the last write: not the step's
-        self._seconds_per_step: float | None = None
         self._file = JsonLines(run_dir / "metrics.jsonl", resume_step)
 
         if cfg.console != "off":
@@ -134,45 +77,29 @@ class MetricsLog:
     def write(self, records: list[Record]) -> None:
         """Append the steps since the last call, one dict each, in order: at least step and loss.
 
-        Shown where they are there: lr, grad_norm, balance, max_load (largest expert share over its fair share), skipped
-        (steps skipped so far) and tokens (tokens of that step over all ranks, from which the rates come).
+        Views show these if present: lr, grad_norm, balance, max_load (the busiest expert's load over the mean), skipped
+        (steps skipped so far) and tokens (of that step over all ranks; the rates are computed from it).
         """
         if not self._writes or not records:
             return
-        now = time.monotonic()
-        seconds = max(now - self._last_write, 1e-9)
-        training_seconds = max(seconds - self._seconds_aside, 1e-9)
-        self._last_write, self._seconds_aside = now, 0.0
         self._step = int(records[-1]["step"])
-
-        per_step = seconds / len(records)
-        before = self._seconds_per_step
-        self._seconds_per_step = per_step if before is None else 0.7 * before + 0.3 * per_step
-
-        rates: Record = {"peak_memory_bytes": peak_memory()}
-        if tokens := sum(record.get("tokens", 0) for record in records):
-            flops = tokens * self._flops_per_token / training_seconds
-            rates |= {"tokens_per_second": tokens / training_seconds, "flops_per_second": flops}
-            if self._peak_flops:
-                rates["peak_share"] = flops / self._peak_flops
-        records = [*records[:-1], {**records[-1], **rates}]
-
+        rates = self._rates.measure(len(records), sum(record.get("tokens", 0) for record in records))
+        records = [*records[:-1], {**records[-1], "peak_memory_bytes": peak_memory(), **rates}]
         if problem := self._file.append(records):
             self._warn(problem)
-        seconds_left = (self._total_steps - self._step) * self._seconds_per_step
+        seconds_left = (self._total_steps - self._step) * self._rates.seconds_per_step
         self._show(lambda view: view.steps(records, seconds_left))
 
     def event(self, record: Record) -> None:
         """Append and show anything that is not a step: {"event": "evaluation", "loss": ...}.
 
-        "step" is filled in with the last one written. "seconds", where given, is how long the training stood still for
-        it: the next steps' rates leave that out. "message" is shown as it is, other values by their names, long text
-        below them.
+        "step" defaults to the last one written. "seconds", if present, is the time that training waited for the event;
+        the rates leave it out. Views show "message" as it is, other values by their names, long text below them.
         """
         if not self._writes:
             return
         record = {"step": self._step, **record}
-        self._seconds_aside += float(record.get("seconds", 0.0))
+        self._rates.seconds_aside += float(record.get("seconds", 0.0))
         if problem := self._file.append([record]):
             self._warn(problem)
         self._show(lambda view: view.event(record))
@@ -267,51 +194,6 @@ class JsonLines:
         lost = self._pending.count(b"\n")
         self._file.close()
         return f"cannot write {self.path}: its last {lost} line(s) are lost" if lost else None
-
-
-class Wandb:
-    """The one place that knows wandb. Raises whatever wandb raises: MetricsLog turns that into one warning line."""
-
-    def __init__(self, run_dir: Path, cfg: LoggingConfig, config: Mapping[str, Any]) -> None:
-        import wandb
-
-        self.note = ""
-        mode: Literal["online", "offline"] = "online" if cfg.wandb == "online" else "offline"
-        if mode == "online" and not wandb.login(prompt=False, verify=False):
-            mode = "offline"
-            self.note = f"wandb has no account here: kept offline, `wandb sync {run_dir}/wandb/offline-run-*` sends it"
-        self._run = wandb.init(
-            project=cfg.wandb_project,
-            name=run_dir.name,
-            id=_wandb_id(run_dir),
-            resume="allow",
-            dir=str(run_dir),
-            mode=mode,
-            config=dict(config),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-
-    def steps(self, records: list[Record], seconds_left: float) -> None:
-        for record in records:
-            self._run.log(record, step=record["step"])
-
-    def event(self, record: Record) -> None:
-        kind = record["event"]
-        values = {f"{kind}/{key}": value for key, value in record.items() if isinstance(value, (int, float, dict))}
-        values.pop(f"{kind}/step", None)
-        if values:
-            self._run.log(values, step=record["step"])
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def _wandb_id(run_dir: Path) -> str:
-    """Kept in the run's directory, so that a resumed run continues its curves and its namesakes elsewhere do not."""
-    path = run_dir / "wandb-id"
-    if not path.exists():
-        path.write_text(f"{run_dir.name}-{secrets.token_hex(4)}\n")
-    return path.read_text().strip()
 
 
 def _plain(value: Any) -> Any:

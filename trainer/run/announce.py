@@ -1,10 +1,12 @@
-"""What a run says of itself before its first step: its ranks, its precision, its size, and options without effect."""
+"""What the log says before the first step: ranks, precision, size, and options without effect."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from parallel.mesh import Meshes
 from parallel.world import World
@@ -16,11 +18,11 @@ from trainer.model.experts.module import describe_backend
 
 
 def announcements(
-    cfg: Config, world: World, meshes: Meshes | None, *, device: str, resumed: int, directory: Path
+    cfg: Config, world: World, meshes: Meshes | None, *, resumed: int, directory: Path
 ) -> Iterator[dict[str, Any]]:
     """Records for the log.
 
-    device: its name. resumed: the step after which the run goes on, 0 for a new one.
+    resumed: the step after which the run continues, 0 for a new one.
     """
     model = cfg.model
     if meshes is not None:
@@ -44,7 +46,7 @@ def announcements(
     parts = [
         f"continued after step {resumed}" if resumed else new,
         f"{model.num_params() / 1e6:,.1f} M parameters ({model.active_params() / 1e6:,.1f} M active)",
-        f"{cfg.precision.linears} with {cfg.precision.experts} experts on {world.size} x {device}",
+        f"{cfg.precision.linears} with {cfg.precision.experts} experts on {world.size} x {device_name(world.device)}",
         f"{cfg.train.global_batch * cfg.data.seq_len:,} tokens a step",
         f"in {directory}",
     ]
@@ -52,3 +54,8 @@ def announcements(
         place = ", state on the CPU" if cfg.optim.offload == "cpu" else ""
         parts.append(f"AdamW by DeepSpeed, ZeRO-{cfg.optim.zero_stage}{place}")
     yield {"event": "run", "message": ", ".join(parts)}
+
+
+def device_name(device: torch.device) -> str:
+    """As torch names a GPU, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

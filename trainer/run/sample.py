@@ -1,6 +1,6 @@
-"""Sample texts, so that a person sees what was learned. Small and slow: every token runs the whole window again.
+"""Sample texts, for a person to see what was learned. Small and slow: every token runs the whole window again.
 
-Legend: T tokens of all texts, packed · N texts that go on · V vocabulary.
+Legend: T tokens of all texts, packed · N unfinished texts · V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,9 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.world import World
+from trainer.data import Data
 from trainer.model.decoder import Decoder
 
 TEMPERATURE = 0.7
+
+
+def sample_texts(model: Decoder, data: Data, world: World, *, tokens: int, window: int, seed: int) -> dict[str, str]:
+    """Each source's prompt with a continuation of up to `tokens` tokens, by source. Collective."""
+    prompts, tokenizer = data.prompts(), data.tokenizer
+    encoded = [tokenizer.encode(prompt) for prompt in prompts.values()]
+    texts = generate(model, encoded, tokens=tokens, window=window, eos_id=tokenizer.eos_id, seed=seed, world=world)
+    return {
+        source: tokenizer.decode(prompt + text) for source, prompt, text in zip(prompts, encoded, texts, strict=True)
+    }
 
 
 @torch.no_grad()
@@ -31,27 +42,27 @@ def generate(
     """Continue each prompt by up to `tokens` tokens, or until `eos_id`, which is not returned.
 
     The texts run side by side as documents of one packed sequence; each sees its last `window` tokens. Sampling draws
-    from a generator of its own on the CPU, so that the same weights and seed give the same text wherever they lie, and
-    training's generators stand still. With a `world` all its ranks take part, and rank 0 chooses for all: logits may
-    differ from rank to rank in their last bit, and texts of unequal length would part them. Returns the continuations.
+    from a CPU generator of its own: the same weights and seed give the same text on every device, and training's
+    generators keep their state. With a `world` the call is collective and rank 0 chooses the tokens for all: logits may
+    differ between ranks in the last bit, and texts of unequal length would make the ranks diverge.
+    Returns the continuations.
     """
     generator = torch.Generator().manual_seed(seed)
     texts = [list(prompt) or [eos_id] for prompt in prompts]
     lengths = [len(text) for text in texts]
-    going = list(range(len(texts)))
+    unfinished = list(range(len(texts)))
     for _ in range(tokens):
-        logits_NV = _next_logits(model, [texts[n][-window:] for n in going])
-        chosen = (
-            torch.multinomial(torch.softmax(logits_NV / TEMPERATURE, -1), 1, generator=generator).flatten().tolist()
-        )
+        logits_NV = _next_logits(model, [texts[n][-window:] for n in unfinished])
+        probabilities_NV = torch.softmax(logits_NV / TEMPERATURE, -1)
+        chosen = torch.multinomial(probabilities_NV, 1, generator=generator).flatten().tolist()
         if world is not None:
             chosen = world.broadcast(chosen)
-        for n, token in zip(list(going), chosen, strict=True):
+        for n, token in zip(list(unfinished), chosen, strict=True):
             if token == eos_id:
-                going.remove(n)
+                unfinished.remove(n)
             else:
                 texts[n].append(token)
-        if not going:
+        if not unfinished:
             break
     return [text[length:] for text, length in zip(texts, lengths, strict=True)]
 

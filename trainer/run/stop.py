@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the step that runs is finished, then the loop saves and leaves."""
+"""Ctrl-C and SIGTERM as a request: the loop finishes its step, saves and ends."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-# torchrun passes a terminal's Ctrl-C on to workers that the terminal has already told. Only what comes later than this
-# many seconds after the first signal is a person who means it.
+# torchrun forwards a terminal's Ctrl-C to workers that have already received it from the terminal. Only a signal that
+# comes at least this many seconds after the first is a second request.
 ECHO_S = 1.0
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is noted in `signal`; a later one ends the process at once.
+    """While entered, the first SIGINT or SIGTERM is recorded in `signal`; a later one ends the process at once.
 
     A closed terminal (SIGHUP) counts as SIGTERM, unless it is ignored, as under nohup.
 
-    silent: tells at any time whether to say nothing: another rank does, or the run ends anyway and the signal is the
-    launcher's, which ends the ranks that are left.
+    silent: called before each message; True suppresses it, because another rank prints it, or because the run is ending
+    and the signal is the launcher's, which ends the remaining ranks.
     """
 
     def __init__(self, *, silent: Callable[[], bool] = lambda: False) -> None:
         self.silent = silent
         self.signal: int | None = None
-        self._asked_at = 0.0
+        self._requested_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -45,17 +45,17 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def asked(self, number: int) -> bool:
-        """Whether the first signal was this one (SIGTERM stands for SIGHUP too)."""
+    def requested(self, number: int) -> bool:
+        """True if the first signal was this one; SIGHUP counts as SIGTERM."""
         return self.signal == number
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.signal is None:
             self.signal = signal.SIGTERM if number == signal.SIGHUP else number
-            self._asked_at = time.monotonic()
+            self._requested_at = time.monotonic()
             self._say(f"{name}: finishing the step, then saving; again to quit now")
-        elif time.monotonic() - self._asked_at > ECHO_S:
+        elif time.monotonic() - self._requested_at > ECHO_S:
             show_cursor = "\033[?25h" if os.isatty(1) else ""  # a progress bar may have hidden it
             self._say(f"{show_cursor}{name} again: quitting without a save")
             os._exit(128 + number)

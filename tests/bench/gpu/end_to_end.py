@@ -53,6 +53,7 @@ def train(overrides: Sequence[str]) -> None:
     """In this process; what it says goes to metrics.jsonl of run.dir."""
     from parallel.world import start_world
     from trainer.run import directory as rundir
+    from trainer.run.build import build
     from trainer.run.loop import Trainer
 
     class WithoutCheckpoint(Trainer):
@@ -65,7 +66,7 @@ def train(overrides: Sequence[str]) -> None:
     try:
         run = rundir.choose(cfg)
         rundir.prepare(run, cfg)
-        WithoutCheckpoint(cfg, run, world).run()
+        WithoutCheckpoint(cfg, run, world, build(cfg, run, world)).run()
     finally:
         world.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tests.bench.gpu.clock import Timing
-from trainer.metrics.record import device_peak
+from trainer.metrics.rates import device_peak
 
 # TFLOP/s that are aimed at on an H100, forward and backward, from 8192 tokens on. What a layer in FP8 is to reach is a
 # multiple of what ours in bf16 reached in the same table.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from launch.cli import main
 from tests.trainer.tiny_run import tiny_config
-from trainer.run.loop import train
+from trainer.run.process import train
 
 
 @pytest.fixture(scope="module")

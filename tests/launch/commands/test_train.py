@@ -39,9 +39,9 @@ def train(cfg):
         return 128 + got[0]
     return 0
 
-module = types.ModuleType("trainer.run.loop")
+module = types.ModuleType("trainer.run.process")
 module.train = train
-sys.modules["trainer.run.loop"] = module
+sys.modules["trainer.run.process"] = module
 """
 
 

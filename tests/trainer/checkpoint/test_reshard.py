@@ -27,8 +27,10 @@ from trainer.objectives.base import GlobalBatch
 from trainer.objectives.next_token import NextToken
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
+from trainer.run.build import build
 from trainer.run.directory import RunDir
-from trainer.run.loop import Trainer, train
+from trainer.run.loop import Trainer
+from trainer.run.process import train
 
 WRITTEN, LAST = 3, 5  # steps of the run that writes, and of those that go on from it
 EIGHT = (1, 8, 8)
@@ -65,9 +67,10 @@ def restored(directory: Path, layout: tuple[int, int, int], groups: int, then: s
     to the last step."""
     world = start_world("cpu")
     cfg = run_config(directory, layout, steps=LAST, model={"router_groups": groups})
-    trainer = Trainer(cfg, RunDir(directory, "new"), world)
+    run = RunDir(directory, "new")
+    trainer = Trainer(cfg, run, world, build(cfg, run, world))
     assert trainer.resumed
-    state = training_tensors(trainer.model, trainer.engine, trainer.world.rank)
+    state = training_tensors(trainer.model, trainer.parts.engine, world.rank)
     gathered = {name: whole(tensor) for name, tensor in state.items() if not name.startswith("rng.")}
     assert then == "stop" or trainer.run() == 0
     world.close()

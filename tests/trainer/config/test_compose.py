@@ -285,9 +285,9 @@ def trained(monkeypatch, tmp_path):
     import types
 
     seen = []
-    module = types.ModuleType("trainer.run.loop")
+    module = types.ModuleType("trainer.run.process")
     module.train = lambda cfg: seen.append(cfg) or 0
-    monkeypatch.setitem(sys.modules, "trainer.run.loop", module)
+    monkeypatch.setitem(sys.modules, "trainer.run.process", module)
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)

@@ -21,7 +21,7 @@ from trainer.data import build_data, source_directories
 from trainer.data.errors import DataError
 from trainer.data.shards.megatron_index import IndexedTokens
 from trainer.data.shards.windows import Shards
-from trainer.run.loop import train
+from trainer.run.process import train
 
 SMALL = ["data.tokens_per_source=80000", "data.holdout_fraction=0.5"]
 SMALL += [f"data.sources.{name}.unique_tokens=20000" for name in ("pubchem", "thermo", "code", "prose")]

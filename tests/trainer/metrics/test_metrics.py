@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from trainer.config.keys import LoggingConfig
-from trainer.metrics.record import JsonLines, MetricsLog, device_peak, peak_memory
+from trainer.metrics.rates import device_peak, peak_memory
+from trainer.metrics.record import JsonLines, MetricsLog
 
 
 def open_log(run_dir: Path, *, resume_step: int = 0, **options) -> MetricsLog:
@@ -39,7 +40,7 @@ def test_every_step_is_a_line_and_its_loss_comes_back_to_the_bit(tmp_path):
 
 def test_rates_count_the_tokens_of_the_window_and_leave_events_out(tmp_path, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("trainer.metrics.record.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("trainer.metrics.rates.time.monotonic", lambda: clock[0])
     log = open_log(tmp_path, peak_flops=1e9)
     clock[0] += 30.0
     log.event({"event": "evaluation", "seconds": 20.0})
@@ -180,6 +181,6 @@ def test_the_peak_is_that_of_the_named_gpu_or_unknown(name, compute, tflops):
 
 def test_the_parents_memory_is_not_ours():
     ballast = bytearray(300 * 2**20)
-    child = "from trainer.metrics.record import peak_memory; print(peak_memory())"
+    child = "from trainer.metrics.rates import peak_memory; print(peak_memory())"
     ours = int(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout)
     assert 2**20 < ours < len(ballast) < peak_memory()

@@ -22,7 +22,7 @@ from trainer.objectives.base import GlobalBatch
 from trainer.objectives.contrastive import Contrastive, halve, info_nce
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
-from trainer.run.loop import train
+from trainer.run.process import train
 from trainer.run.step import accumulate_gradients
 
 NAMES = {"loss", "accuracy", "similarity", "temperature", "balance", "z", "max_load", "grad_norm"}

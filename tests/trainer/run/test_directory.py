@@ -92,10 +92,10 @@ def test_a_finished_run_says_which_key_extends_it(monkeypatch, capsys):
     assert finished == RunDir(run.path, "finished", 200)
     assert "train.steps" in finished_line(finished, cfg)
     assert choose(toy("train.steps=201")).status == "resume"
-    monkeypatch.delitem(sys.modules, "trainer.run.loop", raising=False)
+    monkeypatch.delitem(sys.modules, "trainer.run.process", raising=False)
     assert entry.main(["recipe=toy", "train.steps=200"]) == 0
     assert "Set train.steps above" in capsys.readouterr().out
-    assert "trainer.run.loop" not in sys.modules
+    assert "trainer.run.process" not in sys.modules
 
 
 def test_only_complete_checkpoints_count():

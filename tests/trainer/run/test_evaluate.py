@@ -11,8 +11,8 @@ from tests.trainer.model.tiny import logits
 from tests.trainer.tiny_run import tiny_config
 from trainer.data import build_data
 from trainer.objectives.next_token import NextToken
+from trainer.run.build import build_model
 from trainer.run.evaluate import evaluate
-from trainer.run.loop import build_model
 from trainer.run.sample import generate
 
 

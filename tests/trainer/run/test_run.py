@@ -15,8 +15,10 @@ from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
 from trainer.config.keys import Config
 from trainer.data import build_data
 from trainer.objectives.next_token import NextToken
+from trainer.run.build import build, build_model
 from trainer.run.directory import RunDir
-from trainer.run.loop import Trainer, build_model, train
+from trainer.run.loop import Trainer
+from trainer.run.process import train
 
 CLOSE = 1e-6
 
@@ -216,7 +218,8 @@ def test_the_step_never_waits_for_the_gpu(tmp_path):
     cfg.train.device = "cuda"
     cfg.precision.linears = cfg.precision.experts = cfg.precision.payload = "bf16"
     world = start_world("cuda")
-    trainer = Trainer(cfg, RunDir(tmp_path, "new"), world)
+    run = RunDir(tmp_path, "new")
+    trainer = Trainer(cfg, run, world, build(cfg, run, world))
     for _ in range(2):  # lazy initialisations wait
         batches = trainer._next_batches()
         trainer._train_step(batches, 100, 100)

@@ -13,7 +13,7 @@ import pytest
 from tests.distributed.pool import on_ranks
 from tests.parallel.zero import forget_groups
 from tests.trainer.tiny_run import losses, records, steps, tiny_config
-from trainer.run.loop import train
+from trainer.run.process import train
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 OFFLOADED = {"engine": "deepspeed", "zero_stage": 2, "offload": "cpu"}

@@ -14,7 +14,7 @@ from tests.trainer.tiny_run import tiny_config
 from trainer.checkpoint.store import CheckpointStore
 from trainer.data.errors import DataError
 from trainer.data.synthetic import SyntheticData
-from trainer.run.loop import train
+from trainer.run.process import train
 
 pytestmark = pytest.mark.timeout(600)  # all cases are played before the first test
 TIMEOUT_S = 6.0

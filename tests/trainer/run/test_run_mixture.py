@@ -17,7 +17,8 @@ from tests.distributed.pool import on_ranks
 from tests.trainer.data.small_mixture import make_mixture, rewrite_manifest
 from tests.trainer.tiny_run import events, losses, tiny_config
 from trainer.config.keys import Config, DataConfig
-from trainer.run.loop import Trainer, train
+from trainer.run.loop import Trainer
+from trainer.run.process import train
 
 STEPS, BATCH = 10, 12
 EDGE = 240 // BATCH  # the phase's, which a run of 22 steps passes
@@ -50,13 +51,13 @@ def logged_run(cfg: Config, stop_at: int | None, log: str) -> int:
     """Train, write down which samples each step took, and end with a signal in step `stop_at`."""
     genuine = Trainer._train_step
 
-    def train_step(self: Trainer, batches: Any, tokens: int) -> None:
+    def train_step(self: Trainer, batches: Any, *counts: int) -> None:
         samples = [sample for batch in batches for sample in batch.samples]
         with open(f"{log}/samples-{self.world.size}-{self.world.rank}-{stop_at}.jsonl", "a") as file:
-            file.write(json.dumps({"step": self.step + 1, "rank": self.world.rank, "samples": samples}) + "\n")
-        if self.step + 1 == stop_at and self.world.rank == 0:
+            file.write(json.dumps({"step": self.position.step + 1, "rank": self.world.rank, "samples": samples}) + "\n")
+        if self.position.step + 1 == stop_at and self.world.rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        genuine(self, batches, tokens)
+        genuine(self, batches, *counts)
 
     Trainer._train_step = train_step  # type: ignore[method-assign]
     try:
@@ -93,7 +94,7 @@ def test_changed_corpora_are_refused_unless_told_otherwise(tmp_path, monkeypatch
     assert "trained on other data" in error
     assert "data.allow_changed=true" in error
     assert train(config(tmp_path / "run", replace(data, allow_changed=True), steps=3)) == 0
-    assert any("goes on with other data" in warning["message"] for warning in events(tmp_path / "run", "warning"))
+    assert any("continuing on other data" in warning["message"] for warning in events(tmp_path / "run", "warning"))
 
 
 def test_windows_that_cannot_be_read_are_logged_and_end_the_run_past_their_budget(

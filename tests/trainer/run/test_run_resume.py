@@ -16,8 +16,10 @@ import torch.distributed.checkpoint as dcp
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, tiny_config
 from trainer.checkpoint.store import CheckpointStore
-from trainer.run import loop as module
-from trainer.run.loop import Trainer, train
+from trainer.run import build as module
+from trainer.run.directory import RunDir, prepare
+from trainer.run.loop import Trainer
+from trainer.run.process import train
 
 STEPS = 9
 
@@ -35,7 +37,7 @@ def stop_during(monkeypatch, step: int, number: signal.Signals = signal.SIGINT) 
     genuine = Trainer._train_step
 
     def train_step(self, *args):
-        if self.step + 1 == step:
+        if self.position.step + 1 == step:
             os.kill(os.getpid(), number)
         genuine(self, *args)
 
@@ -72,7 +74,7 @@ def rank_is_stopped(directory: str) -> tuple[int, int]:
     genuine = Trainer._train_step
 
     def train_step(self, *args):
-        if self.step + 1 == 4 and self.world.rank == 1:
+        if self.position.step + 1 == 4 and self.world.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         genuine(self, *args)
 
@@ -148,7 +150,7 @@ KILLED = """
 import os, signal, sys
 from tests.trainer.tiny_run import tiny_config
 from trainer.checkpoint import store
-from trainer.run.loop import train
+from trainer.run.process import train
 genuine = getattr(store, sys.argv[2])
 def killed(*args, **kwargs):
     if any("step-6" in str(argument) for argument in args):
@@ -173,7 +175,8 @@ def test_kill_9_during_a_save(tmp_path, uninterrupted, moment):
 STUCK = """
 import sys, time
 from tests.trainer.tiny_run import tiny_config
-from trainer.run.loop import Trainer, train
+from trainer.run.loop import Trainer
+from trainer.run.process import train
 def stuck(self, *args):
     print("in the step", flush=True)
     time.sleep(100)
@@ -261,7 +264,7 @@ def test_another_model_is_refused_by_the_store_too(tmp_path, capsys):
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "checkpoints").rename(tmp_path / "b" / "checkpoints")
     cfg = tiny_config(tmp_path / "b", steps=4, model={"expert_width": 24})
-    module.rundir.prepare(module.rundir.RunDir(tmp_path / "b", "new"), cfg)
+    prepare(RunDir(tmp_path / "b", "new"), cfg)
     assert train(cfg) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -293,7 +296,7 @@ def test_what_fails_in_the_middle_leaves_no_half_written_checkpoint(tmp_path, mo
         genuine(self, *args)
 
     def breaks(self, *args):
-        if self.step == 3:
+        if self.position.step == 3:
             raise ZeroDivisionError
         train_step(self, *args)
 

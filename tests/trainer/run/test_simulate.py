@@ -20,7 +20,7 @@ from trainer.config.model import ModelConfig
 from trainer.data import build_data
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes
-from trainer.run.loop import build_model
+from trainer.run.build import build_model
 from trainer.run.simulate import fake_rank, trace_step
 
 RANKS = 8

@@ -24,11 +24,13 @@ from tests.trainer.tiny_run import events, steps, tiny_config
 from tests.trainer.weights.directories import checkpoint
 from trainer.checkpoint import slices
 from trainer.checkpoint.state import training_tensors
-from trainer.checkpoint.store import CheckpointError
+from trainer.checkpoint.store import CheckpointError, CheckpointStore
 from trainer.config.keys import Config, ParallelConfig
 from trainer.parallelize import build_meshes
 from trainer.run import directory as rundir
-from trainer.run.loop import Trainer, build_model, train
+from trainer.run.build import build as build_run
+from trainer.run.build import build_model
+from trainer.run.process import train
 from trainer.weights import kept_source as carried
 from trainer.weights.export import export
 from trainer.weights.hf_config import model_config_from_huggingface
@@ -56,9 +58,10 @@ def save_at_once(source: Path, directory: Path, layout: tuple[int, int, int]) ->
     run = rundir.RunDir(directory, "new")
     if world.rank == 0:
         rundir.prepare(run, cfg)
-    trainer = Trainer(cfg, run, world)
-    trainer.store.save(0, training_tensors(trainer.model, trainer.engine, world.rank), {})
-    saved = trainer.store.wait()
+    parts = build_run(cfg, run, world)
+    store = CheckpointStore(directory / rundir.CHECKPOINTS, keep=1, world=world, warn=print)
+    store.save(0, training_tensors(parts.stages[0], parts.engine, world.rank), {})
+    saved = store.wait()
     assert saved is not None
     assert saved.error is None
     world.close()
@@ -505,7 +508,7 @@ def test_a_source_that_will_not_do_is_one_line_before_anything_is_built(
         shutil.copyfile(reference / "tiny" / "interns1" / file, source / file)
     cfg = config(source, tmp_path / "run")
     said = damage(cfg, source)
-    monkeypatch.setattr("trainer.run.loop.build_data", lambda *_, **__: pytest.fail("data were built"))
+    monkeypatch.setattr("trainer.run.build.build_data", lambda *_, **__: pytest.fail("data were built"))
     assert train(cfg) == code
     err = capsys.readouterr().err
     assert said in err

@@ -1,0 +1,54 @@
+"""wandb as a view of the record: the one module that imports it."""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.config.keys import LoggingConfig
+from trainer.metrics.console import Record
+
+
+class Wandb:
+    """The one place that knows wandb. Raises whatever wandb raises: MetricsLog turns that into one warning line."""
+
+    def __init__(self, run_dir: Path, cfg: LoggingConfig, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self.note = ""
+        mode: Literal["online", "offline"] = "online" if cfg.wandb == "online" else "offline"
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            mode = "offline"
+            self.note = f"wandb has no account here: kept offline, `wandb sync {run_dir}/wandb/offline-run-*` sends it"
+        self._run = wandb.init(
+            project=cfg.wandb_project,
+            name=run_dir.name,
+            id=_wandb_id(run_dir),
+            resume="allow",
+            dir=str(run_dir),
+            mode=mode,
+            config=dict(config),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def steps(self, records: list[Record], seconds_left: float) -> None:
+        for record in records:
+            self._run.log(record, step=record["step"])
+
+    def event(self, record: Record) -> None:
+        kind = record["event"]
+        values = {f"{kind}/{key}": value for key, value in record.items() if isinstance(value, (int, float, dict))}
+        values.pop(f"{kind}/step", None)
+        if values:
+            self._run.log(values, step=record["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """Kept in the run's directory, so that a resumed run continues its curves and its namesakes elsewhere do not."""
+    path = run_dir / "wandb-id"
+    if not path.exists():
+        path.write_text(f"{run_dir.name}-{secrets.token_hex(4)}\n")
+    return path.read_text().strip()

@@ -1,0 +1,90 @@
+"""Build the parts of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from parallel.mesh import Meshes
+from parallel.world import World
+from trainer.config.keys import Config
+from trainer.data import Data, build_data
+from trainer.model.decoder import Decoder
+from trainer.model.experts.module import make_backend
+from trainer.objectives import build_objective, freeze_unused
+from trainer.objectives.base import Objective
+from trainer.optim.native import Engine, build_engine
+from trainer.parallelize import build_meshes, parallelize
+from trainer.precision import DTYPES, narrow_moments
+from trainer.run.directory import RunDir
+from trainer.weights.kept_source import published_weights
+
+Fill = Callable[[Decoder], None]
+
+
+@dataclass
+class Parts:
+    """What a run is made of, on this rank.
+
+    data_faults: damage that reading will pass over, found on any rank, one line each. meshes: None for a process on its
+    own. stages: this rank's pipeline stages, in order; one today.
+    """
+
+    data: Data
+    data_faults: list[str]
+    meshes: Meshes | None
+    objective: Objective
+    stages: list[Decoder]
+    engine: Engine
+
+
+def build(cfg: Config, run: RunDir, world: World) -> Parts:
+    """Collective over all ranks. Raises `ConfigError`, `DataError`, `WorldError` and `HuggingFaceError`."""
+    torch.manual_seed(cfg.train.seed)
+    fill = published_weights(cfg, run, world)
+    data, data_faults = _open_data(cfg, world)
+    meshes = build_meshes(cfg, world.device.type)
+    stages = [build_model(cfg, world, meshes, fill)]
+    engine = _prepare_engine(cfg, world, meshes, stages)
+    return Parts(data, data_faults, meshes, build_objective(cfg.train), stages, engine)
+
+
+def build_model(cfg: Config, world: World, meshes: Meshes | None, fill: Fill | None = None) -> Decoder:
+    """The model of `cfg` on this rank's device, spread over the meshes.
+
+    fill: gives it its weights; None draws random ones from `train.seed`.
+    """
+    world.watch.at("start: model")
+    with torch.device("meta"):
+        model = Decoder(cfg.model, DTYPES[cfg.precision.linears])
+    freeze_unused(model, build_objective(cfg.train))
+    for layer in model.blocks:
+        layer.moe.experts.backend = make_backend(cfg.precision.experts, cfg.model.expert_backend)
+    parallelize(model, meshes, cfg, world.device.type)
+    model.to_empty(device=world.device)
+    if fill is not None:
+        fill(model)
+    else:
+        model.init_weights(cfg.train.seed)
+    world.broadcast_module(model)
+    return model
+
+
+def _open_data(cfg: Config, world: World) -> tuple[Data, list[str]]:
+    world.watch.at("start: data")
+    found: list[str] = []
+    data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size, warn=found.append)
+    faults = sorted({line for of_rank in world.gather(found) for line in of_rank})
+    world.agree("corpus", data.fingerprint)
+    return data, faults
+
+
+def _prepare_engine(cfg: Config, world: World, meshes: Meshes | None, stages: list[Decoder]) -> Engine:
+    (model,) = stages
+    shard_group = meshes.shard_group if meshes else None
+    engine = build_engine(model, cfg.optim, world, shard_group, narrow_moments(cfg.precision))
+    engine.prepare()
+    world.extend_timeouts()  # all process groups exist by now
+    return engine

@@ -1,0 +1,112 @@
+"""One process of a run: join the other ranks, take the run directory, train, and end with the right exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import Iterator
+
+from parallel.errors import Fault, UserError
+from parallel.world import World, WorldError, start_world
+from trainer import kernels
+from trainer.checkpoint.store import CheckpointError
+from trainer.config import coerce
+from trainer.config.errors import ConfigError, report
+from trainer.config.keys import Config
+from trainer.precision import refusal
+from trainer.run import directory
+from trainer.run.build import build
+from trainer.run.directory import RunDir
+from trainer.run.host_memory import prepare_host_memory
+from trainer.run.loop import Trainer
+from trainer.weights.hf_files import HuggingFaceError
+
+
+def train(cfg: Config, run: RunDir | None = None) -> int:
+    """Train `cfg` to its last step, on every rank of a torchrun launch or alone.
+
+    run: what `directory.choose` returned on rank 0; None chooses there. Other ranks get rank 0's.
+    Returns the exit code: 0 done; 2 a configuration or run directory that cannot be used; 1 any other failure, reported
+    on stderr; 130 or 143 stopped by SIGINT or SIGTERM after saving.
+    """
+    world = World()
+    resources = contextlib.ExitStack()  # the run directory's lock, the handler of log lines
+    try:
+        world = start_world(cfg.train.device, cfg.parallel.timeout_s)
+        world.watch.at("start: configuration")
+        if world.rank == 0 and cfg.logging.console != "off":
+            resources.enter_context(_log_to_stdout())
+        if world.device.type == "cpu":
+            prepare_host_memory()
+        world.agree("configuration", coerce.digest(coerce.to_dict(cfg)))
+        _check_hardware(cfg, world)
+        kernels.use(cfg.train.kernels)
+        run = _take_directory(run, cfg, world, resources)
+        if run.status == "finished":
+            if world.rank == 0:
+                print(directory.finished_line(run, cfg))
+            return 0
+        return Trainer(cfg, run, world, build(cfg, run, world)).run()
+    except ConfigError as error:  # the same on every rank
+        return report(error) if world.rank == 0 else 2
+    except (UserError, WorldError, CheckpointError, HuggingFaceError) as error:
+        if world.watch.report_failure(error):
+            print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if world.watch.report_failure(error):
+            raise
+        return 1
+    except KeyboardInterrupt:
+        if world.rank == 0:
+            print("interrupted before the first step; there is nothing to save", file=sys.stderr)
+        return 130
+    finally:
+        world.close()
+        resources.close()
+
+
+@contextlib.contextmanager
+def _log_to_stdout() -> Iterator[None]:
+    """Print what `trainer` and `parallel` log at INFO and above, a line each, among the lines of the console."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("trainer", "parallel")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+def _check_hardware(cfg: Config, world: World) -> None:
+    """Raises `ConfigError` on every rank where the machine of any rank cannot do what `cfg` asks for."""
+    fused = kernels.refusal(cfg.train.kernels, cfg.precision.payload, world.device)
+    mine = [refusal(cfg.precision, world.device), fused]
+    for rank, (host, errors) in enumerate(world.gather((socket.gethostname(), [line for line in mine if line]))):
+        if errors:
+            where = f"rank {rank} (host {host}): " if world.size > 1 else ""
+            raise ConfigError([where + line for line in errors])
+
+
+def _take_directory(run: RunDir | None, cfg: Config, world: World, resources: contextlib.ExitStack) -> RunDir:
+    """Rank 0 locks and prepares the run directory; every rank returns it, or raises `ConfigError`."""
+    faults: tuple[Fault, ...] = ()
+    if world.rank == 0:
+        try:
+            run = run or directory.choose(cfg)
+            if run.status != "finished":
+                resources.enter_context(directory.hold(run.path))
+                directory.prepare(run, cfg)
+        except ConfigError as error:
+            faults = error.faults
+    run, faults = world.broadcast((run, faults))
+    if faults:
+        raise ConfigError(faults)
+    assert run is not None
+    return run
