@@ -10,6 +10,7 @@ from typing import Any
 from trainer.config import coerce
 from trainer.config.compose import compose, load, to_yaml
 from trainer.config.keys import Config
+from trainer.config.run_files import CONFIG_FILE
 from trainer.run import directory as rundir
 
 
@@ -31,8 +32,8 @@ def read(text: str, config_dirs: Sequence[str]) -> Config:
     Raises `ConfigError`.
     """
     path = Path(text)
-    if (path / rundir.CONFIG_FILE).is_file():
-        return load(path / rundir.CONFIG_FILE)
+    if (path / CONFIG_FILE).is_file():
+        return load(path / CONFIG_FILE)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return load(path)
     words = shlex.split(text)

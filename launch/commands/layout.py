@@ -12,9 +12,9 @@ from trainer.config.compose import compose
 def print_layout(overrides: Sequence[str], *, config_dirs: Sequence[str], world: int, rank: int) -> int:
     """The axes, bytes and collectives of `rank` of `world` ranks. Raises `ConfigError`."""
     cfg = compose(overrides, config_dirs=config_dirs, world_size=world)
-    from trainer.run.simulate import fake_rank  # imports torch: only now that the configuration holds
+    from trainer.run.simulate import simulate_rank  # imports torch: only now that the configuration holds
 
-    report = fake_rank(cfg, world, rank)
+    report = simulate_rank(cfg, world, rank)
     print(f"rank {rank} of {world}\n\n{'axis':<14}{'ranks':>6}")
     for axis, ranks, what in report.layout.rows():
         print(f"{axis:<14}{ranks:>6}  {what}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.config.compose import compose, to_yaml
+from trainer.config.run_files import CONFIG_FILE
 from trainer.run import directory as rundir
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def train(
             print(rundir.finished_line(run, cfg))
             return 0
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
-        resolved = Path(folder, rundir.CONFIG_FILE)
+        resolved = Path(folder, CONFIG_FILE)
         resolved.write_text(to_yaml(cfg), encoding="utf-8")
         places = [word for option, value in rendezvous.items() for word in (option, value)]
         if nnodes == 1 and not places:

@@ -1,4 +1,4 @@
-"""The terminal view of a run: the progress line and its forms, on a terminal and elsewhere."""
+"""The terminal view of a run: progress lines, plain or above a moving bar."""
 
 import textwrap
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ Record = dict[str, Any]
 
 
 class PlainConsole:
-    """One line a write, for pipes, files and batch jobs."""
+    """One line per write, for pipes, files and batch jobs."""
 
     def __init__(self, total_steps: int) -> None:
         self._total_steps = total_steps
@@ -24,7 +24,7 @@ class PlainConsole:
 
 
 class RichConsole:
-    """The same lines above a bar that stays at the bottom of the terminal and moves while a step computes."""
+    """The same lines above a bar at the bottom of the terminal that moves while a step computes."""
 
     def __init__(self, resume_step: int, total_steps: int) -> None:
         from rich.console import Console
@@ -53,12 +53,12 @@ class RichConsole:
 
 
 def _summary(records: list[Record]) -> Record:
-    """The last step, with the mean loss of all `records`: single steps jump about."""
+    """The last step, with the mean loss of all `records`: single steps fluctuate."""
     return {**records[-1], "loss": sum(record["loss"] for record in records) / len(records)}
 
 
 def progress_line(record: Record, total_steps: int, seconds_left: float) -> str:
-    """The progress line: every part that the record has, in a fixed order."""
+    """The progress line: the known parts that the record has, in a fixed order."""
     parts = [f"step {record['step']:>{len(str(total_steps))}}/{total_steps}", f"loss {record['loss']:.4f}"]
     if (rate := record.get("tokens_per_second")) is not None:
         parts.append(f"{rate:,.0f} tok/s")

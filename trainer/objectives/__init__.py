@@ -1,4 +1,4 @@
-"""What a run minimises, by the name that `train.objective` gives it."""
+"""Objectives: the functions that a run minimises, by the names of `train.objective`."""
 
 from __future__ import annotations
 

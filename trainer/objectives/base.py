@@ -1,4 +1,4 @@
-"""What an objective hands the training loop: scalars by name, each with its normaliser and the way it adds up.
+"""The contract of objectives: scalars by name, each with its normaliser and the way it adds up.
 
 scalars = objective(model, batch, whole)   # one micro-batch on one rank
 engine.backward(scalars.total)             # the normalised losses, added
@@ -69,7 +69,10 @@ class GlobalBatch:
 
 
 class Objective(Protocol):
-    """What a run minimises. To add one: a class like this in a file of its own, and a line in `OBJECTIVES`."""
+    """The function that a run minimises.
+
+    A new one is a class like this in a file of its own, and a line in `OBJECTIVES`.
+    """
 
     unused: tuple[str, ...]  # parameters that get no gradient, by name: they are frozen
 

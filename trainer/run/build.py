@@ -26,7 +26,7 @@ Fill = Callable[[Decoder], None]
 
 @dataclass
 class Parts:
-    """What a run is made of, on this rank.
+    """The parts of a run on this rank.
 
     data_faults: damage that reading will pass over, found on any rank, one line each. meshes: None for a process on its
     own. stages: this rank's pipeline stages, in order; one today.
@@ -43,7 +43,7 @@ class Parts:
 def build(cfg: Config, run: RunDir, world: World) -> Parts:
     """Collective over all ranks. Raises `ConfigError`, `DataError`, `WorldError` and `HuggingFaceError`."""
     torch.manual_seed(cfg.train.seed)
-    fill = published_weights(cfg, run, world)
+    fill = published_weights(cfg, run.path, world) if run.step == 0 else None
     data, data_faults = _open_data(cfg, world)
     meshes = build_meshes(cfg, world.device.type)
     stages = [build_model(cfg, world, meshes, fill)]

@@ -10,13 +10,14 @@ from parallel.world import World
 from trainer.checkpoint.state import restore_generators, training_tensors
 from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
 from trainer.config.keys import Config
+from trainer.config.run_files import CHECKPOINTS
 from trainer.run.build import Parts
-from trainer.run.directory import CHECKPOINTS, last_step
+from trainer.run.directory import last_step
 
 
 @dataclass
 class Position:
-    """How far a run is: optimizer steps taken and samples seen since its very start."""
+    """The position of a run: optimizer steps taken and samples seen since its very start."""
 
     step: int = 0
     sample: int = 0

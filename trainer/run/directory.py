@@ -1,7 +1,7 @@
-"""Which directory a run writes to, and whether it is new, to be continued, or finished. No torch here.
+"""The directory of a run: its name, and whether the run there is new, to be resumed, or finished. No torch here.
 
-The default directory is named by the hash of everything that defines the result, so that the same command continues its
-own run and another configuration gets another directory.
+The default name holds the hash of everything that defines the result, so the same command resumes its own run and
+another configuration gets another directory.
 """
 
 from __future__ import annotations
@@ -21,17 +21,13 @@ from trainer.config import coerce
 from trainer.config.compose import to_yaml
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, config_hash, defining_values, is_as_before
-from trainer.config.model import ModelConfig
+from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, SOURCE, SOURCE_FACT, unreadable
 from trainer.config.say import show
 from trainer.storage.atomic import atomic_file, remove_unfinished
 from trainer.storage.lock import FileLock, LockedError
 from trainer.storage.manifest import only_as_written, remove_as_written
 
-CONFIG_FILE = "config.yaml"
-CHECKPOINTS = "checkpoints"
 LOCK_FILE = "run.lock"
-SOURCE = "source"  # what is kept of the Hugging Face directory that the run began with
-SOURCE_FACT = "kinds"  # in its manifest, and in no other
 
 
 @dataclass(frozen=True)
@@ -39,28 +35,28 @@ class RunDir:
     path: Path
     status: Literal["new", "resume", "finished"]
     step: int = 0  # of the newest complete checkpoint
-    changes: list[str] = field(default_factory=list)  # `key: old -> new` where it goes on with other numbers
+    changes: list[str] = field(default_factory=list)  # `key: old -> new` of keys that may change on resume, with effect
 
 
 def choose(cfg: Config) -> RunDir:
-    """The directory for `cfg`, without writing anything. Call it on one rank and tell the others.
+    """The directory for `cfg`. Writes nothing; call it once for a run, on one rank.
 
-    Raises `ConfigError` where the directory is another configuration's (naming the keys that differ), holds something
-    else, or cannot be written.
+    Raises `ConfigError` if the directory belongs to another configuration (naming the keys that differ), holds
+    something else, or cannot be written.
     """
     path = Path(cfg.run.dir) if cfg.run.dir else Path("runs", f"{cfg.run.name}-{config_hash(cfg)[:8]}")
     if cfg.train.resume == "never":
         path = _next_free(path)
     try:
-        run = _judge(path, cfg)
+        run = _inspect(path, cfg)
     except OSError as error:
-        raise ConfigError([_unwritable(path, error)]) from None
+        raise _unwritable(path, error) from None
     if run.step == 0 and cfg.checkpoint.init_from is not None:
-        _must_have_room_for_a_source(path / SOURCE, cfg.checkpoint.init_from)
+        _check_source(path / SOURCE, cfg.checkpoint.init_from)
     return run
 
 
-def _judge(path: Path, cfg: Config) -> RunDir:
+def _inspect(path: Path, cfg: Config) -> RunDir:
     if not path.exists() or all(_left_by_a_failed_start(entry) for entry in path.iterdir()):
         _must_be_writable(path)
         return RunDir(path, "new")
@@ -68,7 +64,8 @@ def _judge(path: Path, cfg: Config) -> RunDir:
     differing = _differences(cfg, stored, "fixed")
     if differing:
         advice = "Use those values, another run.dir, or train.resume=never for a new directory beside it"
-        raise ConfigError([f"run.dir={path} holds another configuration: {'; '.join(differing)}. {advice}"])
+        text = f"run.dir={path} holds another configuration: {'; '.join(differing)}. {advice}"
+        raise ConfigError(text, where="run.dir", value=str(path), allowed=differing)
     step = last_step(path)
     if step >= cfg.train.steps:
         return RunDir(path, "finished", step)
@@ -77,73 +74,57 @@ def _judge(path: Path, cfg: Config) -> RunDir:
 
 
 def _left_by_a_failed_start(entry: Path) -> bool:
-    """A run that failed before its first step leaves its configuration, which then binds nobody."""
+    """True for files of a run that failed before its first step; later runs may overwrite them."""
     if entry.name == SOURCE:
         return (entry.parent / CONFIG_FILE).is_file() and only_as_written(entry, SOURCE_FACT)
     return entry.name in (CONFIG_FILE, LOCK_FILE) or entry.suffix == ".tmp"
 
 
-def _must_have_room_for_a_source(kept: Path, init_from: str) -> None:
-    """Raises `ConfigError` where what is kept of `init_from` would stand in the way of it or of something else."""
-    target, given = (Path(os.path.realpath(path)) for path in (kept, init_from))
+def _check_source(copy: Path, init_from: str) -> None:
+    """Raises `ConfigError` if the run's copy of `init_from` would overlap it or overwrite foreign files."""
+    target, given = (Path(os.path.realpath(path)) for path in (copy, init_from))
     if target == given or target in given.parents or given in target.parents:
-        text = f"checkpoint.init_from={init_from} and {kept}, where the run keeps parts of it, are in one another"
-        raise ConfigError([f"{text}; use a run.dir elsewhere"])
-    if os.path.lexists(kept) and not only_as_written(kept, SOURCE_FACT):
-        text = f"{kept}, where the run keeps parts of checkpoint.init_from, is there and holds something else"
-        raise ConfigError([f"{text}; move it away, or use another run.dir"])
+        text = f"checkpoint.init_from={init_from} overlaps {copy}, where the run stores its copy"
+        elsewhere = "a run.dir elsewhere"
+        raise ConfigError(f"{text}; use {elsewhere}", where="checkpoint.init_from", value=init_from, allowed=elsewhere)
+    if os.path.lexists(copy) and not only_as_written(copy, SOURCE_FACT):
+        text = f"{copy}, where the run stores its copy of checkpoint.init_from, holds other files"
+        advice = "move them away, or use another run.dir"
+        raise ConfigError(f"{text}; {advice}", where="run.dir", value=str(copy.parent), allowed=advice)
 
 
 def hold(path: Path) -> FileLock:
-    """Make the run directory and take it for this process, until the returned lock is closed or the process ends.
+    """Make the run directory and lock it for this process, until the returned lock is closed or the process ends.
 
     Two processes that write to one directory would mix their records and checkpoints. For rank 0 only. Raises
-    `ConfigError` naming the other process, or where the directory cannot be made.
+    `ConfigError` if another process, which it names, holds the directory, or if it cannot be made.
     """
     try:
         return FileLock(path / LOCK_FILE, owner=f"process {os.getpid()} on {socket.gethostname()}")
     except OSError as error:
-        raise ConfigError([_unwritable(path, error)]) from None
+        raise _unwritable(path, error) from None
     except LockedError as error:
-        owner = error.owner or "another process"
-        text = (
-            f"run.dir={path} is in use by {owner}; wait for it, stop it, or set train.resume=never for a new directory"
-        )
-        raise ConfigError([text]) from None
+        text = f"run.dir={path} is in use by {error.owner or 'another process'}"
+        advice = "wait for it, stop it, or set train.resume=never for a new directory"
+        raise ConfigError(f"{text}; {advice}", where="run.dir", value=str(path), allowed=advice) from None
 
 
 def prepare(run: RunDir, cfg: Config) -> None:
     """Make the directory and write the resolved configuration into it, atomically. For rank 0 only.
 
-    What an earlier start kept of its source goes where this one begins with random weights: an export would take it for
-    this run's. Raises `ConfigError` where that is not possible.
+    A run that starts from random weights also removes the source copy of an earlier start: an export would take it for
+    its own. Raises `ConfigError` if the directory cannot be written.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         if run.step == 0:
-            remove_unfinished(run.path / SOURCE)  # of a start that was killed while it copied
+            remove_unfinished(run.path / SOURCE)  # left by a start that was killed while it copied
             if cfg.checkpoint.init_from is None:
                 remove_as_written(run.path / SOURCE, SOURCE_FACT)
         with atomic_file(run.path / CONFIG_FILE) as temporary:
             temporary.write_text(to_yaml(replace(cfg, run=replace(cfg.run, dir=str(run.path)))), encoding="utf-8")
     except OSError as error:
-        raise ConfigError([_unwritable(run.path, error)]) from None
-
-
-def beginning_of(path: Path) -> tuple[ModelConfig, str | None]:
-    """The model that a run directory's configuration describes, and what its weights were read from (None: they were
-    random); other keys do not matter. Raises `ConfigError`."""
-    file = path / CONFIG_FILE
-    try:
-        tree: Any = OmegaConf.to_container(OmegaConf.load(file))
-        section, checkpoint = tree["model"], tree.get("checkpoint") or {}
-        init_from = checkpoint.get("init_from")  # runs from before this key began with random weights
-    except Exception as error:  # whatever the reader makes of a damaged file
-        raise ConfigError([f"{file} cannot be read ({' '.join(str(error).split())})"]) from None
-    model, errors = coerce.from_dict(ModelConfig, section, file=str(file))
-    if model is None:
-        raise ConfigError(errors)
-    return model, init_from
+        raise _unwritable(run.path, error) from None
 
 
 def last_step(path: Path) -> int:
@@ -157,10 +138,10 @@ def last_step(path: Path) -> int:
 
 
 def finished_line(run: RunDir, cfg: Config) -> str:
-    """What to tell whoever starts a finished run again."""
+    """The message for a run that has all its steps."""
     return (
         f"{run.path} is finished: it has {run.step} steps and train.steps={cfg.train.steps}. "
-        f"Set train.steps above {run.step} to go on, or train.resume=never to run anew"
+        f"Set train.steps above {run.step} to continue it, or train.resume=never for a new run"
     )
 
 
@@ -168,7 +149,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`key: old -> new` for every key whose values differ, in the order of `new`."""
     lines = []
     for key in [*new, *(key for key in old if key not in new)]:
-        before, after = (show(side[key]) if key in side else "(not there)" for side in (old, new))
+        before, after = (show(side[key]) if key in side else "(missing)" for side in (old, new))
         if before != after:
             lines.append(f"{key}: {before} -> {after}")
     return lines
@@ -181,18 +162,18 @@ def _stored(path: Path) -> dict[str, Any]:
         tree = OmegaConf.load(file)
         stored: Any = OmegaConf.to_container(tree) if isinstance(tree, DictConfig) else {}
     except FileNotFoundError:
-        text = f"run.dir={path} holds files but no {CONFIG_FILE}, so it is no run; use a new or an empty directory"
-        raise ConfigError([text]) from None
+        text = f"run.dir={path} holds files but no {CONFIG_FILE}, so it is not a run directory"
+        allowed = "a new or an empty directory"
+        raise ConfigError(f"{text}; use {allowed}", where="run.dir", value=str(path), allowed=allowed) from None
     except Exception as error:  # whatever the reader makes of a damaged file
-        text = f"{file} cannot be read ({' '.join(str(error).split())}); use another run.dir"
-        raise ConfigError([text]) from None
+        raise unreadable(file, error) from None
     flat = coerce.flatten(stored, coerce.keys(Config))
     return {key: value for key, value in flat.items() if not is_as_before(key, value)}
 
 
 def _differences(cfg: Config, stored: Mapping[str, Any], kind: Literal["fixed", "named"]) -> list[str]:
-    """What a directory's configuration and `cfg` disagree on, of the keys of one kind; a key of which nothing is known
-    any more counts as fixed."""
+    """Keys of one kind in which a directory's configuration and `cfg` differ. Keys that no longer exist count as
+    fixed."""
     kinds = {kind: set(coerce.keys(Config, resume=[kind])) for kind in ("fixed", "named", "free")}
     others = set().union(*(keys for other, keys in kinds.items() if other != kind))
     leaf = {key: coerce.leaf_of(key, coerce.keys(Config)) for key in [*stored, *defining_values(cfg)]}
@@ -213,8 +194,8 @@ def _next_free(path: Path) -> Path:
 
 
 def _must_be_writable(path: Path) -> None:
-    """Try the nearest directory that exists, with a file that has no name. Permission bits would not tell: root passes
-    them on a read-only file system too. Raises `OSError`."""
+    """Write a nameless file into the nearest directory that exists. Permission bits prove nothing: root passes them
+    on a read-only file system too. Raises `OSError`."""
     place = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -223,7 +204,9 @@ def _must_be_writable(path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(place)) from None
 
 
-def _unwritable(path: Path, error: OSError) -> str:
+def _unwritable(path: Path, error: OSError) -> ConfigError:
     place = Path(error.filename or path)
     where = f" ({place})" if place.absolute() != path.absolute() else ""
-    return f"run.dir={path} cannot be written: {error.strerror or error}{where}; use a directory that you may write to"
+    allowed = "a directory that you may write to"
+    text = f"run.dir={path} cannot be written: {error.strerror or error}{where}; use {allowed}"
+    return ConfigError(text, where="run.dir", value=str(path), allowed=allowed)

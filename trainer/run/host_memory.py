@@ -1,4 +1,4 @@
-"""How a CPU run's process treats memory that torch gives back."""
+"""Settings of the allocator for runs on a CPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LARGEST = 2**31 - 1  # mallopt takes an int
 def prepare_host_memory() -> None:
     """Keep freed memory for the next step, and ask for large pages; call it before the first large tensor exists.
 
-    A step allocates the same large tensors as the one before. glibc's malloc gives them back to the kernel in between,
-    which then maps and zeroes every page again; told otherwise, it keeps them. torch's own switch asks for 2 MB pages,
-    which makes the scattered row accesses of the experts' gather cheaper. The peak of the resident size hardly changes.
-    Where libc or kernel know nothing of this (macOS, musl), nothing happens.
+    A step allocates the same large tensors as the one before. By default glibc's malloc returns them to the kernel in
+    between, which then maps and zeroes every page again; with these settings it keeps them. torch's own switch asks for
+    2 MB pages, which make the scattered row accesses of the experts' gather cheaper. The peak resident size hardly
+    changes. Without glibc (macOS, musl) this has no effect.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,7 +1,7 @@
-"""What one rank of any layout holds and tells the others, found by building it here as a real run builds it.
+"""Simulate one rank of any layout: the bytes it holds and the collectives of its step.
 
-Weights have sizes and no memory, collectives have groups and no peers; `parallelize`, the engine and the step are the
-ones of training.
+Weights have sizes and no memory, collectives have groups and no peers; `parallelize`, the engine and the step are those
+of training.
 """
 
 from __future__ import annotations
@@ -34,23 +34,30 @@ from trainer.run.step import accumulate_gradients
 
 @dataclass(frozen=True)
 class Report:
-    """One rank of a layout. held: bytes after backward, gradients included. collectives: of one optimizer step, in the
-    order in which they are issued."""
+    """One rank of a layout.
+
+    held: bytes after backward, gradients included. collectives: of one optimizer step, in the order of their issue.
+    """
 
     layout: Layout
     held: RankBytes
     collectives: list[Collective]
 
 
-def fake_rank(cfg: Config, world_size: int, rank: int) -> Report:
+def simulate_rank(cfg: Config, world_size: int, rank: int) -> Report:
     """Build `rank` of `world_size` and take it through one step, without memory or peers.
 
-    Weights in a compiled model are the same ones and nothing is compiled here; the step's micro-batches are windows of
-    one document each, as no collective's size depends on the data. Raises `ConfigError` where one does, and for an
-    engine that is not torch's own.
+    Nothing is compiled, since a compiled model has the same weights. The step's micro-batches are windows of one
+    document each, since no collective's size depends on the data; `ConfigError` is raised where one does, and for
+    engines other than the native one.
     """
     if cfg.optim.engine != "native":
-        raise ConfigError([f"optim.engine={cfg.optim.engine} cannot be built without its ranks; use native"])
+        raise ConfigError(
+            f"optim.engine={cfg.optim.engine} cannot be built without its ranks; use native",
+            where="optim.engine",
+            value=cfg.optim.engine,
+            allowed=("native",),
+        )
     cfg = replace(cfg, train=replace(cfg.train, compile=False))
     with fake_world(world_size, rank) as fake:
         world = World(rank=rank, size=world_size, control=dist.new_group())
@@ -73,7 +80,11 @@ def fake_rank(cfg: Config, world_size: int, rank: int) -> Report:
             )
         except DataDependentOutputException:
             raise ConfigError(
-                ["parallel.dispatch=all_to_all sends as many rows as the router says; use all_gather to know sizes"]
+                "parallel.dispatch=all_to_all sends numbers of rows that depend on the router; use all_gather, whose "
+                "sizes are fixed",
+                where="parallel.dispatch",
+                value="all_to_all",
+                allowed=("all_gather",),
             ) from None
         return Report(meshes.layout, held, collectives)
 
@@ -133,8 +144,8 @@ def _blank_batch(cfg: Config) -> Batch:
 
 
 class _AnyExperts(torch.autograd.Function):
-    """A back end of the experts seen from outside: results and gradients of the right shapes. The real ones read row
-    counts on the host or have kernels for some dtypes only, and tell the other ranks nothing."""
+    """Results and gradients of the shapes that every back end of the experts has. Real back ends read row counts on the
+    host or have kernels for some dtypes only; none of them communicates."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor) -> Tensor:

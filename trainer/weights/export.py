@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
 from trainer.config.model import ModelConfig
-from trainer.run.directory import SOURCE
+from trainer.config.run_files import SOURCE
 from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
 from trainer.weights.hf_config import BLOCK, huggingface_config, is_qwen3_moe
 from trainer.weights.hf_files import HuggingFaceError

@@ -16,8 +16,8 @@ from parallel.world import World
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.config.model import ModelConfig
+from trainer.config.run_files import SOURCE, SOURCE_FACT
 from trainer.model.decoder import Decoder
-from trainer.run.directory import SOURCE, SOURCE_FACT, RunDir
 from trainer.storage.manifest import (
     EXPANSION_FACT,
     MANIFEST,
@@ -52,14 +52,15 @@ class Carried:
     side_files: list[Path]
 
 
-def published_weights(cfg: Config, run: RunDir, world: World) -> Callable[[Decoder], None] | None:
-    """What gives a new run's model the weights in `checkpoint.init_from`, each rank reading its own part of them, and
-    keeps in the run's directory what an export will need; None where that key is not set, or where the run has a
-    checkpoint of its own. This call and what it returns are collective.
+def published_weights(cfg: Config, run_directory: Path, world: World) -> Callable[[Decoder], None] | None:
+    """The function that fills a new model with the weights in `checkpoint.init_from`, None if that key is not set.
 
-    Raises ConfigError where `cfg` has another model than the directory, and HuggingFaceError where that is not whole.
+    Each rank reads its own part. The function also copies to the run directory what an export will need. This call and
+    the function are collective.
+
+    Raises ConfigError if `cfg` has another model than the directory, and HuggingFaceError if that is incomplete.
     """
-    if cfg.checkpoint.init_from is None or run.step > 0:
+    if cfg.checkpoint.init_from is None:
         return None
     path = Path(cfg.checkpoint.init_from)
     _on_the_first(world, lambda: _suitable(path, cfg))
@@ -67,7 +68,7 @@ def published_weights(cfg: Config, run: RunDir, world: World) -> Callable[[Decod
     def fill_and_keep(model: Decoder) -> None:
         world.watch.at(f"start: reading {path}")
         source = look_at(open_directory(path))
-        _on_the_first(world, lambda: _keep(source, run.path / SOURCE, world.watch.tick))
+        _on_the_first(world, lambda: _keep(source, run_directory / SOURCE, world.watch.tick))
         fill(model, source, world.watch.tick)
 
     return fill_and_keep

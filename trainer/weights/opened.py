@@ -12,7 +12,7 @@ from typing import Any
 from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
 from trainer.config.model import ModelConfig
-from trainer.run.directory import CHECKPOINTS, CONFIG_FILE, beginning_of
+from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, read_start
 from trainer.storage.manifest import Damaged, read_manifest, size_fault, verify_file
 from trainer.weights.map import Box, Piece, text_pieces
 
@@ -78,7 +78,7 @@ def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
             f"{path}: the {CONFIG_FILE} of its run, which describes the model, is not in {run_directory}; give a "
             "checkpoint in its run directory"
         )
-    model, init_from = beginning_of(run_directory)
+    model, init_from = read_start(run_directory)
     try:
         manifest = read_manifest(path)
     except Damaged as damage:

@@ -7,7 +7,7 @@ import pytest
 from parallel.errors import Fault
 from trainer.config.compose import compose
 from trainer.config.errors import ConfigError
-from trainer.run.simulate import fake_rank
+from trainer.run.simulate import simulate_rank
 
 BILLION = 10**9
 
@@ -63,7 +63,7 @@ def test_the_whole_mixture_adds_up_and_is_refused_for_its_towers_alone() -> None
 
 def test_one_rank_of_512_is_built_without_the_corpora() -> None:
     words = ["recipe=cpt_6t", "train.global_batch=1024", "model.num_layers=2"]
-    report = fake_rank(compose(words, world_size=512), 512, 511)
+    report = simulate_rank(compose(words, world_size=512), 512, 511)
     assert (report.layout.ep, report.layout.dp_shard) == (8, 512)
     assert {"ep", "control"} <= {call.axis for call in report.collectives}
 

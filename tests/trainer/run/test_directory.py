@@ -1,4 +1,4 @@
-"""Which directory a run takes, and what is said about it."""
+"""The directory that a run takes, and the errors of those it cannot take."""
 
 import os
 import subprocess
@@ -45,9 +45,10 @@ def save(run, step):
 def refusal(cfg):
     with pytest.raises(ConfigError) as caught:
         choose(cfg)
-    (line,) = caught.value.errors
-    assert "\n" not in line
-    return line
+    (fault,) = caught.value.faults
+    assert "\n" not in fault.text
+    assert fault.allowed
+    return fault
 
 
 def test_choosing_writes_nothing(tmp_path):
@@ -72,7 +73,8 @@ def test_a_run_may_go_on_with_another_precision_and_says_so():
     other = toy("precision=fp8_reference", f"run.dir={run.path}")
     assert choose(other) == RunDir(run.path, "resume", 100, ["precision.experts: fp32 -> fp8_reference"])
     assert choose(toy("precision=fp8_reference")).status == "new"  # a new run has a directory of its own
-    assert "train.seed: 0 -> 1" in refusal(toy("precision=fp8_reference", "train.seed=1", f"run.dir={run.path}"))
+    another_seed = toy("precision=fp8_reference", "train.seed=1", f"run.dir={run.path}")
+    assert refusal(another_seed).allowed == ["train.seed: 0 -> 1"]
 
 
 def test_the_resolved_configuration_is_in_the_directory_and_finds_it_again():
@@ -122,12 +124,14 @@ def test_resume_never_takes_the_next_free_suffix():
 def test_a_directory_of_another_configuration_is_refused_with_the_keys_that_differ():
     start(toy("run.dir=here"))
     assert choose(toy("run.dir=here", "train.steps=900")).status == "resume"
-    line = refusal(toy("run.dir=here", "optim.lr=1e-5", "model.num_layers=2", "train.log_every=1"))
+    fault = refusal(toy("run.dir=here", "optim.lr=1e-5", "model.num_layers=2", "train.log_every=1"))
     old = toy()
-    assert line.startswith("run.dir=here holds another configuration: ")
-    assert f"optim.lr: {old.optim.lr} -> 1e-05" in line
-    assert f"model.num_layers: {old.model.num_layers} -> 2" in line
-    assert "train.log_every" not in line
+    assert (fault.where, fault.value) == ("run.dir", "here")
+    assert fault.allowed == [
+        f"model.num_layers: {old.model.num_layers} -> 2",
+        f"optim.lr: {old.optim.lr} -> 1e-05",
+    ]
+    assert all(line in fault.text for line in fault.allowed)
 
 
 def test_a_run_from_before_init_from_has_its_name_and_goes_on():
@@ -143,12 +147,28 @@ def test_a_run_from_before_init_from_has_its_name_and_goes_on():
     assert choose(cfg) == RunDir(run.path, "resume", 100)
     file.write_text(text.replace("  init_from: null\n", ""))
     assert choose(cfg) == RunDir(run.path, "resume", 100)
-    said = refusal(toy("checkpoint.init_from=there", f"run.dir={run.path}"))
-    assert "checkpoint.init_from: (not there) -> there. Use" in said
+    fault = refusal(toy("checkpoint.init_from=there", f"run.dir={run.path}"))
+    assert fault.allowed == ["checkpoint.init_from: (missing) -> there"]
     other = start(toy("checkpoint.init_from=there"))
     assert other.path != run.path
     save(other, 100)
-    assert "checkpoint.init_from: there -> (not there)" in refusal(toy(f"run.dir={other.path}"))
+    assert refusal(toy(f"run.dir={other.path}")).allowed == ["checkpoint.init_from: there -> (missing)"]
+
+
+def test_a_run_directory_of_an_earlier_version_is_resumed_or_refused_by_key():
+    """One whose configuration lacks the objective's keys and has data.weights, which only data=toy read."""
+    run = start(toy())
+    save(run, 100)
+    file = run.path / "config.yaml"
+    text = file.read_text().replace("  objective: next_token\n", "").replace("  contrastive_temperature: 0.07\n", "")
+    assert "objective" not in text
+    file.write_text(text.replace("\ndata:\n", "\ndata:\n  weights: {}\n"))
+    assert choose(toy()) == RunDir(run.path, "resume", 100)
+    fault = refusal(toy("train.objective=contrastive", f"run.dir={run.path}"))
+    assert fault.allowed == ["train.objective: (missing) -> contrastive"]
+    file.write_text(text.replace("\ndata:\n", "\ndata:\n  weights: {prose: 1.0}\n"))
+    fault = refusal(toy(f"run.dir={run.path}"))
+    assert (fault.where, fault.allowed) == ("run.dir", ["data.weights.prose: 1.0 -> (missing)"])
 
 
 def test_an_empty_directory_is_taken_and_one_of_something_else_refused():
@@ -156,11 +176,11 @@ def test_an_empty_directory_is_taken_and_one_of_something_else_refused():
     assert start(toy("run.dir=empty")).status == "new"
     Path("home").mkdir()
     Path("home/thesis.tex").write_text("")
-    assert "no config.yaml" in refusal(toy("run.dir=home"))
+    assert (refusal(toy("run.dir=home")).where, refusal(toy("run.dir=home")).value) == ("run.dir", "home")
     Path("home/config.yaml").write_text("a: [")
-    assert "cannot be read" in refusal(toy("run.dir=home"))
+    assert refusal(toy("run.dir=home")).where == "home/config.yaml"
     Path("home/config.yaml").write_text("model: toy\n")
-    assert "model.vocab_size: (not there) -> 4096" in refusal(toy("run.dir=home"))
+    assert "model.vocab_size: (missing) -> 4096" in refusal(toy("run.dir=home")).allowed
 
 
 def test_a_start_that_failed_is_told_from_a_directory_that_somebody_uses():
@@ -168,15 +188,15 @@ def test_a_start_that_failed_is_told_from_a_directory_that_somebody_uses():
     assert choose(toy("run.dir=run", "train.seed=1")).status == "new"
     Path("run/source").mkdir()
     Path("run/source/notes").write_text("")
-    assert "train.seed: 0 -> 1" in refusal(toy("run.dir=run", "train.seed=1"))
+    assert refusal(toy("run.dir=run", "train.seed=1")).allowed == ["train.seed: 0 -> 1"]
     Path("run/config.yaml").unlink()
-    assert "no config.yaml" in refusal(toy("run.dir=run"))
+    assert refusal(toy("run.dir=run")).allowed == "a new or an empty directory"
 
 
 def test_a_file_in_the_way():
     Path("file").write_text("")
-    assert "cannot be written: Not a directory" in refusal(toy("run.dir=file"))
-    assert "cannot be written: Not a directory (" in refusal(toy("run.dir=file/deeper"))
+    assert "cannot be written: Not a directory" in refusal(toy("run.dir=file")).text
+    assert "cannot be written: Not a directory (" in refusal(toy("run.dir=file/deeper")).text
     with pytest.raises(ConfigError, match="cannot be written"):
         prepare(RunDir(Path("file/deeper"), "new"), toy())
 
@@ -184,14 +204,15 @@ def test_a_file_in_the_way():
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_directory_without_permission():
     Path("locked").mkdir(mode=0o500)
-    assert "cannot be written: Permission denied (" in refusal(toy("run.dir=locked/run"))
+    assert "cannot be written: Permission denied (" in refusal(toy("run.dir=locked/run")).text
 
 
 def test_an_unwritable_directory_is_one_line_and_exit_code_2(capsys):
     """/proc takes no directories, not even root's."""
     if not Path("/proc/self").exists():
         pytest.skip("needs /proc")
-    assert refusal(toy("run.dir=/proc/run")).startswith("run.dir=/proc/run cannot be written")
+    fault = refusal(toy("run.dir=/proc/run"))
+    assert (fault.where, fault.value) == ("run.dir", "/proc/run")
     with pytest.raises(ConfigError, match=r"run\.dir=/proc/run cannot be written"):
         prepare(RunDir(Path("/proc/run"), "new"), toy())
     assert entry.main(["recipe=toy", "run.dir=/proc/run"]) == 2
@@ -200,8 +221,8 @@ def test_an_unwritable_directory_is_one_line_and_exit_code_2(capsys):
 
 
 def test_differences_name_keys_of_either_side():
-    assert differences({"a": 1, "b": None}, {"a": 1, "b": True, "c": "x"}) == ["b: null -> true", "c: (not there) -> x"]
-    assert differences({"a": 1, "z": 2}, {"a": 1}) == ["z: 2 -> (not there)"]
+    assert differences({"a": 1, "b": None}, {"a": 1, "b": True, "c": "x"}) == ["b: null -> true", "c: (missing) -> x"]
+    assert differences({"a": 1, "z": 2}, {"a": 1}) == ["z: 2 -> (missing)"]
 
 
 def test_every_process_comes_to_the_same_hash():

@@ -116,6 +116,18 @@ def test_a_finished_run_says_what_extends_it_and_goes_on(tmp_path, capsys, unint
     assert losses(tmp_path) == losses(tmp_path / "whole")
 
 
+def test_a_run_of_an_earlier_version_resumes_bitwise(tmp_path, monkeypatch, uninterrupted):
+    """Its configuration lacks the objective's keys and has an empty data.weights."""
+    with monkeypatch.context() as patch:
+        stop_during(patch, 4)
+        assert train(tiny_config(tmp_path, steps=STEPS)) == 130
+    file = tmp_path / "config.yaml"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith(("  objective", "  contrastive"))]
+    file.write_text("\n".join(lines).replace("\ndata:\n", "\ndata:\n  weights: {}\n"))
+    assert train(tiny_config(tmp_path, steps=STEPS)) == 0
+    assert losses(tmp_path) == uninterrupted
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_run(
     tmp_path, monkeypatch, uninterrupted, capsys
 ):

@@ -59,7 +59,7 @@ def save_at_once(source: Path, directory: Path, layout: tuple[int, int, int]) ->
     if world.rank == 0:
         rundir.prepare(run, cfg)
     parts = build_run(cfg, run, world)
-    store = CheckpointStore(directory / rundir.CHECKPOINTS, keep=1, world=world, warn=print)
+    store = CheckpointStore(directory / "checkpoints", keep=1, world=world, warn=print)
     store.save(0, training_tensors(parts.stages[0], parts.engine, world.rank), {})
     saved = store.wait()
     assert saved is not None
@@ -368,38 +368,38 @@ def of_the_user(source: Path, run: Path) -> tuple[Path, str]:
 def of_the_user_beside_a_configuration(source: Path, run: Path) -> tuple[Path, str]:
     rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
     of_the_user(source, run)
-    return source, "holds something else; move it away"
+    return source, "holds other files; move them away"
 
 
 def notes_in_what_a_start_left(source: Path, run: Path) -> tuple[Path, str]:
     rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
     carried._keep(look_at(open_directory(source)), run / "source", lambda: None)
     (run / "source" / "notes").write_text(NOTES)
-    return source, "holds something else; move it away"
+    return source, "holds other files; move them away"
 
 
 def a_link(source: Path, run: Path) -> tuple[Path, str]:
     rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
     carried._keep(look_at(open_directory(source)), run.parent / "elsewhere", lambda: None)
     (run / "source").symlink_to(run.parent / "elsewhere")
-    return source, "holds something else; move it away"
+    return source, "holds other files; move them away"
 
 
 def the_source_itself(source: Path, run: Path) -> tuple[Path, str]:
     inside = Path(shutil.copytree(source, run / "source"))
     rundir.prepare(rundir.RunDir(run, "new"), config(inside, run))
-    return inside, "are in one another"
+    return inside, "overlaps"
 
 
 def a_directory_in_it(source: Path, run: Path) -> tuple[Path, str]:
     inside = Path(shutil.copytree(source, run / "source" / "model"))
     rundir.prepare(rundir.RunDir(run, "new"), config(inside, run))
-    return inside, "are in one another"
+    return inside, "overlaps"
 
 
 def a_directory_around_it(source: Path, run: Path) -> tuple[Path, str]:
     shutil.copytree(source, run.parent, dirs_exist_ok=True)
-    return run.parent, "are in one another"
+    return run.parent, "overlaps"
 
 
 @pytest.mark.parametrize(

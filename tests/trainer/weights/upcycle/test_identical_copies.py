@@ -17,7 +17,6 @@ from tests.trainer.weights.upcycle.sources import checkpoint_of, expanded
 from trainer.config.errors import ConfigError
 from trainer.model.decoder import Decoder
 from trainer.objectives.router import balance_loss
-from trainer.run import directory as rundir
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_read import from_huggingface
 from trainer.weights.kept_source import published_weights
@@ -81,7 +80,7 @@ def begin(path: Path, run: Path, **checkpoint: Any) -> object:
         setattr(cfg.checkpoint, key, value)
     world = start_world("cpu")
     try:
-        return published_weights(cfg, rundir.RunDir(run, "new"), world)
+        return published_weights(cfg, run, world)
     finally:
         world.close()
 
