@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from parallel.errors import Fault, UserError
-from parallel.world import World, WorldError, start_world
+from parallel.world import World, start_world
 from trainer import kernels
 from trainer.checkpoint.store import CheckpointError
 from trainer.config import coerce
@@ -51,7 +51,7 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
         return Trainer(cfg, run, world, build(cfg, run, world)).run()
     except ConfigError as error:  # the same on every rank
         return report(error) if world.rank == 0 else 2
-    except (UserError, WorldError, CheckpointError, HuggingFaceError) as error:
+    except (UserError, CheckpointError, HuggingFaceError) as error:
         if world.watch.report_failure(error):
             print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""A signal is a request: noted, told to the person who may have sent it, and to nobody else."""
+"""A signal is a request: recorded, and reported by one rank."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from trainer.run.stop import StopRequest
 
 
-@pytest.mark.parametrize("ends_anyway", [False, True])
-def test_a_signal_is_noted_and_told_unless_the_run_ends_anyway(capfd, ends_anyway):
-    with StopRequest(silent=lambda: ends_anyway) as stop:
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_signal_is_recorded_and_reported_unless_silent(capfd, silent):
+    with StopRequest(silent=lambda: silent) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked(signal.SIGTERM)
-        assert not stop.asked(signal.SIGINT)
-    said = "" if ends_anyway else "SIGTERM: finishing the step, then saving; again to quit now\n"
-    assert capfd.readouterr().err == said
+        assert stop.requested(signal.SIGTERM)
+        assert not stop.requested(signal.SIGINT)
+    printed = "" if silent else "SIGTERM: finishing the step, then saving; again to quit now\n"
+    assert capfd.readouterr().err == printed
