@@ -36,7 +36,7 @@ class StopRequest:
             numbers = [signal.SIGINT, signal.SIGTERM]
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
                 numbers.append(signal.SIGHUP)
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
+            self._before = {number: signal.signal(number, self._record) for number in numbers}
         return self
 
     def __exit__(
@@ -49,18 +49,18 @@ class StopRequest:
         """True if the first signal was this one; SIGHUP counts as SIGTERM."""
         return self.signal == number
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.signal is None:
             self.signal = signal.SIGTERM if number == signal.SIGHUP else number
             self._requested_at = time.monotonic()
-            self._say(f"{name}: finishing the step, then saving; again to quit now")
+            self._print(f"{name}: finishing the step, then saving; again to quit now")
         elif time.monotonic() - self._requested_at > ECHO_S:
             show_cursor = "\033[?25h" if os.isatty(1) else ""  # a progress bar may have hidden it
-            self._say(f"{show_cursor}{name} again: quitting without a save")
+            self._print(f"{show_cursor}{name} again: quitting without a save")
             os._exit(128 + number)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if not self.silent():
             with contextlib.suppress(OSError):  # the terminal may be what went away
                 os.write(2, f"{line}\n".encode())  # print may be what the signal interrupted
