@@ -1,4 +1,4 @@
-"""`octavo science`: records as texts, a JSONL file for `octavo tokenize`."""
+"""`octavo science`: write records as texts, in a JSONL file for `octavo tokenize`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.config.errors import ConfigError
 from trainer.config.say import one_of
 from trainer.corpora.science.records import Table
-from trainer.corpora.science.rollouts.chat import ChatServer
-from trainer.corpora.science.rollouts.ledger import Ledger
-from trainer.corpora.science.rollouts.rollouts import Rollouts
 from trainer.corpora.science.tables.builtin import SEED, TABLES, TASKS_PER_RECORD
 from trainer.corpora.science.tables.user_files import read_table
 from trainer.corpora.science.texts import Text, texts
 from trainer.data.errors import DataError
 from trainer.storage.atomic import FILE_SUFFIX, TargetExistsError, atomic_file
 from trainer.storage.lock import LockedError
+
+if TYPE_CHECKING:
+    from trainer.corpora.science.rollouts.rollouts import Rollouts
 
 TASKS = [str(count) for count in range(5)]  # of --tasks
 BETWEEN = 5.0  # seconds between two lines of progress
@@ -96,29 +97,29 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"a built-in source, {one_of(TABLES)}; may be repeated",
     )
-    parser.add_argument("--records", metavar="FILE", help="records of your own: .csv, .tsv or .jsonl")
-    parser.add_argument("--columns", metavar="YAML", help="what the columns of --records mean (see docs/science.md)")
-    parser.add_argument("--seed", default=str(SEED), metavar="N", help=f"of the templates that are drawn ({SEED})")
+    parser.add_argument("--records", metavar="FILE", help="your own records: .csv, .tsv or .jsonl")
+    parser.add_argument("--columns", metavar="YAML", help="what the columns mean (see docs/science.md)")
+    parser.add_argument("--seed", default=str(SEED), metavar="N", help=f"the seed of the choice of templates ({SEED})")
     parser.add_argument(
         "--tasks",
         default=str(TASKS_PER_RECORD),
         metavar="N",
-        help=f"forms of each record beside its narration, 0 to 4 ({TASKS_PER_RECORD})",
+        help=f"tasks for each record besides its narration, 0 to 4 ({TASKS_PER_RECORD})",
     )
 
     chains = parser.add_argument_group(
         "rollouts", "an OpenAI-compatible server writes reasoning before the answers of tasks; off by default"
     )
     chains.add_argument("--rollouts", metavar="URL", help="the server's API, such as http://localhost:8000/v1")
-    chains.add_argument("--model", metavar="M", help="the model to ask for")
+    chains.add_argument("--model", metavar="M", help="the name of the model on the server")
     chains.add_argument(
-        "--api-key-env", metavar="VAR", help="the environment variable that holds its key, if it wants one"
+        "--api-key-env", metavar="VAR", help="the environment variable with the key, if the server needs one"
     )
-    chains.add_argument("--ledger", metavar="FILE", help="answers so far, to go on from (OUT.jsonl.rollouts)")
-    chains.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at a time (8)")
+    chains.add_argument("--ledger", metavar="FILE", help="answers so far, to resume from (OUT.jsonl.rollouts)")
+    chains.add_argument("--concurrency", type=int, default=8, metavar="N", help="concurrent requests (8)")
     chains.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for one request (120)")
-    chains.add_argument("--retries", type=int, default=5, metavar="N", help="of a request that failed (5)")
-    chains.add_argument("--max-tokens", type=int, default=1024, metavar="N", help="of a chain (1024)")
+    chains.add_argument("--retries", type=int, default=5, metavar="N", help="tries after a failed request (5)")
+    chains.add_argument("--max-tokens", type=int, default=1024, metavar="N", help="longest chain (1024)")
 
 
 @contextmanager
@@ -126,6 +127,11 @@ def _rollouts(options: argparse.Namespace, out: Path) -> Iterator[Rollouts | Non
     if options.rollouts is None:
         yield None
         return
+    # Only here, as these import httpx.
+    from trainer.corpora.science.rollouts.chat import ChatServer
+    from trainer.corpora.science.rollouts.ledger import Ledger
+    from trainer.corpora.science.rollouts.rollouts import Rollouts
+
     key = ""
     if options.api_key_env is not None:
         key = os.environ.get(options.api_key_env, "").strip()

@@ -32,6 +32,7 @@ class _Prose:
         self._record, self._table, self._draw = record, table, draw
         self._words = fields.of_record(record, table)
         self._named = False  # the text so far has the name, so that "it" can follow
+        self._last_opening = ""  # the first word of the last sentence
         self.used: list[str] = []
 
     def write(self, keys: Sequence[str]) -> tuple[str, str]:
@@ -47,7 +48,8 @@ class _Prose:
             self._words["These_values"] = "These values are" if several else "This value is"
             sentences.append(self._say("SOURCES", phrases.SOURCES))
         body = (" ", " ", " ", "\n")[draw.below(4, "lines")].join(sentences)
-        shape = 0 if kind == "none" else 1 + draw.below(2, "shape") if kind == "title" else draw.below(3, "shape")
+        on_line = kind == "sentence" and title.endswith(".")  # a title or a colon takes a line of its own
+        shape = draw.below(3, "shape") if on_line else 1 + draw.below(2, "shape")
         if kind != "none":
             body = phrases.SHAPES[shape].format(opening=title, body=body)
         return body + "\n", f"prose {kind} {shape} {' '.join(self.used)}"
@@ -55,8 +57,11 @@ class _Prose:
     def _say(self, what: str, templates: Sequence[str], **more: str) -> str:
         words = self._words | more
         usable = phrases.usable(templates, words)
-        place = usable[self._draw.below(len(usable), f"{what} {len(self.used)}")]
+        # No two sentences in a row open with the same word, where there is a choice.
+        varied = [place for place in usable if _first_word(templates[place]) != self._last_opening] or usable
+        place = varied[self._draw.below(len(varied), f"{what} {len(self.used)}")]
         self.used.append(f"{what[:5]}{place}")
+        self._last_opening = _first_word(templates[place])
         return phrases.fill(templates[place], words)
 
     def _bundles(self, keys: Sequence[str]) -> list[list[str]]:
@@ -128,6 +133,10 @@ class _Prose:
             return self._say("SEVERAL", phrases.SEVERAL if named else phrases.SEVERAL_FIRST, **words)
         templates = phrases.SHARED if named else phrases.SHARED_FIRST
         return self._say("SHARED", templates, **words, Shared=fields.capital(shared))
+
+
+def _first_word(template: str) -> str:
+    return template.partition(" ")[0].strip("{}").partition("_")[0]
 
 
 def _phase_and_point(prop: Property) -> tuple[str, str]:

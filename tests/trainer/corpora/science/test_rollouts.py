@@ -104,15 +104,19 @@ def test_a_try_ends_with_its_time(way: str) -> None:
 
 def test_a_server_that_refuses_or_is_gone_ends_the_work(tmp_path: Path) -> None:
     with chat_server(lambda prompt, before: "401") as server:
-        with pytest.raises(DataError, match=r"the server at http://127\.0\.0\.1:\d+/v1 refuses: 401"):
+        with pytest.raises(DataError, match=r"the server at http://127\.0\.0\.1:\d+/v1 refuses: 401") as caught:
             run(tmp_path / "ledger", server.url)
+        assert caught.value.where == "--rollouts"
+        assert caught.value.value.startswith("401")
+        assert "--api-key-env" in caught.value.allowed
         gone = server.url
         assert len(server.asked) <= 20
-    with pytest.raises(DataError, match=rf"failed {GIVE_UP} times in a row \(ConnectionRefusedError"):
+    with pytest.raises(DataError, match=rf"failed {GIVE_UP} times in a row \(ConnectError"):
         run(tmp_path / "ledger", gone)
     for url in ("localhost:8000", "ftp://x/v1", "http://", "http://x:y/v1"):
-        with pytest.raises(DataError, match="is no address of a server"):
+        with pytest.raises(DataError) as caught:
             ChatServer(url, "m")
+        assert (caught.value.where, caught.value.value) == ("--rollouts", url)
 
 
 def go(path: Path, url: str, out: Path) -> None:
@@ -155,11 +159,14 @@ def test_a_ledger_has_one_writer_and_says_what_is_no_entry(tmp_path: Path) -> No
         ledger.add("a", {"reply": "ü\n"})
         assert ledger.get("a") == {"key": "a", "reply": "ü\n"}
         assert ledger.get("b") is None
-        with pytest.raises(DataError, match="in use by another process"):
+        with pytest.raises(DataError, match="in use by another process") as caught:
             Ledger(path)
+        assert caught.value.where == str(path)
     path.write_bytes(path.read_bytes() + b"[]\n")
-    with pytest.raises(DataError, match="ledger, line 2: no entry of a ledger"):
+    with pytest.raises(DataError, match="is not an entry of a ledger") as caught:
         Ledger(path)
+    assert caught.value.where == f"{path}, line 2"
+    assert caught.value.value == "[]\n"
 
 
 @pytest.mark.parametrize(

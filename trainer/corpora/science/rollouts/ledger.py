@@ -1,4 +1,4 @@
-"""What a server has answered: an append-only JSONL file that survives its writer."""
+"""The answers of a server: an append-only JSONL file that survives its writer."""
 
 import json
 import os
@@ -15,10 +15,10 @@ Entry = dict[str, Any]
 
 
 class Ledger:
-    """Entries by key. One that was added is on the disk before `add` returns, and is found by the next start, however
-    this one ends: a half-written last line is cut off. Safe from several threads; refuses a second process.
+    """Entries by key. An entry is on the disk before `add` returns and is found by the next process, however this one
+    ends: a half-written last line is cut off. Safe to use from several threads; refuses a second process.
 
-    Only the places of entries are in memory. Raises DataError for a line that is none of ours.
+    Only the positions of entries are in memory. Raises DataError for a line that is not an entry.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,15 +27,17 @@ class Ledger:
         try:
             self._held = FileLock(path)
         except LockedError:
-            raise DataError(f"{path} is in use by another process") from None
+            raise DataError(
+                f"{path} is in use by another process", where=str(path), allowed="wait for it, or name another --ledger"
+            ) from None
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from error
+            raise DataError(f"{path}: {error.strerror}", where=str(path), allowed="name another --ledger") from error
         self._file = self._held.file
         self._end = self._read()
         os.ftruncate(self._file, self._end)
 
     def _read(self) -> int:
-        """Where the last whole line ends."""
+        """The end of the last whole line, in bytes."""
         end = 0
         with self._path.open("rb") as file:
             for line_number, line in enumerate(file, 1):
@@ -44,7 +46,13 @@ class Ledger:
                 try:
                     key = json.loads(line)["key"]
                 except (ValueError, KeyError, TypeError) as error:
-                    raise DataError(f"{self._path}, line {line_number}: no entry of a ledger: {error!r}") from error
+                    where = f"{self._path}, line {line_number}"
+                    raise DataError(
+                        f"{where} is not an entry of a ledger: {error!r}",
+                        where=where,
+                        value=line[:100].decode("utf-8", "replace"),
+                        allowed="remove the line, or name another --ledger",
+                    ) from error
                 self._places[key] = (end, len(line))
                 end += len(line)
         return end
@@ -72,7 +80,9 @@ class Ledger:
         line = json.dumps({"key": key, **entry}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             if os.pwrite(self._file, line, self._end) != len(line):
-                raise DataError(f"{self._path}: no space left on the device")
+                raise DataError(
+                    f"{self._path}: no space left on the device", where=str(self._path), allowed="free some space"
+                )
             sync(self._file)
             self._places[key] = (self._end, len(line))
             self._end += len(line)

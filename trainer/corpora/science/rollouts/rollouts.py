@@ -1,4 +1,4 @@
-"""Short answers expanded into chains of reasoning by a server, and kept only where they end in the record's answer."""
+"""Short answers expanded by a server into chains of reasoning, kept only if they end in the record's answer."""
 
 import hashlib
 import json
@@ -17,21 +17,21 @@ from trainer.corpora.science.texts import Text
 from trainer.data.errors import DataError
 
 INSTRUCTIONS = (
-    "Explain step by step, in a few sentences, how one comes to the answer of the question. The answer on record is: "
-    "{final}\nState nothing that you are not sure of. End with one line that reads 'Final answer: ' and the answer on "
-    "record, with its unit if it has one, and nothing else."
+    "Explain step by step, in a few sentences, how to arrive at the answer to the question. The answer on record is: "
+    "{final}\nState only facts that you are sure of. End with one line that reads 'Final answer: ' followed by the "
+    "answer on record, with its unit if it has one, and nothing else."
 )
-FORMS = {"qa", "choice", "ranking"}  # a completion is one running text, with no place for a chain
-AHEAD = 4  # texts in work for each request at a time, so that a slow one does not hold up the others
-GIVE_UP = 20  # requests in a row that failed: the server is gone, and what is left would all be kept short
+FORMS = {"qa", "choice", "ranking"}  # a completion is one continuous text, with no place for a chain
+AHEAD = 4  # texts in progress per concurrent request, so that a slow one does not delay the others
+GIVE_UP = 20  # failures in a row: the server is unavailable, and all remaining texts would keep their short answers
 FINAL = re.compile(r"^[\W_]*final answer[\W_]*?[:=]\s*(.+?)\s*$", re.I | re.M)
 WRAPPING = re.compile(r"^[\s\"'`*$]+|[\s\"'`*$]+$")
 THINKING = re.compile(r"</?think>")
 
 
 class Rollouts:
-    """Expands the texts of tasks. What became of them is in `counts`: asked, found (in the ledger), expanded,
-    disagreed, cut off (by max_tokens), failed; all but the expanded keep their short answer."""
+    """Expands the texts of tasks. `counts` has the outcomes: asked, found (in the ledger), expanded, disagreed, cut off
+    (by max_tokens), failed. All but the expanded keep their short answer."""
 
     def __init__(self, server: ChatServer, ledger: Ledger, *, concurrency: int, max_tokens: int) -> None:
         self._server, self._ledger, self._concurrency, self._max_tokens = server, ledger, concurrency, max_tokens
@@ -39,8 +39,8 @@ class Rollouts:
         self.counts: Counter[str] = Counter()
 
     def expand(self, made: Iterable[Text]) -> Generator[Text, None, None]:
-        """The same texts in the same order. Raises DataError where the server refuses or is gone; what it answered
-        until then is in the ledger, and the next start goes on from there."""
+        """The same texts in the same order. Raises DataError if the server refuses or is unavailable; its answers so
+        far are in the ledger, and the next start resumes from there."""
         waiting: deque[tuple[Text, Future[tuple[str, Entry | None]] | None]] = deque()
         pool = ThreadPoolExecutor(self._concurrency)
         try:
@@ -54,6 +54,7 @@ class Rollouts:
         finally:
             self._server.stop()
             pool.shutdown(cancel_futures=True)
+            self._server.close()
 
     def _done(self, text: Text, future: "Future[tuple[str, Entry | None]] | None") -> Text:
         if future is None or text.task is None:
@@ -63,8 +64,11 @@ class Rollouts:
         self._failures = self._failures + 1 if outcome == "failed" else 0
         if self._failures == GIVE_UP:
             raise DataError(
-                f"the server at {self._server.address} failed {GIVE_UP} times in a row ({self._why}); start again to "
-                f"go on from the {len(self._ledger):,} answers in the ledger"
+                f"the server at {self._server.address} failed {GIVE_UP} times in a row ({self._why}); run the command "
+                f"again to resume from the {len(self._ledger):,} answers in the ledger",
+                where="--rollouts",
+                value=self._why,
+                allowed="check the server and run the command again",
             )
         if entry is None:
             return text
@@ -76,7 +80,7 @@ class Rollouts:
         return text if chain is None else replace(text, text=text.task.reasoned(chain), model=self._server.model)
 
     def _entry(self, text: Text, task: Task) -> tuple[str, Entry | None]:
-        """What became of the request for a text, and the ledger's entry for it."""
+        """(outcome, the ledger's entry) for a text."""
         messages = [
             {"role": "system", "content": INSTRUCTIONS.format(final=task.finals[0])},
             {"role": "user", "content": task.prompt},
@@ -97,13 +101,13 @@ class Rollouts:
 
 
 def request_key(text: Text, messages: list[dict[str, str]], model: str) -> str:
-    """What an answer is kept under: a hash of the record, the prompt and the model."""
-    what: list[Any] = [text.table, text.key, text.name, messages, model]
-    return hashlib.sha256(json.dumps(what, ensure_ascii=False).encode()).hexdigest()
+    """The ledger's key for an answer: a hash of the record, the prompt and the model."""
+    request: list[Any] = [text.table, text.key, text.name, messages, model]
+    return hashlib.sha256(json.dumps(request, ensure_ascii=False).encode()).hexdigest()
 
 
 def verified(task: Task, reply: str) -> str | None:
-    """The chain of a reply without its last line, None where that line is not the record's answer."""
+    """The chain of a reply without its last line; None if that line is not the record's answer."""
     lines = list(FINAL.finditer(reply))
     if not lines or not any(_agrees(lines[-1][1], final) for final in task.finals):
         return None
@@ -112,17 +116,17 @@ def verified(task: Task, reply: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Without the quotes, emphasis and full stop around an answer, and with one kind of blank and minus."""
+    """The answer without quotes, emphasis and period around it, and with one kind of space and minus sign."""
     text = WRAPPING.sub("", " ".join(text.replace("\u2212", "-").split()))
     return WRAPPING.sub("", text.removesuffix(".")).casefold()
 
 
-def _agrees(said: str, final: str) -> bool:
-    """Whether an answer is the right one: the same words, or the same number in the same unit however it is written."""
-    said, final = _plain(said), _plain(final)
-    if said == final or said.strip("()[]. ") == final.strip("()[]. "):
+def _agrees(answer: str, final: str) -> bool:
+    """True if an answer is right: the same words, or the same number in the same unit, however it is written."""
+    answer, final = _plain(answer), _plain(final)
+    if answer == final or answer.strip("()[]. ") == final.strip("()[]. "):
         return True
     value, _, unit = final.partition(" ")
-    told, _, told_unit = said.partition(" ")
-    right, given = number(value), number(told.replace(",", ""))
-    return right is not None and right == given and unit.replace(" ", "") == told_unit.replace(" ", "")
+    given, _, given_unit = answer.partition(" ")
+    right, found = number(value), number(given.replace(",", ""))
+    return right is not None and right == found and unit.replace(" ", "") == given_unit.replace(" ", "")

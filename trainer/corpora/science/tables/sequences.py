@@ -31,10 +31,10 @@ COMMON = {
 }
 PROTEIN = COMMON | {
     "length": Property(
-        "length",
+        "sequence length",
         unit="amino acids",
         measured=False,
-        predicates=("is {value} long", "has a length of {value}"),
+        predicates=("is {value} long", "has a sequence length of {value}"),
         questions=("How many amino acids does {called} have?",),
         extremes=LENGTHS,
     ),
@@ -45,10 +45,10 @@ PROTEIN = COMMON | {
 }
 NUCLEOTIDE = COMMON | {
     "length": Property(
-        "length",
+        "sequence length",
         unit="bp",
         measured=False,
-        predicates=("is {value} long", "has a length of {value}"),
+        predicates=("is {value} long", "has a sequence length of {value}"),
         questions=("How long is {called}?",),
         extremes=LENGTHS,
     ),

@@ -12,7 +12,7 @@ from trainer.data.errors import DataError
 
 TOP = ("name", "key", "thing", "things", "authority", "properties")
 TEXTS = ("label", "condition", "unit")
-FLAGS = ("quoted", "identifies", "asked")
+FLAGS = ("quoted", "identifies", "asked", "measured")
 KEYS = (*TEXTS, "text", *FLAGS)
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*SEPARATORS, ".jsonl", ".ndjson")
