@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from trainer.data.mixture.reader import MixtureReader
-    from trainer.data.read_ahead import Windows
+    from trainer.data.windows import Windows
 
 ACTIONS = ("check", "show", "stats")
 COSTED_SAMPLES, COSTED_AT_ONCE = 4096, 64  # whose attention is measured
@@ -110,10 +110,10 @@ def show(cfg: Config, sample: int) -> int:
         console.print(
             f"the run ends at sample {last}: train.steps={cfg.train.steps} of {batch} samples", soft_wrap=True
         )
-    config = cfg.data.sources[name]
+    config, trained = cfg.data.sources[name], int(windows.supervised_BS.sum())
     console.print(
         f"sample {sample} · phase {reader.index.phase_at(sample)} · source {name} ({config.domain}) · "
-        f"epoch {epoch}, window {position} · {_trained(windows)} of {cfg.data.seq_len} tokens are trained on",
+        f"epoch {epoch}, window {position} · {trained} of {cfg.data.seq_len} tokens are trained on",
         soft_wrap=True,
     )
     for line in windows.faults:
@@ -166,10 +166,9 @@ def stats(cfg: Config) -> int:
 
 
 def _directories(cfg: Config) -> dict[str, Path]:
-    from trainer.corpora.build import print_progress
-    from trainer.data import source_directories
+    from trainer.data.build import source_directories
 
-    return source_directories(cfg.data, print_progress)
+    return source_directories(cfg.data)
 
 
 def _reader(cfg: Config) -> MixtureReader:
@@ -213,10 +212,6 @@ def _short(tokens: float) -> str:
         if tokens >= size:
             return f"{tokens / size:.4g} {unit}"
     return f"{tokens:.0f}"
-
-
-def _trained(windows: Windows) -> int:
-    return int((~(windows.starts_BL | windows.prefix_BL)[:, 1:]).sum())
 
 
 def _pieces(windows: Windows) -> list[tuple[bool, int, list[int]]]:

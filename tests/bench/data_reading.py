@@ -101,7 +101,8 @@ def arms(directory: Path, order: np.ndarray) -> dict[str, Read]:
         return ours.windows(order[places] * SEQ_LEN, L)
 
     def octavo_checked(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return checked.read(order[places], SEQ_LEN)[:2]
+        windows = checked.read(order[places], SEQ_LEN)
+        return windows.tokens_BL, windows.starts_BL
 
     def megatron(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         samples = [theirs[place] for place in places]

@@ -92,7 +92,7 @@ def octavo_step(shape: Shape) -> Step:
     rows = torch.arange(0, ids.numel() + 1, shape.seq_len, dtype=torch.int32)
     positions = torch.arange(shape.seq_len).repeat(shape.batch, 1)
     count = int((labels >= 0).sum())
-    batch = Batch(ids, labels, positions, rows, count, list(range(shape.batch)))
+    batch = Batch({"ids": ids, "positions": positions}, labels, rows, count, list(range(shape.batch)))
     optimizer, objective = optimizer_of(model), NextToken(chunk=512)
 
     def step() -> None:

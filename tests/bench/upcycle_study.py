@@ -29,7 +29,8 @@ from trainer.checkpoint.slices import StoredState
 from trainer.config.compose import compose
 from trainer.config.keys import Config
 from trainer.config.model import ModelConfig
-from trainer.data import Data, build_data
+from trainer.data.build import build_data
+from trainer.data.protocols import Data
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.model.decoder import Decoder
 from trainer.objectives.next_token import chunked_cross_entropy
@@ -156,7 +157,7 @@ class Study:
         path = self.runs / "counts"
         if not path.exists():
             data = build_data(self.cfg.data, seed=2, vocab_size=self.cfg.model.vocab_size)
-            windows = list(data.train_batch(0, self.scale.windows).input_ids.numpy())
+            windows = list(data.stream.batch(0, self.scale.windows).inputs["ids"].numpy())
             count_experts(self.source, windows, torch.device("cpu")).save(path)
         return Counts.load(path, self.source)
 
@@ -165,8 +166,8 @@ class Study:
         together; and what random cuts keep in expectation."""
         parts = GROUPS // FACTOR
         micro, batches = self.cfg.train.micro_batch, []
-        for source in self.data.sources:
-            batches += [batch.input_ids.numpy() for batch in self.data.eval_batches(source, 4, micro)]
+        for source in self.data.heldout.sources:
+            batches += [batch.inputs["ids"].numpy() for batch in self.data.heldout.batches(source, 4, micro)]
         heldout = count_experts(self.source, [window for batch in batches for window in batch], torch.device("cpu"))
         found = {}
         for name, expansion in (("one cut", COACTIVATION), ("distinct cuts", DISTINCT)):
@@ -189,8 +190,8 @@ class Study:
             block.moe.router.register_forward_hook(
                 lambda router, arguments, routed: found.append(routed[1].topk(2).values.sum(-1).mean())
             )
-        batch = next(self.data.eval_batches(self.data.sources[-1], 1, self.cfg.train.micro_batch))
-        model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        batch = next(self.data.heldout.batches(self.data.heldout.sources[-1], 1, self.cfg.train.micro_batch))
+        model(batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens)
         return round(float(torch.stack(found).mean()), 3)
 
     # ---- what is done to it
@@ -291,10 +292,10 @@ def look(model: Decoder, data: Data, cfg: Config) -> dict[str, Any]:
     """On held-out text: nats per token by source; how many times its fair share the busiest expert gets (the worst
     layer's); the share of experts that get less than IDLE of theirs."""
     heldout, counts = {}, torch.zeros(model.cfg.num_layers, model.cfg.num_experts)
-    for source in data.sources:
+    for source in data.heldout.sources:
         nats, tokens = 0.0, 0
-        for batch in data.eval_batches(source, 8, cfg.train.micro_batch):
-            hidden, stats = model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        for batch in data.heldout.batches(source, 8, cfg.train.micro_batch):
+            hidden, stats = model(batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens)
             nats += float(chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, batch.labels.flatten(), 512))
             tokens += batch.num_tokens
             counts += stats.counts

@@ -25,15 +25,15 @@ class Finder:
             sys.meta_path.remove(self)
             open(f"pid-{os.getpid()}", "w").close()
             if os.environ["RANK"] == "1":
-                from trainer.data.synthetic import SyntheticData as Data
-                genuine, turns = Data.train_batch, iter(range(20))
-                def train_batch(self, *arguments):
+                from trainer.data.text import TextStream
+                genuine, turns = TextStream.batch, iter(range(20))
+                def batch(self, *arguments):
                     if next(turns, None) is None:
                         time.sleep(3)  # some heartbeats, else the others know no place of this rank
                         open("fault", "w").close()
                         os.kill(os.getpid(), getattr(signal, os.environ["FAULT"]))
                     return genuine(self, *arguments)
-                Data.train_batch = train_batch
+                TextStream.batch = batch
 
 if "RANK" in os.environ:
     sys.meta_path.insert(0, Finder())

@@ -13,7 +13,7 @@ from parallel.sharding.fsdp import keep_gathered
 from parallel.world import World
 from tests.trainer.tiny_run import tiny_config
 from trainer.config.keys import Config, ParallelConfig
-from trainer.data.synthetic import SyntheticData
+from trainer.data.synthetic import open_synthetic
 from trainer.model.decoder import Decoder
 from trainer.objectives.base import GlobalBatch
 from trainer.objectives.next_token import NextToken
@@ -61,7 +61,7 @@ def step(cfg: Config, dtype: torch.dtype, micro_batches: int = 2) -> tuple[Decod
     """Loss and gradients of BATCH sequences, in the same micro-batches whatever the number of ranks."""
     model, _ = built(cfg, dtype)
     ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    data = SyntheticData(vocab_size=cfg.model.vocab_size, seq_len=16, seed=1)
+    data = open_synthetic(vocab_size=cfg.model.vocab_size, seq_len=16, seed=1)
     count, loss = BATCH // ranks // micro_batches, torch.zeros((), dtype=dtype)
 
     objective = NextToken(chunk=32)
@@ -69,7 +69,7 @@ def step(cfg: Config, dtype: torch.dtype, micro_batches: int = 2) -> tuple[Decod
     for micro in range(micro_batches):
         first = micro * BATCH // micro_batches + rank * count
         keep_gathered([block.moe.experts for block in model.blocks], keep=micro < micro_batches - 1)
-        total = objective(model, data.train_batch(first, count), whole_batch).total
+        total = objective(model, data.stream.batch(first, count), whole_batch).total
         total.backward()
         loss += total.detach()
     if ranks > 1:

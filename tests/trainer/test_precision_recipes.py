@@ -20,7 +20,7 @@ from tests.trainer.tiny_run import events, losses, steps, tiny_config
 from trainer.config.compose import compose, list_groups
 from trainer.config.keys import Config, PrecisionConfig
 from trainer.config.model import ModelConfig
-from trainer.data import build_data
+from trainer.data.build import build_data
 from trainer.model.decoder import Decoder
 from trainer.model.experts import fp8_reference
 from trainer.model.experts.fp8_reference import Fp8Reference, square
@@ -87,7 +87,7 @@ def built(cfg: Config) -> tuple[Decoder, Engine]:
 
 
 def forward_and_backward(model: Decoder, engine: Engine, cfg: Config) -> None:
-    batch = build_data(cfg.data, seed=0, vocab_size=56).train_batch(0, 1)
+    batch = build_data(cfg.data, seed=0, vocab_size=56).stream.batch(0, 1)
     accumulate_gradients(model, engine, NextToken(cfg.train.loss_chunk), [batch], 16, World(), step=1)
 
 
@@ -159,7 +159,7 @@ def traffic(name: str, changes: dict[str, str]) -> tuple[dict[str, int], dict[st
     model = build_model(cfg, world, meshes)
     engine = build_engine(model, cfg.optim, world, meshes.shard_group, narrow_moments(cfg.precision))
     engine.prepare()
-    batch = build_data(cfg.data, seed=0, vocab_size=56).train_batch(world.rank, 1)
+    batch = build_data(cfg.data, seed=0, vocab_size=56).stream.batch(world.rank, 1)
     with CollectiveLog([("ep", meshes.ep_group), ("dense", meshes.dense.get_group())]) as log:
         accumulate_gradients(model, engine, NextToken(cfg.train.loss_chunk), [batch], 32, world, step=1)
     found = ({}, {})
@@ -281,8 +281,8 @@ def test_weights_are_quantised_once_a_step_and_anew_in_the_next(tmp_path, monkey
 def test_a_step_that_fails_holds_no_weights():
     cfg = config("unused", "fp8_reference")
     model, engine = built(cfg)
-    batch = build_data(cfg.data, seed=0, vocab_size=56).train_batch(0, 1)
-    broken = replace(batch, input_ids=batch.input_ids + 1000)
+    batch = build_data(cfg.data, seed=0, vocab_size=56).stream.batch(0, 1)
+    broken = replace(batch, inputs={**batch.inputs, "ids": batch.inputs["ids"] + 1000})
     with pytest.raises(IndexError):
         accumulate_gradients(model, engine, NextToken(chunk=32), [batch, broken], 32, World(), step=1)
     backend = model.blocks[0].moe.experts.backend

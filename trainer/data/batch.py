@@ -1,57 +1,58 @@
-"""What the model is fed: windows of tokens with their labels and document boundaries.
+"""Micro-batches: what the model is called with, and what the objective compares its output to.
 
-Shape legend: B windows of a micro-batch · S positions of a window · L = S + 1 tokens read for it · D documents.
+Shape legend: B windows of a micro-batch · S positions of a window · L = S + 1 tokens read for it · D documents
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from trainer.data.windows import Windows
 
 IGNORE = -100  # the label that the loss skips, torch's default ignore_index
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
-    """One micro-batch of B windows of S tokens."""
+    """One micro-batch of B windows of S positions.
 
-    input_ids: Tensor  # [B, S] int64
-    labels: Tensor  # [B, S] int64: the next token of the same document, IGNORE elsewhere
-    position_ids: Tensor  # [B, S] int64, counted from the start of the document or, where it began earlier, the window
-    cu_seqlens: Tensor  # [D + 1] int32, always on the CPU: document boundaries in the flattened B * S tokens
-    num_tokens: int  # supervised tokens (labels != IGNORE), counted on the host
-    samples: list[int]  # global sample numbers
-    faults: tuple[str, ...] = ()  # what was found unreadable and replaced by other windows, a line each
+    inputs: keyword arguments of the model's forward, batch dimension first. Text has `ids` and `positions`, both [B, S]
+    int64; a position is counted from the first token of its document that is in the window.
+    """
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its token tensors on `device`; `cu_seqlens` stays on the CPU."""
-        tokens = (self.input_ids, self.labels, self.position_ids)
-        if torch.device(device).type == "cuda":  # only from pinned memory does the copy run beside the host
-            tokens = (tokens[0].pin_memory(), tokens[1].pin_memory(), tokens[2].pin_memory())
-        input_ids, labels, position_ids = (t.to(device, non_blocking=True) for t in tokens)
-        return replace(self, input_ids=input_ids, labels=labels, position_ids=position_ids)
+    inputs: Mapping[str, Tensor]
+    labels: Tensor | None  # [B, S] int64: the next token of the document, or IGNORE; None if the objective needs none
+    cu_seqlens: Tensor  # [D + 1] int32, always on the CPU: document boundaries in the flattened B * S positions
+    num_tokens: int  # supervised positions, counted on the host; the loss of a step is normalised by their sum
+    samples: Sequence[int]  # [B] sample numbers
+    faults: tuple[str, ...] = ()  # one line for each sample that was unreadable and replaced by another
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with inputs and labels on `device`; `cu_seqlens` stays on the CPU."""
+        pin = torch.device(device).type == "cuda"  # copies from pinned memory alone run beside the host
+
+        def move(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)
+
+        inputs = {name: move(tensor) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=None if self.labels is None else move(self.labels))
 
 
-def make_batch(
-    tokens_BL: npt.NDArray[np.int64],
-    starts_BL: npt.NDArray[np.bool_],
-    samples: list[int],
-    untrained_BL: npt.NDArray[np.bool_] | None = None,
-) -> Batch:
+def make_batch(windows: Windows, samples: Sequence[int]) -> Batch:
     """Label and delimit windows of S + 1 tokens.
 
-    tokens_BL: [B, S + 1] token ids; starts_BL: [B, S + 1], true where a token is the first of its document.
-    untrained_BL: [B, S + 1], true on tokens that are read and never asked for, such as those of a system prefix.
-    The label of position p is token p + 1, so windows that overlap by one token leave no token of a document without
-    a label; it is IGNORE where token p + 1 begins another document or is not trained on. Every window start is a
-    boundary.
+    The label of position p is token p + 1, so that windows that overlap by one token leave no token of a document
+    without a label; it is IGNORE where token p + 1 starts another document or belongs to a prefix. Every window start
+    is a boundary.
     """
+    tokens_BL, starts_BL = windows.tokens_BL, windows.starts_BL
     B, S = tokens_BL.shape[0], tokens_BL.shape[1] - 1
-    supervised_BS = ~starts_BL[:, 1:]
-    if untrained_BL is not None:
-        supervised_BS &= ~untrained_BL[:, 1:]
+    supervised_BS = windows.supervised_BS
     labels_BS = np.where(supervised_BS, tokens_BL[:, 1:], IGNORE)
     first_BS = starts_BL[:, :S].copy()
     first_BS[:, 0] = True
@@ -59,10 +60,13 @@ def make_batch(
     positions_BS = column_S - np.maximum.accumulate(np.where(first_BS, column_S, 0), axis=1)
     boundaries = np.append(np.flatnonzero(first_BS), B * S).astype(np.int32)
     return Batch(
-        input_ids=torch.from_numpy(np.ascontiguousarray(tokens_BL[:, :S])),
+        inputs={
+            "ids": torch.from_numpy(np.ascontiguousarray(tokens_BL[:, :S])),
+            "positions": torch.from_numpy(positions_BS),
+        },
         labels=torch.from_numpy(labels_BS),
-        position_ids=torch.from_numpy(positions_BS),
         cu_seqlens=torch.from_numpy(boundaries),
         num_tokens=int(np.count_nonzero(supervised_BS)),
         samples=samples,
+        faults=windows.faults,
     )

@@ -10,29 +10,16 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from trainer.data.errors import DataError
+from trainer.data.windows import Windows
 from trainer.storage.workers import Task, Worker, WorkerDied
 
 DEPTH = 2  # batches that a worker is asked for at one time
 MAX_REPLACED = 3  # a worker's place; then something kills them, and waiting longer would hide it
 FORGIVEN_AFTER = 10_000  # answers in a row, the deaths in a worker's place are forgotten: runs last for weeks
-
-
-@dataclass(frozen=True)
-class Windows:
-    """What was read for n samples; B = n rows of L = S + 1 tokens."""
-
-    tokens_BL: npt.NDArray[np.int64]
-    starts_BL: npt.NDArray[np.bool_]  # true where a document begins
-    prefix_BL: npt.NDArray[np.bool_]  # true on tokens of a system prefix
-    faults: tuple[str, ...] = ()  # what was unreadable and replaced, a line each
 
 
 class Reader(Protocol):

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from parallel.world import World
-from trainer.data import Data
 from trainer.data.batch import Batch
+from trainer.data.protocols import Data
 from trainer.model.decoder import Decoder
 
 MicroBatches = Literal["sum", "max"]

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.world import World
-from trainer.data import Data
 from trainer.data.batch import Batch
+from trainer.data.protocols import Data
 from trainer.model.decoder import Decoder
 from trainer.objectives.base import GlobalBatch, Scalar, Scalars
 from trainer.objectives.router import router_scalars
@@ -55,7 +55,7 @@ class Contrastive:
     def _embed(self, model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Any]:
         """Mean hidden states [P, H] of first and second halves, in fp32 or better, and the routers' statistics."""
         bounds, first_P = halve(batch.cu_seqlens)
-        ids = batch.input_ids
+        ids = batch.inputs["ids"]
         positions_T = torch.arange(ids.numel()) - bounds[:-1].repeat_interleave(bounds.diff())
         hidden, routing = model(ids, positions_T.view(ids.shape).to(ids.device), bounds)
         x_TH = hidden.flatten(0, 1).to(wide(hidden.dtype))

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.data import Data
 from trainer.data.batch import IGNORE, Batch
+from trainer.data.protocols import Data
+from trainer.data.text import unigram_nats
 from trainer.model.decoder import Decoder
 from trainer.objectives.base import GlobalBatch, Scalar, Scalars
 from trainer.objectives.router import router_scalars
@@ -34,20 +35,20 @@ class NextToken:
         return batch.num_tokens
 
     def __call__(self, model: Decoder, batch: Batch, whole: GlobalBatch) -> Scalars:
-        hidden, routing = model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        hidden, routing = model(batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens)
         nats = self._nats(model, hidden, batch)
         return Scalars(loss=Scalar(nats, whole.units, loss=True), **router_scalars(routing, model.cfg, whole))
 
     def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
-        hidden, _ = model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        hidden, _ = model(batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens)
         return Scalars(heldout=Scalar(self._nats(model, hidden, batch), batch.num_tokens))
 
     def baselines(self, data: Data) -> dict[str, Any]:
         """Nats of the unigram of the training mixture, by source, and of the uniform distribution."""
-        unigram = {source: data.unigram_nats(source) for source in data.sources}
-        return {"unigram": unigram, "uniform": math.log(data.vocab_size)}
+        return {"unigram": unigram_nats(data.text, data.vocab_size), "uniform": math.log(data.vocab_size)}
 
     def _nats(self, model: Decoder, hidden: Tensor, batch: Batch) -> Tensor:
+        assert batch.labels is not None  # every stream of text has them
         return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, batch.labels.flatten(), self.chunk)
 
 

@@ -10,7 +10,8 @@ import torch
 from parallel.mesh import Meshes
 from parallel.world import World
 from trainer.config.keys import Config
-from trainer.data import Data, build_data
+from trainer.data.build import build_data
+from trainer.data.protocols import Data
 from trainer.model.decoder import Decoder
 from trainer.model.experts.module import make_backend
 from trainer.objectives import build_objective, freeze_unused

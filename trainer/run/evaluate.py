@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from parallel.world import World
-from trainer.data import Data
 from trainer.data.batch import Batch
+from trainer.data.protocols import HeldOut
 from trainer.model.decoder import Decoder
 from trainer.objectives.base import Objective
 
 
 @torch.no_grad()
 def evaluate(
-    model: Decoder, objective: Objective, data: Data, world: World, *, batches: int, micro_batch: int
+    model: Decoder, objective: Objective, heldout: HeldOut, world: World, *, batches: int, micro_batch: int
 ) -> dict[str, dict[str, float]]:
     """The objective's held-out scalars on fixed windows of each source: name -> source -> mean over all units.
 
     batches: micro-batches of `micro_batch` windows for each rank. Collective; the result is the same on all ranks.
     """
     sums: dict[tuple[str, str], Tensor] = {}  # values and normalisers by (name, source)
-    for source in data.sources:
-        for batch, counts in _turns(list(data.eval_batches(source, batches * world.size, micro_batch)), world):
+    for source in heldout.sources:
+        for batch, counts in _turns(list(heldout.batches(source, batches * world.size, micro_batch)), world):
             world.watch.tick()
             for name, scalar in objective.evaluate(model, batch.to(world.device)).items():
                 total = sums.setdefault((name, source), torch.zeros(2, dtype=torch.float64, device=world.device))
@@ -45,7 +45,7 @@ def _turns(batches: list[Batch], world: World) -> Iterator[tuple[Batch, bool]]:
     Sharded weights need every rank in every turn, with batches of one shape: batches that do not fill a turn are run by
     all ranks and counted by rank 0.
     """
-    alike = [batch for batch in batches if batch.input_ids.shape == batches[0].input_ids.shape]
+    alike = [batch for batch in batches if len(batch.samples) == len(batches[0].samples)]
     filled = len(alike) // world.size * world.size
     for batch in alike[world.rank : filled : world.size]:
         yield batch, True

@@ -84,7 +84,7 @@ class Trainer:
         samples, so that any number of ranks with the same product of ranks and micro_batch sees the same ones."""
         micro, world, first_of_step = self.cfg.train.micro_batch, self.world, self.position.sample
         firsts = range(first_of_step, first_of_step + self.cfg.train.global_batch, micro * world.size)
-        return [self.parts.data.train_batch(first + world.rank * micro, micro) for first in firsts]
+        return [self.parts.data.stream.batch(first + world.rank * micro, micro) for first in firsts]
 
     def _log_faults(self, batches: list[Batch]) -> None:
         """Log the samples of all ranks that were replaced. Raises `RunError` where they are too many."""
@@ -170,7 +170,12 @@ class Trainer:
         self.world.watch.at(f"evaluation after step {self.position.step}")
         start, cfg, parts = time.perf_counter(), self.cfg.train, self.parts
         found: dict[str, Any] = evaluate(
-            self.model, parts.objective, parts.data, self.world, batches=cfg.eval_batches, micro_batch=cfg.micro_batch
+            self.model,
+            parts.objective,
+            parts.data.heldout,
+            self.world,
+            batches=cfg.eval_batches,
+            micro_batch=cfg.micro_batch,
         )
         if final and self.world.rank == 0:
             found |= parts.objective.baselines(parts.data)
@@ -228,6 +233,7 @@ class Trainer:
     def _announce(self) -> None:
         for message in self.warnings:
             self._event("warning", message=message)
+        self._event("data", message=self.parts.data.describe())
         for record in announcements(
             self.cfg,
             self.world,

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.world import World
-from trainer.data import Data
+from trainer.data.protocols import Data
+from trainer.data.text import prompts
 from trainer.model.decoder import Decoder
 
 TEMPERATURE = 0.7
@@ -20,11 +21,11 @@ TEMPERATURE = 0.7
 
 def sample_texts(model: Decoder, data: Data, world: World, *, tokens: int, window: int, seed: int) -> dict[str, str]:
     """Each source's prompt with a continuation of up to `tokens` tokens, by source. Collective."""
-    prompts, tokenizer = data.prompts(), data.tokenizer
-    encoded = [tokenizer.encode(prompt) for prompt in prompts.values()]
+    tokenizer, starts = data.tokenizer, prompts(data.text, data.tokenizer)
+    encoded = [tokenizer.encode(start) for start in starts.values()]
     texts = generate(model, encoded, tokens=tokens, window=window, eos_id=tokenizer.eos_id, seed=seed, world=world)
     return {
-        source: tokenizer.decode(prompt + text) for source, prompt, text in zip(prompts, encoded, texts, strict=True)
+        source: tokenizer.decode(prompt + text) for source, prompt, text in zip(starts, encoded, texts, strict=True)
     }
 
 

@@ -134,9 +134,8 @@ def _blank_batch(cfg: Config) -> Batch:
     rows, length = cfg.train.micro_batch, cfg.data.seq_len
     tokens = torch.zeros(rows, length, dtype=torch.int64)
     return Batch(
-        input_ids=tokens,
+        inputs={"ids": tokens, "positions": torch.arange(length).expand(rows, -1)},
         labels=tokens,
-        position_ids=torch.arange(length).expand(rows, -1),
         cu_seqlens=torch.arange(0, (rows + 1) * length, length, dtype=torch.int32),
         num_tokens=tokens.numel(),
         samples=list(range(rows)),

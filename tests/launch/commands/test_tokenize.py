@@ -31,7 +31,7 @@ def test_a_source_of_a_mixture_gets_its_domain_and_prefixes(words, tmp_path, cap
     assert f"{held.num_tokens:,} tokens held out; 1 empty texts left out" in shown
     assert (opened.name, opened.domain) == ("science_text", "science")
     assert opened.prefix_group
-    assert opened.read(np.arange(4), 64)[2].any()
+    assert opened.read(np.arange(4), 64).prefix_BL.any()
     assert main([*words, "--domain", "general"]) == 1
     assert "notes exists and is not overwritten" in capsys.readouterr().err
 

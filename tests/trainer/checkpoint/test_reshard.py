@@ -21,7 +21,7 @@ from tests.trainer.tiny_run import steps, tiny_config
 from trainer.checkpoint.state import training_tensors
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.keys import Config, OptimConfig, ParallelConfig
-from trainer.data.synthetic import SyntheticData
+from trainer.data.synthetic import open_synthetic
 from trainer.model.decoder import Decoder
 from trainer.objectives.base import GlobalBatch
 from trainer.objectives.next_token import NextToken
@@ -170,10 +170,10 @@ def double_steps(directory: Path, spread: Spread, first: int, count: int, load: 
     store = CheckpointStore(directory, keep=2, world=world, warn=print)
     if load:
         assert store.load(training_tensors(model, engine, world.rank), lambda _: None) is not None
-    data, losses = SyntheticData(vocab_size=cfg.model.vocab_size, seq_len=16, seed=1), []
+    data, losses = open_synthetic(vocab_size=cfg.model.vocab_size, seq_len=16, seed=1), []
     micro = 8 // world.size
     for step in range(first, first + count):
-        batch = data.train_batch(step * 8 + world.rank * micro, micro)
+        batch = data.stream.batch(step * 8 + world.rank * micro, micro)
         total = NextToken(chunk=32)(model, batch, GlobalBatch(100, 1, world)).total
         engine.backward(total)
         losses.append(world.sum_tensor(total.detach().clone()).item())

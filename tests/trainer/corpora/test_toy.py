@@ -17,7 +17,7 @@ from trainer.config.compose import compose
 from trainer.config.keys import Config
 from trainer.corpora.tokenize import write
 from trainer.corpora.toy import open_toy_mixture
-from trainer.data import build_data, source_directories
+from trainer.data.build import build_data, source_directories
 from trainer.data.errors import DataError
 from trainer.data.shards.megatron_index import IndexedTokens
 from trainer.data.shards.windows import Shards

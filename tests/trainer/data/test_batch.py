@@ -2,6 +2,7 @@ import numpy as np
 import torch
 
 from trainer.data.batch import IGNORE, make_batch
+from trainer.data.windows import Windows
 
 
 def test_labels_positions_and_boundaries_of_a_hand_made_window() -> None:
@@ -9,14 +10,15 @@ def test_labels_positions_and_boundaries_of_a_hand_made_window() -> None:
     starts = np.zeros((2, 7), bool)
     starts[0, [3, 6]] = True
     starts[1, 2] = True
-    batch = make_batch(tokens, starts, [4, 5])
-    assert batch.input_ids.tolist() == [[11, 12, 0, 21, 22, 0], [22, 0, 31, 32, 33, 34]]
+    batch = make_batch(Windows(tokens, starts, np.zeros_like(starts), ("a fault",)), [4, 5])
+    assert batch.inputs["ids"].tolist() == [[11, 12, 0, 21, 22, 0], [22, 0, 31, 32, 33, 34]]
     assert batch.labels.tolist() == [[12, 0, IGNORE, 22, 0, IGNORE], [0, IGNORE, 32, 33, 34, 35]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3]]
+    assert batch.inputs["positions"].tolist() == [[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3]]
     assert batch.cu_seqlens.tolist() == [0, 3, 6, 8, 12]
     assert batch.num_tokens == 9
     assert batch.samples == [4, 5]
-    types = [t.dtype for t in (batch.input_ids, batch.labels, batch.position_ids, batch.cu_seqlens)]
+    assert batch.faults == ("a fault",)
+    types = [t.dtype for t in (*batch.inputs.values(), batch.labels, batch.cu_seqlens)]
     assert types == [torch.int64, torch.int64, torch.int64, torch.int32]
 
 
@@ -24,14 +26,15 @@ def test_tokens_that_are_not_trained_on_are_read_and_never_asked_for() -> None:
     tokens = np.array([[7, 8, 11, 0, 7, 8, 12]])
     starts = np.array([[True, False, False, False, True, False, False]])
     prefix = np.array([[True, True, False, False, True, True, False]])
-    batch = make_batch(tokens, starts, [0], prefix)
-    assert batch.input_ids.tolist() == [[7, 8, 11, 0, 7, 8]]
+    batch = make_batch(Windows(tokens, starts, prefix), [0])
+    assert batch.inputs["ids"].tolist() == [[7, 8, 11, 0, 7, 8]]
     assert batch.labels.tolist() == [[IGNORE, 11, 0, IGNORE, IGNORE, 12]]
     assert batch.num_tokens == 3
     assert batch.cu_seqlens.tolist() == [0, 4, 6]
 
 
 def test_moving_a_batch_leaves_its_boundaries_on_the_cpu() -> None:
-    batch = make_batch(np.ones((1, 5), np.int64), np.zeros((1, 5), bool), [0]).to("meta")
-    assert {batch.input_ids.device.type, batch.labels.device.type, batch.position_ids.device.type} == {"meta"}
+    nowhere = np.zeros((1, 5), bool)
+    batch = make_batch(Windows(np.ones((1, 5), np.int64), nowhere, nowhere), [0]).to("meta")
+    assert {tensor.device.type for tensor in (*batch.inputs.values(), batch.labels)} == {"meta"}
     assert batch.cu_seqlens.tolist() == [0, 4]

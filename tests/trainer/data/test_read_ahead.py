@@ -12,7 +12,8 @@ import pytest
 
 from trainer.data import read_ahead
 from trainer.data.errors import DataError
-from trainer.data.read_ahead import MAX_REPLACED, ReadAhead, Windows
+from trainer.data.read_ahead import MAX_REPLACED, ReadAhead
+from trainer.data.windows import Windows
 
 
 class Counting:

@@ -16,7 +16,7 @@ from tests.trainer.model.tiny import assert_close, build, model_config, relative
 from tests.trainer.spread import whole
 from tests.trainer.tiny_run import events, steps, tiny_config
 from trainer.config.keys import Config, ParallelConfig
-from trainer.data.synthetic import SyntheticData
+from trainer.data.synthetic import open_synthetic
 from trainer.model.decoder import Decoder
 from trainer.objectives.base import GlobalBatch
 from trainer.objectives.contrastive import Contrastive, halve, info_nce
@@ -64,11 +64,11 @@ def test_documents_are_cut_in_halves_and_single_tokens_left_alone():
 def test_a_half_is_embedded_as_if_it_were_alone():
     """The mean of its own hidden states, from its own position 0: nothing of the other half is seen."""
     model = build(model_config(), dtype=torch.float64)
-    batch = SyntheticData(vocab_size=61, seq_len=24, seed=1).train_batch(0, 3)
+    batch = open_synthetic(vocab_size=61, seq_len=24, seed=1).stream.batch(0, 3)
     a, b, _ = Contrastive(0.1)._embed(model, batch)
     documents = [(s, e) for s, e in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True) if e - s > 1]
     assert len(a) == len(b) == len(documents) == Contrastive(0.1).count(batch)
-    ids = batch.input_ids.flatten()
+    ids = batch.inputs["ids"].flatten()
     for number, (start, end) in enumerate(documents):
         middle = (start + end + 1) // 2
         for found, part in ((a[number], ids[start:middle]), (b[number], ids[middle:end])):
@@ -77,7 +77,7 @@ def test_a_half_is_embedded_as_if_it_were_alone():
 
 def test_a_batch_without_a_pair_trains_the_routers_alone():
     model = build(model_config(balance_coef=0.1))
-    batch = SyntheticData(vocab_size=61, seq_len=1, seed=1).train_batch(0, 3)
+    batch = open_synthetic(vocab_size=61, seq_len=1, seed=1).stream.batch(0, 3)
     scalars = Contrastive(0.1)(model, batch, GlobalBatch(units=1))
     assert scalars["loss"].value == scalars["accuracy"].value == 0
     scalars.total.backward()
@@ -111,9 +111,9 @@ def one_step(cfg: Config, world: World) -> tuple[dict[str, Tensor], float, float
     engine = NativeEngine(model, cfg.optim, world, None if meshes is None else meshes.shard_group)
     engine.prepare()
     before = {name: whole(weight) for name, weight in model.named_parameters()}
-    data, objective = SyntheticData(vocab_size=64, seq_len=48, seed=1), Contrastive(0.5)
+    data, objective = open_synthetic(vocab_size=64, seq_len=48, seed=1), Contrastive(0.5)
     rows = BATCH // 2 // world.size
-    batches = [data.train_batch(micro * BATCH // 2 + world.rank * rows, rows) for micro in range(2)]
+    batches = [data.stream.batch(micro * BATCH // 2 + world.rank * rows, rows) for micro in range(2)]
     pairs = [objective.count(batch) for batch in batches]
     (units,) = world.sum_counts(sum(pairs))
     totals = accumulate_gradients(model, engine, objective, batches, units, world, step=1)

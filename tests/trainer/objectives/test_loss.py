@@ -85,9 +85,8 @@ def test_balance_loss_is_its_coefficient_a_layer_at_balance(groups, k, balance):
 def batch_of(ids: Tensor, labels: Tensor) -> Batch:
     rows, seq_len = ids.shape
     return Batch(
-        input_ids=ids,
+        inputs={"ids": ids, "positions": torch.arange(seq_len).expand(rows, -1)},
         labels=labels,
-        position_ids=torch.arange(seq_len).expand(rows, -1),
         cu_seqlens=torch.arange(0, (rows + 1) * seq_len, seq_len, dtype=torch.int32),
         num_tokens=int((labels != IGNORE).sum()),
         samples=list(range(rows)),
@@ -148,7 +147,7 @@ def test_two_ranks_add_up_to_one(cfg):
     whole.total.backward()
     expected = gradients(model)
     halves = [batch_of(*pair) for pair in zip(ids.chunk(2), labels.chunk(2), strict=True)]
-    counts = sum(model(half.input_ids).routing.counts for half in halves)
+    counts = sum(model(half.inputs["ids"]).routing.counts for half in halves)
 
     class TwoRanks(World):
         def sum_tensor(self, tensor: Tensor) -> Tensor:

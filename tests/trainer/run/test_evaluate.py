@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from parallel.world import World
 from tests.trainer.model.tiny import logits
 from tests.trainer.tiny_run import tiny_config
-from trainer.data import build_data
+from trainer.data.build import build_data
 from trainer.objectives.next_token import NextToken
 from trainer.run.build import build_model
 from trainer.run.evaluate import evaluate
@@ -25,11 +25,11 @@ def parts(tmp_path):
 def test_held_out_loss_is_the_mean_over_tokens(parts):
     model, data = parts
     before = torch.get_rng_state()
-    found = evaluate(model, NextToken(chunk=7), data, World(), batches=3, micro_batch=2)
+    found = evaluate(model, NextToken(chunk=7), data.heldout, World(), batches=3, micro_batch=2)
     assert torch.equal(torch.get_rng_state(), before)
     total, tokens = 0.0, 0
-    for batch in data.eval_batches("synthetic", 3, 2):
-        found_logits = logits(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
+    for batch in data.heldout.batches("synthetic", 3, 2):
+        found_logits = logits(model, batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens)
         total += F.cross_entropy(found_logits.flatten(0, 1), batch.labels.flatten(), reduction="sum").item()
         tokens += batch.num_tokens
     assert found["heldout"] == {"synthetic": pytest.approx(total / tokens, rel=1e-5)}

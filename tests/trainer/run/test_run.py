@@ -13,7 +13,7 @@ from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
 from trainer.config.keys import Config
-from trainer.data import build_data
+from trainer.data.build import build_data
 from trainer.objectives.next_token import NextToken
 from trainer.run.build import build, build_model
 from trainer.run.directory import RunDir
@@ -94,7 +94,7 @@ def test_recompute_keeps_less_and_selective_makes_no_attention_twice(tmp_path):
     for recompute in ("none", "selective", "full"):
         cfg = tiny_config(tmp_path, recompute=recompute)
         model = build_model(cfg, World(), None)
-        batch = build_data(cfg.data, seed=0, vocab_size=64).train_batch(0, 4)
+        batch = build_data(cfg.data, seed=0, vocab_size=64).stream.batch(0, 4)
         parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
         storages: dict[int, int] = {}
 
@@ -103,7 +103,7 @@ def test_recompute_keeps_less_and_selective_makes_no_attention_twice(tmp_path):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            hidden = model(batch.input_ids, batch.position_ids, batch.cu_seqlens).hidden
+            hidden = model(batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens).hidden
         kept[recompute] = sum(size for pointer, size in storages.items() if pointer not in parameters)
         with CountAttention() as counter:
             hidden.sum().backward()

@@ -13,7 +13,7 @@ from tests.distributed.doomed import Ended, play_all, run_ranks
 from tests.trainer.tiny_run import tiny_config
 from trainer.checkpoint.store import CheckpointStore
 from trainer.data.errors import DataError
-from trainer.data.synthetic import SyntheticData
+from trainer.data.text import TextStream
 from trainer.run.process import train
 
 pytestmark = pytest.mark.timeout(600)  # all cases are played before the first test
@@ -25,9 +25,9 @@ FAULTS = ["data", "bug", "asleep", "writer"]
 def run(folder: Path, fault: str) -> int:
     cfg = tiny_config(folder / "run", steps=6, micro_batch=1)
     cfg.parallel.timeout_s = TIMEOUT_S
-    genuine = SyntheticData.train_batch
+    genuine = TextStream.batch
 
-    def train_batch(self: SyntheticData, first_sample: int, count: int):
+    def batch(self: TextStream, first_sample: int, count: int):
         if first_sample == 2 * 4 + 1:  # rank 1's first micro-batch of step 3
             (folder / "ready").touch()
             if fault == "data":
@@ -45,7 +45,7 @@ def run(folder: Path, fault: str) -> int:
         if fault == "writer":
             CheckpointStore._own_files = own_files
         else:
-            SyntheticData.train_batch = train_batch
+            TextStream.batch = batch
     return train(cfg)
 
 

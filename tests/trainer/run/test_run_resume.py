@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -288,9 +289,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
     genuine = module.build_data
 
     def other_data(*args, **kwargs):
-        data = genuine(*args, **kwargs)
-        data.fingerprint = "f" * 64
-        return data
+        return replace(genuine(*args, **kwargs), fingerprint="f" * 64)
 
     monkeypatch.setattr(module, "build_data", other_data)
     assert train(tiny_config(tmp_path, steps=4)) == 1

@@ -17,7 +17,7 @@ from trainer.config.compose import compose
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, ParallelConfig, PrecisionConfig
 from trainer.config.model import ModelConfig
-from trainer.data import build_data
+from trainer.data.build import build_data
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes
 from trainer.run.build import build_model
@@ -68,7 +68,9 @@ def real_rank(cfg: Config) -> tuple[RankBytes, list[Collective]]:
     engine.prepare()
     count = cfg.train.global_batch // (cfg.train.micro_batch * world.size)
     for _ in range(2):
-        batches = [data.train_batch(number * world.size + world.rank, cfg.train.micro_batch) for number in range(count)]
+        batches = [
+            data.stream.batch(number * world.size + world.rank, cfg.train.micro_batch) for number in range(count)
+        ]
         traced = trace_step(model, engine, batches, cfg, world, meshes)
     world.close()
     return traced

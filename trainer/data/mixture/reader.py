@@ -12,25 +12,26 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.data.errors import DataError
 from trainer.data.mixture.index import MixtureIndex
-from trainer.data.read_ahead import Windows
+from trainer.data.protocols import Split
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.data.shards.windows import MAX_NEIGHBOURS, Shards
+from trainer.data.windows import Windows
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
 
 MISSING_SHARE = 0.01  # a source may have so much less than its unique_tokens, which are round numbers
 Ints = npt.NDArray[np.int64]
-Split = Literal["train", "heldout"]
+UNIGRAM_TOKENS = 2_000_000  # of each source and split that unigram frequencies are counted on
 
 
 class MixtureReader:
@@ -52,6 +53,8 @@ class MixtureReader:
         except DataError as error:
             raise DataError(damage(self.names[0], str(error))) from error
         self.vocab_size = first.vocab_size
+        self.shares: Mapping[str, float] = {name: float(source.tokens) for name, source in data.sources.items()}
+        self.unigram_windows = max(1, UNIGRAM_TOKENS // data.seq_len)
         _raise_all([*Prefixes(data.prefixes, self.tokenizer).problems(), *self._too_short()])
         windows = {name: shards.num_windows(data.seq_len) for name, shards in self.train.items()}
         self.index = MixtureIndex.of(data, windows, seed)
@@ -71,8 +74,6 @@ class MixtureReader:
         source that can, in its shard or at the beginning of another: a function of the sample and the files alone, so
         that every layout and every resumption reads the same.
         """
-        if first_sample < 0 or count < 1:
-            raise ValueError(f"samples {first_sample} .. {first_sample + count - 1}: numbers start at 0")
         samples = np.arange(first_sample, first_sample + count)
         sources, _, positions = self.index.lookup(samples)
         shape = (count, self._data.seq_len + 1)
@@ -86,14 +87,23 @@ class MixtureReader:
             faults += part.faults
         return dataclasses.replace(windows, faults=tuple(faults))
 
+    def positions(self, split: Split, source: str, count: int) -> Ints:
+        """Return at most `count` window numbers, spread evenly over a split, so that a few see many documents."""
+        available = self._shards(split, source).num_windows(self._data.seq_len)
+        taken = min(available, count)
+        return np.arange(taken) * available // max(1, taken)
+
     def read_split(self, split: Split, source: str, positions: Ints) -> Windows:
-        """Windows of a source by number, as many; what cannot be read is treated as `read` treats it."""
+        """Return a source's windows at `positions`; one that cannot be read is treated as `read` treats it."""
         return self._windows(split, source, positions, None)
 
+    def _shards(self, split: Split, source: str) -> Shards:
+        return (self.train if split == "train" else self.heldout)[source]
+
     def _windows(self, split: Split, name: str, positions: Ints, samples: Sequence[int] | None) -> Windows:
-        shards = (self.train if split == "train" else self.heldout)[name]
+        shards = self._shards(split, name)
         try:
-            return Windows(*shards.read(positions, self._data.seq_len))
+            return shards.read(positions, self._data.seq_len)
         except DataError:  # one of them: each for itself
             told = ["" if samples is None else f"sample {sample}, " for sample in samples or positions]
             parts = [
@@ -112,7 +122,7 @@ class MixtureReader:
         why = ""
         for place in itertools.chain([position], shards.instead_of(position, self._data.seq_len)):
             try:
-                found = Windows(*shards.read(np.array([place]), self._data.seq_len))
+                found = shards.read(np.array([place]), self._data.seq_len)
             except DataError as error:
                 why = why or str(error)
                 if self._data.on_fault == "fail":

@@ -10,8 +10,8 @@ from itertools import permutations
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data import TextTokenizer
 from trainer.data.hashing import mix64, text_key
+from trainer.data.protocols import TextTokenizer
 
 Ints = npt.NDArray[np.int64]
 Ids = Mapping[str, Sequence[Sequence[int]]]  # group -> the token ids of its paraphrases

@@ -19,6 +19,7 @@ from trainer.data.errors import DataError
 from trainer.data.hashing import mix64
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.megatron_index import IndexedTokens
+from trainer.data.windows import Windows
 
 SAMPLED_BLOCKS = 64
 MAX_NEIGHBOURS = 64  # windows of a shard that are tried in place of one that cannot be read
@@ -84,8 +85,8 @@ class Shards:
             self._bounds_of[seq_len] = np.cumsum([0, *windows])
         return self._bounds_of[seq_len]
 
-    def read(self, positions: Ints, seq_len: int) -> tuple[Ints, Bools, Bools]:
-        """Windows by number, all [N, S + 1]: tokens int64, where documents begin, and which tokens are a prefix's.
+    def read(self, positions: Ints, seq_len: int) -> Windows:
+        """Return the windows at `positions` [N], of `seq_len` + 1 tokens each.
 
         Raises IndexError for a number that there is not, DataError for a shard that is missing or damaged, a token
         that the tokenizer does not have and a document that begins with none of its group's prefixes.
@@ -105,7 +106,7 @@ class Shards:
         prefix = np.zeros((len(positions), width), np.bool_)
         if P:
             self._mark_prefixes(prefix, tokens, row_D, place_D, shards, starts)
-        return tokens[:, P:], begins[:, P:], prefix[:, P:]
+        return Windows(tokens[:, P:], begins[:, P:], prefix[:, P:])
 
     def _read(self, shards: Ints, starts: Ints, tokens: Ints) -> tuple[Ints, Ints]:
         """Fill `tokens` from P tokens before `starts` on; the rows and places where documents begin."""

@@ -15,12 +15,13 @@ import torch
 from tests.trainer.data.small_mixture import DOCUMENTS, PREFIXES, SAMPLES, SEQ_LEN, make_mixture, rewrite_manifest
 from trainer.config.checks.data import check_mixture
 from trainer.config.keys import DataConfig
-from trainer.data import build_data, source_directories
 from trainer.data.batch import IGNORE, Batch
+from trainer.data.build import build_data, source_directories
 from trainer.data.errors import DataError
 from trainer.data.mixture.reader import MixtureReader
-from trainer.data.mixture.stream import MixtureData
+from trainer.data.protocols import Data
 from trainer.data.shards.files import read_manifest
+from trainer.data.text import prompts, unigram_nats
 
 GLOBAL_BATCH, STEPS = 24, 15  # 360 samples, all of both phases
 
@@ -31,22 +32,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
         return make_mixture(tmp_path_factory.mktemp("mixture"), patch)
 
 
-def opened(data: DataConfig, seed: int = 5) -> MixtureData:
-    built = build_data(data, seed=seed, vocab_size=300)
-    assert isinstance(built, MixtureData)
-    return built
+def opened(data: DataConfig, seed: int = 5) -> Data:
+    return build_data(data, seed=seed, vocab_size=300)
 
 
 def reader_of(data: DataConfig) -> MixtureReader:
     return MixtureReader(data, source_directories(data, print), seed=5)
 
 
-def rank_batches(data: MixtureData, first: int, steps: int, ranks: int, rank: int, micro: int) -> Iterator[Batch]:
+def rank_batches(data: Data, first: int, steps: int, ranks: int, rank: int, micro: int) -> Iterator[Batch]:
     """What `Trainer._next_batches` asks for."""
     for step in range(steps):
         begin = first + step * GLOBAL_BATCH
         for sample in range(begin, begin + GLOBAL_BATCH, micro * ranks):
-            yield data.train_batch(sample + rank * micro, micro)
+            yield data.stream.batch(sample + rank * micro, micro)
 
 
 def run(data: DataConfig, first: int, steps: int, ranks: int, micro: int) -> dict[int, list[int]]:
@@ -56,7 +55,7 @@ def run(data: DataConfig, first: int, steps: int, ranks: int, micro: int) -> dic
         for batch in rank_batches(opened(data), first, steps, ranks, rank, micro):
             for row, sample in enumerate(batch.samples):
                 assert sample not in seen
-                seen[sample] = batch.input_ids[row].tolist() + batch.labels[row].tolist()
+                seen[sample] = batch.inputs["ids"][row].tolist() + batch.labels[row].tolist()
     return seen
 
 
@@ -120,7 +119,7 @@ def test_prefixes_are_read_and_never_asked_for(data) -> None:
     prefix_tokens = 0
     reader = reader_of(data)
     for first in range(0, 120, 8):
-        batch, windows = built.train_batch(first, 8), reader.read(first, 8)
+        batch, windows = built.stream.batch(first, 8), reader.read(first, 8)
         assert (batch.labels[torch.from_numpy(windows.prefix_BL[:, 1:])] == IGNORE).all()
         prefix_tokens += int(windows.prefix_BL.sum())
         sources, _, _ = reader.index.lookup(np.arange(first, first + 8))
@@ -133,16 +132,32 @@ def test_prefixes_are_read_and_never_asked_for(data) -> None:
 
 def test_held_out_windows_prompts_and_unigrams(data) -> None:
     built = opened(data)
-    for source in built.sources:
-        batches = list(built.eval_batches(source, 3, 2))
-        again = list(built.eval_batches(source, 3, 2))
-        assert [b.input_ids.tolist() for b in batches] == [b.input_ids.tolist() for b in again]
+    nats = unigram_nats(built.text, built.vocab_size)
+    for source in built.heldout.sources:
+        batches = list(built.heldout.batches(source, 3, 2))
+        again = list(built.heldout.batches(source, 3, 2))
+        assert [b.inputs["ids"].tolist() for b in batches] == [b.inputs["ids"].tolist() for b in again]
         assert sum(len(b.samples) for b in batches) <= 6
-        assert 3.0 < built.unigram_nats(source) < np.log(built.vocab_size)
-    assert built.prompts()["records"].startswith(tuple(PREFIXES["science"]))
-    assert (
-        min(map(built.unigram_nats, built.sources)) < built.unigram_nats() < max(map(built.unigram_nats, built.sources))
-    )
+        assert 3.0 < nats[source] < np.log(built.vocab_size)
+    assert prompts(built.text, built.tokenizer)["records"].startswith(tuple(PREFIXES["science"]))
+    reader, mixture_V = reader_of(data), np.zeros(built.vocab_size)
+    total = sum(source.tokens for source in data.sources.values())
+    for name, source in data.sources.items():
+        windows = reader.read_split("train", name, np.arange(reader.train[name].num_windows(SEQ_LEN)))
+        counts_V = np.bincount(windows.tokens_BL[~windows.prefix_BL], minlength=built.vocab_size) + 1
+        mixture_V += source.tokens / total * counts_V / counts_V.sum()
+    assert mixture_V.sum() == pytest.approx(1)
+    labels = torch.cat([batch.labels.flatten() for batch in built.heldout.batches("web", 10**6, 5)])
+    assert nats["web"] == pytest.approx(-np.log(mixture_V[labels[labels != IGNORE].numpy()]).mean(), rel=1e-12)
+
+
+def test_the_description_names_the_sources_with_their_shares(data) -> None:
+    built = opened(data)
+    text = built.describe()
+    tokens = {name: source.tokens for name, source in data.sources.items()}
+    for name, count in tokens.items():
+        assert f"{name} {count / sum(tokens.values()):.1%}" in text
+    assert built.fingerprint[:12] in text
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------
@@ -220,8 +235,9 @@ def test_a_source_with_nothing_held_out_is_told_at_the_start(tmp_path, monkeypat
 
 
 def test_a_model_with_fewer_tokens_is_refused(data) -> None:
-    with pytest.raises(DataError, match=r"model\.vocab_size=256"):
+    with pytest.raises(DataError) as error:
         build_data(data, seed=0, vocab_size=256)
+    assert (error.value.where, error.value.value) == ("model.vocab_size", 256)
 
 
 def skipped(data: DataConfig, ranks: int, micro: int, workers: int = 0) -> tuple[dict[int, list[int]], list[str]]:
@@ -231,7 +247,7 @@ def skipped(data: DataConfig, ranks: int, micro: int, workers: int = 0) -> tuple
         built = opened(replace(data, workers=workers))
         for batch in rank_batches(built, 0, STEPS, ranks, rank, micro):
             lines += batch.faults
-            tokens |= dict(zip(batch.samples, batch.input_ids.tolist(), strict=True))
+            tokens |= dict(zip(batch.samples, batch.inputs["ids"].tolist(), strict=True))
     return tokens, sorted(lines)
 
 
@@ -292,7 +308,7 @@ def test_what_skipping_would_pass_over_is_a_warning_at_the_start(damaged, how: s
     assert len(said) == 1
     assert said[0].startswith("data.sources.web: ")
     assert "train-00000.bin is damaged" in said[0]
-    assert built.train_batch(0, 8).samples == list(range(8))
+    assert built.stream.batch(0, 8).samples == list(range(8))
     Path(damaged.root, "web", "tokenizer.json").write_text("{}")  # nothing could stand in for it
     with pytest.raises(DataError, match=r"tokenizer\.json is damaged"):
         build_data(skipping, seed=5, vocab_size=300)

@@ -51,15 +51,16 @@ def test_windows_are_the_shards_cut_up(source, split, key, seq_len):
             expected.append((stream[window], starts[window], prefix[window]))
     assert opened.num_windows(seq_len) == len(expected)
     order = np.random.default_rng(0).permutation(len(expected))
-    tokens, starts, prefix = opened.read(order, seq_len)
+    windows = opened.read(order, seq_len)
+    tokens, starts, prefix = windows.tokens_BL, windows.starts_BL, windows.prefix_BL
     assert (tokens.dtype, tokens.shape) == (np.int64, (len(expected), seq_len + 1))
     for row, place in enumerate(order.tolist()):
         assert (tokens[row].tolist(), starts[row].tolist(), prefix[row].tolist()) == expected[place]
     assert 0 < prefix.sum() < prefix.size
     alone = opened.read(order[3:4], seq_len)
-    np.testing.assert_array_equal(alone[0][0], tokens[3])
-    np.testing.assert_array_equal(alone[2][0], prefix[3])
-    assert opened.read(order[:0], seq_len)[0].shape == (0, seq_len + 1)
+    np.testing.assert_array_equal(alone.tokens_BL[0], tokens[3])
+    np.testing.assert_array_equal(alone.prefix_BL[0], prefix[3])
+    assert opened.read(order[:0], seq_len).tokens_BL.shape == (0, seq_len + 1)
 
 
 def test_a_source_says_what_it_is(source):
@@ -85,7 +86,7 @@ def test_a_split_shorter_than_a_window_has_none(source):
 
 def test_no_prefix_group_means_no_prefix(tmp_path):
     out = make(tmp_path, EVERYTHING, group=None)
-    assert not Shards(out).read(np.arange(3), 32)[2].any()
+    assert not Shards(out).read(np.arange(3), 32).prefix_BL.any()
 
 
 def damage(path: Path, at: int, value: int | None = None) -> None:
@@ -197,7 +198,8 @@ def test_documents_of_one_token_and_longer_than_the_window(tmp_path):
     long = "iron " * 500
     out = make(tmp_path, documents(["a", "b", long, "c", "d", "e", "f"]), heldout_fraction=0.0)
     opened = Shards(out)
-    tokens, starts, _ = opened.read(np.arange(opened.num_windows(32)), 32)
+    windows = opened.read(np.arange(opened.num_windows(32)), 32)
+    tokens, starts = windows.tokens_BL, windows.starts_BL
     assert tokens.shape[0] > 15
     assert not starts[:, 1:].any(axis=1).all()  # windows inside the long document
     assert starts.sum() <= 7

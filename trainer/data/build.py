@@ -1,0 +1,66 @@
+"""`build_data` opens what `data.name` chooses; torch and the corpora are not imported until then."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.data.errors import DataError
+
+if TYPE_CHECKING:
+    from trainer.config.keys import DataConfig
+    from trainer.data.protocols import Data
+
+
+def print_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def build_data(
+    cfg: DataConfig,
+    *,
+    seed: int,
+    vocab_size: int,
+    progress: Callable[[str], None] = print_line,
+    warn: Callable[[str], None] = print_line,
+) -> Data:
+    """Open the data of `cfg`; any number of processes may call it at once. Raises DataError.
+
+    seed: decides the order of the samples. vocab_size: the model's; synthetic data use all of it, a corpus must fit in
+    it. progress: receives a line at every stage of building a toy corpus. warn: receives a line for damage that
+    `data.on_fault=skip` passes over.
+    """
+    if cfg.name == "synthetic":
+        from trainer.data.synthetic import open_synthetic
+
+        return open_synthetic(vocab_size=vocab_size, seq_len=cfg.seq_len, seed=seed)
+    if cfg.name != "mixture":
+        names = ("mixture", "synthetic")
+        text = f"data.name={cfg.name} is not a kind of data; use {' or '.join(names)}"
+        raise DataError(text, where="data.name", value=cfg.name, allowed=names)
+    from trainer.data.mixture.stream import open_mixture
+
+    data = open_mixture(cfg, source_directories(cfg, progress), seed=seed, warn=warn)
+    if data.vocab_size > vocab_size:
+        raise DataError(
+            f"model.vocab_size={vocab_size} is smaller than the {data.vocab_size} tokens of the corpus; use "
+            f"{data.vocab_size} or more",
+            where="model.vocab_size",
+            value=vocab_size,
+            allowed=f"{data.vocab_size} or more",
+        )
+    return data
+
+
+def source_directories(cfg: DataConfig, progress: Callable[[str], None] = print_line) -> dict[str, Path]:
+    """Return the directory of each source's shards; build those of `data.build=toy` where they are missing.
+
+    Raises DataError.
+    """
+    if cfg.build == "toy":
+        from trainer.corpora.toy import open_toy_mixture
+
+        return open_toy_mixture(cfg, progress)
+    return {name: Path(cfg.root, source.path) for name, source in cfg.sources.items()}

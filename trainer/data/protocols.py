@@ -1,0 +1,90 @@
+"""What a run asks of its data: a stream to train on, held-out samples to measure by, and the tokenizer of both.
+
+Another kind of data (images, signals, pairs, dialogues) implements `Stream` and `HeldOut`; the training loop hands the
+inputs of their batches to the model without looking inside. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.windows import Windows
+
+if TYPE_CHECKING:
+    from trainer.data.batch import Batch
+
+Split = Literal["train", "heldout"]
+
+
+class Stream(Protocol):
+    """Training samples, numbered from 0 without end; any of them can be read at any time.
+
+    Step n of a run takes the samples n * global_batch .. (n + 1) * global_batch - 1, so the state of the data is one
+    integer, whatever the number of ranks.
+    """
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Return samples first .. first + count - 1.
+
+        Raises ValueError for a number below 0, DataError for a sample that cannot be read.
+        """
+
+
+class HeldOut(Protocol):
+    """Samples that are never trained on, by source."""
+
+    sources: Sequence[str]
+
+    def batches(self, source: str, count: int, micro_batch: int) -> Iterator[Batch]:
+        """Yield `count` batches of `micro_batch` samples of a source, or fewer where it has fewer.
+
+        Every call yields the same samples.
+        """
+
+
+class TextTokenizer(Protocol):
+    """Text to token ids and back. `encode` never returns `eos_id`, which ends a document."""
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class TextSplits(Protocol):
+    """The windows of text that samples are made of, by split and source."""
+
+    shares: Mapping[str, float]  # source -> its part of the training samples, in any unit
+    unigram_windows: int  # windows of each split and source that unigram frequencies are counted on
+
+    def positions(self, split: Split, source: str, count: int) -> npt.NDArray[np.int64]:
+        """Return [B] numbers of at most `count` windows, the same at every call."""
+
+    def read_split(self, split: Split, source: str, positions: npt.NDArray[np.int64]) -> Windows:
+        """Return the windows at `positions` [B]."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything a run reads. vocab_size: tokens that the tokenizer has. fingerprint: changes with any token of the
+    corpus, so that a run does not resume on another by accident."""
+
+    stream: Stream
+    heldout: HeldOut
+    text: TextSplits
+    tokenizer: TextTokenizer
+    vocab_size: int
+    fingerprint: str
+
+    def describe(self) -> str:
+        """Return one line for the log: the sources with their shares, and which corpus this is."""
+        total = sum(self.text.shares.values())
+        shares = ", ".join(f"{source} {share / total:.1%}" for source, share in self.text.shares.items())
+        return f"{shares}; vocabulary of {self.vocab_size:,} tokens; fingerprint {self.fingerprint[:12]}"

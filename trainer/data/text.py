@@ -1,0 +1,71 @@
+"""Text as batches: a stream and held-out samples over windows of tokens, and what a run measures a text corpus by.
+
+Shape legend: L = S + 1 tokens read for a window of S positions · V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from trainer.data.batch import Batch, make_batch
+from trainer.data.protocols import TextSplits, TextTokenizer
+from trainer.data.windows import Windows
+
+PROMPT_TOKENS = 8  # of a held-out document, after its prefix
+
+
+class TextStream:
+    """A `Stream` over `read(first, count)`, which returns the windows of samples first .. first + count - 1."""
+
+    def __init__(self, read: Callable[[int, int], Windows]) -> None:
+        self._read = read
+
+    def batch(self, first: int, count: int) -> Batch:
+        if first < 0 or count < 1:
+            raise ValueError(f"samples {first} .. {first + count - 1}: numbers start at 0")
+        return make_batch(self._read(first, count), list(range(first, first + count)))
+
+
+class TextHeldOut:
+    """A `HeldOut` over the held-out windows of each source; a sample's number is its window's."""
+
+    def __init__(self, text: TextSplits) -> None:
+        self.sources: Sequence[str] = list(text.shares)
+        self._text = text
+
+    def batches(self, source: str, count: int, micro_batch: int) -> Iterator[Batch]:
+        positions = self._text.positions("heldout", source, count * micro_batch)
+        for first in range(0, len(positions), micro_batch):
+            some = positions[first : first + micro_batch]
+            yield make_batch(self._text.read_split("heldout", source, some), some.tolist())
+
+
+def unigram_nats(text: TextSplits, vocab_size: int) -> dict[str, float]:
+    """Cross-entropy of each source's held-out labels, in nats per token, under one unigram model of the training text.
+
+    The model is the mean of the sources' add-one smoothed frequencies, weighted by their shares.
+    """
+    total = sum(text.shares.values())
+    mixture_V = np.zeros(vocab_size)
+    for source, share in text.shares.items():
+        windows = text.read_split("train", source, text.positions("train", source, text.unigram_windows))
+        counts_V = np.bincount(windows.tokens_BL[~windows.prefix_BL], minlength=vocab_size) + 1
+        mixture_V += share / total * (counts_V / counts_V.sum())
+    nats_V = -np.log(mixture_V)
+    nats = {}
+    for source in text.shares:
+        windows = text.read_split("heldout", source, text.positions("heldout", source, text.unigram_windows))
+        nats[source] = float(nats_V[windows.tokens_BL[:, 1:][windows.supervised_BS]].mean())
+    return nats
+
+
+def prompts(text: TextSplits, tokenizer: TextTokenizer) -> dict[str, str]:
+    """The prefix and the first words of a held-out document of each source, for a sample of text to start with."""
+    texts = {}
+    for source in text.shares:
+        windows = text.read_split("heldout", source, np.array([0]))
+        length = int(windows.prefix_BL[0].argmin()) + PROMPT_TOKENS
+        texts[source] = tokenizer.decode(windows.tokens_BL[0, :length].tolist())
+    return texts
