@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close, relative
-from tests.trainer.spread import Spread, step, whole
+from tests.trainer.spread import Spread, built, step, whole
 from trainer.model import attention
 
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -62,7 +63,7 @@ def test_four_groups_on_eight_ranks_split_the_width():
 
 
 def test_in_fp32_they_differ_by_its_rounding():
-    """Where every axis is cut, and where the width is: that a layout is right is seen in fp64, better than here."""
+    """Layouts that cut every axis, and the width. The fp64 tests above are the sharper proof of a layout."""
     groups = (("router_groups", 4),)
     check([Spread(2, 4, 2, dtype=torch.float32), Spread(1, 8, 8, model=groups, dtype=torch.float32)])
 
@@ -119,6 +120,30 @@ def test_bf16_compute_keeps_fp32_masters_norms_and_gradients():
 
 def test_copies_without_shards_equal_one_process():
     check([Spread(2, 1, 1)])
+
+
+def logged_steps(spread: Spread) -> list[str]:
+    """The lines that `parallelize` logs."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("trainer.parallelize")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        built(spread.config(), torch.float32)
+    finally:
+        logger.removeHandler(handler)
+    return lines
+
+
+def test_each_step_is_logged_with_its_mesh():
+    assert on_ranks(4, logged_steps, Spread(2, 2, 2, recompute="full"), init=True)[0] == [
+        "place experts on the mesh expert=2 width=1; dispatch: all_gather",
+        "recompute activations: full",
+        "shard dense weights over dp_replicate=2 dp_shard_cp=2, experts over dp_replicate=2 expert_dp=1",
+    ]
+    assert logged_steps(Spread(1, 1, 1)) == []
 
 
 def test_one_router_group_goes_by_all_to_all():

@@ -120,7 +120,7 @@ class MetricsLog:
         for view in list(self._views):
             try:
                 show(view)
-            except Exception as error:  # a closed terminal, wandb's service gone: the record goes on without that view
+            except Exception as error:  # such as a closed terminal: the record continues without it
                 self._views.remove(view)
                 name = "wandb" if isinstance(view, Wandb) else "the terminal view"
                 self.event({"event": "warning", "message": f"{name} is off from here on: {_one_line(error)}"})
@@ -130,9 +130,9 @@ class MetricsLog:
             view = Wandb(run_dir, cfg, config)
         except ImportError as error:
             message = f"logging.wandb={cfg.wandb} needs wandb: pip install 'octavo[wandb]' ({_one_line(error)})"
-            self.event({"event": "warning", "message": message + "; training goes on without it"})
+            self.event({"event": "warning", "message": message + "; training continues without it"})
         except Exception as error:
-            message = f"wandb did not start; training goes on without it: {_one_line(error)}"
+            message = f"wandb did not start; training continues without it: {_one_line(error)}"
             self.event({"event": "warning", "message": message})
         else:
             self._views.append(view)

@@ -1,4 +1,4 @@
-"""What the log says before the first step: ranks, precision, size, and options without effect."""
+"""The first records of a log: ranks, precision, size, and options without effect."""
 
 from __future__ import annotations
 

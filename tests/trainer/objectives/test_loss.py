@@ -25,7 +25,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def stats_of_logits(cfg: ModelConfig, layers: list[Tensor]) -> RouterStats:
-    """What each layer's router says of logits [T, E]: its weight is the identity."""
+    """The statistics of each layer's router for logits [T, E]: its weight is the identity."""
     router = Router(cfg).double()
     router.weight = torch.nn.Parameter(torch.eye(cfg.num_experts, dtype=torch.float64))
     return RouterStats.stack([router(z)[2] for z in layers])

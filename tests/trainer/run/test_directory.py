@@ -29,7 +29,7 @@ def toy(*words):
 
 
 def start(cfg):
-    """What rank 0 does up to the first step."""
+    """Do what rank 0 does up to the first step."""
     run = choose(cfg)
     prepare(run, cfg)
     (run.path / "metrics.jsonl").touch()
@@ -183,7 +183,7 @@ def test_an_empty_directory_is_taken_and_one_of_something_else_refused():
     assert "model.vocab_size: (missing) -> 4096" in refusal(toy("run.dir=home")).allowed
 
 
-def test_a_start_that_failed_is_told_from_a_directory_that_somebody_uses():
+def test_files_of_a_failed_start_may_be_overwritten_and_others_not():
     prepare(RunDir(Path("run"), "new"), toy("run.dir=run"))
     assert choose(toy("run.dir=run", "train.seed=1")).status == "new"
     Path("run/source").mkdir()

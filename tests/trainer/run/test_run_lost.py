@@ -1,4 +1,4 @@
-"""What a run says and how it ends when one of its ranks fails or hangs."""
+"""The message and exit code of a run when one of its ranks fails or hangs."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_stopped_twice_and_resumed_by_other_worlds_no_sample_is_lost_or_repeated
     np.testing.assert_allclose(ours, theirs, rtol=2e-3)
 
 
-def test_changed_corpora_are_refused_unless_told_otherwise(tmp_path, monkeypatch, capsys) -> None:
+def test_changed_corpora_are_refused_unless_allowed(tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "corpora").mkdir()
     data = make_mixture(tmp_path / "corpora", monkeypatch)
     assert train(config(tmp_path / "run", data, steps=2)) == 0

@@ -1,4 +1,4 @@
-"""Stopping and going on: bit for bit the run that was never stopped, whatever stopped it."""
+"""Stop and resume: bit for bit the run that was never stopped, whatever stopped it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def rank_is_not_stopped(directory: str) -> int:
     return train(tiny_config(directory, steps=STEPS, micro_batch=1))
 
 
-def test_all_ranks_stop_at_the_same_step_when_one_is_told_to(tmp_path):
+def test_all_ranks_stop_at_the_same_step_when_one_gets_a_signal(tmp_path):
     assert on_ranks(2, rank_is_stopped, str(tmp_path / "stopped")) == [(143, 0)] * 2
     assert on_ranks(2, rank_is_not_stopped, str(tmp_path / "whole")) == [0, 0]
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")

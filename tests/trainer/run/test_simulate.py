@@ -83,7 +83,7 @@ def whole_norms(cfg: Config) -> int:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in LAYOUTS])
 def test_every_rank_holds_and_sends_what_a_real_one_does(name):
-    """Of most layouts the first, the last, which has the short shards, and one between, of another replica or group."""
+    """For most layouts the first rank, the last, which has the short shards, and one of another replica or group."""
     cfg = LAYOUTS[name]
     real = on_ranks(RANKS, real_rank, cfg)
     for rank in range(RANKS) if name in ALL_RANKS else (0, 5, RANKS - 1):
