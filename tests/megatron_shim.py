@@ -139,7 +139,7 @@ class MegatronExperts:
 
 
 class _SortedRows(RowOrder):
-    """The order of rows that stand sorted by expert already, each a token of its own."""
+    """The order of rows that are sorted by expert already, each a token of its own."""
 
     def __init__(self, rows: int, counts: Tensor) -> None:
         row = torch.arange(rows)

@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: its layout, the arrows between packages, the cost of an import, set-up."""
+"""The repository as a whole: its layout, the arrows between packages, the cost of an import, set-up."""
 
 import ast
 import re
@@ -72,7 +72,7 @@ def test_every_recipe_is_installed_with_its_package():
     assert recipes
     for recipe in recipes:
         assert any(fnmatch(recipe.name, pattern) for pattern in patterns), recipe
-        assert (recipe.parent / "__init__.py").exists(), f"{recipe.parent} is no package: pkg://recipes will not see it"
+        assert (recipe.parent / "__init__.py").exists(), f"{recipe.parent} is not a package, as pkg://recipes needs"
 
 
 def test_the_table_of_models_is_right():
@@ -141,7 +141,7 @@ def bare_checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "reported"),
     [
         ('[ "$1" = -V ] && echo Python 3.10.2 && exit 0; exit 1', "is Python 3.10.2; Octavo needs 3.11 or newer"),
         ('case "$2" in *ensurepip*) exit 1;; esac; PYTHONPATH= exec "$REAL" -S "$@"', "apt-get install python3-venv"),
@@ -149,7 +149,7 @@ def bare_checkout(tmp_path: Path) -> Path:
     ],
     ids=["old Python", "no ensurepip", "old torch"],
 )
-def test_a_set_up_that_cannot_work_says_why_in_one_line(bare_checkout, script, told):
+def test_a_set_up_that_cannot_work_says_why_in_one_line(bare_checkout, script, reported):
     python = bare_checkout / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
@@ -161,7 +161,7 @@ def test_a_set_up_that_cannot_work_says_why_in_one_line(bare_checkout, script, t
         text=True,
     )
     assert done.returncode != 0
-    assert told in done.stderr
+    assert reported in done.stderr
     assert "Traceback" not in done.stderr
     assert not (bare_checkout / ".venv" / ".ready-toy").exists()
 

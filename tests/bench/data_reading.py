@@ -4,11 +4,11 @@ One shard of int32 tokens in Megatron's format, documents of 1,111 tokens on ave
 arms read the same windows of 4,097 tokens in the same random order, in turns, on one thread:
 
 - copy: `out[row] = tokens[start : start + 4097]` from the map into int64 rows: the limit, and no boundaries
-- octavo: `IndexedTokens.windows` by the batch: int64 tokens and where documents begin
+- octavo: `IndexedTokens.windows` by the batch: int64 tokens and where documents start
 - octavo, checked: `Shards.read`, what training calls: the same, and every id is in the vocabulary, every document
-  begins with a prefix of its group, and prefix tokens are marked
+  starts with a prefix of its group, and prefix tokens are marked
 - megatron: `GPTDataset[i]` with `reset_position_ids`: int64 tokens, labels, loss mask, and positions, 0 where a
-  document begins
+  document starts
 - megatron, core: what it calls inside for the tokens and their documents, cast to int64, and boundaries by comparing
   with the end-of-document token: the least that could be done with its code
 
@@ -37,7 +37,7 @@ from trainer.data.shards.windows import Shards
 SEQ_LEN, MEAN_DOCUMENT, VOCAB, EOD = 4096, 1111, 150_000, 0
 PREFIXES = [[*range(1, 21)], [*range(30, 54)], [*range(60, 82)]]
 BATCHES = (8, 64)
-Read = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # windows -> tokens [n, S + 1], begins [n, S + 1]
+Read = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # windows -> tokens [n, S + 1], starts [n, S + 1]
 
 
 def write_source(directory: Path, tokens: int) -> None:
@@ -127,7 +127,7 @@ def arms(directory: Path, order: np.ndarray) -> dict[str, Read]:
 def agree(read: dict[str, Read], places: np.ndarray) -> None:
     """AssertionError where two arms give different tokens or boundaries.
 
-    Megatron cannot know of a document that begins with the window, and its samples have no token S + 1.
+    Megatron cannot know of a document that starts with the window, and its samples have no token S + 1.
     """
     tokens, begins = read["octavo"](places)
     assert begins[:, 1:].any()

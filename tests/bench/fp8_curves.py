@@ -1,10 +1,10 @@
-"""What FP8 does to a run: the toy in fp32, with FP8 experts, and on two ranks with FP8 between them as well.
+"""The effect of FP8 on a run: the toy in fp32, with FP8 experts, and on two ranks with FP8 between them as well.
 
     python -m tests.bench.fp8_curves [--steps 300] [--out docs/fp8_curves] [train.global_batch=2 ...]
 
 Trains `recipe=toy` (`octavo train`, on the CPU) four times from one seed on the same tokens, as fp32 on two
 ranks shows how far apart runs end that differ in the order of their sums alone. Writes every step's loss to OUT.json
-and the picture OUT.svg. A run that is done is not repeated, one that was cut off goes on. The end of a curve is the
+and the picture OUT.svg. A run that is done is not repeated, one that was cut off resumes. The end of a curve is the
 mean of its last 20 losses; held-out texts are read once at the end. Exits with 1 where a run ends more than 1 % above
 the fp32 run. Further arguments are Octavo's own and go to all runs.
 """
@@ -45,7 +45,7 @@ def train(directory: Path, ranks: int, steps: int, overrides: list[str]) -> dict
         *("logging.console=plain", f"run.dir={directory}", *overrides),
     ]
     done = [line["step"] for line in records(directory) if line.get("event") == "done"]
-    if done and done[-1] != steps:  # to go on would be another schedule
+    if done and done[-1] != steps:  # resuming would be another schedule
         sys.exit(f"error: {directory} is a run of {done[-1]} steps, not of {steps}; use another --runs")
     code = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
     if code:

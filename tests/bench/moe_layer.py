@@ -166,7 +166,7 @@ class Layer:
         return step
 
     def _gathered(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of all ranks' tokens: x [N, H]; ids and weights [N, k] of the slots that are this rank's; dy [N, H]."""
+        """All ranks' tokens: x [N, H]; ids and weights [N, k] of the slots that are this rank's; dy [N, H]."""
         with torch.no_grad():
             ids, weights, _ = self.moe.router(self.x)
         rank, here = dist.get_rank(), self.shape.experts // EP
@@ -263,7 +263,7 @@ class Counted(TorchDispatchMode):
 
 @dataclass
 class Traffic:
-    """Of one step on one rank."""
+    """Figures of one step on one rank."""
 
     collectives: int
     sent: int  # bytes that leave the rank

@@ -9,7 +9,7 @@ Curve = Sequence[tuple[float, float]]  # step and value
 
 
 def panel(curves: Mapping[str, Curve], left: float, title: str, tick: float, colours: Sequence[str]) -> list[str]:
-    """Curves over the steps in a box of 400 x 270 whose lower left corner stands at (left, 310), with a line at every
+    """Curves over the steps in a box of 400 x 270 whose lower left corner is at (left, 310), with a line at every
     multiple of `tick`."""
     values = [value for curve in curves.values() for _, value in curve]
     low, high = tick * (min(values) // tick), tick * (max(values) // tick + 1)

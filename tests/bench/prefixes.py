@@ -1,4 +1,4 @@
-"""What prefixes do to a run: the toy mixture with a prefix before every document, and without any.
+"""The effect of prefixes on a run: the toy mixture with a prefix before every document, and without any.
 
     python -m tests.bench.prefixes [--steps 150] [--seeds 2] [--runs runs/prefixes] [data.cache_dir=DIR ...]
 

@@ -1,4 +1,4 @@
-"""What a step of the layer's bench sends and waits for, at a tiny size; its times are not looked at."""
+"""A step of the layer's bench at a tiny size: what it sends and waits for, not how long it takes."""
 
 from __future__ import annotations
 

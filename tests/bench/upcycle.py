@@ -36,7 +36,7 @@ ARMS = ("script", "octavo")
 
 
 def config(experts: int, layers: int = 1, vocab: int = 4096, quick: bool = False) -> dict[str, Any]:
-    """Of a text model of the published sizes, or of small ones."""
+    """A text model of the published sizes, or of small ones."""
     hidden, width = (512, 256) if quick else (4096, 1536)
     return {
         "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "bfloat16",
@@ -154,7 +154,7 @@ def measure(arm: str, source: Path, target: Path, workers: int) -> dict[str, flo
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     found["bytes"] = sum(file.stat().st_size for file in target.iterdir())
     shutil.rmtree(target)
-    os.sync()  # nobody pays for what another one left to be written
+    os.sync()  # no arm pays for what another left to be written
     return dict(found)
 
 

@@ -1,4 +1,4 @@
-"""What upcycling does to a small model: its loss right after the expansion, and after training goes on.
+"""The effect of upcycling on a small model: its loss right after the expansion, and after more training.
 
     python -m tests.bench.upcycle_study [--quick] [--out docs/upcycling] [--runs runs/upcycle_study]
 
@@ -66,7 +66,7 @@ ARMS: dict[str, Expansion | None] = {
     "halves, distinct cuts, no noise": replace(HALVES, cuts="distinct", noise=0.0),
     "halves, noise of 1e-1": replace(HALVES, noise=1e-1),
 }
-# Of which the loss is read right after, and nothing trained.
+# The loss of these is read right after, without training.
 CHANGES: dict[str, Expansion] = {
     "experts: halves": replace(HALVES, noise=0.0),
     "experts: halves, distinct cuts": replace(HALVES, noise=0.0, cuts="distinct"),
@@ -86,7 +86,7 @@ VOCABULARY = f"vocabulary: {MORE_TOKENS} more tokens"
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of it."""
+    """The size of it."""
 
     base: list[str] = field(default_factory=list)  # on top of the recipe
     steps: int = 200  # of every arm
@@ -184,7 +184,7 @@ class Study:
 
     @torch.no_grad()
     def _weight_of_the_best_two(self) -> float:
-        """Of the base's routing weights, which sum to 1 for a token: the mean over tokens and layers."""
+        """Mean over tokens and layers of the base's routing weights, which sum to 1 for a token."""
         model, found = from_huggingface(self.source.directory.path), []
         for block in model.blocks:
             block.moe.router.register_forward_hook(
@@ -214,7 +214,7 @@ class Study:
         return found
 
     def _top2(self) -> dict[str, Any]:
-        """What `halves` would be if every token's two best experts were in different parts."""
+        """The value of `halves` if every token's two best experts were in different parts."""
         model = from_huggingface(self.source.directory.path)
         for block in model.blocks:
             block.moe.router.experts_per_token = 2
@@ -318,7 +318,7 @@ def trained(cfg: ModelConfig, step: Path) -> Decoder:
 
 
 def distance(model: Decoder, placement: Placement) -> float:
-    """Of copies of one expert: the RMS of their difference to the first copy, over the RMS of that; all layers."""
+    """RMS of the difference of an expert's copies to the first copy, over the RMS of that one; all layers."""
     apart = size = 0.0
     for layer, block in enumerate(model.blocks):
         copies = torch.tensor(placement.copies(layer))

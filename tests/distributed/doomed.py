@@ -67,7 +67,7 @@ def run_ranks(
 
 
 def play_all(faults: Sequence[str], play: Callable[[str], Ended]) -> dict[str, Ended]:
-    """How the run with each fault ended. They mostly wait, so that some of them go at a time."""
+    """Run `play` for each fault and return how each run ended. They mostly wait, so several run at a time."""
     with ThreadPoolExecutor(AT_A_TIME) as threads:
         return dict(zip(faults, threads.map(play, faults), strict=True))
 

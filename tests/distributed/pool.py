@@ -2,7 +2,7 @@
 
 `on_ranks(2, function, *arguments)` runs a module-level function on that many workers with torchrun's environment set,
 and returns what each rank returned; the function (or what it calls, such as `start_world`) joins the process group.
-With `init=True` a gloo group stands already. Sizes may differ from call to call; workers are added as they are needed.
+With `init=True` a gloo group is set up first. Sizes may differ from call to call; workers are added as needed.
 
 Every call has a rendezvous store of its own, kept by this process on a port that the system chose, and every process
 group of a call has its own corner of that store: no race for a port, and no address of an earlier group is ever read.
@@ -55,7 +55,7 @@ _workers: list[Worker] = []
 def on_ranks(
     size: int, function: Callable[..., Any], *arguments: Any, init: bool = False, timeout_s: float = 60.0
 ) -> list[Any]:
-    """What `function(*arguments)` returned on each of `size` ranks, by rank. Everything travels pickled.
+    """Return what `function(*arguments)` returned on each of `size` ranks, by rank. Everything travels pickled.
 
     Raises AssertionError with what failed in the order in which it failed, and with the stacks of ranks that hang.
     """

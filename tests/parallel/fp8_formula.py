@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def number_of(code: int) -> float:
-    """What one byte means in e4m3: 1 bit of sign, 4 of exponent (bias 7), 3 of mantissa; no infinity, one NaN."""
+    """The value of one byte in e4m3: 1 bit of sign, 4 of exponent (bias 7), 3 of mantissa; no infinity, one NaN."""
     sign, exponent, mantissa = -1.0 if code & 0x80 else 1.0, (code >> 3) & 0xF, code & 7
     if code & 0x7F == 0x7F:
         return math.nan

@@ -48,7 +48,7 @@ def test_codes_and_scales_are_those_of_the_formula(tile, shape, dtype):
 
 
 def test_every_tie_and_its_neighbours():
-    """448 fixes the scale at 1, so that what is rounded is what stands there."""
+    """448 fixes the scale at 1, so that the value itself is rounded."""
     rising = NUMBERS[:127]
     ties = torch.from_numpy((rising[1:] + rising[:-1]) / 2).float()
     up, down = (torch.nextafter(ties, torch.tensor(end)) for end in (torch.inf, 0.0))

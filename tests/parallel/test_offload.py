@@ -32,7 +32,7 @@ def config(**keys) -> OptimConfig:
 
 
 def build(cfg: OptimConfig, world) -> tuple[nn.Module, Engine]:
-    """Sizes that no number of ranks divides, so that parameters lie across the border of two partitions."""
+    """Sizes that no number of ranks divides, so that parameters cross the border of two partitions."""
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(7, 11), nn.LayerNorm(11), nn.Tanh(), nn.Linear(11, 3, bias=False))
     engine = build_engine(model, cfg, world)
@@ -72,7 +72,7 @@ def in_a_run(function, *arguments):
 
 
 def steps(world, keys: dict) -> tuple[dict[str, list[float]], list[list[Tensor]]]:
-    """What `train` tells, and the weights after every step."""
+    """Return what `train` reports, and the weights after every step."""
     model, engine = build(config(**keys), world)
     weights, told = [], {"loss": [], "norm": []}
     for step in range(1, STEPS + 1):

@@ -80,7 +80,7 @@ def test_bytes_and_collectives_are_those_of_real_processes():
     real = on_ranks(RANKS, one_step)
     assert [one_step(rank) for rank in range(RANKS)] == real
     held, calls = real[3]
-    # 7, 7 x 6 and 5 x 7 in halves, of which the second of the odd ones is short; slices [2, 3, 3] of [4, 6, 3]
+    # 7, 7 x 6 and 5 x 7 in halves, the second of the odd ones short; slices [2, 3, 3] of [4, 6, 3]
     assert held == RankBytes(*[4 * (3 + 3 * 6 + 2 * 7 + 18)] * 3, padding=4 * ((1 + 6 + 7) * 2 + 0))
     assert [call for call in calls if call.where == "forward"] == [
         Collective("all_gather", "inner", 2, 4 * 6 * 7, "forward"),

@@ -11,7 +11,7 @@ from trainer.model.experts.te import linear as te
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """torch.empty is NaN: what nobody writes is seen for sure, and not only when the memory held something else."""
+    """torch.empty is NaN: unwritten values always show, and not only when the memory held something else."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()
     yield

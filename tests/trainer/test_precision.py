@@ -29,7 +29,7 @@ def plain_norm_rotary(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: 
 @pytest.mark.parametrize("eps", [1e-6, 0.3])
 def test_rms_norm(eps):
     x, weight = normal(5, 3, 8), normal(8, seed=1)
-    x[0, 0] = 0.0  # only eps stands between this row and a division by zero
+    x[0, 0] = 0.0  # only eps keeps this row from a division by zero
     expected = plain_rms_norm(x, weight, eps)
     assert relative(rms_norm(x, weight, eps), expected) <= 1e-14
     assert relative(rms_norm(x.float(), weight.float(), eps), expected) <= 2e-7

@@ -34,7 +34,7 @@ from trainer.run.loop import Trainer
 from trainer.run.process import train
 from trainer.run.step import accumulate_gradients
 
-# Sizes that tell the matrices apart: attention's have 64 rows, the router's 16, the experts' 48, the head's 56.
+# Sizes that distinguish the matrices: attention's have 64 rows, the router's 16, the experts' 48, the head's 56.
 SIZES = {
     "vocab_size": 56, "hidden_size": 40, "num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,
     "num_experts": 16, "experts_per_token": 4, "router_groups": 4, "expert_width": 24,
@@ -73,7 +73,7 @@ class Ran(TorchDispatchMode):
         return result
 
     def dtypes(self, last: int, *names: str) -> set[torch.dtype]:
-        """Of all inputs and results of the operations called `names` whose result ends in a dimension of `last`."""
+        """Dtypes of all inputs and results of the operations `names` whose result ends in a dimension of `last`."""
         found = [(inputs, result) for name, inputs, size, result in self.calls if name in names and size == last]
         assert found, (names, last)
         return set().union(*(inputs | {result} for inputs, result in found))
@@ -227,7 +227,7 @@ def test_the_log_says_what_was_chosen(tmp_path):
     [("fp32", "fp8_reference"), ("fp8_reference", "fp32"), ("fp8_reference", "bf16"), ("bf16", "fp8_reference")],
 )
 def test_a_checkpoint_of_one_recipe_goes_on_with_another(tmp_path, first, then):
-    """The run that goes on takes the other recipe's steps from the first one's weights."""
+    """The resumed run takes the other recipe's steps from the first one's weights."""
 
     def part(directory, name, steps, **changes):
         cfg = config(directory, name, **changes)
@@ -290,7 +290,7 @@ def test_a_step_that_fails_holds_no_weights():
 
 
 def lacking(folder: Path) -> int:
-    """Two ranks, of which the second has no back end for its experts."""
+    """Two ranks; the second has no back end for its experts."""
     rank, able = os.environ["RANK"], (("fp32", "bf16", "fp8_reference"), ("fp32", "bf16"))
     with pytest.MonkeyPatch.context() as patch, open(folder / f"stderr-{rank}", "w") as file, redirect_stderr(file):
         patch.setattr("trainer.precision.ON_ANY_DEVICE", able[int(rank)])
@@ -298,7 +298,7 @@ def lacking(folder: Path) -> int:
         return train(config(folder / "run", "fp8_reference"))
 
 
-def test_what_one_rank_lacks_is_told(tmp_path):
+def test_what_one_rank_lacks_is_reported(tmp_path):
     assert on_ranks(2, lacking, tmp_path) == [2, 2]
     assert re.fullmatch(
         r"error: rank 1 \(host \S+\): precision.experts=fp8_reference cannot run here: a part is missing; "

@@ -10,7 +10,7 @@ group's experts, or Zipf (the most wanted of 8 gets 36.8 %, 2.94 times its share
 Transformer Engine's GroupedLinear as shipped, by row counts on the host or on the device, with its weight cache or not.
 
 "of target" is forward + backward against what is aimed at from 8192 tokens on; "host syncs" are waits of the host that
-torch itself makes in forward + backward; "GB more" is what the arm takes at its peak beyond what stood before; "off by"
+torch itself makes in forward + backward; "GB more" is what the arm takes at its peak beyond the start; "off by"
 is the relative distance of its results, gradients included, from the first arm's.
 
 Then each of our Triton kernels against its twin in torch. Last comes `recipe=toy_gpu`, 500 steps of a model that fills

@@ -1,4 +1,4 @@
-"""How a step is timed: in turns with its peers, from a cold cache, between CUDA events; and what its host waits for."""
+"""Times a step in turns with its peers, from a cold cache, between CUDA events; counts what its host waits for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Made = TypeVar("Made")
 
 
 def tried(make: Callable[[], Made]) -> Made | Skipped:
-    """What `make` makes; where that fails, why: a peer that breaks takes no other's figures with it."""
+    """Return what `make` makes, or why it failed: a peer that breaks takes no other's figures with it."""
     try:
         return make()
     except Exception as error:
@@ -72,7 +72,7 @@ def distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> flo
 @dataclass(frozen=True)
 class Timing:
     """Milliseconds are medians over the rounds. Of a forward and backward pass: the times the host waited for the
-    device, and the bytes of the GPU that it took beyond what stood before; None on a CPU, where neither means anything.
+    device, and the bytes of the GPU that it took beyond the start; None on a CPU, where neither means anything.
     """
 
     forward_ms: float
@@ -105,7 +105,7 @@ class Clock:
         return start.elapsed_time(end)
 
     def take_turns(self, steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
-        """Median milliseconds of each. Every round runs them all, each round beginning one further on, so that the
+        """Median milliseconds of each. Every round runs them all, each round starting one further on, so that the
         clock rates and the temperature of a moment fall on all alike; two rounds come before those that count."""
         times: dict[str, list[float]] = {name: [] for name in steps}
         names = list(steps)

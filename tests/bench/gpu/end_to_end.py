@@ -35,7 +35,7 @@ def memory(cfg: Config) -> dict[str, int]:
     h, n, d = model.num_heads, model.num_kv_heads, model.head_dim
     of_blocks = parameters - 2 * model.vocab_size * model.hidden_size
     # bf16: inputs of norms, attention and experts; q, k, v before and after norm and rotary; attention's result; what
-    # lies between the experts' matrices, gate and up and silu(gate). fp32: the router's input and its two softmaxes.
+    # is between the experts' matrices, gate and up and silu(gate). fp32: the router's input and its two softmaxes.
     bf16 = 4 * model.hidden_size + 3 * (h + n) * d + 3 * model.expert_width * model.experts_per_token
     fp32 = model.hidden_size + 2 * model.num_experts
     per_layer = tokens * (2 * bf16 + 4 * fp32)
@@ -72,7 +72,7 @@ def train(overrides: Sequence[str]) -> None:
 
 
 def figures(directory: Path) -> dict[str, Any]:
-    """Of a run's record. Rates are medians over the reads of its metrics but for the first, which warms up."""
+    """Figures of a run's record. Rates are medians over the reads of its metrics but for the first, which warms up."""
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "event" not in record]
     reads = [record for record in steps if "tokens_per_second" in record]

@@ -83,7 +83,7 @@ def backend(run: Backend, given: Inputs, precision: str = "bf16") -> Arm:
 
 
 def plain(given: Inputs) -> Arm:
-    """What one writes with torch's grouped GEMM and leaves to autograd."""
+    """The plain version: torch's grouped GEMM, with autograd for the rest."""
     order = given.order
 
     def run(x: Tensor, weights: Tensor) -> Tensor:

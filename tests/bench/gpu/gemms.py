@@ -67,7 +67,7 @@ class PaddedOperands:
     def __init__(self, given: Operands, align: int) -> None:
         padded = PaddedOrder(given.order, align)
         self.offsets, self.rows = padded.offsets, padded.rows
-        self._row = padded.row_of_slot.flatten()[given.order.slot_of_row]  # [R]: where each row stands
+        self._row = padded.row_of_slot.flatten()[given.order.slot_of_row]  # [R]: the place of each row
         self.x, self.dy, self.act, self.d_hidden = map(self._pad, (given.x, given.dy, given.act, given.d_hidden))
 
     def _pad(self, rows: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def per_row(x: Tensor) -> Scaled:
 def per_column(rows: Tensor, offsets: Tensor) -> Scaled:
     """The transpose, and one scale for each of its rows within each expert: [P, N] -> [N, P], scale [E * N]."""
     expert = torch.searchsorted(offsets, torch.arange(len(rows), device=rows.device), right=True)
-    # Rows behind the last expert's are zeros that nobody reads: they go with the last.
+    # Rows behind the last expert's are zeros that are never read: they go with the last.
     expert.clamp_(max=len(offsets) - 1)
     amax = torch.zeros(len(offsets), rows.shape[1], device=rows.device)
     amax.scatter_reduce_(0, expert.unsqueeze(1).expand_as(rows), rows.float().abs(), "amax")
@@ -234,7 +234,7 @@ def per_column(rows: Tensor, offsets: Tensor) -> Scaled:
 
 
 def columns_of(scaled: Scaled) -> Scaled:
-    """For the right side of a product, whose columns lie in a piece."""
+    """For the right side of a product, whose columns are contiguous."""
     return Scaled(scaled.codes.transpose(-2, -1), scaled.scale)
 
 

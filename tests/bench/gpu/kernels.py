@@ -1,6 +1,6 @@
 """Each Triton kernel of `trainer.kernels` against its twin in torch, at the sizes of one rank of the 1T model.
 
-What is called, and how many bytes that has to move at least, stands in `tests/trainer/kernels/examples.py`.
+`tests/trainer/kernels/examples.py` has what is called, and how many bytes that has to move at least.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOLERANCE = 2e-2  # of two ways to compute in bf16
 
 
 def under(name: str, call: Call) -> Any:
-    """What `call` makes where CUDA tensors get "torch" or "triton"; afterwards they get what they got before."""
+    """Return what `call` makes where CUDA tensors get "torch" or "triton"; afterwards they get what they got before."""
     before = kernels.chosen()
     kernels.use(name)
     try:

@@ -32,7 +32,7 @@ class Variant:
 
     @property
     def align(self) -> int:
-        """What an expert's rows have to be a multiple of."""
+        """The number that an expert's rows must be a multiple of."""
         if self.recipe is None:
             return 1
         return NATIVE_ROWS if self.on_device else TRANSFORMER_ENGINE[self.recipe]
@@ -98,7 +98,7 @@ class GroupedPair:
         return self.te.autocast(enabled=self.recipe is not None, recipe=self.recipe)
 
     def first_microbatch(self) -> bool | None:
-        """What GroupedLinear wants to hear: None keeps no quantised weights, True fills its cache, False reads it."""
+        """The flag for GroupedLinear: None keeps no quantised weights, True fills its cache, False reads it."""
         if not self.variant.cached:
             return None
         first, self._filled = not self._filled, True

@@ -1,4 +1,4 @@
-"""What one expert-parallel rank of the 1T model gets to do: its sizes, and which tokens go to which expert.
+"""The work of one expert-parallel rank of the 1T model: its sizes, and which tokens go to which expert.
 
 Legend: T tokens · K experts per token · G router groups · E experts · n = E/G experts a group · H hidden size.
 """
@@ -20,7 +20,7 @@ Skew = Literal["uniform", "zipf"]
 @dataclass(frozen=True)
 class Slice:
     """The experts of one rank of `model=intern_s1_pro` at `parallel.ep=8`: as many, and as many rows for each token of
-    the rank, as all 512 experts spread over eight ranks come to. Here they stand in 8 groups of their own."""
+    the rank, as all 512 experts spread over eight ranks come to. Here they are 8 groups of their own."""
 
     hidden: int = 4096
     width: int = 1536
@@ -54,7 +54,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured at once."""
+    """One case to measure."""
 
     part: Slice
     tokens: int

@@ -1,4 +1,4 @@
-"""What was measured, as a table in Markdown and as JSON, with the machine it was measured on."""
+"""Results as a table in Markdown and as JSON, with the machine they were measured on."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def header() -> str:
 
 
 def line(row: Row) -> str:
-    """Of a row with figures."""
+    """The format of a row with figures."""
     timing, both = row.timing, row.both_tflops
     assert timing is not None
     assert both is not None

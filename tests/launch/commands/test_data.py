@@ -52,7 +52,7 @@ def test_a_whole_mixture_is_checked_and_counted_and_shown_without_torch(recipes:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["train.global_batch=12", "train.micro_batch=4", "train.steps=1"], "4"),  # 2 x 4 does not divide 12
         (
@@ -61,11 +61,11 @@ def test_a_whole_mixture_is_checked_and_counted_and_shown_without_torch(recipes:
         ),  # more than the samples that are measured
     ],
 )
-def test_balance_is_told_for_any_batch(recipes: Path, capsys, monkeypatch, words: list[str], told: str) -> None:
+def test_balance_is_reported_for_any_batch(recipes: Path, capsys, monkeypatch, words: list[str], reported: str) -> None:
     monkeypatch.setattr("launch.commands.data.COSTED_SAMPLES", 12)
     assert main(["data", "stats", "small", *words, "--config-dir", str(recipes)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  R = ")]
-    assert [line[2] for line in lines] == [*told]
+    assert [line[2] for line in lines] == [*reported]
     assert all(float(line[3]) >= 1 for line in lines)
 
 
@@ -76,7 +76,7 @@ def test_a_number_beyond_any_sample_is_refused(recipes: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("word", ["-1", "x", "1.5"])
-def test_a_number_that_is_none_is_told(recipes: Path, capsys, word: str) -> None:
+def test_a_number_that_is_none_is_reported(recipes: Path, capsys, word: str) -> None:
     for words in (["small", word], ["small", "train.steps=9", word]):
         with pytest.raises(SystemExit):
             main(["data", "show", *words, "--config-dir", str(recipes)])
@@ -135,7 +135,7 @@ def test_damage_is_one_line_for_each_file(recipes: Path, capsys) -> None:
         (["stats", "cpt_6t"], "data.sources.multilingual: corpora/multilingual/manifest.json is missing"),
     ],
 )
-def test_what_cannot_be_looked_at_is_told(words: list[str], said: str, capsys) -> None:
+def test_what_cannot_be_looked_at_is_reported(words: list[str], said: str, capsys) -> None:
     assert main(["data", *words]) in (1, 2)
     assert said in capsys.readouterr().err
 

@@ -46,7 +46,7 @@ def test_export_warns_of_what_others_may_misread(run, tmp_path, capsys):
 @pytest.mark.parametrize("words", [["export", "a"], ["export", "a", "b", "--dtype", "fp4"], ["inspect"],
                                    ["export", "a", "b", "--shard-gb", "0"], ["export", "a", "b", "--shard-gb", "inf"],
                                    ["export", "a", "b", "--shard-gb", "nan"]])  # fmt: skip
-def test_wrong_words_are_told(words, capsys):
+def test_wrong_words_are_reported(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2
@@ -191,7 +191,7 @@ def test_inspect_of_a_published_directory_needs_no_torch(reference):
 
 
 def test_a_directory_without_tensors_lacks_all_of_them(tmp_path, capsys):
-    """The layers of the 1T model, of which no byte is here."""
+    """The layers of the 1T model; none of its bytes are here."""
     text = {
         "vocab_size": 155008, "hidden_size": 4096, "num_hidden_layers": 6, "num_attention_heads": 64,
         "num_key_value_heads": 4, "head_dim": 128, "num_experts": 512, "num_experts_per_tok": 8, "router_n_groups": 8,

@@ -17,11 +17,11 @@ def test_one_rank_of_the_toy_on_eight(capsys):
     # an eighth of 15.5 M parameters in fp32, and twice that of moments
     assert re.search(r"^held after backward +MB$", out, flags=re.MULTILINE)
     assert re.search(r"^weights +7\.7\d\d\ngradients +7\.7\d\d\noptimizer +15\.\d+$", out, flags=re.MULTILINE)
-    # 4 layers, of which each makes one all-gather and one all-to-all forward, and one of each backward
+    # each of 4 layers makes one all-gather and one all-to-all forward, and one of each backward
     assert len(re.findall(r"^(?:for|back)ward +all_to_all +\S*ep +8 +4 ", out, flags=re.MULTILINE)) == 2
 
 
-def test_mistakes_are_told_as_everywhere(capsys):
+def test_mistakes_are_reported_as_everywhere(capsys):
     assert main([*TOY, "parallel.ep=3", "--world=8"]) == 2
     assert "parallel.ep=3" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):

@@ -82,7 +82,7 @@ def test_a_source_without_a_mixture_has_no_prefix(words, tmp_path, capsys):
         ),
     ],
 )
-def test_wrong_words_are_told(words, more, complaint, capsys):
+def test_wrong_words_are_reported(words, more, complaint, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*words, *more])
     assert stopped.value.code == 2

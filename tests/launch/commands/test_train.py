@@ -110,7 +110,7 @@ def test_a_signal_lets_every_rank_save(stand_in, number):
     assert (stand_in / "saved-1").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux notifies a process that its parent died")
 def test_every_rank_saves_when_the_launcher_is_killed(stand_in):
     command = [sys.executable, "-m", "launch.cli", *WORDS, "run.name=waits"]
     process = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(stand_in)})  # it cannot clean up after itself
@@ -129,7 +129,7 @@ def test_every_rank_saves_when_the_launcher_is_killed(stand_in):
     ("codes", "expected", "says"),
     [
         ([143, 143], 143, ""),
-        ([-15, 143, -15], 143, ""),  # one rank was told to stop; the agent ended others that had saved
+        ([-15, 143, -15], 143, ""),  # one rank was asked to stop; the agent ended others that had saved
         ([130, -15], 130, ""),
         ([-15, 1, -15], 1, "rank 1 failed first"),
         ([143, -9, 143], 137, "rank 1 was ended by SIGKILL"),

@@ -213,7 +213,7 @@ def test_a_disk_that_is_too_small(source, capsys, monkeypatch):
         ["src", "dst", "--gb-per-s", "2"], ["src", "--calibrate", "text", "--counts", "file", "--gb-per-s", "2"],
     ],
 )  # fmt: skip
-def test_wrong_words_are_told(words, capsys):
+def test_wrong_words_are_reported(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["upcycle", *words])
     assert stopped.value.code == 2

@@ -110,7 +110,7 @@ def dense_reference(case: Case, ranks: int) -> Tensors:
 
 
 def joined(parts: list[Tensors], placement: Placement) -> Tensors:
-    """What the ranks hold, put together: tokens and experts side by side, the router's gradient summed."""
+    """Join what the ranks hold: tokens and experts side by side, the router's gradient summed."""
     experts, widths = placement.expert_shards, placement.width_shards
 
     def whole(name: str) -> Tensor:

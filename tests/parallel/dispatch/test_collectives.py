@@ -1,4 +1,4 @@
-"""What travels between ranks, and how results are added."""
+"""Messages between ranks, and how results are added."""
 
 from __future__ import annotations
 

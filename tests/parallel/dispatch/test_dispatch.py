@@ -1,4 +1,4 @@
-"""How (token, slot) pairs become rows sorted by expert, and what the local dispatcher hands to the experts."""
+"""(token, slot) pairs become rows sorted by expert; the local dispatcher hands them to the experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: no host sync, a CUDA graph, determinism; and NCCL over several GPUs."""
+"""Properties that only a GPU can show: no host sync, a CUDA graph, determinism; and NCCL over several GPUs."""
 
 from __future__ import annotations
 

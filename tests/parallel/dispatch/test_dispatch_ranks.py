@@ -181,7 +181,7 @@ def test_fixed_order_is_the_sum_of_the_ranks_partials_in_rank_order_bit_for_bit(
 
 
 def collectives_on_rank(cases: list[Case], kind: str) -> list[list[Any]]:
-    """What one forward and backward pass issues, after the first one, which compares the numbers of tokens."""
+    """Collectives of one forward and backward pass, after the first one, which compares the numbers of tokens."""
     placement, rank, logs = placement_of(kind, cases[0], 8), dist.get_rank(), []
     for case in cases:
         moe = build_layer(case, placement, rank, dispatcher_of(kind, placement), torch.float32)

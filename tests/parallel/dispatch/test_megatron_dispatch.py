@@ -39,7 +39,7 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 
 def inputs(spread: str) -> dict[str, Tensor]:
-    """Of all ranks together: x, dy [EP*T, H], ids, weights [EP*T, K], w13 [E, 2, I, H], w2 [E, H, I]."""
+    """Tensors of all ranks together: x, dy [EP*T, H], ids, weights [EP*T, K], w13 [E, 2, I, H], w2 [E, H, I]."""
     tokens = EP * T
     logits = normal(tokens, E, seed=2) + SPREADS[spread] * normal(E, seed=3)
     ids = select_experts(logits, G, K)

@@ -38,7 +38,7 @@ def inputs(shape: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def megatron(cases: list[tuple[str, int]]) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Of each case the selection [T, E] bool; the weights as a [T, E] table, gradients of router weight and x."""
+    """For each case the selection [T, E] bool; the weights as a [T, E] table, gradients of router weight and x."""
     from tests.megatron_shim import config_of, groups_of, on_cpu, router_of
 
     groups = groups_of(dist.group.WORLD, dist.group.WORLD)

@@ -122,7 +122,7 @@ def test_a_rank_whose_threads_do_not_run_is_killed_by_its_neighbours(ended, faul
     assert TIMEOUT_S < ending.seconds < TIMEOUT_S + SLACK_S
 
 
-def test_a_rank_that_raises_tells_it_alone(ended):
+def test_only_the_rank_that_raises_reports_it(ended):
     ending = ended["raises"]
     assert ending.codes == [1, 1, 1], ending
     assert ending.output == "error: no such sample\n"

@@ -1,4 +1,4 @@
-"""A checkpoint written by one layout of ranks and read by another: nothing lost, nothing twice, and the run goes on."""
+"""A checkpoint written by one layout of ranks and read by another: nothing lost, nothing twice, and the run resumes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
 from trainer.run.process import train
 
-WRITTEN, LAST = 3, 5  # steps of the run that writes, and of those that go on from it
+WRITTEN, LAST = 3, 5  # steps of the run that writes, and of those that resume from it
 EIGHT = (1, 8, 8)
 LAYOUTS = {
     8: {
@@ -63,8 +63,8 @@ def trained(directory: Path, layout: tuple[int, int, int], groups: int) -> None:
 
 
 def restored(directory: Path, layout: tuple[int, int, int], groups: int, then: str = "stop") -> dict[str, Tensor]:
-    """Every tensor of the state that a run of this layout resumes with, put together. With "go on" the ranks then go on
-    to the last step."""
+    """Every tensor of the state that a run of this layout resumes with, put together. With "resume" the ranks then
+    train to the last step."""
     world = start_world("cpu")
     cfg = run_config(directory, layout, steps=LAST, model={"router_groups": groups})
     run = RunDir(directory, "new")
@@ -94,7 +94,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Written
         base = tmp_path_factory.mktemp("written")
         at(EIGHT, trained, base / "run", EIGHT, groups)
         shutil.copytree(base / "run", base / "on")
-        state = at(EIGHT, restored, base / "on", EIGHT, groups, "go on")
+        state = at(EIGHT, restored, base / "on", EIGHT, groups, "resume")
         return Written(base / "run", state, steps(base / "on")[WRITTEN]["loss"])
 
     return write
@@ -129,7 +129,7 @@ def test_experts_written_by_eight_ranks_are_those_of_one_process(groups, written
 def test_another_layout_reads_the_same_bits_and_goes_on(tmp_path, written, groups, layout):
     directory, state, next_loss = written(groups)
     there, sizes = shutil.copytree(directory, tmp_path / "there"), LAYOUTS[groups][layout]
-    found = at(sizes, restored, there, sizes, groups, "go on")
+    found = at(sizes, restored, there, sizes, groups, "resume")
     assert found.keys() == state.keys()
     for name, tensor in state.items():
         assert torch.equal(found[name], tensor), f"{name} at {layout}"
@@ -139,7 +139,7 @@ def test_another_layout_reads_the_same_bits_and_goes_on(tmp_path, written, group
 def test_and_back_to_eight(tmp_path, written):
     """Saved by eight, saved again by four, read by eight."""
     there, four = shutil.copytree(written(8).directory, tmp_path / "there"), (2, 2, 2)
-    at(four, restored, there, four, 8, "go on")
+    at(four, restored, there, four, 8, "resume")
     by_four, by_eight = at(four, restored, there, four, 8), at(EIGHT, restored, there, EIGHT, 8)
     for name, tensor in by_four.items():
         assert torch.equal(by_eight[name], tensor), name

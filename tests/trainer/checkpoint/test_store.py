@@ -299,7 +299,7 @@ def test_a_save_runs_beside_the_caller(store, monkeypatch):
     assert store.save(1, state(1.0), {}) is None
     assert store.finished() is None
     came_back.set()
-    before = store.save(2, state(2.0), {})  # waits for the first and tells how it ended
+    before = store.save(2, state(2.0), {})  # waits for the first and returns how it ended
     assert (before.step, before.error) == (1, None)
     assert store.wait().step == 2
     assert store.wait() is None

@@ -1,4 +1,4 @@
-"""How the directory of a toy corpus is built: once, whole, by one process, and again where it is damaged."""
+"""The directory of a toy corpus is built once, whole, by one process, and again where it is damaged."""
 
 import errno
 import fcntl

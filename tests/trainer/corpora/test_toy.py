@@ -1,4 +1,4 @@
-"""The toy corpora as a mixture: who has which prefix, and how they are built."""
+"""The toy corpora as a mixture: which source has which prefix, and how they are built."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_deaths_long_ago_are_forgotten(reading, monkeypatch: pytest.MonkeyPatch)
         reading[0]._processes[0].worker._process.wait()
 
 
-def test_what_cannot_be_read_is_told_when_it_is_asked_for(reading) -> None:
+def test_what_cannot_be_read_is_reported_when_it_is_asked_for(reading) -> None:
     reading.append(ahead(1, unreadable=11))
     for first in (0, 2, 4, 6, 8):
         reading[0].read(first, 2)

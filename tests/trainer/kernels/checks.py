@@ -44,7 +44,7 @@ def outputs(function: Callable[..., Tensor], inputs: list[Tensor], seed: int = 1
 
 
 def by_both(run: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
-    """What Triton makes of it, and what the twin does."""
+    """Results of the Triton kernel and of its twin."""
     kernels.use("triton")
     try:
         found = run(*args)
@@ -76,7 +76,7 @@ def swiglu(device: Device, hidden_dtype: torch.dtype, weight_dtype: torch.dtype)
         near(*by_both(outputs, weighted_swiglu, inputs), narrow=1e-6)
         dy = randn(rows, width, seed=3).to(hidden)
         near(*by_both(swiglu_gradients, *inputs, dy), narrow=1e-6)
-    # a gradient and rows that do not lie densely
+    # a gradient and rows that are not dense
     hidden, weight = randn(4, 3 * 16).to(device, hidden_dtype)[:, 8:24], randn(8).to(device, weight_dtype)[::2]
     near(*by_both(outputs, lambda h, w: weighted_swiglu(h, w).t(), [hidden, weight]), narrow=1e-6)
 

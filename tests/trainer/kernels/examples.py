@@ -83,7 +83,7 @@ def _sum(tokens: int, device: torch.device) -> Call:
 
 
 class _Each:
-    """What `make` makes under torch and under Triton, each made once, before anything is timed."""
+    """Results of `make` under torch and under Triton, each made once, before anything is timed."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.made = {}

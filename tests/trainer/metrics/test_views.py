@@ -133,7 +133,7 @@ def test_without_wandb_the_run_goes_on_and_the_extra_is_named(tmp_path, monkeypa
 
 
 class FakeWandb(types.ModuleType):
-    """Remembers what it is told; fails where it is told to."""
+    """Records its calls; fails where it is asked to."""
 
     def __init__(self, fails_at: str = "", has_account: bool = True) -> None:
         super().__init__("wandb")

@@ -140,7 +140,7 @@ def test_initial_values_depend_on_seed_name_and_expert_alone():
         assert not torch.equal(tensor, other_seed[name]), name
     everything = [part for name, t in drawn.items() for part in (t if "experts" in name else [t])]
     heads = [tuple(part.flatten()[:8].tolist()) for part in everything]
-    assert len(set(heads)) == len(heads)  # no two tensors or experts begin alike
+    assert len(set(heads)) == len(heads)  # no two tensors or experts start alike
     assert {name for name, tensor in full.items() if tensor.ndim == 1 and (tensor == 1.0).all()} == full.keys() - drawn
 
 

@@ -78,7 +78,7 @@ def unified(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def conventional(model: Decoder) -> Decoder:
-    """Published code differentiates the routing weights as they stand."""
+    """Published code differentiates the routing weights as they are."""
     for layer in model.layers:
         layer.moe.router.gradient = "conventional"
     return model

@@ -126,7 +126,7 @@ def test_shards_take_the_steps_of_whole_tensors(layout, name, clip):
 
 
 class Experts(nn.Module):
-    """Two weights that lie on the ranks of a (2 x 2) mesh in two ways, and a gain that does so in a third."""
+    """Two weights placed on the ranks of a (2 x 2) mesh in two ways, and a gain placed in a third."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -72,7 +72,7 @@ def test_a_file_system_that_goes_through_the_cache_and_cuts_writes_short(tmp_pat
     assert facts == file_facts(tmp_path / "file")
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     def pwrite(file: int, data: memoryview, start: int) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,4 +1,4 @@
-"""What a directory's writer may remove of it."""
+"""Files that a directory's writer may remove."""
 
 from __future__ import annotations
 

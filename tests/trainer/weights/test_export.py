@@ -43,7 +43,7 @@ ONE = (1, 1, 1)
 
 
 def config(source: Path, directory: Path, layout: tuple[int, int, int] = ONE, **changed: Any) -> Config:
-    """Of a run that begins with the weights in `source`."""
+    """Configuration of a run that starts from the weights in `source`."""
     ranks = layout[0] * layout[1]
     cfg = tiny_config(directory, global_batch=8, micro_batch=8 // ranks, **{"steps": 1, **changed})
     cfg.model = model_config_from_huggingface(read_json(source / "config.json"))
@@ -248,7 +248,7 @@ def test_fp8_is_made_from_the_bf16_values(tmp_path, reference):
 
 
 def test_fp8_through_a_run_keeps_every_value(tmp_path, reference):
-    """Codes and scales may move by a factor of two, what they stand for may not."""
+    """Codes and scales may move by a factor of two; their products may not."""
     save_at_once(reference / "tiny" / "interns1", tmp_path / "first", ONE)
     export(tmp_path / "first", tmp_path / "a", dtype="fp8")
     save_at_once(tmp_path / "a", tmp_path / "second", ONE)
@@ -314,7 +314,7 @@ def test_f16_comes_out_as_it_went_in_and_fp32_where_it_and_bf16_meet(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
 
 
-def test_what_f16_cannot_hold_is_told(tmp_path, monkeypatch):
+def test_what_f16_cannot_hold_is_reported(tmp_path, monkeypatch):
     save_at_once(in_f16(tmp_path / "source"), tmp_path / "run", ONE)
     genuine = slices.StoredState.read
     monkeypatch.setattr(slices.StoredState, "read", lambda *args: genuine(*args).fill_(1e5))
@@ -324,10 +324,10 @@ def test_what_f16_cannot_hold_is_told(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-# ---- a run that begins with published weights
+# ---- a run that starts from published weights
 
 
-def test_training_begins_with_the_published_loss_and_continues_without_the_source(tmp_path, reference):
+def test_training_starts_with_the_published_loss_and_continues_without_the_source(tmp_path, reference):
     source = shutil.copytree(reference / "tiny" / "interns1", tmp_path / "source")
     cfg = config(source, tmp_path / "run", steps=2, every=1, log_every=1)
     assert train(cfg) == 0
@@ -346,7 +346,7 @@ def test_training_begins_with_the_published_loss_and_continues_without_the_sourc
     assert len(loaded(tmp_path / "out")) == 214
 
 
-def test_a_start_that_failed_binds_nobody(tmp_path, reference, capsys):
+def test_a_start_that_failed_binds_no_later_one(tmp_path, reference, capsys):
     """Killed after the towers were copied and before the first step: the next start does all of it again."""
     other, run = reference / "tiny" / "interns1_pro", tmp_path / "run"
     rundir.prepare(rundir.RunDir(run, "new"), config(other, run))
@@ -579,7 +579,7 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path, trained, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_torch_that_says_nothing_or_else_of_where_numbers_begin(tmp_path, trained, monkeypatch):
+def test_a_torch_that_gives_no_offset_or_a_wrong_one(tmp_path, trained, monkeypatch):
     with monkeypatch.context() as silent:
         silent.setattr(slices.torch, "load", lambda view, **_: torch.empty(16, 64, device="meta"))
         with pytest.raises(CheckpointError, match=r"distcp: torch .* does not tell where model\.layers\.0"):
@@ -620,7 +620,7 @@ def test_a_run_that_lost_its_source_exports_what_is_asked_for_by_name(tmp_path, 
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
 
 
-def test_what_is_in_the_way_is_told_before_anything_is_read(tmp_path, trained, monkeypatch):
+def test_an_existing_target_is_reported_before_anything_is_read(tmp_path, trained, monkeypatch):
     run = shutil.copytree(trained, tmp_path / "run")
     flip(run / "checkpoints" / "step-0" / "__0_0.distcp")
     (tmp_path / "out").mkdir()

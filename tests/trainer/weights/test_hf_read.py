@@ -171,7 +171,7 @@ def places(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
 
 @pytest.mark.parametrize("name", ["interns1", "interns1_pro"])
 def test_whatever_stands_in_a_configuration_is_judged(reference, name):
-    """Each key of a published one in turn is something else: it does not matter, or one line tells."""
+    """Each key of a published one in turn is something else: it does not matter, or one line reports it."""
     directory = open_directory(reference / "tiny" / name)
     lines = []
     for inside, key in places(directory.config):
@@ -404,7 +404,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("said", HEADERS)
-def test_a_damaged_header_is_told(tmp_path, source, said):
+def test_a_damaged_header_is_reported(tmp_path, source, said):
     directory = checkpoint(tmp_path, source).write()
     written = checkpoint(tmp_path, source)
     # The head comes last in the file, so that nothing else ends where it does.

@@ -24,7 +24,7 @@ CONFIG = {"model_type": "qwen3_moe", "note": "größer"}
 
 
 def tensors() -> dict[str, Tensor]:
-    """One of each dtype, with sizes that put wide numbers at odd places where nobody looks after them."""
+    """One of each dtype, with sizes that put wide numbers at odd offsets unless the writer aligns them."""
     generator = torch.Generator().manual_seed(1)
     bits = {name: torch.randint(0, 2, (3, 5), generator=generator) for name in DTYPES}
     return {name: values.to(DTYPES[name]) for name, values in bits.items()} | {"none": torch.empty(0, 4)}
@@ -115,7 +115,7 @@ def test_nothing_is_overwritten(tmp_path):
         write_directory(tmp_path / "file" / "out", groups(tensors()), CONFIG)
 
 
-def test_a_disk_that_is_too_small_is_told_before_the_first_byte(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(tmp_path, monkeypatch):
     def never() -> list[Tensor]:
         raise AssertionError("a tensor was made")
 
@@ -162,7 +162,7 @@ def test_what_a_killed_process_left_is_written_anew(tmp_path):
 
 
 def test_two_writers_of_one_directory(tmp_path, monkeypatch):
-    """The second is told while the first writes; where both got past that, the first to end has the name."""
+    """The second is refused while the first writes; where both got past that, the first to end has the name."""
     target, told = tmp_path / "out", []
 
     def second() -> None:
@@ -199,7 +199,7 @@ def test_memory_is_that_of_one_tensor(tmp_path):
     shape = (8, 1 << 18)
     made = [Group((Output(f"x{n}", "F32", shape),), lambda: [torch.full(shape, 3.0)]) for n in range(20)]
     write_directory(tmp_path / "warm", made[:1], CONFIG)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = memory("VmRSS")
     total = write_directory(tmp_path / "out", made, CONFIG)
     write_directory(tmp_path / "copy", [copy_of(t) for t in stored_tensors(tmp_path / "out").values()], CONFIG)

@@ -1,4 +1,4 @@
-"""A chat server in a thread that misbehaves as it is told."""
+"""A chat server in a thread that misbehaves on request."""
 
 import json
 import re

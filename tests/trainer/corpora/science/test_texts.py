@@ -32,7 +32,7 @@ def of_form(made: list[Text], form: str) -> list[Text]:
     return found
 
 
-def test_every_number_that_is_told_is_a_value_of_the_record_with_its_digits_and_unit(
+def test_every_number_in_a_text_is_a_value_of_the_record_with_its_digits_and_unit(
     made: list[Text], tables: list[Table]
 ) -> None:
     records = defaultdict(list)
@@ -195,7 +195,7 @@ def test_texts_do_not_depend_on_the_order_of_records_and_do_on_the_seed() -> Non
     assert len({text.text for text in first} & {text.text for text in other}) < len(first) / 4
 
 
-def test_a_record_of_one_value_is_told_and_a_form_that_cannot_be_made_is_left_out() -> None:
+def test_a_record_of_one_value_is_written_and_a_form_that_cannot_be_made_is_left_out() -> None:
     alone = Table(
         "made", "object", "objects", {"mass": MASS, "colour": COLOUR}, [Record("k", "the thing", {"colour": "red"})]
     )

@@ -182,7 +182,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, write, complaint):
     assert "\n" not in str(caught.value)
 
 
-def test_names_that_cannot_be_read_are_told(tmp_path):
+def test_names_that_cannot_be_read_are_reported(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").touch()
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)

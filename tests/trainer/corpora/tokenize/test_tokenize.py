@@ -1,4 +1,4 @@
-"""Tokenising a source: what ends up in its shards, whoever does it and however often it is interrupted."""
+"""Tokenising a source: the same shards from any number of workers and after any interruptions."""
 
 import importlib.util
 import json
@@ -342,13 +342,13 @@ def test_after_kill_9_it_goes_on_with_other_workers(tmp_path, plain, monkeypatch
     assert not {f"{unit:06}.json" for unit in made} & {path.name for path in finished}
 
 
-def test_a_worker_that_dies_is_told(tmp_path, monkeypatch):
+def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenize.jobs, "start_jobs", start_dying)
     with pytest.raises(DataError, match=r"was killed by SIGKILL: was it out of memory\? Use fewer --workers"):
         make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", texts())], workers=2)
 
 
-def test_a_worker_tells_what_is_wrong_with_the_input(tmp_path):
+def test_a_worker_reports_what_is_wrong_with_the_input(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "iron"}\n{"text"\n')
     with pytest.raises(DataError, match=r"a\.jsonl, line 2: no JSON"):
         make(tmp_path, [tmp_path / "a.jsonl"], workers=1)
@@ -407,7 +407,7 @@ def test_after_an_error_with_nothing_finished_nothing_stays_and_the_mended_input
     assert contents(make(tmp_path, [source])) == whole
 
 
-def test_a_start_that_was_stopped_with_nothing_finished_is_begun_anew(tmp_path, plain, monkeypatch):
+def test_a_start_that_was_stopped_with_nothing_finished_starts_over(tmp_path, plain, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -434,7 +434,7 @@ def test_documents_in_memory_are_never_taken_from_an_earlier_start(tmp_path, pla
     assert len(written(tmp_path / "source", "train")) == 1
 
 
-def test_too_small_a_disk_is_told_before_work_begins(tmp_path, plain, monkeypatch):
+def test_too_small_a_disk_is_reported_before_work_starts(tmp_path, plain, monkeypatch):
     monkeypatch.setattr(tokenize.shutil, "disk_usage", lambda path: _Usage())
     with pytest.raises(DataError, match=r"billion tokens need 0\.0 GB while they are made, and 0\.0 GB are free"):
         make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", texts())])
@@ -452,7 +452,7 @@ class _Usage:
         ({"eos": "</s>"}, r"tokenizer\.json: the tokenizer has no token </s>; name one that it has with --eos"),
     ],
 )
-def test_options_that_cannot_be_are_told(tmp_path, plain, changes, complaint):
+def test_options_that_cannot_be_are_reported(tmp_path, plain, changes, complaint):
     with pytest.raises(DataError, match=complaint):
         make(tmp_path, documents(texts()), **changes)
 

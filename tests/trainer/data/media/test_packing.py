@@ -89,7 +89,7 @@ def test_the_cost_of_attention_and_its_balance_over_ranks() -> None:
     starts = np.zeros((4, 9), bool)
     starts[1, 4] = True  # two documents of 4 tokens
     starts[2, [0, 2, 6]] = True
-    starts[3, 8] = True  # begins with the label
+    starts[3, 8] = True  # starts with the label
     costs = attention_costs(starts)
     assert costs.tolist() == [64, 32, 4 + 16 + 4, 64]
     assert imbalance(costs, 1, 4) == pytest.approx(64 / 46)

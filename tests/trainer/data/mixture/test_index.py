@@ -52,7 +52,7 @@ def test_every_block_is_within_one_sample_of_each_quota(whole):
 
 
 def test_every_position_comes_once_an_epoch_over_blocks_and_phases(whole):
-    """Of each source in the order in which its samples come: epoch after epoch, none short but the last."""
+    """Positions of each source in the order of its samples: epoch after epoch, none short but the last."""
     for source, windows in enumerate(WINDOWS.values()):
         epoch, position = whole[1:, whole[0] == source]
         assert np.array_equal(epoch, np.arange(len(epoch)) // windows)
@@ -77,7 +77,7 @@ def test_positions_are_the_epochs_permutation_of_the_draws(whole):
 
 
 def test_short_stretches_are_mixed_too(whole):
-    """Any 2,560 samples hold ten stretches less two cut ones; and where a source stands in a stretch is random."""
+    """Any 2,560 samples hold ten stretches less two cut ones; and a source's place in a stretch is random."""
     due = 2560 * 6.5 / 9.51
     for first in range(0, 2 * BLOCK - 2560, 997):
         assert abs((whole[0, first : first + 2560] == 1).sum() - due) < 10 + 2 * 10 * 4
@@ -109,7 +109,7 @@ def test_a_sample_does_not_depend_on_what_was_asked_with_it(whole):
 
 
 def test_a_longer_run_begins_with_the_samples_of_a_shorter_one(whole):
-    """Past the phases' tokens the last phase goes on, and declaring more tokens of it changes nothing."""
+    """Past the phases' tokens the last phase continues, and declaring more tokens of it changes nothing."""
     longer = index(phases={**PHASES, "end": 10**15 * S})
     assert np.array_equal(looked_up(longer, 0, whole.shape[1]), whole)
     assert longer.num_samples > index().num_samples

@@ -1,4 +1,4 @@
-"""The global batches of a mixture: the same whoever reads them, in how many parts and after how many stops."""
+"""The global batches of a mixture: the same for any readers, parts and stops."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reader_of(data: DataConfig) -> MixtureReader:
 
 
 def rank_batches(data: Data, first: int, steps: int, ranks: int, rank: int, micro: int) -> Iterator[Batch]:
-    """What `Trainer._next_batches` asks for."""
+    """The batches that the training loop asks for."""
     for step in range(steps):
         begin = first + step * GLOBAL_BATCH
         for sample in range(begin, begin + GLOBAL_BATCH, micro * ranks):
@@ -77,7 +77,7 @@ def test_workers_change_nothing(data, whole, workers) -> None:
     assert run(replace(data, workers=workers), 0, STEPS, 1, 4) == whole
 
 
-def test_megatrons_reader_is_told_apart_by_nothing(data, whole) -> None:
+def test_megatrons_reader_gives_the_same(data, whole) -> None:
     pytest.importorskip("megatron.core.datasets.indexed_dataset")
     assert run(replace(data, reader="megatron"), 0, STEPS, 1, 24) == whole
 
@@ -195,7 +195,7 @@ def test_a_window_that_cannot_be_read_ends_the_run_or_gives_way_to_another(damag
     assert replaced == run(skipping, 0, STEPS, 2, 6)
 
 
-def test_damage_is_found_at_the_start_unless_told_otherwise(damaged) -> None:
+def test_damage_is_found_at_the_start_unless_disabled(damaged) -> None:
     for how in ("sampled", "full"):
         with pytest.raises(DataError, match=r"train-00000\.bin is damaged") as error:
             opened(replace(damaged, verify=how))
@@ -225,7 +225,7 @@ def test_sources_that_do_not_fit_the_recipe_are_all_named(tmp_path, monkeypatch)
         opened(data)
 
 
-def test_a_source_with_nothing_held_out_is_told_at_the_start(tmp_path, monkeypatch) -> None:
+def test_a_source_with_nothing_held_out_is_reported_at_the_start(tmp_path, monkeypatch) -> None:
     data = make_mixture(tmp_path, monkeypatch)
     rewrite_manifest(tmp_path / "web", heldout=[])
     with pytest.raises(

@@ -107,7 +107,7 @@ def poke(at: int, value: bytes) -> Callable[[bytes], bytes]:
     return lambda content: content[:at] + value + content[at + len(value) :]
 
 
-# 9 documents of 9 sequences: the lengths lie at 34, the pointers at 70, the documents at 142 .. 222.
+# 9 documents of 9 sequences: the lengths are at 34, the pointers at 70, the documents at 142 .. 222.
 @pytest.mark.parametrize(
     ("suffix", "damage", "complaint"),
     [
@@ -158,5 +158,5 @@ def test_no_flipped_bit_of_the_index_is_missed_or_reads_elsewhere(tmp_path: Path
             missed.append(at)
         except DataError as error:
             assert re.search(r"a\.(idx|bin) ", str(error))  # noqa: PT017
-    # Where a document begins another sequence than it did, the file is as good as before; only a hash tells.
+    # If a document starts at another sequence than before, the file is as valid; only a hash shows it.
     assert all(142 < at < 214 for at in missed)

@@ -8,7 +8,7 @@ from trainer.data.errors import DataError
 from trainer.data.shards.prefixes import Prefixes, clashes
 
 
-def test_groups_that_can_be_told_apart_are_no_problem():
+def test_groups_that_can_be_distinguished_are_accepted():
     assert Prefixes(PREFIXES, tokenizer()).problems() == []
 
 
@@ -21,12 +21,12 @@ def test_groups_that_can_be_told_apart_are_no_problem():
         ({"a": [[4, 5]], "b": [[4, 5]]}, r"data.prefixes.b\[0\] begins with the tokens of data.prefixes.a\[0\]"),
     ],
 )
-def test_a_prefix_that_begins_with_another_is_told(groups, problem):
+def test_a_prefix_that_starts_with_another_is_reported(groups, problem):
     (told,) = clashes(groups)
     assert re.search(problem, told)
 
 
-def test_texts_may_differ_where_tokens_do_not_tell_them_apart(tmp_path):
+def test_texts_may_differ_where_tokens_do_not(tmp_path):
     """'\\u2028' and the like aside: a tokenizer that drops what two texts differ in makes them one."""
 
     class Lossy:

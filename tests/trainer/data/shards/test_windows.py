@@ -123,7 +123,7 @@ def test_sampling_finds_a_flipped_bit_as_often_as_it_says(tmp_path, monkeypatch)
     assert [*opened.faults("full")]
 
 
-def test_every_fault_is_told_once(tmp_path):
+def test_every_fault_is_reported_once(tmp_path):
     out = make(tmp_path, EVERYTHING)
     (out / "train-00000.bin").unlink()
     damage(out / "train-00001.idx", 0)
@@ -153,7 +153,7 @@ def cut(path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_read_is_told_at_reading(tmp_path, fault: Callable[[Path], None], name, complaint):
+def test_what_cannot_be_read_is_reported_at_reading(tmp_path, fault: Callable[[Path], None], name, complaint):
     out = make(tmp_path, EVERYTHING)
     fault(out / name)
     with pytest.raises(DataError, match=complaint) as caught:
@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_told_at_reading(tmp_path, fault: Callable[[Path]
 
 
 @pytest.mark.parametrize("how", ["sampled", "full"])
-def test_another_tokenizer_than_the_one_that_made_the_shards_is_told(tmp_path, how):
+def test_another_tokenizer_than_the_one_that_made_the_shards_is_reported(tmp_path, how):
     out = make(tmp_path, documents(texts()))
     shards = Shards(out)
     shards.verify(how)

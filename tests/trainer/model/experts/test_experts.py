@@ -123,7 +123,7 @@ def test_rows_are_added_in_the_order_of_the_slots_where_that_is_asked_for(backen
 
 @pytest.mark.parametrize("backend", sorted(ALL))
 def test_a_gradient_that_is_an_expanded_view(backend):
-    """What `y.sum().backward()` sends: one number in place of a tensor."""
+    """The gradient that `y.sum().backward()` sends: one number in place of a tensor."""
     ids = ROUTINGS["top-2"]
     exact, leaves = inputs(ids, torch.float64), inputs(ids, torch.float32)
     dense(**exact, ids=ids).sum().backward()

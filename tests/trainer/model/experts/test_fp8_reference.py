@@ -110,7 +110,7 @@ def model(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, ids: Tensor, low:
 
 
 def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float) -> None:
-    """Nearly all numbers are the same but for fp32's rounding. Of one that stood at a tie, fp32 and fp64 may see
+    """Nearly all numbers are the same but for fp32's rounding. Of one at a tie, fp32 and fp64 may see
     different sides; wherever a formula differs, most numbers do."""
     assert_close(found, expected, bound)
     for name in expected:
@@ -147,7 +147,7 @@ def test_fp8_costs_a_few_per_cent_and_no_more():
 
 @pytest.fixture
 def squares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many matrices each call has cut into 128 x 128."""
+    """The number of matrices that each call has cut into 128 x 128."""
     calls, square = [], fp8_reference.square
     monkeypatch.setattr(fp8_reference, "square", lambda w: calls.append(len(w)) or square(w))
     return calls
@@ -168,7 +168,7 @@ def test_held_weights_are_quantised_once_and_dropped_afterwards(squares):
     backend.hold_weights(True)
     held = run()
     with torch.no_grad():
-        leaves["w13"].mul_(1.5)  # which nobody does while weights are held; so it is seen that they are
+        leaves["w13"].mul_(1.5)  # not allowed while weights are held; it shows that they are
     still = run()
     assert squares == [E] * 6
     for name in first:
@@ -201,7 +201,7 @@ def test_the_order_of_the_slots_decides_and_every_run_is_bitwise_the_same():
 
 
 def test_a_gradient_that_is_an_expanded_view():
-    """What `y.sum().backward()` sends: one number in place of a tensor."""
+    """The gradient that `y.sum().backward()` sends: one number in place of a tensor."""
     ids = ROUTINGS["two of five"]
     leaves = leaves_of(ids)
     y = Fp8Reference()(*leaves.values(), RowOrder(ids, E))
@@ -264,7 +264,7 @@ def test_a_gpu_computes_the_same(dtype):
         y = Fp8Reference()(*leaves.values(), RowOrder(ids.to(device), E))
         found = with_gradients(y, leaves, gradient_of(y).to(device))
         results.append({name: tensor.cpu() for name, tensor in found.items()})
-    # In bf16 a number that stands at a tie on one of them moves by a 2^-8 of itself.
+    # In bf16 a number at a tie on one of them moves by a 2^-8 of itself.
     assert_alike(results[1], results[0], 1e-3 if dtype == torch.float32 else 5e-3)
 
 
@@ -301,7 +301,7 @@ def layers_on_rank() -> list[Tensors]:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_expert_parallel_ranks_cut_the_same_tiles_as_one_process(ranks):
-    """An expert's rows stand in the order of the tokens of all ranks, so that its tiles are the same rows."""
+    """An expert's rows are in the order of the tokens of all ranks, so that its tiles are the same rows."""
     x, dy = wide_tokens(ranks)
     expected = layer(Placement(), 0, LocalDispatch(), x, dy)
     by_rank = on_ranks(ranks, layers_on_rank, init=True)

@@ -34,7 +34,7 @@ SHARD_BYTES = EACH * 2 * 32 * 33
 
 
 class Model:
-    """Groups that say in a file which of them was made, and fail where they are told to."""
+    """Groups that record in a file which of them was made, and fail on request."""
 
     def __init__(self, directory: Path, seed: int = 0) -> None:
         self.log, self.seed = directory / "made", seed
@@ -61,7 +61,7 @@ class Model:
         return [value[:10], value[10:]] if n % 2 else [value]  # in runs of rows, and whole
 
     def made(self) -> list[int]:
-        """What was made since the last call."""
+        """Groups made since the last call."""
         lines = self.log.read_text().split() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return sorted(map(int, lines))
@@ -284,7 +284,7 @@ def test_what_others_put_among_the_files_does_not_become_part_of_the_model(model
     assert read_manifest(target)["files"].keys() | {"manifest.json"} == contents(target).keys()
 
 
-def test_a_worker_that_dies_is_told_and_what_it_finished_kept(model, target):
+def test_a_worker_that_dies_is_reported_and_what_it_finished_kept(model, target):
     model.fail[8] = lambda: os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(HuggingFaceError, match=r"a worker was killed by SIGKILL while it made model-00003-of"):
         model.run(target, workers=1)
@@ -338,7 +338,7 @@ def test_a_kill_after_the_directory_had_its_name_leaves_nothing_for_ever(model, 
     assert len(contents(target)) == FILES + 4
 
 
-def test_a_disk_that_is_too_small_is_told_before_the_first_byte(model, target, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(model, target, monkeypatch):
     free = SimpleNamespace(free=FILES * SHARD_BYTES)  # the headers do not fit
     monkeypatch.setattr(write.shutil, "disk_usage", lambda path: free)
     with pytest.raises(HuggingFaceError, match=r"the disk is too small: 0\.000 GB needed, 0\.000 GB free"):

@@ -1,4 +1,4 @@
-"""What an upcycle of the published sizes takes of memory."""
+"""Memory of an upcycle of the published sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG = {
 
 BLOCK = 4_000_037  # numbers: no multiple of a row, so that no two experts are alike
 WORKERS = 2
-# A child's ru_maxrss begins at its parent's; the process that measures has imported next to nothing. What a
+# A child's ru_maxrss starts at its parent's; the process that measures has imported next to nothing. What a
 # child has waited for counts as its own, so the figure is that of the largest of all.
 MEASURED = """
 import json, resource, subprocess, sys
@@ -39,7 +39,7 @@ print(json.dumps([code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss])
 
 
 def distance(source: Path, target: Path) -> float:
-    """Of an expert's copy to what it is a copy of."""
+    """Ratio of an expert's copy to its original."""
     expert = read_manifest(target)["upcycle"]["placement"]["layers"][0][0].split()[0]
     name = "layers.0.mlp.experts.{}.up_proj.weight"
     old, new = PLAIN + name.format(expert), MULTIMODAL + name.format(0)

@@ -72,7 +72,7 @@ def test_copies_part_over_200_steps_unless_they_are_exact_in_equal_groups(tmp_pa
         assert torch.equal(after, torch.zeros(3, 8))
 
 
-def begin(path: Path, run: Path, **checkpoint: Any) -> object:
+def start(path: Path, run: Path, **checkpoint: Any) -> object:
     cfg = tiny_config(run)
     cfg.model = from_huggingface(path).cfg
     cfg.checkpoint.init_from = str(path)
@@ -85,20 +85,20 @@ def begin(path: Path, run: Path, **checkpoint: Any) -> object:
         world.close()
 
 
-def test_a_run_refuses_copies_that_stay_identical_unless_it_is_told_to_take_them(tmp_path):
+def test_a_run_refuses_copies_that_stay_identical_unless_allowed(tmp_path):
     path = checkpoint_of(tmp_path / "source", **SIZES).write()
     expanded(path, tmp_path / "exact", **ASKED, noise=0.0)
     with pytest.raises(ConfigError) as refused:
-        begin(tmp_path / "exact", tmp_path / "run")
+        start(tmp_path / "exact", tmp_path / "run")
     (line,) = refused.value.errors
     assert line.startswith(f"checkpoint.init_from={tmp_path / 'exact'} holds exact copies of experts")
     assert line.endswith("or set checkpoint.allow_identical_copies=true")
     assert "\n" not in line
-    assert begin(tmp_path / "exact", tmp_path / "run", allow_identical_copies=True) is not None
+    assert start(tmp_path / "exact", tmp_path / "run", allow_identical_copies=True) is not None
     expanded(path, tmp_path / "noisy", **ASKED)
-    assert begin(tmp_path / "noisy", tmp_path / "run") is not None
+    assert start(tmp_path / "noisy", tmp_path / "run") is not None
     expanded(path, tmp_path / "distinct", **ASKED, noise=0.0, cuts="distinct")
-    assert begin(tmp_path / "distinct", tmp_path / "run") is not None
+    assert start(tmp_path / "distinct", tmp_path / "run") is not None
 
 
 @pytest.mark.parametrize("hashed", [True, False])
@@ -112,15 +112,15 @@ def test_an_edited_manifest_does_not_let_exact_copies_through(tmp_path, hashed):
         del manifest["manifest_sha256"]
     file.write_text(json.dumps(manifest))
     with pytest.raises(HuggingFaceError) as refused:
-        begin(tmp_path / "exact", tmp_path / "run")
+        start(tmp_path / "exact", tmp_path / "run")
     said = "does not match its own hash" if hashed else "has lost its hash of itself (manifest_sha256)"
     assert str(refused.value).startswith(f"{file} {said}, so whether experts are exact copies is not known")
     assert "\n" not in str(refused.value)
-    assert begin(tmp_path / "exact", tmp_path / "run", allow_identical_copies=True) is not None
+    assert start(tmp_path / "exact", tmp_path / "run", allow_identical_copies=True) is not None
 
 
 @pytest.mark.parametrize("manifest", [{}, {"upcycle": None}, {"upcycle": []}, {"identical_copies": True}])
 def test_manifests_that_say_nothing_of_copies_do_not_stop_a_run(tmp_path, manifest):
     path = checkpoint_of(tmp_path / "source", **SIZES).write()
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert begin(path, tmp_path / "run") is not None
+    assert start(path, tmp_path / "run") is not None

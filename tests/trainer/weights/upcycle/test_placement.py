@@ -139,7 +139,7 @@ def test_what_is_not_defined_is_refused_in_one_line_with_what_is(experts, per_to
 
 
 def placed(experts: int, per_token: int, factor: int, groups: int) -> str | None:
-    """What a refusal says, or None."""
+    """The text of a refusal, or None."""
     try:
         place(experts, per_token, Expansion(factor=factor, groups=groups), 1)
     except UpcycleError as refused:

@@ -235,7 +235,7 @@ def test_new_positions(tmp_path, gain):
     if gain == 0:
         assert torch.equal(model.rotary.cos_coef, eye)
         assert torch.equal(model.rotary.sin_coef, eye)
-    else:  # as a model that begins at random begins
+    else:  # as a model starts from random weights
         fresh = decoder(7, **vars(cfg))
         assert torch.equal(model.rotary.cos_coef, fresh.rotary.cos_coef)
         assert not torch.equal(model.rotary.cos_coef, model.rotary.sin_coef)

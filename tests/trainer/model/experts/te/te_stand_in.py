@@ -1,7 +1,7 @@
 """A stand-in for Transformer Engine that runs on a CPU, with the signatures and the manners of 2.20.2.
 
 What a caller can get wrong is the same: the arguments, what `is_first_microbatch` does with kept weights, `main_grad`
-and accumulation, gradients of all experts in one piece, rows that nobody owns (they are NaN here), scales that a
+and accumulation, gradients of all experts in one piece, rows without an owner (they are NaN here), scales that a
 process shares. What it computes is plain arithmetic, but under delayed scaling, whose codes are rounded for the sake of
 the scales.
 """
@@ -177,7 +177,7 @@ class GroupedLinear(nn.Module):
         self.used: list[Any] = [None] * num_gemms
         self.quantised_weights = 0
         self.calls: list[SimpleNamespace] = []
-        self.written_to: list[int] = []  # where the gradient of the first expert's weight stood, at each backward pass
+        self.written_to: list[int] = []  # address of the first expert's weight gradient, at each backward pass
 
     def init_fp8_metadata(self, num_gemms: int = 1) -> None:
         assert STATE.recipe is not None, "outside autocast it would switch FP8 off"
@@ -221,7 +221,7 @@ class GroupedLinear(nn.Module):
 def module_tree(
     *, capability: tuple[int, int] = (9, 0), cublaslt: int = 130600, native: bool = True
 ) -> dict[str, ModuleType]:
-    """What `sys.modules` holds once the package is imported. native: whether it says that the native path works."""
+    """Entries of `sys.modules` once the package is imported. native: True if it reports that the native path works."""
     package, pytorch, common, recipe, module, extension = (
         ModuleType(name)
         for name in (

@@ -1,4 +1,4 @@
-"""What the tests of experts on Transformer Engine share: sizes, tensors, runs and steps."""
+"""Shared by the tests of experts on Transformer Engine: sizes, tensors, runs and steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which recipe of Transformer Engine runs where, from version numbers alone."""
+"""The recipes of Transformer Engine that run on a machine, from version numbers alone."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from trainer.model.experts.te.linear import TransformerEngine, why_not
 from trainer.model.experts.te.support import RECIPES
 
 CUDA = torch.device("cuda")
-E, H, I, K, T = 8, 512, 384, 2, 1000  # noqa: E741  # T*K rows are no multiple of 128, nor is an expert's part
+E, H, I, K, T = 8, 512, 384, 2, 1000  # noqa: E741  # neither T*K rows nor an expert's part is a multiple of 128
 
 pytestmark = pytest.mark.gpu
 recipes = pytest.mark.parametrize("recipe", RECIPES)

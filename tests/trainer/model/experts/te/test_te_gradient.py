@@ -1,4 +1,4 @@
-"""Where the gradients of experts on Transformer Engine go: added in place by the GEMM, or by autograd."""
+"""Gradients of experts on Transformer Engine: added in place by the GEMM, or by autograd."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_gradients_of_micro_batches_add_up_in_place(stand_in, recompute):
     for step in range(2):
         assert_close(found[step], expected[step], 1e-6)
     first, later = [(True, False)], [(False, True)]
-    if recompute:  # runs each forward once more, of which the flags are not used
+    if recompute:  # runs each forward once more, without using its flags
         assert calls(backend) == (first + [(False, False)] + later * 4) * 2
     else:
         assert calls(backend) == (first + later * 2) * 2
@@ -104,7 +104,7 @@ def test_autograd_adds_where_others_look_at_the_gradient(stand_in, meddle):
 
 @pytest.mark.usefixtures("exact")
 def test_autograd_adds_outside_of_a_step_and_in_its_first_micro_batch(stand_in):
-    """Where weights are quantised the GEMM would write over a gradient that is there already."""
+    """With quantised weights the GEMM would write over a gradient that is there already."""
     backend, weights = TransformerEngine(stand_in), weights_of(torch.float32)
     for held in (False, False, True, True):
         backend.hold_weights(held)
