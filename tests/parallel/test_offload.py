@@ -14,7 +14,8 @@ from parallel.world import start_world
 from tests.distributed.pool import on_ranks
 from tests.parallel.zero import forget_groups
 from trainer.config.keys import OptimConfig
-from trainer.optim.native import Engine, build_engine
+from trainer.optim.build import build_engine
+from trainer.optim.engine import Engine
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.optim.native import Engine
+from trainer.optim.engine import Engine
 
 
 def training_tensors(model: nn.Module, engine: Engine, rank: int) -> dict[str, Tensor]:

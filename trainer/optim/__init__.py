@@ -1,1 +1,1 @@
-"""Optimizers and schedules."""
+"""The optimizer behind a seam of four calls (`engine.Engine`): torch's own (`native`), or DeepSpeed's ZeRO."""

@@ -8,7 +8,8 @@ from torch import nn
 
 from parallel.world import World
 from trainer.config.keys import OptimConfig
-from trainer.optim.native import NativeEngine, lr_at
+from trainer.optim.native import NativeEngine
+from trainer.optim.schedule import lr_at
 
 NAN, INF = float("nan"), float("inf")
 
@@ -118,7 +119,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name, moments, bad, clip_norm
 @pytest.mark.parametrize("scale", [0.01, 100.0], ids=["below the limit", "above the limit"])
 def test_moments_in_bf16_are_adamw_in_fp32_rounded_after_each_step(monkeypatch, elements, scale):
     """However the elements are cut into pieces, and with clipping: the same formula, written out."""
-    monkeypatch.setattr("trainer.optim.native.WIDENED", elements)
+    monkeypatch.setattr("trainer.optim.narrow_adamw.WIDENED", elements)
     cfg = OptimConfig(lr=0.1, clip_norm=1.0, schedule="constant", weight_decay=0.1)
     model = small_model()
     engine = native(model, cfg, torch.bfloat16)

@@ -1,0 +1,37 @@
+"""The engine that a configuration asks for."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from parallel.offload import ZeroEngine
+from parallel.world import World
+from trainer.config.keys import OptimConfig
+from trainer.optim.engine import Engine
+from trainer.optim.native import NativeEngine
+from trainer.optim.schedule import lr_at, weight_decay_groups
+
+
+def build_engine(
+    model: nn.Module,
+    cfg: OptimConfig,
+    world: World,
+    shard_group: dist.ProcessGroup | None = None,
+    moments: torch.dtype | None = None,
+) -> Engine:
+    """The engine that `cfg` names; `shard_group` and `moments` as for `NativeEngine`."""
+    if cfg.engine == "native":
+        return NativeEngine(model, cfg, world, shard_group, moments)
+    return ZeroEngine(
+        model,
+        world,
+        weight_decay_groups(dict(model.named_parameters()), cfg),
+        lr=lambda step, steps: lr_at(step, cfg, steps),
+        betas=(cfg.betas[0], cfg.betas[1]),
+        eps=cfg.eps,
+        clip_norm=cfg.clip_norm,
+        stage=cfg.zero_stage,
+        offload=cfg.offload == "cpu",
+    )

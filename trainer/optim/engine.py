@@ -1,0 +1,28 @@
+"""The seam between the training loop and an optimizer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Engine(Protocol):
+    """An optimizer as the training loop sees it. Gradients are sums over all ranks, never averages: the loss passed to
+    `backward` is already divided by the global token count."""
+
+    def prepare(self) -> None:
+        """Take over the parameters and allocate all state; after they have values and before a checkpoint is loaded."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch's `loss` (0-dim) to those of the step."""
+
+    def step(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Apply the gradients of all ranks as optimizer step `step` of `steps` and drop them.
+
+        Returns on the device: the global gradient norm before clipping (0-dim), and the number of steps skipped because
+        a gradient was not finite, consecutively up to this step and since the start of the run ([2]).
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """The live state, by "<parameter>.<moment>" and "skipped": copied by a save, filled in place by a load."""

@@ -1,0 +1,38 @@
+"""The learning rate of a step, and which parameters decay."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from trainer.config.keys import OptimConfig
+
+
+def lr_at(step: int, cfg: OptimConfig, steps: int) -> float:
+    """Learning rate of optimizer step `step` (1 to `steps`) of `steps` steps.
+
+    Linear warmup over `warmup_steps`; then
+      wsd       constant, and over the last `decay_fraction` of the steps linear to `lr * min_lr_ratio`;
+      cosine    half a cosine from `lr` to `lr * min_lr_ratio` at the last step;
+      constant  `lr`.
+    A pure function, so a resumed run needs no schedule state; in a longer run (`train.steps`) the decay starts later.
+    """
+    if step <= cfg.warmup_steps:
+        return cfg.lr * step / cfg.warmup_steps
+    if cfg.schedule == "constant":
+        return cfg.lr
+    start = cfg.warmup_steps
+    if cfg.schedule == "wsd":
+        start = max(start, steps - cfg.decay_steps(steps))
+    progress = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
+    fall = progress if cfg.schedule == "wsd" else (1.0 - math.cos(math.pi * progress)) / 2.0
+    return cfg.lr * (1.0 - (1.0 - cfg.min_lr_ratio) * fall)
+
+
+def weight_decay_groups(parameters: dict[str, nn.Parameter], cfg: OptimConfig) -> list[tuple[list[str], float]]:
+    """The (names, weight decay) of each group. Vectors (norms' gains) do not decay: pulling a gain towards zero
+    does not regularise. The shape of the whole parameter decides, not that of a shard."""
+    decayed = [name for name, p in parameters.items() if p.ndim > 1]
+    others = [name for name, p in parameters.items() if p.ndim <= 1]
+    return [(names, decay) for names, decay in ((decayed, cfg.weight_decay), (others, 0.0)) if names]
