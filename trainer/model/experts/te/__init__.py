@@ -1,1 +1,1 @@
-"""Experts through Transformer Engine."""
+"""Experts on Transformer Engine's grouped GEMMs, under one of its FP8 recipes."""

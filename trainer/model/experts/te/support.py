@@ -1,30 +1,31 @@
-"""What Transformer Engine can do where: which FP8 recipe needs which GPU, and which of its two grouped GEMMs it gets.
+"""Where Transformer Engine runs an FP8 recipe, and which of its two grouped GEMMs it uses there.
 
 The native one takes the rows of each expert as a tensor on the device. The other is a list of GEMMs over several
 streams, for which the host has to know the rows: it waits for the device once a layer. Transformer Engine falls back to
-the list without a word, so the choice is made here, before it is asked.
-
-Plain Python over version numbers: nothing here imports Transformer Engine or looks at a device.
+the list without a warning, so the choice is made here first.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from trainer.config.checks.precision import TRANSFORMER_ENGINE
+from trainer.model.experts.te import private
 
 INSTALL = "pip install --no-build-isolation -e '.[gpu]'"
-OLDEST = (2, 15)  # of Transformer Engine: 2.14 overlooks overwrite_main_grad; native grouped GEMMs since 2.19
-NATIVE_ROWS = 128  # what an expert's rows have to be a multiple of on the native path, whatever get_align_size says
-NATIVE_EXPERTS = 64  # as many pointers as its kernels take (kMaxGroups in cublaslt_grouped_gemm.cu)
+OLDEST = (2, 15)  # of Transformer Engine: 2.14 ignores overwrite_main_grad; native grouped GEMMs exist since 2.19
+NATIVE_ROWS = 128  # an expert's rows must be a multiple of it on the native path, whatever get_align_size returns
+NATIVE_EXPERTS = 64  # the most that its kernels take (kMaxGroups in cublaslt_grouped_gemm.cu)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A recipe of Transformer Engine.
 
-    name: its class. gpu: the oldest GPUs that it runs on. capability: theirs. cuda: the oldest CUDA. native: the
-    oldest cuBLASLt with a native grouped GEMM for it, by architecture.
+    name: its class. gpu, capability: the oldest GPUs that run it. cuda: the oldest CUDA. native: the oldest cuBLASLt
+    with a native grouped GEMM for it, by architecture.
     """
 
     name: str
@@ -42,18 +43,29 @@ RECIPES = {
 }
 
 
-def numbers(version: str) -> tuple[int, ...]:
-    """ "2.20.2+local" -> (2, 20)."""
-    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+def unavailable(recipe: str, device: torch.device) -> str | None:
+    """The reason why `recipe` (a key of RECIPES) cannot run on `device`, with a remedy; None where it can.
+
+    Imports Transformer Engine only if nothing else prevents its use.
+    """
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    found = (recipe, capability, torch.version.cuda, private.installed())
+    if reason := unavailable_with(*found):
+        return reason
+    try:
+        import transformer_engine.pytorch  # noqa: F401
+    except Exception as error:  # a library that is missing, or was built for another torch, fails in many ways
+        return unavailable_with(*found, error=(str(error) or repr(error)).splitlines()[0])
+    return None
 
 
-def problem(
+def unavailable_with(
     recipe: str, capability: tuple[int, int] | None, cuda: str | None, installed: str | None, error: str | None = None
 ) -> str | None:
-    """Why `recipe` cannot run, in one clause that says what would change that; None where it can.
+    """The reason why `recipe` cannot run with these versions, with a remedy; None where it can.
 
     capability: of the GPU, None on a CPU. cuda: the CUDA that torch was built for. installed: the version of
-    Transformer Engine. error: what it said when it was loaded.
+    Transformer Engine. error: the message of a failed import.
     """
     needs = RECIPES[recipe]
     reasons = []
@@ -63,8 +75,8 @@ def problem(
     elif capability < needs.capability:
         reasons.append(f"it needs {oldest} or newer, and this GPU has {_dotted(capability)}")
     elif recipe == "mxfp8" and capability >= (12, 0):
-        # cuBLAS has them there with the first operand alone transposed, as forward passes want it. That is enough for
-        # fp8_block, which stores its operands so that each of its GEMMs is of this kind (te_general_grouped_gemm).
+        # cuBLAS has them there only with the first operand transposed, as forward passes need it. That is enough for
+        # fp8_block, which stores its operands so that each of its GEMMs has this form (te_general_grouped_gemm).
         reasons.append(
             f"for compute capability {_dotted(capability)} Transformer Engine has no MXFP8 GEMMs of backward passes "
             "yet; use fp8_block, or another GPU"
@@ -81,7 +93,7 @@ def problem(
 
 
 def why_list_path(recipe: str, capability: tuple[int, int], cublaslt: int, installed: str, experts: int) -> str | None:
-    """What keeps `experts` experts of a rank from the native grouped GEMM; None where they get it.
+    """The reason why `experts` experts of a rank do not get the native grouped GEMM; None where they do.
 
     cublaslt: as the library numbers itself, 130600 for 13.6.
     """
@@ -100,8 +112,13 @@ def why_list_path(recipe: str, capability: tuple[int, int], cublaslt: int, insta
 
 
 def multiple_of_rows(recipe: str, *, native: bool) -> int:
-    """What each expert's rows are padded to a multiple of."""
+    """Each expert's rows are padded to a multiple of this number."""
     return NATIVE_ROWS if native else TRANSFORMER_ENGINE[recipe]
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version: "2.20.2+local" -> (2, 20)."""
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
 
 
 def _cublaslt(number: int) -> tuple[int, int]:

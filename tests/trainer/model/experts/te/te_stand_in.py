@@ -244,9 +244,9 @@ def module_tree(
 
 def install(monkeypatch: pytest.MonkeyPatch, version: str = "2.20.2", **what: Any) -> None:
     """The stand-in, until the test ends. what: as for `module_tree`."""
-    from trainer.model.experts.te import linear as te
+    from trainer.model.experts.te import private
 
     STATE.recipe, STATE.depth, STATE.shared, STATE.graph = None, 0, [], False
     for name, tree in module_tree(**what).items():
         monkeypatch.setitem(sys.modules, name, tree)
-    monkeypatch.setattr(te, "_installed", lambda: version)
+    monkeypatch.setattr(private, "installed", lambda: version)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from parallel.dispatch.base import RowOrder
-from trainer.model.experts.module import QuantizedBackend
+from trainer.model.experts.base import QuantizedBackend
 from trainer.model.experts.te.linear import TransformerEngine
 
 E, H, I, K = 6, 64, 32, 2  # noqa: E741

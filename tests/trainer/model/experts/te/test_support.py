@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.model.experts.te import linear as te
-from trainer.model.experts.te.support import RECIPES, multiple_of_rows, numbers, problem, why_list_path
+from trainer.model.experts.te import private
+from trainer.model.experts.te.support import (
+    RECIPES,
+    multiple_of_rows,
+    numbers,
+    unavailable,
+    unavailable_with,
+    why_list_path,
+)
 
 HOPPER, BLACKWELL = (9, 0), (10, 0)
 CPU = torch.device("cpu")
@@ -17,7 +24,7 @@ CPU = torch.device("cpu")
 
 def asked(recipe: str = "fp8_block", **changed: Any) -> str | None:
     machine = {"capability": HOPPER, "cuda": "13.0", "installed": "2.20.2"}
-    return problem(recipe, **(machine | changed))
+    return unavailable_with(recipe, **(machine | changed))
 
 
 @pytest.mark.parametrize(
@@ -60,18 +67,18 @@ def test_what_is_missing_and_what_brings_it():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_on_a_cpu_nothing_is_imported(recipe, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformer_engine", None)  # an import ends in an ImportError
-    monkeypatch.setattr(te, "_installed", lambda: "2.20.2")
-    answer = te.why_not(recipe, CPU)
+    monkeypatch.setattr(private, "installed", lambda: "2.20.2")
+    answer = unavailable(recipe, CPU)
     assert answer is not None
     assert answer.endswith("and this is a CPU")
 
 
 def test_on_a_gpu_the_package_has_to_load(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformer_engine", None)
-    monkeypatch.setattr(te, "_installed", lambda: "2.20.2")
+    monkeypatch.setattr(private, "installed", lambda: "2.20.2")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: HOPPER)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    answer = te.why_not("fp8_block", torch.device("cuda"))
+    answer = unavailable("fp8_block", torch.device("cuda"))
     assert answer is not None
     assert answer.startswith("Transformer Engine 2.20.2 does not load: ")
 

@@ -23,7 +23,9 @@ from tests.trainer.model.experts.te.te_wiring import (
     weights_of,
 )  # fmt: skip
 from tests.trainer.model.tiny import assert_close
-from trainer.model.experts.module import BACKENDS, Experts, QuantizedBackend
+from trainer.model.experts.base import QuantizedBackend
+from trainer.model.experts.loop import loop
+from trainer.model.experts.module import Experts
 from trainer.model.experts.te import linear as te
 from trainer.model.experts.te.linear import TransformerEngine
 
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 def test_outputs_and_gradients_are_those_of_the_loop(stand_in, routing):
     leaves, order = tokens_of(37, torch.float64) | weights_of(torch.float64), order_of(37, ROUTINGS[routing])
     found = run(TransformerEngine(stand_in), order, leaves)
-    assert_close(found, run(BACKENDS["loop"], order, leaves), 1e-12)
+    assert_close(found, run(loop, order, leaves), 1e-12)
 
 
 @each_path
@@ -45,7 +47,7 @@ def test_outputs_and_gradients_are_those_of_the_loop(stand_in, routing):
 def test_hardly_any_token(stand_in, tokens):
     leaves, order = tokens_of(tokens, torch.float64) | weights_of(torch.float64), order_of(tokens)
     found = run(TransformerEngine(stand_in), order, leaves)
-    assert_close(found, run(BACKENDS["loop"], order, leaves), 1e-12)
+    assert_close(found, run(loop, order, leaves), 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -56,14 +58,13 @@ def test_gemms_in_bf16_results_in_the_dtypes_of_the_arguments(stand_in, dtype, w
     assert {name: found[name].dtype for name in leaves} == {name: leaf.dtype for name, leaf in leaves.items()}
     assert found["y"].dtype == dtype
     double = {name: leaf.detach().double().requires_grad_() for name, leaf in leaves.items()}
-    assert_close({name: value.double() for name, value in found.items()}, run(BACKENDS["loop"], order, double), 2e-2)
+    assert_close({name: value.double() for name, value in found.items()}, run(loop, order, double), 2e-2)
 
 
 def test_the_experts_module_shows_nothing_of_it(stand_in):
-    experts = Experts(E, H, I, "loop")
     backend = TransformerEngine(stand_in)
     assert isinstance(backend, QuantizedBackend)
-    experts.backend = backend
+    experts = Experts(E, H, I, backend)
     torch.nn.init.normal_(experts.w13)
     torch.nn.init.normal_(experts.w2)
     tokens = tokens_of(9, torch.bfloat16)
@@ -92,7 +93,7 @@ def test_weights_are_quantised_once_a_step(stand_in):
         for micro_batch in range(3):
             leaves = tokens_of(20, torch.float64, seed=10 * micro_batch) | weights
             order = order_of(20, seed=micro_batch)
-            assert_close(run(backend, order, leaves), run(BACKENDS["loop"], order, leaves), 1e-12)
+            assert_close(run(backend, order, leaves), run(loop, order, leaves), 1e-12)
         backend.hold_weights(False)
         assert sum(gemm.linear.quantised_weights for gemm in backend._gemms or ()) == before + 2 * E
     assert calls(backend) == [(True, False), (False, False), (False, False)] * 2
@@ -105,7 +106,7 @@ def test_weights_are_quantised_at_each_use_unless_held(stand_in):
     for change in (0.0, 0.5):
         with torch.no_grad():
             leaves["w2"].mul_(1 + change)
-        assert_close(run(backend, order_of(20), leaves), run(BACKENDS["loop"], order_of(20), leaves), 1e-12)
+        assert_close(run(backend, order_of(20), leaves), run(loop, order_of(20), leaves), 1e-12)
     assert calls(backend) == [(None, False)] * 2
     assert all(not gemm.linear._fp8_workspaces for gemm in backend._gemms or ())
 
@@ -135,7 +136,7 @@ class TestDelayedScaling:
         with torch.no_grad():
             leaves["x"].mul_(1e4)
         found = run(TransformerEngine("fp8_delayed"), order_of(37), leaves, dy_scale=1e-9)
-        expected = run(BACKENDS["loop"], order_of(37), leaves, dy_scale=1e-9)
+        expected = run(loop, order_of(37), leaves, dy_scale=1e-9)
         assert_close(found, expected, 0.25)
 
     def test_scales_move_once_a_step(self):
@@ -252,5 +253,5 @@ def test_more_experts_than_the_native_path_takes(stand_in, monkeypatch):
 
 
 def test_an_unknown_recipe():
-    with pytest.raises(ValueError, match="fp8_row is no recipe of Transformer Engine: fp8_block, fp8_current"):
+    with pytest.raises(ValueError, match="fp8_row is not a recipe of Transformer Engine: fp8_block, fp8_current"):
         TransformerEngine("fp8_row")

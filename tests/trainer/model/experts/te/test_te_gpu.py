@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from parallel.dispatch.base import RowOrder
 from tests.trainer.model.tiny import assert_close, relative
+from trainer.config.fp8_recipes import RECIPES
 from trainer.model.experts.fp8_reference import Fp8Reference
-from trainer.model.experts.module import BACKENDS
-from trainer.model.experts.te import support as te_support
-from trainer.model.experts.te.linear import TransformerEngine, why_not
-from trainer.model.experts.te.support import RECIPES
+from trainer.model.experts.grouped_mm import grouped_mm
+from trainer.model.experts.te import support
+from trainer.model.experts.te.linear import TransformerEngine
 
 CUDA = torch.device("cuda")
 E, H, I, K, T = 8, 512, 384, 2, 1000  # noqa: E741  # neither T*K rows nor an expert's part is a multiple of 128
@@ -29,8 +29,8 @@ routings = pytest.mark.parametrize("routing", ROUTINGS)
 
 
 def engine(recipe: str) -> TransformerEngine:
-    if problem := why_not(recipe, CUDA):
-        pytest.skip(problem)
+    if reason := support.unavailable(recipe, CUDA):
+        pytest.skip(reason)
     return TransformerEngine(recipe)
 
 
@@ -76,7 +76,7 @@ def test_block_scaling_is_the_reference(routing):
 def test_both_paths_give_the_same_numbers(routing, monkeypatch):
     leaves, order, dy = leaves_of(), order_of(routing), gradient_of_y()
     native = run(native_engine("fp8_block"), order, leaves, dy)
-    monkeypatch.setattr(te_support, "why_list_path", lambda *_: "the test says so")
+    monkeypatch.setattr(support, "why_list_path", lambda *_: "the test says so")
     assert_close(run(engine("fp8_block"), order, leaves, dy), native, 3e-3)
 
 
@@ -86,7 +86,7 @@ def test_near_bf16(recipe, routing):
     """As far from bf16 as 4 (e5m2: 3) significant bits of each operand are."""
     leaves, order, dy = leaves_of(), order_of(routing), gradient_of_y()
     found = run(engine(recipe), order, leaves, dy)
-    expected = run(BACKENDS["grouped_mm"], order, leaves, dy)
+    expected = run(grouped_mm, order, leaves, dy)
     assert_close(found, expected, 0.15)
     assert relative(found["y"], expected["y"]) > 1e-2, "is it quantised?"
 
@@ -136,7 +136,7 @@ def test_delayed_scales_follow():
         backend.hold_weights(True)
         found = run(backend, order, leaves, dy)
         backend.hold_weights(False)
-        errors.append(relative(found["y"], run(BACKENDS["grouped_mm"], order, leaves, dy)["y"]))
+        errors.append(relative(found["y"], run(grouped_mm, order, leaves, dy)["y"]))
     assert errors[1] > errors[2] > 0.15
     assert max(errors[0], errors[3]) < 0.15
 

@@ -29,9 +29,10 @@ from tests.trainer.model.experts.te.te_wiring import (
     weights_of,
 )  # fmt: skip
 from tests.trainer.model.tiny import assert_close
-from trainer.model.experts.module import BACKENDS, Experts
+from trainer.model.experts.loop import loop
+from trainer.model.experts.module import Experts
 from trainer.model.experts.te import linear as te
-from trainer.model.experts.te.gradient import together
+from trainer.model.experts.te.gradient import stack_without_copy
 from trainer.model.experts.te.linear import TransformerEngine
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 def test_gradients_of_micro_batches_add_up_in_place(stand_in, recompute):
     backend = TransformerEngine(stand_in)
     found = steps(backend, weights_of(torch.float32), recompute)
-    expected = steps(BACKENDS["loop"], weights_of(torch.float64))
+    expected = steps(loop, weights_of(torch.float64))
     for step in range(2):
         assert_close(found[step], expected[step], 1e-6)
     first, later = [(True, False)], [(False, True)]
@@ -111,8 +112,7 @@ def test_autograd_adds_outside_of_a_step_and_in_its_first_micro_batch(stand_in):
         backend(*tokens_of(20, torch.float64).values(), *weights.values(), order_of(20)).sum().backward()
     assert calls(backend) == [(None, False), (None, False), (True, False), (False, True)]
     once = weights_of(torch.float32)
-    backend = BACKENDS["loop"]
-    backend(*tokens_of(20, torch.float64).values(), *once.values(), order_of(20)).sum().backward()
+    loop(*tokens_of(20, torch.float64).values(), *once.values(), order_of(20)).sum().backward()
     assert_close(
         {name: weight.grad for name, weight in weights.items() if weight.grad is not None},
         {name: 4 * weight.grad for name, weight in once.items() if weight.grad is not None},
@@ -154,7 +154,7 @@ def spread_over_ranks() -> list[tuple[bool | None, bool]]:
         for micro_batch in range(3):
             leaves, order = tokens_of(20, torch.float64, seed=10 * micro_batch), order_of(20, seed=micro_batch)
             backend(*leaves.values(), *map(local_part, spread.values()), order).sum().backward()
-            BACKENDS["loop"](*leaves.values(), *plain.values(), order).sum().backward()
+            loop(*leaves.values(), *plain.values(), order).sum().backward()
         grads = {name: parameter.grad for name, parameter in spread.items()}
         assert all(isinstance(grad, DTensor) and grad.shape[0] == 2 * E for grad in grads.values())
         parts = {name: local_part(grad) for name, grad in grads.items()}
@@ -169,8 +169,7 @@ def test_gradients_of_parameters_that_ranks_share_add_up_in_place():
 
 def sharded(backend: Any, reshard: bool) -> dict[str, Tensor]:
     """The gradients of this rank's shards after a step of three micro-batches under FSDP."""
-    experts = Experts(E, H, I, "loop")
-    experts.backend = backend
+    experts = Experts(E, H, I, backend)
     with torch.no_grad():
         for name, weight in weights_of(torch.float64).items():
             experts.get_parameter(name).copy_(weight)
@@ -190,7 +189,7 @@ def under_fsdp(reshard: bool) -> list[tuple[bool | None, bool]]:
         te_stand_in.install(patch)
         patch.setattr(te, "GEMM_DTYPE", torch.float64)
         backend.hold_weights(True)
-        assert_close(sharded(backend, reshard), sharded(BACKENDS["loop"], reshard), 1e-6)
+        assert_close(sharded(backend, reshard), sharded(loop, reshard), 1e-6)
         return calls(backend)
 
 
@@ -203,9 +202,9 @@ def test_fsdp_gathers_weights_that_are_kept_quantised_and_reduces_gradients(resh
 def test_gradients_in_pieces_are_stacked():
     """Older versions make one tensor for each expert."""
     pieces = [torch.randn(3, 2) for _ in range(4)]
-    assert torch.equal(together(pieces), torch.stack(pieces))
+    assert torch.equal(stack_without_copy(pieces), torch.stack(pieces))
     whole = torch.randn(4, 3, 2)
-    assert together(whole.unbind(0)) is whole
-    assert torch.equal(together(whole.flip(0).unbind(0)), whole.flip(0))
+    assert stack_without_copy(whole.unbind(0)) is whole
+    assert torch.equal(stack_without_copy(whole.flip(0).unbind(0)), whole.flip(0))
     shuffled = [whole[e] for e in (1, 0, 2, 3)]
-    assert torch.equal(together(shuffled), torch.stack(shuffled))
+    assert torch.equal(stack_without_copy(shuffled), torch.stack(shuffled))
