@@ -16,9 +16,9 @@ from parallel.dispatch.local import LocalDispatch
 from parallel.dispatch.payload import Cast, Payload
 from parallel.mesh import Meshes
 from parallel.sharding.fsdp import Policy, place_experts, shard_parameters
-from trainer.config.keys import Config, PrecisionConfig
+from trainer.config.keys import Config
 from trainer.config.ranks import DispatchName, RankMap, map_ranks
-from trainer.kernels.payload import FusedFp8
+from trainer.kernels.choose import make_ops
 from trainer.model.decoder import Decoder
 from trainer.precision import DTYPES
 
@@ -80,14 +80,15 @@ def _dispatcher(name: DispatchName, meshes: Meshes, cfg: Config) -> Dispatcher:
         combine=cfg.parallel.combine,
         regather=cfg.parallel.regather,
         overlap=cfg.parallel.overlap,
-        payload=_payload(cfg.precision),
+        payload=_payload(cfg),
     )
 
 
-def _payload(cfg: PrecisionConfig) -> Payload:
-    if cfg.payload == "fp8":
-        return FusedFp8()
-    return Cast(None if cfg.payload == cfg.linears else DTYPES[cfg.payload])
+def _payload(cfg: Config) -> Payload:
+    precision = cfg.precision
+    if precision.payload == "fp8":
+        return make_ops(cfg.train.kernels).fp8_payload()
+    return Cast(None if precision.payload == precision.linears else DTYPES[precision.payload])
 
 
 def _policy(cfg: Config) -> Policy:

@@ -1,180 +1,48 @@
-"""Every numerically sensitive operation, in one place, and what a precision recipe comes to on a machine.
-
-RMSNorm, the rotary embedding and the router's softmax are written here once, so that training, an embedded rollout
-engine and a serving engine compute them alike. All of them work in fp32 (fp64 inputs stay fp64) and cast their result
-back.
-
-They are autograd functions with hand-written backward passes: on a CPU the step is bound by passes over memory beside
-its matmuls, and composed from elementwise operations each of these would make three to four times as many.
-
-Legend: T tokens · h heads of one kind · d head dimension · E experts · K experts per token.
-"""
+"""From a precision recipe to dtypes, and whether this machine can run it."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
-from torch import Tensor
 
-from trainer.config import coerce
+from parallel.errors import Fault
+from trainer.config.coerce import keys
 from trainer.config.keys import PrecisionConfig
 from trainer.config.say import one_of
+from trainer.model.experts.te import support
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ON_ANY_DEVICE = ("fp32", "bf16", "fp8_reference")
 
 
 def narrow_moments(cfg: PrecisionConfig) -> torch.dtype | None:
-    """The dtype of the optimizer's moments where it is not that of the masters."""
+    """The dtype of the optimizer's moments, or None where it is that of the masters."""
     return None if cfg.moments == cfg.masters else DTYPES[cfg.moments]
 
 
-def why_not(experts: str, device: torch.device) -> str | None:
-    """Why experts of this precision cannot run on `device`, and what would change that; None where they can."""
-    if experts in ON_ANY_DEVICE:
+def experts_unavailable(experts: str, device: torch.device) -> str | None:
+    """The reason why experts of this precision cannot run on `device`, with a remedy; None where they can."""
+    return None if experts in ON_ANY_DEVICE else support.unavailable(experts, device)
+
+
+def unavailable(cfg: PrecisionConfig, device: torch.device) -> Fault | None:
+    """The reason why this machine cannot run `cfg`, with the recipes that it can run; None where it can."""
+    reason = experts_unavailable(cfg.experts, device)
+    if reason is None:
         return None
-    from trainer.model.experts.te import linear as te
-
-    return te.why_not(experts, device)
-
-
-def refusal(cfg: PrecisionConfig, device: torch.device) -> str | None:
-    """Why this machine cannot run `cfg`, with the recipes that it can; None where it can."""
-    problem = why_not(cfg.experts, device)
-    if problem is None:
-        return None
-    known = get_args(coerce.keys(PrecisionConfig)["experts"])
-    able = one_of(name for name in known if why_not(name, device) is None)
-    return f"precision.experts={cfg.experts} cannot run here: {problem}; here run precision={able}"
+    allowed = tuple(
+        name for name in get_args(keys(PrecisionConfig)["experts"]) if not experts_unavailable(name, device)
+    )
+    return Fault(
+        f"precision.experts={cfg.experts} cannot run here: {reason}; here run precision={one_of(allowed)}",
+        where="precision.experts", value=cfg.experts, allowed=allowed,
+    )  # fmt: skip
 
 
 def table(cfg: PrecisionConfig, experts: str) -> str:
-    """The parts of each dtype, a line a dtype, for the log. experts: what computes them on this machine, and why."""
+    """The parts of the model in each dtype, a line a dtype, for the log. experts: as `describe_backend` returns it."""
     parts: dict[str, list[str]] = {}
     for part, dtype in vars(cfg).items():
         parts.setdefault(dtype, []).append(f"experts ({experts})" if part == "experts" else part.replace("_", " "))
     return "\n".join(f"{dtype:<15}{', '.join(names)}" for dtype, names in parts.items())
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sensitive operations use for inputs of `dtype`: fp32, or fp64 when the input is fp64."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) over the last dimension, kept: [..., d] -> [..., 1]."""
-    # The norm reads x once and writes nothing of x's size, unlike square().mean().
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()
-
-
-def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x * rstd * weight with respect to x and weight; all in the wide dtype."""
-    unit = x * rstd
-    product = dy * unit
-    d_weight = product.flatten(0, -2).sum(0)
-    mean = torch.mv(product.flatten(0, -2), weight).mul_(1.0 / x.shape[-1]).view(rstd.shape)
-    dx = torch.mul(dy, weight, out=product).addcmul_(unit, mean, value=-1).mul_(rstd)
-    return dx, d_weight
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        high = x.to(wide(x.dtype))
-        rstd = inverse_rms(high, eps)
-        ctx.save_for_backward(x, weight, rstd)
-        return torch.mul(high, rstd).mul_(weight).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, rstd = ctx.saved_tensors
-        dx, d_weight = _rms_norm_backward(grads[0].to(rstd.dtype), x.to(rstd.dtype), weight.to(rstd.dtype), rstd)
-        return dx.to(x.dtype), d_weight.to(weight.dtype), None
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension: x / sqrt(mean(x^2) + eps) * weight.
-
-    Args:
-        x: [..., H], any float dtype. weight: [H]. eps: added to the mean square.
-    Returns: [..., H] in the dtype of x; statistics and product are taken in fp32.
-    """
-    return _RMSNorm.apply(x, weight, eps)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
-    """(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) on the two halves of the last dimension, written to `out`."""
-    x1, x2 = x.chunk(2, dim=-1)
-    out1, out2 = out.chunk(2, dim=-1)
-    torch.mul(x1, cos, out=out1).addcmul_(x2, sin, value=-1)
-    torch.mul(x2, cos, out=out2).addcmul_(x1, sin)
-    return out
-
-
-class _NormRotary(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-        high = x.to(cos.dtype)
-        rstd = inverse_rms(high, eps)
-        ctx.save_for_backward(x, weight, rstd, cos, sin)
-        unit = torch.mul(high, rstd).mul_(weight)
-        return _rotate(unit, cos, sin, torch.empty_like(unit)).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x, weight, rstd, cos, sin = ctx.saved_tensors
-        dy = grads[0].to(rstd.dtype)
-        # The transpose of the rotation is the rotation by the negated sine, whatever the tables hold (FoPE's are not
-        # of unit modulus).
-        d_unit = _rotate(dy, cos, -sin, torch.empty_like(dy, memory_format=torch.contiguous_format))
-        dx, d_weight = _rms_norm_backward(d_unit, x.to(rstd.dtype), weight.to(rstd.dtype), rstd)
-        return dx.to(x.dtype), d_weight.to(weight.dtype), None, None, None
-
-
-def norm_rotary(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """Per-head RMSNorm followed by the rotary embedding with the rotate-half pairing.
-
-    Args:
-        x: [T, k, r, d], r heads that share each of k tables. weight: [d].
-        cos, sin: [T, k or 1, 1, d/2] in fp32 (fp64); need not be of unit modulus.
-    Returns: [T, k, r, d] in the dtype of x.
-    """
-    return _NormRotary.apply(x, weight, cos, sin, eps)
-
-
-class _StraightThroughWeights(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-        ctx.save_for_backward(logits, ids)
-        ctx.temperature = temperature
-        return torch.softmax(logits.gather(-1, ids), dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        logits, ids = ctx.saved_tensors
-        p_TE = torch.softmax(logits / ctx.temperature, dim=-1)
-        weighted_TK = p_TE.gather(-1, ids) * grads[0]
-        d_TE = p_TE * -weighted_TK.sum(-1, keepdim=True)
-        d_TE.scatter_add_(-1, ids, weighted_TK)
-        return d_TE.div_(ctx.temperature), None, None
-
-
-def router_weights(logits: Tensor, ids: Tensor, gradient: str, temperature: float = 1.0) -> Tensor:
-    """Routing weights of the selected experts: the softmax over all experts renormalised over the selected ones.
-
-    That ratio is the softmax over the selected logits alone, and is computed as such.
-
-    Args:
-        logits: [T, E] fp32 (fp64). ids: [T, K] distinct expert ids, int64.
-        gradient: "ste" sends gradients through softmax(logits / temperature) over ALL experts,
-            dL/dz_j = p_j (1[j selected] s_j - sum_selected p_i s_i) / temperature with s = dL/d weights;
-            "conventional" is the derivative of the forward formula, exactly 0 for unselected experts.
-        temperature: of the STE's softmax; the forward weights do not depend on it.
-    Returns: [T, K] in the dtype of logits, each row sums to 1.
-    Source: Intern-S1-Pro report, straight-through router estimator.
-    """
-    if gradient == "ste":
-        return _StraightThroughWeights.apply(logits, ids, temperature)
-    return torch.softmax(logits.gather(-1, ids), dim=-1)

@@ -62,6 +62,20 @@ class PaddedOrder:
         zero."""
         return _CombineRows.apply(rows, self)
 
+    # Arithmetic without autograd, which other implementations of the order replace.
+
+    def _spread_tokens(self, x: Tensor) -> Tensor:
+        """[T, H] -> [P, H], zeros in padding."""
+        return self._spread(x, self._token)
+
+    def _spread_slots(self, weights: Tensor) -> Tensor:
+        """[T, K] -> [P], zeros in padding."""
+        return self._spread(weights.flatten(), self._slot)
+
+    def _sum_rows(self, rows: Tensor) -> Tensor:
+        """[P, H] -> [T, H], the sum of each token's rows in the order of its slots."""
+        return sum_slots(rows, self.row_of_slot)
+
     def _spread(self, values: Tensor, index: Tensor) -> Tensor:
         """values[index] at the rows, zeros in padding: [N, ...], [R] -> [P, ...]."""
         out = values.new_zeros(self.rows, *values.shape[1:])
@@ -71,19 +85,19 @@ class PaddedOrder:
 class _GatherTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: PaddedOrder) -> Tensor:
-        ctx.row_of_slot = order.row_of_slot
-        return order._spread(x, order._token)
+        ctx.order = order
+        return order._spread_tokens(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return sum_slots(grads[0], ctx.row_of_slot), None
+        return ctx.order._sum_rows(grads[0]), None
 
 
 class _GatherWeights(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, order: PaddedOrder) -> Tensor:
         ctx.row_of_slot = order.row_of_slot
-        return order._spread(weights.flatten(), order._slot)
+        return order._spread_slots(weights)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -94,8 +108,8 @@ class _CombineRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: PaddedOrder) -> Tensor:
         ctx.order = order
-        return sum_slots(rows, order.row_of_slot)
+        return order._sum_rows(rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.order._spread(grads[0], ctx.order._token), None
+        return ctx.order._spread_tokens(grads[0]), None

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from tests.trainer.model.tiny import relative
-from trainer.precision import norm_rotary, rms_norm, router_weights
+from trainer.model.numerics import norm_rotary, rms_norm, router_weights
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

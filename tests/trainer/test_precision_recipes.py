@@ -25,9 +25,10 @@ from trainer.model.decoder import Decoder
 from trainer.model.experts import fp8_reference
 from trainer.model.experts.fp8_reference import Fp8Reference, square
 from trainer.objectives.next_token import NextToken
-from trainer.optim.native import Engine, build_engine
+from trainer.optim.build import build_engine
+from trainer.optim.engine import Engine
 from trainer.parallelize import build_meshes
-from trainer.precision import DTYPES, narrow_moments, why_not
+from trainer.precision import DTYPES, experts_unavailable, narrow_moments
 from trainer.run.build import build, build_model
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
@@ -204,7 +205,7 @@ def test_a_recipe_that_this_machine_lacks_ends_in_one_line(tmp_path, capsys, nam
 
 def test_fused_kernels_are_for_cuda(tmp_path, capsys):
     assert train(tiny_config(tmp_path / "run", kernels="triton")) == 2
-    assert "needs a CUDA device, and this run has a cpu; use train.kernels=torch" in capsys.readouterr().err
+    assert "needs a CUDA device, and this run uses a cpu; use train.kernels=torch" in capsys.readouterr().err
 
 
 def test_every_recipe_declares_every_part():
@@ -212,7 +213,7 @@ def test_every_recipe_declares_every_part():
         text = (Path(__file__).parents[2] / "recipes" / "precision" / f"{name}.yaml").read_text()
         declared = [line.partition(":")[0] for line in text.splitlines() if not line.startswith("#")]
         assert declared == list(vars(PrecisionConfig()))
-        assert (why_not(precision(name).experts, CPU) is None) == (name in RUNS_HERE)
+        assert (experts_unavailable(precision(name).experts, CPU) is None) == (name in RUNS_HERE)
 
 
 def test_the_log_says_what_was_chosen(tmp_path):
@@ -294,7 +295,7 @@ def lacking(folder: Path) -> int:
     rank, able = os.environ["RANK"], (("fp32", "bf16", "fp8_reference"), ("fp32", "bf16"))
     with pytest.MonkeyPatch.context() as patch, open(folder / f"stderr-{rank}", "w") as file, redirect_stderr(file):
         patch.setattr("trainer.precision.ON_ANY_DEVICE", able[int(rank)])
-        patch.setattr("trainer.model.experts.te.linear.why_not", lambda experts, device: "a part is missing")
+        patch.setattr("trainer.model.experts.te.support.unavailable", lambda experts, device: "a part is missing")
         return train(config(folder / "run", "fp8_reference"))
 
 

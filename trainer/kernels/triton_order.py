@@ -1,4 +1,4 @@
-"""Rows sorted by expert and padded, by counting: three kernels behind `trainer.kernels.rows`.
+"""Rows sorted by expert and padded, by counting, in three Triton kernels.
 
 Ids are small numbers, so they need no comparing sort: count each expert's slots in each block of slots, sum the counts
 over the blocks before, and every slot knows its row. Nothing is added atomically, so that the order is the stable one.

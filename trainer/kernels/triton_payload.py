@@ -1,4 +1,4 @@
-"""Triton kernels behind `trainer.kernels.payload`: each program a strip of one token's 1 x 128 tiles.
+"""FP8 payload packed and unpacked in one Triton kernel each: a program takes a strip of one token's 1 x 128 tiles.
 
 Legend: T tokens · H hidden size · C bytes of a row as it travels: H codes, a byte for each tile, zeros.
 """

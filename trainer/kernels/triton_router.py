@@ -1,14 +1,46 @@
-"""Triton kernels behind `trainer.kernels.router`: one program a token, its logits in registers.
+"""The router from logits to ids and weights in one Triton kernel: one program a token, its logits in registers.
 
 Legend: T tokens · E experts · G router groups · n = E/G experts a group · K experts per token · j = K/G of each group.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+
+def route(
+    logits: Tensor, groups: int, experts_per_token: int, gradient: str, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """logits [T, E] fp32 -> ids [T, K] int64, weights [T, K] fp32; see `Ops.route`."""
+    return _Routing.apply(logits, groups, experts_per_token, gradient, temperature)
+
+
+class _Routing(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, groups: int, experts_per_token: int, gradient: str, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        ids, weights = forward(logits, groups, experts_per_token)
+        ctx.save_for_backward(logits, ids, weights)
+        ctx.mark_non_differentiable(ids)
+        ctx.gradient, ctx.temperature = gradient, temperature
+        return ids, weights
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (logits, ids, weights), d_weights = ctx.saved_tensors, grads[1]
+        if ctx.gradient == "ste":
+            d_logits = backward(logits, ids, d_weights, ctx.temperature)
+        else:
+            weighted = weights * d_weights
+            d_selected = weighted.addcmul_(weights, weighted.sum(-1, keepdim=True), value=-1)
+            d_logits = torch.zeros_like(logits).scatter_(-1, ids, d_selected)
+        return d_logits, None, None, None, None
 
 
 @triton.jit

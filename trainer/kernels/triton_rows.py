@@ -5,9 +5,6 @@ Legend: T tokens · K experts per token · P padded rows · H hidden size.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -71,54 +68,27 @@ def sum_slots(rows: Tensor, row_of_slot: Tensor) -> Tensor:
     return out
 
 
+def spread(values: Tensor, slot_of_row: Tensor) -> Tensor:
+    """values[slot], zeros where it is -1: [T, K], [P] -> [P]."""
+    rows = len(slot_of_row)
+    out = values.new_empty(rows)
+    spread_kernel[(triton.cdiv(rows, BLOCK),)](values.contiguous(), slot_of_row, out, rows, BLOCK=BLOCK)
+    return out
+
+
 class FusedOrder(PaddedOrder):
     """A `PaddedOrder` whose index build, gathers and sum are Triton kernels; bitwise the same rows."""
 
     def __init__(self, order: RowOrder, align: int) -> None:
         self.rows = padded_rows(order.ids.numel(), order.num_experts, align)
-        built = build(order.ids, order.num_experts, self.rows, align)
-        self.token_of_row, self.slot_of_row, self.row_of_slot, self.offsets = built
+        indices = build(order.ids, order.num_experts, self.rows, align)
+        self.token_of_row, self.slot_of_row, self.row_of_slot, self.offsets = indices
 
-    def gather(self, x: Tensor) -> Tensor:
-        return _Gather.apply(x, self)
+    def _spread_tokens(self, x: Tensor) -> Tensor:
+        return gather(x, self.token_of_row)
 
-    def gather_weights(self, weights: Tensor) -> Tensor:
-        return _GatherWeights.apply(weights, self)
+    def _spread_slots(self, weights: Tensor) -> Tensor:
+        return spread(weights, self.slot_of_row)
 
-    def combine(self, rows: Tensor) -> Tensor:
-        return _Combine.apply(rows, self)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: FusedOrder) -> Tensor:
-        ctx.order = order
-        return gather(x, order.token_of_row)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return sum_slots(grads[0], ctx.order.row_of_slot), None
-
-
-class _Combine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: FusedOrder) -> Tensor:
-        ctx.order = order
-        return sum_slots(rows, order.row_of_slot)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return gather(grads[0], ctx.order.token_of_row), None
-
-
-class _GatherWeights(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, order: FusedOrder) -> Tensor:
-        ctx.order, out = order, weights.new_empty(order.rows)
-        grid = (triton.cdiv(order.rows, BLOCK),)
-        spread_kernel[grid](weights.contiguous(), order.slot_of_row, out, order.rows, BLOCK=BLOCK)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0][ctx.order.row_of_slot], None
+    def _sum_rows(self, rows: Tensor) -> Tensor:
+        return sum_slots(rows, self.row_of_slot)

@@ -1,4 +1,7 @@
-"""Triton kernels behind `trainer.kernels.swiglu`: one program a row, 16 bytes a thread and access in bf16."""
+"""The gated activation and its gradients in one Triton kernel each: one program a row.
+
+A thread reads and writes 16 bytes at a time in bf16.
+"""
 
 from __future__ import annotations
 

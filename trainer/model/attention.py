@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config.model import ModelConfig
-from trainer.precision import norm_rotary
+from trainer.model.numerics import norm_rotary
 
 
 @dataclass

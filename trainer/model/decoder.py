@@ -7,7 +7,7 @@ Legend: B sequences · S tokens of each · T = B*S · H hidden size · V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -17,23 +17,25 @@ from torch import Tensor, nn
 from parallel.sharding.local import local_part, local_region
 from trainer.config.model import ModelConfig
 from trainer.model.attention import Attention, Documents
+from trainer.model.experts.base import Backend
 from trainer.model.initial import fope_matrix, seeded_normal
 from trainer.model.moe import MoE
+from trainer.model.numerics import rms_norm, wide
+from trainer.model.ops import TORCH, Ops
 from trainer.model.rotary import Rotary
 from trainer.model.router import RouterStats
-from trainer.precision import rms_norm, wide
 
 
 class Block(nn.Module):
     """Pre-norm decoder block: attention, then the mixture of experts, each around a residual."""
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, ops: Ops = TORCH, backend: Backend | None = None) -> None:
         super().__init__()
         self.eps = cfg.norm_eps
         self.attention_norm = nn.Parameter(torch.empty(cfg.hidden_size))
         self.attention = Attention(cfg)
         self.moe_norm = nn.Parameter(torch.empty(cfg.hidden_size))
-        self.moe = MoE(cfg)
+        self.moe = MoE(cfg, ops, backend)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents, expert_ids: Tensor | None = None
@@ -58,17 +60,27 @@ class Decoder(nn.Module):
         cfg: the model's sizes.
         compute_dtype: of the activations and of the linears' arithmetic; None takes the parameters' dtype. The
             parameters themselves keep the dtype they were made in (fp32 masters).
+        ops, make_backend: compute the router and the experts of each layer, as `choose_backend` returns it; by default
+            plain torch and the back end that `cfg` names.
 
     Build it under `torch.device("meta")`, then `to_empty(device=...)` and `init_weights(seed)`.
     """
 
-    def __init__(self, cfg: ModelConfig, compute_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        compute_dtype: torch.dtype | None = None,
+        ops: Ops = TORCH,
+        make_backend: Callable[[], Backend] | None = None,
+    ) -> None:
         super().__init__()
         self.cfg = cfg
         self.compute_dtype = compute_dtype
         self.embed = nn.Parameter(torch.empty(cfg.vocab_size, cfg.hidden_size))
         self.rotary = Rotary(cfg)
-        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
+        self.layers = nn.ModuleList(
+            Block(cfg, ops, make_backend() if make_backend else None) for _ in range(cfg.num_layers)
+        )
         self.norm = nn.Parameter(torch.empty(cfg.hidden_size))
         self.lm_head = nn.Parameter(torch.empty(cfg.vocab_size, cfg.hidden_size))
 

@@ -7,20 +7,25 @@ from torch import Tensor, nn
 from parallel.dispatch.base import Dispatcher
 from parallel.dispatch.local import LocalDispatch
 from trainer.config.model import ModelConfig
+from trainer.model.experts.base import Backend
+from trainer.model.experts.choose import choose_backend
 from trainer.model.experts.module import Experts
+from trainer.model.ops import TORCH, Ops
 from trainer.model.router import Router, RouterStats
 
 
 class MoE(nn.Module):
     """Sum over each token's K experts of routing weight * expert(token).
 
-    `dispatcher` decides where experts live; putting another one here is all that expert parallelism changes.
+    `dispatcher` decides where experts live; expert parallelism only puts another one here. `ops`: for the router.
+    `backend`: computes the experts; None for the one that `cfg` names, in plain torch.
     """
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, ops: Ops = TORCH, backend: Backend | None = None) -> None:
         super().__init__()
-        self.router = Router(cfg)
-        self.experts = Experts(cfg.num_experts, cfg.hidden_size, cfg.expert_width, cfg.expert_backend)
+        self.router = Router(cfg, ops)
+        backend = backend or choose_backend("fp32", cfg.expert_backend)()
+        self.experts = Experts(cfg.num_experts, cfg.hidden_size, cfg.expert_width, backend)
         self.num_experts = cfg.num_experts
         self.dispatcher: Dispatcher = LocalDispatch()
 

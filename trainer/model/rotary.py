@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.model import ModelConfig
-from trainer.precision import wide
+from trainer.model.numerics import wide
 
 
 class Rotary(nn.Module):

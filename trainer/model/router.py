@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from parallel.torch_private import assert_async
 from trainer.config.model import ModelConfig
-from trainer.kernels import on_triton
-from trainer.kernels.router import fused_routing
-from trainer.precision import router_weights, wide
+from trainer.model.numerics import router_weights, wide
+from trainer.model.ops import TORCH, Ops
 
 
 class RouterStats(NamedTuple):
@@ -42,29 +41,12 @@ class RouterStats(NamedTuple):
         )
 
 
-def select_experts(logits: Tensor, groups: int, experts_per_token: int) -> Tensor:
-    """The K/G experts with the largest logits of each group; ties go to the lowest index on every device.
-
-    Args: logits: [T, E] fp32 (fp64). groups: G divides E and K.
-    Returns: [T, K] int64 global expert ids; slots in group order, inside a group by falling logit.
-    """
-    tokens, experts = logits.shape
-    per_group, picks = experts // groups, experts_per_token // groups
-    z_TGn = logits.view(tokens, groups, per_group)
-    if picks == 1:
-        best_TGj = z_TGn.argmax(-1, keepdim=True)  # documented to return the first maximum
-    else:
-        # Not topk: it breaks ties arbitrarily.
-        best_TGj = torch.sort(z_TGn, dim=-1, descending=True, stable=True).indices[..., :picks]
-    first_of_group = torch.arange(0, experts, per_group, device=logits.device).view(1, groups, 1)
-    return (best_TGj + first_of_group).flatten(1)
-
-
 class Router(nn.Module):
     """Logits in fp32 from one matrix [E, H], K/G experts of each group, their weights and the statistics of both."""
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, ops: Ops = TORCH) -> None:
         super().__init__()
+        self.ops = ops
         self.weight = nn.Parameter(torch.empty(cfg.num_experts, cfg.hidden_size))
         self.groups = cfg.router_groups
         self.experts_per_token = cfg.experts_per_token
@@ -83,11 +65,9 @@ class Router(nn.Module):
             assert_async(((ids >= 0) & (ids < len(self.weight))).all(), "expert_ids hold ids of no expert")
         dtype = wide(x.dtype)
         z_TE = F.linear(x.to(dtype), self.weight.to(dtype))
-        if ids is None and on_triton(z_TE):
-            ids, weights_TK = fused_routing(z_TE, self.groups, self.experts_per_token, self.gradient, self.temperature)
+        if ids is None:
+            ids, weights_TK = self.ops.route(z_TE, self.groups, self.experts_per_token, self.gradient, self.temperature)
         else:
-            if ids is None:
-                ids = select_experts(z_TE.detach(), self.groups, self.experts_per_token)
             weights_TK = router_weights(z_TE, ids, self.gradient, self.temperature)
         return ids, weights_TK, self._statistics(z_TE, ids)
 

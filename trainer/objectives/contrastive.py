@@ -22,9 +22,9 @@ from parallel.world import World
 from trainer.data.batch import Batch
 from trainer.data.protocols import Data
 from trainer.model.decoder import Decoder
+from trainer.model.numerics import wide
 from trainer.objectives.base import GlobalBatch, Scalar, Scalars
 from trainer.objectives.router import router_scalars
-from trainer.precision import wide
 
 
 class Contrastive:

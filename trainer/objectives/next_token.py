@@ -15,9 +15,9 @@ from trainer.data.batch import IGNORE, Batch
 from trainer.data.protocols import Data
 from trainer.data.text import unigram_nats
 from trainer.model.decoder import Decoder
+from trainer.model.numerics import wide
 from trainer.objectives.base import GlobalBatch, Scalar, Scalars
 from trainer.objectives.router import router_scalars
-from trainer.precision import wide
 
 
 class NextToken:

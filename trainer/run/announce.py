@@ -14,7 +14,7 @@ from trainer import precision
 from trainer.config.checks.unused import without_effect
 from trainer.config.keys import Config
 from trainer.config.ranks import map_ranks
-from trainer.model.experts.module import describe_backend
+from trainer.model.experts.choose import describe_backend
 
 
 def announcements(

@@ -12,11 +12,13 @@ from parallel.world import World
 from trainer.config.keys import Config
 from trainer.data.build import build_data
 from trainer.data.protocols import Data
+from trainer.kernels.choose import make_ops
 from trainer.model.decoder import Decoder
-from trainer.model.experts.module import make_backend
+from trainer.model.experts.choose import choose_backend
 from trainer.objectives import build_objective, freeze_unused
 from trainer.objectives.base import Objective
-from trainer.optim.native import Engine, build_engine
+from trainer.optim.build import build_engine
+from trainer.optim.engine import Engine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.directory import RunDir
@@ -58,11 +60,11 @@ def build_model(cfg: Config, world: World, meshes: Meshes | None, fill: Fill | N
     fill: gives it its weights; None draws random ones from `train.seed`.
     """
     world.watch.at("start: model")
+    ops = make_ops(cfg.train.kernels)
+    make_backend = choose_backend(cfg.precision.experts, cfg.model.expert_backend, ops)
     with torch.device("meta"):
-        model = Decoder(cfg.model, DTYPES[cfg.precision.linears])
+        model = Decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend)
     freeze_unused(model, build_objective(cfg.train))
-    for layer in model.blocks:
-        layer.moe.experts.backend = make_backend(cfg.precision.experts, cfg.model.expert_backend)
     parallelize(model, meshes, cfg, world.device.type)
     model.to_empty(device=world.device)
     if fill is not None:

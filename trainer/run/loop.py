@@ -18,7 +18,7 @@ from trainer.data.batch import Batch
 from trainer.metrics.rates import device_peak
 from trainer.metrics.record import MetricsLog
 from trainer.objectives.base import Scalar, Scalars, Totals, read_totals
-from trainer.optim.native import lr_at
+from trainer.optim.schedule import lr_at
 from trainer.run.announce import announcements, device_name
 from trainer.run.build import Parts
 from trainer.run.checkpoints import Checkpoints, Position

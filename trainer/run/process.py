@@ -7,15 +7,16 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 from parallel.errors import Fault, UserError
 from parallel.world import World, start_world
-from trainer import kernels
+from trainer import precision
 from trainer.checkpoint.store import CheckpointError
 from trainer.config import coerce
 from trainer.config.errors import ConfigError, report
 from trainer.config.keys import Config
-from trainer.precision import refusal
+from trainer.kernels import choose as kernels
 from trainer.run import directory
 from trainer.run.build import build
 from trainer.run.directory import RunDir
@@ -42,7 +43,6 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
             prepare_host_memory()
         world.agree("configuration", coerce.digest(coerce.to_dict(cfg)))
         _check_hardware(cfg, world)
-        kernels.use(cfg.train.kernels)
         run = _take_directory(run, cfg, world, resources)
         if run.status == "finished":
             if world.rank == 0:
@@ -86,12 +86,14 @@ def _log_to_stdout() -> Iterator[None]:
 
 def _check_hardware(cfg: Config, world: World) -> None:
     """Raises `ConfigError` on every rank where the machine of any rank cannot do what `cfg` asks for."""
-    fused = kernels.refusal(cfg.train.kernels, cfg.precision.payload, world.device)
-    mine = [refusal(cfg.precision, world.device), fused]
-    for rank, (host, errors) in enumerate(world.gather((socket.gethostname(), [line for line in mine if line]))):
-        if errors:
-            where = f"rank {rank} (host {host}): " if world.size > 1 else ""
-            raise ConfigError([where + line for line in errors])
+    found = [
+        precision.unavailable(cfg.precision, world.device),
+        kernels.unavailable(cfg.train.kernels, cfg.precision.payload, world.device),
+    ]
+    for rank, (host, faults) in enumerate(world.gather((socket.gethostname(), [fault for fault in found if fault]))):
+        if faults:
+            place = f"rank {rank} (host {host}): " if world.size > 1 else ""
+            raise ConfigError([replace(fault, text=place + fault.text) for fault in faults])
 
 
 def _take_directory(run: RunDir | None, cfg: Config, world: World, resources: contextlib.ExitStack) -> RunDir:

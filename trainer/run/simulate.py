@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from parallel.dispatch.base import RowOrder
 from parallel.layout import Layout
 from parallel.mesh import Meshes
 from parallel.simulate import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
@@ -25,8 +22,10 @@ from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
+from trainer.model.experts.shapes_only import shapes_only
 from trainer.objectives import build_objective, freeze_unused
-from trainer.optim.native import Engine, NativeEngine
+from trainer.optim.engine import Engine
+from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.step import accumulate_gradients
@@ -58,17 +57,15 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> Report:
             value=cfg.optim.engine,
             allowed=("native",),
         )
-    cfg = replace(cfg, train=replace(cfg.train, compile=False))
+    cfg = replace(cfg, train=replace(cfg.train, compile=False, kernels="torch"))
     with fake_world(world_size, rank) as fake:
         world = World(rank=rank, size=world_size, control=dist.new_group())
         meshes = build_meshes(cfg, world.device.type)
         assert meshes is not None  # there is a process group
         with torch.device("meta"):
-            model = Decoder(cfg.model, DTYPES[cfg.precision.linears])
+            model = Decoder(cfg.model, DTYPES[cfg.precision.linears], make_backend=lambda: shapes_only)
         freeze_unused(model, build_objective(cfg.train))
         parallelize(model, meshes, cfg, world.device.type)
-        for layer in model.blocks:
-            layer.moe.experts.backend = _any_experts
         engine = NativeEngine(model, cfg.optim, world, meshes.shard_group, narrow_moments(cfg.precision))
         with fake:
             model.to_empty(device=world.device)
@@ -140,21 +137,3 @@ def _blank_batch(cfg: Config) -> Batch:
         num_tokens=tokens.numel(),
         samples=list(range(rows)),
     )
-
-
-class _AnyExperts(torch.autograd.Function):
-    """Results and gradients of the shapes that every back end of the experts has. Real back ends read row counts on the
-    host or have kernels for some dtypes only; none of them communicates."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weights, w13, w2)
-        return torch.empty_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors)
-
-
-def _any_experts(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
-    return _AnyExperts.apply(x, weights, w13, w2)

@@ -9,9 +9,10 @@ from parallel.sharding.fsdp import keep_gathered
 from parallel.world import World
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
-from trainer.model.experts.module import Experts, QuantizedBackend
+from trainer.model.experts.base import QuantizedBackend
+from trainer.model.experts.module import Experts
 from trainer.objectives.base import GlobalBatch, Objective, Totals
-from trainer.optim.native import Engine
+from trainer.optim.engine import Engine
 
 
 def accumulate_gradients(

@@ -39,22 +39,24 @@ from tests.bench.gpu.layer import DOCUMENT
 from tests.bench.gpu.routing import Size, Slice
 from tests.bench.gpu.sections import SECTIONS, measure
 from tests.bench.gpu.table import LARGE, LAYER_BF16, Row, header, line, machine, not_run, with_fp8_targets
-from trainer.kernels import use
+from trainer.kernels.choose import make_ops
+from trainer.model.ops import TORCH, Ops
 
 KERNELS, TRAIN = "kernels", "train"
 NAMES = (*SECTIONS, KERNELS, TRAIN)
 
 
 def run(
-    names: list[str], tokens: list[int], rounds: int, part: Slice, dtype: torch.dtype, clock: Clock, rows: list[Row]
-) -> None:
+    names: list[str], tokens: list[int], rounds: int, part: Slice, dtype: torch.dtype, clock: Clock, rows: list[Row],
+    ops: Ops = TORCH,
+) -> None:  # fmt: skip
     """Measure the sections, printing each as it comes and adding it to `rows`."""
     for name in names:
         section, of_section = SECTIONS[name], len(rows)
         print(f"\n### {section.title}\n\n{header()}")
         for count in tokens:
             for skew in section.skews:
-                found = list(measure(name, Size(part, count, skew, dtype, clock.device), rounds, clock))
+                found = list(measure(name, Size(part, count, skew, dtype, clock.device, ops), rounds, clock))
                 rows += with_fp8_targets(found) if count >= LARGE and section.bf16_target == LAYER_BF16 else found
                 print("\n".join(line(row) for row in rows[-len(found) :] if row.timing), flush=True)
                 gc.collect()
@@ -80,13 +82,21 @@ def bench(args: argparse.Namespace, device: torch.device, part: Slice, dtype: to
         sys.exit(f"--sections {','.join(sorted(unknown))}: there are {', '.join(NAMES)}")
     if odd := [count for count in tokens if count < 8 or count % 8 or count % min(DOCUMENT, count)]:
         sys.exit(f"--tokens {odd[0]}: multiples of 8 work, and above {DOCUMENT} multiples of it")
-    use(args.kernels)
     about = machine(device) | {"our kernels": args.kernels}
     rows, of_kernels, runs = list[Row](), list[KernelRow](), dict[str, dict[str, Any]]()
     print("; ".join(f"{key} {value}" for key, value in about.items()) + f"; medians of {args.rounds} rounds")
     try:
         clock = Clock(device)
-        run([name for name in names if name in SECTIONS], tokens, args.rounds, part, dtype, clock, rows)
+        run(
+            [name for name in names if name in SECTIONS],
+            tokens,
+            args.rounds,
+            part,
+            dtype,
+            clock,
+            rows,
+            make_ops(args.kernels),
+        )
         if KERNELS in names:
             run_kernels(tokens, args.rounds, clock, of_kernels)
         if TRAIN in names:

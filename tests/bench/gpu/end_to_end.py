@@ -126,12 +126,12 @@ def measure(precisions: Sequence[str], into: Path, overrides: Sequence[str]) -> 
     """A run for each precision, one after another, in a process of its own; into: where their directories go."""
     import torch
 
-    from trainer.precision import why_not
+    from trainer.precision import experts_unavailable
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     runs: dict[str, dict[str, Any]] = {}
     for precision in precisions:
-        if reason := why_not(compose([RECIPE, f"precision={precision}"]).precision.experts, device):
+        if reason := experts_unavailable(compose([RECIPE, f"precision={precision}"]).precision.experts, device):
             runs[precision] = {"skipped": reason}
             continue
         directory = into / precision

@@ -1,7 +1,7 @@
 """The experts of one rank between the tokens and their sum: gather, two grouped GEMMs, the gated activation, combine.
 
 Every arm is a function of the same x [T, H], routing weights [T, K], w13, w2 and rows sorted by expert: the contract
-of `trainer.model.experts.module`. Ours stand beside what one writes with torch's grouped GEMM and autograd, and beside
+of `trainer.model.experts`. Ours stand beside what one writes with torch's grouped GEMM and autograd, and beside
 Transformer Engine's GroupedLinear with the same torch around it.
 
 Legend: T tokens · K experts per token · E experts · H hidden size · I expert width.
@@ -20,8 +20,10 @@ from parallel.dispatch.padding import PaddedOrder
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.gemms import Operands
 from tests.bench.gpu.peer_te import GroupedPair, Variant
-from trainer.model.experts.module import Backend, QuantizedBackend, make_backend
-from trainer.precision import why_not
+from trainer.model.experts.base import Backend, QuantizedBackend
+from trainer.model.experts.choose import choose_backend
+from trainer.model.ops import TORCH, Ops
+from trainer.precision import experts_unavailable
 
 Run = Callable[[Tensor, Tensor], Tensor]  # x [T, H], weights [T, K] -> [T, H]
 RESULTS = ("y", "dx", "d_weights", "d_w13", "d_w2")
@@ -65,13 +67,13 @@ def arm_of(run: Run, given: Inputs, w13: list[Tensor], w2: list[Tensor], precisi
     return Arm(forward, both, results, tolerance_of(precision))
 
 
-def ours(precision: str, held: bool, given: Inputs) -> Arm | Skipped:
+def ours(precision: str, held: bool, given: Inputs, ops: Ops = TORCH) -> Arm | Skipped:
     """Our back end for a value of `precision.experts`; held: its quantised weights, as over the micro-batches of a
     step."""
     device = given.x.device
-    if reason := why_not(precision, device):
+    if reason := experts_unavailable(precision, device):
         return Skipped(reason)
-    run = make_backend(precision, "grouped_mm")
+    run = choose_backend(precision, "grouped_mm", ops)()
     if isinstance(run, QuantizedBackend):
         run.hold_weights(held)
     return backend(run, given, precision)
@@ -97,7 +99,7 @@ def plain(given: Inputs) -> Arm:
 
 
 def transformer_engine(variant: Variant, given: Inputs) -> Arm | Skipped:
-    reason = variant.why_not(given.x.device)
+    reason = variant.unavailable(given.x.device)
     return Skipped(reason) if reason else transformer_engine_arm(variant, given)
 
 

@@ -11,36 +11,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor, device
+from torch import Tensor
 
 from parallel.dispatch.padding import PaddedOrder
 from tests.bench.gpu.clock import Clock, Skipped, distance, tried
 from tests.trainer.kernels.examples import EXAMPLES, Call
-from trainer import kernels
+from trainer.kernels.choose import make_ops
+from trainer.model.ops import TORCH
 
 TOLERANCE = 2e-2  # of two ways to compute in bf16
 
 
-def under(name: str, call: Call) -> Any:
-    """Return what `call` makes where CUDA tensors get "torch" or "triton"; afterwards they get what they got before."""
-    before = kernels.chosen()
-    kernels.use(name)
-    try:
-        return call()
-    finally:
-        kernels.use(before)
-
-
 def results(name: str, call: Call) -> dict[str, Tensor]:
-    made = under(name, call)
+    """The results of `call` with the operations called `name`, by number."""
+    made = call(make_ops(name))
     if isinstance(made, PaddedOrder):
         made = made.token_of_row, made.slot_of_row, made.row_of_slot, made.offsets
     made = (made,) if isinstance(made, Tensor) else made
     return {str(number): out.detach().float() for number, out in enumerate(made)}
-
-
-def why_not(place: device) -> str | None:
-    return None if place.type == "cuda" else "Triton's kernels need a CUDA device"
 
 
 @dataclass(frozen=True)
@@ -79,17 +67,18 @@ def line(row: KernelRow) -> str:
 def measure(tokens: int, rounds: int, clock: Clock) -> Iterator[KernelRow]:
     """A row for each kernel; where Triton's fails or makes other numbers, it says so in place of its figures."""
     for example in EXAMPLES:
-        problem, off = why_not(clock.device), None
+        problem = None if clock.device.type == "cuda" else "Triton's kernels need a CUDA device"
+        off = None
         call = example.build(tokens, clock.device)
-        steps = {name: partial(under, name, call) for name in ("torch", "triton")}
+        steps = {"torch": partial(call, TORCH)}
         if problem is None:
             expected, found = results("torch", call), tried(partial(results, "triton", call))
             if isinstance(found, Skipped):
                 problem = found.reason
             elif (off := distance(found, expected)) > TOLERANCE:
                 problem = f"FAILED: its results are off by {off:.2g}"
-        if problem:
-            del steps["triton"]
+        if problem is None:
+            steps["triton"] = partial(call, make_ops("triton"))
         ms = clock.take_turns(steps, rounds)
         yield KernelRow(
             example.name, tokens, example.bytes(tokens), ms["torch"], ms.get("triton"),

@@ -14,9 +14,10 @@ from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.routing import Size, draw_logits, plant
 from trainer.model.attention import Documents
 from trainer.model.decoder import Block
-from trainer.model.experts.module import QuantizedBackend, make_backend
+from trainer.model.experts.base import QuantizedBackend
+from trainer.model.experts.choose import choose_backend
 from trainer.model.rotary import Rotary
-from trainer.precision import why_not
+from trainer.precision import experts_unavailable
 
 DOCUMENT = 4096  # tokens of a document in the decoder layer's batch
 
@@ -45,9 +46,9 @@ class Layers:
         part, tokens, dtype, device = size.part, size.tokens, size.dtype, size.device
         cfg = part.config(positions="fope", rope_theta=5e6, max_position=262144)
         with torch.device("meta"):
-            block = Block(cfg)
+            block = Block(cfg, size.ops)
         build(block, dtype, device, masters=masters)
-        self.block, self.moe, self.masters = block, block.moe, masters
+        self.block, self.moe, self.masters, self.ops = block, block.moe, masters, size.ops
         generator = torch.Generator(device).manual_seed(3)
         drawn, self.dy = (
             torch.empty(tokens, part.hidden, dtype=dtype, device=device).normal_(generator=generator) for _ in range(2)
@@ -75,9 +76,9 @@ class Layers:
         )
 
     def _arm(self, precision: str, module: nn.Module, run: Callable[[], Tensor], x: Tensor) -> Arm | Skipped:
-        if reason := why_not(precision, x.device):
+        if reason := experts_unavailable(precision, x.device):
             return Skipped(reason)
-        backend = make_backend(precision, "grouped_mm")
+        backend = choose_backend(precision, "grouped_mm", self.ops)()
         if isinstance(backend, QuantizedBackend):
             backend.hold_weights(True)
         leaves = {"x": x, **dict(module.named_parameters())}

@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.gemms import NAMES, Operands, counts_of
 from trainer.config.checks.precision import TRANSFORMER_ENGINE
-from trainer.model.experts.te.linear import why_not
+from trainer.model.experts.te import support
 from trainer.model.experts.te.support import INSTALL, NATIVE_ROWS, RECIPES
 
 
@@ -42,12 +42,12 @@ class Variant:
         counts = "device counts" if self.on_device else "host counts"
         return f"TE {self.recipe or 'bf16'}, {counts}{', cached' if self.cached else ''}"
 
-    def why_not(self, device: torch.device) -> str | None:
+    def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cuda":
             return "Transformer Engine needs a CUDA device"
         if importlib.util.find_spec("transformer_engine") is None:
             return f"Transformer Engine is not installed ({INSTALL})"
-        if self.recipe is not None and (reason := why_not(self.recipe, device)):
+        if self.recipe is not None and (reason := support.unavailable(self.recipe, device)):
             return reason
         if self.on_device:
             module = importlib.import_module("transformer_engine.pytorch.module.grouped_linear")
@@ -114,7 +114,7 @@ class GroupedPair:
 
 def gemms(variant: Variant, given: Operands) -> Arm | Skipped:
     """The six products, quantising what it multiplies as it goes."""
-    reason = variant.why_not(given.x.device)
+    reason = variant.unavailable(given.x.device)
     return Skipped(reason) if reason else gemms_arm(variant, given)
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from trainer.config.model import ModelConfig
-from trainer.model.router import select_experts
+from trainer.model.numerics import select_experts
+from trainer.model.ops import TORCH, Ops
 
 Skew = Literal["uniform", "zipf"]
 
@@ -61,6 +62,7 @@ class Size:
     skew: Skew
     dtype: torch.dtype
     device: torch.device
+    ops: Ops = TORCH  # for our own arms
 
     def ids(self) -> Tensor:
         """[T, K] the experts of each token."""

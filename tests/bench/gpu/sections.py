@@ -14,7 +14,7 @@ from tests.bench.gpu.clock import Arm, Clock, Skipped, distance, tried
 from tests.bench.gpu.layer import DOCUMENT, Layers
 from tests.bench.gpu.routing import Size, Skew
 from tests.bench.gpu.table import GEMM_BF16, GEMM_FP8, LARGE, LAYER_BF16, Row
-from trainer.model.experts.module import BACKENDS
+from trainer.model.experts.loop import loop
 
 PRECISIONS = ("bf16", "fp8_block", "fp8_current", "fp8_delayed", "mxfp8")
 Builders = Mapping[str, Callable[[], Arm | Skipped]]
@@ -36,10 +36,10 @@ def expert_arms(size: Size) -> Builders:
     given = experts.Inputs(gemms.Operands(size.part, ids, size.dtype), ids)
     quantised = PRECISIONS[1:]
     return {
-        "ours bf16": partial(experts.ours, "bf16", False, given),
-        **{f"ours {name}, weights held": partial(experts.ours, name, True, given) for name in quantised},
-        **{f"ours {name}": partial(experts.ours, name, False, given) for name in quantised},
-        "our loop": partial(experts.backend, BACKENDS["loop"], given),
+        "ours bf16": partial(experts.ours, "bf16", False, given, size.ops),
+        **{f"ours {name}, weights held": partial(experts.ours, name, True, given, size.ops) for name in quantised},
+        **{f"ours {name}": partial(experts.ours, name, False, given, size.ops) for name in quantised},
+        "our loop": partial(experts.backend, loop, given),
         "torch grouped_mm and autograd": partial(experts.plain, given),
         **{variant.name: partial(experts.transformer_engine, variant, given) for variant in peer_te.VARIANTS},
     }

@@ -20,9 +20,9 @@ from parallel.dispatch.local import LocalDispatch
 from parallel.groups import map_groups
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close
+from trainer.model.experts.grouped_mm import grouped_mm
 from trainer.model.experts.module import Experts
-from trainer.model.router import select_experts
-from trainer.precision import router_weights
+from trainer.model.numerics import router_weights, select_experts
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("megatron") is None, reason="megatron-core has no wheel for this Python or platform"
@@ -51,7 +51,7 @@ def inputs(spread: str) -> dict[str, Tensor]:
 
 
 def run_ours(dispatcher: Dispatcher, mine: dict[str, Tensor]) -> dict[str, Tensor]:
-    experts = Experts(len(mine["w13"]), H, I, "grouped_mm")
+    experts = Experts(len(mine["w13"]), H, I, grouped_mm)
     with torch.no_grad():
         experts.w13.copy_(mine["w13"])
         experts.w2.copy_(mine["w2"])

@@ -15,16 +15,13 @@ import torch
 from torch import Tensor
 
 from parallel.dispatch.base import RowOrder
-from trainer import kernels
 from trainer.config.model import ModelConfig
-from trainer.kernels.experts import fused_grouped_swiglu
-from trainer.kernels.payload import FusedFp8
-from trainer.kernels.router import fused_routing
-from trainer.kernels.rows import pad_order
-from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
+from trainer.kernels.choose import make_ops
+from trainer.model.experts.choose import choose_backend
+from trainer.model.experts.fused_grouped_mm import FusedSwiGLU
 from trainer.model.moe import MoE
-from trainer.model.router import select_experts
-from trainer.precision import router_weights
+from trainer.model.numerics import router_weights, select_experts
+from trainer.model.ops import TORCH, Ops
 
 Device = str
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -44,13 +41,8 @@ def outputs(function: Callable[..., Tensor], inputs: list[Tensor], seed: int = 1
 
 
 def by_both(run: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
-    """Results of the Triton kernel and of its twin."""
-    kernels.use("triton")
-    try:
-        found = run(*args)
-    finally:
-        kernels.use("torch")
-    return found, run(*args)
+    """The results of `run(ops, *args)` with Triton's operations and with torch's."""
+    return run(make_ops("triton"), *args), run(TORCH, *args)
 
 
 def near(found: Sequence[Tensor], expected: Sequence[Tensor], narrow: float = 0.0) -> None:
@@ -73,18 +65,18 @@ def swiglu(device: Device, hidden_dtype: torch.dtype, weight_dtype: torch.dtype)
         weight = randn(rows, seed=2).abs().to(device, weight_dtype)
         weight[1:2] = 0
         inputs = [hidden, weight]
-        near(*by_both(outputs, weighted_swiglu, inputs), narrow=1e-6)
+        near(*by_both(lambda ops, leaves: outputs(ops.weighted_swiglu, leaves), inputs), narrow=1e-6)
         dy = randn(rows, width, seed=3).to(hidden)
-        near(*by_both(swiglu_gradients, *inputs, dy), narrow=1e-6)
+        near(*by_both(lambda ops, *given: ops.swiglu_gradients(*given), *inputs, dy), narrow=1e-6)
     # a gradient and rows that are not dense
     hidden, weight = randn(4, 3 * 16).to(device, hidden_dtype)[:, 8:24], randn(8).to(device, weight_dtype)[::2]
-    near(*by_both(outputs, lambda h, w: weighted_swiglu(h, w).t(), [hidden, weight]), narrow=1e-6)
+    near(*by_both(lambda ops: outputs(lambda h, w: ops.weighted_swiglu(h, w).t(), [hidden, weight])), narrow=1e-6)
 
 
 def swiglu_extremes(device: Device) -> None:
     extremes = torch.tensor([INF, -INF, NAN, 0.0, 100.0, -100.0, 1e30, -1e30])
     hidden = torch.cartesian_prod(extremes, extremes).to(device)
-    near(*by_both(outputs, weighted_swiglu, [hidden, torch.ones(64, device=device)]))
+    near(*by_both(lambda ops: outputs(ops.weighted_swiglu, [hidden, torch.ones(64, device=device)])))
 
 
 def routes() -> dict[str, tuple[Tensor, int]]:
@@ -110,7 +102,7 @@ def order(device: Device) -> None:
     at_once = triton_order.SCANNED
     for ids, experts in routes().values():
         for align, triton_order.SCANNED in ((1, at_once), (16, 2)):  # 2: the scan takes several turns
-            found, twin = by_both(pad_order, RowOrder(ids.to(device), experts), align)
+            found, twin = by_both(lambda ops, *given: ops.pad_order(*given), RowOrder(ids.to(device), experts), align)
             assert type(found) is not type(twin)
             assert found.rows == twin.rows
             names = ("token_of_row", "slot_of_row", "row_of_slot", "offsets")
@@ -122,16 +114,13 @@ def order_of_unknown_ids(device: Device) -> None:
     """A replayed id may be no expert's. It counts as the nearest one that is, so that every index stays a row's."""
     ids, experts = torch.randint(-3, 9, (150, 2), generator=torch.Generator().manual_seed(0)), 6
     ids[0, 0], ids[1, 0] = 2**32 + 1, -(2**40)
-    kernels.use("triton")
-    try:
-        found, known = (pad_order(RowOrder(i.to(device), experts), 16) for i in (ids, ids.clamp(0, experts - 1)))
-    finally:
-        kernels.use("torch")
+    pad_order = make_ops("triton").pad_order
+    found, known = (pad_order(RowOrder(i.to(device), experts), 16) for i in (ids, ids.clamp(0, experts - 1)))
     same(*([getattr(o, n) for n in ("token_of_row", "slot_of_row", "row_of_slot", "offsets")] for o in (found, known)))
 
 
-def gathers(order: RowOrder, x: Tensor, weights: Tensor) -> list[Tensor]:
-    padded = pad_order(order, 4)
+def gathers(ops: Ops, order: RowOrder, x: Tensor, weights: Tensor) -> list[Tensor]:
+    padded = ops.pad_order(order, 4)
     spread = outputs(padded.gather, [x])
     return [
         *spread,
@@ -160,7 +149,7 @@ def experts(device: Device, dtype: torch.dtype) -> None:
     order, (tokens, k) = RowOrder(ids.to(device), count), ids.shape
     sizes = ((tokens, 16), (tokens, k), (count, 2, 24, 16), (count, 16, 24))
     inputs = [randn(*size, seed=n).to(device, FP32 if n == 1 else dtype) for n, size in enumerate(sizes)]
-    found, twin = by_both(outputs, lambda *leaves: fused_grouped_swiglu(*leaves, order), inputs)
+    found, twin = by_both(lambda ops: outputs(lambda *leaves: FusedSwiGLU.apply(*leaves, order, ops), inputs))
     near(found, twin, narrow=2**-4)
 
 
@@ -168,19 +157,24 @@ def block(device: Device) -> None:
     """The whole mixture-of-experts block as a model calls it, with ids from a rollout too."""
     sizes = {"vocab_size": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "head_dim": 8}
     cfg = ModelConfig(**sizes, num_experts=8, expert_width=24, router_groups=2, experts_per_token=4)
-    moe = MoE(cfg).to(device)
-    values = [randn(*p.shape, seed=n).to(device) / 4 for n, p in enumerate(moe.parameters())]
+    ids = torch.tensor([[1, 0, 7, 4]], device=device).expand(6, 4)
 
-    def run(x: Tensor, *values: Tensor) -> Tensor:
-        named = dict(zip(dict(moe.named_parameters()), values, strict=True))
-        ids = torch.tensor([[1, 0, 7, 4]], device=device).expand(6, 4)
-        results = [torch.func.functional_call(moe, named, (x, given)) for given in (None, ids)]
-        return torch.cat([y + stats.probabilities.square().sum() for y, stats in results])
+    def run(ops: Ops) -> list[Tensor]:
+        moe = MoE(cfg, ops, choose_backend("fp32", "grouped_mm", ops)()).to(device)
+        values = [randn(*p.shape, seed=n).to(device) / 4 for n, p in enumerate(moe.parameters())]
 
-    near(*by_both(outputs, run, [randn(6, 16, seed=9).to(device), *values]))
+        def both(x: Tensor, *values: Tensor) -> Tensor:
+            named = dict(zip(dict(moe.named_parameters()), values, strict=True))
+            results = [torch.func.functional_call(moe, named, (x, given)) for given in (None, ids)]
+            return torch.cat([y + stats.probabilities.square().sum() for y, stats in results])
+
+        return outputs(both, [randn(6, 16, seed=9).to(device), *values])
+
+    near(*by_both(run))
 
 
 def routing(device: Device, gradient: str, temperature: float) -> None:
+    route = make_ops("triton").route
     for experts, groups, k in ((16, 4, 4), (15, 3, 6), (24, 1, 5), (512, 8, 8), (64, 8, 64)):
         z = (randn(14, experts) * 4).round() / 4  # ties
         z[1], z[2], z[2, 1] = 0.0, -0.0, 0.0
@@ -190,7 +184,7 @@ def routing(device: Device, gradient: str, temperature: float) -> None:
         expected_ids = select_experts(z, groups, k)
 
         def weights_of(logits: Tensor, ids: Tensor = expected_ids, options: tuple = (groups, k)) -> Tensor:
-            found_ids, weights = fused_routing(logits, *options, gradient, temperature)
+            found_ids, weights = route(logits, *options, gradient, temperature)
             assert torch.equal(found_ids, ids)
             return weights
 
@@ -198,7 +192,7 @@ def routing(device: Device, gradient: str, temperature: float) -> None:
             outputs(weights_of, [z]),
             outputs(lambda z, i=expected_ids: router_weights(z, i, gradient, temperature), [z]),
         )
-    ids, weights = fused_routing(torch.zeros(0, 8, device=device), 2, 4, gradient)
+    ids, weights = route(torch.zeros(0, 8, device=device), 2, 4, gradient)
     assert ids.shape == weights.shape == (0, 4)
 
 
@@ -210,11 +204,12 @@ def payload(device: Device, dtype: torch.dtype) -> None:
             x[0, :128], x[1, 5], x[2, 3], x[3, 0], x[4, :128] = 0, INF, NAN, -INF, 1e-45
             x[0, 128:256] = torch.linspace(0, 448, 128)  # every code and the middles between some
             x[1, 6:8], x[4, 128:] = torch.tensor([500.0, -500.0]), torch.linspace(-448, 447, 172)
-        packed, expected = by_both(FusedFp8().pack, x.to(device))
+        packed, expected = by_both(lambda ops, given: ops.fp8_payload().pack(given), x.to(device))
         same([packed], [expected])
         beside = torch.cat([packed, packed[:, :3]], dim=1)[:, : packed.shape[1]]  # as it comes out of a gather
         for wanted in (FP32, BF16):
-            values, exact = by_both(FusedFp8().unpack, beside, hidden, wanted)
+            unpack = lambda ops, *given: ops.fp8_payload().unpack(*given)  # noqa: E731
+            values, exact = by_both(unpack, beside, hidden, wanted)
             same([values.nan_to_num(7.0)], [exact.nan_to_num(7.0)])
 
 

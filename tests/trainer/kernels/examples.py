@@ -3,8 +3,7 @@
 for example in EXAMPLES:
     call = example.build(tokens, device)
     for name in ("torch", "triton"):
-        kernels.use(name)
-        call()              # forward, and backward where `example.name` says so
+        call(make_ops(name))  # forward, and backward where `example.name` has it
 """
 
 from __future__ import annotations
@@ -17,22 +16,17 @@ import torch
 from torch import Tensor
 
 from parallel.dispatch.base import RowOrder
-from parallel.dispatch.padding import padded_rows
-from trainer import kernels
-from trainer.kernels.payload import FusedFp8
-from trainer.kernels.router import fused_routing
-from trainer.kernels.rows import pad_order
-from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
-from trainer.model.router import select_experts
-from trainer.precision import router_weights
+from parallel.dispatch.padding import PaddedOrder, padded_rows
+from trainer.kernels.choose import make_ops
+from trainer.model.ops import TORCH, Ops
 
 H, WIDTH, E, ALL, G, K, ALIGN = 4096, 1536, 64, 512, 8, 8, 128
-Call = Callable[[], Any]
+Call = Callable[[Ops], Any]
 
 
 @dataclass(frozen=True)
 class Example:
-    """name; build(tokens, device) -> a call without arguments; bytes(tokens): the least that one call can move."""
+    """name; build(tokens, device) -> a call with an `Ops`; bytes(tokens): the least that one call can move."""
 
     name: str
     build: Callable[[int, torch.device], Call]
@@ -57,70 +51,55 @@ def _hidden(tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def _swiglu_forward(tokens: int, device: torch.device) -> Call:
     hidden, weight, _ = _hidden(tokens, device)
-    return lambda: weighted_swiglu(hidden, weight)
+    return lambda ops: ops.weighted_swiglu(hidden, weight)
 
 
 def _swiglu_backward(tokens: int, device: torch.device) -> Call:
     arguments = _hidden(tokens, device)
-    return lambda: swiglu_gradients(*arguments)
+    return lambda ops: ops.swiglu_gradients(*arguments)
 
 
 def _order(tokens: int, device: torch.device) -> Call:
     ids = _ids(tokens, device)
-    return lambda: pad_order(RowOrder(ids, E), ALIGN)
+    return lambda ops: ops.pad_order(RowOrder(ids, E), ALIGN)
 
 
 def _gather(tokens: int, device: torch.device) -> Call:
     ids, x = _ids(tokens, device), torch.randn(tokens, H, device=device, dtype=torch.bfloat16)
-    order = _Each(lambda: pad_order(RowOrder(ids, E), ALIGN))
-    return lambda: order().gather(x)
+    order = _prepared_orders(ids)
+    return lambda ops: order[type(ops)].gather(x)
 
 
 def _sum(tokens: int, device: torch.device) -> Call:
     ids, y = _ids(tokens, device), torch.randn(rows_of(tokens), H, device=device, dtype=torch.bfloat16)
-    order = _Each(lambda: pad_order(RowOrder(ids, E), ALIGN))
-    return lambda: order().combine(y)
+    order = _prepared_orders(ids)
+    return lambda ops: order[type(ops)].combine(y)
 
 
-class _Each:
-    """Results of `make` under torch and under Triton, each made once, before anything is timed."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.made = {}
-        for name in ("torch", "triton"):
-            kernels.use(name)
-            self.made[name] = make()
-        kernels.use("torch")
-
-    def __call__(self) -> Any:
-        return self.made[kernels.chosen()]
-
-
-def _route(logits: Tensor) -> tuple[Tensor, Tensor]:
-    if kernels.on_triton(logits):
-        return fused_routing(logits, G, K, "ste")
-    ids = select_experts(logits, G, K)
-    return ids, router_weights(logits, ids, "ste")
+def _prepared_orders(ids: Tensor) -> dict[type[Ops], PaddedOrder]:
+    """The padded order of either implementation, built before anything is timed."""
+    available = ("torch", "triton") if ids.is_cuda else ("torch",)
+    return {type(ops): ops.pad_order(RowOrder(ids, E), ALIGN) for ops in map(make_ops, available)}
 
 
 def _router_forward(tokens: int, device: torch.device) -> Call:
     logits = torch.randn(tokens, ALL, device=device)
-    return lambda: _route(logits)
+    return lambda ops: ops.route(logits, G, K, "ste")
 
 
 def _router_both(tokens: int, device: torch.device) -> Call:
     logits, s = torch.randn(tokens, ALL, device=device).requires_grad_(), torch.randn(tokens, K, device=device)
-    return lambda: torch.autograd.grad(_route(logits)[1], logits, s)
+    return lambda ops: torch.autograd.grad(ops.route(logits, G, K, "ste")[1], logits, s)
 
 
 def _pack(tokens: int, device: torch.device) -> Call:
     x = torch.randn(tokens, H, device=device, dtype=torch.bfloat16)
-    return lambda: FusedFp8().pack(x)
+    return lambda ops: ops.fp8_payload().pack(x)
 
 
 def _unpack(tokens: int, device: torch.device) -> Call:
-    packed = FusedFp8().pack(torch.randn(tokens, H, device=device, dtype=torch.bfloat16))
-    return lambda: FusedFp8().unpack(packed, H, torch.bfloat16)
+    packed = TORCH.fp8_payload().pack(torch.randn(tokens, H, device=device, dtype=torch.bfloat16))
+    return lambda ops: ops.fp8_payload().unpack(packed, H, torch.bfloat16)
 
 
 EXAMPLES = [

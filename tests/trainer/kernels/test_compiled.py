@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,8 +37,7 @@ def launch_all(dtypes: tuple[torch.dtype, ...]) -> None:
         triton_rows.gather(shaped(TOKENS, HIDDEN, dtype=dtype), shaped(ROWS, dtype=IDS))
         triton_rows.sum_slots(shaped(ROWS, HIDDEN, dtype=dtype), shaped(TOKENS, K, dtype=IDS))
         triton_payload.unpack(triton_payload.pack(shaped(TOKENS, HIDDEN, dtype=dtype)), HIDDEN, dtype)
-    padded = SimpleNamespace(rows=ROWS, slot_of_row=shaped(ROWS, dtype=IDS))
-    triton_rows._GatherWeights.forward(SimpleNamespace(), shaped(TOKENS, K, dtype=FP32), padded)
+    triton_rows.spread(shaped(TOKENS, K, dtype=FP32), shaped(ROWS, dtype=IDS))
     for experts in (EXPERTS // GROUPS, EXPERTS):
         triton_order.build(shaped(TOKENS, K, dtype=IDS), experts, ROWS, 128)
     logits = shaped(TOKENS, EXPERTS, dtype=FP32)

@@ -1,4 +1,4 @@
-"""The torch twin of the gated activation against plain autograd."""
+"""The gated activation in plain torch against plain autograd."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
+from trainer.model.ops import TORCH
 
 
 def composed(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -31,13 +31,13 @@ def test_value_and_gradients(hidden_dtype, weight_dtype):
     weight = torch.rand(13, generator=generator).to(weight_dtype)
     weight[5] = 0  # a row of padding
     dy = torch.randn(13, 37, generator=generator).to(hidden_dtype)
-    found = with_gradients(weighted_swiglu, hidden, weight, dy=dy)
+    found = with_gradients(TORCH.weighted_swiglu, hidden, weight, dy=dy)
     exact = with_gradients(composed, hidden.double(), weight.double(), dy=dy.double())
     for value, wanted, dtype in zip(found, exact, (hidden_dtype, hidden_dtype, weight_dtype), strict=True):
         assert value.dtype == dtype
         # fp32 inside, so one rounding to the result's dtype is all that a narrow one loses
         torch.testing.assert_close(value.double(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=4e-6)
     assert not found[0][5].any()
-    again = swiglu_gradients(hidden, weight, dy)
+    again = TORCH.swiglu_gradients(hidden, weight, dy)
     for value, wanted in zip(again, found, strict=True):
         assert torch.equal(value, wanted)

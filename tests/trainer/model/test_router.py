@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.trainer.model.tiny import model_config, relative
 from trainer.model.moe import MoE
-from trainer.model.router import Router, select_experts
+from trainer.model.numerics import select_experts
+from trainer.model.router import Router
 
 # (router groups, experts per token): G = 1; K/G = 1, the argmax path; K/G > 1, the sorting path.
 SHAPES = [(1, 1), (1, 4), (4, 4), (2, 4), (2, 6), (4, 12)]

@@ -1,28 +1,28 @@
-"""SwiGLU experts in FP8 with block scaling, in fp32 arithmetic on any device: what is rounded, and where.
+"""SwiGLU experts with the rounding of block-scaled FP8, in fp32 arithmetic on any device.
 
-A matmul of FP8 numbers sums their products in fp32. So does this one, of the same numbers: each operand is brought to
-the nearest one that FP8 can hold (`parallel.fp8`) and multiplied in fp32. It gains no speed; it shows what FP8 does to
-a run, and is what faster back ends are compared with.
+A matmul of FP8 numbers sums their products in fp32. So does this one, of the same numbers: each operand is rounded to
+FP8 (`parallel.fp8`) and multiplied in fp32. It gains no speed; it shows the effect of FP8 on a run, and faster back
+ends are compared with it.
 
-Numbers that share a scale form a tile, of three kinds. A tile lies along what the matmul sums over, so that all of its
-part of the sum has one factor:
+Numbers that share a scale form a tile, of three kinds. A tile extends along the dimension that the matmul sums over, so
+that its part of the sum has one factor:
 
     across   1 x 128, along a row              activations and gradients, where a matmul sums over their columns
     down     128 x 1, along a column           the same, where it sums over an expert's rows: the weight gradients
-    square   128 x 128, inside of one expert   weights, so that forward and backward use the same numbers
+    square   128 x 128, inside one expert      weights, so that forward and backward use the same numbers
 
     forward   hidden = across(x)  square(w13)^T       act = silu(gate) * up * weight      y = across(act)  square(w2)^T
     dgrad     dx = across(d_hidden)  square(w13)                                     d_act = across(dy)  square(w2)
     wgrad     d_w13 = down(d_hidden)^T  down(x)                                  d_w2 = down(dy)^T  down(act)
 
-Each is taken of the unrounded tensor: `down` never sees what `across` has rounded. Everything else, silu and the
-routing weight before w2 among it, is left alone. Between the matmuls numbers are kept in the dtype of x, as a faster
-back end keeps them: with x in bf16 hidden, act and their gradients are rounded to bf16 before they are quantised, and
-so are the weights. A token's rows are summed in fp32, in the order of its slots, and rounded once.
+Each is taken of the unrounded tensor: `down` never sees the rounding of `across`. Nothing else is quantised, neither
+silu nor the routing weight before w2. Between the matmuls numbers are kept in the dtype of x, as a faster back end
+keeps them: with x in bf16 hidden, act and their gradients are rounded to bf16 before they are quantised, and so are the
+weights. A token's rows are summed in fp32, in the order of its slots, and rounded once.
 
-Each expert's rows are padded with zeros to a multiple of 128, so that no tile is two experts'. The last tile of a row
-or of a weight may be shorter than 128. w13 [2, I, H] of an expert is one matrix [2I, H], and its tiles may hold rows of
-both halves. Where ranks share an expert's width each cuts its own part into tiles.
+Each expert's rows are padded with zeros to a multiple of 128, so that no tile belongs to two experts. The last tile of
+a row or of a weight may be shorter than 128. w13 [2, I, H] of an expert is one matrix [2I, H], and its tiles may hold
+rows of both halves. Where ranks share an expert's width each cuts its own part into tiles.
 
 Legend: T tokens · K experts per token · P padded rows · E experts · I expert width · H hidden size.
 """
@@ -38,8 +38,7 @@ from torch import Tensor
 from parallel.dispatch.base import RowOrder, sum_slots
 from parallel.dispatch.padding import PaddedOrder
 from parallel.fp8 import TILE, fake_quantize
-from trainer.kernels.rows import pad_order
-from trainer.kernels.swiglu import swiglu_gradients, weighted_swiglu
+from trainer.model.ops import TORCH, Ops
 
 
 def across(x: Tensor) -> Tensor:
@@ -57,7 +56,8 @@ def square(w: Tensor) -> Tensor:
 class Fp8Reference:
     """A `QuantizedBackend` for any device. While weights are held, it keeps their quantised values in fp32."""
 
-    def __init__(self) -> None:
+    def __init__(self, ops: Ops = TORCH) -> None:
+        self.ops = ops
         self._hold = False
         self._held: tuple[Tensor, Tensor] | None = None
 
@@ -69,28 +69,30 @@ class Fp8Reference:
     def __call__(self, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
         """x: [T, H] fp32 or bf16; weights: [T, K]; w13: [E, 2, I, H]; w2: [E, H, I] -> [T, H] in the dtype of x.
 
-        H and I must be multiples of 4, as torch's grouped GEMM wants it.
+        H and I must be multiples of 4, as torch's grouped GEMM requires.
         """
         quantised = self._held or (square(w13.detach().to(x.dtype).flatten(1, 2)), square(w2.detach().to(x.dtype)))
         if self._hold:
             self._held = quantised
-        return _Experts.apply(x, weights, w13, w2, *quantised, pad_order(order, TILE))
+        return _Experts.apply(x, weights, w13, w2, *quantised, self.ops.pad_order(order, TILE), self.ops)
 
 
 class _Experts(torch.autograd.Function):
-    """The formulas above. Keeps x [T, H], hidden [P, 2I] and the quantised weights; what backward needs of x and dy in
-    the order of the experts it gathers there."""
+    """The formulas above. Keeps x [T, H], hidden [P, 2I] and the quantised weights; backward gathers the rows of x and
+    dy itself."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, q13: Tensor, q2: Tensor, order: PaddedOrder
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, q13: Tensor, q2: Tensor,
+        order: PaddedOrder, ops: Ops,
+    ) -> Tensor:  # fmt: skip
         row_weight = order.gather_weights(weights)
         hidden = _matmul(order.gather(across(x)), q13.mT, order).to(x.dtype)
-        act = weighted_swiglu(hidden, row_weight)
+        act = ops.weighted_swiglu(hidden, row_weight)
         y = order.combine(_matmul(across(act), q2.mT, order)).to(x.dtype)
         ctx.save_for_backward(x, row_weight, hidden, q13, q2)
-        ctx.order, ctx.weight_shape, ctx.weight_dtypes = order, w13.shape, (w13.dtype, w2.dtype)
+        ctx.order, ctx.ops = order, ops
+        ctx.weight_shape, ctx.weight_dtypes = w13.shape, (w13.dtype, w2.dtype)
         return y
 
     @staticmethod
@@ -99,17 +101,17 @@ class _Experts(torch.autograd.Function):
         order, dy = ctx.order, grads[0]
 
         d_act = _matmul(order.gather(across(dy)), q2, order).to(x.dtype)
-        act, d_hidden, d_row_weight = swiglu_gradients(hidden, row_weight, d_act)
+        act, d_hidden, d_row_weight = ctx.ops.swiglu_gradients(hidden, row_weight, d_act)
         dx = sum_slots(_matmul(across(d_hidden), q13, order), order.row_of_slot).to(x.dtype)
 
         d_w2 = _matmul(down(order.gather(dy)).mT, down(act), order)
         d_w13 = _matmul(down(d_hidden).mT, down(order.gather(x)), order)
 
         d_w13, d_w2 = d_w13.view(ctx.weight_shape).to(ctx.weight_dtypes[0]), d_w2.to(ctx.weight_dtypes[1])
-        return dx, d_row_weight[order.row_of_slot], d_w13, d_w2, None, None, None
+        return dx, d_row_weight[order.row_of_slot], d_w13, d_w2, None, None, None, None
 
 
 def _matmul(a: Tensor, b: Tensor, order: PaddedOrder) -> Tensor:
     """Each expert's rows [P, m] times its matrix [E, m, n] -> [P, n]; or sums over its rows, [m, P] and [P, n] ->
-    [E, m, n]. Rows behind the last expert's are not written: what they hold reaches no tile, sum or token."""
+    [E, m, n]. Rows behind the last expert's are not written: their content reaches no tile, sum or token."""
     return F.grouped_mm(a, b, offs=order.offsets)

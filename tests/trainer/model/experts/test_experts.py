@@ -9,15 +9,22 @@ from torch.autograd import gradcheck
 
 from parallel.dispatch.base import RowOrder
 from tests.trainer.model.tiny import assert_close
-from trainer.kernels.experts import fused_grouped_swiglu
-from trainer.model.experts.module import BACKENDS, Experts, _GroupedSwiGLU
-from trainer.model.router import select_experts
+from trainer.model.experts.choose import UNQUANTISED
+from trainer.model.experts.fused_grouped_mm import FusedSwiGLU
+from trainer.model.experts.grouped_mm import GroupedSwiGLU
+from trainer.model.experts.module import Experts
+from trainer.model.numerics import select_experts
+from trainer.model.ops import TORCH
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 E, H, I = 6, 16, 20  # noqa: E741
 # grouped_rows is what grouped_mm is on a GPU; torch's grouped GEMM takes fp32 on a CPU, and so its algebra is checked.
-ALL = {**BACKENDS, "grouped_rows": _GroupedSwiGLU.apply, "fused_rows": fused_grouped_swiglu}
+ALL = {
+    **UNQUANTISED,
+    "grouped_rows": GroupedSwiGLU.apply,
+    "fused_rows": lambda *arguments: FusedSwiGLU.apply(*arguments, TORCH),
+}
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -99,7 +106,7 @@ def test_gradcheck(backend):
     shapes = {"x": (3, 3), "weights": (3, 2), "w13": (4, 2, 2, 3), "w2": (4, 3, 2)}
     leaves = [normal(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes.values())]
     order = RowOrder(ids, 4)
-    assert gradcheck(lambda *tensors: BACKENDS[backend](*tensors, order), leaves)
+    assert gradcheck(lambda *tensors: UNQUANTISED[backend](*tensors, order), leaves)
 
 
 @pytest.mark.parametrize("backend", sorted(ALL))
@@ -131,10 +138,10 @@ def test_a_gradient_that_is_an_expanded_view(backend):
     assert_close({n: t.grad for n, t in leaves.items()}, {n: t.grad for n, t in exact.items()}, 2e-6)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", sorted(UNQUANTISED))
 def test_module_computes_in_the_dtype_of_its_input_and_keeps_fp32_masters(backend):
     """bf16 activations, fp32 parameters and routing weights: each gradient comes back in its own dtype."""
-    experts, ids = Experts(E, H, I, backend), ROUTINGS["top-2"]
+    experts, ids = Experts(E, H, I, UNQUANTISED[backend]), ROUTINGS["top-2"]
     leaves = inputs(ids, torch.float32)
     with torch.no_grad():
         experts.w13.copy_(leaves["w13"])

@@ -17,8 +17,9 @@ from tests.parallel.dispatch.moe_layer import Case, Tensors, build_layer, joined
 from tests.parallel.fp8_formula import expected_tiles
 from tests.trainer.model.tiny import assert_close, relative
 from trainer.model.experts import fp8_reference
+from trainer.model.experts.base import QuantizedBackend
 from trainer.model.experts.fp8_reference import Fp8Reference
-from trainer.model.experts.module import BACKENDS, QuantizedBackend
+from trainer.model.experts.loop import loop
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -137,7 +138,7 @@ def test_output_and_gradients_are_those_of_the_formulas(routing, dtype):
 def test_fp8_costs_a_few_per_cent_and_no_more():
     ids = ROUTINGS["two of five"]
     order, results = RowOrder(ids, E), []
-    for run in (Fp8Reference(), BACKENDS["loop"]):
+    for run in (Fp8Reference(), loop):
         leaves = leaves_of(ids, powers=0.0)
         y = run(*leaves.values(), order)
         results.append(with_gradients(y, leaves, gradient_of(y, powers=0.0)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.trainer.weights.directories import APART, FUSED
 from tests.trainer.weights.upcycle.sources import checkpoint_of, decoder, expanded, opened
-from trainer.model.router import select_experts
+from trainer.model.numerics import select_experts
 from trainer.weights.hf_read import from_huggingface
 from trainer.weights.upcycle.errors import UpcycleError
 from trainer.weights.upcycle.placement import Expansion, place

@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from parallel.dispatch.base import RowOrder
 from tests.trainer.model.tiny import assert_close, relative
-from trainer.config.fp8_recipes import RECIPES
 from trainer.model.experts.fp8_reference import Fp8Reference
 from trainer.model.experts.grouped_mm import grouped_mm
 from trainer.model.experts.te import support
 from trainer.model.experts.te.linear import TransformerEngine
+from trainer.model.experts.te.support import RECIPES
 
 CUDA = torch.device("cuda")
 E, H, I, K, T = 8, 512, 384, 2, 1000  # noqa: E741  # neither T*K rows nor an expert's part is a multiple of 128
