@@ -55,13 +55,13 @@ class Contrastive:
     def _embed(self, model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Any]:
         """Mean hidden states [P, H] of first and second halves, in fp32 or better, and the routers' statistics."""
         bounds, first_P = halve(batch.cu_seqlens)
-        ids = batch.inputs["ids"]
-        positions_T = torch.arange(ids.numel()) - bounds[:-1].repeat_interleave(bounds.diff())
-        hidden, routing = model(ids, positions_T.view(ids.shape).to(ids.device), bounds)
+        positions = batch.inputs["positions"]
+        starts_T = bounds[:-1].repeat_interleave(bounds.diff())
+        restarted = (torch.arange(len(starts_T)) - starts_T).view(positions.shape).to(positions.device)
+        hidden, routing = model(**{**batch.inputs, "positions": restarted}, cu_seqlens=bounds)
         x_TH = hidden.flatten(0, 1).to(wide(hidden.dtype))
-        tokens_T, starts_D = (index.to(ids.device) for index in (torch.arange(len(x_TH)), bounds[:-1].long()))
-        mean_DH = F.embedding_bag(tokens_T, x_TH, starts_D, mode="mean")  # deterministic, unlike index_add on a GPU
-        first_P = first_P.to(ids.device)
+        mean_DH = means(x_TH, bounds)
+        first_P = first_P.to(x_TH.device)
         return mean_DH[first_P], mean_DH[first_P + 1], routing
 
 
@@ -76,6 +76,13 @@ def halve(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     middles = (starts[long] + ends[long] + 1) // 2
     bounds = torch.cat([cu_seqlens, middles]).sort().values
     return bounds, torch.searchsorted(bounds, starts[long])
+
+
+def means(x_TH: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Mean over each document's tokens. x_TH: [T, H]; cu_seqlens: [D + 1] on the CPU, no document empty -> [D, H]."""
+    tokens_T, starts_D = torch.arange(len(x_TH)), cu_seqlens[:-1].long()
+    # Deterministic on a GPU too, unlike index_add.
+    return F.embedding_bag(tokens_T.to(x_TH.device), x_TH, starts_D.to(x_TH.device), mode="mean")
 
 
 def info_nce(a_PH: Tensor, b_PH: Tensor, temperature: float, whole: GlobalBatch) -> Scalars:

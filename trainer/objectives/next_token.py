@@ -35,12 +35,12 @@ class NextToken:
         return batch.num_tokens
 
     def __call__(self, model: Decoder, batch: Batch, whole: GlobalBatch) -> Scalars:
-        hidden, routing = model(batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens)
+        hidden, routing = model(**batch.inputs, cu_seqlens=batch.cu_seqlens)
         nats = self._nats(model, hidden, batch)
         return Scalars(loss=Scalar(nats, whole.units, loss=True), **router_scalars(routing, model.cfg, whole))
 
     def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
-        hidden, _ = model(batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens)
+        hidden, _ = model(**batch.inputs, cu_seqlens=batch.cu_seqlens)
         return Scalars(heldout=Scalar(self._nats(model, hidden, batch), batch.num_tokens))
 
     def baselines(self, data: Data) -> dict[str, Any]:
