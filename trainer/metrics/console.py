@@ -6,6 +6,12 @@ from typing import Any
 
 Record = dict[str, Any]
 
+# What the progress line shows in a form of its own, or leaves to the record.
+NAMED = {
+    "step", "loss", "tokens_per_second", "flops_per_second", "peak_share", "peak_memory_bytes", "grad_norm", "max_load",
+    "lr", "skipped", "tokens", "balance", "z",
+}  # fmt: skip
+
 
 class PlainConsole:
     """One line per write, for pipes, files and batch jobs."""
@@ -58,8 +64,10 @@ def _summary(records: list[Record]) -> Record:
 
 
 def progress_line(record: Record, total_steps: int, seconds_left: float) -> str:
-    """The progress line: the known parts that the record has, in a fixed order."""
+    """The progress line: the parts that the record has, in a fixed order, and an objective's own scalars by name."""
     parts = [f"step {record['step']:>{len(str(total_steps))}}/{total_steps}", f"loss {record['loss']:.4f}"]
+    others = {name: value for name, value in record.items() if name not in NAMED and isinstance(value, float)}
+    parts += [f"{name} {value:.3f}" for name, value in others.items()]
     if (rate := record.get("tokens_per_second")) is not None:
         parts.append(f"{rate:,.0f} tok/s")
     if (flops := record.get("flops_per_second")) is not None:

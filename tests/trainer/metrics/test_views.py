@@ -59,6 +59,12 @@ def test_the_line_has_every_part():
     )
 
 
+def test_scalars_of_an_objective_follow_the_loss():
+    record = {"step": 1, "tokens": 64, "loss": 2.0, "accuracy": 0.25, "temperature": 0.07, "balance": 0.002, "z": 0.0}
+    line = progress_line(record, 10, seconds_left=0)
+    assert line == "step  1/10 · loss 2.0000 · accuracy 0.250 · temperature 0.070 · 0:00 left"
+
+
 def test_a_column_keeps_its_decimals_whatever_the_number():
     round_numbers = {**FULL, "loss": 5.0, "flops_per_second": 2e13, "peak_share": 0.4, "grad_norm": 0.5}
     line = progress_line(round_numbers, 300, seconds_left=0)
