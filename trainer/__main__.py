@@ -8,48 +8,63 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from trainer.config.compose import compose, load, overview
-from trainer.config.errors import ConfigError, report
+from parallel.errors import UserError
+from trainer.config.command_line import Parser
+from trainer.config.compose import compose, load
+from trainer.config.errors import CommandError, report
 from trainer.config.keys import Config
-from trainer.run import directory as rundir
+from trainer.run import directory
 
-# Seconds. torchrun ends the other ranks as soon as one has failed; the rank that explains why must not be among them.
-LET_THE_FIRST_RANK_SPEAK = 2.0
+# Seconds. torchrun stops the other ranks as soon as one has failed; the rank that prints the errors must not be among
+# them.
+TIME_TO_REPORT = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     try:
-        options = _parse(sys.argv[1:] if argv is None else argv)
-        cfg = _configuration(options, world_size)
-        if rank == 0:
-            run = rundir.choose(cfg)
-            if run.status == "finished" and world_size == 1:
-                print(rundir.finished_line(run, cfg))
-                return 0
-    except ConfigError as error:
+        options = _read(sys.argv[1:] if argv is None else argv)
+        if options.resolved is None:
+            cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=world_size)
+        else:
+            cfg = load(options.resolved, world_size=world_size)
+        run = _run_directory(cfg, options.run_directory) if rank == 0 else None
+        if run is not None and run.status == "finished" and world_size == 1:
+            print(directory.finished_line(run, cfg))
+            return 0
+    except UserError as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            return report(error)
-        time.sleep(LET_THE_FIRST_RANK_SPEAK)
+            return report(error, started=False)
+        time.sleep(TIME_TO_REPORT)
         return 2
     except KeyboardInterrupt:
         return 130
 
     if options.resolved is not None:
-        _end_with_the_launcher()
-    from trainer.run.process import train  # imports torch: only now that the configuration holds
+        _stop_with_the_launcher()
+    from trainer.run.process import train  # imports torch: only now that the configuration is checked
 
-    return train(cfg)
+    return train(cfg, run)
 
 
-def _end_with_the_launcher() -> None:
-    """Have the kernel send SIGTERM when the launcher dies without a word (kill -9), so that this rank saves and ends.
+def _run_directory(cfg: Config, chosen: str | None) -> directory.RunDir:
+    """The run directory: the launcher's choice, read from the file `chosen`, or else the choice of this process."""
+    if chosen is None:
+        return directory.choose(cfg)
+    fields = json.loads(Path(chosen).read_text(encoding="utf-8"))
+    return directory.RunDir(**{**fields, "path": Path(fields["path"])})
+
+
+def _stop_with_the_launcher() -> None:
+    """Have the kernel send SIGTERM when the launcher is killed (kill -9), so that this rank saves and exits.
 
     Linux only; elsewhere such a rank trains on alone.
     """
@@ -59,25 +74,19 @@ def _end_with_the_launcher() -> None:
         prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-def _configuration(options: argparse.Namespace, world_size: int) -> Config:
-    if options.resolved is None:
-        return compose(options.overrides, config_dirs=options.config_dir, world_size=world_size)
-    if options.overrides or options.config_dir:
-        raise ConfigError(["--resolved FILE is a whole configuration; give no overrides and no --config-dir with it"])
-    return load(options.resolved, world_size=world_size)
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="torchrun -m trainer",
-        description="Train. Overrides are recipe=NAME, GROUP=OPTION and KEY=VALUE, as in: recipe=toy optim.lr=1e-3",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=overview(argv) + "\n`octavo config recipe=toy` prints every key with its value.",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="override")
-    parser.add_argument("--config-dir", action="append", default=[], help="more recipes and options; may be repeated")
+def _read(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("torchrun -m trainer", "Train.")
+    parser.add_overrides(argv)
+    parser.epilog = f"{parser.epilog}\n`octavo config recipe=toy` prints every key with its value."
     parser.add_argument("--resolved", metavar="FILE", help="a resolved configuration, such as a run's config.yaml")
-    return parser.parse_intermixed_args(argv)
+    parser.add_argument("--run-directory", metavar="FILE", help=argparse.SUPPRESS)  # between octavo train and its ranks
+    options = parser.read(argv)
+    if options.resolved is not None and (options.overrides or options.config_dir):
+        remedy = "give no overrides and no --config-dir with it"
+        raise CommandError(
+            f"--resolved {options.resolved} is a whole configuration; {remedy}", where="--resolved", allowed=remedy
+        )
+    return options
 
 
 if __name__ == "__main__":

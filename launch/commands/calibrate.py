@@ -1,65 +1,72 @@
-"""`octavo upcycle --calibrate`: which experts of a model are used together, and what a cut by that keeps."""
+"""`octavo upcycle --calibrate`: counts which experts of a model are used together, and what a cut by that keeps."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from launch.paths import must_not_exist
+from trainer.config.errors import CommandError
 
 if TYPE_CHECKING:
     from trainer.weights.upcycle.coactivation import Counts
 
+TOKENS = 1 << 17  # the most that are read, without --tokens
 BETWEEN = 5.0  # seconds between two lines of progress
 
 
-def run_calibrate(
-    source: str, text: Sequence[str], counts: str, *, tokens: int, factor: int, groups: int, seed: int, device: str
-) -> int:
-    """Write the counts of `source` on the files `text` to `counts`, and print what cuts for an expansion by `factor`
-    into `groups` keep. device: auto, cpu or cuda. Exit code 0, or 1 with one line on stderr.
+def prepare(options: argparse.Namespace) -> Callable[[], int]:
+    """Check the options of `octavo upcycle SRC --calibrate TEXT ... --counts FILE`, and open SRC and the texts.
+
+    Raises `CommandError`, `HuggingFaceError` and `UpcycleError`.
     """
     import torch
 
-    from trainer.weights.hf_files import HuggingFaceError, open_directory
+    from trainer.weights.hf_files import open_directory
     from trainer.weights.hf_survey import look_at
-    from trainer.weights.upcycle.calibrate import count_experts, read_windows
-    from trainer.weights.upcycle.errors import UpcycleError
+    from trainer.weights.upcycle.calibrate import read_windows
 
-    target = Path(counts)
+    if options.target is not None or options.counts is None:
+        remedy = "give SRC alone, and --counts FILE for the result"
+        raise CommandError(f"--calibrate: {remedy}", where="--calibrate", allowed=remedy)
+    must_not_exist(options.counts)
+    counts, device = Path(options.counts), options.device or "auto"
+    if not counts.parent.is_dir():
+        text = f"--counts={counts}: there is no directory {counts.parent}"
+        raise CommandError(text, where="--counts", value=str(counts), allowed="a directory that exists")
+    if device == "cuda" and not torch.cuda.is_available():
+        text = "--device=cuda: this torch finds no CUDA device; use cpu or auto"
+        raise CommandError(text, where="--device", value="cuda", allowed=("cpu", "auto"))
+    opened = look_at(open_directory(Path(options.source)))
+    opened.require(towers=False)
+    factor, groups, experts = options.factor, options.groups, opened.model.num_experts
+    if factor < 1 or groups < 1 or groups % factor or experts % (groups // factor):
+        remedy = "use a factor that divides the groups, where groups / factor divides the experts"
+        text = f"--factor={factor} --groups={groups}: {experts} experts cannot be cut into groups / factor equal parts"
+        raise CommandError(f"{text}; {remedy}", where="--factor", value=factor, allowed=remedy)
+    windows = read_windows([Path(file) for file in options.calibrate], opened, options.tokens or TOKENS)
     on = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
-    try:
-        if on.type == "cuda" and not torch.cuda.is_available():
-            raise UpcycleError("--device cuda: this torch sees no CUDA device; use cpu or auto")
-        if tokens < 1:
-            raise UpcycleError(f"--tokens {tokens}: use 1 or more")
-        opened = look_at(open_directory(Path(source)))
-        opened.require(towers=False)
-        experts = opened.model.num_experts
-        if factor < 1 or groups < 1 or groups % factor or experts % (groups // factor):
-            raise UpcycleError(
-                f"--factor {factor} --groups {groups}: {experts} experts do not fall into groups/factor parts of one "
-                "size; need a factor that divides the groups, and groups/factor that divides the experts"
-            )
-        if target.exists():
-            raise UpcycleError(f"{target} exists; give a file that does not, or remove it")
-        if not target.parent.is_dir():
-            raise UpcycleError(f"--counts {target}: there is no directory {target.parent}")
-        windows = read_windows([Path(file) for file in text], opened, tokens)
+
+    def work() -> int:
+        from trainer.weights.upcycle.calibrate import count_experts
+
         gathered = count_experts(opened, windows, on, _Progress(opened.model.num_layers))
-        gathered.save(target)
-    except (HuggingFaceError, UpcycleError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(*_report(gathered, groups // factor, factor, seed), sep="\n")
-    print(f"{target}: counts of {gathered.tokens:,} tokens; for --strategy coactivation --counts {target}")
-    return 0
+        gathered.save(counts)
+        print(*_report(gathered, groups // factor, factor, options.seed), sep="\n")
+        print(f"{counts}: counts of {gathered.tokens:,} tokens; for --strategy coactivation --counts {counts}")
+        return 0
+
+    return work
 
 
 def _report(counts: Counts, parts: int, factor: int, seed: int) -> list[str]:
-    """A line for each layer and one for all: tokens whose two best experts are in different parts of a found cut, and
-    in one at least of `factor` found cuts that differ; each beside what random cuts keep in expectation."""
+    """A line for each layer and one for all layers: the share of tokens whose two best experts are in different parts
+    of the cut that was found, and in at least one of `factor` different cuts; each beside what random cuts expect.
+    """
     from trainer.weights.upcycle.coactivation import best_cuts, expected_survival, survival
 
     experts = counts.pairs.shape[1]
@@ -85,16 +92,16 @@ def _line(name: str, one: float, several: float, random_one: float, random_sever
 
 
 class _Progress:
-    """A line a few seconds apart, for a person who waits."""
+    """A line a few seconds apart."""
 
     def __init__(self, layers: int) -> None:
         self.layers = layers
-        self.began = self.told = time.perf_counter()
+        self.started = self.printed = time.perf_counter()
 
     def __call__(self, layer: int) -> None:
         now, done = time.perf_counter(), layer + 1
-        if now - self.told < BETWEEN or done == self.layers:
+        if now - self.printed < BETWEEN or done == self.layers:
             return
-        self.told = now
-        left = (now - self.began) / done * (self.layers - done)
+        self.printed = now
+        left = (now - self.started) / done * (self.layers - done)
         print(f"layer {done} of {self.layers}, {left:,.0f} s left", file=sys.stderr)

@@ -1,45 +1,43 @@
-"""`octavo config`: what a command line resolves to, and how two configurations differ."""
+"""`octavo config`: the configuration that a command line resolves to, and the differences between two."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from launch.configurations import read_configuration
 from trainer.config import coerce
-from trainer.config.compose import compose, load, to_yaml
+from trainer.config.command_line import Parser
+from trainer.config.compose import compose, to_yaml
+from trainer.config.errors import CommandError
 from trainer.config.keys import Config
-from trainer.config.run_files import CONFIG_FILE
-from trainer.run import directory as rundir
+from trainer.run import directory
 
 
-def print_config(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
-    print(to_yaml(compose(overrides, config_dirs=config_dirs)), end="")
-    return 0
+def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
+    """Raises `CommandError` and `ConfigError`."""
+    parser.add_overrides(words)
+    parser.add_argument(
+        "--diff",
+        nargs=2,
+        metavar=("A", "B"),
+        help="each a recipe's name, a quoted list of overrides, a run directory or a resolved config.yaml",
+    )
+    options = parser.read(words)
+    if options.diff is None:
+        text = to_yaml(compose(options.overrides, config_dirs=options.config_dir))
+    elif options.overrides:
+        remedy = "quote its overrides, as in: --diff toy 'recipe=toy optim.lr=1e-3'"
+        raise CommandError(f"--diff: {remedy}", where="--diff", value=options.overrides, allowed=remedy)
+    else:
+        old, new = (_flat(read_configuration(one, options.config_dir)) for one in options.diff)
+        text = "\n".join(directory.differences(old, new) or ["no differences"]) + "\n"
 
+    def work() -> int:
+        print(text, end="")
+        return 0
 
-def print_differences(first: str, second: str, config_dirs: Sequence[str]) -> int:
-    """One line `key: A -> B` for each key that differs. Exit code 0 in either case."""
-    old, new = (_flat(read(text, config_dirs)) for text in (first, second))
-    print("\n".join(rundir.differences(old, new) or ["no differences"]))
-    return 0
-
-
-def read(text: str, config_dirs: Sequence[str]) -> Config:
-    """A configuration named by a recipe (`toy`), overrides (`recipe=toy optim.lr=1e-3`), a run directory or a file.
-
-    Raises `ConfigError`.
-    """
-    path = Path(text)
-    if (path / CONFIG_FILE).is_file():
-        return load(path / CONFIG_FILE)
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return load(path)
-    words = shlex.split(text)
-    if words and "=" not in words[0]:
-        words[0] = f"recipe={words[0]}"
-    return compose(words, config_dirs=config_dirs)
+    return work
 
 
 def _flat(cfg: Config) -> dict[str, Any]:

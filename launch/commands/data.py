@@ -1,21 +1,22 @@
-"""`octavo data check|show|stats`: whether a mixture is whole, what a sample of it holds, how much there is of what."""
+"""`octavo data check|show|stats`: checks the files of a mixture, shows one sample, or counts what is in it."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import shlex
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.commands.config import read
+from launch.configurations import read_configuration
+from parallel.errors import Fault
 from trainer.config.checks.data import check_length
-from trainer.config.errors import ConfigError
+from trainer.config.command_line import Parser
+from trainer.config.errors import CommandError, ConfigError
 from trainer.config.keys import Config
 from trainer.config.mixture import drawn, shares
-from trainer.config.say import one_of
+from trainer.config.say import did_you_mean, one_of
 from trainer.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,90 +26,99 @@ if TYPE_CHECKING:
     from trainer.data.windows import Windows
 
 ACTIONS = ("check", "show", "stats")
-COSTED_SAMPLES, COSTED_AT_ONCE = 4096, 64  # whose attention is measured
+COSTED_SAMPLES, COSTED_AT_ONCE = 4096, 64  # samples whose attention is measured
 MAX_DIGITS = 18  # of a sample's number, which is an int64
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-def run_data(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
-    """`words`: check, show or stats, then a recipe's name (or a run directory or a file) and overrides. Raises
-    `ConfigError`, also where the data are no mixture."""
+def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
+    """`words`: check, show or stats, then a recipe's name (or a run directory or a file) and overrides.
+
+    Raises `CommandError`, and `ConfigError` also for data that are not a mixture.
+    """
+    parser.add_overrides(words)
     parser.usage = "octavo data check|stats RECIPE [override ...]\n       octavo data show RECIPE N [override ...]"
     parser.description = (
         f"{parser.description}\nRECIPE is a recipe, by its name (octavo data check toy) or as an override (octavo "
-        "data check recipe=toy);\na run directory and a resolved config.yaml do, too. N is a sample's number, from 0."
+        "data check recipe=toy);\na run directory or a resolved config.yaml works, too. N is the number of a sample, "
+        "from 0."
     )
-    options = parser.parse_intermixed_args(words)
+    options = parser.read(words)
     action, *given = options.overrides or [""]
     if action not in ACTIONS:
-        parser.error(f"use {one_of(f'octavo data {name}' for name in ACTIONS)}")
+        problem = f"{action} is not an action" if action else "missing an action"
+        text = f"octavo data: {problem}; use {one_of(ACTIONS)}{did_you_mean(action, ACTIONS)}"
+        raise CommandError(text, where="octavo data", value=action or None, allowed=ACTIONS)
     numbers = _sample_words(given) if action == "show" else []
     recipe = [word for word in given if word not in numbers]
     if not recipe or (action == "show") != (len(numbers) == 1):
-        number = " 17, with the number of a sample" if action == "show" else ""
-        parser.error(f"name a recipe, as in: octavo data {action} toy{number}")
+        example = f"octavo data {action} toy" + (" 17, with the number of a sample" if action == "show" else "")
+        raise CommandError(f"octavo data {action}: name a recipe, as in: {example}", where="RECIPE", allowed=example)
     for word in numbers:
         if not word.isdecimal() or len(word) > MAX_DIGITS:
-            parser.error(f"sample {word}: use a whole number, 0 or more, of {MAX_DIGITS} digits or fewer")
-    cfg = read(shlex.join(recipe), options.config_dir)
+            allowed = f"a whole number, 0 or more, of {MAX_DIGITS} digits or fewer"
+            raise CommandError(f"sample {word}: use {allowed}", where="N", value=word, allowed=allowed)
+    cfg = read_configuration(shlex.join(recipe), options.config_dir)
     if cfg.data.name != "mixture":
-        raise ConfigError([f"data.name={cfg.data.name} is no mixture; use a data option such as data=toy_mixture"])
-    try:
-        return show(cfg, int(numbers[0])) if action == "show" else check(cfg) if action == "check" else stats(cfg)
-    except DataError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 1
+        text = f"data.name={cfg.data.name} is not a mixture; use a data option such as data=toy_mixture"
+        raise ConfigError(text, where="data.name", value=cfg.data.name, allowed=("mixture",))
+    if action == "show":
+        sample = int(numbers[0])
+        _must_be_reached(cfg, sample)
+        return partial(show, cfg, sample)
+    return partial(check if action == "check" else stats, cfg)
 
 
 def _sample_words(words: Sequence[str]) -> list[str]:
-    """What was given as the number of a sample, whether it is one or not: after a recipe's name, what sets no key."""
+    """The words that were given as a sample's number, valid or not: after the recipe's name, those that set no key."""
     numbers = [word for word in words if word.removeprefix("-").isdecimal()]
     return numbers or [word for word in words[1:] if "=" not in word]
 
 
-def check(cfg: Config) -> int:
-    """Sums and epochs (those of the recipe have held, or it would not have composed), then every file and its hash.
+def _must_be_reached(cfg: Config, sample: int) -> None:
+    """Raises `ConfigError` if no run can reach the sample, because a source would be drawn too often before."""
+    batch = cfg.train.global_batch
+    step = sample // batch + 1
+    if faults := check_length(cfg.data, step, batch):
+        raise ConfigError(
+            Fault(f"sample {sample} is in step {step}, which no run reaches: {fault.text}", "N", sample, fault.allowed)
+            for fault in faults
+        )
 
-    Returns 1 where something is missing, damaged or does not fit, a line each.
+
+def check(cfg: Config) -> int:
+    """Check every file and its hash. (The sums and epochs of the recipe are checked when it is composed.)
+
+    Returns 0, or raises `DataError` with everything that is missing or corrupt or does not fit.
     """
     from trainer.data.mixture.reader import MixtureReader
 
-    print_table(_planned(cfg))
+    print_table(_table_of_sources(cfg))
     directories = _directories(cfg)
-    problems = list(_damage(directories))
-    if not problems:
-        try:
-            MixtureReader(cfg.data, directories, seed=cfg.train.seed)
-        except DataError as error:
-            problems = str(error).splitlines()
-    for line in problems:
-        print(f"error: {line}", file=sys.stderr)
-    if problems:
-        return 1
-    print(f"{len(directories)} sources are whole: every file is the one that was written, one tokenizer made them all,")
-    print("and no prefix of one group can be taken for another's")
+    if faults := _damage(directories):
+        raise DataError(faults)
+    MixtureReader(cfg.data, directories, seed=cfg.train.seed)
+    print(f"{len(directories)} sources are intact: every file is as it was written, one tokenizer made them all,")
+    print("and no prefix of one group can be mistaken for another group's")
     return 0
 
 
 def show(cfg: Config, sample: int) -> int:
-    """One sample as text: its source, where its documents begin, and their prefixes in colour."""
+    """Print one sample as text: its source, where its documents start, and their prefixes in colour."""
     import numpy as np
     from rich.console import Console
     from rich.rule import Rule
     from rich.text import Text
 
-    batch = cfg.train.global_batch
-    last, step = cfg.train.steps * batch - 1, sample // batch + 1
-    if beyond := check_length(cfg.data, step, batch):
-        raise ConfigError([f"sample {sample} is of step {step}, which no run comes to: {line}" for line in beyond])
+    last = cfg.train.steps * cfg.train.global_batch - 1
     reader = _reader(cfg)
     windows = reader.read(sample, 1)
     (source,), (epoch,), (position,) = (array.tolist() for array in reader.index.lookup(np.array([sample], np.int64)))
     name, console = reader.names[source], Console(highlight=False)
     if sample > last:
         console.print(
-            f"the run ends at sample {last}: train.steps={cfg.train.steps} of {batch} samples", soft_wrap=True
+            f"the run ends at sample {last}: train.steps={cfg.train.steps} of {cfg.train.global_batch} samples",
+            soft_wrap=True,
         )
     config, trained = cfg.data.sources[name], int(windows.supervised_BS.sum())
     console.print(
@@ -118,9 +128,9 @@ def show(cfg: Config, sample: int) -> int:
     )
     for line in windows.faults:
         console.print(Text(line, style="yellow"))
-    for number, (begins, prefix, ids) in enumerate(_pieces(windows)):
+    for number, (starts, prefix, ids) in enumerate(_pieces(windows)):
         what = f"document {number + 1}, {len(ids)} tokens"
-        console.print(Rule(what if begins else f"{what}, begun in an earlier window", style="dim", align="left"))
+        console.print(Rule(what if starts else f"{what}, started in an earlier window", style="dim", align="left"))
         text = Text(reader.tokenizer.decode(ids[:prefix]), style="bold cyan")
         text.append(reader.tokenizer.decode(ids[prefix:]), style="default not bold")
         console.print(text, soft_wrap=True)
@@ -128,7 +138,7 @@ def show(cfg: Config, sample: int) -> int:
 
 
 def stats(cfg: Config) -> int:
-    """Tokens, documents, epochs and shares of each source, and how evenly attention's cost falls on ranks."""
+    """Print tokens, documents, epochs and shares of each source, and how evenly attention's cost falls on ranks."""
     import numpy as np
 
     from trainer.data.attention_cost import attention_costs, imbalance
@@ -156,8 +166,8 @@ def stats(cfg: Config) -> int:
     measured = min(COSTED_SAMPLES, samples)
     parts = [(first, min(COSTED_AT_ONCE, measured - first)) for first in range(0, measured, COSTED_AT_ONCE)]
     costs = np.concatenate([attention_costs(reader.read(*part).starts_BL) for part in parts])
-    print(f"attention inside documents, by the first {measured:,} samples: {costs.mean() / cfg.data.seq_len**2:.1%} of")
-    print("what windows of one document each would cost; the busiest of R ranks has, over their mean,")
+    print(f"attention inside documents, in the first {measured:,} samples: {costs.mean() / cfg.data.seq_len**2:.1%} of")
+    print("the cost of windows of one document each; the busiest of R ranks has, relative to the mean,")
     for ranks in RANKS:
         micro = min(cfg.train.micro_batch, batch // ranks)
         if micro and batch % (ranks * micro) == 0 and measured >= ranks * micro:
@@ -177,23 +187,26 @@ def _reader(cfg: Config) -> MixtureReader:
     return MixtureReader(cfg.data, _directories(cfg), seed=cfg.train.seed)
 
 
-def _damage(directories: dict[str, Path]) -> list[str]:
+def _damage(directories: dict[str, Path]) -> list[Fault]:
     from trainer.data.mixture.reader import damage
+    from trainer.data.shards.files import REMEDY
     from trainer.data.shards.windows import Shards
 
     found = []
     for name, directory in directories.items():
         try:
             train, heldout = Shards(directory, "train"), Shards(directory, "heldout")
-            found += [damage(name, fault) for split in (train, heldout) for fault in split.faults("full")]
+            lines = [damage(name, fault) for split in (train, heldout) for fault in split.faults("full")]
         except DataError as error:
-            found.append(f"data.sources.{name}: {error}")
+            lines = [f"data.sources.{name}: {error}"]
+        found += [Fault(line, f"data.sources.{name}", allowed=REMEDY) for line in lines]
     return found
 
 
-def _planned(cfg: Config) -> Table:
-    """What the recipe asks for. Sums have been checked with it."""
-    data, given = cfg.data, drawn(cfg.data.sources, cfg.data.phases)
+def _table_of_sources(cfg: Config) -> Table:
+    """The tokens that the recipe asks of each source. Its sums are checked already."""
+    data = cfg.data
+    given = drawn(data.sources, data.phases)
     table = _table("source", "domain", "prefix", "tokens", "unique", "epochs", "at most", *data.phases)
     for name, source in data.sources.items():
         parts = [f"{float(shares(data.sources, phase)[name]):.1%}" for phase in data.phases]
@@ -215,7 +228,7 @@ def _short(tokens: float) -> str:
 
 
 def _pieces(windows: Windows) -> list[tuple[bool, int, list[int]]]:
-    """(whether a document begins here, tokens of its prefix that are in the window, token ids) of each document."""
+    """For each document: (it starts here, tokens of its prefix that are in the window, token ids)."""
     tokens, starts, prefix = windows.tokens_BL[0, :-1], windows.starts_BL[0, :-1], windows.prefix_BL[0, :-1]
     edges = sorted({0, *starts.nonzero()[0].tolist(), len(tokens)})
     return [

@@ -4,55 +4,66 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from trainer.weights.dtypes import DtypeName
+from launch.paths import must_not_exist
+from trainer.config.command_line import Parser, above_zero, choice
 
 
-def run_export(checkpoint: str, target: str, *, dtype: DtypeName, text_only: bool, shard_gb: float) -> int:
-    """Exit code 0, or 1 with one line on stderr. Raises `ConfigError`."""
-    from trainer.checkpoint.store import CheckpointError
-    from trainer.weights.export import export  # imports torch
-    from trainer.weights.hf_files import HuggingFaceError
-
-    began = time.perf_counter()
-    progress = _Progress(began)
-    try:
-        done = export(
-            Path(checkpoint),
-            Path(target),
-            dtype=dtype,
-            text_only=text_only,
-            shard_bytes=round(shard_gb * 1e9),
-            wrote=progress,
-        )
-    except (HuggingFaceError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for warning in done.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    parts = f", with {done.carried} tensors of other parts as they were" if done.carried else ""
-    print(
-        f"{target}: the text model after step {done.step} in {done.dtypes}{parts}; {done.nbytes / 1e9:,.3f} GB in "
-        f"{time.perf_counter() - began:,.1f} s"
+def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
+    """Raises `CommandError`, also for a destination that exists."""
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", help="a run directory (its newest step) or a step-N directory in it")
+    add("target", metavar="DST", help="the directory to make; must not exist")
+    add(
+        "--dtype",
+        **choice("source", "bf16", "fp32", "fp8"),
+        default="source",
+        help="of the text model: as where the run started (source; bf16 for a run from random weights), bf16, fp32, or "
+        "fp8: e4m3 in blocks of 128 x 128 with weight_scale_inv",
     )
-    return 0
+    add("--text-only", action="store_true", help="leave vision, projector and time series out")
+    add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="size of one file (5)")
+    options = parser.read(words)
+    must_not_exist(options.target)
+
+    def work() -> int:
+        from trainer.weights.export import export  # imports torch
+
+        started = time.perf_counter()
+        done = export(
+            Path(options.checkpoint),
+            Path(options.target),
+            dtype=options.dtype,
+            text_only=options.text_only,
+            shard_bytes=round(options.shard_gb * 1e9),
+            wrote=_Progress(started),
+        )
+        for warning in done.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        parts = f", with {done.carried} tensors of other parts unchanged" if done.carried else ""
+        print(
+            f"{options.target}: the text model after step {done.step} in {done.dtypes}{parts}; "
+            f"{done.nbytes / 1e9:,.3f} GB in {time.perf_counter() - started:,.1f} s"
+        )
+        return 0
+
+    return work
 
 
 class _Progress:
-    """A line a few seconds apart, for a person who waits."""
+    """A line a few seconds apart."""
 
-    def __init__(self, began: float) -> None:
-        self.began = self.told = began
+    def __init__(self, started: float) -> None:
+        self.started = self.printed = started
 
     def __call__(self, done: int, total: int) -> None:
         now = time.perf_counter()
-        if now - self.told < 5 or done == total:
+        if now - self.printed < 5 or done == total:
             return
-        self.told = now
-        speed = done / (now - self.began)
+        self.printed = now
+        speed = done / (now - self.started)
         print(
             f"{done / 1e9:,.1f} of {total / 1e9:,.1f} GB, {speed / 1e9:.2f} GB/s, {(total - done) / speed:,.0f} s left",
             file=sys.stderr,

@@ -1,46 +1,73 @@
-"""`octavo inspect`: what a Hugging Face directory or a training checkpoint holds, part by part, and what it lacks."""
+"""`octavo inspect`: the contents of a Hugging Face directory or a training checkpoint by part, and what is missing."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
+from functools import partial
 from math import prod
 from pathlib import Path
 
+from parallel.errors import UserError
+from trainer.config.command_line import Parser
+from trainer.config.errors import CommandError, report
 from trainer.config.model import ModelConfig
 from trainer.config.say import show
 from trainer.storage.manifest import MANIFEST, Damaged, read_manifest, verify_file
 from trainer.weights.hf_config import FUNCTION
-from trainer.weights.hf_files import CONFIG, HuggingFaceError, open_directory
+from trainer.weights.hf_files import CONFIG, open_directory
 from trainer.weights.hf_survey import Source, look_at, part_of, quantization
 
-UNCOUNTED = ("FP8 scales", "optimizer", "generators")  # no parameters
+UNCOUNTED = ("FP8 scales", "optimizer", "generators")  # not parameters
 ORDER = (
     "embedding", "position tables", "norms", "attention", "router", "experts", "LM head", "FP8 scales", "vision",
     "projector", "time series", "optimizer", "generators", "unknown",
 )  # fmt: skip
-LISTED = 10  # tensors of one kind of trouble that are named
+LISTED = 10  # tensors that are named in a list
 READERS = 4  # files that are compared at one time
 BETWEEN = 5.0  # seconds between two lines of progress
 
 
-def inspect_directory(directory: str, *, verify: bool = False) -> int:
-    """Print the table. `verify`: also read every file that manifest.json lists, and print which differ from what it
-    says. Exit code 0 for a directory that is whole (and, if asked for, is as it was written), 1 otherwise."""
-    path, whole = Path(directory), False
+def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
+    """Raises `CommandError`, also for a directory of neither kind."""
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="a Hugging Face directory, a run directory or a step-N in it")
+    add("--verify", action="store_true", help="also read every file that manifest.json lists, and compare its hash")
+    options = parser.read(words)
+    path = Path(options.directory)
+    if (path / CONFIG).is_file():
+        return partial(_inspect, path, lambda: _huggingface(look_at(open_directory(path))), options.verify)  # no torch
+    path = _step_directory(path)
+    return partial(_inspect, path, lambda: _training(path), options.verify)
+
+
+def _step_directory(path: Path) -> Path:
+    """The training checkpoint that `path` names. Raises `CommandError`."""
+    from trainer.checkpoint.store import CheckpointError
+    from trainer.weights.opened import locate  # imports torch
+
     try:
-        if (path / CONFIG).is_file():  # no torch for these
-            whole = _huggingface(look_at(open_directory(path)))
-        else:
-            path = _located(path)
-            whole = _training(path)
-    except HuggingFaceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        return locate(path)
+    except CheckpointError:
+        kinds = f"a Hugging Face directory (with {CONFIG}) or a run directory with a checkpoint (step-N)"
+        raise CommandError(f"{path}: not {kinds}", where=str(path), allowed=kinds) from None
+
+
+def _inspect(path: Path, print_contents: Callable[[], bool], verify: bool) -> int:
+    """Print the contents, and with `verify` the files that differ from their manifest.
+
+    Exit code 0 for a directory that is complete (and, if verified, as it was written), 1 otherwise.
+    """
+    complete = False
+    try:
+        complete = print_contents()
+    except (UserError, OSError) as error:
+        report(error)  # the files can be verified all the same
     as_written = not verify or _as_written(path)
-    return 0 if whole and as_written else 1
+    return 0 if complete and as_written else 1
 
 
 @dataclass
@@ -70,32 +97,16 @@ def _huggingface(source: Source) -> bool:
         print(f"quantised   {quantised.get('quant_method')}, blocks of {quantised.get('weight_block_size')}")
     _print_list("missing", source.missing)
     _print_list("unknown", source.unknown)
-    _print_list("unfit", source.unfit)
-    problems = source.problems(towers=True)
-    print("whole: every tensor that config.json calls for is there, and no other" if not problems else "NOT whole")
-    return not problems
-
-
-def _located(path: Path) -> Path:
-    from trainer.checkpoint.store import CheckpointError
-    from trainer.weights.opened import locate  # imports torch
-
-    try:
-        return locate(path)
-    except CheckpointError:
-        text = f"neither a Hugging Face directory (no {CONFIG}) nor a run directory with a checkpoint (no step-N)"
-        raise HuggingFaceError(f"{path}: {text}") from None
+    _print_list("mismatch", source.unfit)
+    complete = not source.problems(towers=True)
+    print("complete: every tensor that config.json calls for, and no other" if complete else "NOT complete")
+    return complete
 
 
 def _training(path: Path) -> bool:
-    from trainer.checkpoint.store import CheckpointError
     from trainer.weights.opened import open_checkpoint
 
-    try:
-        opened = open_checkpoint(path)
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return False
+    opened = open_checkpoint(path)
     print(f"{opened.path}: training checkpoint of step {opened.step}, written by {opened.ranks} rank(s)")
     parts = {f"model.{piece.parameter}": part_of(piece.name) for piece in opened.pieces}
     entries: list[Entry] = []
@@ -107,36 +118,37 @@ def _training(path: Path) -> bool:
     _print_model(opened.model)
     _print_list("missing", opened.missing)
     _print_list("unknown", [name for name in opened.state.tensors if name.startswith("model.") and name not in parts])
-    _print_list("unfit", opened.unfit)
-    whole = not opened.missing and not opened.unfit
-    print("whole by names, shapes and sizes; loading and exporting compare hashes too" if whole else "NOT whole")
-    return whole
+    _print_list("mismatch", opened.unfit)
+    complete = not opened.missing and not opened.unfit
+    result = "complete by names, shapes and sizes; loading and exporting compare hashes too"
+    print(result if complete else "NOT complete")
+    return complete
 
 
 def _as_written(path: Path) -> bool:
-    """Compare every file of the manifest with it, byte for byte, and print what differs."""
+    """Compare every file that the manifest lists with its hash, and print those that differ."""
     if not (path / MANIFEST).is_file():
-        print(f"verify      there is no {path / MANIFEST}: nothing says what the files' bytes should be")
+        print(f"verify      there is no {path / MANIFEST}, so the files have no hashes to compare with")
         return False
     try:
         files = read_manifest(path)["files"]
     except Damaged as damage:
-        print(f"verify      {damage}: its hashes say nothing of the files")
+        print(f"verify      {damage}, so its hashes cannot be relied on")
         return False
-    total, read, told, faults = sum(facts["size"] for facts in files.values()), 0, time.perf_counter(), 0
+    total, read, differing, printed = sum(facts["size"] for facts in files.values()), 0, 0, time.perf_counter()
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(lambda name: verify_file(path, name, files[name]), files)
         for facts, fault in zip(files.values(), found, strict=True):
             read += facts["size"]
             if fault is not None:
-                faults += 1
+                differing += 1
                 print(f"differs     {fault}")
-            if time.perf_counter() - told >= BETWEEN:
-                told = time.perf_counter()
+            if time.perf_counter() - printed >= BETWEEN:
+                printed = time.perf_counter()
                 print(f"{read / 1e9:,.1f} of {total / 1e9:,.1f} GB compared", file=sys.stderr)
-    said = f"{faults} of them differ" if faults else "every byte is as it was written"
-    print(f"verify      {len(files)} files, {total / 1e9:,.3f} GB: {said}")
-    return not faults
+    result = f"{differing} of them differ" if differing else "every byte is as it was written"
+    print(f"verify      {len(files)} files, {total / 1e9:,.3f} GB: {result}")
+    return not differing
 
 
 def _print_table(entries: Iterable[Entry]) -> None:

@@ -1,18 +1,35 @@
-"""`octavo layout`: what one rank of a run of any size holds and sends, found by building it here with nothing in it."""
+"""`octavo layout`: builds one rank of a run of any size here, without memory, and prints what it holds and sends."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
+from trainer.config.command_line import Parser, whole
 from trainer.config.compose import compose
+from trainer.config.errors import CommandError
+from trainer.config.keys import Config
 
 
-def print_layout(overrides: Sequence[str], *, config_dirs: Sequence[str], world: int, rank: int) -> int:
-    """The axes, bytes and collectives of `rank` of `world` ranks. Raises `ConfigError`."""
-    cfg = compose(overrides, config_dirs=config_dirs, world_size=world)
-    from trainer.run.simulate import simulate_rank  # imports torch: only now that the configuration holds
+def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
+    """Raises `CommandError` and `ConfigError`."""
+    parser.add_overrides(words)
+    parser.add_argument("--world", type=whole(1), required=True, metavar="N", help="ranks of the run")
+    parser.add_argument("--rank", type=whole(0), default=0, metavar="R", help="the rank to build (0)")
+    options = parser.read(words)
+    if options.rank >= options.world:
+        allowed = f"0 to {options.world - 1}"
+        text = f"--rank={options.rank} is not a rank of --world={options.world}; use {allowed}"
+        raise CommandError(text, where="--rank", value=options.rank, allowed=allowed)
+    cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=options.world)
+    return partial(_print_layout, cfg, options.world, options.rank)
+
+
+def _print_layout(cfg: Config, world: int, rank: int) -> int:
+    """Print the axes, bytes and collectives of `rank` of `world` ranks."""
+    from trainer.run.simulate import simulate_rank  # imports torch: only now that the configuration is checked
 
     report = simulate_rank(cfg, world, rank)
     print(f"rank {rank} of {world}\n\n{'axis':<14}{'ranks':>6}")

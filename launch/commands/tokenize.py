@@ -6,12 +6,17 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from launch.commands.config import read
+from launch.configurations import read_configuration
+from launch.paths import must_not_exist
+from trainer.config.command_line import Parser, choice, number, whole
+from trainer.config.errors import CommandError
+from trainer.config.say import one_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -22,45 +27,48 @@ if TYPE_CHECKING:
 BETWEEN = 10.0  # seconds between two lines of progress where there is no terminal
 
 
-def run_tokenize(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
-    """Exit code 0, or 1 with one line on stderr; leaves by SystemExit for wrong words. Raises `ConfigError`."""
+def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
+    """Raises `CommandError`, also for a directory that exists, and `ConfigError` for a wrong --mixture."""
     _options(parser)
-    options = parser.parse_args(words)
-    for name in ("workers", "shard_tokens"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}={getattr(options, name)}: use 1 or more")
-    if not 0 <= options.heldout < 1:
-        parser.error(f"--heldout={options.heldout}: use a share from 0 to below 1")
+    options = parser.read(words)
     if not options.inputs and not options.builder:
-        parser.error("the following arguments are required: INPUT")
+        remedy = "name files or directories, or a --builder"
+        raise CommandError(f"octavo tokenize: missing INPUT; {remedy}", where="INPUT", allowed=remedy)
     if options.config_dir and not options.mixture:
-        parser.error("--config-dir is where the recipe of a --mixture lies; name that, too")
+        text = "--config-dir is used only with --mixture, whose recipes it adds; give that, too"
+        raise CommandError(text, where="--config-dir", value=options.config_dir, allowed="--mixture RECIPE")
+    must_not_exist(options.out)
     name, prefixes, group = options.name or Path(options.out).name, {}, None
     domain = options.domain
     if options.mixture:
-        data = read(options.mixture, options.config_dir).data
+        data = read_configuration(options.mixture, options.config_dir).data
         if name not in data.sources:
-            parser.error(f"--name {name}: {options.mixture} has the sources {', '.join(data.sources) or 'none'}")
+            sources = tuple(data.sources)
+            text = f"--name={name} is not a source of {options.mixture}; use {one_of(sources) or 'another mixture'}"
+            raise CommandError(text, where="--name", value=name, allowed=sources)
         prefixes, group, domain = data.prefixes, data.sources[name].prefix or None, data.sources[name].domain
         if options.domain not in (None, domain):
-            parser.error(f"--domain {options.domain}: {name} is {domain} in {options.mixture}")
+            text = f"--domain={options.domain}: {name} is a {domain} source in {options.mixture}; leave the option out"
+            raise CommandError(text, where="--domain", value=options.domain, allowed=(domain,))
     if domain is None:
-        parser.error("name a --mixture whose source this is, or a --domain for a source without prefixes")
-    return _run(options, name, domain, prefixes, group)
+        remedy = "give the --mixture that contains this source, or a --domain for a source without prefixes"
+        raise CommandError(f"octavo tokenize: {remedy}", where="--mixture", allowed=remedy)
+    return partial(_work, options, name, domain, prefixes, group)
 
 
-def _run(options: argparse.Namespace, name: str, domain: str, prefixes: dict[str, list[str]], group: str | None) -> int:
+def _work(
+    options: argparse.Namespace, name: str, domain: str, prefixes: dict[str, list[str]], group: str | None
+) -> int:
     from trainer.corpora.tokenize import tokenize_source
     from trainer.corpora.tokenize.inputs import built_dataset, find_files
-    from trainer.data.errors import DataError
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     inputs = [Path(path) for path in options.inputs]
+    if options.builder:
+        files = built_dataset(options.builder, options.config, inputs, options.split)
+    else:
+        files = find_files(inputs, options.split)
     try:
-        if options.builder:
-            files = built_dataset(options.builder, options.config, inputs, options.split)
-        else:
-            files = find_files(inputs, options.split)
         with Progress() as progress:
             manifest = tokenize_source(
                 files,
@@ -80,24 +88,21 @@ def _run(options: argparse.Namespace, name: str, domain: str, prefixes: dict[str
                 progress=progress,
             )
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {options.out}.tmp", file=sys.stderr)
+        print(f"interrupted; the same command resumes from {options.out}.tmp", file=sys.stderr)
         return 130
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     held = sum(shard["tokens"] for shard in manifest["heldout"])
     empty = f"; {manifest['empty_documents']:,} empty texts left out" if manifest["empty_documents"] else ""
     print(
         f"{options.out}: {manifest['tokens']:,} tokens of {manifest['documents']:,} documents in "
         f"{len(manifest['shards'])} shards to train on, {held:,} tokens held out{empty}; "
-        f"{time.perf_counter() - began:,.1f} s"
+        f"{time.perf_counter() - started:,.1f} s"
     )
     return 0
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
+def _options(parser: Parser) -> None:
     add = parser.add_argument
-    add("out", metavar="OUT", help="the directory to make; must not exist. An interrupted start is gone on with")
+    add("out", metavar="OUT", help="the directory to make; must not exist. An interrupted start is resumed")
     add(
         "inputs",
         metavar="INPUT",
@@ -108,19 +113,24 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add(
         "--mixture",
         metavar="RECIPE",
-        help="a recipe's name, or quoted overrides such as 'recipe=cpt_6t'; its source --name says which domain and "
-        "prefixes",
+        help="a recipe's name, or quoted overrides such as 'recipe=cpt_6t'; source --name gives domain and prefixes",
     )
     add("--config-dir", action="append", default=[], metavar="DIR", help="more recipes for --mixture; may be repeated")
     add("--name", help="of the source (OUT's name)")
-    add("--domain", choices=("science", "general"), help="without --mixture; documents then get no prefix")
+    add("--domain", **choice("science", "general"), help="without --mixture; documents then get no prefix")
     add("--field", default="text", help="the JSON field or column with the text (text)")
-    add("--origin", metavar="FIELD", help="the one with what a document is from; a split has all or none of an origin")
+    add("--origin", metavar="FIELD", help="the field that names a document's origin; a split gets all or none of one")
     add("--eos", metavar="TOKEN", help="ends documents (the tokenizer's eos_token)")
-    add("--heldout", type=float, default=0.001, metavar="SHARE", help="not trained on: at least one document (0.001)")
-    add("--shard-tokens", type=int, default=1 << 28, metavar="N", help="of one shard; a process holds one (2^28)")
+    add(
+        "--heldout",
+        type=number(lambda share: 0 <= share < 1, "a share from 0 to below 1"),
+        default=0.001,
+        metavar="SHARE",
+        help="not trained on: at least one document (0.001)",
+    )
+    add("--shard-tokens", type=whole(1), default=1 << 28, metavar="N", help="of one shard; a process holds one (2^28)")
     add("--seed", type=int, default=0, help="of the order and the prefixes (0)")
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one per core)")
+    add("--workers", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="processes (one per core)")
     add("--split", default="train", help="of a dataset (train)")
     add(
         "--builder",

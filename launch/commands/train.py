@@ -1,69 +1,86 @@
-"""`octavo train`: compose once, then torchrun's own agent with `-m trainer --resolved FILE` on every rank."""
+"""`octavo train`: compose once, then run torchrun's own agent with `-m trainer --resolved FILE` on every rank."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.config.command_line import Parser, whole
 from trainer.config.compose import compose, to_yaml
+from trainer.config.keys import Config
 from trainer.config.run_files import CONFIG_FILE
-from trainer.run import directory as rundir
+from trainer.run import directory
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-# torchrun's options about how the machines find each other, handed on as they are.
+# torchrun's options about how the machines find each other, passed on as they are.
 RENDEZVOUS = {
     "--node-rank": "number of this machine, from 0 (static rendezvous)",
     "--master-addr": "address of machine 0 (static rendezvous)",
     "--master-port": "free port of machine 0 (static rendezvous)",
     "--rdzv-backend": "torchrun's rendezvous back end, such as c10d",
     "--rdzv-endpoint": "HOST:PORT of the rendezvous",
-    "--rdzv-id": "a name that all machines of the run give",
+    "--rdzv-id": "a name that all machines of the run share",
     "--rdzv-conf": "more settings of the rendezvous, as KEY=VALUE,...",
-    "--local-addr": "address of this machine, if the right one is not found",
+    "--local-addr": "address of this machine, if torchrun does not find the right one",
 }
-# Seconds that ranks get to end their step and save after a signal; torchrun's own 30 are too few for a large model.
+# Seconds that ranks get to finish their step and save after a signal; torchrun's own 30 are too few for a large model.
 TIME_TO_SAVE = "900"
-STOPPED = (130, 143)  # a rank saved after SIGINT or SIGTERM and ended as asked
+STOPPED = (130, 143)  # a rank saved after SIGINT or SIGTERM and exited as asked
 
 
-def train(
-    overrides: Sequence[str],
-    *,
-    config_dirs: Sequence[str] = (),
-    nproc_per_node: int = 1,
-    nnodes: int = 1,
-    rendezvous: Mapping[str, str],
-) -> int:
-    """Check everything that can be checked without torch, then run the ranks. Returns their exit code.
+def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
+    """Raises `CommandError` and `ConfigError`, also for a run directory that cannot be used."""
+    # torchrun also takes its options with underscores
+    dashed = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
+    parser.add_overrides(dashed)
+    add = parser.add_argument
+    add("--nproc-per-node", type=whole(1), default=1, metavar="N", help="processes on this machine (1)")
+    add("--nnodes", type=whole(1), default=1, metavar="N", help="machines; start the command on each (1)")
+    for option, what in RENDEZVOUS.items():
+        add(option, metavar="X", help=what)
+    options = parser.read(dashed)
+    machines, ranks = options.nnodes, options.nproc_per_node
+    given = {option: vars(options)[option[2:].replace("-", "_")] for option in RENDEZVOUS}
+    rendezvous = [word for option, value in given.items() if value is not None for word in (option, value)]
+    if machines == 1 and not rendezvous:
+        rendezvous = ["--standalone"]  # a free port: two runs on one machine do not meet
+    cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=ranks * machines)
+    # With several machines only that of rank 0 can choose, and no machine knows yet whether it is that one.
+    run = directory.choose(cfg) if machines == 1 else None
+    if run is not None and run.status == "finished":
+        line = directory.finished_line(run, cfg)
+        return lambda: print(line) or 0
+    sizes = ["--nnodes", str(machines), "--nproc-per-node", str(ranks)]
+    return partial(_train, cfg, run, ranks, [*sizes, *rendezvous])
 
-    Raises `ConfigError` before any process is started.
-    """
-    cfg = compose(overrides, config_dirs=config_dirs, world_size=nproc_per_node * nnodes)
-    if nnodes == 1:  # else the directory is for the machine of rank 0 to judge
-        run = rundir.choose(cfg)
-        if run.status == "finished":
-            print(rundir.finished_line(run, cfg))
-            return 0
+
+def _train(cfg: Config, run: directory.RunDir | None, ranks: int, launch: Sequence[str]) -> int:
+    """Hand the configuration and the run directory to the ranks in files, and return their exit code."""
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
         resolved = Path(folder, CONFIG_FILE)
         resolved.write_text(to_yaml(cfg), encoding="utf-8")
-        places = [word for option, value in rendezvous.items() for word in (option, value)]
-        if nnodes == 1 and not places:
-            places = ["--standalone"]  # a free port: two runs on one machine do not meet
-        if nproc_per_node > 1:
+        handed = ["--resolved", str(resolved)]
+        if run is not None:
+            chosen = Path(folder, "run.json")
+            chosen.write_text(json.dumps(asdict(run), default=str), encoding="utf-8")
+            handed += ["--run-directory", str(chosen)]
+        if ranks > 1:
             # torchrun would take 1 thread a rank, which leaves most cores of a CPU machine idle
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc_per_node)))
-        sizes = ["--nnodes", str(nnodes), "--nproc-per-node", str(nproc_per_node)]
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
         logs = ["--log-dir", str(Path(folder, "logs"))]  # else torchrun leaves an empty one in the temporary folder
-        return _torchrun([*sizes, *places, *logs, "-m", "trainer", "--resolved", str(resolved)])
+        return _torchrun([*launch, *logs, "-m", "trainer", *handed])
 
 
 def _torchrun(arguments: Sequence[str]) -> int:
@@ -72,7 +89,7 @@ def _torchrun(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    # The agent reports every exit code but 0 as a crash, and every signal; what needs saying is said below in one line.
+    # The agent logs every exit code but 0 as a crash, and every signal; what matters is printed below, in one line.
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -87,7 +104,7 @@ def _torchrun(arguments: Sequence[str]) -> int:
 
 
 def _exit_code(failed: ChildFailedError) -> int:
-    """The exit code of the rank that failed first; 128 + the signal's number if a signal ended it."""
+    """The exit code of the rank that failed first; 128 + the signal's number if a signal killed it."""
     failures = failed.failures
     codes = {failure.exitcode for failure in failures.values()}
     saved = codes & set(STOPPED)
@@ -95,7 +112,7 @@ def _exit_code(failed: ChildFailedError) -> int:
         return max(saved)  # one rank was asked to stop, all saved, and the agent hurried the others at their exit
 
     def order(rank: int) -> tuple[bool, int, bool]:
-        # The agent ends the other ranks by SIGTERM. Within a second, a rank that was killed came before one that then
+        # The agent stops the other ranks by SIGTERM. Within a second, a rank that was killed came before one that then
         # missed it in a collective; of equals the agent lists the first one first.
         failure = failures[rank]
         return failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM), failure.timestamp, failure.exitcode > 0
@@ -103,7 +120,7 @@ def _exit_code(failed: ChildFailedError) -> int:
     rank = min(failures, key=order)
     first, code = failures[rank], failures[rank].exitcode
     if code < 0:
-        print(f"error: rank {rank} was ended by {first.signal_name()}", file=sys.stderr)
+        print(f"error: rank {rank} was killed by {first.signal_name()}", file=sys.stderr)
         return 128 - code
     if code != 2 and code not in STOPPED and len(failures) > 1:
         print(f"error: rank {rank} failed first, with exit code {code}", file=sys.stderr)

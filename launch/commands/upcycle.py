@@ -8,11 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from trainer.weights.upcycle.errors import UpcycleError
+from launch.commands.calibrate import TOKENS
+from launch.paths import must_not_exist
+from trainer.config.command_line import Parser, above_zero, choice, whole
+from trainer.config.errors import CommandError
 from trainer.weights.upcycle.placement import (
     FOPE_GAIN,
     FOPE_MAX_POSITION,
@@ -34,89 +38,77 @@ if TYPE_CHECKING:
 
 BETWEEN = 5.0  # seconds between two lines of progress
 NAMED = 8  # finished files that --dry-run names
-TOKENS = 1 << 17  # that --calibrate reads
 STRATEGIES = ("halves", "coactivation", "spread")
 DTYPES = ("source", "bf16", "fp32", "fp8")
 
 
-def run_upcycle(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
-    """Exit code 0, 1 with one line on stderr, or 130 where Ctrl-C came; leaves by SystemExit for wrong words."""
+def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
+    """Raises `CommandError`, also for a destination that exists, and `UpcycleError` and `HuggingFaceError` for a source
+    that cannot be expanded as the options say."""
     _options(parser)
-    options = parser.parse_args(words)
-    if options.seed < 0:
-        parser.error(f"--seed={options.seed}: use 0 or more")
+    options = parser.read(words)
     if options.gb_per_s is not None and not options.dry_run:
-        parser.error("--gb-per-s is of --dry-run, which is not given")
+        raise _only_with("--gb-per-s", options.gb_per_s, "--dry-run")
     if options.calibrate:
-        from launch.commands.calibrate import run_calibrate
+        from launch.commands import calibrate
 
-        if options.target is not None or options.counts is None:
-            parser.error("--calibrate FILE ... takes SRC alone, and --counts FILE for what it finds")
-        return run_calibrate(
-            options.source,
-            options.calibrate,
-            options.counts,
-            tokens=TOKENS if options.tokens is None else options.tokens,
-            factor=options.factor,
-            groups=options.groups,
-            seed=options.seed,
-            device=options.device or "auto",
-        )
+        return calibrate.prepare(options)
     for name in ("tokens", "device"):
         if getattr(options, name) is not None:
-            parser.error(f"--{name} is of --calibrate, which is not given")
-    options.gb_per_s = 1.0 if options.gb_per_s is None else options.gb_per_s
+            raise _only_with(f"--{name}", getattr(options, name), "--calibrate")
     if options.target is None:
-        parser.error("the following arguments are required: DST")
-    if options.workers < 1:
-        parser.error(f"--workers={options.workers}: use 1 or more")
-    for name in ("shard_gb", "gb_per_s"):
-        if not 0 < getattr(options, name) < math.inf:
-            parser.error(f"--{name.replace('_', '-')}={getattr(options, name)} is no size; use a number above 0")
+        remedy = "name the directory to make"
+        raise CommandError(f"octavo upcycle: missing DST; {remedy}", where="DST", allowed=remedy)
     if (options.counts is None) != (options.strategy != "coactivation"):
-        parser.error("--strategy coactivation and --counts FILE go together; --calibrate makes the file")
-    from trainer.weights.hf_files import HuggingFaceError
-
+        remedy = "give --strategy coactivation together with --counts FILE, which --calibrate writes"
+        raise CommandError(f"octavo upcycle: {remedy}", where="--counts", value=options.counts, allowed=remedy)
+    if Path(options.source).resolve() in Path(options.target).resolve().parents:
+        remedy = "give a directory outside of the source"
+        text = f"{options.target} is inside {options.source}; {remedy}"
+        raise CommandError(text, where=options.target, allowed=remedy)
     expansion = Expansion(**{field.name: getattr(options, field.name) for field in fields(Expansion)})
-    try:
-        if Path(options.source).resolve() in Path(options.target).resolve().parents:
-            raise UpcycleError(f"{options.target} is inside {options.source}; give a directory outside of the source")
-        return (_dry_run if options.dry_run else _run)(options, expansion)
-    except (UpcycleError, HuggingFaceError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return (_prepare_dry_run if options.dry_run else _prepare_run)(options, expansion)
 
 
-def _run(options: argparse.Namespace, expansion: Expansion) -> int:
+def _only_with(option: str, value: object, other: str) -> CommandError:
+    text = f"{option} is used only with {other}; give {other}, or leave {option} out"
+    return CommandError(text, where=option, value=value, allowed=other)
+
+
+def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[[], int]:
     from trainer.weights.hf_files import open_directory
     from trainer.weights.hf_survey import look_at
-    from trainer.weights.hf_write import must_not_exist, side_files
+    from trainer.weights.hf_write import side_files
 
-    target, began = Path(options.target), time.perf_counter()
-    must_not_exist(target)  # before a second of planning
+    started = time.perf_counter()
+    must_not_exist(options.target)
     source = look_at(open_directory(Path(options.source)))
     _, planned = _planned(source, options, expansion)
-    from trainer.weights.upcycle.engine import Interrupted, run
-    from trainer.weights.upcycle.journal import identity
-
     vocabulary = side_files(Path(expansion.vocabulary)) if expansion.vocabulary is not None else ()
     for warning in planned.facts["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    try:
-        with _Progress() as progress:
-            done = run(
-                target,
-                planned,
-                lambda: identity(source, vocabulary),
-                workers=options.workers,
-                shard_bytes=round(options.shard_gb * 1e9),
-                progress=progress,
-            )
-    except Interrupted as interrupted:
-        print(f"\n{interrupted}", file=sys.stderr)
-        return 130
-    _report(target, planned, done, time.perf_counter() - began)
-    return 0
+
+    def work() -> int:
+        from trainer.weights.upcycle.engine import Interrupted, run
+        from trainer.weights.upcycle.journal import identity
+
+        try:
+            with _Progress() as progress:
+                done = run(
+                    Path(options.target),
+                    planned,
+                    lambda: identity(source, vocabulary),
+                    workers=options.workers,
+                    shard_bytes=round(options.shard_gb * 1e9),
+                    progress=progress,
+                )
+        except Interrupted as interrupted:
+            print(f"\n{interrupted}", file=sys.stderr)
+            return 130
+        _report(options.target, planned, done, time.perf_counter() - started)
+        return 0
+
+    return work
 
 
 def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) -> tuple[Placement, Upcycled]:
@@ -128,13 +120,13 @@ def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) 
         counts = Counts.load(Path(options.counts), source)
     model = source.model
     per_token = model.experts_per_token if expansion.experts_per_token is None else expansion.experts_per_token
-    told = time.perf_counter()
+    printed = time.perf_counter()
 
     def searched(layers: int) -> None:
-        nonlocal told
-        if time.perf_counter() - told >= BETWEEN and layers < model.num_layers:
-            told = time.perf_counter()
-            print(f"cuts of {layers} of {model.num_layers} layers are chosen", file=sys.stderr)
+        nonlocal printed
+        if time.perf_counter() - printed >= BETWEEN and layers < model.num_layers:
+            printed = time.perf_counter()
+            print(f"chose the cuts of {layers} of {model.num_layers} layers", file=sys.stderr)
 
     placement = place(model.num_experts, per_token, expansion, model.num_layers, counts, searched)
     from trainer.weights.upcycle.stream import upcycled  # imports torch
@@ -142,9 +134,9 @@ def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) 
     return placement, upcycled(source, expansion, placement, options.dtype)
 
 
-def _report(target: Path, planned: Upcycled, done: Done, seconds: float) -> None:
+def _report(target: str, planned: Upcycled, done: Done, seconds: float) -> None:
     for fault in done.faults:
-        print(f"warning: {fault}; it was made again", file=sys.stderr)
+        print(f"warning: {fault}; it was written again", file=sys.stderr)
     kept = f", {done.kept} of them kept from an earlier start" if done.kept else ""
     model = planned.model
     print(
@@ -153,22 +145,36 @@ def _report(target: Path, planned: Upcycled, done: Done, seconds: float) -> None
     )
 
 
-def _dry_run(options: argparse.Namespace, expansion: Expansion) -> int:
-    from trainer.storage.space import free_space
+def _prepare_dry_run(options: argparse.Namespace, expansion: Expansion) -> Callable[[], int]:
     from trainer.weights.hf_survey import look_at
-    from trainer.weights.hf_write import cut
     from trainer.weights.upcycle.dryrun import directory_or_description
 
     directory, remarks = directory_or_description(Path(options.source))
     source = look_at(directory)
     placement, planned = _planned(source, options, expansion)
+    return partial(_print_plan, options, expansion, source, placement, planned, remarks)
+
+
+def _print_plan(
+    options: argparse.Namespace,
+    expansion: Expansion,
+    source: Source,
+    placement: Placement,
+    planned: Upcycled,
+    remarks: Sequence[str],
+) -> int:
+    """Print what an upcycle would write, and the disk space and time that it would need."""
+    from trainer.storage.space import free_space
+    from trainer.weights.hf_write import cut
+
     old, new = source.model, planned.model
     shards = cut(planned.groups, round(options.shard_gb * 1e9))
     sizes = [shard.size for shard in shards]
     need = sum(sizes)
-    begun, there = _unfinished(options, expansion, source, planned, shards, whole=not remarks)
+    unfinished, kept = _unfinished(options, expansion, source, planned, shards, whole=not remarks)
     place, free = free_space(Path(options.target).parent)
-    seconds = need / (options.gb_per_s * 1e9)
+    speed = options.gb_per_s or 1.0
+    seconds = need / (speed * 1e9)
     found = placement.facts()
     towers = sum(math.prod(tensor.shape) for tensor in source.carried)
     rows = [
@@ -192,16 +198,16 @@ def _dry_run(options: argparse.Namespace, expansion: Expansion) -> int:
     )
     print(f"noise       {expansion.noise:g}, identical copies: {'yes' if placement.identical else 'no'}")
     print(f"files       {len(shards)} of {min(sizes) / 1e9:,.3f} to {max(sizes) / 1e9:,.3f} GB: {shards[0].name} ...")
-    print(f"disk        {(need - there) / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}")
-    print(f"time        {_duration(seconds)} at {options.gb_per_s:g} GB/s, all workers together")
+    print(f"disk        {(need - kept) / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}")
+    print(f"time        {_duration(seconds)} at {speed:g} GB/s, all workers together")
     for remark in remarks:
         print(f"source      {remark}")
     for warning in planned.facts["warnings"]:
         print(f"warning     {warning}")
-    for line in begun:
+    for line in unfinished:
         print(line)
-    if need - there > free:
-        print(f"warning     the disk is too small by {(need - there - free) / 1e9:,.3f} GB")
+    if need - kept > free:
+        print(f"warning     the disk is too small by {(need - kept - free) / 1e9:,.3f} GB")
     return 0
 
 
@@ -214,9 +220,9 @@ def _unfinished(
     *,
     whole: bool,
 ) -> tuple[list[str], int]:
-    """What to say of an earlier start's work, and the bytes of its finished files that would be kept.
+    """Lines about an earlier start's work, and the bytes of its finished files that would be kept.
 
-    whole: the source's weights are there, of which the plan of a start says what they were.
+    whole: the source's weights are present. The plan of an earlier start records which weights it had.
     """
     from trainer.weights.hf_files import HuggingFaceError
     from trainer.weights.hf_write import side_files
@@ -226,7 +232,7 @@ def _unfinished(
     vocabulary = side_files(Path(expansion.vocabulary)) if expansion.vocabulary is not None else ()
     target = Path(options.target)
     if not whole and work_path(target).exists():
-        return [f"unfinished  {work_path(target)}; whether it is of these options is not known without the weights"], 0
+        return [f"unfinished  {work_path(target)}; without the weights, its options cannot be compared with these"], 0
     try:
         files = unfinished(target, lambda: plan_of(planned, shards, identity(source, vocabulary)))
     except HuggingFaceError as error:
@@ -237,7 +243,7 @@ def _unfinished(
     names = f": {', '.join([*files][:NAMED])}{more}" if files else ""
     return [
         f"unfinished  {len(files)} of {len(shards)} files are finished in {work_path(target)}{names}",
-        "            the same command without --dry-run verifies them, and goes on from there",
+        "            the same command without --dry-run verifies them and resumes from there",
     ], sum(files.values())
 
 
@@ -249,13 +255,13 @@ def _duration(seconds: float) -> str:
 
 
 class _Progress:
-    """A bar on a terminal, elsewhere a line a few seconds apart. It begins with the first call: by then the workers are
-    forked, and none of them has half a bar's thread."""
+    """A bar on a terminal, elsewhere a line a few seconds apart. The bar is made at the first call: by then the workers
+    are forked, and none of them inherits a part of its thread."""
 
     def __init__(self) -> None:
         self.bar: Bar | None = None
         self.task: TaskID | None = None
-        self.began = self.told = time.perf_counter()
+        self.started = self.printed = time.perf_counter()
 
     def __enter__(self) -> Callable[[int, int, int], None]:
         return self
@@ -269,21 +275,21 @@ class _Progress:
     def __call__(self, made: int, kept: int, total: int) -> None:
         now = time.perf_counter()
         if not made:
-            self.began = now  # what was there is being verified, which says nothing of the speed
-        speed = made / max(now - self.began, 1e-9)
+            self.started = now  # earlier files are being verified, which is not part of the speed
+        speed = made / max(now - self.started, 1e-9)
         left = f"{_duration((total - made - kept) / speed)} left" if speed else ""
         if sys.stderr.isatty():
             if self.bar is None:
-                self._begin(total)
+                self._start_bar(total)
             assert self.bar is not None
             assert self.task is not None
             self.bar.update(self.task, completed=made + kept, speed=f"{speed / 1e9:.2f} GB/s", left=left)
-        elif now - self.told >= BETWEEN and made + kept < total:
-            self.told = now
+        elif now - self.printed >= BETWEEN and made + kept < total:
+            self.printed = now
             done = f"{(made + kept) / 1e9:,.1f} of {total / 1e9:,.1f} GB"
-            print(f"{done}, {speed / 1e9:.2f} GB/s, {left or 'checking what is there'}", file=sys.stderr)
+            print(f"{done}, {speed / 1e9:.2f} GB/s, {left or 'verifying earlier files'}", file=sys.stderr)
 
-    def _begin(self, total: int) -> None:
+    def _start_bar(self, total: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
@@ -293,33 +299,33 @@ class _Progress:
         self.bar.start()
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
+def _options(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="a Hugging Face directory")
     parser.add_argument("target", metavar="DST", nargs="?", help="the directory to make; must not exist")
     add = parser.add_argument
     add("--factor", type=int, default=4, metavar="N", help="copies of every expert (4)")
     add("--groups", type=int, default=8, metavar="G", help="router groups (8)")
     add("--experts-per-token", type=int, metavar="K", help="of the result, a multiple of G (the source's)")
-    add("--strategy", choices=STRATEGIES, default="halves", help="how experts are put into groups (halves)")
-    add("--counts", metavar="FILE", help="of --strategy coactivation, made by --calibrate")
-    add("--cuts", choices=("same", "distinct"), default="same", help="distinct: each set of groups has its own (same)")
+    add("--strategy", **choice(*STRATEGIES), default="halves", help="how experts are assigned to groups (halves)")
+    add("--counts", metavar="FILE", help="of --strategy coactivation, written by --calibrate")
+    add("--cuts", **choice("same", "distinct"), default="same", help="distinct: each set of groups has its own (same)")
     add("--noise", type=float, default=1e-2, metavar="X", help="std on copies and gate rows, over their RMS (0.01)")
-    add("--seed", type=int, default=0, metavar="N", help="of the noise and the cuts (0)")
+    add("--seed", type=whole(0), default=0, metavar="N", help="of the noise and the cuts (0)")
     add("--force", action="store_true", help="allow a factor equal to the groups: every group holds every expert")
-    add("--positions", choices=("keep", "fope"), default="keep", help="keep RoPE as it is, or make it FoPE (keep)")
+    add("--positions", **choice("keep", "fope"), default="keep", help="keep RoPE, or turn it into FoPE (keep)")
     add("--rope-theta", type=float, metavar="X", help=f"with --positions fope, not the source's ({FOPE_THETA:g})")
     add("--max-position", type=int, metavar="N", help=f"with --positions fope ({FOPE_MAX_POSITION})")
     add("--fope-gain", type=float, metavar="X", help=f"with --positions fope; 0: matrices of exactly I ({FOPE_GAIN})")
     add("--vocabulary", metavar="DIR", help="tokenizer of the result: rows move by token string (the source's)")
     add("--vocab-size", type=int, metavar="N", help="rows of embedding and LM head (the source's, or --vocabulary's)")
     add("--router-temperature", type=float, default=1.0, metavar="X", help="gate rows are divided by it (1)")
-    add("--dtype", choices=DTYPES, default="source", help="of the text model; source: as there (source)")
-    add("--shard-gb", type=float, default=5.0, metavar="GB", help="size of one file (5)")
-    add("--workers", type=int, default=1, metavar="N", help="processes (1)")
-    add("--dry-run", action="store_true", help="print what would be made; SRC may hold config.json alone")
-    add("--gb-per-s", type=float, metavar="X", help="speed that --dry-run counts with (1)")
+    add("--dtype", **choice(*DTYPES), default="source", help="of the text model; source: as there (source)")
+    add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="size of one file (5)")
+    add("--workers", type=whole(1), default=1, metavar="N", help="processes (1)")
+    add("--dry-run", action="store_true", help="print what would be written; SRC may hold config.json alone")
+    add("--gb-per-s", type=above_zero("1"), metavar="X", help="speed that --dry-run assumes (1)")
     add(
         "--calibrate", nargs="+", metavar="TEXT", help="write --counts FILE alone, from UTF-8 text or .npy of token ids"
     )
-    add("--tokens", type=int, metavar="N", help=f"that --calibrate reads at most ({TOKENS})")
-    add("--device", choices=("auto", "cpu", "cuda"), help="of --calibrate (auto)")
+    add("--tokens", type=whole(1), metavar="N", help=f"the most that --calibrate reads ({TOKENS})")
+    add("--device", **choice("auto", "cpu", "cuda"), help="of --calibrate (auto)")

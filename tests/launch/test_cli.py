@@ -1,5 +1,6 @@
 """`octavo`: help, `octavo config`, and what `octavo train` says before any process is started."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,9 +10,15 @@ from pathlib import Path
 import pytest
 
 from launch.cli import COMMANDS, main
+from parallel.errors import Fault, UserError
+from tests.launch.refused import refused
 from trainer.config.compose import compose, load, to_yaml
+from trainer.config.errors import ConfigError
 from trainer.run.directory import choose, prepare
 
+# What a command needs besides its mistake, which is reported first.
+NEEDED = {"layout": ["--world=1"], "tokenize": ["out", "--tokenizer=t"], "export": ["a", "b"], "upcycle": ["a", "b"],
+          "science": ["out"], "inspect": ["a"]}  # fmt: skip
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -134,20 +141,67 @@ def test_train_refuses_before_any_process(words, said, capsys, monkeypatch):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [["--nproc-per-node", "0"], ["--nproc-per-node", "gpu"], ["--nprocs", "2"]])
-def test_train_refuses_bad_options(words, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "recipe=toy", *words])
-    assert stopped.value.code == 2
-    assert words[0] in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "value", "allowed"),
+    [
+        (["--nproc-per-node", "0"], "0", "a whole number, 1 or more"),
+        (["--nproc-per-node", "gpu"], "gpu", "a whole number, 1 or more"),
+        (["--nprocs-per-node", "2"], None, "did you mean '--nproc-per-node'?"),
+    ],
+)
+def test_train_refuses_bad_options(words, value, allowed):
+    fault = refused("train", "recipe=toy", *words)
+    assert (fault.where, fault.value, fault.allowed) == (words[0], value, allowed)
+    assert words[0] in fault.text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("word", "where"), [("--nonsense=1", "--nonsense"), ("--config-dir", "--config-dir")])
+def test_every_command_reports_a_mistake_in_one_line(command, word, where, capsys):
+    """An unknown option, and an option without its value: no usage text, no traceback, exit code 2."""
+    words = [*NEEDED.get(command, []), word]
+    assert main([command, *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(f"error: {where}: [^\n]+\n", shown.err)
+
+
+@pytest.mark.parametrize("command", ["tokenize", "layout", "data", "export", "upcycle", "science", "inspect"])
+def test_a_missing_argument_is_one_line(command, capsys):
+    assert main([command]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(f"error: octavo {command}: [^\n]+\n", shown.err)
+
+
+def test_errors_on_the_way_are_printed_alike_and_return_1(monkeypatch, capsys):
+    faults = [Fault("a: wrong", "a"), Fault("b: wrong", "b")]
+    for error, code, lines in (
+        (UserError(faults), 1, "error: a: wrong\nerror: b: wrong\n"),
+        (ConfigError("c: wrong", where="c"), 2, "error: c: wrong\n"),
+        (FileNotFoundError(2, "No such file or directory", "d"), 1, "error: d: No such file or directory\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ):
+        for early in (False, True):
+
+            def fail(*arguments, error=error):
+                raise error
+
+            monkeypatch.setattr("launch.commands.config.prepare", fail if early else lambda *arguments: fail)
+            assert main(["config"]) == (2 if early and code == 1 else code)
+            assert capsys.readouterr().err == lines
 
 
 def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
     seen = {}
 
     def torchrun(arguments):
-        seen["arguments"] = list(arguments)
-        seen["cfg"] = load(arguments[-1], world_size=2)
+        place = arguments.index("--resolved")
+        seen["arguments"] = list(arguments[: place + 2])
+        seen["cfg"] = load(arguments[place + 1], world_size=2)
+        seen["rest"] = arguments[place + 2 :]
+        if seen["rest"]:
+            seen["run"] = json.loads(Path(seen["rest"][1]).read_text())
         return 7
 
     monkeypatch.setattr("launch.commands.train._torchrun", torchrun)
@@ -160,7 +214,10 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
         *("--log-dir", str(Path(seen["arguments"][-1]).with_name("logs"))),  # removed with the configuration
         *("-m", "trainer", "--resolved"),
     ]
-    assert not Path(seen["arguments"][-1]).exists()
+    run = choose(seen["cfg"])
+    assert seen["run"] == {"path": str(run.path), "status": "new", "step": 0, "changes": []}
+    assert seen["rest"][0] == "--run-directory"
+    assert not Path(seen["rest"][1]).exists()
     machines = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv_endpoint", "node0:29400", "--rdzv-id", "a_b"]
     assert main(["train", "recipe=toy", "train.micro_batch=4", *machines]) == 7
     assert seen["arguments"][:-1] == [
@@ -169,6 +226,7 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
         *("--log-dir", str(Path(seen["arguments"][-1]).with_name("logs"))),
         *("-m", "trainer", "--resolved"),
     ]
+    assert seen["rest"] == []  # the machine of rank 0 chooses the directory
 
 
 def test_train_leaves_a_finished_run_alone(monkeypatch, capsys):

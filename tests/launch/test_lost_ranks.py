@@ -91,7 +91,7 @@ def test_octavo_train_ends_with_a_rank_that_is_stopped(launch):
     assert re.fullmatch(
         r"error: rank 1 \(host \S+, pid \d+\) has sent no heartbeat for \d+ s; last seen at step \d+: .*; "
         r"the run ends \(parallel\.timeout_s=10\)\n"
-        r"error: rank 1 was ended by SIGKILL\n",
+        r"error: rank 1 was killed by SIGKILL\n",
         err,
     ), err
     assert seconds < 35

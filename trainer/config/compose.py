@@ -101,8 +101,8 @@ def overview(words: Sequence[str]) -> str:
     Raises `ConfigError` as `list_groups` does.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", action="append", default=[])
-    config_dirs = parser.parse_known_args(words)[0].config_dir
+    parser.add_argument("--config-dir", action="append", default=[], nargs="?")  # the command's parser wants a value
+    config_dirs = [place for place in parser.parse_known_args(words)[0].config_dir if place is not None]
     lines = [f"  {group}={'|'.join(options)}" for group, options in list_groups(config_dirs).items()]
     return "\n".join(["groups and their options:", *lines, "keys: " + ", ".join(f"{name}.*" for name in SECTIONS)])
 

@@ -15,6 +15,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from parallel.errors import UserError
+
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer ones too
@@ -24,7 +26,7 @@ BITS = {
 }  # fmt: skip
 
 
-class HuggingFaceError(ValueError):
+class HuggingFaceError(UserError, ValueError):
     """A Hugging Face directory that cannot be used; the message names the file, key or tensor."""
 
 

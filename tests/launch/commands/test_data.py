@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from launch.cli import main
+from tests.launch.refused import refused
 from tests.trainer.data.small_mixture import make_mixture
 
 CHECKOUT = Path(__file__).parents[3]
@@ -45,7 +46,7 @@ def test_a_whole_mixture_is_checked_and_counted_and_shown_without_torch(recipes:
     assert done.stderr == ""
     out = done.stdout
     assert out.splitlines()[-1] == "[0, 0, 0] []"
-    assert "3 sources are whole" in out
+    assert "3 sources are intact" in out
     assert "sample 7 · phase stable · source " in out
     assert "document 1, " in out
     assert "R = 4    1." in out
@@ -69,18 +70,17 @@ def test_balance_is_reported_for_any_batch(recipes: Path, capsys, monkeypatch, w
     assert all(float(line[3]) >= 1 for line in lines)
 
 
-def test_a_number_beyond_any_sample_is_refused(recipes: Path, capsys) -> None:
-    with pytest.raises(SystemExit):
-        main(["data", "show", "small", "9" * 20, "--config-dir", str(recipes)])
-    assert "use a whole number, 0 or more, of 18 digits or fewer" in capsys.readouterr().err
+def test_a_number_beyond_any_sample_is_refused(recipes: Path) -> None:
+    fault = refused("data", "show", "small", "9" * 20, "--config-dir", str(recipes))
+    allowed = "a whole number, 0 or more, of 18 digits or fewer"
+    assert (fault.where, fault.value, fault.allowed) == ("N", "9" * 20, allowed)
 
 
 @pytest.mark.parametrize("word", ["-1", "x", "1.5"])
-def test_a_number_that_is_none_is_reported(recipes: Path, capsys, word: str) -> None:
+def test_a_word_that_is_not_a_number_is_refused(recipes: Path, word: str) -> None:
     for words in (["small", word], ["small", "train.steps=9", word]):
-        with pytest.raises(SystemExit):
-            main(["data", "show", *words, "--config-dir", str(recipes)])
-        assert f"sample {word}: use a whole number, 0 or more" in capsys.readouterr().err
+        fault = refused("data", "show", *words, "--config-dir", str(recipes))
+        assert (fault.where, fault.value) == ("N", word)
 
 
 def test_past_the_runs_end_it_is_said_and_past_what_sources_give_refused(recipes: Path, capsys) -> None:
@@ -94,7 +94,7 @@ def test_past_the_runs_end_it_is_said_and_past_what_sources_give_refused(recipes
     assert main(["data", "show", "small", "9" * 18, *where]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "which no run comes to: train.steps=" in shown.err
+    assert "which no run reaches: train.steps=" in shown.err
     assert "and its max_epochs is 9; use train.steps=" in shown.err
 
 
@@ -129,21 +129,27 @@ def test_damage_is_one_line_for_each_file(recipes: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "code", "said"),
     [
-        (["check", "recipe=toy", "data=synthetic"], "data.name=synthetic is no mixture"),
-        (["stats", "cpt_6t"], "data.sources.multilingual: corpora/multilingual/manifest.json is missing"),
+        (["check", "recipe=toy", "data=synthetic"], 2, "data.name=synthetic is not a mixture"),
+        (["stats", "cpt_6t"], 1, "data.sources.multilingual: corpora/multilingual/manifest.json is missing"),
     ],
 )
-def test_what_cannot_be_looked_at_is_reported(words: list[str], said: str, capsys) -> None:
-    assert main(["data", *words]) in (1, 2)
+def test_data_that_cannot_be_read_are_reported(words: list[str], code: int, said: str, capsys) -> None:
+    assert main(["data", *words]) == code
     assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["chek", "toy"], ["check"], ["show", "toy"], ["show", "3"], ["show", "toy", "1", "2"]]
+    ("words", "where"),
+    [
+        ([], "octavo data"),
+        (["chek", "toy"], "octavo data"),
+        (["check"], "RECIPE"),
+        (["show", "toy"], "RECIPE"),
+        (["show", "3"], "RECIPE"),
+        (["show", "toy", "1", "2"], "RECIPE"),
+    ],
 )
-def test_a_command_that_is_not_whole_is_a_usage_error(words: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["data", *words])
-    assert ended.value.code == 2
+def test_an_incomplete_command_is_refused(words: list[str], where: str) -> None:
+    assert refused("data", *words).where == where

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launch.cli import main
+from tests.launch.refused import refused
 from tests.trainer.tiny_run import tiny_config
 from trainer.run.process import train
 
@@ -31,9 +32,10 @@ def test_export_says_what_it_wrote_and_overwrites_nothing(run, tmp_path, capsys)
     shown = capsys.readouterr()
     assert f"{target}: the text model after step 1 in F32; 0.000 GB" in shown.out
     assert len(list(target.glob("model-*.safetensors"))) > 2
-    assert main(words) == 1
+    assert main(words) == 2
     shown = capsys.readouterr()
-    assert shown.err == f"error: {target} exists; give a directory that does not, or remove it\n"
+    assert shown.err == f"error: {target} exists and is not overwritten; give another path, or remove it\n"
+    assert refused(*words).where == str(target)
     assert main(["export", str(tmp_path), str(tmp_path / "other")]) == 1
     assert "is no training checkpoint" in capsys.readouterr().err
 
@@ -43,14 +45,23 @@ def test_export_warns_of_what_others_may_misread(run, tmp_path, capsys):
     assert "warning: model.expert_width=16 is no multiple of 128" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["export", "a"], ["export", "a", "b", "--dtype", "fp4"], ["inspect"],
-                                   ["export", "a", "b", "--shard-gb", "0"], ["export", "a", "b", "--shard-gb", "inf"],
-                                   ["export", "a", "b", "--shard-gb", "nan"]])  # fmt: skip
-def test_wrong_words_are_reported(words, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    assert stopped.value.code == 2
-    assert f"octavo {words[0]}" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "where", "value", "allowed"),
+    [
+        (["--dtype", "fp4"], "--dtype", "fp4", ("source", "bf16", "fp32", "fp8")),
+        (["--shard-gb", "0"], "--shard-gb", "0", "a number above 0, such as 5"),
+        (["--shard-gb", "inf"], "--shard-gb", "inf", "a number above 0, such as 5"),
+        (["--shard-gb", "nan"], "--shard-gb", "nan", "a number above 0, such as 5"),
+    ],
+)
+def test_wrong_words_are_refused(words, where, value, allowed):
+    fault = refused("export", "a", "b", *words)
+    assert (fault.where, fault.value, fault.allowed) == (where, value, allowed)
+
+
+def test_missing_arguments_are_refused():
+    assert refused("export", "a").where == "DST"
+    assert refused("inspect").where == "DIR"
 
 
 def table(out: str) -> dict[str, list[str]]:
@@ -68,7 +79,7 @@ def test_inspect_a_published_directory(reference, capsys):
     assert rows["in all"][:2] == ["415", "4,131,792"]
     assert "32 in 8 group(s), 8 per token, in each of 3 layers" in out
     assert "model.hidden_size=64" in out
-    for what in ("missing", "unknown", "unfit"):
+    for what in ("missing", "unknown", "mismatch"):
         assert f"{what:<12}none\n" in out
 
 
@@ -86,8 +97,8 @@ def test_inspect_names_what_is_wrong(reference, tmp_path, capsys):
     assert "missing     model.language_model.layers.2.mlp.experts.0.up_proj.weight\n" in out
     assert "            and 1 more\n" in out
     assert "unknown     model.visual.pos_embed.weight\n" in out
-    assert "unfit       model.language_model.norm.weight: the checkpoint has shape [63], need [64]\n" in out
-    assert out.endswith("NOT whole\n")
+    assert "mismatch    model.language_model.norm.weight: the checkpoint has shape [63], need [64]\n" in out
+    assert out.endswith("NOT complete\n")
     assert table(out)["unknown"][0] == "1"
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
     assert main(["inspect", str(tmp_path)]) == 1
@@ -108,8 +119,9 @@ def test_inspect_a_training_checkpoint(run, tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["inspect", str(copy)]) == 1
     assert "is damaged" in capsys.readouterr().err
-    assert main(["inspect", str(tmp_path / "nothing")]) == 1
-    assert "neither a Hugging Face directory (no config.json) nor a run directory" in capsys.readouterr().err
+    fault = refused("inspect", str(tmp_path / "nothing"))
+    kinds = "a Hugging Face directory (with config.json) or a run directory with a checkpoint (step-N)"
+    assert (fault.where, fault.allowed) == (str(tmp_path / "nothing"), kinds)
 
 
 def flip(file: Path) -> None:
@@ -154,12 +166,12 @@ def test_inspect_verifies_every_byte_of_an_expansion(expansion, capsys):
 def test_inspect_says_that_nothing_can_be_verified(reference, expansion, capsys):
     published = reference / "tiny" / "interns1"
     assert main(["inspect", str(published), "--verify"]) == 1
-    said = f"verify      there is no {published / 'manifest.json'}: nothing says what the files' bytes should be"
+    said = f"verify      there is no {published / 'manifest.json'}, so the files have no hashes to compare with"
     assert capsys.readouterr().out.splitlines()[-1] == said
     manifest = expansion / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
     assert main(["inspect", str(expansion), "--verify"]) == 1
-    assert f"verify      {manifest} does not match its own hash: its hashes say" in capsys.readouterr().out
+    assert f"verify      {manifest} does not match its own hash, so its hashes cannot be" in capsys.readouterr().out
 
 
 def test_inspect_verifies_a_training_checkpoint(run, tmp_path, capsys):

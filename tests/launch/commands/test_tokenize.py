@@ -9,6 +9,7 @@ import pytest
 
 from launch.cli import main
 from launch.commands.tokenize import Progress
+from tests.launch.refused import refused
 from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, start_plain, texts, write_jsonl
 from trainer.corpora.tokenize import Told, jobs
 from trainer.data.shards.windows import Shards
@@ -32,8 +33,8 @@ def test_a_source_of_a_mixture_gets_its_domain_and_prefixes(words, tmp_path, cap
     assert (opened.name, opened.domain) == ("science_text", "science")
     assert opened.prefix_group
     assert opened.read(np.arange(4), 64).prefix_BL.any()
-    assert main([*words, "--domain", "general"]) == 1
-    assert "notes exists and is not overwritten" in capsys.readouterr().err
+    fault = refused(*words, "--domain", "general")
+    assert (fault.where, fault.text.split(";")[0]) == (words[1], f"{words[1]} exists and is not overwritten")
 
 
 def test_a_mixture_may_be_a_recipe_of_the_users_own(words, tmp_path, capsys):
@@ -66,27 +67,35 @@ def test_a_source_without_a_mixture_has_no_prefix(words, tmp_path, capsys):
     assert len(opened.manifest["shards"]) > 2
 
 
+SOURCES = ("science_text", "structured_science", "general_web", "code", "mathematics", "multilingual")
+
+
 @pytest.mark.parametrize(
-    ("more", "complaint"),
+    ("more", "where", "value", "allowed"),
     [
-        ([], "name a --mixture whose source this is, or a --domain"),
-        (["--domain", "law"], "--domain: invalid choice"),
-        (["--domain", "general", "--workers", "0"], "--workers=0: use 1 or more"),
-        (["--domain", "general", "--heldout", "1"], "--heldout=1.0: use a share from 0 to below 1"),
-        (["--domain", "general", "--config-dir", "."], "--config-dir is where the recipe of a --mixture lies"),
-        (["--mixture", "recipe=toy data=synthetic"], "--name notes: recipe=toy data=synthetic has the sources none"),
-        (["--mixture", "recipe=cpt_6t"], "--name notes: recipe=cpt_6t has the sources science_text, "),
-        (
-            ["--mixture", "recipe=cpt_6t", "--name", "science_text", "--domain", "general"],
-            "science_text is science in recipe=cpt_6t",
-        ),
+        (["--domain", "law"], "--domain", "law", ("science", "general")),
+        (["--domain", "general", "--workers", "0"], "--workers", "0", "a whole number, 1 or more"),
+        (["--domain", "general", "--heldout", "1"], "--heldout", "1", "a share from 0 to below 1"),
+        (["--domain", "general", "--config-dir", "."], "--config-dir", ["."], "--mixture RECIPE"),
+        (["--mixture", "recipe=toy data=synthetic"], "--name", "notes", ()),
+        (["--mixture", "recipe=cpt_6t"], "--name", "notes", SOURCES),
+        (["--mixture", "recipe=cpt_6t", "--name", "code", "--domain", "science"], "--domain", "science", ("general",)),
     ],
 )
-def test_wrong_words_are_reported(words, more, complaint, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([*words, *more])
-    assert stopped.value.code == 2
-    assert complaint in capsys.readouterr().err
+def test_wrong_words_are_refused(words, more, where, value, allowed):
+    fault = refused(*words, *more)
+    assert (fault.where, fault.value, fault.allowed) == (where, value, allowed)
+
+
+def test_a_source_needs_a_mixture_or_a_domain(words):
+    fault = refused(*words)
+    assert (fault.where, "--domain" in fault.allowed) == ("--mixture", True)
+    assert refused(*words[:2], *words[3:]).where == "INPUT"
+
+
+def test_options_may_come_between_the_arguments(words):
+    out, *rest = words[1:]
+    assert refused(words[0], out, "--seed", "3", *rest[:1], *rest[1:]).where == "--mixture"
 
 
 def test_a_fault_of_the_input_is_one_line(words, tmp_path, capsys):

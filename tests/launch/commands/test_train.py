@@ -19,12 +19,12 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 STAND_IN = """
 import os, signal, sys, time, types
 
-def train(cfg):
+def train(cfg, run):
     got, rank = [], os.environ["RANK"]
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: got.append(number))
     with open(f"rank-{rank}", "w") as file:
-        file.write(f"{os.environ['WORLD_SIZE']} {cfg.optim.lr} {'torch' in sys.modules}")
+        file.write(f"{os.environ['WORLD_SIZE']} {cfg.optim.lr} {'torch' in sys.modules} {run and run.status}")
     mode = cfg.run.name
     if mode == "fails" and rank == "1":
         return 7
@@ -82,8 +82,9 @@ def wait_for(*files):
 def test_ranks_load_the_resolved_configuration_without_torch(octavo, stand_in):
     assert octavo("done") == (0, "")
     for rank in ("0", "1"):
-        world_size, lr, torch = (stand_in / f"rank-{rank}").read_text().split()
+        world_size, lr, torch, status = (stand_in / f"rank-{rank}").read_text().split()
         assert (world_size, float(lr) > 0, torch) == ("2", True, "False")
+        assert status == {"0": "new", "1": "None"}[rank]  # the launcher's choice of the run directory
 
 
 def test_the_exit_code_is_that_of_the_rank_that_failed(octavo):
@@ -91,7 +92,7 @@ def test_the_exit_code_is_that_of_the_rank_that_failed(octavo):
 
 
 def test_a_rank_that_was_killed_is_named(octavo):
-    assert octavo("dies") == (137, "error: rank 1 was ended by SIGKILL\n")
+    assert octavo("dies") == (137, "error: rank 1 was killed by SIGKILL\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -132,7 +133,7 @@ def test_every_rank_saves_when_the_launcher_is_killed(stand_in):
         ([-15, 143, -15], 143, ""),  # one rank was asked to stop; the agent ended others that had saved
         ([130, -15], 130, ""),
         ([-15, 1, -15], 1, "rank 1 failed first"),
-        ([143, -9, 143], 137, "rank 1 was ended by SIGKILL"),
+        ([143, -9, 143], 137, "rank 1 was killed by SIGKILL"),
     ],
 )
 def test_what_the_ranks_codes_come_to(codes, expected, says, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -24,6 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from launch.cli import main
 from launch.commands import upcycle
+from tests.launch.refused import refused
+from trainer.config.command_line import Parser
 from trainer.storage.manifest import read_manifest, verify_file
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import INDEX, open_directory
@@ -105,8 +106,8 @@ def test_the_published_model_becomes_one_of_eight_groups(reference, tmp_path, ca
     assert all(torch.equal(before[name], after[name]) for name in towers)
     assert main(["inspect", "dst"]) == 0
     assert "64 in 8 group(s), 8 per token, in each of 3 layers" in capsys.readouterr().out
-    assert main(words) == 1
-    assert capsys.readouterr().err == "error: dst exists; give a directory that does not, or remove it\n"
+    assert main(words) == 2
+    assert capsys.readouterr().err == "error: dst exists and is not overwritten; give another path, or remove it\n"
 
 
 # ---- what is refused
@@ -179,17 +180,17 @@ def test_bad_input_is_one_line(source, capsys, harm, words, said, dry):
     harm(source)
     code = main(["upcycle", "src", "dst", *words, *(["--dry-run"] if dry else [])])
     shown = capsys.readouterr()
-    assert (code, shown.out) == (1, "")
+    assert (code, shown.out) == (2, "")
     assert re.match(rf"error: .*{said}.*\n\Z", shown.err), shown.err
     assert not list(source.parent.glob("dst*"))
 
 
 @pytest.mark.parametrize("target", ["src/dst", "src/deep/../below/dst"])
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["", "dry"])
-def test_a_destination_inside_the_source(source, capsys, target, dry):
+def test_a_destination_inside_the_source(source, target, dry):
     before = sorted(source.iterdir())
-    assert main(["upcycle", "src", target, *dry]) == 1
-    assert capsys.readouterr().err == f"error: {target} is inside src; give a directory outside of the source\n"
+    fault = refused("upcycle", "src", target, *dry)
+    assert (fault.where, fault.allowed) == (target, "give a directory outside of the source")
     assert sorted(source.iterdir()) == before
 
 
@@ -203,25 +204,34 @@ def test_a_disk_that_is_too_small(source, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "where", "allowed"),
     [
-        ["src"], ["src", "dst", "--strategy", "quarters"], ["src", "dst", "--workers", "0"],
-        ["src", "dst", "--shard-gb", "0"], ["src", "dst", "--gb-per-s", "nan", "--dry-run"], ["src", "dst", "more"],
-        ["src", "dst", "--strategy", "coactivation"], ["src", "dst", "--counts", "file"],
-        ["src", "dst", "--counts", "file", "--calibrate", "text"], ["src", "--calibrate", "text"],
-        ["src", "dst", "--seed", "-1"], ["src", "dst", "--tokens", "9"], ["src", "dst", "--device", "cpu", "--dry-run"],
-        ["src", "dst", "--gb-per-s", "2"], ["src", "--calibrate", "text", "--counts", "file", "--gb-per-s", "2"],
+        ("src", "DST", "name the directory to make"),
+        ("src dst --strategy quarters", "--strategy", ("halves", "coactivation", "spread")),
+        ("src dst --workers 0", "--workers", "a whole number, 1 or more"),
+        ("src dst --shard-gb 0", "--shard-gb", "a number above 0, such as 5"),
+        ("src dst --gb-per-s nan --dry-run", "--gb-per-s", "a number above 0, such as 1"),
+        ("src dst more", "more", "see octavo upcycle --help"),
+        ("src dst --strategy coactivation", "--counts", "give --strategy coactivation together with --counts FILE, "),
+        ("src dst --counts file", "--counts", "give --strategy coactivation together with --counts FILE, "),
+        ("src dst --counts file --calibrate text", "--calibrate", "give SRC alone, and --counts FILE"),
+        ("src --calibrate text", "--calibrate", "give SRC alone, and --counts FILE"),
+        ("src dst --seed -1", "--seed", "a whole number, 0 or more"),
+        ("src dst --tokens 9", "--tokens", "--calibrate"),
+        ("src dst --device cpu --dry-run", "--device", "--calibrate"),
+        ("src dst --gb-per-s 2", "--gb-per-s", "--dry-run"),
+        ("src --calibrate text --counts file --gb-per-s 2", "--gb-per-s", "--dry-run"),
+        ("src --calibrate text --counts file --tokens 0", "--tokens", "a whole number, 1 or more"),
+        ("src --calibrate text --counts nowhere/file", "--counts", "a directory that exists"),
     ],
-)  # fmt: skip
-def test_wrong_words_are_reported(words, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["upcycle", *words])
-    assert stopped.value.code == 2
-    assert "octavo upcycle: error: " in capsys.readouterr().err
+)
+def test_wrong_words_are_refused(words, where, allowed):
+    fault = refused("upcycle", *words.split())
+    assert (fault.where, fault.allowed[: len(allowed)]) == (where, allowed)
 
 
 def test_the_documentation_has_every_option():
-    parser = argparse.ArgumentParser()
+    parser = Parser("octavo upcycle", "")
     upcycle._options(parser)
     rows = re.findall(r"^\| `(--[a-z-]+)", (Path(__file__).parents[3] / "docs" / "upcycling.md").read_text(), re.M)
     assert rows == [action.option_strings[0] for action in parser._actions if action.option_strings][1:]
@@ -246,13 +256,13 @@ def test_another_request_is_refused_while_one_is_unfinished(source, capsys, monk
     assert main(["upcycle", "src", "dst", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"\nunfinished  1 of 1 files are finished in \S+tmp: model-00001-of-00001\.safetensors\n", out)
-    assert "without --dry-run verifies them, and goes on from there\n" in out
+    assert "without --dry-run verifies them and resumes from there\n" in out
     assert "disk        0.000 GB needed" in out
     assert (contents(work / "model"), (work / "journal.jsonl").read_bytes()) == before
     (source.parent / "described").mkdir()
     shutil.copy(source / "config.json", source.parent / "described")
     assert main(["upcycle", "described", "dst", "--dry-run"]) == 0
-    assert "tmp; whether it is of these options is not known without the weights\n" in capsys.readouterr().out
+    assert "tmp; without the weights, its options cannot be compared with these\n" in capsys.readouterr().out
     assert main(["upcycle", "src", "dst"]) == 0
     assert "0.000 GB in 1 file(s), 1 of them kept from an earlier start" in capsys.readouterr().out
 
@@ -365,7 +375,7 @@ def test_a_line_now_and_then_while_cuts_are_searched(source, capsys, monkeypatch
     Counts(pairs.sum(1), pairs, 128, identity(opened)).save(source.parent / "counts")
     words = ["upcycle", "src", "dst", "--strategy", "coactivation", "--counts", "counts"]
     assert main([*words, "--dry-run"]) == 0
-    assert capsys.readouterr().err == "cuts of 1 of 2 layers are chosen\n"
+    assert capsys.readouterr().err == "chose the cuts of 1 of 2 layers\n"
     monkeypatch.setattr("launch.commands.upcycle.BETWEEN", 60.0)
     assert main([*words, "--dry-run"]) == 0
     assert capsys.readouterr().err == ""
@@ -439,13 +449,13 @@ def test_a_dry_run_plans_what_a_run_makes(source, tmp_path, capsys):
     assert planned() == whole  # by config.json
     (source / INDEX).write_text(index)
     _edit(source / INDEX, lambda index: index["weight_map"].pop(EXPERT))
-    assert main(["upcycle", "src", "dst", "--dry-run"]) == 1
+    assert main(["upcycle", "src", "dst", "--dry-run"]) == 2
     assert f"no tensor {EXPERT}" in capsys.readouterr().err
     (source / INDEX).write_text(index)
     _edit(source / INDEX, lambda index: index["weight_map"].update({"model.layers.0.bias": "x"}))
-    assert main(["upcycle", "src", "dst", "--dry-run"]) == 1
+    assert main(["upcycle", "src", "dst", "--dry-run"]) == 2
     assert "model.layers.0.bias: unknown tensor" in capsys.readouterr().err
     shutil.rmtree(source)
     source.mkdir()
-    assert main(["upcycle", "src", "dst", "--dry-run"]) == 1
+    assert main(["upcycle", "src", "dst", "--dry-run"]) == 2
     assert "no config.json" in capsys.readouterr().err

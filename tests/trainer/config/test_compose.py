@@ -286,7 +286,7 @@ def trained(monkeypatch, tmp_path):
 
     seen = []
     module = types.ModuleType("trainer.run.process")
-    module.train = lambda cfg: seen.append(cfg) or 0
+    module.train = lambda cfg, run: seen.append(cfg) or 0
     monkeypatch.setitem(sys.modules, "trainer.run.process", module)
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -316,7 +316,7 @@ def test_main_reports_mistakes_in_lines_and_returns_2(trained, capsys):
 
 def test_under_torchrun_one_rank_of_a_machine_reports(trained, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(entry, "LET_THE_FIRST_RANK_SPEAK", 0)
+    monkeypatch.setattr(entry, "TIME_TO_REPORT", 0)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", rank)

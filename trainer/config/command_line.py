@@ -1,0 +1,134 @@
+"""Command lines: one parser class for all commands, and converters for the values of options.
+
+A mistake on a command line is a `CommandError` with the option, the value and what would work there, as it is for a
+mistake in a configuration; argparse's usage text and `SystemExit` do not appear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from parallel.errors import Fault
+from trainer.config.compose import overview
+from trainer.config.errors import CommandError
+from trainer.config.say import did_you_mean, one_of
+
+OVERRIDES = "Overrides are recipe=NAME, GROUP=OPTION and KEY=VALUE, as in: recipe=toy optim.lr=1e-3"
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` that raises `CommandError`, takes arguments and options in any order, and does not
+    abbreviate options."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+
+    def add_overrides(self, words: Sequence[str]) -> None:
+        """Take overrides and --config-dir, and list the recipes and options of `words` in the help."""
+        self.description = f"{self.description} {OVERRIDES}"
+        self.epilog = overview(words)
+        self.add_argument("overrides", nargs="*", metavar="override")
+        self.add_argument("--config-dir", action="append", default=[], help="more recipes and options; may be repeated")
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """The values of all arguments and options. Raises `CommandError`; exits only for --help."""
+        try:
+            options, unknown = self.parse_known_intermixed_args(words)
+        except argparse.ArgumentError as error:
+            raise CommandError([self._fault(error)]) from None
+        if unknown:
+            named = [word for word in unknown if word.startswith("-")]  # what follows them are their values
+            raise CommandError([self._unknown(word) for word in named or unknown])
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for what concerns no single argument."""
+        raise CommandError([self._general_fault(message)])
+
+    def _fault(self, error: argparse.ArgumentError) -> Fault:
+        name = error.argument_name
+        if name is None:
+            return self._general_fault(error.message)
+        bad = error.__context__
+        if isinstance(bad, BadValue):
+            return Fault(f"{name}={bad.value}: use {bad.wording}", name, bad.value, bad.allowed)
+        return Fault(f"{name}: {error.message}", name)
+
+    def _general_fault(self, message: str) -> Fault:
+        remedy = f"see {self.prog} --help"
+        missing = re.fullmatch("the following arguments are required: (.*)", message)
+        if missing:
+            return Fault(f"{self.prog}: missing {missing[1]}; {remedy}", missing[1], allowed=remedy)
+        return Fault(f"{self.prog}: {message}; {remedy}", self.prog, allowed=remedy)
+
+    def _unknown(self, word: str) -> Fault:
+        option = word.partition("=")[0]
+        if not option.startswith("-"):
+            remedy = f"see {self.prog} --help"
+            return Fault(f"{self.prog}: unexpected argument {word}; {remedy}", word, word, remedy)
+        known = set(re.findall(r"--[a-z][a-z-]+", self.format_help()))
+        remedy = did_you_mean(option, known) or f"; see {self.prog} --help"
+        return Fault(f"{option}: no such option of {self.prog}{remedy}", option, None, remedy.removeprefix("; "))
+
+
+class BadValue(argparse.ArgumentTypeError):
+    """A value that an option does not take. allowed: the values that it does, or a text that describes them."""
+
+    def __init__(self, value: str, allowed: tuple[str, ...] | str) -> None:
+        self.value, self.allowed = value, allowed
+        self.wording = allowed if isinstance(allowed, str) else one_of(allowed) + did_you_mean(value, allowed)
+        super().__init__(f"{value}: use {self.wording}")
+
+
+def choice(*values: str, metavar: str | None = None) -> dict[str, Any]:
+    """Keyword arguments of `add_argument` for an option with a fixed set of values."""
+
+    def convert(text: str) -> str:
+        if text not in values:
+            raise BadValue(text, values)
+        return text
+
+    return {"type": convert, "metavar": metavar or f"{{{','.join(values)}}}"}
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A converter for `add_argument(type=...)`: whole numbers from `least` to `most`."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise BadValue(text, f"a whole number, {least} or more" if most is None else f"{least} to {most}")
+        return value
+
+    return convert
+
+
+def number(fits: Callable[[float], bool], wording: str) -> Callable[[str], float]:
+    """A converter for `add_argument(type=...)`: numbers for which `fits` holds, which `wording` describes."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not fits(value):  # false for NaN, as every comparison with it is
+            raise BadValue(text, wording)
+        return value
+
+    return convert
+
+
+def above_zero(example: str) -> Callable[[str], float]:
+    return number(lambda value: 0 < value < float("inf"), f"a number above 0, such as {example}")
