@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start: the machine's few cores are shared by them all.
@@ -34,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.mkdtemp(prefix="octavo-tests-")
     os.environ[OWN_FOLDER] = os.environ["TMPDIR"] = tempfile.tempdir = folder
     config.stash[_FOLDER] = Path(folder)
+    # after multiprocessing has removed its own folder inside, which it does at priority -100
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
 
 
 _FOLDER = pytest.StashKey[Path]()
@@ -51,11 +54,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if left:
         print("\nerror: tests left behind\n  " + "\n  ".join(left), file=sys.stderr)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if folder := config.stash.get(_FOLDER, None):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_pytests_own(path: Path) -> bool:
