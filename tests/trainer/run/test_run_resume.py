@@ -18,7 +18,7 @@ from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, tiny_config
 from trainer.checkpoint.store import CheckpointStore
 from trainer.run import build as module
-from trainer.run.directory import RunDir, prepare
+from trainer.run.directory import RunDir, choose, prepare
 from trainer.run.loop import Trainer
 from trainer.run.process import train
 
@@ -317,3 +317,11 @@ def test_what_fails_in_the_middle_leaves_no_half_written_checkpoint(tmp_path, mo
     with pytest.raises(ZeroDivisionError):
         train(tiny_config(tmp_path, steps=STEPS, every=3))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-3"]
+
+
+def test_a_directory_that_the_launcher_chose_is_not_chosen_again(tmp_path, monkeypatch):
+    cfg = tiny_config(tmp_path / "run", steps=1)
+    chosen = choose(cfg)
+    monkeypatch.setattr("trainer.run.directory.choose", lambda _: pytest.fail("chosen twice"))
+    assert train(cfg, chosen) == 0
+    assert len(losses(tmp_path / "run")) == 1
