@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.corpora.tokenize.spool import write_json
 from trainer.data.shards import files as shard_files
+from trainer.storage.manifest import MANIFEST
 
 Facts = dict[str, Any]
 
@@ -24,7 +25,7 @@ WHAT = {
 
 def has_finished_parts(work: Path) -> bool:
     """Whether anything in a work directory would spare the next start some work."""
-    return (work / shard_files.MANIFEST).exists() or any((work / SPOOL).glob("*.json"))
+    return (work / MANIFEST).exists() or any((work / SPOOL).glob("*.json"))
 
 
 def forget(work: Path) -> None:
