@@ -1,4 +1,4 @@
-"""`octavo upcycle --calibrate`: counts which experts of a model are used together, and what a cut by that keeps."""
+"""`octavo upcycle --calibrate`: count which experts of a model are used together, and rate cuts made from that."""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ from trainer.weights.upcycle.placement import (
     FOPE_GAIN,
     FOPE_MAX_POSITION,
     FOPE_THETA,
+    CopyPlacement,
     Expansion,
-    Placement,
     check,
-    place,
+    place_copies,
 )
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[
     return work
 
 
-def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) -> tuple[Placement, Upcycled]:
+def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) -> tuple[CopyPlacement, Upcycled]:
     check(source.model, expansion)
     counts = None
     if options.counts is not None:
@@ -122,16 +122,16 @@ def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) 
     per_token = model.experts_per_token if expansion.experts_per_token is None else expansion.experts_per_token
     printed = time.perf_counter()
 
-    def searched(layers: int) -> None:
+    def progress(layers: int) -> None:
         nonlocal printed
         if time.perf_counter() - printed >= BETWEEN and layers < model.num_layers:
             printed = time.perf_counter()
             print(f"chose the cuts of {layers} of {model.num_layers} layers", file=sys.stderr)
 
-    placement = place(model.num_experts, per_token, expansion, model.num_layers, counts, searched)
-    from trainer.weights.upcycle.stream import upcycled  # imports torch
+    placement = place_copies(model.num_experts, per_token, expansion, model.num_layers, counts, progress)
+    from trainer.weights.upcycle.stream import plan_upcycle  # imports torch
 
-    return placement, upcycled(source, expansion, placement, options.dtype)
+    return placement, plan_upcycle(source, expansion, placement, options.dtype)
 
 
 def _report(target: str, planned: Upcycled, done: Done, seconds: float) -> None:
@@ -159,7 +159,7 @@ def _print_plan(
     options: argparse.Namespace,
     expansion: Expansion,
     source: Source,
-    placement: Placement,
+    placement: CopyPlacement,
     planned: Upcycled,
     remarks: Sequence[str],
 ) -> int:
@@ -194,7 +194,7 @@ def _print_plan(
     copies = sorted({found["fewest_copies_of_an_expert"], found["most_copies_of_an_expert"]})
     print(
         f"\nplacement   {expansion.strategy}, cuts {expansion.cuts}: {placement.per_group} experts in each group, "
-        f"{' to '.join(map(str, copies))} copies of each, twice in a group: {found['experts_twice_in_a_group']}"
+        f"{' to '.join(map(str, copies))} copies of each; experts twice in a group: {found['experts_twice_in_a_group']}"
     )
     print(f"noise       {expansion.noise:g}, identical copies: {'yes' if placement.identical else 'no'}")
     print(f"files       {len(shards)} of {min(sizes) / 1e9:,.3f} to {max(sizes) / 1e9:,.3f} GB: {shards[0].name} ...")
@@ -305,27 +305,27 @@ def _options(parser: Parser) -> None:
     add = parser.add_argument
     add("--factor", type=int, default=4, metavar="N", help="copies of every expert (4)")
     add("--groups", type=int, default=8, metavar="G", help="router groups (8)")
-    add("--experts-per-token", type=int, metavar="K", help="of the result, a multiple of G (the source's)")
+    add("--experts-per-token", type=int, metavar="K", help="experts per token, a multiple of G (the source's)")
     add("--strategy", **choice(*STRATEGIES), default="halves", help="how experts are assigned to groups (halves)")
-    add("--counts", metavar="FILE", help="of --strategy coactivation, written by --calibrate")
+    add("--counts", metavar="FILE", help="counts for --strategy coactivation, from --calibrate")
     add("--cuts", **choice("same", "distinct"), default="same", help="distinct: each set of groups has its own (same)")
-    add("--noise", type=float, default=1e-2, metavar="X", help="std on copies and gate rows, over their RMS (0.01)")
-    add("--seed", type=whole(0), default=0, metavar="N", help="of the noise and the cuts (0)")
-    add("--force", action="store_true", help="allow a factor equal to the groups: every group holds every expert")
+    add("--noise", type=float, default=1e-2, metavar="X", help="noise on copies and gate rows, relative to RMS (0.01)")
+    add("--seed", type=whole(0), default=0, metavar="N", help="seed of the noise and the cuts (0)")
+    add("--force", action="store_true", help="allow factor = groups, where every group holds every expert")
     add("--positions", **choice("keep", "fope"), default="keep", help="keep RoPE, or turn it into FoPE (keep)")
-    add("--rope-theta", type=float, metavar="X", help=f"with --positions fope, not the source's ({FOPE_THETA:g})")
-    add("--max-position", type=int, metavar="N", help=f"with --positions fope ({FOPE_MAX_POSITION})")
-    add("--fope-gain", type=float, metavar="X", help=f"with --positions fope; 0: matrices of exactly I ({FOPE_GAIN})")
+    add("--rope-theta", type=float, metavar="X", help=f"with --positions fope: base of frequencies ({FOPE_THETA:g})")
+    add("--max-position", type=int, metavar="N", help=f"with --positions fope: longest position ({FOPE_MAX_POSITION})")
+    add("--fope-gain", type=float, metavar="X", help=f"with --positions fope: 0 makes identity matrices ({FOPE_GAIN})")
     add("--vocabulary", metavar="DIR", help="tokenizer of the result: rows move by token string (the source's)")
     add("--vocab-size", type=int, metavar="N", help="rows of embedding and LM head (the source's, or --vocabulary's)")
-    add("--router-temperature", type=float, default=1.0, metavar="X", help="gate rows are divided by it (1)")
-    add("--dtype", **choice(*DTYPES), default="source", help="of the text model; source: as there (source)")
-    add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="size of one file (5)")
+    add("--router-temperature", type=float, default=1.0, metavar="X", help="divides the gate rows (1)")
+    add("--dtype", **choice(*DTYPES), default="source", help="text model's dtype; source keeps each tensor's (source)")
+    add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="largest size of a file (5)")
     add("--workers", type=whole(1), default=1, metavar="N", help="processes (1)")
-    add("--dry-run", action="store_true", help="print what would be written; SRC may hold config.json alone")
+    add("--dry-run", action="store_true", help="print the result's sizes, write nothing; SRC needs only config.json")
     add("--gb-per-s", type=above_zero("1"), metavar="X", help="speed that --dry-run assumes (1)")
     add(
-        "--calibrate", nargs="+", metavar="TEXT", help="write --counts FILE alone, from UTF-8 text or .npy of token ids"
+        "--calibrate", nargs="+", metavar="TEXT", help="only write --counts FILE, from UTF-8 text or .npy of token ids"
     )
-    add("--tokens", type=whole(1), metavar="N", help=f"the most that --calibrate reads ({TOKENS})")
-    add("--device", **choice("auto", "cpu", "cuda"), help="of --calibrate (auto)")
+    add("--tokens", type=whole(1), metavar="N", help=f"most tokens that --calibrate reads ({TOKENS})")
+    add("--device", **choice("auto", "cpu", "cuda"), help="device of --calibrate (auto)")

@@ -43,8 +43,8 @@ from trainer.weights.hf_write import write_directory
 from trainer.weights.map import whole
 from trainer.weights.upcycle.calibrate import count_experts
 from trainer.weights.upcycle.coactivation import Counts, expected_survival, survival
-from trainer.weights.upcycle.placement import Expansion, Placement, place
-from trainer.weights.upcycle.stream import upcycled
+from trainer.weights.upcycle.placement import CopyPlacement, Expansion, place_copies
+from trainer.weights.upcycle.stream import plan_upcycle
 
 FACTOR, GROUPS, MORE_TOKENS = 4, 8, 128
 IDLE = 0.1  # of its fair share of tokens, below which an expert counts as idle
@@ -228,15 +228,15 @@ class Study:
         more.save(str(directory / "tokenizer.json"))
         return directory
 
-    def _place(self, expansion: Expansion) -> Placement:
+    def _place(self, expansion: Expansion) -> CopyPlacement:
         model = self.source.model
-        return place(model.num_experts, model.experts_per_token, expansion, model.num_layers, self.counts)
+        return place_copies(model.num_experts, model.experts_per_token, expansion, model.num_layers, self.counts)
 
-    def _expand(self, name: str, expansion: Expansion) -> tuple[Path, Placement]:
+    def _expand(self, name: str, expansion: Expansion) -> tuple[Path, CopyPlacement]:
         directory, placement = self.runs / f"{name}_hf", self._place(expansion)
         if directory.exists():
             shutil.rmtree(directory)  # of a start that was cut off
-        made = upcycled(self.source, expansion, placement)
+        made = plan_upcycle(self.source, expansion, placement)
         write_directory(directory, made.groups, made.config, made.side_files, manifest={"upcycle": made.facts})
         return directory, placement
 
@@ -317,7 +317,7 @@ def trained(cfg: ModelConfig, step: Path) -> Decoder:
     return model
 
 
-def distance(model: Decoder, placement: Placement) -> float:
+def distance(model: Decoder, placement: CopyPlacement) -> float:
     """RMS of the difference of an expert's copies to the first copy, over the RMS of that one; all layers."""
     apart = size = 0.0
     for layer, block in enumerate(model.blocks):

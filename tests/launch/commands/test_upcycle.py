@@ -29,7 +29,7 @@ from trainer.storage.manifest import CHECKPOINT
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import INDEX, open_directory
 from trainer.weights.hf_survey import look_at
-from trainer.weights.upcycle.coactivation import Counts, identity
+from trainer.weights.upcycle.coactivation import Counts, model_digest
 
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "float32", "vocab_size": 64,
@@ -372,7 +372,7 @@ def test_a_line_now_and_then_while_cuts_are_searched(source, capsys, monkeypatch
     monkeypatch.setattr("launch.commands.upcycle.BETWEEN", 0.0)
     opened = look_at(open_directory(source))
     pairs = np.ones((2, 8, 8), np.int64)
-    Counts(pairs.sum(1), pairs, 128, identity(opened)).save(source.parent / "counts")
+    Counts(pairs.sum(1), pairs, 128, model_digest(opened)).save(source.parent / "counts")
     words = ["upcycle", "src", "dst", "--strategy", "coactivation", "--counts", "counts"]
     assert main([*words, "--dry-run"]) == 0
     assert capsys.readouterr().err == "chose the cuts of 1 of 2 layers\n"
@@ -421,7 +421,7 @@ def test_the_published_size_by_its_config_alone(tmp_path, capsys):
     assert f"active per token{active[0]:>24,}{active[1]:>20,}\n" in out
     assert round(before / 1e9, 1) == 235.1
     assert "experts                              128                 512\n" in out
-    assert "64 experts in each group, 4 copies of each, twice in a group: 0\n" in out
+    assert "64 experts in each group, 4 copies of each; experts twice in a group: 0\n" in out
     assert vision == pytest.approx(5.54e9, rel=1e-3)  # InternViT-6B's published size
     need = float(re.search(r"disk +([\d,.]+) GB needed", out)[1].replace(",", ""))  # type: ignore[index]
     assert need == pytest.approx(2 * (after + towers) / 1e9, rel=1e-4)

@@ -1,16 +1,16 @@
-"""A checkpoint with more experts, made of one with fewer: copies of every expert in the groups of a grouped router.
+"""Make a checkpoint with more experts from one with fewer: copies of every expert in the groups of a grouped router.
 
-    placement      what can be expanded, and which expert is a copy of which
-    coactivation   cuts chosen by which experts are used together, and the counts that they are chosen by
-    calibrate      these counts, of a text
-    noise          what tells copies apart
-    vocabulary     which row of the tables belongs to which token of another tokenizer
-    rows           tables with their rows in that order
+    placement      the expansions that are possible, and which expert is a copy of which
+    coactivation   counts of experts that are used together, and cuts chosen by them
+    calibrate      counting on a text
+    noise          the noise that makes copies differ
+    vocabulary     rows of the tables for the tokens of another tokenizer
+    rows           the tables with their rows in that order
     describe       config.json, side files and warnings
-    stream         all of an expanded model, as groups of tensors that are not made yet
-    dryrun         a source of which only config.json is there
-    journal        what is done of a directory, between two starts
-    workers        processes that make its files
+    stream         the expanded model as groups of tensors, made one group at a time
+    dryrun         a source that has only its config.json
+    journal        finished files of a directory, kept between two starts
+    workers        processes that write the files
     engine         the directory
 
 `placement`, `coactivation`, `vocabulary` and `dryrun` start without torch.

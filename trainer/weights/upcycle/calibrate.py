@@ -1,4 +1,4 @@
-"""Count which experts of a Hugging Face model are used together on a text, with one layer of it in memory at a time.
+"""Count which experts of a Hugging Face model are used together on a text, with one layer in memory at a time.
 
 Legend: N tokens of text · H hidden size · E experts · K experts per token · L layers.
 """
@@ -21,17 +21,17 @@ from trainer.model.decoder import Block
 from trainer.model.rotary import Rotary
 from trainer.weights.hf_read import fill
 from trainer.weights.hf_survey import Source
-from trainer.weights.upcycle.coactivation import Counts, Ints, identity
+from trainer.weights.upcycle.coactivation import Counts, Ints, model_digest
 from trainer.weights.upcycle.errors import UpcycleError
 
 TOKENIZER = "tokenizer.json"
-WINDOW = 2048  # tokens that see one another
-AT_ONE_TIME = 8192  # tokens whose activations inside a layer exist
-MOST_CHARACTERS = 16  # of a file that are read for each token wanted
+WINDOW = 2048  # tokens that attend to one another
+AT_ONE_TIME = 8192  # tokens whose activations inside a layer are in memory
+MOST_CHARACTERS = 16  # characters read from a file for each token wanted
 
 
 def read_windows(files: Sequence[Path], source: Source, tokens: int) -> list[Ints]:
-    """At most `tokens` token ids of the files, in windows of WINDOW or fewer, by turns from each file.
+    """At most `tokens` token ids of the files, in windows of WINDOW or fewer, from each file in turn.
 
     files: UTF-8 text, for the tokenizer.json of `source`; or .npy files with token ids, one document each.
     Raises: UpcycleError naming the file.
@@ -56,25 +56,40 @@ def _token_ids(file: Path, source: Source, tokens: int) -> Ints:
         if file.suffix == ".npy":
             stored = np.load(file, mmap_mode="r", allow_pickle=False)
             if stored.ndim != 1 or stored.dtype.kind not in "iu":
-                raise UpcycleError(f"{file}: {stored.dtype} {list(stored.shape)}; need one row of whole numbers")
+                raise UpcycleError(
+                    f"{file} holds {stored.dtype} {list(stored.shape)}; give a one-dimensional array of whole numbers",
+                    where=str(file),
+                    value=f"{stored.dtype} {list(stored.shape)}",
+                    allowed="a one-dimensional array of whole numbers",
+                )
             ids = np.array(stored[:tokens], np.int64)
         else:
             with open(file, encoding="utf-8") as text:
                 ids = np.array(_tokenizer(source).encode(text.read(MOST_CHARACTERS * tokens)).ids, np.int64)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error  # an OSError's own text names the file again
-        raise UpcycleError(f"{file} cannot be read: {reason}; give UTF-8 text, or token ids in a .npy file") from error
-    except ValueError as error:  # numpy's own text advises to unpickle what may be anything
-        if isinstance(error, UpcycleError):
-            raise
         raise UpcycleError(
-            f"{file}: no .npy file of token ids; numpy.save of a one-dimensional array of whole numbers makes one"
+            f"{file} cannot be read: {reason}; give UTF-8 text, or token ids in a .npy file",
+            where=str(file),
+            value=str(reason),
+            allowed="UTF-8 text, or token ids in a .npy file",
+        ) from error
+    except ValueError as error:  # numpy's own text suggests to unpickle the file, whatever it holds
+        raise UpcycleError(
+            f"{file} is not a .npy file of token ids; numpy.save of a one-dimensional array of whole numbers makes one",
+            where=str(file),
+            allowed="numpy.save of a one-dimensional array of whole numbers",
         ) from error
     if not len(ids):
-        raise UpcycleError(f"{file}: no tokens in it")
+        raise UpcycleError(f"{file} holds no tokens", where=str(file), value=0, allowed="one token or more")
     if ids.min() < 0 or ids.max() >= vocabulary:
-        outside = ids.min() if ids.min() < 0 else ids.max()
-        raise UpcycleError(f"{file}: token id {outside} is outside the model's vocabulary of {vocabulary}")
+        outside = int(ids.min() if ids.min() < 0 else ids.max())
+        raise UpcycleError(
+            f"{file}: token id {outside} is outside the model's vocabulary of {vocabulary}",
+            where=str(file),
+            value=outside,
+            allowed=f"0 to {vocabulary - 1}",
+        )
     return ids
 
 
@@ -82,13 +97,17 @@ def _tokenizer(source: Source) -> tokenizers.Tokenizer:
     file = source.directory.path / TOKENIZER
     if not file.is_file():
         raise UpcycleError(
-            f"{file} is missing, which turns text into tokens (a run that began from random weights exports none); "
-            "copy the tokenizer's tokenizer.json there, or give token ids in .npy files instead"
+            f"{file} is missing, so text cannot be tokenized (a run from random weights exports no tokenizer); copy "
+            "the tokenizer's tokenizer.json there, or give token ids in .npy files instead",
+            where=str(file),
+            allowed="a tokenizer.json there, or token ids in .npy files",
         )
     try:
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
-        raise UpcycleError(f"{file}: not a tokenizer file: {error}") from error
+        raise UpcycleError(
+            f"{file} is not a tokenizer file: {error}", where=str(file), allowed="a file of the tokenizers library"
+        ) from error
 
 
 @torch.no_grad()
@@ -96,21 +115,24 @@ def count_experts(
     source: Source,
     windows: Sequence[Ints],
     device: torch.device,
-    counted: Callable[[int], None] = lambda layer: None,
+    progress: Callable[[int], None] = lambda layer: None,
 ) -> Counts:
-    """How often each expert is a token's best and two experts are its best two, in every layer.
+    """Count, in every layer, how often each expert is a token's best and how often two experts are its best two.
 
-    Each window is a document of its own. In memory are one layer's weights and N x H hidden states, in fp32 on a CPU
-    (where bf16 is slow) and in bf16 on a GPU. `source` should have passed `require`.
+    Each window is a document of its own. One layer's weights and N x H hidden states are in memory, in fp32 on a CPU
+    (where bf16 is slow) and in bf16 on a GPU. Call `source.require` first.
 
-    counted: told the number of each layer once it is done.
-    Raises: UpcycleError for a model whose router has groups, or picks only one expert; HuggingFaceError.
+    progress: called with the number of each layer when it is done.
+    Raises: UpcycleError for a model whose router has groups or selects only one expert; HuggingFaceError.
     """
     cfg = source.model
     if cfg.router_groups != 1 or cfg.experts_per_token < 2:
         raise UpcycleError(
             f"{source.directory.path}: num_experts_per_tok={cfg.experts_per_token} in {cfg.router_groups} router "
-            "groups; a token's two best experts are counted where 2 or more are picked of one group"
+            "groups; counting a token's two best experts needs 2 or more per token in a single group",
+            where=str(source.directory.path),
+            value=(cfg.experts_per_token, cfg.router_groups),
+            allowed="2 or more experts per token in one router group",
         )
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     batches = list(_batches(windows))
@@ -139,12 +161,12 @@ def count_experts(
         top1[layer] = first.bincount(minlength=cfg.num_experts)
         pair = torch.minimum(first, second) * cfg.num_experts + torch.maximum(first, second)
         pairs[layer] = pair.bincount(minlength=cfg.num_experts**2).view(cfg.num_experts, -1)
-        counted(layer)
-    return Counts(top1.numpy(), pairs.numpy(), len(ids), identity(source))
+        progress(layer)
+    return Counts(top1.numpy(), pairs.numpy(), len(ids), model_digest(source))
 
 
 def _batches(windows: Sequence[Ints]) -> Iterator[tuple[slice, list[int]]]:
-    """Runs of whole windows of AT_ONE_TIME tokens or fewer: their rows of all tokens, and their lengths."""
+    """Runs of whole windows, AT_ONE_TIME tokens or fewer each: their rows among all tokens, and their lengths."""
     lengths: list[int] = []
     start = 0
     for window in windows:
@@ -162,7 +184,7 @@ def _embedding(source: Source, ids: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _named(**parts: Any) -> nn.Module:
-    """Parts of a `Decoder` under their names there, for `fill`."""
+    """Parts of a `Decoder` under the names that they have there, for `fill`."""
     holder = nn.Module()
     for name, part in parts.items():
         setattr(holder, name, part)

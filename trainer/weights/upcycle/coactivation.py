@@ -1,8 +1,8 @@
-"""Which experts a model uses together, and cuts of its experts into parts that keep a token's two best ones apart.
+"""Counts of experts that are used together, and cuts of the experts that separate a token's two best ones.
 
-In a grouped router with one pick a group, an expanded model uses both of a token's best experts where they are in
-different parts. Counting a token's two best experts as an edge between them, a good cut is a maximum cut of that graph
-into parts of one size. No torch here.
+In a grouped router that selects one expert a group, an expanded model uses both of a token's best experts if they are
+in different parts. With each token an edge between its two best experts, a good cut is a maximum cut of that graph into
+parts of one size. No torch here.
 
 Legend: E experts · P parts of E/P experts · L layers.
 """
@@ -31,57 +31,69 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Cut = list[list[int]]  # P sorted lists of experts, in the order of their first ones
 
-STARTS = 16  # random cuts that the search sets out from
+STARTS = 16  # random cuts that the search starts from
 # Weight, in a further cut, of pairs that earlier ones separate: the expanded model's output is the sum over all groups,
-# so a token's second expert is in it wherever one cut separates the two.
+# so a token's second expert contributes if any cut separates the two.
 AGAIN = 0.25
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How often experts are a token's best, and how often two are its best two, on calibration text."""
+    """How often each expert is a token's best, and each pair its best two, on calibration text."""
 
-    top1: Ints  # [L, E] tokens whose best expert it is
-    pairs: Ints  # [L, E, E] tokens whose two best experts these are, in either order; the lower index first
+    top1: Ints  # [L, E] number of tokens whose best expert this is
+    pairs: Ints  # [L, E, E] number of tokens whose two best experts these are, in either order; lower index first
     tokens: int
-    model: str  # `identity` of the model that was counted
+    model: str  # `model_digest` of the model that was counted
 
     def save(self, path: Path) -> None:
-        """Write to one file, whole or not at all. Raises UpcycleError where it cannot be written."""
+        """Write one file, atomically. Raises UpcycleError if it cannot be written."""
         facts = json.dumps({"tokens": self.tokens, "model": self.model})
         try:
             with atomic_file(path) as temporary, open(temporary, "wb") as file:
                 np.savez_compressed(file, top1=self.top1, pairs=self.pairs, facts=np.array(facts))
         except LockedError as error:
-            raise UpcycleError(f"{path} is being written by another process; wait for it to end") from error
+            raise UpcycleError(
+                f"{path} is being written by another process; wait for it to end",
+                where=str(path),
+                allowed="another file",
+            ) from error
         except OSError as error:
-            raise UpcycleError(f"{path} cannot be written: {error.strerror or error}") from error
+            reason = error.strerror or str(error)
+            raise UpcycleError(f"{path} cannot be written: {reason}", where=str(path), value=reason) from error
 
     @classmethod
     def load(cls, path: Path, source: Source) -> Counts:
-        """Counts of `source`. Raises UpcycleError where the file cannot be read, or counts another model."""
+        """Read the counts of `source`. Raises UpcycleError if the file cannot be read, or counts another model."""
         try:
             with np.load(path, allow_pickle=False) as stored:
                 top1, pairs = stored["top1"], stored["pairs"]
                 facts = json.loads(str(stored["facts"]))
             counts = cls(top1, pairs, int(facts["tokens"]), str(facts["model"]))
         except OSError as error:
-            raise UpcycleError(f"{path} cannot be read: {error.strerror or error}") from error
+            reason = error.strerror or str(error)
+            raise UpcycleError(f"{path} cannot be read: {reason}", where=str(path), value=reason) from error
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise UpcycleError(f"{path} holds no counts of experts made by octavo upcycle --calibrate") from error
-        layers, experts = source.model.num_layers, source.model.num_experts
-        if counts.model != identity(source) or counts.pairs.shape != (layers, experts, experts):
             raise UpcycleError(
-                f"{path} counts the experts of another model than {source.directory.path}; gather them anew with "
-                "octavo upcycle --calibrate"
+                f"{path} does not hold counts of experts made by octavo upcycle --calibrate",
+                where=str(path),
+                allowed="a file that octavo upcycle --calibrate wrote",
+            ) from error
+        layers, experts = source.model.num_layers, source.model.num_experts
+        if counts.model != model_digest(source) or counts.pairs.shape != (layers, experts, experts):
+            raise UpcycleError(
+                f"{path} counts the experts of a model other than {source.directory.path}; make it again with octavo "
+                "upcycle --calibrate",
+                where=str(path),
+                allowed=f"counts of {source.directory.path}",
             )
         return counts
 
 
-def identity(source: Source) -> str:
-    """SHA-256 of what defines the model's function in its configuration, and of all routers as they are stored.
+def model_digest(source: Source) -> str:
+    """SHA-256 of the configuration keys that define the model's function, and of all routers as they are stored.
 
-    Raises HuggingFaceError where a router cannot be read.
+    Raises HuggingFaceError if a router cannot be read.
     """
     digest = hashlib.sha256(repr([(key, getattr(source.model, key)) for key in FUNCTION]).encode())
     for piece in source.pieces:
@@ -97,7 +109,7 @@ def identity(source: Source) -> str:
 
 
 def survival(pairs_EE: Ints, *cuts: Cut) -> float:
-    """Share of the tokens whose two best experts are in different parts of at least one of `cuts`; 1 without tokens."""
+    """Fraction of tokens whose two best experts are in different parts in at least one of `cuts`; 1 if no tokens."""
     kept = np.zeros(pairs_EE.shape, bool)
     for cut in cuts:
         kept |= _apart(_part_of(cut))
@@ -106,21 +118,21 @@ def survival(pairs_EE: Ints, *cuts: Cut) -> float:
 
 
 def expected_survival(experts: int, parts: int, cuts: int = 1) -> float:
-    """`survival` of random cuts, in expectation: E/P - 1 of the E - 1 other experts are in the part of the best one."""
+    """Expected `survival` of random cuts: E/P - 1 of the E - 1 other experts are in the best expert's part."""
     return 1.0 - float((experts / parts - 1) / (experts - 1)) ** cuts
 
 
 def best_cut(pairs_EE: npt.NDArray[np.number], parts: int, seed: int) -> Cut:
-    """Experts in `parts` parts of one size, so that as many tokens as can be found have their two best experts apart.
+    """Cut the experts into `parts` parts of one size that separate the two best experts of as many tokens as possible.
 
-    From each of STARTS random cuts, pairs of experts change places as long as that helps (passes of Kernighan and Lin
-    1970, which also go through worse cuts); the best end is taken. The same arguments give the same cut.
+    From each of STARTS random cuts, pairs of experts are exchanged as long as that helps (passes of Kernighan and Lin
+    1970, which also go through worse cuts); the best result is taken. The same arguments give the same cut.
 
-    Raises: ValueError where `parts` does not divide the number of experts.
+    Raises: ValueError if `parts` does not divide the number of experts.
     """
     experts = len(pairs_EE)
     if experts % parts:
-        raise ValueError(f"{experts} experts do not fall into {parts} parts of one size")
+        raise ValueError(f"{experts} experts cannot be cut into {parts} parts of one size")
     weights = pairs_EE.astype(np.float64)
     weights = weights + weights.T
     np.fill_diagonal(weights, 0.0)
@@ -137,14 +149,14 @@ def best_cut(pairs_EE: npt.NDArray[np.number], parts: int, seed: int) -> Cut:
 
 
 def best_cuts(pairs_EE: Ints, parts: int, count: int, seed: int) -> list[Cut]:
-    """`count` different cuts, each a good one, and such that most tokens' two best experts are apart in one of them.
+    """`count` different good cuts that together separate the two best experts of most tokens.
 
-    Raises: ValueError as `best_cut`, or where there are not that many different cuts.
+    Raises: ValueError as `best_cut`, or if there are fewer different cuts.
     """
     cuts: list[Cut] = []
     together = np.ones(pairs_EE.shape, bool)
     for number in range(count):
-        # Pairs that were never seen count a little: they decide between cuts that are alike on the text.
+        # Pairs that never occurred count a little: they decide between cuts that are equally good on the text.
         fresh = np.where(together, pairs_EE + 1e-3, 0.0)
         again = np.where(together, 0.0, pairs_EE)
         start = seed + 1000 * number
@@ -180,14 +192,14 @@ def _apart(part_of: Ints) -> npt.NDArray[np.bool_]:
 
 
 def _improve(weights_EE: Floats, part_of: Ints) -> bool:
-    """One pass: exchange the pair of experts that gains most (or loses least), again and again, each expert once; keep
-    the exchanges up to the best cut on the way. Changes `part_of`; False where no cut on the way was better."""
+    """One pass: repeatedly exchange the pair of experts that gains most (or loses least), each expert once, and keep
+    the exchanges up to the best cut. Changes `part_of` in place; returns False if no cut was better."""
     experts = np.arange(len(part_of))
     trial, free = part_of.copy(), np.ones(len(part_of), bool)
     to_part = np.stack([weights_EE[:, trial == part].sum(1) for part in range(int(trial.max()) + 1)], 1)  # [E, P]
     gained, best, kept = 0.0, 0.0, None
     for _ in range(len(part_of) // 2):
-        moves = to_part[experts, trial][:, None] - to_part[:, trial]  # [u, v]: what u gains by going to v's part
+        moves = to_part[experts, trial][:, None] - to_part[:, trial]  # [u, v]: what u gains in v's part
         gains = moves + moves.T + 2 * weights_EE
         gains[~(free[:, None] & free[None, :] & _apart(trial))] = -np.inf
         u, v = np.unravel_index(int(gains.argmax()), gains.shape)

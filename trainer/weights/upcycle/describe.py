@@ -1,4 +1,4 @@
-"""What stands beside an expanded model's tensors: config.json, the tokenizer's files, and what to warn of."""
+"""Everything beside an expanded model's tensors: config.json, the tokenizer's files, and warnings."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from trainer.weights.hf_read import DTYPES
 from trainer.weights.hf_survey import Source
 from trainer.weights.hf_write import side_files
 from trainer.weights.map import MULTIMODAL, PLAIN
-from trainer.weights.upcycle.noise import least
-from trainer.weights.upcycle.placement import Expansion, Placement
+from trainer.weights.upcycle.noise import smallest_noise
+from trainer.weights.upcycle.placement import CopyPlacement, Expansion
 from trainer.weights.upcycle.vocabulary import Vocabulary
 
 TOKENIZER_FILES = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken")
-# Vocabularies for parts of a text, such as Intern-S1's for molecules: its code knows their ids, its files do not.
+# Vocabularies for parts of a text, such as Intern-S1's for molecules: only its code has their ids, no file.
 PIECES = "tokenizer_*.model"
 GENERATION = "generation_config.json"
-PRO, PRO_TEXT = "interns1_pro", "interns1_pro_text"  # model types of published code that knows router groups and FoPE
+PRO, PRO_TEXT = "interns1_pro", "interns1_pro_text"  # model types whose published code has router groups and FoPE
 
 
 def prefix_of(source: Source, model: ModelConfig) -> str:
-    """What the names of the text model begin with."""
+    """The prefix of the text model's names."""
     plain = source.directory.config.get("text_config") is None and is_qwen3_moe(model)
     return PLAIN if plain else MULTIMODAL
 
 
-def begun(source: Source, model: ModelConfig, vocabulary: Vocabulary | None) -> dict[str, Any]:
-    """The config.json that `huggingface_config` brings in line: the source's, with the model types that other programs
-    need to know that the text model has router groups or FoPE, and the ids of its special tokens where these moved."""
+def base_config(source: Source, model: ModelConfig, vocabulary: Vocabulary | None) -> dict[str, Any]:
+    """The config.json that `huggingface_config` completes: the source's, with the model types by which other programs
+    recognise router groups and FoPE, and with the new ids of special tokens."""
     config = copy.deepcopy(source.directory.config)
     if not is_qwen3_moe(model):
         if config.get("text_config") is None:
@@ -52,8 +52,8 @@ def begun(source: Source, model: ModelConfig, vocabulary: Vocabulary | None) -> 
 
 
 def side_files_of(source: Path, expansion: Expansion, vocabulary: Vocabulary | None) -> list[Path]:
-    """The source's tokenizer, chat template, processors and generation defaults; with another vocabulary that one's
-    tokenizer, its other such files in place of the source's, and no generation defaults whose ids are gone."""
+    """The source's tokenizer, chat template, processors and generation defaults. With another vocabulary: its tokenizer
+    and its files of these kinds instead of the source's, and no generation defaults whose ids changed."""
     files = {file.name: file for file in side_files(source)}
     if expansion.vocabulary is None or vocabulary is None:
         return list(files.values())
@@ -69,16 +69,16 @@ def warnings_of(
     source: Source,
     model: ModelConfig,
     expansion: Expansion,
-    placement: Placement,
+    placement: CopyPlacement,
     dtypes: Collection[str],
     vocabulary: Vocabulary | None,
 ) -> list[str]:
-    """What may not be what is wanted, a line each. dtypes: of the tensors written."""
+    """Results that may be unintended, one line each. dtypes: those of the tensors written."""
     found = []
     if placement.identical:
         how = "in one group" if expansion.strategy == "spread" else "in groups that hold the same experts"
         found.append(
-            f"noise=0 leaves exact copies {how}, which get the same gradients for ever; use noise, or cuts=distinct "
+            f"noise=0 leaves exact copies {how}, which receive the same gradients forever; use noise, or cuts=distinct "
             "(training such a checkpoint needs checkpoint.allow_identical_copies=true)"
         )
     if expansion.rope_theta is None and model.rope_theta != source.model.rope_theta:
@@ -86,29 +86,29 @@ def warnings_of(
             f"positions=fope changes rope_theta from {source.model.rope_theta:g} to {model.rope_theta:g}; give "
             f"--rope-theta {source.model.rope_theta:g} to keep it"
         )
-    coarse = {name: least(DTYPES[name]) for name in dtypes if DTYPES[name].is_floating_point}
+    coarse = {name: smallest_noise(DTYPES[name]) for name in dtypes if DTYPES[name].is_floating_point}
     for name, limit in coarse.items():
         if 0 < expansion.noise < limit:
             found.append(
-                f"noise={expansion.noise:g} is lost in part where {name} rounds: its numbers are further apart. Use "
-                f"noise={limit:.2g} or more, or a wider dtype"
+                f"noise={expansion.noise:g} is partly lost in rounding to {name}; use noise={limit:.2g} or more, or a "
+                "wider dtype"
             )
     if vocabulary is not None and expansion.vocabulary is not None:
         unlisted = sorted(file.name for file in source.directory.path.glob(PIECES))
         lost = source.model.vocab_size - len(vocabulary.known or ())
         if unlisted and lost:
             found.append(
-                f"{', '.join(unlisted)}: no list of tokens names the ids of their pieces; {lost} rows of the source "
-                "that have no token are left out. Name these in added_tokens.json, here and there alike, to keep them"
+                f"{', '.join(unlisted)}: no file lists the ids of their pieces, so {lost} rows of the source without a "
+                "token are dropped. To keep them, list their tokens in the added_tokens.json of both tokenizers"
             )
         generation = source.directory.path / GENERATION
         given = Path(expansion.vocabulary) / GENERATION
         if generation.is_file() and not given.is_file() and _generation_moved(generation, vocabulary):
-            found.append(f"{GENERATION} is left out: ids in it are other tokens in {expansion.vocabulary}")
+            found.append(f"{GENERATION} is dropped: its ids are different tokens in {expansion.vocabulary}")
         for section in (source.directory.config, text_section(source.directory.config)):
             for key, old in section.items():
                 if key.endswith("_token_id") and type(old) is int and vocabulary.moved_id(old) is None:
-                    found.append(f"config.json: {key}={old} is no token of {expansion.vocabulary}; it is now null")
+                    found.append(f"config.json: {key}={old} has no token in {expansion.vocabulary} and is now null")
     return found
 
 
@@ -121,7 +121,7 @@ def _generation_moved(file: Path, vocabulary: Vocabulary) -> bool:
 
 
 def _moved_ids(section: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-    """Keys such as eos_token_id, an id or a list of them, with the ids that these tokens have now."""
+    """Keys such as eos_token_id, an id or a list of ids, with the new ids of these tokens."""
     moved: dict[str, Any] = {}
     for key, old in section.items():
         if not key.endswith("_token_id"):

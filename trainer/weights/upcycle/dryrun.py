@@ -1,4 +1,4 @@
-"""What an upcycle would make, from config.json and the index where there is one: no weights needed. No torch here."""
+"""Describe a source from its config.json, and its index if there is one, without weights. No torch here."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ ABSENT = "absent.safetensors"
 
 
 def directory_or_description(path: Path) -> tuple[Directory, list[str]]:
-    """A directory as it is, or, where it has none of its files with weights, as config.json says that it would be.
+    """Open a directory, or describe it by its config.json if none of its weight files are there.
 
-    Returns: the directory, its tensors perhaps in files that are not there; and remarks, a line each.
+    Returns: the directory, whose tensors may be in missing files; and remarks, one line each.
     Raises: HuggingFaceError.
     """
     index = path / INDEX
@@ -62,13 +62,13 @@ def directory_or_description(path: Path) -> tuple[Directory, list[str]]:
     unsized = [name for name in listed if name not in described]
     left_out = {name for name in unsized if tower_of(name)}
     if left_out:
-        remarks.append(f"{len(left_out)} tensors of towers, such as {min(left_out)}, left out: of unknown size")
+        remarks.append(f"{len(left_out)} tensors of towers, such as {min(left_out)}, not counted: of unknown size")
     tensors = {name: described.get(name, StoredTensor(name, "BF16", (), path / ABSENT, 0, 2)) for name in listed}
     return Directory(path, config, {name: t for name, t in tensors.items() if name not in left_out}), remarks
 
 
 def _described(path: Path, config: dict[str, Any], names: set[str]) -> Iterator[StoredTensor]:
-    """The tensors that a config.json calls for, laid out as `names` are where there are any."""
+    """The tensors that a config.json requires, named like `names` if there are any."""
     model, text = model_config_from_huggingface(config), text_section(config)
     dtype = next((v for s in (config, text) for k in ("dtype", "torch_dtype") if (v := s.get(k))), "bfloat16")
     if dtype not in SPELLED:

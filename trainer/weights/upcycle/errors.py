@@ -1,5 +1,5 @@
 from parallel.errors import UserError
 
 
-class UpcycleError(UserError, ValueError):
-    """An expansion that cannot be made; the message is one line for the user."""
+class UpcycleError(UserError):
+    """An expansion that cannot be made; `where` is the option or the file to change."""

@@ -1,4 +1,4 @@
-"""Which expert of an expanded model is a copy of which expert of its source, and what can be expanded. No torch here.
+"""Check expansions, and map each expert of an expanded model to the source's expert that it copies. No torch here.
 
 `halves` cuts the source's experts into P = groups / factor parts of E / P, and each part fills `factor` router groups:
 set s of the groups, s*P ... s*P + P - 1, holds every expert once. A token then gets the best K / groups experts of each
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from parallel.errors import one_of
 from trainer.config.model import ModelConfig
 from trainer.weights.upcycle.errors import UpcycleError
 
@@ -23,26 +24,26 @@ if TYPE_CHECKING:
 
 Strategy = Literal["halves", "coactivation", "spread"]
 Cut = Sequence[Sequence[int]]  # parts, each a sorted list of the source's experts
-NEAREST = 3  # values that a refusal offers
-# Less would leave bf16 copies equal but for a few numbers in a thousand, and nothing would say that they are.
+NEAREST = 3  # values that an error suggests
+# Less would leave all but a few numbers in a thousand of bf16 copies equal, and nothing would report that.
 LEAST_NOISE = 1e-5
-# Far beyond them gate rows, which are divided by the temperature, become zero or infinite in the dtypes of checkpoints.
+# Far outside, gate rows divided by the temperature become zero or infinite in the dtypes of checkpoints.
 COLDEST, HOTTEST = 1e-3, 1e3
 
-# FoPE of the model that expansions are made for, where nothing else is asked for (Intern-S1-Pro's config.json).
+# Defaults of FoPE: those of the model that expansions are made for (Intern-S1-Pro's config.json).
 FOPE_THETA, FOPE_MAX_POSITION, FOPE_GAIN = 5e6, 262_144, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expansion:
-    """What is asked for. Its values are those of JSON: they go into the manifest as they are."""
+    """A requested expansion. Its values are JSON values: they are written to the manifest unchanged."""
 
     factor: int  # copies of every expert
     groups: int  # router groups
     experts_per_token: int | None = None  # None: as many as the source's
     strategy: Strategy = "halves"
     cuts: Literal["same", "distinct"] = "same"  # distinct: each set of P groups has parts of its own
-    noise: float = 1e-2  # std of what is added to copies and their gate rows, relative to the matrix's RMS
+    noise: float = 1e-2  # std of the noise on copies and their gate rows, relative to the matrix's RMS
     seed: int = 0
     force: bool = False  # allow factor = groups
     positions: Literal["keep", "fope"] = "keep"
@@ -59,8 +60,8 @@ class Expansion:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """source_of[layer][d]: the source's expert of which expert d, in group d // (factor * E / groups), is a copy."""
+class CopyPlacement:
+    """source_of[layer][d]: the source's expert that expert d, in group d // (factor * E / groups), is a copy of."""
 
     experts: int  # E
     factor: int
@@ -86,8 +87,8 @@ class Placement:
 
     @property
     def identical(self) -> bool:
-        """Whether copies get the same gradients for ever: without noise, in groups that hold the same experts or in one
-        group. Source: the selections of such groups are equal, and so are the gradients of what they select."""
+        """True if some copies receive the same gradients forever: without noise, if they are in one group or in groups
+        that hold the same experts. Such groups select alike, and the gradients of what they select are equal."""
         if self.noise:
             return False
         for layer in range(len(self.source_of)):
@@ -97,7 +98,7 @@ class Placement:
         return False
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest says of it: the experts of every group, and what counting them gives."""
+        """For the manifest: the experts of every group, and counts of them."""
         layers = range(len(self.source_of))
         copies = [len(copy) for layer in layers for copy in self.copies(layer)]
         twice = sum(sum(n > 1 for n in Counter(group).values()) for layer in layers for group in self.held(layer))
@@ -114,15 +115,15 @@ class Placement:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Sizes that decide whether an expansion is defined."""
+    """The sizes that an expansion must fit."""
 
     experts: int
     per_token: int
     strategy: Strategy
     force: bool
 
-    def obstacle(self, factor: int, groups: int) -> str | None:
-        """Why this factor and number of groups cannot be, or None."""
+    def problem(self, factor: int, groups: int) -> str | None:
+        """Why this factor and number of groups do not work, or None."""
         if factor < 1 or groups < 1:
             return f"factor={factor} with groups={groups}: both must be 1 or more"
         if self.per_token < 1:
@@ -133,7 +134,7 @@ class _Shape:
             if self.experts % groups:
                 return f"groups={groups} does not divide the source's {self.experts} experts"
             if self.per_token > factor * self.experts:
-                return f"{self.per_token} experts per token, of only {factor * self.experts}"
+                return f"there are only {factor * self.experts} experts for {self.per_token} per token"
             return None
         if groups % factor:
             return f"factor={factor} does not divide groups={groups}"
@@ -141,97 +142,120 @@ class _Shape:
         if self.experts % parts:
             return f"{self.experts} experts cannot be cut into groups/factor={parts} parts of one size"
         if self.per_token // groups > self.experts // parts:
-            return (
-                f"{self.per_token // groups} experts per token of each group, but a part holds only "
-                f"{self.experts // parts}"
-            )
+            picks, held = self.per_token // groups, self.experts // parts
+            return f"a token needs {picks} experts of each group, which holds {held}"
         if factor == groups > 1 and not self.force:
-            return f"factor=groups={groups} puts all experts in every group, so all pick the same (--force allows it)"
+            return f"factor=groups={groups} puts every expert in every group, so all select alike (--force allows it)"
         return None
 
-    def nearest(self, factor: int, groups: int) -> str:
-        """The factors and groups closest to these that work."""
+    def nearest(self, factor: int, groups: int) -> tuple[str, tuple[tuple[int, int], ...] | None]:
+        """The factors and groups closest to these that work, as text and as pairs; None if there are none."""
         all_groups = [g for g in range(1, self.per_token + 1) if self.per_token % g == 0]
-        pairs = [(f, g) for g in all_groups for f in range(2, 2 * max(g, factor) + 1) if not self.obstacle(f, g)]
+        pairs = [(f, g) for g in all_groups for f in range(2, 2 * max(g, factor) + 1) if not self.problem(f, g)]
         with_groups = sorted({f for f, g in pairs if g == groups}, key=lambda f: abs(f - factor))[:NEAREST]
         with_factor = sorted({g for f, g in pairs if f == factor}, key=lambda g: abs(g - groups))[:NEAREST]
-        offers = []
-        if with_groups:
-            offers.append(f"with groups={groups} use factor={_either(with_groups)}")
-        if with_factor:
-            offers.append(f"with factor={factor} use groups={_either(with_factor)}")
-        if not offers and pairs:
+        if with_groups or with_factor:
+            texts = [f"with groups={groups} use factor={one_of(sorted(with_groups))}"] if with_groups else []
+            texts += [f"with factor={factor} use groups={one_of(sorted(with_factor))}"] if with_factor else []
+            return "; ".join(texts), (*((f, groups) for f in with_groups), *((factor, g) for g in with_factor))
+        if pairs:
             f, g = min(pairs, key=lambda pair: abs(pair[0] - factor) / factor + abs(pair[1] - groups) / groups)
-            offers.append(f"the nearest that works is factor={f} with groups={g}")
-        if not offers:
-            offers.append(f"nothing works with {self.experts} experts and {self.per_token} per token")
-            if others := self._other_picks(factor, groups):
-                offers.append(f"with factor={factor} and groups={groups} use experts_per_token={_either(others)}")
-        return "; ".join(offers)
+            return f"the nearest that works is factor={f} with groups={g}", ((f, g),)
+        text = f"nothing works with {self.experts} experts and {self.per_token} per token"
+        if others := self._other_picks(factor, groups):
+            text += f"; with factor={factor} and groups={groups} use experts_per_token={one_of(sorted(others))}"
+        return text, None
 
     def _other_picks(self, factor: int, groups: int) -> list[int]:
-        """The experts per token closest to these for which this factor and number of groups work."""
+        """The closest numbers of experts per token that this factor and number of groups work with."""
         most = factor * self.experts
-        found = [k for k in range(groups, most + 1, groups) if not replace(self, per_token=k).obstacle(factor, groups)]
+        found = [k for k in range(groups, most + 1, groups) if not replace(self, per_token=k).problem(factor, groups)]
         return sorted(found, key=lambda k: abs(k - self.per_token))[:NEAREST]
 
 
 def check(model: ModelConfig, expansion: Expansion) -> None:
-    """Raises UpcycleError, one line with what would work, where a source of this model cannot be expanded so."""
+    """Raise UpcycleError, with what would work, if a source of this model cannot be expanded like this."""
     if model.router_groups != 1:
         raise UpcycleError(
-            f"the source has {model.router_groups} router groups; only one with a single group can be expanded"
+            f"the source has {model.router_groups} router groups; only a source with a single group can be expanded",
+            where="router_groups",
+            value=model.router_groups,
+            allowed=(1,),
         )
     if expansion.noise != 0 and not LEAST_NOISE <= expansion.noise < 1:
+        allowed = f"0, or {LEAST_NOISE:g} to below 1, such as 0.01"
         raise UpcycleError(
-            f"noise={expansion.noise:g} is not supported; use 0, or {LEAST_NOISE:g} to below 1, such as 0.01"
+            f"noise={expansion.noise:g} is not supported; use {allowed}",
+            where="--noise",
+            value=expansion.noise,
+            allowed=allowed,
         )
     if not COLDEST <= expansion.router_temperature <= HOTTEST:
+        allowed = f"{COLDEST:g} to {HOTTEST:g}"
         raise UpcycleError(
-            f"router_temperature={expansion.router_temperature:g} is not supported; use {COLDEST:g} to {HOTTEST:g}"
+            f"router_temperature={expansion.router_temperature:g} is not supported; use {allowed}",
+            where="--router-temperature",
+            value=expansion.router_temperature,
+            allowed=allowed,
         )
     if expansion.cuts == "distinct" and expansion.strategy == "spread":
-        raise UpcycleError("cuts=distinct needs strategy=halves or coactivation; spread cuts nothing")
+        raise UpcycleError(
+            "cuts=distinct needs strategy=halves or coactivation; spread makes no cuts",
+            where="--strategy",
+            value="spread",
+            allowed=("halves", "coactivation"),
+        )
     if expansion.positions == "keep":
         for key in ("rope_theta", "max_position", "fope_gain"):
-            if getattr(expansion, key) is not None:
-                raise UpcycleError(f"{key} is given, but positions=keep changes no positions; use positions=fope")
+            if (value := getattr(expansion, key)) is not None:
+                raise UpcycleError(
+                    f"{key} applies only with positions=fope",
+                    where=f"--{key.replace('_', '-')}",
+                    value=value,
+                    allowed="--positions fope",
+                )
     elif model.positions == "fope":
-        raise UpcycleError("positions=fope, but the source has FoPE already; use positions=keep")
+        raise UpcycleError(
+            "the source has FoPE already; use positions=keep", where="--positions", value="fope", allowed=("keep",)
+        )
     _require(model.num_experts, expansion.picks(model.experts_per_token), expansion)
 
 
-def place(
+def place_copies(
     experts: int,
     per_token: int,
     expansion: Expansion,
     layers: int,
     counts: Counts | None = None,
-    searched: Callable[[int], None] = lambda layers: None,
-) -> Placement:
-    """Where the copies go.
+    progress: Callable[[int], None] = lambda layers: None,
+) -> CopyPlacement:
+    """Assign the copies of the source's experts to router groups.
 
     Args:
-        counts: for strategy=coactivation, of the source, with one row a layer.
-        searched: told, after each layer whose cut was searched for (coactivation; it takes seconds), how many are done.
-    Raises: UpcycleError, one line with what would work.
+        counts: those of the source, one row a layer; needed for strategy=coactivation.
+        progress: called with the number of finished layers after each search for a cut (coactivation; seconds each).
+    Raises: UpcycleError, with what would work.
     """
     _require(experts, per_token, expansion)
     if expansion.strategy == "spread":
         source_of = [[expert for expert in range(experts) for _ in range(expansion.factor)] for _ in range(layers)]
     else:
         if expansion.strategy == "coactivation" and counts is None:
-            raise UpcycleError("strategy=coactivation needs counts of experts; octavo upcycle --calibrate makes them")
+            raise UpcycleError(
+                "strategy=coactivation needs counts of experts, which octavo upcycle --calibrate makes",
+                where="--counts",
+                allowed="a file that octavo upcycle --calibrate wrote",
+            )
         source_of = []
         for layer in range(layers):
-            source_of.append(_filled(_cuts(experts, expansion, layer, counts), expansion))
+            source_of.append(_fill_groups(_cuts(experts, expansion, layer, counts), expansion))
             if expansion.strategy == "coactivation":
-                searched(layer + 1)
-    return Placement(experts, expansion.factor, expansion.groups, expansion.noise > 0, source_of)
+                progress(layer + 1)
+    return CopyPlacement(experts, expansion.factor, expansion.groups, expansion.noise > 0, source_of)
 
 
 def expanded_model(model: ModelConfig, expansion: Expansion, vocab_size: int) -> ModelConfig:
-    """The model that an expansion makes of a source. Raises UpcycleError as `check`."""
+    """Sizes of the model that an expansion of `model` makes. Raises UpcycleError as `check`."""
     check(model, expansion)
     expanded = replace(
         model,
@@ -251,20 +275,35 @@ def expanded_model(model: ModelConfig, expansion: Expansion, vocab_size: int) ->
     )
     for key, value, least in (("rope_theta", expanded.rope_theta, 1.0), ("fope_gain", expanded.fope_gain, 0.0)):
         if not least <= value < float("inf"):
-            raise UpcycleError(f"{key}={value:g} is not supported; use {least:g} or more")
+            raise UpcycleError(
+                f"{key}={value:g} is not supported; use {least:g} or more",
+                where=f"--{key.replace('_', '-')}",
+                value=value,
+                allowed=f"{least:g} or more",
+            )
     if expanded.max_position < 1 or not expanded.fope_frequencies():
-        raise UpcycleError(f"max_position={expanded.max_position} leaves FoPE no frequency; use more than 6")
+        raise UpcycleError(
+            f"max_position={expanded.max_position} leaves FoPE no frequency; use more than 6",
+            where="--max-position",
+            value=expanded.max_position,
+            allowed="more than 6",
+        )
     return expanded
 
 
 def _require(experts: int, per_token: int, expansion: Expansion) -> None:
     shape = _Shape(experts, per_token, expansion.strategy, expansion.force)
-    if (reason := shape.obstacle(expansion.factor, expansion.groups)) is not None:
-        near = shape.nearest(max(1, expansion.factor), max(1, expansion.groups))
-        raise UpcycleError(f"{expansion.strategy} is not defined here: {reason}; {near}")
+    if (problem := shape.problem(expansion.factor, expansion.groups)) is not None:
+        near, pairs = shape.nearest(max(1, expansion.factor), max(1, expansion.groups))
+        raise UpcycleError(
+            f"strategy={expansion.strategy} does not work here: {problem}; {near}",
+            where="--factor, --groups",
+            value=(expansion.factor, expansion.groups),
+            allowed=pairs,
+        )
 
 
-def _filled(cuts: Sequence[Cut], expansion: Expansion) -> list[int]:
+def _fill_groups(cuts: Sequence[Cut], expansion: Expansion) -> list[int]:
     return [expert for number in range(expansion.factor) for part in cuts[number % len(cuts)] for expert in part]
 
 
@@ -278,7 +317,7 @@ def _cuts(experts: int, expansion: Expansion, layer: int, counts: Counts | None)
         try:
             return best_cuts(counts.pairs[layer], parts, wanted, expansion.seed)
         except ValueError as error:
-            raise UpcycleError(f"cuts=distinct: {error}; use cuts=same") from error
+            raise _too_few_cuts(str(error)) from error
     found: list[Cut] = []
     for number in range(100 * wanted):
         order = list(range(experts))
@@ -289,11 +328,10 @@ def _cuts(experts: int, expansion: Expansion, layer: int, counts: Counts | None)
             found.append(cut)
         if len(found) == wanted:
             return found
-    raise UpcycleError(
-        f"cuts=distinct: {experts} experts have fewer than {wanted} different cuts into {parts} parts; use cuts=same"
+    raise _too_few_cuts(f"{experts} experts have fewer than {wanted} different cuts into {parts} parts")
+
+
+def _too_few_cuts(reason: str) -> UpcycleError:
+    return UpcycleError(
+        f"cuts=distinct: {reason}; use cuts=same", where="--cuts", value="distinct", allowed=("same",)
     )
-
-
-def _either(values: Sequence[int]) -> str:
-    *rest, last = map(str, sorted(values))
-    return f"{', '.join(rest)} or {last}" if rest else last

@@ -1,4 +1,4 @@
-"""Rows of an embedding or LM head in another order, and rows for tokens that are new."""
+"""Tables of embeddings or of the LM head with their rows in another order, and rows for new tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.weights.hf_read import read_box
 from trainer.weights.upcycle.noise import Noise
 from trainer.weights.upcycle.vocabulary import NEW
 
-BLOCK_BYTES = 16 << 20  # of the source in memory at one time
+BLOCK_BYTES = 16 << 20  # bytes of the source in memory at one time
 
 
 def moved_rows(
@@ -23,11 +23,11 @@ def moved_rows(
     noise: Noise,
     name: str,
 ) -> Iterator[Tensor]:
-    """The table whose row i is row rows[i] of `stored`, in runs of rows.
+    """Make the table whose row i is row rows[i] of `stored`, in runs of rows.
 
-    Where rows[i] is NEW it is the mean of the rows `known` (None: of all), with noise of its own relative to their RMS.
-    A new token is then as likely as the others are on average, whatever the hidden state, and the probabilities of
-    these hardly change (Hewitt 2021, Initializing new word embeddings for pretrained language models).
+    If rows[i] is NEW, row i is the mean of the rows `known` (None: all rows), with its own noise relative to their RMS.
+    For any hidden state a new token is then as likely as the others are on average, and their probabilities hardly
+    change (Hewitt 2021, Initializing new word embeddings for pretrained language models).
     """
     most = max(1, BLOCK_BYTES // (stored.nbytes // stored.shape[0]))
     mean, rms = _mean(stored, known, most) if NEW in rows else (torch.empty(0), 0.0)
@@ -43,7 +43,7 @@ def moved_rows(
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(at, count): rows that lie one after another in the source; new ones singly."""
+    """(at, count): rows that are adjacent in the source; new ones singly."""
     at = 0
     while at < len(rows):
         count = 1

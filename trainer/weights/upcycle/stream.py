@@ -1,4 +1,4 @@
-"""The tensors of an expanded model, made of its source's a few at a time; all is known of them before one is read.
+"""The tensors of an expanded model, made from the source's a few at a time, with shapes and sizes known in advance.
 
 Every group's `make` is a pure function of the source's bytes, the expansion and the names of its outputs.
 """
@@ -24,9 +24,9 @@ from trainer.weights.hf_read import DTYPES, read_box, read_into, read_piece
 from trainer.weights.hf_survey import FP8, Source
 from trainer.weights.hf_write import Group, copy_of
 from trainer.weights.map import Box, Piece, full_name, text_pieces, whole
-from trainer.weights.upcycle.describe import begun, prefix_of, side_files_of, warnings_of
+from trainer.weights.upcycle.describe import base_config, prefix_of, side_files_of, warnings_of
 from trainer.weights.upcycle.noise import Noise
-from trainer.weights.upcycle.placement import Expansion, Placement, expanded_model
+from trainer.weights.upcycle.placement import CopyPlacement, Expansion, expanded_model
 from trainer.weights.upcycle.rows import moved_rows
 from trainer.weights.upcycle.vocabulary import Vocabulary, vocabulary_of
 
@@ -43,7 +43,7 @@ _held = _Held()
 
 @dataclass(frozen=True)
 class Upcycled:
-    """An expanded model, of which nothing is read yet but names, shapes and tokenizers."""
+    """An expanded model before any weight is read: its names, shapes and tokenizer are known."""
 
     groups: list[Group]  # layer by layer, towers last; one at a time in a thread
     model: ModelConfig
@@ -52,13 +52,15 @@ class Upcycled:
     side_files: list[Path]  # tokenizer and the like
 
 
-def upcycled(source: Source, expansion: Expansion, placement: Placement, dtype: DtypeName = "source") -> Upcycled:
-    """The expansion of a directory. Looks at headers and tokenizers alone; weights are read where a group is made.
+def plan_upcycle(
+    source: Source, expansion: Expansion, placement: CopyPlacement, dtype: DtypeName = "source"
+) -> Upcycled:
+    """Plan the expansion of a directory from its headers and tokenizers; weights are read when a group is made.
 
     Args:
-        placement: `place` of this source and expansion.
-        dtype: of the text model. "source": every tensor in that of its source; otherwise as in `export`.
-    Raises: UpcycleError, and HuggingFaceError where the directory is not whole or not of one model.
+        placement: `place_copies` of this source and expansion.
+        dtype: dtype of the text model. "source" keeps each tensor's; otherwise as in `export`.
+    Raises: UpcycleError; HuggingFaceError if the directory is incomplete or not one model.
     """
     source.require(towers=True)
     vocabulary = vocabulary_of(source, expansion)
@@ -68,7 +70,7 @@ def upcycled(source: Source, expansion: Expansion, placement: Placement, dtype: 
     groups = list(_Text(source, model, expansion, vocabulary, dtype).groups(placement))
     outputs = [output for group in groups for output in group.outputs]
     config = huggingface_config(
-        model, begun(source, model, vocabulary), dtype=full_dtype(outputs), unconverted=unconverted(outputs)
+        model, base_config(source, model, vocabulary), dtype=full_dtype(outputs), unconverted=unconverted(outputs)
     )
     facts = {
         "source": str(source.directory.path.absolute()),
@@ -93,8 +95,8 @@ class _Text:
         self.noise = Noise(expansion.noise, expansion.seed)
         self.pieces = {(piece.parameter, _starts(piece.box)): piece for piece in source.pieces}
 
-    def groups(self, placement: Placement) -> Iterator[Group]:
-        """In the order of the source's layers. The copies of an expert's matrix are one group: it is read once."""
+    def groups(self, placement: CopyPlacement) -> Iterator[Group]:
+        """Groups in the order of the source's layers. The copies of an expert's matrix are one group, read once."""
         copies: dict[tuple[str, tuple[int, ...]], list[Piece]] = {}
         for piece in text_pieces(self.model):
             layer = int(piece.parameter.split(".")[1]) if piece.parameter.startswith("layers.") else -1
@@ -176,7 +178,7 @@ class _Text:
         return full_name(self.prefix, piece)
 
     def _found(self, parameter: str, box: Box) -> Piece:
-        """The source's piece that holds `box`: of this part alone, or with all experts in it."""
+        """The source's piece that holds `box`: this part only, or all experts."""
         key = (parameter, _starts(box))
         return self.pieces[key] if key in self.pieces else self.pieces[parameter, (0, *key[1][1:])]
 
@@ -185,7 +187,7 @@ class _Text:
         return self.source.stored_name(self._found(piece.parameter, box))
 
     def _values(self, box: Box, piece: Piece) -> Tensor:
-        """Of `box` of the source's parameter, in the shape in which `piece` is stored."""
+        """Values of `box` of the source's parameter, in the shape that `piece` is stored in."""
         there = self._found(piece.parameter, box)
         shape = tuple(box[d].stop - box[d].start for d in range(len(box)) if d not in piece.dropped)
         stored = self.source.stored(there)
@@ -200,7 +202,7 @@ class _Text:
         return values
 
     def _stored(self, box: Box, piece: Piece, dtype: str) -> Sequence[Tensor]:
-        """What `outputs_of` names, with the source's own bytes where it holds the same."""
+        """The tensors that `outputs_of` names; the source's own bytes if they are the same."""
         there = self._found(piece.parameter, box)
         scales = self.source.scales(there)
         if scales is not None and dtype == FP8 and there.box == box and not there.transposed:
@@ -213,7 +215,7 @@ def _starts(box: Box) -> tuple[int, ...]:
 
 
 def _memory(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """This thread's, the same from group to group: new memory costs about what copying does."""
+    """Memory that this thread reuses for every group: allocating it anew costs about as much as copying."""
     need = prod(shape) * dtype.itemsize
     if _held.bytes.nbytes < need:
         _held.bytes = torch.empty(need, dtype=torch.uint8)

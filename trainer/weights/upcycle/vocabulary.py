@@ -1,6 +1,7 @@
-"""From one tokenizer to another: which row of the source's embedding and LM head belongs to which token. No torch here.
+"""Map the rows of the source's embedding and LM head to the tokens of another tokenizer. No torch here.
 
-Rows move by the token's string, never by index: ids of Intern-S1 and of Intern-S1-Pro are other tokens from 151669 on.
+Rows move by the token's string, never by index: from 151669 on, the same id is a different token in Intern-S1 and in
+Intern-S1-Pro.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ NEW = -1
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """rows[i]: the row of the source that row i is a copy of, or NEW."""
+    """rows[i]: the row of the source that row i copies, or NEW."""
 
     rows: tuple[int, ...]
-    source: Mapping[str, int]  # token -> id; none where only rows are added
+    source: Mapping[str, int]  # token -> id; empty if rows are only added
     target: Mapping[str, int]
 
     @property
     def known(self) -> frozenset[int] | None:
-        """Rows of the source that have a token; None where its tokens are not looked at."""
+        """Rows of the source that have a token; None if its tokenizer was not read."""
         return frozenset(self.source.values()) or None
 
     def facts(self) -> dict[str, int]:
-        """What the manifest says of it."""
+        """For the manifest: numbers of rows and tokens by what happened to them."""
         moved = [(i, self.rows[i]) for i in self.target.values()]
         return {
             "rows": len(self.rows),
@@ -45,7 +46,7 @@ class Vocabulary:
         }
 
     def moved_id(self, old: int) -> int | None:
-        """The id that the source's token `old` has now; None where it is gone."""
+        """The new id of the source's token `old`; None if the new tokenizer lacks it."""
         if not self.source:
             return old
         token = next((token for token, i in self.source.items() if i == old), None)
@@ -53,9 +54,9 @@ class Vocabulary:
 
 
 def vocabulary_of(source: Source, expansion: Expansion) -> Vocabulary | None:
-    """Where the rows of the expanded model's tables come from; None where they are the source's as they are.
+    """The origin of the rows of the expanded model's tables; None if the tables stay as they are.
 
-    Raises: UpcycleError.
+    Raises: UpcycleError, HuggingFaceError.
     """
     rows, wanted = source.model.vocab_size, expansion.vocab_size
     if expansion.vocabulary is None:
@@ -63,16 +64,29 @@ def vocabulary_of(source: Source, expansion: Expansion) -> Vocabulary | None:
             return None
         if wanted < rows:
             raise UpcycleError(
-                f"vocab_size={wanted} is smaller than the source's {rows}; use {rows} or more, or give a vocabulary"
+                f"vocab_size={wanted} is smaller than the source's {rows}; use {rows} or more, or give a vocabulary",
+                where="--vocab-size",
+                value=wanted,
+                allowed=f"{rows} or more, or --vocabulary",
             )
         return Vocabulary((*range(rows), *[NEW] * (wanted - rows)), {}, {})
     path, target = source.directory.path, Path(expansion.vocabulary)
     old, new = tokens_of(path), tokens_of(target)
     need = max(new.values()) + 1
     if wanted is not None and wanted < need:
-        raise UpcycleError(f"vocab_size={wanted} is too small for the ids in {target}; use {need} or more")
+        raise UpcycleError(
+            f"vocab_size={wanted} is too small for the ids in {target}; use {need} or more",
+            where="--vocab-size",
+            value=wanted,
+            allowed=f"{need} or more",
+        )
     if max(old.values()) >= rows:
-        raise UpcycleError(f"{path}: its tokenizer has the id {max(old.values())}, its embedding only {rows} rows")
+        raise UpcycleError(
+            f"{path}: the tokenizer has the id {max(old.values())}, but the embedding has only {rows} rows",
+            where=str(path),
+            value=max(old.values()),
+            allowed=f"ids below {rows}",
+        )
     moved = [NEW] * (wanted or need)
     for token, i in new.items():
         moved[i] = old.get(token, NEW)
@@ -80,33 +94,40 @@ def vocabulary_of(source: Source, expansion: Expansion) -> Vocabulary | None:
 
 
 def tokens_of(directory: Path) -> dict[str, int]:
-    """Token -> id of a tokenizer: of tokenizer.json or vocab.json, with added_tokens.json and the added tokens of
-    tokenizer_config.json. Raises UpcycleError where there is neither, or it cannot be read."""
+    """Read a tokenizer's token -> id from tokenizer.json or vocab.json, with added_tokens.json and the added tokens of
+    tokenizer_config.json. Raises UpcycleError if both are missing, UpcycleError
+    or HuggingFaceError if a file cannot be read."""
     try:
         if (directory / "tokenizer.json").is_file():
             found = _fast(read_json(directory / "tokenizer.json"))
         elif (directory / "vocab.json").is_file():
             found = dict(read_json(directory / "vocab.json"))
         else:
-            raise UpcycleError(f"{directory}: no tokenizer.json and no vocab.json; give the directory of a tokenizer")
+            raise UpcycleError(
+                f"{directory}: no tokenizer.json and no vocab.json; give the directory of a tokenizer",
+                where=str(directory),
+                allowed=("tokenizer.json", "vocab.json"),
+            )
         if (directory / "added_tokens.json").is_file():
             found |= read_json(directory / "added_tokens.json")
         if (directory / "tokenizer_config.json").is_file():
             listed = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
             found |= {facts["content"]: int(i) for i, facts in listed.items()}
         if not found or not all(type(i) is int and i >= 0 for i in found.values()):
-            raise UpcycleError(f"{directory}: its tokenizer has no tokens, or ids that are no whole numbers")
-    except HuggingFaceError as error:
-        raise UpcycleError(str(error)) from error
+            raise UpcycleError(
+                f"{directory}: the tokenizer has no tokens, or ids that are not whole numbers", where=str(directory)
+            )
+    except (HuggingFaceError, UpcycleError):
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, UpcycleError):
-            raise
-        raise UpcycleError(f"{directory}: its tokenizer cannot be read ({error!r})") from error
+        raise UpcycleError(
+            f"{directory}: the tokenizer cannot be read ({error!r})", where=str(directory)
+        ) from error
     return found
 
 
 def _fast(file: dict[str, Any]) -> dict[str, int]:
     vocabulary = file["model"]["vocab"]
-    if isinstance(vocabulary, list):  # of a unigram model: pairs of token and score, in the order of ids
+    if isinstance(vocabulary, list):  # a unigram model: pairs of token and score, in the order of ids
         vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
     return dict(vocabulary) | {token["content"]: token["id"] for token in file.get("added_tokens") or []}

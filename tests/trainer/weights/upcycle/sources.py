@@ -13,8 +13,8 @@ from trainer.model.decoder import Decoder
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_survey import Source, look_at
 from trainer.weights.hf_write import write_directory
-from trainer.weights.upcycle.placement import Expansion, Placement, place
-from trainer.weights.upcycle.stream import Upcycled, upcycled
+from trainer.weights.upcycle.placement import CopyPlacement, Expansion, place_copies
+from trainer.weights.upcycle.stream import Upcycled, plan_upcycle
 
 SIZES: dict[str, Any] = {
     "vocab_size": 48, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16,
@@ -41,12 +41,12 @@ def opened(directory: Path) -> Source:
     return look_at(open_directory(directory))
 
 
-def expanded(directory: Path, target: Path, dtype: Any = "source", **asked: Any) -> tuple[Upcycled, Placement]:
+def expanded(directory: Path, target: Path, dtype: Any = "source", **asked: Any) -> tuple[Upcycled, CopyPlacement]:
     """Expand one directory into another, with all groups in memory but what is written."""
     source = opened(directory)
     expansion = Expansion(**asked)
     model = source.model
-    placement = place(model.num_experts, expansion.picks(model.experts_per_token), expansion, model.num_layers)
-    made = upcycled(source, expansion, placement, dtype)
+    placement = place_copies(model.num_experts, expansion.picks(model.experts_per_token), expansion, model.num_layers)
+    made = plan_upcycle(source, expansion, placement, dtype)
     write_directory(target, made.groups, made.config, made.side_files, manifest={"upcycle": made.facts})
     return made, placement

@@ -19,7 +19,7 @@ from trainer.weights.upcycle.coactivation import (
     best_cut,
     best_cuts,
     expected_survival,
-    identity,
+    model_digest,
     survival,
 )
 from trainer.weights.upcycle.errors import UpcycleError
@@ -98,7 +98,7 @@ def test_two_camps_are_found_whole():
 
 
 def test_parts_have_one_size():
-    with pytest.raises(ValueError, match="10 experts do not fall into 4 parts"):
+    with pytest.raises(ValueError, match="10 experts cannot be cut into 4 parts"):
         best_cut(skewed(10, 0), 4, seed=0)
 
 
@@ -134,7 +134,7 @@ def source_in(directory: Path, seed: int) -> Source:
 
 def counts_of(source: Source) -> Counts:
     pairs = np.stack([skewed(16, layer) for layer in range(2)])
-    return Counts(pairs.sum(1), pairs, int(pairs[0].sum()), identity(source))
+    return Counts(pairs.sum(1), pairs, int(pairs[0].sum()), model_digest(source))
 
 
 def test_counts_are_read_as_they_were_saved(tmp_path: Path):
@@ -151,27 +151,31 @@ def test_counts_are_read_as_they_were_saved(tmp_path: Path):
 def test_counts_of_another_model_or_none_are_refused(tmp_path: Path):
     source = source_in(tmp_path / "model", seed=0)
     counts_of(source).save(tmp_path / "counts")
-    with pytest.raises(UpcycleError, match=r"counts counts the experts of another model than .*other; gather"):
+    with pytest.raises(UpcycleError) as refused:
         Counts.load(tmp_path / "counts", source_in(tmp_path / "other", seed=1))
+    assert (refused.value.where, refused.value.allowed) == (str(tmp_path / "counts"), f"counts of {tmp_path / 'other'}")
     fewer = replace(counts_of(source), pairs=counts_of(source).pairs[:1])
     fewer.save(tmp_path / "fewer")
-    with pytest.raises(UpcycleError, match="another model"):
+    with pytest.raises(UpcycleError) as refused:
         Counts.load(tmp_path / "fewer", source)
+    assert refused.value.allowed == f"counts of {tmp_path / 'model'}"
     (tmp_path / "text").write_text("text")
     np.save(tmp_path / "objects.npy", np.array([1, None]))
     np.save(tmp_path / "ids.npy", np.arange(3))
-    made_by = "holds no counts of experts made by octavo upcycle --calibrate"
-    for name, said in (
+    made_by = "does not hold counts of experts made by octavo upcycle --calibrate"
+    for name, reason in (
         ("text", made_by),
         ("objects.npy", made_by),
         ("ids.npy", made_by),
         ("none", "cannot be read: No such file or directory"),
         ("model", "cannot be read: Is a directory"),
     ):
-        with pytest.raises(UpcycleError, match=f"^{tmp_path / name} {said}$"):
+        with pytest.raises(UpcycleError, match=f"^{tmp_path / name} {reason}$") as refused:
             Counts.load(tmp_path / name, source)
+        assert refused.value.where == str(tmp_path / name)
     (tmp_path / "short").write_bytes((tmp_path / "counts").read_bytes()[:-30])
     with pytest.raises(UpcycleError, match=f"short {made_by}"):
         Counts.load(tmp_path / "short", source)
-    with pytest.raises(UpcycleError, match="nowhere/counts cannot be written"):
-        counts_of(source).save(tmp_path / "nowhere" / "counts")
+    with pytest.raises(UpcycleError, match="text/counts cannot be written") as refused:
+        counts_of(source).save(tmp_path / "text" / "counts")  # "text" is a file
+    assert refused.value.where == str(tmp_path / "text" / "counts")

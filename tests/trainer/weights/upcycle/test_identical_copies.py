@@ -20,7 +20,7 @@ from trainer.objectives.router import balance_loss
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_read import from_huggingface
 from trainer.weights.kept_source import published_weights
-from trainer.weights.upcycle.placement import Placement
+from trainer.weights.upcycle.placement import CopyPlacement
 
 SIZES = {
     "hidden_size": 16, "expert_width": 8, "num_experts": 8, "experts_per_token": 4, "num_layers": 1, "vocab_size": 32,
@@ -28,7 +28,7 @@ SIZES = {
 ASKED = {"factor": 2, "groups": 4}
 
 
-def distances(model: Decoder, placement: Placement) -> Tensor:
+def distances(model: Decoder, placement: CopyPlacement) -> Tensor:
     """||a - b|| / ||b|| of the two copies of each expert, over its matrices, and over its gate rows."""
     a, b = torch.tensor(placement.copies(0)).T
     moe = model.layers[0].moe

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainer.weights.upcycle.errors import UpcycleError
-from trainer.weights.upcycle.noise import POOL, RUN, Noise, least, root_mean_square
+from trainer.weights.upcycle.noise import POOL, RUN, Noise, root_mean_square, smallest_noise
 
 NAMES = ["layers.0.a", "layers.0.b", "layers.0.c", "layers.0.d"]
 
@@ -108,13 +108,13 @@ def test_the_rms_of_a_large_matrix_is_taken_of_a_part_of_it_and_close():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_rounding_leaves_of_noise(dtype):
-    """From `least` on, most of the noise's std is there; a quarter of it is lost nearly all."""
+    """From `smallest_noise` on, most of the noise's std is there; a quarter of it is lost nearly all."""
     values = matrix(400, 400, dtype)
 
     def kept(relative: float) -> float:
         moved = copies(Noise(relative, 0), values)[0].double() - values.double()
         return (moved.norm() / values.double().norm() / relative).item()
 
-    assert 0.9 < kept(least(dtype)) < 1.1
-    assert kept(8 * least(dtype)) == pytest.approx(1, rel=0.02)
-    assert kept(least(dtype) / 8) < 0.8
+    assert 0.9 < kept(smallest_noise(dtype)) < 1.1
+    assert kept(8 * smallest_noise(dtype)) == pytest.approx(1, rel=0.02)
+    assert kept(smallest_noise(dtype) / 8) < 0.8

@@ -1,4 +1,4 @@
-"""Placements: every expert has its copies where they belong, and what cannot be is refused with what can."""
+"""Placements of copies: every expert has its copies in the right groups; others are refused with those that work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.trainer.weights.upcycle.sources import SIZES
 from trainer.config.model import ModelConfig
 from trainer.weights.upcycle.coactivation import Counts, survival
 from trainer.weights.upcycle.errors import UpcycleError
-from trainer.weights.upcycle.placement import Expansion, check, expanded_model, place
+from trainer.weights.upcycle.placement import Expansion, check, expanded_model, place_copies
 
 
 def counts(experts: int, layers: int, seed: int = 0) -> Counts:
@@ -33,7 +33,7 @@ def test_every_expert_has_factor_copies_and_none_twice_in_a_group(experts, facto
     if strategy == "coactivation" and experts > 24:
         experts = 24  # searching for cuts of many experts takes seconds
     expansion = Expansion(factor=factor, groups=groups, strategy=strategy, cuts=cuts)
-    placement = place(experts, per_token, expansion, 3, counts(experts, 3))
+    placement = place_copies(experts, per_token, expansion, 3, counts(experts, 3))
     parts = groups // factor
     for layer, row in enumerate(placement.source_of):
         assert Counter(row) == dict.fromkeys(range(experts), factor)
@@ -54,7 +54,7 @@ def test_every_expert_has_factor_copies_and_none_twice_in_a_group(experts, facto
 
 
 def test_the_facts_are_counted_and_not_claimed():
-    placement = place(16, 8, Expansion(factor=4, groups=8), 2)
+    placement = place_copies(16, 8, Expansion(factor=4, groups=8), 2)
     row = placement.source_of[1]
     row[0], other = row[1], row[0]
     facts = placement.facts()
@@ -66,13 +66,13 @@ def test_the_facts_are_counted_and_not_claimed():
 
 def test_random_cuts_depend_on_seed_and_layer_alone():
     def cuts(**asked):
-        return place(32, 8, Expansion(**{"factor": 4, "groups": 8, **asked}), 3).source_of
+        return place_copies(32, 8, Expansion(**{"factor": 4, "groups": 8, **asked}), 3).source_of
 
     assert cuts() == cuts()
     assert cuts(noise=0.5) == cuts()
     assert cuts(seed=1) != cuts()
     assert len({tuple(row) for row in cuts()}) == 3
-    assert place(32, 8, Expansion(factor=4, groups=8), 5).source_of[:3] == cuts()
+    assert place_copies(32, 8, Expansion(factor=4, groups=8), 5).source_of[:3] == cuts()
 
 
 def test_coactivation_keeps_more_of_the_best_two_than_the_random_cut():
@@ -82,12 +82,12 @@ def test_coactivation_keeps_more_of_the_best_two_than_the_random_cut():
     def kept(placement):
         return [survival(counted.pairs[layer], placement.held(layer)[:2]) for layer in range(2)]
 
-    chosen = kept(place(32, 8, Expansion(**asked, strategy="coactivation"), 2, counted))
-    assert all(a > b for a, b in zip(chosen, kept(place(32, 8, Expansion(**asked), 2)), strict=True))
+    chosen = kept(place_copies(32, 8, Expansion(**asked, strategy="coactivation"), 2, counted))
+    assert all(a > b for a, b in zip(chosen, kept(place_copies(32, 8, Expansion(**asked), 2)), strict=True))
 
 
 def test_spread_puts_an_experts_copies_side_by_side():
-    placement = place(16, 8, Expansion(factor=4, groups=8, strategy="spread"), 1)
+    placement = place_copies(16, 8, Expansion(factor=4, groups=8, strategy="spread"), 1)
     assert placement.source_of == [[e for e in range(16) for _ in range(4)]]
     assert placement.facts()["experts_twice_in_a_group"] == 16
     assert placement.held(0)[1] == [2, 2, 2, 2, 3, 3, 3, 3]
@@ -105,63 +105,76 @@ def test_spread_puts_an_experts_copies_side_by_side():
     ],
 )
 def test_which_copies_stay_identical(asked, identical):
-    assert place(64, 8, Expansion(**{"factor": 4, "groups": 8, **asked}), 2).identical == identical
+    assert place_copies(64, 8, Expansion(**{"factor": 4, "groups": 8, **asked}), 2).identical == identical
 
 
 @pytest.mark.parametrize(
-    ("experts", "per_token", "asked", "said"),
+    ("experts", "per_token", "asked", "problem", "allowed"),
     [
-        (128, 8, {"factor": 3, "groups": 8}, "factor=3 does not divide groups=8; with groups=8 use factor=2 or 4"),
-        (128, 8, {"factor": 4, "groups": 6}, "groups=6 does not divide 8 experts per token; with factor=4 use groups"),
-        (128, 8, {"factor": 5, "groups": 7}, "the nearest that works is factor=4 with groups=8"),
+        (128, 8, {"factor": 3, "groups": 8}, "factor=3 does not divide groups=8", [(2, 8), (4, 8)]),
+        (128, 8, {"factor": 4, "groups": 6}, "groups=6 does not divide 8 experts per token", [(4, 8)]),
+        (128, 8, {"factor": 5, "groups": 7}, "groups=7 does not divide 8 experts per token", [(4, 8)]),
         (
-            126, 8, {"factor": 2, "groups": 8},
-            "126 experts cannot be cut into groups/factor=4 parts of one size; with groups=8 use factor=4; with "
-            "factor=2 use groups=4",
+            126, 8, {"factor": 2, "groups": 8}, "126 experts cannot be cut into groups/factor=4 parts of one size",
+            [(4, 8), (2, 4)],
         ),
-        (4, 16, {"factor": 2, "groups": 4}, "4 experts per token of each group, but a part holds only 2"),
-        (16, 4, {"factor": 4, "groups": 4}, "factor=groups=4 puts all experts in every group, so all pick the same"),
-        (127, 8, {"factor": 4, "groups": 8}, "nothing works with 127 experts and 8 per token"),
-        (128, 7, {"factor": 4, "groups": 8}, "with factor=4 and groups=8 use experts_per_token=8, 16 or 24"),
-        (4, 7, {"factor": 4, "groups": 8}, "with factor=4 and groups=8 use experts_per_token=8 or 16"),
-        (16, 8, {"factor": 0, "groups": 8}, "factor=0 with groups=8: both must be 1 or more; with groups=8 use"),
-        (16, 0, {"factor": 4, "groups": 8}, "experts_per_token=0 must be 1 or more"),
-        (12, 8, {"factor": 4, "groups": 8, "strategy": "spread"}, "does not divide the source's 12 experts"),
-        (16, 72, {"factor": 4, "groups": 8, "strategy": "spread"}, "72 experts per token, of only 64"),
-        (16, 8, {"factor": 4, "groups": 8, "strategy": "coactivation"}, "needs counts of experts; octavo upcycle"),
-        (2, 8, {"factor": 4, "groups": 8, "cuts": "distinct"}, "2 experts have fewer than 4 different cuts into 2"),
+        (4, 16, {"factor": 2, "groups": 4}, "a token needs 4 experts of each group, which holds 2", [(4, 8)]),
+        (16, 4, {"factor": 4, "groups": 4}, "factor=groups=4 puts every expert in every group", [(2, 4)]),
+        (127, 8, {"factor": 4, "groups": 8}, "nothing works with 127 experts and 8 per token", None),
+        (128, 7, {"factor": 4, "groups": 8}, "with factor=4 and groups=8 use experts_per_token=8, 16 or 24", None),
+        (4, 7, {"factor": 4, "groups": 8}, "with factor=4 and groups=8 use experts_per_token=8 or 16", None),
+        (16, 8, {"factor": 0, "groups": 8}, "factor=0 with groups=8: both must be 1 or more", [(2, 8), (4, 8)]),
+        (16, 0, {"factor": 4, "groups": 8}, "experts_per_token=0 must be 1 or more", None),
+        (12, 8, {"factor": 4, "groups": 8, "strategy": "spread"}, "divide the source's 12 experts", [(4, 4), (4, 2)]),
+        (16, 72, {"factor": 4, "groups": 8, "strategy": "spread"}, "there are only 64 experts for 72", [(5, 8)]),
     ],
 )  # fmt: skip
-def test_what_is_not_defined_is_refused_in_one_line_with_what_is(experts, per_token, asked, said):
-    with pytest.raises(UpcycleError, match=re.escape(said)) as refused:
-        place(experts, per_token, Expansion(**asked), 2)
-    assert "\n" not in str(refused.value)
+def test_an_undefined_expansion_is_refused_in_one_line_with_defined_ones(experts, per_token, asked, problem, allowed):
+    with pytest.raises(UpcycleError) as refused:
+        place_copies(experts, per_token, Expansion(**asked), 2)
+    error = refused.value
+    assert (error.where, error.value) == ("--factor, --groups", (asked["factor"], asked["groups"]))
+    assert (error.allowed is None) == (allowed is None)
+    assert allowed is None or set(allowed) <= set(error.allowed)
+    assert problem in str(error)
+    assert len(error.lines) == 1
 
 
-def placed(experts: int, per_token: int, factor: int, groups: int) -> str | None:
-    """The text of a refusal, or None."""
+@pytest.mark.parametrize(
+    ("experts", "asked", "where"),
+    [(16, {"strategy": "coactivation"}, "--counts"), (2, {"cuts": "distinct"}, "--cuts")],
+)
+def test_counts_or_cuts_that_are_missing_are_refused(experts, asked, where):
+    with pytest.raises(UpcycleError) as refused:
+        place_copies(experts, 8, Expansion(**{"factor": 4, "groups": 8, **asked}), 2)
+    assert refused.value.where == where
+    assert refused.value.allowed
+    assert len(refused.value.lines) == 1
+
+
+def refusal(experts: int, per_token: int, factor: int, groups: int) -> UpcycleError | None:
     try:
-        place(experts, per_token, Expansion(factor=factor, groups=groups), 1)
+        place_copies(experts, per_token, Expansion(factor=factor, groups=groups), 1)
     except UpcycleError as refused:
-        return str(refused)
+        return refused
     return None
 
 
-def offered(said: str) -> list[tuple[int, int]]:
-    """The factors and groups in a refusal."""
+def offered(said: str) -> set[tuple[int, int]]:
+    """The factors and groups in the text of a refusal."""
     pairs = re.findall(r"works is factor=(\d+) with groups=(\d+)", said)
     for groups, factors in re.findall(r"with groups=(\d+) use factor=([\d, or]+)", said):
         pairs += [(factor, groups) for factor in re.findall(r"\d+", factors)]
     for factor, several in re.findall(r"with factor=(\d+) use groups=([\d, or]+)", said):
         pairs += [(factor, groups) for groups in re.findall(r"\d+", several)]
-    return [(int(factor), int(groups)) for factor, groups in pairs]
+    return {(int(factor), int(groups)) for factor, groups in pairs}
 
 
-def test_what_is_defined_is_done_and_whatever_a_refusal_offers_too():
+def test_defined_expansions_are_made_and_every_offer_of_a_refusal_too():
     refusals = 0
     for experts, per_token in product((12, 16, 30, 128), (4, 6, 8, 16)):
         for factor, groups in product(range(1, 10), range(1, 17)):
-            said = placed(experts, per_token, factor, groups)
+            refused = refusal(experts, per_token, factor, groups)
             parts = groups / factor
             defined = (
                 groups % factor == 0
@@ -170,40 +183,45 @@ def test_what_is_defined_is_done_and_whatever_a_refusal_offers_too():
                 and per_token / groups <= experts / parts
                 and (factor < groups or groups == 1)
             )
-            assert (said is None) == defined
-            if said is not None:
+            assert (refused is None) == defined
+            if refused is not None:
                 refusals += 1
-                assert offered(said) or "nothing works" in said
-                assert all(placed(experts, per_token, f, g) is None for f, g in offered(said))
+                assert refused.allowed or "nothing works" in str(refused)
+                assert offered(str(refused)) == set(refused.allowed or ())
+                assert all(refusal(experts, per_token, f, g) is None for f, g in refused.allowed or ())
     assert refusals > 1000
 
 
 @pytest.mark.parametrize(
-    ("asked", "model", "said"),
+    ("asked", "model", "where", "value"),
     [
-        ({}, {"router_groups": 4}, "the source has 4 router groups; only one with a single group can be expanded"),
-        ({"noise": -1.0}, {}, "noise=-1 is not supported"),
-        ({"noise": float("nan")}, {}, "noise=nan is not supported"),
-        ({"noise": 1e-12}, {}, "noise=1e-12 is not supported; use 0, or 1e-05 to below 1"),
-        ({"router_temperature": 0.0}, {}, "router_temperature=0 is not supported; use 0.001 to 1000"),
-        ({"router_temperature": 1e300}, {}, "router_temperature=1e+300 is not supported; use 0.001 to 1000"),
-        ({"router_temperature": 9e-4}, {}, "router_temperature=0.0009 is not supported"),
-        ({"router_temperature": float("nan")}, {}, "router_temperature=nan is not supported"),
-        ({"cuts": "distinct", "strategy": "spread"}, {}, "cuts=distinct needs strategy=halves or coactivation"),
-        ({"fope_gain": 0.0}, {}, "fope_gain is given, but positions=keep"),
-        ({"positions": "fope"}, {"positions": "fope"}, "the source has FoPE already; use positions=keep"),
-        ({"positions": "fope", "max_position": 6}, {}, "max_position=6 leaves FoPE no frequency"),
-        ({"positions": "fope", "max_position": -1}, {}, "max_position=-1 leaves FoPE no frequency"),
-        ({"positions": "fope", "rope_theta": 0.5}, {}, "rope_theta=0.5 is not supported"),
-        ({"positions": "fope", "fope_gain": -1.0}, {}, "fope_gain=-1 is not supported"),
-        ({"factor": 3}, {}, "factor=3 does not divide groups=8"),
+        ({}, {"router_groups": 4}, "router_groups", 4),
+        ({"noise": -1.0}, {}, "--noise", -1.0),
+        ({"noise": float("nan")}, {}, "--noise", None),
+        ({"noise": 1e-12}, {}, "--noise", 1e-12),
+        ({"router_temperature": 0.0}, {}, "--router-temperature", 0.0),
+        ({"router_temperature": 1e300}, {}, "--router-temperature", 1e300),
+        ({"router_temperature": 9e-4}, {}, "--router-temperature", 9e-4),
+        ({"router_temperature": float("nan")}, {}, "--router-temperature", None),
+        ({"cuts": "distinct", "strategy": "spread"}, {}, "--strategy", "spread"),
+        ({"fope_gain": 0.0}, {}, "--fope-gain", 0.0),
+        ({"positions": "fope"}, {"positions": "fope"}, "--positions", "fope"),
+        ({"positions": "fope", "max_position": 6}, {}, "--max-position", 6),
+        ({"positions": "fope", "max_position": -1}, {}, "--max-position", -1),
+        ({"positions": "fope", "rope_theta": 0.5}, {}, "--rope-theta", 0.5),
+        ({"positions": "fope", "fope_gain": -1.0}, {}, "--fope-gain", -1.0),
+        ({"factor": 3}, {}, "--factor, --groups", (3, 8)),
     ],
 )  # fmt: skip
-def test_what_does_not_suit_the_source_is_refused(asked, model, said):
+def test_an_expansion_that_does_not_suit_the_source_is_refused(asked, model, where, value):
     source = ModelConfig(**{**SIZES, **model})
-    with pytest.raises(UpcycleError, match=re.escape(said)) as refused:
+    with pytest.raises(UpcycleError) as refused:
         expanded_model(source, Expansion(**{"factor": 4, "groups": 8, **asked}), 48)
-    assert "\n" not in str(refused.value)
+    error = refused.value
+    assert error.where == where
+    assert error.value == value or (value is None and error.value != error.value)
+    assert error.allowed
+    assert len(error.lines) == 1
 
 
 def test_the_expanded_models_sizes():
@@ -220,6 +238,6 @@ def test_the_expanded_models_sizes():
 def test_placing_needs_no_torch():
     text = (
         "import sys; from trainer.weights.upcycle.placement import *; "
-        "place(16, 8, Expansion(factor=4, groups=8), 2).facts(); assert 'torch' not in sys.modules"
+        "place_copies(16, 8, Expansion(factor=4, groups=8), 2).facts(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", text], check=True)

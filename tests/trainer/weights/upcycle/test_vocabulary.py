@@ -11,6 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 
+from parallel.errors import UserError
 from tests.trainer.weights.directories import Checkpoint
 from tests.trainer.weights.upcycle.sources import checkpoint_of, expanded, opened
 from trainer.weights.hf_read import from_huggingface
@@ -106,7 +107,7 @@ def test_without_noise_new_rows_are_the_mean(tmp_path):
     # The logits of the tokens that were there are what they were, those of new ones their mean.
     ids = torch.arange(20).view(1, -1)
     with torch.no_grad():
-        old, new = before(ids), after(ids)
+        old, new = (model.logits(model(ids).hidden) for model in (before, after))
     assert torch.equal(new[..., :ROWS], old)
     torch.testing.assert_close(new[..., ROWS:], old.mean(-1, keepdim=True).expand(-1, -1, 3))
 
@@ -126,8 +127,8 @@ def test_ids_and_files_that_name_tokens_go_along(tmp_path):
     assert (result.config["image_token_id"], result.config["lost_token_id"]) == (36, None)
     assert text["vocab_size"] == 37
     assert result.facts["warnings"] == [
-        f"generation_config.json is left out: ids in it are other tokens in {target}",
-        f"config.json: lost_token_id=34 is no token of {target}; it is now null",
+        f"generation_config.json is dropped: its ids are different tokens in {target}",
+        f"config.json: lost_token_id=34 has no token in {target} and is now null",
     ]
     here = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"tokenizer.json", "chat_template.jinja", "preprocessor_config.json"} < here
@@ -139,22 +140,22 @@ def test_ids_and_files_that_name_tokens_go_along(tmp_path):
     assert (tmp_path / "again" / "generation_config.json").is_file()
     assert not (tmp_path / "again" / "tokenizer_SMILES.model").exists()
     pieces, lost = again.facts["warnings"]
-    assert pieces.startswith("tokenizer_SMILES.model: no list of tokens names the ids of their pieces; 4 rows of the")
+    assert pieces.startswith("tokenizer_SMILES.model: no file lists the ids of their pieces, so 4 rows of the source")
     assert lost.startswith("config.json: lost_token_id=34")
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "where", "allowed", "reason"),
     [
-        ({"vocab_size": 39}, "vocab_size=39 is smaller than the source's 40; use 40 or more, or give a vocabulary"),
-        ({"vocabulary": "tokenizer", "vocab_size": 36}, "is too small for the ids in tokenizer; use 37 or more"),
-        ({"vocabulary": "nowhere"}, "nowhere: no tokenizer.json and no vocab.json; give the directory of a tokenizer"),
-        ({"vocabulary": "broken"}, "tokenizer.json: not JSON"),
-        ({"vocabulary": "odd"}, "odd: its tokenizer cannot be read (KeyError('model'))"),
-        ({"vocabulary": "none"}, "none: its tokenizer has no tokens, or ids that are no whole numbers"),
+        ({"vocab_size": 39}, "--vocab-size", "40 or more", "39 is smaller than the source's 40"),
+        ({"vocabulary": "tokenizer", "vocab_size": 36}, "--vocab-size", "37 or more", "the ids in tokenizer"),
+        ({"vocabulary": "nowhere"}, "nowhere", "vocab.json", "give the directory of a tokenizer"),
+        ({"vocabulary": "broken"}, None, None, "broken/tokenizer.json: not JSON"),
+        ({"vocabulary": "odd"}, "odd", None, "cannot be read (KeyError('model'))"),
+        ({"vocabulary": "none"}, "none", None, "has no tokens, or ids that are not whole numbers"),
     ],
 )
-def test_vocabularies_that_do_not_suit_are_refused_in_one_line(tmp_path, monkeypatch, asked, said):
+def test_vocabularies_that_do_not_suit_are_refused_in_one_line(tmp_path, monkeypatch, asked, where, allowed, reason):
     path = source_with(tmp_path / "source").write()
     slow(path, OLD_SPECIAL)
     monkeypatch.chdir(tmp_path)
@@ -162,15 +163,19 @@ def test_vocabularies_that_do_not_suit_are_refused_in_one_line(tmp_path, monkeyp
     for name, text in (("broken", "{"), ("odd", "{}"), ("none", '{"model": {"vocab": {}}}')):
         Path(name).mkdir()
         (Path(name) / "tokenizer.json").write_text(text)
-    with pytest.raises(UpcycleError) as refused:
+    with pytest.raises(UserError) as refused:
         vocabulary_of(opened(path), Expansion(**ASKED, **asked))
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
+    error = refused.value
+    assert where is None or error.where == where
+    assert allowed is None or allowed in error.allowed
+    assert reason in str(error)
+    assert len(error.lines) == 1
 
 
 def test_a_source_whose_tokenizer_has_more_ids_than_rows_is_refused(tmp_path):
     path = checkpoint_of(tmp_path / "source", vocab_size=32, num_layers=1).write()
     slow(path, OLD_SPECIAL)
     asked = Expansion(**ASKED, vocabulary=str(fast(tmp_path / "tokenizer", NEW_SPECIAL)))
-    with pytest.raises(UpcycleError, match="its tokenizer has the id 35, its embedding only 32 rows"):
+    with pytest.raises(UpcycleError) as refused:
         vocabulary_of(opened(path), asked)
+    assert (refused.value.where, refused.value.value, refused.value.allowed) == (str(path), 35, "ids below 32")
