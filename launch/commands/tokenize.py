@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from trainer.corpora.tokenize import Told
+    from trainer.corpora.tokenize import Progress
 
 BETWEEN = 10.0  # seconds between two lines of progress where there is no terminal
 
@@ -69,7 +69,7 @@ def _work(
     else:
         files = find_files(inputs, options.split)
     try:
-        with Progress() as progress:
+        with ProgressDisplay() as progress:
             manifest = tokenize_source(
                 files,
                 Path(options.tokenizer),
@@ -140,17 +140,17 @@ def _options(parser: Parser) -> None:
     add("--config", metavar="NAME", help="with --builder: a configuration of the dataset")
 
 
-class Progress:
+class ProgressDisplay:
     """A bar with tokens/s and the time left on a terminal, else a line now and then."""
 
     def __init__(self) -> None:
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._stage = ""
-        self._began = self._told = time.perf_counter()
+        self._started = self._shown = time.perf_counter()
         self._first = 0  # how much of the stage an earlier start had done
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressDisplay:
         return self
 
     def __exit__(
@@ -159,22 +159,22 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, told: Told) -> None:
+    def __call__(self, state: Progress) -> None:
         now = time.perf_counter()
-        if told.stage != self._stage:
-            self._stage, self._began, self._told, self._first = told.stage, now, now, told.done
+        if state.stage != self._stage:
+            self._stage, self._started, self._shown, self._first = state.stage, now, now, state.done
             if sys.stderr.isatty():
-                self._new_bar(told)
-        speed = told.tokens / max(now - self._began, 1e-3)
+                self._new_bar(state)
+        speed = state.tokens / max(now - self._started, 1e-3)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=told.done, speed=f"{speed / 1e6:,.2f} M tokens/s")
-        elif now - self._told >= BETWEEN:
-            self._told = now
-            left = (told.total - told.done) * (now - self._began) / max(told.done - self._first, 1)
-            share = told.done / max(told.total, 1)
-            print(f"{told.stage}: {share:.1%}, {speed:,.0f} tokens/s, {left:,.0f} s left", file=sys.stderr)
+            self._bar.update(self._task, completed=state.done, speed=f"{speed / 1e6:,.2f} M tokens/s")
+        elif now - self._shown >= BETWEEN:
+            self._shown = now
+            left = (state.total - state.done) * (now - self._started) / max(state.done - self._first, 1)
+            share = state.done / max(state.total, 1)
+            print(f"{state.stage}: {share:.1%}, {speed:,.0f} tokens/s, {left:,.0f} s left", file=sys.stderr)
 
-    def _new_bar(self, told: Told) -> None:
+    def _new_bar(self, state: Progress) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -182,4 +182,4 @@ class Progress:
             columns = (TextColumn("{task.description:10}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[speed]}"), console=Console(stderr=True))
             self._bar.start()
-        self._task = self._bar.add_task(told.stage, total=told.total, completed=told.done, speed="")
+        self._task = self._bar.add_task(state.stage, total=state.total, completed=state.done, speed="")

@@ -1,1 +1,1 @@
-"""What makes corpora before a run."""
+"""Making corpora, before any run: tokenizing documents, science records as text, and the toy corpora."""

@@ -1,7 +1,4 @@
-"""What the toy corpora are made from, and how a directory is built once by one process at a time.
-
-A directory is written under another name, renamed when complete and never changed afterwards.
-"""
+"""The ingredients of the toy corpora, and the lock under which one process at a time builds them."""
 
 import hashlib
 import platform
@@ -18,8 +15,8 @@ from trainer.storage.lock import FileLock
 
 VOCAB_SIZE = 4096
 BPE_SAMPLE = 1_500_000  # characters per source that the tokenizer is trained on
-CHARS_PER_TOKEN = 5  # more than any source has, so that a cap on tokens also caps the text to be read
-MIN_ORIGINS = 8  # read at least so many, however small the cap: one file can be longer than a small corpus
+CHARS_PER_TOKEN = 5  # more than any source has, so that a cap on tokens also caps the text to read
+MIN_ORIGINS = 8  # read at least this many, however small the cap: one file can be longer than a small corpus
 
 Progress = Callable[[str], None]
 Manifest = dict[str, Any]
@@ -30,7 +27,7 @@ def print_progress(line: str) -> None:
 
 
 def ingredients(tokens_per_source: int, holdout_fraction: float, sources: Sequence[Source]) -> Manifest:
-    """Everything that decides what the builder writes."""
+    """Everything that determines the output of the builder."""
     packages = sorted({package for source in sources for package in source.packages})
     return {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -47,24 +44,24 @@ def _content(source: Source) -> str:
     """Hash of the names and bytes of all files that a source reads."""
     content = hashlib.sha256()
     for name, path in source.files():
-        with suppress(FileNotFoundError):  # listed by a package, but cut by a packager: not read either
+        with suppress(FileNotFoundError):  # listed by a package but removed by a packager: not read either
             content.update(f"{name}\0{_sha256(path)}\n".encode())
     return content.hexdigest()
 
 
 @contextmanager
 def only_one(cache_dir: Path, name: str, progress: Progress) -> Iterator[None]:
-    """Hold the lock of the corpus `name`; it goes when the process goes, however it ends."""
+    """Hold the lock of the corpus `name`; it is released when the process ends, in whatever way."""
 
-    def say() -> None:
+    def report() -> None:
         progress(f"corpus: another process is building {cache_dir / name}; waiting for it")
 
-    with FileLock(cache_dir / f"{name}.lock", wait=None, on_wait=say):
+    with FileLock(cache_dir / f"{name}.lock", wait=None, on_wait=report):
         yield
 
 
 def take(texts: list[str], characters: int) -> Iterator[str]:
-    """The first texts, until they have so many characters."""
+    """The first texts, until they have this many characters."""
     for text in texts:
         if characters <= 0:
             return

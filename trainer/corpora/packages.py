@@ -1,7 +1,7 @@
-"""The two toy sources of general text: what a Python installation already has on its disk.
+"""The two toy sources of general text: files that a Python installation already has on its disk.
 
-A source yields documents, grouped by origin (a file, a molecule). All documents of an origin land in the same split,
-and the origins come in the order of a hash of their names, so that a cap on the size takes an even sample.
+A source yields documents, grouped by origin (a file, a molecule). All documents of an origin are in the same split. The
+origins come in the order of a hash of their names, so that a cap on the size takes an even sample.
 """
 
 import ast
@@ -27,8 +27,8 @@ NOT_CODE = {  # directories and files of the standard library
     *("sitecustomize.py", "usercustomize.py", "_distutils_system_mod.py"),  # a distribution's own
 }
 NOT_PROSE = {"tests", "testing", "_testing", "conftest.py"}
-SCIENCE_PACKAGES = {"rdkit", "scikit-bio"}  # that the extra `science` brings and `toy` does not
-MADE_AT_BUILD = re.compile(r"_sysconfigdata|^config-\d")  # hold paths of the machine that built the interpreter
+SCIENCE_PACKAGES = {"rdkit", "scikit-bio"}  # installed by the extra `science` and not by `toy`
+MADE_AT_BUILD = re.compile(r"_sysconfigdata|^config-\d")  # have paths of the machine that built the interpreter
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Document:
     text: str
 
 
-Files = list[tuple[str, Path]]  # (name that is the same on every machine, where it lies)
+Files = list[tuple[str, Path]]  # (name that is the same on every machine, path on this one)
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,21 @@ class Source:
     name: str
     packages: tuple[str, ...]  # distributions that must be installed
     licence: str
-    files: Callable[[], Files]  # what `read` reads, in a fixed order; their content enters the corpus' hash
+    files: Callable[[], Files]  # the files that `read` reads, in a fixed order; their content enters the corpus' hash
     read: Callable[[], Iterator[Document]]
 
 
 def installed_version(package: str) -> str:
-    """Version of a distribution; DataError naming the extra that brings it where it is not installed."""
+    """Version of a distribution. Raises DataError with the extra that installs it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         extra = "science" if package in SCIENCE_PACKAGES else "toy"
+        remedy = f"pip install 'octavo[{extra}]'"
         raise DataError(
-            f"this text is made from the package '{package}', which is not installed: pip install 'octavo[{extra}]'"
+            f"this text is made from the package '{package}', which is not installed: {remedy}",
+            where=package,
+            allowed=remedy,
         ) from None
 
 
@@ -66,7 +69,12 @@ def package_files(package: str, suffix: str) -> Files:
     files = importlib.metadata.files(package)
     found = [(f.as_posix(), Path(str(f.locate()))) for f in files or [] if f.suffix == suffix]
     if not found:
-        raise DataError(f"package '{package}' lists no {suffix} files: reinstall it")
+        raise DataError(
+            f"package '{package}' lists no {suffix} files: reinstall it",
+            where=package,
+            value=suffix,
+            allowed="reinstall it",
+        )
     return found
 
 
@@ -77,7 +85,7 @@ def _hash_order(files: Files) -> Files:
 def _read_source_file(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, FileNotFoundError):  # another encoding, or a file listed that a packager cut
+    except (UnicodeDecodeError, FileNotFoundError):  # another encoding, or a listed file that a packager removed
         return None
 
 
@@ -107,7 +115,8 @@ def code_files() -> Files:
                 path = Path(folder, name)
                 modules.append((path.relative_to(root).as_posix(), path))
     if not modules:
-        raise DataError(f"{root}: no Python files; the toy corpus needs an interpreter with its standard library")
+        remedy = "use an interpreter with its standard library"
+        raise DataError(f"{root} has no Python files; {remedy}", where=str(root), allowed=remedy)
     return _hash_order(modules)
 
 

@@ -1,7 +1,7 @@
 """The toy corpora as sources of a mixture: built once from installed packages, as `octavo tokenize` builds any source.
 
-They lie in one directory under `data.cache_dir`, named by a hash of what they are made from, complete once it has that
-name, and are verified in full whenever they are opened. Only one process builds at a time; the others wait for it.
+They are in one directory under `data.cache_dir`, named by a hash of their ingredients and renamed into place when
+complete. They are verified in full whenever they are opened. Only one process builds at a time; the others wait for it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.config.say import one_of
 from trainer.corpora.build import (
     BPE_SAMPLE,
     CHARS_PER_TOKEN,
@@ -37,15 +38,15 @@ if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
     from trainer.config.mixture import SourceConfig
 
-FORMAT = 3  # raise it with any change of what is written for the same inputs
-RATIO_SAMPLE = 200_000  # characters of a source that its characters per token are measured on
+FORMAT = 3  # increase it with any change of the output for the same inputs
+RATIO_SAMPLE = 200_000  # characters of a source on which its characters per token are measured
 KNOWN: Mapping[str, Source] = {source.name: source for source in (*SOURCES, *SCIENCE)}
 
 
 def open_toy_mixture(data: DataConfig, progress: Progress = print_progress) -> dict[str, Path]:
-    """Directory of each source of a mixture with `data.build=toy`, built first where it is missing or damaged.
+    """Directory of each source of a mixture with `data.build=toy`, built first if it is missing or damaged.
 
-    A source's `path` names what it is made of. Safe to call from any number of processes at once. Raises DataError.
+    A source's `path` names one of `KNOWN`. Safe to call from any number of processes at once. Raises DataError.
     """
     made_from = {name: _known(name, source) for name, source in data.sources.items()}
     recipe = {
@@ -67,21 +68,29 @@ def open_toy_mixture(data: DataConfig, progress: Progress = print_progress) -> d
             if not directory.exists():
                 _build(directory, data, made_from, progress)
     except OSError as error:
+        remedy = "name a writable directory with 200 MB free"
         raise DataError(
-            f"data.cache_dir={cache_dir}: {error.strerror or error} ({error.filename or directory}); "
-            "name a directory that can be written, with 200 MB free"
+            f"data.cache_dir={cache_dir}: {error.strerror or error} ({error.filename or directory}); {remedy}",
+            where="data.cache_dir",
+            value=str(cache_dir),
+            allowed=remedy,
         ) from error
     return directories
 
 
 def _known(name: str, source: SourceConfig) -> Source:
     if source.path not in KNOWN:
-        raise DataError(f"data.sources.{name}.path={source.path}: data.build=toy can make {', '.join(KNOWN)}")
+        raise DataError(
+            f"data.sources.{name}.path={source.path} is not a source of data.build=toy; use {one_of(KNOWN)}",
+            where=f"data.sources.{name}.path",
+            value=source.path,
+            allowed=tuple(KNOWN),
+        )
     return KNOWN[source.path]
 
 
 def _damage(directories: Mapping[str, Path]) -> str:
-    """The first file that is missing or not the one that was written; empty if all are as written."""
+    """The first missing or damaged file, as a sentence; "" if all are intact."""
     try:
         for directory in directories.values():
             for split in ("train", "heldout"):
@@ -129,7 +138,7 @@ def _write(partial: Path, data: DataConfig, made_from: Mapping[str, Source], pro
 
 
 def _read(source: Source, max_characters: int) -> list[Document]:
-    """Documents of a source, each text once, until there are enough characters."""
+    """The documents of a source, each text once, until they have `max_characters`."""
     documents: dict[str, Document] = {}
     origins: set[str] = set()
     characters = 0
@@ -141,13 +150,17 @@ def _read(source: Source, max_characters: int) -> list[Document]:
         if characters >= max_characters and len(origins) >= MIN_ORIGINS:
             break
     if not documents:
-        raise DataError(f"source '{source.name}' has no documents; reinstall the packages that it is made of")
-    # In the order of a hash, so that what a cap leaves comes from all of the origins.
+        packages = " ".join(source.packages)
+        remedy = f"reinstall {packages}" if packages else "use an interpreter with its standard library"
+        raise DataError(
+            f"source '{source.name}' has no documents; {remedy}", where=source.name, value=0, allowed=remedy
+        )
+    # In the order of a hash, so that a cap takes documents from all origins.
     return sorted(documents.values(), key=lambda document: (text_key(document.text), document.text))
 
 
 def _capped(documents: Sequence[Document], tokenizer: Tokenizer, max_tokens: int) -> list[Document]:
-    """About as many of the documents as make `max_tokens` tokens."""
+    """The first documents, with about `max_tokens` tokens in all."""
     sample = list(take([document.text for document in documents], RATIO_SAMPLE))
     per_token = sum(map(len, sample)) / max(1, sum(map(len, tokenizer.encode_all(sample))))
     kept, characters = [], 0.0

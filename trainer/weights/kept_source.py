@@ -18,7 +18,15 @@ from trainer.config.keys import Config
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE, SOURCE_FACT
 from trainer.model.decoder import Decoder
-from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
+from trainer.storage.manifest import (
+    EXPANSION_FACT,
+    MANIFEST,
+    OWN_HASH,
+    Damaged,
+    read_manifest,
+    remove_as_written,
+    verify_file,
+)
 from trainer.weights.hf_config import model_config_from_huggingface, other_function
 from trainer.weights.hf_files import (
     CONFIG,
@@ -31,8 +39,6 @@ from trainer.weights.hf_files import (
 from trainer.weights.hf_read import fill
 from trainer.weights.hf_survey import Source, look_at
 from trainer.weights.hf_write import copy_of, side_files, write_directory
-
-EXPANSION = "upcycle"  # the key of the facts of an expansion in its manifest
 
 
 @dataclass(frozen=True)
@@ -92,13 +98,12 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
     if not os.path.lexists(path):
         return None
     try:
-        manifest = CHECKPOINT.read(path)
+        manifest = read_manifest(path)
         fault = next(
-            (found for name, facts in manifest["files"].items() if (found := CHECKPOINT.check_file(path, name, facts))),
-            None,
+            (found for name, facts in manifest["files"].items() if (found := verify_file(path, name, facts))), None
         )
-    except CorruptError as damage:
-        fault = damage
+    except Damaged as damage:
+        fault = str(damage)
     if fault is not None:
         raise HuggingFaceError(f"what the run kept of its source is damaged: {fault}")
     config = read_json(path / CONFIG)
@@ -135,21 +140,21 @@ def has_identical_copies(path: Path) -> bool:
     is another program's, and says nothing.
     """
     manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
-    if CHECKPOINT.hash_key in manifest or isinstance(manifest.get(EXPANSION), dict):
+    if OWN_HASH in manifest or isinstance(manifest.get(EXPANSION_FACT), dict):
         try:
-            manifest = CHECKPOINT.read(path)
-        except CorruptError as damage:
+            manifest = read_manifest(path)
+        except Damaged as damage:
             raise HuggingFaceError(
                 f"{damage}, so whether experts are exact copies is not known; put back the manifest that `octavo "
                 "upcycle` wrote, or set checkpoint.allow_identical_copies=true"
             ) from damage
-    facts = manifest.get(EXPANSION)
+    facts = manifest.get(EXPANSION_FACT)
     return isinstance(facts, dict) and facts.get("identical_copies") is True
 
 
 def _keep(source: Source, target: Path, tick: Callable[[], None]) -> None:
     try:
-        CHECKPOINT.remove_directory(target, SOURCE_FACT)  # of a start that came to no step
+        remove_as_written(target, SOURCE_FACT)  # of a start that came to no step
     except OSError as error:
         raise HuggingFaceError(f"{target} cannot be removed: {error.strerror or error}") from error
     write_directory(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from launch.cli import main
-from launch.commands.tokenize import Progress
+from launch.commands.tokenize import ProgressDisplay
 from tests.launch.refused import refused
 from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, start_plain, texts, write_jsonl
-from trainer.corpora.tokenize import Told, jobs
+from trainer.corpora.tokenize import Progress, jobs
 from trainer.data.shards.windows import Shards
 
 
@@ -110,9 +110,9 @@ def test_a_fault_of_the_input_is_one_line(words, tmp_path, capsys):
 def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
     seconds = iter([0.0, 100.0, 101.0, 120.0, 200.0])
     monkeypatch.setattr("launch.commands.tokenize.time.perf_counter", lambda: next(seconds))
-    with Progress() as progress:
-        progress(Told("tokenizing", 500, 1000, 0))  # an earlier start made half
-        progress(Told("tokenizing", 501, 1000, 100))
-        progress(Told("tokenizing", 600, 1000, 20_000))
-        progress(Told("writing", 1, 10, 5))
+    with ProgressDisplay() as progress:
+        progress(Progress("tokenizing", 500, 1000, 0))  # an earlier start made half
+        progress(Progress("tokenizing", 501, 1000, 100))
+        progress(Progress("tokenizing", 600, 1000, 20_000))
+        progress(Progress("writing", 1, 10, 5))
     assert capsys.readouterr().err == "tokenizing: 60.0%, 1,000 tokens/s, 80 s left\n"

@@ -18,7 +18,7 @@ from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, tiny_config
 from trainer.checkpoint.store import CheckpointStore
 from trainer.run import build as module
-from trainer.run.directory import RunDir, choose, prepare
+from trainer.run.directory import RunDir, prepare
 from trainer.run.loop import Trainer
 from trainer.run.process import train
 
@@ -162,19 +162,19 @@ def test_damage_everywhere_is_one_line_and_no_new_run(tmp_path, capsys):
 KILLED = """
 import os, signal, sys
 from tests.trainer.tiny_run import tiny_config
+from trainer.checkpoint import store
 from trainer.run.process import train
-from trainer.storage.manifest import Manifest
-genuine = getattr(Manifest, sys.argv[2])
+genuine = getattr(store, sys.argv[2])
 def killed(*args, **kwargs):
     if any("step-6" in str(argument) for argument in args):
         os.kill(os.getpid(), signal.SIGKILL)
     return genuine(*args, **kwargs)
-setattr(Manifest, sys.argv[2], killed)
+setattr(store, sys.argv[2], killed)
 train(tiny_config(sys.argv[1], steps=9, every=3))
 """
 
 
-@pytest.mark.parametrize("moment", ["file_facts", "write"])
+@pytest.mark.parametrize("moment", ["file_facts", "write_manifest"])
 def test_kill_9_during_a_save(tmp_path, uninterrupted, moment):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], env=_environment(), timeout=100)
     assert done.returncode == -signal.SIGKILL
@@ -317,11 +317,3 @@ def test_what_fails_in_the_middle_leaves_no_half_written_checkpoint(tmp_path, mo
     with pytest.raises(ZeroDivisionError):
         train(tiny_config(tmp_path, steps=STEPS, every=3))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-3"]
-
-
-def test_a_directory_that_the_launcher_chose_is_not_chosen_again(tmp_path, monkeypatch):
-    cfg = tiny_config(tmp_path / "run", steps=1)
-    chosen = choose(cfg)
-    monkeypatch.setattr("trainer.run.directory.choose", lambda _: pytest.fail("chosen twice"))
-    assert train(cfg, chosen) == 0
-    assert len(losses(tmp_path / "run")) == 1

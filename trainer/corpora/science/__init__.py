@@ -1,8 +1,7 @@
-"""Science records as text: tables of what was measured, told in prose and asked in tasks.
+"""Science records as text: tables of measurements, as prose and as tasks.
 
-`SCIENCE` are sources like those of `trainer.corpora.packages`: their text is made of what installed packages hold,
-without importing them. Each document's origin is a group of records; all that is ever said of a record has that one
-origin.
+`SCIENCE` has sources like those of `trainer.corpora.packages`: their text is made from files of installed packages,
+without importing them. The origin of a document is a group of records, and all texts about a record have that origin.
 """
 
 from trainer.corpora.science.tables.builtin import SCIENCE

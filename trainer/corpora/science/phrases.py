@@ -14,7 +14,7 @@ Fields, as for the melting point of toluene:
 A field with a capital, such as {Its}, is the same at the start of a sentence.
 
 A template is used only where the record has all its fields (`usable`): there is no {Opening} for "n-hexane", which
-cannot begin a sentence, and no {authority} for a table without one.
+cannot open a sentence, and no {authority} for a table without one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,7 +135,7 @@ QUESTIONS = (
     "I need the {of}. What is it?",
     "For {called}, what is the {full}?",
     "According to {authority}, what is the {of}?",
-    "Can you tell me the {of}?",
+    "Can you give me the {of}?",
     "Could you look up the {of}?",
     "Do you know the {of}?",
     "I'm looking for the {of}.",

@@ -1,7 +1,7 @@
-"""Structured records: named things with properties whose values are kept as the characters of their source.
+"""Structured records: named things with properties, whose values are kept as the characters of their source.
 
-A number is never parsed and printed again: `454.10` stays `454.10`, so its digits, its precision and its unit in any
-text made from it are those of the source.
+A number is never parsed and printed again: `454.10` stays `454.10`, so its digits, precision and unit in any text are
+those of the source.
 """
 
 import math
@@ -14,8 +14,8 @@ from functools import cached_property, lru_cache
 
 from trainer.data.hashing import text_key
 
-PER_GROUP = 64  # records; enough of a kind for distractors of like magnitude, few enough for an even held-out split
-MIN_GROUPS = 4  # of a small source, so that it still has a split to hold out
+PER_GROUP = 64  # records; enough for distractors of similar magnitude, few enough for an even held-out split
+MIN_GROUPS = 4  # even for a small source, so that it has groups to hold out
 PLURAL_UNIT = re.compile(r"(?<![A-Z])\b[a-z]{2,}[^us]s$(?<!siemens)(?<!celsius)")  # "amino acids", "years"
 SAID_AS_WORDS = {"SMILES", "NIST", "NASA", "FASTA"}
 SAID_WITH_A_CONSONANT = re.compile(r"uni(?!m|n)|u[st][aeiu]|eu|one\b|ura|ubi")
@@ -95,7 +95,7 @@ def article(noun: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    key: str  # of the thing: what all its records in all tables of a source share, so that they stay in one split
+    key: str  # of the thing: shared by all its records in all tables of a source, so that they stay in one split
     name: str
     values: Mapping[str, str]  # property -> value as the source writes it; a missing one is absent
     called: str = ""  # in a sentence, where that is not the name: "the Bohr radius"
@@ -121,13 +121,13 @@ class Table:
     def shared(self) -> frozenset[tuple[str, str]]:
         """The pairs (property, value) that several records have although the property should identify one."""
         keys = [key for key, prop in self.properties.items() if prop.identifies]
-        bearers = Counter((key, record.values[key]) for record in self.records for key in keys if key in record.values)
-        return frozenset(pair for pair, count in bearers.items() if count > 1)
+        counts = Counter((key, record.values[key]) for record in self.records for key in keys if key in record.values)
+        return frozenset(pair for pair, count in counts.items() if count > 1)
 
 
 @dataclass(frozen=True)
-class Group:
-    """Some records of a table that stay together in one split, so that they can be compared with one another."""
+class RecordGroup:
+    """Records of a table that stay in one split, so that they can be compared with one another."""
 
     origin: str
     table: Table
@@ -136,7 +136,7 @@ class Group:
 
 @lru_cache(65536)  # the same few values are compared many times
 def number(text: str) -> Decimal | None:
-    """The number that a text is, None where it is none: `1.5e-3` is one, `nan`, `>5` and `` are not."""
+    """The number that a text represents, such as `1.5e-3`; None for other texts, such as `nan`, `>5` and ``."""
     try:
         value = Decimal(text)
     except InvalidOperation:
@@ -144,28 +144,28 @@ def number(text: str) -> Decimal | None:
     return value if value.is_finite() else None
 
 
-def groups(source: str, tables: Sequence[Table]) -> Iterator[Group]:
+def groups(source: str, tables: Sequence[Table]) -> Iterator[RecordGroup]:
     """All records of a source, in groups, in the order of a hash.
 
-    A text that compares things tells something of all of them. If it stood in the training split and one of them in the
-    held-out split, the split would leak; so things are compared inside a group, and a group is one origin. Which group
-    a record is in depends on its key and on the number of things in the source. Names that a table gives to several
-    things are left out: what is asked of them has no one answer.
+    A text that compares things has information about all of them. If it were in the training split and one of them in
+    the held-out split, the split would leak. So things are compared only within a group, and a group is one origin. The
+    group of a record depends on its key and on the number of things in the source. Names that a table gives to several
+    things are left out, since a question about them has no single answer.
     """
     keys = {record.key for table in tables for record in table.records}
     count = max(MIN_GROUPS, math.ceil(len(keys) / PER_GROUP))
     parts: dict[tuple[int, int], list[Record]] = {}
     for place, table in enumerate(tables):
-        bearers = Counter(record.name.casefold() for record in table.records)
+        counts = Counter(record.name.casefold() for record in table.records)
         for record in table.records:
-            if bearers[record.name.casefold()] == 1:
+            if counts[record.name.casefold()] == 1:
                 part = text_key("group", source, record.key) % count
                 parts.setdefault((part, place), []).append(record)
     order = sorted(range(count), key=lambda part: (text_key("order", source, str(part)), part))
     for part in order:
         for place, table in enumerate(tables):
             if (part, place) in parts:
-                yield Group(f"{source}/{part}", table, sorted(parts[part, place], key=_hashed))
+                yield RecordGroup(f"{source}/{part}", table, sorted(parts[part, place], key=_hashed))
 
 
 def _hashed(record: Record) -> tuple[int, str]:

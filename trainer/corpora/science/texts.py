@@ -1,4 +1,4 @@
-"""Tables of records -> texts: a narration of every record and some of the tasks that can be made of it."""
+"""Texts from tables of records: a narration of every record, and some of its tasks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ NARRATION = "narration"
 
 @dataclass(frozen=True)
 class Text:
-    """One document. `task` is what a narration lacks: a prompt with one right answer."""
+    """One document. task: a prompt with one right answer; None for a narration."""
 
-    origin: str  # the group of records that it tells of: what one split of a corpus must hold alone
+    origin: str  # the group of its records, which a corpus keeps in one split
     table: str
     key: str  # of the record that it was made for
     name: str
@@ -23,12 +23,12 @@ class Text:
     template: str
     text: str
     task: Task | None = None
-    model: str = ""  # that wrote the reasoning before the answer, where there is one
+    model: str = ""  # the model that wrote the reasoning before the answer, if any
 
 
 def texts(source: str, tables: Sequence[Table], *, seed: int, tasks_per_record: int) -> Iterator[Text]:
-    """The texts of all records of a source, group after group. A text is a pure function of the source's records, its
-    record and the seed; `tasks_per_record` (0 to 4) says how many of the forms of a record are used."""
+    """The texts of all records of a source, group by group. A text is a pure function of its record, the records of the
+    source and the seed. tasks_per_record: number of forms to use for each record, 0 to 4."""
     for group in groups(source, tables):
         for record in group.records:
             draw = Draw(str(seed), source, group.table.name, record.key, record.name)

@@ -1,8 +1,9 @@
-"""`octavo tokenize`: documents become shuffled shards of Megatron's .bin and .idx, with a manifest.
+"""`octavo tokenize`: turn documents into shuffled shards of Megatron's .bin and .idx, with a manifest.
 
-Two passes. The first tokenises units of the input and gives every document a random key; the second writes, for each
-range of keys, a shard with its documents in order: a uniform shuffle of the whole source, in the memory of one shard.
-All that is random is a hash of the seed and a document's place in the input: neither workers nor interruptions enter.
+There are two passes. The first tokenizes units of the input and gives every document a random key. The second writes
+one shard for each range of keys, with its documents in order of key. This shuffles the whole source uniformly, in the
+memory of one shard. Everything random is a hash of the seed and a document's position in the input, so the result
+depends on neither the workers nor interruptions.
 """
 
 import hashlib
@@ -18,11 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trainer.config.say import one_of
 from trainer.corpora.packages import Document
-from trainer.corpora.tokenize import begun, jobs
-from trainer.corpora.tokenize.begun import LOCK, PLAN, SPOOL
+from trainer.corpora.tokenize import jobs, resume
 from trainer.corpora.tokenize.inputs import units_of
-from trainer.corpora.tokenize.spool import HELDOUT, TRAIN, Part, finished_unit, spool_unit, write_json
+from trainer.corpora.tokenize.resume import LOCK, PLAN, SPOOL
+from trainer.corpora.tokenize.spool import HELDOUT, TRAIN, PartFile, finished_unit, spool_unit, write_json
 from trainer.corpora.tokenize.write import token_dtype
 from trainer.data.errors import DataError
 from trainer.data.shards import files as shard_files
@@ -33,16 +35,16 @@ from trainer.storage.lock import FileLock, LockedError
 from trainer.storage.space import free_space
 from trainer.storage.workers import WorkerDied, Workers
 
-FORMAT = 2  # raise it with any change of what is written for the same input
+FORMAT = 2  # increase it with any change of the output for the same input
 BUCKETS_BITS = 16  # keys are counted by their first bits to cut them into shards
-CHARS_PER_TOKEN = 3  # fewer than usual: the check for space should rather refuse too much
+CHARS_PER_TOKEN = 3  # fewer than usual, so that the check for space errs on the safe side
 
 Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Told:
-    """How far the work is. `done` of `total`: bytes of input while tokenizing, tokens while writing."""
+class Progress:
+    """The state of the work. done, total: bytes of input while tokenizing, tokens while writing."""
 
     stage: Literal["tokenizing", "writing"]
     done: int
@@ -50,7 +52,7 @@ class Told:
     tokens: int  # made or written by this start
 
 
-Progress = Callable[[Told], None]
+OnProgress = Callable[[Progress], None]
 
 
 def tokenize_source(
@@ -69,22 +71,24 @@ def tokenize_source(
     field: str = "text",
     origin: str | None = None,
     eos: str | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Facts:
-    """Tokenise one source into the directory `out`, which must not exist; its manifest.
+    """Tokenize one source into the directory `out`, which must not exist, and return its manifest.
 
-    documents: files (see `inputs.find_files`), or documents in memory, which this process tokenises itself. tokenizer:
-    a tokenizer.json. prefixes: all groups of the mixture, so that a clash is found here; each document gets one of the
-    paraphrases of `group`. heldout_fraction: of the documents, by a hash of their origin or text; of two origins or
-    more at least one, unless it is 0. field, origin: what holds the text and, if anything does, its origin in files.
-    workers: processes; 0 does everything in this one.
+    documents: files (see `inputs.find_files`), or documents in memory, which this process tokenizes itself. tokenizer:
+    a tokenizer.json. prefixes: all groups of the mixture, so that conflicts are found here; each document gets one of
+    the paraphrases of `group`. heldout_fraction: share of the documents to hold out, by a hash of their origin or text;
+    with two or more origins at least one is held out, unless it is 0. field, origin: the names of the fields or columns
+    with the text and with its origin (None: each text is its own origin). workers: processes; 0 does everything in this
+    one.
 
-    Work lies in `<out>.tmp` until it is whole. Started again after any interruption, with the same arguments, it goes
-    on from the units and shards that are finished, and the result is the same byte for byte. Raises DataError.
+    The work is in `<out>.tmp` until it is complete. Started again with the same arguments after any interruption, it
+    resumes from the finished units and shards, with the same result byte for byte. Raises DataError.
     """
     in_memory = not isinstance(documents, Sequence) or not all(isinstance(item, Path) for item in documents)
     if out.exists():
-        raise DataError(f"{out} exists and is not overwritten: remove it or name another directory")
+        remedy = "remove it or name another directory"
+        raise DataError(f"{out} exists and is not overwritten: {remedy}", where=str(out), allowed=remedy)
     work = out.with_name(f"{out.name}.tmp")
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -101,8 +105,13 @@ def tokenize_source(
                 "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
                 "files": _identities(sorted({unit.path for unit in units})),
             }  # fmt: skip
-            _take_up(work, plan, tokenizer, resume=not in_memory)
-            report = progress or (lambda told: None)
+            resume.start_or_resume(work, plan)
+            if in_memory:  # these documents may have changed since an earlier start
+                shutil.rmtree(work / SPOOL, ignore_errors=True)
+            # An earlier start may have been killed before it made these, or while it removed the spool at its end.
+            (work / SPOOL).mkdir(exist_ok=True)
+            shutil.copyfile(tokenizer, work / shard_files.TOKENIZER)
+            report = progress or (lambda state: None)
             if in_memory:
                 each = [(0, document.origin, document.text) for document in documents if isinstance(document, Document)]
                 spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work))]
@@ -116,26 +125,35 @@ def tokenize_source(
             shards = _second_pass(work, spooled, plan, pool, report)
             manifest = _describe(work, plan, loaded, spooled, shards)
             shutil.rmtree(work / SPOOL)
-            publish(work, out)  # with the plan: killed just before, a start still knows what lies in `work`
+            publish(work, out)  # with the plan: if killed just before, the next start still recognizes its work
             (out / PLAN).unlink()
             (out / LOCK).unlink()
     except OSError as error:
-        raise DataError(f"{error.filename or work}: {error.strerror or error}") from error
+        path = str(error.filename or work)
+        raise DataError(
+            f"{path}: {error.strerror or error}",
+            where=path,
+            value=error.strerror,
+            allowed="correct the path or its disk",
+        ) from error
     return manifest
 
 
 @contextmanager
 def _alone(work: Path) -> Iterator[FileLock]:
-    """Only one start works in a directory; its processes hold the lock too, whatever becomes of it."""
+    """The lock of a work directory. Worker processes inherit it, so that it is held until the last of them ends."""
     try:
         lock = FileLock(work / LOCK)
     except LockedError:
-        raise DataError(f"{work} is being written by another process: wait for it to end") from None
+        remedy = "wait for it to end"
+        raise DataError(
+            f"{work} is being written by another process: {remedy}", where=str(work), allowed=remedy
+        ) from None
     with lock:
         try:
             yield lock
         except (DataError, OSError):
-            begun.take_down(work)
+            resume.remove_if_unfinished(work)
             raise
 
 
@@ -143,28 +161,24 @@ def _prefix(group: str | None, prefixes: dict[str, list[str]], tokenizer: Tokeni
     if group is None:
         return None
     if group not in prefixes:
-        raise DataError(f"prefix group {group}: there is {', '.join(prefixes) or 'none'}")
+        raise DataError(
+            f"there is no prefix group {group}; the mixture has {one_of(prefixes) if prefixes else 'none'}",
+            where="data.prefixes",
+            value=group,
+            allowed=tuple(prefixes),
+        )
     every = Prefixes(prefixes, tokenizer)
     for problem in every.problems():
-        raise DataError(problem)
+        raise DataError(
+            problem, where=f"data.prefixes.{group}", value=prefixes[group], allowed="paraphrases that differ"
+        )
     return {"group": group, "texts": every.groups[group], "ids": every.ids[group]}
 
 
 def _identities(paths: Sequence[str]) -> list[Facts]:
-    """What tells that a file is still the one that was begun with."""
+    """Path, size and time of each file, by which a later start recognizes it as unchanged."""
     found = [(path, os.stat(path)) for path in paths]
     return [{"path": path, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for path, stat in found]
-
-
-def _take_up(work: Path, plan: Facts, tokenizer: Path, *, resume: bool) -> None:
-    if problem := begun.take_up(work, plan):
-        raise DataError(problem)
-    spool = work / SPOOL
-    if not resume:  # nobody knows whether documents in memory are still the same
-        shutil.rmtree(spool, ignore_errors=True)
-    # A start may have been killed before it came to these, or while it removed the spool of all that is written.
-    spool.mkdir(exist_ok=True)
-    shutil.copyfile(tokenizer, work / shard_files.TOKENIZER)
 
 
 def _check_space(work: Path, tokens: int, plan: Facts, copies: int) -> None:
@@ -172,21 +186,24 @@ def _check_space(work: Path, tokens: int, plan: Facts, copies: int) -> None:
     _, free = free_space(work)
     if needed > free:
         raise DataError(
-            f"{work}: about {tokens / 1e9:,.2f} billion tokens need {needed / 1e9:,.1f} GB while they are made, and "
-            f"{free / 1e9:,.1f} GB are free"
+            f"{work}: about {tokens / 1e9:,.2f} billion tokens need {needed / 1e9:,.1f} GB while they are written, and "
+            f"{free / 1e9:,.1f} GB are free",
+            where=str(work),
+            value=free,
+            allowed=f"at least {needed} bytes of free space",
         )
 
 
 def _lacks_heldout(spooled: Sequence[Facts]) -> int:
-    """Where the fraction holds nothing out of several origins: one more than the lowest hash of an origin, so that this
-    one is held out; else 0. It says the same until all units that have that origin are made again."""
+    """One more than the lowest hash of an origin if the fraction holds out none of several origins, so that this one is
+    held out; else 0. The result is stable until every unit with that origin is redone."""
     lowest, highest = (pick(facts["origins"][end] for facts in spooled) for end, pick in ((0, min), (1, max)))
     fraction = min(facts["heldout_below"] for facts in spooled)
     return lowest + 1 if 0 < fraction <= lowest < highest else 0
 
 
-def _first_pass(work: Path, units: Sequence[Any], pool: Workers, report: Progress, at_least: int = 0) -> list[Facts]:
-    """Spool what is not yet; with `at_least`, what has an origin below it and was spooled without."""
+def _first_pass(work: Path, units: Sequence[Any], pool: Workers, report: OnProgress, at_least: int = 0) -> list[Facts]:
+    """Spool the units that are not finished, and those with an origin below `at_least` that were spooled without it."""
     spool = work / SPOOL
     spooled = {
         number: facts
@@ -199,20 +216,20 @@ def _first_pass(work: Path, units: Sequence[Any], pool: Workers, report: Progres
     left = [number for number in range(len(units)) if number not in spooled]
     read, tokens = dict.fromkeys(left, 0), dict.fromkeys(left, 0)
 
-    def told(place: int, bytes_read: int, tokens_made: int) -> None:
+    def show(place: int, bytes_read: int, tokens_made: int) -> None:
         number = left[place]
         read[number], tokens[number] = min(bytes_read, units[number].nbytes), tokens_made
-        report(Told("tokenizing", kept + sum(read.values()), total, sum(tokens.values())))
+        report(Progress("tokenizing", kept + sum(read.values()), total, sum(tokens.values())))
 
     todo = [{"do": "unit", "number": number, "unit": asdict(units[number]), "at_least": at_least} for number in left]
-    for place, facts in _run(pool, todo, lambda place, so_far: told(place, *so_far)):
+    for place, facts in _run(pool, todo, lambda place, so_far: show(place, *so_far)):
         spooled[left[place]] = facts
-        told(place, units[left[place]].nbytes, facts["tokens"])
+        show(place, units[left[place]].nbytes, facts["tokens"])
     return [spooled[number] for number in range(len(units))]
 
 
 def _second_pass(
-    work: Path, spooled: Sequence[Facts], plan: Facts, pool: Workers, report: Progress
+    work: Path, spooled: Sequence[Facts], plan: Facts, pool: Workers, report: OnProgress
 ) -> dict[str, list[Facts]]:
     spool, dtype = work / SPOOL, np.dtype(plan["dtype"])
     written: dict[str, dict[int, Facts]] = {TRAIN: {}, HELDOUT: {}}
@@ -238,7 +255,7 @@ def _second_pass(
         split, number = places[place]
         written[split][number] = facts
         done += facts["tokens"]
-        report(Told("writing", kept + done, total, done))
+        report(Progress("writing", kept + done, total, done))
     return {split: [some[number] for number in sorted(some)] for split, some in written.items()}
 
 
@@ -249,7 +266,12 @@ def _run(
         yield from pool.run(todo, reported)
     except WorkerDied as death:
         hint = ": was it out of memory? Use fewer --workers" if death.killed else ""
-        raise DataError(f"a worker process {death.how}{hint}; the same command resumes from here") from death
+        raise DataError(
+            f"a worker process {death.how}{hint}; the same command resumes from here",
+            where="--workers",
+            value=death.how,
+            allowed="use fewer --workers" if death.killed else "run the same command again",
+        ) from death
 
 
 def _cut(spool: Path, parts: Sequence[Facts], shard_tokens: int, dtype: np.dtype[Any]) -> list[tuple[int, int]]:
@@ -257,7 +279,7 @@ def _cut(spool: Path, parts: Sequence[Facts], shard_tokens: int, dtype: np.dtype
     count = 1 << BUCKETS_BITS
     tokens_per_bucket = np.zeros(count, np.int64)
     for facts in parts:
-        part = Part(spool / facts["file"], facts, dtype)
+        part = PartFile(spool / facts["file"], facts, dtype)
         buckets = (part.keys >> np.uint64(64 - BUCKETS_BITS)).astype(np.int64)
         np.add.at(tokens_per_bucket, buckets, np.diff(part.ends, prepend=0))
     reached = np.cumsum(tokens_per_bucket)
@@ -273,7 +295,7 @@ def _cut(spool: Path, parts: Sequence[Facts], shard_tokens: int, dtype: np.dtype
 
 
 def _finished_shard(work: Path, stem: str) -> Facts | None:
-    """A shard's facts, if an earlier start wrote it and it is as written."""
+    """A shard's facts, if an earlier start wrote it and it is intact."""
     try:
         facts: Facts = json.loads((work / SPOOL / f"{stem}.json").read_text())
     except (OSError, ValueError):
@@ -287,7 +309,12 @@ def _describe(
     empty = sum(facts["empty"] for facts in spooled)
     if not shards[TRAIN]:
         held = f" All {sum(s['documents'] for s in shards[HELDOUT])} are held out." if shards[HELDOUT] else ""
-        raise DataError(f"{plan['name']}: there is no document to train on; {empty} texts are empty.{held}")
+        raise DataError(
+            f"{plan['name']}: there is no document to train on; {empty} texts are empty.{held}",
+            where="--heldout" if held else "INPUT",
+            value=plan["heldout_fraction"] if held else empty,
+            allowed="a smaller --heldout" if held else "an input with texts",
+        )
     return shard_files.write_manifest(
         work,
         {

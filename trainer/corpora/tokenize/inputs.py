@@ -1,6 +1,7 @@
-"""What is tokenised: files of documents, cut into units that a process can read on its own.
+"""The input of `octavo tokenize`: files of documents, cut into units that a process can read on its own.
 
-A unit's documents have the same numbers whoever reads it and whenever, which is all that order and prefixes rest on.
+The documents of a unit always have the same numbers, whichever process reads it; order and prefixes depend on nothing
+else.
 """
 
 import gzip
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.config.say import one_of
 from trainer.data.errors import DataError
 
-UNIT = 64 << 20  # bytes of a file that one unit is about
-CHOOSE = "choose one with --field, or --origin"
+UNIT = 64 << 20  # approximate bytes of a file in one unit
+CHOOSE = "choose one with --field or --origin"
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 SUFFIXES = (*JSON_SUFFIXES, *(f"{suffix}.gz" for suffix in JSON_SUFFIXES), ".parquet", ".arrow")
-EXPANDS = {"lines": 1, "gzip": 5, "parquet": 1, "arrow": 1}  # text per byte that a unit counts, at most
+EXPANDS = {"lines": 1, "gzip": 5, "parquet": 1, "arrow": 1}  # characters of text per byte of a unit, at most
 
 Kind = Literal["lines", "gzip", "parquet", "arrow"]
 
@@ -27,18 +29,18 @@ Kind = Literal["lines", "gzip", "parquet", "arrow"]
 class Unit:
     kind: Kind
     path: str
-    first: int  # lines: bytes, parquet: row groups; 0 and 0 where a unit is a whole file
+    first: int  # lines: bytes, parquet: row groups; first and last are 0 if the unit is a whole file
     last: int
     nbytes: int  # for progress
 
     @property
     def text_bytes(self) -> int:
-        """How much text it may hold."""
+        """The most text that the unit can have, in bytes."""
         return self.nbytes * EXPANDS[self.kind]
 
 
 def find_files(paths: Sequence[Path], split: str = "train") -> list[Path]:
-    """Files to read, in order: files as named, directories of them by name, datasets saved by `save_to_disk`."""
+    """Files to read, in order: files as given, those of directories by name, datasets saved by `save_to_disk`."""
     found: list[Path] = []
     for path in paths:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -46,17 +48,18 @@ def find_files(paths: Sequence[Path], split: str = "train") -> list[Path]:
         elif path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
             if not inside:
-                raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
+                raise _bad(path, f"has no file that ends in {one_of(SUFFIXES)}", allowed=SUFFIXES)
             found += inside
         elif not path.is_file():
-            raise DataError(f"{path}: no such file or directory")
+            raise _bad(path, "does not exist", allowed="an existing file or directory")
         elif not path.name.endswith(SUFFIXES):
-            raise DataError(f"{path}: use a file that ends in {', '.join(SUFFIXES)}, or --builder for any other")
+            remedy = f"use a file that ends in {one_of(SUFFIXES)}, or --builder for other formats"
+            raise _bad(path, f"cannot be read directly: {remedy}", value=path.suffix, allowed=SUFFIXES)
         else:
             found.append(path)
     twice = {path for path in found if found.count(path) > 1} if len(set(found)) < len(found) else set()
     if twice:
-        raise DataError(f"{min(twice)} is named twice")
+        raise _bad(min(twice), "is named twice", allowed="name each file once")
     return found
 
 
@@ -67,38 +70,51 @@ def _saved_dataset(path: Path, split: str) -> list[Path]:
         if (path / "dataset_dict.json").is_file():
             names = json.loads((path / "dataset_dict.json").read_text())["splits"]
             if split not in names:
-                raise DataError(f"{path} has no split {split}; use --split {' or '.join(names)}")
+                raise DataError(
+                    f"{path} has no split {split}; use --split {' or '.join(names)}",
+                    where="--split",
+                    value=split,
+                    allowed=tuple(names),
+                )
             path = path / split
         saved = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's are of these, too
-        raise DataError(f"{path} is no dataset that save_to_disk wrote: {' '.join(str(error).split())}") from error
+        problem = " ".join(str(error).split())
+        raise _bad(path, f"is not a dataset written by save_to_disk: {problem}", value=problem) from error
     return _arrow_files(saved, str(path))
 
 
 def built_dataset(builder: str, config: str | None, files: Sequence[Path], split: str) -> list[Path]:
-    """The Arrow files of what `datasets.load_dataset` makes of a builder (csv, text, ...) or a dataset's name."""
+    """The Arrow files that `datasets.load_dataset` makes with a builder (csv, text, ...) or for a dataset's name."""
     import datasets
 
     try:
         loaded = datasets.load_dataset(builder, config, data_files=[str(file) for file in files] or None, split=split)
     except Exception as error:  # every builder has its own
-        raise DataError(f"--builder {builder}: datasets.load_dataset failed: {' '.join(str(error).split())}") from error
+        problem = " ".join(str(error).split())
+        raise DataError(
+            f"--builder {builder}: datasets.load_dataset failed: {problem}",
+            where="--builder",
+            value=builder,
+            allowed=f"arguments that datasets.load_dataset accepts: {problem}",
+        ) from error
     return _arrow_files(loaded, f"--builder {builder}")
 
 
-def _arrow_files(dataset: Any, what: str) -> list[Path]:
+def _arrow_files(dataset: Any, name: str) -> list[Path]:
     if dataset._indices is not None:  # rows are taken from the files in another order, or not all
-        raise DataError(f"{what} is a selection of rows: save it again after dataset.flatten_indices()")
+        remedy = "save it again after dataset.flatten_indices()"
+        raise _bad(name, f"is a selection of rows: {remedy}", allowed=remedy)
     return [Path(file["filename"]) for file in dataset.cache_files]
 
 
 def units_of(files: Sequence[Path]) -> list[Unit]:
-    """Cut files into units. Raises DataError for an empty file or one that is not what its name says."""
+    """Cut files into units. Raises DataError for an empty file, or one whose content does not match its suffix."""
     units: list[Unit] = []
     for path in files:
         size = os.path.getsize(path)
         if size == 0:
-            raise DataError(f"{path} is empty")
+            raise _bad(path, "is empty", value=0, allowed="a file with documents")
         if path.name.endswith(JSON_SUFFIXES):
             units += (
                 Unit("lines", str(path), at, min(at + UNIT, size), min(UNIT, size - at)) for at in range(0, size, UNIT)
@@ -123,9 +139,9 @@ def _row_groups(path: Path) -> Iterator[Unit]:
 
 
 def documents(unit: Unit, field: str, origin: str | None = None) -> Iterator[tuple[int, str, str]]:
-    """(bytes of the unit that were read so far, origin, text) of every document of a unit. Raises DataError.
+    """(bytes of the unit read so far, origin, text) for every document of a unit. Raises DataError.
 
-    field, origin: the fields or columns with the text and with its origin; without `origin` a text is its own.
+    field, origin: the fields or columns with the text and with its origin; without `origin` each text is its own.
     """
     fields = [field] if origin is None else [field, origin]
     try:
@@ -133,9 +149,9 @@ def documents(unit: Unit, field: str, origin: str | None = None) -> Iterator[tup
         for read, values in found:
             yield read, values[-1], values[0]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{unit.path} is truncated or no gzip file: {error}") from error
+        raise _bad(unit.path, f"is truncated or not a gzip file: {error}", value=str(error)) from error
     except OSError as error:
-        raise DataError(f"{unit.path} cannot be read: {error.strerror or error}") from error
+        raise _bad(unit.path, f"cannot be read: {error.strerror or error}", value=error.strerror) from error
 
 
 def _json_lines(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]]:
@@ -143,7 +159,7 @@ def _json_lines(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[s
         file: Any = gzip.GzipFile(fileobj=raw) if unit.kind == "gzip" else raw
         if unit.first:
             raw.seek(unit.first - 1)
-            raw.readline()  # a line belongs to the unit in which it begins
+            raw.readline()  # a line belongs to the unit in which it starts
         lines = 0
         while unit.kind == "gzip" or raw.tell() < unit.last:
             at = raw.tell()
@@ -157,31 +173,34 @@ def _json_lines(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[s
                 yield raw.tell() - unit.first, _strings_of(line, fields)
             except ValueError as error:
                 number = lines if unit.kind == "gzip" else 1 + _newlines_before(unit.path, at)
-                raise DataError(f"{unit.path}, line {number}: {error}") from None
+                where = f"{unit.path}, line {number}"
+                raise DataError(
+                    f"{where}: {error}", where=where, value=str(error), allowed=f"correct the line, or {CHOOSE}"
+                ) from None
 
 
 def _strings_of(line: bytes, fields: list[str]) -> list[str]:
-    """ValueError says what is wrong with a line."""
-    if b"\0" in line:  # json would take it for UTF-16 or UTF-32, and say something of their bytes
-        raise ValueError(f"a NUL at byte {line.index(0) + 1}: the file was not written to its end, or is no UTF-8")
+    """The fields of a line. Raises ValueError with the reason."""
+    if b"\0" in line:  # json would take it for UTF-16 or UTF-32, with a misleading message
+        raise ValueError(f"a NUL at byte {line.index(0) + 1}: the file is incomplete or not UTF-8")
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON ({error.msg} at character {error.pos + 1})") from None
+        raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1})") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"no UTF-8 at byte {error.start + 1}") from None
+        raise ValueError(f"not UTF-8 at byte {error.start + 1}") from None
     except RecursionError:
-        raise ValueError("no record of text: it is nested too deeply") from None
+        raise ValueError("not a record of text: it is nested too deeply") from None
     if not isinstance(record, dict):
-        raise ValueError('no JSON object; each line holds one document, as in {"text": "..."}')
+        raise ValueError('not a JSON object; each line has one document, as in {"text": "..."}')
     for field in fields:
         if field not in record:
             raise ValueError(f"no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}: {CHOOSE}")
         if not isinstance(record[field], str):
-            raise ValueError(f"the field {field!r} is no string")
+            raise ValueError(f"the field {field!r} is not a string")
         try:
             record[field].encode()
-        except UnicodeEncodeError as error:  # JSON can write what is no text
+        except UnicodeEncodeError as error:  # JSON can contain strings that are not text
             half = f"\\u{ord(record[field][error.start]):04x}"
             raise ValueError(f"the field {field!r} has {half}, half of a surrogate pair") from None
     return [record[field] for field in fields]
@@ -198,13 +217,13 @@ def _newlines_before(path: str, end: int) -> int:
 
 
 def _columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]]:
-    """Documents of a Parquet or Arrow file's columns."""
+    """(bytes read so far, fields) for every row of a Parquet or Arrow file."""
     import pyarrow as pa
 
     batches, names, total = _batches(unit, fields)
     for field in fields:
         if field not in names:
-            raise DataError(f"{unit.path} has no column {field!r}; it has {', '.join(names)}: {CHOOSE}")
+            raise _bad(unit.path, f"has no column {field!r}; it has {', '.join(names)}: {CHOOSE}", field, tuple(names))
     row = 0
     try:
         for batch in batches:
@@ -212,20 +231,21 @@ def _columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]
             for field in fields:
                 column = batch.column(batch.schema.get_field_index(field))
                 if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                    raise DataError(f"{unit.path}: the column {field!r} holds {column.type}, not strings")
+                    raise _bad(unit.path, f"has {column.type}, not strings, in the column {field!r}", field, CHOOSE)
                 columns.append(column.to_pylist())
             for values in zip(*columns, strict=True):
                 if None in values:
                     missing = fields[values.index(None)]
-                    raise DataError(f"{unit.path}: row {row + 1} of the unit has no {missing!r}")
+                    where = f"{unit.path}, row {row + 1} of unit {unit.first}"
+                    raise _bad(where, f"has no {missing!r}", missing, "fill or remove the row")
                 row += 1
                 yield int(unit.nbytes * row / total) if total else 0, values
     except pa.ArrowException as error:
-        raise DataError(f"{unit.path} is truncated or damaged: {error}") from error
+        raise _bad(unit.path, f"is truncated or damaged: {error}", value=str(error)) from error
 
 
 def _batches(unit: Unit, fields: list[str]) -> tuple[Iterator[Any], list[str], int]:
-    """Record batches, names of the columns, and the number of rows where it is known."""
+    """(record batches, names of the columns, number of rows or 0 if unknown)."""
     import pyarrow as pa
 
     if unit.kind == "parquet":
@@ -243,7 +263,7 @@ def _batches(unit: Unit, fields: list[str]) -> tuple[Iterator[Any], list[str], i
     try:
         table = pa.ipc.open_file(source)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{unit.path} is no Arrow file: {error}") from error
+        raise _bad(unit.path, f"is not an Arrow file: {error}", value=str(error)) from error
     return (table.get_batch(number) for number in range(table.num_record_batches)), table.schema.names, 0
 
 
@@ -254,4 +274,9 @@ def _parquet(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no Parquet file: {error}") from error
+        raise _bad(path, f"is not a Parquet file: {error}", value=str(error)) from error
+
+
+def _bad(path: Path | str, problem: str, value: Any = None, allowed: Any = "an intact file") -> DataError:
+    """An error about an input file."""
+    return DataError(f"{path} {problem}", where=str(path), value=value, allowed=allowed)

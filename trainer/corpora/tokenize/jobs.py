@@ -1,4 +1,4 @@
-"""The two kinds of work that processes share out: a unit of the first pass, a shard of the second."""
+"""The two kinds of jobs for worker processes: a unit of the first pass, a shard of the second."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from trainer.data.shards.tokenizer import Tokenizer
 from trainer.storage.workers import Task
 
 Job = dict[str, Any]
-Told = Callable[[int, int], None]  # bytes and tokens of a job so far
+Report = Callable[[int, int], None]  # called with the bytes and tokens of a job so far
 
 
 def load_plan(work: Path) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def load_plan(work: Path) -> dict[str, Any]:
 
 
 def encoder_of(work: Path, at_least: int = 0) -> Encoder:
-    """As the plan in the work directory says."""
+    """The encoder that the plan in the work directory describes."""
     return _encoder((work / "plan.json").read_text(), work, at_least)
 
 
@@ -41,16 +41,16 @@ def _encoder(plan_text: str, work: Path, at_least: int) -> Encoder:
 
 
 def start_jobs(work: Path) -> Task:
-    """What a worker does with the jobs of a work directory; it reports the bytes and tokens of a unit so far."""
+    """The task of a worker: run the jobs of a work directory and report the bytes and tokens of a unit so far."""
     return lambda job, report: run_job(work, job, lambda read, tokens: report((read, tokens)))
 
 
-def run_job(work: Path, job: Job, told: Told) -> Any:
+def run_job(work: Path, job: Job, report: Report) -> Any:
     """Facts of a unit or of a shard. Raises DataError."""
     if job["do"] == "unit":
         plan = load_plan(work)
         found = documents(Unit(**job["unit"]), plan["field"], plan["origin"])
-        return spool_unit(work / "spool", job["number"], found, encoder_of(work, job["at_least"]), told)
+        return spool_unit(work / "spool", job["number"], found, encoder_of(work, job["at_least"]), report)
     parts = json.loads((work / "spool" / job["parts"]).read_text())
     dtype = np.dtype(load_plan(work)["dtype"])
     return write_shard(work / "spool", work, job["stem"], tuple(job["keys"]), parts, dtype)

@@ -1,13 +1,13 @@
-"""First pass: documents of a unit become tokens, sorted by a random key, on disk.
+"""First pass: write the documents of a unit as tokens, sorted by a random key.
 
 Every document gets a 64-bit key, a hash of (seed, source, unit, row): the order of the keys is the shuffled order of
-the whole source. A unit's documents go to part files, each sorted by key, so that the second pass finds the documents
-of a shard, which is a range of keys, in one piece per part, and nobody ever holds more than a part or a shard.
+the whole source. A unit's documents go to part files, each sorted by key. A shard is a range of keys, so the second
+pass finds its documents in one piece per part, and no process ever has more than a part or a shard in memory.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ Facts = dict[str, Any]
 
 @dataclass
 class Encoder:
-    """How a source's documents become tokens."""
+    """Turns the documents of a source into tokens."""
 
     tokenizer: Tokenizer
     dtype: np.dtype[Any]
@@ -42,7 +42,7 @@ class Encoder:
     heldout_fraction: float
     prefixes: Prefixes | None = None
     group: str | None = None
-    at_least: int = 0  # of the hashes of origins, what is below this is held out whatever the fraction
+    at_least: int = 0  # an origin whose hash is below this is held out whatever the fraction
     heldout_below: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,24 +58,28 @@ class Encoder:
         rows = np.arange(first_row, first_row + len(documents))
         numbers = (unit << 32) + rows
         keys = mix64(self.seed, text_key("order", self.name), numbers).tolist()
-        begins: list[list[int]] = [[]] * len(documents)
+        prefix_ids: list[list[int]] = [[]] * len(documents)
         if self.prefixes is not None and self.group is not None:
             chosen = self.prefixes.choose(self.group, self.name, numbers, self.seed)
-            begins = [self.prefixes.ids[self.group][choice] for choice in chosen.tolist()]
+            prefix_ids = [self.prefixes.ids[self.group][choice] for choice in chosen.tolist()]
         encoded = self.tokenizer.encode_all([text for _, text in documents])
-        for key, begin, ids, (origin, _) in zip(keys, begins, encoded, documents, strict=True):
-            yield text_key("heldout", str(self.seed), origin), key, [*begin, *ids, self.tokenizer.eos_id]
+        for key, prefix, ids, (origin, _) in zip(keys, prefix_ids, encoded, documents, strict=True):
+            yield text_key("heldout", str(self.seed), origin), key, [*prefix, *ids, self.tokenizer.eos_id]
 
 
 def spool_unit(
-    directory: Path, unit: int, documents: Iterable[tuple[int, str, str]], encoder: Encoder, told: Any = None
+    directory: Path,
+    unit: int,
+    documents: Iterable[tuple[int, str, str]],
+    encoder: Encoder,
+    report: Callable[[int, int], None] | None = None,
 ) -> Facts:
-    """Write the parts of a unit and, last, `<unit>.json`, which is what this returns.
+    """Write the parts of a unit and, last, `<unit>.json`; return its content.
 
-    documents: (bytes read so far, origin, text). told(bytes, tokens) hears of progress.
+    documents: (bytes read so far, origin, text). report: called with the bytes and tokens so far.
     """
     parts: list[Facts] = []
-    gathered: dict[str, _Part] = {TRAIN: _Part(), HELDOUT: _Part()}
+    gathered: dict[str, _PartWriter] = {TRAIN: _PartWriter(), HELDOUT: _PartWriter()}
     empty = rows = tokens = read = 0
     lowest, highest = 2**64, -1  # hash of an origin
 
@@ -89,8 +93,8 @@ def spool_unit(
             tokens += len(ids)
             if part.tokens >= PART_TOKENS:
                 parts.append(part.write(directory / f"{unit:06}-{len(parts):04}", split, encoder.dtype))
-        if told is not None:
-            told(read, tokens)
+        if report is not None:
+            report(read, tokens)
 
     batch: list[tuple[str, str]] = []
     size = 0
@@ -117,8 +121,8 @@ def spool_unit(
     return facts
 
 
-class _Part:
-    """Documents gathered for a part file."""
+class _PartWriter:
+    """Gathers documents for a part file."""
 
     def __init__(self) -> None:
         self.clear()
@@ -136,7 +140,7 @@ class _Part:
         self.tokens += len(ids)
 
     def write(self, path: Path, split: str, dtype: np.dtype[Any]) -> Facts:
-        """Write what was gathered, in the order of the keys, and begin again."""
+        """Write the gathered documents in the order of their keys, and start over."""
         order = np.argsort(np.array(self.keys, np.uint64), kind="stable")
         header = np.array([len(self.keys), self.tokens], "<u8").tobytes()
         keys = np.array(self.keys, "<u8")[order].tobytes()
@@ -156,7 +160,7 @@ class _Part:
 
 
 def finished_unit(directory: Path, unit: int) -> Facts | None:
-    """What `spool_unit` returned, if it was done and its parts are as written."""
+    """The facts that `spool_unit` returned for a unit, if it finished and its parts are intact."""
     try:
         facts: Facts = json.loads((directory / f"{unit:06}.json").read_text())
         for part in facts["parts"]:
@@ -168,13 +172,18 @@ def finished_unit(directory: Path, unit: int) -> Facts | None:
     return facts
 
 
-class Part:
-    """A part file, mapped: keys and document ends in the order of the keys."""
+class PartFile:
+    """A part file in a memory map: keys and document ends, in the order of the keys."""
 
     def __init__(self, path: Path, facts: Facts, dtype: np.dtype[Any]) -> None:
         n, tokens = facts["documents"], facts["tokens"]
         if path.stat().st_size != HEADER + 16 * n + tokens * dtype.itemsize:
-            raise DataError(f"{path} was cut short: start again, and what is missing is made anew")
+            raise DataError(
+                f"{path} is truncated: run the command again to redo the missing part",
+                where=str(path),
+                value=path.stat().st_size,
+                allowed="run the command again",
+            )
         content = np.memmap(path, np.uint8, mode="r")
         self.keys: U64 = content[HEADER : HEADER + 8 * n].view("<u8")
         self.ends: Ints = content[HEADER + 8 * n : HEADER + 16 * n].view("<i8")
@@ -184,16 +193,16 @@ class Part:
         """Keys, lengths and tokens of the documents with first <= key < last."""
         low = int(np.searchsorted(self.keys, np.uint64(first)))
         high = len(self.keys) if last >= 2**64 else int(np.searchsorted(self.keys, np.uint64(last)))
-        begin = int(self.ends[low - 1]) if low else 0
+        start = int(self.ends[low - 1]) if low else 0
         ends = self.ends[low:high]
         return (
             self.keys[low:high],
-            np.diff(ends, prepend=begin),
-            self._tokens[begin : int(ends[-1]) if len(ends) else begin],
+            np.diff(ends, prepend=start),
+            self._tokens[start : int(ends[-1]) if len(ends) else start],
         )
 
 
 def write_json(path: Path, facts: Facts) -> None:
-    """Whole or not at all, also where the process ends in between."""
+    """Write a file completely or not at all, even if the process is killed."""
     with atomic_file(path, durable=False) as temporary:
         temporary.write_text(json.dumps(facts))

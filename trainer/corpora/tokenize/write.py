@@ -1,4 +1,4 @@
-"""Second pass: the documents of a range of keys, in order, as one shard of Megatron's files."""
+"""Second pass: write the documents of a range of keys, in order, as one shard of Megatron's files."""
 
 import sys
 import warnings
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainer.corpora.tokenize.spool import Part, write_json
+from trainer.corpora.tokenize.spool import PartFile, write_json
 from trainer.data.errors import DataError
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.megatron_index import DTYPES, HEADER, MAGIC
@@ -20,7 +20,7 @@ HAS_WHEEL = sys.platform == "linux" and sys.version_info < (3, 14)  # of megatro
 
 
 class Builder(Protocol):
-    """What is used of megatron.core's IndexedDatasetBuilder."""
+    """The part of megatron.core's IndexedDatasetBuilder that is used here."""
 
     def add_document(self, tensor: Any, lengths: list[int]) -> None: ...
 
@@ -28,7 +28,7 @@ class Builder(Protocol):
 
 
 class PlainBuilder:
-    """Writes the same bytes as Megatron's builder, for machines that megatron-core has no wheel for."""
+    """Writes the same bytes as Megatron's builder, for machines without a wheel of megatron-core."""
 
     def __init__(self, bin_path: str, dtype: np.dtype[Any]) -> None:
         self._bin, self._dtype = open(bin_path, "wb"), dtype  # noqa: SIM115 (finalize closes it)
@@ -41,30 +41,34 @@ class PlainBuilder:
     def finalize(self, idx_path: str) -> None:
         self._bin.close()
         lengths = np.array(self._lengths, "<i4")
-        begins = np.cumsum(lengths, dtype="<i8") - lengths
+        starts = np.cumsum(lengths, dtype="<i8") - lengths
         code = next(code for code, name in DTYPES.items() if np.dtype(name) == self._dtype)
         with open(idx_path, "wb") as file:
             file.write(HEADER.pack(MAGIC, 1, code, len(lengths), len(lengths) + 1))
             file.write(lengths.tobytes())
-            file.write((begins * self._dtype.itemsize).astype("<i8").tobytes())
+            file.write((starts * self._dtype.itemsize).astype("<i8").tobytes())
             file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The smallest that Megatron writes for a vocabulary: its `DType.optimal_dtype`."""
+    """The smallest dtype that Megatron writes for a vocabulary: its `DType.optimal_dtype`."""
     return np.dtype("<u2" if vocab_size < 65500 else "<i4")
 
 
 def builder(bin_path: str, dtype: np.dtype[Any]) -> Builder:
-    """Megatron-core's, whose import takes 5 CPU-seconds and 0.5 GB with torch; DataError where it is missing."""
+    """Megatron-core's builder, whose import takes 5 CPU-seconds and 0.5 GB with torch. Raises DataError if it is not
+    installed."""
     if not HAS_WHEEL:
         return PlainBuilder(bin_path, dtype)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the GPU packages that it would use
+            warnings.simplefilter("ignore")  # about GPU packages that it would use
             from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
     except ImportError as error:
-        raise DataError(f"writing shards needs megatron-core ({error}): pip install 'octavo[data]'") from error
+        remedy = "pip install 'octavo[data]'"
+        raise DataError(
+            f"writing shards needs megatron-core ({error}): {remedy}", where="megatron-core", allowed=remedy
+        ) from error
     built: Builder = IndexedDatasetBuilder(bin_path, dtype=dtype.type)
     return built
 
@@ -72,21 +76,21 @@ def builder(bin_path: str, dtype: np.dtype[Any]) -> Builder:
 def write_shard(
     spool: Path, target: Path, stem: str, keys: tuple[int, int], parts: Sequence[Facts], dtype: np.dtype[Any]
 ) -> Facts:
-    """Write the shard of the documents with keys[0] <= key < keys[1]; its facts, which also go to `<stem>.json`.
+    """Write the shard of the documents with keys[0] <= key < keys[1]; return its facts, as in `<stem>.json`.
 
     Memory: the shard's tokens, once.
     """
-    found = [Part(spool / part["file"], part, dtype).between(*keys) for part in parts]
+    found = [PartFile(spool / part["file"], part, dtype).between(*keys) for part in parts]
     key_D = np.concatenate([key for key, _, _ in found])
     length_D = np.concatenate([length for _, length, _ in found])
     tokens = np.concatenate([some for _, _, some in found])
     del found
-    begin_D = np.cumsum(length_D) - length_D
+    start_D = np.cumsum(length_D) - length_D
     order_D = np.argsort(key_D, kind="stable")  # equal keys: in the order of the parts
     with atomic_file(target / f"{stem}.bin") as bin_path, atomic_file(target / f"{stem}.idx") as idx_path:
         writer = builder(str(bin_path), dtype)
-        for begin, length in zip(begin_D[order_D].tolist(), length_D[order_D].tolist(), strict=True):
-            writer.add_document(tokens[begin : begin + length], [length])
+        for start, length in zip(start_D[order_D].tolist(), length_D[order_D].tolist(), strict=True):
+            writer.add_document(tokens[start : start + length], [length])
         writer.finalize(str(idx_path))
     facts: Facts = {
         "stem": stem, "tokens": len(tokens), "documents": len(order_D), "files": shard_files.hash_shard(target / stem)

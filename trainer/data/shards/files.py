@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.errors import DataError
-from trainer.storage.manifest import CorruptError, Manifest
 
-TOKENIZER = "tokenizer.json"
-SHARDS = Manifest(version=1, hash_key="checksum", size_key="bytes", compact=True, ascii=False)
+FORMAT = 1
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 BLOCK, DIGEST = 1 << 20, 16  # bytes
 REMEDY = "restore the file, or tokenise the source again"
 Facts = dict[str, Any]
@@ -118,14 +117,30 @@ def block_fault(directory: Path, shard: Facts, block: int) -> str | None:
 
 
 def write_manifest(directory: Path, facts: Facts) -> Facts:
-    """Write `manifest.json` with a checksum to the disk, and return it."""
-    return SHARDS.write(directory, facts)
+    """Write and sync `manifest.json` with a checksum; what was written."""
+    manifest = {"format": FORMAT, **facts}
+    manifest["checksum"] = hashlib.sha256(canonical(manifest)).hexdigest()
+    with (directory / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    return manifest
 
 
 def read_manifest(directory: Path) -> Mapping[str, Any]:
     """A source's manifest, once its format and checksum are right. Raises DataError."""
+    path = directory / MANIFEST
     try:
-        return SHARDS.read(directory)
-    except CorruptError as damage:
-        remedy = "name a directory that octavo tokenize wrote" if damage.missing else REMEDY
-        raise DataError(f"{damage}; {remedy}", where=str(damage.path), allowed=remedy) from None
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        checksum = manifest.pop("checksum")
+        intact = checksum == hashlib.sha256(canonical(manifest)).hexdigest()
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: name a directory that octavo tokenize wrote") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}; {REMEDY}") from error
+    if not intact:
+        raise DataError(f"{path} is damaged: it does not match its own checksum; {REMEDY}")
+    if manifest["format"] != FORMAT:
+        raise DataError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+    manifest["checksum"] = checksum
+    return manifest

@@ -96,13 +96,15 @@ def test_flat_files_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(GENBANK.replace("gtg", "gg"), "XX1 has 11 letters, not the 12 it says"), ("AC 3\n//\n", "is no GenBank, EMBL")],
+    [(GENBANK.replace("gtg", "gg"), "XX1 has 11 letters, but declares 12"), ("AC 3\n//\n", "is not a GenBank, EMBL")],
 )
-def test_a_damaged_file_is_said(tmp_path: Path, text: str, message: str) -> None:
+def test_a_damaged_file_is_reported(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "records"
     path.write_text(text)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         list(read_records(path))
+    assert caught.value.where.startswith(str(path))
+    assert caught.value.allowed in ("12", ("GenBank", "EMBL", "UniProt", "FASTA"))
 
 
 def test_constants_are_those_that_scipy_reads() -> None:

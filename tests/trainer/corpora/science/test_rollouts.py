@@ -145,8 +145,8 @@ def test_a_start_that_was_killed_goes_on_and_asks_nothing_twice(tmp_path: Path) 
         go(ledger, server.url, out)
         assert known.isdisjoint(server.asked)
         assert len(server.asked) == len(ASKED) - len(known)
-    told, counts = json.loads(out.read_text())
-    assert told == [text.text for text in expected]
+    made, counts = json.loads(out.read_text())
+    assert made == [text.text for text in expected]
     assert counts["found"] == len(known)
     assert ledger.read_bytes().endswith(b"\n")
     with Ledger(ledger) as entries:

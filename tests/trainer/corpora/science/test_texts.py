@@ -32,7 +32,7 @@ def of_form(made: list[Text], form: str) -> list[Text]:
     return found
 
 
-def test_every_number_in_a_text_is_a_value_of_the_record_with_its_digits_and_unit(
+def test_every_number_is_a_value_of_the_record_with_its_digits_and_unit(
     made: list[Text], tables: list[Table]
 ) -> None:
     records = defaultdict(list)
@@ -41,12 +41,12 @@ def test_every_number_in_a_text_is_a_value_of_the_record_with_its_digits_and_uni
             records[record.key].append((table, record))
     numbers_seen = 0
     for text in of_form(made, NARRATION):
-        (told,) = (
+        (owner,) = (
             (table, record)
             for table, record in records[text.key]
             if record.name == text.name and table.name == text.table
         )
-        table, record = told
+        table, record = owner
         rest = text.text.replace(record.name, "NAME").replace(opening(record.name) or "NAME", "NAME")
         conditions = {prop.condition for prop in table.properties.values()} - {""}
         conditions |= {f"at {condition.partition(' at ')[2]}" for condition in conditions if " at " in condition}
@@ -73,9 +73,9 @@ def test_what_a_task_gives_as_the_answer_is_the_value_as_it_is_written(made: lis
             assert text.task is not None
             prop, value = properties[text.table][text.task.key], values[text.table, text.name][text.task.key]
             written = f"{value} {prop.unit}" if prop.unit else value
-            asked, told = (text.task.prompt, text.name) if text.template.startswith("whose") else (text.name, written)
+            asked, answer = (text.task.prompt, text.name) if text.template.startswith("whose") else (text.name, written)
             assert named(asked, text.text)
-            assert named(told, text.task.answer)
+            assert named(answer, text.task.answer)
             assert text.text == text.task.prompt + text.task.answer
 
 
@@ -195,7 +195,7 @@ def test_texts_do_not_depend_on_the_order_of_records_and_do_on_the_seed() -> Non
     assert len({text.text for text in first} & {text.text for text in other}) < len(first) / 4
 
 
-def test_a_record_of_one_value_is_written_and_a_form_that_cannot_be_made_is_left_out() -> None:
+def test_a_record_of_one_value_has_a_narration_and_no_form_that_needs_more() -> None:
     alone = Table(
         "made", "object", "objects", {"mass": MASS, "colour": COLOUR}, [Record("k", "the thing", {"colour": "red"})]
     )
@@ -216,7 +216,7 @@ def test_a_name_of_two_things_is_left_out() -> None:
     assert names == {f"thing {letter}" for letter in "bcdefgh"}
 
 
-def test_nobody_is_asked_whose_a_value_is_that_several_things_have() -> None:
+def test_no_question_asks_for_the_owner_of_a_value_that_several_things_have() -> None:
     formula = Property("formula", number=False, identifies=True)
     records = [Record(f"k{n}", f"thing {n}", {"formula": f"F{n // 2}" if n < 20 else f"G{n}"}) for n in range(40)]
     table = Table("made", "object", "objects", {"formula": formula}, records)

@@ -51,7 +51,7 @@ def documents(some: list[str]) -> list[Document]:
 
 
 def make(directory: Path, inputs: Any, **changes: Any) -> Path:
-    """A source `directory/source`, tokenised in this process by default."""
+    """A source `directory/source`, tokenized in this process by default."""
     out: Path = changes.pop("out", directory / "source")
     tokenize_source(inputs, save_tokenizer(directory), out, **{**DEFAULTS, **changes})
     return out

@@ -183,14 +183,14 @@ def test_manifests_that_are_not_as_written_are_refused(tmp_path):
     path = out / "manifest.json"
     written = path.read_text()
     path.write_text(written.replace('"science"', '"general"'))
-    with pytest.raises(DataError, match="does not match its own hash"):
+    with pytest.raises(DataError, match="does not match its own checksum"):
         Shards(out)
     for content in (written[:100], "[]", "null"):
         path.write_text(content)
         with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
             Shards(out)
     path.unlink()
-    with pytest.raises(DataError, match=r"manifest\.json is missing; name a directory that octavo tokenize wrote"):
+    with pytest.raises(DataError, match=r"manifest\.json is missing: name a directory that octavo tokenize wrote"):
         Shards(out)
 
 

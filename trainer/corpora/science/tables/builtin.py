@@ -1,4 +1,4 @@
-"""The sources of science text that installed packages bring."""
+"""The built-in sources of science text, made from installed packages."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,7 +7,7 @@ from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables import chemistry, constants, molecules, pubchem, sequences
 from trainer.corpora.science.texts import texts
 
-SEED = 0  # of the texts that a corpus is made of; `octavo science --seed` makes others
+SEED = 0  # of the texts in a toy corpus; `octavo science --seed` makes others
 TASKS_PER_RECORD = 2
 
 
@@ -54,7 +54,7 @@ _ALL = (
         constants.constant_files,
         constants.constants,
     ),
-    # The extra `science` brings the packages of these two, which hold much else: toy runs do without.
+    # The extra `science` installs the packages of these two, which are large: toy runs do without.
     _source(
         "molecules",
         ("rdkit",),

@@ -167,7 +167,12 @@ def one_file(name: str) -> tuple[str, Path]:
     for listed, path in package_files("chemicals", Path(name).suffix):
         if listed.endswith(name):
             return listed, path
-    raise DataError(f"package 'chemicals' has no file '{name}': pip install 'octavo[toy]' brings the right version")
+    raise DataError(
+        f"package 'chemicals' has no file '{name}': pip install 'octavo[toy]' installs the right version",
+        where="chemicals",
+        value=name,
+        allowed="pip install 'octavo[toy]'",
+    )
 
 
 def thermo_files() -> Files:
@@ -183,7 +188,11 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
     try:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}: pip install 'octavo[toy]' brings this file") from error
+        raise DataError(
+            f"{path}: {error.strerror}: pip install 'octavo[toy]' installs this file",
+            where=str(path),
+            allowed="pip install 'octavo[toy]'",
+        ) from error
     names = [name.strip() for name in header.split("\t")]
     for line in lines:
         yield dict(zip(names, (cell.strip() for cell in line.split("\t")), strict=False))

@@ -61,4 +61,9 @@ def _text(source: str) -> str:
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == NAME:
             return str(ast.literal_eval(node.value))
-    raise DataError(f"package 'scipy' has no table {NAME}: pip install 'octavo[toy]' brings the right version")
+    raise DataError(
+        f"package 'scipy' has no table {NAME}: pip install 'octavo[toy]' installs the right version",
+        where="scipy",
+        value=NAME,
+        allowed="pip install 'octavo[toy]'",
+    )

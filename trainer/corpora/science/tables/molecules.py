@@ -1,5 +1,6 @@
-"""Molecules as SMILES with what follows from their structure: the samples of the NCI's open database that the package
-rdkit ships. Read as text; the package is not imported.
+"""Molecules as SMILES with properties computed from their structure: the samples of the NCI open database in rdkit.
+
+They are read as text; the package is not imported.
 """
 
 import re
@@ -39,7 +40,11 @@ def molecule_files() -> Files:
     files = package_files("rdkit", ".csv") + package_files("rdkit", ".sdf")
     found = [item for name in (SURFACES, PROPERTIES) for item in files if item[0].endswith("Data/NCI/" + name)]
     if len(found) != 2:
-        raise DataError("package 'rdkit' lacks its NCI samples: pip install 'octavo[science]' brings the right version")
+        raise DataError(
+            "package 'rdkit' lacks its NCI samples: pip install 'octavo[science]' installs the right version",
+            where="rdkit",
+            allowed="pip install 'octavo[science]'",
+        )
     return found
 
 

@@ -1,11 +1,12 @@
-"""Protein and nucleotide records in the flat formats of GenBank, EMBL and UniProt, and in FASTA as UniProt and NCBI
-write it: the samples that the package scikit-bio is tested with. Read as text; the package is not imported.
+"""Protein and nucleotide records in the flat formats of GenBank, EMBL and UniProt and in FASTA by UniProt and NCBI: the
+test samples of the package scikit-bio. They are read as text; the package is not imported.
 """
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.config.say import one_of
 from trainer.corpora.packages import Files, package_files
 from trainer.corpora.science.records import Property, Record, Table
 from trainer.data.errors import DataError
@@ -66,13 +67,15 @@ def sequence_files() -> Files:
     files = [item for sample in SAMPLES for item in listed if item[0].endswith(sample)]
     if len(files) != len(SAMPLES):
         raise DataError(
-            "package 'scikit-bio' lacks its samples: pip install 'octavo[science]' brings the right version"
+            "package 'scikit-bio' lacks its samples: pip install 'octavo[science]' installs the right version",
+            where="scikit-bio",
+            allowed="pip install 'octavo[science]'",
         )
     return files
 
 
 def sequences() -> list[Table]:
-    """A table of proteins and one of nucleotide sequences; a record of several files is taken once."""
+    """A table of proteins and one of nucleotide entries; a record that is in several files is read once."""
     found: dict[str, dict[str, Record]] = {"protein": {}, "nucleotide": {}}
     for _, path in sequence_files():
         for kind, name, values in read_records(path):
@@ -84,8 +87,7 @@ def sequences() -> list[Table]:
 
 
 def read_records(path: Path) -> Iterator[Found]:
-    """The records of a file. Raises DataError for one in none of the formats, or with a sequence of another length than
-    it says."""
+    """The records of a file. Raises DataError for an unknown format or a sequence of another length than declared."""
     text = path.read_text(encoding="utf-8")
     if text.lstrip().startswith(">"):
         yield from _fasta(text)
@@ -95,7 +97,13 @@ def read_records(path: Path) -> Iterator[Found]:
             continue
         kind, name, values = _genbank(entry) if entry.lstrip().startswith("LOCUS") else _embl(entry, path)
         if len(values["sequence"]) != int(values["length"]):
-            raise DataError(f"{path}: {name} has {len(values['sequence'])} letters, not the {values['length']} it says")
+            found, declared = len(values["sequence"]), values["length"]
+            raise DataError(
+                f"{path}: {name} has {found} letters, but declares {declared}",
+                where=f"{path}: {name}",
+                value=found,
+                allowed=declared,
+            )
         yield kind, name, {key: value for key, value in values.items() if value}
 
 
@@ -128,7 +136,8 @@ def _embl(entry: str, path: Path) -> Found:
     for line in head.splitlines():
         lines.setdefault(line[:2], []).append(line[5:])
     if "ID" not in lines or not letters:
-        raise DataError(f"{path} is no GenBank, EMBL, UniProt or FASTA file")
+        formats = ("GenBank", "EMBL", "UniProt", "FASTA")
+        raise DataError(f"{path} is not a {one_of(formats)} file", where=str(path), allowed=formats)
     said, _, letters = letters.partition("\n")
     fields = {code: _joined(" ".join(parts)) for code, parts in lines.items()}
     parts = fields["ID"].split(";")

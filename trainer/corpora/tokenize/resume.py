@@ -1,4 +1,4 @@
-"""Whether what an earlier start left is the work of this one, and if it is not, what is another."""
+"""Work directories: whether the next start may resume the work of an earlier one, and if not, because of what."""
 
 import json
 import shutil
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.corpora.tokenize.spool import write_json
+from trainer.data.errors import DataError
 from trainer.data.shards import files as shard_files
-from trainer.storage.manifest import MANIFEST
 
 Facts = dict[str, Any]
 
@@ -17,37 +17,37 @@ OPTIONS = {
     "name": "--name", "domain": "--domain", "field": "--field", "origin": "--origin", "seed": "--seed",
     "heldout_fraction": "--heldout", "shard_tokens": "--shard-tokens", "eos": "--eos",
 }  # fmt: skip
-WHAT = {
+DERIVED = {
     "format": "the version of Octavo", "prefix": "the prefixes of --mixture", "tokenizer": "the content of --tokenizer",
     "dtype": "the size of the vocabulary",
 }  # fmt: skip
 
 
 def has_finished_parts(work: Path) -> bool:
-    """Whether anything in a work directory would spare the next start some work."""
-    return (work / MANIFEST).exists() or any((work / SPOOL).glob("*.json"))
+    """True if a work directory has anything that would save the next start some work."""
+    return (work / shard_files.MANIFEST).exists() or any((work / SPOOL).glob("*.json"))
 
 
-def forget(work: Path) -> None:
-    """Remove what a start has written of which nothing is finished, all but the lock."""
+def discard(work: Path) -> None:
+    """Remove what a start wrote before it finished any part, except the lock."""
     shutil.rmtree(work / SPOOL, ignore_errors=True)
     for name in (f"{PLAN}.tmp", shard_files.TOKENIZER, PLAN):
         (work / name).unlink(missing_ok=True)
 
 
-def take_down(work: Path) -> None:
-    """After an error, with the lock held: a work directory of which nothing is finished does not stay."""
+def remove_if_unfinished(work: Path) -> None:
+    """After an error, with the lock held: remove a work directory that has no finished part."""
     if (work / PLAN).exists() and not has_finished_parts(work):
-        forget(work)
+        discard(work)
     if [path.name for path in work.iterdir()] == [LOCK]:
         (work / LOCK).unlink()
         work.rmdir()
 
 
-def differences(begun: Facts, plan: Facts) -> Iterator[str]:
-    """What is another than it was at the earlier start, each in some words."""
+def differences(earlier: Facts, plan: Facts) -> Iterator[str]:
+    """The differences between the plan of the earlier start and this one, each in a few words."""
     for key, now in plan.items():
-        was = begun.get(key)
+        was = earlier.get(key)
         if was == now:
             continue
         if key == "files":
@@ -55,7 +55,7 @@ def differences(begun: Facts, plan: Facts) -> Iterator[str]:
         elif key in OPTIONS:
             yield f"{OPTIONS[key]} was {was} and is {now}"
         else:
-            yield f"{WHAT[key]} has changed"
+            yield f"{DERIVED[key]} has changed"
 
 
 def _changed_files(was: dict[str, Facts], now: dict[str, Facts]) -> Iterator[str]:
@@ -64,22 +64,30 @@ def _changed_files(was: dict[str, Facts], now: dict[str, Facts]) -> Iterator[str
     yield from (f"the input {path} is no longer named" for path in was if path not in now)
 
 
-def take_up(work: Path, plan: Facts) -> str | None:
-    """Begin a work directory, or make sure that the one there was begun with the same plan; what is wrong, if
-    anything is."""
+def start_or_resume(work: Path, plan: Facts) -> None:
+    """Write the plan to a new work directory, or check that the earlier start had the same one. Raises DataError for a
+    directory with other work or with files of others."""
     path = work / PLAN
     if path.exists():
-        begun = json.loads(path.read_text())
-        if begun == plan:
-            return None
+        earlier = json.loads(path.read_text())
+        if earlier == plan:
+            return
         if has_finished_parts(work):
-            return (
-                f"{work} holds what an earlier start with another command or input has finished: "
-                f"{', '.join(differences(begun, plan))}. Remove {work} to start anew"
+            changed = list(differences(earlier, plan))
+            raise DataError(
+                f"{work} has finished work of an earlier start with another command or input: {', '.join(changed)}. "
+                f"Remove {work} to start over",
+                where=str(work),
+                value=changed,
+                allowed=f"remove {work}, or repeat the earlier command",
             )
-        forget(work)
+        discard(work)
     strangers = [entry.name for entry in work.iterdir() if entry.name not in (LOCK, f"{PLAN}.tmp")]
     if strangers:
-        return f"{work} holds {min(strangers)}, which is no work of this command: name another directory"
+        raise DataError(
+            f"{work} has {min(strangers)}, which this command did not write: name another directory",
+            where=str(work),
+            value=min(strangers),
+            allowed="name another directory",
+        )
     write_json(path, plan)
-    return None
