@@ -1,1 +1,1 @@
-"""What is trained and how a run goes."""
+"""The model, its training, and everything that a run reads and writes."""
