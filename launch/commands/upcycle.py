@@ -17,6 +17,7 @@ from launch.commands.calibrate import TOKENS
 from launch.paths import must_not_exist
 from trainer.config.command_line import Parser, above_zero, choice, whole
 from trainer.config.errors import CommandError
+from trainer.weights.upcycle.errors import UpcycleError
 from trainer.weights.upcycle.placement import (
     FOPE_GAIN,
     FOPE_MAX_POSITION,
@@ -224,7 +225,6 @@ def _unfinished(
 
     whole: the source's weights are present. The plan of an earlier start records which weights it had.
     """
-    from trainer.weights.hf_files import HuggingFaceError
     from trainer.weights.hf_write import side_files
     from trainer.weights.upcycle.engine import plan_of
     from trainer.weights.upcycle.journal import identity, unfinished, work_path
@@ -235,7 +235,7 @@ def _unfinished(
         return [f"unfinished  {work_path(target)}; without the weights, its options cannot be compared with these"], 0
     try:
         files = unfinished(target, lambda: plan_of(planned, shards, identity(source, vocabulary)))
-    except HuggingFaceError as error:
+    except UpcycleError as error:
         return [f"warning     {error}"], 0
     if files is None:
         return [], 0

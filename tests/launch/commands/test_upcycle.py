@@ -246,7 +246,7 @@ def test_another_request_is_refused_while_one_is_unfinished(source, capsys, monk
         assert main(["upcycle", "src", "dst", *words]) == 1
         assert re.fullmatch(
             rf"error: .*dst\.octavo-upcycle\.tmp holds the unfinished work of another upcycle to dst \(its {differs} "
-            r"differ\); give that command again to go on with it, or remove the directory\n",
+            r"differ\); repeat that command to resume it, or remove the directory\n",
             capsys.readouterr().err,
         )
         assert main(["upcycle", "src", "dst", *words, "--dry-run"]) == 0

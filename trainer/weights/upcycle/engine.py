@@ -1,7 +1,7 @@
-"""From the tensors of an upcycled model, as they are made, to its directory: resumable, verified, in several processes.
+"""Write the directory of an upcycled model: resumable, verified, in several processes.
 
-Files are finished in any order and told to the journal; one that was finished before a kill is verified against its
-hash and kept. Every file's bytes follow from the plan alone, so the result of any number of starts is that of one.
+Files are finished in any order and recorded in the journal; a file that was finished before a kill is verified against
+its hash and kept. Every file's bytes follow from the plan alone, so any number of starts gives the result of one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from trainer.weights.upcycle.journal import MODEL, Work, digest, open_work, remo
 if TYPE_CHECKING:
     from trainer.weights.upcycle.stream import Upcycled
 
-FORMAT = 1  # of the bytes: raised when the same request makes others
+FORMAT = 1  # version of the bytes; increased when the same request gives different ones
 FACT = "upcycle"  # its key in manifest.json
 Progress = Callable[[int, int, int], None]  # bytes made by this start, bytes kept of earlier ones, bytes in all
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; the message says what is kept."""
+    """Ctrl-C; the message says which work is kept."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Done:
     nbytes: int  # of all tensors
     shards: int
     kept: int  # of them, from an earlier start
-    faults: tuple[str, ...]  # what was wrong with finished files of an earlier start, which were made again
+    faults: tuple[str, ...]  # faults of finished files of an earlier start, which were made again
 
 
 def run(
@@ -60,15 +60,15 @@ def run(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda made, kept, total: None,
 ) -> Done:
-    """Write the model to `target`, going on with what an earlier start of the same plan left beside it.
+    """Write the model to `target`, resuming the work that an earlier start of the same plan left beside it.
 
     Args:
-        source: says what the source is now (`journal.identity`): part of the plan, and asked again at the end.
+        source: returns the source's current identity (`journal.identity`): part of the plan, compared at the end.
         workers: processes; each holds a few tensors.
-        shard_bytes: no file is larger, unless a single group of tensors is.
-    Raises: HuggingFaceError with one line where `target` exists, the disk is too small (before the first byte), another
-        process is at it, the work of another plan is in the way, a tensor cannot be read or a file not written;
-        Interrupted. What is finished stays.
+        shard_bytes: largest size of a file, unless a single group of tensors is larger.
+    Raises: HuggingFaceError if `target` exists or the disk is too small (before the first byte); UpcycleError if
+        another process writes it, another plan's work is there, a tensor cannot be read or a file cannot be written;
+        Interrupted. Finished files are kept.
     """
     if target.exists():
         tidy(target)
@@ -84,8 +84,13 @@ def run(
                 done = _make(work, shards, workers, progress)
                 if (now := source()) != before:
                     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-                    raise HuggingFaceError(f"the source changed meanwhile: {', '.join(changed)}; remove {work.path}")
-                _no_strangers(work, {*(s.name for s in shards), *(f.name for f in upcycled.side_files)})
+                    raise UpcycleError(
+                        f"the source changed during the upcycle: {', '.join(changed)}; remove {work.path}",
+                        where=changed[0],
+                        value=changed,
+                        allowed=f"remove {work.path}",
+                    )
+                _refuse_unknown_files(work, {*(s.name for s in shards), *(f.name for f in upcycled.side_files)})
                 manifest = {FACT: upcycled.facts}
                 complete(work.model, shards, work.finished, upcycled.config, upcycled.side_files, manifest)
             except KeyboardInterrupt:
@@ -95,17 +100,17 @@ def run(
     except TargetExistsError as error:
         raise already_exists(error.path) from None
     except OSError as error:
-        raise HuggingFaceError(f"{error.filename or target} cannot be written: {error.strerror or error}") from error
+        raise _not_written(error.filename or target, error) from error
     return done
 
 
 def disk_needed(shards: Sequence[Shard]) -> int:
-    """Bytes of the files with tensors."""
+    """Size of all files with tensors, in bytes."""
     return sum(shard.size for shard in shards)
 
 
 def plan_of(upcycled: Upcycled, shards: Sequence[Shard], source: Mapping[str, str]) -> dict[str, Any]:
-    """All that the bytes follow from, in a few bytes each."""
+    """Everything that determines the bytes, as short values."""
     return {
         "format": FORMAT,
         "torch": torch.__version__,  # whose arithmetic it is
@@ -120,7 +125,7 @@ def plan_of(upcycled: Upcycled, shards: Sequence[Shard], source: Mapping[str, st
 def _make(work: Work, shards: Sequence[Shard], workers: int, progress: Progress) -> Done:
     total, made, kept, kept_shards = sum(shard.nbytes for shard in shards), 0, 0, 0
     faults: list[str] = []
-    # Files that are there first: that is quick, and the bar starts there.
+    # Existing files first: verifying them is quick, and the bar starts at their bytes.
     jobs = sorted(shards, key=lambda shard: shard.name not in work.finished)
 
     def reported(place: int, nbytes: int) -> None:
@@ -141,9 +146,12 @@ def _make(work: Work, shards: Sequence[Shard], workers: int, progress: Progress)
     except WorkerDied as death:
         hint = " (out of memory? use fewer --workers)" if death.killed else ""
         line = f"a worker {death.how} while it made {jobs[death.place].name}{hint}"
-        raise HuggingFaceError(f"{line}; {_kept(work, shards)}") from death
+        allowed = "fewer --workers" if death.killed else None
+        text = f"{line}; {_kept(work, shards)}"
+        raise UpcycleError(text, where=jobs[death.place].name, value=death.how, allowed=allowed) from death
     except (HuggingFaceError, UpcycleError) as error:
-        raise HuggingFaceError(f"{error}; {_kept(work, shards)}") from error
+        text = f"{error}; {_kept(work, shards)}"
+        raise UpcycleError(text, where=error.where, value=error.value, allowed=error.allowed) from error
     return Done(total, len(shards), kept_shards, tuple(faults))
 
 
@@ -153,7 +161,7 @@ def _start(jobs: Sequence[Shard], work: Work) -> Task:
     torch.set_num_threads(1)
 
     def make(place: int, report: Reporter) -> tuple[Mapping[str, Any], bool, str | None]:
-        """The file's facts, whether it was kept, and what was wrong with the file that was there."""
+        """The file's facts, whether it was kept, and the fault of the file that was there."""
         shard, fault = jobs[place], None
         file = work.model / shard.name
         if (facts := work.finished.get(shard.name)) is not None:
@@ -163,30 +171,40 @@ def _start(jobs: Sequence[Shard], work: Work) -> Task:
         try:
             return write_shard(file, shard, report), False, fault
         except MemoryError:
-            raise HuggingFaceError(f"{file}: out of memory; use fewer --workers") from None
+            raise UpcycleError(
+                f"{file}: out of memory; use fewer --workers", where=str(file), allowed="fewer --workers"
+            ) from None
         except OSError as error:
-            raise HuggingFaceError(f"{file} cannot be written: {error.strerror or error}") from error
+            raise _not_written(file, error) from error
 
     return make
 
 
-def _no_strangers(work: Work, own: Set[str]) -> None:
-    """Raises HuggingFaceError for what somebody else put among the files: it would become part of the model, and stand
-    in no manifest. What a killed start put beside the tensors is written over."""
+def _not_written(file: Path | str, error: OSError) -> UpcycleError:
+    reason = error.strerror or str(error)
+    return UpcycleError(f"{file} cannot be written: {reason}", where=str(file), value=reason)
+
+
+def _refuse_unknown_files(work: Work, own: Set[str]) -> None:
+    """Raise UpcycleError for foreign files: they would become part of the model without being in its manifest. Files
+    that a killed start put beside the tensors are overwritten."""
     found = {entry.name for entry in work.model.iterdir()} - own - {INDEX, CONFIG, MANIFEST}
     if found:
-        raise HuggingFaceError(
-            f"{work.model / min(found)} is no file of this model ({len(found)} such); move it away: the same command "
-            "then goes on from there"
+        raise UpcycleError(
+            f"{work.model / min(found)} is not a file of this model ({len(found)} such); move it away, then the same "
+            "command resumes",
+            where=str(work.model / min(found)),
+            value=sorted(found),
+            allowed="move it away",
         )
 
 
 def _kept(work: Work, shards: Sequence[Shard]) -> str:
     finished = f"{len(work.finished)} of {len(shards)} files are finished and kept in {work.path}"
-    return f"{finished}: the same command goes on from there"
+    return f"{finished}: the same command resumes from there"
 
 
 def _present(directory: Path) -> int:
-    """Bytes on disk of what an earlier start left: finished files stay, others make room for themselves."""
+    """Bytes on disk of an earlier start's files: finished ones stay, the others are overwritten."""
     found = directory.glob("*") if directory.is_dir() else ()
     return sum(file.stat().st_blocks * 512 for file in found)

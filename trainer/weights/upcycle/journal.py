@@ -1,9 +1,9 @@
 """The work of an upcycle between two starts: a directory beside the destination, `DST.octavo-upcycle.tmp`.
 
-owner.lock     held by the living writer and its workers, so that nobody else takes the directory over
-plan.json      what is being made, of what: another plan than this is refused
+owner.lock     held by the running process and its workers, so that no other process uses the directory
+plan.json      the result and its source: any other plan is refused
 journal.jsonl  a line for each file that is finished and on disk: its name, size and SHA-256
-model/         the files; takes the destination's name once it is whole
+model/         the files; renamed to the destination when complete
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from typing import Any
 from trainer.storage.atomic import FILE_SUFFIX, OWNER, atomic_file, sync
 from trainer.storage.lock import FileLock, LockedError, NoLocksError
 from trainer.storage.manifest import file_facts
-from trainer.weights.hf_files import CONFIG, HuggingFaceError
+from trainer.weights.hf_files import CONFIG
 from trainer.weights.hf_survey import Source
 from trainer.weights.hf_write import must_not_exist, side_files
+from trainer.weights.upcycle.errors import UpcycleError
 
 SUFFIX = ".octavo-upcycle.tmp"
 PLAN, JOURNAL, MODEL = "plan.json", "journal.jsonl", "model"
-PATIENCE = 10.0  # seconds; a killed writer's workers see that it is gone after a tensor or two
+PATIENCE = 10.0  # seconds; the workers of a killed process end after a tensor or two
 
 
 def identity(source: Source, others: Sequence[Path] = ()) -> dict[str, str]:
-    """What tells a source from a changed one without reading all of it: file -> what it is now.
+    """Identify the state of a source without reading all of it: file -> its state.
 
-    Files with tensors by size, time of change and header; config.json, side files and `others` by their contents.
-    Raises HuggingFaceError.
+    Files with tensors by size, modification time and header; config.json, side files and `others` by their contents.
+    Raises UpcycleError if one cannot be read.
     """
     directory, found = source.directory.path, {}
     tensors: dict[Path, list[str]] = {}
@@ -46,17 +47,18 @@ def identity(source: Source, others: Sequence[Path] = ()) -> dict[str, str]:
             name = file.name if file.parent == directory else str(file.absolute())
             found[name] = file_facts(file)["sha256"]
     except OSError as error:
-        raise HuggingFaceError(f"{error.filename}: {error.strerror or error}") from error
+        reason = error.strerror or str(error)
+        raise UpcycleError(f"{error.filename}: {reason}", where=str(error.filename), value=reason) from error
     return found
 
 
 def digest(value: Any) -> str:
-    """Of a JSON value."""
+    """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class Work:
-    """The directory, once it is locked and of this plan; `open_work` makes it."""
+    """The work directory of this plan, locked; `open_work` opens it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +69,7 @@ class Work:
         self._journal.truncate(whole)
 
     def record(self, name: str, facts: Mapping[str, Any]) -> None:
-        """A file is finished, synced under its name; durable when this returns. Raises OSError."""
+        """Record that a file is finished and synced under its name; durable when this returns. Raises OSError."""
         sync(self.model)
         self._journal.write(json.dumps({"file": name, **facts}).encode() + b"\n")
         sync(self._journal.fileno())
@@ -78,7 +80,7 @@ class Work:
 
 
 def _finished(journal: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """File name -> `manifest.file_facts`, and the bytes of the lines that say so."""
+    """File name -> `manifest.file_facts`, and the bytes of the journal's valid lines."""
     finished: dict[str, dict[str, Any]] = {}
     whole = 0
     with contextlib.suppress(FileNotFoundError):
@@ -88,7 +90,7 @@ def _finished(journal: Path) -> tuple[dict[str, dict[str, Any]], int]:
                 name, facts = entry["file"], {"size": entry["size"], "sha256": entry["sha256"]}
             except (ValueError, KeyError, TypeError):
                 break
-            if not line.endswith(b"\n"):  # a kill came in between; what stands behind would not be read either
+            if not line.endswith(b"\n"):  # cut off by a kill; a line after it could not be parsed either
                 break
             finished[name] = facts
             whole += len(line)
@@ -96,22 +98,22 @@ def _finished(journal: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 
 def work_path(target: Path) -> Path:
-    """Where the unfinished files of `target` lie: beside it, under one name, so that the next start finds them."""
+    """Directory of the unfinished files of `target`: beside it, with a fixed name, so that the next start finds it."""
     return target.absolute().with_name(target.name + SUFFIX)
 
 
 def tidy(target: Path) -> None:
-    """Remove the work of a `target` that has its name already, where a kill came between the two."""
+    """Remove the empty work directory of a finished `target`, left by a kill after the renaming."""
     path = work_path(target)
     if not (path / OWNER).is_file():
         return
-    with contextlib.suppress(HuggingFaceError, OSError), _locked(path, target, patience=0):
+    with contextlib.suppress(UpcycleError, OSError), _locked(path, target, patience=0):
         if {entry.name for entry in path.iterdir()} <= {OWNER, PLAN, JOURNAL}:
             remove(path)
 
 
 def remove(path: Path) -> None:
-    """Take away what stands beside a model until it has its name. What somebody else put there stays, with `path`."""
+    """Remove the files of a work directory, and the directory unless other files are in it."""
     with contextlib.suppress(OSError):
         for name in (JOURNAL, PLAN, OWNER):
             (path / name).unlink(missing_ok=True)
@@ -120,21 +122,27 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def open_work(target: Path, plan: Mapping[str, Any]) -> Iterator[Work]:
-    """The work on `target`, new or as far as it came; `plan`: JSON values by what they are of, of a few bytes each.
+    """Open the work on `target`, new or resumed. plan: short JSON values.
 
-    Raises: HuggingFaceError where another process is at it, it cannot be locked, or it has another plan; OSError.
+    Raises: HuggingFaceError if `target` exists; UpcycleError if another process holds the work, it cannot be locked, or
+        it has another plan; OSError.
     """
     path = work_path(target)
     with _locked(path, target, PATIENCE):
         if os.path.lexists(target) and [entry.name for entry in path.iterdir()] == [OWNER]:
-            remove(path)  # made anew while this process waited for who held the lock, and finished
+            remove(path)  # created by this process after the lock's holder finished
         must_not_exist(target)
         file = path / PLAN
         if file.exists():
             _same_plan(path, target, plan)
         else:
             if strangers := {entry.name for entry in path.iterdir()} - {OWNER, PLAN + FILE_SUFFIX}:
-                raise HuggingFaceError(f"{path} is in the way: it holds {min(strangers)} of no upcycle; move it")
+                raise UpcycleError(
+                    f"{path} holds {min(strangers)}, which is not part of an upcycle; move it away",
+                    where=str(path),
+                    value=min(strangers),
+                    allowed="move it away",
+                )
             with atomic_file(file) as new:
                 new.write_text(json.dumps(plan, indent=1), encoding="utf-8")
         (path / MODEL).mkdir(exist_ok=True)
@@ -147,8 +155,8 @@ def open_work(target: Path, plan: Mapping[str, Any]) -> Iterator[Work]:
 
 
 def unfinished(target: Path, plan: Callable[[], Mapping[str, Any]]) -> dict[str, int] | None:
-    """The files that earlier starts of this plan finished, and their sizes; None where there is no work on `target`.
-    Nothing is locked or changed. Raises HuggingFaceError where the work is of another plan."""
+    """The files that earlier starts of this plan finished, and their sizes; None if there is no work on `target`. Locks
+    and changes nothing. Raises UpcycleError if the work is of another plan."""
     path = work_path(target)
     if not (path / PLAN).is_file():
         return None
@@ -158,32 +166,41 @@ def unfinished(target: Path, plan: Callable[[], Mapping[str, Any]]) -> dict[str,
 
 def _same_plan(path: Path, target: Path, plan: Mapping[str, Any]) -> None:
     try:
-        begun = json.loads((path / PLAN).read_text(encoding="utf-8"))
-        differing = sorted(key for key in {*begun, *plan} if begun.get(key) != plan.get(key))
+        earlier = json.loads((path / PLAN).read_text(encoding="utf-8"))
+        differing = sorted(key for key in {*earlier, *plan} if earlier.get(key) != plan.get(key))
     except (ValueError, TypeError) as error:
-        raise HuggingFaceError(f"{path / PLAN} cannot be read ({error}); remove {path}") from error
+        raise UpcycleError(
+            f"{path / PLAN} cannot be read ({error}); remove {path}", where=str(path / PLAN), allowed=f"remove {path}"
+        ) from error
     if differing:
-        raise HuggingFaceError(
+        raise UpcycleError(
             f"{path} holds the unfinished work of another upcycle to {target} (its {', '.join(differing)} differ); "
-            "give that command again to go on with it, or remove the directory"
+            "repeat that command to resume it, or remove the directory",
+            where=str(path),
+            value=differing,
+            allowed="repeat that command, or remove the directory",
         )
 
 
 @contextlib.contextmanager
 def _locked(path: Path, target: Path, patience: float) -> Iterator[None]:
-    """Hold the lock in `path`, a directory that is made where it is not there. Workers inherit it.
+    """Hold the lock in the directory `path`, which is made if it is missing. Workers inherit the lock.
 
-    Raises: HuggingFaceError where another process holds it for longer than `patience`, or the file system has no locks.
+    Raises: UpcycleError if another process holds it for longer than `patience`, or the file system has no locks.
     """
     try:
         lock = FileLock(path / OWNER, wait=patience)
-    except NoLocksError:  # a second writer could be in the middle of a file that this one takes for finished
-        raise HuggingFaceError(
-            f"{path}: this file system has no locks; write {target.name} on another disk, and copy it"
+    except NoLocksError:  # another process could be writing a file that this one takes for finished
+        raise UpcycleError(
+            f"{path}: this file system has no locks; write {target.name} on another disk, and copy it",
+            where=str(path),
+            allowed="a directory on another disk",
         ) from None
     except LockedError:
-        raise HuggingFaceError(
-            f"{target} is being written by another process, in {path}; wait for it, or give another directory"
+        raise UpcycleError(
+            f"{target} is being written by another process, in {path}; wait for it, or give another directory",
+            where=str(target),
+            allowed="another directory",
         ) from None
     with lock:
         yield

@@ -100,7 +100,7 @@ def target(tmp_path: Path) -> Path:
 def halfway(model: Model, target: Path) -> Path:
     """The work of a start that failed at the fourth of six files."""
     model.fail[10] = raising(HuggingFaceError("no luck"))
-    with pytest.raises(HuggingFaceError, match=r"no luck; 3 of 6 files are finished and kept in .*: the same command"):
+    with pytest.raises(UpcycleError, match=r"no luck; 3 of 6 files are finished and kept in .*: the same command"):
         model.run(target)
     model.fail.clear()
     assert model.made() == [*of_files(0, 1, 2), 9]
@@ -108,11 +108,11 @@ def halfway(model: Model, target: Path) -> Path:
 
 
 def test_what_is_written(model, target):
-    told: list[tuple[int, int, int]] = []
-    done = model.run(target, progress=lambda *bytes: told.append(bytes))
+    reports: list[tuple[int, int, int]] = []
+    done = model.run(target, progress=lambda *bytes: reports.append(bytes))
     total = FILES * SHARD_BYTES
     assert done == Done(total, FILES, 0, ())
-    assert told == [(total * n // (FILES * EACH), 0, total) for n in range(1, FILES * EACH + 1)]
+    assert reports == [(total * n // (FILES * EACH), 0, total) for n in range(1, FILES * EACH + 1)]
     found = {}
     for file in target.glob("*.safetensors"):
         found |= load_file(file)
@@ -138,11 +138,11 @@ def test_any_number_of_workers_writes_the_same(model, target):
 def test_what_is_finished_is_kept(model, target, halfway):
     model.run(target.with_name("undisturbed"))
     model.made()
-    told: list[tuple[int, int, int]] = []
-    done = model.run(target, workers=2, progress=lambda *bytes: told.append(bytes))
+    reports: list[tuple[int, int, int]] = []
+    done = model.run(target, workers=2, progress=lambda *bytes: reports.append(bytes))
     assert (done.kept, done.faults) == (3, ())
     assert model.made() == of_files(3, 4, 5)
-    assert told[-1] == (3 * SHARD_BYTES, 3 * SHARD_BYTES, 6 * SHARD_BYTES)
+    assert reports[-1] == (3 * SHARD_BYTES, 3 * SHARD_BYTES, 6 * SHARD_BYTES)
     assert contents(target) == contents(target.with_name("undisturbed"))
     assert not halfway.exists()
 
@@ -167,7 +167,7 @@ def test_a_line_of_the_journal_that_a_kill_cut_is_not_taken(model, target, halfw
     lines = (halfway / "journal.jsonl").read_bytes()
     (halfway / "journal.jsonl").write_bytes(lines[:-30])
     model.fail[10] = raising(HuggingFaceError("again"))
-    with pytest.raises(HuggingFaceError, match="3 of 6"):
+    with pytest.raises(UpcycleError, match="3 of 6"):
         model.run(target)
     assert (halfway / "journal.jsonl").read_bytes() == lines
     assert model.made() == [*of_files(2), 9]
@@ -190,8 +190,9 @@ def test_another_plan_is_refused(model, target, halfway, tmp_path, what):
         model.source["model.safetensors"] = "1 2 4"
     else:
         model.upcycled.groups = model.upcycled.groups[:-1]
-    with pytest.raises(HuggingFaceError, match=rf"another upcycle to .*out \(its {expected} differ\); give"):
+    with pytest.raises(UpcycleError, match=rf"another upcycle to .*out \(its {expected} differ\); rep") as e:
         other.run(target)
+    assert (e.value.where, ", ".join(e.value.value)) == (str(halfway), expected)
     assert contents(halfway / "model") == before
 
 
@@ -199,7 +200,7 @@ def test_a_source_that_changes_meanwhile_is_no_model(model, target):
     def change() -> None:
         model.source["model.safetensors"] = "4"
 
-    with pytest.raises(HuggingFaceError, match=r"the source changed meanwhile: model\.safetensors"):
+    with pytest.raises(UpcycleError, match=r"the source changed during the upcycle: model\.saf"):
         model.run(target, progress=lambda *bytes: change())
     assert not target.exists()
 
@@ -208,7 +209,7 @@ def test_who_holds_the_lock_is_left_alone(model, target, halfway, monkeypatch):
     monkeypatch.setattr(journal, "PATIENCE", 0.1)
     with open(halfway / "owner.lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(HuggingFaceError, match="is being written by another process"):
+        with pytest.raises(UpcycleError, match="is being written by another process"):
             model.run(target)
     model.run(target)
 
@@ -250,7 +251,7 @@ def test_a_file_system_without_locks_is_refused(model, target, halfway, monkeypa
     before = contents(halfway / "model")
     with monkeypatch.context() as patched:
         patched.setattr(fcntl, "flock", flock)
-        with pytest.raises(HuggingFaceError, match=r"this file system has no locks; write out on another disk"):
+        with pytest.raises(UpcycleError, match=r"this file system has no locks; write out on another disk"):
             model.run(target)
     assert contents(halfway / "model") == before
     assert model.run(target).kept == 3
@@ -260,8 +261,9 @@ def test_a_directory_of_others_is_left_alone(model, target):
     work = journal.work_path(target)
     work.mkdir(parents=True)
     (work / "thesis.tex").write_text("all of it")
-    with pytest.raises(HuggingFaceError, match=r"is in the way: it holds thesis\.tex of no upcycle"):
+    with pytest.raises(UpcycleError, match=r"holds thesis\.tex, which is not part of an upcycle") as refused:
         model.run(target)
+    assert (refused.value.where, refused.value.value) == (str(work), "thesis.tex")
     assert (work / "thesis.tex").exists()
 
 
@@ -276,7 +278,7 @@ def test_what_others_put_among_the_files_does_not_become_part_of_the_model(model
     (halfway / "model" / "adapter.safetensors").write_text("theirs")
     for name in ("config.json", "manifest.json", INDEX, "tokenizer.json"):  # of a start killed at its very end
         (halfway / "model" / name).write_text("{")
-    with pytest.raises(HuggingFaceError, match=r"model/adapter\.safetensors is no file of this model \(1 such\); move"):
+    with pytest.raises(UpcycleError, match=r"model/adapter\.safetensors is not a file of this model \(1 such\); move"):
         model.run(target)
     assert not target.exists()
     (halfway / "model" / "adapter.safetensors").rename(target.with_name("adapter.safetensors"))
@@ -286,7 +288,7 @@ def test_what_others_put_among_the_files_does_not_become_part_of_the_model(model
 
 def test_a_worker_that_dies_is_reported_and_what_it_finished_kept(model, target):
     model.fail[8] = lambda: os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(HuggingFaceError, match=r"a worker was killed by SIGKILL while it made model-00003-of"):
+    with pytest.raises(UpcycleError, match=r"a worker was killed by SIGKILL while it made model-00003-of"):
         model.run(target, workers=1)
     model.made()
     model.fail.clear()
@@ -304,7 +306,7 @@ def test_a_worker_that_dies_is_reported_and_what_it_finished_kept(model, target)
 )
 def test_what_fails_in_a_worker_is_one_line(model, target, error, line):
     model.fail[1] = raising(error)
-    with pytest.raises(HuggingFaceError, match=line):
+    with pytest.raises(UpcycleError, match=line):
         model.run(target)
 
 
