@@ -99,7 +99,7 @@ class ZeroEngine:
     def backward(self, loss: Tensor) -> None:
         self.deepspeed.backward(loss, scale_wrt_gas=False)
 
-    def step(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
+    def step(self, step: int, steps: int) -> dict[str, Tensor]:
         if self.weights_may_be_new:
             self.zero.refresh_fp32_params()  # DeepSpeed's own copy of this rank's part of the weights
             self.weights_may_be_new = False
@@ -113,7 +113,9 @@ class ZeroEngine:
         self.skipped += overflow
         self.skipped[0] *= overflow
         norm = self.deepspeed.get_global_grad_norm()  # a Python inf after a skipped step
-        return torch.as_tensor(norm, dtype=torch.float32, device=self.world.device), self.skipped.clone()
+        in_a_row, skipped = self.skipped.clone()
+        norm = torch.as_tensor(norm, dtype=torch.float32, device=self.world.device)
+        return {"grad_norm": norm, "skipped_in_a_row": in_a_row, "skipped": skipped}
 
     def state(self) -> dict[str, Tensor]:
         self.weights_may_be_new = True  # a load may follow

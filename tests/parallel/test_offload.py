@@ -52,10 +52,10 @@ def train(model: nn.Module, engine: Engine, world, first: int = 1, last: int = S
             loss = (model(x) - y).square().sum() / 4
             total += loss.detach()
             engine.backward(loss * float("inf") if step == 4 else loss)
-        norm, skipped = engine.step(step, STEPS)
+        update = engine.step(step, STEPS)
         told["loss"].append(world.sum_tensor(total).item())
-        told["norm"].append(norm.item())
-        told["skipped"] = skipped.tolist()
+        told["norm"].append(update["grad_norm"].item())
+        told["skipped"] = [update["skipped_in_a_row"].item(), update["skipped"].item()]
     return told
 
 

@@ -17,11 +17,12 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-batch's `loss` (0-dim) to those of the step."""
 
-    def step(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
+    def step(self, step: int, steps: int) -> dict[str, Tensor]:
         """Apply the gradients of all ranks as optimizer step `step` of `steps` and drop them.
 
-        Returns on the device: the global gradient norm before clipping (0-dim), and the number of steps skipped because
-        a gradient was not finite, consecutively up to this step and since the start of the run ([2]).
+        Returns scalars by name, 0-dim on the device and equal on all ranks: `grad_norm`, the global norm before
+        clipping; `skipped_in_a_row` and `skipped`, the number of steps skipped because a gradient was not finite,
+        consecutively up to this step and since the start of the run.
         """
 
     def state(self) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ class NativeEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
+    def step(self, step: int, steps: int) -> dict[str, Tensor]:
         self.world.sum_gradients(self.plain)
         self._take_gradients()
         norm = self._gradient_norm()
@@ -81,7 +81,8 @@ class NativeEngine:
         self.optimizer.step()
         for tensor in (*self.named.values(), *self.leaves.values()):
             tensor.grad = None
-        return norm, self.skipped.clone()
+        in_a_row, skipped = self.skipped.clone()
+        return {"grad_norm": norm, "skipped_in_a_row": in_a_row, "skipped": skipped}
 
     def state(self) -> dict[str, Tensor]:
         tensors = {"skipped": self.skipped}

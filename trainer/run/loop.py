@@ -119,9 +119,8 @@ class Trainer:
         step = self.position.step = self.position.step + 1
         self.position.sample += cfg.train.global_batch
         world.watch.at(f"step {step}: optimizer")
-        norm, (in_a_row, skipped) = parts.engine.step(step, cfg.train.steps)
-        alike = {"grad_norm": norm, "skipped_in_a_row": in_a_row, "skipped": skipped}
-        totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in alike.items()}))
+        update = parts.engine.step(step, cfg.train.steps)
+        totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in update.items()}))
         self.unread.append(({"step": step, "lr": lr_at(step, cfg.optim, cfg.train.steps), "tokens": tokens}, totals))
 
     def _read_metrics(self) -> None:

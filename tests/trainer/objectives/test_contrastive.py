@@ -118,7 +118,7 @@ def one_step(cfg: Config, world: World) -> tuple[dict[str, Tensor], float, float
     (units,) = world.sum_counts(sum(pairs))
     totals = accumulate_gradients(model, engine, objective, batches, units, world, step=1)
     loss = world.sum_tensor(totals.values["loss"].clone()).item()
-    norm = engine.step(1, 10)[0].item()
+    norm = engine.step(1, 10)["grad_norm"].item()
     return {name: before[name] - whole(weight) for name, weight in model.named_parameters()}, norm, loss, pairs
 
 

@@ -81,7 +81,7 @@ def test_clipping_is_torchs(name, scale):
     for step in range(1, 4):
         set_gradients(ours, step, scale)
         set_gradients(theirs, step, scale)
-        norm, _ = engine.step(step, 3)
+        norm = engine.step(step, 3)["grad_norm"]
         assert norm.item() == pytest.approx(nn.utils.clip_grad_norm_(theirs.parameters(), 1.0).item())
         plain.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -104,13 +104,13 @@ def test_a_step_that_is_not_finite_changes_nothing(name, moments, bad, clip_norm
         if is_bad:
             next(model.parameters()).grad[0, 0] = bad
             before = snapshot(engine)
-            norm, skipped = engine.step(step, 5)
-            assert not torch.isfinite(norm)
+            update = engine.step(step, 5)
+            assert not torch.isfinite(update["grad_norm"])
             assert same(before, snapshot(engine))
         else:
-            _, skipped = engine.step(step, 5)
+            update = engine.step(step, 5)
             reference.step(step, 5)
-        seen.append(skipped.tolist())
+        seen.append([update["skipped_in_a_row"].item(), update["skipped"].item()])
     assert same(snapshot(engine), snapshot(reference))
     assert seen == [[1, 1], [0, 1], [1, 2], [2, 3], [0, 3]]
 

@@ -85,7 +85,7 @@ def train(model: nn.Module, engine: NativeEngine, world: World, first: int = 1, 
         x = torch.randn(BATCH, 6, generator=torch.Generator().manual_seed(100 + step))
         mine = x.view(world.size, -1, 6)[world.rank]
         engine.backward(model(mine).square().sum() * (float("nan") if step == 2 else 1.0) / BATCH)
-        norms.append(engine.step(step, STEPS)[0].item())
+        norms.append(engine.step(step, STEPS)["grad_norm"].item())
     return norms
 
 
@@ -164,7 +164,7 @@ def steps_on_meshes(spread: bool) -> tuple[list[float], dict[str, Tensor]]:
         for step in range(1, STEPS + 1):
             for p, gradient in zip(model.parameters(), experts(10 * step, spread).parameters(), strict=True):
                 p.grad = gradient.detach()
-            norms.append(engine.step(step, STEPS)[0].item())
+            norms.append(engine.step(step, STEPS)["grad_norm"].item())
         return norms, whole({**dict(model.named_parameters()), **engine.state()})
     finally:
         world.close()
