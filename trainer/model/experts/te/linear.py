@@ -197,4 +197,4 @@ def _counts_on_host(on_device: Tensor, rows: int) -> list[int]:
 def _te_recipe(name: str) -> Any:
     options = {"amax_history_len": AMAX_HISTORY, "reduce_amax": False} if name == "fp8_delayed" else {}
     power_of_two = {"fp8_block": True, "fp8_current": False}.get(name)
-    return private.te_recipe(RECIPES[name].name, options, power_of_two=power_of_two)
+    return private.make_recipe(RECIPES[name].name, options, power_of_two=power_of_two)

@@ -105,7 +105,7 @@ def scaling_state(linear: Any, direction: str) -> Any:
     return linear.fp8_meta.get(direction)
 
 
-def te_recipe(name: str, options: dict[str, Any], *, power_of_two: bool | None) -> Any:
+def make_recipe(name: str, options: dict[str, Any], *, power_of_two: bool | None) -> Any:
     """The recipe object of class `name`, with what it would take from environment variables set.
 
     power_of_two: round scales of all operands to powers of two; None for recipes without the choice.
