@@ -54,7 +54,8 @@ class NextToken:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """The gradients are made in the forward pass, while a chunk's probabilities are in cache; the logits of all tokens
-    never exist at once and nothing is computed twice."""
+    never exist at once and nothing is computed twice. Not `F.linear_cross_entropy`: torch has it only since 2.13, and
+    it was slower and costs 157 MB and 1.3 CPU-seconds at its first call (docs/log.md, 2026-11-29)."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, with_grad: bool) -> Tensor:
