@@ -1,7 +1,7 @@
 """Rows sorted by expert and padded, by counting, in three Triton kernels.
 
 Ids are small numbers, so they need no comparing sort: count each expert's slots in each block of slots, sum the counts
-over the blocks before, and every slot knows its row. Nothing is added atomically, so that the order is the stable one.
+over the blocks before, and every slot knows its row. Nothing is added atomically, so the order is stable.
 
 Legend: T tokens · K experts per token · S = T*K slots · E experts · P padded rows · B blocks of slots.
 """
@@ -13,14 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SLOTS = 128  # of a block: ranks inside it come from comparing each with each
-SCANNED = 256  # blocks at a time
+SLOTS = 128  # of a block: ranks inside it come from comparing all pairs
+SCANNED = 256  # blocks in one turn of the scan
 
 
 @triton.jit
 def known_ids(here: tl.tensor, inside: tl.tensor, E: tl.constexpr) -> tl.tensor:
-    """The ids, of which one that is no expert's counts as the nearest one that is: it must not lead a store astray.
-    That there is none is for those to check who take ids from outside."""
+    """The ids, clamped to those of experts, so that no store goes out of bounds. Code that takes ids from outside
+    checks them."""
     return tl.minimum(tl.maximum(tl.load(here, inside, 0), 0), E - 1).to(tl.int32)
 
 
@@ -40,7 +40,7 @@ def count_kernel(
 def scan_kernel(
     counts: tl.tensor, totals: tl.tensor, blocks: int, E: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ) -> None:
-    """Of the counts [B, E]: what stands in the blocks before, in their place, and the totals [E]."""
+    """Replace the counts [B, E] by their exclusive sums over the blocks, and write the totals [E]."""
     expert = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     before = tl.zeros([COLUMNS], tl.int32)
     for start in range(0, blocks, ROWS):

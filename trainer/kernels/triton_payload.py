@@ -1,6 +1,6 @@
 """FP8 payload packed and unpacked in one Triton kernel each: a program takes a strip of one token's 1 x 128 tiles.
 
-Legend: T tokens · H hidden size · C bytes of a row as it travels: H codes, a byte for each tile, zeros.
+Legend: T tokens · H hidden size · C bytes of a row as it travels: H codes, one byte for each tile, zeros.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def pack_kernel(
     tile = tl.program_id(1) * TILES + tl.arange(0, TILES)
     column = tile[:, None] * TILE + tl.arange(0, TILE)[None, :]
     numbers = tl.load(x + token * H + column, column < H, 0).to(tl.float32)
-    # The largest |x| as an integer, where infinity and NaN stand above the rest.
+    # The largest |x| as an integer; infinity and NaN are above all finite numbers.
     amax = tl.max(numbers.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
     most = tl.full([TILES], MOST, tl.float32)
-    # Rounded as IEEE says, unlike `/`; and no larger than fp32 goes.
+    # Rounded as IEEE requires, unlike `/`; and at most the largest fp32.
     ratio = tl.minimum(tl.div_rn(most, amax.to(tl.float32, bitcast=True)), 3.4028234663852886e38)
     power = ratio.to(tl.int32, bitcast=True) & -0x800000
     power = tl.where((amax > 0) & (amax < 0x7F800000), power, 0x3F800000)
     scaled = numbers * power.to(tl.float32, bitcast=True)[:, None]
-    # A comparison with NaN is false, so NaN stays. The cast saturates too, but only here does an infinity.
+    # A comparison with NaN is false, so NaN stays NaN. The cast saturates finite numbers, but not infinities.
     scaled = tl.where(scaled > MOST, MOST, tl.where(scaled < -MOST, -MOST, scaled))
     tl.store(out + token * C + column, scaled.to(tl.float8e4nv).to(tl.uint8, bitcast=True), column < H)
     tl.store(out + token * C + H + tile, (power >> 23).to(tl.uint8), tile < across)
@@ -73,7 +73,7 @@ def pack(x: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, hidden: int, dtype: torch.dtype) -> Tensor:
-    """uint8 [T, C], rows as far apart as they may be -> [T, H]."""
+    """uint8 [T, C], with any stride between rows -> [T, H]."""
     out = packed.new_empty(len(packed), hidden, dtype=dtype)
     if len(packed):
         assert packed.stride(1) == 1

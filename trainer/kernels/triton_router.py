@@ -60,7 +60,7 @@ def forward_kernel(
     inside = (group < G) & (member < N)
     z_Gn = tl.load(logits + token * (G * N) + group * N + member, inside, 0.0)
     left = tl.where(inside, _ordered(z_Gn), -0x80000000)
-    place = tl.full([GROUPS, MEMBERS], -1, tl.int32)  # which of its group's picks an expert is
+    place = tl.full([GROUPS, MEMBERS], -1, tl.int32)  # the position of an expert among the picks of its group
     for pick in tl.static_range(PICKS):
         best_G = tl.argmax(left, 1, tie_break_left=True)
         taken = inside & (member == best_G[:, None])

@@ -1,4 +1,4 @@
-"""Triton kernels that bring tokens to their padded rows and sum the rows of each token.
+"""Triton kernels that gather tokens into padded rows and sum the rows of each token.
 
 Legend: T tokens · K experts per token · P padded rows · H hidden size.
 """

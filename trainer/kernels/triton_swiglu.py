@@ -54,7 +54,7 @@ def backward_kernel(
 
 
 def _block(width: int) -> dict[str, int]:
-    # 8 numbers a thread; more warps only wait for one another in the row's sum.
+    # 8 numbers a thread; with more warps, they only wait for one another in the sum over the row.
     block = min(512, triton.next_power_of_2(width))
     return {"WIDTH": width, "BLOCK": block, "num_warps": max(1, block // 256)}
 
@@ -69,7 +69,7 @@ def forward(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def backward(hidden: Tensor, weight: Tensor, dy: Tensor, again: bool) -> tuple[Tensor | None, Tensor, Tensor]:
-    """[R, 2I], [R], the gradient [R, I] -> forward's result if it is wanted again, the gradients of the first two."""
+    """[R, 2I], [R], the gradient [R, I] -> the result of `forward` if `again`, and the gradients of the first two."""
     rows, width = dy.shape
     d_hidden, d_weight = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (hidden, weight))
     result = torch.empty_like(dy) if again else None

@@ -21,19 +21,19 @@ from trainer.model.numerics import norm_rotary
 
 @dataclass
 class Documents:
-    """Where the documents lie in T packed tokens, known to the host (lengths) and to the device (cu_seqlens)."""
+    """Bounds of the documents in T packed tokens, on the host (lengths) and on the device (cu_seqlens)."""
 
     lengths: list[int]
     cu_seqlens: Tensor  # [documents + 1] int32, on the device of the activations
 
     @staticmethod
     def from_cu_seqlens(cu_seqlens: Tensor, tokens: int, device: torch.device) -> Documents:
-        """cu_seqlens: [documents + 1] int32 on the CPU, from 0 to `tokens`, rising; raises ValueError otherwise."""
+        """cu_seqlens: [documents + 1] int32 on the CPU, increasing from 0 to `tokens`; raises ValueError otherwise."""
         bounds = cu_seqlens.tolist()
         lengths = [end - start for start, end in pairwise(bounds)]
         if not lengths or bounds[0] != 0 or bounds[-1] != tokens or min(lengths) < 1:
             raise ValueError(
-                f"cu_seqlens must rise from 0 to the {tokens} tokens given, got {bounds[:4]}...{bounds[-1:]}"
+                f"cu_seqlens must increase from 0 to the {tokens} tokens, but are {bounds[:4]}...{bounds[-1:]}"
             )
         return Documents(lengths, cu_seqlens.to(device, non_blocking=True))
 
@@ -46,7 +46,7 @@ class Documents:
 
 @cache
 def _varlen_arguments() -> tuple[Any, dict[str, Any], bool]:
-    """torch's variable-length attention, its arguments for causal attention, and whether it takes grouped queries."""
+    """torch's variable-length attention, its arguments for causal attention, and True if it takes grouped queries."""
     from torch.nn.attention.varlen import varlen_attn
 
     names = inspect.signature(varlen_attn).parameters
@@ -60,8 +60,8 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tens
     """Causal attention inside each document.
 
     Args: q: [T, h, d]; k, v: [T, n, d] with n dividing h; query head i reads kv head i // (h/n).
-    Returns: [T, h, d]. On CUDA in 16 bits one varlen kernel; else SDPA over the documents, in one call where all are
-    equally long. Never a dense mask.
+    Returns: [T, h, d]. On CUDA in 16 bits one varlen kernel; otherwise SDPA over the documents, in one call
+    if all have the same length. Never a dense mask.
     """
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         varlen_attn, arguments, grouped = _varlen_arguments()

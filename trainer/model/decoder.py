@@ -1,4 +1,4 @@
-"""The Intern-S1 / Intern-S1-Pro text model as a plain single-device module; it knows nothing of parallelism.
+"""The Intern-S1 / Intern-S1-Pro text model as a plain single-device module, without parallelism.
 
 With router_groups = 1 and positions = rope it is the Qwen3-MoE / Intern-S1 model.
 
@@ -54,14 +54,14 @@ class Output(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Embedding, L blocks, final RMSNorm, untied LM head whose logits are fp32 whatever the blocks compute in.
+    """Embedding, L blocks, final RMSNorm, untied LM head whose logits are fp32 whatever the compute dtype.
 
     Args:
         cfg: the model's sizes.
-        compute_dtype: of the activations and of the linears' arithmetic; None takes the parameters' dtype. The
-            parameters themselves keep the dtype they were made in (fp32 masters).
-        ops, make_backend: compute the router and the experts of each layer, as `choose_backend` returns it; by default
-            plain torch and the back end that `cfg` names.
+        compute_dtype: of the activations and the arithmetic of the linears; None for the parameters' dtype. The
+            parameters themselves keep the dtype in which they were created (fp32 masters).
+        ops: the routers' operations. make_backend: as `choose_backend` returns it; None for the back end that `cfg`
+            names, in plain torch.
 
     Build it under `torch.device("meta")`, then `to_empty(device=...)` and `init_weights(seed)`.
     """
@@ -140,8 +140,8 @@ class Decoder(nn.Module):
         """Normal(0, init_std) for matrices, 1 for norms, FoPE's fixed matrices; in place.
 
         Each tensor, and each expert of an expert tensor, draws from a generator keyed by (seed, name, expert), so that
-        the values depend neither on the device nor on which rank holds what. A rank draws a tensor (an expert) whole
-        and keeps its part.
+        the values depend neither on the device nor on the layout. A rank draws each tensor (expert) whole and keeps its
+        part.
         """
         for name, weight in self.named_parameters():
             part, where = local_part(weight), local_region(weight)
@@ -161,5 +161,5 @@ class Decoder(nn.Module):
         return ((name, buffer) for name, buffer in self.named_buffers() if name.endswith("_coef"))
 
     def num_params(self) -> int:
-        """Elements of all parameters, counted on the module; `ModelConfig.num_params` is the closed form."""
+        """Number of elements of all parameters, counted on the module; `ModelConfig.num_params` is the closed form."""
         return sum(p.numel() for p in self.parameters())

@@ -1,4 +1,4 @@
-"""Values that a model begins with, drawn tensor by tensor, so that they depend on no device and no layout of ranks."""
+"""Initial values of a model, drawn tensor by tensor, so that they depend neither on the device nor on the layout."""
 
 from __future__ import annotations
 

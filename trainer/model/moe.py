@@ -1,4 +1,4 @@
-"""The mixture-of-experts block: a router, its experts, and the dispatcher that brings them together."""
+"""The mixture-of-experts block: a router, experts, and the dispatcher between them."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from trainer.model.ops import TORCH, Ops
 
 
 class RouterStats(NamedTuple):
-    """What the losses and the log need of one micro-batch; of one layer, or stacked with a leading layer dimension.
+    """Statistics of one micro-batch for the losses and the log, of one layer or with a leading layer dimension.
 
     counts: [E] selections per expert, no gradient. probabilities: [E] sums over tokens of the router's probabilities
     (within each group, or over all experts, as `model.balance` says), carries gradients. log_z_squared: [] sum over
-    tokens of logsumexp(logits)^2, carries gradients where the z loss is on. tokens: how many tokens were routed.
+    tokens of logsumexp(logits)^2, carries gradients where the z loss is on. tokens: number of tokens routed.
     """
 
     counts: Tensor
@@ -32,7 +32,7 @@ class RouterStats(NamedTuple):
 
     @staticmethod
     def stack(layers: list[RouterStats]) -> RouterStats:
-        """One with a leading layer dimension, of layers that routed the same tokens; gradients go through."""
+        """Statistics with a leading layer dimension, from layers that routed the same tokens; differentiable."""
         return RouterStats(
             torch.stack([s.counts for s in layers]),
             torch.stack([s.probabilities for s in layers]),
@@ -58,11 +58,11 @@ class Router(nn.Module):
     def forward(self, x: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, RouterStats]:
         """x: [T, H] -> ids [T, K] int64, weights [T, K] fp32, statistics.
 
-        With `ids` given (replayed from a rollout) the router selects nothing and only weighs them. Raises RuntimeError
-        where one is no expert; on CUDA later than here, as nothing waits for it.
+        With `ids` given (replayed from a rollout) the router only weighs them. Raises RuntimeError if one is out of
+        range; on CUDA at a later synchronisation.
         """
         if ids is not None:
-            assert_async(((ids >= 0) & (ids < len(self.weight))).all(), "expert_ids hold ids of no expert")
+            assert_async(((ids >= 0) & (ids < len(self.weight))).all(), "expert_ids are out of range")
         dtype = wide(x.dtype)
         z_TE = F.linear(x.to(dtype), self.weight.to(dtype))
         if ids is None:

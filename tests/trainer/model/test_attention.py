@@ -133,5 +133,5 @@ def test_no_gradient_reaches_another_document_or_a_later_token():
 )
 def test_impossible_cu_seqlens_raise(impossible):
     model = build(model_config())
-    with pytest.raises(ValueError, match=f"cu_seqlens must rise from 0 to the {TOKENS} tokens"):
+    with pytest.raises(ValueError, match=f"cu_seqlens must increase from 0 to the {TOKENS} tokens"):
         model(random_ids(model.cfg, 1, TOKENS), None, torch.tensor(impossible, dtype=torch.int32))
