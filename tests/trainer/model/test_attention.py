@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.model.tiny import assert_close, build, gradients, model_config, random_ids, relative
+from tests.trainer.model.tiny import assert_close, build, gradients, logits, model_config, random_ids, relative
 from trainer.model.attention import Attention, Documents, document_attention
 from trainer.model.decoder import Decoder
 from trainer.model.rotary import Rotary
@@ -67,14 +67,14 @@ def test_packed_documents_are_the_documents_one_by_one():
     ids = random_ids(model.cfg, 1, TOKENS)
     upstream = normal(1, TOKENS, model.cfg.vocab_size)
     positions = restarting_positions(LENGTHS).unsqueeze(0)
-    packed = model(ids, positions, bounds(LENGTHS))
+    packed = logits(model, ids, positions, bounds(LENGTHS))
     packed.backward(upstream)
     packed_gradients = gradients(model)
-    parts = [model(part) for part in ids.split(LENGTHS, dim=1)]
+    parts = [logits(model, part) for part in ids.split(LENGTHS, dim=1)]
     torch.cat(parts, dim=1).backward(upstream)
     assert relative(packed, torch.cat(parts, dim=1)) <= 1e-12
     assert_close(packed_gradients, gradients(model), 1e-11)
-    without_restart = model(ids, None, bounds(LENGTHS))
+    without_restart = logits(model, ids, None, bounds(LENGTHS))
     assert relative(without_restart, packed) > 1e-3
 
 
@@ -82,14 +82,14 @@ def test_rows_are_documents_by_default_and_may_be_cut_further():
     """[B, S] without bounds, the same with bounds, and cut so that a document ends inside each row."""
     model = fp64_model()
     ids = random_ids(model.cfg, 3, 8)
-    rows = model(ids)
-    assert torch.equal(model(ids, None, bounds([8, 8, 8])), rows)
+    rows = logits(model, ids)
+    assert torch.equal(logits(model, ids, None, bounds([8, 8, 8])), rows)
     for row, one in zip(rows, ids, strict=True):
-        assert relative(row, model(one.unsqueeze(0))[0]) <= 1e-12
+        assert relative(row, logits(model, one.unsqueeze(0))[0]) <= 1e-12
     lengths = [3, 5, 8, 7, 1]
-    cut = model(ids, restarting_positions(lengths).view(3, 8), bounds(lengths)).flatten(0, 1)
+    cut = logits(model, ids, restarting_positions(lengths).view(3, 8), bounds(lengths)).flatten(0, 1)
     for part, one in zip(cut.split(lengths), ids.flatten().split(lengths), strict=True):
-        assert relative(part, model(one.unsqueeze(0))[0]) <= 1e-12
+        assert relative(part, logits(model, one.unsqueeze(0))[0]) <= 1e-12
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [11, 11]])
@@ -117,11 +117,11 @@ def test_no_gradient_reaches_another_document_or_a_later_token():
     """Exactly zero through the whole model, for one token of each document."""
     model = fp64_model()
     x = normal(1, TOKENS, model.cfg.hidden_size).requires_grad_()
-    logits = model(None, restarting_positions(LENGTHS).unsqueeze(0), bounds(LENGTHS), embeds=x)[0]
+    found = logits(model, None, restarting_positions(LENGTHS).unsqueeze(0), bounds(LENGTHS), embeds=x)[0]
     start = 0
     for length in LENGTHS:
         token = start + length // 2
-        (grad,) = torch.autograd.grad(logits[token].square().sum(), x, retain_graph=True)
+        (grad,) = torch.autograd.grad(found[token].square().sum(), x, retain_graph=True)
         touched = grad[0].abs().sum(-1) > 0
         assert touched.nonzero().flatten().tolist() == list(range(start, token + 1))
         start += length
