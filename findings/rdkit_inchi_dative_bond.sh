@@ -6,7 +6,7 @@
 # too. The only sign is a line in RDKit's own log.
 #
 # Output seen:
-#   cisplatin '', zinc '', covalent spelling '', benzene 'InChI=1S/C6H6/c1-2-4-6-5-3-1/h1-6H'
+#   {'cisplatin': '', 'zinc': '', 'covalent spelling': '', 'benzene': 'InChI=1S/C6H6/c1-2-4-6-5-3-1/h1-6H'}
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

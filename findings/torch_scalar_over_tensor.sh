@@ -8,7 +8,7 @@
 # rows' own bf16 addition, which rounds ties to even, in about a tenth of all sums of two.
 #
 # Output seen:
-#   448.0 / x differs from tensor(448.) / x for 26 % of x = 1, 2, ..., 99999; embedding_bag differs in 10 % of sums
+#   448.0 / x differs from tensor(448.) / x for 26% of x = 1, 2, ..., 99999; embedding_bag differs in 10% of sums
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
