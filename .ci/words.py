@@ -58,8 +58,8 @@ BANS = [
 ]
 OPENERS = re.compile(r"^(What|Which|Of|Whether|Where|How|Who|Why)\b")
 OPENER_INSTEAD = "open a docstring with a verb or a noun phrase: 'Return True if', 'The ranks that'"
-NAME_INSTEAD = "name pairs start_x / finish_x; one name per idea, no pair that differs by a tense"
-NAMES = re.compile(r"(^|_)(begin|begun|told|tell|tells)(_|$)")
+NAME_INSTEAD = "the same words as prose, start_x / finish_x for pairs, and no two names that differ by a tense"
+NAMES = re.compile(r"(^|_)(begin|begins|begun|began|told|tell|tells|nobody|whoever|lies|goes_on|go_on|for_ever)(_|$)")
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def load(world, directory: str, keys: dict) -> tuple[dict[str, list[float]], lis
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_checkpoint_goes_on_bitwise(name, tmp_path: Path):
+def test_a_checkpoint_resumes_bitwise(name, tmp_path: Path):
     saved = on_two_ranks(save, str(tmp_path), VARIANTS[name])
     for (told, weights), (again, loaded) in zip(saved, on_two_ranks(load, str(tmp_path), VARIANTS[name]), strict=True):
         assert again == told

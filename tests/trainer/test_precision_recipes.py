@@ -227,7 +227,7 @@ def test_the_log_says_what_was_chosen(tmp_path):
     ("first", "then"),
     [("fp32", "fp8_reference"), ("fp8_reference", "fp32"), ("fp8_reference", "bf16"), ("bf16", "fp8_reference")],
 )
-def test_a_checkpoint_of_one_recipe_goes_on_with_another(tmp_path, first, then):
+def test_a_checkpoint_of_one_recipe_resumes_under_another(tmp_path, first, then):
     """The resumed run takes the other recipe's steps from the first one's weights."""
 
     def part(directory, name, steps, **changes):

@@ -337,7 +337,7 @@ def test_five_kills_change_no_byte(source, tmp_path, slow_files):
     assert not work.exists()
 
 
-def test_an_interrupted_one_says_how_to_go_on(source, tmp_path, slow_files):
+def test_an_interrupted_one_says_how_to_resume(source, tmp_path, slow_files):
     words = ["upcycle", "src", "dst", "--shard-gb", "0.00001"]
     pid = started(words, tmp_path / "log")
     wait_for(tmp_path / "dst.octavo-upcycle.tmp" / "journal.jsonl", 3)
@@ -351,7 +351,7 @@ def test_an_interrupted_one_says_how_to_go_on(source, tmp_path, slow_files):
 # ---- progress
 
 
-def test_lines_where_nobody_watches_and_a_bar_on_a_terminal(source, capsys, monkeypatch):
+def test_lines_in_a_file_and_a_bar_on_a_terminal(source, capsys, monkeypatch):
     monkeypatch.setattr("launch.commands.upcycle.BETWEEN", 0.0)
     assert main(["upcycle", "src", "dst", "--shard-gb", "0.0001"]) == 0
     lines = capsys.readouterr().err.splitlines()

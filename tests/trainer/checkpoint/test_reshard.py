@@ -126,7 +126,7 @@ def test_experts_written_by_eight_ranks_are_those_of_one_process(groups, written
 
 
 @pytest.mark.parametrize(("groups", "layout"), CASES)
-def test_another_layout_reads_the_same_bits_and_goes_on(tmp_path, written, groups, layout):
+def test_another_layout_reads_the_same_bits_and_resumes(tmp_path, written, groups, layout):
     directory, state, next_loss = written(groups)
     there, sizes = shutil.copytree(directory, tmp_path / "there"), LAYOUTS[groups][layout]
     found = at(sizes, restored, there, sizes, groups, "resume")

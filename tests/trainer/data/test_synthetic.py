@@ -17,7 +17,7 @@ def data(vocab_size: int = 100, seq_len: int = 128, seed: int = 5) -> Data:
     return open_synthetic(vocab_size=vocab_size, seq_len=seq_len, seed=seed)
 
 
-def test_the_tokens_are_these_for_ever() -> None:
+def test_the_tokens_never_change() -> None:
     batch = data(seq_len=12).stream.batch(3, 2)
     assert batch.inputs["ids"].tolist() == [
         [23, 28, 33, 38, 43, 48, 53, 4, 18, 68, 73, 78],
@@ -65,7 +65,7 @@ def test_held_out_windows_are_others_and_the_unigram_knows_something() -> None:
     assert math.log(1000) - 2 < unigram_nats(source.text, 1000)["synthetic"] < math.log(1000) - 0.01
 
 
-def test_it_is_built_by_name_and_stands_in_for_text() -> None:
+def test_it_is_built_by_name_and_replaces_text() -> None:
     cfg = DataConfig(name="synthetic", seq_len=16)
     built = build_data(cfg, seed=5, vocab_size=30)
     assert built.vocab_size == 30

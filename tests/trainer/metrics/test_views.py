@@ -129,7 +129,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_run(tmp_path, monkeypatch):
     assert "the terminal view is off" in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_without_wandb_the_run_goes_on_and_the_extra_is_named(tmp_path, monkeypatch, capsys):
+def test_without_wandb_the_run_continues_and_the_extra_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)  # import wandb raises ImportError
     run(tmp_path, wandb="offline")
     warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]

@@ -198,7 +198,7 @@ def save_and_load(directory: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]
         world.close()
 
 
-def test_a_checkpoint_of_shards_goes_on_bitwise_and_loads_as_whole_tensors(tmp_path: Path):
+def test_a_checkpoint_of_shards_resumes_bitwise_and_loads_as_whole_tensors(tmp_path: Path):
     """Loaded before FSDP first gathers, when it still may move the memory of a shard."""
     for straight, resumed in on_ranks(2, save_and_load, str(tmp_path)):
         assert all(torch.equal(resumed[key], tensor) for key, tensor in straight.items())

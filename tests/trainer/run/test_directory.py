@@ -67,7 +67,7 @@ def test_the_same_command_continues_its_run():
     assert choose(toy("train.seed=1")).status == "new"
 
 
-def test_a_run_may_go_on_with_another_precision_and_says_so():
+def test_a_run_may_resume_with_another_precision_and_says_so():
     run = start(toy())
     save(run, 100)
     other = toy("precision=fp8_reference", f"run.dir={run.path}")
@@ -134,7 +134,7 @@ def test_a_directory_of_another_configuration_is_refused_with_the_keys_that_diff
     assert all(line in fault.text for line in fault.allowed)
 
 
-def test_a_run_from_before_init_from_has_its_name_and_goes_on():
+def test_a_run_from_before_init_from_has_its_name_and_resumes():
     cfg = toy()
     names = [key for key in defining_values(cfg) if key.startswith("checkpoint.")]
     assert names == []
@@ -242,7 +242,7 @@ def test_every_process_comes_to_the_same_hash():
     assert len(hashes) == 1
 
 
-def test_a_directory_where_no_step_was_taken_binds_nobody(tmp_path):
+def test_a_directory_where_no_step_was_taken_binds_no_later_run(tmp_path):
     first = toy(f"run.dir={tmp_path / 'run'}")
     with hold(tmp_path / "run"):
         prepare(choose(first), first)

@@ -50,7 +50,7 @@ def test_texts_side_by_side_are_what_each_would_be_alone(parts):
         text.append(token)
 
 
-def test_a_text_ends_at_the_end_of_its_document_and_the_others_go_on(parts, monkeypatch):
+def test_a_text_ends_at_the_end_of_its_document_and_the_others_continue(parts, monkeypatch):
     model, _ = parts
     seen = []
 

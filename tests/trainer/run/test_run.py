@@ -158,7 +158,7 @@ def test_too_many_in_a_row_end_the_run_with_one_line(tmp_path, monkeypatch, caps
     assert len(steps(tmp_path)) == 6  # at most log_every late
 
 
-def test_a_resumed_run_goes_on_counting_skipped_steps(tmp_path, monkeypatch):
+def test_a_resumed_run_continues_counting_skipped_steps(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         poison(patch, {4})
         assert train(tiny_config(tmp_path, steps=4, schedule="constant", max_skipped=2)) == 0

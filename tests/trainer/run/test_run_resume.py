@@ -58,7 +58,7 @@ def test_stopped_twice_and_resumed_is_bitwise_the_run_that_never_stopped(tmp_pat
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capfd, number, code):
+def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(tmp_path, monkeypatch, capfd, number, code):
     before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
     signal.signal(number, before)  # under nohup, SIGHUP comes ignored
     stop_during(monkeypatch, 4, number)
@@ -103,7 +103,7 @@ def test_the_hint_names_the_directory_where_the_same_command_would_not_continue(
     assert f"run.dir={tmp_path / 'run'} train.resume=auto continues it" in capfd.readouterr().err
 
 
-def test_a_finished_run_says_what_extends_it_and_goes_on(tmp_path, capsys, uninterrupted):
+def test_a_finished_run_says_what_extends_it_and_resumes(tmp_path, capsys, uninterrupted):
     cfg = tiny_config(tmp_path, steps=4, schedule="constant")
     assert train(cfg) == 0
     once = losses(tmp_path)

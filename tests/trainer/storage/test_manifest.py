@@ -72,7 +72,7 @@ def test_any_other_stays_as_it_is(written, change):
     assert contents(written) == before
 
 
-def test_a_link_and_what_lies_outside_stay(written, tmp_path):
+def test_a_link_and_its_target_outside_stay(written, tmp_path):
     (tmp_path / "link").symlink_to(written)
     remove_as_written(tmp_path / "link", "made")
     assert (written / "a").exists()

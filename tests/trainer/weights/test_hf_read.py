@@ -170,7 +170,7 @@ def places(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 @pytest.mark.parametrize("name", ["interns1", "interns1_pro"])
-def test_whatever_stands_in_a_configuration_is_judged(reference, name):
+def test_every_value_in_a_configuration_is_judged(reference, name):
     """Each key of a published one in turn is something else: it does not matter, or one line reports it."""
     directory = open_directory(reference / "tiny" / name)
     lines = []

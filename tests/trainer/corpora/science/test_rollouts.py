@@ -124,7 +124,7 @@ def go(path: Path, url: str, out: Path) -> None:
     out.write_text(json.dumps([[text.text for text in made], counts]))
 
 
-def test_a_start_that_was_killed_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+def test_a_start_that_was_killed_resumes_and_asks_nothing_twice(tmp_path: Path) -> None:
     ledger, out = tmp_path / "ledger", tmp_path / "out"
     slow: Callable[[str, int], str] = lambda prompt, before: time.sleep(0.02) or "right"  # noqa: E731
     with chat_server(slow) as server:

@@ -318,7 +318,7 @@ tokenize_source([source], tokenizer, out, **{**DEFAULTS, "workers": 2, "shard_to
 
 
 @needs_megatron
-def test_after_kill_9_it_goes_on_with_other_workers(tmp_path, plain, monkeypatch):
+def test_after_kill_9_it_resumes_with_other_workers(tmp_path, plain, monkeypatch):
     monkeypatch.setattr(inputs, "UNIT", 20_000)
     source = write_jsonl(tmp_path / "a.jsonl", texts(4000))
     whole = contents(make(tmp_path, [source], out=tmp_path / "whole", shard_tokens=20_000))

@@ -205,7 +205,7 @@ def test_a_source_that_changes_meanwhile_is_no_model(model, target):
     assert not target.exists()
 
 
-def test_who_holds_the_lock_is_left_alone(model, target, halfway, monkeypatch):
+def test_the_owner_of_the_lock_is_left_alone(model, target, halfway, monkeypatch):
     monkeypatch.setattr(journal, "PATIENCE", 0.1)
     with open(halfway / "owner.lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -214,7 +214,7 @@ def test_who_holds_the_lock_is_left_alone(model, target, halfway, monkeypatch):
     model.run(target)
 
 
-def test_who_waits_for_the_lock_sees_that_the_other_one_finished(model, target, halfway):
+def test_a_waiter_for_the_lock_sees_that_the_other_one_finished(model, target, halfway):
     with open(halfway / "owner.lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -328,7 +328,7 @@ def test_an_existing_destination_is_refused(model, target):
     assert [entry.name for entry in target.parent.iterdir()] == ["out"]
 
 
-def test_a_kill_after_the_directory_had_its_name_leaves_nothing_for_ever(model, target, monkeypatch):
+def test_a_kill_after_the_directory_had_its_name_leaves_nothing_permanent(model, target, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(engine, "remove", lambda path: None)
         model.run(target)
