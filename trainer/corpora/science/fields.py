@@ -1,47 +1,60 @@
 """The fields of the templates in `phrases`, for one record and one of its properties."""
 
+from functools import cache, lru_cache
+
 from trainer.corpora.science.draw import Draw
 from trainer.corpora.science.names import opening
-from trainer.corpora.science.records import PLURAL_UNIT, Record, Table, article
+from trainer.corpora.science.records import PLURAL_UNIT, Property, Record, Table, article
 
 
 def of_record(record: Record, table: Table) -> dict[str, str]:
     """The fields that need none of the record's values."""
-    called = record.in_sentence
-    a_thing = f"{article(table.thing)} {table.thing}"
-    fields = {"called": called, "name": record.name, "thing": table.thing, "things": table.things}
-    fields |= {"a_thing": a_thing, "A_thing": capital(a_thing)}
-    if table.authority:
-        fields["authority"] = table.authority
-    fields |= {"heading": table.heading, "Heading": capital(table.heading)}
-    title = opening(record.name)
+    return dict(_of_record(record.name, record.in_sentence, table.thing, table.things, table.heading, table.authority))
+
+
+@lru_cache(256)  # every text of a record needs them
+def _of_record(name: str, called: str, thing: str, things: str, heading: str, authority: str) -> dict[str, str]:
+    a_thing = f"{article(thing)} {thing}"
+    fields = {"called": called, "name": name, "thing": thing, "things": things, "a_thing": a_thing}
+    fields |= {"A_thing": capital(a_thing), "heading": heading, "Heading": capital(heading)}
+    if authority:
+        fields["authority"] = authority
+    title = opening(name)
     if title is not None:
         fields["Title"] = title
-    if first := title if called == record.name else capital(called):
+    if first := title if called == name else capital(called):
         fields["Opening"] = first
     return fields
 
 
-def of_value(record: Record, table: Table, key: str, draw: Draw) -> dict[str, str]:
-    """All fields for one property. Those that would not read well are left out: nothing has "a number of rings of 2",
-    and no answer is given "in amino acids"."""
-    prop, value = table.properties[key], record.values[key]
-    fields = of_record(record, table)
-    called, full, label = fields["called"], prop.label_here, prop.label
-    condition = f" {prop.condition}" if prop.condition else ""
-    fields |= {"of": prop.of_name(called), "label": label, "full": full, "condition": condition}
-    fields |= {"Label": capital(label), "Full": capital(full), "value": prop.written(value)}
-    which = draw.below(len(prop.all_predicates), "predicate")
-    fields["predicate"] = prop.predicate(value, which)
-    fields["before_value"], _, after = prop.all_predicates[which].partition(" {value}")
-    fields["after_value"] = after
-    if prop.counted[0]:
-        fields["before_value"], fields["after_value"] = "has", f" {prop.counted[value != '1']}"
-    else:
+@cache
+def _of_property(prop: Property) -> dict[str, str]:
+    """The fields that need no record. Those that would not read well are left out: nothing has "a number of rings of
+    2", and no answer is given "in amino acids"."""
+    full, label = prop.label_here, prop.label
+    fields = {"label": label, "full": full, "condition": f" {prop.condition}" if prop.condition else ""}
+    fields |= {"Label": capital(label), "Full": capital(full)}
+    if not prop.counted[0]:
         fields |= {"its": f"its {full}", "Its": f"Its {full}", "Its_label": f"Its {label}"}
         fields |= {"a_label": f"{prop.article} {label}", "A_label": capital(f"{prop.article} {label}")}
     if prop.unit and not PLURAL_UNIT.search(prop.unit):
         fields["unit"] = prop.unit
+    return fields
+
+
+def of_value(record: Record, table: Table, key: str, draw: Draw) -> dict[str, str]:
+    """All fields for one property of a record."""
+    prop, value = table.properties[key], record.values[key]
+    called = record.in_sentence
+    fields = of_record(record, table) | _of_property(prop)
+    fields |= {"of": prop.of_name(called), "value": prop.written(value)}
+    several = len(prop.all_predicates)
+    which = draw.below(several, "predicate") if several > 1 else 0
+    fields["predicate"] = prop.predicate(value, which)
+    if prop.counted[0]:
+        fields["before_value"], fields["after_value"] = "has", f" {prop.counted[value != '1']}"
+    else:
+        fields["before_value"], _, fields["after_value"] = prop.all_predicates[which].partition(" {value}")
     if prop.questions:
         fields["question"] = draw.one_of(prop.questions, "question").replace("{called}", called)
     return fields

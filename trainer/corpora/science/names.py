@@ -13,17 +13,13 @@ INVERTED = re.compile(r"^(.*[^,]), (.+)$")
 STEREO = re.compile(r"^[(\[].*[)\]]-?$|^(?:DL|D|L|\([+-]\)|\+|-)-?$")  # "(3R)-", "[1R-(1α,2β)]", "DL"
 FIRST_WORD = re.compile(rf"(?<![A-Za-z])(?!(?:{PREFIX})[-,])[a-z]{{2,}}")
 SKIPPED = re.compile(rf"(?:[^A-Za-z]|(?<![A-Za-z])(?:{PREFIX}|DL|\d+H|[A-Za-z])(?=['\d,()\[\]-]))*")
-LOST_CAPITALS = (  # of names in lower case
-    (
-        re.compile(r"(?<![a-z])n(?=[,'(\[]|-[(\[]|-(?:methyl|ethyl|phenyl|acetyl|benzyl|benzoyl|formyl|cyclohexyl))"),
-        "N",
-    ),
-    (re.compile(r"(?<=N[,'])n(?=[,'-])|(?<=N',)n(?=')"), "N"),
-    (re.compile(r"(?<=\d)h(?=[-,)])"), "H"),
-    (re.compile(r"(?<=alpha-)d(?=-)|(?<=beta-)d(?=-)"), "D"),
-    (re.compile(r"(?<![a-z])dl(?=-)"), "DL"),
-    (re.compile(r"(?<=[a-z]\()(?:i{1,3}|iv|vi{0,3})(?=\))"), None),  # oxidation states
-    (re.compile(r"(?<=\()(?:\d*[a-z]?[rsez](?:,\d*[a-z]?[rsez])*)(?=\)-)"), None),
+GROUPS = "methyl|ethyl|phenyl|acetyl|benzyl|benzoyl|formyl|cyclohexyl"  # of n-propyl, the n may mean "normal"
+LOST_CAPITAL = re.compile(  # in a name in lower case
+    rf"(?<![a-z])(?:n'*(?:,n'*)+(?=-)|n(?=,\d)|n'+(?=-)|n(?=-(?:[(\[]|{GROUPS})))|"  # locants
+    r"(?<=\d)h(?=[-,)])|"  # indicated hydrogen
+    r"(?<=alpha-)d(?=-)|(?<=beta-)d(?=-)|(?<![a-z])dl(?=-)|"  # sugars, racemates
+    r"(?<=[a-z]\()(?:i{1,3}|iv|vi{0,3})(?=\))|"  # oxidation states
+    r"(?<=\()(?:\d*[a-z]?[rsez](?:,\d*[a-z]?[rsez])*)(?=\)-)"  # stereodescriptors, "7as" as "7aS"
 )
 
 
@@ -53,15 +49,11 @@ def in_order(name: str) -> str:
 def with_capitals(name: str) -> str:
     """A name from a list in lower case, with the capitals that are certain: `n,n-dimethyl-1h-indole` ->
     `N,N-dimethyl-1H-indole`, `(2e)-` -> `(2E)-`."""
-    for pattern, capital in LOST_CAPITALS:
-        name = pattern.sub(capital or (lambda found: _raised(found[0])), name)
-    return name
+    return LOST_CAPITAL.sub(_raised, name)
 
 
-def _raised(descriptors: str) -> str:
-    if set(descriptors) <= set("iv"):
-        return descriptors.upper()
-    return ",".join(one[:-1] + one[-1].upper() for one in descriptors.split(","))
+def _raised(found: re.Match[str]) -> str:
+    return ",".join(one[:-1] + one[-1].upper() if one[0].isdigit() else one.upper() for one in found[0].split(","))
 
 
 @lru_cache(4096)  # a record's name is asked for by each of its texts

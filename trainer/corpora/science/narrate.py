@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 
 from trainer.corpora.science import fields, phrases
 from trainer.corpora.science.draw import Draw
@@ -135,6 +136,7 @@ class _Prose:
         return self._say("SHARED", templates, **words, Shared=fields.capital(shared))
 
 
+@cache
 def _first_word(template: str) -> str:
     return template.partition(" ")[0].strip("{}").partition("_")[0]
 

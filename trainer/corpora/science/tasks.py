@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 from trainer.corpora.science import fields, phrases
 from trainer.corpora.science.draw import Draw
@@ -55,8 +56,13 @@ def distinct(a: str, b: str, prop: Property) -> bool:
     x, y = number(a), number(b)
     if x is None or y is None:
         raise ValueError(f"{prop.label}: '{a}' or '{b}' is not a number")
-    last_digit = Decimal(1).scaleb(max(int(value.as_tuple().exponent) for value in (x, y)))
-    return abs(x - y) > max(last_digit, SEPARATION * max(abs(x), abs(y)))
+    return abs(x - y) > max(_last_digit(a), _last_digit(b), SEPARATION * max(abs(x), abs(y)))
+
+
+@lru_cache(65536)  # the same few values are compared many times
+def _last_digit(value: str) -> Decimal:
+    """One unit of the last digit that a number is written with."""
+    return Decimal(1).scaleb(int(Decimal(value).as_tuple().exponent))
 
 
 def _similar(a: str, b: str) -> bool:

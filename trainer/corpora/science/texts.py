@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from trainer.corpora.science.draw import Draw
 from trainer.corpora.science.narrate import narrate
@@ -35,7 +36,5 @@ def texts(source: str, tables: Sequence[Table], *, seed: int, tasks_per_record: 
             text, template = narrate(record, group.table, draw.part(NARRATION))
             whose = (group.origin, group.table.name, record.key, record.name)
             yield Text(*whose, NARRATION, template, text)
-            for made, task in enumerate(tasks(record, group.table, group.records, draw)):
-                if made == tasks_per_record:
-                    break
+            for task in islice(tasks(record, group.table, group.records, draw), tasks_per_record):
                 yield Text(*whose, task.form, task.template, task.text, task)

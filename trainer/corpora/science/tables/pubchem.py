@@ -80,10 +80,16 @@ def identities() -> list[Table]:
 def parse_record(line: str) -> Compound:
     """A line of the table: CID, CAS, formula, weight, SMILES, InChI, InChIKey, IUPAC name, common name, synonyms..."""
     cid, cas, formula, weight, smiles, inchi, key, systematic, *names = line.split("\t")
-    readable = [name for name in names if len(name) <= LONGEST_NAME and WORD.search(name) and not NO_NAME.search(name)]
-    spoken = [name for name in readable if not INDEX_ENTRY.search(name)]
+    readable, spoken = "", list[str]()  # the first readable name, and the first two that are not index entries
+    for name in names:
+        if len(name) <= LONGEST_NAME and WORD.search(name) and not NO_NAME.search(name):
+            readable = readable or name
+            if not INDEX_ENTRY.search(name):
+                spoken.append(name)
+                if len(spoken) == 2:
+                    break
     plain = "" if ";" in systematic else systematic  # salts are lists of ions: "azanium;chloride"
-    name = next((one for one in (*spoken[:1], plain, *readable, systematic) if one), "")
+    name = next((one for one in (*spoken[:1], plain, readable, systematic) if one), "")
     values = {"formula": formula, "weight": weight, "smiles": smiles, "inchi": f"InChI=1S/{inchi}", "cas": cas}
     if int(cid) > 0:
         values["cid"] = cid
