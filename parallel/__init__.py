@@ -1,1 +1,1 @@
-"""How tensors and work are spread over processes. Imports nothing from `trainer`."""
+"""Spread tensors and work over processes. Imports nothing from `trainer`."""

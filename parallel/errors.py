@@ -63,5 +63,5 @@ class UserError(Exception):
 
     @property
     def lines(self) -> list[str]:
-        """What a command prints for it on stderr."""
+        """The lines that a command prints for it on stderr."""
         return [f"error: {line}" for fault in self.faults for line in fault.text.splitlines()]

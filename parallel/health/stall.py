@@ -11,7 +11,7 @@ MOST_NAMED = 4  # ranks described in one message; the others are counted
 
 @dataclass(frozen=True)
 class RankStatus:
-    """What a rank publishes with every heartbeat.
+    """The state that a rank publishes with every heartbeat.
 
     node: the launcher that started it ("" if unknown); ranks of one node can see and signal each other's processes.
     beat: number of the heartbeat. place: the part of the program it has reached. idle: seconds since it last made

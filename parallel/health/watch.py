@@ -49,8 +49,8 @@ class PeerLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Notice:
-    """Why the run ends. blamed: ranks that caused it. kill: those of them that cannot end by themselves, because their
-    threads do not run."""
+    """The reason that the run ends. blamed: ranks that caused it. kill: those of them that cannot end by themselves,
+    because their threads do not run."""
 
     by: int
     text: str

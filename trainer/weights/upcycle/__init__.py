@@ -1,6 +1,6 @@
 """Make a checkpoint with more experts from one with fewer: copies of every expert in the groups of a grouped router.
 
-    placement      the expansions that are possible, and which expert is a copy of which
+    placement      possible expansions, and the source of every copy of an expert
     coactivation   counts of experts that are used together, and cuts chosen by them
     calibrate      counting on a text
     noise          the noise that makes copies differ

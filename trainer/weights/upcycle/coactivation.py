@@ -39,7 +39,7 @@ AGAIN = 0.25
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each expert is a token's best, and each pair its best two, on calibration text."""
+    """Counts of each expert as a token's best, and of each pair as its best two, on calibration text."""
 
     top1: Ints  # [L, E] number of tokens whose best expert this is
     pairs: Ints  # [L, E, E] number of tokens whose two best experts these are, in either order; lower index first

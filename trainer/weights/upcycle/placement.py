@@ -122,8 +122,8 @@ class _Shape:
     strategy: Strategy
     force: bool
 
-    def problem(self, factor: int, groups: int) -> str | None:
-        """Why this factor and number of groups do not work, or None."""
+    def why_not(self, factor: int, groups: int) -> str | None:
+        """The reason that this factor and number of groups do not work, or None."""
         if factor < 1 or groups < 1:
             return f"factor={factor} with groups={groups}: both must be 1 or more"
         if self.per_token < 1:
@@ -151,7 +151,7 @@ class _Shape:
     def nearest(self, factor: int, groups: int) -> tuple[str, tuple[tuple[int, int], ...] | None]:
         """The factors and groups closest to these that work, as text and as pairs; None if there are none."""
         all_groups = [g for g in range(1, self.per_token + 1) if self.per_token % g == 0]
-        pairs = [(f, g) for g in all_groups for f in range(2, 2 * max(g, factor) + 1) if not self.problem(f, g)]
+        pairs = [(f, g) for g in all_groups for f in range(2, 2 * max(g, factor) + 1) if not self.why_not(f, g)]
         with_groups = sorted({f for f, g in pairs if g == groups}, key=lambda f: abs(f - factor))[:NEAREST]
         with_factor = sorted({g for f, g in pairs if f == factor}, key=lambda g: abs(g - groups))[:NEAREST]
         if with_groups or with_factor:
@@ -169,7 +169,7 @@ class _Shape:
     def _other_picks(self, factor: int, groups: int) -> list[int]:
         """The closest numbers of experts per token that this factor and number of groups work with."""
         most = factor * self.experts
-        found = [k for k in range(groups, most + 1, groups) if not replace(self, per_token=k).problem(factor, groups)]
+        found = [k for k in range(groups, most + 1, groups) if not replace(self, per_token=k).why_not(factor, groups)]
         return sorted(found, key=lambda k: abs(k - self.per_token))[:NEAREST]
 
 
@@ -293,10 +293,10 @@ def expanded_model(model: ModelConfig, expansion: Expansion, vocab_size: int) ->
 
 def _require(experts: int, per_token: int, expansion: Expansion) -> None:
     shape = _Shape(experts, per_token, expansion.strategy, expansion.force)
-    if (problem := shape.problem(expansion.factor, expansion.groups)) is not None:
+    if (reason := shape.why_not(expansion.factor, expansion.groups)) is not None:
         near, pairs = shape.nearest(max(1, expansion.factor), max(1, expansion.groups))
         raise UpcycleError(
-            f"strategy={expansion.strategy} does not work here: {problem}; {near}",
+            f"strategy={expansion.strategy} does not work here: {reason}; {near}",
             where="--factor, --groups",
             value=(expansion.factor, expansion.groups),
             allowed=pairs,
