@@ -86,7 +86,7 @@ class CheckpointStore:
         """Copy `tensors`, then write them as `step-<step>` in the background.
 
         The caller may change the tensors as soon as this returns. `facts` (JSON values) go into the manifest.
-        Returns how the save before this one ended where that was not told yet: a save waits for the one before it.
+        Returns the result of the save before this one, unless it was returned already: a save waits for that one.
         """
         before = self.wait()
         self._saved = Saved(step=step, error="the writer thread died", seconds=0.0, size=0)
@@ -98,14 +98,14 @@ class CheckpointStore:
         self._thread.start()
         return before
 
-    def finished(self) -> Saved | None:
-        """How the save in flight ended, told once, or None while it is still writing (or none was begun)."""
+    def poll(self) -> Saved | None:
+        """Return the result of the save in flight, once; None while it is still writing, or if there is none."""
         if self._thread is None or self._thread.is_alive():
             return None
         return self.wait()
 
     def wait(self) -> Saved | None:
-        """Wait for the save in flight. How it ended, told once; None where no save was begun."""
+        """Wait for the save in flight and return its result, once; None if there is none."""
         if self._thread is None:
             return None
         self._thread.join()

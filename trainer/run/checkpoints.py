@@ -61,7 +61,7 @@ class Checkpoints:
 
     def poll(self, position: Position, log: EventLog) -> None:
         """Log a save that has ended since the last call, without waiting for one."""
-        self._log(self._store.finished(), position, log)
+        self._log(self._store.poll(), position, log)
 
     def wait(self, position: Position, log: EventLog) -> bool:
         """Wait for the save in flight and log it. False where it failed. Not collective."""
@@ -104,6 +104,9 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self.directory} was trained on other data: {change}. Restore the corpus (data.cache_dir, the "
                 "packages it is made from), use another run.dir, or continue on the present data with "
-                "data.allow_changed=true"
+                "data.allow_changed=true",
+                where="data",
+                value=now,
+                allowed="the corpus of before, another run.dir, or data.allow_changed=true",
             )
         self.warnings.append(f"continuing on other data: {change}")

@@ -12,7 +12,6 @@ from dataclasses import replace
 from parallel.errors import Fault, UserError
 from parallel.world import World, start_world
 from trainer import precision
-from trainer.checkpoint.store import CheckpointError
 from trainer.config import coerce
 from trainer.config.errors import ConfigError, report
 from trainer.config.keys import Config
@@ -22,7 +21,6 @@ from trainer.run.build import build
 from trainer.run.directory import RunDir
 from trainer.run.host_memory import prepare_host_memory
 from trainer.run.loop import Trainer
-from trainer.weights.hf_files import HuggingFaceError
 
 
 def train(cfg: Config, run: RunDir | None = None) -> int:
@@ -51,10 +49,8 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
         return Trainer(cfg, run, world, build(cfg, run, world)).run()
     except ConfigError as error:  # the same on every rank
         return report(error) if world.rank == 0 else 2
-    except (UserError, CheckpointError, HuggingFaceError) as error:
-        if world.watch.report_failure(error):
-            print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
-        return 1
+    except UserError as error:
+        return report(error) if world.watch.report_failure(error) else 1
     except Exception as error:
         if world.watch.report_failure(error):
             raise

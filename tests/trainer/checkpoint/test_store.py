@@ -297,7 +297,7 @@ def test_a_save_runs_beside_the_caller(store, monkeypatch):
 
     monkeypatch.setattr(dcp.FileSystemWriter, "write_data", slow)
     assert store.save(1, state(1.0), {}) is None
-    assert store.finished() is None
+    assert store.poll() is None
     came_back.set()
     before = store.save(2, state(2.0), {})  # waits for the first and returns how it ended
     assert (before.step, before.error) == (1, None)
