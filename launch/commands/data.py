@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,18 +189,16 @@ def _reader(cfg: Config) -> MixtureReader:
 
 
 def _damage(directories: dict[str, Path]) -> list[Fault]:
-    from trainer.data.mixture.reader import damage
-    from trainer.data.shards.files import REMEDY
+    from trainer.data.mixture.reader import with_source
     from trainer.data.shards.windows import Shards
 
-    found = []
+    found: list[Fault] = []
     for name, directory in directories.items():
         try:
             train, heldout = Shards(directory, "train"), Shards(directory, "heldout")
-            lines = [damage(name, fault) for split in (train, heldout) for fault in split.faults("full")]
+            found += [with_source(name, fault) for split in (train, heldout) for fault in split.faults("full")]
         except DataError as error:
-            lines = [f"data.sources.{name}: {error}"]
-        found += [Fault(line, f"data.sources.{name}", allowed=REMEDY) for line in lines]
+            found += [replace(fault, text=f"data.sources.{name}: {fault.text}") for fault in error.faults]
     return found
 
 

@@ -122,7 +122,7 @@ def test_damage_is_one_line_for_each_file(recipes: Path, capsys) -> None:
         other.write_bytes(kept)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    for source, found in (("code", "train-00000.bin is damaged"), ("web", "heldout-00000.idx cannot be read")):
+    for source, found in (("code", "train-00000.bin is corrupt"), ("web", "heldout-00000.idx cannot be read")):
         (line,) = [line for line in lines if line.startswith(f"error: data.sources.{source}: ")]
         assert found in line
         assert line.endswith("; restore the file, or tokenise the source again")

@@ -78,7 +78,7 @@ def test_corpora_are_built_once_and_again_where_they_are_damaged(toy: Config, mo
     tokens[7] ^= 1
     tokens.tofile(path)
     open_toy_mixture(data, said.append)
-    assert "train-00000.bin is damaged" in said[0]
+    assert "train-00000.bin is corrupt" in said[0]
     assert Shards(directory).fingerprint == before
 
 

@@ -116,6 +116,6 @@ def test_windows_that_cannot_be_read_are_logged_and_end_the_run_past_their_budge
     assert train(config(tmp_path / "run", enough, steps=20)) == 0
     at_start = [w["message"] for w in events(tmp_path / "run", "warning") if "MiB" in w["message"]]
     assert len(at_start) == 1
-    assert f"{path} is damaged" in at_start[0]
+    assert f"{path} is corrupt" in at_start[0]
     assert train(config(tmp_path / "other", replace(data, on_fault="fail"), steps=20)) == 1
     assert "data.on_fault=skip goes on" in capsys.readouterr().err

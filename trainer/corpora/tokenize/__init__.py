@@ -168,10 +168,8 @@ def _prefix(group: str | None, prefixes: dict[str, list[str]], tokenizer: Tokeni
             allowed=tuple(prefixes),
         )
     every = Prefixes(prefixes, tokenizer)
-    for problem in every.problems():
-        raise DataError(
-            problem, where=f"data.prefixes.{group}", value=prefixes[group], allowed="paraphrases that differ"
-        )
+    if faults := every.faults():
+        raise DataError(faults)
     return {"group": group, "texts": every.groups[group], "ids": every.ids[group]}
 
 

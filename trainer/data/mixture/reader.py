@@ -1,4 +1,4 @@
-"""What a mixture's samples hold: its sources, checked against the recipe, and the windows of any samples.
+"""The reader of a mixture: its sources, checked against the recipe, and the windows of any samples.
 
 No torch here: the processes that read ahead and the command line use it as it is.
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from parallel.errors import Fault
 from trainer.data.errors import DataError
 from trainer.data.mixture.index import MixtureIndex
 from trainer.data.protocols import Split
@@ -30,19 +31,20 @@ if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
 
 MISSING_SHARE = 0.01  # a source may have so much less than its unique_tokens, which are round numbers
-Ints = npt.NDArray[np.int64]
 UNIGRAM_TOKENS = 2_000_000  # of each source and split that unigram frequencies are counted on
+
+Ints = npt.NDArray[np.int64]
 
 
 class MixtureReader:
     """The sources of a mixture and the order of their windows.
 
-    Raises DataError with everything that does not fit, a line each: a source that is missing or damaged, made with
-    another tokenizer or other prefixes than the recipe has, or smaller than its `unique_tokens` say.
+    Raises DataError with everything that does not fit: a source that is missing or corrupt, made with another tokenizer
+    or other prefixes than the recipe has, or smaller than its `unique_tokens`.
     """
 
     def __init__(self, data: DataConfig, directories: Mapping[str, Path], *, seed: int) -> None:
-        """directories: where the shards of each source lie. seed: decides the order."""
+        """directories: of each source's shards. seed: decides the order of the samples."""
         self.names, self._data = list(data.sources), data
         self.train = _open(directories, "train", data)
         self.heldout = _open(directories, "heldout", data)
@@ -51,11 +53,11 @@ class MixtureReader:
         try:
             self.tokenizer = Tokenizer.load(first.directory / shard_files.TOKENIZER, first.manifest["tokenizer"]["eos"])
         except DataError as error:
-            raise DataError(damage(self.names[0], str(error))) from error
+            raise DataError([with_source(self.names[0], error.faults[0])]) from error
         self.vocab_size = first.vocab_size
         self.shares: Mapping[str, float] = {name: float(source.tokens) for name, source in data.sources.items()}
         self.unigram_windows = max(1, UNIGRAM_TOKENS // data.seq_len)
-        _raise_all([*Prefixes(data.prefixes, self.tokenizer).problems(), *self._too_short()])
+        _raise_all([*Prefixes(data.prefixes, self.tokenizer).faults(), *self._too_short()])
         windows = {name: shards.num_windows(data.seq_len) for name, shards in self.train.items()}
         self.index = MixtureIndex.of(data, windows, seed)
         made_of: dict[str, Any] = {
@@ -68,11 +70,11 @@ class MixtureReader:
         self.fingerprint = hashlib.sha256(shard_files.canonical(made_of)).hexdigest()
 
     def read(self, first_sample: int, count: int) -> Windows:
-        """The windows of samples first_sample .. first_sample + count - 1.
+        """Return the windows of samples first_sample .. first_sample + count - 1.
 
-        A window that cannot be read is a DataError, or under `data.on_fault=skip` gives way to the next one of its
-        source that can, in its shard or at the beginning of another: a function of the sample and the files alone, so
-        that every layout and every resumption reads the same.
+        A window that cannot be read raises DataError; under `data.on_fault=skip` it is replaced by the next readable
+        one of its source, in its shard or at the start of another: a function of the sample and the files alone, so
+        that every layout and every start reads the same.
         """
         samples = np.arange(first_sample, first_sample + count)
         sources, _, positions = self.index.lookup(samples)
@@ -81,7 +83,7 @@ class MixtureReader:
         faults: list[str] = []
         for source in np.unique(sources).tolist():
             rows = np.flatnonzero(sources == source)
-            part = self._windows("train", self.names[source], positions[rows], samples[rows].tolist())
+            part = self._read("train", self.names[source], positions[rows], samples[rows].tolist())
             windows.tokens_BL[rows], windows.starts_BL[rows] = part.tokens_BL, part.starts_BL
             windows.prefix_BL[rows] = part.prefix_BL
             faults += part.faults
@@ -95,20 +97,22 @@ class MixtureReader:
 
     def read_split(self, split: Split, source: str, positions: Ints) -> Windows:
         """Return a source's windows at `positions`; one that cannot be read is treated as `read` treats it."""
-        return self._windows(split, source, positions, None)
+        return self._read(split, source, positions, None)
 
     def _shards(self, split: Split, source: str) -> Shards:
         return (self.train if split == "train" else self.heldout)[source]
 
-    def _windows(self, split: Split, name: str, positions: Ints, samples: Sequence[int] | None) -> Windows:
+    def _read(self, split: Split, name: str, positions: Ints, samples: Sequence[int] | None) -> Windows:
         shards = self._shards(split, name)
         try:
             return shards.read(positions, self._data.seq_len)
-        except DataError:  # one of them: each for itself
-            told = ["" if samples is None else f"sample {sample}, " for sample in samples or positions]
+        except DataError:  # of one or more of them: read each on its own
+            names = [f"window {position} of the {split} split of source '{name}'" for position in positions.tolist()]
+            if samples is not None:
+                names = [f"sample {sample}, {window}" for sample, window in zip(samples, names, strict=True)]
             parts = [
-                self._one(shards, int(position), f"{sample}window {position} of the {split} split of source '{name}'")
-                for position, sample in zip(positions.tolist(), told, strict=True)
+                self._read_one(shards, position, window)
+                for position, window in zip(positions.tolist(), names, strict=True)
             ]
         return Windows(
             np.concatenate([part.tokens_BL for part in parts]),
@@ -117,73 +121,85 @@ class MixtureReader:
             tuple(fault for part in parts for fault in part.faults),
         )
 
-    def _one(self, shards: Shards, position: int, what: str) -> Windows:
-        """The window at `position` or the next that can be read."""
-        why = ""
+    def _read_one(self, shards: Shards, position: int, window: str) -> Windows:
+        """Return the window at `position` or the next readable one. window: its name in errors."""
+        fault: Fault | None = None  # of the window itself
         for place in itertools.chain([position], shards.instead_of(position, self._data.seq_len)):
             try:
                 found = shards.read(np.array([place]), self._data.seq_len)
             except DataError as error:
-                why = why or str(error)
+                fault = fault or error.faults[0]
                 if self._data.on_fault == "fail":
-                    raise DataError(f"{what}: {why}; data.on_fault=skip goes on with another window") from error
+                    text = f"{window}: {fault.text}; data.on_fault=skip reads another window instead"
+                    raise DataError([dataclasses.replace(fault, text=text)]) from error
                 continue
-            return (
-                dataclasses.replace(found, faults=(f"{what} is replaced by window {place}: {why}",)) if why else found
-            )
-        raise DataError(f"{what} cannot be read, nor {MAX_NEIGHBOURS} windows of any shard of it: {why}")
+            if fault is None:
+                return found
+            return dataclasses.replace(found, faults=(f"{window} is replaced by window {place}: {fault.text}",))
+        assert fault is not None
+        text = f"{window} cannot be read, nor can {MAX_NEIGHBOURS} windows of any of its shards: {fault.text}"
+        raise DataError([dataclasses.replace(fault, text=text)])
 
-    def _too_short(self) -> Iterator[str]:
+    def _too_short(self) -> Iterator[Fault]:
         for name in self.names:
             for split, shards in (("training", self.train[name]), ("held-out", self.heldout[name])):
                 if shards.num_windows(self._data.seq_len) == 0:
-                    yield (
-                        f"data.seq_len={self._data.seq_len} is longer than the {split} split of data.sources.{name} "
-                        f"({shards.num_tokens} tokens); use less, or a larger source or share to hold out"
+                    seq_len, allowed = self._data.seq_len, f"{shards.num_tokens - 1} or less"
+                    text = (
+                        f"data.seq_len={seq_len} is longer than the {split} split of data.sources.{name} "
+                        f"({shards.num_tokens} tokens); use {allowed}, a larger source, or hold out a larger share"
                     )
+                    yield Fault(text, "data.seq_len", seq_len, allowed)
 
-    def _wrong_sources(self) -> Iterator[str]:
-        """What the manifests say otherwise than the recipe."""
+    def _wrong_sources(self) -> Iterator[Fault]:
+        """Yield the keys of the recipe that differ from the manifests."""
         for name, source in self._data.sources.items():
             manifest, key = self.train[name].manifest, f"data.sources.{name}"
             if manifest["domain"] != source.domain:
-                yield f"{key}.domain={source.domain}: its shards were made as {manifest['domain']}"
+                made = manifest["domain"]
+                text = f"{key}.domain={source.domain}, but its shards were made with domain {made}; use {made}"
+                yield Fault(text, f"{key}.domain", source.domain, (made,))
             texts = self._data.prefixes.get(source.prefix, [])
-            made = manifest["prefix"]["texts"] if manifest["prefix"] else []
-            if made != texts:
-                yield (
-                    f"{key}.prefix={source.prefix}: its shards were made with {len(made)} other texts than the "
-                    f"{len(texts)} of data.prefixes.{source.prefix}; tokenise it again, or give its texts"
+            found = manifest["prefix"]["texts"] if manifest["prefix"] else []
+            if found != texts:
+                text = (
+                    f"{key}.prefix={source.prefix}: the {len(found)} texts in its shards differ from the {len(texts)} "
+                    f"of data.prefixes.{source.prefix}; tokenise the source again, or use the texts of its manifest"
                 )
+                yield Fault(text, f"{key}.prefix", source.prefix, tuple(found))
             tokens = self.train[name].num_tokens
             if tokens < source.unique_tokens * (1 - MISSING_SHARE):
-                yield f"{key}.unique_tokens={source.unique_tokens}: its shards have {tokens}; use {tokens} or less"
+                text = f"{key}.unique_tokens={source.unique_tokens}, but its shards have {tokens}; use {tokens} or less"
+                yield Fault(text, f"{key}.unique_tokens", source.unique_tokens, f"{tokens} or less")
 
 
-def damage(source: str, fault: str) -> str:
-    """A file of a source that is not as it was written, in a line with the source's key and what can be done."""
-    return f"data.sources.{source}: {fault}; {shard_files.REMEDY}"
+def with_source(source: str, fault: Fault) -> Fault:
+    """The fault of a file, with its source's key and the remedy in the text."""
+    return dataclasses.replace(fault, text=f"data.sources.{source}: {fault.text}; {shard_files.REMEDY}")
 
 
 def _open(directories: Mapping[str, Path], split: Split, data: DataConfig) -> dict[str, Shards]:
-    opened, problems = {}, []
+    opened: dict[str, Shards] = {}
+    faults: list[Fault] = []
     for name, directory in directories.items():
         try:
             opened[name] = Shards(directory, split, reader=data.reader, cut_short=data.on_fault == "skip")
         except DataError as error:
-            problems.append(f"data.sources.{name}: {error}")
-    _raise_all(problems)
+            faults += [dataclasses.replace(one, text=f"data.sources.{name}: {one.text}") for one in error.faults]
+    _raise_all(faults)
     return opened
 
 
-def _raise_all(problems: Sequence[str]) -> None:
-    if problems:
-        raise DataError("\n".join(problems))
+def _raise_all(faults: Sequence[Fault]) -> None:
+    if faults:
+        raise DataError(faults)
 
 
-def _wrong_tokenizers(sources: Mapping[str, Shards]) -> Iterator[str]:
+def _wrong_tokenizers(sources: Mapping[str, Shards]) -> Iterator[Fault]:
     hashes = {name: shards.manifest["tokenizer"]["sha256"] for name, shards in sources.items()}
     first, expected = next(iter(hashes.items()))
     for name, found in hashes.items():
         if found != expected:
-            yield f"data.sources.{name} was made with another tokenizer than data.sources.{first}: tokenise it again"
+            key, remedy = f"data.sources.{name}", "tokenise it again"
+            text = f"{key} was made with another tokenizer than data.sources.{first}; {remedy}"
+            yield Fault(text, key, found, remedy)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.data.errors import DataError
-from trainer.data.mixture.reader import MixtureReader, damage
+from trainer.data.mixture.reader import MixtureReader, with_source
 from trainer.data.protocols import Data
 from trainer.data.read_ahead import ReadAhead
 from trainer.data.text import TextHeldOut, TextStream
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 def open_mixture(data: DataConfig, directories: Mapping[str, Path], *, seed: int, warn: Callable[[str], None]) -> Data:
     """Open the sources in `directories` and check as many of their hashes as `data.verify` says.
 
-    seed: decides the order of the samples. warn: receives what is damaged under `data.on_fault=skip`.
-    Raises DataError as `MixtureReader` does, and for damage under `data.on_fault=fail`.
+    seed: decides the order of the samples. warn: receives a line for each corrupt file under `data.on_fault=skip`.
+    Raises DataError as `MixtureReader` does, and for corrupt files under `data.on_fault=fail`.
     """
     open_reader = functools.partial(MixtureReader, data, directories, seed=seed)
     reader = open_reader()
     for split in (reader.train, reader.heldout):
         for name, shards in split.items():
-            tell = (lambda fault, name=name: warn(damage(name, fault))) if data.on_fault == "skip" else None
+            skip = (lambda fault, name=name: warn(with_source(name, fault).text)) if data.on_fault == "skip" else None
             try:
-                shards.verify(data.verify, tell=tell)
+                shards.verify(data.verify, report=skip)
             except DataError as error:
-                raise DataError(damage(name, str(error))) from error
+                raise DataError([with_source(name, fault) for fault in error.faults]) from error
     return Data(
         stream=TextStream(ReadAhead(reader, open_reader, data.workers).read),
         heldout=TextHeldOut(reader),

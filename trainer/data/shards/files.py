@@ -1,4 +1,4 @@
-"""The files of a tokenised source, and hashes that tell damage.
+"""The files of a tokenised source, and the hashes that show corruption.
 
     <source>/manifest.json           what follows, byte for byte, and a checksum of itself
              tokenizer.json          the tokenizer that made it
@@ -6,7 +6,7 @@
              train-00000.blocks      16 bytes of the SHA-256 of every MiB of .bin, then of .idx
 
 The manifest holds each file's size and SHA-256. The block hashes let a start check some MiB of a corpus that it would
-take hours to hash: each block that is looked at is checked as strictly as by a full pass.
+take hours to hash: a sampled block is checked as strictly as by a full pass.
 """
 
 import hashlib
@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from parallel.errors import Fault
 from trainer.data.errors import DataError
 
-FORMAT = 1
+MANIFEST_FORMAT = 1
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
-BLOCK, DIGEST = 1 << 20, 16  # bytes
+HASH_BLOCK, DIGEST = 1 << 20, 16  # bytes
 REMEDY = "restore the file, or tokenise the source again"
 Facts = dict[str, Any]
 
@@ -48,77 +49,82 @@ def hash_shard(stem: Path) -> dict[str, Facts]:
 
 def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(HASH_BLOCK):
             yield block
 
 
 def num_blocks(shard: Facts) -> int:
-    """Of a shard's `.bin` and `.idx` together."""
-    return sum(-(-shard["files"][shard["stem"] + suffix]["bytes"] // BLOCK) for suffix in (".bin", ".idx"))
+    """Number of hashed blocks in a shard's `.bin` and `.idx` together."""
+    return sum(-(-shard["files"][shard["stem"] + suffix]["bytes"] // HASH_BLOCK) for suffix in (".bin", ".idx"))
 
 
-def size_fault(directory: Path, shard: Facts) -> str | None:
-    """The first file of a shard that is missing or of another size, in a line; None if there is none."""
+def size_fault(directory: Path, shard: Facts) -> Fault | None:
+    """Return the first file of a shard that is missing or has another size, or None."""
     for name, written in shard["files"].items():
         path = directory / name
         try:
             size = os.stat(path).st_size
         except OSError as error:
-            return f"{path} cannot be read: {error.strerror}"
+            return Fault(f"{path} cannot be read: {error.strerror}", str(path), None, REMEDY)
         if size != written["bytes"]:
-            return f"{path} has {size} bytes, its manifest says {written['bytes']}: it is truncated or damaged"
+            text = f"{path} has {size} bytes, but its manifest says {written['bytes']}: it is truncated or corrupt"
+            return Fault(text, str(path), size, REMEDY)
     return None
 
 
 def cut_at(directory: Path, shard: Facts) -> int | None:
-    """The bytes that a shard's `.bin` has where it is shorter than written and its other files are not; else None."""
+    """Return the bytes of a shard's `.bin` if it alone is shorter than written, else None."""
     name = f"{shard['stem']}.bin"
     try:
         size = os.stat(directory / name).st_size
     except OSError:
         return None
-    as_it_is = {**shard, "files": {**shard["files"], name: {"bytes": size}}}
+    as_found = {**shard, "files": {**shard["files"], name: {"bytes": size}}}
     shorter = size < shard["files"][name]["bytes"]
-    return size if shorter and size_fault(directory, as_it_is) is None else None
+    return size if shorter and size_fault(directory, as_found) is None else None
 
 
-def hash_fault(directory: Path, shard: Facts) -> str | None:
-    """The first file of a shard that is not as written, in a line; None if there is none. Reads all of it."""
+def hash_fault(directory: Path, shard: Facts) -> Fault | None:
+    """Return the first file of a shard that is not as written, or None. Reads all of it."""
     if fault := size_fault(directory, shard):
         return fault
     for name, written in shard["files"].items():
         with (directory / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
-                return f"{directory / name} is damaged: its SHA-256 is not the one in the manifest"
+                return _corrupt(directory / name, "its SHA-256 is not the one in the manifest")
     return None
 
 
-def tokenizer_fault(directory: Path, written: Facts) -> str | None:
-    """Whether the tokenizer beside the shards is the one that made them, in a line; None if it is."""
+def _corrupt(path: Path, why: str) -> Fault:
+    return Fault(f"{path} is corrupt: {why}", str(path), None, REMEDY)
+
+
+def tokenizer_fault(directory: Path, written: Facts) -> Fault | None:
+    """Return a fault if the tokenizer beside the shards is not the one that made them, else None."""
     path = directory / TOKENIZER
     if hashlib.sha256(path.read_bytes()).hexdigest() != written["sha256"]:
-        return f"{path} is damaged, or not the tokenizer that made the shards: its SHA-256 is not that in the manifest"
+        return _corrupt(path, "its SHA-256 is not that of the tokenizer that made the shards")
     return None
 
 
-def block_fault(directory: Path, shard: Facts, block: int) -> str | None:
-    """Whether one MiB of a shard, counted through `.bin` and then `.idx`, is as written."""
+def block_fault(directory: Path, shard: Facts, block: int) -> Fault | None:
+    """Return a fault if one MiB of a shard is not as written, else None. block: counted through `.bin`, then `.idx`."""
     stem = shard["stem"]
     digests = (directory / f"{stem}.blocks").read_bytes()
     if hashlib.sha256(digests).hexdigest() != shard["files"][f"{stem}.blocks"]["sha256"]:
-        return f"{directory / stem}.blocks is damaged: its SHA-256 is not the one in the manifest"
+        return _corrupt(directory / f"{stem}.blocks", "its SHA-256 is not the one in the manifest")
     expected = digests[block * DIGEST : (block + 1) * DIGEST]
-    in_bin = -(-shard["files"][f"{stem}.bin"]["bytes"] // BLOCK)
+    in_bin = -(-shard["files"][f"{stem}.bin"]["bytes"] // HASH_BLOCK)
     name, offset = (f"{stem}.bin", block) if block < in_bin else (f"{stem}.idx", block - in_bin)
     with (directory / name).open("rb") as file:
-        file.seek(offset * BLOCK)
-        found = hashlib.sha256(file.read(BLOCK)).digest()[:DIGEST]
-    return None if found == expected else f"{directory / name} is damaged in the MiB from byte {offset * BLOCK}"
+        file.seek(offset * HASH_BLOCK)
+        found = hashlib.sha256(file.read(HASH_BLOCK)).digest()[:DIGEST]
+    return None if found == expected else _corrupt(directory / name, f"in the MiB from byte {offset * HASH_BLOCK}")
 
 
 def write_manifest(directory: Path, facts: Facts) -> Facts:
     """Write and sync `manifest.json` with a checksum; what was written."""
-    manifest = {"format": FORMAT, **facts}
+    manifest = {"format": MANIFEST_FORMAT, **facts}
     manifest["checksum"] = hashlib.sha256(canonical(manifest)).hexdigest()
     with (directory / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)
@@ -135,12 +141,19 @@ def read_manifest(directory: Path) -> Mapping[str, Any]:
         checksum = manifest.pop("checksum")
         intact = checksum == hashlib.sha256(canonical(manifest)).hexdigest()
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: name a directory that octavo tokenize wrote") from None
+        remedy = "name a directory that octavo tokenize wrote"
+        raise DataError(f"{path} is missing; {remedy}", where=str(path), allowed=remedy) from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} cannot be read: {error}; {REMEDY}") from error
+        raise DataError(f"{path} cannot be read: {error}; {REMEDY}", where=str(path), allowed=REMEDY) from error
     if not intact:
-        raise DataError(f"{path} is damaged: it does not match its own checksum; {REMEDY}")
-    if manifest["format"] != FORMAT:
-        raise DataError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+        text = f"{path} is corrupt: it does not match its own checksum; {REMEDY}"
+        raise DataError(text, where=str(path), allowed=REMEDY)
+    if (found := manifest["format"]) != MANIFEST_FORMAT:
+        raise DataError(
+            f"{path} has format {found}, but this version reads {MANIFEST_FORMAT}; tokenise the source again",
+            where=str(path),
+            value=found,
+            allowed=MANIFEST_FORMAT,
+        )
     manifest["checksum"] = checksum
     return manifest

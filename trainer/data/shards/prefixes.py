@@ -1,4 +1,4 @@
-"""System prefixes that keep domains apart: every document of a source begins with one of its group's.
+"""System prefixes that separate domains: every document of a source opens with one of its group's.
 
 A model that has read "This is a text about science." before a document knows which of two conflicting ways of writing
 it is in. That works only if no group's prefix can be taken for another's, as text and as tokens.
@@ -10,6 +10,7 @@ from itertools import permutations
 import numpy as np
 import numpy.typing as npt
 
+from parallel.errors import Fault
 from trainer.data.hashing import mix64, text_key
 from trainer.data.protocols import TextTokenizer
 
@@ -24,27 +25,27 @@ class Prefixes:
         self.groups = {group: list(texts) for group, texts in groups.items()}
         self.ids = {group: [tokenizer.encode(text) for text in texts] for group, texts in groups.items()}
 
-    def problems(self) -> list[str]:
-        """Why documents' groups could not be told apart, a line each; empty if they can."""
+    def faults(self) -> list[Fault]:
+        """Return the texts that do not distinguish their group; empty if every one does."""
         empty = [
-            f"data.prefixes.{group}[{number}] has no token: {self.groups[group][number]!r}"
+            Fault(f"{key}={text!r} has no tokens; use another text", key, text, "another text")
             for group, paraphrases in self.ids.items()
             for number, ids in enumerate(paraphrases)
             if not ids
+            for key, text in [(f"data.prefixes.{group}[{number}]", self.groups[group][number])]
         ]
-        return empty + clashes(self.ids)
+        return empty + shared_starts(self.ids)
 
     def choose(self, group: str, source: str, documents: Ints, seed: int) -> Ints:
-        """Which paraphrase each document of a source gets: a hash of seed, source and document number alone."""
+        """Return the paraphrase of each document [N] of a source: a hash of seed, source and document number."""
         hashes = mix64(seed, text_key("prefix", source), documents)
         return (hashes % np.uint64(len(self.groups[group]))).astype(np.int64)
 
 
-def clashes(ids: Ids) -> list[str]:
-    """Paraphrases whose tokens begin with another's, a line each; empty if there are none.
+def shared_starts(ids: Ids) -> list[Fault]:
+    """Return the paraphrases whose first tokens are all of another's.
 
-    Of different groups: else a document's group is not certain. Within a group too: else tokens do not say where a
-    prefix ends and its document begins.
+    In different groups they leave a document's group uncertain, within a group the end of its prefix.
     """
     every = [
         (f"data.prefixes.{group}[{number}]", list(tokens))
@@ -52,7 +53,12 @@ def clashes(ids: Ids) -> list[str]:
         for number, tokens in enumerate(paraphrases)
     ]
     return [
-        f"{longer} begins with the tokens of {shorter}, so that the two cannot be told apart; change one of them"
-        for (shorter, begin), (longer, tokens) in permutations(every, 2)
-        if begin and tokens[: len(begin)] == begin and (tokens != begin or shorter < longer)
+        Fault(
+            f"{longer} starts with the tokens of {shorter}, so the two cannot be distinguished; change one of them",
+            longer,
+            tokens,
+            f"a text that does not start with the tokens of {shorter}",
+        )
+        for (shorter, start), (longer, tokens) in permutations(every, 2)
+        if start and tokens[: len(start)] == start and (tokens != start or shorter < longer)
     ]

@@ -24,7 +24,8 @@ class Tokenizer:
         self.vocab_size: int = bpe.get_vocab_size()
         eos_id = bpe.token_to_id(end_of_document)
         if eos_id is None:
-            raise DataError(f"the tokenizer has no token {end_of_document}")
+            text = f"the tokenizer has no token {end_of_document}; name one that it has with --eos"
+            raise DataError(text, where="--eos", value=end_of_document, allowed="a token of the tokenizer")
         self.eos_id = eos_id
         self.end_of_document = end_of_document
 
@@ -38,19 +39,23 @@ class Tokenizer:
         if path.is_dir():
             path = path / "tokenizer.json"
         if not path.is_file():
-            raise DataError(f"{path}: no such file; name a tokenizer.json or a directory that holds one")
+            remedy = "name a tokenizer.json or a directory that contains one"
+            raise DataError(f"{path} does not exist; {remedy}", where=str(path), allowed=remedy)
         try:
             bpe = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
-            raise DataError(f"{path}: not a tokenizer file: {error}") from error
+            remedy = "name a tokenizer.json of Hugging Face's tokenizers"
+            text = f"{path} is not a tokenizer file ({error}); {remedy}"
+            raise DataError(text, where=str(path), allowed=remedy) from error
         if end_of_document is None and bpe.token_to_id(END_OF_DOCUMENT) is None:
             end_of_document = _configured_end(path.with_name("tokenizer_config.json"))
             if end_of_document is None:
-                raise DataError(f"{path} does not say which token ends a document: name it with --eos")
+                text = f"{path} does not say which token ends a document; name it with --eos"
+                raise DataError(text, where="--eos", allowed="a token of the tokenizer")
         try:
             return cls(bpe, END_OF_DOCUMENT if end_of_document is None else end_of_document)
         except DataError as error:
-            raise DataError(f"{path}: {error}; name one that it has with --eos") from None
+            raise DataError(f"{path}: {error}", where="--eos", value=error.value, allowed=error.allowed) from None
 
     def save(self, path: Path) -> None:
         self._bpe.save(str(path))
@@ -60,7 +65,7 @@ class Tokenizer:
         return self._bpe.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`; end-of-document tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+        """The text of `ids`; end-of-document tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         return self._bpe.decode(ids, skip_special_tokens=True)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
@@ -79,7 +84,8 @@ def _configured_end(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        text = f"{path} cannot be read ({error}); mend it, or name the token that ends a document with --eos"
+        raise DataError(text, where=str(path), allowed="--eos") from error
     return token.get("content") if isinstance(token, dict) else token
 
 
@@ -100,7 +106,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     bpe.train_from_iterator(texts, trainer=trainer)
     if bpe.get_vocab_size() != vocab_size:
+        found = bpe.get_vocab_size()
         raise DataError(
-            f"the corpus gives only {bpe.get_vocab_size()} of {vocab_size} tokens: raise data.tokens_per_source"
+            f"the corpus has text for only {found} of {vocab_size} tokens; raise data.tokens_per_source",
+            where="data.tokens_per_source",
+            value=found,
+            allowed="a larger number",
         )
     return Tokenizer(bpe)

@@ -1,7 +1,7 @@
 """One tokenised source: its shards as one row of windows, checked against what was written.
 
 Window w of a shard starts at token w * S and reads S + 1, so that neighbours share one token and every token of a
-document has a label; the last tokens of a shard that fill no window are left out. No window lies in two shards.
+document has a label; the last tokens of a shard that fill no window are left out. No window spans two shards.
 
 Shape legend: N windows · L = S + 1 tokens of each · P tokens of the longest prefix · K paraphrases · D documents.
 """
@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from parallel.errors import Fault
 from trainer.data.errors import DataError
 from trainer.data.hashing import mix64
 from trainer.data.shards import files as shard_files
@@ -30,19 +31,19 @@ Bools = npt.NDArray[np.bool_]
 
 
 class TokenFiles(Protocol):
-    """What reads a shard."""
+    """A reader of one shard."""
 
     num_tokens: int
 
     def read_into(self, starts: Ints, rows: Ints, tokens: Ints) -> tuple[Ints, Ints]:
-        """Read tokens from starts[i] on into tokens[rows[i]]; the rows and the places in them where documents begin."""
+        """Read tokens from starts[i] on into tokens[rows[i]]; return the rows and columns where documents start."""
 
 
 class Shards:
     """The windows of one split of a source that `tokenize_source` wrote.
 
     Opening reads the manifest alone; a shard is mapped when a window of it is first asked for. Raises DataError, here
-    and later, for anything that is not as the manifest says.
+    and later, for anything that differs from the manifest.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Shards:
         reader: Literal["octavo", "megatron"] = "octavo",
         cut_short: bool = False,
     ) -> None:
-        """cut_short: the windows of a truncated `.bin` that lie before its end can be read."""
+        """cut_short: the windows before the end of a truncated `.bin` can be read."""
         self.directory, self.split, self._reader, self._cut_short = directory, split, reader, cut_short
         self.manifest = shard_files.read_manifest(directory)
         self.name: str = self.manifest["name"]
@@ -88,15 +89,15 @@ class Shards:
     def read(self, positions: Ints, seq_len: int) -> Windows:
         """Return the windows at `positions` [N], of `seq_len` + 1 tokens each.
 
-        Raises IndexError for a number that there is not, DataError for a shard that is missing or damaged, a token
-        that the tokenizer does not have and a document that begins with none of its group's prefixes.
+        Raises IndexError for a number out of range, DataError for a shard that is missing or corrupt, for a token that
+        the tokenizer does not have and for a document that opens with none of its group's prefixes.
         """
         bounds = self._bounds(seq_len)
         if len(positions) and not 0 <= positions.min() <= positions.max() < bounds[-1]:
             raise IndexError(f"windows {positions.tolist()} of {self.directory}, which has {bounds[-1]}")
         shards = np.searchsorted(bounds, positions, side="right") - 1
         starts = (positions - bounds[shards]) * seq_len
-        # A prefix can begin before the window; so many tokens more show it.
+        # A prefix can start before the window: P more tokens show it.
         P, width = self._longest, self._longest + seq_len + 1
         tokens = np.empty((len(positions), width), np.int64)
         row_D, place_D = self._read(shards, starts, tokens)
@@ -109,17 +110,16 @@ class Shards:
         return Windows(tokens[:, P:], begins[:, P:], prefix[:, P:])
 
     def _read(self, shards: Ints, starts: Ints, tokens: Ints) -> tuple[Ints, Ints]:
-        """Fill `tokens` from P tokens before `starts` on; the rows and places where documents begin."""
+        """Fill `tokens` from P tokens before `starts` on; return the rows and columns where documents start."""
         P = self._longest
         found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         for shard in sorted(set(shards.tolist())):
             files, rows = self.files(shard), np.flatnonzero(shards == shard)
             ends_at = int(starts[rows].max()) + tokens.shape[1] - P
             if ends_at > self._tokens_in[shard]:
-                raise DataError(
-                    f"{self._stem(shard)}.bin is truncated: it has {self._tokens_in[shard]} tokens of "
-                    f"{self._shards[shard]['tokens']}"
-                )
+                found_tokens, written = self._tokens_in[shard], self._shards[shard]["tokens"]
+                text = f"{self._stem(shard)}.bin is truncated: it has {found_tokens} of {written} tokens"
+                raise self._unreadable(shard, text, found_tokens)
             inside = starts[rows] >= P
             found.append(files.read_into(starts[rows[inside]] - P, rows[inside], tokens))
             for row in rows[~inside].tolist():
@@ -136,15 +136,17 @@ class Shards:
         if not tokens.size or tokens.view(np.uint64).max() < self.vocab_size:
             return
         row, place = np.argwhere((tokens < 0) | (tokens >= self.vocab_size))[0].tolist()
-        raise DataError(
-            f"{self._stem(shards[row])}.bin is damaged: token {starts[row] + place - self._longest} is "
-            f"{tokens[row, place]}, and the tokenizer has {self.vocab_size}"
+        token = int(tokens[row, place])
+        text = (
+            f"{self._stem(shards[row])}.bin is corrupt: token {starts[row] + place - self._longest} is {token}, but "
+            f"the tokenizer has {self.vocab_size} tokens"
         )
+        raise self._unreadable(shards[row], text, token)
 
     def _mark_prefixes(
         self, prefix: Bools, tokens: Ints, row_D: Ints, place_D: Ints, shards: Ints, starts: Ints
     ) -> None:
-        """Mark the prefix that every document must begin with, as far as its window shows it."""
+        """Mark the prefix that every document must open with, as far as its window shows it."""
         width = tokens.shape[1]
         place_DP = place_D[:, None] + np.arange(self._longest)
         visible_DP = place_DP < width
@@ -159,11 +161,12 @@ class Shards:
         if not matched_D.all():
             lost = int(np.flatnonzero(~matched_D)[0])
             row = row_D[lost]
-            raise DataError(
+            text = (
                 f"{self._stem(shards[row])}.bin: the document at token {starts[row] + place_D[lost] - self._longest} "
-                f"begins with no prefix of the group {self.prefix_group}"
+                f"does not open with a prefix of the group {self.prefix_group}"
             )
-        # Where several match, the window ends inside all of them: none begins with another.
+            raise self._unreadable(shards[row], text)
+        # Where several match, the window ends inside all of them: no prefix is the start of another.
         length_D = self._prefix_lengths[match_DK.argmax(axis=1)]
         prefix.reshape(-1)[flat_DP[visible_DP & (np.arange(self._longest) < length_D[:, None])]] = True
 
@@ -175,19 +178,21 @@ class Shards:
             if fault := shard_files.size_fault(self.directory, facts):
                 cut = shard_files.cut_at(self.directory, facts) if self._cut_short else None
                 if cut is None:
-                    raise DataError(fault)
+                    raise DataError([fault])
                 present = cut // np.dtype(self.manifest["dtype"]).itemsize
             files = _reader(self._reader, present < facts["tokens"])(self._stem(shard))
             if files.num_tokens not in (present, facts["tokens"]):  # Megatron's reader counts what the index says
-                raise DataError(
-                    f"{self._stem(shard)}.bin has {files.num_tokens} tokens, its manifest says {facts['tokens']}"
-                )
+                text = f"{self._stem(shard)}.bin has {files.num_tokens} tokens, but its manifest says {facts['tokens']}"
+                raise self._unreadable(shard, text, files.num_tokens)
             self._open[shard], self._tokens_in[shard] = files, present
         return self._open[shard]
 
     def instead_of(self, position: int, seq_len: int) -> Iterator[int]:
-        """Windows to try in place of one that cannot be read: those after it in its shard, then the first of each
-        further shard that opens, at last of its own; MAX_NEIGHBOURS of each at most."""
+        """Yield the windows to try in place of one that cannot be read.
+
+        First those after it in its shard, then the first ones of each further shard that opens, and of its own last; at
+        most MAX_NEIGHBOURS of each.
+        """
         bounds, count = self._bounds(seq_len), len(self._shards)
         own = int(np.searchsorted(bounds, position, side="right")) - 1
         for turn in range(count + 1):
@@ -200,6 +205,10 @@ class Shards:
             end = int(bounds[shard]) + max(self._tokens_in[shard] - 1, 0) // seq_len
             yield from range(first, min(first + MAX_NEIGHBOURS, end))
 
+    def _unreadable(self, shard: int, text: str, value: int | None = None) -> DataError:
+        where = f"{self._stem(shard)}.bin"
+        return DataError(text, where=where, value=value, allowed=shard_files.REMEDY)
+
     def _stem(self, shard: int) -> Path:
         return self.directory / str(self._shards[shard]["stem"])
 
@@ -208,41 +217,41 @@ class Shards:
         how: Literal["off", "sampled", "full"],
         *,
         seed: int | None = None,
-        tell: Callable[[str], None] | None = None,
+        report: Callable[[Fault], None] | None = None,
     ) -> None:
-        """Raise DataError at the first of `faults`. tell: takes those of the shards instead."""
+        """Raise DataError at the first of `faults`. report: receives those of the shards instead."""
         for fault in self._tokenizer_faults(how):
-            raise DataError(fault)
+            raise DataError([fault])
         for fault in self._shard_faults(how, seed):
-            if tell is None:
-                raise DataError(fault)
-            tell(fault)
+            if report is None:
+                raise DataError([fault])
+            report(fault)
 
-    def faults(self, how: Literal["off", "sampled", "full"], *, seed: int | None = None) -> Iterator[str]:
-        """What is wrong with the split's files, a line each.
+    def faults(self, how: Literal["off", "sampled", "full"], *, seed: int | None = None) -> Iterator[Fault]:
+        """Yield what is wrong with the split's files.
 
         Both: the tokenizer's hash, with the train split. full: every byte is hashed, so any change is found. sampled:
-        all sizes, and the hashes of SAMPLED_BLOCKS blocks of a MiB, drawn anew by every call unless `seed` is given. Of
-        B blocks that a split has, one that is damaged is found with probability min(1, SAMPLED_BLOCKS / B), and after k
-        starts with 1 - (1 - 64 / B)^k.
+        all sizes, and the hashes of SAMPLED_BLOCKS blocks of a MiB, drawn anew by every call unless `seed` is given. A
+        corrupt block of a split with B blocks is found with probability min(1, SAMPLED_BLOCKS / B), and after k starts
+        with 1 - (1 - 64 / B)^k.
         """
         yield from self._tokenizer_faults(how)
         yield from self._shard_faults(how, seed)
 
-    def _tokenizer_faults(self, how: Literal["off", "sampled", "full"]) -> Iterator[str]:
+    def _tokenizer_faults(self, how: Literal["off", "sampled", "full"]) -> Iterator[Fault]:
         made_by = self.manifest["tokenizer"]
         if how == "off" or self.split != "train":
             return
         if fault := _tried(shard_files.tokenizer_fault, self.directory, made_by):
             yield fault
 
-    def _shard_faults(self, how: Literal["off", "sampled", "full"], seed: int | None) -> Iterator[str]:
+    def _shard_faults(self, how: Literal["off", "sampled", "full"], seed: int | None) -> Iterator[Fault]:
         if how == "off":
             return
-        look = shard_files.hash_fault if how == "full" else shard_files.size_fault
+        check = shard_files.hash_fault if how == "full" else shard_files.size_fault
         sound = []
         for shard in self._shards:
-            if fault := _tried(look, self.directory, shard):
+            if fault := _tried(check, self.directory, shard):
                 yield fault
             else:
                 sound.append(shard)
@@ -256,16 +265,17 @@ class Shards:
                 yield fault
 
 
-def _tried(look: Callable[..., str | None], directory: Path, written: dict[str, Any], *which: int) -> str | None:
-    """A file that cannot be read is a fault like the others."""
+def _tried(check: Callable[..., Fault | None], directory: Path, written: dict[str, Any], *which: int) -> Fault | None:
+    """Call `check`; a file that cannot be read is a fault like the others."""
     try:
-        return look(directory, written, *which)
+        return check(directory, written, *which)
     except OSError as error:
-        return f"{error.filename or directory} cannot be read: {error.strerror or error}"
+        where = str(error.filename or directory)
+        return Fault(f"{where} cannot be read: {error.strerror or error}", where, None, shard_files.REMEDY)
 
 
 def _sample(n: int, seed: int) -> Ints:
-    """SAMPLED_BLOCKS different numbers below n, each equally likely; all of them where there are no more."""
+    """Return SAMPLED_BLOCKS different numbers below n, each equally likely; all of them if n is not larger."""
     if n <= SAMPLED_BLOCKS:
         return np.arange(n)
     drawn: dict[int, None] = {}

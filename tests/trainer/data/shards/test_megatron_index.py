@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from trainer.data.errors import DataError
+from trainer.data.shards.files import REMEDY
 from trainer.data.shards.megatron_index import DTYPES, IndexedTokens
 
 pytestmark = pytest.mark.skipif(
@@ -111,18 +112,22 @@ def poke(at: int, value: bytes) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("suffix", "damage", "complaint"),
     [
-        ("bin", lambda content: content[:-1], r"a\.bin has 83 bytes, its index of int32 ends at byte 84"),
+        ("bin", lambda content: content[:-1], r"a\.bin has 83 bytes, but its index of int32 ends at byte 84"),
         ("bin", lambda content: b"", r"a\.bin has 0 bytes"),
         ("bin", lambda content: None, r"a\.bin cannot be read: No such file"),
         ("idx", lambda content: None, r"a\.idx cannot be read: No such file"),
         ("idx", lambda content: b"", r"a\.idx has 0 bytes, fewer than the header"),
-        ("idx", lambda content: content[:-1], r"a\.idx has 221 bytes, its 9 sequences and 10 document marks take 222"),
-        ("idx", poke(0, b"X"), r"a\.idx is no Megatron index"),
-        ("idx", poke(9, b"\2"), r"a\.idx is no Megatron index"),
-        ("idx", poke(17, b"\11"), r"a\.idx is damaged: there is no dtype 9"),
-        ("idx", poke(17, b"\10"), r"a\.bin has 84 bytes, its index of uint16 ends at byte"),
+        (
+            "idx",
+            lambda content: content[:-1],
+            r"a\.idx has 221 bytes, but its 9 sequences .* take 222",
+        ),
+        ("idx", poke(0, b"X"), r"a\.idx is not a Megatron index"),
+        ("idx", poke(9, b"\2"), r"a\.idx is not a Megatron index"),
+        ("idx", poke(17, b"\11"), r"a\.idx is corrupt: its dtype is 9"),
+        ("idx", poke(17, b"\10"), r"a\.bin has 84 bytes, but its index of uint16 ends at byte"),
         ("idx", poke(24, b"\xff"), r"a\.idx has 222 bytes"),
-        ("idx", poke(214, b"\7"), r"its documents do not go from sequence 0 to sequence 9"),
+        ("idx", poke(214, b"\7"), r"its documents do not cover the sequences 0 .. 9"),
     ],
 )
 def test_damage_that_is_seen_at_once(
@@ -133,6 +138,8 @@ def test_damage_that_is_seen_at_once(
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(DataError, match=complaint) as caught:
         IndexedTokens(tmp_path / "a")
+    assert caught.value.where in (str(path), str(path.with_suffix(".bin")))
+    assert caught.value.allowed == REMEDY
     assert "\n" not in str(caught.value)
 
 

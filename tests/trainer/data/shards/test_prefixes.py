@@ -1,32 +1,31 @@
-import re
-
 import numpy as np
 import pytest
 
 from tests.trainer.corpora.tokenize.tokenized import PREFIXES, documents, make, texts, tokenizer
 from trainer.data.errors import DataError
-from trainer.data.shards.prefixes import Prefixes, clashes
+from trainer.data.shards.prefixes import Prefixes, shared_starts
 
 
-def test_groups_that_can_be_distinguished_are_accepted():
-    assert Prefixes(PREFIXES, tokenizer()).problems() == []
+def test_groups_with_different_starts_are_fine():
+    assert Prefixes(PREFIXES, tokenizer()).faults() == []
 
 
 @pytest.mark.parametrize(
-    ("groups", "problem"),
+    ("groups", "longer", "shorter"),
     [
-        ({"a": [[1, 2]], "b": [[1, 2, 3]]}, r"data.prefixes.b\[0\] begins with the tokens of data.prefixes.a\[0\]"),
-        ({"a": [[1, 2, 3]], "b": [[5], [1]]}, r"data.prefixes.a\[0\] begins with the tokens of data.prefixes.b\[1\]"),
-        ({"a": [[4], [4, 5]]}, r"data.prefixes.a\[1\] begins with the tokens of data.prefixes.a\[0\]"),
-        ({"a": [[4, 5]], "b": [[4, 5]]}, r"data.prefixes.b\[0\] begins with the tokens of data.prefixes.a\[0\]"),
+        ({"a": [[1, 2]], "b": [[1, 2, 3]]}, "data.prefixes.b[0]", "data.prefixes.a[0]"),
+        ({"a": [[1, 2, 3]], "b": [[5], [1]]}, "data.prefixes.a[0]", "data.prefixes.b[1]"),
+        ({"a": [[4], [4, 5]]}, "data.prefixes.a[1]", "data.prefixes.a[0]"),
+        ({"a": [[4, 5]], "b": [[4, 5]]}, "data.prefixes.b[0]", "data.prefixes.a[0]"),
     ],
 )
-def test_a_prefix_that_starts_with_another_is_reported(groups, problem):
-    (told,) = clashes(groups)
-    assert re.search(problem, told)
+def test_a_prefix_that_starts_with_another_is_reported(groups, longer, shorter):
+    (fault,) = shared_starts(groups)
+    assert fault.where == longer
+    assert f"{longer} starts with the tokens of {shorter}" in fault.text
 
 
-def test_texts_may_differ_where_tokens_do_not(tmp_path):
+def test_texts_may_differ_where_their_tokens_do_not(tmp_path):
     """'\\u2028' and the like aside: a tokenizer that drops what two texts differ in makes them one."""
 
     class Lossy:
@@ -38,16 +37,16 @@ def test_texts_may_differ_where_tokens_do_not(tmp_path):
         def decode(self, ids: list[int]) -> str:
             return "".join(map(chr, ids))
 
-    assert len(Prefixes({"a": ["Science"], "b": ["science "]}, Lossy()).problems()) == 1
-    assert Prefixes({"a": [" "]}, Lossy()).problems() == ["data.prefixes.a[0] has no token: ' '"]
+    assert len(Prefixes({"a": ["Science"], "b": ["science "]}, Lossy()).faults()) == 1
+    (empty,) = Prefixes({"a": [" "]}, Lossy()).faults()
+    assert (empty.where, empty.value) == ("data.prefixes.a[0]", " ")
 
 
 def test_tokenizing_refuses_prefixes_that_clash(tmp_path):
     clashing = {"science": ["A text about science.\n"], "general": ["A text"]}
-    with pytest.raises(
-        DataError, match=r"data.prefixes.science\[0\] begins with the tokens of data.prefixes.general\[0\]"
-    ):
+    with pytest.raises(DataError) as error:
         make(tmp_path, documents(texts(5)), prefixes=clashing)
+    assert error.value.where == "data.prefixes.science[0]"
 
 
 def test_choices_are_a_function_of_seed_source_and_document_and_even():
