@@ -7,10 +7,10 @@
 #              bench-data: starting on six trillion tokens and reading packs of them, against Megatron-core
 #              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
 # make bench-gpu  one GPU: the 1T model's experts and layers beside torch's and Transformer Engine's, then recipe=toy_gpu
-# make setup   only what test, lint and bench need; setup-toy: what toy needs
+# make setup   only install what test, lint and bench need; setup-toy: what toy needs
 #
-# PYTHON=...       the Python to build on, 3.11 or newer. If it can import torch, that torch is used as it is.
-# TORCH_INDEX=...  one more package index to take torch from, such as PyTorch's own index of CPU wheels.
+# PYTHON=...       the Python to build on, 3.11 or newer. If it can import torch, that torch is kept.
+# TORCH_INDEX=...  an extra package index for torch, such as PyTorch's own index of CPU wheels.
 
 PYTHON      ?= python3
 TORCH_INDEX ?=
@@ -77,7 +77,7 @@ $(DEV): pyproject.toml constraints.txt
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
-# Prints the version of the torch that PYTHON brings; nothing where it has none or is this very environment.
+# Prints the version of PYTHON's torch; nothing if it has none or is this environment itself.
 define FIND_TORCH
 import importlib.metadata, os, sys
 if os.path.realpath(sys.prefix) == os.path.realpath("$(VENV)"):
@@ -92,7 +92,7 @@ if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
              "Python without torch (make PYTHON=...), which then gets its own.")
 endef
 
-# --system-site-packages shows a venv the packages of the base Python, never those of another venv: name these in a .pth.
+# --system-site-packages shows a venv the packages of the base Python, never those of another venv: list these in a .pth.
 define LINK_PARENT
 import pathlib, subprocess, sys, sysconfig
 if sys.prefix != sys.base_prefix:
@@ -106,7 +106,7 @@ comma := ,
 # $(call install,EXTRAS): one shell script. An existing environment that works is kept and brought up to date.
 define install
 set -e; \
-command -v "$(PYTHON)" >/dev/null || { echo "There is no '$(PYTHON)' here. Octavo needs Python 3.11 or newer: install one or name it, as in make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }; \
+command -v "$(PYTHON)" >/dev/null || { echo "'$(PYTHON)' was not found. Octavo needs Python 3.11 or newer: install one or name it, as in make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }; \
 "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$("$(PYTHON)" -V 2>&1); Octavo needs 3.11 or newer. Name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }; \
 torch=$$("$(PYTHON)" -c "$$FIND_TORCH"); \
 if ! "$(PY)" -m pip --version >/dev/null 2>&1; then \

@@ -110,7 +110,7 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("name", SENTENCES)
-def test_a_sentence_begins_with_a_capital_and_ends_with_a_mark(name: str) -> None:
+def test_a_sentence_starts_with_a_capital_and_ends_with_a_mark(name: str) -> None:
     seen = 0
     for table, record in MADE:
         for sentence in rendered(SENTENCES[name], table, record):

@@ -108,7 +108,7 @@ def test_a_sample_does_not_depend_on_what_was_asked_with_it(whole):
         assert np.array_equal(looked_up(index(), sample, 1), whole[:, sample : sample + 1])
 
 
-def test_a_longer_run_begins_with_the_samples_of_a_shorter_one(whole):
+def test_a_longer_run_starts_with_the_samples_of_a_shorter_one(whole):
     """Past the phases' tokens the last phase continues, and declaring more tokens of it changes nothing."""
     longer = index(phases={**PHASES, "end": 10**15 * S})
     assert np.array_equal(looked_up(longer, 0, whole.shape[1]), whole)
