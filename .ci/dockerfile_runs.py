@@ -1,8 +1,8 @@
 """Executes the RUN lines of a Dockerfile as shell, in an empty directory: python .ci/dockerfile_runs.py FILE
 
 A check for machines without an image builder. ARG and ENV values are set, COPY copies from the working tree, WORKDIR is
-that directory, and this machine takes the place of the base image. Lines that call apt-get need root and apt-get; they are
-skipped with a message elsewhere.
+that directory, and this machine takes the place of the base image. Lines that call apt-get need root and apt-get; they
+are skipped with a message elsewhere.
 """
 
 import os
