@@ -8,11 +8,11 @@ import platform
 import sys
 from collections.abc import Sequence
 
-from parallel.errors import UserError
+from parallel.errors import UserError, one_of
 from trainer.config.command_line import Parser
 from trainer.config.compose import overview
 from trainer.config.errors import CommandError, report
-from trainer.config.say import did_you_mean, one_of
+from trainer.config.say import did_you_mean
 
 HELP = {"-h", "--help"}
 # Command -> what it does. Each is the module of its name in launch/commands, with a function

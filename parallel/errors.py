@@ -26,9 +26,9 @@ class Fault:
 
 
 def one_of(values: Iterable[Any]) -> str:
-    """`a, b or c`."""
-    *rest, last = map(str, values)
-    return f"{', '.join(rest)} or {last}" if rest else last
+    """`a, b or c`; an empty text for no values."""
+    words = [str(value) for value in values]
+    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 class UserError(Exception):

@@ -29,7 +29,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.shard % self.ep:
-            fit = _divisors(self.shard)
+            fit = divisors(self.shard)
             raise LayoutError(
                 f"parallel.ep={self.ep} does not divide the {self.shard} rank(s) that share one copy of the weights "
                 f"(parallel.dp_shard); use parallel.ep={one_of(fit)}, or let a multiple of {self.ep} share it",
@@ -66,7 +66,7 @@ class Layout:
         if dp_shard == 0 and dp_replicate == 0:
             dp_shard = ep // math.gcd(ep, cp)
             if world % (fixed * dp_shard):
-                fit = _divisors(world)
+                fit = divisors(world)
                 raise LayoutError(
                     f"parallel.ep={ep} does not divide the {world} rank(s) of this run; use parallel.ep={one_of(fit)}, "
                     f"or start a multiple of {fixed * dp_shard} ranks",
@@ -78,7 +78,7 @@ class Layout:
             fixed *= given or 1
             if world % fixed:
                 rest = world // (fixed // given) if world % (fixed // given) == 0 else world
-                fit = _divisors(rest)
+                fit = divisors(rest)
                 raise LayoutError(
                     f"parallel.{name}={given} does not divide the {world} rank(s) of this run; use {one_of(fit)}, or "
                     f"start a multiple of {fixed} ranks",
@@ -114,5 +114,5 @@ class Layout:
         return [row for row in rows if row[1] > 1]
 
 
-def _divisors(number: int) -> tuple[int, ...]:
+def divisors(number: int) -> tuple[int, ...]:
     return tuple(n for n in range(1, number + 1) if number % n == 0)

@@ -6,10 +6,9 @@ from typing import get_args
 
 import torch
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
 from trainer.config.coerce import keys
 from trainer.config.keys import PrecisionConfig
-from trainer.config.say import one_of
 from trainer.model.experts.te import support
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

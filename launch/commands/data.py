@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.configurations import read_configuration
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
 from trainer.config.checks.data import check_length
 from trainer.config.command_line import Parser
 from trainer.config.errors import CommandError, ConfigError
 from trainer.config.keys import Config
 from trainer.config.mixture import drawn, shares
-from trainer.config.say import did_you_mean, one_of
+from trainer.config.say import did_you_mean
 from trainer.data.errors import DataError
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.paths import must_not_exist
+from parallel.errors import one_of
 from trainer.config.command_line import Parser, above_zero, choice, whole
 from trainer.config.errors import CommandError
-from trainer.config.say import one_of
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables.builtin import SEED, TABLES, TASKS_PER_RECORD
 from trainer.corpora.science.tables.user_files import read_table

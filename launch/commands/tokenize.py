@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from launch.configurations import read_configuration
 from launch.paths import must_not_exist
+from parallel.errors import one_of
 from trainer.config.command_line import Parser, choice, number, whole
 from trainer.config.errors import CommandError
-from trainer.config.say import one_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

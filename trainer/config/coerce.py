@@ -11,8 +11,8 @@ import typing
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
-from parallel.errors import Fault
-from trainer.config.say import nearest, one_of, show
+from parallel.errors import Fault, one_of
+from trainer.config.say import nearest, show
 
 # Metadata of fields that may change when a run is resumed. A free one does not define the result; a named one does, and
 # so is part of the default directory's name, but an existing run may resume with another value.

@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
 from trainer.config.compose import overview
 from trainer.config.errors import CommandError
-from trainer.config.say import did_you_mean, one_of
+from trainer.config.say import did_you_mean
 
 OVERRIDES = "Overrides are recipe=NAME, GROUP=OPTION and KEY=VALUE, as in: recipe=toy optim.lr=1e-3"
 

@@ -24,12 +24,12 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
 from trainer.config import coerce
 from trainer.config.checks import validate
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
-from trainer.config.say import did_you_mean, nearest, one_of, show
+from trainer.config.say import did_you_mean, nearest, show
 
 KEYS = coerce.keys(Config)
 SECTIONS = list(coerce.fields(Config))

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import Any
 
-from parallel.errors import Fault, UserError
+from parallel.errors import UserError
 
 
 class ConfigError(UserError):
     """A configuration, or a run directory that it names, that cannot be used."""
-
-    def __init__(self, faults: str | Iterable[Fault | str], **fields: Any) -> None:
-        if isinstance(faults, str):
-            super().__init__(faults, **fields)
-        else:
-            super().__init__(Fault(fault, "") if isinstance(fault, str) else fault for fault in faults)
-
-    @property
-    def errors(self) -> list[str]:
-        return [fault.text for fault in self.faults]
 
 
 class CommandError(UserError):

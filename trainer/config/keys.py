@@ -1,7 +1,7 @@
 """The schema of a run: every key that exists, its type and its default. No torch here.
 
-Fields marked `free()` may change when a run is resumed. All others define the result and make up `config_hash`; those
-marked `named()` may change all the same.
+Fields marked `free()` may change when a run is resumed. All others define the result and are hashed by `config_hash`;
+of these, the ones marked `named()` may change, too.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from trainer.config.model import ModelConfig
 
 
 def free(default: Any) -> Any:
-    """A field that may change when a run is resumed: it extends the run, or says how the same step is computed, which
-    moves the numbers by rounding alone (but for micro_batch: the balance loss is a mean over micro-batches)."""
+    """A field that may change when a run is resumed: it extends the run, or changes how the same step is computed,
+    which affects the numbers by rounding alone (except micro_batch: the balance loss is a mean over micro-batches)."""
     return field(default=default, metadata=FREE)
 
 
 def named(default: Any) -> Any:
-    """A field that changes the numbers of a run and nothing of its checkpoints: part of the default directory's name,
-    yet a run may be continued with another value."""
+    """A field that changes the numbers of a run but not the layout of its checkpoints: part of the default directory's
+    name, yet a run may resume with another value."""
     return field(default=default, metadata=NAMED)
 
 
@@ -39,20 +39,20 @@ class DataConfig:
     seq_len: int = 256  # tokens of one sequence (window)
     cache_dir: str = free(".cache/octavo")  # where corpora are built; relative to the working directory
     # of corpora that are built
-    tokens_per_source: int = 2_000_000  # no more than this is taken of each source
+    tokens_per_source: int = 2_000_000  # the most that is taken from each source
     holdout_fraction: float = 0.02  # of each source's documents, never trained on
     # of data.name=mixture
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    phases: dict[str, PhaseConfig] = field(default_factory=dict)  # in this order; the last one goes on without end
-    prefixes: dict[str, list[str]] = field(default_factory=dict)  # group -> paraphrases that documents begin with
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)  # in this order; the last one has no end
+    prefixes: dict[str, list[str]] = field(default_factory=dict)  # group -> paraphrases at the start of documents
     build: Literal["none", "toy"] = "none"  # toy: the sources are made into cache_dir from installed packages
-    root: str = free(".")  # where relative paths of sources begin; relative to the working directory
-    reader: Literal["octavo", "megatron"] = free("octavo")  # whose code reads .bin and .idx; both give the same tokens
-    workers: int = free(0)  # processes of each rank that read ahead; 0: it reads what it needs when it needs it
+    root: str = free(".")  # the base of relative paths of sources; relative to the working directory
+    reader: Literal["octavo", "megatron"] = free("octavo")  # reads .bin and .idx; both give the same tokens
+    workers: int = free(0)  # processes of each rank that read ahead; 0: none, samples are read when needed
     verify: Literal["sampled", "full", "off"] = free("sampled")  # hashes of the shards that are checked at the start
     on_fault: Literal["fail", "skip"] = free("fail")  # at tokens that cannot be read
     max_skips: int = free(100)  # on_fault=skip: abort after this many samples
-    allow_changed: bool = free(False)  # go on with a run whose corpora have changed since
+    allow_changed: bool = free(False)  # resume a run whose corpora have changed
 
 
 @dataclass(kw_only=True)
@@ -69,12 +69,12 @@ class ParallelConfig:
     overlap: int = free(1)  # all_gather: parts of a micro-batch whose exchange and experts run side by side
     reshard_dense: bool = free(True)  # free gathered dense weights after forward, gather them again in backward
     reshard_experts: bool = free(False)  # the same for experts, which otherwise stay for the step
-    timeout_s: float = free(600.0)  # seconds in which no rank gets anywhere, then the run ends
+    timeout_s: float = free(600.0)  # seconds without progress on any rank, after which the run ends
 
 
 @dataclass(kw_only=True)
 class PrecisionConfig:
-    """The dtype of every part. A part with one value is here to be read, and so that another one is refused."""
+    """The dtype of every part. A part with a single value is listed for the record, and so that others are refused."""
 
     linears: Literal["fp32", "bf16"] = named("fp32")  # attention's matrices, and activations between all parts
     # bf16 and fp32: as `linears`. fp8_*, mxfp8: e4m3 matmuls under the Transformer Engine recipe of that name;
@@ -88,8 +88,8 @@ class PrecisionConfig:
     rotary: Literal["fp32"] = "fp32"  # tables and rotation
     lm_head: Literal["fp32"] = "fp32"  # logits and cross-entropy
     masters: Literal["fp32"] = "fp32"  # the weights that are trained and saved
-    moments: Literal["fp32", "bf16"] = named("fp32")  # the optimizer's
-    gradients: Literal["fp32"] = "fp32"  # as the optimizer takes them
+    moments: Literal["fp32", "bf16"] = named("fp32")  # of the optimizer
+    gradients: Literal["fp32"] = "fp32"  # as the optimizer receives them
     reductions: Literal["fp32", "bf16"] = named("fp32")  # sums of sharded gradients over ranks
 
 
@@ -106,9 +106,9 @@ class OptimConfig:
     warmup_steps: int = 0
     decay_fraction: float = 0.2  # wsd: this last share of the steps falls linearly to min_lr_ratio
     min_lr_ratio: float = 0.1  # of lr, where the schedule ends
-    engine: Literal["native", "deepspeed"] = "native"  # who holds the state, and so how checkpoints name it
-    zero_stage: int = free(2)  # deepspeed: 1 cuts the state over all ranks, 2 the gradients too
-    offload: Literal["none", "cpu"] = free("none")  # deepspeed: where state and update are
+    engine: Literal["native", "deepspeed"] = "native"  # also decides how checkpoints name the state
+    zero_stage: int = free(2)  # deepspeed: 1 shards the state over all ranks, 2 the gradients too
+    offload: Literal["none", "cpu"] = free("none")  # deepspeed: the device of state and update
 
     def decay_steps(self, steps: int) -> int:
         """Length of the final decay in a run of `steps` steps: rounded for wsd, 0 for the other schedules."""
@@ -130,7 +130,7 @@ class TrainConfig:
     max_skipped: int = free(10)  # abort after this many non-finite steps in a row
     recompute: Literal["none", "selective", "full"] = free("none")
     compile: bool = free(False)
-    kernels: Literal["torch", "triton"] = free("torch")  # what CUDA tensors get where there are fused kernels
+    kernels: Literal["torch", "triton"] = free("torch")  # triton: fused kernels for CUDA tensors, where there are any
     loss_chunk: int = free(512)  # tokens whose logits exist at one time
     sample_tokens: int = free(0)  # length of the text generated at the end; 0: off
     device: Literal["auto", "cpu", "cuda"] = free("auto")
@@ -140,9 +140,9 @@ class TrainConfig:
 class CheckpointConfig:
     every: int = free(0)  # steps; 0: only at the end
     keep: int = free(2)  # the newest ones
-    # A Hugging Face directory whose weights the run begins with, not needed once a step is saved; None: random ones
+    # A Hugging Face directory with the initial weights, not needed once a step is saved; None: random weights
     init_from: str | None = None
-    # Whether that may be an expansion whose copies of an expert are exact, which training never tells apart
+    # Accept an expansion whose copies of an expert are exact; training cannot make them differ
     allow_identical_copies: bool = free(False)
 
 
@@ -166,7 +166,7 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
-# What runs from before a key was there had in its place: a run with this value is the same run as one without the key.
+# Keys that older runs lack -> the value that changes nothing: a run with it is the same run as one without the key.
 BEFORE: dict[str, Any] = {
     "checkpoint.init_from": None,
     "data.sources": {},
@@ -179,13 +179,13 @@ BEFORE: dict[str, Any] = {
 
 
 def is_as_before(key: str, value: Any) -> bool:
-    """Whether this value of a key that older runs lack leaves a run what it was without the key."""
+    """Return True if older runs lack the key and this value defines the same run as its absence."""
     return key in BEFORE and value == BEFORE[key]
 
 
 def defining_values(cfg: Config) -> dict[str, Any]:
-    """Dotted key -> value of everything that defines the result, that is of all keys not marked free, without those
-    that `is_as_before`."""
+    """Dotted key -> value of everything that defines the result: all keys that are not marked free, except those for
+    which `is_as_before` holds."""
     known, defining = coerce.keys(Config), coerce.keys(Config, resume=("fixed", "named"))
     flat = coerce.flatten(coerce.to_dict(cfg), known)
     return {
@@ -196,6 +196,6 @@ def defining_values(cfg: Config) -> dict[str, Any]:
 
 
 def config_hash(cfg: Config) -> str:
-    """sha256 (hex) of `defining_values`: equal on all ranks of a run, and over its resumptions but for
-    those that go on with another precision."""
+    """sha256 (hex) of `defining_values`: equal on all ranks of a run and in all its starts, except those that resume
+    with another precision."""
     return coerce.digest(defining_values(cfg))

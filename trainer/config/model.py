@@ -1,4 +1,4 @@
-"""The model's sizes and options, and what follows from them by counting. No torch here: the command line counts too."""
+"""The model's sizes and options, and the counts that follow from them. No torch here: commands count, too."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     max_position: int = 4096  # longest document; FoPE drops the frequencies that do not turn once within it
     fope_gain: float = 0.5  # xavier gain of the mixing matrices
-    # What fills the dropped frequencies of the sine table: all published code fills 1 for the cosine AND the sine, a
-    # serving engine's open issue calls the latter a bug and wants 0.
+    # Fills the dropped frequencies of the sine table: all published code fills 1 for the cosine AND the sine; an open
+    # issue of a serving engine calls the latter a bug and asks for 0.
     fope_pad_sin: float = 1.0
 
     norm_eps: float = 1e-6
@@ -55,7 +55,7 @@ class ModelConfig:
         return self._dense_params() + self.num_layers * self.num_experts * self._expert_params()
 
     def active_params(self) -> int:
-        """Parameters that one token passes through: all but the experts that its router left out."""
+        """Parameters that one token passes through: all except those of experts that the router did not select."""
         return self._dense_params() + self.num_layers * self.experts_per_token * self._expert_params()
 
     def flops_per_token(self, seq_len: int) -> float:
@@ -75,7 +75,7 @@ class ModelConfig:
         return 6.0 * matrices + 12.0 * self.num_layers * self.num_heads * self.head_dim * span
 
     def fope_frequencies(self) -> int:
-        """How many of the head_dim / 2 rotary frequencies FoPE keeps: theta^(-2i/head_dim) > 2 pi / max_position."""
+        """The rotary frequencies out of head_dim / 2 that FoPE keeps: theta^(-2i/head_dim) > 2 pi / max_position."""
         floor = 2 * math.pi / self.max_position
         return sum(self.rope_theta ** (-2 * i / self.head_dim) > floor for i in range(self.head_dim // 2))
 

@@ -9,13 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from parallel.errors import Fault, UserError
+from parallel.errors import one_of
 from parallel.groups import Placement, map_groups
-from parallel.layout import Layout
+from parallel.layout import Layout, LayoutError, divisors
 from trainer.config.errors import ConfigError
 from trainer.config.keys import ParallelConfig
 from trainer.config.model import ModelConfig
-from trainer.config.say import divisors, one_of
 
 DispatchName = Literal["local", "all_gather", "all_to_all"]
 
@@ -38,8 +37,8 @@ def map_ranks(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> 
     ep = parallel.ep or math.gcd(ranks, model.num_experts if counts else model.router_groups)
     try:
         layout = Layout.resolve(world_size, dp_replicate=parallel.dp_replicate, dp_shard=parallel.dp_shard, ep=ep)
-    except (UserError, ValueError) as error:
-        raise ConfigError(_faults(error)) from None
+    except LayoutError as error:
+        raise ConfigError(error.faults) from None
     if ep == 1:
         return RankMap(layout, Placement(), "local")
     if counts:
@@ -50,12 +49,9 @@ def map_ranks(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> 
         return RankMap(layout, Placement(ep), "all_to_all")
     try:
         placement = map_groups(model.router_groups, ep)
-    except (UserError, ValueError) as error:
-        text = str(error) if str(error).startswith("parallel.ep=") else f"parallel.ep={ep}: {error}"
-        groups = [n for n in divisors(model.router_groups) if n < model.router_groups]
-        allowed = one_of([*groups, f"a multiple of {model.router_groups}"])
-        text = f"{text}, or parallel.dispatch=all_to_all"
-        raise ConfigError(text, where="parallel.ep", value=ep, allowed=allowed) from None
+    except LayoutError as error:
+        text = f"{error}, or parallel.dispatch=all_to_all"
+        raise ConfigError(text, where="parallel.ep", value=ep, allowed=error.allowed) from None
     parts = placement.width_shards
     if model.expert_width % parts:
         text = (
@@ -64,9 +60,3 @@ def map_ranks(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> 
         )
         raise ConfigError(text, where="parallel.ep", value=ep, allowed=(model.router_groups,))
     return RankMap(layout, placement, "all_gather")
-
-
-def _faults(error: UserError | ValueError) -> tuple[Fault, ...]:
-    if isinstance(error, UserError):
-        return error.faults
-    return (Fault(str(error), str(error).partition("=")[0]),)

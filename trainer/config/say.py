@@ -1,4 +1,4 @@
-"""Wording that error messages share: alternatives, suggestions, values as they are typed."""
+"""Wording that error messages share: suggestions, and values as they are typed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ import difflib
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
-
-
-def one_of(values: Iterable[Any]) -> str:
-    """`a, b or c`."""
-    words = [str(value) for value in values]
-    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def show(value: Any) -> str:
@@ -43,10 +37,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'adamw'?"`, or nothing if no known word is close."""
     near = nearest(word, known)
     return f"; did you mean '{near}'?" if near else ""
-
-
-def divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def closest(values: Sequence[int], wanted: int, count: int = 6) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ def _on_the_first(world: World, act: Callable[[], object]) -> None:
         try:
             act()
         except ConfigError as error:
-            kind, said = ConfigError, error.errors
+            kind, said = ConfigError, error.faults
         except (HuggingFaceError, OSError) as error:
             kind, said = HuggingFaceError, str(error)
     kind, said = world.broadcast((kind, said))
@@ -120,17 +120,14 @@ def _suitable(path: Path, cfg: Config) -> None:
     source = look_at(open_directory(path))
     differing = other_function(cfg.model, source.model)
     if differing:
-        raise ConfigError(
-            [f"checkpoint.init_from={path} holds another model: {'; '.join(differing)}. Use the values there"]
-        )
+        remedy = "use the values there"
+        text = f"checkpoint.init_from={path} holds another model: {'; '.join(differing)}; {remedy}"
+        raise ConfigError(text, where="checkpoint.init_from", value=str(path), allowed=remedy)
     source.require(towers=True)
     if not cfg.checkpoint.allow_identical_copies and has_identical_copies(path):
-        raise ConfigError(
-            [
-                f"checkpoint.init_from={path} holds exact copies of experts, which get the same gradients for ever. "
-                "Expand with noise or with cuts=distinct, or set checkpoint.allow_identical_copies=true"
-            ]
-        )
+        remedy = "expand with noise or with cuts=distinct, or set checkpoint.allow_identical_copies=true"
+        text = f"checkpoint.init_from={path} holds exact copies of experts, whose gradients never differ; {remedy}"
+        raise ConfigError(text, where="checkpoint.init_from", value=str(path), allowed=remedy)
 
 
 def has_identical_copies(path: Path) -> bool:

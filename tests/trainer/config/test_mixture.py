@@ -153,7 +153,7 @@ def test_a_run_directory_from_before_there_were_mixtures_resumes(tmp_path, monke
     (tmp_path / "here/checkpoints").mkdir(parents=True)
     (tmp_path / "here/config.yaml").write_text(yaml.safe_dump(stored, sort_keys=False))
     assert rundir.choose(cfg).status == "resume"
-    with pytest.raises(ConfigError, match=r"data\.phases: \(not there\) -> \['stable', 'anneal'\]"):
+    with pytest.raises(ConfigError, match=r"data\.phases: \(missing\) -> \['stable', 'anneal'\]"):
         rundir.choose(compose(["recipe=toy", "data=toy_mixture", "run.dir=here"]))
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from itertools import combinations
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
 from trainer.config.keys import DataConfig
 from trainer.config.mixture import drawn, shares
-from trainer.config.say import did_you_mean, one_of
+from trainer.config.say import did_you_mean
 
 # Weights are typed with few digits; the tokens that they come to may miss a source's tokens by this share of them.
 ROUNDING = Fraction(1, 200)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
+from parallel.layout import divisors
 from trainer.config.model import ModelConfig
-from trainer.config.say import closest, divisors, one_of
+from trainer.config.say import closest
 
 
 def check(m: ModelConfig, seq_len: int) -> list[Fault]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
+from parallel.layout import divisors
 from trainer.config.checks.precision import FP8_MULTIPLES
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, ModelConfig, TrainConfig
 from trainer.config.ranks import RankMap, map_ranks
-from trainer.config.say import closest, divisors, one_of
+from trainer.config.say import closest
 
 
 def check_batch(train: TrainConfig, world_size: int) -> list[Fault]:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
 from trainer.config import coerce
 from trainer.config.keys import Config
-from trainer.config.say import did_you_mean, one_of
+from trainer.config.say import did_you_mean
 
 # Keys that must be above zero, and keys that may also be zero.
 POSITIVE = {

@@ -90,10 +90,10 @@ def test_a_run_refuses_copies_that_stay_identical_unless_allowed(tmp_path):
     expanded(path, tmp_path / "exact", **ASKED, noise=0.0)
     with pytest.raises(ConfigError) as refused:
         start(tmp_path / "exact", tmp_path / "run")
-    (line,) = refused.value.errors
-    assert line.startswith(f"checkpoint.init_from={tmp_path / 'exact'} holds exact copies of experts")
-    assert line.endswith("or set checkpoint.allow_identical_copies=true")
-    assert "\n" not in line
+    (fault,) = refused.value.faults
+    assert (fault.where, fault.value) == ("checkpoint.init_from", str(tmp_path / "exact"))
+    assert fault.allowed.endswith("or set checkpoint.allow_identical_copies=true")
+    assert "\n" not in fault.text
     assert start(tmp_path / "exact", tmp_path / "run", allow_identical_copies=True) is not None
     expanded(path, tmp_path / "noisy", **ASKED)
     assert start(tmp_path / "noisy", tmp_path / "run") is not None

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.config.say import did_you_mean, one_of
+from parallel.errors import one_of
+from trainer.config.say import did_you_mean
 from trainer.corpora.science.records import Property, Record, Table, number
 from trainer.data.errors import DataError
 
