@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config.say import one_of
+from parallel.errors import one_of
 from trainer.corpora.build import (
     BPE_SAMPLE,
     CHARS_PER_TOKEN,

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer.config.say import one_of
+from parallel.errors import one_of
 from trainer.corpora.packages import Document
 from trainer.corpora.tokenize import jobs, resume
 from trainer.corpora.tokenize.inputs import units_of

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.config.say import one_of
+from parallel.errors import one_of
 from trainer.data.errors import DataError
 
 UNIT = 64 << 20  # approximate bytes of a file in one unit

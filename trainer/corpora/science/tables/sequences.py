@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.config.say import one_of
+from parallel.errors import one_of
 from trainer.corpora.packages import Files, package_files
 from trainer.corpora.science.records import Property, Record, Table
 from trainer.data.errors import DataError
