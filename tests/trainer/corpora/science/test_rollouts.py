@@ -211,8 +211,8 @@ def test_the_command_takes_its_key_from_the_variable_that_is_named(tmp_path: Pat
             "http_proxy": "http://127.0.0.1:9",
         }
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
-        assert done.returncode == 1
-        assert "--api-key-env MY_KEY: that variable is not set or empty" in done.stderr
+        assert done.returncode == 2
+        assert "--api-key-env MY_KEY: the variable is not set or empty" in done.stderr
         assert not (tmp_path / "out.jsonl").exists()
         environ["MY_KEY"] = "secret"
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)

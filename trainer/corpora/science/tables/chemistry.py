@@ -135,7 +135,7 @@ THERMO = (
     Sheet("Reactions/JANAF_1998.tsv", "substance", "substances", THERMOCHEMISTRY, JANAF, _janaf_name),
     Sheet(
         "Reactions/ATcT 1.112 (g).tsv",
-        *("species", "species", ACTIVE, "the Active Thermochemical Tables, version 1.112", _active_name),
+        *("species", "species", ACTIVE, "version 1.112 of the Active Thermochemical Tables", _active_name),
     ),
 )
 MATERIALS = (

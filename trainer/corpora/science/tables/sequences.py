@@ -42,7 +42,7 @@ PROTEIN = COMMON | {
     "weight": Property("molecular weight", unit="Da", measured=False),
     "gene": Property("gene name", number=False, predicates=("is encoded by the gene {value}",)),
     "function": Property("function", number=False, quoted=True),
-    "keywords": Property("list of keywords", number=False, quoted=True),
+    "keywords": Property("list of keywords", number=False, quoted=True, predicates=("is indexed under {value}",)),
 }
 NUCLEOTIDE = COMMON | {
     "length": Property(
@@ -54,7 +54,7 @@ NUCLEOTIDE = COMMON | {
         extremes=LENGTHS,
     ),
     "molecule": Property("molecule type", number=False),
-    "keywords": Property("list of keywords", number=False, quoted=True),
+    "keywords": Property("list of keywords", number=False, quoted=True, predicates=("is indexed under {value}",)),
 }
 GENBANK_FIELD = re.compile(r"^ {0,2}([A-Z]+) +(.*(?:\n {12}.*)*)", re.M)
 EVIDENCE = re.compile(r" *\{ECO:[^}]*\}")
