@@ -16,7 +16,7 @@ from trainer.config.command_line import Parser
 from trainer.config.errors import CommandError, report
 from trainer.config.model import ModelConfig
 from trainer.config.say import show
-from trainer.storage.manifest import MANIFEST, Damaged, read_manifest, verify_file
+from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
 from trainer.weights.hf_config import FUNCTION
 from trainer.weights.hf_files import CONFIG, open_directory
 from trainer.weights.hf_survey import Source, look_at, part_of, quantization
@@ -131,13 +131,13 @@ def _as_written(path: Path) -> bool:
         print(f"verify      there is no {path / MANIFEST}, so the files have no hashes to compare with")
         return False
     try:
-        files = read_manifest(path)["files"]
-    except Damaged as damage:
+        files = CHECKPOINT.read(path)["files"]
+    except CorruptError as damage:
         print(f"verify      {damage}, so its hashes cannot be relied on")
         return False
     total, read, differing, printed = sum(facts["size"] for facts in files.values()), 0, 0, time.perf_counter()
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda name: verify_file(path, name, files[name]), files)
+        found = pool.map(lambda name: CHECKPOINT.check_file(path, name, files[name]), files)
         for facts, fault in zip(files.values(), found, strict=True):
             read += facts["size"]
             if fault is not None:

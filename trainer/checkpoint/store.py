@@ -34,13 +34,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from parallel.errors import UserError
 from parallel.world import World
 from trainer.storage.atomic import atomic_file, publish
-from trainer.storage.manifest import (
-    Damaged,
-    file_facts,
-    read_manifest,
-    verify_file,
-    write_manifest,
-)
+from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.storage.space import free_space
 
 _STEP = re.compile(r"step-(\d+)")
@@ -160,10 +154,11 @@ class CheckpointStore:
     def _own_files(self, temporary: Path) -> dict[str, dict[str, Any]]:
         """Hashes of the shards that this rank wrote; rank 0 takes DCP's index too."""
         names = [path.name for path in temporary.iterdir() if _writer(path.name) == self.world.rank]
-        return {name: file_facts(temporary / name) for name in names}
+        return {name: CHECKPOINT.file_facts(temporary / name) for name in names}
 
     def _publish(self, temporary: Path, target: Path, files: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
-        write_manifest(temporary, files, {**facts, "world_size": self.world.size, "torch": str(torch.__version__)})
+        torch_version = str(torch.__version__)
+        CHECKPOINT.write(temporary, {**facts, "world_size": self.world.size, "torch": torch_version}, files)
         if target.exists():
             _set_aside(target)
         publish(temporary, target)
@@ -178,7 +173,7 @@ class CheckpointStore:
         never was one.
 
         `check` sees the manifest before any tensor is read and raises to refuse it. Names under `rng.` that the
-        checkpoint lacks keep their value (a run may be resumed by more processes than saved it). Damaged checkpoints
+        checkpoint lacks keep their value (a run may be resumed by more processes than saved it). Corrupt checkpoints
         are reported through `warn` and renamed to `step-N.damaged`, so that later saves neither meet nor count them.
         Raises `CheckpointError` where all checkpoints are damaged, or hold other tensors than `tensors`.
         """
@@ -190,7 +185,7 @@ class CheckpointStore:
                 manifest = self._verify(path)
                 check(manifest)
                 self._read(path, tensors, manifest)
-            except Damaged as damage:
+            except CorruptError as damage:
                 faults.append(str(damage))
                 if self.world.rank == 0:
                     self.warn(f"checkpoint {path.name} is damaged and passed over: {damage}")
@@ -207,20 +202,21 @@ class CheckpointStore:
 
     def _verify(self, path: Path) -> dict[str, Any]:
         """The manifest, after every file was compared with it; the files are shared out among the ranks."""
-        fault, manifest = None, None
+        fault: CorruptError | None = None
+        manifest: dict[str, Any] | None = None
         if self.world.rank == 0:
             try:
-                manifest = read_manifest(path)
-            except Damaged as damage:
-                fault = str(damage)
+                manifest = CHECKPOINT.read(path)
+            except CorruptError as damage:
+                fault = damage
         fault, manifest = self.world.broadcast((fault, manifest))
         if fault is None:
             assert manifest is not None
             mine = list(manifest["files"].items())[self.world.rank :: self.world.size]
-            faults = [found for name, expected in mine if (found := verify_file(path, name, expected))]
+            faults = [found for name, expected in mine if (found := CHECKPOINT.check_file(path, name, expected))]
             fault = next((found for of_rank in self.world.gather(faults) for found in of_rank), None)
         if fault is not None:
-            raise Damaged(fault)
+            raise fault
         assert manifest is not None
         return manifest
 

@@ -67,7 +67,7 @@ class ReadAhead:
         except WorkerDied as death:
             # Its other answers are lost with it: they are asked for again, and this one is read here.
             others = [request for other, request in self._pending if other is process]
-            process.replace(death)
+            process.restart(death)
             for request in others:
                 process.ask(request)
             return self._reader.read(*asked)
@@ -99,7 +99,7 @@ class _Process:
             self._replaced = 0
         return windows
 
-    def replace(self, death: WorkerDied) -> None:
+    def restart(self, death: WorkerDied) -> None:
         """Start another worker. Raises DataError where too many died."""
         self._replaced, self._answered = self._replaced + 1, 0
         if self._replaced > MAX_REPLACED:

@@ -25,7 +25,7 @@ from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, SOURCE, SOURCE_FA
 from trainer.config.say import show
 from trainer.storage.atomic import atomic_file, remove_unfinished
 from trainer.storage.lock import FileLock, LockedError
-from trainer.storage.manifest import only_as_written, remove_as_written
+from trainer.storage.manifest import CHECKPOINT
 
 LOCK_FILE = "run.lock"
 
@@ -76,7 +76,7 @@ def _inspect(path: Path, cfg: Config) -> RunDir:
 def _left_by_a_failed_start(entry: Path) -> bool:
     """True for files of a run that failed before its first step; later runs may overwrite them."""
     if entry.name == SOURCE:
-        return (entry.parent / CONFIG_FILE).is_file() and only_as_written(entry, SOURCE_FACT)
+        return (entry.parent / CONFIG_FILE).is_file() and CHECKPOINT.holds_only_its_files(entry, SOURCE_FACT)
     return entry.name in (CONFIG_FILE, LOCK_FILE) or entry.suffix == ".tmp"
 
 
@@ -87,7 +87,7 @@ def _check_source(copy: Path, init_from: str) -> None:
         text = f"checkpoint.init_from={init_from} overlaps {copy}, where the run stores its copy"
         elsewhere = "a run.dir elsewhere"
         raise ConfigError(f"{text}; use {elsewhere}", where="checkpoint.init_from", value=init_from, allowed=elsewhere)
-    if os.path.lexists(copy) and not only_as_written(copy, SOURCE_FACT):
+    if os.path.lexists(copy) and not CHECKPOINT.holds_only_its_files(copy, SOURCE_FACT):
         text = f"{copy}, where the run stores its copy of checkpoint.init_from, holds other files"
         advice = "move them away, or use another run.dir"
         raise ConfigError(f"{text}; {advice}", where="run.dir", value=str(copy.parent), allowed=advice)
@@ -120,7 +120,7 @@ def prepare(run: RunDir, cfg: Config) -> None:
         if run.step == 0:
             remove_unfinished(run.path / SOURCE)  # left by a start that was killed while it copied
             if cfg.checkpoint.init_from is None:
-                remove_as_written(run.path / SOURCE, SOURCE_FACT)
+                CHECKPOINT.remove_directory(run.path / SOURCE, SOURCE_FACT)
         with atomic_file(run.path / CONFIG_FILE) as temporary:
             temporary.write_text(to_yaml(replace(cfg, run=replace(cfg.run, dir=str(run.path)))), encoding="utf-8")
     except OSError as error:

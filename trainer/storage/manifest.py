@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what its directory must hold, byte for byte.
+"""Manifests: what a directory must hold, byte for byte.
 
-torch.distributed.checkpoint reads a shard with a flipped byte without complaint, so every file's size and SHA-256
-stand in `manifest.json`, and the manifest carries a hash of itself.
+Most readers take a file with a flipped byte without complaint, so a directory's `manifest.json` lists the size and
+SHA-256 of each file, and carries a hash of itself.
 """
 
 from __future__ import annotations
@@ -9,108 +9,142 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+from trainer.storage.atomic import sync
+
 MANIFEST = "manifest.json"
-OWN_HASH = "manifest_sha256"  # the key of its hash of itself
-EXPANSION_FACT = "upcycle"  # the key of what an expansion says of itself
+Facts = dict[str, Any]  # JSON values
 
 
-class Damaged(Exception):
-    """A checkpoint is not what was written; the message names the file and what is wrong with it."""
+class CorruptError(Exception):
+    """A file is not what was written. `missing`: it does not exist."""
+
+    def __init__(self, path: Path, problem: str, *, missing: bool = False) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem, self.missing = path, problem, missing
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.problem}"
 
 
-def file_facts(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+@dataclass(frozen=True)
+class Manifest:
+    """The spelling of one kind of manifest: a JSON object with `format`, the caller's facts and a hash of itself.
 
+    version: the value of `format`. hash_key: the key of the hash of all other keys. size_key: the key of a file's size,
+    beside `sha256`. compact: hash the JSON without spaces. ascii: escape all other characters in the file.
+    """
 
-def write_manifest(directory: Path, files: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write and sync `directory/manifest.json`. `files`: name -> `file_facts`; `facts`: JSON values of the caller."""
-    body = {"format": FORMAT, **facts, "files": dict(sorted(files.items()))}
-    body[OWN_HASH] = _body_hash(body)
-    with open(directory / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(body, file, indent=1)  # no newline after it: a file cut short by a byte must not parse
-        file.flush()
-        os.fsync(file.fileno())
+    version: int
+    hash_key: str
+    size_key: str
+    compact: bool
+    ascii: bool
 
+    def file_facts(self, path: Path) -> Facts:
+        """Size in bytes and SHA-256 of a file. Raises OSError."""
+        with open(path, "rb") as file:
+            return {
+                self.size_key: os.fstat(file.fileno()).st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest, once its own hash and format are right. Raises `Damaged`."""
-    path = directory / MANIFEST
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if OWN_HASH not in body:
-            raise Damaged(f"{path} has lost its hash of itself ({OWN_HASH})")
-        recorded = body.pop(OWN_HASH)
+    def write(self, directory: Path, facts: Mapping[str, Any], files: Mapping[str, Facts] | None = None) -> Facts:
+        """Write `manifest.json` to the disk, and return it. `files`: name -> `file_facts`. Raises OSError."""
+        body: Facts = {"format": self.version, **facts}
+        if files is not None:
+            body["files"] = dict(sorted(files.items()))
+        body[self.hash_key] = self._hash(body)
+        with open(directory / MANIFEST, "w", encoding="utf-8") as file:
+            # No newline at the end: a file cut short by a byte must not parse.
+            json.dump(body, file, indent=1, ensure_ascii=self.ascii)
+        sync(directory / MANIFEST)
+        return body
+
+    def read(self, directory: Path) -> Facts:
+        """The manifest, its own hash included, once that and its format are right. Raises CorruptError."""
+        path = directory / MANIFEST
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(body, dict):
+                raise TypeError("not a JSON object")
+            if self.hash_key not in body:
+                raise CorruptError(path, f"has no hash of itself ({self.hash_key})")
+            recorded = body.pop(self.hash_key)
+            version = body["format"]
+        except FileNotFoundError:
+            raise CorruptError(path, "is missing", missing=True) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptError(path, f"cannot be read ({error})") from None
+        if recorded != self._hash(body):
+            raise CorruptError(path, "does not match its own hash")
+        if version != self.version:
+            raise CorruptError(path, f"has format {version}; this version reads {self.version}")
+        if not isinstance(body.get("files", {}), dict):
+            raise CorruptError(path, "lists no files")
+        return {**body, self.hash_key: recorded}
+
+    def check_size(self, directory: Path, name: str, expected: Mapping[str, Any]) -> CorruptError | None:
+        """The fault of one file by its size alone; None without one."""
+        path = directory / name
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return CorruptError(path, "is missing", missing=True)
+        except OSError as error:
+            return CorruptError(path, f"cannot be read ({error.strerror or error})")
+        wanted = expected[self.size_key]
+        return None if size == wanted else CorruptError(path, f"has {size} bytes instead of {wanted}")
+
+    def check_file(self, directory: Path, name: str, expected: Mapping[str, Any]) -> CorruptError | None:
+        """The fault of one file by its size and content; None without one."""
+        if fault := self.check_size(directory, name, expected):
+            return fault
+        try:
+            if self.file_facts(directory / name)["sha256"] == expected["sha256"]:
+                return None
+        except OSError as error:
+            return CorruptError(directory / name, f"cannot be read ({error.strerror or error})")
+        return CorruptError(directory / name, "has changed since it was written (SHA-256 differs)")
+
+    def holds_only_its_files(self, directory: Path, fact: str) -> bool:
+        """Return True if a directory has a manifest with the key `fact` and otherwise only files that it lists, of
+        those sizes, some of them perhaps missing: its writer may remove it, as nothing was added by others."""
+        try:
+            body = self.read(directory)
+            found = {entry.name for entry in directory.iterdir()} - {MANIFEST}
+        except (CorruptError, OSError):
+            return False
         files = body["files"]
-    except FileNotFoundError:
-        raise Damaged(f"{path} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{path} cannot be read ({error})") from None
-    if recorded != _body_hash(body):
-        raise Damaged(f"{path} does not match its own hash")
-    if body["format"] != FORMAT:
-        raise Damaged(f"{path} has format {body['format']}, this version reads {FORMAT}")
-    if not isinstance(files, dict):
-        raise Damaged(f"{path} lists no files")
-    return body
+        return (
+            not directory.is_symlink()
+            and fact in body
+            and found <= files.keys()
+            and not any(self.check_size(directory, name, files[name]) for name in found)
+        )
+
+    def remove_directory(self, directory: Path, fact: str) -> None:
+        """Remove a directory if it `holds_only_its_files`. Raises OSError."""
+        if not self.holds_only_its_files(directory, fact):
+            return
+        for entry in [entry for entry in directory.iterdir() if entry.name != MANIFEST]:
+            entry.unlink()
+        (directory / MANIFEST).unlink()  # last: without it nothing shows what the other files are
+        directory.rmdir()
+
+    def _hash(self, body: Mapping[str, Any]) -> str:
+        return digest(body, compact=self.compact)
 
 
-def size_fault(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
-    """What is wrong with one file of the manifest by its size alone, or None."""
-    path = directory / name
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        return f"{path} is missing"
-    except OSError as error:
-        return f"{path} cannot be read ({error.strerror or error})"
-    return None if size == expected["size"] else f"{path} has {size} bytes instead of {expected['size']}"
+# Of checkpoints, and of directories with a model.
+CHECKPOINT = Manifest(version=1, hash_key="manifest_sha256", size_key="size", compact=False, ascii=True)
 
 
-def only_as_written(directory: Path, fact: str) -> bool:
-    """Whether a directory holds a manifest with the key `fact`, and otherwise files that it lists, of the sizes there,
-    some of which may be gone: what its writer may remove, as nobody put anything else in it."""
-    try:
-        body = read_manifest(directory)
-        found = {entry.name for entry in directory.iterdir()} - {MANIFEST}
-    except (Damaged, OSError):
-        return False
-    files = body["files"]
-    return (
-        not directory.is_symlink()
-        and fact in body
-        and found <= files.keys()
-        and not any(size_fault(directory, name, files[name]) for name in found)
-    )
-
-
-def remove_as_written(directory: Path, fact: str) -> None:
-    """Remove a directory of which `only_as_written` holds, and no other. Raises OSError."""
-    if not only_as_written(directory, fact):
-        return
-    for entry in [entry for entry in directory.iterdir() if entry.name != MANIFEST]:
-        entry.unlink()
-    (directory / MANIFEST).unlink()  # last: without it nobody would know what the others are
-    directory.rmdir()
-
-
-def verify_file(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
-    """What is wrong with one file of the manifest, or None."""
-    if fault := size_fault(directory, name, expected):
-        return fault
-    path = directory / name
-    try:
-        if file_facts(path)["sha256"] != expected["sha256"]:
-            return f"{path} has changed since it was written (SHA-256 differs)"
-    except OSError as error:
-        return f"{path} cannot be read ({error.strerror or error})"
-    return None
-
-
-def _body_hash(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def digest(value: Any, *, compact: bool = False) -> str:
+    """SHA-256 (hex) of a JSON value, alike for any order of its keys."""
+    separators = (",", ":") if compact else None
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=separators).encode()).hexdigest()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trainer.storage.atomic import TargetExistsError, atomic_directory, remove_unfinished, sync
 from trainer.storage.hashed_file import HashedFile
-from trainer.storage.manifest import file_facts, write_manifest
+from trainer.storage.manifest import CHECKPOINT
 from trainer.storage.space import free_space
 from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError, StoredTensor, byte_count
 from trainer.weights.hf_read import DTYPES, bytes_of, read_box
@@ -175,7 +175,7 @@ def complete(
     beside: Iterable[Path],
     manifest: Mapping[str, Any] | None,
 ) -> None:
-    """Put what goes with the shards beside them. `written`: file name -> `manifest.file_facts`. Raises OSError."""
+    """Put what goes with the shards beside them. `written`: file name -> `Manifest.file_facts`. Raises OSError."""
     index = {output.name: shard.name for shard in shards for output in shard.outputs}
     total = sum(shard.nbytes for shard in shards)
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
@@ -186,7 +186,8 @@ def complete(
         sync(directory / file.name)
         names.append(file.name)
     if manifest is not None:
-        write_manifest(directory, {**written, **{n: file_facts(directory / n) for n in names}}, dict(manifest))
+        facts = {name: CHECKPOINT.file_facts(directory / name) for name in names}
+        CHECKPOINT.write(directory, manifest, {**written, **facts})
 
 
 def make_room(target: Path, need: int) -> None:
@@ -235,7 +236,7 @@ def cut(groups: Sequence[Group], most: int) -> list[Shard]:
 def write_shard(path: Path, shard: Shard, wrote: Callable[[int], None]) -> dict[str, Any]:
     """Make a file's tensors and write them, synced. `wrote` as of `write_directory`.
 
-    Returns what `manifest.file_facts` would. Raises OSError, and what the groups raise.
+    Returns what `Manifest.file_facts` would. Raises OSError, and what the groups raise.
     """
     if shard.ordered is not shard.outputs:
         return _write_here_and_there(path, shard, wrote)
@@ -262,7 +263,7 @@ def _write_here_and_there(path: Path, shard: Shard, wrote: Callable[[int], None]
                 starts[output.name] += tensor.nbytes
             wrote(group.nbytes)
     sync(path)
-    return file_facts(path)
+    return CHECKPOINT.file_facts(path)
 
 
 def _made(group: Group) -> Iterator[tuple[Output, Tensor]]:

@@ -18,15 +18,7 @@ from trainer.config.keys import Config
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE, SOURCE_FACT
 from trainer.model.decoder import Decoder
-from trainer.storage.manifest import (
-    EXPANSION_FACT,
-    MANIFEST,
-    OWN_HASH,
-    Damaged,
-    read_manifest,
-    remove_as_written,
-    verify_file,
-)
+from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
 from trainer.weights.hf_config import model_config_from_huggingface, other_function
 from trainer.weights.hf_files import (
     CONFIG,
@@ -39,6 +31,8 @@ from trainer.weights.hf_files import (
 from trainer.weights.hf_read import fill
 from trainer.weights.hf_survey import Source, look_at
 from trainer.weights.hf_write import copy_of, side_files, write_directory
+
+EXPANSION = "upcycle"  # the key of the facts of an expansion in its manifest
 
 
 @dataclass(frozen=True)
@@ -98,12 +92,13 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
     if not os.path.lexists(path):
         return None
     try:
-        manifest = read_manifest(path)
+        manifest = CHECKPOINT.read(path)
         fault = next(
-            (found for name, facts in manifest["files"].items() if (found := verify_file(path, name, facts))), None
+            (found for name, facts in manifest["files"].items() if (found := CHECKPOINT.check_file(path, name, facts))),
+            None,
         )
-    except Damaged as damage:
-        fault = str(damage)
+    except CorruptError as damage:
+        fault = damage
     if fault is not None:
         raise HuggingFaceError(f"what the run kept of its source is damaged: {fault}")
     config = read_json(path / CONFIG)
@@ -137,21 +132,21 @@ def has_identical_copies(path: Path) -> bool:
     is another program's, and says nothing.
     """
     manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
-    if OWN_HASH in manifest or isinstance(manifest.get(EXPANSION_FACT), dict):
+    if CHECKPOINT.hash_key in manifest or isinstance(manifest.get(EXPANSION), dict):
         try:
-            manifest = read_manifest(path)
-        except Damaged as damage:
+            manifest = CHECKPOINT.read(path)
+        except CorruptError as damage:
             raise HuggingFaceError(
                 f"{damage}, so whether experts are exact copies is not known; put back the manifest that `octavo "
                 "upcycle` wrote, or set checkpoint.allow_identical_copies=true"
             ) from damage
-    facts = manifest.get(EXPANSION_FACT)
+    facts = manifest.get(EXPANSION)
     return isinstance(facts, dict) and facts.get("identical_copies") is True
 
 
 def _keep(source: Source, target: Path, tick: Callable[[], None]) -> None:
     try:
-        remove_as_written(target, SOURCE_FACT)  # of a start that came to no step
+        CHECKPOINT.remove_directory(target, SOURCE_FACT)  # of a start that came to no step
     except OSError as error:
         raise HuggingFaceError(f"{target} cannot be removed: {error.strerror or error}") from error
     write_directory(

@@ -13,7 +13,7 @@ from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, read_start
-from trainer.storage.manifest import Damaged, read_manifest, size_fault, verify_file
+from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.weights.map import Box, Piece, text_pieces
 
 METADATA = ".metadata"  # torch.distributed.checkpoint's index
@@ -35,7 +35,7 @@ class OpenedCheckpoint:
     def compare_hashes(self) -> None:
         """Raises CheckpointError unless every byte is as it was written."""
         with ThreadPoolExecutor(HASHERS) as pool:
-            for fault in pool.map(lambda name: verify_file(self.path, name, self.files[name]), self.files):
+            for fault in pool.map(lambda name: CHECKPOINT.check_file(self.path, name, self.files[name]), self.files):
                 if fault is not None:
                     raise CheckpointError(f"{self.path} is damaged: {fault}")
 
@@ -80,12 +80,14 @@ def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
         )
     model, init_from = read_start(run_directory)
     try:
-        manifest = read_manifest(path)
-    except Damaged as damage:
+        manifest = CHECKPOINT.read(path)
+    except CorruptError as damage:
         raise CheckpointError(f"{path} is damaged: {damage}") from None
     files = manifest["files"]
     for name, facts in files.items():
-        fault = size_fault(path, name, facts) if name != METADATA else verify_file(path, name, facts)
+        fault = (
+            CHECKPOINT.check_size(path, name, facts) if name != METADATA else CHECKPOINT.check_file(path, name, facts)
+        )
         if fault is not None:
             raise CheckpointError(f"{path} is damaged: {fault}")
     return OpenedCheckpoint(

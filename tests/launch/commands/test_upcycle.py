@@ -25,7 +25,7 @@ from launch.cli import main
 from launch.commands import upcycle
 from tests.launch.refused import refused
 from trainer.config.command_line import Parser
-from trainer.storage.manifest import read_manifest, verify_file
+from trainer.storage.manifest import CHECKPOINT
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import INDEX, open_directory
 from trainer.weights.hf_survey import look_at
@@ -94,8 +94,8 @@ def test_the_published_model_becomes_one_of_eight_groups(reference, tmp_path, ca
     assert re.match(r"dst: 64 experts in 8 groups, 8 per token; 0\.005 GB in 6 file\(s\), in [\d.]+ s\n", shown.out)
     assert shown.err == ""
     before, after = load_file(source / "model.safetensors"), loaded(tmp_path / "dst")
-    manifest = read_manifest(tmp_path / "dst")
-    assert not any(verify_file(tmp_path / "dst", name, facts) for name, facts in manifest["files"].items())
+    manifest = CHECKPOINT.read(tmp_path / "dst")
+    assert not any(CHECKPOINT.check_file(tmp_path / "dst", name, facts) for name, facts in manifest["files"].items())
     of_groups = manifest["upcycle"]["placement"]["layers"][2]
     name = "model.language_model.layers.2.mlp.experts.{}.up_proj.weight"
     for expert, its_source in enumerate(" ".join(of_groups).split()):

@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from trainer.checkpoint.store import CheckpointError, CheckpointStore
-from trainer.storage.manifest import Damaged, read_manifest, write_manifest
+from trainer.storage.manifest import CHECKPOINT, CorruptError, Manifest
 
 
 def state(value: float, *, rank: int = 0) -> dict[str, torch.Tensor]:
@@ -118,12 +118,12 @@ def test_a_change_inside_the_manifest_is_noticed(store, warnings_seen):
 
 
 def test_another_format_is_not_read(tmp_path):
-    write_manifest(tmp_path, {}, {"step": 1})
+    CHECKPOINT.write(tmp_path, {"step": 1}, {})
     body = json.loads((tmp_path / "manifest.json").read_text())
     assert body["format"] == 1
-    write_manifest(tmp_path, {}, {"step": 1, "format": 2})
-    with pytest.raises(Damaged, match="format 2, this version reads 1"):
-        read_manifest(tmp_path)
+    CHECKPOINT.write(tmp_path, {"step": 1, "format": 2}, {})
+    with pytest.raises(CorruptError, match="format 2; this version reads 1"):
+        CHECKPOINT.read(tmp_path)
 
 
 def test_only_damaged_checkpoints_is_an_error_that_says_what_would_work(store):
@@ -200,7 +200,7 @@ def test_a_save_that_fails_keeps_the_old_ones_and_leaves_nothing(store, monkeypa
         if where == "shards":
             patch.setattr(dcp.FileSystemWriter, "write_data", fail)
         elif where == "manifest":
-            patch.setattr("trainer.checkpoint.store.write_manifest", fail)
+            patch.setattr(Manifest, "write", fail)
         else:
             patch.setattr("trainer.checkpoint.store.publish", fail)
         store.save(2, state(2.0), {})
@@ -252,22 +252,24 @@ KILLED = """
 import sys, time, pathlib, torch
 from parallel.world import World
 from trainer.checkpoint import store as module
+from trainer.storage.manifest import Manifest
 store = module.CheckpointStore(pathlib.Path(sys.argv[1]), keep=2, world=World(), warn=print)
 store.save(1, {"model.w": torch.full((5, 7), 1.0)}, {"sample": 8})
 assert store.wait().error is None
-slow = getattr(module, sys.argv[2])
+where = module if sys.argv[2] == "_write_latest" else Manifest
+slow = getattr(where, sys.argv[2])
 def stuck(*args, **kwargs):
     if sys.argv[2] != "file_facts":
         slow(*args, **kwargs)
     print("writing", flush=True)
     time.sleep(60)
-setattr(module, sys.argv[2], stuck)
+setattr(where, sys.argv[2], stuck)
 store.save(2, {"model.w": torch.full((5, 7), 2.0)}, {"sample": 16})
 store.wait()
 """
 
 
-@pytest.mark.parametrize(("moment", "usable"), [("file_facts", 1), ("write_manifest", 1), ("_write_latest", 2)])
+@pytest.mark.parametrize(("moment", "usable"), [("file_facts", 1), ("write", 1), ("_write_latest", 2)])
 def test_kill_9_during_a_save_leaves_a_usable_checkpoint(tmp_path, warnings_seen, moment, usable):
     directory = tmp_path / "checkpoints"
     process = subprocess.Popen(
@@ -333,7 +335,7 @@ def _full_disk(*_args, **_kwargs):
 
 def test_two_ranks_save_and_one_loads(tmp_path):
     assert on_ranks(2, rank_saves, str(tmp_path), None) == [(None, ["latest", "step-4", "step-5"])] * 2
-    files = read_manifest(tmp_path / "step-5")["files"]
+    files = CHECKPOINT.read(tmp_path / "step-5")["files"]
     assert {".metadata", "__0_0.distcp", "__1_0.distcp"} == set(files)
     store = CheckpointStore(tmp_path, keep=2, world=World(), warn=print)
     tensors = {**state(0.0), "model.big": torch.zeros(1000)}

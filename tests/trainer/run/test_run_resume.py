@@ -162,19 +162,19 @@ def test_damage_everywhere_is_one_line_and_no_new_run(tmp_path, capsys):
 KILLED = """
 import os, signal, sys
 from tests.trainer.tiny_run import tiny_config
-from trainer.checkpoint import store
 from trainer.run.process import train
-genuine = getattr(store, sys.argv[2])
+from trainer.storage.manifest import Manifest
+genuine = getattr(Manifest, sys.argv[2])
 def killed(*args, **kwargs):
     if any("step-6" in str(argument) for argument in args):
         os.kill(os.getpid(), signal.SIGKILL)
     return genuine(*args, **kwargs)
-setattr(store, sys.argv[2], killed)
+setattr(Manifest, sys.argv[2], killed)
 train(tiny_config(sys.argv[1], steps=9, every=3))
 """
 
 
-@pytest.mark.parametrize("moment", ["file_facts", "write_manifest"])
+@pytest.mark.parametrize("moment", ["file_facts", "write"])
 def test_kill_9_during_a_save(tmp_path, uninterrupted, moment):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], env=_environment(), timeout=100)
     assert done.returncode == -signal.SIGKILL

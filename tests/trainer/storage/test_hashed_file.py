@@ -12,7 +12,7 @@ import pytest
 
 from trainer.storage import hashed_file
 from trainer.storage.hashed_file import DIRECT, HashedFile
-from trainer.storage.manifest import file_facts
+from trainer.storage.manifest import CHECKPOINT
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +41,11 @@ def test_the_file_and_its_hash_are_what_was_written(tmp_path, last):
     path = tmp_path / "file"
     facts = write(path, parts)
     assert path.read_bytes() == b"".join(parts)
-    assert facts == file_facts(path)
+    assert facts == CHECKPOINT.file_facts(path)
 
 
 def test_an_empty_file(tmp_path):
-    assert write(tmp_path / "file", []) == file_facts(tmp_path / "file")
+    assert write(tmp_path / "file", []) == CHECKPOINT.file_facts(tmp_path / "file")
 
 
 def test_what_was_there_is_gone(tmp_path):
@@ -69,7 +69,7 @@ def test_a_file_system_that_goes_through_the_cache_and_cuts_writes_short(tmp_pat
     facts = write(tmp_path / "file", parts)
     assert refused
     assert (tmp_path / "file").read_bytes() == b"".join(parts)
-    assert facts == file_facts(tmp_path / "file")
+    assert facts == CHECKPOINT.file_facts(tmp_path / "file")
 
 
 def test_a_full_disk_is_reported(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Files that a directory's writer may remove."""
+"""A manifest is written byte for byte as ever, shows every change, and lists the files that a writer may remove."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.storage.manifest import MANIFEST, file_facts, only_as_written, remove_as_written, write_manifest
+from trainer.data.shards.files import SHARDS
+from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def written(tmp_path: Path) -> Path:
     directory.mkdir()
     for name in ("a", "b"):
         (directory / name).write_text(name)
-    write_manifest(directory, {name: file_facts(directory / name) for name in ("a", "b")}, {"made": 1})
+    CHECKPOINT.write(directory, {"made": 1}, {name: CHECKPOINT.file_facts(directory / name) for name in ("a", "b")})
     return directory
 
 
@@ -25,10 +26,10 @@ def contents(directory: Path) -> dict[Path, bytes | None]:
 
 def test_a_directory_goes_with_all_that_was_written_or_is_left(written):
     (written / "b").unlink()
-    assert only_as_written(written, "made")
-    remove_as_written(written, "made")
+    assert CHECKPOINT.holds_only_its_files(written, "made")
+    CHECKPOINT.remove_directory(written, "made")
     assert not written.exists()
-    remove_as_written(written, "made")
+    CHECKPOINT.remove_directory(written, "made")
 
 
 def one_more(directory: Path) -> str:
@@ -67,17 +68,71 @@ def of_another_writer(directory: Path) -> str:
 def test_any_other_stays_as_it_is(written, change):
     fact = change(written)
     before = contents(written)
-    assert not only_as_written(written, fact)
-    remove_as_written(written, fact)
+    assert not CHECKPOINT.holds_only_its_files(written, fact)
+    CHECKPOINT.remove_directory(written, fact)
     assert contents(written) == before
 
 
 def test_a_link_and_its_target_outside_stay(written, tmp_path):
     (tmp_path / "link").symlink_to(written)
-    remove_as_written(tmp_path / "link", "made")
+    CHECKPOINT.remove_directory(tmp_path / "link", "made")
     assert (written / "a").exists()
     (tmp_path / "outside").write_text("")
-    write_manifest(written, {name: file_facts(written / name) for name in ("a", "b", "../outside")}, {"made": 1})
-    remove_as_written(written, "made")
+    names = ("a", "b", "../outside")
+    CHECKPOINT.write(written, {"made": 1}, {name: CHECKPOINT.file_facts(written / name) for name in names})
+    CHECKPOINT.remove_directory(written, "made")
     assert not written.exists()
     assert (tmp_path / "outside").exists()
+
+
+def test_both_spellings_are_bytewise_what_they_were(tmp_path):
+    (tmp_path / "b").write_text("b")
+    (tmp_path / "a").write_text("ä")
+    body = CHECKPOINT.write(
+        tmp_path, {"made": "é", "n": [1, 2]}, {name: CHECKPOINT.file_facts(tmp_path / name) for name in "ba"}
+    )
+    assert (tmp_path / MANIFEST).read_bytes() == (
+        b'{\n "format": 1,\n "made": "\\u00e9",\n "n": [\n  1,\n  2\n ],\n "files": {\n  "a": {\n   "size": 2,\n'
+        b'   "sha256": "33e6d73fee82904c8d7afb78de1154d1e8dc2a0edb08120e63df5b9385c2d9cc"\n  },\n  "b": {\n'
+        b'   "size": 1,\n   "sha256": "3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d"\n  }\n },\n'
+        b' "manifest_sha256": "19b3d84a1f0dece919f8b7aa54bfb640de2c81d7b6b33927710a9ebf3b243668"\n}'
+    )
+    assert CHECKPOINT.read(tmp_path) == body
+    SHARDS.write(tmp_path, {"name": "é", "n": [1, 2]})
+    assert (tmp_path / MANIFEST).read_bytes() == (
+        b'{\n "format": 1,\n "name": "\xc3\xa9",\n "n": [\n  1,\n  2\n ],\n'
+        b' "checksum": "59b175faff870284e3e2418beea134951ff4407498568048e7597c2fcd369af7"\n}'
+    )
+
+
+def test_every_cut_and_every_changed_byte_of_a_manifest_is_found(written):
+    file = written / MANIFEST
+    content = file.read_bytes()
+    spaces = [at for at, byte in enumerate(content) if byte in b" \n"]  # of no meaning in JSON
+    for at in range(len(content)):
+        file.write_bytes(content[:at])
+        with pytest.raises(CorruptError):
+            CHECKPOINT.read(written)
+        if at not in spaces:
+            file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            with pytest.raises(CorruptError) as damage:
+                CHECKPOINT.read(written)
+            assert (damage.value.path, damage.value.missing) == (file, False)
+    file.unlink()
+    with pytest.raises(CorruptError) as damage:
+        CHECKPOINT.read(written)
+    assert damage.value.missing
+
+
+def test_a_files_fault_names_it(written):
+    expected = CHECKPOINT.read(written)["files"]["a"]
+    assert CHECKPOINT.check_file(written, "a", expected) is None
+    for content, size_shows in (("z", False), ("longer", True), (None, True)):
+        if content is None:
+            (written / "a").unlink()
+        else:
+            (written / "a").write_text(content)
+        assert bool(CHECKPOINT.check_size(written, "a", expected)) == size_shows
+        fault = CHECKPOINT.check_file(written, "a", expected)
+        assert fault is not None
+        assert (fault.path, fault.missing) == (written / "a", content is None)

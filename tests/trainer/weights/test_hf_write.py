@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.storage.manifest import read_manifest, verify_file
+from trainer.storage.manifest import CHECKPOINT
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import BITS, HuggingFaceError, stored_tensors
 from trainer.weights.hf_read import DTYPES
@@ -97,10 +97,10 @@ def test_side_files_and_a_manifest_of_hashes(tmp_path):
     others = {"config.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors", "manifest.json"}
     assert {path.name for path in target.iterdir()} == {*kept, *others}
     assert all((target / name).read_text() == name for name in kept)
-    manifest = read_manifest(target)
+    manifest = CHECKPOINT.read(target)
     assert manifest["from"] == "there"
     assert set(manifest["files"]) == {*kept, *others} - {"manifest.json"}
-    assert not [fault for name, facts in manifest["files"].items() if (fault := verify_file(target, name, facts))]
+    assert not any(CHECKPOINT.check_file(target, name, facts) for name, facts in manifest["files"].items())
 
 
 def test_nothing_is_overwritten(tmp_path):

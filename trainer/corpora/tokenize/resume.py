@@ -9,6 +9,7 @@ from typing import Any
 from trainer.corpora.tokenize.spool import write_json
 from trainer.data.errors import DataError
 from trainer.data.shards import files as shard_files
+from trainer.storage.manifest import MANIFEST
 
 Facts = dict[str, Any]
 
@@ -25,7 +26,7 @@ DERIVED = {
 
 def has_finished_parts(work: Path) -> bool:
     """True if a work directory has anything that would save the next start some work."""
-    return (work / shard_files.MANIFEST).exists() or any((work / SPOOL).glob("*.json"))
+    return (work / MANIFEST).exists() or any((work / SPOOL).glob("*.json"))
 
 
 def discard(work: Path) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 
 from parallel.errors import Fault
 from trainer.data.errors import DataError
+from trainer.storage.manifest import CorruptError, Manifest
 
-MANIFEST_FORMAT = 1
-MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
+SHARDS = Manifest(version=1, hash_key="checksum", size_key="bytes", compact=True, ascii=False)
 HASH_BLOCK, DIGEST = 1 << 20, 16  # bytes
 REMEDY = "restore the file, or tokenise the source again"
 Facts = dict[str, Any]
@@ -123,37 +124,14 @@ def block_fault(directory: Path, shard: Facts, block: int) -> Fault | None:
 
 
 def write_manifest(directory: Path, facts: Facts) -> Facts:
-    """Write and sync `manifest.json` with a checksum; what was written."""
-    manifest = {"format": MANIFEST_FORMAT, **facts}
-    manifest["checksum"] = hashlib.sha256(canonical(manifest)).hexdigest()
-    with (directory / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    return manifest
+    """Write `manifest.json` with a checksum to the disk, and return it."""
+    return SHARDS.write(directory, facts)
 
 
 def read_manifest(directory: Path) -> Mapping[str, Any]:
     """A source's manifest, once its format and checksum are right. Raises DataError."""
-    path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        checksum = manifest.pop("checksum")
-        intact = checksum == hashlib.sha256(canonical(manifest)).hexdigest()
-    except FileNotFoundError:
-        remedy = "name a directory that octavo tokenize wrote"
-        raise DataError(f"{path} is missing; {remedy}", where=str(path), allowed=remedy) from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} cannot be read: {error}; {REMEDY}", where=str(path), allowed=REMEDY) from error
-    if not intact:
-        text = f"{path} is corrupt: it does not match its own checksum; {REMEDY}"
-        raise DataError(text, where=str(path), allowed=REMEDY)
-    if (found := manifest["format"]) != MANIFEST_FORMAT:
-        raise DataError(
-            f"{path} has format {found}, but this version reads {MANIFEST_FORMAT}; tokenise the source again",
-            where=str(path),
-            value=found,
-            allowed=MANIFEST_FORMAT,
-        )
-    manifest["checksum"] = checksum
-    return manifest
+        return SHARDS.read(directory)
+    except CorruptError as damage:
+        remedy = "name a directory that octavo tokenize wrote" if damage.missing else REMEDY
+        raise DataError(f"{damage}; {remedy}", where=str(damage.path), allowed=remedy) from None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer.storage.atomic import TargetExistsError, publish
-from trainer.storage.manifest import MANIFEST, verify_file
+from trainer.storage.manifest import CHECKPOINT, MANIFEST
 from trainer.storage.workers import Reporter, Task, WorkerDied, Workers
 from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError
 from trainer.weights.hf_write import (
@@ -165,9 +165,10 @@ def _start(jobs: Sequence[Shard], work: Work) -> Task:
         shard, fault = jobs[place], None
         file = work.model / shard.name
         if (facts := work.finished.get(shard.name)) is not None:
-            fault = verify_file(work.model, shard.name, facts)
-            if fault is None:
+            found = CHECKPOINT.check_file(work.model, shard.name, facts)
+            if found is None:
                 return facts, True, None
+            fault = str(found)
         try:
             return write_shard(file, shard, report), False, fault
         except MemoryError:

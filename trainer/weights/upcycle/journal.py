@@ -18,7 +18,7 @@ from typing import Any
 
 from trainer.storage.atomic import FILE_SUFFIX, OWNER, atomic_file, sync
 from trainer.storage.lock import FileLock, LockedError, NoLocksError
-from trainer.storage.manifest import file_facts
+from trainer.storage.manifest import CHECKPOINT
 from trainer.weights.hf_files import CONFIG
 from trainer.weights.hf_survey import Source
 from trainer.weights.hf_write import must_not_exist, side_files
@@ -45,7 +45,7 @@ def identity(source: Source, others: Sequence[Path] = ()) -> dict[str, str]:
             found[file.name] = f"{facts.st_size} {facts.st_mtime_ns} {digest(sorted(lines))}"
         for file in [directory / CONFIG, *side_files(directory), *others]:
             name = file.name if file.parent == directory else str(file.absolute())
-            found[name] = file_facts(file)["sha256"]
+            found[name] = CHECKPOINT.file_facts(file)["sha256"]
     except OSError as error:
         reason = error.strerror or str(error)
         raise UpcycleError(f"{error.filename}: {reason}", where=str(error.filename), value=reason) from error
@@ -64,7 +64,7 @@ class Work:
         self.path = path
         self.model = path / MODEL
         journal = path / JOURNAL
-        self.finished, whole = _finished(journal)  # file name -> `manifest.file_facts`, as the journal has them
+        self.finished, whole = _finished(journal)  # file name -> `Manifest.file_facts`, as the journal has them
         self._journal = open(journal, "ab", buffering=0)  # noqa: SIM115  # closed by `open_work`
         self._journal.truncate(whole)
 

@@ -186,7 +186,7 @@ def test_manifests_that_are_not_as_written_are_refused(tmp_path):
     path = out / "manifest.json"
     written = path.read_text()
     path.write_text(written.replace('"science"', '"general"'))
-    with pytest.raises(DataError, match="does not match its own checksum"):
+    with pytest.raises(DataError, match="does not match its own hash"):
         Shards(out)
     for content in (written[:100], "[]", "null"):
         path.write_text(content)

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.storage.manifest import read_manifest, verify_file
+from trainer.storage.manifest import CHECKPOINT
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import INDEX, HuggingFaceError
 from trainer.weights.hf_write import Group, Output
@@ -119,10 +119,10 @@ def test_what_is_written(model, target):
     assert {name: value.tolist() for name, value in found.items()} == {
         f"w{n}": model.value(n).tolist() for n in range(FILES * EACH)
     }
-    manifest = read_manifest(target)
+    manifest = CHECKPOINT.read(target)
     assert manifest["upcycle"] == {"seed": 0}
     assert manifest["files"].keys() | {"manifest.json"} == {file.name for file in target.iterdir()}
-    assert not any(verify_file(target, name, facts) for name, facts in manifest["files"].items())
+    assert not any(CHECKPOINT.check_file(target, name, facts) for name, facts in manifest["files"].items())
     assert len(json.loads((target / INDEX).read_text())["weight_map"]) == FILES * EACH
     assert [entry.name for entry in target.parent.iterdir()] == ["out"]
 
@@ -283,7 +283,7 @@ def test_what_others_put_among_the_files_does_not_become_part_of_the_model(model
     assert not target.exists()
     (halfway / "model" / "adapter.safetensors").rename(target.with_name("adapter.safetensors"))
     assert model.run(target).kept == FILES
-    assert read_manifest(target)["files"].keys() | {"manifest.json"} == contents(target).keys()
+    assert CHECKPOINT.read(target)["files"].keys() | {"manifest.json"} == contents(target).keys()
 
 
 def test_a_worker_that_dies_is_reported_and_what_it_finished_kept(model, target):

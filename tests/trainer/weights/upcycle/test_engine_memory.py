@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from trainer.storage.manifest import read_manifest
+from trainer.storage.manifest import CHECKPOINT
 from trainer.weights.hf_config import model_config_from_huggingface
 from trainer.weights.hf_files import INDEX
 from trainer.weights.hf_write import Output
@@ -40,7 +40,7 @@ print(json.dumps([code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss])
 
 def distance(source: Path, target: Path) -> float:
     """Ratio of an expert's copy to its original."""
-    expert = read_manifest(target)["upcycle"]["placement"]["layers"][0][0].split()[0]
+    expert = CHECKPOINT.read(target)["upcycle"]["placement"]["layers"][0][0].split()[0]
     name = "layers.0.mlp.experts.{}.up_proj.weight"
     old, new = PLAIN + name.format(expert), MULTIMODAL + name.format(0)
     file = target / json.loads((target / INDEX).read_text())["weight_map"][new]

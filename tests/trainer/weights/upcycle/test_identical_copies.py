@@ -113,7 +113,7 @@ def test_an_edited_manifest_does_not_let_exact_copies_through(tmp_path, hashed):
     file.write_text(json.dumps(manifest))
     with pytest.raises(HuggingFaceError) as refused:
         start(tmp_path / "exact", tmp_path / "run")
-    said = "does not match its own hash" if hashed else "has lost its hash of itself (manifest_sha256)"
+    said = "does not match its own hash" if hashed else "has no hash of itself (manifest_sha256)"
     assert str(refused.value).startswith(f"{file} {said}, so whether experts are exact copies is not known")
     assert "\n" not in str(refused.value)
     assert start(tmp_path / "exact", tmp_path / "run", allow_identical_copies=True) is not None
