@@ -35,12 +35,12 @@ from trainer.data.shards.tokenizer import Tokenizer
 from trainer.model.decoder import Decoder
 from trainer.objectives.next_token import chunked_cross_entropy
 from trainer.run.process import train
+from trainer.storage.boxes import full_box
 from trainer.weights.export import export
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_read import from_huggingface
 from trainer.weights.hf_survey import Source, look_at
 from trainer.weights.hf_write import write_directory
-from trainer.weights.map import whole
 from trainer.weights.upcycle.calibrate import count_experts
 from trainer.weights.upcycle.coactivation import Counts, expected_survival, survival
 from trainer.weights.upcycle.placement import CopyPlacement, Expansion, place_copies
@@ -313,7 +313,7 @@ def trained(cfg: ModelConfig, step: Path) -> Decoder:
     model, state = Decoder(cfg), StoredState(step)
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            value.copy_(state.read(f"model.{name}", whole(value.shape)))
+            value.copy_(state.read(f"model.{name}", full_box(value.shape)))
     return model
 
 

@@ -1,8 +1,8 @@
-"""Parts of the tensors of a checkpoint, whatever layout of ranks wrote it, read from its files without the rest.
+"""Parts of the tensors of a checkpoint, read from its files whatever layout of ranks wrote it.
 
-torch.distributed.checkpoint loads a stored chunk whole to give a part of it, and a chunk of experts can be gigabytes.
-Each chunk is what `torch.save` makes of a tensor, at an offset of a file; `torch.load` onto meta tells where in there
-the numbers begin, and they are read from there.
+torch.distributed.checkpoint loads a complete stored chunk to return a part of it, and a chunk of experts can be
+gigabytes. Each chunk is a tensor written by `torch.save` at an offset of a file; `torch.load` onto the meta device
+gives the position of its bytes, and only the bytes of the part are read.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 from parallel.torch_private import checkpoint_offset
 from trainer.checkpoint.store import CheckpointError
-from trainer.weights.hf_files import HuggingFaceError, StoredTensor
-from trainer.weights.hf_read import DTYPES, read_box
-from trainer.weights.map import Box, overlap
+from trainer.storage.boxes import Box, StoredTensor, UnreadableError, full_box, overlap, read_box, relative_to
 
-_SPELLING = {dtype: name for name, dtype in DTYPES.items()}
+TESTED = "torch 2.13"
+INTACT = "a checkpoint whose files are intact"
 
 
 class StoredState:
@@ -42,19 +41,20 @@ class StoredState:
             for name, facts in metadata.state_dict_metadata.items()
             if isinstance(facts, TensorStorageMetadata)
         }
-        self._opened: dict[tuple[str, tuple[int, ...]], StoredTensor] = {}
+        self._chunks: dict[tuple[str, tuple[int, ...]], StoredTensor] = {}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Of a whole tensor; None where the checkpoint has none of this name."""
+        """The global shape of a tensor; None if the checkpoint has no tensor of this name."""
         return tuple(self.tensors[name].size) if name in self.tensors else None
 
     def dtype(self, name: str) -> torch.dtype:
         return self.tensors[name].properties.dtype
 
     def read(self, name: str, box: Box) -> Tensor:
-        """A part of a tensor, in its dtype. Raises CheckpointError or OSError."""
+        """Read a part of a tensor, in its dtype. Raises CheckpointError or OSError."""
         facts = self.tensors[name]
-        values = torch.empty([part.stop - part.start for part in box], dtype=facts.properties.dtype)
+        dtype = facts.properties.dtype
+        values = torch.empty([part.stop - part.start for part in box], dtype=dtype)
         missing = values.numel()
         for chunk in facts.chunks:
             held = tuple(slice(o, o + size) for o, size in zip(chunk.offsets, chunk.sizes, strict=True))
@@ -62,63 +62,62 @@ class StoredState:
             if both is None:
                 continue
             try:
-                found = read_box(self._chunk(name, chunk), _within(both, held))
-            except HuggingFaceError as error:  # one reader for both; this file is of no such directory
-                raise CheckpointError(str(error)) from error
-            values[_within(both, box)] = found
-            missing -= found.numel()
+                words = read_box(self._locate(name, chunk), relative_to(both, held), dtype.itemsize)
+            except UnreadableError as error:
+                raise CheckpointError(str(error), where=str(error.file), value=error.reason, allowed=INTACT) from error
+            values[relative_to(both, box)] = torch.from_numpy(words).view(dtype)
+            missing -= words.size
         if missing:
-            raise CheckpointError(f"{self.path}: {name} is not stored in full")
+            raise CheckpointError(f"{self.path}: {name} is not stored in full", where=str(self.path), allowed=INTACT)
         return values
 
     def compare_one(self) -> None:
-        """Read the smallest matrix here and by torch.distributed.checkpoint: raises CheckpointError if they differ."""
+        """Read the smallest matrix here and by torch.distributed.checkpoint. Raises CheckpointError if they differ."""
         name = min((name for name, facts in self.tensors.items() if len(facts.size) > 1), key=self._elements)
         shape = self.tensors[name].size
-        here = self.read(name, tuple(slice(0, size) for size in shape))
-        whole = {name: torch.empty(shape, dtype=here.dtype)}
+        here = self.read(name, full_box(shape))
+        loaded = {name: torch.empty(shape, dtype=here.dtype)}
         try:
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that this is one process alone
-                dcp.load(whole, storage_reader=dcp.FileSystemReader(self.path), no_dist=True)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # it runs in one process
+                dcp.load(loaded, storage_reader=dcp.FileSystemReader(self.path), no_dist=True)
         except CheckpointException:  # a BaseException of DCP, with a traceback as its text
-            raise CheckpointError(
-                f"{self.path}: torch {torch.__version__} cannot load {name}; use torch 2.13"
-            ) from None
-        if not torch.equal(here.view(torch.uint8), whole[name].view(torch.uint8)):
-            raise CheckpointError(
-                f"{self.path}: torch {torch.__version__} reads other numbers of {name} than are read here in parts; "
-                "use torch 2.13"
-            )
+            raise _wrong_torch(self.path, f"cannot load {name}") from None
+        if not torch.equal(here.view(torch.uint8), loaded[name].view(torch.uint8)):
+            raise _wrong_torch(self.path, f"loads other values of {name} than a partial read returns")
 
     def _elements(self, name: str) -> int:
         return prod(self.tensors[name].size)
 
-    def _chunk(self, name: str, chunk: ChunkStorageMetadata) -> StoredTensor:
+    def _locate(self, name: str, chunk: ChunkStorageMetadata) -> StoredTensor:
         key = (name, tuple(chunk.offsets))
-        if key not in self._opened:
+        if key not in self._chunks:
             place = self._places[MetadataIndex(name, chunk.offsets)]
             file = self.path / place.relative_path
             with open(file, "rb") as stream:
                 part: Any = _Part(stream, place.offset, place.length)
                 tensor = torch.load(part, map_location="meta", weights_only=True)
             if not tensor.is_contiguous() or tuple(tensor.shape) != tuple(chunk.sizes):
-                raise CheckpointError(f"{file}: {name} is stored in a way that cannot be read in parts")
-            begin = checkpoint_offset(tensor)  # `compare_one` detects a torch that means something else by it
-            if begin is None:
                 raise CheckpointError(
-                    f"{file}: torch {torch.__version__} does not tell where {name} begins in it, so that no part of it "
-                    "can be read; use torch 2.13"
+                    f"{file}: {name} is stored in a form that cannot be read in parts", where=str(file), value=name
                 )
-            start = place.offset + begin
-            start += tensor.storage_offset() * tensor.itemsize
+            offset = checkpoint_offset(tensor)  # `compare_one` detects a torch that means something else by it
+            if offset is None:
+                raise _wrong_torch(file, f"does not give the position of {name}, so no part of it can be read")
+            start = place.offset + offset + tensor.storage_offset() * tensor.itemsize
             shape = tuple(tensor.shape)
-            nbytes = prod(shape) * tensor.itemsize
-            self._opened[key] = StoredTensor(name, _SPELLING[tensor.dtype], shape, file, start, nbytes)
-        return self._opened[key]
+            self._chunks[key] = StoredTensor(name, str(tensor.dtype), shape, file, start, tensor.nbytes)
+        return self._chunks[key]
+
+
+def _wrong_torch(path: Path, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: torch {torch.__version__} {problem}; use {TESTED}",
+        where=str(path), value=torch.__version__, allowed=TESTED,
+    )  # fmt: skip
 
 
 class _Part(io.RawIOBase):
-    """A part of an open file as a file of its own, for `torch.load`."""
+    """A part of an open file, presented to `torch.load` as a file of its own."""
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
         self.file, self.start, self.length, self.at = file, start, length, 0
@@ -138,8 +137,3 @@ class _Part(io.RawIOBase):
         count = os.preadv(self.file.fileno(), [wanted], self.start + self.at)
         self.at += count
         return count
-
-
-def _within(part: Box, outer: Box) -> Box:
-    """`part` of a tensor in the coordinates of `outer`."""
-    return tuple(slice(p.start - o.start, p.stop - o.start) for p, o in zip(part, outer, strict=True))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.errors import UserError
+from trainer.storage.boxes import StoredTensor
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
@@ -28,18 +29,6 @@ BITS = {
 
 class HuggingFaceError(UserError, ValueError):
     """A Hugging Face directory that cannot be used; the message names the file, key or tensor."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor on disk."""
-
-    name: str
-    dtype: str  # as the format spells it: a key of BITS
-    shape: tuple[int, ...]
-    file: Path
-    start: int  # the first of its bytes in the file
-    nbytes: int
 
 
 def byte_count(dtype: str, shape: tuple[int, ...]) -> int:

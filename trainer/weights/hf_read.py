@@ -1,15 +1,8 @@
-"""Values of a Hugging Face directory, whole tensors or the slices that a rank holds, into a `Decoder`.
-
-Bytes are read where they are wanted; no file is mapped, so that memory is what was asked for and a file that shrinks
-is an error, not the end of the process.
-"""
+"""Values of a Hugging Face directory, whole tensors or the slices that a rank holds, into a `Decoder`."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from itertools import product
-from math import prod
 from pathlib import Path
 
 import torch
@@ -17,10 +10,11 @@ from torch import Tensor, nn
 
 from parallel.sharding.local import local_part, local_region
 from trainer.model.decoder import Decoder
+from trainer.storage.boxes import Box, StoredTensor, UnreadableError, overlap, read_box, relative_to
 from trainer.weights.hf_config import BLOCK
-from trainer.weights.hf_files import HuggingFaceError, StoredTensor, open_directory
+from trainer.weights.hf_files import HuggingFaceError, open_directory
 from trainer.weights.hf_survey import Source, look_at
-from trainer.weights.map import Box, Piece, overlap
+from trainer.weights.map import Piece
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
@@ -28,10 +22,6 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64,
     "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-
-# A part of a tensor is many runs of bytes in its file. Runs shorter than this are cut out of the rows that they lie in,
-# which are read in full: a call for each would cost more. At most this many bytes of rows are in memory at one time.
-SHORT_RUN, BLOCK_BYTES = 64 << 10, 32 << 20
 
 
 def from_huggingface(directory: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -71,7 +61,7 @@ def fill(model: nn.Module, source: Source, tick: Callable[[], None] = lambda: No
             if box is None:
                 continue
             values, count = read_piece(source, piece, box)
-            part[tuple(slice(b.start - h.start, b.stop - h.start) for b, h in zip(box, held, strict=True))] = values
+            part[relative_to(box, held)] = values
             nbytes += count
             tick()
     return nbytes
@@ -84,13 +74,13 @@ def read_piece(source: Source, piece: Piece, box: Box) -> tuple[Tensor, int]:
     """
     where = piece.stored_box(box)
     stored, scales = source.stored(piece), source.scales(piece)
-    values = read_box(stored, where)
+    values = read_tensor(stored, where)
     count = values.nbytes
     if scales is not None:
         blocks = tuple(
             slice(part.start // size, -(-part.stop // size)) for part, size in zip(where[-2:], BLOCK, strict=True)
         )
-        factors = read_box(scales, (*where[:-2], *blocks))
+        factors = read_tensor(scales, (*where[:-2], *blocks))
         count += factors.nbytes
         values = values.float() * _spread(factors.float(), where[-2:])
     if piece.transposed:
@@ -108,47 +98,13 @@ def _spread(factors: Tensor, where: Box) -> Tensor:
     return factors
 
 
-def read_box(stored: StoredTensor, box: Box) -> Tensor:
-    """A copy of a part of a tensor on disk, in its dtype. Raises HuggingFaceError where the file cannot be read."""
+def read_tensor(stored: StoredTensor, box: Box) -> Tensor:
+    """A copy of a part of a tensor in a file, in its dtype. Raises HuggingFaceError where the file cannot be read."""
+    dtype = DTYPES[stored.dtype]
     try:
-        with open(stored.file, "rb", buffering=0) as file:
-            return _read(file.fileno(), stored, box)
-    except (OSError, EOFError) as error:
-        raise HuggingFaceError(f"{stored.file}: {stored.name} cannot be read: {error}") from error
-
-
-def _read(file: int, stored: StoredTensor, box: Box) -> Tensor:
-    lengths = [part.stop - part.start for part in box]
-    values = torch.empty(lengths, dtype=DTYPES[stored.dtype])
-    # What is taken in full behind dimension d lies together, in one run for each index before d.
-    d = max((d for d, size in enumerate(stored.shape) if lengths[d] != size), default=0)
-    behind = prod(stored.shape[d + 1 :]) * values.itemsize
-    if d and prod(lengths[:d]) > 1 and lengths[d] * behind < SHORT_RUN:
-        rows = max(1, BLOCK_BYTES // max(1, prod(lengths[: d - 1]) * stored.shape[d] * behind))
-        for first in range(0, lengths[d - 1], rows):
-            block = slice(box[d - 1].start + first, min(box[d - 1].start + first + rows, box[d - 1].stop))
-            whole_rows = _read(file, stored, (*box[: d - 1], block, slice(0, stored.shape[d]), *box[d + 1 :]))
-            values.narrow(d - 1, first, block.stop - block.start).copy_(whole_rows[(slice(None),) * d + (box[d],)])
-        return values
-    strides = [prod(stored.shape[i + 1 :]) * values.itemsize for i in range(len(box))]
-    runs = values.view(prod(lengths[:d]), -1)
-    for run, index in zip(runs, product(*(range(part.start, part.stop) for part in box[:d])), strict=True):
-        place = (*index, *(part.start for part in box[d : d + 1]))
-        read_into(file, run, stored.start + sum(i * stride for i, stride in zip(place, strides, strict=False)))
-    return values
-
-
-def read_into(file: int, values: Tensor, start: int) -> None:
-    """Fill a contiguous tensor with bytes of an open file. Raises OSError, or EOFError where the file ends before."""
-    if not values.nbytes:
-        return
-    view = bytes_of(values)
-    done = 0
-    while done < len(view):
-        count = os.preadv(file, [view[done:]], start + done)
-        if not count:
-            raise EOFError(f"the file ends {len(view) - done} bytes early")
-        done += count
+        return torch.from_numpy(read_box(stored, box, dtype.itemsize)).view(dtype)
+    except UnreadableError as error:
+        raise HuggingFaceError(str(error), where=str(error.file), value=error.reason) from error
 
 
 def bytes_of(values: Tensor) -> memoryview:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trainer.config.model import ModelConfig
+from trainer.storage.boxes import StoredTensor
 from trainer.weights.hf_config import BLOCK, model_config_from_huggingface, text_section
-from trainer.weights.hf_files import Directory, HuggingFaceError, StoredTensor
+from trainer.weights.hf_files import Directory, HuggingFaceError
 from trainer.weights.map import (
     HEAD,
     HEAD_NAMES,

@@ -19,12 +19,12 @@ from typing import Any
 from torch import Tensor
 
 from trainer.storage.atomic import TargetExistsError, atomic_directory, remove_unfinished, sync
+from trainer.storage.boxes import StoredTensor, full_box
 from trainer.storage.hashed_file import HashedFile
 from trainer.storage.manifest import CHECKPOINT
 from trainer.storage.space import free_space
-from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError, StoredTensor, byte_count
-from trainer.weights.hf_read import DTYPES, bytes_of, read_box
-from trainer.weights.map import whole
+from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError, byte_count
+from trainer.weights.hf_read import DTYPES, bytes_of, read_tensor
 
 SHARD_BYTES = 5_000_000_000
 COPIED = 16 << 20  # bytes of a tensor that is copied that are in memory at a time
@@ -115,13 +115,13 @@ def copy_of(tensor: StoredTensor) -> Group:
     """A tensor of another directory, byte for byte, a block of its rows in memory at a time."""
 
     def blocks() -> Iterator[Tensor]:
-        box = whole(tensor.shape)
+        box = full_box(tensor.shape)
         rows = max(1, COPIED * box[0].stop // max(1, tensor.nbytes)) if box else 0
         if not box or rows >= box[0].stop:
-            yield read_box(tensor, box)
+            yield read_tensor(tensor, box)
             return
         for first in range(0, box[0].stop, rows):
-            yield read_box(tensor, (slice(first, min(first + rows, box[0].stop)), *box[1:]))
+            yield read_tensor(tensor, (slice(first, min(first + rows, box[0].stop)), *box[1:]))
 
     return Group((Output(tensor.name, tensor.dtype, tensor.shape),), blocks)
 

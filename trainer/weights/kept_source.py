@@ -18,12 +18,12 @@ from trainer.config.keys import Config
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE, SOURCE_FACT
 from trainer.model.decoder import Decoder
+from trainer.storage.boxes import StoredTensor
 from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
 from trainer.weights.hf_config import model_config_from_huggingface, other_function
 from trainer.weights.hf_files import (
     CONFIG,
     HuggingFaceError,
-    StoredTensor,
     open_directory,
     read_json,
     stored_tensors,

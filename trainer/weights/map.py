@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from trainer.config.model import ModelConfig
+from trainer.storage.boxes import Box, full_box
 
 # The spellings in use; the first is written where there are towers, the last where there is text alone.
 MULTIMODAL, OLD, PLAIN = "model.language_model.", "language_model.model.", "model."
 HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight")
 SCALE_SUFFIX = "_scale_inv"  # X.weight in FP8 has its scales beside it as X.weight_scale_inv
 HEAD = HEAD_NAMES[0]
-Box = tuple[slice, ...]  # one slice for each dimension
 
 
 class Piece(NamedTuple):
@@ -53,23 +53,12 @@ class Piece(NamedTuple):
         return tuple(slice(start + o, stop + o) for (start, stop), o in zip(ranges, origin, strict=True))
 
 
-def whole(shape: Iterable[int]) -> Box:
-    """The box that is all of a tensor of this shape."""
-    return tuple(slice(0, size) for size in shape)
-
-
-def overlap(a: Box, b: Box) -> Box | None:
-    """What two boxes have in common, or None."""
-    both = tuple(slice(max(x.start, y.start), min(x.stop, y.stop)) for x, y in zip(a, b, strict=True))
-    return None if any(part.start >= part.stop for part in both) else both
-
-
 def text_pieces(cfg: ModelConfig, fused: Iterable[int] = ()) -> Iterator[Piece]:
     """Every part of every parameter (and FoPE's tables), layer by layer. `fused`: layers whose experts are stacks."""
     H, V, fused = cfg.hidden_size, cfg.vocab_size, set(fused)
 
     def entire(name: str, parameter: str, *shape: int, matrix: bool = False) -> Piece:
-        return Piece(name, shape, parameter, whole(shape), matrix=matrix)
+        return Piece(name, shape, parameter, full_box(shape), matrix=matrix)
 
     yield entire("embed_tokens.weight", "embed", V, H)
     if cfg.positions == "fope":
@@ -115,7 +104,7 @@ def _stacked(at: str, cfg: ModelConfig) -> Iterator[Piece]:
             (slice(0, E), slice(half, half + 1), slice(0, I), slice(0, H)),
             dropped=(1,), transposed=True, origin=(0, 0, half * I), matrix=True,
         )  # fmt: skip
-    box = whole((E, H, I))
+    box = full_box((E, H, I))
     yield Piece(f"{at}mlp.experts.down_proj", (E, I, H), at + "moe.experts.w2", box, transposed=True, matrix=True)
 
 

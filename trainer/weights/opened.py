@@ -13,8 +13,9 @@ from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, read_start
+from trainer.storage.boxes import Box
 from trainer.storage.manifest import CHECKPOINT, CorruptError
-from trainer.weights.map import Box, Piece, text_pieces
+from trainer.weights.map import Piece, text_pieces
 
 METADATA = ".metadata"  # torch.distributed.checkpoint's index
 HASHERS = 4  # files that are read at one time

@@ -27,9 +27,10 @@ from trainer.checkpoint.store import CheckpointError
 from trainer.parallelize import build_meshes
 from trainer.run.build import build_model
 from trainer.run.process import train
+from trainer.storage.boxes import StoredTensor
 from trainer.weights import kept_source as carried
 from trainer.weights.export import export
-from trainer.weights.hf_files import HuggingFaceError, StoredTensor, open_directory
+from trainer.weights.hf_files import HuggingFaceError, open_directory
 from trainer.weights.hf_read import fill, from_huggingface
 from trainer.weights.hf_survey import look_at
 
@@ -322,17 +323,20 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path, trained, said):
 def test_a_torch_that_gives_no_offset_or_a_wrong_one(tmp_path, trained, monkeypatch):
     with monkeypatch.context() as silent:
         silent.setattr(slices.torch, "load", lambda view, **_: torch.empty(16, 64, device="meta"))
-        with pytest.raises(CheckpointError, match=r"distcp: torch .* does not tell where model\.layers\.0"):
+        with pytest.raises(CheckpointError, match=r"does not give the position of model\.layers\.0") as refused:
             export(trained, tmp_path / "out")
-    genuine = slices.StoredState._chunk
+    assert refused.value.where.endswith(".distcp")
+    assert (refused.value.value, refused.value.allowed) == (torch.__version__, "torch 2.13")
+    genuine = slices.StoredState._locate
 
     def later(self: slices.StoredState, *args: Any) -> StoredTensor:
         chunk = genuine(self, *args)
         return replace(chunk, start=chunk.start + 4)
 
-    monkeypatch.setattr(slices.StoredState, "_chunk", later)
-    with pytest.raises(CheckpointError, match=r"reads other numbers of model\.layers\.0\.moe\.router"):
+    monkeypatch.setattr(slices.StoredState, "_locate", later)
+    with pytest.raises(CheckpointError, match=r"loads other values of model\.layers\.0\.moe\.router") as refused:
         export(trained, tmp_path / "out")
+    assert (refused.value.value, refused.value.allowed) == (torch.__version__, "torch 2.13")
     assert not (tmp_path / "out").exists()
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.model.tiny import assert_close, build, model_config, random_ids, relative
 from tests.trainer.weights.directories import APART, FUSED, Checkpoint, checkpoint
 from trainer.model.decoder import Decoder
-from trainer.weights import hf_read as read
+from trainer.storage import boxes
 from trainer.weights.hf_files import HuggingFaceError, open_directory
 from trainer.weights.hf_read import from_huggingface, read_piece
 from trainer.weights.hf_survey import look_at
@@ -262,8 +262,8 @@ def test_any_part_of_a_parameter_is_what_the_whole_has_there(
     tmp_path, wide, monkeypatch, layout, fp8, short_run, block_bytes
 ):
     """Run by run, in blocks of rows, and with both in one tensor."""
-    monkeypatch.setattr(read, "SHORT_RUN", short_run)
-    monkeypatch.setattr(read, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(boxes, "SHORT_RUN", short_run)
+    monkeypatch.setattr(boxes, "BLOCK_BYTES", block_bytes)
     written = checkpoint(tmp_path, wide, layout=layout)
     if fp8:
         written.quantise()
@@ -282,9 +282,9 @@ def test_any_part_of_a_parameter_is_what_the_whole_has_there(
 
 def test_rows_are_read_without_the_rest(tmp_path, source, monkeypatch):
     opened = look_at(open_directory(checkpoint(tmp_path, source).write()))
-    sizes, read_into = [], read.read_into
+    sizes, read_into = [], boxes.read_into
     monkeypatch.setattr(
-        read, "read_into", lambda file, run, start: (sizes.append(run.nbytes), read_into(file, run, start))
+        boxes, "read_into", lambda file, run, start: (sizes.append(run.nbytes), read_into(file, run, start))
     )
     piece = next(piece for piece in opened.pieces if piece.name.endswith("down_proj.weight"))
     values, nbytes = read_piece(opened, piece, (*piece.box[:1], slice(3, 7), piece.box[2]))

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.storage.boxes import StoredTensor
 from trainer.weights.hf_config import model_config_from_huggingface, text_section
 from trainer.weights.hf_files import (
     CONFIG,
     INDEX,
     Directory,
     HuggingFaceError,
-    StoredTensor,
     byte_count,
     open_directory,
     read_json,

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from trainer.weights.hf_files import StoredTensor
-from trainer.weights.hf_read import read_box
+from trainer.storage.boxes import StoredTensor
+from trainer.weights.hf_read import read_tensor
 from trainer.weights.upcycle.noise import Noise
 from trainer.weights.upcycle.vocabulary import NEW
 
@@ -54,7 +54,7 @@ def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _read(stored: StoredTensor, start: int, count: int) -> Tensor:
-    return read_box(stored, (slice(start, start + count), slice(0, stored.shape[1])))
+    return read_tensor(stored, (slice(start, start + count), slice(0, stored.shape[1])))
 
 
 def _mean(stored: StoredTensor, known: Collection[int] | None, most: int) -> tuple[Tensor, float]:

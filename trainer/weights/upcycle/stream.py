@@ -17,13 +17,14 @@ from torch import Tensor
 
 from trainer.config.model import ModelConfig
 from trainer.model.initial import fope_matrix
+from trainer.storage.boxes import Box, full_box, read_into
 from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
 from trainer.weights.hf_config import huggingface_config
 from trainer.weights.hf_files import HuggingFaceError
-from trainer.weights.hf_read import DTYPES, read_box, read_into, read_piece
+from trainer.weights.hf_read import DTYPES, bytes_of, read_piece, read_tensor
 from trainer.weights.hf_survey import FP8, Source
 from trainer.weights.hf_write import Group, copy_of
-from trainer.weights.map import Box, Piece, full_name, text_pieces, whole
+from trainer.weights.map import Piece, full_name, text_pieces
 from trainer.weights.upcycle.describe import base_config, prefix_of, side_files_of, warnings_of
 from trainer.weights.upcycle.noise import Noise
 from trainer.weights.upcycle.placement import CopyPlacement, Expansion, expanded_model
@@ -196,7 +197,7 @@ class _Text:
         values = _memory(DTYPES[stored.dtype], shape)
         try:
             with open(stored.file, "rb", buffering=0) as file:
-                read_into(file.fileno(), values, stored.start)
+                read_into(file.fileno(), bytes_of(values), stored.start)
         except (OSError, EOFError) as error:
             raise HuggingFaceError(f"{stored.file}: {stored.name} cannot be read: {error}") from error
         return values
@@ -206,7 +207,7 @@ class _Text:
         there = self._found(piece.parameter, box)
         scales = self.source.scales(there)
         if scales is not None and dtype == FP8 and there.box == box and not there.transposed:
-            return [read_box(tensor, whole(tensor.shape)) for tensor in (self.source.stored(there), scales)]
+            return [read_tensor(tensor, full_box(tensor.shape)) for tensor in (self.source.stored(there), scales)]
         return stored_as(self._values(box, piece), dtype)
 
 
