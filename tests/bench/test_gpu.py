@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.bench.gpu.__main__ import run
@@ -13,6 +14,7 @@ from tests.bench.gpu.table import Row
 TINY = Slice(hidden=64, width=32, experts=16, heads=4, kv_heads=2, head_dim=16)
 
 
+@pytest.mark.slow
 def test_a_run_prints_every_section_and_no_arm_is_off(capsys):
     rows: list[Row] = []
     run(list(SECTIONS), [16], 1, TINY, torch.float32, Clock(torch.device("cpu")), rows)

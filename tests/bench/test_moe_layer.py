@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 SHAPE = Shape(hidden=64, width=16, tokens=32)
 
 
+@pytest.mark.slow
 def test_the_all_gather_sends_no_more_in_fewer_collectives_and_never_waits():
     by_rank = on_ranks(EP, measure, SHAPE, 1, 1, init=True)
     for traffic, times in by_rank:

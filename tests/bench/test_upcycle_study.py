@@ -52,6 +52,7 @@ def test_the_documented_copies_part_with_noise_and_never_without():
             assert way[-1] > 2 * way[0]
 
 
+@pytest.mark.slow
 def test_a_quick_study_runs_from_the_base_to_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--quick", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert main(words) == 0
