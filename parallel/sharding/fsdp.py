@@ -99,6 +99,7 @@ def shard_parameters(
         fully_shard(
             module,
             mesh=meshes.dense,
+            # The root's own weights stay gathered: an objective uses the LM head after the root's forward pass.
             reshard_after_forward=policy.reshard_dense and module is not root,
             mp_policy=kept,
             ignored_params=ignored,
