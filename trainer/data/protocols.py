@@ -1,4 +1,4 @@
-"""What a run asks of its data: a stream to train on, held-out samples to measure by, and the tokenizer of both.
+"""The interface between a run and its data: a stream to train on, held-out samples to measure by, a tokenizer.
 
 Another kind of data (images, signals, pairs, dialogues) implements `Stream` and `HeldOut`; the training loop hands the
 inputs of their batches to the model without looking inside. No torch here.

@@ -35,7 +35,7 @@ class ReadAhead:
         self._processes: list[_Process] = []
         self._pending: deque[tuple[_Process, tuple[int, int]]] = deque()  # in the order of the samples
         self._last: tuple[int, int] | None = None
-        self.close = weakref.finalize(self, _end, self._processes)  # called at the latest when nobody has this any more
+        self.close = weakref.finalize(self, _end, self._processes)  # called at the latest when this object is freed
 
     def read(self, first_sample: int, count: int) -> Windows:
         asked, last = (first_sample, count), self._last
@@ -105,7 +105,10 @@ class _Process:
         if self._replaced > MAX_REPLACED:
             raise DataError(
                 f"a process that reads ahead (pid {death.pid}) {death.how}, the {self._replaced}th in its place: is "
-                "there too little memory? data.workers=0 reads without them"
+                "there too little memory? data.workers=0 reads without them",
+                where="data.workers",
+                value=self._replaced,
+                allowed=(0,),
             )
         self.worker = Worker(self._start)
 

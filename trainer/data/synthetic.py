@@ -16,7 +16,7 @@ from trainer.data.protocols import Data, Split
 from trainer.data.text import TextHeldOut, TextStream
 from trainer.data.windows import Windows
 
-FORMAT = 1  # raise it with any change of the tokens
+TOKENS_FORMAT = 1  # raise it with any change of the tokens
 SOURCE = "synthetic"
 MEAN_DOCUMENT = 64  # tokens
 NOISE = 8  # one token in so many is random
@@ -84,7 +84,7 @@ def open_synthetic(*, vocab_size: int, seq_len: int, seed: int) -> Data:
             allowed="2 or more",
         )
     text = SyntheticText(vocab_size=vocab_size, seq_len=seq_len, seed=seed)
-    made_from = f"{SOURCE} {FORMAT} {vocab_size} {seq_len} {seed}"
+    made_from = f"{SOURCE} {TOKENS_FORMAT} {vocab_size} {seq_len} {seed}"
     return Data(
         stream=TextStream(text.read),
         heldout=TextHeldOut(text),

@@ -1,8 +1,8 @@
-"""Which samples share a window, for samples that cannot be cut: those with an image or a signal in them.
+"""Packs of samples that cannot be cut because they contain an image or a signal.
 
 Text is one stream per source, so its windows need no plan. Samples of given lengths are packed best-fit-decreasing,
 once and before training; the plan is a file that training maps into memory. A pack is then a unit of a source like a
-window of text: the mixture numbers packs, and the plan says which samples lie in pack p and where.
+window of text: the mixture numbers packs, and the plan says which samples are in pack p and where.
 
 N samples · M of them placed · P packs
 """
@@ -39,8 +39,8 @@ class Plan:
     packed_tokens: int
     dropped_tokens: int  # of samples longer than a pack
     offsets: Ints  # [P + 1]: pack p holds members offsets[p] .. offsets[p + 1] - 1
-    members: Ints  # [M] sample numbers, in the order in which they lie in their packs
-    starts: Ints  # [M] where each begins in its pack
+    members: Ints  # [M] sample numbers, in the order of their packs
+    starts: Ints  # [M] the first token of each in its pack
     pack_of: Ints  # [N] the pack of each sample, DROPPED where it has none
 
     @property
@@ -56,7 +56,7 @@ class Plan:
         return len(self.pack_of) - len(self.members)
 
     def pack(self, number: int) -> tuple[Ints, Ints]:
-        """Sample numbers in a pack, and the token at which each begins. Raises IndexError."""
+        """Sample numbers in a pack, and the first token of each. Raises IndexError."""
         if not 0 <= number < self.num_packs:
             raise IndexError(f"pack {number} of {self.num_packs}")
         inside = slice(self.offsets[number], self.offsets[number + 1])
@@ -77,7 +77,7 @@ class Plan:
             "sha256": payload.hexdigest(),
         }
         text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)  # so that the arrays lie on whole int64s
+        text += b" " * (-len(text) % 8)  # so that the arrays are aligned to int64
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             file.write(MAGIC + len(text).to_bytes(8, "little") + text)
             for array in arrays:
@@ -85,16 +85,16 @@ class Plan:
 
     @classmethod
     def open(cls, path: Path, lengths: Sequence[int] | Ints) -> Plan:
-        """Map a plan made for samples of these lengths. Raises DataError where it is damaged or of other samples."""
-        header, begin = _header(path)
+        """Map a plan made for samples of these lengths. Raises DataError where it is corrupt or for other samples."""
+        header, arrays_at = _header(path)
         if header["lengths_sha256"] != _lengths_sha256(np.asarray(lengths, "<i8")):
-            raise DataError(f"{path} was planned for samples of other lengths; plan them again")
+            raise _unusable(path, "was planned for samples of other lengths")
         words = sum(header["sizes"].values())
-        if path.stat().st_size != begin + 8 * words:
-            raise DataError(f"{path}: {path.stat().st_size} bytes instead of {begin + 8 * words}; plan again")
-        mapped = np.memmap(path, "<i8", mode="r", offset=begin, shape=(words,))
+        if path.stat().st_size != arrays_at + 8 * words:
+            raise _unusable(path, f"is corrupt: it has {path.stat().st_size} bytes, not {arrays_at + 8 * words}")
+        mapped = np.memmap(path, "<i8", mode="r", offset=arrays_at, shape=(words,))
         if hashlib.sha256(mapped.data).hexdigest() != header["sha256"]:
-            raise DataError(f"{path} is damaged: its sha256 is not the one it was written with; plan again")
+            raise _unusable(path, "is corrupt: its SHA-256 is not the one in its header")
         ends = np.cumsum(list(header["sizes"].values())).tolist()
         facts: dict[str, Any] = dict(zip(ARRAYS, np.split(np.asarray(mapped), ends[:-1]), strict=True))
         facts |= {key: header[key] for key in ("capacity", "lengths_sha256", "packed_tokens", "dropped_tokens")}
@@ -111,7 +111,8 @@ def plan_packs(lengths: Sequence[int] | Ints, capacity: int) -> Plan:
     """
     sizes = np.asarray(lengths, np.int64)
     if capacity < 1 or (len(sizes) and sizes.min() < 1):
-        raise DataError(f"packs of {capacity} tokens, shortest sample {sizes.min(initial=1)}: both must be 1 or more")
+        text = f"packs of {capacity} tokens with a shortest sample of {sizes.min(initial=1)}: both must be 1 or more"
+        raise DataError(text, where="capacity", value=capacity, allowed="1 or more")
     pack_of, start_of = np.full(len(sizes), DROPPED, np.int64), np.zeros(len(sizes), np.int64)
     order = np.argsort(-sizes, kind="stable")
     order = order[np.count_nonzero(sizes > capacity) :]
@@ -181,16 +182,21 @@ class _Room:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The facts at the beginning of a plan, and where its arrays begin."""
+    """Return the header of a plan and the offset of its arrays."""
     try:
         with path.open("rb") as file:
             magic, size = file.read(8), int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(size, 1 << 16))) if magic == MAGIC else None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: unreadable plan of packs: {error}") from error
+        raise _unusable(path, f"cannot be read: {error}") from error
     if not isinstance(header, dict):
-        raise DataError(f"{path} is no plan of packs")
+        raise _unusable(path, "is not a plan of packs")
     return header, 16 + size
+
+
+def _unusable(path: Path, why: str) -> DataError:
+    remedy = "plan the packs again"
+    return DataError(f"{path} {why}; {remedy}", where=str(path), allowed=remedy)
 
 
 def _lengths_sha256(lengths: Ints) -> str:

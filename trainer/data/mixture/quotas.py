@@ -1,4 +1,4 @@
-"""How many samples of every block each source gets: whole numbers that never drift from the weights.
+"""Samples of every block that each source gets: whole numbers that never drift from the weights.
 
 In a block of L samples source s is due L * w_s / W of them. It gets the whole part, and one more in as many blocks as
 its remainder says. Which sources get one more in block b is decided by systematic sampling: lay the remainders end to
@@ -23,7 +23,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Quotas:
-    """Of one phase: weights are whole numbers, one a source, their sum above 0; block: samples of a full block."""
+    """The quotas of one phase. weights: whole numbers, one a source, sum above 0. block: samples of a full block."""
 
     def __init__(self, weights: Sequence[int], block: int) -> None:
         self._weights, self._total, self._block = list(weights), sum(weights), block
@@ -52,7 +52,7 @@ class Quotas:
         return [block * (self._block * w // W) + more for w, more in zip(self._weights, extra, strict=True)]
 
     def _ends(self, length: int) -> list[int]:
-        """Where each source's remainder ends on the ruler, in units of 1 / W."""
+        """The end of each source's remainder on the ruler, in units of 1 / W."""
         return list(accumulate(length * weight % self._total for weight in self._weights))
 
 
@@ -66,7 +66,7 @@ def even_step(total: int) -> int:
 
 
 def largest_quotient(a: int, b: int) -> int:
-    """Of the continued fraction of a / b."""
+    """The largest partial quotient of the continued fraction of a / b."""
     largest = 0
     while a:
         largest = max(largest, b // a)

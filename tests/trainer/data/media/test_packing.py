@@ -57,11 +57,11 @@ def test_many_samples_are_planned_fast_and_lengths_of_no_tokens_refused() -> Non
     plan = plan_packs(lengths, 4096)
     assert plan.padded_tokens < 0.01 * plan.packed_tokens
     assert plan_packs([], 8).num_packs == 0
-    with pytest.raises(DataError, match="shortest sample 0"):
+    with pytest.raises(DataError, match="shortest sample of 0"):
         plan_packs([3, 0], 8)
 
 
-def test_a_plan_is_written_mapped_and_refused_where_it_is_damaged_or_of_other_samples(tmp_path: Path) -> None:
+def test_a_plan_is_written_mapped_and_refused_where_it_is_corrupt_or_of_other_samples(tmp_path: Path) -> None:
     lengths, path = np.array([5, 9, 3, 3, 7, 12]), tmp_path / "images.plan"
     plan = plan_packs(lengths, 10)
     plan.save(path)
@@ -71,18 +71,19 @@ def test_a_plan_is_written_mapped_and_refused_where_it_is_damaged_or_of_other_sa
     assert (again.padded_tokens, again.dropped_tokens) == (plan.padded_tokens, 12)
     with pytest.raises(IndexError):
         again.pack(plan.num_packs)
-    with pytest.raises(DataError, match="other lengths"):
+    with pytest.raises(DataError, match="other lengths") as error:
         Plan.open(path, lengths + 1)
+    assert (error.value.where, error.value.allowed) == (str(path), "plan the packs again")
     whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(DataError, match="bytes instead of"):
-        Plan.open(path, lengths)
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(DataError, match="damaged"):
-        Plan.open(path, lengths)
-    path.write_bytes(b"something else entirely")
-    with pytest.raises(DataError, match="no plan"):
-        Plan.open(path, lengths)
+    for content, fault in (
+        (whole[:-1], "bytes, not"),
+        (whole[:-1] + bytes([whole[-1] ^ 1]), "SHA-256"),
+        (b"something else entirely", "not a plan"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=fault) as error:
+            Plan.open(path, lengths)
+        assert (error.value.where, error.value.allowed) == (str(path), "plan the packs again")
 
 
 def test_the_cost_of_attention_and_its_balance_over_ranks() -> None:

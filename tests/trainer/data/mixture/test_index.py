@@ -8,7 +8,7 @@ import pytest
 
 from trainer.data.errors import DataError
 from trainer.data.hashing import mix64, text_key
-from trainer.data.mixture.index import BLOCK, ORDER_OF_EPOCH, STRETCH, MixtureIndex
+from trainer.data.mixture.index import ORDER_OF_EPOCH, QUOTA_BLOCK, STRETCH, MixtureIndex
 from trainer.data.mixture.permutation import permute
 
 S = 16
@@ -19,7 +19,7 @@ WEIGHTS = {
     "end": {"code": 1.0, "late": 2.0},
 }
 # Short blocks at the ends of the first two: 2 blocks and 5,000 samples, less than a block, as long as one likes.
-PHASES = {"stable": (2 * BLOCK + 5000) * S + 3, "anneal": 40_000 * S, "end": 10_000 * S}
+PHASES = {"stable": (2 * QUOTA_BLOCK + 5000) * S + 3, "anneal": 40_000 * S, "end": 10_000 * S}
 
 
 def index(seed: int = 3, **changed) -> MixtureIndex:
@@ -40,7 +40,7 @@ def looked_up(mixture: MixtureIndex, first: int, count: int) -> np.ndarray:
 
 def test_every_block_is_within_one_sample_of_each_quota(whole):
     first = 0
-    lengths = {"stable": [BLOCK, BLOCK, 5000], "anneal": [40_000], "end": [BLOCK]}
+    lengths = {"stable": [QUOTA_BLOCK, QUOTA_BLOCK, 5000], "anneal": [40_000], "end": [QUOTA_BLOCK]}
     for phase, blocks in lengths.items():
         total = sum(map(Fraction, map(str, WEIGHTS[phase].values())))
         for length in blocks:
@@ -79,9 +79,9 @@ def test_positions_are_the_epochs_permutation_of_the_draws(whole):
 def test_short_stretches_are_mixed_too(whole):
     """Any 2,560 samples hold ten stretches less two cut ones; and a source's place in a stretch is random."""
     due = 2560 * 6.5 / 9.51
-    for first in range(0, 2 * BLOCK - 2560, 997):
+    for first in range(0, 2 * QUOTA_BLOCK - 2560, 997):
         assert abs((whole[0, first : first + 2560] == 1).sum() - due) < 10 + 2 * 10 * 4
-    stretches = whole[0, :BLOCK].reshape(-1, STRETCH)
+    stretches = whole[0, :QUOTA_BLOCK].reshape(-1, STRETCH)
     share = (stretches == 1).mean(axis=0)
     assert abs(share - 6.5 / 9.51).max() < 5 * np.sqrt(0.25 / len(stretches))
 
@@ -89,7 +89,7 @@ def test_short_stretches_are_mixed_too(whole):
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 24), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1), (12, 2), (1, 1)])
 def test_global_batches_are_the_same_for_any_number_of_ranks_and_micro_batch(whole, ranks, micro):
     """Each rank looks up its own samples; around a block's, an epoch's and a phase's edge."""
-    edges = [0, BLOCK - 30, 2 * BLOCK + 5000 - 17, index().num_samples - 12]
+    edges = [0, QUOTA_BLOCK - 30, 2 * QUOTA_BLOCK + 5000 - 17, index().num_samples - 12]
     per_rank = [index() for _ in range(ranks)]
     for first in edges:
         rows = {}
@@ -104,7 +104,14 @@ def test_a_sample_does_not_depend_on_what_was_asked_with_it(whole):
     mixture = index()
     samples = np.random.default_rng(0).integers(0, whole.shape[1], 3000)
     assert np.array_equal(np.stack(mixture.lookup(samples)), whole[:, samples])
-    for sample in (0, BLOCK - 1, BLOCK, 2 * BLOCK + 4999, 2 * BLOCK + 5000, mixture.num_samples):
+    for sample in (
+        0,
+        QUOTA_BLOCK - 1,
+        QUOTA_BLOCK,
+        2 * QUOTA_BLOCK + 4999,
+        2 * QUOTA_BLOCK + 5000,
+        mixture.num_samples,
+    ):
         assert np.array_equal(looked_up(index(), sample, 1), whole[:, sample : sample + 1])
 
 
@@ -116,7 +123,7 @@ def test_a_longer_run_starts_with_the_samples_of_a_shorter_one(whole):
 
 
 def test_seeds_and_names_give_other_orders_of_the_same_draws(whole):
-    first = 2 * BLOCK + 5000  # what one phase draws is the same set of windows only where epochs are complete
+    first = 2 * QUOTA_BLOCK + 5000  # what one phase draws is the same set of windows only where epochs are complete
     other = looked_up(index(seed=4), 0, first)
     assert np.array_equal(np.bincount(other[0]), np.bincount(whole[0, :first]))
     assert not np.array_equal(other[0], whole[0, :first])
@@ -131,10 +138,26 @@ def test_seeds_and_names_give_other_orders_of_the_same_draws(whole):
 
 def test_counts_before_and_phases(whole):
     mixture = index()
-    for sample in (0, 1, 1000, BLOCK, BLOCK + 1, 2 * BLOCK + 5000, 2 * BLOCK + 5001, mixture.num_samples + 7):
+    for sample in (
+        0,
+        1,
+        1000,
+        QUOTA_BLOCK,
+        QUOTA_BLOCK + 1,
+        2 * QUOTA_BLOCK + 5000,
+        2 * QUOTA_BLOCK + 5001,
+        mixture.num_samples + 7,
+    ):
         counts = np.bincount(whole[0, :sample], minlength=4)
         assert list(mixture.counts_before(sample).values()) == counts.tolist()
-    edges = [0, 2 * BLOCK + 4999, 2 * BLOCK + 5000, 2 * BLOCK + 44_999, 2 * BLOCK + 45_000, 10**12]
+    edges = [
+        0,
+        2 * QUOTA_BLOCK + 4999,
+        2 * QUOTA_BLOCK + 5000,
+        2 * QUOTA_BLOCK + 44_999,
+        2 * QUOTA_BLOCK + 45_000,
+        10**12,
+    ]
     assert [mixture.phase_at(sample) for sample in edges] == ["stable", "stable", "anneal", "anneal", "end", "end"]
 
 
@@ -149,12 +172,15 @@ def test_a_mixture_is_these_numbers_everywhere():
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="numbers start at 0"):
         index().lookup(np.array([5, -1]))
-    with pytest.raises(DataError, match=r"data\.sources\.rare has no window"):
-        index(num_windows={**WINDOWS, "rare": 0})
-    with pytest.raises(DataError, match=r"data\.phases\.anneal needs a source with a weight; there are chem, code"):
-        index(weights={**WEIGHTS, "anneal": {}})
-    with pytest.raises(DataError, match=r"data\.phases\.anneal\.tokens=15 is no sample of data\.seq_len=16"):
-        index(phases={**PHASES, "stable": 100 * S, "anneal": 15})
+    for changes, where, value in (
+        ({"num_windows": {**WINDOWS, "rare": 0}}, "data.sources.rare", 0),
+        ({"weights": {**WEIGHTS, "anneal": {}}}, "data.phases.anneal", ()),
+        ({"phases": {**PHASES, "stable": 100 * S, "anneal": 15}}, "data.phases.anneal.tokens", 15),
+    ):
+        with pytest.raises(DataError) as error:
+            index(**changes)
+        assert (error.value.where, error.value.value) == (where, value)
+        assert error.value.allowed
     assert [part.tolist() for part in index().lookup(np.array([], np.int64))] == [[], [], []]
 
 
