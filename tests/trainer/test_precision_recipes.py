@@ -28,7 +28,7 @@ from trainer.objectives.next_token import NextToken
 from trainer.optim.build import build_engine
 from trainer.optim.engine import Engine
 from trainer.parallelize import build_meshes
-from trainer.precision import DTYPES, experts_unavailable, narrow_moments
+from trainer.precision import DTYPES, experts_unavailable, narrow_moments, unavailable
 from trainer.run.build import build, build_model
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
@@ -206,6 +206,14 @@ def test_a_recipe_that_this_machine_lacks_ends_in_one_line(tmp_path, capsys, nam
 def test_fused_kernels_are_for_cuda(tmp_path, capsys):
     assert train(tiny_config(tmp_path / "run", kernels="triton")) == 2
     assert "needs a CUDA device, and this run uses a cpu; use train.kernels=torch" in capsys.readouterr().err
+
+
+def test_the_fault_of_an_unavailable_recipe_has_its_key_and_the_values_that_work():
+    fault = unavailable(precision("fp8_block"), CPU)
+    assert fault is not None
+    assert (fault.where, fault.value) == ("precision.experts", "fp8_block")
+    assert fault.allowed == ("fp32", "bf16", "fp8_reference")
+    assert unavailable(precision("bf16"), CPU) is None
 
 
 def test_every_recipe_declares_every_part():

@@ -1,4 +1,4 @@
-"""Each Triton kernel against its twin, on the device that is given: CUDA, or in Triton's interpreter a CPU.
+"""Each Triton kernel against plain torch on a given device: CUDA, or a CPU in Triton's interpreter.
 
 TRITON_INTERPRET=1 python -m tests.trainer.kernels.checks       prints which checks failed and how, as JSON
 """
@@ -96,22 +96,24 @@ def routes() -> dict[str, tuple[Tensor, int]]:
 
 
 def order(device: Device) -> None:
-    """Bitwise, so also stable: the twin's sort is."""
+    """Bitwise, so also stable: torch's sort is."""
     from trainer.kernels import triton_order
 
     at_once = triton_order.SCANNED
     for ids, experts in routes().values():
         for align, triton_order.SCANNED in ((1, at_once), (16, 2)):  # 2: the scan takes several turns
-            found, twin = by_both(lambda ops, *given: ops.pad_order(*given), RowOrder(ids.to(device), experts), align)
-            assert type(found) is not type(twin)
-            assert found.rows == twin.rows
+            found, expected = by_both(
+                lambda ops, *given: ops.pad_order(*given), RowOrder(ids.to(device), experts), align
+            )
+            assert type(found) is not type(expected)
+            assert found.rows == expected.rows
             names = ("token_of_row", "slot_of_row", "row_of_slot", "offsets")
-            same([getattr(found, n) for n in names], [getattr(twin, n) for n in names])
+            same([getattr(found, n) for n in names], [getattr(expected, n) for n in names])
     triton_order.SCANNED = at_once
 
 
 def order_of_unknown_ids(device: Device) -> None:
-    """A replayed id may be no expert's. It counts as the nearest one that is, so that every index stays a row's."""
+    """A replayed id that is out of range counts as the nearest valid one, so that every index stays within the rows."""
     ids, experts = torch.randint(-3, 9, (150, 2), generator=torch.Generator().manual_seed(0)), 6
     ids[0, 0], ids[1, 0] = 2**32 + 1, -(2**40)
     pad_order = make_ops("triton").pad_order
@@ -136,21 +138,21 @@ def rows(device: Device, dtype: torch.dtype) -> None:
         order = RowOrder(ids.to(device), experts)
         # Parts of larger tensors, where an index of -1 would find something.
         x, weights = (randn(len(ids) + 1, n).to(device)[1:] for n in (width, ids.shape[1]))
-        found, twin = by_both(gathers, order, x.to(dtype), weights)
+        found, expected = by_both(gathers, order, x.to(dtype), weights)
         if dtype == FP32:
-            same(found, twin)
-        else:  # the twin may add in another precision than fp32 and round once
-            near(found, twin, narrow=2**-6)
+            same(found, expected)
+        else:  # torch may add in another precision than fp32 and round once
+            near(found, expected, narrow=2**-6)
 
 
 def experts(device: Device, dtype: torch.dtype) -> None:
-    """Everything around the grouped GEMM, which wants rows of 16 bytes."""
+    """Everything around the grouped GEMM, which needs rows of 16 bytes."""
     ids, count = routes()["experts without rows"]
     order, (tokens, k) = RowOrder(ids.to(device), count), ids.shape
     sizes = ((tokens, 16), (tokens, k), (count, 2, 24, 16), (count, 16, 24))
     inputs = [randn(*size, seed=n).to(device, FP32 if n == 1 else dtype) for n, size in enumerate(sizes)]
-    found, twin = by_both(lambda ops: outputs(lambda *leaves: FusedSwiGLU.apply(*leaves, order, ops), inputs))
-    near(found, twin, narrow=2**-4)
+    found, expected = by_both(lambda ops: outputs(lambda *leaves: FusedSwiGLU.apply(*leaves, order, ops), inputs))
+    near(found, expected, narrow=2**-4)
 
 
 def block(device: Device) -> None:
@@ -219,7 +221,7 @@ CHECKS: dict[str, Callable[[Device], None]] = {
     "swiglu, bf16": lambda device: swiglu(device, BF16, BF16),
     "swiglu, infinities and NaN": swiglu_extremes,
     "index build": order,
-    "index build, ids of no expert": order_of_unknown_ids,
+    "index build, ids out of range": order_of_unknown_ids,
     "gathers and sums, fp32": lambda device: rows(device, FP32),
     "gathers and sums, bf16": lambda device: rows(device, BF16),
     "experts, fp32": lambda device: experts(device, FP32),

@@ -105,7 +105,7 @@ def test_kernels_compile_without_spills(capability, dtypes, tmp_path, monkeypatc
     for kernel in found:
         print(f"sm_{capability} {kernel.kernel}: {kernel.registers} registers, {kernel.wide_accesses} wide accesses")
         assert kernel.spilled == 0, kernel.kernel
-        # The twin's division and products keep subnormal numbers.
+        # torch's division and products keep subnormal numbers.
         assert ".ftz" not in kernel.ptx, kernel.kernel
     # A quotient that is off by its last bit would give a tile twice the scale.
     assert not any("div.full" in kernel.ptx for kernel in found if "pack_kernel" in kernel.kernel)

@@ -31,5 +31,5 @@ def failures() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_a_kernel_computes_what_its_twin_does(check, failures):
+def test_a_kernel_computes_the_same_as_torch(check, failures):
     assert check not in failures, failures[check]

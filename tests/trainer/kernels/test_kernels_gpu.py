@@ -14,7 +14,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_a_kernel_computes_what_its_twin_does(check):
+def test_a_kernel_computes_the_same_as_torch(check):
     CHECKS[check]("cuda")
 
 

@@ -116,14 +116,10 @@ class _Block(NamedTuple):
     counts: list[int]  # rows of each of the experts
 
 
-# Rows of a block: enough that the calls between matmuls do not count, few enough that they stay in a core's cache.
-BLOCK_ROWS = 512
-
-
 def _blocks(offsets: Tensor) -> list[_Block]:
     """Cut the experts into runs of at least BLOCK_ROWS rows; reads the offsets on the host."""
     ends, blocks, first, start = offsets.tolist(), [], 0, 0
-    counts = [end - begin for begin, end in pairwise([0, *ends])]
+    counts = [b - a for a, b in pairwise([0, *ends])]
     for expert, end in enumerate(ends):
         if end - start >= BLOCK_ROWS or expert == len(ends) - 1:
             blocks.append(_Block(slice(start, end), slice(first, expert + 1), counts[first : expert + 1]))

@@ -1,4 +1,4 @@
-"""Where Transformer Engine runs an FP8 recipe, and which of its two grouped GEMMs it uses there.
+"""The machines on which Transformer Engine runs an FP8 recipe, and which of its two grouped GEMMs it uses there.
 
 The native one takes the rows of each expert as a tensor on the device. The other is a list of GEMMs over several
 streams, for which the host has to know the rows: it waits for the device once a layer. Transformer Engine falls back to

@@ -1,4 +1,4 @@
-"""A stand-in for Transformer Engine that runs on a CPU, with the signatures and the manners of 2.20.2.
+"""A stand-in for Transformer Engine that runs on a CPU, with the signatures and the behaviour of 2.20.2.
 
 What a caller can get wrong is the same: the arguments, what `is_first_microbatch` does with kept weights, `main_grad`
 and accumulation, gradients of all experts in one piece, rows without an owner (they are NaN here), scales that a

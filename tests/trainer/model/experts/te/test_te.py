@@ -44,7 +44,7 @@ def test_outputs_and_gradients_are_those_of_the_loop(stand_in, routing):
 @each_path
 @pytest.mark.parametrize("tokens", [0, 1])
 @pytest.mark.usefixtures("exact")
-def test_hardly_any_token(stand_in, tokens):
+def test_no_token_or_one(stand_in, tokens):
     leaves, order = tokens_of(tokens, torch.float64) | weights_of(torch.float64), order_of(tokens)
     found = run(TransformerEngine(stand_in), order, leaves)
     assert_close(found, run(loop, order, leaves), 1e-12)
@@ -248,7 +248,7 @@ def test_more_experts_than_the_native_path_takes(stand_in, monkeypatch):
     ids = torch.randint(65, (40, 1), generator=torch.Generator().manual_seed(0))
     w13, w2 = torch.randn(65, 2, 16, 16), torch.randn(65, 16, 16)
     backend = TransformerEngine(stand_in)
-    backend(torch.randn(40, 16), torch.rand(40, 1), w13, w2, RowOrder(ids, 65))  # the stand-in minds the kind of splits
+    backend(torch.randn(40, 16), torch.rand(40, 1), w13, w2, RowOrder(ids, 65))
     assert isinstance((backend._gemms or ())[0].linear.calls[0].splits, list)
 
 

@@ -91,15 +91,15 @@ def taken_away(weight: Tensor) -> None:
     weight.grad = None
 
 
-@pytest.mark.parametrize("meddle", [hooked, taken_away])
+@pytest.mark.parametrize("interfere", [hooked, taken_away])
 @pytest.mark.usefixtures("exact")
-def test_autograd_adds_where_others_look_at_the_gradient(stand_in, meddle):
+def test_autograd_adds_where_hooks_or_fsdp_use_the_gradient(stand_in, interfere):
     backend, weights = TransformerEngine(stand_in), weights_of(torch.float32)
     backend.hold_weights(True)
     for _ in range(3):
         backend(*tokens_of(20, torch.float64).values(), *weights.values(), order_of(20)).sum().backward()
         for weight in weights.values():
-            meddle(weight)
+            interfere(weight)
     assert calls(backend) == [(True, False), (False, False), (False, False)]
 
 
