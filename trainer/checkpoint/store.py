@@ -196,7 +196,10 @@ class CheckpointStore:
         if faults:
             raise CheckpointError(
                 f"no usable checkpoint in {self.directory}: " + "; ".join(faults) + ". Restore one of these files from "
-                "a copy, or start anew with train.resume=never or another run.dir"
+                "a copy, or start anew with train.resume=never or another run.dir",
+                where=str(self.directory),
+                value=faults,
+                allowed="one of these files from a copy, train.resume=never, or another run.dir",
             )
         return None
 
@@ -232,7 +235,10 @@ class CheckpointStore:
             # Its bytes are as they were written, so that an older checkpoint would fare no better.
             raise CheckpointError(
                 f"{path} is whole but cannot be read here ({_first_cause(failure)}); it was written by torch "
-                f"{manifest['torch']}, this is {torch.__version__}"
+                f"{manifest['torch']}, this is {torch.__version__}",
+                where=str(path),
+                value=torch.__version__,
+                allowed=manifest["torch"],
             ) from failure
 
     def _clear_half_written(self) -> None:
@@ -278,7 +284,10 @@ def _compare(path: Path, wanted: dict[str, Tensor], stored: dict[str, Any]) -> N
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise CheckpointError(
             f"{path} belongs to another model or optimizer: {'; '.join(differ[:4])}{more}. Use the model and optim "
-            "keys that it was saved with, or another run.dir"
+            "keys that it was saved with, or another run.dir",
+            where=str(path),
+            value=differ,
+            allowed="the model and optim keys that it was saved with, or another run.dir",
         )
 
 

@@ -64,19 +64,23 @@ def export(
     model, state, pieces = opened.model, opened.state, opened.pieces
     if wrong := [*(f"{name} is missing" for name in opened.missing), *opened.unfit]:
         raise CheckpointError(
-            f"{opened.path} does not hold the model of its run: {wrong[0]} (octavo inspect tells all)"
+            f"{opened.path} does not hold the model of its run: {wrong[0]} (octavo inspect lists all)",
+            where=str(opened.path),
+            value=wrong,
         )
     carried = None
     if opened.init_from is not None:
         try:
             carried = read_carried(opened.run_directory, model)
         except HuggingFaceError as error:  # that directory is a part of the run
-            raise CheckpointError(str(error)) from error
+            raise CheckpointError(error.faults) from error
         if carried is None and (dtype == "source" or not text_only):
             raise CheckpointError(
                 f"{opened.run_directory / SOURCE} is gone, which held the towers, dtypes and side files that the run "
                 f"kept of {opened.init_from}; bring it back, or write the text model alone, with --text-only and a "
-                "--dtype other than source"
+                "--dtype other than source",
+                where=str(opened.run_directory / SOURCE),
+                allowed="--text-only and a --dtype other than source",
             )
     prefix, config = _destination(model, carried, text_only)
     choose = dtypes(dtype, carried.kinds if carried else {})
@@ -150,7 +154,10 @@ def _text(state: StoredState, piece: Piece, name: str, dtype: str) -> Group:
         if dtype == "F16" and not torch.equal(written[0].isinf(), trained.isinf()):
             raise CheckpointError(
                 f"{name}: {trained.abs().max():g} is too large for F16, which the run's source is in; "
-                "give another --dtype than source"
+                "give another --dtype than source",
+                where="--dtype",
+                value="source",
+                allowed="another --dtype",
             )
         return written
 

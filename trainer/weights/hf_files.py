@@ -51,7 +51,9 @@ def open_directory(path: Path) -> Directory:
     Raises HuggingFaceError for what is missing, damaged or cut short.
     """
     if not (path / CONFIG).is_file():
-        raise HuggingFaceError(f"{path}: no {CONFIG}; give a Hugging Face model directory")
+        raise HuggingFaceError(
+            f"{path}: no {CONFIG}; give a Hugging Face model directory", where=str(path), allowed="a model directory"
+        )
     config = read_json(path / CONFIG)
     return Directory(path, config, stored_tensors(path))
 
@@ -66,26 +68,35 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     if index.exists():
         listed = read_json(index).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise HuggingFaceError(f"{index}: its weight_map does not map tensors to files")
+            raise HuggingFaceError(f"{index}: its weight_map does not map tensors to files", where=str(index))
         files = sorted(set(listed.values()))
     else:
         files = sorted(file.name for file in path.glob("model*.safetensors"))
     if not files and not index.exists():
-        raise HuggingFaceError(f"{path}: no model.safetensors and no {INDEX}")
+        raise HuggingFaceError(f"{path}: no model.safetensors and no {INDEX}", where=str(path))
     tensors: dict[str, StoredTensor] = {}
     counts = Counter(listed.values())
     for file in files:
         if listed and not (path / file).is_file():
             raise HuggingFaceError(
-                f"{path / file} is missing, of which {INDEX} says that it holds {counts[file]} of {len(listed)} tensors"
+                f"{path / file} is missing; {INDEX} says that it holds {counts[file]} of {len(listed)} tensors",
+                where=str(path / file),
             )
         for tensor in read_header(path / file):
             if tensor.name in tensors:
-                raise HuggingFaceError(f"{tensor.name} is in two files: {tensors[tensor.name].file} and {path / file}")
+                raise HuggingFaceError(
+                    f"{tensor.name} is in two files: {tensors[tensor.name].file} and {path / file}",
+                    where=str(path / file),
+                    value=tensor.name,
+                )
             tensors[tensor.name] = tensor
     for name, file in listed.items():
         if name not in tensors or tensors[name].file.name != file:
-            raise HuggingFaceError(f"{path / file}: no tensor {name}, of which {INDEX} says that it is there")
+            raise HuggingFaceError(
+                f"{path / file}: no tensor {name}, of which {INDEX} says that it is there",
+                where=str(path / file),
+                value=name,
+            )
     return tensors
 
 
@@ -101,7 +112,9 @@ def read_header(file: Path) -> list[StoredTensor]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if len(prefix) < 8 or length > min(size - 8, LONGEST_HEADER):
                 raise HuggingFaceError(
-                    f"{file}: cut short, or no safetensors file; its header is not in its {size} bytes"
+                    f"{file}: cut short, or no safetensors file; its header is not in its {size} bytes",
+                    where=str(file),
+                    value=size,
                 )
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
@@ -109,26 +122,49 @@ def read_header(file: Path) -> list[StoredTensor]:
         for name, facts in header.items():
             dtype, shape, (start, stop) = facts["dtype"], tuple(facts["shape"]), facts["data_offsets"]
             if dtype not in BITS:
-                raise HuggingFaceError(f"{file}: {name} has the dtype {dtype}, which is not known here")
+                raise HuggingFaceError(
+                    f"{file}: {name} has the dtype {dtype}, which is not known here",
+                    where=str(file),
+                    value=dtype,
+                    allowed=tuple(BITS),
+                )
             if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
-                raise HuggingFaceError(f"{file}: {name} has a shape or data_offsets that are no whole numbers")
+                raise HuggingFaceError(
+                    f"{file}: {name} has a shape or data_offsets that are no whole numbers", where=str(file), value=name
+                )
             if stop - start != byte_count(dtype, shape):
-                raise HuggingFaceError(f"{file}: {name} has {stop - start} bytes, not those of {dtype} {list(shape)}")
+                raise HuggingFaceError(
+                    f"{file}: {name} has {stop - start} bytes, not those of {dtype} {list(shape)}",
+                    where=str(file),
+                    value=stop - start,
+                    allowed=byte_count(dtype, shape),
+                )
             tensors.append(StoredTensor(name, dtype, shape, file, 8 + length + start, stop - start))
     except OSError as error:
-        raise HuggingFaceError(f"{file}: {error.strerror or error}") from error
+        raise HuggingFaceError(f"{file}: {error.strerror or error}", where=str(file)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, HuggingFaceError):
             raise
-        raise HuggingFaceError(f"{file}: no safetensors file: its header cannot be read ({error})") from error
+        raise HuggingFaceError(
+            f"{file}: no safetensors file: its header cannot be read ({error})", where=str(file)
+        ) from error
     end, before = 0, "the header"
     for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.nbytes)):
         if (gap := tensor.start - 8 - length - end) != 0:
             what = f"{gap} bytes after" if gap > 0 else f"{-gap} bytes inside"
-            raise HuggingFaceError(f"{file}: {tensor.name} begins {what} {before}; tensors lie one after another")
+            raise HuggingFaceError(
+                f"{file}: {tensor.name} begins {what} {before}; tensors lie one after another",
+                where=str(file),
+                value=tensor.name,
+            )
         end, before = end + tensor.nbytes, tensor.name
     if size != 8 + length + end:
-        raise HuggingFaceError(f"{file}: cut short or damaged: {size:,} bytes, by its header {8 + length + end:,}")
+        raise HuggingFaceError(
+            f"{file}: cut short or damaged: {size:,} bytes, by its header {8 + length + end:,}",
+            where=str(file),
+            value=size,
+            allowed=8 + length + end,
+        )
     return tensors
 
 
@@ -137,7 +173,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise HuggingFaceError(f"{path}: not JSON: {error}") from error
+        raise HuggingFaceError(f"{path}: not JSON: {error}", where=str(path)) from error
     if not isinstance(value, dict):
-        raise HuggingFaceError(f"{path}: not a JSON object")
+        raise HuggingFaceError(f"{path}: not a JSON object", where=str(path))
     return value

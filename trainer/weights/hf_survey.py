@@ -165,7 +165,11 @@ class Source:
         problems = self.problems(towers=towers)
         if problems:
             more = f"; and {len(problems) - SHOWN} more: `octavo inspect` lists them" if len(problems) > SHOWN else ""
-            raise HuggingFaceError(f"{self.directory.path}: {'; '.join(problems[:SHOWN])}{more}")
+            raise HuggingFaceError(
+                f"{self.directory.path}: {'; '.join(problems[:SHOWN])}{more}",
+                where=str(self.directory.path),
+                value=problems,
+            )
 
 
 def look_at(directory: Directory) -> Source:

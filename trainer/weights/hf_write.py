@@ -163,7 +163,7 @@ def write_directory(
     except TargetExistsError as error:
         raise already_exists(error.path) from None
     except OSError as error:
-        raise HuggingFaceError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise HuggingFaceError(f"{target} cannot be written: {error.strerror or error}", where=str(target)) from error
     return total
 
 
@@ -196,7 +196,10 @@ def make_room(target: Path, need: int) -> None:
     must_not_exist(target)
     if (living := remove_unfinished(target)) is not None:
         raise HuggingFaceError(
-            f"{target} is being written by another process, in {living}; wait for it, or give another directory"
+            f"{target} is being written by another process, in {living}; wait for it, or give another directory",
+            where=str(target),
+            value=str(living),
+            allowed="another directory",
         )
     require_space(target, need)
 
@@ -206,7 +209,10 @@ def require_space(target: Path, need: int) -> None:
     place, free = free_space(target.parent)
     if free < need:
         raise HuggingFaceError(
-            f"{target}: the disk is too small: {need / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}"
+            f"{target}: the disk is too small: {need / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}",
+            where=str(target),
+            value=free,
+            allowed=need,
         )
 
 
@@ -217,7 +223,11 @@ def must_not_exist(target: Path) -> None:
 
 
 def already_exists(target: Path) -> HuggingFaceError:
-    return HuggingFaceError(f"{target} exists; give a directory that does not, or remove it")
+    return HuggingFaceError(
+        f"{target} exists; give a directory that does not, or remove it",
+        where=str(target),
+        allowed="a directory that does not exist",
+    )
 
 
 def cut(groups: Sequence[Group], most: int) -> list[Shard]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parallel.errors import UserError
 from parallel.world import World
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
@@ -70,18 +71,17 @@ def published_weights(cfg: Config, run_directory: Path, world: World) -> Callabl
 
 def _on_the_first(world: World, act: Callable[[], object]) -> None:
     """`act` on rank 0; raises on every rank what it raises."""
-    kind: type[Exception] | None = None
-    said: object = None
+    failure: UserError | None = None
     if world.rank == 0:
         try:
             act()
-        except ConfigError as error:
-            kind, said = ConfigError, error.faults
-        except (HuggingFaceError, OSError) as error:
-            kind, said = HuggingFaceError, str(error)
-    kind, said = world.broadcast((kind, said))
-    if kind is not None:
-        raise kind(said)
+        except (ConfigError, HuggingFaceError) as error:
+            failure = type(error)(error.faults)  # pickled without its cause
+        except OSError as error:
+            failure = HuggingFaceError(str(error), where=str(error.filename or ""))
+    failure = world.broadcast(failure)
+    if failure is not None:
+        raise failure
 
 
 def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
@@ -100,14 +100,18 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
     except CorruptError as damage:
         fault = damage
     if fault is not None:
-        raise HuggingFaceError(f"what the run kept of its source is damaged: {fault}")
+        raise HuggingFaceError(
+            f"what the run kept of its source is damaged: {fault}", where=str(fault.path), value=fault.problem
+        )
     config = read_json(path / CONFIG)
     try:
         kept = model_config_from_huggingface(config)
     except HuggingFaceError as error:
         raise HuggingFaceError(f"{path}/{error}") from error
     if differing := other_function(model, kept):
-        raise HuggingFaceError(f"{path} is of another model than its run: {'; '.join(differing)}")
+        raise HuggingFaceError(
+            f"{path} is of another model than its run: {'; '.join(differing)}", where=str(path), value=differing
+        )
     return Carried(path, config, manifest[SOURCE_FACT], list(stored_tensors(path).values()), side_files(path))
 
 
@@ -138,7 +142,10 @@ def has_identical_copies(path: Path) -> bool:
         except CorruptError as damage:
             raise HuggingFaceError(
                 f"{damage}, so whether experts are exact copies is not known; put back the manifest that `octavo "
-                "upcycle` wrote, or set checkpoint.allow_identical_copies=true"
+                "upcycle` wrote, or set checkpoint.allow_identical_copies=true",
+                where=str(damage.path),
+                value=damage.problem,
+                allowed="the manifest that octavo upcycle wrote, or checkpoint.allow_identical_copies=true",
             ) from damage
     facts = manifest.get(EXPANSION)
     return isinstance(facts, dict) and facts.get("identical_copies") is True
@@ -148,7 +155,7 @@ def _keep(source: Source, target: Path, tick: Callable[[], None]) -> None:
     try:
         CHECKPOINT.remove_directory(target, SOURCE_FACT)  # of a start that came to no step
     except OSError as error:
-        raise HuggingFaceError(f"{target} cannot be removed: {error.strerror or error}") from error
+        raise HuggingFaceError(f"{target} cannot be removed: {error.strerror or error}", where=str(target)) from error
     write_directory(
         target,
         [copy_of(tensor) for tensor in source.carried],

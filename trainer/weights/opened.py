@@ -38,7 +38,7 @@ class OpenedCheckpoint:
         with ThreadPoolExecutor(HASHERS) as pool:
             for fault in pool.map(lambda name: CHECKPOINT.check_file(self.path, name, self.files[name]), self.files):
                 if fault is not None:
-                    raise CheckpointError(f"{self.path} is damaged: {fault}")
+                    raise _corrupt(self.path, fault)
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
@@ -69,6 +69,10 @@ class OpenedCheckpoint:
         ]
 
 
+def _corrupt(checkpoint: Path, fault: CorruptError) -> CheckpointError:
+    return CheckpointError(f"{checkpoint} is damaged: {fault}", where=str(fault.path), value=fault.problem)
+
+
 def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
     """Open the step that `locate` finds, once every file is there and has its size, and those that are looked into are
     as they were written. Raises CheckpointError, or ConfigError for a configuration that cannot be read."""
@@ -77,20 +81,22 @@ def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
     if not (run_directory / CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{path}: the {CONFIG_FILE} of its run, which describes the model, is not in {run_directory}; give a "
-            "checkpoint in its run directory"
+            "checkpoint in its run directory",
+            where=str(run_directory / CONFIG_FILE),
+            allowed="a checkpoint in its run directory",
         )
     model, init_from = read_start(run_directory)
     try:
         manifest = CHECKPOINT.read(path)
     except CorruptError as damage:
-        raise CheckpointError(f"{path} is damaged: {damage}") from None
+        raise _corrupt(path, damage) from None
     files = manifest["files"]
     for name, facts in files.items():
         fault = (
             CHECKPOINT.check_size(path, name, facts) if name != METADATA else CHECKPOINT.check_file(path, name, facts)
         )
         if fault is not None:
-            raise CheckpointError(f"{path} is damaged: {fault}")
+            raise _corrupt(path, fault)
     return OpenedCheckpoint(
         path, run_directory, manifest["step"], manifest["world_size"], model, init_from, StoredState(path), files
     )
@@ -107,6 +113,8 @@ def locate(checkpoint: Path) -> Path:
     steps = {int(match[1]): path for path in inside.glob("step-*") if (match := _STEP.fullmatch(path.name))}
     if not steps:
         raise CheckpointError(
-            f"{checkpoint} is no training checkpoint; give a run directory with one, or a step-N directory in it"
+            f"{checkpoint} is not a training checkpoint; give a run directory with one, or a step-N directory in it",
+            where=str(checkpoint),
+            allowed="a run directory with a checkpoint, or a step-N directory in it",
         )
     return steps[max(steps)]

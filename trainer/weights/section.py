@@ -48,14 +48,19 @@ class Section:
 
     def refused(self, name: str, need: str) -> HuggingFaceError:
         shown = json.dumps(self.values.get(name))
-        return HuggingFaceError(f"{CONFIG}: {name}={shown} {self.where} is not supported; need {need}")
+        return HuggingFaceError(
+            f"{CONFIG}: {name}={shown} {self.where} is not supported; need {need}",
+            where=name,
+            value=self.values.get(name),
+            allowed=need,
+        )
 
     def _find(self, names: tuple[str, ...], default: float | None) -> tuple[str, Any]:
         for name in names:
             if self.values.get(name) is not None:
                 return name, self.values[name]
         if default is None:
-            raise HuggingFaceError(f"{CONFIG}: no {' or '.join(names)} {self.where}")
+            raise HuggingFaceError(f"{CONFIG}: no {' or '.join(names)} {self.where}", where=names[0])
         return names[0], default
 
 
@@ -64,5 +69,10 @@ def object_under(config: Mapping[str, Any], *names: str) -> dict[str, Any] | Non
     where anything else than an object or null is under one of them."""
     for name in names:
         if not isinstance(config.get(name), dict | None):
-            raise HuggingFaceError(f"{CONFIG}: {name}={json.dumps(config[name])} is not supported; need an object")
+            raise HuggingFaceError(
+                f"{CONFIG}: {name}={json.dumps(config[name])} is not supported; need an object",
+                where=name,
+                value=config[name],
+                allowed="an object",
+            )
     return next((config[name] for name in names if config.get(name)), None)

@@ -37,7 +37,7 @@ def test_export_says_what_it_wrote_and_overwrites_nothing(run, tmp_path, capsys)
     assert shown.err == f"error: {target} exists and is not overwritten; give another path, or remove it\n"
     assert refused(*words).where == str(target)
     assert main(["export", str(tmp_path), str(tmp_path / "other")]) == 1
-    assert "is no training checkpoint" in capsys.readouterr().err
+    assert "is not a training checkpoint" in capsys.readouterr().err
 
 
 def test_export_warns_of_what_others_may_misread(run, tmp_path, capsys):

@@ -163,7 +163,7 @@ def nothing(source: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "words", "said"),
     [
-        (no_shard, [], r"src/model-00002-of-00002\.safetensors is missing, of which .* says that it holds \d+ of \d+"),
+        (no_shard, [], r"src/model-00002-of-00002\.safetensors is missing; .* says that it holds \d+ of \d+"),
         (short_shard, [], r"src/model-00001-of-00002\.safetensors: cut short or damaged: 5,000 bytes, by its header"),
         (wrong_shape, [], rf"{EXPERT}: the checkpoint has shape \[16, 31\], need \[16, 32\]"),
         (unknown_tensor, [], r"model\.layers\.1\.mlp\.bias: unknown tensor, of no part of the model"),

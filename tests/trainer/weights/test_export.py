@@ -295,7 +295,7 @@ DAMAGES: dict[str, Any] = {
     "config.yaml of its run": lambda run: (run / "config.yaml").unlink(),
     "does not hold the model of its run": lambda run: edit(run / "config.yaml", "vocab_size: 320", "vocab_size: 319"),
     "kept of its source is damaged": lambda run: flip(run / "source" / "model-00001-of-00001.safetensors"),
-    "is no training checkpoint": lambda run: shutil.rmtree(run / "checkpoints"),
+    "is not a training checkpoint": lambda run: shutil.rmtree(run / "checkpoints"),
 }
 
 

@@ -212,3 +212,13 @@ def test_groups_stay_together(tmp_path):
     write_directory(tmp_path / "out", groups(named, together=2), CONFIG, shard_bytes=120)
     files = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
     assert [files[f"x{number}"][6:11] for number in range(6)] == ["00001", "00001", "00002", "00002", "00003", "00003"]
+
+
+def test_a_target_that_exists_is_refused_with_its_fields(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(HuggingFaceError) as refused:
+        write.make_room(tmp_path / "out", 0)
+    assert (refused.value.where, refused.value.allowed) == (str(tmp_path / "out"), "a directory that does not exist")
+    with pytest.raises(HuggingFaceError) as refused:
+        write.make_room(tmp_path / "new", 1 << 80)
+    assert (refused.value.where, refused.value.allowed) == (str(tmp_path / "new"), 1 << 80)

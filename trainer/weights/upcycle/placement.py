@@ -332,6 +332,4 @@ def _cuts(experts: int, expansion: Expansion, layer: int, counts: Counts | None)
 
 
 def _too_few_cuts(reason: str) -> UpcycleError:
-    return UpcycleError(
-        f"cuts=distinct: {reason}; use cuts=same", where="--cuts", value="distinct", allowed=("same",)
-    )
+    return UpcycleError(f"cuts=distinct: {reason}; use cuts=same", where="--cuts", value="distinct", allowed=("same",))

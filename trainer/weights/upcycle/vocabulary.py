@@ -120,9 +120,7 @@ def tokens_of(directory: Path) -> dict[str, int]:
     except (HuggingFaceError, UpcycleError):
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UpcycleError(
-            f"{directory}: the tokenizer cannot be read ({error!r})", where=str(directory)
-        ) from error
+        raise UpcycleError(f"{directory}: the tokenizer cannot be read ({error!r})", where=str(directory)) from error
     return found
 
 
