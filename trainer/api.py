@@ -1,0 +1,122 @@
+"""Octavo from Python: the work of the commands, as functions.
+
+    from trainer import api
+
+    cfg = api.compose("recipe=toy", "train.steps=20", "run.dir=runs/mine")
+    api.train(cfg)
+    api.export("runs/mine", "mine")
+
+Errors that the user can fix are `UserError`s (parallel/errors.py), whose faults name the key, option or file, its value
+and what would work. This module imports no torch; a function that needs it does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainer.config.compose import compose as compose_words
+from trainer.config.keys import Config
+from trainer.run import directory
+
+if TYPE_CHECKING:
+    from trainer.weights.dtypes import DtypeName
+    from trainer.weights.export import Exported
+    from trainer.weights.upcycle.engine import Done
+
+
+class RunFailedError(RuntimeError):
+    """A run that did not reach its last step; the reason is on stderr. `code`: its exit code (130, 143: stopped)."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the run ended with exit code {code}")
+        self.code = code
+
+
+def compose(*overrides: str, config_dirs: Sequence[str | Path] = (), world_size: int = 1) -> Config:
+    """Compose a configuration from overrides such as `recipe=toy` and `optim.lr=1e-3`, and check it.
+
+    config_dirs: directories with more recipes and options. world_size: ranks of the run. Raises ConfigError.
+    """
+    return compose_words(overrides, config_dirs=config_dirs, world_size=world_size)
+
+
+def train(cfg: Config) -> Path | None:
+    """Train to the last step of `cfg`, in this process or on every rank of a torchrun launch.
+
+    An unfinished run in the run directory is resumed, a finished one is left alone. Returns the run directory on rank 0
+    and None on the others. Raises ConfigError for a directory that cannot be used, RunFailedError for a run that failed
+    or was stopped.
+    """
+    run = directory.choose(cfg) if os.environ.get("RANK", "0") == "0" else None
+    from trainer.run.process import train as train_process
+
+    code = train_process(cfg, run)
+    if code:
+        raise RunFailedError(code)
+    return run.path if run is not None else None
+
+
+def export(
+    checkpoint: str | Path, target: str | Path, *, dtype: DtypeName = "source", text_only: bool = False
+) -> Exported:
+    """Write a training checkpoint as a Hugging Face directory.
+
+    checkpoint: a run directory (its newest step) or a step-N directory in it. target: must not exist. dtype: of the
+    text model; "source": as where the run started. text_only: leave vision, projector and time series out.
+    Raises CheckpointError, ConfigError or HuggingFaceError.
+    """
+    from trainer.weights.export import export as export_checkpoint
+
+    return export_checkpoint(Path(checkpoint), Path(target), dtype=dtype, text_only=text_only)
+
+
+def upcycle(
+    source: str | Path, target: str | Path, *, dtype: DtypeName = "source", workers: int = 1, **expansion: Any
+) -> Done:
+    """Copy the experts of a Hugging Face directory into router groups, as a new directory.
+
+    target: must not exist; an interrupted start is resumed. dtype: of the text model. workers: processes. expansion:
+    fields of `Expansion` (trainer/weights/upcycle/placement.py), by default factor=4 and groups=8.
+    Raises UpcycleError or HuggingFaceError.
+    """
+    from trainer.weights.hf_files import open_directory
+    from trainer.weights.hf_survey import look_at
+    from trainer.weights.hf_write import side_files
+    from trainer.weights.upcycle.engine import run
+    from trainer.weights.upcycle.journal import identity
+    from trainer.weights.upcycle.placement import Expansion, check, place_copies
+    from trainer.weights.upcycle.stream import plan_upcycle
+
+    opened, asked = look_at(open_directory(Path(source))), Expansion(**{"factor": 4, "groups": 8, **expansion})
+    check(opened.model, asked)
+    model = opened.model
+    placement = place_copies(model.num_experts, asked.picks(model.experts_per_token), asked, model.num_layers)
+    planned = plan_upcycle(opened, asked, placement, dtype)
+    vocabulary = side_files(Path(asked.vocabulary)) if asked.vocabulary is not None else ()
+    return run(Path(target), planned, lambda: identity(opened, vocabulary), workers=workers)
+
+
+def tokenize(
+    inputs: Sequence[str | Path],
+    tokenizer: str | Path,
+    out: str | Path,
+    *,
+    domain: Literal["science", "general"],
+    **options: Any,
+) -> dict[str, Any]:
+    """Turn documents into shuffled shards of tokens, and return their manifest.
+
+    inputs: .jsonl (also .gz), .parquet and .arrow files, directories of them, datasets saved by save_to_disk.
+    tokenizer: a tokenizer.json. out: the directory to make; an interrupted start is resumed. options: of
+    `tokenize_source` (trainer/corpora/tokenize), such as heldout_fraction, seed and workers; name is that of `out`.
+    Raises DataError.
+    """
+    from trainer.corpora.tokenize import tokenize_source
+    from trainer.corpora.tokenize.inputs import find_files
+
+    files = find_files([Path(path) for path in inputs], "train")
+    options = {"name": Path(out).name, **options}
+    return dict(tokenize_source(files, Path(tokenizer), Path(out), domain=domain, **options))
