@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run, as one flat dictionary of names and tensors.
+"""The state of a run in a checkpoint, as one flat dictionary of names and tensors.
 
     model.<parameter or buffer>           weights, fp32
     optim.<parameter>.<moment or step>    the optimizer's state, keyed by the parameter's qualified name

@@ -25,7 +25,7 @@ DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 def _block() -> mmap.mmap:
-    """Memory that begins at a page, as O_DIRECT needs, in huge pages where there are any: the kernel looks up and holds
+    """Memory that starts at a page, as O_DIRECT needs, in huge pages where there are any: the kernel looks up and holds
     every page of a write, which is most of what small ones cost."""
     block = mmap.mmap(-1, BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -119,7 +119,7 @@ class HashedFile:
                     raise
 
     def _through_the_cache(self) -> bool:
-        """Whether it was not so already."""
+        """Return True if this call changed the mode."""
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~DIRECT)

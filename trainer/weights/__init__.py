@@ -1,15 +1,16 @@
 """Hugging Face directories, in and out: the one place that knows their names, layouts and files.
 
-    files        what tensors the safetensors files of a directory hold, and where; whether the files are whole
-    names        which stored tensor is which part of which parameter of a `Decoder`
-    towers       what the parts are made of that a text run does not train
-    config       config.json <-> ModelConfig
-    survey       a directory against what it should hold
-    read         values and slices of them, FP8 included, into a model on any layout
-    dtypes       what dtype each tensor is written in
-    write        a stream of tensors into a new directory
-    hashed_file  a file that is hashed while it is written
-    carried      what a run keeps of the directory that it began with: the parts that it does not train
+    hf_files     the tensors of a directory's safetensors files, and where; reports files that are not whole
+    map          stored tensors <-> parts of the parameters of a `Decoder`
+    towers       names and shapes of the parts that a text run does not train
+    hf_config    config.json <-> ModelConfig
+    hf_survey    a directory against what it should hold
+    hf_read      values and slices of them, FP8 included, into a model on any layout
+    dtypes       the dtype that each tensor is written in
+    hf_write     a stream of tensors into a new directory
+    kept_source  the parts of the source directory that a run keeps because it does not train them
+    opened       a source of tensors to export, opened and verified
+    export       a training checkpoint as a Hugging Face directory
 
-`files`, `names`, `towers`, `config` and `survey` start without torch.
+`hf_files`, `map`, `towers`, `hf_config` and `hf_survey` start without torch.
 """

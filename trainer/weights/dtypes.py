@@ -20,7 +20,7 @@ FULL = {"F32": "float32", "F16": "float16", "F64": "float64"}  # as config.json 
 
 
 def dtypes(asked: DtypeName, kinds: Mapping[str, str]) -> Callable[[Piece], str]:
-    """How each piece is to be written. kinds: as `Source.kinds`, of the directory that the model comes from, where it
+    """Return the dtype of each piece. kinds: as `Source.kinds`, of the directory that the model comes from, where it
     comes from one. FoPE's tables are as there, or fp32."""
 
     def choose(piece: Piece) -> str:
@@ -42,7 +42,7 @@ def outputs_of(name: str, dtype: str, shape: tuple[int, ...]) -> tuple[Output, .
 
 
 def stored_as(values: Tensor, dtype: str) -> Sequence[Tensor]:
-    """What `outputs_of` names, of a weight's values. FP8 is made from their bf16 values, as FP8 training makes it."""
+    """The tensors of `outputs_of` for a weight's values. FP8 is made from their bf16 values, as FP8 training makes it."""
     if dtype != FP8:
         return [values.to(DTYPES[dtype])]
     codes, scale = quantize_tiles(values.to(torch.bfloat16), (BLOCK[0], BLOCK[1]))

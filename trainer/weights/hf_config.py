@@ -110,7 +110,7 @@ def huggingface_config(
 ) -> dict[str, Any]:
     """The config.json of `model`: `source` where it says the same, brought in line where it does not.
 
-    source: of the directory that the model began with; None writes a Qwen3-MoE one where the model is of that kind, an
+    source: of the directory that the model started from; None writes a Qwen3-MoE one where the model is of that kind, an
     Intern-S1-Pro one of text alone elsewhere. dtype: "bfloat16" or "float32", of what is not FP8. unconverted: with
     FP8 weights, the modules that are not.
     """
@@ -191,5 +191,5 @@ def _template(model: ModelConfig) -> dict[str, Any]:
 
 
 def is_qwen3_moe(model: ModelConfig) -> bool:
-    """Whether transformers' Qwen3-MoE is this model."""
+    """Return True if transformers' Qwen3-MoE is this model."""
     return model.router_groups == 1 and model.positions == "rope"

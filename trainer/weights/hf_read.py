@@ -68,7 +68,7 @@ def fill(model: nn.Module, source: Source, tick: Callable[[], None] = lambda: No
 
 
 def read_piece(source: Source, piece: Piece, box: Box) -> tuple[Tensor, int]:
-    """`box` of the piece's parameter, which lies inside the piece, and the bytes that were read for it.
+    """`box` of the piece's parameter, which is inside the piece, and the bytes that were read for it.
 
     FP8 comes back in fp32, other dtypes as they are stored.
     """

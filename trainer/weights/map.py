@@ -1,7 +1,7 @@
-"""Which stored tensor is which part of which parameter of a `Decoder`. No torch here.
+"""The map of stored tensors to parts of the parameters of a `Decoder`. No torch here.
 
-Names of the text model stand behind a prefix; those of a Qwen3-MoE directory, of Intern-S1 and of Intern-S1-Pro are the
-same behind it. Each expert is three matrices, or all of a layer are two stacks ("fused", the serving engines' layout).
+Names of the text model follow a prefix; those of a Qwen3-MoE directory, of Intern-S1 and of Intern-S1-Pro are the
+same after it. Each expert is three matrices, or all of a layer are two stacks ("fused", the serving engines' layout).
 
 Legend: H hidden size · I expert width · E experts · V vocabulary.
 """
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
     """A part of a parameter and where it is stored.
 
     Stored is `parameter[box]` without its dimensions `dropped`, each of length 1, and with the last two swapped if
-    `transposed`; it begins at `origin` in the stored tensor.
+    `transposed`; it starts at `origin` in the stored tensor.
     """
 
     name: str  # of the stored tensor, behind the prefix; HEAD has none
@@ -44,7 +44,7 @@ class Piece(NamedTuple):
         return re.sub(r"\d+", "*", self.name)
 
     def stored_box(self, part: Box) -> Box:
-        """Where `part` of the parameter, which lies inside `box`, is in the stored tensor."""
+        """The place in the stored tensor of `part` of the parameter, which is inside `box`."""
         kept = [d for d in range(len(self.box)) if d not in self.dropped]
         ranges = [(part[d].start - self.box[d].start, part[d].stop - self.box[d].start) for d in kept]
         if self.transposed:
@@ -114,7 +114,7 @@ def full_name(prefix: str, piece: Piece) -> str:
 
 
 def text_prefix(names: Iterable[str]) -> str:
-    """The prefix that a directory's text names stand behind; the one that we write where none is there."""
+    """The prefix of a directory's text names; the one that we write if there is none."""
     names = set(names)
     return next((p for p in (MULTIMODAL, OLD, PLAIN) if f"{p}embed_tokens.weight" in names), MULTIMODAL)
 

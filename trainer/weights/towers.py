@@ -1,4 +1,4 @@
-"""What the towers of Intern-S1 and Intern-S1-Pro are made of, by name and shape, from their config.json. No torch here.
+"""Tensors of the towers of Intern-S1 and Intern-S1-Pro, by name and shape, from their config.json. No torch here.
 
 Nothing here is trained by a text run: such tensors are carried from directory to directory as they are. What is written
 down is enough to say whether all of them came along.
@@ -16,7 +16,7 @@ from trainer.weights.section import Section, object_under
 
 Shapes = dict[str, tuple[int, ...]]
 DESCRIBED = "in the description of a tower"
-# Part of a checkpoint -> how names of its tensors begin. Published files say `model.`; older spellings leave it out.
+# Part of a checkpoint -> the start of its tensors' names. Published files say `model.`; older spellings leave it out.
 TOWERS = {
     "vision": re.compile(r"(model\.)?(vision_tower|visual)\."),
     "projector": re.compile(r"(model\.)?multi_modal_projector\."),
