@@ -42,7 +42,7 @@ def outputs_of(name: str, dtype: str, shape: tuple[int, ...]) -> tuple[Output, .
 
 
 def stored_as(values: Tensor, dtype: str) -> Sequence[Tensor]:
-    """The tensors of `outputs_of` for a weight's values. FP8 is made from their bf16 values, as FP8 training makes it."""
+    """The tensors of `outputs_of` for a weight's values. FP8 is made from their bf16 values, as in training."""
     if dtype != FP8:
         return [values.to(DTYPES[dtype])]
     codes, scale = quantize_tiles(values.to(torch.bfloat16), (BLOCK[0], BLOCK[1]))

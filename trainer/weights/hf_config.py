@@ -110,8 +110,8 @@ def huggingface_config(
 ) -> dict[str, Any]:
     """The config.json of `model`: `source` where it says the same, brought in line where it does not.
 
-    source: of the directory that the model started from; None writes a Qwen3-MoE one where the model is of that kind, an
-    Intern-S1-Pro one of text alone elsewhere. dtype: "bfloat16" or "float32", of what is not FP8. unconverted: with
+    source: of the directory that the model started from; None writes a Qwen3-MoE one where the model is of that kind,
+    an Intern-S1-Pro one of text alone elsewhere. dtype: "bfloat16" or "float32", of what is not FP8. unconverted: with
     FP8 weights, the modules that are not.
     """
     config: dict[str, Any] = copy.deepcopy(dict(source)) if source is not None else _template(model)
