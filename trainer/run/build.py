@@ -22,7 +22,7 @@ from trainer.optim.engine import Engine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.directory import RunDir
-from trainer.weights.kept_source import published_weights
+from trainer.weights.kept_source import open_published
 
 Fill = Callable[[Decoder], None]
 
@@ -46,10 +46,12 @@ class Parts:
 def build(cfg: Config, run: RunDir, world: World) -> Parts:
     """Collective over all ranks. Raises `ConfigError`, `DataError`, `WorldError` and `HuggingFaceError`."""
     torch.manual_seed(cfg.train.seed)
-    fill = published_weights(cfg, run.path, world) if run.step == 0 else None
+    published = open_published(cfg, world) if run.step == 0 else None
     data, data_faults = _open_data(cfg, world)
     meshes = build_meshes(cfg, world.device.type)
-    stages = [build_model(cfg, world, meshes, fill)]
+    if published is not None:
+        published.keep_untrained_parts(run.path)
+    stages = [build_model(cfg, world, meshes, published.fill if published is not None else None)]
     engine = _prepare_engine(cfg, world, meshes, stages)
     return Parts(data, data_faults, meshes, build_objective(cfg.train), stages, engine)
 

@@ -47,26 +47,40 @@ class Carried:
     side_files: list[Path]
 
 
-def published_weights(cfg: Config, run_directory: Path, world: World) -> Callable[[Decoder], None] | None:
-    """The function that fills a new model with the weights in `checkpoint.init_from`, None if that key is not set.
+@dataclass(frozen=True)
+class PublishedWeights:
+    """The opened directory of `checkpoint.init_from`. The methods are collective."""
 
-    Each rank reads its own part. The function also copies to the run directory what an export will need. This call and
-    the function are collective.
+    source: Source
+    world: World
+
+    def fill(self, model: Decoder) -> None:
+        """Read this rank's part of the weights. Raises HuggingFaceError."""
+        self.world.watch.at(f"start: reading {self.source.directory.path}")
+        fill(model, self.source, self.world.watch.tick)
+
+    def keep_untrained_parts(self, run_directory: Path) -> None:
+        """Copy what an export will need to the run directory. Raises HuggingFaceError."""
+        self.world.watch.at(f"start: copying parts of {self.source.directory.path}")
+        _on_the_first(self.world, lambda: _keep(self.source, run_directory / SOURCE, self.world.watch.tick))
+
+
+def open_published(cfg: Config, world: World) -> PublishedWeights | None:
+    """Open `checkpoint.init_from`, None if that key is not set. Collective.
 
     Raises ConfigError if `cfg` has another model than the directory, and HuggingFaceError if that is incomplete.
     """
     if cfg.checkpoint.init_from is None:
         return None
     path = Path(cfg.checkpoint.init_from)
-    _on_the_first(world, lambda: _suitable(path, cfg))
+    opened: list[Source] = []
 
-    def fill_and_keep(model: Decoder) -> None:
-        world.watch.at(f"start: reading {path}")
-        source = look_at(open_directory(path))
-        _on_the_first(world, lambda: _keep(source, run_directory / SOURCE, world.watch.tick))
-        fill(model, source, world.watch.tick)
+    def open_and_check() -> None:
+        opened.append(look_at(open_directory(path)))
+        _check(opened[0], cfg)
 
-    return fill_and_keep
+    _on_the_first(world, open_and_check)
+    return PublishedWeights(opened[0] if opened else look_at(open_directory(path)), world)
 
 
 def _on_the_first(world: World, act: Callable[[], object]) -> None:
@@ -115,8 +129,8 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
     return Carried(path, config, manifest[SOURCE_FACT], list(stored_tensors(path).values()), side_files(path))
 
 
-def _suitable(path: Path, cfg: Config) -> None:
-    source = look_at(open_directory(path))
+def _check(source: Source, cfg: Config) -> None:
+    path = source.directory.path
     differing = other_function(cfg.model, source.model)
     if differing:
         remedy = "use the values there"

@@ -19,7 +19,7 @@ from trainer.model.decoder import Decoder
 from trainer.objectives.router import balance_loss
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_read import from_huggingface
-from trainer.weights.kept_source import published_weights
+from trainer.weights.kept_source import open_published
 from trainer.weights.upcycle.placement import CopyPlacement
 
 SIZES = {
@@ -80,7 +80,7 @@ def start(path: Path, run: Path, **checkpoint: Any) -> object:
         setattr(cfg.checkpoint, key, value)
     world = start_world("cpu")
     try:
-        return published_weights(cfg, run, world)
+        return open_published(cfg, world)
     finally:
         world.close()
 
