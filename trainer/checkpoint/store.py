@@ -47,7 +47,7 @@ class CheckpointError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Saved:
-    """How a save ended: `error` is None or one line that says what went wrong."""
+    """The outcome of a save: `error` is None, or one line with its cause."""
 
     step: int
     error: str | None

@@ -26,7 +26,7 @@ from trainer.weights.opened import open_checkpoint
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote."""
+    """The result of `export`."""
 
     step: int
     nbytes: int
@@ -46,17 +46,17 @@ def export(
 ) -> Exported:
     """Write the weights of a training checkpoint, of any layout of ranks, as a Hugging Face directory.
 
-    The towers and side files that the run kept of the directory that it began with go along, byte for byte.
+    The towers and side files that the run kept of the directory that it started from are copied byte for byte.
 
     Args:
-        checkpoint: a run directory, of which the newest step is taken, or a step-N directory in it. target: must not
+        checkpoint: a run directory, whose newest step is taken, or a step-N directory in it. target: must not
             exist.
-        dtype: of the text model. "source": every tensor as it was in the directory that the run began with, bf16 for a
-            run that began with random weights. "bf16", "fp32". "fp8": attention's and experts' matrices as e4m3 with a
-            power of two for each 128 x 128 block, made from their bf16 values (as FP8 training makes its own), the
+        dtype: of the text model. "source": every tensor as in the directory that the run started from, bf16 for a
+            run that started from random weights. "bf16", "fp32". "fp8": attention's and experts' matrices as e4m3 with
+            a power of two for each 128 x 128 block, made from their bf16 values (as FP8 training makes its own), the
             others bf16. FoPE's tables are as in the source, or fp32.
         text_only: leave towers out, and write a Qwen3-MoE directory where the text model is one.
-        wrote: told the bytes written and those in all.
+        wrote: called with the bytes written so far and their total.
     Raises: CheckpointError or ConfigError for what is wrong with the run, HuggingFaceError for what is wrong with the
         target, each with one line.
     """
@@ -112,7 +112,7 @@ def export(
 
 
 def _warnings(model: ModelConfig, dtypes: Sequence[str]) -> list[str]:
-    """What another program could take otherwise than it is meant."""
+    """Warnings about values that other programs may read differently."""
     found = []
     if model.positions == "fope" and model.fope_pad_sin != 1:
         found.append(
@@ -129,7 +129,7 @@ def _warnings(model: ModelConfig, dtypes: Sequence[str]) -> list[str]:
 
 
 def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -> tuple[str, dict[str, Any] | None]:
-    """Prefix of the text names, and the config.json to begin with."""
+    """Prefix of the text names, and the config.json to start from."""
     plain = is_qwen3_moe(model)
     if carried is None:
         return (PLAIN if plain else MULTIMODAL), None

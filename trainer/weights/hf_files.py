@@ -1,4 +1,4 @@
-"""What tensors the safetensors files of a directory hold, and where. Reads headers alone, and needs no torch.
+"""The tensors in the safetensors files of a directory, from the headers alone. No torch here.
 
 A safetensors file is 8 bytes with the length of its header (little endian), the header in JSON, then the tensors' bytes
 in row-major order: {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ..., "__metadata__": {...}},

@@ -193,7 +193,7 @@ def _widest(one: str, other: str) -> str:
 
 
 def part_of(name: str) -> str:
-    """What a tensor belongs to, as a table calls it; by its name alone."""
+    """The part of the model that a tensor belongs to, judged by its name alone."""
     if name.endswith(SCALE_SUFFIX):
         return "FP8 scales"
     patterns = {
@@ -214,12 +214,12 @@ def quantization(directory: Directory) -> dict[str, object] | None:
 
 
 def piece_scales(name: str) -> str:
-    """The name of the scales that stand beside the FP8 tensor `name`."""
+    """The name of the scales of the FP8 tensor `name`."""
     return name + SCALE_SUFFIX
 
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of the scales of an FP8 weight, one for each block of its last two dimensions."""
+    """Shape of the scales of an FP8 weight, one for each block of its last two dimensions."""
     return (*shape[:-2], *(-(-size // block) for size, block in zip(shape[-2:], BLOCK, strict=True)))
 
 

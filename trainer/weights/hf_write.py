@@ -78,8 +78,8 @@ class Shard:
 
     @cached_property
     def ordered(self) -> list[Output]:
-        """As they lie in the file: as they are made, so that it is written from front to back, or wide dtypes first
-        where a number would not lie at a multiple of its size: readers view the bytes as numbers in place."""
+        """The outputs in file order: production order, so that the file is written from front to back, unless that
+        would misalign a tensor; then wide dtypes first. Readers view the bytes as numbers in place."""
         end = 0
         for output in self.outputs:
             if end % DTYPES[output.dtype].itemsize:
@@ -89,16 +89,16 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Of the tensors."""
+        """Bytes of the tensors."""
         return sum(group.nbytes for group in self.groups)
 
     @property
     def size(self) -> int:
-        """Of the file."""
+        """Bytes of the file."""
         return len(self.head()) + self.nbytes
 
     def head(self) -> bytes:
-        """What stands before the tensors' bytes."""
+        """The header, which precedes the tensors' bytes."""
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
         for output in self.ordered:
@@ -147,7 +147,7 @@ def write_directory(
     Args:
         shard_bytes: no file is larger, unless a single group is.
         manifest: facts of a manifest.json with size and SHA-256 of every file; None: no manifest.
-        wrote: told the bytes of each group once they are written.
+        wrote: called with the bytes of each group once they are written.
     Returns: the bytes of all tensors.
     Raises: HuggingFaceError where `target` exists, the disk is too small (before the first byte is written) or cannot
         be written; nothing is left behind.

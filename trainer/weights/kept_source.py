@@ -1,4 +1,4 @@
-"""What a run keeps of the Hugging Face directory that it began with, so that an export needs the run's directory alone.
+"""A run's copy of parts of the Hugging Face directory that it started from: an export needs the run's directory alone.
 
 RUN_DIR/source/   config.json, tokenizer and other side files, the tensors of parts that are not trained (towers),
                   and manifest.json: hashes of all these, and the dtypes that the text model was stored in
@@ -99,7 +99,7 @@ def _on_the_first(world: World, act: Callable[[], object]) -> None:
 
 
 def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
-    """What a run of `model` that began with published weights keeps of them, once every byte is as written; None where
+    """The copy kept by a run of `model` that started from published weights, once every byte is verified; None where
     it is gone. Raises HuggingFaceError.
     """
     path = run_directory / SOURCE
@@ -144,7 +144,7 @@ def _check(source: Source, cfg: Config) -> None:
 
 
 def has_identical_copies(path: Path) -> bool:
-    """Whether a directory's manifest says that it is an expansion with copies that training never tells apart.
+    """True if a directory's manifest says that it is an expansion with copies that training cannot distinguish.
 
     Raises HuggingFaceError where it is not as it was written. One without a hash of itself that speaks of no expansion
     is another program's, and says nothing.

@@ -46,7 +46,7 @@ class OpenedCheckpoint:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """What the weights are by the run's configuration: parameter (or table) -> shape."""
+        """Shapes of the weights by the run's configuration: parameter (or table) -> shape."""
         boxes: dict[str, list[Box]] = {}
         for piece in self.pieces:
             boxes.setdefault(piece.parameter, []).append(piece.box)

@@ -65,7 +65,7 @@ class Section:
 
 
 def object_under(config: Mapping[str, Any], *names: str) -> dict[str, Any] | None:
-    """What is under the first of these keys that is there and not empty; None without one. Raises HuggingFaceError
+    """The object under the first of these keys that is there and not empty; None without one. Raises HuggingFaceError
     where anything else than an object or null is under one of them."""
     for name in names:
         if not isinstance(config.get(name), dict | None):
