@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Words = npt.NDArray[Any]  # elements as unsigned integers of their size, whatever they mean
 
 Box = tuple[slice, ...]  # one slice for each dimension
-Words = npt.NDArray[Any]  # elements as unsigned integers of their size, whatever they mean
 
-WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 # A part of a tensor is many runs of bytes in its file. Runs shorter than this are cut out of their rows, which are read
 # in full: a call for each would cost more. At most this many bytes of rows are in memory at a time.
 SHORT_RUN, BLOCK_BYTES = 64 << 10, 32 << 20
@@ -75,8 +75,10 @@ def read_box(stored: StoredTensor, box: Box, itemsize: int) -> Words:
 
 
 def _read(file: int, stored: StoredTensor, box: Box, itemsize: int) -> Words:
+    import numpy as np  # here, so that directories can be listed without it
+
     lengths = [part.stop - part.start for part in box]
-    values: Words = np.empty(lengths, WORDS[itemsize])
+    values: Words = np.empty(lengths, f"u{itemsize}")
     # What is taken in full behind dimension d is contiguous: one run for each index before d.
     d = max((d for d, size in enumerate(stored.shape) if lengths[d] != size), default=0)
     behind = prod(stored.shape[d + 1 :]) * itemsize

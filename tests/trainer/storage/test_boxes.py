@@ -22,7 +22,7 @@ def stored(path: Path, values: np.ndarray) -> StoredTensor:
 def test_every_box_of_a_small_tensor(tmp_path: Path, monkeypatch, itemsize: int, short: int, block: int) -> None:
     monkeypatch.setattr(boxes, "SHORT_RUN", short)
     monkeypatch.setattr(boxes, "BLOCK_BYTES", block)
-    values = np.random.default_rng(0).integers(0, 255, (3, 4, 5), dtype=np.uint8).astype(boxes.WORDS[itemsize])
+    values = np.random.default_rng(0).integers(0, 255, (3, 4, 5), dtype=np.uint8).astype(f"u{itemsize}")
     tensor = stored(tmp_path / "file", values)
     cuts = [[slice(0, n), slice(1, n), slice(1, 2), slice(0, n - 1), slice(1, 1)] for n in values.shape]
     for box in product(*cuts):
