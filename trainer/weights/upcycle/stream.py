@@ -34,12 +34,18 @@ from trainer.weights.upcycle.vocabulary import Vocabulary, vocabulary_of
 TABLES = ("embed", "lm_head")
 
 
-class _Held(threading.local):
+class _Scratch(threading.local):
+    """Memory that a thread reuses for every group: allocating it anew costs about as much as copying."""
+
     def __init__(self) -> None:
         self.bytes = torch.empty(0, dtype=torch.uint8)
 
-
-_held = _Held()
+    def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """A tensor of uninitialised values; the next call takes its memory back."""
+        need = prod(shape) * dtype.itemsize
+        if self.bytes.nbytes < need:
+            self.bytes = torch.empty(need, dtype=torch.uint8)
+        return self.bytes[:need].view(dtype).view(shape)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class _Text:
     ) -> None:
         self.source, self.model, self.expansion, self.vocabulary = source, model, expansion, vocabulary
         self.prefix, self.choose = prefix_of(source, model), dtypes(dtype, source.kinds)
-        self.noise = Noise(expansion.noise, expansion.seed)
+        self.noise, self.scratch = Noise(expansion.noise, expansion.seed), _Scratch()
         self.pieces = {(piece.parameter, _starts(piece.box)): piece for piece in source.pieces}
 
     def groups(self, placement: CopyPlacement) -> Iterator[Group]:
@@ -194,7 +200,7 @@ class _Text:
         stored = self.source.stored(there)
         if there.box != box or there.transposed or stored.dtype == FP8:
             return read_piece(self.source, there, box)[0].reshape(shape)
-        values = _memory(DTYPES[stored.dtype], shape)
+        values = self.scratch.tensor(DTYPES[stored.dtype], shape)
         try:
             with open(stored.file, "rb", buffering=0) as file:
                 read_into(file.fileno(), bytes_of(values), stored.start)
@@ -213,11 +219,3 @@ class _Text:
 
 def _starts(box: Box) -> tuple[int, ...]:
     return tuple(part.start for part in box)
-
-
-def _memory(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Memory that this thread reuses for every group: allocating it anew costs about as much as copying."""
-    need = prod(shape) * dtype.itemsize
-    if _held.bytes.nbytes < need:
-        _held.bytes = torch.empty(need, dtype=torch.uint8)
-    return _held.bytes[:need].view(dtype).view(shape)
