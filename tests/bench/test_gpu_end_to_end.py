@@ -32,7 +32,8 @@ def test_the_model_fills_an_80_gb_gpu():
     text = Path("recipes/recipe/toy_gpu.yaml").read_text()
     for part in ("masters", "moments", "gradients"):
         assert f"{part} {held[part] / 1e9:.1f}" in text.replace("fp32 ", "")
-    assert f"{(held['bf16 weights'] + held['activations']) / 1e9:.0f}: {held['bf16 weights'] / 1e9:.0f} of them" in text
+    kept, weights = held["bf16 weights"] + held["activations"], held["bf16 weights"]
+    assert f"keeps {kept / 1e9:.0f} for backward: {weights / 1e9:.0f} are bf16 copies of the weights" in text
 
 
 @pytest.mark.parametrize(("layers", "seq_len", "width"), [(1, 64, 64), (2, 128, 64), (2, 64, 32)])

@@ -118,4 +118,4 @@ def test_windows_that_cannot_be_read_are_logged_and_end_the_run_past_their_budge
     assert len(at_start) == 1
     assert f"{path} is corrupt" in at_start[0]
     assert train(config(tmp_path / "other", replace(data, on_fault="fail"), steps=20)) == 1
-    assert "data.on_fault=skip goes on" in capsys.readouterr().err
+    assert "data.on_fault=skip reads another window instead" in capsys.readouterr().err
