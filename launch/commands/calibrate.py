@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.paths import must_not_exist
+from launch.progress import ProgressDisplay
 from trainer.config.errors import CommandError
 
 if TYPE_CHECKING:
     from trainer.weights.upcycle.coactivation import Counts
 
 TOKENS = 1 << 17  # the most that are read, without --tokens
-BETWEEN = 5.0  # seconds between two lines of progress
 
 
 def prepare(options: argparse.Namespace) -> Callable[[], int]:
@@ -54,7 +52,8 @@ def prepare(options: argparse.Namespace) -> Callable[[], int]:
     def work() -> int:
         from trainer.weights.upcycle.calibrate import count_experts
 
-        gathered = count_experts(opened, windows, on, _Progress(opened.model.num_layers))
+        with ProgressDisplay() as progress:
+            gathered = count_experts(opened, windows, on, progress)
         gathered.save(counts)
         print(*_report(gathered, groups // factor, factor, options.seed), sep="\n")
         print(f"{counts}: counts of {gathered.tokens:,} tokens; for --strategy coactivation --counts {counts}")
@@ -89,19 +88,3 @@ def _report(counts: Counts, parts: int, factor: int, seed: int) -> list[str]:
 
 def _line(name: str, one: float, several: float, random_one: float, random_several: float) -> str:
     return f"{name:8}{one:9.1%}{random_one:9.1%}{several:9.1%}{random_several:9.1%}"
-
-
-class _Progress:
-    """A line a few seconds apart."""
-
-    def __init__(self, layers: int) -> None:
-        self.layers = layers
-        self.started = self.printed = time.perf_counter()
-
-    def __call__(self, layer: int) -> None:
-        now, done = time.perf_counter(), layer + 1
-        if now - self.printed < BETWEEN or done == self.layers:
-            return
-        self.printed = now
-        left = (now - self.started) / done * (self.layers - done)
-        print(f"layer {done} of {self.layers}, {left:,.0f} s left", file=sys.stderr)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.paths import must_not_exist
+from launch.progress import ProgressDisplay
 from trainer.config.command_line import Parser, above_zero, choice
 
 
@@ -32,14 +33,15 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         from trainer.weights.export import export  # imports torch
 
         started = time.perf_counter()
-        done = export(
-            Path(options.checkpoint),
-            Path(options.target),
-            dtype=options.dtype,
-            text_only=options.text_only,
-            shard_bytes=round(options.shard_gb * 1e9),
-            wrote=_Progress(started),
-        )
+        with ProgressDisplay() as progress:
+            done = export(
+                Path(options.checkpoint),
+                Path(options.target),
+                dtype=options.dtype,
+                text_only=options.text_only,
+                shard_bytes=round(options.shard_gb * 1e9),
+                progress=progress,
+            )
         for warning in done.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         parts = f", with {done.carried} tensors of other parts unchanged" if done.carried else ""
@@ -50,21 +52,3 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         return 0
 
     return work
-
-
-class _Progress:
-    """A line a few seconds apart."""
-
-    def __init__(self, started: float) -> None:
-        self.started = self.printed = started
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.perf_counter()
-        if now - self.printed < 5 or done == total:
-            return
-        self.printed = now
-        speed = done / (now - self.started)
-        print(
-            f"{done / 1e9:,.1f} of {total / 1e9:,.1f} GB, {speed / 1e9:.2f} GB/s, {(total - done) / speed:,.0f} s left",
-            file=sys.stderr,
-        )

@@ -9,22 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 from launch.configurations import read_configuration
 from launch.paths import must_not_exist
+from launch.progress import ProgressDisplay
 from parallel.errors import one_of
 from trainer.config.command_line import Parser, choice, number, whole
 from trainer.config.errors import CommandError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
-
-    from trainer.corpora.tokenize import Progress
-
-BETWEEN = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
@@ -138,48 +129,3 @@ def _options(parser: Parser) -> None:
         help="read INPUT, if any, by datasets.load_dataset(NAME): csv, text, xml, ..., or a dataset's name",
     )
     add("--config", metavar="NAME", help="with --builder: a configuration of the dataset")
-
-
-class ProgressDisplay:
-    """A bar with tokens/s and the time left on a terminal, else a line now and then."""
-
-    def __init__(self) -> None:
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
-        self._stage = ""
-        self._started = self._shown = time.perf_counter()
-        self._first = 0  # how much of the stage an earlier start had done
-
-    def __enter__(self) -> ProgressDisplay:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, state: Progress) -> None:
-        now = time.perf_counter()
-        if state.stage != self._stage:
-            self._stage, self._started, self._shown, self._first = state.stage, now, now, state.done
-            if sys.stderr.isatty():
-                self._new_bar(state)
-        speed = state.tokens / max(now - self._started, 1e-3)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=state.done, speed=f"{speed / 1e6:,.2f} M tokens/s")
-        elif now - self._shown >= BETWEEN:
-            self._shown = now
-            left = (state.total - state.done) * (now - self._started) / max(state.done - self._first, 1)
-            share = state.done / max(state.total, 1)
-            print(f"{state.stage}: {share:.1%}, {speed:,.0f} tokens/s, {left:,.0f} s left", file=sys.stderr)
-
-    def _new_bar(self, state: Progress) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        if self._bar is None:
-            columns = (TextColumn("{task.description:10}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[speed]}"), console=Console(stderr=True))
-            self._bar.start()
-        self._task = self._bar.add_task(state.stage, total=state.total, completed=state.done, speed="")

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from launch.commands.calibrate import TOKENS
 from launch.paths import must_not_exist
+from launch.progress import ProgressDisplay, duration
 from trainer.config.command_line import Parser, above_zero, choice, whole
 from trainer.config.errors import CommandError
 from trainer.weights.upcycle.errors import UpcycleError
@@ -29,15 +29,11 @@ from trainer.weights.upcycle.placement import (
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
-
     from trainer.weights.hf_survey import Source
     from trainer.weights.hf_write import Shard
     from trainer.weights.upcycle.engine import Done
     from trainer.weights.upcycle.stream import Upcycled
 
-BETWEEN = 5.0  # seconds between two lines of progress
 NAMED = 8  # finished files that --dry-run names
 STRATEGIES = ("halves", "coactivation", "spread")
 DTYPES = ("source", "bf16", "fp32", "fp8")
@@ -94,7 +90,7 @@ def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[
         from trainer.weights.upcycle.journal import identity
 
         try:
-            with _Progress() as progress:
+            with ProgressDisplay() as progress:
                 done = run(
                     Path(options.target),
                     planned,
@@ -121,15 +117,8 @@ def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) 
         counts = Counts.load(Path(options.counts), source)
     model = source.model
     per_token = model.experts_per_token if expansion.experts_per_token is None else expansion.experts_per_token
-    printed = time.perf_counter()
-
-    def progress(layers: int) -> None:
-        nonlocal printed
-        if time.perf_counter() - printed >= BETWEEN and layers < model.num_layers:
-            printed = time.perf_counter()
-            print(f"chose the cuts of {layers} of {model.num_layers} layers", file=sys.stderr)
-
-    placement = place_copies(model.num_experts, per_token, expansion, model.num_layers, counts, progress)
+    with ProgressDisplay() as progress:
+        placement = place_copies(model.num_experts, per_token, expansion, model.num_layers, counts, progress)
     from trainer.weights.upcycle.stream import plan_upcycle  # imports torch
 
     return placement, plan_upcycle(source, expansion, placement, options.dtype)
@@ -200,7 +189,7 @@ def _print_plan(
     print(f"noise       {expansion.noise:g}, identical copies: {'yes' if placement.identical else 'no'}")
     print(f"files       {len(shards)} of {min(sizes) / 1e9:,.3f} to {max(sizes) / 1e9:,.3f} GB: {shards[0].name} ...")
     print(f"disk        {(need - kept) / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}")
-    print(f"time        {_duration(seconds)} at {speed:g} GB/s, all workers together")
+    print(f"time        {duration(seconds)} at {speed:g} GB/s, all workers together")
     for remark in remarks:
         print(f"source      {remark}")
     for warning in planned.facts["warnings"]:
@@ -247,58 +236,6 @@ def _unfinished(
     ], sum(files.values())
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:,.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-class _Progress:
-    """A bar on a terminal, elsewhere a line a few seconds apart. The bar is made at the first call: by then the workers
-    are forked, and none of them inherits a part of its thread."""
-
-    def __init__(self) -> None:
-        self.bar: Bar | None = None
-        self.task: TaskID | None = None
-        self.started = self.printed = time.perf_counter()
-
-    def __enter__(self) -> Callable[[int, int, int], None]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def __call__(self, made: int, kept: int, total: int) -> None:
-        now = time.perf_counter()
-        if not made:
-            self.started = now  # earlier files are being verified, which is not part of the speed
-        speed = made / max(now - self.started, 1e-9)
-        left = f"{_duration((total - made - kept) / speed)} left" if speed else ""
-        if sys.stderr.isatty():
-            if self.bar is None:
-                self._start_bar(total)
-            assert self.bar is not None
-            assert self.task is not None
-            self.bar.update(self.task, completed=made + kept, speed=f"{speed / 1e9:.2f} GB/s", left=left)
-        elif now - self.printed >= BETWEEN and made + kept < total:
-            self.printed = now
-            done = f"{(made + kept) / 1e9:,.1f} of {total / 1e9:,.1f} GB"
-            print(f"{done}, {speed / 1e9:.2f} GB/s, {left or 'verifying earlier files'}", file=sys.stderr)
-
-    def _start_bar(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-        columns = BarColumn(), DownloadColumn(), TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[left]}")
-        self.bar = Progress(*columns, console=Console(stderr=True))
-        self.task = self.bar.add_task("", total=total, speed="", left="")
-        self.bar.start()
-
-
 def _options(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="a Hugging Face directory")
     parser.add_argument("target", metavar="DST", nargs="?", help="the directory to make; must not exist")
@@ -324,8 +261,6 @@ def _options(parser: Parser) -> None:
     add("--workers", type=whole(1), default=1, metavar="N", help="processes (1)")
     add("--dry-run", action="store_true", help="print the result's sizes, write nothing; SRC needs only config.json")
     add("--gb-per-s", type=above_zero("1"), metavar="X", help="speed that --dry-run assumes (1)")
-    add(
-        "--calibrate", nargs="+", metavar="TEXT", help="only write --counts FILE, from UTF-8 text or .npy of token ids"
-    )
+    add("--calibrate", nargs="+", metavar="TEXT", help="only write --counts FILE, from UTF-8 text or .npy of token ids")
     add("--tokens", type=whole(1), metavar="N", help=f"most tokens that --calibrate reads ({TOKENS})")
     add("--device", **choice("auto", "cpu", "cuda"), help="device of --calibrate (auto)")

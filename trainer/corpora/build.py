@@ -2,8 +2,7 @@
 
 import hashlib
 import platform
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,14 @@ import tokenizers
 
 from trainer.corpora.packages import Source, installed_version
 from trainer.storage.lock import FileLock
+from trainer.storage.progress import OnProgress, Progress
 
 VOCAB_SIZE = 4096
 BPE_SAMPLE = 1_500_000  # characters per source that the tokenizer is trained on
 CHARS_PER_TOKEN = 5  # more than any source has, so that a cap on tokens also caps the text to read
 MIN_ORIGINS = 8  # read at least this many, however small the cap: one file can be longer than a small corpus
 
-Progress = Callable[[str], None]
 Manifest = dict[str, Any]
-
-
-def print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def ingredients(tokens_per_source: int, holdout_fraction: float, sources: Sequence[Source]) -> Manifest:
@@ -50,11 +45,11 @@ def _content(source: Source) -> str:
 
 
 @contextmanager
-def only_one(cache_dir: Path, name: str, progress: Progress) -> Iterator[None]:
+def only_one(cache_dir: Path, name: str, progress: OnProgress) -> Iterator[None]:
     """Hold the lock of the corpus `name`; it is released when the process ends, in whatever way."""
 
     def report() -> None:
-        progress(f"corpus: another process is building {cache_dir / name}; waiting for it")
+        progress(Progress("corpora", detail=f"another process is building {cache_dir / name}; waiting for it"))
 
     with FileLock(cache_dir / f"{name}.lock", wait=None, on_wait=report):
         yield

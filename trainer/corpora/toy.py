@@ -18,10 +18,8 @@ from trainer.corpora.build import (
     CHARS_PER_TOKEN,
     MIN_ORIGINS,
     VOCAB_SIZE,
-    Progress,
     ingredients,
     only_one,
-    print_progress,
     take,
 )
 from trainer.corpora.packages import SOURCES, Document, Source
@@ -33,6 +31,7 @@ from trainer.data.shards import files as shard_files
 from trainer.data.shards.tokenizer import Tokenizer, train_bpe
 from trainer.data.shards.windows import Shards
 from trainer.storage.atomic import atomic_directory, remove_unfinished
+from trainer.storage.progress import OnProgress, Progress, print_line
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
@@ -43,7 +42,7 @@ RATIO_SAMPLE = 200_000  # characters of a source on which its characters per tok
 KNOWN: Mapping[str, Source] = {source.name: source for source in (*SOURCES, *SCIENCE)}
 
 
-def open_toy_mixture(data: DataConfig, progress: Progress = print_progress) -> dict[str, Path]:
+def open_toy_mixture(data: DataConfig, progress: OnProgress = print_line) -> dict[str, Path]:
     """Directory of each source of a mixture with `data.build=toy`, built first if it is missing or damaged.
 
     A source's `path` names one of `KNOWN`. Safe to call from any number of processes at once. Raises DataError.
@@ -63,7 +62,7 @@ def open_toy_mixture(data: DataConfig, progress: Progress = print_progress) -> d
             return directories
         with only_one(cache_dir, directory.name, progress):
             if directory.exists() and (damage := _damage(directories)):
-                progress(f"corpora: {damage}; building {directory} again")
+                progress(Progress("corpora", detail=f"{damage}; building {directory} again"))
                 shutil.rmtree(directory)
             if not directory.exists():
                 _build(directory, data, made_from, progress)
@@ -100,19 +99,20 @@ def _damage(directories: Mapping[str, Path]) -> str:
     return ""
 
 
-def _build(directory: Path, data: DataConfig, made_from: Mapping[str, Source], progress: Progress) -> None:
-    progress(f"corpora: building {directory} (once; under a minute)")
+def _build(directory: Path, data: DataConfig, made_from: Mapping[str, Source], progress: OnProgress) -> None:
+    progress(Progress("corpora", detail=f"building {directory} (once; under a minute)"))
     remove_unfinished(directory)
     with atomic_directory(directory) as partial:
         _write(partial, data, made_from, progress)
 
 
-def _write(partial: Path, data: DataConfig, made_from: Mapping[str, Source], progress: Progress) -> None:
+def _write(partial: Path, data: DataConfig, made_from: Mapping[str, Source], progress: OnProgress) -> None:
     documents = {name: _read(source, data.tokens_per_source * CHARS_PER_TOKEN) for name, source in made_from.items()}
     for name, some in documents.items():
         size = sum(len(document.text) for document in some)
-        progress(f"corpora: {name}: {size / 1e6:.1f} MB of text: {made_from[name].licence}")
-    progress(f"corpora: training a byte-level BPE of {VOCAB_SIZE} tokens")
+        read = f"{name}: {size / 1e6:.1f} MB of text: {made_from[name].licence}"
+        progress(Progress("corpora", detail=read))
+    progress(Progress("corpora", detail=f"training a byte-level BPE of {VOCAB_SIZE} tokens"))
     texts = {name: [document.text for document in some] for name, some in documents.items()}
     tokenizer = train_bpe((text for some in texts.values() for text in take(some, BPE_SAMPLE)), VOCAB_SIZE)
     path = partial / shard_files.TOKENIZER
@@ -131,10 +131,8 @@ def _write(partial: Path, data: DataConfig, made_from: Mapping[str, Source], pro
             workers=0,
         )
         heldout = sum(shard["tokens"] for shard in manifest["heldout"])
-        progress(
-            f"corpora: {name}: {manifest['tokens']:,} tokens in {manifest['documents']:,} documents to train on, "
-            f"{heldout:,} held out"
-        )
+        made = f"{manifest['tokens']:,} tokens in {manifest['documents']:,} documents to train on"
+        progress(Progress("corpora", detail=f"{name}: {made}, {heldout:,} held out"))
 
 
 def _read(source: Source, max_characters: int) -> list[Document]:

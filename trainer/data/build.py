@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.data.errors import DataError
+from trainer.storage.progress import OnProgress, print_line
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
     from trainer.data.protocols import Data
 
 
-def print_line(line: str) -> None:
+def print_warning(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -23,13 +24,13 @@ def build_data(
     *,
     seed: int,
     vocab_size: int,
-    progress: Callable[[str], None] = print_line,
-    warn: Callable[[str], None] = print_line,
+    progress: OnProgress = print_line,
+    warn: Callable[[str], None] = print_warning,
 ) -> Data:
     """Open the data of `cfg`; any number of processes may call it at once. Raises DataError.
 
     seed: decides the order of the samples. vocab_size: the model's; synthetic data use all of it, a corpus must fit in
-    it. progress: receives a line at every stage of building a toy corpus. warn: receives a line for damage that
+    it. progress: receives every stage of building a toy corpus. warn: receives a line for damage that
     `data.on_fault=skip` passes over.
     """
     if cfg.name == "synthetic":
@@ -54,7 +55,7 @@ def build_data(
     return data
 
 
-def source_directories(cfg: DataConfig, progress: Callable[[str], None] = print_line) -> dict[str, Path]:
+def source_directories(cfg: DataConfig, progress: OnProgress = print_line) -> dict[str, Path]:
     """Return the directory of each source's shards; build those of `data.build=toy` where they are missing.
 
     Raises DataError.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from trainer.checkpoint.slices import StoredState
 from trainer.checkpoint.store import CheckpointError
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE
+from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
 from trainer.weights.hf_config import BLOCK, huggingface_config, is_qwen3_moe
 from trainer.weights.hf_files import HuggingFaceError
@@ -42,7 +43,7 @@ def export(
     dtype: DtypeName = "source",
     text_only: bool = False,
     shard_bytes: int = SHARD_BYTES,
-    wrote: Callable[[int, int], None] = lambda done, total: None,
+    progress: OnProgress = ignore,
 ) -> Exported:
     """Write the weights of a training checkpoint, of any layout of ranks, as a Hugging Face directory.
 
@@ -56,7 +57,7 @@ def export(
             a power of two for each 128 x 128 block, made from their bf16 values (as FP8 training makes its own), the
             others bf16. FoPE's tables are as in the source, or fp32.
         text_only: leave towers out, and write a Qwen3-MoE directory where the text model is one.
-        wrote: called with the bytes written so far and their total.
+        progress: called as bytes are written.
     Raises: CheckpointError or ConfigError for what is wrong with the run, HuggingFaceError for what is wrong with the
         target, each with one line.
     """
@@ -97,7 +98,7 @@ def export(
     def count(nbytes: int) -> None:
         nonlocal done
         done += nbytes
-        wrote(done, total)
+        progress(Progress("writing", done, total))
 
     write_directory(
         target,

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from launch.cli import main
-from launch.commands.tokenize import ProgressDisplay
 from tests.launch.refused import refused
 from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, start_plain, texts, write_jsonl
-from trainer.corpora.tokenize import Progress, jobs
+from trainer.corpora.tokenize import jobs
 from trainer.data.shards.windows import Shards
 
 
@@ -105,14 +104,3 @@ def test_a_fault_of_the_input_is_one_line(words, tmp_path, capsys):
     assert error.startswith("error: ")
     assert "a.jsonl, line 1: no field 'text'; it has 'body': choose one with --field" in error
     assert error.count("\n") == 1
-
-
-def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
-    seconds = iter([0.0, 100.0, 101.0, 120.0, 200.0])
-    monkeypatch.setattr("launch.commands.tokenize.time.perf_counter", lambda: next(seconds))
-    with ProgressDisplay() as progress:
-        progress(Progress("tokenizing", 500, 1000, 0))  # an earlier start made half
-        progress(Progress("tokenizing", 501, 1000, 100))
-        progress(Progress("tokenizing", 600, 1000, 20_000))
-        progress(Progress("writing", 1, 10, 5))
-    assert capsys.readouterr().err == "tokenizing: 60.0%, 1,000 tokens/s, 80 s left\n"

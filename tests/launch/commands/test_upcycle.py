@@ -352,11 +352,11 @@ def test_an_interrupted_one_says_how_to_resume(source, tmp_path, slow_files):
 
 
 def test_lines_in_a_file_and_a_bar_on_a_terminal(source, capsys, monkeypatch):
-    monkeypatch.setattr("launch.commands.upcycle.BETWEEN", 0.0)
+    monkeypatch.setattr("launch.progress.BETWEEN", 0.0)
     assert main(["upcycle", "src", "dst", "--shard-gb", "0.0001"]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 5
-    assert all(re.fullmatch(r"0\.0 of 0\.0 GB, 0\.\d\d GB/s, \d+ s left", line) for line in lines)
+    assert all(re.fullmatch(r"writing: 0\.0 of 0\.0 GB \(\d+\.\d%\), 0\.\d\d GB/s, \d+ s left", line) for line in lines)
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -369,14 +369,14 @@ def test_lines_in_a_file_and_a_bar_on_a_terminal(source, capsys, monkeypatch):
 
 
 def test_a_line_now_and_then_while_cuts_are_searched(source, capsys, monkeypatch):
-    monkeypatch.setattr("launch.commands.upcycle.BETWEEN", 0.0)
+    monkeypatch.setattr("launch.progress.BETWEEN", 0.0)
     opened = look_at(open_directory(source))
     pairs = np.ones((2, 8, 8), np.int64)
     Counts(pairs.sum(1), pairs, 128, model_digest(opened)).save(source.parent / "counts")
     words = ["upcycle", "src", "dst", "--strategy", "coactivation", "--counts", "counts"]
     assert main([*words, "--dry-run"]) == 0
-    assert capsys.readouterr().err == "chose the cuts of 1 of 2 layers\n"
-    monkeypatch.setattr("launch.commands.upcycle.BETWEEN", 60.0)
+    assert re.fullmatch(r"choosing cuts: 1 of 2 layers \(50\.0%\), \d+ s left\n", capsys.readouterr().err)
+    monkeypatch.setattr("launch.progress.BETWEEN", 60.0)
     assert main([*words, "--dry-run"]) == 0
     assert capsys.readouterr().err == ""
 

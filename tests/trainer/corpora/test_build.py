@@ -18,6 +18,7 @@ from trainer.corpora.packages import Document, Source
 from trainer.corpora.tokenize import write
 from trainer.data.errors import DataError
 from trainer.data.shards.windows import Shards
+from trainer.storage.progress import Progress
 
 NUMBERS = SourceConfig(
     path="numbers", domain="general", tokens=1000, unique_tokens=1000, prefix="", phases={"stable": 1.0}
@@ -34,12 +35,12 @@ def numbers(read: Callable[[], Iterator[Document]] = read_numbers, files: Sequen
 
 
 @pytest.fixture
-def said() -> list[str]:
+def said() -> list[Progress]:
     return []
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+def tiny(tmp_path: Path, said: list[Progress], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Opens a corpus that is built in no time; returns the directory of all of it."""
     monkeypatch.setattr(toy_mixture, "VOCAB_SIZE", 300)
     monkeypatch.setattr(write, "HAS_WHEEL", False)  # the same bytes without Megatron's import of 5 s
@@ -70,9 +71,9 @@ def test_about_as_many_tokens_are_taken_of_a_source_as_are_asked_for(tiny: Any) 
         assert found == pytest.approx(wanted, rel=0.1)
 
 
-def test_a_built_corpus_is_opened_without_reading_the_sources(tiny: Any, said: list[str]) -> None:
+def test_a_built_corpus_is_opened_without_reading_the_sources(tiny: Any, said: list[Progress]) -> None:
     first = tiny()
-    assert any("numbers" in line and "held out" in line for line in said)
+    assert any("numbers" in state.detail and "held out" in state.detail for state in said)
     said.clear()
 
     def read_nothing() -> Iterator[Document]:
@@ -121,15 +122,17 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     "harm", [flip, lambda path: os.truncate(path, 7), Path.unlink], ids=["flip", "truncate", "unlink"]
 )
-def test_a_damaged_file_is_named_and_the_corpus_built_again(tiny: Any, said: list[str], name: str, harm: Any) -> None:
+def test_a_damaged_file_is_named_and_the_corpus_built_again(
+    tiny: Any, said: list[Progress], name: str, harm: Any
+) -> None:
     directory = tiny()
     before = contents(directory)
     harm(directory / "numbers" / name)
     said.clear()
     assert tiny() == directory
     assert contents(directory) == before
-    assert f"{directory / 'numbers' / name}" in said[0]
-    assert said[0].endswith(f"building {directory} again")
+    assert f"{directory / 'numbers' / name}" in said[0].detail
+    assert said[0].detail.endswith(f"building {directory} again")
 
 
 def test_a_build_that_fails_leaves_nothing_and_one_that_was_killed_is_swept_up(tiny: Any, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from trainer.data.errors import DataError
 from trainer.data.shards.megatron_index import IndexedTokens
 from trainer.data.shards.windows import Shards
 from trainer.run.process import train
+from trainer.storage.progress import Progress, ignore
 
 SMALL = ["data.tokens_per_source=80000", "data.holdout_fraction=0.5"]
 SMALL += [f"data.sources.{name}.unique_tokens=20000" for name in ("pubchem", "thermo", "code", "prose")]
@@ -33,7 +34,7 @@ def words(cache_dir: Path) -> list[str]:
     words = [*SMALL, f"data.cache_dir={cache_dir}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "HAS_WHEEL", False)  # the same bytes without Megatron's import of 5 s
-        open_toy_mixture(compose(["recipe=toy", *words]).data, progress=lambda line: None)
+        open_toy_mixture(compose(["recipe=toy", *words]).data, progress=ignore)
     return words
 
 
@@ -46,7 +47,7 @@ def test_all_science_documents_have_a_science_prefix_and_no_general_one_does(toy
     tokenizer = build_data(toy.data, seed=0, vocab_size=4096).tokenizer
     ids = {group: [tokenizer.encode(text) for text in texts] for group, texts in toy.data.prefixes.items()}
     counted = {"science": 0, "general": 0}
-    for name, directory in source_directories(toy.data, print).items():
+    for name, directory in source_directories(toy.data).items():
         domain, begins_with = toy.data.sources[name].domain, {"science": 0, "general": 0}
         documents = 0
         for split in ("train", "heldout"):
@@ -66,7 +67,7 @@ def test_all_science_documents_have_a_science_prefix_and_no_general_one_does(toy
 def test_corpora_are_built_once_and_again_where_they_are_damaged(toy: Config, monkeypatch) -> None:
     monkeypatch.setattr(write, "HAS_WHEEL", False)
     data = replace(toy.data, sources={"code": toy.data.sources["code"]})
-    said: list[str] = []
+    said: list[Progress] = []
     (directory,) = open_toy_mixture(data, said.append).values()
     before = Shards(directory).fingerprint
     assert len(said) > 2
@@ -78,7 +79,7 @@ def test_corpora_are_built_once_and_again_where_they_are_damaged(toy: Config, mo
     tokens[7] ^= 1
     tokens.tofile(path)
     open_toy_mixture(data, said.append)
-    assert "train-00000.bin is corrupt" in said[0]
+    assert "train-00000.bin is corrupt" in said[0].detail
     assert Shards(directory).fingerprint == before
 
 

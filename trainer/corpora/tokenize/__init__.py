@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.storage.atomic import FILE_SUFFIX, publish
 from trainer.storage.lock import FileLock, LockedError
+from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.storage.space import free_space
 from trainer.storage.workers import WorkerDied, Workers
 
@@ -40,19 +41,6 @@ BUCKETS_BITS = 16  # keys are counted by their first bits to cut them into shard
 CHARS_PER_TOKEN = 3  # fewer than usual, so that the check for space errs on the safe side
 
 Facts = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The state of the work. done, total: bytes of input while tokenizing, tokens while writing."""
-
-    stage: Literal["tokenizing", "writing"]
-    done: int
-    total: int
-    tokens: int  # made or written by this start
-
-
-OnProgress = Callable[[Progress], None]
 
 
 def tokenize_source(
@@ -71,7 +59,7 @@ def tokenize_source(
     field: str = "text",
     origin: str | None = None,
     eos: str | None = None,
-    progress: OnProgress | None = None,
+    progress: OnProgress = ignore,
 ) -> Facts:
     """Tokenize one source into the directory `out`, which must not exist, and return its manifest.
 
@@ -111,7 +99,6 @@ def tokenize_source(
             # An earlier start may have been killed before it made these, or while it removed the spool at its end.
             (work / SPOOL).mkdir(exist_ok=True)
             shutil.copyfile(tokenizer, work / shard_files.TOKENIZER)
-            report = progress or (lambda state: None)
             if in_memory:
                 each = [(0, document.origin, document.text) for document in documents if isinstance(document, Document)]
                 spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work))]
@@ -119,10 +106,10 @@ def tokenize_source(
                     spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work, at_least))]
             else:
                 _check_space(work, sum(unit.text_bytes for unit in units) // CHARS_PER_TOKEN, plan, copies=2)
-                spooled = _first_pass(work, units, pool, report)
+                spooled = _first_pass(work, units, pool, progress)
                 if at_least := _lacks_heldout(spooled):
-                    spooled = _first_pass(work, units, pool, report, at_least)
-            shards = _second_pass(work, spooled, plan, pool, report)
+                    spooled = _first_pass(work, units, pool, progress, at_least)
+            shards = _second_pass(work, spooled, plan, pool, progress)
             manifest = _describe(work, plan, loaded, spooled, shards)
             shutil.rmtree(work / SPOOL)
             publish(work, out)  # with the plan: if killed just before, the next start still recognizes its work
@@ -200,7 +187,9 @@ def _lacks_heldout(spooled: Sequence[Facts]) -> int:
     return lowest + 1 if 0 < fraction <= lowest < highest else 0
 
 
-def _first_pass(work: Path, units: Sequence[Any], pool: Workers, report: OnProgress, at_least: int = 0) -> list[Facts]:
+def _first_pass(
+    work: Path, units: Sequence[Any], pool: Workers, progress: OnProgress, at_least: int = 0
+) -> list[Facts]:
     """Spool the units that are not finished, and those with an origin below `at_least` that were spooled without it."""
     spool = work / SPOOL
     spooled = {
@@ -217,7 +206,8 @@ def _first_pass(work: Path, units: Sequence[Any], pool: Workers, report: OnProgr
     def show(place: int, bytes_read: int, tokens_made: int) -> None:
         number = left[place]
         read[number], tokens[number] = min(bytes_read, units[number].nbytes), tokens_made
-        report(Progress("tokenizing", kept + sum(read.values()), total, sum(tokens.values())))
+        done = kept + sum(read.values())
+        progress(Progress("tokenizing", done, total, kept=kept, tokens=sum(tokens.values())))
 
     todo = [{"do": "unit", "number": number, "unit": asdict(units[number]), "at_least": at_least} for number in left]
     for place, facts in _run(pool, todo, lambda place, so_far: show(place, *so_far)):
@@ -227,7 +217,7 @@ def _first_pass(work: Path, units: Sequence[Any], pool: Workers, report: OnProgr
 
 
 def _second_pass(
-    work: Path, spooled: Sequence[Facts], plan: Facts, pool: Workers, report: OnProgress
+    work: Path, spooled: Sequence[Facts], plan: Facts, pool: Workers, progress: OnProgress
 ) -> dict[str, list[Facts]]:
     spool, dtype = work / SPOOL, np.dtype(plan["dtype"])
     written: dict[str, dict[int, Facts]] = {TRAIN: {}, HELDOUT: {}}
@@ -253,7 +243,7 @@ def _second_pass(
         split, number = places[place]
         written[split][number] = facts
         done += facts["tokens"]
-        report(Progress("writing", kept + done, total, done))
+        progress(Progress("writing", kept + done, total, "tokens", kept))
     return {split: [some[number] for number in sorted(some)] for split, some in written.items()}
 
 

@@ -5,7 +5,7 @@ Legend: N tokens of text · H hidden size · E experts · K experts per token ·
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trainer.model.attention import Documents
 from trainer.model.decoder import Block
 from trainer.model.rotary import Rotary
+from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.weights.hf_read import fill
 from trainer.weights.hf_survey import Source
 from trainer.weights.upcycle.coactivation import Counts, Ints, model_digest
@@ -115,14 +116,14 @@ def count_experts(
     source: Source,
     windows: Sequence[Ints],
     device: torch.device,
-    progress: Callable[[int], None] = lambda layer: None,
+    progress: OnProgress = ignore,
 ) -> Counts:
     """Count, in every layer, how often each expert is a token's best and how often two experts are its best two.
 
     Each window is a document of its own. One layer's weights and N x H hidden states are in memory, in fp32 on a CPU
     (where bf16 is slow) and in bf16 on a GPU. Call `source.require` first.
 
-    progress: called with the number of each layer when it is done.
+    progress: called after each layer.
     Raises: UpcycleError for a model whose router has groups or selects only one expert; HuggingFaceError.
     """
     cfg = source.model
@@ -161,7 +162,7 @@ def count_experts(
         top1[layer] = first.bincount(minlength=cfg.num_experts)
         pair = torch.minimum(first, second) * cfg.num_experts + torch.maximum(first, second)
         pairs[layer] = pair.bincount(minlength=cfg.num_experts**2).view(cfg.num_experts, -1)
-        progress(layer)
+        progress(Progress("counting experts", layer + 1, cfg.num_layers, "layers"))
     return Counts(top1.numpy(), pairs.numpy(), len(ids), model_digest(source))
 
 

@@ -16,6 +16,7 @@ import torch
 
 from trainer.storage.atomic import TargetExistsError, publish
 from trainer.storage.manifest import CHECKPOINT, MANIFEST
+from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.storage.workers import Reporter, Task, WorkerDied, Workers
 from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError
 from trainer.weights.hf_write import (
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # version of the bytes; increased when the same request gives different ones
 FACT = "upcycle"  # its key in manifest.json
-Progress = Callable[[int, int, int], None]  # bytes made by this start, bytes kept of earlier ones, bytes in all
 
 
 class Interrupted(KeyboardInterrupt):
@@ -58,7 +58,7 @@ def run(
     *,
     workers: int = 1,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = lambda made, kept, total: None,
+    progress: OnProgress = ignore,
 ) -> Done:
     """Write the model to `target`, resuming the work that an earlier start of the same plan left beside it.
 
@@ -122,25 +122,29 @@ def plan_of(upcycled: Upcycled, shards: Sequence[Shard], source: Mapping[str, st
     }
 
 
-def _make(work: Work, shards: Sequence[Shard], workers: int, progress: Progress) -> Done:
+def _make(work: Work, shards: Sequence[Shard], workers: int, progress: OnProgress) -> Done:
     total, made, kept, kept_shards = sum(shard.nbytes for shard in shards), 0, 0, 0
     faults: list[str] = []
     # Existing files first: verifying them is quick, and the bar starts at their bytes.
     jobs = sorted(shards, key=lambda shard: shard.name not in work.finished)
 
-    def reported(place: int, nbytes: int) -> None:
+    def show() -> None:
+        stage = "writing" if made else "verifying earlier files"
+        progress(Progress(stage, made + kept, total, kept=kept))
+
+    def wrote(place: int, nbytes: int) -> None:
         nonlocal made
         made += nbytes
-        progress(made, kept, total)
+        show()
 
     try:
         with Workers(partial(_start, jobs, work), min(workers, len(jobs)), fork=True) as pool:
-            for place, (facts, was_kept, fault) in pool.run(range(len(jobs)), reported):
+            for place, (facts, was_kept, fault) in pool.run(range(len(jobs)), wrote):
                 faults += [fault] if fault else []
                 if was_kept:
                     kept_shards += 1
                     kept += jobs[place].nbytes
-                    progress(made, kept, total)
+                    show()
                 else:
                     work.record(jobs[place].name, facts)
     except WorkerDied as death:

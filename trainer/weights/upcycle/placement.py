@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from parallel.errors import one_of
 from trainer.config.model import ModelConfig
+from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.weights.upcycle.errors import UpcycleError
 
 if TYPE_CHECKING:
@@ -227,13 +228,13 @@ def place_copies(
     expansion: Expansion,
     layers: int,
     counts: Counts | None = None,
-    progress: Callable[[int], None] = lambda layers: None,
+    progress: OnProgress = ignore,
 ) -> CopyPlacement:
     """Assign the copies of the source's experts to router groups.
 
     Args:
         counts: those of the source, one row a layer; needed for strategy=coactivation.
-        progress: called with the number of finished layers after each search for a cut (coactivation; seconds each).
+        progress: called after each layer's search for a cut (coactivation; seconds each).
     Raises: UpcycleError, with what would work.
     """
     _require(experts, per_token, expansion)
@@ -250,7 +251,7 @@ def place_copies(
         for layer in range(layers):
             source_of.append(_fill_groups(_cuts(experts, expansion, layer, counts), expansion))
             if expansion.strategy == "coactivation":
-                progress(layer + 1)
+                progress(Progress("choosing cuts", layer + 1, layers, "layers"))
     return CopyPlacement(experts, expansion.factor, expansion.groups, expansion.noise > 0, source_of)
 
 

@@ -489,6 +489,7 @@ def test_progress_counts_bytes_then_tokens(tmp_path, plain, many_units):
     first, second = ([state for state in heard if state.stage == stage] for stage in ("tokenizing", "writing"))
     assert (first[-1].done, first[-1].total) == (source.stat().st_size,) * 2
     total = manifest["tokens"] + sum(shard["tokens"] for shard in manifest["heldout"])
-    assert first[-1].tokens == second[-1].tokens == second[-1].done == second[-1].total == total
+    assert first[-1].tokens == second[-1].made == second[-1].done == second[-1].total == total
+    assert (first[-1].unit, second[-1].unit) == ("bytes", "tokens")
     for stage in (first, second):
         assert [state.done for state in stage] == sorted(state.done for state in stage)

@@ -37,7 +37,7 @@ def opened(data: DataConfig, seed: int = 5) -> Data:
 
 
 def reader_of(data: DataConfig) -> MixtureReader:
-    return MixtureReader(data, source_directories(data, print), seed=5)
+    return MixtureReader(data, source_directories(data), seed=5)
 
 
 def rank_batches(data: Data, first: int, steps: int, ranks: int, rank: int, micro: int) -> Iterator[Batch]:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.storage.manifest import CHECKPOINT
+from trainer.storage.progress import Progress
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import INDEX, HuggingFaceError
 from trainer.weights.hf_write import Group, Output
@@ -107,11 +108,12 @@ def halfway(model: Model, target: Path) -> Path:
 
 
 def test_what_is_written(model, target):
-    reports: list[tuple[int, int, int]] = []
-    done = model.run(target, progress=lambda *bytes: reports.append(bytes))
+    reports: list[Progress] = []
+    done = model.run(target, progress=reports.append)
     total = FILES * SHARD_BYTES
     assert done == Done(total, FILES, 0, ())
-    assert reports == [(total * n // (FILES * EACH), 0, total) for n in range(1, FILES * EACH + 1)]
+    made = [total * n // (FILES * EACH) for n in range(1, FILES * EACH + 1)]
+    assert reports == [Progress("writing", done, total, "bytes", kept=0) for done in made]
     found = {}
     for file in target.glob("*.safetensors"):
         found |= load_file(file)
@@ -137,11 +139,11 @@ def test_any_number_of_workers_writes_the_same(model, target):
 def test_what_is_finished_is_kept(model, target, halfway):
     model.run(target.with_name("undisturbed"))
     model.made()
-    reports: list[tuple[int, int, int]] = []
-    done = model.run(target, workers=2, progress=lambda *bytes: reports.append(bytes))
+    reports: list[Progress] = []
+    done = model.run(target, workers=2, progress=reports.append)
     assert (done.kept, done.faults) == (3, ())
     assert model.made() == of_files(3, 4, 5)
-    assert reports[-1] == (3 * SHARD_BYTES, 3 * SHARD_BYTES, 6 * SHARD_BYTES)
+    assert reports[-1] == Progress("writing", 6 * SHARD_BYTES, 6 * SHARD_BYTES, "bytes", kept=3 * SHARD_BYTES)
     assert contents(target) == contents(target.with_name("undisturbed"))
     assert not halfway.exists()
 
@@ -200,7 +202,7 @@ def test_a_source_that_changes_meanwhile_is_no_model(model, target):
         model.source["model.safetensors"] = "4"
 
     with pytest.raises(UpcycleError, match=r"the source changed during the upcycle: model\.saf"):
-        model.run(target, progress=lambda *bytes: change())
+        model.run(target, progress=lambda state: change())
     assert not target.exists()
 
 
@@ -313,8 +315,8 @@ def test_what_fails_in_a_worker_is_one_line(model, target, error, line):
 
 
 def test_an_interruption_says_what_is_kept(model, target):
-    def progress(made: int, kept: int, total: int) -> None:
-        if made > 2 * SHARD_BYTES:
+    def progress(state: Progress) -> None:
+        if state.made > 2 * SHARD_BYTES:
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match=r"interrupted; 2 of 6 files are finished and kept in .*: the same command"):
