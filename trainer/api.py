@@ -84,19 +84,14 @@ def upcycle(
     """
     from trainer.weights.hf_files import open_directory
     from trainer.weights.hf_survey import look_at
-    from trainer.weights.hf_write import side_files
     from trainer.weights.upcycle.engine import run
     from trainer.weights.upcycle.journal import identity
-    from trainer.weights.upcycle.placement import Expansion, check, place_copies
+    from trainer.weights.upcycle.placement import Expansion
     from trainer.weights.upcycle.stream import plan_upcycle
 
     opened, asked = look_at(open_directory(Path(source))), Expansion(**{"factor": 4, "groups": 8, **expansion})
-    check(opened.model, asked)
-    model = opened.model
-    placement = place_copies(model.num_experts, asked.picks(model.experts_per_token), asked, model.num_layers)
-    planned = plan_upcycle(opened, asked, placement, dtype)
-    vocabulary = side_files(Path(asked.vocabulary)) if asked.vocabulary is not None else ()
-    return run(Path(target), planned, lambda: identity(opened, vocabulary), workers=workers)
+    planned = plan_upcycle(opened, asked, dtype)
+    return run(Path(target), planned, lambda: identity(opened, asked.vocabulary), workers=workers)
 
 
 def tokenize(

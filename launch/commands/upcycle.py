@@ -22,10 +22,8 @@ from trainer.weights.upcycle.placement import (
     FOPE_GAIN,
     FOPE_MAX_POSITION,
     FOPE_THETA,
-    CopyPlacement,
     Expansion,
     check,
-    place_copies,
 )
 
 if TYPE_CHECKING:
@@ -75,13 +73,11 @@ def _only_with(option: str, value: object, other: str) -> CommandError:
 def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[[], int]:
     from trainer.weights.hf_files import open_directory
     from trainer.weights.hf_survey import look_at
-    from trainer.weights.hf_write import side_files
 
     started = time.perf_counter()
     must_not_exist(options.target)
     source = look_at(open_directory(Path(options.source)))
-    _, planned = _planned(source, options, expansion)
-    vocabulary = side_files(Path(expansion.vocabulary)) if expansion.vocabulary is not None else ()
+    planned = _planned(source, options, expansion)
     for warning in planned.facts["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -94,7 +90,7 @@ def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[
                 done = run(
                     Path(options.target),
                     planned,
-                    lambda: identity(source, vocabulary),
+                    lambda: identity(source, expansion.vocabulary),
                     workers=options.workers,
                     shard_bytes=round(options.shard_gb * 1e9),
                     progress=progress,
@@ -108,20 +104,14 @@ def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[
     return work
 
 
-def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) -> tuple[CopyPlacement, Upcycled]:
-    check(source.model, expansion)
-    counts = None
-    if options.counts is not None:
-        from trainer.weights.upcycle.coactivation import Counts
+def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) -> Upcycled:
+    check(source.model, expansion)  # before the import of torch, which takes seconds
+    from trainer.weights.upcycle.coactivation import Counts
+    from trainer.weights.upcycle.stream import plan_upcycle
 
-        counts = Counts.load(Path(options.counts), source)
-    model = source.model
-    per_token = model.experts_per_token if expansion.experts_per_token is None else expansion.experts_per_token
+    counts = Counts.load(Path(options.counts), source) if options.counts is not None else None
     with ProgressDisplay() as progress:
-        placement = place_copies(model.num_experts, per_token, expansion, model.num_layers, counts, progress)
-    from trainer.weights.upcycle.stream import plan_upcycle  # imports torch
-
-    return placement, plan_upcycle(source, expansion, placement, options.dtype)
+        return plan_upcycle(source, expansion, options.dtype, counts, progress)
 
 
 def _report(target: str, planned: Upcycled, done: Done, seconds: float) -> None:
@@ -141,15 +131,14 @@ def _prepare_dry_run(options: argparse.Namespace, expansion: Expansion) -> Calla
 
     directory, remarks = directory_or_description(Path(options.source))
     source = look_at(directory)
-    placement, planned = _planned(source, options, expansion)
-    return partial(_print_plan, options, expansion, source, placement, planned, remarks)
+    planned = _planned(source, options, expansion)
+    return partial(_print_plan, options, expansion, source, planned, remarks)
 
 
 def _print_plan(
     options: argparse.Namespace,
     expansion: Expansion,
     source: Source,
-    placement: CopyPlacement,
     planned: Upcycled,
     remarks: Sequence[str],
 ) -> int:
@@ -165,6 +154,7 @@ def _print_plan(
     place, free = free_space(Path(options.target).parent)
     speed = options.gb_per_s or 1.0
     seconds = need / (speed * 1e9)
+    placement = planned.placement
     found = placement.facts()
     towers = sum(math.prod(tensor.shape) for tensor in source.carried)
     rows = [
@@ -214,16 +204,14 @@ def _unfinished(
 
     whole: the source's weights are present. The plan of an earlier start records which weights it had.
     """
-    from trainer.weights.hf_write import side_files
     from trainer.weights.upcycle.engine import plan_of
     from trainer.weights.upcycle.journal import identity, unfinished, work_path
 
-    vocabulary = side_files(Path(expansion.vocabulary)) if expansion.vocabulary is not None else ()
     target = Path(options.target)
     if not whole and work_path(target).exists():
         return [f"unfinished  {work_path(target)}; without the weights, its options cannot be compared with these"], 0
     try:
-        files = unfinished(target, lambda: plan_of(planned, shards, identity(source, vocabulary)))
+        files = unfinished(target, lambda: plan_of(planned, shards, identity(source, expansion.vocabulary)))
     except UpcycleError as error:
         return [f"warning     {error}"], 0
     if files is None:

@@ -80,15 +80,13 @@ def octavo(source: Path, target: Path, workers: int) -> dict[str, float]:
     from trainer.weights.hf_survey import look_at
     from trainer.weights.upcycle.engine import run
     from trainer.weights.upcycle.journal import identity
-    from trainer.weights.upcycle.placement import Expansion, place_copies
+    from trainer.weights.upcycle.placement import Expansion
     from trainer.weights.upcycle.stream import plan_upcycle
 
     began, used = time.perf_counter(), usage()
     found = look_at(open_directory(source))
     expansion = Expansion(factor=FACTOR, groups=GROUPS)
-    model = found.model
-    placement = place_copies(model.num_experts, model.experts_per_token, expansion, model.num_layers)
-    planned = plan_upcycle(found, expansion, placement)
+    planned = plan_upcycle(found, expansion)
     run(target, planned, lambda: identity(found), workers=workers, shard_bytes=SHARD_BYTES)
     return {"wall": time.perf_counter() - began, "cpu": usage() - used}
 

@@ -233,12 +233,12 @@ class Study:
         return place_copies(model.num_experts, model.experts_per_token, expansion, model.num_layers, self.counts)
 
     def _expand(self, name: str, expansion: Expansion) -> tuple[Path, CopyPlacement]:
-        directory, placement = self.runs / f"{name}_hf", self._place(expansion)
+        directory = self.runs / f"{name}_hf"
         if directory.exists():
             shutil.rmtree(directory)  # of a start that was cut off
-        made = plan_upcycle(self.source, expansion, placement)
+        made = plan_upcycle(self.source, expansion, counts=self.counts)
         write_directory(directory, made.groups, made.config, made.side_files, manifest={"upcycle": made.facts})
-        return directory, placement
+        return directory, made.placement
 
     # ---- training on
 

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,15 @@ PLAN, JOURNAL, MODEL = "plan.json", "journal.jsonl", "model"
 PATIENCE = 10.0  # seconds; the workers of a killed process end after a tensor or two
 
 
-def identity(source: Source, others: Sequence[Path] = ()) -> dict[str, str]:
+def identity(source: Source, vocabulary: str | None = None) -> dict[str, str]:
     """Identify the state of a source without reading all of it: file -> its state.
 
-    Files with tensors by size, modification time and header; config.json, side files and `others` by their contents.
+    Files with tensors by size, modification time and header; config.json and side files, also
+    those of the directory `vocabulary`, by their contents.
     Raises UpcycleError if one cannot be read.
     """
     directory, found = source.directory.path, {}
+    others = side_files(Path(vocabulary)) if vocabulary is not None else []
     tensors: dict[Path, list[str]] = {}
     for tensor in source.tensors.values():
         tensors.setdefault(tensor.file, []).append(f"{tensor.name} {tensor.dtype} {tensor.shape} {tensor.start}")

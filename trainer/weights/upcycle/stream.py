@@ -18,6 +18,7 @@ from torch import Tensor
 from trainer.config.model import ModelConfig
 from trainer.model.initial import fope_matrix
 from trainer.storage.boxes import Box, full_box, read_into
+from trainer.storage.progress import OnProgress, ignore
 from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
 from trainer.weights.hf_config import huggingface_config
 from trainer.weights.hf_files import HuggingFaceError
@@ -25,9 +26,10 @@ from trainer.weights.hf_read import DTYPES, bytes_of, read_piece, read_tensor
 from trainer.weights.hf_survey import FP8, Source
 from trainer.weights.hf_write import Group, copy_of
 from trainer.weights.map import Piece, full_name, text_pieces
+from trainer.weights.upcycle.coactivation import Counts
 from trainer.weights.upcycle.describe import base_config, prefix_of, side_files_of, warnings_of
 from trainer.weights.upcycle.noise import Noise
-from trainer.weights.upcycle.placement import CopyPlacement, Expansion, expanded_model
+from trainer.weights.upcycle.placement import CopyPlacement, Expansion, check, expanded_model, place_copies
 from trainer.weights.upcycle.rows import moved_rows
 from trainer.weights.upcycle.vocabulary import Vocabulary, vocabulary_of
 
@@ -53,6 +55,7 @@ class Upcycled:
     """An expanded model before any weight is read: its names, shapes and tokenizer are known."""
 
     groups: list[Group]  # layer by layer, towers last; one at a time in a thread
+    placement: CopyPlacement
     model: ModelConfig
     config: dict[str, Any]  # config.json
     facts: dict[str, Any]  # for the manifest
@@ -60,20 +63,26 @@ class Upcycled:
 
 
 def plan_upcycle(
-    source: Source, expansion: Expansion, placement: CopyPlacement, dtype: DtypeName = "source"
+    source: Source,
+    expansion: Expansion,
+    dtype: DtypeName = "source",
+    counts: Counts | None = None,
+    progress: OnProgress = ignore,
 ) -> Upcycled:
     """Plan the expansion of a directory from its headers and tokenizers; weights are read when a group is made.
 
     Args:
-        placement: `place_copies` of this source and expansion.
         dtype: dtype of the text model. "source" keeps each tensor's; otherwise as in `export`.
+        counts, progress: as in `place_copies`.
     Raises: UpcycleError; HuggingFaceError if the directory is incomplete or not one model.
     """
+    old = source.model
+    check(old, expansion)
+    per_token = expansion.picks(old.experts_per_token)
+    placement = place_copies(old.num_experts, per_token, expansion, old.num_layers, counts, progress)
     source.require(towers=True)
     vocabulary = vocabulary_of(source, expansion)
-    model = expanded_model(
-        source.model, expansion, source.model.vocab_size if vocabulary is None else len(vocabulary.rows)
-    )
+    model = expanded_model(old, expansion, old.vocab_size if vocabulary is None else len(vocabulary.rows))
     groups = list(_Text(source, model, expansion, vocabulary, dtype).groups(placement))
     outputs = [output for group in groups for output in group.outputs]
     config = huggingface_config(
@@ -88,7 +97,8 @@ def plan_upcycle(
         "placement": placement.facts(),
     }
     groups += [copy_of(tensor) for tensor in source.carried]
-    return Upcycled(groups, model, config, facts, side_files_of(source.directory.path, expansion, vocabulary))
+    beside = side_files_of(source.directory.path, expansion, vocabulary)
+    return Upcycled(groups, placement, model, config, facts, beside)
 
 
 class _Text:

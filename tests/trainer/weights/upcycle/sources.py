@@ -13,7 +13,7 @@ from trainer.model.decoder import Decoder
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_survey import Source, look_at
 from trainer.weights.hf_write import write_directory
-from trainer.weights.upcycle.placement import CopyPlacement, Expansion, place_copies
+from trainer.weights.upcycle.placement import CopyPlacement, Expansion
 from trainer.weights.upcycle.stream import Upcycled, plan_upcycle
 
 SIZES: dict[str, Any] = {
@@ -45,8 +45,6 @@ def expanded(directory: Path, target: Path, dtype: Any = "source", **asked: Any)
     """Expand one directory into another, with all groups in memory but what is written."""
     source = opened(directory)
     expansion = Expansion(**asked)
-    model = source.model
-    placement = place_copies(model.num_experts, expansion.picks(model.experts_per_token), expansion, model.num_layers)
-    made = plan_upcycle(source, expansion, placement, dtype)
+    made = plan_upcycle(source, expansion, dtype)
     write_directory(target, made.groups, made.config, made.side_files, manifest={"upcycle": made.facts})
-    return made, placement
+    return made, made.placement

@@ -364,10 +364,13 @@ def test_identity_sees_a_change_of_any_file(tmp_path):
     from trainer.weights.hf_survey import Source
     from trainer.weights.upcycle.journal import identity
 
-    def now() -> Mapping[str, str]:
-        return identity(Source(open_directory(tmp_path), None, "", (), {}), [tmp_path.parent / "extra"])  # type: ignore[arg-type]
+    vocabulary = tmp_path / "vocabulary"
 
-    (tmp_path.parent / "extra").write_text("1")
+    def now() -> Mapping[str, str]:
+        return identity(Source(open_directory(tmp_path), None, "", (), {}), str(vocabulary))  # type: ignore[arg-type]
+
+    vocabulary.mkdir()
+    (vocabulary / "tokenizer.json").write_text("1")
     (tmp_path / "tokenizer.json").write_text("{}")
     write.write_directory(tmp_path / "made", [Group((Output("w", "U8", (2,)),), lambda: [torch.zeros(2).byte()])], {})
     for file in (tmp_path / "made").iterdir():
@@ -378,7 +381,7 @@ def test_identity_sees_a_change_of_any_file(tmp_path):
         lambda: os.utime(tmp_path / "model-00001-of-00001.safetensors", ns=(1, 1)),
         lambda: (tmp_path / "tokenizer.json").write_text("[]"),
         lambda: (tmp_path / "config.json").write_text('{"a": 1}'),
-        lambda: (tmp_path.parent / "extra").write_text("2"),
+        lambda: (vocabulary / "tokenizer.json").write_text("2"),
     ):
         change()
         assert now() != first

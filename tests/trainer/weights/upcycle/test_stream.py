@@ -16,7 +16,7 @@ from tests.trainer.weights.upcycle.sources import checkpoint_of, decoder, expand
 from trainer.model.numerics import select_experts
 from trainer.weights.hf_read import from_huggingface
 from trainer.weights.upcycle.errors import UpcycleError
-from trainer.weights.upcycle.placement import Expansion, place_copies
+from trainer.weights.upcycle.placement import Expansion
 from trainer.weights.upcycle.stream import plan_upcycle
 
 EXACT = {"factor": 4, "groups": 8, "noise": 0.0}
@@ -152,7 +152,7 @@ def test_noise_is_on_every_copy_and_gate_row_and_on_nothing_else(tmp_path):
 def test_a_group_is_the_same_whenever_it_is_made(tmp_path):
     source = opened(checkpoint_of(tmp_path / "source").write())
     expansion = Expansion(factor=4, groups=8)
-    made = plan_upcycle(source, expansion, place_copies(16, 8, expansion, 2))
+    made = plan_upcycle(source, expansion)
     assert all(len(group.outputs) <= 4 for group in made.groups)
 
     def bytes_of(number: int) -> list[Tensor]:
@@ -282,7 +282,7 @@ def test_a_damaged_source_is_refused_before_anything_is_made(tmp_path):
     source = opened(made.write())
     expansion = Expansion(factor=4, groups=8)
     with pytest.raises(ValueError, match=r"no tensor model\.language_model\.layers\.1\.mlp\.experts\.3\.up_proj"):
-        plan_upcycle(source, expansion, place_copies(16, 8, expansion, 2))
+        plan_upcycle(source, expansion)
 
 
 @pytest.mark.parametrize("what", ["mlp.experts.3.up_proj.weight", "mlp.gate.weight"])
@@ -301,4 +301,4 @@ def test_a_source_with_groups_is_refused(tmp_path):
     source = opened(checkpoint_of(tmp_path / "source", router_groups=2).write())
     expansion: Any = Expansion(factor=4, groups=8)
     with pytest.raises(UpcycleError, match="the source has 2 router groups"):
-        plan_upcycle(source, expansion, place_copies(16, 8, expansion, 2))
+        plan_upcycle(source, expansion)
