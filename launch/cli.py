@@ -19,14 +19,14 @@ HELP = {"-h", "--help"}
 # `prepare(parser, words) -> Callable[[], int]`, which checks everything that can be checked before work starts, and
 # returns the work; that returns the exit code.
 COMMANDS = {
-    "train": "compose once, then train on this machine's or several machines' processes",
-    "tokenize": "turn documents into shuffled shards of tokens, with a manifest",
+    "train": "resolve the configuration once, then train on one or more machines",
+    "tokenize": "turn documents into shuffled, checksummed shards of tokens",
     "config": "print a resolved configuration, or the differences between two",
-    "layout": "build one rank of a run of any size here, and print what it holds and sends",
-    "data": "check the files of a mixture, show a sample of it, or count its tokens",
+    "layout": "build a single rank of a run of any size on this machine, and print what it holds and sends",
+    "data": "check the files of a mixture, show one of its samples, or count its tokens",
     "export": "write a training checkpoint as a Hugging Face directory",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
-    "science": "write records of molecules, materials and sequences as narrative and as tasks",
+    "science": "turn records of molecules, materials and sequences into prose and tasks",
     "inspect": "print the contents of a Hugging Face directory or a training checkpoint, and what is missing",
 }
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _help(words: Sequence[str]) -> str:
     commands = {**COMMANDS, "--version": "print the versions of Octavo, torch and Python"}
     lines = [f"  octavo {name:9} {what}" for name, what in commands.items()]
-    more = "octavo COMMAND --help lists the options; with --config-dir DIR also the recipes there."
+    more = "octavo COMMAND --help lists the options; add --config-dir DIR to include the recipes in DIR."
     return "\n".join(["usage: octavo COMMAND ...", "", *lines, "", more, "", overview(words)])
 
 

@@ -75,16 +75,18 @@ def _stop_with_the_launcher() -> None:
 
 
 def _read(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("torchrun -m trainer", "Train.")
+    parser = Parser("torchrun -m trainer", "Train one rank of a run; torchrun starts one such process per rank.")
     parser.add_overrides(argv)
-    parser.epilog = f"{parser.epilog}\n`octavo config recipe=toy` prints every key with its value."
-    parser.add_argument("--resolved", metavar="FILE", help="a resolved configuration, such as a run's config.yaml")
+    parser.epilog = f"{parser.epilog}\n`octavo config recipe=toy` prints every key and its value."
+    parser.add_argument(
+        "--resolved", metavar="FILE", help="file with a resolved configuration, such as the config.yaml of a run"
+    )
     parser.add_argument("--run-directory", metavar="FILE", help=argparse.SUPPRESS)  # between octavo train and its ranks
     options = parser.read(argv)
     if options.resolved is not None and (options.overrides or options.config_dir):
-        remedy = "give no overrides and no --config-dir with it"
+        remedy = "remove the overrides and --config-dir"
         raise CommandError(
-            f"--resolved {options.resolved} is a whole configuration; {remedy}", where="--resolved", allowed=remedy
+            f"--resolved {options.resolved} is a complete configuration; {remedy}", where="--resolved", allowed=remedy
         )
     return options
 

@@ -21,7 +21,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         "--diff",
         nargs=2,
         metavar=("A", "B"),
-        help="each a recipe's name, a quoted list of overrides, a run directory or a resolved config.yaml",
+        help="two configurations: each is the name of a recipe, a quoted list of overrides, a run directory or "
+        "a resolved config.yaml",
     )
     options = parser.read(words)
     if options.diff is None:

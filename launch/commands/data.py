@@ -40,9 +40,9 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     parser.add_overrides(words)
     parser.usage = "octavo data check|stats RECIPE [override ...]\n       octavo data show RECIPE N [override ...]"
     parser.description = (
-        f"{parser.description}\nRECIPE is a recipe, by its name (octavo data check toy) or as an override (octavo "
-        "data check recipe=toy);\na run directory or a resolved config.yaml works, too. N is the number of a sample, "
-        "from 0."
+        f"{parser.description}\nRECIPE is the name of a recipe (octavo data check toy) or an override (octavo data "
+        "check recipe=toy);\na run directory or a resolved config.yaml also works. N is the index of a sample, "
+        "starting at 0."
     )
     options = parser.read(words)
     action, *given = options.overrides or [""]

@@ -15,17 +15,21 @@ from trainer.config.command_line import Parser, above_zero, choice
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """Raises `CommandError`, also for a destination that exists."""
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="a run directory (its newest step) or a step-N directory in it")
-    add("target", metavar="DST", help="the directory to make; must not exist")
+    add(
+        "checkpoint",
+        metavar="CKPT",
+        help="a run directory (its newest checkpoint is exported) or one of its step-N directories",
+    )
+    add("target", metavar="DST", help="output directory; must not exist")
     add(
         "--dtype",
         **choice("source", "bf16", "fp32", "fp8"),
         default="source",
-        help="of the text model: as where the run started (source; bf16 for a run from random weights), bf16, fp32, or "
-        "fp8: e4m3 in blocks of 128 x 128 with weight_scale_inv",
+        help="dtype of the text model. source: same as the checkpoint the run started from (bf16 if trained from "
+        "scratch); fp8: e4m3 in blocks of 128 x 128 with weight_scale_inv (default: source)",
     )
-    add("--text-only", action="store_true", help="leave vision, projector and time series out")
-    add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="size of one file (5)")
+    add("--text-only", action="store_true", help="leave out the vision, projector and time-series weights")
+    add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="maximum file size in GB (default: 5)")
     options = parser.read(words)
     must_not_exist(options.target)
 

@@ -34,8 +34,8 @@ BETWEEN = 5.0  # seconds between two lines of progress
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """Raises `CommandError`, also for a directory of neither kind."""
     add = parser.add_argument
-    add("directory", metavar="DIR", help="a Hugging Face directory, a run directory or a step-N in it")
-    add("--verify", action="store_true", help="also read every file that manifest.json lists, and compare its hash")
+    add("directory", metavar="DIR", help="a Hugging Face directory, a run directory or one of its step-N directories")
+    add("--verify", action="store_true", help="also read every file listed in manifest.json and compare its hash")
     options = parser.read(words)
     path = Path(options.directory)
     if (path / CONFIG).is_file():

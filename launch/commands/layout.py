@@ -16,8 +16,8 @@ from trainer.config.keys import Config
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """Raises `CommandError` and `ConfigError`."""
     parser.add_overrides(words)
-    parser.add_argument("--world", type=whole(1), required=True, metavar="N", help="ranks of the run")
-    parser.add_argument("--rank", type=whole(0), default=0, metavar="R", help="the rank to build (0)")
+    parser.add_argument("--world", type=whole(1), required=True, metavar="N", help="number of ranks in the run")
+    parser.add_argument("--rank", type=whole(0), default=0, metavar="R", help="the rank to build (default: 0)")
     options = parser.read(words)
     if options.rank >= options.world:
         allowed = f"0 to {options.world - 1}"
@@ -47,7 +47,7 @@ def _print_layout(cfg: Config, world: int, rank: int) -> int:
         ("in all", held.total),
     ):
         print(f"{name:<20}{nbytes / size:>12,.3f}")
-    print("activations, and weights while they are gathered, come on top")
+    print("activations and gathered weights are not included")
 
     # Every collective of one kind, whatever its size, is one line.
     kinds = [replace(call, nbytes=0) for call in report.collectives]

@@ -75,35 +75,53 @@ def _work(options: argparse.Namespace) -> int:
 
 def _options(parser: Parser) -> None:
     add = parser.add_argument
-    add("out", metavar="OUT.jsonl", help="the file to write; must not exist")
+    add("out", metavar="OUT.jsonl", help="output file; must not exist")
     add(
         "--source",
         action="append",
         **choice(*TABLES, metavar="NAME"),
-        help=f"a built-in source, {one_of(TABLES)}; may be repeated",
+        help=f"a built-in source: {one_of(TABLES)}; may be repeated",
     )
-    add("--records", metavar="FILE", help="your own records: .csv, .tsv or .jsonl")
-    add("--columns", metavar="YAML", help="what the columns mean (see docs/science.md)")
-    add("--seed", type=whole(0), default=SEED, metavar="N", help=f"the seed of the choice of templates ({SEED})")
+    add("--records", metavar="FILE", help="a file with your own records: .csv, .tsv or .jsonl")
+    add("--columns", metavar="YAML", help="YAML file describing the columns (see docs/science.md)")
+    add("--seed", type=whole(0), default=SEED, metavar="N", help=f"seed for choosing templates (default: {SEED})")
     add(
         "--tasks",
         type=whole(0, MAX_TASKS),
         default=TASKS_PER_RECORD,
         metavar="N",
-        help=f"tasks for each record besides its narration, 0 to {MAX_TASKS} ({TASKS_PER_RECORD})",
+        help=f"tasks for each record in addition to its narration, 0 to {MAX_TASKS} (default: {TASKS_PER_RECORD})",
     )
 
     add = parser.add_argument_group(
-        "rollouts", "an OpenAI-compatible server writes reasoning before the answers of tasks; off by default"
+        "rollouts", "generate reasoning for each task's answer with an OpenAI-compatible server; off by default"
     ).add_argument
-    add("--rollouts", metavar="URL", help="the server's API, such as http://localhost:8000/v1")
-    add("--model", metavar="M", help="the name of the model on the server")
-    add("--api-key-env", metavar="VAR", help="the environment variable with the key, if the server needs one")
-    add("--ledger", metavar="FILE", help="answers so far, to resume from (OUT.jsonl.rollouts)")
-    add("--concurrency", type=whole(1), default=8, metavar="N", help="concurrent requests (8)")
-    add("--timeout", type=above_zero("120"), default=120.0, metavar="S", help="seconds for one request (120)")
-    add("--retries", type=whole(0), default=5, metavar="N", help="tries after a failed request (5)")
-    add("--max-tokens", type=whole(1), default=1024, metavar="N", help="longest chain (1024)")
+    add("--rollouts", metavar="URL", help="base URL of the server's API, such as http://localhost:8000/v1")
+    add("--model", metavar="M", help="name of the model on the server")
+    add("--api-key-env", metavar="VAR", help="environment variable that holds the API key, if the server needs one")
+    add(
+        "--ledger",
+        metavar="FILE",
+        help="file that stores the answers so far, for resuming (default: OUT.jsonl.rollouts)",
+    )
+    add("--concurrency", type=whole(1), default=8, metavar="N", help="number of concurrent requests (default: 8)")
+    add(
+        "--timeout",
+        type=above_zero("120"),
+        default=120.0,
+        metavar="S",
+        help="time limit of a request, in seconds (default: 120)",
+    )
+    add(
+        "--retries", type=whole(0), default=5, metavar="N", help="number of retries after a failed request (default: 5)"
+    )
+    add(
+        "--max-tokens",
+        type=whole(1),
+        default=1024,
+        metavar="N",
+        help="maximum tokens per reasoning chain (default: 1024)",
+    )
 
 
 @contextmanager

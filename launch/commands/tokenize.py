@@ -93,39 +93,68 @@ def _work(
 
 def _options(parser: Parser) -> None:
     add = parser.add_argument
-    add("out", metavar="OUT", help="the directory to make; must not exist. An interrupted start is resumed")
+    add("out", metavar="OUT", help="output directory; must not exist, unless it is resuming an interrupted run")
     add(
         "inputs",
         metavar="INPUT",
         nargs="*",
-        help="files: .jsonl (also .gz), .parquet, .arrow; directories of them; datasets saved by save_to_disk",
+        help="files (.jsonl, .jsonl.gz, .parquet or .arrow), directories of such files, or datasets saved by "
+        "save_to_disk",
     )
-    add("--tokenizer", required=True, metavar="FILE", help="a tokenizer.json, or a directory that holds one")
+    add("--tokenizer", required=True, metavar="FILE", help="a tokenizer.json, or a directory that contains one")
     add(
         "--mixture",
         metavar="RECIPE",
-        help="a recipe's name, or quoted overrides such as 'recipe=cpt_6t'; source --name gives domain and prefixes",
+        help="the name of a recipe, or quoted overrides such as 'recipe=cpt_6t'; the source named by --name supplies "
+        "the domain and prefixes",
     )
-    add("--config-dir", action="append", default=[], metavar="DIR", help="more recipes for --mixture; may be repeated")
-    add("--name", help="of the source (OUT's name)")
-    add("--domain", **choice("science", "general"), help="without --mixture; documents then get no prefix")
-    add("--field", default="text", help="the JSON field or column with the text (text)")
-    add("--origin", metavar="FIELD", help="the field that names a document's origin; a split gets all or none of one")
-    add("--eos", metavar="TOKEN", help="ends documents (the tokenizer's eos_token)")
+    add(
+        "--config-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="directory with more recipes for --mixture; may be repeated",
+    )
+    add("--name", help="name of the source (default: OUT's base name)")
+    add(
+        "--domain",
+        **choice("science", "general"),
+        help="domain of the source when --mixture is not given; documents then get no prefix",
+    )
+    add("--field", default="text", help="JSON field or column that holds the text (default: text)")
+    add(
+        "--origin",
+        metavar="FIELD",
+        help="field that names a document's origin; documents with the same origin always go to the same split",
+    )
+    add("--eos", metavar="TOKEN", help="token appended to each document (default: the tokenizer's eos_token)")
     add(
         "--heldout",
         type=number(lambda share: 0 <= share < 1, "a share from 0 to below 1"),
         default=0.001,
         metavar="SHARE",
-        help="not trained on: at least one document (0.001)",
+        help="fraction of documents held out from training, at least one document (default: 0.001)",
     )
-    add("--shard-tokens", type=whole(1), default=1 << 28, metavar="N", help="of one shard; a process holds one (2^28)")
-    add("--seed", type=int, default=0, help="of the order and the prefixes (0)")
-    add("--workers", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="processes (one per core)")
-    add("--split", default="train", help="of a dataset (train)")
+    add(
+        "--shard-tokens",
+        type=whole(1),
+        default=1 << 28,
+        metavar="N",
+        help="tokens per shard; each worker holds one shard in memory (default: 2^28)",
+    )
+    add("--seed", type=int, default=0, help="seed for the document order and the prefixes (default: 0)")
+    add(
+        "--workers",
+        type=whole(1),
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="number of worker processes (default: one per core)",
+    )
+    add("--split", default="train", help="dataset split to read (default: train)")
     add(
         "--builder",
         metavar="NAME",
-        help="read INPUT, if any, by datasets.load_dataset(NAME): csv, text, xml, ..., or a dataset's name",
+        help="read INPUT, if given, with datasets.load_dataset(NAME); NAME is csv, text, xml, ... or the "
+        "name of a dataset",
     )
-    add("--config", metavar="NAME", help="with --builder: a configuration of the dataset")
+    add("--config", metavar="NAME", help="with --builder: configuration of the dataset")

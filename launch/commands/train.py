@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 # torchrun's options about how the machines find each other, passed on as they are.
 RENDEZVOUS = {
-    "--node-rank": "number of this machine, from 0 (static rendezvous)",
+    "--node-rank": "index of this machine, starting at 0 (static rendezvous)",
     "--master-addr": "address of machine 0 (static rendezvous)",
-    "--master-port": "free port of machine 0 (static rendezvous)",
-    "--rdzv-backend": "torchrun's rendezvous back end, such as c10d",
+    "--master-port": "a free port on machine 0 (static rendezvous)",
+    "--rdzv-backend": "rendezvous back end of torchrun, such as c10d",
     "--rdzv-endpoint": "HOST:PORT of the rendezvous",
-    "--rdzv-id": "a name that all machines of the run share",
-    "--rdzv-conf": "more settings of the rendezvous, as KEY=VALUE,...",
-    "--local-addr": "address of this machine, if torchrun does not find the right one",
+    "--rdzv-id": "name of the rendezvous, the same on every machine of the run",
+    "--rdzv-conf": "extra rendezvous settings, as KEY=VALUE,...",
+    "--local-addr": "address of this machine, if torchrun does not detect the right one",
 }
 # Seconds that ranks get to finish their step and save after a signal; torchrun's own 30 are too few for a large model.
 TIME_TO_SAVE = "900"
@@ -46,8 +46,14 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     dashed = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
     parser.add_overrides(dashed)
     add = parser.add_argument
-    add("--nproc-per-node", type=whole(1), default=1, metavar="N", help="processes on this machine (1)")
-    add("--nnodes", type=whole(1), default=1, metavar="N", help="machines; start the command on each (1)")
+    add("--nproc-per-node", type=whole(1), default=1, metavar="N", help="processes on this machine (default: 1)")
+    add(
+        "--nnodes",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="number of machines; run the command on each (default: 1)",
+    )
     for option, what in RENDEZVOUS.items():
         add(option, metavar="X", help=what)
     options = parser.read(dashed)

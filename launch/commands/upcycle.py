@@ -226,29 +226,76 @@ def _unfinished(
 
 def _options(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="a Hugging Face directory")
-    parser.add_argument("target", metavar="DST", nargs="?", help="the directory to make; must not exist")
+    parser.add_argument("target", metavar="DST", nargs="?", help="output directory; must not exist")
     add = parser.add_argument
-    add("--factor", type=int, default=4, metavar="N", help="copies of every expert (4)")
-    add("--groups", type=int, default=8, metavar="G", help="router groups (8)")
-    add("--experts-per-token", type=int, metavar="K", help="experts per token, a multiple of G (the source's)")
-    add("--strategy", **choice(*STRATEGIES), default="halves", help="how experts are assigned to groups (halves)")
-    add("--counts", metavar="FILE", help="counts for --strategy coactivation, from --calibrate")
-    add("--cuts", **choice("same", "distinct"), default="same", help="distinct: each set of groups has its own (same)")
-    add("--noise", type=float, default=1e-2, metavar="X", help="noise on copies and gate rows, relative to RMS (0.01)")
-    add("--seed", type=whole(0), default=0, metavar="N", help="seed of the noise and the cuts (0)")
-    add("--force", action="store_true", help="allow factor = groups, where every group holds every expert")
-    add("--positions", **choice("keep", "fope"), default="keep", help="keep RoPE, or turn it into FoPE (keep)")
-    add("--rope-theta", type=float, metavar="X", help=f"with --positions fope: base of frequencies ({FOPE_THETA:g})")
-    add("--max-position", type=int, metavar="N", help=f"with --positions fope: longest position ({FOPE_MAX_POSITION})")
-    add("--fope-gain", type=float, metavar="X", help=f"with --positions fope: 0 makes identity matrices ({FOPE_GAIN})")
-    add("--vocabulary", metavar="DIR", help="tokenizer of the result: rows move by token string (the source's)")
-    add("--vocab-size", type=int, metavar="N", help="rows of embedding and LM head (the source's, or --vocabulary's)")
-    add("--router-temperature", type=float, default=1.0, metavar="X", help="divides the gate rows (1)")
-    add("--dtype", **choice(*DTYPES), default="source", help="text model's dtype; source keeps each tensor's (source)")
-    add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="largest size of a file (5)")
-    add("--workers", type=whole(1), default=1, metavar="N", help="processes (1)")
-    add("--dry-run", action="store_true", help="print the result's sizes, write nothing; SRC needs only config.json")
-    add("--gb-per-s", type=above_zero("1"), metavar="X", help="speed that --dry-run assumes (1)")
-    add("--calibrate", nargs="+", metavar="TEXT", help="only write --counts FILE, from UTF-8 text or .npy of token ids")
-    add("--tokens", type=whole(1), metavar="N", help=f"most tokens that --calibrate reads ({TOKENS})")
-    add("--device", **choice("auto", "cpu", "cuda"), help="device of --calibrate (auto)")
+    fope = "with --positions fope: "
+    add("--factor", type=int, default=4, metavar="N", help="copies of each expert (default: 4)")
+    add("--groups", type=int, default=8, metavar="G", help="router groups (default: 8)")
+    add("--experts-per-token", type=int, metavar="K", help="experts per token, a multiple of G (default: as in SRC)")
+    add("--strategy", **choice(*STRATEGIES), default="halves", help="assignment of experts to groups (default: halves)")
+    add("--counts", metavar="FILE", help="expert counts from --calibrate, for --strategy coactivation")
+    add(
+        "--cuts",
+        **choice("same", "distinct"),
+        default="same",
+        help="same: all sets of groups share one cut; distinct: each set gets its own cut (default: same)",
+    )
+    add(
+        "--noise",
+        type=float,
+        default=1e-2,
+        metavar="X",
+        help="standard deviation of the noise on copies and gate rows, relative to their RMS (default: 0.01)",
+    )
+    add("--seed", type=whole(0), default=0, metavar="N", help="seed for the noise and the cuts (default: 0)")
+    add("--force", action="store_true", help="allow --factor equal to --groups, which puts every expert in every group")
+    add(
+        "--positions", **choice("keep", "fope"), default="keep", help="keep RoPE, or convert it to FoPE (default: keep)"
+    )
+    add("--rope-theta", type=float, metavar="X", help=f"{fope}RoPE frequency base (theta) (default: {FOPE_THETA:g})")
+    add("--max-position", type=int, metavar="N", help=f"{fope}maximum position (default: {FOPE_MAX_POSITION})")
+    add(
+        "--fope-gain",
+        type=float,
+        metavar="X",
+        help=f"{fope}gain of the FoPE coefficient matrices; 0 makes them identities (default: {FOPE_GAIN})",
+    )
+    add(
+        "--vocabulary",
+        metavar="DIR",
+        help="tokenizer for the new model; embedding rows are matched by token string (default: the tokenizer of SRC)",
+    )
+    add(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="rows of the embedding and LM head (default: as in SRC, or as many as --vocabulary needs)",
+    )
+    add("--router-temperature", type=float, default=1.0, metavar="X", help="divisor of the gate rows (default: 1)")
+    add(
+        "--dtype",
+        **choice(*DTYPES),
+        default="source",
+        help="dtype of the text model; source keeps each tensor's dtype (default)",
+    )
+    add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="maximum file size in GB (default: 5)")
+    add("--workers", type=whole(1), default=1, metavar="N", help="number of worker processes (default: 1)")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print the sizes of the result without writing anything; SRC needs only config.json",
+    )
+    add(
+        "--gb-per-s",
+        type=above_zero("1"),
+        metavar="X",
+        help="I/O throughput that --dry-run assumes, in GB/s (default: 1)",
+    )
+    add(
+        "--calibrate",
+        nargs="+",
+        metavar="TEXT",
+        help="only compute expert counts from UTF-8 text or .npy token ids, and write them to the --counts file",
+    )
+    add("--tokens", type=whole(1), metavar="N", help=f"maximum number of tokens --calibrate reads (default: {TOKENS})")
+    add("--device", **choice("auto", "cpu", "cuda"), help="device for --calibrate (default: auto)")

@@ -16,7 +16,7 @@ from trainer.config.compose import overview
 from trainer.config.errors import CommandError
 from trainer.config.say import did_you_mean
 
-OVERRIDES = "Overrides are recipe=NAME, GROUP=OPTION and KEY=VALUE, as in: recipe=toy optim.lr=1e-3"
+OVERRIDES = "Example overrides: recipe=toy optim.lr=1e-3"
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,8 +36,14 @@ class Parser(argparse.ArgumentParser):
         """Take overrides and --config-dir, and list the recipes and options of `words` in the help."""
         self.description = f"{self.description} {OVERRIDES}"
         self.epilog = overview(words)
-        self.add_argument("overrides", nargs="*", metavar="override")
-        self.add_argument("--config-dir", action="append", default=[], help="more recipes and options; may be repeated")
+        self.add_argument("overrides", nargs="*", metavar="override", help="recipe=NAME, GROUP=OPTION or KEY=VALUE")
+        self.add_argument(
+            "--config-dir",
+            action="append",
+            default=[],
+            metavar="DIR",
+            help="directory with more recipes and options; may be repeated",
+        )
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The values of all arguments and options. Raises `CommandError`; exits only for --help."""

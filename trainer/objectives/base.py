@@ -71,7 +71,8 @@ class GlobalBatch:
 class Objective(Protocol):
     """The function that a run minimises.
 
-    A new one is a class like this in a file of its own, and a line in `OBJECTIVES`.
+    A new one is a class like this in a file of trainer/objectives, a line in `OBJECTIVES`, its name in the Literal of
+    `TrainConfig.objective` (trainer/config/keys.py) plus any keys of its own, and a recipe.
     """
 
     unused: tuple[str, ...]  # parameters that get no gradient, by name: they are frozen
