@@ -1,4 +1,4 @@
-"""The state of long work, as the functions that do it report it."""
+"""Reports of long work, by the functions that do it."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Progress:
-    """How far long work is. `str` gives it as one line."""
+    """The state of long work. `str` gives it as one line."""
 
     stage: str  # a word or two for the reader, such as "tokenizing"
     done: int = 0  # in `unit`, with `kept`

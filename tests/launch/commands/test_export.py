@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,14 @@ def test_export_says_what_it_wrote_and_overwrites_nothing(run, tmp_path, capsys)
     assert refused(*words).where == str(target)
     assert main(["export", str(tmp_path), str(tmp_path / "other")]) == 1
     assert "is not a training checkpoint" in capsys.readouterr().err
+
+
+def test_export_reports_how_far_it_is(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("launch.progress.BETWEEN", 0.0)
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 5
+    assert all(re.fullmatch(r"writing: 0\.0 of 0\.0 GB \(\d+\.\d%\), 0\.\d\d GB/s, \d+ s left", line) for line in lines)
 
 
 def test_export_warns_of_what_others_may_misread(run, tmp_path, capsys):

@@ -129,7 +129,7 @@ def _make(work: Work, shards: Sequence[Shard], workers: int, progress: OnProgres
     jobs = sorted(shards, key=lambda shard: shard.name not in work.finished)
 
     def show() -> None:
-        stage = "writing" if made else "verifying earlier files"
+        stage = "writing" if made else "verifying"  # an earlier start's files
         progress(Progress(stage, made + kept, total, kept=kept))
 
     def wrote(place: int, nbytes: int) -> None:
