@@ -5,7 +5,8 @@ what its task needs and nothing else, or a fork, whose task may be any closure. 
 process's to answer, and ends by itself once this process is gone.
 
 `concurrent.futures` fails all jobs with one text when any process dies, names neither job nor signal, has no reports,
-and its fresh processes import this program's main module, with torch; loky adds a dependency and shares the first two.
+and its fresh processes import this program's main module, with torch. loky 3.7 names the signal but not the job, has
+no reports, and is one more dependency.
 """
 
 from __future__ import annotations
