@@ -58,7 +58,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def _is_pytests_own(path: Path) -> bool:
     # pymp-: sockets of multiprocessing's fork server, which ends with the process that started it
-    return path.name.startswith(("pytest-of-", "pymp-"))
+    # wandb-: Megatron-core imports wandb, whose temporary directories last until this process ends
+    ours = "wandb" in sys.modules and path.name.endswith(("wandb-media", "wandb-artifacts"))
+    return ours or path.name.startswith(("pytest-of-", "pymp-"))
 
 
 def _processes_left(folder: Path) -> list[tuple[int, str]]:

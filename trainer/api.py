@@ -74,23 +74,32 @@ def export(
 
 
 def upcycle(
-    source: str | Path, target: str | Path, *, dtype: DtypeName = "source", workers: int = 1, **expansion: Any
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: DtypeName = "source",
+    counts: str | Path | None = None,
+    workers: int = 1,
+    **expansion: Any,
 ) -> Done:
     """Copy the experts of a Hugging Face directory into router groups, as a new directory.
 
-    target: must not exist; an interrupted start is resumed. dtype: of the text model. workers: processes. expansion:
-    fields of `Expansion` (trainer/weights/upcycle/placement.py), by default factor=4 and groups=8.
+    target: must not exist; an interrupted start is resumed. dtype: of the text model. counts: a file that `octavo
+    upcycle --calibrate` wrote, for strategy="coactivation". workers: processes. expansion: fields of `Expansion`
+    (trainer/weights/upcycle/placement.py), by default factor=4 and groups=8.
     Raises UpcycleError or HuggingFaceError.
     """
     from trainer.weights.hf_files import open_directory
     from trainer.weights.hf_survey import look_at
+    from trainer.weights.upcycle.coactivation import Counts
     from trainer.weights.upcycle.engine import run
     from trainer.weights.upcycle.journal import identity
     from trainer.weights.upcycle.placement import Expansion
     from trainer.weights.upcycle.stream import plan_upcycle
 
     opened, asked = look_at(open_directory(Path(source))), Expansion(**{"factor": 4, "groups": 8, **expansion})
-    planned = plan_upcycle(opened, asked, dtype)
+    read = Counts.load(Path(counts), opened) if counts is not None else None
+    planned = plan_upcycle(opened, asked, dtype, read)
     return run(Path(target), planned, lambda: identity(opened, asked.vocabulary), workers=workers)
 
 

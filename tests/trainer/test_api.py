@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, texts, write_jsonl
@@ -12,6 +13,7 @@ from trainer.config.errors import ConfigError
 from trainer.data.shards.windows import Shards
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_survey import look_at
+from trainer.weights.upcycle.coactivation import Counts, model_digest
 
 TINY = [
     "recipe=toy", "data=synthetic", "data.seq_len=16", "train.steps=2", "train.global_batch=2", "train.micro_batch=2",
@@ -30,6 +32,13 @@ def test_a_tiny_run_is_trained_exported_and_expanded(tmp_path):
     made = api.upcycle(tmp_path / "exported", tmp_path / "expanded", factor=2, groups=4)
     assert made.nbytes > done.nbytes
     assert look_at(open_directory(tmp_path / "expanded")).model.num_experts == 2 * MODEL["num_experts"]
+
+    source = look_at(open_directory(tmp_path / "exported"))
+    layers, experts = source.model.num_layers, source.model.num_experts
+    pairs = np.ones((layers, experts, experts), np.int64)
+    Counts(pairs.sum(1), pairs, 1, model_digest(source)).save(tmp_path / "counts.npz")
+    cut = {"factor": 2, "groups": 4, "strategy": "coactivation", "counts": tmp_path / "counts.npz"}
+    assert api.upcycle(tmp_path / "exported", tmp_path / "cut", **cut).nbytes == made.nbytes
 
 
 def test_mistakes_are_faults_with_fields(tmp_path):
