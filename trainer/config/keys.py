@@ -177,6 +177,10 @@ BEFORE: dict[str, Any] = {
     "train.contrastive_temperature": 0.07,
 }
 
+# Keys that are gone -> the value that today's runs had for them, which the hash still covers: the same command finds
+# the default directory of a run from when the key was there.
+REMOVED: dict[str, Any] = {"data.weights": {}}
+
 
 def is_as_before(key: str, value: Any) -> bool:
     """Return True if older runs lack the key and this value defines the same run as its absence."""
@@ -196,6 +200,6 @@ def defining_values(cfg: Config) -> dict[str, Any]:
 
 
 def config_hash(cfg: Config) -> str:
-    """sha256 (hex) of `defining_values`: equal on all ranks of a run and in all its starts, except those that resume
-    with another precision."""
-    return coerce.digest(defining_values(cfg))
+    """sha256 (hex) of `defining_values` and `REMOVED`: equal on all ranks of a run and in all its starts, except those
+    that resume with another precision."""
+    return coerce.digest({**defining_values(cfg), **REMOVED})

@@ -51,6 +51,12 @@ def refusal(cfg):
     return fault
 
 
+def test_default_names_are_those_from_before_keys_were_removed():
+    # as the build before the removal of data.weights named them
+    for words, digest in (([], "d23cc5e2"), (["data=synthetic"], "4b3e5366")):
+        assert choose(toy(*words)).path == Path("runs", f"toy-{digest}")
+
+
 def test_choosing_writes_nothing(tmp_path):
     cfg = toy()
     assert choose(cfg) == RunDir(Path("runs", f"toy-{config_hash(cfg)[:8]}"), "new")
