@@ -42,9 +42,16 @@ def dotted(path: str) -> str:
     return path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
+def packages_of(module: str) -> list[str]:
+    """Packages whose `__init__` runs before `module`: for a.b.c these are a and a.b."""
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
 @cache
 def imports() -> dict[str, set[str]]:
-    """Modules of ours that each module imports, inside functions and under TYPE_CHECKING too."""
+    """Modules of ours that run when each module is imported: those it names, inside functions and under TYPE_CHECKING
+    too, and the packages around it and them."""
     graph: dict[str, set[str]] = {}
     for name, tree in modules().items():
         found = set()
@@ -54,6 +61,7 @@ def imports() -> dict[str, set[str]]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 full = {f"{node.module}.{alias.name}": node.module for alias in node.names}
                 found |= {long if long in modules() else short for long, short in full.items()}
+        found |= {package for module in {name, *found} for package in packages_of(module)}
         graph[name] = {module for module in found if module in modules()} - {name}
     return graph
 
@@ -83,7 +91,7 @@ def arrow_allowed(importer: str, imported: str) -> bool:
     if a != "trainer" or imported == "trainer" or room(importer) == room(imported):
         return True
     if room(imported) == "corpora":
-        return imported == CORPORA_DOOR or room(importer) == "api"
+        return imported in (CORPORA_DOOR, *packages_of(CORPORA_DOOR)) or room(importer) == "api"
     return room(imported) in ROOMS and ROOMS.index(room(importer)) < ROOMS.index(room(imported))
 
 

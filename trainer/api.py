@@ -118,8 +118,8 @@ def tokenize(
     `tokenize_source` (trainer/corpora/tokenize), such as heldout_fraction, seed and workers; name is that of `out`.
     Raises DataError.
     """
-    from trainer.corpora.tokenize import tokenize_source
     from trainer.corpora.tokenize.inputs import find_files
+    from trainer.corpora.tokenize.tokenize import tokenize_source
 
     files = find_files([Path(path) for path in inputs], "train")
     options = {"name": Path(out).name, **options}

@@ -50,8 +50,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
 def _work(
     options: argparse.Namespace, name: str, domain: str, prefixes: dict[str, list[str]], group: str | None
 ) -> int:
-    from trainer.corpora.tokenize import tokenize_source
     from trainer.corpora.tokenize.inputs import built_dataset, find_files
+    from trainer.corpora.tokenize.tokenize import tokenize_source
 
     started = time.perf_counter()
     inputs = [Path(path) for path in options.inputs]

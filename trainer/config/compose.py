@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from parallel.errors import Fault, one_of
 from trainer.config import coerce
-from trainer.config.checks import validate
+from trainer.config.checks.validate import validate
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.config.say import did_you_mean, nearest, show

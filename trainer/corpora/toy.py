@@ -23,8 +23,8 @@ from trainer.corpora.build import (
     take,
 )
 from trainer.corpora.packages import SOURCES, Document, Source
-from trainer.corpora.science import SCIENCE
-from trainer.corpora.tokenize import tokenize_source
+from trainer.corpora.science.tables.builtin import SCIENCE
+from trainer.corpora.tokenize.tokenize import tokenize_source
 from trainer.data.errors import DataError
 from trainer.data.hashing import text_key
 from trainer.data.shards import files as shard_files

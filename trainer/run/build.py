@@ -15,8 +15,8 @@ from trainer.data.protocols import Data
 from trainer.kernels.choose import make_ops
 from trainer.model.decoder import Decoder
 from trainer.model.experts.choose import choose_backend
-from trainer.objectives import build_objective, freeze_unused
 from trainer.objectives.base import Objective
+from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.build import build_engine
 from trainer.optim.engine import Engine
 from trainer.parallelize import build_meshes, parallelize

@@ -23,7 +23,7 @@ from trainer.config.keys import Config
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.model.experts.shapes_only import shapes_only
-from trainer.objectives import build_objective, freeze_unused
+from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from trainer.config import coerce
-from trainer.config.checks import validate
 from trainer.config.checks.parallel import fp8_sizes
 from trainer.config.checks.precision import TRANSFORMER_ENGINE
 from trainer.config.checks.ranges import NOT_NEGATIVE, POSITIVE
 from trainer.config.checks.unused import without_effect
+from trainer.config.checks.validate import validate
 from trainer.config.compose import compose, list_groups
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, DataConfig, OptimConfig, TrainConfig, config_hash

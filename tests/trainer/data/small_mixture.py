@@ -10,7 +10,8 @@ import pytest
 from trainer.config.keys import DataConfig
 from trainer.config.mixture import PhaseConfig, SourceConfig
 from trainer.corpora.packages import Document
-from trainer.corpora.tokenize import tokenize_source, write
+from trainer.corpora.tokenize import write
+from trainer.corpora.tokenize.tokenize import tokenize_source
 from trainer.data.hashing import mix64
 from trainer.data.shards.files import read_manifest, write_manifest
 from trainer.data.shards.tokenizer import train_bpe

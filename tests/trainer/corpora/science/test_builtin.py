@@ -4,7 +4,7 @@ import itertools
 import pytest
 
 from trainer.corpora.packages import Source
-from trainer.corpora.science import SCIENCE
+from trainer.corpora.science.tables.builtin import SCIENCE
 
 
 @pytest.mark.parametrize("source", SCIENCE, ids=lambda source: source.name)

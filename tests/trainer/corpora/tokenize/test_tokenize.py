@@ -31,9 +31,9 @@ from tests.trainer.corpora.tokenize.tokenized import (
     tokenizer,
     write_jsonl,
 )
-from trainer.corpora import tokenize
 from trainer.corpora.packages import Document
-from trainer.corpora.tokenize import inputs, spool, tokenize_source, write
+from trainer.corpora.tokenize import inputs, spool, tokenize, write
+from trainer.corpora.tokenize.tokenize import tokenize_source
 from trainer.data.errors import DataError
 from trainer.data.shards.megatron_index import IndexedTokens
 from trainer.data.shards.megatron_reader import MegatronTokens
@@ -310,7 +310,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 from tests.trainer.corpora.tokenize.tokenized import DEFAULTS
-from trainer.corpora.tokenize import inputs, tokenize_source
+from trainer.corpora.tokenize import inputs
+from trainer.corpora.tokenize.tokenize import tokenize_source
 inputs.UNIT = 20_000
 source, tokenizer, out = map(Path, sys.argv[1:])
 tokenize_source([source], tokenizer, out, **{**DEFAULTS, "workers": 2, "shard_tokens": 20_000})

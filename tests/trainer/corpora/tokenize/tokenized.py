@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.corpora.packages import Document
-from trainer.corpora.tokenize import tokenize_source, write
+from trainer.corpora.tokenize import write
 from trainer.corpora.tokenize.jobs import start_jobs
+from trainer.corpora.tokenize.tokenize import tokenize_source
 from trainer.data.shards.tokenizer import Tokenizer, train_bpe
 from trainer.storage.workers import Task
 

@@ -1,0 +1,34 @@
+"""Run every check of a configuration."""
+
+from __future__ import annotations
+
+from parallel.errors import Fault
+from trainer.config import coerce
+from trainer.config.checks import data, model, optim, parallel, precision, ranges, run
+from trainer.config.keys import Config
+
+
+def validate(cfg: Config, world_size: int) -> list[Fault]:
+    """All faults of `cfg` on `world_size` ranks; an empty list if it can run.
+
+    Pure: does not look at devices, files or the environment.
+    """
+    flat = coerce.flatten(coerce.to_dict(cfg), coerce.keys(Config))
+    faults = ranges.unknown_choices(flat)
+    out_of_range = ranges.out_of_range(flat)
+    faults += out_of_range.values()
+    # A size that is zero or negative is reported above; a check that divides by it would report it again, or crash.
+    sound = {section for section in vars(cfg) if not any(key.startswith(f"{section}.") for key in out_of_range)}
+    if "model" in sound:
+        faults += model.check(cfg.model, cfg.data.seq_len)
+    if not {"train.global_batch", "train.micro_batch"} & out_of_range.keys():
+        faults += parallel.check_batch(cfg.train, world_size)
+    if {"model", "parallel", "train", "data"} <= sound:
+        faults += parallel.check(cfg, world_size)
+    faults += precision.check(cfg.precision, cfg.optim)
+    faults += data.check(cfg.data)
+    if "data.seq_len" not in out_of_range:
+        faults += data.check_mixture(cfg.data) or data.check_length(cfg.data, cfg.train.steps, cfg.train.global_batch)
+    faults += optim.check(cfg.optim)
+    faults += run.check(cfg)
+    return faults

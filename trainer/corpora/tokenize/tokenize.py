@@ -1,0 +1,326 @@
+"""`octavo tokenize`: turn documents into shuffled shards of Megatron's .bin and .idx, with a manifest.
+
+There are two passes. The first tokenizes units of the input and gives every document a random key. The second writes
+one shard for each range of keys, with its documents in order of key. This shuffles the whole source uniformly, in the
+memory of one shard. Everything random is a hash of the seed and a document's position in the input, so the result
+depends on neither the workers nor interruptions.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from parallel.errors import one_of
+from trainer.corpora.packages import Document
+from trainer.corpora.tokenize import jobs, resume
+from trainer.corpora.tokenize.inputs import units_of
+from trainer.corpora.tokenize.resume import LOCK, PLAN, SPOOL
+from trainer.corpora.tokenize.spool import HELDOUT, TRAIN, PartFile, finished_unit, spool_unit, write_json
+from trainer.corpora.tokenize.write import token_dtype
+from trainer.data.errors import DataError
+from trainer.data.shards import files as shard_files
+from trainer.data.shards.prefixes import Prefixes
+from trainer.data.shards.tokenizer import Tokenizer
+from trainer.storage.atomic import FILE_SUFFIX, publish
+from trainer.storage.lock import FileLock, LockedError
+from trainer.storage.progress import OnProgress, Progress, ignore
+from trainer.storage.space import free_space
+from trainer.storage.workers import WorkerDied, Workers
+
+FORMAT = 2  # increase it with any change of the output for the same input
+BUCKETS_BITS = 16  # keys are counted by their first bits to cut them into shards
+CHARS_PER_TOKEN = 3  # fewer than usual, so that the check for space errs on the safe side
+
+Facts = dict[str, Any]
+
+
+def tokenize_source(
+    documents: Iterable[Document] | Sequence[Path],
+    tokenizer: Path,
+    out: Path,
+    *,
+    name: str,
+    domain: Literal["science", "general"],
+    group: str | None = None,
+    prefixes: dict[str, list[str]] | None = None,
+    heldout_fraction: float = 0.001,
+    shard_tokens: int = 1 << 28,
+    seed: int = 0,
+    workers: int = 1,
+    field: str = "text",
+    origin: str | None = None,
+    eos: str | None = None,
+    progress: OnProgress = ignore,
+) -> Facts:
+    """Tokenize one source into the directory `out`, which must not exist, and return its manifest.
+
+    documents: files (see `inputs.find_files`), or documents in memory, which this process tokenizes itself. tokenizer:
+    a tokenizer.json. prefixes: all groups of the mixture, so that conflicts are found here; each document gets one of
+    the paraphrases of `group`. heldout_fraction: share of the documents to hold out, by a hash of their origin or text;
+    with two or more origins at least one is held out, unless it is 0. field, origin: the names of the fields or columns
+    with the text and with its origin (None: each text is its own origin). workers: processes; 0 does everything in this
+    one.
+
+    The work is in `<out>.tmp` until it is complete. Started again with the same arguments after any interruption, it
+    resumes from the finished units and shards, with the same result byte for byte. Raises DataError.
+    """
+    in_memory = not isinstance(documents, Sequence) or not all(isinstance(item, Path) for item in documents)
+    if out.exists():
+        remedy = "remove it or name another directory"
+        raise DataError(f"{out} exists and is not overwritten: {remedy}", where=str(out), allowed=remedy)
+    work = out.with_name(f"{out.name}.tmp")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with _alone(work) as lock, Workers(partial(jobs.start_jobs, work), workers, inherit=[lock.file]) as pool:
+            loaded = Tokenizer.load(tokenizer, eos)
+            if tokenizer.is_dir():
+                tokenizer = tokenizer / shard_files.TOKENIZER
+            units = [] if in_memory else units_of([item for item in documents if isinstance(item, Path)])
+            plan = {
+                "format": FORMAT, "name": name, "domain": domain, "field": field, "origin": origin, "seed": seed,
+                "prefix": _prefix(group, prefixes or {}, loaded), "heldout_fraction": heldout_fraction,
+                "shard_tokens": shard_tokens, "dtype": token_dtype(loaded.vocab_size).str,
+                "eos": loaded.end_of_document,
+                "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
+                "files": _identities(sorted({unit.path for unit in units})),
+            }  # fmt: skip
+            resume.start_or_resume(work, plan)
+            if in_memory:  # these documents may have changed since an earlier start
+                shutil.rmtree(work / SPOOL, ignore_errors=True)
+            # An earlier start may have been killed before it made these, or while it removed the spool at its end.
+            (work / SPOOL).mkdir(exist_ok=True)
+            shutil.copyfile(tokenizer, work / shard_files.TOKENIZER)
+            if in_memory:
+                each = [(0, document.origin, document.text) for document in documents if isinstance(document, Document)]
+                spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work))]
+                if at_least := _lacks_heldout(spooled):
+                    spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work, at_least))]
+            else:
+                _check_space(work, sum(unit.text_bytes for unit in units) // CHARS_PER_TOKEN, plan, copies=2)
+                spooled = _first_pass(work, units, pool, progress)
+                if at_least := _lacks_heldout(spooled):
+                    spooled = _first_pass(work, units, pool, progress, at_least)
+            shards = _second_pass(work, spooled, plan, pool, progress)
+            manifest = _describe(work, plan, loaded, spooled, shards)
+            shutil.rmtree(work / SPOOL)
+            publish(work, out)  # with the plan: if killed just before, the next start still recognizes its work
+            (out / PLAN).unlink()
+            (out / LOCK).unlink()
+    except OSError as error:
+        path = str(error.filename or work)
+        raise DataError(
+            f"{path}: {error.strerror or error}",
+            where=path,
+            value=error.strerror,
+            allowed="correct the path or its disk",
+        ) from error
+    return manifest
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[FileLock]:
+    """The lock of a work directory. Worker processes inherit it, so that it is held until the last of them ends."""
+    try:
+        lock = FileLock(work / LOCK)
+    except LockedError:
+        remedy = "wait for it to end"
+        raise DataError(
+            f"{work} is being written by another process: {remedy}", where=str(work), allowed=remedy
+        ) from None
+    with lock:
+        try:
+            yield lock
+        except (DataError, OSError):
+            resume.remove_if_unfinished(work)
+            raise
+
+
+def _prefix(group: str | None, prefixes: dict[str, list[str]], tokenizer: Tokenizer) -> Facts | None:
+    if group is None:
+        return None
+    if group not in prefixes:
+        raise DataError(
+            f"there is no prefix group {group}; the mixture has {one_of(prefixes) if prefixes else 'none'}",
+            where="data.prefixes",
+            value=group,
+            allowed=tuple(prefixes),
+        )
+    every = Prefixes(prefixes, tokenizer)
+    if faults := every.faults():
+        raise DataError(faults)
+    return {"group": group, "texts": every.groups[group], "ids": every.ids[group]}
+
+
+def _identities(paths: Sequence[str]) -> list[Facts]:
+    """Path, size and time of each file, by which a later start recognizes it as unchanged."""
+    found = [(path, os.stat(path)) for path in paths]
+    return [{"path": path, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for path, stat in found]
+
+
+def _check_space(work: Path, tokens: int, plan: Facts, copies: int) -> None:
+    needed = copies * tokens * np.dtype(plan["dtype"]).itemsize
+    _, free = free_space(work)
+    if needed > free:
+        raise DataError(
+            f"{work}: about {tokens / 1e9:,.2f} billion tokens need {needed / 1e9:,.1f} GB while they are written, and "
+            f"{free / 1e9:,.1f} GB are free",
+            where=str(work),
+            value=free,
+            allowed=f"at least {needed} bytes of free space",
+        )
+
+
+def _lacks_heldout(spooled: Sequence[Facts]) -> int:
+    """One more than the lowest hash of an origin if the fraction holds out none of several origins, so that this one is
+    held out; else 0. The result is stable until every unit with that origin is redone."""
+    lowest, highest = (pick(facts["origins"][end] for facts in spooled) for end, pick in ((0, min), (1, max)))
+    fraction = min(facts["heldout_below"] for facts in spooled)
+    return lowest + 1 if 0 < fraction <= lowest < highest else 0
+
+
+def _first_pass(
+    work: Path, units: Sequence[Any], pool: Workers, progress: OnProgress, at_least: int = 0
+) -> list[Facts]:
+    """Spool the units that are not finished, and those with an origin below `at_least` that were spooled without it."""
+    spool = work / SPOOL
+    spooled = {
+        number: facts
+        for number in range(len(units))
+        if (facts := finished_unit(spool, number))
+        and (facts["heldout_below"] >= at_least or facts["origins"][0] >= at_least)
+    }
+    total = sum(unit.nbytes for unit in units)
+    kept = sum(units[number].nbytes for number in spooled)
+    left = [number for number in range(len(units)) if number not in spooled]
+    read, tokens = dict.fromkeys(left, 0), dict.fromkeys(left, 0)
+
+    def show(place: int, bytes_read: int, tokens_made: int) -> None:
+        number = left[place]
+        read[number], tokens[number] = min(bytes_read, units[number].nbytes), tokens_made
+        done = kept + sum(read.values())
+        progress(Progress("tokenizing", done, total, kept=kept, tokens=sum(tokens.values())))
+
+    todo = [{"do": "unit", "number": number, "unit": asdict(units[number]), "at_least": at_least} for number in left]
+    for place, facts in _run(pool, todo, lambda place, so_far: show(place, *so_far)):
+        spooled[left[place]] = facts
+        show(place, units[left[place]].nbytes, facts["tokens"])
+    return [spooled[number] for number in range(len(units))]
+
+
+def _second_pass(
+    work: Path, spooled: Sequence[Facts], plan: Facts, pool: Workers, progress: OnProgress
+) -> dict[str, list[Facts]]:
+    spool, dtype = work / SPOOL, np.dtype(plan["dtype"])
+    written: dict[str, dict[int, Facts]] = {TRAIN: {}, HELDOUT: {}}
+    total = sum(facts["tokens"] for facts in spooled)
+    _check_space(work, total, plan, copies=1)
+    todo, places = [], []
+    for split in (TRAIN, HELDOUT):
+        parts = [part for facts in spooled for part in facts["parts"] if part["split"] == split]
+        write_json(spool / f"{split}.parts", parts)  # type: ignore[arg-type]
+        for number, keys in enumerate(_cut(spool, parts, plan["shard_tokens"], dtype)):
+            stem = f"{split}-{number:05}"
+            facts = _finished_shard(work, stem)
+            if facts is not None:
+                written[split][number] = facts
+                continue
+            todo.append({"do": "shard", "stem": stem, "keys": keys, "parts": f"{split}.parts"})
+            places.append((split, number))
+    for leftover in work.glob(f"*{FILE_SUFFIX}"):  # of processes that were killed
+        leftover.unlink()
+    kept = sum(facts["tokens"] for some in written.values() for facts in some.values())
+    done = 0
+    for place, facts in _run(pool, todo):
+        split, number = places[place]
+        written[split][number] = facts
+        done += facts["tokens"]
+        progress(Progress("writing", kept + done, total, "tokens", kept))
+    return {split: [some[number] for number in sorted(some)] for split, some in written.items()}
+
+
+def _run(
+    pool: Workers, todo: Sequence[jobs.Job], reported: Callable[[int, Any], None] = lambda place, report: None
+) -> Iterator[tuple[int, Facts]]:
+    try:
+        yield from pool.run(todo, reported)
+    except WorkerDied as death:
+        hint = ": was it out of memory? Use fewer --workers" if death.killed else ""
+        raise DataError(
+            f"a worker process {death.how}{hint}; the same command resumes from here",
+            where="--workers",
+            value=death.how,
+            allowed="use fewer --workers" if death.killed else "run the same command again",
+        ) from death
+
+
+def _cut(spool: Path, parts: Sequence[Facts], shard_tokens: int, dtype: np.dtype[Any]) -> list[tuple[int, int]]:
+    """Ranges of keys with about `shard_tokens` tokens each, or less, none empty."""
+    count = 1 << BUCKETS_BITS
+    tokens_per_bucket = np.zeros(count, np.int64)
+    for facts in parts:
+        part = PartFile(spool / facts["file"], facts, dtype)
+        buckets = (part.keys >> np.uint64(64 - BUCKETS_BITS)).astype(np.int64)
+        np.add.at(tokens_per_bucket, buckets, np.diff(part.ends, prepend=0))
+    reached = np.cumsum(tokens_per_bucket)
+    total = int(reached[-1])
+    if not total:
+        return []
+    shards = -(-total // shard_tokens)
+    goals = [total * shard // shards for shard in range(1, shards)]
+    inner = sorted({int(np.searchsorted(reached, goal)) + 1 for goal in goals} - {count})
+    edges = [0, *(edge << (64 - BUCKETS_BITS) for edge in inner), 1 << 64]
+    filled = [0, *reached[[edge - 1 for edge in inner]].tolist(), total]
+    return [(edges[place], edges[place + 1]) for place in range(len(edges) - 1) if filled[place + 1] > filled[place]]
+
+
+def _finished_shard(work: Path, stem: str) -> Facts | None:
+    """A shard's facts, if an earlier start wrote it and it is intact."""
+    try:
+        facts: Facts = json.loads((work / SPOOL / f"{stem}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if shard_files.hash_fault(work, facts) else facts
+
+
+def _describe(
+    work: Path, plan: Facts, tokenizer: Tokenizer, spooled: Sequence[Facts], shards: dict[str, list[Facts]]
+) -> Facts:
+    empty = sum(facts["empty"] for facts in spooled)
+    if not shards[TRAIN]:
+        held = f" All {sum(s['documents'] for s in shards[HELDOUT])} are held out." if shards[HELDOUT] else ""
+        raise DataError(
+            f"{plan['name']}: there is no document to train on; {empty} texts are empty.{held}",
+            where="--heldout" if held else "INPUT",
+            value=plan["heldout_fraction"] if held else empty,
+            allowed="a smaller --heldout" if held else "an input with texts",
+        )
+    return shard_files.write_manifest(
+        work,
+        {
+            "name": plan["name"],
+            "domain": plan["domain"],
+            "dtype": plan["dtype"],
+            "seed": plan["seed"],
+            "tokenizer": {
+                "sha256": plan["tokenizer"],
+                "vocab_size": tokenizer.vocab_size,
+                "eos": tokenizer.end_of_document,
+                "eos_id": tokenizer.eos_id,
+            },
+            "prefix": plan["prefix"],
+            "tokens": sum(shard["tokens"] for shard in shards[TRAIN]),
+            "documents": sum(shard["documents"] for shard in shards[TRAIN]),
+            "empty_documents": empty,  # left out
+            "shards": shards[TRAIN],
+            "heldout": shards[HELDOUT],
+        },
+    )
