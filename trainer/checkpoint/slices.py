@@ -98,7 +98,10 @@ class StoredState:
                 tensor = torch.load(part, map_location="meta", weights_only=True)
             if not tensor.is_contiguous() or tuple(tensor.shape) != tuple(chunk.sizes):
                 raise CheckpointError(
-                    f"{file}: {name} is stored in a form that cannot be read in parts", where=str(file), value=name
+                    f"{file}: {name} is stored in a form that cannot be read in parts",
+                    where=str(file),
+                    value=name,
+                    allowed="a checkpoint that Octavo wrote",
                 )
             offset = checkpoint_offset(tensor)  # `compare_one` detects a torch that means something else by it
             if offset is None:

@@ -68,6 +68,7 @@ def export(
             f"{opened.path} does not hold the model of its run: {wrong[0]} (octavo inspect lists all)",
             where=str(opened.path),
             value=wrong,
+            allowed="a checkpoint beside the config.yaml that it was trained with",
         )
     carried = None
     if opened.init_from is not None:

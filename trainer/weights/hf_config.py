@@ -44,19 +44,45 @@ def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
     read, rope = Section(text, "for the text model"), Section(scaling, "in the text model's rope_scaling")
     theta = read if text.get("rope_theta") is not None else rope
     if theta is rope and scaling.get("rope_theta") is None:
-        raise HuggingFaceError("config.json: no rope_theta, neither in the text model nor in its rope_parameters")
+        raise HuggingFaceError(
+            "config.json: no rope_theta, neither in the text model nor in its rope_parameters",
+            where="rope_theta",
+            allowed="a number in the text model or in its rope_parameters",
+        )
     for key, wanted in ONLY.items():
         if text.get(key, wanted) != wanted:
-            raise HuggingFaceError(f"config.json: {key}={text[key]} is not supported; only {key}={wanted} is")
-    if text.get("mlp_only_layers") or text.get("decoder_sparse_step", 1) != 1:
-        raise HuggingFaceError(
-            "config.json: dense layers are not supported; need mlp_only_layers=[], decoder_sparse_step=1"
-        )
+            raise HuggingFaceError(
+                f"config.json: {key}={text[key]} is not supported; only {key}={wanted} is",
+                where=key,
+                value=text[key],
+                allowed=(wanted,),
+            )
+    for key, wanted, dense in (
+        ("mlp_only_layers", [], bool(text.get("mlp_only_layers"))),
+        ("decoder_sparse_step", 1, text.get("decoder_sparse_step", 1) != 1),
+    ):
+        if dense:
+            raise HuggingFaceError(
+                "config.json: dense layers are not supported; need mlp_only_layers=[], decoder_sparse_step=1",
+                where=key,
+                value=text[key],
+                allowed=(wanted,),
+            )
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))  # "type" in older files
     if not fope and rope_type != "default":
-        raise HuggingFaceError(f"config.json: rope_type={rope_type} is not supported; only default is")
+        raise HuggingFaceError(
+            f"config.json: rope_type={rope_type} is not supported; only default is",
+            where="rope_type" if "rope_type" in scaling else "type",
+            value=rope_type,
+            allowed=("default",),
+        )
     if fope and not scaling.get("fope_sep_head", True):
-        raise HuggingFaceError("config.json: fope_sep_head=false is not supported; only true is (tables per kv head)")
+        raise HuggingFaceError(
+            "config.json: fope_sep_head=false is not supported; only true is (tables per kv head)",
+            where="fope_sep_head",
+            value=scaling["fope_sep_head"],
+            allowed=(True,),
+        )
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     cfg = ModelConfig(
         vocab_size=read.size("vocab_size"),
@@ -92,7 +118,10 @@ def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
     if fope and scaling.get(FREQUENCIES_KEY) not in (None, cfg.fope_frequencies()):
         raise HuggingFaceError(
             f"config.json: {FREQUENCIES_KEY}={scaling[FREQUENCIES_KEY]}, but rope_theta and max_position_embeddings "
-            f"keep {cfg.fope_frequencies()} frequencies; only null or that number is supported"
+            f"keep {cfg.fope_frequencies()} frequencies; only null or that number is supported",
+            where=FREQUENCIES_KEY,
+            value=scaling[FREQUENCIES_KEY],
+            allowed=(None, cfg.fope_frequencies()),
         )
     return cfg
 

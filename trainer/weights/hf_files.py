@@ -68,12 +68,18 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     if index.exists():
         listed = read_json(index).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise HuggingFaceError(f"{index}: its weight_map does not map tensors to files", where=str(index))
+            raise HuggingFaceError(
+                f"{index}: its weight_map does not map tensors to files",
+                where=str(index),
+                allowed="a map from tensors to files",
+            )
         files = sorted(set(listed.values()))
     else:
         files = sorted(file.name for file in path.glob("model*.safetensors"))
     if not files and not index.exists():
-        raise HuggingFaceError(f"{path}: no model.safetensors and no {INDEX}", where=str(path))
+        raise HuggingFaceError(
+            f"{path}: no model.safetensors and no {INDEX}", where=str(path), allowed=("model.safetensors", INDEX)
+        )
     tensors: dict[str, StoredTensor] = {}
     counts = Counter(listed.values())
     for file in files:
@@ -81,6 +87,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             raise HuggingFaceError(
                 f"{path / file} is missing; {INDEX} says that it holds {counts[file]} of {len(listed)} tensors",
                 where=str(path / file),
+                allowed=f"all files that {INDEX} lists",
             )
         for tensor in read_header(path / file):
             if tensor.name in tensors:
@@ -88,6 +95,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
                     f"{tensor.name} is in two files: {tensors[tensor.name].file} and {path / file}",
                     where=str(path / file),
                     value=tensor.name,
+                    allowed="a tensor in one file only",
                 )
             tensors[tensor.name] = tensor
     for name, file in listed.items():
@@ -96,6 +104,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
                 f"{path / file}: no tensor {name}, of which {INDEX} says that it is there",
                 where=str(path / file),
                 value=name,
+                allowed=f"the tensors that {INDEX} lists for the file",
             )
     return tensors
 
@@ -115,6 +124,7 @@ def read_header(file: Path) -> list[StoredTensor]:
                     f"{file}: cut short, or no safetensors file; its header is not in its {size} bytes",
                     where=str(file),
                     value=size,
+                    allowed="a complete safetensors file",
                 )
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
@@ -130,7 +140,10 @@ def read_header(file: Path) -> list[StoredTensor]:
                 )
             if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
                 raise HuggingFaceError(
-                    f"{file}: {name} has a shape or data_offsets that are no whole numbers", where=str(file), value=name
+                    f"{file}: {name} has a shape or data_offsets that are no whole numbers",
+                    where=str(file),
+                    value=name,
+                    allowed="whole numbers, 0 or more",
                 )
             if stop - start != byte_count(dtype, shape):
                 raise HuggingFaceError(
@@ -141,12 +154,16 @@ def read_header(file: Path) -> list[StoredTensor]:
                 )
             tensors.append(StoredTensor(name, dtype, shape, file, 8 + length + start, stop - start))
     except OSError as error:
-        raise HuggingFaceError(f"{file}: {error.strerror or error}", where=str(file)) from error
+        raise HuggingFaceError(
+            f"{file}: {error.strerror or error}", where=str(file), value=error.strerror, allowed="a readable file"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, HuggingFaceError):
             raise
         raise HuggingFaceError(
-            f"{file}: no safetensors file: its header cannot be read ({error})", where=str(file)
+            f"{file}: no safetensors file: its header cannot be read ({error})",
+            where=str(file),
+            allowed="a complete safetensors file",
         ) from error
     end, before = 0, "the header"
     for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.nbytes)):
@@ -156,6 +173,7 @@ def read_header(file: Path) -> list[StoredTensor]:
                 f"{file}: {tensor.name} begins {what} {before}; tensors lie one after another",
                 where=str(file),
                 value=tensor.name,
+                allowed="tensors without gaps or overlaps",
             )
         end, before = end + tensor.nbytes, tensor.name
     if size != 8 + length + end:
@@ -173,7 +191,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise HuggingFaceError(f"{path}: not JSON: {error}", where=str(path)) from error
+        raise HuggingFaceError(f"{path}: not JSON: {error}", where=str(path), allowed="a JSON object") from error
     if not isinstance(value, dict):
-        raise HuggingFaceError(f"{path}: not a JSON object", where=str(path))
+        raise HuggingFaceError(f"{path}: not a JSON object", where=str(path), allowed="a JSON object")
     return value

@@ -104,7 +104,9 @@ def read_tensor(stored: StoredTensor, box: Box) -> Tensor:
     try:
         return torch.from_numpy(read_box(stored, box, dtype.itemsize)).view(dtype)
     except UnreadableError as error:
-        raise HuggingFaceError(str(error), where=str(error.file), value=error.reason) from error
+        raise HuggingFaceError(
+            str(error), where=str(error.file), value=error.reason, allowed="a complete, readable file"
+        ) from error
 
 
 def bytes_of(values: Tensor) -> memoryview:

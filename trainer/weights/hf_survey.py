@@ -23,7 +23,7 @@ from trainer.weights.map import (
     text_pieces,
     text_prefix,
 )
-from trainer.weights.section import object_under
+from trainer.weights.section import located, object_under
 from trainer.weights.towers import LOOSE, OPTIONAL, tower_of, tower_shapes
 
 FP8 = "F8_E4M3"
@@ -169,6 +169,7 @@ class Source:
                 f"{self.directory.path}: {'; '.join(problems[:SHOWN])}{more}",
                 where=str(self.directory.path),
                 value=problems,
+                allowed="the tensors that config.json describes",
             )
 
 
@@ -179,7 +180,7 @@ def look_at(directory: Directory) -> Source:
         model, towers = model_config_from_huggingface(directory.config), tower_shapes(directory.config)
         quantization(directory)
     except HuggingFaceError as error:
-        raise HuggingFaceError(f"{directory.path}/{error}") from error
+        raise located(directory.path, error) from error
     prefix = text_prefix(directory.tensors)
     pieces = tuple(text_pieces(model, fused_layers(directory.tensors, prefix)))
     return Source(directory, model, prefix, pieces, towers)

@@ -163,7 +163,12 @@ def write_directory(
     except TargetExistsError as error:
         raise already_exists(error.path) from None
     except OSError as error:
-        raise HuggingFaceError(f"{target} cannot be written: {error.strerror or error}", where=str(target)) from error
+        raise HuggingFaceError(
+            f"{target} cannot be written: {error.strerror or error}",
+            where=str(target),
+            value=error.strerror,
+            allowed="a path that can be written, with enough space",
+        ) from error
     return total
 
 

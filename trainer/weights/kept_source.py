@@ -32,6 +32,7 @@ from trainer.weights.hf_files import (
 from trainer.weights.hf_read import fill
 from trainer.weights.hf_survey import Source, look_at
 from trainer.weights.hf_write import copy_of, side_files, write_directory
+from trainer.weights.section import located
 
 EXPANSION = "upcycle"  # the key of the facts of an expansion in its manifest
 
@@ -92,7 +93,8 @@ def _on_the_first(world: World, act: Callable[[], object]) -> None:
         except (ConfigError, HuggingFaceError) as error:
             failure = type(error)(error.faults)  # pickled without its cause
         except OSError as error:
-            failure = HuggingFaceError(str(error), where=str(error.filename or ""))
+            where = str(error.filename or "checkpoint.init_from")
+            failure = HuggingFaceError(str(error), where=where, value=error.strerror, allowed="a readable directory")
     failure = world.broadcast(failure)
     if failure is not None:
         raise failure
@@ -115,16 +117,22 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
         fault = damage
     if fault is not None:
         raise HuggingFaceError(
-            f"what the run kept of its source is damaged: {fault}", where=str(fault.path), value=fault.problem
+            f"what the run kept of its source is damaged: {fault}",
+            where=str(fault.path),
+            value=fault.problem,
+            allowed="the file as the run wrote it",
         )
     config = read_json(path / CONFIG)
     try:
         kept = model_config_from_huggingface(config)
     except HuggingFaceError as error:
-        raise HuggingFaceError(f"{path}/{error}") from error
+        raise located(path, error) from error
     if differing := other_function(model, kept):
         raise HuggingFaceError(
-            f"{path} is of another model than its run: {'; '.join(differing)}", where=str(path), value=differing
+            f"{path} is of another model than its run: {'; '.join(differing)}",
+            where=str(path),
+            value=differing,
+            allowed="the directory that the run wrote",
         )
     return Carried(path, config, manifest[SOURCE_FACT], list(stored_tensors(path).values()), side_files(path))
 
@@ -169,7 +177,12 @@ def _keep(source: Source, target: Path, tick: Callable[[], None]) -> None:
     try:
         CHECKPOINT.remove_directory(target, SOURCE_FACT)  # of a start that came to no step
     except OSError as error:
-        raise HuggingFaceError(f"{target} cannot be removed: {error.strerror or error}", where=str(target)) from error
+        raise HuggingFaceError(
+            f"{target} cannot be removed: {error.strerror or error}",
+            where=str(target),
+            value=error.strerror,
+            allowed="a writable run directory",
+        ) from error
     write_directory(
         target,
         [copy_of(tensor) for tensor in source.carried],

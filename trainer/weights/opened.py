@@ -70,7 +70,12 @@ class OpenedCheckpoint:
 
 
 def _corrupt(checkpoint: Path, fault: CorruptError) -> CheckpointError:
-    return CheckpointError(f"{checkpoint} is damaged: {fault}", where=str(fault.path), value=fault.problem)
+    return CheckpointError(
+        f"{checkpoint} is damaged: {fault}",
+        where=str(fault.path),
+        value=fault.problem,
+        allowed="the file as it was written, or another checkpoint",
+    )
 
 
 def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
@@ -60,8 +61,13 @@ class Section:
             if self.values.get(name) is not None:
                 return name, self.values[name]
         if default is None:
-            raise HuggingFaceError(f"{CONFIG}: no {' or '.join(names)} {self.where}", where=names[0])
+            raise HuggingFaceError(f"{CONFIG}: no {' or '.join(names)} {self.where}", where=names[0], allowed=names)
         return names[0], default
+
+
+def located(path: Path, error: HuggingFaceError) -> HuggingFaceError:
+    """An error about a config.json, with the directory of the file in its text."""
+    return HuggingFaceError(replace(fault, text=f"{path}/{fault.text}") for fault in error.faults)
 
 
 def object_under(config: Mapping[str, Any], *names: str) -> dict[str, Any] | None:

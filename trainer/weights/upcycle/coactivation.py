@@ -60,7 +60,12 @@ class Counts:
             ) from error
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UpcycleError(f"{path} cannot be written: {reason}", where=str(path), value=reason) from error
+            raise UpcycleError(
+                f"{path} cannot be written: {reason}",
+                where=str(path),
+                value=reason,
+                allowed="a path that can be written",
+            ) from error
 
     @classmethod
     def load(cls, path: Path, source: Source) -> Counts:
@@ -72,7 +77,9 @@ class Counts:
             counts = cls(top1, pairs, int(facts["tokens"]), str(facts["model"]))
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UpcycleError(f"{path} cannot be read: {reason}", where=str(path), value=reason) from error
+            raise UpcycleError(
+                f"{path} cannot be read: {reason}", where=str(path), value=reason, allowed="a readable file"
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise UpcycleError(
                 f"{path} does not hold counts of experts made by octavo upcycle --calibrate",
@@ -104,7 +111,12 @@ def model_digest(source: Source) -> str:
                     file.seek(stored.start)
                     digest.update(file.read(stored.nbytes))
             except OSError as error:
-                raise HuggingFaceError(f"{stored.file}: {stored.name} cannot be read: {error}") from error
+                raise HuggingFaceError(
+                    f"{stored.file}: {stored.name} cannot be read: {error}",
+                    where=str(stored.file),
+                    value=stored.name,
+                    allowed="a complete, readable file",
+                ) from error
     return digest.hexdigest()
 
 

@@ -27,7 +27,7 @@ from trainer.weights.map import (
     text_pieces,
     text_prefix,
 )
-from trainer.weights.section import object_under
+from trainer.weights.section import located, object_under
 from trainer.weights.towers import tower_of, tower_shapes
 
 SPELLED = {"bfloat16": "BF16", "float32": "F32", "float16": "F16", "float64": "F64"}  # dtypes in config.json
@@ -45,17 +45,22 @@ def directory_or_description(path: Path) -> tuple[Directory, list[str]]:
     if index.is_file():
         listed = read_json(index).get("weight_map") or {}
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise HuggingFaceError(f"{index}: its weight_map does not map tensors to files")
+            raise HuggingFaceError(
+                f"{index}: its weight_map does not map tensors to files",
+                where=str(index),
+                allowed="a map from tensors to files",
+            )
     files = set(listed.values())
     if any((path / file).exists() for file in files) or (not listed and any(path.glob("model*.safetensors"))):
         return open_directory(path), []
     if not (path / CONFIG).is_file():
-        raise HuggingFaceError(f"{path}: no {CONFIG}; give a Hugging Face model directory, of config.json at least")
+        remedy = "a Hugging Face model directory, of config.json at least"
+        raise HuggingFaceError(f"{path}: no {CONFIG}; give {remedy}", where=str(path), allowed=remedy)
     config = read_json(path / CONFIG)
     try:
         described = {tensor.name: tensor for tensor in _described(path, config, set(listed))}
     except HuggingFaceError as error:
-        raise HuggingFaceError(f"{path}/{error}") from error
+        raise located(path, error) from error
     if not listed:
         return Directory(path, config, described), [f"no weights and no {INDEX}: sizes by {CONFIG} alone"]
     remarks = [f"no weights: names by {INDEX}, sizes by {CONFIG}"]
@@ -70,9 +75,15 @@ def directory_or_description(path: Path) -> tuple[Directory, list[str]]:
 def _described(path: Path, config: dict[str, Any], names: set[str]) -> Iterator[StoredTensor]:
     """The tensors that a config.json requires, named like `names` if there are any."""
     model, text = model_config_from_huggingface(config), text_section(config)
-    dtype = next((v for s in (config, text) for k in ("dtype", "torch_dtype") if (v := s.get(k))), "bfloat16")
+    dtypes = ((k, v) for section in (config, text) for k in ("dtype", "torch_dtype") if (v := section.get(k)))
+    dtype_key, dtype = next(dtypes, ("dtype", "bfloat16"))
     if dtype not in SPELLED:
-        raise HuggingFaceError(f"{CONFIG}: dtype={dtype} is not known here; only {', '.join(SPELLED)} are")
+        raise HuggingFaceError(
+            f"{CONFIG}: dtype={dtype} is not known here; only {', '.join(SPELLED)} are",
+            where=dtype_key,
+            value=dtype,
+            allowed=tuple(SPELLED),
+        )
     usual = SPELLED[dtype]
     key = "quantization_config"
     quantised = object_under(config, key) or object_under(text, key)

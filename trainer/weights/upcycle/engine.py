@@ -187,7 +187,12 @@ def _start(jobs: Sequence[Shard], work: Work) -> Task:
 
 def _not_written(file: Path | str, error: OSError) -> UpcycleError:
     reason = error.strerror or str(error)
-    return UpcycleError(f"{file} cannot be written: {reason}", where=str(file), value=reason)
+    return UpcycleError(
+        f"{file} cannot be written: {reason}",
+        where=str(file),
+        value=reason,
+        allowed="a path that can be written, with enough space",
+    )
 
 
 def _refuse_unknown_files(work: Work, own: Set[str]) -> None:

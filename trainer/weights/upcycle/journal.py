@@ -50,7 +50,9 @@ def identity(source: Source, vocabulary: str | None = None) -> dict[str, str]:
             found[name] = CHECKPOINT.file_facts(file)["sha256"]
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UpcycleError(f"{error.filename}: {reason}", where=str(error.filename), value=reason) from error
+        raise UpcycleError(
+            f"{error.filename}: {reason}", where=str(error.filename), value=reason, allowed="a readable file"
+        ) from error
     return found
 
 

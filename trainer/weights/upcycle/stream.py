@@ -215,7 +215,12 @@ class _Text:
             with open(stored.file, "rb", buffering=0) as file:
                 read_into(file.fileno(), bytes_of(values), stored.start)
         except (OSError, EOFError) as error:
-            raise HuggingFaceError(f"{stored.file}: {stored.name} cannot be read: {error}") from error
+            raise HuggingFaceError(
+                f"{stored.file}: {stored.name} cannot be read: {error}",
+                where=str(stored.file),
+                value=stored.name,
+                allowed="a complete, readable file",
+            ) from error
         return values
 
     def _stored(self, box: Box, piece: Piece, dtype: str) -> Sequence[Tensor]:

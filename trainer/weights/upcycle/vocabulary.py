@@ -115,12 +115,18 @@ def tokens_of(directory: Path) -> dict[str, int]:
             found |= {facts["content"]: int(i) for i, facts in listed.items()}
         if not found or not all(type(i) is int and i >= 0 for i in found.values()):
             raise UpcycleError(
-                f"{directory}: the tokenizer has no tokens, or ids that are not whole numbers", where=str(directory)
+                f"{directory}: the tokenizer has no tokens, or ids that are not whole numbers",
+                where=str(directory),
+                allowed="a tokenizer with tokens and whole numbers as ids",
             )
     except (HuggingFaceError, UpcycleError):
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UpcycleError(f"{directory}: the tokenizer cannot be read ({error!r})", where=str(directory)) from error
+        raise UpcycleError(
+            f"{directory}: the tokenizer cannot be read ({error!r})",
+            where=str(directory),
+            allowed="the directory of a tokenizer",
+        ) from error
     return found
 
 
