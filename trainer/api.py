@@ -90,14 +90,14 @@ def upcycle(
     Raises UpcycleError or HuggingFaceError.
     """
     from trainer.weights.hf_files import open_directory
-    from trainer.weights.hf_survey import look_at
+    from trainer.weights.hf_survey import survey_directory
     from trainer.weights.upcycle.coactivation import Counts
     from trainer.weights.upcycle.engine import run
     from trainer.weights.upcycle.journal import identity
     from trainer.weights.upcycle.placement import Expansion
     from trainer.weights.upcycle.stream import plan_upcycle
 
-    opened, asked = look_at(open_directory(Path(source))), Expansion(**{"factor": 4, "groups": 8, **expansion})
+    opened, asked = survey_directory(open_directory(Path(source))), Expansion(**{"factor": 4, "groups": 8, **expansion})
     read = Counts.load(Path(counts), opened) if counts is not None else None
     planned = plan_upcycle(opened, asked, dtype, read)
     return run(Path(target), planned, lambda: identity(opened, asked.vocabulary), workers=workers)

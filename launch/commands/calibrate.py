@@ -25,7 +25,7 @@ def prepare(options: argparse.Namespace) -> Callable[[], int]:
     import torch
 
     from trainer.weights.hf_files import open_directory
-    from trainer.weights.hf_survey import look_at
+    from trainer.weights.hf_survey import survey_directory
     from trainer.weights.upcycle.calibrate import read_windows
 
     if options.target is not None or options.counts is None:
@@ -39,7 +39,7 @@ def prepare(options: argparse.Namespace) -> Callable[[], int]:
     if device == "cuda" and not torch.cuda.is_available():
         text = "--device=cuda: this torch finds no CUDA device; use cpu or auto"
         raise CommandError(text, where="--device", value="cuda", allowed=("cpu", "auto"))
-    opened = look_at(open_directory(Path(options.source)))
+    opened = survey_directory(open_directory(Path(options.source)))
     opened.require(towers=False)
     factor, groups, experts = options.factor, options.groups, opened.model.num_experts
     if factor < 1 or groups < 1 or groups % factor or experts % (groups // factor):

@@ -19,7 +19,7 @@ from trainer.config.say import show
 from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
 from trainer.weights.hf_config import FUNCTION
 from trainer.weights.hf_files import CONFIG, open_directory
-from trainer.weights.hf_survey import Source, look_at, part_of, quantization
+from trainer.weights.hf_survey import SourceModel, part_of, quantization, survey_directory
 
 UNCOUNTED = ("FP8 scales", "optimizer", "generators")  # not parameters
 ORDER = (
@@ -39,7 +39,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     options = parser.read(words)
     path = Path(options.directory)
     if (path / CONFIG).is_file():
-        return partial(_inspect, path, lambda: _huggingface(look_at(open_directory(path))), options.verify)  # no torch
+        # no torch
+        return partial(_inspect, path, lambda: _huggingface(survey_directory(open_directory(path))), options.verify)
     path = _step_directory(path)
     return partial(_inspect, path, lambda: _training(path), options.verify)
 
@@ -81,7 +82,7 @@ class Row:
 Entry = tuple[str, str, tuple[int, ...], int]  # part, dtype, shape, bytes
 
 
-def _huggingface(source: Source) -> bool:
+def _huggingface(source: SourceModel) -> bool:
     directory = source.directory
     print(f"{directory.path}: Hugging Face directory, {len({t.file for t in directory.tensors.values()})} file(s)")
     unknown = set(source.unknown)

@@ -27,7 +27,7 @@ from trainer.weights.upcycle.placement import (
 )
 
 if TYPE_CHECKING:
-    from trainer.weights.hf_survey import Source
+    from trainer.weights.hf_survey import SourceModel
     from trainer.weights.hf_write import Shard
     from trainer.weights.upcycle.engine import Done
     from trainer.weights.upcycle.stream import Upcycled
@@ -72,11 +72,11 @@ def _only_with(option: str, value: object, other: str) -> CommandError:
 
 def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[[], int]:
     from trainer.weights.hf_files import open_directory
-    from trainer.weights.hf_survey import look_at
+    from trainer.weights.hf_survey import survey_directory
 
     started = time.perf_counter()
     must_not_exist(options.target)
-    source = look_at(open_directory(Path(options.source)))
+    source = survey_directory(open_directory(Path(options.source)))
     planned = _planned(source, options, expansion)
     for warning in planned.facts["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
@@ -104,7 +104,7 @@ def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[
     return work
 
 
-def _planned(source: Source, options: argparse.Namespace, expansion: Expansion) -> Upcycled:
+def _planned(source: SourceModel, options: argparse.Namespace, expansion: Expansion) -> Upcycled:
     check(source.model, expansion)  # before the import of torch, which takes seconds
     from trainer.weights.upcycle.coactivation import Counts
     from trainer.weights.upcycle.stream import plan_upcycle
@@ -126,11 +126,11 @@ def _report(target: str, planned: Upcycled, done: Done, seconds: float) -> None:
 
 
 def _prepare_dry_run(options: argparse.Namespace, expansion: Expansion) -> Callable[[], int]:
-    from trainer.weights.hf_survey import look_at
+    from trainer.weights.hf_survey import survey_directory
     from trainer.weights.upcycle.dryrun import directory_or_description
 
     directory, remarks = directory_or_description(Path(options.source))
-    source = look_at(directory)
+    source = survey_directory(directory)
     planned = _planned(source, options, expansion)
     return partial(_print_plan, options, expansion, source, planned, remarks)
 
@@ -138,7 +138,7 @@ def _prepare_dry_run(options: argparse.Namespace, expansion: Expansion) -> Calla
 def _print_plan(
     options: argparse.Namespace,
     expansion: Expansion,
-    source: Source,
+    source: SourceModel,
     planned: Upcycled,
     remarks: Sequence[str],
 ) -> int:
@@ -194,7 +194,7 @@ def _print_plan(
 def _unfinished(
     options: argparse.Namespace,
     expansion: Expansion,
-    source: Source,
+    source: SourceModel,
     planned: Upcycled,
     shards: Sequence[Shard],
     *,

@@ -77,14 +77,14 @@ def usage() -> float:
 
 def octavo(source: Path, target: Path, workers: int) -> dict[str, float]:
     from trainer.weights.hf_files import open_directory
-    from trainer.weights.hf_survey import look_at
+    from trainer.weights.hf_survey import survey_directory
     from trainer.weights.upcycle.engine import run
     from trainer.weights.upcycle.journal import identity
     from trainer.weights.upcycle.placement import Expansion
     from trainer.weights.upcycle.stream import plan_upcycle
 
     began, used = time.perf_counter(), usage()
-    found = look_at(open_directory(source))
+    found = survey_directory(open_directory(source))
     expansion = Expansion(factor=FACTOR, groups=GROUPS)
     planned = plan_upcycle(found, expansion)
     run(target, planned, lambda: identity(found), workers=workers, shard_bytes=SHARD_BYTES)

@@ -39,7 +39,7 @@ from trainer.storage.boxes import full_box
 from trainer.weights.export import export
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_read import from_huggingface
-from trainer.weights.hf_survey import Source, look_at
+from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.hf_write import write_directory
 from trainer.weights.upcycle.calibrate import count_experts
 from trainer.weights.upcycle.coactivation import Counts, expected_survival, survival
@@ -142,7 +142,7 @@ class Study:
 
     # ---- the base
 
-    def _base(self) -> Source:
+    def _base(self) -> SourceModel:
         directory = self.runs / "pretrained"
         self._train(compose([*self.words, f"run.dir={directory}"]))
         exported = self.runs / "pretrained_hf"
@@ -150,7 +150,7 @@ class Study:
             export(directory, exported, dtype="fp32")
         if isinstance(self.data.tokenizer, Tokenizer):
             self.data.tokenizer.save(exported / "tokenizer.json")
-        return look_at(open_directory(exported))
+        return survey_directory(open_directory(exported))
 
     def _counts(self) -> Counts:
         """On text of the training split, in an order of its own."""

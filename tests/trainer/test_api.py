@@ -12,7 +12,7 @@ from trainer import api
 from trainer.config.errors import ConfigError
 from trainer.data.shards.windows import Shards
 from trainer.weights.hf_files import open_directory
-from trainer.weights.hf_survey import look_at
+from trainer.weights.hf_survey import survey_directory
 from trainer.weights.upcycle.coactivation import Counts, model_digest
 
 TINY = [
@@ -31,9 +31,9 @@ def test_a_tiny_run_is_trained_exported_and_expanded(tmp_path):
     assert (done.step, done.dtypes) == (2, "F32")
     made = api.upcycle(tmp_path / "exported", tmp_path / "expanded", factor=2, groups=4)
     assert made.nbytes > done.nbytes
-    assert look_at(open_directory(tmp_path / "expanded")).model.num_experts == 2 * MODEL["num_experts"]
+    assert survey_directory(open_directory(tmp_path / "expanded")).model.num_experts == 2 * MODEL["num_experts"]
 
-    source = look_at(open_directory(tmp_path / "exported"))
+    source = survey_directory(open_directory(tmp_path / "exported"))
     layers, experts = source.model.num_layers, source.model.num_experts
     pairs = np.ones((layers, experts, experts), np.int64)
     Counts(pairs.sum(1), pairs, 1, model_digest(source)).save(tmp_path / "counts.npz")

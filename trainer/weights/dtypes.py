@@ -20,8 +20,8 @@ FULL = {"F32": "float32", "F16": "float16", "F64": "float64"}  # as config.json 
 
 
 def dtypes(asked: DtypeName, kinds: Mapping[str, str]) -> Callable[[Piece], str]:
-    """Return the dtype of each piece. kinds: as `Source.kinds`, of the directory that the model comes from, where it
-    comes from one. FoPE's tables are as there, or fp32."""
+    """Return the dtype of each piece. kinds: as `SourceModel.kinds`, of the directory that the model comes from, where
+    it comes from one. FoPE's tables are as there, or fp32."""
 
     def choose(piece: Piece) -> str:
         if piece.parameter.startswith("rotary."):

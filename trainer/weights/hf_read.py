@@ -13,7 +13,7 @@ from trainer.model.decoder import Decoder
 from trainer.storage.boxes import Box, StoredTensor, UnreadableError, overlap, read_box, relative_to
 from trainer.weights.hf_config import BLOCK
 from trainer.weights.hf_files import HuggingFaceError, open_directory
-from trainer.weights.hf_survey import Source, look_at
+from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.map import Piece
 
 DTYPES = {
@@ -33,7 +33,7 @@ def from_huggingface(directory: str | Path, dtype: torch.dtype = torch.float32) 
     Returns: a `Decoder` whose parameters are all read, none left at random.
     Raises: HuggingFaceError naming the key, file or tensor that is missing or does not fit.
     """
-    source = look_at(open_directory(Path(directory)))
+    source = survey_directory(open_directory(Path(directory)))
     source.require(towers=False)
     with torch.device("meta"):
         model = Decoder(source.model)
@@ -44,7 +44,7 @@ def from_huggingface(directory: str | Path, dtype: torch.dtype = torch.float32) 
 
 
 @torch.no_grad()
-def fill(model: nn.Module, source: Source, tick: Callable[[], None] = lambda: None) -> int:
+def fill(model: nn.Module, source: SourceModel, tick: Callable[[], None] = lambda: None) -> int:
     """Read what this rank holds of every parameter and buffer of `model`, a `Decoder` on any layout and device.
 
     `tick` is called after each tensor. Returns the bytes read. Raises HuggingFaceError; the directory should have
@@ -67,7 +67,7 @@ def fill(model: nn.Module, source: Source, tick: Callable[[], None] = lambda: No
     return nbytes
 
 
-def read_piece(source: Source, piece: Piece, box: Box) -> tuple[Tensor, int]:
+def read_piece(source: SourceModel, piece: Piece, box: Box) -> tuple[Tensor, int]:
     """`box` of the piece's parameter, which is inside the piece, and the bytes that were read for it.
 
     FP8 comes back in fp32, other dtypes as they are stored.

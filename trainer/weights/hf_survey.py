@@ -33,7 +33,7 @@ SHOWN = 3  # problems that one line names
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """A directory and the text model in it."""
 
     directory: Directory
@@ -173,7 +173,7 @@ class Source:
             )
 
 
-def look_at(directory: Directory) -> Source:
+def survey_directory(directory: Directory) -> SourceModel:
     """The text model that a directory's config.json describes. Raises HuggingFaceError for a model that is not ours,
     and for a description that cannot be read."""
     try:
@@ -183,7 +183,7 @@ def look_at(directory: Directory) -> Source:
         raise located(directory.path, error) from error
     prefix = text_prefix(directory.tensors)
     pieces = tuple(text_pieces(model, fused_layers(directory.tensors, prefix)))
-    return Source(directory, model, prefix, pieces, towers)
+    return SourceModel(directory, model, prefix, pieces, towers)
 
 
 def _widest(one: str, other: str) -> str:

@@ -30,7 +30,7 @@ from trainer.weights.hf_files import (
     stored_tensors,
 )
 from trainer.weights.hf_read import fill
-from trainer.weights.hf_survey import Source, look_at
+from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.hf_write import copy_of, side_files, write_directory
 from trainer.weights.section import located
 
@@ -43,7 +43,7 @@ class Carried:
 
     path: Path
     config: dict[str, Any]
-    kinds: dict[str, str]  # as `Source.kinds`
+    kinds: dict[str, str]  # as `SourceModel.kinds`
     tensors: list[StoredTensor]
     side_files: list[Path]
 
@@ -52,7 +52,7 @@ class Carried:
 class PublishedWeights:
     """The opened directory of `checkpoint.init_from`. The methods are collective."""
 
-    source: Source
+    source: SourceModel
     world: World
 
     def fill(self, model: Decoder) -> None:
@@ -74,14 +74,14 @@ def open_published(cfg: Config, world: World) -> PublishedWeights | None:
     if cfg.checkpoint.init_from is None:
         return None
     path = Path(cfg.checkpoint.init_from)
-    opened: list[Source] = []
+    opened: list[SourceModel] = []
 
     def open_and_check() -> None:
-        opened.append(look_at(open_directory(path)))
+        opened.append(survey_directory(open_directory(path)))
         _check(opened[0], cfg)
 
     _on_the_first(world, open_and_check)
-    return PublishedWeights(opened[0] if opened else look_at(open_directory(path)), world)
+    return PublishedWeights(opened[0] if opened else survey_directory(open_directory(path)), world)
 
 
 def _on_the_first(world: World, act: Callable[[], object]) -> None:
@@ -137,7 +137,7 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
     return Carried(path, config, manifest[SOURCE_FACT], list(stored_tensors(path).values()), side_files(path))
 
 
-def _check(source: Source, cfg: Config) -> None:
+def _check(source: SourceModel, cfg: Config) -> None:
     path = source.directory.path
     differing = other_function(cfg.model, source.model)
     if differing:
@@ -173,7 +173,7 @@ def has_identical_copies(path: Path) -> bool:
     return isinstance(facts, dict) and facts.get("identical_copies") is True
 
 
-def _keep(source: Source, target: Path, tick: Callable[[], None]) -> None:
+def _keep(source: SourceModel, target: Path, tick: Callable[[], None]) -> None:
     try:
         CHECKPOINT.remove_directory(target, SOURCE_FACT)  # of a start that came to no step
     except OSError as error:

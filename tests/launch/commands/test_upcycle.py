@@ -28,7 +28,7 @@ from trainer.config.command_line import Parser
 from trainer.storage.manifest import CHECKPOINT
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import INDEX, open_directory
-from trainer.weights.hf_survey import look_at
+from trainer.weights.hf_survey import survey_directory
 from trainer.weights.upcycle.coactivation import Counts, model_digest
 
 CONFIG = {
@@ -370,7 +370,7 @@ def test_lines_in_a_file_and_a_bar_on_a_terminal(source, capsys, monkeypatch):
 
 def test_a_line_now_and_then_while_cuts_are_searched(source, capsys, monkeypatch):
     monkeypatch.setattr("launch.progress.BETWEEN", 0.0)
-    opened = look_at(open_directory(source))
+    opened = survey_directory(open_directory(source))
     pairs = np.ones((2, 8, 8), np.int64)
     Counts(pairs.sum(1), pairs, 128, model_digest(opened)).save(source.parent / "counts")
     words = ["upcycle", "src", "dst", "--strategy", "coactivation", "--counts", "counts"]

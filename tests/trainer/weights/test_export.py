@@ -32,7 +32,7 @@ from trainer.weights import kept_source as carried
 from trainer.weights.export import export
 from trainer.weights.hf_files import HuggingFaceError, open_directory
 from trainer.weights.hf_read import fill, from_huggingface
-from trainer.weights.hf_survey import look_at
+from trainer.weights.hf_survey import survey_directory
 
 
 def test_round_trips_at_ep_8_are_bitwise(tmp_path, reference):
@@ -71,7 +71,7 @@ def read_at(source: Path, layouts: list[tuple[int, int, int]]) -> list[tuple[int
         world = start_world("cpu")
         cfg, counts = config(source, Path("unused"), layout), []
         meshes: Meshes | None = build_meshes(cfg, "cpu")
-        opened = look_at(open_directory(source))
+        opened = survey_directory(open_directory(source))
         model = build_model(cfg, world, meshes, lambda model, counts=counts, o=opened: counts.append(fill(model, o)))
         found.append((counts[0], {name: whole(tensor) for name, tensor in model.state_dict().items()}))
         world.close()
@@ -143,7 +143,7 @@ def test_intern_s1_pro_without_towers(tmp_path, reference):
     published = reference / "tiny" / "interns1_pro"
     save_at_once(published, tmp_path / "run", ONE)
     export(tmp_path / "run", tmp_path / "text", text_only=True)
-    opened = look_at(open_directory(tmp_path / "text"))
+    opened = survey_directory(open_directory(tmp_path / "text"))
     opened.require(towers=True)
     assert opened.carried == []
     assert opened.prefix == "model.language_model."
@@ -162,7 +162,7 @@ def test_fp8_is_made_from_the_bf16_values(tmp_path, reference):
     assert done.dtypes == "BF16, F32, F8_E4M3"
     assert any("expert_width=32 is no multiple of 128" in warning for warning in done.warnings)
     before, after = from_huggingface(published).state_dict(), from_huggingface(tmp_path / "fp8").state_dict()
-    pieces = look_at(open_directory(published)).pieces
+    pieces = survey_directory(open_directory(published)).pieces
     assert sum(piece.matrix for piece in pieces) == 3 * (4 + 32 * 3)
     for piece in pieces:
         expected = before[piece.parameter][piece.box].reshape(piece.shape)
@@ -229,7 +229,7 @@ def test_a_grouped_model_of_our_own(tmp_path):
     assert train(tiny_config(tmp_path / "run", steps=1, model={"fope_pad_sin": 0.0})) == 0
     done = export(tmp_path / "run", tmp_path / "out")
     assert any("fope_pad_sin=0" in warning for warning in done.warnings)
-    opened = look_at(open_directory(tmp_path / "out"))
+    opened = survey_directory(open_directory(tmp_path / "out"))
     opened.require(towers=True)
     expected = tiny_config(tmp_path, model={"fope_pad_sin": 0.0}).model
     assert opened.model == replace(expected, router_gradient=opened.model.router_gradient)
@@ -303,7 +303,7 @@ def another_source(run: Path) -> None:
     """Whole, but of another model."""
     shutil.rmtree(run / "source")
     other = checkpoint(run.parent / "another", build(model_config())).write()
-    carried._keep(look_at(open_directory(other)), run / "source", lambda: None)
+    carried._keep(survey_directory(open_directory(other)), run / "source", lambda: None)
 
 
 DAMAGES["source is of another model than its run: model.vocab_size=320, there 61"] = another_source

@@ -19,7 +19,7 @@ from trainer.model.decoder import Decoder
 from trainer.storage import boxes
 from trainer.weights.hf_files import HuggingFaceError, open_directory
 from trainer.weights.hf_read import from_huggingface, read_piece
-from trainer.weights.hf_survey import look_at
+from trainer.weights.hf_survey import survey_directory
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -179,13 +179,13 @@ def test_every_value_in_a_configuration_is_judged(reference, name):
         for other in (None, "x", 0, 0.5, 1e400, [0], {"x": 1}):
             inside[key] = other
             try:
-                look_at(directory).require(towers=True)
+                survey_directory(directory).require(towers=True)
             except HuggingFaceError as error:
                 lines.append(str(error))
         inside[key] = kept
     assert len(lines) > 100
     assert all(line.startswith(str(directory.path)) and "\n" not in line for line in lines)
-    look_at(directory).require(towers=True)
+    survey_directory(directory).require(towers=True)
 
 
 @pytest.mark.parametrize("name", ["layers.1.self_attn.k_norm.weight", "layers.0.mlp.experts.7.up_proj.weight",
@@ -250,7 +250,7 @@ def test_other_blocks_are_refused(tmp_path, wide):
     said = "weight_block_size=[64, 64] is not supported; only [128, 128] is"
     with pytest.raises(HuggingFaceError, match=re.escape(said)):
         from_huggingface(written.write())
-    assert look_at(open_directory(tmp_path)).unfit == [said]  # `octavo inspect` lists these
+    assert survey_directory(open_directory(tmp_path)).unfit == [said]  # `octavo inspect` lists these
 
 
 # ---- slices
@@ -267,7 +267,7 @@ def test_any_part_of_a_parameter_is_what_the_whole_has_there(
     written = checkpoint(tmp_path, wide, layout=layout)
     if fp8:
         written.quantise()
-    source = look_at(open_directory(written.write(shards=2)))
+    source = survey_directory(open_directory(written.write(shards=2)))
     whole = from_huggingface(tmp_path).state_dict()
     draw = random.Random(4)
     for piece in source.pieces:
@@ -281,7 +281,7 @@ def test_any_part_of_a_parameter_is_what_the_whole_has_there(
 
 
 def test_rows_are_read_without_the_rest(tmp_path, source, monkeypatch):
-    opened = look_at(open_directory(checkpoint(tmp_path, source).write()))
+    opened = survey_directory(open_directory(checkpoint(tmp_path, source).write()))
     sizes, read_into = [], boxes.read_into
     monkeypatch.setattr(
         boxes, "read_into", lambda file, run, start: (sizes.append(run.nbytes), read_into(file, run, start))
@@ -299,7 +299,7 @@ def test_numbers_at_odd_places(tmp_path, source):
     length = int.from_bytes(data[:8], "little")
     file.write_bytes((length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :])
     assert_same(from_huggingface(directory), source)
-    opened = look_at(open_directory(directory))
+    opened = survey_directory(open_directory(directory))
     piece = next(piece for piece in opened.pieces if piece.name.endswith("down_proj.weight"))
     box = (*piece.box[:2], slice(3, 7))
     assert torch.equal(read_piece(opened, piece, box)[0], source.layers[0].moe.experts.w2[box])

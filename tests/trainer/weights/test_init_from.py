@@ -22,7 +22,7 @@ from trainer.run.process import train
 from trainer.weights import kept_source as carried
 from trainer.weights.export import export
 from trainer.weights.hf_files import open_directory
-from trainer.weights.hf_survey import look_at
+from trainer.weights.hf_survey import survey_directory
 
 
 def test_training_starts_with_the_published_loss_and_continues_without_the_source(tmp_path, reference):
@@ -48,7 +48,7 @@ def test_a_start_that_failed_binds_no_later_one(tmp_path, reference, capsys):
     """Killed after the towers were copied and before the first step: the next start does all of it again."""
     other, run = reference / "tiny" / "interns1_pro", tmp_path / "run"
     rundir.prepare(rundir.RunDir(run, "new"), config(other, run))
-    carried._keep(look_at(open_directory(other)), run / "source", lambda: None)
+    carried._keep(survey_directory(open_directory(other)), run / "source", lambda: None)
     next((run / "source").glob("*.safetensors")).unlink()  # as a removal that was killed leaves it
     assert train(config(reference / "tiny" / "interns1", run)) == 0
     assert {name.split(".")[1] for name in loaded(run / "source")} == {"vision_tower", "multi_modal_projector"}
@@ -71,14 +71,14 @@ def of_the_user_beside_a_configuration(source: Path, run: Path) -> tuple[Path, s
 
 def notes_in_what_a_start_left(source: Path, run: Path) -> tuple[Path, str]:
     rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
-    carried._keep(look_at(open_directory(source)), run / "source", lambda: None)
+    carried._keep(survey_directory(open_directory(source)), run / "source", lambda: None)
     (run / "source" / "notes").write_text(NOTES)
     return source, "holds other files; move them away"
 
 
 def a_link(source: Path, run: Path) -> tuple[Path, str]:
     rundir.prepare(rundir.RunDir(run, "new"), config(source, run))
-    carried._keep(look_at(open_directory(source)), run.parent / "elsewhere", lambda: None)
+    carried._keep(survey_directory(open_directory(source)), run.parent / "elsewhere", lambda: None)
     (run / "source").symlink_to(run.parent / "elsewhere")
     return source, "holds other files; move them away"
 
@@ -121,7 +121,7 @@ def killed_while_it_copies(source: Path, run: Path) -> None:
     if (child := os.fork()) == 0:
         try:
             (run / "source").rename(run / "kept")
-            carried._keep(look_at(open_directory(source)), run / "source", lambda: os._exit(9))
+            carried._keep(survey_directory(open_directory(source)), run / "source", lambda: os._exit(9))
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -134,12 +134,12 @@ def test_a_start_with_random_weights_has_no_part_of_an_earlier_ones_source(tmp_p
     published, run = reference / "tiny" / "interns1", tmp_path / "run"
     cfg = config(published, run)
     rundir.prepare(rundir.RunDir(run, "new"), cfg)
-    carried._keep(look_at(open_directory(published)), run / "source", lambda: None)
+    carried._keep(survey_directory(open_directory(published)), run / "source", lambda: None)
     killed_while_it_copies(published, run)
     cfg.checkpoint.init_from = None
     assert train(cfg) == 0
     assert not list(run.glob("source*"))
-    carried._keep(look_at(open_directory(published)), run / "source", lambda: None)
+    carried._keep(survey_directory(open_directory(published)), run / "source", lambda: None)
     done = export(run, tmp_path / "out")
     assert (done.carried, done.dtypes) == (0, "BF16")
     assert "vision_config" not in json.loads((tmp_path / "out" / "config.json").read_text())

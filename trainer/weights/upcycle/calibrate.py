@@ -21,7 +21,7 @@ from trainer.model.decoder import Block
 from trainer.model.rotary import Rotary
 from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.weights.hf_read import fill
-from trainer.weights.hf_survey import Source
+from trainer.weights.hf_survey import SourceModel
 from trainer.weights.upcycle.coactivation import Counts, Ints, model_digest
 from trainer.weights.upcycle.errors import UpcycleError
 
@@ -31,7 +31,7 @@ AT_ONE_TIME = 8192  # tokens whose activations inside a layer are in memory
 MOST_CHARACTERS = 16  # characters read from a file for each token wanted
 
 
-def read_windows(files: Sequence[Path], source: Source, tokens: int) -> list[Ints]:
+def read_windows(files: Sequence[Path], source: SourceModel, tokens: int) -> list[Ints]:
     """At most `tokens` token ids of the files, in windows of WINDOW or fewer, from each file in turn.
 
     files: UTF-8 text, for the tokenizer.json of `source`; or .npy files with token ids, one document each.
@@ -51,7 +51,7 @@ def _windows(ids: Ints, longest: int) -> list[Ints]:
     return [ids[first : first + longest] for first in range(0, len(ids), longest)]
 
 
-def _token_ids(file: Path, source: Source, tokens: int) -> Ints:
+def _token_ids(file: Path, source: SourceModel, tokens: int) -> Ints:
     vocabulary = source.model.vocab_size
     try:
         if file.suffix == ".npy":
@@ -94,7 +94,7 @@ def _token_ids(file: Path, source: Source, tokens: int) -> Ints:
     return ids
 
 
-def _tokenizer(source: Source) -> tokenizers.Tokenizer:
+def _tokenizer(source: SourceModel) -> tokenizers.Tokenizer:
     file = source.directory.path / TOKENIZER
     if not file.is_file():
         raise UpcycleError(
@@ -113,7 +113,7 @@ def _tokenizer(source: Source) -> tokenizers.Tokenizer:
 
 @torch.no_grad()
 def count_experts(
-    source: Source,
+    source: SourceModel,
     windows: Sequence[Ints],
     device: torch.device,
     progress: OnProgress = ignore,
@@ -178,7 +178,7 @@ def _batches(windows: Sequence[Ints]) -> Iterator[tuple[slice, list[int]]]:
     yield slice(start, start + sum(lengths)), lengths
 
 
-def _embedding(source: Source, ids: Tensor, dtype: torch.dtype) -> Tensor:
+def _embedding(source: SourceModel, ids: Tensor, dtype: torch.dtype) -> Tensor:
     table = nn.Parameter(torch.empty(source.model.vocab_size, source.model.hidden_size, dtype=dtype))
     fill(_named(embed=table), source)
     return F.embedding(ids, table)

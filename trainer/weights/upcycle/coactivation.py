@@ -24,7 +24,7 @@ from trainer.storage.atomic import atomic_file
 from trainer.storage.lock import LockedError
 from trainer.weights.hf_config import FUNCTION
 from trainer.weights.hf_files import HuggingFaceError
-from trainer.weights.hf_survey import Source
+from trainer.weights.hf_survey import SourceModel
 from trainer.weights.upcycle.errors import UpcycleError
 
 Ints = npt.NDArray[np.int64]
@@ -68,7 +68,7 @@ class Counts:
             ) from error
 
     @classmethod
-    def load(cls, path: Path, source: Source) -> Counts:
+    def load(cls, path: Path, source: SourceModel) -> Counts:
         """Read the counts of `source`. Raises UpcycleError if the file cannot be read, or counts another model."""
         try:
             with np.load(path, allow_pickle=False) as stored:
@@ -97,7 +97,7 @@ class Counts:
         return counts
 
 
-def model_digest(source: Source) -> str:
+def model_digest(source: SourceModel) -> str:
     """SHA-256 of the configuration keys that define the model's function, and of all routers as they are stored.
 
     Raises HuggingFaceError if a router cannot be read.

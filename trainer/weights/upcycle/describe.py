@@ -11,7 +11,7 @@ from trainer.config.model import ModelConfig
 from trainer.weights.hf_config import FREQUENCIES_KEY, is_qwen3_moe, text_section
 from trainer.weights.hf_files import HuggingFaceError, read_json
 from trainer.weights.hf_read import DTYPES
-from trainer.weights.hf_survey import Source
+from trainer.weights.hf_survey import SourceModel
 from trainer.weights.hf_write import side_files
 from trainer.weights.map import MULTIMODAL, PLAIN
 from trainer.weights.upcycle.noise import smallest_noise
@@ -25,13 +25,13 @@ GENERATION = "generation_config.json"
 PRO, PRO_TEXT = "interns1_pro", "interns1_pro_text"  # model types whose published code has router groups and FoPE
 
 
-def prefix_of(source: Source, model: ModelConfig) -> str:
+def prefix_of(source: SourceModel, model: ModelConfig) -> str:
     """The prefix of the text model's names."""
     plain = source.directory.config.get("text_config") is None and is_qwen3_moe(model)
     return PLAIN if plain else MULTIMODAL
 
 
-def base_config(source: Source, model: ModelConfig, vocabulary: Vocabulary | None) -> dict[str, Any]:
+def base_config(source: SourceModel, model: ModelConfig, vocabulary: Vocabulary | None) -> dict[str, Any]:
     """The config.json that `huggingface_config` completes: the source's, with the model types by which other programs
     recognise router groups and FoPE, and with the new ids of special tokens."""
     config = copy.deepcopy(source.directory.config)
@@ -66,7 +66,7 @@ def side_files_of(source: Path, expansion: Expansion, vocabulary: Vocabulary | N
 
 
 def warnings_of(
-    source: Source,
+    source: SourceModel,
     model: ModelConfig,
     expansion: Expansion,
     placement: CopyPlacement,

@@ -20,7 +20,7 @@ from trainer.storage.atomic import FILE_SUFFIX, OWNER, atomic_file, sync
 from trainer.storage.lock import FileLock, LockedError, NoLocksError
 from trainer.storage.manifest import CHECKPOINT
 from trainer.weights.hf_files import CONFIG
-from trainer.weights.hf_survey import Source
+from trainer.weights.hf_survey import SourceModel
 from trainer.weights.hf_write import must_not_exist, side_files
 from trainer.weights.upcycle.errors import UpcycleError
 
@@ -29,7 +29,7 @@ PLAN, JOURNAL, MODEL = "plan.json", "journal.jsonl", "model"
 PATIENCE = 10.0  # seconds; the workers of a killed process end after a tensor or two
 
 
-def identity(source: Source, vocabulary: str | None = None) -> dict[str, str]:
+def identity(source: SourceModel, vocabulary: str | None = None) -> dict[str, str]:
     """Identify the state of a source without reading all of it: file -> its state.
 
     Files with tensors by size, modification time and header; config.json and side files, also

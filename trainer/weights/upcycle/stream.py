@@ -23,7 +23,7 @@ from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, st
 from trainer.weights.hf_config import huggingface_config
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_read import DTYPES, bytes_of, read_piece, read_tensor
-from trainer.weights.hf_survey import FP8, Source
+from trainer.weights.hf_survey import FP8, SourceModel
 from trainer.weights.hf_write import Group, copy_of
 from trainer.weights.map import Piece, full_name, text_pieces
 from trainer.weights.upcycle.coactivation import Counts
@@ -63,7 +63,7 @@ class Upcycled:
 
 
 def plan_upcycle(
-    source: Source,
+    source: SourceModel,
     expansion: Expansion,
     dtype: DtypeName = "source",
     counts: Counts | None = None,
@@ -105,7 +105,12 @@ class _Text:
     """The text model's groups."""
 
     def __init__(
-        self, source: Source, model: ModelConfig, expansion: Expansion, vocabulary: Vocabulary | None, dtype: DtypeName
+        self,
+        source: SourceModel,
+        model: ModelConfig,
+        expansion: Expansion,
+        vocabulary: Vocabulary | None,
+        dtype: DtypeName,
     ) -> None:
         self.source, self.model, self.expansion, self.vocabulary = source, model, expansion, vocabulary
         self.prefix, self.choose = prefix_of(source, model), dtypes(dtype, source.kinds)

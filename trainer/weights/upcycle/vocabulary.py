@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.weights.hf_files import HuggingFaceError, read_json
-from trainer.weights.hf_survey import Source
+from trainer.weights.hf_survey import SourceModel
 from trainer.weights.upcycle.errors import UpcycleError
 from trainer.weights.upcycle.placement import Expansion
 
@@ -53,7 +53,7 @@ class Vocabulary:
         return None if token is None else self.target.get(token)
 
 
-def vocabulary_of(source: Source, expansion: Expansion) -> Vocabulary | None:
+def vocabulary_of(source: SourceModel, expansion: Expansion) -> Vocabulary | None:
     """The origin of the rows of the expanded model's tables; None if the tables stay as they are.
 
     Raises: UpcycleError, HuggingFaceError.

@@ -11,7 +11,7 @@ from tests.trainer.weights.directories import APART, Checkpoint, checkpoint
 from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder
 from trainer.weights.hf_files import open_directory
-from trainer.weights.hf_survey import Source, look_at
+from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.hf_write import write_directory
 from trainer.weights.upcycle.placement import CopyPlacement, Expansion
 from trainer.weights.upcycle.stream import Upcycled, plan_upcycle
@@ -37,8 +37,8 @@ def checkpoint_of(directory: Path, layout: str = APART, **sizes: Any) -> Checkpo
     return made
 
 
-def opened(directory: Path) -> Source:
-    return look_at(open_directory(directory))
+def opened(directory: Path) -> SourceModel:
+    return survey_directory(open_directory(directory))
 
 
 def expanded(directory: Path, target: Path, dtype: Any = "source", **asked: Any) -> tuple[Upcycled, CopyPlacement]:

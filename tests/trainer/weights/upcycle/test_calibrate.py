@@ -18,7 +18,7 @@ from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_read import from_huggingface
-from trainer.weights.hf_survey import Source, look_at
+from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.upcycle import calibrate
 from trainer.weights.upcycle.calibrate import count_experts, read_windows
 from trainer.weights.upcycle.coactivation import Counts, best_cut, survival
@@ -37,8 +37,8 @@ def model_directory(directory: Path, layout: str = "apart", **sizes: int) -> Pat
     return checkpoint(directory, model, layout=layout).write()
 
 
-def opened(directory: Path) -> Source:
-    return look_at(open_directory(directory))
+def opened(directory: Path) -> SourceModel:
+    return survey_directory(open_directory(directory))
 
 
 def token_file(path: Path, tokens: int, seed: int = 0) -> Path:

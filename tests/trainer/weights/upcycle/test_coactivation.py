@@ -13,7 +13,7 @@ from tests.trainer.weights.directories import checkpoint
 from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder
 from trainer.weights.hf_files import open_directory
-from trainer.weights.hf_survey import Source, look_at
+from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.upcycle.coactivation import (
     Counts,
     best_cut,
@@ -126,13 +126,13 @@ def test_distinct_cuts_differ_and_complement_each_other():
         best_cuts(np.zeros((4, 4), np.int64), 2, 4, seed=0)
 
 
-def source_in(directory: Path, seed: int) -> Source:
+def source_in(directory: Path, seed: int) -> SourceModel:
     model = Decoder(MODEL)
     model.init_weights(seed)
-    return look_at(open_directory(checkpoint(directory, model).write()))
+    return survey_directory(open_directory(checkpoint(directory, model).write()))
 
 
-def counts_of(source: Source) -> Counts:
+def counts_of(source: SourceModel) -> Counts:
     pairs = np.stack([skewed(16, layer) for layer in range(2)])
     return Counts(pairs.sum(1), pairs, int(pairs[0].sum()), model_digest(source))
 

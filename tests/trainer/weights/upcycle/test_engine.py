@@ -361,13 +361,13 @@ def test_what_is_there_needs_no_room(model, target, halfway, monkeypatch):
 
 def test_identity_sees_a_change_of_any_file(tmp_path):
     from trainer.weights.hf_files import open_directory
-    from trainer.weights.hf_survey import Source
+    from trainer.weights.hf_survey import SourceModel
     from trainer.weights.upcycle.journal import identity
 
     vocabulary = tmp_path / "vocabulary"
 
     def now() -> Mapping[str, str]:
-        return identity(Source(open_directory(tmp_path), None, "", (), {}), str(vocabulary))  # type: ignore[arg-type]
+        return identity(SourceModel(open_directory(tmp_path), None, "", (), {}), str(vocabulary))  # type: ignore[arg-type]
 
     vocabulary.mkdir()
     (vocabulary / "tokenizer.json").write_text("1")
