@@ -52,15 +52,15 @@ def make_source(directory: Path, described: dict[str, Any]) -> None:
     import torch
 
     from trainer.weights.hf_config import model_config_from_huggingface
-    from trainer.weights.hf_write import Group, Output, write_directory
+    from trainer.weights.hf_write import Group, OutputTensor, write_directory
     from trainer.weights.map import PLAIN, full_name, text_pieces
 
     pool = (0.02 * torch.randn(1 << 24, generator=torch.Generator().manual_seed(0))).bfloat16()
     groups = []
     for number, piece in enumerate(text_pieces(model_config_from_huggingface(described))):
-        output = Output(full_name(PLAIN, piece), "BF16", piece.shape)
+        output = OutputTensor(full_name(PLAIN, piece), "BF16", piece.shape)
 
-        def make(output: Output = output, number: int = number) -> list[torch.Tensor]:
+        def make(output: OutputTensor = output, number: int = number) -> list[torch.Tensor]:
             count = output.nbytes // 2
             repeated = pool.roll(number * 4099)[: min(count, len(pool))].repeat(-(-count // len(pool)))
             return [repeated[:count].view(output.shape)]

@@ -46,7 +46,7 @@ class Block(nn.Module):
         return x + y, stats
 
 
-class Output(NamedTuple):
+class DecoderOutput(NamedTuple):
     """hidden: [B, S, H] after the final norm, in the compute dtype. routing: statistics of all layers' routers."""
 
     hidden: Tensor
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
         *,
         embeds: Tensor | None = None,
         expert_ids: Tensor | None = None,
-    ) -> Output:
+    ) -> DecoderOutput:
         """Hidden states and router statistics; `logits` and the objectives continue from there.
 
         Args:
@@ -128,7 +128,7 @@ class Decoder(nn.Module):
             stats.append(of_layer)
         # Reshaped before the norm: FSDP hooks the tensors that this returns, and a view could lose its hook.
         hidden = rms_norm(x.view(batch, seq_len, -1), self.norm, self.cfg.norm_eps)
-        return Output(hidden, RouterStats.stack(stats))
+        return DecoderOutput(hidden, RouterStats.stack(stats))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [..., H] of `forward` -> [..., V] in fp32 (fp64 for fp64)."""

@@ -12,7 +12,7 @@ from parallel.fp8 import quantize_tiles
 from trainer.weights.hf_config import BLOCK
 from trainer.weights.hf_read import DTYPES
 from trainer.weights.hf_survey import FP8, scale_shape
-from trainer.weights.hf_write import Output
+from trainer.weights.hf_write import OutputTensor
 from trainer.weights.map import SCALE_SUFFIX, Piece
 
 DtypeName = Literal["source", "bf16", "fp32", "fp8"]
@@ -35,10 +35,10 @@ def dtypes(asked: DtypeName, kinds: Mapping[str, str]) -> Callable[[Piece], str]
     return choose
 
 
-def outputs_of(name: str, dtype: str, shape: tuple[int, ...]) -> tuple[Output, ...]:
+def outputs_of(name: str, dtype: str, shape: tuple[int, ...]) -> tuple[OutputTensor, ...]:
     """A weight, and in FP8 its scales."""
-    weight = Output(name, dtype, shape)
-    return (weight, Output(name + SCALE_SUFFIX, "F32", scale_shape(shape))) if dtype == FP8 else (weight,)
+    weight = OutputTensor(name, dtype, shape)
+    return (weight, OutputTensor(name + SCALE_SUFFIX, "F32", scale_shape(shape))) if dtype == FP8 else (weight,)
 
 
 def stored_as(values: Tensor, dtype: str) -> Sequence[Tensor]:
@@ -49,13 +49,13 @@ def stored_as(values: Tensor, dtype: str) -> Sequence[Tensor]:
     return codes, scale.reciprocal()
 
 
-def full_dtype(outputs: Iterable[Output]) -> str:
+def full_dtype(outputs: Iterable[OutputTensor]) -> str:
     """As config.json spells it, the dtype of what is not FP8."""
     embedding = next(output.dtype for output in outputs if output.name.endswith("embed_tokens.weight"))
     return FULL.get(embedding, "bfloat16")
 
 
-def unconverted(outputs: Sequence[Output]) -> set[str] | None:
+def unconverted(outputs: Sequence[OutputTensor]) -> set[str] | None:
     """The modules that are not FP8, where others are."""
     if not any(output.dtype == FP8 for output in outputs):
         return None

@@ -36,7 +36,7 @@ SIDE_FILES = (
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputTensor:
     """A tensor to be written."""
 
     name: str
@@ -56,7 +56,7 @@ class Group:
     over by what it gives next.
     """
 
-    outputs: tuple[Output, ...]
+    outputs: tuple[OutputTensor, ...]
     make: Callable[[], Iterable[Tensor]]
 
     @property
@@ -72,12 +72,12 @@ class Shard:
     groups: tuple[Group, ...]
 
     @cached_property
-    def outputs(self) -> list[Output]:
+    def outputs(self) -> list[OutputTensor]:
         """As they are made."""
         return [output for group in self.groups for output in group.outputs]
 
     @cached_property
-    def ordered(self) -> list[Output]:
+    def ordered(self) -> list[OutputTensor]:
         """The outputs in file order: production order, so that the file is written from front to back, unless that
         would misalign a tensor; then wide dtypes first. Readers view the bytes as numbers in place."""
         end = 0
@@ -123,7 +123,7 @@ def copy_of(tensor: StoredTensor) -> Group:
         for first in range(0, box[0].stop, rows):
             yield read_tensor(tensor, (slice(first, min(first + rows, box[0].stop)), *box[1:]))
 
-    return Group((Output(tensor.name, tensor.dtype, tensor.shape),), blocks)
+    return Group((OutputTensor(tensor.name, tensor.dtype, tensor.shape),), blocks)
 
 
 def side_files(directory: Path) -> list[Path]:
@@ -281,7 +281,7 @@ def _write_here_and_there(path: Path, shard: Shard, wrote: Callable[[int], None]
     return CHECKPOINT.file_facts(path)
 
 
-def _made(group: Group) -> Iterator[tuple[Output, Tensor]]:
+def _made(group: Group) -> Iterator[tuple[OutputTensor, Tensor]]:
     """The tensors of a group, or runs of their rows, each with the output that it is (of)."""
     made = iter(group.make())
     for output in group.outputs:

@@ -18,7 +18,7 @@ from trainer.storage.manifest import CHECKPOINT
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import BITS, HuggingFaceError, stored_tensors
 from trainer.weights.hf_read import DTYPES
-from trainer.weights.hf_write import Group, Output, copy_of, side_files, write_directory
+from trainer.weights.hf_write import Group, OutputTensor, copy_of, side_files, write_directory
 
 CONFIG = {"model_type": "qwen3_moe", "note": "größer"}
 
@@ -36,7 +36,7 @@ def groups(named: dict[str, Tensor], together: int = 1) -> list[Group]:
     found = []
     for first in range(0, len(items), together):
         part = items[first : first + together]
-        outputs = tuple(Output(name, spelling[tensor.dtype], tuple(tensor.shape)) for name, tensor in part)
+        outputs = tuple(OutputTensor(name, spelling[tensor.dtype], tuple(tensor.shape)) for name, tensor in part)
         found.append(Group(outputs, lambda part=part: [tensor for _, tensor in part]))
     return found
 
@@ -119,7 +119,7 @@ def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(tmp_path, mo
     def never() -> list[Tensor]:
         raise AssertionError("a tensor was made")
 
-    huge = Group((Output("x", "F32", (1 << 40,)),), never)
+    huge = Group((OutputTensor("x", "F32", (1 << 40,)),), never)
     with pytest.raises(HuggingFaceError, match=r"the disk is too small: 4,398\.047 GB needed, .* GB free in"):
         write_directory(tmp_path / "out", [huge], CONFIG)
     free = shutil.disk_usage(tmp_path)._replace(free=100)
@@ -134,7 +134,7 @@ def test_what_fails_halfway_leaves_nothing(tmp_path):
         assert list(tmp_path.glob("out.*.octavo.tmp/model-*"))
         raise HuggingFaceError("this one cannot be read")
 
-    broken = [*groups(tensors()), Group((Output("x", "F32", (4,)),), fails)]
+    broken = [*groups(tensors()), Group((OutputTensor("x", "F32", (4,)),), fails)]
     with pytest.raises(HuggingFaceError, match="this one cannot be read"):
         write_directory(tmp_path / "out", broken, CONFIG, shard_bytes=50)
     assert list(tmp_path.iterdir()) == []
@@ -144,7 +144,7 @@ def test_what_a_killed_process_left_is_written_anew(tmp_path):
     named = tensors()
     if (child := os.fork()) == 0:
         try:
-            killed = Group((Output("x", "F32", (4,)),), lambda: os._exit(9))  # type: ignore[arg-type]
+            killed = Group((OutputTensor("x", "F32", (4,)),), lambda: os._exit(9))  # type: ignore[arg-type]
             write_directory(tmp_path / "out", [*groups(named), killed], CONFIG, shard_bytes=50)
         finally:
             os._exit(1)
@@ -178,7 +178,7 @@ def test_two_writers_of_one_directory(tmp_path, monkeypatch):
         return [torch.ones(3)]
 
     with pytest.raises(HuggingFaceError, match="out exists; give a directory that does not"):
-        write_directory(target, [Group((Output("first", "F32", (3,)),), first)], CONFIG)
+        write_directory(target, [Group((OutputTensor("first", "F32", (3,)),), first)], CONFIG)
     assert len(told[0]) == 2
     assert_same(loaded(target), {"second": torch.zeros(3)})
     assert sorted(path.name for path in target.iterdir()) == [
@@ -197,7 +197,7 @@ def test_memory_is_that_of_one_tensor(tmp_path):
     """A file of 20 tensors of 8 MB, written, read and written again, holds few of them at a time. The kernel counts
     this in each of its processors apart: a figure may be off by tens of MB where there are many."""
     shape = (8, 1 << 18)
-    made = [Group((Output(f"x{n}", "F32", shape),), lambda: [torch.full(shape, 3.0)]) for n in range(20)]
+    made = [Group((OutputTensor(f"x{n}", "F32", shape),), lambda: [torch.full(shape, 3.0)]) for n in range(20)]
     write_directory(tmp_path / "warm", made[:1], CONFIG)
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = memory("VmRSS")

@@ -23,7 +23,7 @@ from trainer.storage.manifest import CHECKPOINT
 from trainer.storage.progress import Progress
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import INDEX, HuggingFaceError
-from trainer.weights.hf_write import Group, Output
+from trainer.weights.hf_write import Group, OutputTensor
 from trainer.weights.upcycle import engine, journal
 from trainer.weights.upcycle.engine import Done, Interrupted, run
 from trainer.weights.upcycle.errors import UpcycleError
@@ -42,7 +42,7 @@ class Model:
         self.source = {"model.safetensors": "1 2 3"}
         (directory / "tokenizer.json").write_text("{}")
         groups = [
-            Group((Output(f"w{n}", "BF16", SHAPE),), lambda n=n: self._make(n))  # type: ignore[misc]
+            Group((OutputTensor(f"w{n}", "BF16", SHAPE),), lambda n=n: self._make(n))  # type: ignore[misc]
             for n in range(FILES * EACH)
         ]
         self.upcycled: Any = SimpleNamespace(
@@ -372,7 +372,7 @@ def test_identity_sees_a_change_of_any_file(tmp_path):
     vocabulary.mkdir()
     (vocabulary / "tokenizer.json").write_text("1")
     (tmp_path / "tokenizer.json").write_text("{}")
-    write.write_directory(tmp_path / "made", [Group((Output("w", "U8", (2,)),), lambda: [torch.zeros(2).byte()])], {})
+    write.write_directory(tmp_path / "made", [Group((OutputTensor("w", "U8", (2,)),), lambda: [torch.zeros(2).byte()])], {})
     for file in (tmp_path / "made").iterdir():
         file.rename(tmp_path / file.name)
     first = now()

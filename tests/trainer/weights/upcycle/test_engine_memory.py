@@ -15,7 +15,7 @@ from safetensors import safe_open
 from trainer.storage.manifest import CHECKPOINT
 from trainer.weights.hf_config import model_config_from_huggingface
 from trainer.weights.hf_files import INDEX
-from trainer.weights.hf_write import Output
+from trainer.weights.hf_write import OutputTensor
 from trainer.weights.map import MULTIMODAL, PLAIN, full_name, text_pieces
 
 # Qwen3-235B-A22B's, with one layer of 16 experts.
@@ -59,7 +59,7 @@ def test_peak_memory_of_the_published_sizes(tmp_path: Path) -> None:
     source.mkdir()
     (source / "config.json").write_text(json.dumps(CONFIG))
     pieces = text_pieces(model_config_from_huggingface(CONFIG))
-    outputs = [Output(full_name(PLAIN, piece), "BF16", piece.shape) for piece in pieces]
+    outputs = [OutputTensor(full_name(PLAIN, piece), "BF16", piece.shape) for piece in pieces]
     header: dict[str, object] = {}
     end = 0
     for output in outputs:
