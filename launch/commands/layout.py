@@ -31,28 +31,28 @@ def _print_layout(cfg: Config, world: int, rank: int) -> int:
     """Print the axes, bytes and collectives of `rank` of `world` ranks."""
     from trainer.run.simulate import simulate_rank  # imports torch: only now that the configuration is checked
 
-    report = simulate_rank(cfg, world, rank)
+    simulated = simulate_rank(cfg, world, rank)
     print(f"rank {rank} of {world}\n\n{'axis':<14}{'ranks':>6}")
-    for axis, ranks, what in report.layout.rows():
+    for axis, ranks, what in simulated.layout.rows():
         print(f"{axis:<14}{ranks:>6}  {what}")
 
-    held = report.held
-    unit, size = ("GB", 1e9) if held.total >= 1e9 else ("MB", 1e6)
+    memory = simulated.memory
+    unit, size = ("GB", 1e9) if memory.total >= 1e9 else ("MB", 1e6)
     print(f"\n{'held after backward':<20}{unit:>12}")
     for name, nbytes in (
-        ("weights", held.weights),
-        ("gradients", held.gradients),
-        ("optimizer", held.optimizer),
-        ("padding", held.padding),
-        ("in all", held.total),
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.optimizer),
+        ("padding", memory.padding),
+        ("in all", memory.total),
     ):
         print(f"{name:<20}{nbytes / size:>12,.3f}")
     print("activations and gathered weights are not included")
 
     # Every collective of one kind, whatever its size, is one line.
-    kinds = [replace(call, nbytes=0) for call in report.collectives]
+    kinds = [replace(call, nbytes=0) for call in simulated.collectives]
     payload, sent = Counter[object](), Counter[object]()
-    for kind, call in zip(kinds, report.collectives, strict=True):
+    for kind, call in zip(kinds, simulated.collectives, strict=True):
         payload[kind] += call.nbytes
         sent[kind] += call.sent
     print(f"\n{'one step':<11}{'collective':<16}{'over':<26}{'ranks':>6}{'calls':>8}{unit:>12}{f'{unit} sent':>12}")
@@ -61,6 +61,6 @@ def _print_layout(cfg: Config, world: int, rank: int) -> int:
             f"{kind.where:<11}{kind.op:<16}{kind.axis:<26}{kind.ranks:>6}{calls:>8}"
             f"{payload[kind] / size:>12,.3f}{sent[kind] / size:>12,.3f}"
         )
-    total = sum(call.sent for call in report.collectives)
-    print(f"{'in all':<59}{len(report.collectives):>8}{'':>12}{total / size:>12,.3f}")
+    total = sum(call.sent for call in simulated.collectives)
+    print(f"{'in all':<59}{len(simulated.collectives):>8}{'':>12}{total / size:>12,.3f}")
     return 0

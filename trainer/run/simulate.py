@@ -32,18 +32,18 @@ from trainer.run.step import accumulate_gradients
 
 
 @dataclass(frozen=True)
-class Report:
+class SimulatedRank:
     """One rank of a layout.
 
-    held: bytes after backward, gradients included. collectives: of one optimizer step, in the order of their issue.
+    memory: bytes held after backward, gradients included. collectives: of one optimizer step, in the order of their issue.
     """
 
     layout: Layout
-    held: RankBytes
+    memory: RankBytes
     collectives: list[Collective]
 
 
-def simulate_rank(cfg: Config, world_size: int, rank: int) -> Report:
+def simulate_rank(cfg: Config, world_size: int, rank: int) -> SimulatedRank:
     """Build `rank` of `world_size` and take it through one step, without memory or peers.
 
     Nothing is compiled, since a compiled model has the same weights. The step's micro-batches are windows of one
@@ -72,7 +72,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> Report:
             engine.prepare()
         micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * world_size)
         try:
-            held, collectives = trace_step(
+            memory, collectives = trace_step(
                 model, engine, [_blank_batch(cfg)] * micro_batches, cfg, world, meshes, fake=fake
             )
         except DataDependentOutputException:
@@ -83,7 +83,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> Report:
                 value="all_to_all",
                 allowed=("all_gather",),
             ) from None
-        return Report(meshes.layout, held, collectives)
+        return SimulatedRank(meshes.layout, memory, collectives)
 
 
 def trace_step(
@@ -109,10 +109,10 @@ def trace_step(
         accumulate_gradients(
             model, engine, objective, batches, units, world, step=1, reshard_experts=cfg.parallel.reshard_experts
         )
-        held = rank_bytes(model.parameters(), engine.state().values())
+        memory = rank_bytes(model.parameters(), engine.state().values())
         with log.section("optimizer"):
             engine.step(1, cfg.train.steps)
-    return held, log.calls
+    return memory, log.calls
 
 
 def _axes(meshes: Meshes, world: World) -> Iterator[tuple[str, dist.ProcessGroup]]:

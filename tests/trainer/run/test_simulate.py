@@ -87,9 +87,9 @@ def test_every_rank_holds_and_sends_what_a_real_one_does(name):
     cfg = LAYOUTS[name]
     real = on_ranks(RANKS, real_rank, cfg)
     for rank in range(RANKS) if name in ALL_RANKS else (0, 5, RANKS - 1):
-        report = simulate_rank(cfg, RANKS, rank)
-        assert report.held == real[rank][0]
-        assert report.collectives == real[rank][1]
+        simulated = simulate_rank(cfg, RANKS, rank)
+        assert simulated.memory == real[rank][0]
+        assert simulated.collectives == real[rank][1]
     copies = cfg.parallel.dp_replicate
     elements = cfg.model.num_params() * copies + whole_norms(cfg) * (RANKS - copies)
     assert sum(held.weights for held, _ in real) == 4 * elements
@@ -116,12 +116,12 @@ def test_one_rank_of_512_of_the_largest_model():
     words += ["parallel.dp_replicate=4", "parallel.ep=8", "train.micro_batch=1", "train.global_batch=512"]
     cfg = compose(words, world_size=512)
     began = time.process_time()
-    report = simulate_rank(cfg, 512, 300)
+    simulated = simulate_rank(cfg, 512, 300)
     assert time.process_time() - began < 60
     # 128 ranks share a copy, and every dimension divides.
     share = 4 * ((cfg.model.num_params() - whole_norms(cfg)) // 128 + whole_norms(cfg))
-    assert (report.held.weights, report.held.gradients, report.held.padding) == (share, share, 0)
+    assert (simulated.memory.weights, simulated.memory.gradients, simulated.memory.padding) == (share, share, 0)
     tensors = 3 + 9 * cfg.model.num_layers  # each with two moments and a step; and two counts of skipped steps
-    assert report.held.optimizer == 2 * share + 4 * (tensors + 2)
-    calls = Counter((call.op, call.axis, call.ranks) for call in report.collectives if call.axis == "ep")
+    assert simulated.memory.optimizer == 2 * share + 4 * (tensors + 2)
+    calls = Counter((call.op, call.axis, call.ranks) for call in simulated.collectives if call.axis == "ep")
     assert calls == {("all_gather", "ep", 8): 2 * 94, ("all_to_all", "ep", 8): 2 * 94}
