@@ -16,7 +16,7 @@ from trainer.data.shards.tokenizer import Tokenizer
 from trainer.storage.workers import Task
 
 Job = dict[str, Any]
-Report = Callable[[int, int], None]  # called with the bytes and tokens of a job so far
+OnUnitProgress = Callable[[int, int], None]  # called with the bytes and tokens of a job so far
 
 
 def load_plan(work: Path) -> dict[str, Any]:
@@ -45,12 +45,12 @@ def start_jobs(work: Path) -> Task:
     return lambda job, report: run_job(work, job, lambda read, tokens: report((read, tokens)))
 
 
-def run_job(work: Path, job: Job, report: Report) -> Any:
+def run_job(work: Path, job: Job, on_progress: OnUnitProgress) -> Any:
     """Facts of a unit or of a shard. Raises DataError."""
     if job["do"] == "unit":
         plan = load_plan(work)
         found = documents(Unit(**job["unit"]), plan["field"], plan["origin"])
-        return spool_unit(work / "spool", job["number"], found, encoder_of(work, job["at_least"]), report)
+        return spool_unit(work / "spool", job["number"], found, encoder_of(work, job["at_least"]), on_progress)
     parts = json.loads((work / "spool" / job["parts"]).read_text())
     dtype = np.dtype(load_plan(work)["dtype"])
     return write_shard(work / "spool", work, job["stem"], tuple(job["keys"]), parts, dtype)

@@ -72,11 +72,11 @@ def spool_unit(
     unit: int,
     documents: Iterable[tuple[int, str, str]],
     encoder: Encoder,
-    report: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Facts:
     """Write the parts of a unit and, last, `<unit>.json`; return its content.
 
-    documents: (bytes read so far, origin, text). report: called with the bytes and tokens so far.
+    documents: (bytes read so far, origin, text). on_progress: called with the bytes and tokens so far.
     """
     parts: list[Facts] = []
     gathered: dict[str, _PartWriter] = {TRAIN: _PartWriter(), HELDOUT: _PartWriter()}
@@ -93,8 +93,8 @@ def spool_unit(
             tokens += len(ids)
             if part.tokens >= PART_TOKENS:
                 parts.append(part.write(directory / f"{unit:06}-{len(parts):04}", split, encoder.dtype))
-        if report is not None:
-            report(read, tokens)
+        if on_progress is not None:
+            on_progress(read, tokens)
 
     batch: list[tuple[str, str]] = []
     size = 0
