@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-Record = dict[str, Any]
+LogRecord = dict[str, Any]
 
 # What the progress line shows in a form of its own, or leaves to the record.
 NAMED = {
@@ -19,10 +19,10 @@ class PlainConsole:
     def __init__(self, total_steps: int) -> None:
         self._total_steps = total_steps
 
-    def steps(self, records: list[Record], seconds_left: float) -> None:
+    def steps(self, records: list[LogRecord], seconds_left: float) -> None:
         print(progress_line(_summary(records), self._total_steps, seconds_left), flush=True)
 
-    def event(self, record: Record) -> None:
+    def event(self, record: LogRecord) -> None:
         print(event_text(record), flush=True)
 
     def close(self) -> None:
@@ -45,12 +45,12 @@ class RichConsole:
         self._task = self._progress.add_task("", total=total_steps, completed=resume_step)
         self._progress.start()
 
-    def steps(self, records: list[Record], seconds_left: float) -> None:
+    def steps(self, records: list[LogRecord], seconds_left: float) -> None:
         last = _summary(records)
         self._console.print(progress_line(last, self._total_steps, seconds_left), markup=False, soft_wrap=True)
         self._progress.update(self._task, completed=last["step"], description=f"{_clock(seconds_left)} left")
 
-    def event(self, record: Record) -> None:
+    def event(self, record: LogRecord) -> None:
         style = {"warning": "yellow", "error": "red"}.get(record["event"], "cyan")
         self._console.print(event_text(record), style=style, markup=False, soft_wrap=True)
 
@@ -58,12 +58,12 @@ class RichConsole:
         self._progress.stop()
 
 
-def _summary(records: list[Record]) -> Record:
+def _summary(records: list[LogRecord]) -> LogRecord:
     """The last step, with the mean loss of all `records`: single steps fluctuate."""
     return {**records[-1], "loss": sum(record["loss"] for record in records) / len(records)}
 
 
-def progress_line(record: Record, total_steps: int, seconds_left: float) -> str:
+def progress_line(record: LogRecord, total_steps: int, seconds_left: float) -> str:
     """The progress line: the parts that the record has, in a fixed order, and an objective's own scalars by name."""
     parts = [f"step {record['step']:>{len(str(total_steps))}}/{total_steps}", f"loss {record['loss']:.4f}"]
     others = {name: value for name, value in record.items() if name not in NAMED and isinstance(value, float)}
@@ -86,7 +86,7 @@ def progress_line(record: Record, total_steps: int, seconds_left: float) -> str:
     return " · ".join([*parts, f"{_clock(seconds_left)} left"])
 
 
-def event_text(record: Record) -> str:
+def event_text(record: LogRecord) -> str:
     """One line, `step 20 · evaluation: loss 5.1 · ...`, then any long text below, indented."""
     shown: list[str] = []
     below: list[str] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.config.keys import LoggingConfig
-from trainer.metrics.console import PlainConsole, Record, RichConsole
+from trainer.metrics.console import LogRecord, PlainConsole, RichConsole
 from trainer.metrics.rates import Rates, peak_memory
 from trainer.metrics.wandb import Wandb
 from trainer.storage.atomic import atomic_file
@@ -26,8 +26,8 @@ from trainer.storage.atomic import atomic_file
 class View(Protocol):
     """Shows the record. No error in a view stops a run."""
 
-    def steps(self, records: list[Record], seconds_left: float) -> None: ...
-    def event(self, record: Record) -> None: ...
+    def steps(self, records: list[LogRecord], seconds_left: float) -> None: ...
+    def event(self, record: LogRecord) -> None: ...
     def close(self) -> None: ...
 
 
@@ -74,7 +74,7 @@ class MetricsLog:
         if cfg.wandb != "off":
             self._open_wandb(run_dir, cfg, config)
 
-    def write(self, records: list[Record]) -> None:
+    def write(self, records: list[LogRecord]) -> None:
         """Append the steps since the last call, one dict each, in order: at least step and loss.
 
         Views show these if present: lr, grad_norm, balance, max_load (the busiest expert's load over the mean), skipped
@@ -90,7 +90,7 @@ class MetricsLog:
         seconds_left = (self._total_steps - self._step) * self._rates.seconds_per_step
         self._show(lambda view: view.steps(records, seconds_left))
 
-    def event(self, record: Record) -> None:
+    def event(self, record: LogRecord) -> None:
         """Append and show anything that is not a step: {"event": "evaluation", "loss": ...}.
 
         "step" defaults to the last one written. "seconds", if present, is the time that training waited for the event;
@@ -171,7 +171,7 @@ class JsonLines:
             with atomic_file(self.path) as new:
                 new.write_bytes(b"".join(kept))
 
-    def append(self, records: list[Record]) -> str | None:
+    def append(self, records: list[LogRecord]) -> str | None:
         """Write the records and what could not be written before; returns what went wrong, once per trouble."""
         lines = "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records)
         in_trouble = bool(self._pending)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.config.keys import LoggingConfig
-from trainer.metrics.console import Record
+from trainer.metrics.console import LogRecord
 
 
 class Wandb:
@@ -31,11 +31,11 @@ class Wandb:
             settings=wandb.Settings(silent=True, console="off"),
         )
 
-    def steps(self, records: list[Record], seconds_left: float) -> None:
+    def steps(self, records: list[LogRecord], seconds_left: float) -> None:
         for record in records:
             self._run.log(record, step=record["step"])
 
-    def event(self, record: Record) -> None:
+    def event(self, record: LogRecord) -> None:
         kind = record["event"]
         values = {f"{kind}/{key}": value for key, value in record.items() if isinstance(value, (int, float, dict))}
         values.pop(f"{kind}/step", None)
