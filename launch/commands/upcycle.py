@@ -147,7 +147,7 @@ def _print_plan(
     from trainer.weights.hf_write import cut
 
     old, new = source.model, planned.model
-    shards = cut(planned.groups, round(options.shard_gb * 1e9))
+    shards = cut(planned.bundles, round(options.shard_gb * 1e9))
     sizes = [shard.size for shard in shards]
     need = sum(sizes)
     unfinished, kept = _unfinished(options, expansion, source, planned, shards, whole=not remarks)

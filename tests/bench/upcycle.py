@@ -52,11 +52,11 @@ def make_source(directory: Path, described: dict[str, Any]) -> None:
     import torch
 
     from trainer.weights.hf_config import model_config_from_huggingface
-    from trainer.weights.hf_write import Group, OutputTensor, write_directory
+    from trainer.weights.hf_write import Bundle, OutputTensor, write_directory
     from trainer.weights.map import PLAIN, full_name, text_pieces
 
     pool = (0.02 * torch.randn(1 << 24, generator=torch.Generator().manual_seed(0))).bfloat16()
-    groups = []
+    bundles = []
     for number, piece in enumerate(text_pieces(model_config_from_huggingface(described))):
         output = OutputTensor(full_name(PLAIN, piece), "BF16", piece.shape)
 
@@ -65,8 +65,8 @@ def make_source(directory: Path, described: dict[str, Any]) -> None:
             repeated = pool.roll(number * 4099)[: min(count, len(pool))].repeat(-(-count // len(pool)))
             return [repeated[:count].view(output.shape)]
 
-        groups.append(Group((output,), make))
-    write_directory(directory, groups, described, shard_bytes=SHARD_BYTES)
+        bundles.append(Bundle((output,), make))
+    write_directory(directory, bundles, described, shard_bytes=SHARD_BYTES)
 
 
 def usage() -> float:

@@ -237,7 +237,7 @@ class Study:
         if directory.exists():
             shutil.rmtree(directory)  # of a start that was cut off
         made = plan_upcycle(self.source, expansion, counts=self.counts)
-        write_directory(directory, made.groups, made.config, made.side_files, manifest={"upcycle": made.facts})
+        write_directory(directory, made.bundles, made.config, made.side_files, manifest={"upcycle": made.facts})
         return directory, made.placement
 
     # ---- training on

@@ -19,7 +19,7 @@ from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, st
 from trainer.weights.hf_config import BLOCK, huggingface_config, is_qwen3_moe
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_survey import FP8
-from trainer.weights.hf_write import SHARD_BYTES, Group, copy_of, make_room, write_directory
+from trainer.weights.hf_write import SHARD_BYTES, Bundle, copy_of, make_room, write_directory
 from trainer.weights.kept_source import Carried, read_carried
 from trainer.weights.map import MULTIMODAL, PLAIN, Piece, full_name
 from trainer.weights.opened import open_checkpoint
@@ -86,11 +86,11 @@ def export(
             )
     prefix, config = _destination(model, carried, text_only)
     choose = dtypes(dtype, carried.kinds if carried else {})
-    groups = [_text(state, piece, full_name(prefix, piece), choose(piece)) for piece in pieces]
+    bundles = [_text(state, piece, full_name(prefix, piece), choose(piece)) for piece in pieces]
     towers = [] if carried is None or text_only else carried.tensors
-    groups += [copy_of(tensor) for tensor in towers]
-    outputs = [output for group in groups for output in group.outputs]
-    total, done = sum(group.nbytes for group in groups), 0
+    bundles += [copy_of(tensor) for tensor in towers]
+    outputs = [output for bundle in bundles for output in bundle.outputs]
+    total, done = sum(bundle.nbytes for bundle in bundles), 0
 
     make_room(target, total)  # before hours of reading
     opened.compare_hashes()
@@ -103,13 +103,13 @@ def export(
 
     write_directory(
         target,
-        groups,
+        bundles,
         huggingface_config(model, config, dtype=full_dtype(outputs), unconverted=unconverted(outputs)),
         carried.side_files if carried else (),
         shard_bytes=shard_bytes,
         wrote=count,
     )
-    written = sorted({output.dtype for group in groups[: len(pieces)] for output in group.outputs})
+    written = sorted({output.dtype for bundle in bundles[: len(pieces)] for output in bundle.outputs})
     return Exported(opened.step, total, ", ".join(written), len(towers), _warnings(model, written))
 
 
@@ -146,7 +146,7 @@ def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -
     return MULTIMODAL, {key: value for key, value in carried.config.items() if key not in towers}
 
 
-def _text(state: StoredState, piece: Piece, name: str, dtype: str) -> Group:
+def _text(state: StoredState, piece: Piece, name: str, dtype: str) -> Bundle:
     def values() -> Tensor:
         return state.read(f"model.{piece.parameter}", piece.box).view(piece.shape)
 
@@ -163,4 +163,4 @@ def _text(state: StoredState, piece: Piece, name: str, dtype: str) -> Group:
             )
         return written
 
-    return Group(outputs_of(name, dtype, piece.shape), make)
+    return Bundle(outputs_of(name, dtype, piece.shape), make)

@@ -1,4 +1,4 @@
-"""A stream of tensors into a new Hugging Face directory: one group of tensors in memory at a time.
+"""A stream of tensors into a new Hugging Face directory: one bundle of tensors in memory at a time.
 
 Everything is known before the first byte: names, dtypes, shapes and so the size of every file. The directory is written
 beside its place, each file synced, and takes its name last: what bears it is whole.
@@ -49,7 +49,7 @@ class OutputTensor:
 
 
 @dataclass(frozen=True)
-class Group:
+class Bundle:
     """Tensors that are made together.
 
     `make` gives them in the order of `outputs`, each whole or in runs of its rows; what it gave last may be written
@@ -69,12 +69,12 @@ class Shard:
     """A file to be written."""
 
     name: str
-    groups: tuple[Group, ...]
+    bundles: tuple[Bundle, ...]
 
     @cached_property
     def outputs(self) -> list[OutputTensor]:
         """As they are made."""
-        return [output for group in self.groups for output in group.outputs]
+        return [output for bundle in self.bundles for output in bundle.outputs]
 
     @cached_property
     def ordered(self) -> list[OutputTensor]:
@@ -90,7 +90,7 @@ class Shard:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        return sum(group.nbytes for group in self.groups)
+        return sum(bundle.nbytes for bundle in self.bundles)
 
     @property
     def size(self) -> int:
@@ -111,7 +111,7 @@ class Shard:
         return struct.pack("<Q", len(text)) + text
 
 
-def copy_of(tensor: StoredTensor) -> Group:
+def copy_of(tensor: StoredTensor) -> Bundle:
     """A tensor of another directory, byte for byte, a block of its rows in memory at a time."""
 
     def blocks() -> Iterator[Tensor]:
@@ -123,7 +123,7 @@ def copy_of(tensor: StoredTensor) -> Group:
         for first in range(0, box[0].stop, rows):
             yield read_tensor(tensor, (slice(first, min(first + rows, box[0].stop)), *box[1:]))
 
-    return Group((OutputTensor(tensor.name, tensor.dtype, tensor.shape),), blocks)
+    return Bundle((OutputTensor(tensor.name, tensor.dtype, tensor.shape),), blocks)
 
 
 def side_files(directory: Path) -> list[Path]:
@@ -134,7 +134,7 @@ def side_files(directory: Path) -> list[Path]:
 
 def write_directory(
     target: Path,
-    groups: Sequence[Group],
+    bundles: Sequence[Bundle],
     config: Mapping[str, Any],
     beside: Iterable[Path] = (),
     *,
@@ -142,22 +142,22 @@ def write_directory(
     manifest: Mapping[str, Any] | None = None,
     wrote: Callable[[int], None] = lambda nbytes: None,
 ) -> int:
-    """Make `target` with the tensors of `groups`, an index of them, config.json and copies of the files `beside`.
+    """Make `target` with the tensors of `bundles`, an index of them, config.json and copies of the files `beside`.
 
     Args:
-        shard_bytes: no file is larger, unless a single group is.
+        shard_bytes: no file is larger, unless a single bundle is.
         manifest: facts of a manifest.json with size and SHA-256 of every file; None: no manifest.
-        wrote: called with the bytes of each group once they are written.
+        wrote: called with the bytes of each bundle once they are written.
     Returns: the bytes of all tensors.
     Raises: HuggingFaceError where `target` exists, the disk is too small (before the first byte is written) or cannot
         be written; nothing is left behind.
     """
     beside = list(beside)
-    total = sum(group.nbytes for group in groups)
+    total = sum(bundle.nbytes for bundle in bundles)
     try:
         make_room(target, total + sum(file.stat().st_size for file in beside))
         with atomic_directory(target) as temporary:
-            shards = cut(groups, shard_bytes)
+            shards = cut(bundles, shard_bytes)
             written = {shard.name: write_shard(temporary / shard.name, shard, wrote) for shard in shards}
             complete(temporary, shards, written, config, beside, manifest)
     except TargetExistsError as error:
@@ -235,32 +235,32 @@ def already_exists(target: Path) -> HuggingFaceError:
     )
 
 
-def cut(groups: Sequence[Group], most: int) -> list[Shard]:
-    """Files of runs of groups, with tensors of at most `most` bytes, but for a group that has more by itself."""
-    runs: list[list[Group]] = []
+def cut(bundles: Sequence[Bundle], most: int) -> list[Shard]:
+    """Files of runs of bundles, with tensors of at most `most` bytes, but for a bundle that has more by itself."""
+    runs: list[list[Bundle]] = []
     size = 0
-    for group in groups:
-        if not runs or size + group.nbytes > most:
+    for bundle in bundles:
+        if not runs or size + bundle.nbytes > most:
             runs.append([])
             size = 0
-        runs[-1].append(group)
-        size += group.nbytes
+        runs[-1].append(bundle)
+        size += bundle.nbytes
     return [Shard(f"model-{number:05}-of-{len(runs):05}.safetensors", tuple(run)) for number, run in enumerate(runs, 1)]
 
 
 def write_shard(path: Path, shard: Shard, wrote: Callable[[int], None]) -> dict[str, Any]:
     """Make a file's tensors and write them, synced. `wrote` as of `write_directory`.
 
-    Returns what `Manifest.file_facts` would. Raises OSError, and what the groups raise.
+    Returns what `Manifest.file_facts` would. Raises OSError, and what the bundles raise.
     """
     if shard.ordered is not shard.outputs:
         return _write_here_and_there(path, shard, wrote)
     with HashedFile(path) as file:
         file.write(shard.head())
-        for group in shard.groups:
-            for _, tensor in _made(group):
+        for bundle in shard.bundles:
+            for _, tensor in _made(bundle):
                 file.write(bytes_of(tensor))
-            wrote(group.nbytes)
+            wrote(bundle.nbytes)
         return file.finish()
 
 
@@ -272,19 +272,19 @@ def _write_here_and_there(path: Path, shard: Shard, wrote: Callable[[int], None]
         end += output.nbytes
     with open(path, "wb", buffering=0) as file:
         _write_all(file.fileno(), head, 0)
-        for group in shard.groups:
-            for output, tensor in _made(group):
+        for bundle in shard.bundles:
+            for output, tensor in _made(bundle):
                 _write_all(file.fileno(), bytes_of(tensor), starts[output.name])
                 starts[output.name] += tensor.nbytes
-            wrote(group.nbytes)
+            wrote(bundle.nbytes)
     sync(path)
     return CHECKPOINT.file_facts(path)
 
 
-def _made(group: Group) -> Iterator[tuple[OutputTensor, Tensor]]:
-    """The tensors of a group, or runs of their rows, each with the output that it is (of)."""
-    made = iter(group.make())
-    for output in group.outputs:
+def _made(bundle: Bundle) -> Iterator[tuple[OutputTensor, Tensor]]:
+    """The tensors of a bundle, or runs of their rows, each with the output that it is (of)."""
+    made = iter(bundle.make())
+    for output in bundle.outputs:
         rows = 0
         while True:
             tensor = next(made)
@@ -297,7 +297,7 @@ def _made(group: Group) -> Iterator[tuple[OutputTensor, Tensor]]:
             if rows >= output.shape[0]:
                 assert rows == output.shape[0], output.name
                 break
-    assert next(made, None) is None, group.outputs[-1].name
+    assert next(made, None) is None, bundle.outputs[-1].name
 
 
 def _write_all(file: int, data: bytes | memoryview, start: int) -> None:

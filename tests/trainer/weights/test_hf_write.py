@@ -18,7 +18,7 @@ from trainer.storage.manifest import CHECKPOINT
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import BITS, HuggingFaceError, stored_tensors
 from trainer.weights.hf_read import DTYPES
-from trainer.weights.hf_write import Group, OutputTensor, copy_of, side_files, write_directory
+from trainer.weights.hf_write import Bundle, OutputTensor, copy_of, side_files, write_directory
 
 CONFIG = {"model_type": "qwen3_moe", "note": "größer"}
 
@@ -30,14 +30,14 @@ def tensors() -> dict[str, Tensor]:
     return {name: values.to(DTYPES[name]) for name, values in bits.items()} | {"none": torch.empty(0, 4)}
 
 
-def groups(named: dict[str, Tensor], together: int = 1) -> list[Group]:
+def bundles(named: dict[str, Tensor], together: int = 1) -> list[Bundle]:
     spelling = {dtype: name for name, dtype in DTYPES.items()}
     items = list(named.items())
     found = []
     for first in range(0, len(items), together):
         part = items[first : first + together]
         outputs = tuple(OutputTensor(name, spelling[tensor.dtype], tuple(tensor.shape)) for name, tensor in part)
-        found.append(Group(outputs, lambda part=part: [tensor for _, tensor in part]))
+        found.append(Bundle(outputs, lambda part=part: [tensor for _, tensor in part]))
     return found
 
 
@@ -63,7 +63,7 @@ def test_the_library_reads_every_dtype(tmp_path, together, shard_bytes, files):
     assert set(DTYPES) == set(BITS)
     named, told = tensors(), []
     target = tmp_path / "deeper" / "out"
-    total = write_directory(target, groups(named, together), CONFIG, shard_bytes=shard_bytes, wrote=told.append)
+    total = write_directory(target, bundles(named, together), CONFIG, shard_bytes=shard_bytes, wrote=told.append)
     assert total == sum(told) == sum(tensor.nbytes for tensor in named.values())
     assert len(list(target.glob("*.safetensors"))) == files
     assert_same(loaded(target), named)
@@ -93,7 +93,7 @@ def test_side_files_and_a_manifest_of_hashes(tmp_path):
     for name in [*kept, "config.json", "model.safetensors", "model.safetensors.index.json", "optimizer.pt"]:
         (source / name).write_text(name)
     target = tmp_path / "out"
-    write_directory(target, groups(tensors()), CONFIG, side_files(source), manifest={"from": "there"})
+    write_directory(target, bundles(tensors()), CONFIG, side_files(source), manifest={"from": "there"})
     others = {"config.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors", "manifest.json"}
     assert {path.name for path in target.iterdir()} == {*kept, *others}
     assert all((target / name).read_text() == name for name in kept)
@@ -106,26 +106,26 @@ def test_side_files_and_a_manifest_of_hashes(tmp_path):
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(HuggingFaceError, match="out exists; give a directory that does not"):
-        write_directory(tmp_path / "out", groups(tensors()), CONFIG)
+        write_directory(tmp_path / "out", bundles(tensors()), CONFIG)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(HuggingFaceError, match="link exists"):
-        write_directory(tmp_path / "link", groups(tensors()), CONFIG)
+        write_directory(tmp_path / "link", bundles(tensors()), CONFIG)
     (tmp_path / "file").write_text("")
     with pytest.raises(HuggingFaceError, match="Not a directory"):
-        write_directory(tmp_path / "file" / "out", groups(tensors()), CONFIG)
+        write_directory(tmp_path / "file" / "out", bundles(tensors()), CONFIG)
 
 
 def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(tmp_path, monkeypatch):
     def never() -> list[Tensor]:
         raise AssertionError("a tensor was made")
 
-    huge = Group((OutputTensor("x", "F32", (1 << 40,)),), never)
+    huge = Bundle((OutputTensor("x", "F32", (1 << 40,)),), never)
     with pytest.raises(HuggingFaceError, match=r"the disk is too small: 4,398\.047 GB needed, .* GB free in"):
         write_directory(tmp_path / "out", [huge], CONFIG)
     free = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(write.shutil, "disk_usage", lambda place: free)
     with pytest.raises(HuggingFaceError, match="too small"):
-        write_directory(tmp_path / "out", groups(tensors()), CONFIG)
+        write_directory(tmp_path / "out", bundles(tensors()), CONFIG)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -134,7 +134,7 @@ def test_what_fails_halfway_leaves_nothing(tmp_path):
         assert list(tmp_path.glob("out.*.octavo.tmp/model-*"))
         raise HuggingFaceError("this one cannot be read")
 
-    broken = [*groups(tensors()), Group((OutputTensor("x", "F32", (4,)),), fails)]
+    broken = [*bundles(tensors()), Bundle((OutputTensor("x", "F32", (4,)),), fails)]
     with pytest.raises(HuggingFaceError, match="this one cannot be read"):
         write_directory(tmp_path / "out", broken, CONFIG, shard_bytes=50)
     assert list(tmp_path.iterdir()) == []
@@ -144,8 +144,8 @@ def test_what_a_killed_process_left_is_written_anew(tmp_path):
     named = tensors()
     if (child := os.fork()) == 0:
         try:
-            killed = Group((OutputTensor("x", "F32", (4,)),), lambda: os._exit(9))  # type: ignore[arg-type]
-            write_directory(tmp_path / "out", [*groups(named), killed], CONFIG, shard_bytes=50)
+            killed = Bundle((OutputTensor("x", "F32", (4,)),), lambda: os._exit(9))  # type: ignore[arg-type]
+            write_directory(tmp_path / "out", [*bundles(named), killed], CONFIG, shard_bytes=50)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -155,7 +155,7 @@ def test_what_a_killed_process_left_is_written_anew(tmp_path):
     for name in others:
         (tmp_path / name).mkdir()
         (tmp_path / name / "notes").write_text("")
-    write_directory(tmp_path / "out", groups(named), CONFIG)
+    write_directory(tmp_path / "out", bundles(named), CONFIG)
     assert_same(loaded(tmp_path / "out"), named)
     assert {path.name for path in tmp_path.iterdir()} == {"out", *others}
     assert all((tmp_path / name / "notes").exists() for name in others)
@@ -166,7 +166,7 @@ def test_two_writers_of_one_directory(tmp_path, monkeypatch):
     target, told = tmp_path / "out", []
 
     def second() -> None:
-        write_directory(target, groups({"second": torch.zeros(3)}), CONFIG)
+        write_directory(target, bundles({"second": torch.zeros(3)}), CONFIG)
 
     def first() -> list[Tensor]:
         with pytest.raises(HuggingFaceError, match=r"out is being written by another process, in .*out\.\w{8}\.octavo"):
@@ -178,7 +178,7 @@ def test_two_writers_of_one_directory(tmp_path, monkeypatch):
         return [torch.ones(3)]
 
     with pytest.raises(HuggingFaceError, match="out exists; give a directory that does not"):
-        write_directory(target, [Group((OutputTensor("first", "F32", (3,)),), first)], CONFIG)
+        write_directory(target, [Bundle((OutputTensor("first", "F32", (3,)),), first)], CONFIG)
     assert len(told[0]) == 2
     assert_same(loaded(target), {"second": torch.zeros(3)})
     assert sorted(path.name for path in target.iterdir()) == [
@@ -197,7 +197,7 @@ def test_memory_is_that_of_one_tensor(tmp_path):
     """A file of 20 tensors of 8 MB, written, read and written again, holds few of them at a time. The kernel counts
     this in each of its processors apart: a figure may be off by tens of MB where there are many."""
     shape = (8, 1 << 18)
-    made = [Group((OutputTensor(f"x{n}", "F32", shape),), lambda: [torch.full(shape, 3.0)]) for n in range(20)]
+    made = [Bundle((OutputTensor(f"x{n}", "F32", shape),), lambda: [torch.full(shape, 3.0)]) for n in range(20)]
     write_directory(tmp_path / "warm", made[:1], CONFIG)
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = memory("VmRSS")
@@ -209,7 +209,7 @@ def test_memory_is_that_of_one_tensor(tmp_path):
 
 def test_groups_stay_together(tmp_path):
     named: dict[str, Any] = {f"x{number}": torch.full((10,), float(number)) for number in range(6)}
-    write_directory(tmp_path / "out", groups(named, together=2), CONFIG, shard_bytes=120)
+    write_directory(tmp_path / "out", bundles(named, together=2), CONFIG, shard_bytes=120)
     files = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
     assert [files[f"x{number}"][6:11] for number in range(6)] == ["00001", "00001", "00002", "00002", "00003", "00003"]
 

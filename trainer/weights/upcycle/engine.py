@@ -65,7 +65,7 @@ def run(
     Args:
         source: returns the source's current identity (`journal.identity`): part of the plan, compared at the end.
         workers: processes; each holds a few tensors.
-        shard_bytes: largest size of a file, unless a single group of tensors is larger.
+        shard_bytes: largest size of a file, unless a single bundle of tensors is larger.
     Raises: HuggingFaceError if `target` exists or the disk is too small (before the first byte); UpcycleError if
         another process writes it, another plan's work is there, a tensor cannot be read or a file cannot be written;
         Interrupted. Finished files are kept.
@@ -73,7 +73,7 @@ def run(
     if target.exists():
         tidy(target)
     must_not_exist(target)
-    shards = cut(upcycled.groups, shard_bytes)
+    shards = cut(upcycled.bundles, shard_bytes)
     before = source()
     plan = plan_of(upcycled, shards, before)
     beside = sum(file.stat().st_size for file in upcycled.side_files)
@@ -160,7 +160,7 @@ def _make(work: Work, shards: Sequence[Shard], workers: int, progress: OnProgres
 
 
 def _start(jobs: Sequence[Shard], work: Work) -> Task:
-    """Make the files of `jobs` in a fork: the groups' closures hold an opened source, and a fresh process would spend
+    """Make the files of `jobs` in a fork: the bundles' closures hold an opened source, and a fresh process would spend
     seconds on importing torch. torch's threads do not exist in a fork, so each computes with one."""
     torch.set_num_threads(1)
 

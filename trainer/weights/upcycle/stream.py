@@ -1,6 +1,6 @@
 """The tensors of an expanded model, made from the source's a few at a time, with shapes and sizes known in advance.
 
-Every group's `make` is a pure function of the source's bytes, the expansion and the names of its outputs.
+Every bundle's `make` is a pure function of the source's bytes, the expansion and the names of its outputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.weights.hf_config import huggingface_config
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_read import DTYPES, bytes_of, read_piece, read_tensor
 from trainer.weights.hf_survey import FP8, SourceModel
-from trainer.weights.hf_write import Group, copy_of
+from trainer.weights.hf_write import Bundle, copy_of
 from trainer.weights.map import Piece, full_name, text_pieces
 from trainer.weights.upcycle.coactivation import Counts
 from trainer.weights.upcycle.describe import base_config, prefix_of, side_files_of, warnings_of
@@ -37,7 +37,7 @@ TABLES = ("embed", "lm_head")
 
 
 class _Scratch(threading.local):
-    """Memory that a thread reuses for every group: allocating it anew costs about as much as copying."""
+    """Memory that a thread reuses for every bundle: allocating it anew costs about as much as copying."""
 
     def __init__(self) -> None:
         self.bytes = torch.empty(0, dtype=torch.uint8)
@@ -54,7 +54,7 @@ class _Scratch(threading.local):
 class Upcycled:
     """An expanded model before any weight is read: its names, shapes and tokenizer are known."""
 
-    groups: list[Group]  # layer by layer, towers last; one at a time in a thread
+    bundles: list[Bundle]  # layer by layer, towers last; one at a time in a thread
     placement: CopyPlacement
     model: ModelConfig
     config: dict[str, Any]  # config.json
@@ -69,7 +69,7 @@ def plan_upcycle(
     counts: Counts | None = None,
     progress: OnProgress = ignore,
 ) -> Upcycled:
-    """Plan the expansion of a directory from its headers and tokenizers; weights are read when a group is made.
+    """Plan the expansion of a directory from its headers and tokenizers; weights are read when a bundle is made.
 
     Args:
         dtype: dtype of the text model. "source" keeps each tensor's; otherwise as in `export`.
@@ -83,8 +83,8 @@ def plan_upcycle(
     source.require(towers=True)
     vocabulary = vocabulary_of(source, expansion)
     model = expanded_model(old, expansion, old.vocab_size if vocabulary is None else len(vocabulary.rows))
-    groups = list(_Text(source, model, expansion, vocabulary, dtype).groups(placement))
-    outputs = [output for group in groups for output in group.outputs]
+    bundles = list(_Text(source, model, expansion, vocabulary, dtype).bundles(placement))
+    outputs = [output for bundle in bundles for output in bundle.outputs]
     config = huggingface_config(
         model, base_config(source, model, vocabulary), dtype=full_dtype(outputs), unconverted=unconverted(outputs)
     )
@@ -96,13 +96,13 @@ def plan_upcycle(
         "vocabulary": None if vocabulary is None else vocabulary.facts(),
         "placement": placement.facts(),
     }
-    groups += [copy_of(tensor) for tensor in source.carried]
+    bundles += [copy_of(tensor) for tensor in source.carried]
     beside = side_files_of(source.directory.path, expansion, vocabulary)
-    return Upcycled(groups, placement, model, config, facts, beside)
+    return Upcycled(bundles, placement, model, config, facts, beside)
 
 
 class _Text:
-    """The text model's groups."""
+    """The text model's bundles."""
 
     def __init__(
         self,
@@ -117,8 +117,8 @@ class _Text:
         self.noise, self.scratch = Noise(expansion.noise, expansion.seed), _Scratch()
         self.pieces = {(piece.parameter, _starts(piece.box)): piece for piece in source.pieces}
 
-    def groups(self, placement: CopyPlacement) -> Iterator[Group]:
-        """Groups in the order of the source's layers. The copies of an expert's matrix are one group, read once."""
+    def bundles(self, placement: CopyPlacement) -> Iterator[Bundle]:
+        """Groups in the order of the source's layers. The copies of an expert's matrix are one bundle, read once."""
         copies: dict[tuple[str, tuple[int, ...]], list[Piece]] = {}
         for piece in text_pieces(self.model):
             layer = int(piece.parameter.split(".")[1]) if piece.parameter.startswith("layers.") else -1
@@ -137,7 +137,7 @@ class _Text:
             else:
                 yield self._kept(piece)
 
-    def _copies(self, pieces: list[Piece], expert: int) -> Group:
+    def _copies(self, pieces: list[Piece], expert: int) -> Bundle:
         dtype, box = self.choose(pieces[0]), (slice(expert, expert + 1), *pieces[0].box[1:])
         shape, names = pieces[0].shape, [piece.name for piece in pieces]
         read = self._read_name(box, pieces[0])
@@ -155,9 +155,9 @@ class _Text:
                 runs = self.noise.copies(values, [name], torch.float32, read)
                 yield from stored_as(torch.cat([run.clone() for run in runs]), FP8)
 
-        return Group(outputs, noisy if self.noise.relative else exact)
+        return Bundle(outputs, noisy if self.noise.relative else exact)
 
-    def _router(self, piece: Piece, source_of: list[int]) -> Group:
+    def _router(self, piece: Piece, source_of: list[int]) -> Bundle:
         dtype, temperature = self.choose(piece), self.expansion.router_temperature
         box = (slice(0, self.source.model.num_experts), piece.box[1])
 
@@ -167,9 +167,9 @@ class _Text:
                 rows = rows.double() / temperature
             return self.noise.copies(rows, [piece.name], DTYPES[dtype], self._read_name(box, piece))
 
-        return Group(outputs_of(self._name(piece), dtype, piece.shape), make)
+        return Bundle(outputs_of(self._name(piece), dtype, piece.shape), make)
 
-    def _table(self, piece: Piece) -> Group:
+    def _table(self, piece: Piece) -> Bundle:
         dtype = self.choose(piece)
         stored = self.source.stored(self.pieces[piece.parameter, (0, 0)])
         rows = range(self.model.vocab_size) if self.vocabulary is None else self.vocabulary.rows
@@ -178,21 +178,21 @@ class _Text:
         def make() -> Iterator[Tensor]:
             return moved_rows(stored, rows, known, DTYPES[dtype], self.noise, piece.name)
 
-        return Group(outputs_of(self._name(piece), dtype, piece.shape), make)
+        return Bundle(outputs_of(self._name(piece), dtype, piece.shape), make)
 
-    def _new_positions(self, piece: Piece) -> Group:
+    def _new_positions(self, piece: Piece) -> Bundle:
         dtype, (heads, kept, _) = self.choose(piece), piece.shape
 
         def make() -> Sequence[Tensor]:
             matrix = fope_matrix(heads, kept, self.model.fope_gain, self.expansion.seed, piece.parameter)
             return [matrix.to(DTYPES[dtype])]
 
-        return Group(outputs_of(self._name(piece), dtype, piece.shape), make)
+        return Bundle(outputs_of(self._name(piece), dtype, piece.shape), make)
 
-    def _kept(self, piece: Piece) -> Group:
+    def _kept(self, piece: Piece) -> Bundle:
         dtype = self.choose(piece)
         outputs = outputs_of(self._name(piece), dtype, piece.shape)
-        return Group(outputs, lambda: self._stored(piece.box, piece, dtype))
+        return Bundle(outputs, lambda: self._stored(piece.box, piece, dtype))
 
     # ---- the source's values
 

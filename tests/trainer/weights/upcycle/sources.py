@@ -46,5 +46,5 @@ def expanded(directory: Path, target: Path, dtype: Any = "source", **asked: Any)
     source = opened(directory)
     expansion = Expansion(**asked)
     made = plan_upcycle(source, expansion, dtype)
-    write_directory(target, made.groups, made.config, made.side_files, manifest={"upcycle": made.facts})
+    write_directory(target, made.bundles, made.config, made.side_files, manifest={"upcycle": made.facts})
     return made, made.placement

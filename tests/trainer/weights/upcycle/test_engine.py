@@ -23,12 +23,12 @@ from trainer.storage.manifest import CHECKPOINT
 from trainer.storage.progress import Progress
 from trainer.weights import hf_write as write
 from trainer.weights.hf_files import INDEX, HuggingFaceError
-from trainer.weights.hf_write import Group, OutputTensor
+from trainer.weights.hf_write import Bundle, OutputTensor
 from trainer.weights.upcycle import engine, journal
 from trainer.weights.upcycle.engine import Done, Interrupted, run
 from trainer.weights.upcycle.errors import UpcycleError
 
-FILES, EACH = 6, 3  # files, and groups in each
+FILES, EACH = 6, 3  # files, and bundles in each
 SHAPE = (32, 33)
 SHARD_BYTES = EACH * 2 * 32 * 33
 
@@ -41,12 +41,12 @@ class Model:
         self.fail: dict[int, Callable[[], object]] = {}
         self.source = {"model.safetensors": "1 2 3"}
         (directory / "tokenizer.json").write_text("{}")
-        groups = [
-            Group((OutputTensor(f"w{n}", "BF16", SHAPE),), lambda n=n: self._make(n))  # type: ignore[misc]
+        bundles = [
+            Bundle((OutputTensor(f"w{n}", "BF16", SHAPE),), lambda n=n: self._make(n))  # type: ignore[misc]
             for n in range(FILES * EACH)
         ]
         self.upcycled: Any = SimpleNamespace(
-            groups=groups, config={"seed": seed}, facts={"seed": seed}, side_files=[directory / "tokenizer.json"]
+            bundles=bundles, config={"seed": seed}, facts={"seed": seed}, side_files=[directory / "tokenizer.json"]
         )
 
     def value(self, n: int) -> Tensor:
@@ -190,7 +190,7 @@ def test_another_plan_is_refused(model, target, halfway, tmp_path, what):
     elif what == "source":
         model.source["model.safetensors"] = "1 2 4"
     else:
-        model.upcycled.groups = model.upcycled.groups[:-1]
+        model.upcycled.bundles = model.upcycled.bundles[:-1]
     with pytest.raises(UpcycleError, match=rf"another upcycle to .*out \(its {expected} differ\); rep") as e:
         other.run(target)
     assert (e.value.where, ", ".join(e.value.value)) == (str(halfway), expected)
@@ -372,7 +372,7 @@ def test_identity_sees_a_change_of_any_file(tmp_path):
     vocabulary.mkdir()
     (vocabulary / "tokenizer.json").write_text("1")
     (tmp_path / "tokenizer.json").write_text("{}")
-    write.write_directory(tmp_path / "made", [Group((OutputTensor("w", "U8", (2,)),), lambda: [torch.zeros(2).byte()])], {})
+    write.write_directory(tmp_path / "made", [Bundle((OutputTensor("w", "U8", (2,)),), lambda: [torch.zeros(2).byte()])], {})
     for file in (tmp_path / "made").iterdir():
         file.rename(tmp_path / file.name)
     first = now()

@@ -153,13 +153,13 @@ def test_a_group_is_the_same_whenever_it_is_made(tmp_path):
     source = opened(checkpoint_of(tmp_path / "source").write())
     expansion = Expansion(factor=4, groups=8)
     made = plan_upcycle(source, expansion)
-    assert all(len(group.outputs) <= 4 for group in made.groups)
+    assert all(len(bundle.outputs) <= 4 for bundle in made.bundles)
 
     def bytes_of(number: int) -> list[Tensor]:
-        return [run.clone() for run in made.groups[number].make()]
+        return [run.clone() for run in made.bundles[number].make()]
 
-    forward = [bytes_of(number) for number in range(len(made.groups))]
-    for number in reversed(range(len(made.groups))):
+    forward = [bytes_of(number) for number in range(len(made.bundles))]
+    for number in reversed(range(len(made.bundles))):
         assert all(torch.equal(a, b) for a, b in zip(bytes_of(number), forward[number], strict=True))
 
 
