@@ -26,7 +26,7 @@ from trainer.model.rotary import Rotary
 from trainer.model.router import RouterStats
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """Pre-norm decoder block: attention, then the mixture of experts, each around a residual."""
 
     def __init__(self, cfg: ModelConfig, ops: Ops = TORCH, backend: Backend | None = None) -> None:
@@ -79,14 +79,14 @@ class Decoder(nn.Module):
         self.embed = nn.Parameter(torch.empty(cfg.vocab_size, cfg.hidden_size))
         self.rotary = Rotary(cfg)
         self.layers = nn.ModuleList(
-            Block(cfg, ops, make_backend() if make_backend else None) for _ in range(cfg.num_layers)
+            DecoderBlock(cfg, ops, make_backend() if make_backend else None) for _ in range(cfg.num_layers)
         )
         self.norm = nn.Parameter(torch.empty(cfg.hidden_size))
         self.lm_head = nn.Parameter(torch.empty(cfg.vocab_size, cfg.hidden_size))
 
     @property
-    def blocks(self) -> list[Block]:
-        return cast("list[Block]", list(self.layers))
+    def blocks(self) -> list[DecoderBlock]:
+        return cast("list[DecoderBlock]", list(self.layers))
 
     def forward(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.routing import Size, draw_logits, plant
 from trainer.model.attention import Documents
-from trainer.model.decoder import Block
+from trainer.model.decoder import DecoderBlock
 from trainer.model.experts.base import QuantizedBackend
 from trainer.model.experts.choose import choose_backend
 from trainer.model.rotary import Rotary
@@ -46,7 +46,7 @@ class Layers:
         part, tokens, dtype, device = size.part, size.tokens, size.dtype, size.device
         cfg = part.config(positions="fope", rope_theta=5e6, max_position=262144)
         with torch.device("meta"):
-            block = Block(cfg, size.ops)
+            block = DecoderBlock(cfg, size.ops)
         build(block, dtype, device, masters=masters)
         self.block, self.moe, self.masters, self.ops = block, block.moe, masters, size.ops
         generator = torch.Generator(device).manual_seed(3)

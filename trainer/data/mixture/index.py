@@ -37,7 +37,7 @@ ORDER_OF_STRETCH, ORDER_OF_EPOCH = 1, 2
 
 
 @dataclass(frozen=True)
-class _Block:
+class _QuotaBlock:
     """Shape legend: R stretches · S sources."""
 
     starts: Ints  # [R + 1] first place of each stretch, and the block's length
@@ -182,11 +182,11 @@ class MixtureIndex:
         asked = starts[which] + places - first[which]
         return source[asked], draw[asked]
 
-    def _make_block(self, phase: int, number: int) -> _Block:
+    def _make_block(self, phase: int, number: int) -> _QuotaBlock:
         quotas, length = self._quotas[phase], QUOTA_BLOCK
         if phase + 1 < len(self.phases):
             length = min(QUOTA_BLOCK, self._starts[phase + 1] - self._starts[phase] - number * QUOTA_BLOCK)
         counts_RS = deal(quotas.counts(number, length), -(-length // STRETCH))
         starts = np.concatenate([[0], np.cumsum(counts_RS.sum(axis=1))])
         before = [a + b for a, b in zip(self._draws[phase], quotas.before(number), strict=True)]
-        return _Block(starts, counts_RS, np.array(before, np.int64) + np.cumsum(counts_RS, axis=0) - counts_RS)
+        return _QuotaBlock(starts, counts_RS, np.array(before, np.int64) + np.cumsum(counts_RS, axis=0) - counts_RS)

@@ -108,7 +108,7 @@ class _Sum:
         return sum_slots(self.sums, self.order.row_of_slot) if self.order.by_slot else self.sums.to(self.dtype)
 
 
-class _Block(NamedTuple):
+class _RowBlock(NamedTuple):
     """Consecutive experts whose rows are worked on together."""
 
     rows: slice
@@ -116,13 +116,13 @@ class _Block(NamedTuple):
     counts: list[int]  # rows of each of the experts
 
 
-def _blocks(offsets: Tensor) -> list[_Block]:
+def _blocks(offsets: Tensor) -> list[_RowBlock]:
     """Cut the experts into runs of at least BLOCK_ROWS rows; reads the offsets on the host."""
     ends, blocks, first, start = offsets.tolist(), [], 0, 0
     counts = [b - a for a, b in pairwise([0, *ends])]
     for expert, end in enumerate(ends):
         if end - start >= BLOCK_ROWS or expert == len(ends) - 1:
-            blocks.append(_Block(slice(start, end), slice(first, expert + 1), counts[first : expert + 1]))
+            blocks.append(_RowBlock(slice(start, end), slice(first, expert + 1), counts[first : expert + 1]))
             first, start = expert + 1, end
     return blocks
 

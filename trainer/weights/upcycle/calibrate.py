@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.attention import Documents
-from trainer.model.decoder import Block
+from trainer.model.decoder import DecoderBlock
 from trainer.model.rotary import Rotary
 from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.weights.hf_read import fill
@@ -140,7 +140,7 @@ def count_experts(
     ids = torch.from_numpy(np.concatenate(windows))
     x_NH = _embedding(source, ids, dtype).to(device)
     with torch.device("meta"):
-        block, rotary = Block(cfg), Rotary(cfg)
+        block, rotary = DecoderBlock(cfg), Rotary(cfg)
     block = block.to(dtype).to_empty(device=device)
     block.moe.router.float()
     rotary = rotary.to_empty(device=device)
