@@ -39,11 +39,11 @@ def quantize_tiles(x: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
         multiplied before it is rounded: a power of two from 2^-120 to 2^127, and 1 where a tile's largest number is 0,
         infinite or NaN. Infinities become 448, NaN stays NaN.
     """
-    tiles = _cut(x.float(), tile)
+    tiles = _split_into_tiles(x.float(), tile)
     scale = _scale(tiles)
     # The cast of numbers that are too large saturates in some versions of torch and gives NaN in others.
     codes = (tiles * scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    return _whole(codes, x.shape), scale.squeeze((-3, -1))
+    return _join_tiles(codes, x.shape), scale.squeeze((-3, -1))
 
 
 def dequantize_tiles(codes: Tensor, scale: Tensor, tile: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -51,17 +51,17 @@ def dequantize_tiles(codes: Tensor, scale: Tensor, tile: tuple[int, int], dtype:
 
     Exact in fp32; exact in bf16 too, except below its smallest number, 2^-133.
     """
-    tiles = _cut(codes.float(), tile)
-    return _whole(tiles.mul_(scale.reciprocal()[..., :, None, :, None]), codes.shape).to(dtype)
+    tiles = _split_into_tiles(codes.float(), tile)
+    return _join_tiles(tiles.mul_(scale.reciprocal()[..., :, None, :, None]), codes.shape).to(dtype)
 
 
 def fake_quantize(x: Tensor, tile: tuple[int, int]) -> Tensor:
     """x [..., R, C] quantised and dequantised: `dequantize_tiles(*quantize_tiles(x, tile), tile, x.dtype)`, except
     that a zero may lose its sign. No gradient."""
     with torch.no_grad():
-        tiles = _cut(x.float(), tile)
+        tiles = _split_into_tiles(x.float(), tile)
         scale = _scale(tiles)
-        return _whole(_round_e4m3(tiles * scale).mul_(scale.reciprocal_()), x.shape).to(x.dtype)
+        return _join_tiles(_round_e4m3(tiles * scale).mul_(scale.reciprocal_()), x.shape).to(x.dtype)
 
 
 def scale_to_byte(scale: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def _round_e4m3(x: Tensor) -> Tensor:
     return x.add_(large).sub_(large)
 
 
-def _cut(x: Tensor, tile: tuple[int, int]) -> Tensor:
+def _split_into_tiles(x: Tensor, tile: tuple[int, int]) -> Tensor:
     """[..., R, C] -> [..., r, rows, c, columns], with zeros where the last tiles are shorter."""
     # A tile larger than the matrix is cut to the matrix.
     rows, columns = (max(1, min(size, most)) for size, most in zip(x.shape[-2:], tile, strict=True))
@@ -108,6 +108,6 @@ def _cut(x: Tensor, tile: tuple[int, int]) -> Tensor:
     return x.unflatten(-1, (across, columns)).unflatten(-3, (down, rows))
 
 
-def _whole(tiles: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `_cut`."""
+def _join_tiles(tiles: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_split_into_tiles`."""
     return tiles.flatten(-2).flatten(-3, -2)[..., : shape[-2], : shape[-1]]

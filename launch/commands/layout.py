@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from trainer.config.command_line import Parser, whole
+from trainer.config.command_line import Parser, whole_number
 from trainer.config.compose import compose
 from trainer.config.errors import CommandError
 from trainer.config.keys import Config
@@ -16,8 +16,8 @@ from trainer.config.keys import Config
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """Raises `CommandError` and `ConfigError`."""
     parser.add_overrides(words)
-    parser.add_argument("--world", type=whole(1), required=True, metavar="N", help="number of ranks in the run")
-    parser.add_argument("--rank", type=whole(0), default=0, metavar="R", help="the rank to build (default: 0)")
+    parser.add_argument("--world", type=whole_number(1), required=True, metavar="N", help="number of ranks in the run")
+    parser.add_argument("--rank", type=whole_number(0), default=0, metavar="R", help="the rank to build (default: 0)")
     options = parser.read(words)
     if options.rank >= options.world:
         allowed = f"0 to {options.world - 1}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from launch.paths import must_not_exist
 from parallel.errors import one_of
-from trainer.config.command_line import Parser, above_zero, choice, whole
+from trainer.config.command_line import Parser, above_zero, choice, whole_number
 from trainer.config.errors import CommandError
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables.builtin import SEED, TABLES, TASKS_PER_RECORD
@@ -84,10 +84,16 @@ def _options(parser: Parser) -> None:
     )
     add("--records", metavar="FILE", help="a file with your own records: .csv, .tsv or .jsonl")
     add("--columns", metavar="YAML", help="YAML file describing the columns (see docs/science.md)")
-    add("--seed", type=whole(0), default=SEED, metavar="N", help=f"seed for choosing templates (default: {SEED})")
+    add(
+        "--seed",
+        type=whole_number(0),
+        default=SEED,
+        metavar="N",
+        help=f"seed for choosing templates (default: {SEED})",
+    )
     add(
         "--tasks",
-        type=whole(0, MAX_TASKS),
+        type=whole_number(0, MAX_TASKS),
         default=TASKS_PER_RECORD,
         metavar="N",
         help=f"tasks for each record in addition to its narration, 0 to {MAX_TASKS} (default: {TASKS_PER_RECORD})",
@@ -104,7 +110,13 @@ def _options(parser: Parser) -> None:
         metavar="FILE",
         help="file that stores the answers so far, for resuming (default: OUT.jsonl.rollouts)",
     )
-    add("--concurrency", type=whole(1), default=8, metavar="N", help="number of concurrent requests (default: 8)")
+    add(
+        "--concurrency",
+        type=whole_number(1),
+        default=8,
+        metavar="N",
+        help="number of concurrent requests (default: 8)",
+    )
     add(
         "--timeout",
         type=above_zero("120"),
@@ -113,11 +125,15 @@ def _options(parser: Parser) -> None:
         help="time limit of a request, in seconds (default: 120)",
     )
     add(
-        "--retries", type=whole(0), default=5, metavar="N", help="number of retries after a failed request (default: 5)"
+        "--retries",
+        type=whole_number(0),
+        default=5,
+        metavar="N",
+        help="number of retries after a failed request (default: 5)",
     )
     add(
         "--max-tokens",
-        type=whole(1),
+        type=whole_number(1),
         default=1024,
         metavar="N",
         help="maximum tokens per reasoning chain (default: 1024)",

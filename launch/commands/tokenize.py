@@ -14,7 +14,7 @@ from launch.configurations import read_configuration
 from launch.paths import must_not_exist
 from launch.progress import ProgressDisplay
 from parallel.errors import one_of
-from trainer.config.command_line import Parser, choice, number, whole
+from trainer.config.command_line import Parser, choice, number, whole_number
 from trainer.config.errors import CommandError
 
 
@@ -137,7 +137,7 @@ def _options(parser: Parser) -> None:
     )
     add(
         "--shard-tokens",
-        type=whole(1),
+        type=whole_number(1),
         default=1 << 28,
         metavar="N",
         help="tokens per shard; each worker holds one shard in memory (default: 2^28)",
@@ -145,7 +145,7 @@ def _options(parser: Parser) -> None:
     add("--seed", type=int, default=0, help="seed for the document order and the prefixes (default: 0)")
     add(
         "--workers",
-        type=whole(1),
+        type=whole_number(1),
         default=os.cpu_count() or 1,
         metavar="N",
         help="number of worker processes (default: one per core)",

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.config.command_line import Parser, whole
+from trainer.config.command_line import Parser, whole_number
 from trainer.config.compose import compose, to_yaml
 from trainer.config.keys import Config
 from trainer.config.run_files import CONFIG_FILE
@@ -46,10 +46,10 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     dashed = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
     parser.add_overrides(dashed)
     add = parser.add_argument
-    add("--nproc-per-node", type=whole(1), default=1, metavar="N", help="processes on this machine (default: 1)")
+    add("--nproc-per-node", type=whole_number(1), default=1, metavar="N", help="processes on this machine (default: 1)")
     add(
         "--nnodes",
-        type=whole(1),
+        type=whole_number(1),
         default=1,
         metavar="N",
         help="number of machines; run the command on each (default: 1)",

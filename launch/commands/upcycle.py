@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from launch.commands.calibrate import TOKENS
 from launch.paths import must_not_exist
 from launch.progress import ProgressDisplay, duration
-from trainer.config.command_line import Parser, above_zero, choice, whole
+from trainer.config.command_line import Parser, above_zero, choice, whole_number
 from trainer.config.errors import CommandError
 from trainer.weights.upcycle.errors import UpcycleError
 from trainer.weights.upcycle.placement import (
@@ -144,10 +144,10 @@ def _print_plan(
 ) -> int:
     """Print what an upcycle would write, and the disk space and time that it would need."""
     from trainer.storage.space import free_space
-    from trainer.weights.hf_write import cut
+    from trainer.weights.hf_write import split_into_shards
 
     old, new = source.model, planned.model
-    shards = cut(planned.bundles, round(options.shard_gb * 1e9))
+    shards = split_into_shards(planned.bundles, round(options.shard_gb * 1e9))
     sizes = [shard.size for shard in shards]
     need = sum(sizes)
     unfinished, kept = _unfinished(options, expansion, source, planned, shards, whole=not remarks)
@@ -247,7 +247,7 @@ def _options(parser: Parser) -> None:
         metavar="X",
         help="standard deviation of the noise on copies and gate rows, relative to their RMS (default: 0.01)",
     )
-    add("--seed", type=whole(0), default=0, metavar="N", help="seed for the noise and the cuts (default: 0)")
+    add("--seed", type=whole_number(0), default=0, metavar="N", help="seed for the noise and the cuts (default: 0)")
     add("--force", action="store_true", help="allow --factor equal to --groups, which puts every expert in every group")
     add(
         "--positions", **choice("keep", "fope"), default="keep", help="keep RoPE, or convert it to FoPE (default: keep)"
@@ -279,7 +279,7 @@ def _options(parser: Parser) -> None:
         help="dtype of the text model; source keeps each tensor's dtype (default)",
     )
     add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="maximum file size in GB (default: 5)")
-    add("--workers", type=whole(1), default=1, metavar="N", help="number of worker processes (default: 1)")
+    add("--workers", type=whole_number(1), default=1, metavar="N", help="number of worker processes (default: 1)")
     add(
         "--dry-run",
         action="store_true",
@@ -297,5 +297,10 @@ def _options(parser: Parser) -> None:
         metavar="TEXT",
         help="only compute expert counts from UTF-8 text or .npy token ids, and write them to the --counts file",
     )
-    add("--tokens", type=whole(1), metavar="N", help=f"maximum number of tokens --calibrate reads (default: {TOKENS})")
+    add(
+        "--tokens",
+        type=whole_number(1),
+        metavar="N",
+        help=f"maximum number of tokens --calibrate reads (default: {TOKENS})",
+    )
     add("--device", **choice("auto", "cpu", "cuda"), help="device for --calibrate (default: auto)")

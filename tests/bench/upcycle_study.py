@@ -173,8 +173,8 @@ class Study:
         for name, expansion in (("one cut", COACTIVATION), ("distinct cuts", DISTINCT)):
             placement = self._place(expansion)
             cuts = [
-                [held[first : first + parts] for first in range(0, GROUPS, parts)]
-                for held in (placement.held(layer) for layer in range(self.source.model.num_layers))
+                [experts[first : first + parts] for first in range(0, GROUPS, parts)]
+                for experts in (placement.experts_of_groups(layer) for layer in range(self.source.model.num_layers))
             ]
             number = FACTOR if expansion.cuts == "distinct" else 1
             kept = [survival(pairs, *cuts[layer][:number]) for layer, pairs in enumerate(heldout.pairs)]

@@ -112,17 +112,19 @@ class CheckpointStore:
         target, temporary = self.directory / f"step-{step}", self.directory / f"step-{step}.tmp"
         size, problem = 0, None
         try:
-            self._together(lambda: self._make_room(temporary, tensors) if self.world.rank == 0 else None)
+            self._on_every_rank(lambda: self._make_room(temporary, tensors) if self.world.rank == 0 else None)
             dcp.save(
                 tensors,
                 checkpoint_id=temporary,
                 process_group=self.world.background,
                 no_dist=self.world.size == 1,
             )
-            hashes = self._together(lambda: self._own_files(temporary))
+            hashes = self._on_every_rank(lambda: self._own_files(temporary))
             files = {name: found for of_rank in hashes for name, found in of_rank.items()}
             size = sum(found["size"] for found in files.values())
-            self._together(lambda: self._publish(temporary, target, files, facts) if self.world.rank == 0 else None)
+            self._on_every_rank(
+                lambda: self._publish(temporary, target, files, facts) if self.world.rank == 0 else None
+            )
         except CheckpointException as failure:  # a BaseException of DCP, alike on all ranks
             problem = _first_cause(failure)
         except Exception as failure:
@@ -139,7 +141,7 @@ class CheckpointStore:
             reason = f"No space left on device ({free / 2**20:.0f} MiB free, {need / 2**20:.0f} MiB needed)"
             raise OSError(errno.ENOSPC, reason, str(self.directory))
 
-    def _together(self, act: Callable[[], Any]) -> list[Any]:
+    def _on_every_rank(self, act: Callable[[], Any]) -> list[Any]:
         """Run `act` on every rank; raise on all of them where it failed on any, so that no rank waits for another."""
         try:
             outcome: tuple[Any, str | None] = (act(), None)

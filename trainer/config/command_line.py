@@ -106,7 +106,7 @@ def choice(*values: str, metavar: str | None = None) -> dict[str, Any]:
     return {"type": convert, "metavar": metavar or f"{{{','.join(values)}}}"}
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     """A converter for `add_argument(type=...)`: whole numbers from `least` to `most`."""
 
     def convert(text: str) -> int:

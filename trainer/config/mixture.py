@@ -31,7 +31,7 @@ class PhaseConfig:
     tokens: int
 
 
-def whole(weights: Iterable[float]) -> list[int]:
+def integer_weights(weights: Iterable[float]) -> list[int]:
     """Whole numbers in the ratio of `weights`, exact to the last decimal digit that is typed."""
     exact = [Fraction(str(weight)) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
@@ -41,7 +41,7 @@ def whole(weights: Iterable[float]) -> list[int]:
 
 def shares(sources: Mapping[str, SourceConfig], phase: str) -> dict[str, Fraction]:
     """Source -> its share of a phase's samples. At least one source must have a weight above 0 in the phase."""
-    weights = whole(source.phases.get(phase, 0.0) for source in sources.values())
+    weights = integer_weights(source.phases.get(phase, 0.0) for source in sources.values())
     return {name: Fraction(weight, sum(weights)) for name, weight in zip(sources, weights, strict=True)}
 
 

@@ -89,7 +89,7 @@ def _read_source_file(path: Path) -> str | None:
         return None
 
 
-def cut(text: str) -> Iterator[str]:
+def split_text(text: str) -> Iterator[str]:
     """A long text in parts of at most MAX_DOCUMENT characters, cut between top-level definitions or paragraphs."""
     while len(text) > MAX_DOCUMENT:
         for boundary in ("\n\n\n", "\n\n", "\n"):
@@ -125,7 +125,7 @@ def read_code() -> Iterator[Document]:
     for name, path in code_files():
         text = _read_source_file(path)
         if text and text.strip():
-            for part in cut(text.strip() + "\n"):
+            for part in split_text(text.strip() + "\n"):
                 yield Document(name, part)
 
 
@@ -154,7 +154,7 @@ def read_prose() -> Iterator[Document]:
     """Long docstrings of installed packages, parsed from their source files without importing them."""
     for name, path in prose_files():
         for text in docstrings(_read_source_file(path) or ""):
-            for part in cut(text):
+            for part in split_text(text):
                 yield Document(name, part)
 
 

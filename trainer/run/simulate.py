@@ -35,7 +35,8 @@ from trainer.run.step import accumulate_gradients
 class SimulatedRank:
     """One rank of a layout.
 
-    memory: bytes held after backward, gradients included. collectives: of one optimizer step, in the order of their issue.
+    memory: bytes held after backward, gradients included. collectives: of one optimizer step, in the order of their
+    issue.
     """
 
     layout: Layout

@@ -157,7 +157,7 @@ def write_directory(
     try:
         make_room(target, total + sum(file.stat().st_size for file in beside))
         with atomic_directory(target) as temporary:
-            shards = cut(bundles, shard_bytes)
+            shards = split_into_shards(bundles, shard_bytes)
             written = {shard.name: write_shard(temporary / shard.name, shard, wrote) for shard in shards}
             complete(temporary, shards, written, config, beside, manifest)
     except TargetExistsError as error:
@@ -235,7 +235,7 @@ def already_exists(target: Path) -> HuggingFaceError:
     )
 
 
-def cut(bundles: Sequence[Bundle], most: int) -> list[Shard]:
+def split_into_shards(bundles: Sequence[Bundle], most: int) -> list[Shard]:
     """Files of runs of bundles, with tensors of at most `most` bytes, but for a bundle that has more by itself."""
     runs: list[list[Bundle]] = []
     size = 0
@@ -258,7 +258,7 @@ def write_shard(path: Path, shard: Shard, wrote: Callable[[int], None]) -> dict[
     with HashedFile(path) as file:
         file.write(shard.head())
         for bundle in shard.bundles:
-            for _, tensor in _made(bundle):
+            for _, tensor in _checked_tensors(bundle):
                 file.write(bytes_of(tensor))
             wrote(bundle.nbytes)
         return file.finish()
@@ -273,7 +273,7 @@ def _write_here_and_there(path: Path, shard: Shard, wrote: Callable[[int], None]
     with open(path, "wb", buffering=0) as file:
         _write_all(file.fileno(), head, 0)
         for bundle in shard.bundles:
-            for output, tensor in _made(bundle):
+            for output, tensor in _checked_tensors(bundle):
                 _write_all(file.fileno(), bytes_of(tensor), starts[output.name])
                 starts[output.name] += tensor.nbytes
             wrote(bundle.nbytes)
@@ -281,7 +281,7 @@ def _write_here_and_there(path: Path, shard: Shard, wrote: Callable[[int], None]
     return CHECKPOINT.file_facts(path)
 
 
-def _made(bundle: Bundle) -> Iterator[tuple[OutputTensor, Tensor]]:
+def _checked_tensors(bundle: Bundle) -> Iterator[tuple[OutputTensor, Tensor]]:
     """The tensors of a bundle, or runs of their rows, each with the output that it is (of)."""
     made = iter(bundle.make())
     for output in bundle.outputs:

@@ -79,12 +79,12 @@ def text_pieces(cfg: ModelConfig, fused: Iterable[int] = ()) -> Iterator[Piece]:
         yield entire(at + "self_attn.k_norm.weight", at + "attention.k_norm", cfg.head_dim)
         yield entire(at + "post_attention_layernorm.weight", at + "moe_norm", H)
         yield entire(at + "mlp.gate.weight", at + "moe.router.weight", cfg.num_experts, H)
-        yield from _stacked(at, cfg) if number in fused else _apart(at, cfg)
+        yield from _fused_experts(at, cfg) if number in fused else _separate_experts(at, cfg)
     yield entire("norm.weight", "norm", H)
     yield entire(HEAD, "lm_head", V, H)
 
 
-def _apart(at: str, cfg: ModelConfig) -> Iterator[Piece]:
+def _separate_experts(at: str, cfg: ModelConfig) -> Iterator[Piece]:
     H, I = cfg.hidden_size, cfg.expert_width  # noqa: E741
     for e in range(cfg.num_experts):
         one, expert = f"{at}mlp.experts.{e}.", slice(e, e + 1)
@@ -95,7 +95,7 @@ def _apart(at: str, cfg: ModelConfig) -> Iterator[Piece]:
         yield Piece(f"{one}down_proj.weight", (H, I), at + "moe.experts.w2", down, dropped=(0,), matrix=True)
 
 
-def _stacked(at: str, cfg: ModelConfig) -> Iterator[Piece]:
+def _fused_experts(at: str, cfg: ModelConfig) -> Iterator[Piece]:
     """gate_up_proj [E, H, 2I], the gates before the ups, and down_proj [E, I, H]."""
     E, H, I = cfg.num_experts, cfg.hidden_size, cfg.expert_width  # noqa: E741
     for half in range(2):

@@ -13,7 +13,7 @@ from trainer.config.checks.data import check_length, check_mixture
 from trainer.config.compose import compose, load, to_yaml
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, DataConfig, config_hash
-from trainer.config.mixture import PhaseConfig, SourceConfig, drawn, whole
+from trainer.config.mixture import PhaseConfig, SourceConfig, drawn, integer_weights
 from trainer.run import directory as rundir
 
 RECIPE = """
@@ -294,8 +294,8 @@ def test_a_run_longer_than_the_phases_continues_in_the_last_until_a_source_is_us
 
 
 def test_weights_are_exact_to_their_last_digit():
-    assert whole([0.1, 0.2, 0.7]) == [1, 2, 7]
-    assert whole([0.045, 0.4]) == [9, 80]
-    assert whole([2400.0, 0.0, 1e-3]) == [2_400_000, 0, 1]
-    assert whole([1 / 3, 2 / 3]) == [1, 2]
-    assert whole([0.0, 0.0]) == [0, 0]
+    assert integer_weights([0.1, 0.2, 0.7]) == [1, 2, 7]
+    assert integer_weights([0.045, 0.4]) == [9, 80]
+    assert integer_weights([2400.0, 0.0, 1e-3]) == [2_400_000, 0, 1]
+    assert integer_weights([1 / 3, 2 / 3]) == [1, 2]
+    assert integer_weights([0.0, 0.0]) == [0, 0]

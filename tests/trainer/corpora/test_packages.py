@@ -38,13 +38,13 @@ def test_docstrings_are_found_dedented_and_short_ones_left_out() -> None:
 
 def test_long_texts_are_cut_without_losing_a_line() -> None:
     text = "".join(f"def f{n}():\n    return {n}\n\n\n" for n in range(2000))
-    parts = list(sources.cut(text))
+    parts = list(sources.split_text(text))
     assert len(parts) > 2
     assert all(len(part) <= sources.MAX_DOCUMENT and part.startswith("def ") for part in parts)
     assert [line for part in parts for line in part.split("\n") if line] == [line for line in text.split("\n") if line]
     solid = "x" * (3 * sources.MAX_DOCUMENT)
-    assert "".join(sources.cut(solid)) == solid
-    assert list(sources.cut("short\n")) == ["short\n"]
+    assert "".join(sources.split_text(solid)) == solid
+    assert list(sources.split_text("short\n")) == ["short\n"]
 
 
 def test_code_is_the_standard_library_without_tests_or_this_machine() -> None:

@@ -227,7 +227,7 @@ def _second_pass(
     for split in (TRAIN, HELDOUT):
         parts = [part for facts in spooled for part in facts["parts"] if part["split"] == split]
         write_json(spool / f"{split}.parts", parts)  # type: ignore[arg-type]
-        for number, keys in enumerate(_cut(spool, parts, plan["shard_tokens"], dtype)):
+        for number, keys in enumerate(_key_ranges(spool, parts, plan["shard_tokens"], dtype)):
             stem = f"{split}-{number:05}"
             facts = _finished_shard(work, stem)
             if facts is not None:
@@ -262,7 +262,7 @@ def _run(
         ) from death
 
 
-def _cut(spool: Path, parts: Sequence[Facts], shard_tokens: int, dtype: np.dtype[Any]) -> list[tuple[int, int]]:
+def _key_ranges(spool: Path, parts: Sequence[Facts], shard_tokens: int, dtype: np.dtype[Any]) -> list[tuple[int, int]]:
     """Ranges of keys with about `shard_tokens` tokens each, or less, none empty."""
     count = 1 << BUCKETS_BITS
     tokens_per_bucket = np.zeros(count, np.int64)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config.mixture import whole
+from trainer.config.mixture import integer_weights
 from trainer.data.errors import DataError
 from trainer.data.hashing import U64, mix64, text_key
 from trainer.data.mixture.permutation import permute
@@ -141,7 +141,7 @@ class MixtureIndex:
     ) -> list[int]:
         given = weights[phase]
         unknown = [name for name in given if name not in num_windows]
-        found = whole(given.get(name, 0.0) for name in num_windows)
+        found = integer_weights(given.get(name, 0.0) for name in num_windows)
         if unknown or not any(found):
             sources = ", ".join(num_windows)
             text = f"data.phases.{phase} has no source with a weight; give a weight in it to one or more of {sources}"

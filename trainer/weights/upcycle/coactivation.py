@@ -124,7 +124,7 @@ def survival(pairs_EE: Ints, *cuts: Cut) -> float:
     """Fraction of tokens whose two best experts are in different parts in at least one of `cuts`; 1 if no tokens."""
     kept = np.zeros(pairs_EE.shape, bool)
     for cut in cuts:
-        kept |= _apart(_part_of(cut))
+        kept |= _in_different_parts(_part_of(cut))
     total = int(pairs_EE.sum())
     return float(pairs_EE[kept].sum() / total) if total else 1.0
 
@@ -154,7 +154,7 @@ def best_cut(pairs_EE: npt.NDArray[np.number], parts: int, seed: int) -> Cut:
         part_of = generator.permutation(np.repeat(np.arange(parts), experts // parts))
         while _improve(weights, part_of):
             pass
-        inside = float(weights[~_apart(part_of)].sum())
+        inside = float(weights[~_in_different_parts(part_of)].sum())
         if inside < least:
             best, least = part_of, inside
     return _as_cut(best, parts)
@@ -180,7 +180,7 @@ def best_cuts(pairs_EE: Ints, parts: int, count: int, seed: int) -> list[Cut]:
         if found is None:
             raise ValueError(f"{len(pairs_EE)} experts have fewer than {count} different cuts into {parts} parts")
         cuts.append(found)
-        together &= ~_apart(_part_of(found))
+        together &= ~_in_different_parts(_part_of(found))
     return cuts
 
 
@@ -199,7 +199,7 @@ def _part_of(cut: Sequence[Sequence[int]]) -> Ints:
     return parts
 
 
-def _apart(part_of: Ints) -> npt.NDArray[np.bool_]:
+def _in_different_parts(part_of: Ints) -> npt.NDArray[np.bool_]:
     return part_of[:, None] != part_of[None, :]
 
 
@@ -213,7 +213,7 @@ def _improve(weights_EE: Floats, part_of: Ints) -> bool:
     for _ in range(len(part_of) // 2):
         moves = to_part[experts, trial][:, None] - to_part[:, trial]  # [u, v]: what u gains in v's part
         gains = moves + moves.T + 2 * weights_EE
-        gains[~(free[:, None] & free[None, :] & _apart(trial))] = -np.inf
+        gains[~(free[:, None] & free[None, :] & _in_different_parts(trial))] = -np.inf
         u, v = np.unravel_index(int(gains.argmax()), gains.shape)
         if gains[u, v] == -np.inf:
             break

@@ -24,9 +24,9 @@ from trainer.weights.hf_write import (
     Shard,
     already_exists,
     complete,
-    cut,
     must_not_exist,
     require_space,
+    split_into_shards,
     write_shard,
 )
 from trainer.weights.upcycle.errors import UpcycleError
@@ -73,7 +73,7 @@ def run(
     if target.exists():
         tidy(target)
     must_not_exist(target)
-    shards = cut(upcycled.bundles, shard_bytes)
+    shards = split_into_shards(upcycled.bundles, shard_bytes)
     before = source()
     plan = plan_of(upcycled, shards, before)
     beside = sum(file.stat().st_size for file in upcycled.side_files)
@@ -94,7 +94,7 @@ def run(
                 manifest = {FACT: upcycled.facts}
                 complete(work.model, shards, work.finished, upcycled.config, upcycled.side_files, manifest)
             except KeyboardInterrupt:
-                raise Interrupted(f"interrupted; {_kept(work, shards)}") from None
+                raise Interrupted(f"interrupted; {_resume_hint(work, shards)}") from None
             publish(work.model, target)
             remove(work.path)
     except TargetExistsError as error:
@@ -151,10 +151,10 @@ def _make(work: Work, shards: Sequence[Shard], workers: int, progress: OnProgres
         hint = " (out of memory? use fewer --workers)" if death.killed else ""
         line = f"a worker {death.how} while it made {jobs[death.place].name}{hint}"
         allowed = "fewer --workers" if death.killed else None
-        text = f"{line}; {_kept(work, shards)}"
+        text = f"{line}; {_resume_hint(work, shards)}"
         raise UpcycleError(text, where=jobs[death.place].name, value=death.how, allowed=allowed) from death
     except (HuggingFaceError, UpcycleError) as error:
-        text = f"{error}; {_kept(work, shards)}"
+        text = f"{error}; {_resume_hint(work, shards)}"
         raise UpcycleError(text, where=error.where, value=error.value, allowed=error.allowed) from error
     return Done(total, len(shards), kept_shards, tuple(faults))
 
@@ -209,7 +209,7 @@ def _refuse_unknown_files(work: Work, own: Set[str]) -> None:
         )
 
 
-def _kept(work: Work, shards: Sequence[Shard]) -> str:
+def _resume_hint(work: Work, shards: Sequence[Shard]) -> str:
     finished = f"{len(work.finished)} of {len(shards)} files are finished and kept in {work.path}"
     return f"{finished}: the same command resumes from there"
 

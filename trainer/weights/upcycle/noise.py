@@ -81,7 +81,7 @@ class Noise:
         parts = [part.reshape(-1) for part in values.split(rows)]
         for name in names:
             for number, part in enumerate(parts):
-                made = self._made(dtype, len(part))
+                made = self._scratch_rows(dtype, len(part))
                 if not std:
                     made.copy_(part)
                     yield made.view(-1, values.shape[1])
@@ -95,11 +95,11 @@ class Noise:
                     made.copy_(part.to(work) + noise)
                 yield made.view(-1, values.shape[1])
 
-    def _made(self, dtype: torch.dtype, count: int) -> Tensor:
-        held = _scratch.made.get(dtype)
-        if held is None or len(held) < count:
-            held = _scratch.made[dtype] = torch.empty(max(count, RUN), dtype=dtype)
-        return held[:count]
+    def _scratch_rows(self, dtype: torch.dtype, count: int) -> Tensor:
+        buffer = _scratch.made.get(dtype)
+        if buffer is None or len(buffer) < count:
+            buffer = _scratch.made[dtype] = torch.empty(max(count, RUN), dtype=dtype)
+        return buffer[:count]
 
     def _first(self, name: str, number: int) -> int:
         key = hashlib.blake2b(f"{self.seed}/{name}/{number}".encode(), digest_size=8).digest()

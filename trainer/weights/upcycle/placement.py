@@ -74,7 +74,7 @@ class CopyPlacement:
     def per_group(self) -> int:
         return self.factor * self.experts // self.groups
 
-    def held(self, layer: int) -> list[list[int]]:
+    def experts_of_groups(self, layer: int) -> list[list[int]]:
         """The source's experts in each group."""
         row, n = self.source_of[layer], self.per_group
         return [row[first : first + n] for first in range(0, len(row), n)]
@@ -93,7 +93,7 @@ class CopyPlacement:
         if self.noise:
             return False
         for layer in range(len(self.source_of)):
-            groups = [tuple(sorted(group)) for group in self.held(layer)]
+            groups = [tuple(sorted(group)) for group in self.experts_of_groups(layer)]
             if len(set(groups)) < len(groups) or any(len(set(group)) < len(group) for group in groups):
                 return True
         return False
@@ -102,7 +102,8 @@ class CopyPlacement:
         """For the manifest: the experts of every group, and counts of them."""
         layers = range(len(self.source_of))
         copies = [len(copy) for layer in layers for copy in self.copies(layer)]
-        twice = sum(sum(n > 1 for n in Counter(group).values()) for layer in layers for group in self.held(layer))
+        held = [group for layer in layers for group in self.experts_of_groups(layer)]
+        twice = sum(sum(n > 1 for n in Counter(group).values()) for group in held)
         return {
             "experts": self.experts,
             "factor": self.factor,
@@ -110,7 +111,7 @@ class CopyPlacement:
             "fewest_copies_of_an_expert": min(copies),
             "most_copies_of_an_expert": max(copies),
             "experts_twice_in_a_group": twice,
-            "layers": [[" ".join(map(str, group)) for group in self.held(layer)] for layer in layers],
+            "layers": [[" ".join(map(str, group)) for group in self.experts_of_groups(layer)] for layer in layers],
         }
 
 

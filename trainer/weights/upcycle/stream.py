@@ -118,7 +118,7 @@ class _Text:
         self.pieces = {(piece.parameter, _starts(piece.box)): piece for piece in source.pieces}
 
     def bundles(self, placement: CopyPlacement) -> Iterator[Bundle]:
-        """Groups in the order of the source's layers. The copies of an expert's matrix are one bundle, read once."""
+        """Bundles in the order of the source's layers. The copies of an expert's matrix are one bundle, read once."""
         copies: dict[tuple[str, tuple[int, ...]], list[Piece]] = {}
         for piece in text_pieces(self.model):
             layer = int(piece.parameter.split(".")[1]) if piece.parameter.startswith("layers.") else -1
@@ -135,7 +135,7 @@ class _Text:
             elif piece.parameter.startswith("rotary.") and self.source.model.positions != "fope":
                 yield self._new_positions(piece)
             else:
-                yield self._kept(piece)
+                yield self._unchanged(piece)
 
     def _copies(self, pieces: list[Piece], expert: int) -> Bundle:
         dtype, box = self.choose(pieces[0]), (slice(expert, expert + 1), *pieces[0].box[1:])
@@ -189,7 +189,7 @@ class _Text:
 
         return Bundle(outputs_of(self._name(piece), dtype, piece.shape), make)
 
-    def _kept(self, piece: Piece) -> Bundle:
+    def _unchanged(self, piece: Piece) -> Bundle:
         dtype = self.choose(piece)
         outputs = outputs_of(self._name(piece), dtype, piece.shape)
         return Bundle(outputs, lambda: self._stored(piece.box, piece, dtype))

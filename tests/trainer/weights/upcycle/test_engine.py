@@ -372,7 +372,8 @@ def test_identity_sees_a_change_of_any_file(tmp_path):
     vocabulary.mkdir()
     (vocabulary / "tokenizer.json").write_text("1")
     (tmp_path / "tokenizer.json").write_text("{}")
-    write.write_directory(tmp_path / "made", [Bundle((OutputTensor("w", "U8", (2,)),), lambda: [torch.zeros(2).byte()])], {})
+    bundle = Bundle((OutputTensor("w", "U8", (2,)),), lambda: [torch.zeros(2).byte()])
+    write.write_directory(tmp_path / "made", [bundle], {})
     for file in (tmp_path / "made").iterdir():
         file.rename(tmp_path / file.name)
     first = now()

@@ -80,7 +80,7 @@ def test_coactivation_keeps_more_of_the_best_two_than_the_random_cut():
     asked = {"factor": 4, "groups": 8}
 
     def kept(placement):
-        return [survival(counted.pairs[layer], placement.held(layer)[:2]) for layer in range(2)]
+        return [survival(counted.pairs[layer], placement.experts_of_groups(layer)[:2]) for layer in range(2)]
 
     chosen = kept(place_copies(32, 8, Expansion(**asked, strategy="coactivation"), 2, counted))
     assert all(a > b for a, b in zip(chosen, kept(place_copies(32, 8, Expansion(**asked), 2)), strict=True))
@@ -90,7 +90,7 @@ def test_spread_puts_an_experts_copies_side_by_side():
     placement = place_copies(16, 8, Expansion(factor=4, groups=8, strategy="spread"), 1)
     assert placement.source_of == [[e for e in range(16) for _ in range(4)]]
     assert placement.facts()["experts_twice_in_a_group"] == 16
-    assert placement.held(0)[1] == [2, 2, 2, 2, 3, 3, 3, 3]
+    assert placement.experts_of_groups(0)[1] == [2, 2, 2, 2, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize(

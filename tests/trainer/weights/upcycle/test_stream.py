@@ -63,7 +63,7 @@ def test_the_expanded_layer_gives_the_union_of_the_best_of_each_part(
     assert model.cfg.experts_per_token == per_token
     with torch.no_grad():
         found, _ = model.layers[0].moe(x)
-    held, parts = placement.held(0), groups // factor
+    held, parts = placement.experts_of_groups(0), groups // factor
     sets = [held[first : first + parts] for first in range(0, groups, parts)]
     best = per_token // groups
     if cuts == "same":
@@ -108,7 +108,7 @@ def test_intern_s1_is_expanded_whole(tmp_path, reference):
         assert torch.equal(after[name], expected), name
     model, x = from_huggingface(target), torch.randn(20, 64, generator=torch.Generator().manual_seed(3))
     for number, layer in enumerate(model.layers):
-        expected = union_of_parts(before, number, placement.held(number)[:2], 1, x.double())
+        expected = union_of_parts(before, number, placement.experts_of_groups(number)[:2], 1, x.double())
         found = layer.moe(x)[0].detach()
         assert ((found - expected).norm() / expected.norm()).item() < 2e-6
     config = json.loads((target / "config.json").read_text())
