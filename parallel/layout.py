@@ -115,4 +115,5 @@ class Layout:
 
 
 def divisors(number: int) -> tuple[int, ...]:
+    """The divisors of `number`, ascending, 1 and itself included; none for a number below 1."""
     return tuple(n for n in range(1, number + 1) if number % n == 0)

@@ -137,4 +137,5 @@ def number(fits: Callable[[float], bool], wording: str) -> Callable[[str], float
 
 
 def above_zero(example: str) -> Callable[[str], float]:
+    """A type for argparse: a finite number above 0; `example` is what the error suggests."""
     return number(lambda value: 0 < value < float("inf"), f"a number above 0, such as {example}")

@@ -21,6 +21,8 @@ DispatchName = Literal["local", "all_gather", "all_to_all"]
 
 @dataclass(frozen=True)
 class RankMap:
+    """The ranks on their axes, the experts on their ranks, and how tokens travel between them."""
+
     layout: Layout
     placement: Placement
     dispatch: DispatchName

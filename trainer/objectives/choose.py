@@ -17,6 +17,7 @@ OBJECTIVES: dict[str, Callable[[TrainConfig], Objective]] = {
 
 
 def build_objective(cfg: TrainConfig) -> Objective:
+    """The objective that `train.objective` names, with its settings."""
     return OBJECTIVES[cfg.objective](cfg)
 
 

@@ -24,6 +24,8 @@ class Position:
 
 
 class EventLog(Protocol):
+    """The part of the metrics log that a save writes to."""
+
     def event(self, record: dict[str, Any]) -> None: ...
 
 

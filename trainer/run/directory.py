@@ -32,6 +32,8 @@ LOCK_FILE = "run.lock"
 
 @dataclass(frozen=True)
 class RunDir:
+    """The directory of a run and what is to be done in it: start, resume, or nothing more."""
+
     path: Path
     status: Literal["new", "resume", "finished"]
     step: int = 0  # of the newest complete checkpoint

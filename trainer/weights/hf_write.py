@@ -228,6 +228,7 @@ def must_not_exist(target: Path) -> None:
 
 
 def already_exists(target: Path) -> HuggingFaceError:
+    """The error for a directory to write that exists."""
     return HuggingFaceError(
         f"{target} exists; give a directory that does not, or remove it",
         where=str(target),

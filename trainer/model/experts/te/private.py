@@ -127,6 +127,7 @@ def write_gradient_to(matrix: Tensor, target: Tensor) -> None:
 
 
 def forget_target(matrix: Tensor) -> None:
+    """Remove the tensor that the GEMM adds the gradient of `matrix` to."""
     del matrix.main_grad  # type: ignore[attr-defined]
 
 
