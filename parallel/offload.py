@@ -93,7 +93,9 @@ class ZeroEngine:
             adamw.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
         self.moments = adamw.state
         self.applied = torch.zeros(())  # steps that were not skipped
+        # One tensor in a checkpoint: the steps skipped consecutively up to now, and since the start of the run.
         self.skipped = torch.zeros(2, device=self.world.device)
+        self.skipped_in_a_row, self.skipped_in_all = self.skipped.unbind()
         self.weights_may_be_new = False
 
     def backward(self, loss: Tensor) -> None:
@@ -111,11 +113,14 @@ class ZeroEngine:
         overflow = float(self.zero.overflow)
         self.applied += 1.0 - overflow
         self.skipped += overflow
-        self.skipped[0] *= overflow
+        self.skipped_in_a_row.mul_(overflow)
         norm = self.deepspeed.get_global_grad_norm()  # a Python inf after a skipped step
-        in_a_row, skipped = self.skipped.clone()
         norm = torch.as_tensor(norm, dtype=torch.float32, device=self.world.device)
-        return {"grad_norm": norm, "skipped_in_a_row": in_a_row, "skipped": skipped}
+        return {
+            "grad_norm": norm,
+            "skipped_in_a_row": self.skipped_in_a_row.clone(),
+            "skipped": self.skipped_in_all.clone(),
+        }
 
     def state(self) -> dict[str, Tensor]:
         self.weights_may_be_new = True  # a load may follow

@@ -81,11 +81,19 @@ class World:
                 allowed=(values[0],),
             )
 
-    def sum_counts(self, *counts: int) -> list[int]:
-        """The sums over all ranks of a few host integers. No device is involved, so nothing waits for the GPU."""
+    def sum_counts(self, **counts: int) -> dict[str, int]:
+        """The sums over all ranks of a few host integers, by name; every rank gives the same names in the same order.
+        No device is involved, so nothing waits for the GPU."""
+        return dict(zip(counts, self._sum_integers(list(counts.values())), strict=True))
+
+    def gather_count(self, count: int) -> list[int]:
+        """Every rank's `count`, in rank order. No device is involved, so nothing waits for the GPU."""
+        return self._sum_integers([count if rank == self.rank else 0 for rank in range(self.size)])
+
+    def _sum_integers(self, integers: list[int]) -> list[int]:
         if self.size == 1:
-            return list(counts)
-        total = torch.tensor(counts, dtype=torch.int64)
+            return integers
+        total = torch.tensor(integers, dtype=torch.int64)
         dist.all_reduce(total, group=self.control)
         return total.tolist()
 

@@ -16,7 +16,8 @@ def test_one_process_gets_plain_answers():
     tensor = torch.ones(2)
     assert world.gather("a") == ["a"]
     assert world.broadcast("a") == "a"
-    assert world.sum_counts(3, 4) == [3, 4]
+    assert world.sum_counts(a=3, b=4) == {"a": 3, "b": 4}
+    assert world.gather_count(3) == [3]
     assert world.sum_tensor(tensor) is tensor
     world.agree("config", "x")
     world.close()
@@ -72,7 +73,8 @@ def exchange() -> dict[str, object]:
         return {
             "gather": world.gather(world.rank),
             "broadcast": world.broadcast(f"from {world.rank}"),
-            "counts": world.sum_counts(world.rank, 5),
+            "counts": world.sum_counts(ranks=world.rank, fives=5),
+            "counts by rank": world.gather_count(world.rank + 7),
             "weights": {p.unique().item() for p in model.parameters()},
             "gradients": [p.grad.unique().tolist() for p in model.parameters()],
             "disagreement": disagreement,
@@ -100,7 +102,8 @@ def test_two_ranks():
     assert first == second
     assert first["gather"] == [0, 1]
     assert first["broadcast"] == "from 0"
-    assert first["counts"] == [1, 10]
+    assert first["counts"] == {"ranks": 1, "fives": 10}
+    assert first["counts by rank"] == [7, 8]
     assert first["weights"] == {1.0}
     assert first["gradients"] == [[11.0], [2.0], [33.0], [44.0]]
     text, where, value, allowed = first["disagreement"]

@@ -109,18 +109,35 @@ class Totals:
 
 
 def read_totals(steps: Sequence[Totals], world: World) -> list[dict[str, float]]:
-    """The scalars of several steps over all ranks, as numbers by name. Collective; waits for the device once."""
+    """The scalars of several steps over all ranks, as numbers by name. Collective; waits for the device once.
+
+    A step has its own names, the same on every rank. Raises ValueError for a name that combines over the ranks in two
+    ways.
+    """
     if not steps:
         return []
+    ways: dict[str, Ranks] = {}
+    for step in steps:
+        for name, ranks in step.ranks.items():
+            way = ways.setdefault(name, ranks)
+            if way != ranks:
+                raise ValueError(f"{name} combines over the ranks by {way} in one step and by {ranks} in another")
+    absent = torch.zeros((), device=next(iter(steps[0].values.values())).device)  # reduced, then left out
     names: list[str] = []
     columns: list[Tensor] = []
     for how in ("sum", "max", "same"):
-        if alike := [name for name, ranks in steps[0].ranks.items() if ranks == how]:
-            table = torch.stack([torch.stack([step.values[name].float() for name in alike]) for step in steps])
+        if alike := [name for name, ranks in ways.items() if ranks == how]:
+            table = torch.stack(
+                [torch.stack([step.values.get(name, absent).float() for name in alike]) for step in steps]
+            )
             if how == "sum":
                 world.sum_tensor(table)
             elif how == "max":
                 world.max_tensor(table)
             names += alike
             columns.append(table)
-    return [dict(zip(names, row, strict=True)) for row in torch.cat(columns, dim=1).tolist()]
+    rows = torch.cat(columns, dim=1).tolist()
+    return [
+        {name: number for name, number in zip(names, row, strict=True) if name in step.values}
+        for step, row in zip(steps, rows, strict=True)
+    ]

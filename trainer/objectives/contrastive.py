@@ -96,7 +96,7 @@ def info_nce(a_PH: Tensor, b_PH: Tensor, temperature: float, whole: GlobalBatch)
     world = whole.world
     before, total = 0, len(a_PH)
     if world.size > 1:
-        sizes = world.sum_counts(*(len(a_PH) if rank == world.rank else 0 for rank in range(world.size)))
+        sizes = world.gather_count(len(a_PH))
         before, total = sum(sizes[: world.rank]), sum(sizes)
     a_NH, b_NH = _GatherRows.apply(torch.stack([a_PH, b_PH]), before, total, world)
     own_P = torch.arange(before, before + len(a_PH), device=a_PH.device)

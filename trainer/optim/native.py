@@ -59,8 +59,9 @@ class NativeEngine:
             for names, decay in weight_decay_groups(self.named, self.cfg)
         ]
         self.optimizer = _torch_optimizer(groups, self.cfg, self.moments)
-        # steps skipped consecutively up to now, and since the start of the run
+        # One tensor in a checkpoint: the steps skipped consecutively up to now, and since the start of the run.
         self.skipped = torch.zeros(2, device=next(iter(self.leaves.values())).device)
+        self.skipped_in_a_row, self.skipped_in_all = self.skipped.unbind()
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -71,7 +72,7 @@ class NativeEngine:
         norm = self._gradient_norm()
         found_inf = (~torch.isfinite(norm)).float()
         self.skipped.add_(found_inf)
-        self.skipped[0].mul_(found_inf)
+        self.skipped_in_a_row.mul_(found_inf)
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(step, self.cfg, steps)
         # The interface that torch.amp.GradScaler uses; the optimizers read the attributes with getattr.
@@ -81,8 +82,11 @@ class NativeEngine:
         self.optimizer.step()
         for tensor in (*self.named.values(), *self.leaves.values()):
             tensor.grad = None
-        in_a_row, skipped = self.skipped.clone()
-        return {"grad_norm": norm, "skipped_in_a_row": in_a_row, "skipped": skipped}
+        return {
+            "grad_norm": norm,
+            "skipped_in_a_row": self.skipped_in_a_row.clone(),
+            "skipped": self.skipped_in_all.clone(),
+        }
 
     def state(self) -> dict[str, Tensor]:
         tensors = {"skipped": self.skipped}

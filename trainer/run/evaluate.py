@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,21 +23,33 @@ def evaluate(
 
     batches: micro-batches of `micro_batch` windows for each rank. Collective; the result is the same on all ranks.
     """
-    sums: dict[tuple[str, str], Tensor] = {}  # values and normalisers by (name, source)
+    sums: dict[tuple[str, str], _Sums] = {}  # by (name, source)
     for source in heldout.sources:
         for batch, counts in _turns(list(heldout.batches(source, batches * world.size, micro_batch)), world):
             world.watch.tick()
             for name, scalar in objective.evaluate(model, batch.to(world.device)).items():
-                total = sums.setdefault((name, source), torch.zeros(2, dtype=torch.float64, device=world.device))
+                total = sums.setdefault((name, source), _Sums.zero(world.device))
                 if counts:
-                    total[0] += scalar.value
-                    total[1] += scalar.normaliser
-    table = torch.stack(list(sums.values()))
+                    total.value.add_(scalar.value)
+                    total.normaliser.add_(scalar.normaliser)
+    table = torch.stack([torch.stack(total) for total in sums.values()])
     world.sum_tensor(table)
     found: dict[str, dict[str, float]] = {}
-    for (name, source), (value, normaliser) in zip(sums, table.tolist(), strict=True):
-        found.setdefault(name, {})[source] = value / max(normaliser, 1.0)
+    for (name, source), row in zip(sums, table.cpu(), strict=True):
+        total = _Sums(*row)
+        found.setdefault(name, {})[source] = total.value.item() / max(total.normaliser.item(), 1.0)
     return found
+
+
+class _Sums(NamedTuple):
+    """Sums over micro-batches, 0-dim in fp64 on the device."""
+
+    value: Tensor
+    normaliser: Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device) -> _Sums:
+        return cls(*torch.zeros(2, dtype=torch.float64, device=device))
 
 
 def _turns(batches: list[Batch], world: World) -> Iterator[tuple[Batch, bool]]:

@@ -25,7 +25,7 @@ from trainer.run.checkpoints import Checkpoints, Position
 from trainer.run.directory import RunDir
 from trainer.run.evaluate import evaluate
 from trainer.run.sample import sample_texts
-from trainer.run.step import accumulate_gradients
+from trainer.run.step import accumulate_gradients, count_step
 from trainer.run.stop import StopRequest
 
 
@@ -58,18 +58,18 @@ class Trainer:
                 while self.position.step < cfg.steps:
                     world.watch.at(f"step {self.position.step + 1}: data")
                     batches = self._next_batches()
-                    units, tokens, faults, interrupts, terminations = world.sum_counts(
-                        sum(self.parts.objective.count(batch) for batch in batches),
-                        sum(batch.num_tokens for batch in batches),
-                        sum(len(batch.faults) for batch in batches),
-                        stop.requested(signal.SIGINT),
-                        stop.requested(signal.SIGTERM),
+                    counts = count_step(
+                        self.parts.objective,
+                        batches,
+                        world,
+                        interrupted=stop.requested(signal.SIGINT),
+                        terminated=stop.requested(signal.SIGTERM),
                     )
-                    if interrupts or terminations:
-                        return self._stop(signal.SIGTERM if terminations else signal.SIGINT)
-                    if faults:
+                    if counts["interrupted"] or counts["terminated"]:
+                        return self._stop(signal.SIGTERM if counts["terminated"] else signal.SIGINT)
+                    if counts["faults"]:
                         self._log_faults(batches)
-                    self._train_step(batches, units, tokens)
+                    self._train_step(batches, counts["units"], counts["tokens"])
                     self._between_steps()
                 return self._finish()
         finally:

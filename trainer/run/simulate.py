@@ -28,7 +28,7 @@ from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments
-from trainer.run.step import accumulate_gradients
+from trainer.run.step import accumulate_gradients, count_step
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,7 @@ def trace_step(
     """
     log, objective = CollectiveLog(_axes(meshes, world)), build_objective(cfg.train)
     with log, log.section("counts"):
-        units, *_ = world.sum_counts(
-            sum(objective.count(batch) for batch in batches), sum(batch.num_tokens for batch in batches), 0, 0, 0
-        )
+        units = count_step(objective, batches, world)["units"]
     with fake or nullcontext(), log:
         accumulate_gradients(
             model, engine, objective, batches, units, world, step=1, reshard_experts=cfg.parallel.reshard_experts

@@ -15,6 +15,20 @@ from trainer.objectives.base import GlobalBatch, Objective, Totals
 from trainer.optim.engine import Engine
 
 
+def count_step(
+    objective: Objective, batches: Sequence[Batch], world: World, *, interrupted: bool = False, terminated: bool = False
+) -> dict[str, int]:
+    """Counts of a step over the micro-batches of all ranks, made on the host: `units` of the objective, `tokens`,
+    `faults` (samples that were replaced), and the ranks that were `interrupted` or `terminated` by a signal."""
+    return world.sum_counts(
+        units=sum(objective.count(batch) for batch in batches),
+        tokens=sum(batch.num_tokens for batch in batches),
+        faults=sum(len(batch.faults) for batch in batches),
+        interrupted=interrupted,
+        terminated=terminated,
+    )
+
+
 def accumulate_gradients(
     model: Decoder,
     engine: Engine,

@@ -41,7 +41,7 @@ def run(folder: Path, fault: str) -> int:
             if step == 3 and world.rank == 1:
                 time.sleep(3 * world.watch._beat_s)  # else the others know no place of a rank that dies
                 meet(fault, world.watch)
-            world.sum_counts(1)
+            world.sum_counts(steps=1)
             world.watch.at(f"step {step}: forward")
             dist.all_reduce(torch.ones(2))
         (folder / f"done-{world.rank}").touch()

@@ -53,6 +53,36 @@ def test_ranks_combine_as_each_says():
     assert on_ranks(2, rank_reads) == [expected, expected]
 
 
+def later(rank: int) -> Totals:
+    """A step that lacks two of the scalars of `step` and has one of its own, the largest of which is below 0."""
+    totals = Totals()
+    totals.add(Scalars(lowest=Scalar(tensor(-5.0 - rank), ranks="max"), alike=Scalar(tensor(9.0), ranks="same")))
+    return totals
+
+
+def rank_reads_unlike_steps() -> list[list[dict[str, float]]]:
+    world = start_world("cpu", 60.0)
+    try:
+        return [read_totals(steps, world) for steps in ([step(0), later(world.rank)], [later(world.rank), step(0)])]
+    finally:
+        world.close()
+
+
+def test_a_scalar_that_some_steps_lack_is_read_from_those_that_have_it():
+    here, there = {"nats": 0.75, "largest": 2.0, "alike": 7.0}, {"lowest": -5.0, "alike": 9.0}
+    assert read_totals([step(0), later(0)], World()) == [here, there]
+    assert read_totals([later(0), step(0)], World()) == [there, here]
+    here["nats"] = 1.5
+    assert on_ranks(2, rank_reads_unlike_steps) == [[[here, there], [there, here]]] * 2
+
+
+def test_a_scalar_that_combines_in_two_ways_is_refused():
+    other = Totals()
+    other.add(Scalars(nats=Scalar(tensor(1.0), ranks="max")))
+    with pytest.raises(ValueError, match="nats combines over the ranks by sum in one step and by max in another"):
+        read_totals([step(0), other], World())
+
+
 def test_the_total_is_of_losses_alone_and_carries_their_gradients():
     weight = torch.ones((), requires_grad=True)
     scalars = Scalars(

@@ -115,7 +115,7 @@ def one_step(cfg: Config, world: World) -> tuple[dict[str, Tensor], float, float
     rows = BATCH // 2 // world.size
     batches = [data.stream.batch(micro * BATCH // 2 + world.rank * rows, rows) for micro in range(2)]
     pairs = [objective.count(batch) for batch in batches]
-    (units,) = world.sum_counts(sum(pairs))
+    units = world.sum_counts(units=sum(pairs))["units"]
     totals = accumulate_gradients(model, engine, objective, batches, units, world, step=1)
     loss = world.sum_tensor(totals.values["loss"].clone()).item()
     norm = engine.step(1, 10)["grad_norm"].item()
