@@ -176,6 +176,9 @@ def _texts(options: argparse.Namespace) -> Generator[Text, None, None]:
                 print(f"warning: --source {name} is given {times} times and read once", file=sys.stderr, flush=True)
     for name, tables in sources:
         records = sum(len(table.records) for table in tables)
+        for table in tables:
+            for reason, count in sorted(table.left_out.items()):
+                print(f"{name}: {table.name}: {count:,} left out: {reason}", file=sys.stderr)
         print(f"{name}: {records:,} records", file=sys.stderr, flush=True)
         printed, done, last = time.perf_counter(), 0, None
         for text in texts(name, tables, seed=options.seed, tasks_per_record=options.tasks):
@@ -187,7 +190,9 @@ def _texts(options: argparse.Namespace) -> Generator[Text, None, None]:
                 printed = time.perf_counter()
                 print(f"{name}: {done:,} of {records:,} records", file=sys.stderr, flush=True)
         if done < records:
-            print(f"{name}: {records - done:,} records left out, whose names are not unique", file=sys.stderr)
+            print(
+                f"{name}: {records - done:,} records left out, whose names are not unique or damaged", file=sys.stderr
+            )
 
 
 def write(out: Path, made: Iterable[Text]) -> Counter[str]:

@@ -32,10 +32,14 @@ def _of_property(prop: Property) -> dict[str, str]:
     """The fields that need no record. Those that would not read well are left out: nothing has "a number of rings of
     2", and no answer is given "in amino acids"."""
     full, label = prop.label_here, prop.label
+    are = ("are", "they", "They") if prop.plural else ("is", "it", "It")
     fields = {"label": label, "full": full, "condition": f" {prop.condition}" if prop.condition else ""}
     fields |= {"Label": capital(label), "Full": capital(full)}
+    fields |= dict(zip(("is", "it", "It"), are, strict=True))
     if not prop.counted[0]:
-        fields |= {"its": f"its {full}", "Its": f"Its {full}", "Its_label": f"Its {label}"}
+        its = prop.possessive or f"its {label}"
+        fields |= {"its": f"{its} {prop.condition}".rstrip(), "Its_label": capital(its)}
+        fields["Its"] = capital(fields["its"])
         fields |= {"a_label": f"{prop.article} {label}", "A_label": capital(f"{prop.article} {label}")}
     if prop.unit and not PLURAL_UNIT.search(prop.unit):
         fields["unit"] = prop.unit
@@ -50,10 +54,11 @@ def of_value(record: Record, table: Table, key: str, draw: Draw) -> dict[str, st
     fields |= {"of": prop.of_name(called), "value": prop.written(value)}
     several = len(prop.all_predicates)
     which = draw.below(several, "predicate") if several > 1 else 0
-    fields["predicate"] = prop.predicate(value, which)
     if prop.counted[0]:
+        fields["predicate"] = prop.predicate(value)
         fields["before_value"], fields["after_value"] = "has", f" {prop.counted[value != '1']}"
-    else:
+    elif several:
+        fields["predicate"] = prop.predicate(value, which)
         fields["before_value"], _, fields["after_value"] = prop.all_predicates[which].partition(" {value}")
     if prop.questions:
         fields["question"] = draw.one_of(prop.questions, "question").replace("{called}", called)
@@ -63,3 +68,23 @@ def of_value(record: Record, table: Table, key: str, draw: Draw) -> dict[str, st
 def capital(text: str) -> str:
     """The text with a capital at its start, except for a symbol such as `pH`."""
     return text if text[:2] != text[:2].lower() else text[:1].upper() + text[1:]
+
+
+def of_extreme(prop: Property, value: str, extreme: str) -> dict[str, str]:
+    """The fields for the first thing of an order: it has the highest melting point, or was introduced most recently."""
+    if not prop.happened:
+        ending = prop.superlatives[extreme == prop.extremes[1]] or f"the {extreme} {prop.label_here}"
+        return {
+            "extreme": extreme,
+            "superior": f"has {ending}",
+            "superlative": f"with {ending}",
+            "as_found": f": {prop.written(value)}",
+            "found": f": {prop.written(value)}",
+        }
+    adverb = "earliest" if extreme == prop.extremes[0] else "most recently"
+    return {
+        "superior": f"was {prop.happened} {adverb}",
+        "superlative": f"that was {prop.happened} {adverb}",
+        "as_found": f", in {prop.written(value)}",
+        "found": f" ({prop.written(value)})",
+    }

@@ -13,9 +13,19 @@ INVERTED = re.compile(r"^(.*[^,]), (.+)$")
 STEREO = re.compile(r"^[(\[].*[)\]]-?$|^(?:DL|D|L|\([+-]\)|\+|-)-?$")  # "(3R)-", "[1R-(1α,2β)]", "DL"
 FIRST_WORD = re.compile(rf"(?<![A-Za-z])(?!(?:{PREFIX})[-,])[a-z]{{2,}}")
 SKIPPED = re.compile(rf"(?:[^A-Za-z]|(?<![A-Za-z])(?:{PREFIX}|DL|\d+H|[A-Za-z])(?=['\d,()\[\]-]))*")
-GROUPS = "methyl|ethyl|phenyl|acetyl|benzyl|benzoyl|formyl|cyclohexyl"  # of n-propyl, the n may mean "normal"
+# Of n-propyl, the n may mean "normal", and of n-type it is a name.
+NORMAL = (
+    "prop|but|pent|hex|hept|oct|non|dec|undec|dodec|tridec|tetradec|pentadec|hexadec|octadec|eicos|docos|amyl|alk|"
+    "capr|valer|laur|myrist|palmit|stear|cetyl|tri|tetra|type|paraff|heneicos|heptadec|nonadec|ic|par"
+)
+L_OR_D = (  # amino acids and sugars
+    "alan|argin|asparag|aspart|cyst|glutam|histid|leuc|isoleuc|lys|methion|phenylalan|prol|ser|threon|tryptoph|tyros|"
+    "glycer|threit|erythr|phenylgly|cycloser|canavan|homophenyl|homoser|homocyst|allo|valin|gluc|galact|mann|fruct|rib|xyl|arabin|sorb|gulon|rhamn|fuc|lact|tart|ornith|norleuc|norval|carnit|ascorb"
+)
+AMIDE = re.compile(r"n-\S*yl\S*(?:amide|imide|aniline|anilide)$")  # an n is a locant before what these carry
 LOST_CAPITAL = re.compile(  # in a name in lower case
-    rf"(?<![a-z])(?:n'*(?:,n'*)+(?=-)|n(?=,\d)|n'+(?=-)|n(?=-(?:[(\[]|{GROUPS})))|"  # locants
+    rf"(?<![a-z])(?:n'*(?:,n'*)+(?=-)|n(?=,\d)|n'+(?=-)|(?<!di-)(?<!tri-)(?<!\d-)n(?=-(?!(?:{NORMAL})|\d)))|"  # locants
+    rf"(?<![^-\s(\[])[dl](?=-(?:{L_OR_D}))|"
     r"(?<=\d)h(?=[-,)])|"  # indicated hydrogen
     r"(?<=alpha-)d(?=-)|(?<=beta-)d(?=-)|(?<![a-z])dl(?=-)|"  # sugars, racemates
     r"(?<=[a-z]\()(?:i{1,3}|iv|vi{0,3})(?=\))|"  # oxidation states
@@ -49,7 +59,8 @@ def in_order(name: str) -> str:
 def with_capitals(name: str) -> str:
     """A name from a list in lower case, with the capitals that are certain: `n,n-dimethyl-1h-indole` ->
     `N,N-dimethyl-1H-indole`, `(2e)-` -> `(2E)-`."""
-    return LOST_CAPITAL.sub(_raised, name)
+    name = LOST_CAPITAL.sub(_raised, name)
+    return f"N{name[1:]}" if name[:2] == "n-" and ("N-" in name or AMIDE.match(name)) else name
 
 
 def _raised(found: re.Match[str]) -> str:

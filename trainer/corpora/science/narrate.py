@@ -91,16 +91,23 @@ class _Prose:
             prop = self._table.properties[key]
             first, self._named = not self._named, True
             alone = place == len(bundles) or len(bundles[place]) > 1
-            if not alone and self._draw.below(3, f"join {place}") == 0 and (not first or "Opening" in words):
+            able = "predicate" in words and (not first or "Opening" in words)
+            if not alone and able and self._draw.below(3, f"join {place}") == 0:
                 next_key = bundles[place][0]
-                also = fields.of_value(self._record, self._table, next_key, self._draw.part(next_key))["predicate"]
-                if len(words["predicate"] + also) <= 2 * LONG and not (prop.quoted and first):
+                next_words = fields.of_value(self._record, self._table, next_key, self._draw.part(next_key))
+                also = next_words.get("predicate", "")
+                if also and len(words["predicate"] + also) <= 2 * LONG and not (prop.quoted and first):
                     place += 1
                     also = also.removeprefix("has ") if words["predicate"].startswith("has ") else also
                     pair = phrases.FIRST_PAIR if first else phrases.PAIR
                     sentences.append(self._say("PAIR", (pair,), **words, also=also))
                     continue
-            if first:
+            templates: Sequence[str]
+            if prop.several:
+                templates = phrases.ONE_OF_SEVERAL_FIRST if first else phrases.ONE_OF_SEVERAL
+            elif prop.happened:
+                templates = phrases.DATED_FIRST if first else phrases.DATED
+            elif first:
                 templates = phrases.FIRST + (phrases.FIRST_MEASURED if prop.number and prop.measured else ())
             elif prop.number:
                 templates = phrases.STATEMENTS + (phrases.MEASURED if prop.measured else ())

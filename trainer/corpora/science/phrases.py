@@ -8,6 +8,8 @@ Fields, as for the melting point of toluene:
     {full}       {label}{condition}                    {predicate}  melts at 178.1 K
     {its}        its {full}                            {a_label}    a melting point
     {value}      178.1 K                               {unit}       K
+    {is}         is, are for a plural label             {it}         it, they
+    {superior}   has the highest melting point          {superlative} with the highest melting point
     {thing}      compound ({things}: compounds)        {authority}  the CRC Handbook of Chemistry and Physics
     {Heading}    Name, the head of a column of names   {Title}      Toluene, Bohr radius
 
@@ -64,11 +66,11 @@ OPENINGS_FOR_SEVERAL = (  # values
 )
 TITLES = ("{Title}", "# {Title}", "**{Title}**", "Entry: {name}", "Data sheet: {name}")
 FIRST = (
-    "The {of} is {value}.",
+    "The {of} {is} {value}.",
     "{Opening} {predicate}.",
-    "For {called}, the {full} is {value}.",
+    "For {called}, the {full} {is} {value}.",
     "{Opening} {predicate}.",
-    "According to {authority}, the {of} is {value}.",
+    "According to {authority}, the {of} {is} {value}.",
     "{Opening} {predicate}, according to {authority}.",
 )
 FIRST_MEASURED = (
@@ -79,11 +81,11 @@ FIRST_MEASURED = (
 FIRST_PAIR = "{Opening} {predicate} and {also}."
 PAIR = "It {predicate} and {also}."
 STATEMENTS = (
-    "{Its} is {value}.",
+    "{Its} {is} {value}.",
     "It {predicate}.",
-    "{Its_label} is {value}{condition}.",
+    "{Its_label} {is} {value}{condition}.",
     "It {predicate}.",
-    "The {full} is {value}.",
+    "The {full} {is} {value}.",
 )
 MEASURED = (
     "{A_label} of {value} has been reported{condition}.",
@@ -92,12 +94,18 @@ MEASURED = (
     "The {full} is given as {value}.",
 )
 TEXT_STATEMENTS = (
-    "{Its} is {value}.",
+    "{Its} {is} {value}.",
     "It {predicate}.",
-    "The {full} is {value}.",
+    "The {full} {is} {value}.",
     "It {predicate}.",
     "The entry gives {its} as {value}.",
 )
+# One value where others are possible, such as an alternative name.
+ONE_OF_SEVERAL_FIRST = ("{Opening} {predicate}.", "{A_label} of {called} is {value}.")
+ONE_OF_SEVERAL = ("It {predicate}.", "{A_label} is {value}.")
+# A year in which something happened to the thing.
+DATED_FIRST = ("{Opening} {predicate}.", "The {of} is {value}.")
+DATED = ("It {predicate}.",)
 # Values of one label under several conditions; the second pair where they share a part of these, such as the phase.
 SEVERAL_FIRST = ("The {label} of {called} is {values}.", "{Opening} has {a_label} of {values}.")
 SEVERAL = ("Its {label} is {values}.", "The {label} is {values}.", "It has {a_label} of {values}.")
@@ -125,21 +133,21 @@ CARDS = (  # before the rows, a row
 
 # Question and answer.
 QUESTIONS = (
-    "What is the {of}?",
-    "What is the {of}?",
+    "What {is} the {of}?",
+    "What {is} the {of}?",
     "Give the {of}.",
     "State the {of}.",
     "Please give the {of}.",
     "{question}",
     "{question}",
-    "I need the {of}. What is it?",
-    "For {called}, what is the {full}?",
-    "According to {authority}, what is the {of}?",
+    "I need the {of}. What {is} {it}?",
+    "For {called}, what {is} the {full}?",
+    "According to {authority}, what {is} the {of}?",
     "Can you give me the {of}?",
     "Could you look up the {of}?",
     "Do you know the {of}?",
     "I'm looking for the {of}.",
-    "Consider {called}. What is {its}?",
+    "Consider {called}. What {is} {its}?",
     "Report the {of}.",
 )
 UNIT_HINTS = (
@@ -155,8 +163,8 @@ SOURCE_HINTS = (
     " Base your answer on {authority}.",
 )
 ANSWERS = (
-    *("{value}", "{value}", "The {of} is {value}.", "It is {value}."),
-    *("{Opening} {predicate}.", "{Its} is {value}.", "The answer is {value}."),
+    *("{value}", "{value}", "The {of} {is} {value}.", "{It} {is} {value}."),
+    *("{Opening} {predicate}.", "{Its} {is} {value}.", "The answer is {value}."),
 )
 WHOSE = (
     "Which {thing} {predicate}?",
@@ -165,8 +173,8 @@ WHOSE = (
     "What is the name of the {thing} that {predicate}?",
     "The {full} of {a_thing} is {value}. Which {thing} is it?",
     "{A_thing} {predicate}. What is it?",
-    "Which {thing} has {value} as {its}?",
-    "What is the {thing} with the {full} {value} called?",
+    "Can you name the {thing} that {predicate}?",
+    "What is the {thing} that {predicate} called?",
 )
 WHOSE_ANSWERS = (
     *("{name}", "{name}", "It is {called}.", "The {thing} is {name}."),
@@ -175,26 +183,26 @@ WHOSE_ANSWERS = (
 
 # Completion: a text that stops before a value, and its end.
 STEMS = (
-    ("The {of} is", " {value}."),
-    ("For {called}, the {full} is", " {value}."),
+    ("The {of} {is}", " {value}."),
+    ("For {called}, the {full} {is}", " {value}."),
     ("{Opening} {before_value}", " {value}{after_value}."),
-    ("According to {authority}, the {of} is", " {value}."),
+    ("According to {authority}, the {of} {is}", " {value}."),
     ("{Label} of {called}{condition}:", " {value}"),
-    ("Fill in the blank: The {of} is ____.\n", "{value}"),
-    ("Complete the sentence: The {of} is", " {value}."),
-    ("Complete the sentence with the correct value.\nFor {called}, the {full} is", " {value}."),
+    ("Fill in the blank: The {of} {is} ____.\n", "{value}"),
+    ("Complete the sentence: The {of} {is}", " {value}."),
+    ("Complete the sentence with the correct value.\nFor {called}, the {full} {is}", " {value}."),
     ("{Heading}: {name}\n{Full}:", " {value}"),
     ("| Property | Value |\n| --- | --- |\n| {Heading} | {name} |\n| {Full} |", " {value} |"),
     ("Data sheet: {name}\n- {Full}:", " {value}"),
     ("{Heading}\t{Full}\n{name}\t", "{value}"),
-    ("The entry for {called} gives {its} as", " {value}."),
+    ("The record for {called} gives {its} as", " {value}."),
     ('{{{heading}: {name}, "property": {full}, "value":', " {value}}}"),
 )
 JSON_STEM = len(STEMS) - 1  # its fields are quoted as JSON strings
 
 # Multiple choice.
 CHOICE_OF_VALUE = (
-    "What is the {of}?",
+    "What {is} the {of}?",
     "Which of the following is the {of}?",
     "Choose the {of}.",
     "Select the correct {full} for {called}.",
@@ -209,10 +217,10 @@ CHOICE_OF_NAME = (
     "Which of these {things} {predicate}?",
     "Which of the following {predicate}?",
     "Select the {thing} that {predicate}.",
-    "Which {thing} has {value} as {its}?",
+    "Which {thing} {predicate}?",
     "One of these {things} {predicate}. Which one?",
     "Find the {thing} that {predicate}.",
-    "For which of the following is the {full} {value}?",
+    "The {of_one} is {value}. Which one is it?",
     "Identify the {thing} whose {full} is {value}.",
 )
 LABELS = (  # an option with its mark, and the mark in an answer
@@ -241,13 +249,13 @@ RANKINGS = (
     "Compare the following {things} by {full} and list them {order}",
 )
 EXTREMES = (
-    "Which of these {things} has the {extreme} {full}?",
-    "Which of the following has the {extreme} {full}?",
-    "Find the {thing} with the {extreme} {full}",
-    "Of these {things}, name the one with the {extreme} {full}",
-    "Identify the {thing} with the {extreme} {full}",
-    "Compare the following {things}. Which has the {extreme} {full}?",
-    "Among these {things}, which one has the {extreme} {full}?",
+    "Which of these {things} {superior}?",
+    "Which of the following {superior}?",
+    "Find the {thing} {superlative}",
+    "Of these {things}, name the one {superlative}",
+    "Identify the {thing} {superlative}",
+    "Compare the following {things}. Which {superior}?",
+    "Among these {things}, which one {superior}?",
 )
 ORDERS = (  # falling, rising
     ("{high} first", "from {high} to {low}", "in decreasing order", "in descending order"),
@@ -260,8 +268,8 @@ RANKED = (
 LISTS = ((":\n- ", "\n- "), (":\n", "\n"), (":\n* ", "\n* "), (": ", "; "))  # before things and between them
 LISTS_BY_LINE = 3  # of them need no separator that a name can contain
 EXTREME_ANSWERS = (
-    *("{name}", "{name}", "{name_and_value}", "It is {called}: {value}."),
-    *("{Opening} has the {extreme} {full}: {value}.", "The {extreme} value is {value}, that of {called}."),
+    *("{name}", "{name}", "{name_and_value}", "It is {called}{found}."),
+    *("{Opening} {superior}{as_found}.", "The {extreme} value is {value}, that of {called}."),
 )
 
 # A prompt and its answer.

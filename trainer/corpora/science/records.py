@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from functools import cached_property, lru_cache
 
@@ -16,6 +16,7 @@ from trainer.data.hashing import text_key
 
 PER_GROUP = 64  # records; enough for distractors of similar magnitude, few enough for an even held-out split
 MIN_GROUPS = 4  # even for a small source, so that it has groups to hold out
+DAMAGED = re.compile(r"[abeg]-[a-z]{3}")  # a name that lost its Greek letter: "e-metal", "b-carotene"
 PLURAL_UNIT = re.compile(r"(?<![A-Z])\b[a-z]{2,}[^us]s$(?<!siemens)(?<!celsius)")  # "amino acids", "years"
 SAID_AS_WORDS = {"SMILES", "NIST", "NASA", "FASTA"}
 SAID_WITH_A_CONSONANT = re.compile(r"uni(?!m|n)|u[st][aeiu]|eu|one\b|ura|ubi")
@@ -28,7 +29,8 @@ class Property:
 
     label: a noun phrase that takes "the", "its" or an article before it. condition: an adverbial that follows the
     value or the name, such as "in the gas phase at 298.15 K". predicates: verb phrases with {value} that follow a name
-    or "it"; "has a LABEL of {value}" if there are none. questions: complete ones with {called}, for this property only.
+    or "it"; "has a LABEL of {value}" if there are none, except where `had` is False. questions: complete ones with
+    {called}, for this property only.
     """
 
     label: str  # "melting point"
@@ -39,10 +41,16 @@ class Property:
     identifies: bool = False  # a text that belongs to one thing, so that a task may ask for the thing
     asked: bool = True  # in tasks; False where the value is only a catalogue number
     counted: tuple[str, str] = ("", "")  # ("ring", "rings") for a number of rings
+    had: bool = True  # False for a text that nothing "has": a thing is of a class
+    possessive: str = ""  # in place of "its LABEL": "the mass of its most common isotope"
+    plural: bool = False  # "keywords"
+    several: bool = False  # "an alternative name", as there may be others
+    happened: str = ""  # of a year: what happened to the thing then, "introduced"
     measured: bool = True  # False for a number that is counted, calculated or defined
     predicates: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
     extremes: tuple[str, str] = ("lowest", "highest")
+    superlatives: tuple[str, str] = ("", "")  # in place of "the EXTREME LABEL": "the heaviest most common isotope"
 
     @cached_property
     def label_here(self) -> str:
@@ -71,6 +79,8 @@ class Property:
     @cached_property
     def all_predicates(self) -> tuple[str, ...]:
         """The predicates with their conditions, {value} left open."""
+        if not self.number and not self.had and not self.predicates:
+            return ()
         condition = f" {self.condition}" if self.condition else ""
         usual = f"has {self.article} {self.label} of {{value}}" if self.number else f"has the {self.label} {{value}}"
         return tuple(one + condition for one in self.predicates or (usual,))
@@ -116,6 +126,7 @@ class Table:
     records: Sequence[Record]
     authority: str = ""  # a noun phrase, such as "the JANAF tables of 1998": tables differ in their values
     heading: str = "name"  # of a column with the names
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of values or records
 
     @cached_property
     def shared(self) -> frozenset[tuple[str, str]]:
@@ -150,7 +161,7 @@ def groups(source: str, tables: Sequence[Table]) -> Iterator[RecordGroup]:
     A text that compares things has information about all of them. If it were in the training split and one of them in
     the held-out split, the split would leak. So things are compared only within a group, and a group is one origin. The
     group of a record depends on its key and on the number of things in the source. Names that a table gives to several
-    things are left out, since a question about them has no single answer.
+    things are left out, since a question about them has no single answer, and so are damaged names.
     """
     keys = {record.key for table in tables for record in table.records}
     count = max(MIN_GROUPS, math.ceil(len(keys) / PER_GROUP))
@@ -158,7 +169,7 @@ def groups(source: str, tables: Sequence[Table]) -> Iterator[RecordGroup]:
     for place, table in enumerate(tables):
         counts = Counter(record.name.casefold() for record in table.records)
         for record in table.records:
-            if counts[record.name.casefold()] == 1:
+            if counts[record.name.casefold()] == 1 and not DAMAGED.match(record.name):
                 part = text_key("group", source, record.key) % count
                 parts.setdefault((part, place), []).append(record)
     order = sorted(range(count), key=lambda part: (text_key("order", source, str(part)), part))

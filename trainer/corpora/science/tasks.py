@@ -211,6 +211,7 @@ def _choice(subject: _Subject, draw: Draw) -> Task | None:
     line, mark = phrases.LABELS[style]
     marks = [{"letter": "ABCD"[place], "number": str(place + 1)} for place in range(OPTIONS)]
     listed = [line.format(option=option, **one) for option, one in zip(shown, marks, strict=True)]
+    words["of_one"] = prop.of_name(f"one of these {subject.table.things}")
     words |= {"mark": mark.format(**marks[right]), "line": listed[right]}
     ask, prompt = _drawn(phrases.CHOICE_OF_NAME if by_name else phrases.CHOICE_OF_VALUE, words, draw, "ask")
     answered, answer = _drawn(phrases.CHOICE_ANSWERS, words, draw, "answer")
@@ -238,14 +239,15 @@ def _ranking(subject: _Subject, draw: Draw) -> Task | None:
     ranked = sorted(chosen, key=lambda one: number(one.values[key]) or Decimal(0), reverse=not rising)
     first = _Subject(ranked[0], subject.table, subject.others)
     words = first.words(key, draw) | {"low": prop.extremes[0], "high": prop.extremes[1]}
-    words |= {"extreme": prop.extremes[not rising], "order": _drawn(phrases.ORDERS[rising], words, draw, "order")[1]}
+    words |= fields.of_extreme(prop, ranked[0].values[key], prop.extremes[not rising])
+    words["order"] = _drawn(phrases.ORDERS[rising], words, draw, "order")[1]
     inline = not any(SEPARATOR.search(one.name) for one in chosen)
     style = draw.below(len(phrases.LISTS) if inline else phrases.LISTS_BY_LINE, "list")
     names = [one.name for one in ranked]
     with_values = [_with_value(one.name, prop.written(one.values[key])) for one in ranked]
     words |= {"by_line": "\n".join(names), "values_by_line": "\n".join(with_values), "name_and_value": with_values[0]}
     if inline:
-        joint = draw.one_of((" < " if rising else " > ", "; "), "joint")
+        joint = "; " if prop.happened else draw.one_of((" < " if rising else " > ", "; "), "joint")
         words |= {"in_line": joint.join(names), "values_in_line": joint.join(with_values)}
     extreme = draw.below(2, "extreme") == 1
     asks, answers = (phrases.EXTREMES, phrases.EXTREME_ANSWERS) if extreme else (phrases.RANKINGS, phrases.RANKED)

@@ -29,12 +29,17 @@ class Text:
 
 def texts(source: str, tables: Sequence[Table], *, seed: int, tasks_per_record: int) -> Iterator[Text]:
     """The texts of all records of a source, group by group. A text is a pure function of its record, the records of the
-    source and the seed. tasks_per_record: number of forms to use for each record, 0 to 4."""
+    source and the seed; a task that repeats one of its group is left out. tasks_per_record: number of forms to use for
+    each record, 0 to 4."""
     for group in groups(source, tables):
+        seen: set[str] = set()
         for record in group.records:
             draw = Draw(str(seed), source, group.table.name, record.key, record.name)
             text, template = narrate(record, group.table, draw.part(NARRATION))
             whose = (group.origin, group.table.name, record.key, record.name)
             yield Text(*whose, NARRATION, template, text)
             for task in islice(tasks(record, group.table, group.records, draw), tasks_per_record):
+                if task.text in seen:  # two records may be compared with the same others
+                    continue
+                seen.add(task.text)
                 yield Text(*whose, task.form, task.template, task.text, task)

@@ -94,6 +94,8 @@ def rendered(templates: Sequence[str], table: Table, record: Record) -> Iterator
             "values_in_line": "a (1) < b (2)",
             "values_by_line": "a (1)\nb (2)",
         }
+        words |= {"superior": "has the lowest mass", "superlative": "with the lowest mass"}
+        words |= {"as_found": ": 2 K", "found": ": 2 K", "of_one": "mass of one of these things"}
         words |= {"name_and_value": "a (1)", "low": "lowest", "high": "highest"}
         for place in phrases.usable(templates, words):
             yield phrases.fill(templates[place], words)
@@ -128,7 +130,11 @@ def test_every_template_is_used_for_some_record() -> None:
         for (table, record), _ in itertools.product(MADE, [0]):
             for key in record.values:
                 words = fields.of_value(record, table, key, Draw("")) | dict.fromkeys(
-                    ("question", "also", "These_values", "values", "Shared", "extreme", "order"), "x"
+                    (
+                        *("question", "also", "These_values", "values", "Shared", "extreme", "order"),
+                        *("superior", "superlative", "of_one"),
+                    ),
+                    "x",
                 )
                 used.update(phrases.usable(templates, words))
         assert used == set(range(len(templates))), name

@@ -1,11 +1,12 @@
 """Thermochemistry and properties of materials, from the files of the package `chemicals`.
 
-Values stay the strings of the files. The columns are in SI units (K, Pa, J/mol, kg/m^3, m^3/mol), as the package's
-documentation of each says.
+Values stay the strings of the files, but for the ".0" that whole numbers have in the JANAF files. The columns are in SI
+units (K, Pa, J/mol, kg/m^3, m^3/mol), as the package's documentation of each says.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from trainer.corpora.packages import Files, package_files
 from trainer.corpora.science.names import in_lower_case, in_order
 from trainer.corpora.science.records import Property, Record, Table, number
+from trainer.corpora.science.tables.formulas import usual
+from trainer.corpora.science.tables.plausible import of_element, plausible
 from trainer.data.errors import DataError
 
 PHASES = {"s": "in the solid state", "l": "in the liquid phase", "g": "in the gas phase"}
@@ -30,7 +33,9 @@ THERMOCHEMISTRY = {
     for state, phase in PHASES.items()
 }
 HEAT_CAPACITIES = {
-    f"{state} {temperature}": Property(QUANTITIES["Cp"][0], f"{phase} at {temperature} K", QUANTITIES["Cp"][1])
+    f"{state} {temperature}": Property(
+        QUANTITIES["Cp"][0], f"{phase} at {temperature.removesuffix('.0')} K", QUANTITIES["Cp"][1]
+    )
     for state, phase in PHASES.items()
     for temperature in TEMPERATURES
 }
@@ -39,7 +44,12 @@ ACTIVE = {
     "Hfg": Property("enthalpy of formation", "in the gas phase at 298.15 K", "J/mol"),
     "Hfg_0K": Property("enthalpy of formation", "in the gas phase at 0 K", "J/mol"),
     "uncertainty": Property(
-        "enthalpy-of-formation uncertainty", "in the gas phase", "J/mol", measured=False, extremes=SIZES
+        "uncertainty of the gas-phase enthalpy of formation",
+        unit="J/mol",
+        measured=False,
+        possessive="the uncertainty of its gas-phase enthalpy of formation",
+        predicates=("has a gas-phase enthalpy of formation with an uncertainty of {value}",),
+        extremes=SIZES,
     ),
 }
 PHYSICAL = {
@@ -58,8 +68,9 @@ PHYSICAL = {
             "What is the boiling temperature of {called} at atmospheric pressure?",
         ),
     ),
-    "rho": Property("density", unit="kg/m^3"),
-    "RI": Property("refractive index"),
+    # The Handbook gives these "near room temperature" where it gives no other; the package's table has no temperatures.
+    "rho": Property("density", "near room temperature", "kg/m^3"),
+    "RI": Property("refractive index", "near room temperature"),
 }
 PHASE_CHANGE = {
     "Hfus": Property("enthalpy of fusion", "at the melting point", "J/mol"),
@@ -83,10 +94,28 @@ ELEMENT = {
     "atomic mass": Property("atomic mass", unit="u"),
     "covalent radius": Property("covalent radius", unit="Å", extremes=SIZES),
     "Van derWaal radius": Property("van der Waals radius", unit="Å", extremes=SIZES),
-    "most common isotopic mass": Property("isotopic mass", "(most common isotope)", "u"),
+    "most common isotopic mass": Property(
+        "mass of the most common isotope",
+        unit="u",
+        measured=False,
+        possessive="the mass of its most common isotope",
+        predicates=("has a most common isotope with a mass of {value}",),
+        superlatives=("the lightest most common isotope", "the heaviest most common isotope"),
+    ),
 }
 
 PARTICLE = re.compile(r"\b(?:ion|cation|anion|dication|radical|atom|molecule|dimer)\b")
+MISSPELT = {
+    "triclorofluormethane": "trichlorofluoromethane",
+    "clorosilylidyne": "chlorosilylidyne",
+    "trifluoriodomethane": "trifluoroiodomethane",
+}
+ONLY = {  # the formula of these names; the table also gives them to other species
+    "borane": "BH3", "boric acid": "BH3O3", "carbonyl fluoride": "CF2O", "carbonyl chloride": "CCl2O",
+}  # fmt: skip
+BORANE, HYDROGEN = re.compile(r"borane\b"), re.compile(r"H(?![a-z])")
+HALOGENS = re.compile(r"(?:F|Cl|Br|I)(\d?)")
+CHARGED = re.compile(r"^\[([A-Z][a-z]?)\]([+-])(\d)$")  # "[He]+2" -> "He2+"
 FLOAT_NOISE = re.compile(r"0{6,}\d$|9{6,}\d?$")  # of arithmetic on the tables: "-128461.00000000001"
 CRC = "the CRC Handbook of Chemistry and Physics"
 JANAF = "the JANAF Thermochemical Tables of 1998"
@@ -102,17 +131,38 @@ def _called(name: str) -> str:
 
 
 def _janaf_name(row: Mapping[str, str]) -> str:
-    """`Hydrogen, Ion` -> `hydrogen ion (H-)`: ions and dimers share their names and differ in their formulas."""
+    """`Hydrogen, Ion` -> `hydrogen anion (H-)`: ions and dimers share their names and differ in formulas. The name
+    alone where the usual order of the formula is not certain; "" where the two contradict."""
     name, comma, isomer = row["Chemical"].replace(" ,", ",").partition(", ")
+    formula = row["formula"]
+    name = in_lower_case(name)
+    for wrong, right in MISSPELT.items():
+        name = name.replace(wrong, right)
     if comma:
-        name = f"{name} ion" if isomer == "Ion" else f"{isomer.lower()}-{name}"
-    return f"{in_lower_case(name)} ({row['formula']})"
+        ion = {"+": "cation", "-": "anion"}.get(formula[-1:], "ion")
+        name = f"{name} {ion}" if isomer == "Ion" else f"{isomer.lower()}-{name}"
+    if ONLY.get(name, formula) != formula or (BORANE.search(name) and not HYDROGEN.search(formula) and (
+        formula.startswith("B2") or sum(int(count or 1) for count in HALOGENS.findall(formula)) < 3
+    )):  # fmt: skip
+        return ""
+    written = usual(formula, name)
+    if not written and name.endswith("-D"):
+        return ""
+    if "(" in written:
+        return f"{name} [{written}]"
+    return f"{name} ({written})" if written else name
 
 
 def _active_name(row: Mapping[str, str]) -> str:
-    """`Ozone`, `OOO (g)` -> `ozone (OOO)`; all species of this file are gases."""
-    formula = row["Formula"].removesuffix(" (g)")
-    return f"{_name(row['Chemical'])} [{formula}]" if "(" in formula else f"{_name(row['Chemical'])} ({formula})"
+    """`Ozone`, `OOO (g)` -> `ozone (OOO)`; all species of this file are gases. Formulas that need brackets of two kinds
+    are left out, and so are the acids whose name and formula contradict: HONC is isofulminic acid."""
+    formula, name = row["Formula"].removesuffix(" (g)"), _name(row["Chemical"])
+    if "fulminic" in name:
+        return ""
+    if name.endswith(" ion") and formula[-1] in "+-":
+        name = f"{name.removesuffix(' ion')} {'cation' if formula[-1] == '+' else 'anion'}"
+    formula = CHARGED.sub(r"\1\3\2", formula)
+    return name if "(" in formula or "[[" in formula else f"{name} ({formula})"
 
 
 @dataclass(frozen=True)
@@ -209,12 +259,21 @@ def _clean(cell: str) -> bool:
 
 
 def _table(sheet: Sheet) -> Table:
-    records = []
+    records, left_out = [], Counter[str]()
+    labels = {key: prop.label for key, prop in sheet.properties.items()}
+    janaf, elements = sheet.authority == JANAF, sheet.properties is ELEMENT
     for row in _rows(one_file(sheet.file)[1]):
         name, values = sheet.name(row), known(row, sheet.properties)
-        if values and name:
+        if not name or name == "ununbium":
+            left_out["name that contradicts the formula or symbol"] += 1
+            continue
+        values = of_element(values, left_out) if elements else plausible(values, labels, left_out)
+        if janaf:
+            values = {key: value.removesuffix(".0") for key, value in values.items()}
+        if values:
             records.append(Record(row["CAS"], name, values, called=_called(name)))
-    return Table(Path(sheet.file).stem, sheet.thing, sheet.things, sheet.properties, records, sheet.authority)
+    stem = Path(sheet.file).stem
+    return Table(stem, sheet.thing, sheet.things, sheet.properties, records, sheet.authority, left_out=left_out)
 
 
 def thermo() -> list[Table]:
@@ -236,11 +295,11 @@ def _heat_capacities() -> Table:
         path = one_file(name)[1]
         for cas, (temperatures, capacities) in json.loads(path.read_text(), parse_float=str, parse_int=str).items():
             at = dict(zip(temperatures, capacities, strict=True))
-            known = {f"{state} {t}": at[t] for t in TEMPERATURES if t in at}
+            known = {f"{state} {t}": at[t].removesuffix(".0") for t in TEMPERATURES if t in at}
             found.setdefault(cas, {}).update(known)
     records = [
         Record(cas, names[cas], values, called=_called(names[cas]))
         for cas, values in sorted(found.items())
-        if cas in names and values
+        if names.get(cas) and values
     ]
     return Table("JANAF heat capacities", janaf.thing, janaf.things, HEAT_CAPACITIES, records, JANAF)

@@ -19,7 +19,8 @@ ELEMENTS = {
 WORD = re.compile(r"[a-z]{3}")
 NO_NAME = re.compile(  # catalogue numbers, formulas, polymers and scrambled entries
     r"^agn-pc|^[a-z]{1,10}[- ]?\d{3,}|^ac1\w{5}$|^ctk\w+$|^\d+-\d\d-\d|[0-9a-f]{8}-|_\d|\.p\d|"
-    r"[\\@$#%&?!=<>_{}~|;]|\d[a-z]\d[a-z]\d|polymer"
+    r"[\\@$#%&?!=<>_{}~|;]|\d[a-z]\d[a-z]\d|polymer|"
+    r"\.equiv\.|\((?:tn|usan|inn|ban|jan|nf|usp)\)"
 )
 INDEX_ENTRY = re.compile(r"-, |-$|, \S+-$|\(\d+ci|, (?:\S+ )*(?:ester|acid)\b")  # "benzene, 1-hexynyl-"
 FORMULA = re.compile(r" \([a-z]+\d[a-z\d]*\)$")  # in lower case, after a name: "copper nitride (cu3n)"
@@ -35,7 +36,9 @@ IDENTITY = {
         questions=("What is the SMILES representation of {called}?", "Write {called} in SMILES notation."),
     ),
     "systematic": Property("systematic name", number=False, identifies=True),
-    "other": Property("alternative name", number=False, asked=False, predicates=("is also known as {value}",)),
+    "other": Property(
+        "alternative name", number=False, asked=False, several=True, predicates=("is also known as {value}",)
+    ),
     "atoms": Property(
         "atomic composition",
         number=False,
@@ -89,13 +92,13 @@ def parse_record(line: str) -> Compound:
                 if len(spoken) == 2:
                     break
     plain = "" if ";" in systematic else systematic  # salts are lists of ions: "azanium;chloride"
-    name = next((one for one in (*spoken[:1], plain, readable, systematic) if one), "")
+    name = next((one for one in (*spoken[:1], plain, readable) if one), "")
     values = {"formula": formula, "weight": weight, "smiles": smiles, "inchi": f"InChI=1S/{inchi}", "cas": cas}
     if int(cid) > 0:
         values["cid"] = cid
-    if systematic != name:
+    if plain and not _same(plain, name):
         values["systematic"] = with_capitals(systematic)
-    if synonyms := [other for other in spoken if other not in (name, systematic)]:
+    if synonyms := [other for other in spoken if not (_same(other, name) or _same(other, systematic))]:
         values["other"] = _spelled(synonyms[0])
     atoms = [(ELEMENTS.get(symbol), count or "1") for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*)", formula)]
     if len(atoms) > 1 and all(element for element, _ in atoms):
@@ -106,3 +109,10 @@ def parse_record(line: str) -> Compound:
 
 def _spelled(name: str) -> str:
     return with_capitals(in_order(FORMULA.sub("", name)))
+
+
+def _same(one: str, other: str) -> bool:
+    """True if two names differ in nothing but hyphens, spaces and capitals."""
+    if one == other or one[:1].lower() != other[:1].lower():  # most pairs, at little cost
+        return one == other
+    return one.replace("-", "").replace(" ", "").lower() == other.replace("-", "").replace(" ", "").lower()

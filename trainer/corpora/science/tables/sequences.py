@@ -17,7 +17,7 @@ SAMPLES = (
     *("format/tests/data/embl_single_record", "format/tests/data/embl_feature_level_record"),
     *("alignment/tests/data/insulin.faa", "alignment/tests/data/16s.frn"),
 )
-LENGTHS = ("shortest", "longest")
+LENGTHS = ("smallest", "greatest")
 CALLED = {"protein": "the protein", "nucleotide": "the nucleotide entry"}
 COMMON = {
     "description": Property("description", number=False, quoted=True, predicates=("is described as {value}",)),
@@ -29,6 +29,10 @@ COMMON = {
     ),
     "lineage": Property("taxonomic lineage", number=False),
     "sequence": Property("sequence", number=False, identifies=True),
+}
+KEYWORDS = {
+    "keyword": Property("keyword", number=False, quoted=True, predicates=("is indexed under {value}",)),
+    "keywords": Property("keywords", number=False, quoted=True, plural=True, predicates=("is indexed under {value}",)),
 }
 PROTEIN = COMMON | {
     "length": Property(
@@ -42,7 +46,7 @@ PROTEIN = COMMON | {
     "weight": Property("molecular weight", unit="Da", measured=False),
     "gene": Property("gene name", number=False, predicates=("is encoded by the gene {value}",)),
     "function": Property("function", number=False, quoted=True),
-    "keywords": Property("list of keywords", number=False, quoted=True, predicates=("is indexed under {value}",)),
+    **KEYWORDS,
 }
 NUCLEOTIDE = COMMON | {
     "length": Property(
@@ -53,8 +57,8 @@ NUCLEOTIDE = COMMON | {
         questions=("How long is {called}?",),
         extremes=LENGTHS,
     ),
-    "molecule": Property("molecule type", number=False),
-    "keywords": Property("list of keywords", number=False, quoted=True, predicates=("is indexed under {value}",)),
+    "molecule": Property("molecule type", number=False, had=False),
+    **KEYWORDS,
 }
 GENBANK_FIELD = re.compile(r"^ {0,2}([A-Z]+) +(.*(?:\n {12}.*)*)", re.M)
 EVIDENCE = re.compile(r" *\{ECO:[^}]*\}")
@@ -111,6 +115,10 @@ def _joined(text: str) -> str:
     return " ".join(text.split()).rstrip(".;")
 
 
+def _keywords(listed: str) -> dict[str, str]:
+    return {"keywords" if ";" in listed else "keyword": listed}
+
+
 def _genbank(entry: str) -> Found:
     head, _, letters = entry.partition("\nORIGIN")
     head, _, _ = head.partition("\nFEATURES")
@@ -120,9 +128,9 @@ def _genbank(entry: str) -> Found:
     values = {
         "description": _joined(fields.get("DEFINITION", "")),
         "organism": organism.strip(),
-        "lineage": _joined(lineage),
+        "lineage": _joined(lineage) if _joined(lineage) != "Unclassified" else "",
         "length": locus[1],
-        "keywords": _joined(fields.get("KEYWORDS", "")),
+        **_keywords(_joined(fields.get("KEYWORDS", ""))),
         "sequence": re.sub(r"[\s\d]", "", letters),
     }
     if locus[2] == "aa":
@@ -144,7 +152,7 @@ def _embl(entry: str, path: Path) -> Found:
     values = {
         "organism": fields.get("OS", ""),
         "lineage": fields.get("OC", ""),
-        "keywords": fields.get("KW", ""),
+        **_keywords(fields.get("KW", "")),
         "sequence": re.sub(r"[\s\d]", "", letters),
     }
     if parts[-1].split()[-1] == "AA":  # UniProt

@@ -17,6 +17,11 @@ FLAGS = ("quoted", "identifies", "asked", "measured")
 KEYS = (*TEXTS, "text", *FLAGS)
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*SEPARATORS, ".jsonl", ".ndjson")
+HAPPENED = {  # what happened in the year of one of these
+    "construction": "constructed", "discovery": "discovered", "foundation": "founded", "introduction": "introduced",
+    "invention": "invented", "isolation": "isolated", "launch": "launched", "publication": "published",
+    "synthesis": "synthesized",
+}  # fmt: skip
 EXAMPLE = "name: compound, properties: {mp: {label: melting point, unit: K}}"
 
 
@@ -33,7 +38,8 @@ def read_table(path: Path, columns: Path) -> Table:
           hv: {label: Vickers hardness, condition: at room temperature}
           smiles: {label: SMILES string, text: true, quoted: true, identifies: true}
 
-    A property is a number unless `text: true`. An empty cell is a missing value. Raises DataError with the line and
+    A property is a number unless `text: true`; one with the label `year of introduction` is a date: a thing "was
+    introduced in 1962". An empty cell is a missing value. Raises DataError with the line and
     the column.
     """
     mapping = _mapping(columns)
@@ -124,7 +130,19 @@ def _property(path: Path, column: str, given: object) -> Property:
             raise DataError(f"{where}.{key}={value!r} is not {kind}", where=f"{where}.{key}", value=value, allowed=kind)
     label, condition, unit = (" ".join(given.get(key, "").split()) for key in TEXTS)
     flags = {key: given[key] for key in FLAGS if key in given}
-    return Property(label, condition, unit, number=not given.get("text", False), **flags)
+    text = given.get("text", False)
+    happened = HAPPENED.get(label.removeprefix("year of ")) if label.startswith("year of ") and not text else None
+    if happened and not condition and not unit:
+        flags.setdefault("measured", False)
+        return Property(
+            label,
+            happened=happened,
+            predicates=(f"was {happened} in {{value}}",),
+            questions=(f"In which year was {{called}} {happened}?", f"When was {{called}} {happened}?"),
+            extremes=("earliest", "most recent"),
+            **flags,
+        )
+    return Property(label, condition, unit, number=not text, had=not text or flags.get("identifies", False), **flags)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:

@@ -1,0 +1,188 @@
+"""Records that need words of their own or are left out: dates, plurals, formulas, locants, impossible values."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trainer.corpora.science.names import with_capitals
+from trainer.corpora.science.records import Property, Record, Table
+from trainer.corpora.science.tables import chemistry, plausible, pubchem, sequences
+from trainer.corpora.science.tables.formulas import usual
+from trainer.corpora.science.tables.user_files import read_table
+from trainer.corpora.science.texts import Text, texts
+
+LETTERS = "abcdefghijkl"
+
+
+def made(table: Table) -> list[Text]:
+    return [text for seed in range(30) for text in texts("made", [table], seed=seed, tasks_per_record=4)]
+
+
+def table_of(prop: Property, values: list[str]) -> Table:
+    records = [Record(f"k{n}", f"thing {LETTERS[n]}", {"x": value}) for n, value in enumerate(values)]
+    return Table("made", "object", "objects", {"x": prop}, records)
+
+
+def test_a_year_is_when_something_happened(tmp_path: Path) -> None:
+    rows = "\n".join(f"thing {letter},{1900 + 30 * place},steel" for place, letter in enumerate(LETTERS))
+    (tmp_path / "a.csv").write_text(f"name,year,class\n{rows}\n")
+    (tmp_path / "a.yaml").write_text(
+        "name: name\nproperties: {year: {label: year of introduction}, class: {label: class, text: true}}\n"
+    )
+    found = "".join(text.text for text in made(read_table(tmp_path / "a.csv", tmp_path / "a.yaml")))
+    for phrase in ("was introduced in 19", "introduced earliest", "introduced most recently", "earliest first"):
+        assert phrase in found
+    for phrase in ("has a year", "lowest", "highest", "the earliest year", "has the class", "reported"):
+        assert phrase not in found
+
+
+def test_two_numbers_never_meet() -> None:
+    prop = Property("enthalpy of formation", "in the gas phase at 0 K", "J/mol", identifies=True)
+    values = [f"{234680 + 20000 * n}" for n in range(12)]
+    for text in made(table_of(prop, values)):
+        assert not any(f"K {value}" in text.text or f"has {value}" in text.text for value in values), text.text
+
+
+def test_keywords_are_several_and_an_alternative_name_is_one_of_several() -> None:
+    plural = "".join(t.text for t in made(table_of(sequences.PROTEIN["keywords"], ["Activator; Repeat"] * 9)))
+    assert 'keywords are "' in plural
+    assert "hat are the keywords" in plural
+    assert "keywords is" not in plural
+    assert "list of keywords" not in plural
+    assert sequences._keywords("ENV") == {"keyword": "ENV"}
+    kind = "".join(t.text for t in made(table_of(sequences.NUCLEOTIDE["molecule"], ["DNA", "mRNA"] * 5)))
+    assert "ts molecule type is DNA" in kind
+    assert "has the molecule type" not in kind
+    other = "".join(t.text for t in made(table_of(pubchem.IDENTITY["other"], [f"name {n}" for n in LETTERS])))
+    assert "An alternative name of thing a is name a" in other
+    assert not {phrase for phrase in ("he alternative name", "ts alternative name") if phrase in other}
+
+
+def test_a_possessive_goes_to_the_thing() -> None:
+    uncertainty = chemistry.ACTIVE["uncertainty"]
+    found = "".join(t.text for t in made(table_of(uncertainty, [str(100 + 20 * n) for n in range(12)])))
+    assert "he uncertainty of its gas-phase enthalpy of formation is" in found
+    assert "ts uncertainty" not in found
+    assert "formation of 1" not in found
+
+
+@pytest.mark.parametrize(
+    ("lost", "written"),
+    [
+        ("n-difluoroboranyl-N-methyl-methanamine", "N-difluoroboranyl-N-methyl-methanamine"),
+        ("n-butyl-n-ethylaniline", "N-butyl-N-ethylaniline"),
+        ("n-hexylpentanamide", "N-hexylpentanamide"),
+        *((name, name) for name in ("n-butylamine", "n-butyl pivalate", "isopropyl n-butyl disulphide", "d-carvone")),
+        ("n-acetyl-l-glutamic acid", "N-acetyl-L-glutamic acid"),
+        ("l-threitol", "L-threitol"),
+        ("(2e,4z)-hexadiene", "(2E,4Z)-hexadiene"),
+    ],
+)
+def test_locants_keep_their_capitals(lost: str, written: str) -> None:
+    assert with_capitals(lost) == written
+
+
+def test_an_alternative_name_differs_in_more_than_its_spelling() -> None:
+    line = "1\t1-1-1\tC9H12O\t136\tCC\tI\tA-B\t2-methoxy-1,4-dimethyl-benzene\t2,5-dimethylanisole\t"
+    assert "other" not in pubchem.parse_record(line + "2-methoxy-1,4-dimethylbenzene").values
+    assert "other" not in pubchem.parse_record(line + "2,5-Dimethyl anisole").values
+    assert pubchem.parse_record(line + "methyl xylyl ether").values["other"] == "methyl xylyl ether"
+
+
+@pytest.mark.parametrize(
+    ("hill", "name", "expected"),
+    [
+        *(("OZr", "zirconium oxide", "ZrO"), ("Br2Ti", "titanium bromide", "TiBr2"), ("H3N", "ammonia", "NH3")),
+        *(("ClF5S", "sulfur chloride fluoride", "SClF5"), ("H2MgO2", "magnesium hydroxide", "Mg(OH)2")),
+        *(("H2O4S", "sulfuric acid", "H2SO4"), ("Cl3OP", "phosphoryl chloride", "POCl3"), ("CF3I", "x", "CF3I")),
+        *(("ClLiO4", "lithium perchlorate", "LiClO4"), ("Cs2H2O2", "cesium hydroxide", "(CsOH)2")),
+        *(("C4NiO4", "nickel carbonyl", ""), ("B3H3O3", "boroxin", ""), ("COS", "carbon oxide sulfide", "")),
+        *(("CN2", "NCN radical", ""), ("HN3", "hydrazoic acid", ""), ("BeH+", "beryllium hydride cation", "BeH+")),
+    ],
+)
+def test_a_formula_is_in_its_usual_order_or_left_out(hill: str, name: str, expected: str) -> None:
+    assert usual(hill, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("chemical", "formula", "expected"),
+    [
+        *(("Zinc, Ion", "Zn-", "zinc anion (Zn-)"), ("Zinc, Ion", "Zn+", "zinc cation (Zn+)")),
+        *(("Difluoroborane", "BF2", ""), ("Difluoroborane", "BF2H", "difluoroborane (BHF2)"), ("Borane", "BH", "")),
+        *(("Barium Hydroxide", "BaH2O2", "barium hydroxide [Ba(OH)2]"), ("Boroxin", "B3H3O3", "boroxin")),
+    ],
+)
+def test_a_name_of_janaf_agrees_with_its_formula(chemical: str, formula: str, expected: str) -> None:
+    assert chemistry._janaf_name({"Chemical": chemical, "formula": formula}) == expected
+
+
+def test_species_whose_name_contradicts_the_formula_are_left_out() -> None:
+    assert chemistry._active_name({"Chemical": "Fulminic acid", "Formula": "HONC (g)"}) == ""
+    assert chemistry._active_name({"Chemical": "Ozone", "Formula": "OOO (g)"}) == "ozone (OOO)"
+    assert chemistry._active_name({"Chemical": "Acetone", "Formula": "CH3C(O)CH3 (g)"}) == "acetone"
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ({"Tc": "0.869", "Pc": "2"}, {"Pc": "2"}),
+        ({"Hfl": "804165.0"}, {}),
+        ({"Cpg": "0", "S0g": "20.8"}, {"S0g": "20.8"}),
+        ({"uncertainty": "0"}, {}),
+        ({"Tm": "300", "Tb": "250"}, {}),
+        ({"rho": "1.145"}, {}),
+        ({"Tb": "231", "rho": "493"}, {"Tb": "231"}),
+    ],
+)
+def test_what_cannot_be_right_is_left_out_and_counted(values: dict[str, str], kept: dict[str, str]) -> None:
+    properties = chemistry.THERMOCHEMISTRY | chemistry.ACTIVE | chemistry.PHYSICAL | chemistry.CRITICAL
+    left_out = Counter[str]()
+    labels = {key: prop.label for key, prop in properties.items()}
+    assert plausible.plausible(values, labels, left_out) == kept
+    assert left_out.total() == len(values) - len(kept)
+    assert all(": " in reason for reason in left_out)
+
+
+def test_an_element_has_what_was_measured(tables: list[Table]) -> None:
+    elements = {record.name: record.values for record in tables[-1].records}
+    assert "most common isotopic mass" not in elements["radon"]
+    assert "most common isotopic mass" not in elements["vanadium"]
+    assert elements["lithium"]["Van derWaal radius"] == "1.82"
+    assert {n for n in ("bromine", "cesium", "zinc") if "Van derWaal radius" in elements[n]} == set()
+    assert {n for n in ("lithium", "curium") if "covalent radius" in elements[n]} == set()
+    assert "ununbium" not in elements
+    assert sum(tables[-1].left_out.values()) > 100
+
+
+def test_whole_numbers_have_no_spurious_digit(tables: list[Table]) -> None:
+    for table in tables:
+        if "JANAF" in table.name:
+            assert not any(value.endswith(".0") for record in table.records for value in record.values.values())
+            assert not any(".0 K" in prop.condition for prop in table.properties.values())
+
+
+def test_a_density_has_its_conditions() -> None:
+    assert chemistry.PHYSICAL["rho"].of_name("iron") == "density of iron near room temperature"
+
+
+def test_a_damaged_name_and_a_repeated_task_are_left_out() -> None:
+    records = [Record(f"k{n}", "e-metal" if n == 0 else f"thing {LETTERS[n]}", {"x": f"{n + 1}.5"}) for n in range(12)]
+    table = Table("made", "object", "objects", {"x": Property("mass", unit="kg")}, records)
+    for seed in range(20):
+        tasks = [(t.origin, t.text) for t in texts("made", [table], seed=seed, tasks_per_record=4) if t.task]
+        assert len(tasks) == len(set(tasks))
+        assert not any("e-metal" in text for _, text in tasks)
+
+
+def test_a_list_of_ions_is_not_a_name() -> None:
+    line = "1\t1-1-1\tC2H6O6\t126\tCC\tI\tA-B\tethanedioic acid;dihydrate\t"
+    assert "systematic" not in pubchem.parse_record(line + "oxalic acid dihydrate").values
+    assert pubchem.parse_record(line.rstrip("\t")).name == ""
+
+
+def test_isotopes_are_lighter_or_heavier() -> None:
+    isotope = chemistry.ELEMENT["most common isotopic mass"]
+    found = "".join(text.text for text in made(table_of(isotope, [f"{n + 20}.5" for n in range(12)])))
+    assert "heaviest most common isotope" in found
+    assert "highest mass of" not in found
