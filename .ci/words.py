@@ -1,9 +1,6 @@
 """Checks the English of code and documents against the words that docs/words.md bans.
 
-    python .ci/words.py            print file:line and the words to use for every file that has more banned words than
-                                   .ci/words_allowed.txt allows it, and exit with 1 if there is one
-    python .ci/words.py --all      print those that are allowed as well
-    python .ci/words.py --shrink   lower the allowances to what is left; never raises one
+    python .ci/words.py   print file:line and the words to use for every banned word, and exit with 1 if there is one
 
 In Python files it reads docstrings, comments, strings and the names that are defined; in Markdown, YAML, shell and make
 files every line.
@@ -22,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ALLOWED = ROOT / ".ci" / "words_allowed.txt"
 OWN = {".ci/words.py", "docs/words.md", "tests/test_words.py", "LICENSE"}  # these have to spell the banned words
 SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".sh", ""}
 
@@ -41,15 +37,22 @@ BANS = [
     _ban(r"\b(tell|tells|told|telling)\b", "report, print, log, return; distinguish (for 'tell apart')"),
     _ban(r"\b(begin|begins|begun|began|beginning)\b", "start, started; open"),
     # "there is no X" is plain English; "X is no Y" is not
-    _ban(r"(?<!there )\b(is|are|was|were)\s+no\b(?!\s+(longer|more|less|fewer|better|worse))",
-         "is not a, has no, does not"),
+    _ban(
+        r"(?<!there )\b(is|are|was|were)\s+no\b(?!\s+(longer|more|less|fewer|better|worse))",
+        "is not a, has no, does not",
+    ),
     _ban(r"\bof\s+which\b", "whose, that, or two sentences"),
     _ban(r"\bnobody('s)?\b", "no process, no caller, unused"),
-    _ban(r"\bwhoever\b|\b(for|by|to) who\b|(?<!people )(?<!users )(?<!readers )(?<!anyone )(?<!somebody )(?<!someone )"
-         r"(?<!those )\bwho (calls|pads|reads|writes|holds|has|needs|wants|sends|makes|gets|is)\b",
-         "the caller, the module that, the rank that"),
-    _ban(r"\b(stands|stood)\b(?! for\b| in for\b)|\b(files?|it|they|that|which|directory|directories|rows|bytes|names?"
-         r"|numbers?|values?) stand\b", "is, are"),
+    _ban(
+        r"\bwhoever\b|\b(for|by|to) who\b|(?<!people )(?<!users )(?<!readers )(?<!anyone )(?<!somebody )(?<!someone )"
+        r"(?<!those )\bwho (calls|pads|reads|writes|holds|has|needs|wants|sends|makes|gets|is)\b",
+        "the caller, the module that, the rank that",
+    ),
+    _ban(
+        r"\b(stands|stood)\b(?! for\b| in for\b)|\b(files?|it|they|that|which|directory|directories|rows|bytes|names?"
+        r"|numbers?|values?) stand\b",
+        "is, are",
+    ),
     _ban(r"\b(lie|lies)\b", "is, are"),
     _ban(r"\b(go|goes|going|went|gone) on\b", "continue, resume, happen"),
     _ban(r"\bnot known to be\b", "may not be"),
@@ -104,8 +107,11 @@ def check_python(path: str, source: str) -> Iterator[Finding]:
         opener = OPENERS.match(ast.get_docstring(node) or "")
         if opener:
             yield Finding(path, node.body[0].lineno, f'"""{opener.group()}', OPENER_INSTEAD)
-        defined = {child.name: child.lineno for child in node.body
-                   if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)}
+        defined = {
+            child.name: child.lineno
+            for child in node.body
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        }
         for name, line in defined.items():
             twins = {f"{name}ed", f"{name}d", f"{name}{name[-1]}ed"} & defined.keys()
             if twins or NAMES.search(name):
@@ -120,29 +126,25 @@ def check_file(path: str) -> list[Finding]:
 
 def tracked_files() -> list[str]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [path for path in listed.split("\0") if path and path not in OWN and Path(path).suffix in SUFFIXES
-            and (ROOT / path).is_file() and not path.endswith("py.typed")]
+    return [
+        path
+        for path in listed.split("\0")
+        if path
+        and path not in OWN
+        and Path(path).suffix in SUFFIXES
+        and (ROOT / path).is_file()
+        and not path.endswith("py.typed")
+    ]
 
 
-def read_allowances() -> dict[str, int]:
-    lines = ALLOWED.read_text().splitlines() if ALLOWED.exists() else []
-    return {path: int(count) for count, path in (line.split(maxsplit=1) for line in lines if line[:1].isdigit())}
-
-
-def main(arguments: list[str]) -> int:
-    found = {path: findings for path in tracked_files() if (findings := check_file(path))}
-    allowed = read_allowances()
-    if "--shrink" in arguments:
-        left = {path: min(count, len(found.get(path, []))) for path, count in allowed.items()}
-        ALLOWED.write_text("".join(f"{count} {path}\n" for path, count in sorted(left.items()) if count))
-    over = {path: findings for path, findings in found.items() if len(findings) > allowed.get(path, 0)}
-    for finding in (finding for findings in (found if "--all" in arguments else over).values() for finding in findings):
+def main() -> int:
+    found = [finding for path in tracked_files() for finding in check_file(path)]
+    for finding in found:
         print(finding)
-    for path, findings in over.items():
-        print(f"error: {path} has {len(findings)} banned words, {allowed.get(path, 0)} allowed; docs/words.md has the "
-              "words to use", file=sys.stderr)
-    return 1 if over else 0
+    if found:
+        print(f"error: {len(found)} banned words; docs/words.md has the words to use", file=sys.stderr)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

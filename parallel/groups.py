@@ -54,7 +54,7 @@ def map_groups(groups: int, ep: int) -> Placement:
         return Placement(groups, ep // groups)
     fit = one_of([*(n for n in range(1, groups) if groups % n == 0), f"a multiple of {groups}"])
     raise LayoutError(
-        f"parallel.ep={ep} does not match model.router_groups={groups}; use parallel.ep={fit}",
+        f"parallel.ep={ep} must be a divisor or a multiple of model.router_groups={groups}; use parallel.ep={fit}",
         where="parallel.ep",
         value=ep,
         allowed=fit,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from parallel.errors import UserError, one_of
 
+OTHER_RANKS = "a number of ranks"  # in remedies that only the launcher can apply
+
 
 class LayoutError(UserError):
     """Axes that do not fit the number of ranks; `where` is the key, `allowed` the values that work."""
@@ -31,8 +33,9 @@ class Layout:
         if self.shard % self.ep:
             fit = divisors(self.shard)
             raise LayoutError(
-                f"parallel.ep={self.ep} does not divide the {self.shard} rank(s) that share one copy of the weights "
-                f"(parallel.dp_shard); use parallel.ep={one_of(fit)}, or let a multiple of {self.ep} share it",
+                f"parallel.ep={self.ep} must divide the number of ranks that share one copy of the weights "
+                f"({self.shard}, from parallel.dp_shard); use parallel.ep={one_of(fit)}, or a "
+                f"parallel.dp_shard that is a multiple of {self.ep}",
                 where="parallel.ep",
                 value=self.ep,
                 allowed=fit,
@@ -68,8 +71,8 @@ class Layout:
             if world % (fixed * dp_shard):
                 fit = divisors(world)
                 raise LayoutError(
-                    f"parallel.ep={ep} does not divide the {world} rank(s) of this run; use parallel.ep={one_of(fit)}, "
-                    f"or start a multiple of {fixed * dp_shard} ranks",
+                    f"parallel.ep={ep} must divide the number of ranks ({world}); use parallel.ep={one_of(fit)}, "
+                    f"or {OTHER_RANKS} that is a multiple of {fixed * dp_shard}",
                     where="parallel.ep",
                     value=ep,
                     allowed=fit,
@@ -80,8 +83,8 @@ class Layout:
                 rest = world // (fixed // given) if world % (fixed // given) == 0 else world
                 fit = divisors(rest)
                 raise LayoutError(
-                    f"parallel.{name}={given} does not divide the {world} rank(s) of this run; use {one_of(fit)}, or "
-                    f"start a multiple of {fixed} ranks",
+                    f"parallel.{name}={given} must divide the number of ranks ({world}); use {one_of(fit)}, or "
+                    f"{OTHER_RANKS} that is a multiple of {fixed}",
                     where=f"parallel.{name}",
                     value=given,
                     allowed=fit,
@@ -93,8 +96,8 @@ class Layout:
             dp_replicate = left
         elif left != 1:
             raise LayoutError(
-                f"parallel.dp_replicate={dp_replicate} x parallel.dp_shard={dp_shard} is {fixed} rank(s), but this run "
-                f"has {world}; start {fixed} ranks, or set one of them to 0, which fills it in",
+                f"parallel.dp_replicate={dp_replicate} x parallel.dp_shard={dp_shard} must equal the number of ranks "
+                f"({world}); set one of them to 0, which derives it, or use {OTHER_RANKS} equal to {fixed}",
                 where="parallel.dp_shard",
                 value=dp_shard,
                 allowed=(0,),

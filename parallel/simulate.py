@@ -159,7 +159,7 @@ def fake_world(size: int, rank: int) -> Iterator[FakeTensorMode]:
     RuntimeError if this process is in a process group already.
     """
     if dist.is_initialized():
-        raise RuntimeError("this process is in a process group already; leave it before building a fake world")
+        raise RuntimeError("this process already belongs to a process group; destroy it before simulating a world")
     dist.init_process_group("fake", rank=rank, world_size=size, store=fake_store())
     try:
         # FSDP's meta tensors enter unchanged and leave as fake ones.

@@ -74,8 +74,8 @@ class World:
             found = ", ".join(f"rank {rank}: {values[rank]}" for rank in (0, *others[:3]))
             named = ", ".join(map(str, others[:16])) + (", ..." if len(others) > 16 else "")
             raise WorldError(
-                f"the {what} of rank(s) {named} of {self.size} differs from rank 0's ({found}); start every rank with "
-                "the same command, code and files",
+                f"the {what} of rank {named} of {self.size} differs from that of rank 0 ({found}); start every rank "
+                "with the same command, code and files",
                 where=what,
                 value={rank: values[rank] for rank in others},
                 allowed=(values[0],),

@@ -34,7 +34,7 @@ def unavailable(cfg: PrecisionConfig, device: torch.device) -> Fault | None:
         name for name in get_args(keys(PrecisionConfig)["experts"]) if not experts_unavailable(name, device)
     )
     return Fault(
-        f"precision.experts={cfg.experts} cannot run here: {reason}; here run precision={one_of(allowed)}",
+        f"precision.experts={cfg.experts} is unavailable: {reason}. On this machine use precision={one_of(allowed)}",
         where="precision.experts", value=cfg.experts, allowed=allowed,
     )  # fmt: skip
 

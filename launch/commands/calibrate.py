@@ -29,7 +29,7 @@ def prepare(options: argparse.Namespace) -> Callable[[], int]:
     from trainer.weights.upcycle.calibrate import read_windows
 
     if options.target is not None or options.counts is None:
-        remedy = "give SRC alone, and --counts FILE for the result"
+        remedy = "give SRC without DST, and --counts FILE for the result"
         raise CommandError(f"--calibrate: {remedy}", where="--calibrate", allowed=remedy)
     must_not_exist(options.counts)
     counts, device = Path(options.counts), options.device or "auto"
@@ -37,7 +37,7 @@ def prepare(options: argparse.Namespace) -> Callable[[], int]:
         text = f"--counts={counts}: there is no directory {counts.parent}"
         raise CommandError(text, where="--counts", value=str(counts), allowed="a directory that exists")
     if device == "cuda" and not torch.cuda.is_available():
-        text = "--device=cuda: this torch finds no CUDA device; use cpu or auto"
+        text = "--device=cuda: torch finds no CUDA device; use cpu or auto"
         raise CommandError(text, where="--device", value="cuda", allowed=("cpu", "auto"))
     opened = survey_directory(open_directory(Path(options.source)))
     opened.require(towers=False)

@@ -108,7 +108,7 @@ def _training(path: Path) -> bool:
     from trainer.weights.opened import open_checkpoint
 
     opened = open_checkpoint(path)
-    print(f"{opened.path}: training checkpoint of step {opened.step}, written by {opened.ranks} rank(s)")
+    print(f"{opened.path}: training checkpoint of step {opened.step}, saved with world size {opened.ranks}")
     parts = {f"model.{piece.parameter}": part_of(piece.name) for piece in opened.pieces}
     entries: list[Entry] = []
     for name, facts in opened.state.tensors.items():

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from parallel.layout import OTHER_RANKS
 from trainer.config.command_line import Parser, whole_number
 from trainer.config.compose import compose
-from trainer.config.errors import CommandError
+from trainer.config.errors import CommandError, ConfigError
 from trainer.config.keys import Config
 
 
@@ -23,7 +24,10 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         allowed = f"0 to {options.world - 1}"
         text = f"--rank={options.rank} is not a rank of --world={options.world}; use {allowed}"
         raise CommandError(text, where="--rank", value=options.rank, allowed=allowed)
-    cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=options.world)
+    try:
+        cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=options.world)
+    except ConfigError as error:  # whose remedies are those of a launcher; here the option is the remedy
+        raise ConfigError(replace(f, text=f.text.replace(OTHER_RANKS, "a --world")) for f in error.faults) from None
     return partial(_print_layout, cfg, options.world, options.rank)
 
 

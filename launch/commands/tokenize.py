@@ -26,7 +26,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         remedy = "name files or directories, or a --builder"
         raise CommandError(f"octavo tokenize: missing INPUT; {remedy}", where="INPUT", allowed=remedy)
     if options.config_dir and not options.mixture:
-        text = "--config-dir is used only with --mixture, whose recipes it adds; give that, too"
+        text = "--config-dir is used only with --mixture; give --mixture RECIPE, or leave --config-dir out"
         raise CommandError(text, where="--config-dir", value=options.config_dir, allowed="--mixture RECIPE")
     must_not_exist(options.out)
     name, prefixes, group = options.name or Path(options.out).name, {}, None

@@ -268,7 +268,7 @@ class Watch:
         if ranks:
             text = f"{describe(statuses, ranks, problem)}; the run ends{setting}"
         else:
-            text = f"no rank makes progress and none is behind another{setting}: "
+            text = f"no rank is making progress and none is behind the others{setting}: "
             text += describe(statuses, list(statuses), problem)
         self._post(Notice(self.rank, text, ranks, list(kill)), print_it=True)
 
@@ -301,7 +301,7 @@ class Watch:
         """End with the first connection that breaks, or after the timeout: the other ranks cannot be reached."""
         if self._place and self._leave_by is None and (self._cut_off is not None or lost_s > self.timeout_s):
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                _print_error(f"rank {self.rank} lost the rendezvous store: the launcher that held it has ended")
+                _print_error(f"rank {self.rank} lost the rendezvous store: the launcher that hosted it has exited")
             self._leave(cause_printed=True)
 
 

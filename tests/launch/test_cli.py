@@ -126,8 +126,8 @@ def test_differences_of_recipes_overrides_files_and_run_directories(capsys):
     ("words", "said"),
     [
         (["recipe=toyy"], "toy_ep8, toy_gpu or upcycle_study; did you mean 'toy'?\n"),
-        (["--nproc-per-node", "3", "recipe=toy"], "3 rank(s) = 24"),
-        (["--nproc_per_node=3", "--nnodes", "2", "recipe=toy", "train.micro_batch=4"], "6 rank(s) = 24"),
+        (["--nproc-per-node", "3", "recipe=toy"], "8 x 3 = 24"),
+        (["--nproc_per_node=3", "--nnodes", "2", "recipe=toy", "train.micro_batch=4"], "4 x 6 = 24"),
         (["recipe=toy", "run.dir=taken"], "no config.yaml"),
     ],
 )

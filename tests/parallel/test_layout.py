@@ -29,11 +29,11 @@ def test_sizes_of_zero_are_filled_in(world, asked, expected):
 
 
 REFUSED = [
-    (8, {"dp_replicate": 3, "dp_shard": 0}, "dp_replicate", (1, 2, 4, 8), "start a multiple of 3 ranks"),
-    (8, {"dp_replicate": 2, "dp_shard": 2}, "dp_shard", (0,), "is 4 rank(s), but this run has 8"),
+    (8, {"dp_replicate": 3, "dp_shard": 0}, "dp_replicate", (1, 2, 4, 8), "a number of ranks that is a multiple of 3"),
+    (8, {"dp_replicate": 2, "dp_shard": 2}, "dp_shard", (0,), "must equal the number of ranks (8)"),
     (8, {"dp_shard": 0, "ep": 3}, "ep", (1, 2, 4, 8), "a multiple of 3"),
     (4, {"dp_shard": 0, "ep": 8}, "ep", (1, 2, 4), "a multiple of 8"),
-    (4, {"dp_replicate": 0, "dp_shard": 0, "ep": 8}, "ep", (1, 2, 4), "start a multiple of 8 ranks"),
+    (4, {"dp_replicate": 0, "dp_shard": 0, "ep": 8}, "ep", (1, 2, 4), "a number of ranks that is a multiple of 8"),
 ]
 
 

@@ -107,6 +107,6 @@ def test_two_ranks():
     assert first["weights"] == {1.0}
     assert first["gradients"] == [[11.0], [2.0], [33.0], [44.0]]
     text, where, value, allowed = first["disagreement"]
-    assert "rank(s) 1 of 2" in text
+    assert "rank 1 of 2" in text
     assert "rank 1: hash-1" in text
     assert (where, value, allowed) == ("configuration", {1: "hash-1"}, ("hash-0",))

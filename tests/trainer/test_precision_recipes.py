@@ -196,10 +196,10 @@ def test_a_recipe_that_this_machine_lacks_ends_in_one_line(tmp_path, capsys, nam
     cfg = config(tmp_path / "run", name)
     assert train(cfg) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: precision.experts={name} cannot run here: ")
-    assert "Transformer Engine is not installed (pip install" in line
+    assert line.startswith(f"error: precision.experts={name} is unavailable: ")
+    assert "Transformer Engine is also not installed (pip install" in line
     assert "[gpu]" in line
-    assert line.endswith("here run precision=fp32, bf16 or fp8_reference")
+    assert line.endswith("On this machine use precision=fp32, bf16 or fp8_reference")
     assert not (tmp_path / "run").exists()
 
 
@@ -310,8 +310,8 @@ def lacking(folder: Path) -> int:
 def test_what_one_rank_lacks_is_reported(tmp_path):
     assert on_ranks(2, lacking, tmp_path) == [2, 2]
     assert re.fullmatch(
-        r"error: rank 1 \(host \S+\): precision.experts=fp8_reference cannot run here: a part is missing; "
-        r"here run precision=fp32 or bf16\n",
+        r"error: rank 1 \(host \S+\): precision.experts=fp8_reference is unavailable: a part is missing\. "
+        r"On this machine use precision=fp32 or bf16\n",
         (tmp_path / "stderr-0").read_text(),
     )
     assert not (tmp_path / "stderr-1").read_text()

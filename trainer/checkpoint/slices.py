@@ -83,7 +83,7 @@ class StoredState:
         except CheckpointException:  # a BaseException of DCP, with a traceback as its text
             raise _wrong_torch(self.path, f"cannot load {name}") from None
         if not torch.equal(here.view(torch.uint8), loaded[name].view(torch.uint8)):
-            raise _wrong_torch(self.path, f"loads other values of {name} than a partial read returns")
+            raise _wrong_torch(self.path, f"loads values of {name} that differ from those of a partial read")
 
     def _elements(self, name: str) -> int:
         return prod(self.tensors[name].size)

@@ -190,7 +190,7 @@ class CheckpointStore:
             except CorruptError as damage:
                 faults.append(str(damage))
                 if self.world.rank == 0:
-                    self.warn(f"checkpoint {path.name} is damaged and passed over: {damage}")
+                    self.warn(f"checkpoint {path.name} is damaged and was skipped: {damage}")
                 continue
             if self.world.rank == 0 and faults:
                 self._retire_newer_than(path)
@@ -198,7 +198,7 @@ class CheckpointStore:
         if faults:
             raise CheckpointError(
                 f"no usable checkpoint in {self.directory}: " + "; ".join(faults) + ". Restore one of these files from "
-                "a copy, or start anew with train.resume=never or another run.dir",
+                "a copy, or start over with train.resume=never or another run.dir",
                 where=str(self.directory),
                 value=faults,
                 allowed="one of these files from a copy, train.resume=never, or another run.dir",
@@ -236,7 +236,7 @@ class CheckpointStore:
                 raise KeyboardInterrupt from failure
             # Its bytes are as they were written, so that an older checkpoint would fare no better.
             raise CheckpointError(
-                f"{path} is whole but cannot be read here ({_first_cause(failure)}); it was written by torch "
+                f"{path} is intact but cannot be read here ({_first_cause(failure)}); it was written by torch "
                 f"{manifest['torch']}, this is {torch.__version__}",
                 where=str(path),
                 value=torch.__version__,
@@ -246,7 +246,7 @@ class CheckpointStore:
     def _clear_half_written(self) -> None:
         if self.world.rank == 0 and self.directory.is_dir():
             for path in sorted(self.directory.glob("step-*.tmp")):
-                self.warn(f"{path} is half written (a save was interrupted); removed")
+                self.warn(f"{path} is incomplete (a save was interrupted) and was removed")
                 shutil.rmtree(path, ignore_errors=True)
 
     def _retire_newer_than(self, used: Path) -> None:
@@ -285,8 +285,8 @@ def _compare(path: Path, wanted: dict[str, Tensor], stored: dict[str, Any]) -> N
     if differ:
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise CheckpointError(
-            f"{path} belongs to another model or optimizer: {'; '.join(differ[:4])}{more}. Use the model and optim "
-            "keys that it was saved with, or another run.dir",
+            f"{path} was saved from a different model or optimizer: {'; '.join(differ[:4])}{more}. Use the model and "
+            "optim keys that it was saved with, or another run.dir",
             where=str(path),
             value=differ,
             allowed="the model and optim keys that it was saved with, or another run.dir",

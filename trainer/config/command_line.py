@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from parallel.errors import Fault, one_of
 from trainer.config.compose import overview
 from trainer.config.errors import CommandError
-from trainer.config.say import did_you_mean
+from trainer.config.say import did_you_mean, nearest
 
 OVERRIDES = "Example overrides: recipe=toy optim.lr=1e-3"
 
@@ -81,8 +81,9 @@ class Parser(argparse.ArgumentParser):
         if not option.startswith("-"):
             remedy = f"see {self.prog} --help"
             return Fault(f"{self.prog}: unexpected argument {word}; {remedy}", word, word, remedy)
-        known = set(re.findall(r"--[a-z][a-z-]+", self.format_help()))
-        remedy = did_you_mean(option, known) or f"; see {self.prog} --help"
+        # Without the dashes, as every two options resemble each other by those.
+        near = nearest(option.lstrip("-"), re.findall(r"--([a-z][a-z-]+)", self.format_help()), cutoff=0.65)
+        remedy = f"; did you mean '--{near}'?" if near else f"; see {self.prog} --help"
         return Fault(f"{option}: no such option of {self.prog}{remedy}", option, None, remedy.removeprefix("; "))
 
 

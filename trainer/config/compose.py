@@ -146,7 +146,8 @@ def _read(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> _Words:
             continue
         why_not, remedy = _unsupported(override, groups)
         if why_not:
-            words.report(f"{text}: {why_not}; {remedy}", override.key_or_group, text, remedy)
+            shown = f"{text}: {why_not}" + (f"; {remedy}" if remedy else "")
+            words.report(shown, override.key_or_group, text, remedy or None)
         elif "." in override.key_or_group:
             _read_value(override, words)
         else:
@@ -172,14 +173,15 @@ def _unsupported(override: Override, groups: Mapping[str, list[str]]) -> tuple[s
     if override.is_delete():
         return "keys and groups cannot be removed", "give another value"
     if override.is_sweep_override():
-        return "a key takes one value", "a list is written [a,b]"
+        return "sweeps are not supported", "write a list as [a,b]"
     if override.package is not None:
-        return "a group has one place", f"use {key}=OPTION"
+        return "packages are not supported", f"use {key}=OPTION"
     if (override.is_add() and not _is_extra(key, groups)) or override.is_force_add():
         known = key in KEYS or key in groups
-        return "keys cannot be added", (
-            f"use {key}=..." if known else f"there is no {key}{did_you_mean(key, [*KEYS, *groups])}"
-        )
+        if known:
+            return "the key exists already", f"use {key}=..."
+        near = nearest(key, [*KEYS, *groups])
+        return "no such key, and new keys cannot be added", f"did you mean '{near}'?" if near else ""
     return "", ""
 
 

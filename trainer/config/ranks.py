@@ -46,7 +46,7 @@ def map_ranks(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> 
     if counts:
         if model.num_experts % ep:
             fit = tuple(n for n in divisors(layout.shard) if model.num_experts % n == 0)
-            text = f"parallel.ep={ep} does not divide model.num_experts={model.num_experts}"
+            text = f"parallel.ep={ep} must divide model.num_experts={model.num_experts}"
             raise ConfigError(f"{text}; use parallel.ep={one_of(fit)}", where="parallel.ep", value=ep, allowed=fit)
         return RankMap(layout, Placement(ep), "all_to_all")
     try:
@@ -57,8 +57,9 @@ def map_ranks(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> 
     parts = placement.width_shards
     if model.expert_width % parts:
         text = (
-            f"parallel.ep={ep} cuts the width of experts {parts} ways, which does not divide model.expert_width="
-            f"{model.expert_width}; use parallel.ep={model.router_groups}, or parallel.dispatch=all_to_all"
+            f"parallel.ep={ep} cuts each expert's width into {parts} parts, but model.expert_width="
+            f"{model.expert_width} is not a multiple of {parts}; use parallel.ep={model.router_groups}, or "
+            "parallel.dispatch=all_to_all"
         )
         raise ConfigError(text, where="parallel.ep", value=ep, allowed=(model.router_groups,))
     return RankMap(layout, placement, "all_gather")

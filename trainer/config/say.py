@@ -15,16 +15,16 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The known word closest to `word`, if one is close. The last dotted part alone also counts: lr matches
-    optim.lr."""
+    optim.lr. cutoff: the least similarity (0 to 1) of words without dots."""
     names = sorted(set(known))
     longer = [name for name in names if name.startswith(f"{word}_")]
     if longer:
         return longer[0]
     section, _, last = word.rpartition(".")
     # Two keys of one section resemble each other by the section alone, so their last parts are compared as well.
-    for near in difflib.get_close_matches(word, names, n=3, cutoff=0.8 if section else 0.6):
+    for near in difflib.get_close_matches(word, names, n=3, cutoff=0.8 if section else cutoff):
         near_section, _, near_last = near.rpartition(".")
         if section != near_section or difflib.get_close_matches(last, [near_last]):
             return near

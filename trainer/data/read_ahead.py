@@ -104,8 +104,8 @@ class _Process:
         self._replaced, self._answered = self._replaced + 1, 0
         if self._replaced > MAX_REPLACED:
             raise DataError(
-                f"a process that reads ahead (pid {death.pid}) {death.how}, the {self._replaced}th in its place: is "
-                "there too little memory? data.workers=0 reads without them",
+                f"a read-ahead worker (pid {death.pid}) {death.how}, as did {self._replaced - 1} before it; it may "
+                "have run out of memory. data.workers=0 reads without workers",
                 where="data.workers",
                 value=self._replaced,
                 allowed=(0,),

@@ -123,7 +123,7 @@ class MetricsLog:
             except Exception as error:  # such as a closed terminal: the record continues without it
                 self._views.remove(view)
                 name = "wandb" if isinstance(view, Wandb) else "the terminal view"
-                self.event({"event": "warning", "message": f"{name} is off from here on: {_one_line(error)}"})
+                self.event({"event": "warning", "message": f"{name} is disabled from now on: {_one_line(error)}"})
 
     def _open_wandb(self, run_dir: Path, cfg: LoggingConfig, config: Mapping[str, Any]) -> None:
         try:
@@ -184,7 +184,7 @@ class JsonLines:
             self._file.truncate(self._good_size)  # no torn line in the middle
             if in_trouble:
                 return None
-            return f"cannot write {self.path}: {error.strerror}; its lines are kept and written when there is room"
+            return f"cannot write {self.path}: {error.strerror}; its lines are kept until there is space"
         self._good_size += len(self._pending)
         self._pending = b""
         return None

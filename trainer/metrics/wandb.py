@@ -19,7 +19,7 @@ class Wandb:
         mode: Literal["online", "offline"] = "online" if cfg.wandb == "online" else "offline"
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             mode = "offline"
-            self.note = f"wandb has no account here: kept offline, `wandb sync {run_dir}/wandb/offline-run-*` sends it"
+            self.note = f"wandb is not logged in: kept offline, `wandb sync {run_dir}/wandb/offline-run-*` uploads it"
         self._run = wandb.init(
             project=cfg.wandb_project,
             name=run_dir.name,

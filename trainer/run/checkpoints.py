@@ -104,11 +104,11 @@ class Checkpoints:
         change = f"their fingerprint was {before[:12]} and is now {now[:12]}"
         if not self.cfg.data.allow_changed:
             raise CheckpointError(
-                f"{self.directory} was trained on other data: {change}. Restore the corpus (data.cache_dir, the "
+                f"{self.directory} was trained on different data: {change}. Restore the corpus (data.cache_dir, the "
                 "packages it is made from), use another run.dir, or continue on the present data with "
                 "data.allow_changed=true",
                 where="data",
                 value=now,
-                allowed="the corpus of before, another run.dir, or data.allow_changed=true",
+                allowed="the original corpus, another run.dir, or data.allow_changed=true",
             )
-        self.warnings.append(f"continuing on other data: {change}")
+        self.warnings.append(f"continuing on different data: {change}")

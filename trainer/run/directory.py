@@ -65,8 +65,8 @@ def _inspect(path: Path, cfg: Config) -> RunDir:
     stored = _stored(path)
     differing = _differences(cfg, stored, "fixed")
     if differing:
-        advice = "Use those values, another run.dir, or train.resume=never for a new directory beside it"
-        text = f"run.dir={path} holds another configuration: {'; '.join(differing)}. {advice}"
+        advice = "Use those values, another run.dir, or train.resume=never for a new run directory"
+        text = f"run.dir={path} has a different configuration: {'; '.join(differing)}. {advice}"
         raise ConfigError(text, where="run.dir", value=str(path), allowed=differing)
     step = last_step(path)
     if step >= cfg.train.steps:

@@ -65,7 +65,7 @@ def export(
     model, state, pieces = opened.model, opened.state, opened.pieces
     if wrong := [*(f"{name} is missing" for name in opened.missing), *opened.unfit]:
         raise CheckpointError(
-            f"{opened.path} does not hold the model of its run: {wrong[0]} (octavo inspect lists all)",
+            f"{opened.path} does not match the model of its run: {wrong[0]} (octavo inspect lists all)",
             where=str(opened.path),
             value=wrong,
             allowed="a checkpoint beside the config.yaml that it was trained with",
@@ -78,8 +78,8 @@ def export(
             raise CheckpointError(error.faults) from error
         if carried is None and (dtype == "source" or not text_only):
             raise CheckpointError(
-                f"{opened.run_directory / SOURCE} is gone, which held the towers, dtypes and side files that the run "
-                f"kept of {opened.init_from}; bring it back, or write the text model alone, with --text-only and a "
+                f"{opened.run_directory / SOURCE} is missing; it held the towers, dtypes and side files that the run "
+                f"kept of {opened.init_from}; restore it, or export the text model alone, with --text-only and a "
                 "--dtype other than source",
                 where=str(opened.run_directory / SOURCE),
                 allowed="--text-only and a --dtype other than source",
@@ -122,8 +122,8 @@ def _warnings(model: ModelConfig, dtypes: Sequence[str]) -> list[str]:
         )
     rows = {"expert_width": model.expert_width, "num_kv_heads x head_dim": model.num_kv_heads * model.head_dim}
     found += [
-        f"model.{key}={size} is no multiple of {BLOCK[0]}: programs that join FP8 matrices (gate and up, q, k and v) "
-        "join their scales with them, and then read wrong values"
+        f"model.{key}={size} is not a multiple of {BLOCK[0]}: programs that join FP8 matrices (gate and up, q, k and "
+        "v) join their scales too, and then read wrong values"
         for key, size in rows.items()
         if FP8 in dtypes and size % BLOCK[0]
     ]

@@ -127,11 +127,11 @@ def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
 
 
 def other_function(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
-    """`model.KEY=ours, there VALUE` of every key of `ours` that makes another function of the weights of `theirs`."""
+    """A clause for every key of `ours` that makes a different function of the weights of `theirs`."""
     pairs = {key: (getattr(ours, key), getattr(theirs, key)) for key in FUNCTION}
     if ours.positions == theirs.positions == "fope" and ours.fope_frequencies() != theirs.fope_frequencies():
         pairs["max_position"] = (ours.max_position, theirs.max_position)
-    return [f"model.{key}={a}, there {b}" for key, (a, b) in pairs.items() if a != b]
+    return [f"model.{key} is {a} in this run but {b} in the checkpoint" for key, (a, b) in pairs.items() if a != b]
 
 
 def huggingface_config(

@@ -101,7 +101,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     for name, file in listed.items():
         if name not in tensors or tensors[name].file.name != file:
             raise HuggingFaceError(
-                f"{path / file}: no tensor {name}, of which {INDEX} says that it is there",
+                f"{path / file}: tensor {name} is missing, although {INDEX} lists it",
                 where=str(path / file),
                 value=name,
                 allowed=f"the tensors that {INDEX} lists for the file",
@@ -121,7 +121,7 @@ def read_header(file: Path) -> list[StoredTensor]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if len(prefix) < 8 or length > min(size - 8, LONGEST_HEADER):
                 raise HuggingFaceError(
-                    f"{file}: cut short, or no safetensors file; its header is not in its {size} bytes",
+                    f"{file}: truncated, or not a safetensors file; its header does not fit in its {size} bytes",
                     where=str(file),
                     value=size,
                     allowed="a complete safetensors file",
@@ -133,21 +133,22 @@ def read_header(file: Path) -> list[StoredTensor]:
             dtype, shape, (start, stop) = facts["dtype"], tuple(facts["shape"]), facts["data_offsets"]
             if dtype not in BITS:
                 raise HuggingFaceError(
-                    f"{file}: {name} has the dtype {dtype}, which is not known here",
+                    f"{file}: {name} has the dtype {dtype}, which is not supported",
                     where=str(file),
                     value=dtype,
                     allowed=tuple(BITS),
                 )
             if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
                 raise HuggingFaceError(
-                    f"{file}: {name} has a shape or data_offsets that are no whole numbers",
+                    f"{file}: {name} has a shape or data_offsets that are not whole numbers",
                     where=str(file),
                     value=name,
                     allowed="whole numbers, 0 or more",
                 )
             if stop - start != byte_count(dtype, shape):
                 raise HuggingFaceError(
-                    f"{file}: {name} has {stop - start} bytes, not those of {dtype} {list(shape)}",
+                    f"{file}: {name} has {stop - start} bytes, but {dtype} {list(shape)} needs "
+                    f"{byte_count(dtype, shape)}",
                     where=str(file),
                     value=stop - start,
                     allowed=byte_count(dtype, shape),
@@ -161,7 +162,7 @@ def read_header(file: Path) -> list[StoredTensor]:
         if isinstance(error, HuggingFaceError):
             raise
         raise HuggingFaceError(
-            f"{file}: no safetensors file: its header cannot be read ({error})",
+            f"{file}: not a safetensors file: its header cannot be read ({error})",
             where=str(file),
             allowed="a complete safetensors file",
         ) from error
@@ -170,7 +171,7 @@ def read_header(file: Path) -> list[StoredTensor]:
         if (gap := tensor.start - 8 - length - end) != 0:
             what = f"{gap} bytes after" if gap > 0 else f"{-gap} bytes inside"
             raise HuggingFaceError(
-                f"{file}: {tensor.name} begins {what} {before}; tensors lie one after another",
+                f"{file}: {tensor.name} starts {what} {before}; tensors must be contiguous",
                 where=str(file),
                 value=tensor.name,
                 allowed="tensors without gaps or overlaps",
@@ -178,7 +179,7 @@ def read_header(file: Path) -> list[StoredTensor]:
         end, before = end + tensor.nbytes, tensor.name
     if size != 8 + length + end:
         raise HuggingFaceError(
-            f"{file}: cut short or damaged: {size:,} bytes, by its header {8 + length + end:,}",
+            f"{file}: truncated or damaged: {size:,} bytes, but its header describes {8 + length + end:,}",
             where=str(file),
             value=size,
             allowed=8 + length + end,

@@ -134,7 +134,8 @@ class SourceModel:
         if tensor.shape != piece.shape:
             yield _wrong_shape(tensor, piece.shape)
         if tensor.dtype not in WEIGHTS:
-            yield f"{name}: {tensor.dtype} is no dtype of weights; need {', '.join(WEIGHTS[:-1])} or {FP8} with scales"
+            kinds = ", ".join(WEIGHTS[:-1])
+            yield f"{name}: {tensor.dtype} is not a dtype of weights; need {kinds} or {FP8} with scales"
         if tensor.dtype != FP8:
             return
         if not piece.matrix:
@@ -143,7 +144,7 @@ class SourceModel:
         if scales is None:
             yield f"{name}: {FP8} without its scales: no tensor {piece_scales(name)}"
         elif scales.dtype not in SCALES:
-            yield f"{scales.name}: {scales.dtype} is no dtype of scales; need {', '.join(SCALES)}"
+            yield f"{scales.name}: {scales.dtype} is not a dtype of scales; need {', '.join(SCALES)}"
         else:
             need = scale_shape(piece.shape)
             if scales.shape != need:
@@ -157,7 +158,7 @@ class SourceModel:
         return [
             *missing,
             *unfit,
-            *(f"{name}: unknown tensor, of no part of the model" for name in unknown),
+            *(f"{name}: unknown tensor, not part of the model" for name in unknown),
         ]
 
     def require(self, *, towers: bool) -> None:
@@ -208,7 +209,7 @@ def part_of(name: str) -> str:
 def quantization(directory: Directory) -> dict[str, object] | None:
     """config.json's `quantization_config`, at the top or in the text model; None without.
 
-    Raises HuggingFaceError where it is no object.
+    Raises HuggingFaceError where it is not an object.
     """
     key = "quantization_config"
     return object_under(directory.config, key) or object_under(text_section(directory.config), key)

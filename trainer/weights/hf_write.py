@@ -214,7 +214,7 @@ def require_space(target: Path, need: int) -> None:
     place, free = free_space(target.parent)
     if free < need:
         raise HuggingFaceError(
-            f"{target}: the disk is too small: {need / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}",
+            f"{target}: not enough disk space: {need / 1e9:,.3f} GB needed, {free / 1e9:,.3f} GB free in {place}",
             where=str(target),
             value=free,
             allowed=need,

@@ -117,7 +117,7 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
         fault = damage
     if fault is not None:
         raise HuggingFaceError(
-            f"what the run kept of its source is damaged: {fault}",
+            f"the run's copy of parts of its source is damaged: {fault}",
             where=str(fault.path),
             value=fault.problem,
             allowed="the file as the run wrote it",
@@ -129,7 +129,7 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
         raise located(path, error) from error
     if differing := other_function(model, kept):
         raise HuggingFaceError(
-            f"{path} is of another model than its run: {'; '.join(differing)}",
+            f"{path} is a different model: {'; '.join(differing)}",
             where=str(path),
             value=differing,
             allowed="the directory that the run wrote",
@@ -141,8 +141,8 @@ def _check(source: SourceModel, cfg: Config) -> None:
     path = source.directory.path
     differing = other_function(cfg.model, source.model)
     if differing:
-        remedy = "use the values there"
-        text = f"checkpoint.init_from={path} holds another model: {'; '.join(differing)}; {remedy}"
+        remedy = "use the checkpoint's values"
+        text = f"checkpoint.init_from={path} is a different model: {'; '.join(differing)}; {remedy}"
         raise ConfigError(text, where="checkpoint.init_from", value=str(path), allowed=remedy)
     source.require(towers=True)
     if not cfg.checkpoint.allow_identical_copies and has_identical_copies(path):
@@ -163,7 +163,7 @@ def has_identical_copies(path: Path) -> bool:
             manifest = CHECKPOINT.read(path)
         except CorruptError as damage:
             raise HuggingFaceError(
-                f"{damage}, so whether experts are exact copies is not known; put back the manifest that `octavo "
+                f"{damage}, so exact copies of experts cannot be ruled out; restore the manifest that `octavo "
                 "upcycle` wrote, or set checkpoint.allow_identical_copies=true",
                 where=str(damage.path),
                 value=damage.problem,

@@ -51,7 +51,7 @@ def test_export_reports_how_far_it_is(run, tmp_path, capsys, monkeypatch):
 
 def test_export_warns_of_what_others_may_misread(run, tmp_path, capsys):
     assert main(["export", str(run), str(tmp_path / "out"), "--dtype", "fp8"]) == 0
-    assert "warning: model.expert_width=16 is no multiple of 128" in capsys.readouterr().err
+    assert "warning: model.expert_width=16 is not a multiple of 128" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_inspect_names_what_is_wrong(reference, tmp_path, capsys):
     assert table(out)["unknown"][0] == "1"
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
     assert main(["inspect", str(tmp_path)]) == 1
-    assert "cut short, or no safetensors file" in capsys.readouterr().err
+    assert "truncated, or not a safetensors file" in capsys.readouterr().err
 
 
 def test_inspect_a_training_checkpoint(run, tmp_path, capsys):
     assert main(["inspect", str(run)]) == 0
     out = capsys.readouterr().out
-    assert f"{run}/checkpoints/step-1: training checkpoint of step 1, written by 1 rank(s)" in out
+    assert f"{run}/checkpoints/step-1: training checkpoint of step 1, saved with world size 1" in out
     model = tiny_config(run, model={"router_groups": 1, "positions": "rope"}).model
     rows = table(out)
     counted = [int(row[1].replace(",", "")) for part, row in rows.items() if part != "in all"]

@@ -22,5 +22,8 @@ def test_one_rank_of_the_toy_on_eight(capsys):
 
 def test_mistakes_are_faults():
     assert refused(*TOY, "parallel.ep=3", "--world=8").where == "parallel.ep"
+    fault = refused("layout", "recipe=toy", "train.micro_batch=1", "parallel.ep=3", "--world=8")
+    assert fault.where == "parallel.ep"
+    assert "--world that is a multiple of 3" in fault.text
     fault = refused(*TOY, "--world=8", "--rank=8")
     assert (fault.where, fault.value, fault.allowed) == ("--rank", 8, "0 to 7")

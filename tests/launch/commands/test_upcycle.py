@@ -164,15 +164,15 @@ def nothing(source: Path) -> None:
     ("harm", "words", "said"),
     [
         (no_shard, [], r"src/model-00002-of-00002\.safetensors is missing; .* says that it holds \d+ of \d+"),
-        (short_shard, [], r"src/model-00001-of-00002\.safetensors: cut short or damaged: 5,000 bytes, by its header"),
+        (short_shard, [], r"src/model-00001-of-00002\.safetensors: truncated or damaged: 5,000 bytes, but its header"),
         (wrong_shape, [], rf"{EXPERT}: the checkpoint has shape \[16, 31\], need \[16, 32\]"),
-        (unknown_tensor, [], r"model\.layers\.1\.mlp\.bias: unknown tensor, of no part of the model"),
+        (unknown_tensor, [], r"model\.layers\.1\.mlp\.bias: unknown tensor, not part of the model"),
         (missing_tensor, [], f"no tensor {EXPERT}"),
         (fp8_without_scales, [], f"{EXPERT}: F8_E4M3 without its scales: no tensor {EXPERT}_scale_inv"),
-        (nothing, ["--factor", "3"], r"factor=3 does not divide groups=8; with groups=8 use factor=2 or 4"),
-        (nothing, ["--groups", "6"], r"groups=6 does not divide 8 experts per token"),
-        (nothing, ["--noise", "-1"], r"noise=-1 is not supported"),
-        (nothing, ["--experts-per-token", "7"], r"factor=4 and groups=8 use experts_per_token=8, 16 or 24"),
+        (nothing, ["--factor", "3"], r"--factor=3 must divide --groups=8; with --groups=8 use --factor=2 or 4"),
+        (nothing, ["--groups", "6"], r"--groups=6 must divide the 8 experts per token"),
+        (nothing, ["--noise", "-1"], r"--noise=-1 is not supported"),
+        (nothing, ["--experts-per-token", "7"], r"--factor=4 and --groups=8 use --experts-per-token=8, 16 or 24"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dry", [False, True], ids=["", "dry"])
@@ -197,7 +197,7 @@ def test_a_destination_inside_the_source(source, target, dry):
 def test_a_disk_that_is_too_small(source, capsys, monkeypatch):
     monkeypatch.setattr(write.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     assert main(["upcycle", "src", "dst"]) == 1
-    assert capsys.readouterr().err.startswith("error: dst: the disk is too small: 0.000 GB needed, 0.000 GB free in ")
+    assert capsys.readouterr().err.startswith("error: dst: not enough disk space: 0.000 GB needed, 0.000 GB free in ")
     assert not list(source.parent.glob("dst*"))
     assert main(["upcycle", "src", "dst", "--dry-run"]) == 0
     assert "warning     the disk is too small by 0.000 GB\n" in capsys.readouterr().out

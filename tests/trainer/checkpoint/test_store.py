@@ -141,7 +141,7 @@ def test_a_half_written_directory_is_named_and_removed(store, warnings_seen):
     save(store, 1)
     shutil.copytree(store.directory / "step-1", store.directory / "step-2.tmp")
     assert load(store)[0]["step"] == 1
-    assert "step-2.tmp is half written" in warnings_seen[0]
+    assert "step-2.tmp is incomplete" in warnings_seen[0]
     assert not (store.directory / "step-2.tmp").exists()
 
 

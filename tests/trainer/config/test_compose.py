@@ -106,15 +106,15 @@ MISTAKES = [
     ("zzz.zzz=1", "zzz.zzz", None, tuple(f"{name}." for name in sorted([*GROUPS[:-1], "run", "train"]))),
     ("optim.lr.x=1", "optim.lr.x", None, ("optim.lr",)),
     ("run=5", "run", 5, ("run.name", "run.dir")),
-    ("+new.key=1", "new.key", "+new.key=1", "there is no new.key"),
-    ("+optim.lrr=1", "optim.lrr", "+optim.lrr=1", "there is no optim.lrr; did you mean 'optim.lr'?"),
+    ("+new.key=1", "new.key", "+new.key=1", None),
+    ("+optim.lrr=1", "optim.lrr", "+optim.lrr=1", "did you mean 'optim.lr'?"),
     ("++optim.lr=1", "optim.lr", "++optim.lr=1", "use optim.lr=..."),
     ("+optim=sgd", "optim", "+optim=sgd", "use optim=..."),
     ("~optim", "optim", "~optim", "give another value"),
     ("~optim.lr", "optim.lr", "~optim.lr", "give another value"),
     ("optim@x=sgd", "optim", "optim@x=sgd", "use optim=OPTION"),
-    ("optim.lr=1,2", "optim.lr", "optim.lr=1,2", "a list is written [a,b]"),
-    ("optim.lr=range(1,3)", "optim.lr", "optim.lr=range(1,3)", "a list is written [a,b]"),
+    ("optim.lr=1,2", "optim.lr", "optim.lr=1,2", "write a list as [a,b]"),
+    ("optim.lr=range(1,3)", "optim.lr", "optim.lr=range(1,3)", "write a list as [a,b]"),
     ("run.dir=a b=c", "run.dir", "a b=c", "quote a value"),
     ("run.dir=${now:%Y}", "run.dir", "${now:%Y}", "write it out"),
     ("run.dir=${oc.env:HOME}", "run.dir", "${oc.env:HOME}", "write it out"),
@@ -185,7 +185,7 @@ def test_world_size_is_checked():
     compose(["recipe=toy", "train.micro_batch=4"], world_size=2)
     (fault,) = faults("recipe=toy", "train.micro_batch=4", world_size=3)
     assert (fault.where, fault.value, fault.allowed) == ("train.global_batch", 8, (12,))
-    assert "3 rank(s)" in fault.text
+    assert "4 x 3 = 12" in fault.text
 
 
 # -- a user's own directories ----------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_under_torchrun_one_rank_of_a_machine_reports(trained, monkeypatch, caps
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", rank)
         assert entry.main(["recipe=toy", "train.global_batch=9"]) == 2
-        assert ("2 rank(s)" in capsys.readouterr().err) == (rank == "0")
+        assert ("8 x 2 = 16" in capsys.readouterr().err) == (rank == "0")
     assert entry.main(["recipe=toy", "train.micro_batch=4"]) == 0
     assert len(trained) == 1
 

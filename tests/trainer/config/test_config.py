@@ -193,7 +193,7 @@ def test_the_batch_must_divide_over_the_ranks():
     assert validate(cfg, 2) == []
     (fault,) = validate(cfg, 4)
     assert (fault.where, fault.value, fault.allowed) == ("train.global_batch", 8, (16,))
-    assert fault.text.endswith("4 rank(s) = 16; use train.global_batch=16, or train.micro_batch=1 or 2")
+    assert fault.text.endswith("4 x 4 = 16; use train.global_batch=16, or train.micro_batch=1 or 2")
 
 
 def test_sizes_that_no_fp8_gemm_takes():
@@ -307,7 +307,7 @@ def test_every_parallel_recipe_fits_the_ranks_that_it_is_for(ranks):
     for name in list_groups()["parallel"]:
         words = ["recipe=toy", f"parallel={name}", "train.micro_batch=1", "train.global_batch=16"]
         if name == "ep8" and ranks != 8:
-            with pytest.raises(ConfigError, match="start 8 ranks"):
+            with pytest.raises(ConfigError, match="a number of ranks equal to 8"):
                 compose(words, world_size=ranks)
         else:
             compose(words, world_size=ranks)

@@ -126,7 +126,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Gone())
     run(tmp_path)
     assert recorded_steps(tmp_path) == [1, 2, 3, 4]
-    assert "the terminal view is off" in (tmp_path / "metrics.jsonl").read_text()
+    assert "the terminal view is disabled" in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_without_wandb_the_run_continues_and_the_extra_is_named(tmp_path, monkeypatch, capsys):

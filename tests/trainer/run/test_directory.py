@@ -255,7 +255,7 @@ def test_a_directory_where_no_step_was_taken_binds_no_later_run(tmp_path):
     other = replace(first, train=replace(first.train, seed=7))
     assert choose(other).status == "new"
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    with pytest.raises(ConfigError, match=r"another configuration: train\.seed: 0 -> 7"):
+    with pytest.raises(ConfigError, match=r"different configuration: train\.seed: 0 -> 7"):
         choose(other)
 
 

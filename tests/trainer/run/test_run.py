@@ -208,7 +208,7 @@ def test_ranks_of_different_configurations_refuse_to_start(tmp_path):
     (first, text), (second, other) = on_ranks(2, rank_trains_with_its_own_rate, tiny_config(tmp_path / "run"))
     assert (first, second) == (1, 1)
     assert (text + other).count("error:") == 1
-    assert "the configuration of rank(s) 1 of 2 differs" in text + other
+    assert "the configuration of rank 1 of 2 differs" in text + other
     assert not (tmp_path / "run").exists()
 
 

@@ -91,10 +91,10 @@ def test_changed_corpora_are_refused_unless_allowed(tmp_path, monkeypatch, capsy
     assert train(config(tmp_path / "run", data, steps=3)) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "trained on other data" in error
+    assert "trained on different data" in error
     assert "data.allow_changed=true" in error
     assert train(config(tmp_path / "run", replace(data, allow_changed=True), steps=3)) == 0
-    assert any("continuing on other data" in warning["message"] for warning in events(tmp_path / "run", "warning"))
+    assert any("continuing on different data" in warning["message"] for warning in events(tmp_path / "run", "warning"))
 
 
 def test_windows_that_cannot_be_read_are_logged_and_end_the_run_past_their_budget(

@@ -182,7 +182,7 @@ def test_kill_9_during_a_save(tmp_path, uninterrupted, moment):
     assert train(tiny_config(tmp_path, steps=STEPS, every=3)) == 0
     assert losses(tmp_path) == uninterrupted
     (warning,) = events(tmp_path, "warning")
-    assert "step-6.tmp is half written" in warning["message"]
+    assert "step-6.tmp is incomplete" in warning["message"]
 
 
 STUCK = """
@@ -295,7 +295,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
     assert train(tiny_config(tmp_path, steps=4)) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "other data" in error
+    assert "different data" in error
     assert "ffffffffffff" in error
 
 

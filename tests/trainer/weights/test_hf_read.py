@@ -333,18 +333,18 @@ def quantised_norm(written: Checkpoint) -> str:
 def whole_numbers(written: Checkpoint) -> str:
     name = first(written, "q_proj.weight")
     written.tensors[name] = written.tensors[name].detach().char()
-    return f"{name}: I8 is no dtype of weights"
+    return f"{name}: I8 is not a dtype of weights"
 
 
 def too_many_experts(written: Checkpoint) -> str:
     name = first(written, "experts.11.up_proj.weight").replace("experts.11", "experts.12")
     written.tensors[name] = torch.zeros(20, 24)
-    return f"{name}: unknown tensor, of no part of the model"
+    return f"{name}: unknown tensor, not part of the model"
 
 
 def stray(written: Checkpoint) -> str:
     written.tensors["extra.weight"] = torch.zeros(2)
-    return "extra.weight: unknown tensor, of no part of the model"
+    return "extra.weight: unknown tensor, not part of the model"
 
 
 def scales_of_nothing(written: Checkpoint) -> str:
@@ -390,16 +390,16 @@ def twice(header: dict[str, Any]) -> None:
 
 
 HEADERS = {
-    r"first\.weight begins 4 bytes after the header; tensors lie one after another": move("first.weight", 4),
-    r"lm_head\.weight begins 4 bytes inside first\.weight": move("lm_head.weight", -4),
-    r"lm_head\.weight begins 4 bytes after first\.weight": move("lm_head.weight", 4),
-    r"again begins 5856 bytes inside lm_head\.weight": twice,
-    r"no whole numbers": lambda header: header["first.weight"].update(shape=[-2, -2]),
+    r"first\.weight starts 4 bytes after the header; tensors must be contiguous": move("first.weight", 4),
+    r"lm_head\.weight starts 4 bytes inside first\.weight": move("lm_head.weight", -4),
+    r"lm_head\.weight starts 4 bytes after first\.weight": move("lm_head.weight", 4),
+    r"again starts 5856 bytes inside lm_head\.weight": twice,
+    r"not whole numbers": lambda header: header["first.weight"].update(shape=[-2, -2]),
     r"lm_head\.weight has a shape or data_offsets": lambda header: header["lm_head.weight"].update(shape=["61", "24"]),
     "dtype F4": lambda header: header["lm_head.weight"].update(dtype="F4"),
-    "not those of F32": lambda header: header["lm_head.weight"].update(shape=[1, 2]),
+    "but F32": lambda header: header["lm_head.weight"].update(shape=[1, 2]),
     "cannot be read": lambda header: header["lm_head.weight"].pop("shape"),
-    "cut short or damaged": lambda header: header.pop("lm_head.weight"),
+    "truncated or damaged": lambda header: header.pop("lm_head.weight"),
 }
 
 

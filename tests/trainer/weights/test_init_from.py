@@ -151,7 +151,10 @@ def test_a_start_with_random_weights_has_no_part_of_an_earlier_ones_source(tmp_p
 
 def other_model(cfg: Config, source: Path) -> str:
     cfg.model = replace(cfg.model, hidden_size=32, rope_theta=1e4)
-    return "holds another model: model.hidden_size=32, there 64; model.rope_theta=10000.0, there 1000000.0"
+    return (
+        "is a different model: model.hidden_size is 32 in this run but 64 in the checkpoint; model.rope_theta is "
+        "10000.0 in this run but 1000000.0 in the checkpoint"
+    )
 
 
 def nowhere(cfg: Config, source: Path) -> str:
@@ -183,7 +186,7 @@ def fp8_tower(cfg: Config, source: Path) -> str:
 def truncated(cfg: Config, source: Path) -> str:
     file = source / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    return f"{file}: cut short or damaged"
+    return f"{file}: truncated or damaged"
 
 
 def rewrite(source: Path, name: str, tensor: Tensor | None) -> str:

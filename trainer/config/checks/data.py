@@ -15,7 +15,7 @@ from trainer.config.say import did_you_mean
 
 # Weights are typed with few digits; the tokens that they come to may miss a source's tokens by this share of them.
 ROUNDING = Fraction(1, 200)
-WITHOUT_TOWER = ("image", "time_series")  # modalities that the model cannot read
+ENCODERS = {"image": "an image encoder", "time_series": "a time-series encoder"}  # what the model lacks, by modality
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # keys of sources, phases and prefixes are parts of dotted keys
 COUNT = "1 or more"
 
@@ -24,7 +24,7 @@ def check(data: DataConfig) -> list[Fault]:
     """Faults of the section `data` outside its mixture."""
     if 0 < data.holdout_fraction < 1:
         return []
-    text = f"data.holdout_fraction={data.holdout_fraction:g} must be between 0 and 1; use one such as 0.02"
+    text = f"data.holdout_fraction={data.holdout_fraction:g} must be between 0 and 1; use a value such as 0.02"
     return [Fault(text, "data.holdout_fraction", data.holdout_fraction, "between 0 and 1, such as 0.02")]
 
 
@@ -105,7 +105,7 @@ def _numbers(data: DataConfig) -> Iterator[Fault]:
                 text = f"{at}.phases.{phase}={weight:g} is not a weight; use 0 or more"
                 yield Fault(text, f"{at}.phases.{phase}", weight, "0 or more")
         if not math.isfinite(source.max_epochs):
-            text = f"{at}.max_epochs={source.max_epochs} is not a number of epochs; use one such as 1"
+            text = f"{at}.max_epochs={source.max_epochs} must be above 0; use a number such as 1"
             yield Fault(text, f"{at}.max_epochs", source.max_epochs, "a number above 0")
     for name, phase_config in data.phases.items():
         if phase_config.tokens <= 0:
@@ -123,8 +123,8 @@ def _sources(data: DataConfig) -> Iterator[Fault]:
         elif owners.setdefault(source.path, name) != name:
             text = f"{at}.path={source.path} is also the path of data.sources.{owners[source.path]}"
             yield Fault(f"{text}; use a directory of its own", f"{at}.path", source.path, "a directory of its own")
-        if source.modality in WITHOUT_TOWER:
-            text = f"{at}.modality={source.modality} needs a tower that makes embeddings of it, which the model lacks"
+        if source.modality in ENCODERS:
+            text = f"{at}.modality={source.modality} needs {ENCODERS[source.modality]}, which this model does not have"
             advice = "leave the source out, as data=cpt_6t_text does"
             yield Fault(f"{text}; {advice}", f"{at}.modality", source.modality, ("text",))
 
@@ -138,11 +138,11 @@ def _phases(data: DataConfig) -> Iterator[Fault]:
                 advice = f"; use {one_of(known)}{did_you_mean(phase, known)}" if known else ""
                 yield Fault(f"{at}.{phase}: data.phases has no such phase{advice}", f"{at}.{phase}", phase, known)
         if not any(weight > 0 for weight in source.phases.values()):
-            text = f"{at} gives the source no weight in any phase; use some such as {{PHASE: 1}}"
+            text = f"{at} has no weight above 0 in any phase; use weights such as {{PHASE: 1}}"
             yield Fault(text, at, source.phases, "a weight above 0 in one phase or more")
     for phase in data.phases:
         if data.sources and not any(source.phases.get(phase, 0) > 0 for source in data.sources.values()):
-            text = f"data.phases.{phase}: no source has a weight in it; set data.sources.X.phases.{phase}"
+            text = f"data.phases.{phase}: no source has a weight in this phase; set data.sources.X.phases.{phase}"
             yield Fault(text, f"data.phases.{phase}", None, f"data.sources.X.phases.{phase} above 0")
 
 
@@ -232,7 +232,7 @@ def _lengths(data: DataConfig) -> Iterator[Fault]:
         for name, entry in entries.items():
             if entry.tokens < data.seq_len:
                 key = f"data.{section}.{name}.tokens"
-                yield Fault(f"{key}={entry.tokens} is less than a sample; use {least}", key, entry.tokens, least)
+                yield Fault(f"{key}={entry.tokens} is less than one sample; use {least}", key, entry.tokens, least)
     for name, source in data.sources.items():
         if source.unique_tokens <= data.seq_len:
             key = f"data.sources.{name}.unique_tokens"

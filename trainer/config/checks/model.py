@@ -32,19 +32,17 @@ def check(m: ModelConfig, seq_len: int) -> list[Fault]:
     if seq_len > m.max_position:
         text = f"data.seq_len={seq_len} is longer than model.max_position={m.max_position}"
         allowed = f"{m.max_position} or less"
-        faults.append(
-            Fault(f"{text}; use {allowed}, or raise model.max_position", "data.seq_len", seq_len, allowed)
-        )
+        faults.append(Fault(f"{text}; use {allowed}, or raise model.max_position", "data.seq_len", seq_len, allowed))
     return faults
 
 
 def _positions(m: ModelConfig) -> list[Fault]:
     faults = []
     if m.rope_theta <= 1:
-        text = f"model.rope_theta={m.rope_theta:g} makes no decreasing frequencies; use more than 1, such as 1e4"
+        text = f"model.rope_theta={m.rope_theta:g} must be more than 1, so that frequencies decrease; try 1e4"
         faults.append(Fault(text, "model.rope_theta", m.rope_theta, "more than 1, such as 1e4"))
     elif m.positions == "fope" and m.head_dim % 2 == 0 and m.fope_frequencies() < 1:
-        text = f"model.max_position={m.max_position} leaves no frequency to model.positions=fope: none completes a turn"
+        text = f"model.max_position={m.max_position} is too small for model.positions=fope: it removes every frequency"
         allowed = "7 or more, or model.positions=rope"
         faults.append(Fault(f"{text}; use {allowed}", "model.max_position", m.max_position, allowed))
     if m.fope_pad_sin not in (0, 1):

@@ -20,7 +20,8 @@ def check_batch(train: TrainConfig, world_size: int) -> list[Fault]:
     if total % unit == 0:
         return []
     around = tuple(sorted({max(unit, total // unit * unit), (total // unit + 1) * unit}))
-    text = f"train.global_batch={total} is not a multiple of train.micro_batch={micro} x {world_size} rank(s) = {unit}"
+    product = f"{micro} x {world_size} = {unit}"
+    text = f"train.global_batch={total} must be a multiple of train.micro_batch x ranks = {product}"
     advice = f"use train.global_batch={one_of(around)}"
     if total % world_size == 0:
         advice += f", or train.micro_batch={one_of(closest(divisors(total // world_size), micro))}"
@@ -37,8 +38,8 @@ def check(cfg: Config, world_size: int) -> list[Fault]:
     faults = [*_width(cfg, world_size, ranks), *fp8_sizes(cfg.precision.experts, m, ranks.placement.width_shards)]
     if ranks.layout.ep > 1 and m.hidden_size % 2 and "bf16" in (cfg.precision.linears, cfg.precision.payload):
         text = (
-            f"model.hidden_size={m.hidden_size} is odd, but in bf16 numbers travel in pairs between expert-parallel "
-            f"ranks; use {m.hidden_size + 1}, or fp32 for precision.linears and precision.payload"
+            f"model.hidden_size={m.hidden_size} is odd, but expert-parallel ranks exchange bf16 values in pairs; "
+            f"use {m.hidden_size + 1}, or fp32 for precision.linears and precision.payload"
         )
         faults.append(Fault(text, "model.hidden_size", m.hidden_size, (m.hidden_size + 1,)))
     if p.regather and cfg.train.recompute != "none":

@@ -23,7 +23,7 @@ def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
         if q.payload != q.linears:
             warn(f"precision.payload={q.payload}", why)
     elif q.experts in TRANSFORMER_ENGINE and p.regather:
-        warn("parallel.regather=true", "Transformer Engine keeps quantised rows of its own")
+        warn("parallel.regather=true", "Transformer Engine saves its own quantised rows")
     if q.experts not in ("fp32", "bf16") and cfg.model.expert_backend != "grouped_mm":
         warn(f"model.expert_backend={cfg.model.expert_backend}", f"precision.experts={q.experts} has its own back end")
     if ranks.layout.shard == 1:

@@ -59,7 +59,7 @@ def find_files(paths: Sequence[Path], split: str = "train") -> list[Path]:
             found.append(path)
     twice = {path for path in found if found.count(path) > 1} if len(set(found)) < len(found) else set()
     if twice:
-        raise _bad(min(twice), "is named twice", allowed="name each file once")
+        raise _bad(min(twice), "is given twice", allowed="give each file once")
     return found
 
 

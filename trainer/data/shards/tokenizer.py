@@ -50,7 +50,7 @@ class Tokenizer:
         if end_of_document is None and bpe.token_to_id(END_OF_DOCUMENT) is None:
             end_of_document = _configured_end(path.with_name("tokenizer_config.json"))
             if end_of_document is None:
-                text = f"{path} does not say which token ends a document; name it with --eos"
+                text = f"{path} does not define an end-of-document token; name one with --eos"
                 raise DataError(text, where="--eos", allowed="a token of the tokenizer")
         try:
             return cls(bpe, END_OF_DOCUMENT if end_of_document is None else end_of_document)
@@ -84,7 +84,7 @@ def _configured_end(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:
-        text = f"{path} cannot be read ({error}); mend it, or name the token that ends a document with --eos"
+        text = f"{path} cannot be read ({error}); repair it, or name the token that ends a document with --eos"
         raise DataError(text, where=str(path), allowed="--eos") from error
     return token.get("content") if isinstance(token, dict) else token
 

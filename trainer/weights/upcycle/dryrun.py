@@ -54,7 +54,7 @@ def directory_or_description(path: Path) -> tuple[Directory, list[str]]:
     if any((path / file).exists() for file in files) or (not listed and any(path.glob("model*.safetensors"))):
         return open_directory(path), []
     if not (path / CONFIG).is_file():
-        remedy = "a Hugging Face model directory, of config.json at least"
+        remedy = f"a Hugging Face model directory with at least {CONFIG}"
         raise HuggingFaceError(f"{path}: no {CONFIG}; give {remedy}", where=str(path), allowed=remedy)
     config = read_json(path / CONFIG)
     try:
@@ -79,7 +79,7 @@ def _described(path: Path, config: dict[str, Any], names: set[str]) -> Iterator[
     dtype_key, dtype = next(dtypes, ("dtype", "bfloat16"))
     if dtype not in SPELLED:
         raise HuggingFaceError(
-            f"{CONFIG}: dtype={dtype} is not known here; only {', '.join(SPELLED)} are",
+            f"{CONFIG}: dtype={dtype} is not supported; only {', '.join(SPELLED)} are",
             where=dtype_key,
             value=dtype,
             allowed=tuple(SPELLED),

@@ -127,27 +127,30 @@ class _Shape:
     def why_not(self, factor: int, groups: int) -> str | None:
         """The reason that this factor and number of groups do not work, or None."""
         if factor < 1 or groups < 1:
-            return f"factor={factor} with groups={groups}: both must be 1 or more"
+            return f"--factor={factor} with --groups={groups}: both must be 1 or more"
         if self.per_token < 1:
-            return f"experts_per_token={self.per_token} must be 1 or more"
+            return f"--experts-per-token={self.per_token} must be 1 or more"
         if self.per_token % groups:
-            return f"groups={groups} does not divide {self.per_token} experts per token"
+            return f"--groups={groups} must divide the {self.per_token} experts per token"
         if self.strategy == "spread":
             if self.experts % groups:
-                return f"groups={groups} does not divide the source's {self.experts} experts"
+                return f"--groups={groups} must divide the source's {self.experts} experts"
             if self.per_token > factor * self.experts:
                 return f"there are only {factor * self.experts} experts for {self.per_token} per token"
             return None
         if groups % factor:
-            return f"factor={factor} does not divide groups={groups}"
+            return f"--factor={factor} must divide --groups={groups}"
         parts = groups // factor
         if self.experts % parts:
-            return f"{self.experts} experts cannot be cut into groups/factor={parts} parts of one size"
+            return f"{self.experts} experts cannot be cut into --groups / --factor = {parts} equal parts"
         if self.per_token // groups > self.experts // parts:
             picks, held = self.per_token // groups, self.experts // parts
             return f"a token needs {picks} experts of each group, which holds {held}"
         if factor == groups > 1 and not self.force:
-            return f"factor=groups={groups} puts every expert in every group, so all select alike (--force allows it)"
+            return (
+                f"--factor={factor} with --groups={groups} puts every expert in every group, so all groups select "
+                "alike (--force allows it)"
+            )
         return None
 
     def nearest(self, factor: int, groups: int) -> tuple[str, tuple[tuple[int, int], ...] | None]:
@@ -157,15 +160,15 @@ class _Shape:
         with_groups = sorted({f for f, g in pairs if g == groups}, key=lambda f: abs(f - factor))[:NEAREST]
         with_factor = sorted({g for f, g in pairs if f == factor}, key=lambda g: abs(g - groups))[:NEAREST]
         if with_groups or with_factor:
-            texts = [f"with groups={groups} use factor={one_of(sorted(with_groups))}"] if with_groups else []
-            texts += [f"with factor={factor} use groups={one_of(sorted(with_factor))}"] if with_factor else []
+            texts = [f"with --groups={groups} use --factor={one_of(sorted(with_groups))}"] if with_groups else []
+            texts += [f"with --factor={factor} use --groups={one_of(sorted(with_factor))}"] if with_factor else []
             return "; ".join(texts), (*((f, groups) for f in with_groups), *((factor, g) for g in with_factor))
         if pairs:
             f, g = min(pairs, key=lambda pair: abs(pair[0] - factor) / factor + abs(pair[1] - groups) / groups)
-            return f"the nearest that works is factor={f} with groups={g}", ((f, g),)
+            return f"the nearest that works is --factor={f} with --groups={g}", ((f, g),)
         text = f"nothing works with {self.experts} experts and {self.per_token} per token"
         if others := self._other_picks(factor, groups):
-            text += f"; with factor={factor} and groups={groups} use experts_per_token={one_of(sorted(others))}"
+            text += f"; with --factor={factor} and --groups={groups} use --experts-per-token={one_of(sorted(others))}"
         return text, None
 
     def _other_picks(self, factor: int, groups: int) -> list[int]:
@@ -187,7 +190,7 @@ def check(model: ModelConfig, expansion: Expansion) -> None:
     if expansion.noise != 0 and not LEAST_NOISE <= expansion.noise < 1:
         allowed = f"0, or {LEAST_NOISE:g} to below 1, such as 0.01"
         raise UpcycleError(
-            f"noise={expansion.noise:g} is not supported; use {allowed}",
+            f"--noise={expansion.noise:g} is not supported; use {allowed}",
             where="--noise",
             value=expansion.noise,
             allowed=allowed,
@@ -195,14 +198,14 @@ def check(model: ModelConfig, expansion: Expansion) -> None:
     if not COLDEST <= expansion.router_temperature <= HOTTEST:
         allowed = f"{COLDEST:g} to {HOTTEST:g}"
         raise UpcycleError(
-            f"router_temperature={expansion.router_temperature:g} is not supported; use {allowed}",
+            f"--router-temperature={expansion.router_temperature:g} is not supported; use {allowed}",
             where="--router-temperature",
             value=expansion.router_temperature,
             allowed=allowed,
         )
     if expansion.cuts == "distinct" and expansion.strategy == "spread":
         raise UpcycleError(
-            "cuts=distinct needs strategy=halves or coactivation; spread makes no cuts",
+            "--cuts=distinct needs --strategy=halves or coactivation; spread makes no cuts",
             where="--strategy",
             value="spread",
             allowed=("halves", "coactivation"),
@@ -211,14 +214,14 @@ def check(model: ModelConfig, expansion: Expansion) -> None:
         for key in ("rope_theta", "max_position", "fope_gain"):
             if (value := getattr(expansion, key)) is not None:
                 raise UpcycleError(
-                    f"{key} applies only with positions=fope",
+                    f"--{key.replace('_', '-')} applies only with --positions=fope",
                     where=f"--{key.replace('_', '-')}",
                     value=value,
                     allowed="--positions fope",
                 )
     elif model.positions == "fope":
         raise UpcycleError(
-            "the source has FoPE already; use positions=keep", where="--positions", value="fope", allowed=("keep",)
+            "the source already has FoPE; use --positions=keep", where="--positions", value="fope", allowed=("keep",)
         )
     _require(model.num_experts, expansion.picks(model.experts_per_token), expansion)
 
@@ -244,7 +247,7 @@ def place_copies(
     else:
         if expansion.strategy == "coactivation" and counts is None:
             raise UpcycleError(
-                "strategy=coactivation needs counts of experts, which octavo upcycle --calibrate makes",
+                "--strategy=coactivation needs --counts FILE, which octavo upcycle --calibrate writes",
                 where="--counts",
                 allowed="a file that octavo upcycle --calibrate wrote",
             )
@@ -278,14 +281,14 @@ def expanded_model(model: ModelConfig, expansion: Expansion, vocab_size: int) ->
     for key, value, least in (("rope_theta", expanded.rope_theta, 1.0), ("fope_gain", expanded.fope_gain, 0.0)):
         if not least <= value < float("inf"):
             raise UpcycleError(
-                f"{key}={value:g} is not supported; use {least:g} or more",
+                f"--{key.replace('_', '-')}={value:g} is not supported; use {least:g} or more",
                 where=f"--{key.replace('_', '-')}",
                 value=value,
                 allowed=f"{least:g} or more",
             )
     if expanded.max_position < 1 or not expanded.fope_frequencies():
         raise UpcycleError(
-            f"max_position={expanded.max_position} leaves FoPE no frequency; use more than 6",
+            f"--max-position={expanded.max_position} is too small for FoPE; use more than 6",
             where="--max-position",
             value=expanded.max_position,
             allowed="more than 6",
@@ -298,7 +301,7 @@ def _require(experts: int, per_token: int, expansion: Expansion) -> None:
     if (reason := shape.why_not(expansion.factor, expansion.groups)) is not None:
         near, pairs = shape.nearest(max(1, expansion.factor), max(1, expansion.groups))
         raise UpcycleError(
-            f"strategy={expansion.strategy} does not work here: {reason}; {near}",
+            f"--strategy={expansion.strategy} is not possible for this source: {reason}; {near}",
             where="--factor, --groups",
             value=(expansion.factor, expansion.groups),
             allowed=pairs,
@@ -334,4 +337,5 @@ def _cuts(experts: int, expansion: Expansion, layer: int, counts: Counts | None)
 
 
 def _too_few_cuts(reason: str) -> UpcycleError:
-    return UpcycleError(f"cuts=distinct: {reason}; use cuts=same", where="--cuts", value="distinct", allowed=("same",))
+    text = f"--cuts=distinct: {reason}; use --cuts=same"
+    return UpcycleError(text, where="--cuts", value="distinct", allowed=("same",))

@@ -64,7 +64,7 @@ def vocabulary_of(source: SourceModel, expansion: Expansion) -> Vocabulary | Non
             return None
         if wanted < rows:
             raise UpcycleError(
-                f"vocab_size={wanted} is smaller than the source's {rows}; use {rows} or more, or give a vocabulary",
+                f"--vocab-size={wanted} is smaller than the source's {rows}; use {rows} or more, or give --vocabulary",
                 where="--vocab-size",
                 value=wanted,
                 allowed=f"{rows} or more, or --vocabulary",
@@ -75,7 +75,7 @@ def vocabulary_of(source: SourceModel, expansion: Expansion) -> Vocabulary | Non
     need = max(new.values()) + 1
     if wanted is not None and wanted < need:
         raise UpcycleError(
-            f"vocab_size={wanted} is too small for the ids in {target}; use {need} or more",
+            f"--vocab-size={wanted} is too small for the ids in {target}; use {need} or more",
             where="--vocab-size",
             value=wanted,
             allowed=f"{need} or more",

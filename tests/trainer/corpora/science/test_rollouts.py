@@ -104,7 +104,7 @@ def test_a_try_ends_with_its_time(way: str) -> None:
 
 def test_a_server_that_refuses_or_is_gone_ends_the_work(tmp_path: Path) -> None:
     with chat_server(lambda prompt, before: "401") as server:
-        with pytest.raises(DataError, match=r"the server at http://127\.0\.0\.1:\d+/v1 refuses: 401") as caught:
+        with pytest.raises(DataError, match=r"server at http://127\.0\.0\.1:\d+/v1 rejects requests: 401") as caught:
             run(tmp_path / "ledger", server.url)
         assert caught.value.where == "--rollouts"
         assert caught.value.value.startswith("401")

@@ -197,7 +197,7 @@ def test_the_command_writes_counts_and_says_what_cuts_keep(
         (["--factor", "0"], "--factor=0 --groups=8: 16 experts cannot be cut"),
         (["--factor", "-2"], "--factor=-2 --groups=8: 16 experts cannot be cut"),
         (["--tokens", "0"], "--tokens"),
-        (["--device", "cuda"], "--device=cuda: this torch finds no CUDA device; use cpu or auto"),
+        (["--device", "cuda"], "--device=cuda: torch finds no CUDA device; use cpu or auto"),
         (["--counts", str(tmp_path / "none" / "counts")], "there is no directory"),
     ):
         assert run(*words) == 2

@@ -347,7 +347,7 @@ def test_a_kill_after_the_directory_had_its_name_leaves_nothing_permanent(model,
 def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(model, target, monkeypatch):
     free = SimpleNamespace(free=FILES * SHARD_BYTES)  # the headers do not fit
     monkeypatch.setattr(write.shutil, "disk_usage", lambda path: free)
-    with pytest.raises(HuggingFaceError, match=r"the disk is too small: 0\.000 GB needed, 0\.000 GB free"):
+    with pytest.raises(HuggingFaceError, match=r"not enough disk space: 0\.000 GB needed, 0\.000 GB free"):
         model.run(target)
     assert not target.parent.exists()
     free.free += 20_000

@@ -111,20 +111,20 @@ def test_which_copies_stay_identical(asked, identical):
 @pytest.mark.parametrize(
     ("experts", "per_token", "asked", "problem", "allowed"),
     [
-        (128, 8, {"factor": 3, "groups": 8}, "factor=3 does not divide groups=8", [(2, 8), (4, 8)]),
-        (128, 8, {"factor": 4, "groups": 6}, "groups=6 does not divide 8 experts per token", [(4, 8)]),
-        (128, 8, {"factor": 5, "groups": 7}, "groups=7 does not divide 8 experts per token", [(4, 8)]),
+        (128, 8, {"factor": 3, "groups": 8}, "--factor=3 must divide --groups=8", [(2, 8), (4, 8)]),
+        (128, 8, {"factor": 4, "groups": 6}, "--groups=6 must divide the 8 experts per token", [(4, 8)]),
+        (128, 8, {"factor": 5, "groups": 7}, "--groups=7 must divide the 8 experts per token", [(4, 8)]),
         (
-            126, 8, {"factor": 2, "groups": 8}, "126 experts cannot be cut into groups/factor=4 parts of one size",
+            126, 8, {"factor": 2, "groups": 8}, "126 experts cannot be cut into --groups / --factor = 4 equal parts",
             [(4, 8), (2, 4)],
         ),
         (4, 16, {"factor": 2, "groups": 4}, "a token needs 4 experts of each group, which holds 2", [(4, 8)]),
-        (16, 4, {"factor": 4, "groups": 4}, "factor=groups=4 puts every expert in every group", [(2, 4)]),
+        (16, 4, {"factor": 4, "groups": 4}, "--factor=4 with --groups=4 puts every expert in every group", [(2, 4)]),
         (127, 8, {"factor": 4, "groups": 8}, "nothing works with 127 experts and 8 per token", None),
-        (128, 7, {"factor": 4, "groups": 8}, "with factor=4 and groups=8 use experts_per_token=8, 16 or 24", None),
-        (4, 7, {"factor": 4, "groups": 8}, "with factor=4 and groups=8 use experts_per_token=8 or 16", None),
-        (16, 8, {"factor": 0, "groups": 8}, "factor=0 with groups=8: both must be 1 or more", [(2, 8), (4, 8)]),
-        (16, 0, {"factor": 4, "groups": 8}, "experts_per_token=0 must be 1 or more", None),
+        (128, 7, {"factor": 4, "groups": 8}, "--factor=4 and --groups=8 use --experts-per-token=8, 16 or 24", None),
+        (4, 7, {"factor": 4, "groups": 8}, "with --factor=4 and --groups=8 use --experts-per-token=8 or 16", None),
+        (16, 8, {"factor": 0, "groups": 8}, "--factor=0 with --groups=8: both must be 1 or more", [(2, 8), (4, 8)]),
+        (16, 0, {"factor": 4, "groups": 8}, "--experts-per-token=0 must be 1 or more", None),
         (12, 8, {"factor": 4, "groups": 8, "strategy": "spread"}, "divide the source's 12 experts", [(4, 4), (4, 2)]),
         (16, 72, {"factor": 4, "groups": 8, "strategy": "spread"}, "there are only 64 experts for 72", [(5, 8)]),
     ],
@@ -162,10 +162,10 @@ def refusal(experts: int, per_token: int, factor: int, groups: int) -> UpcycleEr
 
 def offered(said: str) -> set[tuple[int, int]]:
     """The factors and groups in the text of a refusal."""
-    pairs = re.findall(r"works is factor=(\d+) with groups=(\d+)", said)
-    for groups, factors in re.findall(r"with groups=(\d+) use factor=([\d, or]+)", said):
+    pairs = re.findall(r"works is --factor=(\d+) with --groups=(\d+)", said)
+    for groups, factors in re.findall(r"with --groups=(\d+) use --factor=([\d, or]+)", said):
         pairs += [(factor, groups) for factor in re.findall(r"\d+", factors)]
-    for factor, several in re.findall(r"with factor=(\d+) use groups=([\d, or]+)", said):
+    for factor, several in re.findall(r"with --factor=(\d+) use --groups=([\d, or]+)", said):
         pairs += [(factor, groups) for groups in re.findall(r"\d+", several)]
     return {(int(factor), int(groups)) for factor, groups in pairs}
 

@@ -155,7 +155,7 @@ class ChatServer:
         status = f"{response.status_code} {response.reason_phrase}: {said}"
         if response.status_code in REFUSED:
             raise DataError(
-                f"the server at {self.address} refuses: {status}",
+                f"the server at {self.address} rejects requests: {status}",
                 where="--rollouts",
                 value=status,
                 allowed="check the address, --model and --api-key-env",

@@ -69,11 +69,11 @@ def unavailable_with(
     """
     needs = RECIPES[recipe]
     reasons = []
-    oldest = f"{needs.gpu} (compute capability {_dotted(needs.capability)})"
+    oldest = f"{needs.gpu}, compute capability {_dotted(needs.capability)}, or newer"
     if capability is None:
-        reasons.append(f"it needs an NVIDIA GPU, {oldest} or newer, and this is a CPU")
+        reasons.append(f"it needs an NVIDIA GPU ({oldest}), and this run is on a CPU")
     elif capability < needs.capability:
-        reasons.append(f"it needs {oldest} or newer, and this GPU has {_dotted(capability)}")
+        reasons.append(f"it needs a newer GPU ({oldest}); this one has compute capability {_dotted(capability)}")
     elif recipe == "mxfp8" and capability >= (12, 0):
         # cuBLAS has them there only with the first operand transposed, as forward passes need it. That is enough for
         # fp8_block, which stores its operands so that each of its GEMMs has this form (te_general_grouped_gemm).
@@ -82,9 +82,10 @@ def unavailable_with(
             "yet; use fp8_block, or another GPU"
         )
     elif numbers(cuda or "0.0") < needs.cuda:
-        reasons.append(f"it needs a torch for CUDA {_dotted(needs.cuda)} or newer, and this one has {cuda}")
+        reasons.append(f"it needs torch built for CUDA {_dotted(needs.cuda)} or newer; this one is built for {cuda}")
     if installed is None:
-        reasons.append(f"Transformer Engine is not installed ({INSTALL})")
+        also = "also " if reasons else ""
+        reasons.append(f"Transformer Engine is {also}not installed ({INSTALL})")
     elif numbers(installed) < OLDEST:
         reasons.append(f"Transformer Engine {installed} is older than {_dotted(OLDEST)} ({INSTALL})")
     elif error is not None:
