@@ -56,7 +56,12 @@ def _work(options: argparse.Namespace) -> int:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{error.filename or out.parent}: {error.strerror or error}", where=str(out.parent)) from error
+        raise DataError(
+            f"{error.filename or out.parent}: {error.strerror or error}",
+            where=str(out.parent),
+            value=error.strerror,
+            allowed="a directory that can be made",
+        ) from error
     with (
         _rollouts(options, out) as rollouts,
         # Closed before the ledger is, so that requests under way end first.
@@ -208,12 +213,19 @@ def write(out: Path, made: Iterable[Text]) -> Counter[str]:
                 counts[text.form] += 1
                 file.write(json.dumps(_line(text), ensure_ascii=False) + "\n")
     except LockedError:
-        raise DataError(f"{unfinished} is being written by another process", where=str(unfinished)) from None
+        raise DataError(
+            f"{unfinished} is being written by another process", where=str(unfinished), allowed="another OUT.jsonl"
+        ) from None
     except TargetExistsError:
         message = f"{out} exists by now and is not overwritten; the texts are in {unfinished}"
         raise DataError(message, where=str(out), allowed=f"rename {unfinished}") from None
     except OSError as error:
-        raise DataError(f"{error.filename or out}: {error.strerror or error}", where=str(out)) from error
+        raise DataError(
+            f"{error.filename or out}: {error.strerror or error}",
+            where=str(out),
+            value=error.strerror,
+            allowed="a file that can be written",
+        ) from error
     return counts
 
 

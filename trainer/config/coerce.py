@@ -142,7 +142,8 @@ def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], fault
         if name not in tree or tree[name] == "???":
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if required:
-                faults.append(Fault(f"{key} is not set; it has no default", key))
+                expected = convert(hint, object())[1]
+                faults.append(Fault(f"{key} is not set; it has no default", key, allowed=expected))
         elif dataclasses.is_dataclass(hint):
             values[name] = _build(typing.cast(type, hint), tree[name], f"{key}.", known, faults)
         elif entry := entries_of(hint):

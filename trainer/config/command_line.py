@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         bad = error.__context__
         if isinstance(bad, BadValue):
             return Fault(f"{name}={bad.value}: use {bad.wording}", name, bad.value, bad.allowed)
-        return Fault(f"{name}: {error.message}", name)
+        return Fault(f"{name}: {error.message}", name, allowed=f"see {self.prog} --help")
 
     def _general_fault(self, message: str) -> Fault:
         remedy = f"see {self.prog} --help"

@@ -58,11 +58,15 @@ def load(path: str | Path, *, world_size: int = 1) -> Config:
     try:
         tree = OmegaConf.load(path)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}", where=str(path)) from None
+        raise ConfigError(
+            f"{path}: {error.strerror or error}", where=str(path), value=error.strerror, allowed="a readable file"
+        ) from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError([_library_fault(error, str(path))]) from None
     if not isinstance(tree, DictConfig):
-        raise ConfigError(f"{path}: not a configuration (no keys at the top)", where=str(path))
+        raise ConfigError(
+            f"{path}: not a configuration (no keys at the top)", where=str(path), allowed="keys at the top"
+        )
     return _check(tree, [], world_size)
 
 
@@ -80,7 +84,8 @@ def list_groups(config_dirs: Sequence[str | Path] = ()) -> dict[str, list[str]]:
     faults = []
     for directory in map(Path, config_dirs):
         if not directory.is_dir():
-            faults.append(Fault(f"--config-dir {directory}: no such directory", "--config-dir", str(directory)))
+            text = f"--config-dir {directory}: no such directory"
+            faults.append(Fault(text, "--config-dir", str(directory), "a directory that exists"))
             continue
         taken = [directory / "config.yaml"] if (directory / "config.yaml").is_file() else []
         for group, options in _options(directory).items():
@@ -354,7 +359,10 @@ def _library_fault(error: Exception, where: str) -> Fault:
         return Fault(text + did_you_mean(name, options), group or name, name, tuple(options))
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
-        return Fault(f"{mark.name}, line {mark.line + 1}: {getattr(error, 'problem', '')}", str(mark.name))
+        problem = getattr(error, "problem", "")
+        return Fault(f"{mark.name}, line {mark.line + 1}: {problem}", str(mark.name), problem, "valid YAML")
     text = " ".join(str(error.__cause__ or error).split())
     where = getattr(error, "full_key", None) or where
-    return Fault(f"{where}: {text}" if isinstance(error, UnicodeDecodeError | yaml.YAMLError) else text, where)
+    if isinstance(error, UnicodeDecodeError | yaml.YAMLError):
+        return Fault(f"{where}: {text}", where, allowed="valid YAML in UTF-8")
+    return Fault(text, where, allowed="a value that can be resolved")
