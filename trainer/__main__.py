@@ -1,7 +1,8 @@
 """`torchrun -m trainer recipe=toy optim.lr=1e-3`: compose and check, then import torch and train.
 
-Exit codes: 0 done, 2 a configuration or run directory that cannot be used, 130 and 143 stopped by SIGINT or SIGTERM
-after saving, 1 everything else.
+Exit codes: 0 done, 2 an error that the user can fix, found before the first step (a configuration or run directory that
+cannot be used, missing data or weights, a damaged checkpoint), 130 and 143 stopped by SIGINT or SIGTERM after saving,
+1 everything else.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """`words`: check, show or stats, then a recipe's name (or a run directory or a file) and overrides.
 
-    Raises `CommandError`, and `ConfigError` also for data that are not a mixture.
+    Raises `CommandError`, and `ConfigError` also for data that are not a mixture, or a cache that cannot be made.
     """
     parser.add_overrides(words)
     parser.usage = "octavo data check|stats RECIPE [override ...]\n       octavo data show RECIPE N [override ...]"
@@ -63,6 +63,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     if cfg.data.name != "mixture":
         text = f"data.name={cfg.data.name} is not a mixture; use a data option such as data=toy_mixture"
         raise ConfigError(text, where="data.name", value=cfg.data.name, allowed=("mixture",))
+    if cfg.data.build == "toy":
+        _must_be_made(cfg.data.cache_dir)
     if action == "show":
         sample = int(numbers[0])
         _must_be_reached(cfg, sample)
@@ -85,6 +87,16 @@ def _must_be_reached(cfg: Config, sample: int) -> None:
             Fault(f"sample {sample} is in step {step}, which no run reaches: {fault.text}", "N", sample, fault.allowed)
             for fault in faults
         )
+
+
+def _must_be_made(cache_dir: str) -> None:
+    """Make the directory of the toy corpora. Raises `ConfigError` where that fails."""
+    try:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "name a writable directory"
+        text = f"data.cache_dir={cache_dir}: {error.strerror or error}; {remedy}"
+        raise ConfigError(text, where="data.cache_dir", value=cache_dir, allowed=remedy) from error
 
 
 def check(cfg: Config) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 from launch.paths import must_not_exist
 from launch.progress import ProgressDisplay
 from trainer.config.command_line import Parser, above_zero, choice
+from trainer.config.errors import print_warning
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
-    """Raises `CommandError`, also for a destination that exists."""
+    """Raises `CommandError`, also for a destination that exists, and `CheckpointError` where there is no checkpoint."""
     add = parser.add_argument
     add(
         "checkpoint",
@@ -32,6 +32,9 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="maximum file size in GB (default: 5)")
     options = parser.read(words)
     must_not_exist(options.target)
+    from trainer.weights.opened import locate  # imports torch
+
+    checkpoint = locate(Path(options.checkpoint))
 
     def work() -> int:
         from trainer.weights.export import export  # imports torch
@@ -39,7 +42,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         started = time.perf_counter()
         with ProgressDisplay() as progress:
             done = export(
-                Path(options.checkpoint),
+                checkpoint,
                 Path(options.target),
                 dtype=options.dtype,
                 text_only=options.text_only,
@@ -47,7 +50,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
                 progress=progress,
             )
         for warning in done.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+            print_warning(warning)
         parts = f", with {done.carried} tensors of other parts unchanged" if done.carried else ""
         print(
             f"{options.target}: the text model after step {done.step} in {done.dtypes}{parts}; "

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parallel.errors import UserError
 from trainer.config.command_line import Parser, whole_number
 from trainer.config.compose import compose, to_yaml
+from trainer.config.errors import report
 from trainer.config.keys import Config
 from trainer.config.run_files import CONFIG_FILE
 from trainer.run import directory
@@ -126,8 +127,8 @@ def _exit_code(failed: ChildFailedError) -> int:
     rank = min(failures, key=order)
     first, code = failures[rank], failures[rank].exitcode
     if code < 0:
-        print(f"error: rank {rank} was killed by {first.signal_name()}", file=sys.stderr)
+        report(UserError(f"rank {rank} was killed by {first.signal_name()}", where=f"rank {rank}", value=code))
         return 128 - code
     if code != 2 and code not in STOPPED and len(failures) > 1:
-        print(f"error: rank {rank} failed first, with exit code {code}", file=sys.stderr)
+        report(UserError(f"rank {rank} failed first, with exit code {code}", where=f"rank {rank}", value=code))
     return code

@@ -16,7 +16,7 @@ from launch.commands.calibrate import TOKENS
 from launch.paths import must_not_exist
 from launch.progress import ProgressDisplay, duration
 from trainer.config.command_line import Parser, above_zero, choice, whole_number
-from trainer.config.errors import CommandError
+from trainer.config.errors import CommandError, print_warning
 from trainer.weights.upcycle.errors import UpcycleError
 from trainer.weights.upcycle.placement import (
     FOPE_GAIN,
@@ -79,7 +79,7 @@ def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[
     source = survey_directory(open_directory(Path(options.source)))
     planned = _planned(source, options, expansion)
     for warning in planned.facts["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+        print_warning(warning)
 
     def work() -> int:
         from trainer.weights.upcycle.engine import Interrupted, run
@@ -116,7 +116,7 @@ def _planned(source: SourceModel, options: argparse.Namespace, expansion: Expans
 
 def _report(target: str, planned: Upcycled, done: Done, seconds: float) -> None:
     for fault in done.faults:
-        print(f"warning: {fault}; it was written again", file=sys.stderr)
+        print_warning(f"{fault}; it was written again")
     kept = f", {done.kept} of them kept from an earlier start" if done.kept else ""
     model = planned.model
     print(

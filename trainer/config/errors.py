@@ -1,4 +1,4 @@
-"""Errors of configurations and command lines, and the one way in which every command prints an error."""
+"""Errors of configurations and command lines, and the one shape in which every command prints errors and warnings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ class CommandError(UserError):
     """A command line that cannot be carried out: an option, an argument or a file that it names."""
 
 
+def print_warning(text: str) -> None:
+    """Print the line `warning: text` to stderr."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def report(error: UserError | OSError, *, started: bool = True) -> int:
     """Print one line `error: ...` per fault to stderr.
 
@@ -25,5 +30,5 @@ def report(error: UserError | OSError, *, started: bool = True) -> int:
         lines = error.lines
     else:
         lines = [f"error: {error.filename}: {error.strerror}" if error.filename is not None else f"error: {error}"]
-    print(*lines, sep="\n", file=sys.stderr)
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
     return 1 if started and not isinstance(error, ConfigError | CommandError) else 2

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.config.errors import print_warning
 from trainer.data.errors import DataError
 from trainer.storage.progress import OnProgress, print_line
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
     from trainer.data.protocols import Data
-
-
-def print_warning(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def build_data(

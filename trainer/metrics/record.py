@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from parallel.errors import UserError
+from trainer.config.errors import report
 from trainer.config.keys import LoggingConfig
 from trainer.metrics.console import LogRecord, PlainConsole, RichConsole
 from trainer.metrics.rates import Rates, peak_memory
@@ -110,7 +112,7 @@ class MetricsLog:
         self._show(lambda view: view.close())  # may still have something to record
         self._writes = False
         if problem := self._file.close():
-            print(problem, file=sys.stderr)
+            report(UserError(problem, where=str(self._file.path), allowed="a disk with free space"))
 
     def _warn(self, message: str) -> None:
         record = {"step": self._step, "event": "warning", "message": message}

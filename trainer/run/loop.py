@@ -13,6 +13,7 @@ import torch
 from parallel.errors import UserError
 from parallel.world import World
 from trainer.config import coerce
+from trainer.config.errors import report
 from trainer.config.keys import Config
 from trainer.data.batch import Batch
 from trainer.metrics.rates import device_peak
@@ -250,7 +251,8 @@ class Trainer:
         if not self.checkpoints.complete(self.position, self.log):
             if self.world.rank == 0:
                 kept = self.checkpoints.newest()
-                print(f"error: the last checkpoint could not be saved; {kept} is kept", file=sys.stderr)
+                text = f"the last checkpoint could not be saved; {kept} is kept"
+                report(RunError(text, where=str(self.checkpoints.directory), allowed="a disk with free space"))
             return 1
         step = self.position.step
         self._event("done", message=f"{step} steps are in {self.directory}; a larger train.steps continues from there")
@@ -264,11 +266,13 @@ class Trainer:
             again = "the same command continues it"
             if self.cfg.train.resume == "never":
                 again = f"run.dir={self.directory} train.resume=auto continues it"
-            text = f"stopped by {number.name} after step {step}; saved in {newest}; {again}"
-            if not saved:
-                text = f"error: stopped by {number.name}, but step {step} could not be saved; {newest} is kept"
             with contextlib.suppress(OSError):  # the terminal may be what has gone
-                print(text, file=sys.stderr, flush=True)
+                if saved:
+                    text = f"stopped by {number.name} after step {step}; saved in {newest}; {again}"
+                    print(text, file=sys.stderr, flush=True)
+                else:
+                    text = f"stopped by {number.name}, but step {step} could not be saved; {newest} is kept"
+                    report(RunError(text, where=str(self.checkpoints.directory), allowed="a disk with free space"))
         return 128 + number if saved else 1
 
     def _event(self, event: str, **fields: Any) -> None:

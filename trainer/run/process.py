@@ -27,10 +27,11 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
     """Train `cfg` to its last step, on every rank of a torchrun launch or alone.
 
     run: what `directory.choose` returned on rank 0; None chooses there. Other ranks get rank 0's.
-    Returns the exit code: 0 done; 2 a configuration or run directory that cannot be used; 1 any other failure, reported
-    on stderr; 130 or 143 stopped by SIGINT or SIGTERM after saving.
+    Returns the exit code: 0 done; 2 for an error that the user can fix, found before the first step, such as missing
+    data or a damaged checkpoint; 1 any other failure; both reported on stderr; 130 or 143 stopped by SIGINT or SIGTERM
+    after saving.
     """
-    world = World()
+    world, started = World(), False
     resources = contextlib.ExitStack()  # the run directory's lock, the handler of log lines
     try:
         world = start_world(cfg.train.device, cfg.parallel.timeout_s)
@@ -46,11 +47,13 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
             if world.rank == 0:
                 print(directory.finished_line(run, cfg))
             return 0
-        return Trainer(cfg, run, world, build(cfg, run, world)).run()
+        trainer = Trainer(cfg, run, world, build(cfg, run, world))
+        started = True
+        return trainer.run()
     except ConfigError as error:  # the same on every rank
         return report(error) if world.rank == 0 else 2
     except UserError as error:
-        return report(error) if world.watch.report_failure(error) else 1
+        return report(error, started=started) if world.watch.report_failure(error) else 1 if started else 2
     except Exception as error:
         if world.watch.report_failure(error):
             raise

@@ -108,6 +108,18 @@ def test_a_prefix_is_in_colour(recipes: Path, capsys, monkeypatch) -> None:
     assert any("\x1b[1;36mPlain text:" in text or "\x1b[1;36mOf all kinds:" in text for text in shown)
 
 
+def test_a_toy_corpus_that_cannot_be_written_is_refused_before_the_table(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    cache = f"{tmp_path / 'file'}/x"
+    assert main(["data", "check", "toy", f"data.cache_dir={cache}"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: data.cache_dir={cache}: ")
+    for action in (["check", "toy"], ["show", "toy", "7"], ["stats", "toy"]):
+        fault = refused("data", *action, f"data.cache_dir={cache}")
+        assert (fault.where, fault.value) == ("data.cache_dir", cache)
+
+
 def test_damage_is_one_line_for_each_file(recipes: Path, capsys) -> None:
     path = recipes / "code" / "train-00000.bin"
     whole = path.read_bytes()

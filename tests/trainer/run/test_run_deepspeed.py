@@ -60,7 +60,7 @@ def test_where_deepspeed_is_missing_one_line_names_the_extra(tmp_path, capfd, mo
     for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # importing it now raises ImportError
-    assert train(tiny_config(tmp_path, engine="deepspeed")) == 1
+    assert train(tiny_config(tmp_path, engine="deepspeed")) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1
     assert "pip install -e '.[deepspeed]'" in error

@@ -88,13 +88,26 @@ def test_changed_corpora_are_refused_unless_allowed(tmp_path, monkeypatch, capsy
     data = make_mixture(tmp_path / "corpora", monkeypatch)
     assert train(config(tmp_path / "run", data, steps=2)) == 0
     rewrite_manifest(tmp_path / "corpora" / "web", name="other")
-    assert train(config(tmp_path / "run", data, steps=3)) == 1
+    assert train(config(tmp_path / "run", data, steps=3)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "trained on different data" in error
     assert "data.allow_changed=true" in error
     assert train(config(tmp_path / "run", replace(data, allow_changed=True), steps=3)) == 0
     assert any("continuing on different data" in warning["message"] for warning in events(tmp_path / "run", "warning"))
+
+
+def run_code(directory: str, data: DataConfig) -> int:
+    return train(config(directory, data, micro_batch=3))
+
+
+def test_missing_corpora_are_an_error_to_fix_before_the_start_on_every_rank(tmp_path, data, capsys) -> None:
+    missing = replace(data, root=str(tmp_path / "nowhere"))
+    assert run_code(str(tmp_path / "one"), missing) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(data.sources)
+    assert all(line.startswith("error: data.sources.") and "/nowhere/" in line for line in lines)
+    assert on_ranks(2, run_code, str(tmp_path / "two"), missing) == [2, 2]
 
 
 def test_windows_that_cannot_be_read_are_logged_and_end_the_run_past_their_budget(

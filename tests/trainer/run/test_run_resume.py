@@ -151,7 +151,7 @@ def test_damage_everywhere_is_one_line_and_no_new_run(tmp_path, capsys):
     assert train(cfg) == 0
     (tmp_path / "checkpoints" / "step-4" / ".metadata").unlink()
     cfg.train.steps = 8
-    assert train(cfg) == 1
+    assert train(cfg) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "step-4/.metadata is missing" in error
@@ -278,7 +278,7 @@ def test_another_model_is_refused_by_the_store_too(tmp_path, capsys):
     (tmp_path / "a" / "checkpoints").rename(tmp_path / "b" / "checkpoints")
     cfg = tiny_config(tmp_path / "b", steps=4, model={"expert_width": 24})
     prepare(RunDir(tmp_path / "b", "new"), cfg)
-    assert train(cfg) == 1
+    assert train(cfg) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "moe.experts.w13 is [8, 2, 16, 32] float32 in the checkpoint and [8, 2, 24, 32] float32 here" in error
@@ -292,7 +292,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
         return replace(genuine(*args, **kwargs), fingerprint="f" * 64)
 
     monkeypatch.setattr(module, "build_data", other_data)
-    assert train(tiny_config(tmp_path, steps=4)) == 1
+    assert train(tiny_config(tmp_path, steps=4)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "different data" in error
