@@ -148,8 +148,8 @@ class Study:
         exported = self.runs / "pretrained_hf"
         if not exported.exists():
             export(directory, exported, dtype="fp32")
-        if isinstance(self.data.tokenizer, Tokenizer):
-            self.data.tokenizer.save(exported / "tokenizer.json")
+        if isinstance(self.data.text.tokenizer, Tokenizer):
+            self.data.text.tokenizer.save(exported / "tokenizer.json")
         return survey_directory(open_directory(exported))
 
     def _counts(self) -> Counts:
@@ -200,7 +200,7 @@ class Study:
         changes: dict[str, Any] = {"none": lambda name: self._look(from_huggingface(self.source.directory.path))}
         changes |= dict.fromkeys(CHANGES, lambda name: self._change(name, CHANGES[name]))
         changes["experts: the best 2 of the base alone"] = lambda name: self._top2()
-        if isinstance(self.data.tokenizer, Tokenizer):
+        if isinstance(self.data.text.tokenizer, Tokenizer):
             changes[VOCABULARY] = lambda name: self._change(name, replace(ALONE, vocabulary=str(self._more_tokens())))
         return changes
 

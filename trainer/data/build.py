@@ -40,13 +40,13 @@ def build_data(
     from trainer.data.mixture.stream import open_mixture
 
     data = open_mixture(cfg, source_directories(cfg, progress), seed=seed, warn=warn)
-    if data.vocab_size > vocab_size:
+    if data.text is not None and (needed := data.text.vocab_size) > vocab_size:
         raise DataError(
-            f"model.vocab_size={vocab_size} is smaller than the {data.vocab_size} tokens of the corpus; use "
-            f"{data.vocab_size} or more",
+            f"model.vocab_size={vocab_size} is smaller than the {needed} tokens of the corpus; use "
+            f"{needed} or more",
             where="model.vocab_size",
             value=vocab_size,
-            allowed=f"{data.vocab_size} or more",
+            allowed=f"{needed} or more",
         )
     return data
 

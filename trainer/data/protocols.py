@@ -1,7 +1,7 @@
-"""The interface between a run and its data: a stream to train on, held-out samples to measure by, a tokenizer.
+"""The interface between a run and its data: a stream to train on and held-out samples to measure by.
 
 Another kind of data (images, signals, pairs, dialogues) implements `Stream` and `HeldOut`; the training loop hands the
-inputs of their batches to the model without looking inside. No torch here.
+inputs of their batches to the model without looking inside. Text adds its windows and tokenizer. No torch here.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Stream(Protocol):
     Step n of a run takes the samples n * global_batch .. (n + 1) * global_batch - 1, so the state of the data is one
     integer, whatever the number of ranks.
     """
+
+    shares: Mapping[str, float]  # source -> its part of the samples, in any unit
 
     def batch(self, first: int, count: int) -> Batch:
         """Return samples first .. first + count - 1.
@@ -59,10 +61,18 @@ class TextTokenizer(Protocol):
 
 
 class TextSplits(Protocol):
-    """The windows of text that samples are made of, by split and source."""
+    """The windows of text that samples are made of, by split and source.
+
+    Beside a stream, for what measures a corpus rather than a model: unigram frequencies count windows evenly spread
+    over each source, and a prompt is the start of a window.
+    """
 
     shares: Mapping[str, float]  # source -> its part of the training samples, in any unit
+    vocab_size: int  # tokens that the tokenizer has
     unigram_windows: int  # windows of each split and source that unigram frequencies are counted on
+
+    @property
+    def tokenizer(self) -> TextTokenizer: ...
 
     def positions(self, split: Split, source: str, count: int) -> npt.NDArray[np.int64]:
         """Return [B] numbers of at most `count` windows, the same at every call."""
@@ -73,18 +83,21 @@ class TextSplits(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """Everything a run reads. vocab_size: tokens that the tokenizer has. fingerprint: changes with any token of the
-    corpus, so that a run does not resume on another by accident."""
+    """Everything a run reads.
+
+    fingerprint: changes with any sample, so that a run does not resume on other data by accident. text: None for data
+    that are not text; a run then logs neither the unigram baseline nor sample texts.
+    """
 
     stream: Stream
     heldout: HeldOut
-    text: TextSplits
-    tokenizer: TextTokenizer
-    vocab_size: int
     fingerprint: str
+    text: TextSplits | None = None
 
     def describe(self) -> str:
-        """Return one line for the log: the sources with their shares, and which corpus this is."""
-        total = sum(self.text.shares.values())
-        shares = ", ".join(f"{source} {share / total:.1%}" for source, share in self.text.shares.items())
-        return f"{shares}; vocabulary of {self.vocab_size:,} tokens; fingerprint {self.fingerprint[:12]}"
+        """Return one line for the log: the sources with their shares, the vocabulary of text, and the fingerprint."""
+        total = sum(self.stream.shares.values())
+        facts = [", ".join(f"{source} {share / total:.1%}" for source, share in self.stream.shares.items())]
+        if self.text is not None:
+            facts.append(f"vocabulary of {self.text.vocab_size:,} tokens")
+        return "; ".join([*facts, f"fingerprint {self.fingerprint[:12]}"])

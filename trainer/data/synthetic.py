@@ -47,8 +47,10 @@ class SyntheticText:
 
     def __init__(self, *, vocab_size: int, seq_len: int, seed: int) -> None:
         self.shares: Mapping[str, float] = {SOURCE: 1.0}
+        self.tokenizer = NumberTokenizer(vocab_size)
+        self.vocab_size = vocab_size
         self.unigram_windows = UNIGRAM_WINDOWS
-        self._vocab_size, self._seq_len, self._seed = vocab_size, seq_len, seed
+        self._seq_len, self._seed = seq_len, seed
 
     def read(self, first: int, count: int) -> Windows:
         """Return the windows of training samples first .. first + count - 1."""
@@ -64,7 +66,7 @@ class SyntheticText:
         starts_BL = hash_BL % np.uint64(MEAN_DOCUMENT) == 0
         document_BL = np.maximum.accumulate(np.where(starts_BL, place_L, 0), axis=1)
         rule_BL = mix64(*counters, document_BL, 1)
-        ordinary = np.uint64(self._vocab_size - 1)  # 0 ends documents
+        ordinary = np.uint64(self.vocab_size - 1)  # 0 ends documents
         first_BL = _skewed(rule_BL, ordinary)
         stride_BL = STRIDES[((rule_BL >> np.uint64(8)) % np.uint64(len(STRIDES))).astype(np.int64)]
         ruled_BL = (first_BL + stride_BL * (place_L - document_BL).astype(np.uint64)) % ordinary
@@ -86,12 +88,10 @@ def open_synthetic(*, vocab_size: int, seq_len: int, seed: int) -> Data:
     text = SyntheticText(vocab_size=vocab_size, seq_len=seq_len, seed=seed)
     made_from = f"{SOURCE} {TOKENS_FORMAT} {vocab_size} {seq_len} {seed}"
     return Data(
-        stream=TextStream(text.read),
+        stream=TextStream(text.read, text.shares),
         heldout=TextHeldOut(text),
-        text=text,
-        tokenizer=NumberTokenizer(vocab_size),
-        vocab_size=vocab_size,
         fingerprint=hashlib.sha256(made_from.encode()).hexdigest(),
+        text=text,
     )
 
 

@@ -5,12 +5,12 @@ Shape legend: L = S + 1 tokens read for a window of S positions · V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from trainer.data.batch import Batch, make_batch
-from trainer.data.protocols import TextSplits, TextTokenizer
+from trainer.data.protocols import TextSplits
 from trainer.data.windows import Windows
 
 PROMPT_TOKENS = 8  # of a held-out document, after its prefix
@@ -19,7 +19,8 @@ PROMPT_TOKENS = 8  # of a held-out document, after its prefix
 class TextStream:
     """A `Stream` over `read(first, count)`, which returns the windows of samples first .. first + count - 1."""
 
-    def __init__(self, read: Callable[[int, int], Windows]) -> None:
+    def __init__(self, read: Callable[[int, int], Windows], shares: Mapping[str, float]) -> None:
+        self.shares = shares
         self._read = read
 
     def batch(self, first: int, count: int) -> Batch:
@@ -42,16 +43,16 @@ class TextHeldOut:
             yield make_batch(self._text.read_split("heldout", source, some), some.tolist())
 
 
-def unigram_nats(text: TextSplits, vocab_size: int) -> dict[str, float]:
+def unigram_nats(text: TextSplits) -> dict[str, float]:
     """Cross-entropy of each source's held-out labels, in nats per token, under one unigram model of the training text.
 
     The model is the mean of the sources' add-one smoothed frequencies, weighted by their shares.
     """
     total = sum(text.shares.values())
-    mixture_V = np.zeros(vocab_size)
+    mixture_V = np.zeros(text.vocab_size)
     for source, share in text.shares.items():
         windows = text.read_split("train", source, text.positions("train", source, text.unigram_windows))
-        counts_V = np.bincount(windows.tokens_BL[~windows.prefix_BL], minlength=vocab_size) + 1
+        counts_V = np.bincount(windows.tokens_BL[~windows.prefix_BL], minlength=text.vocab_size) + 1
         mixture_V += share / total * (counts_V / counts_V.sum())
     nats_V = -np.log(mixture_V)
     nats = {}
@@ -61,11 +62,11 @@ def unigram_nats(text: TextSplits, vocab_size: int) -> dict[str, float]:
     return nats
 
 
-def prompts(text: TextSplits, tokenizer: TextTokenizer) -> dict[str, str]:
+def prompts(text: TextSplits) -> dict[str, str]:
     """The prefix and the first words of a held-out document of each source, for a sample of text to start with."""
     texts = {}
     for source in text.shares:
         windows = text.read_split("heldout", source, np.array([0]))
         length = int(windows.prefix_BL[0].argmin()) + PROMPT_TOKENS
-        texts[source] = tokenizer.decode(windows.tokens_BL[0, :length].tolist())
+        texts[source] = text.tokenizer.decode(windows.tokens_BL[0, :length].tolist())
     return texts

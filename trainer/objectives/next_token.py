@@ -44,8 +44,10 @@ class NextToken:
         return Scalars(heldout=Scalar(self._nats(model, hidden, batch), batch.num_tokens))
 
     def baselines(self, data: Data) -> dict[str, Any]:
-        """Nats of the unigram of the training mixture, by source, and of the uniform distribution."""
-        return {"unigram": unigram_nats(data.text, data.vocab_size), "uniform": math.log(data.vocab_size)}
+        """Nats of the unigram of the training mixture, by source, and of the uniform distribution; {} without text."""
+        if data.text is None:
+            return {}
+        return {"unigram": unigram_nats(data.text), "uniform": math.log(data.text.vocab_size)}
 
     def _nats(self, model: Decoder, hidden: Tensor, batch: Batch) -> Tensor:
         assert batch.labels is not None  # every stream of text has them

@@ -184,22 +184,22 @@ class Trainer:
     def _log_sample_texts(self) -> None:
         """Continue the prompt of every source, for a person to read. Rank 0 logs; all take part."""
         self.world.watch.at("sample texts")
-        cfg = self.cfg.train
-        if not cfg.sample_tokens:
+        cfg, text = self.cfg.train, self.parts.data.text
+        if not cfg.sample_tokens or text is None:
             return
         # A compiled block would be compiled again for every length.
         eager = torch.compiler.set_stance("force_eager") if cfg.compile else contextlib.nullcontext()
         with eager:
             texts = sample_texts(
                 self.model,
-                self.parts.data,
+                text,
                 self.world,
                 tokens=cfg.sample_tokens,
                 window=self.cfg.data.seq_len,
                 seed=cfg.seed,
             )
-        for source, text in texts.items():
-            self._event("sample", source=source, text=text)
+        for source, sample in texts.items():
+            self._event("sample", source=source, text=sample)
 
     def _save(self) -> None:
         self._read_metrics()

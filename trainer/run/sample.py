@@ -12,20 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.world import World
-from trainer.data.protocols import Data
+from trainer.data.protocols import TextSplits
 from trainer.data.text import prompts
 from trainer.model.decoder import Decoder
 
 TEMPERATURE = 0.7
 
 
-def sample_texts(model: Decoder, data: Data, world: World, *, tokens: int, window: int, seed: int) -> dict[str, str]:
+def sample_texts(
+    model: Decoder, text: TextSplits, world: World, *, tokens: int, window: int, seed: int
+) -> dict[str, str]:
     """Each source's prompt with a continuation of up to `tokens` tokens, by source. Collective."""
-    tokenizer, starts = data.tokenizer, prompts(data.text, data.tokenizer)
+    tokenizer, starts = text.tokenizer, prompts(text)
     encoded = [tokenizer.encode(start) for start in starts.values()]
-    texts = generate(model, encoded, tokens=tokens, window=window, eos_id=tokenizer.eos_id, seed=seed, world=world)
+    added = generate(model, encoded, tokens=tokens, window=window, eos_id=tokenizer.eos_id, seed=seed, world=world)
     return {
-        source: tokenizer.decode(prompt + text) for source, prompt, text in zip(starts, encoded, texts, strict=True)
+        source: tokenizer.decode(prompt + more) for source, prompt, more in zip(starts, encoded, added, strict=True)
     }
 
 

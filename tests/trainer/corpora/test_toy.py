@@ -44,7 +44,7 @@ def toy(words: list[str]) -> Config:
 
 
 def test_all_science_documents_have_a_science_prefix_and_no_general_one_does(toy: Config) -> None:
-    tokenizer = build_data(toy.data, seed=0, vocab_size=4096).tokenizer
+    tokenizer = build_data(toy.data, seed=0, vocab_size=4096).text.tokenizer
     ids = {group: [tokenizer.encode(text) for text in texts] for group, texts in toy.data.prefixes.items()}
     counted = {"science": 0, "general": 0}
     for name, directory in source_directories(toy.data).items():
@@ -112,7 +112,7 @@ def test_two_processes_at_once_make_the_same_bytes_as_one_before(words: list[str
 
 
 def test_text_survives_the_tokenizer(toy: Config) -> None:
-    tokenizer = build_data(toy.data, seed=0, vocab_size=4096).tokenizer
+    tokenizer = build_data(toy.data, seed=0, vocab_size=4096).text.tokenizer
     for text in ("def f(x):\n\treturn x  # ünïcödé 水 🧪\n", " C1=CC=CC=C1 ", "", "<|endofdocument|>"):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text

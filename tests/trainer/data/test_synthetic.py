@@ -62,19 +62,20 @@ def test_held_out_windows_are_others_and_the_unigram_knows_something() -> None:
     source = data(vocab_size=1000)
     (batch,) = source.heldout.batches("synthetic", 1, 8)
     assert not torch.equal(batch.inputs["ids"], source.stream.batch(0, 8).inputs["ids"])
-    assert math.log(1000) - 2 < unigram_nats(source.text, 1000)["synthetic"] < math.log(1000) - 0.01
+    assert math.log(1000) - 2 < unigram_nats(source.text)["synthetic"] < math.log(1000) - 0.01
 
 
 def test_it_is_built_by_name_and_replaces_text() -> None:
     cfg = DataConfig(name="synthetic", seq_len=16)
     built = build_data(cfg, seed=5, vocab_size=30)
-    assert built.vocab_size == 30
+    assert built.text is not None
+    assert built.text.vocab_size == 30
     assert torch.equal(built.stream.batch(0, 2).inputs["ids"], data(30, 16).stream.batch(0, 2).inputs["ids"])
     assert built.fingerprint != data(31, 16).fingerprint
-    for source, prompt in prompts(built.text, built.tokenizer).items():
+    for source, prompt in prompts(built.text).items():
         assert source in built.heldout.sources
-        assert all(0 <= token < 30 for token in built.tokenizer.encode(prompt))
-    assert built.tokenizer.decode([1, 29]) == "1 29"
+        assert all(0 <= token < 30 for token in built.text.tokenizer.encode(prompt))
+    assert built.text.tokenizer.decode([1, 29]) == "1 29"
     with pytest.raises(DataError) as error:
         build_data(replace(cfg, name="toys"), seed=5, vocab_size=30)
     assert (error.value.where, error.value.value) == ("data.name", "toys")

@@ -33,10 +33,8 @@ def open_mixture(data: DataConfig, directories: Mapping[str, Path], *, seed: int
             except DataError as error:
                 raise DataError([with_source(name, fault) for fault in error.faults]) from error
     return Data(
-        stream=TextStream(ReadAhead(reader, open_reader, data.workers).read),
+        stream=TextStream(ReadAhead(reader, open_reader, data.workers).read, reader.shares),
         heldout=TextHeldOut(reader),
-        text=reader,
-        tokenizer=reader.tokenizer,
-        vocab_size=reader.vocab_size,
         fingerprint=reader.fingerprint,
+        text=reader,
     )

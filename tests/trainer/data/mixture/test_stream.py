@@ -115,7 +115,7 @@ def test_every_window_is_drawn_once_in_an_epoch_and_sources_have_their_shares(da
 
 def test_prefixes_are_read_and_never_asked_for(data) -> None:
     built = opened(data)
-    ids = {group: [built.tokenizer.encode(text) for text in texts] for group, texts in PREFIXES.items()}
+    ids = {group: [built.text.tokenizer.encode(text) for text in texts] for group, texts in PREFIXES.items()}
     prefix_tokens = 0
     reader = reader_of(data)
     for first in range(0, 120, 8):
@@ -132,19 +132,19 @@ def test_prefixes_are_read_and_never_asked_for(data) -> None:
 
 def test_held_out_windows_prompts_and_unigrams(data) -> None:
     built = opened(data)
-    nats = unigram_nats(built.text, built.vocab_size)
+    nats = unigram_nats(built.text)
     for source in built.heldout.sources:
         batches = list(built.heldout.batches(source, 3, 2))
         again = list(built.heldout.batches(source, 3, 2))
         assert [b.inputs["ids"].tolist() for b in batches] == [b.inputs["ids"].tolist() for b in again]
         assert sum(len(b.samples) for b in batches) <= 6
-        assert 3.0 < nats[source] < np.log(built.vocab_size)
-    assert prompts(built.text, built.tokenizer)["records"].startswith(tuple(PREFIXES["science"]))
-    reader, mixture_V = reader_of(data), np.zeros(built.vocab_size)
+        assert 3.0 < nats[source] < np.log(built.text.vocab_size)
+    assert prompts(built.text)["records"].startswith(tuple(PREFIXES["science"]))
+    reader, mixture_V = reader_of(data), np.zeros(built.text.vocab_size)
     total = sum(source.tokens for source in data.sources.values())
     for name, source in data.sources.items():
         windows = reader.read_split("train", name, np.arange(reader.train[name].num_windows(SEQ_LEN)))
-        counts_V = np.bincount(windows.tokens_BL[~windows.prefix_BL], minlength=built.vocab_size) + 1
+        counts_V = np.bincount(windows.tokens_BL[~windows.prefix_BL], minlength=built.text.vocab_size) + 1
         mixture_V += source.tokens / total * counts_V / counts_V.sum()
     assert mixture_V.sum() == pytest.approx(1)
     labels = torch.cat([batch.labels.flatten() for batch in built.heldout.batches("web", 10**6, 5)])
