@@ -107,15 +107,13 @@ def check_python(path: str, source: str) -> Iterator[Finding]:
         opener = OPENERS.match(ast.get_docstring(node) or "")
         if opener:
             yield Finding(path, node.body[0].lineno, f'"""{opener.group()}', OPENER_INSTEAD)
-        defined = {
-            child.name: child.lineno
-            for child in node.body
-            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        }
-        for name, line in defined.items():
-            twins = {f"{name}ed", f"{name}d", f"{name}{name[-1]}ed"} & defined.keys()
-            if twins or NAMES.search(name):
-                yield Finding(path, line, "/".join([name, *twins]), NAME_INSTEAD)
+        if not isinstance(node, ast.Module) and NAMES.search(node.name):
+            yield Finding(path, node.lineno, node.name, NAME_INSTEAD)
+    for kind in (ast.ClassDef, ast.FunctionDef | ast.AsyncFunctionDef):  # apart: `save` may return a `Saved`
+        defined = {node.name.strip("_"): node for node in ast.walk(tree) if isinstance(node, kind)}
+        for name, node in defined.items():
+            for twin in {f"{name}ed", f"{name}d", f"{name}{name[-1:]}ed"} & defined.keys():
+                yield Finding(path, node.lineno, f"{node.name}/{defined[twin].name}", NAME_INSTEAD)
 
 
 def check_file(path: str) -> list[Finding]:

@@ -267,7 +267,7 @@ class Study:
         )
         self._train(cfg)
         for step in range(self.scale.every, self.scale.steps + 1, self.scale.every):
-            model = trained(cfg.model, run / "checkpoints" / f"step-{step}")
+            model = load_checkpoint(cfg.model, run / "checkpoints" / f"step-{step}")
             if placement is not None:
                 found["distance"][str(step)] = distance(model, placement)
         found["end"] = self._look(model)
@@ -308,7 +308,7 @@ def look(model: Decoder, data: Data, cfg: Config) -> dict[str, Any]:
     }
 
 
-def trained(cfg: ModelConfig, step: Path) -> Decoder:
+def load_checkpoint(cfg: ModelConfig, step: Path) -> Decoder:
     """The model of a checkpoint."""
     model, state = Decoder(cfg), StoredState(step)
     with torch.no_grad():

@@ -49,7 +49,7 @@ class WorkerDied(Exception):
         self.pid, self.code, self.place = pid, code, place
 
     @property
-    def killed(self) -> bool:
+    def by_sigkill(self) -> bool:
         """True for SIGKILL, which is what a system does that is out of memory."""
         return self.code == -signal.SIGKILL
 

@@ -49,7 +49,7 @@ class Operands:
         self.w2 = random(part.experts, hidden, width, std=width**-0.5)
         self._padded: dict[int, PaddedOperands] = {}
 
-    def padded(self, align: int) -> PaddedOperands:
+    def pad_operands(self, align: int) -> PaddedOperands:
         """Made once for all arms that want the same: at 16k tokens they take 3.4 GB."""
         if align not in self._padded:
             self._padded[align] = PaddedOperands(self, align)
@@ -189,7 +189,7 @@ def scaled(given: Operands) -> Arm | Skipped:
 
 
 def scaled_arm(given: Operands) -> Arm:
-    padded = given.padded(SCALED_ALIGN)
+    padded = given.pad_operands(SCALED_ALIGN)
     offsets, x, act, dy, d_hidden = padded.offsets, padded.x, padded.act, padded.dy, padded.d_hidden
     x_8, act_8, dy_8, d_hidden_8 = map(per_row, (x, act, dy, d_hidden))
     x_c, act_c = (columns_of(per_column(rows, offsets)) for rows in (x, act))

@@ -119,7 +119,7 @@ def gemms(variant: Variant, given: Operands) -> Arm | Skipped:
 
 
 def gemms_arm(variant: Variant, given: Operands) -> Arm:
-    padded, pair = given.padded(variant.align), GroupedPair(variant, given.w13, given.w2)
+    padded, pair = given.pad_operands(variant.align), GroupedPair(variant, given.w13, given.w2)
     used = padded.rows if variant.on_device else int(padded.offsets[-1])  # counts on the host must add up to the rows
     x, act = (rows[:used].detach().requires_grad_() for rows in (padded.x, padded.act))
     dy, d_hidden = padded.dy[:used], padded.d_hidden[:used]

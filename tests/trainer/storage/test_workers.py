@@ -53,7 +53,7 @@ def test_a_death_names_its_job_and_how(kind: dict[str, Any], job: str, code: int
         with pytest.raises(WorkerDied) as death:
             list(workers.run([1, 2, job]))
         assert (death.value.place, death.value.code, death.value.how) == (2, code, how)
-        assert death.value.killed == (job == "die")
+        assert death.value.by_sigkill == (job == "die")
         assert dict(workers.run([1, 2])) == {0: 2, 1: 4}  # by new processes
 
 

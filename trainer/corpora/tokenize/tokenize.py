@@ -253,12 +253,12 @@ def _run(
     try:
         yield from pool.run(todo, reported)
     except WorkerDied as death:
-        hint = ": was it out of memory? Use fewer --workers" if death.killed else ""
+        hint = ": was it out of memory? Use fewer --workers" if death.by_sigkill else ""
         raise DataError(
             f"a worker process {death.how}{hint}; the same command resumes from here",
             where="--workers",
             value=death.how,
-            allowed="use fewer --workers" if death.killed else "run the same command again",
+            allowed="use fewer --workers" if death.by_sigkill else "run the same command again",
         ) from death
 
 

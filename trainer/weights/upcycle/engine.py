@@ -148,9 +148,9 @@ def _make(work: Work, shards: Sequence[Shard], workers: int, progress: OnProgres
                 else:
                     work.record(jobs[place].name, facts)
     except WorkerDied as death:
-        hint = " (out of memory? use fewer --workers)" if death.killed else ""
+        hint = " (out of memory? use fewer --workers)" if death.by_sigkill else ""
         line = f"a worker {death.how} while it made {jobs[death.place].name}{hint}"
-        allowed = "fewer --workers" if death.killed else None
+        allowed = "fewer --workers" if death.by_sigkill else None
         text = f"{line}; {_resume_hint(work, shards)}"
         raise UpcycleError(text, where=jobs[death.place].name, value=death.how, allowed=allowed) from death
     except (HuggingFaceError, UpcycleError) as error:
