@@ -54,7 +54,7 @@ def test_ranks_combine_as_each_says():
 
 
 def later(rank: int) -> Totals:
-    """A step that lacks two of the scalars of `step` and has one of its own, the largest of which is below 0."""
+    """A step that lacks two of the scalars of `step` and has one of its own, whose largest value is below 0."""
     totals = Totals()
     totals.add(Scalars(lowest=Scalar(tensor(-5.0 - rank), ranks="max"), alike=Scalar(tensor(9.0), ranks="same")))
     return totals

@@ -79,7 +79,7 @@ NOT_COVALENT = frozenset(
 
 
 def outside(label: str, key: str, value: str) -> str:
-    """Why a value of a quantity cannot be right; "" if it can."""
+    """Return the reason why a value of a quantity cannot be right; "" if it can."""
     least, most, reason = BOUNDS.get(label, (None, None, ""))
     if least is not None and most is not None and not least <= float(value) <= most:
         return f"{label} outside {least:g} to {most:g}: {reason}"
