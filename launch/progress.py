@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 BETWEEN = 5.0  # seconds between two lines where there is no terminal
+REDRAW = 0.1  # seconds between two updates of a bar, as some work reports each of its records
 
 
 class ProgressDisplay:
@@ -48,7 +49,9 @@ class ProgressDisplay:
                 self._add_bar(state)
             assert self._bars is not None
             assert self._bar is not None
-            self._bars.update(self._bar, completed=state.done, text=_text(state, now - self._started))
+            if new_stage or state.done >= state.total or now - self._printed >= REDRAW:
+                self._printed = now
+                self._bars.update(self._bar, completed=state.done, text=_text(state, now - self._started))
         elif now - self._printed >= BETWEEN and state.done < state.total:
             self._printed = now
             print(f"{state.stage}: {_text(state, now - self._started)}", file=sys.stderr, flush=True)
@@ -59,7 +62,8 @@ class ProgressDisplay:
 
         if self._bars is None:
             columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
-            self._bars = Progress(*columns, console=Console(stderr=True))
+            # rich would print the lines of standard output to this console, even if that goes to a file
+            self._bars = Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
             self._bars.start()
         self._bar = self._bars.add_task(state.stage, total=state.total, text="")
 

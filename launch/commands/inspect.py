@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -11,12 +9,14 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
+from launch.progress import ProgressDisplay
 from parallel.errors import UserError
 from trainer.config.command_line import Parser
 from trainer.config.errors import CommandError, report
 from trainer.config.model import ModelConfig
 from trainer.config.say import show
 from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
+from trainer.storage.progress import Progress
 from trainer.weights.hf_config import FUNCTION
 from trainer.weights.hf_files import CONFIG, open_directory
 from trainer.weights.hf_survey import SourceModel, part_of, quantization, survey_directory
@@ -28,7 +28,6 @@ ORDER = (
 )  # fmt: skip
 LISTED = 10  # tensors that are named in a list
 READERS = 4  # files that are compared at one time
-BETWEEN = 5.0  # seconds between two lines of progress
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
@@ -136,17 +135,15 @@ def _as_written(path: Path) -> bool:
     except CorruptError as damage:
         print(f"verify      {damage}, so its hashes cannot be relied on")
         return False
-    total, read, differing, printed = sum(facts["size"] for facts in files.values()), 0, 0, time.perf_counter()
-    with ThreadPoolExecutor(READERS) as pool:
+    total, read, differing = sum(facts["size"] for facts in files.values()), 0, 0
+    with ThreadPoolExecutor(READERS) as pool, ProgressDisplay() as progress:
         found = pool.map(lambda name: CHECKPOINT.check_file(path, name, files[name]), files)
         for facts, fault in zip(files.values(), found, strict=True):
             read += facts["size"]
             if fault is not None:
                 differing += 1
                 print(f"differs     {fault}")
-            if time.perf_counter() - printed >= BETWEEN:
-                printed = time.perf_counter()
-                print(f"{read / 1e9:,.1f} of {total / 1e9:,.1f} GB compared", file=sys.stderr)
+            progress(Progress("comparing", read, total))
     result = f"{differing} of them differ" if differing else "every byte is as it was written"
     print(f"verify      {len(files)} files, {total / 1e9:,.3f} GB: {result}")
     return not differing

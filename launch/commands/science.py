@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.paths import must_not_exist
+from launch.progress import ProgressDisplay
 from parallel.errors import one_of
 from trainer.config.command_line import Parser, above_zero, choice, whole_number
-from trainer.config.errors import CommandError
+from trainer.config.errors import CommandError, print_warning
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables.builtin import SEED, TABLES, TASKS_PER_RECORD
 from trainer.corpora.science.tables.user_files import read_table
@@ -25,12 +26,12 @@ from trainer.corpora.science.texts import Text, texts
 from trainer.data.errors import DataError
 from trainer.storage.atomic import FILE_SUFFIX, TargetExistsError, atomic_file
 from trainer.storage.lock import LockedError
+from trainer.storage.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from trainer.corpora.science.rollouts.rollouts import Rollouts
 
 MAX_TASKS = 4  # the forms of task that a record can take
-BETWEEN = 5.0  # seconds between two lines of progress
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
@@ -64,8 +65,10 @@ def _work(options: argparse.Namespace) -> int:
         ) from error
     with (
         _rollouts(options, out) as rollouts,
+        ProgressDisplay() as progress,
         # Closed before the ledger is, so that requests under way end first.
-        closing(rollouts.expand(_texts(options)) if rollouts else _texts(options)) as made,
+        closing(_texts(options, progress)) as short,
+        closing(rollouts.expand(short) if rollouts else short) as made,
     ):
         counts = write(out, made)
     if rollouts:
@@ -168,8 +171,8 @@ def _rollouts(options: argparse.Namespace, out: Path) -> Iterator[Rollouts | Non
         yield Rollouts(server, ledger, concurrency=options.concurrency, max_tokens=options.max_tokens)
 
 
-def _texts(options: argparse.Namespace) -> Generator[Text, None, None]:
-    """The texts of all chosen sources, with a line of progress now and then."""
+def _texts(options: argparse.Namespace, progress: OnProgress) -> Generator[Text, None, None]:
+    """The texts of all chosen sources. `progress` receives a report for each record."""
     sources: list[tuple[str, Sequence[Table]]] = []
     if options.records:
         table = read_table(Path(options.records), Path(options.columns))
@@ -178,26 +181,22 @@ def _texts(options: argparse.Namespace) -> Generator[Text, None, None]:
         for name, times in Counter(options.source).items():
             sources.append((name, TABLES[name]()))
             if times > 1:
-                print(f"warning: --source {name} is given {times} times and read once", file=sys.stderr, flush=True)
+                print_warning(f"--source {name} is given {times} times and read once")
     for name, tables in sources:
         records = sum(len(table.records) for table in tables)
         for table in tables:
             for reason, count in sorted(table.left_out.items()):
-                print(f"{name}: {table.name}: {count:,} left out: {reason}", file=sys.stderr)
+                print_warning(f"{name}: {table.name}: {count:,} left out: {reason}")
         print(f"{name}: {records:,} records", file=sys.stderr, flush=True)
-        printed, done, last = time.perf_counter(), 0, None
+        done, last = 0, None
         for text in texts(name, tables, seed=options.seed, tasks_per_record=options.tasks):
             if (text.table, text.name) != last:
                 last = (text.table, text.name)
                 done += 1
+                progress(Progress(name, done, records, "records"))
             yield text
-            if time.perf_counter() - printed > BETWEEN:
-                printed = time.perf_counter()
-                print(f"{name}: {done:,} of {records:,} records", file=sys.stderr, flush=True)
         if done < records:
-            print(
-                f"{name}: {records - done:,} records left out, whose names are not unique or damaged", file=sys.stderr
-            )
+            print_warning(f"{name}: {records - done:,} records left out, whose names are not unique or damaged")
 
 
 def write(out: Path, made: Iterable[Text]) -> Counter[str]:

@@ -56,3 +56,15 @@ def test_on_a_terminal_each_stage_has_a_bar(monkeypatch):
     assert "tokenizing" in shown
     assert "1.0 of 1.0 GB (100.0%)" in shown
     assert "5 of 10 tokens (50.0%)" in shown
+
+
+def test_results_on_standard_output_are_not_drawn_into_the_bar(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with ProgressDisplay() as progress:
+        progress(Progress("comparing", 1, 10))
+        print("a result")
+    assert capsys.readouterr().out == "a result\n"
