@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parallel.errors import one_of
+from trainer.corpora.tokenize.datasets_private import selects_rows
 from trainer.data.errors import DataError
 
 UNIT = 64 << 20  # approximate bytes of a file in one unit
@@ -102,7 +103,7 @@ def built_dataset(builder: str, config: str | None, files: Sequence[Path], split
 
 
 def _arrow_files(dataset: Any, name: str) -> list[Path]:
-    if dataset._indices is not None:  # rows are taken from the files in another order, or not all
+    if selects_rows(dataset):
         remedy = "save it again after dataset.flatten_indices()"
         raise _bad(name, f"is a selection of rows: {remedy}", allowed=remedy)
     return [Path(file["filename"]) for file in dataset.cache_files]

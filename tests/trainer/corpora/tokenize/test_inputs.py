@@ -13,6 +13,7 @@ import pytest
 
 from tests.trainer.corpora.tokenize.tokenized import texts, write_jsonl
 from trainer.corpora.tokenize import inputs
+from trainer.corpora.tokenize.datasets_private import selects_rows
 from trainer.corpora.tokenize.inputs import built_dataset, find_files, units_of
 from trainer.data.errors import DataError
 
@@ -218,6 +219,8 @@ def test_names_that_cannot_be_read_are_reported(tmp_path):
         built_dataset("csv", None, [tmp_path / "nowhere.csv"], "train")
     assert (caught.value.where, caught.value.value) == ("--builder", "csv")
     chosen = datasets.Dataset.from_dict(TABLE).select([3, 1])
+    assert selects_rows(chosen)
+    assert not selects_rows(datasets.Dataset.from_dict(TABLE))
     with pytest.raises(DataError, match=r"saved is a selection of rows") as caught:
         inputs._arrow_files(chosen, "saved")
     assert caught.value.where == "saved"
