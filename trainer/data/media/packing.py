@@ -1,8 +1,9 @@
 """Packs of samples that cannot be cut because they contain an image or a signal.
 
 Text is one stream per source, so its windows need no plan. Samples of given lengths are packed best-fit-decreasing,
-once and before training; the plan is a file that training maps into memory. A pack is then a unit of a source like a
-window of text: the mixture numbers packs, and the plan says which samples are in pack p and where.
+once and before training; the plan is a file that training maps into memory. Its header holds its own hash, as a
+`storage.manifest` describes a directory and not a single file. A pack is then a unit of a source like a window of text:
+the mixture numbers packs, and the plan says which samples are in pack p and where.
 
 N samples · M of them placed · P packs
 """

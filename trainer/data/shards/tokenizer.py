@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -71,10 +69,6 @@ class Tokenizer:
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, of many texts: on all cores unless TOKENIZERS_PARALLELISM=false is set."""
         return [encoding.ids for encoding in self._bpe.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def encode_documents(self, texts: list[str]) -> list[npt.NDArray[np.uint16]]:
-        """Each text's ids and the end-of-document token, as uint16."""
-        return [np.array([*encoding.ids, self.eos_id], np.uint16) for encoding in self._bpe.encode_batch_fast(texts)]
 
 
 def _configured_end(path: Path) -> str | None:

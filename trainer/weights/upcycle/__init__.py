@@ -10,8 +10,7 @@
     stream         the expanded model as groups of tensors, made one group at a time
     dryrun         a source that has only its config.json
     journal        finished files of a directory, kept between two starts
-    workers        processes that write the files
-    engine         the directory
+    engine         the directory, written by the processes of storage.workers
 
 `placement`, `coactivation`, `vocabulary` and `dryrun` start without torch.
 """
