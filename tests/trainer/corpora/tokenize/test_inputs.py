@@ -204,7 +204,7 @@ def test_names_that_cannot_be_read_are_reported(tmp_path):
         (["nowhere"], None, "an existing file or directory"),
         (["empty"], None, inputs.SUFFIXES),
         (["a.txt"], ".txt", inputs.SUFFIXES),
-        (["a.jsonl", "a.jsonl"], None, "name each file once"),
+        (["a.jsonl", "a.jsonl"], None, "give each file once"),
     ):
         with pytest.raises(DataError) as caught:
             find_files([tmp_path / name for name in names])
