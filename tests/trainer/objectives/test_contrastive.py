@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,35 @@ def run_config(directory: Path, **changed: Any) -> Config:
     return tiny_config(directory, objective="contrastive", contrastive_temperature=0.2, eval_every=4, **changed)
 
 
+def check_record(directory: Path) -> None:
+    """Every scalar of every step by its name, and the held-out ones of every evaluation."""
+    record = steps(directory)
+    assert len(record) == 8
+    for step in record:
+        assert set(step) >= NAMES
+        assert all(math.isfinite(step[name]) for name in NAMES)
+        assert step["temperature"] == pytest.approx(0.2)
+    evaluations = events(directory, "evaluation")
+    assert len(evaluations) == 2
+    for evaluation in evaluations:
+        assert evaluation["heldout"]["synthetic"] > 0
+        assert 0 <= evaluation["heldout_accuracy"]["synthetic"] <= 1
+        assert "unigram" not in evaluation
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_a_run_on_a_gpu_logs_the_same_scalars(tmp_path, kernels):
+    """In fp32, with the operations of plain torch and of Triton; its first loss is that of the same run on the CPU."""
+    cfg = run_config(tmp_path / "gpu", micro_batch=2, kernels=kernels)
+    cfg.train.device = "cuda"
+    assert train(cfg) == 0
+    assert train(run_config(tmp_path / "cpu", micro_batch=2)) == 0
+    check_record(tmp_path / "gpu")
+    first, expected = steps(tmp_path / "gpu")[0], steps(tmp_path / "cpu")[0]
+    assert first["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+
+
 def rank_trains(cfg: Config) -> int:
     return train(cfg)
 
@@ -159,14 +189,10 @@ def test_a_run_logs_its_scalars_by_name_on_one_rank_and_on_two(tmp_path):
     one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
     assert len(one) == len(two) == 8
     for mine, theirs in zip(one, two, strict=True):
-        assert set(mine) >= NAMES
+        assert set(theirs) >= NAMES
         for name in NAMES:
             assert theirs[name] == pytest.approx(mine[name], rel=1e-3), name
-        assert mine["temperature"] == pytest.approx(0.2)
-    for record in events(tmp_path / "one", "evaluation"):
-        assert record["heldout"]["synthetic"] > 0
-        assert 0 <= record["heldout_accuracy"]["synthetic"] <= 1
-        assert "unigram" not in record
+    check_record(tmp_path / "one")
 
 
 def test_it_learns(tmp_path):
