@@ -24,6 +24,7 @@ from trainer.data.build import build_data
 from trainer.model.decoder import Decoder
 from trainer.model.experts import fp8_reference
 from trainer.model.experts.fp8_reference import Fp8Reference, square
+from trainer.objectives.choose import build_objective
 from trainer.objectives.next_token import NextToken
 from trainer.optim.build import build_engine
 from trainer.optim.engine import Engine
@@ -81,7 +82,7 @@ class Ran(TorchDispatchMode):
 
 
 def built(cfg: Config) -> tuple[Decoder, Engine]:
-    model = build_model(cfg, World(), None)
+    model = build_model(cfg, World(), None, build_objective(cfg.train))
     engine = build_engine(model, cfg.optim, World(), None, narrow_moments(cfg.precision))
     engine.prepare()
     return model, engine
@@ -157,7 +158,7 @@ def traffic(name: str, changes: dict[str, str]) -> tuple[dict[str, int], dict[st
     cfg.model = ModelConfig(**{**asdict(cfg.model), "hidden_size": 256})
     cfg.parallel.ep = cfg.parallel.dp_shard = 2
     meshes = build_meshes(cfg, "cpu")
-    model = build_model(cfg, world, meshes)
+    model = build_model(cfg, world, meshes, build_objective(cfg.train))
     engine = build_engine(model, cfg.optim, world, meshes.shard_group, narrow_moments(cfg.precision))
     engine.prepare()
     batch = build_data(cfg.data, seed=0, vocab_size=56).stream.batch(world.rank, 1)

@@ -10,18 +10,23 @@ The learning rate is a pure function of the step and the data position is one in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from trainer.optim.engine import Engine
 
 
-def training_tensors(model: nn.Module, engine: Engine, rank: int) -> dict[str, Tensor]:
-    """The live tensors of the run by name: copied by a save, filled in place by a load (see `restore_generators`)."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+def training_tensors(stages: Sequence[nn.Module], engine: Engine, rank: int) -> dict[str, Tensor]:
+    """The live tensors of the run by name: copied by a save, filled in place by a load (see `restore_generators`).
+
+    stages: this rank's pipeline stages, whose parameters differ in name.
+    """
+    tensors = {f"model.{name}": tensor for stage in stages for name, tensor in stage.state_dict().items()}
     tensors |= {f"optim.{name}": tensor for name, tensor in engine.state().items()}
     tensors[f"rng.cpu.{rank}"] = torch.get_rng_state()
-    if next(model.parameters()).device.type == "cuda":  # asking torch would start CUDA for a run on the CPU
+    if next(stages[0].parameters()).device.type == "cuda":  # asking torch would start CUDA for a run on the CPU
         tensors[f"rng.cuda.{rank}"] = torch.cuda.get_rng_state()
     return tensors
 

@@ -42,8 +42,7 @@ def build_data(
     data = open_mixture(cfg, source_directories(cfg, progress), seed=seed, warn=warn)
     if data.text is not None and (needed := data.text.vocab_size) > vocab_size:
         raise DataError(
-            f"model.vocab_size={vocab_size} is smaller than the {needed} tokens of the corpus; use "
-            f"{needed} or more",
+            f"model.vocab_size={vocab_size} is smaller than the {needed} tokens of the corpus; use {needed} or more",
             where="model.vocab_size",
             value=vocab_size,
             allowed=f"{needed} or more",

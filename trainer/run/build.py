@@ -42,31 +42,37 @@ class Parts:
     stages: list[Decoder]
     engine: Engine
 
+    @property
+    def model(self) -> Decoder:
+        """The only stage, which the step, the evaluation and the sample texts run whole."""
+        (model,) = self.stages
+        return model
+
 
 def build(cfg: Config, run: RunDir, world: World) -> Parts:
     """Collective over all ranks. Raises `ConfigError`, `DataError`, `WorldError` and `HuggingFaceError`."""
-    torch.manual_seed(cfg.train.seed)
-    published = open_published(cfg, world) if run.step == 0 else None
+    fill = _choose_weights(cfg, run, world)
     data, data_faults = _open_data(cfg, world)
-    meshes = build_meshes(cfg, world.device.type)
-    if published is not None:
-        published.keep_untrained_parts(run.path)
-    stages = [build_model(cfg, world, meshes, published.fill if published is not None else None)]
-    engine = _prepare_engine(cfg, world, meshes, stages)
-    return Parts(data, data_faults, meshes, build_objective(cfg.train), stages, engine)
+    objective, meshes = build_objective(cfg.train), build_meshes(cfg, world.device.type)
+    stages = [build_model(cfg, world, meshes, objective, fill)]
+    return Parts(data, data_faults, meshes, objective, stages, _prepare_engine(cfg, world, meshes, stages))
 
 
-def build_model(cfg: Config, world: World, meshes: Meshes | None, fill: Fill | None = None) -> Decoder:
-    """The model of `cfg` on this rank's device, spread over the meshes.
+def build_model(
+    cfg: Config, world: World, meshes: Meshes | None, objective: Objective, fill: Fill | None = None
+) -> Decoder:
+    """The model of `cfg` on this rank's device, spread over the meshes. Seeds torch's generators.
 
-    fill: gives it its weights; None draws random ones from `train.seed`.
+    objective: parameters that it does not use are frozen. fill: gives the model its weights; None draws random ones
+    from `train.seed`.
     """
     world.watch.at("start: model")
+    torch.manual_seed(cfg.train.seed)
     ops = make_ops(cfg.train.kernels)
     make_backend = choose_backend(cfg.precision.experts, cfg.model.expert_backend, ops)
     with torch.device("meta"):
         model = Decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend)
-    freeze_unused(model, build_objective(cfg.train))
+    freeze_unused(model, objective)
     parallelize(model, meshes, cfg, world.device.type)
     model.to_empty(device=world.device)
     if fill is not None:
@@ -75,6 +81,22 @@ def build_model(cfg: Config, world: World, meshes: Meshes | None, fill: Fill | N
         model.init_weights(cfg.train.seed)
     world.broadcast_module(model)
     return model
+
+
+def _choose_weights(cfg: Config, run: RunDir, world: World) -> Fill | None:
+    """Open the published weights that a new run starts from; None for a resumed run and for random weights.
+
+    Filling a model from them also copies the parts that are not trained to the run directory.
+    """
+    published = open_published(cfg, world) if run.step == 0 else None
+    if published is None:
+        return None
+
+    def fill(model: Decoder) -> None:
+        published.keep_untrained_parts(run.path)
+        published.fill(model)
+
+    return fill
 
 
 def _open_data(cfg: Config, world: World) -> tuple[Data, list[str]]:
@@ -87,8 +109,8 @@ def _open_data(cfg: Config, world: World) -> tuple[Data, list[str]]:
 
 
 def _prepare_engine(cfg: Config, world: World, meshes: Meshes | None, stages: list[Decoder]) -> Engine:
-    (model,) = stages
     shard_group = meshes.shard_group if meshes else None
+    (model,) = stages  # an engine has one optimizer over one model
     engine = build_engine(model, cfg.optim, world, shard_group, narrow_moments(cfg.precision))
     engine.prepare()
     world.extend_timeouts()  # all process groups exist by now

@@ -39,7 +39,6 @@ class Trainer:
 
     def __init__(self, cfg: Config, run: RunDir, world: World, parts: Parts) -> None:
         self.cfg, self.directory, self.world, self.parts = cfg, run.path, world, parts
-        (self.model,) = parts.stages
         self.checkpoints = Checkpoints(cfg, run.path, world, parts)
         world.watch.at("start: loading the checkpoint")
         self.resumed = self.checkpoints.resume()
@@ -108,7 +107,7 @@ class Trainer:
         """One optimizer step. Nothing in it waits for the device."""
         cfg, world, parts = self.cfg, self.world, self.parts
         totals = accumulate_gradients(
-            self.model,
+            self.parts.model,
             parts.engine,
             parts.objective,
             batches,
@@ -170,7 +169,7 @@ class Trainer:
         self.world.watch.at(f"evaluation after step {self.position.step}")
         start, cfg, parts = time.perf_counter(), self.cfg.train, self.parts
         found: dict[str, Any] = evaluate(
-            self.model,
+            self.parts.model,
             parts.objective,
             parts.data.heldout,
             self.world,
@@ -191,7 +190,7 @@ class Trainer:
         eager = torch.compiler.set_stance("force_eager") if cfg.compile else contextlib.nullcontext()
         with eager:
             texts = sample_texts(
-                self.model,
+                self.parts.model,
                 text,
                 self.world,
                 tokens=cfg.sample_tokens,

@@ -23,6 +23,7 @@ from trainer.config.keys import Config
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.model.experts.shapes_only import shapes_only
+from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
@@ -65,7 +66,8 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> SimulatedRank:
         assert meshes is not None  # there is a process group
         with torch.device("meta"):
             model = Decoder(cfg.model, DTYPES[cfg.precision.linears], make_backend=lambda: shapes_only)
-        freeze_unused(model, build_objective(cfg.train))
+        objective = build_objective(cfg.train)
+        freeze_unused(model, objective)
         parallelize(model, meshes, cfg, world.device.type)
         engine = NativeEngine(model, cfg.optim, world, meshes.shard_group, narrow_moments(cfg.precision))
         with fake:
@@ -74,7 +76,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> SimulatedRank:
         micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * world_size)
         try:
             memory, collectives = trace_step(
-                model, engine, [_blank_batch(cfg)] * micro_batches, cfg, world, meshes, fake=fake
+                model, engine, objective, [_blank_batch(cfg)] * micro_batches, cfg, world, meshes, fake=fake
             )
         except DataDependentOutputException:
             raise ConfigError(
@@ -90,6 +92,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> SimulatedRank:
 def trace_step(
     model: Decoder,
     engine: Engine,
+    objective: Objective,
     batches: Sequence[Batch],
     cfg: Config,
     world: World,
@@ -101,7 +104,7 @@ def trace_step(
 
     Collectives outside of autograd are marked "counts" (of tokens, on the host), "forward" and "optimizer".
     """
-    log, objective = CollectiveLog(_axes(meshes, world)), build_objective(cfg.train)
+    log = CollectiveLog(_axes(meshes, world))
     with log, log.section("counts"):
         units = count_step(objective, batches, world)["units"]
     with fake or nullcontext(), log:

@@ -70,7 +70,7 @@ def restored(directory: Path, layout: tuple[int, int, int], groups: int, then: s
     run = RunDir(directory, "new")
     trainer = Trainer(cfg, run, world, build(cfg, run, world))
     assert trainer.resumed
-    state = training_tensors(trainer.model, trainer.parts.engine, world.rank)
+    state = training_tensors(trainer.parts.stages, trainer.parts.engine, world.rank)
     gathered = {name: whole(tensor) for name, tensor in state.items() if not name.startswith("rng.")}
     assert then == "stop" or trainer.run() == 0
     world.close()
@@ -169,7 +169,7 @@ def double_steps(directory: Path, spread: Spread, first: int, count: int, load: 
     engine.prepare()
     store = CheckpointStore(directory, keep=2, world=world, warn=print)
     if load:
-        assert store.load(training_tensors(model, engine, world.rank), lambda _: None) is not None
+        assert store.load(training_tensors([model], engine, world.rank), lambda _: None) is not None
     data, losses = open_synthetic(vocab_size=cfg.model.vocab_size, seq_len=16, seed=1), []
     micro = 8 // world.size
     for step in range(first, first + count):
@@ -179,7 +179,7 @@ def double_steps(directory: Path, spread: Spread, first: int, count: int, load: 
         losses.append(world.sum_tensor(total.detach().clone()).item())
         engine.step(step + 1, 100)
         if step + 1 == 2:
-            store.save(2, training_tensors(model, engine, world.rank), {})
+            store.save(2, training_tensors([model], engine, world.rank), {})
             saved = store.wait()
             assert saved is not None
             assert saved.error is None

@@ -10,6 +10,7 @@ from parallel.world import World
 from tests.trainer.model.tiny import logits
 from tests.trainer.tiny_run import tiny_config
 from trainer.data.build import build_data
+from trainer.objectives.choose import build_objective
 from trainer.objectives.next_token import NextToken
 from trainer.run.build import build_model
 from trainer.run.evaluate import evaluate
@@ -19,7 +20,8 @@ from trainer.run.sample import generate
 @pytest.fixture
 def parts(tmp_path):
     cfg = tiny_config(tmp_path)
-    return build_model(cfg, World(), None), build_data(cfg.data, seed=0, vocab_size=cfg.model.vocab_size)
+    model = build_model(cfg, World(), None, build_objective(cfg.train))
+    return model, build_data(cfg.data, seed=0, vocab_size=cfg.model.vocab_size)
 
 
 def test_held_out_loss_is_the_mean_over_tokens(parts):

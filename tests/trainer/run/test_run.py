@@ -14,6 +14,7 @@ from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
 from trainer.config.keys import Config
 from trainer.data.build import build_data
+from trainer.objectives.choose import build_objective
 from trainer.objectives.next_token import NextToken
 from trainer.run.build import build, build_model
 from trainer.run.directory import RunDir
@@ -93,7 +94,7 @@ def test_recompute_keeps_less_and_selective_makes_no_attention_twice(tmp_path):
     kept, attentions = {}, {}
     for recompute in ("none", "selective", "full"):
         cfg = tiny_config(tmp_path, recompute=recompute)
-        model = build_model(cfg, World(), None)
+        model = build_model(cfg, World(), None, build_objective(cfg.train))
         batch = build_data(cfg.data, seed=0, vocab_size=64).stream.batch(0, 4)
         parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
         storages: dict[int, int] = {}

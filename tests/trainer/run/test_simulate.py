@@ -18,6 +18,7 @@ from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, ParallelConfig, PrecisionConfig
 from trainer.config.model import ModelConfig
 from trainer.data.build import build_data
+from trainer.objectives.choose import build_objective
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes
 from trainer.run.build import build_model
@@ -62,8 +63,8 @@ def real_rank(cfg: Config) -> tuple[RankBytes, list[Collective]]:
     """The second step of a run: in the first one dispatchers compare numbers of tokens."""
     world = start_world("cpu", 60.0)
     data = build_data(cfg.data, seed=0, vocab_size=cfg.model.vocab_size)
-    meshes = build_meshes(cfg, "cpu")
-    model = build_model(cfg, world, meshes)
+    meshes, objective = build_meshes(cfg, "cpu"), build_objective(cfg.train)
+    model = build_model(cfg, world, meshes, objective)
     engine = NativeEngine(model, cfg.optim, world, meshes.shard_group)
     engine.prepare()
     count = cfg.train.global_batch // (cfg.train.micro_batch * world.size)
@@ -71,7 +72,7 @@ def real_rank(cfg: Config) -> tuple[RankBytes, list[Collective]]:
         batches = [
             data.stream.batch(number * world.size + world.rank, cfg.train.micro_batch) for number in range(count)
         ]
-        traced = trace_step(model, engine, batches, cfg, world, meshes)
+        traced = trace_step(model, engine, objective, batches, cfg, world, meshes)
     world.close()
     return traced
 

@@ -24,6 +24,7 @@ from tests.trainer.weights.directories import checkpoint
 from tests.trainer.weights.exports import EIGHT, ONE, assert_bitwise, config, in_bf16, loaded, save_at_once
 from trainer.checkpoint import slices
 from trainer.checkpoint.store import CheckpointError
+from trainer.objectives.choose import build_objective
 from trainer.parallelize import build_meshes
 from trainer.run.build import build_model
 from trainer.run.process import train
@@ -72,7 +73,10 @@ def read_at(source: Path, layouts: list[tuple[int, int, int]]) -> list[tuple[int
         cfg, counts = config(source, Path("unused"), layout), []
         meshes: Meshes | None = build_meshes(cfg, "cpu")
         opened = survey_directory(open_directory(source))
-        model = build_model(cfg, world, meshes, lambda model, counts=counts, o=opened: counts.append(fill(model, o)))
+        objective = build_objective(cfg.train)
+        model = build_model(
+            cfg, world, meshes, objective, lambda model, counts=counts, o=opened: counts.append(fill(model, o))
+        )
         found.append((counts[0], {name: whole(tensor) for name, tensor in model.state_dict().items()}))
         world.close()
     return found
