@@ -118,7 +118,7 @@ MISTAKES = [
     ("run.dir=a b=c", "run.dir", "a b=c", "quote a value"),
     ("run.dir=${now:%Y}", "run.dir", "${now:%Y}", "write it out"),
     ("run.dir=${oc.env:HOME}", "run.dir", "${oc.env:HOME}", "write it out"),
-    ("train.steps=${train.stepz}", "train.steps", None, None),
+    ("train.steps=${train.stepz}", "train.steps", None, "a value that can be resolved"),
     ("train.steps=abc", "train.steps", "abc", "a whole number"),
     ("train.steps=1.5", "train.steps", 1.5, "a whole number"),
     ("train.steps=true", "train.steps", True, "a whole number"),
