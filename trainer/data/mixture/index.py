@@ -92,11 +92,6 @@ class MixtureIndex:
         tokens = {name: phase.tokens for name, phase in data.phases.items()}
         return cls(tokens, weights, num_windows, seq_len=data.seq_len, seed=seed)
 
-    @property
-    def num_samples(self) -> int:
-        """Number of samples in all phases."""
-        return self._starts[-1]
-
     def lookup(self, samples: Ints) -> tuple[Ints, Ints, Ints]:
         """samples [N] -> source [N] (its number), epoch [N] from 0, position [N] (0 .. num_windows - 1).
 
