@@ -297,7 +297,7 @@ DAMAGES: dict[str, Any] = {
     "__0_0.distcp is missing": lambda run: (run / "checkpoints" / "step-0" / "__0_0.distcp").unlink(),
     "manifest.json is missing": lambda run: (run / "checkpoints" / "step-0" / "manifest.json").unlink(),
     "config.yaml of its run": lambda run: (run / "config.yaml").unlink(),
-    "does not hold the model of its run": lambda run: edit(run / "config.yaml", "vocab_size: 320", "vocab_size: 319"),
+    "does not match the model of its run": lambda run: edit(run / "config.yaml", "vocab_size: 320", "vocab_size: 319"),
     "parts of its source is damaged": lambda run: flip(run / "source" / "model-00001-of-00001.safetensors"),
     "is not a training checkpoint": lambda run: shutil.rmtree(run / "checkpoints"),
 }
