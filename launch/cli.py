@@ -19,15 +19,15 @@ HELP = {"-h", "--help"}
 # `prepare(parser, words) -> Callable[[], int]`, which checks everything that can be checked before work starts, and
 # returns the work; that returns the exit code.
 COMMANDS = {
-    "train": "resolve the configuration once, then train on one or more machines",
+    "train": "resolve and check the configuration, then train on one or more machines",
     "tokenize": "turn documents into shuffled, checksummed shards of tokens",
     "config": "print a resolved configuration, or the differences between two",
-    "layout": "build a single rank of a run of any size on this machine, and print what it holds and sends",
+    "layout": "build one rank of a run of any size on this machine, and print what that rank holds and sends",
     "data": "check the files of a mixture, show one of its samples, or count its tokens",
     "export": "write a training checkpoint as a Hugging Face directory",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
     "science": "turn records of molecules, materials and sequences into prose and tasks",
-    "inspect": "print the contents of a Hugging Face directory or a training checkpoint, and what is missing",
+    "inspect": "print the contents of a Hugging Face directory or a training checkpoint, and report anything missing",
 }
 
 

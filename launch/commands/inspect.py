@@ -53,7 +53,8 @@ def _step_directory(path: Path) -> Path:
         return locate(path)
     except CheckpointError:
         kinds = f"a Hugging Face directory (with {CONFIG}) or a run directory with a checkpoint (step-N)"
-        raise CommandError(f"{path}: not {kinds}", where=str(path), allowed=kinds) from None
+        found = "this is neither" if path.exists() else "no such file or directory"
+        raise CommandError(f"{path}: {found}; give {kinds}", where=str(path), allowed=kinds) from None
 
 
 def _inspect(path: Path, print_contents: Callable[[], bool], verify: bool) -> int:

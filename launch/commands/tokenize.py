@@ -26,7 +26,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         remedy = "name files or directories, or a --builder"
         raise CommandError(f"octavo tokenize: missing INPUT; {remedy}", where="INPUT", allowed=remedy)
     if options.config_dir and not options.mixture:
-        text = "--config-dir is used only with --mixture; give --mixture RECIPE, or leave --config-dir out"
+        text = "--config-dir is used only with --mixture; add --mixture RECIPE, or drop --config-dir"
         raise CommandError(text, where="--config-dir", value=options.config_dir, allowed="--mixture RECIPE")
     must_not_exist(options.out)
     name, prefixes, group = options.name or Path(options.out).name, {}, None
@@ -93,7 +93,7 @@ def _work(
 
 def _options(parser: Parser) -> None:
     add = parser.add_argument
-    add("out", metavar="OUT", help="output directory; must not exist, unless it is resuming an interrupted run")
+    add("out", metavar="OUT", help="output directory; must not exist, unless you are resuming an interrupted run")
     add(
         "inputs",
         metavar="INPUT",
@@ -133,7 +133,7 @@ def _options(parser: Parser) -> None:
         type=number(lambda share: 0 <= share < 1, "a share from 0 to below 1"),
         default=0.001,
         metavar="SHARE",
-        help="fraction of documents held out from training, at least one document (default: 0.001)",
+        help="fraction of documents to hold out from training, always at least one (default: 0.001)",
     )
     add(
         "--shard-tokens",

@@ -66,7 +66,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
 
 
 def _only_with(option: str, value: object, other: str) -> CommandError:
-    text = f"{option} is used only with {other}; give {other}, or leave {option} out"
+    text = f"{option} is used only with {other}; add {other}, or drop {option}"
     return CommandError(text, where=option, value=value, allowed=other)
 
 
@@ -233,19 +233,19 @@ def _options(parser: Parser) -> None:
     add("--groups", type=int, default=8, metavar="G", help="router groups (default: 8)")
     add("--experts-per-token", type=int, metavar="K", help="experts per token, a multiple of G (default: as in SRC)")
     add("--strategy", **choice(*STRATEGIES), default="halves", help="assignment of experts to groups (default: halves)")
-    add("--counts", metavar="FILE", help="expert counts from --calibrate, for --strategy coactivation")
+    add("--counts", metavar="FILE", help="what --calibrate counted, for --strategy coactivation")
     add(
         "--cuts",
         **choice("same", "distinct"),
         default="same",
-        help="same: all sets of groups share one cut; distinct: each set gets its own cut (default: same)",
+        help="how experts are divided in each set of groups: the same way in all sets, or differently (default: same)",
     )
     add(
         "--noise",
         type=float,
         default=1e-2,
         metavar="X",
-        help="standard deviation of the noise on copies and gate rows, relative to their RMS (default: 0.01)",
+        help="standard deviation of the noise on copies and router weights, relative to their RMS (default: 0.01)",
     )
     add("--seed", type=whole_number(0), default=0, metavar="N", help="seed for the noise and the cuts (default: 0)")
     add("--force", action="store_true", help="allow --factor equal to --groups, which puts every expert in every group")
@@ -271,7 +271,7 @@ def _options(parser: Parser) -> None:
         metavar="N",
         help="rows of the embedding and LM head (default: as in SRC, or as many as --vocabulary needs)",
     )
-    add("--router-temperature", type=float, default=1.0, metavar="X", help="divisor of the gate rows (default: 1)")
+    add("--router-temperature", type=float, default=1.0, metavar="X", help="divide router weights by X (default: 1)")
     add(
         "--dtype",
         **choice(*DTYPES),
@@ -295,7 +295,7 @@ def _options(parser: Parser) -> None:
         "--calibrate",
         nargs="+",
         metavar="TEXT",
-        help="only compute expert counts from UTF-8 text or .npy token ids, and write them to the --counts file",
+        help="only count how often experts are selected together, on UTF-8 text or .npy token ids; writes --counts",
     )
     add(
         "--tokens",

@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
         # Without the dashes, as every two options resemble each other by those.
         near = nearest(option.lstrip("-"), re.findall(r"--([a-z][a-z-]+)", self.format_help()), cutoff=0.65)
         remedy = f"; did you mean '--{near}'?" if near else f"; see {self.prog} --help"
-        return Fault(f"{option}: no such option of {self.prog}{remedy}", option, None, remedy.removeprefix("; "))
+        return Fault(f"{option}: {self.prog} has no such option{remedy}", option, None, remedy.removeprefix("; "))
 
 
 class BadValue(argparse.ArgumentTypeError):

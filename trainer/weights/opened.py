@@ -118,8 +118,8 @@ def locate(checkpoint: Path) -> Path:
     steps = {int(match[1]): path for path in inside.glob("step-*") if (match := _STEP.fullmatch(path.name))}
     if not steps:
         raise CheckpointError(
-            f"{checkpoint} is not a training checkpoint; give a run directory with one, or a step-N directory in it",
+            f"{checkpoint}: no training checkpoint found; give a run directory with a step-N directory, or that",
             where=str(checkpoint),
-            allowed="a run directory with a checkpoint, or a step-N directory in it",
+            allowed="a run directory with a step-N directory, or that directory",
         )
     return steps[max(steps)]

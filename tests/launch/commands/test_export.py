@@ -38,7 +38,7 @@ def test_export_says_what_it_wrote_and_overwrites_nothing(run, tmp_path, capsys)
     assert shown.err == f"error: {target} exists and is not overwritten; give another path, or remove it\n"
     assert refused(*words).where == str(target)
     assert main(["export", str(tmp_path), str(tmp_path / "other")]) == 2
-    assert "is not a training checkpoint" in capsys.readouterr().err
+    assert "no training checkpoint found" in capsys.readouterr().err
     fault = refused("export", "nowhere", str(tmp_path / "other"))
     assert (fault.where, fault.allowed) == ("nowhere", "a run directory with a checkpoint, or a step-N directory in it")
 

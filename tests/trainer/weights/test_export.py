@@ -299,7 +299,7 @@ DAMAGES: dict[str, Any] = {
     "config.yaml of its run": lambda run: (run / "config.yaml").unlink(),
     "does not match the model of its run": lambda run: edit(run / "config.yaml", "vocab_size: 320", "vocab_size: 319"),
     "parts of its source is damaged": lambda run: flip(run / "source" / "model-00001-of-00001.safetensors"),
-    "is not a training checkpoint": lambda run: shutil.rmtree(run / "checkpoints"),
+    "no training checkpoint found": lambda run: shutil.rmtree(run / "checkpoints"),
 }
 
 
