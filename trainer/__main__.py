@@ -30,8 +30,8 @@ TIME_TO_REPORT = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     try:
+        world_size, rank = _from_torchrun("WORLD_SIZE", "1"), _from_torchrun("RANK", "0")
         options = _read(sys.argv[1:] if argv is None else argv)
         if options.resolved is None:
             cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=world_size)
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(directory.finished_line(run, cfg))
             return 0
     except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             return report(error, started=False)
         time.sleep(TIME_TO_REPORT)
         return 2
@@ -56,12 +56,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return train(cfg, run)
 
 
+def _from_torchrun(name: str, alone: str) -> int:
+    """A number that torchrun passes in the environment; `alone` without torchrun."""
+    text = os.environ.get(name, alone)
+    if not text.isdecimal():
+        remedy = f"a whole number, as torchrun sets it, or unset {name}"
+        raise CommandError(f"{name}={text}: use {remedy}", where=name, value=text, allowed=remedy)
+    return int(text)
+
+
 def _run_directory(cfg: Config, chosen: str | None) -> directory.RunDir:
     """The run directory: the launcher's choice, read from the file `chosen`, or else the choice of this process."""
     if chosen is None:
         return directory.choose(cfg)
-    fields = json.loads(Path(chosen).read_text(encoding="utf-8"))
-    return directory.RunDir(**{**fields, "path": Path(fields["path"])})
+    try:
+        fields = json.loads(Path(chosen).read_text(encoding="utf-8"))
+        return directory.RunDir(**{**fields, "path": Path(fields["path"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        remedy = "remove the option, which is for `octavo train` alone"
+        text = f"--run-directory {chosen} cannot be read ({getattr(error, 'strerror', None) or error}); {remedy}"
+        raise CommandError(text, where="--run-directory", value=chosen, allowed=remedy) from None
 
 
 def _stop_with_the_launcher() -> None:

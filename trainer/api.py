@@ -38,7 +38,7 @@ class RunFailedError(RuntimeError):
 def compose(*overrides: str, config_dirs: Sequence[str | Path] = (), world_size: int = 1) -> Config:
     """Compose a configuration from overrides such as `recipe=toy` and `optim.lr=1e-3`, and check it.
 
-    config_dirs: directories with more recipes and options. world_size: ranks of the run. Raises ConfigError.
+    config_dirs: directories with more recipes and options. world_size: ranks of the run, 1 or more. Raises ConfigError.
     """
     return compose_words(overrides, config_dirs=config_dirs, world_size=world_size)
 
@@ -66,7 +66,7 @@ def export(
 
     checkpoint: a run directory (its newest step) or a step-N directory in it. target: must not exist. dtype: of the
     text model; "source": as where the run started. text_only: leave vision, projector and time series out.
-    Raises CheckpointError, ConfigError or HuggingFaceError.
+    Raises CheckpointError, ConfigError or HuggingFaceError; UserError for a dtype that does not exist.
     """
     from trainer.weights.export import export as export_checkpoint
 
@@ -87,7 +87,8 @@ def upcycle(
     target: must not exist; an interrupted start is resumed. dtype: of the text model. counts: a file that `octavo
     upcycle --calibrate` wrote, for strategy="coactivation". workers: processes. expansion: fields of `Expansion`
     (trainer/weights/upcycle/placement.py), by default factor=4 and groups=8.
-    Raises UpcycleError or HuggingFaceError.
+    Raises UpcycleError or HuggingFaceError; UserError for a dtype that does not exist, Python's TypeError for a name
+    that is not a field of `Expansion`.
     """
     from trainer.weights.hf_files import open_directory
     from trainer.weights.hf_survey import survey_directory

@@ -128,13 +128,16 @@ def _training(path: Path) -> bool:
 
 def _as_written(path: Path) -> bool:
     """Compare every file that the manifest lists with its hash, and print those that differ."""
+    remedy = "inspect it without --verify"
     if not (path / MANIFEST).is_file():
-        print(f"verify      there is no {path / MANIFEST}, so the files have no hashes to compare with")
+        text = f"{path} has no {MANIFEST}, so its files have no hashes to compare with; {remedy}"
+        report(CommandError(text, where=str(path / MANIFEST), allowed=remedy))
         return False
     try:
         files = CHECKPOINT.read(path)["files"]
     except CorruptError as damage:
-        print(f"verify      {damage}, so its hashes cannot be relied on")
+        text = f"{damage}, so its hashes cannot be relied on; {remedy}"
+        report(CommandError(text, where=str(path / MANIFEST), allowed=remedy))
         return False
     total, read, differing = sum(facts["size"] for facts in files.values()), 0, 0
     with ThreadPoolExecutor(READERS) as pool, ProgressDisplay() as progress:

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from parallel.errors import UserError
 from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, texts, write_jsonl
 from tests.trainer.tiny_run import MODEL, steps
 from trainer import api
@@ -27,8 +28,17 @@ def test_a_tiny_run_is_trained_exported_and_expanded(tmp_path):
     assert api.train(cfg) == tmp_path / "run"
     assert [record["step"] for record in steps(tmp_path / "run")][-1] == 2
     assert api.train(cfg) == tmp_path / "run"  # finished: left alone
+    with pytest.raises(UserError) as caught:
+        api.export(tmp_path / "run", tmp_path / "exported", dtype="fp9")
+    assert (caught.value.where, caught.value.value) == ("--dtype", "fp9")
+    assert caught.value.allowed == ("source", "bf16", "fp32", "fp8")
+    assert not (tmp_path / "exported").exists()
     done = api.export(tmp_path / "run", tmp_path / "exported", dtype="fp32")
     assert (done.step, done.dtypes) == (2, "F32")
+    with pytest.raises(UserError) as caught:
+        api.upcycle(tmp_path / "exported", tmp_path / "expanded", factor=2, groups=4, dtype="fp9")
+    assert (caught.value.where, caught.value.value) == ("--dtype", "fp9")
+    assert not (tmp_path / "expanded").exists()
     made = api.upcycle(tmp_path / "exported", tmp_path / "expanded", factor=2, groups=4)
     assert made.nbytes > done.nbytes
     assert survey_directory(open_directory(tmp_path / "expanded")).model.num_experts == 2 * MODEL["num_experts"]
@@ -45,6 +55,9 @@ def test_mistakes_are_faults_with_fields(tmp_path):
     with pytest.raises(ConfigError) as caught:
         api.compose(*TINY, "parallel.ep=3")
     assert (caught.value.where, caught.value.value) == ("parallel.ep", 3)
+    with pytest.raises(ConfigError) as caught:
+        api.compose(*TINY, world_size=0)
+    assert (caught.value.where, caught.value.value) == ("WORLD_SIZE", 0)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError) as caught:
         api.train(api.compose(*TINY, f"run.dir={tmp_path}"))

@@ -22,18 +22,36 @@ def read_start(path: Path) -> tuple[ModelConfig, str | None]:
     random). Other keys do not matter. Raises `ConfigError`."""
     file = path / CONFIG_FILE
     try:
-        tree: Any = OmegaConf.to_container(OmegaConf.load(file))
-        section, checkpoint = tree["model"], tree.get("checkpoint") or {}
-        init_from = checkpoint.get("init_from")  # runs from before this key started from random weights
-    except Exception as error:  # whatever the reader makes of a damaged file
-        raise unreadable(file, error) from None
+        tree = read_tree(file)
+    except FileNotFoundError as error:
+        raise _unusable(file, f"cannot be read ({error.strerror})") from None
+    section, checkpoint = tree.get("model"), tree.get("checkpoint") or {}
+    if not isinstance(section, dict) or not isinstance(checkpoint, dict):
+        raise _unusable(file, "cannot be read (its model or its checkpoint is not a section)")
     model, faults = coerce.from_dict(ModelConfig, section, file=str(file))
     if model is None:
         raise ConfigError(faults)
-    return model, init_from
+    return model, checkpoint.get("init_from")  # runs from before this key started from random weights
 
 
-def unreadable(file: Path, error: Exception) -> ConfigError:
-    """The error for a run's configuration that no reader understands."""
-    text = f"{file} cannot be read ({' '.join(str(error).split())}); use another run.dir"
-    return ConfigError(text, where=str(file), allowed="another run.dir")
+def read_tree(file: Path) -> dict[str, Any]:
+    """Section -> key -> value of a run's configuration, none of them checked.
+
+    Raises `FileNotFoundError`, and `ConfigError` for a file that is empty or damaged.
+    """
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever the reader makes of a damaged file
+        raise _unusable(file, f"cannot be read ({' '.join(str(error).split())})") from None
+    if not tree:
+        raise _unusable(file, "is empty")
+    if not isinstance(tree, dict):
+        raise _unusable(file, "cannot be read (no keys at the top)")
+    return tree
+
+
+def _unusable(file: Path, why: str) -> ConfigError:
+    remedy = "restore it, or use another run.dir"
+    return ConfigError(f"{file} {why}; {remedy}", where=str(file), allowed=remedy)

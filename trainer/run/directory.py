@@ -15,13 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
-
 from trainer.config import coerce
 from trainer.config.compose import to_yaml
 from trainer.config.errors import ConfigError
-from trainer.config.keys import Config, config_hash, defining_values, is_as_before
-from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, SOURCE, SOURCE_FACT, unreadable
+from trainer.config.keys import BEFORE, Config, config_hash
+from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, SOURCE, SOURCE_FACT, read_tree
 from trainer.config.say import show
 from trainer.storage.atomic import atomic_file, remove_unfinished
 from trainer.storage.lock import FileLock, LockedError
@@ -158,33 +156,31 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    """The directory's configuration, by dotted keys."""
-    file = path / CONFIG_FILE
+    """The directory's configuration, by dotted keys; a key that it lacks, being older, has its default."""
     try:
-        tree = OmegaConf.load(file)
-        stored: Any = OmegaConf.to_container(tree) if isinstance(tree, DictConfig) else {}
+        stored = read_tree(path / CONFIG_FILE)
     except FileNotFoundError:
         text = f"run.dir={path} holds files but no {CONFIG_FILE}, so it is not a run directory"
         allowed = "a new or an empty directory"
         raise ConfigError(f"{text}; use {allowed}", where="run.dir", value=str(path), allowed=allowed) from None
-    except Exception as error:  # whatever the reader makes of a damaged file
-        raise unreadable(file, error) from None
-    flat = coerce.flatten(stored, coerce.keys(Config))
-    return {key: value for key, value in flat.items() if not is_as_before(key, value)}
+    known = coerce.keys(Config)
+    return {**coerce.flatten(coerce.defaults(Config), known), **BEFORE, **coerce.flatten(stored, known)}
 
 
 def _differences(cfg: Config, stored: Mapping[str, Any], kind: Literal["fixed", "named"]) -> list[str]:
     """Keys of one kind in which a directory's configuration and `cfg` differ. Keys that no longer exist count as
     fixed."""
+    known = coerce.keys(Config)
     kinds = {kind: set(coerce.keys(Config, resume=[kind])) for kind in ("fixed", "named", "free")}
     others = set().union(*(keys for other, keys in kinds.items() if other != kind))
-    leaf = {key: coerce.leaf_of(key, coerce.keys(Config)) for key in [*stored, *defining_values(cfg)]}
+    asked = coerce.flatten(coerce.to_dict(cfg), known)
+    leaf = {key: coerce.leaf_of(key, known) for key in [*stored, *asked]}
     old = {
         key: value
         for key, value in stored.items()
         if leaf[key] in kinds[kind] or (kind == "fixed" and leaf[key] not in others)
     }
-    return differences(old, {key: value for key, value in defining_values(cfg).items() if leaf[key] in kinds[kind]})
+    return differences(old, {key: value for key, value in asked.items() if leaf[key] in kinds[kind]})
 
 
 def _next_free(path: Path) -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from parallel.errors import UserError, one_of
 from parallel.fp8 import quantize_tiles
 from trainer.weights.hf_config import BLOCK
 from trainer.weights.hf_read import DTYPES
@@ -21,7 +22,10 @@ FULL = {"F32": "float32", "F16": "float16", "F64": "float64"}  # as config.json 
 
 def dtypes(asked: DtypeName, kinds: Mapping[str, str]) -> Callable[[Piece], str]:
     """Return the dtype of each piece. kinds: as `SourceModel.kinds`, of the directory that the model comes from, where
-    it comes from one. FoPE's tables are as there, or fp32."""
+    it comes from one. FoPE's tables are as there, or fp32. Raises `UserError` for a dtype that does not exist."""
+    if asked not in get_args(DtypeName):
+        names = get_args(DtypeName)
+        raise UserError(f"--dtype={asked}: use {one_of(names)}", where="--dtype", value=asked, allowed=names)
 
     def choose(piece: Piece) -> str:
         if piece.parameter.startswith("rotary."):

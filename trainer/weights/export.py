@@ -59,7 +59,7 @@ def export(
         text_only: leave towers out, and write a Qwen3-MoE directory where the text model is one.
         progress: called as bytes are written.
     Raises: CheckpointError or ConfigError for what is wrong with the run, HuggingFaceError for what is wrong with the
-        target, each with one line.
+        target, each with one line; UserError for a dtype that does not exist.
     """
     opened = open_checkpoint(checkpoint)
     model, state, pieces = opened.model, opened.state, opened.pieces

@@ -177,12 +177,14 @@ def test_inspect_verifies_every_byte_of_an_expansion(expansion, capsys):
 def test_inspect_says_that_nothing_can_be_verified(reference, expansion, capsys):
     published = reference / "tiny" / "interns1"
     assert main(["inspect", str(published), "--verify"]) == 1
-    said = f"verify      there is no {published / 'manifest.json'}, so the files have no hashes to compare with"
-    assert capsys.readouterr().out.splitlines()[-1] == said
+    remedy = "inspect it without --verify\n"
+    said = f"error: {published} has no manifest.json, so its files have no hashes to compare with; {remedy}"
+    assert capsys.readouterr().err == said
     manifest = expansion / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
     assert main(["inspect", str(expansion), "--verify"]) == 1
-    assert f"verify      {manifest} does not match its own hash, so its hashes cannot be" in capsys.readouterr().out
+    said = f"error: {manifest} does not match its own hash, so its hashes cannot be relied on; {remedy}"
+    assert capsys.readouterr().err == said
 
 
 def test_inspect_verifies_a_training_checkpoint(run, tmp_path, capsys):

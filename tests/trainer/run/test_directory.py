@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from trainer import __main__ as entry
+from trainer.config import coerce
 from trainer.config.compose import compose, load
 from trainer.config.errors import ConfigError
-from trainer.config.keys import config_hash, defining_values
+from trainer.config.keys import BEFORE, Config, config_hash, defining_values
+from trainer.config.run_files import read_start
 from trainer.run.directory import RunDir, choose, differences, finished_line, hold, last_step, prepare
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -154,11 +156,11 @@ def test_a_run_from_before_init_from_has_its_name_and_resumes():
     file.write_text(text.replace("  init_from: null\n", ""))
     assert choose(cfg) == RunDir(run.path, "resume", 100)
     fault = refusal(toy("checkpoint.init_from=there", f"run.dir={run.path}"))
-    assert fault.allowed == ["checkpoint.init_from: (missing) -> there"]
+    assert fault.allowed == ["checkpoint.init_from: null -> there"]
     other = start(toy("checkpoint.init_from=there"))
     assert other.path != run.path
     save(other, 100)
-    assert refusal(toy(f"run.dir={other.path}")).allowed == ["checkpoint.init_from: there -> (missing)"]
+    assert refusal(toy(f"run.dir={other.path}")).allowed == ["checkpoint.init_from: there -> null"]
 
 
 def test_a_run_directory_of_an_earlier_version_is_resumed_or_refused_by_key():
@@ -171,10 +173,22 @@ def test_a_run_directory_of_an_earlier_version_is_resumed_or_refused_by_key():
     file.write_text(text.replace("\ndata:\n", "\ndata:\n  weights: {}\n"))
     assert choose(toy()) == RunDir(run.path, "resume", 100)
     fault = refusal(toy("train.objective=contrastive", f"run.dir={run.path}"))
-    assert fault.allowed == ["train.objective: (missing) -> contrastive"]
+    assert fault.allowed == ["train.objective: next_token -> contrastive"]
     file.write_text(text.replace("\ndata:\n", "\ndata:\n  weights: {prose: 1.0}\n"))
     fault = refusal(toy(f"run.dir={run.path}"))
     assert (fault.where, fault.allowed) == ("run.dir", ["data.weights.prose: 1.0 -> (missing)"])
+
+
+def test_a_key_that_an_older_run_lacks_has_its_default():
+    run = start(toy())
+    file = run.path / "config.yaml"
+    text = file.read_text()
+    assert "\n  seed: 0\n" in text
+    file.write_text(text.replace("\n  seed: 0\n", "\n"))
+    assert choose(toy()).status == "resume"
+    assert refusal(toy("train.seed=3", f"run.dir={run.path}")).allowed == ["train.seed: 0 -> 3"]
+    defaults = coerce.flatten(coerce.defaults(Config), coerce.keys(Config))
+    assert {key: defaults[key] for key in BEFORE} == BEFORE
 
 
 def test_an_empty_directory_is_taken_and_one_of_something_else_refused():
@@ -184,7 +198,14 @@ def test_an_empty_directory_is_taken_and_one_of_something_else_refused():
     Path("home/thesis.tex").write_text("")
     assert (refusal(toy("run.dir=home")).where, refusal(toy("run.dir=home")).value) == ("run.dir", "home")
     Path("home/config.yaml").write_text("a: [")
-    assert refusal(toy("run.dir=home")).where == "home/config.yaml"
+    fault = refusal(toy("run.dir=home"))
+    assert (fault.where, fault.allowed) == ("home/config.yaml", "restore it, or use another run.dir")
+    for text, why in (("", "is empty"), ("# nothing\n", "is empty"), ("- a\n", "cannot be read (no keys at the top)")):
+        Path("home/config.yaml").write_text(text)
+        assert refusal(toy("run.dir=home")).text == f"home/config.yaml {why}; {fault.allowed}"
+        with pytest.raises(ConfigError) as caught:
+            read_start(Path("home"))
+        assert str(caught.value) == f"home/config.yaml {why}; {fault.allowed}"
     Path("home/config.yaml").write_text("model: toy\n")
     assert "model.vocab_size: (missing) -> 4096" in refusal(toy("run.dir=home")).allowed
 
@@ -224,6 +245,23 @@ def test_an_unwritable_directory_is_one_line_and_exit_code_2(capsys):
     assert entry.main(["recipe=toy", "run.dir=/proc/run"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: run.dir=/proc/run cannot be written")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"status": "new"}'])
+def test_a_bad_run_directory_file_is_one_line(content, capsys):
+    if content is not None:
+        Path("run.json").write_text(content)
+    assert entry.main(["recipe=toy", "--run-directory", "run.json"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --run-directory run.json cannot be read (")
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "abc"), ("RANK", "-1"), ("WORLD_SIZE", "0")])
+def test_a_bad_rank_or_world_size_is_one_line(name, value, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    assert entry.main(["recipe=toy"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {name}={value}: use a whole number")
 
 
 def test_differences_name_keys_of_either_side():

@@ -13,6 +13,9 @@ def validate(cfg: Config, world_size: int) -> list[Fault]:
 
     Pure: does not look at devices, files or the environment.
     """
+    if world_size < 1:
+        allowed = "a whole number, 1 or more"
+        return [Fault(f"WORLD_SIZE={world_size}: use {allowed}", "WORLD_SIZE", world_size, allowed)]
     flat = coerce.flatten(coerce.to_dict(cfg), coerce.keys(Config))
     faults = ranges.unknown_choices(flat)
     out_of_range = ranges.out_of_range(flat)

@@ -74,7 +74,8 @@ def plan_upcycle(
     Args:
         dtype: dtype of the text model. "source" keeps each tensor's; otherwise as in `export`.
         counts, progress: as in `place_copies`.
-    Raises: UpcycleError; HuggingFaceError if the directory is incomplete or not one model.
+    Raises: UpcycleError; HuggingFaceError if the directory is incomplete or not one model;
+        UserError for a dtype that does not exist.
     """
     old = source.model
     check(old, expansion)
