@@ -4,7 +4,7 @@ from functools import cache, lru_cache
 
 from trainer.corpora.science.draw import Draw
 from trainer.corpora.science.names import opening
-from trainer.corpora.science.records import PLURAL_UNIT, Property, Record, Table, article
+from trainer.corpora.science.records import PLURAL_UNIT, Property, Record, Table, article, with_article
 
 
 def of_record(record: Record, table: Table) -> dict[str, str]:
@@ -30,13 +30,15 @@ def _of_record(name: str, called: str, thing: str, things: str, heading: str, au
 @cache
 def _of_property(prop: Property) -> dict[str, str]:
     """The fields that need no record. Those that would not read well are left out: nothing has "a number of rings of
-    2", and no answer is given "in amino acids"."""
+    2", no class "is permanent magnet", and no answer is given "in amino acids"."""
     full, label = prop.label_here, prop.label
     are = ("are", "they", "They") if prop.plural else ("is", "it", "It")
     fields = {"label": label, "full": full, "condition": f" {prop.condition}" if prop.condition else ""}
     fields |= {"Label": capital(label), "Full": capital(full)}
-    fields |= dict(zip(("is", "it", "It"), are, strict=True))
-    if not prop.counted[0]:
+    fields["whose"] = f"for which the {full}" if prop.possessive else f"whose {full}"
+    if not prop.classed:
+        fields |= dict(zip(("is", "it", "It"), are, strict=True))
+    if not prop.counted[0] and not prop.classed:
         its = prop.possessive or f"its {label}"
         fields |= {"its": f"{its} {prop.condition}".rstrip(), "Its_label": capital(its)}
         fields["Its"] = capital(fields["its"])
@@ -52,14 +54,20 @@ def of_value(record: Record, table: Table, key: str, draw: Draw) -> dict[str, st
     called = record.in_sentence
     fields = of_record(record, table) | _of_property(prop)
     fields |= {"of": prop.of_name(called), "value": prop.written(value)}
+    fields["noun"] = with_article(value) if prop.classed else fields["value"]
     several = len(prop.all_predicates)
     which = draw.below(several, "predicate") if several > 1 else 0
     if prop.counted[0]:
         fields["predicate"] = prop.predicate(value)
         fields["before_value"], fields["after_value"] = "has", f" {prop.counted[value != '1']}"
+    elif prop.classed:
+        fields["predicate"] = prop.predicate(value)
+        fields["before_value"], fields["after_value"] = fields["predicate"].removesuffix(f" {value}"), ""
     elif several:
         fields["predicate"] = prop.predicate(value, which)
         fields["before_value"], _, fields["after_value"] = prop.all_predicates[which].partition(" {value}")
+    if prop.part[0]:
+        fields |= {"part": prop.part[0], "part_value": prop.part[1].replace("{value}", prop.written(value))}
     if prop.questions:
         fields["question"] = draw.one_of(prop.questions, "question").replace("{called}", called)
     return fields

@@ -105,6 +105,8 @@ class _Prose:
             templates: Sequence[str]
             if prop.several:
                 templates = phrases.ONE_OF_SEVERAL_FIRST if first else phrases.ONE_OF_SEVERAL
+            elif prop.classed and first:
+                templates = phrases.CLASSED_FIRST
             elif prop.happened:
                 templates = phrases.DATED_FIRST if first else phrases.DATED
             elif first:

@@ -8,9 +8,12 @@ Fields, as for the melting point of toluene:
     {full}       {label}{condition}                    {predicate}  melts at 178.1 K
     {its}        its {full}                            {a_label}    a melting point
     {value}      178.1 K                               {unit}       K
+    {noun}       178.1 K, a permanent magnet
     {is}         is, are for a plural label             {it}         it, they
     {superior}   has the highest melting point          {superlative} with the highest melting point
     {thing}      compound ({things}: compounds)        {authority}  the CRC Handbook of Chemistry and Physics
+    {whose}      whose melting point, for which the mass of the most common isotope
+    {part}       most common isotope                   {part_value} a mass of 207.976636 u
     {Heading}    Name, the head of a column of names   {Title}      Toluene, Bohr radius
 
 A field with a capital, such as {Its}, is the same at the start of a sentence.
@@ -42,7 +45,7 @@ def usable(templates: Sequence[str], words: Iterable[str]) -> tuple[int, ...]:
 def fill(template: str, words: Mapping[str, str]) -> str:
     """The template with its fields. A value that ends with a period, such as `Vibrio sp.`, ends a sentence with it."""
     text = template.format(**words)
-    for field in ("value", "also", "called"):
+    for field in ("value", "noun", "also", "called"):
         if words.get(field, "").endswith("."):
             text = text.replace(words[field] + ".", words[field])
     return text
@@ -72,10 +75,11 @@ FIRST = (
     "{Opening} {predicate}.",
     "According to {authority}, the {of} {is} {value}.",
     "{Opening} {predicate}, according to {authority}.",
+    "{Opening}'s {part} has {part_value}.",
 )
 FIRST_MEASURED = (
     "The reported {of} is {value}.",
-    "{A_label} of {value}{condition} has been reported for {called}.",
+    "The {full} reported for {called} is {value}.",
     "{Opening} is reported to have {a_label} of {value}{condition}.",
 )
 FIRST_PAIR = "{Opening} {predicate} and {also}."
@@ -86,9 +90,9 @@ STATEMENTS = (
     "{Its_label} {is} {value}{condition}.",
     "It {predicate}.",
     "The {full} {is} {value}.",
+    "Its {part} has {part_value}.",
 )
 MEASURED = (
-    "{A_label} of {value} has been reported{condition}.",
     "{Its} is reported as {value}.",
     "The reported {full} is {value}.",
     "The {full} is given as {value}.",
@@ -103,6 +107,8 @@ TEXT_STATEMENTS = (
 # One value where others are possible, such as an alternative name.
 ONE_OF_SEVERAL_FIRST = ("{Opening} {predicate}.", "{A_label} of {called} is {value}.")
 ONE_OF_SEVERAL = ("It {predicate}.", "{A_label} is {value}.")
+# A class of the thing.
+CLASSED_FIRST = ("{Opening} {predicate}.", "The {thing} {called} {predicate}.")
 # A year in which something happened to the thing.
 DATED_FIRST = ("{Opening} {predicate}.", "The {of} is {value}.")
 DATED = ("It {predicate}.",)
@@ -164,12 +170,12 @@ SOURCE_HINTS = (
 )
 ANSWERS = (
     *("{value}", "{value}", "The {of} {is} {value}.", "{It} {is} {value}."),
-    *("{Opening} {predicate}.", "{Its} {is} {value}.", "The answer is {value}."),
+    *("{Opening} {predicate}.", "{Its} {is} {value}.", "The answer is {noun}."),
 )
 WHOSE = (
     "Which {thing} {predicate}?",
     "Name the {thing} that {predicate}.",
-    "Identify the {thing} whose {full} is {value}.",
+    "Identify the {thing} {whose} {is} {value}.",
     "What is the name of the {thing} that {predicate}?",
     "The {full} of {a_thing} is {value}. Which {thing} is it?",
     "{A_thing} {predicate}. What is it?",
@@ -220,8 +226,9 @@ CHOICE_OF_NAME = (
     "Which {thing} {predicate}?",
     "One of these {things} {predicate}. Which one?",
     "Find the {thing} that {predicate}.",
-    "The {of_one} is {value}. Which one is it?",
-    "Identify the {thing} whose {full} is {value}.",
+    "The {of_one} {is} {value}. Which one is it?",
+    "For which of these {things} does the {part} have {part_value}?",
+    "Identify the {thing} {whose} {is} {value}.",
 )
 LABELS = (  # an option with its mark, and the mark in an answer
     ("{letter}. {option}", "{letter}"),
@@ -234,7 +241,7 @@ LABELS = (  # an option with its mark, and the mark in an answer
 )
 CHOICE_ANSWERS = (
     *("{mark}", "{mark}", "The answer is {mark}.", "{line}", "{line}"),
-    *("The correct answer is {mark}.", "The correct option is {mark}: the {of} is {value}."),
+    *("The correct answer is {mark}.", "The correct option is {mark}: the {of} {is} {value}."),
 )
 
 # Ranking. The list follows in the form of LISTS.

@@ -1,7 +1,7 @@
 """Structured records: named things with properties, whose values are kept as the characters of their source.
 
-A number is never parsed and printed again: `454.10` stays `454.10`, so its digits, precision and unit in any text are
-those of the source.
+A number is never rounded: `454.10` stays `454.10`, so its digits, precision and unit in any text are those of the
+source.
 """
 
 import math
@@ -18,6 +18,7 @@ PER_GROUP = 64  # records; enough for distractors of similar magnitude, few enou
 MIN_GROUPS = 4  # even for a small source, so that it has groups to hold out
 DAMAGED = re.compile(r"[abeg]-[a-z]{3}")  # a name that lost its Greek letter: "e-metal", "b-carotene"
 PLURAL_UNIT = re.compile(r"(?<![A-Z])\b[a-z]{2,}[^us]s$(?<!siemens)(?<!celsius)")  # "amino acids", "years"
+PLURAL_NOUN = re.compile(r"[a-z]{2}[^ius\W]s$")  # "magnets", and not "glass", "corpus" or "basis"
 SAID_AS_WORDS = {"SMILES", "NIST", "NASA", "FASTA"}
 SAID_WITH_A_CONSONANT = re.compile(r"uni(?!m|n)|u[st][aeiu]|eu|one\b|ura|ubi")
 SAID_WITH_A_VOWEL = re.compile(r"hour|hono|heir")
@@ -41,7 +42,9 @@ class Property:
     identifies: bool = False  # a text that belongs to one thing, so that a task may ask for the thing
     asked: bool = True  # in tasks; False where the value is only a catalogue number
     counted: tuple[str, str] = ("", "")  # ("ring", "rings") for a number of rings
-    had: bool = True  # False for a text that nothing "has": a thing is of a class
+    had: bool = True  # False where nothing "has a LABEL of" the value: "the molecule type is DNA"
+    classed: bool = False  # a thing "is classed as a VALUE"
+    part: tuple[str, str] = ("", "")  # what of the thing has what: ("most common isotope", "a mass of {value}")
     possessive: str = ""  # in place of "its LABEL": "the mass of its most common isotope"
     plural: bool = False  # "keywords"
     several: bool = False  # "an alternative name", as there may be others
@@ -79,7 +82,9 @@ class Property:
     @cached_property
     def all_predicates(self) -> tuple[str, ...]:
         """The predicates with their conditions, {value} left open."""
-        if not self.number and not self.had and not self.predicates:
+        if self.classed:
+            return ("is classed as {value}",)
+        if not self.had and not self.predicates:
             return ()
         condition = f" {self.condition}" if self.condition else ""
         usual = f"has {self.article} {self.label} of {{value}}" if self.number else f"has the {self.label} {{value}}"
@@ -89,6 +94,8 @@ class Property:
         """`has a melting point of 454.10 K`, `has 2 rings`."""
         if self.counted[0]:
             return f"has {value} {self.counted[value != '1']}"
+        if self.classed:
+            return f"is classed as {with_article(value)}"
         predicates = self.all_predicates
         return predicates[which % len(predicates)].replace("{value}", self.written(value))
 
@@ -101,6 +108,11 @@ def article(noun: str) -> str:
     if SAID_WITH_A_CONSONANT.match(word.lower()):
         return "a"
     return "an" if word[:1].lower() in "aeiou" or SAID_WITH_A_VOWEL.match(word.lower()) else "a"
+
+
+def with_article(phrase: str) -> str:
+    """`permanent magnet` -> `a permanent magnet`; a plural, such as `stainless steels`, takes no article."""
+    return phrase if PLURAL_NOUN.search(phrase) else f"{article(phrase)} {phrase}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ class Table:
     things: str  # "compounds"
     properties: Mapping[str, Property]
     records: Sequence[Record]
-    authority: str = ""  # a noun phrase, such as "the JANAF tables of 1998": tables differ in their values
+    authority: str = ""  # a noun phrase, such as "the 1998 JANAF tables": tables differ in their values
     heading: str = "name"  # of a column with the names
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of values or records
 

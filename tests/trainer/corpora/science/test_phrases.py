@@ -26,6 +26,15 @@ PROPERTIES = {
     "age": Property("age", unit="years", extremes=("smallest", "largest")),
     "smiles": Property("SMILES string", number=False, quoted=True, identifies=True),
     "organism": Property("organism", number=False, predicates=("comes from {value}",)),
+    "isotope": Property(
+        "mass of the most common isotope",
+        unit="u",
+        had=False,
+        measured=False,
+        possessive="the mass of its most common isotope",
+        part=("most common isotope", "a mass of {value}"),
+    ),
+    "class": Property("class", number=False, classed=True),
     "x": Property("X-ray density", unit="kg/m^3"),
 }
 VALUES = {
@@ -36,13 +45,19 @@ VALUES = {
     "age": "1",
     "smiles": "C#N",
     "organism": "Vibrio sp.",
+    "isotope": "207.98",
+    "class": "amine",
 }
 RECORDS = (
     Record("1", "aniline", VALUES),
     Record(
         "2", "toluene", {**VALUES, "rings": "2", "age": "13", "mp": "0", "hf0": "-1.2e-30", "x": "-0.00000000000000001"}
     ),
-    Record("3", "n-hexane", {"hf": "-5", "hf0": "-6.022e23", "hfl": "1", "organism": "Homo sapiens", "mp": "0.0010"}),
+    Record(
+        "3",
+        "n-hexane",
+        {"class": "alkane", "hf": "-5", "hf0": "-6.022e23", "hfl": "1", "organism": "Homo sapiens", "mp": "0.0010"},
+    ),
     Record("4", "(±)-2-butanol", {"hf": "1", "hfl": "2", "smiles": "CC(O)CC", "mp": "350"}),
     Record(
         "5",
@@ -51,11 +66,11 @@ RECORDS = (
     ),
     Record("6", "Bohr radius", {"n": "5.29e-11", "mp": "500"}, called="the Bohr radius"),
     Record("7", "CCO", {"rings": "0", "x": "1", "n": "2.5", "mp": "300"}, called='the molecule with SMILES "CCO"'),
-    Record("8", "mp-149", {"organism": "E. coli"}),
+    Record("8", "mp-149", {"organism": "E. coli", "class": "semiconductors"}),
 )
 TABLE_KINDS = (
     Table("plain", "compound", "compounds", PROPERTIES, RECORDS),
-    Table("sourced", "alloy", "alloys", PROPERTIES, RECORDS, "the survey of 2024", heading="alloy"),
+    Table("sourced", "alloy", "alloys", PROPERTIES, RECORDS, "the 2024 survey", heading="alloy"),
 )
 MADE = [(table, record) for table in TABLE_KINDS for record in table.records]
 
@@ -105,6 +120,7 @@ SENTENCES = {
     name: getattr(phrases, name)
     for name in (
         *("OPENINGS", "OPENINGS_FOR_SEVERAL", "FIRST", "FIRST_MEASURED", "STATEMENTS", "MEASURED", "TEXT_STATEMENTS"),
+        "CLASSED_FIRST",
         *("SEVERAL_FIRST", "SEVERAL", "SHARED_FIRST", "SHARED", "SOURCES", "QUESTIONS", "WHOSE", "CHOICE_OF_VALUE"),
         *("CHOICE_OF_NAME", "EXTREMES", "RANKINGS"),
     )

@@ -9,7 +9,7 @@ COLUMNS = """\
 name: alloy
 key: id
 thing: alloy
-authority: the survey of 2024
+authority: the 2024 survey
 properties:
   mp: {label: melting point, unit: K}
   kind: {label: kind, text: true}
@@ -37,7 +37,7 @@ def test_cells_are_kept_as_they_are_written(tmp_path: Path, columns: Path) -> No
             ("a1", "red brass", {"mp": "1.2030e3", "kind": "copper, zinc"}),
             ("a2", "invar", {"kind": "iron"}),
         ]
-        assert (table.thing, table.things, table.authority) == ("alloy", "alloys", "the survey of 2024")
+        assert (table.thing, table.things, table.authority) == ("alloy", "alloys", "the 2024 survey")
         assert table.properties["mp"].written("1.2030e3") == "1.2030e3 K"
         assert not table.properties["kind"].number
 

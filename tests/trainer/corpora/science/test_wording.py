@@ -7,7 +7,7 @@ import pytest
 
 from trainer.corpora.science.names import with_capitals
 from trainer.corpora.science.records import Property, Record, Table
-from trainer.corpora.science.tables import chemistry, plausible, pubchem, sequences
+from trainer.corpora.science.tables import chemistry, constants, plausible, pubchem, sequences
 from trainer.corpora.science.tables.formulas import usual
 from trainer.corpora.science.tables.user_files import read_table
 from trainer.corpora.science.texts import Text, texts
@@ -186,3 +186,73 @@ def test_isotopes_are_lighter_or_heavier() -> None:
     found = "".join(text.text for text in made(table_of(isotope, [f"{n + 20}.5" for n in range(12)])))
     assert "heaviest most common isotope" in found
     assert "highest mass of" not in found
+
+
+def test_a_class_takes_an_article_by_its_number(tmp_path: Path) -> None:
+    kinds = ("permanent magnet", "alloy", "stainless steels", "glass")
+    rows = "\n".join(f"thing {letter},{kinds[place % 4]}" for place, letter in enumerate(LETTERS))
+    (tmp_path / "a.csv").write_text(f"name,class\n{rows}\n")
+    (tmp_path / "a.yaml").write_text("name: name\nproperties: {class: {label: class, text: true}}\n")
+    found = "".join(text.text for text in made(read_table(tmp_path / "a.csv", tmp_path / "a.yaml")))
+    for phrase in ("a permanent magnet", "an alloy", "stainless steels", "a glass"):
+        assert f"is classed as {phrase}." in found
+    assert "ts class is" not in found
+    assert not {f"is {kind}" for kind in kinds if f"is {kind}" in found} - {"is stainless steels"}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        *(("0.000000042e-28", "4.2e-36"), ("0.0000000020e-3", "2.0e-12"), ("6.6446573450e-27", "6.6446573450e-27")),
+        *(("-12.5e3", "-1.25e4"), ("0.0005e-3", "5e-7"), ("0.00000017", "0.00000017"), ("(exact)", "(exact)")),
+    ],
+)
+def test_an_exponent_follows_one_digit_before_the_point(written: str, expected: str) -> None:
+    assert constants.normalised(written) == expected
+
+
+def test_a_mass_is_that_of_the_isotope_alone() -> None:
+    isotope, atomic = (chemistry.ELEMENT[key] for key in ("most common isotopic mass", "atomic number"))
+    values = [{"x": f"{n + 20}.5", "y": str(n + 10)} for n in range(12)]
+    records = [Record(f"k{n}", f"thing {LETTERS[n]}", values[n]) for n in range(12)]
+    found = "".join(t.text for t in made(Table("made", "element", "elements", {"x": isotope, "y": atomic}, records)))
+    assert "Thing a's most common isotope has a mass of 20.5 u." in found
+    assert "Its most common isotope has a mass of 2" in found
+    assert "For which of these elements does the most common isotope have a mass of 2" in found
+    for phrase in ("has a most common", " u and an atomic number", "whose mass of", "and a mass of"):
+        assert phrase not in found
+
+
+@pytest.mark.parametrize(
+    ("line", "unit"),
+    [
+        ("C2H6O\t46\tCCO\tC2H6O/c1-2-3/h3H,2H2,1H3", "molecule"),
+        ("CH3NO2\t61\tC[N+](=O)[O-]\tCH3NO2/c1-2(3)4/h1H3", "molecule"),
+        ("ClNa\t58\t[Na+].[Cl-]\tClH.Na/h1H;/q;+1/p-1", "formula unit"),
+        ("C2H3O2\t59\tCC(=O)[O-]\tC2H4O2/c1-2(3)4/h1H3,(H,3,4)/p-1", "formula unit"),
+        ("CSi\t40\t[C-]#[Si+]\tCSi/c1-2", "formula unit"),
+        ("C4H10Zn\t123\tCC[Zn]CC\tC4H10Zn/c1-3-5-4-2/h3-4H2,1-2H3", "formula unit"),
+    ],
+)
+def test_atoms_are_counted_in_a_molecule_or_a_formula_unit(line: str, unit: str) -> None:
+    values = pubchem.parse_record(f"1\t1-1-1\t{line}\tA-B\tsome name\tsome name\t").values
+    (key,) = {"atoms", "atoms of molecule"} & values.keys()
+    assert f"atoms per {unit}" in pubchem.IDENTITY[key].predicate("2 carbon atoms")
+
+
+def test_a_name_in_another_language_is_left_out() -> None:
+    line = "1\t1-1-1\tC7H6O3\t138\tCC\tI\tA-B\t4-oxidanylbenzoic acid\t"
+    assert pubchem.parse_record(line + "p-oxybenzoesaure [german]\tparaben acid").name == "paraben acid"
+    found = pubchem.parse_record(line + "paraben acid\tacide hydroxybenzoique [inn-french]\tparaben base")
+    assert found.values["other"] == "paraben base"
+
+
+def test_a_condition_goes_with_the_label_of_a_reported_value() -> None:
+    gibbs = chemistry.THERMOCHEMISTRY["Gfg"]
+    found = "".join(t.text for t in made(table_of(gibbs, [f"{-1000 * (n + 1)}" for n in range(12)])))
+    assert "eported standard Gibbs energy of formation of thing a in the gas phase at 298.15 K is -1000 J/mol." in found
+    assert "has been reported" not in found
+
+
+def test_a_year_precedes_the_noun_of_an_authority() -> None:
+    assert chemistry.JANAF == "the 1998 JANAF Thermochemical Tables"

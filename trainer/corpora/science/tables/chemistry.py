@@ -48,7 +48,7 @@ ACTIVE = {
         unit="J/mol",
         measured=False,
         possessive="the uncertainty of its gas-phase enthalpy of formation",
-        predicates=("has a gas-phase enthalpy of formation with an uncertainty of {value}",),
+        had=False,
         extremes=SIZES,
     ),
 }
@@ -99,7 +99,8 @@ ELEMENT = {
         unit="u",
         measured=False,
         possessive="the mass of its most common isotope",
-        predicates=("has a most common isotope with a mass of {value}",),
+        had=False,
+        part=("most common isotope", "a mass of {value}"),
         superlatives=("the lightest most common isotope", "the heaviest most common isotope"),
     ),
 }
@@ -118,7 +119,7 @@ HALOGENS = re.compile(r"(?:F|Cl|Br|I)(\d?)")
 CHARGED = re.compile(r"^\[([A-Z][a-z]?)\]([+-])(\d)$")  # "[He]+2" -> "He2+"
 FLOAT_NOISE = re.compile(r"0{6,}\d$|9{6,}\d?$")  # of arithmetic on the tables: "-128461.00000000001"
 CRC = "the CRC Handbook of Chemistry and Physics"
-JANAF = "the JANAF Thermochemical Tables of 1998"
+JANAF = "the 1998 JANAF Thermochemical Tables"
 
 
 def _name(entry: str) -> str:

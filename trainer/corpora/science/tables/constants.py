@@ -29,13 +29,14 @@ def constants() -> list[Table]:
     """One table with a property for each unit, so that only constants of the same unit are compared.
 
     The source writes digits in groups of three; the spaces between the groups are dropped, so that a value reads as one
-    number. Values with endless digits ("1.054 571 817...") are left out.
+    number, and a number with an exponent gets a single digit before its point (`normalised`). Values with endless
+    digits ("1.054 571 817...") are left out.
     """
     source = "".join(path.read_text(encoding="utf-8") for _, path in constant_files())
     properties, records = {}, []
     for line in _text(source).splitlines():
         name, value, uncertainty, unit = (line[column].strip() for column in COLUMNS)
-        value, uncertainty = value.replace(" ", ""), uncertainty.replace(" ", "")
+        value, uncertainty = normalised(value.replace(" ", "")), normalised(uncertainty.replace(" ", ""))
         if number(value) is None:
             continue
         properties[f"value {unit}"] = Property("CODATA 2022 value", unit=unit, measured=False)
@@ -47,6 +48,17 @@ def constants() -> list[Table]:
             values[f"uncertainty {unit}"] = uncertainty
         records.append(Record(name, _in_full(name), values, called=f"the {_in_full(name)}"))
     return [Table("CODATA 2022", "constant", "constants", properties, records)]
+
+
+def normalised(text: str) -> str:
+    """`0.000000042e-28` -> `4.2e-36`: the same digits, with one before the point. Other texts as they are."""
+    value = number(text)
+    if "e" not in text or not value:
+        return text
+    sign, digits, exponent = value.as_tuple()
+    first, *rest = map(str, digits)
+    point = "." if rest else ""
+    return f"{'-' * sign}{first}{point}{''.join(rest)}e{int(exponent) + len(rest)}"
 
 
 def _in_full(name: str) -> str:

@@ -16,10 +16,13 @@ ELEMENTS = {
     "Fe": "iron", "Cu": "copper", "Zn": "zinc", "Hg": "mercury", "Sn": "tin", "Pb": "lead", "As": "arsenic",
     "Se": "selenium", "Co": "cobalt", "Ni": "nickel", "Pt": "platinum", "Au": "gold", "Ag": "silver",
 }  # fmt: skip
+NON_METALS = {"C", "H", "N", "O", "S", "P", "F", "Cl", "Br", "I", "Si", "B", "As", "Se"}
 WORD = re.compile(r"[a-z]{3}")
 NO_NAME = re.compile(  # catalogue numbers, formulas, polymers and scrambled entries
     r"^agn-pc|^[a-z]{1,10}[- ]?\d{3,}|^ac1\w{5}$|^ctk\w+$|^\d+-\d\d-\d|[0-9a-f]{8}-|_\d|\.p\d|"
     r"[\\@$#%&?!=<>_{}~|;]|\d[a-z]\d[a-z]\d|polymer|"
+    r"\[[^\]]*\b(?:german|french|dutch|polish|latin|russian|czech|japanese|italian|spanish|portugu?ese|chinese|"
+    r"romanian|swedish|danish|hungarian|dcit)\b[^\]]*\]|"  # names in other languages
     r"\.equiv\.|\((?:tn|usan|inn|ban|jan|nf|usp)\)"
 )
 INDEX_ENTRY = re.compile(r"-, |-$|, \S+-$|\(\d+ci|, (?:\S+ )*(?:ester|acid)\b")  # "benzene, 1-hexynyl-"
@@ -44,6 +47,12 @@ IDENTITY = {
         number=False,
         predicates=("contains {value} per formula unit",),
         questions=("How many atoms of each element does one formula unit of {called} contain?",),
+    ),
+    "atoms of molecule": Property(
+        "atomic composition",
+        number=False,
+        predicates=("contains {value} per molecule",),
+        questions=("How many atoms of each element does one molecule of {called} contain?",),
     ),
     "inchi": Property("InChI", number=False, quoted=True, identifies=True),
     "cas": Property("CAS registry number", number=False, asked=False),
@@ -100,11 +109,21 @@ def parse_record(line: str) -> Compound:
         values["systematic"] = with_capitals(systematic)
     if synonyms := [other for other in spoken if not (_same(other, name) or _same(other, systematic))]:
         values["other"] = _spelled(synonyms[0])
-    atoms = [(ELEMENTS.get(symbol), count or "1") for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*)", formula)]
+    counts = re.findall(r"([A-Z][a-z]?)(\d*)", formula)
+    atoms = [(ELEMENTS.get(symbol), count or "1") for symbol, count in counts]
     if len(atoms) > 1 and all(element for element, _ in atoms):
         *most, last = [f"{count} {element} {'atom' if count == '1' else 'atoms'}" for element, count in atoms]
-        values["atoms"] = f"{', '.join(most)} and {last}"
+        molecular = _molecular({symbol for symbol, _ in counts}, smiles, inchi)
+        values["atoms of molecule" if molecular else "atoms"] = f"{', '.join(most)} and {last}"
     return Compound(key.split("-")[0], _spelled(name), values)
+
+
+def _molecular(elements: set[str], smiles: str, inchi: str) -> bool:
+    """True if a compound certainly consists of molecules: a single neutral component of non-metals. Those that may be
+    network solids, such as SiC and SiO2, have neither hydrogen nor a halogen."""
+    if "." in smiles or "." in inchi or ";" in inchi or re.search(r"/[qp]", inchi) or not elements <= NON_METALS:
+        return False
+    return bool(elements & {"H", "F", "Cl", "Br", "I"}) or elements <= {"C", "N", "O", "S"}
 
 
 def _spelled(name: str) -> str:

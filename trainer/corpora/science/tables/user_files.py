@@ -32,15 +32,15 @@ def read_table(path: Path, columns: Path) -> Table:
         key: cas                # the column that all records of one thing share; the name if not given
         thing: compound         # the word for such a thing
         things: compounds       # and its plural
-        authority: the survey of 2024      # optional: the source of the values
+        authority: the 2024 survey         # optional: the source of the values
         properties:             # column -> its meaning
           mp: {label: melting point, unit: K}
           hv: {label: Vickers hardness, condition: at room temperature}
           smiles: {label: SMILES string, text: true, quoted: true, identifies: true}
 
     A property is a number unless `text: true`; one with the label `year of introduction` is a date: a thing "was
-    introduced in 1962". An empty cell is a missing value. Raises DataError with the line and
-    the column.
+    introduced in 1962". A text with the label `class` is a noun: a thing "is classed as a permanent magnet". An empty
+    cell is a missing value. Raises DataError with the line and the column.
     """
     mapping = _mapping(columns)
     properties = {column: _property(columns, column, given) for column, given in mapping["properties"].items()}
@@ -142,6 +142,9 @@ def _property(path: Path, column: str, given: object) -> Property:
             extremes=("earliest", "most recent"),
             **flags,
         )
+    if label == "class" and text and not condition and not unit:
+        questions = ("What class does {called} belong to?", "How is {called} classed?")
+        return Property(label, number=False, classed=True, questions=questions, **flags)
     return Property(label, condition, unit, number=not text, had=not text or flags.get("identifies", False), **flags)
 
 
