@@ -124,8 +124,10 @@ def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(tmp_path, mo
         write_directory(tmp_path / "out", [huge], CONFIG)
     free = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(write.shutil, "disk_usage", lambda place: free)
-    with pytest.raises(HuggingFaceError, match="not enough disk space"):
+    with pytest.raises(HuggingFaceError) as refused:
         write_directory(tmp_path / "out", bundles(tensors()), CONFIG)
+    assert (refused.value.where, refused.value.value) == (str(tmp_path / "out"), 100)
+    assert refused.value.allowed > 100
     assert list(tmp_path.iterdir()) == []
 
 
