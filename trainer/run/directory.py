@@ -156,7 +156,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    """The directory's configuration, by dotted keys; a key that it lacks, being older, has its default."""
+    """The directory's configuration, by dotted keys; keys that its time did not have yet are as `BEFORE` says."""
     try:
         stored = read_tree(path / CONFIG_FILE)
     except FileNotFoundError:
@@ -164,7 +164,7 @@ def _stored(path: Path) -> dict[str, Any]:
         allowed = "a new or an empty directory"
         raise ConfigError(f"{text}; use {allowed}", where="run.dir", value=str(path), allowed=allowed) from None
     known = coerce.keys(Config)
-    return {**coerce.flatten(coerce.defaults(Config), known), **BEFORE, **coerce.flatten(stored, known)}
+    return {**BEFORE, **coerce.flatten(stored, known)}
 
 
 def _differences(cfg: Config, stored: Mapping[str, Any], kind: Literal["fixed", "named"]) -> list[str]:
