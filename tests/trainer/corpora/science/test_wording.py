@@ -163,7 +163,7 @@ def test_whole_numbers_have_no_spurious_digit(tables: list[Table]) -> None:
 
 
 def test_a_density_has_its_conditions() -> None:
-    assert chemistry.PHYSICAL["rho"].of_name("iron") == "density of iron near room temperature"
+    assert chemistry.PHYSICAL["rho"].of_name("iron") == "density of iron"
 
 
 def test_a_damaged_name_and_a_repeated_task_are_left_out() -> None:

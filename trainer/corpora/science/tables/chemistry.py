@@ -68,9 +68,9 @@ PHYSICAL = {
             "What is the boiling temperature of {called} at atmospheric pressure?",
         ),
     ),
-    # The Handbook gives these "near room temperature" where it gives no other; the package's table has no temperatures.
-    "rho": Property("density", "near room temperature", "kg/m^3"),
-    "RI": Property("refractive index", "near room temperature"),
+    # No condition: the package's table leaves out the temperatures of the Handbook, some far above room temperature.
+    "rho": Property("density", "", "kg/m^3"),
+    "RI": Property("refractive index", ""),
 }
 PHASE_CHANGE = {
     "Hfus": Property("enthalpy of fusion", "at the melting point", "J/mol"),
