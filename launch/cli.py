@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "resolve and check the configuration, then train on one or more machines",
     "tokenize": "turn documents into shuffled, checksummed shards of tokens",
     "config": "print a resolved configuration, or the differences between two",
-    "layout": "build one rank of a run of any size on this machine, and print what that rank holds and sends",
+    "layout": "on this machine, build one rank of a run of any size, and print what that rank holds and sends",
     "data": "check the files of a mixture, show one of its samples, or count its tokens",
     "export": "write a training checkpoint as a Hugging Face directory",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",

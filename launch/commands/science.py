@@ -130,7 +130,7 @@ def _options(parser: Parser) -> None:
         type=above_zero("120"),
         default=120.0,
         metavar="S",
-        help="time limit of a request, in seconds (default: 120)",
+        help="time limit for each request, in seconds (default: 120)",
     )
     add(
         "--retries",

@@ -133,7 +133,7 @@ def _options(parser: Parser) -> None:
         type=number(lambda share: 0 <= share < 1, "a share from 0 to below 1"),
         default=0.001,
         metavar="SHARE",
-        help="fraction of documents to hold out from training, always at least one (default: 0.001)",
+        help="fraction of documents to hold out from training; at least one always is (default: 0.001)",
     )
     add(
         "--shard-tokens",

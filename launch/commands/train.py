@@ -32,7 +32,7 @@ RENDEZVOUS = {
     "--master-port": "a free port on machine 0 (static rendezvous)",
     "--rdzv-backend": "rendezvous back end of torchrun, such as c10d",
     "--rdzv-endpoint": "HOST:PORT of the rendezvous",
-    "--rdzv-id": "name of the rendezvous, the same on every machine of the run",
+    "--rdzv-id": "rendezvous name; must be the same on every machine in the run",
     "--rdzv-conf": "extra rendezvous settings, as KEY=VALUE,...",
     "--local-addr": "address of this machine, if torchrun does not detect the right one",
 }

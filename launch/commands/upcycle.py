@@ -233,12 +233,12 @@ def _options(parser: Parser) -> None:
     add("--groups", type=int, default=8, metavar="G", help="router groups (default: 8)")
     add("--experts-per-token", type=int, metavar="K", help="experts per token, a multiple of G (default: as in SRC)")
     add("--strategy", **choice(*STRATEGIES), default="halves", help="assignment of experts to groups (default: halves)")
-    add("--counts", metavar="FILE", help="what --calibrate counted, for --strategy coactivation")
+    add("--counts", metavar="FILE", help="co-selection counts: written by --calibrate, read by --strategy coactivation")
     add(
         "--cuts",
         **choice("same", "distinct"),
         default="same",
-        help="how experts are divided in each set of groups: the same way in all sets, or differently (default: same)",
+        help="division of experts in each full set of groups: the same in every set, or different (default: same)",
     )
     add(
         "--noise",
@@ -295,7 +295,7 @@ def _options(parser: Parser) -> None:
         "--calibrate",
         nargs="+",
         metavar="TEXT",
-        help="only count how often experts are selected together, on UTF-8 text or .npy token ids; writes --counts",
+        help="count how often experts are selected together on UTF-8 text or .npy token ids, write --counts, and exit",
     )
     add(
         "--tokens",

@@ -118,8 +118,8 @@ def locate(checkpoint: Path) -> Path:
     steps = {int(match[1]): path for path in inside.glob("step-*") if (match := _STEP.fullmatch(path.name))}
     if not steps:
         raise CheckpointError(
-            f"{checkpoint}: no training checkpoint found; give a run directory with a step-N directory, or that",
+            f"{checkpoint}: no training checkpoint found; give a run directory or a step-N directory in one",
             where=str(checkpoint),
-            allowed="a run directory with a step-N directory, or that directory",
+            allowed="a run directory, or a step-N directory in one",
         )
     return steps[max(steps)]

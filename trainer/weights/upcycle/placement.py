@@ -165,7 +165,7 @@ class _Shape:
             return "; ".join(texts), (*((f, groups) for f in with_groups), *((factor, g) for g in with_factor))
         if pairs:
             f, g = min(pairs, key=lambda pair: abs(pair[0] - factor) / factor + abs(pair[1] - groups) / groups)
-            return f"the nearest that works is --factor={f} with --groups={g}", ((f, g),)
+            return f"the nearest combination that works is --factor={f} with --groups={g}", ((f, g),)
         text = f"nothing works with {self.experts} experts and {self.per_token} per token"
         if others := self._other_picks(factor, groups):
             text += f"; with --factor={factor} and --groups={groups} use --experts-per-token={one_of(sorted(others))}"
