@@ -40,7 +40,7 @@ def test_export_says_what_it_wrote_and_overwrites_nothing(run, tmp_path, capsys)
     assert main(["export", str(tmp_path), str(tmp_path / "other")]) == 2
     assert "no training checkpoint found" in capsys.readouterr().err
     fault = refused("export", "nowhere", str(tmp_path / "other"))
-    assert (fault.where, fault.allowed) == ("nowhere", "a run directory with a checkpoint, or a step-N directory in it")
+    assert (fault.where, fault.allowed) == ("nowhere", "a run directory, or a step-N directory in one")
 
 
 def test_export_reports_how_far_it_is(run, tmp_path, capsys, monkeypatch):
