@@ -23,7 +23,7 @@ def test_a_record_becomes_named_fields() -> None:
     assert compound.values["other"] == "anaprotin"
     assert compound.values["systematic"] == "the systematic one"
     assert compound.values["weight"] == "290.4403"
-    assert compound.values["atoms"] == "19 carbon atoms, 30 hydrogen atoms and 2 oxygen atoms"
+    assert compound.values["atoms of molecule"] == "19 carbon atoms, 30 hydrogen atoms and 2 oxygen atoms"
 
 
 def test_docstrings_are_found_dedented_and_short_ones_left_out() -> None:
