@@ -35,6 +35,7 @@ __all__ = [
     "fake_store",
     "flatten_mesh",
     "foreach_copy",
+    "foreach_norm",
     "group_of_name",
     "has_gradient_hooks",
     "in_backward",
@@ -77,6 +78,12 @@ COLLECTIVES = {
 def foreach_copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target, in place. No public function copies a list in one kernel."""
     torch._foreach_copy_(list(targets), list(sources))
+
+
+def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The norm of each tensor, 0-dim, accumulated in `dtype`. The public `get_total_norm` reads a list in one kernel
+    too, but accumulates in the tensors' own dtype."""
+    return list(torch._foreach_norm(list(tensors), 2, dtype=dtype))
 
 
 def assert_async(condition: Tensor, message: str) -> None:

@@ -48,6 +48,12 @@ def test_a_list_is_copied_in_place():
     assert all(bool((target == 1).all()) for target in targets)
 
 
+def test_norms_of_a_list_are_summed_in_the_dtype_asked_for():
+    norms = private.foreach_norm([torch.tensor([3e30, 4e30]), torch.full((2, 2), 2.0)], torch.float64)
+    assert [norm.dtype for norm in norms] == [torch.float64] * 2
+    assert [norm.item() for norm in norms] == pytest.approx([5e30, 4.0], rel=1e-7)
+
+
 def test_a_false_condition_fails_with_its_message():
     private.assert_async(torch.tensor(True), "fine")
     with pytest.raises(RuntimeError, match="out of order"):

@@ -101,7 +101,7 @@ class Totals:
     def add(self, scalars: Scalars) -> None:
         """Combine with those of the micro-batches before."""
         for name, scalar in scalars.items():
-            value = scalar.normalised.detach()
+            value = scalar.normalised.detach().double()  # a step may have thousands of micro-batches and ranks
             if name in self.values:
                 combine = torch.maximum if scalar.micro_batches == "max" else torch.add
                 value = combine(self.values[name], value)
@@ -122,13 +122,14 @@ def read_totals(steps: Sequence[Totals], world: World) -> list[dict[str, float]]
             way = ways.setdefault(name, ranks)
             if way != ranks:
                 raise ValueError(f"{name} combines over the ranks by {way} in one step and by {ranks} in another")
-    absent = torch.zeros((), device=next(iter(steps[0].values.values())).device)  # reduced, then left out
+    device = next(iter(steps[0].values.values())).device
+    absent = torch.zeros((), dtype=torch.float64, device=device)  # reduced, then left out
     names: list[str] = []
     columns: list[Tensor] = []
     for how in ("sum", "max", "same"):
         if alike := [name for name, ranks in ways.items() if ranks == how]:
             table = torch.stack(
-                [torch.stack([step.values.get(name, absent).float() for name in alike]) for step in steps]
+                [torch.stack([step.values.get(name, absent) for name in alike]) for step in steps]
             )
             if how == "sum":
                 world.sum_tensor(table)

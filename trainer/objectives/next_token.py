@@ -63,7 +63,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, with_grad: bool) -> Tensor:
         dtype = wide(hidden.dtype)
         high, head = hidden.to(dtype), weight.to(dtype)
-        total = torch.zeros((), dtype=dtype, device=hidden.device)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)  # of many chunks
         rows = min(chunk, len(labels))
         logit_buffer, p_buffer = head.new_empty(rows, len(head)), head.new_empty(rows, len(head))
         d_hidden = torch.empty_like(high) if with_grad else None
@@ -84,7 +84,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 d_weight.addmm_(p.t(), h_NH * counted_N1)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
-        return total
+        return total.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:

@@ -21,6 +21,7 @@ from parallel.world import World
 from trainer.config.keys import OptimConfig
 from trainer.model.numerics import wide
 from trainer.optim.narrow_adamw import NarrowAdamW
+from trainer.optim.norm import sum_of_squares
 from trainer.optim.schedule import lr_at, weight_decay_groups
 
 
@@ -102,14 +103,18 @@ class NativeEngine:
                 self.leaves[name].grad = None if parameter.grad is None else _shard(parameter.grad)
 
     def _gradient_norm(self) -> Tensor:
-        """The norm over every element of every parameter once, in float32 or better."""
-        if self.shard_group is None:
-            return nn.utils.get_total_norm([leaf.grad for leaf in self.leaves.values() if leaf.grad is not None])
+        """The norm over every element of every parameter once, summed in fp64; the same on every rank of the run.
+
+        Replicas of a part, on other ranks or of a plain parameter, count as their mean: a number that is not finite on
+        any rank is then one for all of them, which decide alike about the step.
+        """
         held = [self.leaves[name].grad for name, p in self.named.items() if isinstance(p, DTensor)]
-        squares = nn.utils.get_total_norm([grad for grad in held if grad is not None]).double().square()
-        dist.all_reduce(squares, group=self.shard_group)
-        plain = nn.utils.get_total_norm([p.grad for p in self.plain if p.grad is not None])
-        return (squares + plain.to(squares).square()).sqrt().to(wide(next(iter(self.leaves.values())).dtype))
+        plain = [p.grad for p in self.plain]
+        device, ranks = self.skipped.device, self.world.size
+        copies = ranks // (dist.get_world_size(self.shard_group) if self.shard_group is not None else 1)
+        squares = sum_of_squares([grad for grad in held if grad is not None], device) / copies
+        squares += sum_of_squares([grad for grad in plain if grad is not None], device) / ranks
+        return self.world.sum_tensor(squares).sqrt().to(wide(next(iter(self.leaves.values())).dtype))
 
 
 def _torch_optimizer(

@@ -37,6 +37,14 @@ def test_scalars_combine_as_each_says():
     assert read_totals([], World()) == []
 
 
+def test_many_micro_batches_add_up_without_rounding():
+    """In fp32 the sum of equal numbers drifts by 1e-5 over these."""
+    totals, value = Totals(), tensor(0.1)
+    for _ in range(3_000):
+        totals.add(Scalars(loss=Scalar(value, normaliser=3_000, loss=True)))
+    assert read_totals([totals], World())[0]["loss"] == pytest.approx(float(tensor(0.1)), rel=1e-7)
+
+
 def rank_reads() -> list[dict[str, float]]:
     world = start_world("cpu", 60.0)
     try:

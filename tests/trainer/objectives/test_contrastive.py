@@ -20,7 +20,7 @@ from trainer.config.keys import Config, ParallelConfig
 from trainer.data.synthetic import open_synthetic
 from trainer.model.decoder import Decoder
 from trainer.objectives.base import GlobalBatch
-from trainer.objectives.contrastive import Contrastive, halve, info_nce
+from trainer.objectives.contrastive import PIECE, Contrastive, halve, info_nce, means
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.run.process import train
@@ -74,6 +74,20 @@ def test_a_half_is_embedded_as_if_it_were_alone():
         middle = (start + end + 1) // 2
         for found, part in ((a[number], ids[start:middle]), (b[number], ids[middle:end])):
             assert relative(found, model(part[None])[0][0].mean(0)) <= 1e-12
+
+
+@pytest.mark.parametrize("value", [0.1, 0.9999])
+def test_the_mean_of_a_long_document_is_right(value):
+    """Documents of 40,000 tokens, of one, and of the sizes around a piece."""
+    lengths = [1, PIECE - 1, PIECE, PIECE + 1, 40_000, 1]
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    x = torch.full((sum(lengths), 2), value, requires_grad=True)
+    found = means(x, bounds)
+    torch.testing.assert_close(found.double(), torch.full((6, 2), x[0, 0].double().item()).double(), rtol=1e-6, atol=0)
+    (found * torch.arange(6.0)[:, None]).sum().backward()
+    for number, part in enumerate(x.grad.split(lengths)):
+        assert part.sum(0).tolist() == pytest.approx([number] * 2, rel=1e-4)
+        assert (part == part[0]).all()
 
 
 def test_a_batch_without_a_pair_trains_the_routers_alone():

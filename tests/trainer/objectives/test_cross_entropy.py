@@ -56,6 +56,16 @@ def test_bf16_is_computed_in_fp32(hidden_dtype, head_dtype):
         assert grad.dtype == leaf.dtype
 
 
+def test_many_chunks_add_up_to_the_sum_of_all():
+    """4,000 chunks of one token with equal losses, which a running sum in fp32 would round alike."""
+    tokens = 4_000
+    with torch.no_grad():
+        hidden, head = torch.ones(tokens, 1), torch.tensor([[0.1], [0.3]])
+        labels = torch.zeros(tokens, dtype=torch.long)
+        one = chunked_cross_entropy(hidden[:1], head, labels[:1], 1).double()
+        assert chunked_cross_entropy(hidden, head, labels, 1).item() == pytest.approx(tokens * one.item(), rel=2e-7)
+
+
 @pytest.mark.parametrize("chunk", [4, 5])
 def test_nothing_to_learn_from_is_zero(chunk):
     hidden, head, _ = inputs()
