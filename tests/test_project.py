@@ -211,3 +211,16 @@ def test_private_names_of_other_packages_are_used_behind_their_seams_only():
     foreign = {name: private_names(tree) - own for name, tree in trees.items() if name not in SEAMS}
     assert not {name: found for name, found in foreign.items() if found}
     assert {"_foreach_copy_", "_cdata", "_world"} <= private_names(trees["parallel/torch_private.py"]) - own
+
+
+def test_every_hint_to_install_installs_this_checkout():
+    """The project is not in an index, and another project of its name may be."""
+    if not (CHECKOUT / ".git").exists():
+        pytest.skip("not a git checkout")
+    by_name = re.compile(r"pip install[^\n]*[\"' ]octavo\b")
+    listed = subprocess.check_output(["git", "ls-files"], cwd=CHECKOUT, text=True).splitlines()
+    texts = {path: (CHECKOUT / path).read_text(errors="replace") for path in listed if (CHECKOUT / path).is_file()}
+    assert not {path for path, text in texts.items() if by_name.search(text)}
+    extras = {name for text in texts.values() for name in re.findall(r"-e '\.\[(\w+)\]'", text)}
+    assert extras <= set(tomllib.loads(texts["pyproject.toml"])["project"]["optional-dependencies"])
+    assert {"wandb", "toy", "science", "data"} <= extras

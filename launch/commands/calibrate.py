@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.paths import must_not_exist
+from launch.paths import check_all, must_not_exist, only_with
 from launch.progress import ProgressDisplay
+from parallel.errors import Fault
 from trainer.config.errors import CommandError
+from trainer.weights.hf_files import open_directory
+from trainer.weights.hf_survey import SourceModel, survey_directory
 
 if TYPE_CHECKING:
     from trainer.weights.upcycle.coactivation import Counts
@@ -20,32 +24,32 @@ TOKENS = 1 << 17  # the most that are read, without --tokens
 def prepare(options: argparse.Namespace) -> Callable[[], int]:
     """Check the options of `octavo upcycle SRC --calibrate TEXT ... --counts FILE`, and open SRC and the texts.
 
-    Raises `CommandError`, `HuggingFaceError` and `UpcycleError`.
+    Raises `CommandError` for all mistakes that show without torch together; then `CommandError` or `UpcycleError`.
     """
+    found: list[SourceModel] = []
+
+    def open_source() -> None:
+        opened = survey_directory(open_directory(Path(options.source)))
+        opened.require(towers=False)
+        found.append(opened)
+
+    check_all(
+        partial(_check_words, options),
+        partial(_check_counts, options.counts),
+        open_source,
+        lambda: _check_cut(options.factor, options.groups, found[0].model.num_experts if found else None),
+        partial(_check_texts, options.calibrate),
+    )
+    (opened,) = found
+    counts, factor, groups = Path(options.counts), options.factor, options.groups
     import torch
 
-    from trainer.weights.hf_files import open_directory
-    from trainer.weights.hf_survey import survey_directory
     from trainer.weights.upcycle.calibrate import read_windows
 
-    if options.target is not None or options.counts is None:
-        remedy = "give SRC without DST, and --counts FILE for the result"
-        raise CommandError(f"--calibrate: {remedy}", where="--calibrate", allowed=remedy)
-    must_not_exist(options.counts)
-    counts, device = Path(options.counts), options.device or "auto"
-    if not counts.parent.is_dir():
-        text = f"--counts={counts}: there is no directory {counts.parent}"
-        raise CommandError(text, where="--counts", value=str(counts), allowed="a directory that exists")
+    device = options.device or "auto"
     if device == "cuda" and not torch.cuda.is_available():
         text = "--device=cuda: torch finds no CUDA device; use cpu or auto"
         raise CommandError(text, where="--device", value="cuda", allowed=("cpu", "auto"))
-    opened = survey_directory(open_directory(Path(options.source)))
-    opened.require(towers=False)
-    factor, groups, experts = options.factor, options.groups, opened.model.num_experts
-    if factor < 1 or groups < 1 or groups % factor or experts % (groups // factor):
-        remedy = "use a factor that divides the groups, where groups / factor divides the experts"
-        text = f"--factor={factor} --groups={groups}: {experts} experts cannot be cut into groups / factor equal parts"
-        raise CommandError(f"{text}; {remedy}", where="--factor", value=factor, allowed=remedy)
     windows = read_windows([Path(file) for file in options.calibrate], opened, options.tokens or TOKENS)
     on = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
 
@@ -60,6 +64,50 @@ def prepare(options: argparse.Namespace) -> Callable[[], int]:
         return 0
 
     return work
+
+
+def _check_words(options: argparse.Namespace) -> None:
+    faults: list[Fault] = []
+    if options.target is not None or options.counts is None:
+        remedy = "give SRC without DST, and --counts FILE for the result"
+        faults.append(Fault(f"--calibrate: {remedy}", "--calibrate", None, remedy))
+    if options.gb_per_s is not None:
+        faults.append(only_with("--gb-per-s", options.gb_per_s, "--dry-run"))
+    if faults:
+        raise CommandError(faults)
+
+
+def _check_counts(counts: str | None) -> None:
+    if counts is None:
+        return
+    must_not_exist(counts)
+    if not Path(counts).parent.is_dir():
+        text = f"--counts={counts}: there is no directory {Path(counts).parent}"
+        raise CommandError(text, where="--counts", value=counts, allowed="a directory that exists")
+
+
+def _check_cut(factor: int, groups: int, experts: int | None) -> None:
+    """experts: of SRC; None where it could not be opened."""
+    cut = factor >= 1 and groups >= 1 and groups % factor == 0
+    if not cut or (experts is not None and experts % (groups // factor)):
+        remedy = "use a factor that divides the groups, where groups / factor divides the experts"
+        count = "the" if experts is None else experts
+        text = f"--factor={factor} --groups={groups}: {count} experts cannot be cut into groups / factor equal parts"
+        raise CommandError(f"{text}; {remedy}", where="--factor", value=factor, allowed=remedy)
+
+
+def _check_texts(files: Sequence[str]) -> None:
+    """Raises `CommandError` naming every file that is missing."""
+    allowed = "UTF-8 text, or token ids in a .npy file"
+    faults = [
+        Fault(
+            f"{file}: {'a directory' if Path(file).is_dir() else 'no such file'}; give {allowed}", file, None, allowed
+        )
+        for file in files
+        if not Path(file).is_file()
+    ]
+    if faults:
+        raise CommandError(faults)
 
 
 def _report(counts: Counts, parts: int, factor: int, seed: int) -> list[str]:

@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.paths import must_not_exist
+from launch.paths import check_all, must_not_exist
 from launch.progress import ProgressDisplay
 from trainer.config.command_line import Parser, above_zero, choice
 from trainer.config.errors import print_warning
+from trainer.weights.opened import open_checkpoint
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
-    """Raises `CommandError`, also for a destination that exists, and `CheckpointError` where there is no checkpoint."""
+    """Raises `CommandError`, also for a destination that exists and where there is no whole checkpoint."""
     add = parser.add_argument
     add(
         "checkpoint",
@@ -31,10 +32,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     add("--text-only", action="store_true", help="leave out the vision, projector and time-series weights")
     add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="maximum file size in GB (default: 5)")
     options = parser.read(words)
-    must_not_exist(options.target)
-    from trainer.weights.opened import locate  # imports torch
-
-    checkpoint = locate(Path(options.checkpoint))
+    checkpoint = Path(options.checkpoint)
+    check_all(lambda: open_checkpoint(checkpoint), lambda: must_not_exist(options.target))
 
     def work() -> int:
         from trainer.weights.export import export  # imports torch

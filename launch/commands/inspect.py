@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launch.progress import ProgressDisplay
 from parallel.errors import UserError
+from trainer.checkpoint.errors import CheckpointError
 from trainer.config.command_line import Parser
 from trainer.config.errors import CommandError, report
 from trainer.config.model import ModelConfig
@@ -20,6 +21,7 @@ from trainer.storage.progress import Progress
 from trainer.weights.hf_config import FUNCTION
 from trainer.weights.hf_files import CONFIG, open_directory
 from trainer.weights.hf_survey import SourceModel, part_of, quantization, survey_directory
+from trainer.weights.opened import locate, open_checkpoint
 
 UNCOUNTED = ("FP8 scales", "optimizer", "generators")  # not parameters
 ORDER = (
@@ -46,9 +48,6 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
 
 def _step_directory(path: Path) -> Path:
     """The training checkpoint that `path` names. Raises `CommandError`."""
-    from trainer.checkpoint.store import CheckpointError
-    from trainer.weights.opened import locate  # imports torch
-
     try:
         return locate(path)
     except CheckpointError:
@@ -105,8 +104,6 @@ def _huggingface(source: SourceModel) -> bool:
 
 
 def _training(path: Path) -> bool:
-    from trainer.weights.opened import open_checkpoint
-
     opened = open_checkpoint(path)
     print(f"{opened.path}: training checkpoint of step {opened.step}, saved with world size {opened.ranks}")
     parts = {f"model.{piece.parameter}": part_of(piece.name) for piece in opened.pieces}

@@ -13,22 +13,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.commands.calibrate import TOKENS
-from launch.paths import must_not_exist
+from launch.paths import check_all, must_not_exist, only_with
 from launch.progress import ProgressDisplay, duration
+from parallel.errors import Fault
 from trainer.config.command_line import Parser, above_zero, choice, whole_number
 from trainer.config.errors import CommandError, print_warning
+from trainer.weights.hf_files import open_directory
+from trainer.weights.hf_survey import SourceModel, survey_directory
+from trainer.weights.upcycle.dryrun import directory_or_description
 from trainer.weights.upcycle.errors import UpcycleError
 from trainer.weights.upcycle.placement import (
     FOPE_GAIN,
     FOPE_MAX_POSITION,
     FOPE_THETA,
     Expansion,
-    check,
+    faults_of,
 )
+from trainer.weights.upcycle.vocabulary import tokenizer_file
 
 if TYPE_CHECKING:
-    from trainer.weights.hf_survey import SourceModel
     from trainer.weights.hf_write import Shard
+    from trainer.weights.upcycle.coactivation import Counts
     from trainer.weights.upcycle.engine import Done
     from trainer.weights.upcycle.stream import Upcycled
 
@@ -38,46 +43,104 @@ DTYPES = ("source", "bf16", "fp32", "fp8")
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
-    """Raises `CommandError`, also for a destination that exists, and `UpcycleError` and `HuggingFaceError` for a source
+    """Raises `CommandError` for all mistakes together: in the options, of a destination that exists, and of a source
     that cannot be expanded as the options say."""
     _options(parser)
     options = parser.read(words)
-    if options.gb_per_s is not None and not options.dry_run:
-        raise _only_with("--gb-per-s", options.gb_per_s, "--dry-run")
     if options.calibrate:
         from launch.commands import calibrate
 
         return calibrate.prepare(options)
+    expansion = Expansion(**{field.name: getattr(options, field.name) for field in fields(Expansion)})
+    source = _Source(options, expansion)
+    check_all(
+        partial(_check_words, options),
+        partial(_check_target, options),
+        source.open,
+        source.check_expansion,
+        source.check_vocabulary,
+        source.read_counts,
+    )
+    return (_prepare_dry_run if options.dry_run else _prepare_run)(options, expansion, source)
+
+
+def _check_words(options: argparse.Namespace) -> None:
+    """Raises `CommandError` for options that do not go together."""
+    faults: list[Fault] = []
+    if options.gb_per_s is not None and not options.dry_run:
+        faults.append(only_with("--gb-per-s", options.gb_per_s, "--dry-run"))
     for name in ("tokens", "device"):
         if getattr(options, name) is not None:
-            raise _only_with(f"--{name}", getattr(options, name), "--calibrate")
+            faults.append(only_with(f"--{name}", getattr(options, name), "--calibrate"))
+    if (options.counts is None) != (options.strategy != "coactivation"):
+        remedy = "give --strategy coactivation together with --counts FILE, which --calibrate writes"
+        faults.append(Fault(f"octavo upcycle: {remedy}", "--counts", options.counts, remedy))
+    if faults:
+        raise CommandError(faults)
+
+
+def _check_target(options: argparse.Namespace) -> None:
     if options.target is None:
         remedy = "name the directory to make"
         raise CommandError(f"octavo upcycle: missing DST; {remedy}", where="DST", allowed=remedy)
-    if (options.counts is None) != (options.strategy != "coactivation"):
-        remedy = "give --strategy coactivation together with --counts FILE, which --calibrate writes"
-        raise CommandError(f"octavo upcycle: {remedy}", where="--counts", value=options.counts, allowed=remedy)
     if Path(options.source).resolve() in Path(options.target).resolve().parents:
         remedy = "give a directory outside of the source"
         text = f"{options.target} is inside {options.source}; {remedy}"
         raise CommandError(text, where=options.target, allowed=remedy)
-    expansion = Expansion(**{field.name: getattr(options, field.name) for field in fields(Expansion)})
-    return (_prepare_dry_run if options.dry_run else _prepare_run)(options, expansion)
+    if not options.dry_run:
+        must_not_exist(options.target)
 
 
-def _only_with(option: str, value: object, other: str) -> CommandError:
-    text = f"{option} is used only with {other}; add {other}, or drop {option}"
-    return CommandError(text, where=option, value=value, allowed=other)
+class _Source:
+    """SRC as far as it could be opened, and checks of the options against it. No torch here."""
+
+    def __init__(self, options: argparse.Namespace, expansion: Expansion) -> None:
+        self.options, self.expansion = options, expansion
+        self.opened: SourceModel | None = None
+        self.remarks: list[str] = []
+        self.counts: Counts | None = None
+
+    def open(self) -> None:
+        """Raises HuggingFaceError."""
+        path = Path(self.options.source)
+        if self.options.dry_run:
+            directory, self.remarks = directory_or_description(path)
+        else:
+            directory = open_directory(path)
+        opened = survey_directory(directory)
+        opened.require(towers=True)
+        self.opened = opened
+
+    def check_expansion(self) -> None:
+        """Raises UpcycleError."""
+        if faults := faults_of(self.opened.model if self.opened else None, self.expansion):
+            raise UpcycleError(faults)
+
+    def check_vocabulary(self) -> None:
+        """Raises UpcycleError."""
+        if self.expansion.vocabulary is not None:
+            tokenizer_file(Path(self.expansion.vocabulary))
+
+    def read_counts(self) -> None:
+        """Raises UpcycleError."""
+        if self.opened is None or self.options.counts is None or self.options.strategy != "coactivation":
+            return
+        from trainer.weights.upcycle.coactivation import Counts  # imports numpy
+
+        self.counts = Counts.load(Path(self.options.counts), self.opened)
+
+    def planned(self) -> tuple[SourceModel, Upcycled]:
+        """The source once it is opened, and the plan of its expansion."""
+        from trainer.weights.upcycle.stream import plan_upcycle  # imports torch
+
+        assert self.opened is not None
+        with ProgressDisplay() as progress:
+            return self.opened, plan_upcycle(self.opened, self.expansion, self.options.dtype, self.counts, progress)
 
 
-def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[[], int]:
-    from trainer.weights.hf_files import open_directory
-    from trainer.weights.hf_survey import survey_directory
-
+def _prepare_run(options: argparse.Namespace, expansion: Expansion, opened: _Source) -> Callable[[], int]:
     started = time.perf_counter()
-    must_not_exist(options.target)
-    source = survey_directory(open_directory(Path(options.source)))
-    planned = _planned(source, options, expansion)
+    source, planned = opened.planned()
     for warning in planned.facts["warnings"]:
         print_warning(warning)
 
@@ -104,16 +167,6 @@ def _prepare_run(options: argparse.Namespace, expansion: Expansion) -> Callable[
     return work
 
 
-def _planned(source: SourceModel, options: argparse.Namespace, expansion: Expansion) -> Upcycled:
-    check(source.model, expansion)  # before the import of torch, which takes seconds
-    from trainer.weights.upcycle.coactivation import Counts
-    from trainer.weights.upcycle.stream import plan_upcycle
-
-    counts = Counts.load(Path(options.counts), source) if options.counts is not None else None
-    with ProgressDisplay() as progress:
-        return plan_upcycle(source, expansion, options.dtype, counts, progress)
-
-
 def _report(target: str, planned: Upcycled, done: Done, seconds: float) -> None:
     for fault in done.faults:
         print_warning(f"{fault}; it was written again")
@@ -125,14 +178,9 @@ def _report(target: str, planned: Upcycled, done: Done, seconds: float) -> None:
     )
 
 
-def _prepare_dry_run(options: argparse.Namespace, expansion: Expansion) -> Callable[[], int]:
-    from trainer.weights.hf_survey import survey_directory
-    from trainer.weights.upcycle.dryrun import directory_or_description
-
-    directory, remarks = directory_or_description(Path(options.source))
-    source = survey_directory(directory)
-    planned = _planned(source, options, expansion)
-    return partial(_print_plan, options, expansion, source, planned, remarks)
+def _prepare_dry_run(options: argparse.Namespace, expansion: Expansion, opened: _Source) -> Callable[[], int]:
+    source, planned = opened.planned()
+    return partial(_print_plan, options, expansion, source, planned, opened.remarks)
 
 
 def _print_plan(

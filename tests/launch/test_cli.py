@@ -82,6 +82,26 @@ def test_starting_imports_no_torch():
     assert done.stderr == "error: optim.lrr: no such key; did you mean 'optim.lr'?\n"
 
 
+MISSING = [
+    "inspect nowhere", "inspect .", "export nowhere out", "export . out", "upcycle nowhere out --factor 0",
+    "upcycle nowhere --calibrate text --counts c", "upcycle nowhere out --dry-run --vocabulary none",
+    "layout recipe=toy --world 8 --config-dir nowhere",
+]  # fmt: skip
+
+
+def test_a_missing_or_wrong_directory_is_reported_without_torch():
+    """All in one process of its own."""
+    program = (
+        "import sys; from launch.cli import main\n"
+        f"codes = [main(words.split()) for words in {MISSING}]\n"
+        "print(codes, 'torch' in sys.modules)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == f"{[2] * len(MISSING)} False", done.stderr
+    assert done.stderr.count("nowhere: no ") == 6, done.stderr
+
+
 def test_config_prints_what_reads_back(capsys, tmp_path):
     assert main(["config", "recipe=toy", "optim.lr=1e-5"]) == 0
     Path("printed.yaml").write_text(capsys.readouterr().out)

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from parallel.torch_private import checkpoint_offset
-from trainer.checkpoint.store import CheckpointError
+from trainer.checkpoint.errors import CheckpointError
 from trainer.storage.boxes import Box, StoredTensor, UnreadableError, full_box, overlap, read_box, relative_to
 
 TESTED = "torch 2.13"

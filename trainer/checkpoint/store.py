@@ -31,18 +31,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from parallel.errors import UserError
 from parallel.world import World
+from trainer.checkpoint.errors import CheckpointError
 from trainer.storage.atomic import atomic_file, publish
 from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.storage.space import free_space
 
 _STEP = re.compile(r"step-(\d+)")
 _SHARD = re.compile(r"__(\d+)_\d+\.distcp")
-
-
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint cannot be used for this run; the message says why and what would work."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def installed_version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         extra = "science" if package in SCIENCE_PACKAGES else "toy"
-        remedy = f"pip install 'octavo[{extra}]'"
+        remedy = f"pip install -e '.[{extra}]'"
         raise DataError(
             f"this text is made from the package '{package}', which is not installed: {remedy}",
             where=package,

@@ -131,7 +131,7 @@ class MetricsLog:
         try:
             view = Wandb(run_dir, cfg, config)
         except ImportError as error:
-            message = f"logging.wandb={cfg.wandb} needs wandb: pip install 'octavo[wandb]' ({_one_line(error)})"
+            message = f"logging.wandb={cfg.wandb} needs wandb: pip install -e '.[wandb]' ({_one_line(error)})"
             self.event({"event": "warning", "message": message + "; training continues without it"})
         except Exception as error:
             message = f"wandb did not start; training continues without it: {_one_line(error)}"

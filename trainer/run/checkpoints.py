@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from parallel.world import World
+from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.state import restore_generators, training_tensors
-from trainer.checkpoint.store import CheckpointError, CheckpointStore, Saved
+from trainer.checkpoint.store import CheckpointStore, Saved
 from trainer.config.keys import Config
 from trainer.config.run_files import CHECKPOINTS
 from trainer.run.build import Parts

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.slices import StoredState
-from trainer.checkpoint.store import CheckpointError
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE
 from trainer.storage.progress import OnProgress, Progress, ignore

@@ -1,4 +1,7 @@
-"""A training checkpoint opened to be looked at or exported: where it is, what model it holds, whether it is whole."""
+"""A training checkpoint opened to be looked at or exported: where it is, what model it holds, whether it is whole.
+
+Starts without torch, which is imported when the tensors are asked for: a wrong directory is reported at once.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer.checkpoint.slices import StoredState
-from trainer.checkpoint.store import CheckpointError
+from trainer.checkpoint.errors import CheckpointError
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, read_start
 from trainer.storage.boxes import Box
 from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.weights.map import Piece, text_pieces
+
+if TYPE_CHECKING:
+    from trainer.checkpoint.slices import StoredState
 
 METADATA = ".metadata"  # torch.distributed.checkpoint's index
 HASHERS = 4  # files that are read at one time
@@ -30,7 +35,6 @@ class OpenedCheckpoint:
     ranks: int  # that wrote it
     model: ModelConfig
     init_from: str | None  # what the run's weights were read from
-    state: StoredState
     files: dict[str, dict[str, Any]]  # as the manifest lists them
 
     def compare_hashes(self) -> None:
@@ -39,6 +43,13 @@ class OpenedCheckpoint:
             for fault in pool.map(lambda name: CHECKPOINT.check_file(self.path, name, self.files[name]), self.files):
                 if fault is not None:
                     raise _corrupt(self.path, fault)
+
+    @cached_property
+    def state(self) -> StoredState:
+        """The stored tensors. Raises CheckpointError for an index that cannot be read."""
+        from trainer.checkpoint.slices import StoredState  # imports torch
+
+        return StoredState(self.path)
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
@@ -102,9 +113,7 @@ def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
         )
         if fault is not None:
             raise _corrupt(path, fault)
-    return OpenedCheckpoint(
-        path, run_directory, manifest["step"], manifest["world_size"], model, init_from, StoredState(path), files
-    )
+    return OpenedCheckpoint(path, run_directory, manifest["step"], manifest["world_size"], model, init_from, files)
 
 
 def locate(checkpoint: Path) -> Path:
@@ -117,8 +126,9 @@ def locate(checkpoint: Path) -> Path:
     inside = checkpoint / CHECKPOINTS if (checkpoint / CHECKPOINTS).is_dir() else checkpoint
     steps = {int(match[1]): path for path in inside.glob("step-*") if (match := _STEP.fullmatch(path.name))}
     if not steps:
+        found = "no training checkpoint found" if checkpoint.is_dir() else "no such directory"
         raise CheckpointError(
-            f"{checkpoint}: no training checkpoint found; give a run directory or a step-N directory in one",
+            f"{checkpoint}: {found}; give a run directory or a step-N directory in one",
             where=str(checkpoint),
             allowed="a run directory, or a step-N directory in one",
         )

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from launch.cli import main
 from launch.commands import upcycle
-from tests.launch.refused import refused
+from tests.launch.refused import every_fault, refused
 from trainer.config.command_line import Parser
 from trainer.storage.manifest import CHECKPOINT
 from trainer.weights import hf_write as write
@@ -225,9 +225,27 @@ def test_a_disk_that_is_too_small(source, capsys, monkeypatch):
         ("src --calibrate text --counts nowhere/file", "--counts", "a directory that exists"),
     ],
 )
-def test_wrong_words_are_refused(words, where, allowed):
+def test_wrong_words_are_refused(source, words, where, allowed):
+    Path("text").write_text("text")
     fault = refused("upcycle", *words.split())
     assert (fault.where, fault.allowed[: len(allowed)]) == (where, allowed)
+
+
+ALL = {
+    "": ["src"],
+    "--factor 0 --noise nan": ["src", "--noise", "--factor"],
+    "--groups 6 --vocabulary there": ["src", "--factor, --groups", "there"],
+    "--tokens 1 --experts-per-token 0": ["--tokens", "src", "--experts-per-token"],
+    "--positions fope --rope-theta 0 --fope-gain -1": ["src", "--rope-theta", "--fope-gain"],
+    "--calibrate a b --counts c/d --factor 3": ["--calibrate", "--counts", "src", "--factor", "a", "b"],
+}
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_all_mistakes_are_reported_at_once_the_source_among_them(words):
+    faults = every_fault("upcycle", "src", "dst", *words.split())
+    assert [fault.where for fault in faults] == ALL[words]
+    assert all(fault.allowed for fault in faults)
 
 
 def test_the_documentation_has_every_option():

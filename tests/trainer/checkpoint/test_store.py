@@ -19,7 +19,8 @@ import torch.distributed.checkpoint as dcp
 
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
-from trainer.checkpoint.store import CheckpointError, CheckpointStore
+from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.store import CheckpointStore
 from trainer.storage.manifest import CHECKPOINT, CorruptError, Manifest
 
 

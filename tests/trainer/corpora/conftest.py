@@ -10,5 +10,5 @@ import pytest
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("chemicals", "fluids", "scipy", "pandas"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"the toy corpus needs {package}: pip install 'octavo[toy]'")
+            pytest.skip(f"the toy corpus needs {package}: pip install -e '.[toy]'")
     return tmp_path_factory.mktemp("cache")

@@ -134,7 +134,7 @@ def test_without_wandb_the_run_continues_and_the_extra_is_named(tmp_path, monkey
     run(tmp_path, wandb="offline")
     warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     assert len(warnings) == 1
-    assert "pip install 'octavo[wandb]'" in warnings[0]
+    assert "pip install -e '.[wandb]'" in warnings[0]
     assert recorded_steps(tmp_path) == [1, 2, 3, 4]
 
 

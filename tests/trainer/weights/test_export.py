@@ -23,7 +23,7 @@ from tests.trainer.tiny_run import tiny_config
 from tests.trainer.weights.directories import checkpoint
 from tests.trainer.weights.exports import EIGHT, ONE, assert_bitwise, config, in_bf16, loaded, save_at_once
 from trainer.checkpoint import slices
-from trainer.checkpoint.store import CheckpointError
+from trainer.checkpoint.errors import CheckpointError
 from trainer.objectives.choose import build_objective
 from trainer.parallelize import build_meshes
 from trainer.run.build import build_model

@@ -65,7 +65,7 @@ def builder(bin_path: str, dtype: np.dtype[Any]) -> Builder:
             warnings.simplefilter("ignore")  # about GPU packages that it would use
             from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
     except ImportError as error:
-        remedy = "pip install 'octavo[data]'"
+        remedy = "pip install -e '.[data]'"
         raise DataError(
             f"writing shards needs megatron-core ({error}): {remedy}", where="megatron-core", allowed=remedy
         ) from error

@@ -25,7 +25,7 @@ class MegatronTokens:
                 from megatron.core.datasets.indexed_dataset import IndexedDataset
         except ImportError as error:
             raise DataError(
-                f"data.reader=megatron needs megatron-core ({error}); pip install 'octavo[data]', or use "
+                f"data.reader=megatron needs megatron-core ({error}); pip install -e '.[data]', or use "
                 "data.reader=octavo",
                 where="data.reader",
                 value="megatron",

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from parallel.errors import one_of
+from parallel.errors import Fault, one_of
 from trainer.config.model import ModelConfig
 from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.weights.upcycle.errors import UpcycleError
@@ -178,52 +178,70 @@ class _Shape:
         return sorted(found, key=lambda k: abs(k - self.per_token))[:NEAREST]
 
 
+def faults_of(model: ModelConfig | None, expansion: Expansion) -> list[Fault]:
+    """Everything that is wrong with a request for a source of this model, each with what would work. None: with a
+    request for any source."""
+    found = list(_faults_of_options(expansion))
+    if model is not None and model.router_groups != 1:
+        text = f"the source has {model.router_groups} router groups; only a source with a single group can be expanded"
+        found.append(Fault(text, "router_groups", model.router_groups, (1,)))
+        return found
+    if model is not None and model.positions == "fope" and expansion.positions == "fope":
+        text = "the source already has FoPE; use --positions=keep"
+        found.append(Fault(text, "--positions", "fope", ("keep",)))
+    if model is None:
+        return [*found, *_faults_of_sizes(expansion)]
+    try:
+        _require(model.num_experts, expansion.picks(model.experts_per_token), expansion)
+    except UpcycleError as error:
+        found += error.faults
+    return found
+
+
 def check(model: ModelConfig, expansion: Expansion) -> None:
     """Raise UpcycleError, with what would work, if a source of this model cannot be expanded like this."""
-    if model.router_groups != 1:
-        raise UpcycleError(
-            f"the source has {model.router_groups} router groups; only a source with a single group can be expanded",
-            where="router_groups",
-            value=model.router_groups,
-            allowed=(1,),
-        )
+    if faults := faults_of(model, expansion):
+        raise UpcycleError(faults)
+
+
+def _faults_of_options(expansion: Expansion) -> Iterator[Fault]:
     if expansion.noise != 0 and not LEAST_NOISE <= expansion.noise < 1:
         allowed = f"0, or {LEAST_NOISE:g} to below 1, such as 0.01"
-        raise UpcycleError(
-            f"--noise={expansion.noise:g} is not supported; use {allowed}",
-            where="--noise",
-            value=expansion.noise,
-            allowed=allowed,
-        )
+        text = f"--noise={expansion.noise:g} is not supported; use {allowed}"
+        yield Fault(text, "--noise", expansion.noise, allowed)
     if not COLDEST <= expansion.router_temperature <= HOTTEST:
         allowed = f"{COLDEST:g} to {HOTTEST:g}"
-        raise UpcycleError(
-            f"--router-temperature={expansion.router_temperature:g} is not supported; use {allowed}",
-            where="--router-temperature",
-            value=expansion.router_temperature,
-            allowed=allowed,
-        )
+        text = f"--router-temperature={expansion.router_temperature:g} is not supported; use {allowed}"
+        yield Fault(text, "--router-temperature", expansion.router_temperature, allowed)
     if expansion.cuts == "distinct" and expansion.strategy == "spread":
-        raise UpcycleError(
-            "--cuts=distinct needs --strategy=halves or coactivation; spread makes no cuts",
-            where="--strategy",
-            value="spread",
-            allowed=("halves", "coactivation"),
-        )
+        text = "--cuts=distinct needs --strategy=halves or coactivation; spread makes no cuts"
+        yield Fault(text, "--strategy", "spread", ("halves", "coactivation"))
     if expansion.positions == "keep":
         for key in ("rope_theta", "max_position", "fope_gain"):
             if (value := getattr(expansion, key)) is not None:
-                raise UpcycleError(
-                    f"--{key.replace('_', '-')} applies only with --positions=fope",
-                    where=f"--{key.replace('_', '-')}",
-                    value=value,
-                    allowed="--positions fope",
-                )
-    elif model.positions == "fope":
-        raise UpcycleError(
-            "the source already has FoPE; use --positions=keep", where="--positions", value="fope", allowed=("keep",)
-        )
-    _require(model.num_experts, expansion.picks(model.experts_per_token), expansion)
+                option = f"--{key.replace('_', '-')}"
+                yield Fault(f"{option} applies only with --positions=fope", option, value, "--positions fope")
+        return
+    for option, number, least in (("--rope-theta", expansion.rope_theta, 1.0), ("--fope-gain", expansion.fope_gain, 0)):
+        if number is not None and not least <= number < float("inf"):
+            allowed = f"{least:g} or more"
+            yield Fault(f"{option}={number:g} is not supported; use {allowed}", option, number, allowed)
+
+
+def _faults_of_sizes(expansion: Expansion) -> Iterator[Fault]:
+    """Factors and groups that suit no source."""
+    factor, groups, per_token = expansion.factor, expansion.groups, expansion.experts_per_token
+    for option, number in (("--factor", factor), ("--groups", groups), ("--experts-per-token", per_token)):
+        if number is not None and number < 1:
+            yield Fault(f"{option}={number} is not supported; use 1 or more", option, number, "1 or more")
+    if min(factor, groups) < 1:
+        return
+    if expansion.strategy != "spread" and groups % factor:
+        text = f"--factor={factor} must divide --groups={groups}"
+        yield Fault(text, "--factor, --groups", (factor, groups), f"a divisor of {groups}")
+    if per_token is not None and per_token % groups:
+        text = f"--groups={groups} must divide --experts-per-token={per_token}"
+        yield Fault(text, "--groups", groups, f"a divisor of {per_token}")
 
 
 def place_copies(
@@ -278,14 +296,6 @@ def expanded_model(model: ModelConfig, expansion: Expansion, vocab_size: int) ->
         max_position=FOPE_MAX_POSITION if expansion.max_position is None else expansion.max_position,
         fope_gain=FOPE_GAIN if expansion.fope_gain is None else expansion.fope_gain,
     )
-    for key, value, least in (("rope_theta", expanded.rope_theta, 1.0), ("fope_gain", expanded.fope_gain, 0.0)):
-        if not least <= value < float("inf"):
-            raise UpcycleError(
-                f"--{key.replace('_', '-')}={value:g} is not supported; use {least:g} or more",
-                where=f"--{key.replace('_', '-')}",
-                value=value,
-                allowed=f"{least:g} or more",
-            )
     if expanded.max_position < 1 or not expanded.fope_frequencies():
         raise UpcycleError(
             f"--max-position={expanded.max_position} is too small for FoPE; use more than 6",

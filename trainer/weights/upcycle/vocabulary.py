@@ -93,21 +93,26 @@ def vocabulary_of(source: SourceModel, expansion: Expansion) -> Vocabulary | Non
     return Vocabulary(tuple(moved), old, new)
 
 
+def tokenizer_file(directory: Path) -> Path:
+    """The tokenizer.json or vocab.json of a directory. Raises UpcycleError if both are missing."""
+    for name in ("tokenizer.json", "vocab.json"):
+        if (directory / name).is_file():
+            return directory / name
+    found = "no tokenizer.json and no vocab.json" if directory.is_dir() else "no such directory"
+    raise UpcycleError(
+        f"{directory}: {found}; give the directory of a tokenizer",
+        where=str(directory),
+        allowed=("tokenizer.json", "vocab.json"),
+    )
+
+
 def tokens_of(directory: Path) -> dict[str, int]:
     """Read a tokenizer's token -> id from tokenizer.json or vocab.json, with added_tokens.json and the added tokens of
     tokenizer_config.json. Raises UpcycleError if both are missing, UpcycleError
     or HuggingFaceError if a file cannot be read."""
+    file = tokenizer_file(directory)
     try:
-        if (directory / "tokenizer.json").is_file():
-            found = _fast(read_json(directory / "tokenizer.json"))
-        elif (directory / "vocab.json").is_file():
-            found = dict(read_json(directory / "vocab.json"))
-        else:
-            raise UpcycleError(
-                f"{directory}: no tokenizer.json and no vocab.json; give the directory of a tokenizer",
-                where=str(directory),
-                allowed=("tokenizer.json", "vocab.json"),
-            )
+        found = _fast(read_json(file)) if file.name == "tokenizer.json" else dict(read_json(file))
         if (directory / "added_tokens.json").is_file():
             found |= read_json(directory / "added_tokens.json")
         if (directory / "tokenizer_config.json").is_file():

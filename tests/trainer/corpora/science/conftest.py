@@ -12,7 +12,7 @@ from trainer.corpora.science.texts import Text, texts
 @pytest.fixture(scope="session")
 def tables() -> list[Table]:
     if importlib.util.find_spec("chemicals") is None:
-        pytest.skip("these tables are in the package chemicals: pip install 'octavo[toy]'")
+        pytest.skip("these tables are in the package chemicals: pip install -e '.[toy]'")
     materials = chemistry.materials()
     # Boiling points have verbs and questions of their own; the elements come without an authority.
     return [*chemistry.thermo(), *(table for table in materials if "Vaporization" in table.name), materials[-1]]

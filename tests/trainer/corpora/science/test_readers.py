@@ -109,7 +109,7 @@ def test_a_damaged_file_is_reported(tmp_path: Path, text: str, message: str) -> 
 
 def test_constants_are_those_that_scipy_reads() -> None:
     # Not physical_constants: its aliases give "natural unit of momentum" the value of 2014.
-    reader = pytest.importorskip("scipy.constants._codata", reason="pip install 'octavo[toy]'")
+    reader = pytest.importorskip("scipy.constants._codata", reason="pip install -e '.[toy]'")
     (table,) = constants()
     assert len(table.records) > 250
     for record in table.records:
@@ -123,7 +123,7 @@ def test_constants_are_those_that_scipy_reads() -> None:
 def test_the_samples_of_sequences_and_molecules_are_read() -> None:
     for package in ("scikit-bio", "rdkit"):
         if not list(importlib.metadata.distributions(name=package)):
-            pytest.skip(f"the package {package} is not here: pip install 'octavo[science]'")
+            pytest.skip(f"the package {package} is not here: pip install -e '.[science]'")
     proteins, nucleotides = sequences()
     known = {record.name: record.values for record in (*proteins.records, *nucleotides.records)}
     assert known["INS_HUMAN"]["sequence"].startswith("MALWMRLLPLLALLALWGPDPAAA")

@@ -19,9 +19,9 @@ try:
     import httpx
 except ImportError as error:
     raise DataError(
-        "--rollouts needs the package 'httpx', which is not installed: pip install 'octavo[science]'",
+        "--rollouts needs the package 'httpx', which is not installed: pip install -e '.[science]'",
         where="--rollouts",
-        allowed="pip install 'octavo[science]'",
+        allowed="pip install -e '.[science]'",
     ) from error
 
 T = TypeVar("T")

@@ -219,10 +219,10 @@ def one_file(name: str) -> tuple[str, Path]:
         if listed.endswith(name):
             return listed, path
     raise DataError(
-        f"package 'chemicals' has no file '{name}': pip install 'octavo[toy]' installs the right version",
+        f"package 'chemicals' has no file '{name}': pip install -e '.[toy]' installs the right version",
         where="chemicals",
         value=name,
-        allowed="pip install 'octavo[toy]'",
+        allowed="pip install -e '.[toy]'",
     )
 
 
@@ -240,9 +240,9 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(
-            f"{path}: {error.strerror}: pip install 'octavo[toy]' installs this file",
+            f"{path}: {error.strerror}: pip install -e '.[toy]' installs this file",
             where=str(path),
-            allowed="pip install 'octavo[toy]'",
+            allowed="pip install -e '.[toy]'",
         ) from error
     names = [name.strip() for name in header.split("\t")]
     for line in lines:

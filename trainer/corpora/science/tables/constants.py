@@ -74,8 +74,8 @@ def _text(source: str) -> str:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == NAME:
             return str(ast.literal_eval(node.value))
     raise DataError(
-        f"package 'scipy' has no table {NAME}: pip install 'octavo[toy]' installs the right version",
+        f"package 'scipy' has no table {NAME}: pip install -e '.[toy]' installs the right version",
         where="scipy",
         value=NAME,
-        allowed="pip install 'octavo[toy]'",
+        allowed="pip install -e '.[toy]'",
     )

@@ -41,9 +41,9 @@ def molecule_files() -> Files:
     found = [item for name in (SURFACES, PROPERTIES) for item in files if item[0].endswith("Data/NCI/" + name)]
     if len(found) != 2:
         raise DataError(
-            "package 'rdkit' lacks its NCI samples: pip install 'octavo[science]' installs the right version",
+            "package 'rdkit' lacks its NCI samples: pip install -e '.[science]' installs the right version",
             where="rdkit",
-            allowed="pip install 'octavo[science]'",
+            allowed="pip install -e '.[science]'",
         )
     return found
 

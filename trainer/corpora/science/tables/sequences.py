@@ -71,9 +71,9 @@ def sequence_files() -> Files:
     files = [item for sample in SAMPLES for item in listed if item[0].endswith(sample)]
     if len(files) != len(SAMPLES):
         raise DataError(
-            "package 'scikit-bio' lacks its samples: pip install 'octavo[science]' installs the right version",
+            "package 'scikit-bio' lacks its samples: pip install -e '.[science]' installs the right version",
             where="scikit-bio",
-            allowed="pip install 'octavo[science]'",
+            allowed="pip install -e '.[science]'",
         )
     return files
 
