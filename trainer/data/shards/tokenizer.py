@@ -19,7 +19,8 @@ class Tokenizer:
         # Text that happens to spell the end-of-document token must not end a document.
         bpe.encode_special_tokens = True
         self._bpe = bpe
-        self.vocab_size: int = bpe.get_vocab_size()
+        # Ids may have gaps: what indexes a table by id needs a row up to the largest one.
+        self.vocab_size: int = 1 + max(bpe.get_vocab(with_added_tokens=True).values(), default=-1)
         eos_id = bpe.token_to_id(end_of_document)
         if eos_id is None:
             text = f"the tokenizer has no token {end_of_document}; name one that it has with --eos"
@@ -34,17 +35,8 @@ class Tokenizer:
         end_of_document: the token that ends documents; by default ours, or else the `eos_token` of the
         `tokenizer_config.json` beside it. Raises DataError where there is no such file or no such token.
         """
-        if path.is_dir():
-            path = path / "tokenizer.json"
-        if not path.is_file():
-            remedy = "name a tokenizer.json or a directory that contains one"
-            raise DataError(f"{path} does not exist; {remedy}", where=str(path), allowed=remedy)
-        try:
-            bpe = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            remedy = "name a tokenizer.json of Hugging Face's tokenizers"
-            text = f"{path} is not a tokenizer file ({error}); {remedy}"
-            raise DataError(text, where=str(path), allowed=remedy) from error
+        path = tokenizer_file(path)
+        bpe = read_tokenizer(path)
         if end_of_document is None and bpe.token_to_id(END_OF_DOCUMENT) is None:
             end_of_document = _configured_end(path.with_name("tokenizer_config.json"))
             if end_of_document is None:
@@ -69,6 +61,38 @@ class Tokenizer:
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, of many texts: on all cores unless TOKENIZERS_PARALLELISM=false is set."""
         return [encoding.ids for encoding in self._bpe.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def tokenizer_file(path: Path) -> Path:
+    """The tokenizer.json that `path` names: the file itself, or the one in a directory."""
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
+def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json, or of a directory with one, as it encodes a whole text.
+
+    The file keeps the truncation and padding of the last call before it was saved. They belong to that call, as
+    transformers sees it too, and are left out. Raises DataError for a file that cannot be read, and for one with
+    dropout, which would give other ids at every call.
+    """
+    path = tokenizer_file(path)
+    if not path.is_file():
+        remedy = "name a tokenizer.json or a directory that contains one"
+        raise DataError(f"{path} does not exist; {remedy}", where=str(path), allowed=remedy)
+    try:
+        found = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        remedy = "name a tokenizer.json of Hugging Face's tokenizers"
+        text = f"{path} is not a tokenizer file ({error}); {remedy}"
+        raise DataError(text, where=str(path), allowed=remedy) from error
+    found.no_truncation()
+    found.no_padding()
+    dropout = getattr(found.model, "dropout", None)
+    if dropout:
+        remedy = 'set "dropout" of its "model" to null'
+        text = f"{path} drops merges at random (dropout {dropout:.3g}), so every call gives other ids; {remedy}"
+        raise DataError(text, where=str(path), value=dropout, allowed=remedy)
+    return found
 
 
 def _configured_end(path: Path) -> str | None:
