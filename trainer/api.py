@@ -122,6 +122,6 @@ def tokenize(
     from trainer.corpora.tokenize.inputs import find_files
     from trainer.corpora.tokenize.tokenize import tokenize_source
 
-    files = find_files([Path(path) for path in inputs], "train")
+    files = find_files([Path(path) for path in inputs])
     options = {"name": Path(out).name, **options}
     return dict(tokenize_source(files, Path(tokenizer), Path(out), domain=domain, **options))

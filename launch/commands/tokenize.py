@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from launch.configurations import read_configuration
 from launch.paths import must_not_exist
@@ -16,6 +17,14 @@ from launch.progress import ProgressDisplay
 from parallel.errors import one_of
 from trainer.config.command_line import Parser, choice, number, whole_number
 from trainer.config.errors import CommandError
+
+NAMED = 5  # files of a kind that are not read
+COUNTED = {
+    "documents_without_tokens": "texts without a token left out",
+    "unknown_tokens": "tokens stand for unknown text",
+    "lost_characters": "characters lost that the tokenizer does not know",
+    "inner_ends": "end tokens inside of documents",
+}
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
@@ -50,15 +59,23 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
 def _work(
     options: argparse.Namespace, name: str, domain: str, prefixes: dict[str, list[str]], group: str | None
 ) -> int:
-    from trainer.corpora.tokenize.inputs import built_dataset, find_files
+    from trainer.corpora.tokenize.built import built_dataset
+    from trainer.corpora.tokenize.inputs import find_files
     from trainer.corpora.tokenize.tokenize import tokenize_source
 
     started = time.perf_counter()
     inputs = [Path(path) for path in options.inputs]
+    skipped: dict[str, list[Path]] = {}
+    files: Sequence[Any]
     if options.builder:
-        files = built_dataset(options.builder, options.config, inputs, options.split)
+        fields = [field for field in (options.field, options.origin) if field]
+        files = built_dataset(options.builder, options.config, inputs, options.split, fields)
     else:
-        files = find_files(inputs, options.split)
+        files = find_files(inputs, options.split, lambda path, why: skipped.setdefault(why, []).append(path))
+    for why, paths in skipped.items():
+        more = ", ..." if len(paths) > NAMED else ""
+        print(f"not read, {why}: {len(paths)} ({', '.join(map(str, paths[:NAMED]))}{more})", file=sys.stderr)
+    notes: list[str] = []
     try:
         with ProgressDisplay() as progress:
             manifest = tokenize_source(
@@ -76,6 +93,9 @@ def _work(
                 field=options.field,
                 origin=options.origin,
                 eos=options.eos,
+                special_text=options.special_text,
+                template=options.template,
+                note=notes.append,
                 progress=progress,
             )
     except KeyboardInterrupt:
@@ -83,9 +103,12 @@ def _work(
         return 130
     held = sum(shard["tokens"] for shard in manifest["heldout"])
     empty = f"; {manifest['empty_documents']:,} empty texts left out" if manifest["empty_documents"] else ""
+    counted = "".join(f"; {manifest[key]:,} {text}" for key, text in COUNTED.items() if manifest.get(key))
+    for line in notes:
+        print(f"note: {line}", file=sys.stderr)
     print(
         f"{options.out}: {manifest['tokens']:,} tokens of {manifest['documents']:,} documents in "
-        f"{len(manifest['shards'])} shards to train on, {held:,} tokens held out{empty}; "
+        f"{len(manifest['shards'])} shards to train on, {held:,} tokens held out{empty}{counted}; "
         f"{time.perf_counter() - started:,.1f} s"
     )
     return 0
@@ -99,7 +122,7 @@ def _options(parser: Parser) -> None:
         metavar="INPUT",
         nargs="*",
         help="files (.jsonl, .jsonl.gz, .parquet or .arrow), directories of such files, or datasets saved by "
-        "save_to_disk",
+        "save_to_disk; hidden files in directories are not read",
     )
     add("--tokenizer", required=True, metavar="FILE", help="a tokenizer.json, or a directory that contains one")
     add(
@@ -129,6 +152,19 @@ def _options(parser: Parser) -> None:
     )
     add("--eos", metavar="TOKEN", help="token appended to each document (default: the tokenizer's eos_token)")
     add(
+        "--special-text",
+        **choice("spell", "encode"),
+        default="spell",
+        help="text that spells a special token: keep it as text, or encode it as that token (default: spell)",
+    )
+    add(
+        "--template",
+        **choice("keep", "omit"),
+        default="keep",
+        help="tokens that the tokenizer puts around each text, such as <s>: keep them, as transformers does, or omit "
+        "them (default: keep)",
+    )
+    add(
         "--heldout",
         type=number(lambda share: 0 <= share < 1, "a share from 0 to below 1"),
         default=0.001,
@@ -150,7 +186,11 @@ def _options(parser: Parser) -> None:
         metavar="N",
         help="number of worker processes (default: one per core)",
     )
-    add("--split", default="train", help="dataset split to read (default: train)")
+    add(
+        "--split",
+        help="split of a saved dataset, or split or rows that a --builder makes, such as 'train[:10%%]' or train+test "
+        "(default: train)",
+    )
     add(
         "--builder",
         metavar="NAME",

@@ -47,7 +47,9 @@ def atomic_file(path: Path, *, durable: bool = True, overwrite: bool = True) -> 
             yield temporary
             if durable:
                 sync(temporary)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.filename is None:  # of a write: a full disk
+                error.filename = str(temporary)
             temporary.unlink(missing_ok=True)
             raise
         if not overwrite:

@@ -8,135 +8,115 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from parallel.errors import one_of
-from trainer.corpora.tokenize.datasets_private import selects_rows
+from trainer.corpora.tokenize import columns
+from trainer.corpora.tokenize.built import is_saved, no_splits, saved_dataset
+from trainer.corpora.tokenize.units import CHOOSE, Rows, Unit, bad
 from trainer.data.errors import DataError
 
 UNIT = 64 << 20  # approximate bytes of a file in one unit
-CHOOSE = "choose one with --field or --origin"
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 SUFFIXES = (*JSON_SUFFIXES, *(f"{suffix}.gz" for suffix in JSON_SUFFIXES), ".parquet", ".arrow")
-EXPANDS = {"lines": 1, "gzip": 5, "parquet": 1, "arrow": 1}  # characters of text per byte of a unit, at most
 
-Kind = Literal["lines", "gzip", "parquet", "arrow"]
-
-
-@dataclass(frozen=True)
-class Unit:
-    kind: Kind
-    path: str
-    first: int  # lines: bytes, parquet: row groups; first and last are 0 if the unit is a whole file
-    last: int
-    nbytes: int  # for progress
-
-    @property
-    def text_bytes(self) -> int:
-        """The most text that the unit can have, in bytes."""
-        return self.nbytes * EXPANDS[self.kind]
+OnSkipped = Callable[[Path, str], None]  # called with a file or directory that is not read, and the reason
 
 
-def find_files(paths: Sequence[Path], split: str = "train") -> list[Path]:
-    """Files to read, in order: files as given, those of directories by name, datasets saved by `save_to_disk`."""
+def find_files(
+    paths: Sequence[Path], split: str | None = None, skipped: OnSkipped = lambda path, why: None
+) -> list[Path]:
+    """Files to read, in order: files as given, those of directories by name, datasets saved by `save_to_disk`.
+
+    Links are followed. split: of saved datasets; None reads `train`. skipped: called for the hidden files of a
+    directory, and for those with other suffixes. Raises DataError, also for a link to nothing and for a file that comes
+    twice.
+    """
     found: list[Path] = []
     for path in paths:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            found += _saved_dataset(path, split)
+        if is_saved(path):
+            found += saved_dataset(path, split)
         elif path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+            inside = list(_inside(path, (), split, skipped))
             if not inside:
-                raise _bad(path, f"has no file that ends in {one_of(SUFFIXES)}", allowed=SUFFIXES)
+                raise bad(path, f"has no file that ends in {one_of(SUFFIXES)}", allowed=SUFFIXES)
             found += inside
         elif not path.is_file():
-            raise _bad(path, "does not exist", allowed="an existing file or directory")
-        elif not path.name.endswith(SUFFIXES):
+            raise bad(path, "does not exist", allowed="an existing file or directory")
+        elif not path.name.lower().endswith(SUFFIXES):
             remedy = f"use a file that ends in {one_of(SUFFIXES)}, or --builder for other formats"
-            raise _bad(path, f"cannot be read directly: {remedy}", value=path.suffix, allowed=SUFFIXES)
+            raise bad(path, f"cannot be read directly: {remedy}", value=path.suffix, allowed=SUFFIXES)
         else:
+            _takes_no_split(path, split)
             found.append(path)
-    twice = {path for path in found if found.count(path) > 1} if len(set(found)) < len(found) else set()
-    if twice:
-        raise _bad(min(twice), "is given twice", allowed="give each file once")
+    seen: dict[tuple[int, int], Path] = {}
+    for path in found:
+        stat = path.stat()
+        if earlier := seen.get((stat.st_dev, stat.st_ino)):
+            also = "" if earlier == path else f", also as {earlier}"
+            raise bad(path, f"is given twice{also}", allowed="give each file once")
+        seen[stat.st_dev, stat.st_ino] = path
     return found
 
 
-def _saved_dataset(path: Path, split: str) -> list[Path]:
-    import datasets
-
+def _inside(directory: Path, above: tuple[Path, ...], split: str | None, skipped: OnSkipped) -> Iterator[Path]:
+    """The files of a directory and of those in it, by name."""
+    real = directory.resolve()
+    if real in above:
+        remedy = "remove the link"
+        raise bad(directory, f"is a link to a directory that contains it: {remedy}", str(real), remedy)
     try:
-        if (path / "dataset_dict.json").is_file():
-            names = json.loads((path / "dataset_dict.json").read_text())["splits"]
-            if split not in names:
-                raise DataError(
-                    f"{path} has no split {split}; use --split {' or '.join(names)}",
-                    where="--split",
-                    value=split,
-                    allowed=tuple(names),
-                )
-            path = path / split
-        saved = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's are of these, too
-        problem = " ".join(str(error).split())
-        raise _bad(path, f"is not a dataset written by save_to_disk: {problem}", value=problem) from error
-    return _arrow_files(saved, str(path))
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        raise bad(directory, f"cannot be read: {error.strerror}", error.strerror, "a readable directory") from error
+    for path in (directory / name for name in names):
+        if path.name.startswith("."):
+            skipped(path, "hidden")
+        elif not path.exists():
+            target = os.readlink(path) if path.is_symlink() else None
+            remedy = "complete the download, or remove the link"
+            raise bad(path, f"is a link to {target}, which does not exist: {remedy}", target, remedy)
+        elif path.is_dir():
+            yield from saved_dataset(path, split) if is_saved(path) else _inside(path, (*above, real), split, skipped)
+        elif not path.name.lower().endswith(SUFFIXES):
+            skipped(path, "another suffix")
+        elif not path.is_file():
+            raise bad(path, "is not a regular file", allowed="a file")
+        else:
+            _takes_no_split(path, split)
+            yield path
 
 
-def built_dataset(builder: str, config: str | None, files: Sequence[Path], split: str) -> list[Path]:
-    """The Arrow files that `datasets.load_dataset` makes with a builder (csv, text, ...) or for a dataset's name."""
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(builder, config, data_files=[str(file) for file in files] or None, split=split)
-    except Exception as error:  # every builder has its own
-        problem = " ".join(str(error).split())
-        raise DataError(
-            f"--builder {builder}: datasets.load_dataset failed: {problem}",
-            where="--builder",
-            value=builder,
-            allowed=f"arguments that datasets.load_dataset accepts: {problem}",
-        ) from error
-    return _arrow_files(loaded, f"--builder {builder}")
+def _takes_no_split(path: Path, split: str | None) -> None:
+    if split is not None:
+        raise no_splits(path, split, "is read as a whole (--builder parquet or json reads a part)")
 
 
-def _arrow_files(dataset: Any, name: str) -> list[Path]:
-    if selects_rows(dataset):
-        remedy = "save it again after dataset.flatten_indices()"
-        raise _bad(name, f"is a selection of rows: {remedy}", allowed=remedy)
-    return [Path(file["filename"]) for file in dataset.cache_files]
-
-
-def units_of(files: Sequence[Path]) -> list[Unit]:
+def units_of(files: Sequence[Path | Rows]) -> list[Unit]:
     """Cut files into units. Raises DataError for an empty file, or one whose content does not match its suffix."""
     units: list[Unit] = []
-    for path in files:
-        size = os.path.getsize(path)
+    for item in files:
+        if isinstance(item, Rows):
+            size = os.path.getsize(item.path)
+            units.append(Unit("arrow", str(item.path), item.first, item.last, size))
+            continue
+        path, size, name = item, os.path.getsize(item), item.name.lower()
         if size == 0:
-            raise _bad(path, "is empty", value=0, allowed="a file with documents")
-        if path.name.endswith(JSON_SUFFIXES):
+            raise bad(path, "is empty", value=0, allowed="a file with documents")
+        if name.endswith(JSON_SUFFIXES):
             units += (
                 Unit("lines", str(path), at, min(at + UNIT, size), min(UNIT, size - at)) for at in range(0, size, UNIT)
             )
-        elif path.name.endswith(".gz"):
+        elif name.endswith(".gz"):
             units.append(Unit("gzip", str(path), 0, 0, size))
-        elif path.name.endswith(".arrow"):
+        elif name.endswith(".arrow"):
             units.append(Unit("arrow", str(path), 0, 0, size))
         else:
-            units += _row_groups(path)
+            units += columns.row_groups(path, UNIT)
     return units
-
-
-def _row_groups(path: Path) -> Iterator[Unit]:
-    file = _parquet(path)
-    first, size = 0, 0
-    for group in range(file.num_row_groups):
-        size += file.metadata.row_group(group).total_byte_size
-        if size >= UNIT or group == file.num_row_groups - 1:
-            yield Unit("parquet", str(path), first, group + 1, size)
-            first, size = group + 1, 0
 
 
 def documents(unit: Unit, field: str, origin: str | None = None) -> Iterator[tuple[int, str, str]]:
@@ -146,38 +126,82 @@ def documents(unit: Unit, field: str, origin: str | None = None) -> Iterator[tup
     """
     fields = [field] if origin is None else [field, origin]
     try:
-        found = _json_lines(unit, fields) if unit.kind in ("lines", "gzip") else _columns(unit, fields)
+        found = _json_lines(unit, fields) if unit.kind in ("lines", "gzip") else columns.columns(unit, fields)
         for read, values in found:
             yield read, values[-1], values[0]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _bad(unit.path, f"is truncated or not a gzip file: {error}", value=str(error)) from error
+        raise bad(unit.path, f"is truncated or not a gzip file: {error}", value=str(error)) from error
     except OSError as error:
-        raise _bad(unit.path, f"cannot be read: {error.strerror or error}", value=error.strerror) from error
+        raise bad(unit.path, f"cannot be read: {error.strerror or error}", value=error.strerror) from error
 
 
-def _json_lines(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]]:
+def place(unit: Unit, number: int) -> str:
+    """The name of a document of a unit, counted from 0 there, by its line or row in the file. Raises DataError."""
+    if unit.kind not in ("lines", "gzip"):
+        return columns.place(unit, number)
+    line = next(line for line, _, _ in islice(_lines(unit), number, None))
+    return _line(unit, line)
+
+
+def _line(unit: Unit, line: int) -> str:
+    """The name of a line of a unit, counted from 1 there."""
+    return f"{unit.path}, line {line + (_newlines_before(unit.path, _start(unit)) if unit.kind == 'lines' else 0)}"
+
+
+def _start(unit: Unit) -> int:
+    """The place of the first line that starts in a unit of lines."""
+    if not unit.first:
+        return 0
+    with open(unit.path, "rb") as raw:
+        raw.seek(unit.first - 1)
+        raw.readline()
+        return raw.tell()
+
+
+def _lines(unit: Unit) -> Iterator[tuple[int, int, bytes]]:
+    """(number from 1, bytes of the unit read so far, line) of the lines that are not blank."""
     with open(unit.path, "rb") as raw:
         file: Any = gzip.GzipFile(fileobj=raw) if unit.kind == "gzip" else raw
-        if unit.first:
-            raw.seek(unit.first - 1)
-            raw.readline()  # a line belongs to the unit in which it starts
-        lines = 0
+        if unit.kind == "lines":
+            raw.seek(_start(unit))  # a line belongs to the unit in which it starts
+        number = 0
         while unit.kind == "gzip" or raw.tell() < unit.last:
-            at = raw.tell()
             line = file.readline()
             if not line:
                 return
-            lines += 1
-            if line.isspace():
-                continue
-            try:
-                yield raw.tell() - unit.first, _strings_of(line, fields)
-            except ValueError as error:
-                number = lines if unit.kind == "gzip" else 1 + _newlines_before(unit.path, at)
-                where = f"{unit.path}, line {number}"
-                raise DataError(
-                    f"{where}: {error}", where=where, value=str(error), allowed=f"correct the line, or {CHOOSE}"
-                ) from None
+            number += 1
+            if not line.isspace():
+                yield number, raw.tell() - unit.first, line
+
+
+def _json_lines(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]]:
+    for number, read, line in _lines(unit):
+        try:
+            yield read, _strings_of(line, fields)
+        except ValueError as error:
+            where = _line(unit, number)
+            raise DataError(
+                f"{where}: {error}", where=where, value=str(error), allowed=f"correct the line, or {CHOOSE}"
+            ) from None
+
+
+class _Repeated(dict[str, Any]):
+    """A JSON object with a name that it has twice."""
+
+    names: frozenset[str] = frozenset()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        found = _Repeated(found)
+        found.names = frozenset(name for name in found if names.count(name) > 1)
+    return found
+
+
+# A number outside the field with the text may have more digits than Python's int() accepts.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=float)
 
 
 def _strings_of(line: bytes, fields: list[str]) -> list[str]:
@@ -185,7 +209,7 @@ def _strings_of(line: bytes, fields: list[str]) -> list[str]:
     if b"\0" in line:  # json would take it for UTF-16 or UTF-32, with a misleading message
         raise ValueError(f"a NUL at byte {line.index(0) + 1}: the file is incomplete or not UTF-8")
     try:
-        record = json.loads(line)
+        record = _DECODER.decode(line.decode(json.detect_encoding(line), "surrogatepass"))
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1})") from None
     except UnicodeDecodeError as error:
@@ -195,6 +219,8 @@ def _strings_of(line: bytes, fields: list[str]) -> list[str]:
     if not isinstance(record, dict):
         raise ValueError('not a JSON object; each line has one document, as in {"text": "..."}')
     for field in fields:
+        if isinstance(record, _Repeated) and field in record.names:
+            raise ValueError(f"the field {field!r} is there twice")
         if field not in record:
             raise ValueError(f"no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}: {CHOOSE}")
         if not isinstance(record[field], str):
@@ -215,69 +241,3 @@ def _newlines_before(path: str, end: int) -> int:
             count += block.count(b"\n")
             end -= len(block)
     return count
-
-
-def _columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]]:
-    """(bytes read so far, fields) for every row of a Parquet or Arrow file."""
-    import pyarrow as pa
-
-    batches, names, total = _batches(unit, fields)
-    for field in fields:
-        if field not in names:
-            raise _bad(unit.path, f"has no column {field!r}; it has {', '.join(names)}: {CHOOSE}", field, tuple(names))
-    row = 0
-    try:
-        for batch in batches:
-            columns = []
-            for field in fields:
-                column = batch.column(batch.schema.get_field_index(field))
-                if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                    raise _bad(unit.path, f"has {column.type}, not strings, in the column {field!r}", field, CHOOSE)
-                columns.append(column.to_pylist())
-            for values in zip(*columns, strict=True):
-                if None in values:
-                    missing = fields[values.index(None)]
-                    where = f"{unit.path}, row {row + 1} of unit {unit.first}"
-                    raise _bad(where, f"has no {missing!r}", missing, "fill or remove the row")
-                row += 1
-                yield int(unit.nbytes * row / total) if total else 0, values
-    except pa.ArrowException as error:
-        raise _bad(unit.path, f"is truncated or damaged: {error}", value=str(error)) from error
-
-
-def _batches(unit: Unit, fields: list[str]) -> tuple[Iterator[Any], list[str], int]:
-    """(record batches, names of the columns, number of rows or 0 if unknown)."""
-    import pyarrow as pa
-
-    if unit.kind == "parquet":
-        file = _parquet(Path(unit.path))
-        names, groups = file.schema_arrow.names, [*range(unit.first, unit.last)]
-        rows = sum(file.metadata.row_group(group).num_rows for group in groups)
-        columns = [field for field in fields if field in names]
-        return file.iter_batches(batch_size=1024, row_groups=groups, columns=columns), names, rows
-    source = pa.memory_map(unit.path)
-    try:
-        stream = pa.ipc.open_stream(source)
-        return iter(stream), stream.schema.names, 0
-    except pa.ArrowInvalid:
-        source.seek(0)
-    try:
-        table = pa.ipc.open_file(source)
-    except pa.ArrowInvalid as error:
-        raise _bad(unit.path, f"is not an Arrow file: {error}", value=str(error)) from error
-    return (table.get_batch(number) for number in range(table.num_record_batches)), table.schema.names, 0
-
-
-def _parquet(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise _bad(path, f"is not a Parquet file: {error}", value=str(error)) from error
-
-
-def _bad(path: Path | str, problem: str, value: Any = None, allowed: Any = "an intact file") -> DataError:
-    """An error about an input file."""
-    return DataError(f"{path} {problem}", where=str(path), value=value, allowed=allowed)

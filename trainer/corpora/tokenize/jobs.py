@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from trainer.corpora.tokenize.inputs import Unit, documents
-from trainer.corpora.tokenize.spool import Encoder, spool_unit
+from trainer.corpora.tokenize.inputs import documents, place
+from trainer.corpora.tokenize.spool import Encoder, UnfitError, spool_unit
+from trainer.corpora.tokenize.units import Unit
 from trainer.corpora.tokenize.write import write_shard
+from trainer.data.errors import DataError
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.storage.workers import Task
@@ -32,12 +34,20 @@ def encoder_of(work: Path, at_least: int = 0) -> Encoder:
 @lru_cache(maxsize=1)
 def _encoder(plan_text: str, work: Path, at_least: int) -> Encoder:
     plan = json.loads(plan_text)
-    tokenizer = Tokenizer.load(work / "tokenizer.json", plan["eos"])
+    tokenizer = Tokenizer.load(
+        work / "tokenizer.json", plan["eos"], special_text=plan["special_text"], before=plan["before"]
+    )
     prefix = plan["prefix"]
     prefixes = Prefixes({prefix["group"]: prefix["texts"]}, tokenizer) if prefix else None
     group = prefix["group"] if prefix else None
     fraction, dtype = plan["heldout_fraction"], np.dtype(plan["dtype"])
-    return Encoder(tokenizer, dtype, plan["name"], plan["seed"], fraction, prefixes, group, at_least)
+    after = tuple(plan["after"])
+    return Encoder(tokenizer, dtype, plan["name"], plan["seed"], fraction, prefixes, group, at_least, after)
+
+
+def unfit(where: str, error: UnfitError) -> DataError:
+    """The error about a document that cannot be stored, by its place in the input."""
+    return DataError(f"{where}: {error.problem}", where=where, value=error.value, allowed=error.allowed)
 
 
 def start_jobs(work: Path) -> Task:
@@ -49,8 +59,12 @@ def run_job(work: Path, job: Job, on_progress: OnUnitProgress) -> Any:
     """Facts of a unit or of a shard. Raises DataError."""
     if job["do"] == "unit":
         plan = load_plan(work)
-        found = documents(Unit(**job["unit"]), plan["field"], plan["origin"])
-        return spool_unit(work / "spool", job["number"], found, encoder_of(work, job["at_least"]), on_progress)
+        unit = Unit(**job["unit"])
+        found = documents(unit, plan["field"], plan["origin"])
+        try:
+            return spool_unit(work / "spool", job["number"], found, encoder_of(work, job["at_least"]), on_progress)
+        except UnfitError as error:
+            raise unfit(place(unit, error.number), error) from None
     parts = json.loads((work / "spool" / job["parts"]).read_text())
     dtype = np.dtype(load_plan(work)["dtype"])
     return write_shard(work / "spool", work, job["stem"], tuple(job["keys"]), parts, dtype)

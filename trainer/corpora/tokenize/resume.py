@@ -16,11 +16,12 @@ Facts = dict[str, Any]
 LOCK, PLAN, SPOOL = "lock", "plan.json", "spool"
 OPTIONS = {
     "name": "--name", "domain": "--domain", "field": "--field", "origin": "--origin", "seed": "--seed",
-    "heldout_fraction": "--heldout", "shard_tokens": "--shard-tokens", "eos": "--eos",
+    "heldout_fraction": "--heldout", "shard_tokens": "--shard-tokens", "eos": "--eos", "special_text": "--special-text",
 }  # fmt: skip
 DERIVED = {
     "format": "the version of Octavo", "prefix": "the prefixes of --mixture", "tokenizer": "the content of --tokenizer",
-    "dtype": "the size of the vocabulary",
+    "dtype": "the size of the vocabulary", "before": "--template or the tokenizer_config.json",
+    "after": "--template or the tokenizer_config.json", "rows": "--split",
 }  # fmt: skip
 
 

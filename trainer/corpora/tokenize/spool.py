@@ -7,7 +7,7 @@ pass finds its documents in one piece per part, and no process ever has more tha
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.corpora.tokenize.losses import Losses
 from trainer.data.errors import DataError
 from trainer.data.hashing import mix64, text_key
 from trainer.data.shards.prefixes import Prefixes
@@ -23,12 +24,23 @@ from trainer.storage.atomic import atomic_file
 
 PART_TOKENS = 1 << 24
 BATCH_BYTES, BATCH_DOCUMENTS = 1 << 20, 512  # given to the tokenizer at once
+# What a source's manifest counts besides: what is left out, and what its tokens do not say of the texts.
+COUNTS = ("empty_documents", "documents_without_tokens", "unknown_tokens", "lost_characters", "inner_ends")
 HEADER = 16  # documents and tokens, uint64 each
 TRAIN, HELDOUT = "train", "heldout"
 
 U64 = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Facts = dict[str, Any]
+Encoded = tuple[int, int, list[int]]
+
+
+class UnfitError(Exception):
+    """A document that cannot be stored. number: among those of its unit, from 0, the empty ones included."""
+
+    def __init__(self, number: int, problem: str, value: Any, allowed: str) -> None:
+        super().__init__(number, problem, value, allowed)
+        self.number, self.problem, self.value, self.allowed = number, problem, value, allowed
 
 
 @dataclass
@@ -43,28 +55,49 @@ class Encoder:
     prefixes: Prefixes | None = None
     group: str | None = None
     at_least: int = 0  # an origin whose hash is below this is held out whatever the fraction
+    after: tuple[int, ...] = ()  # ids between a text and the end token
     heldout_below: int = field(init=False)
+    losses: Losses = field(init=False)
 
     def __post_init__(self) -> None:
         self.heldout_below = max(self.at_least, min(round(self.heldout_fraction * 2**64), 2**64 - 1))
+        self.losses = Losses(self.tokenizer)
 
-    def encode(
-        self, unit: int, first_row: int, documents: list[tuple[str, str]]
-    ) -> Iterator[tuple[int, int, list[int]]]:
-        """(hash of the origin, key, tokens) of each (origin, text), the rows first_row, first_row + 1, ... of a unit.
+    def ids_of(self, batch: Sequence[tuple[int, str, str]]) -> list[list[int]]:
+        """The ids of each text. batch: (number in the unit, origin, text). Raises UnfitError."""
+        try:
+            encoded = self.tokenizer.encode_all([text for _, _, text in batch])
+        except DataError:
+            for number, _, text in batch:
+                try:
+                    self.tokenizer.encode_all([text])
+                except DataError as error:
+                    fault = error.faults[0]
+                    raise UnfitError(number, str(error), fault.value, str(fault.allowed)) from None
+            raise
+        if self.tokenizer.special_text == "spell":
+            for (number, _, _), ids in zip(batch, encoded, strict=True):
+                if self.tokenizer.eos_id in ids:
+                    end = self.tokenizer.end_of_document
+                    problem = f"the text gives the token {end}, which would end the document early"
+                    raise UnfitError(number, problem, end, "another --eos, or the text without it")
+        return encoded
+
+    def encode(self, unit: int, first_row: int, documents: list[tuple[str, list[int]]]) -> Iterator[Encoded]:
+        """(hash of the origin, key, tokens) of each (origin, ids), the rows first_row, first_row + 1, ... of a unit.
 
         Documents of one origin share their split; a text without an origin is its own, so that copies of it do.
         """
         rows = np.arange(first_row, first_row + len(documents))
         numbers = (unit << 32) + rows
         keys = mix64(self.seed, text_key("order", self.name), numbers).tolist()
-        prefix_ids: list[list[int]] = [[]] * len(documents)
+        before = [self.tokenizer.before] * len(documents)
         if self.prefixes is not None and self.group is not None:
             chosen = self.prefixes.choose(self.group, self.name, numbers, self.seed)
-            prefix_ids = [self.prefixes.ids[self.group][choice] for choice in chosen.tolist()]
-        encoded = self.tokenizer.encode_all([text for _, text in documents])
-        for key, prefix, ids, (origin, _) in zip(keys, prefix_ids, encoded, documents, strict=True):
-            yield text_key("heldout", str(self.seed), origin), key, [*prefix, *ids, self.tokenizer.eos_id]
+            before = [list(self.prefixes.ids[self.group][choice]) for choice in chosen.tolist()]
+        end = [*self.after, self.tokenizer.eos_id]
+        for key, start, (origin, ids) in zip(keys, before, documents, strict=True):
+            yield text_key("heldout", str(self.seed), origin), key, [*start, *ids, *end]
 
 
 def spool_unit(
@@ -76,16 +109,27 @@ def spool_unit(
 ) -> Facts:
     """Write the parts of a unit and, last, `<unit>.json`; return its content.
 
-    documents: (bytes read so far, origin, text). on_progress: called with the bytes and tokens so far.
+    documents: (bytes read so far, origin, text). on_progress: called with the bytes and tokens so far. Raises
+    UnfitError.
     """
     parts: list[Facts] = []
     gathered: dict[str, _PartWriter] = {TRAIN: _PartWriter(), HELDOUT: _PartWriter()}
-    empty = rows = tokens = read = 0
+    counts = dict.fromkeys(COUNTS, 0)
+    rows = tokens = read = 0
     lowest, highest = 2**64, -1  # hash of an origin
 
-    def flush(batch: list[tuple[str, str]]) -> None:
+    def flush(batch: list[tuple[int, str, str]]) -> None:
         nonlocal tokens, lowest, highest
-        for of_origin, key, ids in encoder.encode(unit, rows - len(batch), batch):
+        encoded = encoder.ids_of(batch)
+        counts["unknown_tokens"] += encoder.losses.unknown(encoded)
+        counts["lost_characters"] += encoder.losses.vanished([text for _, _, text in batch])
+        if encoder.tokenizer.special_text == "encode":
+            counts["inner_ends"] += sum(ids.count(encoder.tokenizer.eos_id) for ids in encoded)
+        found = [(origin, ids) for (_, origin, _), ids in zip(batch, encoded, strict=True)]
+        for (of_origin, key, ids), (_, own) in zip(encoder.encode(unit, rows - len(batch), found), found, strict=True):
+            if not own:
+                counts["documents_without_tokens"] += 1
+                continue
             lowest, highest = min(lowest, of_origin), max(highest, of_origin)
             split = HELDOUT if of_origin < encoder.heldout_below else TRAIN
             part = gathered[split]
@@ -96,13 +140,13 @@ def spool_unit(
         if on_progress is not None:
             on_progress(read, tokens)
 
-    batch: list[tuple[str, str]] = []
+    batch: list[tuple[int, str, str]] = []
     size = 0
-    for read, origin, text in documents:  # noqa: B007
+    for number, (read, origin, text) in enumerate(documents):  # noqa: B007
         if not text:
-            empty += 1
+            counts["empty_documents"] += 1
             continue
-        batch.append((origin, text))
+        batch.append((number, origin, text))
         rows += 1
         size += len(text)
         if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
@@ -114,7 +158,7 @@ def spool_unit(
         if part.keys:
             parts.append(part.write(directory / f"{unit:06}-{len(parts):04}", split, encoder.dtype))
     facts = {
-        "unit": unit, "documents": rows, "empty": empty, "tokens": tokens, "parts": parts,
+        "unit": unit, "documents": rows, "counts": counts, "tokens": tokens, "parts": parts,
         "origins": [lowest, highest], "heldout_below": encoder.heldout_below,
     }  # fmt: skip
     write_json(directory / f"{unit:06}.json", facts)

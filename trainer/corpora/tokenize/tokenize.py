@@ -6,6 +6,7 @@ memory of one shard. Everything random is a hash of the seed and a document's po
 depends on neither the workers nor interruptions.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,30 +23,44 @@ import numpy as np
 
 from parallel.errors import one_of
 from trainer.corpora.packages import Document
-from trainer.corpora.tokenize import jobs, resume
+from trainer.corpora.tokenize import agreement, jobs, resume
+from trainer.corpora.tokenize.agreement import Template
+from trainer.corpora.tokenize.inputs import documents as documents_of
 from trainer.corpora.tokenize.inputs import units_of
 from trainer.corpora.tokenize.resume import LOCK, PLAN, SPOOL
-from trainer.corpora.tokenize.spool import HELDOUT, TRAIN, PartFile, finished_unit, spool_unit, write_json
+from trainer.corpora.tokenize.spool import (
+    COUNTS,
+    HELDOUT,
+    TRAIN,
+    PartFile,
+    UnfitError,
+    finished_unit,
+    spool_unit,
+    write_json,
+)
+from trainer.corpora.tokenize.units import Rows, Unit
 from trainer.corpora.tokenize.write import token_dtype
 from trainer.data.errors import DataError
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.prefixes import Prefixes
-from trainer.data.shards.tokenizer import Tokenizer
+from trainer.data.shards.tokenizer import SpecialText, Tokenizer, tokenizer_file
 from trainer.storage.atomic import FILE_SUFFIX, publish
 from trainer.storage.lock import FileLock, LockedError
 from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.storage.space import free_space
 from trainer.storage.workers import WorkerDied, Workers
 
-FORMAT = 2  # increase it with any change of the output for the same input
+FORMAT = 3  # increase it with any change of the output for the same input
 BUCKETS_BITS = 16  # keys are counted by their first bits to cut them into shards
+COMPARED = 32  # documents of the input that transformers encodes as well
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 CHARS_PER_TOKEN = 3  # fewer than usual, so that the check for space errs on the safe side
 
 Facts = dict[str, Any]
 
 
 def tokenize_source(
-    documents: Iterable[Document] | Sequence[Path],
+    documents: Iterable[Document] | Sequence[Path | Rows],
     tokenizer: Path,
     out: Path,
     *,
@@ -59,6 +75,9 @@ def tokenize_source(
     field: str = "text",
     origin: str | None = None,
     eos: str | None = None,
+    special_text: SpecialText = "spell",
+    template: Literal["keep", "omit"] = "keep",
+    note: Callable[[str], None] = lambda line: None,
     progress: OnProgress = ignore,
 ) -> Facts:
     """Tokenize one source into the directory `out`, which must not exist, and return its manifest.
@@ -68,12 +87,13 @@ def tokenize_source(
     the paraphrases of `group`. heldout_fraction: share of the documents to hold out, by a hash of their origin or text;
     with two or more origins at least one is held out, unless it is 0. field, origin: the names of the fields or columns
     with the text and with its origin (None: each text is its own origin). workers: processes; 0 does everything in this
-    one.
+    one. special_text: what becomes of text that spells a special token (see `Tokenizer`). template: keep or omit the
+    ids that the tokenizer puts around a text. note: called with a line that the user should see.
 
     The work is in `<out>.tmp` until it is complete. Started again with the same arguments after any interruption, it
     resumes from the finished units and shards, with the same result byte for byte. Raises DataError.
     """
-    in_memory = not isinstance(documents, Sequence) or not all(isinstance(item, Path) for item in documents)
+    in_memory = not isinstance(documents, Sequence) or not all(isinstance(item, Path | Rows) for item in documents)
     if out.exists():
         remedy = "remove it or name another directory"
         raise DataError(f"{out} exists and is not overwritten: {remedy}", where=str(out), allowed=remedy)
@@ -81,17 +101,21 @@ def tokenize_source(
     try:
         work.mkdir(parents=True, exist_ok=True)
         with _alone(work) as lock, Workers(partial(jobs.start_jobs, work), workers, inherit=[lock.file]) as pool:
-            loaded = Tokenizer.load(tokenizer, eos)
-            if tokenizer.is_dir():
-                tokenizer = tokenizer / shard_files.TOKENIZER
-            units = [] if in_memory else units_of([item for item in documents if isinstance(item, Path)])
+            tokenizer = tokenizer_file(tokenizer)
+            loaded = Tokenizer.load(tokenizer, eos, special_text=special_text)
+            units = [] if in_memory else units_of([item for item in documents if isinstance(item, Path | Rows)])
+            some = list(islice(_texts(units, field, origin), COMPARED))
+            around = _agreed_template(loaded, tokenizer, template, some, note)
+            loaded.before = [*around.before]
             plan = {
                 "format": FORMAT, "name": name, "domain": domain, "field": field, "origin": origin, "seed": seed,
                 "prefix": _prefix(group, prefixes or {}, loaded), "heldout_fraction": heldout_fraction,
                 "shard_tokens": shard_tokens, "dtype": token_dtype(loaded.vocab_size).str,
-                "eos": loaded.end_of_document,
+                "eos": loaded.end_of_document, "special_text": special_text,
+                "before": loaded.before, "after": [*around.after],
                 "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
                 "files": _identities(sorted({unit.path for unit in units})),
+                "rows": [[unit.path, unit.first, unit.last] for unit in units if unit.kind == "arrow" and unit.last],
             }  # fmt: skip
             resume.start_or_resume(work, plan)
             if in_memory:  # these documents may have changed since an earlier start
@@ -101,9 +125,12 @@ def tokenize_source(
             shutil.copyfile(tokenizer, work / shard_files.TOKENIZER)
             if in_memory:
                 each = [(0, document.origin, document.text) for document in documents if isinstance(document, Document)]
-                spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work))]
-                if at_least := _lacks_heldout(spooled):
-                    spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work, at_least))]
+                try:
+                    spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work))]
+                    if at_least := _lacks_heldout(spooled):
+                        spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work, at_least))]
+                except UnfitError as error:
+                    raise jobs.unfit(f"{each[error.number][1]} (document {error.number + 1})", error) from None
             else:
                 _check_space(work, sum(unit.text_bytes for unit in units) // CHARS_PER_TOKEN, plan, copies=2)
                 spooled = _first_pass(work, units, pool, progress)
@@ -116,7 +143,7 @@ def tokenize_source(
             (out / PLAN).unlink()
             (out / LOCK).unlink()
     except OSError as error:
-        path = str(error.filename or work)
+        path = str((error.filename2 if error.errno in FULL else None) or error.filename or work)  # copies name both
         raise DataError(
             f"{path}: {error.strerror or error}",
             where=path,
@@ -139,9 +166,32 @@ def _alone(work: Path) -> Iterator[FileLock]:
     with lock:
         try:
             yield lock
-        except (DataError, OSError):
+        except Exception:
             resume.remove_if_unfinished(work)
             raise
+
+
+def _texts(units: Sequence[Unit], field: str, origin: str | None) -> Iterator[str]:
+    return (text for unit in units for _, _, text in documents_of(unit, field, origin) if text)
+
+
+def _agreed_template(
+    tokenizer: Tokenizer,
+    file: Path,
+    template: Literal["keep", "omit"],
+    some: Sequence[str],
+    note: Callable[[str], None],
+) -> Template:
+    """The ids to put around a text, once the tokenizer is known to do what transformers does. Raises DataError."""
+    agreement.check_end(tokenizer)
+    agreement.check_tokens(tokenizer, file)
+    around = agreement.template_of(tokenizer, file)
+    if reason := agreement.compare(file, tokenizer, around, some):
+        note(reason)
+    if template == "omit":
+        return Template()
+    after = around.after[:-1] if around.after[-1:] == (tokenizer.eos_id,) else around.after  # ends a document already
+    return Template(around.before, after)
 
 
 def _prefix(group: str | None, prefixes: dict[str, list[str]], tokenizer: Tokenizer) -> Facts | None:
@@ -294,15 +344,20 @@ def _finished_shard(work: Path, stem: str) -> Facts | None:
 def _describe(
     work: Path, plan: Facts, tokenizer: Tokenizer, spooled: Sequence[Facts], shards: dict[str, list[Facts]]
 ) -> Facts:
-    empty = sum(facts["empty"] for facts in spooled)
+    counts = {key: sum(facts["counts"][key] for facts in spooled) for key in COUNTS}
+    empty = counts.pop("empty_documents")
+    nothing = empty + counts["documents_without_tokens"]
     if not shards[TRAIN]:
         held = f" All {sum(s['documents'] for s in shards[HELDOUT])} are held out." if shards[HELDOUT] else ""
         raise DataError(
-            f"{plan['name']}: there is no document to train on; {empty} texts are empty.{held}",
+            f"{plan['name']}: there is no document to train on; {nothing} texts are empty.{held}",
             where="--heldout" if held else "INPUT",
-            value=plan["heldout_fraction"] if held else empty,
+            value=plan["heldout_fraction"] if held else nothing,
             allowed="a smaller --heldout" if held else "an input with texts",
         )
+    unusual = {"before": plan["before"], "after": plan["after"]}
+    if plan["special_text"] != "spell":
+        unusual["special_text"] = plan["special_text"]
     return shard_files.write_manifest(
         work,
         {
@@ -315,11 +370,13 @@ def _describe(
                 "vocab_size": tokenizer.vocab_size,
                 "eos": tokenizer.end_of_document,
                 "eos_id": tokenizer.eos_id,
+                **{key: value for key, value in unusual.items() if value},
             },
             "prefix": plan["prefix"],
             "tokens": sum(shard["tokens"] for shard in shards[TRAIN]),
             "documents": sum(shard["documents"] for shard in shards[TRAIN]),
             "empty_documents": empty,  # left out
+            **{key: count for key, count in counts.items() if count},
             "shards": shards[TRAIN],
             "heldout": shards[HELDOUT],
         },

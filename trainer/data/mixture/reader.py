@@ -50,8 +50,14 @@ class MixtureReader:
         self.heldout = _open(directories, "heldout", data)
         _raise_all([*_wrong_tokenizers(self.train), *self._wrong_sources()])
         first = self.train[self.names[0]]
+        made = first.manifest["tokenizer"]
         try:
-            self.tokenizer = Tokenizer.load(first.directory / shard_files.TOKENIZER, first.manifest["tokenizer"]["eos"])
+            self.tokenizer = Tokenizer.load(
+                first.directory / shard_files.TOKENIZER,
+                made["eos"],
+                special_text=made.get("special_text", "spell"),
+                before=made.get("before", ()),
+            )
         except DataError as error:
             raise DataError([with_source(self.names[0], error.faults[0])]) from error
         self.vocab_size = first.vocab_size

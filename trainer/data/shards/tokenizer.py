@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -10,26 +12,53 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from trainer.data.errors import DataError
 
 END_OF_DOCUMENT = "<|endofdocument|>"
+CONFIG = "tokenizer_config.json"
+
+SpecialText = Literal["spell", "encode"]
 
 
 class Tokenizer:
-    """Text to token ids and back; `eos_id` ends every document and is never produced by `encode`."""
+    """Text to token ids and back; `eos_id` ends every document.
 
-    def __init__(self, bpe: tokenizers.Tokenizer, end_of_document: str = END_OF_DOCUMENT) -> None:
-        # Text that happens to spell the end-of-document token must not end a document.
-        bpe.encode_special_tokens = True
+    special_text: what becomes of text that spells a special token: with "spell" it is text like any other, so that it
+    cannot end a document; with "encode" it becomes the token. before: ids that open every document, such as a token for
+    its beginning.
+    """
+
+    def __init__(
+        self,
+        bpe: tokenizers.Tokenizer,
+        end_of_document: str = END_OF_DOCUMENT,
+        *,
+        special_text: SpecialText = "spell",
+        before: Sequence[int] = (),
+    ) -> None:
+        bpe.encode_special_tokens = special_text == "spell"
         self._bpe = bpe
+        self.before = [*before]
+        self.special_text = special_text
+        ids = bpe.get_vocab(with_added_tokens=True)
         # Ids may have gaps: what indexes a table by id needs a row up to the largest one.
-        self.vocab_size: int = 1 + max(bpe.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.vocab_size: int = 1 + max(ids.values(), default=-1)
         eos_id = bpe.token_to_id(end_of_document)
         if eos_id is None:
             text = f"the tokenizer has no token {end_of_document}; name one that it has with --eos"
             raise DataError(text, where="--eos", value=end_of_document, allowed="a token of the tokenizer")
-        self.eos_id = eos_id
+        if shared := [token for token, number in ids.items() if number == eos_id and token != end_of_document]:
+            text = f"{end_of_document} and {min(shared)} have the same id {eos_id}; name another token with --eos"
+            raise DataError(text, where="--eos", value=end_of_document, allowed="a token with an id of its own")
+        self.eos_id: int = eos_id
         self.end_of_document = end_of_document
 
     @classmethod
-    def load(cls, path: Path, end_of_document: str | None = None) -> "Tokenizer":
+    def load(
+        cls,
+        path: Path,
+        end_of_document: str | None = None,
+        *,
+        special_text: SpecialText = "spell",
+        before: Sequence[int] = (),
+    ) -> "Tokenizer":
         """From a `tokenizer.json` or a directory with one.
 
         end_of_document: the token that ends documents; by default ours, or else the `eos_token` of the
@@ -38,12 +67,13 @@ class Tokenizer:
         path = tokenizer_file(path)
         bpe = read_tokenizer(path)
         if end_of_document is None and bpe.token_to_id(END_OF_DOCUMENT) is None:
-            end_of_document = _configured_end(path.with_name("tokenizer_config.json"))
+            end_of_document = named_token(path.with_name(CONFIG), "eos_token")
             if end_of_document is None:
                 text = f"{path} does not define an end-of-document token; name one with --eos"
                 raise DataError(text, where="--eos", allowed="a token of the tokenizer")
         try:
-            return cls(bpe, END_OF_DOCUMENT if end_of_document is None else end_of_document)
+            end = END_OF_DOCUMENT if end_of_document is None else end_of_document
+            return cls(bpe, end, special_text=special_text, before=before)
         except DataError as error:
             raise DataError(f"{path}: {error}", where="--eos", value=error.value, allowed=error.allowed) from None
 
@@ -51,16 +81,38 @@ class Tokenizer:
         self._bpe.save(str(path))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without an end-of-document token. Every string can be encoded."""
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        """Token ids of `text` at the start of a document, without an end-of-document token."""
+        return [*self.before, *self._bpe.encode(text, add_special_tokens=False).ids]
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`; end-of-document tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         return self._bpe.decode(ids, skip_special_tokens=True)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode`, of many texts: on all cores unless TOKENIZERS_PARALLELISM=false is set."""
-        return [encoding.ids for encoding in self._bpe.encode_batch_fast(texts, add_special_tokens=False)]
+        """Token ids of many texts alone: on all cores unless TOKENIZERS_PARALLELISM=false is set.
+
+        Raises DataError for a text that has characters that the tokenizer neither knows nor has a token for.
+        """
+        try:
+            return [encoding.ids for encoding in self._bpe.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as error:  # the library raises plain Exception
+            text = f"the tokenizer cannot encode the text: {error}; use one with a token for unknown text"
+            raise DataError(text, where="--tokenizer", value=str(error), allowed="another --tokenizer") from error
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """The content of the tokenizer.json, as the library understands it."""
+        found: dict[str, Any] = json.loads(self._bpe.to_str())
+        return found
+
+    def id_of(self, token: str) -> int | None:
+        found: int | None = self._bpe.token_to_id(token)
+        return found
+
+    @property
+    def added(self) -> dict[str, bool]:
+        """The tokens that are found in text before it is cut into pieces, and if they are special."""
+        return {token.content: token.special for token in self._bpe.get_added_tokens_decoder().values()}
 
 
 def tokenizer_file(path: Path) -> Path:
@@ -95,16 +147,28 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     return found
 
 
-def _configured_end(path: Path) -> str | None:
-    """The `eos_token` of a `tokenizer_config.json`, None where there is none."""
+def read_config(path: Path) -> dict[str, Any]:
+    """A `tokenizer_config.json`, {} where there is none. Raises DataError."""
     try:
-        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is not a JSON object")
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError) as error:
+        return {}
+    except (OSError, ValueError) as error:
         text = f"{path} cannot be read ({error}); repair it, or name the token that ends a document with --eos"
         raise DataError(text, where=str(path), allowed="--eos") from error
-    return token.get("content") if isinstance(token, dict) else token
+    return found
+
+
+def named_token(path: Path, key: str) -> str | None:
+    """The token that a `tokenizer_config.json` names under `key`, None where it names none. Raises DataError."""
+    named = read_config(path).get(key)
+    token = named.get("content") if isinstance(named, dict) else named
+    if token is None or isinstance(token, str):
+        return token
+    text = f"{path}: {key} is {json.dumps(named)}, not a token; repair it, or name the token with --eos"
+    raise DataError(text, where=f"{path}, {key}", value=named, allowed="a string")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -32,9 +32,7 @@ def of_form(made: list[Text], form: str) -> list[Text]:
     return found
 
 
-def test_every_number_is_a_value_of_the_record_with_its_digits_and_unit(
-    made: list[Text], tables: list[Table]
-) -> None:
+def test_every_number_is_a_value_of_the_record_with_its_digits_and_unit(made: list[Text], tables: list[Table]) -> None:
     records = defaultdict(list)
     for table in tables:
         for record in table.records:

@@ -13,8 +13,9 @@ import pytest
 
 from tests.trainer.corpora.tokenize.tokenized import texts, write_jsonl
 from trainer.corpora.tokenize import inputs
+from trainer.corpora.tokenize.built import arrow_files, built_dataset
 from trainer.corpora.tokenize.datasets_private import selects_rows
-from trainer.corpora.tokenize.inputs import built_dataset, find_files, units_of
+from trainer.corpora.tokenize.inputs import find_files, units_of
 from trainer.data.errors import DataError
 
 TEXTS = texts(60)
@@ -172,7 +173,7 @@ GOOD = '{"text": "iron"}\n'
         (cut(parquet, 0.8), r"a\.parquet$", "Parquet"),
         (no_column, r"a\.parquet$", "^text$"),
         (wrong_column, r"a\.parquet$", "^text$"),
-        (null, r"a\.parquet, row 2 of unit 0$", "^text$"),
+        (null, r"a\.parquet, row 2$", "^text$"),
         (write_text("a.arrow", GOOD), r"a\.arrow$", "Arrow"),
     ],
 )
@@ -222,6 +223,6 @@ def test_names_that_cannot_be_read_are_reported(tmp_path):
     assert selects_rows(chosen)
     assert not selects_rows(datasets.Dataset.from_dict(TABLE))
     with pytest.raises(DataError, match=r"saved is a selection of rows") as caught:
-        inputs._arrow_files(chosen, "saved")
+        arrow_files(chosen, "saved")
     assert caught.value.where == "saved"
     assert read([path], "text") == TEXTS
