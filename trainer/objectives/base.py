@@ -128,9 +128,7 @@ def read_totals(steps: Sequence[Totals], world: World) -> list[dict[str, float]]
     columns: list[Tensor] = []
     for how in ("sum", "max", "same"):
         if alike := [name for name, ranks in ways.items() if ranks == how]:
-            table = torch.stack(
-                [torch.stack([step.values.get(name, absent) for name in alike]) for step in steps]
-            )
+            table = torch.stack([torch.stack([step.values.get(name, absent) for name in alike]) for step in steps])
             if how == "sum":
                 world.sum_tensor(table)
             elif how == "max":

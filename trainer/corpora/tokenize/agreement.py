@@ -35,13 +35,7 @@ class Template:
 
 
 def template_of(tokenizer: Tokenizer, file: Path) -> Template:
-    """The template of a tokenizer.json, or of add_bos_token and add_eos_token beside it, which replace it.
-
-    Raises DataError for one that repeats the text, and for a token that is not there.
-    """
-    config = read_config(file.with_name(CONFIG))
-    if "add_bos_token" in config or "add_eos_token" in config:
-        return Template(*(_configured(tokenizer, file, config, name) for name in ("bos", "eos")))
+    """The template of a tokenizer.json. Raises DataError for one that repeats the text."""
     before: list[int] = []
     after: list[int] = []
     for processor in _processors(tokenizer.state["post_processor"]):
@@ -71,15 +65,15 @@ def _ids(processor: dict[str, Any], pieces: Sequence[dict[str, Any]]) -> Iterato
         yield from processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
 
 
-def _configured(tokenizer: Tokenizer, file: Path, config: dict[str, Any], name: str) -> tuple[int, ...]:
+def contradictions(tokenizer: Tokenizer, template: Template, file: Path) -> Iterator[str]:
+    """add_bos_token and add_eos_token that differ from the template of tokenizer.json, which transformers 5 follows."""
     path = file.with_name(CONFIG)
-    token = named_token(path, f"{name}_token") if config.get(f"add_{name}_token") else None
-    if token is None:
-        return ()
-    number = tokenizer.id_of(token)
-    if number is None:
-        raise _disagree(file, f"add_{name}_token adds {token}, which tokenizer.json does not have", token)
-    return (number,)
+    for name, ids in (("bos", template.before), ("eos", template.after)):
+        asked = read_config(path).get(f"add_{name}_token")
+        token = named_token(path, f"{name}_token") if asked is not None else None
+        if token is not None and bool(asked) != (tokenizer.id_of(token) in ids):
+            given = "adds" if not asked else "does not add"
+            yield f"add_{name}_token of {path} has no effect: the template of tokenizer.json {given} {token}"
 
 
 def check_end(tokenizer: Tokenizer) -> None:

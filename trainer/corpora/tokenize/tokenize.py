@@ -186,6 +186,8 @@ def _agreed_template(
     agreement.check_end(tokenizer)
     agreement.check_tokens(tokenizer, file)
     around = agreement.template_of(tokenizer, file)
+    for line in agreement.contradictions(tokenizer, around, file):
+        note(line)
     if reason := agreement.compare(file, tokenizer, around, some):
         note(reason)
     if template == "omit":
