@@ -21,7 +21,7 @@ class Tokenizer:
     """Text to token ids and back; `eos_id` ends every document.
 
     special_text: what becomes of text that spells a special token: with "spell" it is text like any other, so that it
-    cannot end a document; with "encode" it becomes the token. before: ids that open every document, such as that of <s>.
+    cannot end a document; with "encode" it becomes the token. before: ids that open every document, such as <s>.
     """
 
     def __init__(
