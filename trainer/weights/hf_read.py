@@ -61,6 +61,8 @@ def fill(model: nn.Module, source: SourceModel, tick: Callable[[], None] = lambd
             if box is None:
                 continue
             values, count = read_piece(source, piece, box)
+            if torch.finfo(values.dtype).max > torch.finfo(part.dtype).max:
+                require_finite(values.to(part.dtype), source.stored(piece))
             part[relative_to(box, held)] = values
             nbytes += count
             tick()
@@ -70,7 +72,7 @@ def fill(model: nn.Module, source: SourceModel, tick: Callable[[], None] = lambd
 def read_piece(source: SourceModel, piece: Piece, box: Box) -> tuple[Tensor, int]:
     """`box` of the piece's parameter, which is inside the piece, and the bytes that were read for it.
 
-    FP8 comes back in fp32, other dtypes as they are stored.
+    FP8 comes back in fp32, other dtypes as they are stored. Raises HuggingFaceError where a number is not finite.
     """
     where = piece.stored_box(box)
     stored, scales = source.stored(piece), source.scales(piece)
@@ -83,11 +85,36 @@ def read_piece(source: SourceModel, piece: Piece, box: Box) -> tuple[Tensor, int
         factors = read_tensor(scales, (*where[:-2], *blocks))
         count += factors.nbytes
         values = values.float() * _spread(factors.float(), where[-2:])
+    require_finite(values, stored)
     if piece.transposed:
         values = values.transpose(-1, -2)
     for dimension in piece.dropped:
         values = values.unsqueeze(dimension)
     return values, count
+
+
+def require_finite(values: Tensor, stored: StoredTensor) -> None:
+    """Raises HuggingFaceError where a number of `values`, read from `stored`, is NaN or infinite.
+
+    A sum, which takes less time than a copy; where it overflows, the values are looked at again.
+    """
+    if values.dtype == torch.float8_e4m3fn:  # has no sum; NaN is 0x7f, and there is no infinity
+        finite = not bool((values.view(torch.uint8) & 0x7F == 0x7F).any())
+    elif values.dtype == torch.float8_e8m0fnu:
+        finite = not bool((values.view(torch.uint8) == 0xFF).any())
+    else:
+        finite = (
+            bool(values.sum().isfinite())
+            or values.numel() == 0
+            or all(bool(end.isfinite()) for end in torch.aminmax(values))
+        )
+    if not finite:
+        raise HuggingFaceError(
+            f"{stored.file}: {stored.name} has NaN or infinite values; use weights that are finite",
+            where=str(stored.file),
+            value=stored.name,
+            allowed="finite numbers",
+        )
 
 
 def _spread(factors: Tensor, where: Box) -> Tensor:

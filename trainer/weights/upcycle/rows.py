@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.storage.boxes import StoredTensor
-from trainer.weights.hf_read import read_tensor
+from trainer.weights.hf_read import read_tensor, require_finite
 from trainer.weights.upcycle.noise import Noise
 from trainer.weights.upcycle.vocabulary import NEW
 
@@ -54,7 +54,9 @@ def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _read(stored: StoredTensor, start: int, count: int) -> Tensor:
-    return read_tensor(stored, (slice(start, start + count), slice(0, stored.shape[1])))
+    values = read_tensor(stored, (slice(start, start + count), slice(0, stored.shape[1])))
+    require_finite(values, stored)
+    return values
 
 
 def _mean(stored: StoredTensor, known: Collection[int] | None, most: int) -> tuple[Tensor, float]:

@@ -22,7 +22,7 @@ from trainer.storage.progress import OnProgress, ignore
 from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
 from trainer.weights.hf_config import huggingface_config
 from trainer.weights.hf_files import HuggingFaceError
-from trainer.weights.hf_read import DTYPES, bytes_of, read_piece, read_tensor
+from trainer.weights.hf_read import DTYPES, bytes_of, read_piece, read_tensor, require_finite
 from trainer.weights.hf_survey import FP8, SourceModel
 from trainer.weights.hf_write import Bundle, copy_of
 from trainer.weights.map import Piece, full_name, text_pieces
@@ -214,7 +214,7 @@ class _Text:
         there = self._found(piece.parameter, box)
         shape = tuple(box[d].stop - box[d].start for d in range(len(box)) if d not in piece.dropped)
         stored = self.source.stored(there)
-        if there.box != box or there.transposed or stored.dtype == FP8:
+        if there.box != box or there.transposed or there.origin or stored.dtype == FP8:
             return read_piece(self.source, there, box)[0].reshape(shape)
         values = self.scratch.tensor(DTYPES[stored.dtype], shape)
         try:
@@ -227,14 +227,20 @@ class _Text:
                 value=stored.name,
                 allowed="a complete, readable file",
             ) from error
+        require_finite(values, stored)
         return values
 
     def _stored(self, box: Box, piece: Piece, dtype: str) -> Sequence[Tensor]:
         """The tensors that `outputs_of` names; the source's own bytes if they are the same."""
         there = self._found(piece.parameter, box)
         scales = self.source.scales(there)
-        if scales is not None and dtype == FP8 and there.box == box and not there.transposed:
-            return [read_tensor(tensor, full_box(tensor.shape)) for tensor in (self.source.stored(there), scales)]
+        if scales is not None and dtype == FP8 and there.box == box and not (there.transposed or there.origin):
+            found = [
+                (tensor, read_tensor(tensor, full_box(tensor.shape))) for tensor in (self.source.stored(there), scales)
+            ]
+            for tensor, values in found:
+                require_finite(values, tensor)
+            return [values for _, values in found]
         return stored_as(self._values(box, piece), dtype)
 
 

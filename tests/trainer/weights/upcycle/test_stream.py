@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.trainer.weights.directories import APART, FUSED
 from tests.trainer.weights.upcycle.sources import checkpoint_of, decoder, expanded, opened
 from trainer.model.numerics import select_experts
+from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_read import from_huggingface
 from trainer.weights.upcycle.errors import UpcycleError
 from trainer.weights.upcycle.placement import Expansion
@@ -260,7 +261,7 @@ def test_the_routers_temperature_divides_gate_rows(tmp_path):
 def test_a_text_models_directory_says_that_it_is_another_model_now(tmp_path):
     """Programs that know no router groups must not take it for a Qwen3-MoE model."""
     made = checkpoint_of(tmp_path / "source", num_layers=1)
-    made.config = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **made.config["text_config"]}
+    made.config = made.config["text_config"] | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}
     made.tensors = {name.replace("model.language_model.", "model."): t for name, t in made.tensors.items()}
     path = made.write()
     result, _ = expanded(path, tmp_path / "out", **EXACT)
@@ -291,10 +292,10 @@ def test_a_source_that_is_not_finite_is_named_as_it_is_called_there(tmp_path, wh
     name = f"model.language_model.layers.1.{what}"
     made.tensors[name] = made.tensors[name].detach().clone()
     made.tensors[name][0, 0] = float("nan")
-    with pytest.raises(UpcycleError) as refused:
+    with pytest.raises(HuggingFaceError) as refused:
         expanded(made.write(), tmp_path / "out", factor=4, groups=8)
-    assert refused.value.where == name
-    assert str(refused.value) == f"{name} holds numbers that are not finite"
+    file = tmp_path / "source" / "model.safetensors"
+    assert (refused.value.where, refused.value.value, refused.value.allowed) == (str(file), name, "finite numbers")
 
 
 def test_a_source_with_groups_is_refused(tmp_path):
