@@ -43,7 +43,7 @@ def config(experts: int, layers: int = 1, vocab: int = 4096, quick: bool = False
         "vocab_size": vocab, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 16,
         "num_key_value_heads": 4, "head_dim": 128, "num_experts": experts, "num_experts_per_tok": 8,
         "moe_intermediate_size": width, "rope_theta": 1e6, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
+        "norm_topk_prob": True, "tie_word_embeddings": False,
     }  # fmt: skip
 
 

@@ -7,18 +7,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from trainer.config.model import ModelConfig
+from trainer.weights.config_json.text import open_text, require_this_function, text_section
 from trainer.weights.hf_files import HuggingFaceError
-from trainer.weights.section import Section, object_under
 
 FREQUENCIES_KEY = "num_inv_freq"
-# What this model is; a config.json that asks for something else describes another function of the same weights.
-ONLY = {
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "norm_topk_prob": True,
-    "hidden_act": "silu",
-    "use_sliding_window": False,
-}
 # Keys of `ModelConfig` without which the same weights are another function.
 FUNCTION = (
     "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "num_experts",
@@ -27,62 +19,16 @@ FUNCTION = (
 BLOCK = [128, 128]  # rows and columns of an FP8 weight that share a scale
 
 
-def text_section(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config.json that describes the text model."""
-    return object_under(config, "text_config") or config
-
-
 def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
     """The `ModelConfig` of a parsed config.json, of a text model or of a multimodal one with a `text_config`.
 
-    Reads `num_experts` or `num_local_experts`, `rope_theta` at the top or in `rope_parameters`. Raises HuggingFaceError
-    for a key that is missing, of another kind, or that asks for something this model does not have.
+    Reads `num_experts` or `num_local_experts`, `rope_theta` at the top or in `rope_parameters`; absent keys have the
+    values of transformers' own configuration of that model type. Raises HuggingFaceError for a key that is missing, of
+    another kind, or that asks for something this model does not have.
     """
-    text = text_section(config)
-    scaling = object_under(text, "rope_scaling", "rope_parameters") or {}
-    fope = "fope_init_factor" in scaling
-    read, rope = Section(text, "for the text model"), Section(scaling, "in the text model's rope_scaling")
-    theta = read if text.get("rope_theta") is not None else rope
-    if theta is rope and scaling.get("rope_theta") is None:
-        raise HuggingFaceError(
-            "config.json: no rope_theta, neither in the text model nor in its rope_parameters",
-            where="rope_theta",
-            allowed="a number in the text model or in its rope_parameters",
-        )
-    for key, wanted in ONLY.items():
-        if text.get(key, wanted) != wanted:
-            raise HuggingFaceError(
-                f"config.json: {key}={text[key]} is not supported; only {key}={wanted} is",
-                where=key,
-                value=text[key],
-                allowed=(wanted,),
-            )
-    for key, wanted, dense in (
-        ("mlp_only_layers", [], bool(text.get("mlp_only_layers"))),
-        ("decoder_sparse_step", 1, text.get("decoder_sparse_step", 1) != 1),
-    ):
-        if dense:
-            raise HuggingFaceError(
-                "config.json: dense layers are not supported; need mlp_only_layers=[], decoder_sparse_step=1",
-                where=key,
-                value=text[key],
-                allowed=(wanted,),
-            )
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))  # "type" in older files
-    if not fope and rope_type != "default":
-        raise HuggingFaceError(
-            f"config.json: rope_type={rope_type} is not supported; only default is",
-            where="rope_type" if "rope_type" in scaling else "type",
-            value=rope_type,
-            allowed=("default",),
-        )
-    if fope and not scaling.get("fope_sep_head", True):
-        raise HuggingFaceError(
-            "config.json: fope_sep_head=false is not supported; only true is (tables per kv head)",
-            where="fope_sep_head",
-            value=scaling["fope_sep_head"],
-            allowed=(True,),
-        )
+    read, rope = open_text(config)
+    fope = "fope_init_factor" in rope.values
+    theta = read if rope.values.get("rope_theta") is None else rope
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     cfg = ModelConfig(
         vocab_size=read.size("vocab_size"),
@@ -115,12 +61,14 @@ def model_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
             raise read.refused(part, f"a divisor of {whole}")
     if cfg.experts_per_token > cfg.num_experts:
         raise read.refused("num_experts_per_tok", f"{cfg.num_experts} (num_experts) or less")
-    if fope and scaling.get(FREQUENCIES_KEY) not in (None, cfg.fope_frequencies()):
+    require_this_function(config, read, rope, cfg.head_dim, cfg.num_layers)
+    kept = rope.values.get(FREQUENCIES_KEY)
+    if fope and kept not in (None, cfg.fope_frequencies()):
         raise HuggingFaceError(
-            f"config.json: {FREQUENCIES_KEY}={scaling[FREQUENCIES_KEY]}, but rope_theta and max_position_embeddings "
-            f"keep {cfg.fope_frequencies()} frequencies; only null or that number is supported",
+            f"config.json: {FREQUENCIES_KEY}={kept}, but rope_theta and max_position_embeddings keep "
+            f"{cfg.fope_frequencies()} frequencies; only null or that number is supported",
             where=FREQUENCIES_KEY,
-            value=scaling[FREQUENCIES_KEY],
+            value=kept,
             allowed=(None, cfg.fope_frequencies()),
         )
     return cfg

@@ -8,6 +8,7 @@ offsets counted from the header's end. Source: the format's description in the s
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from typing import Any
 from parallel.errors import UserError
 from trainer.storage.boxes import StoredTensor
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARDS = "model-*.safetensors"  # without an index; variants such as model.fp16.safetensors are other copies
+ADAPTER = "adapter_config.json"
 CONFIG = "config.json"
 LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer ones too
 BITS = {
@@ -48,65 +51,100 @@ class Directory:
 def open_directory(path: Path) -> Directory:
     """Read config.json, the index where there is one, and the header of every file.
 
-    Raises HuggingFaceError for what is missing, damaged or cut short.
+    Raises HuggingFaceError for what is missing, damaged or cut short, and for an adapter beside the weights.
     """
     if not (path / CONFIG).is_file():
         raise HuggingFaceError(
             f"{path}: no {CONFIG}; give a Hugging Face model directory", where=str(path), allowed="a model directory"
         )
     config = read_json(path / CONFIG)
+    if os.path.lexists(path / ADAPTER):
+        remedy = "merge it into the weights, or move it away"
+        raise HuggingFaceError(
+            f"{path / ADAPTER}: an adapter changes what the weights compute, and adapters are not supported; {remedy}",
+            where=str(path / ADAPTER),
+            allowed=remedy,
+        )
     return Directory(path, config, stored_tensors(path))
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of a directory by name: of the files that its index lists, or without one of `model*.safetensors`.
-
-    Raises HuggingFaceError as `open_directory`.
-    """
-    index = path / INDEX
-    listed: Any = {}
-    if index.exists():
-        listed = read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise HuggingFaceError(
-                f"{index}: its weight_map does not map tensors to files",
-                where=str(index),
-                allowed="a map from tensors to files",
-            )
-        files = sorted(set(listed.values()))
-    else:
-        files = sorted(file.name for file in path.glob("model*.safetensors"))
-    if not files and not index.exists():
-        raise HuggingFaceError(
-            f"{path}: no model.safetensors and no {INDEX}", where=str(path), allowed=("model.safetensors", INDEX)
-        )
+    """All tensors of a directory by name, from the headers of `weight_files`. Raises HuggingFaceError as
+    `open_directory`."""
+    files, listed = weight_files(path)
     tensors: dict[str, StoredTensor] = {}
     counts = Counter(listed.values())
     for file in files:
-        if listed and not (path / file).is_file():
+        if listed and not file.is_file():
+            count = sum(number for name, number in counts.items() if path / name == file)
+            gone = "a link to a file that does not exist" if file.is_symlink() else "missing"
             raise HuggingFaceError(
-                f"{path / file} is missing; {INDEX} says that it holds {counts[file]} of {len(listed)} tensors",
-                where=str(path / file),
+                f"{file} is {gone}; {INDEX} says that it holds {count} of {len(listed)} tensors",
+                where=str(file),
                 allowed=f"all files that {INDEX} lists",
             )
-        for tensor in read_header(path / file):
+        for tensor in read_header(file):
             if tensor.name in tensors:
                 raise HuggingFaceError(
-                    f"{tensor.name} is in two files: {tensors[tensor.name].file} and {path / file}",
-                    where=str(path / file),
+                    f"{tensor.name} is in two files: {tensors[tensor.name].file} and {file}; keep one of them",
+                    where=str(file),
                     value=tensor.name,
                     allowed="a tensor in one file only",
                 )
             tensors[tensor.name] = tensor
-    for name, file in listed.items():
-        if name not in tensors or tensors[name].file.name != file:
+    for name, where in listed.items():
+        if name not in tensors or tensors[name].file != path / where:
             raise HuggingFaceError(
-                f"{path / file}: tensor {name} is missing, although {INDEX} lists it",
-                where=str(path / file),
+                f"{path / where}: tensor {name} is missing, although {INDEX} lists it",
+                where=str(path / where),
                 value=name,
                 allowed=f"the tensors that {INDEX} lists for the file",
             )
     return tensors
+
+
+def weight_files(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that hold a directory's tensors, and the index as far as it describes them.
+
+    They are those that the index lists; without one, `model.safetensors` and numbered files. An index whose files are
+    gone is left over where `model.safetensors` exists, as when transformers saves one file over several. Raises
+    HuggingFaceError for an index that cannot be read, where both are there, and where there are no files.
+    """
+    index = read_index(path)
+    listed = index or {}
+    files = sorted({path / name for name in listed.values()})
+    single = path / SINGLE
+    if single.is_file() and single not in files:
+        kept = [file for file in files if file.is_file()]
+        if kept:
+            remedy = f"remove {SINGLE}, or remove {INDEX} and its files"
+            raise HuggingFaceError(
+                f"{path}: two models: {SINGLE}, which other programs read, and {INDEX} with {kept[0].name}; {remedy}",
+                where=str(path),
+                value=(SINGLE, INDEX),
+                allowed=remedy,
+            )
+        files, listed = [], {}
+    if not listed:
+        files = [*([single] if os.path.lexists(single) else []), *sorted(path.glob(SHARDS))]
+    if not files and index is None:
+        raise HuggingFaceError(f"{path}: no {SINGLE} and no {INDEX}", where=str(path), allowed=(SINGLE, INDEX))
+    return files, listed
+
+
+def read_index(path: Path) -> dict[str, str] | None:
+    """The index of a directory: tensor -> file, relative to `path`; None without one. Raises HuggingFaceError."""
+    index = path / INDEX
+    if not index.exists():
+        return None
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise HuggingFaceError(
+            f"{index}: its weight_map does not map tensors to files",
+            where=str(index),
+            allowed="a map from tensors to files",
+        )
+    return listed
 
 
 def read_header(file: Path) -> list[StoredTensor]:
@@ -188,11 +226,26 @@ def read_header(file: Path) -> list[StoredTensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises HuggingFaceError naming the file."""
+    """A JSON object. Raises HuggingFaceError naming the file, also where a key has two different values."""
+    contradictory: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            contradictory.extend(key for key, value in pairs if repr(value) != repr(values[key]))
+        return values
+
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except (OSError, ValueError, RecursionError) as error:
         raise HuggingFaceError(f"{path}: not JSON: {error}", where=str(path), allowed="a JSON object") from error
     if not isinstance(value, dict):
         raise HuggingFaceError(f"{path}: not a JSON object", where=str(path), allowed="a JSON object")
+    if contradictory:
+        raise HuggingFaceError(
+            f"{path}: {contradictory[0]} is there twice, with different values; keep one",
+            where=str(path),
+            value=contradictory[0],
+            allowed="each key once",
+        )
     return value

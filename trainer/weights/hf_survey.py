@@ -9,17 +9,21 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from trainer.config.model import ModelConfig
 from trainer.storage.boxes import StoredTensor
-from trainer.weights.hf_config import BLOCK, model_config_from_huggingface, text_section
+from trainer.weights.config_json.text import text_section
+from trainer.weights.hf_config import BLOCK, model_config_from_huggingface
 from trainer.weights.hf_files import Directory, HuggingFaceError
 from trainer.weights.map import (
     HEAD,
     HEAD_NAMES,
+    MULTIMODAL,
+    PLAIN,
     SCALE_SUFFIX,
     Piece,
-    fused_layers,
+    stacked_layers,
     text_pieces,
     text_prefix,
 )
@@ -182,9 +186,15 @@ def survey_directory(directory: Directory) -> SourceModel:
         quantization(directory)
     except HuggingFaceError as error:
         raise located(directory.path, error) from error
-    prefix = text_prefix(directory.tensors)
-    pieces = tuple(text_pieces(model, fused_layers(directory.tensors, prefix)))
+    prefix = text_prefix(directory.tensors, usual_prefix(directory.config))
+    shapes = {name: tensor.shape for name, tensor in directory.tensors.items()}
+    pieces = tuple(text_pieces(model, stacked_layers(shapes, prefix, model)))
     return SourceModel(directory, model, prefix, pieces, towers)
+
+
+def usual_prefix(config: dict[str, Any]) -> str:
+    """The prefix of the text model's names in most directories with such a config.json."""
+    return MULTIMODAL if object_under(config, "text_config") else PLAIN
 
 
 def _widest(one: str, other: str) -> str:

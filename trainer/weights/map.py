@@ -1,7 +1,8 @@
 """The map of stored tensors to parts of the parameters of a `Decoder`. No torch here.
 
 Names of the text model follow a prefix; those of a Qwen3-MoE directory, of Intern-S1 and of Intern-S1-Pro are the
-same after it. Each expert is three matrices, or all of a layer are two stacks ("fused", the serving engines' layout).
+same after it. Each expert is three matrices, or all of a layer are two stacks: "fused" (gate_up_proj [E, H, 2I], the
+serving engines' layout) or "upright" ([E, 2I, H], as transformers 5 holds them).
 
 Legend: H hidden size · I expert width · E experts · V vocabulary.
 """
@@ -9,17 +10,26 @@ Legend: H hidden size · I expert width · E experts · V vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple
 
 from trainer.config.model import ModelConfig
 from trainer.storage.boxes import Box, full_box
 
-# The spellings in use; the first is written where there are towers, the last where there is text alone.
-MULTIMODAL, OLD, PLAIN = "model.language_model.", "language_model.model.", "model."
+# The spellings in use: the first is written where there are towers, PLAIN where there is text alone. A model that was
+# saved without its head has no prefix.
+MULTIMODAL, OLD, PLAIN, BARE = "model.language_model.", "language_model.model.", "model.", ""
+Stack = Literal["fused", "upright"]
 HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight")
 SCALE_SUFFIX = "_scale_inv"  # X.weight in FP8 has its scales beside it as X.weight_scale_inv
 HEAD = HEAD_NAMES[0]
+_TEXT_NAME = re.compile(
+    "("
+    + "|".join(map(re.escape, (MULTIMODAL, OLD, PLAIN)))
+    + "|)"
+    + r"(?:layers\.\d+\.(?:self_attn|mlp)\.|norm\.weight$)"
+)
 
 
 class Piece(NamedTuple):
@@ -53,9 +63,9 @@ class Piece(NamedTuple):
         return tuple(slice(start + o, stop + o) for (start, stop), o in zip(ranges, origin, strict=True))
 
 
-def text_pieces(cfg: ModelConfig, fused: Iterable[int] = ()) -> Iterator[Piece]:
-    """Every part of every parameter (and FoPE's tables), layer by layer. `fused`: layers whose experts are stacks."""
-    H, V, fused = cfg.hidden_size, cfg.vocab_size, set(fused)
+def text_pieces(cfg: ModelConfig, stacks: Mapping[int, Stack] | None = None) -> Iterator[Piece]:
+    """Every part of every parameter (and FoPE's tables), layer by layer. `stacks`: layers whose experts are stacks."""
+    H, V, stacks = cfg.hidden_size, cfg.vocab_size, stacks or {}
 
     def entire(name: str, parameter: str, *shape: int, matrix: bool = False) -> Piece:
         return Piece(name, shape, parameter, full_box(shape), matrix=matrix)
@@ -79,7 +89,10 @@ def text_pieces(cfg: ModelConfig, fused: Iterable[int] = ()) -> Iterator[Piece]:
         yield entire(at + "self_attn.k_norm.weight", at + "attention.k_norm", cfg.head_dim)
         yield entire(at + "post_attention_layernorm.weight", at + "moe_norm", H)
         yield entire(at + "mlp.gate.weight", at + "moe.router.weight", cfg.num_experts, H)
-        yield from _fused_experts(at, cfg) if number in fused else _separate_experts(at, cfg)
+        if number in stacks:
+            yield from _stacked_experts(at, cfg, stacks[number])
+        else:
+            yield from _separate_experts(at, cfg)
     yield entire("norm.weight", "norm", H)
     yield entire(HEAD, "lm_head", V, H)
 
@@ -95,17 +108,24 @@ def _separate_experts(at: str, cfg: ModelConfig) -> Iterator[Piece]:
         yield Piece(f"{one}down_proj.weight", (H, I), at + "moe.experts.w2", down, dropped=(0,), matrix=True)
 
 
-def _fused_experts(at: str, cfg: ModelConfig) -> Iterator[Piece]:
-    """gate_up_proj [E, H, 2I], the gates before the ups, and down_proj [E, I, H]."""
+def stack_shapes(cfg: ModelConfig, stack: Stack) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of gate_up_proj, the gates before the ups, and of down_proj."""
     E, H, I = cfg.num_experts, cfg.hidden_size, cfg.expert_width  # noqa: E741
+    return ((E, H, 2 * I), (E, I, H)) if stack == "fused" else ((E, 2 * I, H), (E, H, I))
+
+
+def _stacked_experts(at: str, cfg: ModelConfig, stack: Stack) -> Iterator[Piece]:
+    E, H, I = cfg.num_experts, cfg.hidden_size, cfg.expert_width  # noqa: E741
+    (gate_up, down), transposed = stack_shapes(cfg, stack), stack == "fused"
     for half in range(2):
         yield Piece(
-            f"{at}mlp.experts.gate_up_proj", (E, H, 2 * I), at + "moe.experts.w13",
+            f"{at}mlp.experts.gate_up_proj", gate_up, at + "moe.experts.w13",
             (slice(0, E), slice(half, half + 1), slice(0, I), slice(0, H)),
-            dropped=(1,), transposed=True, origin=(0, 0, half * I), matrix=True,
+            dropped=(1,), transposed=transposed, origin=(0, 0, half * I) if transposed else (0, half * I, 0),
+            matrix=True,
         )  # fmt: skip
     box = full_box((E, H, I))
-    yield Piece(f"{at}mlp.experts.down_proj", (E, I, H), at + "moe.experts.w2", box, transposed=True, matrix=True)
+    yield Piece(f"{at}mlp.experts.down_proj", down, at + "moe.experts.w2", box, transposed=transposed, matrix=True)
 
 
 def full_name(prefix: str, piece: Piece) -> str:
@@ -113,13 +133,29 @@ def full_name(prefix: str, piece: Piece) -> str:
     return piece.name if piece.name == HEAD else prefix + piece.name
 
 
-def text_prefix(names: Iterable[str]) -> str:
-    """The prefix of a directory's text names; the one that we write if there is none."""
+def text_prefix(names: Iterable[str], absent: str = MULTIMODAL) -> str:
+    """The prefix of a directory's text names: of the embedding's, or without one of most names of layers and norms;
+    `absent` where there is none of these."""
     names = set(names)
-    return next((p for p in (MULTIMODAL, OLD, PLAIN) if f"{p}embed_tokens.weight" in names), MULTIMODAL)
+    for prefix in (MULTIMODAL, OLD, PLAIN, BARE):
+        if f"{prefix}embed_tokens.weight" in names:
+            return prefix
+    counts = Counter(match[1] for name in names if (match := _TEXT_NAME.match(name)))
+    return max(counts, key=lambda prefix: (counts[prefix], prefix)) if counts else absent
 
 
-def fused_layers(names: Iterable[str], prefix: str) -> set[int]:
-    """The layers whose experts are stacks."""
+def stacked_layers(shapes: Mapping[str, tuple[int, ...]], prefix: str, cfg: ModelConfig) -> dict[int, Stack]:
+    """The layers whose experts are stacks. shapes: of the directory's tensors, by name.
+
+    Upright where both shapes allow that and one does not allow "fused": at 2I = H only the other tensor shows it.
+    """
     pattern = re.compile(re.escape(prefix) + r"layers\.(\d+)\.mlp\.experts\.gate_up_proj")
-    return {int(match[1]) for name in names if (match := pattern.fullmatch(name))}
+    found: dict[int, Stack] = {}
+    for match in filter(None, map(pattern.fullmatch, shapes)):
+        here = (shapes[match[0]], shapes.get(match[0].replace("gate_up", "down")))
+        upright, fused = (
+            all(shape in (None, wanted) for shape, wanted in zip(here, stack_shapes(cfg, stack), strict=True))
+            for stack in ("upright", "fused")
+        )
+        found[int(match[1])] = "upright" if upright and not fused else "fused"
+    return found

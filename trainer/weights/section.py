@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ class Section:
 
     values: Mapping[str, Any]
     where: str  # as a message calls it, behind the key: "for the text model"
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of keys that are absent, and not null
 
     def size(self, *names: str, default: int | None = None) -> int:
         """A whole number above 0, under the first of its names that is there."""
@@ -60,6 +61,8 @@ class Section:
         for name in names:
             if self.values.get(name) is not None:
                 return name, self.values[name]
+        if names[0] in self.defaults and not any(name in self.values for name in names):
+            return names[0], self.defaults[names[0]]
         if default is None:
             raise HuggingFaceError(f"{CONFIG}: no {' or '.join(names)} {self.where}", where=names[0], allowed=names)
         return names[0], default

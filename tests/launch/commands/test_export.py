@@ -218,6 +218,7 @@ def test_inspect_of_a_published_directory_needs_no_torch(reference):
 def test_a_directory_without_tensors_lacks_all_of_them(tmp_path, capsys):
     """The layers of the 1T model; none of its bytes are here."""
     text = {
+        "model_type": "interns1_pro_text", "norm_topk_prob": True,
         "vocab_size": 155008, "hidden_size": 4096, "num_hidden_layers": 6, "num_attention_heads": 64,
         "num_key_value_heads": 4, "head_dim": 128, "num_experts": 512, "num_experts_per_tok": 8, "router_n_groups": 8,
         "moe_intermediate_size": 1536, "rms_norm_eps": 1e-6, "max_position_embeddings": 262144, "rope_theta": 5e6,

@@ -35,7 +35,8 @@ CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "float32", "vocab_size": 64,
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
     "num_experts": 8, "num_experts_per_tok": 8, "moe_intermediate_size": 16, "rope_theta": 1e6,
-    "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "norm_topk_prob": True,
+    "tie_word_embeddings": False,
 }  # fmt: skip
 EXPERT = "model.layers.1.mlp.experts.3.up_proj.weight"
 

@@ -62,6 +62,7 @@ def checkpoint(
     """`model` as a multimodal directory without towers."""
     cfg = model.cfg
     text = {
+        "model_type": "interns1_pro_text",
         "vocab_size": cfg.vocab_size, "hidden_size": cfg.hidden_size, "num_hidden_layers": cfg.num_layers,
         "num_attention_heads": cfg.num_heads, "num_key_value_heads": cfg.num_kv_heads, "head_dim": cfg.head_dim,
         "num_experts": cfg.num_experts, "num_experts_per_tok": cfg.experts_per_token,
@@ -92,4 +93,4 @@ def checkpoint(
             one = f"{at}mlp.experts.{expert}."
             tensors[one + "gate_proj.weight"], tensors[one + "up_proj.weight"] = experts.w13[expert]
             tensors[one + "down_proj.weight"] = experts.w2[expert]
-    return Checkpoint(directory, {"text_config": text, "vision_config": {}}, tensors)
+    return Checkpoint(directory, {"model_type": "interns1_pro", "text_config": text, "vision_config": {}}, tensors)

@@ -116,7 +116,7 @@ REFUSED_CONFIGS = [
     (put("norm_topk_prob", False), "norm_topk_prob", False, (True,)),
     (put("mlp_only_layers", [0]), "mlp_only_layers", [0], ([],)),
     (put("decoder_sparse_step", 2), "decoder_sparse_step", 2, (1,)),
-    (put("hidden_act", "gelu"), "hidden_act", "gelu", ("silu",)),
+    (put("hidden_act", "gelu"), "hidden_act", "gelu", ("silu", "swish")),
     (put("use_sliding_window", True), "use_sliding_window", True, (False,)),
     (put("rope_scaling", {"rope_type": "yarn", "factor": 4.0}), "rope_type", "yarn", ("default",)),
     (put("rope_scaling", {"type": "linear", "factor": 4.0}), "type", "linear", ("default",)),

@@ -32,6 +32,7 @@ def published(table: dict[str, Any], sizes: dict[str, int]) -> dict[str, tuple[i
 
 def text_config(s: dict[str, int], scaling: dict[str, Any] | None) -> dict[str, Any]:
     return {
+        "model_type": "interns1_pro_text", "norm_topk_prob": True,
         "vocab_size": s["V"], "hidden_size": s["H"], "num_hidden_layers": s["L"], "num_attention_heads": s["nH"],
         "num_key_value_heads": s["nKV"], "head_dim": s["dh"], "num_experts": s["E"], "num_experts_per_tok": s["K"],
         "moe_intermediate_size": s["I"], "router_n_groups": s.get("G", 1), "rms_norm_eps": 1e-6, "rope_theta": 5e6,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.model import ModelConfig
-from trainer.weights.hf_config import FREQUENCIES_KEY, is_qwen3_moe, text_section
+from trainer.weights.config_json.text import text_section
+from trainer.weights.hf_config import FREQUENCIES_KEY, is_qwen3_moe
 from trainer.weights.hf_files import HuggingFaceError, read_json
 from trainer.weights.hf_read import DTYPES
 from trainer.weights.hf_survey import SourceModel

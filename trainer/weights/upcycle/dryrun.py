@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trainer.storage.boxes import StoredTensor
-from trainer.weights.hf_config import model_config_from_huggingface, text_section
+from trainer.weights.config_json.text import text_section
+from trainer.weights.hf_config import model_config_from_huggingface
 from trainer.weights.hf_files import (
     CONFIG,
     INDEX,
+    SHARDS,
+    SINGLE,
     Directory,
     HuggingFaceError,
     byte_count,
     open_directory,
+    read_index,
     read_json,
 )
-from trainer.weights.hf_survey import FP8, piece_scales, scale_shape
+from trainer.weights.hf_survey import FP8, piece_scales, scale_shape, usual_prefix
 from trainer.weights.map import (
     HEAD,
     HEAD_NAMES,
-    MULTIMODAL,
-    PLAIN,
-    fused_layers,
+    stacked_layers,
     text_pieces,
     text_prefix,
 )
@@ -40,18 +43,9 @@ def directory_or_description(path: Path) -> tuple[Directory, list[str]]:
     Returns: the directory, whose tensors may be in missing files; and remarks, one line each.
     Raises: HuggingFaceError.
     """
-    index = path / INDEX
-    listed: dict[str, Any] = {}
-    if index.is_file():
-        listed = read_json(index).get("weight_map") or {}
-        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise HuggingFaceError(
-                f"{index}: its weight_map does not map tensors to files",
-                where=str(index),
-                allowed="a map from tensors to files",
-            )
-    files = set(listed.values())
-    if any((path / file).exists() for file in files) or (not listed and any(path.glob("model*.safetensors"))):
+    listed = read_index(path) or {}
+    present = any((path / file).exists() for file in listed.values()) or os.path.lexists(path / SINGLE)
+    if present or (not listed and any(path.glob(SHARDS))):
         return open_directory(path), []
     if not (path / CONFIG).is_file():
         remedy = f"a Hugging Face model directory with at least {CONFIG}"
@@ -87,11 +81,10 @@ def _described(path: Path, config: dict[str, Any], names: set[str]) -> Iterator[
     usual = SPELLED[dtype]
     key = "quantization_config"
     quantised = object_under(config, key) or object_under(text, key)
-    none = MULTIMODAL if object_under(config, "text_config") else PLAIN
-    prefix = text_prefix(names) if names else none
+    prefix = text_prefix(names, usual_prefix(config))
     head = next((name for name in HEAD_NAMES if name in names), HEAD)
     seen: set[str] = set()
-    for piece in text_pieces(model, fused_layers(names, prefix)):
+    for piece in text_pieces(model, stacked_layers(dict.fromkeys(names, ()), prefix, model)):
         name = head if piece.name == HEAD else prefix + piece.name
         if name in seen:  # two halves of one stack
             continue

@@ -24,7 +24,7 @@ CONFIG = {
     "vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 1, "num_attention_heads": 64,
     "num_key_value_heads": 4, "head_dim": 128, "num_experts": 16, "num_experts_per_tok": 8,
     "moe_intermediate_size": 1536, "rope_theta": 1e6, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
+    "norm_topk_prob": True, "tie_word_embeddings": False,
 }  # fmt: skip
 
 BLOCK = 4_000_037  # numbers: no multiple of a row, so that no two experts are alike
