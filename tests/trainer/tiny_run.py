@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from trainer.config.keys import CheckpointConfig, Config, DataConfig, LoggingConfig, OptimConfig, RunConfig, TrainConfig
 from trainer.config.model import ModelConfig
+from trainer.objectives.base import Scalars
+from trainer.objectives.next_token import NextToken
 
 MODEL: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,
@@ -48,3 +53,19 @@ def losses(directory: Path) -> list[tuple[int, str]]:
 
 def events(directory: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in records(directory) if record.get("event") == kind]
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
+    """Make one gradient NaN in these steps."""
+    genuine = NextToken.__call__
+    calls = {"n": 0}
+
+    def call(self: NextToken, model: Any, *args: Any) -> Scalars:
+        scalars = genuine(self, model, *args)
+        calls["n"] += 1
+        if (calls["n"] + 1) // 2 in bad_steps:  # two micro-batches a step
+            loss = scalars["loss"]
+            scalars["loss"] = replace(loss, value=loss.value + (model.norm * float("nan")).sum())
+        return scalars
+
+    monkeypatch.setattr(NextToken, "__call__", call)

@@ -43,8 +43,9 @@ class TextHeldOut:
             yield make_batch(self._text.read_split("heldout", source, some), some.tolist())
 
 
-def unigram_nats(text: TextSplits) -> dict[str, float]:
-    """Cross-entropy of each source's held-out labels, in nats per token, under one unigram model of the training text.
+def unigram_nats(text: TextSplits) -> dict[str, float | None]:
+    """Cross-entropy of each source's held-out labels, in nats per token, under one unigram model of the training text;
+    None for a source without a label.
 
     The model is the mean of the sources' add-one smoothed frequencies, weighted by their shares.
     """
@@ -55,10 +56,11 @@ def unigram_nats(text: TextSplits) -> dict[str, float]:
         counts_V = np.bincount(windows.tokens_BL[~windows.prefix_BL], minlength=text.vocab_size) + 1
         mixture_V += share / total * (counts_V / counts_V.sum())
     nats_V = -np.log(mixture_V)
-    nats = {}
+    nats: dict[str, float | None] = {}
     for source in text.shares:
         windows = text.read_split("heldout", source, text.positions("heldout", source, text.unigram_windows))
-        nats[source] = float(nats_V[windows.tokens_BL[:, 1:][windows.supervised_BS]].mean())
+        labels = windows.tokens_BL[:, 1:][windows.supervised_BS]
+        nats[source] = float(nats_V[labels].mean()) if labels.size else None
     return nats
 
 

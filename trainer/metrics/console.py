@@ -59,13 +59,15 @@ class RichConsole:
 
 
 def _summary(records: list[LogRecord]) -> LogRecord:
-    """The last step, with the mean loss of all `records`: single steps fluctuate."""
-    return {**records[-1], "loss": sum(record["loss"] for record in records) / len(records)}
+    """The last step, with the mean loss of all `records` that have one: single steps fluctuate."""
+    losses = [record["loss"] for record in records if record["loss"] is not None]
+    return {**records[-1], "loss": sum(losses) / len(losses) if losses else None}
 
 
 def progress_line(record: LogRecord, total_steps: int, seconds_left: float) -> str:
     """The progress line: the parts that the record has, in a fixed order, and an objective's own scalars by name."""
-    parts = [f"step {record['step']:>{len(str(total_steps))}}/{total_steps}", f"loss {record['loss']:.4f}"]
+    loss = "no loss" if record["loss"] is None else f"loss {record['loss']:.4f}"
+    parts = [f"step {record['step']:>{len(str(total_steps))}}/{total_steps}", loss]
     others = {name: value for name, value in record.items() if name not in NAMED and isinstance(value, float)}
     parts += [f"{name} {value:.3f}" for name, value in others.items()]
     if (rate := record.get("tokens_per_second")) is not None:
@@ -111,7 +113,7 @@ def event_text(record: LogRecord) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return "no value" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _scaled(number: float) -> str:

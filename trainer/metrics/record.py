@@ -5,7 +5,8 @@ of each write also carries the rates measured since the write before: tokens_per
 (where the peak is known) and peak_memory_bytes. A line with "event" is anything else: an evaluation, a warning.
 
 JSON has no NaN or infinity. They are written as the strings "nan", "inf" and "-inf", which any JSON reader accepts and
-Python's float() turns back into the number: `float(line["loss"])` is right for every line.
+Python's float() turns back into the number. A number that does not exist is null, such as the loss of a step without a
+supervised token.
 """
 
 import json

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from trainer.config.keys import LoggingConfig
 from trainer.metrics.console import LogRecord
 
+NUMBERS = (int, float, dict)  # what wandb can draw
+
 
 class Wandb:
     """The one place that knows wandb. Raises whatever wandb raises: MetricsLog turns that into one warning line."""
@@ -33,17 +35,23 @@ class Wandb:
 
     def steps(self, records: list[LogRecord], seconds_left: float) -> None:
         for record in records:
-            self._run.log(record, step=record["step"])
+            self._run.log({name: value for name, value in record.items() if value is not None}, step=record["step"])
 
     def event(self, record: LogRecord) -> None:
         kind = record["event"]
-        values = {f"{kind}/{key}": value for key, value in record.items() if isinstance(value, (int, float, dict))}
+        values = {f"{kind}/{key}": _numbers(value) for key, value in record.items() if isinstance(value, NUMBERS)}
         values.pop(f"{kind}/step", None)
+        values = {name: value for name, value in values.items() if value != {}}
         if values:
             self._run.log(values, step=record["step"])
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _numbers(value: Any) -> Any:
+    """A value of the record without the entries that have none."""
+    return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 def _wandb_id(run_dir: Path) -> str:

@@ -32,12 +32,14 @@ class Scalar:
 
     value: 0-dim on the device; a sum over tokens, pairs or layers, or a maximum. normaliser: what the sum over all
     micro-batches and ranks of the step is divided by. loss: whether training minimises it; it then carries gradients.
+    per_unit: a mean over the units of the step (`Objective.count`), so that a step without any has no such number.
     micro_batches, ranks: how the normalised values of a step's micro-batches and of its ranks combine.
     """
 
     value: Tensor
     normaliser: float | Tensor = 1
     loss: bool = False
+    per_unit: bool = False
     micro_batches: MicroBatches = "sum"
     ranks: Ranks = "sum"
 
@@ -76,6 +78,7 @@ class Objective(Protocol):
     """
 
     unused: tuple[str, ...]  # parameters that get no gradient, by name: they are frozen
+    unit: str  # what `count` counts, for messages
 
     def count(self, batch: Batch) -> int:
         """Units of `batch` that the main loss is a mean over, such as supervised tokens; counted on the host."""
@@ -85,16 +88,22 @@ class Objective(Protocol):
 
     def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
         """Scalars of held-out data, named as in the evaluation record. Their values and normalisers are summed over
-        batches and ranks before the division, so the result does not depend on the number of ranks."""
+        batches and ranks before the division, so the result does not depend on the number of ranks. A source whose
+        normalisers are 0 has no value."""
 
     def baselines(self, data: Data) -> dict[str, Any]:
         """Fields of the last evaluation record that say what a trivial model would reach."""
 
 
 class Totals:
-    """The scalars of one step on one rank, combined over its micro-batches on the device."""
+    """The scalars of one step on one rank, combined over its micro-batches on the device.
 
-    def __init__(self) -> None:
+    units: `Objective.count` of the step over all ranks.
+    """
+
+    def __init__(self, units: int = 1) -> None:
+        self.units = units
+        self.without_value: set[str] = set()
         self.values: dict[str, Tensor] = {}
         self.ranks: dict[str, Ranks] = {}
 
@@ -106,13 +115,15 @@ class Totals:
                 combine = torch.maximum if scalar.micro_batches == "max" else torch.add
                 value = combine(self.values[name], value)
             self.values[name], self.ranks[name] = value, scalar.ranks
+            if scalar.per_unit and not self.units:
+                self.without_value.add(name)
 
 
-def read_totals(steps: Sequence[Totals], world: World) -> list[dict[str, float]]:
+def read_totals(steps: Sequence[Totals], world: World) -> list[dict[str, float | None]]:
     """The scalars of several steps over all ranks, as numbers by name. Collective; waits for the device once.
 
-    A step has its own names, the same on every rank. Raises ValueError for a name that combines over the ranks in two
-    ways.
+    A step has its own names, the same on every rank; means over the units of a step without any are None. Raises
+    ValueError for a name that combines over the ranks in two ways.
     """
     if not steps:
         return []
@@ -137,6 +148,10 @@ def read_totals(steps: Sequence[Totals], world: World) -> list[dict[str, float]]
             columns.append(table)
     rows = torch.cat(columns, dim=1).tolist()
     return [
-        {name: number for name, number in zip(names, row, strict=True) if name in step.values}
+        {
+            name: None if name in step.without_value else number
+            for name, number in zip(names, row, strict=True)
+            if name in step.values
+        }
         for step, row in zip(steps, rows, strict=True)
     ]

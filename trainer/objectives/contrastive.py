@@ -34,6 +34,7 @@ class Contrastive:
     states."""
 
     unused: tuple[str, ...] = ("lm_head",)
+    unit = "document of two tokens or more"
 
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
@@ -122,9 +123,9 @@ def info_nce(a_PH: Tensor, b_PH: Tensor, temperature: float, whole: GlobalBatch)
         losses.append(F.cross_entropy(logits_PN, own_P, reduction="sum"))
         hits.append(_hits(logits_PN.detach(), own_P))
     return Scalars(
-        loss=Scalar((losses[0] + losses[1]) / 2, whole.units, loss=True),
-        accuracy=Scalar((hits[0] + hits[1]) / 2, whole.units),
-        similarity=Scalar((a_PH * b_PH).sum(), whole.units),
+        loss=Scalar((losses[0] + losses[1]) / 2, whole.units, loss=True, per_unit=True),
+        accuracy=Scalar((hits[0] + hits[1]) / 2, whole.units, per_unit=True),
+        similarity=Scalar((a_PH * b_PH).sum(), whole.units, per_unit=True),
         temperature=Scalar(a_PH.new_full((), temperature), micro_batches="max", ranks="max"),
     )
 

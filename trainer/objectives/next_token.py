@@ -27,6 +27,7 @@ class NextToken:
     """
 
     unused: tuple[str, ...] = ()
+    unit = "supervised token"
 
     def __init__(self, chunk: int) -> None:
         self.chunk = chunk
@@ -37,7 +38,8 @@ class NextToken:
     def __call__(self, model: Decoder, batch: Batch, whole: GlobalBatch) -> Scalars:
         hidden, routing = model(**batch.inputs, cu_seqlens=batch.cu_seqlens)
         nats = self._nats(model, hidden, batch)
-        return Scalars(loss=Scalar(nats, whole.units, loss=True), **router_scalars(routing, model.cfg, whole))
+        loss = Scalar(nats, whole.units, loss=True, per_unit=True)
+        return Scalars(loss=loss, **router_scalars(routing, model.cfg, whole))
 
     def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
         hidden, _ = model(**batch.inputs, cu_seqlens=batch.cu_seqlens)

@@ -18,8 +18,9 @@ from trainer.objectives.base import Objective
 @torch.no_grad()
 def evaluate(
     model: Decoder, objective: Objective, heldout: HeldOut, world: World, *, batches: int, micro_batch: int
-) -> dict[str, dict[str, float]]:
-    """The objective's held-out scalars on fixed windows of each source: name -> source -> mean over all units.
+) -> dict[str, dict[str, float | None]]:
+    """The objective's held-out scalars on fixed windows of each source: name -> source -> mean over all units, or None
+    for a source that has none.
 
     batches: micro-batches of `micro_batch` windows for each rank. Collective; the result is the same on all ranks.
     """
@@ -32,12 +33,15 @@ def evaluate(
                 if counts:
                     total.value.add_(scalar.value)
                     total.normaliser.add_(scalar.normaliser)
+    found: dict[str, dict[str, float | None]] = {
+        name: dict.fromkeys(heldout.sources) for name in dict.fromkeys(name for name, _ in sums)
+    }
+    if not sums:
+        return found
     table = torch.stack([torch.stack(total) for total in sums.values()])
     world.sum_tensor(table)
-    found: dict[str, dict[str, float]] = {}
-    for (name, source), row in zip(sums, table.cpu(), strict=True):
-        total = _Sums(*row)
-        found.setdefault(name, {})[source] = total.value.item() / max(total.normaliser.item(), 1.0)
+    for (name, source), (value, normaliser) in zip(sums, table.tolist(), strict=True):
+        found[name][source] = value / normaliser if normaliser else None
     return found
 
 

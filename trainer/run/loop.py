@@ -19,6 +19,7 @@ from trainer.data.batch import Batch
 from trainer.metrics.rates import device_peak
 from trainer.metrics.record import MetricsLog
 from trainer.objectives.base import Scalar, Scalars, Totals, read_totals
+from trainer.optim.finite import not_finite, show_names
 from trainer.optim.schedule import lr_at
 from trainer.run.announce import announcements, device_name
 from trainer.run.build import Parts
@@ -45,8 +46,12 @@ class Trainer:
         self.position = self.resumed or Position()
         self.warnings = [*(f"continuing with {change}" for change in run.changes), *parts.data_faults]
         self.warnings += self.checkpoints.warnings
+        self.first_step = self.position.step  # after which this start continues
         self.replaced = 0  # samples since this start that could not be read
+        self.skipped_in_a_row = 0  # up to the last step whose scalars were read
+        self.reported: set[str] = set()  # kinds of warnings that are logged once
         self.unread: list[tuple[dict[str, Any], Totals]] = []  # steps whose scalars are still on the device
+        self._refuse_broken_weights()
         self.log = self._open_log()
 
     def run(self) -> int:
@@ -132,25 +137,46 @@ class Trainer:
             return
         self.world.watch.at(f"step {self.position.step}: metrics")
         numbers = read_totals([totals for _, totals in self.unread], self.world)
-        in_a_row = max(int(of_step.pop("skipped_in_a_row")) for of_step in numbers)
-        self.log.write(
-            [
-                {**facts, **of_step, "skipped": int(of_step["skipped"])}
-                for (facts, _), of_step in zip(self.unread, numbers, strict=True)
-            ]
-        )
+        in_a_row = [int(of_step.pop("skipped_in_a_row") or 0) for of_step in numbers]
+        self.skipped_in_a_row = in_a_row[-1]
+        records = [
+            {**facts, **of_step, "skipped": int(of_step["skipped"] or 0)}
+            for (facts, _), of_step in zip(self.unread, numbers, strict=True)
+        ]
+        self.log.write(records)
         self.unread.clear()
+        if empty := [record["step"] for record in records if record.get("loss", 0.0) is None]:
+            text = f"step {empty[0]} has no loss (null in the record): there is no {self.parts.objective.unit} in it"
+            self._warn_once("empty step", f"{text}; later steps like it are not reported")
         limit = self.cfg.train.max_skipped
-        if in_a_row >= limit:
+        if max(in_a_row) >= limit:
             self.checkpoints.wait(self.position, self.log)
-            raise RunError(
-                f"{in_a_row} steps in a row had a gradient that was not finite (train.max_skipped={limit}); they left "
-                "all weights as they were. Lower optim.lr, lengthen optim.warmup_steps or look at the data of these "
-                f"steps; the last checkpoint is {self.checkpoints.newest()}",
-                where="train.max_skipped",
-                value=in_a_row,
-                allowed="a lower optim.lr or a longer optim.warmup_steps",
+            raise self._stuck(f"{max(in_a_row)} steps in a row", f" (train.max_skipped={limit})", max(in_a_row))
+
+    def _stuck(self, which: str, limit: str, value: int) -> RunError:
+        """The error for steps that were all skipped, with its cause as far as the weights show it. Collective."""
+        kept = f"the last checkpoint is {self.checkpoints.newest()}"
+        if broken := not_finite(self.parts.model, self.world):
+            return RunError(
+                f"{which} had a gradient that was not finite{limit}, because weights are not finite: "
+                f"{show_names(broken)}. They were finite at the start, so an update spoiled them: use a lower "
+                f"optim.lr with train.resume=never; {kept}",
+                where=broken[0],
+                value=value,
+                allowed="a lower optim.lr in a new run",
             )
+        return RunError(
+            f"{which} had a gradient that was not finite{limit}; they left all weights as they were, and these are "
+            "finite. Lower optim.lr, lengthen optim.warmup_steps or look at the data of these steps; " + kept,
+            where="train.max_skipped",
+            value=value,
+            allowed="a lower optim.lr or a longer optim.warmup_steps",
+        )
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self.reported:
+            self.reported.add(kind)
+            self._event("warning", message=message)
 
     # ---- between steps
 
@@ -179,6 +205,12 @@ class Trainer:
         if final and self.world.rank == 0:
             found |= parts.objective.baselines(parts.data)
         self._event("evaluation", **found, seconds=round(time.perf_counter() - start, 3))
+        measured = [values for values in found.values() if isinstance(values, dict)]
+        if empty := sorted({name for values in measured for name, value in values.items() if value is None}):
+            text = (
+                f"held-out samples of {', '.join(empty)} have no {parts.objective.unit}, so they have no value (null)"
+            )
+            self._warn_once("empty evaluation", text)
 
     def _log_sample_texts(self) -> None:
         """Continue the prompt of every source, for a person to read. Rank 0 logs; all take part."""
@@ -206,6 +238,25 @@ class Trainer:
         self.checkpoints.save(self.position, self.log)
 
     # ---- start and end
+
+    def _refuse_broken_weights(self) -> None:
+        """Raises `RunError` where the weights that the run starts with are not finite: no step could be taken."""
+        self.world.watch.at("start: weights")
+        broken = not_finite(self.parts.model, self.world)
+        if not broken:
+            return
+        source = self.cfg.checkpoint.init_from
+        if self.resumed is not None:
+            source = self.checkpoints.newest()
+            where, remedy = source, f"remove {source} to continue from an older checkpoint, or use another run.dir"
+        else:
+            where, remedy = "checkpoint.init_from" if source else "model", "use weights that are finite"
+        raise RunError(
+            f"weights of {source or 'the new model'} are not finite: {show_names(broken)}; {remedy}",
+            where=where,
+            value=broken[0],
+            allowed=remedy,
+        )
 
     def _open_log(self) -> MetricsLog:
         cfg, world = self.cfg, self.world
@@ -243,7 +294,17 @@ class Trainer:
             self.log.event({"step": self.position.step, **record})
 
     def _finish(self) -> int:
-        """Save before the last evaluation: what was trained is then safe, whatever happens during it."""
+        """Save before the last evaluation: what was trained is then safe, whatever happens during it.
+
+        A start whose steps were all skipped has trained nothing: it fails, and saves no checkpoint of them.
+        """
+        self._read_metrics()
+        steps = self.position.step - self.first_step
+        if 0 < steps <= self.skipped_in_a_row:
+            raise self._stuck("all steps of this start" if steps > 1 else "the only step of this start", "", steps)
+        if self.skipped_in_a_row:
+            text = f"the last {self.skipped_in_a_row} step(s) had a gradient that was not finite and changed no weight"
+            self._event("warning", message=text)
         self._save()
         self._evaluate(final=True)
         self._log_sample_texts()

@@ -45,7 +45,7 @@ def accumulate_gradients(
     units: `Objective.count` of the step over all micro-batches and ranks. step: its number, for the watch.
     Returns the objective's scalars, combined over the micro-batches and not yet over the ranks.
     """
-    totals = Totals()
+    totals = Totals(units)
     whole = GlobalBatch(max(units, 1), len(batches), world)
     experts = [layer.moe.experts for layer in model.blocks]
     with _held_weights(experts):

@@ -11,11 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
-from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
+from tests.trainer.tiny_run import events, losses, poison, records, steps, tiny_config
 from trainer.config.keys import Config
 from trainer.data.build import build_data
 from trainer.objectives.choose import build_objective
-from trainer.objectives.next_token import NextToken
 from trainer.run.build import build, build_model
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
@@ -121,22 +120,6 @@ def test_compiled_blocks_give_the_same_losses(tmp_path, recompute):
     assert train(tiny_config(tmp_path / "plain", steps=3)) == 0
     assert train(tiny_config(tmp_path / "compiled", steps=3, compile=True, recompute=recompute, sample_tokens=3)) == 0
     assert values(tmp_path / "compiled") == pytest.approx(values(tmp_path / "plain"), rel=1e-5)
-
-
-def poison(monkeypatch, bad_steps):
-    """Make one gradient NaN in these steps."""
-    genuine = NextToken.__call__
-    calls = {"n": 0}
-
-    def call(self, model, *args):
-        scalars = genuine(self, model, *args)
-        calls["n"] += 1
-        if (calls["n"] + 1) // 2 in bad_steps:  # two micro-batches a step
-            loss = scalars["loss"]
-            scalars["loss"] = replace(loss, value=loss.value + (model.norm * float("nan")).sum())
-        return scalars
-
-    monkeypatch.setattr(NextToken, "__call__", call)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, monkeypatch):

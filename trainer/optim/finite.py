@@ -1,0 +1,32 @@
+"""Weights that are not finite: no step can be taken with them, whatever the learning rate."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from parallel.sharding.local import local_part
+from parallel.world import World
+
+SHOWN = 3
+
+
+@torch.no_grad()
+def not_finite(model: nn.Module, world: World) -> list[str]:
+    """The trained parameters in which a number is NaN or infinite on any rank, by name. Collective; waits for the
+    device and takes no memory of a parameter's size."""
+    named = {name: local_part(p) for name, p in model.named_parameters() if p.requires_grad}
+    flags = [_broken(part) if part.numel() else part.new_zeros((), dtype=torch.float32) for part in named.values()]
+    broken = world.max_tensor(torch.stack(flags)).tolist()
+    return [name for name, flag in zip(named, broken, strict=True) if flag]
+
+
+def _broken(part: torch.Tensor) -> torch.Tensor:
+    low, high = part.aminmax()  # NaN if any number is
+    return (~(low.isfinite() & high.isfinite())).float()
+
+
+def show_names(names: list[str]) -> str:
+    """Such as "a, b, c and 4 more"."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
