@@ -25,8 +25,9 @@ DEV  := $(VENV)/.ready-dev
 .PHONY: toy test test-all lint bench bench-step bench-moe bench-upcycle bench-data bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
+# Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
 toy: $(TOY)
-	$(VENV)/bin/octavo train recipe=toy $(ARGS)
+	$(VENV)/bin/octavo train recipe=toy $(ARGS) || { code=$$?; [ $$code -eq 130 ] || exit $$code; }
 
 # A file stays on one worker: its tests share what they made. Not in xdist's order, which starts the few long ones last.
 PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -64,7 +65,8 @@ bench-gpu: $(DEV)
 
 setup: $(DEV)
 
-setup-toy: $(TOY)
+setup-# Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
+toy: $(TOY)
 
 $(TOY): pyproject.toml constraints.txt
 	@$(call install,toy$(comma)data)

@@ -16,10 +16,11 @@ from parallel.torch_private import flatten_mesh
 class Meshes:
     """The meshes that this rank belongs to.
 
-    dense: the mesh that dense weights are sharded over, (dp_shard_cp,), or (dp_replicate, dp_shard_cp) if there are
-    copies. expert_dp: the mesh that a rank's experts are sharded over besides expert parallelism, (expert_dp,) or
-    (dp_replicate, expert_dp). experts: the expert-parallel mesh (expert, width), the innermost ranks. ep_group,
-    shard_group: process groups of the expert-parallel ranks and of dp_shard x cp, None if there is only this rank.
+    dense: the mesh that dense weights are sharded over, (dp_shard,), or (dp_replicate, dp_shard) if there are copies;
+    with cp > 1 its last dimension is dp_shard_cp. expert_dp: the mesh that a rank's experts are sharded over besides
+    expert parallelism, (expert_dp,) or (dp_replicate, expert_dp). experts: the expert-parallel mesh (expert, width),
+    the innermost ranks. ep_group, shard_group: process groups of the expert-parallel ranks and of dp_shard x cp, None
+    if there is only this rank.
     """
 
     layout: Layout
@@ -36,9 +37,10 @@ class Meshes:
         if placement.ep != layout.ep:
             raise ValueError(f"experts are placed on {placement.ep} ranks, but the layout has ep={layout.ep}")
         copies = layout.dp_replicate
+        shard = "dp_shard" if layout.cp == 1 else "dp_shard_cp"  # on the screen, as the keys that a user knows
         # Two meshes over the same ranks: sharding a weight twice needs its mesh dimensions to come from one of them.
         dense = init_device_mesh(
-            device_type, (layout.pp, copies, layout.shard), mesh_dim_names=("pp", "dp_replicate", "dp_shard_cp")
+            device_type, (layout.pp, copies, layout.shard), mesh_dim_names=("pp", "dp_replicate", shard)
         )
         experts = init_device_mesh(
             device_type,
@@ -56,9 +58,9 @@ class Meshes:
         return Meshes(
             layout,
             placement,
-            dense=dense["dp_replicate", "dp_shard_cp"] if copies > 1 else dense["dp_shard_cp"],
+            dense=dense["dp_replicate", shard] if copies > 1 else dense[shard],
             expert_dp=experts["dp_replicate", "expert_dp"] if copies > 1 else experts["expert_dp"],
             experts=ep,
             ep_group=ep_group,
-            shard_group=dense["dp_shard_cp"].get_group() if layout.shard > 1 else None,
+            shard_group=dense[shard].get_group() if layout.shard > 1 else None,
         )

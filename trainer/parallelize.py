@@ -61,7 +61,7 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
 
 
 def _axes(mesh: DeviceMesh) -> str:
-    """Such as "dp_replicate=2 dp_shard_cp=4"."""
+    """Such as "dp_replicate=2 dp_shard=4"."""
     return " ".join(f"{name}={size}" for name, size in zip(mesh.mesh_dim_names or (), mesh.shape, strict=True))
 
 

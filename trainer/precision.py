@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import get_args
 
 import torch
@@ -12,6 +13,7 @@ from trainer.config.keys import PrecisionConfig
 from trainer.model.experts.te import support
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WIDTH = 100  # columns of `table`
 ON_ANY_DEVICE = ("fp32", "bf16", "fp8_reference")
 
 
@@ -40,8 +42,9 @@ def unavailable(cfg: PrecisionConfig, device: torch.device) -> Fault | None:
 
 
 def table(cfg: PrecisionConfig, experts: str) -> str:
-    """The parts of the model in each dtype, a line a dtype, for the log. experts: as `describe_backend` returns it."""
+    """The parts of the model in each dtype, for the log. experts: as `describe_backend` returns it."""
     parts: dict[str, list[str]] = {}
     for part, dtype in vars(cfg).items():
         parts.setdefault(dtype, []).append(f"experts ({experts})" if part == "experts" else part.replace("_", " "))
-    return "\n".join(f"{dtype:<15}{', '.join(names)}" for dtype, names in parts.items())
+    rows = (f"{dtype:<15}{', '.join(names)}" for dtype, names in parts.items())
+    return "\n".join(textwrap.fill(row, WIDTH, subsequent_indent=" " * 15, break_long_words=False) for row in rows)

@@ -57,13 +57,15 @@ def blocking_ranks(statuses: Mapping[int, RankStatus]) -> list[int]:
 
 
 def describe(statuses: Mapping[int, RankStatus], blamed: Collection[int], problem: Mapping[int, str]) -> str:
-    """One line that names the `blamed` ranks, each with its `problem` ("died; last seen") and place."""
+    """One line that names the `blamed` ranks, each with its `problem` ("has made no progress for 9 s at") and place.
+
+    A place is that of the rank's last heartbeat: by now the rank may be further."""
     named = []
     for rank in sorted(blamed)[:MOST_NAMED]:
         status = statuses[rank]
         place = status.place or "the start"
         line = f" ({status.line})" if status.line else ""
-        named.append(f"rank {rank} (host {status.host}, pid {status.pid}) {problem[rank]} at {place}{line}")
+        named.append(f"rank {rank} (host {status.host}, pid {status.pid}) {problem[rank]} {place}{line}")
     if len(blamed) > MOST_NAMED:
         named.append(f"and {len(blamed) - MOST_NAMED} more ranks")
     return "; ".join(named)

@@ -26,6 +26,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from parallel.health.stall import RankStatus, blocking_ranks, describe
+from parallel.health.terminal import leave_terminal, write_line
 from parallel.torch_private import collectives_started, process_groups
 
 BEAT_S = 1.0
@@ -229,7 +230,7 @@ class Watch:
                 del self._siblings[rank]
                 status = RankStatus.parse(self._store.get(_key(rank)))
                 if not status.left:
-                    self._blame({rank: status}, [rank], {rank: "died; last seen"})
+                    self._blame({rank: status}, [rank], {rank: "died; its last heartbeat (one a second) came from"})
 
     def _look_for_idle_ranks(self, now: float) -> None:
         """Read every rank's status; end the run if no rank made progress within the timeout, or if one is silent."""
@@ -242,11 +243,11 @@ class Watch:
         statuses = {rank: status for rank, (status, _) in self._seen.items() if not status.left}
         silence = {rank: now - self._seen[rank][1] for rank in statuses}
         idle = {rank: status.idle + silence[rank] for rank, status in statuses.items()}
-        problem = {rank: f"has made no progress for {seconds:.0f} s" for rank, seconds in idle.items()}
+        problem = {rank: f"has made no progress for {seconds:.0f} s at" for rank, seconds in idle.items()}
         # The status of these ranks, and so the place in it, is older than the others'.
         patience = SILENT_S if self._cut_off is not None else self.timeout_s / 2
         silent = [rank for rank in statuses if silence[rank] > patience]
-        problem |= {rank: f"has sent no heartbeat for {silence[rank]:.0f} s; last seen" for rank in silent}
+        problem |= {rank: f"has sent no heartbeat for {silence[rank]:.0f} s; the last one came from" for rank in silent}
         if min(idle.values()) >= self.timeout_s:
             setting = f" (parallel.timeout_s={self.timeout_s:g})"
             self._blame(statuses, silent or blocking_ranks(statuses), problem, kill=silent, setting=setting)
@@ -278,7 +279,7 @@ class Watch:
         mine = json.dumps(asdict(notice))
         first = self._store.compare_set("notice", "", mine) == mine.encode()
         if first and print_it:
-            _print_error(notice.text)
+            write_line(f"error: {notice.text}")
         return first
 
     def _follow(self, notice: Notice) -> None:
@@ -301,7 +302,7 @@ class Watch:
         """End with the first connection that breaks, or after the timeout: the other ranks cannot be reached."""
         if self._place and self._leave_by is None and (self._cut_off is not None or lost_s > self.timeout_s):
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                _print_error(f"rank {self.rank} lost the rendezvous store: the launcher that hosted it has exited")
+                write_line(f"error: rank {self.rank} lost the rendezvous store: the launcher that hosted it has exited")
             self._leave(cause_printed=True)
 
 
@@ -337,13 +338,9 @@ def _caused_by_a_peer(error: BaseException | None) -> bool:
     return False
 
 
-def _print_error(text: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"error: {text}\n".encode())  # print could wait for a lock that the main thread holds
-
-
 def _end() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    leave_terminal()
     os._exit(1)

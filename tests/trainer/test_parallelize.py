@@ -141,7 +141,7 @@ def test_each_step_is_logged_with_its_mesh():
     assert on_ranks(4, logged_steps, Spread(2, 2, 2, recompute="full"), init=True)[0] == [
         "place experts on the mesh expert=2 width=1; dispatch: all_gather",
         "recompute activations: full",
-        "shard dense weights over dp_replicate=2 dp_shard_cp=2, experts over dp_replicate=2 expert_dp=1",
+        "shard dense weights over dp_replicate=2 dp_shard=2, experts over dp_replicate=2 expert_dp=1",
     ]
     assert logged_steps(Spread(1, 1, 1)) == []
 

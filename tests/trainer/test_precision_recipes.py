@@ -29,7 +29,7 @@ from trainer.objectives.next_token import NextToken
 from trainer.optim.build import build_engine
 from trainer.optim.engine import Engine
 from trainer.parallelize import build_meshes
-from trainer.precision import DTYPES, experts_unavailable, narrow_moments, unavailable
+from trainer.precision import DTYPES, experts_unavailable, narrow_moments, table, unavailable
 from trainer.run.build import build, build_model
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
@@ -343,3 +343,11 @@ def test_bf16_moments_follow_fp32_ones(tmp_path):
         last[moments] = float(steps(tmp_path / moments)[-1]["loss"])
     assert last["bf16"] != last["fp32"]
     assert last["bf16"] == pytest.approx(last["fp32"], rel=0.01)
+
+
+@pytest.mark.parametrize("name", list_groups()["precision"])
+def test_the_table_fits_a_terminal_and_names_every_part(name):
+    cfg = precision(name)
+    lines = table(cfg, "a back end whose description takes so many words that it alone would fill a line").splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(part.replace("_", " ") in " ".join(" ".join(lines).split()) for part in vars(cfg))

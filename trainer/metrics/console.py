@@ -1,8 +1,12 @@
 """The terminal view of a run: progress lines, plain or above a moving bar."""
 
 import textwrap
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from trainer.metrics.rates import peak_memory
 
 LogRecord = dict[str, Any]
 
@@ -13,11 +17,22 @@ NAMED = {
 }  # fmt: skip
 
 
+FRAMES = 2  # a second, of the bar: a faster one takes time from a training step that owns every core
+BAR = 16  # columns
+ECHO = 3  # columns that a bar leaves free: a terminal prints ^C after it, and a line that wraps cannot be erased
+
+
 class PlainConsole:
     """One line per write, for pipes, files and batch jobs."""
 
     def __init__(self, total_steps: int) -> None:
         self._total_steps = total_steps
+
+    def advance(self, step: int, seconds_left: float) -> None:
+        pass
+
+    def during(self, what: str) -> None:
+        pass
 
     def steps(self, records: list[LogRecord], seconds_left: float) -> None:
         print(progress_line(_summary(records), self._total_steps, seconds_left), flush=True)
@@ -30,25 +45,45 @@ class PlainConsole:
 
 
 class RichConsole:
-    """The same lines above a bar at the bottom of the terminal that moves while a step computes."""
+    """The same lines above a bar at the bottom of the terminal, which moves with every step and while one computes."""
 
-    def __init__(self, resume_step: int, total_steps: int) -> None:
+    def __init__(self, resume_step: int, total_steps: int, run_dir: Path) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        self._total_steps = total_steps
+        self._total_steps, self._run_dir = total_steps, run_dir
         self._console = Console(highlight=False)
-        left = TextColumn("{task.description}")
-        columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), left)
-        # two frames a second: a faster bar takes time from a training step that owns every core
-        self._progress = Progress(*columns, console=self._console, refresh_per_second=2, transient=True)
+        text = TextColumn("{task.description}", markup=False)
+        columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(BAR), TimeElapsedColumn(), text)
+        self._progress = Progress(*columns, console=self._console, refresh_per_second=FRAMES, transient=True)
         self._task = self._progress.add_task("", total=total_steps, completed=resume_step)
+        self._left, self._during, self._drawn = "", "the first step", -1.0
+        self._describe()
         self._progress.start()
+
+    def advance(self, step: int, seconds_left: float) -> None:
+        self._left, self._during = f"{_clock(seconds_left)} left", ""
+        now = time.monotonic()
+        if now - self._drawn > 0.5 / FRAMES:  # quick steps need not all be drawn
+            self._drawn = now
+            self._describe(step)
+
+    def during(self, what: str) -> None:
+        self._during = what
+        self._describe()
 
     def steps(self, records: list[LogRecord], seconds_left: float) -> None:
         last = _summary(records)
         self._console.print(progress_line(last, self._total_steps, seconds_left), markup=False, soft_wrap=True)
-        self._progress.update(self._task, completed=last["step"], description=f"{_clock(seconds_left)} left")
+        self._left = f"{_clock(seconds_left)} left"
+        self._describe(last["step"])
+
+    def _describe(self, step: int | None = None) -> None:
+        parts = [self._left, self._during, f"{peak_memory() / 2**30:.2f} GiB", str(self._run_dir)]
+        text, before = " · ".join(filter(None, parts)), len(f"* /{self._total_steps} 00:00:00 ") + BAR + 1
+        room = max(self._console.width - before - len(str(self._total_steps)) - ECHO, 0)
+        text = text if len(text) <= room else text[: max(room - 1, 0)] + "…"
+        self._progress.update(self._task, completed=step, description=text)
 
     def event(self, record: LogRecord) -> None:
         style = {"warning": "yellow", "error": "red"}.get(record["event"], "cyan")

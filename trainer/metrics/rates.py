@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 # Dense peaks in TFLOP/s from NVIDIA data sheets, no sparsity: (part of the name that torch gives the GPU, bf16
@@ -58,28 +59,55 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+RECENT = 50  # steps whose mean the time left is computed from
+
+
 class Rates:
-    """Measures training between two writes of the record.
+    """Measures training between two writes of the record, and the time that the remaining steps will take.
 
     flops_per_token: model FLOPs of training, forward and backward. peak_flops: FLOP/s of all devices, None if unknown.
-    seconds_aside: spent in evaluations since the last write; not the step's. seconds_per_step: smoothed, evaluations
-    included.
     """
 
     def __init__(self, flops_per_token: float, peak_flops: float | None) -> None:
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._last_write = time.monotonic()
-        self.seconds_aside = 0.0
-        self.seconds_per_step = 0.0
+        self._started = self._last_write = self._last_step = time.monotonic()
+        self._aside = self._aside_of_write = self._aside_of_step = 0.0
+        self._counted = 0  # steps since this start
+        self._recent: deque[float] = deque(maxlen=RECENT)  # seconds of each
+        self._of_write = 0.0  # seconds a step before any step is counted
+
+    def wait(self, seconds: float) -> None:
+        """Leave `seconds` out of the steps: an evaluation, for which training waited."""
+        self._aside += seconds
+        self._aside_of_write += seconds
+        self._aside_of_step += seconds
+
+    def count_step(self) -> None:
+        """Note that a step is done, or on a GPU that its work is queued."""
+        now = time.monotonic()
+        self._counted += 1
+        if self._counted == 2:
+            self._recent.clear()  # the first step also compiles, and fills caches
+        self._recent.append(max(now - self._last_step - self._aside_of_step, 0.0))
+        self._last_step, self._aside_of_step = now, 0.0
+
+    def seconds_left(self, steps: int) -> float:
+        """Seconds that `steps` more steps will take, with as many evaluations on the way as so far."""
+        if not self._counted:
+            return steps * self._of_write
+        return steps * (sum(self._recent) / len(self._recent) + self._aside / self._counted)
+
+    def seconds(self) -> float:
+        """Seconds since this start."""
+        return time.monotonic() - self._started
 
     def measure(self, steps: int, tokens: int) -> dict[str, float]:
         """tokens_per_second, flops_per_second and peak_share of the steps since the last call; empty without tokens."""
         now = time.monotonic()
         seconds = max(now - self._last_write, 1e-9)
-        training_seconds = max(seconds - self.seconds_aside, 1e-9)
-        self._last_write, self.seconds_aside = now, 0.0
-        per_step = seconds / steps
-        self.seconds_per_step = 0.7 * self.seconds_per_step + 0.3 * per_step if self.seconds_per_step else per_step
+        training_seconds = max(seconds - self._aside_of_write, 1e-9)
+        self._last_write, self._aside_of_write = now, 0.0
+        self._of_write = seconds / steps
         if not tokens:
             return {}
         flops = tokens * self._flops_per_token / training_seconds

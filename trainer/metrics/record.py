@@ -29,6 +29,8 @@ from trainer.storage.atomic import atomic_file
 class View(Protocol):
     """Shows the record. No error in a view stops a run."""
 
+    def advance(self, step: int, seconds_left: float) -> None: ...
+    def during(self, what: str) -> None: ...
     def steps(self, records: list[LogRecord], seconds_left: float) -> None: ...
     def event(self, record: LogRecord) -> None: ...
     def close(self) -> None: ...
@@ -71,11 +73,24 @@ class MetricsLog:
 
         if cfg.console != "off":
             rich = cfg.console == "rich" or (cfg.console == "auto" and sys.stdout.isatty())
-            self._views.append(RichConsole(resume_step, total_steps) if rich else PlainConsole(total_steps))
+            self._views.append(RichConsole(resume_step, total_steps, run_dir) if rich else PlainConsole(total_steps))
         if self._file.torn:
             self.event({"event": "warning", "message": f"metrics.jsonl: dropped {self._file.torn} unreadable line(s)"})
         if cfg.wandb != "off":
             self._open_wandb(run_dir, cfg, config)
+
+    def advance(self, step: int) -> None:
+        """Move the bar to `step`, whose scalars may still be on the device. Records nothing and waits for nothing."""
+        if not self._writes:
+            return
+        self._rates.count_step()
+        seconds_left = self._rates.seconds_left(self._total_steps - step)
+        self._show(lambda view: view.advance(step, seconds_left))
+
+    def during(self, what: str) -> None:
+        """Show `what` beside the bar until the next step: work during which the bar cannot move."""
+        if self._writes:
+            self._show(lambda view: view.during(what))
 
     def write(self, records: list[LogRecord]) -> None:
         """Append the steps since the last call, one dict each, in order: at least step and loss.
@@ -90,7 +105,7 @@ class MetricsLog:
         records = [*records[:-1], {**records[-1], "peak_memory_bytes": peak_memory(), **rates}]
         if problem := self._file.append(records):
             self._warn(problem)
-        seconds_left = (self._total_steps - self._step) * self._rates.seconds_per_step
+        seconds_left = self._rates.seconds_left(self._total_steps - self._step)
         self._show(lambda view: view.steps(records, seconds_left))
 
     def event(self, record: LogRecord) -> None:
@@ -102,7 +117,7 @@ class MetricsLog:
         if not self._writes:
             return
         record = {"step": self._step, **record}
-        self._rates.seconds_aside += float(record.get("seconds", 0.0))
+        self._rates.wait(float(record.get("seconds", 0.0)))
         if problem := self._file.append([record]):
             self._warn(problem)
         self._show(lambda view: view.event(record))

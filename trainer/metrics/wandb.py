@@ -33,6 +33,12 @@ class Wandb:
             settings=wandb.Settings(silent=True, console="off"),
         )
 
+    def advance(self, step: int, seconds_left: float) -> None:
+        pass
+
+    def during(self, what: str) -> None:
+        pass
+
     def steps(self, records: list[LogRecord], seconds_left: float) -> None:
         for record in records:
             self._run.log({name: value for name, value in record.items() if value is not None}, step=record["step"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from trainer import precision
 from trainer.config.checks.unused import without_effect
 from trainer.config.keys import Config
 from trainer.config.ranks import map_ranks
+from trainer.metrics import host
 from trainer.model.experts.choose import describe_backend
 
 
@@ -42,6 +44,11 @@ def announcements(
     if cfg.precision.payload == "fp8" and meshes is not None and meshes.ep_group is not None:
         text = "precision.payload=fp8 rounds what experts receive, for the weights' gradients too"
         yield {"event": "warning", "message": f"{text}; precision.payload={cfg.precision.linears} does not"}
+    if world.device.type == "cpu":
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        crowded = host.crowded(torch.get_num_threads(), ranks, os.getloadavg()[0], host.cores())
+        if crowded is not None:
+            yield {"event": "note", "message": crowded}
     new = f"new, with the weights in {cfg.checkpoint.init_from}" if cfg.checkpoint.init_from else "new"
     parts = [
         f"continued after step {resumed}" if resumed else new,

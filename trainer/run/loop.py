@@ -75,6 +75,7 @@ class Trainer:
                     if counts["faults"]:
                         self._log_faults(batches)
                     self._train_step(batches, counts["units"], counts["tokens"])
+                    self.log.advance(self.position.step)
                     self._between_steps()
                 return self._finish()
         finally:
@@ -193,6 +194,7 @@ class Trainer:
     def _evaluate(self, *, final: bool = False) -> None:
         self._read_metrics()
         self.world.watch.at(f"evaluation after step {self.position.step}")
+        self.log.during("evaluation")
         start, cfg, parts = time.perf_counter(), self.cfg.train, self.parts
         found: dict[str, Any] = evaluate(
             self.parts.model,
@@ -218,6 +220,7 @@ class Trainer:
         cfg, text = self.cfg.train, self.parts.data.text
         if not cfg.sample_tokens or text is None:
             return
+        self.log.during("sample texts")
         # A compiled block would be compiled again for every length.
         eager = torch.compiler.set_stance("force_eager") if cfg.compile else contextlib.nullcontext()
         with eager:
@@ -235,6 +238,7 @@ class Trainer:
     def _save(self) -> None:
         self._read_metrics()
         self.world.watch.at(f"checkpoint of step {self.position.step}")
+        self.log.during("checkpoint")
         self.checkpoints.save(self.position, self.log)
 
     # ---- start and end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -10,6 +9,8 @@ import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
+
+from parallel.health.terminal import leave_terminal, write_line
 
 # torchrun forwards a terminal's Ctrl-C to workers that have already received it from the terminal. Only a signal that
 # comes at least this many seconds after the first is a second request.
@@ -56,11 +57,10 @@ class StopRequest:
             self._requested_at = time.monotonic()
             self._print(f"{name}: finishing the step, then saving; again to quit now")
         elif time.monotonic() - self._requested_at > ECHO_S:
-            show_cursor = "\033[?25h" if os.isatty(1) else ""  # a progress bar may have hidden it
-            self._print(f"{show_cursor}{name} again: quitting without a save")
+            leave_terminal()
+            self._print(f"{name} again: quitting without a save")
             os._exit(128 + number)
 
     def _print(self, line: str) -> None:
         if not self.silent():
-            with contextlib.suppress(OSError):  # the terminal may be what went away
-                os.write(2, f"{line}\n".encode())  # print may be what the signal interrupted
+            write_line(line)  # print may be what the signal interrupted

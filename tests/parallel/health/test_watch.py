@@ -94,7 +94,9 @@ def test_a_rank_that_is_killed(ended):
     assert ending.codes == [1, -signal.SIGKILL, 1], ending
     assert len(ending.errors) == 1, ending
     assert re.match(
-        r"error: rank 1 \(host \S+, pid \d+\) died; last seen at step 3: data; the run ends", ending.errors[0]
+        r"error: rank 1 \(host \S+, pid \d+\) died; its last heartbeat \(one a second\) came from step 3: data; "
+        r"the run ends",
+        ending.errors[0],
     )
     assert ending.seconds < SLACK_S
 
@@ -117,7 +119,7 @@ def test_a_rank_whose_threads_do_not_run_is_killed_by_its_neighbours(ended, faul
     assert ending.codes == [1, -signal.SIGKILL, 1], ending
     assert len(ending.errors) == 1, ending
     assert re.match(
-        r"error: rank 1 \(.*\) has sent no heartbeat for \d s; last seen at step 3: data;", ending.errors[0]
+        r"error: rank 1 \(.*\) has sent no heartbeat for \d s; the last one came from step 3: data;", ending.errors[0]
     )
     assert TIMEOUT_S < ending.seconds < TIMEOUT_S + SLACK_S
 
@@ -140,9 +142,7 @@ def test_a_rank_that_never_comes(ended):
     ending = ended["absent"]
     assert ending.codes == [1, 1], ending
     assert len(ending.errors) == 1, ending
-    assert ending.errors[0].startswith(
-        "error: 2 of 3 ranks joined within 12 s; missing: rank 1. See their output"
-    )
+    assert ending.errors[0].startswith("error: 2 of 3 ranks joined within 12 s; missing: rank 1. See their output")
     assert ending.seconds < ABSENT_S + SLACK_S
 
 

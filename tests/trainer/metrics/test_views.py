@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
+import time
 import types
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import pytest
 
 from trainer.config.keys import LoggingConfig
 from trainer.metrics.console import event_text, progress_line
+from trainer.metrics.rates import Rates
 from trainer.metrics.record import MetricsLog
 
+RUN = {"flops_per_token": 1e6, "peak_flops": None, "config": {}}
 FULL = {
     "step": 20,
     "loss": 5.43219,
@@ -49,6 +53,20 @@ def run(run_dir: Path, *, first: int = 1, **logging) -> None:
 def recorded_steps(run_dir: Path) -> list[int]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [line["step"] for line in lines if "event" not in line]
+
+
+def on_a_terminal(monkeypatch, columns: int = 100) -> io.StringIO:
+    """Make standard output a terminal. Returns the screen."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return screen
 
 
 def test_the_line_has_every_part():
@@ -97,19 +115,83 @@ def test_elsewhere_than_a_terminal_there_are_plain_lines_only(tmp_path, capsys):
 
 
 def test_on_a_terminal_rich_keeps_the_lines_and_leaves_no_bar_behind(tmp_path, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "200")
+    screen = on_a_terminal(monkeypatch, 200)
     run(tmp_path, console="auto")
     text = screen.getvalue()
     assert "step   4/100 · loss 2.0000" in text
     assert "\x1b[?25l" in text, "a live bar hides the cursor"
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "and gives it back"
+
+
+def bars(screen: io.StringIO) -> list[str]:
+    """The bar as it was drawn, frame by frame, without colours."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    return [frame for frame in re.split(r"[\r\n]+", text) if "/100 ━" in frame]
+
+
+def test_the_bar_moves_with_every_step_and_knows_the_time_left_from_the_first(tmp_path, monkeypatch):
+    """At the resume, too, and long before the first log line."""
+    clock = [0.0]
+    for module in ("rates", "console"):
+        monkeypatch.setattr(f"trainer.metrics.{module}.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    screen = on_a_terminal(monkeypatch)
+    log = MetricsLog(tmp_path, LoggingConfig(console="rich"), resume_step=23, total_steps=100, **RUN)
+    (view,) = log._views
+    view._progress.refresh()
+    assert "23/100" in bars(screen)[-1]
+    assert "the first step" in bars(screen)[-1]
+    for step, left in ((24, "12:40 left"), (25, "1:15 left"), (26, "1:14 left")):
+        clock[0] += 10.0 if step == 24 else 1.0  # the first step also compiles
+        log.advance(step)
+        view._progress.refresh()
+        assert f"{step}/100" in bars(screen)[-1]
+        assert left in bars(screen)[-1]
+        assert "GiB" in bars(screen)[-1]
+        assert str(tmp_path)[:10] in bars(screen)[-1]
+    log.during("evaluation")
+    view._progress.refresh()
+    assert "evaluation" in bars(screen)[-1]
+    log.close()
+    assert recorded_steps(tmp_path) == [], "a step that is only shown is not recorded"
+
+
+def test_time_in_evaluations_is_part_of_the_time_left_and_not_of_a_step(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("trainer.metrics.rates.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    rates = Rates(1.0, None)
+    for _ in range(10):
+        clock[0] += 2.0
+        rates.count_step()
+    assert rates.seconds_left(5) == pytest.approx(10.0)
+    clock[0] += 30.0
+    rates.wait(30.0)
+    clock[0] += 2.0
+    rates.count_step()
+    assert rates.seconds_left(11) == pytest.approx(11 * 2.0 + 30.0)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_bar_leaves_room_for_what_the_terminal_prints_at_control_c(tmp_path, monkeypatch, columns):
+    screen = on_a_terminal(monkeypatch, columns)
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    log = MetricsLog(long, LoggingConfig(console="rich"), resume_step=0, total_steps=100, **RUN)
+    log.advance(1)
+    log._views[0]._progress.refresh()
+    log.close()
+    assert bars(screen)
+    assert all(len(frame.rstrip()) <= columns - 3 for frame in bars(screen)), bars(screen)
+
+
+def test_moving_the_bar_costs_far_less_than_a_step(tmp_path, monkeypatch):
+    on_a_terminal(monkeypatch)
+    log = MetricsLog(tmp_path, LoggingConfig(console="rich"), resume_step=0, total_steps=100, **RUN)
+    start = time.process_time()
+    for step in range(1, 101):
+        log.advance(step)
+    spent = (time.process_time() - start) / 100
+    log.close()
+    assert spent < 0.005  # 1 % of a step of the toy, which takes half a second
 
 
 def test_off_shows_nothing_and_records_all(tmp_path, capsys):
