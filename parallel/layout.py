@@ -119,4 +119,5 @@ class Layout:
 
 def divisors(number: int) -> tuple[int, ...]:
     """The divisors of `number`, ascending, 1 and itself included; none for a number below 1."""
-    return tuple(n for n in range(1, number + 1) if number % n == 0)
+    low = [n for n in range(1, math.isqrt(max(number, 0)) + 1) if number % n == 0]
+    return tuple(low + [number // n for n in reversed(low) if n * n != number])

@@ -7,9 +7,10 @@ from typing import Any
 
 from launch.configurations import read_configuration
 from trainer.config import coerce
+from trainer.config.checks.optim import doubtful
 from trainer.config.command_line import Parser
 from trainer.config.compose import compose, to_yaml
-from trainer.config.errors import CommandError
+from trainer.config.errors import CommandError, print_warning
 from trainer.config.keys import Config
 from trainer.run import directory
 
@@ -25,8 +26,10 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         "a resolved config.yaml",
     )
     options = parser.read(words)
+    doubts: list[str] = []
     if options.diff is None:
-        text = to_yaml(compose(options.overrides, config_dirs=options.config_dir))
+        cfg = compose(options.overrides, config_dirs=options.config_dir)
+        text, doubts = to_yaml(cfg), doubtful(cfg.optim, cfg.train.steps)
     elif options.overrides:
         remedy = "quote its overrides, as in: --diff toy 'recipe=toy optim.lr=1e-3'"
         raise CommandError(f"--diff: {remedy}", where="--diff", value=options.overrides, allowed=remedy)
@@ -35,6 +38,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         text = "\n".join(directory.differences(old, new) or ["no differences"]) + "\n"
 
     def work() -> int:
+        for line in doubts:
+            print_warning(line)
         print(text, end="")
         return 0
 

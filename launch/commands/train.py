@@ -7,19 +7,24 @@ import logging
 import os
 import re
 import signal
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parallel.errors import UserError
+from parallel.errors import Fault, UserError
+from trainer.config import memory
 from trainer.config.command_line import Parser, whole_number
 from trainer.config.compose import compose, to_yaml
-from trainer.config.errors import report
+from trainer.config.errors import ConfigError, report
 from trainer.config.keys import Config
 from trainer.config.run_files import CONFIG_FILE
+from trainer.metrics import host
 from trainer.run import directory
 
 if TYPE_CHECKING:
@@ -38,6 +43,8 @@ RENDEZVOUS = {
 }
 # Seconds that ranks get to finish their step and save after a signal; torchrun's own 30 are too few for a large model.
 TIME_TO_SAVE = "900"
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of CUDA, ROCm and Windows' Linux
+WAIT_S = 10.0  # seconds after which a launcher says which machines it waits for
 STOPPED = (130, 143)  # a rank saved after SIGINT or SIGTERM and exited as asked
 
 
@@ -64,16 +71,45 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     if machines == 1 and not rendezvous:
         rendezvous = ["--standalone"]  # a free port: two runs on one machine do not meet
     cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=ranks * machines)
+    if machines == 1 and (fault := _too_large_for_host(cfg, ranks)) is not None:
+        raise ConfigError([fault])
     # With several machines only that of rank 0 can choose, and no machine knows yet whether it is that one.
     run = directory.choose(cfg) if machines == 1 else None
     if run is not None and run.status == "finished":
         line = directory.finished_line(run, cfg)
         return lambda: print(line) or 0
     sizes = ["--nnodes", str(machines), "--nproc-per-node", str(ranks)]
-    return partial(_train, cfg, run, ranks, [*sizes, *rendezvous])
+    waits_for = _missing_machines(machines, given) if machines > 1 else None
+    return partial(_train, cfg, run, ranks, [*sizes, *rendezvous], waits_for)
 
 
-def _train(cfg: Config, run: directory.RunDir | None, ranks: int, launch: Sequence[str]) -> int:
+def _too_large_for_host(cfg: Config, ranks: int) -> Fault | None:
+    """A model that is too large for a machine without GPUs. Every rank checks the same; here no torch is needed."""
+    gpus = [device for device in GPU_DEVICES if Path(device).exists()]
+    available = host.memory()
+    if not available or (gpus and cfg.train.device != "cpu"):
+        return None
+    place = f"the share of each of {ranks} rank(s) of this machine"
+    return memory.too_large(cfg, ranks, 0, available // ranks, place)
+
+
+def _missing_machines(machines: int, given: Mapping[str, str | None]) -> str:
+    """What this launcher waits for while the other machines have not come, and what to type there."""
+    others = f"waiting for {machines - 1} other machine(s), as --nnodes is {machines}"
+    if given["--rdzv-endpoint"] is not None:
+        return f"{others}: run the same command there; all meet at --rdzv-endpoint {given['--rdzv-endpoint']}"
+    if given["--rdzv-backend"] not in (None, "static"):
+        return f"{others}: give all of them --rdzv-endpoint HOST:PORT, which one of them can be reached at"
+    node, port = given["--node-rank"] or "0", given["--master-port"] or "29500"
+    address = given["--master-addr"]
+    if node.isdecimal() and int(node) > 0:
+        return f"{others}: machine 0 must run the same command with --node-rank 0, at {address or '127.0.0.1'}:{port}"
+    where = f"--master-addr {address or 'ADDRESS-OF-THIS-MACHINE'} --master-port {port}"
+    here = "" if address else f"; this machine needs that --master-addr as well, or others cannot reach {port} on it"
+    return f"{others}: run the same command there with --node-rank 1 (2, ...) {where}{here}"
+
+
+def _train(cfg: Config, run: directory.RunDir | None, ranks: int, launch: Sequence[str], waits_for: str | None) -> int:
     """Hand the configuration and the run directory to the ranks in files, and return their exit code."""
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
         resolved = Path(folder, CONFIG_FILE)
@@ -87,13 +123,34 @@ def _train(cfg: Config, run: directory.RunDir | None, ranks: int, launch: Sequen
             # torchrun would take 1 thread a rank, which leaves most cores of a CPU machine idle
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
         logs = ["--log-dir", str(Path(folder, "logs"))]  # else torchrun leaves an empty one in the temporary folder
-        return _torchrun([*launch, *logs, "-m", "trainer", *handed])
+        with _say_while_waiting(waits_for, Path(folder, "logs")):
+            return _torchrun([*launch, *logs, "-m", "trainer", *handed])
+
+
+@contextmanager
+def _say_while_waiting(waits_for: str | None, logs: Path) -> Iterator[None]:
+    """Print `waits_for` if no rank has been started within `WAIT_S`. logs: the agent's, made with the first rank."""
+
+    def say() -> None:
+        if not any(logs.glob("*/attempt_*")):
+            print(waits_for, file=sys.stderr, flush=True)
+
+    timer = threading.Timer(WAIT_S, say)
+    timer.daemon = True
+    if waits_for is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _torchrun(arguments: Sequence[str]) -> int:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", TIME_TO_SAVE)
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
     # The agent logs every exit code but 0 as a crash, and every signal; what matters is printed below, in one line.
@@ -107,6 +164,15 @@ def _torchrun(arguments: Sequence[str]) -> int:
         # Each rank leads a session of its own, so Ctrl-C in the terminal reaches this process alone. The agent has sent
         # the signal on and waited for the ranks to save.
         return 128 + int(stopped.sigval)
+    except (RendezvousError, DistError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        remedy = "the same --nnodes and rendezvous on every machine, at an address that all can reach"
+        report(
+            UserError(
+                f"the machines of this run did not meet ({reason}); use {remedy}", where="--nnodes", allowed=remedy
+            )
+        )
+        return 1
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parallel.groups import Placement, map_groups
-from parallel.layout import Layout, LayoutError
+from parallel.layout import Layout, LayoutError, divisors
 
 RESOLVED = [
     # world, asked, (dp_replicate, dp_shard, ep, expert_dp)
@@ -87,3 +87,10 @@ def test_groups_that_do_not_match_the_ranks_are_refused(groups, ep, allowed):
         map_groups(groups, ep)
     assert (refused.value.where, refused.value.value, refused.value.allowed) == ("parallel.ep", ep, allowed)
     assert f"use parallel.ep={allowed}" in str(refused.value)
+
+
+def test_divisors_of_large_numbers_take_no_time():
+    for number in range(-1, 200):
+        assert divisors(number) == tuple(n for n in range(1, number + 1) if number % n == 0)
+    assert divisors(10**9 + 7) == (1, 10**9 + 7)
+    assert len(divisors(10**12)) == 169

@@ -12,6 +12,7 @@ import torch
 from parallel.mesh import Meshes
 from parallel.world import World
 from trainer import precision
+from trainer.config.checks.optim import doubtful
 from trainer.config.checks.unused import without_effect
 from trainer.config.keys import Config
 from trainer.config.ranks import map_ranks
@@ -30,6 +31,8 @@ def announcements(
     if meshes is not None:
         table = "\n".join(f"{axis:<14}{ranks:>6}  {what}" for axis, ranks, what in meshes.layout.rows())
         yield {"event": "layout", "message": f"axes of {world.size} ranks\n{table}"}
+    for line in doubtful(cfg.optim, cfg.train.steps):
+        yield {"event": "warning", "message": line}
     for line in without_effect(cfg, map_ranks(cfg.parallel, model, world.size)):
         yield {"event": "warning", "message": line}
     on_a_rank = model.num_experts // (meshes.placement.expert_shards if meshes is not None else 1)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+
 from parallel.errors import Fault, UserError
 from parallel.world import World, start_world
 from trainer import precision
-from trainer.config import coerce
+from trainer.config import coerce, memory
 from trainer.config.errors import ConfigError, report
 from trainer.config.keys import Config
 from trainer.kernels import choose as kernels
+from trainer.metrics import host
 from trainer.run import directory
 from trainer.run.build import build
 from trainer.run.directory import RunDir
@@ -86,13 +90,26 @@ def _log_to_stdout() -> Iterator[None]:
 def _check_hardware(cfg: Config, world: World) -> None:
     """Raises `ConfigError` on every rank where the machine of any rank cannot do what `cfg` asks for."""
     found = [
+        _too_large(cfg, world),
         precision.unavailable(cfg.precision, world.device),
         kernels.unavailable(cfg.train.kernels, cfg.precision.payload, world.device),
     ]
-    for rank, (host, faults) in enumerate(world.gather((socket.gethostname(), [fault for fault in found if fault]))):
+    for rank, (name, faults) in enumerate(world.gather((socket.gethostname(), [fault for fault in found if fault]))):
         if faults:
-            place = f"rank {rank} (host {host}): " if world.size > 1 else ""
+            place = f"rank {rank} (host {name}): " if world.size > 1 else ""
             raise ConfigError([replace(fault, text=place + fault.text) for fault in faults])
+
+
+def _too_large(cfg: Config, world: World) -> Fault | None:
+    """A fault where the memory is too small, before any of it is allocated."""
+    if world.device.type == "cuda":
+        available: int | None = torch.cuda.get_device_properties(world.device).total_memory
+        place = "this GPU"
+    else:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        of_host = host.memory()
+        available, place = of_host and of_host // ranks, f"the share of each of {ranks} rank(s) of this machine"
+    return memory.too_large(cfg, world.size, world.rank, available, place) if available else None
 
 
 def _take_directory(run: RunDir | None, cfg: Config, world: World, resources: contextlib.ExitStack) -> RunDir:

@@ -31,6 +31,8 @@ from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.step import accumulate_gradients, count_step
 
+MOST_LAYERS = 1000  # a few minutes
+
 
 @dataclass(frozen=True)
 class SimulatedRank:
@@ -58,6 +60,14 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> SimulatedRank:
             where="optim.engine",
             value=cfg.optim.engine,
             allowed=("native",),
+        )
+    if cfg.model.num_layers > MOST_LAYERS:
+        raise ConfigError(
+            f"model.num_layers={cfg.model.num_layers}: every layer is built here; use {MOST_LAYERS} or less, or "
+            "`octavo train --dry-run`, which only counts",
+            where="model.num_layers",
+            value=cfg.model.num_layers,
+            allowed=f"{MOST_LAYERS} or less",
         )
     cfg = replace(cfg, train=replace(cfg.train, compile=False, kernels="torch"))
     with fake_world(world_size, rank) as fake:

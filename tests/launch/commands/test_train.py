@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from launch.cli import main
-from launch.commands.train import _exit_code
+from launch.commands.train import RENDEZVOUS, _exit_code, _missing_machines, prepare
+from trainer.config.command_line import Parser
+from trainer.config.errors import ConfigError
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -145,3 +148,55 @@ def test_what_the_ranks_codes_come_to(codes, expected, says, capsys):
     error = capsys.readouterr().err
     assert says in error
     assert bool(error) == bool(says)
+
+
+TWO_MACHINES = ["train", "--nnodes", "2", "recipe=toy", "train.global_batch=16", "--rdzv-conf", "timeout=2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "waits_for"),
+    [
+        ([], "--node-rank 1 (2, ...) --master-addr ADDRESS-OF-THIS-MACHINE --master-port {port}"),
+        (["--master-addr", "127.0.0.1"], "--node-rank 1 (2, ...) --master-addr 127.0.0.1 --master-port {port}\n"),
+        (["--node-rank", "1"], "machine 0 must run the same command with --node-rank 0, at 127.0.0.1:{port}"),
+    ],
+)
+def test_a_launcher_says_which_machines_it_waits_for(octavo, monkeypatch, capfd, options, waits_for):
+    monkeypatch.setattr("launch.commands.train.WAIT_S", 0.1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    conf = [*TWO_MACHINES[:-1], f"{TWO_MACHINES[-1]},read_timeout=2"]
+    assert main([*conf, "--master-port", port, *options]) == 1
+    err = capfd.readouterr().err
+    assert "waiting for 1 other machine(s)" in err
+    assert waits_for.format(port=port) in err
+    assert err.count("error:") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"--rdzv-endpoint": "a:1"}, "--rdzv-endpoint a:1"),
+        ({"--rdzv-backend": "c10d"}, "--rdzv-endpoint HOST:PORT"),
+    ],
+)
+def test_what_a_launcher_waits_for_with_other_rendezvous(given, says):
+    assert says in _missing_machines(3, {**dict.fromkeys(RENDEZVOUS), **given})
+
+
+def test_ranks_that_start_print_no_word_of_waiting(octavo, monkeypatch):
+    monkeypatch.setattr("launch.commands.train.WAIT_S", 0.0)
+    monkeypatch.setattr("launch.commands.train._missing_machines", lambda *_: 1 / 0)  # asked for one machine
+    assert octavo("done") == (0, "")
+
+
+@pytest.mark.parametrize("key", ["model.num_layers", "model.num_experts", "train.global_batch"])
+def test_a_model_beyond_memory_is_refused_before_torch_is_loaded(stand_in, monkeypatch, key):
+    monkeypatch.setattr("launch.commands.train.GPU_DEVICES", ())
+    monkeypatch.setattr("launch.commands.train._torchrun", lambda *_: 1 / 0)
+    with pytest.raises(ConfigError) as caught:
+        prepare(Parser("octavo train", ""), ["recipe=toy", "data=synthetic", f"{key}=800000000000"])
+    assert caught.value.where == "model"
+    assert not (stand_in / "runs").exists()

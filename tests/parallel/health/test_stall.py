@@ -44,7 +44,7 @@ def test_a_status_is_parsed_as_it_was_dumped():
 
 def test_the_line_names_a_few_and_counts_the_rest():
     ranks = statuses(*({"w": 1} for _ in range(6)))
-    line = describe(ranks, range(6), dict.fromkeys(ranks, "died"))
+    line = describe(ranks, range(6), dict.fromkeys(ranks, "died at"))
     assert line.startswith("rank 0 (host host, pid 100) died at step 3: data; rank 1 (")
     assert line.endswith("; and 2 more ranks")
     assert "\n" not in line

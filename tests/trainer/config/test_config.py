@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from trainer.config import coerce
+from trainer.config.checks.optim import doubtful
 from trainer.config.checks.parallel import fp8_sizes
 from trainer.config.checks.precision import TRANSFORMER_ENGINE
 from trainer.config.checks.ranges import NOT_NEGATIVE, POSITIVE
@@ -315,6 +316,35 @@ def test_every_parallel_recipe_fits_the_ranks_that_it_is_for(ranks):
 
 def test_a_run_may_end_inside_its_warmup():
     assert validate(config(optim=OptimConfig(warmup_steps=10), train=TrainConfig(steps=3)), 1) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["train.steps=2", "optim.warmup_steps=1000"], ["optim.warmup_steps=1000", "train.steps=2", "6e-06"]),
+        (["optim.warmup_steps=250"], ["optim.warmup_steps=250", "60 steps", "train.steps=300", "50"]),
+        (["optim.decay_fraction=1"], ["optim.decay_fraction=1", "300 steps"]),
+        (["optim.schedule=cosine", "optim.warmup_steps=300"], ["optim.schedule=cosine", "train.steps=300"]),
+        (["optim.schedule=constant", "optim.warmup_steps=301"], ["optim.warmup_steps=301"]),
+        (["optim.schedule=constant", "optim.warmup_steps=300"], []),
+        (["optim.warmup_steps=240"], []),  # the decay has its 60 steps
+        (["train.steps=12"], []),
+        (["optim.decay_fraction=0", "optim.warmup_steps=300"], []),
+    ],
+)
+def test_spans_longer_than_the_run_are_doubtful_and_no_fault(words, named):
+    """They may be right: the run can be continued with more steps, and these keys cannot change then."""
+    cfg = compose(["recipe=toy", *words])
+    lines = doubtful(cfg.optim, cfg.train.steps)
+    assert len(lines) == bool(named)
+    assert all(text in lines[0] for text in named)
+
+
+@pytest.mark.parametrize("recipe", list_groups()["recipe"])
+def test_no_recipe_is_doubtful(recipe):
+    ranks = {"toy_ep8": 8, "cpt_6t_rehearsal": 8, "cpt_6t": 512}.get(recipe, 1)
+    cfg = compose([f"recipe={recipe}"], world_size=ranks)
+    assert doubtful(cfg.optim, cfg.train.steps) == []
 
 
 def test_every_number_of_the_schema_has_a_range():

@@ -16,6 +16,7 @@ from tests.trainer.tiny_run import tiny_config
 from trainer.config.compose import compose
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, ParallelConfig, PrecisionConfig
+from trainer.config.memory import rank_memory
 from trainer.config.model import ModelConfig
 from trainer.data.build import build_data
 from trainer.objectives.choose import build_objective
@@ -90,6 +91,9 @@ def test_every_rank_holds_and_sends_what_a_real_one_does(name):
     for rank in range(RANKS) if name in ALL_RANKS else (0, 5, RANKS - 1):
         simulated = simulate_rank(cfg, RANKS, rank)
         assert simulated.memory == real[rank][0]
+        counted = rank_memory(cfg, RANKS, rank)
+        held = simulated.memory
+        assert (counted.weights, counted.gradients, counted.optimizer) == (held.weights, held.gradients, held.optimizer)
         assert simulated.collectives == real[rank][1]
     copies = cfg.parallel.dp_replicate
     elements = cfg.model.num_params() * copies + whole_norms(cfg) * (RANKS - copies)
@@ -109,6 +113,31 @@ def test_a_layout_that_needs_its_other_ranks_is_refused(cfg, fault):
     with pytest.raises(ConfigError) as caught:
         simulate_rank(cfg, RANKS, 0)
     assert (caught.value.where, caught.value.allowed) == fault
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        layout(1, 8, 4, objective="contrastive"),
+        layout(1, 8, 8, compute="bf16", num_heads=6, num_kv_heads=3),
+        replace(layout(1, 8, 4), precision=PrecisionConfig(moments="bf16")),
+        layout(8, 1, 1, name="sgd", momentum=0.0),
+        layout(1, 8, 1, router_groups=1),
+    ],
+    ids=["a frozen head", "odd heads", "narrow moments", "no momentum", "one router group"],
+)
+def test_a_count_without_building_is_exact(cfg):
+    for rank in (0, RANKS - 1):
+        held, counted = simulate_rank(cfg, RANKS, rank).memory, rank_memory(cfg, RANKS, rank)
+        assert (counted.weights, counted.gradients, counted.optimizer) == (held.weights, held.gradients, held.optimizer)
+        assert counted.exact
+
+
+def test_a_model_of_too_many_layers_is_not_built():
+    cfg = layout(1, 8, 8, num_layers=100_000_000)
+    with pytest.raises(ConfigError) as caught:
+        simulate_rank(cfg, RANKS, 0)
+    assert (caught.value.where, caught.value.value) == ("model.num_layers", 100_000_000)
 
 
 @pytest.mark.slow

@@ -6,6 +6,32 @@ from parallel.errors import Fault
 from trainer.config.keys import OptimConfig
 
 
+def doubtful(o: OptimConfig, steps: int) -> list[str]:
+    """Spans of the schedule that do not fit into `steps`, a line each for a warning.
+
+    Not faults: a run may be continued with a larger train.steps, which changes none of these keys.
+    """
+    decay, warmup = o.decay_steps(steps), o.warmup_steps
+    if warmup > steps:
+        reached = o.lr * steps / warmup
+        return [
+            f"optim.warmup_steps={warmup} is longer than the run (train.steps={steps}): the learning rate ends at "
+            f"{reached:.3g} and never reaches optim.lr={o.lr:g}; use optim.warmup_steps={steps // 10} or a larger "
+            "train.steps"
+        ]
+    if o.schedule == "wsd" and decay and warmup + decay > steps:
+        return [
+            f"optim.warmup_steps={warmup} and the decay of the last {decay} steps (optim.decay_fraction="
+            f"{o.decay_fraction:g}) are longer together than train.steps={steps}: the decay only has {steps - warmup} "
+            "steps; lower one of them"
+        ]
+    if o.schedule == "cosine" and warmup == steps:
+        return [
+            f"optim.warmup_steps={warmup} is the whole run (train.steps={steps}): optim.schedule=cosine never falls"
+        ]
+    return []
+
+
 def check(o: OptimConfig) -> list[Fault]:
     """Faults of the section `optim`, apart from numbers that are only positive or negative."""
     faults = []

@@ -1,0 +1,62 @@
+"""Runs that no memory could hold are refused by their size, in no time."""
+
+import pytest
+
+from tests.trainer.tiny_run import tiny_config
+from trainer.config.memory import gigabytes, rank_memory, too_large
+
+HUGE = 10**8
+
+
+def test_the_parts_of_a_model_on_one_rank():
+    cfg = tiny_config("unused")
+    found, count = rank_memory(cfg, 1), cfg.model.num_params()
+    assert (found.weights, found.gradients) == (4 * count, 4 * count)
+    assert 8 * count < found.optimizer < 8 * count + 200  # and a step count for each weight
+    assert found.total > found.held
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"num_layers": HUGE}},
+        {"model": {"vocab_size": 10**12}},
+        {"model": {"num_experts": 8 * HUGE}},
+        {"model": {"hidden_size": HUGE}},
+        {"global_batch": 2 * 10**10},  # the tokens of a step are made before it
+        {"global_batch": 2 * HUGE, "micro_batch": HUGE},  # activations
+    ],
+    ids=lambda change: "-".join(change.get("model", change)),
+)
+def test_sizes_beyond_memory(change):
+    fault = too_large(tiny_config("unused", **change), 1, 0, 16 * 10**9, "this machine")
+    assert fault is not None
+    assert fault.where == "model"
+    assert fault.value > 16 * 10**9
+
+
+def test_the_remedy_is_the_most_layers_that_fit():
+    cfg, available = tiny_config("unused", model={"num_layers": HUGE}), 10**7
+    layers = too_large(cfg, 1, 0, available, "this machine").allowed
+    assert 1 < layers < HUGE
+    assert too_large(tiny_config("unused", model={"num_layers": layers}), 1, 0, available, "this machine") is None
+    assert too_large(tiny_config("unused", model={"num_layers": layers + 1}), 1, 0, available, "this machine")
+
+
+def test_ranks_that_share_the_weights_need_less():
+    cfg = tiny_config("unused", model={"num_layers": 200}, global_batch=16)
+    whole = rank_memory(cfg, 8).held
+    cfg.parallel.dp_shard = 8
+    assert rank_memory(cfg, 8).held < whole / 6
+
+
+def test_state_on_the_host_takes_no_memory_of_the_gpu():
+    cfg = tiny_config("unused", engine="deepspeed", offload="cpu")
+    needed = rank_memory(cfg, 1)
+    assert not needed.exact
+    assert too_large(cfg, 1, 0, needed.total - needed.optimizer, "this GPU") is None
+    assert too_large(cfg, 1, 0, needed.total - needed.optimizer, "this machine") is not None
+
+
+def test_sizes_are_shown_in_a_fitting_unit():
+    assert (gigabytes(62.14e6), gigabytes(1.1072e12)) == ("62.1 MB", "1,107.2 GB")

@@ -1,0 +1,125 @@
+"""The memory that one rank of a run needs at least, counted from the configuration alone. No torch here.
+
+Weights, gradients and the optimizer's state are exact for the native engine: the sum of the shapes that
+`trainer/parallelize.py` leaves on a rank, without the padding of uneven shards (tests compare with `octavo layout`).
+Activations depend on back ends and kernels, so only a lower bound is counted: the inputs of the layers, which every
+setting of `train.recompute` keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from parallel.errors import Fault
+from trainer.config.keys import Config
+from trainer.config.ranks import map_ranks
+
+NUMBER = {"fp32": 4, "bf16": 2}  # bytes
+TOKEN = 3 * 8  # bytes of a token of a batch on the host: its id, position and label
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one rank. activations, batches: at least these. exact: False where the first three are estimates."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    batches: int
+    exact: bool = True
+
+    @property
+    def held(self) -> int:
+        """Weights, gradients and optimizer."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """At least."""
+        return self.held + self.activations + self.batches
+
+
+def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
+    """Bytes of `rank` out of `world_size`. `cfg` must be valid for that size."""
+    weights, tensors = _elements(cfg, world_size, rank)
+    head = _share(cfg.model.vocab_size, *_shard(cfg, world_size, rank)) * cfg.model.hidden_size
+    trained = weights - (head if cfg.train.objective == "contrastive" else 0)  # which leaves the LM head out
+    moments = {"adamw": 2, "sgd": int(cfg.optim.momentum > 0)}[cfg.optim.name] * NUMBER[cfg.precision.moments]
+    optimizer = weights * moments + (4 * tensors if cfg.optim.name == "adamw" else 0) + 8  # step and skip counts
+    tokens = cfg.train.micro_batch * cfg.data.seq_len
+    activations = tokens * cfg.model.hidden_size * cfg.model.num_layers * NUMBER[cfg.precision.linears]
+    batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // world_size
+    if cfg.optim.engine == "native":
+        return RankMemory(4 * weights, 4 * trained, optimizer, activations, batches)
+    gradients = 4 * trained // (world_size if cfg.optim.zero_stage == 2 else 1)
+    return RankMemory(4 * weights, gradients, optimizer // world_size, activations, batches, exact=False)
+
+
+def too_large(cfg: Config, world_size: int, rank: int, available: int, place: str) -> Fault | None:
+    """A fault if `rank` cannot fit into `available` bytes; None if it may.
+
+    place: where the bytes are, such as "this machine (2 ranks)".
+    """
+    needed = rank_memory(cfg, world_size, rank)
+    on_host = needed.optimizer if cfg.optim.offload == "cpu" and "GPU" in place else 0
+    if needed.total - on_host <= available:
+        return None
+    layers = _most_layers(cfg, world_size, rank, available + on_host)
+    fits = f"model.num_layers={layers} or less fits" if layers else "use a smaller model or a smaller batch"
+    text = (
+        f"{cfg.model.num_params() / 1e6:,.1f} M parameters on {world_size} rank(s) need at least "
+        f"{gigabytes(needed.total - on_host)} on rank {rank} (weights {gigabytes(needed.weights)}, gradients "
+        f"{gigabytes(needed.gradients)}, optimizer {gigabytes(needed.optimizer)}, inputs of layers "
+        f"{gigabytes(needed.activations)}, a step's tokens {gigabytes(needed.batches)}), and {place} has "
+        f"{gigabytes(available)}; {fits}, or more ranks that share the weights (parallel.dp_shard)"
+    )
+    return Fault(text, "model", needed.total - on_host, layers or "a smaller model")
+
+
+def gigabytes(size: float) -> str:
+    """Such as "62.1 MB" or "1,107.2 GB"."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _most_layers(cfg: Config, world_size: int, rank: int, available: int) -> int:
+    """The most layers that fit; 0 if one does not."""
+
+    def size(layers: int) -> int:
+        return rank_memory(replace(cfg, model=replace(cfg.model, num_layers=layers)), world_size, rank).total
+
+    one, two = size(1), size(2)
+    return 0 if one > available else 1 + (available - one) // (two - one)
+
+
+def _shard(cfg: Config, world_size: int, rank: int) -> tuple[int, int]:
+    """(ranks that share one copy of the dense weights, index of `rank` among them)."""
+    shard = map_ranks(cfg.parallel, cfg.model, world_size).layout.shard
+    return shard, rank % shard
+
+
+def _share(rows: int, parts: int, index: int) -> int:
+    """Rows of part `index` where torch cuts `rows` into `parts`: equal ones, then a shorter one, then none."""
+    size = -(-rows // parts)
+    return max(0, min(size, rows - index * size))
+
+
+def _elements(cfg: Config, world_size: int, rank: int) -> tuple[int, int]:
+    """(elements of all weights on `rank`, number of weights)."""
+    m, (parts, index) = cfg.model, _shard(cfg, world_size, rank)
+
+    def share(rows: int) -> int:
+        return _share(rows, parts, index)
+
+    norms = 2 * m.head_dim if cfg.precision.linears == "bf16" else 2 * share(m.head_dim)  # of queries and keys
+    qkv = m.head_dim * (m.num_heads + 2 * m.num_kv_heads)
+    layer = (
+        2 * share(m.hidden_size)  # norms before attention and experts
+        + norms
+        + share(qkv) * m.hidden_size
+        + share(m.hidden_size) * m.num_heads * m.head_dim
+        + share(m.num_experts) * m.hidden_size  # router
+        + 3 * m.num_experts * m.expert_width * m.hidden_size // parts  # whole experts, or equal parts of their width
+    )
+    outside = 2 * share(m.vocab_size) * m.hidden_size + share(m.hidden_size)
+    return outside + m.num_layers * layer, 3 + 9 * m.num_layers
