@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,9 +79,21 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     if run is not None and run.status == "finished":
         line = directory.finished_line(run, cfg)
         return lambda: print(line) or 0
+    if run is not None:
+        run = replace(run, command=[*_program(), "train", *words])
     sizes = ["--nnodes", str(machines), "--nproc-per-node", str(ranks)]
     waits_for = _missing_machines(machines, given) if machines > 1 else None
     return partial(_train, cfg, run, ranks, [*sizes, *rendezvous], waits_for)
+
+
+def _program() -> list[str]:
+    """The words that start this program, as they can be typed again."""
+    started = Path(sys.argv[0])
+    if started.name == "cli.py":
+        return ["python", "-m", "launch.cli"]
+    found = shutil.which(started.name)
+    on_path = found is not None and started.exists() and os.path.samefile(found, started)
+    return [started.name if on_path else str(started)]
 
 
 def _too_large_for_host(cfg: Config, ranks: int) -> Fault | None:

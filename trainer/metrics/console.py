@@ -62,7 +62,7 @@ class RichConsole:
         self._progress.start()
 
     def advance(self, step: int, seconds_left: float) -> None:
-        self._left, self._during = f"{_clock(seconds_left)} left", ""
+        self._left, self._during = f"{clock(seconds_left)} left", ""
         now = time.monotonic()
         if now - self._drawn > 0.5 / FRAMES:  # quick steps need not all be drawn
             self._drawn = now
@@ -75,7 +75,7 @@ class RichConsole:
     def steps(self, records: list[LogRecord], seconds_left: float) -> None:
         last = _summary(records)
         self._console.print(progress_line(last, self._total_steps, seconds_left), markup=False, soft_wrap=True)
-        self._left = f"{_clock(seconds_left)} left"
+        self._left = f"{clock(seconds_left)} left"
         self._describe(last["step"])
 
     def _describe(self, step: int | None = None) -> None:
@@ -120,7 +120,7 @@ def progress_line(record: LogRecord, total_steps: int, seconds_left: float) -> s
         parts.append(f"lr {rate:.2e}")
     if skipped := record.get("skipped"):
         parts.append(f"skipped {skipped:g}")
-    return " · ".join([*parts, f"{_clock(seconds_left)} left"])
+    return " · ".join([*parts, f"{clock(seconds_left)} left"])
 
 
 def event_text(record: LogRecord) -> str:
@@ -159,7 +159,8 @@ def _scaled(number: float) -> str:
     return f"{number:.1f} P"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Such as 4:05 (minutes), 1:02:05 or 3d04h."""
     whole = round(max(seconds, 0))
     hours, minutes = divmod(whole // 60, 60)
     if hours >= 48:

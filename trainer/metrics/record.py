@@ -108,11 +108,12 @@ class MetricsLog:
         seconds_left = self._rates.seconds_left(self._total_steps - self._step)
         self._show(lambda view: view.steps(records, seconds_left))
 
-    def event(self, record: LogRecord) -> None:
+    def event(self, record: LogRecord, *, show: bool = True) -> None:
         """Append and show anything that is not a step: {"event": "evaluation", "loss": ...}.
 
         "step" defaults to the last one written. "seconds", if present, is the time that training waited for the event;
         the rates leave it out. Views show "message" as it is, other values by their names, long text below them.
+        show: False where the terminal has the news already.
         """
         if not self._writes:
             return
@@ -120,7 +121,12 @@ class MetricsLog:
         self._rates.wait(float(record.get("seconds", 0.0)))
         if problem := self._file.append([record]):
             self._warn(problem)
-        self._show(lambda view: view.event(record))
+        if show:
+            self._show(lambda view: view.event(record))
+
+    def seconds(self) -> float:
+        """Seconds since the log was opened; 0 on other ranks."""
+        return self._rates.seconds() if self._writes else 0.0
 
     def close(self) -> None:
         if not self._writes:

@@ -36,6 +36,7 @@ class RunDir:
     status: Literal["new", "resume", "finished"]
     step: int = 0  # of the newest complete checkpoint
     changes: list[str] = field(default_factory=list)  # `key: old -> new` of keys that may change on resume, with effect
+    command: list[str] = field(default_factory=list)  # the words that started the run, where `octavo train` did
 
 
 def choose(cfg: Config) -> RunDir:

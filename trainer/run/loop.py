@@ -16,6 +16,8 @@ from trainer.config import coerce
 from trainer.config.errors import report
 from trainer.config.keys import Config
 from trainer.data.batch import Batch
+from trainer.metrics.closing import closing_text, next_text
+from trainer.metrics.console import clock
 from trainer.metrics.rates import device_peak
 from trainer.metrics.record import MetricsLog
 from trainer.objectives.base import Scalar, Scalars, Totals, read_totals
@@ -40,6 +42,7 @@ class Trainer:
 
     def __init__(self, cfg: Config, run: RunDir, world: World, parts: Parts) -> None:
         self.cfg, self.directory, self.world, self.parts = cfg, run.path, world, parts
+        self.command = run.command
         self.checkpoints = Checkpoints(cfg, run.path, world, parts)
         world.watch.at("start: loading the checkpoint")
         self.resumed = self.checkpoints.resume()
@@ -78,6 +81,9 @@ class Trainer:
                     self.log.advance(self.position.step)
                     self._between_steps()
                 return self._finish()
+        except BaseException as error:
+            self._record_end("stopped" if isinstance(error, KeyboardInterrupt) else "failed", str(error) or repr(error))
+            raise
         finally:
             if world.size == 1:  # several ranks cannot count on each other after an error
                 self.checkpoints.wait(self.position, self.log)
@@ -317,10 +323,21 @@ class Trainer:
                 kept = self.checkpoints.newest()
                 text = f"the last checkpoint could not be saved; {kept} is kept"
                 report(RunError(text, where=str(self.checkpoints.directory), allowed="a disk with free space"))
+            self._record_end("failed", f"step {self.position.step} could not be saved")
             return 1
-        step = self.position.step
-        self._event("done", message=f"{step} steps are in {self.directory}; a larger train.steps continues from there")
+        self._close_record()
         return 0
+
+    def _close_record(self) -> None:
+        """Log what the run has come to, and what to do next."""
+        if self.world.rank > 0:
+            return
+        step, start = self.position.step, self.resumed.step if self.resumed else 0
+        text = closing_text(self.directory, self.checkpoints.newest())
+        text += "\n" + next_text(self.cfg, self.directory, self.command, self.world.size)
+        since = f" since step {start}" if start else ""
+        message = f"{step} steps, in {clock(self.log.seconds())}{since}"
+        self._event("done", message=message, text=text)
 
     def _stop(self, number: signal.Signals) -> int:
         self._save()
@@ -337,7 +354,13 @@ class Trainer:
                 else:
                     text = f"stopped by {number.name}, but step {step} could not be saved; {newest} is kept"
                     report(RunError(text, where=str(self.checkpoints.directory), allowed="a disk with free space"))
+        self._record_end("stopped" if saved else "failed", f"by {number.name}")
         return 128 + number if saved else 1
+
+    def _record_end(self, event: str, message: str) -> None:
+        """Record how the run ended, for `octavo runs`; the terminal gets the news elsewhere."""
+        record = {"event": event, "step": self.position.step, "message": " ".join(message.split())}
+        self.log.event(record, show=False)
 
     def _event(self, event: str, **fields: Any) -> None:
         self.log.event({"event": event, "step": self.position.step, **fields})

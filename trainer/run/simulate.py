@@ -51,8 +51,8 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> SimulatedRank:
     """Build `rank` of `world_size` and take it through one step, without memory or peers.
 
     Nothing is compiled, since a compiled model has the same weights. The step's micro-batches are windows of one
-    document each, since no collective's size depends on the data; `ConfigError` is raised where one does, and for
-    engines other than the native one.
+    document each, since no collective's size depends on the data; `ConfigError` is raised where one does, for
+    engines other than the native one, and for models of too many layers.
     """
     if cfg.optim.engine != "native":
         raise ConfigError(
@@ -60,6 +60,14 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> SimulatedRank:
             where="optim.engine",
             value=cfg.optim.engine,
             allowed=("native",),
+        )
+    if cfg.train.objective != "next_token":
+        raise ConfigError(
+            f"train.objective={cfg.train.objective} has steps whose sizes depend on the data; use next_token, whose "
+            "weights are the same",
+            where="train.objective",
+            value=cfg.train.objective,
+            allowed=("next_token",),
         )
     if cfg.model.num_layers > MOST_LAYERS:
         raise ConfigError(

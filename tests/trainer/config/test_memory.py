@@ -16,6 +16,12 @@ def test_the_parts_of_a_model_on_one_rank():
     assert found.total > found.held
 
 
+def test_a_frozen_head_has_no_gradient():
+    cfg = tiny_config("unused", objective="contrastive")
+    found, head = rank_memory(cfg, 1), cfg.model.vocab_size * cfg.model.hidden_size
+    assert found.weights - found.gradients == 4 * head
+
+
 @pytest.mark.parametrize(
     "change",
     [
