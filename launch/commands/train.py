@@ -107,7 +107,7 @@ def _too_large_for_host(cfg: Config, ranks: int) -> Fault | None:
 
 
 def _missing_machines(machines: int, given: Mapping[str, str | None]) -> str:
-    """What this launcher waits for while the other machines have not come, and what to type there."""
+    """The machines that this launcher waits for, and what to type on them."""
     others = f"waiting for {machines - 1} other machine(s), as --nnodes is {machines}"
     if given["--rdzv-endpoint"] is not None:
         return f"{others}: run the same command there; all meet at --rdzv-endpoint {given['--rdzv-endpoint']}"

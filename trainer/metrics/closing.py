@@ -1,4 +1,4 @@
-"""What a finished run says last: its held-out losses, where its files are, and what to do next. No torch here."""
+"""The last words of a run: its held-out losses, where its files are, and what to do next. No torch here."""
 
 from __future__ import annotations
 

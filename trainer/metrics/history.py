@@ -67,7 +67,7 @@ def read_all(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def measured(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """What an evaluation measured: name -> source -> value, without baselines and values that are missing."""
+    """The measurements of an evaluation: name -> source -> value, without baselines and values that are missing."""
     found = {}
     for name, values in evaluation.items():
         if isinstance(values, Mapping) and name not in BASELINES:
