@@ -65,8 +65,7 @@ bench-gpu: $(DEV)
 
 setup: $(DEV)
 
-setup-# Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
-toy: $(TOY)
+setup-toy: $(TOY)
 
 $(TOY): pyproject.toml constraints.txt
 	@$(call install,toy$(comma)data)
