@@ -64,11 +64,12 @@ class StoredState:
             try:
                 words = read_box(self._locate(name, chunk), relative_to(both, held), dtype.itemsize)
             except UnreadableError as error:
-                raise CheckpointError(str(error), where=str(error.file), value=error.reason, allowed=INTACT) from error
+                raise CheckpointError(str(error), where=str(error.file), value=error.name, allowed=INTACT) from error
             values[relative_to(both, box)] = torch.from_numpy(words).view(dtype)
             missing -= words.size
         if missing:
-            raise CheckpointError(f"{self.path}: {name} is not stored in full", where=str(self.path), allowed=INTACT)
+            text = f"{self.path}: {name} is not stored in full"
+            raise CheckpointError(text, where=str(self.path), value=name, allowed=INTACT)
         return values
 
     def compare_one(self) -> None:

@@ -21,11 +21,15 @@ Facts = dict[str, Any]  # JSON values
 
 
 class CorruptError(Exception):
-    """A file is not what was written. `missing`: it does not exist."""
+    """A file is not what was written. `missing`: it does not exist. `value`: its size, hash or format, or why it cannot
+    be read; `allowed`: the size, hash or format that it should have."""
 
-    def __init__(self, path: Path, problem: str, *, missing: bool = False) -> None:
+    def __init__(
+        self, path: Path, problem: str, *, missing: bool = False, value: Any = None, allowed: Any = None
+    ) -> None:
         super().__init__(path, problem)
         self.path, self.problem, self.missing = path, problem, missing
+        self.value, self.allowed = value, allowed
 
     def __str__(self) -> str:
         return f"{self.path} {self.problem}"
@@ -73,17 +77,18 @@ class Manifest:
             if not isinstance(body, dict):
                 raise TypeError("not a JSON object")
             if self.hash_key not in body:
-                raise CorruptError(path, f"has no hash of itself ({self.hash_key})")
+                raise CorruptError(path, f"has no hash of itself ({self.hash_key})", allowed=self.hash_key)
             recorded = body.pop(self.hash_key)
             version = body["format"]
         except FileNotFoundError:
             raise CorruptError(path, "is missing", missing=True) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptError(path, f"cannot be read ({error})") from None
-        if recorded != self._hash(body):
-            raise CorruptError(path, "does not match its own hash")
+            raise CorruptError(path, f"cannot be read ({error})", value=str(error)) from None
+        if recorded != (own := self._hash(body)):
+            raise CorruptError(path, "does not match its own hash", value=own, allowed=recorded)
         if version != self.version:
-            raise CorruptError(path, f"has format {version}; this version reads {self.version}")
+            problem = f"has format {version}; this version reads {self.version}"
+            raise CorruptError(path, problem, value=version, allowed=self.version)
         if not isinstance(body.get("files", {}), dict):
             raise CorruptError(path, "lists no files")
         return {**body, self.hash_key: recorded}
@@ -96,20 +101,24 @@ class Manifest:
         except FileNotFoundError:
             return CorruptError(path, "is missing", missing=True)
         except OSError as error:
-            return CorruptError(path, f"cannot be read ({error.strerror or error})")
+            return _unreadable(path, error)
         wanted = expected[self.size_key]
-        return None if size == wanted else CorruptError(path, f"has {size} bytes instead of {wanted}")
+        if size == wanted:
+            return None
+        return CorruptError(path, f"has {size} bytes instead of {wanted}", value=size, allowed=wanted)
 
     def check_file(self, directory: Path, name: str, expected: Mapping[str, Any]) -> CorruptError | None:
         """The fault of one file by its size and content; None without one."""
         if fault := self.check_size(directory, name, expected):
             return fault
         try:
-            if self.file_facts(directory / name)["sha256"] == expected["sha256"]:
-                return None
+            found = self.file_facts(directory / name)["sha256"]
         except OSError as error:
-            return CorruptError(directory / name, f"cannot be read ({error.strerror or error})")
-        return CorruptError(directory / name, "has changed since it was written (SHA-256 differs)")
+            return _unreadable(directory / name, error)
+        if found == expected["sha256"]:
+            return None
+        problem = "has changed since it was written (SHA-256 differs)"
+        return CorruptError(directory / name, problem, value=found, allowed=expected["sha256"])
 
     def holds_only_its_files(self, directory: Path, fact: str) -> bool:
         """Return True if a directory has a manifest with the key `fact` and otherwise only files that it lists, of
@@ -138,6 +147,11 @@ class Manifest:
 
     def _hash(self, body: Mapping[str, Any]) -> str:
         return digest(body, compact=self.compact)
+
+
+def _unreadable(path: Path, error: OSError) -> CorruptError:
+    reason = error.strerror or str(error)
+    return CorruptError(path, f"cannot be read ({reason})", value=reason)
 
 
 # Of checkpoints, and of directories with a model.

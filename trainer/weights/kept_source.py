@@ -119,7 +119,7 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
         raise HuggingFaceError(
             f"the run's copy of parts of its source is damaged: {fault}",
             where=str(fault.path),
-            value=fault.problem,
+            value=fault.value,
             allowed="the file as the run wrote it",
         )
     config = read_json(path / CONFIG)
@@ -166,7 +166,7 @@ def has_identical_copies(path: Path) -> bool:
                 f"{damage}, so exact copies of experts cannot be ruled out; restore the manifest that `octavo "
                 "upcycle` wrote, or set checkpoint.allow_identical_copies=true",
                 where=str(damage.path),
-                value=damage.problem,
+                value=damage.value,
                 allowed="the manifest that octavo upcycle wrote, or checkpoint.allow_identical_copies=true",
             ) from damage
     facts = manifest.get(EXPANSION)

@@ -84,7 +84,7 @@ def _corrupt(checkpoint: Path, fault: CorruptError) -> CheckpointError:
     return CheckpointError(
         f"{checkpoint} is damaged: {fault}",
         where=str(fault.path),
-        value=fault.problem,
+        value=fault.value,
         allowed="the file as it was written, or another checkpoint",
     )
 

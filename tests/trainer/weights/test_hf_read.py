@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,9 +151,9 @@ def test_a_configuration_that_is_not_this_model_is_refused(tmp_path, source, cha
     (fault,) = refused.value.faults
     assert (fault.where, fault.value, fault.allowed) == (where, value, allowed)
     assert isinstance(fault.value, bool) == isinstance(value, bool)  # 1 is equal to true
-    assert fault.text.startswith(f"{tmp_path}/config.json: ")
-    assert where in fault.text
     assert "\n" not in fault.text
+    assert f"{tmp_path}/config.json" in fault.text
+    assert where in fault.text
 
 
 def test_a_refused_key_is_placed_in_its_section(tmp_path, source):
@@ -163,7 +162,7 @@ def test_a_refused_key_is_placed_in_its_section(tmp_path, source):
     ):
         written = checkpoint(tmp_path / str(number), source)
         change(written)
-        with pytest.raises(HuggingFaceError, match=section):
+        with pytest.raises(HuggingFaceError, match=section):  # the name of a place in the file
             from_huggingface(written.write())
 
 
@@ -194,13 +193,21 @@ def test_every_value_in_a_configuration_is_judged(reference, name):
     survey_directory(directory).require(towers=True)
 
 
+def refused_directory(written: Checkpoint) -> str:
+    """The first of the problems that reading the directory reports, in one line."""
+    with pytest.raises(HuggingFaceError) as refused:
+        from_huggingface(written.write())
+    assert refused.value.where == str(written.directory)
+    assert len(refused.value.lines) == 1
+    return str(refused.value.value[0])
+
+
 @pytest.mark.parametrize("name", ["layers.1.self_attn.k_norm.weight", "layers.0.mlp.experts.7.up_proj.weight",
                                   "rotary_emb.sin_coef"])  # fmt: skip
 def test_a_missing_tensor_is_named(tmp_path, source, name):
     written = checkpoint(tmp_path, source)
     del written.tensors["model.language_model." + name]
-    with pytest.raises(HuggingFaceError, match=f"no tensor model.language_model.{name}"):
-        from_huggingface(written.write())
+    assert name in refused_directory(written)
 
 
 @pytest.mark.parametrize("layout", [APART, FUSED])
@@ -208,8 +215,9 @@ def test_a_wrong_shape_is_named(tmp_path, source, layout):
     written = checkpoint(tmp_path, source, layout=layout)
     name = next(name for name in written.tensors if "layers.1" in name and "experts." in name and "down" in name)
     written.tensors[name] = written.tensors[name].transpose(-1, -2)
-    with pytest.raises(HuggingFaceError, match=rf"{name}: the checkpoint has shape \[.*20, 24\]|{name}: .*24, 20\]"):
-        from_huggingface(written.write())
+    problem = refused_directory(written)
+    assert name in problem
+    assert all(str(list(shape)) in problem for shape in (written.tensors[name].shape, written.tensors[name].mT.shape))
 
 
 # ---- FP8
@@ -253,10 +261,9 @@ def test_scales_in_other_dtypes(tmp_path, wide, dtype):
 def test_other_blocks_are_refused(tmp_path, wide):
     written = checkpoint(tmp_path, wide)
     written.config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [64, 64]}
-    said = "weight_block_size=[64, 64] is not supported; only [128, 128] is"
-    with pytest.raises(HuggingFaceError, match=re.escape(said)):
-        from_huggingface(written.write())
-    assert survey_directory(open_directory(tmp_path)).unfit == [said]  # `octavo inspect` lists these
+    problem = refused_directory(written)
+    assert all(datum in problem for datum in ("weight_block_size", "[64, 64]", "[128, 128]"))
+    assert survey_directory(open_directory(tmp_path)).unfit == [problem]  # `octavo inspect` lists these
 
 
 # ---- slices
@@ -318,63 +325,68 @@ def first(written: Checkpoint, end: str) -> str:
     return next(name for name in written.tensors if name.endswith(end))
 
 
-def scaleless(written: Checkpoint) -> str:
+def scaleless(written: Checkpoint) -> list[str]:
     written.quantise()
     del written.tensors[name := first(written, "up_proj.weight_scale_inv")]
-    return f"{name.removesuffix('_scale_inv')}: F8_E4M3 without its scales: no tensor {name}"
+    return [name.removesuffix("_scale_inv"), "F8_E4M3", name]
 
 
-def other_scales(written: Checkpoint) -> str:
+def other_scales(written: Checkpoint) -> list[str]:
     written.quantise()
     written.tensors[name := first(written, "up_proj.weight_scale_inv")] = torch.ones(3, 1)
-    return f"{name}: the checkpoint has shape [3, 1], need [1, 1]"
+    return [name, "[3, 1]", "[1, 1]"]
 
 
-def quantised_norm(written: Checkpoint) -> str:
+def quantised_norm(written: Checkpoint) -> list[str]:
     name = first(written, "input_layernorm.weight")
     written.tensors[name] = written.tensors[name].detach().to(torch.float8_e4m3fn)
-    return f"{name}: F8_E4M3, but only attention's and experts' matrices may be FP8"
+    return [name, "F8_E4M3"]
 
 
-def whole_numbers(written: Checkpoint) -> str:
+def whole_numbers(written: Checkpoint) -> list[str]:
     name = first(written, "q_proj.weight")
     written.tensors[name] = written.tensors[name].detach().char()
-    return f"{name}: I8 is not a dtype of weights"
+    return [name, "I8"]
 
 
-def too_many_experts(written: Checkpoint) -> str:
+def too_many_experts(written: Checkpoint) -> list[str]:
     name = first(written, "experts.11.up_proj.weight").replace("experts.11", "experts.12")
     written.tensors[name] = torch.zeros(20, 24)
-    return f"{name}: unknown tensor, not part of the model"
+    return [name]
 
 
-def stray(written: Checkpoint) -> str:
+def stray(written: Checkpoint) -> list[str]:
     written.tensors["extra.weight"] = torch.zeros(2)
-    return "extra.weight: unknown tensor, not part of the model"
+    return ["extra.weight"]
 
 
-def scales_of_nothing(written: Checkpoint) -> str:
+def scales_of_nothing(written: Checkpoint) -> list[str]:
     written.tensors[name := first(written, "up_proj.weight") + "_scale_inv"] = torch.ones(1, 1)
-    return f"{name}: unknown tensor"
-
-
-def five_problems(written: Checkpoint) -> str:
-    for name in [name for name in written.tensors if name.endswith("norm.weight")][:5]:
-        del written.tensors[name]
-    return "; and 2 more: `octavo inspect` lists them"
+    return [name]
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [scaleless, other_scales, quantised_norm, whole_numbers, too_many_experts, stray, scales_of_nothing, five_problems],
+    "damage", [scaleless, other_scales, quantised_norm, whole_numbers, too_many_experts, stray, scales_of_nothing]
 )
 def test_a_directory_that_is_not_the_model_is_refused_in_one_line(tmp_path, source, damage):
     written = checkpoint(tmp_path, source)
-    said = damage(written)
+    data = damage(written)
+    problem = refused_directory(written)
+    assert all(datum in problem for datum in data)
+
+
+def test_of_many_problems_the_line_has_the_first_and_the_field_all(tmp_path, source):
+    written = checkpoint(tmp_path, source)
+    names = [name for name in written.tensors if name.endswith("norm.weight")][:5]
+    for name in names:
+        del written.tensors[name]
     with pytest.raises(HuggingFaceError) as failure:
         from_huggingface(written.write())
-    assert said in str(failure.value)
-    assert "\n" not in str(failure.value)
+    (line,) = failure.value.lines
+    assert [name for name in names if any(name in problem for problem in failure.value.value)] == names
+    assert len(failure.value.value) == 5
+    assert sum(name in line for name in names) == 3
+    assert "octavo inspect" in line
 
 
 def edit_header(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -398,16 +410,16 @@ def twice(header: dict[str, Any]) -> None:
 CONTIGUOUS, COMPLETE = "tensors without gaps or overlaps", "a complete safetensors file"
 WHOLE = "whole numbers, 0 or more"
 # Change, value, what is allowed, facts in the text.
-HEADERS: list[tuple[Callable[[dict[str, Any]], object], Any, Any, str]] = [
-    (move("first.weight", 4), "first.weight", CONTIGUOUS, " 4 bytes after the header"),
-    (move("lm_head.weight", -4), "lm_head.weight", CONTIGUOUS, " 4 bytes inside first.weight"),
-    (move("lm_head.weight", 4), "lm_head.weight", CONTIGUOUS, " 4 bytes after first.weight"),
-    (twice, "again", CONTIGUOUS, " 5856 bytes inside lm_head.weight"),
-    (lambda header: header["first.weight"].update(shape=[-2, -2]), "first.weight", WHOLE, "first.weight"),
-    (lambda header: header["lm_head.weight"].update(shape=["61", "24"]), "lm_head.weight", WHOLE, "lm_head.weight"),
-    (lambda header: header["lm_head.weight"].update(dtype="F4"), "F4", tuple(BITS), "lm_head.weight"),
-    (lambda header: header["lm_head.weight"].update(shape=[1, 2]), 5856, 8, "lm_head.weight"),
-    (lambda header: header["lm_head.weight"].pop("shape"), None, COMPLETE, "'shape'"),
+HEADERS: list[tuple[Callable[[dict[str, Any]], object], Any, Any, list[str]]] = [
+    (move("first.weight", 4), "first.weight", CONTIGUOUS, [" 4 "]),
+    (move("lm_head.weight", -4), "lm_head.weight", CONTIGUOUS, [" 4 ", "first.weight"]),
+    (move("lm_head.weight", 4), "lm_head.weight", CONTIGUOUS, [" 4 ", "first.weight"]),
+    (twice, "again", CONTIGUOUS, [" 5856 ", "lm_head.weight"]),
+    (lambda header: header["first.weight"].update(shape=[-2, -2]), "first.weight", WHOLE, ["first.weight"]),
+    (lambda header: header["lm_head.weight"].update(shape=["61", "24"]), "lm_head.weight", WHOLE, ["lm_head.weight"]),
+    (lambda header: header["lm_head.weight"].update(dtype="F4"), "F4", tuple(BITS), ["lm_head.weight"]),
+    (lambda header: header["lm_head.weight"].update(shape=[1, 2]), 5856, 8, ["lm_head.weight"]),
+    (lambda header: header["lm_head.weight"].pop("shape"), None, COMPLETE, ["'shape'"]),
 ]
 
 
@@ -429,8 +441,9 @@ def test_a_damaged_header_is_reported(tmp_path, source, change, value, allowed, 
     with pytest.raises(HuggingFaceError) as refused:
         from_huggingface(tmp_path)
     assert (refused.value.where, refused.value.value, refused.value.allowed) == (str(file), value, allowed)
-    assert str(file) in str(refused.value)
-    assert facts in str(refused.value)
+    (line,) = refused.value.lines
+    assert str(file) in line
+    assert all(fact in line for fact in facts)
 
 
 def test_a_file_longer_than_its_header_describes_is_reported(tmp_path, source):
@@ -463,7 +476,7 @@ def test_an_index_must_agree_with_the_files(tmp_path, source):
         from_huggingface(directory)
     assert refused.value.value == "lm_head.weight"
     assert refused.value.allowed == "a tensor in one file only"
-    assert str(again) in str(refused.value)
+    assert refused.value.where == str(again)
 
 
 def test_missing_and_damaged_files_are_named(tmp_path, source):

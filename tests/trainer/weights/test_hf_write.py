@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,17 @@ def test_side_files_and_a_manifest_of_hashes(tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(HuggingFaceError, match="out exists; give a directory that does not"):
-        write_directory(tmp_path / "out", bundles(tensors()), CONFIG)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(HuggingFaceError, match="link exists"):
-        write_directory(tmp_path / "link", bundles(tensors()), CONFIG)
     (tmp_path / "file").write_text("")
-    with pytest.raises(HuggingFaceError, match="Not a directory"):
-        write_directory(tmp_path / "file" / "out", bundles(tensors()), CONFIG)
+    for name, value, allowed in (
+        ("out", None, "a directory that does not exist"),
+        ("link", None, "a directory that does not exist"),
+        ("file/out", "Not a directory", "a path that can be written, with enough space"),
+    ):
+        with pytest.raises(HuggingFaceError) as refused:
+            write_directory(tmp_path / name, bundles(tensors()), CONFIG)
+        error = refused.value
+        assert (error.where, error.value, error.allowed) == (str(tmp_path / name), value, allowed)
 
 
 def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(tmp_path, monkeypatch):
@@ -120,8 +124,10 @@ def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(tmp_path, mo
         raise AssertionError("a tensor was made")
 
     huge = Bundle((OutputTensor("x", "F32", (1 << 40,)),), never)
-    with pytest.raises(HuggingFaceError, match=r"not enough disk space: 4,398\.047 GB needed, .* GB free in"):
+    with pytest.raises(HuggingFaceError) as refused:
         write_directory(tmp_path / "out", [huge], CONFIG)
+    assert refused.value.value < 1 << 42 <= refused.value.allowed
+    assert f"{refused.value.allowed / 1e9:,.3f} GB" in refused.value.lines[0]
     free = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(write.shutil, "disk_usage", lambda place: free)
     with pytest.raises(HuggingFaceError) as refused:
@@ -134,11 +140,12 @@ def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(tmp_path, mo
 def test_what_fails_halfway_leaves_nothing(tmp_path):
     def fails() -> list[Tensor]:
         assert list(tmp_path.glob("out.*.octavo.tmp/model-*"))
-        raise HuggingFaceError("this one cannot be read")
+        raise HuggingFaceError("this one cannot be read", where="x")
 
     broken = [*bundles(tensors()), Bundle((OutputTensor("x", "F32", (4,)),), fails)]
-    with pytest.raises(HuggingFaceError, match="this one cannot be read"):
+    with pytest.raises(HuggingFaceError) as failure:
         write_directory(tmp_path / "out", broken, CONFIG, shard_bytes=50)
+    assert failure.value.where == "x"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -171,16 +178,19 @@ def test_two_writers_of_one_directory(tmp_path, monkeypatch):
         write_directory(target, bundles({"second": torch.zeros(3)}), CONFIG)
 
     def first() -> list[Tensor]:
-        with pytest.raises(HuggingFaceError, match=r"out is being written by another process, in .*out\.\w{8}\.octavo"):
+        with pytest.raises(HuggingFaceError) as refused:
             second()
+        assert (refused.value.where, refused.value.allowed) == (str(target), "another directory")
+        assert re.fullmatch(rf"{target}\.\w{{8}}\.octavo\.tmp", refused.value.value)
         with monkeypatch.context() as blind:
             blind.setattr(write, "remove_unfinished", lambda target: None)
             second()
         told.append(sorted(path.name for path in tmp_path.iterdir()))
         return [torch.ones(3)]
 
-    with pytest.raises(HuggingFaceError, match="out exists; give a directory that does not"):
+    with pytest.raises(HuggingFaceError) as refused:
         write_directory(target, [Bundle((OutputTensor("first", "F32", (3,)),), first)], CONFIG)
+    assert (refused.value.where, refused.value.allowed) == (str(target), "a directory that does not exist")
     assert len(told[0]) == 2
     assert_same(loaded(target), {"second": torch.zeros(3)})
     assert sorted(path.name for path in target.iterdir()) == [

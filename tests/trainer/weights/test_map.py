@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from parallel.errors import UserError
 from trainer.config.model import ModelConfig
 from trainer.weights.hf_config import huggingface_config, model_config_from_huggingface
 from trainer.weights.map import MULTIMODAL, full_name, text_pieces
@@ -83,8 +84,9 @@ def test_a_tower_that_is_not_described_in_full(reference: Path, key):
     sizes = json.loads((reference / "interns1_keys.json").read_text())["interns1_pro"]["symbols"]
     config = interns1_pro(sizes)
     del config["vision_config"][key]
-    with pytest.raises(ValueError, match=f"config.json: no {key} in the description of a tower"):
+    with pytest.raises(UserError) as refused:
         tower_shapes(config)
+    assert (refused.value.where, refused.value.value, refused.value.allowed) == (key, None, (key,))
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -153,8 +153,9 @@ class _Shape:
             )
         return None
 
-    def nearest(self, factor: int, groups: int) -> tuple[str, tuple[tuple[int, int], ...] | None]:
-        """The factors and groups closest to these that work, as text and as pairs; None if there are none."""
+    def nearest(self, factor: int, groups: int) -> tuple[str, tuple[tuple[int, int], ...], tuple[int, ...]]:
+        """What works closest to these, as text: pairs of factors and groups, or if there are none, numbers of experts
+        per token with this pair."""
         all_groups = [g for g in range(1, self.per_token + 1) if self.per_token % g == 0]
         pairs = [(f, g) for g in all_groups for f in range(2, 2 * max(g, factor) + 1) if not self.why_not(f, g)]
         with_groups = sorted({f for f, g in pairs if g == groups}, key=lambda f: abs(f - factor))[:NEAREST]
@@ -162,14 +163,14 @@ class _Shape:
         if with_groups or with_factor:
             texts = [f"with --groups={groups} use --factor={one_of(sorted(with_groups))}"] if with_groups else []
             texts += [f"with --factor={factor} use --groups={one_of(sorted(with_factor))}"] if with_factor else []
-            return "; ".join(texts), (*((f, groups) for f in with_groups), *((factor, g) for g in with_factor))
+            return "; ".join(texts), (*((f, groups) for f in with_groups), *((factor, g) for g in with_factor)), ()
         if pairs:
             f, g = min(pairs, key=lambda pair: abs(pair[0] - factor) / factor + abs(pair[1] - groups) / groups)
-            return f"the nearest combination that works is --factor={f} with --groups={g}", ((f, g),)
+            return f"the nearest combination that works is --factor={f} with --groups={g}", ((f, g),), ()
         text = f"nothing works with {self.experts} experts and {self.per_token} per token"
-        if others := self._other_picks(factor, groups):
-            text += f"; with --factor={factor} and --groups={groups} use --experts-per-token={one_of(sorted(others))}"
-        return text, None
+        if others := sorted(self._other_picks(factor, groups)):
+            text += f"; with --factor={factor} and --groups={groups} use --experts-per-token={one_of(others)}"
+        return text, (), tuple(others)
 
     def _other_picks(self, factor: int, groups: int) -> list[int]:
         """The closest numbers of experts per token that this factor and number of groups work with."""
@@ -309,12 +310,12 @@ def expanded_model(model: ModelConfig, expansion: Expansion, vocab_size: int) ->
 def _require(experts: int, per_token: int, expansion: Expansion) -> None:
     shape = _Shape(experts, per_token, expansion.strategy, expansion.force)
     if (reason := shape.why_not(expansion.factor, expansion.groups)) is not None:
-        near, pairs = shape.nearest(max(1, expansion.factor), max(1, expansion.groups))
+        near, pairs, picks = shape.nearest(max(1, expansion.factor), max(1, expansion.groups))
         raise UpcycleError(
             f"--strategy={expansion.strategy} is not possible for this source: {reason}; {near}",
-            where="--factor, --groups",
-            value=(expansion.factor, expansion.groups),
-            allowed=pairs,
+            where="--experts-per-token" if picks else "--factor, --groups",
+            value=per_token if picks else (expansion.factor, expansion.groups),
+            allowed=picks or pairs or None,
         )
 
 
