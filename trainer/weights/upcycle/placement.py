@@ -154,7 +154,7 @@ class _Shape:
         return None
 
     def nearest(self, factor: int, groups: int) -> tuple[str, tuple[tuple[int, int], ...], tuple[int, ...]]:
-        """What works closest to these, as text: pairs of factors and groups, or if there are none, numbers of experts
+        """The closest that works, as text: pairs of factors and groups, or if there are none, numbers of experts
         per token with this pair."""
         all_groups = [g for g in range(1, self.per_token + 1) if self.per_token % g == 0]
         pairs = [(f, g) for g in all_groups for f in range(2, 2 * max(g, factor) + 1) if not self.why_not(f, g)]

@@ -130,6 +130,7 @@ def tokens_of(directory: Path) -> dict[str, int]:
         raise UpcycleError(
             f"{directory}: the tokenizer cannot be read ({error!r})",
             where=str(directory),
+            value=repr(error),
             allowed="the directory of a tokenizer",
         ) from error
     return found

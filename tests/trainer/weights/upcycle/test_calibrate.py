@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tokenizers import models, pre_tokenizers
 
 from launch.cli import main
+from tests.printed import error_line
 from tests.trainer.weights.directories import FUSED, checkpoint
 from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder
@@ -132,9 +133,10 @@ def test_text_goes_through_the_models_tokenizer(tmp_path: Path):
     words.save(str(directory / "tokenizer.json"))
     assert [window.tolist() for window in read_windows([tmp_path / "text"], source, 10)] == [[3, 5, 5]]
     (directory / "tokenizer.json").write_text("{}")
-    with pytest.raises(UpcycleError, match="not a tokenizer file") as refused:
+    with pytest.raises(UpcycleError) as refused:
         read_windows([tmp_path / "text"], source, 10)
     assert refused.value.where == str(directory / "tokenizer.json")
+    assert refused.value.allowed == "a file of the tokenizers library"
 
 
 def test_texts_that_cannot_be_used_are_one_line(tmp_path: Path):
@@ -156,8 +158,8 @@ def test_texts_that_cannot_be_used_are_one_line(tmp_path: Path):
             read_windows([tmp_path / name], source, 10)
         error = refused.value
         assert (error.where, error.value, error.allowed) == (str(tmp_path / name), value, allowed)
-        assert str(tmp_path / name) in str(error)
-        assert len(error.lines) == 1
+        (line,) = error.lines
+        assert str(tmp_path / name) in line
 
 
 def test_a_router_with_groups_is_refused(tmp_path: Path):
@@ -165,7 +167,7 @@ def test_a_router_with_groups_is_refused(tmp_path: Path):
     with pytest.raises(UpcycleError) as refused:
         count_experts(source, [np.arange(4)], CPU)
     assert refused.value.value == (4, 2)
-    assert "num_experts_per_tok=4 in 2 router groups" in str(refused.value)
+    assert "num_experts_per_tok=4" in refused.value.lines[0]
 
 
 def test_the_command_writes_counts_and_says_what_cuts_keep(
@@ -189,16 +191,16 @@ def test_the_command_writes_counts_and_says_what_cuts_keep(
         assert random == pytest.approx(100 * 8 / 15, abs=0.05)
         assert random < one < several
     assert run() == 2
-    assert "counts exists" in capsys.readouterr().err
+    error_line(capsys.readouterr().err, out)
     out.unlink()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for words, message in (
-        (["--groups", "6"], "--factor=4 --groups=6: 16 experts cannot be cut"),
-        (["--factor", "0"], "--factor=0 --groups=8: 16 experts cannot be cut"),
-        (["--factor", "-2"], "--factor=-2 --groups=8: 16 experts cannot be cut"),
-        (["--tokens", "0"], "--tokens"),
-        (["--device", "cuda"], "--device=cuda: torch finds no CUDA device; use cpu or auto"),
-        (["--counts", str(tmp_path / "none" / "counts")], "there is no directory"),
+    for words, data in (
+        (["--groups", "6"], ["--factor=4", "--groups=6", "16"]),
+        (["--factor", "0"], ["--factor=0", "--groups=8", "16"]),
+        (["--factor", "-2"], ["--factor=-2", "--groups=8", "16"]),
+        (["--tokens", "0"], ["--tokens"]),
+        (["--device", "cuda"], ["--device=cuda", "cpu", "auto"]),
+        (["--counts", str(tmp_path / "none" / "counts")], [tmp_path / "none"]),
     ):
         assert run(*words) == 2
-        assert message in capsys.readouterr().err
+        error_line(capsys.readouterr().err, *data)

@@ -98,7 +98,7 @@ def test_two_camps_are_found_whole():
 
 
 def test_parts_have_one_size():
-    with pytest.raises(ValueError, match="10 experts cannot be cut into 4 parts"):
+    with pytest.raises(ValueError, match="10 experts"):
         best_cut(skewed(10, 0), 4, seed=0)
 
 
@@ -122,7 +122,7 @@ def test_distinct_cuts_differ_and_complement_each_other():
     # Counts that one cut satisfies alone do not make the others its copies.
     assert len({str(cut) for cut in best_cuts(two_camps(16), 2, 4, seed=0)}) == 4
     assert len({str(cut) for cut in best_cuts(np.zeros((4, 4), np.int64), 2, 3, seed=0)}) == 3
-    with pytest.raises(ValueError, match="4 experts have fewer than 4 different cuts into 2 parts"):
+    with pytest.raises(ValueError, match="4 experts"):
         best_cuts(np.zeros((4, 4), np.int64), 2, 4, seed=0)
 
 
@@ -162,20 +162,22 @@ def test_counts_of_another_model_or_none_are_refused(tmp_path: Path):
     (tmp_path / "text").write_text("text")
     np.save(tmp_path / "objects.npy", np.array([1, None]))
     np.save(tmp_path / "ids.npy", np.arange(3))
-    made_by = "does not hold counts of experts made by octavo upcycle --calibrate"
-    for name, reason in (
-        ("text", made_by),
-        ("objects.npy", made_by),
-        ("ids.npy", made_by),
-        ("none", "cannot be read: No such file or directory"),
-        ("model", "cannot be read: Is a directory"),
-    ):
-        with pytest.raises(UpcycleError, match=f"^{tmp_path / name} {reason}$") as refused:
-            Counts.load(tmp_path / name, source)
-        assert refused.value.where == str(tmp_path / name)
     (tmp_path / "short").write_bytes((tmp_path / "counts").read_bytes()[:-30])
-    with pytest.raises(UpcycleError, match=f"short {made_by}"):
-        Counts.load(tmp_path / "short", source)
-    with pytest.raises(UpcycleError, match="text/counts cannot be written") as refused:
+    made_by = "a file that octavo upcycle --calibrate wrote"
+    for name, value, allowed in (
+        ("text", None, made_by),
+        ("objects.npy", None, made_by),
+        ("ids.npy", None, made_by),
+        ("short", None, made_by),
+        ("none", "No such file or directory", "a readable file"),
+        ("model", "Is a directory", "a readable file"),
+    ):
+        with pytest.raises(UpcycleError) as refused:
+            Counts.load(tmp_path / name, source)
+        error = refused.value
+        assert (error.where, error.value, error.allowed) == (str(tmp_path / name), value, allowed)
+        assert len(error.lines) == 1
+    with pytest.raises(UpcycleError) as refused:
         counts_of(source).save(tmp_path / "text" / "counts")  # "text" is a file
     assert refused.value.where == str(tmp_path / "text" / "counts")
+    assert refused.value.allowed == "a path that can be written"
