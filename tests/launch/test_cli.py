@@ -12,6 +12,7 @@ import pytest
 from launch.cli import COMMANDS, main
 from parallel.errors import Fault, UserError
 from tests.launch.refused import refused
+from tests.printed import error_line
 from trainer.config.compose import compose, load, to_yaml
 from trainer.config.errors import ConfigError
 from trainer.run.directory import choose, prepare
@@ -47,7 +48,7 @@ def test_help_lists_the_options_of_a_users_directory(words, capsys):
             main([*words, "--config-dir=mine"])
     assert re.search(r"\n  recipe=cpt_6t\|cpt_6t_rehearsal\|long\|toy", capsys.readouterr().out)
     assert main(["--help", "--config-dir", "nowhere"]) == 2
-    assert capsys.readouterr().err == "error: --config-dir nowhere: no such directory\n"
+    error_line(capsys.readouterr().err, "--config-dir", "nowhere")
 
 
 def test_version_names_what_decides_results(capsys, monkeypatch):
@@ -60,9 +61,7 @@ def test_version_names_what_decides_results(capsys, monkeypatch):
 
 def test_an_unknown_command_is_suggested(capsys):
     assert main(["trian", "recipe=toy"]) == 2
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"error: octavo trian: no such command; use train, .+; did you mean 'train'\?\n", said)
-    assert all(command in said for command in COMMANDS)
+    assert error_line(capsys.readouterr().err, "trian", *COMMANDS).count("train") == 2  # in the list, and suggested
     assert main(["trian", "--help"]) == 2
 
 
@@ -79,7 +78,7 @@ def test_starting_imports_no_torch():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert done.stderr == "error: optim.lrr: no such key; did you mean 'optim.lr'?\n"
+    error_line(done.stderr, "optim.lrr", "'optim.lr'")
 
 
 MISSING = [
@@ -122,7 +121,9 @@ def test_config_reports_every_mistake(capsys):
     assert main(["config", "recipe=toy", "optim.lrr=1", "train.steps=0"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert len(captured.err.splitlines()) == 2
+    unknown, range_ = captured.err.splitlines()
+    error_line(unknown, "optim.lrr")
+    error_line(range_, "train.steps=0")
 
 
 def test_differences_of_recipes_overrides_files_and_run_directories(capsys):
@@ -139,26 +140,27 @@ def test_differences_of_recipes_overrides_files_and_run_directories(capsys):
     assert main(["config", "--diff", "toy", "recipe=toy"]) == 0
     assert capsys.readouterr().out == "no differences\n"
     assert main(["config", "--diff", "toy", "missing.yaml"]) == 2
-    assert "missing.yaml: " in capsys.readouterr().err
+    error_line(capsys.readouterr().err, "missing.yaml")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "data"),
     [
-        (["recipe=toyy"], "toy_ep8, toy_gpu or upcycle_study; did you mean 'toy'?\n"),
-        (["--nproc-per-node", "3", "recipe=toy"], "8 x 3 = 24"),
-        (["--nproc_per_node=3", "--nnodes", "2", "recipe=toy", "train.micro_batch=4"], "4 x 6 = 24"),
-        (["recipe=toy", "run.dir=taken"], "no config.yaml"),
+        (["recipe=toyy"], ["recipe=toyy", "toy_ep8", "upcycle_study", "'toy'"]),
+        (["--nproc-per-node", "3", "recipe=toy"], ["train.micro_batch", "8 x 3 = 24"]),
+        (
+            ["--nproc_per_node=3", "--nnodes", "2", "recipe=toy", "train.micro_batch=4"],
+            ["train.micro_batch", "4 x 6 = 24"],
+        ),
+        (["recipe=toy", "run.dir=taken"], ["run.dir", "taken", "config.yaml"]),
     ],
 )
-def test_train_refuses_before_any_process(words, said, capsys, monkeypatch):
+def test_train_refuses_before_any_process(words, data, capsys, monkeypatch):
     Path("taken").mkdir()
     Path("taken/file").write_text("")
     monkeypatch.setattr("launch.commands.train._torchrun", lambda arguments: pytest.fail("torchrun was started"))
     assert main(["train", *words]) == 2
-    err = capsys.readouterr().err
-    assert said in err
-    assert len(err.splitlines()) == 1
+    error_line(capsys.readouterr().err, *data)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_train_refuses_before_any_process(words, said, capsys, monkeypatch):
 def test_train_refuses_bad_options(words, value, allowed):
     fault = refused("train", "recipe=toy", *words)
     assert (fault.where, fault.value, fault.allowed) == (words[0], value, allowed)
-    assert words[0] in fault.text
+    assert words[0] in fault.text  # the option as it was typed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -183,7 +185,7 @@ def test_every_command_reports_a_mistake_in_one_line(command, word, where, capsy
     assert main([command, *words]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert re.fullmatch(f"error: {where}: [^\n]+\n", shown.err)
+    error_line(shown.err, where)
 
 
 @pytest.mark.parametrize("command", ["tokenize", "layout", "data", "export", "upcycle", "science", "inspect"])
@@ -191,7 +193,7 @@ def test_a_missing_argument_is_one_line(command, capsys):
     assert main([command]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert re.fullmatch(f"error: octavo {command}: [^\n]+\n", shown.err)
+    error_line(shown.err, f"octavo {command}")
 
 
 def test_errors_on_the_way_are_printed_alike_and_return_1(monkeypatch, capsys):

@@ -177,14 +177,14 @@ class CheckpointStore:
         """
         self._clear_half_written()
         candidates = self.world.broadcast(self._steps())
-        faults: list[str] = []
+        faults: list[CorruptError] = []
         for _, path in candidates:
             try:
                 manifest = self._verify(path)
                 check(manifest)
                 self._read(path, tensors, manifest)
             except CorruptError as damage:
-                faults.append(str(damage))
+                faults.append(damage)
                 if self.world.rank == 0:
                     self.warn(f"checkpoint {path.name} is damaged and was skipped: {damage}")
                 continue
@@ -193,10 +193,10 @@ class CheckpointStore:
             return manifest
         if faults:
             raise CheckpointError(
-                f"no usable checkpoint in {self.directory}: " + "; ".join(faults) + ". Restore one of these files from "
-                "a copy, or start over with train.resume=never or another run.dir",
+                f"no usable checkpoint in {self.directory}: {'; '.join(map(str, faults))}. Restore one of these files "
+                "from a copy, or start over with train.resume=never or another run.dir",
                 where=str(self.directory),
-                value=faults,
+                value=[str(damage.path) for damage in faults],
                 allowed="one of these files from a copy, train.resume=never, or another run.dir",
             )
         return None

@@ -13,6 +13,7 @@ import yaml
 
 from launch.cli import main
 from tests.launch.refused import refused
+from tests.printed import error_line
 from tests.trainer.data.small_mixture import make_mixture
 
 CHECKOUT = Path(__file__).parents[3]
@@ -94,8 +95,7 @@ def test_past_the_runs_end_it_is_said_and_past_what_sources_give_refused(recipes
     assert main(["data", "show", "small", "9" * 18, *where]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "which no run reaches: train.steps=" in shown.err
-    assert "and its max_epochs is 9; use train.steps=" in shown.err
+    error_line(shown.err, "train.steps=", "max_epochs", 9)
 
 
 def test_a_prefix_is_in_colour(recipes: Path, capsys, monkeypatch) -> None:
@@ -114,7 +114,7 @@ def test_a_toy_corpus_that_cannot_be_written_is_refused_before_the_table(tmp_pat
     assert main(["data", "check", "toy", f"data.cache_dir={cache}"]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith(f"error: data.cache_dir={cache}: ")
+    error_line(shown.err, f"data.cache_dir={cache}")
     for action in (["check", "toy"], ["show", "toy", "7"], ["stats", "toy"]):
         fault = refused("data", *action, f"data.cache_dir={cache}")
         assert (fault.where, fault.value) == ("data.cache_dir", cache)
@@ -134,22 +134,23 @@ def test_damage_is_one_line_for_each_file(recipes: Path, capsys) -> None:
         other.write_bytes(kept)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    for source, found in (("code", "train-00000.bin is corrupt"), ("web", "heldout-00000.idx cannot be read")):
-        (line,) = [line for line in lines if line.startswith(f"error: data.sources.{source}: ")]
-        assert found in line
-        assert line.endswith("; restore the file, or tokenise the source again")
+    for source, file in (("code", path), ("web", other)):
+        (line,) = [line for line in lines if f"data.sources.{source}" in line]
+        error_line(line, file.name)
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "data"),
     [
-        (["check", "recipe=toy", "data=synthetic"], 2, "data.name=synthetic is not a mixture"),
-        (["stats", "cpt_6t"], 1, "data.sources.multilingual: corpora/multilingual/manifest.json is missing"),
+        (["check", "recipe=toy", "data=synthetic"], 2, ["data.name=synthetic"]),
+        (["stats", "cpt_6t"], 1, ["data.sources.multilingual", "corpora/multilingual/manifest.json"]),
     ],
 )
-def test_data_that_cannot_be_read_are_reported(words: list[str], code: int, said: str, capsys) -> None:
+def test_data_that_cannot_be_read_are_reported(words: list[str], code: int, data: list[str], capsys) -> None:
     assert main(["data", *words]) == code
-    assert said in capsys.readouterr().err
+    printed = capsys.readouterr().err.splitlines()
+    assert any(all(datum in line for datum in data) for line in printed)
+    assert all(error_line(line) for line in printed)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,6 @@ def test_mistakes_are_faults():
     assert refused(*TOY, "parallel.ep=3", "--world=8").where == "parallel.ep"
     fault = refused("layout", "recipe=toy", "train.micro_batch=1", "parallel.ep=3", "--world=8")
     assert fault.where == "parallel.ep"
-    assert "--world that is a multiple of 3" in fault.text
+    assert "--world" in fault.text  # the other way out
     fault = refused(*TOY, "--world=8", "--rank=8")
     assert (fault.where, fault.value, fault.allowed) == ("--rank", 8, "0 to 7")

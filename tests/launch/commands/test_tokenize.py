@@ -9,6 +9,7 @@ import pytest
 
 from launch.cli import main
 from tests.launch.refused import refused
+from tests.printed import error_line
 from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, start_plain, texts, write_jsonl
 from trainer.corpora.tokenize import jobs
 from trainer.data.shards.windows import Shards
@@ -33,7 +34,7 @@ def test_a_source_of_a_mixture_gets_its_domain_and_prefixes(words, tmp_path, cap
     assert opened.prefix_group
     assert opened.read(np.arange(4), 64).prefix_BL.any()
     fault = refused(*words, "--domain", "general")
-    assert (fault.where, fault.text.split(";")[0]) == (words[1], f"{words[1]} exists and is not overwritten")
+    assert (fault.where, fault.value, fault.allowed) == (words[1], None, "give another path, or remove it")
 
 
 def test_a_mixture_may_be_a_recipe_of_the_users_own(words, tmp_path, capsys):
@@ -56,7 +57,7 @@ def test_a_mixture_may_be_a_recipe_of_the_users_own(words, tmp_path, capsys):
     assert opened.manifest["prefix"]["texts"] == ["Notes of mine."]
     words[1] = str(tmp_path / "again" / "notes")
     assert main([*words, "--mixture", "recipe=mine"]) == 2
-    assert "recipe=mine" in capsys.readouterr().err
+    error_line(capsys.readouterr().err, "recipe=mine")
 
 
 def test_a_source_without_a_mixture_has_no_prefix(words, tmp_path, capsys):

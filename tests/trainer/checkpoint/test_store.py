@@ -115,7 +115,8 @@ def test_a_change_inside_the_manifest_is_noticed(store, warnings_seen):
     path = store.directory / "step-2" / "manifest.json"
     path.write_text(path.read_text().replace('"sample": 16', '"sample": 17'))
     assert load(store)[0]["step"] == 1
-    assert "does not match its own hash" in warnings_seen[0]
+    assert len(warnings_seen) == 1
+    assert "step-2/manifest.json" in warnings_seen[0]
 
 
 def test_another_format_is_not_read(tmp_path):
@@ -123,18 +124,22 @@ def test_another_format_is_not_read(tmp_path):
     body = json.loads((tmp_path / "manifest.json").read_text())
     assert body["format"] == 1
     CHECKPOINT.write(tmp_path, {"step": 1, "format": 2}, {})
-    with pytest.raises(CorruptError, match="format 2; this version reads 1"):
+    with pytest.raises(CorruptError) as refused:
         CHECKPOINT.read(tmp_path)
+    assert (refused.value.path, refused.value.value, refused.value.allowed) == (tmp_path / "manifest.json", 2, 1)
 
 
 def test_only_damaged_checkpoints_is_an_error_that_says_what_would_work(store):
     save(store, 1, 2)
     flip(store.directory / "step-1" / "__0_0.distcp")
     truncate(store.directory / "step-2" / "__0_0.distcp")
-    with pytest.raises(CheckpointError, match="no usable checkpoint") as failure:
+    with pytest.raises(CheckpointError) as failure:
         load(store)
-    for part in ("step-1/__0_0.distcp", "step-2/__0_0.distcp", "train.resume=never"):
-        assert part in str(failure.value)
+    damaged = [str(store.directory / step / "__0_0.distcp") for step in ("step-2", "step-1")]
+    assert (failure.value.where, failure.value.value) == (str(store.directory), damaged)
+    assert "train.resume=never" in failure.value.allowed
+    (line,) = failure.value.lines
+    assert all(file in line for file in damaged)
     assert (store.directory / "step-2").is_dir()  # nothing is moved where nothing could be used
 
 
@@ -142,7 +147,7 @@ def test_a_half_written_directory_is_named_and_removed(store, warnings_seen):
     save(store, 1)
     shutil.copytree(store.directory / "step-1", store.directory / "step-2.tmp")
     assert load(store)[0]["step"] == 1
-    assert "step-2.tmp is incomplete" in warnings_seen[0]
+    assert "step-2.tmp" in warnings_seen[0]
     assert not (store.directory / "step-2.tmp").exists()
 
 
@@ -154,11 +159,12 @@ def test_another_model_is_refused_with_names_and_shapes(store):
     del other["optim.w.step"]
     with pytest.raises(CheckpointError) as failure:
         store.load(other, accept)
-    text = str(failure.value)
-    assert "model.w is [5, 7] float32 in the checkpoint and [5, 8] float32 here" in text
-    assert "model.bias is not in the checkpoint" in text
-    assert "optim.w.step is only in the checkpoint" in text
-    assert "\n" not in text
+    assert failure.value.where == str(store.directory / "step-1")
+    reported = {line.split()[0]: line for line in failure.value.value}
+    assert set(reported) == {"model.w", "model.bias", "optim.w.step"}
+    assert reported["model.w"].index("[5, 7] float32") < reported["model.w"].index("[5, 8] float32")
+    (line,) = failure.value.lines
+    assert all(difference in line for difference in reported.values())
 
 
 def test_the_caller_can_refuse_before_anything_is_read(store):
@@ -166,10 +172,11 @@ def test_the_caller_can_refuse_before_anything_is_read(store):
     tensors = state(0.0)
 
     def refuse(manifest):
-        raise CheckpointError(f"sample {manifest['sample']} is not ours")
+        raise CheckpointError("not ours", where="sample", value=manifest["sample"])
 
-    with pytest.raises(CheckpointError, match="sample 8"):
+    with pytest.raises(CheckpointError) as refused:
         store.load(tensors, refuse)
+    assert (refused.value.where, refused.value.value) == ("sample", 8)
     assert not tensors["model.w"].any()
 
 
