@@ -141,15 +141,15 @@ def bare_checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("script", "reported"),
+    ("script", "data"),
     [
-        ('[ "$1" = -V ] && echo Python 3.10.2 && exit 0; exit 1', "is Python 3.10.2; Octavo needs 3.11 or newer"),
-        ('case "$2" in *ensurepip*) exit 1;; esac; PYTHONPATH= exec "$REAL" -S "$@"', "apt-get install python3-venv"),
-        ('exec "$REAL" "$@"', "has torch 2.4.0; Octavo needs 2.11 or newer"),
+        ('[ "$1" = -V ] && echo Python 3.10.2 && exit 0; exit 1', ["Python 3.10.2", "3.11"]),
+        ('case "$2" in *ensurepip*) exit 1;; esac; PYTHONPATH= exec "$REAL" -S "$@"', ["python3-venv"]),
+        ('exec "$REAL" "$@"', ["torch 2.4.0", "2.11"]),
     ],
     ids=["old Python", "no ensurepip", "old torch"],
 )
-def test_a_set_up_that_cannot_work_says_why_in_one_line(bare_checkout, script, reported):
+def test_a_set_up_that_cannot_work_says_why_in_one_line(bare_checkout, script, data):
     python = bare_checkout / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
@@ -161,7 +161,7 @@ def test_a_set_up_that_cannot_work_says_why_in_one_line(bare_checkout, script, r
         text=True,
     )
     assert done.returncode != 0
-    assert reported in done.stderr
+    assert any(all(datum in line for datum in data) for line in done.stderr.splitlines())
     assert "Traceback" not in done.stderr
     assert not (bare_checkout / ".venv" / ".ready-toy").exists()
 

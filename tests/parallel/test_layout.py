@@ -29,22 +29,21 @@ def test_sizes_of_zero_are_filled_in(world, asked, expected):
 
 
 REFUSED = [
-    (8, {"dp_replicate": 3, "dp_shard": 0}, "dp_replicate", (1, 2, 4, 8), "a number of ranks that is a multiple of 3"),
-    (8, {"dp_replicate": 2, "dp_shard": 2}, "dp_shard", (0,), "must equal the number of ranks (8)"),
-    (8, {"dp_shard": 0, "ep": 3}, "ep", (1, 2, 4, 8), "a multiple of 3"),
-    (4, {"dp_shard": 0, "ep": 8}, "ep", (1, 2, 4), "a multiple of 8"),
-    (4, {"dp_replicate": 0, "dp_shard": 0, "ep": 8}, "ep", (1, 2, 4), "a number of ranks that is a multiple of 8"),
+    (8, {"dp_replicate": 3, "dp_shard": 0}, "dp_replicate", (1, 2, 4, 8)),
+    (8, {"dp_replicate": 2, "dp_shard": 2}, "dp_shard", (0,)),
+    (8, {"dp_shard": 0, "ep": 3}, "ep", (1, 2, 4, 8)),
+    (4, {"dp_shard": 0, "ep": 8}, "ep", (1, 2, 4)),
+    (4, {"dp_replicate": 0, "dp_shard": 0, "ep": 8}, "ep", (1, 2, 4)),
 ]
 
 
-@pytest.mark.parametrize(("world", "asked", "axis", "allowed", "also"), REFUSED)
-def test_axes_that_do_not_fit_are_refused_with_values_that_do(world, asked, axis, allowed, also):
+@pytest.mark.parametrize(("world", "asked", "axis", "allowed"), REFUSED)
+def test_axes_that_do_not_fit_are_refused_with_values_that_do(world, asked, axis, allowed):
     with pytest.raises(LayoutError) as refused:
         Layout.resolve(world, **asked)
     error = refused.value
     assert (error.where, error.value, error.allowed) == (f"parallel.{axis}", asked[axis], allowed)
-    assert also in str(error)
-    assert f"parallel.{axis}={asked[axis]}" in str(error)
+    assert f"parallel.{axis}={asked[axis]}" in error.lines[0]
 
 
 def test_axes_of_one_rank_are_not_listed():
@@ -86,7 +85,7 @@ def test_groups_that_do_not_match_the_ranks_are_refused(groups, ep, allowed):
     with pytest.raises(LayoutError) as refused:
         map_groups(groups, ep)
     assert (refused.value.where, refused.value.value, refused.value.allowed) == ("parallel.ep", ep, allowed)
-    assert f"use parallel.ep={allowed}" in str(refused.value)
+    assert allowed in refused.value.lines[0]
 
 
 def test_divisors_of_large_numbers_take_no_time():

@@ -17,6 +17,7 @@ import parallel.world
 from parallel.health.watch import Watch
 from parallel.world import World, start_world
 from tests.distributed.doomed import Ended, play_all, run_ranks
+from tests.printed import error_line
 
 pytestmark = pytest.mark.timeout(600)  # all cases are played before the first test
 TIMEOUT_S = 6.0
@@ -93,11 +94,7 @@ def test_a_rank_that_is_killed(ended):
     ending = ended["killed"]
     assert ending.codes == [1, -signal.SIGKILL, 1], ending
     assert len(ending.errors) == 1, ending
-    assert re.match(
-        r"error: rank 1 \(host \S+, pid \d+\) died; its last heartbeat \(one a second\) came from step 3: data; "
-        r"the run ends",
-        ending.errors[0],
-    )
+    error_line(ending.errors[0], "rank 1 ", "step 3: data")
     assert ending.seconds < SLACK_S
 
 
@@ -105,11 +102,9 @@ def test_a_rank_that_does_not_move(ended):
     ending = ended["asleep"]
     assert ending.codes == [1, 1, 1], ending
     assert len(ending.errors) == 1, ending
-    assert re.match(
-        r"error: rank 1 \(host \S+, pid \d+\) has made no progress for [6-9] s at step 3: data; "
-        r"the run ends \(parallel\.timeout_s=6\)$",
-        ending.errors[0],
-    )
+    line = error_line(ending.errors[0], "rank 1 ", "step 3: data", "parallel.timeout_s=6")
+    assert re.search(r"\bhost \S+, pid \d+\b", line)
+    assert re.search(r"\b[6-9] s\b", line)
     assert TIMEOUT_S < ending.seconds < TIMEOUT_S + SLACK_S
 
 
@@ -118,16 +113,14 @@ def test_a_rank_whose_threads_do_not_run_is_killed_by_its_neighbours(ended, faul
     ending = ended[fault]
     assert ending.codes == [1, -signal.SIGKILL, 1], ending
     assert len(ending.errors) == 1, ending
-    assert re.match(
-        r"error: rank 1 \(.*\) has sent no heartbeat for \d s; the last one came from step 3: data;", ending.errors[0]
-    )
+    assert re.search(r"\b\d s\b", error_line(ending.errors[0], "rank 1 ", "step 3: data"))
     assert TIMEOUT_S < ending.seconds < TIMEOUT_S + SLACK_S
 
 
 def test_only_the_rank_that_raises_reports_it(ended):
     ending = ended["raises"]
     assert ending.codes == [1, 1, 1], ending
-    assert ending.output == "error: no such sample\n"
+    error_line(ending.output, "no such sample")
 
 
 @pytest.mark.parametrize("fault", ["slow", "busy"])
@@ -142,7 +135,7 @@ def test_a_rank_that_never_comes(ended):
     ending = ended["absent"]
     assert ending.codes == [1, 1], ending
     assert len(ending.errors) == 1, ending
-    assert ending.errors[0].startswith("error: 2 of 3 ranks joined within 12 s; missing: rank 1. See their output")
+    error_line(ending.errors[0], "2 of 3", "12 s", "rank 1")
     assert ending.seconds < ABSENT_S + SLACK_S
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.printed import error_line
 from trainer import __main__ as entry
 from trainer.config.compose import compose, load, to_yaml
 from trainer.config.errors import ConfigError
@@ -79,7 +80,7 @@ def test_weights_of_sources():
     }
     (fault,) = faults("recipe=toy", f"{phases}.stabl=3")
     assert (fault.where, fault.allowed) == (f"{phases}.stabl", ("stable", "anneal"))
-    assert fault.text.endswith("did you mean 'stable'?")
+    assert "'stable'" in fault.text
 
 
 def test_the_resolved_yaml_reads_back_equal(tmp_path):
@@ -162,7 +163,7 @@ def test_a_recipe_has_to_be_named(words, value, allowed):
 )
 def test_a_misspelt_word_is_suggested(words, suggested):
     (fault,) = faults(*words)
-    assert fault.text.endswith(f"; did you mean {suggested}?")
+    assert fault.text.count(suggested) == 1  # in quotes, unlike the list of all that is allowed
 
 
 def test_all_mistakes_of_a_command_are_reported_at_once():
@@ -178,7 +179,7 @@ def test_after_a_misspelt_word_the_rest_is_checked_as_if_the_suggestion_had_been
     assert (fault.where, fault.allowed) == ("trian.micro_batch", ("train.micro_batch",))
     (fault,) = faults("recipe=toy", "data=synthetic", "model=intern_s1_pr", "data.seq_len=100000")
     assert (fault.where, fault.value, fault.allowed) == ("model", "intern_s1_pr", MODELS)
-    assert fault.text.endswith("; did you mean 'intern_s1_pro'?")
+    assert "'intern_s1_pro'" in fault.text
 
 
 def test_world_size_is_checked():
@@ -211,8 +212,9 @@ def test_a_users_recipes_and_options_are_suggested(tmp_path):
     write(tmp_path / "model/enzyme.yaml", "defaults: [toy]\n")
     recipe, model = faults("recipe=protein", "model=enzymes", config_dirs=[tmp_path])
     assert (recipe.where, recipe.allowed) == ("recipe", tuple(sorted([*RECIPES, "proteins"])))
-    assert recipe.text.endswith("did you mean 'proteins'?")
-    assert (model.where, model.text[-22:]) == ("model", "did you mean 'enzyme'?")
+    assert "'proteins'" in recipe.text
+    assert model.where == "model"
+    assert "'enzyme'" in model.text
 
 
 def test_a_users_own_group(tmp_path):
@@ -233,8 +235,8 @@ def test_all_mistakes_in_a_users_recipe_are_reported(tmp_path):
 BROKEN = [
     ("train: {steps: 5}\n", "recipe/bad.yaml", "# @package _global_"),
     ("# @package _global_\ntrain: [\n", "bad.yaml", "line 3"),
-    ("# @package _global_\ndefaults:\n  - override /model: enzym\n", "model", "did you mean 'enzyme'"),
-    ("# @package _global_\ndefaults:\n  - override /modle: toy\n", "recipe", "override 'modle"),
+    ("# @package _global_\ndefaults:\n  - override /model: enzym\n", "model", "'enzyme'"),
+    ("# @package _global_\ndefaults:\n  - override /modle: toy\n", "recipe", "modle"),
     ("# @package _global_\nlogging: {wandb: off}\n", None, None),
 ]
 
@@ -271,9 +273,10 @@ def test_a_resolved_file_is_checked_like_a_command_line(tmp_path):
     for content in ("- a\n", "a: [\n", "\0"):
         (fault,) = load_faults(tmp_path, content)
         assert fault.where == str(tmp_path / "c.yaml")
-        assert fault.text.startswith(str(tmp_path / "c.yaml"))
-    with pytest.raises(ConfigError, match="nowhere"):
+        assert fault.where in fault.text
+    with pytest.raises(ConfigError) as caught:
         load(tmp_path / "nowhere.yaml")
+    assert caught.value.where == str(tmp_path / "nowhere.yaml")
 
 
 # -- python -m trainer -----------------------------------------------------------------------------------------------
@@ -307,9 +310,9 @@ def test_main_trains_a_configuration_that_holds(trained, tmp_path):
 
 def test_main_reports_mistakes_in_lines_and_returns_2(trained, capsys):
     assert entry.main(["recipe=toy", "optim.lrr=1", "train.steps=0"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert all(line.startswith("error: ") for line in lines)
+    unknown, too_small = capsys.readouterr().err.splitlines()
+    error_line(unknown, "optim.lrr")
+    error_line(too_small, "train.steps=0")
     assert entry.main(["recipe=toy", "--resolved", "x.yaml"]) == 2
     assert not trained
 

@@ -1,5 +1,6 @@
 """The schema: counts of the model's sizes, what `validate` finds, what the hash depends on."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -194,7 +195,7 @@ def test_the_batch_must_divide_over_the_ranks():
     assert validate(cfg, 2) == []
     (fault,) = validate(cfg, 4)
     assert (fault.where, fault.value, fault.allowed) == ("train.global_batch", 8, (16,))
-    assert fault.text.endswith("4 x 4 = 16; use train.global_batch=16, or train.micro_batch=1 or 2")
+    assert all(datum in fault.text for datum in ("4 x 4 = 16", "train.micro_batch=1 or 2"))
 
 
 def test_sizes_that_no_fp8_gemm_takes():
@@ -203,7 +204,7 @@ def test_sizes_that_no_fp8_gemm_takes():
     hidden, width = fp8_sizes("fp8_block", replace(SMALL, hidden_size=8, expert_width=72), 3)
     assert (hidden.where, hidden.value, hidden.allowed) == ("model.hidden_size", 8, (16,))
     assert (width.where, width.value, width.allowed) == ("model.expert_width", 72, (48, 96))
-    assert "a multiple of 48 (16 on each of 3 ranks), not 72" in width.text
+    assert {"48", "16", "3", "72"} <= set(re.findall(r"\d+", width.text))
     (only,) = fp8_sizes("fp8_reference", replace(SMALL, hidden_size=8, expert_width=6), 1)
     assert only.where == "model.expert_width"
 
@@ -295,10 +296,12 @@ def test_options_that_do_nothing_in_a_layout_are_reported():
     assert [line.split("=")[0] for line in alone] == keys
     ours = grouped({"precision.experts": "fp8_reference", "model.expert_backend": "loop"})
     (line,) = without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
-    assert line.startswith("model.expert_backend=loop has no effect here, because precision.experts=fp8_reference has")
+    assert line.startswith("model.expert_backend=loop")
+    assert "precision.experts=fp8_reference" in line
     theirs = grouped({"precision.experts": "fp8_block", "parallel.regather": True, "parallel.ep": 8})
     (line,) = without_effect(theirs, map_ranks(theirs.parallel, theirs.model, 8))
-    assert line.startswith("parallel.regather=true has no effect here, because Transformer Engine")
+    assert line.startswith("parallel.regather=true")
+    assert "Transformer Engine" in line
     eight = grouped(changes | {"parallel.ep": 8})
     assert without_effect(eight, map_ranks(eight.parallel, eight.model, 8)) == []
 
@@ -308,8 +311,9 @@ def test_every_parallel_recipe_fits_the_ranks_that_it_is_for(ranks):
     for name in list_groups()["parallel"]:
         words = ["recipe=toy", f"parallel={name}", "train.micro_batch=1", "train.global_batch=16"]
         if name == "ep8" and ranks != 8:
-            with pytest.raises(ConfigError, match="a number of ranks equal to 8"):
+            with pytest.raises(ConfigError) as refused:
                 compose(words, world_size=ranks)
+            assert (refused.value.where, refused.value.value) == ("parallel.dp_shard", 8)
         else:
             compose(words, world_size=ranks)
 

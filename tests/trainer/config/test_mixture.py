@@ -131,8 +131,9 @@ def test_differences_and_refusals_name_the_entrys_key(place, tmp_path, monkeypat
     cfg = composed(place, "run.dir=here")
     rundir.prepare(rundir.choose(cfg), cfg)
     (tmp_path / "here/metrics.jsonl").write_text("{}")
-    with pytest.raises(ConfigError, match=r"data\.sources\.code\.max_epochs: 1\.0 -> 2\.0"):
+    with pytest.raises(ConfigError) as refused:
         rundir.choose(composed(place, "run.dir=here", "data.sources.code.max_epochs=2"))
+    assert any("data.sources.code.max_epochs: 1.0 -> 2.0" in change for change in refused.value.allowed)
     assert rundir.choose(composed(place, "run.dir=here", "data.root=elsewhere", "data.reader=megatron")).status
 
 
@@ -153,8 +154,9 @@ def test_a_run_directory_from_before_there_were_mixtures_resumes(tmp_path, monke
     (tmp_path / "here/checkpoints").mkdir(parents=True)
     (tmp_path / "here/config.yaml").write_text(yaml.safe_dump(stored, sort_keys=False))
     assert rundir.choose(cfg).status == "resume"
-    with pytest.raises(ConfigError, match=r"data\.phases: \{\} -> \['stable', 'anneal'\]"):
+    with pytest.raises(ConfigError) as refused:
         rundir.choose(compose(["recipe=toy", "data=toy_mixture", "run.dir=here"]))
+    assert any("data.phases: {} -> ['stable', 'anneal']" in change for change in refused.value.allowed)
 
 
 def test_every_key_of_an_entry_defines_the_run(place):
@@ -234,12 +236,13 @@ def test_a_contradiction_is_named_by_its_key(data, changes, where, value, allowe
 
 
 def test_sums_are_typed_as_in_the_recipe(data):
-    assert check_mixture(change(data, code__tokens=400_001))[0].text.startswith(
-        "data.sources have 1000001 tokens in all and data.phases 1e6: 1 too many"
-    )
-    assert "data.phases 1000001: 1 missing" in check_mixture(change(data, anneal__tokens=100_001))[0].text
+    for changes, sources, phases in (({"code__tokens": 400_001}, "1000001", "1e6"),
+                                     ({"anneal__tokens": 100_001}, "1e6", "1000001")):  # fmt: skip
+        text = check_mixture(change(data, **changes))[0].text
+        assert re.findall(r"\b\d[\de]*\b", text)[:3] == [sources, phases, "1"]
     (fault,) = check_mixture(change(data, code__phases={"stable": 350.0}))[1:]
-    assert fault.text.startswith("data.sources.code.phases={stable: 350} gives it 370588 of the phases' tokens")
+    assert fault.where == "data.sources.code.phases"
+    assert all(datum in fault.text for datum in ("{stable: 350}", "370588"))
 
 
 def test_every_contradiction_is_reported_at_once(data):
@@ -259,9 +262,9 @@ def test_every_contradiction_is_reported_at_once(data):
 
 def test_the_offer_of_a_fault_works(data):
     (fault,) = check_mixture(change(data, chem__max_epochs=1.5))
-    offered = re.search(r"or max_epochs=([\d.]+)$", fault.text)
-    assert offered
-    assert check_mixture(change(data, chem__max_epochs=float(offered[1]))) == []
+    offered = re.findall(r"\bmax_epochs=(\d+(?:\.\d+)?)", fault.text)[-1]  # the remedy comes last
+    assert float(offered) > 1.5
+    assert check_mixture(change(data, chem__max_epochs=float(offered))) == []
 
 
 def test_weights_may_be_rounded_but_not_wrong(data):
@@ -285,7 +288,7 @@ def test_a_run_longer_than_the_phases_continues_in_the_last_until_a_source_is_us
     assert check_length(data, 1_000_000 // sample, 8) == []
     (fault,) = check_length(data, 1000, 8)
     assert (fault.where, fault.value, fault.allowed) == ("train.steps", 1000, "488 or less")
-    assert "2.048e6 tokens and data.phases have 1e6: data.sources.chem would be drawn" in fault.text
+    assert all(datum in fault.text for datum in ("2.048e6", "1e6", "data.sources.chem"))
     assert check_length(data, 488, 8) == []
     more = change(data, chem__max_epochs=5.5)
     assert check_length(more, 1000, 8) == []
