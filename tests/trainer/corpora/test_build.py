@@ -153,9 +153,10 @@ def test_a_build_that_fails_leaves_nothing_and_one_that_was_killed_is_swept_up(t
 
 def test_a_directory_that_cannot_be_written_is_named_with_its_key(tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the directory should go")
-    with pytest.raises(DataError, match=r"data\.cache_dir=.*cache: File exists") as caught:
+    with pytest.raises(DataError) as caught:
         tiny()
     assert (caught.value.where, caught.value.value) == ("data.cache_dir", str(tmp_path / "cache"))
+    assert os.strerror(errno.EEXIST) in caught.value.lines[0]
 
 
 def test_a_full_disk_is_one_clear_error(tiny: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -163,20 +164,22 @@ def test_a_full_disk_is_one_clear_error(tiny: Any, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(toy_mixture, "tokenize_source", full)
-    with pytest.raises(DataError, match=r"data\.cache_dir=.*No space left on device") as caught:
+    with pytest.raises(DataError) as caught:
         tiny()
     assert caught.value.where == "data.cache_dir"
+    assert os.strerror(errno.ENOSPC) in caught.value.lines[0]
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_a_source_without_documents_is_refused(tiny: Any) -> None:
-    with pytest.raises(DataError, match=r"'numbers' has no documents") as caught:
+    with pytest.raises(DataError) as caught:
         tiny(source=numbers(lambda: iter([])))
-    assert caught.value.where == "numbers"
+    assert (caught.value.where, caught.value.value) == ("numbers", 0)
 
 
 def test_text_too_poor_for_the_vocabulary_is_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy_mixture, "VOCAB_SIZE", 60_000)
-    with pytest.raises(DataError, match="of 60000 tokens") as caught:
+    with pytest.raises(DataError) as caught:
         tiny()
     assert caught.value.where == "data.tokens_per_source"
+    assert "60000" in caught.value.lines[0]

@@ -63,6 +63,6 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch: p
         raise importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(DataError, match=r"'chemicals', which is not installed: pip install -e '\.\[toy\]'") as caught:
+    with pytest.raises(DataError) as caught:
         identity_files()
     assert (caught.value.where, caught.value.allowed) == ("chemicals", "pip install -e '.[toy]'")

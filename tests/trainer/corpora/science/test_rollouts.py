@@ -12,6 +12,7 @@ from zlib import crc32
 
 import pytest
 
+from tests.printed import error_line
 from tests.trainer.corpora.science.chat_server import chat_server
 from trainer.corpora.science.records import Property, Record, Table
 from trainer.corpora.science.rollouts.chat import ChatServer, ServerError
@@ -104,15 +105,19 @@ def test_a_try_ends_with_its_time(way: str) -> None:
 
 def test_a_server_that_refuses_or_is_gone_ends_the_work(tmp_path: Path) -> None:
     with chat_server(lambda prompt, before: "401") as server:
-        with pytest.raises(DataError, match=r"server at http://127\.0\.0\.1:\d+/v1 rejects requests: 401") as caught:
+        with pytest.raises(DataError) as caught:
             run(tmp_path / "ledger", server.url)
+        assert server.url in caught.value.lines[0]
         assert caught.value.where == "--rollouts"
         assert caught.value.value.startswith("401")
         assert "--api-key-env" in caught.value.allowed
         gone = server.url
         assert len(server.asked) <= 20
-    with pytest.raises(DataError, match=rf"failed {GIVE_UP} times in a row \(ConnectError"):
+    with pytest.raises(DataError) as caught:
         run(tmp_path / "ledger", gone)
+    assert caught.value.where == "--rollouts"
+    assert caught.value.value.startswith("ConnectError")
+    assert f" {GIVE_UP} " in caught.value.lines[0]
     for url in ("localhost:8000", "ftp://x/v1", "http://", "http://x:y/v1"):
         with pytest.raises(DataError) as caught:
             ChatServer(url, "m")
@@ -159,11 +164,11 @@ def test_a_ledger_has_one_writer_and_says_what_is_no_entry(tmp_path: Path) -> No
         ledger.add("a", {"reply": "ü\n"})
         assert ledger.get("a") == {"key": "a", "reply": "ü\n"}
         assert ledger.get("b") is None
-        with pytest.raises(DataError, match="in use by another process") as caught:
+        with pytest.raises(DataError) as caught:
             Ledger(path)
-        assert caught.value.where == str(path)
+        assert (caught.value.where, caught.value.allowed) == (str(path), "wait for it, or name another --ledger")
     path.write_bytes(path.read_bytes() + b"[]\n")
-    with pytest.raises(DataError, match="is not an entry of a ledger") as caught:
+    with pytest.raises(DataError) as caught:
         Ledger(path)
     assert caught.value.where == f"{path}, line 2"
     assert caught.value.value == "[]\n"
@@ -212,7 +217,7 @@ def test_the_command_takes_its_key_from_the_variable_that_is_named(tmp_path: Pat
         }
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
         assert done.returncode == 2
-        assert "--api-key-env MY_KEY: the variable is not set or empty" in done.stderr
+        error_line(done.stderr, "--api-key-env", "MY_KEY")
         assert not (tmp_path / "out.jsonl").exists()
         environ["MY_KEY"] = "secret"
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)

@@ -81,11 +81,12 @@ def test_a_mistake_is_reported_with_its_place(
     assert allowed in caught.value.allowed
     found = caught.value.value
     assert found.startswith(value) if isinstance(found, str) and isinstance(value, str) else found == value
-    assert str(tmp_path) in str(caught.value)
+    assert str(tmp_path) in caught.value.lines[0]
 
 
 def test_a_near_miss_is_suggested(tmp_path: Path, columns: Path) -> None:
     (tmp_path / "a.csv").write_text(CSV)
     columns.write_text(COLUMNS.replace("unit", "units"))
-    with pytest.raises(DataError, match=r"did you mean 'unit'"):
+    with pytest.raises(DataError) as caught:
         read_table(tmp_path / "a.csv", columns)
+    assert "'unit'" in caught.value.lines[0]

@@ -153,22 +153,22 @@ GOOD = '{"text": "iron"}\n'
     ("write", "where", "value"),
     [
         (write_text("a.jsonl", ""), r"a\.jsonl$", "^0$"),
-        (write_text("a.jsonl", GOOD * 2 + "\n" + '{"text": "iro'), r"a\.jsonl, line 4$", r"^not JSON \(.* at char"),
+        (write_text("a.jsonl", GOOD * 2 + "\n" + '{"text": "iro'), r"a\.jsonl, line 4$", r"\bJSON\b"),
         (write_text("a.jsonl", GOOD + b'{"text": "\xff"}'.decode("latin-1")), None, None),
-        (write_text("a.jsonl", GOOD.encode() + b'{"text": "\xff"}'), r"a\.jsonl, line 2$", "^not UTF-8 at byte 11"),
-        (write_text("a.jsonl", GOOD.encode() + bytes(20)), r"a\.jsonl, line 2$", "^a NUL at byte 1: the file is"),
-        (write_text("a.jsonl", GOOD + '{"text": "a \\ud83d b"}'), "line 2$", "has .ud83d, half of a surrogate pair"),
-        (write_text("a.jsonl", GOOD.encode() + b'{"text": "\xed\xa0\x80"}'), "line 2$", "half of a surrogate pair"),
-        (write_text("a.jsonl", GOOD + '{"x": ' + "[" * 99_999), "line 2$", "nested too deeply"),
-        (write_text("a.jsonl", GOOD + "[1]\n"), "line 2$", "^not a JSON object; each line has one document"),
+        (write_text("a.jsonl", GOOD.encode() + b'{"text": "\xff"}'), r"a\.jsonl, line 2$", r"\bUTF-8\b.* 11$"),
+        (write_text("a.jsonl", GOOD.encode() + bytes(20)), r"a\.jsonl, line 2$", r"\bNUL\b.* 1\b"),
+        (write_text("a.jsonl", GOOD + '{"text": "a \\ud83d b"}'), "line 2$", r"\\ud83d"),
+        (write_text("a.jsonl", GOOD.encode() + b'{"text": "\xed\xa0\x80"}'), "line 2$", r"\\ud800"),
+        (write_text("a.jsonl", GOOD + '{"x": ' + "[" * 99_999), "line 2$", "nested"),
+        (write_text("a.jsonl", GOOD + "[1]\n"), "line 2$", r"\bJSON\b"),
         (
             write_text("a.jsonl", '{"body": "a", "id": 1}'),
             "line 1$",
-            "^no field 'text'; it has 'body', 'id': choose .* --field",
+            "'text'.*'body', 'id'.*--field",
         ),
-        (write_text("a.jsonl", GOOD * 3 + '{"text": null}'), "line 4$", "the field 'text' is not a string"),
-        (write_text("a.jsonl.gz", GOOD), r"a\.jsonl\.gz$", "Not a gzipped file"),
-        (cut(gzipped, 0.8), r"a\.jsonl\.gz$", "ended before the end-of-stream"),
+        (write_text("a.jsonl", GOOD * 3 + '{"text": null}'), "line 4$", "'text'"),
+        (write_text("a.jsonl.gz", GOOD), r"a\.jsonl\.gz$", "gzip"),
+        (cut(gzipped, 0.8), r"a\.jsonl\.gz$", "end-of-stream"),
         (write_text("a.parquet", GOOD), r"a\.parquet$", "Parquet"),
         (cut(parquet, 0.8), r"a\.parquet$", "Parquet"),
         (no_column, r"a\.parquet$", "^text$"),
@@ -187,14 +187,15 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, write, where, value):
     assert re.search(where, caught.value.where)
     assert re.search(value, str(caught.value.value))
     assert caught.value.allowed
-    assert str(tmp_path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    (line,) = caught.value.lines
+    assert str(tmp_path) in line
 
 
 def test_a_missing_column_is_reported_with_those_there_are(tmp_path):
-    with pytest.raises(DataError, match=r"has no column 'text'; it has body, url: choose one with --field") as caught:
+    with pytest.raises(DataError) as caught:
         read(no_column(tmp_path))
-    assert caught.value.allowed == ("body", "url")
+    assert (caught.value.value, caught.value.allowed) == ("text", ("body", "url"))
+    assert "--field" in caught.value.lines[0]
 
 
 def test_names_that_cannot_be_read_are_reported(tmp_path):
@@ -213,16 +214,18 @@ def test_names_that_cannot_be_read_are_reported(tmp_path):
         assert (caught.value.value, caught.value.allowed) == (value, allowed)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "state.json").write_text("{")
-    with pytest.raises(DataError, match=r"half is not a dataset written by save_to_disk: ") as caught:
+    with pytest.raises(DataError) as caught:
         find_files([tmp_path / "half"])
     assert caught.value.where == str(tmp_path / "half")
-    with pytest.raises(DataError, match=r"--builder csv: datasets\.load_dataset failed: ") as caught:
+    assert "save_to_disk" in caught.value.lines[0]
+    with pytest.raises(DataError) as caught:
         built_dataset("csv", None, [tmp_path / "nowhere.csv"], "train")
     assert (caught.value.where, caught.value.value) == ("--builder", "csv")
     chosen = datasets.Dataset.from_dict(TABLE).select([3, 1])
     assert selects_rows(chosen)
     assert not selects_rows(datasets.Dataset.from_dict(TABLE))
-    with pytest.raises(DataError, match=r"saved is a selection of rows") as caught:
+    with pytest.raises(DataError) as caught:
         arrow_files(chosen, "saved")
     assert caught.value.where == "saved"
+    assert "flatten_indices()" in caught.value.allowed
     assert read([path], "text") == TEXTS

@@ -196,8 +196,9 @@ def test_megatrons_reader_gives_the_same_windows(tmp_path):
                 np.testing.assert_array_equal(getattr(mine, name), getattr(other, name))
             assert mine.faults == other.faults == ()
     os.truncate(out / "train-00000.bin", 100)
-    with pytest.raises(DataError, match=r"train-00000.*(truncated|damaged)"):
+    with pytest.raises(DataError) as caught:
         MegatronTokens(out / "train-00000").read_into(np.array([60]), np.array([0]), np.empty((1, 30), np.int64))
+    assert Path(caught.value.where).stem == "train-00000"
 
 
 @needs_megatron
@@ -339,7 +340,7 @@ def test_after_kill_9_it_resumes_with_other_workers(tmp_path, plain, monkeypatch
             out = make(tmp_path, [source], shard_tokens=20_000)
             break
         except DataError as error:
-            assert "is being written by another process" in str(error)  # noqa: PT017
+            assert error.where == str(tmp_path / "source.tmp")  # noqa: PT017
             time.sleep(0.05)
     assert contents(out) == whole
     assert not {f"{unit:06}.json" for unit in made} & {path.name for path in finished}
@@ -347,14 +348,15 @@ def test_after_kill_9_it_resumes_with_other_workers(tmp_path, plain, monkeypatch
 
 def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenize.jobs, "start_jobs", start_dying)
-    with pytest.raises(DataError, match=r"was killed by SIGKILL: was it out of memory\? Use fewer --workers") as caught:
+    with pytest.raises(DataError) as caught:
         make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", texts())], workers=2)
+    assert "SIGKILL" in caught.value.value
     assert (caught.value.where, caught.value.allowed) == ("--workers", "use fewer --workers")
 
 
 def test_a_worker_reports_a_mistake_in_the_input(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "iron"}\n{"text"\n')
-    with pytest.raises(DataError, match=r"a\.jsonl, line 2: not JSON") as caught:
+    with pytest.raises(DataError) as caught:
         make(tmp_path, [tmp_path / "a.jsonl"], workers=1)
     assert caught.value.where == f"{tmp_path / 'a.jsonl'}, line 2"  # across the process
 
@@ -363,9 +365,9 @@ def test_only_the_same_work_is_resumed_and_nothing_is_overwritten(tmp_path, plai
     source = write_jsonl(tmp_path / "a.jsonl", texts())
     out = make(tmp_path, [source])
     before = contents(out)
-    with pytest.raises(DataError, match="source exists and is not overwritten") as caught:
+    with pytest.raises(DataError) as caught:
         make(tmp_path, [source])
-    assert caught.value.where == str(out)
+    assert (caught.value.where, caught.value.allowed) == (str(out), "remove it or name another directory")
     assert contents(out) == before
 
     def stop(*args, **kwargs):
@@ -403,8 +405,9 @@ def test_only_the_same_work_is_resumed_and_nothing_is_overwritten(tmp_path, plai
         make(tmp_path, [source], out=tmp_path / "d")
     assert (caught.value.where, caught.value.value) == (str(tmp_path / "d.tmp"), "spool")
     assert [path.read_text() for path in theirs] == ["mine"] * 3
-    with pytest.raises(DataError, match=r"^\. exists and is not overwritten"):
+    with pytest.raises(DataError) as caught:
         make(tmp_path, [source], out=Path("."))
+    assert (caught.value.where, caught.value.allowed) == (".", "remove it or name another directory")
 
 
 @pytest.mark.parametrize("bad", ["", "no JSON\n", '{"text": "iron"}\nno JSON\n'])
@@ -413,8 +416,9 @@ def test_after_an_error_with_nothing_finished_nothing_stays_and_the_mended_input
     whole = contents(make(tmp_path, [source], out=tmp_path / "whole"))
     good = source.read_text()
     source.write_text(bad)
-    with pytest.raises(DataError, match=r"b\.jsonl"):
+    with pytest.raises(DataError) as caught:
         make(tmp_path, [source], workers=1)
+    assert caught.value.where.partition(",")[0] == str(source)
     assert not (tmp_path / "source.tmp").exists()
     source.write_text(good)
     assert contents(make(tmp_path, [source])) == whole
@@ -449,7 +453,7 @@ def test_documents_in_memory_are_never_taken_from_an_earlier_start(tmp_path, pla
 
 def test_too_small_a_disk_is_reported_before_work_starts(tmp_path, plain, monkeypatch):
     monkeypatch.setattr(tokenize.shutil, "disk_usage", lambda path: _Usage())
-    with pytest.raises(DataError, match=r"billion tokens need 0\.0 GB while they are written, and 0\.0 GB") as caught:
+    with pytest.raises(DataError) as caught:
         make(tmp_path, [write_jsonl(tmp_path / "a.jsonl", texts())])
     assert (caught.value.where, caught.value.value) == (str(tmp_path / "source.tmp"), 10)
 
@@ -459,25 +463,21 @@ class _Usage:
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint", "where"),
+    ("changes", "where", "value", "allowed"),
     [
-        (
-            {"heldout_fraction": 0.9999999},
-            r"there is no document to train on; 0 texts are empty. All 120 are held out",
-            "--heldout",
-        ),
-        ({"group": "sience"}, r"no prefix group sience; the mixture has science or general", "data.prefixes"),
-        ({"eos": "</s>"}, r"tokenizer\.json: the tokenizer has no token </s>", None),
+        ({"heldout_fraction": 0.9999999}, "--heldout", 0.9999999, "a smaller --heldout"),
+        ({"group": "sience"}, "data.prefixes", "sience", ("science", "general")),
+        ({"eos": "</s>"}, "--eos", "</s>", "a token of the tokenizer"),
     ],
 )
-def test_impossible_options_are_reported(tmp_path, plain, changes, complaint, where):
-    with pytest.raises(DataError, match=complaint) as caught:
+def test_impossible_options_are_reported(tmp_path, plain, changes, where, value, allowed):
+    with pytest.raises(DataError) as caught:
         make(tmp_path, documents(texts()), **changes)
-    assert where in (None, caught.value.where)
+    assert (caught.value.where, caught.value.value, caught.value.allowed) == (where, value, allowed)
 
 
 def test_all_texts_empty(tmp_path, plain):
-    with pytest.raises(DataError, match=r"no document to train on; 2 texts are empty\.$") as caught:
+    with pytest.raises(DataError) as caught:
         make(tmp_path, documents(["", ""]))
     assert (caught.value.where, caught.value.value) == ("INPUT", 2)
 
