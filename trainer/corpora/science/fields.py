@@ -24,6 +24,8 @@ def _of_record(name: str, called: str, thing: str, things: str, heading: str, au
         fields["Title"] = title
     if first := title if called == name else capital(called):
         fields["Opening"] = first
+    elif called == name:
+        fields["The_thing"] = f"The {thing} {name}"  # "The compound n-hexane"
     return fields
 
 
@@ -31,14 +33,15 @@ def _of_record(name: str, called: str, thing: str, things: str, heading: str, au
 def _of_property(prop: Property) -> dict[str, str]:
     """The fields that need no record. Those that would not read well are left out: nothing has "a number of rings of
     2", no class "is permanent magnet", and no answer is given "in amino acids"."""
+    stated = prop.stated and not prop.counted[0] and not prop.classed
     full, label = prop.label_here, prop.label
     are = ("are", "they", "They") if prop.plural else ("is", "it", "It")
     fields = {"label": label, "full": full, "condition": f" {prop.condition}" if prop.condition else ""}
     fields |= {"Label": capital(label), "Full": capital(full)}
     fields["whose"] = f"for which the {full}" if prop.possessive else f"whose {full}"
-    if not prop.classed:
+    if prop.stated and not prop.classed:
         fields |= dict(zip(("is", "it", "It"), are, strict=True))
-    if not prop.counted[0] and not prop.classed:
+    if stated and not prop.happened:
         its = prop.possessive or f"its {label}"
         fields |= {"its": f"{its} {prop.condition}".rstrip(), "Its_label": capital(its)}
         fields["Its"] = capital(fields["its"])
@@ -53,13 +56,16 @@ def of_value(record: Record, table: Table, key: str, draw: Draw) -> dict[str, st
     prop, value = table.properties[key], record.values[key]
     called = record.in_sentence
     fields = of_record(record, table) | _of_property(prop)
-    fields |= {"of": prop.of_name(called), "value": prop.written(value)}
+    fields |= {"value": prop.written(value), "bare": prop.bare(value)}
+    if not (prop.classed and prop.questions):  # "Which class does it belong to?", not "Give the class of it."
+        fields["of"] = prop.of_name(called)
     fields["noun"] = with_article(value) if prop.classed else fields["value"]
     several = len(prop.all_predicates)
     which = draw.below(several, "predicate") if several > 1 else 0
     if prop.counted[0]:
         fields["predicate"] = prop.predicate(value)
-        fields["before_value"], fields["after_value"] = "has", f" {prop.counted[value != '1']}"
+        if value != "0":  # "has no rings"
+            fields["before_value"], fields["after_value"] = "has", f" {prop.counted[value != '1']}"
     elif prop.classed:
         fields["predicate"] = prop.predicate(value)
         fields["before_value"], fields["after_value"] = fields["predicate"].removesuffix(f" {value}"), ""
@@ -81,13 +87,14 @@ def capital(text: str) -> str:
 def of_extreme(prop: Property, value: str, extreme: str) -> dict[str, str]:
     """The fields for the first thing of an order: it has the highest melting point, or was introduced most recently."""
     if not prop.happened:
-        ending = prop.superlatives[extreme == prop.extremes[1]] or f"the {extreme} {prop.label_here}"
-        return {
-            "extreme": extreme,
+        ending = f"the {extreme} {prop.label_here}"
+        counted = f"with {prop.predicate(value).removeprefix('has ')}" if prop.counted[0] else ""
+        named = {} if extreme in ("shortest", "longest") else {"extreme": extreme}  # no value is long
+        return named | {
             "superior": f"has {ending}",
             "superlative": f"with {ending}",
             "as_found": f": {prop.written(value)}",
-            "found": f": {prop.written(value)}",
+            "found": f", {counted or f'at {prop.written(value)}'}",
         }
     adverb = "earliest" if extreme == prop.extremes[0] else "most recently"
     return {

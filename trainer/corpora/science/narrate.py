@@ -11,6 +11,7 @@ from trainer.corpora.science.records import Property, Record, Table
 ALL_OF = 4  # properties; a record with more leaves some out
 CARD = 6  # one text in this many is a data sheet
 TOGETHER = 5  # values of one label in a text, at most
+ON_ONE_LINE = 5  # rows of a data sheet, at most
 LONG = 60  # characters; longer values get a sentence of their own
 Words = dict[str, str]
 
@@ -21,6 +22,7 @@ def narrate(record: Record, table: Table, draw: Draw) -> tuple[str, str]:
     keys = draw.shuffled([key for key in table.properties if key in record.values], "properties")
     if len(keys) > ALL_OF:
         keys = keys[:2] + [key for key in keys[2:] if draw.below(4, f"use {key}")]
+    keys.sort(key=lambda key: table.properties[key].follows)
     if draw.below(CARD, "card") == 0:
         return _card(record, table, keys, draw)
     return _Prose(record, table, draw).write(keys)
@@ -41,16 +43,17 @@ class _Prose:
         kind = ("none", "none", "title", "sentence")[draw.below(4, "opening")]
         title = self._say("TITLES", phrases.TITLES) if kind == "title" else ""
         if kind == "sentence":
-            title = self._say("OPENINGS", phrases.OPENINGS + (phrases.OPENINGS_FOR_SEVERAL if several else ()))
-            self._named = draw.below(4, "named") > 0
-        sentences = self._sentences(self._bundles(keys))
+            openings = phrases.OPENINGS_OF_SEVERAL if several else phrases.OPENINGS
+            more = {} if self._table.quantities else {"properties": "properties"}
+            title = self._say("OPENINGS", openings, **more)
+            self._named = True
+        sentences = self._sentences(_bundles(keys, self._table))
         authority = self._table.authority
         if authority and draw.below(3, "authority") == 0 and not any(authority in one for one in (title, *sentences)):
             self._words["These_values"] = "These values are" if several else "This value is"
-            sentences.append(self._say("SOURCES", phrases.SOURCES))
-        body = (" ", " ", " ", "\n")[draw.below(4, "lines")].join(sentences)
-        on_line = kind == "sentence" and title.endswith(".")  # a title or a colon takes a line of its own
-        shape = draw.below(3, "shape") if on_line else 1 + draw.below(2, "shape")
+            sentences.append(self._say("SOURCES", phrases.SOURCES, source=authority.removeprefix("the ")))
+        body = " ".join(sentences)
+        shape = draw.below(2, "shape") + (kind == "title")  # a title takes a line of its own
         if kind != "none":
             body = phrases.SHAPES[shape].format(opening=title, body=body)
         return body + "\n", f"prose {kind} {shape} {' '.join(self.used)}"
@@ -64,18 +67,6 @@ class _Prose:
         self.used.append(f"{what[:5]}{place}")
         self._last_opening = _first_word(templates[place])
         return phrases.fill(templates[place], words)
-
-    def _bundles(self, keys: Sequence[str]) -> list[list[str]]:
-        """The properties in the order of the text: those of one label together, in the order of the table."""
-        properties = self._table.properties
-        bundles: dict[str, list[str]] = {}
-        for key in keys:
-            prop = properties[key]
-            bundle = bundles.setdefault(prop.label if prop.condition and prop.number else key, [])
-            if len(bundle) < TOGETHER:
-                bundle.append(key)
-        order = list(properties)
-        return [sorted(bundle, key=order.index) for bundle in bundles.values()]
 
     def _sentences(self, bundles: Sequence[list[str]]) -> list[str]:
         """A sentence for each bundle; two short ones are sometimes joined."""
@@ -92,11 +83,18 @@ class _Prose:
             first, self._named = not self._named, True
             alone = place == len(bundles) or len(bundles[place]) > 1
             able = "predicate" in words and (not first or "Opening" in words)
+            if not alone and (sentence := self._followed(words, bundles[place][0], first)):
+                place += 1
+                sentences.append(sentence)
+                continue
+            able = able and (first or self._last_opening != "It")
             if not alone and able and self._draw.below(3, f"join {place}") == 0:
                 next_key = bundles[place][0]
                 next_words = fields.of_value(self._record, self._table, next_key, self._draw.part(next_key))
                 also = next_words.get("predicate", "")
-                if also and len(words["predicate"] + also) <= 2 * LONG and not (prop.quoted and first):
+                other = self._table.properties[next_key]
+                twice = prop.label in other.condition or other.label in prop.condition  # "at the normal boiling point"
+                if also and not twice and len(words["predicate"] + also) <= 2 * LONG and not (prop.quoted and first):
                     place += 1
                     also = also.removeprefix("has ") if words["predicate"].startswith("has ") else also
                     pair = phrases.FIRST_PAIR if first else phrases.PAIR
@@ -118,6 +116,15 @@ class _Prose:
             sentences.append(self._say("FIRST" if first else "NEXT", templates, **words))
         return sentences
 
+    def _followed(self, words: Words, key: str, first: bool) -> str:
+        """The value with its uncertainty; "" where no uncertainty follows, or in half of the texts."""
+        prop = self._table.properties[key]
+        if not (prop.follows and prop.had) or "is" not in words or self._draw.below(2, f"follow {key}"):
+            return ""
+        following = f"{prop.article} {prop.label} of {prop.written(self._record.values[key])}"
+        templates = phrases.FOLLOWED_FIRST if first else phrases.FOLLOWED
+        return self._say("FOLLOWED", templates, **words, following=following)
+
     def _under_conditions(self, keys: Sequence[str]) -> list[str]:
         """The values of one label under several conditions, those in one phase together."""
         properties = self._table.properties
@@ -135,14 +142,49 @@ class _Prose:
     def _several(self, keys: Sequence[str], shared: str, rest: Sequence[str]) -> str:
         prop = self._table.properties[keys[0]]
         values = [self._table.properties[key].written(self._record.values[key]) for key in keys]
-        *most, last = [f"{value} {at}".rstrip() for value, at in zip(values, rest, strict=True)]
-        listed = f"{', '.join(most)} and {last}" if most else last
+        listed = _listed(list(zip(values, rest, strict=True)))
         words = {"label": prop.label, "a_label": f"{prop.article} {prop.label}", "values": listed}
         named, self._named = self._named, True
         if not shared:
             return self._say("SEVERAL", phrases.SEVERAL if named else phrases.SEVERAL_FIRST, **words)
         templates = phrases.SHARED if named else phrases.SHARED_FIRST
         return self._say("SHARED", templates, **words, Shared=fields.capital(shared))
+
+
+def _bundles(keys: Sequence[str], table: Table) -> list[list[str]]:
+    """The properties in the order of the text: those of one label together, in the order of the table."""
+    bundles: dict[str, list[str]] = {}
+    for key in keys:
+        prop = table.properties[key]
+        bundle = bundles.setdefault(prop.label if prop.condition and prop.number else key, [])
+        if len(bundle) < TOGETHER:
+            bundle.append(key)
+    order = list(table.properties)
+    return [sorted(bundle, key=order.index) if len(bundle) > 1 else bundle for bundle in bundles.values()]
+
+
+def _listed(values: Sequence[tuple[str, str]]) -> str:
+    """`2 J at 1 K and 3 J at 2 K`; equal values in a row are written once: `2 J at both 1 K and 2 K`."""
+    runs: list[tuple[str, list[str]]] = []
+    for value, at in values:
+        if runs and runs[-1][0] == value and at.startswith("at "):
+            runs[-1][1].append(at.removeprefix("at "))
+        else:
+            runs.append((value, [at]))
+    listed = []
+    for value, places in runs:
+        *most, last = places
+        if len(most) == 1:
+            places = [f"at both {most[0].removeprefix('at ')} and {last}"]
+        elif most:
+            places = [f"{', '.join(most)} and {last}"]
+        listed.append(f"{value} {places[0]}".rstrip())
+    *most, last = listed
+    if len(most) > 1 and any(len(places) > 1 for _, places in runs):
+        return f"{'; '.join(most)}; and {last}"
+    if most and any(len(places) > 2 for _, places in runs):
+        return f"{most[0]}, and {last}"
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 @cache
@@ -159,15 +201,20 @@ def _phase_and_point(prop: Property) -> tuple[str, str]:
 def _card(record: Record, table: Table, keys: Sequence[str], draw: Draw) -> tuple[str, str]:
     """A data sheet: rows of property and value, a line of all, or a JSON object."""
     style = draw.below(len(phrases.CARDS) + 2, "style")
+    keys = [key for bundle in _bundles(keys, table) for key in bundle]
     rows = [(table.properties[key].label_here, table.properties[key].bare(record.values[key])) for key in keys]
-    if style == len(phrases.CARDS):
-        return f"{record.name}: {'; '.join(f'{label}, {value}' for label, value in rows)}\n", "card line"
     if style > len(phrases.CARDS):
         plain = {table.properties[key].label_here: table.properties[key].bare(record.values[key]) for key in keys}
         return json.dumps({table.heading: record.name} | plain, ensure_ascii=False) + "\n", "card json"
     rows.insert(0, (table.heading, record.name))
     if table.authority and draw.below(2, "authority"):
         rows.append(("source", table.authority.removeprefix("the ")))
+    if style == len(phrases.CARDS):
+        if len(rows) <= ON_ONE_LINE and not any(";" in value or "," in value for _, value in rows):
+            (heading, name), *others = rows
+            line = "; ".join((f"{fields.capital(heading)}: {name}", *(f"{label}: {value}" for label, value in others)))
+            return line + "\n", "card line"
+        style = 0
     before, row = phrases.CARDS[style]
     lines = [row.format(Label=fields.capital(label), value=value) for label, value in rows]
     return before + "\n".join(lines) + "\n", f"card {style}"

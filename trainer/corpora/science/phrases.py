@@ -12,8 +12,12 @@ Fields, as for the melting point of toluene:
     {is}         is, are for a plural label             {it}         it, they
     {superior}   has the highest melting point          {superlative} with the highest melting point
     {thing}      compound ({things}: compounds)        {authority}  the CRC Handbook of Chemistry and Physics
-    {whose}      whose melting point, for which the mass of the most common isotope
-    {part}       most common isotope                   {part_value} a mass of 207.976636 u
+    {The_thing}  The compound toluene                  {source}     CRC Handbook of Chemistry and Physics
+    {whose}      whose melting point, for which the mass of the most abundant isotope
+    {part}       most abundant isotope                 {part_value} a mass of 207.976636 u
+    {by}         melting point, mass of their most abundant isotope
+    {bare}       {value} without quotes
+    {properties} properties, except of things that are quantities
     {Heading}    Name, the head of a column of names   {Title}      Toluene, Bohr radius
 
 A field with a capital, such as {Its}, is the same at the start of a sentence.
@@ -45,29 +49,30 @@ def usable(templates: Sequence[str], words: Iterable[str]) -> tuple[int, ...]:
 def fill(template: str, words: Mapping[str, str]) -> str:
     """The template with its fields. A value that ends with a period, such as `Vibrio sp.`, ends a sentence with it."""
     text = template.format(**words)
-    for field in ("value", "noun", "also", "called"):
-        if words.get(field, "").endswith("."):
-            text = text.replace(words[field] + ".", words[field])
+    if ".." in text:
+        for field in ("value", "noun", "also", "called", "bare"):
+            if words.get(field, "").endswith("."):
+                text = text.replace(words[field] + ".", words[field])
     return text
 
 
 # Narration: an opening, a first statement that names the thing, more statements, and a source.
 OPENINGS = (
-    "Consider {called}.",
-    "This entry describes {called}.",
     "The following information is available for {called}.",
-    "The subject of this entry is {called}.",
-    "Data for {called} from {authority}:",
-    "Reference data for {called}:",
+    "This entry gives data for {called}.",
+    "The data below are for {called}.",
+    "Data for {called} are given below.",
+    "The following data for {called} are from {authority}.",
 )
-OPENINGS_FOR_SEVERAL = (  # values
-    "Selected properties of {called} are given below.",
+OPENINGS_OF_SEVERAL = (  # values
+    *OPENINGS,
+    "Selected {properties} of {called} are given below.",
     "The following data have been compiled for {called}.",
-    "Here are some properties of {called}.",
-    "Some basic data on {called} are listed here.",
-    "The properties of {called} can be summarized as follows.",
+    "Here are some {properties} of {called}.",
+    "Some basic data on {called} are given here.",
+    "Some {properties} of {called} are summarized below.",
 )
-TITLES = ("{Title}", "# {Title}", "**{Title}**", "Entry: {name}", "Data sheet: {name}")
+TITLES = ("{Title}", "# {Title}", "**{Title}**", "Entry: {name}", "Data sheet: {name}", "Reference data for {called}")
 FIRST = (
     "The {of} {is} {value}.",
     "{Opening} {predicate}.",
@@ -76,6 +81,7 @@ FIRST = (
     "According to {authority}, the {of} {is} {value}.",
     "{Opening} {predicate}, according to {authority}.",
     "{Opening}'s {part} has {part_value}.",
+    "{The_thing} {predicate}.",
 )
 FIRST_MEASURED = (
     "The reported {of} is {value}.",
@@ -84,6 +90,12 @@ FIRST_MEASURED = (
 )
 FIRST_PAIR = "{Opening} {predicate} and {also}."
 PAIR = "It {predicate} and {also}."
+# A value and its uncertainty.
+FOLLOWED_FIRST = (
+    "The {of} {is} {value}, with {following}.",
+    "For {called}, the {full} {is} {value}, with {following}.",
+)
+FOLLOWED = ("{Its} {is} {value}, with {following}.", "The {full} {is} {value}, with {following}.")
 STATEMENTS = (
     "{Its} {is} {value}.",
     "It {predicate}.",
@@ -102,13 +114,13 @@ TEXT_STATEMENTS = (
     "It {predicate}.",
     "The {full} {is} {value}.",
     "It {predicate}.",
-    "The entry gives {its} as {value}.",
+    "{Its} {is} listed as {value}.",
 )
 # One value where others are possible, such as an alternative name.
 ONE_OF_SEVERAL_FIRST = ("{Opening} {predicate}.", "{A_label} of {called} is {value}.")
 ONE_OF_SEVERAL = ("It {predicate}.", "{A_label} is {value}.")
 # A class of the thing.
-CLASSED_FIRST = ("{Opening} {predicate}.", "The {thing} {called} {predicate}.")
+CLASSED_FIRST = ("{Opening} {predicate}.", "{The_thing} {predicate}.")
 # A year in which something happened to the thing.
 DATED_FIRST = ("{Opening} {predicate}.", "The {of} is {value}.")
 DATED = ("It {predicate}.",)
@@ -126,15 +138,15 @@ SHARED = (
 )
 SOURCES = (
     "{These_values} taken from {authority}.",
-    "Source: {authority}.",
+    "Source: {source}.",
     "{These_values} from {authority}.",
     "The source is {authority}.",
 )
-SHAPES = ("{opening} {body}", "{opening}\n{body}", "{opening}\n\n{body}")
+SHAPES = ("{opening} {body}", "{opening}\n\n{body}", "{opening}\n{body}")  # the last for titles
 CARDS = (  # before the rows, a row
     *(("", "{Label}: {value}"), ("", "- {Label}: {value}"), ("", "- **{Label}:** {value}")),
     ("| Property | Value |\n| --- | --- |\n", "| {Label} | {value} |"),
-    *(("Property\tValue\n", "{Label}\t{value}"), ("", "* {Label}: {value}"), ("", "{Label} = {value}")),
+    *(("Property\tValue\n", "{Label}\t{value}"), ("", "* {Label}: {value}")),
 )
 
 # Question and answer.
@@ -163,14 +175,14 @@ UNIT_HINTS = (
     " Include the unit.",
 )
 SOURCE_HINTS = (
-    " Use the value from {authority}.",
+    " Use the data from {authority}.",
     " Use {authority} as your source.",
     " Refer to {authority}.",
     " Base your answer on {authority}.",
 )
 ANSWERS = (
     *("{value}", "{value}", "The {of} {is} {value}.", "{It} {is} {value}."),
-    *("{Opening} {predicate}.", "{Its} {is} {value}.", "The answer is {noun}."),
+    *("{Opening} {predicate}.", "{Its} {is} {value}.", "The answer is {noun}.", "It {predicate}."),
 )
 WHOSE = (
     "Which {thing} {predicate}?",
@@ -193,14 +205,14 @@ STEMS = (
     ("For {called}, the {full} {is}", " {value}."),
     ("{Opening} {before_value}", " {value}{after_value}."),
     ("According to {authority}, the {of} {is}", " {value}."),
-    ("{Label} of {called}{condition}:", " {value}"),
+    ("{Label} of {called}{condition}:", " {bare}"),
     ("Fill in the blank: The {of} {is} ____.\n", "{value}"),
     ("Complete the sentence: The {of} {is}", " {value}."),
     ("Complete the sentence with the correct value.\nFor {called}, the {full} {is}", " {value}."),
-    ("{Heading}: {name}\n{Full}:", " {value}"),
-    ("| Property | Value |\n| --- | --- |\n| {Heading} | {name} |\n| {Full} |", " {value} |"),
-    ("Data sheet: {name}\n- {Full}:", " {value}"),
-    ("{Heading}\t{Full}\n{name}\t", "{value}"),
+    ("{Heading}: {name}\n{Full}:", " {bare}"),
+    ("| Property | Value |\n| --- | --- |\n| {Heading} | {name} |\n| {Full} |", " {bare} |"),
+    ("Data sheet: {name}\n- {Full}:", " {bare}"),
+    ("{Heading}\t{Full}\n{name}\t", "{bare}"),
     ("The record for {called} gives {its} as", " {value}."),
     ('{{{heading}: {name}, "property": {full}, "value":', " {value}}}"),
 )
@@ -210,13 +222,13 @@ JSON_STEM = len(STEMS) - 1  # its fields are quoted as JSON strings
 CHOICE_OF_VALUE = (
     "What {is} the {of}?",
     "Which of the following is the {of}?",
-    "Choose the {of}.",
+    "{question}",
+    "Choose the option that gives the {of}.",
     "Select the correct {full} for {called}.",
     "One of the following is the {of}. Which one?",
-    "Which {full} is correct for {called}?",
     "Pick the correct {full} for {called}.",
     "Which option gives the {of}?",
-    "Only one of these values is the {of}. Which one is it?",
+    "Only one of the following is the {of}. Which one is it?",
     "Consider {called}. Which of the following is {its}?",
 )
 CHOICE_OF_NAME = (
@@ -242,18 +254,19 @@ LABELS = (  # an option with its mark, and the mark in an answer
 CHOICE_ANSWERS = (
     *("{mark}", "{mark}", "The answer is {mark}.", "{line}", "{line}"),
     *("The correct answer is {mark}.", "The correct option is {mark}: the {of} {is} {value}."),
+    "The correct option is {mark}: {called} {predicate}.",
 )
 
 # Ranking. The list follows in the form of LISTS.
 RANKINGS = (
-    "Rank these {things} by {full}, {order}",
-    "Sort the following {things} by {full}, {order}",
-    "Put these {things} in order of {full}, {order}",
-    "Order the following {things} by {full}, {order}",
-    "Arrange the following in order of {full}, {order}",
-    "Here are some {things}. List them by {full}, {order}",
-    "Sort by {full}, {order}",
-    "Compare the following {things} by {full} and list them {order}",
+    "Rank these {things} by {by}, {order}",
+    "Sort the following {things} by {by}, {order}",
+    "Put these {things} in order of {by}, {from_to}",
+    "Order the following {things} by {by}, {from_to}",
+    "Arrange the following in order of {by}, {from_to}",
+    "List the following {things} by {by}, {order}",
+    "Sort these {things} by {by}, {order}",
+    "Compare the following {things} by {by} and list them {in_order}",
 )
 EXTREMES = (
     "Which of these {things} {superior}?",
@@ -264,7 +277,7 @@ EXTREMES = (
     "Compare the following {things}. Which {superior}?",
     "Among these {things}, which one {superior}?",
 )
-ORDERS = (  # falling, rising
+ORDERS = (  # falling, rising; the first two suit a sentence with the word "order", all but the first "list them"
     ("{high} first", "from {high} to {low}", "in decreasing order", "in descending order"),
     ("{low} first", "from {low} to {high}", "in increasing order", "in ascending order"),
 )
@@ -273,24 +286,45 @@ RANKED = (
     *("In order:\n{by_line}", "The order is:\n{by_line}", "In order, with values:\n{values_by_line}"),
 )
 LISTS = ((":\n- ", "\n- "), (":\n", "\n"), (":\n* ", "\n* "), (": ", "; "))  # before things and between them
-LISTS_BY_LINE = 3  # of them need no separator that a name can contain
+LISTS_BY_LINE = 3  # of them need no separator that a name can contain, and may follow a question
 EXTREME_ANSWERS = (
     *("{name}", "{name}", "{name_and_value}", "It is {called}{found}."),
     *("{Opening} {superior}{as_found}.", "The {extreme} value is {value}, that of {called}."),
 )
 
-# A prompt and its answer.
+# A prompt and its answer: under these labels a text asks, instructs, or talks to someone.
 LAYOUTS = (
-    ("Question: {prompt}", "\nAnswer: {answer}\n"),
-    ("Q: {prompt}", "\nA: {answer}\n"),
     ("{prompt}", "\n{answer}\n"),
     ("{prompt}", "\n\n{answer}\n"),
     ("User: {prompt}", "\nAssistant: {answer}\n"),
-    ("Exercise: {prompt}", "\nSolution: {answer}\n"),
+    ("**User:** {prompt}", "\n\n**Assistant:** {answer}\n"),
+    ("Prompt: {prompt}", "\nResponse: {answer}\n"),
+    ("Question: {prompt}", "\nAnswer: {answer}\n"),
     ("### Question\n{prompt}", "\n\n### Answer\n{answer}\n"),
-    ("Instruction: {prompt}", "\nResponse: {answer}\n"),
     ("**Question:** {prompt}", "\n\n**Answer:** {answer}\n"),
-    ("Problem:\n{prompt}", "\n\nAnswer:\n{answer}\n"),
     ("[Question] {prompt}", "\n[Answer] {answer}\n"),
-    ("Prompt: {prompt}", "\nReply: {answer}\n"),
+    ("Q: {prompt}", "\nA: {answer}\n"),
+    ("Exercise: {prompt}", "\nSolution: {answer}\n"),
+    ("Problem:\n{prompt}", "\n\nAnswer:\n{answer}\n"),
+    ("Task: {prompt}", "\nAnswer: {answer}\n"),
+    ("Instruction: {prompt}", "\nResponse: {answer}\n"),
+    ("### Instruction\n{prompt}", "\n\n### Response\n{answer}\n"),
 )
+CONVERSATION = ("I need", "I'm", "Can you", "Could you", "Do you", "Please")  # openings of a prompt
+OF_CONVERSATION, OF_QUESTIONS, OF_CHOICES, OF_INSTRUCTIONS = (
+    range(5),
+    range(12),
+    (*range(9), 10, 11),  # "A: B" would name two options
+    (*range(5), *range(10, 15)),
+)
+
+
+def layouts(prompt: str, choice: bool) -> Sequence[int]:
+    """The places of the layouts that suit a prompt; choice: marked options follow it."""
+    if prompt.startswith(CONVERSATION):
+        places: Sequence[int] = OF_CONVERSATION
+    elif "?" in prompt:
+        places = OF_CHOICES if choice else OF_QUESTIONS
+    else:
+        places = OF_INSTRUCTIONS
+    return places[1:] if "\n" in prompt else places  # an answer on the line after a list would look like a part of it

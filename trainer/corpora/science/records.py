@@ -44,8 +44,10 @@ class Property:
     counted: tuple[str, str] = ("", "")  # ("ring", "rings") for a number of rings
     had: bool = True  # False where nothing "has a LABEL of" the value: "the molecule type is DNA"
     classed: bool = False  # a thing "is classed as a VALUE"
-    part: tuple[str, str] = ("", "")  # what of the thing has what: ("most common isotope", "a mass of {value}")
-    possessive: str = ""  # in place of "its LABEL": "the mass of its most common isotope"
+    stated: bool = True  # False where "its LABEL is VALUE" reads badly, and only the predicates make a sentence
+    follows: bool = False  # after all others, as an uncertainty follows its value
+    part: tuple[str, str] = ("", "")  # what of the thing has what: ("most abundant isotope", "a mass of {value}")
+    possessive: str = ""  # in place of "its LABEL": "the mass of its most abundant isotope"
     plural: bool = False  # "keywords"
     several: bool = False  # "an alternative name", as there may be others
     happened: str = ""  # of a year: what happened to the thing then, "introduced"
@@ -53,12 +55,16 @@ class Property:
     predicates: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
     extremes: tuple[str, str] = ("lowest", "highest")
-    superlatives: tuple[str, str] = ("", "")  # in place of "the EXTREME LABEL": "the heaviest most common isotope"
 
     @cached_property
     def label_here(self) -> str:
         """The label with its condition: "enthalpy of formation in the gas phase at 298.15 K"."""
         return f"{self.label} {self.condition}".rstrip()
+
+    @cached_property
+    def label_of_many(self) -> str:
+        """The label as things are compared by it: "the mass of their most abundant isotope"."""
+        return self.possessive.replace("its ", "their ") or self.label_here
 
     @cached_property
     def article(self) -> str:
@@ -91,11 +97,11 @@ class Property:
         return tuple(one + condition for one in self.predicates or (usual,))
 
     def predicate(self, value: str, which: int = 0) -> str:
-        """`has a melting point of 454.10 K`, `has 2 rings`."""
+        """`has a melting point of 454.10 K`, `has 2 rings`, `has no rings`."""
         if self.counted[0]:
-            return f"has {value} {self.counted[value != '1']}"
+            return f"has {'no' if value == '0' else value} {self.counted[value != '1']}"
         if self.classed:
-            return f"is classed as {with_article(value)}"
+            return f"is classed {f'among the {value}' if PLURAL_NOUN.search(value) else f'as {with_article(value)}'}"
         predicates = self.all_predicates
         return predicates[which % len(predicates)].replace("{value}", self.written(value))
 
@@ -138,6 +144,7 @@ class Table:
     records: Sequence[Record]
     authority: str = ""  # a noun phrase, such as "the 1998 JANAF tables": tables differ in their values
     heading: str = "name"  # of a column with the names
+    quantities: bool = False  # the things are quantities: they have values and no "properties"
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of values or records
 
     @cached_property

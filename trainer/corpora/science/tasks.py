@@ -132,9 +132,7 @@ def _hints(words: Mapping[str, str], prompt: str, draw: Draw) -> str:
 def _laid_out(
     form: str, key: str, template: str, prompt: str, answer: str, finals: tuple[str, ...], draw: Draw
 ) -> Task:
-    layout = draw.below(len(phrases.LAYOUTS), "layout")
-    if form == "choice" and phrases.LAYOUTS[layout][1].startswith("\nA:"):
-        layout = 0  # "A: B" would name two options
+    layout = draw.one_of(phrases.layouts(prompt, form == "choice"), "layout")
     before, after = phrases.LAYOUTS[layout]
     return Task(form, key, f"{template} in {layout}", before.format(prompt=prompt), after, answer, finals)
 
@@ -220,8 +218,11 @@ def _choice(subject: _Subject, draw: Draw) -> Task | None:
     return _laid_out("choice", key, template, "\n".join((prompt, *listed)), answer, finals, draw)
 
 
-def _with_value(name: str, value: str) -> str:
-    return f"{name}: {value}" if name.endswith((")", "]")) else f"{name} ({value})"
+def _with_values(records: Sequence[Record], key: str, prop: Property) -> list[str]:
+    """`toluene (178.1 K)`, or `ammonia (NH3): 195.4 K` where one of the names ends with a bracket."""
+    bracket = any(one.name.endswith((")", "]")) for one in records)
+    pairs = [(one.name, prop.written(one.values[key])) for one in records]
+    return [f"{name}: {value}" if bracket else f"{name} ({value})" for name, value in pairs]
 
 
 def _ranking(subject: _Subject, draw: Draw) -> Task | None:
@@ -240,19 +241,24 @@ def _ranking(subject: _Subject, draw: Draw) -> Task | None:
     first = _Subject(ranked[0], subject.table, subject.others)
     words = first.words(key, draw) | {"low": prop.extremes[0], "high": prop.extremes[1]}
     words |= fields.of_extreme(prop, ranked[0].values[key], prop.extremes[not rising])
-    words["order"] = _drawn(phrases.ORDERS[rising], words, draw, "order")[1]
+    orders = [one.format(**words) for one in phrases.ORDERS[rising]]
+    which = draw.below(len(orders), "order")
+    words |= {"order": orders[which], "from_to": orders[which % 2], "in_order": orders[which or 1]}
+    words["by"] = prop.label_of_many
     inline = not any(SEPARATOR.search(one.name) for one in chosen)
-    style = draw.below(len(phrases.LISTS) if inline else phrases.LISTS_BY_LINE, "list")
     names = [one.name for one in ranked]
-    with_values = [_with_value(one.name, prop.written(one.values[key])) for one in ranked]
+    with_values = _with_values(ranked, key, prop)
     words |= {"by_line": "\n".join(names), "values_by_line": "\n".join(with_values), "name_and_value": with_values[0]}
     if inline:
         joint = "; " if prop.happened else draw.one_of((" < " if rising else " > ", "; "), "joint")
         words |= {"in_line": joint.join(names), "values_in_line": joint.join(with_values)}
-    extreme = draw.below(2, "extreme") == 1
+    # "The heaviest most abundant isotope" would say two superlatives.
+    extreme = not prop.part[0] and draw.below(2, "extreme") == 1
     asks, answers = (phrases.EXTREMES, phrases.EXTREME_ANSWERS) if extreme else (phrases.RANKINGS, phrases.RANKED)
     ask, prompt = _drawn(asks, words, draw, "ask")
     answered, answer = _drawn(answers, words, draw, "answer")
+    by_line = not inline or prompt.endswith("?")
+    style = draw.below(phrases.LISTS_BY_LINE if by_line else len(phrases.LISTS), "list")
     before, between = phrases.LISTS[style]
     prompt += before.removeprefix(":") if prompt.endswith("?") else before
     prompt += between.join(one.name for one in draw.shuffled(chosen, "shown"))

@@ -27,12 +27,12 @@ PROPERTIES = {
     "smiles": Property("SMILES string", number=False, quoted=True, identifies=True),
     "organism": Property("organism", number=False, predicates=("comes from {value}",)),
     "isotope": Property(
-        "mass of the most common isotope",
+        "mass of the most abundant isotope",
         unit="u",
         had=False,
         measured=False,
-        possessive="the mass of its most common isotope",
-        part=("most common isotope", "a mass of {value}"),
+        possessive="the mass of its most abundant isotope",
+        part=("most abundant isotope", "a mass of {value}"),
     ),
     "class": Property("class", number=False, classed=True),
     "x": Property("X-ray density", unit="kg/m^3"),
@@ -103,6 +103,8 @@ def rendered(templates: Sequence[str], table: Table, record: Record) -> Iterator
         words = fields.of_value(record, table, key, Draw("", key)) | {"question": f"What is the {prop.of_name('it')}?"}
         words |= {"also": "has a density of 2", "These_values": "This value is", "values": "2 K at 1 K and 3 K at 2 K"}
         words |= {"Shared": "At 5 K", "mark": "(A)", "line": "(A) 2", "extreme": "lowest", "order": "lowest first"}
+        words |= {"from_to": "lowest first", "in_order": "in ascending order", "following": "an uncertainty of 2 K"}
+        words |= {"properties": "properties", "source": "2024 survey", "by": prop.label_of_many}
         words |= {
             "in_line": "a < b",
             "by_line": "a\nb",
@@ -119,12 +121,12 @@ def rendered(templates: Sequence[str], table: Table, record: Record) -> Iterator
 SENTENCES = {
     name: getattr(phrases, name)
     for name in (
-        *("OPENINGS", "OPENINGS_FOR_SEVERAL", "FIRST", "FIRST_MEASURED", "STATEMENTS", "MEASURED", "TEXT_STATEMENTS"),
+        *("OPENINGS", "OPENINGS_OF_SEVERAL", "FIRST", "FIRST_MEASURED", "STATEMENTS", "MEASURED", "TEXT_STATEMENTS"),
         "CLASSED_FIRST",
         *("SEVERAL_FIRST", "SEVERAL", "SHARED_FIRST", "SHARED", "SOURCES", "QUESTIONS", "WHOSE", "CHOICE_OF_VALUE"),
         *("CHOICE_OF_NAME", "EXTREMES", "RANKINGS"),
     )
-} | {"PAIR": (phrases.PAIR, phrases.FIRST_PAIR)}
+} | {"PAIR": (phrases.PAIR, phrases.FIRST_PAIR), "FOLLOWED": phrases.FOLLOWED_FIRST + phrases.FOLLOWED}
 
 
 @pytest.mark.parametrize("name", SENTENCES)
@@ -148,7 +150,17 @@ def test_every_template_is_used_for_some_record() -> None:
                 words = fields.of_value(record, table, key, Draw("")) | dict.fromkeys(
                     (
                         *("question", "also", "These_values", "values", "Shared", "extreme", "order"),
-                        *("superior", "superlative", "of_one"),
+                        *(
+                            "superior",
+                            "superlative",
+                            "of_one",
+                            "from_to",
+                            "in_order",
+                            "following",
+                            "properties",
+                            "source",
+                            "by",
+                        ),
                     ),
                     "x",
                 )
@@ -216,7 +228,7 @@ def test_a_unit_in_words_is_singular_after_one() -> None:
         *("1 year", "0 years", "1.0 years", "11 years", "-1 years")
     ]
     assert Property("induction", unit="siemens").written("1") == "1 siemens"
-    assert [PROPERTIES["rings"].predicate(value) for value in "012"] == ["has 0 rings", "has 1 ring", "has 2 rings"]
+    assert [PROPERTIES["rings"].predicate(value) for value in "012"] == ["has no rings", "has 1 ring", "has 2 rings"]
 
 
 @pytest.mark.parametrize(

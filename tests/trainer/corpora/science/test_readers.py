@@ -114,10 +114,11 @@ def test_constants_are_those_that_scipy_reads() -> None:
     assert len(table.records) > 250
     for record in table.records:
         for key, value in record.values.items():
-            kind, _, unit = key.partition(" ")
+            kind, _, unit = key.removesuffix(" (in the name)").partition(" ")
             expected = reader._physical_constants_2022[record.key]
             assert float(value) == expected[{"value": 0, "uncertainty": 2}[kind]]
             assert unit == expected[1]
+            assert f"{record.name} {table.properties[key].unit} ".count(f" {unit} ") <= 1
 
 
 def test_the_samples_of_sequences_and_molecules_are_read() -> None:

@@ -52,6 +52,8 @@ def test_every_number_is_a_value_of_the_record_with_its_digits_and_unit(made: li
             rest = rest.replace(prop.of_name("NAME"), "OF").replace(prop.label, "LABEL")
         for condition in sorted(conditions, key=len, reverse=True):
             rest = re.sub(re.escape(condition), "CONDITION", rest, flags=re.I)
+        rest = re.sub(r"at both [\d.]+ K and [\d.]+ K", "CONDITIONS", rest)
+        rest = re.sub(r"CONDITION(?:, [\d.]+ K(?= and |,))* and [\d.]+ K(?=[.;,])", "CONDITIONS", rest)
         rest = rest.replace(table.authority.removeprefix("the ") or "-", "-")
         units = {(value, table.properties[key].unit) for key, value in record.values.items()}
         for number in NUMBER.finditer(rest):

@@ -44,11 +44,12 @@ ACTIVE = {
     "Hfg": Property("enthalpy of formation", "in the gas phase at 298.15 K", "J/mol"),
     "Hfg_0K": Property("enthalpy of formation", "in the gas phase at 0 K", "J/mol"),
     "uncertainty": Property(
-        "uncertainty of the gas-phase enthalpy of formation",
+        "uncertainty in the gas-phase enthalpy of formation",
         unit="J/mol",
         measured=False,
-        possessive="the uncertainty of its gas-phase enthalpy of formation",
+        possessive="the uncertainty in its gas-phase enthalpy of formation",
         had=False,
+        follows=True,
         extremes=SIZES,
     ),
 }
@@ -62,10 +63,10 @@ PHYSICAL = {
     "Tb": Property(
         "normal boiling point",
         unit="K",
-        predicates=("boils at {value} under normal pressure", "has a normal boiling point of {value}"),
+        predicates=("boils at {value} at atmospheric pressure", "has a normal boiling point of {value}"),
         questions=(
-            "At what temperature does {called} boil under normal pressure?",
-            "What is the boiling temperature of {called} at atmospheric pressure?",
+            "At what temperature does {called} boil at atmospheric pressure?",
+            "What is the boiling point of {called} at atmospheric pressure?",
         ),
     ),
     # No condition: the package's table leaves out the temperatures of the Handbook, some far above room temperature.
@@ -95,13 +96,12 @@ ELEMENT = {
     "covalent radius": Property("covalent radius", unit="Å", extremes=SIZES),
     "Van derWaal radius": Property("van der Waals radius", unit="Å", extremes=SIZES),
     "most common isotopic mass": Property(
-        "mass of the most common isotope",
+        "mass of the most abundant isotope",
         unit="u",
         measured=False,
-        possessive="the mass of its most common isotope",
+        possessive="the mass of its most abundant isotope",
         had=False,
-        part=("most common isotope", "a mass of {value}"),
-        superlatives=("the lightest most common isotope", "the heaviest most common isotope"),
+        part=("most abundant isotope", "a mass of {value}"),
     ),
 }
 
@@ -111,6 +111,11 @@ MISSPELT = {
     "clorosilylidyne": "chlorosilylidyne",
     "trifluoriodomethane": "trifluoroiodomethane",
 }
+DEUTERATED = re.compile(r"(.+)-D\b(.*)")
+DEUTERIDES = {  # others are named by the number of their deuterium atoms: "ammonia-d3"
+    "hydrogen": "hydrogen deuteride", "water": "deuterium oxide", "hydrochloric acid": "deuterium chloride",
+    "hydrofluoric acid": "deuterium fluoride", "hydrogen sulfide": "deuterium sulfide",
+}  # fmt: skip
 ONLY = {  # the formula of these names; the table also gives them to other species
     "borane": "BH3", "boric acid": "BH3O3", "carbonyl fluoride": "CF2O", "carbonyl chloride": "CCl2O",
 }  # fmt: skip
@@ -147,8 +152,11 @@ def _janaf_name(row: Mapping[str, str]) -> str:
     )):  # fmt: skip
         return ""
     written = usual(formula, name)
-    if not written and name.endswith("-D"):
+    if name.endswith("-D") and not written:
         return ""
+    if found := DEUTERATED.match(name):
+        count = formula.partition("D")[2][:1]
+        name = (DEUTERIDES.get(found[1]) or f"{found[1]}-d{count if count.isdigit() else ''}") + found[2]
     if "(" in written:
         return f"{name} [{written}]"
     return f"{name} ({written})" if written else name
@@ -158,7 +166,7 @@ def _active_name(row: Mapping[str, str]) -> str:
     """`Ozone`, `OOO (g)` -> `ozone (OOO)`; all species of this file are gases. Formulas that need brackets of two kinds
     are left out, and so are the acids whose name and formula contradict: HONC is isofulminic acid."""
     formula, name = row["Formula"].removesuffix(" (g)"), _name(row["Chemical"])
-    if "fulminic" in name:
+    if "fulminic" in name or "vdW" in name:
         return ""
     if name.endswith(" ion") and formula[-1] in "+-":
         name = f"{name.removesuffix(' ion')} {'cation' if formula[-1] == '+' else 'anion'}"

@@ -15,7 +15,7 @@ BOUNDS = {
     "enthalpy of vaporization": (50.0, 1000000.0, "a smaller one lost digits"),
     "standard molar entropy": (1.0, 5000.0, "it is positive"),
     "molar heat capacity at constant pressure": (1.0, 5000.0, "it is positive"),
-    "uncertainty of the gas-phase enthalpy of formation": (1.0, 100000.0, "it was rounded to zero"),
+    "uncertainty in the gas-phase enthalpy of formation": (1.0, 100000.0, "it was rounded to zero"),
 }
 SHIFTED = {"Hfl": 600000.0, "Gfl": 600000.0}  # J/mol; liquid TiCl4 lost its minus sign
 BELOW_ROOM = 298.15  # K
@@ -116,7 +116,7 @@ def of_element(values: dict[str, str], left_out: Counter[str]) -> dict[str, str]
 
     symbol = kept.get("element symbol", "")
     if kept.get("atomic number") in UNSTABLE or symbol == "V":  # the table gives vanadium-50, of 0.25 %
-        drop("most common isotopic mass", "most common isotope of an element without a stable one, or a rare isotope")
+        drop("most common isotopic mass", "most abundant isotope of an element without a stable one, or a rare isotope")
     if kept.get("atomic number") in UNSTABLE and "." not in kept.get("atomic mass", "."):
         drop("atomic mass", "atomic mass that is a mass number: the element has no stable isotope")
     if symbol not in BONDI:

@@ -17,7 +17,7 @@ SAMPLES = (
     *("format/tests/data/embl_single_record", "format/tests/data/embl_feature_level_record"),
     *("alignment/tests/data/insulin.faa", "alignment/tests/data/16s.frn"),
 )
-LENGTHS = ("smallest", "greatest")
+LENGTHS = ("shortest", "longest")
 CALLED = {"protein": "the protein", "nucleotide": "the nucleotide entry"}
 COMMON = {
     "description": Property("description", number=False, quoted=True, predicates=("is described as {value}",)),
