@@ -26,6 +26,7 @@ from trainer.storage.lock import FileLock, LockedError
 from trainer.storage.manifest import CHECKPOINT
 
 LOCK_FILE = "run.lock"
+GLANCE = 0.2  # seconds; `octavo runs` shares a lock for a moment to see whether it is held
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def hold(path: Path) -> FileLock:
     `ConfigError` if another process, which it names, holds the directory, or if it cannot be made.
     """
     try:
-        return FileLock(path / LOCK_FILE, owner=f"process {os.getpid()} on {socket.gethostname()}")
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        return FileLock(path / LOCK_FILE, owner=owner, wait=GLANCE)
     except OSError as error:
         raise _unwritable(path, error) from None
     except LockedError as error:

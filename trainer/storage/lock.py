@@ -80,6 +80,28 @@ class FileLock:
         self.close()
 
 
+def holder(path: Path) -> str | None:
+    """The owner that the process which holds the lock `path` left there, "" if none; None where no process holds it.
+
+    Shares the lock for a moment, so a process that wants it must be ready to wait that long. Raises `OSError`.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return _read_owner(path)
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+            return None
+        raise
+    finally:
+        os.close(file)
+    return None
+
+
 def _try(path: Path, create: bool) -> int | None:
     """A descriptor that holds the lock; None where another process holds it."""
     while True:

@@ -45,6 +45,8 @@ def test_a_run_learns_and_leaves_its_record(tmp_path):
     assert len(sample["text"].split()) > 1
     assert not [record for record in records(tmp_path) if "event" in record and "loss" in record]
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-40\n"
+    assert records(tmp_path)[-1]["event"] == "done"
+    assert f"octavo inspect {tmp_path}" in records(tmp_path)[-1]["text"]
 
 
 def test_balance_is_its_coefficient_per_layer_when_even(tmp_path):
@@ -140,6 +142,8 @@ def test_too_many_in_a_row_end_the_run_with_one_line(tmp_path, monkeypatch, caps
     assert "optim.lr" in error
     assert "step-4" in error  # saved at step 4 with two skipped, which change no weight
     assert len(steps(tmp_path)) == 6  # at most log_every late
+    assert "train.max_skipped=3" in records(tmp_path)[-1]["message"]
+    assert records(tmp_path)[-1]["event"] == "failed"
 
 
 def test_a_resumed_run_continues_counting_skipped_steps(tmp_path, monkeypatch):
