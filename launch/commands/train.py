@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.dry_run import dry_run
 from parallel.errors import Fault, UserError
 from trainer.config import memory
 from trainer.config.command_line import Parser, whole_number
@@ -63,6 +64,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         metavar="N",
         help="number of machines; run the command on each (default: 1)",
     )
+    add("--dry-run", action="store_true", help="print what the command would train, hold and write, and start nothing")
     for option, what in RENDEZVOUS.items():
         add(option, metavar="X", help=what)
     options = parser.read(dashed)
@@ -72,8 +74,11 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     if machines == 1 and not rendezvous:
         rendezvous = ["--standalone"]  # a free port: two runs on one machine do not meet
     cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=ranks * machines)
-    if machines == 1 and (fault := _too_large_for_host(cfg, ranks)) is not None:
-        raise ConfigError([fault])
+    too_large = _too_large_for_host(cfg, ranks) if machines == 1 else None
+    if options.dry_run:
+        return partial(dry_run, cfg, directory.choose(cfg), ranks * machines, too_large)
+    if too_large is not None:
+        raise ConfigError([too_large])
     # With several machines only that of rank 0 can choose, and no machine knows yet whether it is that one.
     run = directory.choose(cfg) if machines == 1 else None
     if run is not None and run.status == "finished":
@@ -134,7 +139,7 @@ def _train(cfg: Config, run: directory.RunDir | None, ranks: int, launch: Sequen
             handed += ["--run-directory", str(chosen)]
         if ranks > 1:
             # torchrun would take 1 thread a rank, which leaves most cores of a CPU machine idle
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(host.cores() / ranks))))
         logs = ["--log-dir", str(Path(folder, "logs"))]  # else torchrun leaves an empty one in the temporary folder
         with _say_while_waiting(waits_for, Path(folder, "logs")):
             return _torchrun([*launch, *logs, "-m", "trainer", *handed])

@@ -237,6 +237,7 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
         *("-m", "trainer", "--resolved"),
     ]
     run = choose(seen["cfg"])
+    assert seen["run"].pop("command")[1:] == ["train", *words]
     assert seen["run"] == {"path": str(run.path), "status": "new", "step": 0, "changes": []}
     assert seen["rest"][0] == "--run-directory"
     assert not Path(seen["rest"][1]).exists()

@@ -45,8 +45,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     weights, tensors = _elements(cfg, world_size, rank)
     head = _share(cfg.model.vocab_size, *_shard(cfg, world_size, rank)) * cfg.model.hidden_size
     trained = weights - (head if cfg.train.objective == "contrastive" else 0)  # which leaves the LM head out
-    moments = {"adamw": 2, "sgd": int(cfg.optim.momentum > 0)}[cfg.optim.name] * NUMBER[cfg.precision.moments]
-    optimizer = weights * moments + (4 * tensors if cfg.optim.name == "adamw" else 0) + 8  # step and skip counts
+    optimizer = weights * _moments(cfg) + (4 * tensors if cfg.optim.name == "adamw" else 0) + 8  # step and skip counts
     tokens = cfg.train.micro_batch * cfg.data.seq_len
     activations = tokens * cfg.model.hidden_size * cfg.model.num_layers * NUMBER[cfg.precision.linears]
     batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // world_size
@@ -54,6 +53,11 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
         return RankMemory(4 * weights, 4 * trained, optimizer, activations, batches)
     gradients = 4 * trained // (world_size if cfg.optim.zero_stage == 2 else 1)
     return RankMemory(4 * weights, gradients, optimizer // world_size, activations, batches, exact=False)
+
+
+def checkpoint_bytes(cfg: Config) -> int:
+    """Bytes of one checkpoint: the weights and moments of all ranks, once."""
+    return cfg.model.num_params() * (4 + _moments(cfg))
 
 
 def too_large(cfg: Config, world_size: int, rank: int, available: int, place: str) -> Fault | None:
@@ -80,6 +84,12 @@ def too_large(cfg: Config, world_size: int, rank: int, available: int, place: st
 def gigabytes(size: float) -> str:
     """Such as "62.1 MB" or "1,107.2 GB"."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _moments(cfg: Config) -> int:
+    """Bytes of the moments of one weight."""
+    count = 2 if cfg.optim.name == "adamw" else int(cfg.optim.momentum > 0)
+    return count * NUMBER[cfg.precision.moments]
 
 
 def _most_layers(cfg: Config, world_size: int, rank: int, available: int) -> int:

@@ -1,0 +1,81 @@
+"""`octavo train --dry-run`: what a command would train, hold, write and continue. Starts and writes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+from parallel.errors import Fault
+from trainer.config.checks.optim import doubtful
+from trainer.config.checks.unused import without_effect
+from trainer.config.errors import print_warning
+from trainer.config.keys import Config
+from trainer.config.memory import checkpoint_bytes, gigabytes, rank_memory
+from trainer.config.ranks import map_ranks
+from trainer.run.directory import LOCK_FILE, RunDir
+from trainer.storage.lock import holder
+
+
+def dry_run(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) -> int:
+    """Print the plan of `cfg` on `world_size` ranks in `run`. Returns 0, also where the command would be refused here:
+    a plan for a cluster is made on a laptop. too_large: the reason why it would.
+    """
+    for name, text in _plan(cfg, run, world_size, too_large):
+        print(f"{name:<14}{text}")
+    unused = without_effect(cfg, map_ranks(cfg.parallel, cfg.model, world_size))
+    for line in (*doubtful(cfg.optim, cfg.train.steps), *unused):
+        print_warning(line)
+    return 0
+
+
+def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) -> Iterator[tuple[str, str]]:
+    model, train = cfg.model, cfg.train
+    yield "recipe", cfg.run.name
+    yield "parameters", f"{model.num_params():,}, {model.active_params():,} of them active for a token"
+    axes = [f"{axis}={ranks}" for axis, ranks, _ in map_ranks(cfg.parallel, model, world_size).layout.rows()]
+    yield "ranks", " ".join([f"{world_size:,}", *axes])
+    per_step = train.global_batch * cfg.data.seq_len
+    yield "tokens", f"{train.steps * per_step:,}: {train.steps:,} steps of {train.global_batch} x {cfg.data.seq_len}"
+    if phases := _phases(cfg):
+        yield "phases", phases
+    held = rank_memory(cfg, world_size)
+    whose = "on rank 0, which holds the most" if world_size > 1 else "in all"
+    roughly = "" if held.exact else "roughly "
+    yield "memory", f"{roughly}{gigabytes(held.held)} {whose}, besides activations"
+    for name, size in (("weights", held.weights), ("gradients", held.gradients), ("optimizer", held.optimizer)):
+        yield f"  {name}", gigabytes(size)
+    inputs = f"the inputs of the layers, in a micro-batch of {train.micro_batch}"
+    yield "  activations", f"at least {gigabytes(held.activations)} ({inputs})"
+    place = next(place for place in (run.path.absolute(), *run.path.absolute().parents) if place.exists())
+    free = f"{gigabytes(shutil.disk_usage(place).free)} are free"
+    kept = f"the newest {cfg.checkpoint.keep} are kept"
+    yield "checkpoints", f"{gigabytes(checkpoint_bytes(cfg))} each; {kept}; {free}"
+    yield "directory", str(run.path)
+    yield "would", _would(run, train.steps, too_large)
+
+
+def _phases(cfg: Config) -> str:
+    """The phases of the mixture with their first and last steps; those that the run does not reach say so."""
+    per_step, first, shown = cfg.train.global_batch * cfg.data.seq_len, 0, []
+    for number, (name, phase) in enumerate(cfg.data.phases.items(), 1):
+        last = cfg.train.steps if number == len(cfg.data.phases) else (first + phase.tokens) // per_step
+        if first // per_step >= cfg.train.steps:
+            shown.append(f"{name} not reached")
+        else:
+            shown.append(f"{name} to step {min(last, cfg.train.steps):,}")
+        first += phase.tokens
+    return ", ".join(shown)
+
+
+def _would(run: RunDir, steps: int, too_large: Fault | None) -> str:
+    owner = holder(run.path / LOCK_FILE)
+    if owner is not None:
+        return f"be refused: the directory is in use by {owner or 'another process'}"
+    if run.status == "finished":
+        return f"do nothing: step {run.step:,} is saved; a train.steps above it continues the run"
+    if too_large is not None:
+        return f"be refused on this machine, whose memory is smaller than the {gigabytes(too_large.value)} needed"
+    changed = f", with {'; '.join(run.changes)}" if run.changes else ""
+    if run.status == "resume" and run.step:
+        return f"resume after step {run.step:,}: {steps - run.step:,} steps remain{changed}"
+    return f"start a new run{changed}"
