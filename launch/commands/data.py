@@ -14,7 +14,7 @@ from launch.configurations import read_configuration
 from parallel.errors import Fault, one_of
 from trainer.config.checks.data import check_length
 from trainer.config.command_line import Parser
-from trainer.config.errors import CommandError, ConfigError
+from trainer.config.errors import CommandError, ConfigError, print_warning
 from trainer.config.keys import Config
 from trainer.config.mixture import drawn, shares
 from trainer.config.say import did_you_mean
@@ -104,13 +104,25 @@ def check(cfg: Config) -> int:
 
     Returns 0, or raises `DataError` with everything that is missing or corrupt or does not fit.
     """
+    from trainer.data.mixture.checks import other_vocabulary
     from trainer.data.mixture.reader import MixtureReader
 
-    print_table(_table_of_sources(cfg))
-    directories = _directories(cfg)
-    if faults := _damage(directories):
-        raise DataError(faults)
-    MixtureReader(cfg.data, directories, seed=cfg.train.seed)
+    try:
+        directories = _directories(cfg)
+        if faults := _damage(directories):
+            raise DataError(faults)
+        reader = MixtureReader(cfg.data, directories, seed=cfg.train.seed, samples=_samples(cfg))
+        if cfg.checkpoint.init_from is not None:
+            faults, line = other_vocabulary(next(iter(directories.values())), Path(cfg.checkpoint.init_from))
+            if faults:
+                raise DataError(faults)
+            if line:
+                print_warning(line)
+    except DataError:
+        print_table(_table_of_sources(cfg, {}))  # epochs are unknown until all shards are read
+        raise
+    print_table(_table_of_sources(cfg, reader.epochs(reader.index.samples)))
+    print(f"epochs: of all phases; an epoch is every window of {cfg.data.seq_len} tokens once")
     print(f"{len(directories)} sources are intact: every file is as it was written, one tokenizer made them all,")
     print("and no prefix of one group can be mistaken for another group's")
     return 0
@@ -158,7 +170,7 @@ def stats(cfg: Config) -> int:
 
     reader = _reader(cfg)
     batch, samples = cfg.train.global_batch, cfg.train.steps * cfg.train.global_batch
-    counts = reader.index.counts_before(samples)
+    counts, epochs = reader.index.counts_before(samples), reader.epochs(samples)
     table = _table("source", "domain", "tokens", "documents", "tokens a document", "windows", "share", "epochs")
     for name, shards in reader.train.items():
         windows = shards.num_windows(cfg.data.seq_len)
@@ -170,7 +182,7 @@ def stats(cfg: Config) -> int:
             f"{shards.num_tokens / max(1, shards.num_documents):,.0f}",
             f"{windows:,}",
             f"{counts[name] / samples:.1%}",
-            f"{counts[name] / windows:.3g}",
+            f"{epochs[name]:.3g}",
         )
     print_table(table)
     tokens = _short(samples * cfg.data.seq_len)
@@ -197,7 +209,11 @@ def _directories(cfg: Config) -> dict[str, Path]:
 def _reader(cfg: Config) -> MixtureReader:
     from trainer.data.mixture.reader import MixtureReader
 
-    return MixtureReader(cfg.data, _directories(cfg), seed=cfg.train.seed)
+    return MixtureReader(cfg.data, _directories(cfg), seed=cfg.train.seed, samples=_samples(cfg))
+
+
+def _samples(cfg: Config) -> int:
+    return cfg.train.steps * cfg.train.global_batch
 
 
 def _damage(directories: dict[str, Path]) -> list[Fault]:
@@ -214,17 +230,17 @@ def _damage(directories: dict[str, Path]) -> list[Fault]:
     return found
 
 
-def _table_of_sources(cfg: Config) -> Table:
-    """The tokens that the recipe asks of each source. Its sums are checked already."""
+def _table_of_sources(cfg: Config, epochs: dict[str, float]) -> Table:
+    """The tokens that the recipe asks of each source, whose sums are checked already; and its epochs, if known."""
     data = cfg.data
     given = drawn(data.sources, data.phases)
     table = _table("source", "domain", "prefix", "tokens", "unique", "epochs", "at most", *data.phases)
     for name, source in data.sources.items():
         parts = [f"{float(shares(data.sources, phase)[name]):.1%}" for phase in data.phases]
         tokens, unique = _short(float(given[name])), _short(source.unique_tokens)
-        epochs = f"{float(given[name] / source.unique_tokens):.3g}"
+        times = f"{epochs[name]:.3g}" if epochs else "-"
         most = f"{source.max_epochs:g}"
-        table.add_row(name, source.domain, source.prefix or "-", tokens, unique, epochs, most, *parts)
+        table.add_row(name, source.domain, source.prefix or "-", tokens, unique, times, most, *parts)
     sums = [phase.tokens for phase in data.phases.values()]
     table.add_row("in all", "", "", _short(sum(sums)), "", "", "", *map(_short, sums))
     return table

@@ -20,14 +20,17 @@ def build_data(
     *,
     seed: int,
     vocab_size: int,
+    samples: int = 0,
+    weights: Path | None = None,
     progress: OnProgress = print_line,
     warn: Callable[[str], None] = print_warning,
 ) -> Data:
     """Open the data of `cfg`; any number of processes may call it at once. Raises DataError.
 
     seed: decides the order of the samples. vocab_size: the model's; synthetic data use all of it, a corpus must fit in
-    it. progress: receives every stage of building a toy corpus. warn: receives a line for damage that
-    `data.on_fault=skip` passes over.
+    it. samples: that the run reads in all. weights: the directory of the published weights that it starts from, whose
+    tokenizer.json must give the corpus' tokens the same ids. progress: receives every stage of building a toy corpus.
+    warn: receives a line for damage that `data.on_fault=skip` passes over, and for tokens that the weights do not know.
     """
     if cfg.name == "synthetic":
         from trainer.data.synthetic import open_synthetic
@@ -37,9 +40,17 @@ def build_data(
         names = ("mixture", "synthetic")
         text = f"data.name={cfg.name} is not a kind of data; use {' or '.join(names)}"
         raise DataError(text, where="data.name", value=cfg.name, allowed=names)
+    from trainer.data.mixture.checks import other_vocabulary
     from trainer.data.mixture.stream import open_mixture
 
-    data = open_mixture(cfg, source_directories(cfg, progress), seed=seed, warn=warn)
+    directories = source_directories(cfg, progress)
+    data = open_mixture(cfg, directories, seed=seed, samples=samples, warn=warn)
+    if weights is not None:
+        faults, line = other_vocabulary(next(iter(directories.values())), weights)
+        if faults:
+            raise DataError(faults)
+        if line:
+            warn(line)
     if data.text is not None and (needed := data.text.vocab_size) > vocab_size:
         raise DataError(
             f"model.vocab_size={vocab_size} is smaller than the {needed} tokens of the corpus; use {needed} or more",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -52,7 +53,7 @@ class Parts:
 def build(cfg: Config, run: RunDir, world: World) -> Parts:
     """Collective over all ranks. Raises `ConfigError`, `DataError`, `WorldError` and `HuggingFaceError`."""
     fill = _choose_weights(cfg, run, world)
-    data, data_faults = _open_data(cfg, world)
+    data, data_faults = _open_data(cfg, run, world)
     objective, meshes = build_objective(cfg.train), build_meshes(cfg, world.device.type)
     stages = [build_model(cfg, world, meshes, objective, fill)]
     return Parts(data, data_faults, meshes, objective, stages, _prepare_engine(cfg, world, meshes, stages))
@@ -99,10 +100,18 @@ def _choose_weights(cfg: Config, run: RunDir, world: World) -> Fill | None:
     return fill
 
 
-def _open_data(cfg: Config, world: World) -> tuple[Data, list[str]]:
+def _open_data(cfg: Config, run: RunDir, world: World) -> tuple[Data, list[str]]:
     world.watch.at("start: data")
     found: list[str] = []
-    data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size, warn=found.append)
+    new = run.step == 0 and cfg.checkpoint.init_from is not None
+    data = build_data(
+        cfg.data,
+        seed=cfg.train.seed,
+        vocab_size=cfg.model.vocab_size,
+        samples=cfg.train.steps * cfg.train.global_batch,
+        weights=Path(str(cfg.checkpoint.init_from)) if new else None,
+        warn=found.append,
+    )
     faults = sorted({line for of_rank in world.gather(found) for line in of_rank})
     world.agree("corpus", data.fingerprint)
     return data, faults

@@ -53,6 +53,20 @@ def test_a_whole_mixture_is_checked_and_counted_and_shown_without_torch(recipes:
     assert "R = 4    1." in out
 
 
+def test_check_and_stats_agree_on_epochs(recipes: Path, capsys, monkeypatch) -> None:
+    """45 steps of 8 samples are all phases."""
+    found = []
+    for action in ("check", "stats"):
+        monkeypatch.setattr("launch.commands.data.print_table", found.append)
+        assert main(["data", action, "small", "train.global_batch=8", "--config-dir", str(recipes)]) == 0
+    epochs = []
+    for table in found:
+        (column,) = [column for column in table.columns if column.header == "epochs"]
+        epochs.append([*column.cells][:3])
+    assert epochs[0] == epochs[1]
+    assert all(float(times) > 1 for times in epochs[0])
+
+
 @pytest.mark.parametrize(
     ("words", "reported"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -120,8 +121,8 @@ def _sources(data: DataConfig) -> Iterator[Fault]:
         if not source.path.strip():
             allowed = "the directory of its shards"
             yield Fault(f"{at}.path is empty; use {allowed}", f"{at}.path", source.path, allowed)
-        elif owners.setdefault(source.path, name) != name:
-            text = f"{at}.path={source.path} is also the path of data.sources.{owners[source.path]}"
+        elif (owner := owners.setdefault(os.path.normpath(os.path.join(data.root, source.path)), name)) != name:
+            text = f"{at}.path={source.path} is also the path of data.sources.{owner}"
             yield Fault(f"{text}; use a directory of its own", f"{at}.path", source.path, "a directory of its own")
         if source.modality in ENCODERS:
             text = f"{at}.modality={source.modality} needs {ENCODERS[source.modality]}, which this model does not have"

@@ -117,6 +117,11 @@ class MixtureIndex:
         position = permute(turn, windows, mix64(self._source_keys[source], epoch))
         return source, epoch, position
 
+    @property
+    def samples(self) -> int:
+        """Samples of all phases; the last one continues beyond them."""
+        return self._starts[-1]
+
     def phase_at(self, sample: int) -> str:
         """The phase that a sample belongs to."""
         return self.phases[int(np.searchsorted(self._first_samples, sample, side="right")) - 1]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from parallel.errors import Fault
 from trainer.data.errors import DataError
+from trainer.data.mixture import checks
 from trainer.data.mixture.index import MixtureIndex
 from trainer.data.protocols import Split
 from trainer.data.shards import files as shard_files
@@ -30,7 +31,6 @@ from trainer.data.windows import Windows
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
 
-MISSING_SHARE = 0.01  # a source may have so much less than its unique_tokens, which are round numbers
 UNIGRAM_TOKENS = 2_000_000  # of each source and split that unigram frequencies are counted on
 
 Ints = npt.NDArray[np.int64]
@@ -40,15 +40,18 @@ class MixtureReader:
     """The sources of a mixture and the order of their windows.
 
     Raises DataError with everything that does not fit: a source that is missing or corrupt, made with another tokenizer
-    or other prefixes than the recipe has, or smaller than its `unique_tokens`.
+    or other prefixes than the recipe has, smaller than its `unique_tokens`, drawn more often than its `max_epochs`, or
+    made of the documents of another.
     """
 
-    def __init__(self, data: DataConfig, directories: Mapping[str, Path], *, seed: int) -> None:
-        """directories: of each source's shards. seed: decides the order of the samples."""
+    def __init__(self, data: DataConfig, directories: Mapping[str, Path], *, seed: int, samples: int = 0) -> None:
+        """directories: of each source's shards. seed: decides the order of the samples. samples: that the run reads,
+        if these are more than the phases have."""
         self.names, self._data = list(data.sources), data
         self.train = _open(directories, "train", data)
         self.heldout = _open(directories, "heldout", data)
-        _raise_all([*_wrong_tokenizers(self.train), *self._wrong_sources()])
+        faults = [*checks.tokenizers_of(self.train), *checks.repeated(data, self.train, self.heldout)]
+        _raise_all([*faults, *self._wrong_sources()])
         first = self.train[self.names[0]]
         made = first.manifest["tokenizer"]
         try:
@@ -64,8 +67,9 @@ class MixtureReader:
         self.shares: Mapping[str, float] = {name: float(source.tokens) for name, source in data.sources.items()}
         self.unigram_windows = max(1, UNIGRAM_TOKENS // data.seq_len)
         _raise_all([*Prefixes(data.prefixes, self.tokenizer).faults(), *self._too_short()])
-        windows = {name: shards.num_windows(data.seq_len) for name, shards in self.train.items()}
-        self.index = MixtureIndex.of(data, windows, seed)
+        self.windows = {name: shards.num_windows(data.seq_len) for name, shards in self.train.items()}
+        self.index = MixtureIndex.of(data, self.windows, seed)
+        _raise_all([*checks.too_often(data, self.index, self.windows, samples)])
         made_of: dict[str, Any] = {
             "sources": {name: shards.fingerprint for name, shards in self.train.items()},
             "weights": {name: source.phases for name, source in data.sources.items()},
@@ -74,6 +78,10 @@ class MixtureReader:
             "seed": seed,
         }
         self.fingerprint = hashlib.sha256(shard_files.canonical(made_of)).hexdigest()
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return the epochs of each source among the first `samples`: its draws over its windows."""
+        return {name: drawn / self.windows[name] for name, drawn in self.index.counts_before(samples).items()}
 
     def read(self, first_sample: int, count: int) -> Windows:
         """Return the windows of samples first_sample .. first_sample + count - 1.
@@ -174,7 +182,7 @@ class MixtureReader:
                 )
                 yield Fault(text, f"{key}.prefix", source.prefix, tuple(found))
             tokens = self.train[name].num_tokens
-            if tokens < source.unique_tokens * (1 - MISSING_SHARE):
+            if tokens < source.unique_tokens * (1 - checks.MISSING_SHARE):
                 text = f"{key}.unique_tokens={source.unique_tokens}, but its shards have {tokens}; use {tokens} or less"
                 yield Fault(text, f"{key}.unique_tokens", source.unique_tokens, f"{tokens} or less")
 
@@ -199,13 +207,3 @@ def _open(directories: Mapping[str, Path], split: Split, data: DataConfig) -> di
 def _raise_all(faults: Sequence[Fault]) -> None:
     if faults:
         raise DataError(faults)
-
-
-def _wrong_tokenizers(sources: Mapping[str, Shards]) -> Iterator[Fault]:
-    hashes = {name: shards.manifest["tokenizer"]["sha256"] for name, shards in sources.items()}
-    first, expected = next(iter(hashes.items()))
-    for name, found in hashes.items():
-        if found != expected:
-            key, remedy = f"data.sources.{name}", "tokenise it again"
-            text = f"{key} was made with another tokenizer than data.sources.{first}; {remedy}"
-            yield Fault(text, key, found, remedy)

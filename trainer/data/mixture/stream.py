@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
 
 
-def open_mixture(data: DataConfig, directories: Mapping[str, Path], *, seed: int, warn: Callable[[str], None]) -> Data:
+def open_mixture(
+    data: DataConfig, directories: Mapping[str, Path], *, seed: int, samples: int, warn: Callable[[str], None]
+) -> Data:
     """Open the sources in `directories` and check as many of their hashes as `data.verify` says.
 
-    seed: decides the order of the samples. warn: receives a line for each corrupt file under `data.on_fault=skip`.
+    seed, samples: as for `MixtureReader`. warn: receives a line for each corrupt file under `data.on_fault=skip`.
     Raises DataError as `MixtureReader` does, and for corrupt files under `data.on_fault=fail`.
     """
-    open_reader = functools.partial(MixtureReader, data, directories, seed=seed)
+    open_reader = functools.partial(MixtureReader, data, directories, seed=seed, samples=samples)
     reader = open_reader()
     for split in (reader.train, reader.heldout):
         for name, shards in split.items():

@@ -76,6 +76,12 @@ class Shards:
         self._prefix_KP = np.array(padded, np.int64).reshape(len(padded), self._longest)
         self._any_KP = self._prefix_KP == ANYTHING
 
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the tokens of each shard that has any, by its stem."""
+        return {
+            shard["stem"]: shard["files"][f"{shard['stem']}.bin"]["sha256"] for shard in self._shards if shard["tokens"]
+        }
+
     def num_windows(self, seq_len: int) -> int:
         return int(self._bounds(seq_len)[-1])
 

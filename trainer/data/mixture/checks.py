@@ -1,0 +1,106 @@
+"""Sources that do not fit together, the run or its published weights, as far as their files show it. No torch here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parallel.errors import Fault
+from trainer.data.mixture.index import MixtureIndex
+from trainer.data.shards import files as shard_files
+from trainer.data.shards.tokenizer import read_tokenizer
+from trainer.data.shards.windows import Shards
+
+if TYPE_CHECKING:
+    from trainer.config.keys import DataConfig
+
+MISSING_SHARE = 0.01  # a source may have so much less than its unique_tokens, which are round numbers
+ROUNDING = Fraction(1, 50)  # by which a source may be drawn more often than its max_epochs: the above, and quotas
+
+
+def tokenizers_of(sources: Mapping[str, Shards]) -> Iterator[Fault]:
+    """Sources made with another tokenizer than the first one, or with another token before or after documents."""
+    made = {name: shards.manifest["tokenizer"] for name, shards in sources.items()}
+    first = next(iter(made))
+    for name, by in made.items():
+        key, remedy = f"data.sources.{name}", "tokenise it again"
+        if by["sha256"] != made[first]["sha256"]:
+            text = f"{key} was made with another tokenizer than data.sources.{first}; {remedy}"
+            yield Fault(text, key, by["sha256"], remedy)
+            continue
+        for option, what in (("eos", "ends its documents with"), ("before", "opens"), ("after", "closes")):
+            if by.get(option) != made[first].get(option):
+                found, other = by.get(option), made[first].get(option)
+                text = f"{key} {what} {found}, and data.sources.{first} {other}, with one tokenizer; {remedy}"
+                yield Fault(text, key, found, remedy)
+
+
+def repeated(data: DataConfig, train: Mapping[str, Shards], heldout: Mapping[str, Shards]) -> Iterator[Fault]:
+    """Sources that hold the documents of another one: under another spelling of its path, through a link, as a copy,
+    or tokenised again; also where one source trains on what another holds out."""
+    owners: dict[str, str] = {}
+    found: set[str] = set()
+    for split in (train, heldout):
+        for name, shards in split.items():
+            for stem, digest in shards.digests().items():
+                owner = owners.setdefault(digest, name)
+                if owner == name or name in found:
+                    continue
+                found.add(name)
+                key, path, remedy = f"data.sources.{name}.path", data.sources[name].path, "a directory of its own"
+                here, there = shards.directory, train[owner].directory
+                same = os.path.realpath(here) == os.path.realpath(there)
+                what = "is the directory" if same else f"has {stem}.bin"
+                text = f"{key}={path} {what} of data.sources.{owner} ({there}): the same documents; use {remedy}"
+                yield Fault(text, key, path, remedy)
+
+
+def too_often(data: DataConfig, index: MixtureIndex, windows: Mapping[str, int], samples: int) -> Iterator[Fault]:
+    """Sources whose windows are drawn more often than their max_epochs among the first `samples`, at least all phases.
+
+    An epoch is every window of the source once. Tokens at the end of a shard that fill no window are in none, so a
+    source in small shards has fewer than its tokens allow.
+    """
+    samples = max(samples, index.samples)
+    drawn = index.counts_before(samples)
+    for name, source in data.sources.items():
+        most = Fraction(str(source.max_epochs)) * windows[name]
+        if drawn[name] > most * (1 + ROUNDING) and drawn[name] > most + 1:
+            epochs, key = drawn[name] / windows[name], f"data.sources.{name}.max_epochs"
+            allowed = f"{-(-100 * drawn[name] // windows[name]) / 100:g} or more"
+            text = (
+                f"{key}={source.max_epochs:g}, but {samples} samples draw {drawn[name]} windows of data.seq_len="
+                f"{data.seq_len} tokens from the {windows[name]} of data.sources.{name}, {epochs:.3g} epochs; use "
+                f"{allowed}, fewer tokens, or larger shards (octavo tokenize --shard-tokens), whose ends lose less"
+            )
+            yield Fault(text, key, source.max_epochs, allowed)
+
+
+def other_vocabulary(corpus: Path, weights: Path) -> tuple[list[Fault], str | None]:
+    """Compare the tokenizer that made a corpus with that of published weights: faults, and a line for the log.
+
+    corpus, weights: directories; without a tokenizer.json beside the weights there is nothing to compare. A token with
+    two ids, or an id of two tokens, is a fault; tokens that only the corpus has are a line.
+    """
+    ours, theirs = corpus / shard_files.TOKENIZER, weights / shard_files.TOKENIZER
+    if not theirs.is_file() or ours.read_bytes() == theirs.read_bytes():
+        return [], None
+    here, there = (read_tokenizer(path).get_vocab(with_added_tokens=True) for path in (ours, theirs))
+    token_of = {number: token for token, number in there.items()}
+    wrong = [t for t, number in here.items() if there.get(t, number) != number or token_of.get(number, t) != t]
+    if wrong:
+        first = min(wrong, key=lambda token: here[token])
+        is_there = f"is {there[first]}" if first in there else f"does not exist, and {here[first]} is another token"
+        remedy = f"tokenise the sources with --tokenizer {theirs}"
+        text = (
+            f"checkpoint.init_from={weights}: its tokenizer.json and {ours}, which made the corpus, are different: "
+            f"{len(wrong):,} of {len(here):,} tokens do not agree. Token {first!r} is {here[first]} in the corpus; in "
+            f"the weights' own it {is_there}; {remedy}, or start from the weights of the corpus' tokenizer"
+        )
+        return [Fault(text, "checkpoint.init_from", str(theirs), remedy)], None
+    if extra := len(here.keys() - there.keys()):
+        return [], f"{ours} has {extra:,} token(s) that {theirs} lacks: the published weights do not know them"
+    return [], None
