@@ -10,6 +10,7 @@ import pytest
 from launch.cli import main
 from tests.launch.refused import refused
 from tests.printed import error_line
+from tests.trainer.corpora.tokenize.others import llama
 from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, start_plain, texts, write_jsonl
 from trainer.corpora.tokenize import jobs
 from trainer.data.shards.windows import Shards
@@ -75,6 +76,8 @@ SOURCES = ("science_text", "structured_science", "general_web", "code", "mathema
     [
         (["--domain", "law"], "--domain", "law", ("science", "general")),
         (["--domain", "general", "--workers", "0"], "--workers", "0", "a whole number, 1 or more"),
+        (["--domain", "general", "--special-text", "drop"], "--special-text", "drop", ("spell", "encode")),
+        (["--domain", "general", "--template", "none"], "--template", "none", ("keep", "omit")),
         (["--domain", "general", "--heldout", "1"], "--heldout", "1", "a share from 0 to below 1"),
         (["--domain", "general", "--config-dir", "."], "--config-dir", ["."], "--mixture RECIPE"),
         (["--mixture", "recipe=toy data=synthetic"], "--name", "notes", ()),
@@ -105,3 +108,35 @@ def test_a_fault_of_the_input_is_one_line(words, tmp_path, capsys):
     assert error.startswith("error: ")
     assert "a.jsonl, line 1: no field 'text'; it has 'body': choose one with --field" in error
     assert error.count("\n") == 1
+
+
+def test_what_is_not_read_and_what_is_counted_is_printed(words, tmp_path, capsys):
+    """Files of a directory that are left out, unknown text, and a configuration that has no effect."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    write_jsonl(inside / "a.jsonl", ["karo mi", "", "\u4e2d"])
+    for name in (".hidden.jsonl", "notes.txt", *(f"{number}.zst" for number in range(9))):
+        (inside / name).write_text("{}")
+    llama(tmp_path / "theirs", add_eos_token=True)
+    words[2:5] = [str(inside), "--tokenizer", str(tmp_path / "theirs")]
+    assert main([*words, "--domain", "general", "--workers", "0", "--heldout", "0"]) == 2  # there is no such number
+    capsys.readouterr()
+    assert main([*words, "--domain", "general", "--heldout", "0", "--special-text", "encode"]) == 0
+    out, err = capsys.readouterr()
+    assert "1 empty texts left out; " in out
+    hidden, other, note = [line for line in err.splitlines() if line.startswith(("not read", "note"))]
+    assert hidden == f"not read, hidden: 1 ({inside / '.hidden.jsonl'})"
+    assert other.startswith("not read, another suffix: 10 (")
+    assert other.endswith(", ...)")
+    assert "add_eos_token" in note
+    manifest = Shards(tmp_path / "notes").manifest["tokenizer"]
+    assert (manifest["special_text"], manifest["before"]) == ("encode", [1])
+
+
+@pytest.mark.parametrize(
+    ("more", "named"), [(["--split", "test"], "--split test: "), (["--eos", "a"], "a does not end")]
+)
+def test_options_that_mean_nothing_for_the_input_are_refused(words, tmp_path, capsys, more, named):
+    assert main([*words, "--domain", "general", *more]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {named}")
+    assert not [*tmp_path.glob("notes*")]

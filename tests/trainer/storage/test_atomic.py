@@ -72,6 +72,15 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
     assert names(tmp_path) == ["file"]
 
 
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    """An error of `write` has no name of its own; one of another file keeps it."""
+    for name, expected in ((None, str(tmp_path / "a.tmp")), ("b", "b")):
+        with pytest.raises(OSError, match="No space left") as caught, atomic_file(tmp_path / "a"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *([name] if name else []))
+        assert caught.value.filename == expected
+    assert not [*tmp_path.iterdir()]
+
+
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with atomic_file(path) as temporary:

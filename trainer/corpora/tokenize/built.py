@@ -31,9 +31,10 @@ def saved_dataset(path: Path, split: str | None) -> list[Path]:
         names = None
         if (path / DICTIONARY).is_file():
             names = json.loads((path / DICTIONARY).read_text())["splits"]
-            if (split or TRAIN) not in names:
-                raise _no_split(str(path), split or TRAIN, names)
-            path = path / (split or TRAIN)
+            name = TRAIN if split is None else split
+            if name not in names:
+                raise _no_split(str(path), name, names)
+            path = path / name
         saved = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's are of these, too
         problem = " ".join(str(error).split())
@@ -64,12 +65,13 @@ def built_dataset(
             value=builder,
             allowed=f"arguments that datasets.load_dataset accepts: {problem}",
         ) from error
+    split = TRAIN if split is None else split
     try:
-        wanted = "+".join(built) if split == "all" else split or TRAIN
+        wanted = "+".join(built) if split == "all" else split
         lengths = {key: len(dataset) for key, dataset in built.items()}
         parts = datasets.ReadInstruction.from_spec(wanted).to_absolute(lengths)
     except (ValueError, AssertionError) as error:
-        raise _no_split(name, split or TRAIN, list(built), f" ({' '.join(str(error).split())})") from None
+        raise _no_split(name, split, list(built), f" ({' '.join(str(error).split())})") from None
     found: list[Path | Rows] = []
     for part in parts:
         dataset = built[part.splitname]

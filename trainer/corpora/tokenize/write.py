@@ -87,11 +87,12 @@ def write_shard(
     del found
     start_D = np.cumsum(length_D) - length_D
     order_D = np.argsort(key_D, kind="stable")  # equal keys: in the order of the parts
-    with atomic_file(target / f"{stem}.bin") as bin_path, atomic_file(target / f"{stem}.idx") as idx_path:
+    with atomic_file(target / f"{stem}.bin") as bin_path:
         writer = builder(str(bin_path), dtype)
         for start, length in zip(start_D[order_D].tolist(), length_D[order_D].tolist(), strict=True):
             writer.add_document(tokens[start : start + length], [length])
-        writer.finalize(str(idx_path))
+        with atomic_file(target / f"{stem}.idx") as idx_path:
+            writer.finalize(str(idx_path))
     facts: Facts = {
         "stem": stem, "tokens": len(tokens), "documents": len(order_D), "files": shard_files.hash_shard(target / stem)
     }  # fmt: skip
