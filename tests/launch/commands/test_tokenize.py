@@ -138,5 +138,5 @@ def test_what_is_not_read_and_what_is_counted_is_printed(words, tmp_path, capsys
 )
 def test_options_that_mean_nothing_for_the_input_are_refused(words, tmp_path, capsys, more, named):
     assert main([*words, "--domain", "general", *more]) == 1
-    assert capsys.readouterr().err.startswith(f"error: {named}")
+    error_line(capsys.readouterr().err, *more)
     assert not [*tmp_path.glob("notes*")]

@@ -162,11 +162,11 @@ def t5(directory: Path) -> None:
 
 def llama3(directory: Path) -> None:
     made = backend("byte")
-    made.add_special_tokens(["<|begin|>"])
-    begin = ("<|begin|>", made.token_to_id("<|begin|>"))
-    template = processors.TemplateProcessing("<|begin|> $A", "<|begin|> $A <|begin|> $B", [begin])
+    made.add_special_tokens(["<|first|>"])
+    first = ("<|first|>", made.token_to_id("<|first|>"))
+    template = processors.TemplateProcessing("<|first|> $A", "<|first|> $A <|first|> $B", [first])
     made.post_processor = processors.Sequence([processors.ByteLevel(), template])
-    put(directory, made, bos_token="<|begin|>")
+    put(directory, made, bos_token="<|first|>")
 
 
 def not_special(directory: Path) -> None:
@@ -248,7 +248,7 @@ def documents_of(out: Path, manifest: dict[str, Any]) -> Counter[tuple[int, ...]
 
 
 def expected(directory: Path, texts: Sequence[str], end: str, special_text: str = "spell") -> Counter[tuple[int, ...]]:
-    """What transformers' own call gives for texts, each with one end token."""
+    """The ids that transformers' own call gives for texts, each with one end token."""
     from transformers import AutoTokenizer
 
     theirs, found = AutoTokenizer.from_pretrained(directory), Counter[tuple[int, ...]]()
