@@ -31,12 +31,12 @@ class PaddedOrder:
         token_of_row [P], slot_of_row [P] (into the flattened [T, K]): int64, -1 in padding.
         row_of_slot [T, K]: the row of each (token, slot).
         offsets [E] int32: the end of each expert's padded rows. An expert without rows has no padding either. Rows
-            from offsets[-1] on are padding of no expert.
+            from offsets[-1] on are padding of no expert: the tail, in which a grouped GEMM leaves what the memory held.
     """
 
     def __init__(self, order: RowOrder, align: int) -> None:
         (rows,), (experts,) = order.token_of_row.shape, order.offsets.shape
-        self.rows = padded_rows(rows, experts, align)
+        self.rows, self.slots = padded_rows(rows, experts, align), rows
         counts = order.offsets.diff(prepend=order.offsets.new_zeros(1))
         padded = (counts + (align - 1)).div(align, rounding_mode="floor") * align
         self.offsets = padded.cumsum(0, dtype=torch.int32)
@@ -61,6 +61,19 @@ class PaddedOrder:
         """[P, H] -> [T, H], the sum of each token's rows in slot order; differentiable, the gradient of padding is
         zero."""
         return _CombineRows.apply(rows, self)
+
+    def zero_tail(self, rows: Tensor) -> Tensor:
+        """Return `rows` [P, ...] after its tail was set to zero in place, outside autograd; no host sync.
+
+        For every result of a grouped GEMM, forward and backward: NaN in unwritten memory stays NaN times a weight of
+        zero, and spoils a scale that is taken over all rows. The tail is inside the last P - R rows, whatever the
+        routing, so no pass over the others is needed.
+        """
+        if self.rows > self.slots:
+            numbers = torch.arange(self.slots, self.rows, device=rows.device)
+            behind = (numbers >= self.offsets[-1]).view(-1, *[1] * (rows.ndim - 1))
+            rows.detach()[self.slots :].masked_fill_(behind, 0)
+        return rows
 
     # Arithmetic without autograd, which other implementations of the order replace.
 

@@ -80,7 +80,8 @@ class FusedOrder(PaddedOrder):
     """A `PaddedOrder` whose index build, gathers and sum are Triton kernels; bitwise the same rows."""
 
     def __init__(self, order: RowOrder, align: int) -> None:
-        self.rows = padded_rows(order.ids.numel(), order.num_experts, align)
+        self.slots = order.ids.numel()
+        self.rows = padded_rows(self.slots, order.num_experts, align)
         indices = build(order.ids, order.num_experts, self.rows, align)
         self.token_of_row, self.slot_of_row, self.row_of_slot, self.offsets = indices
 

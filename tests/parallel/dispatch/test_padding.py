@@ -52,6 +52,20 @@ def test_every_pair_has_one_row_inside_its_experts_padded_rows(case, align):
     assert torch.equal(order.slot_of_row[order.row_of_slot.flatten()], torch.arange(tokens * k))
 
 
+@pytest.mark.parametrize("align", [1, 4, 128])
+@pytest.mark.parametrize("case", CASES)
+def test_the_tail_alone_becomes_zero(case, align):
+    ids, experts = CASES[case]
+    order = PaddedOrder(RowOrder(ids, experts), align)
+    end = int(order.offsets[-1])
+    for shape in ((order.rows, 3), (order.rows,)):
+        rows = torch.full(shape, torch.nan)
+        rows[:end] = 7.0
+        assert order.zero_tail(rows) is rows
+        assert (rows[:end] == 7.0).all()
+        assert (rows[end:] == 0.0).all()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_rows_weights_and_sums_carry_gradients_and_padding_is_zero(case):
     ids, experts = CASES[case]

@@ -113,5 +113,6 @@ class _Experts(torch.autograd.Function):
 
 def _matmul(a: Tensor, b: Tensor, order: PaddedOrder) -> Tensor:
     """Each expert's rows [P, m] times its matrix [E, m, n] -> [P, n]; or sums over its rows, [m, P] and [P, n] ->
-    [E, m, n]. Rows behind the last expert's are not written: their content reaches no tile, sum or token."""
-    return F.grouped_mm(a, b, offs=order.offsets)
+    [E, m, n]. Rows behind the last expert's, which the GEMM does not write, are zero."""
+    found = F.grouped_mm(a, b, offs=order.offsets)
+    return order.zero_tail(found) if found.ndim == 2 else found

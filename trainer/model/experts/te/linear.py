@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from parallel.dispatch.base import RowOrder
+from parallel.dispatch.padding import PaddedOrder
 from trainer.model.experts.te import private, support
 from trainer.model.experts.te.gradient import WeightGradient
 from trainer.model.experts.te.support import RECIPES
@@ -77,11 +78,9 @@ class TransformerEngine:
         splits = counts if into.native else _counts_on_host(counts, padded.rows)
         autocast = private.autocast(self._te_recipe, delayed=self.recipe == "fp8_delayed")
         with autocast, into.scaling(self._held), out_of.scaling(self._held):
-            hidden = into(padded.gather(x.to(GEMM_DTYPE)), splits, w13, self._held)
-            # On the native path the rows behind the last expert's are not written. They belong to no token, and
-            # results computed from them reach nothing.
+            hidden = into(padded.gather(x.to(GEMM_DTYPE)), splits, w13, padded, self._held)
             act = self.ops.weighted_swiglu(hidden, padded.gather_weights(weights))
-            y = out_of(act, splits, w2, self._held)
+            y = out_of(act, splits, w2, padded, self._held)
         return padded.combine(y).to(x.dtype)
 
     def _build(self, w13: Tensor, w2: Tensor) -> None:
@@ -117,7 +116,9 @@ class _Gemm:
         self.quantised = False
         self.scaled = dict.fromkeys(DIRECTIONS, not delayed)
 
-    def __call__(self, x: Tensor, splits: Tensor | list[int], weight: Tensor, held: bool) -> Tensor:
+    def __call__(self, x: Tensor, splits: Tensor | list[int], weight: Tensor, order: PaddedOrder, held: bool) -> Tensor:
+        """order: of the rows. The native path writes nothing behind the last expert's, forward or backward; a scale
+        over all rows must not see what the memory held there."""
         kept = held and self.quantised
         whole = self.blank if kept else weight.detach().to(GEMM_DTYPE).contiguous().view(self.blank.shape)
         if not self.scaled["scaling_fwd"]:
@@ -132,6 +133,9 @@ class _Gemm:
         finally:
             private.show_weights(self.linear, [None] * self.experts)  # else they would keep the graph
         self.quantised = kept or (held and torch.is_grad_enabled())  # without gradients only one layout is made
+        order.zero_tail(y)
+        if x.requires_grad:
+            x.register_hook(order.zero_tail)
         if y.requires_grad:
             gradient.forget_values(matrices, self.blank)
             y.register_hook(lambda _: gradient.prepare(matrices))
