@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from launch.paths import check_all, must_not_exist, only_with
 from launch.progress import ProgressDisplay
 from parallel.errors import Fault
-from trainer.config.errors import CommandError
+from trainer.config.errors import CommandError, print_warning
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_survey import SourceModel, survey_directory
 
@@ -31,6 +31,8 @@ def prepare(options: argparse.Namespace) -> Callable[[], int]:
     def open_source() -> None:
         opened = survey_directory(open_directory(Path(options.source)))
         opened.require(towers=False)
+        for warning in opened.warnings:
+            print_warning(warning)
         found.append(opened)
 
     check_all(

@@ -98,6 +98,8 @@ def _huggingface(source: SourceModel) -> bool:
     _print_list("missing", source.missing)
     _print_list("unknown", source.unknown)
     _print_list("mismatch", source.unfit)
+    if source.ignored_keys:
+        _print_list("ignored", [f"{CONFIG}: {key}, whose meaning is unknown" for key in source.ignored_keys])
     complete = not source.problems(towers=True)
     print("complete: every tensor that config.json calls for, and no other" if complete else "NOT complete")
     return complete

@@ -32,12 +32,12 @@ Fill = Callable[[Decoder], None]
 class Parts:
     """The parts of a run on this rank.
 
-    data_faults: damage that reading will pass over, found on any rank, one line each. meshes: None for a process on its
-    own. stages: this rank's pipeline stages, in order; one today.
+    warnings: what the run passes over, found on any rank, one line each: unknown keys of published weights, damage of
+    the data. meshes: None for a process on its own. stages: this rank's pipeline stages, in order; one today.
     """
 
     data: Data
-    data_faults: list[str]
+    warnings: list[str]
     meshes: Meshes | None
     objective: Objective
     stages: list[Decoder]
@@ -52,11 +52,11 @@ class Parts:
 
 def build(cfg: Config, run: RunDir, world: World) -> Parts:
     """Collective over all ranks. Raises `ConfigError`, `DataError`, `WorldError` and `HuggingFaceError`."""
-    fill = _choose_weights(cfg, run, world)
-    data, data_faults = _open_data(cfg, run, world)
+    fill, warnings = _choose_weights(cfg, run, world)
+    data, faults = _open_data(cfg, run, world)
     objective, meshes = build_objective(cfg.train), build_meshes(cfg, world.device.type)
     stages = [build_model(cfg, world, meshes, objective, fill)]
-    return Parts(data, data_faults, meshes, objective, stages, _prepare_engine(cfg, world, meshes, stages))
+    return Parts(data, [*warnings, *faults], meshes, objective, stages, _prepare_engine(cfg, world, meshes, stages))
 
 
 def build_model(
@@ -84,20 +84,21 @@ def build_model(
     return model
 
 
-def _choose_weights(cfg: Config, run: RunDir, world: World) -> Fill | None:
-    """Open the published weights that a new run starts from; None for a resumed run and for random weights.
+def _choose_weights(cfg: Config, run: RunDir, world: World) -> tuple[Fill | None, list[str]]:
+    """Open the published weights that a new run starts from; None for a resumed run and for random weights. Also
+    returns warnings about them.
 
     Filling a model from them also copies the parts that are not trained to the run directory.
     """
     published = open_published(cfg, world) if run.step == 0 else None
     if published is None:
-        return None
+        return None, []
 
     def fill(model: Decoder) -> None:
         published.keep_untrained_parts(run.path)
         published.fill(model)
 
-    return fill
+    return fill, published.source.warnings
 
 
 def _open_data(cfg: Config, run: RunDir, world: World) -> tuple[Data, list[str]]:

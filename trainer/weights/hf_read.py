@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,12 @@ def from_huggingface(directory: str | Path, dtype: torch.dtype = torch.float32) 
         dtype: of the parameters and of the computation (FoPE's matrices stay fp32, or fp64 when dtype is).
     Returns: a `Decoder` whose parameters are all read, none left at random.
     Raises: HuggingFaceError naming the key, file or tensor that is missing or does not fit.
+    Warns: of keys of config.json that are unknown.
     """
     source = survey_directory(open_directory(Path(directory)))
     source.require(towers=False)
+    for warning in source.warnings:
+        warn(warning, stacklevel=2)
     with torch.device("meta"):
         model = Decoder(source.model)
     model = model.to(dtype).to_empty(device="cpu")

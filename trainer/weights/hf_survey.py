@@ -13,9 +13,9 @@ from typing import Any
 
 from trainer.config.model import ModelConfig
 from trainer.storage.boxes import StoredTensor
-from trainer.weights.config_json.text import text_section
+from trainer.weights.config_json.text import text_section, unknown_keys
 from trainer.weights.hf_config import BLOCK, model_config_from_huggingface
-from trainer.weights.hf_files import Directory, HuggingFaceError
+from trainer.weights.hf_files import CONFIG, Directory, HuggingFaceError
 from trainer.weights.map import (
     HEAD,
     HEAD_NAMES,
@@ -27,7 +27,7 @@ from trainer.weights.map import (
     text_pieces,
     text_prefix,
 )
-from trainer.weights.section import located, object_under
+from trainer.weights.section import Section, located, object_under
 from trainer.weights.towers import LOOSE, OPTIONAL, tower_of, tower_shapes
 
 FP8 = "F8_E4M3"
@@ -88,6 +88,20 @@ class SourceModel:
             for kind in [f"layers.*.mlp.experts.*.{name}" for name in stacked.get(here, ())] or [here]:
                 found[kind] = _widest(found.get(kind, dtype), dtype)
         return found
+
+    @cached_property
+    def ignored_keys(self) -> list[str]:
+        """Keys of config.json that are unknown: `key`, `text_config.key`."""
+        return unknown_keys(self.directory.config)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines about what may make this another model than other programs read."""
+        if not self.ignored_keys:
+            return []
+        keys = ", ".join(self.ignored_keys)
+        remedy = "check that none of them changes what the model computes"
+        return [f"{self.directory.path / CONFIG}: unknown keys are ignored: {keys}; {remedy}"]
 
     # ---- what is wrong
 
@@ -219,10 +233,14 @@ def part_of(name: str) -> str:
 def quantization(directory: Directory) -> dict[str, object] | None:
     """config.json's `quantization_config`, at the top or in the text model; None without.
 
-    Raises HuggingFaceError where it is not an object.
+    Raises HuggingFaceError where it is not an object, and for other methods than FP8, which programs apply as they load
+    also where the weights are not quantised.
     """
     key = "quantization_config"
-    return object_under(directory.config, key) or object_under(text_section(directory.config), key)
+    found = object_under(directory.config, key) or object_under(text_section(directory.config), key)
+    if found is not None and found.get("quant_method") not in (None, "fp8"):
+        raise Section(found, f"in {key}").refused("quant_method", "fp8, or no quantization_config")
+    return found
 
 
 def piece_scales(name: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer.model.decoder import Decoder
 
-FUSED, APART = "fused", "apart"
+FUSED, UPRIGHT, APART = "fused", "upright", "apart"
 
 
 @dataclass
@@ -88,6 +88,10 @@ def checkpoint(
             gate_up_EHI2 = torch.cat([experts.w13[:, 0], experts.w13[:, 1]], dim=1).transpose(1, 2)
             tensors[at + "mlp.experts.gate_up_proj"] = gate_up_EHI2
             tensors[at + "mlp.experts.down_proj"] = experts.w2.transpose(1, 2)
+            continue
+        if layout == UPRIGHT:
+            tensors[at + "mlp.experts.gate_up_proj"] = torch.cat([experts.w13[:, 0], experts.w13[:, 1]], dim=1)
+            tensors[at + "mlp.experts.down_proj"] = experts.w2
             continue
         for expert in range(cfg.num_experts):
             one = f"{at}mlp.experts.{expert}."

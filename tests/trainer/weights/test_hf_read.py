@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.trainer.model.tiny import assert_close, build, model_config, random_ids, relative
-from tests.trainer.weights.directories import APART, FUSED, Checkpoint, checkpoint
+from tests.trainer.weights.directories import APART, FUSED, UPRIGHT, Checkpoint, checkpoint
 from trainer.model.decoder import Decoder
 from trainer.storage import boxes
 from trainer.weights.hf_files import BITS, HuggingFaceError, open_directory
@@ -34,7 +34,7 @@ def assert_same(model: Decoder, source: Decoder) -> None:
     assert_close(model.state_dict(), source.state_dict(), 0.0)
 
 
-@pytest.mark.parametrize("layout", [APART, FUSED])
+@pytest.mark.parametrize("layout", [APART, FUSED, UPRIGHT])
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model.", "model."])
 def test_layouts_and_prefixes(tmp_path, source, prefix, layout):
     written = checkpoint(tmp_path, source, prefix=prefix, layout=layout)
@@ -229,7 +229,7 @@ def wide() -> Decoder:
     return build(model_config(hidden_size=144, expert_width=136, num_experts=4, experts_per_token=2, num_layers=1))
 
 
-@pytest.mark.parametrize("layout", [APART, FUSED])
+@pytest.mark.parametrize("layout", [APART, FUSED, UPRIGHT])
 def test_fp8_is_its_codes_times_its_scales(tmp_path, wide, layout):
     written = checkpoint(tmp_path, wide, layout=layout)
     written.quantise()
@@ -269,7 +269,7 @@ def test_other_blocks_are_refused(tmp_path, wide):
 # ---- slices
 
 
-@pytest.mark.parametrize("layout", [APART, FUSED])
+@pytest.mark.parametrize("layout", [APART, FUSED, UPRIGHT])
 @pytest.mark.parametrize(("fp8", "short_run", "block_bytes"), [(False, 64, 900), (True, 64 << 10, 10**9), (True, 0, 0)])
 def test_any_part_of_a_parameter_is_what_the_whole_has_there(
     tmp_path, wide, monkeypatch, layout, fp8, short_run, block_bytes

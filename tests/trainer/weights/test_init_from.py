@@ -27,12 +27,16 @@ from trainer.weights.hf_survey import survey_directory
 
 def test_training_starts_with_the_published_loss_and_continues_without_the_source(tmp_path, reference):
     source = shutil.copytree(reference / "tiny" / "interns1", tmp_path / "source")
+    described = json.loads((source / "config.json").read_text()) | {"mystery": 1}
+    (source / "config.json").write_text(json.dumps(described))
     cfg = config(source, tmp_path / "run", steps=2, every=1, log_every=1)
     assert train(cfg) == 0
     first = steps(tmp_path / "run")[0]["loss"]
     shutil.rmtree(source)
     cfg.train.steps = 3
     assert train(cfg) == 0
+    (warning,) = events(tmp_path / "run", "warning")  # of the first start alone
+    assert f"{source}/config.json: unknown keys are ignored: mystery;" in warning["message"]
     began, continued = (event["message"] for event in events(tmp_path / "run", "run"))
     assert f"new, with the weights in {source}" in began
     assert "continued after step 2" in continued
@@ -213,6 +217,18 @@ def test_a_source_that_will_not_do_is_one_line_before_anything_is_built(
     assert said in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run" / "source").exists()
+
+
+def test_a_weight_that_is_not_finite_is_named_before_the_first_step(tmp_path, reference, capsys):
+    source = shutil.copytree(reference / "tiny" / "interns1", tmp_path / "source")
+    name = "model.language_model.layers.1.mlp.experts.13.up_proj.weight"
+    weight = load_file(source / "model.safetensors")[name]
+    weight[0, 0] = float("inf")
+    rewrite(source, name, weight)
+    assert train(config(source, tmp_path / "run")) == 2
+    err = capsys.readouterr().err
+    assert f"{source}/model.safetensors: {name} has NaN or infinite values" in err
+    assert err.count("\n") == 1
 
 
 def test_ranks_end_alike(tmp_path, reference):

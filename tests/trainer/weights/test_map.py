@@ -13,7 +13,7 @@ import pytest
 from parallel.errors import UserError
 from trainer.config.model import ModelConfig
 from trainer.weights.hf_config import huggingface_config, model_config_from_huggingface
-from trainer.weights.map import MULTIMODAL, full_name, text_pieces
+from trainer.weights.map import MULTIMODAL, full_name, stack_shapes, stacked_layers, text_pieces
 from trainer.weights.towers import tower_of, tower_shapes
 
 FEW = {"L": 2, "E": 16, "vL": 2, "tL": 2}  # of what is repeated
@@ -115,3 +115,27 @@ def test_a_configuration_is_read_as_it_was_written(groups, positions):
         assert model_config_from_huggingface(changed) == expected
         assert changed["dtype"] == "bfloat16"
         assert "num_experts" not in changed.get("text_config", changed)
+
+
+@pytest.mark.parametrize("sizes", [(8, 4, 6), (8, 4, 4), (8, 8, 4), (1, 4, 4), (2, 8, 4), (1, 1, 1)])
+@pytest.mark.parametrize("stack", ["fused", "upright"])
+@pytest.mark.parametrize("prefix", ["model.", "model.language_model."])
+def test_the_layout_of_stacks_shows_in_their_shapes(sizes, stack, prefix):
+    """Also where 2I = H or I = H, so that one of the two shapes is the same in both layouts."""
+    experts, hidden, width = sizes
+    model = ModelConfig(
+        vocab_size=61, hidden_size=hidden, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=8,
+        num_experts=experts, experts_per_token=1, router_groups=1, expert_width=width, positions="rope",
+    )  # fmt: skip
+    gate_up, down = stack_shapes(model, stack)
+    at = f"{prefix}layers.1.mlp.experts."
+    shapes = {
+        f"{at}gate_up_proj": gate_up,
+        f"{at}down_proj": down,
+        f"{prefix}layers.2.mlp.experts.0.up_proj.weight": (),
+    }
+    assert stacked_layers(shapes, prefix, model) == {1: stack}
+    pieces = {
+        piece.name: piece.shape for piece in text_pieces(model, {1: stack}) if "layers.1.mlp.experts" in piece.name
+    }
+    assert pieces == {"layers.1.mlp.experts.gate_up_proj": gate_up, "layers.1.mlp.experts.down_proj": down}

@@ -7,6 +7,7 @@ ours must be; where it refuses or draws weights at random, ours must be those of
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.trainer.model.tiny import logits, randomise_norms, relative
-from trainer.weights.hf_files import HuggingFaceError
+from trainer.weights.hf_files import HuggingFaceError, open_directory
 from trainer.weights.hf_read import from_huggingface
+from trainer.weights.hf_survey import survey_directory
+from trainer.weights.upcycle.dryrun import directory_or_description
+from trainer.weights.upcycle.journal import identity
 
 BOUND = 1e-5
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -112,6 +116,13 @@ def of_transformers(path: Path) -> Tensor | None:
 def of_octavo(path: Path) -> Tensor:
     with torch.no_grad():
         return logits(from_huggingface(path), IDS)
+
+
+def described(path: Path) -> list[str]:
+    """Open a directory as a dry run does. Returns its remarks."""
+    directory, remarks = directory_or_description(path)
+    survey_directory(directory).require(towers=True)
+    return remarks
 
 
 @pytest.fixture(scope="session")
@@ -426,11 +437,49 @@ def test_the_logits_are_those_of_transformers_or_the_reason_is_named(tmp_path, s
     shutil.copytree(saved / "single", at.path)
     change(at)
     if verdict != READ:
+        if not row.startswith("a weight"):  # those are read later
+            with pytest.raises(HuggingFaceError) as refused:
+                described(at.path)
+            assert refused.value.where in (verdict, str(at.path / verdict))
         with pytest.raises(HuggingFaceError) as refused:
             of_octavo(at.path)
         assert refused.value.where in (verdict, str(at.path / verdict))
         assert refused.value.allowed is not None
         assert "\n" not in str(refused.value)
         return
+    assert described(at.path) == []
     theirs = of_transformers(at.path)
     assert relative(of_octavo(at.path), expected if theirs is None else theirs) < BOUND
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model.language_model.", "language_model.model.", ""])
+@pytest.mark.parametrize("lacking", ["embedding", "all but one layer"])
+def test_missing_tensors_have_the_names_of_the_others(tmp_path, saved, prefix, lacking):
+    at = Variant(tmp_path / "model", saved)
+    shutil.copytree(saved / "single", at.path)
+    whole = {name.replace("model.", prefix): tensor for name, tensor in at.tensors.items()}
+    layer = f"{prefix}layers.1."
+    kept = {n: t for n, t in whole.items() if ("embed_tokens" not in n if lacking == "embedding" else layer in n)}
+    at.write(kept)
+    with pytest.raises(HuggingFaceError) as refused:
+        from_huggingface(at.path)
+    assert set(refused.value.value) == {f"no tensor {name}" for name in whole.keys() - kept.keys()}
+
+
+def test_files_of_one_name_in_two_folders_are_two_files(tmp_path, saved):
+    """An upcycling resumes only where all files are as they were."""
+    at = Variant(tmp_path / "model", saved)
+    shutil.copytree(saved / "single", at.path)
+    tensors = at.tensors
+    files = {name: ("a" if number % 2 else "b") + "/part.safetensors" for number, name in enumerate(tensors)}
+    for file in sorted(set(files.values())):
+        at.write({name: tensor for name, tensor in tensors.items() if files[name] == file}, file)
+    (at.path / SINGLE).unlink()
+    at.write_index(files)
+    before = identity(survey_directory(open_directory(at.path)))
+    assert {"a/part.safetensors", "b/part.safetensors"} < before.keys()
+    for folder in ("a", "b"):
+        os.utime(at.path / folder / "part.safetensors", (1, 1))
+        after = identity(survey_directory(open_directory(at.path)))
+        assert after != before
+        before = after

@@ -75,7 +75,7 @@ def warnings_of(
     vocabulary: Vocabulary | None,
 ) -> list[str]:
     """Results that may be unintended, one line each. dtypes: those of the tensors written."""
-    found = []
+    found = list(source.warnings)
     if placement.identical:
         how = "in one group" if expansion.strategy == "spread" else "in groups that hold the same experts"
         found.append(

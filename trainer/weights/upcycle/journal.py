@@ -44,7 +44,7 @@ def identity(source: SourceModel, vocabulary: str | None = None) -> dict[str, st
     try:
         for file, lines in sorted(tensors.items()):
             facts = file.stat()
-            found[file.name] = f"{facts.st_size} {facts.st_mtime_ns} {digest(sorted(lines))}"
+            found[os.path.relpath(file, directory)] = f"{facts.st_size} {facts.st_mtime_ns} {digest(sorted(lines))}"
         for file in [directory / CONFIG, *side_files(directory), *others]:
             name = file.name if file.parent == directory else str(file.absolute())
             found[name] = CHECKPOINT.file_facts(file)["sha256"]
