@@ -13,7 +13,7 @@ and what would work. This module imports no torch; a function that needs it does
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -110,18 +110,22 @@ def tokenize(
     out: str | Path,
     *,
     domain: Literal["science", "general"],
+    split: str | None = None,
+    note: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> dict[str, Any]:
     """Turn documents into shuffled shards of tokens, and return their manifest.
 
     inputs: .jsonl (also .gz), .parquet and .arrow files, directories of them, datasets saved by save_to_disk.
-    tokenizer: a tokenizer.json. out: the directory to make; an interrupted start is resumed. options: of
-    `tokenize_source` (trainer/corpora/tokenize), such as heldout_fraction, seed and workers; name is that of `out`.
+    tokenizer: a tokenizer.json. out: the directory to make; an interrupted start is resumed. split: of saved datasets,
+    by default "train". note: called with a line for each file that is not read, and for what else a user should see.
+    options: of `tokenize_source` (trainer/corpora/tokenize), such as heldout_fraction, seed and workers; name is that
+    of `out`.
     Raises DataError.
     """
     from trainer.corpora.tokenize.inputs import find_files
     from trainer.corpora.tokenize.tokenize import tokenize_source
 
-    files = find_files([Path(path) for path in inputs])
-    options = {"name": Path(out).name, **options}
+    files = find_files([Path(path) for path in inputs], split, lambda path, why: note(f"{path} is not read: {why}"))
+    options = {"name": Path(out).name, "note": note, **options}
     return dict(tokenize_source(files, Path(tokenizer), Path(out), domain=domain, **options))

@@ -65,9 +65,17 @@ def test_mistakes_are_faults_with_fields(tmp_path):
 
 
 def test_documents_become_shards(tmp_path):
-    source = write_jsonl(tmp_path / "a.jsonl", texts())
-    manifest = api.tokenize([source], save_tokenizer(tmp_path), tmp_path / "notes", domain="general", workers=0)
+    inside, notes = tmp_path / "inside", []
+    inside.mkdir()
+    (inside / "b.txt").write_text("not read")
+    write_jsonl(inside / "a.jsonl", texts())
+    how = {"domain": "general", "workers": 0, "note": notes.append}
+    manifest = api.tokenize([inside], save_tokenizer(tmp_path), tmp_path / "notes", **how)
     assert (manifest["name"], Shards(tmp_path / "notes").num_tokens) == ("notes", manifest["tokens"])
+    assert [str(inside / "b.txt") in note for note in notes] == [True]
+    with pytest.raises(UserError) as caught:
+        api.tokenize([inside], save_tokenizer(tmp_path), tmp_path / "more", split="test", **how)
+    assert (caught.value.where, caught.value.value) == ("--split", "test")
 
 
 def test_importing_it_imports_no_torch():

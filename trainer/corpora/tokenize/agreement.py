@@ -128,7 +128,7 @@ def compare(file: Path, tokenizer: Tokenizer, template: Template, texts: Sequenc
         return (
             f"transformers cannot load {file.parent}, so its ids could not be compared: {' '.join(str(error).split())}"
         )
-    spelled = [f"a {token} b{token}" for token in tokenizer.added]
+    spelled = [f"a {token} b{token}" for token in sorted({*tokenizer.added, *theirs.get_added_vocab()})]
     for text in (*texts, *PROBES, *spelled):
         try:
             (ours,) = tokenizer.encode_all([text])

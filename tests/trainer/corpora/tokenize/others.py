@@ -194,6 +194,12 @@ def gap_end(directory: Path) -> None:
     edit(directory, raise_id)
 
 
+def gap_beyond(directory: Path) -> None:
+    """Ids that 16 bits do not hold, though there are few of them."""
+    put(directory, backend("byte"))
+    edit(directory, lambda content: content["model"]["vocab"].update({"ka": 70_000}))
+
+
 def gap_added(directory: Path) -> None:
     not_special(directory)
 
@@ -226,6 +232,7 @@ KINDS: dict[str, Save] = {
     "gap in the vocabulary": gap_vocabulary,
     "gap before the end": gap_end,
     "gap before added tokens": gap_added,
+    "gap beyond 16 bits": gap_beyond,
     "bos by configuration": lambda d: put(d, backend("byte"), bos_token="<|im_start|>", add_bos_token=True),
     "longest text by configuration": lambda d: put(d, backend("byte"), model_max_length=5),
     "end as an object": lambda d: put(
@@ -234,7 +241,6 @@ KINDS: dict[str, Save] = {
     "lower case by configuration": lambda d: put(d, backend("byte"), do_lower_case=True),
     "prefix space by configuration": lambda d: put(d, backend("byte"), add_prefix_space=True),
     "cleanup by configuration": lambda d: put(d, backend("byte"), clean_up_tokenization_spaces=True),
-    "pad token that is not there": lambda d: put(d, backend("byte"), pad_token="[PAD]"),
 }
 
 

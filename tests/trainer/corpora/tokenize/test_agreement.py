@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import models, processors
 
@@ -28,8 +32,10 @@ from tests.trainer.corpora.tokenize.others import (
     saved,
     t5,
 )
-from tests.trainer.corpora.tokenize.tokenized import PREFIXES, write_jsonl
-from trainer.corpora.tokenize import agreement, write
+from tests.trainer.corpora.tokenize.tokenized import PREFIXES, start_plain, write_jsonl
+from trainer.corpora.tokenize import agreement, jobs, write
+from trainer.corpora.tokenize.built import built_dataset
+from trainer.corpora.tokenize.inputs import find_files
 from trainer.corpora.tokenize.tokenize import tokenize_source
 from trainer.data.errors import DataError
 from trainer.data.shards.tokenizer import Tokenizer
@@ -229,8 +235,104 @@ def test_a_template_ends_a_document_once(tmp_path: Path) -> None:
     assert "after" not in manifest["tokenizer"]
 
 
+def test_a_token_of_the_configuration_alone_is_refused_where_text_would_be_encoded_as_it(tmp_path: Path) -> None:
+    put(tmp_path / "t", backend("byte"), pad_token="[PAD]")
+    texts = [*TEXTS, "karo [PAD]"]
+    with pytest.raises(DataError) as caught:
+        made(tmp_path, texts, special_text="encode")
+    assert caught.value.where == str(tmp_path / "t" / "tokenizer_config.json")
+    assert documents_of(tmp_path / "out", made(tmp_path, texts)) == expected(tmp_path / "t", texts, END)
+
+
+LINES = [" ".join(WORDS[n % 50 : n % 50 + 1 + n % 11]) + f" {n}" for n in range(40)]
+FORMS: dict[str, Callable[[Path], list[Any]]] = {
+    "jsonl": lambda d: find_files([write_jsonl(d / "a.jsonl", LINES)]),
+    "gzip": lambda d: [gzipped(d)],
+    "parquet": lambda d: [parquet(d, pa.string())],
+    "parquet of dictionaries": lambda d: [parquet(d, pa.dictionary(pa.int32(), pa.string()))],
+    "Arrow file of views": lambda d: [arrow(d, pa.string_view(), pa.ipc.new_file)],
+    "Arrow stream of large strings": lambda d: [arrow(d, pa.large_string(), pa.ipc.new_stream)],
+    "saved": lambda d: find_files([save(d, datasets.Dataset.from_dict({"text": LINES}))]),
+    "saved with splits": lambda d: find_files([save(d, splits())], "test"),
+    "directory with links": lambda d: find_files([linked(d)]),
+    "csv": lambda d: halves("csv", d / "a.csv", "text\n" + "\n".join(LINES) + "\n"),
+    "text": lambda d: halves("text", d / "a.txt", "\n".join(LINES)),
+    "json": lambda d: halves("json", d / "a.json", "".join(json.dumps({"text": text}) + "\n" for text in LINES)),
+    "parquet by a builder": lambda d: built_dataset(
+        "parquet", None, [parquet(d, pa.string())], "train[:20]+train[20:]"
+    ),
+}
+
+
+def gzipped(directory: Path) -> Path:
+    (directory / "a.jsonl.gz").write_bytes(gzip.compress(write_jsonl(directory / "plain", LINES).read_bytes()))
+    return directory / "a.jsonl.gz"
+
+
+def table(kind: pa.DataType) -> pa.Table:
+    array = pa.array(LINES)
+    return pa.table(
+        {"n": range(40), "text": (array.dictionary_encode() if pa.types.is_dictionary(kind) else array).cast(kind)}
+    )
+
+
+def parquet(directory: Path, kind: pa.DataType) -> Path:
+    pq.write_table(table(kind), directory / "a.parquet", row_group_size=9)
+    return directory / "a.parquet"
+
+
+def arrow(directory: Path, kind: pa.DataType, writer: Callable[..., Any]) -> Path:
+    with writer(str(directory / "a.arrow"), table(kind).schema) as file:
+        file.write_table(table(kind), max_chunksize=9)
+    return directory / "a.arrow"
+
+
+def save(directory: Path, dataset: Any) -> Path:
+    dataset.save_to_disk(str(directory / "saved"))
+    return directory / "saved"
+
+
+def splits() -> datasets.DatasetDict:
+    whole = datasets.Dataset.from_dict({"text": ["karo", *LINES]})
+    return datasets.DatasetDict({"train": whole.select([0]), "test": whole.select(range(1, 41))})
+
+
+def linked(directory: Path) -> Path:
+    for name, some in (("top", LINES[:15]), ("real", LINES[15:])):
+        (directory / name).mkdir()
+        write_jsonl(directory / name / "a.jsonl", some)
+    (directory / "top" / "b").symlink_to(directory / "real")
+    (directory / "top" / ".a.jsonl").write_text("hidden")
+    (directory / "top" / "a.md").write_text("other")
+    return directory / "top"
+
+
+def halves(builder: str, path: Path, content: str) -> list[Any]:
+    path.write_text(content)
+    return [part for split in ("train[:50%]", "train[50%:]") for part in built_dataset(builder, None, [path], split)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "kind", ["with truncation saved", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("Llama", "Qwen"))]
+)
+def test_every_form_of_input_gives_the_ids_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, form: str
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    KINDS[kind](tmp_path / "t")
+    (tmp_path / "in").mkdir()
+    how = {"name": "notes", "domain": "general", "heldout_fraction": 0.3, "workers": 0}
+    manifest = tokenize_source(FORMS[form](tmp_path / "in"), tmp_path / "t", tmp_path / "out", **how)
+    right = expected(tmp_path / "t", LINES, manifest["tokenizer"]["eos"])
+    assert documents_of(tmp_path / "out", manifest) == right
+
+
 @pytest.mark.slow
-def test_any_number_of_workers_and_a_second_run_give_the_same_bytes(tmp_path: Path) -> None:
+def test_any_number_of_workers_and_a_second_run_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "start_jobs", start_plain)
     qwen(tmp_path / "t")
     source = write_jsonl(tmp_path / "a.jsonl", [" ".join(WORDS[n % 50 :]) for n in range(300)])
     found = []
