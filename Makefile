@@ -27,7 +27,7 @@ DEV  := $(VENV)/.ready-dev
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
 toy: $(TOY)
-	$(VENV)/bin/octavo train recipe=toy $(ARGS) || { code=$$?; [ $$code -eq 130 ] || exit $$code; }
+	@trap : INT; $(VENV)/bin/octavo train recipe=toy $(ARGS) || { code=$$?; [ $$code -eq 130 ] || exit $$code; }
 
 # A file stays on one worker: its tests share what they made. Not in xdist's order, which starts the few long ones last.
 PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -1,6 +1,7 @@
 """The repository as a whole: its layout, the arrows between packages, the cost of an import, set-up."""
 
 import ast
+import os
 import re
 import shlex
 import shutil
@@ -164,6 +165,18 @@ def test_a_set_up_that_cannot_work_says_why_in_one_line(bare_checkout, script, d
     assert any(all(datum in line for datum in data) for line in done.stderr.splitlines())
     assert "Traceback" not in done.stderr
     assert not (bare_checkout / ".venv" / ".ready-toy").exists()
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (130, 0), (143, 2), (2, 2), (1, 2)])
+def test_make_adds_no_error_to_a_run_that_was_interrupted_and_saved(tmp_path, code, expected):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "octavo").write_text(f"#!/bin/sh\necho $*\nexit {code}\n")
+    (tmp_path / "bin" / "octavo").chmod(0o755)
+    (tmp_path / ".ready-toy").touch()
+    words = ["make", "toy", f"VENV={tmp_path}", "ARGS=train.steps=5"]
+    done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert (done.returncode, "Error" in done.stderr) == (expected, expected != 0)
+    assert done.stdout == "train recipe=toy train.steps=5\n"
 
 
 # Modules that may use private names of other packages: torch, DeepSpeed, Transformer Engine and datasets.

@@ -140,6 +140,9 @@ def _train(cfg: Config, run: directory.RunDir | None, ranks: int, launch: Sequen
         if ranks > 1:
             # torchrun would take 1 thread a rank, which leaves most cores of a CPU machine idle
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(host.cores() / ranks))))
+        if sys.stderr.isatty() and cfg.logging.console != "off":  # ranks import torch before they print anything
+            place = f" in {run.path}" if run is not None else ""
+            print(f"starting {ranks} rank(s){place} ...", file=sys.stderr, flush=True)
         logs = ["--log-dir", str(Path(folder, "logs"))]  # else torchrun leaves an empty one in the temporary folder
         with _say_while_waiting(waits_for, Path(folder, "logs")):
             return _torchrun([*launch, *logs, "-m", "trainer", *handed])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from trainer.config.checks.optim import doubtful
 from trainer.config.compose import compose, to_yaml
 from trainer.config.memory import rank_memory
 from trainer.run.directory import hold
@@ -110,6 +111,15 @@ def test_phases_that_the_run_does_not_reach(plan):
 
 def test_deepspeed_is_an_estimate(plan):
     assert plan("optim.engine=deepspeed")[0]["memory"].startswith("roughly")
+
+
+def test_the_recipe_of_ones_own_data_fits_together():
+    """README's five commands; CI runs them."""
+    recipe = Path(__file__).resolve().parents[2] / "docs" / "own_data"
+    cfg = compose(["recipe=mine"], config_dirs=[recipe])
+    assert list(cfg.data.sources) == ["mine"]
+    assert cfg.train.steps * cfg.train.global_batch * cfg.data.seq_len == cfg.data.sources["mine"].tokens
+    assert doubtful(cfg.optim, cfg.train.steps) == []
 
 
 def test_no_torch_is_imported(tmp_path):

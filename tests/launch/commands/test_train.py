@@ -1,5 +1,6 @@
 """`octavo train` with real processes. Training itself is replaced, so that the ranks need no torch."""
 
+import io
 import os
 import signal
 import socket
@@ -148,6 +149,19 @@ def test_what_the_ranks_codes_come_to(codes, expected, says, capsys):
     error = capsys.readouterr().err
     assert says in error
     assert bool(error) == bool(says)
+
+
+@pytest.mark.parametrize(("console", "lines"), [("auto", 1), ("off", 0)])
+def test_on_a_terminal_a_start_says_so_before_torch_is_loaded(stand_in, monkeypatch, console, lines):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("launch.commands.train._torchrun", lambda *_: 0)
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    assert main(["train", "recipe=toy", "run.dir=here", f"logging.console={console}"]) == 0
+    assert len(screen.getvalue().splitlines()) == lines
+    assert ("here" in screen.getvalue()) == bool(lines)
 
 
 TWO_MACHINES = ["train", "--nnodes", "2", "recipe=toy", "train.global_batch=16", "--rdzv-conf", "timeout=2"]
