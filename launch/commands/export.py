@@ -55,6 +55,11 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
             f"{options.target}: the text model after step {done.step} in {done.dtypes}{parts}; "
             f"{done.nbytes / 1e9:,.3f} GB in {time.perf_counter() - started:,.1f} s"
         )
+        print(f"tokenizer: {done.tokenizer}")
+        print(
+            f"next: `octavo inspect {options.target}` says which programs can read it; "
+            f"`octavo train ... checkpoint.init_from={options.target}` continues from it"
+        )
         return 0
 
     return work

@@ -18,6 +18,8 @@ from trainer.config.model import ModelConfig
 from trainer.config.say import show
 from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
 from trainer.storage.progress import Progress
+from trainer.weights.beside.readers import readers
+from trainer.weights.beside.side_files import TOKENIZERS, side_files
 from trainer.weights.hf_config import FUNCTION
 from trainer.weights.hf_files import CONFIG, open_directory
 from trainer.weights.hf_survey import SourceModel, part_of, quantization, survey_directory
@@ -95,6 +97,9 @@ def _huggingface(source: SourceModel) -> bool:
     print(f"names       {source.prefix}*, {spelling}")
     if quantised := quantization(directory):
         print(f"quantised   {quantised.get('quant_method')}, blocks of {quantised.get('weight_block_size')}")
+    files = side_files(directory.path)
+    _print_list("tokenizer", [name for name in TOKENIZERS if name in files])
+    _print_list("read by", [reader.line for reader in readers(directory.config, directory.tensors, files)])
     _print_list("missing", source.missing)
     _print_list("unknown", source.unknown)
     _print_list("mismatch", source.unfit)

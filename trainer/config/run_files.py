@@ -14,6 +14,8 @@ from trainer.config.model import ModelConfig
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 SOURCE = "source"  # the run's copy of untrained parts of the Hugging Face directory that it started from
+TOKENIZER_DIRECTORY = "tokenizer"  # the run's copy of its corpora's tokenizer
+TOKENIZER_FACT = "end of document"  # in the manifest of that copy only
 SOURCE_FACT = "kinds"  # in the manifest of that copy only
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -82,17 +83,28 @@ class TextSplits(Protocol):
 
 
 @dataclass(frozen=True)
+class TokenizerFile:
+    """The tokenizer.json that made a corpus, the token that ends its documents, and the ids that open each."""
+
+    path: Path
+    end_of_document: str
+    before: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Data:
     """Everything a run reads.
 
     fingerprint: changes with any sample, so that a run does not resume on other data by accident. text: None for data
-    that are not text; a run then logs neither the unigram baseline nor sample texts.
+    that are not text; a run then logs neither the unigram baseline nor sample texts. tokenizer: None where no file
+    has it.
     """
 
     stream: Stream
     heldout: HeldOut
     fingerprint: str
     text: TextSplits | None = None
+    tokenizer: TokenizerFile | None = None
 
     def describe(self) -> str:
         """Return one line for the log: the sources with their shares, the vocabulary of text, and the fingerprint."""

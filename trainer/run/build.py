@@ -23,7 +23,7 @@ from trainer.optim.engine import Engine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.directory import RunDir
-from trainer.weights.kept_source import open_published
+from trainer.weights.kept_source import keep_corpus_tokenizer, open_published
 
 Fill = Callable[[Decoder], None]
 
@@ -54,6 +54,8 @@ def build(cfg: Config, run: RunDir, world: World) -> Parts:
     """Collective over all ranks. Raises `ConfigError`, `DataError`, `WorldError` and `HuggingFaceError`."""
     fill, warnings = _choose_weights(cfg, run, world)
     data, faults = _open_data(cfg, run, world)
+    if data.tokenizer is not None:
+        keep_corpus_tokenizer(data.tokenizer, run.path, world)
     objective, meshes = build_objective(cfg.train), build_meshes(cfg, world.device.type)
     stages = [build_model(cfg, world, meshes, objective, fill)]
     return Parts(data, [*warnings, *faults], meshes, objective, stages, _prepare_engine(cfg, world, meshes, stages))

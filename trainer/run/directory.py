@@ -19,7 +19,15 @@ from trainer.config import coerce
 from trainer.config.compose import to_yaml
 from trainer.config.errors import ConfigError
 from trainer.config.keys import BEFORE, Config, config_hash
-from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, SOURCE, SOURCE_FACT, read_tree
+from trainer.config.run_files import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    SOURCE,
+    SOURCE_FACT,
+    TOKENIZER_DIRECTORY,
+    TOKENIZER_FACT,
+    read_tree,
+)
 from trainer.config.say import show
 from trainer.storage.atomic import atomic_file, remove_unfinished
 from trainer.storage.lock import FileLock, LockedError
@@ -77,6 +85,8 @@ def _inspect(path: Path, cfg: Config) -> RunDir:
 
 def _left_by_a_failed_start(entry: Path) -> bool:
     """True for files of a run that failed before its first step; later runs may overwrite them."""
+    if entry.name == TOKENIZER_DIRECTORY:
+        return CHECKPOINT.holds_only_its_files(entry, TOKENIZER_FACT)
     if entry.name == SOURCE:
         return (entry.parent / CONFIG_FILE).is_file() and CHECKPOINT.holds_only_its_files(entry, SOURCE_FACT)
     return entry.name in (CONFIG_FILE, LOCK_FILE) or entry.suffix == ".tmp"
@@ -121,6 +131,7 @@ def prepare(run: RunDir, cfg: Config) -> None:
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         if run.step == 0:
+            remove_unfinished(run.path / TOKENIZER_DIRECTORY)
             remove_unfinished(run.path / SOURCE)  # left by a start that was killed while it copied
             if cfg.checkpoint.init_from is None:
                 CHECKPOINT.remove_directory(run.path / SOURCE, SOURCE_FACT)

@@ -125,7 +125,7 @@ class Manifest:
         those sizes, some of them perhaps missing: its writer may remove it, as nothing was added by others."""
         try:
             body = self.read(directory)
-            found = {entry.name for entry in directory.iterdir()} - {MANIFEST}
+            found = _files_in(directory) - {MANIFEST}
         except (CorruptError, OSError):
             return False
         files = body["files"]
@@ -140,8 +140,10 @@ class Manifest:
         """Remove a directory if it `holds_only_its_files`. Raises OSError."""
         if not self.holds_only_its_files(directory, fact):
             return
-        for entry in [entry for entry in directory.iterdir() if entry.name != MANIFEST]:
-            entry.unlink()
+        for name in sorted(_files_in(directory) - {MANIFEST}):
+            (directory / name).unlink()
+        for folder in sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True):
+            folder.rmdir()  # what is inside a folder sorts behind it
         (directory / MANIFEST).unlink()  # last: without it nothing shows what the other files are
         directory.rmdir()
 
@@ -152,6 +154,15 @@ class Manifest:
 def _unreadable(path: Path, error: OSError) -> CorruptError:
     reason = error.strerror or str(error)
     return CorruptError(path, f"cannot be read ({reason})", value=reason)
+
+
+def _files_in(directory: Path, prefix: str = "") -> set[str]:
+    """Files by their paths in a directory. A link counts as a file, a directory without files by its name."""
+    found: set[str] = set()
+    for entry in directory.iterdir():
+        inside = entry.is_dir() and not entry.is_symlink()
+        found |= (_files_in(entry, f"{prefix}{entry.name}/") if inside else set()) or {prefix + entry.name}
+    return found
 
 
 # Of checkpoints, and of directories with a model.

@@ -15,6 +15,10 @@ from trainer.checkpoint.slices import StoredState
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE
 from trainer.storage.progress import OnProgress, Progress, ignore
+from trainer.weights.beside.card import model_card
+from trainer.weights.beside.readers import readers
+from trainer.weights.beside.side_files import CARD, TOKENIZERS
+from trainer.weights.beside.tokenizer import find_tokenizer, put_token_ids
 from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
 from trainer.weights.hf_config import BLOCK, huggingface_config, is_qwen3_moe
 from trainer.weights.hf_files import HuggingFaceError
@@ -22,7 +26,7 @@ from trainer.weights.hf_survey import FP8
 from trainer.weights.hf_write import SHARD_BYTES, Bundle, copy_of, make_room, write_directory
 from trainer.weights.kept_source import Carried, read_carried
 from trainer.weights.map import MULTIMODAL, PLAIN, Piece, full_name
-from trainer.weights.opened import open_checkpoint
+from trainer.weights.opened import OpenedCheckpoint, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Exported:
     nbytes: int
     dtypes: str  # of the text model, such as "BF16, F32"
     carried: int  # tensors of other parts
+    side_files: list[str]  # paths of what is beside the tensors, config.json and the card
+    tokenizer: str  # where it is from, or that there is none
     warnings: list[str]
 
 
@@ -47,7 +53,8 @@ def export(
 ) -> Exported:
     """Write the weights of a training checkpoint, of any layout of ranks, as a Hugging Face directory.
 
-    The towers and side files that the run kept of the directory that it started from are copied byte for byte.
+    The towers and side files that the run kept of the directory that it started from are copied byte for byte. A run
+    from random weights has the tokenizer of its corpora, and generation defaults that name its end token.
 
     Args:
         checkpoint: a run directory, whose newest step is taken, or a step-N directory in it. target: must not
@@ -101,16 +108,47 @@ def export(
         done += nbytes
         progress(Progress("writing", done, total))
 
-    write_directory(
-        target,
-        bundles,
-        huggingface_config(model, config, dtype=full_dtype(outputs), unconverted=unconverted(outputs)),
-        carried.side_files if carried else (),
-        shard_bytes=shard_bytes,
-        wrote=count,
-    )
+    config = huggingface_config(model, config, dtype=full_dtype(outputs), unconverted=unconverted(outputs))
+    beside = _beside(opened, carried)
+    if beside.ids is not None:
+        put_token_ids(config, beside.ids)
+    read_by = readers(config, [output.name for output in outputs], beside.files)
+    card = model_card(model, read_by, opened.step, opened.init_from, beside.tokenizer)
+    files = {**beside.files, CARD: card.encode()}
+    write_directory(target, bundles, config, files, shard_bytes=shard_bytes, wrote=count)
     written = sorted({output.dtype for bundle in bundles[: len(pieces)] for output in bundle.outputs})
-    return Exported(opened.step, total, ", ".join(written), len(towers), _warnings(model, written))
+    warnings = [*_warnings(model, written), *beside.warnings]
+    return Exported(
+        opened.step, total, ", ".join(written), len(towers), sorted(beside.files), beside.tokenizer, warnings
+    )
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """The side files of an export. ids: of the run's own tokenizer, where that is the one."""
+
+    files: dict[str, Path | bytes]
+    tokenizer: str
+    ids: dict[str, int] | None
+    warnings: list[str]
+
+
+def _beside(opened: OpenedCheckpoint, carried: Carried | None) -> _Beside:
+    files: dict[str, Path | bytes] = {**carried.side_files} if carried else {}
+    warnings = [f"{name} of {opened.init_from} is not in the export" for name in (carried.clashes if carried else [])]
+    if any(name in files for name in TOKENIZERS):
+        return _Beside(files, f"that of {opened.init_from}", None, warnings)
+    try:
+        found, why = find_tokenizer(opened.run_directory)
+    except HuggingFaceError as error:  # that directory is a part of the run
+        raise CheckpointError(error.faults) from error
+    if found is not None:
+        ours = found.side_files(opened.model.max_position)
+        return _Beside({**ours, **files}, f"that of the run's corpora, from {found.file}", found.token_ids(), warnings)
+    if why is None:
+        return _Beside(files, "none: the run's data are synthetic", None, warnings)
+    text = f"the export has no tokenizer: {why}; copy the tokenizer.json of the run's corpora into it"
+    return _Beside(files, f"none: {why}", None, [*warnings, text])
 
 
 def _warnings(model: ModelConfig, dtypes: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from trainer.config.model import ModelConfig
+from trainer.weights.beside.config_keys import FIRST_TRANSFORMERS, qwen3_moe_keys
 from trainer.weights.config_json.text import open_text, require_this_function, text_section
 from trainer.weights.hf_files import HuggingFaceError
 
@@ -16,6 +17,7 @@ FUNCTION = (
     "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "num_experts",
     "experts_per_token", "router_groups", "expert_width", "positions", "rope_theta", "fope_pad_sin", "norm_eps",
 )  # fmt: skip
+TOWER_SECTIONS = ("vision_config", "ts_config")
 BLOCK = [128, 128]  # rows and columns of an FP8 weight that share a scale
 
 
@@ -124,6 +126,9 @@ def huggingface_config(
         put(text[key], model.fope_gain, "fope_init_factor")
         if model.fope_pad_sin != 1:  # a key of ours: published code knows no other padding than 1
             put(text[key], model.fope_pad_sin, "fope_pad_sin")
+    if not any(key in config for key in TOWER_SECTIONS):  # a text model alone, which other programs read by these keys
+        for name, value in qwen3_moe_keys(model).items():
+            text.setdefault(name, value)
     for section in (config, text):
         section.pop("quantization_config", None)
         for name in ("dtype", "torch_dtype"):
@@ -144,21 +149,11 @@ def huggingface_config(
 
 
 def _template(model: ModelConfig) -> dict[str, Any]:
-    text: dict[str, Any] = {
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "decoder_sparse_step": 1,
-        "hidden_act": "silu",
-        "initializer_range": model.init_std,
-        "mlp_only_layers": [],
-        "norm_topk_prob": True,
-        "tie_word_embeddings": False,
-        "use_cache": True,
-        "use_sliding_window": False,
-    }
+    text = qwen3_moe_keys(model)
     if is_qwen3_moe(model):
         rope = {"rope_type": "default", "rope_theta": model.rope_theta}  # where newer versions of transformers look
-        return {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **text, "rope_parameters": rope}
+        head = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}
+        return {**head, **text, "rope_parameters": rope, "transformers_version": FIRST_TRANSFORMERS}
     return {
         "architectures": ["InternS1ProForConditionalGeneration"],
         "model_type": "interns1_pro",

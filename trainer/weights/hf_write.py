@@ -23,16 +23,12 @@ from trainer.storage.boxes import StoredTensor, full_box
 from trainer.storage.hashed_file import HashedFile
 from trainer.storage.manifest import CHECKPOINT
 from trainer.storage.space import free_space
+from trainer.weights.beside.side_files import total_size
 from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError, byte_count
 from trainer.weights.hf_read import DTYPES, bytes_of, read_tensor
 
 SHARD_BYTES = 5_000_000_000
 COPIED = 16 << 20  # bytes of a tensor that is copied that are in memory at a time
-# What else belongs to a model: tokenizer, chat template, processors, generation defaults, code.
-SIDE_FILES = (
-    "tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.jinja", "*template*.json",
-    "generation_config.json", "*processor*.json", "*.py",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,25 +122,20 @@ def copy_of(tensor: StoredTensor) -> Bundle:
     return Bundle((OutputTensor(tensor.name, tensor.dtype, tensor.shape),), blocks)
 
 
-def side_files(directory: Path) -> list[Path]:
-    """The files of a model directory that go with it and hold no tensors."""
-    found = {file for pattern in SIDE_FILES for file in directory.glob(pattern) if file.is_file()}
-    return sorted(found)
-
-
 def write_directory(
     target: Path,
     bundles: Sequence[Bundle],
     config: Mapping[str, Any],
-    beside: Iterable[Path] = (),
+    beside: Mapping[str, Path | bytes] | None = None,
     *,
     shard_bytes: int = SHARD_BYTES,
     manifest: Mapping[str, Any] | None = None,
     wrote: Callable[[int], None] = lambda nbytes: None,
 ) -> int:
-    """Make `target` with the tensors of `bundles`, an index of them, config.json and copies of the files `beside`.
+    """Make `target` with the tensors of `bundles`, an index of them, config.json and the files `beside`.
 
     Args:
+        beside: path in `target` -> the file to copy there, or its content.
         shard_bytes: no file is larger, unless a single bundle is.
         manifest: facts of a manifest.json with size and SHA-256 of every file; None: no manifest.
         wrote: called with the bytes of each bundle once they are written.
@@ -152,10 +143,10 @@ def write_directory(
     Raises: HuggingFaceError where `target` exists, the disk is too small (before the first byte is written) or cannot
         be written; nothing is left behind.
     """
-    beside = list(beside)
+    beside = beside or {}
     total = sum(bundle.nbytes for bundle in bundles)
     try:
-        make_room(target, total + sum(file.stat().st_size for file in beside))
+        make_room(target, total + total_size(beside))
         with atomic_directory(target) as temporary:
             shards = split_into_shards(bundles, shard_bytes)
             written = {shard.name: write_shard(temporary / shard.name, shard, wrote) for shard in shards}
@@ -177,7 +168,7 @@ def complete(
     shards: Sequence[Shard],
     written: Mapping[str, dict[str, Any]],
     config: Mapping[str, Any],
-    beside: Iterable[Path],
+    beside: Mapping[str, Path | bytes],
     manifest: Mapping[str, Any] | None,
 ) -> None:
     """Put what goes with the shards beside them. `written`: file name -> `Manifest.file_facts`. Raises OSError."""
@@ -186,10 +177,16 @@ def complete(
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
     write_json(directory / CONFIG, config)
     names = [INDEX, CONFIG]
-    for file in beside:
-        shutil.copyfile(file, directory / file.name)
-        sync(directory / file.name)
-        names.append(file.name)
+    for name, content in beside.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            (directory / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, directory / name)
+        sync(directory / name)
+        names.append(name)
+    for folder in {folder for name in beside for folder in Path(name).parents if folder.name}:
+        sync(directory / folder)
     if manifest is not None:
         facts = {name: CHECKPOINT.file_facts(directory / name) for name in names}
         CHECKPOINT.write(directory, manifest, {**written, **facts})

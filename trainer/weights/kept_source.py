@@ -18,9 +18,12 @@ from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE, SOURCE_FACT
+from trainer.data.protocols import TokenizerFile
 from trainer.model.decoder import Decoder
 from trainer.storage.boxes import StoredTensor
 from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
+from trainer.weights.beside.side_files import SideFiles, clashes, side_files
+from trainer.weights.beside.tokenizer import keep_tokenizer
 from trainer.weights.hf_config import model_config_from_huggingface, other_function
 from trainer.weights.hf_files import (
     CONFIG,
@@ -31,9 +34,10 @@ from trainer.weights.hf_files import (
 )
 from trainer.weights.hf_read import fill
 from trainer.weights.hf_survey import SourceModel, survey_directory
-from trainer.weights.hf_write import copy_of, side_files, write_directory
+from trainer.weights.hf_write import copy_of, write_directory
 from trainer.weights.section import located
 
+CLASHES = "left out"  # in the manifest of the copy
 EXPANSION = "upcycle"  # the key of the facts of an expansion in its manifest
 
 
@@ -45,7 +49,8 @@ class Carried:
     config: dict[str, Any]
     kinds: dict[str, str]  # as `SourceModel.kinds`
     tensors: list[StoredTensor]
-    side_files: list[Path]
+    side_files: SideFiles
+    clashes: list[str]  # files of the source that were not kept: every export has its own
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,11 @@ def open_published(cfg: Config, world: World) -> PublishedWeights | None:
 
     _on_the_first(world, open_and_check)
     return PublishedWeights(opened[0] if opened else survey_directory(open_directory(path)), world)
+
+
+def keep_corpus_tokenizer(tokenizer: TokenizerFile, run_directory: Path, world: World) -> None:
+    """Copy the tokenizer of the corpora to the run directory, for its exports. Collective. Raises HuggingFaceError."""
+    _on_the_first(world, lambda: keep_tokenizer(run_directory, tokenizer))
 
 
 def _on_the_first(world: World, act: Callable[[], object]) -> None:
@@ -134,7 +144,14 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
             value=differing,
             allowed="the directory that the run wrote",
         )
-    return Carried(path, config, manifest[SOURCE_FACT], list(stored_tensors(path).values()), side_files(path))
+    return Carried(
+        path,
+        config,
+        manifest[SOURCE_FACT],
+        list(stored_tensors(path).values()),
+        side_files(path),
+        manifest.get(CLASHES, []),
+    )
 
 
 def _check(source: SourceModel, cfg: Config) -> None:
@@ -188,6 +205,10 @@ def _keep(source: SourceModel, target: Path, tick: Callable[[], None]) -> None:
         [copy_of(tensor) for tensor in source.carried],
         source.directory.config,
         side_files(source.directory.path),
-        manifest={"from": str(source.directory.path.absolute()), SOURCE_FACT: source.kinds},
+        manifest={
+            "from": str(source.directory.path.absolute()),
+            SOURCE_FACT: source.kinds,
+            CLASHES: clashes(source.directory.path),
+        },
         wrote=lambda nbytes: tick(),
     )

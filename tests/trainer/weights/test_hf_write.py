@@ -17,9 +17,10 @@ from torch import Tensor
 
 from trainer.storage.manifest import CHECKPOINT
 from trainer.weights import hf_write as write
+from trainer.weights.beside.side_files import side_files
 from trainer.weights.hf_files import BITS, HuggingFaceError, stored_tensors
 from trainer.weights.hf_read import DTYPES
-from trainer.weights.hf_write import Bundle, OutputTensor, copy_of, side_files, write_directory
+from trainer.weights.hf_write import Bundle, OutputTensor, copy_of, write_directory
 
 CONFIG = {"model_type": "qwen3_moe", "note": "größer"}
 

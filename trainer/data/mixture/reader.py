@@ -21,7 +21,7 @@ from parallel.errors import Fault
 from trainer.data.errors import DataError
 from trainer.data.mixture import checks
 from trainer.data.mixture.index import MixtureIndex
-from trainer.data.protocols import Split
+from trainer.data.protocols import Split, TokenizerFile
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
@@ -54,12 +54,11 @@ class MixtureReader:
         _raise_all([*faults, *self._wrong_sources()])
         first = self.train[self.names[0]]
         made = first.manifest["tokenizer"]
+        before = tuple(made.get("before", ()))
+        self.tokenizer_file = TokenizerFile(first.directory / shard_files.TOKENIZER, made["eos"], before)
         try:
             self.tokenizer = Tokenizer.load(
-                first.directory / shard_files.TOKENIZER,
-                made["eos"],
-                special_text=made.get("special_text", "spell"),
-                before=made.get("before", ()),
+                self.tokenizer_file.path, made["eos"], special_text=made.get("special_text", "spell"), before=before
             )
         except DataError as error:
             raise DataError([with_source(self.names[0], error.faults[0])]) from error

@@ -39,4 +39,5 @@ def open_mixture(
         heldout=TextHeldOut(reader),
         fingerprint=reader.fingerprint,
         text=reader,
+        tokenizer=reader.tokenizer_file,
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from trainer.config.model import ModelConfig
+from trainer.weights.beside.side_files import SideFiles, clashes, side_files
 from trainer.weights.config_json.text import text_section
 from trainer.weights.hf_config import FREQUENCIES_KEY, is_qwen3_moe
 from trainer.weights.hf_files import HuggingFaceError, read_json
 from trainer.weights.hf_read import DTYPES
 from trainer.weights.hf_survey import SourceModel
-from trainer.weights.hf_write import side_files
 from trainer.weights.map import MULTIMODAL, PLAIN
 from trainer.weights.upcycle.noise import smallest_noise
 from trainer.weights.upcycle.placement import CopyPlacement, Expansion
@@ -52,18 +53,17 @@ def base_config(source: SourceModel, model: ModelConfig, vocabulary: Vocabulary 
     return config
 
 
-def side_files_of(source: Path, expansion: Expansion, vocabulary: Vocabulary | None) -> list[Path]:
+def side_files_of(source: Path, expansion: Expansion, vocabulary: Vocabulary | None) -> SideFiles:
     """The source's tokenizer, chat template, processors and generation defaults. With another vocabulary: its tokenizer
     and its files of these kinds instead of the source's, and no generation defaults whose ids changed."""
-    files = {file.name: file for file in side_files(source)}
+    files = side_files(source)
     if expansion.vocabulary is None or vocabulary is None:
-        return list(files.values())
+        return files
     for pattern in TOKENIZER_FILES:
-        files = {name: file for name, file in files.items() if not file.match(pattern)}
+        files = {name: file for name, file in files.items() if not fnmatch(name, pattern)}
     if GENERATION in files and _generation_moved(files[GENERATION], vocabulary):
         del files[GENERATION]
-    files |= {file.name: file for file in side_files(Path(expansion.vocabulary))}
-    return [files[name] for name in sorted(files)]
+    return dict(sorted((files | side_files(Path(expansion.vocabulary))).items()))
 
 
 def warnings_of(
@@ -94,7 +94,9 @@ def warnings_of(
                 f"noise={expansion.noise:g} is partly lost in rounding to {name}; use noise={limit:.2g} or more, or a "
                 "wider dtype"
             )
+    found += [f"{source.directory.path / name} is not copied" for name in clashes(source.directory.path)]
     if vocabulary is not None and expansion.vocabulary is not None:
+        found += _replaced(source.directory.path, Path(expansion.vocabulary))
         unlisted = sorted(file.name for file in source.directory.path.glob(PIECES))
         lost = source.model.vocab_size - len(vocabulary.known or ())
         if unlisted and lost:
@@ -111,6 +113,17 @@ def warnings_of(
                 if key.endswith("_token_id") and type(old) is int and vocabulary.moved_id(old) is None:
                     found.append(f"config.json: {key}={old} has no token in {expansion.vocabulary} and is now null")
     return found
+
+
+def _replaced(source: Path, vocabulary: Path) -> list[str]:
+    """A line for each side file, other than the tokenizer's, that both directories have with different content."""
+    ours, theirs = side_files(source), side_files(vocabulary)
+    return [
+        f"{name} is that of {vocabulary}, which differs from that of {source}"
+        for name in sorted(ours.keys() & theirs.keys())
+        if not any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)
+        and ours[name].read_bytes() != theirs[name].read_bytes()
+    ]
 
 
 def _generation_moved(file: Path, vocabulary: Vocabulary) -> bool:

@@ -18,6 +18,7 @@ from trainer.storage.atomic import TargetExistsError, publish
 from trainer.storage.manifest import CHECKPOINT, MANIFEST
 from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.storage.workers import Reporter, Task, WorkerDied, Workers
+from trainer.weights.beside.side_files import total_size
 from trainer.weights.hf_files import CONFIG, INDEX, HuggingFaceError
 from trainer.weights.hf_write import (
     SHARD_BYTES,
@@ -76,7 +77,7 @@ def run(
     shards = split_into_shards(upcycled.bundles, shard_bytes)
     before = source()
     plan = plan_of(upcycled, shards, before)
-    beside = sum(file.stat().st_size for file in upcycled.side_files)
+    beside = total_size(upcycled.side_files)
     require_space(target, disk_needed(shards) + beside - _present(work_path(target) / MODEL))
     try:
         with open_work(target, plan) as work:
@@ -90,7 +91,9 @@ def run(
                         value=changed,
                         allowed=f"remove {work.path}",
                     )
-                _refuse_unknown_files(work, {*(s.name for s in shards), *(f.name for f in upcycled.side_files)})
+                _refuse_unknown_files(
+                    work, {*(s.name for s in shards), *(name.partition("/")[0] for name in upcycled.side_files)}
+                )
                 manifest = {FACT: upcycled.facts}
                 complete(work.model, shards, work.finished, upcycled.config, upcycled.side_files, manifest)
             except KeyboardInterrupt:
@@ -118,7 +121,7 @@ def plan_of(upcycled: Upcycled, shards: Sequence[Shard], source: Mapping[str, st
         "options": digest(upcycled.facts),
         "config.json": digest(upcycled.config),
         "files": digest([(s.name, [(o.name, o.dtype, o.shape) for o in s.ordered]) for s in shards]),
-        "side files": digest([str(file.absolute()) for file in upcycled.side_files]),
+        "side files": digest([[name, str(file.absolute())] for name, file in upcycled.side_files.items()]),
     }
 
 

@@ -19,9 +19,10 @@ from typing import Any
 from trainer.storage.atomic import FILE_SUFFIX, OWNER, atomic_file, sync
 from trainer.storage.lock import FileLock, LockedError, NoLocksError
 from trainer.storage.manifest import CHECKPOINT
+from trainer.weights.beside.side_files import side_files
 from trainer.weights.hf_files import CONFIG
 from trainer.weights.hf_survey import SourceModel
-from trainer.weights.hf_write import must_not_exist, side_files
+from trainer.weights.hf_write import must_not_exist
 from trainer.weights.upcycle.errors import UpcycleError
 
 SUFFIX = ".octavo-upcycle.tmp"
@@ -37,7 +38,7 @@ def identity(source: SourceModel, vocabulary: str | None = None) -> dict[str, st
     Raises UpcycleError if one cannot be read.
     """
     directory, found = source.directory.path, {}
-    others = side_files(Path(vocabulary)) if vocabulary is not None else []
+    others = side_files(Path(vocabulary)).values() if vocabulary is not None else ()
     tensors: dict[Path, list[str]] = {}
     for tensor in source.tensors.values():
         tensors.setdefault(tensor.file, []).append(f"{tensor.name} {tensor.dtype} {tensor.shape} {tensor.start}")
@@ -45,8 +46,8 @@ def identity(source: SourceModel, vocabulary: str | None = None) -> dict[str, st
         for file, lines in sorted(tensors.items()):
             facts = file.stat()
             found[os.path.relpath(file, directory)] = f"{facts.st_size} {facts.st_mtime_ns} {digest(sorted(lines))}"
-        for file in [directory / CONFIG, *side_files(directory), *others]:
-            name = file.name if file.parent == directory else str(file.absolute())
+        named = {CONFIG: directory / CONFIG, **side_files(directory), **{str(file.absolute()): file for file in others}}
+        for name, file in named.items():
             found[name] = CHECKPOINT.file_facts(file)["sha256"]
     except OSError as error:
         reason = error.strerror or str(error)

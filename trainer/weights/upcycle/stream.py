@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from trainer.config.model import ModelConfig
 from trainer.model.initial import fope_matrix
 from trainer.storage.boxes import Box, full_box, read_into
 from trainer.storage.progress import OnProgress, ignore
+from trainer.weights.beside.side_files import SideFiles
 from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
 from trainer.weights.hf_config import huggingface_config
 from trainer.weights.hf_files import HuggingFaceError
@@ -59,7 +59,7 @@ class Upcycled:
     model: ModelConfig
     config: dict[str, Any]  # config.json
     facts: dict[str, Any]  # for the manifest
-    side_files: list[Path]  # tokenizer and the like
+    side_files: SideFiles  # tokenizer and the like
 
 
 def plan_upcycle(

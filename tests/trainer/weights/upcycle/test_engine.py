@@ -48,7 +48,10 @@ class Model:
             for n in range(FILES * EACH)
         ]
         self.upcycled: Any = SimpleNamespace(
-            bundles=bundles, config={"seed": seed}, facts={"seed": seed}, side_files=[directory / "tokenizer.json"]
+            bundles=bundles,
+            config={"seed": seed},
+            facts={"seed": seed},
+            side_files={"tokenizer.json": directory / "tokenizer.json"},
         )
 
     def value(self, n: int) -> Tensor:

@@ -127,6 +127,7 @@ def test_ids_and_files_that_name_tokens_go_along(tmp_path):
     assert (result.config["image_token_id"], result.config["lost_token_id"]) == (36, None)
     assert text["vocab_size"] == 37
     assert result.facts["warnings"] == [
+        f"chat_template.jinja is that of {target}, which differs from that of {path}",
         f"generation_config.json is dropped: its ids are different tokens in {target}",
         f"config.json: lost_token_id=34 has no token in {target} and is now null",
     ]
@@ -139,7 +140,7 @@ def test_ids_and_files_that_name_tokens_go_along(tmp_path):
     again, _ = expanded(path, tmp_path / "again", **ASKED, vocabulary=str(target))
     assert (tmp_path / "again" / "generation_config.json").is_file()
     assert not (tmp_path / "again" / "tokenizer_SMILES.model").exists()
-    pieces, lost = again.facts["warnings"]
+    _, pieces, lost = again.facts["warnings"]
     assert pieces.startswith("tokenizer_SMILES.model: no file lists the ids of their pieces, so 4 rows of the source")
     assert lost.startswith("config.json: lost_token_id=34")
 

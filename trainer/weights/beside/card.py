@@ -1,0 +1,43 @@
+"""README.md of an export: a model card with what is known of the model, and nothing else. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer.config.model import ModelConfig
+from trainer.weights.beside.readers import TRANSFORMERS, Reader
+
+
+def model_card(model: ModelConfig, read_by: Sequence[Reader], step: int, init_from: str | None, tokenizer: str) -> str:
+    """The card, as Markdown with the metadata that hubs read.
+
+    read_by: what `readers` says of the export. init_from: the directory that the run started from. tokenizer: where it
+    is from.
+    """
+    library = ["library_name: transformers"] if any(r.program == TRANSFORMERS and r.reads for r in read_by) else []
+    origin = "random weights" if init_from is None else f"the weights in `{init_from}`"
+    rows = [
+        ("parameters", f"{model.num_params():,} of the text model, {model.active_params():,} active per token"),
+        ("layers, hidden size", f"{model.num_layers}, {model.hidden_size}"),
+        (
+            "experts",
+            f"{model.num_experts} in {model.router_groups} router group(s), {model.experts_per_token} per token, "
+            f"width {model.expert_width}",
+        ),
+        ("attention", f"{model.num_heads} heads, {model.num_kv_heads} for keys and values, of size {model.head_dim}"),
+        ("positions", f"{model.positions}, up to {model.max_position:,}"),
+        ("vocabulary", f"{model.vocab_size:,} rows"),
+        ("tokenizer", tokenizer),
+        ("trained from", f"{origin}, {step:,} steps"),
+    ]
+    table = [f"| {name} | {text} |" for name, text in rows]
+    uses = [f"- {reader.line}" for reader in read_by]
+    lines = [
+        "---", *library, "pipeline_tag: text-generation", "tags:", "- octavo", "- mixture-of-experts", "---", "",
+        "# A mixture-of-experts language model", "",
+        "Trained and exported with Octavo. This card was written by the export, from the run's configuration.", "",
+        "| | |", "|---|---|", *table, "",
+        "## Programs that can read it", "", *uses, "",
+        "Octavo continues from it with `checkpoint.init_from=` and this directory.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"

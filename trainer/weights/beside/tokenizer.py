@@ -1,0 +1,170 @@
+"""The tokenizer of a run's corpora: kept in the run's directory, written with its exports. No torch here.
+
+RUN_DIR/tokenizer/   tokenizer.json          the corpora's file, byte for byte
+                     tokenizer_config.json   what transformers' AutoTokenizer needs beside it
+                     manifest.json           hashes of both, and the token that ends a document
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.run_files import CONFIG_FILE, TOKENIZER_DIRECTORY, TOKENIZER_FACT, read_tree
+from trainer.data.errors import DataError
+from trainer.data.protocols import TokenizerFile
+from trainer.data.shards.files import TOKENIZER, read_manifest
+from trainer.data.shards.tokenizer import read_tokenizer
+from trainer.storage.atomic import TargetExistsError, atomic_directory, sync
+from trainer.storage.manifest import CHECKPOINT, CorruptError
+from trainer.weights.hf_files import HuggingFaceError
+
+BEFORE = "before"  # in the manifest: the ids that open every document
+TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
+
+
+@dataclass(frozen=True)
+class FoundTokenizer:
+    """A run's tokenizer: its file, the token that ends a document and the one that opens it.
+
+    In corpora without an opening token a document follows the end of another: their texts start behind that token.
+    """
+
+    file: Path
+    eos: str
+    eos_id: int
+    bos: str
+    bos_id: int
+    without_template: bool  # the corpora lack what tokenizer.json puts around a text
+
+    def token_ids(self) -> dict[str, int]:
+        """Keys of config.json and generation_config.json."""
+        return {"bos_token_id": self.bos_id, "eos_token_id": self.eos_id, "pad_token_id": self.eos_id}
+
+    def tokenizer_config(self) -> dict[str, Any]:
+        """The file that transformers' AutoTokenizer needs beside tokenizer.json."""
+        special = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.eos}
+        return {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast", **special}
+
+    def side_files(self, max_position: int) -> dict[str, Path | bytes]:
+        """The files of an export. max_position: the longest text that the model was made for."""
+        content: Path | bytes = self.file
+        if self.without_template:  # transformers follows it, whatever tokenizer_config.json says
+            content = json_bytes({**json.loads(self.file.read_text(encoding="utf-8")), "post_processor": None})
+        return {
+            TOKENIZER: content,
+            TOKENIZER_CONFIG: json_bytes({**self.tokenizer_config(), "model_max_length": max_position}),
+            GENERATION_CONFIG: json_bytes(self.token_ids()),
+        }
+
+
+def keep_tokenizer(run_directory: Path, tokenizer: TokenizerFile) -> None:
+    """Copy the corpora's tokenizer into the run's directory, unless it is there. Raises HuggingFaceError."""
+    target = run_directory / TOKENIZER_DIRECTORY
+    try:
+        if (target / TOKENIZER).is_file() and (target / TOKENIZER).read_bytes() == tokenizer.path.read_bytes():
+            return
+        CHECKPOINT.remove_directory(target, TOKENIZER_FACT)  # of a start that came to no step
+        with atomic_directory(target) as temporary:
+            shutil.copyfile(tokenizer.path, temporary / TOKENIZER)
+            found = _found(temporary / TOKENIZER, tokenizer.end_of_document, tokenizer.before)
+            (temporary / TOKENIZER_CONFIG).write_bytes(json_bytes(found.tokenizer_config()))
+            files = {name: CHECKPOINT.file_facts(temporary / name) for name in (TOKENIZER, TOKENIZER_CONFIG)}
+            for name in files:
+                sync(temporary / name)
+            facts = {TOKENIZER_FACT: tokenizer.end_of_document, BEFORE: list(tokenizer.before)}
+            CHECKPOINT.write(temporary, facts, files)
+    except TargetExistsError as error:
+        raise HuggingFaceError(
+            f"{error.path}, where the run stores its tokenizer, holds other files; move them away, or use another "
+            "run.dir",
+            where=str(error.path),
+            allowed="another run.dir",
+        ) from None
+    except OSError as error:
+        raise HuggingFaceError(
+            f"{target} cannot be written: {error.strerror or error}",
+            where=str(target),
+            value=error.strerror,
+            allowed="a writable run directory, with enough space",
+        ) from error
+
+
+def find_tokenizer(run_directory: Path) -> tuple[FoundTokenizer | None, str | None]:
+    """The tokenizer that a run kept, or that its corpora have; and why there is none, where there should be one.
+
+    Raises HuggingFaceError for a kept one that is damaged, ConfigError for a configuration that cannot be read.
+    """
+    kept = run_directory / TOKENIZER_DIRECTORY
+    if kept.is_dir():
+        try:
+            facts = CHECKPOINT.read(kept)
+            if fault := CHECKPOINT.check_file(kept, TOKENIZER, facts["files"][TOKENIZER]):
+                raise fault
+        except CorruptError as damage:
+            raise HuggingFaceError(
+                f"the run's tokenizer is damaged: {damage}; restore {TOKENIZER} from the corpus, or remove {kept}",
+                where=str(damage.path),
+                value=damage.problem,
+                allowed=f"the file as the run wrote it, or no {kept}",
+            ) from None
+        return _found(kept / TOKENIZER, facts[TOKENIZER_FACT], facts[BEFORE]), None
+    return _of_the_corpora(read_tree(run_directory / CONFIG_FILE).get("data") or {})
+
+
+def put_token_ids(config: dict[str, Any], ids: Mapping[str, int]) -> None:
+    """Set the special tokens of a config.json and of its text model, where it names none."""
+    sections = [config, config["text_config"]] if isinstance(config.get("text_config"), dict) else [config]
+    for section in sections:
+        for key, value in ids.items():
+            if section.get(key) is None:
+                section[key] = value
+
+
+def _of_the_corpora(data: Mapping[str, Any]) -> tuple[FoundTokenizer | None, str | None]:
+    """For runs from before tokenizers were kept."""
+    if data.get("name") == "synthetic":
+        return None, None
+    places = [str(data.get("cache_dir"))]
+    if data.get("build") != "toy":
+        places = [str(Path(data.get("root") or ".", source["path"])) for source in (data.get("sources") or {}).values()]
+        for place in places:
+            try:
+                facts = read_manifest(Path(place))["tokenizer"]
+            except (DataError, KeyError):
+                continue
+            if (file := Path(place, TOKENIZER)).is_file():
+                return _found(file, facts["eos"], facts.get("before", ())), None
+    return (
+        None,
+        f"the run kept none, and which of those in {', '.join(places) or 'its corpora'} it used is not recorded",
+    )
+
+
+def _found(file: Path, eos: str, before: Sequence[int]) -> FoundTokenizer:
+    try:
+        read = read_tokenizer(file)
+    except DataError as error:
+        raise HuggingFaceError(error.faults) from error
+    eos_id, bos_id = read.token_to_id(eos), before[0] if before else None
+    bos = eos if bos_id is None else read.id_to_token(bos_id)
+    if eos_id is None or bos is None:
+        raise HuggingFaceError(
+            f"{file} has no token {eos}, which ends the corpora's documents"
+            if eos_id is None
+            else f"{file} has no token {bos_id}, which opens the corpora's documents",
+            where=str(file),
+            value=eos if eos_id is None else bos_id,
+            allowed="the tokenizer.json of the corpora",
+        )
+    around = bool(read.encode("").ids)
+    return FoundTokenizer(file, eos, eos_id, bos, eos_id if bos_id is None else bos_id, around and not before)
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A JSON file's content."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
