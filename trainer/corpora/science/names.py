@@ -23,13 +23,14 @@ L_OR_D = (  # amino acids and sugars
     "glycer|threit|erythr|phenylgly|cycloser|canavan|homophenyl|homoser|homocyst|allo|valin|gluc|galact|mann|fruct|rib|xyl|arabin|sorb|gulon|rhamn|fuc|lact|tart|ornith|norleuc|norval|carnit|ascorb"
 )
 AMIDE = re.compile(r"n-\S*yl\S*(?:amide|imide|aniline|anilide)$")  # an n is a locant before what these carry
-LOST_CAPITAL = re.compile(  # in a name in lower case
+LOST_CAPITAL = re.compile(  # in a name in lower case; the first line lets most places fail at once
+    r"(?:(?=[ndlhiv])|(?<=\())(?:"
     rf"(?<![a-z])(?:n'*(?:,n'*)+(?=-)|n(?=,\d)|n'+(?=-)|(?<!di-)(?<!tri-)(?<!\d-)n(?=-(?!(?:{NORMAL})|\d)))|"  # locants
     rf"(?<![^-\s(\[])[dl](?=-(?:{L_OR_D}))|"
     r"(?<=\d)h(?=[-,)])|"  # indicated hydrogen
     r"(?<=alpha-)d(?=-)|(?<=beta-)d(?=-)|(?<![a-z])dl(?=-)|"  # sugars, racemates
     r"(?<=[a-z]\()(?:i{1,3}|iv|vi{0,3})(?=\))|"  # oxidation states
-    r"(?<=\()(?:\d*[a-z]?[rsez](?:,\d*[a-z]?[rsez])*)(?=\)-)"  # stereodescriptors, "7as" as "7aS"
+    r"(?<=\()(?:\d*[a-z]?[rsez](?:,\d*[a-z]?[rsez])*)(?=\)-))"  # stereodescriptors, "7as" as "7aS"
 )
 
 

@@ -335,6 +335,18 @@ def test_a_name_is_spelled_as_in_a_text(listed: str, written: str) -> None:
     assert pubchem._spelled(listed) == written
 
 
+@pytest.mark.parametrize(
+    ("listed", "written"),
+    [
+        ("tricyclo[2.2.1.0^{2,6}]heptane", "tricyclo[2.2.1.0^2,6]heptane"),
+        ("methylidene-$l^{5}-phosphane", "methylidene-lambda5-phosphane"),
+    ],
+)
+def test_a_superscript_of_a_systematic_name_needs_no_braces(listed: str, written: str) -> None:
+    line = f"1\t1-1-1\tC7H10\t94\tCC\tI\tA-B\t{listed}\tsome name"
+    assert pubchem.parse_record(line).values["systematic"] == written
+
+
 @pytest.mark.parametrize("name", ["arsine,dimethyl(phenylmethyl)", "hexane 1,1-dichloro", "benzene, 1-hexynyl-"])
 def test_an_index_entry_is_not_an_alternative_name(name: str) -> None:
     assert pubchem._indexed(name)

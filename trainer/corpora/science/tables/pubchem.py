@@ -19,7 +19,7 @@ ELEMENTS = {
 NON_METALS = {"C", "H", "N", "O", "S", "P", "F", "Cl", "Br", "I", "Si", "B", "As", "Se"}
 WORD = re.compile(r"[a-z]{3}")
 NO_NAME = re.compile(  # catalogue numbers, formulas, polymers and scrambled entries
-    r"^agn-pc|^chebi:|^[a-z]{1,10}[- ]?\d{3,}|^ac1\w{5}$|^ctk\w+$|^\d+-\d\d-\d|[0-9a-f]{8}-|_\d|\.p\d|"
+    r"[0-9a-f]{8}-|_\d|\.p\d|"
     r"[\\@$#%&?!=<>_{}~|;]|\d[a-z]\d[a-z]\d|polymer|"
     r"\[[^\]]*\b(?:german|french|dutch|polish|latin|russian|czech|japanese|italian|spanish|portugu?ese|chinese|"
     r"romanian|swedish|danish|hungarian|dcit)\b[^\]]*\]|"  # names in other languages
@@ -29,7 +29,10 @@ INDEX_ENTRY = re.compile(r"-, |-$|, \S+-$|\(\d+ci|, (?:\S+ )*(?:ester|acid)\b") 
 # The checks of the next five run on 200,000 names: each has a condition that is quick.
 COMMA = re.compile(r",(?<=[a-z],)[a-z]{3}")  # "arsine,dimethyl(phenylmethyl)"
 RADICALS = ("chloro", "bromo", "fluoro", "iodo", "oxy", "nitro", "amino", "yl")  # at the end: "hexane 1,1-dichloro"
-CODE = re.compile(r"chebi:|\([a-z]{2}\d\)|dn cust|[a-z]{1,3}\d[a-z]{1,2}\d|[a-z]{2,4}[- ]?\d{2,}$")
+CODE = re.compile(
+    r"agn-pc|[a-z]{1,10}[- ]?\d{3,}|ac1\w{5}$|ctk\w+$|\d+-\d\d-\d|chebi:|\([a-z]{2}\d\)|dn cust|"
+    r"[a-z]{1,3}\d[a-z]{1,2}\d|[a-z]{2,4}[- ]?\d{2,}$"
+)
 MIXTURE = re.compile(
     r" de |\(sup |[a-z)]- |reaction product|\bc\d+-c?\d+| \[(?:inn|ban|usan)\b| (?:radical|ion|cation|anion)$"
 )
@@ -115,13 +118,14 @@ def parse_record(line: str) -> Compound:
     cid, cas, formula, weight, smiles, inchi, key, systematic, *names = line.split("\t")
     readable, spoken = "", list[str]()  # the first readable name, and the first two that are not index entries
     for name in names:
-        if len(name) <= LONGEST_NAME and WORD.search(name) and not NO_NAME.search(name) and not _odd(name):
+        if len(name) <= LONGEST_NAME and WORD.search(name) and not _odd(name) and not NO_NAME.search(name):
             readable = readable or name
             if not _indexed(name):
                 spoken.append(name)
                 if len(spoken) == 2:
                     break
-    systematic = systematic.replace("$l^{", "lambda").replace("}", "")  # "$l^{5}-phosphane"
+    if "{" in systematic:  # "$l^{5}-phosphane", "tricyclo[2.2.1.0^{2,6}]heptane"
+        systematic = systematic.replace("$l^{", "lambda").replace("^{", "^").replace("}", "")
     plain = "" if ";" in systematic else systematic  # salts are lists of ions: "azanium;chloride"
     name = _spelled(next((one for one in (*spoken[:1], plain, readable) if one), ""))
     values = {"formula": formula, "weight": weight, "smiles": smiles, "inchi": f"InChI=1S/{inchi}", "cas": cas}
@@ -150,7 +154,7 @@ def _molecular(elements: set[str], smiles: str, inchi: str) -> bool:
 
 
 def _spelled(name: str) -> str:
-    name = with_capitals(in_order(FORMULA.sub("", name)))
+    name = with_capitals(in_order(FORMULA.sub("", name) if name.endswith(")") else name))
     if " " in name:
         if name[-1].isdigit():
             name = DYE.sub(lambda found: found[0].title().replace("C.i.", "C.I."), name)
@@ -169,16 +173,19 @@ def _spelled(name: str) -> str:
 
 def _odd(name: str) -> bool:
     """True for codes, mixtures and names with a ratio or a remark."""
-    return bool(CODE.match(name) or (" " in name and MIXTURE.search(name)) or (":" in name and RATIO.search(name)))
+    spaced = " " in name and MIXTURE.search(name)
+    return bool(spaced or CODE.match(name) or (":" in name and RATIO.search(name)))
 
 
 def _indexed(name: str) -> bool:
     """True for the entry of an index: "benzene, 1-hexynyl-"."""
-    return bool(INDEX_ENTRY.search(name) or COMMA.search(name) or (" " in name and name.endswith(RADICALS)))
+    radical = " " in name and name.endswith(RADICALS)
+    return bool(radical or INDEX_ENTRY.search(name) or ("," in name and COMMA.search(name)))
 
 
 def _same(one: str, other: str) -> bool:
     """True if two names differ in nothing but hyphens, brackets, spaces and capitals."""
-    if one == other or one[:1].lower() != other[:1].lower():  # most pairs, at little cost
+    first, last, end = one[:1].lower() == other[:1].lower(), one[-1:].lower(), other[-1:].lower()
+    if one == other or not first or (last != end and last.isalnum() and end.isalnum()):  # most pairs, at little cost
         return one == other
     return one.translate(PUNCTUATION).lower() == other.translate(PUNCTUATION).lower()
