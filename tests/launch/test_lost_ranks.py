@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.printed import error_line
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 # Python imports `sitecustomize` at start: every rank leaves its pid behind, and rank 1 meets its fault in step 20.
@@ -88,12 +90,10 @@ def test_octavo_train_ends_with_a_rank_that_is_stopped(launch):
     command = ["launch.cli", "train", "--nproc-per-node", "2", *WORDS, "parallel.timeout_s=10"]
     (code,), err, seconds = launch("SIGSTOP", command)
     assert code == 128 + signal.SIGKILL
-    assert re.fullmatch(
-        r"error: rank 1 \(host \S+, pid \d+\) has sent no heartbeat for \d+ s; the last one came from step \d+: .*; "
-        r"the run ends \(parallel\.timeout_s=10\)\n"
-        r"error: rank 1 was killed by SIGKILL\n",
-        err,
-    ), err
+    silent, killed = err.splitlines()
+    error_line(silent, "rank 1 ", "parallel.timeout_s=10")
+    assert re.search(r"\bhost \S+, pid \d+\b.*\b\d+ s\b.*\bstep \d+: ", silent), err
+    error_line(killed, "rank 1", "SIGKILL")
     assert seconds < 35
 
 
@@ -109,7 +109,5 @@ def test_a_rank_that_dies_on_another_machine(launch):
     codes, err, seconds = launch("SIGKILL", *([*command, "--node-rank", node, *rest] for node in "01"))
     assert codes == [1, 1], err
     assert err.count("\nerror:") + err.startswith("error:") == 1, err
-    assert re.search(
-        r"^error: rank 1 \(host \S+, pid \d+\) has sent no heartbeat for \d+ s; the last one came from", err, re.M
-    )
+    assert re.search(r"^error: rank 1\b.*\bhost \S+, pid \d+\b.*\b\d+ s\b", err, re.M)
     assert seconds < 40

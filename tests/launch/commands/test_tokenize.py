@@ -104,10 +104,7 @@ def test_options_may_come_between_the_arguments(words):
 def test_a_fault_of_the_input_is_one_line(words, tmp_path, capsys):
     Path(words[2]).write_text('{"body": "iron"}\n')
     assert main([*words, "--domain", "general"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "a.jsonl, line 1: no field 'text'; it has 'body': choose one with --field" in error
-    assert error.count("\n") == 1
+    error_line(capsys.readouterr().err, "a.jsonl, line 1", "'text'", "'body'", "--field")
 
 
 def test_what_is_not_read_and_what_is_counted_is_printed(words, tmp_path, capsys):

@@ -66,7 +66,7 @@ def meet(fault: str, watch: Watch) -> None:
         case "stuck in C":
             ctypes.PyDLL(None).sleep(3600)  # it keeps the interpreter's lock, so no thread of Python runs
         case "raises":
-            raise ValueError("no such sample")
+            raise ValueError("sample 7")
         case "slow":
             time.sleep(0.6 * TIMEOUT_S)
         case "busy":  # the others wait for longer than the timeout
@@ -120,7 +120,7 @@ def test_a_rank_whose_threads_do_not_run_is_killed_by_its_neighbours(ended, faul
 def test_only_the_rank_that_raises_reports_it(ended):
     ending = ended["raises"]
     assert ending.codes == [1, 1, 1], ending
-    error_line(ending.output, "no such sample")
+    error_line(ending.output, "sample 7")
 
 
 @pytest.mark.parametrize("fault", ["slow", "busy"])

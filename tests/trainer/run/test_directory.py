@@ -1,5 +1,6 @@
 """The directory that a run takes, and the errors of those it cannot take."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.printed import error_line
 from trainer import __main__ as entry
 from trainer.config import coerce
 from trainer.config.compose import compose, load
@@ -199,12 +201,13 @@ def test_an_empty_directory_is_taken_and_one_of_something_else_refused():
     Path("home/config.yaml").write_text("a: [")
     fault = refusal(toy("run.dir=home"))
     assert (fault.where, fault.allowed) == ("home/config.yaml", "restore it, or use another run.dir")
-    for text, why in (("", "is empty"), ("# nothing\n", "is empty"), ("- a\n", "cannot be read (no keys at the top)")):
+    for text in ("", "# nothing\n", "- a\n"):
         Path("home/config.yaml").write_text(text)
-        assert refusal(toy("run.dir=home")).text == f"home/config.yaml {why}; {fault.allowed}"
+        again = refusal(toy("run.dir=home"))
+        assert (again.where, again.allowed) == (fault.where, fault.allowed)
         with pytest.raises(ConfigError) as caught:
             read_start(Path("home"))
-        assert str(caught.value) == f"home/config.yaml {why}; {fault.allowed}"
+        assert caught.value.faults == (again,)
     Path("home/config.yaml").write_text("model: toy\n")
     assert "model.vocab_size: (missing) -> 4096" in refusal(toy("run.dir=home")).allowed
 
@@ -219,18 +222,24 @@ def test_files_of_a_failed_start_may_be_overwritten_and_others_not():
     assert refusal(toy("run.dir=run")).allowed == "a new or an empty directory"
 
 
+def assert_unwritable(fault, path, code):
+    assert (fault.where, fault.value, fault.allowed) == ("run.dir", path, "a directory that you may write to")
+    assert os.strerror(code) in fault.text
+
+
 def test_a_file_in_the_way():
     Path("file").write_text("")
-    assert "cannot be written: Not a directory" in refusal(toy("run.dir=file")).text
-    assert "cannot be written: Not a directory (" in refusal(toy("run.dir=file/deeper")).text
-    with pytest.raises(ConfigError, match="cannot be written"):
+    for path in ("file", "file/deeper"):
+        assert_unwritable(refusal(toy(f"run.dir={path}")), path, errno.ENOTDIR)
+    with pytest.raises(ConfigError) as caught:
         prepare(RunDir(Path("file/deeper"), "new"), toy())
+    assert_unwritable(caught.value.faults[0], "file/deeper", errno.ENOTDIR)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_directory_without_permission():
     Path("locked").mkdir(mode=0o500)
-    assert "cannot be written: Permission denied (" in refusal(toy("run.dir=locked/run")).text
+    assert_unwritable(refusal(toy("run.dir=locked/run")), "locked/run", errno.EACCES)
 
 
 def test_an_unwritable_directory_is_one_line_and_exit_code_2(capsys):
@@ -239,11 +248,11 @@ def test_an_unwritable_directory_is_one_line_and_exit_code_2(capsys):
         pytest.skip("needs /proc")
     fault = refusal(toy("run.dir=/proc/run"))
     assert (fault.where, fault.value) == ("run.dir", "/proc/run")
-    with pytest.raises(ConfigError, match=r"run\.dir=/proc/run cannot be written"):
+    with pytest.raises(ConfigError) as caught:
         prepare(RunDir(Path("/proc/run"), "new"), toy())
+    assert (caught.value.where, caught.value.value) == ("run.dir", "/proc/run")
     assert entry.main(["recipe=toy", "run.dir=/proc/run"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: run.dir=/proc/run cannot be written")
+    error_line(capsys.readouterr().err, "run.dir=/proc/run")
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"status": "new"}'])
@@ -251,16 +260,14 @@ def test_a_bad_run_directory_file_is_one_line(content, capsys):
     if content is not None:
         Path("run.json").write_text(content)
     assert entry.main(["recipe=toy", "--run-directory", "run.json"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: --run-directory run.json cannot be read (")
+    error_line(capsys.readouterr().err, "--run-directory", "run.json")
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "abc"), ("RANK", "-1"), ("WORLD_SIZE", "0")])
 def test_a_bad_rank_or_world_size_is_one_line(name, value, monkeypatch, capsys):
     monkeypatch.setenv(name, value)
     assert entry.main(["recipe=toy"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {name}={value}: use a whole number")
+    error_line(capsys.readouterr().err, f"{name}={value}")
 
 
 def test_differences_name_keys_of_either_side():
@@ -292,11 +299,12 @@ def test_a_directory_where_no_step_was_taken_binds_no_later_run(tmp_path):
     other = replace(first, train=replace(first.train, seed=7))
     assert choose(other).status == "new"
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    with pytest.raises(ConfigError, match=r"different configuration: train\.seed: 0 -> 7"):
-        choose(other)
+    assert refusal(other).allowed == ["train.seed: 0 -> 7"]
 
 
 def test_a_directory_in_use_is_refused_until_its_process_lets_go(tmp_path):
-    with hold(tmp_path / "run"), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+    with hold(tmp_path / "run"), pytest.raises(ConfigError) as refused:
         hold(tmp_path / "run")
+    assert (refused.value.where, refused.value.value) == ("run.dir", str(tmp_path / "run"))
+    assert str(os.getpid()) in refused.value.lines[0]
     hold(tmp_path / "run").close()

@@ -12,6 +12,7 @@ import pytest
 
 from tests.distributed.pool import on_ranks
 from tests.parallel.zero import forget_groups
+from tests.printed import error_line
 from tests.trainer.tiny_run import losses, records, steps, tiny_config
 from trainer.run.process import train
 
@@ -61,6 +62,4 @@ def test_where_deepspeed_is_missing_one_line_names_the_extra(tmp_path, capfd, mo
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # importing it now raises ImportError
     assert train(tiny_config(tmp_path, engine="deepspeed")) == 2
-    error = capfd.readouterr().err
-    assert error.count("\n") == 1
-    assert "pip install -e '.[deepspeed]'" in error
+    error_line(capfd.readouterr().err, "pip install -e '.[deepspeed]'")

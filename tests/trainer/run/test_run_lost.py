@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.doomed import Ended, play_all, run_ranks
+from tests.printed import error_line
 from tests.trainer.tiny_run import tiny_config
 from trainer.checkpoint.store import CheckpointStore
 from trainer.data.errors import DataError
@@ -31,7 +32,7 @@ def run(folder: Path, fault: str) -> int:
         if first_sample == 2 * 4 + 1:  # rank 1's first micro-batch of step 3
             (folder / "ready").touch()
             if fault == "data":
-                raise DataError("shard 7 is damaged")
+                raise DataError("shard 7 is damaged", where="shard 7")
             if fault == "bug":
                 raise KeyError("shard")
             time.sleep(3600)
@@ -63,7 +64,7 @@ def ended(tmp_path_factory) -> dict[str, Ended]:
 def test_the_error_of_one_rank_is_the_only_line(ended):
     ending = ended["data"]
     assert ending.codes == [1, 1], ending
-    assert ending.output == "error: shard 7 is damaged\n"
+    error_line(ending.output, "shard 7")
 
 
 def test_a_bug_on_one_rank_keeps_its_traceback(ended):
@@ -77,18 +78,13 @@ def test_a_bug_on_one_rank_keeps_its_traceback(ended):
 def test_a_rank_that_hangs_in_its_data(ended):
     ending = ended["asleep"]
     assert ending.codes == [1, 1], ending
-    assert re.fullmatch(
-        r"error: rank 1 \(host \S+, pid \d+\) has made no progress for [6-9] s at step 3: data "
-        r"\(trainer/run/loop\.py:\d+ in .*\); the run ends \(parallel\.timeout_s=6\)\n",
-        ending.output,
-    ), ending
+    line = error_line(ending.output, "rank 1 ", "step 3: data", "parallel.timeout_s=6")
+    assert re.search(r"\bhost \S+, pid \d+\b.*\b[6-9] s\b.*\btrainer/run/loop\.py:\d+\b", line), line
 
 
 def test_a_checkpoint_writer_that_hangs(ended):
     """All main threads wait for their own writers, which wait for rank 1's."""
     ending = ended["writer"]
     assert ending.codes == [1, 1], ending
-    assert re.fullmatch(
-        r"error: rank 1 \(.*\) has made no progress for [6-9] s at the last checkpoint \(trainer/.*\); .*\n",
-        ending.output,
-    ), ending
+    line = error_line(ending.output, "rank 1 ", "last checkpoint")
+    assert re.search(r"\b[6-9] s\b.*\btrainer/\S+\.py:\d+\b", line), line

@@ -15,6 +15,7 @@ import pytest
 import torch.distributed.checkpoint as dcp
 
 from tests.distributed.pool import on_ranks
+from tests.printed import error_line
 from tests.trainer.tiny_run import events, losses, tiny_config
 from trainer.checkpoint.store import CheckpointStore
 from trainer.run import build as module
@@ -63,9 +64,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(tmp_path, monke
     signal.signal(number, before)  # under nohup, SIGHUP comes ignored
     stop_during(monkeypatch, 4, number)
     assert train(tiny_config(tmp_path, steps=STEPS)) == code
-    error = capfd.readouterr().err
-    assert f"stopped by {signal.Signals(code - 128).name} after step 4" in error
-    assert "step-4; the same command continues it" in error
+    said = capfd.readouterr().err
+    assert all(datum in said for datum in (signal.Signals(code - 128).name, "step 4", "step-4"))
     assert len(losses(tmp_path)) == 4
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-4\n"
     assert signal.getsignal(number) is before
@@ -100,7 +100,7 @@ def test_all_ranks_stop_at_the_same_step_when_one_gets_a_signal(tmp_path):
 def test_the_hint_names_the_directory_where_the_same_command_would_not_continue(tmp_path, monkeypatch, capfd):
     stop_during(monkeypatch, 2)
     assert train(tiny_config(tmp_path / "run", steps=STEPS, resume="never")) == 130
-    assert f"run.dir={tmp_path / 'run'} train.resume=auto continues it" in capfd.readouterr().err
+    assert f"run.dir={tmp_path / 'run'} train.resume=auto" in capfd.readouterr().err
 
 
 def test_a_finished_run_says_what_extends_it_and_resumes(tmp_path, capsys, uninterrupted):
@@ -152,10 +152,7 @@ def test_damage_everywhere_is_one_line_and_no_new_run(tmp_path, capsys):
     (tmp_path / "checkpoints" / "step-4" / ".metadata").unlink()
     cfg.train.steps = 8
     assert train(cfg) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "step-4/.metadata is missing" in error
-    assert "train.resume=never" in error
+    error_line(capsys.readouterr().err, "step-4/.metadata", "train.resume=never")
     assert len(losses(tmp_path)) == 4
 
 
@@ -182,7 +179,7 @@ def test_kill_9_during_a_save(tmp_path, uninterrupted, moment):
     assert train(tiny_config(tmp_path, steps=STEPS, every=3)) == 0
     assert losses(tmp_path) == uninterrupted
     (warning,) = events(tmp_path, "warning")
-    assert "step-6.tmp is incomplete" in warning["message"]
+    assert "step-6.tmp" in warning["message"]
 
 
 STUCK = """
@@ -215,10 +212,7 @@ def test_a_second_ctrl_c_quits_at_once_and_an_echo_of_the_first_does_not(tmp_pat
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error.splitlines() == [
-        "SIGINT: finishing the step, then saving; again to quit now",
-        "SIGINT again: quitting without a save",
-    ]
+    assert [line.partition(" ")[0].strip(":") for line in error.splitlines()] == ["SIGINT", "SIGINT"]
 
 
 def _environment() -> dict[str, str]:
@@ -240,19 +234,15 @@ def test_a_full_disk_during_a_save_is_a_warning(tmp_path, monkeypatch, uninterru
     fill_the_disk(monkeypatch, {4, 6})
     assert train(tiny_config(tmp_path, steps=STEPS, every=2, keep=9)) == 0
     assert losses(tmp_path) == uninterrupted
-    assert [w["message"] for w in events(tmp_path, "warning")] == [
-        f"checkpoint step-{step} was not saved: No space left on device; the older ones are kept" for step in (4, 6)
-    ]
+    for step, warning in zip((4, 6), events(tmp_path, "warning"), strict=True):
+        assert all(datum in warning["message"] for datum in (f"step-{step}", os.strerror(errno.ENOSPC)))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-2", "step-8", "step-9"]
 
 
 def test_a_full_disk_at_the_last_save_is_exit_code_1(tmp_path, monkeypatch, capsys):
     fill_the_disk(monkeypatch, {STEPS})
     assert train(tiny_config(tmp_path, steps=STEPS, every=4)) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "the last checkpoint could not be saved" in error
-    assert "step-8 is kept" in error
+    error_line(capsys.readouterr().err, os.strerror(errno.ENOSPC), "step-8")
     monkeypatch.undo()
     assert train(tiny_config(tmp_path, steps=STEPS, every=4)) == 0
 
@@ -261,15 +251,13 @@ def test_a_full_disk_at_a_stop_is_exit_code_1(tmp_path, monkeypatch, capfd):
     fill_the_disk(monkeypatch, {3})
     stop_during(monkeypatch, 3)
     assert train(tiny_config(tmp_path, steps=STEPS, every=2)) == 1
-    assert "step 3 could not be saved" in capfd.readouterr().err
+    assert any(line.startswith("error: ") and "step 3" in line for line in capfd.readouterr().err.splitlines())
 
 
 def test_another_model_is_refused_by_its_directory(tmp_path, capsys):
     assert train(tiny_config(tmp_path, steps=2)) == 0
     assert train(tiny_config(tmp_path, steps=4, model={"expert_width": 24})) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "model.expert_width: 16 -> 24" in error
+    error_line(capsys.readouterr().err, "model.expert_width: 16 -> 24")
 
 
 def test_another_model_is_refused_by_the_store_too(tmp_path, capsys):
@@ -279,9 +267,7 @@ def test_another_model_is_refused_by_the_store_too(tmp_path, capsys):
     cfg = tiny_config(tmp_path / "b", steps=4, model={"expert_width": 24})
     prepare(RunDir(tmp_path / "b", "new"), cfg)
     assert train(cfg) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "moe.experts.w13 is [8, 2, 16, 32] float32 in the checkpoint and [8, 2, 24, 32] float32 here" in error
+    error_line(capsys.readouterr().err, "moe.experts.w13", "[8, 2, 16, 32] float32", "[8, 2, 24, 32] float32")
 
 
 def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
@@ -293,10 +279,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "build_data", other_data)
     assert train(tiny_config(tmp_path, steps=4)) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "different data" in error
-    assert "ffffffffffff" in error
+    error_line(capsys.readouterr().err, "ffffffffffff")
 
 
 def test_what_fails_in_the_middle_leaves_no_half_written_checkpoint(tmp_path, monkeypatch):

@@ -16,5 +16,5 @@ def test_a_signal_is_recorded_and_reported_unless_silent(capfd, silent):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested(signal.SIGTERM)
         assert not stop.requested(signal.SIGINT)
-    printed = "" if silent else "SIGTERM: finishing the step, then saving; again to quit now\n"
-    assert capfd.readouterr().err == printed
+    printed = capfd.readouterr().err.splitlines()
+    assert ["SIGTERM" in line for line in printed] == ([] if silent else [True])

@@ -165,7 +165,7 @@ def test_fp8_is_made_from_the_bf16_values(tmp_path, reference):
     save_at_once(published, tmp_path / "run", ONE)
     done = export(tmp_path / "run", tmp_path / "fp8", dtype="fp8")
     assert done.dtypes == "BF16, F32, F8_E4M3"
-    assert any("expert_width=32 is not a multiple of 128" in warning for warning in done.warnings)
+    assert any("expert_width=32" in warning for warning in done.warnings)
     before, after = from_huggingface(published).state_dict(), from_huggingface(tmp_path / "fp8").state_dict()
     pieces = survey_directory(open_directory(published)).pieces
     assert sum(piece.matrix for piece in pieces) == 3 * (4 + 32 * 3)

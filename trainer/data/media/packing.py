@@ -92,7 +92,8 @@ class Plan:
             raise _unusable(path, "was planned for samples of other lengths")
         words = sum(header["sizes"].values())
         if path.stat().st_size != arrays_at + 8 * words:
-            raise _unusable(path, f"is corrupt: it has {path.stat().st_size} bytes, not {arrays_at + 8 * words}")
+            size = path.stat().st_size
+            raise _unusable(path, f"is corrupt: it has {size} bytes, not {arrays_at + 8 * words}", size)
         mapped = np.memmap(path, "<i8", mode="r", offset=arrays_at, shape=(words,))
         if hashlib.sha256(mapped.data).hexdigest() != header["sha256"]:
             raise _unusable(path, "is corrupt: its SHA-256 is not the one in its header")
@@ -111,9 +112,10 @@ def plan_packs(lengths: Sequence[int] | Ints, capacity: int) -> Plan:
     Samples of one length are placed together: the cost grows with the number of distinct lengths, not of samples.
     """
     sizes = np.asarray(lengths, np.int64)
-    if capacity < 1 or (len(sizes) and sizes.min() < 1):
-        text = f"packs of {capacity} tokens with a shortest sample of {sizes.min(initial=1)}: both must be 1 or more"
-        raise DataError(text, where="capacity", value=capacity, allowed="1 or more")
+    for where, value in (("capacity", capacity), ("lengths", int(sizes.min(initial=1)))):
+        if value < 1:
+            text = f"{where}: {value} tokens in a pack or a sample; need 1 or more"
+            raise DataError(text, where=where, value=value, allowed="1 or more")
     pack_of, start_of = np.full(len(sizes), DROPPED, np.int64), np.zeros(len(sizes), np.int64)
     order = np.argsort(-sizes, kind="stable")
     order = order[np.count_nonzero(sizes > capacity) :]
@@ -195,9 +197,9 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 16 + size
 
 
-def _unusable(path: Path, why: str) -> DataError:
+def _unusable(path: Path, why: str, value: Any = None) -> DataError:
     remedy = "plan the packs again"
-    return DataError(f"{path} {why}; {remedy}", where=str(path), allowed=remedy)
+    return DataError(f"{path} {why}; {remedy}", where=str(path), value=value, allowed=remedy)
 
 
 def _lengths_sha256(lengths: Ints) -> str:

@@ -134,4 +134,4 @@ def read_manifest(directory: Path) -> Mapping[str, Any]:
         return SHARDS.read(directory)
     except CorruptError as damage:
         remedy = "name a directory that octavo tokenize wrote" if damage.missing else REMEDY
-        raise DataError(f"{damage}; {remedy}", where=str(damage.path), allowed=remedy) from None
+        raise DataError(f"{damage}; {remedy}", where=str(damage.path), value=damage.value, allowed=remedy) from None

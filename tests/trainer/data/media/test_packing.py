@@ -57,8 +57,9 @@ def test_many_samples_are_planned_fast_and_lengths_of_no_tokens_refused() -> Non
     plan = plan_packs(lengths, 4096)
     assert plan.padded_tokens < 0.01 * plan.packed_tokens
     assert plan_packs([], 8).num_packs == 0
-    with pytest.raises(DataError, match="shortest sample of 0"):
+    with pytest.raises(DataError) as error:
         plan_packs([3, 0], 8)
+    assert (error.value.where, error.value.value, error.value.allowed) == ("lengths", 0, "1 or more")
 
 
 def test_a_plan_is_written_mapped_and_refused_where_it_is_corrupt_or_of_other_samples(tmp_path: Path) -> None:
@@ -71,19 +72,20 @@ def test_a_plan_is_written_mapped_and_refused_where_it_is_corrupt_or_of_other_sa
     assert (again.padded_tokens, again.dropped_tokens) == (plan.padded_tokens, 12)
     with pytest.raises(IndexError):
         again.pack(plan.num_packs)
-    with pytest.raises(DataError, match="other lengths") as error:
+    with pytest.raises(DataError) as error:
         Plan.open(path, lengths + 1)
     assert (error.value.where, error.value.allowed) == (str(path), "plan the packs again")
     whole = path.read_bytes()
-    for content, fault in (
-        (whole[:-1], "bytes, not"),
-        (whole[:-1] + bytes([whole[-1] ^ 1]), "SHA-256"),
-        (b"something else entirely", "not a plan"),
+    for content, value in (
+        (whole[:-1], len(whole) - 1),
+        (whole[:-1] + bytes([whole[-1] ^ 1]), None),
+        (b"something else entirely", None),
     ):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=fault) as error:
+        with pytest.raises(DataError) as error:
             Plan.open(path, lengths)
-        assert (error.value.where, error.value.allowed) == (str(path), "plan the packs again")
+        found = error.value
+        assert (found.where, found.value, found.allowed) == (str(path), value, "plan the packs again")
 
 
 def test_the_cost_of_attention_and_its_balance_over_ranks() -> None:

@@ -175,9 +175,10 @@ def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
 
 
 def test_a_window_that_cannot_be_read_ends_the_run_or_gives_way_to_another(damaged, data, whole) -> None:
-    with pytest.raises(DataError, match=r"sample \d+, window \d+ of .* 'web'.*data.on_fault=skip") as error:
+    with pytest.raises(DataError) as error:
         run(damaged, 0, STEPS, 1, 24)
     assert (Path(error.value.where).name, error.value.value) == ("train-00000.bin", 60_000)
+    assert re.search(r"sample \d+, window \d+ .*'web'.*data\.on_fault=skip", error.value.lines[0])
     skipping = replace(damaged, on_fault="skip")
     faults = {}
     for ranks, micro, workers in ((1, 24, 0), (3, 2, 0), (1, 4, 2)):
@@ -188,7 +189,7 @@ def test_a_window_that_cannot_be_read_ends_the_run_or_gives_way_to_another(damag
         faults[ranks, micro, workers] = sorted(lines)
     assert len({tuple(lines) for lines in faults.values()}) == 1
     (first, *_) = faults[1, 24, 0]
-    assert "is replaced by window" in first
+    assert len(re.findall(r"\bwindow \d+", first)) == 2  # that one, and the one in its place
     replaced, same = run(skipping, 0, STEPS, 4, 3), 0
     for sample, tokens in whole.items():
         same += replaced[sample] == tokens
@@ -198,16 +199,17 @@ def test_a_window_that_cannot_be_read_ends_the_run_or_gives_way_to_another(damag
 
 def test_damage_is_found_at_the_start_unless_verify_is_off(damaged) -> None:
     for how in ("sampled", "full"):
-        with pytest.raises(DataError, match=r"^data\.sources\.web: ") as error:
+        with pytest.raises(DataError) as error:
             opened(replace(damaged, verify=how))
-        assert error.value.where == str(Path(damaged.root, "web", "train-00000.bin"))
-        assert str(error.value).endswith(f"; {REMEDY}")
+        assert (error.value.where, error.value.allowed) == (str(Path(damaged.root, "web", "train-00000.bin")), REMEDY)
+        assert "data.sources.web" in error.value.lines[0]
     for name in ("tokenizer.json", "manifest.json"):
         path = Path(damaged.root, "records", name)
         path.write_text("{")
-        with pytest.raises(DataError, match=rf"^data\.sources\.records: .*; {REMEDY}") as error:
+        with pytest.raises(DataError) as error:
             opened(damaged)
-        assert error.value.where == str(path)
+        assert (error.value.where, error.value.allowed) == (str(path), REMEDY)
+        assert "data.sources.records" in error.value.lines[0]
 
 
 def test_sources_that_do_not_fit_the_recipe_are_all_named(tmp_path, monkeypatch) -> None:
@@ -227,17 +229,19 @@ def test_sources_that_do_not_fit_the_recipe_are_all_named(tmp_path, monkeypatch)
     }
     path = tmp_path / "web" / "manifest.json"
     path.unlink()
-    with pytest.raises(DataError, match=r"^data\.sources\.web: ") as error:
+    with pytest.raises(DataError) as error:
         opened(data)
     assert error.value.where == str(path)
+    assert "data.sources.web" in error.value.lines[0]
 
 
 def test_a_source_with_nothing_held_out_is_reported_at_the_start(tmp_path, monkeypatch) -> None:
     data = make_mixture(tmp_path, monkeypatch)
     rewrite_manifest(tmp_path / "web", heldout=[])
-    with pytest.raises(DataError, match=r"the held-out split of data\.sources\.web \(0 tokens\)") as error:
+    with pytest.raises(DataError) as error:
         opened(data)
     assert (error.value.where, error.value.value) == ("data.seq_len", 32)
+    assert "data.sources.web" in error.value.lines[0]
 
 
 def test_a_model_with_fewer_tokens_is_refused(data) -> None:
@@ -298,14 +302,16 @@ def test_the_only_shard_is_read_up_to_where_it_is_cut(tmp_path, monkeypatch) -> 
     replaced = [tuple(map(int, re.findall(r"window (\d+)", line))) for line in lines]
     assert {lost for lost, _ in replaced} == set(range(10, shards.num_windows(SEQ_LEN)))
     assert {instead for _, instead in replaced} == {0}
-    with pytest.raises(DataError, match=r"truncated.*data.on_fault=skip"):
+    with pytest.raises(DataError) as error:
         run(replace(data, on_fault="fail"), 0, STEPS, 1, 24)
+    assert (error.value.where, error.value.value) == (str(path), path.stat().st_size)
+    assert "data.on_fault=skip" in error.value.lines[0]
     os.truncate(path, 0)
-    with pytest.raises(
-        DataError, match=r"'records' cannot be read, nor can 64 windows of any of its shards: .*train-00000"
-    ) as error:
+    with pytest.raises(DataError) as error:
         skipped(data, 1, 24)
-    assert "\n" not in str(error.value)
+    (line,) = error.value.lines
+    assert error.value.where == str(path)
+    assert all(datum in line for datum in ("'records'", "64 windows", str(path)))
 
 
 @pytest.mark.parametrize("how", ["sampled", "full"])
@@ -314,8 +320,8 @@ def test_what_skipping_would_pass_over_is_a_warning_at_the_start(damaged, how: s
     skipping = replace(damaged, verify=how, on_fault="skip")
     built = build_data(skipping, seed=5, vocab_size=300, warn=said.append)
     assert len(said) == 1
-    assert said[0].startswith("data.sources.web: ")
-    assert "train-00000.bin is corrupt" in said[0]
+    assert "data.sources.web" in said[0]
+    assert "train-00000.bin" in said[0]
     assert built.stream.batch(0, 8).samples == list(range(8))
     Path(damaged.root, "web", "tokenizer.json").write_text("{}")  # nothing could stand in for it
     with pytest.raises(DataError) as error:

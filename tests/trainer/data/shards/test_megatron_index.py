@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import random
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,37 +109,33 @@ def poke(at: int, value: bytes) -> Callable[[bytes], bytes]:
 
 # 9 documents of 9 sequences: the lengths are at 34, the pointers at 70, the documents at 142 .. 222.
 @pytest.mark.parametrize(
-    ("suffix", "damage", "complaint"),
+    ("suffix", "damage", "where", "value"),
     [
-        ("bin", lambda content: content[:-1], r"a\.bin has 83 bytes, but its index of int32 ends at byte 84"),
-        ("bin", lambda content: b"", r"a\.bin has 0 bytes"),
-        ("bin", lambda content: None, r"a\.bin cannot be read: No such file"),
-        ("idx", lambda content: None, r"a\.idx cannot be read: No such file"),
-        ("idx", lambda content: b"", r"a\.idx has 0 bytes, fewer than the header"),
-        (
-            "idx",
-            lambda content: content[:-1],
-            r"a\.idx has 221 bytes, but its 9 sequences .* take 222",
-        ),
-        ("idx", poke(0, b"X"), r"a\.idx is not a Megatron index"),
-        ("idx", poke(9, b"\2"), r"a\.idx is not a Megatron index"),
-        ("idx", poke(17, b"\11"), r"a\.idx is corrupt: its dtype is 9"),
-        ("idx", poke(17, b"\10"), r"a\.bin has 84 bytes, but its index of uint16 ends at byte"),
-        ("idx", poke(24, b"\xff"), r"a\.idx has 222 bytes"),
-        ("idx", poke(214, b"\7"), r"its documents do not cover the sequences 0 .. 9"),
+        ("bin", lambda content: content[:-1], "a.bin", 83),
+        ("bin", lambda content: b"", "a.bin", 0),
+        ("bin", lambda content: None, "a.bin", None),
+        ("idx", lambda content: None, "a.idx", None),
+        ("idx", lambda content: b"", "a.idx", 0),
+        ("idx", lambda content: content[:-1], "a.idx", 221),
+        ("idx", poke(0, b"X"), "a.idx", None),
+        ("idx", poke(9, b"\2"), "a.idx", None),
+        ("idx", poke(17, b"\11"), "a.idx", 9),
+        ("idx", poke(17, b"\10"), "a.bin", 84),
+        ("idx", poke(24, b"\xff"), "a.idx", 222),
+        ("idx", poke(214, b"\7"), "a.idx", None),
     ],
 )
 def test_damage_that_is_seen_at_once(
-    tmp_path: Path, suffix: str, damage: Callable[[bytes], bytes | None], complaint: str
+    tmp_path: Path, suffix: str, damage: Callable[[bytes], bytes | None], where: str, value: int | None
 ) -> None:
     path = Path(f"{write(tmp_path / 'a', DOCUMENTS, np.int32)}.{suffix}")
     content = damage(path.read_bytes())
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(DataError, match=complaint) as caught:
+    with pytest.raises(DataError) as caught:
         IndexedTokens(tmp_path / "a")
-    assert caught.value.where in (str(path), str(path.with_suffix(".bin")))
-    assert caught.value.allowed == REMEDY
-    assert "\n" not in str(caught.value)
+    error = caught.value
+    assert (error.where, error.value, error.allowed) == (str(tmp_path / where), value, REMEDY)
+    assert len(error.lines) == 1
 
 
 def read_all(stem: Path) -> None:
@@ -164,6 +159,6 @@ def test_no_flipped_bit_of_the_index_is_missed_or_reads_elsewhere(tmp_path: Path
             read_all(tmp_path / "a")
             missed.append(at)
         except DataError as error:
-            assert re.search(r"a\.(idx|bin) ", str(error))  # noqa: PT017
+            assert error.where in (str(path), str(path.with_suffix(".bin")))  # noqa: PT017
     # If a document starts at another sequence than before, the file is as valid; only a hash shows it.
     assert all(142 < at < 214 for at in missed)

@@ -1,3 +1,6 @@
+import errno
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,8 +108,7 @@ def test_a_flipped_bit_is_found(tmp_path, how, name):
     with pytest.raises(DataError) as caught:
         Shards(out).verify(how)
     assert [(fault.where, fault.allowed) for fault in caught.value.faults] == [(str(out / name), shard_files.REMEDY)]
-    assert "corrupt" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert len(caught.value.lines) == 1
     Shards(out).verify("off")
     Shards(out, "heldout").verify(how)
 
@@ -143,26 +145,25 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "name", "complaint"),
+    ("fault", "name", "data"),
     [
-        (drop, "train-00000.bin", r"train-00000\.bin cannot be read: No such file"),
-        (drop, "train-00000.idx", r"train-00000\.idx cannot be read: No such file"),
-        (cut, "train-00000.bin", r"train-00000\.bin has \d+ bytes, but its manifest says \d+"),
-        (lambda path: damage(path, 41, 255), "train-00000.bin", r"token 20 is 65\d+, but the tokenizer has \d+"),
-        (
-            lambda path: damage(path, 0),
-            "train-00000.bin",
-            r"document at token 0 does not open with a prefix of .* science",
-        ),
+        (drop, "train-00000.bin", [os.strerror(errno.ENOENT)]),
+        (drop, "train-00000.idx", [os.strerror(errno.ENOENT)]),
+        (cut, "train-00000.bin", []),
+        (lambda path: damage(path, 41, 255), "train-00000.bin", ["token 20", str(tokenizer().vocab_size)]),
+        (lambda path: damage(path, 0), "train-00000.bin", ["token 0", "science"]),
     ],
 )
-def test_what_cannot_be_read_is_reported_at_reading(tmp_path, fault: Callable[[Path], None], name, complaint):
+def test_what_cannot_be_read_is_reported_at_reading(tmp_path, fault: Callable[[Path], None], name, data):
     out = make(tmp_path, EVERYTHING)
     fault(out / name)
-    with pytest.raises(DataError, match=complaint) as caught:
+    with pytest.raises(DataError) as caught:
         Shards(out).read(np.array([0, 1]), 16)
     assert (caught.value.where, caught.value.allowed) == (str(out / name), shard_files.REMEDY)
-    assert "\n" not in str(caught.value)
+    if fault is cut:
+        assert caught.value.value == (out / name).stat().st_size
+    (line,) = caught.value.lines
+    assert all(datum in line for datum in [*data, str(out / name)])
     last = Shards(out).num_windows(16) - 1
     Shards(out).read(np.array([last]), 16)  # another shard
 
@@ -174,8 +175,8 @@ def test_another_tokenizer_than_the_one_that_made_the_shards_is_reported(tmp_pat
     shards.verify(how)
     path = out / "tokenizer.json"
     path.write_bytes(path.read_bytes() + b" ")
-    for fault in ("not that of the tokenizer that made the shards", "cannot be read"):
-        with pytest.raises(DataError, match=fault) as caught:
+    for _ in ("changed", "missing"):
+        with pytest.raises(DataError) as caught:
             shards.verify(how)
         assert (caught.value.where, caught.value.allowed) == (str(path), shard_files.REMEDY)
         path.unlink(missing_ok=True)
@@ -186,14 +187,17 @@ def test_manifests_that_are_not_as_written_are_refused(tmp_path):
     path = out / "manifest.json"
     written = path.read_text()
     path.write_text(written.replace('"science"', '"general"'))
-    with pytest.raises(DataError, match="does not match its own hash"):
+    with pytest.raises(DataError) as error:
         Shards(out)
+    assert (error.value.where, error.value.allowed) == (str(path), shard_files.REMEDY)
+    assert error.value.value not in (None, json.loads(written)["checksum"])
     for content in (written[:100], "[]", "null"):
         path.write_text(content)
-        with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
+        with pytest.raises(DataError) as error:
             Shards(out)
+        assert (error.value.where, error.value.allowed) == (str(path), shard_files.REMEDY)
     path.unlink()
-    with pytest.raises(DataError, match=r"manifest\.json is missing") as error:
+    with pytest.raises(DataError) as error:
         Shards(out)
     assert (error.value.where, error.value.allowed) == (str(path), "name a directory that octavo tokenize wrote")
 

@@ -122,7 +122,7 @@ def test_intern_s1_is_expanded_whole(tmp_path, reference):
     assert facts == json.loads(json.dumps(made.facts))
     assert facts["identical_copies"] is True
     assert facts["expansion"]["factor"] == 4
-    assert [warning[:29] for warning in facts["warnings"]] == ["noise=0 leaves exact copies i"]
+    assert [warning.split()[0] for warning in facts["warnings"]] == ["noise=0"]
 
 
 def test_noise_is_on_every_copy_and_gate_row_and_on_nothing_else(tmp_path):
@@ -190,8 +190,7 @@ def test_sources_in_fp8_and_with_stacked_experts(tmp_path, layout, fp8):
     moved = from_huggingface(tmp_path / "noisy").state_dict()["layers.0.moe.experts.w2"]
     distance = (moved - after.state_dict()["layers.0.moe.experts.w2"]).norm() / moved.norm()
     assert distance.item() == pytest.approx(1e-2, rel=0.7 if fp8 else 0.1)
-    rounded = "noise=0.01 is partly lost in rounding to F8"
-    assert [warning[: len(rounded)] for warning in noisy.facts["warnings"]] == [rounded] * fp8
+    assert ["noise=0.01" in warning and "F8" in warning for warning in noisy.facts["warnings"]] == [True] * fp8
 
 
 @pytest.mark.parametrize(
@@ -227,9 +226,8 @@ def test_new_positions(tmp_path, gain):
     cfg = model.cfg
     assert (cfg.positions, cfg.rope_theta, cfg.max_position) == ("fope", 5e6, 262144)
     old = f"{opened(path).model.rope_theta:g}"
-    assert made.facts["warnings"] == [
-        f"positions=fope changes rope_theta from {old} to 5e+06; give --rope-theta {old} to keep it"
-    ]
+    (warning,) = made.facts["warnings"]
+    assert all(datum in warning for datum in ("positions=fope", "5e+06", f"--rope-theta {old}"))
     assert cfg.fope_gain == (0.5 if gain is None else 0.0)
     kept = cfg.fope_frequencies()
     assert kept == 12  # of 16: 5e6^(-i/16) > 2 pi / 262144 up to i = 11

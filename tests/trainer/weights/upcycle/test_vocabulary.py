@@ -126,11 +126,10 @@ def test_ids_and_files_that_name_tokens_go_along(tmp_path):
     assert (text["eos_token_id"], text["bos_token_id"], text["pad_token_id"]) == ([30], 5, None)
     assert (result.config["image_token_id"], result.config["lost_token_id"]) == (36, None)
     assert text["vocab_size"] == 37
-    assert result.facts["warnings"] == [
-        f"chat_template.jinja is that of {target}, which differs from that of {path}",
-        f"generation_config.json is dropped: its ids are different tokens in {target}",
-        f"config.json: lost_token_id=34 has no token in {target} and is now null",
-    ]
+    template, dropped, lost = result.facts["warnings"]
+    assert all(datum in template for datum in ("chat_template.jinja", str(target), str(path)))
+    assert all(datum in dropped for datum in ("generation_config.json", str(target)))
+    assert all(datum in lost for datum in ("config.json", "lost_token_id=34", str(target)))
     here = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"tokenizer.json", "chat_template.jinja", "preprocessor_config.json"} < here
     assert not here & {"vocab.json", "merges.txt", "added_tokens.json", "generation_config.json"}
@@ -141,8 +140,8 @@ def test_ids_and_files_that_name_tokens_go_along(tmp_path):
     assert (tmp_path / "again" / "generation_config.json").is_file()
     assert not (tmp_path / "again" / "tokenizer_SMILES.model").exists()
     _, pieces, lost = again.facts["warnings"]
-    assert pieces.startswith("tokenizer_SMILES.model: no file lists the ids of their pieces, so 4 rows of the source")
-    assert lost.startswith("config.json: lost_token_id=34")
+    assert all(datum in pieces for datum in ("tokenizer_SMILES.model", " 4 rows"))
+    assert "lost_token_id=34" in lost
 
 
 @pytest.mark.parametrize(

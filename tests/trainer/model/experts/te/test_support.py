@@ -43,27 +43,20 @@ def test_gpus(recipe, capability, runs):
 
 
 def test_what_is_missing_and_what_brings_it():
-    assert asked("mxfp8") == (
-        "it needs a newer GPU (Blackwell, compute capability 10.0, or newer); this one has compute capability 9.0"
-    )
-    assert asked("mxfp8", capability=(12, 0)) == (
-        "for compute capability 12.0 Transformer Engine has no MXFP8 GEMMs of backward passes yet; use fp8_block, or "
-        "another GPU"
-    )
-    assert asked(cuda="12.6") == "it needs torch built for CUDA 12.9 or newer; this one is built for 12.6"
     install = "pip install --no-build-isolation -e '.[gpu]'"
-    assert asked(installed=None) == f"Transformer Engine is not installed ({install})"
-    assert asked(installed="2.14.0+abc") == f"Transformer Engine 2.14.0+abc is older than 2.15 ({install})"
-    assert asked(error="libcublas.so.13: cannot open") == (
-        f"Transformer Engine 2.20.2 does not load: libcublas.so.13: cannot open ({install} builds it for this torch)"
-    )
-    assert asked(capability=None, cuda=None, installed=None) == (
-        "it needs an NVIDIA GPU (Hopper, compute capability 9.0, or newer), and this run is on a CPU; "
-        f"Transformer Engine is also not installed ({install})"
-    )
-    assert asked(capability=None) == (
-        "it needs an NVIDIA GPU (Hopper, compute capability 9.0, or newer), and this run is on a CPU"
-    )
+    for reason, data in (
+        (asked("mxfp8"), ["Blackwell", "10.0", "9.0"]),
+        (asked("mxfp8", capability=(12, 0)), ["12.0", "MXFP8", "fp8_block"]),
+        (asked(cuda="12.6"), ["12.9", "12.6"]),
+        (asked(installed=None), ["Transformer Engine", install]),
+        (asked(installed="2.14.0+abc"), ["2.14.0+abc", "2.15", install]),
+        (asked(error="libcublas.so.13"), ["2.20.2", "libcublas.so.13", install]),
+        (asked(capability=None, cuda=None, installed=None), ["Hopper", "9.0", "CPU", "Transformer Engine", install]),
+        (asked(capability=None), ["Hopper", "9.0", "CPU"]),
+    ):
+        assert reason is not None
+        assert all(datum in reason for datum in data), reason
+    assert install not in str(asked(capability=None))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -72,7 +65,7 @@ def test_on_a_cpu_nothing_is_imported(recipe, monkeypatch):
     monkeypatch.setattr(private, "installed", lambda: "2.20.2")
     answer = unavailable(recipe, CPU)
     assert answer is not None
-    assert answer.endswith("and this run is on a CPU")
+    assert "CPU" in answer
 
 
 def test_on_a_gpu_the_package_has_to_load(monkeypatch):
