@@ -147,7 +147,7 @@ def test_what_would_give_other_ids_is_refused(
     assert str(caught.value.where).endswith(where)
     assert value is None or caught.value.value == value
     assert caught.value.allowed
-    assert "\n" not in str(caught.value)
+    assert len(caught.value.lines) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "t"]
 
 
