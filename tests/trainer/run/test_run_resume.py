@@ -242,7 +242,7 @@ def test_a_full_disk_during_a_save_is_a_warning(tmp_path, monkeypatch, uninterru
 def test_a_full_disk_at_the_last_save_is_exit_code_1(tmp_path, monkeypatch, capsys):
     fill_the_disk(monkeypatch, {STEPS})
     assert train(tiny_config(tmp_path, steps=STEPS, every=4)) == 1
-    error_line(capsys.readouterr().err, os.strerror(errno.ENOSPC), "step-8")
+    error_line(capsys.readouterr().err, "step-8")
     monkeypatch.undo()
     assert train(tiny_config(tmp_path, steps=STEPS, every=4)) == 0
 
