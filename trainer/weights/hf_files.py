@@ -236,8 +236,16 @@ def read_json(path: Path) -> dict[str, Any]:
         return values
 
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):
+            remedy = "save it as UTF-8 without one"
+            raise HuggingFaceError(
+                f"{path}: starts with a byte order mark; {remedy}", where=str(path), value="\ufeff", allowed=remedy
+            )
+        value = json.loads(text, object_pairs_hook=once)
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, HuggingFaceError):
+            raise
         raise HuggingFaceError(f"{path}: not JSON: {error}", where=str(path), allowed="a JSON object") from error
     if not isinstance(value, dict):
         raise HuggingFaceError(f"{path}: not a JSON object", where=str(path), allowed="a JSON object")

@@ -67,7 +67,7 @@ def require_this_function(config: dict[str, Any], text: Section, rope: Section, 
     for key, value, neutral in _functional(sections, text.defaults, head_dim, layers):
         found = f"{key}={json.dumps(value)}"
         if all(section.get(key) is None for section in sections):
-            found = f"{key} is missing, which means {json.dumps(value)}, and"
+            found = f"{key} is missing, so it means {json.dumps(value)}, which"
         raise _refused(key, value, neutral, found)
     for key, value, neutral in functional_rope(rope.values):
         raise _refused(key, value, neutral, f"{key}={json.dumps(value)} {rope.where}")
@@ -144,9 +144,8 @@ def _contradiction(key: str, value: Any, other: str, there: Any) -> HuggingFaceE
 
 
 def _refused(key: str, value: Any, allowed: tuple[Any, ...], found: str) -> HuggingFaceError:
-    need = (
-        f"only {' or '.join(f'{key}={json.dumps(neutral)}' for neutral in allowed)} is" if allowed else "leave it out"
-    )
+    values = " or ".join(f"{key}={json.dumps(neutral)}" for neutral in allowed)
+    need = f"only {values or f'a model without {key}'} is"
     return HuggingFaceError(
         f"{CONFIG}: {found} is not supported; {need}", where=key, value=value, allowed=allowed or "no such key"
     )
