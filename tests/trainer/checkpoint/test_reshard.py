@@ -122,7 +122,8 @@ def test_experts_written_by_eight_ranks_are_those_of_one_process(groups, written
     assert len(names) == 2 * run_config(tmp_path, (1, 1, 1)).model.num_layers
     for name in names:
         for expert, (ours, theirs) in enumerate(zip(state[name], alone[name], strict=True)):
-            assert torch.allclose(ours, theirs, rtol=0, atol=2e-5), f"{name}, expert {expert}"
+            # Relative to the whole expert: Adam's first steps move a number by lr even where its gradient is rounding.
+            assert (ours - theirs).norm() < 2e-5 * theirs.norm(), f"{name}, expert {expert}"
 
 
 @pytest.mark.parametrize(("groups", "layout"), CASES)
