@@ -85,6 +85,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         line = directory.finished_line(run, cfg)
         return lambda: print(line) or 0
     if run is not None:
+        directory.must_be_free(run.path)
         run = replace(run, command=[*_program(), "train", *words])
     sizes = ["--nnodes", str(machines), "--nproc-per-node", str(ranks)]
     waits_for = _missing_machines(machines, given) if machines > 1 else None

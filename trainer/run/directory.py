@@ -30,7 +30,7 @@ from trainer.config.run_files import (
 )
 from trainer.config.say import show
 from trainer.storage.atomic import atomic_file, remove_unfinished
-from trainer.storage.lock import FileLock, LockedError
+from trainer.storage.lock import FileLock, LockedError, holder
 from trainer.storage.manifest import CHECKPOINT
 
 LOCK_FILE = "run.lock"
@@ -117,9 +117,14 @@ def hold(path: Path) -> FileLock:
     except OSError as error:
         raise _unwritable(path, error) from None
     except LockedError as error:
-        text = f"run.dir={path} is in use by {error.owner or 'another process'}"
-        advice = "wait for it, stop it, or set train.resume=never for a new directory"
-        raise ConfigError(f"{text}; {advice}", where="run.dir", value=str(path), allowed=advice) from None
+        raise _in_use(path, error.owner) from None
+
+
+def must_be_free(path: Path) -> None:
+    """Raises `ConfigError` if another process holds the directory. `hold` decides; a launcher need not wait for it."""
+    owner = holder(path / LOCK_FILE)
+    if owner is not None:
+        raise _in_use(path, owner)
 
 
 def prepare(run: RunDir, cfg: Config) -> None:
@@ -214,6 +219,12 @@ def _must_be_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(place)) from None
+
+
+def _in_use(path: Path, owner: str) -> ConfigError:
+    text = f"run.dir={path} is in use by {owner or 'another process'}"
+    advice = "wait for it, stop it, or set train.resume=never for a new directory"
+    return ConfigError(f"{text}; {advice}", where="run.dir", value=str(path), allowed=advice)
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

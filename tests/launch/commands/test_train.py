@@ -17,6 +17,7 @@ from launch.commands.train import RENDEZVOUS, _exit_code, _missing_machines, pre
 from tests.printed import error_line
 from trainer.config.command_line import Parser
 from trainer.config.errors import ConfigError
+from trainer.run.directory import hold
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -209,6 +210,15 @@ def test_ranks_that_start_print_no_word_of_waiting(octavo, monkeypatch):
     monkeypatch.setattr("launch.commands.train.WAIT_S", 0.0)
     monkeypatch.setattr("launch.commands.train._missing_machines", lambda *_: 1 / 0)  # asked for one machine
     assert octavo("done") == (0, "")
+
+
+def test_a_directory_in_use_is_refused_before_torch_is_loaded(stand_in, monkeypatch):
+    monkeypatch.setattr("launch.commands.train._torchrun", lambda *_: 1 / 0)
+    with hold(Path("busy")), pytest.raises(ConfigError) as caught:
+        prepare(Parser("octavo train", ""), ["recipe=toy", "run.dir=busy"])
+    assert (caught.value.where, caught.value.value) == ("run.dir", "busy")
+    assert str(os.getpid()) in str(caught.value)
+    prepare(Parser("octavo train", ""), ["recipe=toy", "run.dir=busy"])
 
 
 @pytest.mark.parametrize("key", ["model.num_layers", "model.num_experts", "train.global_batch"])

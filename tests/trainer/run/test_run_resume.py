@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 
 from tests.distributed.pool import on_ranks
 from tests.printed import error_line
-from tests.trainer.tiny_run import events, losses, tiny_config
+from tests.trainer.tiny_run import events, losses, records, tiny_config
 from trainer.checkpoint.store import CheckpointStore
 from trainer.run import build as module
 from trainer.run.directory import RunDir, prepare
@@ -68,6 +68,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(tmp_path, monke
     assert all(datum in said for datum in (signal.Signals(code - 128).name, "step 4", "step-4"))
     assert len(losses(tmp_path)) == 4
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-4\n"
+    assert records(tmp_path)[-1]["event"] == "stopped"
     assert signal.getsignal(number) is before
 
 
