@@ -217,7 +217,6 @@ def test_a_directory_in_use_is_refused_before_torch_is_loaded(stand_in, monkeypa
     with hold(Path("busy")), pytest.raises(ConfigError) as caught:
         prepare(Parser("octavo train", ""), ["recipe=toy", "run.dir=busy"])
     assert (caught.value.where, caught.value.value) == ("run.dir", "busy")
-    assert str(os.getpid()) in str(caught.value)
     prepare(Parser("octavo train", ""), ["recipe=toy", "run.dir=busy"])
 
 
