@@ -60,17 +60,23 @@ def train(cfg: Config) -> Path | None:
 
 
 def export(
-    checkpoint: str | Path, target: str | Path, *, dtype: DtypeName = "source", text_only: bool = False
+    checkpoint: str | Path,
+    target: str | Path,
+    *,
+    dtype: DtypeName = "source",
+    text_only: bool = False,
+    pad: bool = False,
 ) -> Exported:
     """Write a training checkpoint as a Hugging Face directory.
 
     checkpoint: a run directory (its newest step) or a step-N directory in it. target: must not exist. dtype: of the
-    text model; "source": as where the run started. text_only: leave vision, projector and time series out.
+    text model; "source": as where the run started. text_only: leave vision, projector and time series out. pad: widen
+    experts with zeros to a multiple of 128 where they are written in FP8.
     Raises CheckpointError, ConfigError or HuggingFaceError; UserError for a dtype that does not exist.
     """
     from trainer.weights.export import export as export_checkpoint
 
-    return export_checkpoint(Path(checkpoint), Path(target), dtype=dtype, text_only=text_only)
+    return export_checkpoint(Path(checkpoint), Path(target), dtype=dtype, text_only=text_only, pad=pad)
 
 
 def upcycle(

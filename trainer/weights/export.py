@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from parallel.errors import UserError
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.slices import StoredState
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE
+from trainer.storage.boxes import StoredTensor, full_box
 from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.weights.beside.card import model_card
 from trainer.weights.beside.readers import readers
 from trainer.weights.beside.side_files import CARD, TOKENIZERS
 from trainer.weights.beside.tokenizer import find_tokenizer, put_token_ids
-from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
+from trainer.weights.dtypes import (
+    DtypeName,
+    dtypes,
+    full_dtype,
+    outputs_of,
+    scales_as,
+    stored_as,
+    unconverted,
+    width_warnings,
+)
 from trainer.weights.hf_config import BLOCK, huggingface_config, is_qwen3_moe
-from trainer.weights.hf_files import HuggingFaceError
-from trainer.weights.hf_survey import FP8
+from trainer.weights.hf_files import Directory, HuggingFaceError
+from trainer.weights.hf_read import read_tensor
+from trainer.weights.hf_survey import FP8, quantization
 from trainer.weights.hf_write import SHARD_BYTES, Bundle, copy_of, make_room, write_directory
 from trainer.weights.kept_source import Carried, read_carried
-from trainer.weights.map import MULTIMODAL, PLAIN, Piece, full_name
+from trainer.weights.map import MULTIMODAL, PLAIN, Piece, full_name, text_pieces
 from trainer.weights.opened import OpenedCheckpoint, open_checkpoint
 
 
@@ -48,6 +61,7 @@ def export(
     *,
     dtype: DtypeName = "source",
     text_only: bool = False,
+    pad: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: OnProgress = ignore,
 ) -> Exported:
@@ -64,6 +78,7 @@ def export(
             a power of two for each 128 x 128 block, made from their bf16 values (as FP8 training makes its own), the
             others bf16. FoPE's tables are as in the source, or fp32.
         text_only: leave towers out, and write a Qwen3-MoE directory where the text model is one.
+        pad: widen the experts with zeros, which change no result, to a multiple of 128, where they are written in FP8.
         progress: called as bytes are written.
     Raises: CheckpointError or ConfigError for what is wrong with the run, HuggingFaceError for what is wrong with the
         target, each with one line; UserError for a dtype that does not exist.
@@ -93,7 +108,16 @@ def export(
             )
     prefix, config = _destination(model, carried, text_only)
     choose = dtypes(dtype, carried.kinds if carried else {})
-    bundles = [_text(state, piece, full_name(prefix, piece), choose(piece)) for piece in pieces]
+    scales = carried.scales if carried else {}
+    if pad:
+        model = replace(model, expert_width=-(-model.expert_width // BLOCK[0]) * BLOCK[0])
+    bundles = [
+        _text(state, piece, wide, full_name(prefix, piece), choose(piece), scales.get(piece.name))
+        for piece, wide in zip(pieces, text_pieces(model), strict=True)
+    ]
+    if pad and not any(output.dtype == FP8 for bundle in bundles for output in bundle.outputs):
+        text = "--pad widens experts for FP8, and nothing is written in FP8; add --dtype fp8, or drop --pad"
+        raise UserError(text, where="--pad", allowed="--dtype fp8")
     towers = [] if carried is None or text_only else carried.tensors
     bundles += [copy_of(tensor) for tensor in towers]
     outputs = [output for bundle in bundles for output in bundle.outputs]
@@ -108,7 +132,12 @@ def export(
         done += nbytes
         progress(Progress("writing", done, total))
 
-    config = huggingface_config(model, config, dtype=full_dtype(outputs), unconverted=unconverted(outputs))
+    scale_fmt: Any = "ue8m0"
+    if carried is not None and scales:
+        scale_fmt = (quantization(Directory(carried.path, carried.config, {})) or {}).get("scale_fmt")
+    config = huggingface_config(
+        model, config, dtype=full_dtype(outputs), unconverted=unconverted(outputs), scale_fmt=scale_fmt
+    )
     beside = _beside(opened, carried)
     if beside.ids is not None:
         put_token_ids(config, beside.ids)
@@ -158,14 +187,7 @@ def _warnings(model: ModelConfig, dtypes: Sequence[str]) -> list[str]:
         found.append(
             f"model.fope_pad_sin={model.fope_pad_sin:g} is kept in config.json, but published code pads with 1"
         )
-    rows = {"expert_width": model.expert_width, "num_kv_heads x head_dim": model.num_kv_heads * model.head_dim}
-    found += [
-        f"model.{key}={size} is not a multiple of {BLOCK[0]}: programs that join FP8 matrices (gate and up, q, k and "
-        "v) join their scales too, and then read wrong values"
-        for key, size in rows.items()
-        if FP8 in dtypes and size % BLOCK[0]
-    ]
-    return found
+    return [*found, *width_warnings(model, dtypes, pad=True)]
 
 
 def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -> tuple[str, dict[str, Any] | None]:
@@ -184,13 +206,18 @@ def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -
     return MULTIMODAL, {key: value for key, value in carried.config.items() if key not in towers}
 
 
-def _text(state: StoredState, piece: Piece, name: str, dtype: str) -> Bundle:
-    def values() -> Tensor:
-        return state.read(f"model.{piece.parameter}", piece.box).view(piece.shape)
+def _text(
+    state: StoredState, piece: Piece, wide: Piece, name: str, dtype: str, scales: StoredTensor | None
+) -> Bundle:
+    """The tensor of `piece`, in the shape of `wide`. scales: those that the run's source has for it."""
 
     def make() -> Sequence[Tensor]:
-        trained = values()
-        written = stored_as(trained, dtype)
+        trained = state.read(f"model.{piece.parameter}", piece.box).view(piece.shape)
+        if wide.shape != piece.shape:
+            rows, columns = (after - before for before, after in zip(piece.shape, wide.shape, strict=True))
+            trained = F.pad(trained, (0, columns, 0, rows))
+        before = read_tensor(scales, full_box(scales.shape)) if scales is not None and dtype == FP8 else None
+        written = stored_as(trained, dtype, scales_as(scales), before)
         if dtype == "F16" and not torch.equal(written[0].isinf(), trained.isinf()):
             raise CheckpointError(
                 f"{name}: {trained.abs().max():g} is too large for F16, which the run's source is in; "
@@ -201,4 +228,4 @@ def _text(state: StoredState, piece: Piece, name: str, dtype: str) -> Bundle:
             )
         return written
 
-    return Bundle(outputs_of(name, dtype, piece.shape), make)
+    return Bundle(outputs_of(name, dtype, wide.shape, scales_as(scales)), make)

@@ -85,13 +85,18 @@ def other_function(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
 
 
 def huggingface_config(
-    model: ModelConfig, source: Mapping[str, Any] | None, *, dtype: str, unconverted: Collection[str] | None = None
+    model: ModelConfig,
+    source: Mapping[str, Any] | None,
+    *,
+    dtype: str,
+    unconverted: Collection[str] | None = None,
+    scale_fmt: str | None = "ue8m0",
 ) -> dict[str, Any]:
     """The config.json of `model`: `source` where it says the same, brought in line where it does not.
 
     source: of the directory that the model started from; None writes a Qwen3-MoE one where the model is of that kind,
     an Intern-S1-Pro one of text alone elsewhere. dtype: "bfloat16" or "float32", of what is not FP8. unconverted: with
-    FP8 weights, the modules that are not.
+    FP8 weights, the modules that are not. scale_fmt: of the scales, where they are all of that kind.
     """
     config: dict[str, Any] = copy.deepcopy(dict(source)) if source is not None else _template(model)
     text = text_section(config)
@@ -141,7 +146,7 @@ def huggingface_config(
             "quant_method": "fp8",
             "fmt": "e4m3",
             "activation_scheme": "dynamic",
-            "scale_fmt": "ue8m0",
+            **({"scale_fmt": scale_fmt} if scale_fmt is not None else {}),
             "weight_block_size": BLOCK,
             "modules_to_not_convert": sorted(unconverted),
         }

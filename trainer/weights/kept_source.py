@@ -24,6 +24,7 @@ from trainer.storage.boxes import StoredTensor
 from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
 from trainer.weights.beside.side_files import SideFiles, clashes, side_files
 from trainer.weights.beside.tokenizer import keep_tokenizer
+from trainer.weights.dtypes import scales_as
 from trainer.weights.hf_config import model_config_from_huggingface, other_function
 from trainer.weights.hf_files import (
     CONFIG,
@@ -35,6 +36,7 @@ from trainer.weights.hf_files import (
 from trainer.weights.hf_read import fill
 from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.hf_write import copy_of, write_directory
+from trainer.weights.map import MULTIMODAL, OLD, PLAIN, SCALE_SUFFIX
 from trainer.weights.section import located
 
 CLASHES = "left out"  # in the manifest of the copy
@@ -48,7 +50,8 @@ class Carried:
     path: Path
     config: dict[str, Any]
     kinds: dict[str, str]  # as `SourceModel.kinds`
-    tensors: list[StoredTensor]
+    tensors: list[StoredTensor]  # of towers
+    scales: dict[str, StoredTensor]  # `Piece.name` of a text tensor in FP8 -> its scales at the start
     side_files: SideFiles
     clashes: list[str]  # files of the source that were not kept: every export has its own
 
@@ -144,11 +147,19 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
             value=differing,
             allowed="the directory that the run wrote",
         )
+    scales, towers = {}, []
+    for name, tensor in stored_tensors(path).items():
+        if name.endswith(SCALE_SUFFIX):
+            prefix = next((prefix for prefix in (MULTIMODAL, OLD, PLAIN) if name.startswith(prefix)), "")
+            scales[name.removeprefix(prefix).removesuffix(SCALE_SUFFIX)] = tensor
+        else:
+            towers.append(tensor)
     return Carried(
         path,
         config,
         manifest[SOURCE_FACT],
-        list(stored_tensors(path).values()),
+        towers,
+        scales,
         side_files(path),
         manifest.get(CLASHES, []),
     )
@@ -190,6 +201,14 @@ def has_identical_copies(path: Path) -> bool:
     return isinstance(facts, dict) and facts.get("identical_copies") is True
 
 
+def _scales(source: SourceModel) -> list[StoredTensor]:
+    """The scales of text tensors in FP8 that an export lays out as this source does: with them, what was not trained
+    has the same bytes again."""
+    plain = (piece for piece in source.pieces if not piece.transposed and not piece.origin)
+    found = [scales for piece in plain if (scales := source.scales(piece)) is not None]
+    return [scales for scales in found if scales_as(scales) == scales.dtype]
+
+
 def _keep(source: SourceModel, target: Path, tick: Callable[[], None]) -> None:
     try:
         CHECKPOINT.remove_directory(target, SOURCE_FACT)  # of a start that came to no step
@@ -202,7 +221,7 @@ def _keep(source: SourceModel, target: Path, tick: Callable[[], None]) -> None:
         ) from error
     write_directory(
         target,
-        [copy_of(tensor) for tensor in source.carried],
+        [copy_of(tensor) for tensor in (*source.carried, *_scales(source))],
         source.directory.config,
         side_files(source.directory.path),
         manifest={

@@ -194,7 +194,7 @@ def test_fp8_is_made_from_the_bf16_values(tmp_path, reference):
 
 
 def test_fp8_through_a_run_keeps_every_value(tmp_path, reference):
-    """Codes and scales may move by a factor of two; their products may not."""
+    """Also where the source is one of ours; `test_fp8_again` compares bytes."""
     save_at_once(reference / "tiny" / "interns1", tmp_path / "first", ONE)
     export(tmp_path / "first", tmp_path / "a", dtype="fp8")
     save_at_once(tmp_path / "a", tmp_path / "second", ONE)

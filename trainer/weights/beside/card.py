@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trainer.config.model import ModelConfig
 from trainer.weights.beside.readers import TRANSFORMERS, Reader
+from trainer.weights.beside.side_files import OUR_CARD
 
 
 def model_card(model: ModelConfig, read_by: Sequence[Reader], step: int, init_from: str | None, tokenizer: str) -> str:
@@ -35,7 +36,7 @@ def model_card(model: ModelConfig, read_by: Sequence[Reader], step: int, init_fr
     lines = [
         "---", *library, "pipeline_tag: text-generation", "tags:", "- octavo", "- mixture-of-experts", "---", "",
         "# A mixture-of-experts language model", "",
-        "Trained and exported with Octavo. This card was written by the export, from the run's configuration.", "",
+        f"Trained with Octavo. {OUR_CARD}, from the run's configuration.", "",
         "| | |", "|---|---|", *table, "",
         "## Programs that can read it", "", *uses, "",
         "Octavo continues from it with `checkpoint.init_from=` and this directory.",

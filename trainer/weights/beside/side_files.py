@@ -14,6 +14,7 @@ from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
 
 CARD = "README.md"
+OUR_CARD = "This card was written by octavo export"  # in the card of every export
 WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".distcp", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".npz",
     ".index.json", ".onnx_data", ".tflite", ".mlmodel", ".pdparams",
@@ -67,7 +68,8 @@ def _walk(directory: Path, prefix: str, above: set[str]) -> Iterator[tuple[str, 
 
 def clashes(directory: Path) -> list[str]:
     """Files of a directory whose names are those of files that every export writes, other than Octavo's own."""
-    found = [CARD] if (directory / CARD).is_file() else []
+    card = directory / CARD
+    found = [CARD] if card.is_file() and OUR_CARD not in card.read_text(encoding="utf-8", errors="replace") else []
     if (directory / MANIFEST).is_file():
         try:
             CHECKPOINT.read(directory)

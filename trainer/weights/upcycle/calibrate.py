@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.data.errors import DataError
+from trainer.data.shards.tokenizer import read_tokenizer
 from trainer.model.attention import Documents
 from trainer.model.decoder import DecoderBlock
 from trainer.model.rotary import Rotary
@@ -98,17 +100,15 @@ def _tokenizer(source: SourceModel) -> tokenizers.Tokenizer:
     file = source.directory.path / TOKENIZER
     if not file.is_file():
         raise UpcycleError(
-            f"{file} is missing, so text cannot be tokenized (a run from random weights exports no tokenizer); copy "
+            f"{file} is missing, so text cannot be tokenized; copy "
             "the tokenizer's tokenizer.json there, or give token ids in .npy files instead",
             where=str(file),
             allowed="a tokenizer.json there, or token ids in .npy files",
         )
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception
-        raise UpcycleError(
-            f"{file} is not a tokenizer file: {error}", where=str(file), allowed="a file of the tokenizers library"
-        ) from error
+        return read_tokenizer(file)
+    except DataError as error:
+        raise UpcycleError(error.faults) from error
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Any
 from trainer.config.model import ModelConfig
 from trainer.weights.beside.side_files import SideFiles, clashes, side_files
 from trainer.weights.config_json.text import text_section
+from trainer.weights.dtypes import width_warnings
 from trainer.weights.hf_config import FREQUENCIES_KEY, is_qwen3_moe
 from trainer.weights.hf_files import HuggingFaceError, read_json
 from trainer.weights.hf_read import DTYPES
@@ -87,6 +88,7 @@ def warnings_of(
             f"positions=fope changes rope_theta from {source.model.rope_theta:g} to {model.rope_theta:g}; give "
             f"--rope-theta {source.model.rope_theta:g} to keep it"
         )
+    found += width_warnings(model, dtypes, pad=False)
     coarse = {name: smallest_noise(DTYPES[name]) for name in dtypes if DTYPES[name].is_floating_point}
     for name, limit in coarse.items():
         if 0 < expansion.noise < limit:

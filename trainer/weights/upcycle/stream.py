@@ -19,11 +19,11 @@ from trainer.model.initial import fope_matrix
 from trainer.storage.boxes import Box, full_box, read_into
 from trainer.storage.progress import OnProgress, ignore
 from trainer.weights.beside.side_files import SideFiles
-from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, stored_as, unconverted
+from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, scales_as, stored_as, unconverted
 from trainer.weights.hf_config import huggingface_config
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_read import DTYPES, bytes_of, read_piece, read_tensor, require_finite
-from trainer.weights.hf_survey import FP8, SourceModel
+from trainer.weights.hf_survey import FP8, SourceModel, quantization
 from trainer.weights.hf_write import Bundle, copy_of
 from trainer.weights.map import Piece, full_name, text_pieces
 from trainer.weights.upcycle.coactivation import Counts
@@ -86,8 +86,15 @@ def plan_upcycle(
     model = expanded_model(old, expansion, old.vocab_size if vocabulary is None else len(vocabulary.rows))
     bundles = list(_Text(source, model, expansion, vocabulary, dtype).bundles(placement))
     outputs = [output for bundle in bundles for output in bundle.outputs]
+    scale_fmt: Any = "ue8m0"  # of scales that are made here; others are copied
+    if FP8 in source.kinds.values():
+        scale_fmt = (quantization(source.directory) or {}).get("scale_fmt")
     config = huggingface_config(
-        model, base_config(source, model, vocabulary), dtype=full_dtype(outputs), unconverted=unconverted(outputs)
+        model,
+        base_config(source, model, vocabulary),
+        dtype=full_dtype(outputs),
+        unconverted=unconverted(outputs),
+        scale_fmt=scale_fmt,
     )
     facts = {
         "source": str(source.directory.path.absolute()),
@@ -142,7 +149,8 @@ class _Text:
         dtype, box = self.choose(pieces[0]), (slice(expert, expert + 1), *pieces[0].box[1:])
         shape, names = pieces[0].shape, [piece.name for piece in pieces]
         read = self._read_name(box, pieces[0])
-        outputs = tuple(output for piece in pieces for output in outputs_of(self._name(piece), dtype, shape))
+        scales = self._scales(pieces[0], box)
+        outputs = tuple(output for piece in pieces for output in outputs_of(self._name(piece), dtype, shape, scales))
 
         def exact() -> Sequence[Tensor]:
             return [*self._stored(box, pieces[0], dtype)] * len(pieces)
@@ -154,7 +162,7 @@ class _Text:
                 return
             for name in names:
                 runs = self.noise.copies(values, [name], torch.float32, read)
-                yield from stored_as(torch.cat([run.clone() for run in runs]), FP8)
+                yield from stored_as(torch.cat([run.clone() for run in runs]), FP8, scales)
 
         return Bundle(outputs, noisy if self.noise.relative else exact)
 
@@ -192,7 +200,7 @@ class _Text:
 
     def _unchanged(self, piece: Piece) -> Bundle:
         dtype = self.choose(piece)
-        outputs = outputs_of(self._name(piece), dtype, piece.shape)
+        outputs = outputs_of(self._name(piece), dtype, piece.shape, self._scales(piece, piece.box))
         return Bundle(outputs, lambda: self._stored(piece.box, piece, dtype))
 
     # ---- the source's values
@@ -208,6 +216,10 @@ class _Text:
     def _read_name(self, box: Box, piece: Piece) -> str:
         """The source's tensor that `_values` reads."""
         return self.source.stored_name(self._found(piece.parameter, box))
+
+    def _scales(self, piece: Piece, box: Box) -> str:
+        """The dtype of the scales that are written for a part of the source's parameter, in FP8."""
+        return scales_as(self.source.scales(self._found(piece.parameter, box)))
 
     def _values(self, box: Box, piece: Piece) -> Tensor:
         """Values of `box` of the source's parameter, in the shape that `piece` is stored in."""
@@ -240,8 +252,9 @@ class _Text:
             ]
             for tensor, values in found:
                 require_finite(values, tensor)
-            return [values for _, values in found]
-        return stored_as(self._values(box, piece), dtype)
+            (_, codes), (_, factors) = found
+            return [codes, factors.to(DTYPES[scales_as(scales)])]
+        return stored_as(self._values(box, piece), dtype, scales_as(scales))
 
 
 def _starts(box: Box) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import tokenizers
 
 from trainer.weights.hf_files import HuggingFaceError, read_json
 from trainer.weights.hf_survey import SourceModel
@@ -108,16 +109,22 @@ def tokenizer_file(directory: Path) -> Path:
 
 def tokens_of(directory: Path) -> dict[str, int]:
     """Read a tokenizer's token -> id from tokenizer.json or vocab.json, with added_tokens.json and the added tokens of
-    tokenizer_config.json. Raises UpcycleError if both are missing, UpcycleError
-    or HuggingFaceError if a file cannot be read."""
+    tokenizer_config.json.
+
+    A token of tokenizer.json has the id that the tokenizers library gives it: that numbers added tokens by itself, and
+    ignores the ids in the file if they leave a gap. Raises UpcycleError if both are missing, UpcycleError or
+    HuggingFaceError if a file cannot be read.
+    """
     file = tokenizer_file(directory)
     try:
-        found = _fast(read_json(file)) if file.name == "tokenizer.json" else dict(read_json(file))
+        given = _ids_of_the_library(file) if file.name == "tokenizer.json" else {}
+        found = {} if given else dict(read_json(file))
         if (directory / "added_tokens.json").is_file():
             found |= read_json(directory / "added_tokens.json")
         if (directory / "tokenizer_config.json").is_file():
             listed = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
             found |= {facts["content"]: int(i) for i, facts in listed.items()}
+        found |= given
         if not found or not all(type(i) is int and i >= 0 for i in found.values()):
             raise UpcycleError(
                 f"{directory}: the tokenizer has no tokens, or ids that are not whole numbers",
@@ -136,8 +143,11 @@ def tokens_of(directory: Path) -> dict[str, int]:
     return found
 
 
-def _fast(file: dict[str, Any]) -> dict[str, int]:
-    vocabulary = file["model"]["vocab"]
-    if isinstance(vocabulary, list):  # a unigram model: pairs of token and score, in the order of ids
-        vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
-    return dict(vocabulary) | {token["content"]: token["id"] for token in file.get("added_tokens") or []}
+def _ids_of_the_library(file: Path) -> dict[str, int]:
+    read_json(file)  # raises with the file's own fault
+    try:
+        return dict(tokenizers.Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True))
+    except Exception as error:  # the library raises plain Exception
+        raise UpcycleError(
+            f"{file} is not a tokenizer file: {error}", where=str(file), allowed="a file of the tokenizers library"
+        ) from error

@@ -57,6 +57,7 @@ def test_they_go_through_a_run_into_its_export(source, tmp_path):
     assert all((tmp_path / "out" / name).read_text() == f"{{}} {name}" for name in KEPT)
     assert [name for name in NOT if (tmp_path / "out" / name).exists()] == ["README.md"]  # ours
     assert [warning.split()[0] for warning in done.warnings] == ["README.md"]
+    assert clashes(tmp_path / "out") == []  # a card of ours says nothing that the next one does not
 
 
 def test_a_damaged_file_in_a_directory_is_found(source, tmp_path, capsys):

@@ -132,11 +132,21 @@ def test_text_goes_through_the_models_tokenizer(tmp_path: Path):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(directory / "tokenizer.json"))
     assert [window.tolist() for window in read_windows([tmp_path / "text"], source, 10)] == [[3, 5, 5]]
+    (directory / "tokenizer_config.json").write_text('{"eos_token": ["?"], "model_max_length": 2}')
+    for state in ("truncation", "padding", "both"):  # of the last call before the file was saved
+        if state != "padding":
+            words.enable_truncation(2)
+        if state != "truncation":
+            words.enable_padding(length=9, pad_id=127, pad_token="?")
+        words.save(str(directory / "tokenizer.json"))
+        assert [window.tolist() for window in read_windows([tmp_path / "text"], source, 10)] == [[3, 5, 5]]
+        words.no_truncation()
+        words.no_padding()
     (directory / "tokenizer.json").write_text("{}")
     with pytest.raises(UpcycleError) as refused:
         read_windows([tmp_path / "text"], source, 10)
     assert refused.value.where == str(directory / "tokenizer.json")
-    assert refused.value.allowed == "a file of the tokenizers library"
+    assert refused.value.allowed == "name a tokenizer.json of Hugging Face's tokenizers"
 
 
 def test_texts_that_cannot_be_used_are_one_line(tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import BPE
+from tokenizers.models import BPE, Unigram
 
 from parallel.errors import UserError
 from tests.trainer.weights.directories import Checkpoint
@@ -24,6 +24,7 @@ from trainer.weights.upcycle.vocabulary import tokens_of, vocabulary_of
 TEXT = [f"t{i}" for i in range(30)]
 OLD_SPECIAL = ["<eos>", "<img>", "</img>", "<IMG_CONTEXT>", "<gone>", "<SMILES>"]
 NEW_SPECIAL = ["<eos>", "<|ts|>", "<SMILES>", "<TS_CONTEXT>", "<img>", "</img>", "<IMG_CONTEXT>"]
+LISTED = "AttributeError(\"'list' object has no attribute 'items'\")"
 ROWS, ASKED = 40, {"factor": 2, "groups": 4}
 
 
@@ -62,9 +63,55 @@ def test_every_kind_of_tokenizer_gives_its_tokens(tmp_path, listed):
     expected = {token: i for i, token in enumerate([*TEXT, *OLD_SPECIAL])}
     assert tokens_of(slow(tmp_path / "slow", OLD_SPECIAL, listed)) == expected
     assert tokens_of(fast(tmp_path / "fast", OLD_SPECIAL)) == expected
-    unigram = {"model": {"vocab": [[token, -1.0] for token in TEXT]}, "added_tokens": None}
-    (tmp_path / "fast" / "tokenizer.json").write_text(json.dumps(unigram))
+    Tokenizer(Unigram([(token, -1.0) for token in TEXT])).save(str(tmp_path / "fast" / "tokenizer.json"))
     assert tokens_of(tmp_path / "fast") == {token: i for i, token in enumerate(TEXT)}
+
+
+def with_ids(directory: Path, ids: dict[str, int]) -> Path:
+    """The ids of added tokens as a file may have them, in tokenizer.json and in tokenizer_config.json."""
+    file = json.loads((directory / "tokenizer.json").read_text())
+    for token in file["added_tokens"]:
+        token["id"] = ids[token["content"]]
+    (directory / "tokenizer.json").write_text(json.dumps(file))
+    decoder = {str(number): {"content": token, "special": True} for token, number in ids.items()}
+    config = {"added_tokens_decoder": decoder, "eos_token": ["<eos>"], "bos_token": 3}  # neither is read here
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {token: 130 + number for number, token in enumerate(NEW_SPECIAL)},  # a gap before all
+        {token: 30 + number + 100 * (number > 3) for number, token in enumerate(NEW_SPECIAL)},  # one between them
+        {token: 30 + number for number, token in enumerate(NEW_SPECIAL)},
+    ],
+)
+def test_added_tokens_have_the_ids_that_the_library_gives_them(tmp_path, ids):
+    """Whatever the file says: a corpus of this tokenizer has these ids, and so has transformers."""
+    path = source_with(tmp_path / "source").write()
+    slow(path, OLD_SPECIAL)
+    target = with_ids(fast(tmp_path / "tokenizer", NEW_SPECIAL), ids)
+    library = Tokenizer.from_file(str(target / "tokenizer.json"))
+    given = {token: library.token_to_id(token) for token in [*TEXT, *NEW_SPECIAL]}
+    assert tokens_of(target) == given
+    found = vocabulary_of(opened(path), Expansion(**ASKED, vocabulary=str(target)))
+    assert found is not None
+    old = tokens_of(path)
+    assert {token: found.rows[row] for token, row in given.items() if token in old} == {
+        token: old[token] for token in given if token in old
+    }
+    assert len(found.rows) == max(given.values()) + 1
+
+
+def test_ids_of_the_vocabulary_itself_may_have_gaps(tmp_path):
+    directory = tmp_path / "tokenizer"
+    directory.mkdir()
+    ids = {token: number + 70 * (number >= 20) for number, token in enumerate(TEXT)}
+    tokenizer = Tokenizer(BPE(ids, []))
+    tokenizer.add_special_tokens(["<eos>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    assert tokens_of(directory) == {**ids, "<eos>": tokenizer.token_to_id("<eos>")}
 
 
 @pytest.mark.parametrize("block", [100, 1 << 20])
@@ -151,8 +198,9 @@ def test_ids_and_files_that_name_tokens_go_along(tmp_path):
         ({"vocabulary": "tokenizer", "vocab_size": 36}, "--vocab-size", 36, "37 or more"),
         ({"vocabulary": "nowhere"}, "nowhere", None, ("tokenizer.json", "vocab.json")),
         ({"vocabulary": "broken"}, "broken/tokenizer.json", None, "a JSON object"),
-        ({"vocabulary": "odd"}, "odd", "KeyError('model')", "the directory of a tokenizer"),
+        ({"vocabulary": "odd"}, "odd/tokenizer.json", None, "a file of the tokenizers library"),
         ({"vocabulary": "none"}, "none", None, "a tokenizer with tokens and whole numbers as ids"),
+        ({"vocabulary": "listed"}, "listed", LISTED, "the directory of a tokenizer"),
     ],
 )
 def test_vocabularies_that_do_not_suit_are_refused_in_one_line(tmp_path, monkeypatch, asked, where, value, allowed):
@@ -160,9 +208,11 @@ def test_vocabularies_that_do_not_suit_are_refused_in_one_line(tmp_path, monkeyp
     slow(path, OLD_SPECIAL)
     monkeypatch.chdir(tmp_path)
     fast(Path("tokenizer"), NEW_SPECIAL)
-    for name, text in (("broken", "{"), ("odd", "{}"), ("none", '{"model": {"vocab": {}}}')):
+    empty = Tokenizer(BPE()).to_str()
+    for name, text in (("broken", "{"), ("odd", "{}"), ("none", empty), ("listed", empty)):
         Path(name).mkdir()
         (Path(name) / "tokenizer.json").write_text(text)
+    Path("listed/tokenizer_config.json").write_text('{"added_tokens_decoder": ["<eos>"]}')
     with pytest.raises(UserError) as refused:
         vocabulary_of(opened(path), Expansion(**ASKED, **asked))
     error = refused.value
