@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from parallel.errors import UserError, one_of
 from trainer.config.command_line import Parser
-from trainer.config.compose import overview
 from trainer.config.errors import CommandError, report
+from trainer.config.recipes.groups import overview
 from trainer.config.say import did_you_mean
 
 HELP = {"-h", "--help"}

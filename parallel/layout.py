@@ -118,6 +118,9 @@ class Layout:
 
 
 def divisors(number: int) -> tuple[int, ...]:
-    """The divisors of `number`, ascending, 1 and itself included; none for a number below 1."""
-    low = [n for n in range(1, math.isqrt(max(number, 0)) + 1) if number % n == 0]
-    return tuple(low + [number // n for n in reversed(low) if n * n != number])
+    """The divisors of `number`, ascending, 1 and itself included; none for a number below 1.
+
+    Above 10^12 only those that are, or whose other factor is, at most 10^6: they are for messages, which cannot wait.
+    """
+    low = [n for n in range(1, min(math.isqrt(max(number, 0)), 10**6) + 1) if number % n == 0]
+    return tuple(sorted({*low, *(number // n for n in low)}))

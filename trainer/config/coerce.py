@@ -127,21 +127,19 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], *, file: str = "") -> tu
 
 def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], faults: list[Fault]) -> Any:
     if not isinstance(tree, Mapping):
-        inside = tuple(key for key in known if key.startswith(prefix))
-        text = f"{prefix[:-1]}={show(tree)} is a section; give its keys: {', '.join(inside)}"
-        faults.append(Fault(text, prefix[:-1], tree, inside))
+        faults.append(not_a_mapping(prefix[:-1], tree, schema))
         return None
     members = fields(schema)
-    for name in tree:
-        if name not in members:
-            faults.append(unknown_key(f"{prefix}{name}", known))
+    unknown = [unknown_key(f"{prefix}{name}", known) for name in tree if name not in members]
+    faults += unknown
+    meant = {fault.allowed for fault in unknown}  # what a misspelt key stands for is not missing as well
     values: dict[str, Any] = {}
-    before = len(faults)
+    before = len(faults) - len(unknown)
     for name, (hint, field) in members.items():
         key = f"{prefix}{name}"
         if name not in tree or tree[name] == "???":
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-            if required:
+            if required and (key,) not in meant:
                 expected = convert(hint, object())[1]
                 faults.append(Fault(f"{key} is not set; it has no default", key, allowed=expected))
         elif dataclasses.is_dataclass(hint):
@@ -150,7 +148,11 @@ def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], fault
             values[name] = _build_entries(entry, tree[name], key, faults)
         else:
             value, expected = convert(hint, tree[name])
-            if expected:
+            if expected and is_mapping(hint) and isinstance(tree[name], Mapping):
+                for inner, item in tree[name].items():
+                    if wrong := convert(item_type(hint), item)[1]:
+                        faults.append(wrong_type(f"{key}.{inner}", item, wrong))
+            elif expected:
                 faults.append(wrong_type(key, tree[name], expected))
             values[name] = value
     return schema(**values) if len(faults) == before else None
@@ -158,7 +160,7 @@ def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], fault
 
 def _build_entries(schema: type, tree: Any, key: str, faults: list[Fault]) -> Any:
     if not isinstance(tree, Mapping):
-        faults.append(wrong_type(key, tree, f"a mapping from names to the keys {', '.join(fields(schema))}"))
+        faults.append(not_a_mapping(key, tree, dict[str, schema]))  # type: ignore[valid-type]
         return None
     entries = {}
     for name, item in tree.items():
@@ -185,6 +187,28 @@ def unknown_key(key: str, known: Iterable[str]) -> Fault:
 
 def wrong_type(key: str, value: Any, expected: str) -> Fault:
     return Fault(f"{key}={show(value)} has the wrong type; use {expected}", key, value, expected)
+
+
+def base(hint: Any) -> Any:
+    """The type itself of one that may also be None."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(argument for argument in typing.get_args(hint) if argument is not type(None))
+    return hint
+
+
+def is_text(hint: Any) -> bool:
+    """Return True for texts, those of a fixed set among them."""
+    return base(hint) is str or typing.get_origin(base(hint)) is Literal
+
+
+def not_a_mapping(key: str, value: Any, hint: Any) -> Fault:
+    """The fault of a value where the schema has a section, or a mapping from names."""
+    if entry := entries_of(hint):
+        return wrong_type(key, value, f"a mapping from names to the keys {', '.join(fields(entry))}")
+    if is_mapping(hint):
+        return wrong_type(key, value, convert(hint, None)[1])
+    inside = tuple(f"{key}.{name}" for name in keys(hint))
+    return Fault(f"{key}={show(value)} is a section; give its keys: {', '.join(inside)}", key, value, inside)
 
 
 def is_mapping(hint: Any) -> bool:
@@ -227,7 +251,7 @@ def convert(hint: Any, value: Any) -> tuple[Any, str]:
 
 def _convert_list(item_hint: Any, value: Any) -> tuple[Any, str]:
     if not isinstance(value, list | tuple):
-        return None, "a list such as [0.9, 0.95]"
+        return None, "a list such as [a, b]" if is_text(item_hint) else "a list such as [0.9, 0.95]"
     converted = [convert(item_hint, item) for item in value]
     problem = next((problem for _, problem in converted if problem), "")
     return [item for item, _ in converted], problem and f"a list whose items are each {problem}"

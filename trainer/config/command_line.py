@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from parallel.errors import Fault, one_of
-from trainer.config.compose import overview
 from trainer.config.errors import CommandError
+from trainer.config.recipes.groups import overview
 from trainer.config.say import did_you_mean, nearest
 
 OVERRIDES = "Example overrides: recipe=toy optim.lr=1e-3"

@@ -12,13 +12,23 @@ def show(value: Any) -> str:
     """A value as it is typed on a command line."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return str(value)
+    try:
+        return shorten(str(value))
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        return f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"
+
+
+def shorten(text: str, most: int = 200) -> str:
+    """The text, without its middle if it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The known word closest to `word`, if one is close. The last dotted part alone also counts: lr matches
     optim.lr. cutoff: the least similarity (0 to 1) of words without dots."""
     names = sorted(set(known))
+    if word.lower() in names:
+        return word.lower()
     longer = [name for name in names if name.startswith(f"{word}_")]
     if longer:
         return longer[0]

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from parallel.errors import Fault, one_of
 from trainer.config import coerce
 from trainer.config.keys import Config
-from trainer.config.say import did_you_mean
+from trainer.config.say import did_you_mean, show
 
 # Keys that must be above zero, and keys that may also be zero.
 POSITIVE = {
@@ -61,6 +61,11 @@ NOT_NEGATIVE = {
     "checkpoint.every",
 }
 
+# The most that code and files hold: int64 for numbers, uint64 for the seed of a generator, fp32 for factors on tensors.
+MOST, MOST_SEED = 2**63 - 1, 2**64 - 1
+LEAST_FLOAT, MOST_FLOAT = 1.2e-38, 3.4e38
+MOST_SECONDS = 1e9  # 31 years; the clocks of threads and collectives end not far beyond
+
 
 def unknown_choices(flat: Mapping[str, Any]) -> list[Fault]:
     """Faults of keys with a fixed set of values. flat: dotted key -> value."""
@@ -81,13 +86,43 @@ def unknown_choices(flat: Mapping[str, Any]) -> list[Fault]:
 
 def out_of_range(flat: Mapping[str, Any]) -> dict[str, Fault]:
     """Key -> fault, for numbers outside the range of their kind. flat: dotted key -> value."""
-    faults = {}
-    for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            faults[key] = Fault(f"{key}={value} is not finite; use a finite number", key, value, "a finite number")
-        elif key in POSITIVE and value <= 0:
-            allowed = "1 or more" if isinstance(value, int) else "a number above 0"
-            faults[key] = Fault(f"{key}={value} must be positive; use {allowed}", key, value, allowed)
-        elif key in NOT_NEGATIVE and value < 0:
-            faults[key] = Fault(f"{key}={value} is negative; use 0 or more", key, value, "0 or more")
-    return faults
+    found = {key: _fault(key, value) for key, value in flat.items() if isinstance(value, int | float)}
+    return {key: fault for key, fault in found.items() if fault is not None}
+
+
+def _fault(key: str, value: float) -> Fault | None:
+    positive = key in POSITIVE
+    if isinstance(value, float) and not math.isfinite(value):
+        return Fault(f"{key}={value} is not finite; use a finite number", key, value, "a finite number")
+    if positive and value <= 0:
+        allowed = "1 or more" if isinstance(value, int) else "a number above 0"
+        return Fault(f"{key}={show(value)} must be positive; use {allowed}", key, value, allowed)
+    if key in NOT_NEGATIVE and value < 0:
+        return Fault(f"{key}={show(value)} is negative; use 0 or more", key, value, "0 or more")
+    if isinstance(value, int):
+        most = MOST_SEED if key == "train.seed" else MOST
+        if abs(value) > most:
+            allowed = f"1 to {most}" if positive else f"0 to {most}" if key in NOT_NEGATIVE else f"{most} or less"
+            return Fault(f"{key}={show(value)} is too large; use {allowed}", key, value, allowed)
+    elif key == "parallel.timeout_s" and value > MOST_SECONDS:
+        allowed = f"{MOST_SECONDS:g} or less"
+        return Fault(f"{key}={value:g} is too long; use {allowed}", key, value, allowed)
+    elif abs(value) > MOST_FLOAT or (positive and value < LEAST_FLOAT):
+        allowed = f"{LEAST_FLOAT if positive else 0:g} to {MOST_FLOAT:g}"
+        return Fault(f"{key}={value:g} does not fit in fp32; use {allowed}", key, value, allowed)
+    return None
+
+
+def too_many_tokens(cfg: Config) -> list[Fault]:
+    """A run whose last token has no number in int64. All sizes must be in range."""
+    sample_tokens = cfg.train.global_batch * cfg.data.seq_len
+    most = MOST // sample_tokens
+    if cfg.train.steps <= most:
+        return []
+    if not most:
+        batch, allowed = cfg.train.global_batch, f"{MOST // cfg.data.seq_len} or less"
+        text = f"train.global_batch={batch} x data.seq_len={cfg.data.seq_len} is more than {MOST} tokens"
+        return [Fault(f"{text}; use {allowed}", "train.global_batch", batch, allowed)]
+    allowed = f"{most} or less"
+    text = f"train.steps={cfg.train.steps} of {sample_tokens} tokens are more than {MOST} tokens; use {allowed}"
+    return [Fault(text, "train.steps", cfg.train.steps, allowed)]

@@ -28,9 +28,11 @@ def validate(cfg: Config, world_size: int) -> list[Fault]:
         faults += parallel.check_batch(cfg.train, world_size)
     if {"model", "parallel", "train", "data"} <= sound:
         faults += parallel.check(cfg, world_size)
+    if not {"train.global_batch", "train.steps", "data.seq_len"} & out_of_range.keys():
+        faults += ranges.too_many_tokens(cfg)
     faults += precision.check(cfg.precision, cfg.optim)
     faults += data.check(cfg.data)
-    if "data.seq_len" not in out_of_range:
+    if not any(key.startswith(("data.seq_len", "data.sources.", "data.phases.")) for key in out_of_range):
         faults += data.check_mixture(cfg.data) or data.check_length(cfg.data, cfg.train.steps, cfg.train.global_batch)
     faults += optim.check(cfg.optim)
     faults += run.check(cfg)

@@ -1,0 +1,152 @@
+"""The words of a command line: what each is read as, and that the remedy of a mistake works as it is typed."""
+
+import shlex
+
+import pytest
+
+from trainer.config.compose import compose, load, to_yaml
+from trainer.config.recipes.groups import list_groups
+from trainer.config.recipes.words import read_words
+
+GROUPS = list_groups()
+
+
+def read(*words):
+    return read_words(["recipe=toy", *words], GROUPS)
+
+
+def values(*words):
+    found = read(*words)
+    assert found.faults == []
+    return dict(found.values)
+
+
+# -- texts stay as typed ---------------------------------------------------------------------------------------------
+
+TEXTS = ["2026_11_29", "1_2", "1e3", "0x10", "007", "0o17", "1:30", "true", "False", "null", "None",
+         "2026-11-29", "nan", "-inf", ".5", "5.", "+1", "日本", "a b", "a b=c", "x,y", "~", "a: b", "#1", "é=ü", "50%",
+         "1_000.5e-3", "--x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_text_is_kept_as_typed(text, quote):
+    assert values(f"data.root={quote}{text}{quote}") == {"data.root": text}
+
+
+def test_null_is_no_text_where_a_key_may_be_empty_unless_it_is_quoted():
+    assert values("run.dir=null", "checkpoint.init_from='null'") == {"run.dir": None, "checkpoint.init_from": "null"}
+
+
+def test_texts_survive_the_file_that_ranks_read(tmp_path):
+    cfg = compose(["recipe=toy"])
+    for texts in zip(*(TEXTS[start::5] for start in range(5)), strict=False):
+        cfg.run.dir, cfg.checkpoint.init_from, cfg.data.root, cfg.data.cache_dir, cfg.logging.wandb_project = texts
+        (tmp_path / "c.yaml").write_text(to_yaml(cfg))
+        assert load(tmp_path / "c.yaml") == cfg
+
+
+def test_numbers_and_lists_follow_the_schema():
+    assert values("train.steps=1e3", "optim.betas=[0.5,0.25]", "optim.lr='1e-3'", "train.compile=TRUE") == {
+        "train.steps": 1000.0,
+        "optim.betas": [0.5, 0.25],
+        "optim.lr": 1e-3,
+        "train.compile": True,
+    }
+
+
+# -- one mistake, one fault, a remedy that works ---------------------------------------------------------------------
+
+# words, the fault's key, what to type instead
+RETYPED = [
+    ("'train.steps = 3'", "train.steps", "train.steps=3"),
+    ("train.steps = 3", "train.steps", "train.steps=3"),
+    ("train.steps =3", "train.steps", "train.steps=3"),
+    ("train.steps= 3", "train.steps", "train.steps=3"),
+    ("train.steps 3", "train.steps", "train.steps=3"),
+    ("model toy_gpu", "model", "model=toy_gpu"),
+    ("'model = toy_gpu'", "model", "model=toy_gpu"),
+    ("train.steps==3", "train.steps", "train.steps=3"),
+    ("'train.steps=3 optim.lr=1'", "train.steps", "train.steps=3 optim.lr=1"),
+    ("train.steps=3,optim.lr=1", "train.steps", "train.steps=3 optim.lr=1"),
+    ("'run.dir=a;optim.lr=1'", "run.dir", "run.dir=a optim.lr=1"),
+    ("'optim=sgd  train.steps=3'", "optim", "optim=sgd train.steps=3"),
+    ("' train.steps=3'", "train.steps", "train.steps=3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "where", "remedy"), RETYPED, ids=[typed for typed, *_ in RETYPED])
+def test_words_with_spaces_are_retyped(typed, where, remedy):
+    (fault,) = read(*shlex.split(typed)).faults
+    assert (fault.where, fault.allowed) == (where, remedy)
+    assert fault.text.endswith(remedy)
+    assert read(*shlex.split(remedy)).faults == []
+
+
+# words, the fault's key, the only thing that it offers
+SUGGESTED = [
+    ("train.stéps=3", "train.stéps", "train.steps"),
+    ("TRAIN.STEPS=3", "TRAIN.STEPS", "train.steps"),
+    ("train.log-every=3", "train.log-every", "train.log_every"),
+    ("optim.lr", "optim.lr", "optim.lr=0.001"),
+    ("sgd", "sgd", "optim=sgd"),
+    ("toy_gpu", "toy_gpu", "recipe=toy_gpu"),
+    ("model:toy", "model:toy", "model=toy"),
+    ("optim.lr:0.5", "optim.lr:0.5", "optim.lr=0.5"),
+    ("model.toy_gpu", "model.toy_gpu", "model=toy_gpu"),
+]
+
+
+@pytest.mark.parametrize(("typed", "where", "offered"), SUGGESTED, ids=[typed for typed, *_ in SUGGESTED])
+def test_a_key_or_an_option_is_suggested(typed, where, offered):
+    (fault,) = read(typed).faults
+    assert (fault.where, fault.allowed) == (where, (offered,))
+    assert offered in fault.text
+    retyped = offered if "=" in offered else f"{offered}=3"
+    assert read_words([retyped, *(["recipe=toy"] if "recipe" not in offered else [])], GROUPS).faults == []
+
+
+# words, the fault's key, its value, what it offers
+REFUSED = [
+    ("train.steps=3 train.steps=4", "train.steps", ("3", "4"), "one of them"),
+    ("train.steps=3 train.steps=3", "train.steps", ("3", "3"), "one of them"),
+    ("optim=sgd optim=sgd", "optim", ("sgd", "sgd"), "one of them"),
+    ("data.sources.code.tokens=5 'data.sources.code={tokens: 6}'", "data.sources.code.tokens", None, "one of them"),
+    ("'data.sources.code.phases={stable: 5}' data.sources.code.phases.stable=6", "data.sources.code.phases.stable",
+     None, "one of them"),
+    ("''", "override", "", "remove it"),
+    ("=3", "=3", "=3", "key=value"),
+    ("optim.lr=", "optim.lr", "", "a number"),
+    ("'optim.lr=1;2'", "optim.lr", "1;2", "a number"),
+    ("train.steps=３", "train.steps", "３", "a whole number"),
+    ("optim.lr=0,5", "optim.lr", "0,5", "a number"),
+    ("optim.betas=0.9,0.95", "optim.betas", "0.9,0.95", "write a list as optim.betas=[0.9,0.95]"),
+    ("optim.betas=[0.9", "optim.betas", "[0.9", "a list such as [0.9, 0.95]"),
+    ("data.prefixes.science=[a,1_0]", "data.prefixes.science", "[a,1_0]", "quotes around each text, as in '7'"),
+    ("'data.sources.code={path: 1_0}'", "data.sources.code.path", 10, "quotes around each text, as in '7'"),
+    ("run.dir=x${", "run.dir", "x${", "refer to a key as ${train.steps}"),
+    ("run.dir=[a]", "run.dir", "[a]", "text; if the brackets belong to it, quote them: 'run.dir=\"[a]\"'"),
+    (f"train.steps={'9' * 5000}", "train.steps", "9" * 5000, "a whole number"),
+    ("model=toy,toy_gpu", "model", "toy,toy_gpu", tuple(GROUPS["model"])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "where", "value", "allowed"), REFUSED, ids=[typed[:40] for typed, *_ in REFUSED])
+def test_what_cannot_be_read_is_refused_once(typed, where, value, allowed):
+    found = read(*shlex.split(typed)).faults
+    assert [(fault.where, fault.value, fault.allowed) for fault in found] == [(where, value, allowed)]
+    assert len(found[0].text) < 500
+
+
+def test_the_quoted_forms_that_remedies_show_are_accepted():
+    assert values('run.dir="[a]"', "optim.betas=[0.9,0.95]", "data.prefixes.science=['7','true']") == {
+        "run.dir": "[a]",
+        "optim.betas": [0.9, 0.95],
+        "data.prefixes.science": ["7", "true"],
+    }
+
+
+def test_a_misspelt_key_is_one_fault_whatever_its_value():
+    for word, near in (("optim.lrr=-1", "optim.lr"), ("optim.lrr=fast", "optim.lr"), ("modle=toyy", "model")):
+        (fault,) = read(word).faults
+        assert fault.allowed == (near,)

@@ -1,0 +1,348 @@
+"""Recipes of the user's own, checked before they are composed: each fault with its file, its line and its key.
+
+What Octavo ships needs no check. What only the composed configuration shows, such as an unknown key or a wrong type, is
+found there; `Origins` names the file then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from parallel.errors import Fault
+from trainer.config import coerce
+from trainer.config.errors import ConfigError
+from trainer.config.recipes.groups import KEYS, SECTIONS, choices, is_extra, siblings
+from trainer.config.recipes.references import RESOLVER, resolver_fault
+from trainer.config.recipes.values import is_reference
+from trainer.config.say import nearest, show
+
+HEADER = re.compile(r"\s*#\s*@package\s+(\S+)\s*")
+GLOBAL = "# @package _global_"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML file: its content as OmegaConf reads it, and the nodes of its text (None: it is empty)."""
+
+    file: Path
+    text: str
+    content: Any
+    node: yaml.Node | None
+
+    def at(self, node: yaml.Node | None) -> str:
+        """`FILE, line 7`."""
+        return str(self.file) if node is None else f"{self.file}, line {node.start_mark.line + 1}"
+
+
+@dataclass
+class Origins:
+    """Key -> (where a user's file sets it, the value there), and the faults in those files."""
+
+    places: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def named(self, fault: Fault) -> Fault:
+        """The fault with the file in front, if the value comes from there."""
+        place, value = self.places.get(fault.where, ("", None))
+        if not place or not (fault.value is None or fault.value == value):
+            return fault
+        return Fault(f"{place}: {fault.text}", fault.where, fault.value, fault.allowed)
+
+    def other_faults(self) -> list[Fault]:
+        """Unknown keys and wrong types in the files, where nothing can be composed that would show them."""
+        found, bad = [], {fault.where for fault in self.faults}
+        for key, (_, value) in self.places.items():
+            hint = coerce.find(key, KEYS)
+            if key in bad or key in SECTIONS or coerce.is_mapping(hint) or is_dataclass(hint):
+                continue
+            if hint is None:
+                parent = key.rpartition(".")[0]
+                if parent in ("", *SECTIONS) or is_dataclass(coerce.find(parent, KEYS)):
+                    found.append(coerce.unknown_key(key, siblings(key)))
+            elif RESOLVER.search(str(value)):
+                found.append(resolver_fault(key, value))
+            elif "${" not in str(value) and value != "???" and (expected := coerce.convert(hint, value)[1]):
+                found.append(coerce.wrong_type(key, value, expected))
+        return [self.named(fault) for fault in found]
+
+
+def read_document(file: Path) -> Document:
+    """Raises `ConfigError` for a file that is not YAML in UTF-8, `OSError` for one that cannot be read."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    data = file.read_bytes()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        remedy = "save the file as UTF-8"
+        text = f"{file}, line {line}: the byte {data[error.start]:#04x} is not UTF-8; {remedy}"
+        raise ConfigError(text, where=str(file), value=data[error.start], allowed=remedy) from None
+    node = None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = OmegaConf.to_container(OmegaConf.create(text)) if node is not None else None
+    except (yaml.YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError([_not_yaml(file, node, error)]) from None
+    if node is None or isinstance(node, yaml.ScalarNode):  # OmegaConf makes a mapping of a bare word
+        content = None if node is None else node.value
+    return Document(file, text, content, node)
+
+
+def _not_yaml(file: Path, node: yaml.Node | None, error: Exception) -> Fault:
+    """node: of the text, where it is YAML that OmegaConf does not take."""
+    mark = getattr(error, "problem_mark", None) or next((one.start_mark for one in _unclosed(node)), None)
+    what = f"not valid YAML: {getattr(error, 'problem', None) or next(iter(str(error).splitlines()), 'too deep')}"
+    if "'\\t'" in what:
+        what = "a tab; indent with spaces"
+    elif "set_int_max_str_digits" in what:
+        what = "a number of more than 4,300 digits"
+    elif node is not None and mark is not None and not getattr(error, "problem_mark", None):
+        what = "a ${ without its }; refer to a key as ${train.steps}"
+    place = f"{file}, line {mark.line + 1}" if mark is not None else str(file)
+    return Fault(f"{place}: {what}", str(file), what, "valid YAML")
+
+
+def _unclosed(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """All scalars under a node whose references are not closed."""
+    if isinstance(node, yaml.ScalarNode) and not is_reference(node.value):
+        yield node
+    elif isinstance(node, yaml.CollectionNode):
+        for item in node.value:
+            for one in item if isinstance(item, tuple) else (item,):
+                yield from _unclosed(one)
+
+
+def check_recipes(chosen: Iterable[str], groups: Mapping[str, list[str]], own: Mapping[str, Path]) -> Origins:
+    """Check the user's files that `chosen`, paths such as `recipe/mine`, ask for, directly or not.
+
+    groups: all options. own: path -> the user's file.
+    """
+    walk = _Walk(groups, own)
+    for path in chosen:
+        walk.visit(path, [])
+    return walk.origins
+
+
+def check_document(document: Document, prefix: str, origins: Origins) -> None:
+    """Note where `document` sets its keys, and report what could not be merged with a configuration.
+
+    prefix: the section that its keys belong to, such as "model."; empty at the top.
+    """
+    content = {name: value for name, value in document.content.items() if name != "defaults"}
+    _check_mapping(document, content, document.node, prefix, origins)
+
+
+class _Walk:
+    """Follows the defaults lists from file to file."""
+
+    def __init__(self, groups: Mapping[str, list[str]], own: Mapping[str, Path]) -> None:
+        self.groups, self.own = groups, own
+        self.origins = Origins()
+        self._visited: set[str] = set()
+
+    def visit(self, path: str, trail: Sequence[str]) -> None:
+        if path not in self.own:
+            return
+        if path in trail:
+            self._report_circle([*trail[trail.index(path) :], path])
+            return
+        if path in self._visited:
+            return
+        self._visited.add(path)
+        try:
+            document = read_document(self.own[path])
+        except ConfigError as error:
+            self.origins.faults += error.faults
+            return
+        if document.content is None:
+            document = replace(document, content={})
+        if not isinstance(document.content, Mapping):
+            self._report(document, document.node, f"{show(document.content)} is not a mapping; give keys and values",
+                         document.content, "keys and values")  # fmt: skip
+            return
+        self._visit_defaults(document, path, trail)
+        self._check_keys(document, path)
+
+    def _visit_defaults(self, document: Document, path: str, trail: Sequence[str]) -> None:
+        defaults, node = document.content.get("defaults", []), child(document.node, "defaults")
+        if not isinstance(defaults, list):
+            remedy = "write a list, such as defaults: [toy, _self_]"
+            self._report(document, node, f"defaults: {show(defaults)} is not a list; {remedy}", defaults, remedy)
+            return
+        overridden: set[str] = set()
+        for number, item in enumerate(defaults):
+            line = node.value[number] if isinstance(node, yaml.SequenceNode) else node
+            entry = _Entry.read(item, path)
+            if isinstance(entry, str):
+                self._report(document, line, f"defaults: {show(item)}: {entry}", item, entry)
+                continue
+            if overridden - {"_self_"} and not entry.override:
+                remedy = "move it above the first override"
+                self._report(document, line, f"defaults: {show(item)} follows an override; {remedy}", item, remedy)
+            name = entry.path.partition("/")[0] if entry.override else f"{item}"
+            if name in overridden:
+                self._report(document, line, f"defaults: {name} is given twice; keep one", item, "one of them")
+            if entry.override or item == "_self_":
+                overridden.add(name)
+            if entry.name not in (None, "_self_") and self._exists(document, line, entry, path):
+                self.visit(entry.path, [] if entry.override else [*trail, path])
+
+    def _exists(self, document: Document, line: yaml.Node | None, entry: _Entry, path: str) -> bool:
+        """Return True if an entry names an option; report one that does not, or that Hydra would not take so."""
+        group, _, option = entry.path.partition("/")
+        options = self.groups.get(group, [])
+        first, _, rest = entry.target.partition("/")
+        if "${" in entry.path or (entry.optional and option not in options):
+            return False
+        if not entry.absolute and rest and first in self.groups and option not in options:
+            remedy = f"write {self._form(first, rest)}"
+            self._report(document, line, f"defaults: {entry.text}: without a slash; {remedy}", entry.text, remedy)
+        elif not options:
+            near = nearest(group, self.groups)
+            remedy = f"did you mean '{self._form(near, option)}'?" if near else f"groups: {', '.join(self.groups)}"
+            self._report(document, line, f"defaults: {entry.text}: there is no group {group}; {remedy}", group, remedy)
+        elif option not in options:
+            text = f"{document.at(line)}: {group}={option} does not exist; use {choices(group, options, option)}"
+            self.origins.faults.append(Fault(text, group, option, tuple(options)))
+        elif entry.override != self._is_standard(group) and (entry.override or not path.startswith(f"{group}/")):
+            what = "nothing has chosen it yet" if entry.override else "the group has an option already"
+            remedy = f"write {self._form(group, option)}"
+            self._report(document, line, f"defaults: {entry.text}: {what}; {remedy}", entry.text, remedy)
+        else:
+            return True
+        return False
+
+    def _is_standard(self, group: str) -> bool:
+        """Return True for groups whose options every configuration has, so that a recipe overrides them."""
+        return group != "recipe" and not is_extra(group, self.groups)
+
+    def _form(self, group: str, option: str) -> str:
+        """The entry that chooses an option from within a recipe."""
+        if group == "recipe":
+            return f"- {option}"
+        return f"- {'override ' if self._is_standard(group) else ''}/{group}: {option}"
+
+    def _check_keys(self, document: Document, path: str) -> None:
+        group = path.partition("/")[0]
+        header = HEADER.fullmatch((document.text.splitlines() or [""])[0])
+        package = header[1] if header else ""
+        if not package and group not in SECTIONS:
+            text = f"{document.file}: must start with the line '{GLOBAL}'"
+            self.origins.faults.append(Fault(text, f"{path}.yaml", None, GLOBAL))
+            return
+        prefix = "" if package == "_global_" else f"{package or group}."
+        check_document(document, prefix.replace("_group_", group), self.origins)
+
+    def _report_circle(self, trail: Sequence[str]) -> None:
+        names = tuple(name.replace("/", "=", 1) for name in trail)
+        remedy = f"remove one of them from its defaults, as {names[-1]} from {self.own[trail[-2]]}"
+        text = f"recipes ask for each other in a circle, {' -> '.join(names)}; {remedy}"
+        if len(trail) == 2:
+            remedy = "remove it from its defaults"
+            text = f"{self.own[trail[0]]}: {names[0]} asks for itself; {remedy}"
+        self.origins.faults.append(Fault(text, trail[0].partition("/")[0], names, remedy))
+
+    def _report(self, document: Document, node: yaml.Node | None, text: str, value: Any, allowed: Any) -> None:
+        self.origins.faults.append(Fault(f"{document.at(node)}: {text}", str(document.file), value, allowed))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a defaults list."""
+
+    text: str
+    target: str  # group/option, relative to the group of the file unless absolute
+    path: str  # group/option
+    name: str | None
+    override: bool
+    optional: bool
+    absolute: bool
+
+    @classmethod
+    def read(cls, item: Any, path: str) -> _Entry | str:
+        """The entry, or what is wrong with it. path: of the file that has it."""
+        flags, group, name = [], "", item
+        if isinstance(item, Mapping) and len(item) == 1:
+            [(key, name)] = item.items()
+            *flags, group = str(key).split() or [""]
+        elif not isinstance(item, str):
+            return "not an entry; write a name, or - override /model: toy"
+        if name == "???":
+            return "no option is chosen; write one, such as - override /model: toy"
+        if not (name is None or isinstance(name, str)) or set(flags) - {"override", "optional"}:
+            return "not an entry; write - override /model: toy"
+        shown = item if isinstance(item, str) else f"{key}: {name}"
+        name = name and name.removesuffix(".yaml")
+        target = "/".join(filter(None, [group.partition("@")[0], (name or "").partition("@")[0]]))
+        full = target.strip("/") if target.startswith("/") else f"{path.rpartition('/')[0]}/{target}"
+        flagged = "override" in flags, "optional" in flags
+        return cls(shown, target.strip("/"), full, name, *flagged, target.startswith("/"))
+
+
+def child(node: yaml.Node | None, name: Any) -> yaml.Node | None:
+    """The node of a key's value; None if the text has none, as where it comes from an anchor."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value == str(name):
+            return value
+    return None
+
+
+def _check_mapping(document: Document, content: Any, node: Any, prefix: str, origins: Origins) -> None:
+    for name, value in content.items():
+        key, line = f"{prefix}{name}", child(node, name)
+        place = document.at(line)
+        if "." in str(name) and coerce.find(key, KEYS) is not None:
+            remedy = f"indent it, as {str(name).replace('.', ': {')}: {show(value)}{'}' * str(name).count('.')}"
+            origins.faults.append(Fault(f"{place}: {key}: a file has no dotted keys; {remedy}", key, value, remedy))
+            continue
+        origins.places[key] = (place, value)
+        for fault in _unmergeable(key, value, line):
+            origins.faults.append(Fault(f"{place}: {fault.text}", fault.where, fault.value, fault.allowed))
+            break
+        else:
+            if isinstance(value, Mapping):
+                _check_mapping(document, value, line, f"{key}.", origins)
+
+
+def _unmergeable(key: str, value: Any, node: yaml.Node | None) -> Iterator[Fault]:
+    """Faults of a key that the composed configuration would no longer show, or would not survive."""
+    hint = coerce.find(key, KEYS)
+    if isinstance(value, str) and "${" in value:
+        if not is_reference(value):
+            remedy = "refer to a key as ${train.steps}"
+            yield Fault(f"{key}: {value}: a ${{ without its }}; {remedy}", key, value, remedy)
+        return
+    if key in SECTIONS:
+        if not isinstance(value, Mapping):
+            first = next(known for known in KEYS if known.startswith(f"{key}."))
+            yield Fault(f"{key}: {show(value)} is not a mapping; give its keys, such as {first}", key, value, (first,))
+    elif hint is None:
+        if key == "hydra" or (key.rpartition(".")[2] == key and "." not in key and isinstance(value, list)):
+            yield coerce.unknown_key(key, KEYS)
+    elif coerce.is_mapping(hint) or is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            yield coerce.not_a_mapping(key, value, hint)
+    elif isinstance(value, Mapping):
+        yield coerce.wrong_type(key, value, coerce.convert(hint, object())[1])
+    elif coerce.is_text(hint):
+        yield from _changed_text(key, value, hint, node)
+
+
+def _changed_text(key: str, value: Any, hint: Any, node: yaml.Node | None) -> Iterator[Fault]:
+    """A text that YAML reads as something else, so that it would not stay as it is typed."""
+    typed = node.value if isinstance(node, yaml.ScalarNode) and node.style is None else None
+    if typed is None or isinstance(value, str) or (value is None and coerce.base(hint) is not hint):
+        return
+    if coerce.convert(hint, value)[0] != typed:
+        if value is False and coerce.convert(hint, value)[0] == "off":
+            return
+        remedy = f"quote it: {key.rpartition('.')[2]}: '{typed}'"
+        yield Fault(f"{key}: {typed} is read as {show(value)}, not as a text; {remedy}", key, value, remedy)

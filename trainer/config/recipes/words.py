@@ -1,0 +1,306 @@
+"""The overrides of a command line: an option for each group, a value for each key, and every mistake in them.
+
+The schema decides how a value is read: a text stays as it is typed, numbers, lists and mappings follow Hydra's grammar.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any
+
+from parallel.errors import Fault
+from trainer.config import coerce
+from trainer.config.recipes.groups import KEYS, SECTIONS, choices, is_extra, siblings
+from trainer.config.recipes.values import QUOTES, Unreadable, example, read_text, read_value
+from trainer.config.say import nearest, shorten
+
+WORD = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^=@]*)(?P<package>@[^=]*)?=(?P<value>.*)", re.DOTALL)
+NEXT = re.compile(r"[\s,;]+(?=[~+]{0,2}([A-Za-z_][\w./-]*)\s*=)")  # where another override may start in a word
+
+
+@dataclass
+class Words:
+    """The content of a command line, and the mistakes in it."""
+
+    groups: Mapping[str, list[str]]
+    options: dict[str, str] = field(default_factory=dict)
+    values: list[tuple[str, Any]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    wrong_groups: set[str] = field(default_factory=set)  # named, but with no option that exists
+    typed: dict[str, str] = field(default_factory=dict)  # key, or group and = -> its value as typed
+    parts: set[str] = field(default_factory=set)  # the keys of `values`, and those inside of mappings
+    supposed: set[str] = field(default_factory=set)  # keys that a misspelt word is taken for
+
+    def report(self, text: str, where: str, value: Any = None, allowed: Any = None) -> None:
+        self.faults.append(Fault(text, where, value, allowed))
+
+
+def read_words(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> Words:
+    """Read overrides such as `recipe=toy` and `optim.lr=1e-3`."""
+    words = Words(groups)
+    left = list(overrides)
+    while left:
+        word = _join_spaced(left, words)
+        if word is not None:
+            _read_word(word, words)
+    if "recipe" not in words.wrong_groups.union(words.options):
+        allowed = groups["recipe"]
+        words.report(f"recipe is not set; use {choices('recipe', allowed)}", "recipe", None, tuple(allowed))
+    return words
+
+
+def _join_spaced(left: list[str], words: Words) -> str | None:
+    """Take the next override off `left`: a word; or None for several words that one override was split into, with
+    spaces around its `=` or without one. These are reported."""
+    text = left.pop(0)
+    joined, count = text, 0
+    if "=" not in text and left and left[0].startswith("="):
+        joined, count = text + left[0], 1
+    if joined.endswith("=") and text != "=" and len(left) > count and "=" not in left[count]:
+        empty_is_fine = count == 0 and _is_text(joined[:-1].strip())
+        if not empty_is_fine:
+            joined, count = joined + left[count], count + 1
+    if (
+        not count
+        and _is_name(text, words)
+        and left
+        and not re.search(r"[=.:]", left[0])
+        and not _is_name(left[0], words)
+    ):
+        joined, count = f"{text}={left[0]}", 1
+    if not count:
+        return text
+    spaced = left[:count]
+    del left[:count]
+    key = text.rstrip("=").strip()
+    fixed = _without_spaces(joined)
+    shown = " ".join([text, *spaced])
+    words.report(f"{shown}: one word without spaces; use {fixed}", key, joined.partition("=")[2], fixed)
+    _note_option(fixed, words)
+    return None
+
+
+def _read_word(text: str, words: Words) -> None:
+    found = WORD.fullmatch(text)
+    if found is None:
+        _read_bare(text, words)
+        return
+    sign, key, package, value = found["sign"], found["key"], found["package"], found["value"]
+    if parts := _several(text):
+        fixed = " ".join(parts)
+        words.report(f"{text}: several overrides in one word; use {fixed}", key.strip(), text, fixed)
+        for part in parts:
+            _note_option(part, words)
+    elif not key.strip():
+        words.report(f"{text}: nothing before the =; an override is such as optim.lr=1e-3", text, text, "key=value")
+    elif value.startswith("=") or key != key.strip() or value != value.lstrip():
+        what = "one = is enough" if value.startswith("=") else "spaces around the ="
+        fixed = _without_spaces(text)
+        words.report(f"{text}: {what}; use {fixed}", key.strip(), value, fixed)
+        _note_option(fixed, words)
+    elif trouble := _unsupported(sign, key, package, value, words.groups):
+        why_not, remedy = trouble
+        words.report(f"{shorten(text)}: {why_not}" + (f"; {remedy}" if remedy else ""), key, text, remedy or None)
+    elif "." in key:
+        _read_value(key, value.rstrip(), words)
+    else:
+        _read_option(key, value.strip(), bool(sign), words)
+
+
+def _without_spaces(text: str) -> str:
+    key, _, value = text.partition("=")
+    return f"{key.strip()}={value.lstrip('= ' + chr(9)).strip()}"
+
+
+def _several(text: str) -> list[str]:
+    """The overrides that one word holds, if it holds more than one and is not quoted."""
+    value = text.partition("=")[2].strip()
+    if value[:1] in ("'", '"') and value.endswith(value[:1]) and len(value) > 1:
+        return []
+    starts = [
+        match
+        for match in NEXT.finditer(text, text.index("=") + 1)
+        if coerce.find(match[1], KEYS) is not None or match[1] == "recipe"
+    ]
+    bounds = [0, *(match.end() for match in starts)]
+    ends = [*(match.start() for match in starts), len(text)]
+    return [_without_spaces(text[a:b]) for a, b in zip(bounds, ends, strict=True)] if starts else []
+
+
+def _note_option(text: str, words: Words) -> None:
+    """Let a group's option count whose word is reported already, so that the search goes on as if it were right."""
+    group, _, option = text.partition("=")
+    if option in words.groups.get(group, ()):
+        words.options.setdefault(group, option)
+    elif group in words.groups:
+        words.wrong_groups.add(group)
+
+
+def _read_bare(text: str, words: Words) -> None:
+    """Report a word without `=`."""
+    typed = text
+    if not text.strip():
+        words.report("an override is empty; remove it", "override", text, "remove it")
+        return
+    if text.startswith("~"):
+        words.report(f"{text}: keys and groups cannot be removed; give another value", text[1:], text,
+                     "give another value")  # fmt: skip
+        return
+    key, colon, value = text.partition(":")
+    if colon and (coerce.find(key, KEYS) is not None or key in words.groups):
+        near = f"{key}={value.strip()}"
+    else:
+        group, _, option = text.partition(".")
+        owners = [group for group in ("recipe", *words.groups) if text in words.groups[group]]
+        if option in words.groups.get(group, ()):
+            owners, text = [group], option
+        near = f"{owners[0]}={text}" if owners else nearest(text, [*KEYS, *words.groups]) or ""
+        if near in KEYS:
+            near = f"{near}={example(near)}"
+        elif near in words.groups:
+            near = f"{near}={'toy' if near == 'recipe' else words.groups[near][0]}"
+    if near:
+        _note_option(near, words)
+    advice = f"; did you mean '{near}'?" if near else ", such as recipe=toy or optim.lr=1e-3"
+    words.report(f"{shorten(typed)}: not of the form key=value{advice}", typed, typed, (near,) if near else "key=value")
+
+
+def _unsupported(
+    sign: str, key: str, package: str | None, value: str, groups: Mapping[str, list[str]]
+) -> tuple[str, str] | None:
+    """(why overrides of this kind are not supported, what to use), or None."""
+    if sign == "~":
+        return "keys and groups cannot be removed", "give another value"
+    if package is not None:
+        return "packages are not supported", f"use {key}={value}"
+    if (sign and not is_extra(key, groups)) or sign == "++":
+        if coerce.find(key, KEYS) is not None or key in groups:
+            return "the key exists already", f"use {key}={value}"
+        near = nearest(key, [*KEYS, *groups])
+        return "no such key, and new keys cannot be added", f"did you mean '{near}'?" if near else ""
+    return None
+
+
+def _read_option(group: str, typed: str, added: bool, words: Words) -> None:
+    groups, option = words.groups, read_text(typed)
+    if group not in groups:
+        _read_unknown(group, typed, words)
+        return
+    if is_extra(group, groups) and not added:
+        text = f"{group}={typed}: not in the defaults list; add it with +{group}={typed}"
+        words.report(text, group, option, f"+{group}={typed}")
+    if _is_repeated(f"{group}=", option, words):
+        return
+    if option in groups[group]:
+        words.options[group] = option
+        return
+    words.wrong_groups.add(group)
+    near = nearest(option, groups[group])
+    if near:
+        words.options[group] = near
+    text = f"{shorten(f'{group}={typed}')} does not exist; use {choices(group, groups[group], option)}"
+    if "," in option and all(part.strip() in groups[group] for part in option.split(",")):
+        text = f"{group}={typed}: sweeps are not supported; choose one of {', '.join(groups[group])}"
+    words.report(text, group, option, tuple(groups[group]))
+
+
+def _read_unknown(name: str, typed: str, words: Words) -> None:
+    """Report a name without a dot that is not a group."""
+    if name in SECTIONS:
+        inside = tuple(key for key in KEYS if key.startswith(f"{name}."))
+        text = f"{shorten(f'{name}={typed}')}: a section, not a group; its keys are {', '.join(inside)}"
+        words.report(text, name, typed, inside)
+        return
+    near = nearest(name, [*words.groups, *KEYS])
+    if near is None:
+        text = f"{name}: no such group or key; groups: {', '.join(words.groups)}"
+        words.report(text, name, None, tuple(words.groups))
+        return
+    words.report(f"{name}: no such group or key; did you mean '{near}'?", name, None, (near,))
+    if near in KEYS:
+        _suppose(near, typed, words)
+    elif f"{near}=" not in words.typed:
+        faults = list(words.faults)
+        _read_option(near, typed, False, words)
+        words.faults[:] = faults
+        words.typed.pop(f"{near}=", None)
+
+
+def _read_value(key: str, typed: str, words: Words) -> None:
+    if coerce.find(key, KEYS) is not None:
+        if not _is_repeated(key, typed, words):
+            _take(key, typed, words)
+        return
+    known = siblings(key)
+    words.faults.append(coerce.unknown_key(key, known))
+    near = nearest(key, known)
+    if near:
+        _suppose(near, typed, words)
+
+
+def _is_repeated(key: str, typed: str, words: Words) -> bool:
+    """Report a key or group that an earlier word has set."""
+    before = words.typed.get(key)
+    if before is None:
+        words.typed[key] = typed
+        return False
+    name = key.rstrip("=")
+    text = f"{name} is given twice, as {shorten(before)} and {shorten(typed)}; keep one"
+    words.report(text, name, (before, typed), "one of them")
+    return True
+
+
+def _suppose(key: str, typed: str, words: Words) -> None:
+    """Continue as if a misspelt word had named `key`, about which nothing more is reported."""
+    if key in words.typed:
+        return
+    words.supposed.add(key)
+    faults = list(words.faults)
+    _take(key, typed, words)
+    words.faults[:] = faults
+
+
+def _take(key: str, typed: str, words: Words) -> None:
+    """Set `key` to what was typed if the type fits; else report it."""
+    hint = coerce.find(key, KEYS)
+    try:
+        value = read_value(key, hint, typed)
+    except Unreadable as error:
+        words.faults.append(error.fault)
+        return
+    _set(key, value, words)
+
+
+def _set(key: str, value: Any, words: Words) -> None:
+    hint = coerce.find(key, KEYS)
+    if isinstance(value, Mapping) and (coerce.entries_of(hint) or is_dataclass(hint)):
+        for name, item in value.items():
+            if coerce.find(f"{key}.{name}", KEYS) is None:
+                words.faults.append(coerce.unknown_key(f"{key}.{name}", siblings(f"{key}.{name}")))
+            else:
+                _set(f"{key}.{name}", item, words)
+        return
+    reference = isinstance(value, str) and "${" in value  # its type is known once it is resolved
+    expected = "" if reference else coerce.convert(hint, value)[1]
+    if coerce.is_text(hint) and isinstance(value, int | float):  # inside a mapping
+        expected = QUOTES
+    if expected:
+        words.faults.append(coerce.wrong_type(key, value, expected))
+        return
+    parts = {f"{key}.{name}" for name in value} if isinstance(value, Mapping) else {key}
+    if twice := sorted(parts & words.parts):
+        text = f"{twice[0]} is given twice, inside a mapping and by itself; keep one"
+        words.report(text, twice[0], None, "one of them")
+    else:
+        words.parts |= parts
+        words.values.append((key, value))
+
+
+def _is_name(word: str, words: Words) -> bool:
+    return word in KEYS or word in words.groups
+
+
+def _is_text(key: str) -> bool:
+    return coerce.is_text(coerce.find(key, KEYS))
