@@ -1,18 +1,17 @@
-"""The console script `octavo`. Starts without torch; a command imports it once its arguments are checked."""
+"""The console script `octavo`. Starts without torch; a command imports it once its arguments are checked.
+
+Little is imported before `main`, so that Ctrl-C ends the process quietly from its first moment.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import platform
 import sys
 from collections.abc import Sequence
 
 from parallel.errors import UserError, one_of
-from trainer.config.command_line import Parser
+from parallel.interrupts import exiting_on_interrupt
 from trainer.config.errors import CommandError, report
-from trainer.config.recipes.groups import overview
-from trainer.config.say import did_you_mean
 
 HELP = {"-h", "--help"}
 # Command -> what it does. Each is the module of its name in launch/commands, with a function
@@ -46,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         name, *rest = words
         if name not in COMMANDS:
-            text = f"octavo {name}: no such command; use {one_of(COMMANDS)}{did_you_mean(name, COMMANDS)}"
-            raise CommandError(text, where="octavo", value=name, allowed=tuple(COMMANDS))
-        command = importlib.import_module(f"launch.commands.{name}")
+            raise _no_such_command(name)
+        with exiting_on_interrupt():
+            from trainer.config.command_line import Parser
+
+            command = importlib.import_module(f"launch.commands.{name}")
         work = command.prepare(Parser(f"octavo {name}", f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}."), rest)
         started = True
         return work()
@@ -58,7 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _no_such_command(name: str) -> CommandError:
+    from trainer.config.say import did_you_mean
+
+    text = f"octavo {name}: no such command; use {one_of(COMMANDS)}{did_you_mean(name, COMMANDS)}"
+    return CommandError(text, where="octavo", value=name, allowed=tuple(COMMANDS))
+
+
 def _help(words: Sequence[str]) -> str:
+    from trainer.config.recipes.groups import overview
+
     commands = {**COMMANDS, "--version": "print the versions of Octavo, torch and Python"}
     lines = [f"  octavo {name:9} {what}" for name, what in commands.items()]
     more = "octavo COMMAND --help lists the options; add --config-dir DIR to include the recipes in DIR."
@@ -67,6 +77,9 @@ def _help(words: Sequence[str]) -> str:
 
 def _versions() -> str:
     """One line for a bug report."""
+    import importlib.metadata
+    import platform
+
     found = []
     for package in ("octavo", "torch"):
         try:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from parallel.environment import Environment, read_environment
 from parallel.errors import UserError
 from parallel.health.watch import BACKGROUND, PeerLost, Watch
 from parallel.torch_private import foreach_copy, process_groups, set_timeout
@@ -155,8 +156,11 @@ def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
     progress, from the first `watch.at` on; they may take that long to join, or `JOIN_S` if that is more.
     Raises `WorldError` if the machine lacks what is requested, `PeerLost` if other ranks do not join.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    try:
+        given = read_environment()
+    except UserError as error:
+        raise WorldError(error.faults) from None
+    size, rank, local_rank = given.world_size, given.rank, given.local_rank
     if device == "cuda" and not torch.cuda.is_available():
         raise WorldError(
             "train.device=cuda, but torch finds no CUDA device on this machine; use train.device=cpu or auto",
@@ -180,20 +184,12 @@ def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
         torch.cuda.set_device(own_device)
     if size == 1:
         return World(device=own_device)
-    missing = tuple(name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ)
-    if missing:
-        raise WorldError(
-            f"WORLD_SIZE={size} is set without {', '.join(missing)}; start the run with torchrun or unset WORLD_SIZE",
-            where="WORLD_SIZE",
-            value=size,
-            allowed=f"with {', '.join(missing)}, as torchrun sets them",
-        )
-    rank, timeout = int(os.environ["RANK"]), timedelta(seconds=timeout_s)
+    timeout = timedelta(seconds=timeout_s)
     join_s = max(JOIN_S, timeout_s)
     try:
-        store = _rendezvous(rank, size, timedelta(seconds=join_s))
+        store = _rendezvous(given, timedelta(seconds=join_s))
     except dist.DistError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        address = f"{given.address}:{given.port}"
         raise WorldError(
             f"rank {rank} could not reach MASTER_ADDR:MASTER_PORT={address} within {join_s:g} s; the launcher of rank "
             f"0 must run there ({str(error).splitlines()[0]}). A larger parallel.timeout_s waits longer",
@@ -221,16 +217,16 @@ def start_world(device: str = "auto", timeout_s: float = 600.0) -> World:
     return World(device=own_device, rank=rank, size=size, control=control, background=background, watch=watch)
 
 
-def _rendezvous(rank: int, size: int, timeout: timedelta) -> Any:
+def _rendezvous(given: Environment, timeout: timedelta) -> Any:
     """The store that the ranks meet in. Does not wait for them: `Watch.join` does, and can name the missing ones."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return next(iter(dist.rendezvous("env://", timeout=timeout)))[0]
     # Without torchrun rank 0 holds the store. torch's own way would wait, and report only how many ranks came.
     return dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        size,
-        is_master=rank == 0,
+        given.address,
+        given.port,
+        given.world_size,
+        is_master=given.rank == 0,
         timeout=timeout,
         wait_for_workers=False,
         multi_tenant=True,

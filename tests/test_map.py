@@ -15,8 +15,8 @@ MODULES_PER_FOLDER = 12
 LINES, TEST_LINES = 400, 600
 
 # Each room of trainer/ imports only rooms to its right; storage imports nothing of ours.
-ROOMS = ["__main__", "api", "run", "rl", "evaluation", "engine", "parallelize", "corpora", "objectives", "weights",
-         "checkpoint", "optim", "metrics", "data", "kernels", "precision", "model", "config", "storage"]
+ROOMS = ["__main__", "start", "api", "run", "rl", "evaluation", "engine", "parallelize", "corpora", "objectives",
+         "weights", "checkpoint", "optim", "metrics", "data", "kernels", "precision", "model", "config", "storage"]
 # corpora are made before a run, by commands or trainer.api; a run reaches them only through the toy's builder
 CORPORA_DOOR = "trainer.corpora.toy"
 # these belong to trainer/storage alone

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from launch.dry_run import dry_run
 from parallel.errors import Fault, UserError
+from parallel.interrupts import cleaning_up_on_termination, exiting_on_interrupt
 from trainer.config import memory
 from trainer.config.command_line import Parser, whole_number
 from trainer.config.compose import compose, to_yaml
@@ -130,7 +131,8 @@ def _missing_machines(machines: int, given: Mapping[str, str | None]) -> str:
 
 def _train(cfg: Config, run: directory.RunDir | None, ranks: int, launch: Sequence[str], waits_for: str | None) -> int:
     """Hand the configuration and the run directory to the ranks in files, and return their exit code."""
-    with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
+    _import_torchrun()
+    with cleaning_up_on_termination(), tempfile.TemporaryDirectory(prefix="octavo-") as folder:
         resolved = Path(folder, CONFIG_FILE)
         resolved.write_text(to_yaml(cfg), encoding="utf-8")
         handed = ["--resolved", str(resolved)]
@@ -165,6 +167,12 @@ def _say_while_waiting(waits_for: str | None, logs: Path) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def _import_torchrun() -> None:
+    """Import what `_torchrun` needs, which takes seconds, while there is no temporary directory to leave behind."""
+    with exiting_on_interrupt():
+        import torch.distributed.run  # noqa: F401
 
 
 def _torchrun(arguments: Sequence[str]) -> int:

@@ -26,6 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launch.commands.train._import_torchrun", lambda: None)  # no test here starts a process
 
 
 def test_help_names_the_commands_and_the_groups(capsys):

@@ -63,7 +63,7 @@ class MetricsLog:
         rank: int | None = None,
     ) -> None:
         self._views: list[View] = []
-        self._writes = (int(os.environ.get("RANK", "0")) if rank is None else rank) == 0
+        self._writes = os.environ.get("RANK", "0") == "0" if rank is None else rank == 0
         if not self._writes:
             return
         self._total_steps = total_steps

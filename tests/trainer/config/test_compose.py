@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.printed import error_line
-from trainer import __main__ as entry
+from trainer import start as entry
 from trainer.config.compose import compose, load, to_yaml
 from trainer.config.errors import ConfigError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.printed import error_line
-from trainer import __main__ as entry
+from trainer import start as entry
 from trainer.config import coerce
 from trainer.config.compose import compose, load
 from trainer.config.errors import ConfigError
