@@ -14,13 +14,14 @@ from parallel.interrupts import exiting_on_interrupt
 from trainer.config.errors import CommandError, report
 
 HELP = {"-h", "--help"}
-# Command -> what it does. Each is the module of its name in launch/commands, with a function
+# Command -> what it does. Each is the module of its name in launch/commands or launch/reference, with a function
 # `prepare(parser, words) -> Callable[[], int]`, which checks everything that can be checked before work starts, and
 # returns the work; that returns the exit code.
 COMMANDS = {
     "train": "resolve and check the configuration, then train on one or more machines",
     "tokenize": "turn documents into shuffled, checksummed shards of tokens",
-    "config": "print a resolved configuration, or the differences between two",
+    "config": "print a resolved configuration, the differences between two, or all keys with their meanings",
+    "recipes": "list the recipes, or the options of a group, with what each is for",
     "layout": "on this machine, build one rank of a run of any size, and print what that rank holds and sends",
     "data": "check the files of a mixture, show one of its samples, or count its tokens",
     "runs": "list the runs of a directory with their state and results, or compare two",
@@ -28,7 +29,13 @@ COMMANDS = {
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
     "science": "turn records of molecules, materials and sequences into prose and tasks",
     "inspect": "print the contents of a Hugging Face directory or a training checkpoint, and report anything missing",
+    "completion": "print the script by which bash or zsh completes these words",
 }
+REFERENCE = ("recipes", "completion")  # in launch/reference
+
+
+def module_of(command: str) -> str:
+    return f"launch.{'reference' if command in REFERENCE else 'commands'}.{command}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,12 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_versions())
             return 0
         name, *rest = words
+        if name == "__complete":  # for the scripts of `octavo completion`
+            from launch.reference.complete import complete
+
+            print(*complete(" ".join(rest), {name: module_of(name) for name in COMMANDS}), sep="\n")
+            return 0
         if name not in COMMANDS:
             raise _no_such_command(name)
         with exiting_on_interrupt():
             from trainer.config.command_line import Parser
 
-            command = importlib.import_module(f"launch.commands.{name}")
+            command = importlib.import_module(module_of(name))
         work = command.prepare(Parser(f"octavo {name}", f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}."), rest)
         started = True
         return work()
@@ -70,7 +82,7 @@ def _help(words: Sequence[str]) -> str:
     from trainer.config.recipes.groups import overview
 
     commands = {**COMMANDS, "--version": "print the versions of Octavo, torch and Python"}
-    lines = [f"  octavo {name:9} {what}" for name, what in commands.items()]
+    lines = [f"  octavo {name:10} {what}" for name, what in commands.items()]
     more = "octavo COMMAND --help lists the options; add --config-dir DIR to include the recipes in DIR."
     return "\n".join(["usage: octavo COMMAND ...", "", *lines, "", more, "", overview(words)])
 

@@ -25,9 +25,23 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         help="two configurations: each is the name of a recipe, a quoted list of overrides, a run directory or "
         "a resolved config.yaml",
     )
+    parser.add_argument(
+        "--keys",
+        nargs="?",
+        const="",
+        metavar="PREFIX",
+        help="list all keys, or those that start with PREFIX such as optim, with default, type and meaning",
+    )
     options = parser.read(words)
     doubts: list[str] = []
-    if options.diff is None:
+    if options.keys is not None:
+        if options.overrides or options.diff:
+            remedy = "give it alone, as in: --keys optim"
+            raise CommandError(f"--keys: {remedy}", where="--keys", value=options.overrides, allowed=remedy)
+        from launch.reference.keys import list_keys, table
+
+        text = table(list_keys(options.keys))
+    elif options.diff is None:
         cfg = compose(options.overrides, config_dirs=options.config_dir)
         text, doubts = to_yaml(cfg), doubtful(cfg.optim, cfg.train.steps)
     elif options.overrides:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from parallel.errors import Fault, one_of
+from trainer.config import coerce
 from trainer.config.errors import CommandError
-from trainer.config.recipes.groups import overview
+from trainer.config.recipes.groups import KEYS, overview
 from trainer.config.say import did_you_mean, nearest
 
 OVERRIDES = "Example overrides: recipe=toy optim.lr=1e-3"
@@ -37,6 +38,10 @@ class Parser(argparse.ArgumentParser):
         self.description = f"{self.description} {OVERRIDES}"
         self.epilog = overview(words)
         self.add_argument("overrides", nargs="*", metavar="override", help="recipe=NAME, GROUP=OPTION or KEY=VALUE")
+        self.add_config_dir()
+
+    def add_config_dir(self) -> None:
+        """Take --config-dir."""
         self.add_argument(
             "--config-dir",
             action="append",
@@ -45,8 +50,13 @@ class Parser(argparse.ArgumentParser):
             help="directory with more recipes and options; may be repeated",
         )
 
+    def actions(self) -> list[argparse.Action]:
+        """The options and arguments that have been added."""
+        return self._actions
+
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The values of all arguments and options. Raises `CommandError`; exits only for --help."""
+        self._refuse_repeated(words)
         try:
             options, unknown = self.parse_known_intermixed_args(words)
         except argparse.ArgumentError as error:
@@ -55,6 +65,17 @@ class Parser(argparse.ArgumentParser):
             named = [word for word in unknown if word.startswith("-")]  # what follows them are their values
             raise CommandError([self._unknown(word) for word in named or unknown])
         return options
+
+    def _refuse_repeated(self, words: Sequence[str]) -> None:
+        """Raises `CommandError` for an option that is given twice, whose last value would win in silence."""
+        given = [word.partition("=")[0] for word in words if word.startswith("--")]
+        single = {name: action.option_strings[-1] for action in self._actions for name in action.option_strings
+                  if isinstance(action, argparse._StoreAction)}  # fmt: skip
+        names = [single[name] for name in given if name in single]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise CommandError(
+                [Fault(f"{name} is given twice; keep one", name, allowed="one of them") for name in twice]
+            )
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for what concerns no single argument."""
@@ -81,6 +102,10 @@ class Parser(argparse.ArgumentParser):
         if not option.startswith("-"):
             remedy = f"see {self.prog} --help"
             return Fault(f"{self.prog}: unexpected argument {word}; {remedy}", word, word, remedy)
+        bare = word.lstrip("-").replace("-", "_")
+        if coerce.find(bare.partition("=")[0], KEYS) is not None and any(a.dest == "overrides" for a in self._actions):
+            remedy = f"use {bare if '=' in bare else f'{bare}=VALUE'}"
+            return Fault(f"{option}: a key, which is written without dashes; {remedy}", option, None, remedy)
         # Without the dashes, as every two options resemble each other by those.
         near = nearest(option.lstrip("-"), re.findall(r"--([a-z][a-z-]+)", self.format_help()), cutoff=0.65)
         remedy = f"; did you mean '--{near}'?" if near else f"; see {self.prog} --help"

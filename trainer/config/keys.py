@@ -35,15 +35,15 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    name: Literal["synthetic", "mixture"] = "mixture"
+    name: Literal["synthetic", "mixture"] = "mixture"  # synthetic: sequences from integer arithmetic, no corpus
     seq_len: int = 256  # tokens of one sequence (window)
     cache_dir: str = free(".cache/octavo")  # where corpora are built; relative to the working directory
     # of corpora that are built
     tokens_per_source: int = 2_000_000  # the most that is taken from each source
     holdout_fraction: float = 0.02  # of each source's documents, never trained on
     # of data.name=mixture
-    sources: dict[str, SourceConfig] = field(default_factory=dict)
-    phases: dict[str, PhaseConfig] = field(default_factory=dict)  # in this order; the last one has no end
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # corpora, each with its share
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)  # spans of steps, in this order; the last has no end
     prefixes: dict[str, list[str]] = field(default_factory=dict)  # group -> paraphrases at the start of documents
     build: Literal["none", "toy"] = "none"  # toy: the sources are made into cache_dir from installed packages
     root: str = free(".")  # the base of relative paths of sources; relative to the working directory
@@ -95,20 +95,20 @@ class PrecisionConfig:
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    name: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # adamw
-    eps: float = 1e-8  # adamw
-    weight_decay: float = 0.1
-    momentum: float = 0.9  # sgd
+    name: Literal["adamw", "sgd"] = "adamw"  # the optimizer
+    lr: float = 1e-3  # learning rate after warm-up, at its highest
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # adamw: of its two moments
+    eps: float = 1e-8  # adamw: added to the root of the second moment
+    weight_decay: float = 0.1  # decoupled, times the learning rate; 0: off
+    momentum: float = 0.9  # sgd: of its velocity; 0: off
     clip_norm: float = 1.0  # global gradient norm; 0: off
-    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
-    warmup_steps: int = 0
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"  # of lr after warm-up; wsd: constant, then a linear decay
+    warmup_steps: int = 0  # steps in which lr rises linearly from 0
     decay_fraction: float = 0.2  # wsd: this last share of the steps falls linearly to min_lr_ratio
     min_lr_ratio: float = 0.1  # of lr, where the schedule ends
     engine: Literal["native", "deepspeed"] = "native"  # also decides how checkpoints name the state
     zero_stage: int = free(2)  # deepspeed: 1 shards the state over all ranks, 2 the gradients too
-    offload: Literal["none", "cpu"] = free("none")  # deepspeed: the device of state and update
+    offload: Literal["none", "cpu"] = free("none")  # deepspeed: cpu holds the state and updates the weights
 
     def decay_steps(self, steps: int) -> int:
         """Length of the final decay in a run of `steps` steps: rounded for wsd, 0 for the other schedules."""
@@ -117,40 +117,41 @@ class OptimConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    steps: int = free(1000)
-    seed: int = 0
+    steps: int = free(1000)  # optimizer updates of the whole run
+    seed: int = 0  # of random weights and of the order of the samples
     objective: Literal["next_token", "contrastive"] = "next_token"  # what is minimised
     contrastive_temperature: float = 0.07  # contrastive: cosine similarities are divided by it
-    resume: Literal["auto", "never"] = free("auto")
+    resume: Literal["auto", "never"] = free("auto")  # never: start in a new directory beside it
     log_every: int = free(10)  # steps between two reads of the metrics from the device
     global_batch: int = 8  # sequences of one optimizer step, over all ranks
     micro_batch: int = free(8)  # sequences of one forward pass of one rank
     eval_every: int = free(0)  # steps; 0: only at the end
     eval_batches: int = free(8)  # micro-batches per source
     max_skipped: int = free(10)  # abort after this many non-finite steps in a row
+    # what backward computes again instead of keeping it; full: decoder blocks; selective: all but some matmuls
     recompute: Literal["none", "selective", "full"] = free("none")
-    compile: bool = free(False)
+    compile: bool = free(False)  # torch.compile each decoder block
     kernels: Literal["torch", "triton"] = free("torch")  # triton: fused kernels for CUDA tensors, where there are any
     loss_chunk: int = free(512)  # tokens whose logits exist at one time
     sample_tokens: int = free(0)  # length of the text generated at the end; 0: off
-    device: Literal["auto", "cpu", "cuda"] = free("auto")
+    device: Literal["auto", "cpu", "cuda"] = free("auto")  # auto: CUDA if there is any
 
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
     every: int = free(0)  # steps; 0: only at the end
     keep: int = free(2)  # the newest ones
-    # A Hugging Face directory with the initial weights, not needed once a step is saved; None: random weights
+    # a Hugging Face directory with the initial weights, not needed once a step is saved; None: random weights
     init_from: str | None = None
-    # Accept an expansion whose copies of an expert are exact; training cannot make them differ
+    # accept an expansion whose copies of an expert are exact; training cannot make them differ
     allow_identical_copies: bool = free(False)
 
 
 @dataclass(kw_only=True)
 class LoggingConfig:
-    wandb: Literal["off", "offline", "online"] = free("off")
-    wandb_project: str = free("octavo")
-    console: Literal["auto", "rich", "plain", "off"] = free("auto")
+    wandb: Literal["off", "offline", "online"] = free("off")  # offline: written to wandb/, for `wandb sync`
+    wandb_project: str = free("octavo")  # where wandb shows the run
+    console: Literal["auto", "rich", "plain", "off"] = free("auto")  # rich: a progress bar; auto: rich on a terminal
 
 
 @dataclass(kw_only=True)

@@ -100,7 +100,7 @@ WRONG_WORDS = [
     ("data.sources=3", "data.sources", 3, "a mapping"),
     ("data.sourcs.code.tokens=3", "data.sourcs.code.tokens", None, SECTIONS),
     ("data.phases.stable.token=3", "data.phases.stable.token", None, ("data.phases.stable.tokens",)),
-    ("data.prefixes.plain=Text", "data.prefixes.plain", "Text", "a list such as [0.9, 0.95]"),
+    ("data.prefixes.plain=Text", "data.prefixes.plain", "Text", "a list such as [a, b]"),
 ]
 
 

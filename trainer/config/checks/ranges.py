@@ -61,6 +61,7 @@ NOT_NEGATIVE = {
     "checkpoint.every",
 }
 
+LEAST = {"model.head_dim": 2, "model.max_position": 7}  # of those above, what other checks take; all else is 1
 # The most that code and files hold: int64 for numbers, uint64 for the seed of a generator, fp32 for factors on tensors.
 MOST, MOST_SEED = 2**63 - 1, 2**64 - 1
 LEAST_FLOAT, MOST_FLOAT = 1.2e-38, 3.4e38
@@ -95,7 +96,7 @@ def _fault(key: str, value: float) -> Fault | None:
     if isinstance(value, float) and not math.isfinite(value):
         return Fault(f"{key}={value} is not finite; use a finite number", key, value, "a finite number")
     if positive and value <= 0:
-        allowed = "1 or more" if isinstance(value, int) else "a number above 0"
+        allowed = f"{LEAST.get(key, 1)} or more" if isinstance(value, int) else "a number above 0"
         return Fault(f"{key}={show(value)} must be positive; use {allowed}", key, value, allowed)
     if key in NOT_NEGATIVE and value < 0:
         return Fault(f"{key}={show(value)} is negative; use 0 or more", key, value, "0 or more")

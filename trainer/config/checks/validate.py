@@ -17,9 +17,9 @@ def validate(cfg: Config, world_size: int) -> list[Fault]:
         allowed = "a whole number, 1 or more"
         return [Fault(f"WORLD_SIZE={world_size}: use {allowed}", "WORLD_SIZE", world_size, allowed)]
     flat = coerce.flatten(coerce.to_dict(cfg), coerce.keys(Config))
-    faults = ranges.unknown_choices(flat)
     out_of_range = ranges.out_of_range(flat)
-    faults += out_of_range.values()
+    impossible = [*ranges.unknown_choices(flat), *out_of_range.values()]
+    faults = []
     # A size that is zero or negative is reported above; a check that divides by it would report it again, or crash.
     sound = {section for section in vars(cfg) if not any(key.startswith(f"{section}.") for key in out_of_range)}
     if "model" in sound:
@@ -36,4 +36,5 @@ def validate(cfg: Config, world_size: int) -> list[Fault]:
         faults += data.check_mixture(cfg.data) or data.check_length(cfg.data, cfg.train.steps, cfg.train.global_batch)
     faults += optim.check(cfg.optim)
     faults += run.check(cfg)
-    return faults
+    reported = {fault.where for fault in impossible}  # what cannot be at all has no further fault
+    return [*impossible, *(fault for fault in faults if fault.where not in reported)]

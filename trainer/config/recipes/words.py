@@ -103,6 +103,7 @@ def _read_word(text: str, words: Words) -> None:
     elif trouble := _unsupported(sign, key, package, value, words.groups):
         why_not, remedy = trouble
         words.report(f"{shorten(text)}: {why_not}" + (f"; {remedy}" if remedy else ""), key, text, remedy or None)
+        _note_option(f"{key}={value}", words)
     elif "." in key:
         _read_value(key, value.rstrip(), words)
     else:
@@ -147,6 +148,7 @@ def _read_bare(text: str, words: Words) -> None:
     if text.startswith("~"):
         words.report(f"{text}: keys and groups cannot be removed; give another value", text[1:], text,
                      "give another value")  # fmt: skip
+        _note_option(f"{text[1:]}=", words)
         return
     key, colon, value = text.partition(":")
     if colon and (coerce.find(key, KEYS) is not None or key in words.groups):

@@ -1,0 +1,1 @@
+"""Commands that print what there is: recipes, keys, and the words that a shell completes."""

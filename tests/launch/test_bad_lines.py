@@ -1,0 +1,114 @@
+"""Generated mistakes: exit code 2, one clear line each, no traceback, and a remedy that works as it is typed."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from tests.launch.bad_lines import Case, cases, retyped
+from trainer.config import compose as composing
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+QUICK, ALL, SEED = 64, 240, 29
+LIBRARY = re.compile(r"omegaconf|dictconfig|listconfig|antlr|full_key|object_type|traceback|hydra\.cc|<class", re.I)
+CASES = cases(ALL, SEED)
+CPU_S = 1.0  # of a process that needs no torch
+
+
+@pytest.fixture(scope="module")
+def composed():
+    """Trees that Hydra has composed, by the options chosen: most lines choose the same ones."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _reported(monkeypatch, tmp_path, composed):
+    genuine = composing._compose_groups
+
+    def once(words, groups, config_dirs):
+        key = tuple(sorted(words.options.items()))
+        if config_dirs or not words.options.get("recipe"):
+            return genuine(words, groups, config_dirs)
+        if key not in composed:
+            composed[key] = pickle.dumps(genuine(words, groups, config_dirs))
+        return pickle.loads(composed[key])
+
+    monkeypatch.setattr(composing, "_compose_groups", once)
+    monkeypatch.chdir(tmp_path)
+
+
+def write(case: Case) -> None:
+    for path, data in case.files.items():
+        file = Path("mine", path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+
+
+def run(words, monkeypatch, capsys):
+    """(exit code, the faults, what is on stderr) of a command in this process."""
+    faults = []
+    genuine = cli.report
+
+    def report(error, *, started):
+        faults.extend(getattr(error, "faults", ()))
+        return genuine(error, started=started)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "report", report)
+        code = cli.main(words)
+    out, err = capsys.readouterr()
+    assert code == 0 or out == ""
+    return code, faults, err
+
+
+@pytest.mark.parametrize(
+    "case", [*CASES[:QUICK], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[QUICK:])], ids=str
+)
+def test_a_mistake_is_one_line_whose_remedy_works(case, monkeypatch, capsys):
+    write(case)
+    code, faults, said = run(case.words, monkeypatch, capsys)
+    assert code == 2
+    assert re.fullmatch(r"error: [^\n]+\n", said), said
+    assert not LIBRARY.search(said), said
+    assert len(said) < 2500
+    (fault,) = faults
+    assert fault.where
+    words = retyped(case, fault)
+    if words is None:
+        return
+    code, further, _ = run([*case.base, *words], monkeypatch, capsys) if case.base[:1] == ["config"] else (0, [], "")
+    # the mistake is mended; another key may now not fit, as where a size changed
+    assert code == 0 or fault.where not in [one.where for one in further], f"{words}: {further}"
+
+
+def test_all_kinds_are_drawn_and_most_remedies_can_be_typed():
+    kinds = {case.kind for case in CASES}
+    assert len(kinds) == 8
+    assert len(CASES) == ALL
+    assert [str(case) for case in cases(20, SEED)] == [str(case) for case in CASES[:20]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES[:200], ids=str)
+def test_a_mistake_is_known_within_a_second(case):
+    """In a process of its own: the same line, and no more CPU time than the start of Python and Hydra takes."""
+    write(case)
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    for _ in range(3):  # a busy machine counts waiting for memory as CPU time
+        process = subprocess.Popen([sys.executable, "-m", "launch.cli", *case.words], env=environment,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out, err = process.stdout.read(), process.stderr.read()
+        _pid, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert (process.returncode, out) == (2, b"")
+        assert len(err.decode().splitlines()) == 1
+        if used.ru_utime + used.ru_stime < CPU_S:
+            return
+    pytest.fail(f"{used.ru_utime + used.ru_stime:.2f} CPU-seconds")
