@@ -1,4 +1,4 @@
-"""What torchrun passes to a process in its environment. No torch here."""
+"""The environment that torchrun gives a process. No torch here."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from trainer.config.command_line import Parser
 from trainer.config.compose import compose, load
 from trainer.config.errors import CommandError, report
 from trainer.config.keys import Config
+from trainer.data.vocabulary import refuse_small_vocabulary
 from trainer.run import directory
 
 # Seconds. torchrun stops the other ranks as soon as one has failed; the rank that prints the errors must not be among
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=given.world_size)
         else:
             cfg = load(options.resolved, world_size=given.world_size)
+        refuse_small_vocabulary(cfg)
         run = _run_directory(cfg, options.run_directory) if given.rank == 0 else None
         if run is not None and run.status == "finished" and given.world_size == 1:
             print(directory.finished_line(run, cfg))

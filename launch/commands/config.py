@@ -12,6 +12,7 @@ from trainer.config.command_line import Parser
 from trainer.config.compose import compose, to_yaml
 from trainer.config.errors import CommandError, print_warning
 from trainer.config.keys import Config
+from trainer.data.vocabulary import refuse_small_vocabulary
 from trainer.run import directory
 
 
@@ -43,6 +44,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         text = table(list_keys(options.keys))
     elif options.diff is None:
         cfg = compose(options.overrides, config_dirs=options.config_dir)
+        refuse_small_vocabulary(cfg)
         text, doubts = to_yaml(cfg), doubtful(cfg.optim, cfg.train.steps)
     elif options.overrides:
         remedy = "quote its overrides, as in: --diff toy 'recipe=toy optim.lr=1e-3'"

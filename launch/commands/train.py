@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.dry_run import dry_run
+from parallel.environment import LAST_PORT
 from parallel.errors import Fault, UserError
 from parallel.interrupts import cleaning_up_on_termination, exiting_on_interrupt
 from trainer.config import memory
-from trainer.config.command_line import Parser, whole_number
+from trainer.config.command_line import Parser, as_typed, whole_number
 from trainer.config.compose import compose, to_yaml
 from trainer.config.errors import ConfigError, report
 from trainer.config.keys import Config
 from trainer.config.run_files import CONFIG_FILE
+from trainer.data.vocabulary import refuse_small_vocabulary
 from trainer.metrics import host
 from trainer.run import directory
 
@@ -44,6 +46,7 @@ RENDEZVOUS = {
     "--rdzv-conf": "extra rendezvous settings, as KEY=VALUE,...",
     "--local-addr": "address of this machine, if torchrun does not detect the right one",
 }
+NUMBERS = {"--node-rank": whole_number(0), "--master-port": whole_number(0, LAST_PORT)}
 # Seconds that ranks get to finish their step and save after a signal; torchrun's own 30 are too few for a large model.
 TIME_TO_SAVE = "900"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of CUDA, ROCm and Windows' Linux
@@ -67,7 +70,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     )
     add("--dry-run", action="store_true", help="print what the command would train, hold and write, and start nothing")
     for option, what in RENDEZVOUS.items():
-        add(option, metavar="X", help=what)
+        add(option, metavar="X", help=what, type=as_typed(NUMBERS[option]) if option in NUMBERS else str)
     options = parser.read(dashed)
     machines, ranks = options.nnodes, options.nproc_per_node
     given = {option: vars(options)[option[2:].replace("-", "_")] for option in RENDEZVOUS}
@@ -75,6 +78,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     if machines == 1 and not rendezvous:
         rendezvous = ["--standalone"]  # a free port: two runs on one machine do not meet
     cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=ranks * machines)
+    refuse_small_vocabulary(cfg)
     too_large = _too_large_for_host(cfg, ranks) if machines == 1 else None
     if options.dry_run:
         return partial(dry_run, cfg, directory.choose(cfg), ranks * machines, too_large)

@@ -27,7 +27,7 @@ def composed():
 
 
 @pytest.fixture(autouse=True)
-def _reported(monkeypatch, tmp_path, composed):
+def _composed_once(monkeypatch, tmp_path, composed):
     genuine = composing._compose_groups
 
     def once(words, groups, config_dirs):

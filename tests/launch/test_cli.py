@@ -170,12 +170,22 @@ def test_train_refuses_before_any_process(words, data, capsys, monkeypatch):
         (["--nproc-per-node", "0"], "0", "a whole number, 1 or more"),
         (["--nproc-per-node", "gpu"], "gpu", "a whole number, 1 or more"),
         (["--nprocs-per-node", "2"], None, "did you mean '--nproc-per-node'?"),
+        (["--master-port", "abc"], "abc", "0 to 65535"),
+        (["--master-port=65536"], "65536", "0 to 65535"),
+        (["--node-rank", "-1"], "-1", "a whole number, 0 or more"),
+        (["--nnodes", "2", "--nnodes", "3"], None, "one of them"),
+        (["--nnodes=2", "--nnodes=3"], None, "one of them"),
+        (["--nproc-per-node=2", "--nproc_per_node", "3"], None, "one of them"),
+        (["--optim.lr", "3"], None, "use optim.lr=VALUE"),
+        (["--optim.lr=3"], None, "use optim.lr=3"),
+        (["--train.log-every=3"], None, "use train.log_every=3"),
     ],
 )
 def test_train_refuses_bad_options(words, value, allowed):
     fault = refused("train", "recipe=toy", *words)
-    assert (fault.where, fault.value, fault.allowed) == (words[0], value, allowed)
-    assert words[0] in fault.text  # the option as it was typed
+    option = words[0].partition("=")[0]
+    assert (fault.where, fault.value, fault.allowed) == (option, value, allowed)
+    assert option in fault.text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -251,6 +261,21 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
         *("-m", "trainer", "--resolved"),
     ]
     assert seen["rest"] == []  # the machine of rank 0 chooses the directory
+
+
+@pytest.mark.parametrize("command", ["config", "train"])
+def test_a_vocabulary_below_the_corpus_is_refused_before_torch(command, monkeypatch):
+    fault = refused(command, "recipe=toy", "model.vocab_size=10")
+    assert (fault.where, fault.value, fault.allowed) == ("model.vocab_size", 10, "4096 or more")
+    paths = (f"data.sources.{name}.path={name}" for name in ("pubchem", "thermo", "code", "prose"))
+    corpus = ["data.build=none", *paths]
+    assert main(["config", "recipe=toy", "model.vocab_size=10", *corpus]) == 0  # none is there yet
+    for name, text in (("code", '{"tokenizer": {"vocab_size": 5000}}'), ("prose", "{"), ("thermo", "[]")):
+        Path(name).mkdir()
+        Path(name, "manifest.json").write_text(text)
+    fault = refused(command, "recipe=toy", *corpus)
+    assert (fault.where, fault.value, fault.allowed) == ("model.vocab_size", 4096, "5000 or more")
+    assert main(["config", "recipe=toy", "model.vocab_size=5000", *corpus]) == 0
 
 
 def test_train_leaves_a_finished_run_alone(monkeypatch, capsys):

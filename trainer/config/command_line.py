@@ -147,6 +147,16 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return convert
 
 
+def as_typed(convert: Callable[[str], Any]) -> Callable[[str], str]:
+    """A converter for `add_argument(type=...)`: the text itself, if `convert` takes it."""
+
+    def check(text: str) -> str:
+        convert(text)
+        return text
+
+    return check
+
+
 def number(fits: Callable[[float], bool], wording: str) -> Callable[[str], float]:
     """A converter for `add_argument(type=...)`: numbers for which `fits` holds, which `wording` describes."""
 

@@ -10,10 +10,11 @@ from typing import Any
 import tokenizers
 
 from trainer.corpora.packages import Source, installed_version
+from trainer.data.vocabulary import TOY_VOCAB_SIZE
 from trainer.storage.lock import FileLock
 from trainer.storage.progress import OnProgress, Progress
 
-VOCAB_SIZE = 4096
+VOCAB_SIZE = TOY_VOCAB_SIZE
 BPE_SAMPLE = 1_500_000  # characters per source that the tokenizer is trained on
 CHARS_PER_TOKEN = 5  # more than any source has, so that a cap on tokens also caps the text to read
 MIN_ORIGINS = 8  # read at least this many, however small the cap: one file can be longer than a small corpus

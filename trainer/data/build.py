@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config.errors import print_warning
 from trainer.data.errors import DataError
+from trainer.data.vocabulary import too_small
 from trainer.storage.progress import OnProgress, print_line
 
 if TYPE_CHECKING:
@@ -51,13 +52,8 @@ def build_data(
             raise DataError(faults)
         if line:
             warn(line)
-    if data.text is not None and (needed := data.text.vocab_size) > vocab_size:
-        raise DataError(
-            f"model.vocab_size={vocab_size} is smaller than the {needed} tokens of the corpus; use {needed} or more",
-            where="model.vocab_size",
-            value=vocab_size,
-            allowed=f"{needed} or more",
-        )
+    if data.text is not None and (error := too_small(vocab_size, data.text.vocab_size)) is not None:
+        raise error
     return data
 
 

@@ -29,7 +29,7 @@ class Unreadable(Exception):  # never leaves this package
 
 
 def read_value(key: str, hint: Any, typed: str) -> Any:
-    """What was typed for `key`, whose type is `hint`. Raises `Unreadable`.
+    """Read what was typed for `key`, whose type is `hint`. Raises `Unreadable`.
 
     A text is as it is typed, without its quotes; null is None where a key may be; a value with `${` stays as it is.
     """

@@ -131,7 +131,7 @@ def _several(text: str) -> list[str]:
 
 
 def _note_option(text: str, words: Words) -> None:
-    """Let a group's option count whose word is reported already, so that the search goes on as if it were right."""
+    """Let a group's option count whose word is reported already, so that the rest is checked as if it were right."""
     group, _, option = text.partition("=")
     if option in words.groups.get(group, ()):
         words.options.setdefault(group, option)
