@@ -43,7 +43,9 @@ def read_environment(environ: Mapping[str, str] = os.environ) -> Environment:
     sound = not faults
     rank = number("RANK", 0, (size if sound else MOST_RANKS) - 1, 0)
     local_rank = number("LOCAL_RANK", 0, MOST_RANKS, 0)
-    missing = [name for name in OF_A_RUN if not environ.get(name, "").strip()]
+    missing = [
+        name for name in OF_A_RUN if not environ.get(name, "").strip() and (name != "RANK" or name not in environ)
+    ]
     if size == 1:
         address, port = "", 0
     elif missing:

@@ -19,7 +19,7 @@ from trainer.run.directory import choose, prepare
 
 # What a command needs besides its mistake, which is reported first.
 NEEDED = {"layout": ["--world=1"], "tokenize": ["out", "--tokenizer=t"], "export": ["a", "b"], "upcycle": ["a", "b"],
-          "science": ["out"], "inspect": ["a"]}  # fmt: skip
+          "science": ["out"], "inspect": ["a"], "completion": ["bash"]}  # fmt: skip
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
