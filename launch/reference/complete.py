@@ -59,7 +59,7 @@ def _parser_of(name: str, module: str, typed: Sequence[str]) -> Parser | None:
 
 
 def _words(parser: Parser, typed: Sequence[str], current: str) -> Iterable[str]:
-    options = {name: action for action in parser.actions() for name in action.option_strings if name.startswith("--")}
+    options = {name: action for action in parser.added for name in action.option_strings if name.startswith("--")}
     before = options.get(typed[-1]) if typed else None
     if before is not None and before.nargs != 0:
         return _values(before)
@@ -68,9 +68,8 @@ def _words(parser: Parser, typed: Sequence[str], current: str) -> Iterable[str]:
         return [f"{option}={value}" for value in _values(options[option])]
     if current.startswith("-"):
         given = {word.partition("=")[0] for word in typed}
-        return [name for name, action in options.items()
-                if name not in given or isinstance(action, argparse._AppendAction)]  # fmt: skip
-    places = [action for action in parser.actions() if not action.option_strings]
+        return [name for name in options if name not in given or name in parser.repeatable]
+    places = [action for action in parser.added if not action.option_strings]
     found = [value for action in places for value in _values(action)]
     if any(action.dest == "overrides" for action in places):
         found += _overrides(list_groups(directories_in(typed)), typed, current)

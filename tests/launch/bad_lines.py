@@ -213,7 +213,7 @@ def _out_of_range(draw: random.Random) -> Iterator[Case]:
         values += ["9223372036854775808", "1e20"] if _kind(KEYS[key]) is int else ["1e39", "1e-50"]
         value = draw.choice(values)
         fits = (key == "train.seed" and value == "9223372036854775808") or (key not in POSITIVE and value == "1e-50")
-        two = key == "train.global_batch" and float(value) > 0  # the most that int64 holds does not fit micro_batch
+        two = key == "train.global_batch"  # also has to fit micro_batch
         if not fits and not two:
             yield Case("out of range", BASE, [f"{key}={value}"])
 
@@ -309,7 +309,7 @@ def _options(draw: random.Random) -> Iterator[Case]:
         command = draw.choice([*COMMANDS])
         options = [
             action
-            for action in parser_of(command).actions()
+            for action in parser_of(command).added
             if action.option_strings and action.nargs is None and action.dest != "config_dir"
         ]
         base = [command, *NEEDED.get(command, [])]

@@ -7,6 +7,7 @@ mistake in a configuration; argparse's usage text and `SystemExit` do not appear
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -25,6 +26,8 @@ class Parser(argparse.ArgumentParser):
     abbreviate options."""
 
     def __init__(self, prog: str, description: str) -> None:
+        self.added: list[argparse.Action] = []  # the options and arguments
+        self.repeatable: set[str] = set()  # of their names, those that may be given more than once
         super().__init__(
             prog=prog,
             description=description,
@@ -50,9 +53,20 @@ class Parser(argparse.ArgumentParser):
             help="directory with more recipes and options; may be repeated",
         )
 
-    def actions(self) -> list[argparse.Action]:
-        """The options and arguments that have been added."""
-        return self._actions
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        return self._note(super().add_argument, *names, **settings)
+
+    def add_argument_group(self, *names: Any, **settings: Any) -> Any:
+        group = super().add_argument_group(*names, **settings)
+        group.add_argument = functools.partial(self._note, group.add_argument)  # type: ignore[method-assign]
+        return group
+
+    def _note(self, add: Callable[..., argparse.Action], *names: Any, **settings: Any) -> argparse.Action:
+        action = add(*names, **settings)
+        self.added.append(action)
+        if settings.get("action", "store") != "store":
+            self.repeatable.update(names)
+        return action
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The values of all arguments and options. Raises `CommandError`; exits only for --help."""
@@ -69,8 +83,8 @@ class Parser(argparse.ArgumentParser):
     def _refuse_repeated(self, words: Sequence[str]) -> None:
         """Raises `CommandError` for an option that is given twice, whose last value would win in silence."""
         given = [word.partition("=")[0] for word in words if word.startswith("--")]
-        single = {name: action.option_strings[-1] for action in self._actions for name in action.option_strings
-                  if isinstance(action, argparse._StoreAction)}  # fmt: skip
+        single = {name: action.option_strings[-1] for action in self.added for name in action.option_strings
+                  if name not in self.repeatable}  # fmt: skip
         names = [single[name] for name in given if name in single]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise CommandError(
@@ -103,7 +117,7 @@ class Parser(argparse.ArgumentParser):
             remedy = f"see {self.prog} --help"
             return Fault(f"{self.prog}: unexpected argument {word}; {remedy}", word, word, remedy)
         bare = word.lstrip("-").replace("-", "_")
-        if coerce.find(bare.partition("=")[0], KEYS) is not None and any(a.dest == "overrides" for a in self._actions):
+        if coerce.find(bare.partition("=")[0], KEYS) is not None and any(a.dest == "overrides" for a in self.added):
             remedy = f"use {bare if '=' in bare else f'{bare}=VALUE'}"
             return Fault(f"{option}: a key, which is written without dashes; {remedy}", option, None, remedy)
         # Without the dashes, as every two options resemble each other by those.

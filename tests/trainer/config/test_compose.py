@@ -120,7 +120,8 @@ MISTAKES = [
     ("run.dir=a seed=c optim.lr=1", "run.dir", "run.dir=a seed=c optim.lr=1", "run.dir=a seed=c optim.lr=1"),
     ("run.dir=${now:%Y}", "run.dir", "${now:%Y}", "write it out"),
     ("run.dir=${oc.env:HOME}", "run.dir", "${oc.env:HOME}", "write it out"),
-    ("train.steps=${train.stepz}", "train.steps", "${train.stepz}", ("${train.steps}",)),
+    ("train.log_every=${train.stepz}", "train.log_every", "${train.stepz}", ("${train.steps}",)),
+    ("train.steps=${train.stepz}", "train.steps", "${train.stepz}", "write it out"),
     ("train.steps=abc", "train.steps", "abc", "a whole number"),
     ("train.steps=1.5", "train.steps", 1.5, "a whole number"),
     ("train.steps=true", "train.steps", True, "a whole number"),
@@ -319,7 +320,8 @@ def test_main_reports_mistakes_in_lines_and_returns_2(trained, capsys):
 
 
 def test_under_torchrun_one_rank_of_a_machine_reports(trained, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(entry, "TIME_TO_REPORT", 0)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
