@@ -60,7 +60,7 @@ def test_a_users_recipes_are_listed(mine, capsys):
     assert main(["recipes", "site", "--config-dir", "mine"]) == 0
     assert capsys.readouterr().out == "site=fast\n"
     assert main(["recipes", "modle"]) == 2
-    assert capsys.readouterr().err.endswith("; did you mean 'model'?\n")
+    assert "'model'" in capsys.readouterr().err
 
 
 def test_every_key_has_a_type_a_default_and_a_meaning():
