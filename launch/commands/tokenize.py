@@ -34,6 +34,9 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     if not options.inputs and not options.builder:
         remedy = "name files or directories, or a --builder"
         raise CommandError(f"octavo tokenize: missing INPUT; {remedy}", where="INPUT", allowed=remedy)
+    if options.config and not options.builder:
+        text = "--config is used only with --builder; add --builder NAME, or drop --config"
+        raise CommandError(text, where="--config", value=options.config, allowed="--builder NAME")
     if options.config_dir and not options.mixture:
         text = "--config-dir is used only with --mixture; add --mixture RECIPE, or drop --config-dir"
         raise CommandError(text, where="--config-dir", value=options.config_dir, allowed="--mixture RECIPE")

@@ -76,6 +76,7 @@ SOURCES = ("science_text", "structured_science", "general_web", "code", "mathema
     [
         (["--domain", "law"], "--domain", "law", ("science", "general")),
         (["--domain", "general", "--workers", "0"], "--workers", "0", "a whole number, 1 or more"),
+        (["--domain", "general", "--config", "en"], "--config", "en", "--builder NAME"),
         (["--domain", "general", "--special-text", "drop"], "--special-text", "drop", ("spell", "encode")),
         (["--domain", "general", "--template", "none"], "--template", "none", ("keep", "omit")),
         (["--domain", "general", "--heldout", "1"], "--heldout", "1", "a share from 0 to below 1"),
