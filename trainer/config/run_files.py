@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from omegaconf import OmegaConf
 from trainer.config import coerce
 from trainer.config.errors import ConfigError
 from trainer.config.model import ModelConfig
+from trainer.storage.manifest import CHECKPOINT, CorruptError
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 SOURCE = "source"  # the run's copy of untrained parts of the Hugging Face directory that it started from
 TOKENIZER_DIRECTORY = "tokenizer"  # the run's copy of its corpora's tokenizer
 TOKENIZER_FACT = "end of document"  # in the manifest of that copy only
+CONFIG_FACT = "config"  # in the manifest of a checkpoint: the configuration that it was saved under
 SOURCE_FACT = "kinds"  # in the manifest of that copy only
 
 
@@ -24,7 +27,7 @@ def read_start(path: Path) -> tuple[ModelConfig, str | None]:
     random). Other keys do not matter. Raises `ConfigError`."""
     file = path / CONFIG_FILE
     try:
-        tree = read_tree(file)
+        tree, _ = read_run(path)
     except FileNotFoundError as error:
         raise _unusable(file, f"cannot be read ({error.strerror})") from None
     section, checkpoint = tree.get("model"), tree.get("checkpoint") or {}
@@ -34,6 +37,33 @@ def read_start(path: Path) -> tuple[ModelConfig, str | None]:
     if model is None:
         raise ConfigError(faults)
     return model, checkpoint.get("init_from")  # runs from before this key started from random weights
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The configuration of a run directory as `read_tree` returns it, and None; or, where its file is missing or
+    damaged, the copy in its newest checkpoint that has one, and a line about it. Raises as `read_tree` does."""
+    file = path / CONFIG_FILE
+    try:
+        return read_tree(file), None
+    except (FileNotFoundError, ConfigError) as error:
+        for manifest in newest_manifests(path):
+            try:
+                copy = CHECKPOINT.read(manifest.parent).get(CONFIG_FACT)
+            except CorruptError:
+                continue
+            if isinstance(copy, dict):
+                why = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
+                return copy, f"{file} {why}; it is made anew from the copy in {manifest}"
+        raise
+
+
+def newest_manifests(path: Path) -> list[Path]:
+    """The manifests of a run directory's complete checkpoints, the newest first."""
+    found = {}
+    for manifest in path.glob(f"{CHECKPOINTS}/step-*/manifest.json"):
+        if match := re.fullmatch(r"step-(\d+)", manifest.parent.name):
+            found[int(match[1])] = manifest
+    return [found[step] for step in sorted(found, reverse=True)]
 
 
 def read_tree(file: Path) -> dict[str, Any]:

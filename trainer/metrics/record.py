@@ -74,6 +74,8 @@ class MetricsLog:
         if cfg.console != "off":
             rich = cfg.console == "rich" or (cfg.console == "auto" and sys.stdout.isatty())
             self._views.append(RichConsole(resume_step, total_steps, run_dir) if rich else PlainConsole(total_steps))
+        if self._file.gap:
+            self.event({"event": "warning", "message": self._file.gap})
         if self._file.torn:
             self.event({"event": "warning", "message": f"metrics.jsonl: dropped {self._file.torn} unreadable line(s)"})
         if cfg.wandb != "off":
@@ -170,18 +172,24 @@ class JsonLines:
     def __init__(self, path: Path, resume_step: int) -> None:
         self.path = path
         self.torn = 0  # unreadable lines dropped
-        if path.exists():
-            self._keep_until(resume_step)
+        last = self._keep_until(resume_step) if path.exists() else 0
+        self.gap: str | None = None  # a line about steps that the record has lost
+        if last < resume_step:
+            lost = f"steps {last + 1} to {resume_step}" if last + 1 < resume_step else f"step {resume_step}"
+            why = "lacks" if last else "is missing or has no step, so the record lacks"
+            self.gap = f"{path.name} {why} {lost}; it continues with step {resume_step + 1}"
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (lives as long as the run)
         self._good_size = os.path.getsize(path)
         self._pending = b""
 
-    def _keep_until(self, resume_step: int) -> None:
+    def _keep_until(self, resume_step: int) -> int:
+        """Drop the lines of later steps, and those that cannot be read. Returns the last step that has a line."""
         kept: list[bytes] = []
-        dropped = 0
+        dropped = last = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             try:
-                keep = resume_step > 0 and line.endswith(b"\n") and json.loads(line)["step"] <= resume_step
+                record = json.loads(line)
+                keep = resume_step > 0 and line.endswith(b"\n") and record["step"] <= resume_step
             except (ValueError, KeyError, TypeError):
                 keep = False
                 self.torn += 1
@@ -189,11 +197,13 @@ class JsonLines:
                 self.torn += not line.endswith(b"\n")
             if keep:
                 kept.append(line)
+                last = last if "event" in record else max(last, record["step"])
             else:
                 dropped += 1
         if dropped:
             with atomic_file(self.path) as new:
                 new.write_bytes(b"".join(kept))
+        return last
 
     def append(self, records: list[LogRecord]) -> str | None:
         """Write the records and what could not be written before; returns what went wrong, once per trouble."""

@@ -10,8 +10,9 @@ from parallel.world import World
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.state import restore_generators, training_tensors
 from trainer.checkpoint.store import CheckpointStore, Saved
+from trainer.config import coerce
 from trainer.config.keys import Config
-from trainer.config.run_files import CHECKPOINTS
+from trainer.config.run_files import CHECKPOINTS, CONFIG_FACT
 from trainer.run.build import Parts
 from trainer.run.directory import last_step
 
@@ -58,7 +59,8 @@ class Checkpoints:
         """Start to write a checkpoint, unless this step has one; logs the save before it."""
         if self.saved_step == position.step:
             return
-        facts = {"sample": position.sample, "data": self.parts.data.fingerprint}
+        config = coerce.to_dict(self.cfg)
+        facts = {"sample": position.sample, "data": self.parts.data.fingerprint, CONFIG_FACT: config}
         self._log(self._store.save(position.step, self._tensors(), facts), position, log)
         self.saved_step = position.step
 

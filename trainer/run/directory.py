@@ -7,7 +7,6 @@ another configuration gets another directory.
 from __future__ import annotations
 
 import os
-import re
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -20,13 +19,13 @@ from trainer.config.compose import to_yaml
 from trainer.config.errors import ConfigError
 from trainer.config.keys import BEFORE, Config, config_hash
 from trainer.config.run_files import (
-    CHECKPOINTS,
     CONFIG_FILE,
     SOURCE,
     SOURCE_FACT,
     TOKENIZER_DIRECTORY,
     TOKENIZER_FACT,
-    read_tree,
+    newest_manifests,
+    read_run,
 )
 from trainer.config.say import show
 from trainer.storage.atomic import atomic_file, remove_unfinished
@@ -45,6 +44,7 @@ class RunDir:
     status: Literal["new", "resume", "finished"]
     step: int = 0  # of the newest complete checkpoint
     changes: list[str] = field(default_factory=list)  # `key: old -> new` of keys that may change on resume, with effect
+    repaired: str | None = None  # a line about the configuration, where its file had to be replaced
     command: list[str] = field(default_factory=list)  # the words that started the run, where `octavo train` did
 
 
@@ -70,7 +70,7 @@ def _inspect(path: Path, cfg: Config) -> RunDir:
     if not path.exists() or all(_left_by_a_failed_start(entry) for entry in path.iterdir()):
         _must_be_writable(path)
         return RunDir(path, "new")
-    stored = _stored(path)
+    stored, repaired = _stored(path)
     differing = _differences(cfg, stored, "fixed")
     if differing:
         advice = "Use those values, another run.dir, or train.resume=never for a new run directory"
@@ -78,9 +78,9 @@ def _inspect(path: Path, cfg: Config) -> RunDir:
         raise ConfigError(text, where="run.dir", value=str(path), allowed=differing)
     step = last_step(path)
     if step >= cfg.train.steps:
-        return RunDir(path, "finished", step)
+        return RunDir(path, "finished", step, repaired=repaired)
     _must_be_writable(path)
-    return RunDir(path, "resume", step, _differences(cfg, stored, "named"))
+    return RunDir(path, "resume", step, _differences(cfg, stored, "named"), repaired)
 
 
 def _left_by_a_failed_start(entry: Path) -> bool:
@@ -148,12 +148,7 @@ def prepare(run: RunDir, cfg: Config) -> None:
 
 def last_step(path: Path) -> int:
     """Step of the newest complete checkpoint in a run directory; 0 without one."""
-    steps = [0]
-    for manifest in path.glob(f"{CHECKPOINTS}/step-*/manifest.json"):
-        match = re.fullmatch(r"step-(\d+)", manifest.parent.name)
-        if match:
-            steps.append(int(match[1]))
-    return max(steps)
+    return max((int(manifest.parent.name.removeprefix("step-")) for manifest in newest_manifests(path)), default=0)
 
 
 def finished_line(run: RunDir, cfg: Config) -> str:
@@ -174,16 +169,22 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _stored(path: Path) -> dict[str, Any]:
-    """The directory's configuration, by dotted keys; keys that its time did not have yet are as `BEFORE` says."""
+def _stored(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The directory's configuration, by dotted keys, and a line if it had to be taken from a checkpoint; keys that its
+    time did not have yet are as `BEFORE` says."""
     try:
-        stored = read_tree(path / CONFIG_FILE)
+        stored, repaired = read_run(path)
     except FileNotFoundError:
+        if last_step(path):  # saved before checkpoints had a copy of the configuration
+            file = path / CONFIG_FILE
+            remedy = f"write it with `octavo config`, the words of the run and `> {file}`"
+            text = f"run.dir={path} has checkpoints but no {CONFIG_FILE}; {remedy}"
+            raise ConfigError(text, where=str(file), value=None, allowed=remedy) from None
         text = f"run.dir={path} holds files but no {CONFIG_FILE}, so it is not a run directory"
         allowed = "a new or an empty directory"
         raise ConfigError(f"{text}; use {allowed}", where="run.dir", value=str(path), allowed=allowed) from None
     known = coerce.keys(Config)
-    return {**BEFORE, **coerce.flatten(stored, known)}
+    return {**BEFORE, **coerce.flatten(stored, known)}, repaired
 
 
 def _differences(cfg: Config, stored: Mapping[str, Any], kind: Literal["fixed", "named"]) -> list[str]:

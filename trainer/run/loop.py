@@ -47,7 +47,8 @@ class Trainer:
         world.watch.at("start: loading the checkpoint")
         self.resumed = self.checkpoints.resume()
         self.position = self.resumed or Position()
-        self.warnings = [*(f"continuing with {change}" for change in run.changes), *parts.warnings]
+        self.warnings = [run.repaired] if run.repaired else []
+        self.warnings += [*(f"continuing with {change}" for change in run.changes), *parts.warnings]
         self.warnings += self.checkpoints.warnings
         self.first_step = self.position.step  # after which this start continues
         self.replaced = 0  # samples since this start that could not be read

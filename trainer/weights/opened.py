@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.errors import CheckpointError
 from trainer.config.model import ModelConfig
-from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, read_start
+from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, read_run, read_start
 from trainer.storage.boxes import Box
 from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.weights.map import Piece, text_pieces
@@ -94,13 +94,15 @@ def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
     as they were written. Raises CheckpointError, or ConfigError for a configuration that cannot be read."""
     path = locate(checkpoint)
     run_directory = path.absolute().parent.parent
-    if not (run_directory / CONFIG_FILE).is_file():
+    try:
+        read_run(run_directory)
+    except FileNotFoundError:
         raise CheckpointError(
             f"{path}: the {CONFIG_FILE} of its run, which describes the model, is not in {run_directory}; give a "
             "checkpoint in its run directory",
             where=str(run_directory / CONFIG_FILE),
             allowed="a checkpoint in its run directory",
-        )
+        ) from None
     model, init_from = read_start(run_directory)
     try:
         manifest = CHECKPOINT.read(path)

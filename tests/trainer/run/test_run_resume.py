@@ -16,12 +16,15 @@ import torch.distributed.checkpoint as dcp
 
 from tests.distributed.pool import on_ranks
 from tests.printed import error_line
-from tests.trainer.tiny_run import events, losses, records, tiny_config
+from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
 from trainer.checkpoint.store import CheckpointStore
+from trainer.config.compose import to_yaml
+from trainer.config.errors import ConfigError
 from trainer.run import build as module
-from trainer.run.directory import RunDir, prepare
+from trainer.run.directory import RunDir, choose, prepare
 from trainer.run.loop import Trainer
 from trainer.run.process import train
+from trainer.weights.opened import open_checkpoint
 
 STEPS = 9
 
@@ -301,3 +304,76 @@ def test_what_fails_in_the_middle_leaves_no_half_written_checkpoint(tmp_path, mo
     with pytest.raises(ZeroDivisionError):
         train(tiny_config(tmp_path, steps=STEPS, every=3))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-3"]
+
+
+# ---- files that are lost between two starts
+
+
+def stopped(directory, monkeypatch, at: int = 4) -> None:
+    with monkeypatch.context() as patch:
+        stop_during(patch, at)
+        assert train(tiny_config(directory, steps=STEPS, every=2)) == 130
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "a: [", "- a\n", "\0\xff"], ids=["gone", "empty", "torn", "a list", "binary"]
+)
+def test_a_lost_configuration_is_made_anew_from_the_checkpoint(tmp_path, monkeypatch, uninterrupted, text):
+    stopped(tmp_path, monkeypatch)
+    file = tmp_path / "config.yaml"
+    written = file.read_text()
+    if text is None:
+        file.unlink()
+    else:
+        file.write_text(text, encoding="latin-1")
+    opened = open_checkpoint(tmp_path)  # export, inspect and generate need the model
+    assert opened.model == tiny_config(tmp_path).model
+    assert train(tiny_config(tmp_path, steps=STEPS, every=2)) == 0
+    assert losses(tmp_path) == uninterrupted
+    assert file.read_text() == written
+    (warning,) = events(tmp_path, "warning")
+    assert str(file) in warning["message"]
+
+
+def test_without_its_file_a_configuration_still_counts(tmp_path, monkeypatch):
+    """A damaged checkpoint is passed over, and another configuration refused."""
+    stopped(tmp_path, monkeypatch)
+    (tmp_path / "config.yaml").unlink()
+    newest = max((tmp_path / "checkpoints").glob("step-*/manifest.json"))
+    newest.write_text(newest.read_text()[:-9])
+    with pytest.raises(ConfigError) as error:
+        choose(tiny_config(tmp_path, steps=STEPS, every=2, seed=9))
+    assert error.value.faults[0].allowed == ["train.seed: 0 -> 9"]
+
+
+def test_checkpoints_without_a_copy_name_a_remedy_that_works(tmp_path, monkeypatch, uninterrupted):
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.run.checkpoints.CONFIG_FACT", "unknown")  # an earlier version
+        stopped(tmp_path, monkeypatch)
+    file = tmp_path / "config.yaml"
+    file.unlink()
+    cfg = tiny_config(tmp_path, steps=STEPS, every=2)
+    with pytest.raises(ConfigError) as error:
+        choose(cfg)
+    assert (error.value.where, error.value.value) == (str(file), None)
+    file.write_text(to_yaml(cfg))  # what `octavo config` prints
+    assert train(cfg) == 0
+    assert losses(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("kept", "lost"), [(None, "steps 1 to 4"), (0, "steps 1 to 4"), (1, "steps 2 to 4"), (3, "step 4")]
+)
+def test_a_record_that_lost_steps_is_continued_with_a_warning(tmp_path, monkeypatch, kept, lost):
+    stopped(tmp_path, monkeypatch)
+    record = tmp_path / "metrics.jsonl"
+    lines = [line for line in record.read_text().splitlines(keepends=True) if "event" not in line]
+    assert len(lines) == 4
+    record.unlink()
+    if kept is not None:
+        record.write_text("".join(lines[:kept]))
+    assert train(tiny_config(tmp_path, steps=STEPS, every=2)) == 0
+    (warning,) = events(tmp_path, "warning")
+    assert lost in warning["message"]
+    assert "step 5" in warning["message"]
+    assert [record["step"] for record in steps(tmp_path)] == [*range(1, (kept or 0) + 1), *range(5, STEPS + 1)]
