@@ -9,6 +9,7 @@ from trainer.config.keys import LoggingConfig
 from trainer.metrics.console import LogRecord
 
 NUMBERS = (int, float, dict)  # what wandb can draw
+FLUSH_KEY, FLUSH_S = "x_transaction_log_flush_interval", 1.0  # seconds; wandb's own 15 lose all of a short run
 
 
 class Wandb:
@@ -30,7 +31,7 @@ class Wandb:
             dir=str(run_dir),
             mode=mode,
             config=dict(config),
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off", **_flushed(wandb.Settings)),
         )
 
     def advance(self, step: int, seconds_left: float) -> None:
@@ -53,6 +54,13 @@ class Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _flushed(settings: Any) -> dict[str, Any]:
+    """The setting by which what is logged reaches the run's file within FLUSH_S, so that it survives a SIGKILL; {} for
+    versions of wandb that lack it. There is no call that flushes."""
+    known = FLUSH_KEY in getattr(settings, "model_fields", {})
+    return {FLUSH_KEY: FLUSH_S} if known else {}
 
 
 def _numbers(value: Any) -> Any:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.tiny_run import tiny_config
 from trainer.config.keys import LoggingConfig
 from trainer.metrics.console import event_text, progress_line
 from trainer.metrics.rates import Rates
 from trainer.metrics.record import MetricsLog
+from trainer.run.loop import Trainer
+from trainer.run.process import train
 
 RUN = {"flops_per_token": 1e6, "peak_flops": None, "config": {}}
 FULL = {
@@ -276,6 +280,87 @@ def test_wandb_sees_every_step_and_a_resumed_run_keeps_its_id(tmp_path, monkeypa
     assert [step for step, record in first.logged if "loss" in record] == [1, 2, 3, 4]
     assert (2, {"evaluation/loss": 2.5, "evaluation/per_source": {"code": 2.25}}) in first.logged
     assert second.id == first.id
+
+
+class KnownSettings:
+    model_fields = ("silent", "x_transaction_log_flush_interval")
+
+
+class OldSettings:
+    """No interval: an older version."""
+
+
+@pytest.mark.parametrize(("kind", "interval"), [(KnownSettings, 1.0), (OldSettings, None)], ids=["new", "old"])
+def test_wandb_writes_what_is_logged_within_a_second_if_it_can(tmp_path, monkeypatch, kind, interval):
+    fake, given = FakeWandb(), []
+    fake.Settings = type("Settings", (kind,), {"__init__": lambda self, **options: given.append(options)})
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run(tmp_path, wandb="offline")
+    assert [options.get("x_transaction_log_flush_interval") for options in given] == [interval]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_a_signal_stops_finishes_wandb(tmp_path, monkeypatch, number, code):
+    """After the step in which the signal came, and before the process ends."""
+    calls: list[str] = []
+
+    class Recording(FakeWandb):
+        def log(self, record, step) -> None:
+            calls.append(f"step {step}")
+
+        def finish(self) -> None:
+            calls.append("finish")
+
+    genuine = Trainer._train_step
+
+    def train_step(self, *args):
+        if self.position.step == 1:
+            os.kill(os.getpid(), number)
+        genuine(self, *args)
+
+    monkeypatch.setitem(sys.modules, "wandb", Recording())
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    cfg = tiny_config(tmp_path, steps=9)
+    cfg.logging.wandb = "offline"
+    assert train(cfg) == code
+    assert "step 2" in calls
+    assert calls[-1] == "finish"
+    assert calls.count("finish") == 1
+
+
+KILLED = """
+    import os, signal, sys, time
+    from pathlib import Path
+    from trainer.config.keys import LoggingConfig
+    from trainer.metrics.record import MetricsLog
+    where = Path(sys.argv[1])
+    log = MetricsLog(where, LoggingConfig(wandb="offline", console="off"), resume_step=0,
+                     total_steps=9, flops_per_token=1e6, peak_flops=None, config={})
+    log.write([{"step": step, "loss": 3.0} for step in (1, 2)])  # wandb keeps a step back until the next one
+    deadline = time.monotonic() + 60
+    while not any(b"loss" in file.read_bytes() for file in where.glob("wandb/offline-run-*/run-*.wandb")):
+        assert time.monotonic() < deadline, "not flushed"
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_the_real_wandb_keeps_a_run_that_is_killed(tmp_path):
+    wandb = pytest.importorskip("wandb", reason="the wandb extra is not installed")
+    if "x_transaction_log_flush_interval" not in wandb.Settings.model_fields:
+        pytest.skip("this version of wandb cannot flush")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**environment, "HOME": str(tmp_path)},
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"loss" in file.read_bytes()
 
 
 @pytest.mark.slow
