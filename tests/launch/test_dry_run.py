@@ -60,7 +60,6 @@ def test_a_run_that_would_resume_or_is_finished_or_in_use(plan):
     save(100)
     assert plan()[0]["would"].startswith("resume after step 100: 200 steps")
     assert plan("train.steps=100")[0]["would"].startswith("do nothing: step 100")
-    assert "optim" not in plan("train.log_every=3")[0]["would"]
     assert plan("train.resume=never")[0]["directory"] == "run-2"
     with hold(Path("run")):
         assert str(os.getpid()) in plan()[0]["would"]
@@ -101,9 +100,7 @@ def test_a_rank_of_many(plan):
 
 def test_phases_that_the_run_does_not_reach(plan):
     for steps, phases in (
-        (300, "stable to step 270, anneal to step 300"),
         (270, "stable to step 270, anneal not reached"),
-        (271, "stable to step 270, anneal to step 271"),
         (600, "stable to step 270, anneal to step 600"),
     ):
         assert plan(f"train.steps={steps}", data="toy_mixture")[0]["phases"] == phases

@@ -41,6 +41,8 @@ def read_tail(path: Path) -> Tail:
     step, loss, last = 0, None, None
     evaluation: dict[str, Any] = {}
     for line in _backwards(path):
+        if loss is not None and b'"event"' not in line:
+            continue  # older steps: there may be a million
         record = _parse(line)
         if record is None:
             continue

@@ -166,7 +166,7 @@ def test_arguments_that_are_none(tmp_path, monkeypatch, words, where):
 
 def test_fifty_runs_take_less_than_a_second_and_no_torch(tmp_path):
     for number in range(50):
-        path = make(tmp_path / f"run-{number}", EVALUATION, *steps(2000), saved=20)
+        path = make(tmp_path / f"run-{number}", EVALUATION, *steps(1000), saved=20)
         for file in range(20):
             (path / "checkpoints" / "step-20" / f"shard-{file}").touch()
     program = "import sys, time; from launch.cli import main; main(sys.argv[1:]); "
