@@ -173,7 +173,8 @@ def _beside(opened: OpenedCheckpoint, carried: Carried | None) -> _Beside:
         raise CheckpointError(error.faults) from error
     if found is not None:
         ours = found.side_files(opened.model.max_position)
-        return _Beside({**ours, **files}, f"that of the run's corpora, from {found.file}", found.token_ids(), warnings)
+        origin = f"that of the run's corpora; {found.eos} ends a document"
+        return _Beside({**ours, **files}, origin, found.token_ids(), warnings)
     if why is None:
         return _Beside(files, "none: the run's data are synthetic", None, warnings)
     text = f"the export has no tokenizer: {why}; copy the tokenizer.json of the run's corpora into it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainer.config.model import ModelConfig
 from trainer.weights.beside.readers import TRANSFORMERS, Reader
@@ -16,7 +17,7 @@ def model_card(model: ModelConfig, read_by: Sequence[Reader], step: int, init_fr
     is from.
     """
     library = ["library_name: transformers"] if any(r.program == TRANSFORMERS and r.reads for r in read_by) else []
-    origin = "random weights" if init_from is None else f"the weights in `{init_from}`"
+    origin = "random weights" if init_from is None else f"the weights in `{Path(init_from).name}`"
     rows = [
         ("parameters", f"{model.num_params():,} of the text model, {model.active_params():,} active per token"),
         ("layers, hidden size", f"{model.num_layers}, {model.hidden_size}"),
@@ -29,7 +30,7 @@ def model_card(model: ModelConfig, read_by: Sequence[Reader], step: int, init_fr
         ("positions", f"{model.positions}, up to {model.max_position:,}"),
         ("vocabulary", f"{model.vocab_size:,} rows"),
         ("tokenizer", tokenizer),
-        ("trained from", f"{origin}, {step:,} steps"),
+        ("trained from", f"{origin}, {step:,} step(s)"),
     ]
     table = [f"| {name} | {text} |" for name, text in rows]
     uses = [f"- {reader.line}" for reader in read_by]
@@ -38,7 +39,7 @@ def model_card(model: ModelConfig, read_by: Sequence[Reader], step: int, init_fr
         "# A mixture-of-experts language model", "",
         f"Trained with Octavo. {OUR_CARD}, from the run's configuration.", "",
         "| | |", "|---|---|", *table, "",
-        "## Programs that can read it", "", *uses, "",
+        "## Programs that can read it", "", "Judged by keys and tensor names; none was run.", "", *uses, "",
         "Octavo continues from it with `checkpoint.init_from=` and this directory.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

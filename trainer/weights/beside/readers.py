@@ -12,6 +12,7 @@ from typing import Any
 TRANSFORMERS = "transformers"
 # Programs that choose a class by `architectures`, and read the configuration through transformers.
 SERVING = ("vLLM", "SGLang", "LMDeploy")
+BLOCK = 128  # rows and columns that share a scale in FP8
 QWEN3 = "Qwen3MoeForCausalLM"
 MULTIMODAL = {"interns1": "InternS1ForConditionalGeneration", "interns1_pro": "InternS1ProForConditionalGeneration"}
 # Keys without a default in the program's own configuration of qwen3_moe.
@@ -44,20 +45,23 @@ class Reader:
         return f"{self.program}: {'yes' if self.reads else 'no'}, {self.why}"
 
 
-def readers(config: Mapping[str, Any], names: Collection[str], files: Collection[str]) -> list[Reader]:
+def readers(
+    config: Mapping[str, Any], names: Collection[str], files: Collection[str], *, upright: bool = False
+) -> list[Reader]:
     """The programs that are known here and what they make of a directory. Empty for another kind of model.
 
-    names: of its tensors. files: of its side files.
+    names: of its tensors. files: of its side files. upright: experts that are stacked are
+    [experts, 2 x width, hidden], as transformers 5 has them.
     """
     kind = config.get("model_type")
     if kind == "qwen3_moe" and not config.get("text_config"):
-        return list(_of_qwen3_moe(config, names))
+        return list(_of_qwen3_moe(config, names, upright))
     if kind in MULTIMODAL:
         return list(_of_a_multimodal_model(str(kind), config, files))
     return []
 
 
-def _of_qwen3_moe(config: Mapping[str, Any], names: Collection[str]) -> Iterator[Reader]:
+def _of_qwen3_moe(config: Mapping[str, Any], names: Collection[str], upright: bool) -> Iterator[Reader]:
     stacked = any(name.endswith("mlp.experts.gate_up_proj") for name in names)
     prefixed = any(name.startswith(("model.language_model.", "language_model.")) for name in names)
     architectures = config.get("architectures") or []
@@ -66,7 +70,12 @@ def _of_qwen3_moe(config: Mapping[str, Any], names: Collection[str]) -> Iterator
         problem = f"the tensors have another prefix than {QWEN3}'s model."
     elif stacked:
         problem = f"the experts are stacked, and {QWEN3} has them one by one"
-    yield Reader(TRANSFORMERS, not problem, problem or f"4.51 or newer, as {QWEN3}")
+    widths = ("hidden_size", "moe_intermediate_size") if config.get("quantization_config") else ()
+    odd = " and ".join(key for key in widths if _odd(config, key))
+    wrong = f"{odd} is not a multiple of {BLOCK}, and in FP8 it then dequantizes to other weights" if odd else None
+    if prefixed or not upright:
+        wrong = problem or wrong
+    yield Reader(TRANSFORMERS, not wrong, wrong or f"{'5' if stacked else '4.51'} or newer, as {QWEN3}")
     listed = None if QWEN3 in architectures else f"architectures does not list {QWEN3}"
     for program in SERVING:
         why = problem or listed
@@ -102,6 +111,11 @@ def _of_a_multimodal_model(kind: str, config: Mapping[str, Any], files: Collecti
         yield Reader(program, not why, why or f"as {architecture}, with trust_remote_code")
     for program in ("Megatron-Bridge", *ASKED):
         yield Reader(program, False, f"it has no model_type {kind}")
+
+
+def _odd(config: Mapping[str, Any], key: str) -> bool:
+    """True for a width that is not divided into whole blocks of FP8."""
+    return type(config.get(key)) is int and config[key] % BLOCK != 0
 
 
 def _file_of(name: object) -> str | None:

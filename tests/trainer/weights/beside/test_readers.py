@@ -60,8 +60,13 @@ def test_a_qwen3_moe_is_read_by_all():
     assert that_read({key: config[key] for key in config if key != "max_window_layers"}) == ALL - {"mistral.rs"}
     assert that_read({**config, "architectures": []}) == ALL - {*SERVING}
     assert that_read({**config, "quantization_config": {}}) == ALL
-    assert that_read({**config, "quantization_config": {"quant_method": "fp8"}}) == ALL - {*ASKED}
-    assert that_read(config, ["model.layers.0.mlp.experts.gate_up_proj"]) == set()
+    fp8 = {**config, "hidden_size": 256, "moe_intermediate_size": 128, "quantization_config": {"quant_method": "fp8"}}
+    assert that_read(fp8) == ALL - {*ASKED}
+    assert that_read({**fp8, "moe_intermediate_size": 192}) == ALL - {*ASKED, "transformers"}
+    assert that_read({**fp8, "hidden_size": 192}) == ALL - {*ASKED, "transformers"}
+    stacks = ["model.layers.0.mlp.experts.gate_up_proj"]
+    assert that_read(config, stacks) == set()
+    assert [reader.program for reader in readers(config, stacks, (), upright=True) if reader.reads] == ["transformers"]
     assert that_read(config, ["model.language_model.layers.0.mlp.experts.0.gate_proj.weight"]) == set()
     assert that_read({"model_type": "llama"}) == set()
 
