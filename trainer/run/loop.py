@@ -47,6 +47,7 @@ class Trainer:
         world.watch.at("start: loading the checkpoint")
         self.resumed = self.checkpoints.resume()
         self.position = self.resumed or Position()
+        self.start = self.position.step  # the position moves on
         self.warnings = [run.repaired] if run.repaired else []
         self.warnings += [*(f"continuing with {change}" for change in run.changes), *parts.warnings]
         self.warnings += self.checkpoints.warnings
@@ -299,7 +300,7 @@ class Trainer:
             self.cfg,
             self.world,
             self.parts.meshes,
-            resumed=self.resumed.step if self.resumed else 0,
+            resumed=self.start,
             directory=self.directory,
         ):
             self.log.event({"step": self.position.step, **record})
@@ -333,10 +334,10 @@ class Trainer:
         """Log what the run has come to, and what to do next."""
         if self.world.rank > 0:
             return
-        step, start = self.position.step, self.resumed.step if self.resumed else 0
+        step = self.position.step
         text = closing_text(self.directory, self.checkpoints.newest())
         text += "\n" + next_text(self.cfg, self.directory, self.command, self.world.size)
-        since = f" since step {start}" if start else ""
+        since = f" since step {self.start}" if self.start else ""
         message = f"{step} steps, in {clock(self.log.seconds())}{since}"
         self._event("done", message=message, text=text)
 

@@ -116,6 +116,8 @@ def test_a_finished_run_says_what_extends_it_and_resumes(tmp_path, capsys, unint
     assert losses(tmp_path) == once
     cfg.train.steps = STEPS
     assert train(cfg) == 0
+    first, second = (event["message"] for event in events(tmp_path, "done"))
+    assert ("step 4" in first, "step 4" in second) == (False, True)
     whole = tiny_config(tmp_path / "whole", steps=STEPS, schedule="constant")
     assert train(whole) == 0
     assert losses(tmp_path) == losses(tmp_path / "whole")
