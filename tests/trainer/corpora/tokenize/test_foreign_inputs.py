@@ -381,7 +381,7 @@ def test_other_fields_may_be_anything(tmp_path: Path, line: str) -> None:
 
 
 def test_the_file_that_a_full_disk_did_not_take_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RLIMIT_FSIZE is the process's own, so each write fails here as on a full disk, one after the other."""
+    """A copy that fails names both files; the one that is written is at fault."""
     import errno
     import shutil
 
