@@ -53,10 +53,14 @@ def test_ten_steps_are_the_stored_ones(tmp_path, monkeypatch, backend):
 
 
 def eight_config(directory: Path) -> Config:
-    """The recipe for eight ranks on counter-based tokens."""
+    """The recipe for eight ranks on counter-based tokens.
+
+    optim.eps: with its default of 1e-8, Adam's first steps move a weight by lr even where its gradient is rounding, and
+    the norms of the tenth step differ by up to 6e-3 between torch's kernels for AVX-512, AVX2 and neither; so by 6e-7.
+    """
     words = ["recipe=toy_ep8", "data=synthetic", "data.seq_len=32", "train.steps=10", "train.log_every=10"]
-    words += ["logging.console=off", "train.device=cpu", f"run.dir={directory}"]
-    return compose(words, world_size=8)
+    words += ["logging.console=off", "train.device=cpu", "optim.eps=1e-4"]
+    return compose([*words, f"run.dir={directory}"], world_size=8)
 
 
 def run_eight(cfg: Config) -> dict[str, list[float]]:
@@ -70,7 +74,7 @@ def test_ten_steps_of_eight_ranks_are_the_stored_ones(tmp_path):
     found = on_ranks(8, run_eight, eight_config(tmp_path / "run"), timeout_s=150.0)[0]
     assert len(found["loss"]) == 10
     for key in KEYS:
-        assert found[key] == pytest.approx(stored[key], rel=1e-4), key
+        assert found[key] == pytest.approx(stored[key], rel=1e-5), key
 
 
 if __name__ == "__main__":
