@@ -14,7 +14,7 @@ from launch.cli import COMMANDS, module_of
 from parallel.errors import Fault
 from trainer.config import coerce
 from trainer.config.checks.ranges import NOT_NEGATIVE, POSITIVE
-from trainer.config.command_line import Parser
+from trainer.config.command_line import BadValue, Parser
 from trainer.config.recipes.groups import KEYS, list_groups
 from trainer.config.recipes.values import example
 
@@ -304,6 +304,15 @@ def parser_of(command: str) -> Parser:
     raise AssertionError(f"{command} reads no words")
 
 
+def _fitting(option: Any) -> str:
+    """A value that the option takes."""
+    try:
+        (option.type or str)("1")
+    except BadValue as error:
+        return error.allowed[0] if isinstance(error.allowed, tuple) else "0.5"
+    return "1"
+
+
 def _options(draw: random.Random) -> Iterator[Case]:
     while True:
         command = draw.choice([*COMMANDS])
@@ -317,11 +326,12 @@ def _options(draw: random.Random) -> Iterator[Case]:
         if not names:
             continue
         name = draw.choice(names)
+        value = _fitting(options[names.index(name)])
         used = any(word.startswith(name) for word in base)
         wrong = misspelt(name[2:], draw)
         if f"--{wrong}" in names or used or wrong.lower() == name[2:]:
             continue
-        shapes = [[f"--{wrong}=3"], [f"--{wrong}", "3"], [name], [name, "1", name, "1"]]
+        shapes = [[f"--{wrong}={value}"], [f"--{wrong}", value], [name], [name, value, name, value]]
         yield Case("option", base, draw.choice(shapes))
 
 
@@ -360,7 +370,7 @@ def retyped(case: Case, fault: Fault) -> list[str] | None:
         return [f"{near}={value}"]
     if isinstance(allowed, tuple) and where in (*KEYS, *GROUPS):
         return [f"{where}={allowed[0]}"]
-    if not isinstance(allowed, str):
+    if not isinstance(allowed, str) or allowed == "key=value":
         return None
     if allowed == "one of them":
         return bad[: len(bad) // 2]

@@ -178,6 +178,7 @@ def test_train_refuses_before_any_process(words, data, capsys, monkeypatch):
         (["--nproc-per-node=2", "--nproc_per_node", "3"], None, "one of them"),
         (["--optim.lr", "3"], None, "use optim.lr=VALUE"),
         (["--optim.lr=3"], None, "use optim.lr=3"),
+        (["--optim.eps=1e-08"], None, "use optim.eps=1e-08"),
         (["--train.log-every=3"], None, "use train.log_every=3"),
     ],
 )
@@ -249,7 +250,7 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
     ]
     run = choose(seen["cfg"])
     assert seen["run"].pop("command")[1:] == ["train", *words]
-    assert seen["run"] == {"path": str(run.path), "status": "new", "step": 0, "changes": []}
+    assert seen["run"] == {"path": str(run.path), "status": "new", "step": 0, "changes": [], "repaired": None}
     assert seen["rest"][0] == "--run-directory"
     assert not Path(seen["rest"][1]).exists()
     machines = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv_endpoint", "node0:29400", "--rdzv-id", "a_b"]

@@ -116,9 +116,9 @@ class Parser(argparse.ArgumentParser):
         if not option.startswith("-"):
             remedy = f"see {self.prog} --help"
             return Fault(f"{self.prog}: unexpected argument {word}; {remedy}", word, word, remedy)
-        bare = word.lstrip("-").replace("-", "_")
-        if coerce.find(bare.partition("=")[0], KEYS) is not None and any(a.dest == "overrides" for a in self.added):
-            remedy = f"use {bare if '=' in bare else f'{bare}=VALUE'}"
+        key = option.lstrip("-").replace("-", "_")
+        if coerce.find(key, KEYS) is not None and any(a.dest == "overrides" for a in self.added):
+            remedy = f"use {key}{word.removeprefix(option) or '=VALUE'}"
             return Fault(f"{option}: a key, which is written without dashes; {remedy}", option, None, remedy)
         # Without the dashes, as every two options resemble each other by those.
         near = nearest(option.lstrip("-"), re.findall(r"--([a-z][a-z-]+)", self.format_help()), cutoff=0.65)

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+IN_A_NAME = "letters, digits, '_', '-' and '.'"  # of a run, which becomes part of a directory's name
+
 
 def show(value: Any) -> str:
     """A value as it is typed on a command line."""

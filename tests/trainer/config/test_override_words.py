@@ -126,6 +126,7 @@ REFUSED = [
     ("'data.sources.code={path: 1_0}'", "data.sources.code.path", 10, "quotes around each text, as in '7'"),
     ("run.dir=x${", "run.dir", "x${", "refer to a key as ${train.steps}"),
     ("run.dir=[a]", "run.dir", "[a]", "text; if the brackets belong to it, quote them: 'run.dir=\"[a]\"'"),
+    ("'run.name={a: b}'", "run.name", "{a: b}", "letters, digits, '_', '-' and '.'"),
     (f"train.steps={'9' * 5000}", "train.steps", "9" * 5000, "a whole number"),
     ("model=toy,toy_gpu", "model", "toy,toy_gpu", tuple(GROUPS["model"])),
 ]  # fmt: skip

@@ -103,7 +103,8 @@ def _fault(key: str, value: float) -> Fault | None:
     if isinstance(value, int):
         most = MOST_SEED if key == "train.seed" else MOST
         if abs(value) > most:
-            allowed = f"1 to {most}" if positive else f"0 to {most}" if key in NOT_NEGATIVE else f"{most} or less"
+            least = LEAST.get(key, 1) if positive else 0
+            allowed = f"{least} to {most}" if positive or key in NOT_NEGATIVE else f"{most} or less"
             return Fault(f"{key}={show(value)} is too large; use {allowed}", key, value, allowed)
     elif key == "parallel.timeout_s" and value > MOST_SECONDS:
         allowed = f"{MOST_SECONDS:g} or less"

@@ -6,15 +6,15 @@ import re
 
 from parallel.errors import Fault
 from trainer.config.keys import Config
+from trainer.config.say import IN_A_NAME
 
 
 def check(cfg: Config) -> list[Fault]:
     """Faults of the sections `run`, `checkpoint` and `logging`, of the directories in `data`, and of the objective."""
     faults = []
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", cfg.run.name):
-        allowed = "letters, digits, '_', '-' and '.'"
-        text = f"run.name={cfg.run.name!r} becomes part of a directory's name; use {allowed}"
-        faults.append(Fault(text, "run.name", cfg.run.name, allowed))
+        text = f"run.name={cfg.run.name!r} becomes part of a directory's name; use {IN_A_NAME}"
+        faults.append(Fault(text, "run.name", cfg.run.name, IN_A_NAME))
     for key, value, allowed in (
         ("run.dir", cfg.run.dir, "a directory, or null for runs/<name>-<hash>"),
         ("checkpoint.init_from", cfg.checkpoint.init_from, "a Hugging Face directory, or null for random weights"),

@@ -11,7 +11,7 @@ from parallel.errors import Fault
 from trainer.config import coerce
 from trainer.config.keys import Config
 from trainer.config.recipes.groups import KEYS
-from trainer.config.say import shorten, show
+from trainer.config.say import IN_A_NAME, shorten, show
 
 QUOTED = re.compile(r"""(?P<quote>['"]).*(?P=quote)""", re.DOTALL)
 ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # what Hydra's grammar escapes outside of quotes
@@ -45,7 +45,9 @@ def read_value(key: str, hint: Any, typed: str) -> Any:
             return None
         if typed[:1] + typed[-1:] in ("[]", "{}"):
             expected = coerce.convert(hint, object())[1]
-            if expected == "text":
+            if key == "run.name":  # quotes would not help
+                expected = IN_A_NAME
+            elif expected == "text":
                 expected = f"text; if the brackets belong to it, quote them: '{key}=\"{typed}\"'"
             raise Unreadable(coerce.wrong_type(key, typed, expected))
         return read_text(typed)
