@@ -39,7 +39,7 @@ def _of_property(prop: Property) -> dict[str, str]:
     fields = {"label": label, "full": full, "condition": f" {prop.condition}" if prop.condition else ""}
     fields |= {"Label": capital(label), "Full": capital(full)}
     fields["whose"] = f"for which the {full}" if prop.possessive else f"whose {full}"
-    if prop.stated and not prop.classed:
+    if prop.stated and not prop.classed and not (prop.happened and prop.questions):
         fields |= dict(zip(("is", "it", "It"), are, strict=True))
     if stated and not prop.happened:
         its = prop.possessive or f"its {label}"
@@ -57,7 +57,8 @@ def of_value(record: Record, table: Table, key: str, draw: Draw) -> dict[str, st
     called = record.in_sentence
     fields = of_record(record, table) | _of_property(prop)
     fields |= {"value": prop.written(value), "bare": prop.bare(value)}
-    if not (prop.classed and prop.questions):  # "Which class does it belong to?", not "Give the class of it."
+    # "What class does it belong to?" and "When was it introduced?", not "Give the class of it", "the year of ... is".
+    if not ((prop.classed or prop.happened) and prop.questions):
         fields["of"] = prop.of_name(called)
     fields["noun"] = with_article(value) if prop.classed else fields["value"]
     several = len(prop.all_predicates)

@@ -76,7 +76,6 @@ TITLES = ("{Title}", "# {Title}", "**{Title}**", "Entry: {name}", "Data sheet: {
 FIRST = (
     "The {of} {is} {value}.",
     "{Opening} {predicate}.",
-    "For {called}, the {full} {is} {value}.",
     "{Opening} {predicate}.",
     "According to {authority}, the {of} {is} {value}.",
     "{Opening} {predicate}, according to {authority}.",
@@ -93,7 +92,7 @@ PAIR = "It {predicate} and {also}."
 # A value and its uncertainty.
 FOLLOWED_FIRST = (
     "The {of} {is} {value}, with {following}.",
-    "For {called}, the {full} {is} {value}, with {following}.",
+    "{Opening} {predicate}, with {following}.",
 )
 FOLLOWED = ("{Its} {is} {value}, with {following}.", "The {full} {is} {value}, with {following}.")
 STATEMENTS = (
@@ -122,7 +121,7 @@ ONE_OF_SEVERAL = ("It {predicate}.", "{A_label} is {value}.")
 # A class of the thing.
 CLASSED_FIRST = ("{Opening} {predicate}.", "{The_thing} {predicate}.")
 # A year in which something happened to the thing.
-DATED_FIRST = ("{Opening} {predicate}.", "The {of} is {value}.")
+DATED_FIRST = CLASSED_FIRST
 DATED = ("It {predicate}.",)
 # Values of one label under several conditions; the second pair where they share a part of these, such as the phase.
 SEVERAL_FIRST = ("The {label} of {called} is {values}.", "{Opening} has {a_label} of {values}.")
@@ -183,6 +182,7 @@ SOURCE_HINTS = (
 ANSWERS = (
     *("{value}", "{value}", "The {of} {is} {value}.", "{It} {is} {value}."),
     *("{Opening} {predicate}.", "{Its} {is} {value}.", "The answer is {noun}.", "It {predicate}."),
+    "{Its_label} {is} {value}{condition}.",
 )
 WHOSE = (
     "Which {thing} {predicate}?",
@@ -208,7 +208,7 @@ STEMS = (
     ("{Label} of {called}{condition}:", " {bare}"),
     ("Fill in the blank: The {of} {is} ____.\n", "{value}"),
     ("Complete the sentence: The {of} {is}", " {value}."),
-    ("Complete the sentence with the correct value.\nFor {called}, the {full} {is}", " {value}."),
+    ("Complete the following sentence.\nFor {called}, the {full} {is}", " {value}."),
     ("{Heading}: {name}\n{Full}:", " {bare}"),
     ("| Property | Value |\n| --- | --- |\n| {Heading} | {name} |\n| {Full} |", " {bare} |"),
     ("Data sheet: {name}\n- {Full}:", " {bare}"),
@@ -282,7 +282,7 @@ ORDERS = (  # falling, rising; the first two suit a sentence with the word "orde
     ("{low} first", "from {low} to {high}", "in increasing order", "in ascending order"),
 )
 RANKED = (
-    *("{in_line}", "{in_line}", "{values_in_line}", "The order is {in_line}."),
+    *("{in_line}", "{in_line}", "{values_in_line}", "The order is {chain}.", "In order: {series}."),
     *("In order:\n{by_line}", "The order is:\n{by_line}", "In order, with values:\n{values_by_line}"),
 )
 LISTS = ((":\n- ", "\n- "), (":\n", "\n"), (":\n* ", "\n* "), (": ", "; "))  # before things and between them

@@ -147,6 +147,8 @@ def _question(subject: _Subject, draw: Draw) -> Task | None:
     words = subject.words(key, draw)
     asks, answers = (phrases.WHOSE, phrases.WHOSE_ANSWERS) if whose else (phrases.QUESTIONS, phrases.ANSWERS)
     ask, prompt = _drawn(asks, words, draw, "ask")
+    if not whose and (prompt.startswith(phrases.CONVERSATION) or "?" not in prompt):
+        del words["noun"]  # "The answer is" answers a question, not a request
     answered, answer = _drawn(answers, words, draw, "answer")
     if not whose:
         prompt += _hints(words, prompt, draw)
@@ -252,6 +254,7 @@ def _ranking(subject: _Subject, draw: Draw) -> Task | None:
     if inline:
         joint = "; " if prop.happened else draw.one_of((" < " if rising else " > ", "; "), "joint")
         words |= {"in_line": joint.join(names), "values_in_line": joint.join(with_values)}
+        words["series" if joint == "; " else "chain"] = words["in_line"]
     # "The heaviest most abundant isotope" would say two superlatives.
     extreme = not prop.part[0] and draw.below(2, "extreme") == 1
     asks, answers = (phrases.EXTREMES, phrases.EXTREME_ANSWERS) if extreme else (phrases.RANKINGS, phrases.RANKED)

@@ -38,6 +38,8 @@ def test_a_year_is_when_something_happened(tmp_path: Path) -> None:
         assert phrase in found
     for phrase in ("has a year", "lowest", "highest", "the earliest year", "has the class", "reported"):
         assert phrase not in found
+    for phrase in (" year of introduction of", "year of introduction is"):
+        assert phrase not in found
 
 
 def test_two_numbers_never_meet() -> None:
@@ -379,3 +381,36 @@ def test_a_sheet_has_the_temperatures_in_order(tables: list[Table]) -> None:
         for phase in ("solid", "liquid", "gas"):
             found = [float(at) for at in re.findall(rf"in the {phase}\w* \w*(?:state|phase)? ?at ([\d.]+) K", sheet)]
             assert found == sorted(found), sheet
+
+
+def test_a_requested_value_is_no_answer_to_a_question() -> None:
+    prop = Property("melting point", unit="K")
+    found = [t.text for t in made(table_of(prop, [f"{300 + 20 * n}" for n in range(12)])) if t.form == "qa"]
+    answered = [text for text in found if "The answer is" in text]
+    assert answered
+    assert all("?" in text for text in answered)
+
+
+def test_an_order_with_semicolons_follows_a_colon() -> None:
+    prop = Property("melting point", unit="K")
+    found = [t.text for t in made(table_of(prop, [f"{300 + 20 * n}" for n in range(12)])) if t.form == "ranking"]
+    assert any("The order is thing" in text for text in found)
+    assert any("In order: thing" in text for text in found)
+    assert not any(";" in text.partition("The order is thing")[2] for text in found)
+
+
+def test_a_constant_is_not_the_value_of_a_value() -> None:
+    assert constants._in_full("conventional value of von Klitzing constant") == "conventional von Klitzing constant"
+    assert not any("value" in record.name for table in constants.constants() for record in table.records)
+
+
+def test_it_is_never_the_organism() -> None:
+    organism = sequences.PROTEIN["organism"]
+    found = "".join(t.text for t in made(table_of(organism, [f"Homo {letter}" for letter in LETTERS])))
+    assert "comes from Homo" in found
+    assert "source organism is" not in found
+
+
+def test_a_protecting_group_has_its_capital() -> None:
+    line = "1\t1-1-1\tC19H17NO4\t323\tCC\tI\tA-B\t\t"
+    assert pubchem.parse_record(line + "(r)-n-fmoc-azetidine-2-carboxylic acid").name.startswith("(R)-N-Fmoc-azet")

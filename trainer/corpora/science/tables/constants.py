@@ -11,6 +11,7 @@ COLUMNS = (slice(60), slice(60, 85), slice(85, 110), slice(110, None))  # name, 
 NAME = "txt2022"
 IN_UNIT = re.compile(r" in (?:u|[MG]?eV|M?Hz|J|K|inverse meter)\b")
 FULL = {
+    "conventional value of ": "conventional ",  # "the CODATA 2022 value of the conventional value"
     "mag. mom.": "magnetic moment",
     "dipole mom.": "dipole moment",
     "quadrupole mom.": "quadrupole moment",
@@ -18,8 +19,6 @@ FULL = {
     "mag. ": "magnetic ",
     "1st hyper": "first hyper",
     "2nd hyper": "second hyper",
-    "of Josephson": "of the Josephson",
-    "of von Klitzing": "of the von Klitzing",
     "Copper": "copper",
     "Molybdenum": "molybdenum",
     "Angstrom": "angstrom",

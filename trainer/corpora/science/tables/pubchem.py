@@ -47,7 +47,7 @@ LETTER = re.compile(  # "vitamin b12", "rhodamine b", "baccatin iii", "bisphenol
     r" (?:(?<=vitamin )[a-k]\d*$|(?<=[a-z]{3} )(?:[a-z]|i{2,3}|iv|ix|vi{0,3})$|(?<=bisphenol )[a-z]\b)"
 )
 ISOTOPE = re.compile(r"-1[358][cno]\d*\b")
-PROTECTED = ("boc-", "fmoc-", "cbz-")
+PROTECTED = re.compile(r"(?<![a-z])(?:boc|fmoc|cbz)(?=-)")
 PUNCTUATION = str.maketrans("", "", "-–()[]{} ,.'")
 LONGEST_NAME = 60  # characters
 IDENTITY = {
@@ -168,7 +168,9 @@ def _spelled(name: str) -> str:
         name = name.replace("itert-but", "i-tert-but")
     if "-1" in name:
         name = ISOTOPE.sub(lambda found: found[0].upper(), name)
-    return name.capitalize() if name.startswith(PROTECTED) and name.islower() else name
+    if "oc-" in name or "cbz-" in name:
+        name = PROTECTED.sub(lambda found: found[0].capitalize(), name)
+    return name
 
 
 def _odd(name: str) -> bool:

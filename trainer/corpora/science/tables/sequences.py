@@ -24,6 +24,7 @@ COMMON = {
     "organism": Property(
         "source organism",
         number=False,
+        stated=False,  # after "its source organism is Homo sapiens", "it" would be the organism
         predicates=("comes from {value}",),
         questions=("Which organism does {called} come from?", "In which organism is {called} found?"),
     ),

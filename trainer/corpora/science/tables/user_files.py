@@ -143,7 +143,7 @@ def _property(path: Path, column: str, given: object) -> Property:
             **flags,
         )
     if label == "class" and text and not condition and not unit:
-        questions = ("What class does {called} belong to?", "How is {called} classed?")
+        questions = ("What class does {called} belong to?", "To which class does {called} belong?")
         return Property(label, number=False, classed=True, questions=questions, **flags)
     return Property(label, condition, unit, number=not text, had=not text or flags.get("identifies", False), **flags)
 
