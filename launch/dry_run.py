@@ -31,7 +31,7 @@ def dry_run(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) 
 def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) -> Iterator[tuple[str, str]]:
     model, train = cfg.model, cfg.train
     yield "recipe", cfg.run.name
-    yield "parameters", f"{model.num_params():,}, {model.active_params():,} of them active for a token"
+    yield "parameters", f"{model.num_params():,}, {model.active_params():,} active per token"
     axes = [f"{axis}={ranks}" for axis, ranks, _ in map_ranks(cfg.parallel, model, world_size).layout.rows()]
     yield "ranks", " ".join([f"{world_size:,}", *axes])
     per_step = train.global_batch * cfg.data.seq_len
@@ -39,9 +39,9 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
     if phases := _phases(cfg):
         yield "phases", phases
     held = rank_memory(cfg, world_size)
-    whose = "on rank 0, which holds the most" if world_size > 1 else "in all"
+    whose = "on rank 0, which holds the most" if world_size > 1 else "in total"
     roughly = "" if held.exact else "roughly "
-    yield "memory", f"{roughly}{gigabytes(held.held)} {whose}, besides activations"
+    yield "memory", f"{roughly}{gigabytes(held.held)} {whose}, excluding activations"
     for name, size in (("weights", held.weights), ("gradients", held.gradients), ("optimizer", held.optimizer)):
         yield f"  {name}", gigabytes(size)
     inputs = f"the inputs of the layers, in a micro-batch of {train.micro_batch}"

@@ -13,7 +13,7 @@ def must_not_exist(path: str) -> None:
     """Raises `CommandError` if `path` exists: no command overwrites anything."""
     if Path(path).exists():
         remedy = "give another path, or remove it"
-        raise CommandError(f"{path} exists and is not overwritten; {remedy}", where=path, allowed=remedy)
+        raise CommandError(f"{path} already exists and will not be overwritten; {remedy}", where=path, allowed=remedy)
 
 
 def check_all(*checks: Callable[[], object]) -> None:

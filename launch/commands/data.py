@@ -53,8 +53,10 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     numbers = _sample_words(given) if action == "show" else []
     recipe = [word for word in given if word not in numbers]
     if not recipe or (action == "show") != (len(numbers) == 1):
-        example = f"octavo data {action} toy" + (" 17, with the number of a sample" if action == "show" else "")
-        raise CommandError(f"octavo data {action}: name a recipe, as in: {example}", where="RECIPE", allowed=example)
+        example = f"octavo data {action} toy" + (" 17" if action == "show" else "")
+        needed = "a recipe and the number of one sample" if action == "show" else "a recipe"
+        text = f"octavo data {action}: give {needed}, as in: {example}"
+        raise CommandError(text, where="RECIPE", allowed=example)
     for word in numbers:
         if not word.isdecimal() or len(word) > MAX_DIGITS:
             allowed = f"a whole number, 0 or more, of {MAX_DIGITS} digits or fewer"
@@ -84,7 +86,9 @@ def _must_be_reached(cfg: Config, sample: int) -> None:
     step = sample // batch + 1
     if faults := check_length(cfg.data, step, batch):
         raise ConfigError(
-            Fault(f"sample {sample} is in step {step}, which no run reaches: {fault.text}", "N", sample, fault.allowed)
+            Fault(
+                f"sample {sample} is in step {step}, which no run can reach: {fault.text}", "N", sample, fault.allowed
+            )
             for fault in faults
         )
 
@@ -94,7 +98,7 @@ def _must_be_made(cache_dir: str) -> None:
     try:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        remedy = "name a writable directory"
+        remedy = "give a writable directory"
         text = f"data.cache_dir={cache_dir}: {error.strerror or error}; {remedy}"
         raise ConfigError(text, where="data.cache_dir", value=cache_dir, allowed=remedy) from error
 
@@ -171,7 +175,7 @@ def stats(cfg: Config) -> int:
     reader = _reader(cfg)
     batch, samples = cfg.train.global_batch, cfg.train.steps * cfg.train.global_batch
     counts, epochs = reader.index.counts_before(samples), reader.epochs(samples)
-    table = _table("source", "domain", "tokens", "documents", "tokens a document", "windows", "share", "epochs")
+    table = _table("source", "domain", "tokens", "documents", "tokens per document", "windows", "share", "epochs")
     for name, shards in reader.train.items():
         windows = shards.num_windows(cfg.data.seq_len)
         table.add_row(
@@ -186,7 +190,7 @@ def stats(cfg: Config) -> int:
         )
     print_table(table)
     tokens = _short(samples * cfg.data.seq_len)
-    print(f"share and epochs: of {cfg.train.steps:,} steps of {batch:,} samples, {tokens} tokens in all\n")
+    print(f"share and epochs: of {cfg.train.steps:,} steps of {batch:,} samples, {tokens} tokens in total\n")
 
     measured = min(COSTED_SAMPLES, samples)
     parts = [(first, min(COSTED_AT_ONCE, measured - first)) for first in range(0, measured, COSTED_AT_ONCE)]
@@ -242,7 +246,7 @@ def _table_of_sources(cfg: Config, epochs: dict[str, float]) -> Table:
         most = f"{source.max_epochs:g}"
         table.add_row(name, source.domain, source.prefix or "-", tokens, unique, times, most, *parts)
     sums = [phase.tokens for phase in data.phases.values()]
-    table.add_row("in all", "", "", _short(sum(sums)), "", "", "", *map(_short, sums))
+    table.add_row("total", "", "", _short(sum(sums)), "", "", "", *map(_short, sums))
     return table
 
 

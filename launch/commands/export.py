@@ -29,7 +29,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         help="dtype of the text model. source: same as the checkpoint the run started from (bf16 if trained from "
         "scratch); fp8: e4m3 in blocks of 128 x 128 with weight_scale_inv (default: source)",
     )
-    add("--pad", action="store_true", help="with FP8: widen the experts with zeros to a multiple of 128")
+    add("--pad", action="store_true", help="with FP8: pad the width of the experts with zeros to a multiple of 128")
     add("--text-only", action="store_true", help="leave out the vision, projector and time-series weights")
     add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="maximum file size in GB (default: 5)")
     options = parser.read(words)

@@ -54,8 +54,8 @@ def _step_directory(path: Path) -> Path:
         return locate(path)
     except CheckpointError:
         kinds = f"a Hugging Face directory (with {CONFIG}) or a run directory with a checkpoint (step-N)"
-        found = "this is neither" if path.exists() else "no such file or directory"
-        raise CommandError(f"{path}: {found}; give {kinds}", where=str(path), allowed=kinds) from None
+        found = f" contains neither {CONFIG} nor a checkpoint" if path.exists() else ": no such file or directory"
+        raise CommandError(f"{path}{found}; give {kinds}", where=str(path), allowed=kinds) from None
 
 
 def _inspect(path: Path, print_contents: Callable[[], bool], verify: bool) -> int:
@@ -174,7 +174,7 @@ def _print_table(entries: Iterable[Entry]) -> None:
     )
     unit, size = ("GB", 1e9) if total.nbytes >= 1e9 else ("MB", 1e6)
     print(f"\n{'part':<20}{'tensors':>9}{'parameters':>19}{unit:>14}  dtypes")
-    for part, row in [*((part, rows[part]) for part in ORDER if part in rows), ("in all", total)]:
+    for part, row in [*((part, rows[part]) for part in ORDER if part in rows), ("total", total)]:
         dtypes = " ".join(sorted(row.dtypes))
         print(f"{part:<20}{row.tensors:>9,}{row.parameters:>19,}{row.nbytes / size:>14,.3f}  {dtypes}".rstrip())
     print()

@@ -48,7 +48,7 @@ def _print_layout(cfg: Config, world: int, rank: int) -> int:
         ("gradients", memory.gradients),
         ("optimizer", memory.optimizer),
         ("padding", memory.padding),
-        ("in all", memory.total),
+        ("total", memory.total),
     ):
         print(f"{name:<20}{nbytes / size:>12,.3f}")
     print("activations and gathered weights are not included")

@@ -77,7 +77,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         raise CommandError(f"octavo runs: {len(given)} directories; give {remedy}", where="DIR", allowed=remedy)
     for path in given:
         if not path.is_dir():
-            remedy = "a directory of runs, such as runs, which `octavo train` makes"
+            remedy = "a directory that contains runs; `octavo train` creates them in runs/"
             text = f"{path}: {'not a directory' if path.exists() else 'no such directory'}; give {remedy}"
             raise CommandError(text, where=str(path), allowed=remedy)
     if len(given) == 1:

@@ -216,7 +216,7 @@ def write(out: Path, made: Iterable[Text]) -> Counter[str]:
             f"{unfinished} is being written by another process", where=str(unfinished), allowed="another OUT.jsonl"
         ) from None
     except TargetExistsError:
-        message = f"{out} exists by now and is not overwritten; the texts are in {unfinished}"
+        message = f"{out} was created in the meantime and will not be overwritten; the texts are in {unfinished}"
         raise DataError(message, where=str(out), allowed=f"rename {unfinished}") from None
     except OSError as error:
         raise DataError(

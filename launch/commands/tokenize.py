@@ -169,10 +169,10 @@ def _options(parser: Parser) -> None:
     )
     add(
         "--heldout",
-        type=number(lambda share: 0 <= share < 1, "a share from 0 to below 1"),
+        type=number(lambda share: 0 <= share < 1, "a share of at least 0 and below 1"),
         default=0.001,
         metavar="SHARE",
-        help="fraction of documents to hold out from training; at least one always is (default: 0.001)",
+        help="fraction of documents to hold out from training; at least one always is held out (default: 0.001)",
     )
     add(
         "--shard-tokens",
@@ -191,8 +191,8 @@ def _options(parser: Parser) -> None:
     )
     add(
         "--split",
-        help="split of a saved dataset, or split or rows that a --builder makes, such as 'train[:10%%]' or train+test "
-        "(default: train)",
+        help="split of a saved dataset, or the split or rows to read with --builder, such as 'train[:10%%]' or "
+        "train+test (default: train)",
     )
     add(
         "--builder",

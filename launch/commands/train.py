@@ -40,7 +40,7 @@ RENDEZVOUS = {
     "--node-rank": "index of this machine, starting at 0 (static rendezvous)",
     "--master-addr": "address of machine 0 (static rendezvous)",
     "--master-port": "a free port on machine 0 (static rendezvous)",
-    "--rdzv-backend": "rendezvous back end of torchrun, such as c10d",
+    "--rdzv-backend": "torchrun's rendezvous back end, such as c10d",
     "--rdzv-endpoint": "HOST:PORT of the rendezvous",
     "--rdzv-id": "rendezvous name; must be the same on every machine in the run",
     "--rdzv-conf": "extra rendezvous settings, as KEY=VALUE,...",
@@ -68,7 +68,11 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         metavar="N",
         help="number of machines; run the command on each (default: 1)",
     )
-    add("--dry-run", action="store_true", help="print what the command would train, hold and write, and start nothing")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print what the run would train, hold in memory and write, without starting it",
+    )
     for option, what in RENDEZVOUS.items():
         add(option, metavar="X", help=what, type=as_typed(NUMBERS[option]) if option in NUMBERS else str)
     options = parser.read(dashed)

@@ -81,7 +81,7 @@ def _check_words(options: argparse.Namespace) -> None:
 
 def _check_target(options: argparse.Namespace) -> None:
     if options.target is None:
-        remedy = "name the directory to make"
+        remedy = "give the directory to create"
         raise CommandError(f"octavo upcycle: missing DST; {remedy}", where="DST", allowed=remedy)
     if Path(options.source).resolve() in Path(options.target).resolve().parents:
         remedy = "give a directory outside of the source"
@@ -286,7 +286,7 @@ def _options(parser: Parser) -> None:
         "--cuts",
         **choice("same", "distinct"),
         default="same",
-        help="division of experts in each full set of groups: the same in every set, or different (default: same)",
+        help="how each full set of groups divides the experts: the same in every set, or differently (default: same)",
     )
     add(
         "--noise",

@@ -232,7 +232,7 @@ def convert(hint: Any, value: Any) -> tuple[Any, str]:
         # YAML 1.1 reads a bare `off` as false
         if value is False and "off" in arguments:
             return "off", ""
-        return (value, "") if isinstance(value, str) else (None, f"one of {one_of(arguments)}")
+        return (value, "") if isinstance(value, str) else (None, one_of(arguments))
     if origin in (typing.Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
         return (None, "") if value is None else convert(inner[0], value)

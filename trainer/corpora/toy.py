@@ -67,7 +67,7 @@ def open_toy_mixture(data: DataConfig, progress: OnProgress = print_line) -> dic
             if not directory.exists():
                 _build(directory, data, made_from, progress)
     except OSError as error:
-        remedy = "name a writable directory with 200 MB free"
+        remedy = "give a writable directory with 200 MB free"
         raise DataError(
             f"data.cache_dir={cache_dir}: {error.strerror or error} ({error.filename or directory}); {remedy}",
             where="data.cache_dir",

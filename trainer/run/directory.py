@@ -73,7 +73,7 @@ def _inspect(path: Path, cfg: Config) -> RunDir:
     stored, repaired = _stored(path)
     differing = _differences(cfg, stored, "fixed")
     if differing:
-        advice = "Use those values, another run.dir, or train.resume=never for a new run directory"
+        advice = "Use the old values or another run.dir, or set train.resume=never to start a new run directory"
         text = f"run.dir={path} has a different configuration: {'; '.join(differing)}. {advice}"
         raise ConfigError(text, where="run.dir", value=str(path), allowed=differing)
     step = last_step(path)

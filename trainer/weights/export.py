@@ -78,7 +78,8 @@ def export(
             a power of two for each 128 x 128 block, made from their bf16 values (as FP8 training makes its own), the
             others bf16. FoPE's tables are as in the source, or fp32.
         text_only: leave towers out, and write a Qwen3-MoE directory where the text model is one.
-        pad: widen the experts with zeros, which change no result, to a multiple of 128, where they are written in FP8.
+        pad: pad the width of the experts with zeros, which change no result, to a multiple of 128, where they are
+            written in FP8.
         progress: called as bytes are written.
     Raises: CheckpointError or ConfigError for what is wrong with the run, HuggingFaceError for what is wrong with the
         target, each with one line; UserError for a dtype that does not exist.

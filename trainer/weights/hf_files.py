@@ -128,7 +128,9 @@ def weight_files(path: Path) -> tuple[list[Path], dict[str, str]]:
     if not listed:
         files = [*([single] if os.path.lexists(single) else []), *sorted(path.glob(SHARDS))]
     if not files and index is None:
-        raise HuggingFaceError(f"{path}: no {SINGLE} and no {INDEX}", where=str(path), allowed=(SINGLE, INDEX))
+        raise HuggingFaceError(
+            f"{path} contains neither {SINGLE} nor {INDEX}", where=str(path), allowed=(SINGLE, INDEX)
+        )
     return files, listed
 
 
@@ -251,7 +253,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise HuggingFaceError(f"{path}: not a JSON object", where=str(path), allowed="a JSON object")
     if contradictory:
         raise HuggingFaceError(
-            f"{path}: {contradictory[0]} is there twice, with different values; keep one",
+            f"{path}: {contradictory[0]} appears twice, with different values; keep one",
             where=str(path),
             value=contradictory[0],
             allowed="each key once",

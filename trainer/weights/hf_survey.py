@@ -153,7 +153,7 @@ class SourceModel:
             yield _wrong_shape(tensor, piece.shape)
         if tensor.dtype not in WEIGHTS:
             kinds = ", ".join(WEIGHTS[:-1])
-            yield f"{name}: {tensor.dtype} is not a dtype of weights; need {kinds} or {FP8} with scales"
+            yield f"{name}: {tensor.dtype} is not supported for weights; expected {kinds} or {FP8} with scales"
         if tensor.dtype != FP8:
             return
         if not piece.matrix:
@@ -162,7 +162,7 @@ class SourceModel:
         if scales is None:
             yield f"{name}: {FP8} without its scales: no tensor {piece_scales(name)}"
         elif scales.dtype not in SCALES:
-            yield f"{scales.name}: {scales.dtype} is not a dtype of scales; need {', '.join(SCALES)}"
+            yield f"{scales.name}: {scales.dtype} is not supported for scales; expected {', '.join(SCALES)}"
         else:
             need = scale_shape(piece.shape)
             if scales.shape != need:
@@ -183,7 +183,8 @@ class SourceModel:
         """Raises HuggingFaceError, one line, where anything is wrong."""
         problems = self.problems(towers=towers)
         if problems:
-            more = f"; and {len(problems) - SHOWN} more: `octavo inspect` lists them" if len(problems) > SHOWN else ""
+            hidden = len(problems) - SHOWN
+            more = f"; and {hidden} more; see `octavo inspect {self.directory.path}`" if hidden > 0 else ""
             raise HuggingFaceError(
                 f"{self.directory.path}: {'; '.join(problems[:SHOWN])}{more}",
                 where=str(self.directory.path),
@@ -254,4 +255,4 @@ def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _wrong_shape(tensor: StoredTensor, need: tuple[int, ...]) -> str:
-    return f"{tensor.name}: the checkpoint has shape {list(tensor.shape)}, need {list(need)}"
+    return f"{tensor.name}: the checkpoint has shape {list(tensor.shape)}; expected {list(need)}"

@@ -51,7 +51,7 @@ class Section:
     def refused(self, name: str, need: str) -> HuggingFaceError:
         shown = json.dumps(self.values.get(name))
         return HuggingFaceError(
-            f"{CONFIG}: {name}={shown} {self.where} is not supported; need {need}",
+            f"{CONFIG}: {name}={shown} {self.where} is not supported; expected {need}",
             where=name,
             value=self.values.get(name),
             allowed=need,
@@ -79,7 +79,7 @@ def object_under(config: Mapping[str, Any], *names: str) -> dict[str, Any] | Non
     for name in names:
         if not isinstance(config.get(name), dict | None):
             raise HuggingFaceError(
-                f"{CONFIG}: {name}={json.dumps(config[name])} is not supported; need an object",
+                f"{CONFIG}: {name}={json.dumps(config[name])} is not supported; expected an object",
                 where=name,
                 value=config[name],
                 allowed="an object",

@@ -89,7 +89,7 @@ def test_inspect_a_published_directory(reference, capsys):
     rows = table(out)
     assert rows["experts"] == ["288", "589,824", "2.359", "F32"]
     assert rows["time series"][:2] == ["62", "3,307,824"]
-    assert rows["in all"][:2] == ["415", "4,131,792"]
+    assert rows["total"][:2] == ["415", "4,131,792"]
     assert "32 in 8 group(s), 8 per token, in each of 3 layers" in out
     assert "model.hidden_size=64" in out
     for what in ("missing", "unknown", "mismatch"):
@@ -110,7 +110,7 @@ def test_inspect_names_what_is_wrong(reference, tmp_path, capsys):
     assert "missing     model.language_model.layers.2.mlp.experts.0.up_proj.weight\n" in out
     assert "            and 1 more\n" in out
     assert "unknown     model.visual.pos_embed.weight\n" in out
-    assert "mismatch    model.language_model.norm.weight: the checkpoint has shape [63], need [64]\n" in out
+    assert "mismatch    model.language_model.norm.weight: the checkpoint has shape [63]; expected [64]\n" in out
     assert out.endswith("NOT complete\n")
     assert table(out)["unknown"][0] == "1"
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
@@ -124,8 +124,8 @@ def test_inspect_a_training_checkpoint(run, tmp_path, capsys):
     assert f"{run}/checkpoints/step-1: training checkpoint of step 1, saved with world size 1" in out
     model = tiny_config(run, model={"router_groups": 1, "positions": "rope"}).model
     rows = table(out)
-    counted = [int(row[1].replace(",", "")) for part, row in rows.items() if part != "in all"]
-    assert sum(counted) == model.num_params() == int(rows["in all"][1].replace(",", ""))
+    counted = [int(row[1].replace(",", "")) for part, row in rows.items() if part != "total"]
+    assert sum(counted) == model.num_params() == int(rows["total"][1].replace(",", ""))
     assert rows["optimizer"][1] == "0"
     copy = shutil.copytree(run, tmp_path / "copy")
     shard = next(copy.glob("checkpoints/step-1/*.distcp"))

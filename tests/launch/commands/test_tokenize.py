@@ -79,7 +79,7 @@ SOURCES = ("science_text", "structured_science", "general_web", "code", "mathema
         (["--domain", "general", "--config", "en"], "--config", "en", "--builder NAME"),
         (["--domain", "general", "--special-text", "drop"], "--special-text", "drop", ("spell", "encode")),
         (["--domain", "general", "--template", "none"], "--template", "none", ("keep", "omit")),
-        (["--domain", "general", "--heldout", "1"], "--heldout", "1", "a share from 0 to below 1"),
+        (["--domain", "general", "--heldout", "1"], "--heldout", "1", "a share of at least 0 and below 1"),
         (["--domain", "general", "--config-dir", "."], "--config-dir", ["."], "--mixture RECIPE"),
         (["--mixture", "recipe=toy data=synthetic"], "--name", "notes", ()),
         (["--mixture", "recipe=cpt_6t"], "--name", "notes", SOURCES),

@@ -208,7 +208,7 @@ def test_a_disk_that_is_too_small(source, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "where", "allowed"),
     [
-        ("src", "DST", "name the directory to make"),
+        ("src", "DST", "give the directory to create"),
         ("src dst --strategy quarters", "--strategy", ("halves", "coactivation", "spread")),
         ("src dst --workers 0", "--workers", "a whole number, 1 or more"),
         ("src dst --shard-gb 0", "--shard-gb", "a number above 0, such as 5"),

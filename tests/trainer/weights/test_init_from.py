@@ -173,7 +173,7 @@ def missing_tower(cfg: Config, source: Path) -> str:
 def unfit_tower(cfg: Config, source: Path) -> str:
     name = "model.vision_tower.embeddings.cls_token"
     rewrite(source, name, torch.zeros(1, 1, 47))
-    return f"{name}: the checkpoint has shape [1, 1, 47], need [1, 1, 48]"
+    return f"{name}: the checkpoint has shape [1, 1, 47]; expected [1, 1, 48]"
 
 
 def unknown_in_a_tower(cfg: Config, source: Path) -> str:

@@ -67,8 +67,8 @@ def check_length(data: DataConfig, steps: int, batch: int) -> list[Fault]:
     fits = max(int(wanted - over[first]) // (batch * data.seq_len), total // (batch * data.seq_len))
     source = data.sources[first]
     text = (
-        f"train.steps={steps} needs {_show(wanted)} tokens and data.phases have {_show(total)}: data.sources.{first} "
-        f"would be drawn {float(given[first] / source.unique_tokens):.3g} times, and its max_epochs is "
+        f"train.steps={steps} needs {_show(wanted)} tokens, but data.phases have {_show(total)}: data.sources.{first} "
+        f"would be drawn {float(given[first] / source.unique_tokens):.3g} times, but its max_epochs is "
         f"{source.max_epochs:g}; use train.steps={fits} or less, or raise data.sources.{first}.max_epochs"
     )
     return [Fault(text, "train.steps", steps, f"{fits} or less")]
@@ -156,7 +156,8 @@ def _prefixes(data: DataConfig) -> Iterator[Fault]:
             if source.domain == "science" and groups:
                 yield Fault(f"{key} is empty; a science source needs one; use {one_of(groups)}", key, "", groups)
         elif source.prefix not in groups:
-            text = f"{key}={source.prefix}: data.prefixes has {one_of(groups) or 'no group'}"
+            found = f"no such group in data.prefixes; use {one_of(groups)}" if groups else "data.prefixes is empty"
+            text = f"{key}={source.prefix}: {found}"
             yield Fault(text + did_you_mean(source.prefix, groups), key, source.prefix, groups)
         else:
             users.setdefault(source.prefix, {}).setdefault(source.domain, name)
@@ -192,18 +193,18 @@ def _totals(data: DataConfig) -> Iterator[Fault]:
     phases = sum(phase.tokens for phase in data.phases.values())
     if sources != phases:
         text = (
-            f"data.sources have {_show(sources)} tokens in all and data.phases {_show(phases)}: "
+            f"data.sources have {_show(sources)} tokens in total, but data.phases have {_show(phases)}: "
             f"{_show(abs(sources - phases))} {'too many' if sources > phases else 'missing'}; change the tokens of a "
             "source or of a phase"
         )
-        yield Fault(text, "data.sources", sources, f"{_show(phases)} tokens in all")
+        yield Fault(text, "data.sources", sources, f"{_show(phases)} tokens in total")
     for name, source in data.sources.items():
         if source.tokens > source.max_tokens * (1 + ROUNDING):
             epochs = source.tokens / source.unique_tokens
             allowed = f"{_show(int(source.max_tokens))} or less"
             text = (
                 f"data.sources.{name}.tokens={_show(source.tokens)} is {epochs:.3g} times its unique_tokens="
-                f"{_show(source.unique_tokens)}, and its max_epochs is {source.max_epochs:g}; use tokens={allowed}, or "
+                f"{_show(source.unique_tokens)}, but its max_epochs is {source.max_epochs:g}; use tokens={allowed}, or "
                 f"max_epochs={math.ceil(epochs * 100) / 100:g}"
             )
             yield Fault(text, f"data.sources.{name}.tokens", source.tokens, allowed)

@@ -94,7 +94,7 @@ def _width(cfg: Config, world_size: int, ranks: RankMap) -> list[Fault]:
     advice = f"parallel.dp_replicate={one_of(copies)} with parallel.dp_shard=0" if copies else "another width"
     text = (
         f"model.expert_width={width} is not divisible by the {parts} ranks that share an expert "
-        f"({ranks.layout.expert_dp} by dp_shard/ep x {ranks.placement.width_shards} per router group)"
+        f"(dp_shard/ep = {ranks.layout.expert_dp}, times {ranks.placement.width_shards} per router group)"
     )
     return [Fault(f"{text}; use {advice}", "model.expert_width", width, advice)]
 

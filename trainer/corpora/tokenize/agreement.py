@@ -85,7 +85,7 @@ def check_end(tokenizer: Tokenizer) -> None:
         if text and tokenizer.eos_id in tokenizer.encode(text):
             special = [token for token, is_special in tokenizer.added.items() if is_special]
             raise DataError(
-                f"{end} does not end a document only: the text {text!r} has it too; name a special token with --eos",
+                f"{end} does not only end documents: the text {text!r} has it too; choose a special token with --eos",
                 where="--eos",
                 value=end,
                 allowed=tuple(special) or "a special token",

@@ -42,7 +42,7 @@ def _check_column(path: str, schema: Any, field: str) -> None:
 
     count = schema.names.count(field)
     if not count:
-        text = f"has no column {field!r}; it has {', '.join(schema.names)}: {CHOOSE}"
+        text = f"has no column {field!r}; it has {', '.join(schema.names)}; {CHOOSE}"
         raise bad(path, text, field, tuple(schema.names))
     if count > 1:
         remedy = "give them names of their own"
@@ -64,7 +64,7 @@ def _strings(unit: Unit, batch: Any, field: str, row: int) -> list[str | None]:
             try:
                 column[number].as_py()
             except UnicodeDecodeError as error:
-                text = f"is not UTF-8 at byte {error.start + 1} of {field!r}"
+                text = f"has invalid UTF-8 at byte {error.start + 1} of {field!r}"
                 raise bad(place(unit, row + number), text, field, "replace or remove the row") from None
         raise
     return found

@@ -211,18 +211,18 @@ def _strings_of(line: bytes, fields: list[str]) -> list[str]:
     try:
         record = _DECODER.decode(line.decode(json.detect_encoding(line), "surrogatepass"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1})") from None
+        raise ValueError(f"not JSON ({error.msg.removesuffix(' at')} at character {error.pos + 1})") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start + 1}") from None
+        raise ValueError(f"invalid UTF-8 at byte {error.start + 1}") from None
     except RecursionError:
         raise ValueError("not a record of text: it is nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError('not a JSON object; each line has one document, as in {"text": "..."}')
     for field in fields:
         if isinstance(record, _Repeated) and field in record.names:
-            raise ValueError(f"the field {field!r} is there twice")
+            raise ValueError(f"the field {field!r} appears twice")
         if field not in record:
-            raise ValueError(f"no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}: {CHOOSE}")
+            raise ValueError(f"no field {field!r}; the line has {', '.join(map(repr, record)) or 'none'}; {CHOOSE}")
         if not isinstance(record[field], str):
             raise ValueError(f"the field {field!r} is not a string")
         try:

@@ -87,9 +87,9 @@ def start_or_resume(work: Path, plan: Facts) -> None:
     strangers = [entry.name for entry in work.iterdir() if entry.name not in (LOCK, f"{PLAN}.tmp")]
     if strangers:
         raise DataError(
-            f"{work} has {min(strangers)}, which this command did not write: name another directory",
+            f"{work} has {min(strangers)}, which this command did not write; give another directory",
             where=str(work),
             value=min(strangers),
-            allowed="name another directory",
+            allowed="give another directory",
         )
     write_json(path, plan)

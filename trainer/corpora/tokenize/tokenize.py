@@ -95,8 +95,8 @@ def tokenize_source(
     """
     in_memory = not isinstance(documents, Sequence) or not all(isinstance(item, Path | Rows) for item in documents)
     if out.exists():
-        remedy = "remove it or name another directory"
-        raise DataError(f"{out} exists and is not overwritten: {remedy}", where=str(out), allowed=remedy)
+        remedy = "remove it or give another directory"
+        raise DataError(f"{out} already exists and will not be overwritten; {remedy}", where=str(out), allowed=remedy)
     work = out.with_name(f"{out.name}.tmp")
     try:
         work.mkdir(parents=True, exist_ok=True)

@@ -133,5 +133,5 @@ def read_manifest(directory: Path) -> Mapping[str, Any]:
     try:
         return SHARDS.read(directory)
     except CorruptError as damage:
-        remedy = "name a directory that octavo tokenize wrote" if damage.missing else REMEDY
+        remedy = "give a directory that octavo tokenize wrote" if damage.missing else REMEDY
         raise DataError(f"{damage}; {remedy}", where=str(damage.path), value=damage.value, allowed=remedy) from None

@@ -41,10 +41,10 @@ class Tokenizer:
         self.vocab_size: int = 1 + max(ids.values(), default=-1)
         eos_id = bpe.token_to_id(end_of_document)
         if eos_id is None:
-            text = f"the tokenizer has no token {end_of_document}; name one that it has with --eos"
+            text = f"the tokenizer has no token {end_of_document}; choose one that it has with --eos"
             raise DataError(text, where="--eos", value=end_of_document, allowed="a token of the tokenizer")
         if shared := [token for token, number in ids.items() if number == eos_id and token != end_of_document]:
-            text = f"{end_of_document} and {min(shared)} have the same id {eos_id}; name another token with --eos"
+            text = f"{end_of_document} and {min(shared)} have the same id {eos_id}; choose another token with --eos"
             raise DataError(text, where="--eos", value=end_of_document, allowed="a token with an id of its own")
         self.eos_id: int = eos_id
         self.end_of_document = end_of_document
@@ -68,7 +68,7 @@ class Tokenizer:
         if end_of_document is None and bpe.token_to_id(END_OF_DOCUMENT) is None:
             end_of_document = named_token(path.with_name(CONFIG), "eos_token")
             if end_of_document is None:
-                text = f"{path} does not define an end-of-document token; name one with --eos"
+                text = f"{path} does not define an end-of-document token; choose one with --eos"
                 raise DataError(text, where="--eos", allowed="a token of the tokenizer")
         try:
             end = END_OF_DOCUMENT if end_of_document is None else end_of_document
@@ -128,12 +128,12 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     """
     path = tokenizer_file(path)
     if not path.is_file():
-        remedy = "name a tokenizer.json or a directory that contains one"
+        remedy = "give a tokenizer.json or a directory that contains one"
         raise DataError(f"{path} does not exist; {remedy}", where=str(path), allowed=remedy)
     try:
         found = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
-        remedy = "name a tokenizer.json of Hugging Face's tokenizers"
+        remedy = "give a tokenizer.json of Hugging Face's tokenizers library"
         text = f"{path} is not a tokenizer file ({error}); {remedy}"
         raise DataError(text, where=str(path), allowed=remedy) from error
     found.no_truncation()

@@ -144,8 +144,8 @@ def _contradiction(key: str, value: Any, other: str, there: Any) -> HuggingFaceE
 
 
 def _refused(key: str, value: Any, allowed: tuple[Any, ...], found: str) -> HuggingFaceError:
-    values = " or ".join(f"{key}={json.dumps(neutral)}" for neutral in allowed)
-    need = f"only {values or f'a model without {key}'} is"
+    values = " and ".join(f"{key}={json.dumps(neutral)}" for neutral in allowed)
+    need = f"only {values or f'models without {key}'} {'is' if len(allowed) == 1 else 'are'}"
     return HuggingFaceError(
         f"{CONFIG}: {found} is not supported; {need}", where=key, value=value, allowed=allowed or "no such key"
     )

@@ -166,7 +166,7 @@ def test_a_ledger_has_one_writer_and_says_what_is_no_entry(tmp_path: Path) -> No
         assert ledger.get("b") is None
         with pytest.raises(DataError) as caught:
             Ledger(path)
-        assert (caught.value.where, caught.value.allowed) == (str(path), "wait for it, or name another --ledger")
+        assert (caught.value.where, caught.value.allowed) == (str(path), "wait for it, or use another --ledger")
     path.write_bytes(path.read_bytes() + b"[]\n")
     with pytest.raises(DataError) as caught:
         Ledger(path)

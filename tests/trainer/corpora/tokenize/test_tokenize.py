@@ -367,7 +367,7 @@ def test_only_the_same_work_is_resumed_and_nothing_is_overwritten(tmp_path, plai
     before = contents(out)
     with pytest.raises(DataError) as caught:
         make(tmp_path, [source])
-    assert (caught.value.where, caught.value.allowed) == (str(out), "remove it or name another directory")
+    assert (caught.value.where, caught.value.allowed) == (str(out), "remove it or give another directory")
     assert contents(out) == before
 
     def stop(*args, **kwargs):
@@ -407,7 +407,7 @@ def test_only_the_same_work_is_resumed_and_nothing_is_overwritten(tmp_path, plai
     assert [path.read_text() for path in theirs] == ["mine"] * 3
     with pytest.raises(DataError) as caught:
         make(tmp_path, [source], out=Path("."))
-    assert (caught.value.where, caught.value.allowed) == (".", "remove it or name another directory")
+    assert (caught.value.where, caught.value.allowed) == (".", "remove it or give another directory")
 
 
 @pytest.mark.parametrize("bad", ["", "no JSON\n", '{"text": "iron"}\nno JSON\n'])

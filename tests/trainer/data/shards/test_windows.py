@@ -199,7 +199,7 @@ def test_manifests_that_are_not_as_written_are_refused(tmp_path):
     path.unlink()
     with pytest.raises(DataError) as error:
         Shards(out)
-    assert (error.value.where, error.value.allowed) == (str(path), "name a directory that octavo tokenize wrote")
+    assert (error.value.where, error.value.allowed) == (str(path), "give a directory that octavo tokenize wrote")
 
 
 def test_documents_of_one_token_and_longer_than_the_window(tmp_path):

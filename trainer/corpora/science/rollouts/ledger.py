@@ -28,10 +28,10 @@ class Ledger:
             self._held = FileLock(path)
         except LockedError:
             raise DataError(
-                f"{path} is in use by another process", where=str(path), allowed="wait for it, or name another --ledger"
+                f"{path} is in use by another process", where=str(path), allowed="wait for it, or use another --ledger"
             ) from None
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}", where=str(path), allowed="name another --ledger") from error
+            raise DataError(f"{path}: {error.strerror}", where=str(path), allowed="use another --ledger") from error
         self._file = self._held.file
         self._end = self._read()
         os.ftruncate(self._file, self._end)
@@ -51,7 +51,7 @@ class Ledger:
                         f"{where} is not an entry of a ledger: {error!r}",
                         where=where,
                         value=line[:100].decode("utf-8", "replace"),
-                        allowed="remove the line, or name another --ledger",
+                        allowed="remove the line, or use another --ledger",
                     ) from error
                 self._places[key] = (end, len(line))
                 end += len(line)

@@ -86,7 +86,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", where=str(path), allowed="name a readable file") from error
+        raise DataError(f"{path}: {error.strerror}", where=str(path), allowed="give a readable file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())
         raise DataError(f"{path} is not YAML: {problem}", where=str(path), value=problem, allowed=EXAMPLE) from error
@@ -177,7 +177,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
                     allowed=SUFFIXES,
                 )
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", where=str(path), allowed="name a readable file") from error
+        raise DataError(f"{path}: {error.strerror}", where=str(path), allowed="give a readable file") from error
     except (ValueError, csv.Error) as error:
         where = f"{path}, line {max(line, 1)}"
         raise DataError(f"{where}: {error}", where=where, value=str(error), allowed="correct the line") from error
