@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
     from trainer.config.mixture import SourceConfig
 
-FORMAT = 6  # increase it with any change of the output for the same inputs
+FORMAT = 7  # increase it with any change of the output for the same inputs
 RATIO_SAMPLE = 200_000  # characters of a source on which its characters per token are measured
 KNOWN: Mapping[str, Source] = {source.name: source for source in (*SOURCES, *SCIENCE)}
 
