@@ -187,8 +187,10 @@ def test_the_command_writes_counts_and_says_what_cuts_keep(
     text = [str(token_file(tmp_path / "a.npy", 300))]
 
     def run(*more: str) -> int:
-        words = [str(directory), "--calibrate", *text, "--counts", str(out), "--tokens", "200", "--device", "cpu"]
-        return main(["upcycle", *words, *more])
+        options = {"--counts": str(out), "--tokens": "200", "--device": "cpu"}
+        options |= dict(zip(more[::2], more[1::2], strict=True))
+        words = [word for option in options.items() for word in option]
+        return main(["upcycle", str(directory), "--calibrate", *text, *words])
 
     assert run() == 0
     counts = Counts.load(out, opened(directory))
