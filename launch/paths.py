@@ -16,6 +16,12 @@ def must_not_exist(path: str) -> None:
         raise CommandError(f"{path} already exists and will not be overwritten; {remedy}", where=path, allowed=remedy)
 
 
+def must_exist(path: str, remedy: str) -> None:
+    """Raises `CommandError` if `path` does not exist. remedy: what to give instead, as in "give a .csv file"."""
+    if not Path(path).exists():
+        raise CommandError(f"{path}: no such file or directory; {remedy}", where=path, allowed=remedy)
+
+
 def check_all(*checks: Callable[[], object]) -> None:
     """Make every check. Raises `CommandError` with the faults of all of them, in their order."""
     faults: list[Fault] = []

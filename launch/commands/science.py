@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.paths import must_not_exist
+from launch.paths import check_all, must_exist, must_not_exist
 from launch.progress import ProgressDisplay
 from parallel.errors import one_of
 from trainer.config.command_line import Parser, above_zero, choice, whole_number
@@ -47,7 +47,11 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
             missing, given = (other, one) if getattr(options, one) else (one, other)
             text = f"--{given} needs --{missing}; give both, or neither"
             raise CommandError(text, where=f"--{missing}", allowed="both, or neither")
-    must_not_exist(options.out)
+    given = [path for path in (options.records, options.columns) if path]
+    check_all(
+        partial(must_not_exist, options.out),
+        *(partial(must_exist, path, "give an existing file") for path in given),
+    )
     return partial(_work, options)
 
 

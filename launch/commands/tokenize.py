@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.configurations import read_configuration
-from launch.paths import must_not_exist
+from launch.paths import check_all, must_exist, must_not_exist
 from launch.progress import ProgressDisplay
 from parallel.errors import one_of
 from trainer.config.command_line import Parser, choice, number, whole_number
@@ -40,7 +40,12 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     if options.config_dir and not options.mixture:
         text = "--config-dir is used only with --mixture; add --mixture RECIPE, or drop --config-dir"
         raise CommandError(text, where="--config-dir", value=options.config_dir, allowed="--mixture RECIPE")
-    must_not_exist(options.out)
+    inputs = [] if options.builder else options.inputs
+    check_all(
+        partial(must_not_exist, options.out),
+        *(partial(must_exist, path, "give an existing file or directory") for path in inputs),
+        partial(must_exist, options.tokenizer, "give a tokenizer.json or a directory that contains one"),
+    )
     name, prefixes, group = options.name or Path(options.out).name, {}, None
     domain = options.domain
     if options.mixture:

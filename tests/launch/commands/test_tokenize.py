@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch.cli import main
-from tests.launch.refused import refused
+from tests.launch.refused import every_fault, refused
 from tests.printed import error_line
 from tests.trainer.corpora.tokenize.others import llama
 from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, start_plain, texts, write_jsonl
@@ -90,6 +90,14 @@ def test_wrong_words_are_refused(words, more, where, value, allowed):
     base = words[: words.index("--workers")] if "--workers" in more else words
     fault = refused(*base, *more)
     assert (fault.where, fault.value, fault.allowed) == (where, value, allowed)
+
+
+def test_all_that_is_missing_is_named_before_anything_starts(words, tmp_path):
+    """The output exists as well."""
+    Path(words[1]).mkdir()
+    inputs, tokenizer = [str(tmp_path / "none"), str(tmp_path / "none.jsonl")], str(tmp_path / "none.json")
+    given = [*words[:2], *inputs, words[2], "--tokenizer", tokenizer, "--domain", "general"]
+    assert [fault.where for fault in every_fault(*given)] == [words[1], *inputs, tokenizer]
 
 
 def test_a_source_needs_a_mixture_or_a_domain(words):
