@@ -88,9 +88,10 @@ def capital(text: str) -> str:
 def of_extreme(prop: Property, value: str, extreme: str) -> dict[str, str]:
     """The fields for the first thing of an order: it has the highest melting point, or was introduced most recently."""
     if not prop.happened:
-        ending = f"the {extreme} {prop.label_here}"
+        by_length = extreme in ("shortest", "longest")
+        ending = f"the {extreme} {prop.label_here.removesuffix(' length') if by_length else prop.label_here}"
         counted = f"with {prop.predicate(value).removeprefix('has ')}" if prop.counted[0] else ""
-        named = {} if extreme in ("shortest", "longest") else {"extreme": extreme}  # no value is long
+        named = {} if by_length else {"extreme": extreme}  # no value is long
         return named | {
             "superior": f"has {ending}",
             "superlative": f"with {ending}",

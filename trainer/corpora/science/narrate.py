@@ -36,6 +36,7 @@ class _Prose:
         self._words = fields.of_record(record, table)
         self._named = False  # the text so far has the name, so that "it" can follow
         self._last_opening = ""  # the first word of the last sentence
+        self._about_value = False  # the last sentence is about a value, so that "it" would be that value
         self.used: list[str] = []
 
     def write(self, keys: Sequence[str]) -> tuple[str, str]:
@@ -63,9 +64,12 @@ class _Prose:
         usable = phrases.usable(templates, words)
         # No two sentences in a row open with the same word, where there is a choice.
         varied = [place for place in usable if _first_word(templates[place]) != self._last_opening] or usable
+        if self._about_value:
+            varied = [place for place in varied if not phrases.says_it(templates[place])] or varied
         place = varied[self._draw.below(len(varied), f"{what} {len(self.used)}")]
         self.used.append(f"{what[:5]}{place}")
         self._last_opening = _first_word(templates[place])
+        self._about_value = templates[place].startswith(phrases.ABOUT_VALUE)
         return phrases.fill(templates[place], words)
 
     def _sentences(self, bundles: Sequence[list[str]]) -> list[str]:
@@ -87,7 +91,7 @@ class _Prose:
                 place += 1
                 sentences.append(sentence)
                 continue
-            able = able and (first or self._last_opening != "It")
+            able = able and (first or not (self._last_opening == "It" or self._about_value))
             if not alone and able and self._draw.below(3, f"join {place}") == 0:
                 next_key = bundles[place][0]
                 next_words = fields.of_value(self._record, self._table, next_key, self._draw.part(next_key))

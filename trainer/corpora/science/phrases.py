@@ -41,6 +41,11 @@ def _usable(templates: Sequence[str], words: frozenset[str]) -> tuple[int, ...]:
     return tuple(place for place, template in enumerate(templates) if _fields(template) <= words)
 
 
+def says_it(template: str) -> bool:
+    """Return True if the subject of a sentence is "it"."""
+    return template.startswith("It ") or ", it " in template
+
+
 def usable(templates: Sequence[str], words: Iterable[str]) -> tuple[int, ...]:
     """The places of the templates that need no other fields than these."""
     return _usable(templates, frozenset(words))
@@ -122,7 +127,7 @@ ONE_OF_SEVERAL = ("It {predicate}.", "{A_label} is {value}.")
 CLASSED_FIRST = ("{Opening} {predicate}.", "{The_thing} {predicate}.")
 # A year in which something happened to the thing.
 DATED_FIRST = CLASSED_FIRST
-DATED = ("It {predicate}.",)
+DATED = ("It {predicate}.", "{Opening} {predicate}.")
 # Values of one label under several conditions; the second pair where they share a part of these, such as the phase.
 SEVERAL_FIRST = ("The {label} of {called} is {values}.", "{Opening} has {a_label} of {values}.")
 SEVERAL = ("Its {label} is {values}.", "The {label} is {values}.", "It has {a_label} of {values}.")
@@ -135,6 +140,8 @@ SHARED = (
     "{Shared}, the {label} is {values}.",
     "{Shared}, it has {a_label} of {values}.",
 )
+# Sentences whose subject is a value and which do not name the thing start so.
+ABOUT_VALUE = ("The {full}", "The reported {full}", "The {label} is {values}", "{A_label} is")
 SOURCES = (
     "{These_values} taken from {authority}.",
     "Source: {source}.",
