@@ -81,10 +81,12 @@ class Layout:
             fixed *= given or 1
             if world % fixed:
                 rest = world // (fixed // given) if world % (fixed // given) == 0 else world
-                fit = divisors(rest)
+                # A dp_shard that ep does not divide would be refused next.
+                fit = tuple(n for n in divisors(rest) if name == "dp_replicate" or n * cp % ep == 0)
+                remedy = f"{one_of(fit)}, or {OTHER_RANKS}" if fit else OTHER_RANKS
                 raise LayoutError(
-                    f"parallel.{name}={given} must divide the number of ranks ({world}); use {one_of(fit)}, or "
-                    f"{OTHER_RANKS} that is a multiple of {fixed}",
+                    f"parallel.{name}={given} must divide the number of ranks ({world}); use {remedy} that is a "
+                    f"multiple of {fixed}",
                     where=f"parallel.{name}",
                     value=given,
                     allowed=fit,

@@ -1,4 +1,4 @@
-"""Octavo from Python: the work of the commands, as functions.
+"""Octavo from Python: the commands, as functions.
 
     from trainer import api
 

@@ -54,13 +54,15 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     recipe = [word for word in given if word not in numbers]
     if not recipe or (action == "show") != (len(numbers) == 1):
         example = f"octavo data {action} toy" + (" 17" if action == "show" else "")
-        needed = "a recipe and the number of one sample" if action == "show" else "a recipe"
-        text = f"octavo data {action}: give {needed}, as in: {example}"
+        needed = "a recipe and a sample index" if action == "show" else "a recipe"
+        text = f"octavo data {action}: give {needed}, for example: {example}"
         raise CommandError(text, where="RECIPE", allowed=example)
     for word in numbers:
         if not word.isdecimal() or len(word) > MAX_DIGITS:
-            allowed = f"a whole number, 0 or more, of {MAX_DIGITS} digits or fewer"
-            raise CommandError(f"sample {word}: use {allowed}", where="N", value=word, allowed=allowed)
+            allowed = f"a whole number from 0, with at most {MAX_DIGITS} digits"
+            raise CommandError(
+                f"sample '{word}' is not an index; use {allowed}", where="N", value=word, allowed=allowed
+            )
     cfg = read_configuration(shlex.join(recipe), options.config_dir)
     if cfg.data.name != "mixture":
         text = f"data.name={cfg.data.name} is not a mixture; use a data option such as data=toy_mixture"

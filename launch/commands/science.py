@@ -47,10 +47,10 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
             missing, given = (other, one) if getattr(options, one) else (one, other)
             text = f"--{given} needs --{missing}; give both, or neither"
             raise CommandError(text, where=f"--{missing}", allowed="both, or neither")
-    given = [path for path in (options.records, options.columns) if path]
+    files = [path for path in (options.records, options.columns) if path]
     check_all(
         partial(must_not_exist, options.out),
-        *(partial(must_exist, path, "give an existing file") for path in given),
+        *(partial(must_exist, path, "give an existing file") for path in files),
     )
     return partial(_work, options)
 

@@ -177,7 +177,7 @@ def _options(parser: Parser) -> None:
         type=number(lambda share: 0 <= share < 1, "a share of at least 0 and below 1"),
         default=0.001,
         metavar="SHARE",
-        help="fraction of documents to hold out from training; at least one always is held out (default: 0.001)",
+        help="fraction of documents to hold out from training; at least one is always held out (default: 0.001)",
     )
     add(
         "--shard-tokens",

@@ -43,7 +43,7 @@ def list_keys(prefix: str = "") -> list[Key]:
         advice = f"did you mean '{near}'?" if near else f"use {one_of(sections)}"
         allowed = (near,) if near else sections
         raise CommandError(
-            f"--keys {prefix}: no key starts with it; {advice}", where="--keys", value=prefix, allowed=allowed
+            f"--keys {prefix}: no key starts with '{prefix}'; {advice}", where="--keys", value=prefix, allowed=allowed
         )
     return chosen
 

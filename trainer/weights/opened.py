@@ -98,10 +98,10 @@ def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
         read_run(run_directory)
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path}: the {CONFIG_FILE} of its run, which describes the model, is not in {run_directory}; give a "
-            "checkpoint in its run directory",
+            f"{path}: {CONFIG_FILE}, which describes the model, is missing from the run directory {run_directory}; "
+            "give a checkpoint that is still inside its run directory",
             where=str(run_directory / CONFIG_FILE),
-            allowed="a checkpoint in its run directory",
+            allowed="a checkpoint that is still inside its run directory",
         ) from None
     model, init_from = read_start(run_directory)
     try:

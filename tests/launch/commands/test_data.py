@@ -87,7 +87,7 @@ def test_balance_is_reported_for_any_batch(recipes: Path, capsys, monkeypatch, w
 
 def test_a_number_beyond_any_sample_is_refused(recipes: Path) -> None:
     fault = refused("data", "show", "small", "9" * 20, "--config-dir", str(recipes))
-    allowed = "a whole number, 0 or more, of 18 digits or fewer"
+    allowed = "a whole number from 0, with at most 18 digits"
     assert (fault.where, fault.value, fault.allowed) == ("N", "9" * 20, allowed)
 
 

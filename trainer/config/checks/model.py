@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from parallel.errors import Fault, one_of
 from parallel.layout import divisors
 from trainer.config.model import ModelConfig
@@ -18,8 +20,9 @@ def check(m: ModelConfig, seq_len: int) -> list[Fault]:
     ):
         part, total = getattr(m, key), getattr(m, other)
         if total % part:
-            fit = closest(divisors(total), part)
-            text = f"model.{key}={part} does not divide model.{other}={total}; use {one_of(fit)}"
+            both = total if key == "num_kv_heads" else math.gcd(m.num_experts, m.experts_per_token)
+            fit = closest(divisors(both), part)
+            text = f"model.{key}={part} does not divide model.{other}={total}; use model.{key}={one_of(fit)}"
             faults.append(Fault(text, f"model.{key}", part, fit))
     if m.head_dim % 2:
         text = f"model.head_dim={m.head_dim} is odd, but rotary embeddings pair its channels; use {m.head_dim + 1}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.corpora.tokenize.units import CHOOSE, Unit, bad
+from trainer.corpora.tokenize.units import Unit, bad, choose
 
 
 def columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]]:
@@ -13,7 +13,7 @@ def columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]
 
     batches, schema, total = _batches(unit, fields)
     for field in fields:
-        _check_column(unit.path, schema, field)
+        _check_column(unit.path, schema, field, choose(fields, field))
     row = 0
     try:
         for batch in batches:
@@ -37,12 +37,12 @@ def place(unit: Unit, row: int) -> str:
     return f"{unit.path}, row {before + row + 1}"
 
 
-def _check_column(path: str, schema: Any, field: str) -> None:
+def _check_column(path: str, schema: Any, field: str, choice: str) -> None:
     import pyarrow as pa
 
     count = schema.names.count(field)
     if not count:
-        text = f"has no column {field!r}; it has {', '.join(schema.names)}; {CHOOSE}"
+        text = f"has no column {field!r}; it has {', '.join(schema.names)}; {choice}"
         raise bad(path, text, field, tuple(schema.names))
     if count > 1:
         remedy = "give them names of their own"
@@ -52,7 +52,7 @@ def _check_column(path: str, schema: Any, field: str) -> None:
         kind = kind.value_type
     views = getattr(pa.types, "is_string_view", lambda kind: False)  # from pyarrow 16 on
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or views(kind)):
-        raise bad(path, f"has {kind}, not strings, in the column {field!r}", field, CHOOSE)
+        raise bad(path, f"has {kind}, not strings, in the column {field!r}", field, choice)
 
 
 def _strings(unit: Unit, batch: Any, field: str, row: int) -> list[str | None]:

@@ -16,7 +16,7 @@ from typing import Any
 from parallel.errors import one_of
 from trainer.corpora.tokenize import columns
 from trainer.corpora.tokenize.built import is_saved, no_splits, saved_dataset
-from trainer.corpora.tokenize.units import CHOOSE, Rows, Unit, bad
+from trainer.corpora.tokenize.units import CHOOSE, Rows, Unit, bad, choose
 from trainer.data.errors import DataError
 
 UNIT = 64 << 20  # approximate bytes of a file in one unit
@@ -222,7 +222,8 @@ def _strings_of(line: bytes, fields: list[str]) -> list[str]:
         if isinstance(record, _Repeated) and field in record.names:
             raise ValueError(f"the field {field!r} appears twice")
         if field not in record:
-            raise ValueError(f"no field {field!r}; the line has {', '.join(map(repr, record)) or 'none'}; {CHOOSE}")
+            present = ", ".join(map(repr, record)) or "none"
+            raise ValueError(f"no field {field!r}; the line has {present}; {choose(fields, field)}")
         if not isinstance(record[field], str):
             raise ValueError(f"the field {field!r} is not a string")
         try:

@@ -1,15 +1,21 @@
 """Units: pieces of input files that a process can read on its own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.data.errors import DataError
 
-CHOOSE = "choose one with --field or --origin"
+CHOOSE = "choose another field with --field or --origin"
 EXPANDS = {"lines": 1, "gzip": 5, "parquet": 1, "arrow": 1}  # characters of text per byte of a unit, at most
 
 Kind = Literal["lines", "gzip", "parquet", "arrow"]
+
+
+def choose(fields: Sequence[str], field: str) -> str:
+    """The remedy for a field that cannot be used. fields: that of the text, then that of the origin, if any."""
+    return f"choose one with {'--field' if field == fields[0] else '--origin'}"
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,10 @@ class Tokenizer:
         self.vocab_size: int = 1 + max(ids.values(), default=-1)
         eos_id = bpe.token_to_id(end_of_document)
         if eos_id is None:
-            text = f"the tokenizer has no token {end_of_document}; choose one that it has with --eos"
+            text = f"the tokenizer has no token {end_of_document}; use --eos to choose a token that it has"
             raise DataError(text, where="--eos", value=end_of_document, allowed="a token of the tokenizer")
         if shared := [token for token, number in ids.items() if number == eos_id and token != end_of_document]:
-            text = f"{end_of_document} and {min(shared)} have the same id {eos_id}; choose another token with --eos"
+            text = f"{end_of_document} and {min(shared)} have the same id {eos_id}; use --eos to choose another token"
             raise DataError(text, where="--eos", value=end_of_document, allowed="a token with an id of its own")
         self.eos_id: int = eos_id
         self.end_of_document = end_of_document
@@ -133,7 +133,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     try:
         found = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
-        remedy = "give a tokenizer.json of Hugging Face's tokenizers library"
+        remedy = "give a tokenizer.json in the format of Hugging Face's tokenizers library"
         text = f"{path} is not a tokenizer file ({error}); {remedy}"
         raise DataError(text, where=str(path), allowed=remedy) from error
     found.no_truncation()

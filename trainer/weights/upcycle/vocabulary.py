@@ -149,5 +149,7 @@ def _ids_of_the_library(file: Path) -> dict[str, int]:
         return dict(tokenizers.Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True))
     except Exception as error:  # the library raises plain Exception
         raise UpcycleError(
-            f"{file} is not a tokenizer file: {error}", where=str(file), allowed="a file of the tokenizers library"
+            f"{file} is not a tokenizer file: {error}",
+            where=str(file),
+            allowed="a tokenizer.json in the format of Hugging Face's tokenizers library",
         ) from error

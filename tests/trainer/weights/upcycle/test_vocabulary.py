@@ -24,6 +24,7 @@ from trainer.weights.upcycle.vocabulary import tokens_of, vocabulary_of
 TEXT = [f"t{i}" for i in range(30)]
 OLD_SPECIAL = ["<eos>", "<img>", "</img>", "<IMG_CONTEXT>", "<gone>", "<SMILES>"]
 NEW_SPECIAL = ["<eos>", "<|ts|>", "<SMILES>", "<TS_CONTEXT>", "<img>", "</img>", "<IMG_CONTEXT>"]
+TOKENIZER_JSON = "a tokenizer.json in the format of Hugging Face's tokenizers library"
 LISTED = "AttributeError(\"'list' object has no attribute 'items'\")"
 ROWS, ASKED = 40, {"factor": 2, "groups": 4}
 
@@ -198,7 +199,7 @@ def test_ids_and_files_that_name_tokens_go_along(tmp_path):
         ({"vocabulary": "tokenizer", "vocab_size": 36}, "--vocab-size", 36, "37 or more"),
         ({"vocabulary": "nowhere"}, "nowhere", None, ("tokenizer.json", "vocab.json")),
         ({"vocabulary": "broken"}, "broken/tokenizer.json", None, "a JSON object"),
-        ({"vocabulary": "odd"}, "odd/tokenizer.json", None, "a file of the tokenizers library"),
+        ({"vocabulary": "odd"}, "odd/tokenizer.json", None, TOKENIZER_JSON),
         ({"vocabulary": "none"}, "none", None, "a tokenizer with tokens and whole numbers as ids"),
         ({"vocabulary": "listed"}, "listed", LISTED, "the directory of a tokenizer"),
     ],

@@ -50,6 +50,8 @@ def read_table(path: Path, columns: Path) -> Table:
         seen_columns |= row.keys()
         for column in (name, key):
             if not row.get(column):
+                if column not in row and path.suffix in SEPARATORS:
+                    raise _no_column(path, columns, column, seen_columns)
                 where = f"{path}, line {line}, column '{column}'"
                 raise DataError(f"{where} is empty", where=where, allowed="fill the cell or remove the line")
         values = {column: row[column] for column in properties if row.get(column)}
@@ -64,12 +66,7 @@ def read_table(path: Path, columns: Path) -> Table:
             records.append(Record(row[key], " ".join(row[name].split()), values))
     for column in (name, key, *properties):
         if column not in seen_columns:
-            raise DataError(
-                f"{path} has no column '{column}', which {columns} names{did_you_mean(column, seen_columns)}",
-                where=f"{columns}: {column}",
-                value=column,
-                allowed=tuple(sorted(seen_columns)),
-            )
+            raise _no_column(path, columns, column, seen_columns)
     if not records:
         raise DataError(
             f"{path} has no record with a value in {one_of(properties)}",
@@ -78,6 +75,15 @@ def read_table(path: Path, columns: Path) -> Table:
         )
     things = mapping.get("things", "entries" if thing == "entry" else thing + "s")
     return Table(path.stem, thing, things, properties, records, mapping.get("authority", ""))
+
+
+def _no_column(path: Path, columns: Path, column: str, seen: set[str]) -> DataError:
+    return DataError(
+        f"{path} has no column '{column}', which {columns} names{did_you_mean(column, seen)}",
+        where=f"{columns}: {column}",
+        value=column,
+        allowed=tuple(sorted(seen)),
+    )
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -91,7 +97,9 @@ def _mapping(path: Path) -> dict[str, Any]:
         problem = " ".join(str(error).split())
         raise DataError(f"{path} is not YAML: {problem}", where=str(path), value=problem, allowed=EXAMPLE) from error
     if not isinstance(mapping, dict) or not isinstance(mapping.get("properties"), dict) or not mapping["properties"]:
-        raise DataError(f"{path} lacks a name or properties, as in: {EXAMPLE}", where=str(path), allowed=EXAMPLE)
+        raise DataError(
+            f"{path} must define name and properties, for example: {EXAMPLE}", where=str(path), allowed=EXAMPLE
+        )
     for key in mapping:
         if key not in TOP:
             raise DataError(
