@@ -24,7 +24,7 @@ COMMANDS = {
     "recipes": "list the recipes, or the options of a group, with what each is for",
     "layout": "on this machine, build one rank of a run of any size, and print what that rank holds and sends",
     "data": "check the files of a mixture, show one of its samples, or count its tokens",
-    "runs": "list the runs of a directory with their state and results, or compare two",
+    "runs": "list the runs in a directory with their state and results, or compare two",
     "export": "write a training checkpoint as a Hugging Face directory",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
     "science": "turn records of molecules, materials and sequences into prose and tasks",

@@ -17,6 +17,7 @@ from launch.progress import ProgressDisplay
 from parallel.errors import one_of
 from trainer.config.command_line import Parser, choice, number, whole_number
 from trainer.config.errors import CommandError
+from trainer.config.say import counted
 
 NAMED = 5  # files of a kind that are not read
 COUNTED = {
@@ -110,13 +111,13 @@ def _work(
         print(f"interrupted; the same command resumes from {options.out}.tmp", file=sys.stderr)
         return 130
     held = sum(shard["tokens"] for shard in manifest["heldout"])
-    empty = f"; {manifest['empty_documents']:,} empty texts left out" if manifest["empty_documents"] else ""
-    counted = "".join(f"; {manifest[key]:,} {text}" for key, text in COUNTED.items() if manifest.get(key))
+    empty = f"; {counted(manifest['empty_documents'], 'empty text')} left out" if manifest["empty_documents"] else ""
+    others = "".join(f"; {manifest[key]:,} {text}" for key, text in COUNTED.items() if manifest.get(key))
     for line in notes:
         print(f"note: {line}", file=sys.stderr)
     print(
-        f"{options.out}: {manifest['tokens']:,} tokens of {manifest['documents']:,} documents in "
-        f"{len(manifest['shards'])} shards to train on, {held:,} tokens held out{empty}{counted}; "
+        f"{options.out}: {manifest['tokens']:,} tokens of {counted(manifest['documents'], 'document')} in "
+        f"{counted(len(manifest['shards']), 'shard')} to train on, {held:,} tokens held out{empty}{others}; "
         f"{time.perf_counter() - started:,.1f} s"
     )
     return 0
@@ -177,7 +178,8 @@ def _options(parser: Parser) -> None:
         type=number(lambda share: 0 <= share < 1, "a share of at least 0 and below 1"),
         default=0.001,
         metavar="SHARE",
-        help="fraction of documents to hold out from training; at least one is always held out (default: 0.001)",
+        help="fraction of documents to hold out from training; at least one of several is held out, unless SHARE is 0 "
+        "(default: 0.001)",
     )
     add(
         "--shard-tokens",

@@ -104,7 +104,7 @@ class OptimConfig:
     clip_norm: float = 1.0  # global gradient norm; 0: off
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"  # of lr after warm-up; wsd: constant, then a linear decay
     warmup_steps: int = 0  # steps in which lr rises linearly from 0
-    decay_fraction: float = 0.2  # wsd: this last share of the steps falls linearly to min_lr_ratio
+    decay_fraction: float = 0.2  # wsd: over this last share of the steps, lr falls linearly to min_lr_ratio
     min_lr_ratio: float = 0.1  # of lr, where the schedule ends
     engine: Literal["native", "deepspeed"] = "native"  # also decides how checkpoints name the state
     zero_stage: int = free(2)  # deepspeed: 1 shards the state over all ranks, 2 the gradients too

@@ -20,6 +20,11 @@ def show(value: Any) -> str:
         return f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 document`, `2,000 documents`. noun: in the singular, with a plural in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def shorten(text: str, most: int = 200) -> str:
     """The text, without its middle if it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"

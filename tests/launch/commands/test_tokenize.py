@@ -29,8 +29,8 @@ def test_a_source_of_a_mixture_gets_its_domain_and_prefixes(words, tmp_path, cap
     shown = capsys.readouterr().out
     opened = Shards(tmp_path / "notes")
     held = Shards(tmp_path / "notes", "heldout")
-    assert f"notes: {opened.num_tokens:,} tokens of {opened.num_documents} documents in 1 shards to train on" in shown
-    assert f"{held.num_tokens:,} tokens held out; 1 empty texts left out" in shown
+    assert f"notes: {opened.num_tokens:,} tokens of {opened.num_documents} documents in 1 shard to train on" in shown
+    assert f"{held.num_tokens:,} tokens held out; 1 empty text left out" in shown
     assert (opened.name, opened.domain) == ("science_text", "science")
     assert opened.prefix_group
     assert opened.read(np.arange(4), 64).prefix_BL.any()
@@ -130,7 +130,7 @@ def test_what_is_not_read_and_what_is_counted_is_printed(words, tmp_path, capsys
     capsys.readouterr()
     assert main([*words, "--domain", "general", "--heldout", "0", "--special-text", "encode"]) == 0
     out, err = capsys.readouterr()
-    assert "1 empty texts left out; " in out
+    assert "1 empty text left out; " in out
     hidden, other, note = [line for line in err.splitlines() if line.startswith(("not read", "note"))]
     assert hidden == f"not read, hidden: 1 ({inside / '.hidden.jsonl'})"
     assert other.startswith("not read, another suffix: 10 (")
