@@ -200,7 +200,7 @@ def _texts(options: argparse.Namespace, progress: OnProgress) -> Generator[Text,
                 progress(Progress(name, done, records, "records"))
             yield text
         if done < records:
-            print_warning(f"{name}: {records - done:,} records left out, whose names are not unique or damaged")
+            print_warning(f"{name}: {records - done:,} records left out: their names are ambiguous or damaged")
 
 
 def write(out: Path, made: Iterable[Text]) -> Counter[str]:
