@@ -146,7 +146,7 @@ def test_text_goes_through_the_models_tokenizer(tmp_path: Path):
     with pytest.raises(UpcycleError) as refused:
         read_windows([tmp_path / "text"], source, 10)
     assert refused.value.where == str(directory / "tokenizer.json")
-    assert refused.value.allowed == "give a tokenizer.json of Hugging Face's tokenizers library"
+    assert refused.value.allowed == "give a tokenizer.json in the format of Hugging Face's tokenizers library"
 
 
 def test_texts_that_cannot_be_used_are_one_line(tmp_path: Path):
