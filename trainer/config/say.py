@@ -31,11 +31,16 @@ def shorten(text: str, most: int = 200) -> str:
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The known word closest to `word`, if one is close. The last dotted part alone also counts: lr matches
-    optim.lr. cutoff: the least similarity (0 to 1) of words without dots."""
-    names = sorted(set(known))
-    if word.lower() in names:
-        return word.lower()
+    """The known word closest to `word`, if one is close, in any case. The last dotted part alone also counts: lr
+    matches optim.lr. cutoff: the least similarity (0 to 1) of words without dots."""
+    as_known = {name.lower(): name for name in sorted(set(known), reverse=True)}
+    near = _nearest(word.lower(), sorted(as_known), cutoff)
+    return as_known[near] if near is not None else None
+
+
+def _nearest(word: str, names: Sequence[str], cutoff: float) -> str | None:
+    if word in names:
+        return word
     longer = [name for name in names if name.startswith(f"{word}_")]
     if longer:
         return longer[0]

@@ -147,6 +147,31 @@ def test_the_quoted_forms_that_remedies_show_are_accepted():
     }
 
 
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("PARALLEL.COMBINE=fixed_order", "parallel.combine"),
+        ("COMBINE=fixed_order", "parallel.combine"),
+        ("Parallel.Combine=fixed_order", "parallel.combine"),
+        ("OPTIM.LRR=1e-3", "optim.lr"),
+        ("LR=1e-3", "optim.lr"),
+        ("DATA.SEQ_LENGTH=8", "data.seq_len"),
+        ("MODEL=toy", "model"),
+        ("RECIPPE=toy", "recipe"),
+    ],
+)
+def test_a_key_in_upper_case_is_suggested_in_lower_case(word, near):
+    (fault,) = read(word).faults
+    assert (fault.where, fault.allowed) == (word.partition("=")[0], (near,))
+
+
+def test_a_section_or_an_option_in_upper_case_is_known():
+    (section,) = read("TRAIN=7").faults
+    assert "train.steps" in section.allowed
+    found = read("model=TOY")
+    assert (found.options["model"], len(found.faults)) == ("toy", 1)
+
+
 def test_a_misspelt_key_is_one_fault_whatever_its_value():
     for word, near in (("optim.lrr=-1", "optim.lr"), ("optim.lrr=fast", "optim.lr"), ("modle=toyy", "model")):
         (fault,) = read(word).faults

@@ -210,8 +210,8 @@ def _read_option(group: str, typed: str, added: bool, words: Words) -> None:
 
 def _read_unknown(name: str, typed: str, words: Words) -> None:
     """Report a name without a dot that is not a group."""
-    if name in SECTIONS:
-        inside = tuple(key for key in KEYS if key.startswith(f"{name}."))
+    if name.lower() in SECTIONS and name.lower() not in words.groups:
+        inside = tuple(key for key in KEYS if key.startswith(f"{name.lower()}."))
         text = f"{shorten(f'{name}={typed}')}: a section, not a group; its keys are {', '.join(inside)}"
         words.report(text, name, typed, inside)
         return
