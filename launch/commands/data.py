@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from launch.configurations import read_configuration
 from parallel.errors import Fault, one_of
-from trainer.config.checks.data import check_length
+from trainer.config.checks.data import longest
 from trainer.config.command_line import Parser
 from trainer.config.errors import CommandError, ConfigError, print_warning
 from trainer.config.keys import Config
@@ -59,7 +59,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         raise CommandError(text, where="RECIPE", allowed=example)
     for word in numbers:
         if not word.isdecimal() or len(word) > MAX_DIGITS:
-            allowed = f"a whole number from 0, with at most {MAX_DIGITS} digits"
+            allowed = f"a whole number of at least 0, with at most {MAX_DIGITS} digits"
             raise CommandError(
                 f"sample '{word}' is not an index; use {allowed}", where="N", value=word, allowed=allowed
             )
@@ -83,16 +83,14 @@ def _sample_words(words: Sequence[str]) -> list[str]:
 
 
 def _must_be_reached(cfg: Config, sample: int) -> None:
-    """Raises `ConfigError` if no run can reach the sample, because a source would be drawn too often before."""
+    """Raises `CommandError` if no run can reach the sample, because a source would be drawn too often before."""
     batch = cfg.train.global_batch
-    step = sample // batch + 1
-    if faults := check_length(cfg.data, step, batch):
-        raise ConfigError(
-            Fault(
-                f"sample {sample} is in step {step}, which no run can reach: {fault.text}", "N", sample, fault.allowed
-            )
-            for fault in faults
-        )
+    if (found := longest(cfg.data, sample // batch + 1, batch)) is not None:
+        steps, source, _ = found
+        allowed = f"{steps * batch - 1} or less"
+        text = f"sample {sample}: data.sources.{source} ends before it, as its max_epochs is"
+        text = f"{text} {cfg.data.sources[source].max_epochs:g}; use {allowed}"
+        raise CommandError(text, where="N", value=sample, allowed=allowed)
 
 
 def _must_be_made(cache_dir: str) -> None:

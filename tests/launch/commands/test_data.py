@@ -87,7 +87,7 @@ def test_balance_is_reported_for_any_batch(recipes: Path, capsys, monkeypatch, w
 
 def test_a_number_beyond_any_sample_is_refused(recipes: Path) -> None:
     fault = refused("data", "show", "small", "9" * 20, "--config-dir", str(recipes))
-    allowed = "a whole number from 0, with at most 18 digits"
+    allowed = "a whole number of at least 0, with at most 18 digits"
     assert (fault.where, fault.value, fault.allowed) == ("N", "9" * 20, allowed)
 
 
@@ -106,10 +106,11 @@ def test_past_the_runs_end_it_is_said_and_past_what_sources_give_refused(recipes
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert first == "the run ends at sample 359: train.steps=45 of 8 samples"
     assert second.startswith("sample 360 · ")
-    assert main(["data", "show", "small", "9" * 18, *where]) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    error_line(shown.err, "train.steps=", "max_epochs", 9)
+    fault = refused("data", "show", "small", "9" * 18, *where)
+    assert (fault.where, fault.value) == ("N", int("9" * 18))
+    fits = int(fault.allowed.split()[0])  # the remedy is a sample
+    assert main(["data", "show", "small", f"{fits}", *where]) == 0
+    assert refused("data", "show", "small", f"{fits + 1}", *where).allowed == fault.allowed
 
 
 def test_a_prefix_is_in_colour(recipes: Path, capsys, monkeypatch) -> None:

@@ -195,7 +195,7 @@ CONTRADICTIONS = [
     ({"chem__phases": {"stable": 5.0, "aneal": 1.0}}, "data.sources.chem.phases.aneal", "aneal", ("stable", "anneal")),
     ({"chem__phases": {"stable": -1.0, "anneal": 1.0}}, "data.sources.chem.phases.stable", -1.0, "0 or more"),
     ({"code__phases": {}}, "data.sources.code.phases", {}, "a weight above 0 in one phase or more"),
-    ({"code__phases": {"stable": 350.0}}, "data.sources.code.phases", {"stable": 350.0}, "weights for 400000 tokens"),
+    ({"code__phases": {"stable": 350.0}}, "data.sources.code.phases.stable", 350.0, (400.0,)),
     ({"code__modality": "image"}, "data.sources.code.modality", "image", ("text",)),
     ({"code__modality": "time_series"}, "data.sources.code.modality", "time_series", ("text",)),
     ({"code__path": "chem"}, "data.sources.code.path", "chem", "a directory of its own"),
@@ -240,9 +240,8 @@ def test_sums_are_typed_as_in_the_recipe(data):
                                      ({"anneal__tokens": 100_001}, "1e6", "1000001")):  # fmt: skip
         text = check_mixture(change(data, **changes))[0].text
         assert re.findall(r"\b\d[\de]*\b", text)[:3] == [sources, phases, "1"]
-    (fault,) = check_mixture(change(data, code__phases={"stable": 350.0}))[1:]
-    assert fault.where == "data.sources.code.phases"
-    assert all(datum in fault.text for datum in ("{stable: 350}", "370588"))
+    (fault,) = check_mixture(change(data, code__phases={"stable": 350.0}))
+    assert all(datum in fault.text for datum in ("stable=350", "370588"))
 
 
 def test_every_contradiction_is_reported_at_once(data):
@@ -254,9 +253,9 @@ def test_every_contradiction_is_reported_at_once(data):
     )  # fmt: skip
     found = [fault.where for fault in check_mixture(wrong)]
     assert sorted(found) == [
-        "data.phases.anneal.tokens", "data.prefixes.plain[0]", "data.sources", "data.sources.chem.phases",
-        "data.sources.chem.prefix", "data.sources.chem.tokens", "data.sources.code.modality", "data.sources.code.path",
-        "data.sources.code.phases", "data.sources.code.prefix", "data.sources.code.tokens",
+        "data.phases.anneal.tokens", "data.prefixes.plain[0]", "data.sources", "data.sources.chem.prefix",
+        "data.sources.chem.tokens", "data.sources.code.modality", "data.sources.code.path", "data.sources.code.prefix",
+        "data.sources.code.tokens",
     ]  # fmt: skip
 
 
@@ -277,6 +276,57 @@ def test_one_wrong_sum_is_not_reported_of_every_source(data):
     double = change(data, stable__tokens=1_800_000, anneal__tokens=200_000)
     (fault,) = check_mixture(double)
     assert (fault.where, fault.value, fault.allowed) == ("data.sources", 1_000_000, "2e6 tokens in total")
+
+
+FOUR = {"a": 4e5, "b": 3e5, "c": 2e5, "d": 1e5}
+
+
+@pytest.fixture
+def four(data):
+    """Four sources in two phases; the second has the last two alone."""
+    weights = {"a": {"one": 40.0}, "b": {"one": 30.0}, "c": {"one": 10.0, "two": 2.0}, "d": {"two": 2.0}}
+    sources = {
+        name: replace(data.sources["code"], path=name, tokens=int(tokens), unique_tokens=500_000, max_epochs=2.0,
+                      phases=weights[name])
+        for name, tokens in FOUR.items()
+    }  # fmt: skip
+    phases = {"one": PhaseConfig(tokens=800_000), "two": PhaseConfig(tokens=200_000)}
+    four = replace(data, sources=sources, phases=phases)
+    assert check_mixture(four) == []
+    return four
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"a__phases": {"one": 50.0}}, "data.sources.a.phases.one"),
+        ({"c__phases": {"one": 10.0, "two": 0.5}}, "data.sources.d.phases.two"),  # or c
+        ({"d__phases": {"one": 8.0, "two": 2.0}}, "data.sources.d.phases.one"),
+        ({"b__tokens": 400_000}, "data.sources"),
+        ({"one__tokens": 700_000}, "data.sources"),
+    ],
+    ids=str,
+)
+def test_one_wrong_number_is_one_fault_and_its_remedy_works(four, changes, where):
+    """A weight changes the shares of all sources of its phase."""
+    wrong = change(four, **changes)
+    (fault,) = check_mixture(wrong)
+    assert fault.where == where
+    key, value = re.findall(r"use (?:(data\.\S+)=)?(\d[\de.]*)$", fault.text)[0]
+    *_, section, name, inner = (key or fault.where.rpartition(".phases.")[0] + ".phases").split(".")
+    number = float(value)
+    if inner == "phases":
+        phase = fault.where.rpartition(".")[2]
+        mended = change(wrong, **{f"{name}__phases": {**wrong.sources[name].phases, phase: number}})
+    else:
+        mended = change(wrong, **{f"{name}__{inner}": int(number)})
+    assert check_mixture(mended) == []
+    assert section in ("sources", "phases")
+
+
+def test_several_wrong_weights_are_one_fault_that_names_the_sources(four):
+    (fault,) = check_mixture(change(four, a__phases={"one": 70.0}, c__phases={"one": 10.0, "two": 9.0}))
+    assert (fault.where, set(fault.value)) == ("data.sources", set(FOUR))
 
 
 def test_without_prefixes_nothing_is_isolated(data):

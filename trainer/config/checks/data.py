@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 
@@ -49,12 +50,28 @@ def check_mixture(data: DataConfig) -> list[Fault]:
 def check_length(data: DataConfig, steps: int, batch: int) -> list[Fault]:
     """A run of `steps` steps of `batch` samples that continues so far past the mixture's tokens that a source would be
     drawn more often than its max_epochs allow. `check_mixture` must have found nothing."""
-    if data.name != "mixture":
+    found = longest(data, steps, batch)
+    if found is None:
         return []
+    fits, first, times = found
+    wanted, total = steps * batch * data.seq_len, sum(phase.tokens for phase in data.phases.values())
+    text = (
+        f"train.steps={steps} needs {_show(wanted)} tokens, but data.phases have {_show(total)}: data.sources.{first} "
+        f"would be drawn {times:.3g} times, but its max_epochs is {data.sources[first].max_epochs:g}; use "
+        f"train.steps={fits} or less; only a new run can have a larger data.sources.{first}.max_epochs"
+    )
+    return [Fault(text, "train.steps", steps, f"{fits} or less")]
+
+
+def longest(data: DataConfig, steps: int, batch: int) -> tuple[int, str, float] | None:
+    """(the most steps of `batch` samples that the sources allow, the source that ends first, how many times `steps`
+    steps would draw it), or None where `steps` steps fit. `check_mixture` must have found nothing."""
+    if data.name != "mixture":
+        return None
     total = sum(phase.tokens for phase in data.phases.values())
     wanted = steps * batch * data.seq_len
     if wanted <= total:
-        return []
+        return None
     given, last = drawn(data.sources, data.phases, wanted), shares(data.sources, [*data.phases][-1])
     over = {
         name: (given[name] - source.max_tokens) / last[name]
@@ -62,16 +79,10 @@ def check_length(data: DataConfig, steps: int, batch: int) -> list[Fault]:
         if last[name] and given[name] > source.max_tokens * (1 + ROUNDING)
     }
     if not over:
-        return []
+        return None
     first = max(over, key=lambda name: over[name])
     fits = max(int(wanted - over[first]) // (batch * data.seq_len), total // (batch * data.seq_len))
-    source = data.sources[first]
-    text = (
-        f"train.steps={steps} needs {_show(wanted)} tokens, but data.phases have {_show(total)}: data.sources.{first} "
-        f"would be drawn {float(given[first] / source.unique_tokens):.3g} times, but its max_epochs is "
-        f"{source.max_epochs:g}; use train.steps={fits} or less, or raise data.sources.{first}.max_epochs"
-    )
-    return [Fault(text, "train.steps", steps, f"{fits} or less")]
+    return fits, first, float(given[first] / data.sources[first].unique_tokens)
 
 
 def _without_mixture(data: DataConfig) -> Iterator[Fault]:
@@ -194,8 +205,8 @@ def _totals(data: DataConfig) -> Iterator[Fault]:
     if sources != phases:
         text = (
             f"data.sources have {_show(sources)} tokens in total, but data.phases have {_show(phases)}: "
-            f"{_show(abs(sources - phases))} {'too many' if sources > phases else 'missing'}; change the tokens of a "
-            "source or of a phase"
+            f"{_show(abs(sources - phases))} {'too many' if sources > phases else 'missing'}; "
+            f"{_one_number(data, phases - sources) or 'change the tokens of a source or of a phase'}"
         )
         yield Fault(text, "data.sources", sources, f"{_show(phases)} tokens in total")
     for name, source in data.sources.items():
@@ -210,21 +221,73 @@ def _totals(data: DataConfig) -> Iterator[Fault]:
             yield Fault(text, f"data.sources.{name}.tokens", source.tokens, allowed)
 
 
+def _one_number(data: DataConfig, missing: int) -> str:
+    """The tokens of a source, or else of a phase, with which the sums agree and the weights fit; empty if none do.
+
+    missing: tokens that the sources have less than the phases.
+    """
+    candidates = {
+        f"data.sources.{name}": (source.tokens + missing, replace(data, sources={**data.sources, name: changed}))
+        for name, source in data.sources.items()
+        for changed in [replace(source, tokens=source.tokens + missing)]
+    } | {
+        f"data.phases.{name}": (phase.tokens - missing, replace(data, phases={**data.phases, name: shorter}))
+        for name, phase in data.phases.items()
+        for shorter in [replace(phase, tokens=phase.tokens - missing)]
+    }
+    for key, (tokens, changed) in candidates.items():
+        if tokens >= data.seq_len and not [*_weights(changed)]:
+            return f"use {key}.tokens={_show(tokens)}"
+    return ""
+
+
 def _weights(data: DataConfig) -> Iterator[Fault]:
-    """Sources whose weights come to another number of tokens than they ask for."""
+    """Weights that come to other numbers of tokens than the sources ask for: one fault, as one wrong weight changes the
+    shares of all sources in its phase."""
     given = drawn(data.sources, data.phases)
-    off = {name: given[name] / source.tokens for name, source in data.sources.items()}
-    if max(off.values()) - min(off.values()) <= ROUNDING:
-        return  # the weights are right; if the sums are not, `_totals` reports it
-    for name, source in data.sources.items():
-        if abs(off[name] - 1) > ROUNDING:
-            weights = ", ".join(f"{phase}: {weight:g}" for phase, weight in source.phases.items())
-            text = (
-                f"data.sources.{name}.phases={{{weights}}} gives it {_show(given[name])} of the phases' tokens, but "
-                f"data.sources.{name}.tokens is {_show(source.tokens)}; change one of them"
-            )
-            allowed = f"weights for {_show(source.tokens)} tokens"
-            yield Fault(text, f"data.sources.{name}.phases", source.phases, allowed)
+    total, asked = (sum(one.tokens for one in entries.values()) for entries in (data.phases, data.sources))
+    if abs(Fraction(total, asked) - 1) > ROUNDING:
+        return  # `_totals` reports it; with one number of tokens wrong, all weights seem so
+    off = {name: abs(given[name] / source.tokens - 1) for name, source in data.sources.items()}
+    wrong = [name for name in sorted(off, key=off.__getitem__, reverse=True) if off[name] > ROUNDING]
+    if not wrong:
+        return
+    if (mended := _one_weight(data, wrong)) is not None:
+        key, weight, allowed = mended
+        name = key.split(".")[2]
+        text = (
+            f"{key}={weight:g} gives data.sources.{name} {_show(given[name])} of the phases' tokens, but its tokens "
+            f"are {_show(data.sources[name].tokens)}; use {allowed}"
+        )
+        yield Fault(text, key, weight, (allowed,))
+        return
+    shown = "; ".join(
+        f"data.sources.{name} gets {_show(given[name])} of {_show(data.sources[name].tokens)} tokens" for name in wrong
+    )
+    text = f"the weights in data.sources.X.phases do not give every source its tokens: {shown}; change their ratios"
+    yield Fault(text, "data.sources", tuple(wrong), "weights that give every source its tokens")
+
+
+def _one_weight(data: DataConfig, wrong: Iterable[str]) -> tuple[str, float, float] | None:
+    """(key, weight, the weight that mends it all) where a single weight is wrong, with as few digits as do. wrong: the
+    sources that get other tokens than they ask for, the one that is off the most first."""
+    given = {phase: shares(data.sources, phase) for phase in data.phases}
+    for name in wrong:
+        source = data.sources[name]
+        for phase, weight in source.phases.items():
+            elsewhere = [given[other][name] * data.phases[other].tokens for other in given if other != phase]
+            share = max(Fraction(0), Fraction(source.tokens - sum(elsewhere)) / data.phases[phase].tokens)
+            others = sum(Fraction(str(one.phases.get(phase, 0))) for one in data.sources.values() if one is not source)
+            if share >= 1 or not others:
+                continue
+            exact = float(share * others / (1 - share))
+            for digits in (2, 3, 4, 6, 12):
+                fits = float(f"{exact:.{digits}g}")
+                changed = {**data.sources, name: replace(source, phases={**source.phases, phase: fits})}
+                got = drawn(changed, data.phases)
+                if all(abs(got[one] / changed[one].tokens - 1) <= ROUNDING for one in changed):
+                    return f"data.sources.{name}.phases.{phase}", weight, fits
+    return None
 
 
 def _lengths(data: DataConfig) -> Iterator[Fault]:

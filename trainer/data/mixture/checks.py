@@ -68,7 +68,11 @@ def too_often(data: DataConfig, index: MixtureIndex, windows: Mapping[str, int],
     drawn = index.counts_before(samples)
     for name, source in data.sources.items():
         most = Fraction(str(source.max_epochs)) * windows[name]
-        if drawn[name] > most * (1 + ROUNDING) and drawn[name] > most + 1:
+        most = max(most * (1 + ROUNDING), most + 1)
+        if drawn[name] > most:
+            if index.counts_before(index.samples)[name] <= most:  # the run is too long, and may have started already
+                yield _too_long(name, source.max_epochs, most, index, samples)
+                continue
             epochs, key = drawn[name] / windows[name], f"data.sources.{name}.max_epochs"
             allowed = f"{-(-100 * drawn[name] // windows[name]) / 100:g} or more"
             text = (
@@ -77,6 +81,20 @@ def too_often(data: DataConfig, index: MixtureIndex, windows: Mapping[str, int],
                 f"{allowed}, fewer tokens, or larger shards (octavo tokenize --shard-tokens), whose ends lose less"
             )
             yield Fault(text, key, source.max_epochs, allowed)
+
+
+def _too_long(name: str, max_epochs: float, most: Fraction, index: MixtureIndex, samples: int) -> Fault:
+    """The fault of a run over more samples than `most` draws of a source allow, which the phases themselves do."""
+    fits, too_many = index.samples, samples
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if index.counts_before(middle)[name] <= most else (fits, middle)
+    allowed = f"{fits} samples or less (train.steps x train.global_batch)"
+    text = (
+        f"train.steps: {samples} samples draw data.sources.{name} more often than its max_epochs={max_epochs:g}; use "
+        f"{allowed}; only a new run can have a larger max_epochs"
+    )
+    return Fault(text, "train.steps", samples, allowed)
 
 
 def other_vocabulary(corpus: Path, weights: Path) -> tuple[list[Fault], str | None]:

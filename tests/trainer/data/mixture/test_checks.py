@@ -104,7 +104,14 @@ def test_epochs_count_windows_and_not_tokens(tmp_path, monkeypatch) -> None:
 def test_a_run_longer_than_the_phases_counts_its_own_samples(tmp_path, monkeypatch) -> None:
     data = small_shards(tmp_path, monkeypatch, factor=2.0)
     reader = MixtureReader(data, source_directories(data), seed=5)
-    assert "data.sources.records.max_epochs" in faults_of(data, samples=3 * reader.index.samples)
+    wanted = 3 * reader.index.samples
+    with pytest.raises(DataError) as error:
+        MixtureReader(data, source_directories(data), seed=5, samples=wanted)
+    (fault,) = error.value.faults
+    assert (fault.where, fault.value) == ("train.steps", wanted)  # the only key that a started run can change
+    fits = int(fault.allowed.split()[0])
+    MixtureReader(data, source_directories(data), seed=5, samples=fits)
+    assert "train.steps" in faults_of(data, samples=fits + 1)
 
 
 def test_whole_epochs_are_accepted(data) -> None:
