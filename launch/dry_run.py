@@ -23,7 +23,7 @@ def dry_run(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) 
     for name, text in _plan(cfg, run, world_size, too_large):
         print(f"{name:<14}{text}")
     unused = without_effect(cfg, map_ranks(cfg.parallel, cfg.model, world_size))
-    for line in (*doubtful(cfg.optim, cfg.train.steps), *unused):
+    for line in (*run.warnings, *doubtful(cfg.optim, cfg.train.steps), *unused):
         print_warning(line)
     return 0
 

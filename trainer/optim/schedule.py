@@ -1,12 +1,16 @@
-"""The learning rate of a step, and which parameters decay."""
+"""The learning rate of a step, and which parameters decay. No torch here: a launcher asks for the rate."""
 
 from __future__ import annotations
 
 import math
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from trainer.config.keys import OptimConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+JUMP = 0.1  # change of the rate, relative to what it was, that is worth a warning
 
 
 def lr_at(step: int, cfg: OptimConfig, steps: int) -> float:
@@ -28,6 +32,19 @@ def lr_at(step: int, cfg: OptimConfig, steps: int) -> float:
     progress = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
     fall = progress if cfg.schedule == "wsd" else (1.0 - math.cos(math.pi * progress)) / 2.0
     return cfg.lr * (1.0 - (1.0 - cfg.min_lr_ratio) * fall)
+
+
+def jump(step: int, cfg: OptimConfig, planned: int, steps: int) -> str | None:
+    """A line for a warning where a run of `planned` steps continues after `step` to `steps` steps, and its learning
+    rate does not continue where it was; None where it does."""
+    before, after = lr_at(step, cfg, planned), lr_at(step, cfg, steps)
+    if abs(after - before) <= JUMP * before:
+        return None
+    end = "later" if steps > planned else "earlier"
+    return (
+        f"train.steps={steps} was {planned}, so optim.schedule={cfg.schedule} ends {end}: after step {step} the "
+        f"learning rate changes at once from {before:.3g} to {after:.3g}"
+    )
 
 
 def weight_decay_groups(parameters: dict[str, nn.Parameter], cfg: OptimConfig) -> list[tuple[list[str], float]]:

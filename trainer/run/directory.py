@@ -19,6 +19,7 @@ from trainer.config.compose import to_yaml
 from trainer.config.errors import ConfigError
 from trainer.config.keys import BEFORE, Config, config_hash
 from trainer.config.run_files import (
+    CHECKPOINTS,
     CONFIG_FILE,
     SOURCE,
     SOURCE_FACT,
@@ -28,6 +29,7 @@ from trainer.config.run_files import (
     read_run,
 )
 from trainer.config.say import show
+from trainer.optim.schedule import jump
 from trainer.storage.atomic import atomic_file, remove_unfinished
 from trainer.storage.lock import FileLock, LockedError, holder
 from trainer.storage.manifest import CHECKPOINT
@@ -45,6 +47,7 @@ class RunDir:
     step: int = 0  # of the newest complete checkpoint
     changes: list[str] = field(default_factory=list)  # `key: old -> new` of keys that may change on resume, with effect
     repaired: str | None = None  # a line about the configuration, where its file had to be replaced
+    warnings: list[str] = field(default_factory=list)  # lines about what does not continue as it was
     command: list[str] = field(default_factory=list)  # the words that started the run, where `octavo train` did
 
 
@@ -80,7 +83,19 @@ def _inspect(path: Path, cfg: Config) -> RunDir:
     if step >= cfg.train.steps:
         return RunDir(path, "finished", step, repaired=repaired)
     _must_be_writable(path)
-    return RunDir(path, "resume", step, _differences(cfg, stored, "named"), repaired)
+    return RunDir(path, "resume", step, _differences(cfg, stored, "named"), repaired, _jumps(path, cfg, stored, step))
+
+
+def _jumps(path: Path, cfg: Config, stored: Mapping[str, Any], step: int) -> list[str]:
+    """A line where another train.steps makes the learning rate jump, with the checkpoint before which it would not."""
+    planned = stored.get("train.steps")
+    if not step or not isinstance(planned, int) or (line := jump(step, cfg.optim, planned, cfg.train.steps)) is None:
+        return []
+    steps = [int(manifest.parent.name.removeprefix("step-")) for manifest in newest_manifests(path)]
+    smooth = (one for one in steps if jump(one, cfg.optim, planned, cfg.train.steps) is None)
+    if (one := next(smooth, None)) is not None:
+        line = f"{line}; to continue from step {one} instead, move the later steps out of {path / CHECKPOINTS}"
+    return [line]
 
 
 def _left_by_a_failed_start(entry: Path) -> bool:

@@ -49,7 +49,7 @@ class Trainer:
         self.position = self.resumed or Position()
         self.start = self.position.step  # the position moves on
         self.warnings = [run.repaired] if run.repaired else []
-        self.warnings += [*(f"continuing with {change}" for change in run.changes), *parts.warnings]
+        self.warnings += [*(f"continuing with {change}" for change in run.changes), *run.warnings, *parts.warnings]
         self.warnings += self.checkpoints.warnings
         self.first_step = self.position.step  # after which this start continues
         self.replaced = 0  # samples since this start that could not be read

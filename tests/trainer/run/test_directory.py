@@ -110,6 +110,38 @@ def test_a_finished_run_says_which_key_extends_it(monkeypatch, capsys):
     assert "trainer.run.process" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("words", "saved", "steps", "rates", "smooth"),
+    [
+        ([], (200,), 400, ("0.0003", "0.003"), None),  # wsd: from the end of its decay back to its height
+        ([], (120, 200), 400, ("0.0003", "0.003"), 120),
+        (["optim.schedule=cosine", "optim.warmup_steps=0"], (100,), 400, ("0.00165", "0.0026"), None),
+        ([], (160,), 161, ("0.003", "0.00038"), None),  # a shorter run falls at once
+    ],
+)
+def test_another_number_of_steps_that_makes_the_learning_rate_jump_is_a_warning(words, saved, steps, rates, smooth):
+    run = start(toy("train.steps=200", *words))
+    for step in saved:
+        save(run, step)
+    (line,) = choose(toy(f"train.steps={steps}", *words)).warnings
+    assert all(datum in line for datum in (f"step {saved[-1]} ", f"train.steps={steps}", "200", *rates))
+    assert (smooth is None) == (str(run.path / "checkpoints") not in line)
+    if smooth:
+        (run.path / "checkpoints/step-200").rename("elsewhere")  # the remedy
+        again = choose(toy(f"train.steps={steps}", *words))
+        assert (again.step, again.warnings) == (smooth, [])
+
+
+def test_another_number_of_steps_is_no_warning_before_the_decay_or_without_one():
+    run = start(toy("train.steps=200"))
+    save(run, 120)
+    assert choose(toy("train.steps=400")).warnings == []
+    assert choose(toy("train.steps=200")).warnings == []
+    constant = start(toy("train.steps=200", "optim.schedule=constant"))
+    save(constant, 200)
+    assert choose(toy("train.steps=400", "optim.schedule=constant")).warnings == []
+
+
 def test_only_complete_checkpoints_count():
     run = start(toy())
     save(run, 5)
