@@ -35,7 +35,8 @@ def read_environment(environ: Mapping[str, str] = os.environ) -> Environment:
         text = environ.get(name, str(alone))
         if text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most:
             return int(text)
-        remedy = f"a whole number from {least} to {most}, as torchrun sets it, or unset {name}"
+        allowed = f"{least}" if least == most else f"a whole number from {least} to {most}"
+        remedy = f"{allowed}, as torchrun sets it, or unset {name}"
         faults.append(Fault(f"{name}={text[:100]}: use {remedy}", name, text, remedy))
         return alone
 

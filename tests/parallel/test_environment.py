@@ -1,5 +1,7 @@
 """The environment of a rank: every variable that is read, with values that torchrun does not set."""
 
+import re
+
 import pytest
 
 from parallel.environment import Environment, read_environment
@@ -50,6 +52,14 @@ def test_numbers_out_of_range_are_refused(name, text, allowed):
         read_environment({**RUN, name: text})
     assert (caught.value.where, caught.value.value) == (name, text)
     assert allowed in caught.value.allowed
+
+
+@pytest.mark.parametrize("text", ["x", "1", "-1"])
+def test_a_process_alone_has_one_rank_to_offer(text):
+    with pytest.raises(UserError) as caught:
+        read_environment({"RANK": text})
+    assert (caught.value.where, caught.value.value) == ("RANK", text)
+    assert re.findall(r"\d+", caught.value.allowed) == ["0"]
 
 
 def test_all_variables_are_reported_at_once():
