@@ -15,8 +15,28 @@ MODULES_PER_FOLDER = 12
 LINES, TEST_LINES = 400, 600
 
 # Each room of trainer/ imports only rooms to its right; storage imports nothing of ours.
-ROOMS = ["__main__", "start", "api", "run", "rl", "evaluation", "engine", "parallelize", "corpora", "objectives",
-         "weights", "checkpoint", "optim", "metrics", "data", "kernels", "precision", "model", "config", "storage"]
+ROOMS = [
+    "__main__",
+    "start",
+    "api",
+    "run",
+    "rl",
+    "evaluation",
+    "engine",
+    "parallelize",
+    "corpora",
+    "objectives",
+    "weights",
+    "checkpoint",
+    "optim",
+    "metrics",
+    "data",
+    "kernels",
+    "precision",
+    "model",
+    "config",
+    "storage",
+]
 # corpora are made before a run, by commands or trainer.api; a run reaches them only through the toy's builder
 CORPORA_DOOR = "trainer.corpora.toy"
 # these belong to trainer/storage alone
@@ -27,8 +47,9 @@ MUTATORS = {"add", "append", "clear", "discard", "extend", "insert", "pop", "pop
 @cache
 def sources() -> dict[str, str]:
     """Text of every tracked Python file, by its path from the root."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True,
-                            text=True, check=True).stdout.split("\n")
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
     return {path: (ROOT / path).read_text() for path in listed if path and (ROOT / path).is_file()}
 
 
@@ -73,21 +94,28 @@ def room(module: str) -> str:
 
 def long_files() -> set[str]:
     limits = dict.fromkeys(CODE, LINES) | {"tests": TEST_LINES}
-    return {f"long: {path}" for path, text in sources().items()
-            if text.count("\n") > limits.get(path.split("/")[0], text.count("\n"))}
+    return {
+        f"long: {path}"
+        for path, text in sources().items()
+        if text.count("\n") > limits.get(path.split("/")[0], text.count("\n"))
+    }
 
 
 def crowded_folders() -> set[str]:
-    counts = Counter(str(Path(path).parent) for path in sources()
-                     if path.split("/")[0] in CODE and not path.endswith("__init__.py"))
+    counts = Counter(
+        str(Path(path).parent) for path in sources() if path.split("/")[0] in CODE and not path.endswith("__init__.py")
+    )
     return {f"crowded: {folder}" for folder, count in counts.items() if count > MODULES_PER_FOLDER}
 
 
 def arrow_allowed(importer: str, imported: str) -> bool:
     a, b = importer.split(".")[0], imported.split(".")[0]
     if a != b:
-        return CODE.index(b) < CODE.index(a) if a == "launch" else (a, b) == ("trainer", "parallel") and (
-            room(importer) != "storage")
+        return (
+            CODE.index(b) < CODE.index(a)
+            if a == "launch"
+            else (a, b) == ("trainer", "parallel") and (room(importer) != "storage")
+        )
     if a != "trainer" or imported == "trainer" or room(importer) == room(imported):
         return True
     if room(imported) == "corpora":
@@ -96,8 +124,12 @@ def arrow_allowed(importer: str, imported: str) -> bool:
 
 
 def wrong_arrows() -> set[str]:
-    return {f"arrow: {importer} -> {imported}" for importer, found in imports().items() for imported in found
-            if not arrow_allowed(importer, imported)}
+    return {
+        f"arrow: {importer} -> {imported}"
+        for importer, found in imports().items()
+        for imported in found
+        if not arrow_allowed(importer, imported)
+    }
 
 
 def circles() -> set[str]:
@@ -138,11 +170,20 @@ def process_wide_switches() -> set[str]:
     """`global` statements, and objects of a module (ours or an imported module of ours) that a function changes."""
     found = set()
     for module, tree in modules().items():
-        own = {target.id for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)
-               for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-               if isinstance(target, ast.Name)}
-        imported = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
-                    for alias in node.names if f"{node.module}.{alias.name}" in modules()}
+        own = {
+            target.id
+            for node in tree.body
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)
+        }
+        imported = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+            if f"{node.module}.{alias.name}" in modules()
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.Global):
                 found |= {f"switch: {module}.{name}" for name in node.names}
@@ -153,8 +194,11 @@ def process_wide_switches() -> set[str]:
 
 
 def disk_primitives_outside_storage() -> set[str]:
-    return {f"disk: {path}" for path, text in sources().items()
-            if path.split("/")[0] in CODE and not path.startswith("trainer/storage/") and DISK.search(text)}
+    return {
+        f"disk: {path}"
+        for path, text in sources().items()
+        if path.split("/")[0] in CODE and not path.startswith("trainer/storage/") and DISK.search(text)
+    }
 
 
 def imports_between_tests() -> set[str]:
@@ -167,14 +211,25 @@ def imports_between_tests() -> set[str]:
             names += [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             # the last part that names a module: helpers have no test_ in front
-            found |= {f"tests: {path} imports {name}" for name in names
-                      if name.startswith("tests.") and f"{name.replace('.', '/')}.py" in sources()
-                      and name.rpartition(".")[2].startswith("test_")}
+            found |= {
+                f"tests: {path} imports {name}"
+                for name in names
+                if name.startswith("tests.")
+                and f"{name.replace('.', '/')}.py" in sources()
+                and name.rpartition(".")[2].startswith("test_")
+            }
     return found
 
 
-RULES = [long_files, crowded_folders, wrong_arrows, circles, process_wide_switches, disk_primitives_outside_storage,
-         imports_between_tests]
+RULES = [
+    long_files,
+    crowded_folders,
+    wrong_arrows,
+    circles,
+    process_wide_switches,
+    disk_primitives_outside_storage,
+    imports_between_tests,
+]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

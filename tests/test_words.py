@@ -19,19 +19,41 @@ def words():
     del sys.modules["words"]
 
 
-@pytest.mark.parametrize("text", [
-    "The user is told.", "a run begins", "x is no multiple of y", "files of which two are lost", "it goes on",
-    "asked by nobody", "for who calls it", "the file that stands there", "it lies in runs/", "not known to be free",
-    "in the way of another", "It lasts for ever", "is\nno multiple",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The user is told.",
+        "a run begins",
+        "x is no multiple of y",
+        "files of which two are lost",
+        "it goes on",
+        "asked by nobody",
+        "for who calls it",
+        "the file that stands there",
+        "it lies in runs/",
+        "not known to be free",
+        "in the way of another",
+        "It lasts for ever",
+        "is\nno multiple",
+    ],
+)
 def test_banned_words_are_found(words, text):
     assert len(list(words.check_text("a.md", text))) == 1
 
 
-@pytest.mark.parametrize("text", [
-    "there is no file", "it is no longer there", "T stands for tokens", "people who read", "BEGIN; COMMIT;",
-    "the standard library", "continues", "started",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "there is no file",
+        "it is no longer there",
+        "T stands for tokens",
+        "people who read",
+        "BEGIN; COMMIT;",
+        "the standard library",
+        "continues",
+        "started",
+    ],
+)
 def test_plain_words_pass(words, text):
     assert not list(words.check_text("a.md", text))
 
@@ -55,5 +77,11 @@ class Saved: ...
 def save() -> Saved: ...
 '''
     found = sorted((finding.line, finding.found) for finding in words.check_python("a.py", source))
-    assert found == [(1, '"""Which'), (5, "tells"), (6, "begin_gather"), (8, "goes on"), (11, "gather/_gathered"),
-                     (14, "_Gather/Gathered")]
+    assert found == [
+        (1, '"""Which'),
+        (5, "tells"),
+        (6, "begin_gather"),
+        (8, "goes on"),
+        (11, "gather/_gathered"),
+        (14, "_Gather/Gathered"),
+    ]

@@ -208,9 +208,7 @@ def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -
     return MULTIMODAL, {key: value for key, value in carried.config.items() if key not in towers}
 
 
-def _text(
-    state: StoredState, piece: Piece, wide: Piece, name: str, dtype: str, scales: StoredTensor | None
-) -> Bundle:
+def _text(state: StoredState, piece: Piece, wide: Piece, name: str, dtype: str, scales: StoredTensor | None) -> Bundle:
     """The tensor of `piece`, in the shape of `wide`. scales: those that the run's source has for it."""
 
     def make() -> Sequence[Tensor]:

@@ -37,9 +37,12 @@ def in_fp8(run: Path, directory: Path, kind: str) -> Path:
     tensors = load_file(file)
     for name in [name for name in tensors if name.endswith("_scale_inv")]:
         weight = name.removesuffix("_scale_inv")
-        values = tensors[weight].float() * tensors[name].repeat_interleave(128, 0).repeat_interleave(128, 1)[
-            : tensors[weight].shape[0], : tensors[weight].shape[1]
-        ]
+        values = (
+            tensors[weight].float()
+            * tensors[name]
+            .repeat_interleave(128, 0)
+            .repeat_interleave(128, 1)[: tensors[weight].shape[0], : tensors[weight].shape[1]]
+        )
         factor = 2.9 if kind == "fp32, any" else 4.0
         scale = tensors[name] * factor
         spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: values.shape[0], : values.shape[1]]

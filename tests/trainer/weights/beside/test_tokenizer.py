@@ -133,9 +133,7 @@ def with_template(file: Path) -> tokenizers.Tokenizer:
     how: Any = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
     trainer = trainers.BpeTrainer(vocab_size=300, **how)
     found.train_from_iterator(texts("web", 40), trainer)
-    found.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
+    found.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
     found.enable_truncation(4)
     found.enable_padding(pad_id=2, pad_token="<pad>", length=9)
     found.save(str(file))
