@@ -15,6 +15,25 @@ class LayoutError(UserError):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Indices of a rank.
+
+    pp: in its pipeline. reader: among the `readers`, the ranks that read different samples; the others with this index
+    read the same ones. cp: its part of each sequence.
+    """
+
+    pp: int = 0
+    reader: int = 0
+    readers: int = 1
+    cp: int = 0
+
+    @property
+    def counts(self) -> bool:
+        """True for one of the ranks that read the same samples: what is counted on it is counted once."""
+        return self.pp == 0 and self.cp == 0
+
+
+@dataclass(frozen=True)
 class Layout:
     """Sizes of the axes, outermost first: world = pp * dp_replicate * dp_shard * cp.
 
@@ -52,6 +71,22 @@ class Layout:
         return self.dp_shard * self.cp
 
     @property
+    def stage_ranks(self) -> int:
+        """Ranks that hold the same pipeline stage, or parts of it: dp_replicate * dp_shard * cp."""
+        return self.dp_replicate * self.shard
+
+    @property
+    def readers(self) -> int:
+        """Ranks that read different samples: dp_replicate * dp_shard."""
+        return self.dp_replicate * self.dp_shard
+
+    def place(self, rank: int) -> Place:
+        """The indices of `rank`, ranks being numbered with cp innermost and pp outermost."""
+        stage, within = divmod(rank, self.stage_ranks)
+        reader, part = divmod(within, self.cp)
+        return Place(stage, reader, self.readers, part)
+
+    @property
     def expert_dp(self) -> int:
         """Ranks that hold other shards of the same experts: dp_shard * cp / ep."""
         return self.shard // self.ep
@@ -65,7 +100,18 @@ class Layout:
         dp_shard = 0 takes what dp_replicate leaves, dp_replicate = 0 what dp_shard leaves; if both are 0, dp_shard
         is as small as `ep` permits and dp_replicate takes the rest. Raises LayoutError if nothing fits.
         """
-        fixed = pp * cp
+        fixed = 1
+        for name, given in (("pp", pp), ("cp", cp)):
+            fixed *= given
+            if world % fixed:
+                fit = divisors(world // (fixed // given)) if world % (fixed // given) == 0 else divisors(world)
+                raise LayoutError(
+                    f"parallel.{name}={given} must divide the number of ranks ({world}); use parallel.{name}="
+                    f"{one_of(fit)}, or {OTHER_RANKS} that is a multiple of {fixed}",
+                    where=f"parallel.{name}",
+                    value=given,
+                    allowed=fit,
+                )
         if dp_shard == 0 and dp_replicate == 0:
             dp_shard = ep // math.gcd(ep, cp)
             if world % (fixed * dp_shard):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -19,8 +20,10 @@ class Meshes:
     dense: the mesh that dense weights are sharded over, (dp_shard,), or (dp_replicate, dp_shard) if there are copies;
     with cp > 1 its last dimension is dp_shard_cp. expert_dp: the mesh that a rank's experts are sharded over besides
     expert parallelism, (expert_dp,) or (dp_replicate, expert_dp). experts: the expert-parallel mesh (expert, width),
-    the innermost ranks. ep_group, shard_group: process groups of the expert-parallel ranks and of dp_shard x cp, None
-    if there is only this rank.
+    the innermost ranks. The process groups are None if they have only this rank: ep_group of the expert-parallel
+    ranks; shard_group of dp_shard x cp; cp_group of the ranks that share a sequence; pp_group of a pipeline, one rank
+    of each stage in order; stage_group of the ranks that hold the same stage as this one, and stage_control the same
+    ranks over gloo. Where there is one stage, stage_group is the default group.
     """
 
     layout: Layout
@@ -30,6 +33,10 @@ class Meshes:
     experts: DeviceMesh
     ep_group: dist.ProcessGroup | None
     shard_group: dist.ProcessGroup | None
+    cp_group: dist.ProcessGroup | None
+    pp_group: dist.ProcessGroup | None
+    stage_group: dist.ProcessGroup | None
+    stage_control: dist.ProcessGroup | None
 
     @staticmethod
     def build(layout: Layout, placement: Placement, device_type: str) -> Meshes:
@@ -55,6 +62,11 @@ class Meshes:
             ep_group = dist.new_group(group_desc="ep")
         elif layout.ep > 1:
             ep_group = flatten_mesh(ep, "ep").get_group()
+        stages = [range(first, first + layout.stage_ranks) for first in range(0, layout.world, layout.stage_ranks)]
+        parts = [range(first, first + layout.cp) for first in range(0, layout.world, layout.cp)]
+        pipelines = [range(first, layout.world, layout.stage_ranks) for first in range(layout.stage_ranks)]
+        one_stage = layout.pp == 1
+        on_host = None if dist.get_backend() in ("gloo", "fake") else "gloo"
         return Meshes(
             layout,
             placement,
@@ -63,4 +75,17 @@ class Meshes:
             experts=ep,
             ep_group=ep_group,
             shard_group=dense[shard].get_group() if layout.shard > 1 else None,
+            cp_group=_group_of(parts, "cp"),
+            pp_group=_group_of(pipelines, "pp"),
+            stage_group=dist.group.WORLD if one_stage else _group_of(stages, "stage"),
+            stage_control=None if one_stage else _group_of(stages, "stage_control", on_host),
         )
+
+
+def _group_of(parts: Sequence[range], name: str, backend: str | None = None) -> dist.ProcessGroup | None:
+    """The group of those ranks out of `parts`, which together are all ranks once, that this rank is among; None if it
+    is alone. Collective over all ranks."""
+    if len(parts[0]) == 1:
+        return None
+    group, _ = dist.new_subgroups_by_enumeration([list(part) for part in parts], backend=backend, group_desc=name)
+    return group

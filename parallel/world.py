@@ -42,7 +42,11 @@ class WorldError(UserError):
 
 @dataclass(frozen=True)
 class World:
-    """Rank and size of this process, its device, and its groups (None if it is the only process)."""
+    """Rank and size of this process, its device, and its groups (None if it is the only process).
+
+    Also stands for some of a run's ranks, such as those of a pipeline stage (see `within`): rank and size are then
+    those in `group`, which carries tensors; None is the default group.
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
@@ -50,6 +54,14 @@ class World:
     control: dist.ProcessGroup | None = None
     background: dist.ProcessGroup | None = None
     watch: Watch = field(default_factory=Watch)
+    group: dist.ProcessGroup | None = None
+
+    def within(self, group: dist.ProcessGroup | None, control: dist.ProcessGroup | None) -> World:
+        """The ranks of a group that this rank is in: `group` for tensors, `control` the same ranks over gloo. None for
+        this rank alone. It has no background group."""
+        if group is None:
+            return World(self.device, watch=self.watch)
+        return World(self.device, group.rank(), group.size(), control, None, self.watch, group)
 
     def gather(self, value: T, *, background: bool = False) -> list[T]:
         """Every rank's `value` (picklable), in rank order, on every rank."""
@@ -64,7 +76,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        dist.broadcast_object_list(box, group=self.control, group_src=0)
         return box[0]
 
     def agree(self, what: str, value: str) -> None:
@@ -101,13 +113,13 @@ class World:
     def sum_tensor(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over all ranks in place, on its device."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def max_tensor(self, tensor: Tensor) -> Tensor:
         """`tensor` replaced in place by the largest values of all ranks, element by element, on its device."""
         if self.size > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
         return tensor
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -119,7 +131,7 @@ class World:
             return
         for bucket in _buckets(parameters):
             flat = torch.cat([grad.reshape(-1) for grad in bucket])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.group)
             pieces = flat.split([grad.numel() for grad in bucket])
             foreach_copy(bucket, [piece.view_as(grad) for piece, grad in zip(pieces, bucket, strict=True)])
 
@@ -129,7 +141,12 @@ class World:
         if self.size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 if not isinstance(tensor, DTensor):
-                    dist.broadcast(tensor.detach(), src=0)
+                    self.broadcast_tensor(tensor)
+
+    def broadcast_tensor(self, tensor: Tensor) -> None:
+        """Give every rank rank 0's values, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor.detach(), group=self.group, group_src=0)
 
     def extend_timeouts(self) -> None:
         """Give the collectives of every existing group the timeout of this object's own groups.

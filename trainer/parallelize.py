@@ -48,10 +48,10 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
         log.info("place experts on the mesh %s; dispatch: %s", _axes(meshes.experts), dispatch)
     if cfg.train.compile:
         _keep_eager(model, cfg, device_type)
-        compile_blocks(model.layers)
-        log.info("compile each of %d blocks", len(model.layers))
+        compile_blocks(model.blocks)
+        log.info("compile each of %d blocks", len(model.blocks))
     if cfg.train.recompute != "none":
-        checkpoint_activations(model.layers, cfg.train.recompute)
+        checkpoint_activations(model.blocks, cfg.train.recompute)
         log.info("recompute activations: %s", cfg.train.recompute)
     if meshes is not None and meshes.layout.shard > 1:
         linears = [layer.attention for layer in model.blocks]
@@ -97,8 +97,9 @@ def _policy(cfg: Config) -> Policy:
     return Policy(
         compute=None if compute == masters else compute,
         reduce=None if compute == masters and reduce == masters else reduce,
-        reshard_dense=cfg.parallel.reshard_dense,
-        reshard_experts=cfg.parallel.reshard_experts,
+        # A pipeline's micro-batches overlap: its stages stay gathered for the step.
+        reshard_dense=cfg.parallel.reshard_dense and cfg.parallel.pp == 1,
+        reshard_experts=cfg.parallel.reshard_experts and cfg.parallel.pp == 1,
     )
 
 

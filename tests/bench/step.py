@@ -36,8 +36,8 @@ import torch
 from trainer.config.model import ModelConfig
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
-from trainer.objectives.base import GlobalBatch
 from trainer.objectives.next_token import NextToken
+from trainer.objectives.scalars import GlobalBatch
 from trainer.run.host_memory import prepare_host_memory
 
 Step = Callable[[], object]

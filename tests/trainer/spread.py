@@ -15,8 +15,8 @@ from tests.trainer.tiny_run import tiny_config
 from trainer.config.keys import Config, ParallelConfig
 from trainer.data.synthetic import open_synthetic
 from trainer.model.decoder import Decoder
-from trainer.objectives.base import GlobalBatch
 from trainer.objectives.next_token import NextToken
+from trainer.objectives.scalars import GlobalBatch
 from trainer.parallelize import build_meshes, parallelize
 
 MODEL = {

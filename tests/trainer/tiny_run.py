@@ -11,8 +11,8 @@ import pytest
 
 from trainer.config.keys import CheckpointConfig, Config, DataConfig, LoggingConfig, OptimConfig, RunConfig, TrainConfig
 from trainer.config.model import ModelConfig
-from trainer.objectives.base import Scalars
 from trainer.objectives.next_token import NextToken
+from trainer.objectives.scalars import Scalars
 
 MODEL: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,

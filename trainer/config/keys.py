@@ -57,12 +57,17 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    """World = dp_replicate * dp_shard. A size of 0 is filled in: dp_shard is then as small as ep lets it be, unless
-    dp_replicate is given; ep the largest that suits the ranks and the model's router groups."""
+    """World = pp * dp_replicate * dp_shard * cp. A size of 0 is filled in: dp_shard is then as small as ep lets it be,
+    unless dp_replicate is given; ep the largest that suits the ranks and the model's router groups."""
 
+    pp: int = free(1)  # ranks of a pipeline
+    # the order in which a pipeline's ranks work; see docs/pipeline.md
+    schedule: Literal["1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv", "dualpipev"] = free("1f1b")
+    stages_per_rank: int = free(0)  # pipeline stages of each rank; 0: 1 for 1f1b, 2 for the other schedules
+    cp: int = free(1)  # ranks that share each sequence
     dp_replicate: int = free(0)  # copies of the sharded model
     dp_shard: int = free(0)  # ranks that share one copy of the weights
-    ep: int = free(1)  # expert-parallel ranks: neighbours out of dp_shard
+    ep: int = free(1)  # expert-parallel ranks: neighbours out of dp_shard x cp
     dispatch: Literal["auto", "all_gather", "all_to_all"] = free("auto")  # how tokens reach experts on other ranks
     combine: Literal["fixed_order", "reduce_scatter"] = free("fixed_order")  # how all_gather adds the ranks' results
     regather: bool = free(False)  # all_gather: gather hidden states again in backward instead of keeping them

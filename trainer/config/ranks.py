@@ -12,8 +12,10 @@ from typing import Literal
 from parallel.errors import one_of
 from parallel.groups import Placement, map_groups
 from parallel.layout import Layout, LayoutError, divisors
+from parallel.pipeline.cut import StageCut, cut_stages
+from parallel.pipeline.plan import PipelineError, Plan
 from trainer.config.errors import ConfigError
-from trainer.config.keys import ParallelConfig
+from trainer.config.keys import Config, ParallelConfig
 from trainer.config.model import ModelConfig
 
 DispatchName = Literal["local", "all_gather", "all_to_all"]
@@ -21,11 +23,12 @@ DispatchName = Literal["local", "all_gather", "all_to_all"]
 
 @dataclass(frozen=True)
 class RankMap:
-    """The ranks on their axes, the experts on their ranks, and how tokens travel between them."""
+    """The ranks on their axes, the experts on their ranks, how tokens travel between them, and the pipeline."""
 
     layout: Layout
     placement: Placement
     dispatch: DispatchName
+    plan: Plan
 
 
 def map_ranks(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> RankMap:
@@ -33,22 +36,31 @@ def map_ranks(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> 
 
     Raises `ConfigError` with a key and the values that work where the axes or the experts do not fit.
     """
-    ranks = parallel.dp_shard or world_size // max(1, parallel.dp_replicate)
+    copies = max(1, parallel.dp_replicate) * parallel.pp
+    ranks = parallel.dp_shard * parallel.cp or world_size // copies
     # A single router group cannot be mapped to ranks: its experts are spread whole, and counts have to be exchanged.
     counts = parallel.dispatch == "all_to_all" or (parallel.dispatch == "auto" and model.router_groups == 1)
     ep = parallel.ep or math.gcd(ranks, model.num_experts if counts else model.router_groups)
     try:
-        layout = Layout.resolve(world_size, dp_replicate=parallel.dp_replicate, dp_shard=parallel.dp_shard, ep=ep)
-    except LayoutError as error:
+        layout = Layout.resolve(
+            world_size,
+            dp_replicate=parallel.dp_replicate,
+            dp_shard=parallel.dp_shard,
+            ep=ep,
+            pp=parallel.pp,
+            cp=parallel.cp,
+        )
+        plan = Plan.resolve(parallel.schedule, parallel.pp, parallel.stages_per_rank) if parallel.pp > 1 else Plan()
+    except (LayoutError, PipelineError) as error:
         raise ConfigError(error.faults) from None
     if ep == 1:
-        return RankMap(layout, Placement(), "local")
+        return RankMap(layout, Placement(), "local", plan)
     if counts:
         if model.num_experts % ep:
             fit = tuple(n for n in divisors(layout.shard) if model.num_experts % n == 0)
             text = f"parallel.ep={ep} must divide model.num_experts={model.num_experts}"
             raise ConfigError(f"{text}; use parallel.ep={one_of(fit)}", where="parallel.ep", value=ep, allowed=fit)
-        return RankMap(layout, Placement(ep), "all_to_all")
+        return RankMap(layout, Placement(ep), "all_to_all", plan)
     try:
         placement = map_groups(model.router_groups, ep)
     except LayoutError as error:
@@ -62,4 +74,17 @@ def map_ranks(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> 
             "parallel.dispatch=all_to_all"
         )
         raise ConfigError(text, where="parallel.ep", value=ep, allowed=(model.router_groups,))
-    return RankMap(layout, placement, "all_gather")
+    return RankMap(layout, placement, "all_gather", plan)
+
+
+def cut_model(cfg: Config, plan: Plan) -> list[StageCut]:
+    """The layers of every pipeline stage, by the FLOPs of `ModelConfig.flops_per_token` and what
+    `train.recompute=full` runs again. Raises `ConfigError` for more stages than layers."""
+    model = cfg.model
+    head = 6.0 * model.vocab_size * model.hidden_size
+    layers = (model.flops_per_token(cfg.data.seq_len) - head) * (4 / 3 if cfg.train.recompute == "full" else 1.0)
+    head = 0.0 if cfg.train.objective == "contrastive" else head  # which leaves the LM head out
+    try:
+        return cut_stages(model.num_layers, plan, layer=layers / model.num_layers, head=head)
+    except PipelineError as error:
+        raise ConfigError(error.faults) from None

@@ -8,6 +8,7 @@ Legend: B sequences · S tokens of each · T = B*S · H hidden size · V vocabul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -47,21 +48,35 @@ class DecoderBlock(nn.Module):
 
 
 class DecoderOutput(NamedTuple):
-    """hidden: [B, S, H] after the final norm, in the compute dtype. routing: statistics of all layers' routers."""
+    """hidden: in the compute dtype; [B, S, H] after the final norm, or [B * S, H] from a stage without one. routing:
+    statistics of its layers' routers; None where it has no layer."""
 
     hidden: Tensor
-    routing: RouterStats
+    routing: RouterStats | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of a decoder that a pipeline stage holds: layers `start` to `stop`, exclusive, before them the
+    embedding if it `embeds`, after them the final norm and the LM head if it has the `head`."""
+
+    start: int
+    stop: int
+    embeds: bool = True
+    head: bool = True
 
 
 class Decoder(nn.Module):
-    """Embedding, L blocks, final RMSNorm, untied LM head whose logits are fp32 whatever the compute dtype.
+    """Embedding, L blocks, final RMSNorm, untied LM head whose logits are fp32 whatever the compute dtype; or the span
+    of them that one pipeline stage holds, under the same names.
 
     Args:
         cfg: the model's sizes.
         compute_dtype: of the activations and the arithmetic of the linears; None for the parameters' dtype. The
             parameters themselves keep the dtype in which they were created (fp32 masters).
         ops: the routers' operations. make_backend: as `choose_backend` returns it; None for the back end that `cfg`
-            names, in plain torch.
+            names, in plain torch. span: the part to build; None for the whole decoder. `embed`, `norm` and `lm_head`
+            are None outside of it.
 
     Build it under `torch.device("meta")`, then `to_empty(device=...)` and `init_weights(seed)`.
     """
@@ -72,21 +87,27 @@ class Decoder(nn.Module):
         compute_dtype: torch.dtype | None = None,
         ops: Ops = TORCH,
         make_backend: Callable[[], Backend] | None = None,
+        span: Span | None = None,
     ) -> None:
         super().__init__()
         self.cfg = cfg
         self.compute_dtype = compute_dtype
-        self.embed = nn.Parameter(torch.empty(cfg.vocab_size, cfg.hidden_size))
+        self.span = span = span or Span(0, cfg.num_layers)
+        self.embed = _matrix(cfg.vocab_size, cfg.hidden_size) if span.embeds else None
         self.rotary = Rotary(cfg)
-        self.layers = nn.ModuleList(
-            DecoderBlock(cfg, ops, make_backend() if make_backend else None) for _ in range(cfg.num_layers)
+        # A dictionary, so that layers have their numbers in the whole model.
+        self.layers = nn.ModuleDict(
+            {
+                str(number): DecoderBlock(cfg, ops, make_backend() if make_backend else None)
+                for number in range(span.start, span.stop)
+            }
         )
-        self.norm = nn.Parameter(torch.empty(cfg.hidden_size))
-        self.lm_head = nn.Parameter(torch.empty(cfg.vocab_size, cfg.hidden_size))
+        self.norm = nn.Parameter(torch.empty(cfg.hidden_size)) if span.head else None
+        self.lm_head = _matrix(cfg.vocab_size, cfg.hidden_size) if span.head else None
 
     @property
     def blocks(self) -> list[DecoderBlock]:
-        return cast("list[DecoderBlock]", list(self.layers))
+        return cast("list[DecoderBlock]", list(self.layers.values()))
 
     def forward(
         self,
@@ -100,21 +121,25 @@ class Decoder(nn.Module):
         """Hidden states and router statistics; `logits` and the objectives continue from there.
 
         Args:
-            ids: [B, S] int64; or embeds: [B, S, H] ready embeddings (images, signals) in its place.
+            ids: [B, S] int64; or embeds: [B, S, H], ready embeddings (images, signals) in its place; or, with
+                positions, the hidden states [B * S, H] of the stage before.
             positions: [B, S] int64; default 0..S-1 in each row.
             cu_seqlens: [documents + 1] int32 on the CPU, bounds of the documents in the flattened B*S tokens; default:
                 each row is one document.
             expert_ids: [L, B*S, K] int64, replayed from a rollout; default: the routers select.
-        Raises: ValueError unless exactly one of ids and embeds is given, or for impossible cu_seqlens.
+        Raises: ValueError unless exactly one of ids and embeds is given, for ids without an embedding, or for
+            impossible cu_seqlens.
         """
         if ids is not None and embeds is None:
+            if self.embed is None:
+                raise ValueError("this stage has no embedding: give embeds [B, S, H]")
             x = F.embedding(ids, self.embed)
         elif embeds is not None and ids is None:
             x = embeds
         else:
             raise ValueError("give either ids [B, S] or embeds [B, S, H]")
-        batch, seq_len, _ = x.shape
-        x = x.to(self.compute_dtype or self.embed.dtype).flatten(0, 1)
+        batch, seq_len = x.shape[:2] if positions is None else positions.shape
+        x = x.to(self.activations).flatten(0, -2)
         if positions is None:
             positions = torch.arange(seq_len, device=x.device).expand(batch, -1)
         if cu_seqlens is None:
@@ -123,15 +148,22 @@ class Decoder(nn.Module):
             docs = Documents.from_cu_seqlens(cu_seqlens, batch * seq_len, x.device)
         cos, sin = self.rotary(positions.flatten(), x.dtype)
         stats = []
-        for number, layer in enumerate(self.layers):
+        for number, layer in zip(range(self.span.start, self.span.stop), self.blocks, strict=True):
             x, of_layer = layer(x, cos, sin, docs, None if expert_ids is None else expert_ids[number])
             stats.append(of_layer)
-        # Reshaped before the norm: FSDP hooks the tensors that this returns, and a view could lose its hook.
-        hidden = rms_norm(x.view(batch, seq_len, -1), self.norm, self.cfg.norm_eps)
-        return DecoderOutput(hidden, RouterStats.stack(stats))
+        if self.norm is not None:
+            # Reshaped before the norm: FSDP hooks the tensors that this returns, and a view could lose its hook.
+            x = rms_norm(x.view(batch, seq_len, -1), self.norm, self.cfg.norm_eps)
+        return DecoderOutput(x, RouterStats.stack(stats) if stats else None)
+
+    @property
+    def activations(self) -> torch.dtype:
+        """The dtype of hidden states."""
+        return self.compute_dtype or next(self.parameters()).dtype
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: [..., H] of `forward` -> [..., V] in fp32 (fp64 for fp64)."""
+        """hidden: [..., H] of `forward` -> [..., V] in fp32 (fp64 for fp64). Only where there is an LM head."""
+        assert self.lm_head is not None
         dtype = wide(hidden.dtype)
         return F.linear(hidden.to(dtype), self.lm_head.to(dtype))
 
@@ -163,3 +195,7 @@ class Decoder(nn.Module):
     def num_params(self) -> int:
         """Number of elements of all parameters, counted on the module; `ModelConfig.num_params` is the closed form."""
         return sum(p.numel() for p in self.parameters())
+
+
+def _matrix(rows: int, columns: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(rows, columns))

@@ -1,157 +1,63 @@
-"""The contract of objectives: scalars by name, each with its normaliser and the way it adds up.
+"""The contract of objectives.
 
-scalars = objective(model, batch, whole)   # one micro-batch on one rank
-engine.backward(scalars.total)             # the normalised losses, added
-totals.add(scalars)                        # by name, on the device
-read_totals(totals_of_steps, world)        # every log_every steps: reduce over ranks, wait for the device once
+An objective is three pieces, so that the stages of a pipeline can run the model between the first and the second:
+`inputs` of the model, then `loss` in training and `measure` on held-out data, both from the last hidden states.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from parallel.world import World
 from trainer.data.batch import Batch
 from trainer.data.protocols import Data
 from trainer.model.decoder import Decoder
-
-MicroBatches = Literal["sum", "max"]
-Ranks = Literal["sum", "max", "same"]  # same: equal on every rank, so there is nothing to reduce
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """One number of one micro-batch on one rank.
-
-    value: 0-dim on the device; a sum over tokens, pairs or layers, or a maximum. normaliser: what the sum over all
-    micro-batches and ranks of the step is divided by. loss: whether training minimises it; it then carries gradients.
-    per_unit: a mean over the units of the step (`Objective.count`), so that a step without any has no such number.
-    micro_batches, ranks: how the normalised values of a step's micro-batches and of its ranks combine.
-    """
-
-    value: Tensor
-    normaliser: float | Tensor = 1
-    loss: bool = False
-    per_unit: bool = False
-    micro_batches: MicroBatches = "sum"
-    ranks: Ranks = "sum"
-
-    @functools.cached_property
-    def normalised(self) -> Tensor:
-        return self.value / self.normaliser
+from trainer.objectives.router import router_scalars
+from trainer.objectives.scalars import GlobalBatch, Scalars
 
 
-class Scalars(dict[str, Scalar]):
-    """Scalars by their names in metrics.jsonl."""
-
-    @property
-    def total(self) -> Tensor:
-        """The normalised losses, added in order (0-dim): what backward is called on."""
-        return functools.reduce(operator.add, (scalar.normalised for scalar in self.values() if scalar.loss))
-
-
-@dataclass(frozen=True)
-class GlobalBatch:
-    """The step that a micro-batch is part of.
-
-    units: what the main loss is a mean over (`Objective.count`), of all micro-batches and ranks. micro_batches: of each
-    rank. world: its ranks, which run micro-batches of one shape side by side.
-    """
-
-    units: int
-    micro_batches: int = 1
-    world: World = field(default_factory=World)
-
-
-class Objective(Protocol):
+class Objective(ABC):
     """The function that a run minimises.
 
-    A new one is a class like this in a file of trainer/objectives, a line in `OBJECTIVES`, its name in the Literal of
+    A new one is a subclass in a file of trainer/objectives, a line in `OBJECTIVES`, its name in the Literal of
     `TrainConfig.objective` (trainer/config/keys.py) plus any keys of its own, and a recipe.
     """
 
-    unused: tuple[str, ...]  # parameters that get no gradient, by name: they are frozen
+    unused: tuple[str, ...] = ()  # parameters that get no gradient, by name: they are frozen
     unit: str  # what `count` counts, for messages
 
+    @abstractmethod
     def count(self, batch: Batch) -> int:
         """Units of `batch` that the main loss is a mean over, such as supervised tokens; counted on the host."""
 
-    def __call__(self, model: Decoder, batch: Batch, whole: GlobalBatch) -> Scalars:
-        """Run one micro-batch. Collective over the ranks of `whole`; must not wait for the device."""
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model's forward is called with, by name."""
+        return {**batch.inputs, "cu_seqlens": batch.cu_seqlens}
 
-    def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
+    @abstractmethod
+    def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:
+        """Scalars of one micro-batch from its hidden states [B, S, H] after the final norm.
+
+        model: the stage with the LM head. Collective over the ranks of `whole`; must not wait for the device.
+        """
+
+    @abstractmethod
+    def measure(self, model: Decoder, hidden: Tensor, batch: Batch) -> Scalars:
         """Scalars of held-out data, named as in the evaluation record. Their values and normalisers are summed over
         batches and ranks before the division, so the result does not depend on the number of ranks. A source whose
         normalisers are 0 has no value."""
 
     def baselines(self, data: Data) -> dict[str, Any]:
         """Fields of the last evaluation record that say what a trivial model would reach."""
+        return {}
 
+    def __call__(self, model: Decoder, batch: Batch, whole: GlobalBatch) -> Scalars:
+        """Run one micro-batch through a whole model: `loss`, and the routers' losses."""
+        hidden, routing = model(**self.inputs(batch))
+        return Scalars(**self.loss(model, hidden, batch, whole), **router_scalars(routing, model.cfg, whole))
 
-class Totals:
-    """The scalars of one step on one rank, combined over its micro-batches on the device.
-
-    units: `Objective.count` of the step over all ranks.
-    """
-
-    def __init__(self, units: int = 1) -> None:
-        self.units = units
-        self.without_value: set[str] = set()
-        self.values: dict[str, Tensor] = {}
-        self.ranks: dict[str, Ranks] = {}
-
-    def add(self, scalars: Scalars) -> None:
-        """Combine with those of the micro-batches before."""
-        for name, scalar in scalars.items():
-            value = scalar.normalised.detach().double()  # a step may have thousands of micro-batches and ranks
-            if name in self.values:
-                combine = torch.maximum if scalar.micro_batches == "max" else torch.add
-                value = combine(self.values[name], value)
-            self.values[name], self.ranks[name] = value, scalar.ranks
-            if scalar.per_unit and not self.units:
-                self.without_value.add(name)
-
-
-def read_totals(steps: Sequence[Totals], world: World) -> list[dict[str, float | None]]:
-    """The scalars of several steps over all ranks, as numbers by name. Collective; waits for the device once.
-
-    A step has its own names, the same on every rank; means over the units of a step without any are None. Raises
-    ValueError for a name that combines over the ranks in two ways.
-    """
-    if not steps:
-        return []
-    ways: dict[str, Ranks] = {}
-    for step in steps:
-        for name, ranks in step.ranks.items():
-            way = ways.setdefault(name, ranks)
-            if way != ranks:
-                raise ValueError(f"{name} combines over the ranks by {way} in one step and by {ranks} in another")
-    device = next(iter(steps[0].values.values())).device
-    absent = torch.zeros((), dtype=torch.float64, device=device)  # reduced, then left out
-    names: list[str] = []
-    columns: list[Tensor] = []
-    for how in ("sum", "max", "same"):
-        if alike := [name for name, ranks in ways.items() if ranks == how]:
-            table = torch.stack([torch.stack([step.values.get(name, absent) for name in alike]) for step in steps])
-            if how == "sum":
-                world.sum_tensor(table)
-            elif how == "max":
-                world.max_tensor(table)
-            names += alike
-            columns.append(table)
-    rows = torch.cat(columns, dim=1).tolist()
-    return [
-        {
-            name: None if name in step.without_value else number
-            for name, number in zip(names, row, strict=True)
-            if name in step.values
-        }
-        for step, row in zip(steps, rows, strict=True)
-    ]
+    def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
+        """Run one held-out batch through a whole model: `measure`."""
+        return self.measure(model, model(**self.inputs(batch)).hidden, batch)

@@ -24,5 +24,6 @@ def build_objective(cfg: TrainConfig) -> Objective:
 def freeze_unused(model: Decoder, objective: Objective) -> None:
     """Freeze the parameters that `objective` never reaches, so that no rank waits for their gradients and no weight
     decay moves them. Before the model is spread over ranks."""
-    for name in objective.unused:
-        model.get_parameter(name).requires_grad_(False)
+    for name, parameter in model.named_parameters():  # a pipeline stage has only some
+        if name in objective.unused:
+            parameter.requires_grad_(False)

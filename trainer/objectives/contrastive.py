@@ -20,20 +20,19 @@ from torch import Tensor
 
 from parallel.world import World
 from trainer.data.batch import Batch
-from trainer.data.protocols import Data
 from trainer.model.decoder import Decoder
 from trainer.model.numerics import wide
-from trainer.objectives.base import GlobalBatch, Scalar, Scalars
-from trainer.objectives.router import router_scalars
+from trainer.objectives.base import Objective
+from trainer.objectives.scalars import GlobalBatch, Scalar, Scalars
 
 PIECE = 32  # tokens whose hidden states are added one after another in their own dtype
 
 
-class Contrastive:
+class Contrastive(Objective):
     """Pairs are the halves of documents, each run as a document of its own and embedded as the mean of its hidden
     states."""
 
-    unused: tuple[str, ...] = ("lm_head",)
+    unused = ("lm_head",)
     unit = "document of two tokens or more"
 
     def __init__(self, temperature: float) -> None:
@@ -43,29 +42,30 @@ class Contrastive:
         """Documents of two tokens or more: each is a pair."""
         return int((batch.cu_seqlens.diff() > 1).sum())
 
-    def __call__(self, model: Decoder, batch: Batch, whole: GlobalBatch) -> Scalars:
-        a_PH, b_PH, routing = self._embed(model, batch)
-        return Scalars(**info_nce(a_PH, b_PH, self.temperature, whole), **router_scalars(routing, model.cfg, whole))
-
-    def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
-        a_PH, b_PH, _ = self._embed(model, batch)
-        found = info_nce(a_PH, b_PH, self.temperature, GlobalBatch(len(a_PH)))
-        return Scalars(heldout=found["loss"], heldout_accuracy=found["accuracy"])
-
-    def baselines(self, data: Data) -> dict[str, Any]:
-        return {}
-
-    def _embed(self, model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Any]:
-        """Mean hidden states [P, H] of first and second halves, in fp32 or better, and the routers' statistics."""
-        bounds, first_P = halve(batch.cu_seqlens)
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Positions are counted from the start of each half."""
+        bounds, _ = halve(batch.cu_seqlens)
         positions = batch.inputs["positions"]
         starts_T = bounds[:-1].repeat_interleave(bounds.diff())
         restarted = (torch.arange(len(starts_T)) - starts_T).view(positions.shape).to(positions.device)
-        hidden, routing = model(**{**batch.inputs, "positions": restarted}, cu_seqlens=bounds)
-        x_TH = hidden.flatten(0, 1).to(wide(hidden.dtype))
-        mean_DH = means(x_TH, bounds)
-        first_P = first_P.to(x_TH.device)
-        return mean_DH[first_P], mean_DH[first_P + 1], routing
+        return {**batch.inputs, "positions": restarted, "cu_seqlens": bounds}
+
+    def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:
+        return info_nce(*pairs(hidden, batch), self.temperature, whole)
+
+    def measure(self, model: Decoder, hidden: Tensor, batch: Batch) -> Scalars:
+        a_PH, b_PH = pairs(hidden, batch)
+        found = info_nce(a_PH, b_PH, self.temperature, GlobalBatch(len(a_PH)))
+        return Scalars(heldout=found["loss"], heldout_accuracy=found["accuracy"])
+
+
+def pairs(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean hidden states [P, H] of first and second halves, in fp32 or better. hidden: [B, S, H]."""
+    bounds, first_P = halve(batch.cu_seqlens)
+    x_TH = hidden.flatten(0, 1).to(wide(hidden.dtype))
+    mean_DH = means(x_TH, bounds)
+    first_P = first_P.to(x_TH.device)
+    return mean_DH[first_P], mean_DH[first_P + 1]
 
 
 def halve(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:

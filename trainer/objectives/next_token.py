@@ -16,17 +16,16 @@ from trainer.data.protocols import Data
 from trainer.data.text import unigram_nats
 from trainer.model.decoder import Decoder
 from trainer.model.numerics import wide
-from trainer.objectives.base import GlobalBatch, Scalar, Scalars
-from trainer.objectives.router import router_scalars
+from trainer.objectives.base import Objective
+from trainer.objectives.scalars import GlobalBatch, Scalar, Scalars
 
 
-class NextToken:
+class NextToken(Objective):
     """`loss` is in nats per supervised token of the step.
 
     chunk: tokens whose logits exist at one time.
     """
 
-    unused: tuple[str, ...] = ()
     unit = "supervised token"
 
     def __init__(self, chunk: int) -> None:
@@ -35,14 +34,10 @@ class NextToken:
     def count(self, batch: Batch) -> int:
         return batch.num_tokens
 
-    def __call__(self, model: Decoder, batch: Batch, whole: GlobalBatch) -> Scalars:
-        hidden, routing = model(**batch.inputs, cu_seqlens=batch.cu_seqlens)
-        nats = self._nats(model, hidden, batch)
-        loss = Scalar(nats, whole.units, loss=True, per_unit=True)
-        return Scalars(loss=loss, **router_scalars(routing, model.cfg, whole))
+    def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:
+        return Scalars(loss=Scalar(self._nats(model, hidden, batch), whole.units, loss=True, per_unit=True))
 
-    def evaluate(self, model: Decoder, batch: Batch) -> Scalars:
-        hidden, _ = model(**batch.inputs, cu_seqlens=batch.cu_seqlens)
+    def measure(self, model: Decoder, hidden: Tensor, batch: Batch) -> Scalars:
         return Scalars(heldout=Scalar(self._nats(model, hidden, batch), batch.num_tokens))
 
     def baselines(self, data: Data) -> dict[str, Any]:
@@ -53,6 +48,7 @@ class NextToken:
 
     def _nats(self, model: Decoder, hidden: Tensor, batch: Batch) -> Tensor:
         assert batch.labels is not None  # every stream of text has them
+        assert model.lm_head is not None
         return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, batch.labels.flatten(), self.chunk)
 
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from trainer.config.model import ModelConfig
 from trainer.model.router import RouterStats
-from trainer.objectives.base import GlobalBatch, Scalar, Scalars
+from trainer.objectives.scalars import GlobalBatch, Scalar, Scalars
 
 
 def router_scalars(stats: RouterStats, cfg: ModelConfig, whole: GlobalBatch) -> Scalars:
     """`balance` and `z`, with their coefficients, as means over the step's micro-batches; and `max_load`, the tokens of
     the busiest expert over the mean of its layer (1 is even), for the log.
 
-    stats: of all layers on this rank's tokens; the selection counts are summed over the ranks here.
+    stats: of the layers of this stage on this rank's tokens; the selection counts are summed over the ranks here.
     """
     ranks = whole.world.size
     if ranks > 1:
@@ -29,7 +29,7 @@ def router_scalars(stats: RouterStats, cfg: ModelConfig, whole: GlobalBatch) -> 
     return Scalars(
         balance=Scalar(balance_loss(stats, cfg, tokens), whole.micro_batches, loss=True),
         z=Scalar(z, tokens * whole.micro_batches, loss=True),
-        max_load=Scalar(max_load, whole.micro_batches * ranks),
+        max_load=Scalar(max_load, whole.micro_batches * ranks, stages="max"),
     )
 
 

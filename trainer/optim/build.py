@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -15,15 +17,17 @@ from trainer.optim.schedule import lr_at, weight_decay_groups
 
 
 def build_engine(
-    model: nn.Module,
+    stages: nn.Module | Sequence[nn.Module],
     cfg: OptimConfig,
     world: World,
     shard_group: dist.ProcessGroup | None = None,
     moments: torch.dtype | None = None,
+    alike: World | None = None,
 ) -> Engine:
-    """The engine that `cfg` names; `shard_group` and `moments` as for `NativeEngine`."""
+    """The engine that `cfg` names; the arguments as for `NativeEngine`. DeepSpeed takes one stage."""
     if cfg.engine == "native":
-        return NativeEngine(model, cfg, world, shard_group, moments)
+        return NativeEngine(stages, cfg, world, shard_group, moments, alike)
+    (model,) = [stages] if isinstance(stages, nn.Module) else stages
     return ZeroEngine(
         model,
         world,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -12,13 +14,13 @@ SHOWN = 3
 
 
 @torch.no_grad()
-def not_finite(model: nn.Module, world: World) -> list[str]:
+def not_finite(stages: Iterable[nn.Module], world: World) -> list[str]:
     """The trained parameters in which a number is NaN or infinite on any rank, by name. Collective; waits for the
     device and takes no memory of a parameter's size."""
-    named = {name: local_part(p) for name, p in model.named_parameters() if p.requires_grad}
+    named = {name: local_part(p) for stage in stages for name, p in stage.named_parameters() if p.requires_grad}
     flags = [_broken(part) if part.numel() else part.new_zeros((), dtype=torch.float32) for part in named.values()]
-    broken = world.max_tensor(torch.stack(flags)).tolist()
-    return [name for name, flag in zip(named, broken, strict=True) if flag]
+    mine = [name for name, flag in zip(named, torch.stack(flags).tolist(), strict=True) if flag]
+    return list(dict.fromkeys(name for of_rank in world.gather(mine) for name in of_rank))
 
 
 def _broken(part: torch.Tensor) -> torch.Tensor:

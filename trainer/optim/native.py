@@ -10,6 +10,7 @@ parameters, moments and step counts bitwise as they were, decided on the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,21 +29,25 @@ from trainer.optim.schedule import lr_at, weight_decay_groups
 class NativeEngine:
     """torch's fused AdamW or SGD over this rank's shards.
 
-    `shard_group`: the ranks that together hold every sharded parameter once; None if no parameter is sharded or there
-    is only one rank. Plain parameters are replicas: their gradients are summed over `world` here. Gradients of sharded
-    ones arrive summed, from the code that sharded them. `moments`: the dtype of AdamW's moments; None for that of the
-    parameters.
+    `stages`: this rank's parts of the model, whose parameters differ in name. `shard_group`: the ranks that together
+    hold every sharded parameter of these stages once; None if no parameter is sharded or there is only one rank.
+    `alike`: the ranks that hold the same stages, None for all of `world`. Plain parameters are replicas: their
+    gradients are summed over these ranks here. Gradients of sharded ones arrive summed, from the code that sharded
+    them. `moments`: the dtype of AdamW's moments; None for that of the parameters.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        stages: nn.Module | Sequence[nn.Module],
         cfg: OptimConfig,
         world: World,
         shard_group: dist.ProcessGroup | None = None,
         moments: torch.dtype | None = None,
+        alike: World | None = None,
     ) -> None:
-        self.model, self.cfg, self.world, self.shard_group, self.moments = model, cfg, world, shard_group, moments
+        self.stages = [stages] if isinstance(stages, nn.Module) else stages
+        self.cfg, self.world, self.alike = cfg, world, alike or world
+        self.shard_group, self.moments = shard_group, moments
 
     def prepare(self) -> None:
         """Build the optimizer and its state.
@@ -50,7 +55,7 @@ class NativeEngine:
         The state exists before the first step so that a checkpoint can be loaded into it, and because fused SGD would
         otherwise take an uninitialised momentum buffer into use when its very first step is skipped.
         """
-        self.named = dict(self.model.named_parameters())
+        self.named = {name: p for stage in self.stages for name, p in stage.named_parameters()}
         self.plain = [p for p in self.named.values() if p.requires_grad and not isinstance(p, DTensor)]
         # The tensors to optimise: a parameter itself, or this rank's shard of it, in the memory that FSDP gathers from.
         # (FSDP moves a shard when a model on meta gets its values, so not after this.)
@@ -68,7 +73,7 @@ class NativeEngine:
         loss.backward()
 
     def step(self, step: int, steps: int) -> dict[str, Tensor]:
-        self.world.sum_gradients(self.plain)
+        self.alike.sum_gradients(self.plain)
         self._take_gradients()
         norm = self._gradient_norm()
         found_inf = (~torch.isfinite(norm)).float()
@@ -110,7 +115,7 @@ class NativeEngine:
         """
         held = [self.leaves[name].grad for name, p in self.named.items() if isinstance(p, DTensor)]
         plain = [p.grad for p in self.plain]
-        device, ranks = self.skipped.device, self.world.size
+        device, ranks = self.skipped.device, self.alike.size
         copies = ranks // (dist.get_world_size(self.shard_group) if self.shard_group is not None else 1)
         squares = sum_of_squares([grad for grad in held if grad is not None], device) / copies
         squares += sum_of_squares([grad for grad in plain if grad is not None], device) / ranks

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import torch
 
+from parallel.layout import Place
 from parallel.mesh import Meshes
+from parallel.pipeline.plan import Plan
 from parallel.world import World
 from trainer.config.keys import Config
+from trainer.config.ranks import cut_model, map_ranks
 from trainer.data.build import build_data
 from trainer.data.protocols import Data
 from trainer.kernels.choose import make_ops
-from trainer.model.decoder import Decoder
+from trainer.model.decoder import Decoder, Span
 from trainer.model.experts.choose import choose_backend
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
@@ -23,6 +26,8 @@ from trainer.optim.engine import Engine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.directory import RunDir
+from trainer.stages.forward import Forward, Relayed, Whole
+from trainer.stages.pipeline import Pipeline
 from trainer.weights.kept_source import keep_corpus_tokenizer, open_published
 
 Fill = Callable[[Decoder], None]
@@ -33,20 +38,26 @@ class Parts:
     """The parts of a run on this rank.
 
     warnings: what the run passes over, found on any rank, one line each: unknown keys of published weights, damage of
-    the data. meshes: None for a process on its own. stages: this rank's pipeline stages, in order; one today.
+    the data. meshes: None for a process on its own. place: of this rank. alike: the ranks that hold the same stages.
+    stages: this rank's pipeline stages by number, in order; pipeline: runs them in training, None where there is one
+    stage, which is then the whole model. forward: runs the model outside of training.
     """
 
     data: Data
     warnings: list[str]
     meshes: Meshes | None
+    place: Place
+    alike: World
     objective: Objective
-    stages: list[Decoder]
+    stages: dict[int, Decoder]
+    pipeline: Pipeline | None
+    forward: Forward
     engine: Engine
 
     @property
     def model(self) -> Decoder:
-        """The only stage, which the step, the evaluation and the sample texts run whole."""
-        (model,) = self.stages
+        """The whole model, where there is no pipeline."""
+        (model,) = self.stages.values()
         return model
 
 
@@ -57,14 +68,82 @@ def build(cfg: Config, run: RunDir, world: World) -> Parts:
     if data.tokenizer is not None:
         keep_corpus_tokenizer(data.tokenizer, run.path, world)
     objective, meshes = build_objective(cfg.train), build_meshes(cfg, world.device.type)
-    stages = [build_model(cfg, world, meshes, objective, fill)]
-    return Parts(data, [*warnings, *faults], meshes, objective, stages, _prepare_engine(cfg, world, meshes, stages))
+    alike, place = ranks_alike(world, meshes), meshes.layout.place(world.rank) if meshes else Place()
+    plan, stages = build_stages(cfg, world, alike, meshes, place, objective, fill)
+    pipeline, forward = build_pipeline(cfg, plan, stages, objective, alike, meshes)
+    engine = _prepare_engine(cfg, world, alike, meshes, list(stages.values()))
+    return Parts(data, [*warnings, *faults], meshes, place, alike, objective, stages, pipeline, forward, engine)
+
+
+def ranks_alike(world: World, meshes: Meshes | None) -> World:
+    """The ranks that hold the same pipeline stages as this one."""
+    if meshes is None or meshes.layout.pp == 1:
+        return world
+    return world.within(meshes.stage_group, meshes.stage_control)
+
+
+def build_stages(
+    cfg: Config,
+    world: World,
+    alike: World,
+    meshes: Meshes | None,
+    place: Place,
+    objective: Objective,
+    fill: Fill | None = None,
+) -> tuple[Plan, dict[int, Decoder]]:
+    """The pipeline, and this rank's stages by number: the whole model where there is one. Arguments as `build_model`'s.
+    Collective."""
+    plan = map_ranks(cfg.parallel, cfg.model, world.size).plan
+    if plan.stages == 1:
+        return plan, {0: build_model(cfg, alike, meshes, objective, fill)}
+    spans = stage_spans(cfg, plan)
+    stages = {
+        number: build_model(cfg, alike, meshes, objective, fill, spans[number]) for number in plan.of_rank(place.pp)
+    }
+    for stage in stages.values():
+        for buffer in stage.buffers():  # every stage has its own copy of the position tables
+            world.broadcast_tensor(buffer)
+    return plan, stages
+
+
+def stage_spans(cfg: Config, plan: Plan) -> list[Span]:
+    """The part of the decoder of every stage."""
+    last = plan.stages - 1
+    return [Span(cut.start, cut.stop, number == 0, number == last) for number, cut in enumerate(cut_model(cfg, plan))]
+
+
+def build_pipeline(
+    cfg: Config, plan: Plan, stages: dict[int, Decoder], objective: Objective, alike: World, meshes: Meshes | None
+) -> tuple[Pipeline | None, Forward]:
+    """What runs the stages in training, and outside of it."""
+    if plan.stages == 1:
+        (model,) = stages.values()
+        return None, Whole(model)
+    assert meshes is not None
+    assert meshes.pp_group is not None
+    train, layout = cfg.train, meshes.layout
+    pipeline = Pipeline(
+        stages,
+        plan,
+        objective,
+        alike=alike,
+        group=meshes.pp_group,
+        tokens=train.micro_batch * cfg.data.seq_len // layout.cp,
+        micro_batches=train.global_batch // (train.micro_batch * layout.readers),
+    )
+    return pipeline, Relayed(stages, plan, meshes.pp_group)
 
 
 def build_model(
-    cfg: Config, world: World, meshes: Meshes | None, objective: Objective, fill: Fill | None = None
+    cfg: Config,
+    world: World,
+    meshes: Meshes | None,
+    objective: Objective,
+    fill: Fill | None = None,
+    span: Span | None = None,
 ) -> Decoder:
-    """The model of `cfg` on this rank's device, spread over the meshes. Seeds torch's generators.
+    """The model of `cfg`, or the `span` of it that a pipeline stage has, on this rank's device and spread over the
+    meshes. Collective over `world`, the ranks that build the same. Seeds torch's generators.
 
     objective: parameters that it does not use are frozen. fill: gives the model its weights; None draws random ones
     from `train.seed`.
@@ -74,7 +153,7 @@ def build_model(
     ops = make_ops(cfg.train.kernels)
     make_backend = choose_backend(cfg.precision.experts, cfg.model.expert_backend, ops)
     with torch.device("meta"):
-        model = Decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend)
+        model = Decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend, span)
     freeze_unused(model, objective)
     parallelize(model, meshes, cfg, world.device.type)
     model.to_empty(device=world.device)
@@ -96,11 +175,8 @@ def _choose_weights(cfg: Config, run: RunDir, world: World) -> tuple[Fill | None
     if published is None:
         return None, []
 
-    def fill(model: Decoder) -> None:
-        published.keep_untrained_parts(run.path)
-        published.fill(model)
-
-    return fill, published.source.warnings
+    published.keep_untrained_parts(run.path)
+    return published.fill, published.source.warnings
 
 
 def _open_data(cfg: Config, run: RunDir, world: World) -> tuple[Data, list[str]]:
@@ -120,10 +196,9 @@ def _open_data(cfg: Config, run: RunDir, world: World) -> tuple[Data, list[str]]
     return data, faults
 
 
-def _prepare_engine(cfg: Config, world: World, meshes: Meshes | None, stages: list[Decoder]) -> Engine:
+def _prepare_engine(cfg: Config, world: World, alike: World, meshes: Meshes | None, stages: list[Decoder]) -> Engine:
     shard_group = meshes.shard_group if meshes else None
-    (model,) = stages  # an engine has one optimizer over one model
-    engine = build_engine(model, cfg.optim, world, shard_group, narrow_moments(cfg.precision))
+    engine = build_engine(stages, cfg.optim, world, shard_group, narrow_moments(cfg.precision), alike)
     engine.prepare()
     world.extend_timeouts()  # all process groups exist by now
     return engine

@@ -85,7 +85,7 @@ class Checkpoints:
         return str(self.directory / CHECKPOINTS / f"step-{step}") if step else "none"
 
     def _tensors(self) -> dict[str, Any]:
-        return training_tensors(self.parts.stages, self.parts.engine, self.world.rank)
+        return training_tensors(list(self.parts.stages.values()), self.parts.engine, self.world.rank)
 
     def _log(self, saved: Saved | None, position: Position, log: EventLog) -> bool:
         if saved is None:

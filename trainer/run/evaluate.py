@@ -8,39 +8,53 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from parallel.layout import Place
 from parallel.world import World
 from trainer.data.batch import Batch
 from trainer.data.protocols import HeldOut
-from trainer.model.decoder import Decoder
 from trainer.objectives.base import Objective
+from trainer.stages.forward import Forward
+
+ALONE = Place()
 
 
 @torch.no_grad()
 def evaluate(
-    model: Decoder, objective: Objective, heldout: HeldOut, world: World, *, batches: int, micro_batch: int
+    forward: Forward,
+    objective: Objective,
+    heldout: HeldOut,
+    world: World,
+    place: Place = ALONE,
+    *,
+    batches: int,
+    micro_batch: int,
 ) -> dict[str, dict[str, float | None]]:
     """The objective's held-out scalars on fixed windows of each source: name -> source -> mean over all units, or None
     for a source that has none.
 
-    batches: micro-batches of `micro_batch` windows for each rank. Collective; the result is the same on all ranks.
+    batches: micro-batches of `micro_batch` windows for each rank that reads samples, whose `place` that is. Collective;
+    the result is the same on all ranks.
     """
     sums: dict[tuple[str, str], _Sums] = {}  # by (name, source)
     for source in heldout.sources:
-        for batch, counts in _turns(list(heldout.batches(source, batches * world.size, micro_batch)), world):
+        for batch, counts in _turns(list(heldout.batches(source, batches * place.readers, micro_batch)), place):
             world.watch.tick()
-            for name, scalar in objective.evaluate(model, batch.to(world.device)).items():
+            batch = batch.to(forward.device)
+            hidden = forward(objective.inputs(batch))
+            if hidden is None:
+                continue  # another stage has the result
+            for name, scalar in objective.measure(*hidden, batch).items():
                 total = sums.setdefault((name, source), _Sums.zero(world.device))
                 if counts:
                     total.value.add_(scalar.value)
                     total.normaliser.add_(scalar.normaliser)
-    found: dict[str, dict[str, float | None]] = {
-        name: dict.fromkeys(heldout.sources) for name in dict.fromkeys(name for name, _ in sums)
-    }
-    if not sums:
+    names = next((keys for keys in world.gather(list(sums)) if keys), [])  # a stage without the head has none
+    found: dict[str, dict[str, float | None]] = {name: dict.fromkeys(heldout.sources) for name, _ in names}
+    if not names:
         return found
-    table = torch.stack([torch.stack(total) for total in sums.values()])
-    world.sum_tensor(table)
-    for (name, source), (value, normaliser) in zip(sums, table.tolist(), strict=True):
+    zero = _Sums.zero(forward.device)
+    table = world.sum_tensor(torch.stack([torch.stack(sums.get(key, zero)) for key in names]))
+    for (name, source), (value, normaliser) in zip(names, table.tolist(), strict=True):
         found[name][source] = value / normaliser if normaliser else None
     return found
 
@@ -56,15 +70,15 @@ class _Sums(NamedTuple):
         return cls(*torch.zeros(2, dtype=torch.float64, device=device))
 
 
-def _turns(batches: list[Batch], world: World) -> Iterator[tuple[Batch, bool]]:
+def _turns(batches: list[Batch], place: Place) -> Iterator[tuple[Batch, bool]]:
     """This rank's forward passes, and whether each one counts.
 
     Sharded weights need every rank in every turn, with batches of one shape: batches that do not fill a turn are run by
-    all ranks and counted by rank 0.
+    all ranks and counted by the first.
     """
     alike = [batch for batch in batches if len(batch.samples) == len(batches[0].samples)]
-    filled = len(alike) // world.size * world.size
-    for batch in alike[world.rank : filled : world.size]:
+    filled = len(alike) // place.readers * place.readers
+    for batch in alike[place.reader : filled : place.readers]:
         yield batch, True
     for batch in alike[filled:] + batches[len(alike) :]:
-        yield batch, world.rank == 0
+        yield batch, place.reader == 0

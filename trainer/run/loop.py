@@ -20,7 +20,7 @@ from trainer.metrics.closing import closing_text, next_text
 from trainer.metrics.console import clock
 from trainer.metrics.rates import device_peak
 from trainer.metrics.record import MetricsLog
-from trainer.objectives.base import Scalar, Scalars, Totals, read_totals
+from trainer.objectives.scalars import Scalar, Scalars, Totals, read_totals
 from trainer.optim.finite import not_finite, show_names
 from trainer.optim.schedule import lr_at
 from trainer.run.announce import announcements, device_name
@@ -29,7 +29,7 @@ from trainer.run.checkpoints import Checkpoints, Position
 from trainer.run.directory import RunDir
 from trainer.run.evaluate import evaluate
 from trainer.run.sample import sample_texts
-from trainer.run.step import accumulate_gradients, count_step
+from trainer.run.step import accumulate_gradients, count_step, held_weights
 from trainer.run.stop import StopRequest
 
 
@@ -72,6 +72,7 @@ class Trainer:
                         self.parts.objective,
                         batches,
                         world,
+                        self.parts.place,
                         interrupted=stop.requested(signal.SIGINT),
                         terminated=stop.requested(signal.SIGTERM),
                     )
@@ -95,14 +96,14 @@ class Trainer:
 
     def _next_batches(self) -> list[Batch]:
         """This rank's micro-batches of the next step. Micro-batch j of all ranks together is one contiguous range of
-        samples, so that any number of ranks with the same product of ranks and micro_batch sees the same ones."""
-        micro, world, first_of_step = self.cfg.train.micro_batch, self.world, self.position.sample
-        firsts = range(first_of_step, first_of_step + self.cfg.train.global_batch, micro * world.size)
-        return [self.parts.data.stream.batch(first + world.rank * micro, micro) for first in firsts]
+        samples, so that any number of readers with the same product of readers and micro_batch sees the same ones."""
+        micro, place, first_of_step = self.cfg.train.micro_batch, self.parts.place, self.position.sample
+        firsts = range(first_of_step, first_of_step + self.cfg.train.global_batch, micro * place.readers)
+        return [self.parts.data.stream.batch(first + place.reader * micro, micro) for first in firsts]
 
     def _log_faults(self, batches: list[Batch]) -> None:
         """Log the samples of all ranks that were replaced. Raises `RunError` where they are too many."""
-        mine = [line for batch in batches for line in batch.faults]
+        mine = [line for batch in batches for line in batch.faults] if self.parts.place.counts else []
         lines = [line for of_rank in self.world.gather(mine) for line in of_rank]
         for line in lines:
             self._event("warning", step=self.position.step + 1, message=line)
@@ -120,16 +121,20 @@ class Trainer:
     def _train_step(self, batches: list[Batch], units: int, tokens: int) -> None:
         """One optimizer step. Nothing in it waits for the device."""
         cfg, world, parts = self.cfg, self.world, self.parts
-        totals = accumulate_gradients(
-            self.parts.model,
-            parts.engine,
-            parts.objective,
-            batches,
-            units,
-            world,
-            step=self.position.step + 1,
-            reshard_experts=cfg.parallel.reshard_experts,
-        )
+        if parts.pipeline is not None:
+            with held_weights(block.moe.experts for stage in parts.stages.values() for block in stage.blocks):
+                totals = parts.pipeline.accumulate(batches, units, step=self.position.step + 1)
+        else:
+            totals = accumulate_gradients(
+                parts.model,
+                parts.engine,
+                parts.objective,
+                batches,
+                units,
+                world,
+                step=self.position.step + 1,
+                reshard_experts=cfg.parallel.reshard_experts,
+            )
         step = self.position.step = self.position.step + 1
         self.position.sample += cfg.train.global_batch
         world.watch.at(f"step {step}: optimizer")
@@ -145,7 +150,8 @@ class Trainer:
         if not self.unread:
             return
         self.world.watch.at(f"step {self.position.step}: metrics")
-        numbers = read_totals([totals for _, totals in self.unread], self.world)
+        totals = [totals for _, totals in self.unread]
+        numbers = read_totals(totals, self.world, stages=self.parts.pipeline is not None)
         in_a_row = [int(of_step.pop("skipped_in_a_row") or 0) for of_step in numbers]
         self.skipped_in_a_row = in_a_row[-1]
         records = [
@@ -165,7 +171,7 @@ class Trainer:
     def _stuck(self, which: str, limit: str, value: int) -> RunError:
         """The error for steps that were all skipped, with its cause as far as the weights show it. Collective."""
         kept = f"the last checkpoint is {self.checkpoints.newest()}"
-        if broken := not_finite(self.parts.model, self.world):
+        if broken := not_finite(self.parts.stages.values(), self.world):
             return RunError(
                 f"{which} had a gradient that was not finite{limit}, because weights are not finite: "
                 f"{show_names(broken)}. They were finite at the start, so an update spoiled them: use a lower "
@@ -205,10 +211,11 @@ class Trainer:
         self.log.during("evaluation")
         start, cfg, parts = time.perf_counter(), self.cfg.train, self.parts
         found: dict[str, Any] = evaluate(
-            self.parts.model,
+            parts.forward,
             parts.objective,
             parts.data.heldout,
             self.world,
+            parts.place,
             batches=cfg.eval_batches,
             micro_batch=cfg.micro_batch,
         )
@@ -233,7 +240,7 @@ class Trainer:
         eager = torch.compiler.set_stance("force_eager") if cfg.compile else contextlib.nullcontext()
         with eager:
             texts = sample_texts(
-                self.parts.model,
+                self.parts.forward,
                 text,
                 self.world,
                 tokens=cfg.sample_tokens,
@@ -254,7 +261,7 @@ class Trainer:
     def _refuse_broken_weights(self) -> None:
         """Raises `RunError` where the weights that the run starts with are not finite: no step could be taken."""
         self.world.watch.at("start: weights")
-        broken = not_finite(self.parts.model, self.world)
+        broken = not_finite(self.parts.stages.values(), self.world)
         if not broken:
             return
         source = self.cfg.checkpoint.init_from

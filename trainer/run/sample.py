@@ -14,18 +14,18 @@ from torch import Tensor
 from parallel.world import World
 from trainer.data.protocols import TextSplits
 from trainer.data.text import prompts
-from trainer.model.decoder import Decoder
+from trainer.stages.forward import Forward
 
 TEMPERATURE = 0.7
 
 
 def sample_texts(
-    model: Decoder, text: TextSplits, world: World, *, tokens: int, window: int, seed: int
+    forward: Forward, text: TextSplits, world: World, *, tokens: int, window: int, seed: int
 ) -> dict[str, str]:
     """Each source's prompt with a continuation of up to `tokens` tokens, by source. Collective."""
     tokenizer, starts = text.tokenizer, prompts(text)
     encoded = [tokenizer.encode(start) for start in starts.values()]
-    added = generate(model, encoded, tokens=tokens, window=window, eos_id=tokenizer.eos_id, seed=seed, world=world)
+    added = generate(forward, encoded, tokens=tokens, window=window, eos_id=tokenizer.eos_id, seed=seed, world=world)
     return {
         source: tokenizer.decode(prompt + more) for source, prompt, more in zip(starts, encoded, added, strict=True)
     }
@@ -33,7 +33,7 @@ def sample_texts(
 
 @torch.no_grad()
 def generate(
-    model: Decoder,
+    forward: Forward,
     prompts: Sequence[list[int]],
     *,
     tokens: int,
@@ -46,8 +46,9 @@ def generate(
 
     The texts run side by side as documents of one packed sequence; each sees its last `window` tokens. Sampling draws
     from a CPU generator of its own: the same weights and seed give the same text on every device, and training's
-    generators keep their state. With a `world` the call is collective and rank 0 chooses the tokens for all: logits may
-    differ between ranks in the last bit, and texts of unequal length would make the ranks diverge.
+    generators keep their state. With a `world` the call is collective and the first rank with the LM head chooses the
+    tokens for all: logits may differ between ranks in the last bit, and texts of unequal length would make the ranks
+    diverge.
     Returns the continuations.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -55,11 +56,12 @@ def generate(
     lengths = [len(text) for text in texts]
     unfinished = list(range(len(texts)))
     for _ in range(tokens):
-        logits_NV = _next_logits(model, [texts[n][-window:] for n in unfinished])
-        probabilities_NV = torch.softmax(logits_NV / TEMPERATURE, -1)
-        chosen = torch.multinomial(probabilities_NV, 1, generator=generator).flatten().tolist()
+        logits_NV, chosen = _next_logits(forward, [texts[n][-window:] for n in unfinished]), []
+        if logits_NV is not None:
+            probabilities_NV = torch.softmax(logits_NV / TEMPERATURE, -1)
+            chosen = torch.multinomial(probabilities_NV, 1, generator=generator).flatten().tolist()
         if world is not None:
-            chosen = world.broadcast(chosen)
+            chosen = next(of_rank for of_rank in world.gather(chosen) if of_rank)
         for n, token in zip(list(unfinished), chosen, strict=True):
             if token == eos_id:
                 unfinished.remove(n)
@@ -70,13 +72,14 @@ def generate(
     return [text[length:] for text, length in zip(texts, lengths, strict=True)]
 
 
-def _next_logits(model: Decoder, texts: list[list[int]]) -> Tensor:
-    """Logits [N, V] (fp32, CPU) of the token after each text."""
-    device = model.embed.device
+def _next_logits(forward: Forward, texts: list[list[int]]) -> Tensor | None:
+    """Logits [N, V] (fp32, CPU) of the token after each text, on the ranks with the LM head."""
+    device = forward.device
     lengths_N = torch.tensor([len(text) for text in texts])
     ids_T = torch.tensor([token for text in texts for token in text], device=device)
     positions_T = torch.cat([torch.arange(len(text)) for text in texts]).to(device)
     ends_N = lengths_N.cumsum(0)
     cu_seqlens = F.pad(ends_N, (1, 0)).to(torch.int32)
-    hidden_TH = model(ids_T.unsqueeze(0), positions_T.unsqueeze(0), cu_seqlens).hidden[0]
-    return model.logits(hidden_TH[(ends_N - 1).to(device)]).float().cpu()
+    inputs = {"ids": ids_T.unsqueeze(0), "positions": positions_T.unsqueeze(0), "cu_seqlens": cu_seqlens}
+    found = forward(inputs)
+    return None if found is None else found.model.logits(found.hidden[0, (ends_N - 1).to(device)]).float().cpu()

@@ -91,7 +91,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> SimulatedRank:
         with fake:
             model.to_empty(device=world.device)
             engine.prepare()
-        micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * world_size)
+        micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * meshes.layout.readers)
         try:
             memory, collectives = trace_step(
                 model, engine, objective, [_blank_batch(cfg)] * micro_batches, cfg, world, meshes, fake=fake

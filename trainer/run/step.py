@@ -5,25 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from parallel.layout import Place
 from parallel.sharding.fsdp import keep_gathered
 from parallel.world import World
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.model.experts.base import QuantizedBackend
 from trainer.model.experts.module import Experts
-from trainer.objectives.base import GlobalBatch, Objective, Totals
+from trainer.objectives.base import Objective
+from trainer.objectives.scalars import GlobalBatch, Totals
 from trainer.optim.engine import Engine
+
+ALONE = Place()
 
 
 def count_step(
-    objective: Objective, batches: Sequence[Batch], world: World, *, interrupted: bool = False, terminated: bool = False
+    objective: Objective,
+    batches: Sequence[Batch],
+    world: World,
+    place: Place = ALONE,
+    *,
+    interrupted: bool = False,
+    terminated: bool = False,
 ) -> dict[str, int]:
     """Counts of a step over the micro-batches of all ranks, made on the host: `units` of the objective, `tokens`,
-    `faults` (samples that were replaced), and the ranks that were `interrupted` or `terminated` by a signal."""
+    `faults` (samples that were replaced), and the ranks that were `interrupted` or `terminated` by a signal.
+
+    place: of this rank; samples that several ranks read are counted once."""
+    counted = batches if place.counts else ()
     return world.sum_counts(
-        units=sum(objective.count(batch) for batch in batches),
-        tokens=sum(batch.num_tokens for batch in batches),
-        faults=sum(len(batch.faults) for batch in batches),
+        units=sum(objective.count(batch) for batch in counted),
+        tokens=sum(batch.num_tokens for batch in counted),
+        faults=sum(len(batch.faults) for batch in counted),
         interrupted=interrupted,
         terminated=terminated,
     )
@@ -48,7 +61,7 @@ def accumulate_gradients(
     totals = Totals(units)
     whole = GlobalBatch(max(units, 1), len(batches), world)
     experts = [layer.moe.experts for layer in model.blocks]
-    with _held_weights(experts):
+    with held_weights(experts):
         for number, batch in enumerate(batches, 1):
             world.watch.at(f"step {step}: forward and backward")
             keep_gathered(experts, keep=number < len(batches) and not reshard_experts)
@@ -59,7 +72,7 @@ def accumulate_gradients(
 
 
 @contextmanager
-def _held_weights(experts: Iterable[Experts]) -> Iterator[None]:
+def held_weights(experts: Iterable[Experts]) -> Iterator[None]:
     """Weights do not change inside, so quantised experts quantise theirs once."""
     quantized = [layer.backend for layer in experts if isinstance(layer.backend, QuantizedBackend)]
     for backend in quantized:

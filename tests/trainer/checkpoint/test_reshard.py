@@ -23,8 +23,8 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.config.keys import Config, OptimConfig, ParallelConfig
 from trainer.data.synthetic import open_synthetic
 from trainer.model.decoder import Decoder
-from trainer.objectives.base import GlobalBatch
 from trainer.objectives.next_token import NextToken
+from trainer.objectives.scalars import GlobalBatch
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.run.build import build
@@ -72,7 +72,7 @@ def restored(directory: Path, layout: tuple[int, int, int], groups: int, then: s
     run = RunDir(directory, "new")
     trainer = Trainer(cfg, run, world, build(cfg, run, world))
     assert trainer.resumed
-    state = training_tensors(trainer.parts.stages, trainer.parts.engine, world.rank)
+    state = training_tensors(list(trainer.parts.stages.values()), trainer.parts.engine, world.rank)
     gathered = {name: whole(tensor) for name, tensor in state.items() if not name.startswith("rng.")}
     assert then == "stop" or trainer.run() == 0
     world.close()

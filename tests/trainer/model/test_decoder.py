@@ -66,7 +66,7 @@ def test_replayed_expert_ids_of_every_layer():
     ids = random_ids(model.cfg, 2, 9)
     chosen: list[Tensor] = []
     hooks = [
-        layer.moe.router.register_forward_hook(lambda _m, _i, out: chosen.append(out[0])) for layer in model.layers
+        layer.moe.router.register_forward_hook(lambda _m, _i, out: chosen.append(out[0])) for layer in model.blocks
     ]
     hidden = model(ids).hidden
     for hook in hooks:
@@ -176,7 +176,7 @@ def test_bf16_compute_leaves_masters_router_and_head_in_fp32():
     ids = random_ids(cfg, 2, 9)
     seen: dict[str, tuple[torch.dtype, ...]] = {}
     for name in ("attention", "moe.experts", "moe.router"):
-        module = model.layers[1].get_submodule(name)
+        module = model.blocks[1].get_submodule(name)
         module.register_forward_hook(
             lambda _m, args, out, name=name: seen.update(
                 {name: (args[0].dtype, (out[1] if name == "moe.router" else out).dtype)}

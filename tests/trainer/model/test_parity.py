@@ -79,7 +79,7 @@ def unified(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def conventional(model: Decoder) -> Decoder:
     """Published code differentiates the routing weights as they are."""
-    for layer in model.layers:
+    for layer in model.blocks:
         layer.moe.router.gradient = "conventional"
     return model
 
@@ -107,7 +107,7 @@ def test_one_group_is_qwen3_moe_of_transformers(tmp_path):
     ours = conventional(from_huggingface(tmp_path))
 
     selected: dict[str, list[Tensor]] = {"theirs": [], "ours": []}
-    for theirs_layer, ours_layer in zip(theirs.model.layers, ours.layers, strict=True):
+    for theirs_layer, ours_layer in zip(theirs.model.layers, ours.blocks, strict=True):
         theirs_layer.mlp.gate.register_forward_hook(lambda _m, _i, out: selected["theirs"].append(out[2]))
         ours_layer.moe.router.register_forward_hook(lambda _m, _i, out: selected["ours"].append(out[0]))
     input_ids = torch.randint(97, (3, 40), generator=torch.Generator().manual_seed(1))
@@ -170,7 +170,7 @@ def test_published_position_tables_and_gate(reference):
             assert relative(found.squeeze(2).transpose(0, 1), row[..., :kept]) <= BOUND
     assert model.cfg.fope_frequencies() == len(stored["inv_freq"])
 
-    router, gate_in = model.layers[0].moe.router, stored["gate_in"].flatten(0, 1)
+    router, gate_in = model.blocks[0].moe.router, stored["gate_in"].flatten(0, 1)
     ids, weights, stats = router(gate_in)
     assert torch.equal(ids, stored["gate_ids"])
     assert relative(F.linear(gate_in, router.weight), stored["gate_logits"]) <= BOUND

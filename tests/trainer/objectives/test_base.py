@@ -10,8 +10,8 @@ import torch
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from trainer.config.keys import TrainConfig
-from trainer.objectives.base import Scalar, Scalars, Totals, read_totals
 from trainer.objectives.choose import OBJECTIVES, build_objective
+from trainer.objectives.scalars import Scalar, Scalars, Totals, read_totals
 
 
 def tensor(value: float) -> torch.Tensor:

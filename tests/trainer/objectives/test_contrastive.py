@@ -19,8 +19,8 @@ from tests.trainer.tiny_run import events, steps, tiny_config
 from trainer.config.keys import Config, ParallelConfig
 from trainer.data.synthetic import open_synthetic
 from trainer.model.decoder import Decoder
-from trainer.objectives.base import GlobalBatch
-from trainer.objectives.contrastive import PIECE, Contrastive, halve, info_nce, means
+from trainer.objectives.contrastive import PIECE, Contrastive, halve, info_nce, means, pairs
+from trainer.objectives.scalars import GlobalBatch
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize
 from trainer.run.process import train
@@ -66,7 +66,7 @@ def test_a_half_is_embedded_as_if_it_were_alone():
     """The mean of its own hidden states, from its own position 0: nothing of the other half is seen."""
     model = build(model_config(), dtype=torch.float64)
     batch = open_synthetic(vocab_size=61, seq_len=24, seed=1).stream.batch(0, 3)
-    a, b, _ = Contrastive(0.1)._embed(model, batch)
+    a, b = pairs(model(**Contrastive(0.1).inputs(batch)).hidden, batch)
     documents = [(s, e) for s, e in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True) if e - s > 1]
     assert len(a) == len(b) == len(documents) == Contrastive(0.1).count(batch)
     ids = batch.inputs["ids"].flatten()

@@ -13,9 +13,9 @@ from tests.trainer.model.tiny import logits as logits_of
 from trainer.config.model import ModelConfig
 from trainer.data.batch import IGNORE, Batch
 from trainer.model.router import Router, RouterStats
-from trainer.objectives.base import GlobalBatch, Scalars
 from trainer.objectives.next_token import NextToken
 from trainer.objectives.router import balance_loss
+from trainer.objectives.scalars import GlobalBatch, Scalars
 
 BALANCES = ("group", "global")
 
@@ -114,7 +114,7 @@ def test_terms_of_one_batch(cfg):
     model = build(cfg, dtype=torch.float64)
     ids, labels = step_inputs(cfg)
     logits: list[Tensor] = []
-    for layer in model.layers:
+    for layer in model.blocks:
         layer.moe.router.register_forward_hook(
             lambda module, args, _out: logits.append(args[0].detach() @ module.weight.detach().T)
         )
@@ -132,7 +132,7 @@ def test_max_load_is_the_fullest_experts_share_of_its_fair_one():
     cfg = model_config(num_layers=1, router_groups=1, experts_per_token=1)
     model = build(cfg)
     with torch.no_grad():
-        model.layers[0].moe.router.weight.zero_()  # ties: all 18 tokens to expert 0 of 12
+        model.blocks[0].moe.router.weight.zero_()  # ties: all 18 tokens to expert 0 of 12
     terms = NextToken(8)(model, batch_of(*(random_ids(cfg, 2, 9),) * 2), GlobalBatch(18))
     assert terms["max_load"].normalised.item() == pytest.approx(12.0)
     assert not terms["max_load"].value.requires_grad

@@ -15,6 +15,7 @@ from trainer.objectives.next_token import NextToken
 from trainer.run.build import build_model
 from trainer.run.evaluate import evaluate
 from trainer.run.sample import generate
+from trainer.stages.forward import Whole
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def parts(tmp_path):
 def test_held_out_loss_is_the_mean_over_tokens(parts):
     model, data = parts
     before = torch.get_rng_state()
-    found = evaluate(model, NextToken(chunk=7), data.heldout, World(), batches=3, micro_batch=2)
+    found = evaluate(Whole(model), NextToken(chunk=7), data.heldout, World(), batches=3, micro_batch=2)
     assert torch.equal(torch.get_rng_state(), before)
     total, tokens = 0.0, 0
     for batch in data.heldout.batches("synthetic", 3, 2):
@@ -44,8 +45,8 @@ def test_texts_side_by_side_are_what_each_would_be_alone(parts):
         model.lm_head.mul_(1e5)  # sharp enough that sampling is greedy
     options = {"tokens": 9, "window": 6, "eos_id": 0, "seed": 1}
     prompts = [[5, 6, 7], [9], []]
-    together = generate(model, prompts, **options)
-    assert together == [generate(model, [prompt], **options)[0] for prompt in prompts]
+    together = generate(Whole(model), prompts, **options)
+    assert together == [generate(Whole(model), [prompt], **options)[0] for prompt in prompts]
     text = [5, 6, 7]
     for token in together[0]:
         assert token == logits(model, torch.tensor([text[-6:]]))[0, -1].argmax()
@@ -61,16 +62,16 @@ def test_a_text_ends_at_the_end_of_its_document_and_the_others_continue(parts, m
         return F.one_hot(torch.tensor([text[-1] + text[0] for text in texts]), 64) * 1e4
 
     monkeypatch.setattr("trainer.run.sample._next_logits", counts_up_by_the_first_token)
-    assert generate(model, [[3], [5]], tokens=4, window=8, eos_id=9, seed=0) == [[6], [10, 15, 20, 25]]
+    assert generate(Whole(model), [[3], [5]], tokens=4, window=8, eos_id=9, seed=0) == [[6], [10, 15, 20, 25]]
     assert seen == [2, 2, 1, 1]
-    assert generate(model, [[3], [3]], tokens=4, window=8, eos_id=9, seed=0) == [[6], [6]]
+    assert generate(Whole(model), [[3], [3]], tokens=4, window=8, eos_id=9, seed=0) == [[6], [6]]
 
 
 def test_sampling_repeats_and_leaves_the_generators_alone(parts):
     model, _ = parts
     before = torch.get_rng_state()
     options = {"tokens": 12, "window": 16, "eos_id": 0}
-    first = generate(model, [[1, 2], [3]], seed=4, **options)
+    first = generate(Whole(model), [[1, 2], [3]], seed=4, **options)
     assert torch.equal(torch.get_rng_state(), before)
-    assert generate(model, [[1, 2], [3]], seed=4, **options) == first
-    assert generate(model, [[1, 2], [3]], seed=5, **options) != first
+    assert generate(Whole(model), [[1, 2], [3]], seed=4, **options) == first
+    assert generate(Whole(model), [[1, 2], [3]], seed=5, **options) != first

@@ -31,6 +31,7 @@ from trainer.run.build import build_model
 from trainer.run.evaluate import evaluate
 from trainer.run.loop import RunError, Trainer
 from trainer.run.process import train
+from trainer.stages.forward import Whole
 
 
 def silent(batch):
@@ -118,7 +119,7 @@ def test_an_evaluation_of_a_source_without_labels_is_none(tmp_path, objective):
     cfg = tiny_config(tmp_path)
     model = build_model(cfg, World(), None, build_objective(cfg.train))
     batch = build_data(cfg.data, seed=0, vocab_size=cfg.model.vocab_size).stream.batch(0, 2)
-    found = evaluate(model, objective, HeldOut(batch), World(), batches=1, micro_batch=2)["heldout"]
+    found = evaluate(Whole(model), objective, HeldOut(batch), World(), batches=1, micro_batch=2)["heldout"]
     assert found["full"] > 0
     assert found["absent"] is None
     assert (found["empty"] is None) == isinstance(objective, NextToken)  # pairs need no label
@@ -258,7 +259,7 @@ def broken_on_rank_1() -> list[str]:
         model[0].weight.requires_grad_(False).fill_(torch.inf)  # not trained: it may hold anything
         with torch.no_grad():
             model[2].weight[1, 1] = torch.nan if world.rank == 1 else 0.0
-        return not_finite(model, world)
+        return not_finite([model], world)
     finally:
         world.close()
 

@@ -75,7 +75,7 @@ def checkpoint(
     tensors["lm_head.weight"] = model.lm_head
     tensors |= {f"{prefix}rotary_emb.{name}": buffer for name, buffer in model.rotary.named_buffers()}
     d = cfg.head_dim
-    for number, block in enumerate(model.layers):
+    for number, block in enumerate(model.blocks):
         at, attention, experts = f"{prefix}layers.{number}.", block.attention, block.moe.experts
         q, k, v = attention.qkv.split([cfg.num_heads * d, cfg.num_kv_heads * d, cfg.num_kv_heads * d])
         tensors |= {

@@ -42,7 +42,7 @@ def save_at_once(source: Path, directory: Path, layout: tuple[int, int, int]) ->
         rundir.prepare(run, cfg)
     parts = build_run(cfg, run, world)
     store = CheckpointStore(directory / "checkpoints", keep=1, world=world, warn=print)
-    store.save(0, training_tensors(parts.stages, parts.engine, world.rank), {})
+    store.save(0, training_tensors(list(parts.stages.values()), parts.engine, world.rank), {})
     saved = store.wait()
     assert saved is not None
     assert saved.error is None

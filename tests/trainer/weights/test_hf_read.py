@@ -245,7 +245,7 @@ def test_fp8_is_its_codes_times_its_scales(tmp_path, wide, layout):
     for letter, rows in (("q", slice(0, 48)), ("k", slice(48, 64)), ("v", slice(64, 80))):
         codes, scales = (written.tensors[f"{attention}{letter}_proj.weight{end}"] for end in ("", "_scale_inv"))
         values = codes.float() * scales.repeat_interleave(128, 0)[: len(codes)].repeat_interleave(128, 1)[:, :144]
-        assert torch.equal(model.layers[0].attention.qkv[rows], values)
+        assert torch.equal(model.blocks[0].attention.qkv[rows], values)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e8m0fnu])
@@ -316,7 +316,7 @@ def test_numbers_at_odd_places(tmp_path, source):
     opened = survey_directory(open_directory(directory))
     piece = next(piece for piece in opened.pieces if piece.name.endswith("down_proj.weight"))
     box = (*piece.box[:2], slice(3, 7))
-    assert torch.equal(read_piece(opened, piece, box)[0], source.layers[0].moe.experts.w2[box])
+    assert torch.equal(read_piece(opened, piece, box)[0], source.blocks[0].moe.experts.w2[box])
 
 
 # ---- what is wrong with a directory

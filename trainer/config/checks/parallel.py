@@ -6,25 +6,27 @@ from dataclasses import replace
 
 from parallel.errors import Fault, one_of
 from parallel.layout import divisors
+from parallel.pipeline.plan import RULES, PipelineError
 from trainer.config.checks.precision import FP8_MULTIPLES
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, ModelConfig, TrainConfig
-from trainer.config.ranks import RankMap, map_ranks
+from trainer.config.ranks import RankMap, cut_model, map_ranks
 from trainer.config.say import closest
 
 
-def check_batch(train: TrainConfig, world_size: int) -> list[Fault]:
-    """A global batch that is not a whole number of micro-batches on every rank. Both sizes must be positive."""
+def check_batch(train: TrainConfig, readers: int) -> list[Fault]:
+    """A global batch that is not a whole number of micro-batches on every rank that reads samples of its own. Both
+    sizes must be positive."""
     total, micro = train.global_batch, train.micro_batch
-    unit = micro * world_size
+    unit = micro * readers
     if total % unit == 0:
         return []
     around = tuple(sorted({max(unit, total // unit * unit), (total // unit + 1) * unit}))
-    product = f"{micro} x {world_size} = {unit}"
+    product = f"{micro} x {readers} = {unit}"
     text = f"train.global_batch={total} must be a multiple of train.micro_batch x ranks = {product}"
     advice = f"use train.global_batch={one_of(around)}"
-    if total % world_size == 0:
-        advice += f", or train.micro_batch={one_of(closest(divisors(total // world_size), micro))}"
+    if total % readers == 0:
+        advice += f", or train.micro_batch={one_of(closest(divisors(total // readers), micro))}"
     return [Fault(f"{text}; {advice}", "train.global_batch", total, around)]
 
 
@@ -57,6 +59,32 @@ def check(cfg: Config, world_size: int) -> list[Fault]:
         faults += _of_all_gather_only(cfg)
     if cfg.optim.engine == "deepspeed":
         faults += _of_native_engine_only(ranks)
+    if ranks.plan.ranks > 1:
+        faults += _of_pipeline(cfg, ranks)
+    if ranks.layout.cp > 1:
+        text = f"parallel.cp={p.cp} is not available; use parallel.cp=1"
+        faults.append(Fault(text, "parallel.cp", p.cp, (1,)))
+    return faults
+
+
+def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
+    """What the schedule or the stages of a pipeline cannot do."""
+    plan, train = ranks.plan, cfg.train
+    faults: list[Fault] = []
+    whole = tuple(name for name, rule in RULES.items() if not rule.splits_backward)
+    try:
+        cut_model(cfg, plan)
+        of_step = train.micro_batch * ranks.layout.readers
+        if train.global_batch % of_step == 0:  # reported elsewhere
+            plan.require(train.global_batch // of_step, of_step)
+    except (ConfigError, PipelineError) as error:
+        faults += error.faults
+    if plan.rule.splits_backward and train.compile:
+        text = (
+            f"parallel.schedule={plan.schedule} runs the gradients of inputs and weights apart, which a compiled block "
+            f"cannot; use train.compile=false, or parallel.schedule={one_of(whole)}"
+        )
+        faults.append(Fault(text, "train.compile", True, (False,)))
     return faults
 
 
@@ -78,6 +106,8 @@ def _of_native_engine_only(ranks: RankMap) -> list[Fault]:
     for key, value, what in (
         ("parallel.ep", ranks.layout.ep, "experts"),
         ("parallel.dp_shard", ranks.layout.dp_shard, "weights"),
+        ("parallel.pp", ranks.layout.pp, "layers"),
+        ("parallel.cp", ranks.layout.cp, "sequences"),
     ):
         if value > 1:  # ep alone already asks for dp_shard, so one fault is enough
             text = f"{key}={value} spreads {what} over ranks, but optim.engine=deepspeed needs all of them on each rank"

@@ -25,7 +25,9 @@ def validate(cfg: Config, world_size: int) -> list[Fault]:
     if "model" in sound:
         faults += model.check(cfg.model, cfg.data.seq_len)
     if not {"train.global_batch", "train.micro_batch"} & out_of_range.keys():
-        faults += parallel.check_batch(cfg.train, world_size)
+        sequences = 1 if {"parallel.pp", "parallel.cp"} & out_of_range.keys() else cfg.parallel.pp * cfg.parallel.cp
+        if world_size % sequences == 0:
+            faults += parallel.check_batch(cfg.train, world_size // sequences)
     if {"model", "parallel", "train", "data"} <= sound:
         faults += parallel.check(cfg, world_size)
     if not {"train.global_batch", "train.steps", "data.seq_len"} & out_of_range.keys():

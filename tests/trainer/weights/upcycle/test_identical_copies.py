@@ -31,7 +31,7 @@ ASKED = {"factor": 2, "groups": 4}
 def distances(model: Decoder, placement: CopyPlacement) -> Tensor:
     """||a - b|| / ||b|| of the two copies of each expert, over its matrices, and over its gate rows."""
     a, b = torch.tensor(placement.copies(0)).T
-    moe = model.layers[0].moe
+    moe = model.blocks[0].moe
     tables = (moe.experts.w13, moe.experts.w2, moe.router.weight)
     with torch.no_grad():
         return torch.stack([((t[a] - t[b]).flatten(1).norm(dim=1) / t[b].flatten(1).norm(dim=1)) for t in tables])

@@ -63,7 +63,7 @@ def test_the_expanded_layer_gives_the_union_of_the_best_of_each_part(
     model = from_huggingface(tmp_path / "out")
     assert model.cfg.experts_per_token == per_token
     with torch.no_grad():
-        found, _ = model.layers[0].moe(x)
+        found, _ = model.blocks[0].moe(x)
     held, parts = placement.experts_of_groups(0), groups // factor
     sets = [held[first : first + parts] for first in range(0, groups, parts)]
     best = per_token // groups
@@ -71,7 +71,7 @@ def test_the_expanded_layer_gives_the_union_of_the_best_of_each_part(
         expected = union_of_parts(tensors, 0, sets[0], best, x.double())
         assert ((found - expected).norm() / expected.norm()).item() < 2e-6
         every = torch.arange(groups * best).view(factor, -1)  # each copy of a pick weighs the same
-        ids, weights, _ = model.layers[0].moe.router(x)
+        ids, weights, _ = model.blocks[0].moe.router(x)
         assert torch.equal(weights[:, every[0]], weights[:, every[-1]])
         assert (ids[:, every[0]] == ids[:, every[-1]]).all() == (factor == 1)
     else:
@@ -108,7 +108,7 @@ def test_intern_s1_is_expanded_whole(tmp_path, reference):
         assert after[name].dtype == expected.dtype, name
         assert torch.equal(after[name], expected), name
     model, x = from_huggingface(target), torch.randn(20, 64, generator=torch.Generator().manual_seed(3))
-    for number, layer in enumerate(model.layers):
+    for number, layer in enumerate(model.blocks):
         expected = union_of_parts(before, number, placement.experts_of_groups(number)[:2], 1, x.double())
         found = layer.moe(x)[0].detach()
         assert ((found - expected).norm() / expected.norm()).item() < 2e-6
@@ -216,8 +216,8 @@ def test_every_dtype_can_be_written(tmp_path, dtype, matrices, others):
     assert made.config["dtype"] == str(others).removeprefix("torch.")
     source, result = from_huggingface(path), from_huggingface(tmp_path / "out")
     limit = {"bf16": 4e-3, "fp32": 0.0, "fp8": 6e-2, "source": 0.0}[dtype]
-    moved = result.layers[0].attention.out - source.layers[0].attention.out
-    assert (moved.norm() / source.layers[0].attention.out.norm()).item() <= limit
+    moved = result.blocks[0].attention.out - source.blocks[0].attention.out
+    assert (moved.norm() / source.blocks[0].attention.out.norm()).item() <= limit
     opened(tmp_path / "out").require(towers=True)
 
 
@@ -253,7 +253,7 @@ def test_the_routers_temperature_divides_gate_rows(tmp_path):
     path = checkpoint_of(tmp_path / "source", num_layers=1).write()
     expanded(path, tmp_path / "out", **EXACT, router_temperature=1.7)
     expanded(path, tmp_path / "plain", **EXACT)
-    hot, plain = (from_huggingface(tmp_path / name).layers[0].moe.router.weight for name in ("out", "plain"))
+    hot, plain = (from_huggingface(tmp_path / name).blocks[0].moe.router.weight for name in ("out", "plain"))
     torch.testing.assert_close(hot * 1.7, plain)
     x = torch.randn(20, 32)
     assert torch.equal(select_experts(x @ hot.T, 8, 8), select_experts(x @ plain.T, 8, 8))

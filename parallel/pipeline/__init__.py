@@ -1,0 +1,1 @@
+"""Pipelines of stages over ranks, driven by torch's schedules."""

@@ -1,0 +1,121 @@
+"""What each pipeline schedule asks for, and which rank has which stage. No torch here: configurations are checked with
+it before torch is loaded.
+
+The schedules are torch's own (torch/distributed/pipelining/schedules.py): 1F1B (Narayanan et al. 2021,
+arXiv:2104.04473, section 2.2.1), interleaved 1F1B (the same, 2.2.2), zero bubble (Qi et al. 2023, arXiv:2401.10241) in
+its interleaved form and in a V (Qi et al. 2024, arXiv:2405.15362), and DualPipeV (DeepSeek-AI 2025, cut in half).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.errors import UserError, one_of
+
+
+class PipelineError(UserError):
+    """A schedule that cannot run; `where` is the key, `allowed` the values that work."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A schedule's needs.
+
+    torch_name: class in torch.distributed.pipelining. stages_per_rank: all numbers that work, or None for any of 1 or
+    more; the first is the default. in_a_v: the stages run down the ranks and up again, so that the first rank has the
+    first and the last. splits_backward: gradients of inputs and of weights are made at different times, for which
+    autograd runs a fused backward function twice and recomputes a block once for each weight.
+    """
+
+    torch_name: str
+    stages_per_rank: tuple[int, ...] | None
+    in_a_v: bool = False
+    splits_backward: bool = False
+
+
+RULES = {
+    "1f1b": Rule("Schedule1F1B", (1,)),
+    "interleaved_1f1b": Rule("ScheduleInterleaved1F1B", None),
+    "interleaved_zero_bubble": Rule("ScheduleInterleavedZeroBubble", None, splits_backward=True),
+    "zbv": Rule("ScheduleZBVZeroBubble", (2,), in_a_v=True, splits_backward=True),
+    "dualpipev": Rule("ScheduleDualPipeV", (2,), in_a_v=True, splits_backward=True),
+}
+# torch frees gathered weights of the stages that are not among the next three to run, and gathers them again.
+MOST_STAGES_PER_RANK = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a pipeline on its ranks.
+
+    Raises PipelineError for a number of stages that the schedule does not take.
+    """
+
+    schedule: str = "1f1b"
+    ranks: int = 1
+    stages_per_rank: int = 1
+
+    @staticmethod
+    def resolve(schedule: str, ranks: int, stages_per_rank: int = 0) -> Plan:
+        """`stages_per_rank` 0 takes the schedule's own number."""
+        allowed = RULES[schedule].stages_per_rank or (2, 3)
+        return Plan(schedule, ranks, stages_per_rank or allowed[0])
+
+    def __post_init__(self) -> None:
+        allowed = self.rule.stages_per_rank or tuple(range(1, MOST_STAGES_PER_RANK + 1))
+        if self.stages_per_rank in allowed:
+            return
+        others = [name for name, rule in RULES.items() if self.stages_per_rank in (rule.stages_per_rank or (2, 3))]
+        other = f", or parallel.schedule={one_of(tuple(others))}" if others else ""
+        raise PipelineError(
+            f"parallel.schedule={self.schedule} takes parallel.stages_per_rank={one_of(allowed)}, not "
+            f"{self.stages_per_rank}; use parallel.stages_per_rank={allowed[0]}{other}",
+            where="parallel.stages_per_rank",
+            value=self.stages_per_rank,
+            allowed=allowed,
+        )
+
+    @property
+    def rule(self) -> Rule:
+        return RULES[self.schedule]
+
+    @property
+    def stages(self) -> int:
+        """Stages of the whole pipeline."""
+        return self.ranks * self.stages_per_rank
+
+    @property
+    def owners(self) -> list[int]:
+        """The rank of each stage, counted inside the pipeline."""
+        if self.rule.in_a_v:
+            return [*range(self.ranks), *reversed(range(self.ranks))]
+        return [stage % self.ranks for stage in range(self.stages)]
+
+    def of_rank(self, rank: int) -> list[int]:
+        """The stages of a rank, in order."""
+        return [stage for stage, owner in enumerate(self.owners) if owner == rank]
+
+    def require(self, micro_batches: int, of_step: int) -> None:
+        """Raises PipelineError for a number of micro-batches that the schedule does not take; `of_step` is what has to
+        be changed for another one, such as 16 sequences for each."""
+        fit = [n for n in range(max(1, micro_batches - self.stages), micro_batches + 4 * self.stages) if self._takes(n)]
+        if micro_batches in fit:
+            return
+        near = tuple(sorted(sorted(fit, key=lambda n: abs(n - micro_batches))[:2]))
+        batches = tuple(n * of_step for n in near)
+        raise PipelineError(
+            f"parallel.schedule={self.schedule} with {self.stages} stages on {self.ranks} ranks cannot run "
+            f"{micro_batches} micro-batch(es) a step; use train.global_batch={one_of(batches)}",
+            where="train.global_batch",
+            value=micro_batches * of_step,
+            allowed=batches,
+        )
+
+    def _takes(self, micro_batches: int) -> bool:
+        if self.schedule == "1f1b":
+            return micro_batches >= self.stages
+        if self.schedule == "dualpipev":
+            return micro_batches >= self.stages
+        if self.schedule == "zbv":
+            return micro_batches >= 1
+        return micro_batches % max(1, micro_batches // self.ranks) == 0

@@ -1,0 +1,114 @@
+"""A stage of torch's pipelines that keeps only what is in flight. Overrides private methods of torch 2.13's
+`PipelineStage`; each has a canary in tests/parallel/pipeline/test_private.py.
+
+torch's own stage allocates a buffer for every micro-batch of a step, forward and backward, before the first one runs:
+at 768 micro-batches of 8,192 x 4,096 bf16 values 51 GB each way. It also asks the other stages, through their ranks,
+whether all know their shapes; here they always do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+
+Run = Callable[[int, Tensor | None], Tensor]
+
+
+class Stage(PipelineStage):
+    """A stage whose forward pass is `run(micro_batch, x)`: x is what the stage before returned, None on the first.
+
+    module: holds the stage's parameters; FSDP's root if they are sharded. shape, dtype: of what travels between
+    stages. The last stage returns its loss [1] instead. Each result must be a tensor of its own, not a view.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        index: int,
+        stages: int,
+        run: Run,
+        *,
+        group: dist.ProcessGroup,
+        device: torch.device,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> None:
+        travels = torch.empty(*shape, dtype=dtype, device="meta", requires_grad=True)
+        loss = torch.empty(1, dtype=dtype, device="meta", requires_grad=True)
+        last = index == stages - 1
+        super().__init__(
+            module,
+            index,
+            stages,
+            device,
+            input_args=(travels,) if index else (),
+            output_args=(loss if last else travels,),
+            group=group,
+        )
+        self.run = run
+        self.running = 0  # the micro-batch whose forward pass it is
+        self.like = travels
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        self.running = fwd_chunk_id
+        output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+        _forget(self.args_recv_info[fwd_chunk_id])  # kept until its backward pass, but not here
+        return output
+
+    def forward_maybe_with_nosync(self, *args: Any, **_: Any) -> Tensor:
+        return self.run(self.running, args[0] if args else None)
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
+        super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+        _forget(self.grad_recv_info.get(bwd_chunk_id, ()))
+
+    # ---- buffers are made when they are about to be filled
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        self._allocate(self.args_recv_info[fwd_chunk_id], grad=self.has_backward)
+        return super().get_fwd_recv_ops(fwd_chunk_id)
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        if self.has_backward and not self.is_last:
+            self._allocate(self.grad_recv_info[bwd_chunk_id], grad=False)
+        return super().get_bwd_recv_ops(bwd_chunk_id)
+
+    def _allocate(self, expected: Sequence[Any], *, grad: bool) -> None:
+        for info in expected:
+            if not info.is_root_arg and info.buffer is None:
+                info.buffer = torch.empty(self.like.shape, dtype=self.like.dtype, device=self.device)
+                info.buffer.requires_grad_(grad)
+
+    def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
+        super()._setup_forward_recv_info(1, has_backward)
+        (first,) = self.args_recv_info.values()
+        _forget(first)
+        self.args_recv_info = {n: tuple(map(copy.copy, first)) for n in range(num_microbatches)}
+
+    def _create_grad_recv_info(self, act_send_info: dict[int, Any]) -> tuple[Any, ...]:
+        made = super()._create_grad_recv_info(act_send_info)
+        _forget(made)
+        return made
+
+    # ---- all stages know their shapes
+
+    def _warmup_forward_vote(self, has_backward: bool, received_acc: Tensor | None = None) -> Tensor:
+        return _ALL_STATIC
+
+    def _warmup_backward_result(self, received_result: Tensor | None = None) -> Tensor:
+        return _ALL_STATIC
+
+
+_ALL_STATIC = torch.ones(1, dtype=torch.int32)
+
+
+def _forget(expected: Sequence[Any]) -> None:
+    for info in expected:
+        if not info.is_root_arg:
+            info.buffer = None

@@ -1,0 +1,56 @@
+"""Stages of schedules, and where layers are cut."""
+
+from __future__ import annotations
+
+import pytest
+
+from parallel.pipeline.cut import cut_stages
+from parallel.pipeline.plan import RULES, PipelineError, Plan
+
+
+def test_stages_are_looped_over_the_ranks_or_run_down_and_up():
+    assert Plan.resolve("1f1b", 3).owners == [0, 1, 2]
+    assert Plan.resolve("interleaved_1f1b", 2, 3).owners == [0, 1, 0, 1, 0, 1]
+    for name in ("zbv", "dualpipev"):
+        plan = Plan.resolve(name, 3)
+        assert plan.owners == [0, 1, 2, 2, 1, 0]
+        assert plan.of_rank(1) == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stages", "allowed"), [("1f1b", 2, (1,)), ("zbv", 3, (2,)), ("dualpipev", 1, (2,))]
+)
+def test_a_number_of_stages_that_a_schedule_does_not_take(schedule, stages, allowed):
+    with pytest.raises(PipelineError) as caught:
+        Plan.resolve(schedule, 2, stages)
+    assert caught.value.where == "parallel.stages_per_rank"
+    assert caught.value.allowed == allowed
+
+
+def test_numbers_of_micro_batches():
+    for schedule, few in (("1f1b", 3), ("dualpipev", 7), ("interleaved_1f1b", 9)):
+        plan = Plan.resolve(schedule, 4)
+        with pytest.raises(PipelineError) as caught:
+            plan.require(few, 6)
+        assert caught.value.where == "train.global_batch"
+        for batch in caught.value.allowed:
+            plan.require(batch // 6, 6)
+    Plan.resolve("zbv", 4).require(1, 6)
+    for schedule in RULES:
+        Plan.resolve(schedule, 4).require(8, 1)
+
+
+def test_94_layers_in_32_stages_beside_the_head():
+    """A head as expensive as 2.7 layers is alone with one layer, and no stage has more than three."""
+    cuts = cut_stages(94, Plan.resolve("1f1b", 32), layer=1.0, head=2.7)
+    assert [cut.stop - cut.start for cut in cuts] == [3] * 31 + [1]
+    assert cuts[-1].stop == 94
+    assert [cut.start for cut in cuts[1:]] == [cut.stop for cut in cuts[:-1]]
+    assert cuts[-1].cost == pytest.approx(3.7 / (96.7 / 32))
+
+
+def test_every_stage_has_a_layer():
+    assert [cut.stop - cut.start for cut in cut_stages(3, Plan.resolve("1f1b", 3), layer=1.0, head=50.0)] == [1, 1, 1]
+    with pytest.raises(PipelineError) as caught:
+        cut_stages(5, Plan.resolve("zbv", 3), layer=1.0, head=1.0)
+    assert (caught.value.where, caught.value.allowed) == ("parallel.pp", (1, 2))

@@ -1,0 +1,1 @@
+"""The decoder cut into pipeline stages."""

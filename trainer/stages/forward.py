@@ -1,0 +1,76 @@
+"""Forward passes outside of training, alike for a whole model and for the stages of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from parallel.pipeline.plan import Plan
+from parallel.pipeline.relay import Relay
+from trainer.model.decoder import Decoder, DecoderOutput
+
+
+class Hidden(NamedTuple):
+    """hidden: [B, S, H] after the final norm. model: the part of the decoder with the LM head."""
+
+    model: Decoder
+    hidden: Tensor
+
+
+class Forward(Protocol):
+    """Runs a batch through the model without gradients. Collective over the ranks that share a batch."""
+
+    device: torch.device
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Hidden | None:
+        """inputs: of the decoder's forward, by name. None on the ranks that do not have the last stage."""
+
+
+class Whole:
+    """The forward pass of a whole model."""
+
+    def __init__(self, model: Decoder) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Hidden:
+        return Hidden(self.model, self.model(**inputs).hidden)
+
+
+class Relayed:
+    """The forward pass through a pipeline. stages: this rank's, by number."""
+
+    def __init__(self, stages: Mapping[int, Decoder], plan: Plan, group: Any) -> None:
+        self.stages, self.relay = stages, Relay(plan.owners, group)
+        self.first = next(iter(stages.values()))
+        self.device = next(self.first.parameters()).device
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Hidden | None:
+        shape = (inputs["positions"].numel(), self.first.cfg.hidden_size)
+        x = self.relay.forward(
+            {number: partial(_hidden, stage, inputs) for number, stage in self.stages.items()},
+            shape,
+            self.first.activations,
+            self.device,
+        )
+        last = next((stage for stage in self.stages.values() if stage.span.head), None)
+        return None if last is None or x is None else Hidden(last, x)
+
+
+def _hidden(stage: Decoder, inputs: Mapping[str, Any], x: Tensor | None) -> Tensor:
+    return run_stage(stage, inputs, x).hidden
+
+
+def run_stage(stage: Decoder, inputs: Mapping[str, Any], x: Tensor | None) -> DecoderOutput:
+    """A stage's output. x: what the stage before returned, in the place of the inputs of the embedding."""
+    output: DecoderOutput
+    if x is None:
+        output = stage(**inputs)
+        return output
+    rest = {name: value for name, value in inputs.items() if name not in ("ids", "embeds")}
+    output = stage(**rest, embeds=x)
+    return output
