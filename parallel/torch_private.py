@@ -6,6 +6,7 @@ tests/parallel/test_torch_private.py that fails where torch has changed it; a te
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = [
     "clear_sharding_cache",
     "collectives_started",
     "dtensor_region",
+    "dtensor_regions",
     "fake_store",
     "flatten_mesh",
     "foreach_copy",
@@ -164,6 +166,22 @@ def dtensor_region(weight: DTensor) -> tuple[slice, ...]:
 
     shape, offset = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)
     return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+
+
+def dtensor_regions(weight: DTensor) -> list[tuple[int, tuple[int, ...], tuple[slice, ...]]]:
+    """(rank, replica, part of the whole tensor) of every rank of the mesh. Ranks whose replicas, coordinates along
+    the dimensions of the mesh that do not cut the tensor, are equal hold it once together. As `dtensor_region`."""
+    from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+
+    found, placements = [], weight.placements
+    for coordinate in itertools.product(*(range(size) for size in weight.device_mesh.shape)):
+        shape, offset = _compute_local_shape_and_global_offset(
+            weight.shape, weight.device_mesh.shape, list(coordinate), placements
+        )
+        replica = tuple(place for place, cut in zip(coordinate, placements, strict=True) if cut.is_replicate())
+        region = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+        found.append((int(weight.device_mesh.mesh[coordinate]), replica, region))
+    return found
 
 
 def fake_store() -> dist.Store:

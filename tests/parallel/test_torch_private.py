@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from parallel import torch_private as private
 from parallel.dispatch.collectives import start_all_gather, start_all_to_all, start_reduce_scatter
@@ -139,6 +139,11 @@ def groups_on_rank() -> None:
     part = DTensor.from_local(torch.zeros(3, 2), mesh["inner"], [Shard(0)], run_check=False)
     first = 3 * (rank % 2)
     assert private.dtensor_region(part) == (slice(first, first + 3), slice(0, 2))
+    copies = DTensor.from_local(torch.zeros(3, 2), mesh, [Replicate(), Shard(0)], run_check=False)
+    for holder, replica, region in private.dtensor_regions(copies):
+        first = 3 * (holder % 2)
+        assert (replica, region) == ((holder // 2,), (slice(first, first + 3), slice(0, 2)))
+    assert [holder for holder, *_ in private.dtensor_regions(copies)] == [0, 1, 2, 3]
     private.clear_sharding_cache()
 
 
