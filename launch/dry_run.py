@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
+from launch.arithmetic import arithmetic
 from parallel.errors import Fault
 from trainer.config.checks.optim import doubtful
 from trainer.config.checks.unused import without_effect
@@ -36,6 +37,7 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
     yield "ranks", " ".join([f"{world_size:,}", *axes])
     per_step = train.global_batch * cfg.data.seq_len
     yield "tokens", f"{train.steps * per_step:,}: {train.steps:,} steps of {train.global_batch} x {cfg.data.seq_len}"
+    yield "arithmetic", arithmetic(cfg)
     if phases := _phases(cfg):
         yield "phases", phases
     held = rank_memory(cfg, world_size)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from launch.arithmetic import arithmetic
 from parallel.layout import OTHER_RANKS
 from trainer.config.command_line import Parser, whole_number
 from trainer.config.compose import compose
@@ -52,6 +53,7 @@ def _print_layout(cfg: Config, world: int, rank: int) -> int:
     ):
         print(f"{name:<20}{nbytes / size:>12,.3f}")
     print("activations and gathered weights are not included")
+    print(f"\narithmetic of all ranks: {arithmetic(cfg)}")
 
     # Every collective of one kind, whatever its size, is one line.
     kinds = [replace(call, nbytes=0) for call in simulated.collectives]

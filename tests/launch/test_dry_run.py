@@ -56,6 +56,17 @@ def test_the_numbers_of_the_toy(plan):
     assert (found["directory"], found["would"]) == ("run", "start a new run")
 
 
+def test_the_arithmetic_of_a_step(plan):
+    cfg = compose([*WORDS[1:], "optim=muon"])
+    tokens, model = cfg.train.global_batch * cfg.data.seq_len, cfg.model.flops_per_token(cfg.data.seq_len)
+    iterations = cfg.model.newton_schulz_flops(5)
+    assert float(plan()[0]["arithmetic"].split()[0]) == pytest.approx(tokens * model, rel=5e-3)
+    words = plan("optim=muon")[0]["arithmetic"].replace(",", "").replace("%", "").split()
+    numbers = [float(word) for word in words if word[0].isdigit()]
+    expected = [tokens * model, iterations, 100 * iterations / (tokens * model)]
+    assert numbers == pytest.approx(expected, rel=5e-3)
+
+
 def test_a_run_that_would_resume_or_is_finished_or_in_use(plan):
     save(100)
     assert plan()[0]["would"].startswith("resume after step 100: 200 steps")

@@ -100,12 +100,17 @@ class PrecisionConfig:
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    name: Literal["adamw", "sgd"] = "adamw"  # the optimizer
+    name: Literal["adamw", "sgd", "muon"] = "adamw"  # the optimizer
     lr: float = 1e-3  # learning rate after warm-up, at its highest
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # adamw: of its two moments
-    eps: float = 1e-8  # adamw: added to the root of the second moment
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # adamw and muon: of AdamW's two moments
+    eps: float = 1e-8  # adamw and muon: added by AdamW to the root of the second moment
     weight_decay: float = 0.1  # decoupled, times the learning rate; 0: off
-    momentum: float = 0.9  # sgd: of its velocity; 0: off
+    momentum: float = 0.9  # sgd: of its velocity; muon: of its mean gradient; 0: off
+    adamw_lr_ratio: float = 1.0  # muon: of lr, for the weights that AdamW updates: all but hidden matrices
+    # muon: factor of lr: 0.2 sqrt(longer side), which gives updates of AdamW's size; or sqrt(rows/columns) if above 1
+    adjust_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    ns_steps: int = 5  # muon: Newton-Schulz iterations
+    ns_dtype: Literal["fp32", "bf16"] = named("fp32")  # muon: of them; bf16 is for GPUs
     clip_norm: float = 1.0  # global gradient norm; 0: off
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"  # of lr after warm-up; wsd: constant, then a linear decay
     warmup_steps: int = 0  # steps in which lr rises linearly from 0
@@ -181,6 +186,10 @@ BEFORE: dict[str, Any] = {
     "data.build": "none",
     "train.objective": "next_token",
     "train.contrastive_temperature": 0.07,
+    "optim.adamw_lr_ratio": 1.0,
+    "optim.adjust_lr": "match_rms_adamw",
+    "optim.ns_steps": 5,
+    "optim.ns_dtype": "fp32",
 }
 
 # Keys that are gone -> the value that today's runs had for them, which the hash still covers: the same command finds

@@ -42,10 +42,10 @@ class RankMemory:
 
 def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     """Bytes of `rank` out of `world_size`. `cfg` must be valid for that size."""
-    weights, tensors = _elements(cfg, world_size, rank)
+    weights, hidden = _elements(cfg, world_size, rank)
     head = _share(cfg.model.vocab_size, *_shard(cfg, world_size, rank)) * cfg.model.hidden_size
     trained = weights - (head if cfg.train.objective == "contrastive" else 0)  # which leaves the LM head out
-    optimizer = weights * _moments(cfg) + (4 * tensors if cfg.optim.name == "adamw" else 0) + 8  # step and skip counts
+    optimizer = _state(cfg, weights, hidden) + 4 * _step_counts(cfg) + 8  # and counts of skipped steps
     tokens = cfg.train.micro_batch * cfg.data.seq_len
     activations = tokens * cfg.model.hidden_size * cfg.model.num_layers * NUMBER[cfg.precision.linears]
     batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // world_size
@@ -57,7 +57,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
 
 def checkpoint_bytes(cfg: Config) -> int:
     """Bytes of one checkpoint: the weights and moments of all ranks, once."""
-    return cfg.model.num_params() * (4 + _moments(cfg))
+    return 4 * cfg.model.num_params() + _state(cfg, cfg.model.num_params(), cfg.model.hidden_matrix_params())
 
 
 def too_large(cfg: Config, world_size: int, rank: int, available: int, place: str) -> Fault | None:
@@ -86,10 +86,16 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
-def _moments(cfg: Config) -> int:
-    """Bytes of the moments of one weight."""
-    count = 2 if cfg.optim.name == "adamw" else int(cfg.optim.momentum > 0)
-    return count * NUMBER[cfg.precision.moments]
+def _state(cfg: Config, weights: int, hidden: int) -> int:
+    """Bytes of the moments of `weights` elements, including `hidden` in matrices inside the layers."""
+    moments = {"adamw": 2 * weights, "muon": 2 * weights - hidden}
+    return moments.get(cfg.optim.name, weights * (cfg.optim.momentum > 0)) * NUMBER[cfg.precision.moments]
+
+
+def _step_counts(cfg: Config) -> int:
+    """The weights for which AdamW counts its steps."""
+    in_layer = {"adamw": 9, "muon": 5}
+    return 3 + in_layer[cfg.optim.name] * cfg.model.num_layers if cfg.optim.name in in_layer else 0
 
 
 def _most_layers(cfg: Config, world_size: int, rank: int, available: int) -> int:
@@ -115,7 +121,7 @@ def _share(rows: int, parts: int, index: int) -> int:
 
 
 def _elements(cfg: Config, world_size: int, rank: int) -> tuple[int, int]:
-    """(elements of all weights on `rank`, number of weights)."""
+    """(elements of all weights on `rank`, those in matrices inside the layers: attention's and experts')."""
     m, (parts, index) = cfg.model, _shard(cfg, world_size, rank)
 
     def share(rows: int) -> int:
@@ -123,13 +129,12 @@ def _elements(cfg: Config, world_size: int, rank: int) -> tuple[int, int]:
 
     norms = 2 * m.head_dim if cfg.precision.linears == "bf16" else 2 * share(m.head_dim)  # of queries and keys
     qkv = m.head_dim * (m.num_heads + 2 * m.num_kv_heads)
-    layer = (
-        2 * share(m.hidden_size)  # norms before attention and experts
-        + norms
-        + share(qkv) * m.hidden_size
+    hidden = (
+        share(qkv) * m.hidden_size
         + share(m.hidden_size) * m.num_heads * m.head_dim
-        + share(m.num_experts) * m.hidden_size  # router
         + 3 * m.num_experts * m.expert_width * m.hidden_size // parts  # whole experts, or equal parts of their width
     )
+    # norms before attention and experts, router
+    layer = 2 * share(m.hidden_size) + norms + share(m.num_experts) * m.hidden_size + hidden
     outside = 2 * share(m.vocab_size) * m.hidden_size + share(m.hidden_size)
-    return outside + m.num_layers * layer, 3 + 9 * m.num_layers
+    return outside + m.num_layers * layer, m.num_layers * hidden

@@ -60,6 +60,10 @@ class ModelConfig:
         """Parameters that one token passes through: all except those of experts that the router did not select."""
         return self._dense_params() + self.num_layers * self.experts_per_token * self._expert_params()
 
+    def hidden_matrix_params(self) -> int:
+        """Parameters in the matrices inside the layers: attention's and the experts', not the router's."""
+        return self.num_layers * (self._attention_matrices() + self.num_experts * self._expert_params())
+
     def flops_per_token(self, seq_len: int) -> float:
         """Model FLOPs of one training token, forward and backward, in documents of `seq_len` tokens.
 
@@ -76,6 +80,15 @@ class ModelConfig:
         span = (seq_len + 1) / 2
         return 6.0 * matrices + 12.0 * self.num_layers * self.num_heads * self.head_dim * span
 
+    def newton_schulz_flops(self, iterations: int) -> int:
+        """FLOPs of Muon's Newton-Schulz iterations in one step, over all matrices inside the layers, each once."""
+        heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = [(rows, self.hidden_size) for rows in (heads[0], heads[1], heads[1])]  # queries, keys, values
+        attention.append((self.hidden_size, heads[0]))
+        dense = sum(newton_schulz_flops(*matrix, iterations) for matrix in attention)
+        expert = 3 * newton_schulz_flops(self.expert_width, self.hidden_size, iterations)
+        return self.num_layers * (dense + self.num_experts * expert)
+
     def fope_frequencies(self) -> int:
         """The rotary frequencies out of head_dim / 2 that FoPE keeps: theta^(-2i/head_dim) > 2 pi / max_position."""
         floor = 2 * math.pi / self.max_position
@@ -91,3 +104,10 @@ class ModelConfig:
         norms = 2 * self.hidden_size + 2 * self.head_dim  # before attention and experts; of queries and keys
         layer = self._attention_matrices() + norms + self.num_experts * self.hidden_size
         return 2 * self.vocab_size * self.hidden_size + self.num_layers * layer + self.hidden_size
+
+
+def newton_schulz_flops(rows: int, columns: int, iterations: int) -> int:
+    """FLOPs of the matrix products of `trainer.optim.newton_schulz` on one matrix: 4 m^2 n + 2 m^3 an iteration, with m
+    its shorter side and n the longer."""
+    m, n = sorted((rows, columns))
+    return iterations * (4 * m * m * n + 2 * m**3)

@@ -1,4 +1,4 @@
-"""The engine that uses torch's own optimizers.
+"""The engine that uses torch's own optimizers, and Muon for the matrices inside the layers.
 
 It never waits for the device and never shows the optimizer a DTensor: a parameter that is one is optimised through the
 shard on this rank, whatever its mesh, so that weights on different meshes share one fused call. torch's fused AdamW and
@@ -21,19 +21,22 @@ from torch.distributed.tensor import DTensor
 from parallel.world import World
 from trainer.config.keys import OptimConfig
 from trainer.model.numerics import wide
+from trainer.optim.hidden import hidden_matrices
+from trainer.optim.muon import Muon
 from trainer.optim.narrow_adamw import NarrowAdamW
 from trainer.optim.norm import sum_of_squares
 from trainer.optim.schedule import lr_at, weight_decay_groups
 
 
 class NativeEngine:
-    """torch's fused AdamW or SGD over this rank's shards.
+    """torch's fused AdamW or SGD, or Muon beside AdamW, over this rank's shards.
 
     `stages`: this rank's parts of the model, whose parameters differ in name. `shard_group`: the ranks that together
     hold every sharded parameter of these stages once; None if no parameter is sharded or there is only one rank.
     `alike`: the ranks that hold the same stages, None for all of `world`. Plain parameters are replicas: their
-    gradients are summed over these ranks here. Gradients of sharded ones arrive summed, from the code that sharded
-    them. `moments`: the dtype of AdamW's moments; None for that of the parameters.
+    gradients are summed over these ranks here, and Muon divides its work among them. Gradients of sharded ones arrive
+    summed, from the code that sharded them. `moments`: the dtype of AdamW's moments and Muon's momentum; None for that
+    of the parameters.
     """
 
     def __init__(
@@ -60,11 +63,7 @@ class NativeEngine:
         # The tensors to optimise: a parameter itself, or this rank's shard of it, in the memory that FSDP gathers from.
         # (FSDP moves a shard when a model on meta gets its values, so not after this.)
         self.leaves = {name: _shard(p) if isinstance(p, DTensor) else p for name, p in self.named.items()}
-        groups = [
-            {"params": [self.leaves[name] for name in names], "weight_decay": decay}
-            for names, decay in weight_decay_groups(self.named, self.cfg)
-        ]
-        self.optimizer = _torch_optimizer(groups, self.cfg, self.moments)
+        self.optimizers = self._build_optimizers()
         # One tensor in a checkpoint: the steps skipped consecutively up to now, and since the start of the run.
         self.skipped = torch.zeros(2, device=next(iter(self.leaves.values())).device)
         self.skipped_in_a_row, self.skipped_in_all = self.skipped.unbind()
@@ -79,13 +78,14 @@ class NativeEngine:
         found_inf = (~torch.isfinite(norm)).float()
         self.skipped.add_(found_inf)
         self.skipped_in_a_row.mul_(found_inf)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(step, self.cfg, steps)
-        # The interface that torch.amp.GradScaler uses; the optimizers read the attributes with getattr.
-        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
-        if self.cfg.clip_norm > 0:
-            self.optimizer.grad_scale = (norm / self.cfg.clip_norm).clamp(min=1.0).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step, self.cfg, steps) * group["lr_ratio"]
+            # The interface that torch.amp.GradScaler uses; the optimizers read the attributes with getattr.
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+            if self.cfg.clip_norm > 0:
+                optimizer.grad_scale = (norm / self.cfg.clip_norm).clamp(min=1.0).float()  # type: ignore[attr-defined]
+            optimizer.step()
         for tensor in (*self.named.values(), *self.leaves.values()):
             tensor.grad = None
         return {
@@ -97,10 +97,27 @@ class NativeEngine:
     def state(self) -> dict[str, Tensor]:
         tensors = {"skipped": self.skipped}
         for name, parameter in self.named.items():
-            for key, value in self.optimizer.state[self.leaves[name]].items():
-                # AdamW's step count is one number, equal on all ranks: an empty shard counts its steps too.
-                tensors[f"{name}.{key}"] = _like(parameter, value) if value.ndim else value
+            for optimizer in self.optimizers:
+                for key, value in optimizer.state.get(self.leaves[name], {}).items():
+                    # AdamW's step count is one number, equal on all ranks: an empty shard counts its steps too.
+                    tensors[f"{name}.{key}"] = _like(parameter, value) if value.ndim else value
         return tensors
+
+    def _build_optimizers(self) -> list[torch.optim.Optimizer]:
+        stages = self.stages if self.cfg.name == "muon" else []
+        hidden = {name: rows for stage in stages for name, rows in hidden_matrices(stage).items()}
+        ratio = self.cfg.adamw_lr_ratio if self.cfg.name == "muon" else 1.0
+        others = {name: p for name, p in self.named.items() if name not in hidden}
+        groups = [
+            {"params": [self.leaves[name] for name in names], "weight_decay": decay, "lr_ratio": ratio}
+            for names, decay in weight_decay_groups(others, self.cfg)
+        ]
+        optimizers = [_torch_optimizer(groups, self.cfg, self.moments)] if groups else []
+        if hidden:
+            weights, leaves = ({name: of[name] for name in hidden} for of in (self.named, self.leaves))
+            group = (self.alike.group or dist.group.WORLD) if self.alike.size > 1 else None
+            optimizers.append(Muon(weights, leaves, hidden, self.cfg, group, self.moments))
+        return optimizers
 
     def _take_gradients(self) -> None:
         for name, parameter in self.named.items():
@@ -127,7 +144,7 @@ def _torch_optimizer(
 ) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer
     leaves = [leaf for group in groups for leaf in group["params"]]
-    if cfg.name == "adamw":
+    if cfg.name != "sgd":
         kind = torch.optim.AdamW if moments is None else NarrowAdamW
         optimizer = kind(groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, fused=True)
         for leaf in leaves:

@@ -51,6 +51,8 @@ def test_a_group_on_the_command_line_wins_over_the_recipes_choice():
     assert compose(["recipe=toy"]).optim.name == "adamw"
     assert compose(["recipe=toy", "optim=sgd"]).optim.name == "sgd"
     assert compose(["optim.name=sgd", "recipe=toy"]).optim.name == "sgd"
+    muon = compose(["recipe=toy", "optim=muon"]).optim
+    assert (muon.name, muon.momentum, muon.adamw_lr_ratio) == ("muon", 0.95, 1.0)
     assert compose(["recipe=toy", "precision=bf16"]).precision.experts == "bf16"
 
 

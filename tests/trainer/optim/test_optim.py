@@ -65,7 +65,7 @@ def test_a_run_of_one_step_has_a_rate(schedule):
 
 def test_vectors_are_not_decayed():
     model = small_model()
-    optimizer = native(model, OptimConfig(weight_decay=0.1)).optimizer
+    (optimizer,) = native(model, OptimConfig(weight_decay=0.1)).optimizers
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
         "0.weight": 0.1, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "2.weight": 0.1,
@@ -77,7 +77,7 @@ def test_vectors_are_not_decayed():
 def test_clipping_is_torchs(name, scale):
     cfg = OptimConfig(name=name, lr=0.1, clip_norm=1.0, schedule="constant")
     ours, theirs = small_model(), small_model()
-    engine, plain = native(ours, cfg), native(theirs, cfg).optimizer
+    engine, (plain,) = native(ours, cfg), native(theirs, cfg).optimizers
     for step in range(1, 4):
         set_gradients(ours, step, scale)
         set_gradients(theirs, step, scale)

@@ -30,15 +30,20 @@ def check(p: PrecisionConfig, o: OptimConfig) -> list[Fault]:
 
 def _bf16_moments(o: OptimConfig) -> list[Fault]:
     faults = []
-    if o.name == "adamw" and max(o.betas, default=0) > MAX_BETA_OF_BF16:
+    averages = {"optim.betas": o.betas} if o.name in ("adamw", "muon") else {}
+    averages |= {"optim.momentum": [o.momentum]} if o.name == "muon" else {}
+    for key, betas in averages.items():
+        if max(betas, default=0) <= MAX_BETA_OF_BF16:
+            continue
+        shown, value = ",".join(f"{beta:g}" for beta in betas), betas if key == "optim.betas" else o.momentum
         text = (
-            f"optim.betas=[{','.join(f'{beta:g}' for beta in o.betas)}] with precision.moments=bf16 would freeze "
-            f"moments: a step adds {1 - max(o.betas):.1e} of a difference, which bf16 rounds away"
+            f"{key}={f'[{shown}]' if key == 'optim.betas' else shown} with precision.moments=bf16 would freeze "
+            f"moments: a step adds {1 - max(betas):.1e} of a difference, which bf16 rounds away"
         )
-        advice = f"use betas of {MAX_BETA_OF_BF16} or less, or precision.moments=fp32"
-        faults.append(Fault(f"{text}; {advice}", "optim.betas", o.betas, f"{MAX_BETA_OF_BF16} or less"))
-    if o.name != "adamw":
-        text = f"precision.moments=bf16 works only with optim.name=adamw, not with {o.name}; use fp32, or adamw"
+        advice = f"use {MAX_BETA_OF_BF16} or less, or precision.moments=fp32"
+        faults.append(Fault(f"{text}; {advice}", key, value, f"{MAX_BETA_OF_BF16} or less"))
+    if o.name == "sgd":
+        text = "precision.moments=bf16 is not available with optim.name=sgd; use fp32, or adamw or muon"
         faults.append(Fault(text, "precision.moments", "bf16", ("fp32",)))
     if o.engine == "deepspeed":
         text = "precision.moments=bf16 is not available with optim.engine=deepspeed; use fp32, or optim.engine=native"

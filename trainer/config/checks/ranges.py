@@ -35,6 +35,8 @@ POSITIVE = {
     "parallel.timeout_s",
     "optim.lr",
     "optim.eps",
+    "optim.adamw_lr_ratio",
+    "optim.ns_steps",
     "train.contrastive_temperature",
     "train.steps",
     "train.log_every",

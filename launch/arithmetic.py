@@ -1,0 +1,16 @@
+"""The arithmetic of a step, in closed form. No torch here."""
+
+from __future__ import annotations
+
+from trainer.config.keys import Config
+
+
+def arithmetic(cfg: Config) -> str:
+    """FLOPs of one step over all ranks for the screen: the model's, and with Muon those of its Newton-Schulz
+    iterations, each matrix once."""
+    model = cfg.train.global_batch * cfg.data.seq_len * cfg.model.flops_per_token(cfg.data.seq_len)
+    text = f"{model:.3g} FLOPs a step, without recomputation"
+    if cfg.optim.name != "muon":
+        return text
+    iterations = cfg.model.newton_schulz_flops(cfg.optim.ns_steps)
+    return f"{text}; Newton-Schulz {iterations:.3g}, {iterations / model:.2%} of them"
