@@ -1,4 +1,4 @@
-"""What each pipeline schedule asks for, and which rank has which stage. No torch here: configurations are checked with
+"""Needs of each pipeline schedule, and the stages of each rank. No torch here: configurations are checked with
 it before torch is loaded.
 
 The schedules are torch's own (torch/distributed/pipelining/schedules.py): 1F1B (Narayanan et al. 2021,

@@ -33,7 +33,7 @@ class Objective(ABC):
         """Units of `batch` that the main loss is a mean over, such as supervised tokens; counted on the host."""
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """What the model's forward is called with, by name."""
+        """The arguments of the model's forward pass, by name."""
         return {**batch.inputs, "cu_seqlens": batch.cu_seqlens}
 
     @abstractmethod

@@ -115,7 +115,7 @@ def stage_spans(cfg: Config, plan: Plan) -> list[Span]:
 def build_pipeline(
     cfg: Config, plan: Plan, stages: dict[int, Decoder], objective: Objective, alike: World, meshes: Meshes | None
 ) -> tuple[Pipeline | None, Forward]:
-    """What runs the stages in training, and outside of it."""
+    """The runners of the stages, in training and outside of it."""
     if plan.stages == 1:
         (model,) = stages.values()
         return None, Whole(model)

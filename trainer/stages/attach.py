@@ -22,5 +22,5 @@ class _Attach(torch.autograd.Function):
 
 def attach_loss(hidden: Tensor, loss: Tensor) -> Tensor:
     """`hidden`, whose backward pass also adds the gradients of `loss` (0-dim): those of a total loss that has it as a
-    summand. The result is no view, though it shares its memory."""
+    summand. The result is not a view, though it shares its memory."""
     return _Attach.apply(hidden, loss)

@@ -33,7 +33,7 @@ def native(model: nn.Module, cfg: OptimConfig, moments: torch.dtype | None = Non
 
 def snapshot(engine: NativeEngine) -> list[torch.Tensor]:
     moments = [value for name, value in engine.state().items() if name != "skipped"]
-    return [tensor.detach().clone() for tensor in (*engine.model.parameters(), *moments)]
+    return [tensor.detach().clone() for tensor in (*engine.stages[0].parameters(), *moments)]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:

@@ -68,7 +68,7 @@ def check(cfg: Config, world_size: int) -> list[Fault]:
 
 
 def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
-    """What the schedule or the stages of a pipeline cannot do."""
+    """Faults of the schedule and the stages of a pipeline."""
     plan, train = ranks.plan, cfg.train
     faults: list[Fault] = []
     whole = tuple(name for name, rule in RULES.items() if not rule.splits_backward)
