@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 # FakeTensorMode gives tensors sizes, strides and storages without memory, and raises DataDependentOutputException where
 # a value would be needed. TorchDispatchMode sees every operator. torch documents both but exports them nowhere else.
@@ -28,6 +28,7 @@ __all__ = [
     "DataDependentOutputException",
     "FakeTensorMode",
     "TorchDispatchMode",
+    "accumulate_in",
     "assert_async",
     "checkpoint_offset",
     "clear_sharding_cache",
@@ -182,6 +183,22 @@ def dtensor_regions(weight: DTensor) -> list[tuple[int, tuple[int, ...], tuple[s
         region = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
         found.append((int(weight.device_mesh.mesh[coordinate]), replica, region))
     return found
+
+
+def accumulate_in(module: nn.Module, dtype: torch.dtype) -> None:
+    """Add up gradients of `module`'s own FSDP weights in `dtype` between the micro-batches of a step that is reduced
+    once. Publicly this is the dtype in which they are reduced over ranks. In effect from the first forward pass on,
+    before which FSDP has no dtypes."""
+    from torch.distributed.fsdp import fully_shard
+
+    def choose(*_: Any) -> None:
+        hook.remove()
+        for group in fully_shard.state(module)._fsdp_param_groups:  # type: ignore[attr-defined]
+            for parameter in group.fsdp_params:
+                own = parameter.param_dtype or parameter.orig_dtype
+                parameter.reduce_dtype = None if dtype == own else dtype
+
+    hook = module.register_forward_pre_hook(choose)
 
 
 def fake_store() -> dist.Store:

@@ -25,6 +25,7 @@ ROOMS = [
     "engine",
     "parallelize",
     "corpora",
+    "stages",
     "objectives",
     "weights",
     "checkpoint",

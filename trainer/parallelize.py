@@ -94,9 +94,11 @@ def _payload(cfg: Config) -> Payload:
 def _policy(cfg: Config) -> Policy:
     compute, masters = DTYPES[cfg.precision.linears], torch.float32
     reduce = DTYPES[cfg.precision.reductions]
+    accumulate = DTYPES[cfg.precision.accumulate]
     return Policy(
         compute=None if compute == masters else compute,
         reduce=None if compute == masters and reduce == masters else reduce,
+        accumulate=None if accumulate == reduce else accumulate,
         # A pipeline's micro-batches overlap: its stages stay gathered for the step.
         reshard_dense=cfg.parallel.reshard_dense and cfg.parallel.pp == 1,
         reshard_experts=cfg.parallel.reshard_experts and cfg.parallel.pp == 1,

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from parallel.mesh import Meshes
+from parallel.torch_private import accumulate_in
 
 WIDTH = 2  # dimension of both expert tensors that holds the experts' width
 
@@ -26,12 +27,14 @@ class Policy:
     """Options of FSDP2 for weights.
 
     compute: dtype in which the weights of linears and experts are gathered; None gathers them in their own. reduce:
-    dtype in which gradients are summed; None sums them in the dtype of the gathered weights. reshard_dense,
-    reshard_experts: free the gathered weights after the forward pass and gather them again for backward.
+    dtype in which gradients are summed over ranks; None sums them in the dtype of the gathered weights. accumulate:
+    dtype in which those of a step's micro-batches are summed where they are reduced once; None for `reduce`'s.
+    reshard_dense, reshard_experts: free the gathered weights after the forward pass and gather them again for backward.
     """
 
     compute: torch.dtype | None = None
     reduce: torch.dtype | None = None
+    accumulate: torch.dtype | None = None
     reshard_dense: bool = True
     reshard_experts: bool = False
 
@@ -109,6 +112,15 @@ def shard_parameters(
             # Without the second call a divisor of 1 is a multiplication inside the collective, which gloo lacks.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            if policy.accumulate is not None:
+                accumulate_in(module, policy.accumulate)
+
+
+def reduce_gradients(root: nn.Module, *, reduce: bool) -> None:
+    """Choose whether the next backward pass sums gradients over the ranks, or adds them up on each rank: whole ones,
+    of weights that stay gathered or are gathered again."""
+    if isinstance(root, FSDPModule):
+        root.set_requires_gradient_sync(reduce)
 
 
 def keep_gathered(experts: Iterable[nn.Module], *, keep: bool) -> None:

@@ -74,6 +74,8 @@ class ParallelConfig:
     overlap: int = free(1)  # all_gather: parts of a micro-batch whose exchange and experts run side by side
     reshard_dense: bool = free(True)  # free gathered dense weights after forward, gather them again in backward
     reshard_experts: bool = free(False)  # the same for experts, which otherwise stay for the step
+    # when sharded gradients are summed over ranks; auto: step with a pipeline, which has no other way, else micro_batch
+    reduce_every: Literal["auto", "step", "micro_batch"] = free("auto")
     timeout_s: float = free(600.0)  # seconds without progress on any rank, after which the run ends
 
 
@@ -96,6 +98,7 @@ class PrecisionConfig:
     moments: Literal["fp32", "bf16"] = named("fp32")  # of the optimizer
     gradients: Literal["fp32"] = "fp32"  # as the optimizer receives them
     reductions: Literal["fp32", "bf16"] = named("fp32")  # sums of sharded gradients over ranks
+    accumulate: Literal["fp32", "bf16"] = named("fp32")  # sums over micro-batches on a rank, with reduce_every=step
 
 
 @dataclass(kw_only=True)
@@ -183,6 +186,7 @@ BEFORE: dict[str, Any] = {
     "data.sources": {},
     "data.phases": {},
     "data.prefixes": {},
+    "precision.accumulate": "fp32",
     "data.build": "none",
     "train.objective": "next_token",
     "train.contrastive_temperature": 0.07,

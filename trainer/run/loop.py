@@ -134,6 +134,7 @@ class Trainer:
                 world,
                 step=self.position.step + 1,
                 reshard_experts=cfg.parallel.reshard_experts,
+                reduce_once=cfg.parallel.reduce_every == "step",
             )
         step = self.position.step = self.position.step + 1
         self.position.sample += cfg.train.global_batch

@@ -127,7 +127,15 @@ def trace_step(
         units = count_step(objective, batches, world)["units"]
     with fake or nullcontext(), log:
         accumulate_gradients(
-            model, engine, objective, batches, units, world, step=1, reshard_experts=cfg.parallel.reshard_experts
+            model,
+            engine,
+            objective,
+            batches,
+            units,
+            world,
+            step=1,
+            reshard_experts=cfg.parallel.reshard_experts,
+            reduce_once=cfg.parallel.reduce_every == "step",
         )
         memory = rank_bytes(model.parameters(), engine.state().values())
         with log.section("optimizer"):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from parallel.layout import Place
-from parallel.sharding.fsdp import keep_gathered
+from parallel.sharding.fsdp import keep_gathered, reduce_gradients
 from parallel.world import World
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
@@ -52,10 +52,12 @@ def accumulate_gradients(
     *,
     step: int,
     reshard_experts: bool = False,
+    reduce_once: bool = False,
 ) -> Totals:
     """Forward and backward of this rank's micro-batches of a step. Nothing waits for the device.
 
     units: `Objective.count` of the step over all micro-batches and ranks. step: its number, for the watch.
+    reduce_once: sharded gradients are summed over the ranks after the last micro-batch only.
     Returns the objective's scalars, combined over the micro-batches and not yet over the ranks.
     """
     totals = Totals(units)
@@ -64,7 +66,10 @@ def accumulate_gradients(
     with held_weights(experts):
         for number, batch in enumerate(batches, 1):
             world.watch.at(f"step {step}: forward and backward")
-            keep_gathered(experts, keep=number < len(batches) and not reshard_experts)
+            last = number == len(batches)
+            keep_gathered(experts, keep=not last and not reshard_experts)
+            if reduce_once:
+                reduce_gradients(model, reduce=last)
             scalars = objective(model, batch.to(world.device), whole)
             engine.backward(scalars.total)
             totals.add(scalars)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from parallel.errors import Fault, one_of
 from parallel.layout import divisors
 from parallel.pipeline.plan import RULES, PipelineError
-from trainer.config.checks.precision import FP8_MULTIPLES
+from trainer.config.checks.precision import FP8_MULTIPLES, TRANSFORMER_ENGINE
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, ModelConfig, TrainConfig
 from trainer.config.ranks import RankMap, cut_model, map_ranks
@@ -85,6 +85,16 @@ def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
             f"cannot; use train.compile=false, or parallel.schedule={one_of(whole)}"
         )
         faults.append(Fault(text, "train.compile", True, (False,)))
+    if plan.rule.splits_backward and cfg.precision.experts in TRANSFORMER_ENGINE:
+        text = (
+            f"parallel.schedule={plan.schedule} runs a backward pass in two parts, but precision.experts="
+            f"{cfg.precision.experts} frees what it kept after the first; use parallel.schedule={one_of(whole)}"
+        )
+        faults.append(Fault(text, "parallel.schedule", plan.schedule, whole))
+    if cfg.parallel.reduce_every == "micro_batch":
+        text = "parallel.reduce_every=micro_batch: torch's pipeline schedules reduce gradients once a step"
+        advice = "use parallel.reduce_every=auto, or parallel.pp=1"
+        faults.append(Fault(f"{text}; {advice}", "parallel.reduce_every", "micro_batch", ("auto", "step")))
     return faults
 
 

@@ -26,10 +26,18 @@ def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
         warn("parallel.regather=true", "Transformer Engine saves its own quantised rows")
     if q.experts not in ("fp32", "bf16") and cfg.model.expert_backend != "grouped_mm":
         warn(f"model.expert_backend={cfg.model.expert_backend}", f"precision.experts={q.experts} has its own back end")
+    if q.accumulate != "fp32" and ranks.plan.ranks == 1 and p.reduce_every != "step":
+        warn(f"precision.accumulate={q.accumulate}", "gradients are reduced after every micro-batch")
     if ranks.layout.shard == 1:
         why = "no weight is sharded"
         if q.reductions != "fp32":
             warn(f"precision.reductions={q.reductions}", why)
+        if q.accumulate != "fp32":
+            warn(f"precision.accumulate={q.accumulate}", why)
         if p.reshard_experts:
             warn("parallel.reshard_experts=true", why)
+        if p.reduce_every == "step" and ranks.plan.ranks == 1:
+            warn("parallel.reduce_every=step", why)
+    elif p.reshard_experts and ranks.plan.ranks > 1:
+        warn("parallel.reshard_experts=true", "weights stay gathered on the stages of a pipeline")
     return found
