@@ -41,7 +41,7 @@ class Collective:
     """One collective as this rank issues it.
 
     Attributes:
-        op: all_gather, reduce_scatter, all_reduce, all_to_all, or torch's own name (broadcast_, send, ...).
+        op: all_gather, reduce_scatter, all_reduce, all_to_all, send, receive, or torch's own name (broadcast_, ...).
         axis: name of the group, as given to `CollectiveLog`. ranks: its size.
         nbytes: size of the whole tensor: the result of an all-gather, the input of a reduce-scatter or all-reduce, the
             larger side of an all-to-all.
@@ -57,8 +57,8 @@ class Collective:
     @property
     def sent(self) -> int:
         """Bytes that leave this rank in an optimal algorithm such as a ring: (n-1)/n of `nbytes`, and twice that for an
-        all-reduce."""
-        parts = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "all_reduce": 2}.get(self.op)
+        all-reduce; none for a receive."""
+        parts = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "all_reduce": 2, "receive": 0}.get(self.op)
         return self.nbytes if parts is None else parts * self.nbytes * (self.ranks - 1) // self.ranks
 
 

@@ -36,6 +36,10 @@ __all__ = [
     "dtensor_region",
     "dtensor_regions",
     "fake_store",
+    "flash_for_cpu",
+    "flash_for_cpu_backward",
+    "flash_varlen",
+    "flash_varlen_backward",
     "flatten_mesh",
     "foreach_copy",
     "foreach_norm",
@@ -56,7 +60,7 @@ MATMULS = frozenset(
     for name in (
         "mm", "addmm", "bmm", "_grouped_mm",
         "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention", "_flash_attention_forward",
     )
 )  # fmt: skip
 
@@ -72,6 +76,7 @@ COLLECTIVES = {
     "allreduce_": "all_reduce", "allreduce_coalesced_": "all_reduce", "all_reduce": "all_reduce",
     "all_reduce_": "all_reduce", "all_reduce_coalesced": "all_reduce", "all_reduce_coalesced_": "all_reduce",
     "alltoall_base_": "all_to_all", "alltoall_": "all_to_all", "all_to_all_single": "all_to_all",
+    "send": "send", "recv_": "receive",
 }  # fmt: skip
 
 
@@ -103,6 +108,55 @@ def in_backward() -> bool:
 def has_gradient_hooks(parameter: Tensor) -> bool:
     """True if a hook is registered on the gradient of `parameter`. Hooks can be registered but not listed publicly."""
     return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+# ---- attention in parts: with its log-sum-exp, and a backward that takes another's. No public function has both.
+#
+# Legend: B batch · x queries · y keys · h query heads · n kv heads · d head dimension.
+
+
+def flash_for_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """q [B, h, x, d]; k, v [B, n, y, d] -> o [B, h, x, d], log-sum-exp [B, h, x] in fp32 (fp64 for fp64)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, causal)
+
+
+def flash_for_cpu_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v of `flash_for_cpu`, whose results are y and lse."""
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+    return operator(dy, q, k, v, y, lse, 0.0, causal)
+
+
+def flash_varlen(
+    q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, longest_q: int, longest_k: int, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """On CUDA in 16 bits: q [x, h, d]; k, v [y, n, d], documents between the bounds -> o [x, h, d], log-sum-exp [h, x]
+    in fp32."""
+    operator = torch.ops.aten._flash_attention_forward.default
+    return operator(q, k, v, q_bounds, k_bounds, longest_q, longest_k, 0.0, causal, False)[:2]
+
+
+def flash_varlen_backward(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    y: Tensor,
+    lse: Tensor,
+    q_bounds: Tensor,
+    k_bounds: Tensor,
+    longest_q: int,
+    longest_k: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v of `flash_varlen`, whose results are y and lse."""
+    operator = torch.ops.aten._flash_attention_backward.default
+    # Nothing is dropped, so the state of the random numbers and the unused argument have no meaning.
+    state = torch.zeros(2, dtype=torch.uint64, device=q.device)
+    unused = torch.empty(0, device=q.device)
+    bounds = (q_bounds, k_bounds, longest_q, longest_k)
+    return operator(dy, q, k, v, y, lse, *bounds, 0.0, causal, state, unused)
 
 
 # ---- tensors and storages

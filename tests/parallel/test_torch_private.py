@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -35,11 +36,36 @@ def test_matrix_products_and_attention_are_the_known_operators():
         lambda: rows @ weight,
         lambda: torch.addmm(rows, rows, weight),
         lambda: torch.bmm(q[0], q[0].transpose(1, 2)),
+        lambda: private.flash_for_cpu(q, q, q, True),
     ):
         with Operators() as operators:
             compute()
         assert private.MATMULS & set(operators.seen), operators.seen
     assert torch.ops.aten._grouped_mm.default in private.MATMULS
+    assert torch.ops.aten._flash_attention_forward.default in private.MATMULS
+
+
+def scores_in_parts(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T / sqrt d) and the log-sum-exp; q [B, h, x, d], k [B, n, y, d]."""
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT / q.shape[-1] ** 0.5
+    return scores.softmax(-1), scores.logsumexp(-1)
+
+
+def test_attention_on_a_cpu_has_a_log_sum_exp_and_a_backward_of_a_part():
+    """The gradients of half of the keys, given the result and the log-sum-exp over all of them, are the whole's."""
+    q, dy = torch.randn(2, 1, 4, 5, 8, dtype=torch.float64)
+    k, v = torch.randn(2, 1, 2, 6, 8, dtype=torch.float64)
+    whole = [x.clone().requires_grad_() for x in (q, k, v)]
+    weights, sums = scores_in_parts(*whole[:2])
+    y = weights @ whole[2].repeat_interleave(2, 1)
+    found = private.flash_for_cpu(q, k, v, False)
+    torch.testing.assert_close(found, (y.detach(), sums.detach()))
+    expected = torch.autograd.grad(y, whole, dy)
+    halves = [private.flash_for_cpu_backward(dy, q, k[:, :, h], v[:, :, h], *found, False)
+              for h in (slice(0, 2), slice(2, 6))]  # fmt: skip
+    torch.testing.assert_close(halves[0][0] + halves[1][0], expected[0])
+    for number in (1, 2):
+        torch.testing.assert_close(torch.cat([half[number] for half in halves], dim=2), expected[number])
 
 
 def test_a_list_is_copied_in_place():
@@ -169,6 +195,8 @@ def test_collectives_are_the_known_operators():
             "all_gather": lambda: start_all_gather(torch.ones(2), dist.group.WORLD),
             "reduce_scatter": lambda: start_reduce_scatter(torch.ones(4), dist.group.WORLD),
             "all_to_all": lambda: start_all_to_all(torch.ones(4), dist.group.WORLD),
+            "send": lambda: dist.send(torch.ones(2), 1),
+            "receive": lambda: dist.recv(torch.ones(2), 1),
         }.items():
             with Operators() as operators:
                 issue()

@@ -6,42 +6,16 @@ Legend: T tokens · h query heads · n kv heads · d head dimension · H hidden 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.context.base import AttentionCore, Documents
 from trainer.config.model import ModelConfig
 from trainer.model.numerics import norm_rotary
-
-
-@dataclass
-class Documents:
-    """Bounds of the documents in T packed tokens, on the host (lengths) and on the device (cu_seqlens)."""
-
-    lengths: list[int]
-    cu_seqlens: Tensor  # [documents + 1] int32, on the device of the activations
-
-    @staticmethod
-    def from_cu_seqlens(cu_seqlens: Tensor, tokens: int, device: torch.device) -> Documents:
-        """cu_seqlens: [documents + 1] int32 on the CPU, increasing from 0 to `tokens`; raises ValueError otherwise."""
-        bounds = cu_seqlens.tolist()
-        lengths = [end - start for start, end in pairwise(bounds)]
-        if not lengths or bounds[0] != 0 or bounds[-1] != tokens or min(lengths) < 1:
-            raise ValueError(
-                f"cu_seqlens must increase from 0 to the {tokens} tokens, but are {bounds[:4]}...{bounds[-1:]}"
-            )
-        return Documents(lengths, cu_seqlens.to(device, non_blocking=True))
-
-    @staticmethod
-    def rows(batch: int, seq_len: int, device: torch.device) -> Documents:
-        """Each of `batch` rows is one document of `seq_len` tokens."""
-        bounds = torch.arange(0, (batch + 1) * seq_len, seq_len, dtype=torch.int32, device=device)
-        return Documents([seq_len] * batch, bounds)
 
 
 @cache
@@ -82,8 +56,20 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
+class DocumentAttention:
+    """The attention core of a rank that has all tokens: `document_attention`."""
+
+    ranks = 1
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
+        return document_attention(q, k, v, docs)
+
+
 class Attention(nn.Module):
-    """Weights: qkv [(h + 2n) d, H], rows in the order q heads, k heads, v heads; out [H, h d]; q_norm, k_norm [d]."""
+    """Weights: qkv [(h + 2n) d, H], rows in the order q heads, k heads, v heads; out [H, h d]; q_norm, k_norm [d].
+
+    core: attends; another one is set where ranks share a sequence.
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -92,6 +78,7 @@ class Attention(nn.Module):
         self.out = nn.Parameter(torch.empty(cfg.hidden_size, self.heads * self.head_dim))
         self.q_norm = nn.Parameter(torch.empty(self.head_dim))
         self.k_norm = nn.Parameter(torch.empty(self.head_dim))
+        self.core: AttentionCore = DocumentAttention()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents) -> Tensor:
         """x: [T, H]; cos, sin: [T, n or 1, 1, d/2] -> [T, H]."""
@@ -99,5 +86,5 @@ class Attention(nn.Module):
         q, k, v = F.linear(x, self.qkv.to(x.dtype)).split([h * d, n * d, n * d], dim=-1)
         q = norm_rotary(q.unflatten(-1, (n, h // n, d)), self.q_norm, cos, sin, self.eps)
         k = norm_rotary(k.unflatten(-1, (n, 1, d)), self.k_norm, cos, sin, self.eps)
-        y_Thd = document_attention(q.flatten(1, 2), k.flatten(1, 2), v.unflatten(-1, (n, d)), docs)
+        y_Thd = self.core(q.flatten(1, 2), k.flatten(1, 2), v.unflatten(-1, (n, d)), docs)
         return F.linear(y_Thd.flatten(1), self.out.to(x.dtype))

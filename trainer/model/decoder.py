@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.context.base import Documents
 from parallel.sharding.local import local_part, local_region
 from trainer.config.model import ModelConfig
-from trainer.model.attention import Attention, Documents
+from trainer.model.attention import Attention
 from trainer.model.experts.base import Backend
 from trainer.model.initial import fope_matrix, seeded_normal
 from trainer.model.moe import MoE
@@ -127,6 +128,8 @@ class Decoder(nn.Module):
             cu_seqlens: [documents + 1] int32 on the CPU, bounds of the documents in the flattened B*S tokens; default:
                 each row is one document.
             expert_ids: [L, B*S, K] int64, replayed from a rollout; default: the routers select.
+        Where ranks share a sequence (`Attention.core`), ids, embeds and positions are of this rank's slices of it and
+        cu_seqlens of the whole; both positions and cu_seqlens must be given.
         Raises: ValueError unless exactly one of ids and embeds is given, for ids without an embedding, or for
             impossible cu_seqlens.
         """
@@ -140,12 +143,15 @@ class Decoder(nn.Module):
             raise ValueError("give either ids [B, S] or embeds [B, S, H]")
         batch, seq_len = x.shape[:2] if positions is None else positions.shape
         x = x.to(self.activations).flatten(0, -2)
+        ranks = self.blocks[0].attention.core.ranks
+        if ranks > 1 and (positions is None or cu_seqlens is None):
+            raise ValueError("slices of a sequence need their positions and the cu_seqlens of the whole")
         if positions is None:
             positions = torch.arange(seq_len, device=x.device).expand(batch, -1)
         if cu_seqlens is None:
             docs = Documents.rows(batch, seq_len, x.device)
         else:
-            docs = Documents.from_cu_seqlens(cu_seqlens, batch * seq_len, x.device)
+            docs = Documents.from_cu_seqlens(cu_seqlens, batch * seq_len * ranks, x.device)
         cos, sin = self.rotary(positions.flatten(), x.dtype)
         stats = []
         for number, layer in zip(range(self.span.start, self.span.stop), self.blocks, strict=True):

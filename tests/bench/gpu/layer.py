@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from parallel.context.base import Documents
 from tests.bench.gpu.clock import Arm, Skipped, tolerance_of
 from tests.bench.gpu.routing import Size, draw_logits, plant
-from trainer.model.attention import Documents
 from trainer.model.decoder import DecoderBlock
 from trainer.model.experts.base import QuantizedBackend
 from trainer.model.experts.choose import choose_backend

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from parallel.context.base import Documents
 from tests.trainer.model.tiny import assert_close, build, gradients, logits, model_config, random_ids, relative
-from trainer.model.attention import Attention, Documents, document_attention
+from trainer.model.attention import Attention, document_attention
 from trainer.model.decoder import Decoder
 from trainer.model.rotary import Rotary
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.context.base import Documents
 from trainer.data.errors import DataError
 from trainer.data.shards.tokenizer import read_tokenizer
-from trainer.model.attention import Documents
 from trainer.model.decoder import DecoderBlock
 from trainer.model.rotary import Rotary
 from trainer.storage.progress import OnProgress, Progress, ignore

@@ -1,0 +1,1 @@
+"""Attention over a sequence that several ranks share; `base` has the contract."""
