@@ -8,7 +8,7 @@ from torch import Tensor
 
 from parallel.context.base import Documents
 from tests.trainer.model.tiny import assert_close, build, gradients, logits, model_config, random_ids, relative
-from trainer.model.attention import Attention, document_attention
+from trainer.model.attention import Attention, DocumentAttention, document_attention
 from trainer.model.decoder import Decoder
 from trainer.model.rotary import Rotary
 
@@ -136,3 +136,20 @@ def test_impossible_cu_seqlens_raise(impossible):
     model = build(model_config())
     with pytest.raises(ValueError, match=f"cu_seqlens must increase from 0 to the {TOKENS} tokens"):
         model(random_ids(model.cfg, 1, TOKENS), None, torch.tensor(impossible, dtype=torch.int32))
+
+
+def test_slices_of_a_sequence_need_their_positions_and_the_bounds_of_the_whole():
+    model = fp64_model()
+
+    class Two(DocumentAttention):
+        ranks = 2
+
+    for block in model.blocks:
+        block.attention.core = Two()
+    ids = random_ids(model.cfg, 1, TOKENS)
+    positions = restarting_positions(LENGTHS).unsqueeze(0)
+    for missing in ((None, bounds(LENGTHS)), (positions, None)):
+        with pytest.raises(ValueError, match="positions and the cu_seqlens of the whole"):
+            model(ids, *missing)
+    with pytest.raises(ValueError, match=f"from 0 to the {2 * TOKENS} tokens"):
+        model(ids, positions, bounds(LENGTHS))
