@@ -1,4 +1,4 @@
-"""Which keys travel to which rank in ring attention, worked out on the host from the bounds of the documents. No torch.
+"""The plan of ring attention, made on the host from the bounds of the documents: which keys travel where. No torch.
 
 The ranks are a ring, down (to the next lower rank) and up. "distance" counts hops. Two pieces that are not the same
 share at most one document, the one that the earlier piece ends in, because all tokens between them belong to it as
@@ -32,7 +32,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """What travels of one piece of a rank's keys.
+    """The keys of one piece that travel.
 
     rows: among the rank's tokens. direction: -1 or 1. near, far: distances of the nearest and the farthest rank that
     needs it.
@@ -65,7 +65,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Hop:
-    """What rank r does with the message of this distance: keys of rank r + distance, which came down, and of rank
+    """The work of rank r with the message of this distance: keys of rank r + distance, which came down, and of rank
     r - distance, which came up. size: its rows."""
 
     distance: int
@@ -131,7 +131,7 @@ class RingPlan:
         return Hop(distance, size, ways, self._blocks(keys))
 
     def _parts(self, owner: int, direction: int, distance: int) -> list[Part]:
-        """What of the keys of `owner` travels in this direction to this distance at least."""
+        """The keys of `owner` that travel in this direction to this distance at least."""
         return [part for part in self._all_parts[owner] if part.direction == direction and part.far >= distance]
 
     @cached_property
@@ -153,18 +153,18 @@ class RingPlan:
         return parts
 
     def _shared(self, piece: range) -> int:
-        """How many positions of the piece are in the same document as its last one."""
+        """Number of positions of the piece that are in the same document as its last one."""
         return piece.stop - max(piece.start, self.bounds[bisect_right(self.bounds, piece.stop - 1) - 1])
 
     def _queries(self, query: range, key: range) -> int:
-        """How many positions of the piece `query`, from its start, attend to the earlier piece `key`."""
+        """Number of positions of the piece `query`, from its start, that attend to the earlier piece `key`."""
         if key.start >= query.start:
             return 0
         end = self.bounds[bisect_right(self.bounds, key.stop - 1)]
         return max(0, min(end, query.stop) - query.start)
 
     def _blocks(self, keys: Sequence[tuple[range, range]]) -> list[Block]:
-        """Of this rank's queries with the pieces of keys, given with their rows; neighbours with equal sides are
+        """Blocks of this rank's queries with pieces of keys, given with their rows; neighbours with equal sides are
         joined."""
         blocks: list[Block] = []
         for (key, k), (query, q) in product(keys, self.pieces[self.rank]):
