@@ -5,6 +5,7 @@
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
 #              bench-data: starting on six trillion tokens and reading packs of them, against Megatron-core
+#              bench-pipeline: steps of a pipeline against the time that its schedule takes on paper
 #              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
 # make bench-gpu  one GPU: the 1T model's experts and layers beside torch's and Transformer Engine's, then recipe=toy_gpu
 # make setup   only install what test, lint and bench need; setup-toy: what toy needs
@@ -22,7 +23,7 @@ PY   := $(VENV)/bin/python
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
 
-.PHONY: toy test test-all lint bench bench-step bench-moe bench-upcycle bench-data bench-gpu setup setup-toy clean
+.PHONY: toy test test-all lint bench bench-step bench-moe bench-upcycle bench-data bench-pipeline bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
@@ -56,6 +57,9 @@ bench-moe: $(DEV)
 
 bench-upcycle: $(DEV)
 	$(PY) -m tests.bench.upcycle $(ARGS)
+
+bench-pipeline: $(DEV)
+	$(PY) -m tests.bench.pipeline $(ARGS)
 
 bench-data: $(DEV)
 	$(PY) -m tests.bench.data $(ARGS)

@@ -79,6 +79,13 @@ class Stage(PipelineStage):
             self._allocate(self.grad_recv_info[bwd_chunk_id], grad=False)
         return super().get_bwd_recv_ops(bwd_chunk_id)
 
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        if self.has_backward and not self.is_first:
+            # Autograd may hand out an expanded gradient, which cannot be sent.
+            grads = self.bwd_cache[bwd_chunk_id]
+            self.bwd_cache[bwd_chunk_id] = tuple(grad if grad is None else grad.contiguous() for grad in grads)
+        return super().get_bwd_send_ops(bwd_chunk_id)
+
     def _allocate(self, expected: Sequence[Any], *, grad: bool) -> None:
         for info in expected:
             if not info.is_root_arg and info.buffer is None:

@@ -1,0 +1,247 @@
+"""The speed of pipelines, where two cores do not decide it.
+
+    python -m tests.bench.pipeline [--sections waits,compute,cpu] [--rounds 3]
+
+waits: four processes whose stages take a fixed time without using a core, their tensors really sent. Wall time of a
+step over the time that the schedule takes by its closed form, or by following its actions where it has none.
+compute: two processes of one thread. Wall time of a step over the slowest stage's own time for its micro-batches plus
+the bubble. It needs two free cores.
+cpu: CPU-seconds of a step on four processes over those of one process with the same micro-batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from parallel.layout import Place
+from parallel.mesh import Meshes
+from parallel.pipeline.plan import Plan
+from parallel.pipeline.private import Stage
+from parallel.pipeline.schedule import build_schedule
+from parallel.pipeline.timing import StageTimes, makespan, step_time
+from parallel.world import World, start_world
+from tests.distributed.pool import on_ranks
+from tests.parallel.pipeline.orders import orders
+from tests.trainer.tiny_run import tiny_config
+from trainer.config.keys import Config
+from trainer.data.synthetic import open_synthetic
+from trainer.objectives.choose import build_objective
+from trainer.optim.native import NativeEngine
+from trainer.parallelize import build_meshes
+from trainer.run.build import build_pipeline, build_stages, ranks_alike
+from trainer.run.host_memory import prepare_host_memory
+from trainer.run.step import accumulate_gradients
+
+TIMES = StageTimes(0.08, 0.08, 0.08)  # seconds; long beside the delays of a busy machine
+PIPELINES = [
+    Plan("1f1b", 4, 1),
+    Plan("interleaved_1f1b", 4, 2),
+    Plan("interleaved_zero_bubble", 4, 1),
+    Plan("interleaved_zero_bubble", 4, 2),
+    Plan("zbv", 4, 2),
+    Plan("dualpipev", 4, 2),
+]
+
+
+# ---- stages that wait
+
+
+class _Wait(torch.autograd.Function):
+    """Passes a tensor on after `forward` seconds, and its gradient after `backward` seconds."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:
+        time.sleep(forward)
+        ctx.seconds = backward
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        time.sleep(ctx.seconds)
+        return grads[0], None, None
+
+
+class WaitingStage(nn.Module):
+    """One weight, whose gradient takes a time of its own."""
+
+    def __init__(self, times: StageTimes) -> None:
+        super().__init__()
+        self.times, self.weight = times, nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        of_input = _Wait.apply(x, self.times.forward, self.times.input_gradient)
+        return of_input + _Wait.apply(self.weight, 0.0, self.times.weight_gradient)
+
+
+def waiting_steps(plan: Plan, micro_batches: int, rounds: int, times: StageTimes) -> list[float]:
+    """Wall seconds of each of `rounds` steps after a first one, behind a barrier, on this rank."""
+    group = dist.group.WORLD
+    assert group is not None
+    scale = 1.0 if plan.stages_per_rank == 1 else 0.5  # the same model in twice as many stages
+    times = StageTimes(times.forward * scale, times.input_gradient * scale, times.weight_gradient * scale)
+    shape = (64, 64)
+
+    def stage(number: int) -> Stage:
+        module = WaitingStage(times)
+
+        def run(_: int, x: Tensor | None) -> Tensor:
+            y = module(torch.zeros(shape, requires_grad=True) if x is None else x)
+            return y.sum().reshape(1) + 0 if number == plan.stages - 1 else y
+
+        return Stage(
+            module,
+            number,
+            plan.stages,
+            run,
+            group=group,
+            device=torch.device("cpu"),
+            shape=shape,
+            dtype=torch.float32,
+        )
+
+    schedule = build_schedule(plan, [stage(number) for number in plan.of_rank(dist.get_rank())], micro_batches)
+    found = []
+    for number in range(rounds + 1):
+        dist.barrier()
+        start = time.perf_counter()
+        schedule.step(target=torch.arange(micro_batches), return_outputs=False)
+        dist.barrier()
+        if number:
+            found.append(time.perf_counter() - start)
+    return found
+
+
+def expected(plan: Plan, micro_batches: int, times: StageTimes) -> float:
+    """Seconds of a step whose messages are free, for stages that together take as long as those of 1F1B."""
+    scale = 1 / plan.stages_per_rank
+    parts = StageTimes(times.forward * scale, times.input_gradient * scale, times.weight_gradient * scale)
+    return step_time(plan, micro_batches, parts) or makespan(orders(plan, micro_batches), parts, plan.stages)
+
+
+def waits(plan: Plan, micro_batches: int = 8, rounds: int = 3, times: StageTimes = TIMES) -> tuple[float, float]:
+    """(wall seconds of the fastest of `rounds` steps, seconds by the schedule's form)."""
+    by_rank = on_ranks(plan.ranks, waiting_steps, plan, micro_batches, rounds, times, init=True, timeout_s=120.0)
+    return min(map(max, zip(*by_rank, strict=True))), expected(plan, micro_batches, times)
+
+
+# ---- stages that compute
+
+
+def config(pp: int, micro_batches: int, *, large: bool) -> Config:
+    """A model of four equal layers whose head is small. large: layers in which a rank computes for long."""
+    sizes = (
+        {"hidden_size": 256, "expert_width": 128, "num_heads": 8, "num_kv_heads": 4, "head_dim": 32} if large else {}
+    )
+    model = {"num_layers": 4, "vocab_size": 64, "positions": "rope", **sizes}
+    cfg = tiny_config("unused", model=model, global_batch=2 * micro_batches, micro_batch=2, recompute="full")
+    cfg.data.seq_len = 256
+    cfg.parallel.pp = pp
+    return cfg
+
+
+class Built:
+    """The parts of a run that a step needs."""
+
+    def __init__(self, cfg: Config, world: World) -> None:
+        torch.set_num_threads(1)
+        prepare_host_memory()
+        self.world, self.objective = world, build_objective(cfg.train)
+        meshes: Meshes | None = build_meshes(cfg, "cpu")
+        place = meshes.layout.place(world.rank) if meshes else Place()
+        alike = ranks_alike(world, meshes)
+        plan, self.stages = build_stages(cfg, world, alike, meshes, place, self.objective)
+        self.pipeline, _ = build_pipeline(cfg, plan, self.stages, self.objective, alike, meshes)
+        stages = list(self.stages.values())
+        self.engine = NativeEngine(stages, cfg.optim, world, meshes.shard_group if meshes else None, alike=alike)
+        self.engine.prepare()
+        stream = open_synthetic(vocab_size=cfg.model.vocab_size, seq_len=cfg.data.seq_len, seed=1).stream
+        micro = cfg.train.micro_batch
+        self.batches = [stream.batch(first, micro) for first in range(0, cfg.train.global_batch, micro)]
+        self.units = sum(batch.num_tokens for batch in self.batches)
+        self.number = 0
+
+    def step(self) -> None:
+        self.number += 1
+        if self.pipeline is not None:
+            self.pipeline.accumulate(self.batches, self.units, step=self.number)
+        else:
+            (model,) = self.stages.values()
+            accumulate_gradients(
+                model, self.engine, self.objective, self.batches, self.units, self.world, step=self.number
+            )
+        self.engine.step(self.number, 1000)
+
+
+def timed_steps(pp: int, micro_batches: int, rounds: int, *, large: bool) -> list[tuple[float, float]]:
+    """(wall, CPU) seconds of each of `rounds` steps after a first one, on this rank."""
+    world = start_world("cpu", 120.0) if pp > 1 else World()
+    try:
+        built = Built(config(pp, micro_batches, large=large), world)
+        found = []
+        for number in range(rounds + 1):
+            if pp > 1:
+                dist.barrier()
+            wall, cpu = time.perf_counter(), time.process_time()
+            built.step()
+            if number:
+                found.append((time.perf_counter() - wall, time.process_time() - cpu))
+        return found
+    finally:
+        if pp > 1:
+            world.close()
+
+
+def compute(rounds: int, micro_batches: int = 8) -> tuple[float, float]:
+    """(wall seconds of a step on two ranks, those of the slowest stage alone plus the bubble).
+
+    A stage alone is half of one process's step: the layers are equal and the head is small."""
+    alone = min(wall for wall, _ in on_ranks(1, timed_steps, 1, micro_batches, rounds, large=True, timeout_s=300.0)[0])
+    by_rank = on_ranks(2, timed_steps, 2, micro_batches, rounds, large=True, timeout_s=300.0)
+    wall = min(max(of_rank[number][0] for of_rank in by_rank) for number in range(rounds))
+    return wall, alone / 2 * (micro_batches + 1) / micro_batches
+
+
+def cpu_seconds(rounds: int, micro_batches: int = 8) -> tuple[float, float]:
+    """CPU-seconds of a step on four ranks together, and on one: medians of turns that take each other's place."""
+    spread, alone = [], []
+    for _ in range(rounds):
+        by_rank = on_ranks(4, timed_steps, 4, micro_batches, 1, large=True, timeout_s=300.0)
+        spread.append(sum(of_rank[0][1] for of_rank in by_rank))
+        alone.append(on_ranks(1, timed_steps, 1, micro_batches, 1, large=True, timeout_s=300.0)[0][0][1])
+    return statistics.median(spread), statistics.median(alone)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", default="waits,compute,cpu", help="which to run, by commas")
+    parser.add_argument("--rounds", type=int, default=3, help="steps of each, after a first one")
+    options = parser.parse_args()
+    sections: dict[str, Callable[[], None]] = {
+        "waits": lambda: _print_waits(options.rounds),
+        "compute": lambda: _print("compute, two ranks: wall seconds", *compute(options.rounds)),
+        "cpu": lambda: _print("CPU-seconds, four ranks over one", *cpu_seconds(options.rounds)),
+    }
+    for name in options.sections.split(","):
+        sections[name]()
+
+
+def _print_waits(rounds: int) -> None:
+    for plan in PIPELINES:
+        name = f"waits, {plan.schedule} with {plan.stages_per_rank} stage(s) a rank: wall seconds"
+        _print(name, *waits(plan, rounds=rounds))
+
+
+def _print(name: str, found: float, bound: float) -> None:
+    print(f"{name:<72}{found:8.3f}{bound:8.3f}  {found / bound:5.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
