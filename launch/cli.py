@@ -29,7 +29,7 @@ COMMANDS = {
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
     "science": "turn records of molecules, materials and sequences into prose and tasks",
     "inspect": "print the contents of a Hugging Face directory or a training checkpoint, and report anything missing",
-    "completion": "print the bash or zsh completion script for octavo",
+    "completion": "print the bash, zsh or fish completion script for octavo",
 }
 REFERENCE = ("recipes", "completion")  # in launch/reference
 

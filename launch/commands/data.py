@@ -37,6 +37,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
 
     Raises `CommandError`, and `ConfigError` also for data that are not a mixture, or a cache that cannot be made.
     """
+    parser.add_argument("action", nargs="?", metavar=f"{{{','.join(ACTIONS)}}}", help="what to do with the mixture")
     parser.add_overrides(words)
     parser.usage = "octavo data check|stats RECIPE [override ...]\n       octavo data show RECIPE N [override ...]"
     parser.description = (
@@ -45,7 +46,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         "starting at 0."
     )
     options = parser.read(words)
-    action, *given = options.overrides or [""]
+    action, given = options.action or "", options.overrides
     if action not in ACTIONS:
         problem = f"{action} is not an action" if action else "missing an action"
         text = f"octavo data: {problem}; use {one_of(ACTIONS)}{did_you_mean(action, ACTIONS)}"

@@ -69,11 +69,30 @@ def _words(parser: Parser, typed: Sequence[str], current: str) -> Iterable[str]:
     if current.startswith("-"):
         given = {word.partition("=")[0] for word in typed}
         return [name for name in options if name not in given or name in parser.repeatable]
+    taken = _arguments(options, typed)
     places = [action for action in parser.added if not action.option_strings]
-    found = [value for action in places for value in _values(action)]
-    if any(action.dest == "overrides" for action in places):
-        found += _overrides(list_groups(directories_in(typed)), typed, current)
-    return found
+    for place in places:
+        if place.nargs == "*":
+            break
+        if not taken:
+            return _values(place)
+        taken -= 1
+    else:
+        return []
+    if place.dest != "overrides":
+        return _values(place)
+    groups = list_groups(directories_in(typed))
+    first_of_data = places[0].dest == "action" and not taken  # where a recipe's bare name will do
+    return [*(groups["recipe"] if first_of_data else []), *_overrides(groups, typed, current)]
+
+
+def _arguments(options: Mapping[str, argparse.Action], typed: Sequence[str]) -> int:
+    """The number of words that are neither options nor their values."""
+    behind = ["", *typed]
+    return sum(
+        not word.startswith("-") and not (before in options and options[before].nargs != 0)
+        for before, word in zip(behind, typed, strict=False)
+    )
 
 
 def _values(action: argparse.Action) -> list[str]:

@@ -1,4 +1,4 @@
-"""`octavo completion`: the script by which bash and zsh complete the words of `octavo`."""
+"""`octavo completion`: the script by which bash, zsh and fish complete the words of `octavo`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from trainer.config.command_line import Parser, choice
 
-# Both ask the hidden command `octavo __complete LINE`, which prints whole words, one a line. bash has taken a word
-# apart at its `=` by then, and wants what follows alone.
+# All ask the hidden command `octavo __complete LINE`, which prints whole words, one a line. bash has taken a word apart
+# at its `=` by then, and wants what follows alone; fish adds no space behind `=` and `.` by itself.
 SCRIPTS = {
     "bash": r"""_octavo() {
     local line=${COMP_LINE:0:COMP_POINT} IFS=$'\n'
@@ -35,10 +35,24 @@ _octavo() {
 }
 compdef _octavo octavo
 """,
+    "fish": r"""function __octavo_words
+    set -l words (commandline -opc)
+    set -l found ($words[1] __complete (commandline -cp) 2>/dev/null)
+    if test (string join '' -- $found) != ''
+        printf '%s\n' $found
+    else
+        set -l current (commandline -ct)
+        set -l head (string match -r '^.*=' -- $current)
+        printf "$head%s\n" (__fish_complete_path (string replace -r '^.*=' '' -- $current))
+    end
+end
+complete -c octavo -f -a '(__octavo_words)'
+""",
 }
-WHERE = """To complete in every new shell, add one line to ~/.bashrc or ~/.zshrc:
+WHERE = """To complete in every new shell, add one line to ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
   source <(octavo completion bash)
-  source <(octavo completion zsh)       # below compinit"""
+  source <(octavo completion zsh)       # below compinit
+  octavo completion fish | source"""
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:

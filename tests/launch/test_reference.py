@@ -1,4 +1,4 @@
-"""`octavo recipes`, `octavo config --keys`, and completion: in this process, in bash, and in zsh where there is one."""
+"""`octavo recipes`, `octavo config --keys`, and completion: in this process, and in those of three shells there are."""
 
 import os
 import pty
@@ -119,7 +119,14 @@ COMPLETED = [
     ("octavo config --keys train.s", ["train.steps", "train.seed"], "optim.lr"),
     ("octavo config --diff t", ["toy", "toy_gpu"], "upcycle_study"),
     ("octavo export a b --dtype ", ["source", "fp32", "bf16"], "--dtype"),
-    ("octavo completion ", ["bash", "zsh"], "fish"),
+    ("octavo completion ", ["bash", "zsh", "fish"], "train"),
+    ("octavo data ", ["check", "show", "stats"], "recipe="),
+    ("octavo data s", ["show", "stats"], "check"),
+    ("octavo data --config-dir mine ", ["check", "show", "stats"], "recipe="),
+    ("octavo data check ", ["toy", "recipe=", "optim."], "check"),
+    ("octavo data show --config-dir mine l", ["long", "latin"], "toy"),
+    ("octavo data show toy ", ["recipe=", "train."], "show"),
+    ("octavo data stats recipe=toy_", ["recipe=toy_ep8"], "toy_ep8"),
     ("octavo recipes mo", ["model"], "optim"),
     ("octavo train --config-dir mine recipe=l", ["recipe=long", "recipe=latin"], "recipe=toy"),
     ("octavo train --config-dir mine ", ["+site="], "site="),
@@ -151,31 +158,52 @@ def test_options_of_every_command_are_completed_and_accepted(command):
     assert caught.value.where == "--nonsense"
 
 
-def test_bash_completes(mine):
-    """In an interactive bash, key by key: a word, a word after `=`, a list, a file name."""
+# how a shell is started without the user's files, and two lines: the script's, and Ctrl-T to show what is typed
+SHELLS = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"],
+             "source <(octavo completion bash)",
+             "bind 'set enable-bracketed-paste off'; bind -x '\"\\C-t\": echo \"LINE[$READLINE_LINE]\"'"),
+    "zsh": (["zsh", "-f", "-i"],
+            "autoload -U compinit; compinit -D; source <(octavo completion zsh)",
+            "show() { print -r -- \"LINE[$BUFFER]\" }; zle -N show; bindkey '^T' show"),
+    "fish": (["fish", "--no-config", "-i"],
+             "octavo completion fish | source",
+             "bind \\ct 'echo \"LINE[\"(commandline)\"]\"'"),
+}  # fmt: skip
+IN_A_SHELL = [
+    ("octavo conf", "octavo config "),
+    ("octavo config rec", "octavo config recipe="),
+    ("octavo config recipe=toy_e", "octavo config recipe=toy_ep8 "),
+    ("octavo train optim.sched", "octavo train optim.schedule="),
+    ("octavo train run.dir=runs-of", "octavo train run.dir=runs-of-mine/"),
+    ("octavo data ch", "octavo data check "),
+]
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_a_shell_completes(mine, name):
+    """In an interactive shell, key by key: a word, a word after `=`, a list, a file name."""
+    if shutil.which(name) is None:
+        pytest.skip(f"there is no {name}")
+    start, script, show = SHELLS[name]
     shim = mine / "bin/octavo"
     shim.parent.mkdir()
     shim.write_text(SHIM)
     shim.chmod(0o755)
     (mine / "runs-of-mine").mkdir()
-    environment = {**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}", "PS1": "$ ", "TERM": "dumb"}
+    path = f"{shim.parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PS1": "$ ", "TERM": "dumb", "HOME": str(mine), "TMPDIR": str(mine)}
     process, terminal = pty.fork()
     if not process:
         os.chdir(mine)
-        os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], environment)
+        os.execvpe(start[0], start, environment)
     shell = _Terminal(terminal)
     try:
-        shell.type("bind 'set enable-bracketed-paste off'; bind -x '\"\\C-t\": echo \"LINE[$READLINE_LINE]\"'\n")
-        shell.type("source <(octavo completion bash); echo REA''DY\n", until="READY")
-        for line, completed in (
-            ("octavo conf", "octavo config "),
-            ("octavo config rec", "octavo config recipe="),
-            ("octavo config recipe=toy_e", "octavo config recipe=toy_ep8 "),
-            ("octavo train optim.sched", "octavo train optim.schedule="),
-            ("octavo train run.dir=runs-of", "octavo train run.dir=runs-of-mine/"),
-        ):
+        for line in (script, show):
+            shell.type(f"{line}; echo REA''DY\n", until="READY\r\n")
+        for line, completed in IN_A_SHELL:
             shown = shell.type(f"{line}\t\x14", until="]")
-            assert re.search(r"LINE\[(.*?)\]", shown)[1] == completed
+            assert re.findall(r"LINE\[(.*?)\]", shown) == [completed]
             shell.type("\x15")
     finally:
         os.close(terminal)
@@ -194,13 +222,6 @@ class _Terminal:
                 shown += os.read(self._descriptor, 65536).decode(errors="replace")
         assert until in shown
         return shown
-
-
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
-def test_zsh_takes_the_script(mine):
-    script = subprocess.run([sys.executable, "-m", "launch.cli", "completion", "zsh"], capture_output=True, text=True,
-                            env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, check=True).stdout  # fmt: skip
-    subprocess.run(["zsh", "-f", "-c", f"autoload -U compinit; compinit -D; {script}"], check=True)
 
 
 def test_the_lists_and_completion_import_no_torch_and_are_quick():
