@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.configurations import read_configuration
+from launch.configurations import compose_on, read_configuration
 from trainer.config import coerce
 from trainer.config.checks.optim import doubtful
-from trainer.config.command_line import Parser
-from trainer.config.compose import compose, to_yaml
+from trainer.config.command_line import Parser, whole_number
+from trainer.config.compose import to_yaml
 from trainer.config.errors import CommandError, print_warning
 from trainer.config.keys import Config
 from trainer.data.vocabulary import refuse_small_vocabulary
@@ -33,22 +33,28 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         metavar="PREFIX",
         help="list all keys, or those that start with PREFIX such as optim, with default, type and meaning",
     )
+    parser.add_argument(
+        "--world", type=whole_number(1), metavar="N", help="check the configuration on N ranks (default: 1)"
+    )
     options = parser.read(words)
     doubts: list[str] = []
     if options.keys is not None:
-        if options.overrides or options.diff:
+        if options.overrides or options.diff or options.world is not None:
             remedy = "give it alone, as in: --keys optim"
             raise CommandError(f"--keys: {remedy}", where="--keys", value=options.overrides, allowed=remedy)
         from launch.reference.keys import list_keys, table
 
         text = table(list_keys(options.keys))
     elif options.diff is None:
-        cfg = compose(options.overrides, config_dirs=options.config_dir)
+        cfg = compose_on(options.world or 1, "--world", options.overrides, options.config_dir)
         refuse_small_vocabulary(cfg)
         text, doubts = to_yaml(cfg), doubtful(cfg.optim, cfg.train.steps)
     elif options.overrides:
         remedy = "quote its overrides, as in: --diff toy 'recipe=toy optim.lr=1e-3'"
         raise CommandError(f"--diff: {remedy}", where="--diff", value=options.overrides, allowed=remedy)
+    elif options.world is not None:
+        remedy = "drop --world, which changes no key"
+        raise CommandError(f"--diff: {remedy}", where="--world", value=options.world, allowed=remedy)
     else:
         old, new = (_flat(read_configuration(one, options.config_dir)) for one in options.diff)
         text = "\n".join(directory.differences(old, new) or ["no differences"]) + "\n"

@@ -8,10 +8,9 @@ from dataclasses import replace
 from functools import partial
 
 from launch.arithmetic import arithmetic
-from parallel.layout import OTHER_RANKS
+from launch.configurations import compose_on
 from trainer.config.command_line import Parser, whole_number
-from trainer.config.compose import compose
-from trainer.config.errors import CommandError, ConfigError
+from trainer.config.errors import CommandError
 from trainer.config.keys import Config
 
 
@@ -25,10 +24,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         allowed = f"0 to {options.world - 1}"
         text = f"--rank={options.rank} is not a rank of --world={options.world}; use {allowed}"
         raise CommandError(text, where="--rank", value=options.rank, allowed=allowed)
-    try:
-        cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=options.world)
-    except ConfigError as error:  # whose remedies are those of a launcher; here the option is the remedy
-        raise ConfigError(replace(f, text=f.text.replace(OTHER_RANKS, "a --world")) for f in error.faults) from None
+    cfg = compose_on(options.world, "--world", options.overrides, options.config_dir)
     return partial(_print_layout, cfg, options.world, options.rank)
 
 

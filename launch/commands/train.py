@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.configurations import compose_on
 from launch.dry_run import dry_run
 from parallel.environment import LAST_PORT
 from parallel.errors import Fault, UserError
 from parallel.interrupts import cleaning_up_on_termination, exiting_on_interrupt
 from trainer.config import memory
 from trainer.config.command_line import Parser, as_typed, whole_number
-from trainer.config.compose import compose, to_yaml
+from trainer.config.compose import to_yaml
 from trainer.config.errors import ConfigError, report
 from trainer.config.keys import Config
 from trainer.config.run_files import CONFIG_FILE
@@ -81,7 +82,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     rendezvous = [word for option, value in given.items() if value is not None for word in (option, value)]
     if machines == 1 and not rendezvous:
         rendezvous = ["--standalone"]  # a free port: two runs on one machine do not meet
-    cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=ranks * machines)
+    option = "--nproc-per-node" if machines == 1 else "--nnodes x --nproc-per-node"
+    cfg = compose_on(ranks * machines, option, options.overrides, options.config_dir)
     refuse_small_vocabulary(cfg)
     too_large = _too_large_for_host(cfg, ranks) if machines == 1 else None
     if options.dry_run:

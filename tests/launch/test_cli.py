@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from launch.cli import COMMANDS, main
 from parallel.errors import Fault, UserError
-from tests.launch.refused import refused
+from tests.launch.refused import every_fault, refused
 from tests.printed import error_line
 from trainer.config.compose import compose, load, to_yaml
 from trainer.config.errors import ConfigError
@@ -116,6 +117,30 @@ def test_config_with_a_users_directory(capsys):
     assert main(["config", "--config-dir=mine", "--diff", "toy", "long"]) == 0
     old = compose(["recipe=toy"]).train.steps
     assert capsys.readouterr().out == f"run.name: toy -> long\ntrain.steps: {old} -> 9000\n"
+
+
+@pytest.mark.parametrize(("words", "world"), [(["parallel=ep8"], 8), (["parallel.dp_replicate=3"], 3)])
+def test_config_and_layout_check_a_number_of_ranks_and_offer_it(capsys, words, world):
+    """Commands to which the ranks do not matter take the same words."""
+    fault = refused("config", "recipe=toy", *words)
+    assert fault.where.startswith("parallel.")
+    assert re.findall(r"--world=(\d+)", fault.text) == [f"{world}"]
+    assert f"--nproc-per-node={world}" in refused("train", "recipe=toy", *words).text
+    assert fault.text in [one.text for one in every_fault("layout", "recipe=toy", *words, "--world=1")]
+    further = every_fault("config", "recipe=toy", *words, f"--world={world}")
+    assert [one.where for one in further] == ["train.global_batch"]  # the remedy; 8 samples are one micro-batch
+    batch = f"train.global_batch={8 * world}"
+    assert main(["config", "recipe=toy", *words, f"--world={world}", batch]) == 0
+    capsys.readouterr()
+    assert main(["config", "--diff", "toy", shlex.join(["recipe=toy", *words])]) == 0
+    assert "parallel." in capsys.readouterr().out
+    (fault,) = every_fault("data", "show", "recipe=toy", "x", *words)
+    assert fault.where == "N"
+
+
+def test_config_takes_world_for_a_configuration_alone():
+    assert refused("config", "--diff", "toy", "toy", "--world=2").where == "--world"
+    assert refused("config", "--keys", "optim", "--world=2").where == "--keys"
 
 
 def test_config_reports_every_mistake(capsys):
@@ -250,7 +275,7 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
     ]
     run = choose(seen["cfg"])
     assert seen["run"].pop("command")[1:] == ["train", *words]
-    assert seen["run"] == {"path": str(run.path), "status": "new", "step": 0, "changes": [], "repaired": None}
+    assert {key: value for key, value in seen["run"].items() if value} == {"path": str(run.path), "status": "new"}
     assert seen["rest"][0] == "--run-directory"
     assert not Path(seen["rest"][1]).exists()
     machines = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv_endpoint", "node0:29400", "--rdzv-id", "a_b"]

@@ -31,10 +31,11 @@ NUMERIC = re.compile(r"[-+.\d][-+.\d_eE]*")
 __all__ = ["compose", "list_groups", "load", "overview", "to_yaml"]
 
 
-def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = (), world_size: int = 1) -> Config:
+def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = (), world_size: int | None = 1) -> Config:
     """Compose the recipes with `overrides` such as `recipe=toy` and `optim.lr=1e-3`, and check the result.
 
-    config_dirs: directories that are searched after `pkg://recipes`, for a user's own recipes and options.
+    config_dirs: directories that are searched after `pkg://recipes`, for a user's own recipes and options. world_size:
+    ranks of the run; None where they do not matter.
     Raises `ConfigError` with every mistake found.
     """
     groups, own = list_groups(config_dirs), users(config_dirs)
@@ -47,8 +48,9 @@ def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = (),
     return _check(tree, words.faults, world_size, origins, words.supposed)
 
 
-def load(path: str | Path, *, world_size: int = 1) -> Config:
-    """Read a resolved configuration, such as the config.yaml of a run directory. Raises `ConfigError`."""
+def load(path: str | Path, *, world_size: int | None = 1) -> Config:
+    """Read a resolved configuration, such as the config.yaml of a run directory. world_size: as for `compose`. Raises
+    `ConfigError`."""
     from omegaconf import OmegaConf
 
     try:
@@ -140,7 +142,7 @@ def _apply(words: Words, tree: DictConfig) -> None:
 
 
 def _check(
-    tree: Any, faults: Iterable[Fault], world_size: int, origins: Origins, supposed: Iterable[str] = ()
+    tree: Any, faults: Iterable[Fault], world_size: int | None, origins: Origins, supposed: Iterable[str] = ()
 ) -> Config:
     """The typed configuration of a tree. supposed: keys of misspelt words, which are reported already."""
     from omegaconf import OmegaConf

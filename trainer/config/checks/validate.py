@@ -8,12 +8,12 @@ from trainer.config.checks import data, model, optim, parallel, precision, range
 from trainer.config.keys import Config
 
 
-def validate(cfg: Config, world_size: int) -> list[Fault]:
-    """All faults of `cfg` on `world_size` ranks; an empty list if it can run.
+def validate(cfg: Config, world_size: int | None) -> list[Fault]:
+    """All faults of `cfg` on `world_size` ranks (None: any number that fits); an empty list if it can run.
 
     Pure: does not look at devices, files or the environment.
     """
-    if world_size < 1:
+    if world_size is not None and world_size < 1:
         allowed = "a whole number, 1 or more"
         return [Fault(f"WORLD_SIZE={world_size}: use {allowed}", "WORLD_SIZE", world_size, allowed)]
     flat = coerce.flatten(coerce.to_dict(cfg), coerce.keys(Config))
@@ -24,11 +24,11 @@ def validate(cfg: Config, world_size: int) -> list[Fault]:
     sound = {section for section in vars(cfg) if not any(key.startswith(f"{section}.") for key in out_of_range)}
     if "model" in sound:
         faults += model.check(cfg.model, cfg.data.seq_len)
-    if not {"train.global_batch", "train.micro_batch"} & out_of_range.keys():
+    if world_size is not None and not {"train.global_batch", "train.micro_batch"} & out_of_range.keys():
         sequences = 1 if {"parallel.pp", "parallel.cp"} & out_of_range.keys() else cfg.parallel.pp * cfg.parallel.cp
         if world_size % sequences == 0:
             faults += parallel.check_batch(cfg.train, world_size // sequences)
-    if {"model", "parallel", "train", "data"} <= sound:
+    if world_size is not None and {"model", "parallel", "train", "data"} <= sound:
         faults += parallel.check(cfg, world_size)
     if not {"train.global_batch", "train.steps", "data.seq_len"} & out_of_range.keys():
         faults += ranges.too_many_tokens(cfg)
