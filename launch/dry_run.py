@@ -4,29 +4,84 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 from launch.arithmetic import arithmetic
-from parallel.errors import Fault
+from parallel.errors import Fault, UserError
 from trainer.config.checks.optim import doubtful
 from trainer.config.checks.unused import without_effect
-from trainer.config.errors import print_warning
+from trainer.config.errors import print_warning, report
 from trainer.config.keys import Config
 from trainer.config.memory import checkpoint_bytes, gigabytes, rank_memory
 from trainer.config.ranks import map_ranks
+from trainer.config.run_files import newest_manifests
+from trainer.data.errors import DataError
+from trainer.data.shards import files as shard_files
 from trainer.run.directory import LOCK_FILE, RunDir
 from trainer.storage.lock import holder
+from trainer.storage.manifest import CHECKPOINT, CorruptError
 
 
 def dry_run(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) -> int:
-    """Print the plan of `cfg` on `world_size` ranks in `run`. Returns 0, also where the command would be refused here:
-    a plan for a cluster is made on a laptop. too_large: the reason why it would.
+    """Print the plan of `cfg` on `world_size` ranks in `run`, and what is wrong with the files that it would read.
+
+    Returns 0, also where the command would be refused here or its data are elsewhere, as a plan for a cluster is made
+    on a laptop; 2 where files that are here are not as they were written. too_large: the reason for a refusal.
     """
-    for name, text in _plan(cfg, run, world_size, too_large):
+    checkpoint, damage, left_out = _files(cfg, run)
+    for name, text in _plan(cfg, replace(run, step=checkpoint), world_size, too_large):
         print(f"{name:<14}{text}")
     unused = without_effect(cfg, map_ranks(cfg.parallel, cfg.model, world_size))
-    for line in (*run.warnings, *doubtful(cfg.optim, cfg.train.steps), *unused):
+    for line in (*run.warnings, *doubtful(cfg.optim, cfg.train.steps), *unused, *left_out):
         print_warning(line)
-    return 0
+    return report(UserError(damage), started=False) if damage else 0
+
+
+def _files(cfg: Config, run: RunDir) -> tuple[int, list[Fault], list[str]]:
+    """(the step that the run would continue after, the faults of its files, lines on what it would do without), by the
+    sizes of the files."""
+    warnings, faults = [], []
+    if cfg.data.name == "mixture" and cfg.data.build == "none":
+        elsewhere = []
+        for name, source in cfg.data.sources.items():
+            directory = Path(cfg.data.root, source.path)
+            if not directory.exists():
+                elsewhere.append(f"{name} ({directory})")
+                continue
+            found = [replace(one, text=f"data.sources.{name}: {one.text}") for one in _source_faults(directory)]
+            if cfg.data.on_fault == "skip":
+                warnings += [one.text for one in found]
+            else:
+                faults += found
+        if elsewhere:
+            some = f"{', '.join(elsewhere[:3])}{', ...' if len(elsewhere) > 3 else ''}"
+            warnings.append(f"{len(elsewhere)} of {len(cfg.data.sources)} sources are not on this machine: {some}")
+    damaged: list[Fault] = []
+    for manifest in newest_manifests(run.path) if run.step and run.status == "resume" else ():
+        damage = _checkpoint_damage(manifest.parent)
+        if damage is None:
+            warnings += [f"{one.text}; the run would continue from {manifest.parent}" for one in damaged]
+            return int(manifest.parent.name.removeprefix("step-")), faults, warnings
+        damaged.append(Fault(str(damage), str(damage.path), damage.value, "restore the file, or use another run.dir"))
+    return run.step, faults + damaged, warnings
+
+
+def _source_faults(directory: Path) -> list[Fault]:
+    try:
+        manifest = shard_files.read_manifest(directory)
+    except DataError as error:
+        return [*error.faults]
+    shards = [*manifest["shards"], *manifest["heldout"]]
+    return [fault for shard in shards if (fault := shard_files.size_fault(directory, shard)) is not None]
+
+
+def _checkpoint_damage(path: Path) -> CorruptError | None:
+    try:
+        files = CHECKPOINT.read(path)["files"]
+    except CorruptError as error:
+        return error
+    return next((damage for name in files if (damage := CHECKPOINT.check_size(path, name, files[name]))), None)
 
 
 def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) -> Iterator[tuple[str, str]]:

@@ -6,12 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launch.cli import main
+from tests.printed import error_line
+from tests.trainer.data.small_mixture import make_mixture
+from trainer.config import coerce
 from trainer.config.checks.optim import doubtful
 from trainer.config.compose import compose, to_yaml
 from trainer.config.memory import rank_memory
 from trainer.run.directory import hold
+from trainer.storage.manifest import CHECKPOINT
 
 WORDS = ["train", "recipe=toy", "data=synthetic", "run.dir=run"]
 
@@ -24,9 +29,9 @@ def plan(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("launch.commands.train.GPU_DEVICES", ())
     monkeypatch.setattr("launch.commands.train.host.memory", lambda: 16 * 10**9)
 
-    def run(*words: str, data: str = "synthetic") -> tuple[dict[str, str], str]:
+    def run(*words: str, data: str = "synthetic", code: int = 0) -> tuple[dict[str, str], str]:
         before = snapshot(tmp_path)
-        assert main([*WORDS[:2], f"data={data}", WORDS[3], *words, "--dry-run"]) == 0
+        assert main([*WORDS[:2], f"data={data}", WORDS[3], *words, "--dry-run"]) == code
         assert snapshot(tmp_path) == before, "a dry run writes nothing"
         out, err = capsys.readouterr()
         return {line[:14].strip(): line[14:] for line in out.splitlines()}, err
@@ -41,7 +46,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 def save(step: int, *words: str) -> None:
     folder = Path("run", "checkpoints", f"step-{step}")
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text("{}")
+    (folder / "weights").write_bytes(b"1234")
+    CHECKPOINT.write(folder, {"step": step}, {"weights": CHECKPOINT.file_facts(folder / "weights")})
     Path("run", "config.yaml").write_text(to_yaml(compose([*WORDS[1:], *words])))
 
 
@@ -74,6 +80,43 @@ def test_a_run_that_would_resume_or_is_finished_or_in_use(plan):
     assert plan("train.resume=never")[0]["directory"] == "run-2"
     with hold(Path("run")):
         assert str(os.getpid()) in plan()[0]["would"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_an_error_if_it_is_the_only_one(plan):
+    save(100)
+    save(200)
+    Path("run/checkpoints/step-200/weights").write_bytes(b"123")
+    found, err = plan()
+    assert found["would"].startswith("resume after step 100: 200 steps")
+    assert "step-200/weights" in err
+    Path("run/checkpoints/step-100/manifest.json").write_text("{")
+    found, err = plan(code=2)
+    assert [line.split()[1] for line in err.splitlines()] == [
+        str(Path("run/checkpoints", file)) for file in ("step-200/weights", "step-100/manifest.json")
+    ]
+
+
+def test_files_of_the_corpora_that_are_not_as_written_are_errors_and_those_elsewhere_a_warning(
+    plan, tmp_path, monkeypatch
+):
+    data = make_mixture(tmp_path, monkeypatch)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/small.yaml").write_text(yaml.safe_dump(coerce.to_dict(data) | {"root": "."}, sort_keys=False))
+    words = ["--config-dir", ".", "train.steps=3", "optim.warmup_steps=0"]
+    assert plan(*words, data="small")[1] == ""
+    for suffix in ("bin", "idx"):
+        file = next(Path("web").glob(f"train-*.{suffix}"))
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-3])
+        found, err = plan(*words, data="small", code=2)
+        error_line(err, "data.sources.web", file)
+        assert found["would"].startswith("start")
+        assert plan(*words, "data.on_fault=skip", data="small")[1].startswith("warning: data.sources.web")
+        file.write_bytes(whole)
+    Path("web").rename("elsewhere")
+    assert "web" in plan(*words, data="small")[1]
+    Path("web").mkdir()
+    error_line(plan(*words, data="small", code=2)[1], "data.sources.web", Path("web/manifest.json"))
 
 
 def test_a_directory_of_another_configuration_is_refused_as_in_train(plan, capsys):

@@ -124,7 +124,7 @@ REFUSED = [
     ("optim.betas=[0.9", "optim.betas", "[0.9", "a list such as [0.9, 0.95]"),
     ("data.prefixes.science=[a,1_0]", "data.prefixes.science", "[a,1_0]", "quotes around each text, as in '7'"),
     ("'data.sources.code={path: 1_0}'", "data.sources.code.path", 10, "quotes around each text, as in '7'"),
-    ("run.dir=x${", "run.dir", "x${", "refer to a key as ${train.steps}"),
+    ("run.dir=x${", "run.dir", "x${", "write it out, or refer to a key: ${a.b}"),
     ("run.dir=[a]", "run.dir", "[a]", "text; if the brackets belong to it, quote them: 'run.dir=\"[a]\"'"),
     ("'run.name={a: b}'", "run.name", "{a: b}", "letters, digits, '_', '-' and '.'"),
     (f"train.steps={'9' * 5000}", "train.steps", "9" * 5000, "a whole number"),
