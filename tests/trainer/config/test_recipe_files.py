@@ -89,9 +89,9 @@ BROKEN = [
     ("defaults: [5]", 2, "write a name, or - override /model: toy"),
     ("defaults:\n  - {override /model: toy, override /optim: sgd}", 3, "write a name, or - override /model: toy"),
     ("defaults:\n  - override /model: ???", 3, "such as - override /model: toy"),
-    ("train: [1, 2]", 2, "give its keys, such as train.steps"),
-    ("train:", 2, "give its keys, such as train.steps"),
-    ("train: 3", 2, "give its keys, such as train.steps"),
+    ("train: [1, 2]", 2, "give its keys, such as train: {steps: 1000}"),
+    ("train:", 2, "give its keys, such as train: {steps: 1000}"),
+    ("train: 3", 2, "give its keys, such as train: {steps: 1000}"),
     ("data:\n  sources: [a]", 3, "max_epochs, prefix, phases"),
     ("data:\n  phases:\n    stable: [a]", 4, "give its keys: data.phases.stable.tokens"),
     ("train: {steps: {a: 1}}", 2, "use a whole number"),
@@ -104,11 +104,20 @@ BROKEN = [
     ("run:\n  name: yes", 3, "quote it: name: 'yes'"),
     ("run:\n  name: 1:30", 3, "quote it: name: '1:30'"),
     ("train:\n\tsteps: 3", 3, "a tab; indent with spaces"),
-    ("train: {steps: 3, steps: 4}", 2, "duplicate key steps"),
+    ("train: {steps: 3, steps: 4}", 2, "steps is given twice; keep one"),
     ("train: {steps: [", 2, "not valid YAML: "),
-    ("train: {steps: '${train.log'}", 2, "refer to a key as ${train.steps}"),
-    ("train:\n  steps: ${train.log", 3, "refer to a key as ${train.steps}"),
+    ("train: {steps: '${train.log'}", 2, "write it out, or refer to a key: ${a.b}"),
+    ("train:\n  steps: ${train.log", 3, "write it out, or refer to a key: ${a.b}"),
     ("# caf\xe9".encode("latin-1"), 2, "save the file as UTF-8"),
+    ("defaults:\n  - override /modle: toy", 3, "did you mean '- override /model: toy'?"),
+    ("defaults:\n  - toy\n  - overide /model: toy", 4, "write - override /model: toy"),
+    ("defaults:\n  - override /model:toy", 3, "or - override /model: toy"),
+    ("defaults:\n  - override /model toy", 3, "or - override /model: toy"),
+    ("defaults:\n  - override /model@x: toy", 3, "write - override /model: toy"),
+    ("train: {steps: 3}\nDefaults: [toy]", 3, "did you mean 'defaults'?"),
+    ("default: [toy]", 2, "did you mean 'defaults'?"),
+    ("a: &x [*x]", 2, "write its value out"),
+    ("train: &x\n  steps: {a: *x}", 2, "write its value out"),
 ]  # fmt: skip
 
 
@@ -126,6 +135,19 @@ def test_a_broken_recipe_is_one_fault_with_file_and_line(text, line, offered, pl
 def test_a_recipe_has_its_first_line(text, place):
     (fault,) = found(place(recipe__x=text))
     assert (fault.where, fault.allowed) == ("recipe/x.yaml", HEAD.strip())
+
+
+@pytest.mark.parametrize("package", ["_globl_", "global", "tran", "_global"])
+def test_a_package_that_does_not_exist_is_not_taken_for_a_key(package, place):
+    directory = place(recipe__x=f"# @package {package}\ntrain: {{steps: 3}}")
+    (fault,) = found(directory)
+    assert (fault.where, fault.value, fault.allowed) == ("recipe/x.yaml", package, HEAD.strip())
+    assert fault.text.startswith(f"{directory}/recipe/x.yaml, line 1: ")
+
+
+def test_a_byte_order_mark_is_named(place):
+    (fault,) = found(place(recipe__x=b"\xef\xbb\xbf" + HEAD.encode()))
+    assert fault.value == b"\xef\xbb\xbf"
 
 
 @pytest.mark.parametrize("text", ["- a", "hello"])

@@ -6,6 +6,7 @@ found there; `Origins` names the file then.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -18,8 +19,8 @@ from parallel.errors import Fault
 from trainer.config import coerce
 from trainer.config.errors import ConfigError
 from trainer.config.recipes.groups import KEYS, SECTIONS, choices, is_extra, siblings
-from trainer.config.recipes.references import RESOLVER, resolver_fault
-from trainer.config.recipes.values import is_reference
+from trainer.config.recipes.references import RESOLVER, WRITE_OUT, resolver_fault
+from trainer.config.recipes.values import example, is_reference
 from trainer.config.say import nearest, show
 
 HEADER = re.compile(r"\s*#\s*@package\s+(\S+)\s*")
@@ -78,6 +79,10 @@ def read_document(file: Path) -> Document:
     from omegaconf.errors import OmegaConfBaseException
 
     data = file.read_bytes()
+    if data.startswith(codecs.BOM_UTF8):  # Hydra takes it for a part of the first line
+        remedy = "save the file as UTF-8 without it"
+        text = f"{file}, line 1: starts with a byte order mark; {remedy}"
+        raise ConfigError(text, where=str(file), value=data[:3], allowed=remedy)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -88,12 +93,27 @@ def read_document(file: Path) -> Document:
     node = None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if (circle := _circle(node, [])) is not None:
+            remedy = "write its value out"
+            where = f"{file}, line {circle.start_mark.line + 1}"
+            raise ConfigError(f"{where}: an anchor refers to itself; {remedy}", where=str(file), allowed=remedy)
         content = OmegaConf.to_container(OmegaConf.create(text)) if node is not None else None
     except (yaml.YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
         raise ConfigError([_not_yaml(file, node, error)]) from None
     if node is None or isinstance(node, yaml.ScalarNode):  # OmegaConf makes a mapping of a bare word
         content = None if node is None else node.value
     return Document(file, text, content, node)
+
+
+def _circle(node: yaml.Node | None, above: list[yaml.Node]) -> yaml.Node | None:
+    """A node that contains itself, by an alias of its own anchor."""
+    if any(node is one for one in above):
+        return node
+    for item in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for inner in item if isinstance(item, tuple) else (item,):
+            if (found := _circle(inner, [*above, node])) is not None:
+                return found
+    return None
 
 
 def _not_yaml(file: Path, node: yaml.Node | None, error: Exception) -> Fault:
@@ -104,8 +124,10 @@ def _not_yaml(file: Path, node: yaml.Node | None, error: Exception) -> Fault:
         what = "a tab; indent with spaces"
     elif "set_int_max_str_digits" in what:
         what = "a number of more than 4,300 digits"
+    elif found := re.search(r"duplicate key (.+)", what):
+        what = f"{found[1]} is given twice; keep one"
     elif node is not None and mark is not None and not getattr(error, "problem_mark", None):
-        what = "a ${ without its }; refer to a key as ${train.steps}"
+        what = f"a ${{ without its }}; {WRITE_OUT}"
     place = f"{file}, line {mark.line + 1}" if mark is not None else str(file)
     return Fault(f"{place}: {what}", str(file), what, "valid YAML")
 
@@ -137,6 +159,9 @@ def check_document(document: Document, prefix: str, origins: Origins) -> None:
     prefix: the section that its keys belong to, such as "model."; empty at the top.
     """
     content = {name: value for name, value in document.content.items() if name != "defaults"}
+    for name in [name for name in content if not prefix and nearest(f"{name}", ["defaults", *SECTIONS]) == "defaults"]:
+        text = f"{document.at(child(document.node, name))}: {name}: no such key; did you mean 'defaults'?"
+        origins.faults.append(Fault(text, f"{name}", content.pop(name), ("defaults",)))
     _check_mapping(document, content, document.node, prefix, origins)
 
 
@@ -165,7 +190,8 @@ class _Walk:
         if document.content is None:
             document = replace(document, content={})
         if not isinstance(document.content, Mapping):
-            self._report(document, document.node, f"{show(document.content)} is not a mapping; give keys and values",
+            advice = f"give keys and values, such as {_section('train.steps')}"
+            self._report(document, document.node, f"{show(document.content)} is not a mapping; {advice}",
                          document.content, "keys and values")  # fmt: skip
             return
         self._visit_defaults(document, path, trail)
@@ -182,7 +208,10 @@ class _Walk:
             line = node.value[number] if isinstance(node, yaml.SequenceNode) else node
             entry = _Entry.read(item, path)
             if isinstance(entry, str):
-                self._report(document, line, f"defaults: {show(item)}: {entry}", item, entry)
+                typed = (
+                    "; ".join(f"{key}: {value}" for key, value in item.items()) if isinstance(item, Mapping) else item
+                )
+                self._report(document, line, f"defaults: {show(typed)}: {entry}", item, entry)
                 continue
             if overridden - {"_self_"} and not entry.override:
                 remedy = "move it above the first override"
@@ -234,9 +263,11 @@ class _Walk:
         group = path.partition("/")[0]
         header = HEADER.fullmatch((document.text.splitlines() or [""])[0])
         package = header[1] if header else ""
-        if not package and group not in SECTIONS:
-            text = f"{document.file}: must start with the line '{GLOBAL}'"
-            self.origins.faults.append(Fault(text, f"{path}.yaml", None, GLOBAL))
+        known = package.partition(".")[0] in ("_global_", "_group_", *SECTIONS)
+        if not known and (package or group not in SECTIONS):
+            found = f", line 1: there is no package {package}" if package else ""
+            text = f"{document.file}{found}: must start with the line '{GLOBAL}'"
+            self.origins.faults.append(Fault(text, f"{path}.yaml", package or None, GLOBAL))
             return
         prefix = "" if package == "_global_" else f"{package or group}."
         check_document(document, prefix.replace("_group_", group), self.origins)
@@ -273,13 +304,19 @@ class _Entry:
         if isinstance(item, Mapping) and len(item) == 1:
             [(key, name)] = item.items()
             *flags, group = str(key).split() or [""]
-        elif not isinstance(item, str):
-            return "not an entry; write a name, or - override /model: toy"
+        elif not isinstance(item, str) or re.search(r"[\s:]", item):  # such as /model:toy, which YAML takes for a text
+            found = re.fullmatch(r"((?:\w+\s+)*)(/?\w+)\s*[:=\s]\s*([\w/.-]+)", f"{item}")
+            example = f"{found[1]}{found[2]}: {found[3]}" if found else "override /model: toy"
+            return f"not an entry; write a name, or - {example}"
         if name == "???":
             return "no option is chosen; write one, such as - override /model: toy"
-        if not (name is None or isinstance(name, str)) or set(flags) - {"override", "optional"}:
+        if set(flags) - {"override", "optional"} and isinstance(name, str):
+            return f"not an entry; write - override {group}: {name}"
+        if not (name is None or isinstance(name, str)):
             return "not an entry; write - override /model: toy"
         shown = item if isinstance(item, str) else f"{key}: {name}"
+        if "override" in flags and "@" in group:
+            return f"packages are not supported; write - override {group.partition('@')[0]}: {name}"
         name = name and name.removesuffix(".yaml")
         target = "/".join(filter(None, [group.partition("@")[0], (name or "").partition("@")[0]]))
         full = target.strip("/") if target.startswith("/") else f"{path.rpartition('/')[0]}/{target}"
@@ -317,13 +354,14 @@ def _unmergeable(key: str, value: Any, node: yaml.Node | None) -> Iterator[Fault
     hint = coerce.find(key, KEYS)
     if isinstance(value, str) and "${" in value:
         if not is_reference(value):
-            remedy = "refer to a key as ${train.steps}"
-            yield Fault(f"{key}: {value}: a ${{ without its }}; {remedy}", key, value, remedy)
+            yield Fault(f"{key}: {value}: a ${{ without its }}; {WRITE_OUT}", key, value, WRITE_OUT)
         return
     if key in SECTIONS:
         if not isinstance(value, Mapping):
             first = next(known for known in KEYS if known.startswith(f"{key}."))
-            yield Fault(f"{key}: {show(value)} is not a mapping; give its keys, such as {first}", key, value, (first,))
+            yield Fault(
+                f"{key}: {show(value)} is not a mapping; give its keys, such as {_section(first)}", key, value, (first,)
+            )
     elif hint is None:
         if key == "hydra" or (key.rpartition(".")[2] == key and "." not in key and isinstance(value, list)):
             yield coerce.unknown_key(key, KEYS)
@@ -334,6 +372,12 @@ def _unmergeable(key: str, value: Any, node: yaml.Node | None) -> Iterator[Fault
         yield coerce.wrong_type(key, value, coerce.convert(hint, object())[1])
     elif coerce.is_text(hint):
         yield from _changed_text(key, value, hint, node)
+
+
+def _section(key: str) -> str:
+    """A key with its default as a file has it: `train: {steps: 1000}`."""
+    section, _, name = key.partition(".")
+    return f"{section}: {{{name}: {example(key)}}}"
 
 
 def _changed_text(key: str, value: Any, hint: Any, node: yaml.Node | None) -> Iterator[Fault]:

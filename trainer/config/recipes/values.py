@@ -11,6 +11,7 @@ from parallel.errors import Fault
 from trainer.config import coerce
 from trainer.config.keys import Config
 from trainer.config.recipes.groups import KEYS
+from trainer.config.recipes.references import WRITE_OUT
 from trainer.config.say import IN_A_NAME, shorten, show
 
 QUOTED = re.compile(r"""(?P<quote>['"]).*(?P=quote)""", re.DOTALL)
@@ -35,8 +36,8 @@ def read_value(key: str, hint: Any, typed: str) -> Any:
     """
     if "${" in typed:
         if not is_reference(typed):
-            remedy = "refer to a key as ${train.steps}"
-            raise Unreadable(Fault(f"{key}={shorten(typed)}: a ${{ without its }}; {remedy}", key, typed, remedy))
+            text = f"{key}={shorten(typed)}: a ${{ without its }}; {WRITE_OUT}"
+            raise Unreadable(Fault(text, key, typed, WRITE_OUT))
         return read_text(typed)
     if SWEEP.fullmatch(typed):
         raise _swept(key, hint, typed)
