@@ -53,24 +53,28 @@ def check(spreads: list[Spread]) -> None:
         assert_close(grads, grads_alone, BOUND[spread.dtype])
 
 
-def test_eight_ranks_in_every_layout_equal_one_process():
-    check([Spread(*sizes) for sizes in ((1, 8, 8), (1, 8, 4), (2, 4, 2), (1, 8, 2), (2, 4, 4), (1, 8, 1))])
+FOUR, TWO = ((("router_groups", number),) for number in (4, 2))
 
 
-def test_four_groups_on_eight_ranks_split_the_width():
-    groups = (("router_groups", 4),)
-    check([Spread(*sizes, model=groups) for sizes in ((1, 8, 8), (2, 4, 4), (1, 8, 4))])
+def test_eight_ranks_in_a_layout_of_every_kind_equal_one_process():
+    """Experts on all ranks, in copies and sharded, whole on each; their width split, and split and sharded."""
+    check([Spread(1, 8, 8), Spread(2, 4, 2), Spread(1, 8, 1), Spread(1, 8, 8, model=FOUR), Spread(1, 8, 4, model=TWO)])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("groups", "layouts"),
+    [((), [(1, 8, 4), (1, 8, 2), (2, 4, 4)]), (FOUR, [(2, 4, 4), (1, 8, 4)]), (TWO, [(2, 4, 4), (1, 8, 8)])],
+    ids=["eight groups", "four groups", "two groups"],
+)
+def test_eight_ranks_in_the_other_layouts_equal_one_process(groups, layouts):
+    check([Spread(*sizes, model=groups) for sizes in layouts])
+
+
+@pytest.mark.slow
 def test_in_fp32_they_differ_by_its_rounding():
     """Layouts that cut every axis, and the width. The fp64 tests above are the sharper proof of a layout."""
-    groups = (("router_groups", 4),)
-    check([Spread(2, 4, 2, dtype=torch.float32), Spread(1, 8, 8, model=groups, dtype=torch.float32)])
-
-
-def test_width_split_and_sharding_of_the_same_dimension():
-    groups = (("router_groups", 2),)
-    check([Spread(1, 8, 4, model=groups), Spread(2, 4, 4, model=groups), Spread(1, 8, 8, model=groups)])
+    check([Spread(2, 4, 2, dtype=torch.float32), Spread(1, 8, 8, model=FOUR, dtype=torch.float32)])
 
 
 def test_every_option_leaves_the_numbers_as_they_are():
@@ -84,9 +88,16 @@ def test_every_option_leaves_the_numbers_as_they_are():
     check([Spread(1, 4, 2, options=tuple(option.items())) for option in options])
 
 
-@pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_recompute_repeats_the_exchange(recompute):
-    check([Spread(1, 4, 2, recompute=recompute), Spread(1, 4, 4, options=(("overlap", 2),), recompute=recompute)])
+@pytest.mark.parametrize(
+    "modes", [("selective", "full"), pytest.param(("full", "selective"), marks=pytest.mark.slow)], ids="-".join
+)
+def test_recompute_repeats_the_exchange(modes):
+    sharded, overlapping = modes
+    check([Spread(1, 4, 2, recompute=sharded), Spread(1, 4, 4, options=(("overlap", 2),), recompute=overlapping)])
+
+
+def bf16_steps(spreads: list[Spread]) -> list[tuple[float, dict[str, Tensor], set[torch.dtype]]]:
+    return [bf16_step(spread) for spread in spreads]
 
 
 def bf16_step(spread: Spread) -> tuple[float, dict[str, Tensor], set[torch.dtype]]:
@@ -108,14 +119,14 @@ def bf16_step(spread: Spread) -> tuple[float, dict[str, Tensor], set[torch.dtype
 def test_bf16_compute_keeps_fp32_masters_norms_and_gradients():
     loss, grads, seen = bf16_step(Spread(1, 1, 1))
     exact = alone((), torch.float32)[2]
-    for sizes in ((1, 4, 2), (2, 2, 2), (1, 4, 4)):
-        by_rank = on_ranks(4, bf16_step, Spread(*sizes), init=True)
-        assert by_rank[0][0] == pytest.approx(loss, rel=2e-3)
-        assert {grad.dtype for grad in by_rank[0][1].values()} == {torch.float32}
-        assert by_rank[0][2] == seen == {torch.float32}
-        for name, grad in by_rank[0][1].items():  # as far from fp32 as one process in bf16 is, no farther
+    spreads = [Spread(*sizes) for sizes in ((1, 4, 2), (2, 2, 2), (1, 4, 4))]
+    for spread, found in zip(spreads, on_ranks(4, bf16_steps, spreads, init=True)[0], strict=True):
+        assert found[0] == pytest.approx(loss, rel=2e-3)
+        assert {grad.dtype for grad in found[1].values()} == {torch.float32}
+        assert found[2] == seen == {torch.float32}
+        for name, grad in found[1].items():  # as far from fp32 as one process in bf16 is, no farther
             noise = relative(grads[name], exact[name])
-            assert relative(grad, exact[name]) < 2 * noise + 0.01, f"{name} at {sizes}"
+            assert relative(grad, exact[name]) < 2 * noise + 0.01, f"{name} at {spread}"
 
 
 def test_copies_without_shards_equal_one_process():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import redirect_stderr
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,6 @@ from tests.printed import error_line
 from tests.trainer.tiny_run import events, losses, steps, tiny_config
 from trainer.config.compose import compose, list_groups
 from trainer.config.keys import Config, PrecisionConfig
-from trainer.config.model import ModelConfig
 from trainer.data.build import build_data
 from trainer.model.decoder import Decoder
 from trainer.model.experts import fp8_reference
@@ -46,8 +47,13 @@ RUNS_HERE = ["fp32", "bf16", "fp8_reference"]
 MATMULS = ("mm", "addmm", "bmm", "_grouped_mm", "matmul", "linear")
 
 
+@cache
+def composed(name: str) -> PrecisionConfig:
+    return compose(["recipe=toy", f"precision={name}"]).precision
+
+
 def precision(name: str, **changes: str) -> PrecisionConfig:
-    return PrecisionConfig(**{**asdict(compose(["recipe=toy", f"precision={name}"]).precision), **changes})
+    return replace(composed(name), **changes)
 
 
 def config(directory: Path | str, name: str, **changes: str) -> Config:
@@ -151,11 +157,18 @@ def test_masters_gradients_and_moments(name, moments):
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def traffic(name: str, changes: dict[str, str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of each kind of collective over the expert-parallel ranks, and over those that shard the dense weights."""
+Sums = dict[str, int]  # bytes of each kind of collective
+
+
+def traffic(runs: dict[str, tuple[str, dict[str, str]]]) -> dict[str, tuple[Sums, Sums]]:
+    """For each run what goes over the expert-parallel ranks, and over those that shard the dense weights."""
+    return {key: traffic_of(name, changes) for key, (name, changes) in runs.items()}
+
+
+def traffic_of(name: str, changes: dict[str, str]) -> tuple[Sums, Sums]:
     world = start_world("cpu")
     cfg = config("unused", name, **changes)
-    cfg.model = ModelConfig(**{**asdict(cfg.model), "hidden_size": 256})
+    cfg.model = replace(cfg.model, hidden_size=256)
     cfg.parallel.ep = cfg.parallel.dp_shard = 2
     meshes = build_meshes(cfg, "cpu")
     model = build_model(cfg, world, meshes, build_objective(cfg.train))
@@ -181,9 +194,8 @@ def test_what_travels():
         "fp8": ("bf16", {"payload": "fp8"}),
         "sums": ("bf16", {"reductions": "bf16"}),
     }
-    ep, dense = {}, {}
-    for key, (name, changes) in runs.items():
-        ep[key], dense[key] = on_ranks(2, traffic, name, changes)[0]
+    found = on_ranks(2, traffic, runs)[0]
+    ep, dense = ({key: sums[n] for key, sums in found.items()} for n in (0, 1))
     gathered = {key: sums["all_gather"] for key, sums in ep.items()}
     assert gathered["bf16"] == pytest.approx(gathered["fp32"] / 2, rel=0.1)
     assert gathered["fp8"] == pytest.approx(gathered["bf16"] / 2, rel=0.1)
@@ -230,25 +242,30 @@ def test_the_log_says_what_was_chosen(tmp_path):
 
 @pytest.mark.parametrize(
     ("first", "then"),
-    [("fp32", "fp8_reference"), ("fp8_reference", "fp32"), ("fp8_reference", "bf16"), ("bf16", "fp8_reference")],
+    [
+        ("fp8_reference", "bf16"),  # linears and experts change
+        pytest.param("fp32", "fp8_reference", marks=pytest.mark.slow),
+        pytest.param("fp8_reference", "fp32", marks=pytest.mark.slow),
+        pytest.param("bf16", "fp8_reference", marks=pytest.mark.slow),
+    ],
 )
 def test_a_checkpoint_of_one_recipe_resumes_under_another(tmp_path, first, then):
     """The resumed run takes the other recipe's steps from the first one's weights."""
 
-    def part(directory, name, steps, **changes):
-        cfg = config(directory, name, **changes)
+    def part(directory, name, steps):
+        cfg = config(directory, name)
         cfg.train.steps, cfg.optim.schedule = steps, "constant"
         assert train(cfg) == 0
 
-    for directory in ("changed", "kept"):
-        part(tmp_path / directory, first, 3)
-    part(tmp_path / "changed", then, 6)
-    part(tmp_path / "kept", first, 6)
+    part(tmp_path / "kept", first, 2)
+    shutil.copytree(tmp_path / "kept", tmp_path / "changed")
+    part(tmp_path / "changed", then, 4)
+    part(tmp_path / "kept", first, 4)
     changed, kept = losses(tmp_path / "changed"), losses(tmp_path / "kept")
-    assert changed[:3] == kept[:3]
-    assert changed[3:] != kept[3:]
-    close = [float.fromhex(value) for _, value in kept[3:]]
-    assert [float.fromhex(value) for _, value in changed[3:]] == pytest.approx(close, rel=2e-3)
+    assert changed[:2] == kept[:2]
+    assert changed[2:] != kept[2:]
+    close = [float.fromhex(value) for _, value in kept[2:]]
+    assert [float.fromhex(value) for _, value in changed[2:]] == pytest.approx(close, rel=2e-3)
     said = [event["message"] for event in events(tmp_path / "changed", "warning")]
     assert f"continuing with precision.experts: {first} -> {then}" in said
 
@@ -329,7 +346,7 @@ def test_bf16_moments_follow_fp32_ones(tmp_path):
     last = {}
     for moments in ("fp32", "bf16"):
         cfg = config(tmp_path / moments, "fp32", moments=moments)
-        cfg.train.steps, cfg.optim.lr = 40, 1e-2
+        cfg.train.steps, cfg.train.micro_batch, cfg.optim.lr = 40, 4, 1e-2
         assert train(cfg) == 0
         last[moments] = float(steps(tmp_path / moments)[-1]["loss"])
     assert last["bf16"] != last["fp32"]

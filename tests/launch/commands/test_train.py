@@ -105,7 +105,7 @@ def test_a_rank_that_was_killed_is_named(octavo):
     error_line(printed, "rank 1", "SIGKILL")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_lets_every_rank_save(stand_in, number):
     """In a process of its own, which alone gets the signal, as from a terminal: the ranks lead their own sessions."""
     command = [sys.executable, "-m", "launch.cli", *WORDS, "run.name=waits"]

@@ -69,10 +69,10 @@ def narrow_layers(dtype: torch.dtype, payload: Payload, combine: str) -> Tensors
 @pytest.mark.parametrize(
     ("dtype", "payload"),
     [
-        (torch.float32, Cast(torch.bfloat16)),
+        pytest.param(torch.float32, Cast(torch.bfloat16), marks=pytest.mark.slow),
         (torch.bfloat16, Cast()),
         (torch.float32, Fp8()),
-        (torch.bfloat16, Fp8()),
+        pytest.param(torch.bfloat16, Fp8(), marks=pytest.mark.slow),
     ],
     ids=["bf16 of fp32", "bf16", "fp8 of fp32", "fp8 of bf16"],
 )

@@ -67,13 +67,14 @@ def reference(case: Case, ep: int) -> Tensors:
     return dense_reference(case, ep)
 
 
-@pytest.mark.parametrize("ep", [1, 2, 4, 8])
+@pytest.mark.parametrize("ep", [1, 2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_every_dispatcher_equals_the_dense_loop(ep):
     asked = [
         (kind, case, dtype)
         for kind in (KINDS if ep > 1 else ["fixed_order"])
         for case in CASES.values()
         for dtype in (torch.float32, torch.float64)
+        if dtype == torch.float64 or case == CASES["G=8, K=16"]
     ]
     by_rank = on_ranks(ep, layers_on_rank, ep, asked)
     for number, (kind, case, dtype) in enumerate(asked):
@@ -82,7 +83,7 @@ def test_every_dispatcher_equals_the_dense_loop(ep):
         assert_close(found._asdict(), reference(case, ep)._asdict(), BOUND[dtype])
 
 
-@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("groups", [4, pytest.param(2, marks=pytest.mark.slow), 1])
 def test_a_group_on_several_ranks_splits_the_width_of_its_experts(groups):
     case = Case(groups, 8, experts=16)
     kinds = ("reduce_scatter", "fixed_order", "all_to_all", "regather")
@@ -115,7 +116,7 @@ def rows_on_rank(cases: list[Case]) -> list[list[int]]:
     return rows
 
 
-@pytest.mark.parametrize("ep", [2, 4, 8])
+@pytest.mark.parametrize("ep", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_every_rank_has_the_same_rows_whatever_the_router_says(ep):
     cases = [
         Case(groups, 16, logits=logits)

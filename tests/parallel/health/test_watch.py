@@ -24,7 +24,7 @@ TIMEOUT_S = 6.0
 ABSENT_S = 12.0  # how long the others wait for a rank that never comes
 # What a busy machine may add: to find out, to leave in good order, to be scheduled at all.
 SLACK_S = 15.0
-FAULTS = ["killed", "stopped", "asleep", "stuck in C", "raises", "slow", "busy", "absent"]
+FAULTS = ["killed", "asleep", "stuck in C", "raises", "busy", "absent"]
 
 
 def run(folder: Path, fault: str) -> int:
@@ -75,19 +75,18 @@ def meet(fault: str, watch: Watch) -> None:
                 watch.tick()
 
 
+def play(base: Path, fault: str) -> Ended:
+    folder = base / fault.replace(" ", "-")
+    absent = [1] if fault == "absent" else []
+    ending = run_ranks(folder, 3, run, folder, fault, absent=absent, limit_s=ABSENT_S + SLACK_S)
+    assert fault not in ("slow", "busy") or all((folder / f"done-{rank}").exists() for rank in range(3)), ending
+    return ending
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory) -> dict[str, Ended]:
     base = tmp_path_factory.mktemp("watch")
-
-    def play(fault: str) -> Ended:
-        folder = base / fault.replace(" ", "-")
-        ending = run_ranks(
-            folder, 3, run, folder, fault, absent=[1] if fault == "absent" else [], limit_s=ABSENT_S + SLACK_S
-        )
-        assert fault not in ("slow", "busy") or all((folder / f"done-{rank}").exists() for rank in range(3)), ending
-        return ending
-
-    return play_all(FAULTS, play)
+    return play_all(FAULTS, lambda fault: play(base, fault))
 
 
 def test_a_rank_that_is_killed(ended):
@@ -108,9 +107,16 @@ def test_a_rank_that_does_not_move(ended):
     assert TIMEOUT_S < ending.seconds < TIMEOUT_S + SLACK_S
 
 
-@pytest.mark.parametrize("fault", ["stopped", "stuck in C"])
-def test_a_rank_whose_threads_do_not_run_is_killed_by_its_neighbours(ended, fault):
-    ending = ended[fault]
+def test_a_rank_whose_threads_do_not_run_is_killed_by_its_neighbours(ended):
+    check_that_its_neighbours_kill_it(ended["stuck in C"])
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_is_killed_by_its_neighbours(tmp_path):
+    check_that_its_neighbours_kill_it(play(tmp_path, "stopped"))
+
+
+def check_that_its_neighbours_kill_it(ending: Ended) -> None:
     assert ending.codes == [1, -signal.SIGKILL, 1], ending
     assert len(ending.errors) == 1, ending
     assert re.search(r"\b\d s\b", error_line(ending.errors[0], "rank 1 ", "step 3: data"))
@@ -123,12 +129,16 @@ def test_only_the_rank_that_raises_reports_it(ended):
     error_line(ending.output, "sample 7")
 
 
-@pytest.mark.parametrize("fault", ["slow", "busy"])
-def test_a_rank_that_is_slow_but_moves_is_waited_for(ended, fault):
-    ending = ended[fault]
+def test_a_rank_that_is_busy_but_moves_is_waited_for(ended):
+    ending = ended["busy"]
     assert (ending.codes, ending.output) == ([0, 0, 0], "")
-    if fault == "busy":
-        assert ending.seconds > 1.4 * TIMEOUT_S
+    assert ending.seconds > 1.4 * TIMEOUT_S
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_slow_is_waited_for(tmp_path):
+    ending = play(tmp_path, "slow")
+    assert (ending.codes, ending.output) == ([0, 0, 0], "")
 
 
 def test_a_rank_that_never_comes(ended):

@@ -46,7 +46,13 @@ LAYOUTS = {
     # eight ranks then split the width of each expert
     4: {"one process": (1, 1, 1), "ep 4": (1, 4, 4), "ep 2, sharded": (1, 4, 2)},
 }
-CASES = [(groups, layout) for groups, layouts in LAYOUTS.items() for layout in layouts]
+# fewer ranks, copies, more shards of an expert, a split width; the others are slow
+QUICK = {(8, "one process"), (8, "ep 2 in 2 copies"), (8, "ep 4, sharded"), (4, "ep 2, sharded")}
+CASES = [
+    pytest.param(groups, layout, marks=[] if (groups, layout) in QUICK else pytest.mark.slow)
+    for groups, layouts in LAYOUTS.items()
+    for layout in layouts
+]
 
 
 def run_config(directory: Path, layout: tuple[int, int, int], **changed: Any) -> Config:

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from parallel.world import World, start_world
+from tests.distributed.doomed import run_ranks
 from tests.distributed.pool import on_ranks
+from trainer.checkpoint import store as module
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.store import CheckpointStore
 from trainer.storage.manifest import CHECKPOINT, CorruptError, Manifest
@@ -256,39 +257,29 @@ def test_an_unwritable_directory_is_a_failed_save(store):
     assert "\n" not in saved.error
 
 
-KILLED = """
-import sys, time, pathlib, torch
-from parallel.world import World
-from trainer.checkpoint import store as module
-from trainer.storage.manifest import Manifest
-store = module.CheckpointStore(pathlib.Path(sys.argv[1]), keep=2, world=World(), warn=print)
-store.save(1, {"model.w": torch.full((5, 7), 1.0)}, {"sample": 8})
-assert store.wait().error is None
-where = module if sys.argv[2] == "_write_latest" else Manifest
-slow = getattr(where, sys.argv[2])
-def stuck(*args, **kwargs):
-    if sys.argv[2] != "file_facts":
-        slow(*args, **kwargs)
-    print("writing", flush=True)
-    time.sleep(60)
-setattr(where, sys.argv[2], stuck)
-store.save(2, {"model.w": torch.full((5, 7), 2.0)}, {"sample": 16})
-store.wait()
-"""
+def killed(directory: Path, moment: str) -> int:
+    """Save step 1, then step 2 until `moment`."""
+    store = CheckpointStore(directory, keep=2, world=World(), warn=print)
+    store.save(1, {"model.w": torch.full((5, 7), 1.0)}, {"sample": 8})
+    assert store.wait().error is None
+    where = module if moment == "_write_latest" else Manifest
+    genuine = getattr(where, moment)
+
+    def kill(*args, **kwargs):
+        if moment != "file_facts":
+            genuine(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(where, moment, kill)
+    store.save(2, {"model.w": torch.full((5, 7), 2.0)}, {"sample": 16})
+    store.wait()
+    return 0
 
 
 @pytest.mark.parametrize(("moment", "usable"), [("file_facts", 1), ("write", 1), ("_write_latest", 2)])
 def test_kill_9_during_a_save_leaves_a_usable_checkpoint(tmp_path, warnings_seen, moment, usable):
     directory = tmp_path / "checkpoints"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(directory), moment],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout.readline() == b"writing\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    assert run_ranks(tmp_path / "rank", 1, killed, directory, moment, limit_s=60).codes == [-signal.SIGKILL]
     store = CheckpointStore(directory, keep=2, world=World(), warn=warnings_seen.append)
     tensors = {"model.w": torch.zeros(5, 7)}
     assert store.load(tensors, accept)["step"] == usable

@@ -83,6 +83,7 @@ def test_corpora_are_built_once_and_again_where_they_are_damaged(toy: Config, mo
     assert Shards(directory).fingerprint == before
 
 
+@pytest.mark.slow  # quick: test_build's locks, and the rebuilt corpus above
 def test_two_processes_at_once_make_the_same_bytes_as_one_before(words: list[str], toy: Config, tmp_path: Path) -> None:
     script = (
         "import sys; from trainer.config.compose import compose; from trainer.corpora.tokenize import write\n"

@@ -1,6 +1,6 @@
 """Each Triton kernel against plain torch on a given device: CUDA, or a CPU in Triton's interpreter.
 
-TRITON_INTERPRET=1 python -m tests.trainer.kernels.checks       prints which checks failed and how, as JSON
+TRITON_INTERPRET=1 python -m tests.trainer.kernels.checks [CHECK ...]     prints which failed and how, as JSON
 """
 
 from __future__ import annotations
@@ -256,9 +256,9 @@ if __name__ == "__main__":
     assert not any(name.startswith("trainer.kernels.triton") for name in sys.modules), "imported before it is asked for"
     round_as_the_device_does()
     failures = {}
-    for check, run in CHECKS.items():
+    for check in sys.argv[1:] or CHECKS:
         try:
-            run("cpu")
+            CHECKS[check]("cpu")
         except Exception:
             failures[check] = traceback.format_exc()
     json.dump(failures, sys.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch.distributed.checkpoint as dcp
 
+from tests.distributed.doomed import run_ranks
 from tests.distributed.pool import on_ranks
 from tests.printed import error_line
 from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
@@ -24,6 +26,7 @@ from trainer.run import build as module
 from trainer.run.directory import RunDir, choose, prepare
 from trainer.run.loop import Trainer
 from trainer.run.process import train
+from trainer.storage.manifest import Manifest
 from trainer.weights.opened import open_checkpoint
 
 STEPS = 9
@@ -49,7 +52,7 @@ def stop_during(monkeypatch, step: int, number: signal.Signals = signal.SIGINT) 
     monkeypatch.setattr(Trainer, "_train_step", train_step)
 
 
-@pytest.mark.parametrize("first", [1, 3, 5, STEPS - 1])
+@pytest.mark.parametrize("first", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5)), STEPS - 1])
 def test_stopped_twice_and_resumed_is_bitwise_the_run_that_never_stopped(tmp_path, monkeypatch, uninterrupted, first):
     cfg = tiny_config(tmp_path, steps=STEPS, every=2)
     for step in sorted({first, min(first + 2, STEPS - 1)}):
@@ -162,29 +165,26 @@ def test_damage_everywhere_is_one_line_and_no_new_run(tmp_path, capsys):
     assert len(losses(tmp_path)) == 4
 
 
-KILLED = """
-import os, signal, sys
-from tests.trainer.tiny_run import tiny_config
-from trainer.run.process import train
-from trainer.storage.manifest import Manifest
-genuine = getattr(Manifest, sys.argv[2])
-def killed(*args, **kwargs):
-    if any("step-6" in str(argument) for argument in args):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return genuine(*args, **kwargs)
-setattr(Manifest, sys.argv[2], killed)
-train(tiny_config(sys.argv[1], steps=9, every=3))
-"""
+def killed(directory: Path, moment: str) -> int:
+    genuine = getattr(Manifest, moment)
+
+    def kill(*args, **kwargs):
+        if any("step-6" in str(argument) for argument in args):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return genuine(*args, **kwargs)
+
+    setattr(Manifest, moment, kill)
+    return train(tiny_config(directory, steps=STEPS, every=3))
 
 
 @pytest.mark.parametrize("moment", ["file_facts", "write"])
 def test_kill_9_during_a_save(tmp_path, uninterrupted, moment):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], env=_environment(), timeout=100)
-    assert done.returncode == -signal.SIGKILL
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-3", "step-6.tmp"]
-    assert train(tiny_config(tmp_path, steps=STEPS, every=3)) == 0
-    assert losses(tmp_path) == uninterrupted
-    (warning,) = events(tmp_path, "warning")
+    run = tmp_path / "run"
+    assert run_ranks(tmp_path / "rank", 1, killed, run, moment, limit_s=100).codes == [-signal.SIGKILL]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["latest", "step-3", "step-6.tmp"]
+    assert train(tiny_config(run, steps=STEPS, every=3)) == 0
+    assert losses(run) == uninterrupted
+    (warning,) = events(run, "warning")
     assert "step-6.tmp" in warning["message"]
 
 
@@ -311,47 +311,64 @@ def test_what_fails_in_the_middle_leaves_no_half_written_checkpoint(tmp_path, mo
 # ---- files that are lost between two starts
 
 
-def stopped(directory, monkeypatch, at: int = 4) -> None:
-    with monkeypatch.context() as patch:
-        stop_during(patch, at)
+def stop_at_four(directory: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_during(patch, 4)
         assert train(tiny_config(directory, steps=STEPS, every=2)) == 130
 
 
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory) -> Path:
+    """A run that was stopped at step 4. Its configuration names a directory, so that it stays there."""
+    directory = tmp_path_factory.mktemp("stopped") / "run"
+    stop_at_four(directory)
+    return directory
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path) -> Path:
+    """The same run, as it was stopped; what a test does to it is undone."""
+    shutil.copytree(stopped_once, tmp_path / "kept")
+    yield stopped_once
+    shutil.rmtree(stopped_once)
+    (tmp_path / "kept").rename(stopped_once)
+
+
 @pytest.mark.parametrize(
-    "text", [None, "", "a: [", "- a\n", "\0\xff"], ids=["gone", "empty", "torn", "a list", "binary"]
+    "text",
+    [None, "a: [", *(pytest.param(text, marks=pytest.mark.slow) for text in ("", "- a\n", "\0\xff"))],
+    ids=["gone", "torn", "empty", "a list", "binary"],
 )
-def test_a_lost_configuration_is_made_anew_from_the_checkpoint(tmp_path, monkeypatch, uninterrupted, text):
-    stopped(tmp_path, monkeypatch)
-    file = tmp_path / "config.yaml"
+def test_a_lost_configuration_is_made_anew_from_the_checkpoint(stopped, uninterrupted, text):
+    file = stopped / "config.yaml"
     written = file.read_text()
     if text is None:
         file.unlink()
     else:
         file.write_text(text, encoding="latin-1")
-    opened = open_checkpoint(tmp_path)  # export, inspect and generate need the model
-    assert opened.model == tiny_config(tmp_path).model
-    assert train(tiny_config(tmp_path, steps=STEPS, every=2)) == 0
-    assert losses(tmp_path) == uninterrupted
+    opened = open_checkpoint(stopped)  # export, inspect and generate need the model
+    assert opened.model == tiny_config(stopped).model
+    assert train(tiny_config(stopped, steps=STEPS, every=2)) == 0
+    assert losses(stopped) == uninterrupted
     assert file.read_text() == written
-    (warning,) = events(tmp_path, "warning")
+    (warning,) = events(stopped, "warning")
     assert str(file) in warning["message"]
 
 
-def test_without_its_file_a_configuration_still_counts(tmp_path, monkeypatch):
+def test_without_its_file_a_configuration_still_counts(stopped):
     """A damaged checkpoint is passed over, and another configuration refused."""
-    stopped(tmp_path, monkeypatch)
-    (tmp_path / "config.yaml").unlink()
-    newest = max((tmp_path / "checkpoints").glob("step-*/manifest.json"))
+    (stopped / "config.yaml").unlink()
+    newest = max((stopped / "checkpoints").glob("step-*/manifest.json"))
     newest.write_text(newest.read_text()[:-9])
     with pytest.raises(ConfigError) as error:
-        choose(tiny_config(tmp_path, steps=STEPS, every=2, seed=9))
+        choose(tiny_config(stopped, steps=STEPS, every=2, seed=9))
     assert error.value.faults[0].allowed == ["train.seed: 0 -> 9"]
 
 
 def test_checkpoints_without_a_copy_name_a_remedy_that_works(tmp_path, monkeypatch, uninterrupted):
     with monkeypatch.context() as patch:
         patch.setattr("trainer.run.checkpoints.CONFIG_FACT", "unknown")  # an earlier version
-        stopped(tmp_path, monkeypatch)
+        stop_at_four(tmp_path)
     file = tmp_path / "config.yaml"
     file.unlink()
     cfg = tiny_config(tmp_path, steps=STEPS, every=2)
@@ -364,18 +381,22 @@ def test_checkpoints_without_a_copy_name_a_remedy_that_works(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("kept", "lost"), [(None, "steps 1 to 4"), (0, "steps 1 to 4"), (1, "steps 2 to 4"), (3, "step 4")]
+    ("kept", "lost"),
+    [
+        (None, "steps 1 to 4"),
+        (3, "step 4"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, "steps 1 to 4"), (1, "steps 2 to 4"))),
+    ],
 )
-def test_a_record_that_lost_steps_is_continued_with_a_warning(tmp_path, monkeypatch, kept, lost):
-    stopped(tmp_path, monkeypatch)
-    record = tmp_path / "metrics.jsonl"
+def test_a_record_that_lost_steps_is_continued_with_a_warning(stopped, kept, lost):
+    record = stopped / "metrics.jsonl"
     lines = [line for line in record.read_text().splitlines(keepends=True) if "event" not in line]
     assert len(lines) == 4
     record.unlink()
     if kept is not None:
         record.write_text("".join(lines[:kept]))
-    assert train(tiny_config(tmp_path, steps=STEPS, every=2)) == 0
-    (warning,) = events(tmp_path, "warning")
+    assert train(tiny_config(stopped, steps=STEPS, every=2)) == 0
+    (warning,) = events(stopped, "warning")
     assert lost in warning["message"]
     assert "step 5" in warning["message"]
-    assert [record["step"] for record in steps(tmp_path)] == [*range(1, (kept or 0) + 1), *range(5, STEPS + 1)]
+    assert [record["step"] for record in steps(stopped)] == [*range(1, (kept or 0) + 1), *range(5, STEPS + 1)]

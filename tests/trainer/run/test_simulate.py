@@ -55,8 +55,8 @@ LAYOUTS = {
     "fp8 between ranks": layout(1, 8, 8, compute="bf16", payload="fp8", regather=True),
     "every option": layout(1, 8, 4, combine="reduce_scatter", reshard_experts=True, overlap=2, regather=True),
 }
-# copies, a sharded copy, a cut width, bf16, recompute and every option of the exchange; the others are slow
-QUICK = {"two micro-batches, recomputed", "width cut in two", "replicas, sgd", "every option"}
+# copies, a sharded copy, bf16, recompute and every option of the exchange; the others are slow
+QUICK = {"two micro-batches, recomputed", "every option"}
 ALL_RANKS = ("experts on 4 of 8", "two copies")
 
 

@@ -28,6 +28,7 @@ SIZES = {
 }  # fmt: skip
 SCALES = {"fp32, any": torch.float32, "fp32, powers of two": torch.float32, "bf16": torch.bfloat16,
           "e8m0": torch.float8_e8m0fnu}  # fmt: skip
+KINDS = [pytest.param(kind, marks=[] if kind in ("fp32, any", "e8m0") else pytest.mark.slow) for kind in SCALES]
 
 
 def in_fp8(run: Path, directory: Path, kind: str) -> Path:
@@ -66,7 +67,7 @@ def bytes_of(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.dtype, bytes]]
     return {name: (tensor.dtype, tensor.view(torch.uint8).numpy().tobytes()) for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_was_not_trained_comes_out_byte_for_byte(run, tmp_path, kind):
     source = in_fp8(run, tmp_path / "source", kind)
     save_at_once(source, tmp_path / "run", ONE)
@@ -76,7 +77,7 @@ def test_what_was_not_trained_comes_out_byte_for_byte(run, tmp_path, kind):
     assert after["quantization_config"] == before["quantization_config"]
 
 
-@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_upcycle_without_noise_copies_codes_and_scales(run, tmp_path, kind):
     source = in_fp8(run, tmp_path / "source", kind)
     surveyed = survey_directory(open_directory(source))

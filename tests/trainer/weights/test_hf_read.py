@@ -175,7 +175,7 @@ def places(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             yield from places(value)
 
 
-@pytest.mark.parametrize("name", ["interns1", "interns1_pro"])
+@pytest.mark.parametrize("name", ["interns1", pytest.param("interns1_pro", marks=pytest.mark.slow)])
 def test_every_value_in_a_configuration_is_judged(reference, name):
     """Each key of a published one in turn is something else: it does not matter, or one line reports it."""
     directory = open_directory(reference / "tiny" / name)

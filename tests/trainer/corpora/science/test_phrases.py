@@ -187,7 +187,7 @@ def test_the_texts_of_edge_records_keep_the_rules() -> None:
     assert forms == {"qa", "completion", "choice", "ranking"}
 
 
-@pytest.mark.parametrize("source", TABLES)
+@pytest.mark.parametrize("source", [pytest.param(s, marks=[pytest.mark.slow] * (s == "pubchem")) for s in TABLES])
 def test_the_texts_of_each_source_keep_the_rules(source: str) -> None:
     try:
         tables = TABLES[source]()

@@ -52,7 +52,12 @@ def train(model: Decoder, steps: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("asked", "grow"), [({}, True), ({"noise": 0.0, "cuts": "distinct"}, True), ({"noise": 0.0}, False)]
+    ("asked", "grow"),
+    [
+        ({}, True),
+        pytest.param({"noise": 0.0, "cuts": "distinct"}, True, marks=pytest.mark.slow),
+        ({"noise": 0.0}, False),
+    ],
 )
 def test_copies_part_over_200_steps_unless_they_are_exact_in_equal_groups(tmp_path, asked, grow):
     path = checkpoint_of(tmp_path / "source", **SIZES).write()
