@@ -57,14 +57,22 @@ FOUR, TWO = ((("router_groups", number),) for number in (4, 2))
 
 
 def test_eight_ranks_in_a_layout_of_every_kind_equal_one_process():
-    """Experts on all ranks, in copies and sharded, whole on each; their width split, and split and sharded."""
-    check([Spread(1, 8, 8), Spread(2, 4, 2), Spread(1, 8, 1), Spread(1, 8, 8, model=FOUR), Spread(1, 8, 4, model=TWO)])
+    """Experts on all ranks; in copies and sharded; their width split and sharded."""
+    check([Spread(1, 8, 8), Spread(2, 4, 2), Spread(1, 8, 4, model=TWO)])
+
+
+def test_four_ranks_with_whole_experts_or_split_ones_equal_one_process():
+    check([Spread(1, 4, 1), Spread(1, 4, 4, model=TWO)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("groups", "layouts"),
-    [((), [(1, 8, 4), (1, 8, 2), (2, 4, 4)]), (FOUR, [(2, 4, 4), (1, 8, 4)]), (TWO, [(2, 4, 4), (1, 8, 8)])],
+    [
+        ((), [(1, 8, 4), (1, 8, 2), (2, 4, 4), (1, 8, 1)]),
+        (FOUR, [(1, 8, 8), (2, 4, 4), (1, 8, 4)]),
+        (TWO, [(2, 4, 4), (1, 8, 8)]),
+    ],
     ids=["eight groups", "four groups", "two groups"],
 )
 def test_eight_ranks_in_the_other_layouts_equal_one_process(groups, layouts):

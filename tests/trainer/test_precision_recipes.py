@@ -346,7 +346,7 @@ def test_bf16_moments_follow_fp32_ones(tmp_path):
     last = {}
     for moments in ("fp32", "bf16"):
         cfg = config(tmp_path / moments, "fp32", moments=moments)
-        cfg.train.steps, cfg.train.micro_batch, cfg.optim.lr = 40, 4, 1e-2
+        cfg.train.steps, cfg.optim.lr = 40, 1e-2
         assert train(cfg) == 0
         last[moments] = float(steps(tmp_path / moments)[-1]["loss"])
     assert last["bf16"] != last["fp32"]

@@ -4,6 +4,7 @@ import re
 
 from launch.cli import main
 from tests.launch.refused import refused
+from tests.printed import error_line
 
 TOY = ["layout", "recipe=toy", "parallel=ep8", "train.micro_batch=1"]
 
@@ -18,6 +19,11 @@ def test_one_rank_of_the_toy_on_eight(capsys):
     assert re.search(r"^weights +7\.7\d\d\ngradients +7\.7\d\d\noptimizer +15\.\d+$", out, flags=re.MULTILINE)
     # each of 4 layers makes one all-gather and one all-to-all forward, and one of each backward
     assert len(re.findall(r"^(?:for|back)ward +all_to_all +\S*ep +8 +4 ", out, flags=re.MULTILINE)) == 2
+
+
+def test_an_objective_whose_sizes_depend_on_the_data_is_one_line(capsys):
+    assert main(["layout", "recipe=toy_contrastive", "--world=1"]) == 2
+    error_line(capsys.readouterr().err, "train.objective=contrastive", "next_token")
 
 
 def test_mistakes_are_faults():

@@ -46,8 +46,9 @@ LAYOUTS = {
     # eight ranks then split the width of each expert
     4: {"one process": (1, 1, 1), "ep 4": (1, 4, 4), "ep 2, sharded": (1, 4, 2)},
 }
-# fewer ranks, copies, more shards of an expert, a split width; the others are slow
-QUICK = {(8, "one process"), (8, "ep 2 in 2 copies"), (8, "ep 4, sharded"), (4, "ep 2, sharded")}
+# one process, copies, experts that are sharded as well; the others are slow, and all that splits an expert's width
+QUICK = {(8, "one process"), (8, "ep 2 in 2 copies"), (8, "ep 4, sharded")}
+GROUPS = [8, pytest.param(4, marks=pytest.mark.slow)]
 CASES = [
     pytest.param(groups, layout, marks=[] if (groups, layout) in QUICK else pytest.mark.slow)
     for groups, layouts in LAYOUTS.items()
@@ -108,7 +109,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Written
     return write
 
 
-@pytest.mark.parametrize("groups", LAYOUTS)
+@pytest.mark.parametrize("groups", GROUPS)
 def test_every_element_is_on_disk_once(groups, written):
     directory, state, _ = written(groups)
     stored = dcp.FileSystemReader(directory / "checkpoints" / f"step-{WRITTEN}").read_metadata().state_dict_metadata
@@ -120,7 +121,7 @@ def test_every_element_is_on_disk_once(groups, written):
         assert (seen == 1).all(), f"{name} is not on disk once"
 
 
-@pytest.mark.parametrize("groups", LAYOUTS)
+@pytest.mark.parametrize("groups", GROUPS)
 def test_experts_written_by_eight_ranks_are_those_of_one_process(groups, written, tmp_path):
     """The same three steps by one process: what differs is rounding, expert by expert; a mix-up would be far larger."""
     trained(tmp_path, (1, 1, 1), groups)
@@ -145,6 +146,7 @@ def test_another_layout_reads_the_same_bits_and_resumes(tmp_path, written, group
     assert steps(there)[WRITTEN]["loss"] == pytest.approx(next_loss, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_and_back_to_eight(tmp_path, written):
     """Saved by eight, saved again by four, read by eight."""
     there, four = shutil.copytree(written(8).directory, tmp_path / "there"), (2, 2, 2)
@@ -154,7 +156,7 @@ def test_and_back_to_eight(tmp_path, written):
         assert torch.equal(by_eight[name], tensor), name
 
 
-# ---- ten steps in fp64
+# ---- steps in fp64
 
 
 def double_steps(directory: Path, spread: Spread, first: int, count: int, load: bool) -> list[float]:
@@ -195,10 +197,11 @@ def double_steps(directory: Path, spread: Spread, first: int, count: int, load: 
     return losses
 
 
-def test_ten_steps_after_a_change_of_layout_are_those_without_one(tmp_path):
+@pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_steps_after_a_change_of_layout_are_those_without_one(tmp_path, count):
     eight = Spread(1, 8, 8)
-    unbroken = on_ranks(8, double_steps, tmp_path, eight, 0, 12, False, init=True, timeout_s=120.0)[0]
+    unbroken = on_ranks(8, double_steps, tmp_path, eight, 0, 2 + count, False, init=True, timeout_s=120.0)[0]
     for spread in (Spread(1, 1, 1), Spread(2, 2, 2)):
         start = spread.ranks > 1
-        found = on_ranks(spread.ranks, double_steps, tmp_path, spread, 2, 10, True, init=start, timeout_s=120.0)[0]
+        found = on_ranks(spread.ranks, double_steps, tmp_path, spread, 2, count, True, init=start, timeout_s=120.0)[0]
         assert found == pytest.approx(unbroken[2:], rel=1e-9)

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 BF16, FP32, IDS = torch.bfloat16, torch.float32, torch.int64
+OTHERS = ((90, (FP32,)), (100, (BF16,)))
 TOKENS, K, ROWS, HIDDEN, WIDTH, EXPERTS, GROUPS = 4096, 8, 40960, 4096, 1536, 512, 8
 
 
@@ -93,7 +94,8 @@ def compiling(capability: int, directory: Path, found: list[Compiled]) -> Callab
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtypes"), [(90, (BF16, FP32)), pytest.param(100, (BF16,), marks=pytest.mark.slow)]
+    ("capability", "dtypes"),
+    [(90, (BF16,)), *(pytest.param(number, dtypes, marks=pytest.mark.slow) for number, dtypes in OTHERS)],
 )
 def test_kernels_compile_without_spills(capability, dtypes, tmp_path, monkeypatch):
     from triton.runtime.jit import JITFunction

@@ -6,8 +6,7 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -188,41 +187,35 @@ def test_kill_9_during_a_save(tmp_path, uninterrupted, moment):
     assert "step-6.tmp" in warning["message"]
 
 
-STUCK = """
-import sys, time
-from tests.trainer.tiny_run import tiny_config
-from trainer.run.loop import Trainer
-from trainer.run.process import train
-def stuck(self, *args):
-    print("in the step", flush=True)
-    time.sleep(100)
-Trainer._train_step = stuck
-train(tiny_config(sys.argv[1]))
-"""
+def stuck(directory: Path) -> int:
+    def train_step(self, *args):
+        (directory / "ready").write_text(str(os.getpid()))
+        time.sleep(100)
+
+    Trainer._train_step = train_step
+    return train(tiny_config(directory / "run"))
 
 
 def test_a_second_ctrl_c_quits_at_once_and_an_echo_of_the_first_does_not(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", STUCK, str(tmp_path)],
-        env=_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "in the step\n"
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)  # as torchrun does after a terminal's Ctrl-C
-    time.sleep(1.2)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert [line.partition(" ")[0].strip(":") for line in error.splitlines()] == ["SIGINT", "SIGINT"]
+    alive = []
 
+    def interrupt() -> None:
+        while not (tmp_path / "ready").exists() or not (tmp_path / "ready").read_text():
+            time.sleep(0.02)
+        number = int((tmp_path / "ready").read_text())
+        os.kill(number, signal.SIGINT)
+        time.sleep(0.1)
+        os.kill(number, signal.SIGTERM)  # as torchrun does after a terminal's Ctrl-C
+        time.sleep(1.2)
+        alive.append(Path(f"/proc/{number}").exists())
+        os.kill(number, signal.SIGINT)
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    user = threading.Thread(target=interrupt, daemon=True)
+    user.start()
+    ended = run_ranks(tmp_path, 1, stuck, tmp_path, limit_s=60)
+    user.join(1)
+    assert (alive, ended.codes) == ([True], [130])
+    assert [line.partition(" ")[0].strip(":") for line in ended.output.splitlines()] == ["SIGINT", "SIGINT"]
 
 
 def fill_the_disk(monkeypatch, at_steps: set[int]) -> None:
