@@ -257,7 +257,7 @@ def test_an_unwritable_directory_is_a_failed_save(store):
     assert "\n" not in saved.error
 
 
-def killed(directory: Path, moment: str) -> int:
+def save_until_killed(directory: Path, moment: str) -> int:
     """Save step 1, then step 2 until `moment`."""
     store = CheckpointStore(directory, keep=2, world=World(), warn=print)
     store.save(1, {"model.w": torch.full((5, 7), 1.0)}, {"sample": 8})
@@ -265,12 +265,12 @@ def killed(directory: Path, moment: str) -> int:
     where = module if moment == "_write_latest" else Manifest
     genuine = getattr(where, moment)
 
-    def kill(*args, **kwargs):
+    def die(*args, **kwargs):
         if moment != "file_facts":
             genuine(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(where, moment, kill)
+    setattr(where, moment, die)
     store.save(2, {"model.w": torch.full((5, 7), 2.0)}, {"sample": 16})
     store.wait()
     return 0
@@ -279,7 +279,7 @@ def killed(directory: Path, moment: str) -> int:
 @pytest.mark.parametrize(("moment", "usable"), [("file_facts", 1), ("write", 1), ("_write_latest", 2)])
 def test_kill_9_during_a_save_leaves_a_usable_checkpoint(tmp_path, warnings_seen, moment, usable):
     directory = tmp_path / "checkpoints"
-    assert run_ranks(tmp_path / "rank", 1, killed, directory, moment, limit_s=60).codes == [-signal.SIGKILL]
+    assert run_ranks(tmp_path / "rank", 1, save_until_killed, directory, moment, limit_s=60).codes == [-signal.SIGKILL]
     store = CheckpointStore(directory, keep=2, world=World(), warn=warnings_seen.append)
     tensors = {"model.w": torch.zeros(5, 7)}
     assert store.load(tensors, accept)["step"] == usable

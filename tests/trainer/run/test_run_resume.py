@@ -164,22 +164,22 @@ def test_damage_everywhere_is_one_line_and_no_new_run(tmp_path, capsys):
     assert len(losses(tmp_path)) == 4
 
 
-def killed(directory: Path, moment: str) -> int:
+def save_until_killed(directory: Path, moment: str) -> int:
     genuine = getattr(Manifest, moment)
 
-    def kill(*args, **kwargs):
+    def die(*args, **kwargs):
         if any("step-6" in str(argument) for argument in args):
             os.kill(os.getpid(), signal.SIGKILL)
         return genuine(*args, **kwargs)
 
-    setattr(Manifest, moment, kill)
+    setattr(Manifest, moment, die)
     return train(tiny_config(directory, steps=STEPS, every=3))
 
 
 @pytest.mark.parametrize("moment", ["file_facts", "write"])
 def test_kill_9_during_a_save(tmp_path, uninterrupted, moment):
     run = tmp_path / "run"
-    assert run_ranks(tmp_path / "rank", 1, killed, run, moment, limit_s=100).codes == [-signal.SIGKILL]
+    assert run_ranks(tmp_path / "rank", 1, save_until_killed, run, moment, limit_s=100).codes == [-signal.SIGKILL]
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["latest", "step-3", "step-6.tmp"]
     assert train(tiny_config(run, steps=STEPS, every=3)) == 0
     assert losses(run) == uninterrupted
