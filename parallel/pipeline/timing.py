@@ -87,7 +87,9 @@ def makespan(orders: Mapping[int, Sequence[Action]], times: StageTimes, stages: 
                 ends[_end(action)] = clocks[rank]
                 moved = True
         if not moved:
-            raise ValueError(f"the inputs of these actions never come: {[order[0] for order in left.values() if order]}")
+            raise ValueError(
+                f"the inputs of these actions never come: {[order[0] for order in left.values() if order]}"
+            )
     return max(clocks.values())
 
 

@@ -225,7 +225,7 @@ class CheckpointStore:
         try:
             stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
             wanted = {name: tensor for name, tensor in tensors.items() if name in stored or not name.startswith("rng.")}
-            _compare(path, wanted, stored)
+            self._compare(path, wanted, stored)
             dcp.load(wanted, checkpoint_id=path, process_group=self.world.control, no_dist=self.world.size == 1)
         except CheckpointException as failure:
             if any(isinstance(error, KeyboardInterrupt) for error, _ in failure.failures.values()):
@@ -238,6 +238,23 @@ class CheckpointStore:
                 value=torch.__version__,
                 allowed=manifest["torch"],
             ) from failure
+
+    def _compare(self, path: Path, wanted: dict[str, Tensor], stored: dict[str, Any]) -> None:
+        """Raise `CheckpointError`, on every rank, that names what differs between the tensors that the ranks ask for,
+        each for those of its pipeline stages, and those stored."""
+        of_ranks = self.world.gather((_differences(wanted, stored), list(wanted)))
+        differ = list(dict.fromkeys(line for lines, _ in of_ranks for line in lines))
+        asked = {name for _, names in of_ranks for name in names}
+        differ += [f"{name} is only in the checkpoint" for name in stored if name not in asked and name[:4] != "rng."]
+        if differ:
+            more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+            raise CheckpointError(
+                f"{path} was saved from a different model or optimizer: {'; '.join(differ[:4])}{more}. Use the model "
+                "and optim keys that it was saved with, or another run.dir",
+                where=str(path),
+                value=differ,
+                allowed="the model and optim keys that it was saved with, or another run.dir",
+            )
 
     def _clear_half_written(self) -> None:
         if self.world.rank == 0 and self.directory.is_dir():
@@ -263,8 +280,8 @@ class CheckpointStore:
         return sorted(found, reverse=True)
 
 
-def _compare(path: Path, wanted: dict[str, Tensor], stored: dict[str, Any]) -> None:
-    """Raise `CheckpointError` that names what differs between the tensors asked for and those stored."""
+def _differences(wanted: dict[str, Tensor], stored: dict[str, Any]) -> list[str]:
+    """Lines about the tensors asked for that the checkpoint lacks or has otherwise."""
     differ = []
     for name, tensor in wanted.items():
         match stored.get(name):
@@ -277,16 +294,7 @@ def _compare(path: Path, wanted: dict[str, Tensor], stored: dict[str, Any]) -> N
                 moment = name.startswith("optim.") and theirs[1].is_floating_point and ours[1].is_floating_point
                 if theirs[0] != ours[0] or (theirs[1] != ours[1] and not moment):  # a load converts moments
                     differ.append(f"{name} is {_shape(*theirs)} in the checkpoint and {_shape(*ours)} here")
-    differ += [f"{name} is only in the checkpoint" for name in stored if name not in wanted and name[:4] != "rng."]
-    if differ:
-        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
-        raise CheckpointError(
-            f"{path} was saved from a different model or optimizer: {'; '.join(differ[:4])}{more}. Use the model and "
-            "optim keys that it was saved with, or another run.dir",
-            where=str(path),
-            value=differ,
-            allowed="the model and optim keys that it was saved with, or another run.dir",
-        )
+    return differ
 
 
 def _shape(size: tuple[int, ...], dtype: torch.dtype) -> str:

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
+from parallel.layout import Layout
 from parallel.mesh import Meshes
+from parallel.pipeline.plan import Plan
+from parallel.pipeline.timing import bubble_share
 from parallel.world import World
 from trainer import precision
 from trainer.config.checks.optim import doubtful
 from trainer.config.checks.unused import without_effect
 from trainer.config.keys import Config
-from trainer.config.ranks import map_ranks
+from trainer.config.ranks import cut_model, map_ranks
 from trainer.metrics import host
 from trainer.model.experts.choose import describe_backend
 
@@ -31,6 +34,11 @@ def announcements(
     if meshes is not None:
         table = "\n".join(f"{axis:<14}{ranks:>6}  {what}" for axis, ranks, what in meshes.layout.rows())
         yield {"event": "layout", "message": f"axes of {world.size} ranks\n{table}"}
+        if meshes.layout.pp > 1:
+            yield {
+                "event": "layout",
+                "message": _pipeline(cfg, meshes.layout, map_ranks(cfg.parallel, model, world.size).plan),
+            }
     for line in doubtful(cfg.optim, cfg.train.steps):
         yield {"event": "warning", "message": line}
     for line in without_effect(cfg, map_ranks(cfg.parallel, model, world.size)):
@@ -64,6 +72,17 @@ def announcements(
         place = ", state on the CPU" if cfg.optim.offload == "cpu" else ""
         parts.append(f"AdamW by DeepSpeed, ZeRO-{cfg.optim.zero_stage}{place}")
     yield {"event": "run", "message": ", ".join(parts)}
+
+
+def _pipeline(cfg: Config, layout: Layout, plan: Plan) -> str:
+    """Such as "pipeline 1f1b, layers of its 4 stages: 2 2 2 1; 32 micro-batches a step, 8.6 % of it waiting"."""
+    layers = " ".join(str(cut.stop - cut.start) for cut in cut_model(cfg, plan))
+    micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
+    waiting = 100 * bubble_share(plan, micro_batches)
+    return (
+        f"pipeline {plan.schedule}, layers of its {plan.stages} stages: {layers}; {micro_batches} micro-batches a step, "
+        f"{waiting:.1f} % of it waiting"
+    )
 
 
 def device_name(device: torch.device) -> str:
