@@ -80,8 +80,8 @@ def _pipeline(cfg: Config, layout: Layout, plan: Plan) -> str:
     micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
     waiting = 100 * bubble_share(plan, micro_batches)
     return (
-        f"pipeline {plan.schedule}, layers of its {plan.stages} stages: {layers}; {micro_batches} micro-batches a step, "
-        f"{waiting:.1f} % of it waiting"
+        f"pipeline {plan.schedule}, layers of its {plan.stages} stages: {layers}; {micro_batches} micro-batches a "
+        f"step, {waiting:.1f} % of it waiting"
     )
 
 
