@@ -29,13 +29,13 @@ def dry_run(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) 
     Returns 0, also where the command would be refused here or its data are elsewhere, as a plan for a cluster is made
     on a laptop; 2 where files that are here are not as they were written. too_large: the reason for a refusal.
     """
-    checkpoint, damage, left_out = _files(cfg, run)
+    checkpoint, faults, left_out = _files(cfg, run)
     for name, text in _plan(cfg, replace(run, step=checkpoint), world_size, too_large):
         print(f"{name:<14}{text}")
     unused = without_effect(cfg, map_ranks(cfg.parallel, cfg.model, world_size))
     for line in (*run.warnings, *doubtful(cfg.optim, cfg.train.steps), *unused, *left_out):
         print_warning(line)
-    return report(UserError(damage), started=False) if damage else 0
+    return report(UserError(faults), started=False) if faults else 0
 
 
 def _files(cfg: Config, run: RunDir) -> tuple[int, list[Fault], list[str]]:

@@ -67,7 +67,9 @@ def _inspect(path: Path, print_contents: Callable[[], bool], verify: bool) -> in
     try:
         complete = print_contents()
     except (UserError, OSError) as error:
-        report(error)  # the files can be verified all the same
+        report(error)
+        if isinstance(error, UserError) and error.where == str(path / MANIFEST):
+            return 1  # nothing to verify the files with
     as_written = not verify or _as_written(path)
     return 0 if complete and as_written else 1
 

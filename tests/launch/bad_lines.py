@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import random
-import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from launch.cli import COMMANDS, module_of
-from parallel.errors import Fault
 from trainer.config import coerce
 from trainer.config.checks.ranges import NOT_NEGATIVE, POSITIVE
 from trainer.config.command_line import BadValue, Parser
@@ -119,6 +117,20 @@ RECIPES: list[str | bytes] = [
     "a: &x [*x]",
     "train: {seed: 18446744073709551616}",
     "train: !!python/name:os {}",
+    "defaults:\n  - override /modle: toy",
+    "defaults:\n  - toy\n  - overide /model: toy",
+    "defaults:\n  - toy\n  - override /model:toy",
+    "defaults:\n  - toy\n  - override /model@x: toy",
+    "Defaults: [toy]",
+    "optim: {LR: 1e-3}",
+    "precision: {experts: BF16}",
+]
+# whole files
+HEADS: list[str | bytes] = [
+    "defaults: [toy]\ntrain: {steps: 3}\n",
+    "# my recipe\n# @package _global_\ndefaults: [toy]\n",
+    "# @package _globl_\ndefaults: [toy]\n",
+    b"\xef\xbb\xbf# @package _global_\ndefaults: [toy]\n",
 ]
 
 
@@ -130,13 +142,14 @@ class Case:
     base: list[str]
     bad: list[str]
     files: dict[str, bytes] = field(default_factory=dict)
+    label: str = ""  # what distinguishes it, beside its words
 
     @property
     def words(self) -> list[str]:
         return [*self.base, *self.bad]
 
     def __str__(self) -> str:
-        return f"{self.kind}: {shlex.join(word[:40] for word in self.words)}"
+        return f"{self.kind}: {shlex.join(word[:40] for word in self.words)} {self.label!r}"
 
 
 def cases(count: int, seed: int) -> list[Case]:
@@ -343,48 +356,12 @@ def _commands(draw: random.Random) -> Iterator[Case]:
 
 
 def _recipes(draw: random.Random) -> Iterator[Case]:
+    """A recipe with one mistake; those without a defaults list of their own may stand on the toy."""
     while True:
-        text = draw.choice(RECIPES)
+        text = draw.choice([*RECIPES, *HEADS])
         body = text if isinstance(text, bytes) else text.replace("{name}", "bad").encode()
-        files = {"recipe/bad.yaml": HEAD.encode() + body, "recipe/other.yaml": f"{HEAD}defaults: [bad]\n".encode()}
-        yield Case("recipe", ["config", "--config-dir", "mine", "data=synthetic", "recipe=bad"], [], files)
-
-
-def retyped(case: Case, fault: Fault) -> list[str] | None:
-    """The bad words as the fault's remedy says; None where it is not something to type on this line."""
-    where, allowed, bad = fault.where, fault.allowed, case.bad
-    meant = re.search(r"did you mean '([^']+)'\?", fault.text)
-    if case.kind == "recipe":
-        return None  # to be typed in the file
-    value = bad[-1].partition("=")[2]
-    if meant:
-        near = meant[1]
-        if near.startswith("--"):
-            return [bad[0].replace(where, near, 1), *bad[1:]]
-        if case.kind == "command":
-            return [near, *bad[1:]]
-        if "=" in near:
-            return [near]
-        if where in GROUPS or where in KEYS:
-            return [f"{where}={near}"]
-        return [f"{near}={value}"]
-    if isinstance(allowed, tuple) and where in (*KEYS, *GROUPS):
-        return [f"{where}={allowed[0]}"]
-    if not isinstance(allowed, str) or allowed == "key=value":
-        return None
-    if allowed == "one of them":
-        return bad[: len(bad) // 2]
-    if allowed == "remove it":
-        return []
-    if found := re.search(r"(?:'(?=[\w.]+=))?[\w.]+=[^=]+.*$", allowed):
-        return shlex.split(found[0])
-    if where not in KEYS:
-        return None
-    number = "1" if where.startswith("model.num") else example(where)
-    typed = {"true or false": "true", "text": "abc"}
-    typed |= dict.fromkeys(["a number", "a whole number", "a finite number", "a number above 0"], number)
-    if allowed in typed:
-        return [f"{where}={typed[allowed]}"]
-    if found := re.match(r"one of (\S+?)(?:,| or )|a list such as (.+)|.*?(-?\d[\d.e+-]*)", allowed):
-        return [f"{where}={next(filter(None, found.groups()))}"]
-    return None
+        base = b"defaults: [toy]\n" if draw.random() < 0.7 and body[:1].isalpha() and b"efault" not in body else b""
+        whole = body if text in HEADS else HEAD.encode() + base + body
+        files = {"recipe/bad.yaml": whole, "recipe/other.yaml": f"{HEAD}defaults: [bad]\n".encode()}
+        label = whole.decode(errors="replace")[:60]
+        yield Case("recipe", ["config", "--config-dir", "mine", "data=synthetic", "recipe=bad"], [], files, label)

@@ -6,18 +6,21 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from launch import cli
 from parallel.errors import UserError
-from tests.launch.bad_lines import Case, cases, retyped
+from tests.launch.bad_lines import cases
+from tests.launch.retyped import OPEN, mend, retyped
 from trainer.config import compose as composing
 from trainer.config.command_line import Parser
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 QUICK, ALL, SEED = 64, 240, 29
+SHARED, TYPED = 64, 0.9  # of so many mistakes, the share whose remedy is typed
 LIBRARY = re.compile(r"omegaconf|dictconfig|listconfig|antlr|full_key|object_type|traceback|hydra\.cc|<class", re.I)
 CASES = cases(ALL, SEED)
 CPU_S = 1.0  # of a process that needs no torch
@@ -45,8 +48,8 @@ def _composed_once(monkeypatch, tmp_path, composed):
     monkeypatch.chdir(tmp_path)
 
 
-def write(case: Case) -> None:
-    for path, data in case.files.items():
+def write(files: Mapping[str, bytes]) -> None:
+    for path, data in files.items():
         file = Path("mine", path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
@@ -73,7 +76,7 @@ def run(words, monkeypatch, capsys):
     "case", [*CASES[:QUICK], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[QUICK:])], ids=str
 )
 def test_a_mistake_is_one_line_whose_remedy_works(case, monkeypatch, capsys):
-    write(case)
+    write(case.files)
     code, faults, said = run(case.words, monkeypatch, capsys)
     assert code == 2
     assert re.fullmatch(r"error: [^\n]+\n", said), said
@@ -81,19 +84,43 @@ def test_a_mistake_is_one_line_whose_remedy_works(case, monkeypatch, capsys):
     assert len(said) < 2500
     (fault,) = faults
     assert fault.where
+    if case.kind == "recipe":
+        files = mend(case, fault)
+        if files is not None:
+            write(files)
+            further = checked(case.words)
+            assert fault.text not in {one.text for one in further}
+            assert fault.where.endswith(".yaml") or fault.where not in {one.where for one in further}, further
+        return
     words = retyped(case, fault)
     if words is None:
         return
-    # the mistake is mended; another key may now not fit, as where a size changed, nor an option without another
-    mended = {fault.where, *(word.partition("=")[0] for word in words if not word.startswith("--"))}
     further = checked([*case.base, *words])
-    assert not mended & {one.where for one in further}, f"{words}: {further}"
+    assert fault.text not in {one.text for one in further}
+    # the mistake is mended; another key may now not fit, as where a size changed, nor an option without another
+    mended = {fault.where, *(word.partition("=")[0] for word in words)}
+    assert not {one for one in mended if not one.startswith("--")} & {one.where for one in further}, (words, further)
+
+
+def test_nearly_all_remedies_are_typed():
+    """The others leave open what to type: a value that only the user knows, or YAML that does not parse."""
+    typed, left = 0, []
+    for case in CASES[:SHARED]:
+        write(case.files)
+        (fault,) = checked(case.words)
+        if (mend if case.kind == "recipe" else retyped)(case, fault) is not None:
+            typed += 1
+        else:
+            left.append(fault)
+    assert typed >= TYPED * SHARED, left
+    assert [fault for fault in left if not (isinstance(fault.allowed, tuple) or OPEN.match(str(fault.allowed)))] == []
 
 
 def checked(words):
     """The faults that a command finds before it starts."""
     name, *rest = words
-    assert name in cli.COMMANDS
+    if name not in cli.COMMANDS:
+        return cli._no_such_command(name).faults
     command = importlib.import_module(cli.module_of(name))
     try:
         command.prepare(Parser(f"octavo {name}", ""), rest)
@@ -113,7 +140,7 @@ def test_all_kinds_are_drawn():
 @pytest.mark.parametrize("case", CASES[:200], ids=str)
 def test_a_mistake_is_known_within_a_second(case):
     """In a process of its own: the same line, and no more CPU time than the start of Python and Hydra takes."""
-    write(case)
+    write(case.files)
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     for _ in range(3):  # a busy machine counts waiting for memory as CPU time
         process = subprocess.Popen([sys.executable, "-m", "launch.cli", *case.words], env=environment,

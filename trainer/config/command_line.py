@@ -102,6 +102,10 @@ class Parser(argparse.ArgumentParser):
         bad = error.__context__
         if isinstance(bad, BadValue):
             return Fault(f"{name}={bad.value}: use {bad.wording}", name, bad.value, bad.allowed)
+        option = next((one for one in self.added if name.split("/")[-1] in one.option_strings), None)
+        if option is not None and error.message == "expected one argument":
+            example = f"{name.split('/')[-1]}={option.metavar}"
+            return Fault(f"{name}: its value is missing; give one, as in {example}", name, allowed=example)
         return Fault(f"{name}: {error.message}", name, allowed=f"see {self.prog} --help")
 
     def _general_fault(self, message: str) -> Fault:

@@ -81,12 +81,9 @@ class OpenedCheckpoint:
 
 
 def _corrupt(checkpoint: Path, fault: CorruptError) -> CheckpointError:
-    return CheckpointError(
-        f"{checkpoint} is damaged: {fault}",
-        where=str(fault.path),
-        value=fault.value,
-        allowed="the file as it was written, or another checkpoint",
-    )
+    remedy = "restore the file, or give another step-N directory of the run"
+    text = f"{checkpoint} is damaged: {fault}; {remedy}"
+    return CheckpointError(text, where=str(fault.path), value=fault.value, allowed=remedy)
 
 
 def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:

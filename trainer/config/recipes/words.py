@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from parallel.errors import Fault
 from trainer.config import coerce
@@ -146,8 +146,8 @@ def _read_bare(text: str, words: Words) -> None:
         words.report("an override is empty; remove it", "override", text, "remove it")
         return
     if text.startswith("~"):
-        words.report(f"{text}: keys and groups cannot be removed; give another value", text[1:], text,
-                     "give another value")  # fmt: skip
+        advice = "remove it, or give another value"
+        words.report(f"{text}: keys and groups cannot be taken away; {advice}", text[1:], text, "remove it")
         _note_option(f"{text[1:]}=", words)
         return
     key, colon, value = text.partition(":")
@@ -174,7 +174,7 @@ def _unsupported(
 ) -> tuple[str, str] | None:
     """(why overrides of this kind are not supported, what to use), or None."""
     if sign == "~":
-        return "keys and groups cannot be removed", "give another value"
+        return "keys and groups cannot be taken away", "remove it"
     if package is not None:
         return "packages are not supported", f"use {key}={value}"
     if (sign and not is_extra(key, groups)) or sign == "++":
@@ -216,6 +216,8 @@ def _read_unknown(name: str, typed: str, words: Words) -> None:
         words.report(text, name, typed, inside)
         return
     near = nearest(name, [*words.groups, *KEYS])
+    if near in KEYS:  # of the keys with this last part, one that takes the value
+        near = next((key for key in KEYS if key.endswith(f".{near.rpartition('.')[2]}") and _fits(key, typed)), near)
     if near is None:
         text = f"{name}: no such group or key; groups: {', '.join(words.groups)}"
         words.report(text, name, None, tuple(words.groups))
@@ -228,6 +230,15 @@ def _read_unknown(name: str, typed: str, words: Words) -> None:
         _read_option(near, typed, False, words)
         words.faults[:] = faults
         words.typed.pop(f"{near}=", None)
+
+
+def _fits(key: str, typed: str) -> bool:
+    hint = coerce.base(KEYS[key])
+    try:
+        value = read_value(key, KEYS[key], typed)
+    except Unreadable:
+        return False
+    return get_origin(hint) is not Literal or value in get_args(hint)
 
 
 def _read_value(key: str, typed: str, words: Words) -> None:
