@@ -95,6 +95,13 @@ def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
         text = "parallel.reduce_every=micro_batch: torch's pipeline schedules reduce gradients once a step"
         advice = "use parallel.reduce_every=auto, or parallel.pp=1"
         faults.append(Fault(f"{text}; {advice}", "parallel.reduce_every", "micro_batch", ("auto", "step")))
+    if plan.rule.splits_backward and train.recompute == "selective":
+        text = (
+            f"parallel.schedule={plan.schedule} recomputes a block once for its inputs' gradient and again for its "
+            "weights', which torch permits with train.recompute=full alone; use train.recompute=full or none, or "
+            f"parallel.schedule={one_of(whole)}"
+        )
+        faults.append(Fault(text, "train.recompute", "selective", ("full", "none")))
     return faults
 
 
