@@ -115,4 +115,5 @@ def _matmul(a: Tensor, b: Tensor, order: PaddedOrder) -> Tensor:
     """Each expert's rows [P, m] times its matrix [E, m, n] -> [P, n]; or sums over its rows, [m, P] and [P, n] ->
     [E, m, n]. Rows behind the last expert's, which the GEMM does not write, are zero."""
     found = F.grouped_mm(a, b, offs=order.offsets)
-    return order.zero_tail(found) if found.ndim == 2 else found
+    # A copy: selective recomputation keeps the GEMM's own result, and refuses one that was changed in place.
+    return order.zero_tail(found.clone()) if found.ndim == 2 else found
