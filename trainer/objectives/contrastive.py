@@ -134,7 +134,7 @@ def _hits(logits_PN: Tensor, own_P: Tensor) -> Tensor:
     """Rows whose largest logit is in their own column."""
     if logits_PN.numel() == 0:
         return logits_PN.new_zeros(())
-    return (logits_PN.argmax(-1) == own_P).sum()
+    return (logits_PN.argmax(-1) == own_P).sum(dtype=logits_PN.dtype)
 
 
 class _GatherRows(torch.autograd.Function):
