@@ -1,0 +1,310 @@
+"""One optimizer step of a tiny model in fp64, on any layout of ranks, through the parts that a run is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+import trainer.run.build
+from parallel.layout import Place
+from parallel.sharding.local import local_part, local_region
+from parallel.world import World
+from tests.trainer.model.tiny import relative
+from tests.trainer.tiny_run import tiny_config
+from trainer.config.checks.parallel import check
+from trainer.config.keys import Config, ParallelConfig
+from trainer.data.batch import Batch, make_batch
+from trainer.data.windows import Windows
+from trainer.model.decoder import Decoder
+from trainer.model.initial import seeded_normal
+from trainer.objectives.choose import build_objective
+from trainer.objectives.scalars import Scalar, Scalars, Totals, read_totals
+from trainer.optim.build import build_engine
+from trainer.optim.native import NativeEngine
+from trainer.parallelize import build_meshes
+from trainer.run.build import Parts, build_pipeline, build_stages, ranks_alike
+from trainer.run.step import accumulate_gradients, count_step, held_weights
+
+MODEL: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4,
+    "num_experts": 8, "experts_per_token": 4, "expert_width": 16, "positions": "fope", "rope_theta": 100.0,
+    "max_position": 64, "init_std": 0.2, "balance_coef": 0.02, "z_loss_coef": 1e-2,
+}  # fmt: skip
+SEQ_LEN = 13
+GLOBAL_MICRO = 4  # sequences of one micro-batch over all ranks
+CLIP = 0.05  # far below the gradient's norm
+
+
+class Layout(NamedTuple):
+    pp: int = 1
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    ep: int = 1
+    cp: int = 1
+    cp_kind: str = "ulysses"
+    groups: int = 4  # of the router; fewer than ep split the experts' width
+
+    @property
+    def ranks(self) -> int:
+        return self.pp * self.dp_replicate * self.dp_shard * self.cp
+
+    @property
+    def readers(self) -> int:
+        return self.dp_replicate * self.dp_shard
+
+    def __str__(self) -> str:
+        sizes = {"pp": self.pp, "rep": self.dp_replicate, "shard": self.dp_shard, "cp": self.cp, "ep": self.ep}
+        kind = f"{self.cp_kind} " if self.cp > 1 else ""
+        width = f", width / {self.ep // self.groups}" if self.ep > self.groups else ""
+        return kind + " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) + width
+
+
+class Case(NamedTuple):
+    """A step. schedule: with its stages per rank, 0 for its own number. long: enough layers and micro-batches for eight
+    stages, for every schedule."""
+
+    layout: Layout = Layout()
+    schedule: tuple[str, int] = ("1f1b", 0)
+    gradient: str = "ste"
+    dispatch: str = "all_gather"
+    recompute: str = "none"
+    objective: str = "next_token"
+    experts: str = "fp32"  # fp64 here; or fp8_reference
+    long: bool = False
+    optim: str = "sgd"
+
+    @property
+    def micro_batches(self) -> int:
+        return 8 if self.long else 6
+
+    def alone(self) -> Case:
+        """The step of one process that this one must equal."""
+        return self._replace(
+            layout=Layout(groups=self.layout.groups), schedule=("1f1b", 0), dispatch="all_gather", recompute="none"
+        )
+
+    def config(self) -> Config:
+        layout = self.layout
+        cfg = tiny_config(
+            "unused",
+            model=MODEL
+            | {"num_layers": 9 if self.long else 7, "router_gradient": self.gradient, "router_groups": layout.groups},
+            objective=self.objective,
+            recompute=self.recompute,
+            global_batch=GLOBAL_MICRO * self.micro_batches,
+            micro_batch=GLOBAL_MICRO // layout.readers,
+            loss_chunk=10,
+            name=self.optim,
+            momentum=0.0,
+            lr=0.1,
+            warmup_steps=0,
+            weight_decay=0.0,
+            clip_norm=CLIP,
+        )
+        cfg.data.seq_len = SEQ_LEN
+        cfg.precision.experts = self.experts  # type: ignore[assignment]
+        cfg.parallel = ParallelConfig(
+            pp=layout.pp,
+            dp_replicate=layout.dp_replicate,
+            dp_shard=layout.dp_shard,
+            ep=layout.ep,
+            cp=layout.cp,
+            schedule=self.schedule[0],  # type: ignore[arg-type]
+            stages_per_rank=self.schedule[1],
+            dispatch=self.dispatch,  # type: ignore[arg-type]
+        )
+        assert not (faults := check(cfg, layout.ranks)), faults
+        return cfg
+
+
+class Step(NamedTuple):
+    """The results of a step, whole and by name. clip: what the gradients were divided by. counts: of `count_step`."""
+
+    numbers: dict[str, float | None]
+    counts: dict[str, int]
+    clip: float
+    grads: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+
+# ---- data
+
+
+def sequence(number: int) -> tuple[Any, Any, Any]:
+    """Tokens, starts of documents and unsupervised prefixes of a sequence. Their numbers differ from one to the next;
+    one in seven is not supervised at all. A micro-batch has no token twice, so that no two of its documents are equally
+    near to a third."""
+    random = np.random.default_rng(number)
+    starts = random.random(SEQ_LEN + 1) < random.choice([0.02, 0.15, 0.4])
+    prefix = random.random(SEQ_LEN + 1) < (1.0 if number % 7 == 3 else random.choice([0.0, 0.3]))
+    tokens = 1 + number % GLOBAL_MICRO * (SEQ_LEN + 1) + random.permutation(SEQ_LEN + 1)
+    return tokens, starts, prefix
+
+
+def step_batches(place: Place, micro_batches: int, step: int = 0) -> list[Batch]:
+    """A rank's micro-batches."""
+    micro, batches = GLOBAL_MICRO // place.readers, []
+    for number in range(step * micro_batches, (step + 1) * micro_batches):
+        first = number * GLOBAL_MICRO + place.reader * micro
+        tokens, starts, prefix = (
+            np.stack(parts) for parts in zip(*map(sequence, range(first, first + micro)), strict=True)
+        )
+        batches.append(make_batch(Windows(tokens, starts, prefix), range(first, first + micro)))
+    return batches
+
+
+# ---- the parts of a run, in fp64
+
+
+def world_of_test() -> World:
+    if not dist.is_initialized():
+        return World()
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), control=dist.group.WORLD)
+
+
+def double_decoder(cfg: Any, _compute: torch.dtype, *rest: Any) -> Decoder:
+    return Decoder(cfg, None, *rest).double()
+
+
+def build_parts(case: Case) -> tuple[Parts, World]:
+    """Without data."""
+    cfg, world = case.config(), world_of_test()
+    objective, meshes = build_objective(cfg.train), build_meshes(cfg, "cpu")
+    alike, place = ranks_alike(world, meshes), meshes.layout.place(world.rank) if meshes else Place()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.run.build, "Decoder", double_decoder)
+        plan, stages = build_stages(cfg, world, alike, meshes, place, objective)
+    for stage in stages.values():
+        vary_norms(stage)
+    pipeline, forward = build_pipeline(cfg, plan, stages, objective, alike, meshes)
+    engine = build_engine(list(stages.values()), cfg.optim, world, meshes and meshes.shard_group, None, alike)
+    engine.prepare()
+    data: Any = None
+    return Parts(data, [], meshes, place, alike, objective, stages, pipeline, forward, engine), world
+
+
+@torch.no_grad()
+def vary_norms(stage: Decoder) -> None:
+    """Gains that are all 1 would hide one that is swapped or forgotten."""
+    for name, weight in stage.named_parameters():
+        if weight.ndim == 1:
+            local_part(weight).copy_((1 + 0.3 * seeded_normal(weight.shape, 7, name))[local_region(weight)])
+
+
+def forward_backward(parts: Parts, world: World, batches: Sequence[Batch], units: int) -> Totals:
+    """As the training loop does."""
+    if parts.pipeline is None:
+        return accumulate_gradients(parts.model, parts.engine, parts.objective, batches, units, world, step=1)
+    with held_weights(block.moe.experts for stage in parts.stages.values() for block in stage.blocks):
+        return parts.pipeline.accumulate(batches, units, step=1)
+
+
+def one_step(parts: Parts, world: World, batches: Sequence[Batch]) -> Step | None:
+    """Forward, backward and update; None except on rank 0."""
+    counts = count_step(parts.objective, batches, world, parts.place)
+    totals = forward_backward(parts, world, batches, counts["units"])
+    grads, clip = {}, 1.0
+
+    def note(optimizer: Any, *_: Any) -> None:
+        nonlocal clip
+        clip = float(optimizer.grad_scale)
+        for name, leaf in engine.leaves.items():
+            if leaf.grad is not None:
+                grads[name] = whole(engine.named[name], leaf.grad)
+
+    engine = parts.engine
+    assert isinstance(engine, NativeEngine)
+    handle = engine.optimizers[0].register_step_pre_hook(note)
+    update = engine.step(1, 10)
+    handle.remove()
+    totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in update.items()}))
+    (numbers,) = read_totals([totals], world, stages=parts.pipeline is not None)
+    weights = {name: whole(p, local_part(p.detach())) for name, p in engine.named.items()}
+    parts_of_all = world.gather((grads, weights) if parts.alike.rank == 0 else ({}, {}))
+    if world.rank:
+        return None
+    return Step(numbers, counts, clip, join([g for g, _ in parts_of_all]), join([w for _, w in parts_of_all]))
+
+
+def whole(parameter: Tensor, local: Tensor) -> Tensor:
+    """The tensor whose part on this rank is `local`, laid out as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return local.detach().clone()
+    laid_out = DTensor.from_local(
+        local.detach(),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return laid_out.full_tensor().clone()
+
+
+def join(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The parts of all stages; a name in two of them is a fault."""
+    names = [name for part in found for name in part]
+    assert len(names) == len(set(names)), "a parameter is in two stages"
+    return {name: tensor for part in found for name, tensor in part.items()}
+
+
+def run_steps(cases: Sequence[Case]) -> list[Step | None]:
+    """A step of each case, from its start."""
+    results = []
+    for case in cases:
+        parts, world = build_parts(case)
+        results.append(one_step(parts, world, step_batches(parts.place, case.micro_batches)))
+    return results
+
+
+@cache
+def reference(case: Case) -> Step:
+    (found,) = run_steps([case])
+    assert found is not None
+    return found
+
+
+# ---- comparison
+
+
+class Errors(NamedTuple):
+    """The largest relative differences."""
+
+    loss: float  # of loss, balance, z and the other logged means
+    norm: float  # of the gradient's norm, and of the factor that clips it
+    grads: float
+    weights: float
+    where: str  # the worst gradient
+
+
+def errors(found: Step, expected: Step) -> Errors:
+    """Raises AssertionError where names or counts differ."""
+    assert found.counts == expected.counts
+    assert found.numbers.keys() == expected.numbers.keys()
+    assert found.grads.keys() == expected.grads.keys()
+    assert found.weights.keys() == expected.weights.keys()
+    scalars = [_relative(found.numbers[name], expected.numbers[name]) for name in expected.numbers]
+    norm = _relative(found.numbers["grad_norm"], expected.numbers["grad_norm"])
+    of_grads = {name: relative(found.grads[name], grad) for name, grad in expected.grads.items()}
+    where = max(of_grads, key=lambda name: of_grads[name])
+    return Errors(
+        max(scalars),
+        max(norm, _relative(found.clip, expected.clip)),
+        of_grads[where],
+        max(relative(found.weights[name], weight) for name, weight in expected.weights.items()),
+        where,
+    )
+
+
+def _relative(found: float | None, expected: float | None) -> float:
+    if found is None or expected is None:
+        return 0.0 if found is expected else float("inf")
+    return abs(found - expected) / abs(expected) if expected else abs(found)

@@ -1,0 +1,98 @@
+"""The layouts, schedules and options whose steps must equal those of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parallel.pipeline.plan import RULES
+from tests.distributed.pool import on_ranks
+from tests.trainer.stages.covering import Choice, allowed_choices
+from tests.trainer.stages.layouts import Case, Errors, Layout, errors, reference, run_steps
+
+LAYOUTS = (
+    Layout(pp=2, dp_shard=4, ep=4),
+    Layout(pp=2, dp_shard=4, ep=4, groups=2),
+    Layout(pp=4, dp_shard=2, ep=2),
+    Layout(pp=3),
+    Layout(pp=2, dp_shard=4, ep=2),
+    Layout(pp=2, dp_replicate=2, dp_shard=2, ep=2),
+    Layout(pp=2, dp_replicate=2, dp_shard=2),
+    Layout(pp=3, dp_shard=2, ep=2),
+    Layout(pp=3, dp_replicate=2),
+    Layout(pp=4, dp_replicate=2),
+)
+SCHEDULES = (
+    ("1f1b", 1),
+    ("interleaved_1f1b", 2),
+    ("interleaved_1f1b", 3),
+    ("interleaved_zero_bubble", 1),
+    ("interleaved_zero_bubble", 2),
+    ("zbv", 2),
+    ("dualpipev", 2),
+)
+OPTIONS = {
+    "layout": LAYOUTS,
+    "schedule": SCHEDULES,
+    "gradient": ("ste", "conventional"),
+    "dispatch": ("all_gather", "all_to_all"),
+    "recompute": ("none", "selective", "full"),
+    "kind": ("next_token", "contrastive", "fp8_reference"),
+}
+
+EXACT = 1e-10  # relative, of every number in fp64
+# In fp8_reference sums are in fp32, which moves a few numbers to the next one of e4m3.
+NEAR = 1e-3
+CASES_A_CALL = 8  # of `on_ranks`: each has process groups of its own
+
+
+def product_of_options() -> list[Choice]:
+    return allowed_choices(OPTIONS, runs)
+
+
+def runs(choice: Choice) -> bool:
+    """Return True for what can run and is not the same as another choice."""
+    layout, (schedule, per_rank) = choice["layout"], choice["schedule"]
+    if layout.pp * per_rank > 8:
+        return False  # the tiny model has no layers for so many stages
+    if layout.ep == 1 and choice["dispatch"] == "all_to_all":
+        return False  # there is nothing to dispatch
+    if RULES[schedule].splits_backward and choice["recompute"] == "selective":
+        return False  # refused
+    # Ranks that share an expert's width quantise it in tiles of their own.
+    return not (choice["kind"] == "fp8_reference" and layout.ep > layout.groups and choice["dispatch"] == "all_gather")
+
+
+def case_of(choice: Choice) -> Case:
+    kind, layout = choice["kind"], choice["layout"]
+    return Case(
+        layout,
+        choice["schedule"],
+        choice["gradient"],
+        choice["dispatch"],
+        choice["recompute"],
+        objective="contrastive" if kind == "contrastive" else "next_token",
+        experts="fp8_reference" if kind == "fp8_reference" else "fp32",
+        long=layout.pp * choice["schedule"][1] > 7,
+    )
+
+
+def calls(cases: Sequence[Case]) -> list[tuple[Case, ...]]:
+    """The cases in groups that one call of `run_cases` takes: of one number of ranks, and not too many."""
+    found = []
+    for ranks in sorted({case.layout.ranks for case in cases}):
+        alike = [case for case in cases if case.layout.ranks == ranks]
+        found += [tuple(alike[n : n + CASES_A_CALL]) for n in range(0, len(alike), CASES_A_CALL)]
+    return found
+
+
+def run_cases(cases: Sequence[Case], timeout_s: float = 150.0) -> list[tuple[Case, Errors]]:
+    """Each case with its differences from one process."""
+    (ranks,) = {case.layout.ranks for case in cases}
+    found = on_ranks(ranks, run_steps, cases, init=True, timeout_s=timeout_s)[0]
+    return [(case, errors(step, reference(case.alone()))) for case, step in zip(cases, found, strict=True)]
+
+
+def faults(case: Case, found: Errors) -> list[str]:
+    """The case, where it is farther from one process than it may be."""
+    bound = NEAR if case.experts == "fp8_reference" else EXACT
+    return [f"{case}: {found}"] if max(found[:4]) > bound else []
