@@ -182,7 +182,7 @@ def test_make_adds_no_error_to_a_run_that_was_interrupted_and_saved(tmp_path, co
 # Modules that may use private names of other packages: torch, DeepSpeed, Transformer Engine and datasets.
 SEAMS = {
     "parallel/torch_private.py",
-    "parallel/offload.py",
+    "parallel/zero/deepspeed_private.py",
     "trainer/model/experts/te/private.py",
     "trainer/corpora/tokenize/datasets_private.py",
 }

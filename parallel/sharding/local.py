@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from parallel.sharding.fragment import Fragment
 from parallel.torch_private import dtensor_region
 
 
 def local_part(weight: Tensor) -> Tensor:
-    """This rank's part of a parameter, through autograd; all of it unless it is a DTensor."""
+    """This rank's part of a parameter, through autograd; all of it unless it is a DTensor or a Fragment."""
+    if isinstance(weight, Fragment):
+        return weight.part
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 

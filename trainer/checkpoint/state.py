@@ -23,7 +23,7 @@ def training_tensors(stages: Sequence[nn.Module], engine: Engine, rank: int) -> 
 
     stages: this rank's pipeline stages, whose parameters differ in name.
     """
-    tensors = {f"model.{name}": tensor for stage in stages for name, tensor in stage.state_dict().items()}
+    tensors = {f"model.{name}": tensor for stage in stages for name, tensor in engine.weights(stage).items()}
     tensors |= {f"optim.{name}": tensor for name, tensor in engine.state().items()}
     tensors[f"rng.cpu.{rank}"] = torch.get_rng_state()
     if next(stages[0].parameters()).device.type == "cuda":  # asking torch would start CUDA for a run on the CPU

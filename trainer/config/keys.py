@@ -120,8 +120,9 @@ class OptimConfig:
     decay_fraction: float = 0.2  # wsd: over this last share of the steps, lr falls linearly to min_lr_ratio
     min_lr_ratio: float = 0.1  # of lr, where the schedule ends
     engine: Literal["native", "deepspeed"] = "native"  # also decides how checkpoints name the state
-    zero_stage: int = free(2)  # deepspeed: 1 shards the state over all ranks, 2 the gradients too
+    zero_stage: int = free(2)  # deepspeed: 1 shards the state over all ranks, 2 the gradients too, 3 the weights too
     offload: Literal["none", "cpu"] = free("none")  # deepspeed: cpu holds the state and updates the weights
+    offload_params: Literal["none", "cpu"] = free("none")  # deepspeed, zero_stage=3: cpu holds the weights, too
 
     def decay_steps(self, steps: int) -> int:
         """Length of the final decay in a run of `steps` steps: rounded for wsd, 0 for the other schedules."""

@@ -51,7 +51,8 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // world_size
     if cfg.optim.engine == "native":
         return RankMemory(4 * weights, 4 * trained, optimizer, activations, batches)
-    gradients = 4 * trained // (world_size if cfg.optim.zero_stage == 2 else 1)
+    gradients = 4 * trained // (world_size if cfg.optim.zero_stage >= 2 else 1)
+    weights = weights // world_size if cfg.optim.zero_stage == 3 else weights
     return RankMemory(4 * weights, gradients, optimizer // world_size, activations, batches, exact=False)
 
 

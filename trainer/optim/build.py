@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from parallel.offload import ZeroEngine
 from parallel.world import World
+from parallel.zero.engine import AdamWOptions
+from parallel.zero.flat import FlatEngine
+from parallel.zero.partitioned import PartitionedEngine
 from trainer.config.keys import OptimConfig
 from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
@@ -28,14 +30,13 @@ def build_engine(
     if cfg.engine == "native":
         return NativeEngine(stages, cfg, world, shard_group, moments, alike)
     (model,) = [stages] if isinstance(stages, nn.Module) else stages
-    return ZeroEngine(
-        model,
-        world,
+    options = AdamWOptions(
         weight_decay_groups(dict(model.named_parameters()), cfg),
         lr=lambda step, steps: lr_at(step, cfg, steps),
         betas=(cfg.betas[0], cfg.betas[1]),
         eps=cfg.eps,
         clip_norm=cfg.clip_norm,
-        stage=cfg.zero_stage,
-        offload=cfg.offload == "cpu",
     )
+    if cfg.zero_stage == 3:
+        return PartitionedEngine(model, world, options, offload=cfg.offload, params=cfg.offload_params)
+    return FlatEngine(model, world, options, stage=cfg.zero_stage, offload=cfg.offload)

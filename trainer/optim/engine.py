@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Engine(Protocol):
@@ -25,5 +25,11 @@ class Engine(Protocol):
         consecutively up to this step and since the start of the run.
         """
 
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The live parameters and buffers of `model`, which this engine trains, by name, as `state`."""
+
     def state(self) -> dict[str, Tensor]:
         """The live state, by "<parameter>.<moment>" and "skipped": copied by a save, filled in place by a load."""
+
+    def refresh(self) -> None:
+        """Take over weights and state after a load has filled them."""

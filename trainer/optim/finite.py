@@ -9,15 +9,19 @@ from torch import nn
 
 from parallel.sharding.local import local_part
 from parallel.world import World
+from trainer.optim.engine import Engine
 
 SHOWN = 3
 
 
 @torch.no_grad()
-def not_finite(stages: Iterable[nn.Module], world: World) -> list[str]:
+def not_finite(stages: Iterable[nn.Module], engine: Engine, world: World) -> list[str]:
     """The trained parameters in which a number is NaN or infinite on any rank, by name. Collective; waits for the
     device and takes no memory of a parameter's size."""
-    named = {name: local_part(p) for stage in stages for name, p in stage.named_parameters() if p.requires_grad}
+    named: dict[str, torch.Tensor] = {}
+    for stage in stages:
+        held = engine.weights(stage)
+        named |= {name: local_part(held[name]) for name, p in stage.named_parameters() if p.requires_grad}
     flags = [_broken(part) if part.numel() else part.new_zeros((), dtype=torch.float32) for part in named.values()]
     mine = [name for name, flag in zip(named, torch.stack(flags).tolist(), strict=True) if flag]
     return list(dict.fromkeys(name for of_rank in world.gather(mine) for name in of_rank))

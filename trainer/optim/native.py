@@ -94,6 +94,12 @@ class NativeEngine:
             "skipped": self.skipped_in_all.clone(),
         }
 
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        return model.state_dict()
+
+    def refresh(self) -> None:
+        """Nothing is held twice."""
+
     def state(self) -> dict[str, Tensor]:
         tensors = {"skipped": self.skipped}
         for name, parameter in self.named.items():

@@ -70,6 +70,7 @@ def announcements(
     ]
     if cfg.optim.engine == "deepspeed":
         place = ", state on the CPU" if cfg.optim.offload == "cpu" else ""
+        place += ", weights too" if cfg.optim.offload_params == "cpu" else ""
         parts.append(f"AdamW by DeepSpeed, ZeRO-{cfg.optim.zero_stage}{place}")
     yield {"event": "run", "message": ", ".join(parts)}
 

@@ -52,6 +52,7 @@ class Checkpoints:
         if manifest is None:
             return None
         restore_generators(tensors, self.world.rank)
+        self.parts.engine.refresh()
         self.saved_step = manifest["step"]
         return Position(manifest["step"], manifest["sample"])
 

@@ -172,7 +172,7 @@ class Trainer:
     def _stuck(self, which: str, limit: str, value: int) -> RunError:
         """The error for steps that were all skipped, with its cause as far as the weights show it. Collective."""
         kept = f"the last checkpoint is {self.checkpoints.newest()}"
-        if broken := not_finite(self.parts.stages.values(), self.world):
+        if broken := not_finite(self.parts.stages.values(), self.parts.engine, self.world):
             return RunError(
                 f"{which} had a gradient that was not finite{limit}, because weights are not finite: "
                 f"{show_names(broken)}. They were finite at the start, so an update spoiled them: use a lower "
@@ -262,7 +262,7 @@ class Trainer:
     def _refuse_broken_weights(self) -> None:
         """Raises `RunError` where the weights that the run starts with are not finite: no step could be taken."""
         self.world.watch.at("start: weights")
-        broken = not_finite(self.parts.stages.values(), self.world)
+        broken = not_finite(self.parts.stages.values(), self.parts.engine, self.world)
         if not broken:
             return
         source = self.cfg.checkpoint.init_from

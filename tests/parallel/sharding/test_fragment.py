@@ -16,7 +16,7 @@ VECTOR = torch.arange(11, dtype=torch.float64)
 
 def cut(values: torch.Tensor, borders: list[int]) -> Fragment:
     start, end = borders[dist.get_rank() :][:2]
-    return Fragment(values[start:end], start, len(values))
+    return Fragment(values[start:end], start, values.shape)
 
 
 def save(directory: str, borders: list[int]) -> None:
@@ -43,5 +43,5 @@ def test_a_vector_is_cut_anew(tmp_path, borders):
 
 def test_it_has_no_arithmetic():
     with pytest.raises(NotImplementedError, match="use its part"):
-        Fragment(VECTOR[:3], 0, 11) + 1
-    assert repr(Fragment(VECTOR[2:5], 2, 11)) == "Fragment(2:5 of 11)"
+        Fragment(VECTOR[:3], 0, (11,)) + 1
+    assert repr(Fragment(VECTOR[2:5], 2, (11,))) == "Fragment(2:5 of 11)"

@@ -163,7 +163,17 @@ WRONG = [
     ({"optim.min_lr_ratio": 1.5}, "optim.min_lr_ratio", "0 to 1"),
     ({"optim.decay_fraction": -0.1}, "optim.decay_fraction", "0 to 1"),
     ({"optim.engine": "deepspeed", "optim.name": "sgd"}, "optim.name", ("adamw",)),
-    ({"optim.engine": "deepspeed", "optim.zero_stage": 3}, "optim.zero_stage", (1, 2)),
+    ({"optim.engine": "deepspeed", "optim.zero_stage": 4}, "optim.zero_stage", (1, 2, 3)),
+    (
+        {"optim.engine": "deepspeed", "optim.offload": "cpu", "optim.offload_params": "cpu"},
+        "optim.offload_params",
+        ("none",),
+    ),
+    (
+        {"optim.engine": "deepspeed", "optim.zero_stage": 3, "train.recompute": "selective"},
+        "train.recompute",
+        ("none", "full"),
+    ),
     ({"optim.offload": "cpu"}, "optim.offload", ("none",)),
     ({"train.steps": 0}, "train.steps", "1 or more"),
     ({"train.seed": -1}, "train.seed", "0 or more"),

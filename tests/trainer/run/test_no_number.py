@@ -17,7 +17,7 @@ from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, poison, records, steps, tiny_config
 from tests.trainer.weights.exports import config as published
-from trainer.config.keys import LoggingConfig
+from trainer.config.keys import LoggingConfig, OptimConfig
 from trainer.data.batch import IGNORE
 from trainer.data.build import build_data
 from trainer.metrics.console import event_text, progress_line
@@ -27,6 +27,7 @@ from trainer.objectives.choose import build_objective
 from trainer.objectives.contrastive import Contrastive
 from trainer.objectives.next_token import NextToken
 from trainer.optim.finite import not_finite, show_names
+from trainer.optim.native import NativeEngine
 from trainer.run.build import build_model
 from trainer.run.evaluate import evaluate
 from trainer.run.loop import RunError, Trainer
@@ -259,7 +260,7 @@ def broken_on_rank_1() -> list[str]:
         model[0].weight.requires_grad_(False).fill_(torch.inf)  # not trained: it may hold anything
         with torch.no_grad():
             model[2].weight[1, 1] = torch.nan if world.rank == 1 else 0.0
-        return not_finite([model], world)
+        return not_finite([model], NativeEngine(model, OptimConfig(), world), world)
     finally:
         world.close()
 

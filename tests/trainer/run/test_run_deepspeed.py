@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.pool import on_ranks
-from tests.parallel.zero import forget_groups
+from tests.parallel.zero.fresh_groups import forget_groups
 from tests.printed import error_line
-from tests.trainer.tiny_run import losses, records, steps, tiny_config
+from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
+from trainer.checkpoint.slices import StoredState
 from trainer.run.process import train
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")
@@ -55,6 +56,30 @@ def test_a_run_is_that_of_the_native_engine_and_resumes_bitwise_and_on_other_ran
     (start,) = [r["message"] for r in records(alone) if r.get("event") == "run" and "continued" in r["message"]]
     assert "AdamW by DeepSpeed, ZeRO-1" in start
     assert values(whole)[0] > values(whole)[-1]
+
+
+PARTITIONED = {"engine": "deepspeed", "zero_stage": 3, "offload": "cpu", "offload_params": "cpu", "recompute": "full"}
+
+
+@needs_deepspeed
+def test_partitioned_weights_train_evaluate_and_resume_in_other_stages_and_ranks(tmp_path):
+    """As above for stage 3; the LM head is used by the objective, by the evaluations and by the sample texts."""
+    native, halves, flat, alone = (tmp_path / name for name in ("native", "halves", "flat", "alone"))
+    assert on_ranks(2, run, str(native), {"eval_every": 3}) == [0, 0]
+    assert on_ranks(2, run, str(halves), {**PARTITIONED, "steps": 4, "eval_every": 3}, timeout_s=120) == [0, 0]
+    shutil.copytree(halves, flat)
+    shutil.copytree(halves, alone)
+    assert on_ranks(2, run, str(halves), {**PARTITIONED, "eval_every": 3}, timeout_s=120) == [0, 0]
+    assert values(halves) == pytest.approx(values(native), rel=1e-5)
+    heldout = [event["heldout"]["synthetic"] for event in events(native, "evaluation")]
+    found = {event["step"]: event["heldout"]["synthetic"] for event in events(halves, "evaluation")}
+    assert [found[step] for step in (3, 6, 8)] == pytest.approx(heldout, rel=1e-5)
+    assert on_ranks(2, run, str(flat), OFFLOADED, timeout_s=120) == [0, 0]
+    assert values(flat)[4:] == pytest.approx(values(halves)[4:], rel=1e-6)
+    one = {**PARTITIONED, "offload_params": "none", "recompute": "none", "micro_batch": 4}
+    assert on_ranks(1, run_alone, str(alone), one, timeout_s=120) == [0]
+    assert values(alone)[4:] == pytest.approx(values(halves)[4:], rel=1e-6)
+    assert StoredState(halves / "checkpoints" / "step-8").shape("model.layers.0.moe.experts.w13") == (8, 2, 16, 32)
 
 
 def test_where_deepspeed_is_missing_one_line_names_the_extra(tmp_path, capfd, monkeypatch):

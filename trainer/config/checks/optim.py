@@ -44,12 +44,18 @@ def check(o: OptimConfig) -> list[Fault]:
     for key, value in (("optim.decay_fraction", o.decay_fraction), ("optim.min_lr_ratio", o.min_lr_ratio)):
         if not 0 <= value <= 1:
             faults.append(Fault(f"{key}={value:g} is out of range; use 0 to 1", key, value, "0 to 1"))
-    if o.zero_stage not in (1, 2):
-        text = f"optim.zero_stage={o.zero_stage} is not available; use 1 or 2"
-        faults.append(Fault(text, "optim.zero_stage", o.zero_stage, (1, 2)))
+    if o.zero_stage not in (1, 2, 3):
+        text = f"optim.zero_stage={o.zero_stage} is not available; use 1, 2 or 3"
+        faults.append(Fault(text, "optim.zero_stage", o.zero_stage, (1, 2, 3)))
     if o.engine == "native" and o.offload != "none":
         text = f"optim.offload={o.offload} needs optim.engine=deepspeed; use that, or optim.offload=none"
         faults.append(Fault(text, "optim.offload", o.offload, ("none",)))
+    if o.offload_params != "none" and (o.zero_stage != 3 or o.offload == "none" or o.engine != "deepspeed"):
+        text = f"optim.offload_params={o.offload_params} moves the weights after the state"
+        needs = "optim.engine=deepspeed optim.zero_stage=3 optim.offload=cpu"
+        faults.append(
+            Fault(f"{text}; use it with {needs}, or none", "optim.offload_params", o.offload_params, ("none",))
+        )
     if o.engine == "deepspeed" and o.name != "adamw":
         text = f"optim.name={o.name} is not available with optim.engine=deepspeed; use adamw, or optim.engine=native"
         faults.append(Fault(text, "optim.name", o.name, ("adamw",)))

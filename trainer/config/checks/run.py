@@ -1,10 +1,10 @@
-"""Names and directories that are empty or cannot be used, and objectives that need another engine."""
+"""Names and directories that are empty or cannot be used, and options of training that need another engine."""
 
 from __future__ import annotations
 
 import re
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
 from trainer.config.keys import Config
 from trainer.config.say import IN_A_NAME
 
@@ -28,4 +28,8 @@ def check(cfg: Config) -> list[Fault]:
     if cfg.train.objective == "contrastive" and cfg.optim.engine == "deepspeed":
         text = "train.objective=contrastive freezes the LM head, which optim.engine=deepspeed does not support"
         faults.append(Fault(f"{text}; use optim.engine=native", "optim.engine", cfg.optim.engine, ("native",)))
+    if cfg.optim.engine == "deepspeed" and cfg.optim.zero_stage == 3 and cfg.train.recompute == "selective":
+        text = "train.recompute=selective meets the gathers of optim.zero_stage=3, which it cannot repeat"
+        works = ("none", "full")
+        faults.append(Fault(f"{text}; use {one_of(works)}", "train.recompute", "selective", works))
     return faults
