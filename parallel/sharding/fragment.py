@@ -26,7 +26,7 @@ class Fragment(torch.Tensor):
     start: int
 
     @staticmethod
-    def __new__(cls, part: Tensor, start: int, shape: Sequence[int]) -> Fragment:
+    def __new__(cls, part: Tensor, start: Any, shape: Sequence[int]) -> Fragment:
         whole = wrapper_tensor(cls, shape, like=part)
         whole.part, whole.start = part, start
         return whole
@@ -93,3 +93,22 @@ def _in_row(
     before = number * prod(shape[1:])
     for offsets, sizes in boxes(start - before, end - before, shape[1:]):
         yield (number, *offsets), (1, *sizes)
+
+
+class Region(Fragment):
+    """A box of a tensor of `shape`: `part`, of as many dimensions, is this rank's piece, at the offsets `start`. As a
+    shard of a DTensor, but `part` may be on another device than the mesh."""
+
+    start: tuple[int, ...]  # type: ignore[assignment]
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"Region({list(self.part.shape)} at {list(self.start)} of {list(self.shape)})"
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        if not self.part.numel():
+            return []
+        return [ChunkStorageMetadata(offsets=torch.Size(self.start), sizes=self.part.size())]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        assert index.offset == torch.Size(self.start), f"{index} is not {self}"
+        return self.part

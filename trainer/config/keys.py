@@ -121,7 +121,8 @@ class OptimConfig:
     min_lr_ratio: float = 0.1  # of lr, where the schedule ends
     engine: Literal["native", "deepspeed"] = "native"  # also decides how checkpoints name the state
     zero_stage: int = free(2)  # deepspeed: 1 shards the state over all ranks, 2 the gradients too, 3 the weights too
-    offload: Literal["none", "cpu"] = free("none")  # deepspeed: cpu holds the state and updates the weights
+    # cpu: moments are in host memory; deepspeed: fp32 weights and gradients too, and the update runs there
+    offload: Literal["none", "cpu"] = free("none")
     offload_params: Literal["none", "cpu"] = free("none")  # deepspeed, zero_stage=3: cpu holds the weights, too
 
     def decay_steps(self, steps: int) -> int:

@@ -22,7 +22,7 @@ class NarrowAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             counts: dict[Tensor, Tensor] = {}
-            for piece in _pieces([leaf for leaf in group["params"] if leaf.grad is not None], WIDENED):
+            for piece in pieces([leaf for leaf in group["params"] if leaf.grad is not None], WIDENED):
                 states = [self.state[leaf] for leaf, _ in piece]
                 means, squares = (
                     [state[name].view(-1)[part] for state, (_, part) in zip(states, piece, strict=True)]
@@ -55,7 +55,7 @@ class NarrowAdamW(torch.optim.AdamW):
                 self.state[leaf]["step"].copy_(step)
 
 
-def _pieces(leaves: list[Tensor], elements: int) -> Iterator[list[tuple[Tensor, slice]]]:
+def pieces(leaves: list[Tensor], elements: int) -> Iterator[list[tuple[Tensor, slice]]]:
     """All elements of `leaves` in order, as lists of (leaf, slice of it flattened) with at most `elements` elements."""
     piece: list[tuple[Tensor, slice]] = []
     room = elements

@@ -18,10 +18,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from parallel.sharding.fragment import Region
+from parallel.sharding.local import local_region
 from parallel.world import World
 from trainer.config.keys import OptimConfig
 from trainer.model.numerics import wide
 from trainer.optim.hidden import hidden_matrices
+from trainer.optim.host_adamw import HostAdamW
 from trainer.optim.muon import Muon
 from trainer.optim.narrow_adamw import NarrowAdamW
 from trainer.optim.norm import sum_of_squares
@@ -101,12 +104,16 @@ class NativeEngine:
         """Nothing is held twice."""
 
     def state(self) -> dict[str, Tensor]:
+        on_host = self.cfg.offload == "cpu"
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, HostAdamW):
+                optimizer.finish_copies()
         tensors = {"skipped": self.skipped}
         for name, parameter in self.named.items():
             for optimizer in self.optimizers:
                 for key, value in optimizer.state.get(self.leaves[name], {}).items():
                     # AdamW's step count is one number, equal on all ranks: an empty shard counts its steps too.
-                    tensors[f"{name}.{key}"] = _like(parameter, value) if value.ndim else value
+                    tensors[f"{name}.{key}"] = _like(parameter, value, on_host) if value.ndim else value
         return tensors
 
     def _build_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -150,6 +157,8 @@ def _torch_optimizer(
 ) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer
     leaves = [leaf for group in groups for leaf in group["params"]]
+    if cfg.name != "sgd" and cfg.offload == "cpu":
+        return HostAdamW(groups, moments=moments, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps)
     if cfg.name != "sgd":
         kind = torch.optim.AdamW if moments is None else NarrowAdamW
         optimizer = kind(groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, fused=True)
@@ -173,10 +182,12 @@ def _shard(tensor: Tensor) -> Tensor:
     return tensor.to_local().detach()
 
 
-def _like(parameter: nn.Parameter, local: Tensor) -> Tensor:
+def _like(parameter: nn.Parameter, local: Tensor, on_host: bool) -> Tensor:
     """`local`, laid out over the ranks as `parameter` is."""
     if not isinstance(parameter, DTensor):
         return local
+    if on_host:  # a DTensor would move it to the device of its mesh
+        return Region(local, tuple(part.start for part in local_region(parameter)), parameter.shape)
     return DTensor.from_local(
         local,
         parameter.device_mesh,

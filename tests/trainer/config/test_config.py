@@ -174,7 +174,7 @@ WRONG = [
         "train.recompute",
         ("none", "full"),
     ),
-    ({"optim.offload": "cpu"}, "optim.offload", ("none",)),
+    ({"optim.offload": "cpu", "optim.name": "sgd"}, "optim.offload", ("none",)),
     ({"train.steps": 0}, "train.steps", "1 or more"),
     ({"train.seed": -1}, "train.seed", "0 or more"),
     ({"train.global_batch": 12}, "train.global_batch", (8, 16)),

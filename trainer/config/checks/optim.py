@@ -47,8 +47,8 @@ def check(o: OptimConfig) -> list[Fault]:
     if o.zero_stage not in (1, 2, 3):
         text = f"optim.zero_stage={o.zero_stage} is not available; use 1, 2 or 3"
         faults.append(Fault(text, "optim.zero_stage", o.zero_stage, (1, 2, 3)))
-    if o.engine == "native" and o.offload != "none":
-        text = f"optim.offload={o.offload} needs optim.engine=deepspeed; use that, or optim.offload=none"
+    if o.engine == "native" and o.offload != "none" and o.name != "adamw":
+        text = f"optim.offload={o.offload} is not available with optim.name={o.name}; use adamw, or optim.offload=none"
         faults.append(Fault(text, "optim.offload", o.offload, ("none",)))
     if o.offload_params != "none" and (o.zero_stage != 3 or o.offload == "none" or o.engine != "deepspeed"):
         text = f"optim.offload_params={o.offload_params} moves the weights after the state"
