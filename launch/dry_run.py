@@ -18,6 +18,7 @@ from trainer.config.ranks import map_ranks
 from trainer.config.run_files import newest_manifests
 from trainer.data.errors import DataError
 from trainer.data.shards import files as shard_files
+from trainer.metrics import host
 from trainer.run.directory import LOCK_FILE, RunDir
 from trainer.storage.lock import holder
 from trainer.storage.manifest import CHECKPOINT, CorruptError
@@ -103,6 +104,11 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
         yield f"  {name}", gigabytes(size)
     inputs = f"the inputs of the layers, in a micro-batch of {train.micro_batch}"
     yield "  activations", f"at least {gigabytes(held.activations)} ({inputs})"
+    if held.offloaded:
+        ranks = f"of {world_size} rank(s)" if world_size > 1 else "in all"
+        yield "  device", f"at least {gigabytes(held.device)} on rank 0, gathered weights included"
+        here = f"; this machine has {gigabytes(has)}" if (has := host.memory()) else ""
+        yield "  host", f"{gigabytes(held.host * world_size)} {ranks}{here}"
     place = next(place for place in (run.path.absolute(), *run.path.absolute().parents) if place.exists())
     free = f"{gigabytes(shutil.disk_usage(place).free)} are free"
     kept = f"the newest {cfg.checkpoint.keep} are kept"

@@ -114,10 +114,13 @@ def _program() -> list[str]:
 
 
 def _too_large_for_host(cfg: Config, ranks: int) -> Fault | None:
-    """A model that is too large for a machine without GPUs. Every rank checks the same; here no torch is needed."""
+    """A model that is too large for a machine without GPUs, or what one with GPUs keeps beside them. Every rank checks
+    the same; here no torch is needed."""
     gpus = [device for device in GPU_DEVICES if Path(device).exists()]
     available = host.memory()
-    if not available or (gpus and cfg.train.device != "cpu"):
+    if gpus and cfg.train.device != "cpu":
+        return memory.too_large_beside(cfg, ranks, ranks, available) if available else None
+    if not available:
         return None
     place = f"the share of each of {ranks} rank(s) of this machine"
     return memory.too_large(cfg, ranks, 0, available // ranks, place)

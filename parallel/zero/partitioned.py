@@ -24,7 +24,10 @@ SUB_GROUP = 100_000_000
 
 
 class PartitionedEngine(ZeroEngine):
-    """ZeRO stage 3: as `ZeroEngine`; `params`: where a rank's part of the weights is, "none" (the device) or "cpu"."""
+    """ZeRO stage 3: as `ZeroEngine`; `params`: where a rank's part of the weights is, "none" (the device) or "cpu".
+
+    Weights come from the host to the device one by one, and every rank gets those of rank 0.
+    """
 
     def __init__(
         self, model: nn.Module, world: World, options: AdamWOptions, *, offload: str, params: str = "none"
@@ -42,6 +45,7 @@ class PartitionedEngine(ZeroEngine):
         for name, buffer in self.model.named_buffers():
             owner, _, last = name.rpartition(".")
             setattr(self.model.get_submodule(owner), last, buffer.to(self.world.device))
+            self.world.broadcast_tensor(self.model.get_buffer(name))
         super()._wrap(deepspeed)
         internals.share_memory(self.zero)
         for flat in internals.partitions(self.zero):

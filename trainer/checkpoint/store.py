@@ -72,14 +72,18 @@ class CheckpointStore:
 
     # ---- saving
 
-    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Saved | None:
-        """Copy `tensors`, then write them as `step-<step>` in the background.
+    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, copy: bool = True) -> Saved | None:
+        """Copy `tensors`, then write them as `step-<step>` in the background; without `copy`, write them before this
+        returns, with no second set of them in memory.
 
         The caller may change the tensors as soon as this returns. `facts` (JSON values) go into the manifest.
         Returns the result of the save before this one, unless it was returned already: a save waits for that one.
         """
         before = self.wait()
         self._saved = Saved(step=step, error="the writer thread died", seconds=0.0, size=0)
+        if not copy:
+            self._write(step, tensors, {"step": step, **facts})
+            return before
         staged = self._stager.stage({"state": tensors})
         assert isinstance(staged, dict)
         self._thread = threading.Thread(
@@ -90,16 +94,15 @@ class CheckpointStore:
 
     def poll(self) -> Saved | None:
         """Return the result of the save in flight, once; None while it is still writing, or if there is none."""
-        if self._thread is None or self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             return None
         return self.wait()
 
     def wait(self) -> Saved | None:
         """Wait for the save in flight and return its result, once; None if there is none."""
-        if self._thread is None:
-            return None
-        self._thread.join()
-        self._thread = None
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
         saved, self._saved = self._saved, None
         return saved
 

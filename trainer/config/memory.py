@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from parallel.errors import Fault
 from trainer.config.keys import Config
+from trainer.config.places import Held, by_deepspeed, on_host
 from trainer.config.ranks import map_ranks
 
 NUMBER = {"fp32": 4, "bf16": 2}  # bytes
@@ -20,7 +21,9 @@ TOKEN = 3 * 8  # bytes of a token of a batch on the host: its id, position and l
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank. activations, batches: at least these. exact: False where the first three are estimates."""
+    """Bytes of one rank. activations, batches: at least these. buffers: for gathered weights and pieces of the state,
+    where these are offloaded. exact: False where the first three are estimates. offloaded: of the first three, those on
+    the host of a GPU. starting: on the host while the weights are made."""
 
     weights: int
     gradients: int
@@ -28,6 +31,9 @@ class RankMemory:
     activations: int
     batches: int
     exact: bool = True
+    buffers: int = 0
+    offloaded: int = 0
+    starting: int = 0
 
     @property
     def held(self) -> int:
@@ -37,7 +43,17 @@ class RankMemory:
     @property
     def total(self) -> int:
         """At least."""
-        return self.held + self.activations + self.batches
+        return self.held + self.activations + self.batches + self.buffers
+
+    @property
+    def device(self) -> int:
+        """At least these on a GPU."""
+        return self.total - self.offloaded
+
+    @property
+    def host(self) -> int:
+        """At least these on the host of a GPU."""
+        return max(self.offloaded + self.batches, self.starting)
 
 
 def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
@@ -49,11 +65,23 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     tokens = cfg.train.micro_batch * cfg.data.seq_len
     activations = tokens * cfg.model.hidden_size * cfg.model.num_layers * NUMBER[cfg.precision.linears]
     batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // world_size
-    if cfg.optim.engine == "native":
-        return RankMemory(4 * weights, 4 * trained, optimizer, activations, batches)
-    gradients = 4 * trained // (world_size if cfg.optim.zero_stage >= 2 else 1)
-    weights = weights // world_size if cfg.optim.zero_stage == 3 else weights
-    return RankMemory(4 * weights, gradients, optimizer // world_size, activations, batches, exact=False)
+    if cfg.optim.engine == "deepspeed":
+        held, exact = by_deepspeed(cfg, weights, trained, world_size), False
+    elif cfg.optim.offload == "cpu":
+        held, exact = on_host(4 * weights, 4 * trained, optimizer, _state(cfg, weights, hidden)), True
+    else:
+        held, exact = Held(4 * weights, 4 * trained, optimizer), True
+    return RankMemory(
+        held.weights,
+        held.gradients,
+        held.optimizer,
+        activations,
+        batches,
+        exact,
+        held.buffers,
+        held.host,
+        held.starting,
+    )
 
 
 def checkpoint_bytes(cfg: Config) -> int:
@@ -67,19 +95,33 @@ def too_large(cfg: Config, world_size: int, rank: int, available: int, place: st
     place: where the bytes are, such as "this machine (2 ranks)".
     """
     needed = rank_memory(cfg, world_size, rank)
-    on_host = needed.optimizer if cfg.optim.offload == "cpu" and "GPU" in place else 0
-    if needed.total - on_host <= available:
+    elsewhere = needed.offloaded if "GPU" in place else 0
+    if needed.total - elsewhere <= available:
         return None
-    layers = _most_layers(cfg, world_size, rank, available + on_host)
+    layers = _most_layers(cfg, world_size, rank, available, gpu="GPU" in place)
     fits = f"model.num_layers={layers} or less fits" if layers else "use a smaller model or a smaller batch"
     text = (
         f"{cfg.model.num_params() / 1e6:,.1f} M parameters on {world_size} rank(s) need at least "
-        f"{gigabytes(needed.total - on_host)} on rank {rank} (weights {gigabytes(needed.weights)}, gradients "
+        f"{gigabytes(needed.total - elsewhere)} on rank {rank} (weights {gigabytes(needed.weights)}, gradients "
         f"{gigabytes(needed.gradients)}, optimizer {gigabytes(needed.optimizer)}, inputs of layers "
         f"{gigabytes(needed.activations)}, a step's tokens {gigabytes(needed.batches)}), and {place} has "
         f"{gigabytes(available)}; {fits}, or more ranks that share the weights (parallel.dp_shard)"
     )
-    return Fault(text, "model", needed.total - on_host, layers or "a smaller model")
+    return Fault(text, "model", needed.total - elsewhere, layers or "a smaller model")
+
+
+def too_large_beside(cfg: Config, world_size: int, ranks: int, available: int) -> Fault | None:
+    """A fault if what `ranks` ranks with GPUs keep on the host cannot fit into its `available` bytes, else None."""
+    needed = rank_memory(cfg, world_size)
+    on_host = needed.host * ranks
+    if not needed.offloaded or on_host <= available:
+        return None
+    allowed = f"a host with {gigabytes(on_host)}, or more machines that share the weights"
+    text = (
+        f"optim.offload={cfg.optim.offload} keeps {gigabytes(on_host)} of {ranks} rank(s) on the host, which has "
+        f"{gigabytes(available)}"
+    )
+    return Fault(f"{text}; use {allowed}", "optim.offload", on_host, allowed)
 
 
 def gigabytes(size: float) -> str:
@@ -99,11 +141,12 @@ def _step_counts(cfg: Config) -> int:
     return 3 + in_layer[cfg.optim.name] * cfg.model.num_layers if cfg.optim.name in in_layer else 0
 
 
-def _most_layers(cfg: Config, world_size: int, rank: int, available: int) -> int:
+def _most_layers(cfg: Config, world_size: int, rank: int, available: int, *, gpu: bool) -> int:
     """The most layers that fit; 0 if one does not."""
 
     def size(layers: int) -> int:
-        return rank_memory(replace(cfg, model=replace(cfg.model, num_layers=layers)), world_size, rank).total
+        needed = rank_memory(replace(cfg, model=replace(cfg.model, num_layers=layers)), world_size, rank)
+        return needed.device if gpu else needed.total
 
     one, two = size(1), size(2)
     return 0 if one > available else 1 + (available - one) // (two - one)

@@ -18,6 +18,7 @@ from trainer import precision
 from trainer.config.checks.optim import doubtful
 from trainer.config.checks.unused import without_effect
 from trainer.config.keys import Config
+from trainer.config.memory import gigabytes, rank_memory
 from trainer.config.ranks import cut_model, map_ranks
 from trainer.metrics import host
 from trainer.model.experts.choose import describe_backend
@@ -60,6 +61,10 @@ def announcements(
         crowded = host.crowded(torch.get_num_threads(), ranks, os.getloadavg()[0], host.cores())
         if crowded is not None:
             yield {"event": "note", "message": crowded}
+    held = rank_memory(cfg, world.size, world.rank)
+    if held.offloaded:
+        text = f"a rank holds at least {gigabytes(held.device)} on the device and {gigabytes(held.host)} on the host"
+        yield {"event": "memory", "message": text}
     new = f"new, with the weights in {cfg.checkpoint.init_from}" if cfg.checkpoint.init_from else "new"
     parts = [
         f"continued after step {resumed}" if resumed else new,

@@ -156,12 +156,15 @@ def build_model(
         model = Decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend, span)
     freeze_unused(model, objective)
     parallelize(model, meshes, cfg, world.device.type)
-    model.to_empty(device=world.device)
+    # DeepSpeed's stage 3 takes weights from the host one by one, and gives every rank those of rank 0.
+    partitioned = cfg.optim.engine == "deepspeed" and cfg.optim.zero_stage == 3
+    model.to_empty(device="cpu" if partitioned else world.device)
     if fill is not None:
         fill(model)
     else:
         model.init_weights(cfg.train.seed)
-    world.broadcast_module(model)
+    if not partitioned:
+        world.broadcast_module(model)
     return model
 
 

@@ -62,7 +62,8 @@ class Checkpoints:
             return
         config = coerce.to_dict(self.cfg)
         facts = {"sample": position.sample, "data": self.parts.data.fingerprint, CONFIG_FACT: config}
-        self._log(self._store.save(position.step, self._tensors(), facts), position, log)
+        copy = self.cfg.optim.offload == "none"  # the host may not have room for the state twice
+        self._log(self._store.save(position.step, self._tensors(), facts, copy=copy), position, log)
         self.saved_step = position.step
 
     def poll(self, position: Position, log: EventLog) -> None:

@@ -90,7 +90,7 @@ def _log_to_stdout() -> Iterator[None]:
 def _check_hardware(cfg: Config, world: World) -> None:
     """Raises `ConfigError` on every rank where the machine of any rank cannot do what `cfg` asks for."""
     found = [
-        _too_large(cfg, world),
+        *_too_large(cfg, world),
         precision.unavailable(cfg.precision, world.device),
         kernels.unavailable(cfg.train.kernels, cfg.precision.payload, world.device),
     ]
@@ -100,16 +100,17 @@ def _check_hardware(cfg: Config, world: World) -> None:
             raise ConfigError([replace(fault, text=place + fault.text) for fault in faults])
 
 
-def _too_large(cfg: Config, world: World) -> Fault | None:
-    """A fault where the memory is too small, before any of it is allocated."""
+def _too_large(cfg: Config, world: World) -> list[Fault | None]:
+    """Faults where a memory is too small, before any of it is allocated."""
+    ranks, of_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), host.memory()
     if world.device.type == "cuda":
-        available: int | None = torch.cuda.get_device_properties(world.device).total_memory
-        place = "this GPU"
-    else:
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        of_host = host.memory()
-        available, place = of_host and of_host // ranks, f"the share of each of {ranks} rank(s) of this machine"
-    return memory.too_large(cfg, world.size, world.rank, available, place) if available else None
+        of_gpu = torch.cuda.get_device_properties(world.device).total_memory
+        beside = memory.too_large_beside(cfg, world.size, ranks, of_host) if of_host else None
+        return [memory.too_large(cfg, world.size, world.rank, of_gpu, "this GPU"), beside]
+    if not of_host:
+        return []
+    place = f"the share of each of {ranks} rank(s) of this machine"
+    return [memory.too_large(cfg, world.size, world.rank, of_host // ranks, place)]
 
 
 def _take_directory(run: RunDir | None, cfg: Config, world: World, resources: contextlib.ExitStack) -> RunDir:

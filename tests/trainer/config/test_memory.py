@@ -3,7 +3,8 @@
 import pytest
 
 from tests.trainer.tiny_run import tiny_config
-from trainer.config.memory import gigabytes, rank_memory, too_large
+from trainer.config.compose import compose
+from trainer.config.memory import gigabytes, rank_memory, too_large, too_large_beside
 
 HUGE = 10**8
 
@@ -60,8 +61,40 @@ def test_state_on_the_host_takes_no_memory_of_the_gpu():
     cfg = tiny_config("unused", engine="deepspeed", offload="cpu")
     needed = rank_memory(cfg, 1)
     assert not needed.exact
-    assert too_large(cfg, 1, 0, needed.total - needed.optimizer, "this GPU") is None
-    assert too_large(cfg, 1, 0, needed.total - needed.optimizer, "this machine") is not None
+    assert too_large(cfg, 1, 0, needed.device, "this GPU") is None
+    assert too_large(cfg, 1, 0, needed.device, "this machine") is not None
+
+
+def test_moments_of_the_native_engine_are_on_the_host():
+    here, away = (rank_memory(tiny_config("unused", offload=place), 1) for place in ("none", "cpu"))
+    count = tiny_config("unused").model.num_params()
+    assert (away.held, away.exact) == (here.held, True)
+    assert away.host - here.host == 8 * count
+    assert away.device == here.device - 8 * count + away.buffers
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "device", "host"),
+    [
+        (["recipe=cpt_30b_8gpu"], 8, (61, 80), (0, 1)),
+        (["recipe=cpt_30b_8gpu", "optim.offload=cpu"], 8, (30, 40), (30, 31)),
+        (["recipe=cpt_30b_1gpu_offload"], 1, (3, 24), (488, 490)),
+    ],
+    ids=["8 GPUs", "8 GPUs, moments on the host", "1 GPU"],
+)
+def test_the_30b_recipes_fit_where_they_say(words, ranks, device, host):
+    needed = rank_memory(compose(words, world_size=ranks), ranks)
+    assert device[0] <= needed.device / 1e9 < device[1]
+    assert host[0] <= needed.host / 1e9 < host[1]
+
+
+def test_what_does_not_fit_beside_the_gpus_is_refused_with_its_size():
+    cfg = compose(["recipe=cpt_30b_1gpu_offload"], world_size=1)
+    fault = too_large_beside(cfg, 1, 1, 256 * 10**9)
+    assert fault is not None
+    assert (fault.where, round(fault.value / 1e9)) == ("optim.offload", 489)
+    assert too_large_beside(cfg, 1, 1, 512 * 10**9) is None
+    assert too_large_beside(compose(["recipe=cpt_30b_8gpu"], world_size=8), 8, 8, 10**6) is None
 
 
 def test_sizes_are_shown_in_a_fitting_unit():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.distributed.pool import on_ranks
+from tests.parallel.zero.fresh_groups import forget_groups
 from tests.trainer.tiny_run import events, steps
 from trainer.config.compose import compose
 from trainer.config.keys import Config
@@ -130,13 +131,19 @@ def test_what_cannot_be_made_is_named(words: list[str]) -> None:
     assert {"code", "pubchem", "thermo"} <= set(caught.value.allowed)
 
 
-def rehearse(words: list[str]) -> int:
-    return train(compose(["recipe=cpt_6t_rehearsal", *words], world_size=8))
+def rehearse(recipe: str, words: list[str], ranks: int) -> int:
+    try:
+        return train(compose([f"recipe={recipe}_rehearsal", *words], world_size=ranks))
+    finally:
+        forget_groups()
 
 
-@pytest.mark.slow  # eight processes on two cores; the use: what the largest recipe wires together does train
-def test_the_largest_recipe_trains_on_eight_ranks_at_toy_size(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.slow  # eight processes on two cores; the use: what a large recipe wires together does train
+@pytest.mark.parametrize(("recipe", "ranks"), [("cpt_6t", 8), ("cpt_30b_8gpu", 8), ("cpt_30b_1gpu_offload", 1)])
+def test_large_recipes_train_at_toy_size(recipe: str, ranks: int, words: list[str], tmp_path: Path) -> None:
+    if "offload" in recipe:
+        pytest.importorskip("deepspeed")
     few = ["train.steps=2", "train.log_every=1", "train.eval_batches=1", "logging.console=off", f"run.dir={tmp_path}"]
-    assert on_ranks(8, rehearse, [*words, *few], timeout_s=120) == [0] * 8
+    assert on_ranks(ranks, rehearse, recipe, [*words, *few], ranks, timeout_s=120) == [0] * ranks
     assert [record["tokens"] > 1000 for record in steps(tmp_path)] == [True, True]
     assert set(events(tmp_path, "evaluation")[-1]["heldout"]) == {"pubchem", "thermo", "code", "prose"}

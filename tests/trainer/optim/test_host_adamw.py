@@ -19,7 +19,7 @@ from trainer.run.process import train
 
 
 def steps(offload: str, moments: torch.dtype | None, device: str = "cpu") -> list[torch.Tensor]:
-    """Weights and moments after five steps, the third of which is not finite."""
+    """Weights and moments after five steps, and the third is not finite."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(40, 9), nn.LayerNorm(9), nn.Linear(9, 3, bias=False)).to(device)
     cfg = OptimConfig(offload=offload, lr=0.05, clip_norm=0.5, weight_decay=0.3)

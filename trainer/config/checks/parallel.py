@@ -128,6 +128,8 @@ def _of_native_engine_only(ranks: RankMap) -> list[Fault]:
     ):
         if value > 1:  # ep alone already asks for dp_shard, so one fault is enough
             text = f"{key}={value} spreads {what} over ranks, but optim.engine=deepspeed needs all of them on each rank"
+            if key == "parallel.ep":
+                text += " (its ZeRO knows expert groups only of its own MoE layers, deepspeed.moe and AutoEP)"
             return [Fault(f"{text}; use {key}=1, or optim.engine=native", key, value, (1,))]
     return []
 
