@@ -225,17 +225,20 @@ def dtensor_region(weight: DTensor) -> tuple[slice, ...]:
 
 def dtensor_regions(weight: DTensor) -> list[tuple[int, tuple[int, ...], tuple[slice, ...]]]:
     """(rank, replica, part of the whole tensor) of every rank of the mesh. Ranks whose replicas, coordinates along
-    the dimensions of the mesh that do not cut the tensor, are equal hold it once together. As `dtensor_region`."""
+    the dimensions of the mesh that do not cut the tensor, are equal hold it once together. As `dtensor_region`; torch
+    reads offsets from tensors, which must be real ones where those of the caller are fake."""
     from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+    from torch.utils._python_dispatch import _disable_current_modes
 
-    found, placements = [], weight.placements
-    for coordinate in itertools.product(*(range(size) for size in weight.device_mesh.shape)):
-        shape, offset = _compute_local_shape_and_global_offset(
-            weight.shape, weight.device_mesh.shape, list(coordinate), placements
-        )
-        replica = tuple(place for place, cut in zip(coordinate, placements, strict=True) if cut.is_replicate())
-        region = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
-        found.append((int(weight.device_mesh.mesh[coordinate]), replica, region))
+    mesh, placements, found = weight.device_mesh, weight.placements, []
+    with _disable_current_modes():
+        for coordinate in itertools.product(*(range(size) for size in mesh.shape)):
+            shape, offset = _compute_local_shape_and_global_offset(
+                weight.shape, mesh.shape, list(coordinate), placements
+            )
+            replica = tuple(place for place, cut in zip(coordinate, placements, strict=True) if cut.is_replicate())
+            region = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+            found.append((int(mesh.mesh[coordinate]), replica, region))
     return found
 
 

@@ -162,7 +162,10 @@ def plan(
     they give the same stacks in the same order. group None: this rank is alone.
     Raises ValueError for a weight whose mesh is not over the ranks of the group.
     """
-    ranks = {rank: place for place, rank in enumerate(dist.get_process_group_ranks(group))} if group else {0: 0}
+    if group is not None:
+        ranks = {rank: place for place, rank in enumerate(dist.get_process_group_ranks(group))}
+    else:
+        ranks = {dist.get_rank() if dist.is_initialized() else 0: 0}
     me = dist.get_rank(group) if group else 0
     load = dict.fromkeys(ranks.values(), 0.0)
     alone: list[Job] = []
@@ -172,7 +175,8 @@ def plan(
         single = all(len(holders) == 1 for holders in cells.values())
         largest = max(math.prod(holder.part.matrix) for holders in cells.values() for holder in holders)
         at_once = max(1, (elements_alone if single else elements) // largest)
-        for first in range(0, max(stop - start for start, stop in cells), at_once):
+        longest = max(stop - start for start, stop in cells)
+        for first in range(0, longest, at_once):
             jobs = []
             for (start, stop), holders in cells.items():
                 index = slice(min(start + first, stop), min(start + first + at_once, stop))
@@ -188,7 +192,7 @@ def plan(
             if single:
                 alone += jobs
             else:
-                shared.append((jobs, at_once * largest))
+                shared.append((jobs, min(at_once, longest - first) * largest))
     buckets, size = [Bucket([job], None) for job in alone], 0
     jobs = []
     for more, count in shared:
