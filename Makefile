@@ -5,7 +5,11 @@
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
 #              bench-data: starting on six trillion tokens and reading packs of them, against Megatron-core
+<<<<<<< HEAD
 #              bench-pipeline: steps of a pipeline against the time that its schedule takes on paper
+=======
+#              bench-muon: the toy's step with Muon against AdamW's
+>>>>>>> 63c0d9d (tests: bench Muon's step, study its losses, simulate and pipeline it)
 #              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
 # make bench-gpu  one GPU: the 1T model's experts and layers beside torch's and Transformer Engine's, then recipe=toy_gpu
 # make setup   only install what test, lint and bench need; setup-toy: what toy needs
@@ -23,7 +27,11 @@ PY   := $(VENV)/bin/python
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
 
+<<<<<<< HEAD
 .PHONY: toy test test-all lint bench bench-step bench-moe bench-upcycle bench-data bench-pipeline bench-gpu setup setup-toy clean
+=======
+.PHONY: toy test test-all lint bench bench-step bench-moe bench-muon bench-upcycle bench-data bench-gpu setup setup-toy clean
+>>>>>>> 63c0d9d (tests: bench Muon's step, study its losses, simulate and pipeline it)
 .DEFAULT_GOAL := toy
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
@@ -47,13 +55,16 @@ lint: $(DEV)
 	$(PY) .ci/words.py
 	hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 
-bench: bench-step bench-moe bench-upcycle bench-data
+bench: bench-step bench-moe bench-muon bench-upcycle bench-data
 
 bench-step: $(DEV)
 	$(PY) tests/bench/step.py $(ARGS)
 
 bench-moe: $(DEV)
 	$(PY) -m tests.bench.moe_layer $(ARGS)
+
+bench-muon: $(DEV)
+	$(PY) -m tests.bench.muon step $(ARGS)
 
 bench-upcycle: $(DEV)
 	$(PY) -m tests.bench.upcycle $(ARGS)

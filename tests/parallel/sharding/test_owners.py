@@ -27,7 +27,7 @@ def meta(local: tuple[int, ...], whole: tuple[int, ...], mesh, *placements) -> D
 
 
 def planned(rank: int, elements: int = 1 << 20) -> tuple[list[Bucket], list[Stack]]:
-    """Of `rank` in two copies of four: dense matrices over the four, experts on pairs of them, each cut in two."""
+    """The plan of `rank` in two copies of four ranks: dense matrices over the four, experts on two pairs of them."""
     with fake_world(RANKS, rank):
         mesh = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("copy", "cut", "expert"))
         flat = init_device_mesh("cpu", (2, 4), mesh_dim_names=("copy", "shard"))

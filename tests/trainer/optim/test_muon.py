@@ -261,8 +261,8 @@ def test_a_weight_without_a_gradient_is_left_alone():
 def test_a_gpu_orthogonalises_and_skips_without_waiting(dtype):
     model = Decoder(tiny_config("unused").model).cuda()
     model.init_weights(3)
-    engine = NativeEngine(model, OptimConfig(name="muon", lr=LR, ns_dtype=dtype, schedule="constant"), World())
-    engine.world = World(device=torch.device("cuda"))
+    cfg = OptimConfig(name="muon", lr=LR, ns_dtype=dtype, schedule="constant")
+    engine = NativeEngine(model, cfg, World(device=torch.device("cuda")))
     engine.prepare()
     alone = engine_of(torch.float32, momentum=0.9, weight_decay=0.1, clip_norm=1.0, ns_dtype=dtype)
     for of in (engine, alone):

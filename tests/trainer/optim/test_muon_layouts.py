@@ -18,11 +18,13 @@ from parallel.sharding.local import local_part, local_region
 from parallel.world import World
 from tests.distributed.pool import on_ranks
 from tests.trainer.spread import Spread, built, whole
-from trainer.config.keys import OptimConfig
+from tests.trainer.tiny_run import steps, tiny_config
+from trainer.config.keys import OptimConfig, ParallelConfig
 from trainer.optim.native import NativeEngine
+from trainer.run.process import train
 
 STEPS, SKIPPED = 4, 3  # the gradient of step 3 is not finite on one rank
-# On eight ranks rows of the output matrix are missing on two, those of the keys and values on six.
+# Keys and values have rows on two ranks only; on eight ranks two have none of the output matrix.
 NARROW = {"hidden_size": 12, "num_heads": 2, "num_kv_heads": 1, "head_dim": 2, "num_layers": 1}
 SMALL = {"num_experts": 8, "num_layers": 1}
 
@@ -31,14 +33,16 @@ def spread(replicas: int, shards: int, ep: int, **model: Any) -> Spread:
     return Spread(replicas, shards, ep, tuple({**SMALL, **model}.items()))
 
 
+QUICK = {
+    "experts on 2, cut in 2": spread(1, 4, 2, **NARROW),
+    "2 copies of experts on 2": spread(2, 2, 2, **NARROW),
+}
 FOUR = {
     "replicas": spread(4, 1, 1),
     "shards": spread(1, 4, 1),
     "experts on 4": spread(1, 4, 4),
-    "experts on 2, cut in 2": spread(1, 4, 2),
     "experts on 2, each cut in 2 by its group": spread(1, 4, 4, router_groups=2),
     "2 copies of 2 shards": spread(2, 2, 1),
-    "2 copies of experts on 2": spread(2, 2, 2),
 }
 EIGHT = {
     "fewer rows than ranks": spread(1, 8, 4, **NARROW),
@@ -90,7 +94,11 @@ def take_steps(layouts: list[Spread]) -> list[tuple[list[float], dict[str, Tenso
     return found
 
 
-@pytest.mark.parametrize("layouts", [FOUR, EIGHT], ids=["4 ranks", "8 ranks"])
+@pytest.mark.parametrize(
+    "layouts",
+    [QUICK, pytest.param(FOUR, marks=pytest.mark.slow), pytest.param(EIGHT, marks=pytest.mark.slow)],
+    ids=["4 ranks, quick", "4 ranks", "8 ranks"],
+)
 def test_every_layout_takes_the_steps_of_one_process(layouts):
     size = next(iter(layouts.values())).ranks
     on_each = on_ranks(size, take_steps, list(layouts.values()), init=True, timeout_s=120.0)
@@ -131,12 +139,31 @@ def load(directory: Path, layouts: list[Spread]) -> list[tuple[dict[str, Tensor]
 
 
 def test_state_of_one_layout_resumes_in_the_others(tmp_path):
-    layouts = [FOUR[name] for name in ("experts on 2, cut in 2", "2 copies of 2 shards", "experts on 4")]
+    layouts = list(QUICK.values())
     saved, last = on_ranks(4, save, tmp_path, layouts[0], init=True)[0]
     same, *others = on_ranks(4, load, tmp_path, layouts, init=True)[0]
     assert all(torch.equal(same[1][name], tensor) for name, tensor in last.items())
-    for loaded, resumed in (*others, *load(tmp_path, [spread(1, 1, 1)])):
+    for loaded, resumed in (*others, *load(tmp_path, [spread(1, 1, 1, **NARROW)])):
         for name, tensor in saved.items():
             assert torch.equal(loaded[name], tensor), name
         for name, tensor in last.items():
             torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-10)
+
+
+def trained(directory: Path, **parallel: int) -> None:
+    cfg = tiny_config(directory, name="muon", momentum=0.95, steps=3, log_every=1, global_batch=8)
+    cfg.parallel = ParallelConfig(**parallel)
+    assert train(cfg) == 0
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_pipeline_divide_their_own_matrices(tmp_path):
+    trained(tmp_path / "alone")
+    on_ranks(4, trained_in_stages, tmp_path / "stages", timeout_s=120.0)
+    expected, found = ([float(step["loss"]) for step in steps(tmp_path / name)] for name in ("alone", "stages"))
+    assert len(found) == 3
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def trained_in_stages(directory: Path) -> None:
+    trained(directory, pp=2, dp_shard=2, ep=2)

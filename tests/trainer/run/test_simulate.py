@@ -52,6 +52,7 @@ LAYOUTS = {
     "width cut in two": layout(1, 8, 8, router_groups=4),
     "replicas, sgd": layout(8, 1, 1, name="sgd"),
     "two micro-batches, recomputed": layout(2, 4, 2, global_batch=2 * RANKS, recompute="full", compute="bf16"),
+    "two copies, muon": layout(2, 4, 2, name="muon"),
     "fp8 between ranks": layout(1, 8, 8, compute="bf16", payload="fp8", regather=True),
     "every option": layout(1, 8, 4, combine="reduce_scatter", reshard_experts=True, overlap=2, regather=True),
 }
@@ -123,15 +124,27 @@ def test_a_layout_that_needs_its_other_ranks_is_refused(cfg, fault):
         layout(1, 8, 8, compute="bf16", num_heads=6, num_kv_heads=3),
         replace(layout(1, 8, 4), precision=PrecisionConfig(moments="bf16")),
         layout(8, 1, 1, name="sgd", momentum=0.0),
+        layout(1, 8, 4, name="muon"),
         layout(1, 8, 1, router_groups=1),
     ],
-    ids=["odd heads", "narrow moments", "no momentum", "one router group"],
+    ids=["odd heads", "narrow moments", "no momentum", "muon", "one router group"],
 )
 def test_a_count_without_building_is_exact(cfg):
     for rank in (0, RANKS - 1):
         held, counted = simulate_rank(cfg, RANKS, rank).memory, rank_memory(cfg, RANKS, rank)
         assert (counted.weights, counted.gradients, counted.optimizer) == (held.weights, held.gradients, held.optimizer)
         assert counted.exact
+
+
+def test_muon_sends_pieces_once_and_no_expert_that_a_rank_holds_whole():
+    cfg = layout(1, 8, 8, name="muon", router_groups=8)
+    calls = [call for call in simulate_rank(cfg, RANKS, 0).collectives if call.where == "optimizer"]
+    exchanges = [call for call in calls if call.op == "all_to_all"]
+    assert len(exchanges) == 2
+    dense = cfg.model.hidden_matrix_params() - 3 * cfg.model.num_layers * cfg.model.num_experts * (
+        cfg.model.expert_width * cfg.model.hidden_size
+    )
+    assert all(0 < call.nbytes <= 4 * dense for call in exchanges)
 
 
 @pytest.mark.slow
