@@ -104,6 +104,21 @@ class CollectiveLog(TorchDispatchMode):
         return result
 
 
+class GroupedShapes(TorchDispatchMode):
+    """Context in which torch's grouped GEMM takes fake tensors of every dtype. torch describes its result for bf16
+    alone; a GPU also runs it in fp32."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not torch.ops.aten._grouped_mm.default or args[0].dtype == torch.bfloat16:
+            return func(*args, **(kwargs or {}))
+        a, b, offsets = args[:3]
+        if a.ndim == b.ndim == 2:
+            return a.new_empty(len(offsets), len(a), b.shape[1])
+        return a.new_empty(len(a), b.shape[2])
+
+
 def _group(args: Sequence[Any]) -> dist.ProcessGroup | None:
     """The process group among an operator's arguments: an object, or for functional collectives the last string."""
     for arg in args:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 __all__ = [
     "COLLECTIVES",
@@ -45,6 +45,7 @@ __all__ = [
     "foreach_norm",
     "group_of_name",
     "has_gradient_hooks",
+    "holds_storage",
     "in_backward",
     "process_groups",
     "set_timeout",
@@ -162,9 +163,15 @@ def flash_varlen_backward(
 # ---- tensors and storages
 
 
-def storage_id(tensor: Tensor) -> int:
-    """Identifies the storage of `tensor`; `data_ptr()` does not, as it is 0 for meta and fake tensors."""
-    return tensor.untyped_storage()._cdata
+def storage_id(of: Tensor | torch.UntypedStorage) -> int:
+    """Identifies a storage, or that of a tensor; `data_ptr()` does not, as it is 0 for meta and fake tensors."""
+    return (of.untyped_storage() if isinstance(of, Tensor) else of)._cdata
+
+
+def holds_storage(tensor: Tensor) -> bool:
+    """True if `tensor` has memory of its own, or stands for such memory as fake tensors do: a wrapper such as DTensor
+    only has the storages of its parts, and a meta tensor none."""
+    return not (is_traceable_wrapper_subclass(tensor) or tensor.device.type == "meta" or tensor.is_sparse)
 
 
 def view_base(tensor: Tensor) -> Tensor | None:

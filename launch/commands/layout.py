@@ -12,6 +12,7 @@ from launch.configurations import compose_on
 from trainer.config.command_line import Parser, whole_number
 from trainer.config.errors import CommandError
 from trainer.config.keys import Config
+from trainer.config.memory import ROUTERS
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
@@ -19,25 +20,33 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     parser.add_overrides(words)
     parser.add_argument("--world", type=whole_number(1), required=True, metavar="N", help="number of ranks in the run")
     parser.add_argument("--rank", type=whole_number(0), default=0, metavar="R", help="the rank to build (default: 0)")
+    parser.add_argument(
+        "--router",
+        choices=tuple(ROUTERS),
+        default="uniform",
+        help="how unevenly experts are selected, which matters to parallel.dispatch=all_to_all (default: uniform)",
+    )
     options = parser.read(words)
     if options.rank >= options.world:
         allowed = f"0 to {options.world - 1}"
         text = f"--rank={options.rank} is not a rank of --world={options.world}; use {allowed}"
         raise CommandError(text, where="--rank", value=options.rank, allowed=allowed)
     cfg = compose_on(options.world, "--world", options.overrides, options.config_dir)
-    return partial(_print_layout, cfg, options.world, options.rank)
+    return partial(_print_layout, cfg, options.world, options.rank, options.router)
 
 
-def _print_layout(cfg: Config, world: int, rank: int) -> int:
+def _print_layout(cfg: Config, world: int, rank: int, router: str) -> int:
     """Print the axes, bytes and collectives of `rank` of `world` ranks."""
-    from trainer.run.simulate import simulate_rank  # imports torch: only now that the configuration is checked
+    # These import torch: only now that the configuration is checked.
+    from parallel.memory.live import LABELS
+    from trainer.run.simulate import simulate_rank
 
-    simulated = simulate_rank(cfg, world, rank)
+    simulated = simulate_rank(cfg, world, rank, router)
     print(f"rank {rank} of {world}\n\n{'axis':<14}{'ranks':>6}")
     for axis, ranks, what in simulated.layout.rows():
         print(f"{axis:<14}{ranks:>6}  {what}")
 
-    memory = simulated.memory
+    memory, peak = simulated.memory, simulated.peak
     unit, size = ("GB", 1e9) if memory.total >= 1e9 else ("MB", 1e6)
     print(f"\n{'held after backward':<20}{unit:>12}")
     for name, nbytes in (
@@ -48,7 +57,11 @@ def _print_layout(cfg: Config, world: int, rank: int) -> int:
         ("total", memory.total),
     ):
         print(f"{name:<20}{nbytes / size:>12,.3f}")
-    print("activations and gathered weights are not included")
+    print(f"\n{f'peak, in {peak.where}':<20}{unit:>12}")
+    for name in (*LABELS, "total"):
+        print(f"{name:<20}{getattr(peak, name) / size:>12,.3f}")
+    if peak.host:
+        print(f"{'on the host':<20}{peak.host / size:>12,.3f}")
     print(f"\narithmetic of all ranks: {arithmetic(cfg)}")
 
     # Every collective of one kind, whatever its size, is one line.

@@ -28,15 +28,23 @@ class AllToAllDispatch:
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, experts: RunExperts) -> Tensor:
         """Implements `Dispatcher`; `num_experts` must be a multiple of the group's size. Waits for the device once."""
         per_rank = num_experts // self.group.size()
-        # Rows sorted by expert are sorted by rank too.
         order = RowOrder(ids, num_experts)
-        ends = order.offsets[per_rank - 1 :: per_rank]
-        sent = ends.diff(prepend=ends.new_zeros(1))
-        received = start_all_to_all(sent, self.group).wait()
-        rows = _Rows(self.group, *torch.stack([sent, received]).tolist())
+        rows = _Rows(self.group, *self._count_rows(order, per_rank))
         local_ids_R1 = (ids.flatten().index_select(0, order.slot_of_row) % per_rank).unsqueeze(1)
         x_QH, weights_Q1, ids_Q1 = _SendRows.apply(x, weights, local_ids_R1, order, rows)
         return _ReturnRows.apply(experts(x_QH, weights_Q1, RowOrder(ids_Q1, per_rank)), order, rows)
+
+    def _count_rows(self, order: RowOrder, per_rank: int) -> tuple[list[int], list[int]]:
+        """Rows sent to each rank, and received from each. Waits for the device."""
+        sent, received = self._exchange_counts(order, per_rank).tolist()
+        return sent, received
+
+    def _exchange_counts(self, order: RowOrder, per_rank: int) -> Tensor:
+        """[2, ranks]: rows sent, rows received."""
+        # Rows sorted by expert are sorted by rank too.
+        ends = order.offsets[per_rank - 1 :: per_rank]
+        sent = ends.diff(prepend=ends.new_zeros(1))
+        return torch.stack([sent, start_all_to_all(sent, self.group).wait()])
 
 
 class _Rows:

@@ -74,6 +74,10 @@ class RowOrder:
     def offsets(self) -> Tensor:
         return self._sorted.offsets
 
+    def ends(self) -> list[int]:
+        """`offsets` on the host, which waits for the device."""
+        return self.offsets.tolist()
+
 
 def sum_slots(rows: Tensor, row_of_slot: Tensor) -> Tensor:
     """Sum each token's K rows in slot order: [R, H], [T, K] -> [T, H]. A gather: no atomics, bitwise reproducible."""

@@ -204,3 +204,11 @@ def test_collectives_are_the_known_operators():
             assert [private.COLLECTIVES.get(func.overloadpacket.__name__) for func in found] == [kind], found
     finally:
         dist.destroy_process_group()
+
+
+def test_wrappers_and_meta_tensors_hold_no_storage():
+    plain = torch.zeros(3)
+    wrapper = private.wrapper_tensor(DTensor, (3,), plain)
+    assert [private.holds_storage(tensor) for tensor in (plain, wrapper, plain.to("meta"))] == [True, False, False]
+    with private.FakeTensorMode():
+        assert private.holds_storage(torch.zeros(3))

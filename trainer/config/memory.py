@@ -16,6 +16,9 @@ from trainer.config.places import Held, by_deepspeed, on_host
 from trainer.config.ranks import map_ranks
 
 NUMBER = {"fp32": 4, "bf16": 2}  # bytes
+# What a simulated router prefers: logits fall by this much from the first expert to the last, beside random ones of
+# variance 1. With the last, all tokens select the same experts.
+ROUTERS = {"uniform": 0.0, "skewed": 3.0, "adversarial": 1e6}
 TOKEN = 3 * 8  # bytes of a token of a batch on the host: its id, position and label
 
 

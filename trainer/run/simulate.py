@@ -13,16 +13,19 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
+from parallel.dispatch.all_to_all import AllToAllDispatch
 from parallel.layout import Layout
+from parallel.memory.known_rows import KnownAllToAll, rows_of_experts
+from parallel.memory.live import LiveBytes, Peak
 from parallel.mesh import Meshes
-from parallel.simulate import Collective, CollectiveLog, RankBytes, fake_world, rank_bytes
-from parallel.torch_private import DataDependentOutputException, FakeTensorMode
+from parallel.simulate import Collective, CollectiveLog, GroupedShapes, RankBytes, fake_world, rank_bytes
+from parallel.torch_private import FakeTensorMode
 from parallel.world import World
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
-from trainer.model.experts.shapes_only import shapes_only
+from trainer.model.experts.simulated import assume_rows, choose_simulated
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.engine import Engine
@@ -39,20 +42,28 @@ class SimulatedRank:
     """One rank of a layout.
 
     memory: bytes held after backward, gradients included. collectives: of one optimizer step, in the order of their
-    issue.
+    issue. live: every tensor of the step.
     """
 
     layout: Layout
     memory: RankBytes
     collectives: list[Collective]
+    live: LiveBytes
+
+    @property
+    def peak(self) -> Peak:
+        return self.live.peak()
 
 
-def simulate_rank(cfg: Config, world_size: int, rank: int) -> SimulatedRank:
+def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "uniform") -> SimulatedRank:
     """Build `rank` of `world_size` and take it through one step, without memory or peers.
 
-    Nothing is compiled, since a compiled model has the same weights. The step's micro-batches are windows of one
-    document each, since no collective's size depends on the data; `ConfigError` is raised where one does, for
-    engines other than the native one, and for models of too many layers.
+    The experts' kernels are those of a CPU where `train.device=cpu`, otherwise those of a GPU. Nothing is compiled; a
+    compiled model has the same weights and fewer temporary tensors. The step's micro-batches are windows of one
+    document each. router: a key of `ROUTERS`, on which numbers of rows depend where tokens travel by all_to_all.
+
+    Raises `ConfigError` for objectives and engines whose sizes depend on other ranks, and for models of too many
+    layers.
     """
     if cfg.optim.engine != "native":
         raise ConfigError(
@@ -77,34 +88,42 @@ def simulate_rank(cfg: Config, world_size: int, rank: int) -> SimulatedRank:
             value=cfg.model.num_layers,
             allowed=f"{MOST_LAYERS} or less",
         )
+    kernels = cfg.train.kernels
     cfg = replace(cfg, train=replace(cfg.train, compile=False, kernels="torch"))
     with fake_world(world_size, rank) as fake:
         world = World(rank=rank, size=world_size, control=dist.new_group())
         meshes = build_meshes(cfg, world.device.type)
         assert meshes is not None  # there is a process group
+        tokens = cfg.train.micro_batch * cfg.data.seq_len // meshes.layout.cp
+        counts = assume_rows(cfg.model, tokens, meshes.placement.ep, router)
+        mine = meshes.placement.experts(rank % meshes.placement.ep, cfg.model.num_experts)  # innermost ranks
+        make_backend = choose_simulated(
+            cfg.precision.experts,
+            cfg.model.expert_backend,
+            kernels,
+            cpu=cfg.train.device == "cpu",
+            shares=rows_of_experts(counts, mine),
+        )
         with torch.device("meta"):
-            model = Decoder(cfg.model, DTYPES[cfg.precision.linears], make_backend=lambda: shapes_only)
+            model = Decoder(cfg.model, DTYPES[cfg.precision.linears], make_backend=make_backend)
         objective = build_objective(cfg.train)
         freeze_unused(model, objective)
         parallelize(model, meshes, cfg, world.device.type)
+        for layer in model.blocks:
+            if isinstance(layer.moe.dispatcher, AllToAllDispatch):
+                layer.moe.dispatcher = KnownAllToAll(layer.moe.dispatcher.group, counts)
         engine = NativeEngine(model, cfg.optim, world, meshes.shard_group, narrow_moments(cfg.precision))
         with fake:
             model.to_empty(device=world.device)
             engine.prepare()
         micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * meshes.layout.readers)
-        try:
+        batches = [_blank_batch(cfg)] * micro_batches
+        live = LiveBytes()
+        with GroupedShapes():
             memory, collectives = trace_step(
-                model, engine, objective, [_blank_batch(cfg)] * micro_batches, cfg, world, meshes, fake=fake
+                model, engine, objective, batches, cfg, world, meshes, fake=fake, live=live
             )
-        except DataDependentOutputException:
-            raise ConfigError(
-                "parallel.dispatch=all_to_all sends numbers of rows that depend on the router; use all_gather, whose "
-                "sizes are fixed",
-                where="parallel.dispatch",
-                value="all_to_all",
-                allowed=("all_gather",),
-            ) from None
-        return SimulatedRank(meshes.layout, memory, collectives)
+        return SimulatedRank(meshes.layout, memory, collectives, live)
 
 
 def trace_step(
@@ -114,18 +133,23 @@ def trace_step(
     batches: Sequence[Batch],
     cfg: Config,
     world: World,
-    meshes: Meshes,
+    meshes: Meshes | None,
     *,
     fake: FakeTensorMode | None = None,
+    live: LiveBytes | None = None,
 ) -> tuple[RankBytes, list[Collective]]:
     """One step, in `fake` tensors or for real: bytes held after backward, and its collectives.
 
-    Collectives outside of autograd are marked "counts" (of tokens, on the host), "forward" and "optimizer".
+    Collectives outside of autograd are marked "counts" (of tokens, on the host), "forward" and "optimizer". live:
+    follows the tensors of the step; what lasts is labelled.
     """
-    log = CollectiveLog(_axes(meshes, world))
+    live = live or LiveBytes()
+    log = CollectiveLog(_axes(meshes, world) if meshes is not None else ())
     with log, log.section("counts"):
         units = count_step(objective, batches, world)["units"]
-    with fake or nullcontext(), log:
+    with fake or nullcontext(), log, live:
+        live.label("weights", model.parameters())
+        live.label("optimizer", engine.state().values())
         accumulate_gradients(
             model,
             engine,
@@ -138,7 +162,8 @@ def trace_step(
             reduce_once=cfg.parallel.reduce_every == "step",
         )
         memory = rank_bytes(model.parameters(), engine.state().values())
-        with log.section("optimizer"):
+        live.label("gradients", [p.grad for p in model.parameters() if p.grad is not None])
+        with log.section("optimizer"), live.section("optimizer"):
             engine.step(1, cfg.train.steps)
     return memory, log.calls
 

@@ -17,6 +17,12 @@ def test_one_rank_of_the_toy_on_eight(capsys):
     # an eighth of 15.5 M parameters in fp32, and twice that of moments
     assert re.search(r"^held after backward +MB$", out, flags=re.MULTILINE)
     assert re.search(r"^weights +7\.7\d\d\ngradients +7\.7\d\d\noptimizer +15\.\d+$", out, flags=re.MULTILINE)
+    # gathered experts are on top
+    peak = re.search(
+        r"^peak, in backward +MB\nweights +7\.7\d\d\n(?:\w+ +\d+\.\d+\n){4}total +(\d+\.\d+)$", out, re.MULTILINE
+    )
+    assert peak
+    assert float(peak[1]) > 31
     # each of 4 layers makes one all-gather and one all-to-all forward, and one of each backward
     assert len(re.findall(r"^(?:for|back)ward +all_to_all +\S*ep +8 +4 ", out, flags=re.MULTILINE)) == 2
 

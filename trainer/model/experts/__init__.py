@@ -7,7 +7,7 @@
 | `loop` | `loop` | the reference: one matmul after another |
 | FP8 | `te/` | `precision.experts` in FP8 on a GPU: Transformer Engine's grouped GEMM |
 | `fp8_reference` | `fp8_reference` | FP8's rounding in fp32 arithmetic, on any device |
-| shapes only | `shapes_only` | `trainer.run.simulate` |
+| any, on fake tensors | `simulated`, `te/shapes` | `trainer.run.simulate` |
 
 `choose` picks one when a model is built.
 """

@@ -35,7 +35,7 @@ class BlockedSwiGLU(torch.autograd.Function):
             x.new_empty(rows, width),
             _Sum(x, order),
         )
-        blocks = _blocks(order.offsets)
+        blocks = _blocks(order.ends())
         longest = max(block.rows.stop - block.rows.start for block in blocks)
         x_buffer, act_buffer = x.new_empty(longest, x.shape[1]), x.new_empty(longest, width)
         into, out_of = w13.flatten(1, 2).transpose(1, 2).unbind(0), w2.transpose(1, 2).unbind(0)
@@ -116,9 +116,9 @@ class _RowBlock(NamedTuple):
     counts: list[int]  # rows of each of the experts
 
 
-def _blocks(offsets: Tensor) -> list[_RowBlock]:
-    """Cut the experts into runs of at least BLOCK_ROWS rows; reads the offsets on the host."""
-    ends, blocks, first, start = offsets.tolist(), [], 0, 0
+def _blocks(ends: list[int]) -> list[_RowBlock]:
+    """Cut the experts into runs of at least BLOCK_ROWS rows. ends: of each expert's rows."""
+    blocks, first, start = [], 0, 0
     counts = [b - a for a, b in pairwise([0, *ends])]
     for expert, end in enumerate(ends):
         if end - start >= BLOCK_ROWS or expert == len(ends) - 1:

@@ -5,6 +5,7 @@ Legend: T tokens · K experts per token · R = T*K rows · E experts · I expert
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from parallel.dispatch.base import RowOrder, sum_slots
 def loop(x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
     """The back end `loop`, in any dtype; copies the row counts to the host. See `base.Backend`."""
     x_RH, weight_R = _Gather.apply(x, weights, order)
-    return _Combine.apply(_swiglu(x_RH, w13.to(x.dtype), w2.to(x.dtype), order.offsets, weight_R), order)
+    return _Combine.apply(_swiglu(x_RH, w13.to(x.dtype), w2.to(x.dtype), order.ends(), weight_R), order)
 
 
 class _Gather(torch.autograd.Function):
@@ -48,8 +49,8 @@ class _Combine(torch.autograd.Function):
         return grads[0].index_select(0, ctx.token_of_row), None
 
 
-def _swiglu(x: Tensor, w13: Tensor, w2: Tensor, offsets: Tensor, row_weight: Tensor) -> Tensor:
-    counts = offsets.diff(prepend=offsets.new_zeros(1)).tolist()
+def _swiglu(x: Tensor, w13: Tensor, w2: Tensor, ends: list[int], row_weight: Tensor) -> Tensor:
+    counts = [end - start for start, end in pairwise([0, *ends])]
     weight_R1 = row_weight.to(x.dtype).unsqueeze(-1)
     # unbind, not w[e]: the backward of an index allocates the gradient of all experts for each expert.
     parts = []
