@@ -17,9 +17,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from parallel.torch_private import MATMULS
 
 
-def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str) -> None:
+def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str, method: str = "forward") -> None:
     """Save memory at the cost of time: "none" keeps every activation, "full" only each block's input, "selective" also
-    the results of matmuls and attention.
+    the results of matmuls and attention. method: the part of a block that is recomputed.
 
     The recomputed forward repeats the same operations on the same numbers, so losses and gradients do not change. In a
     compiled block "selective" keeps only the attention, because the compiler's own matmuls are not visible to it. On a
@@ -32,7 +32,7 @@ def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str) -> None:
     if recompute == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     for block in blocks:
-        block.forward = functools.partial(_recomputed, block.forward, options)  # type: ignore[method-assign]
+        setattr(block, method, functools.partial(_recomputed, getattr(block, method), options))
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from parallel.sharding.local import local_part
 from parallel.torch_private import (
     COLLECTIVES,
+    GROUPED_MM,
     FakeTensorMode,
     TorchDispatchMode,
     clear_sharding_cache,
@@ -111,7 +112,7 @@ class GroupedShapes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is not torch.ops.aten._grouped_mm.default or args[0].dtype == torch.bfloat16:
+        if func is not GROUPED_MM or args[0].dtype == torch.bfloat16:
             return func(*args, **(kwargs or {}))
         a, b, offsets = args[:3]
         if a.ndim == b.ndim == 2:

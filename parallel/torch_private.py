@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 __all__ = [
     "COLLECTIVES",
+    "GROUPED_MM",
     "MATMULS",
     "DataDependentOutputException",
     "FakeTensorMode",
@@ -64,6 +65,8 @@ MATMULS = frozenset(
         "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention", "_flash_attention_forward",
     )
 )  # fmt: skip
+
+GROUPED_MM = torch.ops.aten._grouped_mm.default  # one of them: F.grouped_mm, as the dispatcher sees it
 
 # The kind of collective behind each operator of the namespaces c10d and _c10d_functional. The public functions, FSDP
 # and DTensor issue different operators for the same collective.

@@ -14,6 +14,7 @@ from parallel.dispatch.all_to_all import AllToAllDispatch
 from parallel.dispatch.base import Dispatcher
 from parallel.dispatch.local import LocalDispatch
 from parallel.dispatch.payload import Cast, Payload
+from parallel.memory.kept import KeptActivations
 from parallel.mesh import Meshes
 from parallel.sharding.fsdp import Policy, place_experts, shard_parameters
 from trainer.config.keys import Config
@@ -23,6 +24,9 @@ from trainer.model.decoder import Decoder
 from trainer.precision import DTYPES
 
 log = logging.getLogger(__name__)
+
+# train.recompute -> the method of a block that it recomputes, of those that recompute half a block
+PARTS = {"attention": "attend", "experts": "mix"}
 
 
 def build_meshes(cfg: Config, device_type: str) -> Meshes | None:
@@ -51,8 +55,13 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
         compile_blocks(model.blocks)
         log.info("compile each of %d blocks", len(model.blocks))
     if cfg.train.recompute != "none":
-        checkpoint_activations(model.blocks, cfg.train.recompute)
+        part = PARTS.get(cfg.train.recompute)
+        checkpoint_activations(model.blocks, "full" if part else cfg.train.recompute, part or "forward")
         log.info("recompute activations: %s", cfg.train.recompute)
+    if cfg.train.offload_activations or cfg.precision.kept == "fp8":
+        _kept_activations(cfg).wrap(model.blocks)
+        place = "on the host" if cfg.train.offload_activations else "on the device"
+        log.info("keep activations %s, precision.kept=%s", place, cfg.precision.kept)
     if meshes is not None and meshes.layout.shard > 1:
         linears = [layer.attention for layer in model.blocks]
         shard_parameters(model, model.blocks, linears, experts, meshes, _policy(cfg))
@@ -89,6 +98,14 @@ def _payload(cfg: Config) -> Payload:
     if precision.payload == "fp8":
         return make_ops(cfg.train.kernels).fp8_payload()
     return Cast(None if precision.payload == precision.linears else DTYPES[precision.payload])
+
+
+def _kept_activations(cfg: Config) -> KeptActivations:
+    return KeptActivations(
+        payload=make_ops(cfg.train.kernels).fp8_payload() if cfg.precision.kept == "fp8" else None,
+        offload=cfg.train.offload_activations,
+        inputs=cfg.train.recompute == "full",
+    )
 
 
 def _policy(cfg: Config) -> Policy:

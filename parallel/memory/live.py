@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallel.memory.host import TO_HOST
 from parallel.sharding.local import local_part
 from parallel.torch_private import TorchDispatchMode, holds_storage, in_backward, storage_id
 
@@ -134,17 +135,17 @@ class LiveBytes(TorchDispatchMode):
             self._see(tensor, "")
         result = func(*args, **kwargs)
         for tensor in _tensors(result):
-            self._see(tensor, func.overloadpacket.__name__)
+            self._see(tensor, func.overloadpacket.__name__, on_host=func is TO_HOST)
         return result
 
-    def _see(self, tensor: Tensor, operator: str) -> None:
+    def _see(self, tensor: Tensor, operator: str, *, on_host: bool = False) -> None:
         if not holds_storage(tensor):
             return
         storage = tensor.untyped_storage()
         key, nbytes = storage_id(storage), storage.nbytes()
         found = self._live.get(key)
         if found is None:
-            kind = _Kind() if tensor.device.type == self.device else _Kind(HOST)
+            kind = _Kind(HOST) if on_host or tensor.device.type != self.device else _Kind()
             self._start(key, kind, nbytes, operator, weakref.ref(storage, lambda _: self._end(key)))
         elif found[0].nbytes != nbytes:  # resized by an operator
             self._restart(key, nbytes, operator)

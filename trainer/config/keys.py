@@ -90,6 +90,7 @@ class PrecisionConfig:
         "fp32"
     )
     payload: Literal["fp32", "bf16", "fp8"] = named("fp32")  # hidden states that all_gather sends to experts
+    kept: Literal["exact", "fp8"] = named("exact")  # the inputs of blocks that train.recompute=full keeps for backward
     router: Literal["fp32"] = "fp32"  # logits and softmax
     norms: Literal["fp32"] = "fp32"  # their reductions and product
     rotary: Literal["fp32"] = "fp32"  # tables and rotation
@@ -143,8 +144,10 @@ class TrainConfig:
     eval_every: int = free(0)  # steps; 0: only at the end
     eval_batches: int = free(8)  # micro-batches per source
     max_skipped: int = free(10)  # abort after this many non-finite steps in a row
-    # what backward computes again instead of keeping it; full: decoder blocks; selective: all but some matmuls
-    recompute: Literal["none", "selective", "full"] = free("none")
+    # what backward computes again instead of keeping it; full: decoder blocks; selective: all but some matmuls;
+    # attention, experts: that half of each block
+    recompute: Literal["none", "selective", "attention", "experts", "full"] = free("none")
+    offload_activations: bool = free(False)  # keep in the host's memory what backward needs of each block
     compile: bool = free(False)  # torch.compile each decoder block
     kernels: Literal["torch", "triton"] = free("torch")  # triton: fused kernels for CUDA tensors, where there are any
     loss_chunk: int = free(512)  # tokens whose logits exist at one time
@@ -189,6 +192,7 @@ BEFORE: dict[str, Any] = {
     "data.phases": {},
     "data.prefixes": {},
     "precision.accumulate": "fp32",
+    "precision.kept": "exact",
     "data.build": "none",
     "train.objective": "next_token",
     "train.contrastive_temperature": 0.07,

@@ -43,9 +43,17 @@ class DecoderBlock(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents, expert_ids: Tensor | None = None
     ) -> tuple[Tensor, RouterStats]:
         """x: [T, H]; cos, sin: tables of `Rotary`; expert_ids: [T, K] or None -> [T, H], router statistics."""
-        x = x + self.attention(rms_norm(x, self.attention_norm, self.eps), cos, sin, docs)
-        y, stats = self.moe(rms_norm(x, self.moe_norm, self.eps), expert_ids)
+        x = x + self.attend(x, cos, sin, docs)
+        y, stats = self.mix(x, expert_ids)
         return x + y, stats
+
+    # Each half keeps its own tensors for backward, or recomputes them.
+
+    def attend(self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents) -> Tensor:
+        return self.attention(rms_norm(x, self.attention_norm, self.eps), cos, sin, docs)
+
+    def mix(self, x: Tensor, expert_ids: Tensor | None) -> tuple[Tensor, RouterStats]:
+        return self.moe(rms_norm(x, self.moe_norm, self.eps), expert_ids)
 
 
 class DecoderOutput(NamedTuple):

@@ -178,7 +178,7 @@ WRONG = [
     ({"train.steps": 0}, "train.steps", "1 or more"),
     ({"train.seed": -1}, "train.seed", "0 or more"),
     ({"train.global_batch": 12}, "train.global_batch", (8, 16)),
-    ({"train.recompute": "partial"}, "train.recompute", ("none", "selective", "full")),
+    ({"train.recompute": "partial"}, "train.recompute", ("none", "selective", "attention", "experts", "full")),
     ({"train.device": "gpu"}, "train.device", ("auto", "cpu", "cuda")),
     ({"checkpoint.keep": 0}, "checkpoint.keep", "1 or more"),
     ({"logging.wandb": "on"}, "logging.wandb", ("off", "offline", "online")),

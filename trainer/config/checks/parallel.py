@@ -44,10 +44,10 @@ def check(cfg: Config, world_size: int) -> list[Fault]:
             f"use {m.hidden_size + 1}, or fp32 for precision.linears and precision.payload"
         )
         faults.append(Fault(text, "model.hidden_size", m.hidden_size, (m.hidden_size + 1,)))
-    if p.regather and cfg.train.recompute != "none":
+    if p.regather and cfg.train.recompute not in ("none", "attention"):
         text = (
             f"parallel.regather=true has no use with train.recompute={cfg.train.recompute}, which gathers again by "
-            "itself; use parallel.regather=false, or train.recompute=none"
+            "itself; use parallel.regather=false, or train.recompute=none or attention"
         )
         faults.append(Fault(text, "parallel.regather", True, (False,)))
     tokens = cfg.train.micro_batch * cfg.data.seq_len
