@@ -11,9 +11,11 @@ def check(cfg: Config) -> list[Fault]:
     """Faults of `train.recompute`, `train.offload_activations` and `precision.kept`."""
     t, q, faults = cfg.train, cfg.precision, []
     if t.compile and t.recompute in ("attention", "experts"):
-        fit = ("none", "selective", "full")
+        of_blocks = ("none", "selective", "full")
         text = f"train.recompute={t.recompute} recomputes a part of a block, and train.compile=true compiles all of it"
-        faults.append(Fault(f"{text}; use train.recompute={one_of(fit)}", "train.recompute", t.recompute, fit))
+        faults.append(
+            Fault(f"{text}; use train.recompute={one_of(of_blocks)}", "train.recompute", t.recompute, of_blocks)
+        )
     if t.offload_activations and q.experts in TRANSFORMER_ENGINE and t.recompute not in ("full", "experts"):
         fit = ("experts", "full")
         text = (
