@@ -5,11 +5,8 @@
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
 #              bench-data: starting on six trillion tokens and reading packs of them, against Megatron-core
-<<<<<<< HEAD
 #              bench-pipeline: steps of a pipeline against the time that its schedule takes on paper
-=======
 #              bench-muon: the toy's step with Muon against AdamW's
->>>>>>> 63c0d9d (tests: bench Muon's step, study its losses, simulate and pipeline it)
 #              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
 # make bench-gpu  one GPU: the 1T model's experts and layers beside torch's and Transformer Engine's, then recipe=toy_gpu
 # make setup   only install what test, lint and bench need; setup-toy: what toy needs
@@ -27,11 +24,7 @@ PY   := $(VENV)/bin/python
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
 
-<<<<<<< HEAD
-.PHONY: toy test test-all lint bench bench-step bench-moe bench-upcycle bench-data bench-pipeline bench-gpu setup setup-toy clean
-=======
-.PHONY: toy test test-all lint bench bench-step bench-moe bench-muon bench-upcycle bench-data bench-gpu setup setup-toy clean
->>>>>>> 63c0d9d (tests: bench Muon's step, study its losses, simulate and pipeline it)
+.PHONY: toy test test-all lint bench bench-step bench-moe bench-upcycle bench-data bench-muon bench-pipeline bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
