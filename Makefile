@@ -1,6 +1,7 @@
 # make toy     set up, then train the tiny model        make toy ARGS="train.steps=50"
 # make test    set up, then run the quick tests, two files at a time   make test ARGS="tests/parallel"
 # make test-all  the slow tests as well
+# make test-layouts  by hand, an hour or two: a step on all layouts, schedules and options, as in docs/pipeline.md
 # make lint    ruff, mypy, hadolint, and the words of docs/words.md
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
@@ -24,7 +25,7 @@ PY   := $(VENV)/bin/python
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
 
-.PHONY: toy test test-all lint bench bench-step bench-moe bench-upcycle bench-data bench-muon bench-pipeline bench-gpu setup setup-toy clean
+.PHONY: toy test test-all test-layouts lint bench bench-step bench-moe bench-upcycle bench-data bench-muon bench-pipeline bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
@@ -39,6 +40,9 @@ test: $(DEV)
 
 test-all: $(DEV)
 	$(PYTEST) $(ARGS)
+
+test-layouts: $(DEV)
+	$(PY) -m tests.trainer.stages.table $(ARGS)
 
 # PATH: where torch came from an activated environment, its ruff and hadolint may be the ones in use.
 lint: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
