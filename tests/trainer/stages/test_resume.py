@@ -73,7 +73,7 @@ def trained(directory: Path, name: str) -> None:
     assert train(run_config(directory, name, WRITTEN)) == 0
 
 
-def resumed(directory: Path, name: str, copy: Path) -> dict[str, Tensor]:
+def read_state(directory: Path, name: str, copy: Path) -> dict[str, Tensor]:
     """Resume in this layout, save what was read to the run directory `copy`, and train one step more. Returns the
     state, put together."""
     world = start_world("cpu")
@@ -94,25 +94,25 @@ def resumed(directory: Path, name: str, copy: Path) -> dict[str, Tensor]:
     return joined
 
 
-class Resumed(NamedTuple):
+class Outcome(NamedTuple):
     state: dict[str, Tensor]
     next_step: dict[str, Any]  # its record
     files: dict[str, bytes]  # of the export
 
 
-def resume(directory: Path, name: str) -> Resumed:
+def resume(directory: Path, name: str) -> Outcome:
     copy = directory.with_name(directory.name + "-copy")
     shutil.copytree(directory, copy, ignore=shutil.ignore_patterns("checkpoints"))
-    state = on_ranks(LAYOUTS[name][0].ranks, resumed, directory, name, copy, timeout_s=120.0)[0]
+    state = on_ranks(LAYOUTS[name][0].ranks, read_state, directory, name, copy, timeout_s=120.0)[0]
     export(copy, out := copy.with_name(directory.name + "-export"))
     files = {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    return Resumed(state, steps(directory)[WRITTEN], files)
+    return Outcome(state, steps(directory)[WRITTEN], files)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     @cache
-    def write(name: str) -> tuple[Path, Resumed]:
+    def write(name: str) -> tuple[Path, Outcome]:
         """A run of this layout, and how it continues there."""
         run = tmp_path_factory.mktemp("written") / "run"
         on_ranks(LAYOUTS[name][0].ranks, trained, run, name, timeout_s=120.0)
