@@ -148,6 +148,7 @@ WRONG = [
         "0.95 or less",
     ),
     ({"optim.name": "muon", "optim.engine": "deepspeed"}, "optim.name", ("adamw",)),
+    ({"optim.name": "muon", "optim.offload": "cpu"}, "optim.offload", ("none",)),
     ({"optim.name": "muon", "optim.momentum": 1.0}, "optim.momentum", "0 to below 1"),
     ({"optim.ns_steps": 0}, "optim.ns_steps", "1 or more"),
     ({"optim.ns_dtype": "fp16"}, "optim.ns_dtype", ("fp32", "bf16")),
