@@ -13,7 +13,7 @@ from trainer.config.checks.optim import doubtful
 from trainer.config.checks.unused import without_effect
 from trainer.config.errors import print_warning, report
 from trainer.config.keys import Config
-from trainer.config.memory import checkpoint_bytes, gigabytes, rank_memory
+from trainer.config.memory import checkpoint_bytes, gigabytes, largest_memory
 from trainer.config.ranks import map_ranks
 from trainer.config.run_files import newest_manifests
 from trainer.data.errors import DataError
@@ -96,12 +96,16 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
     yield "arithmetic", arithmetic(cfg)
     if phases := _phases(cfg):
         yield "phases", phases
-    held = rank_memory(cfg, world_size)
-    whose = "on rank 0, which holds the most" if world_size > 1 else "in total"
+    rank, held = largest_memory(cfg, world_size)
+    whose = f"on rank {rank}, which needs the most" if world_size > 1 else "in total"
     roughly = "" if held.exact else "roughly "
     yield "memory", f"{roughly}{gigabytes(held.held)} {whose}, excluding activations"
     for name, size in (("weights", held.weights), ("gradients", held.gradients), ("optimizer", held.optimizer)):
         yield f"  {name}", gigabytes(size)
+    if held.gathered:
+        yield "  gathered", f"{gigabytes(held.gathered)} of whole weights, for a step"
+    if held.accumulated:
+        yield "  accumulated", f"{gigabytes(held.accumulated)} of whole gradients, until they are reduced"
     inputs = f"the inputs of the layers, in a micro-batch of {train.micro_batch}"
     yield "  activations", f"at least {gigabytes(held.activations)} ({inputs})"
     if held.offloaded:

@@ -23,7 +23,7 @@ from launch.dry_run import dry_run
 from parallel.environment import LAST_PORT
 from parallel.errors import Fault, UserError
 from parallel.interrupts import cleaning_up_on_termination, exiting_on_interrupt
-from trainer.config import memory
+from trainer.config.checks import fit
 from trainer.config.command_line import Parser, as_typed, whole_number
 from trainer.config.compose import to_yaml
 from trainer.config.errors import ConfigError, report
@@ -119,11 +119,11 @@ def _too_large_for_host(cfg: Config, ranks: int) -> Fault | None:
     gpus = [device for device in GPU_DEVICES if Path(device).exists()]
     available = host.memory()
     if gpus and cfg.train.device != "cpu":
-        return memory.too_large_beside(cfg, ranks, ranks, available) if available else None
+        return fit.too_large_beside(cfg, ranks, ranks, available) if available else None
     if not available:
         return None
     place = f"the share of each of {ranks} rank(s) of this machine"
-    return memory.too_large(cfg, ranks, 0, available // ranks, place)
+    return fit.too_large(cfg, ranks, available // ranks, place)
 
 
 def _missing_machines(machines: int, given: Mapping[str, str | None]) -> str:

@@ -57,6 +57,8 @@ def _split(layers: int, stages: int, layer: float, head: float) -> tuple[int, ..
         of_stage = [count * layer for count in counts[:-1]] + [counts[-1] * layer + head]
         return max(of_stage), sum(value * value for value in of_stage)
 
-    options: list[list[int]] = [spread(last) for last in range(1, layers - stages + 2)]
-    best = min(options, key=cost)
+    # The best last stage is near an even share, in any case within one layer of each other stage.
+    even = round((layers * layer + head) / stages / layer - head / layer)
+    options = range(max(1, min(even, layers) - stages), min(layers - stages + 1, max(even, 1) + stages) + 1)
+    best = min((spread(last) for last in options), key=cost)
     return tuple(best)

@@ -95,6 +95,19 @@ class Plan:
         """The stages of a rank, in order."""
         return [stage for stage, owner in enumerate(self.owners) if owner == rank]
 
+    def in_flight(self, rank: int, micro_batches: int) -> int:
+        """The most passes of a stage that a rank has started and not finished: a micro-batch counts once for each stage
+        of the rank, from its forward pass to the end of its backward pass."""
+        every = micro_batches * self.stages_per_rank
+        after = self.ranks - 1 - rank
+        return min(every, {
+            "1f1b": after + 1,
+            "interleaved_1f1b": (self.stages_per_rank - 1) * self.ranks + 2 * after + 1,
+            "interleaved_zero_bubble": self.stages,
+            "zbv": self.stages,
+            "dualpipev": self.stages + 1,
+        }[self.schedule])  # fmt: skip
+
     def require(self, micro_batches: int, of_step: int) -> None:
         """Raises PipelineError for a number of micro-batches that the schedule does not take; `of_step` is what has to
         be changed for another one, such as 16 sequences for each."""

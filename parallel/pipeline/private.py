@@ -106,13 +106,15 @@ class Stage(PipelineStage):
     # ---- all stages know their shapes
 
     def _warmup_forward_vote(self, has_backward: bool, received_acc: Tensor | None = None) -> Tensor:
-        return _ALL_STATIC
+        return _all_static()
 
     def _warmup_backward_result(self, received_result: Tensor | None = None) -> Tensor:
-        return _ALL_STATIC
+        return _all_static()
 
 
-_ALL_STATIC = torch.ones(1, dtype=torch.int32)
+def _all_static() -> Tensor:
+    # From a number at each call: a simulated rank's tensors have values only if made so inside the simulation.
+    return torch.tensor([1], dtype=torch.int32)
 
 
 def _forget(expected: Sequence[Any]) -> None:

@@ -2,18 +2,20 @@
 
 Weights, gradients and the optimizer's state are exact for the native engine: the sum of the shapes that
 `trainer/parallelize.py` leaves on a rank, without the padding of uneven shards (tests compare with `octavo layout`).
+So are the weights that stay gathered and the gradients that are added up on a rank, for a whole step, under a pipeline.
 Activations depend on back ends and kernels, so only a lower bound is counted: the inputs of the layers, which every
-setting of `train.recompute` keeps.
+setting of `train.recompute` keeps, of every micro-batch that is under way.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from parallel.errors import Fault
+from parallel.pipeline.cut import StageCut
 from trainer.config.keys import Config
+from trainer.config.model import ModelConfig
 from trainer.config.places import Held, by_deepspeed, on_host
-from trainer.config.ranks import map_ranks
+from trainer.config.ranks import RankMap, cut_model, map_ranks
 
 NUMBER = {"fp32": 4, "bf16": 2}  # bytes
 # What a simulated router prefers: logits fall by this much from the first expert to the last, beside random ones of
@@ -24,15 +26,21 @@ TOKEN = 3 * 8  # bytes of a token of a batch on the host: its id, position and l
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank. activations, batches: at least these. buffers: for gathered weights and pieces of the state,
-    where these are offloaded. exact: False where the first three are estimates. offloaded: of the first three, those on
-    the host of a GPU. starting: on the host while the weights are made."""
+    """Bytes of one rank. activations, batches: at least these. exact: False where the first three are estimates.
+
+    weights, gradients, optimizer: this rank's parts. gathered: whole weights that stay for the step, besides the parts;
+    accumulated: whole gradients of the step's micro-batches, in place of the parts until they are reduced. buffers: for
+    gathered weights and pieces of the state, where these are offloaded. offloaded: of the first three, those on the
+    host of a GPU. starting: on the host while the weights are made.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     batches: int
+    gathered: int = 0
+    accumulated: int = 0
     exact: bool = True
     buffers: int = 0
     offloaded: int = 0
@@ -46,7 +54,9 @@ class RankMemory:
     @property
     def total(self) -> int:
         """At least."""
-        return self.held + self.activations + self.batches + self.buffers
+        gradients = max(self.gradients, self.accumulated)
+        state = self.weights + gradients + self.optimizer + self.gathered
+        return state + self.activations + self.batches + self.buffers
 
     @property
     def device(self) -> int:
@@ -61,25 +71,37 @@ class RankMemory:
 
 def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     """Bytes of `rank` out of `world_size`. `cfg` must be valid for that size."""
-    weights, hidden = _elements(cfg, world_size, rank)
-    head = _share(cfg.model.vocab_size, *_shard(cfg, world_size, rank)) * cfg.model.hidden_size
-    trained = weights - (head if cfg.train.objective == "contrastive" else 0)  # which leaves the LM head out
-    optimizer = _state(cfg, weights, hidden) + 4 * _step_counts(cfg) + 8  # and counts of skipped steps
-    tokens = cfg.train.micro_batch * cfg.data.seq_len
-    activations = tokens * cfg.model.hidden_size * cfg.model.num_layers * NUMBER[cfg.precision.linears]
-    batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // world_size
+    ranks = map_ranks(cfg.parallel, cfg.model, world_size)
+    layout, place = ranks.layout, ranks.layout.place(rank)
+    cuts = cut_model(cfg, ranks.plan)
+    own = [cuts[stage] for stage in ranks.plan.of_rank(place.pp)]
+    layers, ends = sum(cut.stop - cut.start for cut in own), _Ends.of(own, cfg.model)
+    part = _elements(cfg, layers, ends, layout.shard, rank % layout.shard)
+    trained = part.all - (part.head if cfg.train.objective == "contrastive" else 0)  # which leaves the LM head out
+    optimizer = _state(cfg, part.all, part.hidden) + 4 * _step_counts(cfg, layers, ends) + 8  # and of skipped steps
+    micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
+    tokens = cfg.train.micro_batch * cfg.data.seq_len // layout.cp
+    under_way = ranks.plan.in_flight(place.pp, micro_batches)  # of one stage each
+    inputs = layers * under_way // len(own)
+    activations = tokens * cfg.model.hidden_size * inputs * NUMBER[cfg.precision.linears]
+    batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // layout.readers
+    gathered = accumulated = 0
     if cfg.optim.engine == "deepspeed":
-        held, exact = by_deepspeed(cfg, weights, trained, world_size), False
+        held, exact = by_deepspeed(cfg, part.all, trained, world_size), False
     elif cfg.optim.offload == "cpu":
-        held, exact = on_host(4 * weights, 4 * trained, optimizer, _state(cfg, weights, hidden)), True
+        held, exact = on_host(4 * part.all, 4 * trained, optimizer, _state(cfg, part.all, part.hidden)), True
     else:
-        held, exact = Held(4 * weights, 4 * trained, optimizer), True
+        held, exact = Held(4 * part.all, 4 * trained, optimizer), True
+    if cfg.optim.engine == "native" and micro_batches > 1:
+        gathered, accumulated = _resident(cfg, ranks, layers, ends)
     return RankMemory(
         held.weights,
         held.gradients,
         held.optimizer,
         activations,
         batches,
+        gathered,
+        accumulated,
         exact,
         held.buffers,
         held.host,
@@ -90,41 +112,6 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
 def checkpoint_bytes(cfg: Config) -> int:
     """Bytes of one checkpoint: the weights and moments of all ranks, once."""
     return 4 * cfg.model.num_params() + _state(cfg, cfg.model.num_params(), cfg.model.hidden_matrix_params())
-
-
-def too_large(cfg: Config, world_size: int, rank: int, available: int, place: str) -> Fault | None:
-    """A fault if `rank` cannot fit into `available` bytes; None if it may.
-
-    place: where the bytes are, such as "this machine (2 ranks)".
-    """
-    needed = rank_memory(cfg, world_size, rank)
-    elsewhere = needed.offloaded if "GPU" in place else 0
-    if needed.total - elsewhere <= available:
-        return None
-    layers = _most_layers(cfg, world_size, rank, available, gpu="GPU" in place)
-    fits = f"model.num_layers={layers} or less fits" if layers else "use a smaller model or a smaller batch"
-    text = (
-        f"{cfg.model.num_params() / 1e6:,.1f} M parameters on {world_size} rank(s) need at least "
-        f"{gigabytes(needed.total - elsewhere)} on rank {rank} (weights {gigabytes(needed.weights)}, gradients "
-        f"{gigabytes(needed.gradients)}, optimizer {gigabytes(needed.optimizer)}, inputs of layers "
-        f"{gigabytes(needed.activations)}, a step's tokens {gigabytes(needed.batches)}), and {place} has "
-        f"{gigabytes(available)}; {fits}, or more ranks that share the weights (parallel.dp_shard)"
-    )
-    return Fault(text, "model", needed.total - elsewhere, layers or "a smaller model")
-
-
-def too_large_beside(cfg: Config, world_size: int, ranks: int, available: int) -> Fault | None:
-    """A fault if what `ranks` ranks with GPUs keep on the host cannot fit into its `available` bytes, else None."""
-    needed = rank_memory(cfg, world_size)
-    on_host = needed.host * ranks
-    if not needed.offloaded or on_host <= available:
-        return None
-    allowed = f"a host with {gigabytes(on_host)}, or more machines that share the weights"
-    text = (
-        f"optim.offload={cfg.optim.offload} keeps {gigabytes(on_host)} of {ranks} rank(s) on the host, which has "
-        f"{gigabytes(available)}"
-    )
-    return Fault(f"{text}; use {allowed}", "optim.offload", on_host, allowed)
 
 
 def gigabytes(size: float) -> str:
@@ -138,27 +125,46 @@ def _state(cfg: Config, weights: int, hidden: int) -> int:
     return moments.get(cfg.optim.name, weights * (cfg.optim.momentum > 0)) * NUMBER[cfg.precision.moments]
 
 
-def _step_counts(cfg: Config) -> int:
+def _step_counts(cfg: Config, layers: int, ends: _Ends) -> int:
     """The weights for which AdamW counts its steps."""
     in_layer = {"adamw": 9, "muon": 5}
-    return 3 + in_layer[cfg.optim.name] * cfg.model.num_layers if cfg.optim.name in in_layer else 0
+    outside = ends.embedding + 2 * ends.head
+    return outside + in_layer[cfg.optim.name] * layers if cfg.optim.name in in_layer else 0
 
 
-def _most_layers(cfg: Config, world_size: int, rank: int, available: int, *, gpu: bool) -> int:
-    """The most layers that fit; 0 if one does not."""
+def largest_memory(cfg: Config, world_size: int) -> tuple[int, RankMemory]:
+    """The rank that needs the most, and its bytes. Arguments as for `rank_memory`."""
+    # The first rank of a stage holds the largest parts. Stages after the first hold fewer micro-batches and no more
+    # layers, but the last, which has the head.
+    layout = map_ranks(cfg.parallel, cfg.model, world_size).layout
+    stages = sorted({0, min(1, layout.pp - 1), layout.pp - 1})
+    found = [(stage * layout.stage_ranks, rank_memory(cfg, world_size, stage * layout.stage_ranks)) for stage in stages]
+    return max(found, key=lambda of: of[1].total)
 
-    def size(layers: int) -> int:
-        needed = rank_memory(replace(cfg, model=replace(cfg.model, num_layers=layers)), world_size, rank)
-        return needed.device if gpu else needed.total
 
-    one, two = size(1), size(2)
-    return 0 if one > available else 1 + (available - one) // (two - one)
+@dataclass(frozen=True)
+class _Ends:
+    """Parts of the model outside of the layers: the embedding; the final norm and the LM head."""
+
+    embedding: bool
+    head: bool
+
+    @staticmethod
+    def of(stages: list[StageCut], model: ModelConfig) -> _Ends:
+        return _Ends(stages[0].start == 0, stages[-1].stop == model.num_layers)
 
 
-def _shard(cfg: Config, world_size: int, rank: int) -> tuple[int, int]:
-    """(ranks that share one copy of the dense weights, index of `rank` among them)."""
-    shard = map_ranks(cfg.parallel, cfg.model, world_size).layout.shard
-    return shard, rank % shard
+@dataclass(frozen=True)
+class _Elements:
+    """Elements of weights. hidden: those in matrices inside the layers, attention's and experts'. head: the LM head's.
+    experts, attention: of their matrices."""
+
+    all: int
+    hidden: int
+    head: int
+    experts: int
+    attention: int
+    whole: int  # of vectors that are not sharded
 
 
 def _share(rows: int, parts: int, index: int) -> int:
@@ -167,21 +173,40 @@ def _share(rows: int, parts: int, index: int) -> int:
     return max(0, min(size, rows - index * size))
 
 
-def _elements(cfg: Config, world_size: int, rank: int) -> tuple[int, int]:
-    """(elements of all weights on `rank`, those in matrices inside the layers: attention's and experts')."""
-    m, (parts, index) = cfg.model, _shard(cfg, world_size, rank)
+def _elements(cfg: Config, layers: int, ends: _Ends, parts: int, index: int) -> _Elements:
+    """Elements that a rank has of some layers and ends, as part `index` of `parts`."""
+    m = cfg.model
 
     def share(rows: int) -> int:
         return _share(rows, parts, index)
 
-    norms = 2 * m.head_dim if cfg.precision.linears == "bf16" else 2 * share(m.head_dim)  # of queries and keys
+    whole = 2 * m.head_dim * layers if cfg.precision.linears == "bf16" else 0  # norms of queries and keys
     qkv = m.head_dim * (m.num_heads + 2 * m.num_kv_heads)
-    hidden = (
-        share(qkv) * m.hidden_size
-        + share(m.hidden_size) * m.num_heads * m.head_dim
-        + 3 * m.num_experts * m.expert_width * m.hidden_size // parts  # whole experts, or equal parts of their width
-    )
+    attention = layers * (share(qkv) * m.hidden_size + share(m.hidden_size) * m.num_heads * m.head_dim)
+    # whole experts, or equal parts of their width
+    experts = layers * (3 * m.num_experts * m.expert_width * m.hidden_size // parts)
+    norms = whole or layers * 2 * share(m.head_dim)
     # norms before attention and experts, router
-    layer = 2 * share(m.hidden_size) + norms + share(m.num_experts) * m.hidden_size + hidden
-    outside = 2 * share(m.vocab_size) * m.hidden_size + share(m.hidden_size)
-    return outside + m.num_layers * layer, m.num_layers * hidden
+    others = layers * (2 * share(m.hidden_size) + share(m.num_experts) * m.hidden_size) + norms
+    table = share(m.vocab_size) * m.hidden_size
+    outside = ends.embedding * table + ends.head * (table + share(m.hidden_size))
+    hidden = attention + experts
+    return _Elements(others + hidden + outside, hidden, ends.head * table, experts, attention, whole)
+
+
+def _resident(cfg: Config, ranks: RankMap, layers: int, ends: _Ends) -> tuple[int, int]:
+    """Bytes of the weights that a rank keeps gathered between a step's micro-batches, and of the whole gradients that
+    it adds up. Linears and experts are gathered in their compute dtype, all else in fp32."""
+    layout, p, compute = ranks.layout, cfg.parallel, NUMBER[cfg.precision.linears]
+    if layout.shard == 1:
+        return 0, 0
+    whole = _elements(cfg, layers, ends, 1, 0)
+    experts = whole.experts // layout.ep
+    alone = experts if layout.dp_replicate * layout.expert_dp == 1 else 0  # experts that no other rank has a part of
+    others = whole.all - whole.hidden - whole.whole
+    sharded = experts - alone + whole.attention + others
+    sharded -= whole.head if cfg.train.objective == "contrastive" else 0
+    accumulated = NUMBER[cfg.precision.accumulate] * sharded + 4 * (alone + whole.whole)
+    if ranks.plan.ranks > 1:
+        return compute * (experts - alone + whole.attention) + 4 * others, accumulated
+    return 0 if p.reshard_experts else compute * (experts - alone), accumulated if p.reduce_every == "step" else 0

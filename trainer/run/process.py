@@ -12,10 +12,12 @@ from dataclasses import replace
 
 import torch
 
+from parallel.environment import read_environment
 from parallel.errors import Fault, UserError
 from parallel.world import World, start_world
 from trainer import precision
-from trainer.config import coerce, memory
+from trainer.config import coerce
+from trainer.config.checks import fit
 from trainer.config.errors import ConfigError, report
 from trainer.config.keys import Config
 from trainer.kernels import choose as kernels
@@ -38,6 +40,8 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
     world, started = World(), False
     resources = contextlib.ExitStack()  # the run directory's lock, the handler of log lines
     try:
+        if small := _too_large_for_any(cfg):
+            return report(small) if read_environment().local_rank == 0 else 2
         world = start_world(cfg.train.device, cfg.parallel.timeout_s)
         world.watch.at("start: configuration")
         if world.rank == 0 and cfg.logging.console != "off":
@@ -100,17 +104,37 @@ def _check_hardware(cfg: Config, world: World) -> None:
             raise ConfigError([replace(fault, text=place + fault.text) for fault in faults])
 
 
+def _too_large_for_any(cfg: Config) -> ConfigError | None:
+    """An error if the rank that needs the most memory does not fit into this process's, before there is any process
+    group; the same on all machines that are alike."""
+    try:
+        given = read_environment()
+    except UserError:
+        return None  # reported when the process group starts
+    cuda = cfg.train.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", given.local_rank % max(1, torch.cuda.device_count())) if cuda else torch.device("cpu")
+    available, place = _memory(device)
+    fault = fit.too_large(cfg, given.world_size, available, place) if available else None
+    return ConfigError([fault]) if fault else None
+
+
 def _too_large(cfg: Config, world: World) -> list[Fault | None]:
-    """Faults where a memory is too small, before any of it is allocated."""
-    ranks, of_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), host.memory()
-    if world.device.type == "cuda":
-        of_gpu = torch.cuda.get_device_properties(world.device).total_memory
-        beside = memory.too_large_beside(cfg, world.size, ranks, of_host) if of_host else None
-        return [memory.too_large(cfg, world.size, world.rank, of_gpu, "this GPU"), beside]
-    if not of_host:
-        return []
-    place = f"the share of each of {ranks} rank(s) of this machine"
-    return [memory.too_large(cfg, world.size, world.rank, of_host // ranks, place)]
+    """Faults where a memory of this rank's machine is too small for it, before any of it is allocated."""
+    available, place = _memory(world.device)
+    found = [fit.too_large(cfg, world.size, available, place, world.rank)] if available else []
+    if world.device.type == "cuda" and (of_host := host.memory()):
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        found.append(fit.too_large_beside(cfg, world.size, ranks, of_host))
+    return found
+
+
+def _memory(device: torch.device) -> tuple[int | None, str]:
+    """Bytes that this process can use on `device`, None if unknown, and where they are."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory, "this GPU"
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    of_host = host.memory()
+    return of_host and of_host // ranks, f"the share of each of {ranks} rank(s) of this machine"
 
 
 def _take_directory(run: RunDir | None, cfg: Config, world: World, resources: contextlib.ExitStack) -> RunDir:

@@ -49,6 +49,23 @@ def test_94_layers_in_32_stages_beside_the_head():
     assert cuts[-1].cost == pytest.approx(3.7 / (96.7 / 32))
 
 
+def test_cuts_are_the_best_of_all():
+    for layers, ranks, head in ((7, 3, 0.0), (9, 4, 2.6), (23, 5, 0.4), (12, 2, 40.0), (6, 6, 1.0)):
+
+        def cost(counts: list[int], head: float = head) -> tuple[float, float]:
+            of = [*counts[:-1], counts[-1] + head]
+            return max(of), sum(value * value for value in of)
+
+        cuts = cut_stages(layers, Plan.resolve("1f1b", ranks), layer=1.0, head=head)
+        found = [cut.stop - cut.start for cut in cuts]
+        every = (
+            [*[(layers - last) // (ranks - 1) + (n < (layers - last) % (ranks - 1)) for n in range(ranks - 1)], last]
+            for last in range(1, layers - ranks + 2)
+        )
+        assert cost(found) == min(map(cost, every))
+    cut_stages(10**8, Plan.resolve("1f1b", 4), layer=1.0, head=1.0)  # at once
+
+
 def test_every_stage_has_a_layer():
     assert [cut.stop - cut.start for cut in cut_stages(3, Plan.resolve("1f1b", 3), layer=1.0, head=50.0)] == [1, 1, 1]
     with pytest.raises(PipelineError) as caught:

@@ -3,8 +3,9 @@
 import pytest
 
 from tests.trainer.tiny_run import tiny_config
+from trainer.config.checks.fit import too_large, too_large_beside
 from trainer.config.compose import compose
-from trainer.config.memory import gigabytes, rank_memory, too_large, too_large_beside
+from trainer.config.memory import gigabytes, rank_memory
 
 HUGE = 10**8
 
@@ -36,7 +37,7 @@ def test_a_frozen_head_has_no_gradient():
     ids=lambda change: "-".join(change.get("model", change)),
 )
 def test_sizes_beyond_memory(change):
-    fault = too_large(tiny_config("unused", **change), 1, 0, 16 * 10**9, "this machine")
+    fault = too_large(tiny_config("unused", **change), 1, 16 * 10**9, "this machine")
     assert fault is not None
     assert fault.where == "model"
     assert fault.value > 16 * 10**9
@@ -44,10 +45,10 @@ def test_sizes_beyond_memory(change):
 
 def test_the_remedy_is_the_most_layers_that_fit():
     cfg, available = tiny_config("unused", model={"num_layers": HUGE}), 10**7
-    layers = too_large(cfg, 1, 0, available, "this machine").allowed
+    layers = too_large(cfg, 1, available, "this machine").allowed
     assert 1 < layers < HUGE
-    assert too_large(tiny_config("unused", model={"num_layers": layers}), 1, 0, available, "this machine") is None
-    assert too_large(tiny_config("unused", model={"num_layers": layers + 1}), 1, 0, available, "this machine")
+    assert too_large(tiny_config("unused", model={"num_layers": layers}), 1, available, "this machine") is None
+    assert too_large(tiny_config("unused", model={"num_layers": layers + 1}), 1, available, "this machine")
 
 
 def test_ranks_that_share_the_weights_need_less():
@@ -61,8 +62,8 @@ def test_state_on_the_host_takes_no_memory_of_the_gpu():
     cfg = tiny_config("unused", engine="deepspeed", offload="cpu")
     needed = rank_memory(cfg, 1)
     assert not needed.exact
-    assert too_large(cfg, 1, 0, needed.device, "this GPU") is None
-    assert too_large(cfg, 1, 0, needed.device, "this machine") is not None
+    assert too_large(cfg, 1, needed.device, "this GPU") is None
+    assert too_large(cfg, 1, needed.device, "this machine") is not None
 
 
 def test_moments_of_the_native_engine_are_on_the_host():

@@ -7,6 +7,7 @@ import pytest
 from parallel.errors import Fault
 from trainer.config.compose import compose
 from trainer.config.errors import ConfigError
+from trainer.config.ranks import map_ranks
 from trainer.run.simulate import simulate_rank
 
 BILLION = 10**9
@@ -18,7 +19,7 @@ def faults(*words: str, world_size: int = 8) -> tuple[Fault, ...]:
     return error.value.faults
 
 
-@pytest.mark.parametrize("world_size", [1, 8, 24, 64, 512, 1536, 4096])
+@pytest.mark.parametrize("world_size", [256, 512, 768, 1536, 4096])
 def test_the_recipe_holds_at_any_number_of_ranks_that_its_batch_and_its_experts_divide_into(world_size: int) -> None:
     cfg = compose(["recipe=cpt_6t"], world_size=world_size)
     assert cfg.model.num_experts == 512
@@ -31,13 +32,15 @@ def test_the_recipe_holds_at_any_number_of_ranks_that_its_batch_and_its_experts_
 
 
 def test_what_does_not_divide_is_refused_with_what_would() -> None:
-    found = {fault.where: fault.allowed for fault in faults("recipe=cpt_6t", world_size=40)}
+    found = {fault.where: fault.allowed for fault in faults("recipe=cpt_6t", "parallel=ep_fsdp", world_size=40)}
     assert found["train.global_batch"] == (24560, 24640)
     assert "parallel.dp_replicate=5" in found["model.expert_width"]
+    (fault,) = faults("recipe=cpt_6t", world_size=40)
+    assert (fault.where, fault.allowed) == ("parallel.pp", (1, 2, 4, 5, 8, 10, 20, 40))
 
 
 def test_the_text_mixture_has_the_issues_billions_in_each_phase_and_in_all() -> None:
-    data = compose(["recipe=cpt_6t"]).data
+    data = compose(["recipe=cpt_6t"], world_size=None).data
     tokens = {name: source.tokens // BILLION for name, source in data.sources.items()}
     assert tokens == {
         "science_text": 2400, "structured_science": 300, "general_web": 1500, "code": 600, "mathematics": 420,
@@ -51,10 +54,10 @@ def test_the_text_mixture_has_the_issues_billions_in_each_phase_and_in_all() -> 
 
 def test_the_whole_mixture_adds_up_and_is_refused_for_its_towers_alone() -> None:
     keys = [f"data.sources.{name}.modality" for name in ("science_captions", "image_text", "time_series")]
-    found = faults("recipe=cpt_6t", "data=cpt_6t")
+    found = faults("recipe=cpt_6t", "data=cpt_6t", world_size=512)
     assert [(fault.where, fault.allowed) for fault in found] == [(key, ("text",)) for key in keys]
     modalities = [f"{key}=text" for key in keys]
-    data = compose(["recipe=cpt_6t", "data=cpt_6t", *modalities]).data
+    data = compose(["recipe=cpt_6t", "data=cpt_6t", *modalities], world_size=None).data
     assert sum(source.tokens for source in data.sources.values()) == 6000 * BILLION
     assert [phase.tokens // BILLION for phase in data.phases.values()] == [5400, 600]
     for phase in data.phases:
@@ -62,13 +65,25 @@ def test_the_whole_mixture_adds_up_and_is_refused_for_its_towers_alone() -> None
 
 
 def test_one_rank_of_512_is_built_without_the_corpora() -> None:
-    words = ["recipe=cpt_6t", "train.global_batch=1024", "model.num_layers=2"]
+    words = ["recipe=cpt_6t", "parallel=ep_fsdp", "train.global_batch=1024", "model.num_layers=2"]
     report = simulate_rank(compose(words, world_size=512), 512, 511)
     assert (report.layout.ep, report.layout.dp_shard) == (8, 512)
     assert {"ep", "control"} <= {call.axis for call in report.collectives}
 
 
-def test_the_rehearsal_runs_on_eight_ranks() -> None:
-    cfg = compose(["recipe=cpt_6t_rehearsal"], world_size=8)
-    assert (cfg.checkpoint.init_from, cfg.train.global_batch, cfg.precision.experts) == (None, 8, "fp8_reference")
-    assert (cfg.optim.decay_fraction, cfg.data.build) == (0.0966, "toy")
+@pytest.mark.parametrize(("recipe", "world_size"), [("cpt_6t", 512), ("cpt_6t_256", 256), ("cpt_117b_32gpu", 32)])
+def test_a_rehearsal_has_every_axis_of_its_recipe_on_eight_ranks(recipe: str, world_size: int) -> None:
+    whole = compose([f"recipe={recipe}"], world_size=world_size)
+    cfg = compose([f"recipe={recipe}_rehearsal"], world_size=8)
+    axes = [
+        {axis for axis, _, _ in map_ranks(of.parallel, of.model, ranks).layout.rows()}
+        for of, ranks in ((whole, world_size), (cfg, 8))
+    ]
+    assert axes[0] == axes[1]
+    assert (cfg.checkpoint.init_from, cfg.data.build) == (None, "toy")
+    assert cfg.train.recompute == whole.train.recompute
+    assert (cfg.parallel.schedule, cfg.optim.decay_fraction) == (whole.parallel.schedule, whole.optim.decay_fraction)
+
+
+def test_the_rehearsal_computes_in_fp8() -> None:
+    assert compose(["recipe=cpt_6t_rehearsal"], world_size=8).precision.experts == "fp8_reference"

@@ -1,0 +1,136 @@
+"""Layouts that a model does not fit into, and the nearest ones that it does. No torch here: a run is refused before any
+process group starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from parallel.errors import Fault, one_of
+from parallel.layout import divisors
+from trainer.config.checks.parallel import check, check_batch
+from trainer.config.errors import ConfigError
+from trainer.config.keys import Config, ParallelConfig
+from trainer.config.memory import RankMemory, gigabytes, largest_memory, rank_memory
+from trainer.config.ranks import map_ranks
+
+MOST_NAMED = 3  # layouts in one message
+
+
+def too_large(cfg: Config, world_size: int, available: int, place: str, rank: int | None = None) -> Fault | None:
+    """A fault if a rank cannot fit into `available` bytes; None if it may.
+
+    place: where the bytes are, such as "this machine (2 ranks)". rank: None for the one that needs the most.
+    """
+    if rank is None:
+        rank, needed = largest_memory(cfg, world_size)
+    else:
+        needed = rank_memory(cfg, world_size, rank)
+    gpu = "GPU" in place
+    size = needed.device if gpu else needed.total
+    if size <= available:
+        return None
+    text = (
+        f"{cfg.model.num_params() / 1e6:,.1f} M parameters on {world_size} rank(s) need at least "
+        f"{gigabytes(size)} on rank {rank} ({_parts(needed)}), and {place} has {gigabytes(available)}"
+    )
+    if layouts := nearest_layouts(cfg, world_size, available, gpu=gpu):
+        words = one_of(tuple(" ".join(layout) for layout in layouts))
+        return Fault(f"{text}; use {words}", "parallel", size, layouts)
+    layers = _most_layers(cfg, world_size, available, gpu=gpu)
+    fits = f"model.num_layers={layers} or less fits" if layers else "use a smaller model or a smaller batch"
+    advice = f"{fits}, or more ranks that share the weights (parallel.dp_shard)"
+    return Fault(f"{text}; {advice}", "model", size, layers or "a smaller model")
+
+
+def too_large_beside(cfg: Config, world_size: int, ranks: int, available: int) -> Fault | None:
+    """A fault if what `ranks` ranks with GPUs keep on the host cannot fit into its `available` bytes, else None."""
+    needed = rank_memory(cfg, world_size)
+    on_host = needed.host * ranks
+    if not needed.offloaded or on_host <= available:
+        return None
+    allowed = f"a host with {gigabytes(on_host)}, or more machines that share the weights"
+    text = (
+        f"optim.offload={cfg.optim.offload} keeps {gigabytes(on_host)} of {ranks} rank(s) on the host, which has "
+        f"{gigabytes(available)}"
+    )
+    return Fault(f"{text}; use {allowed}", "optim.offload", on_host, allowed)
+
+
+def nearest_layouts(cfg: Config, world_size: int, available: int, *, gpu: bool) -> tuple[tuple[str, ...], ...]:
+    """Other layouts of the same ranks in which no rank needs more than `available` bytes, of a GPU if `gpu`, as
+    overrides, the most similar ones first."""
+    here = map_ranks(cfg.parallel, cfg.model, world_size).layout
+
+    def distance(p: ParallelConfig) -> float:
+        pairs = ((here.pp, p.pp), (here.dp_replicate, p.dp_replicate), (here.dp_shard, p.dp_shard), (here.ep, p.ep))
+        return sum(abs(math.log2(ours / theirs)) for ours, theirs in pairs)
+
+    found = []
+    for parallel in sorted(_layouts(cfg, world_size), key=distance):
+        other = replace(cfg, parallel=parallel)
+        if _runs(other, world_size) and _most(other, world_size, gpu=gpu) <= available:
+            keys = ("pp", "dp_replicate", "dp_shard", "ep")
+            found.append(tuple(f"parallel.{key}={getattr(parallel, key)}" for key in keys))
+            if len(found) == MOST_NAMED:
+                break
+    return tuple(found)
+
+
+def _layouts(cfg: Config, world_size: int) -> Iterator[ParallelConfig]:
+    """All divisions of the ranks over pp, dp_replicate, dp_shard and ep; cp stays. Experts whose width is divided over
+    ranks send more for each token, so ep beyond the router groups is for those who have it."""
+    cp, here = cfg.parallel.cp, map_ranks(cfg.parallel, cfg.model, world_size).layout
+    for pp in divisors(world_size):
+        for dp_shard in divisors(world_size // pp):
+            if pp > cfg.model.num_layers or world_size % (pp * dp_shard * cp):
+                continue
+            copies = world_size // (pp * dp_shard * cp)
+            for ep in divisors(dp_shard * cp):
+                if ep <= max(here.ep, cfg.model.router_groups):
+                    yield replace(cfg.parallel, pp=pp, dp_replicate=copies, dp_shard=dp_shard, ep=ep)
+
+
+def _runs(cfg: Config, world_size: int) -> bool:
+    """Return True if no check of `parallel` finds a fault."""
+    try:
+        readers = map_ranks(cfg.parallel, cfg.model, world_size).layout.readers
+    except ConfigError:
+        return False
+    return not check_batch(cfg.train, readers) and not check(cfg, world_size)
+
+
+def _parts(needed: RankMemory) -> str:
+    """Such as "weights 1.0 GB, gradients 1.0 GB"."""
+    parts = {
+        "weights": needed.weights,
+        "gradients": max(needed.gradients, needed.accumulated),
+        "optimizer": needed.optimizer,
+        "gathered weights": needed.gathered,
+        "inputs of layers": needed.activations,
+        "a step's tokens": needed.batches,
+    }
+    return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
+
+
+def _most(cfg: Config, world_size: int, *, gpu: bool) -> int:
+    """Bytes that a rank needs at most, of a GPU or in all."""
+    needed = largest_memory(cfg, world_size)[1]
+    return needed.device if gpu else needed.total
+
+
+def _most_layers(cfg: Config, world_size: int, available: int, *, gpu: bool) -> int:
+    """The most layers that fit; 0 if the fewest do not."""
+
+    def fits(layers: int) -> bool:
+        fewer = replace(cfg, model=replace(cfg.model, num_layers=layers))
+        return _most(fewer, world_size, gpu=gpu) <= available
+
+    low, high = map_ranks(cfg.parallel, cfg.model, world_size).plan.stages, cfg.model.num_layers
+    if not fits(low):
+        return 0
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
