@@ -9,6 +9,7 @@
 #              bench-pipeline: steps of a pipeline against the time that its schedule takes on paper
 #              bench-muon: the toy's step with Muon against AdamW's
 #              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
+# make bench-peaks  peak bytes of a rank for even and uneven routers, predicted and counted on eight processes
 # make bench-gpu  one GPU: the 1T model's experts and layers beside torch's and Transformer Engine's, then recipe=toy_gpu
 # make setup   only install what test, lint and bench need; setup-toy: what toy needs
 #
@@ -25,7 +26,7 @@ PY   := $(VENV)/bin/python
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
 
-.PHONY: toy test test-all test-layouts lint bench bench-step bench-moe bench-upcycle bench-data bench-muon bench-pipeline bench-gpu setup setup-toy clean
+.PHONY: toy test test-all test-layouts lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-muon bench-pipeline bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
@@ -71,6 +72,9 @@ bench-pipeline: $(DEV)
 
 bench-data: $(DEV)
 	$(PY) -m tests.bench.data $(ARGS)
+
+bench-peaks: $(DEV)
+	$(PY) -m tests.bench.peaks $(ARGS)
 
 bench-gpu: $(DEV)
 	$(PY) -m tests.bench.gpu $(ARGS)

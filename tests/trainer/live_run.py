@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ def live_step(cfg: Config, router: str = "uniform") -> tuple[Peak, Tensor]:
     count, size = cfg.train.global_batch // (cfg.train.micro_batch * world.size), cfg.train.micro_batch
     for _ in range(2):  # the first step allocates what FSDP keeps, and compares numbers of tokens
         batches = [data.stream.batch((number * world.size + world.rank) * size, size) for number in range(count)]
+        bounds = torch.arange(0, (size + 1) * cfg.data.seq_len, cfg.data.seq_len, dtype=torch.int32)
+        batches = [replace(batch, cu_seqlens=bounds) for batch in batches]  # one document each, as in the simulation
         live = LiveBytes()
         trace_step(model, engine, objective, batches, cfg, world, meshes, live=live)
     world.close()

@@ -4,7 +4,8 @@ Weights, gradients and the optimizer's state are exact for the native engine: th
 `trainer/parallelize.py` leaves on a rank, without the padding of uneven shards (tests compare with `octavo layout`).
 So are the weights that stay gathered and the gradients that are added up on a rank, for a whole step, under a pipeline.
 Activations depend on back ends and kernels, so only a lower bound is counted: the inputs of the layers, which every
-setting of `train.recompute` keeps, of every micro-batch that is under way.
+setting of `train.recompute` keeps, of every micro-batch that is under way; or those of two layers with
+`train.offload_activations`.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     tokens = cfg.train.micro_batch * cfg.data.seq_len // layout.cp
     under_way = ranks.plan.in_flight(place.pp, micro_batches)  # of one stage each
     inputs = layers * under_way // len(own)
-    activations = tokens * cfg.model.hidden_size * inputs * NUMBER[cfg.precision.linears]
+    inputs = min(2, inputs) if cfg.train.offload_activations else inputs
+    number = 1 if cfg.precision.kept == "fp8" else NUMBER[cfg.precision.linears]
+    activations = tokens * cfg.model.hidden_size * inputs * number
     batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // layout.readers
     gathered = accumulated = 0
     if cfg.optim.engine == "deepspeed":

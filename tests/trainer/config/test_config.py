@@ -128,6 +128,14 @@ WRONG = [
     ),
     ({"precision.moments": "bf16", "optim.betas": [0.9, 0.999]}, "optim.betas", "0.95 or less"),
     ({"precision.experts": "fp8_reference", "model.expert_width": 6}, "model.expert_width", (4, 8)),
+    ({"train.recompute": "experts", "train.compile": True}, "train.recompute", ("none", "selective", "full")),
+    ({"precision.kept": "fp8", "train.recompute": "full"}, "precision.kept", ("exact",)),
+    ({"precision.kept": "fp8", "precision.experts": "fp8_reference"}, "train.recompute", ("full",)),
+    (
+        {"train.offload_activations": True, "precision.experts": "fp8_block", "model.expert_width": 16},
+        "train.recompute",
+        ("experts", "full"),
+    ),
     ({"precision.experts": "mxfp8", "model.hidden_size": 16, "model.expert_width": 64}, "model.hidden_size", (32,)),
     ({"precision.moments": "bf16", "optim.betas": [0.99, 0.95]}, "optim.betas", "0.95 or less"),
     (
@@ -280,6 +288,13 @@ WRONG_ON_RANKS = [
         (32, 64),
     ),
     (8, {"parallel.ep": 8, "parallel.regather": True, "train.recompute": "full"}, "parallel.regather", (False,)),
+    (8, {"parallel.ep": 8, "parallel.regather": True, "train.recompute": "experts"}, "parallel.regather", (False,)),
+    (
+        8,
+        {"parallel.ep": 8, "parallel.regather": True, "train.offload_activations": True},
+        "parallel.regather",
+        (False,),
+    ),
     (8, {"parallel.ep": 8, "precision.payload": "bf16", "model.hidden_size": 33}, "model.hidden_size", (34,)),
     (5, {"parallel.ep": 5, "parallel.dispatch": "all_to_all", "train.global_batch": 5}, "parallel.ep", (1,)),
 ]
