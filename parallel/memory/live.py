@@ -106,10 +106,11 @@ class LiveBytes(TorchDispatchMode):
             self.where = before
 
     def label(self, label: str, tensors: Iterable[Tensor]) -> None:
-        """Count the storages of `tensors` (of a DTensor, this rank's part) as `label`, from their start."""
+        """Count the storages of `tensors` as `label`, from their start; of a DTensor, this rank's part. What is on the
+        host keeps that label."""
         for tensor in tensors:
             self._see(part := local_part(tensor.detach()), "")
-            if (found := self._live.get(storage_id(part))) is not None:
+            if (found := self._live.get(storage_id(part))) is not None and found[0].label != HOST:
                 found[0].kind.label = label
 
     # ---- what torch does

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from parallel.dispatch.all_to_all import AllToAllDispatch
 from parallel.layout import Layout
 from parallel.memory.known_rows import KnownAllToAll, rows_of_experts
-from parallel.memory.live import LiveBytes, Peak
+from parallel.memory.live import HOST, LiveBytes, Peak
 from parallel.mesh import Meshes
 from parallel.simulate import Collective, CollectiveLog, GroupedShapes, RankBytes, fake_world, rank_bytes
 from parallel.torch_private import FakeTensorMode
@@ -149,7 +149,7 @@ def trace_step(
         units = count_step(objective, batches, world)["units"]
     with fake or nullcontext(), log, live:
         live.label("weights", model.parameters())
-        live.label("optimizer", engine.state().values())
+        live.label(HOST if cfg.optim.offload == "cpu" else "optimizer", engine.state().values())
         accumulate_gradients(
             model,
             engine,

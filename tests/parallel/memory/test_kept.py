@@ -1,4 +1,4 @@
-"""What blocks save for backward, on the host or in FP8: results, copies and bytes."""
+"""The tensors that blocks save for backward, on the host or in FP8: results, copies and bytes."""
 
 from __future__ import annotations
 
