@@ -9,17 +9,23 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from parallel.blocks import checkpoint_activations, compile_blocks
+from parallel.context.base import AttentionCore
+from parallel.context.ring import RingAttention
+from parallel.context.share import Share
+from parallel.context.ulysses import UlyssesAttention
 from parallel.dispatch.all_gather import AllGatherDispatch
 from parallel.dispatch.all_to_all import AllToAllDispatch
 from parallel.dispatch.base import Dispatcher
 from parallel.dispatch.local import LocalDispatch
 from parallel.dispatch.payload import Cast, Payload
+from parallel.errors import Fault
 from parallel.memory.kept import KeptActivations
 from parallel.mesh import Meshes
 from parallel.sharding.fsdp import Policy, place_experts, shard_parameters
 from trainer.config.keys import Config
 from trainer.config.ranks import DispatchName, RankMap, map_ranks
 from trainer.kernels.choose import make_ops
+from trainer.model.attention import document_attention
 from trainer.model.decoder import Decoder
 from trainer.precision import DTYPES
 
@@ -37,6 +43,24 @@ def build_meshes(cfg: Config, device_type: str) -> Meshes | None:
     return Meshes.build(chosen.layout, chosen.placement, device_type)
 
 
+def unavailable(cfg: Config, device: torch.device) -> Fault | None:
+    """The reason why ranks on this device cannot share sequences as `cfg` says; None where they can."""
+    if cfg.parallel.cp == 1 or cfg.parallel.cp_kind == "ulysses" or device.type == "cpu":
+        return None
+    if cfg.precision.linears == "bf16":
+        return None
+    text = (
+        f"parallel.cp_kind=ring computes in bf16 on a GPU, and precision.linears={cfg.precision.linears}; use "
+        "parallel.cp_kind=ulysses, or a precision with linears in bf16"
+    )
+    return Fault(text, where="parallel.cp_kind", value="ring", allowed=("ulysses",))
+
+
+def share_of(meshes: Meshes | None, cfg: Config) -> Share:
+    """The part of each sequence that this rank holds."""
+    return Share.of_group(cfg.parallel.cp_kind, meshes.cp_group if meshes else None)
+
+
 def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type: str) -> Decoder:
     """Spread a plain model on the meta device over the meshes, in place, and log each step with its mesh.
 
@@ -50,6 +74,11 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
         for layer in model.blocks:
             layer.moe.dispatcher = _dispatcher(dispatch, meshes, cfg)
         log.info("place experts on the mesh %s; dispatch: %s", _axes(meshes.experts), dispatch)
+    if meshes is not None and meshes.cp_group is not None:
+        core = _attention_core(meshes.cp_group, cfg)
+        for layer in model.blocks:
+            layer.attention.core = core
+        log.info("share each sequence over cp=%d: %s", core.ranks, cfg.parallel.cp_kind)
     if cfg.train.compile:
         _keep_eager(model, cfg, device_type)
         compile_blocks(model.blocks)
@@ -91,6 +120,11 @@ def _dispatcher(name: DispatchName, meshes: Meshes, cfg: Config) -> Dispatcher:
         overlap=cfg.parallel.overlap,
         payload=_payload(cfg),
     )
+
+
+def _attention_core(group: dist.ProcessGroup, cfg: Config) -> AttentionCore:
+    """One object for all layers: a ring's plan is the same for all of them."""
+    return RingAttention(group) if cfg.parallel.cp_kind == "ring" else UlyssesAttention(group, document_attention)
 
 
 def _payload(cfg: Config) -> Payload:

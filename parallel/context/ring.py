@@ -26,7 +26,7 @@ from torch import Tensor
 from parallel.context.base import Documents
 from parallel.context.blocks import attend, attend_backward, merge
 from parallel.context.plan import Block, Hop, RingPlan
-from parallel.context.slices import take
+from parallel.context.share import take
 
 
 class RingAttention:
@@ -43,6 +43,7 @@ class RingAttention:
     def ranks(self) -> int:
         return self.group.size()
 
+    @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
         """Implements `AttentionCore`. Raises ValueError if T is not this rank's part or the dtype has no kernel."""
         if q.is_cuda and q.dtype.itemsize != 2:

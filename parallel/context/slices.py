@@ -1,4 +1,4 @@
-"""The part of a sequence that each rank holds. No torch operations that depend on values: all ranks know all parts.
+"""The part of a sequence that each rank holds, and which numbers of ranks can share it. No torch here.
 
 A batch of several rows is one sequence of tokens here, end to end, since rows are documents of their own anyway.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 from typing import Literal
 
-import torch
-from torch import Tensor
+from parallel.layout import divisors
 
 Kind = Literal["ulysses", "ring"]
 
@@ -28,7 +27,12 @@ def slices(kind: Kind, tokens: int, ranks: int) -> list[list[range]]:
     return [[chunk for chunk in (chunks[rank], chunks[-1 - rank]) if chunk] for rank in range(ranks)]
 
 
-def take(x: Tensor, pieces: list[range], dim: int = 0) -> Tensor:
-    """The tokens of `pieces` of a whole sequence, along `dim`."""
-    parts = [x.narrow(dim, piece.start, len(piece)) for piece in pieces]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim) if parts else x.narrow(dim, 0, 0)
+def divides(heads: int, kv_heads: int, ranks: int) -> bool:
+    """True if `ranks` can share the heads in Ulysses: each has equally many query heads, and whole kv heads of its own
+    or one that several ranks read."""
+    return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+
+
+def divisors_of_heads(heads: int, kv_heads: int) -> tuple[int, ...]:
+    """The numbers of ranks for which `divides` is True."""
+    return tuple(ranks for ranks in divisors(heads) if divides(heads, kv_heads, ranks))

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.context.base import Documents
-from parallel.context.slices import slices
+from parallel.context.slices import divides, slices
 from parallel.dispatch.collectives import start_all_to_all
 
 
@@ -39,6 +39,7 @@ class UlyssesAttention:
     def ranks(self) -> int:
         return self.group.size()
 
+    @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
         """Implements `AttentionCore`. Raises ValueError where `divides` is False or T is not this rank's slice."""
         ranks, tokens = self.ranks, sum(docs.lengths)
@@ -52,12 +53,6 @@ class UlyssesAttention:
         exchange = _Exchange(self.group, rows, [q.shape[1], k.shape[1], v.shape[1]])
         q, k, v = _ToHeads.apply(q, k, v, exchange)
         return _ToTokens.apply(self.whole(q, k, v, docs), exchange)
-
-
-def divides(heads: int, kv_heads: int, ranks: int) -> bool:
-    """True if `ranks` can share the heads: each has equally many query heads, and whole kv heads of its own or one that
-    several ranks read."""
-    return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 
 class _Exchange:

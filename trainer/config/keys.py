@@ -65,6 +65,8 @@ class ParallelConfig:
     schedule: Literal["1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv", "dualpipev"] = free("1f1b")
     stages_per_rank: int = free(0)  # pipeline stages of each rank; 0: 1 for 1f1b, 2 for the other schedules
     cp: int = free(1)  # ranks that share each sequence
+    # ulysses: exchanges heads, which cp must divide; ring: sends keys around, for any number of heads
+    cp_kind: Literal["ulysses", "ring"] = free("ulysses")
     dp_replicate: int = free(0)  # copies of the sharded model
     dp_shard: int = free(0)  # ranks that share one copy of the weights
     ep: int = free(1)  # expert-parallel ranks: neighbours out of dp_shard x cp

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from parallel.context.share import Share
 from trainer.data.windows import Windows
 
 IGNORE = -100  # the label that the loss skips, torch's default ignore_index
@@ -31,6 +32,16 @@ class Batch:
     num_tokens: int  # supervised positions, counted on the host; the loss of a step is normalised by their sum
     samples: Sequence[int]  # [B] sample numbers
     faults: tuple[str, ...] = ()  # one line for each sample that was unreadable and replaced by another
+
+    def part(self, share: Share) -> Batch:
+        """The part of a rank that shares the sequences: inputs and labels [1, T] of its slices of the flattened B * S
+        positions, and the number of its own supervised ones. `cu_seqlens` and `samples` stay those of the whole."""
+        if share.ranks == 1:
+            return self
+        inputs = {name: share.take(tensor.flatten(0, 1)).unsqueeze(0) for name, tensor in self.inputs.items()}
+        labels = None if self.labels is None else share.take(self.labels.flatten()).unsqueeze(0)
+        num_tokens = 0 if labels is None else int((labels != IGNORE).sum())
+        return replace(self, inputs=inputs, labels=labels, num_tokens=num_tokens)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with inputs and labels on `device`; `cu_seqlens` stays on the CPU."""

@@ -23,7 +23,7 @@ from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.build import build_engine
 from trainer.optim.engine import Engine
-from trainer.parallelize import build_meshes, parallelize
+from trainer.parallelize import build_meshes, parallelize, share_of
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.directory import RunDir
 from trainer.stages.forward import Forward, Relayed, Whole
@@ -118,7 +118,7 @@ def build_pipeline(
     """The runners of the stages, in training and outside of it."""
     if plan.stages == 1:
         (model,) = stages.values()
-        return None, Whole(model)
+        return None, Whole(model, share_of(meshes, cfg))
     assert meshes is not None
     assert meshes.pp_group is not None
     train, layout = cfg.train, meshes.layout
@@ -131,7 +131,7 @@ def build_pipeline(
         tokens=train.micro_batch * cfg.data.seq_len // layout.cp,
         micro_batches=train.global_batch // (train.micro_batch * layout.readers),
     )
-    return pipeline, Relayed(stages, plan, meshes.pp_group)
+    return pipeline, Relayed(stages, plan, meshes.pp_group, share_of(meshes, cfg))
 
 
 def build_model(

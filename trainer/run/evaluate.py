@@ -39,7 +39,7 @@ def evaluate(
     for source in heldout.sources:
         for batch, counts in _turns(list(heldout.batches(source, batches * place.readers, micro_batch)), place):
             world.watch.tick()
-            batch = batch.to(forward.device)
+            batch = batch.part(forward.share).to(forward.device)
             hidden = forward(objective.inputs(batch))
             if hidden is None:
                 continue  # another stage has the result

@@ -121,6 +121,7 @@ class Trainer:
     def _train_step(self, batches: list[Batch], units: int, tokens: int) -> None:
         """One optimizer step. Nothing in it waits for the device."""
         cfg, world, parts = self.cfg, self.world, self.parts
+        batches = [batch.part(parts.forward.share) for batch in batches]
         if parts.pipeline is not None:
             with held_weights(block.moe.experts for stage in parts.stages.values() for block in stage.blocks):
                 totals = parts.pipeline.accumulate(batches, units, step=self.position.step + 1)

@@ -15,7 +15,7 @@ import torch
 from parallel.environment import read_environment
 from parallel.errors import Fault, UserError
 from parallel.world import World, start_world
-from trainer import precision
+from trainer import parallelize, precision
 from trainer.config import coerce
 from trainer.config.checks import fit
 from trainer.config.errors import ConfigError, report
@@ -97,6 +97,7 @@ def _check_hardware(cfg: Config, world: World) -> None:
         *_too_large(cfg, world),
         precision.unavailable(cfg.precision, world.device),
         kernels.unavailable(cfg.train.kernels, cfg.precision.payload, world.device),
+        parallelize.unavailable(cfg, world.device),
     ]
     for rank, (name, faults) in enumerate(world.gather((socket.gethostname(), [fault for fault in found if fault]))):
         if faults:

@@ -6,9 +6,9 @@ Legend: T tokens of all texts, packed · N unfinished texts · V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.world import World
@@ -74,12 +74,19 @@ def generate(
 
 def _next_logits(forward: Forward, texts: list[list[int]]) -> Tensor | None:
     """Logits [N, V] (fp32, CPU) of the token after each text, on the ranks with the LM head."""
-    device = forward.device
-    lengths_N = torch.tensor([len(text) for text in texts])
-    ids_T = torch.tensor([token for text in texts for token in text], device=device)
-    positions_T = torch.cat([torch.arange(len(text)) for text in texts]).to(device)
-    ends_N = lengths_N.cumsum(0)
-    cu_seqlens = F.pad(ends_N, (1, 0)).to(torch.int32)
-    inputs = {"ids": ids_T.unsqueeze(0), "positions": positions_T.unsqueeze(0), "cu_seqlens": cu_seqlens}
+    device, share = forward.device, forward.share
+    filler = -sum(map(len, texts)) % share.ranks  # ranks that share the sequence must have equally many tokens
+    packed = [*texts, [0] * filler] if filler else texts
+    ids_T = torch.tensor([token for text in packed for token in text])
+    positions_T = torch.cat([torch.arange(len(text)) for text in packed])
+    bounds = [0, *accumulate(map(len, packed))]
+    inputs = {
+        "ids": share.take(ids_T).unsqueeze(0).to(device),
+        "positions": share.take(positions_T).unsqueeze(0).to(device),
+        "cu_seqlens": torch.tensor(bounds, dtype=torch.int32),
+    }
     found = forward(inputs)
-    return None if found is None else found.model.logits(found.hidden[0, (ends_N - 1).to(device)]).float().cpu()
+    if found is None:
+        return None
+    last = [end - 1 for end in bounds[1 : len(texts) + 1]]
+    return found.model.logits(share.pick(found.hidden[0], last, bounds[-1])).float().cpu()

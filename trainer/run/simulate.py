@@ -30,7 +30,7 @@ from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
-from trainer.parallelize import build_meshes, parallelize
+from trainer.parallelize import build_meshes, parallelize, share_of
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.step import accumulate_gradients, count_step
 
@@ -60,7 +60,8 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
 
     The experts' kernels are those of a CPU where `train.device=cpu`, otherwise those of a GPU. Nothing is compiled; a
     compiled model has the same weights and fewer temporary tensors. The step's micro-batches are windows of one
-    document each. router: a key of `ROUTERS`, on which numbers of rows depend where tokens travel by all_to_all.
+    document each, for which a ring of attention sends the most. router: a key of `ROUTERS`, on which numbers of rows
+    depend where tokens travel by all_to_all.
 
     Raises `ConfigError` for objectives and engines whose sizes depend on other ranks, and for models of too many
     layers.
@@ -117,7 +118,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
             model.to_empty(device=world.device)
             engine.prepare()
         micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * meshes.layout.readers)
-        batches = [_blank_batch(cfg)] * micro_batches
+        batches = [_blank_batch(cfg).part(share_of(meshes, cfg))] * micro_batches
         live = LiveBytes()
         with GroupedShapes():
             memory, collectives = trace_step(
@@ -178,6 +179,8 @@ def _axes(meshes: Meshes, world: World) -> Iterator[tuple[str, dist.ProcessGroup
             yield name, mesh.get_group(name)
     if meshes.ep_group is not None:
         yield "ep", meshes.ep_group
+    if meshes.cp_group is not None:
+        yield "cp", meshes.cp_group
 
 
 def _blank_batch(cfg: Config) -> Batch:

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from parallel.context.share import Share
 from parallel.pipeline.plan import Plan
 from parallel.pipeline.relay import Relay
 from trainer.model.decoder import Decoder, DecoderOutput
+
+ALL = Share()
 
 
 class Hidden(NamedTuple):
@@ -22,9 +25,13 @@ class Hidden(NamedTuple):
 
 
 class Forward(Protocol):
-    """Runs a batch through the model without gradients. Collective over the ranks that share a batch."""
+    """Runs a batch through the model without gradients. Collective over the ranks that share a batch.
+
+    share: the part of each sequence whose inputs this rank gives, and whose hidden states it gets.
+    """
 
     device: torch.device
+    share: Share
 
     def __call__(self, inputs: Mapping[str, Any]) -> Hidden | None:
         """inputs: of the decoder's forward, by name. None on the ranks that do not have the last stage."""
@@ -33,8 +40,8 @@ class Forward(Protocol):
 class Whole:
     """The forward pass of a whole model."""
 
-    def __init__(self, model: Decoder) -> None:
-        self.model = model
+    def __init__(self, model: Decoder, share: Share = ALL) -> None:
+        self.model, self.share = model, share
         self.device = next(model.parameters()).device
 
     def __call__(self, inputs: Mapping[str, Any]) -> Hidden:
@@ -44,8 +51,8 @@ class Whole:
 class Relayed:
     """The forward pass through a pipeline. stages: this rank's, by number."""
 
-    def __init__(self, stages: Mapping[int, Decoder], plan: Plan, group: Any) -> None:
-        self.stages, self.relay = stages, Relay(plan.owners, group)
+    def __init__(self, stages: Mapping[int, Decoder], plan: Plan, group: Any, share: Share = ALL) -> None:
+        self.stages, self.relay, self.share = stages, Relay(plan.owners, group), share
         self.first = next(iter(stages.values()))
         self.device = next(self.first.parameters()).device
 

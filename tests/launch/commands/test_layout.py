@@ -32,6 +32,17 @@ def test_an_objective_whose_sizes_depend_on_the_data_is_one_line(capsys):
     error_line(capsys.readouterr().err, "train.objective=contrastive", "next_token")
 
 
+def test_ranks_that_share_sequences_show_what_they_exchange(capsys):
+    """A ring of 4 with 16 positions a rank, k and v of 1024 bytes each, in 4 layers. The last rank sends its own down,
+    then the early half of rank 0's and of rank 1's, and receives three early halves."""
+    words = ["recipe=toy", "data.seq_len=64", "train.micro_batch=1", "train.global_batch=1", "parallel.cp=4"]
+    assert main(["layout", *words, "parallel.cp_kind=ring", "--world=4", "--rank=3"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^cp +4 +ranks that share a sequence$", out, flags=re.MULTILINE)
+    assert re.search(r"^forward +send +cp +4 +12 +0\.131 +0\.131$", out, flags=re.MULTILINE)
+    assert re.search(r"^forward +receive +cp +4 +12 +0\.098 +0\.000$", out, flags=re.MULTILINE)
+
+
 def test_mistakes_are_faults():
     assert refused(*TOY, "parallel.ep=3", "--world=8").where == "parallel.ep"
     fault = refused("layout", "recipe=toy", "train.micro_batch=1", "parallel.ep=3", "--world=8")

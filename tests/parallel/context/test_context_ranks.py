@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from parallel.context.base import Documents
-from parallel.context.slices import Kind, slices
-from parallel.context.ulysses import divides
+from parallel.context.slices import Kind, divides, slices
 from tests.distributed.pool import on_ranks
 from tests.parallel.context.whole import CPU, Case, OfRank, core_of, joined, reference, run_rank
 from tests.trainer.model.tiny import assert_close

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from parallel.context.base import AttentionCore, Documents
 from parallel.context.ring import RingAttention
-from parallel.context.slices import Kind, slices, take
+from parallel.context.share import take
+from parallel.context.slices import Kind, slices
 from parallel.context.ulysses import UlyssesAttention
 from parallel.simulate import Collective, CollectiveLog
 from trainer.model.attention import document_attention

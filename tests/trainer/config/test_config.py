@@ -297,6 +297,12 @@ WRONG_ON_RANKS = [
     ),
     (8, {"parallel.ep": 8, "precision.payload": "bf16", "model.hidden_size": 33}, "model.hidden_size", (34,)),
     (5, {"parallel.ep": 5, "parallel.dispatch": "all_to_all", "train.global_batch": 5}, "parallel.ep", (1,)),
+    (6, {"parallel.cp": 3, "parallel.cp_kind": "ring", "model.expert_width": 48}, "parallel.cp", (1, 2)),
+    (6, {"parallel.cp": 3, "data.seq_len": 48, "model.expert_width": 48}, "parallel.cp", (1, 2)),
+    (3, {"parallel.cp": 3, "parallel.cp_kind": "ring", "data.seq_len": 18}, "model.expert_width", "parallel.cp=1"),
+    (16, {"parallel.cp": 8, "parallel.ep": 16}, "parallel.cp", (1, 2, 4)),
+    (8, {"parallel.cp": 2, "train.objective": "contrastive"}, "parallel.cp", (1,)),
+    (8, {"parallel.cp": 2, "parallel.ep": 8, "parallel.overlap": 16}, "parallel.overlap", (1, 2, 4, 8)),
 ]
 
 
@@ -324,10 +330,21 @@ def test_a_layout_that_does_not_fit_names_the_sizes_that_do(ranks, changes, wher
         (6, {"parallel.ep": 2}),
         (8, {"parallel.dp_shard": 8, "parallel.ep": 2}),
         (8, {"parallel.ep": 8, "parallel.dispatch": "all_to_all"}),
+        (8, {"parallel.cp": 4, "parallel.ep": 8}),  # 2 kv heads on 4 ranks
+        (8, {"parallel.cp": 8, "parallel.cp_kind": "ring", "parallel.ep": 0}),
+        (6, {"parallel.cp": 3, "parallel.cp_kind": "ring", "data.seq_len": 21, "model.expert_width": 48}),
     ],
 )
 def test_layouts_that_fit(ranks, changes):
     assert validate(grouped(changes), ranks) == []
+
+
+def test_a_remedy_for_cp_names_the_other_way_too():
+    width = {"parallel.cp": 3, "model.expert_width": 48}
+    (fault,) = validate(grouped(width | {"parallel.cp_kind": "ring"}), 6)
+    assert "data.seq_len=15 or 18" in fault.text
+    (fault,) = validate(grouped(width | {"data.seq_len": 48}), 6)
+    assert "parallel.cp_kind=ring" in fault.text
 
 
 def test_options_that_do_nothing_in_a_layout_are_reported():
@@ -344,6 +361,11 @@ def test_options_that_do_nothing_in_a_layout_are_reported():
     (line,) = without_effect(theirs, map_ranks(theirs.parallel, theirs.model, 8))
     assert line.startswith("parallel.regather=true")
     assert "Transformer Engine" in line
+    ring = grouped({"parallel.cp_kind": "ring"})
+    (line,) = without_effect(ring, map_ranks(ring.parallel, ring.model, 1))
+    assert line.startswith("parallel.cp_kind=ring")
+    shared = with_key(ring, "parallel.cp", 2)
+    assert without_effect(shared, map_ranks(shared.parallel, shared.model, 2)) == []
     eight = grouped(changes | {"parallel.ep": 8})
     assert without_effect(eight, map_ranks(eight.parallel, eight.model, 8)) == []
 

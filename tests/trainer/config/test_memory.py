@@ -58,6 +58,15 @@ def test_ranks_that_share_the_weights_need_less():
     assert rank_memory(cfg, 8).held < whole / 6
 
 
+def test_ranks_that_share_sequences_keep_their_part_of_the_activations():
+    cfg = tiny_config("unused", global_batch=16)
+    whole = rank_memory(cfg, 8)
+    cfg.parallel.cp = 4
+    part = rank_memory(cfg, 8)
+    assert 4 * part.activations == whole.activations
+    assert part.batches == 4 * whole.batches  # the ranks of a sequence read all of it
+
+
 def test_state_on_the_host_takes_no_memory_of_the_gpu():
     cfg = tiny_config("unused", engine="deepspeed", offload="cpu")
     needed = rank_memory(cfg, 1)

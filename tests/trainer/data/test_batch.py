@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+from parallel.context.share import Share
 from trainer.data.batch import IGNORE, make_batch
 from trainer.data.windows import Windows
 
@@ -38,3 +39,24 @@ def test_moving_a_batch_leaves_its_boundaries_on_the_cpu() -> None:
     batch = make_batch(Windows(np.ones((1, 5), np.int64), nowhere, nowhere), [0]).to("meta")
     assert {tensor.device.type for tensor in (*batch.inputs.values(), batch.labels)} == {"meta"}
     assert batch.cu_seqlens.tolist() == [0, 4]
+
+
+def test_ranks_that_share_a_batch_have_its_tokens_and_all_boundaries() -> None:
+    tokens = np.arange(2 * 7).reshape(2, 7)
+    starts = np.zeros((2, 7), bool)
+    starts[0, 4] = True
+    batch = make_batch(Windows(tokens, starts, np.zeros_like(starts)), [4, 5])
+    for kind in ("ulysses", "ring"):
+        parts = [batch.part(Share(kind, 2, rank)) for rank in range(2)]
+        assert [part.inputs["ids"].shape for part in parts] == [(1, 6)] * 2
+        assert sum(part.num_tokens for part in parts) == batch.num_tokens == 11
+        for part in parts:
+            assert part.cu_seqlens.tolist() == [0, 4, 6, 12]
+            at = {int(token): number for number, token in enumerate(part.inputs["ids"][0])}
+            for row, token in np.ndindex(2, 6):
+                if (number := at.get(tokens[row, token])) is not None:
+                    assert part.inputs["positions"][0, number] == batch.inputs["positions"][row, token]
+                    assert part.labels[0, number] == batch.labels[row, token]
+        assert sorted(token for part in parts for token in part.inputs["ids"][0].tolist()) == [*range(6), *range(7, 13)]
+    assert parts[0].inputs["ids"].tolist() == [[0, 1, 2, 10, 11, 12]]  # a ring's early and late pieces
+    assert batch.part(Share()) is batch

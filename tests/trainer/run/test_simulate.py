@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from parallel.layout import Place
 from parallel.memory.live import LiveBytes, Peak
 from parallel.simulate import Collective, RankBytes
 from parallel.world import start_world
@@ -22,7 +23,7 @@ from trainer.config.model import ModelConfig
 from trainer.data.build import build_data
 from trainer.objectives.choose import build_objective
 from trainer.optim.native import NativeEngine
-from trainer.parallelize import build_meshes
+from trainer.parallelize import build_meshes, share_of
 from trainer.run.build import build_model
 from trainer.run.simulate import simulate_rank, trace_step
 
@@ -56,6 +57,7 @@ LAYOUTS = {
     "two copies, muon": layout(2, 4, 2, name="muon"),
     "fp8 between ranks": layout(1, 8, 8, compute="bf16", payload="fp8", regather=True),
     "one process": layout(1, 1, 1),
+    "shared sequences": layout(1, 4, 8, cp=2),
     "every option": layout(1, 8, 4, combine="reduce_scatter", reshard_experts=True, overlap=2, regather=True),
 }
 # copies, a sharded copy, bf16, recompute and every option of the exchange; the others are slow
@@ -71,10 +73,12 @@ def real_rank(cfg: Config) -> tuple[RankBytes, list[Collective], Peak]:
     model = build_model(cfg, world, meshes, objective)
     engine = NativeEngine(model, cfg.optim, world, meshes and meshes.shard_group)
     engine.prepare()
-    count = cfg.train.global_batch // (cfg.train.micro_batch * world.size)
+    place, share = meshes.layout.place(world.rank) if meshes else Place(), share_of(meshes, cfg)
+    count = cfg.train.global_batch // (cfg.train.micro_batch * place.readers)
     for _ in range(2):
         batches = [
-            data.stream.batch(number * world.size + world.rank, cfg.train.micro_batch) for number in range(count)
+            data.stream.batch(number * place.readers + place.reader, cfg.train.micro_batch).part(share)
+            for number in range(count)
         ]
         live = LiveBytes()
         memory, collectives = trace_step(model, engine, objective, batches, cfg, world, meshes, live=live)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from parallel.context.slices import divides, divisors_of_heads
 from parallel.errors import Fault, one_of
 from parallel.layout import divisors
 from parallel.pipeline.plan import RULES, PipelineError
@@ -50,10 +53,15 @@ def check(cfg: Config, world_size: int) -> list[Fault]:
             "itself; use parallel.regather=false, or train.recompute=none or attention"
         )
         faults.append(Fault(text, "parallel.regather", True, (False,)))
-    tokens = cfg.train.micro_batch * cfg.data.seq_len
+    if ranks.layout.cp > 1:
+        faults += _of_context(cfg, world_size)
+    tokens = cfg.train.micro_batch * cfg.data.seq_len // ranks.layout.cp
     if tokens % p.overlap:
         fit = closest(divisors(tokens), p.overlap)
-        text = f"parallel.overlap={p.overlap} does not divide the {tokens} tokens of a micro-batch; use {one_of(fit)}"
+        text = (
+            f"parallel.overlap={p.overlap} does not divide the {tokens} tokens of a rank in a micro-batch; use "
+            f"{one_of(fit)}"
+        )
         faults.append(Fault(text, "parallel.overlap", p.overlap, fit))
     if ranks.dispatch == "all_to_all":
         faults += _of_all_gather_only(cfg)
@@ -61,10 +69,44 @@ def check(cfg: Config, world_size: int) -> list[Fault]:
         faults += _of_native_engine_only(ranks)
     if ranks.plan.ranks > 1:
         faults += _of_pipeline(cfg, ranks)
-    if ranks.layout.cp > 1:
-        text = f"parallel.cp={p.cp} is not available; use parallel.cp=1"
-        faults.append(Fault(text, "parallel.cp", p.cp, (1,)))
     return faults
+
+
+def _of_context(cfg: Config, world_size: int) -> list[Fault]:
+    """Sequences that the ranks cannot share."""
+    m, p, seq_len = cfg.model, cfg.parallel, cfg.data.seq_len
+    faults = []
+    if cfg.train.objective == "contrastive":
+        text = (
+            f"train.objective=contrastive needs whole documents on a rank, which parallel.cp={p.cp} cuts; use "
+            "parallel.cp=1, or train.objective=next_token"
+        )
+        faults.append(Fault(text, "parallel.cp", p.cp, (1,)))
+    if seq_len % p.cp:
+        near = tuple(n * p.cp for n in (seq_len // p.cp, seq_len // p.cp + 1) if n)
+        fit = _fitting_cp(cfg, world_size, divisors(seq_len))
+        text = (
+            f"parallel.cp={p.cp} must divide data.seq_len={seq_len}; use parallel.cp={one_of(fit)}, or "
+            f"data.seq_len={one_of(near)}"
+        )
+        faults.append(Fault(text, "parallel.cp", p.cp, fit))
+    if p.cp_kind == "ulysses" and not divides(m.num_heads, m.num_kv_heads, p.cp):
+        fit = _fitting_cp(cfg, world_size, divisors_of_heads(m.num_heads, m.num_kv_heads))
+        text = (
+            f"parallel.cp={p.cp} ranks cannot share model.num_heads={m.num_heads} with model.num_kv_heads="
+            f"{m.num_kv_heads} equally; use parallel.cp={one_of(fit)}, or parallel.cp_kind=ring, which takes any"
+        )
+        faults.append(Fault(text, "parallel.cp", p.cp, fit))
+    return faults
+
+
+def _fitting_cp(cfg: Config, world_size: int, candidates: Sequence[int]) -> tuple[int, ...]:
+    """The candidates closest to `parallel.cp` that work with the number of ranks and the length of sequences."""
+
+    def fits(cp: int) -> bool:
+        return cfg.data.seq_len % cp == 0 and _width_fits(cfg, world_size, cp=cp)
+
+    return closest([cp for cp in candidates if fits(cp)], cfg.parallel.cp) or (1,)
 
 
 def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
@@ -139,8 +181,13 @@ def _width(cfg: Config, world_size: int, ranks: RankMap) -> list[Fault]:
     width, parts = cfg.model.expert_width, _width_parts(ranks)
     if width % parts == 0:
         return []
-    copies = tuple(n for n in divisors(world_size) if _copies_fit(cfg, world_size, n))
-    advice = f"parallel.dp_replicate={one_of(copies)} with parallel.dp_shard=0" if copies else "another width"
+    copies = tuple(n for n in divisors(world_size) if _width_fits(cfg, world_size, dp_replicate=n, dp_shard=0))
+    shares = tuple(n for n in divisors(world_size) if ranks.layout.cp > 1 and _width_fits(cfg, world_size, cp=n))
+    advice = "another width"
+    if copies:
+        advice = f"parallel.dp_replicate={one_of(copies)} with parallel.dp_shard=0"
+    elif shares:
+        advice = f"parallel.cp={one_of(shares)}"
     text = (
         f"model.expert_width={width} is not divisible by the {parts} ranks that share an expert "
         f"(dp_shard/ep = {ranks.layout.expert_dp}, times {ranks.placement.width_shards} per router group)"
@@ -152,10 +199,10 @@ def _width_parts(ranks: RankMap) -> int:
     return ranks.placement.width_shards * ranks.layout.expert_dp if ranks.layout.shard > 1 else 1
 
 
-def _copies_fit(cfg: Config, world_size: int, copies: int) -> bool:
-    """Return True if the layout works with this many copies of the sharded model."""
+def _width_fits(cfg: Config, world_size: int, **sizes: Any) -> bool:
+    """Return True if the layout works with other sizes of `parallel`."""
     try:
-        other = map_ranks(replace(cfg.parallel, dp_replicate=copies, dp_shard=0), cfg.model, world_size)
+        other = map_ranks(replace(cfg.parallel, **sizes), cfg.model, world_size)
     except ConfigError:
         return False
     return cfg.model.expert_width % _width_parts(other) == 0
