@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Collective:
         nbytes: size of the whole tensor: the result of an all-gather, the input of a reduce-scatter or all-reduce, the
             larger side of an all-to-all.
         where: "backward" if autograd issued it (recomputed forward passes included), otherwise the section of the log.
+        micro_batch: of a pipeline, whose pass issued it; None outside of a pass.
     """
 
     op: str
@@ -54,6 +56,7 @@ class Collective:
     ranks: int
     nbytes: int
     where: str
+    micro_batch: int | None = None
 
     @property
     def sent(self) -> int:
@@ -75,6 +78,7 @@ class CollectiveLog(TorchDispatchMode):
         super().__init__()
         self.calls: list[Collective] = []
         self.where = "forward"
+        self.micro_batch: int | None = None
         self.axes: dict[str, str] = {}  # name of a group -> name of the axis
         for axis, group in axes:
             others = self.axes.get(group.group_name)
@@ -89,6 +93,16 @@ class CollectiveLog(TorchDispatchMode):
         finally:
             self.where = before
 
+    @contextmanager
+    def running(self, micro_batch: int) -> Iterator[None]:
+        """A forward or backward pass of a pipeline's stage."""
+        self.micro_batch = micro_batch
+        try:
+            with self.section("forward"):
+                yield
+        finally:
+            self.micro_batch = None
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -101,7 +115,8 @@ class CollectiveLog(TorchDispatchMode):
             where = "backward" if in_backward() else self.where
             sides = (*args, result) if func.namespace == "_c10d_functional" else args
             nbytes = max(sum(t.nbytes for t in _tensors(side)) for side in sides)
-            self.calls.append(Collective(COLLECTIVES.get(name, name), axis, group.size(), nbytes, where))
+            op = COLLECTIVES.get(name, name)
+            self.calls.append(Collective(op, axis, group.size(), nbytes, where, self.micro_batch))
         return result
 
 
@@ -118,6 +133,35 @@ class GroupedShapes(TorchDispatchMode):
         if a.ndim == b.ndim == 2:
             return a.new_empty(len(offsets), len(a), b.shape[1])
         return a.new_empty(len(a), b.shape[2])
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that leave a rank in one step of a pipeline, by axis: in each micro-batch, and once, whatever their number.
+
+    `sent` as in `Collective`.
+    """
+
+    per_micro_batch: Counter[str]
+    once: Counter[str]
+
+    def of_step(self, micro_batches: int) -> Counter[str]:
+        axes = {*self.per_micro_batch, *self.once}
+        return Counter({axis: self.per_micro_batch[axis] * micro_batches + self.once[axis] for axis in axes})
+
+    @staticmethod
+    def of(calls: Iterable[Collective], micro_batches: int) -> Traffic:
+        """calls: of a step with this number of micro-batches, all with the same passes; the last one has only what
+        every one has. What travels between stages travels once for each."""
+        per, total, between = Counter[str](), Counter[str](), Counter[str]()
+        for call in calls:
+            total[call.axis] += call.sent
+            if call.micro_batch == micro_batches - 1:
+                per[call.axis] += call.sent
+            elif call.micro_batch is None and call.op in ("send", "receive"):
+                between[call.axis] += call.sent
+        per.update({axis: sent // micro_batches for axis, sent in between.items()})
+        return Traffic(per, Counter({axis: total[axis] - per[axis] * micro_batches for axis in total}))
 
 
 def _group(args: Sequence[Any]) -> dist.ProcessGroup | None:

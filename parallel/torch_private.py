@@ -44,6 +44,7 @@ __all__ = [
     "flatten_mesh",
     "foreach_copy",
     "foreach_norm",
+    "gathered_weights",
     "group_of_name",
     "has_gradient_hooks",
     "holds_storage",
@@ -266,6 +267,23 @@ def accumulate_in(module: nn.Module, dtype: torch.dtype) -> None:
                 parameter.reduce_dtype = None if dtype == own else dtype
 
     hook = module.register_forward_pre_hook(choose)
+
+
+def gathered_weights(root: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
+    """Every weight that FSDP has gathered in `root`, and its whole gradient if there is one. Publicly modules show the
+    gathered weights, but not gradients in another dtype."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    found: list[tuple[Tensor, Tensor | None]] = []
+    for module in root.modules():
+        if not isinstance(module, FSDPModule):
+            continue
+        for group in fully_shard.state(module)._fsdp_param_groups:  # type: ignore[attr-defined]
+            for parameter in group.fsdp_params if group.is_unsharded else ():
+                weight = parameter.unsharded_param
+                added_up = parameter.unsharded_accumulated_grad
+                found.append((weight, weight.grad if added_up is None else added_up))
+    return found
 
 
 def fake_store() -> dist.Store:

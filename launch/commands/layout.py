@@ -1,4 +1,5 @@
-"""`octavo layout`: builds one rank of a run of any size here, without memory, and prints what it holds and sends."""
+"""`octavo layout`: builds a rank, or one of each pipeline stage, of a run of any size here, without memory, and prints
+what it holds and sends."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from functools import partial
 
 from launch.arithmetic import arithmetic
 from launch.configurations import compose_on
+from launch.stages import print_stages, refuse_too_large
 from trainer.config.command_line import Parser, whole_number
 from trainer.config.errors import CommandError
 from trainer.config.keys import Config
@@ -19,7 +21,18 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """Raises `CommandError` and `ConfigError`."""
     parser.add_overrides(words)
     parser.add_argument("--world", type=whole_number(1), required=True, metavar="N", help="number of ranks in the run")
-    parser.add_argument("--rank", type=whole_number(0), default=0, metavar="R", help="the rank to build (default: 0)")
+    parser.add_argument("--rank", type=whole_number(0), metavar="R", help="the rank to build (default: 0)")
+    parser.add_argument(
+        "--stages",
+        choices=("some", "all"),
+        help="of a pipeline: a table of the first, middle and last stage, or of all (default: some, without --rank)",
+    )
+    parser.add_argument(
+        "--gpu-gb",
+        type=whole_number(1),
+        metavar="GB",
+        help="of a pipeline: refuse a layout whose ranks do not fit into this memory with a tenth to spare",
+    )
     parser.add_argument(
         "--router",
         choices=tuple(ROUTERS),
@@ -27,12 +40,23 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         help="how unevenly experts are selected, which matters to parallel.dispatch=all_to_all (default: uniform)",
     )
     options = parser.read(words)
-    if options.rank >= options.world:
+    if options.rank is not None and options.rank >= options.world:
         allowed = f"0 to {options.world - 1}"
         text = f"--rank={options.rank} is not a rank of --world={options.world}; use {allowed}"
         raise CommandError(text, where="--rank", value=options.rank, allowed=allowed)
     cfg = compose_on(options.world, "--world", options.overrides, options.config_dir)
-    return partial(_print_layout, cfg, options.world, options.rank, options.router)
+    if cfg.parallel.pp > 1 and options.rank is None:
+        every = options.stages == "all"
+        if options.gpu_gb is not None:
+            refuse_too_large(cfg, options.world, options.gpu_gb)
+        return partial(print_stages, cfg, options.world, options.router, every=every, gpu_gb=options.gpu_gb)
+    for option in ("stages", "gpu_gb"):
+        if getattr(options, option) is not None:
+            name = f"--{option.replace('_', '-')}"
+            remedy = "drop --rank" if cfg.parallel.pp > 1 else "use parallel.pp=2 or more"
+            text = f"{name} is for the table of a pipeline's stages; {remedy}, or drop {name}"
+            raise CommandError(text, where=name, value=getattr(options, option), allowed=remedy)
+    return partial(_print_layout, cfg, options.world, options.rank or 0, options.router)
 
 
 def _print_layout(cfg: Config, world: int, rank: int, router: str) -> int:
@@ -64,8 +88,10 @@ def _print_layout(cfg: Config, world: int, rank: int, router: str) -> int:
         print(f"{'on the host':<20}{peak.host / size:>12,.3f}")
     print(f"\narithmetic of all ranks: {arithmetic(cfg)}")
 
+    if simulated.ran < simulated.micro_batches:
+        print(f"{simulated.ran} of the step's {simulated.micro_batches} micro-batches were run here")
     # Every collective of one kind, whatever its size, is one line.
-    kinds = [replace(call, nbytes=0) for call in simulated.collectives]
+    kinds = [replace(call, nbytes=0, micro_batch=None) for call in simulated.collectives]
     payload, sent = Counter[object](), Counter[object]()
     for kind, call in zip(kinds, simulated.collectives, strict=True):
         payload[kind] += call.nbytes

@@ -31,7 +31,7 @@ from parallel.memory.host import TO_HOST
 from parallel.sharding.local import local_part
 from parallel.torch_private import TorchDispatchMode, holds_storage, in_backward, storage_id
 
-LABELS = ("weights", "gradients", "optimizer", "gathered", "activations")
+LABELS = ("weights", "gradients", "optimizer", "gathered", "quantised", "activations")
 HOST = "host"  # bytes of the host's memory, which the others do not compete with
 
 
@@ -40,8 +40,10 @@ class Peak:
     """Bytes of live tensors on one rank at the point at which there are the most.
 
     where: "backward" if autograd was running (recomputed forward passes included), otherwise the section, as in
-    `CollectiveLog`. gathered: weights that FSDP has gathered. activations: everything else, buffers of the
-    communication included. host: the most that was in the host's memory at any point, which is not part of the total.
+    `CollectiveLog`. gathered: weights that FSDP has gathered. quantised: copies of weights that experts keep for the
+    step. activations: everything else, buffers of the communication included. kept: the most of them that there were
+    between two passes of a pipeline. host: the most that was in the host's memory at any point, which is not part of
+    the total.
     """
 
     where: str
@@ -49,12 +51,15 @@ class Peak:
     gradients: int
     optimizer: int
     gathered: int
+    quantised: int
     activations: int
     host: int = 0
+    kept: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.gathered + self.activations
+        held = self.weights + self.gradients + self.optimizer + self.gathered + self.quantised
+        return held + self.activations
 
 
 @dataclass(eq=False, slots=True)
@@ -91,6 +96,7 @@ class LiveBytes(TorchDispatchMode):
         self.device, self.where = device, "forward"
         self.allocations: list[Allocation] = []
         self._events = 0
+        self._pauses: list[int] = []
         # storage -> (its live bytes, the reference that notices its end)
         self._live: dict[int, tuple[Allocation, weakref.ref[Any]]] = {}
 
@@ -104,6 +110,10 @@ class LiveBytes(TorchDispatchMode):
             yield
         finally:
             self.where = before
+
+    def pause(self) -> None:
+        """Note that no pass is running: activations that are live are kept for a later one."""
+        self._pauses.append(self._events)
 
     def label(self, label: str, tensors: Iterable[Tensor]) -> None:
         """Count the storages of `tensors` as `label`, from their start; of a DTensor, this rank's part. What is on the
@@ -192,7 +202,16 @@ class LiveBytes(TorchDispatchMode):
         held = Counter[str]()
         for allocation in self.live_at(at):
             held[allocation.label] += allocation.nbytes
-        return Peak(of, **{label: held[label] for label in LABELS}, host=most_host)
+        return Peak(of, **{label: held[label] for label in LABELS}, host=most_host, kept=self._most_kept())
+
+    def _most_kept(self) -> int:
+        pauses, most, live = iter(self._pauses), 0, 0
+        pause = next(pauses, None)
+        for event, nbytes, allocation in sorted(self._changes(), key=lambda change: change[0]):
+            while pause is not None and event > pause:
+                most, pause = max(most, live), next(pauses, None)
+            live += nbytes if allocation.label == "activations" else 0
+        return most
 
     def live_at(self, event: int) -> list[Allocation]:
         return [a for a in self.allocations if a.born <= event and (a.died is None or a.died > event)]

@@ -108,6 +108,14 @@ class Plan:
             "dualpipev": self.stages + 1,
         }[self.schedule])  # fmt: skip
 
+    def steady(self, micro_batches: int) -> int:
+        """The fewest micro-batches, at most so many, with which every rank has as many passes under way as with any
+        more, and gradients from before."""
+        for fewer in range(self.stages + 2, micro_batches):
+            if self._takes(fewer):
+                return fewer
+        return micro_batches
+
     def require(self, micro_batches: int, of_step: int) -> None:
         """Raises PipelineError for a number of micro-batches that the schedule does not take; `of_step` is what has to
         be changed for another one, such as 16 sequences for each."""

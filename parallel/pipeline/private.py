@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -53,11 +54,13 @@ class Stage(PipelineStage):
         )
         self.run = run
         self.running = 0  # the micro-batch whose forward pass it is
+        self.around: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()  # entered for each pass
         self.like = travels
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         self.running = fwd_chunk_id
-        output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+        with self.around(fwd_chunk_id):
+            output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
         _forget(self.args_recv_info[fwd_chunk_id])  # kept until its backward pass, but not here
         return output
 
@@ -65,8 +68,13 @@ class Stage(PipelineStage):
         return self.run(self.running, args[0] if args else None)
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
-        super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+        with self.around(bwd_chunk_id):
+            super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
         _forget(self.grad_recv_info.get(bwd_chunk_id, ()))
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
+        with self.around(bwd_chunk_id):
+            super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
 
     # ---- buffers are made when they are about to be filled
 

@@ -7,32 +7,37 @@ of training.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 
 from parallel.dispatch.all_to_all import AllToAllDispatch
-from parallel.layout import Layout
+from parallel.layout import Layout, Place
 from parallel.memory.known_rows import KnownAllToAll, rows_of_experts
 from parallel.memory.live import HOST, LiveBytes, Peak
 from parallel.mesh import Meshes
-from parallel.simulate import Collective, CollectiveLog, GroupedShapes, RankBytes, fake_world, rank_bytes
-from parallel.torch_private import FakeTensorMode
+from parallel.pipeline.cut import StageCut
+from parallel.simulate import Collective, CollectiveLog, GroupedShapes, RankBytes, Traffic, fake_world, rank_bytes
+from parallel.torch_private import FakeTensorMode, gathered_weights
 from parallel.world import World
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
+from trainer.config.ranks import cut_model, map_ranks
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.model.experts.simulated import assume_rows, choose_simulated
+from trainer.model.experts.te.shapes import TransformerEngineShapes
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize, share_of
 from trainer.precision import DTYPES, narrow_moments
-from trainer.run.step import accumulate_gradients, count_step
+from trainer.run.build import build_pipeline, ranks_alike, stage_spans
+from trainer.run.step import accumulate_gradients, count_step, held_weights
+from trainer.stages.pipeline import Pipeline
 
 MOST_LAYERS = 1000  # a few minutes
 
@@ -42,17 +47,26 @@ class SimulatedRank:
     """One rank of a layout.
 
     memory: bytes held after backward, gradients included. collectives: of one optimizer step, in the order of their
-    issue. live: every tensor of the step.
+    issue. live: every tensor of the step. stages: this rank's, by number. ran: micro-batches that were run. A pipeline
+    runs as many as reach its steady state, and every other one is like its last; micro_batches: of a real step.
     """
 
     layout: Layout
     memory: RankBytes
     collectives: list[Collective]
     live: LiveBytes
+    stages: dict[int, StageCut]
+    ran: int
+    micro_batches: int
 
     @property
     def peak(self) -> Peak:
         return self.live.peak()
+
+    @property
+    def traffic(self) -> Traffic:
+        """The bytes that a pipeline's rank sends."""
+        return Traffic.of(self.collectives, self.ran)
 
 
 def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "uniform") -> SimulatedRank:
@@ -105,30 +119,55 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
             cpu=cfg.train.device == "cpu",
             shares=rows_of_experts(counts, mine),
         )
-        with torch.device("meta"):
-            model = Decoder(cfg.model, DTYPES[cfg.precision.linears], make_backend=make_backend)
-        objective = build_objective(cfg.train)
-        freeze_unused(model, objective)
-        parallelize(model, meshes, cfg, world.device.type)
-        for layer in model.blocks:
-            if isinstance(layer.moe.dispatcher, AllToAllDispatch):
-                layer.moe.dispatcher = KnownAllToAll(layer.moe.dispatcher.group, counts)
-        engine = NativeEngine(model, cfg.optim, world, meshes.shard_group, narrow_moments(cfg.precision))
+        objective, place = build_objective(cfg.train), meshes.layout.place(rank)
+        plan = map_ranks(cfg.parallel, cfg.model, world_size).plan
+        cuts, stages = cut_model(cfg, plan), {}
+        for number in plan.of_rank(place.pp):
+            with torch.device("meta"):
+                stage = Decoder(
+                    cfg.model,
+                    DTYPES[cfg.precision.linears],
+                    make_backend=make_backend,
+                    span=stage_spans(cfg, plan)[number],
+                )
+            freeze_unused(stage, objective)
+            parallelize(stage, meshes, cfg, world.device.type)
+            for layer in stage.blocks:
+                if isinstance(layer.moe.dispatcher, AllToAllDispatch):
+                    layer.moe.dispatcher = KnownAllToAll(layer.moe.dispatcher.group, counts)
+            stages[number] = stage
+        alike, moments = ranks_alike(world, meshes), narrow_moments(cfg.precision)
+        engine = NativeEngine(list(stages.values()), cfg.optim, world, meshes.shard_group, moments, alike)
         with fake:
-            model.to_empty(device=world.device)
+            for stage in stages.values():
+                stage.to_empty(device=world.device)
             engine.prepare()
-        micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * meshes.layout.readers)
-        batches = [_blank_batch(cfg).part(share_of(meshes, cfg))] * micro_batches
+        of_step = cfg.train.micro_batch * meshes.layout.readers
+        micro_batches = ran = cfg.train.global_batch // of_step
+        if plan.ranks > 1:
+            ran = plan.steady(micro_batches)
+        shorter = replace(cfg, train=replace(cfg.train, global_batch=ran * of_step))
+        pipeline, _ = build_pipeline(shorter, plan, stages, objective, alike, meshes)
         live = LiveBytes()
         with GroupedShapes():
             memory, collectives = trace_step(
-                model, engine, objective, batches, cfg, world, meshes, fake=fake, live=live
+                list(stages.values()),
+                engine,
+                objective,
+                [_blank_batch(cfg).part(share_of(meshes, cfg))] * ran,
+                cfg,
+                world,
+                meshes,
+                pipeline=pipeline,
+                fake=fake,
+                live=live,
             )
-        return SimulatedRank(meshes.layout, memory, collectives, live)
+        own = {number: cuts[number] for number in stages}
+        return SimulatedRank(meshes.layout, memory, collectives, live, own, ran, micro_batches)
 
 
 def trace_step(
-    model: Decoder,
+    stages: Sequence[Decoder],
     engine: Engine,
     objective: Objective,
     batches: Sequence[Batch],
@@ -136,37 +175,77 @@ def trace_step(
     world: World,
     meshes: Meshes | None,
     *,
+    pipeline: Pipeline | None = None,
     fake: FakeTensorMode | None = None,
     live: LiveBytes | None = None,
 ) -> tuple[RankBytes, list[Collective]]:
     """One step, in `fake` tensors or for real: bytes held after backward, and its collectives.
 
-    Collectives outside of autograd are marked "counts" (of tokens, on the host), "forward" and "optimizer". live:
-    follows the tensors of the step; what lasts is labelled.
+    stages: this rank's, which `pipeline` runs; without one the whole model. Collectives outside of autograd are marked
+    "counts" (of tokens, on the host), "forward", "between" (the passes of a pipeline) and "optimizer". live: follows
+    the tensors of the step; what lasts is labelled.
     """
     live = live or LiveBytes()
     log = CollectiveLog(_axes(meshes, world) if meshes is not None else ())
+    place = meshes.layout.place(world.rank) if meshes is not None else Place()
     with log, log.section("counts"):
-        units = count_step(objective, batches, world)["units"]
+        units = count_step(objective, batches, world, place)["units"]
+    parameters = [p for stage in stages for p in stage.parameters()]
     with fake or nullcontext(), log, live:
-        live.label("weights", model.parameters())
+        live.label("weights", parameters)
         live.label(HOST if cfg.optim.offload == "cpu" else "optimizer", engine.state().values())
-        accumulate_gradients(
-            model,
-            engine,
-            objective,
-            batches,
-            units,
-            world,
-            step=1,
-            reshard_experts=cfg.parallel.reshard_experts,
-            reduce_once=cfg.parallel.reduce_every == "step",
-        )
-        memory = rank_bytes(model.parameters(), engine.state().values())
-        live.label("gradients", [p.grad for p in model.parameters() if p.grad is not None])
+        if pipeline is None:
+            (model,) = stages
+            accumulate_gradients(
+                model,
+                engine,
+                objective,
+                batches,
+                units,
+                world,
+                step=1,
+                reshard_experts=cfg.parallel.reshard_experts,
+                reduce_once=cfg.parallel.reduce_every == "step",
+            )
+        else:
+            _accumulate(pipeline, stages, batches, units, log, live)
+        memory = rank_bytes(parameters, engine.state().values())
+        live.label("gradients", [p.grad for p in parameters if p.grad is not None])
         with log.section("optimizer"), live.section("optimizer"):
             engine.step(1, cfg.train.steps)
     return memory, log.calls
+
+
+def _accumulate(
+    pipeline: Pipeline,
+    stages: Sequence[Decoder],
+    batches: Sequence[Batch],
+    units: int,
+    log: CollectiveLog,
+    live: LiveBytes,
+) -> None:
+    """A pipeline's forward and backward. Labels what lasts for the step when it is there, in the last micro-batch."""
+    experts = [layer.moe.experts for stage in stages for layer in stage.blocks]
+
+    @contextmanager
+    def around(micro_batch: int) -> Iterator[None]:
+        with log.running(micro_batch):
+            yield
+        live.pause()
+        if micro_batch < len(batches) - 1:
+            return
+        gathered = [pair for stage in stages for pair in gathered_weights(stage)]
+        live.label("gathered", [weight for weight, _ in gathered])
+        live.label("gradients", [gradient for _, gradient in gathered if gradient is not None])
+        live.label("gradients", [p.grad for stage in stages for p in stage.parameters() if p.grad is not None])
+        for backend in (module.backend for module in experts):
+            if isinstance(backend, TransformerEngineShapes):
+                live.label("quantised", backend.held)
+
+    for stage in pipeline.stages:
+        stage.around = around
+    with held_weights(experts), log.section("between"), live.section("between"):
+        pipeline.accumulate(batches, units, step=1)
 
 
 def _axes(meshes: Meshes, world: World) -> Iterator[tuple[str, dist.ProcessGroup]]:
@@ -177,10 +256,15 @@ def _axes(meshes: Meshes, world: World) -> Iterator[tuple[str, dist.ProcessGroup
     for mesh in (meshes.dense, meshes.expert_dp):
         for name in mesh.mesh_dim_names or ():
             yield name, mesh.get_group(name)
-    if meshes.ep_group is not None:
-        yield "ep", meshes.ep_group
-    if meshes.cp_group is not None:
-        yield "cp", meshes.cp_group
+    for name, group in (
+        ("ep", meshes.ep_group),
+        ("cp", meshes.cp_group),
+        ("pp", meshes.pp_group),
+        ("stage", meshes.stage_group if meshes.layout.pp > 1 else None),
+        ("stage_control", meshes.stage_control),
+    ):
+        if group is not None:
+            yield name, group
 
 
 def _blank_batch(cfg: Config) -> Batch:

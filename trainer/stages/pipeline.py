@@ -56,7 +56,7 @@ class Pipeline:
         self.objective, self.alike, self.group, self.micro_batches = objective, alike, group, micro_batches
         self._running: _Step | None = None
         first = next(iter(stages.values()))
-        made = [
+        self.stages = [
             Stage(
                 decoder,
                 number,
@@ -69,7 +69,7 @@ class Pipeline:
             )
             for number, decoder in stages.items()
         ]
-        self.schedule = build_schedule(plan, made, micro_batches)
+        self.schedule = build_schedule(plan, self.stages, micro_batches)
 
     def accumulate(self, batches: Sequence[Batch], units: int, *, step: int) -> Totals:
         """Forward and backward of a step's micro-batches; the arguments and the result as for `accumulate_gradients`.

@@ -19,7 +19,7 @@ def test_one_rank_of_the_toy_on_eight(capsys):
     assert re.search(r"^weights +7\.7\d\d\ngradients +7\.7\d\d\noptimizer +15\.\d+$", out, flags=re.MULTILINE)
     # gathered experts are on top
     peak = re.search(
-        r"^peak, in backward +MB\nweights +7\.7\d\d\n(?:\w+ +\d+\.\d+\n){4}total +(\d+\.\d+)$", out, re.MULTILINE
+        r"^peak, in backward +MB\nweights +7\.7\d\d\n(?:\w+ +\d+\.\d+\n){5}total +(\d+\.\d+)$", out, re.MULTILINE
     )
     assert peak
     assert float(peak[1]) > 31
@@ -43,6 +43,32 @@ def test_ranks_that_share_sequences_show_what_they_exchange(capsys):
     assert re.search(r"^forward +receive +cp +4 +12 +0\.098 +0\.000$", out, flags=re.MULTILINE)
 
 
+PIPELINE = [
+    "layout", "recipe=toy", "parallel=pp2_ep2", "train.micro_batch=1", "model.num_layers=3", "data.seq_len=64",
+    "model.vocab_size=4096", "train.loss_chunk=64", "--world=8",
+]  # fmt: skip
+
+
+def test_a_line_for_each_stage_of_a_pipeline(capsys, monkeypatch):
+    monkeypatch.setattr("launch.stages.host.cores", lambda: 1.0)  # no processes beside this one
+    assert main([*PIPELINE, "--stages=all", "--gpu-gb=4"]) == 0
+    out = capsys.readouterr().out
+    held = re.findall(r"^ +(\d+)  (\d+) +(\d+-\d+) +\d\.\d\d(?: +\d+\.\d\d){8}$", out, re.MULTILINE)
+    assert held == [("0", "0", "0-1"), ("4", "1", "2-2")]
+    once = re.findall(r"^ +\d+  once a step((?: +\d+\.\d{3})+)$", out, re.MULTILINE)
+    assert len(once) == 2
+    for line in once:
+        ep, pp, experts, dense, _ = map(float, line.split())
+        assert (ep, pp) == (0, 0)
+        assert min(experts, dense) > 0.001
+
+
+def test_a_pipeline_that_does_not_fit_is_refused_before_anything_is_built():
+    fault = refused("layout", "recipe=cpt_6t", "parallel.pp=8", "--world=512", "--gpu-gb=80")
+    assert fault.where == "parallel"
+    assert all(len(layout) == 4 for layout in fault.allowed)
+
+
 def test_mistakes_are_faults():
     assert refused(*TOY, "parallel.ep=3", "--world=8").where == "parallel.ep"
     fault = refused("layout", "recipe=toy", "train.micro_batch=1", "parallel.ep=3", "--world=8")
@@ -50,3 +76,6 @@ def test_mistakes_are_faults():
     assert "--world" in fault.text  # the other way out
     fault = refused(*TOY, "--world=8", "--rank=8")
     assert (fault.where, fault.value, fault.allowed) == ("--rank", 8, "0 to 7")
+    fault = refused(*TOY, "--world=8", "--stages=all")
+    assert (fault.where, fault.value, fault.allowed) == ("--stages", "all", "use parallel.pp=2 or more")
+    assert refused(*PIPELINE, "--rank=0", "--gpu-gb=80").where == "--gpu-gb"

@@ -6,6 +6,7 @@ import pytest
 
 from parallel.pipeline.cut import cut_stages
 from parallel.pipeline.plan import RULES, PipelineError, Plan
+from tests.parallel.pipeline.orders import orders
 
 
 def test_stages_are_looped_over_the_ranks_or_run_down_and_up():
@@ -71,3 +72,30 @@ def test_every_stage_has_a_layer():
     with pytest.raises(PipelineError) as caught:
         cut_stages(5, Plan.resolve("zbv", 3), layer=1.0, head=1.0)
     assert (caught.value.where, caught.value.allowed) == ("parallel.pp", (1, 2))
+
+
+def test_passes_under_way_at_one_time():
+    """Against the orders of torch's schedules; 1F1B has none to look at, and is Narayanan et al.'s figure 4."""
+    assert [Plan("1f1b", 4).in_flight(rank, 20) for rank in range(4)] == [4, 3, 2, 1]
+    assert Plan("1f1b", 4).in_flight(0, 3) == 3
+    for schedule, per_rank in (("interleaved_1f1b", 3), ("interleaved_zero_bubble", 2), ("zbv", 2), ("dualpipev", 2)):
+        plan = Plan(schedule, 4, per_rank)
+        for rank, actions in orders(plan, 4 * plan.stages).items():
+            running: set[tuple[int, int]] = set()
+            most = 0
+            for action in actions:
+                if action.kind == "F":
+                    running.add((action.stage, action.micro_batch))
+                elif action.kind in "BW":
+                    running.remove((action.stage, action.micro_batch))
+                most = max(most, len(running))
+            assert plan.in_flight(rank, 4 * plan.stages) == most
+            assert plan.in_flight(rank, plan.steady(1000)) == most
+
+
+def test_few_micro_batches_stand_for_many():
+    assert Plan("1f1b", 32).steady(768) == 34
+    assert Plan("1f1b", 32).steady(33) == 33
+    for schedule in RULES:
+        plan = Plan.resolve(schedule, 4)
+        plan.require(plan.steady(1000), 1)

@@ -42,7 +42,7 @@ def gradients(options: dict[str, Any], dtype: torch.dtype, accumulate: str) -> t
     for parameter in model.parameters():
         parameter.grad = None
     world = World(rank=rank, size=2, control=torch.distributed.new_group())
-    _, calls = trace_step(model, engine, NextToken(32), batches, cfg, world, meshes)
+    _, calls = trace_step([model], engine, NextToken(32), batches, cfg, world, meshes)
     return found, Counter(call.op for call in calls)
 
 

@@ -81,7 +81,7 @@ def real_rank(cfg: Config) -> tuple[RankBytes, list[Collective], Peak]:
             for number in range(count)
         ]
         live = LiveBytes()
-        memory, collectives = trace_step(model, engine, objective, batches, cfg, world, meshes, live=live)
+        memory, collectives = trace_step([model], engine, objective, batches, cfg, world, meshes, live=live)
     world.close()
     return memory, collectives, live.peak()
 

@@ -37,6 +37,11 @@ class TransformerEngineShapes:
         self._hold = hold
         self._held.clear()
 
+    @property
+    def held(self) -> list[Tensor]:
+        """The quantised weights that are kept for the step."""
+        return [part for layouts in self._held for part in layouts]
+
     def __call__(self, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
         quantised = self._held or [self._quantise_weight(w13), self._quantise_weight(w2)]
         if self._hold:
