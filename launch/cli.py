@@ -9,9 +9,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from parallel.errors import UserError, one_of
 from parallel.interrupts import exiting_on_interrupt
-from trainer.config.errors import CommandError, report
+
+with exiting_on_interrupt():
+    from parallel.errors import UserError, one_of
+    from trainer.config.errors import CommandError, report
 
 HELP = {"-h", "--help"}
 # Command -> what it does. Each is the module of its name in launch/commands or launch/reference, with a function
