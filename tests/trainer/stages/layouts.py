@@ -38,7 +38,7 @@ MODEL: dict[str, Any] = {
     "num_experts": 8, "experts_per_token": 4, "expert_width": 16, "positions": "fope", "rope_theta": 100.0,
     "max_position": 64, "init_std": 0.2, "balance_coef": 0.02, "z_loss_coef": 1e-2,
 }  # fmt: skip
-SEQ_LEN = 13
+SEQ_LEN = 13  # or 12, where ranks share sequences
 GLOBAL_MICRO = 4  # sequences of one micro-batch over all ranks
 CLIP = 0.05  # far below the gradient's norm
 
@@ -81,6 +81,8 @@ class Case(NamedTuple):
     long: bool = False
     optim: str = "sgd"
 
+    seq_len: int = SEQ_LEN
+
     @property
     def micro_batches(self) -> int:
         return 8 if self.long else 6
@@ -109,7 +111,7 @@ class Case(NamedTuple):
             weight_decay=0.0,
             clip_norm=CLIP,
         )
-        cfg.data.seq_len = SEQ_LEN
+        cfg.data.seq_len = self.seq_len
         cfg.precision.experts = self.experts  # type: ignore[assignment]
         cfg.parallel = ParallelConfig(
             pp=layout.pp,
@@ -117,6 +119,7 @@ class Case(NamedTuple):
             dp_shard=layout.dp_shard,
             ep=layout.ep,
             cp=layout.cp,
+            cp_kind=layout.cp_kind,  # type: ignore[arg-type]
             schedule=self.schedule[0],  # type: ignore[arg-type]
             stages_per_rank=self.schedule[1],
             dispatch=self.dispatch,  # type: ignore[arg-type]
@@ -149,13 +152,14 @@ def sequence(number: int) -> tuple[Any, Any, Any]:
     return tokens, starts, prefix
 
 
-def step_batches(place: Place, micro_batches: int, step: int = 0) -> list[Batch]:
-    """A rank's micro-batches."""
+def step_batches(case: Case, place: Place, step: int = 0) -> list[Batch]:
+    """A rank's micro-batches, whole sequences."""
     micro, batches = GLOBAL_MICRO // place.readers, []
-    for number in range(step * micro_batches, (step + 1) * micro_batches):
+    for number in range(step * case.micro_batches, (step + 1) * case.micro_batches):
         first = number * GLOBAL_MICRO + place.reader * micro
         tokens, starts, prefix = (
-            np.stack(parts) for parts in zip(*map(sequence, range(first, first + micro)), strict=True)
+            np.stack(parts)[:, : case.seq_len + 1]
+            for parts in zip(*map(sequence, range(first, first + micro)), strict=True)
         )
         batches.append(make_batch(Windows(tokens, starts, prefix), range(first, first + micro)))
     return batches
@@ -201,6 +205,7 @@ def vary_norms(stage: Decoder) -> None:
 
 def forward_backward(parts: Parts, world: World, batches: Sequence[Batch], units: int) -> Totals:
     """As the training loop does."""
+    batches = [batch.part(parts.forward.share) for batch in batches]
     if parts.pipeline is None:
         return accumulate_gradients(parts.model, parts.engine, parts.objective, batches, units, world, step=1)
     with held_weights(block.moe.experts for stage in parts.stages.values() for block in stage.blocks):
@@ -261,7 +266,7 @@ def run_steps(cases: Sequence[Case]) -> list[Step | None]:
     results = []
     for case in cases:
         parts, world = build_parts(case)
-        results.append(one_step(parts, world, step_batches(parts.place, case.micro_batches)))
+        results.append(one_step(parts, world, step_batches(case, parts.place)))
     return results
 
 

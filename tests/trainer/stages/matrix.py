@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from parallel.pipeline.plan import RULES
 from tests.distributed.pool import on_ranks
 from tests.trainer.stages.covering import Choice, allowed_choices
-from tests.trainer.stages.layouts import Case, Errors, Layout, errors, reference, run_steps
+from tests.trainer.stages.layouts import SEQ_LEN, Case, Errors, Layout, errors, reference, run_steps
 
 LAYOUTS = (
     Layout(pp=2, dp_shard=4, ep=4),
@@ -20,6 +20,11 @@ LAYOUTS = (
     Layout(pp=3, dp_shard=2, ep=2),
     Layout(pp=3, dp_replicate=2),
     Layout(pp=4, dp_replicate=2),
+    Layout(dp_shard=2, cp=2, ep=4),
+    Layout(cp=4, cp_kind="ring", ep=2),
+    Layout(dp_replicate=2, cp=4, ep=2),
+    Layout(pp=2, cp=2, ep=2),
+    Layout(pp=2, dp_replicate=2, cp=2, cp_kind="ring", ep=2),
 )
 SCHEDULES = (
     ("1f1b", 1),
@@ -52,6 +57,10 @@ def product_of_options() -> list[Choice]:
 def runs(choice: Choice) -> bool:
     """Return True for what can run and is not the same as another choice."""
     layout, (schedule, per_rank) = choice["layout"], choice["schedule"]
+    if layout.pp == 1 and choice["schedule"] != SCHEDULES[0]:
+        return False  # there is nothing to schedule
+    if layout.cp > 1 and choice["kind"] == "contrastive":
+        return False  # refused
     if layout.pp * per_rank > 8:
         return False  # the tiny model has no layers for so many stages
     if layout.ep == 1 and choice["dispatch"] == "all_to_all":
@@ -73,6 +82,7 @@ def case_of(choice: Choice) -> Case:
         objective="contrastive" if kind == "contrastive" else "next_token",
         experts="fp8_reference" if kind == "fp8_reference" else "fp32",
         long=layout.pp * choice["schedule"][1] > 7,
+        seq_len=SEQ_LEN if layout.cp == 1 else 12,
     )
 
 

@@ -48,7 +48,7 @@ def steps_and_evaluations(case: Case) -> tuple[list[Step | None], list[Any], lis
         prompts = [[3, 4, 5], [6], [7, 8]]
         texts += generate(parts.forward, prompts, tokens=4, window=5, eos_id=0, seed=number, world=world)
         if number < 2:
-            steps.append(one_step(parts, world, step_batches(parts.place, case.micro_batches, number)))
+            steps.append(one_step(parts, world, step_batches(case, parts.place, number)))
     return steps, evaluations, texts
 
 
@@ -69,7 +69,7 @@ def spoiled_step(case: Case, bad_rank: int) -> tuple[dict[str, float | None], li
     """A step whose gradient is NaN in one number on one rank. Returns its scalars, and the weights that moved."""
     parts, world = build_parts(case)
     before = {name: local_part(p).detach().clone() for name, p in parts.engine.named.items()}  # type: ignore[attr-defined]
-    batches = step_batches(parts.place, case.micro_batches)
+    batches = step_batches(case, parts.place)
     units = count_step(parts.objective, batches, world, parts.place)["units"]
     forward_backward(parts, world, batches, units)
     if world.rank == bad_rank:
@@ -95,7 +95,7 @@ def gradients_after(case: Case, rounds: int) -> tuple[dict[str, Tensor], int, in
     """Gradients of the same micro-batches run `rounds` times without an update; how often a stage ran in these, and
     how often it had to."""
     parts, world = build_parts(case)
-    batches = step_batches(parts.place, case.micro_batches)
+    batches = step_batches(case, parts.place)
     units = count_step(parts.objective, batches, world, parts.place)["units"]
     runs = 0
 
@@ -133,7 +133,7 @@ def head_of_last_stage() -> list[str]:
     parts, world = build_parts(case)
     heads = [stage.lm_head for stage in parts.stages.values() if stage.lm_head is not None]
     before = [head.detach().clone() for head in heads]
-    one_step(parts, world, step_batches(parts.place, case.micro_batches))
+    one_step(parts, world, step_batches(case, parts.place))
     found = []
     for head, old in zip(heads, before, strict=True):
         found += [] if head.requires_grad else ["frozen"]
