@@ -130,9 +130,18 @@ WRONG = [
     ({"precision.experts": "fp8_reference", "model.expert_width": 6}, "model.expert_width", (4, 8)),
     ({"train.recompute": "experts", "train.compile": True}, "train.recompute", ("none", "selective", "full")),
     ({"precision.kept": "fp8", "train.recompute": "full"}, "precision.kept", ("exact",)),
-    ({"precision.kept": "fp8", "precision.experts": "fp8_reference"}, "train.recompute", ("full",)),
     (
-        {"train.offload_activations": True, "precision.experts": "fp8_block", "model.expert_width": 16},
+        {"precision.kept": "fp8", "precision.experts": "fp8_reference", "model.expert_width": 8},
+        "train.recompute",
+        ("full",),
+    ),
+    (
+        {
+            "train.offload_activations": True,
+            "precision.experts": "fp8_block",
+            "model.expert_width": 16,
+            "model.hidden_size": 32,
+        },
         "train.recompute",
         ("experts", "full"),
     ),
