@@ -19,8 +19,8 @@ def check(cfg: Config) -> list[Fault]:
     if t.offload_activations and q.experts in TRANSFORMER_ENGINE and t.recompute not in ("full", "experts"):
         fit = ("experts", "full")
         text = (
-            "train.offload_activations=true cannot move what Transformer Engine keeps "
-            f"(precision.experts={q.experts}); use train.recompute={one_of(fit)}, so that it keeps nothing"
+            f"train.offload_activations=true with train.recompute={t.recompute} cannot move what Transformer Engine "
+            f"keeps (precision.experts={q.experts}); use train.recompute={one_of(fit)}, so that it keeps nothing"
         )
         faults.append(Fault(text, "train.recompute", t.recompute, fit))
     if t.offload_activations and cfg.parallel.regather:
