@@ -69,7 +69,8 @@ class _Ring(torch.autograd.Function):
         transport, kv = _Transport(plan, group), torch.stack([k, v], dim=1)
         transport.start_keys([take(kv, rows) for rows in plan.sent], distance=1)
         part, lse = attend(q, k, v, docs)
-        y, lse = part.to(lse.dtype, copy=True), lse.contiguous()
+        # Copies, as what follows adds to them: selective recomputation keeps the kernel's own results.
+        y, lse = part.to(lse.dtype, copy=True), lse.clone(memory_format=torch.contiguous_format)
 
         def attend_blocks(blocks: list[Block], kv: Tensor) -> None:
             for rows, of_keys in blocks:
