@@ -381,14 +381,16 @@ def test_options_that_do_nothing_in_a_layout_are_reported():
 
 @pytest.mark.parametrize("ranks", [8, 16])
 def test_every_parallel_recipe_fits_the_ranks_that_it_is_for(ranks):
+    """Those for a pipeline whose every stage takes eight ranks are for as many times more."""
+    words = ["recipe=toy", "model.num_layers=32", "train.micro_batch=1", "train.global_batch=512"]
     for name in list_groups()["parallel"]:
-        words = ["recipe=toy", f"parallel={name}", "train.micro_batch=1", "train.global_batch=16"]
+        own = [*words, f"parallel={name}"]
         if name == "ep8" and ranks != 8:
             with pytest.raises(ConfigError) as refused:
-                compose(words, world_size=ranks)
+                compose(own, world_size=ranks)
             assert (refused.value.where, refused.value.value) == ("parallel.dp_shard", 8)
         else:
-            compose(words, world_size=ranks)
+            compose(own, world_size=ranks * {"pp32_ep8": 32, "pp4_ep8": 4}.get(name, 1))
 
 
 def test_a_run_may_end_inside_its_warmup():
