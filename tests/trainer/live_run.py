@@ -54,7 +54,7 @@ def live_step(cfg: Config, router: str = "uniform") -> tuple[Peak, Tensor]:
         bounds = torch.arange(0, (size + 1) * cfg.data.seq_len, cfg.data.seq_len, dtype=torch.int32)
         batches = [replace(batch, cu_seqlens=bounds) for batch in batches]  # one document each, as in the simulation
         live = LiveBytes()
-        trace_step(model, engine, objective, batches, cfg, world, meshes, live=live)
+        trace_step([model], engine, objective, batches, cfg, world, meshes, live=live)
     world.close()
     weights = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
     return live.peak(), torch.cat([weight.detach().flatten() for weight in weights])

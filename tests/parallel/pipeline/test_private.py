@@ -22,6 +22,8 @@ OVERRIDDEN = {
     "backward_one_chunk": ["bwd_chunk_id", "loss", "full_backward", "last_backward"],
     "get_fwd_recv_ops": ["fwd_chunk_id"],
     "get_bwd_recv_ops": ["bwd_chunk_id"],
+    "get_bwd_send_ops": ["bwd_chunk_id"],
+    "backward_weight_one_chunk": ["bwd_chunk_id", "last_backward"],
     "_setup_forward_recv_info": ["num_microbatches", "has_backward"],
     "_create_grad_recv_info": ["act_send_info"],
     "_warmup_forward_vote": ["has_backward", "received_acc"],
