@@ -182,6 +182,11 @@ def misspelt(word: str, draw: random.Random) -> str:
             return other
 
 
+def fitting(key: str) -> str:
+    """A value that the key takes beside the toy's others."""
+    return "1" if key.startswith("model.num") else example(key)
+
+
 def _leaf(draw: random.Random) -> str:
     return draw.choice([key for key in KEYS if not coerce.is_mapping(KEYS[key])])
 
@@ -234,7 +239,7 @@ def _out_of_range(draw: random.Random) -> Iterator[Case]:
 def _shapes(draw: random.Random) -> Iterator[Case]:
     while True:
         key, other = _leaf(draw), _leaf(draw)
-        value, more = example(key), example(other)
+        value, more = fitting(key), fitting(other)
         if key == other:
             continue
         shapes = [

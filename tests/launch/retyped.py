@@ -6,7 +6,7 @@ import re
 import shlex
 
 from parallel.errors import Fault
-from tests.launch.bad_lines import HEAD, Case
+from tests.launch.bad_lines import HEAD, Case, fitting
 from trainer.config.recipes.groups import KEYS, list_groups
 from trainer.config.recipes.references import WRITE_OUT
 from trainer.config.recipes.values import example
@@ -16,10 +16,6 @@ GROUPS = list_groups()
 OPEN = re.compile(r"valid YAML|a mapping|--?[\w-]+=[A-Z{]|(number|text|list) or null")
 
 
-def number_for(key: str) -> str:
-    return "1" if key.startswith("model.num") else example(key)
-
-
 def value_of(key: str, allowed: object) -> str | None:
     """The value that a remedy offers for a key, as it is typed; None where it offers nothing that can be typed."""
     if isinstance(allowed, tuple):
@@ -27,7 +23,7 @@ def value_of(key: str, allowed: object) -> str | None:
     if not isinstance(allowed, str):
         return None
     typed = {"true or false": "true", "text": "abc", WRITE_OUT: example(key)}
-    typed |= dict.fromkeys(["a number", "a whole number", "a finite number", "a number above 0"], number_for(key))
+    typed |= dict.fromkeys(["a number", "a whole number", "a finite number", "a number above 0"], fitting(key))
     if allowed in typed:
         return typed[allowed]
     if "letters, digits" in allowed:
@@ -59,6 +55,8 @@ def retyped(case: Case, fault: Fault) -> list[str] | None:
         return bad[: len(bad) // 2]
     if allowed == "remove it":
         return []
+    if isinstance(allowed, str) and re.fullmatch(r"--[\w-]+=\S+", allowed):
+        return [allowed] if not allowed.rpartition("=")[2].isupper() else None
     if isinstance(allowed, str) and (found := re.search(r"(?:'(?=[\w.]+=))?[\w.]+=[^=]+.*$", allowed)):
         return shlex.split(found[0]) if allowed != "key=value" else None
     if where in (*KEYS, *GROUPS) and (typed := value_of(where, allowed)) is not None:

@@ -104,7 +104,7 @@ class Parser(argparse.ArgumentParser):
             return Fault(f"{name}={bad.value}: use {bad.wording}", name, bad.value, bad.allowed)
         option = next((one for one in self.added if name.split("/")[-1] in one.option_strings), None)
         if option is not None and error.message == "expected one argument":
-            example = f"{name.split('/')[-1]}={option.metavar}"
+            example = f"{name.split('/')[-1]}={_example(option)}"
             return Fault(f"{name}: its value is missing; give one, as in {example}", name, allowed=example)
         return Fault(f"{name}: {error.message}", name, allowed=f"see {self.prog} --help")
 
@@ -128,6 +128,18 @@ class Parser(argparse.ArgumentParser):
         near = nearest(option.lstrip("-"), re.findall(r"--([a-z][a-z-]+)", self.format_help()), cutoff=0.65)
         remedy = f"; did you mean '--{near}'?" if near else f"; see {self.prog} --help"
         return Fault(f"{option}: {self.prog} has no such option{remedy}", option, None, remedy.removeprefix("; "))
+
+
+def _example(option: argparse.Action) -> str:
+    """A value that an option takes, or the word for it where any text will do."""
+    try:
+        option.type("") if callable(option.type) else None
+    except BadValue as error:
+        if isinstance(error.allowed, tuple):
+            return error.allowed[0]
+        if found := re.search(r"\d[\d.e+-]*", error.allowed):
+            return found[0]
+    return str(option.metavar)
 
 
 class BadValue(argparse.ArgumentTypeError):
