@@ -130,6 +130,7 @@ def build_pipeline(
         group=meshes.pp_group,
         tokens=train.micro_batch * cfg.data.seq_len // layout.cp,
         micro_batches=train.global_batch // (train.micro_batch * layout.readers),
+        recompute=train.recompute,
     )
     return pipeline, Relayed(stages, plan, meshes.pp_group, share_of(meshes, cfg))
 

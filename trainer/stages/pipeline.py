@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,6 +22,7 @@ from trainer.objectives.router import router_scalars
 from trainer.objectives.scalars import GlobalBatch, Scalars, Totals
 from trainer.stages.attach import attach_loss
 from trainer.stages.forward import run_stage
+from trainer.stages.tables import tables_computed_again
 
 
 @dataclass
@@ -37,7 +39,8 @@ class _Step:
 class Pipeline:
     """This rank's stages under one of torch's schedules.
 
-    stages: by number. alike: the ranks that hold the same stages. tokens: of a micro-batch on this rank.
+    stages: by number. alike: the ranks that hold the same stages. tokens: of a micro-batch on this rank. recompute: of
+    layers, as `train.recompute`; position tables are then computed again as well.
     Every step has `micro_batches` micro-batches of this size. Weights that are sharded are gathered when the
     step starts and their gradients reduced when it ends, once.
     """
@@ -52,7 +55,9 @@ class Pipeline:
         group: dist.ProcessGroup,
         tokens: int,
         micro_batches: int,
+        recompute: str = "none",
     ) -> None:
+        self.recompute = recompute
         self.objective, self.alike, self.group, self.micro_batches = objective, alike, group, micro_batches
         self._running: _Step | None = None
         first = next(iter(stages.values()))
@@ -91,7 +96,8 @@ class Pipeline:
         assert running is not None
         self.alike.watch.at(f"step {running.number}: forward and backward")
         batch = running.batches[micro_batch].to(self.alike.device)
-        hidden, routing = run_stage(decoder, objective.inputs(batch), x)
+        with nullcontext() if self.recompute == "none" else tables_computed_again(decoder.rotary):
+            hidden, routing = run_stage(decoder, objective.inputs(batch), x)
         assert routing is not None  # every stage has a layer
         scalars = router_scalars(routing, decoder.cfg, running.whole)
         if decoder.span.head:
