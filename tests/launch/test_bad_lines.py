@@ -143,7 +143,7 @@ def test_a_mistake_is_known_within_a_second(case):
     write(case.files)
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second command does not compile anything again
-    for _ in range(6):  # a busy machine counts waiting for memory, and for the other thread of a core, as CPU time
+    for _ in range(3):  # a busy machine counts waiting for memory, and for the other thread of a core, as CPU time
         process = subprocess.Popen([sys.executable, "-m", "launch.cli", *case.words], env=environment,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
         assert process.stdout is not None
