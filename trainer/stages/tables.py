@@ -16,7 +16,7 @@ from trainer.model.rotary import Rotary
 
 
 class _Tables:
-    """What one call of `rotary` returned, and how to compute it again."""
+    """The result of one call of `rotary`, and its arguments."""
 
     def __init__(self, rotary: Rotary, given: tuple[Any, ...], found: tuple[Tensor, Tensor]) -> None:
         self.rotary, self.given, self.found = rotary, given, found
@@ -38,7 +38,7 @@ class _Tables:
 
 @contextmanager
 def tables_computed_again(rotary: Rotary) -> Iterator[None]:
-    """What autograd would save of the tables that `rotary` returns within it is computed again at each use."""
+    """Within it autograd saves no table that `rotary` returns: each is computed again when it is needed."""
     made: list[_Tables] = []
 
     def note(_: Any, given: tuple[Any, ...], found: tuple[Tensor, Tensor]) -> None:
