@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from parallel import torch_private as private
@@ -212,3 +213,44 @@ def test_wrappers_and_meta_tensors_hold_no_storage():
     assert [private.holds_storage(tensor) for tensor in (plain, wrapper, plain.to("meta"))] == [True, False, False]
     with private.FakeTensorMode():
         assert private.holds_storage(torch.zeros(3))
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 2))  # uneven on two ranks
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+def gradients_on_rank(accumulate: torch.dtype | None) -> list[tuple[torch.dtype, torch.dtype | None, float]]:
+    """(dtype of the gathered weight, dtype of its whole gradient, a number of that) after each of three micro-batches,
+    whose gradients are 1, 2^-7 and 2^-9."""
+    mesh = init_device_mesh("cpu", (2,))
+    module = fully_shard(
+        Product(), mesh=mesh, reshard_after_forward=False, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    )
+    module.set_requires_gradient_sync(False)
+    module.set_reshard_after_backward(False)
+    if accumulate is not None:
+        private.accumulate_in(module, accumulate)
+    assert private.gathered_weights(module) == []
+    found = []
+    for scale in (1.0, 2.0**-7, 2.0**-9):
+        module(torch.full((1, 2), scale, dtype=torch.bfloat16)).sum().backward()
+        ((weight, gradient),) = private.gathered_weights(module)
+        assert (weight.shape, gradient.shape) == ((3, 2), (3, 2))
+        assert weight.untyped_storage().nbytes() == 4 * 2 * 2  # padded to rows that divide
+        found.append((weight.dtype, gradient.dtype, gradient[0, 0].item()))
+    return found
+
+
+@pytest.mark.parametrize("accumulate", [None, torch.bfloat16, torch.float32], ids=["default", "bf16", "fp32"])
+def test_fsdp_adds_gradients_up_in_the_dtype_asked_for(accumulate):
+    """torch's own choice is the dtype of the reductions. In bf16 1 + 2^-7 is exact, and 2^-9 is lost in it."""
+    dtype = accumulate or torch.float32
+    last = 1 + 2.0**-7 + (0 if dtype == torch.bfloat16 else 2.0**-9)
+    for found in on_ranks(2, gradients_on_rank, accumulate, init=True):
+        assert [of[:2] for of in found] == [(torch.bfloat16, dtype)] * 3
+        assert [of[2] for of in found] == [1.0, 1 + 2.0**-7, last]
