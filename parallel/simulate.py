@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.memory.sections import Sections
 from parallel.sharding.local import local_part
 from parallel.torch_private import (
     COLLECTIVES,
@@ -31,7 +32,6 @@ from parallel.torch_private import (
     clear_sharding_cache,
     fake_store,
     group_of_name,
-    in_backward,
     storage_id,
 )
 
@@ -66,7 +66,7 @@ class Collective:
         return self.nbytes if parts is None else parts * self.nbytes * (self.ranks - 1) // self.ranks
 
 
-class CollectiveLog(TorchDispatchMode):
+class CollectiveLog(Sections):
     """Context that records in `calls` every collective of tensors that this thread issues, those of FSDP and DTensor
     included.
 
@@ -77,21 +77,11 @@ class CollectiveLog(TorchDispatchMode):
     def __init__(self, axes: Iterable[tuple[str, dist.ProcessGroup]]) -> None:
         super().__init__()
         self.calls: list[Collective] = []
-        self.where = "forward"
         self.micro_batch: int | None = None
         self.axes: dict[str, str] = {}  # name of a group -> name of the axis
         for axis, group in axes:
             others = self.axes.get(group.group_name)
             self.axes[group.group_name] = f"{others}/{axis}" if others else axis
-
-    @contextmanager
-    def section(self, where: str) -> Iterator[None]:
-        """Collectives issued inside, other than by autograd, are marked `where`."""
-        before, self.where = self.where, where
-        try:
-            yield
-        finally:
-            self.where = before
 
     @contextmanager
     def running(self, micro_batch: int) -> Iterator[None]:
@@ -112,11 +102,10 @@ class CollectiveLog(TorchDispatchMode):
         name, group = func.overloadpacket.__name__, _group(args)
         if group is not None and name not in BARRIERS:
             axis = self.axes.get(group.group_name, group.group_desc)
-            where = "backward" if in_backward() else self.where
             sides = (*args, result) if func.namespace == "_c10d_functional" else args
             nbytes = max(sum(t.nbytes for t in _tensors(side)) for side in sides)
             op = COLLECTIVES.get(name, name)
-            self.calls.append(Collective(op, axis, group.size(), nbytes, where, self.micro_batch))
+            self.calls.append(Collective(op, axis, group.size(), nbytes, self.current(), self.micro_batch))
         return result
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +27,9 @@ import torch
 from torch import Tensor
 
 from parallel.memory.host import TO_HOST
+from parallel.memory.sections import Sections
 from parallel.sharding.local import local_part
-from parallel.torch_private import TorchDispatchMode, holds_storage, in_backward, storage_id
+from parallel.torch_private import holds_storage, storage_id
 
 LABELS = ("weights", "gradients", "optimizer", "gathered", "quantised", "activations")
 HOST = "host"  # bytes of the host's memory, which the others do not compete with
@@ -85,7 +85,7 @@ class Allocation:
         return self.kind.label
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(Sections):
     """Context that follows every storage that this thread, and its backward passes, use.
 
     device: the type of the device whose memory is counted; tensors elsewhere are in the host's.
@@ -93,23 +93,15 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, device: str = "cpu") -> None:
         super().__init__()
-        self.device, self.where = device, "forward"
+        self.device = device
         self.allocations: list[Allocation] = []
         self._events = 0
         self._pauses: list[int] = []
+        self._restore: list[Any] = []  # what `UntypedStorage.resize_` was, for each time that this was entered
         # storage -> (its live bytes, the reference that notices its end)
         self._live: dict[int, tuple[Allocation, weakref.ref[Any]]] = {}
 
     # ---- what the caller knows
-
-    @contextmanager
-    def section(self, where: str) -> Iterator[None]:
-        """Mark allocations inside, other than those by autograd, as `where`."""
-        before, self.where = self.where, where
-        try:
-            yield
-        finally:
-            self.where = before
 
     def pause(self) -> None:
         """Note that no pass is running: activations that are live are kept for a later one."""
@@ -126,15 +118,16 @@ class LiveBytes(TorchDispatchMode):
     # ---- what torch does
 
     def __enter__(self) -> LiveBytes:
-        # Storages change size without an operator: FSDP frees gathered weights this way, and allocates them again.
-        self._resize = torch.UntypedStorage.resize_
-        torch.UntypedStorage.resize_ = _resize_and_report(self._resize, self._follow_size)  # type: ignore[method-assign]
         super().__enter__()
+        # Storages change size without an operator: FSDP frees gathered weights this way, and allocates them again.
+        resize = torch.UntypedStorage.resize_
+        self._restore.append(resize)
+        torch.UntypedStorage.resize_ = _resize_and_report(resize, self._follow_size)  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *error: Any) -> None:
+        torch.UntypedStorage.resize_ = self._restore.pop()  # type: ignore[method-assign]
         super().__exit__(*error)
-        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -162,8 +155,7 @@ class LiveBytes(TorchDispatchMode):
             self._restart(key, nbytes, operator)
 
     def _start(self, key: int, kind: _Kind, nbytes: int, operator: str, reference: weakref.ref[Any]) -> None:
-        where = "backward" if in_backward() else self.where
-        allocation = Allocation(kind, nbytes, self._next(), where, operator)
+        allocation = Allocation(kind, nbytes, self._next(), self.current(), operator)
         self.allocations.append(allocation)
         self._live[key] = allocation, reference
 

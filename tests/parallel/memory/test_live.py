@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from parallel.memory.live import LiveBytes
+from parallel.memory.sections import Sections
 from parallel.torch_private import FakeTensorMode
 
 KB = 1024
@@ -105,7 +106,36 @@ def test_a_storage_that_changes_its_size(tensors):
         x.untyped_storage().resize_(3 * KB)
         assert now(live) == 3 * KB
     assert live.peak().gathered == 3 * KB
-    assert torch.UntypedStorage.resize_ is live._resize
+
+
+def fail(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+def test_torchs_method_is_in_its_place_afterwards(tensors):
+    """While one context is entered twice, or another inside it, storages are followed until the last one is left."""
+    own = torch.UntypedStorage.resize_
+    with pytest.raises(ZeroDivisionError), LiveBytes():
+        fail()
+    assert torch.UntypedStorage.resize_ is own
+    with tensors, LiveBytes() as live:
+        x = kilobytes(3)
+        for context in (live, LiveBytes()):
+            with pytest.raises(ZeroDivisionError), context:
+                fail()
+            x.untyped_storage().resize_(0)
+            assert now(live) == 0
+            x.untyped_storage().resize_(3 * KB)
+            assert now(live) == 3 * KB
+    assert torch.UntypedStorage.resize_ is own
+
+
+def test_a_context_that_cannot_be_entered_changes_nothing(monkeypatch):
+    own = torch.UntypedStorage.resize_
+    monkeypatch.setattr(Sections, "__enter__", fail)
+    with pytest.raises(ZeroDivisionError), LiveBytes():
+        pass
+    assert torch.UntypedStorage.resize_ is own
 
 
 def test_sections_have_their_own_peaks(tensors):
