@@ -2,7 +2,8 @@
 
 Weights, gradients and the optimizer's state are exact for the native engine: the sum of the shapes that
 `trainer/parallelize.py` leaves on a rank, without the padding of uneven shards (tests compare with `octavo layout`).
-So are the weights that stay gathered and the gradients that are added up on a rank, for a whole step, under a pipeline.
+So are the weights that stay gathered, with that padding, and the gradients that are added up on a rank, for a whole
+step, under a pipeline.
 Activations depend on back ends and kernels, so only a lower bound is counted: the inputs of the layers, which every
 setting of `train.recompute` keeps, of every micro-batch that is under way; or those of two layers with
 `train.offload_activations`.
@@ -10,7 +11,9 @@ setting of `train.recompute` keeps, of every micro-batch that is under way; or t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from parallel.pipeline.cut import StageCut
 from trainer.config.keys import Config
@@ -77,7 +80,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     cuts = cut_model(cfg, ranks.plan)
     own = [cuts[stage] for stage in ranks.plan.of_rank(place.pp)]
     layers, ends = sum(cut.stop - cut.start for cut in own), _Ends.of(own, cfg.model)
-    part = _elements(cfg, layers, ends, layout.shard, rank % layout.shard)
+    part = _elements(cfg, layers, ends, layout.shard, partial(_share, layout.shard, rank % layout.shard))
     trained = part.all - (part.head if cfg.train.objective == "contrastive" else 0)  # which leaves the LM head out
     optimizer = _state(cfg, part.all, part.hidden) + 4 * _step_counts(cfg, layers, ends) + 8  # and of skipped steps
     micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
@@ -169,19 +172,27 @@ class _Elements:
     attention: int
     whole: int  # of vectors that are not sharded
 
+    @property
+    def others(self) -> int:
+        """Those that are sharded, but are not in matrices inside the layers."""
+        return self.all - self.hidden - self.whole
 
-def _share(rows: int, parts: int, index: int) -> int:
+
+def _share(parts: int, index: int, rows: int) -> int:
     """Rows of part `index` where torch cuts `rows` into `parts`: equal ones, then a shorter one, then none."""
     size = -(-rows // parts)
     return max(0, min(size, rows - index * size))
 
 
-def _elements(cfg: Config, layers: int, ends: _Ends, parts: int, index: int) -> _Elements:
-    """Elements that a rank has of some layers and ends, as part `index` of `parts`."""
-    m = cfg.model
+def _padded(parts: int, rows: int) -> int:
+    """Rows that torch gathers: as many from each of `parts` as the longest has."""
+    return parts * _share(parts, 0, rows)
 
-    def share(rows: int) -> int:
-        return _share(rows, parts, index)
+
+def _elements(cfg: Config, layers: int, ends: _Ends, parts: int, share: Callable[[int], int]) -> _Elements:
+    """Elements that a rank has of some layers and ends: an equal part of the experts out of `parts`, and `share(n)` of
+    n rows of everything else."""
+    m = cfg.model
 
     whole = 2 * m.head_dim * layers if cfg.precision.linears == "bf16" else 0  # norms of queries and keys
     qkv = m.head_dim * (m.num_heads + 2 * m.num_kv_heads)
@@ -203,13 +214,13 @@ def _resident(cfg: Config, ranks: RankMap, layers: int, ends: _Ends) -> tuple[in
     layout, p, compute = ranks.layout, cfg.parallel, NUMBER[cfg.precision.linears]
     if layout.shard == 1:
         return 0, 0
-    whole = _elements(cfg, layers, ends, 1, 0)
+    whole = _elements(cfg, layers, ends, 1, lambda rows: rows)
+    padded = _elements(cfg, layers, ends, 1, partial(_padded, layout.shard))
     experts = whole.experts // layout.ep
     alone = experts if layout.dp_replicate * layout.expert_dp == 1 else 0  # experts that no other rank has a part of
-    others = whole.all - whole.hidden - whole.whole
-    sharded = experts - alone + whole.attention + others
+    sharded = experts - alone + whole.attention + whole.others
     sharded -= whole.head if cfg.train.objective == "contrastive" else 0
     accumulated = NUMBER[cfg.precision.accumulate] * sharded + 4 * (alone + whole.whole)
     if ranks.plan.ranks > 1:
-        return compute * (experts - alone + whole.attention) + 4 * others, accumulated
+        return compute * (experts - alone + padded.attention) + 4 * padded.others, accumulated
     return 0 if p.reshard_experts else compute * (experts - alone), accumulated if p.reduce_every == "step" else 0
