@@ -31,10 +31,16 @@ TORCH = ["torch._C", "torch.distributed"]
 COMMANDS = {"octavo train": ["launch.cli", "train"], "python -m trainer": ["trainer"]}
 
 
+def hear_ctrl_c():
+    """In a child: a background job of a shell, and its children, start with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(tmp_path, *words, moment, number, **more):
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "TMPDIR": str(tmp_path), **more}
-    return subprocess.run([sys.executable, "-c", AT_IMPORT, moment, str(int(number)), *words], cwd=tmp_path,
-                          env=environment, capture_output=True, text=True, timeout=120)  # fmt: skip
+    command = [sys.executable, "-c", AT_IMPORT, moment, str(int(number)), *words]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+                          preexec_fn=hear_ctrl_c)  # fmt: skip
 
 
 @pytest.mark.parametrize("moment", [*OURS, *(pytest.param(name, marks=pytest.mark.slow) for name in TORCH)])
@@ -67,7 +73,7 @@ def test_signals_at_any_moment_of_the_start(tmp_path, number):
     codes = set()
     for tenths in range(1, 100, 7):
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE, text=True)  # fmt: skip
+                                   stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)  # fmt: skip
         time.sleep(tenths / 10)
         process.send_signal(number)
         _, said = process.communicate(timeout=120)
