@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from parallel.fused_adamw import MOMENTS, fused_adamw
 
 
 class CountedAdamW(torch.optim.Optimizer):
@@ -34,20 +33,10 @@ class CountedAdamW(torch.optim.Optimizer):
             flats = [flat for flat in group["params"] if flat.grad is not None]
             if not flats:
                 continue
-            means, squares = ([self.state[flat][key] for flat in flats] for key in MOMENTS)
-            adamw(
+            fused_adamw(
                 flats,
-                [flat.grad for flat in flats],
-                means,
-                squares,
-                [],
+                [flat.grad for flat in flats if flat.grad is not None],
+                ([self.state[flat]["exp_avg"] for flat in flats], [self.state[flat]["exp_avg_sq"] for flat in flats]),
                 [torch.tensor(float(self.applied), device=flat.device) for flat in flats],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
+                group,
             )

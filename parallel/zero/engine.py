@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parallel.fused_adamw import MOMENTS
 from parallel.sharding.fragment import Fragment
 from parallel.world import BUCKET_BYTES, World
-from parallel.zero.adamw import MOMENTS, CountedAdamW
+from parallel.zero.adamw import CountedAdamW
 from parallel.zero.deepspeed_private import overflowed, set_learning_rate
 from parallel.zero.library import start_deepspeed
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
+from parallel.fused_adamw import MOMENTS, fused_adamw
 from trainer.optim.narrow_adamw import pieces
 
 # Elements that are updated at one time, and how many such pieces have room on the device: one is updated while the next
 # arrives and those before return. A multiple of 64, so that a CPU's vectors end where those of a whole weight do.
 PIECE = 16 << 20
 SLOTS = 3
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class HostAdamW(torch.optim.AdamW):
@@ -70,23 +69,14 @@ class HostAdamW(torch.optim.AdamW):
                 [moment.to(dtype) for moment in kind] for kind in parts
             ]  # the same tensors unless they are narrower
             steps = [self.state[leaf]["step"].clone() for leaf, _ in piece]  # each piece of a weight starts from it
-            adamw(
+            fused_adamw(
                 [leaf.view(-1)[part] for leaf, part in piece],
                 [leaf.grad.reshape(-1)[part] for leaf, part in piece if leaf.grad is not None],
-                wide[0],
-                wide[1],
-                [],
+                (wide[0], wide[1]),
                 steps,
-                fused=True,
+                group,
                 grad_scale=getattr(self, "grad_scale", None),
                 found_inf=getattr(self, "found_inf", None),
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
             )
             for kind, widened in zip(parts, wide, strict=True):
                 for moment, updated in zip(kind, widened, strict=True):

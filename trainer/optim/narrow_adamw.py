@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
+from parallel.fused_adamw import MOMENTS, fused_adamw
 from parallel.torch_private import foreach_copy
 
 # Elements whose moments exist in fp32 at one time: 0.25 GB for each moment on top of what is stored.
@@ -26,27 +26,18 @@ class NarrowAdamW(torch.optim.AdamW):
                 states = [self.state[leaf] for leaf, _ in piece]
                 means, squares = (
                     [state[name].view(-1)[part] for state, (_, part) in zip(states, piece, strict=True)]
-                    for name in ("exp_avg", "exp_avg_sq")
+                    for name in MOMENTS
                 )
                 wide_means, wide_squares = ([moment.float() for moment in kind] for kind in (means, squares))
                 steps = [state["step"].clone() for state in states]  # each piece of a parameter starts from it
-                adamw(
+                fused_adamw(
                     [leaf.view(-1)[part] for leaf, part in piece],
                     [leaf.grad.reshape(-1)[part] for leaf, part in piece if leaf.grad is not None],
-                    wide_means,
-                    wide_squares,
-                    [],
+                    (wide_means, wide_squares),
                     steps,
-                    fused=True,
+                    group,
                     grad_scale=getattr(self, "grad_scale", None),
                     found_inf=getattr(self, "found_inf", None),
-                    amsgrad=False,
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    lr=group["lr"],
-                    weight_decay=group["weight_decay"],
-                    eps=group["eps"],
-                    maximize=False,
                 )
                 foreach_copy(means, wide_means)
                 foreach_copy(squares, wide_squares)
