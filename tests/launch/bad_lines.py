@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import random
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from launch.cli import COMMANDS, module_of
 from trainer.config import coerce
@@ -16,6 +16,7 @@ from trainer.config.command_line import BadValue, Parser
 from trainer.config.recipes.groups import KEYS, list_groups
 from trainer.config.recipes.values import example
 
+T = TypeVar("T")
 HEAD = "# @package _global_\n"
 BASE = ["config", "recipe=toy", "data=synthetic"]
 GROUPS = list_groups()
@@ -156,12 +157,16 @@ def cases(count: int, seed: int) -> list[Case]:
     """`count` cases, of all kinds in turn."""
     draw = random.Random(seed)
     kinds = [_misspelt_keys, _wrong_values, _out_of_range, _shapes, _groups, _options, _commands, _recipes]
-    streams = [kind(draw) for kind in kinds]
-    found: dict[str, Case] = {}
+    return take_in_turn([kind(draw) for kind in kinds], count)
+
+
+def take_in_turn(streams: Sequence[Iterator[T]], count: int) -> list[T]:
+    """The first `count` items that differ when printed, one of each endless stream in turn."""
+    found: dict[str, T] = {}
     turn = 0
     while len(found) < count:
-        case = next(streams[turn % len(streams)])
-        found.setdefault(str(case), case)
+        item = next(streams[turn % len(streams)])
+        found.setdefault(str(item), item)
         turn += 1
     return list(found.values())
 

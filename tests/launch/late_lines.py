@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.launch.bad_lines import take_in_turn
+
 DAMAGE = ("cut", "flipped", "gone")
 SOURCES = ("records", "web", "code")
 # Lines of a file of documents that are not a document with a text.
@@ -37,14 +39,7 @@ class Late:
 def late_cases(count: int, seed: int) -> list[Late]:
     """`count` different cases, of all kinds in turn."""
     draw = random.Random(seed)
-    streams = [kind(draw) for kind in (_corpora, _documents, _checkpoints)]
-    found: dict[str, Late] = {}
-    turn = 0
-    while len(found) < count:
-        case = next(streams[turn % len(streams)])
-        found.setdefault(str(case), case)
-        turn += 1
-    return list(found.values())
+    return take_in_turn([kind(draw) for kind in (_corpora, _documents, _checkpoints)], count)
 
 
 def _corpora(draw: random.Random) -> Iterator[Late]:
