@@ -123,8 +123,9 @@ def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
         faults += error.faults
     if plan.rule.splits_backward and train.compile:
         text = (
-            f"parallel.schedule={plan.schedule} runs the gradients of inputs and weights apart, which a compiled block "
-            f"cannot; use train.compile=false, or parallel.schedule={one_of(whole)}"
+            f"parallel.schedule={plan.schedule} computes the gradients of inputs and of weights at different times, "
+            "but a compiled block has one backward function for both; use train.compile=false, or "
+            f"parallel.schedule={one_of(whole)}"
         )
         faults.append(Fault(text, "train.compile", True, (False,)))
     if plan.rule.splits_backward and cfg.precision.experts in TRANSFORMER_ENGINE:
@@ -139,9 +140,9 @@ def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
         faults.append(Fault(f"{text}; {advice}", "parallel.reduce_every", "micro_batch", ("auto", "step")))
     if plan.rule.splits_backward and train.recompute == "selective":
         text = (
-            f"parallel.schedule={plan.schedule} recomputes a block once for its inputs' gradient and again for its "
-            "weights', which torch permits with train.recompute=full alone; use train.recompute=full or none, or "
-            f"parallel.schedule={one_of(whole)}"
+            f"parallel.schedule={plan.schedule} recomputes a block twice, for the gradients of its inputs and of its "
+            "weights, but what train.recompute=selective keeps can be read only once; use train.recompute=full or "
+            f"none, or parallel.schedule={one_of(whole)}"
         )
         faults.append(Fault(text, "train.recompute", "selective", ("full", "none")))
     return faults
