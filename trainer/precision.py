@@ -43,8 +43,10 @@ def unavailable(cfg: PrecisionConfig, device: torch.device) -> Fault | None:
 
 def table(cfg: PrecisionConfig, experts: str) -> str:
     """The parts of the model in each dtype, for the log. experts: as `describe_backend` returns it."""
+    labels = {"experts": f"experts ({experts})", "kept": "inputs kept for backward"}
     parts: dict[str, list[str]] = {}
-    for part, dtype in vars(cfg).items():
-        parts.setdefault(dtype, []).append(f"experts ({experts})" if part == "experts" else part.replace("_", " "))
+    for part, value in vars(cfg).items():
+        dtype = cfg.linears if value == "exact" else value  # kept=exact keeps the activations themselves
+        parts.setdefault(dtype, []).append(labels.get(part, part.replace("_", " ")))
     rows = (f"{dtype:<15}{', '.join(names)}" for dtype, names in parts.items())
     return "\n".join(textwrap.fill(row, WIDTH, subsequent_indent=" " * 15, break_long_words=False) for row in rows)
