@@ -140,8 +140,8 @@ def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
         faults.append(Fault(f"{text}; {advice}", "parallel.reduce_every", "micro_batch", ("auto", "step")))
     if plan.rule.splits_backward and train.recompute == "selective":
         text = (
-            f"parallel.schedule={plan.schedule} recomputes a block for the gradients of its inputs and again for those of "
-            "its weights, but what train.recompute=selective keeps can be read only once; use train.recompute=full "
+            f"parallel.schedule={plan.schedule} recomputes a block for the gradients of its inputs and again for those "
+            "of its weights, but what train.recompute=selective keeps can be read only once; use train.recompute=full "
             f"or none, or parallel.schedule={one_of(whole)}"
         )
         faults.append(Fault(text, "train.recompute", "selective", ("full", "none")))
