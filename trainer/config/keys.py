@@ -39,19 +39,19 @@ class DataConfig:
     seq_len: int = 256  # tokens of one sequence (window)
     cache_dir: str = free(".cache/octavo")  # where corpora are built; relative to the working directory
     # of corpora that are built
-    tokens_per_source: int = 2_000_000  # the most that is taken from each source
-    holdout_fraction: float = 0.02  # of each source's documents, never trained on
+    tokens_per_source: int = 2_000_000  # the most tokens that are taken from each source
+    holdout_fraction: float = 0.02  # fraction of each source's documents that is never trained on
     # of data.name=mixture
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # corpora, each with its share
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # corpora, each with its share of the tokens
     phases: dict[str, PhaseConfig] = field(default_factory=dict)  # spans of steps, in this order; the last has no end
     prefixes: dict[str, list[str]] = field(default_factory=dict)  # group -> paraphrases at the start of documents
     build: Literal["none", "toy"] = "none"  # toy: the sources are made into cache_dir from installed packages
-    root: str = free(".")  # the base of relative paths of sources; relative to the working directory
+    root: str = free(".")  # directory that relative paths of sources start from; relative to the working directory
     reader: Literal["octavo", "megatron"] = free("octavo")  # reads .bin and .idx; both give the same tokens
     workers: int = free(0)  # processes of each rank that read ahead; 0: none, samples are read when needed
     verify: Literal["sampled", "full", "off"] = free("sampled")  # hashes of the shards that are checked at the start
-    on_fault: Literal["fail", "skip"] = free("fail")  # at tokens that cannot be read
-    max_skips: int = free(100)  # on_fault=skip: abort after this many samples
+    on_fault: Literal["fail", "skip"] = free("fail")  # what to do about tokens that cannot be read
+    max_skips: int = free(100)  # on_fault=skip: abort after this many skipped samples
     allow_changed: bool = free(False)  # resume a run whose corpora have changed
 
 
@@ -60,23 +60,24 @@ class ParallelConfig:
     """World = pp * dp_replicate * dp_shard * cp. A size of 0 is filled in: dp_shard is then as small as ep lets it be,
     unless dp_replicate is given; ep the largest that suits the ranks and the model's router groups."""
 
-    pp: int = free(1)  # ranks of a pipeline
-    # the order in which a pipeline's ranks work; see docs/pipeline.md
+    pp: int = free(1)  # ranks of a pipeline, each with different layers
+    # order of the forward and backward passes of a pipeline; see docs/pipeline.md
     schedule: Literal["1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv", "dualpipev"] = free("1f1b")
     stages_per_rank: int = free(0)  # pipeline stages of each rank; 0: 1 for 1f1b, 2 for the other schedules
     cp: int = free(1)  # ranks that share each sequence
-    # ulysses: exchanges heads, which cp must divide; ring: sends keys around, for any number of heads
+    # ulysses: exchanges heads, whose number cp must divide; ring: sends keys and values around, for any number of heads
     cp_kind: Literal["ulysses", "ring"] = free("ulysses")
     dp_replicate: int = free(0)  # copies of the sharded model
     dp_shard: int = free(0)  # ranks that share one copy of the weights
-    ep: int = free(1)  # expert-parallel ranks: neighbours out of dp_shard x cp
+    ep: int = free(1)  # neighbouring ranks out of dp_shard x cp that share the experts
     dispatch: Literal["auto", "all_gather", "all_to_all"] = free("auto")  # how tokens reach experts on other ranks
     combine: Literal["fixed_order", "reduce_scatter"] = free("fixed_order")  # how all_gather adds the ranks' results
     regather: bool = free(False)  # all_gather: gather hidden states again in backward instead of keeping them
     overlap: int = free(1)  # all_gather: parts of a micro-batch whose exchange and experts run side by side
     reshard_dense: bool = free(True)  # free gathered dense weights after forward, gather them again in backward
-    reshard_experts: bool = free(False)  # the same for experts, which otherwise stay for the step
-    # when sharded gradients are summed over ranks; auto: step with a pipeline, which has no other way, else micro_batch
+    reshard_experts: bool = free(False)  # the same for experts; false keeps them gathered until the end of the step
+    # when sharded gradients are summed over ranks; auto: once a step with a pipeline (the only way there), otherwise in
+    # every micro-batch
     reduce_every: Literal["auto", "step", "micro_batch"] = free("auto")
     timeout_s: float = free(600.0)  # seconds without progress on any rank, after which the run ends
 
@@ -94,12 +95,12 @@ class PrecisionConfig:
     payload: Literal["fp32", "bf16", "fp8"] = named("fp32")  # hidden states that all_gather sends to experts
     kept: Literal["exact", "fp8"] = named("exact")  # the inputs of blocks that train.recompute=full keeps for backward
     router: Literal["fp32"] = "fp32"  # logits and softmax
-    norms: Literal["fp32"] = "fp32"  # their reductions and product
-    rotary: Literal["fp32"] = "fp32"  # tables and rotation
+    norms: Literal["fp32"] = "fp32"  # reductions and product of the norms
+    rotary: Literal["fp32"] = "fp32"  # position tables and rotation
     lm_head: Literal["fp32"] = "fp32"  # logits and cross-entropy
     masters: Literal["fp32"] = "fp32"  # the weights that are trained and saved
-    moments: Literal["fp32", "bf16"] = named("fp32")  # of the optimizer
-    gradients: Literal["fp32"] = "fp32"  # as the optimizer receives them
+    moments: Literal["fp32", "bf16"] = named("fp32")  # the moments of the optimizer
+    gradients: Literal["fp32"] = "fp32"  # the gradients that the optimizer receives
     reductions: Literal["fp32", "bf16"] = named("fp32")  # sums of sharded gradients over ranks
     accumulate: Literal["fp32", "bf16"] = named("fp32")  # sums over micro-batches on a rank, with reduce_every=step
 
@@ -107,22 +108,25 @@ class PrecisionConfig:
 @dataclass(kw_only=True)
 class OptimConfig:
     name: Literal["adamw", "sgd", "muon"] = "adamw"  # the optimizer
-    lr: float = 1e-3  # learning rate after warm-up, at its highest
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # adamw and muon: of AdamW's two moments
-    eps: float = 1e-8  # adamw and muon: added by AdamW to the root of the second moment
-    weight_decay: float = 0.1  # decoupled, times the learning rate; 0: off
-    momentum: float = 0.9  # sgd: of its velocity; muon: of its mean gradient; 0: off
-    adamw_lr_ratio: float = 1.0  # muon: of lr, for the weights that AdamW updates: all but hidden matrices
-    # muon: factor of lr: 0.2 sqrt(longer side), which gives updates of AdamW's size; or sqrt(rows/columns) if above 1
+    lr: float = 1e-3  # the highest learning rate, reached after the warm-up
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # adamw, muon: decay rates of AdamW's two moments
+    eps: float = 1e-8  # adamw, muon: added to the square root of AdamW's second moment
+    weight_decay: float = 0.1  # decoupled; multiplied by the learning rate; 0: off
+    momentum: float = 0.9  # sgd, muon: momentum; 0: off
+    adamw_lr_ratio: float = 1.0  # muon: learning rate of the weights that AdamW updates, as a multiple of lr
+    # muon: factor on lr for a matrix; match_rms_adamw: 0.2 sqrt(longer side), which gives updates the size of AdamW's;
+    # original: sqrt(rows/columns) if above 1
     adjust_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     ns_steps: int = 5  # muon: Newton-Schulz iterations
-    ns_dtype: Literal["fp32", "bf16"] = named("fp32")  # muon: of them; bf16 is for GPUs
-    clip_norm: float = 1.0  # global gradient norm; 0: off
-    schedule: Literal["wsd", "cosine", "constant"] = "wsd"  # of lr after warm-up; wsd: constant, then a linear decay
+    ns_dtype: Literal["fp32", "bf16"] = named("fp32")  # muon: dtype of the iterations; bf16 is for GPUs
+    clip_norm: float = 1.0  # limit of the global gradient norm; 0: off
+    # learning rate after the warm-up; wsd: constant, then a linear decay
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup_steps: int = 0  # steps in which lr rises linearly from 0
-    decay_fraction: float = 0.2  # wsd: over this last share of the steps, lr falls linearly to min_lr_ratio
-    min_lr_ratio: float = 0.1  # of lr, where the schedule ends
-    engine: Literal["native", "deepspeed"] = "native"  # also decides how checkpoints name the state
+    decay_fraction: float = 0.2  # wsd: share of the steps, at the end, in which lr decays linearly to min_lr_ratio
+    min_lr_ratio: float = 0.1  # learning rate at the end of the schedule, as a multiple of lr
+    # implementation of the optimizer, which also determines the names of its state in checkpoints
+    engine: Literal["native", "deepspeed"] = "native"
     zero_stage: int = free(2)  # deepspeed: 1 shards the state over all ranks, 2 the gradients too, 3 the weights too
     # cpu: moments are in host memory; deepspeed: fp32 weights and gradients too, and the update runs there
     offload: Literal["none", "cpu"] = free("none")
@@ -136,31 +140,31 @@ class OptimConfig:
 @dataclass(kw_only=True)
 class TrainConfig:
     steps: int = free(1000)  # optimizer updates of the whole run
-    seed: int = 0  # of random weights and of the order of the samples
+    seed: int = 0  # seed of the random weights and of the order of the samples
     objective: Literal["next_token", "contrastive"] = "next_token"  # what is minimised
     contrastive_temperature: float = 0.07  # contrastive: cosine similarities are divided by it
-    resume: Literal["auto", "never"] = free("auto")  # never: start in a new directory beside it
-    log_every: int = free(10)  # steps between two reads of the metrics from the device
+    resume: Literal["auto", "never"] = free("auto")  # never: start a new run in a directory beside the old one
+    log_every: int = free(10)  # steps between log records, for which metrics are read from the device
     global_batch: int = 8  # sequences of one optimizer step, over all ranks
     micro_batch: int = free(8)  # sequences of one forward pass of one rank
-    eval_every: int = free(0)  # steps; 0: only at the end
-    eval_batches: int = free(8)  # micro-batches per source
+    eval_every: int = free(0)  # steps between evaluations; 0: only at the end
+    eval_batches: int = free(8)  # micro-batches of each source in an evaluation
     max_skipped: int = free(10)  # abort after this many non-finite steps in a row
-    # what backward computes again instead of keeping it; full: decoder blocks; selective: all but some matmuls;
-    # attention, experts: that half of each block
+    # activations that backward recomputes; full: each decoder block; selective: all but the results of matmuls and
+    # attention; attention, experts: that half of each block
     recompute: Literal["none", "selective", "attention", "experts", "full"] = free("none")
-    offload_activations: bool = free(False)  # keep in the host's memory what backward needs of each block
+    offload_activations: bool = free(False)  # keep the activations of each block in host memory until backward
     compile: bool = free(False)  # torch.compile each decoder block
-    kernels: Literal["torch", "triton"] = free("torch")  # triton: fused kernels for CUDA tensors, where there are any
-    loss_chunk: int = free(512)  # tokens whose logits exist at one time
+    kernels: Literal["torch", "triton"] = free("torch")  # triton: fused kernels for CUDA tensors where they exist
+    loss_chunk: int = free(512)  # tokens whose logits are in memory at one time
     sample_tokens: int = free(0)  # length of the text generated at the end; 0: off
     device: Literal["auto", "cpu", "cuda"] = free("auto")  # auto: CUDA if there is any
 
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    every: int = free(0)  # steps; 0: only at the end
-    keep: int = free(2)  # the newest ones
+    every: int = free(0)  # steps between checkpoints; 0: only at the end
+    keep: int = free(2)  # number of checkpoints to keep, the newest ones
     # a Hugging Face directory with the initial weights, not needed once a step is saved; None: random weights
     init_from: str | None = None
     # accept an expansion whose copies of an expert are exact; training cannot make them differ
@@ -170,7 +174,7 @@ class CheckpointConfig:
 @dataclass(kw_only=True)
 class LoggingConfig:
     wandb: Literal["off", "offline", "online"] = free("off")  # offline: written to wandb/, for `wandb sync`
-    wandb_project: str = free("octavo")  # where wandb shows the run
+    wandb_project: str = free("octavo")  # the project in wandb
     console: Literal["auto", "rich", "plain", "off"] = free("auto")  # rich: a progress bar; auto: rich on a terminal
 
 

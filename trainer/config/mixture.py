@@ -13,10 +13,10 @@ from typing import Literal
 class SourceConfig:
     path: str  # a directory of tokenised shards, absolute or below data.root
     domain: Literal["science", "general"]  # a science source has a prefix
-    modality: Literal["text", "image", "time_series"] = "text"  # the model reads text only
-    tokens: int  # to draw over all phases
-    unique_tokens: int  # in the source, each counted once
-    max_epochs: float = 1.0  # the most times that each of them may be drawn
+    modality: Literal["text", "image", "time_series"] = "text"  # of its samples; the model reads text only
+    tokens: int  # tokens to draw over all phases
+    unique_tokens: int  # different tokens in the source
+    max_epochs: float = 1.0  # the most times that each token may be drawn
     prefix: str  # a key of data.prefixes; empty: none
     phases: dict[str, float]  # a key of data.phases -> weight in it; only the ratios within a phase count
 
@@ -28,7 +28,7 @@ class SourceConfig:
 
 @dataclass(kw_only=True)
 class PhaseConfig:
-    tokens: int  # length of the phase, over all sources
+    tokens: int  # length of the phase in tokens, over all sources
 
 
 def integer_weights(weights: Iterable[float]) -> list[int]:

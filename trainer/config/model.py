@@ -23,26 +23,26 @@ class ModelConfig:
     num_kv_heads: int  # key and value heads; divides num_heads
     head_dim: int  # width of a head, even
 
-    num_experts: int  # in each layer, over all router groups
-    experts_per_token: int  # that the router selects, over all router groups
-    router_groups: int  # each selects its share of a token's experts; divides num_experts and experts_per_token
+    num_experts: int  # experts of each layer, over all router groups
+    experts_per_token: int  # experts that the router selects for a token, over all router groups
+    router_groups: int  # groups that select equally many experts; divides num_experts and experts_per_token
     expert_width: int  # inner width of one expert's SwiGLU
 
     positions: Literal["rope", "fope"] = "rope"  # rotary embeddings, or Fourier ones on top of them
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     max_position: int = 4096  # longest document; FoPE drops the frequencies that do not turn once within it
     fope_gain: float = 0.5  # xavier gain of the mixing matrices
-    # Fills the dropped frequencies of the sine table: all published code fills 1 for the cosine AND the sine; an open
-    # issue of a serving engine calls the latter a bug and asks for 0.
+    # value of the dropped frequencies in the sine table; published code has 1 for the cosine and for the sine, and an
+    # open issue of a serving engine calls 1 for the sine a bug and asks for 0
     fope_pad_sin: float = 1.0
 
     norm_eps: float = 1e-6  # added to the mean square in RMSNorm
     init_std: float = 0.02  # standard deviation of random weights
 
-    # ste: straight-through, to the logits of all experts; conventional: to those of the selected experts
+    # gradient of the router; ste: straight-through, to the logits of all experts; conventional: of the selected experts
     router_gradient: Literal["ste", "conventional"] = "ste"
-    router_temperature: float = 1.0  # of the straight-through estimator's softmax; not published, hence an option
-    balance: Literal["group", "global"] = "group"  # the balance loss is over each router group, or over all experts
+    router_temperature: float = 1.0  # temperature of the straight-through softmax; its published value is unknown
+    balance: Literal["group", "global"] = "group"  # scope of the balance loss: each router group, or all experts
     balance_coef: float = 1e-3  # factor of the balance loss; 0: off
     z_loss_coef: float = 0.0  # factor of the router's z-loss; 0: off
 
