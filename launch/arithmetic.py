@@ -1,4 +1,4 @@
-"""The arithmetic of a step, in closed form. No torch here."""
+"""The FLOPs of a step, in closed form. No torch here."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from trainer.config.keys import Config
 
 
 def arithmetic(cfg: Config) -> str:
-    """FLOPs of one step over all ranks for the screen: the model's, and with Muon those of its Newton-Schulz
-    iterations, each matrix once."""
+    """The FLOPs of one step over all ranks, as text: the model's and, with Muon, those of the Newton-Schulz iterations,
+    which run once for each matrix."""
     model = cfg.train.global_batch * cfg.data.seq_len * cfg.model.flops_per_token(cfg.data.seq_len)
     text = f"{model:.3g} FLOPs a step, without recomputation"
     if cfg.optim.name != "muon":

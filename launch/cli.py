@@ -24,7 +24,7 @@ COMMANDS = {
     "tokenize": "turn documents into shuffled, checksummed shards of tokens",
     "config": "print a resolved configuration, the differences between two, or all keys with their meanings",
     "recipes": "list the recipes, or the options of a group, with what each is for",
-    "layout": "on this machine, build one rank of a run of any size, and print what that rank holds and sends",
+    "layout": "simulate one rank of a run of any size on this machine, and print its memory and its collectives",
     "data": "check the files of a mixture, show one of its samples, or count its tokens",
     "runs": "list the runs in a directory with their state and results, or compare two",
     "export": "write a training checkpoint as a Hugging Face directory",

@@ -1,4 +1,4 @@
-"""Configurations as commands name them, on the ranks that their options name."""
+"""Configurations that a command line names, composed for the number of ranks that it gives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_configuration(text: str, config_dirs: Sequence[str]) -> Config:
 
 
 def compose_on(world: int, option: str, overrides: Sequence[str], config_dirs: Sequence[str]) -> Config:
-    """Compose for `world` ranks, a number that `option` gives: it is the remedy where another number of ranks would do.
+    """Compose for `world` ranks. option: the option that gives this number; remedies that need another number name it.
 
     Raises `ConfigError`.
     """

@@ -40,8 +40,9 @@ def dry_run(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) 
 
 
 def _files(cfg: Config, run: RunDir) -> tuple[int, list[Fault], list[str]]:
-    """(the step that the run would continue after, the faults of its files, lines on what it would do without), by the
-    sizes of the files."""
+    """Check the sizes of the files that the run would read.
+
+    Returns the step that it would continue after, faults, and warnings about files that it would do without."""
     warnings, faults = [], []
     if cfg.data.name == "mixture" and cfg.data.build == "none":
         elsewhere = []
@@ -139,7 +140,7 @@ def _would(run: RunDir, steps: int, too_large: Fault | None) -> str:
     if owner is not None:
         return f"be refused: the directory is in use by {owner or 'another process'}"
     if run.status == "finished":
-        return f"do nothing: step {run.step:,} is saved; a train.steps above it continues the run"
+        return f"do nothing: step {run.step:,} is saved; a larger train.steps continues the run"
     if too_large is not None:
         return f"be refused on this machine, whose memory is smaller than the {gigabytes(too_large.value)} needed"
     changed = f", with {'; '.join(run.changes)}" if run.changes else ""

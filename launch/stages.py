@@ -1,4 +1,4 @@
-"""The stages of a pipeline as one table: what a rank of each holds and sends, built here without memory."""
+"""A table of the memory and communication of a pipeline's stages, from one simulated rank of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from parallel.pipeline.cut import StageCut
     from parallel.simulate import Traffic
 
-SPARE = 0.1  # of a GPU's memory is to stay free
+SPARE = 0.1  # share of a GPU's memory that stays free
 # An allowance for CUDA's context and NCCL's own buffers, which no tensor shows; not measured.
 RESERVED = 2 * 10**9
 NODE = 8  # GPUs that a fast link connects
@@ -31,7 +31,7 @@ AXES = ("ep", "cp", "pp", "expert_dp", "dp_shard", "dp_replicate")
 
 @dataclass(frozen=True)
 class StageRow:
-    """The first rank of a pipeline's stages. ran: micro-batches that were run here, out of a step's."""
+    """The first rank of a pipeline's stages. ran: simulated micro-batches, out of the `micro_batches` of a step."""
 
     rank: int
     stages: dict[int, StageCut]
@@ -53,7 +53,7 @@ def build_row(cfg: Config, world: int, rank: int, router: str) -> StageRow:
 
 
 def build_rows(cfg: Config, world: int, router: str, *, every: bool) -> list[StageRow]:
-    """A rank of the pipeline's first, middle and last stage, or of all, as many at a time as there are cores."""
+    """Simulate a rank of the pipeline's first, middle and last stage, or of every stage, on all cores."""
     layout = map_ranks(cfg.parallel, cfg.model, world).layout
     places = range(layout.pp) if every else sorted({0, layout.pp // 2, layout.pp - 1})
     ranks = [place * layout.stage_ranks for place in places]
@@ -65,16 +65,16 @@ def build_rows(cfg: Config, world: int, router: str, *, every: bool) -> list[Sta
 
 
 def refuse_too_large(cfg: Config, world: int, gpu_gb: int) -> None:
-    """Raises `ConfigError`, with the nearest layouts that fit, where what every run needs is more than a GPU has."""
+    """Raise `ConfigError`, with the nearest layouts that fit, if the least that a run needs exceeds a GPU's memory."""
     limit, place = _limit(gpu_gb)
     if fault := too_large(cfg, world, limit, place):
         raise ConfigError([fault])
 
 
 def print_stages(cfg: Config, world: int, router: str, *, every: bool, gpu_gb: int | None) -> int:
-    """Print a line for each stage. gpu_gb: the memory that every rank has to fit into; None for any.
+    """Print a line for each stage. gpu_gb: the memory of a GPU, which every rank must fit into; None for no limit.
 
-    Raises `ConfigError` where a rank does not fit, with the nearest layouts that may.
+    Raises `ConfigError`, with the nearest layouts that may fit, if a rank does not.
     """
     rows = build_rows(cfg, world, router, every=every)
     layout = map_ranks(cfg.parallel, cfg.model, world).layout
@@ -97,7 +97,7 @@ def _limit(gpu_gb: int) -> tuple[int, str]:
 
 
 def _too_large(cfg: Config, world: int, row: StageRow, limit: int, place: str) -> Fault:
-    """A fault for a rank that was built; other layouts are taken to need as much beyond the least as this one."""
+    """The fault of a simulated rank. Other layouts are assumed to exceed their least memory by as much as this one."""
     needed = row.peak.total
     layouts = nearest_layouts(cfg, world, limit - (needed - rank_memory(cfg, world, row.rank).device), gpu=True)
     advice = one_of(tuple(" ".join(layout) for layout in layouts)) if layouts else "more ranks, or a smaller model"
@@ -108,7 +108,7 @@ def _too_large(cfg: Config, world: int, row: StageRow, limit: int, place: str) -
 def _held(rows: Sequence[StageRow]) -> list[str]:
     names = ("weights", "optimizer", "gathered", "quantised", "gradients", "kept", "working", "peak")
     lines = [
-        f"held at the peak, in GB (of {rows[0].micro_batches} micro-batches {rows[0].ran} were run here)",
+        f"held at the peak, in GB (simulated {rows[0].ran} of the step's {rows[0].micro_batches} micro-batches)",
         f"{'rank':>5}  {'stages':<8}{'layers':<14}{'cost':>6}" + "".join(f"{name:>11}" for name in names),
     ]
     for row in rows:

@@ -1,5 +1,5 @@
-"""`octavo layout`: builds a rank, or one of each pipeline stage, of a run of any size here, without memory, and prints
-what it holds and sends."""
+"""`octavo layout`: simulates one rank of a run, or one rank of each pipeline stage, and prints its memory and
+collectives."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """Raises `CommandError` and `ConfigError`."""
     parser.add_overrides(words)
     parser.add_argument("--world", type=whole_number(1), required=True, metavar="N", help="number of ranks in the run")
-    parser.add_argument("--rank", type=whole_number(0), metavar="R", help="the rank to build (default: 0)")
+    parser.add_argument("--rank", type=whole_number(0), metavar="R", help="the rank to simulate (default: 0)")
     parser.add_argument(
         "--stages",
         choices=("some", "all"),
-        help="of a pipeline: a table of the first, middle and last stage, or of all (default: some, without --rank)",
+        help="with a pipeline: a table of the first, middle and last stage, or of all (default: some, without --rank)",
     )
     parser.add_argument(
         "--gpu-gb",
         type=whole_number(1),
         metavar="GB",
-        help="of a pipeline: refuse a layout whose ranks do not fit into this memory with a tenth to spare",
+        help="with a pipeline: refuse a layout that does not fit into GPUs of this size with a tenth to spare",
     )
     parser.add_argument(
         "--router",
         choices=tuple(ROUTERS),
         default="uniform",
-        help="how unevenly experts are selected, which matters to parallel.dispatch=all_to_all (default: uniform)",
+        help="how unevenly experts are selected; matters with parallel.dispatch=all_to_all (default: uniform)",
     )
     options = parser.read(words)
     if options.rank is not None and options.rank >= options.world:
@@ -89,7 +89,7 @@ def _print_layout(cfg: Config, world: int, rank: int, router: str) -> int:
     print(f"\narithmetic of all ranks: {arithmetic(cfg)}")
 
     if simulated.ran < simulated.micro_batches:
-        print(f"{simulated.ran} of the step's {simulated.micro_batches} micro-batches were run here")
+        print(f"simulated {simulated.ran} of the step's {simulated.micro_batches} micro-batches")
     # Every collective of one kind, whatever its size, is one line.
     kinds = [replace(call, nbytes=0, micro_batch=None) for call in simulated.collectives]
     payload, sent = Counter[object](), Counter[object]()

@@ -63,7 +63,7 @@ def announcements(
             yield {"event": "note", "message": crowded}
     held = rank_memory(cfg, world.size, world.rank)
     if held.offloaded:
-        text = f"a rank holds at least {gigabytes(held.device)} on the device and {gigabytes(held.host)} on the host"
+        text = f"this rank holds at least {gigabytes(held.device)} on the device and {gigabytes(held.host)} on the host"
         yield {"event": "memory", "message": text}
     new = f"new, with the weights in {cfg.checkpoint.init_from}" if cfg.checkpoint.init_from else "new"
     parts = [
@@ -81,13 +81,13 @@ def announcements(
 
 
 def _pipeline(cfg: Config, layout: Layout, plan: Plan) -> str:
-    """Such as "pipeline 1f1b, layers of its 4 stages: 2 2 2 1; 32 micro-batches a step, 8.6 % of it waiting"."""
+    """Such as "pipeline 1f1b, layers of the 4 stages: 2 2 2 1; 32 micro-batches a step, expected idle time 8.6 %"."""
     layers = " ".join(str(cut.stop - cut.start) for cut in cut_model(cfg, plan))
     micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
-    waiting = 100 * bubble_share(plan, micro_batches)
+    idle = 100 * bubble_share(plan, micro_batches)
     return (
-        f"pipeline {plan.schedule}, layers of its {plan.stages} stages: {layers}; {micro_batches} micro-batches a "
-        f"step, {waiting:.1f} % of it waiting"
+        f"pipeline {plan.schedule}, layers of the {plan.stages} stages: {layers}; {micro_batches} micro-batches a "
+        f"step, expected idle time {idle:.1f} %"
     )
 
 

@@ -56,7 +56,7 @@ class Parts:
 
     @property
     def model(self) -> Decoder:
-        """The whole model, where there is no pipeline."""
+        """The whole model, for a run without a pipeline."""
         (model,) = self.stages.values()
         return model
 

@@ -7,7 +7,7 @@ from trainer.config.keys import OptimConfig
 
 
 def doubtful(o: OptimConfig, steps: int) -> list[str]:
-    """Spans of the schedule that do not fit into `steps`, a line each for a warning.
+    """Return warnings about spans of the schedule that do not fit into `steps`, one line each.
 
     Not faults: a run may be continued with a larger train.steps, which changes none of these keys.
     """
@@ -22,12 +22,13 @@ def doubtful(o: OptimConfig, steps: int) -> list[str]:
     if o.schedule == "wsd" and decay and warmup + decay > steps:
         return [
             f"optim.warmup_steps={warmup} and the decay of the last {decay} steps (optim.decay_fraction="
-            f"{o.decay_fraction:g}) are longer together than train.steps={steps}: the decay only has {steps - warmup} "
-            "steps; lower one of them"
+            f"{o.decay_fraction:g}) are together longer than train.steps={steps}, which leaves the decay "
+            f"{steps - warmup} steps; lower one of them"
         ]
     if o.schedule == "cosine" and warmup == steps:
         return [
-            f"optim.warmup_steps={warmup} is the whole run (train.steps={steps}): optim.schedule=cosine never falls"
+            f"optim.warmup_steps={warmup} is the whole run (train.steps={steps}): with optim.schedule=cosine "
+            "the learning rate never falls"
         ]
     return []
 
@@ -51,10 +52,15 @@ def check(o: OptimConfig) -> list[Fault]:
         text = f"optim.offload={o.offload} is not available with optim.name={o.name}; use adamw, or optim.offload=none"
         faults.append(Fault(text, "optim.offload", o.offload, ("none",)))
     if o.offload_params != "none" and (o.zero_stage != 3 or o.offload == "none" or o.engine != "deepspeed"):
-        text = f"optim.offload_params={o.offload_params} moves the weights after the state"
+        text = f"optim.offload_params={o.offload_params} needs ZeRO-3 with its state on the host"
         needs = "optim.engine=deepspeed optim.zero_stage=3 optim.offload=cpu"
         faults.append(
-            Fault(f"{text}; use it with {needs}, or none", "optim.offload_params", o.offload_params, ("none",))
+            Fault(
+                f"{text}; use {needs}, or optim.offload_params=none",
+                "optim.offload_params",
+                o.offload_params,
+                ("none",),
+            )
         )
     if o.engine == "deepspeed" and o.name != "adamw":
         text = f"optim.name={o.name} is not available with optim.engine=deepspeed; use adamw, or optim.engine=native"
