@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,7 @@ class RingAttention:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
-        self._planned: tuple[Documents, RingPlan, Documents] | None = None  # the last call's
+        self._planned = WeakKeyDictionary[Documents, tuple[RingPlan, Documents]]()
 
     @property
     def ranks(self) -> int:
@@ -54,11 +55,12 @@ class RingAttention:
         return _Ring.apply(q, k, v, plan, own_docs, self.group)
 
     def _plan(self, docs: Documents, device: torch.device) -> tuple[RingPlan, Documents]:
-        """The same for all layers of a forward pass, so kept until other documents come."""
-        if self._planned is None or self._planned[0] is not docs:
+        """The same for all layers, so kept as long as the documents are: in a pipeline other micro-batches come before
+        a pass is recomputed, which must do what it did the first time."""
+        if docs not in self._planned:
             plan = RingPlan(docs.bounds, self.ranks, self.group.rank())
-            self._planned = docs, plan, Documents.of_lengths(plan.lengths, device)
-        return self._planned[1:]
+            self._planned[docs] = plan, Documents.of_lengths(plan.lengths, device)
+        return self._planned[docs]
 
 
 class _Ring(torch.autograd.Function):

@@ -70,6 +70,7 @@ class Stage(PipelineStage):
         self.around: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()  # entered for each pass
         self.like = travels
         self._to_send: dict[int, Tensor] = {}  # micro-batch -> what it returned
+        self._sent: list[dist.P2POp] = []
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         self.running = fwd_chunk_id
@@ -80,16 +81,18 @@ class Stage(PipelineStage):
             return output
         # The backward pass starts from a tensor that holds nothing, so that the values are free once they are sent.
         _, inputs = self.fwd_cache[fwd_chunk_id]
-        self.fwd_cache[fwd_chunk_id] = (_StandIn.apply(output),), inputs
-        output = output.detach()
-        if self.stage_index_to_group_rank[self.stage_index + 1] != self.group_rank:
-            self._to_send[fwd_chunk_id] = output
-        return output
+        stand_in = _StandIn.apply(output)
+        self.fwd_cache[fwd_chunk_id] = (stand_in,), inputs
+        if self.stage_index_to_group_rank[self.stage_index + 1] == self.group_rank:
+            return output.detach()  # for the next stage
+        self._to_send[fwd_chunk_id] = output.detach()
+        return stand_in
 
     def forward_maybe_with_nosync(self, *args: Any, **_: Any) -> Tensor:
         return self.run(self.running, args[0] if args else None)
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
+        self._sent.clear()  # Schedule1F1B has started these, but would hold them, and the values, until the next ones
         with self.around(bwd_chunk_id):
             super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
         _forget(self.grad_recv_info.get(bwd_chunk_id, ()))
@@ -109,10 +112,9 @@ class Stage(PipelineStage):
         if (values := self._to_send.pop(fwd_chunk_id, None)) is None:
             return super().get_fwd_send_ops(fwd_chunk_id)
         self.fwd_cache[fwd_chunk_id] = (values,), kept[1]
-        try:
-            return super().get_fwd_send_ops(fwd_chunk_id)
-        finally:
-            self.fwd_cache[fwd_chunk_id] = kept
+        self._sent = super().get_fwd_send_ops(fwd_chunk_id)
+        self.fwd_cache[fwd_chunk_id] = kept
+        return self._sent
 
     def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
         if self.has_backward and not self.is_last:

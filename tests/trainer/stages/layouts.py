@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 import trainer.run.build
 from parallel.layout import Place
@@ -68,8 +67,8 @@ class Layout(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A step. schedule: with its stages per rank, 0 for its own number. long: enough layers and micro-batches for eight
-    stages, for every schedule."""
+    """A step. schedule: with its stages per rank, 0 for its own number. layers, micro_batches: enough for seven stages
+    under every schedule."""
 
     layout: Layout = Layout()
     schedule: tuple[str, int] = ("1f1b", 0)
@@ -78,14 +77,11 @@ class Case(NamedTuple):
     recompute: str = "none"
     objective: str = "next_token"
     experts: str = "fp32"  # fp64 here; or fp8_reference
-    long: bool = False
+    layers: int = 7
+    micro_batches: int = 6
     optim: str = "sgd"
 
     seq_len: int = SEQ_LEN
-
-    @property
-    def micro_batches(self) -> int:
-        return 8 if self.long else 6
 
     def alone(self) -> Case:
         """The step of one process that this one must equal."""
@@ -97,8 +93,7 @@ class Case(NamedTuple):
         layout = self.layout
         cfg = tiny_config(
             "unused",
-            model=MODEL
-            | {"num_layers": 9 if self.long else 7, "router_gradient": self.gradient, "router_groups": layout.groups},
+            model=MODEL | {"num_layers": self.layers, "router_gradient": self.gradient, "router_groups": layout.groups},
             objective=self.objective,
             recompute=self.recompute,
             global_batch=GLOBAL_MICRO * self.micro_batches,
@@ -223,7 +218,7 @@ def one_step(parts: Parts, world: World, batches: Sequence[Batch]) -> Step | Non
         clip = float(optimizer.grad_scale)
         for name, leaf in engine.leaves.items():
             if leaf.grad is not None:
-                grads[name] = whole(engine.named[name], leaf.grad)
+                grads[name] = part_of(engine.named[name], leaf.grad)
 
     engine = parts.engine
     assert isinstance(engine, NativeEngine)
@@ -232,33 +227,40 @@ def one_step(parts: Parts, world: World, batches: Sequence[Batch]) -> Step | Non
     handle.remove()
     totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in update.items()}))
     (numbers,) = read_totals([totals], world, stages=parts.pipeline is not None)
-    weights = {name: whole(p, local_part(p.detach())) for name, p in engine.named.items()}
-    parts_of_all = world.gather((grads, weights) if parts.alike.rank == 0 else ({}, {}))
+    weights = {name: part_of(p, local_part(p)) for name, p in engine.named.items()}
+    of_all = world.gather((parts.place.pp, grads, weights))
     if world.rank:
         return None
-    return Step(numbers, counts, clip, join([g for g, _ in parts_of_all]), join([w for _, w in parts_of_all]))
+    found = [join([(stage, of_rank[n]) for stage, *of_rank in of_all]) for n in (0, 1)]
+    return Step(numbers, counts, clip, *found)
 
 
-def whole(parameter: Tensor, local: Tensor) -> Tensor:
-    """The tensor whose part on this rank is `local`, laid out as `parameter` is."""
-    if not isinstance(parameter, DTensor):
-        return local.detach().clone()
-    laid_out = DTensor.from_local(
-        local.detach(),
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-    return laid_out.full_tensor().clone()
+class Part(NamedTuple):
+    """A rank's part of a tensor."""
+
+    shape: torch.Size
+    region: tuple[slice, ...]
+    values: Tensor
 
 
-def join(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The parts of all stages; a name in two of them is a fault."""
-    names = [name for part in found for name in part]
-    assert len(names) == len(set(names)), "a parameter is in two stages"
-    return {name: tensor for part in found for name, tensor in part.items()}
+def part_of(parameter: Tensor, local: Tensor) -> Part:
+    """`local`, which is laid out as `parameter` is on this rank."""
+    return Part(parameter.shape, local_region(parameter), local.detach().clone())
+
+
+def join(of_ranks: Sequence[tuple[int, dict[str, Part]]]) -> dict[str, Tensor]:
+    """Whole tensors from the parts of every rank, each given with its place in the pipeline. Copies must be equal."""
+    found: dict[str, Tensor] = {}
+    owners: dict[str, int] = {}
+    for stage, parts in of_ranks:
+        for name, (shape, region, values) in parts.items():
+            assert owners.setdefault(name, stage) == stage, f"{name} is in two stages"
+            tensor = found.setdefault(name, values.new_full(shape, torch.nan))
+            there = tensor[region]
+            assert torch.equal(there[known := ~there.isnan()], values[known]), f"copies of {name} differ"
+            tensor[region] = values
+    assert not [name for name, tensor in found.items() if tensor.isnan().any()], "a part is missing"
+    return found
 
 
 def run_steps(cases: Sequence[Case]) -> list[Step | None]:

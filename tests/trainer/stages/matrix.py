@@ -73,6 +73,8 @@ def runs(choice: Choice) -> bool:
 
 def case_of(choice: Choice) -> Case:
     kind, layout = choice["kind"], choice["layout"]
+    stages = layout.pp * choice["schedule"][1]
+    micro_batches = {1: 3, 2: 4, 3: 6, 4: 8}[layout.pp]
     return Case(
         layout,
         choice["schedule"],
@@ -81,7 +83,8 @@ def case_of(choice: Choice) -> Case:
         choice["recompute"],
         objective="contrastive" if kind == "contrastive" else "next_token",
         experts="fp8_reference" if kind == "fp8_reference" else "fp32",
-        long=layout.pp * choice["schedule"][1] > 7,
+        layers=stages + 1,  # uneven
+        micro_batches=micro_batches,
         seq_len=SEQ_LEN if layout.cp == 1 else 12,
     )
 

@@ -23,7 +23,6 @@ from tests.trainer.stages.layouts import (
     forward_backward,
     one_step,
     step_batches,
-    whole,
 )
 from trainer.data.synthetic import open_synthetic
 from trainer.run.evaluate import evaluate
@@ -92,8 +91,8 @@ def test_a_number_that_is_not_finite_on_one_rank_of_one_stage_skips_the_step_on_
 
 
 def gradients_after(case: Case, rounds: int) -> tuple[dict[str, Tensor], int, int]:
-    """Gradients of the same micro-batches run `rounds` times without an update; how often a stage ran in these, and
-    how often it had to."""
+    """This rank's gradients of the same micro-batches run `rounds` times without an update; how often a stage ran in
+    these, and how often it had to."""
     parts, world = build_parts(case)
     batches = step_batches(case, parts.place)
     units = count_step(parts.objective, batches, world, parts.place)["units"]
@@ -107,7 +106,7 @@ def gradients_after(case: Case, rounds: int) -> tuple[dict[str, Tensor], int, in
         stage.register_forward_pre_hook(count)
     for _ in range(rounds):
         forward_backward(parts, world, batches, units)
-    grads = {name: whole(p, local_part(p.grad)) for s in parts.stages.values() for name, p in s.named_parameters()}  # type: ignore[arg-type]
+    grads = {name: local_part(p.grad).clone() for s in parts.stages.values() for name, p in s.named_parameters()}  # type: ignore[arg-type]
     return grads, runs, rounds * len(parts.stages) * case.micro_batches
 
 
