@@ -7,7 +7,7 @@ tests/parallel/test_torch_private.py that fails where torch has changed it; a te
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -50,6 +50,7 @@ __all__ = [
     "holds_storage",
     "in_backward",
     "process_groups",
+    "saving_hooks",
     "set_timeout",
     "storage_id",
     "view_base",
@@ -108,6 +109,14 @@ def assert_async(condition: Tensor, message: str) -> None:
 def in_backward() -> bool:
     """True while autograd runs a backward pass in this thread, its final hooks included."""
     return torch._C._current_graph_task_id() != -1
+
+
+def saving_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """The hooks of the innermost `torch.autograd.graph.saved_tensors_hooks` around the call; None outside of any. Only
+    these act, and publicly hooks cannot pass a tensor on to those around them."""
+    found: tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None
+    found = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return found
 
 
 def has_gradient_hooks(parameter: Tensor) -> bool:

@@ -18,6 +18,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from torch import Tensor, nn
 from parallel.dispatch.payload import Payload, Wire
 from parallel.memory.host import to_host
 from parallel.sharding.local import local_part
-from parallel.torch_private import holds_storage, storage_id
+from parallel.torch_private import holds_storage, saving_hooks, storage_id
 
+_Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 LEAST = 64 << 10  # bytes of a tensor that is worth a copy
 
 
@@ -41,7 +43,7 @@ class KeptActivations:
 
     def __init__(self, *, payload: Payload | None, offload: bool, inputs: bool) -> None:
         self.payload, self.offload, self.inputs = payload, offload, inputs
-        self._last: _Group | None = None
+        self.last: _Group | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def wrap(self, blocks: Iterable[nn.Module]) -> None:
@@ -54,19 +56,30 @@ class KeptActivations:
             return forward(x, *args)
         if self.offload and x.is_cuda and self._stream is None:
             self._stream = torch.cuda.Stream(x.device)
-        before, self._last = self._last, _Group(self, x, self._last if number else None)
+        before, self.last = self.last, _Group(self, x, self.last if number else None)
         shared = {storage_id(arg) for arg in args if isinstance(arg, Tensor)}
-        store = functools.partial(self._store, self._last, block, x, shared)
+        # Autograd holds the hook as long as what it stored, so that it must not hold x.
+        store = functools.partial(self._store, self.last, block, (x.shape, storage_id(x)), shared, saving_hooks())
         with torch.autograd.graph.saved_tensors_hooks(store, _restore):
             results = forward(x, *args)
-        self._last.finish_sending()
+        self.last.finish_sending()
         if before is not None:
             before.forget_originals()
         return results
 
-    def _store(self, group: _Group, block: nn.Module, x: Tensor, shared: set[int], tensor: Tensor) -> Any:
-        wanted = _same(tensor, x) if self.inputs else _worth_it(tensor, block, shared)
-        return group.send(tensor) if wanted else tensor
+    def _store(
+        self,
+        group: _Group,
+        block: nn.Module,
+        x: tuple[torch.Size, int],
+        shared: set[int],
+        around: _Hooks | None,
+        tensor: Tensor,
+    ) -> Any:
+        """x: shape and storage of the block's input. around: hooks that take what stays here."""
+        if (tensor.shape, storage_id(tensor)) == x if self.inputs else _worth_it(tensor, block, shared):
+            return group.send(tensor)
+        return tensor if around is None else _Other(around[0](tensor), around[1])
 
     def on_side(self) -> AbstractContextManager[Any]:
         """The stream of the copies, after all that the current one has been given."""
@@ -123,6 +136,8 @@ class _Group:
     def fetch(self) -> None:
         """Start to copy everything back that has not been."""
         self.forget_originals()
+        if self.owner.last is not None:  # in a pipeline of another micro-batch
+            self.owner.last.forget_originals()
         parts = [part for reference in self.parts if (part := reference()) is not None and not part.fetched]
         for part in parts:
             part.fetched = True
@@ -157,12 +172,19 @@ class _Part:
         return self.wire.unpack(found) if self.wire else found
 
 
-def _restore(kept: Any) -> Tensor:
-    return kept.restore() if isinstance(kept, _Part) else kept
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """What other hooks stored."""
+
+    stored: Any
+    unpack: Callable[[Any], Tensor]
+
+    def restore(self) -> Tensor:
+        return self.unpack(self.stored)
 
 
-def _same(tensor: Tensor, x: Tensor) -> bool:
-    return tensor.shape == x.shape and storage_id(tensor) == storage_id(x)
+def _restore(kept: Tensor | _Part | _Other) -> Tensor:
+    return kept if isinstance(kept, Tensor) else kept.restore()
 
 
 def _worth_it(tensor: Tensor, block: nn.Module, shared: set[int]) -> bool:

@@ -98,6 +98,22 @@ def test_autograd_is_seen_while_it_runs():
     assert not private.in_backward()
 
 
+def test_hooks_of_saved_tensors_are_seen():
+    def pack(tensor):
+        return tensor
+
+    def unpack(tensor):
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    assert private.saving_hooks() is None
+    with hooks(unpack, pack), hooks(pack, unpack):
+        assert private.saving_hooks() == (pack, unpack)
+        torch.ones(2, requires_grad=True).exp().sum().backward()
+        assert private.saving_hooks() == (pack, unpack)
+    assert private.saving_hooks() is None
+
+
 def test_hooks_on_gradients_are_seen():
     plain, hooked, late = (torch.ones(2, requires_grad=True) for _ in range(3))
     hooked.register_hook(lambda grad: grad)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,6 +85,29 @@ def test_inputs_in_fp8_are_a_quarter_and_round_gradients():
         errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, plain, strict=True)]
         assert 1e-4 < max(errors) < 0.1
         assert (copies, host) == ((2 * BLOCKS, BLOCKS * T * (H + 8)) if offload else (0, 0))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("form", ["host", "fp8"])
+def test_inputs_are_freed_once_they_are_kept_in_another_form(form, recompute):
+    """After the forward pass there is none but the last one's on its way to the host, and what was given."""
+    seen = []
+
+    class Watched(Block):
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            seen.append(weakref.ref(x.untyped_storage()))
+            return super().forward(x, table)
+
+    blocks = [Watched(recompute) for _ in range(BLOCKS)]
+    inputs = recompute or form == "fp8"
+    KeptActivations(payload=Fp8() if form == "fp8" else None, offload=form == "host", inputs=inputs).wrap(blocks)
+    x, table = torch.randn(T, H), torch.randn(T, H)
+    y = x
+    for block in blocks:
+        y = block(y, table)
+    alive = [storage() is not None for storage in seen]
+    assert alive == [True] + [False] * (BLOCKS - 2) + [form == "host"]
+    y.sum().backward()
 
 
 def test_without_gradients_nothing_is_copied():
