@@ -2,9 +2,9 @@
 `PipelineStage`; each has a canary in tests/parallel/pipeline/test_private.py.
 
 torch's own stage allocates a buffer for every micro-batch of a step, forward and backward, before the first one runs:
-at 768 micro-batches of 8,192 x 4,096 bf16 values 51 GB each way. It also keeps what it has sent until the backward
-pass, which does not read it: 2.1 GB on the first of 32 stages. And it asks the other stages, through their ranks,
-whether all know their shapes; here they always do.
+at 768 micro-batches of 8,192 x 4,096 bf16 values 51 GB each way. It also keeps what it has received and sent until the
+backward pass, which does not read it: 2.1 GB on the first of 32 stages. And it asks the other stages, through their
+ranks, whether all know their shapes; here they always do.
 """
 
 from __future__ import annotations
@@ -32,6 +32,18 @@ class _StandIn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return grads[0]
+
+
+class _Received(torch.autograd.Function):
+    """`values`, whose gradient is that of a leaf of the same shape."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, values: Tensor) -> Tensor:
+        return values.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 class Stage(PipelineStage):
@@ -71,12 +83,12 @@ class Stage(PipelineStage):
         self.like = travels
         self._to_send: dict[int, Tensor] = {}  # micro-batch -> what it returned
         self._sent: list[dist.P2POp] = []
+        self._received: Tensor | None = None  # for the pass that runs
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         self.running = fwd_chunk_id
         with self.around(fwd_chunk_id):
             output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
-        _forget(self.args_recv_info[fwd_chunk_id])  # kept until its backward pass, but not here
         if self.is_last or not output.requires_grad:
             return output
         # The backward pass starts from a tensor that holds nothing, so that the values are free once they are sent.
@@ -89,7 +101,17 @@ class Stage(PipelineStage):
         return stand_in
 
     def forward_maybe_with_nosync(self, *args: Any, **_: Any) -> Tensor:
-        return self.run(self.running, args[0] if args else None)
+        values, self._received = self._received, None
+        return self.run(self.running, None if values is None else _Received.apply(args[0], values))
+
+    def _retrieve_recv_activations(self, fwd_chunk_id: int) -> tuple[Tensor, ...]:
+        """A leaf that holds nothing, whose gradient is sent back. What the stage received is free as soon as autograd
+        keeps it in another form, or not at all."""
+        (received,) = super()._retrieve_recv_activations(fwd_chunk_id)
+        _forget(self.args_recv_info[fwd_chunk_id])
+        self._received = received.detach()
+        leaf = received.new_empty_strided(received.shape, (0,) * received.ndim)
+        return (leaf.requires_grad_(received.requires_grad),)
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
         self._sent.clear()  # Schedule1F1B has started these, but would hold them, and the values, until the next ones

@@ -21,6 +21,7 @@ OVERRIDDEN = {
     "forward_one_chunk": ["fwd_chunk_id", "args", "kwargs", "save_forward_output"],
     "forward_maybe_with_nosync": ["args", "kwargs"],
     "backward_one_chunk": ["bwd_chunk_id", "loss", "full_backward", "last_backward"],
+    "_retrieve_recv_activations": ["fwd_chunk_id"],
     "get_fwd_recv_ops": ["fwd_chunk_id"],
     "get_fwd_send_ops": ["fwd_chunk_id"],
     "get_bwd_recv_ops": ["bwd_chunk_id"],
@@ -42,28 +43,34 @@ def test_every_method_that_is_overridden_is_torchs_with_these_arguments():
 
 
 class Scale(nn.Module):
-    """A stage that multiplies, and counts the buffers, and the results of earlier passes, that exist while it does."""
+    """A stage that multiplies, and counts the buffers, and the inputs and results of earlier passes, that exist while
+    it does. For backward it keeps a copy of its input.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(2.0))
         self.stage: Any = None
         self.seen: list[int] = []
+        self.inputs: list[weakref.ref[Any]] = []
         self.results: list[weakref.ref[Any]] = []
-        self.kept: list[int] = []
+        self.kept: list[tuple[int, int]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         expected = [*self.stage.args_recv_info.values(), *self.stage.grad_recv_info.values()]
         self.seen.append(sum(info.buffer is not None for of_batch in expected for info in of_batch))
-        self.kept.append(sum(result() is not None for result in self.results))
-        y = x * self.factor
+        inputs, results = (sum(of() is not None for of in found) for found in (self.inputs, self.results))
+        self.kept.append((inputs, results))
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.clone(), lambda copy: copy):
+            y = x * self.factor
+        self.inputs.append(weakref.ref(x.untyped_storage()))
         self.results.append(weakref.ref(y.untyped_storage()))
         return y
 
 
-def buffers_in_a_step(own: bool) -> tuple[list[int], list[int], float]:
-    """The buffers and the results that exist at each forward pass of this rank's stage, and the gradient of its
-    factor."""
+def buffers_in_a_step(own: bool) -> tuple[list[int], list[tuple[int, int]], float]:
+    """The buffers, and the inputs and results, that exist at each forward pass of this rank's stage, and the gradient
+    of its factor."""
     rank, stages, module = dist.get_rank(), dist.get_world_size(), Scale()
     travels = torch.empty(SHAPE, device="meta", requires_grad=True)
     inputs = torch.ones(MICRO_BATCHES, *SHAPE)
@@ -102,7 +109,10 @@ def test_a_stage_holds_buffers_for_what_is_in_flight_alone(own):
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["ours", "torch's own"])
-def test_a_stage_forgets_what_it_has_sent(own):
-    """torch's own keeps it until the backward pass: 2.1 GB on the first of the 1T recipe's 32 stages."""
-    _, kept, _ = on_ranks(4, buffers_in_a_step, own, init=True)[0]
-    assert (max(kept) <= 2) == own, kept  # the schedule holds the last one, and the one that is being sent
+def test_a_stage_forgets_what_it_has_received_and_sent(own):
+    """torch's own keeps both until the backward pass: 2.1 GB each on the first of the 1T recipe's 32 stages."""
+    found = on_ranks(4, buffers_in_a_step, own, init=True)
+    sent = [results for _, results in found[0][1]]
+    assert (max(sent) <= 2) == own, sent  # the schedule holds the last one, and the one that is being sent
+    received = [inputs for inputs, _ in found[1][1]]
+    assert (max(received) <= 1) == own, received
