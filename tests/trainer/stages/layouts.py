@@ -80,14 +80,17 @@ class Case(NamedTuple):
     layers: int = 7
     micro_batches: int = 6
     optim: str = "sgd"
+    offload: bool = False
+    kept: str = "exact"
 
     seq_len: int = SEQ_LEN
 
     def alone(self) -> Case:
         """The step of one process that this one must equal."""
         return self._replace(
-            layout=Layout(groups=self.layout.groups), schedule=("1f1b", 0), dispatch="all_gather", recompute="none"
-        )
+            layout=Layout(groups=self.layout.groups), schedule=("1f1b", 0), dispatch="all_gather", recompute="none",
+            offload=False, kept="exact",
+        )  # fmt: skip
 
     def config(self) -> Config:
         layout = self.layout
@@ -96,6 +99,7 @@ class Case(NamedTuple):
             model=MODEL | {"num_layers": self.layers, "router_gradient": self.gradient, "router_groups": layout.groups},
             objective=self.objective,
             recompute=self.recompute,
+            offload_activations=self.offload,
             global_batch=GLOBAL_MICRO * self.micro_batches,
             micro_batch=GLOBAL_MICRO // layout.readers,
             loss_chunk=10,
@@ -108,6 +112,7 @@ class Case(NamedTuple):
         )
         cfg.data.seq_len = self.seq_len
         cfg.precision.experts = self.experts  # type: ignore[assignment]
+        cfg.precision.kept = self.kept  # type: ignore[assignment]
         cfg.parallel = ParallelConfig(
             pp=layout.pp,
             dp_replicate=layout.dp_replicate,
