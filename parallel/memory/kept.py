@@ -174,7 +174,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Other:
-    """What other hooks stored."""
+    """The form in which other hooks stored a tensor."""
 
     stored: Any
     unpack: Callable[[Any], Tensor]

@@ -1,4 +1,4 @@
-"""What a pipeline's stages keep for backward, on the host or in FP8: results of a step with it and without."""
+"""Stages of a pipeline that keep activations on the host or in FP8: results of a step with it and without."""
 
 from __future__ import annotations
 
