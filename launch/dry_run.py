@@ -13,7 +13,7 @@ from trainer.config.checks.optim import doubtful
 from trainer.config.checks.unused import without_effect
 from trainer.config.errors import print_warning, report
 from trainer.config.keys import Config
-from trainer.config.memory import checkpoint_bytes, gigabytes, largest_memory
+from trainer.config.memory import checkpoint_bytes, gigabytes, host_memory, largest_memory
 from trainer.config.ranks import map_ranks
 from trainer.config.run_files import newest_manifests
 from trainer.data.errors import DataError
@@ -109,11 +109,12 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
         yield "  accumulated", f"{gigabytes(held.accumulated)} of whole gradients, until they are reduced"
     inputs = f"the inputs of the layers, in a micro-batch of {train.micro_batch}"
     yield "  activations", f"at least {gigabytes(held.activations)} ({inputs})"
-    if held.offloaded:
+    if held.offloaded or held.moved:
         ranks = f"of {world_size} rank(s)" if world_size > 1 else "in all"
-        yield "  device", f"at least {gigabytes(held.device)} on rank 0, gathered weights included"
+        rank, most = largest_memory(cfg, world_size, gpu=True)
+        yield "  device", f"at least {gigabytes(most.device)} on rank {rank}, gathered weights included"
         here = f"; this machine has {gigabytes(has)}" if (has := host.memory()) else ""
-        yield "  host", f"{gigabytes(held.host * world_size)} {ranks}{here}"
+        yield "  host", f"{gigabytes(host_memory(cfg, world_size, world_size))} {ranks}{here}"
     place = next(place for place in (run.path.absolute(), *run.path.absolute().parents) if place.exists())
     free = f"{gigabytes(shutil.disk_usage(place).free)} are free"
     kept = f"the newest {cfg.checkpoint.keep} are kept"

@@ -5,8 +5,10 @@ Weights, gradients and the optimizer's state are exact for the native engine: th
 So are the weights that stay gathered, with that padding, and the gradients that are added up on a rank, for a whole
 step, under a pipeline.
 Activations depend on back ends and kernels, so only a lower bound is counted: the inputs of the layers, which every
-setting of `train.recompute` keeps, of every micro-batch that is under way; or those of two layers with
-`train.offload_activations`.
+setting of `train.recompute` keeps, of every micro-batch that is under way, in the format of `precision.kept`. With
+`train.offload_activations` these are on the host (but for inputs below 64 KiB), and on the device those of two layers
+that follow each other in a stage: the one at work, and the next one on its way. With `train.recompute=full` little
+else is kept between the passes of a pipeline (tests compare with `octavo layout`).
 """
 
 from __future__ import annotations
@@ -25,17 +27,19 @@ NUMBER = {"fp32": 4, "bf16": 2}  # bytes
 # What a simulated router prefers: logits fall by this much from the first expert to the last, beside random ones of
 # variance 1. With the last, all tokens select the same experts.
 ROUTERS = {"uniform": 0.0, "skewed": 3.0, "adversarial": 1e6}
+TILE = 128  # numbers that share a scale of one byte in FP8; a row's bytes are a multiple of 8
 TOKEN = 3 * 8  # bytes of a token of a batch on the host: its id, position and label
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank. activations, batches: at least these. exact: False where the first three are estimates.
+    """Bytes of one rank. activations, batches, moved: at least these. exact: False where the first three are estimates.
 
     weights, gradients, optimizer: this rank's parts. gathered: whole weights that stay for the step, besides the parts;
     accumulated: whole gradients of the step's micro-batches, in place of the parts until they are reduced. buffers: for
     gathered weights and pieces of the state, where these are offloaded. offloaded: of the first three, those on the
-    host of a GPU. starting: on the host while the weights are made.
+    host of a GPU. starting: on the host while the weights are made. moved: activations on the host, besides those on
+    the device.
     """
 
     weights: int
@@ -49,6 +53,7 @@ class RankMemory:
     buffers: int = 0
     offloaded: int = 0
     starting: int = 0
+    moved: int = 0
 
     @property
     def held(self) -> int:
@@ -60,17 +65,17 @@ class RankMemory:
         """At least."""
         gradients = max(self.gradients, self.accumulated)
         state = self.weights + gradients + self.optimizer + self.gathered
-        return state + self.activations + self.batches + self.buffers
+        return state + self.activations + self.moved + self.batches + self.buffers
 
     @property
     def device(self) -> int:
         """At least these on a GPU."""
-        return self.total - self.offloaded
+        return self.total - self.offloaded - self.moved
 
     @property
     def host(self) -> int:
         """At least these on the host of a GPU."""
-        return max(self.offloaded + self.batches, self.starting)
+        return max(self.offloaded + self.moved + self.batches, self.starting)
 
 
 def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
@@ -86,10 +91,10 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
     tokens = cfg.train.micro_batch * cfg.data.seq_len // layout.cp
     under_way = ranks.plan.in_flight(place.pp, micro_batches)  # of one stage each
-    inputs = layers * under_way // len(own)
-    inputs = min(2, inputs) if cfg.train.offload_activations else inputs
-    number = 1 if cfg.precision.kept == "fp8" else NUMBER[cfg.precision.linears]
-    activations = tokens * cfg.model.hidden_size * inputs * number
+    inputs, moved = tokens * _kept_row(cfg), 0
+    activations = layers * under_way // len(own) * inputs
+    if cfg.train.offload_activations:
+        activations, moved = min(2, max(cut.stop - cut.start for cut in own)) * inputs, activations
     batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // layout.readers
     gathered = accumulated = 0
     if cfg.optim.engine == "deepspeed":
@@ -112,7 +117,17 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
         held.buffers,
         held.host,
         held.starting,
+        moved,
     )
+
+
+def _kept_row(cfg: Config) -> int:
+    """Bytes in which a token's input of a layer is kept."""
+    hidden = cfg.model.hidden_size
+    if cfg.precision.kept == "exact":
+        return hidden * NUMBER[cfg.precision.linears]
+    scales = -(-hidden // TILE)
+    return hidden + scales + -(hidden + scales) % 8
 
 
 def checkpoint_bytes(cfg: Config) -> int:
@@ -138,14 +153,23 @@ def _step_counts(cfg: Config, layers: int, ends: _Ends) -> int:
     return outside + in_layer[cfg.optim.name] * layers if cfg.optim.name in in_layer else 0
 
 
-def largest_memory(cfg: Config, world_size: int) -> tuple[int, RankMemory]:
-    """The rank that needs the most, and its bytes. Arguments as for `rank_memory`."""
+def largest_memory(cfg: Config, world_size: int, *, gpu: bool = False) -> tuple[int, RankMemory]:
+    """The rank that needs the most, of a GPU or in all, and its bytes. Arguments as for `rank_memory`."""
     # The first rank of a stage holds the largest parts. Stages after the first hold fewer micro-batches and no more
     # layers, but the last, which has the head.
     layout = map_ranks(cfg.parallel, cfg.model, world_size).layout
     stages = sorted({0, min(1, layout.pp - 1), layout.pp - 1})
     found = [(stage * layout.stage_ranks, rank_memory(cfg, world_size, stage * layout.stage_ranks)) for stage in stages]
-    return max(found, key=lambda of: of[1].total)
+    return max(found, key=lambda of: of[1].device if gpu else of[1].total)
+
+
+def host_memory(cfg: Config, world_size: int, ranks: int) -> int:
+    """Bytes that the first `ranks` of `world_size` ranks with GPUs keep on the host."""
+    size = map_ranks(cfg.parallel, cfg.model, world_size).layout.stage_ranks
+    # All ranks of a stage have the same activations, and parts of the state like the first one's or smaller.
+    firsts = [rank_memory(cfg, world_size, first).host for first in range(0, ranks, size)]
+    counts = [min(size, ranks - first) for first in range(0, ranks, size)]
+    return sum(of_rank * count for of_rank, count in zip(firsts, counts, strict=True))
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def announcements(
         if crowded is not None:
             yield {"event": "note", "message": crowded}
     held = rank_memory(cfg, world.size, world.rank)
-    if held.offloaded:
+    if held.offloaded or held.moved:
         text = f"this rank holds at least {gigabytes(held.device)} on the device and {gigabytes(held.host)} on the host"
         yield {"event": "memory", "message": text}
     new = f"new, with the weights in {cfg.checkpoint.init_from}" if cfg.checkpoint.init_from else "new"

@@ -5,7 +5,7 @@ import pytest
 from tests.trainer.tiny_run import tiny_config
 from trainer.config.checks.fit import too_large, too_large_beside
 from trainer.config.compose import compose
-from trainer.config.memory import gigabytes, rank_memory
+from trainer.config.memory import gigabytes, host_memory, rank_memory
 
 HUGE = 10**8
 
@@ -73,6 +73,28 @@ def test_state_on_the_host_takes_no_memory_of_the_gpu():
     assert not needed.exact
     assert too_large(cfg, 1, needed.device, "this GPU") is None
     assert too_large(cfg, 1, needed.device, "this machine") is not None
+
+
+def test_inputs_of_layers_that_are_moved_take_memory_of_the_host():
+    plain, moved = (
+        rank_memory(tiny_config("unused", offload_activations=away, model={"num_layers": 4}), 1)
+        for away in (False, True)
+    )
+    assert moved.host - plain.host == plain.activations == 2 * moved.activations
+    assert plain.device - moved.device == moved.activations
+    assert moved.total == plain.total + moved.activations
+
+
+def test_the_host_is_refused_for_all_ranks_on_it():
+    words = ["recipe=cpt_117b_32gpu", "train.offload_activations=true"]
+    cfg = compose(words, world_size=32)
+    of_8, of_16 = (host_memory(cfg, 32, ranks) for ranks in (8, 16))
+    assert of_8 == 8 * rank_memory(cfg, 32).host
+    assert of_8 < of_16 < 2 * of_8  # the second stage has fewer micro-batches under way
+    fault = too_large_beside(cfg, 32, 8, of_8 - 1)
+    assert fault is not None
+    assert (fault.where, fault.value) == ("train.offload_activations", of_8)
+    assert too_large_beside(cfg, 32, 8, of_8) is None
 
 
 def test_moments_of_the_native_engine_are_on_the_host():

@@ -17,7 +17,9 @@ from parallel.memory.live import Peak
 from tests.distributed.pool import on_ranks
 from tests.trainer.live_run import SMALL, live_step
 from tests.trainer.tiny_run import tiny_config
-from trainer.config.keys import Config, ParallelConfig
+from trainer.config.keys import Config, ParallelConfig, PrecisionConfig
+from trainer.config.memory import rank_memory
+from trainer.config.ranks import map_ranks
 from trainer.run.simulate import simulate_rank
 
 VOCAB, HIDDEN, LAYERS, TOKENS = 96, 32, 4, 256  # tokens of a rank: so many that activations are more than weights
@@ -92,6 +94,56 @@ def test_inputs_of_blocks_kept_in_fp8_are_a_quarter_of_fp32_and_change_gradients
         found[form] = live_step(cfg)
         assert simulate_rank(cfg, 1, 0).peak.total == pytest.approx(found[form][0].total, rel=0.01)
     assert not torch.equal(found["exact"][1], found["fp8"][1])
+
+
+# ---- the count without building
+
+
+def kept_inputs(pp: int, **other: Any) -> Config:
+    """Whole layers recomputed, as many micro-batches as reach the steady state. other: keys of `train` or
+    `precision`."""
+    precision = {"linears": "bf16", "experts": "bf16", "payload": "bf16"}
+    precision |= {key: other.pop(key) for key in list(other) if key in PrecisionConfig.__dataclass_fields__}
+    cfg = config(precision, recompute="full", **other)
+    parallel = ParallelConfig(pp=pp)
+    count = map_ranks(parallel, cfg.model, pp).plan.steady(1000) if pp > 1 else 2  # with gradients from before
+    return replace(cfg, parallel=parallel, train=replace(cfg.train, global_batch=count))
+
+
+@pytest.mark.parametrize("pp", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_inputs_on_the_host_are_counted_without_building(pp):
+    """As many bytes less are held on the device as the count says; between two passes of a pipeline there is only the
+    last layer's input."""
+    plain, moved = kept_inputs(pp), kept_inputs(pp, offload_activations=True)
+    built, built_moved = (simulate_rank(cfg, pp, 0).peak for cfg in (plain, moved))
+    counted, counted_moved = (rank_memory(cfg, pp) for cfg in (plain, moved))
+    one = HIDDEN * TOKENS * 2
+    assert counted_moved.moved == counted.activations == built_moved.host == LAYERS * one
+    assert built.host == 0
+    assert counted_moved.activations == 2 * one
+    assert counted_moved.device < built_moved.total
+    if pp == 1:
+        assert built.total - built_moved.total == counted.device - counted_moved.device
+    else:
+        assert built.kept - built_moved.kept == counted.activations - one
+        assert counted.activations <= built.kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pp", [1, 2])
+def test_inputs_in_fp8_are_counted_without_building(pp):
+    forms: dict[str, Any] = {"kept": "fp8", "experts": "fp8_reference"}
+    exact, rounded, away = (
+        kept_inputs(pp, **forms | other) for other in ({"kept": "exact"}, {}, {"offload_activations": True})
+    )
+    row = HIDDEN + 8  # with a scale, padded
+    counted, counted_rounded, counted_away = (rank_memory(cfg, pp) for cfg in (exact, rounded, away))
+    built, built_rounded, built_away = (simulate_rank(cfg, pp, 0).peak for cfg in (exact, rounded, away))
+    assert counted_rounded.activations * 2 * HIDDEN == counted.activations * row
+    assert counted_away.activations == 2 * TOKENS * row
+    assert counted_away.moved == counted_rounded.activations == built_away.host
+    if pp > 1:
+        assert built.kept - built_rounded.kept == counted.activations - counted_rounded.activations
 
 
 def test_regather_keeps_no_gathered_hidden_states():

@@ -12,7 +12,7 @@ from parallel.layout import divisors
 from trainer.config.checks.parallel import check, check_batch
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, ParallelConfig
-from trainer.config.memory import RankMemory, gigabytes, largest_memory, rank_memory
+from trainer.config.memory import RankMemory, gigabytes, host_memory, largest_memory, rank_memory
 from trainer.config.ranks import map_ranks
 
 MOST_NAMED = 3  # layouts in one message
@@ -23,17 +23,17 @@ def too_large(cfg: Config, world_size: int, available: int, place: str, rank: in
 
     place: where the bytes are, such as "this machine (2 ranks)". rank: None for the one that needs the most.
     """
+    gpu = "GPU" in place
     if rank is None:
-        rank, needed = largest_memory(cfg, world_size)
+        rank, needed = largest_memory(cfg, world_size, gpu=gpu)
     else:
         needed = rank_memory(cfg, world_size, rank)
-    gpu = "GPU" in place
     size = needed.device if gpu else needed.total
     if size <= available:
         return None
     text = (
         f"{cfg.model.num_params() / 1e6:,.1f} M parameters on {world_size} rank(s) need at least "
-        f"{gigabytes(size)} on rank {rank} ({_parts(needed)}), and {place} has {gigabytes(available)}"
+        f"{gigabytes(size)} on rank {rank} ({_parts(needed, gpu=gpu)}), and {place} has {gigabytes(available)}"
     )
     if layouts := nearest_layouts(cfg, world_size, available, gpu=gpu):
         words = one_of(tuple(" ".join(layout) for layout in layouts))
@@ -46,16 +46,19 @@ def too_large(cfg: Config, world_size: int, available: int, place: str, rank: in
 
 def too_large_beside(cfg: Config, world_size: int, ranks: int, available: int) -> Fault | None:
     """A fault if what `ranks` ranks with GPUs keep on the host cannot fit into its `available` bytes, else None."""
-    needed = rank_memory(cfg, world_size)
-    on_host = needed.host * ranks
-    if not needed.offloaded or on_host <= available:
+    needed, on_host = rank_memory(cfg, world_size), host_memory(cfg, world_size, ranks)
+    reasons: dict[str, str] = {}
+    if needed.offloaded:
+        reasons["optim.offload"] = cfg.optim.offload
+    if needed.moved:
+        reasons["train.offload_activations"] = "true"
+    if not reasons or on_host <= available:
         return None
     allowed = f"a host with {gigabytes(on_host)}, or more machines that share the weights"
-    text = (
-        f"optim.offload={cfg.optim.offload} keeps {gigabytes(on_host)} of {ranks} rank(s) on the host, which has "
-        f"{gigabytes(available)}"
-    )
-    return Fault(f"{text}; use {allowed}", "optim.offload", on_host, allowed)
+    keys = " and ".join(f"{key}={value}" for key, value in reasons.items())
+    keep = "keeps" if len(reasons) == 1 else "keep"
+    text = f"{keys} {keep} {gigabytes(on_host)} of {ranks} rank(s) on the host, which has {gigabytes(available)}"
+    return Fault(f"{text}; use {allowed}", next(iter(reasons)), on_host, allowed)
 
 
 def nearest_layouts(cfg: Config, world_size: int, available: int, *, gpu: bool) -> tuple[tuple[str, ...], ...]:
@@ -101,14 +104,14 @@ def _runs(cfg: Config, world_size: int) -> bool:
     return not check_batch(cfg.train, readers) and not check(cfg, world_size)
 
 
-def _parts(needed: RankMemory) -> str:
+def _parts(needed: RankMemory, *, gpu: bool) -> str:
     """Such as "weights 1.0 GB, gradients 1.0 GB"."""
     parts = {
         "weights": needed.weights,
         "gradients": max(needed.gradients, needed.accumulated),
         "optimizer": needed.optimizer,
         "gathered weights": needed.gathered,
-        "inputs of layers": needed.activations,
+        "inputs of layers": needed.activations + (0 if gpu else needed.moved),
         "a step's tokens": needed.batches,
     }
     return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
@@ -116,7 +119,7 @@ def _parts(needed: RankMemory) -> str:
 
 def _most(cfg: Config, world_size: int, *, gpu: bool) -> int:
     """Bytes that a rank needs at most, of a GPU or in all."""
-    needed = largest_memory(cfg, world_size)[1]
+    needed = largest_memory(cfg, world_size, gpu=gpu)[1]
     return needed.device if gpu else needed.total
 
 
