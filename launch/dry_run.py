@@ -115,6 +115,8 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
         yield "  device", f"at least {gigabytes(most.device)} on rank {rank}, gathered weights included"
         here = f"; this machine has {gigabytes(has)}" if (has := host.memory()) else ""
         yield "  host", f"{gigabytes(host_memory(cfg, world_size, world_size))} {ranks}{here}"
+        if held.stored:
+            yield "  NVMe", f"{gigabytes(held.stored * world_size)} {ranks}, in optim.nvme_dir={cfg.optim.nvme_dir}"
     place = next(place for place in (run.path.absolute(), *run.path.absolute().parents) if place.exists())
     free = f"{gigabytes(shutil.disk_usage(place).free)} are free"
     kept = f"the newest {cfg.checkpoint.keep} are kept"

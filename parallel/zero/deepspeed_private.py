@@ -9,7 +9,8 @@ its meaning has changed, and holds a canary for each name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -91,13 +92,19 @@ def shape(parameter: Any) -> tuple[int, ...]:
 
 def share_memory(zero: Any) -> None:
     """With the state on the host DeepSpeed holds gradients twice, and weights too if they are there: keep one copy."""
-    offset = 0
-    for flat, low in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
+    for number, gradient in enumerate(gradients(zero)):
+        flat, low = zero.fp32_partitioned_groups_flat[number], zero.fp16_partitioned_groups_flat[number]
+        if number in swapped(zero):
+            continue  # not in memory
         if flat.grad is not None:
-            flat.grad = zero.grad_partitions_flat_buffer.narrow(0, offset, flat.numel())
-        offset += flat.numel()
+            flat.grad = gradient
         if low.device == flat.device:
             flat.data = low.data
+
+
+def gradients(zero: Any) -> Iterator[Tensor]:
+    """The gradients of each partition, in the buffer to which every micro-batch adds its own."""
+    yield from zero.grad_partitions_flat_buffer.split([int(size) for size in zero.fp16_partitioned_groups_flat_numel])
 
 
 def keep_gathered(zero: Any, parameters: Iterable[Any]) -> None:
@@ -123,6 +130,67 @@ def start_micro_batch(zero: Any) -> None:
 
 def write_weights(zero: Any) -> None:
     """Give the model the weights of the partitions."""
+    on_nvme = swapped(zero)
     for number in range(len(zero.fp16_groups)):
+        if number in on_nvme:
+            swap_in(zero, number)
         zero._reassign_or_swap_out_partitioned_parameters(number)
+        if number in on_nvme:
+            zero._release_swap_buffers(number)
     zero.parameter_offload.partition_all_parameters()
+
+
+# ---- stage 3 with the state on NVMe
+
+
+def compiled_for_host() -> Any:
+    """Compile `async_io` with the builder for CPUs, which needs no CUDA toolkit: DeepSpeed's buffers are in host memory
+    on every device, and its own call for the device's builder finds the result."""
+    from deepspeed.ops.op_builder.cpu import AsyncIOBuilder
+
+    return AsyncIOBuilder().load(verbose=False)
+
+
+def swapped(zero: Any) -> set[int]:
+    """The numbers of the partitions that are in files."""
+    return {number for number in range(len(zero.fp16_groups)) if zero._swappable_optimizer_subgroup(number)}
+
+
+def swap_in(zero: Any, number: int) -> None:
+    """Read a partition and its moments from their files into buffers."""
+    zero._optimizer_states_and_gradient_swap_in(number)
+
+
+def swap_out(zero: Any, number: int) -> None:
+    """Write a partition and its moments to their files, and give the buffers back."""
+    zero._optimizer_states_and_gradient_swap_out(number)
+
+
+def swap_file(zero: Any, number: int, tensor: int) -> tuple[Path, int]:
+    """(the file of a partition, 0, or of one of its moments, from 1 on; its elements without padding)."""
+    paths = _swap_info(zero, number).get_swap_paths()
+    return Path(paths[tensor]), int(zero.fp16_partitioned_groups_flat_numel[number])
+
+
+def keep_gradients(zero: Any) -> None:
+    """Only take the norm of each gradient at the end of a step: DeepSpeed would keep a copy of all on the device, and
+    then write them to files."""
+    at_boundary = zero._offload_grad_partition_at_boundary
+
+    def only_norm(parameter: Any, gradient: Tensor, found: dict[int, Any], offsets: dict[int, Any]) -> None:
+        at_boundary(parameter, gradient, found, offsets)
+        found.clear()
+        offsets.clear()
+
+    zero._offload_grad_partition_at_boundary = only_norm
+
+
+def give_gradients(zero: Any) -> None:
+    """Let each partition that is read for the next update find its gradient on the host."""
+    for number, gradient in enumerate(gradients(zero)):
+        if zero._swappable_optimizer_subgroup(number):
+            _swap_info(zero, number).unswapped_gradients = {0: gradient}
+
+
+def _swap_info(zero: Any, number: int) -> Any:
+    return zero.optimizer_swapper.swap_params_info[zero.fp32_partitioned_groups_flat[number].ds_id]

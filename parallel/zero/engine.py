@@ -37,8 +37,9 @@ class AdamWOptions:
 class ZeroEngine:
     """AdamW under ZeRO `stage` over all ranks of `world`; see `FlatEngine` and `PartitionedEngine`.
 
-    `offload`: where state and update are, "none" (the device) or "cpu". Weights must be float32 and whole on every rank
-    before `prepare`; `model` is called directly, not through DeepSpeed's wrapper. A process can build only one engine.
+    `offload`: where state and update are, "none" (the device), "cpu" or, for `SwappedEngine`, "nvme". Weights must be
+    float32 and whole on every rank before `prepare`; `model` is called directly, not through DeepSpeed's wrapper. A
+    process can build only one engine.
     """
 
     def __init__(self, model: nn.Module, world: World, options: AdamWOptions, *, stage: int, offload: str) -> None:
@@ -121,3 +122,6 @@ class ZeroEngine:
     def refresh(self) -> None:
         """Take over weights and state that a load has filled."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Remove what the engine has outside of memory."""

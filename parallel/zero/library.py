@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from typing import Any
@@ -10,7 +11,28 @@ import torch.distributed as dist
 
 from parallel.world import World, WorldError
 from parallel.zero.adamw import CountedAdamW
-from parallel.zero.deepspeed_private import accept_optimizer, without_shared_memory
+from parallel.zero.deepspeed_private import accept_optimizer, compiled_for_host, without_shared_memory
+
+log = logging.getLogger(__name__)
+
+
+def load_async_io() -> None:
+    """Load DeepSpeed's reader and writer of files, compiled at its first use. Raises `WorldError` if that fails."""
+    log.info(
+        "optimizer: loading DeepSpeed's async_io, which the first run on a machine compiles; where an earlier one was "
+        "killed meanwhile, this one waits until the file async_io/lock is removed below ~/.cache/torch_extensions"
+    )
+    try:
+        compiled_for_host()
+    except (RuntimeError, ImportError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WorldError(
+            f"optim.offload=nvme needs DeepSpeed's async_io, which cannot be compiled or loaded ({reason}); run "
+            "ds_report for the reason, or use optim.offload=cpu",
+            where="optim.offload",
+            value="nvme",
+            allowed=("cpu", "none"),
+        ) from error
 
 
 def start_deepspeed(world: World) -> Any:

@@ -48,10 +48,18 @@ class PartitionedEngine(ZeroEngine):
             self.world.broadcast_tensor(self.model.get_buffer(name))
         super()._wrap(deepspeed)
         internals.share_memory(self.zero)
-        for flat in internals.partitions(self.zero):
-            self.adamw.give_moments(flat, pinned=self.pinned and flat.device.type == "cpu")
+        self._give_moments()
         internals.keep_gathered(self.zero, self.model.parameters(recurse=False))
         internals.gather_kept(self.zero)
+
+    def _give_moments(self) -> None:
+        for flat in internals.partitions(self.zero):
+            self.adamw.give_moments(flat, pinned=self.pinned and flat.device.type == "cpu")
+
+    def _held(self, number: int, moment: str | None) -> Tensor:
+        """Partition `number` of a moment; None: of the weights that are updated."""
+        flat = internals.partitions(self.zero)[number]
+        return flat.detach() if moment is None else self.adamw.state[flat][moment]
 
     def backward(self, loss: Tensor) -> None:
         internals.start_micro_batch(self.zero)
@@ -68,17 +76,15 @@ class PartitionedEngine(ZeroEngine):
         parts = {}
         for name, parameter in self.named.items():
             place = internals.place(self.zero, parameter, self.world.rank)
-            flat = internals.partitions(self.zero)[place.partition].detach()
-            held = flat.narrow(0, place.offset, place.length)
+            held = self._held(place.partition, None).narrow(0, place.offset, place.length)
             parts[name] = Fragment(held, place.start, internals.shape(parameter))
         return {**parts, **buffers}
 
     def _moment(self, name: str, moment: str) -> Fragment:
         parameter = self.named[name]
         place = internals.place(self.zero, parameter, self.world.rank)
-        flat = self.adamw.state[internals.partitions(self.zero)[place.partition]][moment]
-        size = prod(internals.shape(parameter))
-        return Fragment(flat.narrow(0, place.offset, place.length), place.start, (size,))
+        held = self._held(place.partition, moment).narrow(0, place.offset, place.length)
+        return Fragment(held, place.start, (prod(internals.shape(parameter)),))
 
     def refresh(self) -> None:
         internals.write_weights(self.zero)

@@ -129,7 +129,9 @@ class OptimConfig:
     engine: Literal["native", "deepspeed"] = "native"
     zero_stage: int = free(2)  # deepspeed: 1 shards the state over all ranks, 2 the gradients too, 3 the weights too
     # cpu: moments are in host memory; deepspeed: fp32 weights and gradients too, and the update runs there
-    offload: Literal["none", "cpu"] = free("none")
+    # nvme: deepspeed, zero_stage=3: as cpu, with moments and fp32 weights in files below nvme_dir
+    offload: Literal["none", "cpu", "nvme"] = free("none")
+    nvme_dir: str | None = free(None)  # an existing directory on each machine's disk; what a run puts there it removes
     offload_params: Literal["none", "cpu"] = free("none")  # deepspeed, zero_stage=3: cpu holds the weights, too
 
     def decay_steps(self, steps: int) -> int:

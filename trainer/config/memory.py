@@ -38,8 +38,8 @@ class RankMemory:
     weights, gradients, optimizer: this rank's parts. gathered: whole weights that stay for the step, besides the parts;
     accumulated: whole gradients of the step's micro-batches, in place of the parts until they are reduced. buffers: for
     gathered weights and pieces of the state, where these are offloaded. offloaded: of the first three, those on the
-    host of a GPU. starting: on the host while the weights are made. moved: activations on the host, besides those on
-    the device.
+    host of a GPU. stored: of the first three, those in files on NVMe. locked: on the host on top, for pieces of these.
+    starting: on the host while the weights are made. moved: activations on the host, besides those on the device.
     """
 
     weights: int
@@ -52,6 +52,8 @@ class RankMemory:
     exact: bool = True
     buffers: int = 0
     offloaded: int = 0
+    stored: int = 0
+    locked: int = 0
     starting: int = 0
     moved: int = 0
 
@@ -62,20 +64,20 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        """At least."""
+        """At least, in memory."""
         gradients = max(self.gradients, self.accumulated)
-        state = self.weights + gradients + self.optimizer + self.gathered
-        return state + self.activations + self.moved + self.batches + self.buffers
+        state = self.weights + gradients + self.optimizer + self.gathered - self.stored
+        return state + self.activations + self.moved + self.batches + self.buffers + self.locked
 
     @property
     def device(self) -> int:
         """At least these on a GPU."""
-        return self.total - self.offloaded - self.moved
+        return self.total - self.offloaded - self.moved - self.locked
 
     @property
     def host(self) -> int:
         """At least these on the host of a GPU."""
-        return max(self.offloaded + self.moved + self.batches, self.starting)
+        return max(self.offloaded + self.moved + self.locked + self.batches, self.starting)
 
 
 def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
@@ -116,6 +118,8 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
         exact,
         held.buffers,
         held.host,
+        held.stored,
+        held.locked,
         held.starting,
         moved,
     )

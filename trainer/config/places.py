@@ -12,19 +12,26 @@ from trainer.config.keys import Config
 
 # As in `HostAdamW`: elements that are updated at one time, and how many such pieces have room on the device.
 PIECE, SLOTS = 16 << 20, 3
+# As in `parallel/zero/partitioned.py`: the elements after which a sub-group ends, which it may exceed by a parameter.
+SUB_GROUP = 100_000_000
+# Of DeepSpeed, which reads a sub-group's weights, gradients and two moments into one of these each.
+SWAP_BUFFERS = 4
 
 
 @dataclass(frozen=True)
 class Held:
     """Bytes of the weights, gradients and optimizer state of one rank, wherever they are; host: those of them on the
-    host. buffers: on the device on top, for gathered weights and for pieces of the state. starting: on the host while
-    the weights are made."""
+    host. stored: those in files on NVMe. buffers: on the device on top, for gathered weights and for pieces of the
+    state. locked: on the host on top, for sub-groups of what is on NVMe. starting: on the host while the weights are
+    made."""
 
     weights: int
     gradients: int
     optimizer: int
     host: int = 0
+    stored: int = 0
     buffers: int = 0
+    locked: int = 0
     starting: int = 0
 
 
@@ -54,6 +61,12 @@ def by_deepspeed(cfg: Config, elements: int, trained: int, world_size: int) -> H
     starting = 4 * elements
     if offload == "none":
         return Held(part, part, moments, buffers=buffers, starting=starting)
+    if offload == "nvme":  # fp32 weights there besides those on the host or the device
+        host = part + (part if params == "cpu" else 0)
+        experts = 2 * m.num_experts * m.expert_width * m.hidden_size  # gate and up of a layer, in one parameter
+        largest = max(experts, m.vocab_size * m.hidden_size) // world_size
+        locked = SWAP_BUFFERS * 4 * min(max(SUB_GROUP, largest), elements // world_size)
+        return Held(2 * part, part, moments, host, part + moments, buffers, locked, starting)
     twice = 0 if params == "cpu" else part  # fp32 weights on the host besides those on the device
     host = 2 * part + moments
     return Held(part + twice, part, moments, host=host, buffers=buffers, starting=starting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from parallel.world import World
 from parallel.zero.engine import AdamWOptions
 from parallel.zero.flat import FlatEngine
 from parallel.zero.partitioned import PartitionedEngine
+from parallel.zero.swapped import SwappedEngine
 from trainer.config.keys import OptimConfig
 from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
@@ -37,6 +39,9 @@ def build_engine(
         eps=cfg.eps,
         clip_norm=cfg.clip_norm,
     )
+    if cfg.offload == "nvme":
+        directory = Path(cfg.nvme_dir or "")  # the checks of `optim` have seen that there is one, and stage 3
+        return SwappedEngine(model, world, options, directory=directory, params=cfg.offload_params)
     if cfg.zero_stage == 3:
         return PartitionedEngine(model, world, options, offload=cfg.offload, params=cfg.offload_params)
     return FlatEngine(model, world, options, stage=cfg.zero_stage, offload=cfg.offload)

@@ -33,3 +33,6 @@ class Engine(Protocol):
 
     def refresh(self) -> None:
         """Take over weights and state after a load has filled them."""
+
+    def close(self) -> None:
+        """Remove what the engine has outside of memory; the last call. May be left out when a process ends."""

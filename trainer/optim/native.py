@@ -103,6 +103,9 @@ class NativeEngine:
     def refresh(self) -> None:
         """Nothing is held twice."""
 
+    def close(self) -> None:
+        """Everything is in memory."""
+
     def state(self) -> dict[str, Tensor]:
         on_host = self.cfg.offload == "cpu"
         for optimizer in self.optimizers:

@@ -64,6 +64,7 @@ def announcements(
     held = rank_memory(cfg, world.size, world.rank)
     if held.offloaded or held.moved:
         text = f"this rank holds at least {gigabytes(held.device)} on the device and {gigabytes(held.host)} on the host"
+        text += f", and {gigabytes(held.stored)} on NVMe" if held.stored else ""
         yield {"event": "memory", "message": text}
     new = f"new, with the weights in {cfg.checkpoint.init_from}" if cfg.checkpoint.init_from else "new"
     parts = [
@@ -74,8 +75,9 @@ def announcements(
         f"in {directory}",
     ]
     if cfg.optim.engine == "deepspeed":
-        place = ", state on the CPU" if cfg.optim.offload == "cpu" else ""
-        place += ", weights too" if cfg.optim.offload_params == "cpu" else ""
+        place = {"none": "", "cpu": ", state on the CPU", "nvme": ", state on NVMe"}[cfg.optim.offload]
+        if cfg.optim.offload_params == "cpu":
+            place += ", weights too" if cfg.optim.offload == "cpu" else ", weights on the CPU"
         parts.append(f"AdamW by DeepSpeed, ZeRO-{cfg.optim.zero_stage}{place}")
     yield {"event": "run", "message": ", ".join(parts)}
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from parallel.environment import read_environment
 from parallel.errors import Fault, UserError
 from parallel.world import World, start_world
+from parallel.zero import nvme
 from trainer import parallelize, precision
 from trainer.config import coerce
 from trainer.config.checks import fit
 from trainer.config.errors import ConfigError, report
 from trainer.config.keys import Config
+from trainer.config.memory import rank_memory
 from trainer.kernels import choose as kernels
 from trainer.metrics import host
 from trainer.run import directory
@@ -40,8 +44,8 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
     world, started = World(), False
     resources = contextlib.ExitStack()  # the run directory's lock, the handler of log lines
     try:
-        if small := _too_large_for_any(cfg):
-            return report(small) if read_environment().local_rank == 0 else 2
+        if unfit := _too_large_for_any(cfg) or _unavailable_nvme(cfg):
+            return report(unfit) if read_environment().local_rank == 0 else 2
         world = start_world(cfg.train.device, cfg.parallel.timeout_s)
         world.watch.at("start: configuration")
         if world.rank == 0 and cfg.logging.console != "off":
@@ -55,7 +59,9 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
             if world.rank == 0:
                 print(directory.finished_line(run, cfg))
             return 0
-        trainer = Trainer(cfg, run, world, build(cfg, run, world))
+        parts = build(cfg, run, world)
+        resources.callback(parts.engine.close)
+        trainer = Trainer(cfg, run, world, parts)
         started = True
         return trainer.run()
     except ConfigError as error:  # the same on every rank
@@ -116,6 +122,23 @@ def _too_large_for_any(cfg: Config) -> ConfigError | None:
     device = torch.device("cuda", given.local_rank % max(1, torch.cuda.device_count())) if cuda else torch.device("cpu")
     available, place = _memory(device)
     fault = fit.too_large(cfg, given.world_size, available, place) if available else None
+    return ConfigError([fault]) if fault else None
+
+
+def _unavailable_nvme(cfg: Config) -> ConfigError | None:
+    """An error if this machine cannot keep the state on NVMe, before there is any process group."""
+    if cfg.optim.offload != "nvme":
+        return None
+    try:
+        world_size = read_environment().world_size
+    except UserError:
+        return None  # reported when the process group starts
+    place = Path(cfg.optim.nvme_dir or "")
+    fault = nvme.unavailable(place) or nvme.lock_fault(rank_memory(cfg, world_size).locked)
+    if fault is None:
+        nvme.remove_abandoned(place)
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        fault = fit.too_large_to_store(cfg, world_size, ranks, shutil.disk_usage(place).free)
     return ConfigError([fault]) if fault else None
 
 

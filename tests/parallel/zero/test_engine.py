@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from parallel.sharding.fragment import Fragment
 from parallel.world import start_world
 from parallel.zero.adamw import CountedAdamW
 from tests.distributed.pool import on_ranks
+from tests.parallel.zero.async_io import need_async_io
 from tests.parallel.zero.fresh_groups import forget_groups
 from trainer.config.keys import OptimConfig
 from trainer.optim.build import build_engine
@@ -30,32 +33,38 @@ VARIANTS = {
     "ZeRO-3": {"zero_stage": 3},
     "ZeRO-3, state offloaded": {"zero_stage": 3, "offload": "cpu"},
     "ZeRO-3, all offloaded": {"zero_stage": 3, "offload": "cpu", "offload_params": "cpu"},
+    "ZeRO-3, state on NVMe": {"zero_stage": 3, "offload": "nvme"},
+    "ZeRO-3, state on NVMe, weights offloaded": {"zero_stage": 3, "offload": "nvme", "offload_params": "cpu"},
 }
+WIDE = 440  # of the stack on NVMe: two ranks then have partitions of more than 1 MiB, and a smaller one in memory
 QUICK = ("ZeRO-2, offloaded", "ZeRO-3, all offloaded")
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 
 
-def config(**keys) -> OptimConfig:
-    return OptimConfig(lr=0.05, clip_norm=1.0, weight_decay=0.3, warmup_steps=2, **keys)
+built: list[Engine] = []  # in this process, to be closed
+
+
+def config(width: int = 11, **keys) -> OptimConfig:
+    return OptimConfig(lr=0.05 * 11 / width, clip_norm=1.0, weight_decay=0.3, warmup_steps=2, **keys)
 
 
 class Stack(nn.Module):
     """Sizes that no number of ranks divides, so that parameters cross the border of two partitions; one of three
     dimensions, as experts have, and one of the root, as an LM head."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 11) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(7, 11), nn.LayerNorm(11), Blend(), nn.Tanh())
-        self.head = nn.Parameter(torch.randn(3, 11) / 3)
+        self.layers = nn.Sequential(nn.Linear(7, width), nn.LayerNorm(width), Blend(width), nn.Tanh())
+        self.head = nn.Parameter(torch.randn(3, width) / 3 * (11 / width) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
 
 class Blend(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.experts = nn.Parameter(torch.randn(3, 11, 11) / 5)
+        self.experts = nn.Parameter(torch.randn(3, width, width) / 5 * (11 / width) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("nh,ekh->nk", x, self.experts)
@@ -72,11 +81,12 @@ def whole(model: nn.Module) -> list[Tensor]:
         return [p.detach().clone() for p in parameters]
 
 
-def build(cfg: OptimConfig, world) -> tuple[nn.Module, Engine]:
+def build(cfg: OptimConfig, world, width: int = 11) -> tuple[nn.Module, Engine]:
     torch.manual_seed(3)
-    model = Stack()
+    model = Stack(width)
     engine = build_engine(model, cfg, world)
     engine.prepare()
+    built.append(engine)
     return model, engine
 
 
@@ -104,16 +114,19 @@ def on_two_ranks(function, *arguments):
 
 def in_a_run(function, *arguments):
     world = start_world("cpu", 60.0)
+    built.clear()
     try:
         return function(world, *arguments)
     finally:
+        for engine in built:
+            engine.close()
         world.close()
         forget_groups()
 
 
-def steps(world, keys: dict) -> tuple[dict[str, list[float]], list[list[Tensor]]]:
+def steps(world, keys: dict, width: int = 11) -> tuple[dict[str, list[float]], list[list[Tensor]]]:
     """Return what `train` reports, and the weights after every step."""
-    model, engine = build(config(**keys), world)
+    model, engine = build(config(width, **keys), world, width)
     weights, told = [], {"loss": [], "norm": []}
     for step in range(1, STEPS + 1):
         found = train(model, engine, world, step, step)
@@ -178,15 +191,26 @@ def test_deepspeed_still_has_the_internals_that_are_used(stage):
         assert all(found.values()), found
 
 
-@pytest.fixture(scope="module")
-def native():
-    return on_two_ranks(steps, {})
+@cache
+def native(width: int):
+    return on_two_ranks(steps, {}, width)
+
+
+@pytest.fixture
+def variant(name: str, tmp_path: Path) -> tuple[dict[str, Any], int]:
+    """(the keys of `optim`, the width of the stack)."""
+    keys = VARIANTS[name]
+    if keys.get("offload") != "nvme":
+        return keys, 11
+    need_async_io(tmp_path)
+    return {**keys, "nvme_dir": str(tmp_path)}, WIDE
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_steps_are_those_of_the_native_engine(name, native):
-    found = on_two_ranks(steps, {"engine": "deepspeed", **VARIANTS[name]})
-    (expected, expected_weights), _ = native
+def test_steps_are_those_of_the_native_engine(name, variant):
+    keys, width = variant
+    found = on_two_ranks(steps, {"engine": "deepspeed", **keys}, width)
+    (expected, expected_weights), _ = native(width)
     assert expected["norm"][0] > 2.0  # clipping has something to do
     for told, weights in found:
         for ours, theirs in zip(expected_weights[0], weights[0], strict=True):
@@ -201,15 +225,15 @@ def test_steps_are_those_of_the_native_engine(name, native):
             assert (theirs - ours).norm() <= 1e-5 * ours.norm()
 
 
-def save(world, directory: str, keys: dict) -> tuple[dict[str, list[float]], list[Tensor]]:
-    model, engine = build(config(engine="deepspeed", **keys), world)
+def save(world, directory: str, keys: dict, width: int) -> tuple[dict[str, list[float]], list[Tensor]]:
+    model, engine = build(config(width, engine="deepspeed", **keys), world, width)
     train(model, engine, world, last=4)
     dcp.save({**engine.weights(model), **engine.state()}, checkpoint_id=directory)
     return train(model, engine, world, first=5), whole(model)
 
 
-def load(world, directory: str, keys: dict) -> tuple[dict[str, list[float]], list[Tensor]]:
-    model, engine = build(config(engine="deepspeed", **keys), world)
+def load(world, directory: str, keys: dict, width: int) -> tuple[dict[str, list[float]], list[Tensor]]:
+    model, engine = build(config(width, engine="deepspeed", **keys), world, width)
     for weight in engine.weights(model).values():
         (weight.part if isinstance(weight, Fragment) else weight.detach()).zero_()
     dcp.load({**engine.weights(model), **engine.state()}, checkpoint_id=directory)
@@ -218,8 +242,24 @@ def load(world, directory: str, keys: dict) -> tuple[dict[str, list[float]], lis
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_checkpoint_resumes_bitwise(name, tmp_path: Path):
-    saved = on_two_ranks(save, str(tmp_path), VARIANTS[name])
-    for (told, weights), (again, loaded) in zip(saved, on_two_ranks(load, str(tmp_path), VARIANTS[name]), strict=True):
+def test_a_checkpoint_resumes_bitwise(name, variant, tmp_path: Path):
+    saved = on_two_ranks(save, str(tmp_path / "checkpoint"), *variant)
+    resumed = on_two_ranks(load, str(tmp_path / "checkpoint"), *variant)
+    for (told, weights), (again, loaded) in zip(saved, resumed, strict=True):
         assert again == told
         assert all(torch.equal(a, b) for a, b in zip(weights, loaded, strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]  # no file of the state is left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "NVMe" in name])
+@pytest.mark.parametrize("other", ["ZeRO-3", "ZeRO-3, all offloaded"])
+def test_a_checkpoint_moves_between_nvme_and_other_places(name, other, variant, tmp_path: Path):
+    keys, width = variant
+    for number, (one, two) in enumerate([(keys, VARIANTS[other]), (VARIANTS[other], keys)]):
+        saved = on_two_ranks(save, str(tmp_path / str(number)), one, width)
+        resumed = on_two_ranks(load, str(tmp_path / str(number)), two, width)
+        for (told, weights), (again, loaded) in zip(saved, resumed, strict=True):
+            assert again["loss"] == pytest.approx(told["loss"], rel=1e-6)
+            for before, after in zip(weights, loaded, strict=True):
+                assert (after - before).norm() <= 1e-6 * before.norm()

@@ -193,6 +193,18 @@ WRONG = [
         ("none", "full"),
     ),
     ({"optim.offload": "cpu", "optim.name": "sgd"}, "optim.offload", ("none",)),
+    ({"optim.offload": "nvme", "optim.nvme_dir": "/nvme"}, "optim.offload", ("cpu", "none")),
+    (
+        {"optim.engine": "deepspeed", "optim.offload": "nvme", "optim.nvme_dir": "/nvme"},
+        "optim.offload",
+        ("cpu", "none"),
+    ),
+    ({"optim.offload": "nvme", "optim.nvme_dir": "/nvme", "optim.name": "sgd"}, "optim.offload", ("none",)),
+    (
+        {"optim.engine": "deepspeed", "optim.zero_stage": 3, "optim.offload": "nvme"},
+        "optim.nvme_dir",
+        "an existing directory on a local NVMe disk",
+    ),
     ({"train.steps": 0}, "train.steps", "1 or more"),
     ({"train.seed": -1}, "train.seed", "0 or more"),
     ({"train.global_batch": 12}, "train.global_batch", (8, 16)),

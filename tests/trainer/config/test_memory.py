@@ -2,12 +2,15 @@
 
 import pytest
 
+from parallel.zero import partitioned
 from tests.trainer.tiny_run import tiny_config
-from trainer.config.checks.fit import too_large, too_large_beside
+from trainer.config import places
+from trainer.config.checks.fit import too_large, too_large_beside, too_large_to_store
 from trainer.config.compose import compose
 from trainer.config.memory import gigabytes, host_memory, rank_memory
 
 HUGE = 10**8
+ON_NVME = ["optim.offload=nvme", "optim.nvme_dir=/nvme"]
 
 
 def test_the_parts_of_a_model_on_one_rank():
@@ -111,8 +114,9 @@ def test_moments_of_the_native_engine_are_on_the_host():
         (["recipe=cpt_30b_8gpu"], 8, (61, 80), (0, 1)),
         (["recipe=cpt_30b_8gpu", "optim.offload=cpu"], 8, (30, 40), (30, 31)),
         (["recipe=cpt_30b_1gpu_offload"], 1, (3, 24), (488, 490)),
+        (["recipe=cpt_30b_1gpu_offload", *ON_NVME], 1, (3, 24), (250, 252)),
     ],
-    ids=["8 GPUs", "8 GPUs, moments on the host", "1 GPU"],
+    ids=["8 GPUs", "8 GPUs, moments on the host", "1 GPU", "1 GPU, state on NVMe"],
 )
 def test_the_30b_recipes_fit_where_they_say(words, ranks, device, host):
     needed = rank_memory(compose(words, world_size=ranks), ranks)
@@ -127,6 +131,20 @@ def test_what_does_not_fit_beside_the_gpus_is_refused_with_its_size():
     assert (fault.where, round(fault.value / 1e9)) == ("optim.offload", 489)
     assert too_large_beside(cfg, 1, 1, 512 * 10**9) is None
     assert too_large_beside(compose(["recipe=cpt_30b_8gpu"], world_size=8), 8, 8, 10**6) is None
+
+
+def test_state_on_nvme_takes_no_memory_and_is_refused_where_the_disk_is_too_small():
+    cfg = compose(["recipe=cpt_30b_1gpu_offload", *ON_NVME], world_size=1)
+    needed, on_host = rank_memory(cfg, 1), rank_memory(compose(["recipe=cpt_30b_1gpu_offload"], world_size=1), 1)
+    assert needed.stored == 12 * cfg.model.num_params()  # fp32 weights and two moments
+    assert needed.device == on_host.device
+    assert needed.host - needed.locked == on_host.host - 8 * cfg.model.num_params()  # of 16: weights, gradients
+    assert needed.total == needed.device + needed.offloaded + needed.locked
+    assert (places.SUB_GROUP, needed.locked) == (partitioned.SUB_GROUP, 16 * 402_653_184)
+    fault = too_large_to_store(cfg, 1, 1, 256 * 10**9)
+    assert fault is not None
+    assert (fault.where, round(fault.value / 1e9)) == ("optim.nvme_dir", 366)
+    assert too_large_to_store(cfg, 1, 1, 512 * 10**9) is None
 
 
 def test_sizes_are_shown_in_a_fitting_unit():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.pool import on_ranks
+from tests.parallel.zero.async_io import need_async_io
 from tests.parallel.zero.fresh_groups import forget_groups
 from tests.printed import error_line
 from tests.trainer.tiny_run import events, losses, records, steps, tiny_config
@@ -80,6 +81,39 @@ def test_partitioned_weights_train_evaluate_and_resume_in_other_stages_and_ranks
     assert on_ranks(1, run_alone, str(alone), one, timeout_s=120) == [0]
     assert values(alone)[4:] == pytest.approx(values(halves)[4:], rel=1e-6)
     assert StoredState(halves / "checkpoints" / "step-8").shape("model.layers.0.moe.experts.w13") == (8, 2, 16, 32)
+
+
+LARGER = {"hidden_size": 64, "expert_width": 96, "num_layers": 4}  # of 2.7 MB: its decayed weights are in files
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_state_on_nvme_trains_resumes_in_other_places_and_leaves_no_files(tmp_path):
+    """The halves of a run in turn on the device, on NVMe and on the host, against the native engine."""
+    disk, native = tmp_path / "disk", tmp_path / "native"
+    disk.mkdir()
+    need_async_io(disk)
+    on_nvme = {**PARTITIONED, "offload": "nvme", "nvme_dir": str(disk), "model": LARGER}
+    on_host = {**PARTITIONED, "model": LARGER}
+    assert on_ranks(1, run_alone, str(native), {"model": LARGER}, timeout_s=120) == [0]
+    for name, first, second in [("to the host", on_nvme, on_host), ("from the host", on_host, on_nvme)]:
+        directory = tmp_path / name
+        assert on_ranks(1, run_alone, str(directory), {**first, "steps": 4}, timeout_s=120) == [0]
+        assert on_ranks(1, run_alone, str(directory), second, timeout_s=120) == [0]
+        assert values(directory) == pytest.approx(values(native), rel=1e-5)
+        assert list(disk.iterdir()) == []
+        starts = [event["message"] for event in events(directory, "run")]
+        assert any("state on NVMe, weights on the CPU" in start for start in starts)
+
+
+def test_what_nvme_lacks_is_one_line_before_anything_starts(tmp_path, capfd, monkeypatch):
+    keys = {"engine": "deepspeed", "zero_stage": 3, "offload": "nvme"}
+    assert train(tiny_config(tmp_path / "run", **keys, nvme_dir=str(tmp_path / "missing"))) == 2
+    error_line(capfd.readouterr().err, f"optim.nvme_dir={tmp_path / 'missing'}")
+    monkeypatch.setenv("CXX", "compiler-that-is-missing")
+    assert train(tiny_config(tmp_path / "run", **keys, nvme_dir=str(tmp_path))) == 2
+    error_line(capfd.readouterr().err, "optim.offload=nvme", "compiler-that-is-missing", "g++")
+    assert not (tmp_path / "run").exists()
 
 
 def test_where_deepspeed_is_missing_one_line_names_the_extra(tmp_path, capfd, monkeypatch):

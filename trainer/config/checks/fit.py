@@ -61,6 +61,19 @@ def too_large_beside(cfg: Config, world_size: int, ranks: int, available: int) -
     return Fault(f"{text}; use {allowed}", next(iter(reasons)), on_host, allowed)
 
 
+def too_large_to_store(cfg: Config, world_size: int, ranks: int, available: int) -> Fault | None:
+    """A fault if what `ranks` ranks keep in files does not fit into `available` bytes of optim.nvme_dir, else None."""
+    stored = rank_memory(cfg, world_size).stored * ranks
+    if stored <= available:
+        return None
+    allowed = f"a disk with {gigabytes(stored)} free"
+    text = (
+        f"optim.offload=nvme keeps {gigabytes(stored)} of {ranks} rank(s) in optim.nvme_dir={cfg.optim.nvme_dir}, "
+        f"which has {gigabytes(available)} free"
+    )
+    return Fault(f"{text}; use {allowed}", "optim.nvme_dir", stored, allowed)
+
+
 def nearest_layouts(cfg: Config, world_size: int, available: int, *, gpu: bool) -> tuple[tuple[str, ...], ...]:
     """Other layouts of the same ranks in which no rank needs more than `available` bytes, of a GPU if `gpu`, as
     overrides, the most similar ones first."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from parallel.errors import Fault
+from collections.abc import Iterator
+
+from parallel.errors import Fault, one_of
 from trainer.config.keys import OptimConfig
 
 
@@ -48,12 +50,14 @@ def check(o: OptimConfig) -> list[Fault]:
     if o.zero_stage not in (1, 2, 3):
         text = f"optim.zero_stage={o.zero_stage} is not available; use 1, 2 or 3"
         faults.append(Fault(text, "optim.zero_stage", o.zero_stage, (1, 2, 3)))
-    if o.engine == "native" and o.offload != "none" and o.name != "adamw":
+    if o.offload == "nvme":
+        faults += _check_nvme(o)
+    elif o.engine == "native" and o.offload != "none" and o.name != "adamw":
         text = f"optim.offload={o.offload} is not available with optim.name={o.name}; use adamw, or optim.offload=none"
         faults.append(Fault(text, "optim.offload", o.offload, ("none",)))
     if o.offload_params != "none" and (o.zero_stage != 3 or o.offload == "none" or o.engine != "deepspeed"):
-        text = f"optim.offload_params={o.offload_params} needs ZeRO-3 with its state on the host"
-        needs = "optim.engine=deepspeed optim.zero_stage=3 optim.offload=cpu"
+        text = f"optim.offload_params={o.offload_params} needs ZeRO-3 with its state on the host or on NVMe"
+        needs = "optim.engine=deepspeed optim.zero_stage=3 and optim.offload=cpu or nvme"
         faults.append(
             Fault(
                 f"{text}; use {needs}, or optim.offload_params=none",
@@ -66,3 +70,14 @@ def check(o: OptimConfig) -> list[Fault]:
         text = f"optim.name={o.name} is not available with optim.engine=deepspeed; use adamw, or optim.engine=native"
         faults.append(Fault(text, "optim.name", o.name, ("adamw",)))
     return faults
+
+
+def _check_nvme(o: OptimConfig) -> Iterator[Fault]:
+    if o.engine != "deepspeed" or o.zero_stage != 3:
+        text = "optim.offload=nvme is only available with optim.engine=deepspeed optim.zero_stage=3; use them, or"
+        allowed = ("none",) if o.engine == "native" and o.name != "adamw" else ("cpu", "none")
+        yield Fault(f"{text} optim.offload={one_of(allowed)}", "optim.offload", o.offload, allowed)
+    if o.nvme_dir is None:
+        allowed = "an existing directory on a local NVMe disk"
+        text = f"optim.offload=nvme needs optim.nvme_dir; use {allowed}, or optim.offload=cpu or none"
+        yield Fault(text, "optim.nvme_dir", None, allowed)

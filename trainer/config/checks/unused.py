@@ -26,6 +26,8 @@ def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
         warn("parallel.regather=true", "Transformer Engine saves its own quantised rows")
     if cfg.train.offload_activations and cfg.train.device == "cpu":
         warn("train.offload_activations=true", "a CPU's memory is the host's")
+    if cfg.optim.nvme_dir is not None and cfg.optim.offload != "nvme":
+        warn(f"optim.nvme_dir={cfg.optim.nvme_dir}", f"optim.offload={cfg.optim.offload} puts nothing on NVMe")
     if q.experts not in ("fp32", "bf16") and cfg.model.expert_backend != "grouped_mm":
         warn(f"model.expert_backend={cfg.model.expert_backend}", f"precision.experts={q.experts} has its own back end")
     if q.accumulate != "fp32" and ranks.plan.ranks == 1 and p.reduce_every != "step":
