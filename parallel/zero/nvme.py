@@ -64,7 +64,7 @@ def _compiler_fault() -> Fault | None:
     if done.returncode == 0:
         return None
     if "aio" in done.stderr.replace(PROGRAM, ""):
-        there = "conda install -c conda-forge libaio with CPATH=$CONDA_PREFIX/include LIBRARY_PATH=$CONDA_PREFIX/lib"
+        there = "conda install -c anaconda libaio with CPATH=$CONDA_PREFIX/include LIBRARY_PATH=$CONDA_PREFIX/lib"
         return fault("libaio with its header libaio.h is missing", "libaio-dev", there)
     first = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
     return fault(f"{compiler[0]} fails on a small program ({first})", "g++", "conda install -c conda-forge gxx")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,8 @@ def internals(world, stage: int) -> dict[str, bool]:
     """The internal names of DeepSpeed that parallel/zero/deepspeed_private.py uses, and whether they are as it expects
     after a step."""
     import deepspeed
+    from deepspeed.ops.op_builder.cpu import AsyncIOBuilder
+    from deepspeed.runtime.swap_tensor.optimizer_utils import OptimizerStateSwapInfo
 
     model, engine = build(config(engine="deepspeed", zero_stage=stage, offload="cpu"), world)
     train(model, engine, world, last=1)
@@ -180,6 +183,21 @@ def internals(world, stage: int) -> dict[str, bool]:
             for flat, low in zip(flats, zero.fp16_partitioned_groups_flat, strict=True)
         ),
         "ds_shape and ds_numel": all(parameter.ds_shape.numel() == parameter.ds_numel for parameter in parameters),
+        "_swappable_optimizer_subgroup": not zero._swappable_optimizer_subgroup(0),
+        "fp16_partitioned_groups_flat_numel": list(map(int, zero.fp16_partitioned_groups_flat_numel))
+        == list(map(len, flats)),
+        "_offload_grad_partition_at_boundary": [*signature(zero._offload_grad_partition_at_boundary).parameters]
+        == ["param", "grad_buffer", "offload_fp32_gradients", "offload_fp32_offsets"],
+        "swap in and out": all(
+            next(iter(signature(getattr(zero, name)).parameters)) == "sub_group_id"
+            for name in (
+                "_optimizer_states_and_gradient_swap_in",
+                "_optimizer_states_and_gradient_swap_out",
+                "_release_swap_buffers",
+            )
+        ),
+        "OptimizerStateSwapInfo": callable(OptimizerStateSwapInfo.get_swap_paths),
+        "AsyncIOBuilder": AsyncIOBuilder.NAME == "async_io",
         "persistent_parameters": all(parameter.numel() for parameter in zero.persistent_parameters),
         "F.linear": torch.nn.functional.linear is torch._C._nn.linear,
     }
@@ -189,6 +207,28 @@ def internals(world, stage: int) -> dict[str, bool]:
 def test_deepspeed_still_has_the_internals_that_are_used(stage):
     for found in on_two_ranks(internals, stage):
         assert all(found.values()), found
+
+
+def files_of_a_step(world, keys: dict) -> dict[str, Any]:
+    model, engine = build(config(WIDE, engine="deepspeed", **keys), world, WIDE)
+    train(model, engine, world, last=1)
+    files = Path(engine.files.path).rglob("*.swp")
+    infos = engine.zero.optimizer_swapper.swap_params_info.values()
+    return {
+        "files": sorted(path.name for path in files),
+        "in memory": [flat.numel() > 0 for flat in engine.zero.fp32_partitioned_groups_flat],
+        "gradients": [info.unswapped_gradients for info in infos],
+    }
+
+
+@pytest.mark.slow
+def test_weights_and_moments_are_in_files_and_gradients_are_not(tmp_path: Path):
+    need_async_io(tmp_path)
+    keys = {**VARIANTS["ZeRO-3, state on NVMe"], "nvme_dir": str(tmp_path)}
+    for found in on_two_ranks(files_of_a_step, keys):
+        assert [name.rpartition("-")[0] for name in found["files"]] == ["", "exp_avg", "exp_avg_sq"]
+        assert found["in memory"] == [False, True]  # of the decayed weights, and of the small ones
+        assert found["gradients"] == [{}]
 
 
 @cache

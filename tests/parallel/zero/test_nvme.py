@@ -1,4 +1,4 @@
-"""What a machine needs for state on NVMe, and the directory of a rank's files."""
+"""The checks of a machine before it keeps state on NVMe, and the directory of a rank's files."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def compiler(directory: Path, monkeypatch: pytest.MonkeyPatch, error: str = "", 
 @pytest.mark.parametrize(
     ("error", "data"),
     [
-        ("probe.cpp:1:10: fatal error: libaio.h: No such file or directory", ("libaio-dev", "conda-forge libaio")),
-        ("/usr/bin/ld: cannot find -laio: No such file or directory", ("libaio-dev", "conda-forge libaio")),
+        ("probe.cpp:1:10: fatal error: libaio.h: No such file or directory", ("libaio-dev", "anaconda libaio")),
+        ("/usr/bin/ld: cannot find -laio: No such file or directory", ("libaio-dev", "anaconda libaio")),
         ("cc1plus: out of memory", ("g++", "conda-forge gxx", "cc1plus: out of memory")),
     ],
 )

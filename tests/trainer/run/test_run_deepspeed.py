@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+from parallel.zero import nvme
 from tests.distributed.pool import on_ranks
 from tests.parallel.zero.async_io import need_async_io
 from tests.parallel.zero.fresh_groups import forget_groups
@@ -104,6 +107,31 @@ def test_state_on_nvme_trains_resumes_in_other_places_and_leaves_no_files(tmp_pa
         assert list(disk.iterdir()) == []
         starts = [event["message"] for event in events(directory, "run")]
         assert any("state on NVMe, weights on the CPU" in start for start in starts)
+
+
+def run_on_gpu(directory: str, keys: dict) -> int:
+    cfg = tiny_config(directory, schedule="constant", global_batch=8, model=LARGER, **keys)
+    cfg.train.device = "cuda"
+    return train(cfg)
+
+
+@needs_deepspeed
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", ["none", "cpu", "nvme"])
+def test_partitioned_weights_on_a_gpu_train_as_the_native_engine_does(offload, tmp_path):
+    keys = {**PARTITIONED, "offload": offload, "offload_params": "none" if offload == "none" else "cpu"}
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if offload == "nvme":
+        if fault := nvme.unavailable(disk):
+            pytest.skip(fault.text)
+        keys["nvme_dir"] = str(disk)
+    for name, of_run in (("native", {}), ("zero", keys)):
+        # A new process: DeepSpeed chooses its device at the import, and the pool's workers may have it for the CPU.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            assert process.submit(run_on_gpu, str(tmp_path / name), of_run).result(timeout=1800) == 0
+    assert values(tmp_path / "zero") == pytest.approx(values(tmp_path / "native"), rel=1e-4)
+    assert list(disk.iterdir()) == []
 
 
 def test_what_nvme_lacks_is_one_line_before_anything_starts(tmp_path, capfd, monkeypatch):

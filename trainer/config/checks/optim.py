@@ -78,6 +78,6 @@ def _check_nvme(o: OptimConfig) -> Iterator[Fault]:
         allowed = ("none",) if o.engine == "native" and o.name != "adamw" else ("cpu", "none")
         yield Fault(f"{text} optim.offload={one_of(allowed)}", "optim.offload", o.offload, allowed)
     if o.nvme_dir is None:
-        allowed = "an existing directory on a local NVMe disk"
-        text = f"optim.offload=nvme needs optim.nvme_dir; use {allowed}, or optim.offload=cpu or none"
-        yield Fault(text, "optim.nvme_dir", None, allowed)
+        directory = "an existing directory on a local NVMe disk"
+        text = f"optim.offload=nvme needs optim.nvme_dir; use {directory}, or optim.offload=cpu or none"
+        yield Fault(text, "optim.nvme_dir", None, directory)
