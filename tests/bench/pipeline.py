@@ -26,10 +26,10 @@ from parallel.mesh import Meshes
 from parallel.pipeline.plan import Plan
 from parallel.pipeline.private import Stage
 from parallel.pipeline.schedule import build_schedule
-from parallel.pipeline.timing import StageTimes, makespan, step_time
+from parallel.pipeline.timing import StageTimes, step_time
 from parallel.world import World, start_world
 from tests.distributed.pool import on_ranks
-from tests.parallel.pipeline.orders import orders
+from tests.parallel.pipeline.orders import makespan, orders
 from tests.trainer.tiny_run import tiny_config
 from trainer.config.keys import Config
 from trainer.data.synthetic import open_synthetic

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from parallel.pipeline.plan import Plan
-from parallel.pipeline.timing import Action, StageTimes, bubble_share, makespan, step_time
-from tests.parallel.pipeline.orders import orders
+from parallel.pipeline.timing import StageTimes, bubble_share, step_time
+from tests.parallel.pipeline.orders import Action, makespan, orders
 
 TIMES = StageTimes(1.0, 1.3, 0.8)
 
