@@ -24,6 +24,11 @@ class Environment:
     port: int = 0
 
 
+def ranks_of_machine(environ: Mapping[str, str] = os.environ) -> int:
+    """The number of a run's ranks on this machine (LOCAL_WORLD_SIZE); 1 without a launcher."""
+    return int(environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def read_environment(environ: Mapping[str, str] = os.environ) -> Environment:
     """Read WORLD_SIZE, RANK and LOCAL_RANK, and where there are several ranks MASTER_ADDR and MASTER_PORT.
 

@@ -29,8 +29,11 @@ class Place:
 
     @property
     def counts(self) -> bool:
-        """True for one of the ranks that read the same samples: what is counted on it is counted once."""
+        """True for one of the ranks that read the same samples, so that a sum over ranks counts each sample once."""
         return self.pp == 0 and self.cp == 0
+
+
+ALONE = Place()  # of the only rank of a run
 
 
 @dataclass(frozen=True)

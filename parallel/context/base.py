@@ -44,12 +44,13 @@ class Documents:
 
     @staticmethod
     def of_lengths(lengths: list[int], device: torch.device) -> Documents:
+        """Documents of these lengths in tokens, one after another."""
         bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         return Documents(lengths, bounds.to(device, non_blocking=True))
 
     @staticmethod
     def rows(batch: int, seq_len: int, device: torch.device) -> Documents:
-        """Each of `batch` rows is one document of `seq_len` tokens."""
+        """`batch` documents of `seq_len` tokens each."""
         bounds = torch.arange(0, (batch + 1) * seq_len, seq_len, dtype=torch.int32, device=device)
         return Documents([seq_len] * batch, bounds)
 

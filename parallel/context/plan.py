@@ -1,10 +1,10 @@
-"""The plan of ring attention, made on the host from the bounds of the documents: which keys travel where. No torch.
+"""The plan of ring attention: which keys travel where. Made on the host from the bounds of the documents. No torch.
 
-The ranks are a ring, down (to the next lower rank) and up. "distance" counts hops. Two pieces that are not the same
-share at most one document, the one that the earlier piece ends in, because all tokens between them belong to it as
-well. So what travels of a piece is its last document's tokens, as far as the last rank that needs them and in the
-direction in which that is nearer, and what a rank computes of a pair of pieces is one full rectangle of scores. In a
-sequence of one document all go down, and late pieces, which only lower ranks attend to, are dropped on the way.
+The ranks form a ring, down (to the next lower rank) and up; a "distance" is a number of hops. Two different pieces
+share at most one document, the one in which the earlier piece ends, because all tokens between them belong to it too.
+Therefore only the tokens of a piece's last document travel, as far as the last rank that needs them and in the
+direction with fewer hops, and the scores of a pair of pieces form one full rectangle. In a sequence of one document all
+keys travel down, and those of late pieces only part of the way, because only lower ranks attend to them.
 
 Legend: c ranks · rows: places among a rank's tokens, or in a message.
 """

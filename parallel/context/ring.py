@@ -1,4 +1,5 @@
-"""Context parallelism by a ring (Ring Attention, Liu et al. 2023, arXiv:2310.01889; Striped/zigzag balance by halves).
+"""Context parallelism by a ring (Ring Attention, Liu et al. 2023, arXiv:2310.01889), with chunks from both ends of the
+sequence on each rank to balance causal work (`slices`).
 
 Each rank keeps its queries, while keys and values travel around the ring; while one message is on its way, the rank
 attends to the one before. In backward the keys travel again, and behind them their gradients in fp32: from the first

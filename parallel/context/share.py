@@ -32,6 +32,7 @@ class Share:
 
     @staticmethod
     def of_group(kind: Kind, group: dist.ProcessGroup | None) -> Share:
+        """This rank's share among the ranks of `group`; None: the whole sequence."""
         return Share() if group is None else Share(kind, group.size(), group.rank(), group)
 
     def take(self, x: Tensor) -> Tensor:
@@ -39,9 +40,9 @@ class Share:
         return take(x, slices(self.kind, len(x), self.ranks)[self.rank])
 
     def pick(self, x: Tensor, positions: Sequence[int], tokens: int) -> Tensor:
-        """The rows of some positions of the whole sequence of `tokens`, on every rank.
+        """Collect the rows at some positions of a sequence of `tokens` tokens, on every rank.
 
-        x: [T, ...], of this rank's tokens. Collective. Returns [positions, ...], with no gradient.
+        x: [T, ...], of this rank's tokens. Collective. Returns [positions, ...], without a gradient.
         """
         row_of: dict[int, int] = {}
         for piece in slices(self.kind, tokens, self.ranks)[self.rank]:

@@ -1,6 +1,6 @@
 """The part of a sequence that each rank holds, and which numbers of ranks can share it. No torch here.
 
-A batch of several rows is one sequence of tokens here, end to end, since rows are documents of their own anyway.
+A batch of several rows counts as one sequence, with the rows end to end; each row is a document of its own anyway.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def slices(kind: Kind, tokens: int, ranks: int) -> list[list[range]]:
 
 
 def divides(heads: int, kv_heads: int, ranks: int) -> bool:
-    """True if `ranks` can share the heads in Ulysses: each has equally many query heads, and whole kv heads of its own
-    or one that several ranks read."""
+    """Return True if `ranks` can share the heads in Ulysses: each rank gets equally many query heads, and either whole
+    kv heads of its own or one that several ranks read."""
     return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 

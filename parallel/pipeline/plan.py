@@ -1,9 +1,9 @@
-"""Needs of each pipeline schedule, and the stages of each rank. No torch here: configurations are checked with
-it before torch is loaded.
+"""The requirements of each pipeline schedule, and the stages of each rank. No torch here: configurations are checked
+with it before torch is loaded.
 
 The schedules are torch's own (torch/distributed/pipelining/schedules.py): 1F1B (Narayanan et al. 2021,
 arXiv:2104.04473, section 2.2.1), interleaved 1F1B (the same, 2.2.2), zero bubble (Qi et al. 2023, arXiv:2401.10241) in
-its interleaved form and in a V (Qi et al. 2024, arXiv:2405.15362), and DualPipeV (DeepSeek-AI 2025, cut in half).
+its interleaved form and in a V (Qi et al. 2024, arXiv:2405.15362), and DualPipeV (DeepSeek-AI 2025: half of DualPipe).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class PipelineError(UserError):
 
 @dataclass(frozen=True)
 class Rule:
-    """A schedule's needs.
+    """The requirements of a schedule.
 
     torch_name: class in torch.distributed.pipelining. stages_per_rank: all numbers that work, or None for any of 1 or
     more; the first is the default. in_a_v: the stages run down the ranks and up again, so that the first rank has the
@@ -57,7 +57,7 @@ class Plan:
 
     @staticmethod
     def resolve(schedule: str, ranks: int, stages_per_rank: int = 0) -> Plan:
-        """`stages_per_rank` 0 takes the schedule's own number."""
+        """The plan of a schedule; `stages_per_rank` 0 selects the schedule's default."""
         allowed = RULES[schedule].stages_per_rank or (2, 3)
         return Plan(schedule, ranks, stages_per_rank or allowed[0])
 
@@ -96,8 +96,8 @@ class Plan:
         return [stage for stage, owner in enumerate(self.owners) if owner == rank]
 
     def in_flight(self, rank: int, micro_batches: int) -> int:
-        """The most passes of a stage that a rank has started and not finished: a micro-batch counts once for each stage
-        of the rank, from its forward pass to the end of its backward pass."""
+        """The most micro-batches in flight on a rank at one time. A micro-batch counts once for each stage of the rank,
+        from its forward pass to the end of its backward pass."""
         every = micro_batches * self.stages_per_rank
         after = self.ranks - 1 - rank
         return min(every, {
@@ -109,16 +109,17 @@ class Plan:
         }[self.schedule])  # fmt: skip
 
     def steady(self, micro_batches: int) -> int:
-        """The fewest micro-batches, at most so many, with which every rank has as many passes under way as with any
-        more, and gradients from before."""
+        """The fewest micro-batches, at most `micro_batches`, that reach the steady state: every rank has as many in
+        flight as with any larger number, and gradients of earlier ones."""
         for fewer in range(self.stages + 2, micro_batches):
             if self._takes(fewer):
                 return fewer
         return micro_batches
 
     def require(self, micro_batches: int, of_step: int) -> None:
-        """Raises PipelineError for a number of micro-batches that the schedule does not take; `of_step` is what has to
-        be changed for another one, such as 16 sequences for each."""
+        """Raise PipelineError for a number of micro-batches that the schedule does not take.
+
+        of_step: sequences of one micro-batch over all ranks, so that the remedy can be a train.global_batch."""
         fit = [n for n in range(max(1, micro_batches - self.stages), micro_batches + 4 * self.stages) if self._takes(n)]
         if micro_batches in fit:
             return
@@ -133,9 +134,7 @@ class Plan:
         )
 
     def _takes(self, micro_batches: int) -> bool:
-        if self.schedule == "1f1b":
-            return micro_batches >= self.stages
-        if self.schedule == "dualpipev":
+        if self.schedule in ("1f1b", "dualpipev"):
             return micro_batches >= self.stages
         if self.schedule == "zbv":
             return micro_batches >= 1

@@ -1,9 +1,9 @@
-"""Work on whole matrices that are cut over ranks: each is put together on one rank, its owner, and the result is cut
+"""Work on whole matrices whose weights are sharded: each is assembled on one rank, its owner, and the result is sharded
 again.
 
-A plan is made once, without communication and alike on every rank, from the placements of the weights. A matrix' owner
-is one of the ranks that hold a part of it, in any replica: each is worked on once, and replicas get the same bits. Work
-is spread by its cost. What one rank alone holds is never sent.
+Every rank makes the same plan, once and without communication, from the placements of the weights. The owner of a
+matrix is one of the ranks that hold a part of it, in any replica: each matrix is worked on once, and replicas get the
+same bits. Work is balanced by its cost. A matrix that one rank alone holds is not sent.
 
 Legend: stack: matrices of one shape in one weight, [number, rows, columns].
 """

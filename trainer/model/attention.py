@@ -68,7 +68,7 @@ class DocumentAttention:
 class Attention(nn.Module):
     """Weights: qkv [(h + 2n) d, H], rows in the order q heads, k heads, v heads; out [H, h d]; q_norm, k_norm [d].
 
-    core: attends; another one is set where ranks share a sequence.
+    core: the attention core (`parallel.context.base`); `parallelize` replaces it where ranks share a sequence.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""The matrices inside a model's layers: what Muon orthogonalises."""
+"""The matrices inside a model's layers, which Muon orthogonalises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.model.experts.module import Experts
 
 
 def hidden_matrices(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name -> rows of the matrices that a parameter holds one below the other.
+    """Map the name of each parameter that Muon updates to the rows of each matrix that it holds, one below the other.
 
     Queries, keys and values are three matrices, each of all its heads: they are maps of their own that one product
     computes, and heads of one map share its scale. Each expert has three: gate, up and down, as the last two dimensions

@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
         stacks, buckets = self._plan(tuple(name for name, leaf in self.leaves.items() if leaf.grad is not None))
         group = self.param_groups[0]
         skip = self.found_inf.bool()
-        # 1 where the step is skipped: multiplying by it leaves every bit.
+        # 1 where the step is skipped: multiplying by 1 leaves every bit.
         decay = 1.0 - group["lr"] * group["weight_decay"] * (1.0 - self.found_inf.double())
         like = next(iter(self.leaves.values()))
         dtype = torch.bfloat16 if self.cfg.ns_dtype == "bf16" else like.dtype

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 A, B, C = 3.4445, -4.7750, 2.0315
-# Matrices are divided by their norm, or by this if it is smaller. A gradient that fades away fades here too.
+# Matrices are divided by their norm or by this, whichever is larger, so that a vanishing gradient gives a vanishing
+# update.
 SMALLEST_NORM = 1e-7
 
 
 def orthogonalise(stack: Tensor, iterations: int) -> Tensor:
-    """Each matrix of `stack` [n, rows, columns] near to U V^T of its singular value decomposition, in the dtype of
-    `stack`, in which everything is computed. Zero stays zero; NaN and infinity spread over their own matrix."""
+    """Approximate U V^T of the singular value decomposition of each matrix of `stack` [n, rows, columns].
+
+    Everything is computed in the dtype of `stack`. Zero stays zero; NaN and infinity spread over their own matrix.
+    """
     wide = stack if stack.shape[-2] <= stack.shape[-1] else stack.mT  # the smaller Gram matrix of the two
     x = wide / torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
     for _ in range(iterations):

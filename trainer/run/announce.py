@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from parallel.environment import ranks_of_machine
 from parallel.layout import Layout
 from parallel.mesh import Meshes
 from parallel.pipeline.plan import Plan
@@ -57,8 +58,7 @@ def announcements(
         text = "precision.payload=fp8 rounds what experts receive, for the weights' gradients too"
         yield {"event": "warning", "message": f"{text}; precision.payload={cfg.precision.linears} does not"}
     if world.device.type == "cpu":
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        crowded = host.crowded(torch.get_num_threads(), ranks, os.getloadavg()[0], host.cores())
+        crowded = host.crowded(torch.get_num_threads(), ranks_of_machine(), os.getloadavg()[0], host.cores())
         if crowded is not None:
             yield {"event": "note", "message": crowded}
     held = rank_memory(cfg, world.size, world.rank)

@@ -8,14 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from parallel.layout import Place
+from parallel.layout import ALONE, Place
 from parallel.world import World
 from trainer.data.batch import Batch
 from trainer.data.protocols import HeldOut
 from trainer.objectives.base import Objective
 from trainer.stages.forward import Forward
-
-ALONE = Place()
 
 
 @torch.no_grad()

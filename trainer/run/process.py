@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import socket
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from parallel.environment import read_environment
+from parallel.environment import ranks_of_machine, read_environment
 from parallel.errors import Fault, UserError
 from parallel.world import World, start_world
 from parallel.zero import nvme
@@ -112,8 +111,10 @@ def _check_hardware(cfg: Config, world: World) -> None:
 
 
 def _too_large_for_any(cfg: Config) -> ConfigError | None:
-    """An error if the rank that needs the most memory does not fit into this process's, before there is any process
-    group; the same on all machines that are alike."""
+    """Return an error if the rank that needs the most memory does not fit into that of this process.
+
+    It is found before any process group starts, and is the same on all machines with equal memory.
+    """
     try:
         given = read_environment()
     except UserError:
@@ -137,18 +138,16 @@ def _unavailable_nvme(cfg: Config) -> ConfigError | None:
     fault = nvme.unavailable(place) or nvme.lock_fault(rank_memory(cfg, world_size).locked)
     if fault is None:
         nvme.remove_abandoned(place)
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        fault = fit.too_large_to_store(cfg, world_size, ranks, shutil.disk_usage(place).free)
+        fault = fit.too_large_to_store(cfg, world_size, ranks_of_machine(), shutil.disk_usage(place).free)
     return ConfigError([fault]) if fault else None
 
 
 def _too_large(cfg: Config, world: World) -> list[Fault | None]:
-    """Faults where a memory of this rank's machine is too small for it, before any of it is allocated."""
+    """Faults if this rank needs more memory than its GPU or its machine has; nothing is allocated yet."""
     available, place = _memory(world.device)
     found = [fit.too_large(cfg, world.size, available, place, world.rank)] if available else []
     if world.device.type == "cuda" and (of_host := host.memory()):
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        found.append(fit.too_large_beside(cfg, world.size, ranks, of_host))
+        found.append(fit.too_large_beside(cfg, world.size, ranks_of_machine(), of_host))
     return found
 
 
@@ -156,7 +155,7 @@ def _memory(device: torch.device) -> tuple[int | None, str]:
     """Bytes that this process can use on `device`, None if unknown, and where they are."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory, "this GPU"
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks = ranks_of_machine()
     of_host = host.memory()
     return of_host and of_host // ranks, f"the share of each of {ranks} rank(s) of this machine"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from parallel.layout import Place
+from parallel.layout import ALONE, Place
 from parallel.sharding.fsdp import keep_gathered, reduce_gradients
 from parallel.world import World
 from trainer.data.batch import Batch
@@ -15,8 +15,6 @@ from trainer.model.experts.module import Experts
 from trainer.objectives.base import Objective
 from trainer.objectives.scalars import GlobalBatch, Totals
 from trainer.optim.engine import Engine
-
-ALONE = Place()
 
 
 def count_step(
