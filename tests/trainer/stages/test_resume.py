@@ -35,8 +35,10 @@ LAYOUTS = {
     "pp 3": (Layout(pp=3), "1f1b"),
     "pp 2 x rep 2, interleaved": (Layout(pp=2, dp_replicate=2), "interleaved_1f1b"),
     "pp 2 x shard 2, dualpipev": (Layout(pp=2, dp_shard=2), "dualpipev"),
+    "pp 2 x cp 2 x ep 2": (Layout(pp=2, cp=2, ep=2), "1f1b"),
+    "ring cp 2 x shard 2": (Layout(dp_shard=2, cp=2, cp_kind="ring"), "1f1b"),
 }
-WRITERS = ("pp 2 x ep 2", "pp 2, zbv", "pp 3", "ep 4")
+WRITERS = ("pp 2 x ep 2", "pp 2, zbv", "pp 3", "ep 4", "pp 2 x cp 2 x ep 2")
 QUICK = [("pp 2 x ep 2", "pp 2, zbv"), ("pp 2, zbv", "one process")]
 CASES = [
     pytest.param(writer, reader, id=f"{writer}: {reader}", marks=[] if (writer, reader) in QUICK else pytest.mark.slow)
@@ -64,6 +66,8 @@ def run_config(directory: Path, name: str, last: int) -> Config:
         dp_replicate=layout.dp_replicate,
         dp_shard=layout.dp_shard,
         ep=layout.ep,
+        cp=layout.cp,
+        cp_kind=layout.cp_kind,  # type: ignore[arg-type]
         schedule=schedule,  # type: ignore[arg-type]
     )
     return cfg
