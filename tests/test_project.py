@@ -119,6 +119,11 @@ def test_every_file_that_the_documents_name_exists():
         assert [name for name in named if not (CHECKOUT / name).exists()] == [], document
 
 
+def test_no_file_has_the_marks_of_a_merge():
+    command = ["git", "grep", "-lE", "^(<{7} |>{7} |={7}$)"]
+    assert subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False).stdout == ""
+
+
 def test_the_readme_is_short():
     assert len((CHECKOUT / "README.md").read_text().split()) <= 1500
 

@@ -1,9 +1,8 @@
-"""The machine's side of state on NVMe: what must be there before a run, and the directory of a rank's files."""
+"""Checks of a machine before a run keeps the state of its optimizer on NVMe."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import resource
@@ -11,12 +10,10 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import weakref
 from pathlib import Path
 
 from parallel.errors import Fault
 
-PREFIX, LOCK, NEW = "octavo-swap-", "lock", ".new"
 PROGRAM = "#include <libaio.h>\nint main() { io_context_t context = 0; return io_setup(1, &context); }\n"
 
 
@@ -33,7 +30,7 @@ def _directory_fault(directory: Path) -> Fault | None:
     if not directory.is_dir():
         found = "is not a directory" if directory.exists() else "does not exist on this machine"
         return fault(found, "use a directory on a local NVMe disk")
-    probe = directory / f"{PREFIX}probe-{os.getpid()}"
+    probe = directory / f"octavo-probe-{os.getpid()}"
     try:
         os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
     except OSError as error:
@@ -94,42 +91,3 @@ def _may_exceed(limit: int) -> bool:
             libc.munlock(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(size))
         del view
     return locked
-
-
-def remove_abandoned(directory: Path) -> None:
-    """Remove what processes that were killed have left in `directory`."""
-    for path in directory.glob(f"{PREFIX}*"):
-        if path.suffix == NEW:
-            continue  # its lock may not be held yet
-        try:
-            lock = os.open(path / LOCK, os.O_RDWR)
-        except OSError:
-            continue  # another user's, or being removed
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-        except OSError:
-            continue  # a live process has it
-        finally:
-            os.close(lock)
-
-
-class SwapDirectory:
-    """A new directory in `parent` for one rank's files: `path`. It is removed by `close`, at the latest when the
-    process ends; if that is killed, by the next `remove_abandoned`."""
-
-    def __init__(self, parent: Path) -> None:
-        new = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=NEW, dir=parent))
-        lock = os.open(new / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        self.path = new.rename(new.with_suffix(""))  # from now on `remove_abandoned` sees it, locked
-        self._remove = weakref.finalize(self, _remove, self.path, lock)
-
-    def close(self) -> None:
-        """May be called again."""
-        self._remove()
-
-
-def _remove(path: Path, lock: int) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    os.close(lock)

@@ -9,9 +9,8 @@ copies all of them to the device at one time, and then to files.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +20,34 @@ from parallel.zero import deepspeed_private as internals
 from parallel.zero.adamw import MOMENTS
 from parallel.zero.engine import AdamWOptions
 from parallel.zero.library import load_async_io
-from parallel.zero.nvme import SwapDirectory
 from parallel.zero.partitioned import PartitionedEngine
 
 log = logging.getLogger(__name__)
 
 
+class Files(Protocol):
+    """A directory of this rank's own, `path`, that ends with `close`. sync: write one of its files to the disk."""
+
+    path: Path
+
+    def sync(self, path: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class SwappedEngine(PartitionedEngine):
-    """As `PartitionedEngine`, with state in files of a new directory in `directory`, which `close` removes. Partitions
-    of less than 1 MiB stay in host memory."""
+    """As `PartitionedEngine`, with state in `files`, which `close` removes. Partitions of less than 1 MiB stay in host
+    memory."""
 
     def __init__(
-        self, model: nn.Module, world: World, options: AdamWOptions, *, directory: Path, params: str = "none"
+        self, model: nn.Module, world: World, options: AdamWOptions, *, files: Files, params: str = "none"
     ) -> None:
         super().__init__(model, world, options, offload="nvme", params=params)
-        self.directory = directory
+        self.files = files
         self.maps: dict[Path, Tensor] = {}  # files as tensors, from one step to the next
 
     def _wrap(self, deepspeed: Any) -> None:
         load_async_io()
-        self.files = SwapDirectory(self.directory)
         self.settings["zero_optimization"]["offload_optimizer"]["nvme_path"] = str(self.files.path)
         super()._wrap(deepspeed)
         internals.keep_gradients(self.zero)
@@ -71,9 +78,7 @@ class SwappedEngine(PartitionedEngine):
 
     def refresh(self) -> None:
         for path in self.maps:  # what a load has written through the maps, before it is read without the page cache
-            file = os.open(path, os.O_RDWR)
-            os.fsync(file)
-            os.close(file)
+            self.files.sync(path)
         self.maps.clear()
         super().refresh()
 

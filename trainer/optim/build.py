@@ -18,6 +18,7 @@ from trainer.config.keys import OptimConfig
 from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
 from trainer.optim.schedule import lr_at, weight_decay_groups
+from trainer.storage.scratch import ScratchDirectory
 
 
 def build_engine(
@@ -41,7 +42,8 @@ def build_engine(
     )
     if cfg.offload == "nvme":
         directory = Path(cfg.nvme_dir or "")  # the checks of `optim` have seen that there is one, and stage 3
-        return SwappedEngine(model, world, options, directory=directory, params=cfg.offload_params)
+        files = ScratchDirectory(directory)
+        return SwappedEngine(model, world, options, files=files, params=cfg.offload_params)
     if cfg.zero_stage == 3:
         return PartitionedEngine(model, world, options, offload=cfg.offload, params=cfg.offload_params)
     return FlatEngine(model, world, options, stage=cfg.zero_stage, offload=cfg.offload)

@@ -30,6 +30,7 @@ from trainer.run.build import build
 from trainer.run.directory import RunDir
 from trainer.run.host_memory import prepare_host_memory
 from trainer.run.loop import Trainer
+from trainer.storage.scratch import remove_abandoned
 
 
 def train(cfg: Config, run: RunDir | None = None) -> int:
@@ -137,7 +138,7 @@ def _unavailable_nvme(cfg: Config) -> ConfigError | None:
     place = Path(cfg.optim.nvme_dir or "")
     fault = nvme.unavailable(place) or nvme.lock_fault(rank_memory(cfg, world_size).locked)
     if fault is None:
-        nvme.remove_abandoned(place)
+        remove_abandoned(place)
         fault = fit.too_large_to_store(cfg, world_size, ranks_of_machine(), shutil.disk_usage(place).free)
     return ConfigError([fault]) if fault else None
 

@@ -1,4 +1,4 @@
-"""The checks of a machine before it keeps state on NVMe, and the directory of a rank's files."""
+"""The checks of a machine before it keeps state on NVMe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from parallel.zero import nvme
-from parallel.zero.nvme import SwapDirectory, lock_fault, remove_abandoned, unavailable
+from parallel.zero.nvme import lock_fault, unavailable
 
 COMPILER = """#!/bin/sh
 echo "{error}" >&2
@@ -83,29 +83,3 @@ def test_too_little_memory_that_can_be_locked_is_named(monkeypatch):
     assert all(datum in fault.text for datum in ("6.0 GB", "8,388,608 bytes", "ulimit -l unlimited"))
     monkeypatch.setattr(nvme, "_may_exceed", lambda _: True)
     assert lock_fault(6 * 10**9) is None
-
-
-def test_only_what_killed_processes_left_is_removed(tmp_path):
-    live = SwapDirectory(tmp_path)
-    (live.path / "state").write_bytes(b"1")
-    abandoned = tmp_path / f"{nvme.PREFIX}abandoned"
-    starting = tmp_path / f"{nvme.PREFIX}starting{nvme.NEW}"
-    others = tmp_path / "of somebody"
-    for path in (abandoned, starting, others):
-        path.mkdir()
-        (path / nvme.LOCK).touch()
-    remove_abandoned(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {live.path.name, starting.name, others.name}
-    assert (live.path / "state").exists()
-    live.close()
-    live.close()
-    assert not live.path.exists()
-
-
-def test_files_are_removed_when_a_process_ends_without_close(tmp_path):
-    if (child := os.fork()) == 0:
-        directory = SwapDirectory(tmp_path)
-        del directory
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert list(tmp_path.iterdir()) == []

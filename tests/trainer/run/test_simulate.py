@@ -95,7 +95,7 @@ def whole_norms(cfg: Config) -> int:
 def test_every_rank_holds_and_sends_what_a_real_one_does(name):
     """For most layouts the first rank, the last, which has the short shards, and one of another replica or group."""
     cfg = LAYOUTS[name]
-    ranks = cfg.parallel.dp_replicate * cfg.parallel.dp_shard
+    ranks = cfg.parallel.dp_replicate * cfg.parallel.dp_shard * cfg.parallel.cp
     real = on_ranks(ranks, real_rank, cfg)
     for rank in range(ranks) if name in ALL_RANKS else sorted({0, 5 % ranks, ranks - 1}):
         simulated = simulate_rank(cfg, ranks, rank)
