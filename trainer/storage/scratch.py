@@ -1,4 +1,4 @@
-"""Directories of files that nobody needs after the process that wrote them."""
+"""Directories of files that are unused once the process that wrote them has ended."""
 
 from __future__ import annotations
 
