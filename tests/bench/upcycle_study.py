@@ -256,15 +256,14 @@ class Study:
         }
         run = self.runs / short
         sizes = model.cfg
-        cfg = compose(
-            [
-                *self.words,
-                *(f"run.dir={run}", f"checkpoint.init_from={directory}", "checkpoint.allow_identical_copies=true"),
-                *(f"model.num_experts={sizes.num_experts}", f"model.router_groups={sizes.router_groups}"),
-                *(f"train.steps={self.scale.steps}", f"checkpoint.every={self.scale.every}", "checkpoint.keep=100"),
-                *("train.seed=1", "optim.schedule=wsd", "optim.warmup_steps=10"),
-            ]
-        )
+        changed = [
+            *(f"run.dir={run}", f"checkpoint.init_from={directory}", "checkpoint.allow_identical_copies=true"),
+            *(f"model.num_experts={sizes.num_experts}", f"model.router_groups={sizes.router_groups}"),
+            *(f"train.steps={self.scale.steps}", f"checkpoint.every={self.scale.every}", "checkpoint.keep=100"),
+            *("train.seed=1", "optim.schedule=wsd", "optim.warmup_steps=10"),
+        ]
+        keys = {word.partition("=")[0] for word in changed}  # `compose` refuses a key that is given twice
+        cfg = compose([word for word in self.words if word.partition("=")[0] not in keys] + changed)
         self._train(cfg)
         for step in range(self.scale.every, self.scale.steps + 1, self.scale.every):
             model = load_checkpoint(cfg.model, run / "checkpoints" / f"step-{step}")
