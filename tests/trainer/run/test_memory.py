@@ -110,7 +110,8 @@ def kept_inputs(pp: int, **other: Any) -> Config:
     return replace(cfg, parallel=parallel, train=replace(cfg.train, global_batch=count))
 
 
-@pytest.mark.parametrize("pp", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("pp", [1, 2])
 def test_inputs_on_the_host_are_counted_without_building(pp):
     """As many bytes less are held on the device as the count says; between two passes of a pipeline there is only the
     last layer's input."""

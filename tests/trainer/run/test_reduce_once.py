@@ -59,6 +59,7 @@ def test_the_same_gradients_with_one_reduce_scatter_a_weight_group():
     assert every_time["reduce_scatter"] == MICRO_BATCHES * one_time["reduce_scatter"]
 
 
+@pytest.mark.slow
 def test_sums_of_micro_batches_in_bf16_round_by_its_precision():
     """A sum of 16 in bf16 is off by some of its roundings of 2^-9 each, whatever the dtype over the ranks."""
     step = {"reduce_every": "step"}

@@ -104,6 +104,7 @@ def test_every_stage_holds_and_sends_what_a_real_one_does(name):
         assert simulated.traffic.per_micro_batch["expert_dp"] == 0
 
 
+@pytest.mark.slow
 def test_more_micro_batches_change_only_what_is_sent():
     cfg = LAYOUTS["two stages, experts on 2 of 4"]
     short = simulate_rank(cfg, RANKS, 0)

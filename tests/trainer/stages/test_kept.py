@@ -31,9 +31,9 @@ CASES = {
     "1f1b": Case(TWO, recompute="full"),
     "1f1b, nothing recomputed": Case(TWO),
     "1f1b, experts recomputed": Case(TWO, recompute="experts"),
-    "interleaved": Case(TWO, ("interleaved_1f1b", 2), recompute="full", long=True),
-    "zero bubble": Case(TWO, ("zbv", 2), recompute="full", long=True),
-    "zero bubble, nothing recomputed": Case(TWO, ("zbv", 2), long=True),
+    "interleaved": Case(TWO, ("interleaved_1f1b", 2), recompute="full"),
+    "zero bubble": Case(TWO, ("zbv", 2), recompute="full"),
+    "zero bubble, nothing recomputed": Case(TWO, ("zbv", 2)),
     "1f1b, sharded": Case(Layout(pp=2, dp_shard=2, ep=2), recompute="full"),
 }
 QUICK = {"1f1b", "zero bubble, nothing recomputed"}

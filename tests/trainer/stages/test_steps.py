@@ -51,7 +51,9 @@ def steps_and_evaluations(case: Case) -> tuple[list[Step | None], list[Any], lis
     return steps, evaluations, texts
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule[0])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param(SCHEDULES[0], marks=pytest.mark.slow), SCHEDULES[1]], ids=lambda schedule: schedule[0]
+)
 def test_evaluations_and_texts_between_steps_equal_one_process_and_change_no_gradient(schedule):
     case = Case(SHARDED, schedule, objective="next_token")
     expected_steps, expected_evaluations, expected_texts = steps_and_evaluations(case.alone())
