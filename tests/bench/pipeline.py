@@ -135,11 +135,9 @@ def waits(plan: Plan, micro_batches: int = 8, rounds: int = 3, times: StageTimes
 # ---- stages that compute
 
 
-def config(pp: int, micro_batches: int, *, large: bool) -> Config:
-    """A model of four equal layers whose head is small. large: layers in which a rank computes for long."""
-    sizes = (
-        {"hidden_size": 256, "expert_width": 128, "num_heads": 8, "num_kv_heads": 4, "head_dim": 32} if large else {}
-    )
+def config(pp: int, micro_batches: int) -> Config:
+    """A model of four equal layers, in which a rank computes for long, and a small head."""
+    sizes = {"hidden_size": 256, "expert_width": 128, "num_heads": 8, "num_kv_heads": 4, "head_dim": 32}
     model = {"num_layers": 4, "vocab_size": 64, "positions": "rope", **sizes}
     cfg = tiny_config("unused", model=model, global_batch=2 * micro_batches, micro_batch=2, recompute="full")
     cfg.data.seq_len = 256
@@ -180,11 +178,11 @@ class Built:
         self.engine.step(self.number, 1000)
 
 
-def timed_steps(pp: int, micro_batches: int, rounds: int, *, large: bool) -> list[tuple[float, float]]:
+def timed_steps(pp: int, micro_batches: int, rounds: int) -> list[tuple[float, float]]:
     """(wall, CPU) seconds of each of `rounds` steps after a first one, on this rank."""
     world = start_world("cpu", 120.0) if pp > 1 else World()
     try:
-        built = Built(config(pp, micro_batches, large=large), world)
+        built = Built(config(pp, micro_batches), world)
         found = []
         for number in range(rounds + 1):
             if pp > 1:
@@ -203,8 +201,8 @@ def compute(rounds: int, micro_batches: int = 8) -> tuple[float, float]:
     """(wall seconds of a step on two ranks, those of the slowest stage alone plus the bubble).
 
     A stage alone is half of one process's step: the layers are equal and the head is small."""
-    alone = min(wall for wall, _ in on_ranks(1, timed_steps, 1, micro_batches, rounds, large=True, timeout_s=300.0)[0])
-    by_rank = on_ranks(2, timed_steps, 2, micro_batches, rounds, large=True, timeout_s=300.0)
+    alone = min(wall for wall, _ in on_ranks(1, timed_steps, 1, micro_batches, rounds, timeout_s=300.0)[0])
+    by_rank = on_ranks(2, timed_steps, 2, micro_batches, rounds, timeout_s=300.0)
     wall = min(max(of_rank[number][0] for of_rank in by_rank) for number in range(rounds))
     return wall, alone / 2 * (micro_batches + 1) / micro_batches
 
@@ -213,9 +211,9 @@ def cpu_seconds(rounds: int, micro_batches: int = 8) -> tuple[float, float]:
     """CPU-seconds of a step on four ranks together, and on one: medians of turns that take each other's place."""
     spread, alone = [], []
     for _ in range(rounds):
-        by_rank = on_ranks(4, timed_steps, 4, micro_batches, 1, large=True, timeout_s=300.0)
+        by_rank = on_ranks(4, timed_steps, 4, micro_batches, 1, timeout_s=300.0)
         spread.append(sum(of_rank[0][1] for of_rank in by_rank))
-        alone.append(on_ranks(1, timed_steps, 1, micro_batches, 1, large=True, timeout_s=300.0)[0][0][1])
+        alone.append(on_ranks(1, timed_steps, 1, micro_batches, 1, timeout_s=300.0)[0][0][1])
     return statistics.median(spread), statistics.median(alone)
 
 
