@@ -1,6 +1,6 @@
-"""Position tables that are computed again for each backward pass, in place of those of every micro-batch under way.
+"""Position tables that are computed again for each backward pass, in place of those of every micro-batch in flight.
 
-At 8,192 tokens the FoPE tables of one micro-batch are 16.8 MB, and the first of 32 stages has 32 under way.
+At 8,192 tokens the FoPE tables of one micro-batch are 16.8 MB, and the first of 32 stages has 32 in flight.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class _Tables:
     """The result of one call of `rotary`, and its arguments."""
 
     def __init__(self, rotary: Rotary, given: tuple[Any, ...], found: tuple[Tensor, Tensor]) -> None:
-        self.rotary, self.given, self.found = rotary, given, found
+        self.rotary, self.given = rotary, given
+        self.found: tuple[Tensor, ...] = found
         self._computed: dict[int, Tensor] = {}
 
     def number(self, tensor: Tensor) -> int | None:
@@ -33,7 +34,7 @@ class _Tables:
         return self._computed.pop(number)
 
     def forget(self) -> None:
-        self.found = ()  # type: ignore[assignment]
+        self.found = ()
 
 
 @contextmanager

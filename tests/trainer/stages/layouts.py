@@ -38,7 +38,7 @@ MODEL: dict[str, Any] = {
     "max_position": 64, "init_std": 0.2, "balance_coef": 0.02, "z_loss_coef": 1e-2,
 }  # fmt: skip
 SEQ_LEN = 13  # or 12, where ranks share sequences
-GLOBAL_MICRO = 4  # sequences of one micro-batch over all ranks
+GLOBAL_MICRO = 4  # sequences of one micro-batch over all ranks, where no more than four read samples
 CLIP = 0.05  # far below the gradient's norm
 
 
@@ -84,6 +84,7 @@ class Case(NamedTuple):
     kept: str = "exact"
 
     seq_len: int = SEQ_LEN
+    sequences: int = GLOBAL_MICRO  # of one micro-batch over all ranks
 
     def alone(self) -> Case:
         """The step of one process that this one must equal."""
@@ -100,8 +101,8 @@ class Case(NamedTuple):
             objective=self.objective,
             recompute=self.recompute,
             offload_activations=self.offload,
-            global_batch=GLOBAL_MICRO * self.micro_batches,
-            micro_batch=GLOBAL_MICRO // layout.readers,
+            global_batch=self.sequences * self.micro_batches,
+            micro_batch=self.sequences // layout.readers,
             loss_chunk=10,
             name=self.optim,
             momentum=0.0,
@@ -143,8 +144,8 @@ class Step(NamedTuple):
 
 def sequence(number: int) -> tuple[Any, Any, Any]:
     """Tokens, starts of documents and unsupervised prefixes of a sequence. Their numbers differ from one to the next;
-    one in seven is not supervised at all. A micro-batch has no token twice, so that no two of its documents are equally
-    near to a third."""
+    one in seven is not supervised at all. Four of a micro-batch have no token twice, so that no two documents
+    are equally near to a third."""
     random = np.random.default_rng(number)
     starts = random.random(SEQ_LEN + 1) < random.choice([0.02, 0.15, 0.4])
     prefix = random.random(SEQ_LEN + 1) < (1.0 if number % 7 == 3 else random.choice([0.0, 0.3]))
@@ -154,9 +155,9 @@ def sequence(number: int) -> tuple[Any, Any, Any]:
 
 def step_batches(case: Case, place: Place, step: int = 0) -> list[Batch]:
     """A rank's micro-batches, whole sequences."""
-    micro, batches = GLOBAL_MICRO // place.readers, []
+    micro, batches = case.sequences // place.readers, []
     for number in range(step * case.micro_batches, (step + 1) * case.micro_batches):
-        first = number * GLOBAL_MICRO + place.reader * micro
+        first = number * case.sequences + place.reader * micro
         tokens, starts, prefix = (
             np.stack(parts)[:, : case.seq_len + 1]
             for parts in zip(*map(sequence, range(first, first + micro)), strict=True)
@@ -233,24 +234,32 @@ def one_step(parts: Parts, world: World, batches: Sequence[Batch]) -> Step | Non
     totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in update.items()}))
     (numbers,) = read_totals([totals], world, stages=parts.pipeline is not None)
     weights = {name: part_of(p, local_part(p)) for name, p in engine.named.items()}
-    of_all = world.gather((parts.place.pp, grads, weights))
+    of_all = gather_first(world, (parts.place.pp, grads, weights))
     if world.rank:
         return None
     found = [join([(stage, of_rank[n]) for stage, *of_rank in of_all]) for n in (0, 1)]
     return Step(numbers, counts, clip, *found)
 
 
+def gather_first(world: World, value: Any) -> list[Any]:
+    """What each rank gave, on rank 0."""
+    found: list[Any] = [value] * world.size
+    if world.size > 1:
+        dist.gather_object(value, found if world.rank == 0 else None)
+    return found
+
+
 class Part(NamedTuple):
-    """A rank's part of a tensor."""
+    """A rank's part of a tensor. values: an array, because pickling a tensor takes 0.2 ms."""
 
     shape: torch.Size
     region: tuple[slice, ...]
-    values: Tensor
+    values: np.ndarray[Any, Any]
 
 
 def part_of(parameter: Tensor, local: Tensor) -> Part:
     """`local`, which is laid out as `parameter` is on this rank."""
-    return Part(parameter.shape, local_region(parameter), local.detach().clone())
+    return Part(parameter.shape, local_region(parameter), local.detach().clone().numpy())
 
 
 def join(of_ranks: Sequence[tuple[int, dict[str, Part]]]) -> dict[str, Tensor]:
@@ -261,9 +270,9 @@ def join(of_ranks: Sequence[tuple[int, dict[str, Part]]]) -> dict[str, Tensor]:
     for stage, parts in of_ranks:
         for name, (shape, region, values) in parts.items():
             assert owners.setdefault(name, stage) == stage, f"{name} is in two stages"
-            tensor = found.setdefault(name, values.new_full(shape, torch.nan))
-            there = tensor[region]
-            tensor[region] = torch.where(there.isnan() | (there == values), values, torch.inf)
+            tensor = found.setdefault(name, torch.full(shape, torch.nan, dtype=torch.float64))
+            there, of_rank = tensor[region], torch.from_numpy(values)
+            tensor[region] = torch.where(there.isnan() | (there == of_rank), of_rank, torch.inf)
     assert not [name for name, tensor in found.items() if tensor.isnan().any()], "a part is missing"
     return found
 

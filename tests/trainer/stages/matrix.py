@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from parallel.pipeline.plan import RULES
 from tests.distributed.pool import on_ranks
 from tests.trainer.stages.covering import Choice, allowed_choices
-from tests.trainer.stages.layouts import SEQ_LEN, Case, Errors, Layout, errors, reference, run_steps
+from tests.trainer.stages.layouts import GLOBAL_MICRO, SEQ_LEN, Case, Errors, Layout, errors, reference, run_steps
 
 LAYOUTS = (
     Layout(pp=2, dp_shard=4, ep=4),
@@ -25,6 +25,13 @@ LAYOUTS = (
     Layout(dp_replicate=2, cp=4, ep=2),
     Layout(pp=2, cp=2, ep=2),
     Layout(pp=2, dp_replicate=2, cp=2, cp_kind="ring", ep=2),
+)
+# Replicas of more layouts, most on 16 ranks. The whole product has each pair of their options, and CI none.
+REPLICATED = (
+    Layout(dp_replicate=2, dp_shard=2, cp=2, ep=4),
+    Layout(pp=2, dp_replicate=2, dp_shard=4, ep=4),
+    Layout(pp=4, dp_replicate=2, dp_shard=2, ep=2),
+    Layout(pp=2, dp_replicate=2, dp_shard=2, cp=2, ep=4),
 )
 SCHEDULES = (
     ("1f1b", 1),
@@ -50,8 +57,8 @@ NEAR = 1e-3
 CASES_A_CALL = 8  # of `on_ranks`: each has process groups of its own
 
 
-def product_of_options() -> list[Choice]:
-    return allowed_choices(OPTIONS, runs)
+def product_of_options(layouts: Sequence[Layout] = LAYOUTS) -> list[Choice]:
+    return allowed_choices(OPTIONS | {"layout": layouts}, runs)
 
 
 def runs(choice: Choice) -> bool:
@@ -61,6 +68,8 @@ def runs(choice: Choice) -> bool:
         return False  # there is nothing to schedule
     if layout.cp > 1 and choice["kind"] == "contrastive":
         return False  # refused
+    if layout.readers > GLOBAL_MICRO and choice["kind"] == "contrastive":
+        return False  # more sequences of one micro-batch than have tokens of their own
     if layout.pp * per_rank > 8:
         return False  # the tiny model has no layers for so many stages
     if layout.ep == 1 and choice["dispatch"] == "all_to_all":
@@ -86,6 +95,7 @@ def case_of(choice: Choice) -> Case:
         layers=stages + 1,  # uneven
         micro_batches=micro_batches,
         seq_len=SEQ_LEN if layout.cp == 1 else 12,
+        sequences=max(GLOBAL_MICRO, layout.readers),
     )
 
 

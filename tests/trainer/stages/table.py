@@ -14,7 +14,7 @@ from collections import defaultdict
 
 from tests.trainer.stages.covering import cover, pairs_of
 from tests.trainer.stages.layouts import Case, Errors
-from tests.trainer.stages.matrix import calls, case_of, faults, product_of_options, run_cases
+from tests.trainer.stages.matrix import REPLICATED, calls, case_of, faults, product_of_options, run_cases
 
 
 def main() -> int:
@@ -23,11 +23,13 @@ def main() -> int:
     choices = product_of_options()
     if parser.parse_args().pairs:
         choices = cover(choices, pairs_of)
+    else:
+        choices += cover(product_of_options(REPLICATED), pairs_of)
     cases, found, wrong = [case_of(choice) for choice in choices], [], []
     start = time.monotonic()
     for alike in calls(cases):
         try:
-            results = run_cases(alike)
+            results = run_cases(alike, timeout_s=600.0)
         except AssertionError as error:
             wrong.append(f"{[*map(str, alike)]}: {error}")
             continue
