@@ -80,14 +80,21 @@ def print_stages(cfg: Config, world: int, router: str, *, every: bool, gpu_gb: i
     layout = map_ranks(cfg.parallel, cfg.model, world).layout
     for line in (*_held(rows), "", *_sent(rows, layout)):
         print(line)
-    if gpu_gb is None:
-        return 0
-    limit, place = _limit(gpu_gb)
-    most = max(rows, key=lambda row: row.peak.total)
-    if most.peak.total > limit:
-        raise ConfigError([_too_large(cfg, world, most, limit, place)])
-    print(f"\nfits: at most {gigabytes(most.peak.total)}; {place} has {gigabytes(limit)}")
+    if gpu_gb is not None:
+        most = max(rows, key=lambda row: row.peak.total)
+        print_fit(cfg, world, most.rank, most.peak.total, gpu_gb)
     return 0
+
+
+def print_fit(cfg: Config, world: int, rank: int, needed: int, gpu_gb: int) -> None:
+    """Print that `rank`, which needs the most bytes of all, fits into a GPU.
+
+    Raises `ConfigError`, with the nearest layouts that may fit, if it does not.
+    """
+    limit, place = _limit(gpu_gb)
+    if needed > limit:
+        raise ConfigError([_too_large(cfg, world, rank, needed, limit, place)])
+    print(f"\nfits: at most {gigabytes(needed)}; {place} has {gigabytes(limit)}")
 
 
 def _limit(gpu_gb: int) -> tuple[int, str]:
@@ -96,12 +103,11 @@ def _limit(gpu_gb: int) -> tuple[int, str]:
     return int(gpu_gb * 1e9 * (1 - SPARE)) - RESERVED, place
 
 
-def _too_large(cfg: Config, world: int, row: StageRow, limit: int, place: str) -> Fault:
+def _too_large(cfg: Config, world: int, rank: int, needed: int, limit: int, place: str) -> Fault:
     """The fault of a simulated rank. Other layouts are assumed to exceed their least memory by as much as this one."""
-    needed = row.peak.total
-    layouts = nearest_layouts(cfg, world, limit - (needed - rank_memory(cfg, world, row.rank).device), gpu=True)
+    layouts = nearest_layouts(cfg, world, limit - (needed - rank_memory(cfg, world, rank).device), gpu=True)
     advice = one_of(tuple(" ".join(layout) for layout in layouts)) if layouts else "more ranks, or a smaller model"
-    text = f"rank {row.rank} needs {gigabytes(needed)}, and {place} has {gigabytes(limit)}; use {advice}"
+    text = f"rank {rank} needs {gigabytes(needed)}, and {place} has {gigabytes(limit)}; use {advice}"
     return Fault(text, "parallel", needed, layouts or "more ranks")
 
 

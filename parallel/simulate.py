@@ -12,10 +12,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class Collective:
         nbytes: size of the whole tensor: the result of an all-gather, the input of a reduce-scatter or all-reduce, the
             larger side of an all-to-all.
         where: "backward" if autograd issued it (recomputed forward passes included), otherwise the section of the log.
-        micro_batch: of a pipeline, whose pass issued it; None outside of a pass.
+        micro_batch: number of the one whose forward or backward pass issued it; None outside of a pass.
     """
 
     op: str
@@ -82,6 +83,21 @@ class CollectiveLog(Sections):
         for axis, group in axes:
             others = self.axes.get(group.group_name)
             self.axes[group.group_name] = f"{others}/{axis}" if others else axis
+
+    @contextmanager
+    def numbered(self, model: nn.Module) -> Iterator[None]:
+        """Passes of a whole model; each call of it begins a micro-batch."""
+        numbers = itertools.count()
+
+        def begin(*_: Any) -> None:
+            self.micro_batch = next(numbers)
+
+        handle = model.register_forward_pre_hook(begin, prepend=True)  # before FSDP's, which gathers
+        try:
+            yield
+        finally:
+            handle.remove()
+            self.micro_batch = None
 
     @contextmanager
     def running(self, micro_batch: int) -> Iterator[None]:
@@ -151,6 +167,19 @@ class Traffic:
                 between[call.axis] += call.sent
         per.update({axis: sent // micro_batches for axis, sent in between.items()})
         return Traffic(per, Counter({axis: total[axis] - per[axis] * micro_batches for axis in total}))
+
+
+def repeat_second(calls: Sequence[Collective], times: int) -> list[Collective]:
+    """The collectives of a step with `times` more micro-batches than the three of `calls`, each like the second."""
+    before, second, after = [], [], []
+    for call in calls:
+        if call.micro_batch == 1:
+            second.append(call)
+        elif second:
+            after.append(call if call.micro_batch is None else replace(call, micro_batch=2 + times))
+        else:
+            before.append(call)
+    return before + [replace(call, micro_batch=1 + n) for n in range(times + 1) for call in second] + after
 
 
 def _group(args: Sequence[Any]) -> dist.ProcessGroup | None:

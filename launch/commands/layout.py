@@ -10,7 +10,7 @@ from functools import partial
 
 from launch.arithmetic import arithmetic
 from launch.configurations import compose_on
-from launch.stages import print_stages, refuse_too_large
+from launch.stages import print_fit, print_stages, refuse_too_large
 from trainer.config.command_line import Parser, whole_number
 from trainer.config.errors import CommandError
 from trainer.config.keys import Config
@@ -31,7 +31,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         "--gpu-gb",
         type=whole_number(1),
         metavar="GB",
-        help="with a pipeline: refuse a layout that does not fit into GPUs of this size with a tenth to spare",
+        help="refuse a layout that does not fit into GPUs of this size with a tenth to spare",
     )
     parser.add_argument(
         "--router",
@@ -45,22 +45,20 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         text = f"--rank={options.rank} is not a rank of --world={options.world}; use {allowed}"
         raise CommandError(text, where="--rank", value=options.rank, allowed=allowed)
     cfg = compose_on(options.world, "--world", options.overrides, options.config_dir)
+    if options.gpu_gb is not None:
+        refuse_too_large(cfg, options.world, options.gpu_gb)
     if cfg.parallel.pp > 1 and options.rank is None:
         every = options.stages == "all"
-        if options.gpu_gb is not None:
-            refuse_too_large(cfg, options.world, options.gpu_gb)
         return partial(print_stages, cfg, options.world, options.router, every=every, gpu_gb=options.gpu_gb)
-    for option in ("stages", "gpu_gb"):
-        if getattr(options, option) is not None:
-            name = f"--{option.replace('_', '-')}"
-            remedy = "drop --rank" if cfg.parallel.pp > 1 else "use parallel.pp=2 or more"
-            text = f"{name} is for the table of a pipeline's stages; {remedy}, or drop {name}"
-            raise CommandError(text, where=name, value=getattr(options, option), allowed=remedy)
-    return partial(_print_layout, cfg, options.world, options.rank or 0, options.router)
+    if options.stages is not None:
+        remedy = "drop --rank" if cfg.parallel.pp > 1 else "use parallel.pp=2 or more"
+        text = f"--stages is for the table of a pipeline's stages; {remedy}, or drop --stages"
+        raise CommandError(text, where="--stages", value=options.stages, allowed=remedy)
+    return partial(_print_layout, cfg, options.world, options.rank or 0, options.router, gpu_gb=options.gpu_gb)
 
 
-def _print_layout(cfg: Config, world: int, rank: int, router: str) -> int:
-    """Print the axes, bytes and collectives of `rank` of `world` ranks."""
+def _print_layout(cfg: Config, world: int, rank: int, router: str, *, gpu_gb: int | None) -> int:
+    """Print the axes, bytes and collectives of `rank` of `world` ranks. gpu_gb: as for `print_stages`."""
     # These import torch: only now that the configuration is checked.
     from parallel.memory.live import LABELS
     from trainer.run.simulate import simulate_rank
@@ -89,7 +87,8 @@ def _print_layout(cfg: Config, world: int, rank: int, router: str) -> int:
     print(f"\narithmetic of all ranks: {arithmetic(cfg)}")
 
     if simulated.ran < simulated.micro_batches:
-        print(f"simulated {simulated.ran} of the step's {simulated.micro_batches} micro-batches")
+        rest = "whose collectives follow" if cfg.parallel.pp > 1 else "the others are like the second"
+        print(f"simulated {simulated.ran} of the step's {simulated.micro_batches} micro-batches; {rest}")
     # Every collective of one kind, whatever its size, is one line.
     kinds = [replace(call, nbytes=0, micro_batch=None) for call in simulated.collectives]
     payload, sent = Counter[object](), Counter[object]()
@@ -104,4 +103,6 @@ def _print_layout(cfg: Config, world: int, rank: int, router: str) -> int:
         )
     total = sum(call.sent for call in simulated.collectives)
     print(f"{'in all':<59}{len(simulated.collectives):>8}{'':>12}{total / size:>12,.3f}")
+    if gpu_gb is not None:
+        print_fit(cfg, world, rank, peak.total, gpu_gb)
     return 0

@@ -19,7 +19,16 @@ from parallel.memory.known_rows import KnownAllToAll, rows_of_experts
 from parallel.memory.live import HOST, LiveBytes, Peak
 from parallel.mesh import Meshes
 from parallel.pipeline.cut import StageCut
-from parallel.simulate import Collective, CollectiveLog, GroupedShapes, RankBytes, Traffic, fake_world, rank_bytes
+from parallel.simulate import (
+    Collective,
+    CollectiveLog,
+    GroupedShapes,
+    RankBytes,
+    Traffic,
+    fake_world,
+    rank_bytes,
+    repeat_second,
+)
 from parallel.torch_private import FakeTensorMode, gathered_weights
 from parallel.world import World
 from trainer.config.errors import ConfigError
@@ -40,6 +49,7 @@ from trainer.run.step import accumulate_gradients, count_step, held_weights
 from trainer.stages.pipeline import Pipeline
 
 MOST_LAYERS = 1000  # a few minutes
+STEADY = 3  # micro-batches without a pipeline: the first, the last, and one as all others are
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,9 @@ class SimulatedRank:
     """One rank of a layout.
 
     memory: bytes held after backward, gradients included. collectives: of one optimizer step, in the order of their
-    issue. live: every tensor of the step. stages: this rank's, by number. ran: micro-batches that were run. A pipeline
-    runs as many as reach its steady state, and every other one is like its last; micro_batches: of a real step.
+    issue. live: every tensor of the step. stages: this rank's, by number. ran: micro-batches that were run, as many as
+    reach the steady state; micro_batches: of a real step. Without a pipeline `collectives` has those of all, with one
+    only of those that ran: every other micro-batch is like the last one.
     """
 
     layout: Layout
@@ -143,9 +154,8 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
                 stage.to_empty(device=world.device)
             engine.prepare()
         of_step = cfg.train.micro_batch * meshes.layout.readers
-        micro_batches = ran = cfg.train.global_batch // of_step
-        if plan.ranks > 1:
-            ran = plan.steady(micro_batches)
+        micro_batches = cfg.train.global_batch // of_step
+        ran = plan.steady(micro_batches) if plan.ranks > 1 else min(micro_batches, STEADY)
         shorter = replace(cfg, train=replace(cfg.train, global_batch=ran * of_step))
         pipeline, _ = build_pipeline(shorter, plan, stages, objective, alike, meshes)
         live = LiveBytes()
@@ -162,6 +172,8 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
                 fake=fake,
                 live=live,
             )
+        if pipeline is None:
+            collectives = repeat_second(collectives, micro_batches - ran)
         own = {number: cuts[number] for number in stages}
         return SimulatedRank(meshes.layout, memory, collectives, live, own, ran, micro_batches)
 
@@ -196,17 +208,18 @@ def trace_step(
         live.label(HOST if cfg.optim.offload == "cpu" else "optimizer", engine.state().values())
         if pipeline is None:
             (model,) = stages
-            accumulate_gradients(
-                model,
-                engine,
-                objective,
-                batches,
-                units,
-                world,
-                step=1,
-                reshard_experts=cfg.parallel.reshard_experts,
-                reduce_once=cfg.parallel.reduce_every == "step",
-            )
+            with log.numbered(model):
+                accumulate_gradients(
+                    model,
+                    engine,
+                    objective,
+                    batches,
+                    units,
+                    world,
+                    step=1,
+                    reshard_experts=cfg.parallel.reshard_experts,
+                    reduce_once=cfg.parallel.reduce_every == "step",
+                )
         else:
             _accumulate(pipeline, stages, batches, units, log, live)
         memory = rank_bytes(parameters, engine.state().values())

@@ -69,6 +69,13 @@ def test_a_pipeline_that_does_not_fit_is_refused_before_anything_is_built():
     assert all(len(layout) == 4 for layout in fault.allowed)
 
 
+def test_a_rank_of_any_layout_is_compared_with_a_gpu(capsys):
+    assert main([*TOY, "--world=8", "--gpu-gb=4"]) == 0
+    assert re.search(r"^fits: at most \d+\.\d MB; a GPU of 4 GB", capsys.readouterr().out, re.MULTILINE)
+    fault = refused("layout", "recipe=cpt_30b_8gpu", "--world=8", "--gpu-gb=40")
+    assert fault.where == "parallel"
+
+
 def test_mistakes_are_faults():
     assert refused(*TOY, "parallel.ep=3", "--world=8").where == "parallel.ep"
     fault = refused("layout", "recipe=toy", "train.micro_batch=1", "parallel.ep=3", "--world=8")
@@ -78,4 +85,4 @@ def test_mistakes_are_faults():
     assert (fault.where, fault.value, fault.allowed) == ("--rank", 8, "0 to 7")
     fault = refused(*TOY, "--world=8", "--stages=all")
     assert (fault.where, fault.value, fault.allowed) == ("--stages", "all", "use parallel.pp=2 or more")
-    assert refused(*PIPELINE, "--rank=0", "--gpu-gb=80").where == "--gpu-gb"
+    assert refused(*PIPELINE, "--rank=0", "--stages=all").where == "--stages"

@@ -54,6 +54,7 @@ LAYOUTS = {
     "width cut in two": layout(1, 8, 8, router_groups=4),
     "replicas, sgd": layout(8, 1, 1, name="sgd"),
     "two micro-batches, recomputed": layout(2, 4, 2, global_batch=2 * RANKS, recompute="full", compute="bf16"),
+    "five micro-batches": layout(2, 4, 2, global_batch=5 * RANKS, reduce_every="step", regather=True),
     "two copies, muon": layout(2, 4, 2, name="muon"),
     "fp8 between ranks": layout(1, 8, 8, compute="bf16", payload="fp8", regather=True),
     "one process": layout(1, 1, 1),
