@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ __all__ = [
     "TorchDispatchMode",
     "accumulate_in",
     "assert_async",
+    "build_lock",
     "checkpoint_offset",
     "clear_sharding_cache",
     "collectives_started",
@@ -84,6 +86,17 @@ COLLECTIVES = {
     "alltoall_base_": "all_to_all", "alltoall_": "all_to_all", "all_to_all_single": "all_to_all",
     "send": "send", "recv_": "receive",
 }  # fmt: skip
+
+
+# ---- extensions
+
+
+def build_lock(name: str) -> Path:
+    """The file that `torch.utils.cpp_extension` has while it compiles the extension `name`. A killed build leaves it
+    behind, and later ones wait for it without end. No public function has its path."""
+    from torch.utils.cpp_extension import _get_build_directory  # imports setuptools
+
+    return Path(_get_build_directory(name, False), "lock")
 
 
 # ---- operators and autograd

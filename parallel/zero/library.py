@@ -18,10 +18,7 @@ log = logging.getLogger(__name__)
 
 def load_async_io() -> None:
     """Load DeepSpeed's reader and writer of files, compiled at its first use. Raises `WorldError` if that fails."""
-    log.info(
-        "optimizer: loading DeepSpeed's async_io, which the first run on a machine compiles; where an earlier one was "
-        "killed meanwhile, this one waits until the file async_io/lock is removed below ~/.cache/torch_extensions"
-    )
+    log.info("optimizer: loading DeepSpeed's async_io, which the first run on a machine compiles")
     try:
         compiled_for_host()
     except (RuntimeError, ImportError, OSError) as error:

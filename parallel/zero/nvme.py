@@ -20,7 +20,7 @@ PROGRAM = "#include <libaio.h>\nint main() { io_context_t context = 0; return io
 def unavailable(directory: Path) -> Fault | None:
     """A fault if this machine cannot keep state in files of `directory`, else None. Takes about a second: it compiles a
     small program."""
-    return _directory_fault(directory) or _compiler_fault()
+    return _directory_fault(directory) or _compiler_fault() or _lock_of_build_fault()
 
 
 def _directory_fault(directory: Path) -> Fault | None:
@@ -65,6 +65,29 @@ def _compiler_fault() -> Fault | None:
         return fault("libaio with its header libaio.h is missing", "libaio-dev", there)
     first = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
     return fault(f"{compiler[0]} fails on a small program ({first})", "g++", "conda install -c conda-forge gxx")
+
+
+def _lock_of_build_fault() -> Fault | None:
+    """A fault if a compilation of async_io was killed and left its lock, for which later ones wait without end."""
+    from parallel.torch_private import build_lock  # imports torch
+
+    lock = build_lock("async_io")
+    if not lock.exists() or _is_open(lock):
+        return None
+    remedy = f"rm {shlex.quote(str(lock))}"
+    text = f"{lock} is left from a compilation of DeepSpeed's async_io that was killed, and new ones wait for it"
+    return Fault(f"optim.offload=nvme: {text}; use {remedy}", "optim.offload", "nvme", remedy)
+
+
+def _is_open(path: Path) -> bool:
+    """Return True if a process of this machine, as far as this user can see, has the file open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if link.samefile(path):
+                return True
+        except OSError:  # closed meanwhile, or of another user
+            continue
+    return False
 
 
 def lock_fault(needed: int) -> Fault | None:

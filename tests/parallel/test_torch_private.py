@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.utils import cpp_extension
 
 from parallel import torch_private as private
 from parallel.dispatch.collectives import start_all_gather, start_all_to_all, start_reduce_scatter
@@ -270,3 +272,9 @@ def test_fsdp_adds_gradients_up_in_the_dtype_asked_for(accumulate):
     for found in on_ranks(2, gradients_on_rank, accumulate, init=True):
         assert [of[:2] for of in found] == [(torch.bfloat16, dtype)] * 3
         assert [of[2] for of in found] == [1.0, 1 + 2.0**-7, last]
+
+
+def test_the_lock_of_an_extension_is_where_torch_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert private.build_lock("made_up") == tmp_path / "made_up" / "lock"
+    assert "FileBaton(os.path.join(build_directory, 'lock'))" in inspect.getsource(cpp_extension._jit_compile)

@@ -73,7 +73,7 @@ def test_a_rank_of_any_layout_is_compared_with_a_gpu(capsys):
     assert main([*TOY, "--world=8", "--gpu-gb=4"]) == 0
     assert re.search(r"^fits: at most \d+\.\d MB; a GPU of 4 GB", capsys.readouterr().out, re.MULTILINE)
     fault = refused("layout", "recipe=cpt_30b_8gpu", "--world=8", "--gpu-gb=40")
-    assert fault.where == "parallel"
+    assert (fault.where, fault.allowed) == ("model", 25)  # layers
 
 
 def test_mistakes_are_faults():

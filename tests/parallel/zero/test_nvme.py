@@ -8,7 +8,9 @@ import resource
 from pathlib import Path
 
 import pytest
+from torch.utils.file_baton import FileBaton
 
+from parallel.torch_private import build_lock
 from parallel.zero import nvme
 from parallel.zero.nvme import lock_fault, unavailable
 
@@ -53,6 +55,21 @@ def test_a_machine_with_all_is_fit(tmp_path, monkeypatch):
     compiler(tmp_path, monkeypatch, code=0)
     assert unavailable(tmp_path) is None
     assert [path.name for path in tmp_path.iterdir()] == ["compiler"]  # the probe is removed
+
+
+def test_the_lock_of_a_killed_compilation_is_named(tmp_path, monkeypatch):
+    """DeepSpeed would wait for it without end. The lock of one that runs is open there."""
+    compiler(tmp_path, monkeypatch, code=0)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built here"))
+    baton = FileBaton(str(build_lock("async_io")))
+    assert baton.try_acquire()
+    assert unavailable(tmp_path) is None
+    os.close(baton.fd)
+    fault = unavailable(tmp_path)
+    assert fault is not None
+    assert (fault.where, fault.value) == ("optim.offload", "nvme")
+    assert fault.allowed == f"rm '{tmp_path}/built here/async_io/lock'"
+    assert str(fault.allowed) in fault.text
 
 
 def test_a_directory_that_cannot_hold_files_is_named(tmp_path, monkeypatch):
