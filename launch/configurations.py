@@ -40,7 +40,7 @@ def compose_on(world: int, option: str, overrides: Sequence[str], config_dirs: S
     try:
         return compose(overrides, config_dirs=config_dirs, world_size=world)
     except ConfigError as error:
-        other = re.compile(rf"{OTHER_RANKS} (?:that is a multiple of|equal to) (\d+)")
+        other = re.compile(rf"{OTHER_RANKS} (?:that is a multiple of|equal to) (\d+(?: or \d+)?)")
         raise ConfigError(
             replace(fault, text=other.sub(rf"{option}=\1", fault.text)) for fault in error.faults
         ) from None

@@ -112,7 +112,7 @@ class Plan:
         """The fewest micro-batches, at most `micro_batches`, that reach the steady state: every rank has as many in
         flight as with any larger number, and gradients of earlier ones."""
         for fewer in range(self.stages + 2, micro_batches):
-            if self._takes(fewer):
+            if self.takes(fewer):
                 return fewer
         return micro_batches
 
@@ -120,7 +120,7 @@ class Plan:
         """Raise PipelineError for a number of micro-batches that the schedule does not take.
 
         of_step: sequences of one micro-batch over all ranks, so that the remedy can be a train.global_batch."""
-        fit = [n for n in range(max(1, micro_batches - self.stages), micro_batches + 4 * self.stages) if self._takes(n)]
+        fit = [n for n in range(max(1, micro_batches - self.stages), micro_batches + 4 * self.stages) if self.takes(n)]
         if micro_batches in fit:
             return
         near = tuple(sorted(sorted(fit, key=lambda n: abs(n - micro_batches))[:2]))
@@ -133,7 +133,8 @@ class Plan:
             allowed=batches,
         )
 
-    def _takes(self, micro_batches: int) -> bool:
+    def takes(self, micro_batches: int) -> bool:
+        """Return True for a number of micro-batches with which the schedule can run."""
         if self.schedule in ("1f1b", "dualpipev"):
             return micro_batches >= self.stages
         if self.schedule == "zbv":

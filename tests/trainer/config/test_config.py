@@ -281,7 +281,7 @@ WRONG_ON_RANKS = [
     (8, {"parallel.ep": 3}, "parallel.ep", (1, 2, 4, 8)),
     (8, {"parallel.dp_replicate": 3}, "parallel.dp_replicate", (1, 2, 4, 8)),
     (8, {"parallel.dp_replicate": 2, "parallel.dp_shard": 2}, "parallel.dp_shard", (0,)),
-    (6, {"parallel.ep": 6}, "parallel.ep", "1, 2, 4 or a multiple of 8"),
+    (6, {"parallel.ep": 6}, "parallel.ep", (1, 2)),
     (
         8,
         {"parallel.ep": 2, "parallel.dp_shard": 8, "model.expert_width": 6},
@@ -358,6 +358,33 @@ def test_a_layout_that_does_not_fit_names_the_sizes_that_do(ranks, changes, wher
 )
 def test_layouts_that_fit(ranks, changes):
     assert validate(grouped(changes), ranks) == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes"),
+    [
+        (500, {"parallel.pp": 32, "parallel.ep": 8, "model.num_layers": 94}),  # neither a pp nor 32 ranks would do
+        (264, {"parallel.pp": 32, "parallel.ep": 8, "model.num_layers": 94, "train.global_batch": 3840 * 11}),
+        (24, {"parallel.pp": 4, "parallel.ep": 8, "model.num_layers": 8, "train.global_batch": 4096 * 3}),
+        (3, {"parallel.cp": 2, "model.expert_width": 48}),  # nor cp=3, which does not divide seq_len
+        (5, {"parallel.pp": 5, "model.num_layers": 4}),
+        (12, {"parallel.ep": 12}),
+        (4, {"parallel.dp_shard": 3}),
+        (2, {"parallel.pp": 2, "parallel.stages_per_rank": 3, "model.num_layers": 4}),
+        (2, {"parallel.pp": 2, "model.num_layers": 4, "train.micro_batch": 240, "train.global_batch": 240}),
+    ],
+)
+def test_every_value_that_a_remedy_for_a_layout_names_works(ranks, changes):
+    base = {"train.global_batch": 3840} | changes
+    (fault,) = validate(grouped(base), ranks)
+    for key, values in re.findall(r"([a-z_]+\.\w+)=([\w, ]+?)(?=, or |$)", fault.text.partition("; use ")[2]):
+        for value in re.split(", | or ", values):
+            typed = int(value) if value.isdecimal() else value
+            others = {"parallel.stages_per_rank": 0} if key == "parallel.schedule" and typed == "1f1b" else {}
+            assert validate(grouped(base | {key: typed} | others), ranks) == [], (key, value)
+    for world in re.findall(r"equal to (\d+)(?: or (\d+))?", fault.text):
+        for number in filter(None, world):
+            assert validate(grouped(base), int(number)) == []
 
 
 def test_a_remedy_for_cp_names_the_other_way_too():

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from parallel.errors import Fault, one_of
 from parallel.layout import divisors
-from trainer.config.checks.parallel import check, check_batch
-from trainer.config.errors import ConfigError
+from trainer.config.checks.parallel import runs
 from trainer.config.keys import Config, ParallelConfig
 from trainer.config.memory import RankMemory, gigabytes, host_memory, largest_memory, rank_memory
 from trainer.config.ranks import map_ranks
@@ -86,7 +85,7 @@ def nearest_layouts(cfg: Config, world_size: int, available: int, *, gpu: bool) 
     found = []
     for parallel in sorted(_layouts(cfg, world_size), key=distance):
         other = replace(cfg, parallel=parallel)
-        if _runs(other, world_size) and _most(other, world_size, gpu=gpu) <= available:
+        if runs(other, world_size) and _most(other, world_size, gpu=gpu) <= available:
             keys = ("pp", "dp_replicate", "dp_shard", "ep")
             found.append(tuple(f"parallel.{key}={getattr(parallel, key)}" for key in keys))
             if len(found) == MOST_NAMED:
@@ -106,15 +105,6 @@ def _layouts(cfg: Config, world_size: int) -> Iterator[ParallelConfig]:
             for ep in divisors(dp_shard * cp):
                 if ep <= max(here.ep, cfg.model.router_groups):
                     yield replace(cfg.parallel, pp=pp, dp_replicate=copies, dp_shard=dp_shard, ep=ep)
-
-
-def _runs(cfg: Config, world_size: int) -> bool:
-    """Return True if no check of `parallel` finds a fault."""
-    try:
-        readers = map_ranks(cfg.parallel, cfg.model, world_size).layout.readers
-    except ConfigError:
-        return False
-    return not check_batch(cfg.train, readers) and not check(cfg, world_size)
 
 
 def _parts(needed: RankMemory, *, gpu: bool) -> str:

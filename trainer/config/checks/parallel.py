@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from parallel.context.slices import divides, divisors_of_heads
 from parallel.errors import Fault, one_of
-from parallel.layout import divisors
-from parallel.pipeline.plan import RULES, PipelineError
+from parallel.layout import OTHER_RANKS, divisors
+from parallel.pipeline.plan import MOST_STAGES_PER_RANK, RULES, PipelineError
 from trainer.config.checks.precision import FP8_MULTIPLES, TRANSFORMER_ENGINE
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, ModelConfig, TrainConfig
 from trainer.config.ranks import RankMap, cut_model, map_ranks
 from trainer.config.say import closest
+
+MOST_TRIED = 256  # numbers of ranks in each direction that a remedy is looked for among
 
 
 def check_batch(train: TrainConfig, readers: int) -> list[Fault]:
@@ -38,7 +40,7 @@ def check(cfg: Config, world_size: int) -> list[Fault]:
     try:
         ranks = map_ranks(cfg.parallel, cfg.model, world_size)
     except ConfigError as error:
-        return [*error.faults]
+        return [_with_sizes_that_work(cfg, world_size, fault) for fault in error.faults]
     m, p = cfg.model, cfg.parallel
     faults = [*_width(cfg, world_size, ranks), *fp8_sizes(cfg.precision.experts, m, ranks.placement.width_shards)]
     if ranks.layout.ep > 1 and m.hidden_size % 2 and "bf16" in (cfg.precision.linears, cfg.precision.payload):
@@ -70,6 +72,80 @@ def check(cfg: Config, world_size: int) -> list[Fault]:
     if ranks.plan.ranks > 1:
         faults += _of_pipeline(cfg, ranks)
     return faults
+
+
+def runs(cfg: Config, world_size: int, **sizes: Any) -> bool:
+    """Return True if nothing is wrong with the layout, the batch included, with other `sizes` of `parallel`."""
+    readers = world_size // (sizes.get("pp", cfg.parallel.pp) * sizes.get("cp", cfg.parallel.cp))
+    return _sound(cfg, world_size, **sizes) and not check_batch(cfg.train, readers)
+
+
+def _sound(cfg: Config, world_size: int, **sizes: Any) -> bool:
+    """As `runs`, for any batch: an unsuitable one has a fault of its own."""
+    other = replace(cfg, parallel=replace(cfg.parallel, **sizes))
+    try:
+        map_ranks(other.parallel, other.model, world_size)  # so that `check` needs no remedy for the axes
+    except ConfigError:
+        return False
+    return all(fault.where == "train.global_batch" for fault in check(other, world_size))
+
+
+def _working(cfg: Config, world_size: int, key: str, sizes: Iterable[int], **others: int) -> tuple[int, ...]:
+    """Those of `sizes` of `parallel.<key>` with which no check finds another fault, or none but the batch's."""
+    candidates = tuple(sizes)
+    for fits in (runs, _sound):
+        if found := tuple(n for n in candidates if fits(cfg, world_size, **{key: n}, **others)):
+            return found
+    return ()
+
+
+def _with_sizes_that_work(cfg: Config, world_size: int, fault: Fault) -> Fault:
+    """The fault of an axis with the sizes, and the numbers of ranks, that no other check refuses, if there are any."""
+    problem, found, _ = fault.text.partition("; use ")
+    key = fault.where.removeprefix("parallel.")
+    if key == "stages_per_rank":
+        return _with_schedules_that_work(cfg, world_size, fault)
+    if not found or key not in ("pp", "cp", "dp_replicate", "dp_shard", "ep"):
+        return fault
+    all_sizes = divisors(world_size)
+    works = _working(cfg, world_size, key, all_sizes)
+    listed = [n for n in works if isinstance(fault.allowed, tuple) and n in fault.allowed]
+    sizes = closest(listed or works, fault.value)
+    allowed: tuple[int, ...] | str = sizes
+    remedies = [f"parallel.{key}={one_of(sizes)}"] if sizes else []
+    if key == "ep" and (shards := [n for n in all_sizes if n > 1 and _sound(cfg, world_size, dp_shard=n)]):
+        remedies.append(f"parallel.dp_shard={one_of(closest(shards, fault.value))}")
+    if worlds := _worlds(cfg, world_size):
+        remedies.append(f"{OTHER_RANKS} equal to {one_of(worlds)}")
+        allowed = allowed or remedies[-1]
+    return Fault(f"{problem}; use {', or '.join(remedies)}", fault.where, fault.value, allowed) if remedies else fault
+
+
+def _with_schedules_that_work(cfg: Config, world_size: int, fault: Fault) -> Fault:
+    """The fault of a schedule with another number of stages, with the numbers and the schedules that no other check
+    refuses."""
+    numbers = _working(cfg, world_size, "stages_per_rank", range(1, MOST_STAGES_PER_RANK + 1))
+    schedules = [name for name in RULES if _sound(cfg, world_size, schedule=name)]
+    if not numbers:
+        return fault
+    other = f", or parallel.schedule={one_of(schedules)}" if schedules else ""
+    text = f"{fault.text.partition('; use ')[0]}; use parallel.stages_per_rank={one_of(numbers)}{other}"
+    return replace(fault, text=text, allowed=numbers)
+
+
+def _worlds(cfg: Config, world_size: int) -> tuple[int, ...]:
+    """The next smaller and the next larger number of ranks that work with the sizes of `parallel`, or would with
+    another batch."""
+    p = cfg.parallel
+    unit = p.pp * p.cp * max(1, p.dp_replicate) * max(1, p.dp_shard)
+    here = world_size // unit
+    smaller = [n * unit for n in range(here, max(0, here - MOST_TRIED), -1) if n * unit != world_size]
+    larger = [n * unit for n in range(here + 1, here + MOST_TRIED)]
+    for fits in (runs, _sound):
+        nearest = (next((n for n in some if fits(cfg, n)), None) for some in (smaller, larger))
+        if found := tuple(n for n in nearest if n is not None):
+            return found
+    return ()
 
 
 def _of_context(cfg: Config, world_size: int) -> list[Fault]:
@@ -104,9 +180,12 @@ def _fitting_cp(cfg: Config, world_size: int, candidates: Sequence[int]) -> tupl
     """The candidates closest to `parallel.cp` that work with the number of ranks and the length of sequences."""
 
     def fits(cp: int) -> bool:
-        return cfg.data.seq_len % cp == 0 and _width_fits(cfg, world_size, cp=cp)
+        m = cfg.model
+        of_heads = cfg.parallel.cp_kind != "ulysses" or divides(m.num_heads, m.num_kv_heads, cp)
+        return cfg.data.seq_len % cp == 0 and of_heads and _width_fits(cfg, world_size, cp=cp)
 
-    return closest([cp for cp in candidates if fits(cp)], cfg.parallel.cp) or (1,)
+    fit = [cp for cp in candidates if fits(cp)]
+    return closest(_working(cfg, world_size, "cp", fit) or fit, cfg.parallel.cp) or (1,)
 
 
 def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
@@ -116,11 +195,10 @@ def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
     whole = tuple(name for name, rule in RULES.items() if not rule.splits_backward)
     try:
         cut_model(cfg, plan)
-        of_step = train.micro_batch * ranks.layout.readers
-        if train.global_batch % of_step == 0:  # reported elsewhere
-            plan.require(train.global_batch // of_step, of_step)
-    except (ConfigError, PipelineError) as error:
-        faults += error.faults
+    except ConfigError as error:
+        faults += [_with_pipelines_that_work(cfg, ranks, fault) for fault in error.faults]
+    else:
+        faults += _too_few_micro_batches(cfg.train, ranks)
     if plan.rule.splits_backward and train.compile:
         text = (
             f"parallel.schedule={plan.schedule} computes the gradients of inputs and of weights at different times, "
@@ -146,6 +224,30 @@ def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
         )
         faults.append(Fault(text, "train.recompute", "selective", ("full", "none")))
     return faults
+
+
+def _with_pipelines_that_work(cfg: Config, ranks: RankMap, fault: Fault) -> Fault:
+    """The fault of more stages than layers with the sizes that divide the ranks."""
+    world_size, each = ranks.layout.world, ranks.plan.stages_per_rank
+    short = [n for n in divisors(world_size) if n == 1 or n * each <= cfg.model.num_layers]
+    fit = _working(cfg, world_size, "pp", short) or tuple(short)
+    return replace(fault, text=f"{fault.text.partition('; use ')[0]}; use parallel.pp={one_of(fit)}", allowed=fit)
+
+
+def _too_few_micro_batches(train: TrainConfig, ranks: RankMap) -> list[Fault]:
+    """Numbers of micro-batches that the schedule does not take."""
+    plan, readers = ranks.plan, ranks.layout.readers
+    of_step = train.micro_batch * readers
+    if train.global_batch % of_step:  # reported elsewhere
+        return []
+    try:
+        plan.require(train.global_batch // of_step, of_step)
+    except PipelineError as error:
+        of_rank = train.global_batch // readers
+        smaller = closest([n for n in divisors(of_rank) if plan.takes(of_rank // n)], train.micro_batch)
+        advice = f", or train.micro_batch={one_of(smaller)}" if smaller else ""
+        return [replace(fault, text=fault.text + advice) for fault in error.faults]
+    return []
 
 
 def _of_all_gather_only(cfg: Config) -> list[Fault]:
@@ -182,8 +284,11 @@ def _width(cfg: Config, world_size: int, ranks: RankMap) -> list[Fault]:
     width, parts = cfg.model.expert_width, _width_parts(ranks)
     if width % parts == 0:
         return []
-    copies = tuple(n for n in divisors(world_size) if _width_fits(cfg, world_size, dp_replicate=n, dp_shard=0))
-    shares = tuple(n for n in divisors(world_size) if ranks.layout.cp > 1 and _width_fits(cfg, world_size, cp=n))
+    sizes = divisors(world_size)
+    copies = tuple(n for n in sizes if _width_fits(cfg, world_size, dp_replicate=n, dp_shard=0))
+    copies = _working(cfg, world_size, "dp_replicate", copies, dp_shard=0) or copies
+    shares = tuple(n for n in sizes if ranks.layout.cp > 1 and _width_fits(cfg, world_size, cp=n))
+    shares = _working(cfg, world_size, "cp", shares) or shares
     advice = "another width"
     if copies:
         advice = f"parallel.dp_replicate={one_of(copies)} with parallel.dp_shard=0"
