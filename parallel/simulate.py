@@ -86,13 +86,13 @@ class CollectiveLog(Sections):
 
     @contextmanager
     def numbered(self, model: nn.Module) -> Iterator[None]:
-        """Passes of a whole model; each call of it begins a micro-batch."""
+        """Passes of a whole model, which each micro-batch calls once."""
         numbers = itertools.count()
 
-        def begin(*_: Any) -> None:
+        def next_one(*_: Any) -> None:
             self.micro_batch = next(numbers)
 
-        handle = model.register_forward_pre_hook(begin, prepend=True)  # before FSDP's, which gathers
+        handle = model.register_forward_pre_hook(next_one, prepend=True)  # before FSDP's, which gathers
         try:
             yield
         finally:

@@ -242,7 +242,7 @@ def one_step(parts: Parts, world: World, batches: Sequence[Batch]) -> Step | Non
 
 
 def gather_first(world: World, value: Any) -> list[Any]:
-    """What each rank gave, on rank 0."""
+    """The values of all ranks, on rank 0."""
     found: list[Any] = [value] * world.size
     if world.size > 1:
         dist.gather_object(value, found if world.rank == 0 else None)
