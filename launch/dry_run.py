@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launch.arithmetic import arithmetic
 from parallel.errors import Fault, UserError
+from parallel.zero.nvme import directory_fault
 from trainer.config.checks.optim import doubtful
 from trainer.config.checks.unused import without_effect
 from trainer.config.errors import print_warning, report
@@ -59,6 +60,7 @@ def _files(cfg: Config, run: RunDir) -> tuple[int, list[Fault], list[str]]:
         if elsewhere:
             some = f"{', '.join(elsewhere[:3])}{', ...' if len(elsewhere) > 3 else ''}"
             warnings.append(f"{len(elsewhere)} of {len(cfg.data.sources)} sources are not on this machine: {some}")
+    warnings += _elsewhere(cfg, run)
     damaged: list[Fault] = []
     for manifest in newest_manifests(run.path) if run.step and run.status == "resume" else ():
         damage = _checkpoint_damage(manifest.parent)
@@ -67,6 +69,15 @@ def _files(cfg: Config, run: RunDir) -> tuple[int, list[Fault], list[str]]:
             return int(manifest.parent.name.removeprefix("step-")), faults, warnings
         damaged.append(Fault(str(damage), str(damage.path), damage.value, "restore the file, or use another run.dir"))
     return run.step, faults + damaged, warnings
+
+
+def _elsewhere(cfg: Config, run: RunDir) -> list[str]:
+    """Directories that the run would need and that are not on this machine, each in a line."""
+    needed = {
+        "checkpoint.init_from": None if run.step else cfg.checkpoint.init_from,
+        "optim.nvme_dir": cfg.optim.nvme_dir if cfg.optim.offload == "nvme" else None,
+    }
+    return [f"{key}={path} is not on this machine" for key, path in needed.items() if path and not Path(path).exists()]
 
 
 def _source_faults(directory: Path) -> list[Fault]:
@@ -116,13 +127,16 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
         here = f"; this machine has {gigabytes(has)}" if (has := host.memory()) else ""
         yield "  host", f"{gigabytes(host_memory(cfg, world_size, world_size))} {ranks}{here}"
         if held.stored:
-            yield "  NVMe", f"{gigabytes(held.stored * world_size)} {ranks}, in optim.nvme_dir={cfg.optim.nvme_dir}"
+            disk = Path(cfg.optim.nvme_dir or "")
+            here = f", which has {gigabytes(shutil.disk_usage(disk).free)} free" if disk.exists() else ""
+            stored = gigabytes(held.stored * world_size)
+            yield "  NVMe", f"{stored} {ranks}, in optim.nvme_dir={cfg.optim.nvme_dir}{here}"
     place = next(place for place in (run.path.absolute(), *run.path.absolute().parents) if place.exists())
     free = f"{gigabytes(shutil.disk_usage(place).free)} are free"
     kept = f"the newest {cfg.checkpoint.keep} are kept"
     yield "checkpoints", f"{gigabytes(checkpoint_bytes(cfg))} each; {kept}; {free}"
     yield "directory", str(run.path)
-    yield "would", _would(run, train.steps, too_large)
+    yield "would", _would(cfg, run, too_large)
 
 
 def _phases(cfg: Config) -> str:
@@ -138,7 +152,8 @@ def _phases(cfg: Config) -> str:
     return ", ".join(shown)
 
 
-def _would(run: RunDir, steps: int, too_large: Fault | None) -> str:
+def _would(cfg: Config, run: RunDir, too_large: Fault | None) -> str:
+    steps = cfg.train.steps
     owner = holder(run.path / LOCK_FILE)
     if owner is not None:
         return f"be refused: the directory is in use by {owner or 'another process'}"
@@ -146,6 +161,9 @@ def _would(run: RunDir, steps: int, too_large: Fault | None) -> str:
         return f"do nothing: step {run.step:,} is saved; a larger train.steps continues the run"
     if too_large is not None:
         return f"be refused on this machine, whose memory is smaller than the {gigabytes(too_large.value)} needed"
+    disk = Path(cfg.optim.nvme_dir or "")
+    if cfg.optim.offload == "nvme" and disk.exists() and (fault := directory_fault(disk)) is not None:
+        return f"be refused on this machine: {fault.text}"
     changed = f", with {'; '.join(run.changes)}" if run.changes else ""
     if run.status == "resume" and run.step:
         return f"resume after step {run.step:,}: {steps - run.step:,} steps remain{changed}"

@@ -15,31 +15,63 @@ from pathlib import Path
 from parallel.errors import Fault
 
 PROGRAM = "#include <libaio.h>\nint main() { io_context_t context = 0; return io_setup(1, &context); }\n"
+IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")  # file systems
 
 
 def unavailable(directory: Path) -> Fault | None:
     """A fault if this machine cannot keep state in files of `directory`, else None. Takes about a second: it compiles a
     small program."""
-    return _directory_fault(directory) or _compiler_fault() or _lock_of_build_fault()
+    return directory_fault(directory) or _compiler_fault() or _lock_of_build_fault()
 
 
-def _directory_fault(directory: Path) -> Fault | None:
-    def fault(found: str, remedy: str) -> Fault:
+def directory_fault(directory: Path) -> Fault | None:
+    """A fault if `directory` is not one on a disk that takes files with direct I/O, else None. Leaves no file there."""
+
+    def fault(found: str, remedy: str = "use a directory on a local NVMe disk") -> Fault:
         return Fault(f"optim.nvme_dir={directory} {found}; {remedy}", "optim.nvme_dir", str(directory), remedy)
 
     if not directory.is_dir():
-        found = "is not a directory" if directory.exists() else "does not exist on this machine"
-        return fault(found, "use a directory on a local NVMe disk")
-    probe = directory / f"octavo-probe-{os.getpid()}"
+        return fault("is not a directory" if directory.exists() else "does not exist on this machine")
+    if _file_system(directory) in IN_MEMORY:  # since Linux 6.6 tmpfs takes direct I/O
+        return fault("is in memory (tmpfs), not on a disk")
     try:
-        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+        _probe(directory)
     except OSError as error:
-        if error.errno == errno.EINVAL:  # tmpfs, some network file systems
-            return fault("is on a file system without direct I/O", "use a directory on a local NVMe disk")
+        if error.errno == errno.EINVAL:  # older tmpfs, some network file systems
+            return fault("is on a file system without direct I/O")
         return fault(f"cannot be written ({error.strerror})", "use a directory that this user can write to")
-    finally:
-        probe.unlink(missing_ok=True)
     return None
+
+
+def _probe(directory: Path) -> None:
+    """Open a file without a name for direct I/O, or one with a name where the file system needs one. Raises
+    `OSError`."""
+    flags = os.O_WRONLY | os.O_DIRECT
+    try:
+        os.close(os.open(directory, flags | os.O_TMPFILE, 0o600))
+        return
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+    named = directory / f"octavo-probe-{os.getpid()}"
+    try:
+        os.close(os.open(named, flags | os.O_CREAT, 0o600))
+    finally:
+        named.unlink(missing_ok=True)
+
+
+def _file_system(directory: Path) -> str:
+    """The type of the file system of a directory, such as ext4; an empty text if it cannot be found."""
+    device = directory.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
+    except OSError:
+        return ""
+    for before, _, after in (line.partition(" - ") for line in mounts.splitlines()):
+        if before.split()[2] == number:
+            return after.split()[0]
+    return ""
 
 
 def _compiler_fault() -> Fault | None:

@@ -133,6 +133,25 @@ def test_what_train_would_warn_of_and_refuse(plan):
     assert found["parameters"].startswith("335,936,")
 
 
+def test_the_directory_on_nvme(plan, tmp_path):
+    words = ["optim.engine=deepspeed", "optim.zero_stage=3", "optim.offload=nvme"]
+    found, err = plan(*words, "optim.nvme_dir=elsewhere")
+    assert "optim.nvme_dir=elsewhere" in err
+    assert found["would"] == "start a new run"
+    Path("disk").mkdir()
+    found, err = plan(*words, "optim.nvme_dir=disk")
+    assert err == ""
+    assert found["NVMe"].endswith(" free")
+    Path("file").touch()
+    for path in ("file", "/dev/shm"):
+        found, _ = plan(*words, f"optim.nvme_dir={path}")
+        assert found["would"].startswith(f"be refused on this machine: optim.nvme_dir={path} ")
+
+
+def test_published_weights_that_are_elsewhere(plan):
+    assert "checkpoint.init_from=elsewhere" in plan("checkpoint.init_from=elsewhere")[1]
+
+
 def test_a_rank_of_many(plan):
     """On this machine or several: the memory of a rank, and no refusal by the size of this one."""
     words = [

@@ -81,6 +81,13 @@ def test_a_directory_that_cannot_hold_files_is_named(tmp_path, monkeypatch):
         assert (fault.where, fault.value) == ("optim.nvme_dir", str(path))
         assert f"optim.nvme_dir={path} " in fault.text
 
+    monkeypatch.setattr(nvme, "_file_system", lambda _: "tmpfs")  # of Linux 6.6, with direct I/O
+    fault = unavailable(tmp_path)
+    assert fault is not None
+    assert "tmpfs" in fault.text
+    monkeypatch.undo()
+    compiler(tmp_path, monkeypatch, code=0)
+
     def without_direct_io(*_: object) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -88,6 +95,12 @@ def test_a_directory_that_cannot_hold_files_is_named(tmp_path, monkeypatch):
     fault = unavailable(tmp_path)
     assert fault is not None
     assert "direct I/O" in fault.text
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no directory in memory")
+def test_the_file_system_of_a_directory(tmp_path):
+    assert nvme._file_system(Path("/dev/shm")) == "tmpfs"
+    assert nvme._file_system(Path("/proc/self")) == "proc"
 
 
 def test_too_little_memory_that_can_be_locked_is_named(monkeypatch):

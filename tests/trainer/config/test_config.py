@@ -387,6 +387,17 @@ def test_every_value_that_a_remedy_for_a_layout_names_works(ranks, changes):
             assert validate(grouped(base), int(number)) == []
 
 
+@pytest.mark.parametrize("key", ["run.dir", "checkpoint.init_from", "data.root", "data.cache_dir", "optim.nvme_dir"])
+def test_a_directory_that_only_a_shell_could_find(key):
+    for path in ("~", "~/disk", "~someone/disk", "$HOME/disk", "/mnt/$USER/disk"):
+        (fault,) = validate(with_key(config(), key, path), 1)
+        assert (fault.where, fault.value) == (key, path)
+    for path in ("./~", "a~/b", "/mnt/~/disk", "cost$/b", "disk"):
+        assert validate(with_key(config(), key, path), 1) == []
+    (fault,) = validate(with_key(config(), key, ""), 1)
+    assert fault.where == key
+
+
 def test_a_remedy_for_cp_names_the_other_way_too():
     width = {"parallel.cp": 3, "model.expert_width": 48}
     (fault,) = validate(grouped(width | {"parallel.cp_kind": "ring"}), 6)

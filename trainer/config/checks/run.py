@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from parallel.errors import Fault, one_of
 from trainer.config.keys import Config
@@ -20,11 +21,13 @@ def check(cfg: Config) -> list[Fault]:
         ("checkpoint.init_from", cfg.checkpoint.init_from, "a Hugging Face directory, or null for random weights"),
         ("data.root", cfg.data.root, "the directory of the sources, or . for the working directory"),
         ("data.cache_dir", cfg.data.cache_dir, "a directory such as .cache/octavo"),
+        ("optim.nvme_dir", cfg.optim.nvme_dir, "an existing directory on a local NVMe disk, or null"),
         ("logging.wandb_project", cfg.logging.wandb_project, "the name of a project, or logging.wandb=off"),
     ):
         needed = key != "logging.wandb_project" or cfg.logging.wandb != "off"
         if needed and value is not None and not value.strip():
             faults.append(Fault(f"{key} is empty; use {allowed}", key, value, allowed))
+    faults += _unexpanded(cfg)
     if cfg.train.objective == "contrastive" and cfg.optim.engine == "deepspeed":
         text = "train.objective=contrastive freezes the LM head, which optim.engine=deepspeed does not support"
         faults.append(Fault(f"{text}; use optim.engine=native", "optim.engine", cfg.optim.engine, ("native",)))
@@ -33,3 +36,20 @@ def check(cfg: Config) -> list[Fault]:
         works = ("none", "full")
         faults.append(Fault(f"{text}; use {one_of(works)}", "train.recompute", "selective", works))
     return faults
+
+
+def _unexpanded(cfg: Config) -> Iterator[Fault]:
+    """Directories with what only a shell replaces, and does not inside of KEY=VALUE: a literal ~ would be created."""
+    directories = {
+        "run.dir": cfg.run.dir,
+        "checkpoint.init_from": cfg.checkpoint.init_from,
+        "data.root": cfg.data.root,
+        "data.cache_dir": cfg.data.cache_dir,
+        "optim.nvme_dir": cfg.optim.nvme_dir,
+        **{f"data.sources.{name}.path": source.path for name, source in cfg.data.sources.items()},
+    }
+    for key, path in directories.items():
+        if found := re.match(r"~[\w.-]*(?=/|$)|(?:.*/)?(\$\w+)(?=/|$)", path or ""):
+            allowed = f"the whole path, or ./{path} for a directory of that name"
+            text = f"{key}={path}: {found[1] or found[0]} is not replaced here; use {allowed}"
+            yield Fault(text, key, path, allowed)
