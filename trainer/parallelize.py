@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +30,7 @@ from trainer.config.ranks import DispatchName, RankMap, map_ranks
 from trainer.kernels.choose import make_ops
 from trainer.model.attention import document_attention
 from trainer.model.decoder import Decoder
+from trainer.model.router import Selection
 from trainer.precision import DTYPES
 
 log = logging.getLogger(__name__)
@@ -91,6 +95,9 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
         _kept_activations(cfg).wrap(model.blocks)
         place = "on the host" if cfg.train.offload_activations else "on the device"
         log.info("keep activations %s, precision.kept=%s", place, cfg.precision.kept)
+    if cfg.precision.kept == "fp8":
+        for layer in model.blocks:
+            layer.forward = functools.partial(_keep_selection, layer.forward)  # type: ignore[method-assign]
     if meshes is not None and meshes.layout.shard > 1:
         linears = [layer.attention for layer in model.blocks]
         shard_parameters(model, model.blocks, linears, experts, meshes, _policy(cfg))
@@ -132,6 +139,12 @@ def _payload(cfg: Config) -> Payload:
     if precision.payload == "fp8":
         return make_ops(cfg.train.kernels).fp8_payload()
     return Cast(None if precision.payload == precision.linears else DTYPES[precision.payload])
+
+
+def _keep_selection(forward: Callable[..., Any], *inputs: Any) -> Any:
+    """A block's forward pass, whose recomputations get the same object."""
+    *rest, expert_ids = inputs
+    return forward(*rest, Selection() if expert_ids is None and torch.is_grad_enabled() else expert_ids)
 
 
 def _kept_activations(cfg: Config) -> KeptActivations:

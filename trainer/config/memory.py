@@ -93,10 +93,13 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
     tokens = cfg.train.micro_batch * cfg.data.seq_len // layout.cp
     under_way = ranks.plan.in_flight(place.pp, micro_batches)  # of one stage each
+    passes = layers * under_way // len(own)  # of one layer each, in flight
     inputs, moved = tokens * _kept_row(cfg), 0
-    activations = layers * under_way // len(own) * inputs
+    activations = passes * inputs
     if cfg.train.offload_activations:
         activations, moved = min(2, max(cut.stop - cut.start for cut in own)) * inputs, activations
+    if cfg.precision.kept == "fp8":  # the selected experts, by number
+        activations += passes * tokens * cfg.model.experts_per_token * NUMBER["fp32"]
     batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // layout.readers
     gathered = accumulated = 0
     if cfg.optim.engine == "deepspeed":

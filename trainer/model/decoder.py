@@ -25,7 +25,7 @@ from trainer.model.moe import MoE
 from trainer.model.numerics import rms_norm, wide
 from trainer.model.ops import TORCH, Ops
 from trainer.model.rotary import Rotary
-from trainer.model.router import RouterStats
+from trainer.model.router import RouterStats, Selection
 
 
 class DecoderBlock(nn.Module):
@@ -40,7 +40,7 @@ class DecoderBlock(nn.Module):
         self.moe = MoE(cfg, ops, backend)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents, expert_ids: Tensor | None = None
+        self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents, expert_ids: Tensor | Selection | None = None
     ) -> tuple[Tensor, RouterStats]:
         """x: [T, H]; cos, sin: tables of `Rotary`; expert_ids: [T, K] or None -> [T, H], router statistics."""
         x = x + self.attend(x, cos, sin, docs)
@@ -52,7 +52,7 @@ class DecoderBlock(nn.Module):
     def attend(self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents) -> Tensor:
         return self.attention(rms_norm(x, self.attention_norm, self.eps), cos, sin, docs)
 
-    def mix(self, x: Tensor, expert_ids: Tensor | None) -> tuple[Tensor, RouterStats]:
+    def mix(self, x: Tensor, expert_ids: Tensor | Selection | None) -> tuple[Tensor, RouterStats]:
         return self.moe(rms_norm(x, self.moe_norm, self.eps), expert_ids)
 
 

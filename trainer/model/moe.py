@@ -11,7 +11,7 @@ from trainer.model.experts.base import Backend
 from trainer.model.experts.choose import choose_backend
 from trainer.model.experts.module import Experts
 from trainer.model.ops import TORCH, Ops
-from trainer.model.router import Router, RouterStats
+from trainer.model.router import Router, RouterStats, Selection
 
 
 class MoE(nn.Module):
@@ -29,7 +29,7 @@ class MoE(nn.Module):
         self.num_experts = cfg.num_experts
         self.dispatcher: Dispatcher = LocalDispatch()
 
-    def forward(self, x: Tensor, expert_ids: Tensor | None = None) -> tuple[Tensor, RouterStats]:
-        """x: [T, H]; expert_ids: [T, K] int64 to replay a rollout's selection -> [T, H], statistics of the router."""
+    def forward(self, x: Tensor, expert_ids: Tensor | Selection | None = None) -> tuple[Tensor, RouterStats]:
+        """x: [T, H]; expert_ids: [T, K] int64 to replay a selection -> [T, H], statistics of the router."""
         ids_TK, weights_TK, stats = self.router(x, expert_ids)
         return self.dispatcher(x, ids_TK, weights_TK, self.num_experts, self.experts), stats

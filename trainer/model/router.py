@@ -5,6 +5,7 @@ Legend: T tokens · E experts · G router groups · n = E/G experts a group · K
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,23 @@ class RouterStats(NamedTuple):
         )
 
 
+class Selection:
+    """The experts that a router selects in the first pass of its block, which passes that recompute the block from a
+    rounded input repeat: scores that are nearly equal may change places.
+
+    ids: [T, K] int32; None before the first pass.
+    """
+
+    def __init__(self) -> None:
+        self.ids: Tensor | None = None
+
+    def repeat(self, select: Callable[[], Tensor]) -> Tensor:
+        """select: returns [T, K] int64, and is called in the first pass only."""
+        if self.ids is None:
+            self.ids = select().to(torch.int32)
+        return self.ids.long()
+
+
 class Router(nn.Module):
     """Logits in fp32 from one matrix [E, H], K/G experts of each group, their weights and the statistics of both."""
 
@@ -55,21 +73,26 @@ class Router(nn.Module):
         self.balance = cfg.balance
         self.z_loss = cfg.z_loss_coef > 0
 
-    def forward(self, x: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, RouterStats]:
+    def forward(self, x: Tensor, ids: Tensor | Selection | None = None) -> tuple[Tensor, Tensor, RouterStats]:
         """x: [T, H] -> ids [T, K] int64, weights [T, K] fp32, statistics.
 
-        With `ids` given (replayed from a rollout) the router only weighs them. Raises RuntimeError if one is out of
-        range; on CUDA at a later synchronisation.
+        With `ids` of a rollout or an earlier pass the router only weighs them. Raises RuntimeError if one of a
+        rollout is out of range; on CUDA at a later synchronisation.
         """
-        if ids is not None:
+        if isinstance(ids, Tensor):
             assert_async(((ids >= 0) & (ids < len(self.weight))).all(), "expert_ids are out of range")
         dtype = wide(x.dtype)
         z_TE = F.linear(x.to(dtype), self.weight.to(dtype))
         if ids is None:
-            ids, weights_TK = self.ops.route(z_TE, self.groups, self.experts_per_token, self.gradient, self.temperature)
+            ids, weights_TK = self._route(z_TE)
         else:
+            if isinstance(ids, Selection):
+                ids = ids.repeat(lambda: self._route(z_TE.detach())[0])
             weights_TK = router_weights(z_TE, ids, self.gradient, self.temperature)
         return ids, weights_TK, self._statistics(z_TE, ids)
+
+    def _route(self, z_TE: Tensor) -> tuple[Tensor, Tensor]:
+        return self.ops.route(z_TE, self.groups, self.experts_per_token, self.gradient, self.temperature)
 
     def _statistics(self, z_TE: Tensor, ids: Tensor) -> RouterStats:
         tokens, experts = z_TE.shape

@@ -20,6 +20,7 @@ from tests.trainer.tiny_run import tiny_config
 from trainer.config.keys import Config, ParallelConfig, PrecisionConfig
 from trainer.config.memory import rank_memory
 from trainer.config.ranks import map_ranks
+from trainer.model.router import Router
 from trainer.run.simulate import simulate_rank
 
 VOCAB, HIDDEN, LAYERS, TOKENS = 96, 32, 4, 256  # tokens of a rank: so many that activations are more than weights
@@ -96,6 +97,26 @@ def test_inputs_of_blocks_kept_in_fp8_are_a_quarter_of_fp32_and_change_gradients
     assert not torch.equal(found["exact"][1], found["fp8"][1])
 
 
+def test_a_recomputed_block_sends_tokens_to_the_experts_of_its_forward_pass(monkeypatch):
+    """Selected anew from the rounded inputs, some would be others."""
+    passes: list[tuple[Router, Tensor, Tensor]] = []
+    forward = Router.forward
+
+    def noted(router, x, ids=None):
+        routed = forward(router, x, ids)
+        with torch.no_grad():
+            passes.append((router, routed[0], forward(router, x)[0]))
+        return routed
+
+    monkeypatch.setattr(Router, "forward", noted)
+    cfg = config({"experts": "fp8_reference", "kept": "fp8"}, recompute="full")
+    live_step(replace(cfg, model=replace(cfg.model, num_experts=32)))
+    first, again = passes[:LAYERS], passes[2 * LAYERS - 1 : LAYERS - 1 : -1]
+    assert [router for router, *_ in first] == [router for router, *_ in again]
+    assert all(torch.equal(ids, repeated) for (_, ids, _), (_, repeated, _) in zip(first, again, strict=True))
+    assert not all(torch.equal(ids, anew) for _, ids, anew in again)
+
+
 # ---- the count without building
 
 
@@ -140,9 +161,10 @@ def test_inputs_in_fp8_are_counted_without_building(pp):
     row = HIDDEN + 8  # with a scale, padded
     counted, counted_rounded, counted_away = (rank_memory(cfg, pp) for cfg in (exact, rounded, away))
     built, built_rounded, built_away = (simulate_rank(cfg, pp, 0).peak for cfg in (exact, rounded, away))
-    assert counted_rounded.activations * 2 * HIDDEN == counted.activations * row
-    assert counted_away.activations == 2 * TOKENS * row
-    assert counted_away.moved == counted_rounded.activations == built_away.host
+    selected = LAYERS * TOKENS * exact.model.experts_per_token * 4  # numbers of experts, which stay on the device
+    assert (counted_rounded.activations - selected) * 2 * HIDDEN == counted.activations * row
+    assert counted_away.activations == 2 * TOKENS * row + selected
+    assert counted_away.moved == counted_rounded.activations - selected == built_away.host
     if pp > 1:
         assert built.kept - built_rounded.kept == counted.activations - counted_rounded.activations
 
