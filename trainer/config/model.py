@@ -106,6 +106,31 @@ class ModelConfig:
         return 2 * self.vocab_size * self.hidden_size + self.num_layers * layer + self.hidden_size
 
 
+@dataclass(kw_only=True)
+class VisionConfig:
+    """Intern-S1-Pro's vision tower, for images of any size in whole patches."""
+
+    width: int  # of the residual stream
+    num_layers: int
+    num_heads: int  # divides width into heads of a multiple of 4
+    mlp_width: int
+    channels: int  # of the images
+    frames: int  # images in a row that one patch covers; a still image is repeated
+    patch_size: int  # pixels a side
+    merge: int  # patches a side that become one token of the text model
+    position_side: int  # rows, and columns, of the position table
+    out_width: int  # hidden size of the text model
+
+
+@dataclass(kw_only=True)
+class MultimodalConfig:
+    """A text model with the towers whose outputs take the places of placeholder tokens."""
+
+    text: ModelConfig
+    vision: VisionConfig
+    image_token: int  # id of the placeholder of one image embedding
+
+
 def newton_schulz_flops(rows: int, columns: int, iterations: int) -> int:
     """FLOPs of the matrix products of `trainer.optim.newton_schulz` on one matrix: 4 m^2 n + 2 m^3 an iteration, with m
     its shorter side and n the longer."""

@@ -74,6 +74,31 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
     return out
 
 
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        high = x.to(cos.dtype)
+        return _rotate(high, cos, sin, torch.empty_like(high, memory_format=torch.contiguous_format)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        dy = grads[0].to(cos.dtype)
+        dx = _rotate(dy, cos, -sin, torch.empty_like(dy, memory_format=torch.contiguous_format))
+        return dx.to(grads[0].dtype), None, None
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The rotary embedding with the rotate-half pairing.
+
+    Args:
+        x: [..., d]. cos, sin: in fp32 (fp64), of a shape that broadcasts to [..., d/2].
+    Returns: [..., d] in the dtype of x.
+    """
+    return _Rotary.apply(x, cos, sin)
+
+
 class _NormRotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:

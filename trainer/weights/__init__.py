@@ -2,7 +2,7 @@
 
     hf_files     the tensors of a directory's safetensors files, and where; reports files that are not whole
     map          stored tensors <-> parts of the parameters of a `Decoder`
-    towers       names and shapes of the parts that a text run does not train
+    towers       the parts that a text run does not train: their names, and a `Multimodal` read with them
     config_json  what each key of a config.json means for the function of the weights
     hf_config    config.json <-> ModelConfig
     hf_survey    a directory against what it should hold

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from warnings import warn
 
@@ -48,19 +48,24 @@ def from_huggingface(directory: str | Path, dtype: torch.dtype = torch.float32) 
 
 
 @torch.no_grad()
-def fill(model: nn.Module, source: SourceModel, tick: Callable[[], None] = lambda: None) -> int:
-    """Read what this rank holds of every parameter and buffer of `model`, a `Decoder` on any layout and device.
+def fill(
+    model: nn.Module,
+    source: SourceModel,
+    tick: Callable[[], None] = lambda: None,
+    pieces: Iterable[Piece] | None = None,
+) -> int:
+    """Read what this rank holds of every parameter and buffer of `model`, on any layout and device.
 
-    `tick` is called after each tensor. Returns the bytes read. Raises HuggingFaceError; the directory should have
-    passed `source.require`.
+    `tick` is called after each tensor. `pieces`: of the parameters of `model`; None for a `Decoder`. Returns the bytes
+    read. Raises HuggingFaceError; the directory should have passed `source.require`.
     """
-    pieces: dict[str, list[Piece]] = {}
-    for piece in source.pieces:
-        pieces.setdefault(piece.parameter, []).append(piece)
+    parts: dict[str, list[Piece]] = {}
+    for piece in source.pieces if pieces is None else pieces:
+        parts.setdefault(piece.parameter, []).append(piece)
     nbytes = 0
     for name, weight in model.state_dict(keep_vars=True).items():
         held, part = local_region(weight), local_part(weight)
-        for piece in pieces[name]:
+        for piece in parts[name]:
             box = overlap(held, piece.box)
             if box is None:
                 continue

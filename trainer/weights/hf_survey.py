@@ -23,12 +23,13 @@ from trainer.weights.map import (
     PLAIN,
     SCALE_SUFFIX,
     Piece,
+    full_name,
     stacked_layers,
     text_pieces,
     text_prefix,
 )
 from trainer.weights.section import Section, located, object_under
-from trainer.weights.towers import LOOSE, OPTIONAL, tower_of, tower_shapes
+from trainer.weights.towers.names import LOOSE, OPTIONAL, tower_of, tower_shapes
 
 FP8 = "F8_E4M3"
 WEIGHTS = ("F64", "F32", "BF16", "F16", FP8)
@@ -53,7 +54,7 @@ class SourceModel:
     def stored_name(self, piece: Piece) -> str:
         """The name of the tensor that `piece` is in; the first spelling where it is missing."""
         if piece.name != HEAD:
-            return self.prefix + piece.name
+            return full_name(self.prefix, piece)
         return next((name for name in HEAD_NAMES if name in self.tensors), HEAD)
 
     def stored(self, piece: Piece) -> StoredTensor:

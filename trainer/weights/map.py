@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from trainer.config.model import ModelConfig
 from trainer.storage.boxes import Box, full_box
+from trainer.weights.towers.names import tower_of
 
 # The spellings in use: the first is written where there are towers, PLAIN where there is text alone. A model that was
 # saved without its head has no prefix.
@@ -39,9 +40,9 @@ class Piece(NamedTuple):
     `transposed`; it starts at `origin` in the stored tensor.
     """
 
-    name: str  # of the stored tensor, behind the prefix; HEAD has none
+    name: str  # of the stored tensor, behind the prefix; HEAD and towers have none
     shape: tuple[int, ...]  # of the whole stored tensor
-    parameter: str  # of a `Decoder`, as in its state_dict
+    parameter: str  # of a `Decoder` or `Multimodal`, as in its state_dict
     box: Box
     dropped: tuple[int, ...] = ()
     transposed: bool = False
@@ -130,7 +131,7 @@ def _stacked_experts(at: str, cfg: ModelConfig, stack: Stack) -> Iterator[Piece]
 
 def full_name(prefix: str, piece: Piece) -> str:
     """The name of the tensor that `piece` is in, as we write it."""
-    return piece.name if piece.name == HEAD else prefix + piece.name
+    return piece.name if piece.name == HEAD or tower_of(piece.name) else prefix + piece.name
 
 
 def text_prefix(names: Iterable[str], absent: str = MULTIMODAL) -> str:

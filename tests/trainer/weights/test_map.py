@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from parallel.errors import UserError
 from trainer.config.model import ModelConfig
+from trainer.model.towers.vision import VisionTower
 from trainer.weights.hf_config import huggingface_config, model_config_from_huggingface
 from trainer.weights.map import MULTIMODAL, full_name, stack_shapes, stacked_layers, text_pieces
-from trainer.weights.towers import tower_of, tower_shapes
+from trainer.weights.towers.config import multimodal_config_from_huggingface
+from trainer.weights.towers.map import tower_pieces
+from trainer.weights.towers.names import tower_of, tower_shapes
 
 FEW = {"L": 2, "E": 16, "vL": 2, "tL": 2}  # of what is repeated
 
@@ -53,7 +57,7 @@ def interns1(s: dict[str, int]) -> dict[str, Any]:
 
 def interns1_pro(s: dict[str, int]) -> dict[str, Any]:
     vision = {
-        "model_type": "interns1_pro_vision", "hidden_size": s["vH"], "depth": s["vL"], "intermediate_size": s["vI"],
+        "model_type": "interns1_pro_vision", "hidden_size": s["vH"], "depth": s["vL"], "num_heads": 16, "intermediate_size": s["vI"],
         "patch_size": s["vP"], "temporal_patch_size": s["vT"], "in_channels": s["C"], "spatial_merge_size": 2,
         "num_position_embeddings": s["vN"], "out_hidden_size": s["vO"],
     }  # fmt: skip
@@ -77,6 +81,18 @@ def test_every_name_and_shape_of_the_published_table(reference: Path, name, conf
     assert all(tower_of(name) for name in towers)
     assert not any(tower_of(name) for name in text)
     assert text | towers == expected
+
+
+def test_the_modules_have_the_tensors_of_the_published_table(reference: Path):
+    """At the published sizes, on the meta device."""
+    table = json.loads((reference / "interns1_keys.json").read_text())["interns1_pro"]
+    config = interns1_pro(table["symbols"])
+    cfg = multimodal_config_from_huggingface(config | {"image_token_id": 151655})
+    with torch.device("meta"):
+        tower = VisionTower(cfg.vision)
+    found = tower_pieces({f"vision.{name}": tuple(tensor.shape) for name, tensor in tower.state_dict().items()})
+    expected = {name: shape for name, shape in tower_shapes(config).items() if tower_of(name) == "vision"}
+    assert {piece.name: piece.shape for piece in found} == expected
 
 
 @pytest.mark.parametrize("key", ["depth", "out_hidden_size"])

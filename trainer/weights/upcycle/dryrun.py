@@ -31,7 +31,7 @@ from trainer.weights.map import (
     text_prefix,
 )
 from trainer.weights.section import located, object_under
-from trainer.weights.towers import tower_of, tower_shapes
+from trainer.weights.towers.names import tower_of, tower_shapes
 
 SPELLED = {"bfloat16": "BF16", "float32": "F32", "float16": "F16", "float64": "F64"}  # dtypes in config.json
 ABSENT = "absent.safetensors"

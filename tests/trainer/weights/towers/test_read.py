@@ -1,0 +1,179 @@
+"""Checkpoints with towers: published results, every tensor there and back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.trainer.model.tiny import assert_close, next_tokens, relative
+from trainer.data.batch import IGNORE
+from trainer.model.multimodal import Multimodal
+from trainer.model.towers.vision import Images
+from trainer.weights.hf_files import HuggingFaceError
+from trainer.weights.towers.read import load_multimodal, published_tensors
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+BOUND = 1e-5
+
+
+@pytest.fixture
+def pro(reference: Path) -> Path:
+    return published(reference, "interns1_pro")
+
+
+def published(reference: Path, name: str) -> Path:
+    directory = reference / "tiny" / name
+    if not (directory / "ref.safetensors").exists():
+        pytest.skip(f"no reference results in {directory}")
+    return directory
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> Multimodal:
+    """With the routing weights differentiated as they are, like published code."""
+    model = load_multimodal(directory, dtype)
+    for layer in model.text.blocks:
+        layer.moe.router.gradient = "conventional"
+    return model
+
+
+def pro_images(stored: dict[str, Tensor]) -> Images:
+    return Images(stored["pixel_values"], [(rows, columns) for _, rows, columns in stored["image_grid_thw"].tolist()])
+
+
+def mean_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), next_tokens(ids).flatten(), ignore_index=IGNORE)
+
+
+def run(model: Multimodal, ids: Tensor, **media: Any) -> tuple[Tensor, Tensor]:
+    """Logits and loss."""
+    logits = model.text.logits(model(ids, **media).hidden)
+    return logits, mean_loss(logits, ids)
+
+
+def stacked(tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors named in `like`, experts in stacks [E, 2I, H] and [E, H, I] where those are."""
+    found = {}
+    for name in like:
+        at, _, kind = name.rpartition(".")
+        if name in tensors:
+            found[name] = tensors[name]
+            continue
+        experts = range(sum(other.startswith(f"{at}.") and other.endswith("down_proj.weight") for other in tensors))
+        halves = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+        found[name] = torch.stack([torch.cat([tensors[f"{at}.{e}.{half}.weight"] for half in halves]) for e in experts])
+    return found
+
+
+def published_gradients(model: Multimodal) -> dict[str, Tensor]:
+    """Gradients under published names; zero where a parameter has none. The model is of no more use."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    return dict(published_tensors(model))
+
+
+def test_logits_and_loss_with_images(pro):
+    stored, model = load_file(pro / "ref.safetensors"), load(pro)
+    logits, loss = run(model, stored["input_ids"], images=pro_images(stored))
+    assert relative(logits, stored["logits"]) <= BOUND
+    assert (logits - stored["logits"]).abs().max() <= BOUND
+    assert relative(loss.view(1), stored["loss"]) <= BOUND
+    swapped = pro_images(stored)
+    swapped = swapped._replace(pixels=swapped.pixels.flip(0))
+    assert relative(run(model, stored["input_ids"], images=swapped)[0], stored["logits"]) > 1e-3
+
+
+def test_logits_loss_and_gradients_of_text_alone(pro):
+    stored, expected = load_file(pro / "ref.safetensors"), load_file(pro / "text_grads.safetensors")
+    model = load(pro)
+    logits, loss = run(model, stored["text_input_ids"])
+    assert relative(logits, stored["text_logits"]) <= BOUND
+    assert relative(loss.view(1), stored["text_loss"]) <= BOUND
+    loss.backward()
+    assert_close(stacked(published_gradients(model), expected), expected, BOUND)
+
+
+def test_gradients_with_media_are_differences_of_the_loss(pro):
+    """In fp64, along a random direction of each part's parameters: the loss's slope is the gradient's projection."""
+    stored, model = load_file(pro / "ref.safetensors"), load(pro, torch.float64)
+    given = stored["input_ids"], {"images": pro_images(stored)}
+
+    def loss() -> Tensor:
+        return run(model, given[0], **given[1])[1]
+
+    loss().backward()
+    for part in model.children():
+        parameters = [parameter for parameter in part.parameters() if parameter.grad is not None]
+        generator = torch.Generator().manual_seed(9)
+        direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) * p.detach().std() for p in parameters]
+        slope = sum((p.grad * d).sum() for p, d in zip(parameters, direction, strict=True))
+        step, ends = 1e-5, []
+        for sign in (1, -2):
+            with torch.no_grad():
+                torch._foreach_add_(parameters, direction, alpha=sign * step)
+                ends.append(loss())
+        with torch.no_grad():
+            torch._foreach_add_(parameters, direction, alpha=step)
+        assert relative((ends[0] - ends[1]) / (2 * step), slope) <= 1e-6
+
+
+def test_every_tensor_is_written_as_it_was_read(pro):
+    expected = load_file(pro / "model.safetensors")
+    expected = {name: tensor for name, tensor in expected.items() if "time_series" not in name}
+    found = dict(published_tensors(load_multimodal(pro)))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_placeholders_and_embeddings_that_differ_in_number(pro, change):
+    stored, model = load_file(pro / "ref.safetensors"), load(pro)
+    ids = stored["input_ids"].clone()
+    ids[1, 0 if change > 0 else ids[1].eq(300).nonzero()[0, 0]] = 300 if change > 0 else 5
+    with pytest.raises(ValueError, match=f"the ids hold {7 + change} image placeholders .300., but the images given "):
+        model(ids, images=pro_images(stored))
+    with pytest.raises(ValueError, match=f"hold {7 + change} image placeholders .* have 0 embeddings"):
+        model(ids)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("vision_config.hidden_act", "gelu", 'hidden_act="gelu" for the vision tower is not supported'),
+        ("vision_config.deepstack_visual_indexes", [1], "deepstack_visual_indexes=[1] for the vision tower"),
+        ("vision_config.num_heads", 32, "num_heads=32 for the vision tower is not supported"),
+        ("vision_config.num_position_embeddings", 35, "num_position_embeddings=35 for the vision tower"),
+        ("vision_config.out_hidden_size", 32, "expected the text model's 64 (hidden_size)"),
+        ("vision_config.model_type", "clip", '"clip" as the vision tower; a model_type of interns1_pro_vision'),
+        ("vision_config", None, "no vision_config as the vision tower"),
+        ("image_token_id", None, "no image_token_id for images"),
+    ],
+)
+def test_a_tower_of_another_function_is_refused(tmp_path, pro, key, value, message):
+    config = json.loads((pro / "config.json").read_text())
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(pro / "model.safetensors", tmp_path)
+    with pytest.raises(HuggingFaceError) as refused:
+        load_multimodal(tmp_path)
+    assert message in str(refused.value)
+    assert str(refused.value).startswith(str(tmp_path))
+
+
+def test_a_tensor_that_is_missing_or_of_another_shape(tmp_path, pro):
+    tensors = load_file(pro / "model.safetensors")
+    del tensors["model.visual.merger.norm.bias"]
+    tensors["model.visual.patch_embed.proj.weight"] = torch.zeros(64, 96)
+    save_file(tensors, tmp_path / "model.safetensors")
+    shutil.copy(pro / "config.json", tmp_path)
+    with pytest.raises(HuggingFaceError, match=r"no tensor model.visual.merger.norm.bias; .*proj.weight: .*\[64, 96\]"):
+        load_multimodal(tmp_path)
