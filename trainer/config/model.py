@@ -123,11 +123,32 @@ class VisionConfig:
 
 
 @dataclass(kw_only=True)
+class InternViTConfig:
+    """Intern-S1's vision tower, for square tiles of one size, and the projector behind it."""
+
+    width: int  # of the residual stream
+    num_layers: int
+    num_heads: int  # divides width
+    mlp_width: int
+    channels: int  # of the tiles
+    tile_size: int  # pixels a side
+    patch_size: int  # pixels a side
+    merge: int  # patches a side that become one token of the text model
+    norm_eps: float = 1e-6  # added to the mean square in the RMSNorms before attention and MLP
+    out_width: int  # hidden size of the text model
+
+    @property
+    def side(self) -> int:
+        """Patches a side of a tile."""
+        return self.tile_size // self.patch_size
+
+
+@dataclass(kw_only=True)
 class MultimodalConfig:
     """A text model with the towers whose outputs take the places of placeholder tokens."""
 
     text: ModelConfig
-    vision: VisionConfig
+    vision: VisionConfig | InternViTConfig
     image_token: int  # id of the placeholder of one image embedding
 
 

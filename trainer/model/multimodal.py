@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config.model import MultimodalConfig
+from trainer.config.model import InternViTConfig, MultimodalConfig
 from trainer.model.decoder import Decoder, DecoderOutput
+from trainer.model.towers.intern_vit import InternViT
 from trainer.model.towers.vision import Images, VisionTower
 
 
@@ -20,7 +21,7 @@ class Multimodal(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.text = Decoder(cfg.text)
-        self.vision = VisionTower(cfg.vision)
+        self.vision = InternViT(cfg.vision) if isinstance(cfg.vision, InternViTConfig) else VisionTower(cfg.vision)
 
     def forward(
         self,
@@ -28,7 +29,7 @@ class Multimodal(nn.Module):
         positions: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         *,
-        images: Images | None = None,
+        images: Images | Tensor | None = None,
         expert_ids: Tensor | None = None,
     ) -> DecoderOutput:
         """Hidden states and router statistics, as `Decoder.forward`, of tokens and media.
@@ -36,7 +37,8 @@ class Multimodal(nn.Module):
         Args:
             ids: [B, S] int64, with one placeholder for each embedding of the media.
             positions, cu_seqlens, expert_ids: as of `Decoder.forward`.
-            images: in the order of their placeholders in the flattened ids; None without any.
+            images: what the vision tower takes, in the order of the placeholders in the flattened ids: `Images`
+                (Intern-S1-Pro) or tiles (Intern-S1); None without any.
         Raises: ValueError where placeholders and embeddings differ in number.
         """
         assert self.text.embed is not None

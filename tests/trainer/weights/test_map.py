@@ -13,7 +13,7 @@ import torch
 
 from parallel.errors import UserError
 from trainer.config.model import ModelConfig
-from trainer.model.towers.vision import VisionTower
+from trainer.model.multimodal import Multimodal
 from trainer.weights.hf_config import huggingface_config, model_config_from_huggingface
 from trainer.weights.map import MULTIMODAL, full_name, stack_shapes, stacked_layers, text_pieces
 from trainer.weights.towers.config import multimodal_config_from_huggingface
@@ -49,16 +49,18 @@ def interns1(s: dict[str, int]) -> dict[str, Any]:
     side = s["vP"] * round(s["vN"] ** 0.5)
     vision = {
         "model_type": "interns1_vision", "hidden_size": s["vH"], "num_hidden_layers": s["vL"],
-        "intermediate_size": s["vI"], "patch_size": [s["vP"], s["vP"]], "image_size": [side, side],
-        "num_channels": s["C"], "norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False,
+        "num_attention_heads": 25, "intermediate_size": s["vI"], "patch_size": [s["vP"], s["vP"]],
+        "image_size": [side, side], "num_channels": s["C"],
+        "norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False,
     }  # fmt: skip
     return {"text_config": text_config(s, None), "vision_config": vision, "downsample_ratio": 0.5}
 
 
 def interns1_pro(s: dict[str, int]) -> dict[str, Any]:
     vision = {
-        "model_type": "interns1_pro_vision", "hidden_size": s["vH"], "depth": s["vL"], "num_heads": 16, "intermediate_size": s["vI"],
-        "patch_size": s["vP"], "temporal_patch_size": s["vT"], "in_channels": s["C"], "spatial_merge_size": 2,
+        "model_type": "interns1_pro_vision", "hidden_size": s["vH"], "depth": s["vL"], "num_heads": 16,
+        "intermediate_size": s["vI"], "patch_size": s["vP"],
+        "temporal_patch_size": s["vT"], "in_channels": s["C"], "spatial_merge_size": 2,
         "num_position_embeddings": s["vN"], "out_hidden_size": s["vO"],
     }  # fmt: skip
     signals = {
@@ -83,15 +85,15 @@ def test_every_name_and_shape_of_the_published_table(reference: Path, name, conf
     assert text | towers == expected
 
 
-def test_the_modules_have_the_tensors_of_the_published_table(reference: Path):
-    """At the published sizes, on the meta device."""
-    table = json.loads((reference / "interns1_keys.json").read_text())["interns1_pro"]
-    config = interns1_pro(table["symbols"])
-    cfg = multimodal_config_from_huggingface(config | {"image_token_id": 151655})
+@pytest.mark.parametrize(("name", "config_of"), [("interns1", interns1), ("interns1_pro", interns1_pro)])
+def test_the_modules_have_the_tensors_of_the_published_table(reference: Path, name, config_of):
+    """At the published sizes of the towers, on the meta device."""
+    sizes = json.loads((reference / "interns1_keys.json").read_text())[name]["symbols"] | {"L": 1, "E": 8}
+    config = config_of(sizes)
     with torch.device("meta"):
-        tower = VisionTower(cfg.vision)
-    found = tower_pieces({f"vision.{name}": tuple(tensor.shape) for name, tensor in tower.state_dict().items()})
-    expected = {name: shape for name, shape in tower_shapes(config).items() if tower_of(name) == "vision"}
+        model = Multimodal(multimodal_config_from_huggingface(config | {"image_token_id": 151655}))
+    found = tower_pieces({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    expected = {name: shape for name, shape in tower_shapes(config).items() if tower_of(name) != "time series"}
     assert {piece.name: piece.shape for piece in found} == expected
 
 

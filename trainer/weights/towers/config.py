@@ -11,36 +11,82 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
-from trainer.config.model import ModelConfig, MultimodalConfig, VisionConfig
+from trainer.config.model import InternViTConfig, ModelConfig, MultimodalConfig, VisionConfig
 from trainer.weights.hf_config import model_config_from_huggingface
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
 from trainer.weights.section import Section, object_under
 
-VISION = "interns1_pro_vision"
+VISION_TOWERS = ("interns1_vision", "interns1_pro_vision")
 
 
 def multimodal_config_from_huggingface(config: dict[str, Any]) -> MultimodalConfig:
     """The text model and the towers of a parsed config.json.
 
-    Raises HuggingFaceError as `model_config_from_huggingface`, for a directory without a tower, for a tower of another
-    kind, and for a value that it does not have.
+    Raises HuggingFaceError as `model_config_from_huggingface`, for a directory without a vision tower, for one of
+    another kind, and for a value that it does not have.
     """
     text = model_config_from_huggingface(config)
-    vision = object_under(config, "vision_config") or {}
-    if vision.get("model_type") != VISION:
-        found = json.dumps(vision.get("model_type")) if vision else "no vision_config"
-        raise HuggingFaceError(
-            f"{CONFIG}: {found} as the vision tower; a model_type of {VISION} is supported, and `from_huggingface` "
-            "reads the text model alone",
-            where="vision_config.model_type",
-            value=vision.get("model_type"),
-            allowed=VISION,
-        )
     return MultimodalConfig(
         text=text,
-        vision=_vision(Section(vision, "for the vision tower"), text),
+        vision=_vision_tower(config, text),
         image_token=Section(config, "for images").size("image_token_id"),
     )
+
+
+def _vision_tower(config: Mapping[str, Any], text: ModelConfig) -> VisionConfig | InternViTConfig:
+    vision = object_under(config, "vision_config") or {}
+    section = Section(vision, "for the vision tower")
+    match vision.get("model_type"):
+        case "interns1_vision":
+            return _intern_vit(section, config, text)
+        case "interns1_pro_vision":
+            return _vision(section, text)
+    found = json.dumps(vision.get("model_type")) if vision else "no vision_config"
+    kinds = " or ".join(VISION_TOWERS)
+    raise HuggingFaceError(
+        f"{CONFIG}: {found} as the vision tower; a model_type of {kinds} is supported, and `from_huggingface` reads "
+        "the text model alone",
+        where="vision_config.model_type",
+        value=vision.get("model_type"),
+        allowed=VISION_TOWERS,
+    )
+
+
+def _intern_vit(v: Section, config: Mapping[str, Any], text: ModelConfig) -> InternViTConfig:
+    around = Section(config, "for images")
+    cfg = InternViTConfig(
+        width=v.size("hidden_size"),
+        num_layers=v.size("num_hidden_layers"),
+        num_heads=v.size("num_attention_heads"),
+        mlp_width=v.size("intermediate_size"),
+        channels=v.size("num_channels"),
+        tile_size=_side(v, "image_size"),
+        patch_size=_side(v, "patch_size"),
+        merge=round(1 / around.number("downsample_ratio", least=1e-3)),
+        norm_eps=v.number("layer_norm_eps", default=1e-6),
+        out_width=text.hidden_size,
+    )
+    _require(v, {
+        "hidden_act": "gelu", "norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False,
+        "use_absolute_position_embeddings": True, "use_mask_token": False, "use_mean_pooling": True,
+    })  # fmt: skip
+    _require(around, {
+        "projector_hidden_act": "gelu", "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
+    })  # fmt: skip
+    if cfg.width % cfg.num_heads:
+        raise v.refused("num_attention_heads", f"a divisor of hidden_size={cfg.width}")
+    if cfg.tile_size % cfg.patch_size or cfg.side % cfg.merge:
+        raise v.refused("image_size", f"a multiple of patch_size / downsample_ratio = {cfg.patch_size * cfg.merge}")
+    if cfg.merge * around.number("downsample_ratio") != 1:
+        raise around.refused("downsample_ratio", "one over a whole number")
+    return cfg
+
+
+def _side(section: Section, name: str) -> int:
+    height, width = section.pair(name)
+    if height != width:
+        raise section.refused(name, "a square")
+    return height
 
 
 def _vision(v: Section, text: ModelConfig) -> VisionConfig:

@@ -20,7 +20,7 @@ from trainer.weights.towers.map import tower_pieces
 
 
 def load_multimodal(directory: str | Path, dtype: torch.dtype = torch.float32) -> Multimodal:
-    """The text model and the towers of a Hugging Face directory of Intern-S1-Pro, on the CPU.
+    """The text model and the towers of a Hugging Face directory of Intern-S1 or Intern-S1-Pro, on the CPU.
 
     Args:
         directory: holds config.json and safetensors files.

@@ -28,6 +28,16 @@ def pro(reference: Path) -> Path:
     return published(reference, "interns1_pro")
 
 
+@pytest.fixture
+def s1(reference: Path) -> Path:
+    return published(reference, "interns1")
+
+
+@pytest.fixture(params=["interns1", "interns1_pro"])
+def either(request: pytest.FixtureRequest, reference: Path) -> Path:
+    return published(reference, str(request.param))
+
+
 def published(reference: Path, name: str) -> Path:
     directory = reference / "tiny" / name
     if not (directory / "ref.safetensors").exists():
@@ -43,7 +53,9 @@ def load(directory: Path, dtype: torch.dtype = torch.float32) -> Multimodal:
     return model
 
 
-def pro_images(stored: dict[str, Tensor]) -> Images:
+def images_of(stored: dict[str, Tensor]) -> Images | Tensor:
+    if "image_grid_thw" not in stored:
+        return stored["pixel_values"]
     return Images(stored["pixel_values"], [(rows, columns) for _, rows, columns in stored["image_grid_thw"].tolist()])
 
 
@@ -79,20 +91,19 @@ def published_gradients(model: Multimodal) -> dict[str, Tensor]:
     return dict(published_tensors(model))
 
 
-def test_logits_and_loss_with_images(pro):
-    stored, model = load_file(pro / "ref.safetensors"), load(pro)
-    logits, loss = run(model, stored["input_ids"], images=pro_images(stored))
+def test_logits_and_loss_with_images(either):
+    stored, model = load_file(either / "ref.safetensors"), load(either)
+    logits, loss = run(model, stored["input_ids"], images=images_of(stored))
     assert relative(logits, stored["logits"]) <= BOUND
     assert (logits - stored["logits"]).abs().max() <= BOUND
     assert relative(loss.view(1), stored["loss"]) <= BOUND
-    swapped = pro_images(stored)
-    swapped = swapped._replace(pixels=swapped.pixels.flip(0))
-    assert relative(run(model, stored["input_ids"], images=swapped)[0], stored["logits"]) > 1e-3
+    stored["pixel_values"] = stored["pixel_values"].flip(0)
+    assert relative(run(model, stored["input_ids"], images=images_of(stored))[0], stored["logits"]) > 1e-3
 
 
-def test_logits_loss_and_gradients_of_text_alone(pro):
-    stored, expected = load_file(pro / "ref.safetensors"), load_file(pro / "text_grads.safetensors")
-    model = load(pro)
+def test_logits_loss_and_gradients_of_text_alone(either):
+    stored, expected = load_file(either / "ref.safetensors"), load_file(either / "text_grads.safetensors")
+    model = load(either)
     logits, loss = run(model, stored["text_input_ids"])
     assert relative(logits, stored["text_logits"]) <= BOUND
     assert relative(loss.view(1), stored["text_loss"]) <= BOUND
@@ -100,10 +111,28 @@ def test_logits_loss_and_gradients_of_text_alone(pro):
     assert_close(stacked(published_gradients(model), expected), expected, BOUND)
 
 
+def test_every_gradient_with_images_is_internvls(s1):
+    """transformers computes Intern-S1 as an InternVL around a Qwen3-MoE."""
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    config = json.loads((s1 / "config.json").read_text())
+    config |= {"model_type": "internvl", "vision_config": config["vision_config"] | {"model_type": "internvl_vision"}}
+    theirs = InternVLForConditionalGeneration(InternVLConfig(**config, attn_implementation="eager"))
+    ours, stored = load(s1), load_file(s1 / "ref.safetensors")
+    tensors = dict(published_tensors(ours))
+    theirs.load_state_dict(stacked(tensors, theirs.state_dict()))
+    ids, tiles = stored["input_ids"], stored["pixel_values"]
+    mean_loss(theirs(input_ids=ids, pixel_values=tiles).logits, ids).backward()
+    run(ours, ids, images=tiles)[1].backward()
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    assert None not in expected.values()
+    assert_close(stacked(published_gradients(ours), expected), expected, BOUND)
+
+
 def test_gradients_with_media_are_differences_of_the_loss(pro):
     """In fp64, along a random direction of each part's parameters: the loss's slope is the gradient's projection."""
     stored, model = load_file(pro / "ref.safetensors"), load(pro, torch.float64)
-    given = stored["input_ids"], {"images": pro_images(stored)}
+    given = stored["input_ids"], {"images": images_of(stored)}
 
     def loss() -> Tensor:
         return run(model, given[0], **given[1])[1]
@@ -124,10 +153,10 @@ def test_gradients_with_media_are_differences_of_the_loss(pro):
         assert relative((ends[0] - ends[1]) / (2 * step), slope) <= 1e-6
 
 
-def test_every_tensor_is_written_as_it_was_read(pro):
-    expected = load_file(pro / "model.safetensors")
+def test_every_tensor_is_written_as_it_was_read(either):
+    expected = load_file(either / "model.safetensors")
     expected = {name: tensor for name, tensor in expected.items() if "time_series" not in name}
-    found = dict(published_tensors(load_multimodal(pro)))
+    found = dict(published_tensors(load_multimodal(either)))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
@@ -139,7 +168,7 @@ def test_placeholders_and_embeddings_that_differ_in_number(pro, change):
     ids = stored["input_ids"].clone()
     ids[1, 0 if change > 0 else ids[1].eq(300).nonzero()[0, 0]] = 300 if change > 0 else 5
     with pytest.raises(ValueError, match=f"the ids hold {7 + change} image placeholders .300., but the images given "):
-        model(ids, images=pro_images(stored))
+        model(ids, images=images_of(stored))
     with pytest.raises(ValueError, match=f"hold {7 + change} image placeholders .* have 0 embeddings"):
         model(ids)
 
@@ -152,17 +181,43 @@ def test_placeholders_and_embeddings_that_differ_in_number(pro, change):
         ("vision_config.num_heads", 32, "num_heads=32 for the vision tower is not supported"),
         ("vision_config.num_position_embeddings", 35, "num_position_embeddings=35 for the vision tower"),
         ("vision_config.out_hidden_size", 32, "expected the text model's 64 (hidden_size)"),
-        ("vision_config.model_type", "clip", '"clip" as the vision tower; a model_type of interns1_pro_vision'),
+        (
+            "vision_config.model_type",
+            "clip",
+            '"clip" as the vision tower; a model_type of interns1_vision or',
+        ),
         ("vision_config", None, "no vision_config as the vision tower"),
         ("image_token_id", None, "no image_token_id for images"),
     ],
 )
 def test_a_tower_of_another_function_is_refused(tmp_path, pro, key, value, message):
-    config = json.loads((pro / "config.json").read_text())
+    assert_refused(pro, tmp_path, key, value, message)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("vision_config.norm_type", "layer_norm", 'norm_type="layer_norm" for the vision tower is not supported'),
+        ("vision_config.use_qk_norm", False, "use_qk_norm=false for the vision tower is not supported"),
+        ("vision_config.attention_bias", True, "attention_bias=true for the vision tower is not supported"),
+        ("vision_config.num_attention_heads", 5, "num_attention_heads=5 for the vision tower is not supported"),
+        ("vision_config.image_size", [56, 28], "image_size=[56, 28] for the vision tower is not supported"),
+        ("vision_config.image_size", 42, "image_size=42 for the vision tower is not supported; expected a multiple of"),
+        ("projector_hidden_act", "relu", 'projector_hidden_act="relu" for images is not supported'),
+        ("vision_feature_layer", -2, "vision_feature_layer=-2 for images is not supported"),
+        ("downsample_ratio", 0.4, "downsample_ratio=0.4 for images is not supported"),
+    ],
+)
+def test_an_intern_vit_of_another_function_is_refused(tmp_path, s1, key, value, message):
+    assert_refused(s1, tmp_path, key, value, message)
+
+
+def assert_refused(source: Path, tmp_path: Path, key: str, value: Any, message: str) -> None:
+    config = json.loads((source / "config.json").read_text())
     section, _, name = key.rpartition(".")
     (config[section] if section else config)[name] = value
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shutil.copy(pro / "model.safetensors", tmp_path)
+    shutil.copy(source / "model.safetensors", tmp_path)
     with pytest.raises(HuggingFaceError) as refused:
         load_multimodal(tmp_path)
     assert message in str(refused.value)
