@@ -144,12 +144,34 @@ class InternViTConfig:
 
 
 @dataclass(kw_only=True)
+class TimeSeriesConfig:
+    """Intern-S1-Pro's tower for signals."""
+
+    bins: int  # width between the patches and the layers
+    width: int  # of the residual stream of the layers
+    num_layers: int
+    num_heads: int  # divides width
+    mlp_width: int
+    positions: int  # rows of the learned position table; later tokens have no position
+    adapt_width: int  # between the layers and the projector
+    out_width: int  # hidden size of the text model
+
+    # of the patch encoder; published code has these values fixed
+    patch_width: int = 128
+    patch_heads: int = 8
+    patch_mlp_width: int = 2048
+    patch_positions: int = 20_000  # rows of its table of sines and cosines
+
+
+@dataclass(kw_only=True)
 class MultimodalConfig:
     """A text model with the towers whose outputs take the places of placeholder tokens."""
 
     text: ModelConfig
     vision: VisionConfig | InternViTConfig
     image_token: int  # id of the placeholder of one image embedding
+    signals: TimeSeriesConfig | None = None
+    signal_token: int | None = None  # id of the placeholder of one signal embedding, where there is that tower
 
 
 def newton_schulz_flops(rows: int, columns: int, iterations: int) -> int:

@@ -1,9 +1,11 @@
-"""A text model whose placeholder tokens are replaced by the embeddings of images.
+"""A text model whose placeholder tokens are replaced by the embeddings of images and signals.
 
 Legend: B sequences · S tokens of each · H hidden size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from trainer.config.model import InternViTConfig, MultimodalConfig
 from trainer.model.decoder import Decoder, DecoderOutput
 from trainer.model.towers.intern_vit import InternViT
+from trainer.model.towers.time_series import Signal, TimeSeriesTower
 from trainer.model.towers.vision import Images, VisionTower
 
 
@@ -22,6 +25,7 @@ class Multimodal(nn.Module):
         self.cfg = cfg
         self.text = Decoder(cfg.text)
         self.vision = InternViT(cfg.vision) if isinstance(cfg.vision, InternViTConfig) else VisionTower(cfg.vision)
+        self.signals = TimeSeriesTower(cfg.signals) if cfg.signals else None
 
     def forward(
         self,
@@ -30,6 +34,7 @@ class Multimodal(nn.Module):
         cu_seqlens: Tensor | None = None,
         *,
         images: Images | Tensor | None = None,
+        signals: Sequence[Signal] = (),
         expert_ids: Tensor | None = None,
     ) -> DecoderOutput:
         """Hidden states and router statistics, as `Decoder.forward`, of tokens and media.
@@ -39,11 +44,18 @@ class Multimodal(nn.Module):
             positions, cu_seqlens, expert_ids: as of `Decoder.forward`.
             images: what the vision tower takes, in the order of the placeholders in the flattened ids: `Images`
                 (Intern-S1-Pro) or tiles (Intern-S1); None without any.
-        Raises: ValueError where placeholders and embeddings differ in number.
+            signals: as `prepare_signal` makes them, in the order of their placeholders.
+        Raises: ValueError where placeholders and embeddings differ in number, or for signals without a tower.
         """
         assert self.text.embed is not None
         embeds = F.embedding(ids, self.text.embed)
         embeds = place(embeds, ids, self.cfg.image_token, None if images is None else self.vision(images), "image")
+        if self.signals is not None:
+            placeholder = self.cfg.signal_token
+            assert placeholder is not None
+            embeds = place(embeds, ids, placeholder, self.signals(signals) if signals else None, "signal")
+        elif signals:
+            raise ValueError("this model has no tower for signals")
         return self.text(positions=positions, cu_seqlens=cu_seqlens, embeds=embeds, expert_ids=expert_ids)
 
 

@@ -65,8 +65,9 @@ def interns1_pro(s: dict[str, int]) -> dict[str, Any]:
     }  # fmt: skip
     signals = {
         "model_type": "interns1_pro_time_series", "d_model": s["tD"], "encoder_ffn_dim": s["tI"],
-        "encoder_layers": s["tL"], "num_mel_bins": s["nMel"], "max_source_positions": s["tPos"],
-        "ts_adapt_in_dim": s["tIn"], "ts_adapt_out_dim": s["tOut"], "out_hidden_size": s["vO"],
+        "encoder_layers": s["tL"], "encoder_attention_heads": 8, "num_mel_bins": s["nMel"],
+        "max_source_positions": s["tPos"], "ts_adapt_in_dim": s["tIn"], "ts_adapt_out_dim": s["tOut"],
+        "out_hidden_size": s["vO"],
     }  # fmt: skip
     text = text_config(s, {"rope_type": "default", "fope_init_factor": 0.5})
     return {"text_config": text, "vision_config": vision, "ts_config": signals}
@@ -93,8 +94,9 @@ def test_the_modules_have_the_tensors_of_the_published_table(reference: Path, na
     with torch.device("meta"):
         model = Multimodal(multimodal_config_from_huggingface(config | {"image_token_id": 151655}))
     found = tower_pieces({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-    expected = {name: shape for name, shape in tower_shapes(config).items() if tower_of(name) != "time series"}
-    assert {piece.name: piece.shape for piece in found} == expected
+    assert {piece.name: piece.shape for piece in found} == tower_shapes(config)
+    if name == "interns1_pro":
+        assert sum(tensor.numel() for tensor in model.signals.state_dict().values()) == 148_533_200  # 148.5 M
 
 
 @pytest.mark.parametrize("key", ["depth", "out_hidden_size"])

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
-from trainer.config.model import InternViTConfig, ModelConfig, MultimodalConfig, VisionConfig
+from trainer.config.model import InternViTConfig, ModelConfig, MultimodalConfig, TimeSeriesConfig, VisionConfig
 from trainer.weights.hf_config import model_config_from_huggingface
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
 from trainer.weights.section import Section, object_under
 
+SIGNAL_TOKEN = 151685  # <TS_CONTEXT> in the vocabulary of Intern-S1-Pro, where config.json does not name it
 VISION_TOWERS = ("interns1_vision", "interns1_pro_vision")
+SIGNAL_TOWER = "interns1_pro_time_series"
 
 
 def multimodal_config_from_huggingface(config: dict[str, Any]) -> MultimodalConfig:
@@ -26,10 +28,13 @@ def multimodal_config_from_huggingface(config: dict[str, Any]) -> MultimodalConf
     another kind, and for a value that it does not have.
     """
     text = model_config_from_huggingface(config)
+    signals = _time_series(config, text)
     return MultimodalConfig(
         text=text,
         vision=_vision_tower(config, text),
         image_token=Section(config, "for images").size("image_token_id"),
+        signals=signals,
+        signal_token=Section(config, "for signals").size("ts_token_id", default=SIGNAL_TOKEN) if signals else None,
     )
 
 
@@ -79,6 +84,33 @@ def _intern_vit(v: Section, config: Mapping[str, Any], text: ModelConfig) -> Int
         raise v.refused("image_size", f"a multiple of patch_size / downsample_ratio = {cfg.patch_size * cfg.merge}")
     if cfg.merge * around.number("downsample_ratio") != 1:
         raise around.refused("downsample_ratio", "one over a whole number")
+    return cfg
+
+
+def _time_series(config: Mapping[str, Any], text: ModelConfig) -> TimeSeriesConfig | None:
+    found = object_under(config, "ts_config")
+    if not found:
+        return None
+    t = Section(found, "for the time-series tower")
+    if found.get("model_type") != SIGNAL_TOWER:
+        raise t.refused("model_type", SIGNAL_TOWER)
+    cfg = TimeSeriesConfig(
+        bins=t.size("num_mel_bins"),
+        width=t.size("d_model"),
+        num_layers=t.size("encoder_layers"),
+        num_heads=t.size("encoder_attention_heads"),
+        mlp_width=t.size("encoder_ffn_dim"),
+        positions=t.size("max_source_positions"),
+        adapt_width=t.size("ts_adapt_out_dim"),
+        out_width=t.size("out_hidden_size"),
+    )
+    _require(t, {"activation_function": "gelu", "scale_embedding": False, "ts_hidden_dim": cfg.adapt_width})
+    if t.size("ts_adapt_in_dim") != 2 * cfg.patch_width:
+        raise t.refused("ts_adapt_in_dim", f"{2 * cfg.patch_width}, two patches side by side")
+    if cfg.width % cfg.num_heads:
+        raise t.refused("encoder_attention_heads", f"a divisor of d_model={cfg.width}")
+    if cfg.out_width != text.hidden_size:
+        raise t.refused("out_hidden_size", f"the text model's {text.hidden_size} (hidden_size)")
     return cfg
 
 

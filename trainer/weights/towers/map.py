@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from trainer.storage.boxes import Box, full_box
 from trainer.weights.map import Piece
 
+_PATCH_LAYER = "model.time_series.encoder_embed.transformer_encoder.layers.0"
 # Parameter, or module with a weight and a bias -> its published name; * is the number of a layer, {} each of q, k, v.
 _NAMES = {
     # Intern-S1-Pro
@@ -42,6 +43,33 @@ _NAMES = {
     "vision.projector.norm": "model.multi_modal_projector.layer_norm",
     "vision.projector.up": "model.multi_modal_projector.linear_1",
     "vision.projector.down": "model.multi_modal_projector.linear_2",
+    # signals of Intern-S1-Pro
+    "signals.patches.conv": "model.time_series.encoder_embed.conv",
+    "signals.patches.positions": "model.time_series.encoder_embed.pos_encoder.pe",
+    "signals.patches.qkv.weight": f"{_PATCH_LAYER}.self_attn.in_proj_weight",
+    "signals.patches.qkv.bias": f"{_PATCH_LAYER}.self_attn.in_proj_bias",
+    "signals.patches.out": f"{_PATCH_LAYER}.self_attn.out_proj",
+    "signals.patches.attention_norm": f"{_PATCH_LAYER}.norm1",
+    "signals.patches.up": f"{_PATCH_LAYER}.linear1",
+    "signals.patches.down": f"{_PATCH_LAYER}.linear2",
+    "signals.patches.mlp_norm": f"{_PATCH_LAYER}.norm2",
+    "signals.adapt_in": "model.time_series.encoder.adapt_in",
+    "signals.conv1": "model.time_series.encoder.conv1",
+    "signals.conv2": "model.time_series.encoder.conv2",
+    "signals.positions": "model.time_series.encoder.embed_positions.weight",
+    "signals.layers.*.attention_norm": "model.time_series.encoder.layers.*.self_attn_layer_norm",
+    "signals.layers.*.q": "model.time_series.encoder.layers.*.self_attn.q_proj",
+    "signals.layers.*.k": "model.time_series.encoder.layers.*.self_attn.k_proj",
+    "signals.layers.*.v": "model.time_series.encoder.layers.*.self_attn.v_proj",
+    "signals.layers.*.out": "model.time_series.encoder.layers.*.self_attn.out_proj",
+    "signals.layers.*.mlp_norm": "model.time_series.encoder.layers.*.final_layer_norm",
+    "signals.layers.*.up": "model.time_series.encoder.layers.*.fc1",
+    "signals.layers.*.down": "model.time_series.encoder.layers.*.fc2",
+    "signals.norm": "model.time_series.encoder.layer_norm",
+    "signals.adapt_out": "model.time_series.encoder.adapt_out",
+    "signals.projector.norm": "model.time_series.projector.layer_norm",
+    "signals.projector.up": "model.time_series.projector.linear_1",
+    "signals.projector.down": "model.time_series.projector.linear_2",
 }
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 

@@ -24,7 +24,8 @@ def load_multimodal(directory: str | Path, dtype: torch.dtype = torch.float32) -
 
     Args:
         directory: holds config.json and safetensors files.
-        dtype: of the parameters and of the computation (FoPE's matrices stay fp32, or fp64 when dtype is).
+        dtype: of the parameters and of the computation (FoPE's matrices and the fixed
+            positions of signals stay fp32, or fp64 when dtype is).
     Returns: a `Multimodal` whose parameters are all read, none left at random.
     Raises: HuggingFaceError naming the key, file or tensor that is missing or does not fit.
     Warns: of keys of config.json that are unknown.
@@ -40,8 +41,11 @@ def load_multimodal(directory: str | Path, dtype: torch.dtype = torch.float32) -
         warn(warning, stacklevel=2)
     with torch.device("meta"):
         model = Multimodal(cfg)
-    model = model.to(dtype).to_empty(device="cpu")
-    model.text.rotary.to(torch.promote_types(dtype, torch.float32))
+    model = model.to(dtype)
+    for module in model.modules():
+        for name, table in module.named_buffers(recurse=False):
+            setattr(module, name, table.to(torch.promote_types(dtype, torch.float32)))
+    model = model.to_empty(device="cpu")
     fill(model, source, pieces=_pieces(model, source.pieces))
     return model
 

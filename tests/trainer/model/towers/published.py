@@ -1,4 +1,4 @@
-"""Our towers beside modules of transformers with the same random weights."""
+"""Our towers under published names, beside other code with the same random weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def randomise(module: nn.Module, seed: int = 11, std: float = 0.2) -> None:
     """Random values for everything, so that a part that is swapped or left out shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator) * std
-            parameter.copy_(drawn + (parameter.ndim == 1))
+            parameter.copy_(drawn + (parameter.ndim == 1 and not name.endswith("bias")))  # norms are around 1
 
 
 @torch.no_grad()
@@ -25,6 +25,13 @@ def copy_published(tower: nn.Module, name: str, tensors: Mapping[str, Tensor]) -
     state = {f"{name}.{key}": tensor for key, tensor in tower.state_dict().items()}
     for piece in tower_pieces({key: tuple(tensor.shape) for key, tensor in state.items()}):
         state[piece.parameter][piece.box] = tensors[piece.name]
+
+
+def published_tensors(tower: nn.Module, name: str) -> dict[str, Tensor]:
+    """Parameters and tables of a tower under full published names."""
+    state = {f"{name}.{key}": tensor for key, tensor in tower.state_dict().items()}
+    pieces = tower_pieces({key: tuple(tensor.shape) for key, tensor in state.items()})
+    return {piece.name: state[piece.parameter][piece.box] for piece in pieces}
 
 
 def published_gradients(tower: nn.Module, name: str) -> dict[str, Tensor]:

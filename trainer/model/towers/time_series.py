@@ -1,0 +1,178 @@
+"""The time-series tower of Intern-S1-Pro: signals of any length, channels and sampling rate.
+
+A signal is cut into overlapping patches whose length grows with the sampling rate; a small encoder turns each patch
+into a vector; pairs of them pass through causal layers like Whisper's (arXiv 2212.04356).
+
+Source: a serving engine's code for the published weights (lmdeploy, interns1_pro_ts.py); no training code was
+published. The published patch encoder is torch's layer, whose dropout in training is not known and is left out here.
+
+Legend: T steps · C channels · S stride · P = 2 S steps of a patch · n patches · L = n // 2 pairs · w width of the patch
+encoder · W width of the layers · h heads · d head dimension · H hidden size of the text model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config.model import TimeSeriesConfig
+from trainer.model.towers.projector import Projector
+
+LONGEST = 240_000  # steps; `prepare_signal` leaves out what follows
+EPS = 1e-5  # of the layer norms
+# Steps of patches that are encoded at a time, so that without gradients a long signal needs little memory.
+STEPS_AT_A_TIME = 1 << 16
+
+
+class Signal(NamedTuple):
+    """A signal as the tower takes it. values: [T, C]; rate: steps per second, above 0."""
+
+    values: Tensor
+    rate: float
+
+
+def prepare_signal(values: Tensor, rate: float | None = None) -> Signal:
+    """Normalise a recording by the published rule: a z-score of each channel, then the first 240,000 steps.
+
+    Args:
+        values: [T, C] or [T], of any real dtype. rate: in Hz; None or 0 and below where it is unknown, which counts as
+            max(T / 4, 1) for the T steps that are kept.
+    Returns: a `Signal` in fp32. A channel that is constant becomes 0.
+    Raises: ValueError for a signal without steps or channels, or of another shape.
+    """
+    if values.ndim not in (1, 2) or not values.numel():
+        raise ValueError(f"a signal of shape {list(values.shape)}; use [steps, channels] or [steps], none of them 0")
+    wide = values.reshape(len(values), -1).double()
+    scaled = (wide - wide.mean(0)) / (wide.std(0, correction=0) + 1e-8)
+    kept = scaled[:LONGEST].float()
+    return Signal(kept, rate if rate is not None and rate > 0 else max(len(kept) / 4, 1.0))
+
+
+def patch_stride(rate: float) -> int:
+    """Steps from a patch to the next, 2 to 160: floor(160 / (1 + exp(-rate / 100))^6), in fp32 as published.
+
+    The precision counts: between 1664 and 3673 Hz it is 160 in fp32, but 159 in fp64.
+    """
+    if not rate > 0:
+        raise ValueError(f"a sampling rate of {rate}; use one above 0, in Hz")
+    return int(torch.floor(160 / (1 + torch.exp(-torch.tensor(rate, dtype=torch.float32) / 100)) ** 6))
+
+
+def patch_count(steps: int, rate: float) -> int:
+    """Patches n of a signal; the last is filled with zeros. At least one pair, where published code stops."""
+    stride = patch_stride(rate)
+    return max(-(-(steps - 2 * stride) // stride) + 1, 2)
+
+
+def token_count(steps: int, rate: float) -> int:
+    """Embeddings that the tower makes of a signal of `steps` steps."""
+    return (patch_count(steps, rate) // 2 + 1) // 2
+
+
+class PatchEncoder(nn.Module):
+    """A convolution, fixed positions and one post-norm encoder layer over the steps of a patch, then means."""
+
+    positions: Tensor
+
+    def __init__(self, cfg: TimeSeriesConfig) -> None:
+        super().__init__()
+        w = cfg.patch_width
+        self.heads = cfg.patch_heads
+        self.conv = nn.Conv1d(1, w, 5, padding=2)
+        self.register_buffer("positions", torch.empty(cfg.patch_positions, 1, w))
+        self.qkv = nn.Linear(w, 3 * w)
+        self.out = nn.Linear(w, w)
+        self.attention_norm = nn.LayerNorm(w, EPS)
+        self.up = nn.Linear(w, cfg.patch_mlp_width)
+        self.down = nn.Linear(cfg.patch_mlp_width, w)
+        self.mlp_norm = nn.LayerNorm(w, EPS)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """patches: [n, C, P] -> [n, w], the mean over steps and channels."""
+        n, C, P = patches.shape
+        # Compatibility with the published code: steps and channels are interleaved, not transposed, where C > 1.
+        rows = patches.transpose(1, 2).reshape(n * C, 1, P)
+        means = [self._encode(part).mean(1) for part in rows.split(max(1, STEPS_AT_A_TIME // P))]
+        return torch.cat(means).view(n, C, -1).mean(1)
+
+    def _encode(self, rows: Tensor) -> Tensor:
+        """rows: [r, 1, P] -> [r, P, w]."""
+        x = F.relu(self.conv(rows)).transpose(1, 2)
+        x = x + self.positions[: x.shape[1], 0].to(x.dtype)
+        x = self.attention_norm(x + self.out(_attend(self.qkv(x).chunk(3, dim=-1), self.heads)))
+        return self.mlp_norm(x + self.down(F.relu(self.up(x))))
+
+
+class TimeSeriesLayer(nn.Module):
+    """Pre-norm layer with causal attention; keys have no bias."""
+
+    def __init__(self, cfg: TimeSeriesConfig) -> None:
+        super().__init__()
+        self.heads = cfg.num_heads
+        self.attention_norm = nn.LayerNorm(cfg.width, EPS)
+        self.q = nn.Linear(cfg.width, cfg.width)
+        self.k = nn.Linear(cfg.width, cfg.width, bias=False)
+        self.v = nn.Linear(cfg.width, cfg.width)
+        self.out = nn.Linear(cfg.width, cfg.width)
+        self.mlp_norm = nn.LayerNorm(cfg.width, EPS)
+        self.up = nn.Linear(cfg.width, cfg.mlp_width)
+        self.down = nn.Linear(cfg.mlp_width, cfg.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [1, tokens, W] -> [1, tokens, W]."""
+        y = self.attention_norm(x)
+        x = x + self.out(_attend((self.q(y), self.k(y), self.v(y)), self.heads, causal=True))
+        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
+
+
+class TimeSeriesTower(nn.Module):
+    """Signals -> embeddings of the text model."""
+
+    def __init__(self, cfg: TimeSeriesConfig) -> None:
+        super().__init__()
+        self.patches = PatchEncoder(cfg)
+        self.adapt_in = nn.Linear(2 * cfg.patch_width, cfg.bins)
+        self.conv1 = nn.Conv1d(cfg.bins, cfg.width, 3, padding=1)
+        self.conv2 = nn.Conv1d(cfg.width, cfg.width, 3, stride=2, padding=1)
+        self.positions = nn.Parameter(torch.empty(cfg.positions, cfg.width))
+        self.layers = nn.ModuleList([TimeSeriesLayer(cfg) for _ in range(cfg.num_layers)])
+        self.norm = nn.LayerNorm(cfg.width, EPS)
+        self.adapt_out = nn.Linear(cfg.width, cfg.adapt_width)
+        self.projector = Projector(cfg.adapt_width, cfg.out_width)
+
+    def forward(self, signals: Sequence[Signal]) -> Tensor:
+        """Embeddings of all signals, one after another, `token_count` of each: [tokens, H].
+
+        Raises: ValueError for a signal without steps or channels, or a rate of 0 or below.
+        """
+        return torch.cat([self._embed(signal) for signal in signals])
+
+    def _embed(self, signal: Signal) -> Tensor:
+        x_Lw = self.patches(self._patches(signal)).view(-1, self.adapt_in.in_features)
+        x = F.gelu(self.conv1(self.adapt_in(x_Lw).T[None]))
+        x = F.gelu(self.conv2(x)).transpose(1, 2)
+        table = self.positions[: x.shape[1]]
+        x = x + F.pad(table, (0, 0, 0, x.shape[1] - len(table)))  # tokens beyond the table have no position
+        for layer in self.layers:
+            x = layer(x)
+        return self.projector(self.adapt_out(self.norm(x)))[0]
+
+    def _patches(self, signal: Signal) -> Tensor:
+        """[n, C, P] with n even: the patch that has no partner is left out, as published."""
+        values = signal.values.to(self.adapt_in.weight.dtype)
+        if values.ndim != 2 or not values.numel():
+            raise ValueError(f"a signal of shape {list(values.shape)}; use [steps, channels], none of them 0")
+        steps, stride = len(values), patch_stride(signal.rate)
+        n = patch_count(steps, signal.rate) // 2 * 2
+        values = F.pad(values, (0, 0, 0, max(0, (n + 1) * stride - steps)))
+        return values.unfold(0, 2 * stride, stride)[:n]
+
+
+def _attend(qkv: Sequence[Tensor], heads: int, causal: bool = False) -> Tensor:
+    """q, k, v: [r, s, h d] -> [r, s, h d]."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in qkv)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
