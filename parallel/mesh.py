@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -46,13 +48,18 @@ class Meshes:
         copies = layout.dp_replicate
         shard = "dp_shard" if layout.cp == 1 else "dp_shard_cp"  # on the screen, as the keys that a user knows
         # Two meshes over the same ranks: sharding a weight twice needs its mesh dimensions to come from one of them.
-        dense = init_device_mesh(
-            device_type, (layout.pp, copies, layout.shard), mesh_dim_names=("pp", "dp_replicate", shard)
-        )
-        experts = init_device_mesh(
+        alone = init_device_mesh(device_type, (layout.world, 1), mesh_dim_names=("all", "alone")).get_group("alone")
+        dense = _mesh_of({"pp": layout.pp, "dp_replicate": copies, shard: layout.shard}, device_type, alone)
+        experts = _mesh_of(
+            {
+                "pp": layout.pp,
+                "dp_replicate": copies,
+                "expert_dp": layout.expert_dp,
+                "expert": placement.expert_shards,
+                "width": placement.width_shards,
+            },
             device_type,
-            (layout.pp, copies, layout.expert_dp, placement.expert_shards, placement.width_shards),
-            mesh_dim_names=("pp", "dp_replicate", "expert_dp", "expert", "width"),
+            alone,
         )
         ep = experts["expert", "width"]
         ep_group = None
@@ -80,6 +87,18 @@ class Meshes:
             stage_group=dist.group.WORLD if one_stage else _group_of(stages, "stage"),
             stage_control=None if one_stage else _group_of(stages, "stage_control", on_host),
         )
+
+
+def _mesh_of(sizes: dict[str, int], device_type: str, alone: dist.ProcessGroup) -> DeviceMesh:
+    """The mesh with dimensions of these sizes, by name; all ranks, in order. Dimensions of size 1 share the group
+    `alone`: every gloo group has a thread that wakes up a hundred times a second, and a pipeline has six of them."""
+    wide = {name: size for name, size in sizes.items() if size > 1}
+    groups = dict.fromkeys(sizes, alone)
+    if wide:
+        mesh = init_device_mesh(device_type, tuple(wide.values()), mesh_dim_names=tuple(wide))
+        groups |= {name: mesh.get_group(name) for name in wide}
+    ranks = torch.arange(math.prod(sizes.values())).view(*sizes.values())
+    return DeviceMesh.from_group(list(groups.values()), device_type, mesh=ranks, mesh_dim_names=tuple(sizes))
 
 
 def _group_of(parts: Sequence[range], name: str, backend: str | None = None) -> dist.ProcessGroup | None:

@@ -11,10 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.torch_private import process_groups
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close, relative
 from tests.trainer.spread import Spread, built, step, whole
+from tests.trainer.tiny_run import tiny_config
 from trainer.model import attention
+from trainer.parallelize import build_meshes
 
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -167,3 +170,19 @@ def test_each_step_is_logged_with_its_mesh():
 
 def test_one_router_group_goes_by_all_to_all():
     check([Spread(1, 4, 4, model=(("router_groups", 1),))])
+
+
+def _groups_of_a_pipeline():
+    cfg = tiny_config("unused")
+    cfg.parallel.pp = 2
+    meshes = build_meshes(cfg, "cpu")
+    one_rank = [meshes.dense.get_group(), meshes.expert_dp.get_group(), meshes.experts.get_group("width")]
+    return len(process_groups()), [group.size() for group in one_rank], len({group.group_name for group in one_rank})
+
+
+def test_mesh_dimensions_of_one_rank_share_a_group():
+    """Every gloo group costs a thread that wakes up a hundred times a second."""
+    for groups, sizes, names in on_ranks(2, _groups_of_a_pipeline, init=True):
+        assert sizes == [1, 1, 1]
+        assert names == 1
+        assert groups == 3  # all ranks, this rank alone, the pipeline
