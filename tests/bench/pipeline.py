@@ -4,17 +4,22 @@
 
 waits: four processes whose stages take a fixed time without using a core, their tensors really sent. Wall time of a
 step over the time that the schedule takes by its closed form, or by following its actions where it has none.
-compute: two processes of one thread. Wall time of a step over the slowest stage's own time for its micro-batches plus
+compute: two processes of one thread. Wall time of a step over the slower stage's own time for its micro-batches plus
 the bubble. It needs two free cores.
-cpu: CPU-seconds of a step on four processes over those of one process with the same micro-batches.
+cpu: CPU-seconds of a step on four processes over those of one process with the same micro-batches, and over those of
+the four stages without messages. Processes that share caches, and cores with other programs, take more CPU-seconds for
+the same arithmetic; the second ratio leaves that out.
+
+Steps that are compared alternate every few seconds in the same processes, because the speed of a core changes with
+what others run, and a stage's own time is measured while all stages run.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -152,7 +157,7 @@ class Built:
         torch.set_num_threads(1)
         prepare_host_memory()
         self.world, self.objective = world, build_objective(cfg.train)
-        meshes: Meshes | None = build_meshes(cfg, "cpu")
+        meshes: Meshes | None = build_meshes(cfg, "cpu") if world.size > 1 else None
         place = meshes.layout.place(world.rank) if meshes else Place()
         alike = ranks_alike(world, meshes)
         plan, self.stages = build_stages(cfg, world, alike, meshes, place, self.objective)
@@ -178,43 +183,100 @@ class Built:
         self.engine.step(self.number, 1000)
 
 
-def timed_steps(pp: int, micro_batches: int, rounds: int) -> list[tuple[float, float]]:
-    """(wall, CPU) seconds of each of `rounds` steps after a first one, on this rank."""
-    world = start_world("cpu", 120.0) if pp > 1 else World()
+class Unconnected:
+    """In the place of a schedule: runs the rank's stage on every micro-batch, without the other stages."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def step(self, *, target: Tensor, **_: Any) -> None:
+        for number in range(len(target)):
+            x = None if self.stage.is_first else torch.randn(self.stage.like.shape, requires_grad=True)
+            y = self.stage.run(number, x)
+            y.backward(None if self.stage.is_last else torch.zeros_like(y))
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall seconds of a step on this rank, and CPU-seconds: of all threads and of the thread that computes."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+    thread: float = 0.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Three steps that follow each other: of the pipeline, of its stages without messages, all at the same time, and of
+    the whole model on rank 0 while the others sleep."""
+
+    pipeline: Seconds
+    stages: Seconds
+    whole: Seconds
+
+
+def turns(pp: int, micro_batches: int, rounds: int) -> list[Turn]:
+    """`rounds` turns after a first one, on this rank."""
+    world = start_world("cpu", 600.0)
     try:
         built = Built(config(pp, micro_batches), world)
+        whole = Built(config(1, micro_batches), World()) if world.rank == 0 else None
+        assert built.pipeline is not None
+        connected, unconnected = built.pipeline.schedule, Unconnected(built.pipeline.stages[0])
         found = []
-        for number in range(rounds + 1):
-            if pp > 1:
-                dist.barrier()
-            wall, cpu = time.perf_counter(), time.process_time()
-            built.step()
-            if number:
-                found.append((time.perf_counter() - wall, time.process_time() - cpu))
-        return found
+        for _ in range(rounds + 1):
+            built.pipeline.schedule = connected
+            pipeline = _seconds(built.step)
+            built.pipeline.schedule = unconnected
+            stages = _seconds(built.step)
+            found.append(Turn(pipeline, stages, _seconds(whole.step) if whole else _seconds(lambda: None)))
+        return found[1:]
     finally:
-        if pp > 1:
-            world.close()
+        world.close()
+
+
+def _seconds(step: Callable[[], None]) -> Seconds:
+    """Times of a step, which starts on all ranks at once."""
+    dist.barrier()
+    wall, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
+    step()
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu, time.thread_time() - thread)
 
 
 def compute(rounds: int, micro_batches: int = 8) -> tuple[float, float]:
-    """(wall seconds of a step on two ranks, those of the slowest stage alone plus the bubble).
+    """(wall seconds of a step on two ranks, those of the slower stage without messages plus the bubble), in the turn
+    that other processes disturbed least."""
+    by_rank = on_ranks(2, turns, 2, micro_batches, rounds, timeout_s=600.0)
+    found = []
+    for turn in zip(*by_rank, strict=True):
+        stage = max(rank.stages.wall for rank in turn)
+        found.append((max(rank.pipeline.wall for rank in turn), stage * (micro_batches + 1) / micro_batches))
+    return min(found)
 
-    A stage alone is half of one process's step: the layers are equal and the head is small."""
-    alone = min(wall for wall, _ in on_ranks(1, timed_steps, 1, micro_batches, rounds, timeout_s=300.0)[0])
-    by_rank = on_ranks(2, timed_steps, 2, micro_batches, rounds, timeout_s=300.0)
-    wall = min(max(of_rank[number][0] for of_rank in by_rank) for number in range(rounds))
-    return wall, alone / 2 * (micro_batches + 1) / micro_batches
+
+@dataclass(frozen=True)
+class CpuSeconds:
+    """CPU-seconds of a turn on four ranks together: of a step; of its threads that do not compute, which are those of
+    gloo; of the stages without messages; and of one process."""
+
+    step: float
+    gloo: float
+    stages: float
+    whole: float
 
 
-def cpu_seconds(rounds: int, micro_batches: int = 8) -> tuple[float, float]:
-    """CPU-seconds of a step on four ranks together, and on one: medians of turns that take each other's place."""
-    spread, alone = [], []
-    for _ in range(rounds):
-        by_rank = on_ranks(4, timed_steps, 4, micro_batches, 1, timeout_s=300.0)
-        spread.append(sum(of_rank[0][1] for of_rank in by_rank))
-        alone.append(on_ranks(1, timed_steps, 1, micro_batches, 1, timeout_s=300.0)[0][0][1])
-    return statistics.median(spread), statistics.median(alone)
+def cpu_seconds(rounds: int, micro_batches: int = 8) -> list[CpuSeconds]:
+    """Those of each of `rounds` turns."""
+    by_rank = on_ranks(4, turns, 4, micro_batches, rounds, timeout_s=600.0)
+    return [
+        CpuSeconds(
+            sum(rank.pipeline.cpu for rank in turn),
+            sum(rank.pipeline.cpu - rank.pipeline.thread for rank in turn),
+            sum(rank.stages.thread for rank in turn),
+            turn[0].whole.thread,
+        )
+        for turn in zip(*by_rank, strict=True)
+    ]
 
 
 def main() -> None:
@@ -225,7 +287,7 @@ def main() -> None:
     sections: dict[str, Callable[[], None]] = {
         "waits": lambda: _print_waits(options.rounds),
         "compute": lambda: _print("compute, two ranks: wall seconds", *compute(options.rounds)),
-        "cpu": lambda: _print("CPU-seconds, four ranks over one", *cpu_seconds(options.rounds)),
+        "cpu": lambda: _print_cpu(options.rounds),
     }
     for name in options.sections.split(","):
         sections[name]()
@@ -235,6 +297,18 @@ def _print_waits(rounds: int) -> None:
     for plan in PIPELINES:
         name = f"waits, {plan.schedule} with {plan.stages_per_rank} stage(s) a rank: wall seconds"
         _print(name, *waits(plan, rounds=rounds))
+
+
+def _print_cpu(rounds: int) -> None:
+    found = cpu_seconds(rounds)
+    for name, pair in (
+        ("four ranks over one process", lambda turn: (turn.step, turn.whole)),
+        ("four ranks over their stages without messages", lambda turn: (turn.step, turn.stages)),
+        ("their stages without messages over one process", lambda turn: (turn.stages, turn.whole)),
+        ("gloo's threads over four ranks", lambda turn: (turn.gloo, turn.step)),
+    ):
+        middle = sorted(map(pair, found), key=lambda of: of[0] / of[1])[len(found) // 2]  # the median ratio
+        _print(f"CPU-seconds, {name}", *middle)
 
 
 def _print(name: str, found: float, bound: float) -> None:
