@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 from parallel.errors import Fault, one_of
+from trainer.config.recipes.synonyms import absent
 from trainer.config.say import nearest, show
 
 # Metadata of fields that may change when a run is resumed. A free one does not define the result; a named one does, and
@@ -175,6 +177,8 @@ def unknown_key(key: str, known: Iterable[str]) -> Fault:
     names = list(known)
     section = key.rpartition(".")[0]
     inside = [name.rpartition(".")[2] for name in names if section and name.rpartition(".")[0] == section]
+    if lacking := absent(key):
+        return Fault(f"{key}: no such key; {lacking[0]}", key, allowed=lacking[1])
     near = nearest(key, names)
     if near:
         return Fault(f"{key}: no such key; did you mean '{near}'?", key, allowed=(near,))
@@ -186,7 +190,22 @@ def unknown_key(key: str, known: Iterable[str]) -> Fault:
 
 
 def wrong_type(key: str, value: Any, expected: str) -> Fault:
+    if (
+        isinstance(value, str)
+        and (expected == "true or false" or "number" in expected)
+        and _is_literal(value, expected)
+    ):
+        text = f"{key}='{value}' is a text, as it is quoted; use {value} without quotes"
+        return Fault(text, key, value, value)
     return Fault(f"{key}={show(value)} has the wrong type; use {expected}", key, value, expected)
+
+
+def _is_literal(text: str, expected: str) -> bool:
+    """Return True for a text that would be of the expected type without its quotes."""
+    if expected == "true or false":
+        return text in ("true", "false")
+    number = r"-?[0-9]{1,18}" if expected == "a whole number" else r"-?[0-9]{1,18}(\.[0-9]{0,18})?(e[-+]?[0-9]{1,3})?"
+    return re.fullmatch(number, text) is not None
 
 
 def base(hint: Any) -> Any:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from trainer.config.recipes.synonyms import meant_by
+
 IN_A_NAME = "letters, digits, '_', '-' and '.'"  # of a run, which becomes part of a directory's name
 
 
@@ -32,8 +34,12 @@ def shorten(text: str, most: int = 200) -> str:
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The known word closest to `word`, if one is close, in any case. The last dotted part alone also counts: lr
-    matches optim.lr. cutoff: the least similarity (0 to 1) of words without dots."""
-    as_known = {name.lower(): name for name in sorted(set(known), reverse=True)}
+    matches optim.lr; so does a name of the same thing in another program. cutoff: the least similarity (0 to 1) of
+    words without dots."""
+    known = set(known)
+    if word not in known and (meant := meant_by(word)) in known:
+        return meant
+    as_known = {name.lower(): name for name in sorted(known, reverse=True)}
     near = _nearest(word.lower(), sorted(as_known), cutoff)
     return as_known[near] if near is not None else None
 

@@ -1,12 +1,16 @@
 """The words of a command line: what each is read as, and that the remedy of a mistake works as it is typed."""
 
 import shlex
+from typing import get_args
 
 import pytest
 
+from trainer.config import coerce
 from trainer.config.compose import compose, load, to_yaml
-from trainer.config.recipes.groups import list_groups
+from trainer.config.recipes import synonyms
+from trainer.config.recipes.groups import KEYS, list_groups
 from trainer.config.recipes.words import read_words
+from trainer.config.say import nearest
 
 GROUPS = list_groups()
 
@@ -40,8 +44,11 @@ def test_null_is_no_text_where_a_key_may_be_empty_unless_it_is_quoted():
 
 def test_texts_survive_the_file_that_ranks_read(tmp_path):
     cfg = compose(["recipe=toy"])
-    for texts in zip(*(TEXTS[start::5] for start in range(5)), strict=False):
-        cfg.run.dir, cfg.checkpoint.init_from, cfg.data.root, cfg.data.cache_dir, cfg.logging.wandb_project = texts
+    lines = [*zip(*(TEXTS[start::5] for start in range(5)), strict=False), ("a", "b", "c", "d", "~")]
+    for *texts, project in lines:
+        cfg.logging.wandb_project = project
+        directories = ["./~" if text == "~" else text for text in texts]  # a bare one is refused
+        cfg.run.dir, cfg.checkpoint.init_from, cfg.data.root, cfg.data.cache_dir = directories
         (tmp_path / "c.yaml").write_text(to_yaml(cfg))
         assert load(tmp_path / "c.yaml") == cfg
 
@@ -176,3 +183,34 @@ def test_a_misspelt_key_is_one_fault_whatever_its_value():
     for word, near in (("optim.lrr=-1", "optim.lr"), ("optim.lrr=fast", "optim.lr"), ("modle=toyy", "model")):
         (fault,) = read(word).faults
         assert fault.allowed == (near,)
+
+
+# -- names of other programs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "known", [(key, name) for key in ("parallel.pp", "optim.nvme_dir") for name in ("", "parallel.")]
+)
+def test_the_names_of_other_programs_are_known(known):
+    key, section = known
+    name = {"parallel.pp": "pipeline_model_parallel_size", "optim.nvme_dir": "nvme_path"}[key]
+    (fault,) = read(f"{section}{name}=2").faults
+    assert (fault.where, fault.allowed) == (f"{section}{name}", (key,))
+
+
+def test_every_name_of_another_program_means_something_that_exists():
+    for word, meant in synonyms._MEANT.items():
+        if "." in meant:
+            assert meant in KEYS
+            assert word not in KEYS
+        else:
+            owners = [key for key, hint in KEYS.items() if meant in get_args(coerce.base(hint))]
+            assert owners, meant
+            assert all(nearest(word, get_args(coerce.base(KEYS[key]))) == meant for key in owners)
+
+
+@pytest.mark.parametrize("word", ["tp", "parallel.tp", "model.tensor_model_parallel_size", "tensor-parallel-size"])
+def test_what_is_lacking_is_said(word):
+    (fault,) = read(f"{word}=2").faults
+    assert "tensor parallelism" in fault.text
+    assert set(fault.allowed) <= set(KEYS)

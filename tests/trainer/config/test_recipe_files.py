@@ -101,6 +101,8 @@ BROKEN = [
     ("run:\n  dir: 1e3", 3, "quote it: dir: '1e3'"),
     ("run:\n  dir: 0x10", 3, "quote it: dir: '0x10'"),
     ("run:\n  name: yes", 3, "quote it: name: 'yes'"),
+    ("parallel:\n  schedule: null", 3, "parallel.schedule=null does not exist; use 1f1b"),
+    ("optim:\n  offload: off", 3, "optim.offload=off does not exist; use none, cpu or nvme"),
     ("run:\n  name: 1:30", 3, "quote it: name: '1:30'"),
     ("train:\n\tsteps: 3", 3, "a tab; indent with spaces"),
     ("train: {steps: 3, steps: 4}", 2, "steps is given twice; keep one"),
@@ -181,6 +183,19 @@ def test_faults_of_the_composed_configuration_name_the_file(place):
     lines = [fault.text.removeprefix(f"{directory}/recipe/x.yaml, line ")[0] for fault in caught.value.faults]
     assert list(zip(lines, [fault.where for fault in caught.value.faults], strict=True)) == [
         ("3", "train.stpes"), ("4", "train.seed")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [("train: {steps: '7'}", "7"), ("optim: {lr: '1e-3'}", "1e-3"), ("train: {compile: 'true'}", "true")],
+)
+def test_a_number_in_quotes_is_offered_without_them(text, bare, place):
+    directory = place(**{"recipe/x": f"# @package _global_\ndefaults: [toy]\n{text}\n"})
+    with pytest.raises(ConfigError) as caught:
+        compose(["recipe=x"], config_dirs=[directory])
+    (fault,) = caught.value.faults
+    assert fault.allowed == bare
+    assert f"use {bare} without quotes" in fault.text
 
 
 def test_two_directories_with_one_name_are_refused(tmp_path):

@@ -39,7 +39,7 @@ def check(cfg: Config) -> list[Fault]:
 
 
 def _unexpanded(cfg: Config) -> Iterator[Fault]:
-    """Directories with what only a shell replaces, and does not inside of KEY=VALUE: a literal ~ would be created."""
+    """Directories with what only a shell expands, and not inside of KEY=VALUE: a directory named ~ would be made."""
     directories = {
         "run.dir": cfg.run.dir,
         "checkpoint.init_from": cfg.checkpoint.init_from,
@@ -51,5 +51,5 @@ def _unexpanded(cfg: Config) -> Iterator[Fault]:
     for key, path in directories.items():
         if found := re.match(r"~[\w.-]*(?=/|$)|(?:.*/)?(\$\w+)(?=/|$)", path or ""):
             allowed = f"the whole path, or ./{path} for a directory of that name"
-            text = f"{key}={path}: {found[1] or found[0]} is not replaced here; use {allowed}"
+            text = f"{key}={path}: {found[1] or found[0]} is not expanded here; use {allowed}"
             yield Fault(text, key, path, allowed)

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml  # type: ignore[import-untyped]
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
 from trainer.config import coerce
 from trainer.config.errors import ConfigError
 from trainer.config.recipes.groups import KEYS, SECTIONS, choices, is_extra, siblings
@@ -387,6 +387,10 @@ def _changed_text(key: str, value: Any, hint: Any, node: yaml.Node | None) -> It
         return
     if coerce.convert(hint, value)[0] != typed:
         if value is False and coerce.convert(hint, value)[0] == "off":
+            return
+        if get_origin(coerce.base(hint)) is Literal and typed not in get_args(coerce.base(hint)):
+            choices = get_args(coerce.base(hint))
+            yield Fault(f"{key}={typed} does not exist; use {one_of(choices)}", key, value, choices)
             return
         remedy = f"quote it: {key.rpartition('.')[2]}: '{typed}'"
         yield Fault(f"{key}: {typed} is read as {show(value)}, not as a text; {remedy}", key, value, remedy)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from parallel.errors import Fault
 from trainer.config import coerce
 from trainer.config.recipes.groups import KEYS, SECTIONS, choices, is_extra, siblings
+from trainer.config.recipes.synonyms import absent
 from trainer.config.recipes.values import QUOTES, Unreadable, example, read_text, read_value
 from trainer.config.say import nearest, shorten
 
@@ -214,6 +215,9 @@ def _read_unknown(name: str, typed: str, words: Words) -> None:
         inside = tuple(key for key in KEYS if key.startswith(f"{name.lower()}."))
         text = f"{shorten(f'{name}={typed}')}: a section, not a group; its keys are {', '.join(inside)}"
         words.report(text, name, typed, inside)
+        return
+    if lacking := absent(name):
+        words.report(f"{name}: no such group or key; {lacking[0]}", name, None, lacking[1])
         return
     near = nearest(name, [*words.groups, *KEYS])
     if near in KEYS:  # of the keys with this last part, one that takes the value
