@@ -55,10 +55,12 @@ def formula(model: TimeSeriesTower, signal: Tensor, rate: float) -> tuple[Tensor
     return out, weights
 
 
+# the formula loops over 1567 patches
+LONG = pytest.param(240001, 2, 500, marks=[pytest.mark.slow, pytest.mark.timeout(600)])
 CASES = [(1000, 3, 100), (147, 3, 36), (10, 1, 1), (16000, 1, 16000)]
 
 
-@pytest.mark.parametrize(("steps", "channels", "rate"), [*CASES, pytest.param(240001, 2, 500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("steps", "channels", "rate"), [*CASES, LONG])
 def test_outputs_are_the_formulas(steps, channels, rate):
     check_formula(tower(), recording(steps, channels), rate)
 
