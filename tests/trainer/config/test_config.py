@@ -412,6 +412,9 @@ def test_options_that_do_nothing_in_a_layout_are_reported():
     alone = without_effect(cfg, map_ranks(cfg.parallel, cfg.model, 1))
     keys = ["parallel.overlap", "parallel.regather", "precision.payload", "precision.reductions"]
     assert [line.split("=")[0] for line in alone] == keys
+    ours = grouped({"parallel.schedule": "zbv", "parallel.stages_per_rank": 2})
+    lines = without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
+    assert [line.split("=")[0] for line in lines] == ["parallel.schedule", "parallel.stages_per_rank"]
     ours = grouped({"precision.experts": "fp8_reference", "model.expert_backend": "loop"})
     (line,) = without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
     assert line.startswith("model.expert_backend=loop")

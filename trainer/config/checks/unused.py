@@ -32,6 +32,12 @@ def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
         warn(f"model.expert_backend={cfg.model.expert_backend}", f"precision.experts={q.experts} has its own back end")
     if q.accumulate != "fp32" and ranks.plan.ranks == 1 and p.reduce_every != "step":
         warn(f"precision.accumulate={q.accumulate}", "gradients are reduced after every micro-batch")
+    if ranks.plan.ranks == 1:
+        why = "parallel.pp=1 makes one stage of all layers"
+        if p.schedule != "1f1b":
+            warn(f"parallel.schedule={p.schedule}", why)
+        if p.stages_per_rank:
+            warn(f"parallel.stages_per_rank={p.stages_per_rank}", why)
     if ranks.layout.cp == 1 and p.cp_kind != "ulysses":
         warn(f"parallel.cp_kind={p.cp_kind}", "each rank has whole sequences")
     if ranks.layout.shard == 1:
