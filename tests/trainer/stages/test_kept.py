@@ -62,4 +62,4 @@ def test_a_pipeline_that_keeps_inputs_in_fp8_equals_one_process_that_does():
     assert alone is not None
     assert errors(found, alone).grads < 1e-5  # these experts sum in fp32
     assert found.numbers["loss"] == exactly.numbers["loss"]
-    assert relative(all_of(found), all_of(exactly)) > 1e-3
+    assert 1e-3 < relative(all_of(found), all_of(exactly)) < 0.15  # 0.28 where the routers select anew
