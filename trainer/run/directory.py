@@ -146,14 +146,20 @@ def prepare(run: RunDir, cfg: Config) -> None:
     """Make the directory and write the resolved configuration into it, atomically. For rank 0 only.
 
     A run that starts from random weights also removes the source copy of an earlier start: an export would take it for
-    its own. Raises `ConfigError` if the directory cannot be written.
+    its own. Raises `ConfigError` if the directory cannot be written, or the weights to start from are missing.
     """
+    source = cfg.checkpoint.init_from
+    if run.step == 0 and source is not None and not Path(source).is_dir():
+        found = "is not a directory" if Path(source).exists() else "does not exist on this machine"
+        allowed = "a Hugging Face directory, or null for random weights"
+        text = f"checkpoint.init_from={source} {found}; use {allowed}"
+        raise ConfigError(text, where="checkpoint.init_from", value=source, allowed=allowed)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         if run.step == 0:
             remove_unfinished(run.path / TOKENIZER_DIRECTORY)
             remove_unfinished(run.path / SOURCE)  # left by a start that was killed while it copied
-            if cfg.checkpoint.init_from is None:
+            if source is None:
                 CHECKPOINT.remove_directory(run.path / SOURCE, SOURCE_FACT)
         with atomic_file(run.path / CONFIG_FILE) as temporary:
             temporary.write_text(to_yaml(replace(cfg, run=replace(cfg.run, dir=str(run.path)))), encoding="utf-8")

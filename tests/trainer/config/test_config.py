@@ -415,6 +415,9 @@ def test_options_that_do_nothing_in_a_layout_are_reported():
     ours = grouped({"parallel.schedule": "zbv", "parallel.stages_per_rank": 2})
     lines = without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
     assert [line.split("=")[0] for line in lines] == ["parallel.schedule", "parallel.stages_per_rank"]
+    ours = grouped({"optim.momentum": 0.5, "optim.ns_steps": 3, "optim.zero_stage": 3, "optim.eps": 1e-7})
+    lines = without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
+    assert [line.split("=")[0] for line in lines] == ["optim.momentum", "optim.ns_steps", "optim.zero_stage"]
     ours = grouped({"precision.experts": "fp8_reference", "model.expert_backend": "loop"})
     (line,) = without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
     assert line.startswith("model.expert_backend=loop")

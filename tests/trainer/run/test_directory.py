@@ -176,6 +176,16 @@ def test_a_directory_of_another_configuration_is_refused_with_the_keys_that_diff
     assert all(line in fault.text for line in fault.allowed)
 
 
+def test_weights_that_are_missing_are_named_before_anything_is_written():
+    cfg = toy("checkpoint.init_from=there")
+    for found in ("does not exist", "is not a directory"):
+        run = choose(cfg)
+        with pytest.raises(ConfigError, match=f"^checkpoint.init_from=there {found}.*; use a Hugging Face directory"):
+            prepare(run, cfg)
+        assert not run.path.exists()
+        Path("there").touch()
+
+
 def test_a_run_from_before_init_from_has_its_name_and_resumes():
     cfg = toy()
     names = [key for key in defining_values(cfg) if key.startswith("checkpoint.")]
@@ -191,6 +201,7 @@ def test_a_run_from_before_init_from_has_its_name_and_resumes():
     assert choose(cfg) == RunDir(run.path, "resume", 100)
     fault = refusal(toy("checkpoint.init_from=there", f"run.dir={run.path}"))
     assert fault.allowed == ["checkpoint.init_from: null -> there"]
+    Path("there").mkdir()
     other = start(toy("checkpoint.init_from=there"))
     assert other.path != run.path
     save(other, 100)

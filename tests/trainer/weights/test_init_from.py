@@ -163,7 +163,7 @@ def other_model(cfg: Config, source: Path) -> str:
 
 def nowhere(cfg: Config, source: Path) -> str:
     cfg.checkpoint.init_from = "nowhere"
-    return "nowhere: no config.json; give a Hugging Face model directory"
+    return f"checkpoint.init_from={cfg.checkpoint.init_from} does not exist on this machine"
 
 
 def missing_tower(cfg: Config, source: Path) -> str:

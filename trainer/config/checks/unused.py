@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from trainer.config.checks.precision import TRANSFORMER_ENGINE
-from trainer.config.keys import Config
+from trainer.config.keys import Config, OptimConfig
 from trainer.config.ranks import RankMap
+
+# keys of `optim` that not every optimizer reads
+OF_OPTIMIZERS = {
+    "betas": ("adamw", "muon"),
+    "eps": ("adamw", "muon"),
+    "momentum": ("sgd", "muon"),
+    "adamw_lr_ratio": ("muon",),
+    "adjust_lr": ("muon",),
+    "ns_steps": ("muon",),
+    "ns_dtype": ("muon",),
+}
 
 
 def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
@@ -28,6 +39,12 @@ def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
         warn("train.offload_activations=true", "a CPU's memory is the host's")
     if cfg.optim.nvme_dir is not None and cfg.optim.offload != "nvme":
         warn(f"optim.nvme_dir={cfg.optim.nvme_dir}", f"optim.offload={cfg.optim.offload} puts nothing on NVMe")
+    default = OptimConfig()
+    for key, optimizers in OF_OPTIMIZERS.items():
+        if cfg.optim.name not in optimizers and (value := getattr(cfg.optim, key)) != getattr(default, key):
+            warn(f"optim.{key}={value}", f"optim={cfg.optim.name} does not use it")
+    if cfg.optim.engine == "native" and cfg.optim.zero_stage != default.zero_stage:
+        warn(f"optim.zero_stage={cfg.optim.zero_stage}", "optim.engine=native shards by parallel.dp_shard")
     if q.experts not in ("fp32", "bf16") and cfg.model.expert_backend != "grouped_mm":
         warn(f"model.expert_backend={cfg.model.expert_backend}", f"precision.experts={q.experts} has its own back end")
     if q.accumulate != "fp32" and ranks.plan.ranks == 1 and p.reduce_every != "step":
