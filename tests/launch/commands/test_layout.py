@@ -78,7 +78,7 @@ def test_a_rank_of_any_layout_is_compared_with_a_gpu(capsys):
 
 def test_mistakes_are_faults():
     assert refused(*TOY, "parallel.ep=3", "--world=8").where == "parallel.ep"
-    fault = refused("layout", "recipe=toy", "train.micro_batch=1", "parallel.ep=3", "--world=8")
+    fault = refused("layout", "recipe=toy", "train.micro_batch=1", "parallel.ep=8", "--world=4")
     assert fault.where == "parallel.ep"
     assert "--world" in fault.text  # the other way out
     fault = refused(*TOY, "--world=8", "--rank=8")
