@@ -6,9 +6,9 @@
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
 #              bench-data: starting on six trillion tokens and reading packs of them, against Megatron-core
-#              bench-pipeline: steps of a pipeline against the time that its schedule takes on paper
 #              bench-muon: the toy's step with Muon against AdamW's
 #              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
+# make bench-pipeline  by hand, on idle cores: steps of a pipeline against the time that its schedule takes on paper
 # make bench-peaks  peak bytes of a rank for even and uneven routers, predicted and counted on eight processes
 # make bench-gpu  one GPU: the 1T model's experts and layers beside torch's and Transformer Engine's, then recipe=toy_gpu
 # make setup   only install what test, lint and bench need; setup-toy: what toy needs

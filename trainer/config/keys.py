@@ -68,7 +68,7 @@ class ParallelConfig:
     # ulysses: exchanges heads, whose number cp must divide; ring: sends keys and values around, for any number of heads
     cp_kind: Literal["ulysses", "ring"] = free("ulysses")
     dp_replicate: int = free(0)  # copies of the sharded model
-    dp_shard: int = free(0)  # ranks that share one copy of the weights
+    dp_shard: int = free(0)  # dp_shard x cp ranks share one copy of the weights
     ep: int = free(1)  # neighbouring ranks out of dp_shard x cp that share the experts
     dispatch: Literal["auto", "all_gather", "all_to_all"] = free("auto")  # how tokens reach experts on other ranks
     combine: Literal["fixed_order", "reduce_scatter"] = free("fixed_order")  # how all_gather adds the ranks' results

@@ -1,5 +1,5 @@
-"""Run every layout, schedule and option against one process, and print the table of docs/pipeline.md: an hour or two on
-two cores. With --pairs only the covering set.
+"""Run every layout, schedule and option against one process, and print a row for each layout and schedule: an hour or
+two on two cores. docs/pipeline.md has the largest numbers of each layout. With --pairs only the covering set.
 
     make test-layouts
     make test-layouts ARGS=--pairs
