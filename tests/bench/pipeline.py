@@ -6,9 +6,9 @@ waits: four processes whose stages take a fixed time without using a core, their
 step over the time that the schedule takes by its closed form, or by following its actions where it has none.
 compute: two processes of one thread. Wall time of a step over the slower stage's own time for its micro-batches plus
 the bubble. It needs two free cores.
-cpu: CPU-seconds of a step on four processes over those of one process with the same micro-batches, and over those of
-the four stages without messages. Processes that share caches, and cores with other programs, take more CPU-seconds for
-the same arithmetic; the second ratio leaves that out.
+cpu: CPU-seconds of a step on four processes over those of one process with the same micro-batches, alone and beside
+another one, and over those of the four stages without messages. Processes that share caches, and cores with other
+programs, take more CPU-seconds for the same arithmetic; the last ratio leaves that out.
 
 Steps that are compared alternate every few seconds in the same processes, because the speed of a core changes with
 what others run, and a stage's own time is measured while all stages run.
@@ -207,12 +207,13 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Turn:
-    """Three steps that follow each other: of the pipeline, of its stages without messages, all at the same time, and of
-    the whole model on rank 0 while the others sleep."""
+    """Four steps that follow each other: of the pipeline, of its stages without messages, all at the same time, of the
+    whole model on rank 0 while the others sleep, and on ranks 0 and 1 at the same time."""
 
     pipeline: Seconds
     stages: Seconds
     whole: Seconds
+    beside: Seconds
 
 
 def turns(pp: int, micro_batches: int, rounds: int) -> list[Turn]:
@@ -220,7 +221,7 @@ def turns(pp: int, micro_batches: int, rounds: int) -> list[Turn]:
     world = start_world("cpu", 600.0)
     try:
         built = Built(config(pp, micro_batches), world)
-        whole = Built(config(1, micro_batches), World()) if world.rank == 0 else None
+        whole = Built(config(1, micro_batches), World()).step if world.rank < 2 else _nothing
         assert built.pipeline is not None
         connected, unconnected = built.pipeline.schedule, Unconnected(built.pipeline.stages[0])
         found = []
@@ -229,10 +230,15 @@ def turns(pp: int, micro_batches: int, rounds: int) -> list[Turn]:
             pipeline = _seconds(built.step)
             built.pipeline.schedule = unconnected
             stages = _seconds(built.step)
-            found.append(Turn(pipeline, stages, _seconds(whole.step) if whole else _seconds(lambda: None)))
+            alone = _seconds(_nothing if world.rank else whole)
+            found.append(Turn(pipeline, stages, alone, _seconds(whole)))
         return found[1:]
     finally:
         world.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _seconds(step: Callable[[], None]) -> Seconds:
@@ -257,12 +263,13 @@ def compute(rounds: int, micro_batches: int = 8) -> tuple[float, float]:
 @dataclass(frozen=True)
 class CpuSeconds:
     """CPU-seconds of a turn on four ranks together: of a step; of its threads that do not compute, which are those of
-    gloo; of the stages without messages; and of one process."""
+    gloo; of the stages without messages; of one process alone; and of one process beside another."""
 
     step: float
     gloo: float
     stages: float
     whole: float
+    beside: float
 
 
 def cpu_seconds(rounds: int, micro_batches: int = 8) -> list[CpuSeconds]:
@@ -274,6 +281,7 @@ def cpu_seconds(rounds: int, micro_batches: int = 8) -> list[CpuSeconds]:
             sum(rank.pipeline.cpu - rank.pipeline.thread for rank in turn),
             sum(rank.stages.thread for rank in turn),
             turn[0].whole.thread,
+            (turn[0].beside.thread + turn[1].beside.thread) / 2,
         )
         for turn in zip(*by_rank, strict=True)
     ]
@@ -303,6 +311,8 @@ def _print_cpu(rounds: int) -> None:
     found = cpu_seconds(rounds)
     for name, pair in (
         ("four ranks over one process", lambda turn: (turn.step, turn.whole)),
+        ("one process beside another over it alone", lambda turn: (turn.beside, turn.whole)),
+        ("four ranks over one process beside another", lambda turn: (turn.step, turn.beside)),
         ("four ranks over their stages without messages", lambda turn: (turn.step, turn.stages)),
         ("their stages without messages over one process", lambda turn: (turn.stages, turn.whole)),
         ("gloo's threads over four ranks", lambda turn: (turn.gloo, turn.step)),

@@ -101,6 +101,7 @@ def test_every_stage_holds_and_sends_what_a_real_one_does(name):
         layers = sum(cut.stop - cut.start for cut in simulated.stages.values())
         shared = map_ranks(cfg.parallel, cfg.model, RANKS).layout.expert_dp > 1
         assert len(experts) == 2 * layers * shared  # one gather and one reduction of each layer's experts a step
+        assert {call.micro_batch for call in experts} <= {None, 0}  # gathered by the first forward pass, then reduced
         assert simulated.traffic.per_micro_batch["expert_dp"] == 0
 
 
