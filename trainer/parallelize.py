@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from parallel.blocks import checkpoint_activations, compile_blocks
@@ -97,7 +96,7 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
         log.info("keep activations %s, precision.kept=%s", place, cfg.precision.kept)
     if cfg.precision.kept == "fp8":
         for layer in model.blocks:
-            layer.forward = functools.partial(_keep_selection, layer.forward)  # type: ignore[method-assign]
+            layer.register_forward_pre_hook(_keep_selection)
     if meshes is not None and meshes.layout.shard > 1:
         linears = [layer.attention for layer in model.blocks]
         shard_parameters(model, model.blocks, linears, experts, meshes, _policy(cfg))
@@ -141,10 +140,10 @@ def _payload(cfg: Config) -> Payload:
     return Cast(None if precision.payload == precision.linears else DTYPES[precision.payload])
 
 
-def _keep_selection(forward: Callable[..., Any], *inputs: Any) -> Any:
-    """A block's forward pass, whose recomputations get the same object."""
+def _keep_selection(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs of a block, with a `Selection` that the passes that recompute it get too."""
     *rest, expert_ids = inputs
-    return forward(*rest, Selection() if expert_ids is None and torch.is_grad_enabled() else expert_ids)
+    return (*rest, Selection()) if expert_ids is None and torch.is_grad_enabled() else inputs
 
 
 def _kept_activations(cfg: Config) -> KeptActivations:
