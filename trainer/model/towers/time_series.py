@@ -12,6 +12,7 @@ encoder · W width of the layers · h heads · d head dimension · H hidden size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,8 +43,13 @@ def prepare_signal(values: Tensor, rate: float | None = None) -> Signal:
         values: [T, C] or [T], of any real dtype. rate: in Hz; None or 0 and below where it is unknown, which counts as
             max(T / 4, 1) for the T steps that are kept.
     Returns: a `Signal` in fp32. A channel that is constant becomes 0.
-    Raises: ValueError for a signal without steps or channels, or of another shape.
+    Raises: ValueError for a signal without steps or channels, of another shape, complex or not finite (after what is
+        left out, too), or a rate that is not finite.
     """
+    if rate is not None and not math.isfinite(rate):
+        raise ValueError(f"a sampling rate of {rate}; use one in Hz, or None where it is unknown")
+    if values.is_complex() or not values.isfinite().all():
+        raise ValueError("a signal with complex numbers, NaN or infinity; replace or remove them")
     if values.ndim not in (1, 2) or not values.numel():
         raise ValueError(f"a signal of shape {list(values.shape)}; use [steps, channels] or [steps], none of them 0")
     wide = values.reshape(len(values), -1).double()

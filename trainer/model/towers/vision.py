@@ -94,18 +94,26 @@ class VisionTower(nn.Module):
     def forward(self, images: Images) -> Tensor:
         """Embeddings of all images, one after another, each row by row: [T / m^2, H].
 
-        Raises: ValueError for a grid that is not a multiple of m, or grids that do not add up to the patches.
+        Raises: ValueError for a grid that is not a multiple of m, grids that do not add up to the patches, or pixels
+            that are integers or of another patch size.
         """
         lengths = self._lengths(images)
+        grids = [(int(rows), int(columns)) for rows, columns in images.grids]  # they may be rows of a tensor
         x = self.patch(images.pixels)
-        x = x + torch.cat([self._table(grid) for grid in images.grids]).to(x.dtype)
-        cos, sin = self._rotary(images.grids, x)
+        x = x + torch.cat([self._table(grid) for grid in grids]).to(x.dtype)
+        cos, sin = self._rotary(grids, x)
         for block in self.blocks:
             x = block(x, cos, sin, lengths)
         return self.merger(x)
 
     def _lengths(self, images: Images) -> list[int]:
-        lengths = [rows * columns for rows, columns in images.grids]
+        width = self.cfg.channels * self.cfg.frames * self.cfg.patch_size**2
+        if images.pixels.ndim != 2 or images.pixels.shape[1] != width or not images.pixels.is_floating_point():
+            found = f"{images.pixels.dtype} of shape {list(images.pixels.shape)}"
+            raise ValueError(f"pixels are {found}; this tower takes normalised floats, [patches, {width}]")
+        if any(len(grid) != 2 for grid in images.grids):
+            raise ValueError("a grid is not two numbers; use (rows, columns) of patches for each image")
+        lengths = [int(rows * columns) for rows, columns in images.grids]
         for rows, columns in images.grids:
             if min(rows, columns) < 1 or rows % self.cfg.merge or columns % self.cfg.merge:
                 raise ValueError(

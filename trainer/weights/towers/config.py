@@ -29,13 +29,29 @@ def multimodal_config_from_huggingface(config: dict[str, Any]) -> MultimodalConf
     """
     text = model_config_from_huggingface(config)
     signals = _time_series(config, text)
-    return MultimodalConfig(
+    cfg = MultimodalConfig(
         text=text,
         vision=_vision_tower(config, text),
-        image_token=Section(config, "for images").size("image_token_id"),
+        image_token=_placeholder(config, "image_token_id", text),
         signals=signals,
-        signal_token=Section(config, "for signals").size("ts_token_id", default=SIGNAL_TOKEN) if signals else None,
+        signal_token=_placeholder(config, "ts_token_id", text, default=SIGNAL_TOKEN) if signals else None,
     )
+    if cfg.image_token == cfg.signal_token:
+        raise Section(config, "for signals").refused("ts_token_id", "another token than image_token_id")
+    return cfg
+
+
+def _placeholder(config: Mapping[str, Any], name: str, text: ModelConfig, default: int | None = None) -> int:
+    section = Section(config, "as a placeholder")
+    token = section.size(name, default=default)
+    if token >= text.vocab_size:
+        raise section.refused(name, f"a token of the vocabulary, 1 to {text.vocab_size - 1}")
+    return token
+
+
+def _require_text_width(section: Section, width: int, text: ModelConfig) -> None:
+    if width != text.hidden_size:
+        raise section.refused("out_hidden_size", f"the text model's {text.hidden_size} (hidden_size)")
 
 
 def _vision_tower(config: Mapping[str, Any], text: ModelConfig) -> VisionConfig | InternViTConfig:
@@ -109,8 +125,7 @@ def _time_series(config: Mapping[str, Any], text: ModelConfig) -> TimeSeriesConf
         raise t.refused("ts_adapt_in_dim", f"{2 * cfg.patch_width}, two patches side by side")
     if cfg.width % cfg.num_heads:
         raise t.refused("encoder_attention_heads", f"a divisor of d_model={cfg.width}")
-    if cfg.out_width != text.hidden_size:
-        raise t.refused("out_hidden_size", f"the text model's {text.hidden_size} (hidden_size)")
+    _require_text_width(t, cfg.out_width, text)
     return cfg
 
 
@@ -142,8 +157,7 @@ def _vision(v: Section, text: ModelConfig) -> VisionConfig:
         raise v.refused("num_heads", f"heads of a multiple of 4 out of hidden_size={cfg.width}")
     if cfg.position_side**2 != positions:
         raise v.refused("num_position_embeddings", "a square number")
-    if cfg.out_width != text.hidden_size:
-        raise v.refused("out_hidden_size", f"the text model's {text.hidden_size} (hidden_size)")
+    _require_text_width(v, cfg.out_width, text)
     return cfg
 
 

@@ -157,6 +157,15 @@ def test_preparing_a_signal():
             prepare_signal(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1j])
+def test_a_signal_or_a_rate_without_a_finite_value_is_refused(value):
+    with pytest.raises(ValueError, match="complex numbers, NaN or infinity"):
+        prepare_signal(torch.tensor([0.5] * 9 + [value]), 10)
+    if isinstance(value, float):
+        with pytest.raises(ValueError, match="or None where it is unknown"):
+            prepare_signal(torch.ones(10), value)
+
+
 def test_a_signal_of_another_shape():
     with pytest.raises(ValueError) as refused:
         tower()([Signal(torch.zeros(0, 2), 1.0)])

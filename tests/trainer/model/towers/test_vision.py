@@ -125,3 +125,23 @@ def test_grids_that_do_not_fit(grids, message):
     with pytest.raises(ValueError) as refused:
         model(Images(pixels, grids))
     assert str(refused.value) == message
+
+
+def test_grids_may_be_rows_of_a_tensor():
+    model = tower()
+    given = images(model.cfg, (4, 2), (2, 6))
+    assert torch.equal(model(given._replace(grids=torch.tensor(given.grids))), model(given))
+
+
+@pytest.mark.parametrize("grids", [[(1, 4, 3)], torch.tensor([[1, 4, 3]])])
+def test_grids_of_frames_rows_and_columns_are_refused(grids):
+    with pytest.raises(ValueError, match=r"use \(rows, columns\)"):
+        tower()(Images(torch.zeros(12, 3 * 2 * 4 * 4), grids))
+
+
+@pytest.mark.parametrize(
+    "pixels", [torch.zeros(12, 96, dtype=torch.uint8), torch.zeros(12, 95), torch.zeros(1, 12, 96)]
+)
+def test_pixels_that_are_not_the_towers_patches_are_refused(pixels):
+    with pytest.raises(ValueError, match=r"this tower takes normalised floats, \[patches, 96\]"):
+        tower()(Images(pixels, [(2, 6)]))

@@ -220,6 +220,8 @@ def test_placeholders_and_embeddings_that_differ_in_number(pro, change):
         ("vision_config.out_hidden_size", 32),
         ("vision_config.model_type", "clip"),
         ("image_token_id", None),
+        ("image_token_id", 10**7),
+        ("ts_token_id", 10**7),
         ("ts_config.model_type", "whisper"),
         ("ts_config.activation_function", "relu"),
         ("ts_config.ts_hidden_dim", 512),
@@ -252,6 +254,11 @@ def test_an_intern_vit_of_another_function_is_refused(tmp_path, s1, key, value):
 def test_a_directory_without_a_vision_tower_is_refused(tmp_path, pro):
     fault = refusal(pro, tmp_path, "vision_config", None)
     assert fault.allowed == ("interns1_vision", "interns1_pro_vision")
+
+
+def test_placeholders_of_images_and_signals_must_differ(tmp_path, pro):
+    token = json.loads((pro / "config.json").read_text())["image_token_id"]
+    assert_refused(pro, tmp_path, "ts_token_id", token)
 
 
 def assert_refused(source: Path, tmp_path: Path, key: str, value: Any) -> None:
