@@ -55,6 +55,7 @@ class InternViTLayer(nn.Module):
         self.mlp_scale = nn.Parameter(torch.empty(cfg.width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: [N, S, W] -> [N, S, W]."""
         x = x + self.attention_scale * self.attention(rms_norm(x, self.attention_norm, self.eps))
         return x + self.mlp_scale * self.down(F.gelu(self.up(rms_norm(x, self.mlp_norm, self.eps))))
 

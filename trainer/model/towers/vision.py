@@ -61,6 +61,7 @@ class VisionBlock(nn.Module):
         self.down = nn.Linear(cfg.mlp_width, cfg.width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        """x: [T, W]; cos, sin: [T, 1, 1, d/2]; lengths: patches of each image -> [T, W]."""
         x = x + self.attention(self.attention_norm(x), cos, sin, lengths)
         return x + self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))
 
