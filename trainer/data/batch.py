@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,31 @@ from torch import Tensor
 
 from parallel.context.share import Share
 from trainer.data.windows import Windows
+from trainer.model.towers.time_series import Signal
+from trainer.model.towers.vision import Images
 
 IGNORE = -100  # the label that the loss skips, torch's default ignore_index
+
+
+@dataclass(frozen=True)
+class Media:
+    """Images and signals of a micro-batch, in the order of their placeholders in its flattened ids.
+
+    images: what the vision tower takes: `Images` (Intern-S1-Pro) or tiles [tiles, channels, side, side] (Intern-S1);
+    None without any. signals: as `prepare_signal` makes them.
+    """
+
+    images: Images | Tensor | None = None
+    signals: tuple[Signal, ...] = ()
+
+    def to(self, device: torch.device | str) -> Media:
+        """The same media with pixels and values on `device`."""
+        images = self.images
+        if isinstance(images, Images):
+            images = images._replace(pixels=_move(images.pixels, device))
+        elif images is not None:
+            images = _move(images, device)
+        return Media(images, tuple(signal._replace(values=_move(signal.values, device)) for signal in self.signals))
 
 
 @dataclass(frozen=True)
@@ -32,6 +56,12 @@ class Batch:
     num_tokens: int  # supervised positions, counted on the host; the loss of a step is normalised by their sum
     samples: Sequence[int]  # [B] sample numbers
     faults: tuple[str, ...] = ()  # one line for each sample that was unreadable and replaced by another
+    media: Media | None = None  # None for text alone
+
+    def model_inputs(self) -> dict[str, Any]:
+        """The arguments of the model's forward pass, by name."""
+        media = {} if self.media is None else {"images": self.media.images, "signals": self.media.signals}
+        return {**self.inputs, "cu_seqlens": self.cu_seqlens, **media}
 
     def part(self, share: Share) -> Batch:
         """The part of a rank that shares the sequences: inputs and labels [1, T] of its slices of the flattened B * S
@@ -44,14 +74,15 @@ class Batch:
         return replace(self, inputs=inputs, labels=labels, num_tokens=num_tokens)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with inputs and labels on `device`; `cu_seqlens` stays on the CPU."""
-        pin = torch.device(device).type == "cuda"  # copies from pinned memory alone run beside the host
+        """The same batch with inputs, labels and media on `device`; `cu_seqlens` stays on the CPU."""
+        inputs = {name: _move(tensor, device) for name, tensor in self.inputs.items()}
+        labels = None if self.labels is None else _move(self.labels, device)
+        return replace(self, inputs=inputs, labels=labels, media=None if self.media is None else self.media.to(device))
 
-        def move(tensor: Tensor) -> Tensor:
-            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)
 
-        inputs = {name: move(tensor) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=None if self.labels is None else move(self.labels))
+def _move(tensor: Tensor, device: torch.device | str) -> Tensor:
+    pin = torch.device(device).type == "cuda"  # copies from pinned memory alone run beside the host
+    return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)
 
 
 def make_batch(windows: Windows, samples: Sequence[int]) -> Batch:

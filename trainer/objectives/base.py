@@ -34,7 +34,7 @@ class Objective(ABC):
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """The arguments of the model's forward pass, by name."""
-        return {**batch.inputs, "cu_seqlens": batch.cu_seqlens}
+        return batch.model_inputs()
 
     @abstractmethod
     def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:

@@ -48,7 +48,7 @@ class Contrastive(Objective):
         positions = batch.inputs["positions"]
         starts_T = bounds[:-1].repeat_interleave(bounds.diff())
         restarted = (torch.arange(len(starts_T)) - starts_T).view(positions.shape).to(positions.device)
-        return {**batch.inputs, "positions": restarted, "cu_seqlens": bounds}
+        return {**batch.model_inputs(), "positions": restarted, "cu_seqlens": bounds}
 
     def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:
         return info_nce(*pairs(hidden, batch), self.temperature, whole)

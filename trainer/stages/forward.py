@@ -15,6 +15,7 @@ from parallel.pipeline.relay import Relay
 from trainer.model.decoder import Decoder, DecoderOutput
 
 ALL = Share()
+OF_FIRST = ("ids", "embeds", "images", "signals")  # inputs that the first stage turns into hidden states
 
 
 class Hidden(NamedTuple):
@@ -78,6 +79,6 @@ def run_stage(stage: Decoder, inputs: Mapping[str, Any], x: Tensor | None) -> De
     if x is None:
         output = stage(**inputs)
         return output
-    rest = {name: value for name, value in inputs.items() if name not in ("ids", "embeds")}
+    rest = {name: value for name, value in inputs.items() if name not in OF_FIRST}
     output = stage(**rest, embeds=x)
     return output

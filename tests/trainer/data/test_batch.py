@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from parallel.context.share import Share
-from trainer.data.batch import IGNORE, make_batch
+from trainer.data.batch import IGNORE, Media, make_batch
 from trainer.data.windows import Windows
+from trainer.model.towers.time_series import Signal
+from trainer.model.towers.vision import Images
 
 
 def test_labels_positions_and_boundaries_of_a_hand_made_window() -> None:
@@ -60,3 +64,16 @@ def test_ranks_that_share_a_batch_have_its_tokens_and_all_boundaries() -> None:
         assert sorted(token for part in parts for token in part.inputs["ids"][0].tolist()) == [*range(6), *range(7, 13)]
     assert parts[0].inputs["ids"].tolist() == [[0, 1, 2, 10, 11, 12]]  # a ring's early and late pieces
     assert batch.part(Share()) is batch
+
+
+def test_media_travel_with_their_batch() -> None:
+    nowhere = np.zeros((1, 5), bool)
+    batch = make_batch(Windows(np.ones((1, 5), np.int64), nowhere, nowhere), [0])
+    assert batch.model_inputs().keys() == {"ids", "positions", "cu_seqlens"}
+    images, signal = Images(torch.ones(4, 12), [(2, 2)]), Signal(torch.ones(3, 1), 2.0)
+    moved = replace(batch, media=Media(images, (signal,))).to("meta")
+    given = moved.model_inputs()
+    assert given["images"].pixels.device.type == "meta"
+    assert given["images"].grids == [(2, 2)]
+    assert [(signal.values.device.type, signal.rate) for signal in given["signals"]] == [("meta", 2.0)]
+    assert replace(batch, media=Media(torch.ones(1, 3, 4, 4))).to("meta").media.images.is_meta
