@@ -88,7 +88,7 @@ $(TOY): pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt
-	@$(call install,toy$(comma)science$(comma)test$(comma)bench$(comma)wandb$(comma)deepspeed)
+	@$(call install,toy$(comma)science$(comma)media$(comma)test$(comma)bench$(comma)wandb$(comma)deepspeed)
 	@touch $@ $(TOY)
 
 clean:
