@@ -1,5 +1,5 @@
 """A stage of torch's pipelines that keeps only what is in flight. Overrides private methods of torch 2.13's
-`PipelineStage`; each has a canary in tests/parallel/pipeline/test_private.py.
+`PipelineStage`; each has a canary in tests/parallel/pipeline/test_private.py, and a torch without them is refused.
 
 torch's own stage allocates a buffer for every micro-batch of a step, forward and backward, before the first one runs:
 at 768 micro-batches of 8,192 x 4,096 bf16 values 51 GB each way. It also keeps what it has received and sent until the
@@ -10,6 +10,7 @@ ranks, whether all know their shapes; here they always do.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,7 +20,51 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 
+from parallel.errors import Fault
+
 Run = Callable[[int, Tensor | None], Tensor]
+
+# The methods of torch's stage that are overridden below, with their arguments. 2.12.1 and 2.14.1 have the same ones as
+# 2.13.0, with which the tests run; 2.11.0 lacks three.
+OVERRIDDEN = {
+    "forward_one_chunk": ("fwd_chunk_id", "args", "kwargs", "save_forward_output"),
+    "forward_maybe_with_nosync": ("args", "kwargs"),
+    "backward_one_chunk": ("bwd_chunk_id", "loss", "full_backward", "last_backward"),
+    "_retrieve_recv_activations": ("fwd_chunk_id",),
+    "get_fwd_recv_ops": ("fwd_chunk_id",),
+    "get_fwd_send_ops": ("fwd_chunk_id",),
+    "get_bwd_recv_ops": ("bwd_chunk_id",),
+    "get_bwd_send_ops": ("bwd_chunk_id",),
+    "backward_weight_one_chunk": ("bwd_chunk_id", "last_backward"),
+    "_setup_forward_recv_info": ("num_microbatches", "has_backward"),
+    "_create_grad_recv_info": ("act_send_info",),
+    "_warmup_forward_vote": ("has_backward", "received_acc"),
+    "_warmup_backward_result": ("received_result",),
+    "_post_metadata_inference_cleanup": (),
+}
+WORKING = "2.12, 2.13 or 2.14"  # versions of torch
+
+
+def unavailable(base: type = PipelineStage, version: str = torch.__version__) -> Fault | None:
+    """The reason why pipelines cannot run with this torch; None where they can. An override that torch does not call
+    changes nothing and raises nothing, so each method must be there with its arguments.
+
+    base: torch's stage. version: of torch.
+    """
+    differ = []
+    for name, arguments in OVERRIDDEN.items():
+        method = getattr(base, name, None)
+        if method is None:
+            differ.append(f"{name} is missing")
+        elif tuple(inspect.signature(method).parameters)[1:] != arguments:
+            differ.append(f"{name} takes other arguments")
+    if not differ:
+        return None
+    text = (
+        f"parallel.pp above 1 builds on methods of torch's PipelineStage that differ in torch {version} "
+        f"({', '.join(differ)}); use torch {WORKING}, or parallel.pp=1"
+    )
+    return Fault(text, "torch", version, WORKING)
 
 
 class _StandIn(torch.autograd.Function):
@@ -174,6 +219,9 @@ class Stage(PipelineStage):
 
     def _warmup_backward_result(self, received_result: Tensor | None = None) -> Tensor:
         return _all_static()
+
+    def _post_metadata_inference_cleanup(self) -> None:
+        """Nothing: no pass has run to find them. torch frees the gathered weights here, before the first step."""
 
 
 def _all_static() -> Tensor:

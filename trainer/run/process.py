@@ -15,6 +15,7 @@ import torch
 
 from parallel.environment import ranks_of_machine, read_environment
 from parallel.errors import Fault, UserError
+from parallel.pipeline import private as pipeline
 from parallel.world import World, start_world
 from parallel.zero import nvme
 from trainer import parallelize, precision
@@ -44,7 +45,7 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
     world, started = World(), False
     resources = contextlib.ExitStack()  # the run directory's lock, the handler of log lines
     try:
-        if unfit := _too_large_for_any(cfg) or _unavailable_nvme(cfg):
+        if unfit := _unavailable_pipeline(cfg) or _too_large_for_any(cfg) or _unavailable_nvme(cfg):
             return report(unfit) if read_environment().local_rank == 0 else 2
         world = start_world(cfg.train.device, cfg.parallel.timeout_s)
         world.watch.at("start: configuration")
@@ -124,6 +125,12 @@ def _too_large_for_any(cfg: Config) -> ConfigError | None:
     device = torch.device("cuda", given.local_rank % max(1, torch.cuda.device_count())) if cuda else torch.device("cpu")
     available, place = _memory(device)
     fault = fit.too_large(cfg, given.world_size, available, place) if available else None
+    return ConfigError([fault]) if fault else None
+
+
+def _unavailable_pipeline(cfg: Config) -> ConfigError | None:
+    """An error if this torch cannot run a pipeline, before there is any process group."""
+    fault = pipeline.unavailable() if cfg.parallel.pp > 1 else None
     return ConfigError([fault]) if fault else None
 
 

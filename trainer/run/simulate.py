@@ -19,6 +19,7 @@ from parallel.memory.known_rows import KnownAllToAll, rows_of_experts
 from parallel.memory.live import HOST, LiveBytes, Peak
 from parallel.mesh import Meshes
 from parallel.pipeline.cut import StageCut
+from parallel.pipeline.private import unavailable
 from parallel.simulate import (
     Collective,
     CollectiveLog,
@@ -88,8 +89,8 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
     document each, for which a ring of attention sends the most. router: a key of `ROUTERS`, on which numbers of rows
     depend where tokens travel by all_to_all.
 
-    Raises `ConfigError` for objectives and engines whose sizes depend on other ranks, and for models of too many
-    layers.
+    Raises `ConfigError` for objectives and engines whose sizes depend on other ranks, for models of too many layers,
+    and for pipelines that this torch cannot run.
     """
     if cfg.optim.engine != "native":
         raise ConfigError(
@@ -114,6 +115,8 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
             value=cfg.model.num_layers,
             allowed=f"{MOST_LAYERS} or less",
         )
+    if cfg.parallel.pp > 1 and (fault := unavailable()) is not None:
+        raise ConfigError([fault])
     kernels = cfg.train.kernels
     cfg = replace(cfg, train=replace(cfg.train, compile=False, kernels="torch"))
     with fake_world(world_size, rank) as fake:

@@ -13,33 +13,37 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from parallel.pipeline.plan import Plan
-from parallel.pipeline.private import Stage
+from parallel.pipeline.private import OVERRIDDEN, WORKING, Stage, unavailable
 from parallel.pipeline.schedule import build_schedule
 from tests.distributed.pool import on_ranks
 
-OVERRIDDEN = {
-    "forward_one_chunk": ["fwd_chunk_id", "args", "kwargs", "save_forward_output"],
-    "forward_maybe_with_nosync": ["args", "kwargs"],
-    "backward_one_chunk": ["bwd_chunk_id", "loss", "full_backward", "last_backward"],
-    "_retrieve_recv_activations": ["fwd_chunk_id"],
-    "get_fwd_recv_ops": ["fwd_chunk_id"],
-    "get_fwd_send_ops": ["fwd_chunk_id"],
-    "get_bwd_recv_ops": ["bwd_chunk_id"],
-    "get_bwd_send_ops": ["bwd_chunk_id"],
-    "backward_weight_one_chunk": ["bwd_chunk_id", "last_backward"],
-    "_setup_forward_recv_info": ["num_microbatches", "has_backward"],
-    "_create_grad_recv_info": ["act_send_info"],
-    "_warmup_forward_vote": ["has_backward", "received_acc"],
-    "_warmup_backward_result": ["received_result"],
-}
 MICRO_BATCHES, SHAPE = 6, (5, 3)
 
 
 def test_every_method_that_is_overridden_is_torchs_with_these_arguments():
     ours = {name for name, value in vars(Stage).items() if inspect.isfunction(value) and hasattr(PipelineStage, name)}
     assert ours - {"__init__"} == set(OVERRIDDEN)
-    for name, arguments in OVERRIDDEN.items():
-        assert list(inspect.signature(getattr(PipelineStage, name)).parameters)[1:] == arguments, name
+    assert unavailable() is None
+
+
+class WithoutAVote(PipelineStage):
+    """As in torch 2.11."""
+
+    _warmup_forward_vote = None  # type: ignore[assignment]
+
+
+class OfOtherArguments(PipelineStage):
+    def _create_grad_recv_info(self) -> Any: ...  # type: ignore[override]
+
+
+@pytest.mark.parametrize(
+    ("base", "differs"), [(WithoutAVote, "_warmup_forward_vote"), (OfOtherArguments, "_create_grad_recv_info")]
+)
+def test_a_torch_whose_stage_differs_is_refused(base, differs):
+    fault = unavailable(base, "2.11.0")
+    assert fault is not None
+    assert (fault.where, fault.value, fault.allowed) == ("torch", "2.11.0", WORKING)
+    assert differs in fault.text
 
 
 class Scale(nn.Module):

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from parallel.errors import Fault
+from parallel.pipeline import private
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import events, steps, tiny_config
 from trainer.run.process import train
@@ -47,6 +49,16 @@ def test_a_pipeline_continues_a_run_of_one_process_and_the_reverse(tmp_path):
     )
     (told,) = [event["message"] for event in events(turns, "layout") if event["message"].startswith("pipeline zbv")]
     assert "4 stages: 1 1 2 1" in told or "4 stages: 2 1 1 1" in told
+
+
+def test_a_torch_that_cannot_run_pipelines_is_refused_before_any_process_group(tmp_path, monkeypatch):
+    fault = Fault("torch 2.11.0 ...", "torch", "2.11.0", private.WORKING)
+    monkeypatch.setattr(private, "unavailable", lambda: fault)
+    monkeypatch.setattr("trainer.run.process.start_world", lambda *_: pytest.fail("there is a process group"))
+    raised: list[Any] = []
+    monkeypatch.setattr("trainer.run.process.report", lambda error, **_: raised.append(error) or 2)
+    assert trained(tmp_path, {"pp": 2}) == 2
+    assert raised[0].faults == (fault,)
 
 
 def trained_to(directory: Path, parallel: dict[str, Any], last: int, options: dict[str, Any]) -> int:
