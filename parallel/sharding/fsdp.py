@@ -116,6 +116,14 @@ def shard_parameters(
                 accumulate_in(module, policy.accumulate)
 
 
+def gather_weights(root: nn.Module) -> None:
+    """Gather all sharded weights of `root` that are not gathered yet, before a forward pass does. They stay so until a
+    pass frees them."""
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+
+
 def reduce_gradients(root: nn.Module, *, reduce: bool) -> None:
     """Choose whether the next backward pass sums gradients over the ranks, or adds them up on each rank: whole ones,
     of weights that stay gathered or are gathered again."""

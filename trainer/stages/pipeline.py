@@ -14,6 +14,7 @@ from torch import Tensor
 from parallel.pipeline.plan import Plan
 from parallel.pipeline.private import Stage
 from parallel.pipeline.schedule import build_schedule
+from parallel.sharding.fsdp import gather_weights
 from parallel.world import World
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
@@ -60,7 +61,8 @@ class Pipeline:
         self.recompute = recompute
         self.objective, self.alike, self.group, self.micro_batches = objective, alike, group, micro_batches
         self._running: _Step | None = None
-        first = next(iter(stages.values()))
+        self.decoders = list(stages.values())
+        first = self.decoders[0]
         self.stages = [
             Stage(
                 decoder,
@@ -85,6 +87,9 @@ class Pipeline:
             raise ValueError(f"the schedule is for {self.micro_batches} micro-batches, not {len(batches)}")
         whole = GlobalBatch(max(units, 1), len(batches), self.alike)
         self._running = running = _Step(batches, whole, step, Totals(units))
+        self.alike.watch.at(f"step {step}: gather weights")
+        for decoder in self.decoders:
+            gather_weights(decoder)
         self.schedule.step(target=torch.arange(len(batches)), return_outputs=False)
         self._running = None
         self._add_largest(running)

@@ -79,6 +79,17 @@ def real_rank(cfg: Config) -> tuple[RankBytes, list[Collective], Peak]:
     return memory, calls, live.peak()
 
 
+def assert_outside_passes(calls: list[Collective], *, stages: int) -> None:
+    """Experts are gathered before the first micro-batch's forward pass, and reduced after the last one's backward pass,
+    or where a rank has several stages after that of each stage."""
+    experts = [(number, call.op, call.micro_batch) for number, call in enumerate(calls) if call.axis == "expert_dp"]
+    assert {micro_batch for _, _, micro_batch in experts} <= {None}
+    passes = [number for number, call in enumerate(calls) if call.micro_batch is not None]
+    assert all(number < passes[0] for number, op, _ in experts if op == "all_gather")
+    if stages == 1:
+        assert all(number > passes[-1] for number, op, _ in experts if op != "all_gather")
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in LAYOUTS])
 def test_every_stage_holds_and_sends_what_a_real_one_does(name):
     cfg = LAYOUTS[name]
@@ -101,7 +112,7 @@ def test_every_stage_holds_and_sends_what_a_real_one_does(name):
         layers = sum(cut.stop - cut.start for cut in simulated.stages.values())
         shared = map_ranks(cfg.parallel, cfg.model, RANKS).layout.expert_dp > 1
         assert len(experts) == 2 * layers * shared  # one gather and one reduction of each layer's experts a step
-        assert {call.micro_batch for call in experts} <= {None, 0}  # gathered by the first forward pass, then reduced
+        assert_outside_passes(calls, stages=len(simulated.stages))
         assert simulated.traffic.per_micro_batch["expert_dp"] == 0
 
 
@@ -128,6 +139,7 @@ def test_a_stage_of_the_largest_recipe_fits_an_80_gb_gpu(rank):
     assert simulated.peak.total < 0.9 * 80e9 - 2e9
     counted = rank_memory(cfg, 512, rank)
     assert (counted.gathered, counted.accumulated) == (simulated.peak.gathered, simulated.peak.gradients)
+    assert_outside_passes(simulated.collectives, stages=1)
     traffic = simulated.traffic
     assert traffic.per_micro_batch["expert_dp"] == 0
     experts = 3 * 64 * 1536 * 4096 * sum(cut.stop - cut.start for cut in simulated.stages.values())
