@@ -25,6 +25,9 @@ PY   := $(VENV)/bin/python
 # Two levels, each with its stamp, so that a newcomer's `make toy` does not wait for linters.
 TOY  := $(VENV)/.ready-toy
 DEV  := $(VENV)/.ready-dev
+# The peer of the contrastive losses. Tests read its file of losses alone: the package needs torchvision, whose build for
+# another torch would break transformers' imports.
+OPEN_CLIP := open_clip_torch==3.3.0
 
 .PHONY: toy test test-all test-layouts lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-muon bench-pipeline bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
@@ -89,6 +92,7 @@ $(TOY): pyproject.toml constraints.txt
 
 $(DEV): pyproject.toml constraints.txt
 	@$(call install,toy$(comma)science$(comma)media$(comma)test$(comma)bench$(comma)wandb$(comma)deepspeed)
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps "$(OPEN_CLIP)"
 	@touch $@ $(TOY)
 
 clean:

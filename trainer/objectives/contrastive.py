@@ -1,13 +1,9 @@
 """Contrastive learning over pairs: the two halves of a document attract each other and repel those of all others.
 
-InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, eq. 4) in both directions, as CLIP has it (Radford et al. 2021,
-arXiv:2103.00020, fig. 3). For N pairs of unit vectors a_i, b_i and s_ij = a_i . b_j / temperature:
+The softmax loss of `pair_losses` on unit vectors, divided by a fixed temperature. The pairs of all ranks are each
+other's negatives, so the loss is that of one process with the whole micro-batch.
 
-    loss = -1/2N sum_i [ log softmax_j(s_ij) at j=i  +  log softmax_j(s_ji) at j=i ]
-
-The pairs of all ranks are each other's negatives, so the loss is that of one process with the whole micro-batch.
-
-Legend: T tokens of a micro-batch · D documents · H hidden size · P pairs on this rank · N pairs on all ranks.
+Legend: T tokens of a micro-batch · D documents · H hidden size · P pairs on this rank.
 """
 
 from __future__ import annotations
@@ -18,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel.world import World
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.model.numerics import wide
 from trainer.objectives.base import Objective
+from trainer.objectives.pair_losses import softmax_pairs
 from trainer.objectives.scalars import GlobalBatch, Scalar, Scalars
 
 PIECE = 32  # tokens whose hidden states are added one after another in their own dtype
@@ -110,46 +106,10 @@ def info_nce(a_PH: Tensor, b_PH: Tensor, temperature: float, whole: GlobalBatch)
     `whole.units` is the number of pairs in the step. Collective over the ranks of `whole`.
     """
     a_PH, b_PH = F.normalize(a_PH, dim=-1), F.normalize(b_PH, dim=-1)
-    world = whole.world
-    before, total = 0, len(a_PH)
-    if world.size > 1:
-        sizes = world.gather_count(len(a_PH))
-        before, total = sum(sizes[: world.rank]), sum(sizes)
-    a_NH, b_NH = _GatherRows.apply(torch.stack([a_PH, b_PH]), before, total, world)
-    own_P = torch.arange(before, before + len(a_PH), device=a_PH.device)
-    losses, hits = [], []
-    for anchors_PH, others_NH in ((a_PH, b_NH), (b_PH, a_NH)):
-        logits_PN = anchors_PH @ others_NH.t() / temperature
-        losses.append(F.cross_entropy(logits_PN, own_P, reduction="sum"))
-        hits.append(_hits(logits_PN.detach(), own_P))
+    sums = softmax_pairs(a_PH, b_PH, a_PH.new_full((), 1 / temperature), whole.world)
     return Scalars(
-        loss=Scalar((losses[0] + losses[1]) / 2, whole.units, loss=True, per_unit=True),
-        accuracy=Scalar((hits[0] + hits[1]) / 2, whole.units, per_unit=True),
+        loss=Scalar(sums.loss, whole.units, loss=True, per_unit=True),
+        accuracy=Scalar(sums.hits / 2, whole.units, per_unit=True),
         similarity=Scalar((a_PH * b_PH).sum(), whole.units, per_unit=True),
         temperature=Scalar(a_PH.new_full((), temperature), micro_batches="max", ranks="max"),
     )
-
-
-def _hits(logits_PN: Tensor, own_P: Tensor) -> Tensor:
-    """Rows whose largest logit is in their own column."""
-    if logits_PN.numel() == 0:
-        return logits_PN.new_zeros(())
-    return (logits_PN.argmax(-1) == own_P).sum(dtype=logits_PN.dtype)
-
-
-class _GatherRows(torch.autograd.Function):
-    """[2, P, H] of every rank -> [2, N, H] in rank order; in backward, the gradients of all ranks for this one's rows.
-
-    A sum of rows that are zero on all ranks but one: exact, and ranks may hold different numbers of rows.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, before: int, total: int, world: World) -> Tensor:
-        ctx.own, ctx.world = slice(before, before + rows.shape[1]), world
-        gathered = rows.new_zeros(rows.shape[0], total, rows.shape[2])
-        gathered[:, ctx.own] = rows
-        return world.sum_tensor(gathered)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.world.sum_tensor(grads[0].clone())[:, ctx.own], None, None, None
