@@ -29,6 +29,7 @@ from trainer.config.ranks import DispatchName, RankMap, map_ranks
 from trainer.kernels.choose import make_ops
 from trainer.model.attention import document_attention
 from trainer.model.decoder import Decoder
+from trainer.model.multimodal import Multimodal
 from trainer.model.router import Selection
 from trainer.precision import DTYPES
 
@@ -97,9 +98,13 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
     if cfg.precision.kept == "fp8":
         for layer in model.blocks:
             layer.register_forward_pre_hook(_keep_selection)
+    if isinstance(model, Multimodal) and cfg.train.recompute != "none":
+        # Never compiled: every size of an image or signal would be compiled by itself.
+        checkpoint_activations(model.tower_blocks, "selective" if cfg.train.recompute == "selective" else "full")
     if meshes is not None and meshes.layout.shard > 1:
         linears = [layer.attention for layer in model.blocks]
-        shard_parameters(model, model.blocks, linears, experts, meshes, _policy(cfg))
+        units = [*model.blocks, *(model.tower_units if isinstance(model, Multimodal) else ())]
+        shard_parameters(model, units, linears, experts, meshes, _policy(cfg))
         log.info("shard dense weights over %s, experts over %s", _axes(meshes.dense), _axes(meshes.expert_dp))
     return model
 

@@ -64,6 +64,13 @@ def _keys(schema: type, prefix: str) -> typing.Iterator[Key]:
         elif entry := coerce.entries_of(hint):
             yield Key(key, "mapping", _default(field), comments[name])
             yield from _keys(entry, f"{key}.NAME.")
+        elif choices := coerce.optional_sections(hint):
+            yield Key(key, "section or null", _default(field), comments[name])
+            inside = [found for schema in choices for found in _keys(schema, f"{key}.")]
+            by_name = {found.name: found for found in [*inside, *reversed(inside)]}  # of two, the first
+            for found in by_name.values():
+                inner = found.name.removeprefix(f"{key}.")
+                yield dataclasses.replace(found, kind=_kind(coerce.find(f"{name}.{inner}", {name: hint})))
         else:
             yield Key(key, _kind(hint), _default(field), comments[name])
 

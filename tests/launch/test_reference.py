@@ -17,6 +17,7 @@ from launch.reference.complete import complete
 from launch.reference.keys import list_keys
 from launch.reference.recipes import meaning
 from parallel.errors import UserError
+from trainer.config.coerce import leaf_of
 from trainer.config.command_line import Parser
 from trainer.config.recipes.groups import KEYS, built_in, list_groups
 
@@ -65,7 +66,8 @@ def test_a_users_recipes_are_listed(mine, capsys):
 
 def test_every_key_has_a_type_a_default_and_a_meaning():
     keys = {key.name: key for key in list_keys()}
-    assert {name for name in keys if ".NAME." not in name} == set(KEYS)
+    assert {leaf_of(name, KEYS) for name in keys} == set(KEYS)
+    assert [name for name in keys if name.startswith("model.vision.")]
     for key in keys.values():
         assert len(key.meaning) > 5, key.name
         assert key.kind

@@ -9,7 +9,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from parallel.errors import Fault, one_of
@@ -20,6 +20,7 @@ from trainer.config.say import nearest, show
 # so is part of the default directory's name, but an existing run may resume with another value.
 FREE: Mapping[str, str] = {"resume": "free"}
 NAMED: Mapping[str, str] = {"resume": "named"}
+KIND = "kind"  # the key that selects one of several dataclasses of a section
 T = TypeVar("T")
 
 
@@ -62,15 +63,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def flatten(tree: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of a nested mapping, no deeper than the schema's keys `known`, except into the entries of a
-    mapping to dataclasses: `data.sources.code.tokens`. The value of such a mapping itself is the names of its entries,
-    in order, or {} if it is empty."""
+    mapping to dataclasses, `data.sources.code.tokens`, and into an optional section, `model.vision.width`. The value of
+    such a mapping itself is the names of its entries, in order, or {} if it is empty; such a section has none."""
     flat: dict[str, Any] = {}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
             hint = find(key, known)
-            leaf = hint is not None and not dataclasses.is_dataclass(hint)
+            optional = bool(optional_sections(hint)) and isinstance(value, Mapping)
+            leaf = hint is not None and not dataclasses.is_dataclass(hint) and not optional
             entries = bool(entries_of(hint)) and isinstance(value, Mapping) and bool(value)
             if entries or not isinstance(value, Mapping) or leaf:
                 flat[key] = list(value) if entries else value
@@ -100,11 +102,22 @@ def find(key: str, known: Mapping[str, Any]) -> Any:
         name, _, rest = rest.partition(".")
         if is_mapping(hint):
             hint = item_type(hint)
-        elif dataclasses.is_dataclass(hint):
-            hint = fields(typing.cast(type, hint)).get(name, (None,))[0]
         else:
-            return None
+            found = [fields(schema)[name][0] for schema in sections(hint) if name in fields(schema)]
+            choices = tuple(choice for one in found for choice in typing.get_args(one) if name == KIND)
+            hint = Literal[choices] if choices else next(iter(found), None)
     return hint
+
+
+def sections(hint: Any) -> tuple[type, ...]:
+    """The dataclasses that a type stands for: itself, or those of an optional section; none for other types."""
+    return (typing.cast(type, hint),) if dataclasses.is_dataclass(hint) else optional_sections(hint)
+
+
+def optional_sections(hint: Any) -> tuple[type, ...]:
+    """The dataclasses of a type that is one of them or None. Where there are several, each has a different `kind`."""
+    arguments = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    return tuple(typing.cast(type, argument) for argument in arguments if dataclasses.is_dataclass(argument))
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -148,6 +161,8 @@ def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], fault
             values[name] = _build(typing.cast(type, hint), tree[name], f"{key}.", known, faults)
         elif entry := entries_of(hint):
             values[name] = _build_entries(entry, tree[name], key, faults)
+        elif choices := optional_sections(hint):
+            values[name] = None if tree[name] is None else _build_optional(choices, tree[name], key, faults)
         else:
             value, expected = convert(hint, tree[name])
             if expected and is_mapping(hint) and isinstance(tree[name], Mapping):
@@ -170,6 +185,19 @@ def _build_entries(schema: type, tree: Any, key: str, faults: list[Fault]) -> An
         known = {f"{prefix}{inner}": hint for inner, hint in keys(schema).items()}
         entries[str(name)] = _build(schema, item, prefix, known, faults)
     return entries
+
+
+def _build_optional(schemas: Sequence[type], tree: Any, key: str, faults: list[Fault]) -> Any:
+    if not isinstance(tree, Mapping):
+        faults.append(not_a_mapping(key, tree, typing.Optional[schemas[0]]))  # noqa: UP045
+        return None
+    by_kind = {typing.get_args(fields(schema)[KIND][0])[0]: schema for schema in schemas} if len(schemas) > 1 else {}
+    schema = by_kind.get(tree.get(KIND)) if by_kind else schemas[0]
+    if schema is None:
+        faults.append(wrong_type(f"{key}.{KIND}", tree.get(KIND), one_of(tuple(by_kind))))
+        return None
+    known = {f"{key}.{inner}": hint for inner, hint in keys(schema).items()}
+    return _build(schema, tree, f"{key}.", known, faults)
 
 
 def unknown_key(key: str, known: Iterable[str]) -> Fault:
@@ -226,8 +254,9 @@ def not_a_mapping(key: str, value: Any, hint: Any) -> Fault:
         return wrong_type(key, value, f"a mapping from names to the keys {', '.join(fields(entry))}")
     if is_mapping(hint):
         return wrong_type(key, value, convert(hint, None)[1])
-    inside = tuple(f"{key}.{name}" for name in keys(hint))
-    return Fault(f"{key}={show(value)} is a section; give its keys: {', '.join(inside)}", key, value, inside)
+    inside = tuple(dict.fromkeys(f"{key}.{name}" for schema in sections(hint) for name in keys(schema)))
+    none = ", or null" if optional_sections(hint) else ""
+    return Fault(f"{key}={show(value)} is a section; give its keys: {', '.join(inside)}{none}", key, value, inside)
 
 
 def is_mapping(hint: Any) -> bool:
@@ -252,6 +281,9 @@ def convert(hint: Any, value: Any) -> tuple[Any, str]:
         if value is False and "off" in arguments:
             return "off", ""
         return (value, "") if isinstance(value, str) else (None, one_of(arguments))
+    if optional := optional_sections(hint):  # its keys are converted one by one
+        names = dict.fromkeys(name for schema in optional for name in fields(schema))
+        return None, "" if value is None else f"null or a mapping with the keys {', '.join(names)}"
     if origin in (typing.Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
         return (None, "") if value is None else convert(inner[0], value)

@@ -86,7 +86,7 @@ class ParallelConfig:
 class PrecisionConfig:
     """The dtype of every part. A part with a single value is listed for the record, and so that others are refused."""
 
-    linears: Literal["fp32", "bf16"] = named("fp32")  # attention's matrices, and activations between all parts
+    linears: Literal["fp32", "bf16"] = named("fp32")  # matrices of attention and towers; activations between parts
     # bf16 and fp32: as `linears`. fp8_*, mxfp8: e4m3 matmuls under the Transformer Engine recipe of that name;
     # fp8_reference: fp8_block's quantisation in fp32 arithmetic, on any device
     experts: Literal["fp32", "bf16", "fp8_block", "fp8_current", "fp8_delayed", "mxfp8", "fp8_reference"] = named(
@@ -196,6 +196,10 @@ class Config:
 # Keys that older runs lack -> the value that changes nothing: a run with it is the same run as one without the key.
 BEFORE: dict[str, Any] = {
     "checkpoint.init_from": None,
+    "model.vision": None,
+    "model.image_token": None,
+    "model.signals": None,
+    "model.signal_token": None,
     "data.sources": {},
     "data.phases": {},
     "data.prefixes": {},

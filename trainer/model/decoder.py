@@ -191,8 +191,8 @@ class Decoder(nn.Module):
         """
         for name, weight in self.named_parameters():
             part, where = local_part(weight), local_region(weight)
-            if weight.ndim == 1:
-                part.fill_(1.0)
+            if (constant := self._initial(name, weight)) is not None:
+                part.fill_(constant)
             elif ".experts." in name:
                 for number, expert in enumerate(range(where[0].start, where[0].stop)):
                     drawn = seeded_normal(weight.shape[1:], seed, f"{name}.{expert}") * self.cfg.init_std
@@ -202,6 +202,10 @@ class Decoder(nn.Module):
         for name, matrix in self._fope_matrices():
             heads, kept, _ = matrix.shape
             matrix.copy_(fope_matrix(heads, kept, self.cfg.fope_gain, seed, name))
+
+    def _initial(self, name: str, weight: Tensor) -> float | None:
+        """The number that all elements of a parameter start with; None where they are drawn."""
+        return 1.0 if weight.ndim == 1 else None
 
     def _fope_matrices(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, buffer) for name, buffer in self.named_buffers() if name.endswith("_coef"))

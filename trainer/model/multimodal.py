@@ -1,77 +1,189 @@
-"""A text model whose placeholder tokens are replaced by the embeddings of images and signals.
+"""A decoder whose placeholder tokens are replaced by the embeddings of images and signals.
 
 Legend: B sequences · S tokens of each · H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config.model import InternViTConfig, MultimodalConfig
-from trainer.model.decoder import Decoder, DecoderOutput
+from parallel.sharding.local import local_part
+from trainer.config.model import InternViTConfig, ModelConfig
+from trainer.model.decoder import Decoder, DecoderOutput, Span
+from trainer.model.experts.base import Backend
+from trainer.model.ops import TORCH, Ops
 from trainer.model.towers.intern_vit import InternViT
 from trainer.model.towers.time_series import Signal, TimeSeriesTower
 from trainer.model.towers.vision import Images, VisionTower
 
+LAYER_SCALE = 0.1  # that InternViT starts with, as published code does
 
-class Multimodal(nn.Module):
-    """A `Decoder` and its towers. Build it as the decoder: under `torch.device("meta")`, then `to_empty`."""
 
-    def __init__(self, cfg: MultimodalConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
-        self.text = Decoder(cfg.text)
-        self.vision = InternViT(cfg.vision) if isinstance(cfg.vision, InternViTConfig) else VisionTower(cfg.vision)
+class Places(NamedTuple):
+    """The places of the embeddings of one kind of media.
+
+    at: [n] int64, in the flattened B * S tokens. rows: [n] int64, of the tower's embeddings that go there; None for all
+    of them, in their order.
+    """
+
+    at: Tensor
+    rows: Tensor | None = None
+
+
+def make_decoder(
+    cfg: ModelConfig,
+    compute_dtype: torch.dtype | None = None,
+    ops: Ops = TORCH,
+    make_backend: Callable[[], Backend] | None = None,
+    span: Span | None = None,
+) -> Decoder:
+    """The model of `cfg`, or the span of it that a pipeline stage holds; the arguments as for `Decoder`. The stage with
+    the embedding has the towers."""
+    towers = cfg.vision is not None or cfg.signals is not None
+    kind = Multimodal if towers and (span is None or span.embeds) else Decoder
+    return kind(cfg, compute_dtype, ops, make_backend, span)
+
+
+class Multimodal(Decoder):
+    """A `Decoder` with the embedding, and its towers, whose matrices compute in `compute_dtype` too. Build it as the
+    decoder."""
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        compute_dtype: torch.dtype | None = None,
+        ops: Ops = TORCH,
+        make_backend: Callable[[], Backend] | None = None,
+        span: Span | None = None,
+    ) -> None:
+        super().__init__(cfg, compute_dtype, ops, make_backend, span)
+        self.vision: InternViT | VisionTower | None = None
+        if cfg.vision is not None:
+            self.vision = InternViT(cfg.vision) if isinstance(cfg.vision, InternViTConfig) else VisionTower(cfg.vision)
         self.signals = TimeSeriesTower(cfg.signals) if cfg.signals else None
 
-    def forward(
+    @property
+    def tower_blocks(self) -> list[nn.Module]:
+        """The layers of the towers."""
+        blocks: list[nn.Module] = []
+        if self.vision is not None:
+            blocks += self.vision.layers if isinstance(self.vision, InternViT) else self.vision.blocks
+        if self.signals is not None:
+            blocks += [self.signals.patches, *self.signals.layers]
+        return blocks
+
+    @property
+    def tower_units(self) -> list[nn.Module]:
+        """The modules whose weights are gathered together: each layer of the towers, then each tower with the rest."""
+        return [*self.tower_blocks, *(tower for tower in (self.vision, self.signals) if tower is not None)]
+
+    def forward(  # type: ignore[override]
         self,
-        ids: Tensor,
+        ids: Tensor | None = None,
         positions: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         *,
+        embeds: Tensor | None = None,
         images: Images | Tensor | None = None,
         signals: Sequence[Signal] = (),
+        image_places: Places | None = None,
+        signal_places: Places | None = None,
         expert_ids: Tensor | None = None,
     ) -> DecoderOutput:
         """Hidden states and router statistics, as `Decoder.forward`, of tokens and media.
 
         Args:
             ids: [B, S] int64, with one placeholder for each embedding of the media.
-            positions, cu_seqlens, expert_ids: as of `Decoder.forward`.
+            positions, cu_seqlens, embeds, expert_ids: as of `Decoder.forward`; no media with embeds.
             images: what the vision tower takes, in the order of the placeholders in the flattened ids: `Images`
                 (Intern-S1-Pro) or tiles (Intern-S1); None without any.
             signals: as `prepare_signal` makes them, in the order of their placeholders.
-        Raises: ValueError where placeholders and embeddings differ in number, or for signals without a tower.
+            image_places, signal_places: of their embeddings; None looks for the placeholders, which waits for the
+                device.
+        Raises: ValueError where placeholders and embeddings differ in number, or for media without a tower.
         """
-        assert self.text.embed is not None
-        embeds = F.embedding(ids, self.text.embed)
-        embeds = place(embeds, ids, self.cfg.image_token, None if images is None else self.vision(images), "image")
+        if ids is not None and embeds is None and self.embed is not None:
+            embeds, looked_up = F.embedding(ids, self.embed), ids
+            image_token, signal_token = self.cfg.image_token, self.cfg.signal_token
+            found = self._embeddings(self.vision, images, images is not None, "images")
+            embeds = _place(embeds, looked_up, image_token, found, image_places, "image")
+            found = self._embeddings(self.signals, signals, bool(signals), "signals")
+            embeds = _place(embeds, looked_up, signal_token, found, signal_places, "signal")
+            ids = None
+        elif images is not None or signals:
+            raise ValueError("images and signals need ids, whose placeholders they replace")
+        return super().forward(ids, positions, cu_seqlens, embeds=embeds, expert_ids=expert_ids)
+
+    def _embeddings(self, tower: nn.Module | None, media: Any, given: bool, kind: str) -> Tensor | None:
+        if not given:
+            return None
+        if tower is None:
+            raise ValueError(f"this model has no tower for {kind}")
+        with self._arithmetic():
+            embeddings: Tensor = tower(media)
+        return embeddings
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        assert self.embed is not None
+        if self.compute_dtype in (None, self.embed.dtype):
+            return nullcontext()
+        # Without a cache: it would keep a second copy of all weights until the towers are through.
+        return torch.autocast(self.embed.device.type, self.compute_dtype, cache_enabled=False)
+
+    def _initial(self, name: str, weight: Tensor) -> float | None:
+        if not name.startswith(("vision.", "signals.")) or weight.ndim > 1:
+            return super()._initial(name, weight)
+        if name.endswith("_scale"):
+            return LAYER_SCALE
+        return 0.0 if name.endswith("bias") else 1.0
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """As `Decoder.init_weights`; biases are 0, InternViT's layer scales 0.1, and the patch encoder's positions are
+        sines and cosines."""
+        super().init_weights(seed)
         if self.signals is not None:
-            placeholder = self.cfg.signal_token
-            assert placeholder is not None
-            embeds = place(embeds, ids, placeholder, self.signals(signals) if signals else None, "signal")
-        elif signals:
-            raise ValueError("this model has no tower for signals")
-        return self.text(positions=positions, cu_seqlens=cu_seqlens, embeds=embeds, expert_ids=expert_ids)
+            table = local_part(self.signals.patches.positions)
+            table.copy_(sines(*table.shape[::2]).unsqueeze(1))
 
 
-def place(embeds: Tensor, ids: Tensor, placeholder: int, media: Tensor | None, kind: str) -> Tensor:
+def sines(rows: int, width: int) -> Tensor:
+    """A table of sines and cosines of positions (Vaswani et al. 2017, section 3.5), fp32: [rows, width]."""
+    frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angles = torch.arange(rows).unsqueeze(1) * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+def _place(
+    embeds: Tensor, ids: Tensor, placeholder: int | None, media: Tensor | None, places: Places | None, kind: str
+) -> Tensor:
     """Write the embeddings of media over those of their placeholder tokens.
 
-    Args: embeds: [B, S, H]. ids: [B, S]. media: [n, H], in the order of the flattened ids; None for n = 0.
-        kind: of the media, for the message.
+    Args: embeds: [B, S, H]. ids: [B, S]. media: [n, H], in the order of the flattened ids; None for n = 0. places: of
+        the placeholders; None searches the ids. kind: of the media, for the message.
     Returns: [B, S, H].
-    Raises: ValueError unless `placeholder` is in ids n times.
+    Raises: ValueError unless `placeholder` is in ids n times; not checked where the places are given.
     """
-    at_BS1 = (ids == placeholder).unsqueeze(-1)
-    found, given = int(at_BS1.sum()), 0 if media is None else len(media)
-    if found != given:
-        raise ValueError(
-            f"the ids hold {found} {kind} placeholders ({placeholder}), but the {kind}s given have {given} embeddings; "
-            "one placeholder is needed for each"
-        )
-    return embeds if media is None else embeds.masked_scatter(at_BS1, media.to(embeds.dtype))
+    if places is None:
+        if placeholder is None:
+            return embeds
+        at = (ids.flatten() == placeholder).nonzero().flatten()
+        found, given = len(at), 0 if media is None else len(media)
+        if found != given:
+            raise ValueError(
+                f"the ids hold {found} {kind} placeholders ({placeholder}), but the {kind}s given have {given} "
+                "embeddings; one placeholder is needed for each"
+            )
+        places = Places(at)
+    if media is None:
+        return embeds
+    rows = media if places.rows is None else media.index_select(0, places.rows)
+    # With no row at all this still connects the tower to the loss: its backward pass then meets the other ranks'.
+    return embeds.flatten(0, 1).index_copy(0, places.at, rows.to(embeds.dtype)).view(embeds.shape)

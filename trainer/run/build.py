@@ -19,6 +19,7 @@ from trainer.data.protocols import Data
 from trainer.kernels.choose import make_ops
 from trainer.model.decoder import Decoder, Span
 from trainer.model.experts.choose import choose_backend
+from trainer.model.multimodal import make_decoder
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.build import build_engine
@@ -154,7 +155,7 @@ def build_model(
     ops = make_ops(cfg.train.kernels)
     make_backend = choose_backend(cfg.precision.experts, cfg.model.expert_backend, ops)
     with torch.device("meta"):
-        model = Decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend, span)
+        model = make_decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend, span)
     freeze_unused(model, objective)
     parallelize(model, meshes, cfg, world.device.type)
     # DeepSpeed's stage 3 takes weights from the host one by one, and gives every rank those of rank 0.

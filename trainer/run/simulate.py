@@ -39,6 +39,7 @@ from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.model.experts.simulated import assume_rows, choose_simulated
 from trainer.model.experts.te.shapes import TransformerEngineShapes
+from trainer.model.multimodal import make_decoder
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.engine import Engine
@@ -138,7 +139,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
         cuts, stages = cut_model(cfg, plan), {}
         for number in plan.of_rank(place.pp):
             with torch.device("meta"):
-                stage = Decoder(
+                stage = make_decoder(
                     cfg.model,
                     DTYPES[cfg.precision.linears],
                     make_backend=make_backend,

@@ -14,7 +14,7 @@ from trainer.config.checks.unused import without_effect
 from trainer.config.checks.validate import validate
 from trainer.config.compose import compose, list_groups
 from trainer.config.errors import ConfigError
-from trainer.config.keys import Config, DataConfig, OptimConfig, TrainConfig, config_hash
+from trainer.config.keys import Config, DataConfig, OptimConfig, TrainConfig, config_hash, defining_values
 from trainer.config.model import ModelConfig
 from trainer.config.ranks import map_ranks
 
@@ -58,8 +58,8 @@ def test_flops_per_token_by_hand():
 @pytest.mark.parametrize(
     ("model", "total", "active"),
     [
-        ("intern_s1_pro", 916_555_836_928, 22.36e9),
-        ("intern_s1", 235_104_120_320, 22.20e9),
+        ("intern_s1_pro_text", 916_555_836_928, 22.36e9),
+        ("intern_s1_text", 235_104_120_320, 22.20e9),
         ("qwen3_30b_a3b", 30_532_122_624, 3.35e9),
         ("grouped_30b_a3b", 117_542_959_104, 3.39e9),
     ],
@@ -523,3 +523,40 @@ def test_the_hash_is_canonical():
     one = with_key(config(), "data.prefixes", {"a": ["1"], "b": ["2"]})
     other = with_key(config(), "data.prefixes", {"b": ["2"], "a": ["1"]})
     assert config_hash(one) == config_hash(other)
+
+
+TOWERS = ["recipe=toy", "model=toy_multimodal", "data=synthetic"]
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "value"),
+    [
+        (["model.vision=null"], "model.image_token", 4094),
+        (["model.image_token=9999"], "model.image_token", 9999),
+        (["model.signal_token=null"], "model.signal_token", None),
+        (["model.signal_token=4094"], "model.signal_token", 4094),
+        (["model.vision.num_heads=3"], "model.vision.num_heads", 3),
+        (["model.vision.num_layers=0"], "model.vision.num_layers", 0),
+        (["model.signals.patch_heads=5"], "model.signals.patch_heads", 5),
+        (["model.vision.out_width=64"], "model.vision.out_width", 64),
+        (["model.vision.kind=clip"], "model.vision.kind", "clip"),
+        (["model.vision.widht=64"], "model.vision.widht", None),
+        (["model.vision=3"], "model.vision", 3),
+        (["model=intern_s1", "model.vision.tile_size=450", "model.vocab_size=4096"], "model.vision.tile_size", 450),
+    ],
+)
+def test_towers_that_cannot_be(words, where, value):
+    with pytest.raises(ConfigError) as refused:
+        compose([word for word in TOWERS if word.partition("=")[0] not in {w.partition("=")[0] for w in words}] + words)
+    found = {fault.where: fault for fault in refused.value.faults}
+    assert found[where].value == value
+    assert found[where].allowed
+
+
+def test_a_model_without_its_towers_is_the_text_model():
+    text = compose(
+        [*TOWERS, "model.vision=null", "model.image_token=null", "model.signals=null", "model.signal_token=null"]
+    )
+    assert text == compose(["recipe=toy", "model=toy", "data=synthetic"])
+    assert config_hash(text) != config_hash(compose(TOWERS))
+    assert "model.vision.width" in defining_values(compose(TOWERS))

@@ -24,16 +24,19 @@ from tests.trainer.model.tiny import (
 )
 from trainer.config.compose import compose, list_groups
 from trainer.model.decoder import Decoder
+from trainer.model.multimodal import Multimodal
 
 
 @pytest.mark.parametrize("recipe", list_groups()["model"])
 def test_built_module_has_as_many_parameters_as_its_configuration_says(recipe):
     cfg = compose(["recipe=toy", f"model={recipe}"]).model
     with torch.device("meta"):
-        model = Decoder(cfg)
+        model = Multimodal(cfg)
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert sum(p.numel() for p in model.parameters()) == cfg.num_params() == model.num_params()
-    billions = {"intern_s1_pro": "916.56", "intern_s1": "235.10"}
+    shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.startswith(("vision.", "signals."))]
+    assert sorted(shapes) == sorted(cfg.tower_shapes())
+    billions = {"intern_s1_pro_text": "916.56", "intern_s1_text": "235.10"}
     assert f"{cfg.num_params() / 1e9:.2f}" == billions.get(recipe, f"{cfg.num_params() / 1e9:.2f}")
 
 

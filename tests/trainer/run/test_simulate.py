@@ -158,7 +158,7 @@ def test_muon_sends_pieces_once_and_no_expert_that_a_rank_holds_whole():
 
 @pytest.mark.slow
 def test_one_rank_of_512_of_the_largest_model():
-    words = ["recipe=toy", "model=intern_s1_pro", "precision=bf16", "data.seq_len=4096"]
+    words = ["recipe=toy", "model=intern_s1_pro_text", "precision=bf16", "data.seq_len=4096"]
     words += ["parallel.dp_replicate=4", "parallel.ep=8", "train.micro_batch=1", "train.global_batch=512"]
     cfg = compose(words, world_size=512)
     began = time.process_time()

@@ -24,6 +24,7 @@ from trainer.data.batch import Batch, make_batch
 from trainer.data.windows import Windows
 from trainer.model.decoder import Decoder
 from trainer.model.initial import seeded_normal
+from trainer.model.multimodal import make_decoder
 from trainer.objectives.choose import build_objective
 from trainer.objectives.scalars import Scalar, Scalars, Totals, read_totals
 from trainer.optim.build import build_engine
@@ -176,7 +177,7 @@ def world_of_test() -> World:
 
 
 def double_decoder(cfg: Any, _compute: torch.dtype, *rest: Any) -> Decoder:
-    return Decoder(cfg, None, *rest).double()
+    return make_decoder(cfg, None, *rest).double()
 
 
 def build_parts(case: Case) -> tuple[Parts, World]:
@@ -185,7 +186,7 @@ def build_parts(case: Case) -> tuple[Parts, World]:
     objective, meshes = build_objective(cfg.train), build_meshes(cfg, "cpu")
     alike, place = ranks_alike(world, meshes), meshes.layout.place(world.rank) if meshes else Place()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.run.build, "Decoder", double_decoder)
+        patch.setattr(trainer.run.build, "make_decoder", double_decoder)
         plan, stages = build_stages(cfg, world, alike, meshes, place, objective)
     for stage in stages.values():
         vary_norms(stage)

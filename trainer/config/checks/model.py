@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from parallel.errors import Fault, one_of
 from parallel.layout import divisors
-from trainer.config.model import ModelConfig
+from trainer.config.model import InternViTConfig, ModelConfig, TimeSeriesConfig, VisionConfig
 from trainer.config.say import closest
 
 
@@ -32,11 +33,60 @@ def check(m: ModelConfig, seq_len: int) -> list[Fault]:
         allowed = f"{m.num_experts} or less"
         faults.append(Fault(f"{text}; use {allowed}", "model.experts_per_token", m.experts_per_token, allowed))
     faults += _positions(m)
+    faults += [*_placeholders(m), *_vision(m.vision), *_signals(m.signals)]
+    for key, tower in (("model.vision.out_width", m.vision), ("model.signals.out_width", m.signals)):
+        if tower is not None and tower.out_width != m.hidden_size:
+            text = f"{key}={tower.out_width} is not model.hidden_size={m.hidden_size}; use {m.hidden_size}"
+            faults.append(Fault(text, key, tower.out_width, (m.hidden_size,)))
     if seq_len > m.max_position:
         text = f"data.seq_len={seq_len} is longer than model.max_position={m.max_position}"
         allowed = f"{m.max_position} or less"
         faults.append(Fault(f"{text}; use {allowed}, or raise model.max_position", "data.seq_len", seq_len, allowed))
     return faults
+
+
+def _placeholders(m: ModelConfig) -> Iterator[Fault]:
+    tokens = f"0 to {m.vocab_size - 1}"
+    for name, tower, token in (("image", m.vision, m.image_token), ("signal", m.signals, m.signal_token)):
+        key, section = f"model.{name}_token", "model.vision" if name == "image" else "model.signals"
+        if tower is None and token is not None:
+            yield Fault(f"{key}={token} has no use without {section}; use null", key, token, (None,))
+        elif tower is not None and token is None:
+            yield Fault(f"{key} is not set, and {section} needs it; use a token, {tokens}", key, None, tokens)
+        elif token is not None and not 0 <= token < m.vocab_size:
+            text = f"{key}={token} is not a token of model.vocab_size={m.vocab_size}; use {tokens}"
+            yield Fault(text, key, token, tokens)
+    if m.image_token is not None and m.image_token == m.signal_token:
+        text = f"model.signal_token={m.signal_token} is model.image_token too; use another token"
+        yield Fault(text, "model.signal_token", m.signal_token, tokens)
+
+
+def _vision(v: VisionConfig | InternViTConfig | None) -> Iterator[Fault]:
+    if isinstance(v, VisionConfig):
+        yield from _heads("model.vision", v.width, v.num_heads, 4)
+    elif isinstance(v, InternViTConfig):
+        yield from _heads("model.vision", v.width, v.num_heads)
+        block = v.patch_size * v.merge
+        if v.tile_size % block:
+            fit = tuple(size * block for size in {max(1, v.tile_size // block), v.tile_size // block + 1})
+            text = f"model.vision.tile_size={v.tile_size} is not a multiple of patch_size x merge = {block}"
+            yield Fault(f"{text}; use {one_of(fit)}", "model.vision.tile_size", v.tile_size, fit)
+
+
+def _signals(s: TimeSeriesConfig | None) -> Iterator[Fault]:
+    if s is not None:
+        yield from _heads("model.signals", s.width, s.num_heads)
+        yield from _heads("model.signals", s.patch_width, s.patch_heads, patches=True)
+
+
+def _heads(section: str, width: int, heads: int, unit: int = 1, *, patches: bool = False) -> Iterator[Fault]:
+    if width % (heads * unit) == 0:
+        return
+    key, whole = (f"{section}.patch_heads", "patch_width") if patches else (f"{section}.num_heads", "width")
+    fit = closest([n for n in divisors(width) if width % (n * unit) == 0] or [1], heads)
+    into = f" into heads of a multiple of {unit}" if unit > 1 else ""
+    text = f"{key}={heads} does not divide {section}.{whole}={width}{into}; use {key}={one_of(fit)}"
+    yield Fault(text, key, heads, fit)
 
 
 def _positions(m: ModelConfig) -> list[Fault]:

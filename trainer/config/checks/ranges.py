@@ -66,6 +66,7 @@ NOT_NEGATIVE = {
     "checkpoint.every",
 }
 
+TOWERS = ("model.vision.", "model.signals.")  # sections whose numbers are all above zero
 LEAST = {"model.head_dim": 2, "model.max_position": 7}  # of those above, what other checks take; all else is 1
 # The most that code and files hold: int64 for numbers, uint64 for the seed of a generator, fp32 for factors on tensors.
 MOST, MOST_SEED = 2**63 - 1, 2**64 - 1
@@ -97,7 +98,7 @@ def out_of_range(flat: Mapping[str, Any]) -> dict[str, Fault]:
 
 
 def _fault(key: str, value: float) -> Fault | None:
-    positive = key in POSITIVE
+    positive = key in POSITIVE or key.startswith(TOWERS)
     if isinstance(value, float) and not math.isfinite(value):
         return Fault(f"{key}={value} is not finite; use a finite number", key, value, "a finite number")
     if positive and value <= 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -60,11 +60,11 @@ class Origins:
         found, bad = [], {fault.where for fault in self.faults}
         for key, (_, value) in self.places.items():
             hint = coerce.find(key, KEYS)
-            if key in bad or key in SECTIONS or coerce.is_mapping(hint) or is_dataclass(hint):
+            if key in bad or key in SECTIONS or coerce.is_mapping(hint) or coerce.sections(hint):
                 continue
             if hint is None:
                 parent = key.rpartition(".")[0]
-                if parent in ("", *SECTIONS) or is_dataclass(coerce.find(parent, KEYS)):
+                if parent in ("", *SECTIONS) or coerce.sections(coerce.find(parent, KEYS)):
                     found.append(coerce.unknown_key(key, siblings(key)))
             elif RESOLVER.search(str(value)):
                 found.append(resolver_fault(key, value))
@@ -365,8 +365,8 @@ def _unmergeable(key: str, value: Any, node: yaml.Node | None) -> Iterator[Fault
     elif hint is None:
         if key == "hydra" or (key.rpartition(".")[2] == key and "." not in key and isinstance(value, list)):
             yield coerce.unknown_key(key, KEYS)
-    elif coerce.is_mapping(hint) or is_dataclass(hint):
-        if not isinstance(value, Mapping):
+    elif coerce.is_mapping(hint) or coerce.sections(hint):
+        if not (isinstance(value, Mapping) or (value is None and coerce.optional_sections(hint))):
             yield coerce.not_a_mapping(key, value, hint)
     elif isinstance(value, Mapping):
         yield coerce.wrong_type(key, value, coerce.convert(hint, object())[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from dataclasses import is_dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -89,10 +88,10 @@ def siblings(key: str) -> dict[str, Any]:
     """The keys that could be meant: those of the schema, or those of the entry that contains `key`, such as
     data.sources.code."""
     parent = key.rpartition(".")[0]
-    entry = coerce.find(parent, KEYS) if parent else None
-    if not isinstance(entry, type) or not is_dataclass(entry):
+    entries = coerce.sections(coerce.find(parent, KEYS)) if parent else ()
+    if not entries:
         return KEYS
-    return {f"{parent}.{name}": hint for name, hint in coerce.keys(entry).items()}
+    return {f"{parent}.{name}": hint for entry in entries for name, hint in coerce.keys(entry).items()}
 
 
 def choices(group: str, options: Sequence[str], typed: str = "") -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from parallel.errors import Fault
@@ -292,7 +292,7 @@ def _take(key: str, typed: str, words: Words) -> None:
 
 def _set(key: str, value: Any, words: Words) -> None:
     hint = coerce.find(key, KEYS)
-    if isinstance(value, Mapping) and (coerce.entries_of(hint) or is_dataclass(hint)):
+    if isinstance(value, Mapping) and (coerce.entries_of(hint) or coerce.sections(hint)):
         for name, item in value.items():
             if coerce.find(f"{key}.{name}", KEYS) is None:
                 words.faults.append(coerce.unknown_key(f"{key}.{name}", siblings(f"{key}.{name}")))

@@ -1,7 +1,7 @@
 """The towers of a checkpoint. `names`, `config` and `map` start without torch.
 
 names    names and shapes that a config.json describes
-config   config.json -> MultimodalConfig
+config   config.json -> the towers of a ModelConfig
 map      stored tensors <-> parts of the parameters of a `Multimodal`
 read     a directory as a `Multimodal`, and back to published names
 """

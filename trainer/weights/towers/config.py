@@ -1,4 +1,4 @@
-"""config.json -> `MultimodalConfig`. No torch here.
+"""config.json -> the towers of a `ModelConfig`. No torch here.
 
 Published code reads some values from the file and has others fixed; a value that the towers here do not have is
 refused, because the same weights would be another function.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isqrt
 from typing import Any
 
-from trainer.config.model import InternViTConfig, ModelConfig, MultimodalConfig, TimeSeriesConfig, VisionConfig
+from trainer.config.model import InternViTConfig, ModelConfig, TimeSeriesConfig, VisionConfig
 from trainer.weights.hf_config import model_config_from_huggingface
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
 from trainer.weights.section import Section, object_under
@@ -21,7 +22,7 @@ VISION_TOWERS = ("interns1_vision", "interns1_pro_vision")
 SIGNAL_TOWER = "interns1_pro_time_series"
 
 
-def multimodal_config_from_huggingface(config: dict[str, Any]) -> MultimodalConfig:
+def multimodal_config_from_huggingface(config: dict[str, Any]) -> ModelConfig:
     """The text model and the towers of a parsed config.json.
 
     Raises HuggingFaceError as `model_config_from_huggingface`, for a directory without a vision tower, for one of
@@ -29,8 +30,8 @@ def multimodal_config_from_huggingface(config: dict[str, Any]) -> MultimodalConf
     """
     text = model_config_from_huggingface(config)
     signals = _time_series(config, text)
-    cfg = MultimodalConfig(
-        text=text,
+    cfg = replace(
+        text,
         vision=_vision_tower(config, text),
         image_token=_placeholder(config, "image_token_id", text),
         signals=signals,

@@ -71,6 +71,7 @@ _NAMES = {
     "signals.projector.up": "model.time_series.projector.linear_1",
     "signals.projector.down": "model.time_series.projector.linear_2",
 }
+TOWERS = ("vision.", "signals.")  # how the names of their parameters start
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -80,7 +81,7 @@ def tower_pieces(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Piece]:
     shapes: parameter of a `Multimodal`, as in its state_dict -> its shape; the text model's are passed over.
     """
     for parameter, shape in shapes.items():
-        if parameter.startswith("text."):
+        if not parameter.startswith(TOWERS):
             continue
         number = _NUMBER.search(parameter)
         name = _published(_NUMBER.sub("*", parameter))

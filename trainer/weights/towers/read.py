@@ -56,11 +56,11 @@ def published_tensors(model: Multimodal) -> Iterator[tuple[str, Tensor]]:
     Experts come one by one.
     """
     state = model.state_dict()
-    for piece in _pieces(model, text_pieces(model.cfg.text)):
+    for piece in _pieces(model, text_pieces(model.cfg)):
         yield full_name(MULTIMODAL, piece), state[piece.parameter][piece.box].view(piece.shape)
 
 
 def _pieces(model: Multimodal, text: Iterable[Piece]) -> list[Piece]:
     """Every part of the parameters of `model`. text: those of its decoder."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return [*(piece._replace(parameter=f"text.{piece.parameter}") for piece in text), *tower_pieces(shapes)]
+    return [*text, *tower_pieces(shapes)]

@@ -51,7 +51,7 @@ def published(reference: Path, name: str) -> Path:
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Multimodal:
     """With the routing weights differentiated as they are, like published code."""
     model = load_multimodal(directory, dtype)
-    for layer in model.text.blocks:
+    for layer in model.blocks:
         layer.moe.router.gradient = "conventional"
     return model
 
@@ -68,7 +68,7 @@ def mean_loss(logits: Tensor, ids: Tensor) -> Tensor:
 
 def run(model: Multimodal, ids: Tensor, **media: Any) -> tuple[Tensor, Tensor]:
     """Logits and loss."""
-    logits = model.text.logits(model(ids, **media).hidden)
+    logits = model.logits(model(ids, **media).hidden)
     return logits, mean_loss(logits, ids)
 
 
@@ -150,13 +150,13 @@ def test_media_are_in_the_places_of_their_tokens(pro):
     """Against embeddings written one by one."""
     stored, model = load_file(pro / "ref.safetensors"), load(pro)
     ids, media = with_signals(stored)
-    embeds = model.text.embed[ids].detach().clone()
+    embeds = model.embed[ids].detach().clone()
     for token, features in ((IMAGE, model.vision(media["images"])), (SIGNAL, model.signals(media["signals"]))):
         places = [(row, column) for row, column in (ids == token).nonzero().tolist()]
         assert len(places) == len(features)
         for place, feature in zip(places, features, strict=True):
             embeds[place] = feature.detach()
-    expected = model.text.logits(model.text(embeds=embeds).hidden)
+    expected = model.logits(model(embeds=embeds).hidden)
     assert torch.equal(run(model, ids, **media)[0], expected)
 
 
@@ -174,7 +174,7 @@ def test_gradients_with_media_are_differences_of_the_loss(pro):
         return run(model, ids, **media)[1]
 
     loss().backward()
-    for part in model.children():
+    for part in (model.layers, model.vision, model.signals):
         parameters = [parameter for parameter in part.parameters() if parameter.grad is not None]
         generator = torch.Generator().manual_seed(9)
         direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) * p.detach().std() for p in parameters]
