@@ -56,6 +56,7 @@ def test_the_top_level_is_as_laid_out():
         ("launch.cli", ("torch", "numpy", "transformers", "datasets", "wandb", "rich")),
         ("trainer.config.keys, trainer.config.compose, trainer.run.directory", ("torch", "numpy")),
         ("trainer.metrics.record", ("torch", "wandb", "rich")),
+        ("trainer.data.media.images, trainer.data.media.signals", ("torch", "PIL", "pandas", "scipy")),
         ("trainer.run.process", ("transformers", "datasets", "wandb", "pandas", "scipy")),
     ],
 )

@@ -196,7 +196,7 @@ def pillow(where: str) -> Any:
         from PIL import Image
     except ImportError as error:
         raise DataError(
-            f"{where}: reading images needs Pillow: pip install 'octavo[media]'", where=where, allowed="octavo[media]"
+            f"{where}: reading images needs Pillow: pip install -e '.[media]'", where=where, allowed=".[media]"
         ) from error
     return Image
 

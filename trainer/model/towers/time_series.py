@@ -12,28 +12,36 @@ encoder · W width of the layers · h heads · d head dimension · H hidden size
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.config.model import TimeSeriesConfig
 from trainer.model.towers.projector import Projector
+from trainer.model.towers.signal_patches import EPS as NORMALISE_EPS
+from trainer.model.towers.signal_patches import LONGEST, known_rate, normalised, patch_count, patch_stride
 
-LONGEST = 240_000  # steps; `prepare_signal` leaves out what follows
 EPS = 1e-5  # of the layer norms
-# Steps of patches that are encoded at a time, so that without gradients a long signal needs little memory.
-STEPS_AT_A_TIME = 1 << 16
+# Steps of patches that are encoded at a time, so that a long signal needs little memory.
+STEPS_AT_A_TIME = 1 << 14
+RECOMPUTE: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing here draws random numbers
 
 
 class Signal(NamedTuple):
-    """A signal as the tower takes it. values: [T, C]; rate: steps per second, above 0."""
+    """A signal as the tower takes it. values: [T, C]; rate: steps per second, above 0.
+
+    stride: steps from a patch to the next, where all steps are to be in a patch; None for the published patches.
+    """
 
     values: Tensor
     rate: float
+    stride: int | None = None
 
 
 def prepare_signal(values: Tensor, rate: float | None = None) -> Signal:
@@ -52,31 +60,9 @@ def prepare_signal(values: Tensor, rate: float | None = None) -> Signal:
         raise ValueError("a signal with complex numbers, NaN or infinity; replace or remove them")
     if values.ndim not in (1, 2) or not values.numel():
         raise ValueError(f"a signal of shape {list(values.shape)}; use [steps, channels] or [steps], none of them 0")
-    wide = values.reshape(len(values), -1).double()
-    scaled = (wide - wide.mean(0)) / (wide.std(0, correction=0) + 1e-8)
-    kept = scaled[:LONGEST].float()
-    return Signal(kept, rate if rate is not None and rate > 0 else max(len(kept) / 4, 1.0))
-
-
-def patch_stride(rate: float) -> int:
-    """Steps from a patch to the next, 2 to 160: floor(160 / (1 + exp(-rate / 100))^6), in fp32 as published.
-
-    The precision counts: between 1664 and 3673 Hz it is 160 in fp32, but 159 in fp64.
-    """
-    if not rate > 0:
-        raise ValueError(f"a sampling rate of {rate}; use one above 0, in Hz")
-    return int(torch.floor(160 / (1 + torch.exp(-torch.tensor(rate, dtype=torch.float32) / 100)) ** 6))
-
-
-def patch_count(steps: int, rate: float) -> int:
-    """Patches n of a signal; the last is filled with zeros. At least one pair, where published code stops."""
-    stride = patch_stride(rate)
-    return max(-(-(steps - 2 * stride) // stride) + 1, 2)
-
-
-def token_count(steps: int, rate: float) -> int:
-    """Embeddings that the tower makes of a signal of `steps` steps."""
-    return (patch_count(steps, rate) // 2 + 1) // 2
+    wide = values.reshape(len(values), -1).double().cpu().numpy()
+    kept = torch.from_numpy(normalised(wide, NORMALISE_EPS)[:LONGEST]).to(values.device)
+    return Signal(kept, known_rate(rate, len(kept)))
 
 
 class PatchEncoder(nn.Module):
@@ -102,15 +88,18 @@ class PatchEncoder(nn.Module):
         n, C, P = patches.shape
         # Compatibility with the published code: steps and channels are interleaved, not transposed, where C > 1.
         rows = patches.transpose(1, 2).reshape(n * C, 1, P)
-        means = [self._encode(part).mean(1) for part in rows.split(max(1, STEPS_AT_A_TIME // P))]
-        return torch.cat(means).view(n, C, -1).mean(1)
+        parts = rows.split(max(1, STEPS_AT_A_TIME // P))
+        # A step needs over a thousand times its own bytes between forward and backward, so parts are computed again.
+        keep = len(parts) == 1 or not torch.is_grad_enabled()
+        encode = self._encode if keep else functools.partial(checkpoint, self._encode, **RECOMPUTE)
+        return torch.cat([encode(part) for part in parts]).view(n, C, -1).mean(1)
 
     def _encode(self, rows: Tensor) -> Tensor:
-        """rows: [r, 1, P] -> [r, P, w]."""
+        """rows: [r, 1, P] -> [r, w]."""
         x = F.relu(self.conv(rows)).transpose(1, 2)
         x = x + self.positions[: x.shape[1], 0].to(x.dtype)
         x = self.attention_norm(x + self.out(_attend(self.qkv(x).chunk(3, dim=-1), self.heads)))
-        return self.mlp_norm(x + self.down(F.relu(self.up(x))))
+        return self.mlp_norm(x + self.down(F.relu(self.up(x)))).mean(1)
 
 
 class TimeSeriesLayer(nn.Module):
@@ -153,7 +142,8 @@ class TimeSeriesTower(nn.Module):
     def forward(self, signals: Sequence[Signal]) -> Tensor:
         """Embeddings of all signals, one after another, `token_count` of each: [tokens, H].
 
-        Raises: ValueError for a signal without steps or channels, or a rate of 0 or below.
+        Raises: ValueError for a signal without steps or channels, a rate of 0 or below, or a patch that is longer than
+            the table of positions in a patch.
         """
         return torch.cat([self._embed(signal) for signal in signals])
 
@@ -168,13 +158,16 @@ class TimeSeriesTower(nn.Module):
         return self.projector(self.adapt_out(self.norm(x)))[0]
 
     def _patches(self, signal: Signal) -> Tensor:
-        """[n, C, P] with n even: the patch that has no partner is left out, as published."""
+        """[n, C, P] with n even."""
         values = signal.values.to(self.adapt_in.weight.dtype)
         if values.ndim != 2 or not values.numel():
             raise ValueError(f"a signal of shape {list(values.shape)}; use [steps, channels], none of them 0")
-        steps, stride = len(values), patch_stride(signal.rate)
-        n = patch_count(steps, signal.rate) // 2 * 2
-        values = F.pad(values, (0, 0, 0, max(0, (n + 1) * stride - steps)))
+        stride = patch_stride(signal.rate) if signal.stride is None else signal.stride
+        widest = len(self.patches.positions) // 2
+        if not 1 <= stride <= widest:
+            raise ValueError(f"a stride of {stride} steps; this tower has them from 1 to {widest}")
+        n = patch_count(len(values), signal.rate, signal.stride)
+        values = F.pad(values, (0, 0, 0, max(0, (n + 1) * stride - len(values))))
         return values.unfold(0, 2 * stride, stride)[:n]
 
 

@@ -248,4 +248,4 @@ def test_a_missing_package_names_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(DataError) as error:
         decode(ORDINARY["bmp"], where="doc 3", max_pixels=LIMIT)
-    assert (error.value.where, error.value.allowed) == ("doc 3", "octavo[media]")
+    assert (error.value.where, error.value.allowed) == ("doc 3", ".[media]")

@@ -1,0 +1,167 @@
+"""A recorded signal as every reader returns it, and its form in a shard."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.errors import DataError
+
+MAGIC = b"OCTSIG1\n"
+MOST_CHANNELS = 1024  # of one recording; more are usually the steps
+MOST_VALUES = 1 << 28  # of one recording: 2 GiB in fp64
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A signal with its meaning. T steps, C channels.
+
+    values: [T, C] fp32 or fp64, in `units`; what is missing (gaps, fill values, masked steps) is NaN.
+    rate: steps per second, None where it is unknown. channels, units: C names each; an unknown unit is "".
+    """
+
+    values: npt.NDArray[Any]
+    rate: float | None
+    channels: tuple[str, ...]
+    units: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.values)
+
+    def to_bytes(self) -> bytes:
+        """The recording as a shard keeps it: `from_bytes` needs none of the readers' libraries, and gives it back.
+
+        Values that fp32 has exactly take 4 bytes, others 8.
+        """
+        narrow = self.values.astype(np.float32)
+        exact = np.array_equal(narrow, self.values, equal_nan=True)
+        values = narrow if exact else self.values.astype(np.float64)
+        dtype = "<f4" if exact else "<f8"
+        header = {
+            "steps": self.steps,
+            "dtype": dtype,
+            "rate": self.rate,
+            "channels": self.channels,
+            "units": self.units,
+        }
+        text = json.dumps(header).encode()
+        return MAGIC + len(text).to_bytes(4, "little") + text + values.astype(dtype).tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str) -> Recording:
+        """Raises DataError for data that `to_bytes` did not write, or that is truncated."""
+        if data[: len(MAGIC)] != MAGIC:
+            raise DataError(f"{where}: not a recording as Octavo stores it", where=where, value=data[:8])
+        start = len(MAGIC) + 4
+        end = start + int.from_bytes(data[len(MAGIC) : start], "little")
+        try:
+            header = json.loads(data[start:end])
+            shape = header["steps"], len(header["channels"])
+            values = np.frombuffer(data, header["dtype"], offset=end).reshape(shape)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{where}: a stored recording that is corrupt: {error}", where=where, value=len(data)
+            ) from error
+        return cls(values, header["rate"], tuple(header["channels"]), tuple(header["units"]))
+
+
+def checked(recording: Recording, where: str) -> Recording:
+    """The same recording, integers in fp64. Raises DataError without a finite value, or for a bad shape."""
+    values = recording.values
+    if values.ndim != 2 or not values.size or np.iscomplexobj(values):
+        raise DataError(
+            f"{where}: a signal of shape {list(values.shape)} and {values.dtype}; use real values, [steps, "
+            "channels], none of them 0",
+            where=where, value=values.shape, allowed="[steps, channels]",
+        )  # fmt: skip
+    if values.shape[1] > MOST_CHANNELS or values.size > MOST_VALUES:
+        raise DataError(
+            f"{where}: {values.shape[0]:,} steps of {values.shape[1]:,} channels; at most {MOST_CHANNELS} channels and "
+            f"{MOST_VALUES:,} values are read (time_axis=1 if the steps are along the second axis)",
+            where=where, value=values.shape, allowed=(MOST_CHANNELS, MOST_VALUES),
+        )  # fmt: skip
+    rate = recording.rate
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        rate = None
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float64)
+    if not np.isfinite(values).any():
+        raise DataError(f"{where}: a signal without one finite value", where=where, value=values.shape)
+    return replace(recording, values=values, rate=rate)
+
+
+def chosen(recording: Recording, channels: Sequence[str], where: str) -> Recording:
+    """The channels of these names, in this order; all of them for an empty sequence."""
+    if not channels:
+        return recording
+    columns = pick(recording.channels, channels, where)
+    return replace(
+        recording,
+        values=recording.values[:, columns],
+        channels=tuple(channels),
+        units=tuple(recording.units[column] for column in columns),
+    )
+
+
+def pick(names: Sequence[str], wanted: Iterable[str], where: str) -> list[int]:
+    """The places of names. Raises DataError for one that is not there."""
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise DataError(
+            f"{where}: no channel {unknown[0]}; there are {', '.join(names)}",
+            where=where,
+            value=unknown[0],
+            allowed=tuple(names),
+        )
+    return [names.index(name) for name in wanted]
+
+
+def one_rate(rates: dict[str, float], where: str) -> float:
+    """The sampling rate that all channels have. Nothing is resampled: channels of several rates are several signals."""
+    if len(set(rates.values())) > 1:
+        found = ", ".join(f"{name}: {rate:g}" for name, rate in rates.items())
+        raise DataError(
+            f"{where}: channels of several sampling rates ({found} Hz); choose some of one rate with channels=[...]",
+            where=where, value=rates, allowed="channels of one sampling rate",
+        )  # fmt: skip
+    return next(iter(rates.values()))
+
+
+def on_grid(seconds: npt.NDArray[np.float64], values: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[Any], float]:
+    """Values at rising times -> values at equal distances, NaN in gaps, and the sampling rate.
+
+    Raises: DataError for times that do not rise, or that are off their grid by over a tenth of a step.
+    """
+    if len(seconds) < 2:
+        raise DataError(f"{where}: one time has no sampling rate; give rate=", where=where, value=len(seconds))
+    gaps = np.diff(seconds)
+    step = float(np.median(gaps))
+    fault = DataError(
+        f"{where}: times that are not a grid: their steps are {gaps.min():g} to {gaps.max():g} s; resample them, or "
+        "give rate= instead of time=",
+        where=where, value=(float(gaps.min()), float(gaps.max())), allowed="times at equal distances, with gaps",
+    )  # fmt: skip
+    if not step > 0 or not np.isfinite(seconds).all() or (gaps <= 0).any():
+        raise fault
+    # A step from the whole length, which rounded times give better than the median
+    count = np.rint((seconds[-1] - seconds[0]) / step)
+    step = (seconds[-1] - seconds[0]) / count
+    places = np.rint((seconds - seconds[0]) / step)
+    if (abs(seconds - seconds[0] - places * step) > step / 10).any() or (np.diff(places) < 1).any():
+        raise fault
+    total = int(count) + 1
+    if total * values.shape[1] > MOST_VALUES:
+        raise DataError(
+            f"{where}: {total:,} steps with the gaps; cut it at the gaps",
+            where=where, value=total, allowed=MOST_VALUES // values.shape[1],
+        )  # fmt: skip
+    placed = np.full((total, values.shape[1]), np.nan)
+    placed[places.astype(np.int64)] = values
+    return placed, 1 / step
