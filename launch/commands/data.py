@@ -261,7 +261,7 @@ def _short(tokens: float) -> str:
 
 def _pieces(windows: Windows) -> list[tuple[bool, int, list[int]]]:
     """For each document: (it starts here, tokens of its prefix that are in the window, token ids)."""
-    tokens, starts, prefix = windows.tokens_BL[0, :-1], windows.starts_BL[0, :-1], windows.prefix_BL[0, :-1]
+    tokens, starts, prefix = windows.tokens_BL[0, :-1], windows.starts_BL[0, :-1], windows.context_BL[0, :-1]
     edges = sorted({0, *starts.nonzero()[0].tolist(), len(tokens)})
     return [
         (bool(starts[first]), int(prefix[first:end].sum()), tokens[first:end].tolist())

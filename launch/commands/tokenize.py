@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.configurations import read_configuration
 from launch.paths import check_all, must_exist, must_not_exist
@@ -18,6 +18,9 @@ from parallel.errors import one_of
 from trainer.config.command_line import Parser, choice, number, whole_number
 from trainer.config.errors import CommandError
 from trainer.config.say import counted
+
+if TYPE_CHECKING:
+    from trainer.data.media.rules import MediaRules
 
 NAMED = 5  # files of a kind that are not read
 COUNTED = {
@@ -46,7 +49,16 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         partial(must_not_exist, options.out),
         *(partial(must_exist, path, "give an existing file or directory") for path in inputs),
         partial(must_exist, options.tokenizer, "give a tokenizer.json or a directory that contains one"),
+        *(
+            partial(must_exist, path, "give an existing directory")
+            for path in (options.media, options.media_root)
+            if path
+        ),
     )
+    if not (options.media or options.image) and (options.media_root or options.bad_media == "skip"):
+        option = "--media-root" if options.media_root else "--bad-media"
+        text = f"{option} is used only with --media or --image; add one of them, or drop {option}"
+        raise CommandError(text, where=option, allowed=("--media", "--image"))
     name, prefixes, group = options.name or Path(options.out).name, {}, None
     domain = options.domain
     if options.mixture:
@@ -69,9 +81,10 @@ def _work(
     options: argparse.Namespace, name: str, domain: str, prefixes: dict[str, list[str]], group: str | None
 ) -> int:
     from trainer.corpora.tokenize.built import built_dataset
-    from trainer.corpora.tokenize.inputs import find_files
+    from trainer.corpora.tokenize.inputs import SUFFIXES, TAR, find_files
     from trainer.corpora.tokenize.tokenize import tokenize_source
 
+    media = _media_rules(options)
     started = time.perf_counter()
     inputs = [Path(path) for path in options.inputs]
     skipped: dict[str, list[Path]] = {}
@@ -80,7 +93,9 @@ def _work(
         fields = [field for field in (options.field, options.origin) if field]
         files = built_dataset(options.builder, options.config, inputs, options.split, fields)
     else:
-        files = find_files(inputs, options.split, lambda path, why: skipped.setdefault(why, []).append(path))
+        suffixes = SUFFIXES if media is None else (*SUFFIXES, TAR)
+        note_skipped = lambda path, why: skipped.setdefault(why, []).append(path)  # noqa: E731
+        files = find_files(inputs, options.split, note_skipped, suffixes=suffixes)
     for why, paths in skipped.items():
         more = ", ..." if len(paths) > NAMED else ""
         print(f"not read, {why}: {len(paths)} ({', '.join(map(str, paths[:NAMED]))}{more})", file=sys.stderr)
@@ -104,6 +119,9 @@ def _work(
                 eos=options.eos,
                 special_text=options.special_text,
                 template=options.template,
+                media=media,
+                media_root=Path(options.media_root) if options.media_root else None,
+                bad_media=options.bad_media,
                 note=notes.append,
                 progress=progress,
             )
@@ -113,6 +131,10 @@ def _work(
     held = sum(shard["tokens"] for shard in manifest["heldout"])
     empty = f"; {counted(manifest['empty_documents'], 'empty text')} left out" if manifest["empty_documents"] else ""
     others = "".join(f"; {manifest[key]:,} {text}" for key, text in COUNTED.items() if manifest.get(key))
+    if left_out := manifest.get("documents_left_out"):
+        notes.append(
+            f"{counted(left_out, 'document')} with bad media left out; {options.out}/left_out.jsonl lists them"
+        )
     for line in notes:
         print(f"note: {line}", file=sys.stderr)
     print(
@@ -120,7 +142,21 @@ def _work(
         f"{counted(len(manifest['shards']), 'shard')} to train on, {held:,} tokens held out{empty}{others}; "
         f"{time.perf_counter() - started:,.1f} s"
     )
+    if media is not None:
+        print(f"{counted(manifest['images'], 'image')} in {manifest['media_tokens']:,} tokens")
     return 0
+
+
+def _media_rules(options: argparse.Namespace) -> MediaRules | None:
+    """Raises DataError."""
+    if not options.media and not options.image:
+        return None
+    from trainer.corpora.tokenize.media.options import media_rules, read_words
+    from trainer.data.shards.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(Path(options.tokenizer), options.eos)
+    published = Path(options.media) if options.media else None
+    return media_rules(tokenizer, image=read_words("--image", options.image), published=published)
 
 
 def _options(parser: Parser) -> None:
@@ -130,8 +166,8 @@ def _options(parser: Parser) -> None:
         "inputs",
         metavar="INPUT",
         nargs="*",
-        help="files (.jsonl, .jsonl.gz, .parquet or .arrow), directories of such files, or datasets saved by "
-        "save_to_disk; hidden files in directories are not read",
+        help="files (.jsonl, .jsonl.gz, .parquet or .arrow; .tar with --media or --image), directories of such files, "
+        "or datasets saved by save_to_disk; hidden files in directories are not read",
     )
     add("--tokenizer", required=True, metavar="FILE", help="a tokenizer.json, or a directory that contains one")
     add(
@@ -158,6 +194,27 @@ def _options(parser: Parser) -> None:
         "--origin",
         metavar="FIELD",
         help="field that names a document's origin; documents with the same origin always go to the same split",
+    )
+    add(
+        "--media",
+        metavar="DIR",
+        help="documents are lists of text and images, which become tokens as in the published model in DIR",
+    )
+    add(
+        "--image",
+        action="append",
+        default=[],
+        metavar="'KEY=VALUE ...'",
+        help="how images become tokens, instead of --media or beside it: rule=patches|tiles and its sizes, token=, "
+        "before= and after= for the placeholder and its markers, decode_limit= for the pixels of a file",
+    )
+    add("--media-root", metavar="DIR", help="directory that paths of images start from (default: that of the file)")
+    add(
+        "--bad-media",
+        **choice("fail", "skip"),
+        default="fail",
+        help="fail at the first document with an image that cannot be used, or leave such documents out and list them "
+        "in OUT/left_out.jsonl (default: fail)",
     )
     add("--eos", metavar="TOKEN", help="token appended to each document (default: the tokenizer's eos_token)")
     add(

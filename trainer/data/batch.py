@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parallel.context.share import Share
-from trainer.data.windows import Windows
+from trainer.data.windows import Prepared, Windows
 from trainer.model.towers.time_series import Signal
 from trainer.model.towers.vision import Images
 
@@ -89,8 +89,8 @@ def make_batch(windows: Windows, samples: Sequence[int]) -> Batch:
     """Label and delimit windows of S + 1 tokens.
 
     The label of position p is token p + 1, so that windows that overlap by one token leave no token of a document
-    without a label; it is IGNORE where token p + 1 starts another document or belongs to a prefix. Every window start
-    is a boundary.
+    without a label; it is IGNORE where token p + 1 starts another document, or is context. Every window start
+    is a boundary. Images and signals are joined in the order of their placeholders.
     """
     tokens_BL, starts_BL = windows.tokens_BL, windows.starts_BL
     B, S = tokens_BL.shape[0], tokens_BL.shape[1] - 1
@@ -111,4 +111,18 @@ def make_batch(windows: Windows, samples: Sequence[int]) -> Batch:
         num_tokens=int(np.count_nonzero(supervised_BS)),
         samples=samples,
         faults=windows.faults,
+        media=_media(windows.media),
     )
+
+
+def _media(prepared: Sequence[Prepared]) -> Media | None:
+    if not prepared:
+        return None
+    values = [medium.value for medium in prepared if medium.kind == "image"]
+    images: Images | Tensor | None = None
+    if values and isinstance(values[0], tuple):
+        pixels = torch.from_numpy(np.concatenate([patches for patches, _ in values]))
+        images = Images(pixels, [grid for _, grid in values])
+    elif values:
+        images = torch.from_numpy(np.concatenate(values))
+    return Media(images)

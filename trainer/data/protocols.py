@@ -78,8 +78,8 @@ class TextSplits(Protocol):
     def positions(self, split: Split, source: str, count: int) -> npt.NDArray[np.int64]:
         """Return [B] numbers of at most `count` windows, the same at every call."""
 
-    def read_split(self, split: Split, source: str, positions: npt.NDArray[np.int64]) -> Windows:
-        """Return the windows at `positions` [B]."""
+    def read_split(self, split: Split, source: str, positions: npt.NDArray[np.int64], *, media: bool = True) -> Windows:
+        """Return the windows at `positions` [B]. media: False leaves images and signals unread."""
 
 
 @dataclass(frozen=True)

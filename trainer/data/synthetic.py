@@ -59,7 +59,7 @@ class SyntheticText:
     def positions(self, split: Split, source: str, count: int) -> Ints:
         return np.arange(count)  # a split has no end, and no part of it is like another
 
-    def read_split(self, split: Split, source: str, positions: Ints) -> Windows:
+    def read_split(self, split: Split, source: str, positions: Ints, *, media: bool = True) -> Windows:
         place_L = np.arange(self._seq_len + 1)
         counters = (self._seed, SPLITS[split], positions[:, None])
         hash_BL = mix64(*counters, place_L[None])

@@ -52,13 +52,15 @@ def unigram_nats(text: TextSplits) -> dict[str, float | None]:
     total = sum(text.shares.values())
     mixture_V = np.zeros(text.vocab_size)
     for source, share in text.shares.items():
-        windows = text.read_split("train", source, text.positions("train", source, text.unigram_windows))
-        counts_V = np.bincount(windows.tokens_BL[~windows.prefix_BL], minlength=text.vocab_size) + 1
+        positions = text.positions("train", source, text.unigram_windows)
+        windows = text.read_split("train", source, positions, media=False)
+        counts_V = np.bincount(windows.tokens_BL[~windows.context_BL], minlength=text.vocab_size) + 1
         mixture_V += share / total * (counts_V / counts_V.sum())
     nats_V = -np.log(mixture_V)
     nats: dict[str, float | None] = {}
     for source in text.shares:
-        windows = text.read_split("heldout", source, text.positions("heldout", source, text.unigram_windows))
+        positions = text.positions("heldout", source, text.unigram_windows)
+        windows = text.read_split("heldout", source, positions, media=False)
         labels = windows.tokens_BL[:, 1:][windows.supervised_BS]
         nats[source] = float(nats_V[labels].mean()) if labels.size else None
     return nats
@@ -68,7 +70,7 @@ def prompts(text: TextSplits) -> dict[str, str]:
     """The prefix and the first words of a held-out document of each source, for a sample of text to start with."""
     texts = {}
     for source in text.shares:
-        windows = text.read_split("heldout", source, np.array([0]))
-        length = int(windows.prefix_BL[0].argmin()) + PROMPT_TOKENS
+        windows = text.read_split("heldout", source, np.array([0]), media=False)
+        length = int(windows.context_BL[0].argmin()) + PROMPT_TOKENS
         texts[source] = text.tokenizer.decode(windows.tokens_BL[0, :length].tolist())
     return texts

@@ -33,7 +33,7 @@ def test_a_source_of_a_mixture_gets_its_domain_and_prefixes(words, tmp_path, cap
     assert f"{held.num_tokens:,} tokens held out; 1 empty text left out" in shown
     assert (opened.name, opened.domain) == ("science_text", "science")
     assert opened.prefix_group
-    assert opened.read(np.arange(4), 64).prefix_BL.any()
+    assert opened.read(np.arange(4), 64).context_BL.any()
     fault = refused(*words, "--domain", "general")
     assert (fault.where, fault.value, fault.allowed) == (words[1], None, "give another path, or remove it")
 

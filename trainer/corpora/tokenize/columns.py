@@ -1,10 +1,13 @@
 """Parquet and Arrow files: their columns of text, whichever of Arrow's types of strings they have."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.corpora.tokenize.units import Unit, bad, choose
+
+ROWS_WITH_MEDIA = 16  # read at one time: a row may have megabytes
 
 
 def columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]]:
@@ -28,6 +31,32 @@ def columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]
         raise bad(unit.path, f"is truncated or damaged: {error}", value=str(error)) from error
 
 
+def records(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
+    """(bytes read so far, place, fields) for every row; the first field may have any type. Raises DataError."""
+    import pyarrow as pa
+
+    batches, schema, total = _batches(unit, fields, ROWS_WITH_MEDIA)
+    for field in fields:
+        _check_column(unit.path, schema, field, choose(fields, field), text=field != fields[0])
+    row = 0
+    try:
+        for batch in batches:
+            for at in range(0, batch.num_rows, ROWS_WITH_MEDIA):
+                some = batch.slice(at, ROWS_WITH_MEDIA)
+                found = [some.column(some.schema.get_field_index(field)).to_pylist() for field in fields]
+                for values in zip(*found, strict=True):
+                    where = partial(place, unit, row)
+                    if None in values:
+                        missing = fields[values.index(None)]
+                        raise bad(where(), f"has no {missing!r}", missing, "fill or remove the row")
+                    row += 1
+                    yield int(unit.nbytes * row / total) if total else 0, where, list(values)
+    except UnicodeDecodeError as error:
+        raise bad(place(unit, row), f"or a row behind it has invalid UTF-8: {error.reason}", error.reason) from None
+    except pa.ArrowException as error:
+        raise bad(unit.path, f"is truncated or damaged: {error}", value=str(error)) from error
+
+
 def place(unit: Unit, row: int) -> str:
     """The name of a row of a unit, counted from 0 there, by its number in the file."""
     before = unit.first
@@ -37,16 +66,18 @@ def place(unit: Unit, row: int) -> str:
     return f"{unit.path}, row {before + row + 1}"
 
 
-def _check_column(path: str, schema: Any, field: str, choice: str) -> None:
+def _check_column(path: str, schema: Any, field: str, choice: str, *, text: bool = True) -> None:
     import pyarrow as pa
 
     count = schema.names.count(field)
     if not count:
-        text = f"has no column {field!r}; it has {', '.join(schema.names)}; {choice}"
-        raise bad(path, text, field, tuple(schema.names))
+        problem = f"has no column {field!r}; it has {', '.join(schema.names)}; {choice}"
+        raise bad(path, problem, field, tuple(schema.names))
     if count > 1:
         remedy = "give them names of their own"
         raise bad(path, f"has {count} columns {field!r}: {remedy}", field, remedy)
+    if not text:
+        return
     kind = schema.field(field).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -70,14 +101,14 @@ def _strings(unit: Unit, batch: Any, field: str, row: int) -> list[str | None]:
     return found
 
 
-def _batches(unit: Unit, fields: list[str]) -> tuple[Iterator[Any], Any, int]:
+def _batches(unit: Unit, fields: list[str], at_once: int = 1024) -> tuple[Iterator[Any], Any, int]:
     """(record batches, schema, number of rows or 0 if unknown)."""
     if unit.kind == "parquet":
         file = open_parquet(Path(unit.path))
         schema, groups = file.schema_arrow, [*range(unit.first, unit.last)]
         rows = sum(file.metadata.row_group(group).num_rows for group in groups)
         chosen = [field for field in fields if schema.names.count(field) == 1]
-        return file.iter_batches(batch_size=1024, row_groups=groups, columns=chosen), schema, rows
+        return file.iter_batches(batch_size=at_once, row_groups=groups, columns=chosen), schema, rows
     batches, schema = open_arrow(Path(unit.path))
     if unit.last:
         return _between(batches, unit.first, unit.last), schema, unit.last - unit.first

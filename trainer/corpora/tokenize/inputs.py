@@ -9,6 +9,8 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,33 +24,38 @@ from trainer.data.errors import DataError
 UNIT = 64 << 20  # approximate bytes of a file in one unit
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 SUFFIXES = (*JSON_SUFFIXES, *(f"{suffix}.gz" for suffix in JSON_SUFFIXES), ".parquet", ".arrow")
+TAR = ".tar"
 
 OnSkipped = Callable[[Path, str], None]  # called with a file or directory that is not read, and the reason
 
 
 def find_files(
-    paths: Sequence[Path], split: str | None = None, skipped: OnSkipped = lambda path, why: None
+    paths: Sequence[Path],
+    split: str | None = None,
+    skipped: OnSkipped = lambda path, why: None,
+    *,
+    suffixes: Sequence[str] = SUFFIXES,
 ) -> list[Path]:
     """Files to read, in order: files as given, those of directories by name, datasets saved by `save_to_disk`.
 
     Links are followed. split: of saved datasets; None reads `train`. skipped: called for the hidden files of a
-    directory, and for those with other suffixes. Raises DataError, also for a link to nothing and for a file that comes
-    twice.
+    directory, and for those with other suffixes. suffixes: of the files that are read. Raises DataError, also for a
+    link to nothing and for a file that comes twice.
     """
     found: list[Path] = []
     for path in paths:
         if is_saved(path):
             found += saved_dataset(path, split)
         elif path.is_dir():
-            inside = list(_inside(path, (), split, skipped))
+            inside = list(_inside(path, (), split, skipped, tuple(suffixes)))
             if not inside:
-                raise bad(path, f"has no file that ends in {one_of(SUFFIXES)}", allowed=SUFFIXES)
+                raise bad(path, f"has no file that ends in {one_of(suffixes)}", allowed=tuple(suffixes))
             found += inside
         elif not path.is_file():
             raise bad(path, "does not exist", allowed="an existing file or directory")
-        elif not path.name.lower().endswith(SUFFIXES):
-            remedy = f"use a file that ends in {one_of(SUFFIXES)}, or --builder for other formats"
-            raise bad(path, f"cannot be read directly: {remedy}", value=path.suffix, allowed=SUFFIXES)
+        elif not path.name.lower().endswith(tuple(suffixes)):
+            remedy = f"use a file that ends in {one_of(suffixes)}, or --builder for other formats"
+            raise bad(path, f"cannot be read directly: {remedy}", value=path.suffix, allowed=tuple(suffixes))
         else:
             _takes_no_split(path, split)
             found.append(path)
@@ -62,7 +69,9 @@ def find_files(
     return found
 
 
-def _inside(directory: Path, above: tuple[Path, ...], split: str | None, skipped: OnSkipped) -> Iterator[Path]:
+def _inside(
+    directory: Path, above: tuple[Path, ...], split: str | None, skipped: OnSkipped, suffixes: tuple[str, ...]
+) -> Iterator[Path]:
     """The files of a directory and of those in it, by name."""
     real = directory.resolve()
     if real in above:
@@ -80,8 +89,9 @@ def _inside(directory: Path, above: tuple[Path, ...], split: str | None, skipped
             remedy = "complete the download, or remove the link"
             raise bad(path, f"is a link to {target}, which does not exist: {remedy}", target, remedy)
         elif path.is_dir():
-            yield from saved_dataset(path, split) if is_saved(path) else _inside(path, (*above, real), split, skipped)
-        elif not path.name.lower().endswith(SUFFIXES):
+            inner = (*above, real), split, skipped, suffixes
+            yield from saved_dataset(path, split) if is_saved(path) else _inside(path, *inner)
+        elif not path.name.lower().endswith(suffixes):
             skipped(path, "another suffix")
         elif not path.is_file():
             raise bad(path, "is not a regular file", allowed="a file")
@@ -112,6 +122,8 @@ def units_of(files: Sequence[Path | Rows]) -> list[Unit]:
             )
         elif name.endswith(".gz"):
             units.append(Unit("gzip", str(path), 0, 0, size))
+        elif name.endswith(TAR):
+            units.append(Unit("tar", str(path), 0, 0, size))
         elif name.endswith(".arrow"):
             units.append(Unit("arrow", str(path), 0, 0, size))
         else:
@@ -133,6 +145,20 @@ def documents(unit: Unit, field: str, origin: str | None = None) -> Iterator[tup
         raise bad(unit.path, f"is truncated or not a gzip file: {error}", value=str(error)) from error
     except OSError as error:
         raise bad(unit.path, f"cannot be read: {error.strerror or error}", value=error.strerror) from error
+
+
+def records(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
+    """(bytes of the unit read so far, place, fields) of every row, whatever the first field holds; the others are
+    strings. Raises DataError."""
+    if unit.kind not in ("lines", "gzip"):
+        yield from columns.records(unit, fields)
+        return
+    for number, read, line in _lines(unit):
+        where = partial(_line, unit, number)
+        with _at(where):
+            record = _record_of(line)
+            values = [_value_of(record, fields[0], fields), *(_string_of(record, name, fields) for name in fields[1:])]
+        yield read, where, values
 
 
 def place(unit: Unit, number: int) -> str:
@@ -176,13 +202,20 @@ def _lines(unit: Unit) -> Iterator[tuple[int, int, bytes]]:
 
 def _json_lines(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]]:
     for number, read, line in _lines(unit):
-        try:
-            yield read, _strings_of(line, fields)
-        except ValueError as error:
-            where = _line(unit, number)
-            raise DataError(
-                f"{where}: {error}", where=where, value=str(error), allowed=f"correct the line, or {CHOOSE}"
-            ) from None
+        with _at(partial(_line, unit, number)):
+            record = _record_of(line)
+            values = [_string_of(record, name, fields) for name in fields]
+        yield read, values
+
+
+@contextmanager
+def _at(where: Callable[[], str]) -> Iterator[None]:
+    """Turn a ValueError about a line into a DataError."""
+    try:
+        yield
+    except ValueError as error:
+        text, allowed = f"{where()}: {error}", f"correct the line, or {CHOOSE}"
+        raise DataError(text, where=where(), value=str(error), allowed=allowed) from None
 
 
 class _Repeated(dict[str, Any]):
@@ -204,8 +237,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=float)
 
 
-def _strings_of(line: bytes, fields: list[str]) -> list[str]:
-    """The fields of a line. Raises ValueError with the reason."""
+def _record_of(line: bytes) -> dict[str, Any]:
+    """The object of a line. Raises ValueError with the reason."""
     if b"\0" in line:  # json would take it for UTF-16 or UTF-32, with a misleading message
         raise ValueError(f"a NUL at byte {line.index(0) + 1}: the file is incomplete or not UTF-8")
     try:
@@ -218,20 +251,28 @@ def _strings_of(line: bytes, fields: list[str]) -> list[str]:
         raise ValueError("not a record of text: it is nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError('not a JSON object; each line has one document, as in {"text": "..."}')
-    for field in fields:
-        if isinstance(record, _Repeated) and field in record.names:
-            raise ValueError(f"the field {field!r} appears twice")
-        if field not in record:
-            present = ", ".join(map(repr, record)) or "none"
-            raise ValueError(f"no field {field!r}; the line has {present}; {choose(fields, field)}")
-        if not isinstance(record[field], str):
-            raise ValueError(f"the field {field!r} is not a string")
-        try:
-            record[field].encode()
-        except UnicodeEncodeError as error:  # JSON can contain strings that are not text
-            half = f"\\u{ord(record[field][error.start]):04x}"
-            raise ValueError(f"the field {field!r} has {half}, half of a surrogate pair") from None
-    return [record[field] for field in fields]
+    return record
+
+
+def _value_of(record: dict[str, Any], field: str, fields: list[str]) -> Any:
+    if isinstance(record, _Repeated) and field in record.names:
+        raise ValueError(f"the field {field!r} appears twice")
+    if field not in record:
+        present = ", ".join(map(repr, record)) or "none"
+        raise ValueError(f"no field {field!r}; the line has {present}; {choose(fields, field)}")
+    return record[field]
+
+
+def _string_of(record: dict[str, Any], field: str, fields: list[str]) -> str:
+    found = _value_of(record, field, fields)
+    if not isinstance(found, str):
+        raise ValueError(f"the field {field!r} is not a string")
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:  # JSON can contain strings that are not text
+        half = f"\\u{ord(found[error.start]):04x}"
+        raise ValueError(f"the field {field!r} has {half}, half of a surrogate pair") from None
+    return found
 
 
 def _newlines_before(path: str, end: int) -> int:

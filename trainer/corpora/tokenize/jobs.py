@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from trainer.corpora.tokenize.inputs import documents, place
+from trainer.corpora.tokenize.media.documents import documents as media_documents
 from trainer.corpora.tokenize.spool import Encoder, UnfitError, spool_unit
 from trainer.corpora.tokenize.units import Unit
 from trainer.corpora.tokenize.write import write_shard
 from trainer.data.errors import DataError
+from trainer.data.media.rules import MediaRules
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.storage.workers import Task
@@ -42,7 +44,11 @@ def _encoder(plan_text: str, work: Path, at_least: int) -> Encoder:
     group = prefix["group"] if prefix else None
     fraction, dtype = plan["heldout_fraction"], np.dtype(plan["dtype"])
     after = tuple(plan["after"])
-    return Encoder(tokenizer, dtype, plan["name"], plan["seed"], fraction, prefixes, group, at_least, after)
+    rules = MediaRules.from_json(plan["media"]) if "media" in plan else None
+    skip = plan.get("bad_media") == "skip"
+    return Encoder(
+        tokenizer, dtype, plan["name"], plan["seed"], fraction, prefixes, group, at_least, after, rules, skip
+    )
 
 
 def unfit(where: str, error: UnfitError) -> DataError:
@@ -60,11 +66,17 @@ def run_job(work: Path, job: Job, on_progress: OnUnitProgress) -> Any:
     if job["do"] == "unit":
         plan = load_plan(work)
         unit = Unit(**job["unit"])
-        found = documents(unit, plan["field"], plan["origin"])
+        found: Any
+        encoder = encoder_of(work, job["at_least"])
+        if encoder.rules is None:
+            found = documents(unit, plan["field"], plan["origin"])
+        else:
+            root = None if plan["media_root"] is None else Path(plan["media_root"])
+            found = media_documents(unit, plan["field"], plan["origin"], encoder.rules, root)
         try:
-            return spool_unit(work / "spool", job["number"], found, encoder_of(work, job["at_least"]), on_progress)
+            return spool_unit(work / "spool", job["number"], found, encoder, on_progress)
         except UnfitError as error:
             raise unfit(place(unit, error.number), error) from None
     parts = json.loads((work / "spool" / job["parts"]).read_text())
     dtype = np.dtype(load_plan(work)["dtype"])
-    return write_shard(work / "spool", work, job["stem"], tuple(job["keys"]), parts, dtype)
+    return write_shard(work / "spool", work, job["stem"], tuple(job["keys"]), parts, dtype, job["media"])

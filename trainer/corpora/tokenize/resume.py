@@ -17,11 +17,12 @@ LOCK, PLAN, SPOOL = "lock", "plan.json", "spool"
 OPTIONS = {
     "name": "--name", "domain": "--domain", "field": "--field", "origin": "--origin", "seed": "--seed",
     "heldout_fraction": "--heldout", "shard_tokens": "--shard-tokens", "eos": "--eos", "special_text": "--special-text",
+    "media_root": "--media-root", "bad_media": "--bad-media",
 }  # fmt: skip
 DERIVED = {
     "format": "the version of Octavo", "prefix": "the prefixes of --mixture", "tokenizer": "the content of --tokenizer",
     "dtype": "the size of the vocabulary", "before": "--template or the tokenizer_config.json",
-    "after": "--template or the tokenizer_config.json", "rows": "--split",
+    "after": "--template or the tokenizer_config.json", "rows": "--split", "media": "--media, --image or --signal",
 }  # fmt: skip
 
 

@@ -5,24 +5,30 @@ the whole source. A unit's documents go to part files, each sorted by key. A sha
 pass finds its documents in one piece per part, and no process ever has more than a part or a shard in memory.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.corpora.tokenize.losses import Losses
+from trainer.corpora.tokenize.media.encode import Bad, Interleaved
+from trainer.corpora.tokenize.media.spooled import PartMedia
 from trainer.data.errors import DataError
 from trainer.data.hashing import mix64, text_key
+from trainer.data.media.rules import MediaRules
+from trainer.data.media.store import MEDIA, Stored
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.storage.atomic import atomic_file
 
-PART_TOKENS = 1 << 24
+PART_TOKENS, PART_BYTES = 1 << 24, 1 << 30  # of a part: its tokens, and its media
 BATCH_BYTES, BATCH_DOCUMENTS = 1 << 20, 512  # given to the tokenizer at once
 # What a source's manifest counts besides: what is left out, and what its tokens do not say of the texts.
 COUNTS = ("empty_documents", "documents_without_tokens", "unknown_tokens", "lost_characters", "inner_ends")
@@ -33,6 +39,15 @@ U64 = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Facts = dict[str, Any]
 Encoded = tuple[int, int, list[int]]
+Content = str | Interleaved
+Batch = Sequence[tuple[int, str, Content]]  # number in the unit, origin, content
+
+
+class LeftOut(NamedTuple):
+    """A document that is left out, and the reason."""
+
+    where: str
+    problem: str
 
 
 class UnfitError(Exception):
@@ -56,12 +71,39 @@ class Encoder:
     group: str | None = None
     at_least: int = 0  # an origin whose hash is below this is held out whatever the fraction
     after: tuple[int, ...] = ()  # ids between a text and the end token
+    rules: MediaRules | None = None
+    skip: bool = False  # leave out documents with bad media, and count them
     heldout_below: int = field(init=False)
     losses: Losses = field(init=False)
 
     def __post_init__(self) -> None:
         self.heldout_below = max(self.at_least, min(round(self.heldout_fraction * 2**64), 2**64 - 1))
         self.losses = Losses(self.tokenizer)
+
+    def contents_of(self, batch: Batch) -> list[tuple[list[int], Sequence[Stored]] | LeftOut]:
+        """The ids and the media of each document. Raises UnfitError, and DataError unless `skip`."""
+        texts = [(number, origin, text) for number, origin, content in batch for text in texts_of(content)]
+        encoded = iter(self.ids_of(texts))
+        found: list[tuple[list[int], Sequence[Stored]] | LeftOut] = []
+        for _, _, content in batch:
+            ids_of_texts = [next(encoded) for _ in texts_of(content)]
+            if isinstance(content, str):
+                found.append((ids_of_texts[0], ()))
+                continue
+            assert self.rules is not None
+            if given := self.rules.marks & {token for ids in ids_of_texts for token in ids}:
+                problem = f"a text gives the token {min(given)}, the placeholder of an image"
+                found.append(self.left_out(content.where(), problem))
+            else:
+                found.append(content.place(ids_of_texts, self.rules))
+        return found
+
+    def left_out(self, where: str, problem: str) -> LeftOut:
+        """The record of a document that is left out. Raises DataError unless `skip`."""
+        if self.skip:
+            return LeftOut(where, problem)
+        allowed = "correct the document, or --bad-media skip"
+        raise DataError(f"{where}: {problem}; {allowed}", where=where, value=problem, allowed=allowed)
 
     def ids_of(self, batch: Sequence[tuple[int, str, str]]) -> list[list[int]]:
         """The ids of each text. batch: (number in the unit, origin, text). Raises UnfitError."""
@@ -103,52 +145,62 @@ class Encoder:
 def spool_unit(
     directory: Path,
     unit: int,
-    documents: Iterable[tuple[int, str, str]],
+    documents: Iterable[tuple[int, str, Content | Bad]],
     encoder: Encoder,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Facts:
     """Write the parts of a unit and, last, `<unit>.json`; return its content.
 
-    documents: (bytes read so far, origin, text). on_progress: called with the bytes and tokens so far. Raises
+    documents: (bytes read so far, origin, content). on_progress: called with the bytes and tokens so far. Raises
     UnfitError.
     """
     parts: list[Facts] = []
-    gathered: dict[str, _PartWriter] = {TRAIN: _PartWriter(), HELDOUT: _PartWriter()}
+    gathered = {split: _PartWriter(directory / f"{unit:06}-{split}") for split in (TRAIN, HELDOUT)}
+    left_out: list[LeftOut] = []
     counts = dict.fromkeys(COUNTS, 0)
     rows = tokens = read = 0
     lowest, highest = 2**64, -1  # hash of an origin
 
-    def flush(batch: list[tuple[int, str, str]]) -> None:
+    def flush(batch: list[tuple[int, str, Content]]) -> None:
         nonlocal tokens, lowest, highest
-        encoded = encoder.ids_of(batch)
+        contents = encoder.contents_of(batch)
+        left_out.extend(item for item in contents if isinstance(item, LeftOut))
+        encoded = [[] if isinstance(item, LeftOut) else item[0] for item in contents]
         counts["unknown_tokens"] += encoder.losses.unknown(encoded)
-        counts["lost_characters"] += encoder.losses.vanished([text for _, _, text in batch])
+        counts["lost_characters"] += encoder.losses.vanished([text for *_, item in batch for text in texts_of(item)])
         if encoder.tokenizer.special_text == "encode":
             counts["inner_ends"] += sum(ids.count(encoder.tokenizer.eos_id) for ids in encoded)
         found = [(origin, ids) for (_, origin, _), ids in zip(batch, encoded, strict=True)]
-        for (of_origin, key, ids), (_, own) in zip(encoder.encode(unit, rows - len(batch), found), found, strict=True):
+        every = encoder.encode(unit, rows - len(batch), found)
+        for (of_origin, key, ids), (_, own), item in zip(every, found, contents, strict=True):
+            if isinstance(item, LeftOut):
+                continue
             if not own:
                 counts["documents_without_tokens"] += 1
                 continue
             lowest, highest = min(lowest, of_origin), max(highest, of_origin)
             split = HELDOUT if of_origin < encoder.heldout_below else TRAIN
             part = gathered[split]
-            part.add(key, ids)
+            before = len(ids) - len(own) - len(encoder.after) - 1
+            part.add(key, ids, [replace(medium, first=medium.first + before) for medium in item[1]])
             tokens += len(ids)
-            if part.tokens >= PART_TOKENS:
+            if part.tokens >= PART_TOKENS or part.media.nbytes >= PART_BYTES:
                 parts.append(part.write(directory / f"{unit:06}-{len(parts):04}", split, encoder.dtype))
         if on_progress is not None:
             on_progress(read, tokens)
 
-    batch: list[tuple[int, str, str]] = []
+    batch: list[tuple[int, str, Content]] = []
     size = 0
-    for number, (read, origin, text) in enumerate(documents):  # noqa: B007
-        if not text:
+    for number, (read, origin, content) in enumerate(documents):  # noqa: B007
+        if isinstance(content, Bad):
+            left_out.append(encoder.left_out(content.where(), content.problem))
+            continue
+        if not content:
             counts["empty_documents"] += 1
             continue
-        batch.append((number, origin, text))
+        batch.append((number, origin, content))
         rows += 1
-        size += len(text)
+        size += len(content)
         if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
             flush(batch)
             batch, size = [], 0
@@ -159,7 +211,7 @@ def spool_unit(
             parts.append(part.write(directory / f"{unit:06}-{len(parts):04}", split, encoder.dtype))
     facts = {
         "unit": unit, "documents": rows, "counts": counts, "tokens": tokens, "parts": parts,
-        "origins": [lowest, highest], "heldout_below": encoder.heldout_below,
+        "origins": [lowest, highest], "heldout_below": encoder.heldout_below, "left_out": left_out,
     }  # fmt: skip
     write_json(directory / f"{unit:06}.json", facts)
     return facts
@@ -168,16 +220,19 @@ def spool_unit(
 class _PartWriter:
     """Gathers documents for a part file."""
 
-    def __init__(self) -> None:
+    def __init__(self, stem: Path) -> None:
+        self._stem, self._written = stem, 0
         self.clear()
 
     def clear(self) -> None:
+        self.media = PartMedia(self._stem.with_name(f"{self._stem.name}-{self._written}{MEDIA}"))
         self.keys: list[int] = []
         self.lengths: list[int] = []
         self.ids: list[npt.NDArray[np.int32]] = []
         self.tokens = 0
 
-    def add(self, key: int, ids: list[int]) -> None:
+    def add(self, key: int, ids: list[int], media: Sequence[Stored]) -> None:
+        self.media.add(media)
         self.keys.append(key)
         self.lengths.append(len(ids))
         self.ids.append(np.array(ids, np.int32))
@@ -188,7 +243,8 @@ class _PartWriter:
         order = np.argsort(np.array(self.keys, np.uint64), kind="stable")
         header = np.array([len(self.keys), self.tokens], "<u8").tobytes()
         keys = np.array(self.keys, "<u8")[order].tobytes()
-        ends = np.cumsum(np.array(self.lengths, "<i8")[order]).tobytes()
+        ends_D = np.cumsum(np.array(self.lengths, "<i8")[order])
+        ends = ends_D.tobytes()
         ids = np.concatenate([self.ids[place] for place in order.tolist()]).astype(dtype).tobytes()
         hashed = hashlib.sha256()
         with atomic_file(path, durable=False) as temporary, open(temporary, "wb") as file:
@@ -199,6 +255,9 @@ class _PartWriter:
             "file": path.name, "split": split, "documents": len(self.keys), "tokens": self.tokens,
             "sha256": hashed.hexdigest(),
         }  # fmt: skip
+        if media := self.media.write(order.tolist(), [0, *ends_D[:-1].tolist()]):
+            facts["media"] = media
+        self._written += 1
         self.clear()
         return facts
 
@@ -208,9 +267,10 @@ def finished_unit(directory: Path, unit: int) -> Facts | None:
     try:
         facts: Facts = json.loads((directory / f"{unit:06}.json").read_text())
         for part in facts["parts"]:
-            with (directory / part["file"]).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != part["sha256"]:
-                    return None
+            for name, digest in {part["file"]: part["sha256"], **part.get("media", {})}.items():
+                with (directory / name).open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                        return None
     except (OSError, ValueError):
         return None
     return facts
@@ -233,10 +293,14 @@ class PartFile:
         self.ends: Ints = content[HEADER + 8 * n : HEADER + 16 * n].view("<i8")
         self._tokens = content[HEADER + 16 * n :].view(dtype)
 
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """The first document with first <= key < last, and the one behind them."""
+        low = int(np.searchsorted(self.keys, np.uint64(first)))
+        return low, len(self.keys) if last >= 2**64 else int(np.searchsorted(self.keys, np.uint64(last)))
+
     def between(self, first: int, last: int) -> tuple[U64, Ints, npt.NDArray[Any]]:
         """Keys, lengths and tokens of the documents with first <= key < last."""
-        low = int(np.searchsorted(self.keys, np.uint64(first)))
-        high = len(self.keys) if last >= 2**64 else int(np.searchsorted(self.keys, np.uint64(last)))
+        low, high = self.span(first, last)
         start = int(self.ends[low - 1]) if low else 0
         ends = self.ends[low:high]
         return (
@@ -244,6 +308,10 @@ class PartFile:
             np.diff(ends, prepend=start),
             self._tokens[start : int(ends[-1]) if len(ends) else start],
         )
+
+
+def texts_of(content: Content) -> list[str]:
+    return [content] if isinstance(content, str) else content.texts
 
 
 def write_json(path: Path, facts: Facts) -> None:

@@ -27,20 +27,22 @@ from trainer.corpora.tokenize import agreement, jobs, resume
 from trainer.corpora.tokenize.agreement import Template
 from trainer.corpora.tokenize.inputs import documents as documents_of
 from trainer.corpora.tokenize.inputs import units_of
+from trainer.corpora.tokenize.media.documents import texts_of as media_texts
+from trainer.corpora.tokenize.media.spooled import MEDIA_COUNTS
 from trainer.corpora.tokenize.resume import LOCK, PLAN, SPOOL
 from trainer.corpora.tokenize.spool import (
     COUNTS,
     HELDOUT,
     TRAIN,
-    PartFile,
     UnfitError,
     finished_unit,
     spool_unit,
     write_json,
 )
 from trainer.corpora.tokenize.units import Rows, Unit
-from trainer.corpora.tokenize.write import token_dtype
+from trainer.corpora.tokenize.write import finished_shard, key_ranges, token_dtype
 from trainer.data.errors import DataError
+from trainer.data.media.rules import MediaRules
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import SpecialText, Tokenizer, tokenizer_file
@@ -51,9 +53,9 @@ from trainer.storage.space import free_space
 from trainer.storage.workers import WorkerDied, Workers
 
 FORMAT = 3  # increase it with any change of the output for the same input
-BUCKETS_BITS = 16  # keys are counted by their first bits to cut them into shards
 COMPARED = 32  # documents of the input that transformers encodes as well
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+LEFT_OUT = "left_out.jsonl"  # the documents whose media cannot be used, and why
 CHARS_PER_TOKEN = 3  # fewer than usual, so that the check for space errs on the safe side
 
 Facts = dict[str, Any]
@@ -77,6 +79,9 @@ def tokenize_source(
     eos: str | None = None,
     special_text: SpecialText = "spell",
     template: Literal["keep", "omit"] = "keep",
+    media: MediaRules | None = None,
+    media_root: Path | None = None,
+    bad_media: Literal["fail", "skip"] = "fail",
     note: Callable[[str], None] = lambda line: None,
     progress: OnProgress = ignore,
 ) -> Facts:
@@ -88,7 +93,10 @@ def tokenize_source(
     with two or more origins at least one is held out, unless it is 0. field, origin: the names of the fields or columns
     with the text and with its origin (None: each text is its own origin). workers: processes; 0 does everything in this
     one. special_text: what becomes of text that spells a special token (see `Tokenizer`). template: keep or omit the
-    ids that the tokenizer puts around a text. note: called with a line that the user should see.
+    ids that the tokenizer puts around a text. media: how images become tokens; documents are then read from files as
+    lists of parts (`media.parts`), whose paths start from `media_root` or the file's directory. bad_media: fail at the
+    first document whose media cannot be used, or leave it out and list it in `left_out.jsonl`. note: called with a line
+    that the user should see.
 
     The work is in `<out>.tmp` until it is complete. Started again with the same arguments after any interruption, it
     resumes from the finished units and shards, with the same result byte for byte. Raises DataError.
@@ -104,7 +112,7 @@ def tokenize_source(
             tokenizer = tokenizer_file(tokenizer)
             loaded = Tokenizer.load(tokenizer, eos, special_text=special_text)
             units = [] if in_memory else units_of([item for item in documents if isinstance(item, Path | Rows)])
-            some = list(islice(_texts(units, field, origin), COMPARED))
+            some = list(islice(_texts(units, field, origin, media, media_root), COMPARED))
             around = _agreed_template(loaded, tokenizer, template, some, note)
             loaded.before = [*around.before]
             plan = {
@@ -117,6 +125,9 @@ def tokenize_source(
                 "files": _identities(sorted({unit.path for unit in units})),
                 "rows": [[unit.path, unit.first, unit.last] for unit in units if unit.kind == "arrow" and unit.last],
             }  # fmt: skip
+            if media is not None:
+                root = None if media_root is None else str(media_root.resolve())
+                plan |= {"media": media.to_json(), "media_root": root, "bad_media": bad_media}
             resume.start_or_resume(work, plan)
             if in_memory:  # these documents may have changed since an earlier start
                 shutil.rmtree(work / SPOOL, ignore_errors=True)
@@ -171,8 +182,14 @@ def _alone(work: Path) -> Iterator[FileLock]:
             raise
 
 
-def _texts(units: Sequence[Unit], field: str, origin: str | None) -> Iterator[str]:
-    return (text for unit in units for _, _, text in documents_of(unit, field, origin) if text)
+def _texts(
+    units: Sequence[Unit], field: str, origin: str | None, media: MediaRules | None, root: Path | None
+) -> Iterator[str]:
+    for unit in units:
+        if media is None:
+            yield from (text for _, _, text in documents_of(unit, field, origin) if text)
+        else:
+            yield from media_texts(unit, field, origin, root)
 
 
 def _agreed_template(
@@ -279,13 +296,14 @@ def _second_pass(
     for split in (TRAIN, HELDOUT):
         parts = [part for facts in spooled for part in facts["parts"] if part["split"] == split]
         write_json(spool / f"{split}.parts", parts)  # type: ignore[arg-type]
-        for number, keys in enumerate(_key_ranges(spool, parts, plan["shard_tokens"], dtype)):
+        for number, keys in enumerate(key_ranges(spool, parts, plan["shard_tokens"], dtype)):
             stem = f"{split}-{number:05}"
-            facts = _finished_shard(work, stem)
+            facts = finished_shard(spool, work, stem)
             if facts is not None:
                 written[split][number] = facts
                 continue
-            todo.append({"do": "shard", "stem": stem, "keys": keys, "parts": f"{split}.parts"})
+            job = {"do": "shard", "stem": stem, "keys": keys, "parts": f"{split}.parts", "media": "media" in plan}
+            todo.append(job)
             places.append((split, number))
     for leftover in work.glob(f"*{FILE_SUFFIX}"):  # of processes that were killed
         leftover.unlink()
@@ -314,35 +332,6 @@ def _run(
         ) from death
 
 
-def _key_ranges(spool: Path, parts: Sequence[Facts], shard_tokens: int, dtype: np.dtype[Any]) -> list[tuple[int, int]]:
-    """Ranges of keys with about `shard_tokens` tokens each, or less, none empty."""
-    count = 1 << BUCKETS_BITS
-    tokens_per_bucket = np.zeros(count, np.int64)
-    for facts in parts:
-        part = PartFile(spool / facts["file"], facts, dtype)
-        buckets = (part.keys >> np.uint64(64 - BUCKETS_BITS)).astype(np.int64)
-        np.add.at(tokens_per_bucket, buckets, np.diff(part.ends, prepend=0))
-    reached = np.cumsum(tokens_per_bucket)
-    total = int(reached[-1])
-    if not total:
-        return []
-    shards = -(-total // shard_tokens)
-    goals = [total * shard // shards for shard in range(1, shards)]
-    inner = sorted({int(np.searchsorted(reached, goal)) + 1 for goal in goals} - {count})
-    edges = [0, *(edge << (64 - BUCKETS_BITS) for edge in inner), 1 << 64]
-    filled = [0, *reached[[edge - 1 for edge in inner]].tolist(), total]
-    return [(edges[place], edges[place + 1]) for place in range(len(edges) - 1) if filled[place + 1] > filled[place]]
-
-
-def _finished_shard(work: Path, stem: str) -> Facts | None:
-    """A shard's facts, if an earlier start wrote it and it is intact."""
-    try:
-        facts: Facts = json.loads((work / SPOOL / f"{stem}.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return None if shard_files.hash_fault(work, facts) else facts
-
-
 def _describe(
     work: Path, plan: Facts, tokenizer: Tokenizer, spooled: Sequence[Facts], shards: dict[str, list[Facts]]
 ) -> Facts:
@@ -357,6 +346,14 @@ def _describe(
             value=plan["heldout_fraction"] if held else nothing,
             allowed="a smaller --heldout" if held else "an input with texts",
         )
+    left_out = [line for facts in spooled for line in facts["left_out"]]
+    if left_out:
+        lines = [json.dumps(dict(zip(("where", "problem"), line, strict=True))) for line in left_out]
+        (work / LEFT_OUT).write_text("".join(f"{line}\n" for line in lines))
+    media: Facts = {}
+    if "media" in plan:
+        every = [shard for split in shards.values() for shard in split]
+        media = {"media": plan["media"], **{key: sum(shard.get(key, 0) for shard in every) for key in MEDIA_COUNTS}}
     unusual = {"before": plan["before"], "after": plan["after"]}
     if plan["special_text"] != "spell":
         unusual["special_text"] = plan["special_text"]
@@ -379,6 +376,8 @@ def _describe(
             "documents": sum(shard["documents"] for shard in shards[TRAIN]),
             "empty_documents": empty,  # left out
             **{key: count for key, count in counts.items() if count},
+            **({"documents_left_out": len(left_out)} if left_out else {}),
+            **media,
             "shards": shards[TRAIN],
             "heldout": shards[HELDOUT],
         },

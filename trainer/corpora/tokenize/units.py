@@ -8,9 +8,9 @@ from typing import Any, Literal
 from trainer.data.errors import DataError
 
 CHOOSE = "choose another field with --field or --origin"
-EXPANDS = {"lines": 1, "gzip": 5, "parquet": 1, "arrow": 1}  # characters of text per byte of a unit, at most
+EXPANDS = {"lines": 1, "gzip": 5, "parquet": 1, "arrow": 1, "tar": 1}  # characters of text per byte of a unit, at most
 
-Kind = Literal["lines", "gzip", "parquet", "arrow"]
+Kind = Literal["lines", "gzip", "parquet", "arrow", "tar"]
 
 
 def choose(fields: Sequence[str], field: str) -> str:

@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from parallel.errors import Fault
 from trainer.data.errors import DataError
+from trainer.data.media.packs import FORMAT as PACKS_FORMAT
+from trainer.data.media.shards import MediaShards
 from trainer.data.mixture import checks
 from trainer.data.mixture.index import MixtureIndex
 from trainer.data.protocols import Split, TokenizerFile
@@ -26,7 +28,7 @@ from trainer.data.shards import files as shard_files
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.data.shards.windows import MAX_NEIGHBOURS, Shards
-from trainer.data.windows import Windows
+from trainer.data.windows import Windows, joined
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
@@ -66,6 +68,8 @@ class MixtureReader:
         self.shares: Mapping[str, float] = {name: float(source.tokens) for name, source in data.sources.items()}
         self.unigram_windows = max(1, UNIGRAM_TOKENS // data.seq_len)
         _raise_all([*Prefixes(data.prefixes, self.tokenizer).faults(), *self._too_short()])
+        if data.on_fault == "fail":
+            _raise_all([*self.too_large()])
         self.windows = {name: shards.num_windows(data.seq_len) for name, shards in self.train.items()}
         self.index = MixtureIndex.of(data, self.windows, seed)
         _raise_all([*checks.too_often(data, self.index, self.windows, samples)])
@@ -76,14 +80,18 @@ class MixtureReader:
             "seq_len": data.seq_len,
             "seed": seed,
         }
+        if any(isinstance(shards, MediaShards) for shards in self.train.values()):
+            made_of["packs"] = PACKS_FORMAT
         self.fingerprint = hashlib.sha256(shard_files.canonical(made_of)).hexdigest()
 
     def epochs(self, samples: int) -> dict[str, float]:
         """Return the epochs of each source among the first `samples`: its draws over its windows."""
         return {name: drawn / self.windows[name] for name, drawn in self.index.counts_before(samples).items()}
 
-    def read(self, first_sample: int, count: int) -> Windows:
+    def read(self, first_sample: int, count: int, *, media: bool = True) -> Windows:
         """Return the windows of samples first_sample .. first_sample + count - 1.
+
+        media: False leaves images and signals unread.
 
         A window that cannot be read raises DataError; under `data.on_fault=skip` it is replaced by the next readable
         one of its source, in its shard or at the start of another: a function of the sample and the files alone, so
@@ -91,16 +99,12 @@ class MixtureReader:
         """
         samples = np.arange(first_sample, first_sample + count)
         sources, _, positions = self.index.lookup(samples)
-        shape = (count, self._data.seq_len + 1)
-        windows = Windows(np.empty(shape, np.int64), np.empty(shape, np.bool_), np.empty(shape, np.bool_))
-        faults: list[str] = []
+        parts = []
         for source in np.unique(sources).tolist():
             rows = np.flatnonzero(sources == source)
-            part = self._read("train", self.names[source], positions[rows], samples[rows].tolist())
-            windows.tokens_BL[rows], windows.starts_BL[rows] = part.tokens_BL, part.starts_BL
-            windows.prefix_BL[rows] = part.prefix_BL
-            faults += part.faults
-        return dataclasses.replace(windows, faults=tuple(faults))
+            part = self._read("train", self.names[source], positions[rows], samples[rows].tolist(), media)
+            parts.append((rows.tolist(), part))
+        return joined(parts, count)
 
     def positions(self, split: Split, source: str, count: int) -> Ints:
         """Return at most `count` window numbers, spread evenly over a split, so that a few see many documents."""
@@ -108,38 +112,33 @@ class MixtureReader:
         taken = min(available, count)
         return np.arange(taken) * available // max(1, taken)
 
-    def read_split(self, split: Split, source: str, positions: Ints) -> Windows:
+    def read_split(self, split: Split, source: str, positions: Ints, *, media: bool = True) -> Windows:
         """Return a source's windows at `positions`; one that cannot be read is treated as `read` treats it."""
-        return self._read(split, source, positions, None)
+        return self._read(split, source, positions, None, media)
 
     def _shards(self, split: Split, source: str) -> Shards:
         return (self.train if split == "train" else self.heldout)[source]
 
-    def _read(self, split: Split, name: str, positions: Ints, samples: Sequence[int] | None) -> Windows:
+    def _read(self, split: Split, name: str, positions: Ints, samples: Sequence[int] | None, media: bool) -> Windows:
         shards = self._shards(split, name)
         try:
-            return shards.read(positions, self._data.seq_len)
+            return shards.read(positions, self._data.seq_len, media=media)
         except DataError:  # of one or more of them: read each on its own
             names = [f"window {position} of the {split} split of source '{name}'" for position in positions.tolist()]
             if samples is not None:
                 names = [f"sample {sample}, {window}" for sample, window in zip(samples, names, strict=True)]
             parts = [
-                self._read_one(shards, position, window)
+                self._read_one(shards, position, window, media)
                 for position, window in zip(positions.tolist(), names, strict=True)
             ]
-        return Windows(
-            np.concatenate([part.tokens_BL for part in parts]),
-            np.concatenate([part.starts_BL for part in parts]),
-            np.concatenate([part.prefix_BL for part in parts]),
-            tuple(fault for part in parts for fault in part.faults),
-        )
+        return joined([([row], part) for row, part in enumerate(parts)], len(parts))
 
-    def _read_one(self, shards: Shards, position: int, window: str) -> Windows:
+    def _read_one(self, shards: Shards, position: int, window: str, media: bool) -> Windows:
         """Return the window at `position` or the next readable one. window: its name in errors."""
         fault: Fault | None = None  # of the window itself
         for place in itertools.chain([position], shards.instead_of(position, self._data.seq_len)):
             try:
-                found = shards.read(np.array([place]), self._data.seq_len)
+                found = shards.read(np.array([place]), self._data.seq_len, media=media)
             except DataError as error:
                 fault = fault or error.faults[0]
                 if self._data.on_fault == "fail":
@@ -163,6 +162,19 @@ class MixtureReader:
                         f"({shards.num_tokens} tokens); use {allowed}, a larger source, or hold out a larger share"
                     )
                     yield Fault(text, "data.seq_len", seq_len, allowed)
+
+    def too_large(self) -> Iterator[Fault]:
+        """Yield the splits with documents whose image or signal does not fit into a window."""
+        for split, every in (("training", self.train), ("held-out", self.heldout)):
+            for name, shards in every.items():
+                if isinstance(shards, MediaShards) and (count := shards.packs(self._data.seq_len).dropped):
+                    where, tokens = shards.largest_medium(self._data.seq_len)
+                    text = (
+                        f"data.seq_len={self._data.seq_len} is too short for {count} documents of the {split} split of "
+                        f"data.sources.{name}, such as {where}: one of their images or signals is longer than a "
+                        f"window; use {tokens} or more, smaller images, or data.on_fault=skip, which leaves them out"
+                    )
+                    yield Fault(text, "data.seq_len", self._data.seq_len, f"{tokens} or more")
 
     def _wrong_sources(self) -> Iterator[Fault]:
         """Yield the keys of the recipe that differ from the manifests."""
@@ -196,11 +208,19 @@ def _open(directories: Mapping[str, Path], split: Split, data: DataConfig) -> di
     faults: list[Fault] = []
     for name, directory in directories.items():
         try:
-            opened[name] = Shards(directory, split, reader=data.reader, cut_short=data.on_fault == "skip")
+            opened[name] = open_shards(directory, split, data)
         except DataError as error:
             faults += [dataclasses.replace(one, text=f"data.sources.{name}: {one.text}") for one in error.faults]
     _raise_all(faults)
     return opened
+
+
+def open_shards(directory: Path, split: Split, data: DataConfig) -> Shards:
+    """The windows of a split of a source, or its packs where it has images or signals. Raises DataError."""
+    cut_short = data.on_fault == "skip"
+    if "media" not in shard_files.read_manifest(directory):
+        return Shards(directory, split, reader=data.reader, cut_short=cut_short)
+    return MediaShards(directory, split, reader=data.reader, cut_short=cut_short, cache=Path(data.cache_dir))
 
 
 def _raise_all(faults: Sequence[Fault]) -> None:

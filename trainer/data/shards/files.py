@@ -3,7 +3,8 @@
     <source>/manifest.json           what follows, byte for byte, and a checksum of itself
              tokenizer.json          the tokenizer that made it
              train-00000.bin, .idx   Megatron's token files, one pair per shard; heldout-00000... never trained on
-             train-00000.blocks      16 bytes of the SHA-256 of every MiB of .bin, then of .idx
+             train-00000.media, .places  of documents with media: their bytes, and where their placeholders are
+             train-00000.blocks      16 bytes of the SHA-256 of every MiB of .bin, .idx, .places and .media, in turn
 
 The manifest holds each file's size and SHA-256. The block hashes let a start check some MiB of a corpus that it would
 take hours to hash: a sampled block is checked as strictly as by a full pass.
@@ -21,6 +22,7 @@ from trainer.data.errors import DataError
 from trainer.storage.manifest import CorruptError, Manifest
 
 TOKENIZER = "tokenizer.json"
+HASHED = (".bin", ".idx", ".places", ".media")  # suffixes of a shard's files, in the order of its block hashes
 SHARDS = Manifest(version=1, hash_key="checksum", size_key="bytes", compact=True, ascii=False)
 HASH_BLOCK, DIGEST = 1 << 20, 16  # bytes
 REMEDY = "restore the file, or tokenise the source again"
@@ -33,10 +35,10 @@ def canonical(value: Facts) -> bytes:
 
 
 def hash_shard(stem: Path) -> dict[str, Facts]:
-    """Hash `<stem>.bin` and `.idx`, write `<stem>.blocks`; size and SHA-256 of the three, by file name."""
+    """Hash a shard's files and write `<stem>.blocks`; size and SHA-256 of each, by file name."""
     files, digests = {}, bytearray()
-    for suffix in (".bin", ".idx"):
-        path = stem.with_name(stem.name + suffix)
+    paths = [stem.with_name(stem.name + suffix) for suffix in HASHED]
+    for path in paths[:2] + [path for path in paths[2:] if path.exists()]:
         whole = hashlib.sha256()
         for block in _blocks(path):
             whole.update(block)
@@ -55,8 +57,15 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def num_blocks(shard: Facts) -> int:
-    """Number of hashed blocks in a shard's `.bin` and `.idx` together."""
-    return sum(-(-shard["files"][shard["stem"] + suffix]["bytes"] // HASH_BLOCK) for suffix in (".bin", ".idx"))
+    """Number of hashed blocks in a shard's files together."""
+    return sum(blocks for _, blocks in _blocks_of(shard))
+
+
+def _blocks_of(shard: Facts) -> Iterator[tuple[str, int]]:
+    """(name, blocks) of the files with block hashes."""
+    for suffix in HASHED:
+        if (name := shard["stem"] + suffix) in shard["files"]:
+            yield name, -(-shard["files"][name]["bytes"] // HASH_BLOCK)
 
 
 def size_fault(directory: Path, shard: Facts) -> Fault | None:
@@ -109,14 +118,17 @@ def tokenizer_fault(directory: Path, written: Facts) -> Fault | None:
 
 
 def block_fault(directory: Path, shard: Facts, block: int) -> Fault | None:
-    """Return a fault if one MiB of a shard is not as written, else None. block: counted through `.bin`, then `.idx`."""
+    """Return a fault if one MiB of a shard is not as written, else None. block: counted through its files."""
     stem = shard["stem"]
     digests = (directory / f"{stem}.blocks").read_bytes()
     if hashlib.sha256(digests).hexdigest() != shard["files"][f"{stem}.blocks"]["sha256"]:
         return _corrupt(directory / f"{stem}.blocks", "its SHA-256 is not the one in the manifest")
     expected = digests[block * DIGEST : (block + 1) * DIGEST]
-    in_bin = -(-shard["files"][f"{stem}.bin"]["bytes"] // HASH_BLOCK)
-    name, offset = (f"{stem}.bin", block) if block < in_bin else (f"{stem}.idx", block - in_bin)
+    blocks_of = [*_blocks_of(shard)]
+    offset = block
+    while offset >= blocks_of[0][1]:
+        offset -= blocks_of.pop(0)[1]
+    name = blocks_of[0][0]
     with (directory / name).open("rb") as file:
         file.seek(offset * HASH_BLOCK)
         found = hashlib.sha256(file.read(HASH_BLOCK)).digest()[:DIGEST]

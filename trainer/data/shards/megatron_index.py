@@ -94,6 +94,11 @@ class IndexedTokens:
             raise _unreadable(self.idx_path, f"{self.idx_path} is corrupt at document {index}")
         return self._tokens[first // self.dtype.itemsize : last // self.dtype.itemsize].astype(np.int64)
 
+    def document_starts(self) -> Ints:
+        """The first token of each document, and the end of the last: [documents + 1]."""
+        firsts = np.append(np.asarray(self._pointers), self._tokens.nbytes)[self._marks]
+        return (firsts // self.dtype.itemsize).astype(np.int64)
+
     def _byte_of(self, sequence: int) -> int:
         if not 0 <= sequence <= self.num_sequences:
             raise _unreadable(self.idx_path, f"{self.idx_path} is corrupt: a document starts at sequence {sequence}")

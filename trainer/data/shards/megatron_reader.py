@@ -41,6 +41,10 @@ class MegatronTokens:
         self._starts = np.append(0, self._ends)[first_sequences]
         self.num_tokens = int(self._ends[-1]) if len(self._ends) else 0
 
+    def document_starts(self) -> Ints:
+        """The first token of each document, and the end of the last: [documents + 1]."""
+        return np.append(self._starts, self.num_tokens)
+
     def read_into(self, starts: Ints, rows: Ints, tokens: Ints) -> tuple[Ints, Ints]:
         """Read tokens from starts[i] on into tokens[rows[i]]; return the rows and columns where documents start."""
         length = tokens.shape[1]

@@ -38,6 +38,9 @@ class TokenFiles(Protocol):
     def read_into(self, starts: Ints, rows: Ints, tokens: Ints) -> tuple[Ints, Ints]:
         """Read tokens from starts[i] on into tokens[rows[i]]; return the rows and columns where documents start."""
 
+    def document_starts(self) -> Ints:
+        """Return the first token of each document, and the end of the last: [documents + 1]."""
+
 
 class Shards:
     """The windows of one split of a source that `tokenize_source` wrote.
@@ -92,8 +95,8 @@ class Shards:
             self._bounds_of[seq_len] = np.cumsum([0, *windows])
         return self._bounds_of[seq_len]
 
-    def read(self, positions: Ints, seq_len: int) -> Windows:
-        """Return the windows at `positions` [N], of `seq_len` + 1 tokens each.
+    def read(self, positions: Ints, seq_len: int, *, media: bool = True) -> Windows:
+        """Return the windows at `positions` [N], of `seq_len` + 1 tokens each. media: of no effect on text alone.
 
         Raises IndexError for a number out of range, DataError for a shard that is missing or corrupt, for a token that
         the tokenizer does not have and for a document that opens with none of its group's prefixes.
@@ -179,7 +182,7 @@ class Shards:
     def files(self, shard: int) -> TokenFiles:
         """A shard's token files, opened once."""
         if shard not in self._open:
-            facts = self._shards[shard]
+            facts = self._sized(shard)
             present = facts["tokens"]
             if fault := shard_files.size_fault(self.directory, facts):
                 cut = shard_files.cut_at(self.directory, facts) if self._cut_short else None
@@ -192,6 +195,10 @@ class Shards:
                 raise self._unreadable(shard, text, files.num_tokens)
             self._open[shard], self._tokens_in[shard] = files, present
         return self._open[shard]
+
+    def _sized(self, shard: int) -> dict[str, Any]:
+        """The facts of a shard with the files whose sizes must be right before any of it can be read."""
+        return self._shards[shard]
 
     def instead_of(self, position: int, seq_len: int) -> Iterator[int]:
         """Yield the windows to try in place of one that cannot be read.

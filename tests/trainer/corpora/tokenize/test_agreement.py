@@ -216,7 +216,7 @@ def test_a_prefix_comes_after_the_first_token_and_opens_the_document_for_a_reade
     for ids in documents_of(tmp_path / "out", manifest):
         assert any(ids[: len(start)] == start for start in starts)
         assert ids.count(1) == 1
-    assert Shards(tmp_path / "out").read(np.arange(4), 32).prefix_BL.any()
+    assert Shards(tmp_path / "out").read(np.arange(4), 32).context_BL.any()
 
 
 def test_contradictions_and_missing_comparisons_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,7 @@ def test_megatrons_reader_gives_the_same_windows(tmp_path):
         for length in (7, 100):
             order = np.random.default_rng(0).permutation(ours.num_windows(length))
             mine, other = ours.read(order, length), theirs.read(order, length)
-            for name in ("tokens_BL", "starts_BL", "prefix_BL"):
+            for name in ("tokens_BL", "starts_BL", "context_BL"):
                 np.testing.assert_array_equal(getattr(mine, name), getattr(other, name))
             assert mine.faults == other.faults == ()
     os.truncate(out / "train-00000.bin", 100)

@@ -120,8 +120,8 @@ def test_prefixes_are_read_and_never_asked_for(data) -> None:
     reader = reader_of(data)
     for first in range(0, 120, 8):
         batch, windows = built.stream.batch(first, 8), reader.read(first, 8)
-        assert (batch.labels[torch.from_numpy(windows.prefix_BL[:, 1:])] == IGNORE).all()
-        prefix_tokens += int(windows.prefix_BL.sum())
+        assert (batch.labels[torch.from_numpy(windows.context_BL[:, 1:])] == IGNORE).all()
+        prefix_tokens += int(windows.context_BL.sum())
         sources, _, _ = reader.index.lookup(np.arange(first, first + 8))
         for row, start in np.argwhere(windows.starts_BL):
             group = data.sources[reader.names[sources[row]]].prefix
@@ -144,7 +144,7 @@ def test_held_out_windows_prompts_and_unigrams(data) -> None:
     total = sum(source.tokens for source in data.sources.values())
     for name, source in data.sources.items():
         windows = reader.read_split("train", name, np.arange(reader.train[name].num_windows(SEQ_LEN)))
-        counts_V = np.bincount(windows.tokens_BL[~windows.prefix_BL], minlength=built.text.vocab_size) + 1
+        counts_V = np.bincount(windows.tokens_BL[~windows.context_BL], minlength=built.text.vocab_size) + 1
         mixture_V += source.tokens / total * counts_V / counts_V.sum()
     assert mixture_V.sum() == pytest.approx(1)
     labels = torch.cat([batch.labels.flatten() for batch in built.heldout.batches("web", 10**6, 5)])

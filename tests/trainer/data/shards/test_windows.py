@@ -55,14 +55,14 @@ def test_windows_are_the_shards_cut_up(source, split, key, seq_len):
     assert opened.num_windows(seq_len) == len(expected)
     order = np.random.default_rng(0).permutation(len(expected))
     windows = opened.read(order, seq_len)
-    tokens, starts, prefix = windows.tokens_BL, windows.starts_BL, windows.prefix_BL
+    tokens, starts, prefix = windows.tokens_BL, windows.starts_BL, windows.context_BL
     assert (tokens.dtype, tokens.shape) == (np.int64, (len(expected), seq_len + 1))
     for row, place in enumerate(order.tolist()):
         assert (tokens[row].tolist(), starts[row].tolist(), prefix[row].tolist()) == expected[place]
     assert 0 < prefix.sum() < prefix.size
     alone = opened.read(order[3:4], seq_len)
     np.testing.assert_array_equal(alone.tokens_BL[0], tokens[3])
-    np.testing.assert_array_equal(alone.prefix_BL[0], prefix[3])
+    np.testing.assert_array_equal(alone.context_BL[0], prefix[3])
     assert opened.read(order[:0], seq_len).tokens_BL.shape == (0, seq_len + 1)
 
 
@@ -89,7 +89,7 @@ def test_a_split_shorter_than_a_window_has_none(source):
 
 def test_no_prefix_group_means_no_prefix(tmp_path):
     out = make(tmp_path, EVERYTHING, group=None)
-    assert not Shards(out).read(np.arange(3), 32).prefix_BL.any()
+    assert not Shards(out).read(np.arange(3), 32).context_BL.any()
 
 
 def damage(path: Path, at: int, value: int | None = None) -> None:

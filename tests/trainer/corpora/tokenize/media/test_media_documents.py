@@ -1,0 +1,258 @@
+"""Documents of text and images as shards: every form of a row, tars, and media that cannot be used."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.trainer.corpora.tokenize.tokenized import contents, start_plain
+from tests.trainer.data.media.illustrated import ids, image, make, rows, rules, with_markers, write_rows
+from trainer.corpora.tokenize import inputs, jobs, spool, write
+from trainer.corpora.tokenize.media.options import media_rules, read_words
+from trainer.data.errors import DataError
+from trainer.data.media.images import PatchRule, TileRule
+from trainer.data.media.store import MEDIA, PLACES, MediaFiles, PlaceTable
+from trainer.data.shards.megatron_index import IndexedTokens
+from trainer.storage.manifest import MANIFEST
+
+PAD, OPEN, CLOSE = ids("<IMG_CONTEXT>", "<img>", "</img>")
+TEXT = {"type": "text", "text": "a note"}
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "HAS_WHEEL", False)
+
+
+def written(out: Path) -> list[tuple[list[int], list[tuple[int, int, bytes]]]]:
+    """All documents: ids, and (first placeholder, placeholders, bytes) of each image."""
+    manifest = json.loads((out / MANIFEST).read_text())
+    found, files = [], MediaFiles()
+    for shard in [*manifest["shards"], *manifest["heldout"]]:
+        store, table = IndexedTokens(out / shard["stem"]), PlaceTable(out / (shard["stem"] + PLACES), shard["records"])
+        starts = store.document_starts().tolist()
+        for number in range(store.num_documents):
+            places = table.between(starts[number], starts[number + 1])
+            path = out / (shard["stem"] + MEDIA)
+            media = [(int(p["first"]) - starts[number], int(p["tokens"]), files.read(path, p)) for p in places]
+            found.append((store.document(number).tolist(), media))
+    return found
+
+
+def one(tmp_path: Path, parts: Any, **changes: Any) -> tuple[list[int], list[tuple[int, int, bytes]]]:
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps({"content": parts}) + "\n")
+    (document,) = written(make(tmp_path, [path], **{"heldout_fraction": 0, "group": None, **changes}))
+    return document
+
+
+def test_every_document_is_there_once_with_its_images_where_their_placeholders_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "UNIT", 2000)
+    monkeypatch.setattr(spool, "PART_TOKENS", 400)
+    documents = rows(120)
+    out = make(tmp_path, [write_rows(tmp_path, documents)])
+    found = written(out)
+    texts = {}
+    for tokens, media in found:
+        shown = [token for token in tokens if token not in (PAD, OPEN, CLOSE)]
+        texts[with_markers().decode(shown)] = media
+        for first, count, _ in media:
+            assert tokens[first - 1 : first + count + 1] == [OPEN, *[PAD] * count, CLOSE]
+        assert sum(count for _, count, _ in media) == tokens.count(PAD)
+    assert len(texts) == 120
+    for parts in documents:
+        whole = "".join(part["text"] for part in parts if part["type"] == "text")
+        (media,) = [media for text, media in texts.items() if text.endswith(whole)]
+        expected = [(tmp_path / part["image"]).read_bytes() for part in parts if part["type"] == "image"]
+        assert [data for _, _, data in media] == expected
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert (manifest["images"], manifest["records"], manifest["signals"]) == (180, 180, 0)
+    assert manifest["media_tokens"] == sum(count for _, media in found for _, count, _ in media)
+    assert len(manifest["shards"]) > 2
+
+
+def test_workers_and_an_interruption_change_no_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "UNIT", 3000)
+    path = write_rows(tmp_path, rows(60))
+    whole = contents(make(tmp_path, [path]))
+    monkeypatch.setattr(jobs, "start_jobs", start_plain)
+    assert contents(make(tmp_path, [path], out=tmp_path / "two", workers=2)) == whole
+    real, done = jobs.run_job, []
+
+    def fails(work: Path, job: dict[str, Any], on_progress: Any) -> Any:
+        done.append(job)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return real(work, job, on_progress)
+
+    monkeypatch.setattr(jobs, "start_jobs", lambda work: lambda job, report: fails(work, job, lambda *_: None))
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, [path], out=tmp_path / "again")
+    done += [{}] * 9
+    assert contents(make(tmp_path, [path], out=tmp_path / "again")) == whole
+
+
+def test_equal_images_of_a_shard_are_stored_once(tmp_path):
+    document = [{"type": "image", "bytes": base64.b64encode(image(1)).decode()}, TEXT]
+    _, media = one(tmp_path, document * 5)
+    assert [data for _, _, data in media] == [image(1)] * 5
+    manifest = json.loads((tmp_path / "source" / MANIFEST).read_text())
+    assert (manifest["records"], manifest["distinct_media"]) == (5, 1)
+    assert (tmp_path / "source" / "train-00000.media").read_bytes() == image(1)
+
+
+def encoded(number: int) -> str:
+    return base64.b64encode(image(number)).decode()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "path": "a.png"},
+        {"type": "image", "image": "a.png"},
+        {"type": "image", "image": "file://{tmp}/a%2Epng"},
+        {"type": "image", "url": "data:image/png;base64," + encoded(7)},
+        {"type": "image", "bytes": encoded(7), "path": None},
+        {"type": "image", "image": {"bytes": None, "path": "a.png"}},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + encoded(7), "detail": "high"}},
+    ],
+)
+def test_an_image_may_be_spelled_as_chat_datasets_do(tmp_path, part):
+    (tmp_path / "a.png").write_bytes(image(7))
+    spelled = json.loads(json.dumps(part).replace("{tmp}", str(tmp_path)))
+    tokens, media = one(tmp_path, [TEXT, spelled, "more"])
+    text, more = with_markers().encode("a note"), with_markers().encode("more")
+    assert tokens == [*text, OPEN, PAD, CLOSE, *more, with_markers().eos_id]
+    assert media == [(len(text) + 1, 1, image(7))]
+
+
+def test_neighbouring_texts_are_one_text_and_a_string_is_a_document(tmp_path):
+    assert one(tmp_path, [TEXT, {"type": "text", "text": " of iron"}])[0][:-1] == with_markers().encode(
+        "a note of iron"
+    )
+    assert one(tmp_path, "a note of iron", out=tmp_path / "b")[0][:-1] == with_markers().encode("a note of iron")
+
+
+def test_parquet_rows_and_paths_from_another_directory(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(image(2))
+    parts = [
+        [
+            {"type": "text", "text": "x", "image": None},
+            {"type": "image", "text": None, "image": {"bytes": image(1), "path": None}},
+        ],
+        [{"type": "image", "text": None, "image": {"bytes": None, "path": "a.png"}}],
+    ]  # fmt: skip
+    pq.write_table(pa.table({"content": parts, "name": ["a", "b"]}), tmp_path / "rows.parquet")
+    out = make(
+        tmp_path, [tmp_path / "rows.parquet"], media_root=tmp_path / "pictures", origin="name", heldout_fraction=0
+    )
+    assert {media[0][2] for _, media in written(out)} == {image(1), image(2)}
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_the_members_of_a_key_in_a_tar_are_one_document(tmp_path):
+    parts = [
+        {"type": "text", "text": "first"},
+        {"type": "image", "image": "c.0.png"},
+        {"type": "image", "image": "1.png"},
+    ]
+    path = tar(
+        tmp_path / "shard.tar",
+        {
+            "d/a.jpg": image(1, kind="JPEG"), "d/a.txt": b"one atom", "d/a.json": b'{"text": "not this"}',
+            "b.png": image(2), "b.cls": b"3", "b.json": b'{"text": "two atoms"}',
+            "c.0.png": image(3), "c.1.png": image(4), "c.json": json.dumps({"text": parts}).encode(),
+        },
+    )  # fmt: skip
+    found = written(make(tmp_path, [path], heldout_fraction=0, group=None, field="text"))
+    by_text = {with_markers().decode(tokens): ([data for *_, data in media], tokens) for tokens, media in found}
+    assert by_text["one atom"][0] == [image(1, kind="JPEG")]
+    assert by_text["one atom"][1][:3] == [OPEN, PAD, CLOSE]
+    assert by_text["two atoms"][0] == [image(2)]
+    assert by_text["first"][0] == [image(3), image(4)]
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("cut", [100, 512 + 512 + 10, -10240, -10240 - 600])
+def test_a_truncated_tar_is_refused(tmp_path, cut):
+    path = tar(tmp_path / "shard.tar", {"a.png": image(1), "a.txt": b"one", "b.png": image(2), "b.txt": b"two"})
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DataError) as error:
+        make(tmp_path, [path], field="text")
+    assert (error.value.where, error.value.allowed) == (str(path), "an intact file")
+
+
+BOMB = image(1, 8, 8)
+BAD = {
+    "truncated": {"type": "image", "bytes": base64.b64encode(image(1, 2, 2)[:-600]).decode()},
+    "not an image": {"type": "image", "bytes": base64.b64encode(b"GIF89a??").decode()},
+    "a bomb": {"type": "image", "bytes": base64.b64encode(BOMB).decode()},
+    "no bytes": {"type": "image", "bytes": ""},
+    "not base64": {"type": "image", "bytes": "?"},
+    "no such file": {"type": "image", "path": "missing.png"},
+    "neither": {"type": "image"},
+    "both": {"type": "image", "path": "a.png", "bytes": encoded(1)},
+    "download": {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+    "video": {"type": "video", "video": "a.mp4"},
+    "type": {"type": "table"},
+    "no text": {"type": "text"},
+    "no object": 3,
+    "placeholder": {"type": "text", "text": "<IMG_CONTEXT>"},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_media_are_reported_by_their_row_or_left_out_and_listed(tmp_path, name):
+    path = tmp_path / "rows.jsonl"
+    documents = [[TEXT], [TEXT, BAD[name]], [TEXT, {"type": "image", "bytes": encoded(1)}]]
+    path.write_text("".join(json.dumps({"content": parts}) + "\n" for parts in documents))
+    changes: dict[str, Any] = {"media": rules(decode_limit=128 * 128), "heldout_fraction": 0, "special_text": "encode"}
+    with pytest.raises(DataError) as error:
+        make(tmp_path, [path], **changes)
+    assert error.value.where == f"{path}, line 2"
+    assert len(error.value.faults) == 1
+    out = make(tmp_path, [path], bad_media="skip", **changes)
+    assert len(written(out)) == 2
+    (line,) = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
+    assert line["where"] == f"{path}, line 2"
+    assert json.loads((out / MANIFEST).read_text())["documents_left_out"] == 1
+
+
+def test_the_rules_come_from_words_and_from_a_published_model(tmp_path):
+    tokenizer = with_markers()
+    found = media_rules(tokenizer, image=read_words("--image", ["rule=tiles max_tiles=4", "thumbnail=false"])).image
+    assert found is not None
+    assert found.rule == TileRule(max_tiles=4, thumbnail=False)
+    assert (found.before, found.token, found.after) == ((OPEN,), PAD, (CLOSE,))
+    words = {"max_pixels": "4096", "mean": "0,0,0", "token": "</img>", "before": "", "decode_limit": "99"}
+    found = media_rules(tokenizer, image=words).image
+    assert found is not None
+    assert found.rule == PatchRule(max_pixels=4096, mean=(0, 0, 0))
+    assert (found.before, found.token, found.after, found.decode_limit) == ((), CLOSE, (CLOSE,), 99)
+    for wrong, value in (
+        ({"rule": "patch"}, "patch"), ({"patchsize": "3"}, "patchsize"), ({"patch_size": "0"}, "0"),
+        ({"mean": "1,2"}, "1,2"), ({"before": "<image>"}, "<image>"),
+    ):  # fmt: skip
+        with pytest.raises(DataError) as error:
+            media_rules(tokenizer, image=wrong)
+        assert (error.value.where, error.value.value) == ("--image", value)
+    with pytest.raises(DataError) as error:
+        media_rules(tokenizer, image={}, published=tmp_path / "nowhere")
+    assert error.value.where == "--media"

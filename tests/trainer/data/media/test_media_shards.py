@@ -1,0 +1,248 @@
+"""Sources of documents with images as packs, batches of a mixture, and what is done about damaged ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainer.corpora.tokenize.tokenized import PREFIXES, documents, texts
+from tests.trainer.data.media.illustrated import SIDE, ids, make, rows, rules, save_tokenizer, with_markers, write_rows
+from trainer.config.keys import DataConfig
+from trainer.config.mixture import PhaseConfig, SourceConfig
+from trainer.corpora.tokenize import write
+from trainer.corpora.tokenize.tokenize import tokenize_source
+from trainer.data.batch import IGNORE, Batch, make_batch
+from trainer.data.build import build_data, source_directories
+from trainer.data.errors import DataError
+from trainer.data.media.images import TileRule
+from trainer.data.media.rules import ImageKind, MediaRules
+from trainer.data.media.shards import MediaShards
+from trainer.data.mixture.reader import MixtureReader
+from trainer.data.protocols import Data
+from trainer.data.shards.files import write_manifest
+from trainer.data.text import unigram_nats
+from trainer.model.towers.vision import Images
+
+SEQ_LEN = 128
+PAD, OPEN, CLOSE = ids("<IMG_CONTEXT>", "<img>", "</img>")
+SAMPLES = 48
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """A source of documents with images beside one of text."""
+    root = tmp_path_factory.mktemp("media")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "HAS_WHEEL", False)
+        path = write_rows(root, rows(90))
+        make(root, [path], out=root / "figures", name="figures")
+        tokenize_source(
+            documents(texts(120)), save_tokenizer(root), root / "notes", name="notes", domain="general",
+            group="general", prefixes=PREFIXES, heldout_fraction=0.2, workers=0,
+        )  # fmt: skip
+    sources = {
+        name: SourceConfig(
+            path=name, domain=domain, modality="image" if name == "figures" else "text", prefix=domain,
+            tokens=SEQ_LEN * SAMPLES // 2, unique_tokens=1000, max_epochs=9.0, phases={"all": 1.0},
+        )
+        for name, domain in (("figures", "science"), ("notes", "general"))
+    }  # fmt: skip
+    phases = {"all": PhaseConfig(tokens=SEQ_LEN * SAMPLES)}
+    return DataConfig(
+        name="mixture", seq_len=SEQ_LEN, sources=sources, phases=phases, prefixes=PREFIXES, root=str(root),
+        cache_dir=str(root / "cache"),
+    )  # fmt: skip
+
+
+def opened(data: DataConfig) -> Data:
+    return build_data(data, seed=5, vocab_size=310)
+
+
+def shards_of(data: DataConfig) -> MediaShards:
+    return MediaShards(source_directories(data)["figures"], cache=Path(data.cache_dir))
+
+
+def test_every_document_of_the_split_is_in_one_pack_with_its_images(data):
+    shards = shards_of(data)
+    windows = shards.read(np.arange(shards.num_windows(SEQ_LEN)), SEQ_LEN)
+    manifest = shards.manifest
+    tokens = sum(shard["tokens"] for shard in manifest["shards"])
+    padding = shards.packs(SEQ_LEN).total("padding")
+    assert windows.tokens_BL[:, :-1].size == tokens + padding
+    assert windows.starts_BL[:, :-1].sum() >= manifest["documents"]
+    assert len(windows.media) == sum(shard["images"] for shard in manifest["shards"])
+    for medium in windows.media:
+        inside = slice(medium.first, medium.first + medium.tokens)
+        assert (windows.tokens_BL[medium.row, inside] == PAD).all()
+        assert windows.tokens_BL[medium.row, medium.first - 1] == OPEN
+        patches, grid = medium.value
+        assert (patches.shape, grid[0] * grid[1] // 4) == ((grid[0] * grid[1], 1536), medium.tokens)
+    marks = np.isin(windows.tokens_BL, [PAD, OPEN, CLOSE])
+    assert windows.context_BL[marks].all()
+    assert sum(medium.tokens for medium in windows.media) == (windows.tokens_BL == PAD).sum()
+
+
+def test_text_alone_is_trained_on_and_images_are_in_the_order_of_their_placeholders(data):
+    stream = opened(data).stream
+    batch = stream.batch(0, 16)
+    labels, following = batch.labels, batch.inputs["ids"][:, 1:]
+    trained = labels[:, :-1] != IGNORE
+    assert not torch.isin(following[trained], torch.tensor([PAD, OPEN, CLOSE])).any()
+    assert (labels[:, :-1][trained] == following[trained]).all()
+    assert 0 < batch.num_tokens == int((labels != IGNORE).sum())
+    after_image = (batch.inputs["ids"] == CLOSE) & (labels != IGNORE)
+    assert after_image.any()  # the text behind an image is predicted from it
+    images = batch.media.images
+    assert isinstance(images, Images)
+    ends = (batch.inputs["ids"].flatten()[:-1] == PAD) & (batch.inputs["ids"].flatten()[1:] != PAD)
+    per_image = [rows * columns // 4 for rows, columns in images.grids]
+    runs = torch.diff(torch.cat([torch.tensor([0]), torch.cumsum(batch.inputs["ids"].flatten() == PAD, 0)[:-1][ends]]))
+    assert runs.tolist() == per_image
+    assert len(images.pixels) == 4 * sum(per_image)
+
+
+def test_every_pixel_is_that_of_the_file_in_its_place(data):
+    shards = shards_of(data)
+    windows = shards.read(np.arange(4), SEQ_LEN)
+    directory = Path(data.root) / "images"
+    known = {}
+    for path in directory.iterdir():
+        patches, _ = rules().image.prepare(path.read_bytes(), "image")
+        known[patches.tobytes()] = path.name
+    names = [known[medium.value[0].tobytes()] for medium in windows.media]
+    for name, medium in zip(names, windows.media, strict=True):
+        number, place = (int(part) for part in name.removesuffix(".png").split("-"))
+        row, at = windows.tokens_BL[medium.row], medium.first
+        start = int(np.flatnonzero(windows.starts_BL[medium.row, : at + 1])[-1])
+        end = at + int(windows.starts_BL[medium.row, at:].argmax())
+        document = with_markers().decode(row[start:end].tolist())
+        assert f"note {number}:" in document or "note" not in document  # a piece may lack the document's first words
+        assert f"Figure {place}." in with_markers().decode(row[at:end].tolist())
+
+
+def run(data: DataConfig, ranks: int, micro: int) -> dict[int, tuple[list[int], list[int]]]:
+    """Sample -> its ids and labels, and the pixels of its images."""
+    seen: dict[int, tuple[list[int], list[int]]] = {}
+    for rank in range(ranks):
+        stream = opened(data).stream
+        for first in range(rank * micro, SAMPLES, micro * ranks):
+            batch = stream.batch(first, micro)
+            for row, sample in enumerate(batch.samples):
+                seen[sample] = (batch.inputs["ids"][row].tolist() + batch.labels[row].tolist(), images_of(batch, row))
+    return seen
+
+
+def images_of(batch: Batch, row: int) -> list[int]:
+    """The sums of the pixels of a window's images."""
+    if batch.media is None:
+        return []
+    counts = torch.cumsum((batch.inputs["ids"] == PAD).sum(1), 0).tolist()
+    first, last = 4 * (counts[row - 1] if row else 0), 4 * counts[row]
+    return batch.media.images.pixels[first:last].sum(1).tolist()
+
+
+@pytest.fixture(scope="module")
+def whole(data: DataConfig) -> dict[int, tuple[list[int], list[int]]]:
+    return run(data, 1, 16)
+
+
+@pytest.mark.parametrize(("ranks", "micro", "workers"), [(1, 1, 0), (2, 8, 0), (4, 3, 0), (1, 4, 2)])
+def test_ranks_micro_batches_and_workers_change_nothing(data, whole, ranks, micro, workers):
+    found = run(replace(data, workers=workers), ranks, micro)
+    assert found == whole
+    assert any(images for _, images in whole.values())
+
+
+def test_megatrons_reader_reads_the_same(data, whole):
+    pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    assert run(replace(data, reader="megatron"), 1, 16) == whole
+
+
+def test_measures_of_the_text_read_no_image(data, monkeypatch):
+    monkeypatch.setattr(ImageKind, "prepare", lambda *_: pytest.fail("an image was prepared"))
+    found = opened(data)
+    nats = unigram_nats(found.text)
+    assert set(nats) == {"figures", "notes"}
+    assert all(value > 0 for value in nats.values())
+
+
+def test_held_out_packs_have_their_images(data):
+    batches = [*opened(data).heldout.batches("figures", 2, 1)]
+    assert all(batch.media is not None for batch in batches)
+
+
+def test_tiles_are_joined_as_one_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "HAS_WHEEL", False)
+    kind = ImageKind(TileRule(tile_size=56, max_tiles=4), PAD)
+    out = make(tmp_path, [write_rows(tmp_path, rows(8))], media=MediaRules(kind), group=None)
+    windows = MediaShards(out, cache=tmp_path).read(np.arange(2), 100)
+    batch = make_batch(windows, [0, 1])
+    assert batch.media.images.shape[1:] == (3, 56, 56)
+    assert 4 * len(batch.media.images) == (batch.inputs["ids"] == PAD).sum()
+
+
+def test_an_image_longer_than_a_window_is_reported_or_its_document_left_out(data, tmp_path):
+    short = replace(data, seq_len=6, cache_dir=str(tmp_path), sources={"figures": data.sources["figures"]})
+    with pytest.raises(DataError) as error:
+        MixtureReader(short, source_directories(short), seed=0)
+    fault = error.value.faults[0]
+    assert (fault.where, fault.value, fault.allowed) == ("data.seq_len", 6, "8 or more")
+    reader = MixtureReader(replace(short, on_fault="skip"), source_directories(short), seed=0)
+    assert reader.train["figures"].packs(6).dropped > 0
+    assert reader.read(0, 8).tokens_BL.shape == (8, 7)
+
+
+@pytest.fixture
+def copy(data: DataConfig, tmp_path: Path) -> tuple[DataConfig, Path]:
+    """The source of images alone, in a directory that may be damaged."""
+    source = Path(data.root) / "figures"
+    for path in source.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    only = replace(data.sources["figures"], path=str(tmp_path), tokens=SEQ_LEN * SAMPLES)
+    return replace(data, sources={"figures": only}, verify="off"), tmp_path
+
+
+def damaged(data: DataConfig) -> tuple[list[str], int]:
+    """The lines of replaced packs over an epoch, and how many packs have images."""
+    reader = MixtureReader(data, source_directories(data), seed=5)
+    windows = [reader.read(sample, 1) for sample in range(SAMPLES)]
+    return [line for one in windows for line in one.faults], sum(bool(one.media) for one in windows)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut short", "another image", "missing"])
+def test_damaged_images_are_reported_with_their_document_or_another_pack_is_read(copy, damage):
+    data, directory = copy
+    path = directory / "train-00000.media"
+    whole = path.read_bytes()
+    if damage == "flipped":
+        path.write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
+    elif damage == "cut short":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "missing":
+        path.unlink()
+    else:  # the placeholders of another rule
+        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest["media"]["image"]["options"]["min_pixels"] = 64 * SIDE**2
+        del manifest["checksum"], manifest["format"]
+        write_manifest(directory, manifest)
+    if damage != "another image":
+        assert [fault.where for fault in shards_of_directory(directory, data).faults("full")] == [str(path)]
+    with pytest.raises(DataError) as error:
+        damaged(replace(data, on_fault="fail"))
+    shard = "train-0" if damage == "another image" else "train-00000"
+    assert error.value.where.startswith(str(directory / shard))
+    assert len(error.value.faults) == 1
+    if damage != "another image":
+        lines, with_images = damaged(replace(data, on_fault="skip"))
+        assert with_images > 10
+        assert lines or damage == "missing"
+        assert all("source 'figures'" in line for line in lines)
+
+
+def shards_of_directory(directory: Path, data: DataConfig) -> MediaShards:
+    return MediaShards(directory, cache=Path(data.cache_dir))

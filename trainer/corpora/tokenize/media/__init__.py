@@ -1,0 +1,1 @@
+"""Documents of parts: interleaved text, images and signals."""

@@ -1,0 +1,73 @@
+"""The documents of a unit with their media, decoded once so that what is broken is found before any training."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trainer.corpora.tokenize import inputs
+from trainer.corpora.tokenize.media import tars
+from trainer.corpora.tokenize.media.encode import Bad, Interleaved, Where, interleaved
+from trainer.corpora.tokenize.media.parts import OpenPath, PartError, beside, parts_of
+from trainer.corpora.tokenize.units import Unit, bad
+from trainer.data.errors import DataError
+from trainer.data.media.rules import MediaRules
+
+
+def documents(
+    unit: Unit, field: str, origin: str | None, rules: MediaRules, root: Path | None
+) -> Iterator[tuple[int, str, Interleaved | Bad]]:
+    """(bytes of the unit read so far, origin, document) for every document of a unit. Raises DataError for a file that
+    cannot be read, as `inputs.documents` does.
+
+    root: the directory that paths in parts start from; None: that of the file.
+    """
+    open_path = beside(Path(unit.path).parent if root is None else root)
+    try:
+        for read, where, its_origin, parts in _rows(unit, field, origin, open_path):
+            document = parts if isinstance(parts, Bad) else _checked(parts, rules, where)
+            if its_origin is None:
+                its_origin = "" if isinstance(document, Bad) else document.origin()
+            yield read, its_origin, document
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise bad(unit.path, f"is truncated or not a gzip file: {error}", value=str(error)) from error
+    except OSError as error:
+        raise bad(unit.path, f"cannot be read: {error.strerror or error}", value=error.strerror) from error
+
+
+def _rows(
+    unit: Unit, field: str, origin: str | None, open_path: OpenPath
+) -> Iterator[tuple[int, Where, str | None, Any]]:
+    """(bytes read so far, place, origin, texts and media or Bad) of each row."""
+    if unit.kind == "tar":
+        for read, key, its_origin, found in tars.documents(unit.path, field, origin):
+            where: Where = partial(str, key)
+            yield read, where, its_origin, Bad(where, str(found)) if isinstance(found, PartError) else found
+        return
+    fields = [field] if origin is None else [field, origin]
+    for read, where, values in inputs.records(unit, fields):
+        its_origin = values[1] if origin is not None else None
+        try:
+            found = parts_of(values[0], open_path)
+        except PartError as error:
+            found = Bad(where, str(error))
+        yield read, where, its_origin, found
+
+
+def _checked(parts: Any, rules: MediaRules, where: Where) -> Interleaved | Bad:
+    try:
+        return interleaved(parts, rules, where)
+    except DataError as error:
+        return Bad(where, error.faults[0].text)
+
+
+def texts_of(unit: Unit, field: str, origin: str | None, root: Path | None) -> Iterator[str]:
+    """The texts of a unit whose documents have parts. Raises DataError."""
+    open_path = beside(Path(unit.path).parent if root is None else root)
+    for _, _, _, parts in _rows(unit, field, origin, open_path):
+        if not isinstance(parts, Bad):
+            yield from (part for part in parts if isinstance(part, str))
