@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,18 @@ from trainer.data.errors import DataError
 MAGIC = b"OCTSIG1\n"
 MOST_CHANNELS = 1024  # of one recording; more are usually the steps
 MOST_VALUES = 1 << 28  # of one recording: 2 GiB in fp64
+
+Source = Path | bytes
+
+
+@dataclass(frozen=True)
+class Options:
+    """The part of a file to read, as in `read_recording`."""
+
+    variable: str | None = None
+    time: str | None = None
+    time_axis: int | None = None
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,38 @@ def pick(names: Sequence[str], wanted: Iterable[str], where: str) -> list[int]:
     return [names.index(name) for name in wanted]
 
 
+def unique(names: Iterable[str | None]) -> list[str]:
+    """The names, with a number behind those that came before."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        name = name or ""
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of channels that have none."""
+    return tuple(map(str, range(count)))
+
+
+def opened(source: Source) -> str | BinaryIO:
+    """The form that the libraries take: a path as text, or bytes as a file."""
+    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
+
+
+def library(name: str, where: str) -> Any:
+    """An imported package of the extra `signals`. Raises DataError that names the extra, where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DataError(
+            f"{where}: reading it needs {name}: pip install -e '.[signals]'",
+            where=where, value=name, allowed=".[signals]",
+        ) from error  # fmt: skip
+
+
 def one_rate(rates: dict[str, float], where: str) -> float:
     """The sampling rate that all channels have. Nothing is resampled: channels of several rates are several signals."""
     if len(set(rates.values())) > 1:
@@ -142,7 +189,7 @@ def on_grid(seconds: npt.NDArray[np.float64], values: npt.NDArray[Any], where: s
     if len(seconds) < 2:
         raise DataError(f"{where}: one time has no sampling rate; give rate=", where=where, value=len(seconds))
     gaps = np.diff(seconds)
-    step = float(np.median(gaps))
+    step = float(np.quantile(gaps, 0.5, method="lower"))  # one that is there
     fault = DataError(
         f"{where}: times that are not a grid: their steps are {gaps.min():g} to {gaps.max():g} s; resample them, or "
         "give rate= instead of time=",
@@ -150,7 +197,7 @@ def on_grid(seconds: npt.NDArray[np.float64], values: npt.NDArray[Any], where: s
     )  # fmt: skip
     if not step > 0 or not np.isfinite(seconds).all() or (gaps <= 0).any():
         raise fault
-    # A step from the whole length, which rounded times give better than the median
+    # A step from the whole length, which rounded times give better than one of theirs
     count = np.rint((seconds[-1] - seconds[0]) / step)
     step = (seconds[-1] - seconds[0]) / count
     places = np.rint((seconds - seconds[0]) / step)

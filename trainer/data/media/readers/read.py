@@ -1,0 +1,94 @@
+"""Read a recording of any known format. The formats' libraries are imported where they are used (extra `signals`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trainer.data.errors import DataError
+from trainer.data.media.readers import arrays, biosignals, sound, tables
+from trainer.data.media.readers.recording import Options, Recording, Source, checked, chosen
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: its reader, the options that it takes beside `channels` and `rate`, and its suffixes."""
+
+    read: Callable[[Source, Options, str], Recording]
+    options: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "wfdb": Format(biosignals.read_wfdb, (), (".hea", ".dat")),
+    "edf": Format(biosignals.read_edf, (), (".edf", ".bdf", ".rec")),
+    "miniseed": Format(biosignals.read_miniseed, (), (".mseed", ".miniseed", ".msd")),
+    "audio": Format(sound.read_audio, (), (".wav", ".flac", ".ogg", ".aiff", ".aif")),
+    "hdf5": Format(arrays.read_hdf5, ("variable", "time", "time_axis"), (".h5", ".hdf5", ".he5")),
+    "netcdf": Format(arrays.read_netcdf, ("variable", "time", "time_axis"), (".nc", ".nc4", ".cdf")),
+    "numpy": Format(arrays.read_numpy, ("variable", "time", "time_axis"), (".npy", ".npz")),
+    "csv": Format(tables.read_csv, ("time",), (".csv",)),
+    "tsv": Format(tables.read_tsv, ("time",), (".tsv",)),
+    "parquet": Format(tables.read_parquet, ("time",), (".parquet",)),
+}
+
+
+def read_recording(
+    source: Path | str | bytes,
+    *,
+    where: str,
+    format: str | None = None,
+    channels: Sequence[str] = (),
+    rate: float | None = None,
+    variable: str | None = None,
+    time: str | None = None,
+    time_axis: int | None = None,
+) -> Recording:
+    """A recording from a file, or from the bytes of one.
+
+    Args:
+        where: names the recording in errors. format: one of `FORMATS`; by default the path's suffix decides.
+        channels: names of those to read, in this order; all by default. rate: in Hz, instead of the file's own.
+        variable: of HDF5, netCDF and NumPy files with several. time: the name of the times, in seconds unless the file
+            says otherwise, of tables and arrays; steps missing between them become NaN. time_axis: of arrays.
+    Returns: a `Recording` in fp32 or fp64, with NaN for everything that is missing.
+    Raises: DataError for a file that cannot be read or is truncated, a library that is not installed, channels of
+        several sampling rates, times that are not a grid, or an option that the format does not have.
+    """
+    if isinstance(source, str):
+        source = Path(source)
+    name = format or _format_of(source, where)
+    if name not in FORMATS:
+        raise DataError(
+            f"{where}: no format {name}; use {', '.join(FORMATS)}", where=where, value=name, allowed=tuple(FORMATS)
+        )
+    chosen_format = FORMATS[name]
+    given = {"variable": variable, "time": time, "time_axis": time_axis}
+    unknown = [key for key, value in given.items() if value is not None and key not in chosen_format.options]
+    if unknown:
+        raise DataError(
+            f"{where}: {name} files have no option {unknown[0]}", where=where, value=unknown[0],
+            allowed=("channels", "rate", *chosen_format.options),
+        )  # fmt: skip
+    options = Options(variable, time, time_axis, tuple(channels))
+    try:
+        found = chosen_format.read(source, options, where)
+    except DataError:
+        raise
+    except Exception as error:  # the libraries raise errors of every kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: {name} that cannot be read: {reason}", where=where, value=reason) from error
+    found = chosen(checked(found, where), channels, where)
+    return found if rate is None else replace(found, rate=rate)
+
+
+def _format_of(source: Source, where: str) -> str:
+    suffix = source.suffix.lower() if isinstance(source, Path) else ""
+    for name, known in FORMATS.items():
+        if suffix in known.suffixes:
+            return name
+    raise DataError(
+        f"{where}: the format of {suffix or 'bytes'} is not known; give format={', '.join(FORMATS)}",
+        where=where, value=suffix, allowed=tuple(FORMATS),
+    )  # fmt: skip
