@@ -109,12 +109,12 @@ def check(cfg: Config) -> int:
 
     Returns 0, or raises `DataError` with everything that is missing or corrupt or does not fit.
     """
-    from trainer.data.mixture.checks import other_vocabulary
+    from trainer.data.mixture.checks import other_towers, other_vocabulary
     from trainer.data.mixture.reader import MixtureReader
 
     try:
         directories = _directories(cfg)
-        if faults := _damage(directories):
+        if faults := _damage(directories) or [*other_towers(cfg.data, directories, cfg.model)]:
             raise DataError(faults)
         reader = MixtureReader(cfg.data, directories, seed=cfg.train.seed, samples=_samples(cfg))
         if cfg.checkpoint.init_from is not None:

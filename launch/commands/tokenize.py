@@ -20,6 +20,7 @@ from trainer.config.errors import CommandError
 from trainer.config.say import counted
 
 if TYPE_CHECKING:
+    from trainer.config.model import ModelConfig
     from trainer.data.media.rules import MediaRules
 
 NAMED = 5  # files of a kind that are not read
@@ -28,6 +29,7 @@ COUNTED = {
     "unknown_tokens": "tokens stand for unknown text",
     "lost_characters": "characters lost that the tokenizer does not know",
     "inner_ends": "end tokens inside of documents",
+    "signal_steps_left_out": "steps of signals left out",
 }
 
 
@@ -55,36 +57,45 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
             if path
         ),
     )
-    if not (options.media or options.image) and (options.media_root or options.bad_media == "skip"):
-        option = "--media-root" if options.media_root else "--bad-media"
-        text = f"{option} is used only with --media or --image; add one of them, or drop {option}"
-        raise CommandError(text, where=option, allowed=("--media", "--image"))
-    name, prefixes, group = options.name or Path(options.out).name, {}, None
+    name, prefixes, group, model = options.name or Path(options.out).name, {}, None, None
     domain = options.domain
     if options.mixture:
-        data = read_configuration(options.mixture, options.config_dir).data
+        cfg = read_configuration(options.mixture, options.config_dir)
+        data = cfg.data
         if name not in data.sources:
             sources = tuple(data.sources)
             text = f"--name={name} is not a source of {options.mixture}; use {one_of(sources) or 'another mixture'}"
             raise CommandError(text, where="--name", value=name, allowed=sources)
         prefixes, group, domain = data.prefixes, data.sources[name].prefix or None, data.sources[name].domain
+        model = cfg.model if data.sources[name].modality != "text" else None
         if options.domain not in (None, domain):
             text = f"--domain={options.domain}: {name} is a {domain} source in {options.mixture}; leave the option out"
             raise CommandError(text, where="--domain", value=options.domain, allowed=(domain,))
+    ways = ("--media", "--image", "--signal")
+    if model is None and not (options.media or options.image or options.signal):
+        for option, given in (("--media-root", options.media_root), ("--bad-media", options.bad_media == "skip")):
+            if given:
+                text = f"{option} is used only with {one_of(ways)}; add one of them, or drop {option}"
+                raise CommandError(text, where=option, allowed=ways)
     if domain is None:
         remedy = "give the --mixture that contains this source, or a --domain for a source without prefixes"
         raise CommandError(f"octavo tokenize: {remedy}", where="--mixture", allowed=remedy)
-    return partial(_work, options, name, domain, prefixes, group)
+    return partial(_work, options, name, domain, prefixes, group, model)
 
 
 def _work(
-    options: argparse.Namespace, name: str, domain: str, prefixes: dict[str, list[str]], group: str | None
+    options: argparse.Namespace,
+    name: str,
+    domain: str,
+    prefixes: dict[str, list[str]],
+    group: str | None,
+    model: ModelConfig | None,
 ) -> int:
     from trainer.corpora.tokenize.built import built_dataset
     from trainer.corpora.tokenize.inputs import SUFFIXES, TAR, find_files
     from trainer.corpora.tokenize.tokenize import tokenize_source
 
-    media = _media_rules(options)
+    media = _media_rules(options, model)
     started = time.perf_counter()
     inputs = [Path(path) for path in options.inputs]
     skipped: dict[str, list[Path]] = {}
@@ -143,20 +154,25 @@ def _work(
         f"{time.perf_counter() - started:,.1f} s"
     )
     if media is not None:
-        print(f"{counted(manifest['images'], 'image')} in {manifest['media_tokens']:,} tokens")
+        found = " and ".join(counted(manifest[f"{kind}s"], kind) for kind in media.kinds)
+        print(f"{found} in {manifest['media_tokens']:,} tokens")
     return 0
 
 
-def _media_rules(options: argparse.Namespace) -> MediaRules | None:
-    """Raises DataError."""
-    if not options.media and not options.image:
+def _media_rules(options: argparse.Namespace, model: ModelConfig | None) -> MediaRules | None:
+    """model: the mixture's, for a source of images or signals. Raises DataError."""
+    if not (options.media or options.image or options.signal or model):
         return None
     from trainer.corpora.tokenize.media.options import media_rules, read_words
     from trainer.data.shards.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(Path(options.tokenizer), options.eos)
-    published = Path(options.media) if options.media else None
-    return media_rules(tokenizer, image=read_words("--image", options.image), published=published)
+    return media_rules(
+        Tokenizer.load(Path(options.tokenizer), options.eos),
+        image=read_words("--image", options.image),
+        signal=read_words("--signal", options.signal),
+        model=model,
+        published=Path(options.media) if options.media else None,
+    )
 
 
 def _options(parser: Parser) -> None:
@@ -166,8 +182,8 @@ def _options(parser: Parser) -> None:
         "inputs",
         metavar="INPUT",
         nargs="*",
-        help="files (.jsonl, .jsonl.gz, .parquet or .arrow; .tar with --media or --image), directories of such files, "
-        "or datasets saved by save_to_disk; hidden files in directories are not read",
+        help="files (.jsonl, .jsonl.gz, .parquet or .arrow; .tar with --media, --image or --signal), directories of "
+        "such files, or datasets saved by save_to_disk; hidden files in directories are not read",
     )
     add("--tokenizer", required=True, metavar="FILE", help="a tokenizer.json, or a directory that contains one")
     add(
@@ -198,7 +214,7 @@ def _options(parser: Parser) -> None:
     add(
         "--media",
         metavar="DIR",
-        help="documents are lists of text and images, which become tokens as in the published model in DIR",
+        help="documents are lists of text, images and signals, which become tokens as in the published model in DIR",
     )
     add(
         "--image",
@@ -208,12 +224,19 @@ def _options(parser: Parser) -> None:
         help="how images become tokens, instead of --media or beside it: rule=patches|tiles and its sizes, token=, "
         "before= and after= for the placeholder and its markers, decode_limit= for the pixels of a file",
     )
-    add("--media-root", metavar="DIR", help="directory that paths of images start from (default: that of the file)")
+    add(
+        "--signal",
+        action="append",
+        default=[],
+        metavar="'KEY=VALUE ...'",
+        help="the same for signals: long=adapt|cut, max_tokens=, token=, before= and after=",
+    )
+    add("--media-root", metavar="DIR", help="directory that paths in documents start from (default: that of the file)")
     add(
         "--bad-media",
         **choice("fail", "skip"),
         default="fail",
-        help="fail at the first document with an image that cannot be used, or leave such documents out and list them "
+        help="fail at the first document with media that cannot be used, or leave such documents out and list them "
         "in OUT/left_out.jsonl (default: fail)",
     )
     add("--eos", metavar="TOKEN", help="token appended to each document (default: the tokenizer's eos_token)")

@@ -13,7 +13,7 @@ from typing import Literal
 class SourceConfig:
     path: str  # a directory of tokenised shards, absolute or below data.root
     domain: Literal["science", "general"]  # a science source has a prefix
-    modality: Literal["text", "image", "time_series"] = "text"  # of its samples; the model reads text only
+    modality: Literal["text", "image", "time_series"] = "text"  # in its documents beside text
     tokens: int  # tokens to draw over all phases
     unique_tokens: int  # different tokens in the source
     max_epochs: float = 1.0  # the most times that each token may be drawn

@@ -125,4 +125,5 @@ def _media(prepared: Sequence[Prepared]) -> Media | None:
         images = Images(pixels, [grid for _, grid in values])
     elif values:
         images = torch.from_numpy(np.concatenate(values))
-    return Media(images)
+    signals = [medium.value for medium in prepared if medium.kind == "signal"]
+    return Media(images, tuple(Signal(torch.from_numpy(one.values), one.rate, one.stride) for one in signals))

@@ -13,6 +13,7 @@ from trainer.storage.progress import OnProgress, print_line
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
+    from trainer.config.model import ModelConfig
     from trainer.data.protocols import Data
 
 
@@ -23,6 +24,7 @@ def build_data(
     vocab_size: int,
     samples: int = 0,
     weights: Path | None = None,
+    model: ModelConfig | None = None,
     progress: OnProgress = print_line,
     warn: Callable[[str], None] = print_warning,
 ) -> Data:
@@ -30,7 +32,8 @@ def build_data(
 
     seed: decides the order of the samples. vocab_size: the model's; synthetic data use all of it, a corpus must fit in
     it. samples: that the run reads in all. weights: the directory of the published weights that it starts from, whose
-    tokenizer.json must give the corpus' tokens the same ids. progress: receives every stage of building a toy corpus.
+    tokenizer.json must give the corpus' tokens the same ids. model: whose towers must be those that the images and
+    signals of the corpus were tokenized for. progress: receives every stage of building a toy corpus.
     warn: receives a line for damage that `data.on_fault=skip` passes over, and for tokens that the weights do not know.
     """
     if cfg.name == "synthetic":
@@ -41,10 +44,12 @@ def build_data(
         names = ("mixture", "synthetic")
         text = f"data.name={cfg.name} is not a kind of data; use {' or '.join(names)}"
         raise DataError(text, where="data.name", value=cfg.name, allowed=names)
-    from trainer.data.mixture.checks import other_vocabulary
+    from trainer.data.mixture.checks import other_towers, other_vocabulary
     from trainer.data.mixture.stream import open_mixture
 
     directories = source_directories(cfg, progress)
+    if model is not None and (faults := [*other_towers(cfg, directories, model)]):
+        raise DataError(faults)
     data = open_mixture(cfg, directories, seed=seed, samples=samples, warn=warn)
     if weights is not None:
         faults, line = other_vocabulary(next(iter(directories.values())), weights)

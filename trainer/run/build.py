@@ -192,6 +192,7 @@ def _open_data(cfg: Config, run: RunDir, world: World) -> tuple[Data, list[str]]
         cfg.data,
         seed=cfg.train.seed,
         vocab_size=cfg.model.vocab_size,
+        model=cfg.model,
         samples=cfg.train.steps * cfg.train.global_batch,
         weights=Path(str(cfg.checkpoint.init_from)) if new else None,
         warn=found.append,

@@ -9,7 +9,7 @@ import yaml
 
 from parallel.errors import Fault
 from trainer.config import coerce
-from trainer.config.checks.data import check_length, check_mixture
+from trainer.config.checks.data import check_length, check_mixture, check_towers
 from trainer.config.compose import compose, load, to_yaml
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, DataConfig, config_hash
@@ -196,8 +196,6 @@ CONTRADICTIONS = [
     ({"chem__phases": {"stable": -1.0, "anneal": 1.0}}, "data.sources.chem.phases.stable", -1.0, "0 or more"),
     ({"code__phases": {}}, "data.sources.code.phases", {}, "a weight above 0 in one phase or more"),
     ({"code__phases": {"stable": 350.0}}, "data.sources.code.phases.stable", 350.0, (400.0,)),
-    ({"code__modality": "image"}, "data.sources.code.modality", "image", ("text",)),
-    ({"code__modality": "time_series"}, "data.sources.code.modality", "time_series", ("text",)),
     ({"code__path": "chem"}, "data.sources.code.path", "chem", "a directory of its own"),
     ({"code__path": " "}, "data.sources.code.path", " ", "the directory of its shards"),
     ({"code__prefix": "plan"}, "data.sources.code.prefix", "plan", ("science", "plain")),
@@ -235,6 +233,16 @@ def test_a_contradiction_is_named_by_its_key(data, changes, where, value, allowe
     assert not any("\n" in fault.text for fault in found)
 
 
+@pytest.mark.parametrize(("modality", "tower"), [("image", "vision"), ("time_series", "signals")])
+def test_images_and_signals_need_the_models_tower(data, modality, tower):
+    changed = change(data, code__modality=modality)
+    assert check_mixture(changed) == []
+    model = compose(["recipe=toy", "model=toy_multimodal"]).model
+    assert check_towers(changed, model) == []
+    (fault,) = check_towers(changed, replace(model, **{tower: None}))
+    assert (fault.where, fault.value, fault.allowed) == ("data.sources.code.modality", modality, ("text",))
+
+
 def test_sums_are_typed_as_in_the_recipe(data):
     for changes, sources, phases in (({"code__tokens": 400_001}, "1000001", "1e6"),
                                      ({"anneal__tokens": 100_001}, "1e6", "1000001")):  # fmt: skip
@@ -248,14 +256,13 @@ def test_every_contradiction_is_reported_at_once(data):
     """One of each kind, none hidden by another."""
     wrong = change(
         data,
-        chem__max_epochs=1.5, chem__prefix="", code__tokens=500_000, code__modality="image", code__path="chem",
+        chem__max_epochs=1.5, chem__prefix="", code__tokens=500_000, code__path="chem",
         code__prefix="plan", anneal__tokens=100, prefixes={"science": ["A:"], "plain": ["A:"]},
     )  # fmt: skip
     found = [fault.where for fault in check_mixture(wrong)]
     assert sorted(found) == [
         "data.phases.anneal.tokens", "data.prefixes.plain[0]", "data.sources", "data.sources.chem.prefix",
-        "data.sources.chem.tokens", "data.sources.code.modality", "data.sources.code.path", "data.sources.code.prefix",
-        "data.sources.code.tokens",
+        "data.sources.chem.tokens", "data.sources.code.path", "data.sources.code.prefix", "data.sources.code.tokens",
     ]  # fmt: skip
 
 

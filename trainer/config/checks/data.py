@@ -13,11 +13,12 @@ from itertools import combinations
 from parallel.errors import Fault, one_of
 from trainer.config.keys import DataConfig
 from trainer.config.mixture import drawn, shares
+from trainer.config.model import ModelConfig
 from trainer.config.say import did_you_mean
 
 # Weights are typed with few digits; the tokens that they come to may miss a source's tokens by this share of them.
 ROUNDING = Fraction(1, 200)
-ENCODERS = {"image": "an image encoder", "time_series": "a time-series encoder"}  # what the model lacks, by modality
+TOWERS = {"image": "vision", "time_series": "signals"}  # the key of the model's tower for a modality
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # keys of sources, phases and prefixes are parts of dotted keys
 COUNT = "1 or more"
 
@@ -44,6 +45,18 @@ def check_mixture(data: DataConfig) -> list[Fault]:
     if data.sources and data.phases and not numbers:
         faults += [*_totals(data), *_lengths(data)]
         faults += _weights(data) if not phases else []
+    return faults
+
+
+def check_towers(data: DataConfig, model: ModelConfig) -> list[Fault]:
+    """Sources of images or signals without the model's tower for them."""
+    faults = []
+    for name, source in data.sources.items():
+        key, tower = f"data.sources.{name}.modality", TOWERS.get(source.modality)
+        if tower is not None and getattr(model, tower) is None:
+            text = f"{key}={source.modality} needs model.{tower}, and this model has none"
+            advice = "choose a model with it, such as model=intern_s1_pro, or leave the source out, as data=cpt_6t_text"
+            faults.append(Fault(f"{text}; {advice}", key, source.modality, ("text",)))
     return faults
 
 
@@ -135,10 +148,6 @@ def _sources(data: DataConfig) -> Iterator[Fault]:
         elif (owner := owners.setdefault(os.path.normpath(os.path.join(data.root, source.path)), name)) != name:
             text = f"{at}.path={source.path} is also the path of data.sources.{owner}"
             yield Fault(f"{text}; use a directory of its own", f"{at}.path", source.path, "a directory of its own")
-        if source.modality in ENCODERS:
-            text = f"{at}.modality={source.modality} needs {ENCODERS[source.modality]}, which this model does not have"
-            advice = "leave the source out, as data=cpt_6t_text does"
-            yield Fault(f"{text}; {advice}", f"{at}.modality", source.modality, ("text",))
 
 
 def _phases(data: DataConfig) -> Iterator[Fault]:

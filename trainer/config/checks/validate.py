@@ -36,6 +36,7 @@ def validate(cfg: Config, world_size: int | None) -> list[Fault]:
     faults += data.check(cfg.data)
     if not any(key.startswith(("data.seq_len", "data.sources.", "data.phases.")) for key in out_of_range):
         faults += data.check_mixture(cfg.data) or data.check_length(cfg.data, cfg.train.steps, cfg.train.global_batch)
+    faults += data.check_towers(cfg.data, cfg.model)
     faults += optim.check(cfg.optim)
     faults += memory.check(cfg)
     faults += run.check(cfg)

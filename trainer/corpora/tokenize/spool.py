@@ -31,7 +31,14 @@ from trainer.storage.atomic import atomic_file
 PART_TOKENS, PART_BYTES = 1 << 24, 1 << 30  # of a part: its tokens, and its media
 BATCH_BYTES, BATCH_DOCUMENTS = 1 << 20, 512  # given to the tokenizer at once
 # What a source's manifest counts besides: what is left out, and what its tokens do not say of the texts.
-COUNTS = ("empty_documents", "documents_without_tokens", "unknown_tokens", "lost_characters", "inner_ends")
+COUNTS = (
+    "empty_documents",
+    "documents_without_tokens",
+    "unknown_tokens",
+    "lost_characters",
+    "inner_ends",
+    "signal_steps_left_out",
+)
 HEADER = 16  # documents and tokens, uint64 each
 TRAIN, HELDOUT = "train", "heldout"
 
@@ -91,8 +98,8 @@ class Encoder:
                 found.append((ids_of_texts[0], ()))
                 continue
             assert self.rules is not None
-            if given := self.rules.marks & {token for ids in ids_of_texts for token in ids}:
-                problem = f"a text gives the token {min(given)}, the placeholder of an image"
+            if given := self.rules.placeholders & {token for ids in ids_of_texts for token in ids}:
+                problem = f"a text gives the token {min(given)}, a placeholder of images or signals"
                 found.append(self.left_out(content.where(), problem))
             else:
                 found.append(content.place(ids_of_texts, self.rules))
@@ -181,6 +188,7 @@ def spool_unit(
             lowest, highest = min(lowest, of_origin), max(highest, of_origin)
             split = HELDOUT if of_origin < encoder.heldout_below else TRAIN
             part = gathered[split]
+            counts["signal_steps_left_out"] += sum(medium.left_out for medium in item[1])
             before = len(ids) - len(own) - len(encoder.after) - 1
             part.add(key, ids, [replace(medium, first=medium.first + before) for medium in item[1]])
             tokens += len(ids)

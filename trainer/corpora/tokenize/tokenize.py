@@ -93,10 +93,10 @@ def tokenize_source(
     with two or more origins at least one is held out, unless it is 0. field, origin: the names of the fields or columns
     with the text and with its origin (None: each text is its own origin). workers: processes; 0 does everything in this
     one. special_text: what becomes of text that spells a special token (see `Tokenizer`). template: keep or omit the
-    ids that the tokenizer puts around a text. media: how images become tokens; documents are then read from files as
-    lists of parts (`media.parts`), whose paths start from `media_root` or the file's directory. bad_media: fail at the
-    first document whose media cannot be used, or leave it out and list it in `left_out.jsonl`. note: called with a line
-    that the user should see.
+    ids that the tokenizer puts around a text. media: how images and signals become tokens; documents are then read from
+    files as lists of parts (`media.parts`), whose paths start from `media_root` or the file's directory. bad_media:
+    fail at the first document whose media cannot be used, or leave it out and list it in `left_out.jsonl`. note: called
+    with a line that the user should see.
 
     The work is in `<out>.tmp` until it is complete. Started again with the same arguments after any interruption, it
     resumes from the finished units and shards, with the same result byte for byte. Raises DataError.
@@ -189,7 +189,7 @@ def _texts(
         if media is None:
             yield from (text for _, _, text in documents_of(unit, field, origin) if text)
         else:
-            yield from media_texts(unit, field, origin, root)
+            yield from media_texts(unit, field, origin, media, root)
 
 
 def _agreed_template(

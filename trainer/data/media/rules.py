@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.data.errors import DataError
 from trainer.data.media.images import PatchRule, TileRule, decode, size_of
-from trainer.data.media.store import IMAGE, KINDS
+from trainer.data.media.readers.recording import Recording
+from trainer.data.media.signals import SignalRule
+from trainer.data.media.store import IMAGE, KINDS, SIGNAL, Stored
+
+if TYPE_CHECKING:
+    from trainer.config.model import ModelConfig
 
 DECODE_LIMIT = 178_956_970  # of an image that is decoded: Pillow's limit for what may be a decompression bomb
 IMAGE_RULES = {"patches": PatchRule, "tiles": TileRule}
+# Fields of a rule that are those of its tower; the tower of the other rule has another kind.
+TOWER_FIELDS = {
+    PatchRule: ("native", ("patch_size", "merge", "frames")),
+    TileRule: ("intern_vit", ("tile_size", "patch_size", "merge")),
+}
 Facts = dict[str, Any]
+Difference = tuple[str, Any, Any]  # key of the model, its value, and the value that the corpus needs
 
 
 @dataclass(frozen=True)
@@ -34,10 +46,10 @@ class ImageKind:
     after: tuple[int, ...] = ()
     decode_limit: int = DECODE_LIMIT
 
-    def store(self, data: bytes, where: str) -> tuple[bytes, int]:
-        """The bytes to keep of an image file, and its placeholders. Raises DataError where it cannot be decoded."""
+    def store(self, data: bytes, where: str) -> Stored:
+        """The stored form of an image file. Raises DataError where it cannot be decoded."""
         height, width, _ = decode(data, where=where, max_pixels=self.decode_limit).shape
-        return data, self.rule.tokens(height, width, where)
+        return Stored(IMAGE, 0, self.rule.tokens(height, width, where), data)
 
     def tokens(self, data: bytes, where: str) -> int:
         """Placeholders of stored bytes, by their header."""
@@ -47,10 +59,22 @@ class ImageKind:
         """The input of the vision tower for one image: patches and their grid, or tiles."""
         return self.rule.prepare(decode(data, where=where, max_pixels=self.decode_limit), where)
 
+    def differences(self, model: ModelConfig) -> Iterator[Difference]:
+        """The keys of a model whose tower or placeholder is not the one of the rule."""
+        kind, fields = TOWER_FIELDS[type(self.rule)]
+        if model.vision is None or model.vision.kind != kind:
+            yield "model.vision.kind", model.vision and model.vision.kind, kind
+            return
+        for field in fields:
+            has, needs = getattr(model.vision, field), getattr(self.rule, field)
+            if has != needs:
+                yield f"model.vision.{field}", has, needs
+        if model.image_token != self.token:
+            yield "model.image_token", model.image_token, self.token
+
     def to_json(self) -> Facts:
         name = next(name for name, rule in IMAGE_RULES.items() if isinstance(self.rule, rule))
-        facts = {key: value for key, value in dataclasses.asdict(self).items() if key != "rule"}
-        return {"rule": name, **facts, "options": dataclasses.asdict(self.rule)}
+        return {"rule": name, **_without_rule(self), "options": dataclasses.asdict(self.rule)}
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> ImageKind:
@@ -60,27 +84,75 @@ class ImageKind:
 
 
 @dataclass(frozen=True)
+class SignalKind:
+    """Signals, stored as `Recording.to_bytes` writes them. token, before, after: as of `ImageKind`."""
+
+    rule: SignalRule
+    token: int
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    def store(self, data: bytes, where: str) -> Stored:
+        """The stored form of a recording. Raises DataError where it cannot be prepared."""
+        recording = Recording.from_bytes(data, where=where)
+        self.prepare(data, where)
+        tokens = self.rule.tokens(recording.steps, recording.rate, where)
+        return Stored(SIGNAL, 0, tokens, data, self.rule.left_out(recording.steps))
+
+    def tokens(self, data: bytes, where: str) -> int:
+        """Placeholders of a stored recording."""
+        recording = Recording.from_bytes(data, where=where)
+        return self.rule.tokens(recording.steps, recording.rate, where)
+
+    def prepare(self, data: bytes, where: str) -> Any:
+        """The input of the tower for one signal: a `PreparedSignal`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the steps that are left out: the manifest counts them
+            return self.rule.prepare(Recording.from_bytes(data, where=where), where)
+
+    def differences(self, model: ModelConfig) -> Iterator[Difference]:
+        """The keys of a model whose tower or placeholder is not the one of the rule."""
+        if model.signals is None:
+            yield "model.signals", None, "a tower for signals"
+        elif model.signal_token != self.token:
+            yield "model.signal_token", model.signal_token, self.token
+
+    def to_json(self) -> Facts:
+        return {**_without_rule(self), "options": dataclasses.asdict(self.rule)}
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> SignalKind:
+        rule = SignalRule(**facts["options"])
+        return cls(rule, facts["token"], tuple(facts["before"]), tuple(facts["after"]))
+
+
+def _without_rule(kind: ImageKind | SignalKind) -> Facts:
+    return {key: value for key, value in dataclasses.asdict(kind).items() if key != "rule"}
+
+
+@dataclass(frozen=True)
 class MediaRules:
     """The kinds of media that the documents of a corpus may have."""
 
     image: ImageKind | None = None
+    signal: SignalKind | None = None
 
-    def of(self, kind: int) -> ImageKind:
+    def of(self, kind: int) -> ImageKind | SignalKind:
         """The rule of a kind of `store`. Raises DataError for one that the corpus does not have."""
-        found = self.image if kind == IMAGE else None
-        if found is None:
-            name = KINDS[kind] if kind in range(len(KINDS)) else kind
+        name = KINDS[kind] if kind in range(len(KINDS)) else str(kind)
+        if name not in self.kinds:
             raise DataError(f"there is no rule for the kind of media {name}", where="media", value=kind)
-        return found
+        return self.kinds[name]
 
     @property
-    def kinds(self) -> dict[str, ImageKind]:
-        """The kinds by their names in a document: image."""
-        return {name: kind for name, kind in (("image", self.image),) if kind is not None}
+    def kinds(self) -> dict[str, ImageKind | SignalKind]:
+        """The kinds by their names in a document: image, signal."""
+        found = {"image": self.image, "signal": self.signal}
+        return {name: kind for name, kind in found.items() if kind is not None}
 
     @property
-    def marks(self) -> frozenset[int]:
-        """The ids that text may not have: those of placeholders."""
+    def placeholders(self) -> frozenset[int]:
+        """The ids that text may not have."""
         return frozenset(kind.token for kind in self.kinds.values())
 
     def to_json(self) -> Facts:
@@ -90,4 +162,5 @@ class MediaRules:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> MediaRules:
-        return cls(ImageKind.from_json(facts["image"]) if "image" in facts else None)
+        image, signal = facts.get("image"), facts.get("signal")
+        return cls(image and ImageKind.from_json(image), signal and SignalKind.from_json(signal))

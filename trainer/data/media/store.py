@@ -52,6 +52,7 @@ class Stored:
     first: int
     tokens: int
     data: bytes = field(repr=False)
+    left_out: int = 0  # steps of a signal that the rule does not read
 
     @property
     def digest(self) -> bytes:

@@ -8,7 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
+from trainer.data.errors import DataError
+from trainer.data.media.rules import MediaRules
 from trainer.data.mixture.index import MixtureIndex
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.tokenizer import read_tokenizer
@@ -16,7 +18,9 @@ from trainer.data.shards.windows import Shards
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
+    from trainer.config.model import ModelConfig
 
+MODALITIES = {"image": "image", "signal": "time_series"}  # the modality of a source with a kind of media
 MISSING_SHARE = 0.01  # a source may have so much less than its unique_tokens, which are round numbers
 ROUNDING = Fraction(1, 50)  # by which a source may be drawn more often than its max_epochs: the above, and quotas
 
@@ -95,6 +99,28 @@ def _too_long(name: str, max_epochs: float, most: Fraction, index: MixtureIndex,
         f"{allowed}; only a new run can have a larger max_epochs"
     )
     return Fault(text, "train.steps", samples, allowed)
+
+
+def other_towers(data: DataConfig, directories: Mapping[str, Path], model: ModelConfig) -> Iterator[Fault]:
+    """Sources whose images or signals were tokenized for other towers or placeholders than the model's, and those whose
+    modality their documents do not have. A source whose manifest cannot be read is left to those who open it."""
+    for name, directory in directories.items():
+        key = f"data.sources.{name}.modality"
+        try:
+            manifest = shard_files.read_manifest(directory)
+        except DataError:
+            continue
+        rules, modality = MediaRules.from_json(manifest.get("media", {})), data.sources[name].modality
+        kinds = {MODALITIES[kind]: rule for kind, rule in rules.kinds.items() if manifest[f"{kind}s"]}
+        modalities = tuple(kinds) or ("text",)
+        if modality not in modalities:
+            text = f"{key}={modality}, but its documents were tokenized as {' and '.join(modalities)}"
+            yield Fault(f"{text}; use {one_of(modalities)}, or tokenise it again", key, modality, modalities)
+            continue
+        for kind in kinds.values():
+            for tower_key, has, needs in kind.differences(model):
+                text = f"{tower_key}={has}, but data.sources.{name} was tokenized for {needs}"
+                yield Fault(f"{text}; use {needs}, or tokenise it again", tower_key, has, (needs,))
 
 
 def other_vocabulary(corpus: Path, weights: Path) -> tuple[list[Fault], str | None]:

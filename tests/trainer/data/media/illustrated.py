@@ -14,7 +14,8 @@ import tokenizers
 from tests.trainer.corpora.tokenize.tokenized import DEFAULTS, PREFIXES, texts, tokenizer
 from trainer.corpora.tokenize.tokenize import tokenize_source
 from trainer.data.media.images import PatchRule
-from trainer.data.media.rules import ImageKind, MediaRules
+from trainer.data.media.rules import ImageKind, MediaRules, SignalKind
+from trainer.data.media.signals import SignalRule
 from trainer.data.shards.tokenizer import Tokenizer
 
 MARKERS = ("<img>", "<IMG_CONTEXT>", "</img>", "<ts>", "<TS_CONTEXT>", "</ts>")
@@ -45,7 +46,15 @@ def ids(*tokens: str) -> tuple[int, ...]:
 
 def rules(**changes: Any) -> MediaRules:
     (token,), before, after = ids("<IMG_CONTEXT>"), ids("<img>"), ids("</img>")
-    return MediaRules(ImageKind(PatchRule(min_pixels=SIDE**2), token, before, after, **changes))
+    image = ImageKind(PatchRule(min_pixels=SIDE**2), token, before, after, **changes)
+    (token,), before, after = ids("<TS_CONTEXT>"), ids("<ts>"), ids("</ts>")
+    return MediaRules(image, SignalKind(SignalRule(max_tokens=4), token, before, after))
+
+
+def wave(number: int, steps: int = 300) -> np.ndarray:
+    """Two channels that no other number has."""
+    seconds = np.arange(steps) / 100
+    return np.stack([np.sin(seconds * (1 + number % 7)), np.cos(seconds * number)], axis=1).round(3)
 
 
 def save_tokenizer(directory: Path) -> Path:

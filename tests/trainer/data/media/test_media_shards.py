@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,18 @@ import pytest
 import torch
 
 from tests.trainer.corpora.tokenize.tokenized import PREFIXES, documents, texts
-from tests.trainer.data.media.illustrated import SIDE, ids, make, rows, rules, save_tokenizer, with_markers, write_rows
+from tests.trainer.data.media.illustrated import (
+    SIDE,
+    ids,
+    make,
+    rows,
+    rules,
+    save_tokenizer,
+    wave,
+    with_markers,
+    write_rows,
+)
+from trainer.config.compose import compose
 from trainer.config.keys import DataConfig
 from trainer.config.mixture import PhaseConfig, SourceConfig
 from trainer.corpora.tokenize import write
@@ -20,12 +32,16 @@ from trainer.data.batch import IGNORE, Batch, make_batch
 from trainer.data.build import build_data, source_directories
 from trainer.data.errors import DataError
 from trainer.data.media.images import TileRule
+from trainer.data.media.readers.recording import Recording
 from trainer.data.media.rules import ImageKind, MediaRules
 from trainer.data.media.shards import MediaShards
+from trainer.data.media.signals import SignalRule
+from trainer.data.mixture.checks import other_towers
 from trainer.data.mixture.reader import MixtureReader
 from trainer.data.protocols import Data
 from trainer.data.shards.files import write_manifest
 from trainer.data.text import unigram_nats
+from trainer.model.towers.signal_patches import token_count
 from trainer.model.towers.vision import Images
 
 SEQ_LEN = 128
@@ -184,6 +200,49 @@ def test_tiles_are_joined_as_one_tensor(tmp_path, monkeypatch):
     batch = make_batch(windows, [0, 1])
     assert batch.media.images.shape[1:] == (3, 56, 56)
     assert 4 * len(batch.media.images) == (batch.inputs["ids"] == PAD).sum()
+
+
+def test_signals_are_in_the_order_of_their_placeholders(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "HAS_WHEEL", False)
+    signal = {"type": "signal", "rate": 100.0}
+    rows = [[f"wave {n}", *({**signal, "values": wave(n + k).tolist()} for k in (0, 9))] for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"content": row}) + "\n" for row in rows))
+    shards = MediaShards(make(tmp_path, [tmp_path / "rows.jsonl"], group=None, heldout_fraction=0), cache=tmp_path)
+    windows = shards.read(np.arange(shards.num_windows(64)), 64)
+    batch = make_batch(windows, range(len(windows.tokens_BL)))
+    signals = batch.media.signals
+    assert batch.media.images is None
+    assert len(signals) == 40
+    assert all((signal.rate, signal.values.dtype) == (100.0, torch.float32) for signal in signals)
+    tokens = sum(token_count(len(s.values), s.rate, s.stride) for s in signals)
+    assert tokens == int((batch.inputs["ids"] == ids("<TS_CONTEXT>")[0]).sum())
+    texts = with_markers().decode(batch.inputs["ids"].flatten().tolist())
+    order = [int(number) for number in re.findall(r"wave (\d+)", texts)]
+    expected = [
+        SignalRule(max_tokens=4).prepare(Recording(wave(n + k), 100.0, ("0", "1"), ("", "")))
+        for n in order
+        for k in (0, 9)
+    ]
+    assert all((signal.values.numpy() == one.values).all() for signal, one in zip(signals, expected, strict=True))
+
+
+def test_the_towers_of_a_run_must_be_those_of_its_corpora(data):
+    model = compose(["recipe=toy", "model=toy_multimodal", f"model.image_token={PAD}"]).model
+    directories = source_directories(data)
+    assert [*other_towers(data, directories, model)] == []
+    for change, where, value, allowed in (
+        ({"image_token": 3}, "model.image_token", 3, (PAD,)),
+        ({"vision": replace(model.vision, patch_size=14)}, "model.vision.patch_size", 14, (16,)),
+        ({"vision": None}, "model.vision.kind", None, ("native",)),
+    ):
+        with pytest.raises(DataError) as error:
+            build_data(data, seed=0, vocab_size=310, model=replace(model, **change))
+        (fault,) = error.value.faults
+        assert (fault.where, fault.value, fault.allowed) == (where, value, allowed)
+    for name, modality, allowed in (("figures", "text", ("image",)), ("notes", "time_series", ("text",))):
+        sources = {**data.sources, name: replace(data.sources[name], modality=modality)}
+        (fault,) = other_towers(replace(data, sources=sources), directories, model)
+        assert (fault.where, fault.value, fault.allowed) == (f"data.sources.{name}.modality", modality, allowed)
 
 
 def test_an_image_longer_than_a_window_is_reported_or_its_document_left_out(data, tmp_path):

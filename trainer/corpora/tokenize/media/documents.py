@@ -12,10 +12,12 @@ from typing import Any
 from trainer.corpora.tokenize import inputs
 from trainer.corpora.tokenize.media import tars
 from trainer.corpora.tokenize.media.encode import Bad, Interleaved, Where, interleaved
-from trainer.corpora.tokenize.media.parts import OpenPath, PartError, beside, parts_of
+from trainer.corpora.tokenize.media.parts import Directory, Files, PartError, parts_of
 from trainer.corpora.tokenize.units import Unit, bad
 from trainer.data.errors import DataError
 from trainer.data.media.rules import MediaRules
+
+EXTRAS = (".[media]", ".[signals]")  # allowed by errors about packages that are not installed
 
 
 def documents(
@@ -26,9 +28,9 @@ def documents(
 
     root: the directory that paths in parts start from; None: that of the file.
     """
-    open_path = beside(Path(unit.path).parent if root is None else root)
+    files = Directory(Path(unit.path).parent if root is None else root)
     try:
-        for read, where, its_origin, parts in _rows(unit, field, origin, open_path):
+        for read, where, its_origin, parts in _rows(unit, field, origin, files, rules):
             document = parts if isinstance(parts, Bad) else _checked(parts, rules, where)
             if its_origin is None:
                 its_origin = "" if isinstance(document, Bad) else document.origin()
@@ -40,11 +42,11 @@ def documents(
 
 
 def _rows(
-    unit: Unit, field: str, origin: str | None, open_path: OpenPath
+    unit: Unit, field: str, origin: str | None, files: Files, rules: MediaRules
 ) -> Iterator[tuple[int, Where, str | None, Any]]:
     """(bytes read so far, place, origin, texts and media or Bad) of each row."""
     if unit.kind == "tar":
-        for read, key, its_origin, found in tars.documents(unit.path, field, origin):
+        for read, key, its_origin, found in tars.documents(unit.path, field, origin, tuple(rules.kinds)):
             where: Where = partial(str, key)
             yield read, where, its_origin, Bad(where, str(found)) if isinstance(found, PartError) else found
         return
@@ -52,7 +54,7 @@ def _rows(
     for read, where, values in inputs.records(unit, fields):
         its_origin = values[1] if origin is not None else None
         try:
-            found = parts_of(values[0], open_path)
+            found = parts_of(values[0], files)
         except PartError as error:
             found = Bad(where, str(error))
         yield read, where, its_origin, found
@@ -62,12 +64,14 @@ def _checked(parts: Any, rules: MediaRules, where: Where) -> Interleaved | Bad:
     try:
         return interleaved(parts, rules, where)
     except DataError as error:
+        if error.allowed in EXTRAS:  # no fault of the document
+            raise
         return Bad(where, error.faults[0].text)
 
 
-def texts_of(unit: Unit, field: str, origin: str | None, root: Path | None) -> Iterator[str]:
+def texts_of(unit: Unit, field: str, origin: str | None, rules: MediaRules, root: Path | None) -> Iterator[str]:
     """The texts of a unit whose documents have parts. Raises DataError."""
-    open_path = beside(Path(unit.path).parent if root is None else root)
-    for _, _, _, parts in _rows(unit, field, origin, open_path):
+    files = Directory(Path(unit.path).parent if root is None else root)
+    for _, _, _, parts in _rows(unit, field, origin, files, rules):
         if not isinstance(parts, Bad):
             yield from (part for part in parts if isinstance(part, str))

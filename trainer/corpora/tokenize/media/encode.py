@@ -1,15 +1,15 @@
-"""Documents of parts as ids: each image becomes its markers and placeholders, and its bytes are kept beside them."""
+"""Documents of parts as ids: a medium becomes its markers and placeholders, and its bytes are kept beside them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.corpora.tokenize.media.parts import Medium
 from trainer.data.errors import DataError
 from trainer.data.media.rules import MediaRules
-from trainer.data.media.store import KINDS, Stored
+from trainer.data.media.store import Stored
 
 Where = Callable[[], str]
 
@@ -55,7 +55,7 @@ class Interleaved:
                 continue
             rule = rules.of(part.kind)
             ids += rule.before
-            media.append(Stored(part.kind, len(ids), part.tokens, part.data))
+            media.append(replace(part, first=len(ids)))
             ids += [rule.token] * part.tokens
             ids += rule.after
         return ids, media
@@ -73,6 +73,5 @@ def interleaved(parts: Sequence[str | Medium], rules: MediaRules, where: Where) 
         if rule is None:
             text = f"{name}: there is no rule for the type {part.kind}; give one with --media or --{part.kind}"
             raise DataError(text, where=name, value=part.kind, allowed=tuple(rules.kinds))
-        data, tokens = rule.store(part.data, name)
-        found.append(Stored(KINDS.index(part.kind), 0, tokens, data))
+        found.append(rule.store(part.data, name))
     return Interleaved(tuple(found), where)

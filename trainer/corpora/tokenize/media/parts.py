@@ -5,10 +5,14 @@ A document is a string, or a list of parts in the form that chat datasets use:
     {"type": "text", "text": "..."}
     {"type": "image", "image": "figure.png"}
     {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}
+    {"type": "signal", "signal": "recording.edf", "channels": ["Fp1", "Fp2"]}
+    {"type": "signal", "values": [[0.1, 2.0], [0.3, 2.1]], "rate": 100.0}
 
-An image may also be under "path", "url" or "bytes", or an object with one of these, as `datasets` stores it. A path is
-relative to the file with the row, or to a directory of choice. `file://` and `data:` URLs are read; others would
-have to be downloaded first, and are refused. Bytes are base64 in JSON.
+An image or signal may also be under "path", "url" or "bytes", or an object with one of these, as `datasets` stores it.
+A path is relative to the file with the row, or to a directory of choice. `file://` and `data:` URLs are read; others
+would have to be downloaded first, and are refused. Bytes are base64 in JSON. A signal takes the options of
+`read_recording`: format (which bytes need), channels, rate, variable, time and time_axis. Values are [steps] or [steps,
+channels].
 """
 
 from __future__ import annotations
@@ -18,16 +22,35 @@ import binascii
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
+import numpy as np
+
 from parallel.errors import one_of
+from trainer.data.errors import DataError
+from trainer.data.media.readers.read import read_recording
+from trainer.data.media.readers.recording import Recording, checked, numbered
 
-TYPES = ("text", "image", "image_url")
+T = TypeVar("T")
+
+TYPES = ("text", "image", "image_url", "signal")
 REFUSED = ("video", "video_url")
-KEYS = {"image": ("path", "bytes", "image", "url"), "image_url": ("image_url",)}
+KEYS = {
+    "image": ("path", "bytes", "image", "url"),
+    "image_url": ("image_url",),
+    "signal": ("path", "bytes", "signal", "url", "values"),
+}
+EXTRA = ".[signals]"  # allowed by errors about packages that are not installed
+OPTIONS = ("format", "channels", "rate", "variable", "time", "time_axis")  # of a signal
 
-OpenPath = Callable[[str], bytes]  # the bytes of a path in a part. Raises OSError
+
+class Files(Protocol):
+    """The files that paths in parts name. Both raise OSError, PartError and DataError."""
+
+    def image(self, path: str) -> bytes: ...
+
+    def signal(self, path: str, options: dict[str, Any]) -> Recording: ...
 
 
 class PartError(ValueError):
@@ -40,14 +63,14 @@ class PartError(ValueError):
 
 @dataclass(frozen=True)
 class Medium:
-    """An image of a document, as its row has it. number: of the part, from 1."""
+    """An image or signal of a document. number: of the part, from 1. data: an image file, or a stored recording."""
 
     kind: str
     number: int
     data: bytes
 
 
-def parts_of(document: Any, open_path: OpenPath) -> list[str | Medium]:
+def parts_of(document: Any, files: Files) -> list[str | Medium]:
     """Texts and media in turn; neighbouring texts are one. Raises PartError."""
     if isinstance(document, str):
         return [document] if document else []
@@ -56,7 +79,7 @@ def parts_of(document: Any, open_path: OpenPath) -> list[str | Medium]:
     found: list[str | Medium] = []
     for number, part in enumerate(document, 1):
         try:
-            one = _part(part, number, open_path)
+            one = _part(part, number, files)
         except PartError as error:
             raise PartError(f"part {number}: {error}", error.value, error.allowed) from error
         if isinstance(one, str) and found and isinstance(found[-1], str):
@@ -66,7 +89,7 @@ def parts_of(document: Any, open_path: OpenPath) -> list[str | Medium]:
     return found
 
 
-def _part(part: Any, number: int, open_path: OpenPath) -> str | Medium:
+def _part(part: Any, number: int, files: Files) -> str | Medium:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
@@ -84,7 +107,9 @@ def _part(part: Any, number: int, open_path: OpenPath) -> str | Medium:
     if len(given) != 1:
         what = f"it has {' and '.join(given)}" if given else "it has no bytes and no path"
         raise PartError(f"{what}; use one of {one_of(KEYS[kind])}", tuple(given), KEYS[kind])
-    return Medium(kind.removesuffix("_url"), number, _bytes(given[0], part[given[0]], open_path))
+    if kind == "signal":
+        return Medium(kind, number, _signal(given[0], part, files).to_bytes())
+    return Medium("image", number, _image(given[0], part[given[0]], files))
 
 
 def text_of(text: str) -> str:
@@ -96,12 +121,47 @@ def text_of(text: str) -> str:
     return text
 
 
-def _bytes(key: str, value: Any, open_path: OpenPath) -> bytes:
+def _image(key: str, value: Any, files: Files) -> bytes:
+    found = _bytes_or_path(key, value)
+    return found if isinstance(found, bytes) else _not_empty(_read(found, files.image), found)
+
+
+def _signal(key: str, part: Mapping[str, Any], files: Files) -> Recording:
+    options = {name: part[name] for name in OPTIONS if part.get(name) is not None}
+    try:
+        if key == "values":
+            return _from_values(part)
+        found = _bytes_or_path(key, part[key])
+        if isinstance(found, str):
+            return _read(found, lambda path: files.signal(path, options))
+        return read_recording(found, where=key, **options)
+    except DataError as error:
+        if error.allowed == EXTRA:  # no fault of the part
+            raise
+        raise PartError(error.faults[0].text, error.faults[0].value, error.faults[0].allowed) from error
+
+
+def _from_values(part: Mapping[str, Any]) -> Recording:
+    """A recording whose numbers are in the row. Raises DataError, PartError."""
+    try:
+        values = np.asarray(part["values"], np.float64)
+    except (TypeError, ValueError) as error:
+        raise PartError(f"its values are not numbers of one shape ({error})", None, "[steps, channels]") from error
+    values = values[:, None] if values.ndim == 1 else values
+    count = values.shape[1] if values.ndim == 2 else 0
+    names, units = part.get("channels") or numbered(count), part.get("units") or [""] * count
+    if not len(names) == len(units) == count:
+        text = f"it has {len(names)} channels and {len(units)} units, but {count} columns of values"
+        raise PartError(text, (len(names), len(units)), count)
+    return checked(Recording(values, part.get("rate"), tuple(names), tuple(units)), "values")
+
+
+def _bytes_or_path(key: str, value: Any) -> bytes | str:
     if isinstance(value, Mapping):  # {"url"} of chat formats, or what datasets keeps of an image
         inside = [name for name in ("bytes", "url", "path") if value.get(name) is not None]
         if not inside:
             raise PartError(f"{key} has no bytes and no path", tuple(value), ("bytes", "url", "path"))
-        return _bytes(inside[0], value[inside[0]], open_path)
+        return _bytes_or_path(inside[0], value[inside[0]])
     if isinstance(value, bytes | bytearray | memoryview):
         return _not_empty(bytes(value), key)
     if not isinstance(value, str):
@@ -117,11 +177,14 @@ def _bytes(key: str, value: Any, open_path: OpenPath) -> bytes:
     if colon and scheme != "file":
         text = f"{key} is {value}, which is not downloaded; give a path, or its bytes"
         raise PartError(text, value, "a path or bytes")
-    path = unquote(rest) if colon else value
+    return unquote(rest) if colon else value
+
+
+def _read(path: str, read: Callable[[str], T]) -> T:
     try:
-        return _not_empty(open_path(path), path)
-    except (OSError, ValueError) as error:  # a path with a NUL
-        if isinstance(error, PartError):
+        return read(path)
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        if isinstance(error, PartError | DataError):
             raise
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise PartError(f"{path} cannot be read: {reason}", path, "a file that can be read") from error
@@ -136,10 +199,18 @@ def _base64(text: str, key: str) -> bytes:
 
 def _not_empty(data: bytes, what: str) -> bytes:
     if not data:
-        raise PartError(f"{what} has no bytes", 0, "an image")
+        raise PartError(f"{what} has no bytes", 0, "a file with bytes")
     return data
 
 
-def beside(directory: Path) -> OpenPath:
-    """Read paths below a directory; absolute ones as they are."""
-    return lambda path: (directory / path).read_bytes()
+@dataclass(frozen=True)
+class Directory:
+    """Files below a directory; absolute paths as they are."""
+
+    root: Path
+
+    def image(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def signal(self, path: str, options: dict[str, Any]) -> Recording:
+        return read_recording(self.root / path, where=path, **options)

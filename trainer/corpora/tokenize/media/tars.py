@@ -1,8 +1,8 @@
 """WebDataset tars: the members of one key, `KEY.jpg`, `KEY.txt`, `KEY.json`, are one document.
 
-As in webdataset, a key ends at the first dot of a name, and its members follow each other. The images come first, in
-the order of the tar, then the text: `KEY.txt`, or a field of `KEY.json`. A list of parts in that field decides the
-order itself; its paths are names of members, with or without the key.
+As in webdataset, a key ends at the first dot of a name, and its members follow each other. The images and signals come
+first, in the order of the tar, then the text: `KEY.txt`, or a field of `KEY.json`. A list of parts in that field
+decides the order itself; its paths are names of members, with or without the key.
 """
 
 from __future__ import annotations
@@ -10,44 +10,51 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from trainer.corpora.tokenize.media.parts import Medium, PartError, parts_of, text_of
 from trainer.corpora.tokenize.units import bad
+from trainer.data.media.readers.read import FORMATS, read_recording
+from trainer.data.media.readers.recording import Recording
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+SIGNALS = {suffix.removeprefix("."): name for name, known in FORMATS.items() for suffix in known.suffixes}
 Member = tuple[str, str, bytes, int]  # key, extension, content, bytes of the tar up to its end
 
 
-def documents(path: str, field: str, origin: str | None) -> Iterator[tuple[int, str, str | None, Any]]:
+def documents(
+    path: str, field: str, origin: str | None, kinds: tuple[str, ...]
+) -> Iterator[tuple[int, str, str | None, Any]]:
     """(bytes read so far, place, origin or None, a list of texts and media or a PartError) of each key.
 
-    Raises DataError for a tar that is truncated or not a tar.
+    kinds: of the members that are a document's media, if no list of parts names them. Raises DataError for a tar that
+    is truncated or not a tar.
     """
     for key, group in groupby(_members(path), key=lambda member: member[0]):
         members = [*group]
         try:
-            found: Any = _document(key, members, field, origin)
+            found: Any = _document(key, members, field, origin, kinds)
         except PartError as error:
             found = (None, error)
         yield members[-1][3], f"{path}, key {key}", *found
 
 
-def _document(key: str, members: list[Member], field: str, origin: str | None) -> tuple[str | None, list[str | Medium]]:
+def _document(
+    key: str, members: list[Member], field: str, origin: str | None, kinds: tuple[str, ...]
+) -> tuple[str | None, list[str | Medium]]:
     files = {extension: content for _, extension, content, _ in members}
     record = _record(files["json"]) if "json" in files else {}
     its_origin = None if origin is None else record.get(origin)
     if origin is not None and not isinstance(its_origin, str):
         raise PartError(f"its .json has no string {origin!r}; choose one with --origin", its_origin, "a string")
+    inside = _Members(key, files)
     if isinstance(record.get(field), list):
-        return its_origin, parts_of(record[field], lambda name: _member(name, key, files))
-    media: list[str | Medium] = [
-        Medium("image", number, content)
-        for number, (extension, content) in enumerate(files.items(), 1)
-        if extension.rpartition(".")[2].lower() in IMAGES
-    ]
+        return its_origin, parts_of(record[field], inside)
+    named = [(kind, extension) for extension in files if (kind := _kind(extension)) in kinds]
+    media = parts_of([{"type": kind, "path": extension} for kind, extension in named], inside)
     if "txt" in files:
         try:
             text = files["txt"].decode()
@@ -71,13 +78,33 @@ def _record(content: bytes) -> dict[str, Any]:
     return record
 
 
-def _member(name: str, key: str, files: dict[str, bytes]) -> bytes:
-    base = key.rpartition("/")[2]
-    for start in (f"{key}.", f"{base}.", ""):
-        if name.startswith(start) and name[len(start) :] in files:
-            return files[name[len(start) :]]
-    have = tuple(f"{base}.{extension}" for extension in files)
-    raise PartError(f"{name} is not a member of the key", name, have)
+def _kind(extension: str) -> str | None:
+    """The kind of medium of a member, by the last part of its extension."""
+    last = extension.rpartition(".")[2].lower()
+    return "image" if last in IMAGES else "signal" if last in SIGNALS else None
+
+
+@dataclass(frozen=True)
+class _Members:
+    """The files that paths in a document's parts name: members of its key."""
+
+    key: str
+    files: dict[str, bytes]
+
+    def image(self, path: str) -> bytes:
+        return self.files[self._extension(path)]
+
+    def signal(self, path: str, options: dict[str, Any]) -> Recording:
+        extension = self._extension(path)
+        known = SIGNALS.get(extension.rpartition(".")[2].lower())
+        return read_recording(self.files[extension], where=path, **{"format": known, **options})
+
+    def _extension(self, path: str) -> str:
+        base = self.key.rpartition("/")[2]
+        for start in (f"{self.key}.", f"{base}.", ""):
+            if path.startswith(start) and path[len(start) :] in self.files:
+                return path[len(start) :]
+        raise PartError(f"{path} is not a member of the key", path, tuple(f"{base}.{one}" for one in self.files))
 
 
 def _members(path: str) -> Iterator[Member]:

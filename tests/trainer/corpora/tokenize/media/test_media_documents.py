@@ -6,19 +6,26 @@ import base64
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.corpora.tokenize.tokenized import contents, start_plain
-from tests.trainer.data.media.illustrated import ids, image, make, rows, rules, with_markers, write_rows
+from tests.trainer.corpora.tokenize.tokenized import contents, start_plain, tokenizer
+from tests.trainer.data.media.illustrated import ids, image, make, rows, rules, wave, with_markers, write_rows
+from trainer.config.compose import compose
 from trainer.corpora.tokenize import inputs, jobs, spool, write
+from trainer.corpora.tokenize.media import options
 from trainer.corpora.tokenize.media.options import media_rules, read_words
 from trainer.data.errors import DataError
 from trainer.data.media.images import PatchRule, TileRule
+from trainer.data.media.readers.recording import Recording
+from trainer.data.media.rules import ImageKind, MediaRules, SignalKind
+from trainer.data.media.signals import SignalRule
 from trainer.data.media.store import MEDIA, PLACES, MediaFiles, PlaceTable
 from trainer.data.shards.megatron_index import IndexedTokens
 from trainer.storage.manifest import MANIFEST
@@ -158,6 +165,37 @@ def test_parquet_rows_and_paths_from_another_directory(tmp_path):
     assert {media[0][2] for _, media in written(out)} == {image(1), image(2)}
 
 
+@pytest.mark.parametrize("how", ["values", "path", "bytes", "object"])
+def test_a_signal_may_be_in_the_row_or_in_a_file(tmp_path, how):
+    values = wave(3)
+    np.save(tmp_path / "wave.npy", values)
+    whole = base64.b64encode((tmp_path / "wave.npy").read_bytes()).decode()
+    part = {
+        "values": {"values": values.tolist(), "rate": 100.0, "channels": ["a", "b"], "units": ["mV", "V"]},
+        "path": {"path": "wave.npy", "rate": 100},
+        "bytes": {"bytes": whole, "format": "numpy", "rate": 100, "channels": None},
+        "object": {"signal": {"bytes": None, "path": "wave.npy"}, "rate": 100},
+    }[how]
+    tokens, media = one(tmp_path, [TEXT, {"type": "signal", **part}])
+    count = SignalRule(max_tokens=4).tokens(300, 100.0)
+    assert count > 1
+    marked = [ids("<ts>")[0], *ids("<TS_CONTEXT>") * count, *ids("</ts>"), with_markers().eos_id]
+    assert tokens == [*with_markers().encode("a note"), *marked]
+    ((first, placeholders, data),) = media
+    assert (tokens[first], placeholders) == (ids("<TS_CONTEXT>")[0], count)
+    recording = Recording.from_bytes(data, where="stored")
+    np.testing.assert_array_equal(recording.values, values)
+    assert recording.rate == 100
+    assert recording.units == (("mV", "V") if how == "values" else ("", ""))
+
+
+def test_steps_that_the_published_rule_leaves_out_are_counted(tmp_path):
+    kind = rules().signal
+    media = MediaRules(signal=replace(kind, rule=SignalRule("cut")))
+    one(tmp_path, [{"type": "signal", "values": [0.0, 1.0] * 120_010, "rate": 2000.0}], media=media)
+    assert json.loads((tmp_path / "source" / MANIFEST).read_text())["signal_steps_left_out"] == 20
+
+
 def tar(path: Path, members: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w") as file:
         for name, data in members.items():
@@ -178,6 +216,7 @@ def test_the_members_of_a_key_in_a_tar_are_one_document(tmp_path):
         {
             "d/a.jpg": image(1, kind="JPEG"), "d/a.txt": b"one atom", "d/a.json": b'{"text": "not this"}',
             "b.png": image(2), "b.cls": b"3", "b.json": b'{"text": "two atoms"}',
+            "e.wave.npy": npy(wave(5)), "e.txt": b"a wave",
             "c.0.png": image(3), "c.1.png": image(4), "c.json": json.dumps({"text": parts}).encode(),
         },
     )  # fmt: skip
@@ -187,7 +226,14 @@ def test_the_members_of_a_key_in_a_tar_are_one_document(tmp_path):
     assert by_text["one atom"][1][:3] == [OPEN, PAD, CLOSE]
     assert by_text["two atoms"][0] == [image(2)]
     assert by_text["first"][0] == [image(3), image(4)]
-    assert len(found) == 3
+    np.testing.assert_array_equal(Recording.from_bytes(by_text["a wave"][0][0], where="").values, wave(5))
+    assert len(found) == 4
+
+
+def npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("cut", [100, 512 + 512 + 10, -10240, -10240 - 600])
@@ -210,6 +256,12 @@ BAD = {
     "neither": {"type": "image"},
     "both": {"type": "image", "path": "a.png", "bytes": encoded(1)},
     "download": {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+    "no format": {"type": "signal", "bytes": encoded(1)},
+    "ragged": {"type": "signal", "values": [[1.0], [1.0, 2.0]]},
+    "not finite": {"type": "signal", "values": [None, None]},
+    "no steps": {"type": "signal", "values": []},
+    "no names": {"type": "signal", "values": [1.0, 2.0], "channels": ["a", "b"]},
+    "an option": {"type": "signal", "path": "a.npy", "time": "t", "rate": 3.0},
     "video": {"type": "video", "video": "a.mp4"},
     "type": {"type": "table"},
     "no text": {"type": "text"},
@@ -235,24 +287,68 @@ def test_bad_media_are_reported_by_their_row_or_left_out_and_listed(tmp_path, na
     assert json.loads((out / MANIFEST).read_text())["documents_left_out"] == 1
 
 
-def test_the_rules_come_from_words_and_from_a_published_model(tmp_path):
+def test_the_rules_come_from_words():
     tokenizer = with_markers()
-    found = media_rules(tokenizer, image=read_words("--image", ["rule=tiles max_tiles=4", "thumbnail=false"])).image
-    assert found is not None
-    assert found.rule == TileRule(max_tiles=4, thumbnail=False)
-    assert (found.before, found.token, found.after) == ((OPEN,), PAD, (CLOSE,))
+    found = media_rules(tokenizer, image=read_words("--image", ["rule=tiles max_tiles=4", "thumbnail=false"]))
+    assert found == MediaRules(ImageKind(TileRule(max_tiles=4, thumbnail=False), PAD, (OPEN,), (CLOSE,)))
     words = {"max_pixels": "4096", "mean": "0,0,0", "token": "</img>", "before": "", "decode_limit": "99"}
-    found = media_rules(tokenizer, image=words).image
-    assert found is not None
-    assert found.rule == PatchRule(max_pixels=4096, mean=(0, 0, 0))
-    assert (found.before, found.token, found.after, found.decode_limit) == ((), CLOSE, (CLOSE,), 99)
-    for wrong, value in (
-        ({"rule": "patch"}, "patch"), ({"patchsize": "3"}, "patchsize"), ({"patch_size": "0"}, "0"),
-        ({"mean": "1,2"}, "1,2"), ({"before": "<image>"}, "<image>"),
-    ):  # fmt: skip
-        with pytest.raises(DataError) as error:
-            media_rules(tokenizer, image=wrong)
-        assert (error.value.where, error.value.value) == ("--image", value)
+    found = media_rules(tokenizer, image=words, signal={"long": "cut"})
+    assert found.image == ImageKind(PatchRule(max_pixels=4096, mean=(0, 0, 0)), CLOSE, (), (CLOSE,), 99)
+    before, token, after = ids("<ts>", "<TS_CONTEXT>", "</ts>")
+    assert found.signal == SignalKind(SignalRule("cut"), token, (before,), (after,))
+    assert media_rules(tokenizer) is None
+    assert MediaRules.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize(
+    ("option", "words", "value"),
+    [
+        ("--image", {"rule": "patch"}, "patch"),
+        ("--image", {"patchsize": "3"}, "patchsize"),
+        ("--image", {"patch_size": "0"}, "0"),
+        ("--image", {"mean": "1,2"}, "1,2"),
+        ("--image", {"before": "<image>"}, "<image>"),
+        ("--signal", {"rule": "cut"}, "rule"),
+        ("--signal", {"max_tokens": "many"}, "many"),
+    ],
+)
+def test_wrong_words_are_refused(option, words, value):
     with pytest.raises(DataError) as error:
-        media_rules(tokenizer, image={}, published=tmp_path / "nowhere")
+        media_rules(with_markers(), **{option.removeprefix("--"): words})
+    assert (error.value.where, error.value.value) == (option, value)
+    with pytest.raises(DataError) as error:
+        read_words(option, ["patches"])
+    assert (error.value.where, error.value.value) == (option, "patches")
+
+
+def test_a_tokenizer_without_placeholders_needs_one(tmp_path):
+    with pytest.raises(DataError) as error:
+        media_rules(tokenizer(), signal={})
+    assert (error.value.where, error.value.allowed) == ("--signal", "token=TOKEN")
+
+
+def test_the_rules_of_a_model_are_those_of_its_towers():
+    model = compose(["recipe=toy", "model=toy_multimodal", f"model.image_token={PAD}"]).model
+    found = media_rules(with_markers(), model=model, image={"min_pixels": "1024"})
+    assert found.image == ImageKind(PatchRule(min_pixels=1024), PAD, (OPEN,), (CLOSE,))
+    assert (found.signal.rule, found.signal.token) == (SignalRule(), 4095)
+    assert [*found.image.differences(model), *found.signal.differences(model)] == []
+    other = replace(model, vision=replace(model.vision, merge=1), signal_token=3)
+    assert [*found.image.differences(other)] == [("model.vision.merge", 1, 2)]
+    assert [*found.signal.differences(other)] == [("model.signal_token", 3, 4095)]
+    tiles = ImageKind(TileRule(), 4094)
+    assert [key for key, *_ in tiles.differences(model)] == ["model.vision.kind"]
+    assert [key for key, *_ in found.signal.differences(replace(model, signals=None))] == ["model.signals"]
+
+
+def test_a_published_directory_gives_its_rules_and_the_sizes_of_its_preprocessor(tmp_path, monkeypatch):
+    model = compose(["recipe=toy", "model=toy_multimodal", f"model.image_token={PAD}"]).model
+    monkeypatch.setattr(options, "multimodal_config_from_huggingface", lambda config: model)
+    (tmp_path / "config.json").write_text("{}")
+    sizes = {"size": {"shortest_edge": 1024, "longest_edge": 4096}, "image_mean": [0.1, 0.2, 0.3]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(sizes))
+    found = media_rules(with_markers(), published=tmp_path, image={"max_pixels": "8192"})
+    assert found.image.rule == PatchRule(min_pixels=1024, max_pixels=8192, mean=(0.1, 0.2, 0.3))
+    with pytest.raises(DataError) as error:
+        media_rules(with_markers(), published=tmp_path / "nowhere")
     assert error.value.where == "--media"
