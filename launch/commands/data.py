@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from trainer.config.command_line import Parser
 from trainer.config.errors import CommandError, ConfigError, print_warning
 from trainer.config.keys import Config
 from trainer.config.mixture import drawn, shares
-from trainer.config.say import did_you_mean
+from trainer.config.say import counted, did_you_mean
 from trainer.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -158,11 +158,16 @@ def show(cfg: Config, sample: int) -> int:
     )
     for line in windows.faults:
         console.print(Text(line, style="yellow"))
-    for number, (starts, prefix, ids) in enumerate(_pieces(windows)):
-        what = f"document {number + 1}, {len(ids)} tokens"
+    for number, (first, end, starts) in enumerate(_documents(windows)):
+        what = f"document {number + 1}, {end - first} tokens"
+        if windows.context_BL[0, first:end].all() and not any(first <= one.first < end for one in windows.media):
+            console.print(Rule(f"{end - first} tokens of padding", style="dim", align="left"))
+            continue
         console.print(Rule(what if starts else f"{what}, started in an earlier window", style="dim", align="left"))
-        text = Text(reader.tokenizer.decode(ids[:prefix]), style="bold cyan")
-        text.append(reader.tokenizer.decode(ids[prefix:]), style="default not bold")
+        text = Text()
+        for ids, trained in _runs(windows, first, end):
+            style = "default not bold" if trained else "bold cyan"
+            text.append(ids if isinstance(ids, str) else reader.tokenizer.decode(ids), style=style)
         console.print(text, soft_wrap=True)
     return 0
 
@@ -190,12 +195,13 @@ def stats(cfg: Config) -> int:
             f"{epochs[name]:.3g}",
         )
     print_table(table)
+    _print_media(reader, cfg.data.seq_len)
     tokens = _short(samples * cfg.data.seq_len)
     print(f"share and epochs: of {cfg.train.steps:,} steps of {batch:,} samples, {tokens} tokens in total\n")
 
     measured = min(COSTED_SAMPLES, samples)
     parts = [(first, min(COSTED_AT_ONCE, measured - first)) for first in range(0, measured, COSTED_AT_ONCE)]
-    costs = np.concatenate([attention_costs(reader.read(*part).starts_BL) for part in parts])
+    costs = np.concatenate([attention_costs(reader.read(*part, media=False).starts_BL) for part in parts])
     print(f"attention inside documents, in the first {measured:,} samples: {costs.mean() / cfg.data.seq_len**2:.1%} of")
     print("the cost of windows of one document each; the busiest of R ranks has, relative to the mean,")
     for ranks in RANKS:
@@ -203,6 +209,21 @@ def stats(cfg: Config) -> int:
         if micro and batch % (ranks * micro) == 0 and measured >= ranks * micro:
             print(f"  R = {ranks:<4} {imbalance(costs, micro, ranks):.2f} times (micro-batches of {micro})")
     return 0
+
+
+def _print_media(reader: MixtureReader, seq_len: int) -> None:
+    """Print a table of the sources with images or signals, if there are any."""
+    from trainer.data.media.shards import MediaShards
+
+    table = _table("source", "images", "signals", "their tokens", "padding of packs", "documents that do not fit")
+    for name, shards in reader.train.items():
+        if isinstance(shards, MediaShards):
+            packs = shards.packs(seq_len)
+            padding = packs.total("padding") / max(1, shards.num_windows(seq_len) * seq_len)
+            counts = [f"{shards.total(key):,}" for key in ("images", "signals", "media_tokens")]
+            table.add_row(name, *counts, f"{padding:.1%}", f"{packs.dropped:,}")
+    if table.row_count:
+        print_table(table)
 
 
 def _directories(cfg: Config) -> dict[str, Path]:
@@ -259,14 +280,28 @@ def _short(tokens: float) -> str:
     return f"{tokens:.0f}"
 
 
-def _pieces(windows: Windows) -> list[tuple[bool, int, list[int]]]:
-    """For each document: (it starts here, tokens of its prefix that are in the window, token ids)."""
-    tokens, starts, prefix = windows.tokens_BL[0, :-1], windows.starts_BL[0, :-1], windows.context_BL[0, :-1]
-    edges = sorted({0, *starts.nonzero()[0].tolist(), len(tokens)})
-    return [
-        (bool(starts[first]), int(prefix[first:end].sum()), tokens[first:end].tolist())
-        for first, end in itertools.pairwise(edges)
-    ]
+def _documents(windows: Windows) -> list[tuple[int, int, bool]]:
+    """(first token, the one behind the last, it starts here) of each document in a window."""
+    starts = windows.starts_BL[0, :-1]
+    edges = sorted({0, *starts.nonzero()[0].tolist(), len(starts)})
+    return [(first, end, bool(starts[first])) for first, end in itertools.pairwise(edges)]
+
+
+def _runs(windows: Windows, first: int, end: int) -> Iterator[tuple[list[int] | str, bool]]:
+    """(token ids, trained on) of the runs of a document, with a word for each image or signal."""
+    tokens, context = windows.tokens_BL[0], windows.context_BL[0]
+    media = {one.first: one for one in windows.media if first <= one.first < end}
+    inside = {place for one in media.values() for place in range(one.first + 1, one.first + one.tokens)}
+    for trained, run in itertools.groupby(range(first, end), lambda place: not context[place]):
+        ids: list[int] = []
+        for place in run:
+            if place in media:
+                yield ids, trained
+                ids = []
+                yield f"[{media[place].kind}, {counted(media[place].tokens, 'token')}]", trained
+            elif place not in inside:
+                ids.append(int(tokens[place]))
+        yield ids, trained
 
 
 def _table(first: str, *others: str) -> Table:

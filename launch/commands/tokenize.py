@@ -101,7 +101,8 @@ def _work(
     skipped: dict[str, list[Path]] = {}
     files: Sequence[Any]
     if options.builder:
-        fields = [field for field in (options.field, options.origin) if field]
+        names = [options.field] if media is None else options.field.split(",")
+        fields = [*names, *([options.origin] if options.origin else [])]
         files = built_dataset(options.builder, options.config, inputs, options.split, fields)
     else:
         suffixes = SUFFIXES if media is None else (*SUFFIXES, TAR)
@@ -205,7 +206,11 @@ def _options(parser: Parser) -> None:
         **choice("science", "general"),
         help="domain of the source when --mixture is not given; documents then get no prefix",
     )
-    add("--field", default="text", help="JSON field or column that holds the text (default: text)")
+    add(
+        "--field",
+        default="text",
+        help="JSON field or column that holds the text; with media, or the parts, several with commas (default: text)",
+    )
     add(
         "--origin",
         metavar="FIELD",

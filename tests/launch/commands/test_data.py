@@ -14,6 +14,7 @@ import yaml
 from launch.cli import main
 from tests.launch.refused import refused
 from tests.printed import error_line
+from tests.trainer.data.media import illustrated
 from tests.trainer.data.small_mixture import make_mixture
 
 CHECKOUT = Path(__file__).parents[3]
@@ -51,6 +52,36 @@ def test_a_whole_mixture_is_checked_and_counted_and_shown_without_torch(recipes:
     assert "sample 7 · phase stable · source " in out
     assert "document 1, " in out
     assert "R = 4    1." in out
+
+
+def test_images_are_checked_and_counted_and_shown_without_torch(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        data = illustrated.make_mixture(tmp_path, patch)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pictures.yaml").write_text(yaml.safe_dump(asdict(data), sort_keys=False))
+    (tmp_path / "recipe").mkdir()
+    image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
+    (tmp_path / "recipe" / "pictures.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: toy_multimodal\n  - override /data: pictures\n"
+        f"train: {{steps: 6}}\nmodel: {{image_token: {image}, signal_token: {signal}}}\n"
+    )
+    program = (
+        "import sys; from launch.cli import main\n"
+        f"where = ['--config-dir', {str(tmp_path)!r}]\n"
+        "actions = (['check', 'pictures'], *(['show', 'pictures', str(n)] for n in range(4)), ['stats', 'pictures'])\n"
+        "codes = [main(['data', *words, *where]) for words in actions]\n"
+        "codes.append(main(['data', 'check', 'pictures', 'model.image_token=7', *where]))\n"
+        "print(codes, sorted({'torch', 'datasets', 'megatron'} & set(sys.modules)))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    out = done.stdout
+    assert out.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 1] []"
+    assert "[image, 1 token]" in out
+    assert "tokens of padding" in out
+    assert "padding of packs" in out
+    assert "2 sources are intact" in out
+    error_line(done.stderr, "model.image_token=7")
 
 
 def test_check_and_stats_agree_on_epochs(recipes: Path, capsys, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from tests.launch.refused import every_fault, refused
 from tests.printed import error_line
 from tests.trainer.corpora.tokenize.others import llama
 from tests.trainer.corpora.tokenize.tokenized import save_tokenizer, start_plain, texts, write_jsonl
+from tests.trainer.data.media import illustrated
 from trainer.corpora.tokenize import jobs
+from trainer.data.media.shards import MediaShards
 from trainer.data.shards.windows import Shards
 
 
@@ -68,6 +71,42 @@ def test_a_source_without_a_mixture_has_no_prefix(words, tmp_path, capsys):
     assert len(opened.manifest["shards"]) > 2
 
 
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(jobs, "start_jobs", start_plain)
+    path = illustrated.write_rows(tmp_path, illustrated.rows(40))
+    tokenizer = illustrated.save_tokenizer(tmp_path)
+    words = ["tokenize", str(tmp_path / "figures"), str(path), "--tokenizer", str(tokenizer), "--workers", "1"]
+    return [*words, "--field", "content", "--heldout", "0.1"]
+
+
+def test_documents_with_images_by_rules_in_words(pictures, tmp_path, capsys):
+    assert main([*pictures, "--domain", "general", "--image", "min_pixels=1024", "--image", "token=<IMG_CONTEXT>"]) == 0
+    opened = MediaShards(tmp_path / "figures", cache=tmp_path)
+    assert opened.rules == replace(illustrated.rules(), signal=None)
+    assert f"60 images in {opened.manifest['media_tokens']} tokens" in capsys.readouterr().out
+
+
+def test_documents_with_images_by_the_model_of_a_mixture(pictures, tmp_path, capsys):
+    recipe = "recipe=cpt_6t model=intern_s1_pro data=cpt_6t"
+    by_mixture = [*pictures, "--name", "image_text", "--image", "min_pixels=1024", "--mixture"]
+    assert main([*by_mixture, recipe]) == 1  # the tokenizer is not that of the model
+    error_line(capsys.readouterr().err, "151655")
+    tokens = "model.image_token=303 model.signal_token=304"
+    assert main([*by_mixture, f"{recipe} {tokens}"]) == 0
+    assert MediaShards(tmp_path / "figures", cache=tmp_path).rules.image.token == 303
+    (tmp_path / "images" / "7-0.png").unlink()
+    words = [word if word != pictures[1] else str(tmp_path / "again") for word in pictures]
+    words += ["--domain", "general", "--image", "min_pixels=1024"]
+    assert main(words) == 1
+    error_line(capsys.readouterr().err, "line 8")
+    assert main([*words, "--bad-media", "skip"]) == 0
+    shown = capsys.readouterr()
+    assert "59 images" not in shown.out
+    assert "1 document with bad media left out" in shown.err
+    assert len((tmp_path / "again" / "left_out.jsonl").read_text().splitlines()) == 1
+
+
 SOURCES = ("science_text", "structured_science", "general_web", "code", "mathematics", "multilingual")
 
 
@@ -78,6 +117,8 @@ SOURCES = ("science_text", "structured_science", "general_web", "code", "mathema
         (["--domain", "general", "--workers", "0"], "--workers", "0", "a whole number, 1 or more"),
         (["--domain", "general", "--config", "en"], "--config", "en", "--builder NAME"),
         (["--domain", "general", "--special-text", "drop"], "--special-text", "drop", ("spell", "encode")),
+        (["--domain", "general", "--bad-media", "skip"], "--bad-media", None, ("--media", "--image", "--signal")),
+        (["--domain", "general", "--media", "none"], "none", None, "give an existing directory"),
         (["--domain", "general", "--template", "none"], "--template", "none", ("keep", "omit")),
         (["--domain", "general", "--heldout", "1"], "--heldout", "1", "a share of at least 0 and below 1"),
         (["--domain", "general", "--config-dir", "."], "--config-dir", ["."], "--mixture RECIPE"),

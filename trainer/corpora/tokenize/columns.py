@@ -31,23 +31,24 @@ def columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]
         raise bad(unit.path, f"is truncated or damaged: {error}", value=str(error)) from error
 
 
-def records(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
-    """(bytes read so far, place, fields) for every row; the first field may have any type. Raises DataError."""
+def records(unit: Unit, fields: list[str], origin: str | None) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
+    """(bytes read so far, place, fields and origin) of every row; only the origin need be text. Raises DataError."""
     import pyarrow as pa
 
-    batches, schema, total = _batches(unit, fields, ROWS_WITH_MEDIA)
-    for field in fields:
-        _check_column(unit.path, schema, field, choose(fields, field), text=field != fields[0])
+    names = fields if origin is None else [*fields, origin]
+    batches, schema, total = _batches(unit, names, ROWS_WITH_MEDIA)
+    for name in names:
+        _check_column(unit.path, schema, name, choose(fields if name == origin else [name], name), text=name == origin)
     row = 0
     try:
         for batch in batches:
             for at in range(0, batch.num_rows, ROWS_WITH_MEDIA):
                 some = batch.slice(at, ROWS_WITH_MEDIA)
-                found = [some.column(some.schema.get_field_index(field)).to_pylist() for field in fields]
+                found = [some.column(some.schema.get_field_index(field)).to_pylist() for field in names]
                 for values in zip(*found, strict=True):
                     where = partial(place, unit, row)
                     if None in values:
-                        missing = fields[values.index(None)]
+                        missing = names[values.index(None)]
                         raise bad(where(), f"has no {missing!r}", missing, "fill or remove the row")
                     row += 1
                     yield int(unit.nbytes * row / total) if total else 0, where, list(values)

@@ -147,17 +147,19 @@ def documents(unit: Unit, field: str, origin: str | None = None) -> Iterator[tup
         raise bad(unit.path, f"cannot be read: {error.strerror or error}", value=error.strerror) from error
 
 
-def records(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
-    """(bytes of the unit read so far, place, fields) of every row, whatever the first field holds; the others are
-    strings. Raises DataError."""
+def records(unit: Unit, fields: list[str], origin: str | None) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
+    """(bytes of the unit read so far, place, fields and origin) of every row; only the origin must be a string. Raises
+    DataError."""
     if unit.kind not in ("lines", "gzip"):
-        yield from columns.records(unit, fields)
+        yield from columns.records(unit, fields, origin)
         return
     for number, read, line in _lines(unit):
         where = partial(_line, unit, number)
         with _at(where):
             record = _record_of(line)
-            values = [_value_of(record, fields[0], fields), *(_string_of(record, name, fields) for name in fields[1:])]
+            values = [_value_of(record, name, [name]) for name in fields]
+            if origin is not None:
+                values.append(_string_of(record, origin, fields))
         yield read, where, values
 
 

@@ -126,6 +126,7 @@ def tokenize_source(
                 "rows": [[unit.path, unit.first, unit.last] for unit in units if unit.kind == "arrow" and unit.last],
             }  # fmt: skip
             if media is not None:
+                _check_marks(media, loaded)
                 root = None if media_root is None else str(media_root.resolve())
                 plan |= {"media": media.to_json(), "media_root": root, "bad_media": bad_media}
             resume.start_or_resume(work, plan)
@@ -190,6 +191,20 @@ def _texts(
             yield from (text for _, _, text in documents_of(unit, field, origin) if text)
         else:
             yield from media_texts(unit, field, origin, media, root)
+
+
+def _check_marks(media: MediaRules, tokenizer: Tokenizer) -> None:
+    """Refuse placeholders and markers that the tokenizer does not have. Raises DataError."""
+    for name, kind in media.kinds.items():
+        for token in (kind.token, *kind.before, *kind.after):
+            if not 0 <= token < tokenizer.vocab_size:
+                allowed = f"tokens below {tokenizer.vocab_size}"
+                text = f"the token {token} of {name}s is not one of the tokenizer; use {allowed}, or its own tokenizer"
+                raise DataError(text, where=f"--{name}", value=token, allowed=allowed)
+    if len(media.placeholders) < len(media.kinds):
+        (token,) = media.placeholders
+        text = f"images and signals have the same placeholder {token}; give each its own with token=TOKEN"
+        raise DataError(text, where="--signal", value=token, allowed="another token")
 
 
 def _agreed_template(

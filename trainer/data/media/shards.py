@@ -64,6 +64,10 @@ class MediaShards(Shards):
         first, last = self._spans(self._table(shard).between(0, int(starts[-1])))
         return cut(starts, (first, last), capacity)
 
+    def total(self, key: str) -> int:
+        """A count of the split: of images, signals or media_tokens."""
+        return sum(shard[key] for shard in self._shards)
+
     def largest_medium(self, seq_len: int) -> tuple[str, int]:
         """The name of a document that does not fit into a window, and the tokens that all of them need."""
         found = (0, "")

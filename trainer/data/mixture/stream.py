@@ -27,6 +27,9 @@ def open_mixture(
     """
     open_reader = functools.partial(MixtureReader, data, directories, seed=seed, samples=samples)
     reader = open_reader()
+    if data.on_fault == "skip":
+        for fault in reader.too_large():
+            warn(fault.text)
     for split in (reader.train, reader.heldout):
         for name, shards in split.items():
             skip = (lambda fault, name=name: warn(with_source(name, fault).text)) if data.on_fault == "skip" else None

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tokenizers
 
-from tests.trainer.corpora.tokenize.tokenized import DEFAULTS, PREFIXES, texts, tokenizer
+from tests.trainer.corpora.tokenize.tokenized import DEFAULTS, PREFIXES, documents, texts, tokenizer
+from trainer.config.keys import DataConfig
+from trainer.config.mixture import PhaseConfig, SourceConfig
+from trainer.corpora.tokenize import write
 from trainer.corpora.tokenize.tokenize import tokenize_source
 from trainer.data.media.images import PatchRule
 from trainer.data.media.rules import ImageKind, MediaRules, SignalKind
@@ -20,6 +24,7 @@ from trainer.data.shards.tokenizer import Tokenizer
 
 MARKERS = ("<img>", "<IMG_CONTEXT>", "</img>", "<ts>", "<TS_CONTEXT>", "</ts>")
 SIDE = 32  # pixels of an image that become one token
+SEQ_LEN, SAMPLES = 128, 48  # of the mixture
 
 
 def image(number: int, rows: int = 1, columns: int = 1, kind: str = "PNG") -> bytes:
@@ -82,14 +87,36 @@ def rows(count: int) -> list[list[dict[str, Any]]]:
     return made
 
 
-def write_rows(directory: Path, documents: list[list[dict[str, Any]]], name: str = "rows.jsonl") -> Path:
+def write_rows(directory: Path, some: list[list[dict[str, Any]]], name: str = "rows.jsonl") -> Path:
     """The rows as JSONL, and the images that they name."""
     (directory / "images").mkdir(exist_ok=True)
-    for number, parts in enumerate(documents):
+    for number, parts in enumerate(some):
         for place, part in enumerate(part for part in parts if "image" in part):
             path = directory / str(part["image"])
             if not path.exists():
                 path.write_bytes(image(number * 10 + place, 1 + number % 2, 1 + place))
     path = directory / name
-    path.write_text("".join(json.dumps({"content": parts, "id": str(n)}) + "\n" for n, parts in enumerate(documents)))
+    path.write_text("".join(json.dumps({"content": parts, "id": str(n)}) + "\n" for n, parts in enumerate(some)))
     return path
+
+
+def make_mixture(root: Path, patch: pytest.MonkeyPatch) -> DataConfig:
+    """A source of documents with images, `figures`, beside one of text, `notes`."""
+    patch.setattr(write, "HAS_WHEEL", False)
+    make(root, [write_rows(root, rows(90))], out=root / "figures", name="figures")
+    tokenize_source(
+        documents(texts(120)), save_tokenizer(root), root / "notes", name="notes", domain="general", group="general",
+        prefixes=PREFIXES, heldout_fraction=0.2, workers=0,
+    )  # fmt: skip
+    sources = {
+        name: SourceConfig(
+            path=name, domain=domain, modality="image" if name == "figures" else "text", prefix=domain,
+            tokens=SEQ_LEN * SAMPLES // 2, unique_tokens=1000, max_epochs=9.0, phases={"all": 1.0},
+        )
+        for name, domain in (("figures", "science"), ("notes", "general"))
+    }  # fmt: skip
+    phases = {"all": PhaseConfig(tokens=SEQ_LEN * SAMPLES)}
+    return DataConfig(
+        name="mixture", seq_len=SEQ_LEN, sources=sources, phases=phases, prefixes=PREFIXES, root=str(root),
+        cache_dir=str(root / "cache"),
+    )  # fmt: skip

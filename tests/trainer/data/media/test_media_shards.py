@@ -11,23 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.corpora.tokenize.tokenized import PREFIXES, documents, texts
 from tests.trainer.data.media.illustrated import (
+    SAMPLES,
+    SEQ_LEN,
     SIDE,
     ids,
     make,
+    make_mixture,
     rows,
     rules,
-    save_tokenizer,
     wave,
     with_markers,
     write_rows,
 )
 from trainer.config.compose import compose
 from trainer.config.keys import DataConfig
-from trainer.config.mixture import PhaseConfig, SourceConfig
 from trainer.corpora.tokenize import write
-from trainer.corpora.tokenize.tokenize import tokenize_source
 from trainer.data.batch import IGNORE, Batch, make_batch
 from trainer.data.build import build_data, source_directories
 from trainer.data.errors import DataError
@@ -44,35 +43,13 @@ from trainer.data.text import unigram_nats
 from trainer.model.towers.signal_patches import token_count
 from trainer.model.towers.vision import Images
 
-SEQ_LEN = 128
 PAD, OPEN, CLOSE = ids("<IMG_CONTEXT>", "<img>", "</img>")
-SAMPLES = 48
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """A source of documents with images beside one of text."""
-    root = tmp_path_factory.mktemp("media")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "HAS_WHEEL", False)
-        path = write_rows(root, rows(90))
-        make(root, [path], out=root / "figures", name="figures")
-        tokenize_source(
-            documents(texts(120)), save_tokenizer(root), root / "notes", name="notes", domain="general",
-            group="general", prefixes=PREFIXES, heldout_fraction=0.2, workers=0,
-        )  # fmt: skip
-    sources = {
-        name: SourceConfig(
-            path=name, domain=domain, modality="image" if name == "figures" else "text", prefix=domain,
-            tokens=SEQ_LEN * SAMPLES // 2, unique_tokens=1000, max_epochs=9.0, phases={"all": 1.0},
-        )
-        for name, domain in (("figures", "science"), ("notes", "general"))
-    }  # fmt: skip
-    phases = {"all": PhaseConfig(tokens=SEQ_LEN * SAMPLES)}
-    return DataConfig(
-        name="mixture", seq_len=SEQ_LEN, sources=sources, phases=phases, prefixes=PREFIXES, root=str(root),
-        cache_dir=str(root / "cache"),
-    )  # fmt: skip
+        return make_mixture(tmp_path_factory.mktemp("media"), patch)
 
 
 def opened(data: DataConfig) -> Data:

@@ -26,7 +26,8 @@ def documents(
     """(bytes of the unit read so far, origin, document) for every document of a unit. Raises DataError for a file that
     cannot be read, as `inputs.documents` does.
 
-    root: the directory that paths in parts start from; None: that of the file.
+    field: the names of those with the parts, with commas between them. root: the directory that paths in parts start
+    from; None: that of the file.
     """
     files = Directory(Path(unit.path).parent if root is None else root)
     try:
@@ -50,11 +51,11 @@ def _rows(
             where: Where = partial(str, key)
             yield read, where, its_origin, Bad(where, str(found)) if isinstance(found, PartError) else found
         return
-    fields = [field] if origin is None else [field, origin]
-    for read, where, values in inputs.records(unit, fields):
-        its_origin = values[1] if origin is not None else None
+    fields = field.split(",")
+    for read, where, values in inputs.records(unit, fields, origin):
+        its_origin = None if origin is None else values.pop()
         try:
-            found = parts_of(values[0], files)
+            found = parts_of(values, files)
         except PartError as error:
             found = Bad(where, str(error))
         yield read, where, its_origin, found

@@ -8,7 +8,10 @@ A document is a string, or a list of parts in the form that chat datasets use:
     {"type": "signal", "signal": "recording.edf", "channels": ["Fp1", "Fp2"]}
     {"type": "signal", "values": [[0.1, 2.0], [0.3, 2.1]], "rate": 100.0}
 
-An image or signal may also be under "path", "url" or "bytes", or an object with one of these, as `datasets` stores it.
+A row may have several fields with its parts, such as an image and its caption; an object with bytes or a path and no
+type is an image, as `datasets` stores one.
+
+An image or signal may also be under "path", "url" or "bytes", or an object with one of these.
 A path is relative to the file with the row, or to a directory of choice. `file://` and `data:` URLs are read; others
 would have to be downloaded first, and are refused. Bytes are base64 in JSON. A signal takes the options of
 `read_recording`: format (which bytes need), channels, rate, variable, time and time_axis. Values are [steps] or [steps,
@@ -70,14 +73,15 @@ class Medium:
     data: bytes
 
 
-def parts_of(document: Any, files: Files) -> list[str | Medium]:
-    """Texts and media in turn; neighbouring texts are one. Raises PartError."""
-    if isinstance(document, str):
-        return [document] if document else []
-    if not isinstance(document, Sequence):
-        raise PartError("it is neither a string nor a list of parts", type(document).__name__, "a list of parts")
+def parts_of(fields: Sequence[Any], files: Files) -> list[str | Medium]:
+    """Texts and media of a document in turn, from its fields; neighbouring texts are one. Raises PartError."""
+    parts: list[Any] = []
+    for field in fields:
+        if not isinstance(field, str | Mapping | Sequence):
+            raise PartError("it is neither a string nor a list of parts", type(field).__name__, "a list of parts")
+        parts += [field] if isinstance(field, str | Mapping) else field
     found: list[str | Medium] = []
-    for number, part in enumerate(document, 1):
+    for number, part in enumerate(parts, 1):
         try:
             one = _part(part, number, files)
         except PartError as error:
@@ -91,7 +95,9 @@ def parts_of(document: Any, files: Files) -> list[str | Medium]:
 
 def _part(part: Any, number: int, files: Files) -> str | Medium:
     if isinstance(part, str):
-        return part
+        return text_of(part)
+    if isinstance(part, Mapping) and "type" not in part and {"bytes", "path"} & part.keys():
+        return Medium("image", number, _image("image", part, files))
     if not isinstance(part, Mapping):
         raise PartError("it is not an object with a type", type(part).__name__, TYPES)
     kind = part.get("type")

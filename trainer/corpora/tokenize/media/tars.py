@@ -52,9 +52,9 @@ def _document(
         raise PartError(f"its .json has no string {origin!r}; choose one with --origin", its_origin, "a string")
     inside = _Members(key, files)
     if isinstance(record.get(field), list):
-        return its_origin, parts_of(record[field], inside)
+        return its_origin, parts_of([record[field]], inside)
     named = [(kind, extension) for extension in files if (kind := _kind(extension)) in kinds]
-    media = parts_of([{"type": kind, "path": extension} for kind, extension in named], inside)
+    media = parts_of([[{"type": kind, "path": extension} for kind, extension in named]], inside)
     if "txt" in files:
         try:
             text = files["txt"].decode()

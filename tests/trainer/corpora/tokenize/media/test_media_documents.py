@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -194,6 +195,22 @@ def test_steps_that_the_published_rule_leaves_out_are_counted(tmp_path):
     media = MediaRules(signal=replace(kind, rule=SignalRule("cut")))
     one(tmp_path, [{"type": "signal", "values": [0.0, 1.0] * 120_010, "rate": 2000.0}], media=media)
     assert json.loads((tmp_path / "source" / MANIFEST).read_text())["signal_steps_left_out"] == 20
+
+
+def test_a_saved_dataset_with_images_in_a_column_of_their_own(tmp_path):
+    images = [{"bytes": image(n), "path": None} for n in range(3)]
+    columns = {"image": images, "caption": [f"plate {n}" for n in range(3)]}
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "saved"))
+    files = inputs.find_files([tmp_path / "saved"])
+    out = make(tmp_path, files, field="image,caption", origin="caption", heldout_fraction=0, group=None)
+    found = written(out)
+    assert {media[0][2] for _, media in found} == {image(n) for n in range(3)}
+    assert all(tokens[:3] == [OPEN, PAD, CLOSE] for tokens, _ in found)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"caption": "plate", "image": [{"path": "missing.png"}]}) + "\n")
+    for field in ("image,caption", "image,text"):
+        with pytest.raises(DataError) as error:
+            make(tmp_path, [tmp_path / "rows.jsonl"], out=tmp_path / "other", field=field)
+        assert error.value.where == f"{tmp_path / 'rows.jsonl'}, line 1"
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:
