@@ -17,12 +17,12 @@ class StageCut:
     cost: float
 
 
-def cut_stages(layers: int, plan: Plan, *, layer: float, head: float) -> list[StageCut]:
+def cut_stages(layers: int, plan: Plan, *, layer: float, head: float, towers: float = 0.0) -> list[StageCut]:
     """The layers of every stage of `plan`, in order; each stage has one at least.
 
-    layer, head: cost of a layer, and of what the last stage has besides its layers, in any unit. The most expensive
-    stage is as cheap as it can be, and of such cuts it is the most even one (least squares). Raises PipelineError for
-    more stages than layers.
+    layer, head, towers: cost of a layer, and of what the last and the first stage have besides their layers, in any
+    unit. The most expensive stage is as cheap as it can be, and of such cuts it is the most even one (least squares).
+    Raises PipelineError for more stages than layers.
     """
     stages = plan.stages
     if stages > layers:
@@ -34,20 +34,29 @@ def cut_stages(layers: int, plan: Plan, *, layer: float, head: float) -> list[St
             value=plan.ranks,
             allowed=tuple(range(1, most + 1)),
         )
-    mean = (layers * layer + head) / stages
+    mean = (layers * layer + head + towers) / stages
     cuts, start = [], 0
-    for number, count in enumerate(_split(layers, stages, layer, head)):
-        cost = count * layer + (head if number == stages - 1 else 0.0)
+    for number, count in enumerate(_split(layers, stages, layer, head, towers)):
+        cost = count * layer + (head if number == stages - 1 else 0.0) + (0.0 if number else towers)
         cuts.append(StageCut(start, start + count, cost / mean))
         start += count
     return cuts
 
 
 @cache
-def _split(layers: int, stages: int, layer: float, head: float) -> tuple[int, ...]:
-    """Layers of each stage. Only the last has something besides layers, so the others are even among themselves."""
+def _split(layers: int, stages: int, layer: float, head: float, towers: float) -> tuple[int, ...]:
+    """Layers of each stage. Only the ends have something besides layers, so the others are even among themselves."""
     if stages == 1:
         return (layers,)
+    if towers:
+        cuts = [(n, *_split(layers - n, stages - 1, layer, head, 0.0)) for n in range(1, layers - stages + 2)]
+
+        def most(counts: tuple[int, ...]) -> tuple[float, float]:
+            of_stage = [count * layer for count in counts]
+            of_stage[0], of_stage[-1] = of_stage[0] + towers, of_stage[-1] + head
+            return max(of_stage), sum(value * value for value in of_stage)
+
+        return min(cuts, key=most)
 
     def spread(last: int) -> list[int]:
         whole, more = divmod(layers - last, stages - 1)

@@ -13,6 +13,7 @@ else is kept between the passes of a pipeline (tests compare with `octavo layout
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -156,7 +157,7 @@ def _state(cfg: Config, weights: int, hidden: int) -> int:
 def _step_counts(cfg: Config, layers: int, ends: _Ends) -> int:
     """The weights for which AdamW counts its steps."""
     in_layer = {"adamw": 9, "muon": 5}
-    outside = ends.embedding + 2 * ends.head
+    outside = ends.embedding * (1 + len(cfg.model.tower_shapes())) + 2 * ends.head
     return outside + in_layer[cfg.optim.name] * layers if cfg.optim.name in in_layer else 0
 
 
@@ -181,7 +182,7 @@ def host_memory(cfg: Config, world_size: int, ranks: int) -> int:
 
 @dataclass(frozen=True)
 class _Ends:
-    """Parts of the model outside of the layers: the embedding; the final norm and the LM head."""
+    """Parts of the model outside of the layers: the embedding and the towers; the final norm and the LM head."""
 
     embedding: bool
     head: bool
@@ -234,7 +235,8 @@ def _elements(cfg: Config, layers: int, ends: _Ends, parts: int, share: Callable
     # norms before attention and experts, router
     others = layers * (2 * share(m.hidden_size) + share(m.num_experts) * m.hidden_size) + norms
     table = share(m.vocab_size) * m.hidden_size
-    outside = ends.embedding * table + ends.head * (table + share(m.hidden_size))
+    towers = sum(share(shape[0]) * math.prod(shape[1:]) for shape in m.tower_shapes())
+    outside = ends.embedding * (table + towers) + ends.head * (table + share(m.hidden_size))
     hidden = attention + experts
     return _Elements(others + hidden + outside, hidden, ends.head * table, experts, attention, whole)
 

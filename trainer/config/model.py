@@ -28,6 +28,11 @@ class VisionConfig:
     position_side: int  # native: rows, and columns, of the position table
     out_width: int  # hidden size of the text model
 
+    @property
+    def patch_values(self) -> int:
+        """Numbers of a patch."""
+        return self.channels * self.frames * self.patch_size**2
+
     def shapes(self) -> list[Shape]:
         """The shapes of the tower's parameters."""
         w, merged = self.width, self.merge**2 * self.width
@@ -41,7 +46,7 @@ class VisionConfig:
         `ModelConfig.flops_per_token` counts them, with attention to all patches."""
         merged = self.merge**2 * self.width
         per_patch = self.num_layers * (4 * self.width**2 + 2 * self.width * self.mlp_width)
-        per_patch += self.channels * self.frames * self.patch_size**2 * self.width
+        per_patch += self.patch_values * self.width
         attention = 12.0 * self.num_layers * self.width * image
         return self.merge**2 * (6.0 * per_patch + attention) + 6.0 * (merged**2 + merged * self.out_width)
 
@@ -117,10 +122,10 @@ class TimeSeriesConfig:
         leave = [*_norm(W), *_linear(W, self.adapt_width), *_projector(self.adapt_width, self.out_width)]
         return [*patches, *entry, *layer * self.num_layers, *leave]
 
-    def flops_per_token(self, patch: int = 160, tokens: int = 1024) -> float:
+    def flops_per_token(self, stride: int = 24, tokens: int = 1024) -> float:
         """Model FLOPs, forward and backward, of one of `tokens` tokens of a signal with one channel, each of four
-        patches of 2 x `patch` steps; as `ModelConfig.flops_per_token` counts them."""
-        w, steps = self.patch_width, 2 * patch
+        patches of 2 x `stride` steps, by default those of 100 Hz; as `ModelConfig.flops_per_token` counts them."""
+        w, steps = self.patch_width, 2 * stride
         per_step = 5 * w + 4 * w * w + 2 * w * self.patch_mlp_width
         of_patches = 4 * steps * (6.0 * per_step + 12.0 * w * steps)
         entry = 2 * (2 * w * self.bins + 3 * self.bins * self.width) + 3 * self.width**2

@@ -78,13 +78,25 @@ def map_ranks(parallel: ParallelConfig, model: ModelConfig, world_size: int) -> 
 
 
 def cut_model(cfg: Config, plan: Plan) -> list[StageCut]:
-    """The layers of every pipeline stage, by the FLOPs of `ModelConfig.flops_per_token` and what
-    `train.recompute=full` runs again. Raises `ConfigError` for more stages than layers."""
+    """The layers of every pipeline stage, by the FLOPs of `ModelConfig.flops_per_token`, of the towers of the first one
+    and what `train.recompute=full` runs again. Raises `ConfigError` for more stages than layers."""
     model = cfg.model
     head = 6.0 * model.vocab_size * model.hidden_size
-    layers = (model.flops_per_token(cfg.data.seq_len) - head) * (4 / 3 if cfg.train.recompute == "full" else 1.0)
+    again = 4 / 3 if cfg.train.recompute == "full" else 1.0
+    layers, towers = (model.flops_per_token(cfg.data.seq_len) - head) * again, _tower_flops(cfg) * again
     head = 0.0 if cfg.train.objective == "contrastive" else head  # which leaves the LM head out
     try:
-        return cut_stages(model.num_layers, plan, layer=layers / model.num_layers, head=head)
+        return cut_stages(model.num_layers, plan, layer=layers / model.num_layers, head=head, towers=towers)
     except PipelineError as error:
         raise ConfigError(error.faults) from None
+
+
+def _tower_flops(cfg: Config) -> float:
+    """FLOPs of the towers for one token, if every token of a source of images or signals is one of theirs;
+    without sources 1 in 16, as in synthetic data."""
+    sources, flops = cfg.data.sources.values(), 0.0
+    for modality, tower in (("image", cfg.model.vision), ("time_series", cfg.model.signals)):
+        if tower is not None:
+            found = sum(source.tokens for source in sources if source.modality == modality)
+            flops += tower.flops_per_token() * (found / max(1, sum(s.tokens for s in sources)) if sources else 1 / 16)
+    return flops

@@ -6,7 +6,7 @@ Shape legend: B windows of a micro-batch · S positions of a window · L = S + 1
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from parallel.context.share import Share
 from trainer.data.windows import Prepared, Windows
+from trainer.model.towers.places import Places, choose_images
 from trainer.model.towers.time_series import Signal
 from trainer.model.towers.vision import Images
 
@@ -26,11 +27,31 @@ class Media:
     """Images and signals of a micro-batch, in the order of their placeholders in its flattened ids.
 
     images: what the vision tower takes: `Images` (Intern-S1-Pro) or tiles [tiles, channels, side, side] (Intern-S1);
-    None without any. signals: as `prepare_signal` makes them.
+    None without any. signals: as `prepare_signal` makes them. image_places, signal_places: where their embeddings go;
+    None where nothing has looked yet.
     """
 
     images: Images | Tensor | None = None
     signals: tuple[Signal, ...] = ()
+    image_places: Places | None = None
+    signal_places: Places | None = None
+
+    def inputs(self) -> dict[str, Any]:
+        """The arguments of the model's forward pass, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def part(self, share: Share, tokens: int) -> Media:
+        """The media of a rank that shares sequences of `tokens` tokens: the images and signals with an embedding in its
+        slices. Where there is none it keeps the smallest, so that all ranks run the same towers."""
+        images, signals = self.images, self.signals
+        local = torch.full((tokens,), -1)
+        mine = share.take(torch.arange(tokens))
+        local[mine] = torch.arange(len(mine))
+        image_places, of_images = _slice(self.image_places, local)
+        signal_places, of_signals = _slice(self.signal_places, local)
+        if images is not None:
+            images = choose_images(images, of_images)
+        return Media(images, tuple(signals[number] for number in of_signals), image_places, signal_places)
 
     def to(self, device: torch.device | str) -> Media:
         """The same media with pixels and values on `device`."""
@@ -39,7 +60,12 @@ class Media:
             images = images._replace(pixels=_move(images.pixels, device))
         elif images is not None:
             images = _move(images, device)
-        return Media(images, tuple(signal._replace(values=_move(signal.values, device)) for signal in self.signals))
+        signals = tuple(signal._replace(values=_move(signal.values, device)) for signal in self.signals)
+        places = (
+            of and Places(_move(of.at, device), None if of.rows is None else _move(of.rows, device), of.sizes)
+            for of in (self.image_places, self.signal_places)
+        )
+        return Media(images, signals, *places)
 
 
 @dataclass(frozen=True)
@@ -60,7 +86,7 @@ class Batch:
 
     def model_inputs(self) -> dict[str, Any]:
         """The arguments of the model's forward pass, by name."""
-        media = {} if self.media is None else {"images": self.media.images, "signals": self.media.signals}
+        media = {} if self.media is None else self.media.inputs()
         return {**self.inputs, "cu_seqlens": self.cu_seqlens, **media}
 
     def part(self, share: Share) -> Batch:
@@ -71,13 +97,35 @@ class Batch:
         inputs = {name: share.take(tensor.flatten(0, 1)).unsqueeze(0) for name, tensor in self.inputs.items()}
         labels = None if self.labels is None else share.take(self.labels.flatten()).unsqueeze(0)
         num_tokens = 0 if labels is None else int((labels != IGNORE).sum())
-        return replace(self, inputs=inputs, labels=labels, num_tokens=num_tokens)
+        tokens = next(iter(self.inputs.values())).shape[:2].numel()
+        media = None if self.media is None else self.media.part(share, tokens)
+        return replace(self, inputs=inputs, labels=labels, num_tokens=num_tokens, media=media)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with inputs, labels and media on `device`; `cu_seqlens` stays on the CPU."""
         inputs = {name: _move(tensor, device) for name, tensor in self.inputs.items()}
         labels = None if self.labels is None else _move(self.labels, device)
         return replace(self, inputs=inputs, labels=labels, media=None if self.media is None else self.media.to(device))
+
+
+def _slice(places: Places | None, local: Tensor) -> tuple[Places | None, list[int]]:
+    """The places in a rank's slices, and the numbers of the images or signals that it needs for them. local: [tokens],
+    the place of each token among the rank's, or -1."""
+    if places is None or not places.sizes:
+        return places, []
+    at = local[places.at]
+    rows = (at >= 0).nonzero().flatten()
+    here, rows = at[rows], rows if places.rows is None else places.rows[rows]
+    ends = torch.tensor(places.sizes).cumsum(0)
+    needed = torch.searchsorted(ends, rows, right=True).unique().tolist()
+    needed = needed or [min(range(len(ends)), key=lambda number: places.sizes[number])]
+    sizes = tuple(places.sizes[number] for number in needed)
+    # A row's place among those of the items that stay: less what the others before it have.
+    kept = torch.zeros(len(ends), dtype=torch.int64)
+    kept[needed] = torch.tensor(sizes)
+    number = torch.searchsorted(ends, rows, right=True)
+    before = (ends - torch.tensor(places.sizes))[number], (kept.cumsum(0) - kept)[number]
+    return Places(here, rows - before[0] + before[1], sizes), needed
 
 
 def _move(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -33,13 +33,22 @@ def build_data(
     seed: decides the order of the samples. vocab_size: the model's; synthetic data use all of it, a corpus must fit in
     it. samples: that the run reads in all. weights: the directory of the published weights that it starts from, whose
     tokenizer.json must give the corpus' tokens the same ids. model: whose towers must be those that the images and
-    signals of the corpus were tokenized for. progress: receives every stage of building a toy corpus.
-    warn: receives a line for damage that `data.on_fault=skip` passes over, and for tokens that the weights do not know.
+    signals of the corpus were tokenized for; synthetic data have some for them. progress: receives every stage of
+    building a toy corpus. warn: receives a line for damage that `data.on_fault=skip` passes over, and for tokens that
+    the weights do not know.
     """
     if cfg.name == "synthetic":
         from trainer.data.synthetic import open_synthetic
 
-        return open_synthetic(vocab_size=vocab_size, seq_len=cfg.seq_len, seed=seed)
+        placeholders = (
+            [token for token in (model.image_token, model.signal_token) if token is not None] if model else []
+        )
+        data = open_synthetic(vocab_size=min([vocab_size, *placeholders]), seq_len=cfg.seq_len, seed=seed)
+        if model is None or not placeholders:
+            return data
+        from trainer.data.media.synthetic import with_media
+
+        return with_media(data, model, seed)
     if cfg.name != "mixture":
         names = ("mixture", "synthetic")
         text = f"data.name={cfg.name} is not a kind of data; use {' or '.join(names)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +20,11 @@ from trainer.model.decoder import Decoder, DecoderOutput, Span
 from trainer.model.experts.base import Backend
 from trainer.model.ops import TORCH, Ops
 from trainer.model.towers.intern_vit import InternViT
+from trainer.model.towers.places import Places
 from trainer.model.towers.time_series import Signal, TimeSeriesTower
 from trainer.model.towers.vision import Images, VisionTower
 
 LAYER_SCALE = 0.1  # that InternViT starts with, as published code does
-
-
-class Places(NamedTuple):
-    """The places of the embeddings of one kind of media.
-
-    at: [n] int64, in the flattened B * S tokens. rows: [n] int64, of the tower's embeddings that go there; None for all
-    of them, in their order.
-    """
-
-    at: Tensor
-    rows: Tensor | None = None
 
 
 def make_decoder(

@@ -102,7 +102,7 @@ def build_stages(
         number: build_model(cfg, alike, meshes, objective, fill, spans[number]) for number in plan.of_rank(place.pp)
     }
     for stage in stages.values():
-        for buffer in stage.buffers():  # every stage has its own copy of the position tables
+        for buffer in stage.rotary.buffers():  # every stage has its own copy of the position tables
             world.broadcast_tensor(buffer)
     return plan, stages
 
@@ -192,8 +192,8 @@ def _open_data(cfg: Config, run: RunDir, world: World) -> tuple[Data, list[str]]
         cfg.data,
         seed=cfg.train.seed,
         vocab_size=cfg.model.vocab_size,
-        model=cfg.model,
         samples=cfg.train.steps * cfg.train.global_batch,
+        model=cfg.model,
         weights=Path(str(cfg.checkpoint.init_from)) if new else None,
         warn=found.append,
     )

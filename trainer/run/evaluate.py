@@ -11,6 +11,7 @@ from torch import Tensor
 from parallel.layout import ALONE, Place
 from parallel.world import World
 from trainer.data.batch import Batch
+from trainer.data.media.placed import turn
 from trainer.data.protocols import HeldOut
 from trainer.objectives.base import Objective
 from trainer.stages.forward import Forward
@@ -35,7 +36,9 @@ def evaluate(
     """
     sums: dict[tuple[str, str], _Sums] = {}  # by (name, source)
     for source in heldout.sources:
-        for batch, counts in _turns(list(heldout.batches(source, batches * place.readers, micro_batch)), place):
+        # Every rank has the batches of all, so all know whether one of them has images or signals.
+        read = turn(list(heldout.batches(source, batches * place.readers, micro_batch)), forward.cfg)
+        for batch, counts in _turns(read, place):
             world.watch.tick()
             batch = batch.part(forward.share).to(forward.device)
             hidden = forward(objective.inputs(batch))

@@ -16,6 +16,7 @@ from trainer.config import coerce
 from trainer.config.errors import report
 from trainer.config.keys import Config
 from trainer.data.batch import Batch
+from trainer.data.media.placed import alike, placed
 from trainer.metrics.closing import closing_text, next_text
 from trainer.metrics.console import clock
 from trainer.metrics.rates import device_peak
@@ -29,7 +30,7 @@ from trainer.run.checkpoints import Checkpoints, Position
 from trainer.run.directory import RunDir
 from trainer.run.evaluate import evaluate
 from trainer.run.sample import sample_texts
-from trainer.run.step import accumulate_gradients, count_step, held_weights
+from trainer.run.step import MEDIA, accumulate_gradients, count_step, held_weights
 from trainer.run.stop import StopRequest
 
 
@@ -80,7 +81,7 @@ class Trainer:
                         return self._stop(signal.SIGTERM if counts["terminated"] else signal.SIGINT)
                     if counts["faults"]:
                         self._log_faults(batches)
-                    self._train_step(batches, counts["units"], counts["tokens"])
+                    self._train_step(batches, counts)
                     self.log.advance(self.position.step)
                     self._between_steps()
                 return self._finish()
@@ -99,7 +100,10 @@ class Trainer:
         samples, so that any number of readers with the same product of readers and micro_batch sees the same ones."""
         micro, place, first_of_step = self.cfg.train.micro_batch, self.parts.place, self.position.sample
         firsts = range(first_of_step, first_of_step + self.cfg.train.global_batch, micro * place.readers)
-        return [self.parts.data.stream.batch(first + place.reader * micro, micro) for first in firsts]
+        return [
+            placed(self.parts.data.stream.batch(first + place.reader * micro, micro), self.cfg.model)
+            for first in firsts
+        ]
 
     def _log_faults(self, batches: list[Batch]) -> None:
         """Log the samples of all ranks that were replaced. Raises `RunError` where they are too many."""
@@ -118,10 +122,11 @@ class Trainer:
                 allowed=f"at most {limit}",
             )
 
-    def _train_step(self, batches: list[Batch], units: int, tokens: int) -> None:
-        """One optimizer step. Nothing in it waits for the device."""
-        cfg, world, parts = self.cfg, self.world, self.parts
-        batches = [batch.part(parts.forward.share) for batch in batches]
+    def _train_step(self, batches: list[Batch], counts: dict[str, int]) -> None:
+        """One optimizer step. Nothing in it waits for the device. counts: as `count_step` returns them."""
+        cfg, world, parts, units = self.cfg, self.world, self.parts, counts["units"]
+        media = {kind: counts[kind] > 0 for kind in MEDIA}
+        batches = [alike(batch, cfg.model, **media).part(parts.forward.share) for batch in batches]
         if parts.pipeline is not None:
             with held_weights(block.moe.experts for stage in parts.stages.values() for block in stage.blocks):
                 totals = parts.pipeline.accumulate(batches, units, step=self.position.step + 1)
@@ -142,7 +147,10 @@ class Trainer:
         world.watch.at(f"step {step}: optimizer")
         update = parts.engine.step(step, cfg.train.steps)
         totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in update.items()}))
-        self.unread.append(({"step": step, "lr": lr_at(step, cfg.optim, cfg.train.steps), "tokens": tokens}, totals))
+        facts = {"step": step, "lr": lr_at(step, cfg.optim, cfg.train.steps), "tokens": counts["tokens"]}
+        if cfg.model.vision is not None or cfg.model.signals is not None:
+            facts |= {kind: counts[kind] for kind in MEDIA}
+        self.unread.append((facts, totals))
 
     def _read_metrics(self) -> None:
         """Write the scalars of all steps since the last call: the one place that waits for the device.

@@ -36,6 +36,8 @@ from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.config.ranks import cut_model, map_ranks
 from trainer.data.batch import Batch
+from trainer.data.media.placed import placed
+from trainer.data.media.synthetic import blank_media
 from trainer.model.decoder import Decoder
 from trainer.model.experts.simulated import assume_rows, choose_simulated
 from trainer.model.experts.te.shapes import TransformerEngineShapes
@@ -87,8 +89,9 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
 
     The experts' kernels are those of a CPU where `train.device=cpu`, otherwise those of a GPU. Nothing is compiled; a
     compiled model has the same weights and fewer temporary tensors. The step's micro-batches are windows of one
-    document each, for which a ring of attention sends the most. router: a key of `ROUTERS`, on which numbers of rows
-    depend where tokens travel by all_to_all.
+    document each, for which a ring of attention sends the most; with towers each has an image of up to 1,024 patches,
+    or a tile, and a signal of up to 256 tokens. router: a key of `ROUTERS`, on which numbers of rows depend where
+    tokens travel by all_to_all.
 
     Raises `ConfigError` for objectives and engines whose sizes depend on other ranks, for models of too many layers,
     and for pipelines that this torch cannot run.
@@ -287,10 +290,13 @@ def _axes(meshes: Meshes, world: World) -> Iterator[tuple[str, dist.ProcessGroup
 def _blank_batch(cfg: Config) -> Batch:
     rows, length = cfg.train.micro_batch, cfg.data.seq_len
     tokens = torch.zeros(rows, length, dtype=torch.int64)
-    return Batch(
+    media = blank_media(cfg.model, tokens)
+    batch = Batch(
         inputs={"ids": tokens, "positions": torch.arange(length).expand(rows, -1)},
         labels=tokens,
         cu_seqlens=torch.arange(0, (rows + 1) * length, length, dtype=torch.int32),
         num_tokens=tokens.numel(),
         samples=list(range(rows)),
+        media=media,
     )
+    return placed(batch, cfg.model)

@@ -12,9 +12,12 @@ from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.model.experts.base import QuantizedBackend
 from trainer.model.experts.module import Experts
+from trainer.model.towers.places import Places
 from trainer.objectives.base import Objective
 from trainer.objectives.scalars import GlobalBatch, Totals
 from trainer.optim.engine import Engine
+
+MEDIA = ("images", "signals")  # of the counts of a step
 
 
 def count_step(
@@ -27,7 +30,8 @@ def count_step(
     terminated: bool = False,
 ) -> dict[str, int]:
     """Counts of a step over the micro-batches of all ranks, made on the host: `units` of the objective, `tokens`,
-    `faults` (samples that were replaced), and the ranks that were `interrupted` or `terminated` by a signal.
+    `faults` (samples that were replaced), `images` (or tiles) and `signals`, and the ranks that were `interrupted` or
+    `terminated` by a signal.
 
     place: of this rank; samples that several ranks read are counted once."""
     counted = batches if place.counts else ()
@@ -35,9 +39,15 @@ def count_step(
         units=sum(objective.count(batch) for batch in counted),
         tokens=sum(batch.num_tokens for batch in counted),
         faults=sum(len(batch.faults) for batch in counted),
+        images=sum(len(places.sizes) for batch in counted if (places := _places(batch, "image_places"))),
+        signals=sum(len(places.sizes) for batch in counted if (places := _places(batch, "signal_places"))),
         interrupted=interrupted,
         terminated=terminated,
     )
+
+
+def _places(batch: Batch, kind: str) -> Places | None:
+    return None if batch.media is None else getattr(batch.media, kind)
 
 
 def accumulate_gradients(

@@ -12,10 +12,12 @@ from torch import Tensor
 from parallel.context.share import Share
 from parallel.pipeline.plan import Plan
 from parallel.pipeline.relay import Relay
+from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder, DecoderOutput
 
 ALL = Share()
-OF_FIRST = ("ids", "embeds", "images", "signals")  # inputs that the first stage turns into hidden states
+# inputs that the first stage turns into hidden states
+OF_FIRST = ("ids", "embeds", "images", "signals", "image_places", "signal_places")
 
 
 class Hidden(NamedTuple):
@@ -33,6 +35,7 @@ class Forward(Protocol):
 
     device: torch.device
     share: Share
+    cfg: ModelConfig  # of the whole model
 
     def __call__(self, inputs: Mapping[str, Any]) -> Hidden | None:
         """inputs: of the decoder's forward, by name. None on the ranks that do not have the last stage."""
@@ -42,7 +45,7 @@ class Whole:
     """The forward pass of a whole model."""
 
     def __init__(self, model: Decoder, share: Share = ALL) -> None:
-        self.model, self.share = model, share
+        self.model, self.share, self.cfg = model, share, model.cfg
         self.device = next(model.parameters()).device
 
     def __call__(self, inputs: Mapping[str, Any]) -> Hidden:
@@ -55,6 +58,7 @@ class Relayed:
     def __init__(self, stages: Mapping[int, Decoder], plan: Plan, group: Any, share: Share = ALL) -> None:
         self.stages, self.relay, self.share = stages, Relay(plan.owners, group), share
         self.first = next(iter(stages.values()))
+        self.cfg = self.first.cfg
         self.device = next(self.first.parameters()).device
 
     def __call__(self, inputs: Mapping[str, Any]) -> Hidden | None:

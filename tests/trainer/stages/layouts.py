@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,10 +18,12 @@ from parallel.layout import Place
 from parallel.sharding.local import local_part, local_region
 from parallel.world import World
 from tests.trainer.model.tiny import relative
+from tests.trainer.stages.media import IMAGE, SIGNAL, SIGNALS, VISION, place_media
 from tests.trainer.tiny_run import tiny_config
 from trainer.config.checks.parallel import check
 from trainer.config.keys import Config, ParallelConfig
 from trainer.data.batch import Batch, make_batch
+from trainer.data.media.placed import alike, placed
 from trainer.data.windows import Windows
 from trainer.model.decoder import Decoder
 from trainer.model.initial import seeded_normal
@@ -31,13 +34,14 @@ from trainer.optim.build import build_engine
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes
 from trainer.run.build import Parts, build_pipeline, build_stages, ranks_alike
-from trainer.run.step import accumulate_gradients, count_step, held_weights
+from trainer.run.step import MEDIA, accumulate_gradients, count_step, held_weights
 
 MODEL: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4,
     "num_experts": 8, "experts_per_token": 4, "expert_width": 16, "positions": "fope", "rope_theta": 100.0,
     "max_position": 64, "init_std": 0.2, "balance_coef": 0.02, "z_loss_coef": 1e-2,
 }  # fmt: skip
+TOWERS: dict[str, Any] = {"vision": VISION, "image_token": IMAGE, "signals": SIGNALS, "signal_token": SIGNAL}
 SEQ_LEN = 13  # or 12, where ranks share sequences
 GLOBAL_MICRO = 4  # sequences of one micro-batch over all ranks, where no more than four read samples
 CLIP = 0.05  # far below the gradient's norm
@@ -83,6 +87,7 @@ class Case(NamedTuple):
     optim: str = "sgd"
     offload: bool = False
     kept: str = "exact"
+    towers: bool = False
 
     seq_len: int = SEQ_LEN
     sequences: int = GLOBAL_MICRO  # of one micro-batch over all ranks
@@ -98,7 +103,9 @@ class Case(NamedTuple):
         layout = self.layout
         cfg = tiny_config(
             "unused",
-            model=MODEL | {"num_layers": self.layers, "router_gradient": self.gradient, "router_groups": layout.groups},
+            model=MODEL
+            | {"num_layers": self.layers, "router_gradient": self.gradient, "router_groups": layout.groups}
+            | (TOWERS if self.towers else {}),
             objective=self.objective,
             recompute=self.recompute,
             offload_activations=self.offload,
@@ -163,7 +170,12 @@ def step_batches(case: Case, place: Place, step: int = 0) -> list[Batch]:
             np.stack(parts)[:, : case.seq_len + 1]
             for parts in zip(*map(sequence, range(first, first + micro)), strict=True)
         )
-        batches.append(make_batch(Windows(tokens, starts, prefix), range(first, first + micro)))
+        if case.towers:
+            media = place_media(tokens, starts, prefix, range(first, first + micro))
+        batch = make_batch(Windows(tokens, starts, prefix), range(first, first + micro))
+        if case.towers:
+            batch = placed(replace(batch, media=media), case.config().model)
+        batches.append(batch)
     return batches
 
 
@@ -217,6 +229,8 @@ def forward_backward(parts: Parts, world: World, batches: Sequence[Batch], units
 def one_step(parts: Parts, world: World, batches: Sequence[Batch]) -> Step | None:
     """Forward, backward and update; None except on rank 0."""
     counts = count_step(parts.objective, batches, world, parts.place)
+    media = {kind: counts[kind] > 0 for kind in MEDIA}
+    batches = [alike(batch, parts.forward.cfg, **media) for batch in batches]
     totals = forward_backward(parts, world, batches, counts["units"])
     grads, clip = {}, 1.0
 

@@ -69,6 +69,10 @@ def check(cfg: Config, world_size: int) -> list[Fault]:
         faults += _of_all_gather_only(cfg)
     if cfg.optim.engine == "deepspeed":
         faults += _of_native_engine_only(ranks)
+        if cfg.model.vision is not None or cfg.model.signals is not None:
+            text = "optim.engine=deepspeed needs a gradient of every weight in every step, and a step without images or"
+            text += " signals has none of the towers; use optim.engine=native, or a model without towers"
+            faults.append(Fault(text, "optim.engine", "deepspeed", ("native",)))
     if ranks.plan.ranks > 1:
         faults += _of_pipeline(cfg, ranks)
     return faults
