@@ -1,9 +1,10 @@
 """The data path beside Megatron-core's, on one CPU thread.
 
-    python -m tests.bench.data [--sections index,reading] [--rounds 3] [--quick] [--json FILE]
+    python -m tests.bench.data [--sections index,reading,media] [--rounds 3] [--quick] [--json FILE]
 
 index: what a run on six trillion tokens starts with (`tests/bench/data_index.py`).
 reading: random packs of tokens with their document boundaries (`tests/bench/data_reading.py`).
+media: images and signals in random order, and the memory that they take (`tests/bench/data_media.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ def reading(*, quick: bool, rounds: int) -> dict[str, Any]:
     return data_reading.report(quick=quick, rounds=rounds)
 
 
-SECTIONS: dict[str, Section] = {"index": index, "reading": reading}
+def media(*, quick: bool, rounds: int) -> dict[str, Any]:
+    from tests.bench import data_media
+
+    return data_media.report(quick=quick, rounds=rounds)
+
+
+SECTIONS: dict[str, Section] = {"index": index, "reading": reading, "media": media}
 
 
 def main() -> None:
