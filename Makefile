@@ -6,6 +6,7 @@
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
 #              bench-data: starting on six trillion tokens and reading packs of them, against Megatron-core
+#              bench-towers: images and the vision tower against transformers, and the memory of long signals
 #              bench-muon: the toy's step with Muon against AdamW's
 #              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
 # make bench-pipeline  by hand, on idle cores: steps of a pipeline against the time that its schedule takes on paper
@@ -29,7 +30,7 @@ DEV  := $(VENV)/.ready-dev
 # another torch would break transformers' imports.
 OPEN_CLIP := open_clip_torch==3.3.0
 
-.PHONY: toy test test-all test-layouts lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-muon bench-pipeline bench-gpu setup setup-toy clean
+.PHONY: toy test test-all test-layouts lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-towers bench-muon bench-pipeline bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
@@ -56,7 +57,7 @@ lint: $(DEV)
 	$(PY) .ci/words.py
 	hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 
-bench: bench-step bench-moe bench-muon bench-upcycle bench-data
+bench: bench-step bench-moe bench-muon bench-upcycle bench-data bench-towers
 
 bench-step: $(DEV)
 	$(PY) tests/bench/step.py $(ARGS)
@@ -75,6 +76,9 @@ bench-pipeline: $(DEV)
 
 bench-data: $(DEV)
 	$(PY) -m tests.bench.data $(ARGS)
+
+bench-towers: $(DEV)
+	$(PY) -m tests.bench.towers $(ARGS)
 
 bench-peaks: $(DEV)
 	$(PY) -m tests.bench.peaks $(ARGS)

@@ -1,0 +1,70 @@
+"""The time-series tower beside the published serving file: stored results of it here, the file itself where it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.trainer.model.tiny import assert_close, relative
+from tests.trainer.model.towers import serving
+from tests.trainer.model.towers.published import published_gradients
+from tests.trainer.model.towers.signal_formula import signal_formula
+from trainer.model.towers.time_series import prepare_signal
+
+BOUND = 1e-5
+QUICK = ["1000 steps", "147 steps", "10 steps"]
+SLOW = [
+    pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(900)])
+    for name in serving.CASES
+    if name not in QUICK
+]
+
+
+def prepared(name: str):
+    steps, channels, rate = serving.CASES[name]
+    return prepare_signal(serving.recording(steps, channels), rate)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
+def test_outputs_are_the_stored_ones(name):
+    stored = json.loads(serving.STORED.read_text())["cases"][name]
+    found = serving.tower()([prepared(name)])
+    assert list(found.shape) == stored["shape"]
+    assert relative(torch.tensor(serving.spread(found)), torch.tensor(stored["values"])) <= BOUND
+    assert stored["error"] <= BOUND
+
+
+@torch.no_grad()
+def test_the_formula_gives_the_stored_outputs():
+    weights = {
+        key.removeprefix("model.time_series."): tensor.double()
+        for key, tensor in serving.published_tensors(serving.tower(), "signals").items()
+        if not key.endswith("pos_encoder.pe")
+    }
+    for name in QUICK[1:]:
+        steps, channels, rate = serving.CASES[name]
+        found = signal_formula(weights, serving.recording(steps, channels), rate, serving.SIZES["num_heads"], 8)
+        stored = json.loads(serving.STORED.read_text())["cases"][name]
+        assert relative(torch.tensor(serving.spread(found)), torch.tensor(stored["values"])) <= BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", serving.CASES)
+def test_outputs_and_gradients_are_the_serving_files(name):
+    if serving.wheel() is None:
+        pytest.skip("no wheel of lmdeploy in .cache: python -m tests.trainer.model.towers.serving fetch")
+    ours = serving.tower()
+    theirs, signal = serving.published_model(ours), prepared(name)
+    with torch.set_grad_enabled(name in QUICK):  # its gradients need 10 kB a step
+        expected, found = serving.published_result(theirs, signal), ours([signal])
+    assert relative(found, expected) <= BOUND
+    if name in QUICK:
+        upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
+        expected.backward(upstream)
+        found.backward(upstream)
+        reference = {f"model.time_series.{key}": parameter.grad for key, parameter in theirs.named_parameters()}
+        assert_close(published_gradients(ours, "signals"), reference, BOUND)
