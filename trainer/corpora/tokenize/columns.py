@@ -53,7 +53,7 @@ def records(unit: Unit, fields: list[str], origin: str | None) -> Iterator[tuple
                     row += 1
                     yield int(unit.nbytes * row / total) if total else 0, where, list(values)
     except UnicodeDecodeError as error:
-        raise bad(place(unit, row), f"or a row behind it has invalid UTF-8: {error.reason}", error.reason) from None
+        raise bad(place(unit, row), f"or a row after it has invalid UTF-8 ({error.reason})", error.reason) from None
     except pa.ArrowException as error:
         raise bad(unit.path, f"is truncated or damaged: {error}", value=str(error)) from error
 

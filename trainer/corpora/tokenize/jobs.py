@@ -1,16 +1,18 @@
 """The two kinds of jobs for worker processes: a unit of the first pass, a shard of the second."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trainer.corpora.packages import Document
 from trainer.corpora.tokenize.inputs import documents, place
 from trainer.corpora.tokenize.media.documents import documents as media_documents
-from trainer.corpora.tokenize.spool import Encoder, UnfitError, spool_unit
+from trainer.corpora.tokenize.media.encode import Bad
+from trainer.corpora.tokenize.spool import Content, Encoder, UnfitError, spool_unit
 from trainer.corpora.tokenize.units import Unit
 from trainer.corpora.tokenize.write import write_shard
 from trainer.data.errors import DataError
@@ -49,6 +51,19 @@ def _encoder(plan_text: str, work: Path, at_least: int) -> Encoder:
     return Encoder(
         tokenizer, dtype, plan["name"], plan["seed"], fraction, prefixes, group, at_least, after, rules, skip
     )
+
+
+def contents_of(
+    documents: Iterable[Any], media: MediaRules | None, root: Path | None
+) -> list[tuple[int, str, Content | Bad]]:
+    """Documents in memory as `spool_unit` takes them. root: of the paths in their parts."""
+    found: list[tuple[int, str, Content | Bad]] = []
+    for number, document in enumerate(documents, 1):
+        if isinstance(document, Document):
+            found.append((0, document.origin, document.text))
+        elif media is not None:
+            found.append((0, document.origin, document.content(number, media, root)))
+    return found
 
 
 def unfit(where: str, error: UnfitError) -> DataError:

@@ -27,7 +27,10 @@ from trainer.corpora.tokenize import agreement, jobs, resume
 from trainer.corpora.tokenize.agreement import Template
 from trainer.corpora.tokenize.inputs import documents as documents_of
 from trainer.corpora.tokenize.inputs import units_of
+from trainer.corpora.tokenize.media.card import write_card
+from trainer.corpora.tokenize.media.documents import PartsDocument
 from trainer.corpora.tokenize.media.documents import texts_of as media_texts
+from trainer.corpora.tokenize.media.options import check_marks
 from trainer.corpora.tokenize.media.spooled import MEDIA_COUNTS
 from trainer.corpora.tokenize.resume import LOCK, PLAN, SPOOL
 from trainer.corpora.tokenize.spool import (
@@ -62,7 +65,7 @@ Facts = dict[str, Any]
 
 
 def tokenize_source(
-    documents: Iterable[Document] | Sequence[Path | Rows],
+    documents: Iterable[Document | PartsDocument] | Sequence[Path | Rows],
     tokenizer: Path,
     out: Path,
     *,
@@ -93,8 +96,8 @@ def tokenize_source(
     with two or more origins at least one is held out, unless it is 0. field, origin: the names of the fields or columns
     with the text and with its origin (None: each text is its own origin). workers: processes; 0 does everything in this
     one. special_text: what becomes of text that spells a special token (see `Tokenizer`). template: keep or omit the
-    ids that the tokenizer puts around a text. media: how images and signals become tokens; documents are then read from
-    files as lists of parts (`media.parts`), whose paths start from `media_root` or the file's directory. bad_media:
+    ids that the tokenizer puts around a text. media: how images and signals become tokens; documents are then lists of
+    parts (`media.parts`), whose paths start from `media_root` or the file's directory. bad_media:
     fail at the first document whose media cannot be used, or leave it out and list it in `left_out.jsonl`. note: called
     with a line that the user should see.
 
@@ -126,7 +129,7 @@ def tokenize_source(
                 "rows": [[unit.path, unit.first, unit.last] for unit in units if unit.kind == "arrow" and unit.last],
             }  # fmt: skip
             if media is not None:
-                _check_marks(media, loaded)
+                check_marks(media, loaded)
                 root = None if media_root is None else str(media_root.resolve())
                 plan |= {"media": media.to_json(), "media_root": root, "bad_media": bad_media}
             resume.start_or_resume(work, plan)
@@ -136,7 +139,7 @@ def tokenize_source(
             (work / SPOOL).mkdir(exist_ok=True)
             shutil.copyfile(tokenizer, work / shard_files.TOKENIZER)
             if in_memory:
-                each = [(0, document.origin, document.text) for document in documents if isinstance(document, Document)]
+                each = jobs.contents_of(documents, media, media_root)
                 try:
                     spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work))]
                     if at_least := _lacks_heldout(spooled):
@@ -150,6 +153,8 @@ def tokenize_source(
                     spooled = _first_pass(work, units, pool, progress, at_least)
             shards = _second_pass(work, spooled, plan, pool, progress)
             manifest = _describe(work, plan, loaded, spooled, shards)
+            if media is not None:
+                write_card(work, manifest)
             shutil.rmtree(work / SPOOL)
             publish(work, out)  # with the plan: if killed just before, the next start still recognizes its work
             (out / PLAN).unlink()
@@ -191,20 +196,6 @@ def _texts(
             yield from (text for _, _, text in documents_of(unit, field, origin) if text)
         else:
             yield from media_texts(unit, field, origin, media, root)
-
-
-def _check_marks(media: MediaRules, tokenizer: Tokenizer) -> None:
-    """Refuse placeholders and markers that the tokenizer does not have. Raises DataError."""
-    for name, kind in media.kinds.items():
-        for token in (kind.token, *kind.before, *kind.after):
-            if not 0 <= token < tokenizer.vocab_size:
-                allowed = f"tokens below {tokenizer.vocab_size}"
-                text = f"the token {token} of {name}s is not one of the tokenizer; use {allowed}, or its own tokenizer"
-                raise DataError(text, where=f"--{name}", value=token, allowed=allowed)
-    if len(media.placeholders) < len(media.kinds):
-        (token,) = media.placeholders
-        text = f"images and signals have the same placeholder {token}; give each its own with token=TOKEN"
-        raise DataError(text, where="--signal", value=token, allowed="another token")
 
 
 def _agreed_template(

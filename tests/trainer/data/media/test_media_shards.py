@@ -231,6 +231,9 @@ def test_an_image_longer_than_a_window_is_reported_or_its_document_left_out(data
     reader = MixtureReader(replace(short, on_fault="skip"), source_directories(short), seed=0)
     assert reader.train["figures"].packs(6).dropped > 0
     assert reader.read(0, 8).tokens_BL.shape == (8, 7)
+    said: list[str] = []
+    build_data(replace(short, on_fault="skip"), seed=5, vocab_size=310, warn=said.append)
+    assert len(said) == 2  # of both splits
 
 
 @pytest.fixture

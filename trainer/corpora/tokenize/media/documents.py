@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,22 @@ from trainer.data.errors import DataError
 from trainer.data.media.rules import MediaRules
 
 EXTRAS = (".[media]", ".[signals]")  # allowed by errors about packages that are not installed
+
+
+@dataclass(frozen=True)
+class PartsDocument:
+    """A document in memory. origin: documents of one origin share their split. parts: as a row has them."""
+
+    origin: str
+    parts: Sequence[Any]
+
+    def content(self, number: int, rules: MediaRules, root: Path | None) -> Interleaved | Bad:
+        """The document, with media that can be used. number: among those of its source, from 1."""
+        where: Where = partial(str, f"{self.origin} (document {number})")
+        try:
+            return _checked(parts_of([self.parts], Directory(root or Path())), rules, where)
+        except PartError as error:
+            return Bad(where, str(error))
 
 
 def documents(

@@ -66,6 +66,20 @@ def media_rules(
     return MediaRules(images, signals) if images or signals else None
 
 
+def check_marks(media: MediaRules, tokenizer: Tokenizer) -> None:
+    """Refuse placeholders and markers that the tokenizer does not have. Raises DataError."""
+    for name, kind in media.kinds.items():
+        for token in (kind.token, *kind.before, *kind.after):
+            if not 0 <= token < tokenizer.vocab_size:
+                allowed = f"tokens below {tokenizer.vocab_size}"
+                text = f"the token {token} of {name}s is not one of the tokenizer; use {allowed}, or its own tokenizer"
+                raise DataError(text, where=f"--{name}", value=token, allowed=allowed)
+    if len(media.placeholders) < len(media.kinds):
+        (token,) = media.placeholders
+        text = f"images and signals have the same placeholder {token}; give each its own with token=TOKEN"
+        raise DataError(text, where="--signal", value=token, allowed="another token")
+
+
 def _images(words: Words, tokenizer: Tokenizer, model: ModelConfig | None, published: Path | None) -> ImageKind:
     rest = dict(words)
     rule: PatchRule | TileRule | None = None

@@ -21,6 +21,7 @@ from tests.trainer.data.media.illustrated import ids, image, make, rows, rules, 
 from trainer.config.compose import compose
 from trainer.corpora.tokenize import inputs, jobs, spool, write
 from trainer.corpora.tokenize.media import options
+from trainer.corpora.tokenize.media.documents import PartsDocument
 from trainer.corpora.tokenize.media.options import media_rules, read_words
 from trainer.data.errors import DataError
 from trainer.data.media.images import PatchRule, TileRule
@@ -211,6 +212,21 @@ def test_a_saved_dataset_with_images_in_a_column_of_their_own(tmp_path):
         with pytest.raises(DataError) as error:
             make(tmp_path, [tmp_path / "rows.jsonl"], out=tmp_path / "other", field=field)
         assert error.value.where == f"{tmp_path / 'rows.jsonl'}, line 1"
+
+
+def test_documents_in_memory_and_the_card_of_a_corpus(tmp_path):
+    (tmp_path / "a.png").write_bytes(image(1))
+    signal = {"type": "signal", "values": wave(1).tolist(), "rate": 100.0}
+    some = [PartsDocument(f"file {n}", [f"note {n}", {"type": "image", "path": "a.png"}, signal]) for n in range(5)]
+    out = make(tmp_path, some, media_root=tmp_path, heldout_fraction=0)
+    assert len(written(out)) == 5
+    card = (out / "card.md").read_text()
+    assert "5 documents to train on, 0 held out, 5 images, 5 signals" in card
+    assert "max_tokens 4" in card
+    bad = PartsDocument("file 5", [{"type": "image", "path": "b.png"}])
+    with pytest.raises(DataError) as error:
+        make(tmp_path, [*some, bad], out=tmp_path / "other", media_root=tmp_path)
+    assert error.value.where == "file 5 (document 6)"
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:
