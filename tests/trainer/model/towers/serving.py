@@ -83,6 +83,8 @@ def published_model(ours: TimeSeriesTower) -> nn.Module:
     built.eval()
     encode = built.encoder_embed.forward_encoder
     built.encoder_embed.forward_encoder = lambda x: torch.cat([encode(part) for part in x.split(PATCHES_AT_A_TIME)])
+    mask = built.encoder._make_causal_mask  # it fails on fp64
+    built.encoder._make_causal_mask = lambda shape, dtype, **rest: mask(shape, torch.float32, **rest).to(dtype)
     return built
 
 
