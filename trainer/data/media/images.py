@@ -34,6 +34,8 @@ from trainer.data.errors import DataError
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+# Those of pictures; Pillow would run Ghostscript on EPS, and an ICO changes its size when it is decoded.
+FORMATS = ("PNG", "JPEG", "JPEG2000", "GIF", "TIFF", "WEBP", "AVIF", "BMP", "DIB", "PPM", "TGA")
 GREY = ("I", "F")  # modes of Pillow; also those that start with I;16
 QUANTILES = (0.001, 0.999)
 LONGEST_RATIO = 200  # of the sides
@@ -50,7 +52,7 @@ def decode(data: bytes, *, where: str, max_pixels: int) -> Bytes:
     """The pixels of an image file: [H, W, 3], RGB.
 
     Args: where: names the image in errors. max_pixels: what has more, by its header, is not decoded.
-    Raises: DataError for a file that is truncated, of a format unknown to Pillow, of more pixels, or without any.
+    Raises: DataError for a file that is truncated, of a format not in `FORMATS`, of more pixels, or without any.
     """
     with _opened(data, where) as image:
         width, height = image.size
@@ -206,7 +208,7 @@ def _opened(data: bytes, where: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", module.DecompressionBombWarning)  # max_pixels is the limit
-            image = module.open(io.BytesIO(data))
+            image = module.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's readers raise errors of every kind
         raise _unreadable(where, error) from error
     _check_sides(image.height, image.width, where)
@@ -216,7 +218,7 @@ def _opened(data: bytes, where: str) -> Any:
 def _unreadable(where: str, error: Exception) -> DataError:
     reason = " ".join(str(error).replace("\n", " ").split()) or type(error).__name__
     if "_io.BytesIO object" in reason:  # an address, which differs every time
-        reason = "not an image of a known format"
+        reason = f"use one of {', '.join(FORMATS)}"
     return DataError(f"{where}: an image that cannot be read: {reason}", where=where, value=reason)
 
 

@@ -208,6 +208,8 @@ def test_more_pixels_than_allowed_are_not_decoded():
 BROKEN = {
     "nothing": b"",
     "text": b"<svg></svg>",
+    "an icon": saved(rgb(64, 64), "ICO"),
+    "postscript": saved(rgb(64, 64), "EPS"),
     "half a jpeg": saved(rgb(64, 64), "JPEG")[:900],
     "half a png": saved(rgb(64, 64), "PNG")[:3000],
     "a header only": saved(rgb(64, 64), "PNG")[:33],

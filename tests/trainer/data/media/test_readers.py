@@ -115,13 +115,39 @@ class TestEdf:
         assert refused(path).value == {"C0": 100.0, "C1": 256.0}
         equal(read_recording(path, where="a", channels=["C0"]), slow, 0.01)
 
-    def test_gaps_and_cut_files_are_refused(self, tmp_path):
-        path = self.written(tmp_path, [np.zeros(512)], [256], ["uV"])
-        data = path.read_bytes()
-        path.write_bytes(data.replace(b"EDF+C", b"EDF+D", 1))
-        refused(path)
-        path.write_bytes(data[:-100])
-        refused(path)
+    def test_gaps_are_missing(self, tmp_path):
+        values = RANDOM.uniform(-90, 90, 4 * 256)
+        data = self.written(tmp_path, [values], [256], ["uV"]).read_bytes()
+        assert data.count(b"+2\x14\x14") == data.count(b"+3\x14\x14") == 1
+        gapped = data.replace(b"EDF+C", b"EDF+D", 1).replace(b"+2\x14\x14", b"+5\x14\x14").replace(b"+3\x14", b"+6\x14")
+        found = read_recording(gapped, where="a", format="edf")
+        assert len(found.values) == 7 * 256
+        equal(found, np.concatenate([values[:512], np.full(3 * 256, np.nan), values[512:]]), 0.01)
+        overlap = data.replace(b"EDF+C", b"EDF+D", 1).replace(b"+2\x14\x14", b"+1\x14\x14")
+        refused(overlap, format="edf")
+        refused(data.replace(b"EDF+C", b"EDF+D", 1).replace(b"+2\x14\x14", b"??\x14\x14"), format="edf")
+
+    @pytest.mark.parametrize("micro", ["µV", "µV".encode("latin-1")])
+    def test_units_need_not_be_ascii_and_recordings_not_closed(self, tmp_path, micro):
+        values = RANDOM.uniform(-90, 90, 512)
+        data = self.written(tmp_path, [values], [256], ["muV"]).read_bytes()
+        unit = micro.encode() if isinstance(micro, str) else micro
+        data = data.replace(b"muV     ", unit.ljust(8), 1)
+        found = read_recording(data, where="a", format="edf")
+        assert found.units == ("µV",)
+        equal(read_recording(data[:236] + b"-1      " + data[244:], where="a", format="edf"), found.values)
+        equal(found, values, 0.01)
+
+    def test_bdf_has_24_bits(self, tmp_path):
+        pyedflib = pytest.importorskip("pyedflib")
+        values = RANDOM.uniform(-90, 90, 512)
+        found = read_recording(self.written(tmp_path, [values], [256], ["uV"], pyedflib.FILETYPE_BDFPLUS), where="a")
+        equal(found, values, 0.01)
+
+    def test_cut_files_and_files_without_signals_are_refused(self, tmp_path):
+        data = self.written(tmp_path, [np.zeros(512)], [256], ["uV"]).read_bytes()
+        for cut in (data[:-100], data[:300], data[:256], b""):
+            refused(cut, format="edf")
 
 
 class TestMiniseed:

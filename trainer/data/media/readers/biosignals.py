@@ -1,4 +1,4 @@
-"""Recordings of patients and of the ground: WFDB, EDF and BDF, miniSEED.
+"""Recordings of patients and of the ground: WFDB and miniSEED.
 
 All channels of a recording have one sampling rate here. The libraries would average (wfdb) or resample the others.
 """
@@ -6,8 +6,6 @@ All channels of a recording have one sampling rate here. The libraries would ave
 from __future__ import annotations
 
 import re
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
@@ -57,31 +55,6 @@ def _wfdb_header(text: str) -> tuple[float | None, dict[int, bool]]:
         return rate, {}
     gains = [line[2] if len(line) > 2 else "0" for line in lines[1:]]
     return rate, {column: float(re.split(r"[(/]", gain)[0] or 0) != 0 for column, gain in enumerate(gains)}
-
-
-def read_edf(source: Source, options: Options, where: str) -> Recording:
-    """EDF, EDF+C and BDF in the units of their header.
-
-    EDF+D, whose records have gaps, is refused by pyedflib, as are files that are shorter than their header says.
-    """
-    pyedflib = library("pyedflib", where)
-    if isinstance(source, bytes):  # it reads paths only
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "recording.edf")
-            path.write_bytes(source)
-            return read_edf(path, options, where)
-    with pyedflib.EdfReader(str(source), pyedflib.DO_NOT_READ_ANNOTATIONS) as file:
-        names = unique(label.strip() for label in file.getSignalLabels())
-        if not names:
-            raise DataError(f"{where}: an EDF file without signals", where=where, value=0)
-        columns = pick(names, options.channels or names, where)
-        rate = one_rate({names[column]: float(file.getSampleFrequency(column)) for column in columns}, where)
-        return Recording(
-            np.stack([file.readSignal(column) for column in columns], axis=1),
-            rate,
-            tuple(names[column] for column in columns),
-            tuple(file.getPhysicalDimension(column).strip() for column in columns),
-        )
 
 
 def read_miniseed(source: Source, options: Options, where: str) -> Recording:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.data.errors import DataError
-from trainer.data.media.readers import arrays, biosignals, sound, tables
+from trainer.data.media.readers import arrays, biosignals, edf, sound, tables
 from trainer.data.media.readers.recording import Options, Recording, Source, checked, chosen
 
 
@@ -22,7 +22,7 @@ class Format:
 
 FORMATS = {
     "wfdb": Format(biosignals.read_wfdb, (), (".hea", ".dat")),
-    "edf": Format(biosignals.read_edf, (), (".edf", ".bdf", ".rec")),
+    "edf": Format(edf.read_edf, (), (".edf", ".bdf", ".rec")),
     "miniseed": Format(biosignals.read_miniseed, (), (".mseed", ".miniseed", ".msd")),
     "audio": Format(sound.read_audio, (), (".wav", ".flac", ".ogg", ".aiff", ".aif")),
     "hdf5": Format(arrays.read_hdf5, ("variable", "time", "time_axis"), (".h5", ".hdf5", ".he5")),
