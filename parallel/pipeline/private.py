@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
 
 from parallel.errors import Fault
@@ -41,6 +42,7 @@ OVERRIDDEN = {
     "_warmup_forward_vote": ("has_backward", "received_acc"),
     "_warmup_backward_result": ("received_result",),
     "_post_metadata_inference_cleanup": (),
+    "backward_maybe_with_nosync": ("backward_type", "bwd_kwargs", "last_backward"),
 }
 WORKING = "2.12, 2.13 or 2.14"  # versions of torch
 
@@ -95,7 +97,8 @@ class Stage(PipelineStage):
     """A stage whose forward pass is `run(micro_batch, x)`: x is what the stage before returned, None on the first.
 
     module: holds the stage's parameters; FSDP's root if they are sharded. shape, dtype: of what travels between
-    stages. The last stage returns its loss [1] instead, a tensor of its own and not a view.
+    stages. The last stage returns its loss [1] instead, a tensor of its own and not a view. reduce_each: sum sharded
+    gradients over the ranks in each micro-batch's backward pass, which must be a whole one, and not once at the end.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Stage(PipelineStage):
         device: torch.device,
         shape: Sequence[int],
         dtype: torch.dtype,
+        reduce_each: bool = False,
     ) -> None:
         travels = torch.empty(*shape, dtype=dtype, device="meta", requires_grad=True)
         loss = torch.empty(1, dtype=dtype, device="meta", requires_grad=True)
@@ -122,7 +126,7 @@ class Stage(PipelineStage):
             output_args=(loss if last else travels,),
             group=group,
         )
-        self.run = run
+        self.run, self.reduce_each = run, reduce_each
         self.running = 0  # the micro-batch whose forward pass it is
         self.around: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()  # entered for each pass
         self.like = travels
@@ -163,6 +167,19 @@ class Stage(PipelineStage):
         with self.around(bwd_chunk_id):
             super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
         _forget(self.grad_recv_info.get(bwd_chunk_id, ()))
+
+    def backward_maybe_with_nosync(self, backward_type: Any, *args: Any, **kwargs: Any) -> Any:
+        module = self.submod
+        if not (self.reduce_each and isinstance(module, FSDPModule)):
+            return super().backward_maybe_with_nosync(backward_type, *args, **kwargs)
+        module.set_is_last_backward(False)
+        module.set_reshard_after_backward(False)
+        module.set_requires_gradient_sync(True)
+        self.submod = nn.Identity()  # torch would turn the reduction off; it reads nothing else of it
+        try:
+            return super().backward_maybe_with_nosync(backward_type, *args, **kwargs)
+        finally:
+            self.submod = module
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
         with self.around(bwd_chunk_id):

@@ -76,8 +76,8 @@ class ParallelConfig:
     overlap: int = free(1)  # all_gather: parts of a micro-batch whose exchange and experts run side by side
     reshard_dense: bool = free(True)  # free gathered dense weights after forward, gather them again in backward
     reshard_experts: bool = free(False)  # the same for experts; false keeps them gathered until the end of the step
-    # when sharded gradients are summed over ranks; auto: once a step with a pipeline (the only way there), otherwise in
-    # every micro-batch
+    # when sharded gradients are summed over ranks; auto: once a step with a pipeline, otherwise in every
+    # micro-batch
     reduce_every: Literal["auto", "step", "micro_batch"] = free("auto")
     timeout_s: float = free(600.0)  # seconds without progress on any rank, after which the run ends
 

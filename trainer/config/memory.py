@@ -255,5 +255,6 @@ def _resident(cfg: Config, ranks: RankMap, layers: int, ends: _Ends) -> tuple[in
     sharded -= whole.head if cfg.train.objective == "contrastive" else 0
     accumulated = NUMBER[cfg.precision.accumulate] * sharded + 4 * (alone + whole.whole)
     if ranks.plan.ranks > 1:
-        return compute * (experts - alone + padded.attention) + 4 * padded.others, accumulated
+        each = p.reduce_every == "micro_batch"
+        return compute * (experts - alone + padded.attention) + 4 * padded.others, 0 if each else accumulated
     return 0 if p.reshard_experts else compute * (experts - alone), accumulated if p.reduce_every == "step" else 0

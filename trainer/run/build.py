@@ -132,6 +132,7 @@ def build_pipeline(
         tokens=train.micro_batch * cfg.data.seq_len // layout.cp,
         micro_batches=train.global_batch // (train.micro_batch * layout.readers),
         recompute=train.recompute,
+        reduce_each=cfg.parallel.reduce_every == "micro_batch",
     )
     return pipeline, Relayed(stages, plan, meshes.pp_group, share_of(meshes, cfg))
 

@@ -43,7 +43,7 @@ class Pipeline:
     stages: by number. alike: the ranks that hold the same stages. tokens: of a micro-batch on this rank. recompute: of
     layers, as `train.recompute`; position tables are then computed again as well.
     Every step has `micro_batches` micro-batches of this size. Weights that are sharded are gathered when the
-    step starts and their gradients reduced when it ends, once.
+    step starts and their gradients reduced when it ends, once; or with `reduce_each` in every micro-batch.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Pipeline:
         tokens: int,
         micro_batches: int,
         recompute: str = "none",
+        reduce_each: bool = False,
     ) -> None:
         self.recompute = recompute
         self.objective, self.alike, self.group, self.micro_batches = objective, alike, group, micro_batches
@@ -73,6 +74,7 @@ class Pipeline:
                 device=alike.device,
                 shape=(tokens, first.cfg.hidden_size),
                 dtype=first.activations,
+                reduce_each=reduce_each,
             )
             for number, decoder in stages.items()
         ]

@@ -33,10 +33,19 @@ MODEL = {
 
 
 def layout(
-    pp: int, dp_replicate: int, dp_shard: int, ep: int, *, schedule: Any = "1f1b", compute: Any = "fp32", **train: Any
+    pp: int,
+    dp_replicate: int,
+    dp_shard: int,
+    ep: int,
+    *,
+    schedule: Any = "1f1b",
+    compute: Any = "fp32",
+    reduce_every: Any = "auto",
+    **train: Any,
 ) -> Config:
     """With as many micro-batches as reach the steady state."""
-    parallel = ParallelConfig(pp=pp, dp_replicate=dp_replicate, dp_shard=dp_shard, ep=ep, schedule=schedule)
+    sizes = {"pp": pp, "dp_replicate": dp_replicate, "dp_shard": dp_shard, "ep": ep}
+    parallel = ParallelConfig(**sizes, schedule=schedule, reduce_every=reduce_every)
     cfg = tiny_config("unused", model=MODEL, micro_batch=1, loss_chunk=8, **train)
     precision = PrecisionConfig(linears=compute, experts=compute, payload=compute)
     cfg = replace(cfg, parallel=parallel, precision=precision)
@@ -52,6 +61,7 @@ LAYOUTS = {
     "four stages, experts shared": layout(4, 1, 2, 1, recompute="full"),
     "copies": layout(2, 2, 2, 1, recompute="full"),
     "interleaved": layout(2, 1, 4, 2, schedule="interleaved_1f1b", recompute="full"),
+    "reduced in each micro-batch": layout(2, 1, 4, 2, reduce_every="micro_batch", compute="bf16", recompute="full"),
     "zero bubble": layout(2, 1, 4, 2, schedule="zbv"),
 }
 QUICK = {"two stages, experts on 2 of 4"}
@@ -99,15 +109,21 @@ def test_every_stage_holds_and_sends_what_a_real_one_does(name):
         memory, calls, peak = real[rank]
         assert simulated.memory == memory
         assert simulated.collectives == calls
-        assert simulated.peak.total == pytest.approx(peak.total, rel=0.05)  # the documents differ
+        each = cfg.parallel.reduce_every == "micro_batch"
+        # The documents differ, and real collectives free what they reduce a little later.
+        assert simulated.peak.total == pytest.approx(peak.total, rel=0.1 if each else 0.05)
         held = simulated.peak
         assert (held.weights, held.gathered, held.gradients) == (peak.weights, peak.gathered, peak.gradients)
         counted = rank_memory(cfg, RANKS, rank)
         assert (counted.weights, counted.gradients, counted.optimizer) == (
             memory.weights, memory.gradients, memory.optimizer
         )  # fmt: skip
-        assert (counted.gathered, counted.accumulated) == (held.gathered, held.gradients)
+        assert counted.gathered == held.gathered
         assert counted.activations <= held.kept
+        if each:  # parts in place of whole ones, some of them padded
+            assert (counted.accumulated, held.gradients) == (0, pytest.approx(counted.gradients, rel=0.01))
+            continue
+        assert counted.accumulated == held.gradients
         experts = [call for call in calls if call.axis == "expert_dp"]
         layers = sum(cut.stop - cut.start for cut in simulated.stages.values())
         shared = map_ranks(cfg.parallel, cfg.model, RANKS).layout.expert_dp > 1

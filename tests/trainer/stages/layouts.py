@@ -88,6 +88,7 @@ class Case(NamedTuple):
     offload: bool = False
     kept: str = "exact"
     towers: bool = False
+    reduce_every: str = "auto"
 
     seq_len: int = SEQ_LEN
     sequences: int = GLOBAL_MICRO  # of one micro-batch over all ranks
@@ -96,7 +97,7 @@ class Case(NamedTuple):
         """The step of one process that this one must equal."""
         return self._replace(
             layout=Layout(groups=self.layout.groups), schedule=("1f1b", 0), dispatch="all_gather", recompute="none",
-            offload=False, kept="exact",
+            offload=False, kept="exact", reduce_every="auto",
         )  # fmt: skip
 
     def config(self) -> Config:
@@ -132,6 +133,7 @@ class Case(NamedTuple):
             schedule=self.schedule[0],  # type: ignore[arg-type]
             stages_per_rank=self.schedule[1],
             dispatch=self.dispatch,  # type: ignore[arg-type]
+            reduce_every=self.reduce_every,  # type: ignore[arg-type]
         )
         assert not (faults := check(cfg, layout.ranks)), faults
         return cfg

@@ -47,7 +47,8 @@ def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
         warn(f"optim.zero_stage={cfg.optim.zero_stage}", "optim.engine=native shards by parallel.dp_shard")
     if q.experts not in ("fp32", "bf16") and cfg.model.expert_backend != "grouped_mm":
         warn(f"model.expert_backend={cfg.model.expert_backend}", f"precision.experts={q.experts} has its own back end")
-    if q.accumulate != "fp32" and ranks.plan.ranks == 1 and p.reduce_every != "step":
+    once = p.reduce_every == "step" or (p.reduce_every == "auto" and ranks.plan.ranks > 1)
+    if q.accumulate != "fp32" and not once:
         warn(f"precision.accumulate={q.accumulate}", "gradients are reduced after every micro-batch")
     if ranks.plan.ranks == 1:
         why = "parallel.pp=1 makes one stage of all layers"
@@ -65,8 +66,8 @@ def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
             warn(f"precision.accumulate={q.accumulate}", why)
         if p.reshard_experts:
             warn("parallel.reshard_experts=true", why)
-        if p.reduce_every == "step" and ranks.plan.ranks == 1:
-            warn("parallel.reduce_every=step", why)
+        if p.reduce_every == ("step" if ranks.plan.ranks == 1 else "micro_batch"):
+            warn(f"parallel.reduce_every={p.reduce_every}", why)
     elif p.reshard_experts and ranks.plan.ranks > 1:
         warn("parallel.reshard_experts=true", "weights stay gathered on the stages of a pipeline")
     return found
