@@ -40,14 +40,15 @@ def test_these_are_all_schedules():
 
 @pytest.mark.parametrize("schedule", [*SPLIT, *WHOLE])
 @pytest.mark.parametrize("recompute", ["none", "full"])
-def test_other_recomputation_is_not_refused(schedule, recompute):
+def test_recomputation_of_whole_blocks_is_not_refused(schedule, recompute):
     assert validate(pipeline(schedule, recompute=recompute), RANKS) == []
 
 
 @pytest.mark.parametrize("schedule", SPLIT)
-def test_selective_recomputation_is_refused(schedule):
-    fault = only_fault(pipeline(schedule, recompute="selective"))
-    assert (fault.where, fault.value, fault.allowed) == ("train.recompute", "selective", ("full", "none"))
+@pytest.mark.parametrize("recompute", ["selective", "attention", "experts"])
+def test_recomputation_of_a_part_is_refused(schedule, recompute):
+    fault = only_fault(pipeline(schedule, recompute=recompute))
+    assert (fault.where, fault.value, fault.allowed) == ("train.recompute", recompute, ("full", "none"))
     for works in fault.allowed:
         assert validate(pipeline(schedule, recompute=works), RANKS) == []
 
@@ -65,12 +66,20 @@ def test_transformer_engine_is_refused(schedule, experts):
     assert (fault.where, fault.value, fault.allowed) == ("parallel.schedule", schedule, WHOLE)
 
 
+@pytest.mark.parametrize("schedule", SPLIT)
+def test_a_reduction_in_each_micro_batch_is_refused(schedule):
+    cfg = pipeline(schedule)
+    cfg.parallel.reduce_every = "micro_batch"
+    fault = only_fault(cfg)
+    assert (fault.where, fault.value, fault.allowed) == ("parallel.reduce_every", "micro_batch", ("auto", "step"))
+
+
 @pytest.mark.parametrize("schedule", WHOLE)
 @pytest.mark.parametrize(
     ("experts", "train"),
     [
         *((experts, {}) for experts in TRANSFORMER_ENGINE),
-        ("fp32", {"recompute": "selective"}),
+        *(("fp32", {"recompute": recompute}) for recompute in ("selective", "attention", "experts")),
         ("fp32", {"compile": True}),
     ],
     ids=str,

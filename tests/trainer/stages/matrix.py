@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from parallel.pipeline.plan import RULES
 from tests.distributed.pool import on_ranks
-from tests.trainer.stages.covering import Choice, allowed_choices
+from tests.trainer.stages.covering import Choice, allowed_choices, cover, pairs_of
 from tests.trainer.stages.layouts import GLOBAL_MICRO, SEQ_LEN, Case, Errors, Layout, errors, reference, run_steps
 
 LAYOUTS = (
@@ -26,10 +26,21 @@ LAYOUTS = (
     Layout(pp=2, cp=2, ep=2),
     Layout(pp=2, dp_replicate=2, cp=2, cp_kind="ring", ep=2),
 )
-# Replicas of more layouts, most on 16 ranks. The whole product has each pair of their options, and CI none.
+# The same with the other kind of context parallelism, and replicas of more layouts, most on 12 or 16 ranks. The whole
+# product has each pair of their options, and CI none.
+OTHER_KIND = (
+    Layout(dp_shard=2, cp=2, cp_kind="ring", ep=4),
+    Layout(cp=4, ep=2),
+    Layout(dp_replicate=2, cp=4, cp_kind="ring", ep=2),
+    Layout(pp=2, cp=2, cp_kind="ring", ep=2),
+    Layout(pp=2, dp_replicate=2, cp=2, ep=2),
+    Layout(dp_replicate=2, dp_shard=2, cp=2, cp_kind="ring", ep=4),
+    Layout(pp=2, dp_replicate=2, dp_shard=2, cp=2, cp_kind="ring", ep=4),
+)
 REPLICATED = (
     Layout(dp_replicate=2, dp_shard=2, cp=2, ep=4),
     Layout(pp=2, dp_replicate=2, dp_shard=4, ep=4),
+    Layout(pp=3, dp_replicate=2, dp_shard=2, ep=2),
     Layout(pp=4, dp_replicate=2, dp_shard=2, ep=2),
     Layout(pp=2, dp_replicate=2, dp_shard=2, cp=2, ep=4),
 )
@@ -47,9 +58,12 @@ OPTIONS = {
     "schedule": SCHEDULES,
     "gradient": ("ste", "conventional"),
     "dispatch": ("all_gather", "all_to_all"),
-    "recompute": ("none", "selective", "full"),
+    "recompute": ("none", "selective", "full", "attention", "experts"),
     "kind": ("next_token", "contrastive", "fp8_reference"),
 }
+
+BLOCKS = ("none", "selective", "full")  # whole blocks, of which the whole product has every combination
+HALVES = ("attention", "experts")  # of which it has each pair with another option
 
 EXACT = 1e-10  # relative, of every number in fp64
 # In fp8_reference sums are in fp32, which moves a few numbers to the next one of e4m3.
@@ -57,8 +71,23 @@ NEAR = 1e-3
 CASES_A_CALL = 8  # of `on_ranks`: each has process groups of its own
 
 
-def product_of_options(layouts: Sequence[Layout] = LAYOUTS) -> list[Choice]:
-    return allowed_choices(OPTIONS | {"layout": layouts}, runs)
+def product_of_options(layouts: Sequence[Layout] = LAYOUTS, recompute: Sequence[str] = ()) -> list[Choice]:
+    """recompute: its values; all if empty."""
+    return allowed_choices(OPTIONS | {"layout": layouts} | ({"recompute": recompute} if recompute else {}), runs)
+
+
+def pairs_of_options() -> list[Choice]:
+    """Few steps that have each pair of two options, which CI runs."""
+    return cover(product_of_options(), pairs_of)
+
+
+# The whole product, in parts.
+SETS: dict[str, Callable[[], list[Choice]]] = {
+    "blocks": lambda: product_of_options(recompute=BLOCKS),
+    "halves": lambda: cover(product_of_options(recompute=HALVES), pairs_of),
+    "kinds": lambda: cover(product_of_options(OTHER_KIND), pairs_of),
+    "replicas": lambda: cover(product_of_options(REPLICATED), pairs_of),
+}
 
 
 def runs(choice: Choice) -> bool:
@@ -74,7 +103,7 @@ def runs(choice: Choice) -> bool:
         return False  # the tiny model has no layers for so many stages
     if layout.ep == 1 and choice["dispatch"] == "all_to_all":
         return False  # there is nothing to dispatch
-    if RULES[schedule].splits_backward and choice["recompute"] == "selective":
+    if RULES[schedule].splits_backward and choice["recompute"] not in ("none", "full"):
         return False  # refused
     # Ranks that share an expert's width quantise it in tiles of their own.
     return not (choice["kind"] == "fp8_reference" and layout.ep > layout.groups and choice["dispatch"] == "all_gather")

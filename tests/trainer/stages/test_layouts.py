@@ -7,9 +7,9 @@ from __future__ import annotations
 import pytest
 
 from tests.trainer.stages.covering import cover, pairs_of, values_of
-from tests.trainer.stages.matrix import OPTIONS, calls, case_of, faults, product_of_options, run_cases
+from tests.trainer.stages.matrix import OPTIONS, calls, case_of, faults, pairs_of_options, product_of_options, run_cases
 
-CHOICES = cover(product_of_options(), pairs_of)
+CHOICES = pairs_of_options()
 
 
 def test_each_pair_of_two_options_is_covered():

@@ -216,17 +216,21 @@ def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
             f"{cfg.precision.experts} frees what it kept after the first; use parallel.schedule={one_of(whole)}"
         )
         faults.append(Fault(text, "parallel.schedule", plan.schedule, whole))
-    if cfg.parallel.reduce_every == "micro_batch":
-        text = "parallel.reduce_every=micro_batch: torch's pipeline schedules reduce gradients once a step"
-        advice = "use parallel.reduce_every=auto, or parallel.pp=1"
-        faults.append(Fault(f"{text}; {advice}", "parallel.reduce_every", "micro_batch", ("auto", "step")))
-    if plan.rule.splits_backward and train.recompute == "selective":
+    if plan.rule.splits_backward and cfg.parallel.reduce_every == "micro_batch":
+        text = (
+            f"parallel.schedule={plan.schedule} computes the gradients of weights apart from those of inputs, where "
+            "parallel.reduce_every=micro_batch cannot reduce them one layer at a time; use parallel.reduce_every=auto, "
+            f"or parallel.schedule={one_of(whole)}"
+        )
+        faults.append(Fault(text, "parallel.reduce_every", "micro_batch", ("auto", "step")))
+    if plan.rule.splits_backward and train.recompute not in ("full", "none"):
+        why = "keeps can be read only once" if train.recompute == "selective" else "recomputes would never be freed"
         text = (
             f"parallel.schedule={plan.schedule} recomputes a block for the gradients of its inputs and again for those "
-            "of its weights, but what train.recompute=selective keeps can be read only once; use train.recompute=full "
-            f"or none, or parallel.schedule={one_of(whole)}"
+            f"of its weights, but what train.recompute={train.recompute} {why}; use train.recompute=full or none, or "
+            f"parallel.schedule={one_of(whole)}"
         )
-        faults.append(Fault(text, "train.recompute", "selective", ("full", "none")))
+        faults.append(Fault(text, "train.recompute", train.recompute, ("full", "none")))
     return faults
 
 
