@@ -2,6 +2,7 @@
 # make test    set up, then run the quick tests, two files at a time   make test ARGS="tests/parallel"
 # make test-all  the slow tests as well
 # make test-layouts  by hand, an hour or two: a step on all layouts, schedules and options, as in docs/pipeline.md
+# make test-resume  by hand: checkpoints of each large layout read by each other one, as in docs/pipeline.md
 # make lint    ruff, mypy, hadolint, and the words of docs/words.md
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
@@ -30,7 +31,7 @@ DEV  := $(VENV)/.ready-dev
 # another torch would break transformers' imports.
 OPEN_CLIP := open_clip_torch==3.3.0
 
-.PHONY: toy test test-all test-layouts lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-towers bench-muon bench-pipeline bench-gpu setup setup-toy clean
+.PHONY: toy test test-all test-layouts test-resume lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-towers bench-muon bench-pipeline bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
@@ -48,6 +49,9 @@ test-all: $(DEV)
 
 test-layouts: $(DEV)
 	$(PY) -m tests.trainer.stages.table $(ARGS)
+
+test-resume: $(DEV)
+	$(PY) -m tests.trainer.stages.resuming $(ARGS)
 
 # PATH: where torch came from an activated environment, its ruff and hadolint may be the ones in use.
 lint: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
