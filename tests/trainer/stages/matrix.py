@@ -62,8 +62,8 @@ OPTIONS = {
     "kind": ("next_token", "contrastive", "fp8_reference"),
 }
 
-BLOCKS = ("none", "selective", "full")  # whole blocks, of which the whole product has every combination
-HALVES = ("attention", "experts")  # of which it has each pair with another option
+BLOCKS = ("none", "selective", "full")  # whole blocks: the whole product has every combination
+HALVES = ("attention", "experts")  # it has each pair of these with another option
 
 EXACT = 1e-10  # relative, of every number in fp64
 # In fp8_reference sums are in fp32, which moves a few numbers to the next one of e4m3.

@@ -151,7 +151,7 @@ def resume(directory: Path, name: str, optim: str = "adamw") -> Outcome:
 
 
 def differences(found: Outcome, expected: Outcome) -> list[str]:
-    """What two outcomes do not have in common: tensors and files bit for bit, samples by number and ids, counts; means
+    """The differences of two outcomes: tensors and files bit for bit, samples by number and ids, counts; means
     to 1e-6."""
     wrong = list(found.state.keys() ^ expected.state.keys())
     wrong += [name for name, tensor in expected.state.items() if not torch.equal(found.state.get(name, tensor), tensor)]

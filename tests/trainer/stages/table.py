@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def cpu_seconds(ranks: int) -> float:
-    """Of this process and of the ranks of all steps so far."""
+    """CPU-seconds of this process and of the ranks of all steps so far."""
     of_ranks = dict(on_ranks(ranks, _process_seconds))
     return sum((of_ranks | dict([_process_seconds()])).values())
 
