@@ -39,6 +39,7 @@ COUNTS = (
     "inner_ends",
     "signal_steps_left_out",
 )
+VIDEO_TOKENS = ("<|video_pad|>", "<VIDEO_CONTEXT>", "<video>")
 HEADER = 16  # documents and tokens, uint64 each
 TRAIN, HELDOUT = "train", "heldout"
 
@@ -82,10 +83,14 @@ class Encoder:
     skip: bool = False  # leave out documents with bad media, and count them
     heldout_below: int = field(init=False)
     losses: Losses = field(init=False)
+    refused: dict[int, str] = field(init=False)  # tokens that texts beside media may not give
 
     def __post_init__(self) -> None:
         self.heldout_below = max(self.at_least, min(round(self.heldout_fraction * 2**64), 2**64 - 1))
         self.losses = Losses(self.tokenizer)
+        videos = {self.tokenizer.id_of(name): "videos, which are not supported" for name in VIDEO_TOKENS}
+        self.refused = {token: what for token, what in videos.items() if token is not None}
+        self.refused |= {kind.token: f"{name}s" for name, kind in (self.rules.kinds if self.rules else {}).items()}
 
     def contents_of(self, batch: Batch) -> list[tuple[list[int], Sequence[Stored]] | LeftOut]:
         """The ids and the media of each document. Raises UnfitError, and DataError unless `skip`."""
@@ -98,8 +103,8 @@ class Encoder:
                 found.append((ids_of_texts[0], ()))
                 continue
             assert self.rules is not None
-            if given := self.rules.placeholders & {token for ids in ids_of_texts for token in ids}:
-                problem = f"a text gives the token {min(given)}, a placeholder of images or signals"
+            if given := self.refused.keys() & {token for ids in ids_of_texts for token in ids}:
+                problem = f"a text gives the token {min(given)}, a placeholder of {self.refused[min(given)]}"
                 found.append(self.left_out(content.where(), problem))
             else:
                 found.append(content.place(ids_of_texts, self.rules))

@@ -65,6 +65,8 @@ class MixtureReader:
         except DataError as error:
             raise DataError([with_source(self.names[0], error.faults[0])]) from error
         self.vocab_size = first.vocab_size
+        every = [shards.rules.placeholders for shards in self.train.values() if isinstance(shards, MediaShards)]
+        self._placeholders = np.array(sorted({token for tokens in every for token in tokens}), np.int64)
         self.shares: Mapping[str, float] = {name: float(source.tokens) for name, source in data.sources.items()}
         self.unigram_windows = max(1, UNIGRAM_TOKENS // data.seq_len)
         _raise_all([*Prefixes(data.prefixes, self.tokenizer).faults(), *self._too_short()])
@@ -122,7 +124,7 @@ class MixtureReader:
     def _read(self, split: Split, name: str, positions: Ints, samples: Sequence[int] | None, media: bool) -> Windows:
         shards = self._shards(split, name)
         try:
-            return shards.read(positions, self._data.seq_len, media=media)
+            return self._windows(shards, positions, media)
         except DataError:  # of one or more of them: read each on its own
             names = [f"window {position} of the {split} split of source '{name}'" for position in positions.tolist()]
             if samples is not None:
@@ -133,12 +135,28 @@ class MixtureReader:
             ]
         return joined([([row], part) for row, part in enumerate(parts)], len(parts))
 
+    def _windows(self, shards: Shards, positions: Ints, media: bool) -> Windows:
+        """Windows whose placeholders are those of their images and signals. Raises DataError."""
+        windows = shards.read(positions, self._data.seq_len, media=media)
+        if not self._placeholders.size or not media:
+            return windows
+        counts_B = np.isin(windows.tokens_BL[:, :-1], self._placeholders).sum(axis=1)
+        for medium in windows.media:
+            counts_B[medium.row] -= medium.tokens
+        if counts_B.any():
+            row = int(np.flatnonzero(counts_B)[0])
+            where, count = str(shards.directory), int(counts_B[row])
+            text = f"{where}: window {positions[row]} has {count} placeholders of images or signals that have none"
+            remedy = "tokenise the source again with --special-text spell"
+            raise DataError(f"{text}; {remedy}", where=where, value=count, allowed=remedy)
+        return windows
+
     def _read_one(self, shards: Shards, position: int, window: str, media: bool) -> Windows:
         """Return the window at `position` or the next readable one. window: its name in errors."""
         fault: Fault | None = None  # of the window itself
         for place in itertools.chain([position], shards.instead_of(position, self._data.seq_len)):
             try:
-                found = shards.read(np.array([place]), self._data.seq_len, media=media)
+                found = self._windows(shards, np.array([place]), media)
             except DataError as error:
                 fault = fault or error.faults[0]
                 if self._data.on_fault == "fail":

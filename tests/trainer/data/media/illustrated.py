@@ -22,7 +22,7 @@ from trainer.data.media.rules import ImageKind, MediaRules, SignalKind
 from trainer.data.media.signals import SignalRule
 from trainer.data.shards.tokenizer import Tokenizer
 
-MARKERS = ("<img>", "<IMG_CONTEXT>", "</img>", "<ts>", "<TS_CONTEXT>", "</ts>")
+MARKERS = ("<img>", "<IMG_CONTEXT>", "</img>", "<ts>", "<TS_CONTEXT>", "</ts>", "<|video_pad|>")
 SIDE = 32  # pixels of an image that become one token
 SEQ_LEN, SAMPLES = 128, 48  # of the mixture
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainer.corpora.tokenize.tokenized import PREFIXES, texts
 from tests.trainer.data.media.illustrated import (
     SAMPLES,
     SEQ_LEN,
@@ -26,7 +27,9 @@ from tests.trainer.data.media.illustrated import (
 )
 from trainer.config.compose import compose
 from trainer.config.keys import DataConfig
+from trainer.corpora.packages import Document
 from trainer.corpora.tokenize import write
+from trainer.corpora.tokenize.tokenize import tokenize_source
 from trainer.data.batch import IGNORE, Batch, make_batch
 from trainer.data.build import build_data, source_directories
 from trainer.data.errors import DataError
@@ -220,6 +223,24 @@ def test_the_towers_of_a_run_must_be_those_of_its_corpora(data):
         sources = {**data.sources, name: replace(data.sources[name], modality=modality)}
         (fault,) = other_towers(replace(data, sources=sources), directories, model)
         assert (fault.where, fault.value, fault.allowed) == (f"data.sources.{name}.modality", modality, allowed)
+
+
+def test_placeholders_without_an_image_are_reported_with_their_source(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "HAS_WHEEL", False)
+    some = [Document(f"file {n}", text + "<IMG_CONTEXT>" * (n == 50)) for n, text in enumerate(texts(120))]
+    (tmp_path / "tokenizer.json").write_bytes((Path(data.root) / "tokenizer.json").read_bytes())
+    tokenize_source(
+        some, tmp_path, tmp_path / "notes", name="notes", domain="general", group="general", prefixes=PREFIXES,
+        heldout_fraction=0.2, workers=0, special_text="encode",
+    )  # fmt: skip
+    notes = replace(data.sources["notes"], path=str(tmp_path / "notes"))
+    figures = replace(data.sources["figures"], path=f"{data.root}/figures")
+    changed = replace(data, sources={"notes": notes, "figures": figures}, on_fault="skip")
+    lines, _ = damaged(changed)
+    assert 0 < len(lines) < 4
+    with pytest.raises(DataError) as error:
+        damaged(replace(changed, on_fault="fail"))
+    assert (error.value.where, error.value.value) == (str(tmp_path / "notes"), 1)
 
 
 def test_an_image_longer_than_a_window_is_reported_or_its_document_left_out(data, tmp_path):

@@ -299,6 +299,7 @@ BAD = {
     "type": {"type": "table"},
     "no text": {"type": "text"},
     "no object": 3,
+    "a video token": {"type": "text", "text": "<|video_pad|>"},
     "placeholder": {"type": "text", "text": "<IMG_CONTEXT>"},
 }
 
