@@ -38,8 +38,8 @@ ROOMS = [
     "config",
     "storage",
 ]
-# corpora are made before a run, by commands or trainer.api; a run reaches them only through the toy's builder
-CORPORA_DOOR = "trainer.corpora.toy"
+# corpora are made before a run, by commands or trainer.api; a run reaches them only through the toys' builders
+CORPORA_DOORS = ("trainer.corpora.toy", "trainer.corpora.pairs.toy")
 # these belong to trainer/storage alone
 DISK = re.compile(r"\bos\.(?:replace|rename|fsync|fdatasync)\b|\.rename\(|\bflock\b")
 MUTATORS = {"add", "append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "setdefault", "update"}
@@ -120,7 +120,8 @@ def arrow_allowed(importer: str, imported: str) -> bool:
     if a != "trainer" or imported == "trainer" or room(importer) == room(imported):
         return True
     if room(imported) == "corpora":
-        return imported in (CORPORA_DOOR, *packages_of(CORPORA_DOOR)) or room(importer) == "api"
+        doors = {name for door in CORPORA_DOORS for name in (door, *packages_of(door))}
+        return imported in doors or room(importer) == "api"
     return room(imported) in ROOMS and ROOMS.index(room(importer)) < ROOMS.index(room(imported))
 
 

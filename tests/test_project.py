@@ -83,7 +83,8 @@ def test_the_table_of_models_is_right():
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE))
     assert set(rows) == {path.stem for path in (CHECKOUT / "recipes" / "model").glob("*.yaml")}
     for name, row in rows.items():
-        model = compose(["recipe=toy", f"model={name}"]).model
+        recipe = "vision_contrastive_toy" if name.startswith("vision_") else "toy"
+        model = compose([f"recipe={recipe}", f"model={name}"]).model
         unit, letter = (1e9, "B") if model.num_params() > 1e9 else (1e6, "M")
         counts = [f"{count / unit:.1f} {letter}" for count in (model.num_params(), model.active_params())]
         sizes = (model.num_layers, model.hidden_size, model.num_experts, model.experts_per_token, model.router_groups)

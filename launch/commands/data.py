@@ -1,4 +1,5 @@
-"""`octavo data check|show|stats`: checks the files of a mixture, shows one sample, or counts what is in it."""
+"""`octavo data check|index|show|stats`: checks the files of a mixture, makes indexes of pairs, shows one sample, or
+counts what is in it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.commands import pairs
 from launch.configurations import read_configuration
+from launch.tables import print_table, table
 from parallel.errors import Fault, one_of
 from trainer.config.checks.data import longest
 from trainer.config.command_line import Parser
@@ -26,20 +29,23 @@ if TYPE_CHECKING:
     from trainer.data.mixture.reader import MixtureReader
     from trainer.data.windows import Windows
 
-ACTIONS = ("check", "show", "stats")
+ACTIONS = ("check", "index", "show", "stats")
+OF_PAIRS = {"check": pairs.check, "index": pairs.index}
 COSTED_SAMPLES, COSTED_AT_ONCE = 4096, 64  # samples whose attention is measured
 MAX_DIGITS = 18  # of a sample's number, which is an int64
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
-    """`words`: check, show or stats, then a recipe's name (or a run directory or a file) and overrides.
+    """`words`: check, index, show or stats, then a recipe's name (or a run directory or a file) and overrides.
 
     Raises `CommandError`, and `ConfigError` also for data that are not a mixture, or a cache that cannot be made.
     """
     parser.add_argument("action", nargs="?", metavar=f"{{{','.join(ACTIONS)}}}", help="what to do with the mixture")
     parser.add_overrides(words)
-    parser.usage = "octavo data check|stats RECIPE [override ...]\n       octavo data show RECIPE N [override ...]"
+    parser.usage = (
+        "octavo data check|index|stats RECIPE [override ...]\n       octavo data show RECIPE N [override ...]"
+    )
     parser.description = (
         f"{parser.description}\nRECIPE is the name of a recipe (octavo data check toy) or an override (octavo data "
         "check recipe=toy);\na run directory or a resolved config.yaml also works. N is the index of a sample, "
@@ -65,6 +71,11 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
                 f"sample '{word}' is not an index; use {allowed}", where="N", value=word, allowed=allowed
             )
     cfg = read_configuration(shlex.join(recipe), options.config_dir)
+    if cfg.data.name == "pairs" and action in OF_PAIRS:
+        return partial(OF_PAIRS[action], cfg)
+    if action == "index":
+        text = f"data.name={cfg.data.name} has no index to make; use a data option such as data=vision_pairs"
+        raise ConfigError(text, where="data.name", value=cfg.data.name, allowed=("pairs",))
     if cfg.data.name != "mixture":
         text = f"data.name={cfg.data.name} is not a mixture; use a data option such as data=toy_mixture"
         raise ConfigError(text, where="data.name", value=cfg.data.name, allowed=("mixture",))
@@ -181,10 +192,10 @@ def stats(cfg: Config) -> int:
     reader = _reader(cfg)
     batch, samples = cfg.train.global_batch, cfg.train.steps * cfg.train.global_batch
     counts, epochs = reader.index.counts_before(samples), reader.epochs(samples)
-    table = _table("source", "domain", "tokens", "documents", "tokens per document", "windows", "share", "epochs")
+    columns = table("source", "domain", "tokens", "documents", "tokens per document", "windows", "share", "epochs")
     for name, shards in reader.train.items():
         windows = shards.num_windows(cfg.data.seq_len)
-        table.add_row(
+        columns.add_row(
             name,
             shards.domain,
             _short(shards.num_tokens),
@@ -194,7 +205,7 @@ def stats(cfg: Config) -> int:
             f"{counts[name] / samples:.1%}",
             f"{epochs[name]:.3g}",
         )
-    print_table(table)
+    print_table(columns)
     _print_media(reader, cfg.data.seq_len)
     tokens = _short(samples * cfg.data.seq_len)
     print(f"share and epochs: of {cfg.train.steps:,} steps of {batch:,} samples, {tokens} tokens in total\n")
@@ -215,15 +226,15 @@ def _print_media(reader: MixtureReader, seq_len: int) -> None:
     """Print a table of the sources with images or signals, if there are any."""
     from trainer.data.media.shards import MediaShards
 
-    table = _table("source", "images", "signals", "their tokens", "padding of packs", "documents that do not fit")
+    columns = table("source", "images", "signals", "their tokens", "padding of packs", "documents that do not fit")
     for name, shards in reader.train.items():
         if isinstance(shards, MediaShards):
             packs = shards.packs(seq_len)
             padding = packs.total("padding") / max(1, shards.num_windows(seq_len) * seq_len)
             counts = [f"{shards.total(key):,}" for key in ("images", "signals", "media_tokens")]
-            table.add_row(name, *counts, f"{padding:.1%}", f"{packs.dropped:,}")
-    if table.row_count:
-        print_table(table)
+            columns.add_row(name, *counts, f"{padding:.1%}", f"{packs.dropped:,}")
+    if columns.row_count:
+        print_table(columns)
 
 
 def _directories(cfg: Config) -> dict[str, Path]:
@@ -260,16 +271,16 @@ def _table_of_sources(cfg: Config, epochs: dict[str, float]) -> Table:
     """The tokens that the recipe asks of each source, whose sums are checked already; and its epochs, if known."""
     data = cfg.data
     given = drawn(data.sources, data.phases)
-    table = _table("source", "domain", "prefix", "tokens", "unique", "epochs", "at most", *data.phases)
+    columns = table("source", "domain", "prefix", "tokens", "unique", "epochs", "at most", *data.phases)
     for name, source in data.sources.items():
         parts = [f"{float(shares(data.sources, phase)[name]):.1%}" for phase in data.phases]
         tokens, unique = _short(float(given[name])), _short(source.unique_tokens)
         times = f"{epochs[name]:.3g}" if epochs else "-"
         most = f"{source.max_epochs:g}"
-        table.add_row(name, source.domain, source.prefix or "-", tokens, unique, times, most, *parts)
+        columns.add_row(name, source.domain, source.prefix or "-", tokens, unique, times, most, *parts)
     sums = [phase.tokens for phase in data.phases.values()]
-    table.add_row("total", "", "", _short(sum(sums)), "", "", "", *map(_short, sums))
-    return table
+    columns.add_row("total", "", "", _short(sum(sums)), "", "", "", *map(_short, sums))
+    return columns
 
 
 def _short(tokens: float) -> str:
@@ -302,21 +313,3 @@ def _runs(windows: Windows, first: int, end: int) -> Iterator[tuple[list[int] | 
             elif place not in inside:
                 ids.append(int(tokens[place]))
         yield ids, trained
-
-
-def _table(first: str, *others: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column(first)
-    for column in others:
-        table.add_column(column, justify="right")
-    return table
-
-
-def print_table(table: Table) -> None:
-    from rich.console import Console
-
-    console = Console()
-    Console(width=max(console.width, 120)).print(table)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from trainer.config import coerce
 from trainer.config.coerce import FREE, NAMED
-from trainer.config.mixture import PhaseConfig, SourceConfig
+from trainer.config.mixture import PairSourceConfig, PhaseConfig, SourceConfig
 from trainer.config.model import ModelConfig
 
 
@@ -35,16 +35,25 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    name: Literal["synthetic", "mixture"] = "mixture"  # synthetic: sequences from integer arithmetic, no corpus
-    seq_len: int = 256  # tokens of one sequence (window)
+    # synthetic: sequences from integer arithmetic, no corpus; pairs: images with captions, in tar files
+    name: Literal["synthetic", "mixture", "pairs"] = "mixture"
+    seq_len: int = 256  # tokens of one sequence (window); the most of a caption
     cache_dir: str = free(".cache/octavo")  # where corpora are built; relative to the working directory
     # of corpora that are built
     tokens_per_source: int = 2_000_000  # the most tokens that are taken from each source
-    holdout_fraction: float = 0.02  # fraction of each source's documents that is never trained on
+    # fraction of each source's documents that is never trained on; of pairs, fraction of the captions
+    holdout_fraction: float = 0.02
     # of data.name=mixture
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # corpora, each with its share of the tokens
     phases: dict[str, PhaseConfig] = field(default_factory=dict)  # spans of steps, in this order; the last has no end
     prefixes: dict[str, list[str]] = field(default_factory=dict)  # group -> paraphrases at the start of documents
+    # of data.name=pairs
+    pairs: dict[str, PairSourceConfig] = field(default_factory=dict)  # directories of tar files with pairs
+    zero_shot: dict[str, str] = field(default_factory=dict)  # name -> directory of images with classes, to evaluate on
+    tokenizer: str | None = None  # of captions: a tokenizer.json, or a directory with one
+    min_pixels: int = 65_536  # the least area that an image is scaled to
+    max_pixels: int = 16_777_216  # the largest area that an image is scaled to
+    # of all but synthetic
     build: Literal["none", "toy"] = "none"  # toy: the sources are made into cache_dir from installed packages
     root: str = free(".")  # directory that relative paths of sources start from; relative to the working directory
     reader: Literal["octavo", "megatron"] = free("octavo")  # reads .bin and .idx; both give the same tokens
@@ -143,8 +152,10 @@ class OptimConfig:
 class TrainConfig:
     steps: int = free(1000)  # optimizer updates of the whole run
     seed: int = 0  # seed of the random weights and of the order of the samples
-    objective: Literal["next_token", "contrastive"] = "next_token"  # what is minimised
+    # what is minimised; contrastive: over halves of documents, image_text: over images and their captions
+    objective: Literal["next_token", "contrastive", "image_text"] = "next_token"
     contrastive_temperature: float = 0.07  # contrastive: cosine similarities are divided by it
+    pair_loss: Literal["softmax", "sigmoid"] = "softmax"  # image_text: the loss of CLIP, or that of SigLIP
     resume: Literal["auto", "never"] = free("auto")  # never: start a new run in a directory beside the old one
     log_every: int = free(10)  # steps between log records, for which metrics are read from the device
     global_batch: int = 8  # sequences of one optimizer step, over all ranks
@@ -161,6 +172,11 @@ class TrainConfig:
     loss_chunk: int = free(512)  # tokens whose logits are in memory at one time
     sample_tokens: int = free(0)  # length of the text generated at the end; 0: off
     device: Literal["auto", "cpu", "cuda"] = free("auto")  # auto: CUDA if there is any
+
+    @property
+    def trains_head(self) -> bool:
+        """False where the objective leaves the LM head out."""
+        return self.objective == "next_token"
 
 
 @dataclass(kw_only=True)
@@ -200,14 +216,21 @@ BEFORE: dict[str, Any] = {
     "model.image_token": None,
     "model.signals": None,
     "model.signal_token": None,
+    "model.embedding": None,
     "data.sources": {},
     "data.phases": {},
     "data.prefixes": {},
+    "data.pairs": {},
+    "data.zero_shot": {},
+    "data.tokenizer": None,
+    "data.min_pixels": 65_536,
+    "data.max_pixels": 16_777_216,
     "precision.accumulate": "fp32",
     "precision.kept": "exact",
     "data.build": "none",
     "train.objective": "next_token",
     "train.contrastive_temperature": 0.07,
+    "train.pair_loss": "softmax",
     "optim.adamw_lr_ratio": 1.0,
     "optim.adjust_lr": "match_rms_adamw",
     "optim.ns_steps": 5,

@@ -89,7 +89,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     own = [cuts[stage] for stage in ranks.plan.of_rank(place.pp)]
     layers, ends = sum(cut.stop - cut.start for cut in own), _Ends.of(own, cfg.model)
     part = _elements(cfg, layers, ends, layout.shard, partial(_share, layout.shard, rank % layout.shard))
-    trained = part.all - (part.head if cfg.train.objective == "contrastive" else 0)  # which leaves the LM head out
+    trained = part.all - (0 if cfg.train.trains_head else part.head)  # which leaves the LM head out
     optimizer = _state(cfg, part.all, part.hidden) + 4 * _step_counts(cfg, layers, ends) + 8  # and of skipped steps
     micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
     tokens = cfg.train.micro_batch * cfg.data.seq_len // layout.cp
@@ -252,7 +252,7 @@ def _resident(cfg: Config, ranks: RankMap, layers: int, ends: _Ends) -> tuple[in
     experts = whole.experts // layout.ep
     alone = experts if layout.dp_replicate * layout.expert_dp == 1 else 0  # experts that no other rank has a part of
     sharded = experts - alone + whole.attention + whole.others
-    sharded -= whole.head if cfg.train.objective == "contrastive" else 0
+    sharded -= 0 if cfg.train.trains_head else whole.head
     accumulated = NUMBER[cfg.precision.accumulate] * sharded + 4 * (alone + whole.whole)
     if ranks.plan.ranks > 1:
         each = p.reduce_every == "micro_batch"

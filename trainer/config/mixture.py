@@ -1,4 +1,5 @@
-"""The sources and phases of a mixture, and the tokens that their weights come to. No torch and no numpy here."""
+"""The sources and phases of a mixture, and the tokens that their weights come to; the sources of pairs. No torch and no
+numpy here."""
 
 from __future__ import annotations
 
@@ -29,6 +30,13 @@ class SourceConfig:
 @dataclass(kw_only=True)
 class PhaseConfig:
     tokens: int  # length of the phase in tokens, over all sources
+
+
+@dataclass(kw_only=True)
+class PairSourceConfig:
+    path: str  # a directory with img2dataset's tar files and their index, absolute or below data.root
+    pairs: int  # to draw; only the ratios to those of other sources count
+    max_epochs: float = 1.0  # the most times that each pair may be drawn
 
 
 def integer_weights(weights: Iterable[float]) -> list[int]:

@@ -136,6 +136,19 @@ class TimeSeriesConfig:
 
 
 @dataclass(kw_only=True)
+class EmbeddingConfig:
+    """The common space of images and texts, for contrastive learning."""
+
+    width: int  # of the embeddings
+    temperature: float = 0.07  # cosine similarities are divided by it; where its training starts
+    bias: float = -10.0  # added to all logits of the sigmoid loss; where its training starts
+
+    def shapes(self, hidden_size: int) -> list[Shape]:
+        """The shapes of its parameters: two projections, scale and bias."""
+        return [(self.width, hidden_size), (self.width, hidden_size), (1,), (1,)]
+
+
+@dataclass(kw_only=True)
 class ModelConfig:
     """A decoder with grouped-query attention and a grouped Mixture-of-Experts block in every layer, and the towers
     whose outputs take the places of placeholder tokens.
@@ -180,6 +193,8 @@ class ModelConfig:
     image_token: int | None = None  # id of the placeholder of one image embedding, where there is that tower
     signals: TimeSeriesConfig | None = None  # the tower for signals; null: none
     signal_token: int | None = None  # id of the placeholder of one signal embedding, where there is that tower
+    # images and texts are embedded side by side instead of in one sequence; null: they are not
+    embedding: EmbeddingConfig | None = None
 
     def num_params(self) -> int:
         """Parameters of the text model and the towers, equal to the sum of `numel()` over the built module.
@@ -190,12 +205,14 @@ class ModelConfig:
         return self._dense_params() + experts + self.tower_params()
 
     def tower_params(self) -> int:
-        """Parameters of the towers."""
+        """Parameters of the towers, and of the common space of images and texts."""
         return sum(math.prod(shape) for shape in self.tower_shapes())
 
     def tower_shapes(self) -> list[Shape]:
-        """The shapes of the parameters of the towers."""
-        return [shape for tower in (self.vision, self.signals) if tower is not None for shape in tower.shapes()]
+        """The shapes of the parameters of the towers, and of the common space of images and texts."""
+        common = self.embedding.shapes(self.hidden_size) if self.embedding is not None else []
+        towers = [shape for tower in (self.vision, self.signals) if tower is not None for shape in tower.shapes()]
+        return [*towers, *common]
 
     def active_params(self) -> int:
         """Parameters that one token of text passes through: all except those of experts that the router did not select,

@@ -84,7 +84,7 @@ def cut_model(cfg: Config, plan: Plan) -> list[StageCut]:
     head = 6.0 * model.vocab_size * model.hidden_size
     again = 4 / 3 if cfg.train.recompute == "full" else 1.0
     layers, towers = (model.flops_per_token(cfg.data.seq_len) - head) * again, _tower_flops(cfg) * again
-    head = 0.0 if cfg.train.objective == "contrastive" else head  # which leaves the LM head out
+    head = head if cfg.train.trains_head else 0.0  # which leaves the LM head out
     try:
         return cut_stages(model.num_layers, plan, layer=layers / model.num_layers, head=head, towers=towers)
     except PipelineError as error:

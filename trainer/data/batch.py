@@ -5,7 +5,7 @@ Shape legend: B windows of a micro-batch · S positions of a window · L = S + 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -126,6 +126,14 @@ def _slice(places: Places | None, local: Tensor) -> tuple[Places | None, list[in
     number = torch.searchsorted(ends, rows, right=True)
     before = (ends - torch.tensor(places.sizes))[number], (kept.cumsum(0) - kept)[number]
     return Places(here, rows - before[0] + before[1], sizes), needed
+
+
+@dataclass(frozen=True)
+class LateBatch:
+    """A batch that is read only where it is needed. samples: as of the batch. read: returns it."""
+
+    samples: Sequence[int]
+    read: Callable[[], Batch]
 
 
 def _move(tensor: Tensor, device: torch.device | str) -> Tensor:

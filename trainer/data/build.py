@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.config.errors import print_warning
+from trainer.config.model import VisionConfig
 from trainer.data.errors import DataError
 from trainer.data.vocabulary import too_small
 from trainer.storage.progress import OnProgress, print_line
@@ -49,8 +51,10 @@ def build_data(
         from trainer.data.media.synthetic import with_media
 
         return with_media(data, model, seed)
+    if cfg.name == "pairs":
+        return _open_pairs(cfg, model, seed=seed, vocab_size=vocab_size, samples=samples, progress=progress)
     if cfg.name != "mixture":
-        names = ("mixture", "synthetic")
+        names = ("mixture", "synthetic", "pairs")
         text = f"data.name={cfg.name} is not a kind of data; use {' or '.join(names)}"
         raise DataError(text, where="data.name", value=cfg.name, allowed=names)
     from trainer.data.mixture.checks import other_towers, other_vocabulary
@@ -67,6 +71,24 @@ def build_data(
         if line:
             warn(line)
     if data.text is not None and (error := too_small(vocab_size, data.text.vocab_size)) is not None:
+        raise error
+    return data
+
+
+def _open_pairs(
+    cfg: DataConfig, model: ModelConfig | None, *, seed: int, vocab_size: int, samples: int, progress: OnProgress
+) -> Data:
+    from trainer.data.pairs.stream import open_pairs
+
+    assert model is not None
+    assert isinstance(model.vision, VisionConfig)  # the checks of the configuration have seen one
+    if cfg.build == "toy":
+        from trainer.corpora.pairs.toy import open_toy_pairs
+
+        directory = open_toy_pairs(cfg, progress)
+        cfg = replace(cfg, root=str(directory), tokenizer=str(directory))
+    data, tokens = open_pairs(cfg, model.vision, seed=seed, samples=samples)
+    if (error := too_small(vocab_size, tokens)) is not None:
         raise error
     return data
 

@@ -30,4 +30,9 @@ def mix64(*counters: int | npt.NDArray[np.integer]) -> U64:
 
 def text_key(*parts: str) -> int:
     """A 64-bit key of some strings, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big")
+    return bytes_key("\0".join(parts).encode())
+
+
+def bytes_key(data: bytes) -> int:
+    """A 64-bit key of some bytes, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")

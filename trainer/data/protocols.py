@@ -17,7 +17,7 @@ import numpy.typing as npt
 from trainer.data.windows import Windows
 
 if TYPE_CHECKING:
-    from trainer.data.batch import Batch
+    from trainer.data.batch import Batch, LateBatch
 
 Split = Literal["train", "heldout"]
 
@@ -43,7 +43,7 @@ class HeldOut(Protocol):
 
     sources: Sequence[str]
 
-    def batches(self, source: str, count: int, micro_batch: int) -> Iterator[Batch]:
+    def batches(self, source: str, count: int, micro_batch: int) -> Iterator[Batch | LateBatch]:
         """Yield `count` batches of `micro_batch` samples of a source, or fewer where it has fewer.
 
         Every call yields the same samples.
@@ -97,7 +97,7 @@ class Data:
 
     fingerprint: changes with any sample, so that a run does not resume on other data by accident. text: None for data
     that are not text; a run then logs neither the unigram baseline nor sample texts. tokenizer: None where no file
-    has it.
+    has it. zero_shot: images of known classes, beside sentences about the classes, for data that are pairs.
     """
 
     stream: Stream
@@ -105,6 +105,7 @@ class Data:
     fingerprint: str
     text: TextSplits | None = None
     tokenizer: TokenizerFile | None = None
+    zero_shot: HeldOut | None = None
 
     def describe(self) -> str:
         """Return one line for the log: the sources with their shares, the vocabulary of text, and the fingerprint."""

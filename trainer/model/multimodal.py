@@ -27,20 +27,6 @@ from trainer.model.towers.vision import Images, VisionTower
 LAYER_SCALE = 0.1  # that InternViT starts with, as published code does
 
 
-def make_decoder(
-    cfg: ModelConfig,
-    compute_dtype: torch.dtype | None = None,
-    ops: Ops = TORCH,
-    make_backend: Callable[[], Backend] | None = None,
-    span: Span | None = None,
-) -> Decoder:
-    """The model of `cfg`, or the span of it that a pipeline stage holds; the arguments as for `Decoder`. The stage with
-    the embedding has the towers."""
-    towers = cfg.vision is not None or cfg.signals is not None
-    kind = Multimodal if towers and (span is None or span.embeds) else Decoder
-    return kind(cfg, compute_dtype, ops, make_backend, span)
-
-
 class Multimodal(Decoder):
     """A `Decoder` with the embedding, and its towers, whose matrices compute in `compute_dtype` too. Build it as the
     decoder."""

@@ -26,6 +26,7 @@ class Objective(ABC):
     """
 
     unused: tuple[str, ...] = ()  # parameters that get no gradient, by name: they are frozen
+    embeds_pairs = False  # the model's output is embeddings of pairs, [2, pairs, width], for retrieval
     unit: str  # what `count` counts, for messages
 
     @abstractmethod

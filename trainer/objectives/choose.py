@@ -8,11 +8,13 @@ from trainer.config.keys import TrainConfig
 from trainer.model.decoder import Decoder
 from trainer.objectives.base import Objective
 from trainer.objectives.contrastive import Contrastive
+from trainer.objectives.image_text import ImageText
 from trainer.objectives.next_token import NextToken
 
 OBJECTIVES: dict[str, Callable[[TrainConfig], Objective]] = {
     "next_token": lambda cfg: NextToken(cfg.loss_chunk),
     "contrastive": lambda cfg: Contrastive(cfg.contrastive_temperature),
+    "image_text": lambda cfg: ImageText(cfg.pair_loss),
 }
 
 

@@ -17,11 +17,10 @@ from torch import Tensor
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.model.numerics import wide
+from trainer.model.pooling import means
 from trainer.objectives.base import Objective
 from trainer.objectives.pair_losses import softmax_pairs
 from trainer.objectives.scalars import GlobalBatch, Scalar, Scalars
-
-PIECE = 32  # tokens whose hidden states are added one after another in their own dtype
 
 
 class Contrastive(Objective):
@@ -75,27 +74,6 @@ def halve(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     middles = (starts[long] + ends[long] + 1) // 2
     bounds = torch.cat([cu_seqlens, middles]).sort().values
     return bounds, torch.searchsorted(bounds, starts[long])
-
-
-def means(x_TH: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Mean over each document's tokens. x_TH: [T, H]; cu_seqlens: [D + 1] on the CPU, no document empty -> [D, H].
-
-    A document is summed in pieces, and these in fp64: one token after another in fp32 would be off by 3e-4 after 32,768
-    of them.
-    """
-    lengths_D = cu_seqlens.diff().long()
-    pieces_D = (lengths_D + (PIECE - 1)) // PIECE
-    first_D = pieces_D.cumsum(0) - pieces_D
-    offset_D = cu_seqlens[:-1] - PIECE * first_D
-    start_P = offset_D.repeat_interleave(pieces_D) + PIECE * torch.arange(int(pieces_D.sum()))
-    sum_DH = _sums(_sums(x_TH, start_P).double(), first_D)
-    return (sum_DH / lengths_D.unsqueeze(-1).to(x_TH.device)).to(x_TH.dtype)
-
-
-def _sums(x_NH: Tensor, starts: Tensor) -> Tensor:
-    """Sums of consecutive rows, from each start to the next. Deterministic on a GPU too, unlike index_add."""
-    rows_N = torch.arange(len(x_NH), device=x_NH.device)
-    return F.embedding_bag(rows_N, x_NH, starts.to(x_NH.device), mode="sum")
 
 
 def info_nce(a_PH: Tensor, b_PH: Tensor, temperature: float, whole: GlobalBatch) -> Scalars:

@@ -18,8 +18,8 @@ from trainer.data.build import build_data
 from trainer.data.protocols import Data
 from trainer.kernels.choose import make_ops
 from trainer.model.decoder import Decoder, Span
+from trainer.model.dual_encoder import make_decoder
 from trainer.model.experts.choose import choose_backend
-from trainer.model.multimodal import make_decoder
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.build import build_engine

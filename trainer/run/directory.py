@@ -205,7 +205,9 @@ def _stored(path: Path) -> tuple[dict[str, Any], str | None]:
         allowed = "a new or an empty directory"
         raise ConfigError(f"{text}; use {allowed}", where="run.dir", value=str(path), allowed=allowed) from None
     known = coerce.keys(Config)
-    return {**BEFORE, **coerce.flatten(stored, known)}, repaired
+    flat = coerce.flatten(stored, known)
+    sections = {key.rpartition(".")[0] for key in flat}  # a section that is there has no value of its own
+    return {**{key: value for key, value in BEFORE.items() if key not in sections}, **flat}, repaired
 
 
 def _differences(cfg: Config, stored: Mapping[str, Any], kind: Literal["fixed", "named"]) -> list[str]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.layout import ALONE, Place
 from parallel.world import World
-from trainer.data.batch import Batch
+from trainer.data.batch import Batch, LateBatch
 from trainer.data.media.placed import turn
-from trainer.data.protocols import HeldOut
+from trainer.data.protocols import Data, HeldOut
 from trainer.objectives.base import Objective
+from trainer.objectives.retrieval import Rows, recalls, zero_shot
 from trainer.stages.forward import Forward
 
 
@@ -37,8 +39,9 @@ def evaluate(
     sums: dict[tuple[str, str], _Sums] = {}  # by (name, source)
     for source in heldout.sources:
         # Every rank has the batches of all, so all know whether one of them has images or signals.
-        read = turn(list(heldout.batches(source, batches * place.readers, micro_batch)), forward.cfg)
-        for batch, counts in _turns(read, place):
+        given = heldout.batches(source, batches * place.readers, micro_batch)
+        read = given if objective.embeds_pairs else turn([_read(batch) for batch in given], forward.cfg)
+        for batch, counts in turns(read, place):
             world.watch.tick()
             batch = batch.part(forward.share).to(forward.device)
             hidden = forward(objective.inputs(batch))
@@ -71,15 +74,57 @@ class _Sums(NamedTuple):
         return cls(*torch.zeros(2, dtype=torch.float64, device=device))
 
 
-def _turns(batches: list[Batch], place: Place) -> Iterator[tuple[Batch, bool]]:
+@torch.no_grad()
+def measure_pairs(
+    forward: Forward, objective: Objective, data: Data, world: World, place: Place, *, batches: int, micro_batch: int
+) -> dict[str, dict[str, float | None]]:
+    """`image_to_text_r1`, `image_to_text_r5`, `text_to_image_r1`, `text_to_image_r5` of each source, among its held-out
+    pairs; and `zero_shot`, the share of images whose class is the nearest, of each set of `data.zero_shot`.
+
+    The arguments as for `evaluate`. Collective; the result is the same on all ranks.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+
+    def rows_of(heldout: HeldOut) -> Iterator[tuple[str, Rows]]:
+        for source in heldout.sources:
+            mine: list[Rows] = []
+            for batch, counts in turns(heldout.batches(source, batches * place.readers, micro_batch), place):
+                world.watch.tick()
+                moved = batch.to(forward.device)
+                result = forward(objective.inputs(moved))
+                if result is not None and counts:
+                    unit = F.normalize(result.hidden.float(), dim=-1).cpu()
+                    mine.append(Rows(unit, batch.inputs["hashes"].cpu(), batch.inputs["classes"].cpu()))
+            of_all = [rows for of_rank in world.gather(mine) for rows in of_rank]
+            parts = list(zip(*of_all, strict=True))
+            yield source, Rows(torch.cat(parts[0], 1), torch.cat(parts[1]), torch.cat(parts[2]))
+
+    for source, rows in rows_of(data.heldout):
+        for name, value in recalls(rows).items():
+            found.setdefault(name, {})[source] = value
+    if data.zero_shot is not None:
+        found["zero_shot"] = {name: zero_shot(rows) for name, rows in rows_of(data.zero_shot)}
+    return world.broadcast(found)
+
+
+def turns(batches: Iterable[Batch | LateBatch], place: Place) -> Iterator[tuple[Batch, bool]]:
     """This rank's forward passes, and whether each one counts.
 
     Sharded weights need every rank in every turn, with batches of one shape: batches that do not fill a turn are run by
     all ranks and counted by the first.
     """
-    alike = [batch for batch in batches if len(batch.samples) == len(batches[0].samples)]
-    filled = len(alike) // place.readers * place.readers
-    for batch in alike[place.reader : filled : place.readers]:
-        yield batch, True
-    for batch in alike[filled:] + batches[len(alike) :]:
-        yield batch, place.reader == 0
+    whole: list[Batch | LateBatch] = []
+    rest: list[Batch | LateBatch] = []
+    size: int | None = None
+    for batch in batches:
+        size = len(batch.samples) if size is None else size
+        (whole if len(batch.samples) == size else rest).append(batch)
+        if len(whole) == place.readers:
+            yield _read(whole[place.reader]), True
+            whole = []
+    for batch in whole + rest:
+        yield _read(batch), place.reader == 0
+
+
+def _read(batch: Batch | LateBatch) -> Batch:
+    return batch if isinstance(batch, Batch) else batch.read()

@@ -28,7 +28,7 @@ from trainer.run.announce import announcements, device_name
 from trainer.run.build import Parts
 from trainer.run.checkpoints import Checkpoints, Position
 from trainer.run.directory import RunDir
-from trainer.run.evaluate import evaluate
+from trainer.run.evaluate import evaluate, measure_pairs
 from trainer.run.sample import sample_texts
 from trainer.run.step import MEDIA, accumulate_gradients, count_step, held_weights
 from trainer.run.stop import StopRequest
@@ -229,6 +229,16 @@ class Trainer:
             batches=cfg.eval_batches,
             micro_batch=cfg.micro_batch,
         )
+        if parts.objective.embeds_pairs:
+            found |= measure_pairs(
+                parts.forward,
+                parts.objective,
+                parts.data,
+                self.world,
+                parts.place,
+                batches=cfg.eval_batches,
+                micro_batch=cfg.micro_batch,
+            )
         if final and self.world.rank == 0:
             found |= parts.objective.baselines(parts.data)
         self._event("evaluation", **found, seconds=round(time.perf_counter() - start, 3))

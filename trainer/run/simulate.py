@@ -39,9 +39,9 @@ from trainer.data.batch import Batch
 from trainer.data.media.placed import placed
 from trainer.data.media.synthetic import blank_media
 from trainer.model.decoder import Decoder
+from trainer.model.dual_encoder import make_decoder
 from trainer.model.experts.simulated import assume_rows, choose_simulated
 from trainer.model.experts.te.shapes import TransformerEngineShapes
-from trainer.model.multimodal import make_decoder
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.engine import Engine

@@ -94,12 +94,12 @@ def test_the_resolved_yaml_reads_back_equal(tmp_path):
 
 MODELS = (
     "grouped_30b_a3b", "intern_s1", "intern_s1_pro", "intern_s1_pro_text", "intern_s1_text", "qwen3_30b_a3b", "toy",
-    "toy_gpu", "toy_multimodal",
+    "toy_gpu", "toy_multimodal", "vision_contrastive", "vision_toy",
 )  # fmt: skip
 RECIPES = (
     "cpt_117b_32gpu", "cpt_117b_32gpu_rehearsal", "cpt_30b_1gpu_offload", "cpt_30b_1gpu_offload_rehearsal",
     "cpt_30b_8gpu", "cpt_30b_8gpu_rehearsal", "cpt_6t", "cpt_6t_256", "cpt_6t_256_rehearsal", "cpt_6t_rehearsal",
-    "toy", "toy_contrastive", "toy_ep8", "toy_gpu", "upcycle_study",
+    "toy", "toy_contrastive", "toy_ep8", "toy_gpu", "upcycle_study", "vision_contrastive", "vision_contrastive_toy",
 )  # fmt: skip
 GROUPS = ("checkpoint", "data", "logging", "model", "optim", "parallel", "precision", "recipe")
 # words after recipe=toy, the fault's key, its value, what it offers: a tuple, or the start of a text

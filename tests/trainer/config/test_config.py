@@ -72,7 +72,7 @@ def test_sizes_of_published_models(model, total, active):
 
 def test_every_model_recipe_is_valid():
     for model in list_groups()["model"]:
-        compose(["recipe=toy", f"model={model}"])
+        compose([f"recipe={'vision_contrastive_toy' if model.startswith('vision_') else 'toy'}", f"model={model}"])
 
 
 def test_fope_keeps_45_of_64_frequencies_in_pro():

@@ -19,7 +19,8 @@ from tests.trainer.tiny_run import events, steps, tiny_config
 from trainer.config.keys import Config, ParallelConfig
 from trainer.data.synthetic import open_synthetic
 from trainer.model.decoder import Decoder
-from trainer.objectives.contrastive import PIECE, Contrastive, halve, info_nce, means, pairs
+from trainer.model.pooling import PIECE, means
+from trainer.objectives.contrastive import Contrastive, halve, info_nce, pairs
 from trainer.objectives.scalars import GlobalBatch
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes, parallelize

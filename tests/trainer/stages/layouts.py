@@ -26,8 +26,8 @@ from trainer.data.batch import Batch, make_batch
 from trainer.data.media.placed import alike, placed
 from trainer.data.windows import Windows
 from trainer.model.decoder import Decoder
+from trainer.model.dual_encoder import make_decoder
 from trainer.model.initial import seeded_normal
-from trainer.model.multimodal import make_decoder
 from trainer.objectives.choose import build_objective
 from trainer.objectives.scalars import Scalar, Scalars, Totals, read_totals
 from trainer.optim.build import build_engine

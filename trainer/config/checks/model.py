@@ -51,7 +51,7 @@ def _placeholders(m: ModelConfig) -> Iterator[Fault]:
         key, section = f"model.{name}_token", "model.vision" if name == "image" else "model.signals"
         if tower is None and token is not None:
             yield Fault(f"{key}={token} has no use without {section}; use null", key, token, (None,))
-        elif tower is not None and token is None:
+        elif tower is not None and token is None and m.embedding is None:
             yield Fault(f"{key} is not set, and {section} needs it; use a token, {tokens}", key, None, tokens)
         elif token is not None and not 0 <= token < m.vocab_size:
             text = f"{key}={token} is not a token of model.vocab_size={m.vocab_size}; use {tokens}"

@@ -29,6 +29,8 @@ POSITIVE = {
     "model.router_temperature",
     "data.seq_len",
     "data.tokens_per_source",
+    "data.min_pixels",
+    "data.max_pixels",
     "parallel.overlap",
     "parallel.pp",
     "parallel.cp",

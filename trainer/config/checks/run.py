@@ -28,8 +28,10 @@ def check(cfg: Config) -> list[Fault]:
         if needed and value is not None and not value.strip():
             faults.append(Fault(f"{key} is empty; use {allowed}", key, value, allowed))
     faults += _unexpanded(cfg)
-    if cfg.train.objective == "contrastive" and cfg.optim.engine == "deepspeed":
-        text = "train.objective=contrastive freezes the LM head, which optim.engine=deepspeed does not support"
+    if not cfg.train.trains_head and cfg.optim.engine == "deepspeed":
+        text = (
+            f"train.objective={cfg.train.objective} freezes the LM head, which optim.engine=deepspeed does not support"
+        )
         faults.append(Fault(f"{text}; use optim.engine=native", "optim.engine", cfg.optim.engine, ("native",)))
     if cfg.optim.engine == "deepspeed" and cfg.optim.zero_stage == 3 and cfg.train.recompute == "selective":
         text = "train.recompute=selective meets the gathers of optim.zero_stage=3, which it cannot repeat"
@@ -47,6 +49,9 @@ def _unexpanded(cfg: Config) -> Iterator[Fault]:
         "data.cache_dir": cfg.data.cache_dir,
         "optim.nvme_dir": cfg.optim.nvme_dir,
         **{f"data.sources.{name}.path": source.path for name, source in cfg.data.sources.items()},
+        **{f"data.pairs.{name}.path": source.path for name, source in cfg.data.pairs.items()},
+        **{f"data.zero_shot.{name}": path for name, path in cfg.data.zero_shot.items()},
+        "data.tokenizer": cfg.data.tokenizer,
     }
     for key, path in directories.items():
         if found := re.match(r"~[\w.-]*(?=/|$)|(?:.*/)?(\$\w+)(?=/|$)", path or ""):

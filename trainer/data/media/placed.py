@@ -15,11 +15,12 @@ from trainer.model.towers.places import Places, blank_image, blank_signal, image
 
 
 def placed(batch: Batch, model: ModelConfig) -> Batch:
-    """The same batch, whose media have their places. Without towers it stays as it is.
+    """The same batch, whose media have their places. Without towers it stays as it is, and
+    with images beside texts instead of among them.
 
     Raises DataError, which names the sample, where its placeholders and the embeddings of its media differ in number.
     """
-    if model.vision is None and model.signals is None:
+    if (model.vision is None and model.signals is None) or model.embedding is not None:
         return batch
     given, ids = batch.media or Media(), batch.inputs["ids"]
     images, signals = given.images, given.signals

@@ -1,0 +1,1 @@
+"""Pairs of an image and a caption, read by number from the tar files that img2dataset leaves."""
