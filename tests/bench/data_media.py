@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-MEDIA, QUICK_MEDIA = 100_000, 1_000
+MEDIA, QUICK_MEDIA = 100_000, 500
 SEQ_LEN, SIDES = 512, (64, 128, 224)
 ROWS_AT_ONCE = 1000
 READ = """
@@ -72,8 +72,8 @@ def make(directory: Path, count: int) -> Path:
             file.write_table(pa.Table.from_pylist(rows, _schema()))
     tokenize_source(
         [directory / "rows.parquet"], illustrated.save_tokenizer(directory), out, name="media", domain="general",
-        field="content", media=illustrated.rules(), heldout_fraction=0, workers=os.cpu_count() or 1,
-        prefixes=tokenized.PREFIXES, shard_tokens=1 << 20,
+        field="content", media=illustrated.rules(), heldout_fraction=0, prefixes=tokenized.PREFIXES,
+        workers=0 if count <= QUICK_MEDIA else os.cpu_count() or 1, shard_tokens=1 << 20,
     )  # fmt: skip
     return out
 

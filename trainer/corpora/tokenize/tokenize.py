@@ -341,7 +341,7 @@ def _run(
 def _describe(
     work: Path, plan: Facts, tokenizer: Tokenizer, spooled: Sequence[Facts], shards: dict[str, list[Facts]]
 ) -> Facts:
-    counts = {key: sum(facts["counts"][key] for facts in spooled) for key in COUNTS}
+    counts = {key: sum(facts["counts"].get(key, 0) for facts in spooled) for key in COUNTS}
     empty = counts.pop("empty_documents")
     nothing = empty + counts["documents_without_tokens"]
     if not shards[TRAIN]:
@@ -352,7 +352,7 @@ def _describe(
             value=plan["heldout_fraction"] if held else nothing,
             allowed="a smaller --heldout" if held else "an input with texts",
         )
-    left_out = [line for facts in spooled for line in facts["left_out"]]
+    left_out = [line for facts in spooled for line in facts.get("left_out", ())]
     if left_out:
         lines = [json.dumps(dict(zip(("where", "problem"), line, strict=True))) for line in left_out]
         (work / LEFT_OUT).write_text("".join(f"{line}\n" for line in lines))

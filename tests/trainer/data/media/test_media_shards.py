@@ -154,6 +154,7 @@ def test_ranks_micro_batches_and_workers_change_nothing(data, whole, ranks, micr
     assert any(images for _, images in whole.values())
 
 
+@pytest.mark.slow
 def test_megatrons_reader_reads_the_same(data, whole):
     pytest.importorskip("megatron.core.datasets.indexed_dataset")
     assert run(replace(data, reader="megatron"), 1, 16) == whole
