@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,21 @@ from trainer.model.towers.vision import Images, VisionTower
 LAYER_SCALE = 0.1  # that InternViT starts with, as published code does
 
 
+class Towers(TypedDict):
+    """The towers of a model, None where it has none."""
+
+    vision: InternViT | VisionTower | None
+    signals: TimeSeriesTower | None
+
+
+def make_towers(cfg: ModelConfig) -> Towers:
+    """The towers of `cfg`, without values."""
+    vision: InternViT | VisionTower | None = None
+    if cfg.vision is not None:
+        vision = InternViT(cfg.vision) if isinstance(cfg.vision, InternViTConfig) else VisionTower(cfg.vision)
+    return {"vision": vision, "signals": TimeSeriesTower(cfg.signals) if cfg.signals is not None else None}
+
+
 class Multimodal(Decoder):
     """A `Decoder` with the embedding, and its towers, whose matrices compute in `compute_dtype` too. Build it as the
     decoder."""
@@ -40,10 +55,9 @@ class Multimodal(Decoder):
         span: Span | None = None,
     ) -> None:
         super().__init__(cfg, compute_dtype, ops, make_backend, span)
-        self.vision: InternViT | VisionTower | None = None
-        if cfg.vision is not None:
-            self.vision = InternViT(cfg.vision) if isinstance(cfg.vision, InternViTConfig) else VisionTower(cfg.vision)
-        self.signals = TimeSeriesTower(cfg.signals) if cfg.signals else None
+        towers = make_towers(cfg)
+        self.vision: InternViT | VisionTower | None = towers["vision"]
+        self.signals: TimeSeriesTower | None = towers["signals"]
 
     @property
     def tower_blocks(self) -> list[nn.Module]:

@@ -181,7 +181,7 @@ def _choose_weights(cfg: Config, run: RunDir, world: World) -> tuple[Fill | None
     if published is None:
         return None, []
 
-    published.keep_untrained_parts(run.path)
+    published.keep_untrained_parts(run.path, cfg.model)
     return published.fill, published.source.warnings
 
 

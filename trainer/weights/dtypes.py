@@ -25,13 +25,14 @@ FULL = {"F32": "float32", "F16": "float16", "F64": "float64"}  # as config.json 
 
 def dtypes(asked: DtypeName, kinds: Mapping[str, str]) -> Callable[[Piece], str]:
     """Return the dtype of each piece. kinds: as `SourceModel.kinds`, of the directory that the model comes from, where
-    it comes from one. FoPE's tables are as there, or fp32. Raises `UserError` for a dtype that does not exist."""
+    it comes from one. Tables (FoPE's, and of positions in
+    a patch) are as there, or fp32. Raises `UserError` for a dtype that does not exist."""
     if asked not in get_args(DtypeName):
         names = get_args(DtypeName)
         raise UserError(f"--dtype={asked}: use {one_of(names)}", where="--dtype", value=asked, allowed=names)
 
     def choose(piece: Piece) -> str:
-        if piece.parameter.startswith("rotary."):
+        if piece.parameter.startswith("rotary.") or piece.parameter == "signals.patches.positions":
             return kinds.get(piece.kind, "F32")
         if asked == "source" and kinds:
             return kinds[piece.kind]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from trainer.weights.hf_write import SHARD_BYTES, Bundle, copy_of, make_room, wr
 from trainer.weights.kept_source import Carried, read_carried
 from trainer.weights.map import MULTIMODAL, PLAIN, Piece, full_name, text_pieces
 from trainer.weights.opened import OpenedCheckpoint, open_checkpoint
+from trainer.weights.towers.trained import describe
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,14 @@ def export(
 ) -> Exported:
     """Write the weights of a training checkpoint, of any layout of ranks, as a Hugging Face directory.
 
-    The towers and side files that the run kept of the directory that it started from are copied byte for byte. A run
-    from random weights has the tokenizer of its corpora, and generation defaults that name its end token.
+    The towers that the run trained are written as the text model is; others, and the side files that the run kept of
+    the directory that it started from, are copied byte for byte. A run from random weights has the tokenizer of its
+    corpora, and generation defaults that name its end token.
 
     Args:
         checkpoint: a run directory, whose newest step is taken, or a step-N directory in it. target: must not
             exist.
-        dtype: of the text model. "source": every tensor as in the directory that the run started from, bf16 for a
+        dtype: of the model. "source": every tensor as in the directory that the run started from, bf16 for a
             run that started from random weights. "bf16", "fp32". "fp8": attention's and experts' matrices as e4m3 with
             a power of two for each 128 x 128 block, made from their bf16 values (as FP8 training makes its own), the
             others bf16. FoPE's tables are as in the source, or fp32.
@@ -112,13 +114,16 @@ def export(
     scales = carried.scales if carried else {}
     if pad:
         model = replace(model, expert_width=-(-model.expert_width // BLOCK[0]) * BLOCK[0])
+    text = {piece.name: piece for piece in text_pieces(model)}
+    if text_only:
+        pieces = tuple(piece for piece in pieces if piece.name in text)
     bundles = [
-        _text(state, piece, wide, full_name(prefix, piece), choose(piece), scales.get(piece.name))
-        for piece, wide in zip(pieces, text_pieces(model), strict=True)
+        _trained(state, piece, text.get(piece.name, piece), full_name(prefix, piece), choose(piece), scales)
+        for piece in pieces
     ]
     if pad and not any(output.dtype == FP8 for bundle in bundles for output in bundle.outputs):
-        text = "--pad widens experts for FP8, and nothing is written in FP8; add --dtype fp8, or drop --pad"
-        raise UserError(text, where="--pad", allowed="--dtype fp8")
+        useless = "--pad widens experts for FP8, and nothing is written in FP8; add --dtype fp8, or drop --pad"
+        raise UserError(useless, where="--pad", allowed="--dtype fp8")
     towers = [] if carried is None or text_only else carried.tensors
     bundles += [copy_of(tensor) for tensor in towers]
     outputs = [output for bundle in bundles for output in bundle.outputs]
@@ -196,6 +201,8 @@ def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -
     """Prefix of the text names, and the config.json to start from."""
     plain = is_qwen3_moe(model)
     if carried is None:
+        if (model.vision is not None or model.signals is not None) and not text_only:
+            return MULTIMODAL, describe(model)
         return (PLAIN if plain else MULTIMODAL), None
     text = carried.config.get("text_config")
     if text is None:
@@ -208,8 +215,11 @@ def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -
     return MULTIMODAL, {key: value for key, value in carried.config.items() if key not in towers}
 
 
-def _text(state: StoredState, piece: Piece, wide: Piece, name: str, dtype: str, scales: StoredTensor | None) -> Bundle:
-    """The tensor of `piece`, in the shape of `wide`. scales: those that the run's source has for it."""
+def _trained(
+    state: StoredState, piece: Piece, wide: Piece, name: str, dtype: str, of_source: Mapping[str, StoredTensor]
+) -> Bundle:
+    """The tensor of `piece`, in the shape of `wide`. of_source: the scales that the run's source has, by piece."""
+    scales = of_source.get(piece.name)
 
     def make() -> Sequence[Tensor]:
         trained = state.read(f"model.{piece.parameter}", piece.box).view(piece.shape)

@@ -38,6 +38,9 @@ from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.hf_write import copy_of, write_directory
 from trainer.weights.map import MULTIMODAL, OLD, PLAIN, SCALE_SUFFIX
 from trainer.weights.section import located
+from trainer.weights.towers.map import tower_pieces
+from trainer.weights.towers.names import tower_of
+from trainer.weights.towers.trained import other_towers, trained_kinds, trains
 
 CLASHES = "left out"  # in the manifest of the copy
 EXPANSION = "upcycle"  # the key of the facts of an expansion in its manifest
@@ -50,7 +53,7 @@ class Carried:
     path: Path
     config: dict[str, Any]
     kinds: dict[str, str]  # as `SourceModel.kinds`
-    tensors: list[StoredTensor]  # of towers
+    tensors: list[StoredTensor]  # of towers that are not trained
     scales: dict[str, StoredTensor]  # `Piece.name` of a text tensor in FP8 -> its scales at the start
     side_files: SideFiles
     clashes: list[str]  # files of the source that were not kept: every export has its own
@@ -66,12 +69,13 @@ class PublishedWeights:
     def fill(self, model: Decoder) -> None:
         """Read this rank's part of the weights. Raises HuggingFaceError."""
         self.world.watch.at(f"start: reading {self.source.directory.path}")
-        fill(model, self.source, self.world.watch.tick)
+        shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        fill(model, self.source, self.world.watch.tick, [*self.source.pieces, *tower_pieces(shapes)])
 
-    def keep_untrained_parts(self, run_directory: Path) -> None:
-        """Copy what an export will need to the run directory. Raises HuggingFaceError."""
+    def keep_untrained_parts(self, run_directory: Path, model: ModelConfig) -> None:
+        """Copy what an export will need to the run directory. model: that is trained. Raises HuggingFaceError."""
         self.world.watch.at(f"start: copying parts of {self.source.directory.path}")
-        _on_the_first(self.world, lambda: _keep(self.source, run_directory / SOURCE, self.world.watch.tick))
+        _on_the_first(self.world, lambda: _keep(self.source, run_directory / SOURCE, self.world.watch.tick, model))
 
 
 def open_published(cfg: Config, world: World) -> PublishedWeights | None:
@@ -167,7 +171,10 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
 
 def _check(source: SourceModel, cfg: Config) -> None:
     path = source.directory.path
-    differing = other_function(cfg.model, source.model)
+    try:
+        differing = [*other_function(cfg.model, source.model), *other_towers(cfg.model, source.directory.config)]
+    except HuggingFaceError as error:
+        raise located(path, error) from error
     if differing:
         remedy = "use the checkpoint's values"
         text = f"checkpoint.init_from={path} is a different model: {'; '.join(differing)}; {remedy}"
@@ -209,7 +216,9 @@ def _scales(source: SourceModel) -> list[StoredTensor]:
     return [scales for scales in found if scales_as(scales) == scales.dtype]
 
 
-def _keep(source: SourceModel, target: Path, tick: Callable[[], None]) -> None:
+def _keep(source: SourceModel, target: Path, tick: Callable[[], None], trained: ModelConfig | None = None) -> None:
+    """trained: the model that is trained; None for the text model."""
+    model = trained or source.model
     try:
         CHECKPOINT.remove_directory(target, SOURCE_FACT)  # of a start that came to no step
     except OSError as error:
@@ -219,14 +228,16 @@ def _keep(source: SourceModel, target: Path, tick: Callable[[], None]) -> None:
             value=error.strerror,
             allowed="a writable run directory",
         ) from error
+    towers = {tensor.name: tensor for tensor in source.carried if tensor.name in source.towers}
+    kept = [tensor for tensor in source.carried if not (tensor.name in towers and trains(model, tower_of(tensor.name)))]
     write_directory(
         target,
-        [copy_of(tensor) for tensor in (*source.carried, *_scales(source))],
+        [copy_of(tensor) for tensor in (*kept, *_scales(source))],
         source.directory.config,
         side_files(source.directory.path),
         manifest={
             "from": str(source.directory.path.absolute()),
-            SOURCE_FACT: source.kinds,
+            SOURCE_FACT: source.kinds | trained_kinds(model, towers),
             CLASHES: clashes(source.directory.path),
         },
         wrote=lambda nbytes: tick(),

@@ -18,6 +18,7 @@ from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, read_run, read_st
 from trainer.storage.boxes import Box
 from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.weights.map import Piece, text_pieces
+from trainer.weights.towers.trained import trained_pieces
 
 if TYPE_CHECKING:
     from trainer.checkpoint.slices import StoredState
@@ -53,7 +54,7 @@ class OpenedCheckpoint:
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        return tuple(text_pieces(self.model))
+        return (*text_pieces(self.model), *trained_pieces(self.model))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

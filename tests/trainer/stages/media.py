@@ -27,7 +27,7 @@ SIGNALS = TimeSeriesConfig(
 
 def place_media(tokens: Any, starts: Any, unsupervised: Any, numbers: Sequence[int]) -> Media:
     """Write placeholders into sequences, and return their media: an image of one token or two at the sixth place of
-    every sixth sequence, a signal at the tenth of every eighth. One micro-batch in six has neither."""
+    every sixth sequence, a signal or two in every eighth. One micro-batch in six has neither."""
     images, grids, signals = [], [], []
     for row, number in enumerate(numbers):
         found = []
@@ -38,6 +38,9 @@ def place_media(tokens: Any, starts: Any, unsupervised: Any, numbers: Sequence[i
             found.append((5, IMAGE, columns // 2))
         if number % 8 == 3:
             signals.append(Signal(seeded_normal((5 + number, 1 + number % 2), 5, f"signal {number}"), 1.0))
+            if number < 16:  # a second one, before it
+                signals.insert(-1, Signal(seeded_normal((3, 1), 5, f"signal before {number}"), 1.0))
+                found.append((1, SIGNAL, 1))
             found.append((9, SIGNAL, sum(signal_tokens(signals[-1:]))))
         for place, token, length in found:
             assert place + length < tokens.shape[1]

@@ -38,7 +38,7 @@ def test_a_step_with_unequal_media_is_that_of_one_process(ranks):
     for case, step in zip(cases, found, strict=True):
         expected = reference(case.alone())
         assert step.counts["images"] == 4
-        assert step.counts["signals"] == 3
+        assert step.counts["signals"] == 5
         assert {name.partition(".")[0] for name in expected.grads} >= {"vision", "signals", "layers", "embed"}
         compared = errors(step, expected)
         assert max(compared[:4]) <= BOUND, (str(case.layout), compared)

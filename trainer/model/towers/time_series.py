@@ -83,8 +83,11 @@ class PatchEncoder(nn.Module):
         self.down = nn.Linear(cfg.patch_mlp_width, w)
         self.mlp_norm = nn.LayerNorm(w, EPS)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """patches: [n, C, P] -> [n, w], the mean over steps and channels."""
+    def forward(self, patches: Sequence[Tensor]) -> Tensor:
+        """patches: [n, C, P] of each signal -> [n of all, w], the means over steps and channels."""
+        return torch.cat([self._means(of_signal) for of_signal in patches])
+
+    def _means(self, patches: Tensor) -> Tensor:
         n, C, P = patches.shape
         # Compatibility with the published code: steps and channels are interleaved, not transposed, where C > 1.
         rows = patches.transpose(1, 2).reshape(n * C, 1, P)
@@ -117,10 +120,14 @@ class TimeSeriesLayer(nn.Module):
         self.up = nn.Linear(cfg.width, cfg.mlp_width)
         self.down = nn.Linear(cfg.mlp_width, cfg.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [1, tokens, W] -> [1, tokens, W]."""
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """x: [tokens, W]; lengths: tokens of each signal -> [tokens, W]."""
         y = self.attention_norm(x)
-        x = x + self.out(_attend((self.q(y), self.k(y), self.v(y)), self.heads, causal=True))
+        qkv = (part.split(lengths) for part in (self.q(y), self.k(y), self.v(y)))
+        attended = [
+            _attend([part[None] for part in parts], self.heads, causal=True)[0] for parts in zip(*qkv, strict=True)
+        ]
+        x = x + self.out(torch.cat(attended))
         return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
 
 
@@ -145,17 +152,21 @@ class TimeSeriesTower(nn.Module):
         Raises: ValueError for a signal without steps or channels, a rate of 0 or below, or a patch that is longer than
             the table of positions in a patch.
         """
-        return torch.cat([self._embed(signal) for signal in signals])
-
-    def _embed(self, signal: Signal) -> Tensor:
-        x_Lw = self.patches(self._patches(signal)).view(-1, self.adapt_in.in_features)
-        x = F.gelu(self.conv1(self.adapt_in(x_Lw).T[None]))
-        x = F.gelu(self.conv2(x)).transpose(1, 2)
-        table = self.positions[: x.shape[1]]
-        x = x + F.pad(table, (0, 0, 0, x.shape[1] - len(table)))  # tokens beyond the table have no position
+        # Each module is called once, however many signals there are: ranks that share its weights gather them together.
+        patches = [self._patches(signal) for signal in signals]
+        entered = [self._enter(x_nw) for x_nw in self.patches(patches).split([len(of_signal) for of_signal in patches])]
+        x, lengths = torch.cat(entered), [len(of_signal) for of_signal in entered]
         for layer in self.layers:
-            x = layer(x)
-        return self.projector(self.adapt_out(self.norm(x)))[0]
+            x = layer(x, lengths)
+        return self.projector(self.adapt_out(self.norm(x)))
+
+    def _enter(self, x_nw: Tensor) -> Tensor:
+        """Encoded patches of a signal [n, w] -> the input of the layers [tokens, W]."""
+        x_Lw = x_nw.view(-1, self.adapt_in.in_features)
+        x = F.gelu(self.conv1(self.adapt_in(x_Lw).T[None]))
+        x = F.gelu(self.conv2(x))[0].T
+        table = self.positions[: len(x)]
+        return x + F.pad(table, (0, 0, 0, len(x) - len(table)))  # tokens beyond the table have no position
 
     def _patches(self, signal: Signal) -> Tensor:
         """[n, C, P] with n even."""

@@ -19,7 +19,11 @@ def model_card(model: ModelConfig, read_by: Sequence[Reader], step: int, init_fr
     library = ["library_name: transformers"] if any(r.program == TRANSFORMERS and r.reads for r in read_by) else []
     origin = "random weights" if init_from is None else f"the weights in `{Path(init_from).name}`"
     rows = [
-        ("parameters", f"{model.num_params():,} of the text model, {model.active_params():,} active per token"),
+        (
+            "parameters",
+            f"{model.num_params() - model.tower_params():,} of the text model, "
+            f"{model.active_params():,} active per token",
+        ),
         ("layers, hidden size", f"{model.num_layers}, {model.hidden_size}"),
         (
             "experts",

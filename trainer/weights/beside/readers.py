@@ -12,6 +12,8 @@ from typing import Any
 TRANSFORMERS = "transformers"
 # Programs that choose a class by `architectures`, and read the configuration through transformers.
 SERVING = ("vLLM", "SGLang", "LMDeploy")
+# Another name that LMDeploy takes for the same class.
+ALIASES = {"InternS1ProForConditionalGeneration": ("InternS1_1_ForConditionalGeneration",)}
 BLOCK = 128  # rows and columns that share a scale in FP8
 QWEN3 = "Qwen3MoeForCausalLM"
 MULTIMODAL = {"interns1": "InternS1ForConditionalGeneration", "interns1_pro": "InternS1ProForConditionalGeneration"}
@@ -99,9 +101,9 @@ def _of_a_multimodal_model(kind: str, config: Mapping[str, Any], files: Collecti
     else:
         need = f"trust_remote_code with a modelling file, which auto_map in config.json would name, is needed: {own}"
         yield Reader(TRANSFORMERS, False, need)
-    architecture = MULTIMODAL[kind]
+    architecture, listed = MULTIMODAL[kind], config.get("architectures") or []
     why = None
-    if architecture not in (config.get("architectures") or []):
+    if not {architecture, *ALIASES.get(architecture, ())} & {*listed}:
         why = f"architectures does not list {architecture}"
     elif not config.get("vision_config"):
         why = f"its {architecture} asks for a vision_config, and this is the text model alone"

@@ -16,6 +16,7 @@ from trainer.config.model import InternViTConfig, ModelConfig, TimeSeriesConfig,
 from trainer.weights.hf_config import model_config_from_huggingface
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
 from trainer.weights.section import Section, object_under
+from trainer.weights.towers.names import PATCH_ENCODER
 
 SIGNAL_TOKEN = 151685  # <TS_CONTEXT> in the vocabulary of Intern-S1-Pro, where config.json does not name it
 VISION_TOWERS = ("interns1_vision", "interns1_pro_vision")
@@ -120,6 +121,8 @@ def _time_series(config: Mapping[str, Any], text: ModelConfig) -> TimeSeriesConf
         positions=t.size("max_source_positions"),
         adapt_width=t.size("ts_adapt_out_dim"),
         out_width=t.size("out_hidden_size"),
+        # keys of ours, of towers that started from random weights: published code has these fixed
+        **{key: t.size(key, default=value) for key, value in PATCH_ENCODER.items()},
     )
     _require(t, {"activation_function": "gelu", "scale_embedding": False, "ts_hidden_dim": cfg.adapt_width})
     if t.size("ts_adapt_in_dim") != 2 * cfg.patch_width:

@@ -24,6 +24,8 @@ TOWERS = {
 }
 # Intern-S1-Pro's own time-series sizes and names were never published in full: others than these may belong there.
 LOOSE = "time series"
+# Sizes that published code has fixed; a key of these names is ours.
+PATCH_ENCODER = {"patch_width": 128, "patch_heads": 8, "patch_mlp_width": 2048, "patch_positions": 20_000}
 OPTIONAL = re.compile(r"model\.vision_tower\.(embeddings\.mask_token|layernorm\.(weight|bias))")
 
 
@@ -109,19 +111,21 @@ def _visual(v: Section) -> Shapes:
 
 def _time_series(t: Section) -> Shapes:
     """The tower for signals of Intern-S1-Pro, as a serving engine reads it."""
-    W, F, mels, conv = t.size("d_model"), t.size("encoder_ffn_dim"), t.size("num_mel_bins"), 128
+    patch = {key: t.size(key, default=value) for key, value in PATCH_ENCODER.items()}
+    inner = patch["patch_mlp_width"]
+    W, F, mels, conv = t.size("d_model"), t.size("encoder_ffn_dim"), t.size("num_mel_bins"), patch["patch_width"]
     into, out, H = t.size("ts_adapt_in_dim"), t.size("ts_adapt_out_dim"), t.size("out_hidden_size")
     at = "model.time_series.encoder_embed."
     first = at + "transformer_encoder.layers.0."
     shapes: Shapes = {
         at + "conv.weight": (conv, 1, 5),
         at + "conv.bias": (conv,),
-        at + "pos_encoder.pe": (20000, 1, conv),
+        at + "pos_encoder.pe": (patch["patch_positions"], 1, conv),
         first + "self_attn.in_proj_weight": (3 * conv, conv),
         first + "self_attn.in_proj_bias": (3 * conv,),
     }
     shapes |= _linear(first + "self_attn.out_proj", conv, conv)
-    shapes |= _linear(first + "linear1", 2048, conv) | _linear(first + "linear2", conv, 2048)
+    shapes |= _linear(first + "linear1", inner, conv) | _linear(first + "linear2", conv, inner)
     shapes |= _norm(first + "norm1", conv) | _norm(first + "norm2", conv)
     at = "model.time_series.encoder."
     shapes |= _linear(at + "adapt_in", mels, into) | _linear(at + "adapt_out", out, W) | _norm(at + "layer_norm", W)

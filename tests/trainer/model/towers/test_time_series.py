@@ -104,7 +104,7 @@ def test_the_patch_encoder_is_torchs_layer():
     theirs.load_state_dict({name.partition("layers.0.")[2]: tensor for name, tensor in stored if "layers.0." in name})
     patches = torch.randn(5, 1, 12, generator=torch.Generator().manual_seed(6))
     x = torch.relu(model.conv(patches)).permute(2, 0, 1) + model.positions[:12]
-    assert relative(model(patches), theirs(x).mean(0)) <= BOUND
+    assert relative(model([patches]), theirs(x).mean(0)) <= BOUND
 
 
 @torch.no_grad()
