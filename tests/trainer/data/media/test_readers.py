@@ -41,7 +41,7 @@ class TestWfdb:
         found = read_recording(self.written(tmp_path, p_signal=values), where="a")
         equal(found, values, 1e-3)
         assert (found.rate, found.channels, found.units) == (360.0, ("II", "V1"), ("mV", "uV"))
-        one = read_recording(tmp_path / "a.hea", where="a", channels=["V1"])
+        one = read_recording(tmp_path / "a", where="a", format="wfdb", channels=["V1"])
         equal(one, found.values[:, 1])
 
     def test_a_missing_step_of_format_212_is_missing(self, tmp_path):

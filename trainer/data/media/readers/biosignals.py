@@ -33,12 +33,13 @@ def read_wfdb(source: Source, options: Options, where: str) -> Recording:
         raise DataError(
             f"{where}: a WFDB record has several files; give the path of its header", where=where, allowed="a path"
         )
-    record = wfdb.rdrecord(str(source.with_suffix("")), smooth_frames=False, return_res=64)
+    name = source.with_suffix("") if source.suffix in (".hea", ".dat") else source
+    record = wfdb.rdrecord(str(name), smooth_frames=False, return_res=64)
     names = unique(record.sig_name)
     columns = pick(names, options.channels or names, where)
     frames = record.samps_per_frame
     one_rate({names[column]: float(record.fs * frames[column]) for column in columns}, where)
-    rate, calibrated = _wfdb_header(source.with_suffix(".hea").read_text(encoding="latin-1"))
+    rate, calibrated = _wfdb_header(name.with_name(f"{name.name}.hea").read_text(encoding="latin-1"))
     return Recording(
         np.stack([record.e_p_signal[column] for column in columns], axis=1),
         None if rate is None else rate * frames[columns[0]],
