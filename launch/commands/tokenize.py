@@ -227,14 +227,15 @@ def _options(parser: Parser) -> None:
         default=[],
         metavar="'KEY=VALUE ...'",
         help="how images become tokens, instead of --media or beside it: rule=patches|tiles and its sizes, token=, "
-        "before= and after= for the placeholder and its markers, decode_limit= for the pixels of a file",
+        "before= and after= for the placeholder and its markers, decode_limit= for the pixels of a file, field= for a "
+        "field with the images of a row, in_text= for the word that stands for each in the text",
     )
     add(
         "--signal",
         action="append",
         default=[],
         metavar="'KEY=VALUE ...'",
-        help="the same for signals: long=adapt|cut, max_tokens=, token=, before= and after=",
+        help="the same for signals: long=adapt|cut, max_tokens=, token=, before=, after=, field=, in_text=",
     )
     add("--media-root", metavar="DIR", help="directory that paths in documents start from (default: that of the file)")
     add(

@@ -31,11 +31,13 @@ def columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]
         raise bad(unit.path, f"is truncated or damaged: {error}", value=str(error)) from error
 
 
-def records(unit: Unit, fields: list[str], origin: str | None) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
-    """(bytes read so far, place, fields and origin) of every row; only the origin need be text. Raises DataError."""
+def records(
+    unit: Unit, fields: list[str], optional: list[str], origin: str | None
+) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
+    """As `inputs.records`, for columns; `optional` ones must be there, but may have nulls."""
     import pyarrow as pa
 
-    names = fields if origin is None else [*fields, origin]
+    names = [*fields, *optional, *([origin] if origin is not None else [])]
     batches, schema, total = _batches(unit, names, ROWS_WITH_MEDIA)
     for name in names:
         _check_column(unit.path, schema, name, choose(fields if name == origin else [name], name), text=name == origin)
@@ -47,8 +49,8 @@ def records(unit: Unit, fields: list[str], origin: str | None) -> Iterator[tuple
                 found = [some.column(some.schema.get_field_index(field)).to_pylist() for field in names]
                 for values in zip(*found, strict=True):
                     where = partial(place, unit, row)
-                    if None in values:
-                        missing = names[values.index(None)]
+                    missing = next((n for n, value in zip(names, values, strict=True) if value is None), None)
+                    if missing is not None and missing not in optional:
                         raise bad(where(), f"has no {missing!r}", missing, "fill or remove the row")
                     row += 1
                     yield int(unit.nbytes * row / total) if total else 0, where, list(values)

@@ -147,17 +147,22 @@ def documents(unit: Unit, field: str, origin: str | None = None) -> Iterator[tup
         raise bad(unit.path, f"cannot be read: {error.strerror or error}", value=error.strerror) from error
 
 
-def records(unit: Unit, fields: list[str], origin: str | None) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
-    """(bytes of the unit read so far, place, fields and origin) of every row; only the origin must be a string. Raises
-    DataError."""
+def records(
+    unit: Unit, fields: list[str], optional: list[str], origin: str | None
+) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
+    """(bytes of the unit read so far, place, fields, optional ones and origin) of every row. Raises DataError.
+
+    fields: of any type. optional: those that may be missing, or null. origin: must be a string.
+    """
     if unit.kind not in ("lines", "gzip"):
-        yield from columns.records(unit, fields, origin)
+        yield from columns.records(unit, fields, optional, origin)
         return
     for number, read, line in _lines(unit):
         where = partial(_line, unit, number)
         with _at(where):
             record = _record_of(line)
             values = [_value_of(record, name, [name]) for name in fields]
+            values += [record.get(name) for name in optional]
             if origin is not None:
                 values.append(_string_of(record, origin, fields))
         yield read, where, values

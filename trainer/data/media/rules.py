@@ -37,7 +37,8 @@ Difference = tuple[str, Any, Any]  # key of the model, its value, and the value 
 class ImageKind:
     """Images: `rule` makes patches or tiles of them, and each becomes `before`, placeholders and `after`.
 
-    token: id of the placeholder of one embedding. decode_limit: pixels of a file that is decoded at all.
+    token: id of the placeholder of one embedding. decode_limit: pixels of a file that is decoded at all. field: of a
+    row, with its images, beside the one with its text. in_text: the word that stands for each of them in the text.
     """
 
     rule: PatchRule | TileRule
@@ -45,6 +46,8 @@ class ImageKind:
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
     decode_limit: int = DECODE_LIMIT
+    field: str = ""
+    in_text: str = ""
 
     def store(self, data: bytes, where: str) -> Stored:
         """The stored form of an image file. Raises DataError where it cannot be decoded."""
@@ -74,23 +77,25 @@ class ImageKind:
 
     def to_json(self) -> Facts:
         name = next(name for name, rule in IMAGE_RULES.items() if isinstance(self.rule, rule))
-        return {"rule": name, **_without_rule(self), "options": dataclasses.asdict(self.rule)}
+        return {**dataclasses.asdict(self), "rule": name, "options": dataclasses.asdict(self.rule)}
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> ImageKind:
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["options"].items()}
         rule = IMAGE_RULES[facts["rule"]](**options)
-        return cls(rule, facts["token"], tuple(facts["before"]), tuple(facts["after"]), facts["decode_limit"])
+        return cls(rule, **_without_rule(facts))
 
 
 @dataclass(frozen=True)
 class SignalKind:
-    """Signals, stored as `Recording.to_bytes` writes them. token, before, after: as of `ImageKind`."""
+    """Signals, stored as `Recording.to_bytes` writes them. All else is as of `ImageKind`."""
 
     rule: SignalRule
     token: int
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    field: str = ""
+    in_text: str = ""
 
     def store(self, data: bytes, where: str) -> Stored:
         """The stored form of a recording. Raises DataError where it cannot be prepared."""
@@ -118,16 +123,16 @@ class SignalKind:
             yield "model.signal_token", model.signal_token, self.token
 
     def to_json(self) -> Facts:
-        return {**_without_rule(self), "options": dataclasses.asdict(self.rule)}
+        return {**dataclasses.asdict(self), "rule": "signals", "options": dataclasses.asdict(self.rule)}
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> SignalKind:
-        rule = SignalRule(**facts["options"])
-        return cls(rule, facts["token"], tuple(facts["before"]), tuple(facts["after"]))
+        return cls(SignalRule(**facts["options"]), **_without_rule(facts))
 
 
-def _without_rule(kind: ImageKind | SignalKind) -> Facts:
-    return {key: value for key, value in dataclasses.asdict(kind).items() if key != "rule"}
+def _without_rule(facts: Mapping[str, Any]) -> Facts:
+    found = {key: value for key, value in facts.items() if key not in ("rule", "options")}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from trainer.corpora.tokenize import inputs
 from trainer.corpora.tokenize.media import tars
 from trainer.corpora.tokenize.media.encode import Bad, Interleaved, Where, interleaved
-from trainer.corpora.tokenize.media.parts import Directory, Files, PartError, parts_of
+from trainer.corpora.tokenize.media.parts import Directory, Files, PartError, filled, parts_of, typed
 from trainer.corpora.tokenize.units import Unit, bad
 from trainer.data.errors import DataError
 from trainer.data.media.rules import MediaRules
@@ -43,8 +43,8 @@ def documents(
     """(bytes of the unit read so far, origin, document) for every document of a unit. Raises DataError for a file that
     cannot be read, as `inputs.documents` does.
 
-    field: the names of those with the parts, with commas between them. root: the directory that paths in parts start
-    from; None: that of the file.
+    field: the names of those with the parts, with commas between them; `rules` may name others. root: the directory
+    that paths in parts start from; None: that of the file.
     """
     files = Directory(Path(unit.path).parent if root is None else root)
     try:
@@ -68,11 +68,12 @@ def _rows(
             where: Where = partial(str, key)
             yield read, where, its_origin, Bad(where, str(found)) if isinstance(found, PartError) else found
         return
-    fields = field.split(",")
-    for read, where, values in inputs.records(unit, fields, origin):
+    fields, media = field.split(","), [(kind, rule.field) for kind, rule in rules.kinds.items() if rule.field]
+    for read, where, values in inputs.records(unit, fields, [name for _, name in media], origin):
         its_origin = None if origin is None else values.pop()
+        beside = [typed(kind, values[len(fields) + place]) for place, (kind, _) in enumerate(media)]
         try:
-            found = parts_of(values, files)
+            found = parts_of([*beside, *values[: len(fields)]], files)
         except PartError as error:
             found = Bad(where, str(error))
         yield read, where, its_origin, found
@@ -80,7 +81,9 @@ def _rows(
 
 def _checked(parts: Any, rules: MediaRules, where: Where) -> Interleaved | Bad:
     try:
-        return interleaved(parts, rules, where)
+        return interleaved(filled(parts, rules), rules, where)
+    except PartError as error:
+        return Bad(where, str(error))
     except DataError as error:
         if error.allowed in EXTRAS:  # no fault of the document
             raise

@@ -27,6 +27,7 @@ KNOWN = {
     "--signal": (("<ts>", "<TS_CONTEXT>", "</ts>"), ("<|ts|>", "<TS_CONTEXT>", "<|/ts|>")),
 }
 MARKERS = ("before", "token", "after")
+IN_ROWS = ("field", "in_text")
 PREPROCESSOR = "preprocessor_config.json"
 Words = Mapping[str, str]
 
@@ -95,10 +96,11 @@ def _images(words: Words, tokenizer: Tokenizer, model: ModelConfig | None, publi
     if rule is None or (name is not None and not isinstance(rule, IMAGE_RULES[name])):
         rule = IMAGE_RULES[name or "patches"]()
     marks = {key: rest.pop(key) for key in MARKERS if key in rest}
+    in_rows = {key: rest.pop(key) for key in IN_ROWS if key in rest}
     limit = rest.pop("decode_limit", None)
-    rule = _replaced("--image", rule, rest, ("rule", *MARKERS, "decode_limit"))
+    rule = _replaced("--image", rule, rest, ("rule", *MARKERS, *IN_ROWS, "decode_limit"))
     token, before, after = _marks("--image", tokenizer, marks, None if model is None else model.image_token)
-    kind = ImageKind(rule, token, before, after)
+    kind = dataclasses.replace(ImageKind(rule, token, before, after), **in_rows)  # type: ignore[arg-type]
     return (
         kind if limit is None else dataclasses.replace(kind, decode_limit=_value("--image", "decode_limit", limit, 1))
     )
@@ -107,9 +109,10 @@ def _images(words: Words, tokenizer: Tokenizer, model: ModelConfig | None, publi
 def _signals(words: Words, tokenizer: Tokenizer, model: ModelConfig | None) -> SignalKind:
     rest = dict(words)
     marks = {key: rest.pop(key) for key in MARKERS if key in rest}
-    rule = _replaced("--signal", SignalRule(), rest, MARKERS)
+    in_rows = {key: rest.pop(key) for key in IN_ROWS if key in rest}
+    rule = _replaced("--signal", SignalRule(), rest, (*MARKERS, *IN_ROWS))
     token, before, after = _marks("--signal", tokenizer, marks, None if model is None else model.signal_token)
-    return SignalKind(rule, token, before, after)
+    return SignalKind(rule, token, before, after, **in_rows)
 
 
 def _replaced(option: str, rule: Any, words: Words, others: Sequence[str]) -> Any:

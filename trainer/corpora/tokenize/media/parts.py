@@ -34,6 +34,7 @@ from parallel.errors import one_of
 from trainer.data.errors import DataError
 from trainer.data.media.readers.read import read_recording
 from trainer.data.media.readers.recording import Recording, checked, numbered
+from trainer.data.media.rules import MediaRules
 
 T = TypeVar("T")
 
@@ -90,6 +91,45 @@ def parts_of(fields: Sequence[Any], files: Files) -> list[str | Medium]:
             found[-1] += one
         elif one:
             found.append(one)
+    return found
+
+
+def typed(kind: str, value: Any) -> list[Any]:
+    """The parts of a field that has media alone: one, several, or None."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        return [{"type": kind, kind: value}]
+    if kind == "signal" and value and isinstance(value[0], int | float | list):
+        return [{"type": kind, "values": value}]
+    return [part for one in value for part in typed(kind, one)]
+
+
+def filled(parts: Sequence[str | Medium], rules: MediaRules) -> list[str | Medium]:
+    """The parts with media where `in_text` of their kind is in the text. Raises PartError where the numbers differ."""
+    found = [*parts]
+    for kind, mark in ((kind, rule.in_text) for kind, rule in rules.kinds.items() if rule.in_text):
+        media = [part for part in found if isinstance(part, Medium) and part.kind == kind]
+        pieces: list[str | Medium] = []
+        for part in found:
+            if isinstance(part, str):
+                split = part.split(mark)
+                pieces += [piece for text in split for piece in (text, mark)][:-1]
+            elif part.kind != kind:
+                pieces.append(part)
+        count = pieces.count(mark)
+        if count != len(media):
+            text = f"its text has {mark} {count} times, and it has {len(media)} {kind}s"
+            raise PartError(text, count, len(media))
+        rest = iter(media)
+        found = []
+        for piece in pieces:
+            if piece == mark:
+                found.append(next(rest))
+            elif isinstance(piece, str) and found and isinstance(found[-1], str):
+                found[-1] += piece
+            elif piece:
+                found.append(piece)
     return found
 
 

@@ -214,6 +214,43 @@ def test_a_saved_dataset_with_images_in_a_column_of_their_own(tmp_path):
         assert error.value.where == f"{tmp_path / 'rows.jsonl'}, line 1"
 
 
+def stored(tmp_path: Path, rows: list[dict[str, Any]], name: str, **changes: Any) -> list[tuple[str, list[bytes]]]:
+    """The documents written of rows with a text and images: the text with a star for each image, and their bytes."""
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"out": tmp_path / name, "field": "text", "heldout_fraction": 0, "group": None, **changes}
+    found = []
+    star = with_markers().encode("*")
+    for tokens, media in written(make(tmp_path, [path], **options)):
+        shown = [one for token in tokens for one in (star if token == OPEN else [token])]
+        found.append((with_markers().decode(shown), [data for *_, data in media]))
+    return sorted(found)
+
+
+def test_images_in_a_field_of_their_own_take_their_places_in_the_text(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(image(number))
+    media = MediaRules(replace(rules().image, field="images", in_text="<image>"))
+    rows = [
+        {"text": "a <image> and <image>.", "images": ["0.png", {"path": "1.png"}]},
+        {"text": "none"},
+        {"text": "<image>last", "images": "2.png"},
+        {"text": "null", "images": None},
+    ]
+    expected = [("*last", [image(2)]), ("a * and *.", [image(0), image(1)]), ("none", []), ("null", [])]
+    assert stored(tmp_path, rows, "marked", media=media) == expected
+    first = MediaRules(replace(rules().image, field="images"))
+    assert stored(tmp_path, rows[2:3], "first", media=first) == [("*<image>last", [image(2)])]
+    for number, row in enumerate(({"text": "<image>"}, {"text": "no mark", "images": ["0.png"]})):
+        with pytest.raises(DataError) as error:
+            stored(tmp_path, [row], f"wrong{number}", media=media)
+        assert error.value.where == f"{tmp_path / f'wrong{number}.jsonl'}, line 1"
+    parts = pa.table({"text": ["<image> x", "y"], "images": [[{"bytes": image(1), "path": None}], None]})
+    pq.write_table(parts, tmp_path / "rows.parquet")
+    out = make(tmp_path, [tmp_path / "rows.parquet"], media=media, field="text", heldout_fraction=0)
+    assert sorted(len(found) for _, found in written(out)) == [0, 1]
+
+
 def test_documents_in_memory_and_the_card_of_a_corpus(tmp_path):
     (tmp_path / "a.png").write_bytes(image(1))
     signal = {"type": "signal", "values": wave(1).tolist(), "rate": 100.0}
@@ -331,6 +368,8 @@ def test_the_rules_come_from_words():
     before, token, after = ids("<ts>", "<TS_CONTEXT>", "</ts>")
     assert found.signal == SignalKind(SignalRule("cut"), token, (before,), (after,))
     assert media_rules(tokenizer) is None
+    named = media_rules(tokenizer, image={"field": "images", "in_text": "<image>"}).image
+    assert (named.field, named.in_text) == ("images", "<image>")
     assert MediaRules.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
