@@ -17,9 +17,10 @@ from tests.trainer.tiny_run import tiny_config
 from trainer.config.keys import Config, ParallelConfig
 from trainer.config.model import EmbeddingConfig, VisionConfig
 from trainer.data.batch import Batch
+from trainer.data.media.images import PatchRule
 from trainer.data.pairs.reader import Pairs
 from trainer.data.pairs.stream import make_pair_batch
-from trainer.model.dual_encoder import MAX_SCALE, DualEncoder
+from trainer.model.dual_encoder import MAX_SCALE, DualEncoder, normalised
 from trainer.objectives.image_text import ImageText
 from trainer.objectives.retrieval import Rows, recalls, zero_shot
 from trainer.objectives.scalars import GlobalBatch
@@ -42,14 +43,14 @@ def batch_of(first: int, count: int) -> Batch:
     generator = torch.Generator().manual_seed(1)
     grids = [(2 * (1 + number % 3), 2 * (1 + number % 2)) for number in range(PAIRS)]
     lengths = [2 + number * 3 % 5 for number in range(PAIRS)]
-    patches = torch.randn(sum(rows * columns for rows, columns in grids), 96, generator=generator)
+    patches = torch.randint(0, 256, (sum(rows * columns for rows, columns in grids), 3, 16), generator=generator)
     tokens = torch.randint(0, 61, (sum(lengths),), generator=generator)
     hashes = torch.arange(2 * PAIRS).view(PAIRS, 2)
     hashes[4, 0] = hashes[0, 0]
     own = slice(first, first + count)
     of_image = patches.split([rows * columns for rows, columns in grids])[own]
     pairs = Pairs(
-        torch.cat(of_image).numpy(),
+        torch.cat(of_image).to(torch.uint8).numpy(),
         grids[own],
         torch.cat(tokens.split(lengths)[own]).numpy(),
         torch.tensor(lengths[own]).numpy(),
@@ -73,6 +74,14 @@ def test_a_pair_is_embedded_as_if_it_were_alone():
     for number in range(PAIRS):
         alone = model(**objective.inputs(batch_of(number, 1))).hidden
         assert relative(found[:, number], alone[:, 0]) <= 1e-12
+
+
+def test_pixels_are_normalised_as_elsewhere():
+    image = torch.arange(256).repeat(24).to(torch.uint8).view(32, 64, 3).numpy()
+    rule = PatchRule(8, 2, 2, 1024, 4096)
+    (cut, grid), (prepared, same) = rule.cut(image), rule.prepare(image)
+    assert grid == same
+    assert normalised(torch.from_numpy(cut), 2).equal(torch.from_numpy(prepared))
 
 
 def test_the_scale_is_limited_and_can_come_back():

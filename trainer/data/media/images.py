@@ -125,16 +125,20 @@ class PatchRule:
 
     def prepare(self, image: Bytes, where: str = "image") -> tuple[Floats, tuple[int, int]]:
         """image: [H, W, 3] -> patches [T, C * frames * P * P] in the order of `vision.Images`, and the grid."""
+        pixels, grid = self.cut(image, where)
+        patches = np.empty((len(pixels), 3, self.frames, self.patch_size**2), np.float32)
+        for first in range(0, len(pixels), PATCHES_AT_A_TIME):
+            part = slice(first, first + PATCHES_AT_A_TIME)
+            patches[part] = _normalised(pixels[part], self.mean, self.std)[:, :, None]
+        return patches.reshape(len(pixels), -1), grid
+
+    def cut(self, image: Bytes, where: str = "image") -> tuple[Bytes, tuple[int, int]]:
+        """As `prepare`, before it normalises and repeats the frame, with an eighth of the bytes: [T, C, P * P]."""
         P, m = self.patch_size, self.merge
         rows, columns = self.grid(image.shape[0], image.shape[1], where)
         resized = _resized(image, rows * P, columns * P)
         blocks = resized.reshape(rows // m, m, P, columns // m, m, P, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-        patches = np.empty((rows * columns, 3, self.frames, P * P), np.float32)
-        pixels = np.ascontiguousarray(blocks).reshape(rows * columns, 3, P * P)
-        for first in range(0, len(pixels), PATCHES_AT_A_TIME):
-            part = slice(first, first + PATCHES_AT_A_TIME)
-            patches[part] = _normalised(pixels[part], self.mean, self.std)[:, :, None]
-        return patches.reshape(rows * columns, -1), (rows, columns)
+        return np.ascontiguousarray(blocks).reshape(rows * columns, 3, P * P), (rows, columns)
 
 
 @dataclass(frozen=True)

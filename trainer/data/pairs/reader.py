@@ -43,13 +43,13 @@ Ints = npt.NDArray[np.int64]
 class Pairs:
     """P images with their texts.
 
-    patches: [T, C * frames * P * P] float32, of the images one after another. grids: rows and columns of patches of
-    each. tokens: [L] of the texts, one after another, each with the token that ends it. lengths: [P] tokens of each.
-    hashes: [P, 2] int64, of caption and image; pairs with one in common are duplicates. classes: [P, 2] int64, the
-    class of an image and of a text; -1 for none. faults: a line for each pair that was unreadable and replaced.
+    patches: [T, 3, patch_size^2] uint8, of the images one after another. grids: rows and columns of patches of each.
+    tokens: [L] of the texts, one after another, each with the token that ends it. lengths: [P] tokens of each. hashes:
+    [P, 2] int64, of caption and image; pairs with one in common are duplicates. classes: [P, 2] int64, the class of an
+    image and of a text; -1 for none. faults: a line for each pair that was unreadable and replaced.
     """
 
-    patches: npt.NDArray[np.float32]
+    patches: npt.NDArray[np.uint8]
     grids: list[tuple[int, int]]
     tokens: Ints
     lengths: Ints
@@ -157,10 +157,10 @@ def patch_rule(data: DataConfig, vision: VisionConfig) -> PatchRule:
     return PatchRule(vision.patch_size, vision.merge, vision.frames, data.min_pixels, data.max_pixels)
 
 
-def prepare(index: PairIndex, row: np.void, rule: PatchRule) -> tuple[npt.NDArray[np.float32], tuple[int, int]]:
+def prepare(index: PairIndex, row: np.void, rule: PatchRule) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
     """The patches and the grid of a pair's image. Raises DataError."""
     where = index.place(row)
-    return rule.prepare(decode(index.image(row), where=where, max_pixels=MAX_DECODED), where)
+    return rule.cut(decode(index.image(row), where=where, max_pixels=MAX_DECODED), where)
 
 
 def encode(tokenizer: Tokenizer, text: str, seq_len: int) -> Ints:

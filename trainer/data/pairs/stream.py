@@ -75,7 +75,7 @@ class ZeroShotHeldOut:
 
 
 def make_pair_batch(pairs: Pairs, samples: list[int]) -> Batch:
-    """Images, and captions as the documents of one packed sequence.
+    """Images as uint8, and captions as the documents of one packed sequence.
 
     `inputs` has ids and positions [1, L], and beside what the model takes `hashes` and `classes` [P, 2].
     """

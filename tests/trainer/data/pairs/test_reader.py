@@ -70,7 +70,7 @@ def test_a_pair_is_its_image_and_its_caption(config, root):
     tokens = np.split(pairs.tokens, np.cumsum(pairs.lengths)[:-1])
     for number, key in enumerate(map(tuple, pairs.hashes)):
         index, row = by_hash[key]
-        found, grid = RULE.prepare(decode(index.image(row), where="", max_pixels=10**6))
+        found, grid = RULE.cut(decode(index.image(row), where="", max_pixels=10**6))
         assert np.array_equal(patches[number], found)
         assert pairs.grids[number] == grid
         assert tokens[number][-1] == reader.tokenizer.eos_id
