@@ -22,7 +22,7 @@ def normalised(values: npt.ArrayLike, eps: float = 0.0) -> npt.NDArray[np.float3
 
     Args: values: [T, C], real; what is not finite is missing. eps: is added to the standard deviation.
     Returns: [T, C] in fp32. What is missing becomes 0, the channel's mean, and so does a constant channel: its computed
-        deviation need not be 0. A channel whose squares overflow fp64 becomes NaN.
+        deviation need not be 0.
     """
     found = np.zeros(np.shape(values)[::-1], np.float32)
     for channel, wide in enumerate(np.asarray(values).T):
@@ -32,12 +32,12 @@ def normalised(values: npt.ArrayLike, eps: float = 0.0) -> npt.NDArray[np.float3
         kept = steps if there.all() else steps[there]
         if not kept.size or kept.min() == kept.max():
             continue
+        # Squares of large or small values leave fp64. A power of two changes no bit of other scores.
+        exponent = -int(np.frexp(np.abs(kept).max())[1])
         with np.errstate(over="ignore", invalid="ignore"):
-            deviation = kept.std()
-            scaled = (
-                (steps - kept.mean()) / (deviation + eps) if np.isfinite(deviation) else np.full_like(steps, np.nan)
-            )
-            found[channel] = scaled if kept is steps else np.where(there, scaled, 0.0)
+            steps, kept = np.ldexp(steps, exponent), np.ldexp(kept, exponent)
+            scaled = (steps - kept.mean()) / (kept.std() + np.ldexp(eps, exponent))
+        found[channel] = np.where(there, scaled, 0.0)
     return np.ascontiguousarray(found.T)
 
 

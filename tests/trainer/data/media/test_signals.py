@@ -113,10 +113,19 @@ def test_a_bad_signal_is_one_line_that_names_it(name):
     assert len(error.value.lines) == 1
 
 
-def test_values_that_overflow_are_refused():
-    with pytest.raises(DataError) as error:
-        SignalRule().prepare(recorded(np.array([1e300, -1e300, 0])), where="doc 3")
-    assert (error.value.where, error.value.value) == ("doc 3", 1e300)
+@pytest.mark.parametrize("scale", [2.0**-1000, 2.0**-600, 2.0**600, 2.0**1010])
+def test_adapt_scales_values_whose_squares_leave_fp64(scale):
+    """1e-301 to 1e304; a power of two changes no bit."""
+    values = RANDOM.normal(5, 3, (500, 2))
+    values[7, 0] = np.nan
+    found = SignalRule().prepare(recorded(values * scale)).values
+    np.testing.assert_array_equal(found, SignalRule().prepare(recorded(values)).values)
+
+
+def test_cut_makes_tiny_values_zero_as_published():
+    assert not SignalRule("cut").prepare(recorded(np.array([1e-170, 2e-170, 0]))).values.any()
+    assert not SignalRule("cut").prepare(recorded(np.array([5e-324, 0, 0]))).values.any()
+    assert abs(SignalRule().prepare(recorded(np.array([5e-324, -5e-324, 0]))).values[0, 0] - 1.2247) < 1e-4
 
 
 @pytest.mark.parametrize(("key", "value"), [("long", "crop"), ("max_tokens", 0)])
