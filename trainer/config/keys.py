@@ -115,6 +115,26 @@ class PrecisionConfig:
 
 
 @dataclass(kw_only=True)
+class PartConfig:
+    """One part of the model."""
+
+    freeze: bool = False  # leave the weights as they are, without gradients and moments
+    lr: float | None = None  # the highest learning rate, as optim.lr; null: optim.lr
+    weight_decay: float | None = None  # as optim.weight_decay; null: optim.weight_decay
+
+
+@dataclass(kw_only=True)
+class PartsConfig:
+    """The parts of the model, each with its own settings."""
+
+    text: PartConfig = field(default_factory=PartConfig)  # the text model, its routers left out
+    router: PartConfig = field(default_factory=PartConfig)
+    vision: PartConfig = field(default_factory=PartConfig)  # the vision tower, its merger left out
+    merger: PartConfig = field(default_factory=PartConfig)  # the merger or projector behind the vision tower
+    signals: PartConfig = field(default_factory=PartConfig)  # the tower for signals
+
+
+@dataclass(kw_only=True)
 class OptimConfig:
     name: Literal["adamw", "sgd", "muon"] = "adamw"  # the optimizer
     lr: float = 1e-3  # the highest learning rate, reached after the warm-up
@@ -128,6 +148,7 @@ class OptimConfig:
     adjust_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     ns_steps: int = 5  # muon: Newton-Schulz iterations
     ns_dtype: Literal["fp32", "bf16"] = named("fp32")  # muon: dtype of the iterations; bf16 is for GPUs
+    parts: PartsConfig = field(default_factory=PartsConfig)
     clip_norm: float = 1.0  # limit of the global gradient norm; 0: off
     # learning rate after the warm-up; wsd: constant, then a linear decay
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
@@ -209,6 +230,10 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
+def _leaves(parts: PartsConfig) -> dict[str, Any]:
+    return coerce.flatten(coerce.to_dict(parts), coerce.keys(PartsConfig))
+
+
 # Keys that older runs lack -> the value that changes nothing: a run with it is the same run as one without the key.
 BEFORE: dict[str, Any] = {
     "checkpoint.init_from": None,
@@ -235,6 +260,7 @@ BEFORE: dict[str, Any] = {
     "optim.adjust_lr": "match_rms_adamw",
     "optim.ns_steps": 5,
     "optim.ns_dtype": "fp32",
+    **{f"optim.parts.{key}": value for key, value in _leaves(PartsConfig()).items()},
 }
 
 # Keys that are gone -> the value that today's runs had for them, which the hash still covers: the same command finds

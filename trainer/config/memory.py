@@ -20,7 +20,7 @@ from functools import partial
 
 from parallel.pipeline.cut import StageCut
 from trainer.config.keys import Config
-from trainer.config.model import ModelConfig
+from trainer.config.model import ModelConfig, Shape
 from trainer.config.places import Held, by_deepspeed, on_host
 from trainer.config.ranks import RankMap, cut_model, map_ranks
 
@@ -89,8 +89,10 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     own = [cuts[stage] for stage in ranks.plan.of_rank(place.pp)]
     layers, ends = sum(cut.stop - cut.start for cut in own), _Ends.of(own, cfg.model)
     part = _elements(cfg, layers, ends, layout.shard, partial(_share, layout.shard, rank % layout.shard))
-    trained = part.all - (0 if cfg.train.trains_head else part.head)  # which leaves the LM head out
-    optimizer = _state(cfg, part.all, part.hidden) + 4 * _step_counts(cfg, layers, ends) + 8  # and of skipped steps
+    updated, text = part.all - part.frozen, cfg.optim.parts.text
+    unused = 0 if cfg.train.trains_head or text.freeze else part.head
+    trained, hidden = updated - unused, 0 if text.freeze else part.hidden
+    optimizer = _state(cfg, updated, hidden) + 4 * _step_counts(cfg, layers, ends) + 8  # and of skipped steps
     micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
     tokens = cfg.train.micro_batch * cfg.data.seq_len // layout.cp
     under_way = ranks.plan.in_flight(place.pp, micro_batches)  # of one stage each
@@ -106,7 +108,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     if cfg.optim.engine == "deepspeed":
         held, exact = by_deepspeed(cfg, part.all, trained, world_size), False
     elif cfg.optim.offload == "cpu":
-        held, exact = on_host(4 * part.all, 4 * trained, optimizer, _state(cfg, part.all, part.hidden)), True
+        held, exact = on_host(4 * part.all, 4 * trained, optimizer, _state(cfg, updated, hidden)), True
     else:
         held, exact = Held(4 * part.all, 4 * trained, optimizer), True
     if cfg.optim.engine == "native" and micro_batches > 1:
@@ -156,9 +158,12 @@ def _state(cfg: Config, weights: int, hidden: int) -> int:
 
 def _step_counts(cfg: Config, layers: int, ends: _Ends) -> int:
     """The weights for which AdamW counts its steps."""
-    in_layer = {"adamw": 9, "muon": 5}
-    outside = ends.embedding * (1 + len(cfg.model.tower_shapes())) + 2 * ends.head
-    return outside + in_layer[cfg.optim.name] * layers if cfg.optim.name in in_layer else 0
+    in_layer, parts = {"adamw": 9, "muon": 5}, cfg.optim.parts  # one of them the router's
+    if cfg.optim.name not in in_layer:
+        return 0
+    towers = sum(len(shapes) for part, shapes in _tower_shapes(cfg.model).items() if not getattr(parts, part).freeze)
+    text = 0 if parts.text.freeze else ends.embedding + 2 * ends.head + (in_layer[cfg.optim.name] - 1) * layers
+    return text + (0 if parts.router.freeze else layers) + ends.embedding * towers
 
 
 def largest_memory(cfg: Config, world_size: int, *, gpu: bool = False) -> tuple[int, RankMemory]:
@@ -203,6 +208,7 @@ class _Elements:
     experts: int
     attention: int
     whole: int  # of vectors that are not sharded
+    frozen: int  # by optim.parts
 
     @property
     def others(self) -> int:
@@ -235,10 +241,23 @@ def _elements(cfg: Config, layers: int, ends: _Ends, parts: int, share: Callable
     # norms before attention and experts, router
     others = layers * (2 * share(m.hidden_size) + share(m.num_experts) * m.hidden_size) + norms
     table = share(m.vocab_size) * m.hidden_size
-    towers = sum(share(shape[0]) * math.prod(shape[1:]) for shape in m.tower_shapes())
-    outside = ends.embedding * (table + towers) + ends.head * (table + share(m.hidden_size))
-    hidden = attention + experts
-    return _Elements(others + hidden + outside, hidden, ends.head * table, experts, attention, whole)
+    towers = {
+        part: ends.embedding * sum(share(shape[0]) * math.prod(shape[1:]) for shape in shapes)
+        for part, shapes in _tower_shapes(m).items()
+    }
+    outside = ends.embedding * table + ends.head * (table + share(m.hidden_size))
+    hidden, router = attention + experts, layers * share(m.num_experts) * m.hidden_size
+    of_parts = {**towers, "router": router, "text": others + hidden + outside - router}
+    frozen = sum(size for part, size in of_parts.items() if getattr(cfg.optim.parts, part).freeze)
+    return _Elements(sum(of_parts.values()), hidden, ends.head * table, experts, attention, whole, frozen)
+
+
+def _tower_shapes(model: ModelConfig) -> dict[str, list[Shape]]:
+    """Part of the model, a key of `optim.parts`, that is a tower -> the shapes of its parameters."""
+    vision, signals = model.vision, model.signals
+    merger = vision.merger_shapes() if vision is not None else []
+    rest = vision.shapes()[: -len(merger)] if vision is not None else []
+    return {"vision": rest, "merger": merger, "signals": signals.shapes() if signals is not None else []}
 
 
 def _resident(cfg: Config, ranks: RankMap, layers: int, ends: _Ends) -> tuple[int, int]:
@@ -253,7 +272,11 @@ def _resident(cfg: Config, ranks: RankMap, layers: int, ends: _Ends) -> tuple[in
     alone = experts if layout.dp_replicate * layout.expert_dp == 1 else 0  # experts that no other rank has a part of
     sharded = experts - alone + whole.attention + whole.others
     sharded -= 0 if cfg.train.trains_head else whole.head
-    accumulated = NUMBER[cfg.precision.accumulate] * sharded + 4 * (alone + whole.whole)
+    if cfg.optim.parts.text.freeze:
+        sharded, alone_too = whole.all - whole.frozen, 0
+    else:
+        sharded, alone_too = sharded - whole.frozen, alone + whole.whole
+    accumulated = NUMBER[cfg.precision.accumulate] * sharded + 4 * alone_too
     if ranks.plan.ranks > 1:
         each = p.reduce_every == "micro_batch"
         return compute * (experts - alone + padded.attention) + 4 * padded.others, 0 if each else accumulated

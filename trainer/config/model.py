@@ -35,11 +35,15 @@ class VisionConfig:
 
     def shapes(self) -> list[Shape]:
         """The shapes of the tower's parameters."""
-        w, merged = self.width, self.merge**2 * self.width
-        patch = [(w, self.channels, self.frames, self.patch_size, self.patch_size), (w,)]
+        w = self.width
+        patch: list[Shape] = [(w, self.channels, self.frames, self.patch_size, self.patch_size), (w,)]
         block = [*_norm(w), *_linear(w, 3 * w), *_linear(w, w), *_norm(w), *_mlp(w, self.mlp_width)]
-        merger = [*_norm(w), *_linear(merged, merged), *_linear(merged, self.out_width)]
-        return [*patch, (self.position_side**2, w), *block * self.num_layers, *merger]
+        return [*patch, (self.position_side**2, w), *block * self.num_layers, *self.merger_shapes()]
+
+    def merger_shapes(self) -> list[Shape]:
+        """The last of `shapes`, those of the merger."""
+        merged = self.merge**2 * self.width
+        return [*_norm(self.width), *_linear(merged, merged), *_linear(merged, self.out_width)]
 
     def flops_per_token(self, image: int = 1024) -> float:
         """Model FLOPs, forward and backward, of one token of an image of `image` patches, which are m^2 to a token; as
@@ -82,7 +86,11 @@ class InternViTConfig:
         w = self.width
         patch = [(1, 1, w), (1, 1 + self.side**2, w), (w, self.channels, self.patch_size, self.patch_size), (w,)]
         layer = [(w,), (3 * w, w), (w,), (w,), *_linear(w, w), (w,), (w,), *_mlp(w, self.mlp_width), (w,)]
-        return [*patch, *layer * self.num_layers, *_projector(self.merge**2 * w, self.out_width)]
+        return [*patch, *layer * self.num_layers, *self.merger_shapes()]
+
+    def merger_shapes(self) -> list[Shape]:
+        """The last of `shapes`, those of the projector."""
+        return _projector(self.merge**2 * self.width, self.out_width)
 
     def flops_per_token(self) -> float:
         """Model FLOPs, forward and backward, of one token of a tile; as `ModelConfig.flops_per_token` counts them, with

@@ -149,6 +149,9 @@ class Decoder(nn.Module):
             x = embeds
         else:
             raise ValueError("give either ids [B, S] or embeds [B, S, H]")
+        if self.embed is not None and torch.is_grad_enabled() and not x.requires_grad:
+            # All below is frozen: gradients still go as far as here, so that every rank and step has the same passes.
+            x = x.detach().requires_grad_()
         batch, seq_len = x.shape[:2] if positions is None else positions.shape
         x = x.to(self.activations).flatten(0, -2)
         ranks = self.blocks[0].attention.core.ranks

@@ -17,7 +17,7 @@ from parallel.zero.swapped import SwappedEngine
 from trainer.config.keys import OptimConfig
 from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
-from trainer.optim.schedule import lr_at, weight_decay_groups
+from trainer.optim.schedule import groups, lr_at
 from trainer.storage.scratch import ScratchDirectory
 
 
@@ -34,7 +34,7 @@ def build_engine(
         return NativeEngine(stages, cfg, world, shard_group, moments, alike)
     (model,) = [stages] if isinstance(stages, nn.Module) else stages
     options = AdamWOptions(
-        weight_decay_groups(dict(model.named_parameters()), cfg),
+        [(group.names, group.decay) for group in groups(dict(model.named_parameters()), cfg)],
         lr=lambda step, steps: lr_at(step, cfg, steps),
         betas=(cfg.betas[0], cfg.betas[1]),
         eps=cfg.eps,

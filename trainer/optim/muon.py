@@ -45,7 +45,10 @@ class Muon(torch.optim.Optimizer):
         group: dist.ProcessGroup | None,
         moments: torch.dtype | None,
     ) -> None:
-        super().__init__(list(leaves.values()), {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "lr_ratio": 1.0})
+        text = cfg.parts.text
+        decay = cfg.weight_decay if text.weight_decay is None else text.weight_decay
+        ratio = 1.0 if text.lr is None else text.lr / cfg.lr
+        super().__init__(list(leaves.values()), {"lr": cfg.lr, "weight_decay": decay, "lr_ratio": ratio})
         self.cfg, self.group = cfg, group
         self.weights, self.leaves, self.rows = dict(weights), dict(leaves), dict(rows)
         for leaf in leaves.values():

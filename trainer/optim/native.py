@@ -28,7 +28,7 @@ from trainer.optim.host_adamw import HostAdamW
 from trainer.optim.muon import Muon
 from trainer.optim.narrow_adamw import NarrowAdamW
 from trainer.optim.norm import sum_of_squares
-from trainer.optim.schedule import lr_at, weight_decay_groups
+from trainer.optim.schedule import groups, lr_at
 
 
 class NativeEngine:
@@ -121,14 +121,19 @@ class NativeEngine:
 
     def _build_optimizers(self) -> list[torch.optim.Optimizer]:
         stages = self.stages if self.cfg.name == "muon" else []
-        hidden = {name: rows for stage in stages for name, rows in hidden_matrices(stage).items()}
+        text = self.cfg.parts.text  # has all of them
+        hidden = {name: rows for stage in stages for name, rows in hidden_matrices(stage).items() if not text.freeze}
         ratio = self.cfg.adamw_lr_ratio if self.cfg.name == "muon" else 1.0
         others = {name: p for name, p in self.named.items() if name not in hidden}
-        groups = [
-            {"params": [self.leaves[name] for name in names], "weight_decay": decay, "lr_ratio": ratio}
-            for names, decay in weight_decay_groups(others, self.cfg)
+        by_torch = [
+            {
+                "params": [self.leaves[name] for name in group.names],
+                "weight_decay": group.decay,
+                "lr_ratio": ratio * group.ratio,
+            }
+            for group in groups(others, self.cfg)
         ]
-        optimizers = [_torch_optimizer(groups, self.cfg, self.moments)] if groups else []
+        optimizers = [_torch_optimizer(by_torch, self.cfg, self.moments)] if by_torch else []
         if hidden:
             weights, leaves = ({name: of[name] for name in hidden} for of in (self.named, self.leaves))
             group = (self.alike.group or dist.group.WORLD) if self.alike.size > 1 else None

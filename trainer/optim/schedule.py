@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.config.keys import OptimConfig
+from trainer.optim.parts import settings_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,9 +48,24 @@ def jump(step: int, cfg: OptimConfig, planned: int, steps: int) -> str | None:
     )
 
 
-def weight_decay_groups(parameters: dict[str, nn.Parameter], cfg: OptimConfig) -> list[tuple[list[str], float]]:
-    """The (names, weight decay) of each group. Vectors (norms' gains) do not decay: pulling a gain towards zero
-    does not regularise. The shape of the whole parameter decides, not that of a shard."""
-    decayed = [name for name, p in parameters.items() if p.ndim > 1]
-    others = [name for name, p in parameters.items() if p.ndim <= 1]
-    return [(names, decay) for names, decay in ((decayed, cfg.weight_decay), (others, 0.0)) if names]
+class Group(NamedTuple):
+    """Parameters that are updated alike. ratio: of their learning rate to `optim.lr`."""
+
+    names: list[str]
+    decay: float
+    ratio: float
+
+
+def groups(parameters: dict[str, nn.Parameter], cfg: OptimConfig) -> list[Group]:
+    """The groups of parameters by weight decay and learning rate, which `optim.parts` may give; frozen parts are in
+    none. Vectors (norms' gains) do not decay: pulling a gain towards zero does not regularise. The shape of the whole
+    parameter decides, not that of a shard."""
+    found: dict[tuple[float, float], list[str]] = {}
+    for name, parameter in sorted(parameters.items(), key=lambda item: item[1].ndim <= 1):
+        of_part = settings_of(name, cfg)
+        if of_part.freeze:
+            continue
+        decay = cfg.weight_decay if of_part.weight_decay is None else of_part.weight_decay
+        ratio = 1.0 if of_part.lr is None else of_part.lr / cfg.lr
+        found.setdefault((decay if parameter.ndim > 1 else 0.0, ratio), []).append(name)
+    return [Group(names, decay, ratio) for (decay, ratio), names in found.items()]

@@ -24,6 +24,7 @@ from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.build import build_engine
 from trainer.optim.engine import Engine
+from trainer.optim.parts import freeze_parts
 from trainer.parallelize import build_meshes, parallelize, share_of
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.directory import RunDir
@@ -158,6 +159,7 @@ def build_model(
     with torch.device("meta"):
         model = make_decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend, span)
     freeze_unused(model, objective)
+    freeze_parts(model, cfg.optim)
     parallelize(model, meshes, cfg, world.device.type)
     # DeepSpeed's stage 3 takes weights from the host one by one, and gives every rank those of rank 0.
     partitioned = cfg.optim.engine == "deepspeed" and cfg.optim.zero_stage == 3

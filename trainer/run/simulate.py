@@ -46,6 +46,7 @@ from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
+from trainer.optim.parts import freeze_parts
 from trainer.parallelize import build_meshes, parallelize, share_of
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.build import build_pipeline, ranks_alike, stage_spans
@@ -149,6 +150,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
                     span=stage_spans(cfg, plan)[number],
                 )
             freeze_unused(stage, objective)
+            freeze_parts(stage, cfg.optim)
             parallelize(stage, meshes, cfg, world.device.type)
             for layer in stage.blocks:
                 if isinstance(layer.moe.dispatcher, AllToAllDispatch):

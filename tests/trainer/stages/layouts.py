@@ -88,6 +88,7 @@ class Case(NamedTuple):
     offload: bool = False
     kept: str = "exact"
     towers: bool = False
+    parts: tuple[tuple[str, str, Any], ...] = ()  # part, key and value of optim.parts
     reduce_every: str = "auto"
 
     seq_len: int = SEQ_LEN
@@ -120,6 +121,8 @@ class Case(NamedTuple):
             weight_decay=0.0,
             clip_norm=CLIP,
         )
+        for part, key, value in self.parts:
+            setattr(getattr(cfg.optim.parts, part), key, value)
         cfg.data.seq_len = self.seq_len
         cfg.precision.experts = self.experts  # type: ignore[assignment]
         cfg.precision.kept = self.kept  # type: ignore[assignment]
@@ -245,9 +248,10 @@ def one_step(parts: Parts, world: World, batches: Sequence[Batch]) -> Step | Non
 
     engine = parts.engine
     assert isinstance(engine, NativeEngine)
-    handle = engine.optimizers[0].register_step_pre_hook(note)
+    handles = [optimizer.register_step_pre_hook(note) for optimizer in engine.optimizers[:1]]  # a stage may train none
     update = engine.step(1, 10)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in update.items()}))
     (numbers,) = read_totals([totals], world, stages=parts.pipeline is not None)
     weights = {name: part_of(p, local_part(p)) for name, p in engine.named.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from parallel.errors import Fault, one_of
-from trainer.config.keys import OptimConfig
+from trainer.config.keys import Config, OptimConfig, PartConfig, PartsConfig
 
 
 def doubtful(o: OptimConfig, steps: int) -> list[str]:
@@ -70,6 +70,33 @@ def check(o: OptimConfig) -> list[Fault]:
         text = f"optim.name={o.name} is not available with optim.engine=deepspeed; use adamw, or optim.engine=native"
         faults.append(Fault(text, "optim.name", o.name, ("adamw",)))
     return faults
+
+
+def check_parts(cfg: Config) -> Iterator[Fault]:
+    """Faults of `optim.parts`."""
+    m, parts = cfg.model, cfg.optim.parts
+    for name, tower in (("vision", m.vision), ("merger", m.vision), ("signals", m.signals)):
+        if tower is None and getattr(parts, name) != PartConfig():
+            section = "model.signals" if name == "signals" else "model.vision"
+            text = f"optim.parts.{name} has no use without {section}; leave it out"
+            yield Fault(text, f"optim.parts.{name}", vars(getattr(parts, name)), (None,))
+    for name, part in vars(parts).items():
+        if part.freeze and (part.lr is not None or part.weight_decay is not None):
+            text = f"optim.parts.{name} is frozen, so its lr and weight_decay have no use; leave them out"
+            yield Fault(text, f"optim.parts.{name}.freeze", True, (False,))
+        if part.lr is not None and part.lr <= 0:
+            text = f"optim.parts.{name}.lr={part.lr:g} must be positive; use a number above 0, or freeze the part"
+            yield Fault(text, f"optim.parts.{name}.lr", part.lr, "a number above 0")
+        if part.weight_decay is not None and part.weight_decay < 0:
+            text = f"optim.parts.{name}.weight_decay={part.weight_decay:g} is negative; use 0 or more"
+            yield Fault(text, f"optim.parts.{name}.weight_decay", part.weight_decay, "0 or more")
+    there = ["text", "router", *(["vision", "merger"] if m.vision else []), *(["signals"] if m.signals else [])]
+    if all(getattr(parts, name).freeze for name in there):
+        keys = tuple(f"optim.parts.{name}.freeze=false" for name in there)
+        yield Fault(f"every part of the model is frozen; use {one_of(keys)}", "optim.parts", there, keys)
+    if cfg.optim.engine == "deepspeed" and parts != PartsConfig():
+        text = "optim.parts is not available with optim.engine=deepspeed; leave it out, or use optim.engine=native"
+        yield Fault(text, "optim.engine", "deepspeed", ("native",))
 
 
 def _check_nvme(o: OptimConfig) -> Iterator[Fault]:

@@ -38,7 +38,7 @@ def validate(cfg: Config, world_size: int | None) -> list[Fault]:
         faults += data.check_mixture(cfg.data) or data.check_length(cfg.data, cfg.train.steps, cfg.train.global_batch)
     faults += data.check_towers(cfg.data, cfg.model)
     faults += pairs.check(cfg)
-    faults += optim.check(cfg.optim)
+    faults += [*optim.check(cfg.optim), *optim.check_parts(cfg)]
     faults += memory.check(cfg)
     faults += run.check(cfg)
     reported = {fault.where for fault in impossible}  # what cannot be at all has no further fault
