@@ -61,8 +61,9 @@ def assert_same_patches(data: bytes, found: dict, rule: PatchRule = PatchRule())
     assert rule.tokens(*size_of(data)) * 4 == len(patches)
 
 
-def test_there_are_forty_files_at_least():
-    assert len(ORDINARY) + len(TURNED) + len(SCIENTIFIC) >= 40
+def test_forty_files_at_least_are_compared_with_published_processors():
+    assert len(ORDINARY) >= 40
+    assert len(TURNED) >= 11
 
 
 @pytest.mark.parametrize("name", ORDINARY)
@@ -70,7 +71,7 @@ def test_patches_are_those_of_the_published_processor(name, published_patches):
     assert_same_patches(ORDINARY[name], published_patches(Image.open(io.BytesIO(ORDINARY[name]))))
 
 
-@pytest.mark.parametrize("name", ["rgb png", "rgba png", "cmyk jpeg", "1 x 1", "1 x 200", "rgb jpeg", "45 x 8922"])
+@pytest.mark.parametrize("name", ORDINARY)
 def test_tiles_are_those_of_the_published_processor(name, published_tiles):
     found = published_tiles(Image.open(io.BytesIO(ORDINARY[name])))
     tiles = TileRule().prepare(decode(ORDINARY[name], where="a", max_pixels=LIMIT))
