@@ -127,7 +127,8 @@ class _Best:
             torch.maximum(best, found, out=best)
 
     def hits(self) -> Tensor:
-        return (self.own > self.of_a).sum() + (self.own > self.of_b).sum()
+        """In the dtype of the logits: torch divides whole numbers in fp32."""
+        return ((self.own > self.of_a).sum() + (self.own > self.of_b).sum()).to(self.own.dtype)
 
 
 class _Softmax(torch.autograd.Function):
