@@ -160,7 +160,10 @@ def _would(cfg: Config, run: RunDir, too_large: Fault | None) -> str:
     if run.status == "finished":
         return f"do nothing: step {run.step:,} is saved; a larger train.steps continues the run"
     if too_large is not None:
-        return f"be refused on this machine, whose memory is smaller than the {gigabytes(too_large.value)} needed"
+        needed = f"the {gigabytes(too_large.value)} needed"
+        if cfg.optim.offload != "none" and too_large.where != "optim.offload":  # without a GPU all is in one memory
+            needed += " on GPU and host together"
+        return f"be refused on this machine, whose memory is smaller than {needed}"
     disk = Path(cfg.optim.nvme_dir or "")
     if cfg.optim.offload == "nvme" and disk.exists() and (fault := directory_fault(disk)) is not None:
         return f"be refused on this machine: {fault.text}"

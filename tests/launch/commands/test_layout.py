@@ -58,9 +58,11 @@ def test_a_line_for_each_stage_of_a_pipeline(capsys, monkeypatch):
     once = re.findall(r"^ +\d+  once a step((?: +\d+\.\d{3})+)$", out, re.MULTILINE)
     assert len(once) == 2
     for line in once:
-        ep, pp, experts, dense, _ = map(float, line.split())
+        ep, pp, experts, dense, other, node, network = map(float, line.split())
         assert (ep, pp) == (0, 0)
         assert min(experts, dense) > 0.001
+        assert node == pytest.approx(experts + dense, abs=0.002)  # four neighbours; the stages are in two halves
+        assert network == pytest.approx(other, abs=0.002)
 
 
 def test_a_pipeline_that_does_not_fit_is_refused_before_anything_is_built():
