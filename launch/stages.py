@@ -135,7 +135,8 @@ def _sent(rows: Sequence[StageRow], layout: Layout) -> list[str]:
     axes = [axis for axis in AXES if axis in found]
     span = {"ep": layout.ep, "cp": layout.cp, "pp": layout.world, "dp_replicate": layout.stage_ranks}
     links = {axis: "node" if span.get(axis, layout.shard) <= NODE else "network" for axis in axes}
-    names = [*(f"{axis} ({links[axis]})" for axis in axes), "other (network)", "all in the node", "all on the network"]
+    rest = "node" if layout.world <= NODE else "network"
+    names = [*(f"{axis} ({links[axis]})" for axis in axes), f"other ({rest})", "all in the node", "all on the network"]
     width = max(map(len, names)) + 2
     head = "".join(f"{name:>{width}}" for name in names)
     lines = [f"sent by a rank, in GB; node: between the {NODE} GPUs of a node", f"{'rank':>5}  {'':<20}{head}"]
@@ -145,7 +146,7 @@ def _sent(rows: Sequence[StageRow], layout: Layout) -> list[str]:
             ("once a step", row.traffic.once),
             ("in a whole step", row.traffic.of_step(row.micro_batches)),
         ):
-            inside = sum(sent[axis] for axis in axes if links[axis] == "node")
+            inside = sum(sent[axis] for axis in sent if links.get(axis, rest) == "node")
             other = sum(sent[axis] for axis in sent if axis not in axes)
             parts = [*(sent[axis] for axis in axes), other, inside, sum(sent.values()) - inside]
             lines.append(f"{row.rank:>5}  {label:<20}" + "".join(f"{part / 1e9:>{width}.3f}" for part in parts))
