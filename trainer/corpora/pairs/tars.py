@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.hashing import bytes_key
+from trainer.data.media.images import SUFFIXES
 from trainer.data.pairs.index import ROW, TEXTS, caption_key, text_of
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
 SUCCESS = "success"
 MAX_REASONS = 20  # reasons of failures that are counted by name; others are added up
 OTHER = "other"
@@ -105,7 +105,7 @@ def _row(
     counts: Counter[str],
 ) -> tuple[int, ...] | None:
     counts["samples"] += 1
-    image = next((files[extension] for extension in IMAGES if extension in files), None)
+    image = next((files[extension] for extension in SUFFIXES if extension in files), None)
     if image is None or not image.size:
         counts["without_image"] += 1
         return None

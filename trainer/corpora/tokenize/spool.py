@@ -105,17 +105,17 @@ class Encoder:
             assert self.rules is not None
             if given := self.refused.keys() & {token for ids in ids_of_texts for token in ids}:
                 problem = f"a text gives the token {min(given)}, a placeholder of {self.refused[min(given)]}"
-                found.append(self.left_out(content.where(), problem))
+                found.append(self.left_out(content.where(), problem, min(given)))
             else:
                 found.append(content.place(ids_of_texts, self.rules))
         return found
 
-    def left_out(self, where: str, problem: str) -> LeftOut:
+    def left_out(self, where: str, problem: str, value: Any) -> LeftOut:
         """The record of a document that is left out. Raises DataError unless `skip`."""
         if self.skip:
             return LeftOut(where, problem)
         allowed = "correct the document, or --bad-media skip"
-        raise DataError(f"{where}: {problem}; {allowed}", where=where, value=problem, allowed=allowed)
+        raise DataError(f"{where}: {problem}; {allowed}", where=where, value=value, allowed=allowed)
 
     def ids_of(self, batch: Sequence[tuple[int, str, str]]) -> list[list[int]]:
         """The ids of each text. batch: (number in the unit, origin, text). Raises UnfitError."""
@@ -206,7 +206,7 @@ def spool_unit(
     size = 0
     for number, (read, origin, content) in enumerate(documents):  # noqa: B007
         if isinstance(content, Bad):
-            left_out.append(encoder.left_out(content.where(), content.problem))
+            left_out.append(encoder.left_out(content.where(), content.problem, content.value))
             continue
         if not content:
             counts["empty_documents"] += 1
@@ -324,6 +324,7 @@ class PartFile:
 
 
 def texts_of(content: Content) -> list[str]:
+    """The texts of a document."""
     return [content] if isinstance(content, str) else content.texts
 
 

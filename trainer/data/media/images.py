@@ -36,6 +36,8 @@ Floats = npt.NDArray[np.float32]
 
 # Those of pictures; Pillow would run Ghostscript on EPS, and an ICO changes its size when it is decoded.
 FORMATS = ("PNG", "JPEG", "JPEG2000", "GIF", "TIFF", "WEBP", "AVIF", "BMP", "DIB", "PPM", "TGA")
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # of image files in tars
+DECODE_LIMIT = 178_956_970  # pixels of a file; twice those that Pillow warns at as a possible decompression bomb
 GREY = ("I", "F")  # modes of Pillow; also those that start with I;16
 QUANTILES = (0.001, 0.999)
 LONGEST_RATIO = 200  # of the sides

@@ -91,9 +91,11 @@ class Packs:
         return sum(shard["dropped_documents"] for shard in self.manifest["shards"])
 
     def total(self, key: str) -> int:
+        """A count of the shards' facts: packs, tokens, padding, pieces or dropped_documents."""
         return sum(shard[key] for shard in self.manifest["shards"])
 
     def dropped_documents(self, shard: int) -> Ints:
+        """The documents of a shard that do not fit into a window, from 0."""
         return np.fromfile(self._directory / f"{self.manifest['shards'][shard]['stem']}.dropped", "<i8")
 
     def pieces(self, shard: int, pack: int) -> tuple[Ints, Ints]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.errors import DataError
-from trainer.data.media.images import PatchRule, TileRule, decode, size_of
+from trainer.data.media.images import DECODE_LIMIT, PatchRule, TileRule, decode, size_of
 from trainer.data.media.readers.recording import Recording
 from trainer.data.media.signals import SignalRule
 from trainer.data.media.store import IMAGE, KINDS, SIGNAL, Stored
@@ -22,7 +22,6 @@ from trainer.data.media.store import IMAGE, KINDS, SIGNAL, Stored
 if TYPE_CHECKING:
     from trainer.config.model import ModelConfig
 
-DECODE_LIMIT = 178_956_970  # of an image that is decoded: Pillow's limit for what may be a decompression bomb
 IMAGE_RULES = {"patches": PatchRule, "tiles": TileRule}
 # Fields of a rule that are those of its tower; the tower of the other rule has another kind.
 TOWER_FIELDS = {
@@ -76,11 +75,13 @@ class ImageKind:
             yield "model.image_token", model.image_token, self.token
 
     def to_json(self) -> Facts:
+        """The rule as JSON has it; `from_json` gives it back."""
         name = next(name for name, rule in IMAGE_RULES.items() if isinstance(self.rule, rule))
         return {**dataclasses.asdict(self), "rule": name, "options": dataclasses.asdict(self.rule)}
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> ImageKind:
+        """From what `to_json` returned, or a manifest has of it."""
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["options"].items()}
         rule = IMAGE_RULES[facts["rule"]](**options)
         return cls(rule, **_without_rule(facts))
@@ -123,10 +124,12 @@ class SignalKind:
             yield "model.signal_token", model.signal_token, self.token
 
     def to_json(self) -> Facts:
+        """The rule as JSON has it; `from_json` gives it back."""
         return {**dataclasses.asdict(self), "rule": "signals", "options": dataclasses.asdict(self.rule)}
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> SignalKind:
+        """From what `to_json` returned, or a manifest has of it."""
         return cls(SignalRule(**facts["options"]), **_without_rule(facts))
 
 
@@ -161,11 +164,13 @@ class MediaRules:
         return frozenset(kind.token for kind in self.kinds.values())
 
     def to_json(self) -> Facts:
+        """The rule as JSON has it; `from_json` gives it back."""
         # Tuples become lists, so that a plan equals itself after it is read again.
         facts: Facts = json.loads(json.dumps({name: kind.to_json() for name, kind in self.kinds.items()}))
         return facts
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> MediaRules:
+        """From what `to_json` returned, or a manifest has of it."""
         image, signal = facts.get("image"), facts.get("signal")
         return cls(image and ImageKind.from_json(image), signal and SignalKind.from_json(signal))

@@ -20,7 +20,7 @@ from trainer.data.errors import DataError
 from trainer.data.media.packs import Packs, cut, open_packs
 from trainer.data.media.rules import MediaRules
 from trainer.data.media.store import KINDS, MEDIA, PLACES, MediaFiles, Places, PlaceTable, unreadable
-from trainer.data.shards.windows import MAX_NEIGHBOURS, Bools, Ints, Shards
+from trainer.data.shards.windows import Bools, Ints, Shards
 from trainer.data.windows import Prepared, Windows
 
 
@@ -184,14 +184,5 @@ class MediaShards(Shards):
         name = self._file(shard, MEDIA).name
         return {**facts, "files": {file: known for file, known in facts["files"].items() if file != name}}
 
-    def instead_of(self, position: int, seq_len: int) -> Iterator[int]:
-        bounds, count = self._bounds(seq_len), len(self._shards)
-        own = int(np.searchsorted(bounds, position, side="right")) - 1
-        for turn in range(count + 1):
-            shard = (own + turn) % count
-            try:
-                self.files(shard)
-            except DataError:
-                continue
-            first = int(bounds[shard]) if turn else position + 1
-            yield from range(first, min(first + MAX_NEIGHBOURS, int(bounds[shard + 1])))
+    def _readable(self, shard: int, seq_len: int) -> int:
+        return self.packs(seq_len).counts[shard]

@@ -45,15 +45,15 @@ class SignalRule:
     def __post_init__(self) -> None:
         if self.long not in MODES:
             raise DataError(
-                f"signals.long={self.long}; use {' or '.join(MODES)}",
-                where="signals.long",
+                f"--signal long={self.long}; use {' or '.join(MODES)}",
+                where="--signal long",
                 value=self.long,
                 allowed=MODES,
             )
         if self.max_tokens < 1:
             raise DataError(
-                f"signals.max_tokens={self.max_tokens}; use 1 or more",
-                where="signals.max_tokens", value=self.max_tokens, allowed="1 or more",
+                f"--signal max_tokens={self.max_tokens}; use 1 or more",
+                where="--signal max_tokens", value=self.max_tokens, allowed="1 or more",
             )  # fmt: skip
 
     def stride(self, steps: int, rate: float | None, where: str = "signal") -> int | None:
@@ -68,7 +68,7 @@ class SignalRule:
         if stride > WIDEST_PATCH // 2:
             longest = (4 * self.max_tokens + 1) * (WIDEST_PATCH // 2)
             raise DataError(
-                f"{where}: {steps:,} steps do not fit in signals.max_tokens={self.max_tokens}; cut the signal to "
+                f"{where}: {steps:,} steps do not fit in --signal max_tokens={self.max_tokens}; cut the signal to "
                 f"{longest:,} steps, or use more tokens",
                 where=where, value=steps, allowed=longest,
             )  # fmt: skip
@@ -92,7 +92,7 @@ class SignalRule:
         left_out = self.left_out(recording.steps)
         if left_out:
             warnings.warn(
-                f"{where}: signals.long=cut leaves out {left_out:,} of {recording.steps:,} steps; adapt keeps them",
+                f"{where}: --signal long=cut leaves out {left_out:,} of {recording.steps:,} steps; adapt keeps them",
                 stacklevel=2,
             )
         kept = recording.steps - left_out

@@ -60,6 +60,7 @@ class Stored:
 
 
 def digest_of(data: bytes) -> bytes:
+    """The first DIGEST bytes of a medium's SHA-256."""
     return hashlib.sha256(data).digest()[:DIGEST]
 
 

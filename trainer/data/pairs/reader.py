@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.errors import DataError
-from trainer.data.media.images import PatchRule, decode
+from trainer.data.media.images import DECODE_LIMIT, PatchRule, decode
 from trainer.data.mixture.index import MixtureIndex
 from trainer.data.pairs.index import PairIndex
 from trainer.data.protocols import Split
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from trainer.config.model import VisionConfig
 
 FORMAT = 1  # raise it with any change of what a number gives
-MAX_DECODED = 178_956_970  # pixels of an image file; twice those that Pillow warns at
 MAX_NEIGHBOURS = 64  # that are tried in the place of a pair that cannot be read
 ALL = "pairs"  # the one phase
 
@@ -160,7 +159,7 @@ def patch_rule(data: DataConfig, vision: VisionConfig) -> PatchRule:
 def prepare(index: PairIndex, row: np.void, rule: PatchRule) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
     """The patches and the grid of a pair's image. Raises DataError."""
     where = index.place(row)
-    return rule.cut(decode(index.image(row), where=where, max_pixels=MAX_DECODED), where)
+    return rule.cut(decode(index.image(row), where=where, max_pixels=DECODE_LIMIT), where)
 
 
 def encode(tokenizer: Tokenizer, text: str, seq_len: int) -> Ints:

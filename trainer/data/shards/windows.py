@@ -215,8 +215,12 @@ class Shards:
             except DataError:
                 continue
             first = int(bounds[shard]) if turn else position + 1
-            end = int(bounds[shard]) + max(self._tokens_in[shard] - 1, 0) // seq_len
+            end = int(bounds[shard]) + self._readable(shard, seq_len)
             yield from range(first, min(first + MAX_NEIGHBOURS, end))
+
+    def _readable(self, shard: int, seq_len: int) -> int:
+        """The windows of an open shard that end before its tokens do."""
+        return max(self._tokens_in[shard] - 1, 0) // seq_len
 
     def _unreadable(self, shard: int, text: str, value: int | None = None) -> DataError:
         where = f"{self._stem(shard)}.bin"

@@ -132,7 +132,7 @@ def test_cut_makes_tiny_values_zero_as_published():
 def test_a_wrong_rule_is_refused(key, value):
     with pytest.raises(DataError) as error:
         SignalRule(**{key: value})
-    assert (error.value.where, error.value.value) == (f"signals.{key}", value)
+    assert (error.value.where, error.value.value) == (f"--signal {key}", value)
 
 
 @pytest.mark.parametrize("values", [RANDOM.normal(size=(9, 2)), np.arange(8.0).reshape(4, 2), np.full((2, 2), np.nan)])

@@ -12,6 +12,7 @@ CARD = "card.md"
 IMAGES = (
     "ordinary 8-bit images: as the published processor makes them of an opened image",
     "one channel of 16 or 32 bit or of floats: the 0.1 % and 99.9 % quantiles become black and white; NaN is black",
+    "a TIFF whose white is 0 is inverted; a grey value that the file declares transparent is white",
     "several channels of 16 bit: the high byte of each",
     "the turn in EXIF is applied; what is transparent is laid on white",
     "of several frames, the first",

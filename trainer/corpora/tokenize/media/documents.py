@@ -34,7 +34,7 @@ class PartsDocument:
         try:
             return _checked(parts_of([self.parts], Directory(root or Path())), rules, where)
         except PartError as error:
-            return Bad(where, str(error))
+            return Bad(where, str(error), error.value)
 
 
 def documents(
@@ -66,7 +66,12 @@ def _rows(
     if unit.kind == "tar":
         for read, key, its_origin, found in tars.documents(unit.path, field, origin, tuple(rules.kinds)):
             where: Where = partial(str, key)
-            yield read, where, its_origin, Bad(where, str(found)) if isinstance(found, PartError) else found
+            yield (
+                read,
+                where,
+                its_origin,
+                Bad(where, str(found), found.value) if isinstance(found, PartError) else found,
+            )
         return
     fields, media = field.split(","), [(kind, rule.field) for kind, rule in rules.kinds.items() if rule.field]
     for read, where, values in inputs.records(unit, fields, [name for _, name in media], origin):
@@ -75,7 +80,7 @@ def _rows(
         try:
             found = parts_of([*beside, *values[: len(fields)]], files)
         except PartError as error:
-            found = Bad(where, str(error))
+            found = Bad(where, str(error), error.value)
         yield read, where, its_origin, found
 
 
@@ -83,11 +88,11 @@ def _checked(parts: Any, rules: MediaRules, where: Where) -> Interleaved | Bad:
     try:
         return interleaved(filled(parts, rules), rules, where)
     except PartError as error:
-        return Bad(where, str(error))
+        return Bad(where, str(error), error.value)
     except DataError as error:
         if error.allowed in EXTRAS:  # no fault of the document
             raise
-        return Bad(where, error.faults[0].text)
+        return Bad(where, error.faults[0].text, error.value)
 
 
 def texts_of(unit: Unit, field: str, origin: str | None, rules: MediaRules, root: Path | None) -> Iterator[str]:

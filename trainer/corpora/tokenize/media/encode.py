@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from trainer.corpora.tokenize.media.parts import Medium
 from trainer.data.errors import DataError
@@ -20,6 +21,7 @@ class Bad:
 
     where: Where
     problem: str
+    value: Any = None  # what was found in place of what would work
 
 
 @dataclass(frozen=True)

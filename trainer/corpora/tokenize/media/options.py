@@ -29,6 +29,11 @@ KNOWN = {
 MARKERS = ("before", "token", "after")
 IN_ROWS = ("field", "in_text")
 PREPROCESSOR = "preprocessor_config.json"
+# Its values that the rules have fixed: bicubic, of 255, for both.
+PREPROCESSING = {
+    "resample": 3, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+    "do_convert_rgb": True,
+}  # fmt: skip
 Words = Mapping[str, str]
 
 
@@ -60,10 +65,12 @@ def media_rules(
     """
     if published is not None:
         model = _published(published)
-    images = (
-        _images(image or {}, tokenizer, model, published) if image is not None or (model and model.vision) else None
-    )
-    signals = _signals(signal or {}, tokenizer, model) if signal is not None or (model and model.signals) else None
+    images = signals = None
+    if image is not None or (model is not None and model.vision is not None):
+        images = _images(image or {}, tokenizer, model, published)
+    if signal is not None or (model is not None and model.signals is not None):
+        rule = SignalRule() if published is None else SignalRule("cut")  # all that published weights know
+        signals = _signals(signal or {}, tokenizer, model, rule)
     return MediaRules(images, signals) if images or signals else None
 
 
@@ -106,11 +113,11 @@ def _images(words: Words, tokenizer: Tokenizer, model: ModelConfig | None, publi
     )
 
 
-def _signals(words: Words, tokenizer: Tokenizer, model: ModelConfig | None) -> SignalKind:
+def _signals(words: Words, tokenizer: Tokenizer, model: ModelConfig | None, rule: SignalRule) -> SignalKind:
     rest = dict(words)
     marks = {key: rest.pop(key) for key in MARKERS if key in rest}
     in_rows = {key: rest.pop(key) for key in IN_ROWS if key in rest}
-    rule = _replaced("--signal", SignalRule(), rest, (*MARKERS, *IN_ROWS))
+    rule = _replaced("--signal", rule, rest, (*MARKERS, *IN_ROWS))
     token, before, after = _marks("--signal", tokenizer, marks, None if model is None else model.signal_token)
     return SignalKind(rule, token, before, after, **in_rows)
 
@@ -206,9 +213,18 @@ def _with_sizes(rule: PatchRule | TileRule, path: Path) -> PatchRule | TileRule:
         text = f"{path} cannot be read ({error}); repair or remove it"
         raise DataError(text, where=str(path), allowed="a JSON object") from error
     size = found.get("size") or {}
-    names = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+    required: dict[str, Any] = dict(PREPROCESSING)
+    names = {"mean": found.get("image_mean"), "std": found.get("image_std")}
     if isinstance(rule, TileRule):
-        names = {"min_tiles": found.get("min_patches"), "max_tiles": found.get("max_patches")}
-    names |= {"mean": found.get("image_mean"), "std": found.get("image_std")}
+        names |= {"min_tiles": found.get("min_patches"), "max_tiles": found.get("max_patches")}
+        required["size"] = {"height": rule.tile_size, "width": rule.tile_size}
+    else:
+        names |= {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+        required |= {"patch_size": rule.patch_size, "merge_size": rule.merge, "temporal_patch_size": rule.frames}
+    for key, value in required.items():
+        has = found.get(key)
+        if has is not None and has != value:
+            text = f"{path}: {key} is {json.dumps(has)}, but images are prepared with {json.dumps(value)} alone"
+            raise DataError(text, where=f"{path}, {key}", value=has, allowed=value)
     given: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in names.items() if v is not None}
     return dataclasses.replace(rule, **given)

@@ -33,7 +33,7 @@ import numpy as np
 from parallel.errors import one_of
 from trainer.data.errors import DataError
 from trainer.data.media.readers.read import read_recording
-from trainer.data.media.readers.recording import Recording, checked, numbered
+from trainer.data.media.readers.recording import Recording, check_options, checked, numbered
 from trainer.data.media.rules import MediaRules
 
 T = TypeVar("T")
@@ -174,6 +174,8 @@ def _image(key: str, value: Any, files: Files) -> bytes:
 
 def _signal(key: str, part: Mapping[str, Any], files: Files) -> Recording:
     options = {name: part[name] for name in OPTIONS if part.get(name) is not None}
+    if isinstance(axis := options.get("time_axis"), float) and axis.is_integer():  # as a row of JSON is read
+        options["time_axis"] = int(axis)
     try:
         if key == "values":
             return _from_values(part)
@@ -189,6 +191,7 @@ def _signal(key: str, part: Mapping[str, Any], files: Files) -> Recording:
 
 def _from_values(part: Mapping[str, Any]) -> Recording:
     """A recording whose numbers are in the row. Raises DataError, PartError."""
+    check_options("values", **{key: part.get(key) for key in ("rate", "channels", "units")})
     try:
         values = np.asarray(part["values"], np.float64)
     except (TypeError, ValueError) as error:

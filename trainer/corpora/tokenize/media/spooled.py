@@ -28,6 +28,7 @@ class PartMedia:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the media so far."""
         return 0 if self._writer is None else self._writer.nbytes
 
     def add(self, media: Sequence[Stored]) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 
 from trainer.corpora.tokenize.media.parts import Medium, PartError, parts_of, text_of
 from trainer.corpora.tokenize.units import bad
+from trainer.data.media.images import SUFFIXES
 from trainer.data.media.readers.read import FORMATS, read_recording
 from trainer.data.media.readers.recording import Recording
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 SIGNALS = {suffix.removeprefix("."): name for name, known in FORMATS.items() for suffix in known.suffixes}
 Member = tuple[str, str, bytes, int]  # key, extension, content, bytes of the tar up to its end
 
@@ -81,7 +81,7 @@ def _record(content: bytes) -> dict[str, Any]:
 def _kind(extension: str) -> str | None:
     """The kind of medium of a member, by the last part of its extension."""
     last = extension.rpartition(".")[2].lower()
-    return "image" if last in IMAGES else "signal" if last in SIGNALS else None
+    return "image" if last in SUFFIXES else "signal" if last in SIGNALS else None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.data.errors import DataError
 from trainer.data.media.readers import arrays, biosignals, edf, sound, tables
-from trainer.data.media.readers.recording import Options, Recording, Source, checked, chosen
+from trainer.data.media.readers.recording import Options, Recording, Source, check_options, checked, chosen
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ def read_recording(
             says otherwise, of tables and arrays; steps missing between them become NaN. time_axis: of arrays.
     Returns: a `Recording` in fp32 or fp64, with NaN for everything that is missing.
     Raises: DataError for a file that cannot be read or is truncated, a library that is not installed, channels of
-        several sampling rates, times that are not a grid, or an option that the format does not have.
+        several sampling rates, times that are not a grid, an option that the format does not have or of another
+        type, or a rate that is not finite and above 0.
     """
+    check_options(where, format=format, channels=channels, rate=rate, variable=variable, time=time, time_axis=time_axis)
     if isinstance(source, str):
         source = Path(source)
     name = format or _format_of(source, where)

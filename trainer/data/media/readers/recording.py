@@ -20,6 +20,12 @@ MAGIC = b"OCTSIG1\n"
 MOST_CHANNELS = 1024  # of one recording; more are usually the steps
 MOST_VALUES = 1 << 28  # of one recording: 2 GiB in fp64
 
+A_RATE, NAMES, A_NAME, AN_AXIS = "a number above 0", "a list of names", "a name", "a whole number"
+OPTION_TYPES = {
+    "rate": A_RATE, "channels": NAMES, "units": NAMES, "format": A_NAME, "variable": A_NAME, "time": A_NAME,
+    "time_axis": AN_AXIS,
+}  # fmt: skip
+
 Source = Path | bytes
 
 
@@ -85,6 +91,21 @@ class Recording:
                 f"{where}: a stored recording that is corrupt: {error}", where=where, value=len(data)
             ) from error
         return cls(values, header["rate"], tuple(header["channels"]), tuple(header["units"]))
+
+
+def check_options(where: str, **options: Any) -> None:
+    """Check the types of options of `OPTION_TYPES`; None is not given. Raises DataError, also for a rate that is not
+    finite and above 0."""
+    for key, value in options.items():
+        allowed = OPTION_TYPES[key]
+        if allowed == A_RATE:
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        elif allowed == NAMES:
+            fits = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+        else:
+            fits = isinstance(value, str) if allowed == A_NAME else type(value) is int
+        if value is not None and not fits:
+            raise DataError(f"{where}: {key}={value!r}; use {allowed}", where=where, value=value, allowed=allowed)
 
 
 def checked(recording: Recording, where: str) -> Recording:

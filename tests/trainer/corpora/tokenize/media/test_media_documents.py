@@ -21,6 +21,7 @@ from tests.trainer.data.media.illustrated import ids, image, make, rows, rules, 
 from trainer.config.compose import compose
 from trainer.corpora.tokenize import inputs, jobs, spool, write
 from trainer.corpora.tokenize.media import options
+from trainer.corpora.tokenize.media.card import IMAGES, LONG, SIGNALS
 from trainer.corpora.tokenize.media.documents import PartsDocument
 from trainer.corpora.tokenize.media.options import media_rules, read_words
 from trainer.data.errors import DataError
@@ -260,6 +261,8 @@ def test_documents_in_memory_and_the_card_of_a_corpus(tmp_path):
     card = (out / "card.md").read_text()
     assert "5 documents to train on, 0 held out, 5 images, 5 signals" in card
     assert "max_tokens 4" in card
+    stated = (*IMAGES, *SIGNALS, LONG["adapt"].format(max_tokens=4))
+    assert all(f"- {line}\n" in card for line in stated)
     bad = PartsDocument("file 5", [{"type": "image", "path": "b.png"}])
     with pytest.raises(DataError) as error:
         make(tmp_path, [*some, bad], out=tmp_path / "other", media_root=tmp_path)
@@ -300,12 +303,6 @@ def test_the_members_of_a_key_in_a_tar_are_one_document(tmp_path):
     assert len(found) == 4
 
 
-def npy(values: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("cut", [100, 512 + 512 + 10, -10240, -10240 - 600])
 def test_a_truncated_tar_is_refused(tmp_path, cut):
     path = tar(tmp_path / "shard.tar", {"a.png": image(1), "a.txt": b"one", "b.png": image(2), "b.txt": b"two"})
@@ -316,41 +313,65 @@ def test_a_truncated_tar_is_refused(tmp_path, cut):
 
 
 BOMB = image(1, 8, 8)
-BAD = {
-    "truncated": {"type": "image", "bytes": base64.b64encode(image(1, 2, 2)[:-600]).decode()},
-    "not an image": {"type": "image", "bytes": base64.b64encode(b"GIF89a??").decode()},
-    "a bomb": {"type": "image", "bytes": base64.b64encode(BOMB).decode()},
-    "no bytes": {"type": "image", "bytes": ""},
-    "not base64": {"type": "image", "bytes": "?"},
-    "no such file": {"type": "image", "path": "missing.png"},
-    "neither": {"type": "image"},
-    "both": {"type": "image", "path": "a.png", "bytes": encoded(1)},
-    "download": {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
-    "no format": {"type": "signal", "bytes": encoded(1)},
-    "ragged": {"type": "signal", "values": [[1.0], [1.0, 2.0]]},
-    "not finite": {"type": "signal", "values": [None, None]},
-    "no steps": {"type": "signal", "values": []},
-    "no names": {"type": "signal", "values": [1.0, 2.0], "channels": ["a", "b"]},
-    "an option": {"type": "signal", "path": "a.npy", "time": "t", "rate": 3.0},
-    "video": {"type": "video", "video": "a.mp4"},
-    "type": {"type": "table"},
-    "no text": {"type": "text"},
-    "no object": 3,
-    "a video token": {"type": "text", "text": "<|video_pad|>"},
-    "placeholder": {"type": "text", "text": "<IMG_CONTEXT>"},
+
+
+def npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+ROW = {"type": "signal", "values": [1.0, 2.0]}
+NPY = {"type": "signal", "bytes": base64.b64encode(npy(wave(1))).decode(), "format": "numpy"}
+# name -> a part that cannot be used, and the value that the error names
+BAD: dict[str, tuple[Any, Any]] = {
+    "truncated": ({"type": "image", "bytes": base64.b64encode(image(1, 2, 2)[:-600]).decode()}, None),
+    "not an image": ({"type": "image", "bytes": base64.b64encode(b"GIF89a??").decode()}, None),
+    "a bomb": ({"type": "image", "bytes": base64.b64encode(BOMB).decode()}, 256 * 256),
+    "no bytes": ({"type": "image", "bytes": ""}, 0),
+    "not base64": ({"type": "image", "bytes": "?"}, "?"),
+    "no such file": ({"type": "image", "path": "missing.png"}, "missing.png"),
+    "neither": ({"type": "image"}, ()),
+    "both": ({"type": "image", "path": "a.png", "bytes": encoded(1)}, ("path", "bytes")),
+    "download": ({"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}, "https://example.org/a.png"),
+    "no format": ({"type": "signal", "bytes": encoded(1)}, ""),
+    "ragged": ({"type": "signal", "values": [[1.0], [1.0, 2.0]]}, None),
+    "not finite": ({"type": "signal", "values": [None, None]}, (2, 1)),
+    "no steps": ({"type": "signal", "values": []}, (0, 1)),
+    "no names": ({**ROW, "channels": ["a", "b"]}, (2, 1)),
+    "an option": ({**NPY, "format": "audio", "time": "t"}, "time"),
+    "rate as text": ({**NPY, "rate": "250"}, "250"),
+    "rate below 0": ({**NPY, "rate": -3}, -3.0),
+    "rate of a row": ({**ROW, "rate": 0}, 0.0),
+    "endless rate": ({**ROW, "rate": float("inf")}, float("inf")),
+    "channels as a number": ({**NPY, "channels": 5}, 5.0),
+    "channels of a row": ({**ROW, "channels": "a"}, "a"),
+    "units of a row": ({**ROW, "units": [1]}, [1.0]),
+    "half an axis": ({**NPY, "time_axis": 0.5}, 0.5),
+    "format as a list": ({**NPY, "format": ["numpy"]}, ["numpy"]),
+    "video": ({"type": "video", "video": "a.mp4"}, "video"),
+    "a video's address": ({"type": "video_url", "video_url": {"url": "a.mp4"}}, "video_url"),
+    "type": ({"type": "table"}, "table"),
+    "no text": ({"type": "text"}, None),
+    "no object": (3, "float"),
+    "a video token": ({"type": "text", "text": "<|video_pad|>"}, ids("<|video_pad|>")[0]),
+    "placeholder": ({"type": "text", "text": "<IMG_CONTEXT>"}, PAD),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_media_are_reported_by_their_row_or_left_out_and_listed(tmp_path, name):
     path = tmp_path / "rows.jsonl"
-    documents = [[TEXT], [TEXT, BAD[name]], [TEXT, {"type": "image", "bytes": encoded(1)}]]
+    part, value = BAD[name]
+    documents = [[TEXT], [TEXT, part], [TEXT, {"type": "image", "bytes": encoded(1)}]]
     path.write_text("".join(json.dumps({"content": parts}) + "\n" for parts in documents))
     changes: dict[str, Any] = {"media": rules(decode_limit=128 * 128), "heldout_fraction": 0, "special_text": "encode"}
     with pytest.raises(DataError) as error:
         make(tmp_path, [path], **changes)
     assert error.value.where == f"{path}, line 2"
     assert len(error.value.faults) == 1
+    if value is not None:  # a library's reason otherwise
+        assert error.value.value == value
     out = make(tmp_path, [path], bad_media="skip", **changes)
     assert len(written(out)) == 2
     (line,) = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
@@ -422,6 +443,22 @@ def test_a_published_directory_gives_its_rules_and_the_sizes_of_its_preprocessor
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(sizes))
     found = media_rules(with_markers(), published=tmp_path, image={"max_pixels": "8192"})
     assert found.image.rule == PatchRule(min_pixels=1024, max_pixels=8192, mean=(0.1, 0.2, 0.3))
+    assert found.signal.rule == SignalRule("cut")  # all that published weights know
+    assert media_rules(with_markers(), published=tmp_path, signal={"long": "adapt"}).signal.rule == SignalRule()
+    same = {"resample": 3, "rescale_factor": 1 / 255, "do_normalize": True, "merge_size": 2, "patch_size": 16}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**sizes, **same}))
+    assert media_rules(with_markers(), published=tmp_path, image={"max_pixels": "8192"}) == found
+    for key, value in (
+        ("resample", 2),
+        ("do_normalize", False),
+        ("rescale_factor", 1),
+        ("patch_size", 14),
+        ("merge_size", 1),
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({**sizes, **same, key: value}))
+        with pytest.raises(DataError) as error:
+            media_rules(with_markers(), published=tmp_path)
+        assert (error.value.where, error.value.value) == (f"{tmp_path / 'preprocessor_config.json'}, {key}", value)
     with pytest.raises(DataError) as error:
         media_rules(with_markers(), published=tmp_path / "nowhere")
     assert error.value.where == "--media"
