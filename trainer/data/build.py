@@ -50,7 +50,7 @@ def build_data(
             return data
         from trainer.data.media.synthetic import with_media
 
-        return with_media(data, model, seed)
+        return with_media(data, model, cfg.seq_len, seed)
     if cfg.name == "pairs":
         return _open_pairs(cfg, model, seed=seed, vocab_size=vocab_size, samples=samples, progress=progress)
     if cfg.name != "mixture":

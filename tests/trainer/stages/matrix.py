@@ -60,6 +60,7 @@ OPTIONS = {
     "dispatch": ("all_gather", "all_to_all"),
     "recompute": ("none", "selective", "full", "attention", "experts"),
     "kind": ("next_token", "contrastive", "fp8_reference"),
+    "towers": (False, True),  # with unequal images and signals
 }
 
 BLOCKS = ("none", "selective", "full")  # whole blocks: the whole product has every combination
@@ -95,6 +96,8 @@ def runs(choice: Choice) -> bool:
     layout, (schedule, per_rank) = choice["layout"], choice["schedule"]
     if layout.pp == 1 and choice["schedule"] != SCHEDULES[0]:
         return False  # there is nothing to schedule
+    if choice["towers"] and choice["kind"] == "contrastive":
+        return False  # media would have one token in several documents, so that pairs may be equally near
     if layout.cp > 1 and choice["kind"] == "contrastive":
         return False  # refused
     if layout.readers > GLOBAL_MICRO and choice["kind"] == "contrastive":
@@ -121,6 +124,7 @@ def case_of(choice: Choice) -> Case:
         choice["recompute"],
         objective="contrastive" if kind == "contrastive" else "next_token",
         experts="fp8_reference" if kind == "fp8_reference" else "fp32",
+        towers=choice["towers"],
         layers=stages + 1,  # uneven
         micro_batches=micro_batches,
         seq_len=SEQ_LEN if layout.cp == 1 else 12,

@@ -37,7 +37,7 @@ def place_media(tokens: Any, starts: Any, unsupervised: Any, numbers: Sequence[i
             images.append(seeded_normal((2 * columns, 4), 5, f"image {number}"))
             found.append((5, IMAGE, columns // 2))
         if number % 8 == 3:
-            signals.append(Signal(seeded_normal((5 + number, 1 + number % 2), 5, f"signal {number}"), 1.0))
+            signals.append(Signal(seeded_normal((5 + number % 16, 1 + number % 2), 5, f"signal {number}"), 1.0))
             if number < 16:  # a second one, before it
                 signals.insert(-1, Signal(seeded_normal((3, 1), 5, f"signal before {number}"), 1.0))
                 found.append((1, SIGNAL, 1))

@@ -17,6 +17,7 @@ from torch import Tensor
 from trainer.config import coerce
 from trainer.config.model import InternViTConfig, ModelConfig, VisionConfig
 from trainer.data.batch import Batch, Media, make_batch
+from trainer.data.errors import DataError
 from trainer.data.protocols import Data, Split
 from trainer.data.synthetic import SPLITS, SyntheticText
 from trainer.data.windows import Windows
@@ -55,38 +56,43 @@ class SyntheticMedia:
             random = np.random.default_rng([self._seed, SPLITS[split], number])
             placed: list[tuple[int | None, int]] = []
             if self._model.vision is not None and random.integers(IMAGES) == 0:
-                image = self._image(random, tokens.shape[1] - 1)
-                if image is not None:
-                    images.append(image)
-                    placed.append((self._model.image_token, sum(image_tokens(self._model.vision, image))))
+                images.append(self._image(random, tokens.shape[1] - 1))
+                placed.append((self._model.image_token, sum(image_tokens(self._model.vision, images[-1]))))
             if self._model.signals is not None and random.integers(SIGNALS) == 0:
                 signals.append(_signal(random, tokens.shape[1] - 1))
                 placed.append((self._model.signal_token, sum(signal_tokens(signals[-1:]))))
             half = (tokens.shape[1] - 1) // 2
             for place, (token, length) in zip((0, half), placed, strict=False):
                 at = slice(first := place + int(random.integers(half - length + 1)), first + length)
-                tokens[row, at] = token or 0
+                tokens[row, at] = _token(token)
                 starts[row, at], unsupervised[row, at] = False, True
         batch = make_batch(replace(windows, tokens_BL=tokens, starts_BL=starts, context_BL=unsupervised), list(numbers))
         return replace(batch, media=Media(_joined(images), tuple(signals)))
 
-    def _image(self, random: np.random.Generator, window: int) -> Images | Tensor | None:
+    def _image(self, random: np.random.Generator, window: int) -> Images | Tensor:
         cfg, most = self._model.vision, window // LONGEST
         assert cfg is not None
         if isinstance(cfg, InternViTConfig):
-            fit = most // cfg.tokens
-            if not fit:
-                return None
-            shape = (1 + int(random.integers(fit)), cfg.channels, cfg.tile_size, cfg.tile_size)
+            shape = (1 + int(random.integers(most // cfg.tokens)), cfg.channels, cfg.tile_size, cfg.tile_size)
             return torch.from_numpy(_normal(random, *shape))
         side = max(1, int(most**0.5))
         rows, columns = (cfg.merge * (1 + int(random.integers(side))) for _ in range(2))
         return Images(torch.from_numpy(_normal(random, rows * columns, cfg.patch_values)), [(rows, columns)])
 
 
-def with_media(data: Data, model: ModelConfig, seed: int) -> Data:
-    """Synthetic text of `data` with media for the towers of `model`, whose placeholders the text does not use."""
+def with_media(data: Data, model: ModelConfig, seq_len: int, seed: int) -> Data:
+    """Synthetic text of `data` with media for the towers of `model`, whose placeholders the text does not use. Raises
+    DataError for windows that are too short for a tile."""
     assert isinstance(data.text, SyntheticText)
+    if isinstance(model.vision, InternViTConfig) and model.vision.tokens * LONGEST > seq_len:
+        least = model.vision.tokens * LONGEST
+        raise DataError(
+            f"data.seq_len={seq_len} is too short for synthetic images: a tile has {model.vision.tokens} tokens, and "
+            f"is at most a quarter of a window; use {least} or more, or a model without its vision tower",
+            where="data.seq_len",
+            value=seq_len,
+            allowed=f"{least} or more",
+        )
     media = SyntheticMedia(data.text, model, seed)
     towers = [coerce.to_dict(tower) for tower in (model.vision, model.signals) if tower is not None]
     fingerprint = coerce.digest({"text": data.fingerprint, "towers": towers})
@@ -95,23 +101,30 @@ def with_media(data: Data, model: ModelConfig, seed: int) -> Data:
 
 def blank_media(model: ModelConfig, ids: Tensor) -> Media | None:
     """Zeros for the towers, an image and a signal of up to `TOKENS` tokens for each window, whose placeholders are
-    written into ids [B, S]; None without towers. Media of one kind are at most a quarter of a window."""
+    written into ids [B, S]; None without towers. Media of one kind are at most a quarter of a window, but for a tile,
+    which is left out where a window is shorter."""
     windows, most = ids.shape[0], ids.shape[1] // LONGEST
     images: Images | Tensor | None = None
     signals: tuple[Signal, ...] = ()
-    if isinstance(model.vision, InternViTConfig) and model.vision.tokens <= most:
-        images = blank_tile(model.vision).expand(windows, -1, -1, -1)
-        ids[:, : model.vision.tokens] = model.image_token or 0
+    if isinstance(model.vision, InternViTConfig):
+        if model.vision.tokens <= ids.shape[1]:
+            images = blank_tile(model.vision).expand(windows, -1, -1, -1)
+            ids[:, : model.vision.tokens] = _token(model.image_token)
     elif isinstance(model.vision, VisionConfig):
         side = int(min(TOKENS, max(most, 1)) ** 0.5)
         patches, grid = (side * model.vision.merge) ** 2, (side * model.vision.merge,) * 2
         images = Images(torch.zeros(windows * patches, model.vision.patch_values), [grid] * windows)
-        ids[:, : side * side] = model.image_token or 0
+        ids[:, : side * side] = _token(model.image_token)
     if model.signals is not None:
         signal = Signal(torch.zeros(STEPS_OF_TOKEN * min(TOKENS, max(most, 1)), 1), RATE)
         signals = (signal,) * windows
-        ids[:, most : most + signal_tokens([signal])[0]] = model.signal_token or 0
+        ids[:, most : most + signal_tokens([signal])[0]] = _token(model.signal_token)
     return Media(images, signals) if images is not None or signals else None
+
+
+def _token(placeholder: int | None) -> int:
+    assert placeholder is not None  # the checks of the model have seen that a tower has one
+    return placeholder
 
 
 def _signal(random: np.random.Generator, window: int) -> Signal:

@@ -16,7 +16,10 @@ SERVING = ("vLLM", "SGLang", "LMDeploy")
 ALIASES = {"InternS1ProForConditionalGeneration": ("InternS1_1_ForConditionalGeneration",)}
 BLOCK = 128  # rows and columns that share a scale in FP8
 QWEN3 = "Qwen3MoeForCausalLM"
-MULTIMODAL = {"interns1": "InternS1ForConditionalGeneration", "interns1_pro": "InternS1ProForConditionalGeneration"}
+MULTIMODAL = {
+    "interns1": "InternS1ForConditionalGeneration", "interns1_pro": "InternS1ProForConditionalGeneration",
+    "interns1_1": "InternS1ProForConditionalGeneration",
+}  # fmt: skip
 # Keys without a default in the program's own configuration of qwen3_moe.
 ASKED = {
     "mlx-lm": (

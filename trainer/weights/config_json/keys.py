@@ -23,7 +23,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 GROUPED = "interns1_pro_text"  # the only type whose published code has router groups and FoPE
 TEXT_MODELS = tuple(DEFAULTS)
 # Models around a text_config whose text model computes nothing but that.
-AROUND_TEXT = ("interns1", "interns1_pro", "internvl")
+# interns1_1 is another name of interns1_pro.
+AROUND_TEXT = ("interns1", "interns1_pro", "interns1_1", "internvl")
 
 # Keys that describe this model, and others that are read.
 DESCRIBING = frozenset({

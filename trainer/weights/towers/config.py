@@ -62,7 +62,7 @@ def _vision_tower(config: Mapping[str, Any], text: ModelConfig) -> VisionConfig 
     match vision.get("model_type"):
         case "interns1_vision":
             return _intern_vit(section, config, text)
-        case "interns1_pro_vision":
+        case "interns1_pro_vision" | "interns1_1_vision":
             return _vision(section, text)
     found = json.dumps(vision.get("model_type")) if vision else "no vision_config"
     kinds = " or ".join(VISION_TOWERS)
@@ -110,7 +110,7 @@ def _time_series(config: Mapping[str, Any], text: ModelConfig) -> TimeSeriesConf
     if not found:
         return None
     t = Section(found, "for the time-series tower")
-    if found.get("model_type") != SIGNAL_TOWER:
+    if found.get("model_type") not in (SIGNAL_TOWER, "interns1_1_time_series"):
         raise t.refused("model_type", SIGNAL_TOWER)
     cfg = TimeSeriesConfig(
         bins=t.size("num_mel_bins"),

@@ -45,9 +45,9 @@ def tower_shapes(config: Mapping[str, Any]) -> Shapes:
         case "interns1_vision":
             text = Section(object_under(config, "text_config") or {}, "for the text model")
             shapes |= _vision_tower(Section(vision, DESCRIBED), config, text.size("hidden_size"))
-        case "interns1_pro_vision":
+        case "interns1_pro_vision" | "interns1_1_vision":
             shapes |= _visual(Section(vision, DESCRIBED))
-    if signals.get("model_type") == "interns1_pro_time_series":
+    if signals.get("model_type") in ("interns1_pro_time_series", "interns1_1_time_series"):
         shapes |= _time_series(Section(signals, DESCRIBED))
     return shapes
 

@@ -19,8 +19,12 @@ from tests.trainer.model.tiny import relative
 from tests.trainer.stages.media import IMAGE, SIGNAL, SIGNALS, VISION
 from tests.trainer.tiny_run import steps, tiny_config
 from tests.trainer.weights.exports import config, loaded
+from trainer.config.compose import compose
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
+from trainer.data.errors import DataError
+from trainer.data.media.synthetic import with_media
+from trainer.data.synthetic import open_synthetic
 from trainer.run.process import train
 from trainer.weights import kept_source
 from trainer.weights.export import export
@@ -128,3 +132,24 @@ def test_a_run_with_other_towers_is_refused(tmp_path, reference):
     (fault,) = refused.value.faults
     assert fault.where == "checkpoint.init_from"
     assert "model.vision.num_layers is 3 in this run but 2 in the checkpoint;" in fault.text
+
+
+def test_the_other_name_of_pro_is_read_and_kept(tmp_path, reference):
+    """`interns1_1`, which serving engines take for interns1_pro."""
+    source = shutil.copytree(reference / "tiny" / "interns1_pro", tmp_path / "source")
+    described = json.loads((source / "config.json").read_text())
+    described |= {"model_type": "interns1_1", "architectures": ["InternS1_1_ForConditionalGeneration"]}
+    (source / "config.json").write_text(json.dumps(described))
+    assert train(run_of(source, tmp_path / "run", steps=1)) == 0
+    export(tmp_path / "run", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["model_type"], written["architectures"]) == (described["model_type"], described["architectures"])
+    assert loaded(tmp_path / "out").keys() == loaded(source).keys()
+
+
+def test_synthetic_windows_too_short_for_a_tile_are_refused():
+    model = compose(["recipe=toy", "model=intern_s1", "data=synthetic", "data.seq_len=1024"]).model
+    data = open_synthetic(vocab_size=100, seq_len=1023, seed=1)
+    with pytest.raises(DataError) as refused:
+        with_media(data, model, 1023, 1)
+    assert (refused.value.where, refused.value.value) == ("data.seq_len", 1023)
