@@ -14,6 +14,7 @@ from torch import Tensor
 
 from parallel.errors import Fault
 from tests.trainer.model.tiny import assert_close, next_tokens, relative
+from tests.trainer.model.towers.signal_formula import signal_formula
 from trainer.data.batch import IGNORE
 from trainer.model.multimodal import Multimodal
 from trainer.model.towers.time_series import Signal
@@ -187,6 +188,45 @@ def test_gradients_with_media_are_differences_of_the_loss(pro):
         with torch.no_grad():
             torch._foreach_add_(parameters, direction, alpha=step)
         assert relative((ends[0] - ends[1]) / (2 * step), slope) <= 1e-6
+
+
+def test_every_gradient_with_media_is_that_of_other_towers(pro):
+    """In fp64: transformers' Qwen3-VL and a formula of signals, with the checkpoint's weights, give the embeddings."""
+    stored, ours, decoder = load_file(pro / "ref.safetensors"), *(load(pro, torch.float64) for _ in range(2))
+    ids, media = with_signals(stored)
+    drawn = torch.randn(157, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    recordings = [(drawn[:147], 36.0), (drawn[147:], 1.0)]  # 6 tokens and 1
+    scaled = [((x - x.mean(0)) / (x.std(0, correction=0) + 1e-8), rate) for x, rate in recordings]
+    images = media["images"]._replace(pixels=media["images"].pixels.double())
+    run(ours, ids, images=images, signals=[Signal(*signal) for signal in scaled])[1].backward()
+
+    tensors = dict(published_tensors(decoder))
+    vision = qwen3_vl(json.loads((pro / "config.json").read_text())["vision_config"]).double()
+    vision.load_state_dict({name: tensors[f"model.visual.{name}"] for name in vision.state_dict()})
+    weights = {
+        name: tensor.clone().requires_grad_()
+        for at, tensor in tensors.items()
+        if (name := at.removeprefix("model.time_series.")) != at and not name.endswith("pos_encoder.pe")
+    }
+    grids = torch.tensor([(1, *grid) for grid in images.grids])
+    embeds = decoder.embed[ids]
+    embeds[ids == IMAGE] = vision(images.pixels, grids).pooler_output
+    embeds[ids == SIGNAL] = torch.cat([signal_formula(weights, *given, heads=4, patch_heads=8) for given in recordings])
+    mean_loss(decoder.logits(decoder(embeds=embeds).hidden), ids).backward()
+
+    expected = published_gradients(decoder)
+    expected |= {f"model.visual.{name}": parameter.grad for name, parameter in vision.named_parameters()}
+    expected |= {f"model.time_series.{name}": weight.grad for name, weight in weights.items()}
+    assert all(expected[name].any() for name in tensors if name.startswith(("model.visual.", "model.time_series.")))
+    assert_close(published_gradients(ours), expected, BOUND)  # transformers rotates in fp32
+
+
+def qwen3_vl(config: dict[str, Any]) -> torch.nn.Module:
+    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+
+    fields = config | {"model_type": "qwen3_vl", "deepstack_visual_indexes": []}
+    return Qwen3VLVisionModel(Qwen3VLVisionConfig(**fields, attn_implementation="eager"))
 
 
 def test_every_tensor_is_written_as_it_was_read(either):
