@@ -40,8 +40,10 @@ SIZES: dict[str, Any] = {
     "bins": 80, "width": 48, "num_layers": 2, "num_heads": 3, "mlp_width": 40, "positions": 64, "adapt_width": 22,
     "out_width": 26,
 }  # fmt: skip
+GRADIENTS = "147 steps"  # the case whose gradients are stored too
 PATCHES_AT_A_TIME = 64
 KEPT = 24  # numbers of each case in the file, evenly spread
+KEPT_OF_GRADIENT = 6
 
 
 def wheel() -> Path | None:
@@ -94,9 +96,27 @@ def published_result(model: nn.Module, signal: Signal) -> Tensor:
     return model(time_series_signals=[signal.values], ts_lens=steps, sr=rate)[0]
 
 
-def spread(result: Tensor) -> list[float]:
+def published_gradients(model: nn.Module, signal: Signal) -> dict[str, Tensor]:
+    """Gradients of all parameters in fp64, under published names: sums in another order are 1.4e-5 apart in fp32."""
+    result = published_result(model.double(), signal._replace(values=signal.values.double()))
+    result.backward(upstream(result))
+    return {f"model.time_series.{name}": parameter.grad for name, parameter in model.named_parameters()}
+
+
+def upstream(result: Tensor) -> Tensor:
+    """A gradient of the result, made without a random generator."""
+    return torch.arange(result.numel(), dtype=result.dtype).square().mul(0.37).cos().view(result.shape)
+
+
+def spread(result: Tensor, kept: int = KEPT) -> list[float]:
     flat = result.detach().flatten()
-    return flat[torch.linspace(0, len(flat) - 1, KEPT).long()].tolist()
+    return flat[torch.linspace(0, len(flat) - 1, kept).long()].tolist()
+
+
+def summary(gradient: Tensor) -> list[float]:
+    """The norm, a sum that depends on the order, and some of the values."""
+    ordered = (gradient * upstream(gradient)).sum()
+    return [float(gradient.norm()), float(ordered), *spread(gradient, KEPT_OF_GRADIENT)]
 
 
 def _load(text: str, path: str) -> ModuleType:
@@ -144,11 +164,19 @@ def _load(text: str, path: str) -> ModuleType:
                 sys.modules[name] = before[name]
 
 
-@torch.no_grad()
 def store() -> None:
     ours = tower()
     theirs = published_model(ours)
     found: dict[str, Any] = {"lmdeploy": VERSION, "torch": torch.__version__, "cases": {}}
+    store_results(ours, theirs, found)
+    steps, channels, rate = CASES[GRADIENTS]
+    gradients = published_gradients(theirs, prepare_signal(recording(steps, channels), rate))
+    found["gradients"] = {name: summary(gradient) for name, gradient in gradients.items()}
+    STORED.write_text(json.dumps(found, indent=1) + "\n")
+
+
+@torch.no_grad()
+def store_results(ours: TimeSeriesTower, theirs: nn.Module, found: dict[str, Any]) -> None:
     for name, (steps, channels, rate) in CASES.items():
         signal = prepare_signal(recording(steps, channels), rate)
         expected = published_result(theirs, signal)
@@ -157,7 +185,6 @@ def store() -> None:
         found["cases"][name] = {"shape": list(expected.shape), "values": spread(expected), "error": error}
         patches = patch_count(len(signal.values), rate)
         print(f"{name}: {patches} patches, {len(expected)} tokens, relative error {error:.1e}")
-    STORED.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from tests.trainer.model.tiny import assert_close, relative
 from tests.trainer.model.towers import serving
 from tests.trainer.model.towers.published import published_gradients
 from tests.trainer.model.towers.signal_formula import signal_formula
-from trainer.model.towers.time_series import prepare_signal
+from trainer.model.towers.time_series import TimeSeriesTower, prepare_signal
 
 BOUND = 1e-5
 QUICK = ["1000 steps", "147 steps", "10 steps"]
@@ -70,15 +70,22 @@ def test_outputs_are_the_serving_files(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["1000 steps", "147 steps"])
+@pytest.mark.parametrize("name", ["1000 steps", serving.GRADIENTS])
 def test_gradients_are_the_serving_files(name):
-    """In fp64: sums over steps and patches in another order are 1.4e-5 apart in fp32."""
     ours, theirs = both()
+    assert_close(our_gradients(ours, name), serving.published_gradients(theirs, prepared(name)), 1e-11)
+
+
+def test_gradients_are_the_stored_ones():
+    """Compares for every parameter the norm, a sum that depends on the order, and values."""
+    stored = json.loads(serving.STORED.read_text())["gradients"]
+    gradients = our_gradients(serving.tower(), serving.GRADIENTS)
+    found = {name: torch.tensor(serving.summary(gradient)) for name, gradient in gradients.items()}
+    assert_close(found, {name: torch.tensor(values) for name, values in stored.items()}, BOUND)
+
+
+def our_gradients(model: TimeSeriesTower, name: str) -> dict[str, torch.Tensor]:
     signal = prepared(name)
-    signal = signal._replace(values=signal.values.double())
-    expected, found = serving.published_result(theirs.double(), signal), ours.double()([signal])
-    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    expected.backward(upstream)
-    found.backward(upstream)
-    reference = {f"model.time_series.{key}": parameter.grad for key, parameter in theirs.named_parameters()}
-    assert_close(published_gradients(ours, "signals"), reference, 1e-11)
+    result = model.double()([signal._replace(values=signal.values.double())])
+    result.backward(serving.upstream(result))
+    return published_gradients(model, "signals")
