@@ -52,7 +52,7 @@ def build_data(
 
         return with_media(data, model, cfg.seq_len, seed)
     if cfg.name == "pairs":
-        return _open_pairs(cfg, model, seed=seed, vocab_size=vocab_size, samples=samples, progress=progress)
+        return _open_pairs(cfg, model, seed=seed, vocab_size=vocab_size, samples=samples, progress=progress, warn=warn)
     if cfg.name != "mixture":
         names = ("mixture", "synthetic", "pairs")
         text = f"data.name={cfg.name} is not a kind of data; use {' or '.join(names)}"
@@ -76,7 +76,14 @@ def build_data(
 
 
 def _open_pairs(
-    cfg: DataConfig, model: ModelConfig | None, *, seed: int, vocab_size: int, samples: int, progress: OnProgress
+    cfg: DataConfig,
+    model: ModelConfig | None,
+    *,
+    seed: int,
+    vocab_size: int,
+    samples: int,
+    progress: OnProgress,
+    warn: Callable[[str], None],
 ) -> Data:
     from trainer.data.pairs.stream import open_pairs
 
@@ -87,7 +94,7 @@ def _open_pairs(
 
         directory = open_toy_pairs(cfg, progress)
         cfg = replace(cfg, root=str(directory), tokenizer=str(directory))
-    data, tokens = open_pairs(cfg, model.vision, seed=seed, samples=samples)
+    data, tokens = open_pairs(cfg, model.vision, seed=seed, samples=samples, warn=warn)
     if (error := too_small(vocab_size, tokens)) is not None:
         raise error
     return data

@@ -41,6 +41,7 @@ class ImageText(Objective):
         return {**texts, "cu_seqlens": batch.cu_seqlens, "images": batch.media.images}
 
     def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:
+        """hidden: [2, P, D], embeddings of images and of texts. Collective over the ranks of `whole`."""
         assert isinstance(model, DualEncoder)
         a_PD, b_PD = F.normalize(hidden, dim=-1)
         scale, hashes = model.scale, batch.inputs["hashes"]
@@ -60,5 +61,6 @@ class ImageText(Objective):
         return found
 
     def measure(self, model: Decoder, hidden: Tensor, batch: Batch) -> Scalars:
+        """hidden: [2, P, D]; the pairs of this batch alone are each other's negatives."""
         found = self.loss(model, hidden, batch, GlobalBatch(len(batch.samples)))
         return Scalars(heldout=found["loss"], heldout_accuracy=found["accuracy"])

@@ -131,7 +131,16 @@ class _Best:
         return ((self.own > self.of_a).sum() + (self.own > self.of_b).sum()).to(self.own.dtype)
 
 
-class _Softmax(torch.autograd.Function):
+class _MadeInForward(torch.autograd.Function):
+    """A function of tensors and four other arguments that has saved its gradients for a gradient of 1."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(grads[0] * grad for grad in ctx.saved_tensors), None, None, None, None
+
+
+class _Softmax(_MadeInForward):
     @staticmethod
     def forward(
         ctx: Any,
@@ -180,13 +189,8 @@ class _Softmax(torch.autograd.Function):
         ctx.mark_non_differentiable(hits)
         return loss.to(a_PD.dtype), hits
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grads[0] * grad for grad in ctx.saved_tensors), None, None, None, None
 
-
-class _Sigmoid(torch.autograd.Function):
+class _Sigmoid(_MadeInForward):
     @staticmethod
     def forward(
         ctx: Any,
@@ -204,7 +208,7 @@ class _Sigmoid(torch.autograd.Function):
         d_a, d_b = torch.zeros_like(a_PD), torch.zeros_like(b_PD)
 
         def add_up(block: Block) -> None:
-            best_of_block, d_block = block.written
+            best_of_block = block.written[0]
             for tile in _tiles(a_PD, hashes_PC, block, size):
                 best.see(tile, best_of_block)
                 wrong = _logits(tile, times, shift)  # the larger, the worse
@@ -219,20 +223,15 @@ class _Sigmoid(torch.autograd.Function):
                     d_scale.add_((grad * tile.products).sum())
                     grad *= times
                     d_a[tile.rows] += grad @ block.fixed[0][tile.columns]
-                    d_block[tile.columns] += grad.t() @ a_PD[tile.rows]
+                    block.written[1][tile.columns] += grad.t() @ a_PD[tile.rows]
 
-        ring.tour(add_up, [b_PD, hashes_PC], [best.of_b, d_b])
+        ring.tour(add_up, [b_PD, hashes_PC], [best.of_b, d_b] if with_grad else [best.of_b])
         if with_grad:
             of_scale, of_bias = d_scale.to(scale.dtype).view_as(scale), d_bias.to(bias.dtype).view_as(bias)
             ctx.save_for_backward(d_a, d_b, of_scale, of_bias)
         hits = best.hits()
         ctx.mark_non_differentiable(hits)
         return loss.to(a_PD.dtype), hits
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grads[0] * grad for grad in ctx.saved_tensors), None, None, None, None
 
 
 def _logits(tile: _Tile, scale: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -26,7 +26,8 @@ class Rows(NamedTuple):
 def recalls(rows: Rows) -> dict[str, float | None]:
     """Share of images, and of texts, with a counterpart of their own among the k nearest.
 
-    The counterparts are those of the own pair and of its duplicates; others that are as near count as nearer.
+    The counterparts are those of the own pair and of its duplicates; others that are as near count as nearer, and so
+    does every distance that is not a number.
     """
     images, texts = rows.embeddings
     found: dict[str, float | None] = {}
@@ -38,19 +39,25 @@ def recalls(rows: Rows) -> dict[str, float | None]:
             own = (rows.hashes[part, None] == rows.hashes[None]).any(-1)
             own[torch.arange(len(scores)), torch.arange(first, first + len(scores))] = True
             best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-            nearer.append(((scores >= best) & ~own).sum(1))
+            nearer.append(
+                (~(scores < best) & ~own).sum(1).masked_fill(~best.isfinite().squeeze(1), len(others) + max(RANKS))
+            )
         for k in RANKS:
             found[f"{name}_r{k}"] = float((torch.cat(nearer) < k).double().mean())
     return found
 
 
-def zero_shot(rows: Rows) -> float:
-    """Share of images whose class has the nearest mean of its sentences."""
+def zero_shot(rows: Rows) -> float | None:
+    """Share of images whose class has the nearest mean of its sentences; None without an image. One whose distances are
+    not numbers is wrong."""
     images, texts = rows.embeddings
     of_image, of_text = rows.classes.unbind(1)
+    counted = of_image >= 0
+    if not counted.any():
+        return None
     classes = int(of_text.max()) + 1
     known = of_text >= 0
     sums_CD = torch.zeros(classes, texts.shape[1]).index_add(0, of_text[known], texts[known])
-    nearest = (images @ F.normalize(sums_CD, dim=-1).t()).argmax(1)
-    counted = of_image >= 0
-    return float((nearest == of_image)[counted].double().mean())
+    scores = images @ F.normalize(sums_CD, dim=-1).t()
+    right = (scores.argmax(1) == of_image) & scores.isfinite().all(1)
+    return float(right[counted].double().mean())

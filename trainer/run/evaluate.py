@@ -76,19 +76,20 @@ class _Sums(NamedTuple):
 
 @torch.no_grad()
 def measure_pairs(
-    forward: Forward, objective: Objective, data: Data, world: World, place: Place, *, batches: int, micro_batch: int
+    forward: Forward, objective: Objective, data: Data, world: World, place: Place, *, pairs: int, micro_batch: int
 ) -> dict[str, dict[str, float | None]]:
     """`image_to_text_r1`, `image_to_text_r5`, `text_to_image_r1`, `text_to_image_r5` of each source, among its held-out
     pairs; and `zero_shot`, the share of images whose class is the nearest, of each set of `data.zero_shot`.
 
-    The arguments as for `evaluate`. Collective; the result is the same on all ranks.
+    pairs: the most of each source and set, whatever the number of ranks. The other arguments as for `evaluate`.
+    Collective; rank 0 computes, and the result is the same on all ranks.
     """
     found: dict[str, dict[str, float | None]] = {}
 
     def rows_of(heldout: HeldOut) -> Iterator[tuple[str, Rows]]:
         for source in heldout.sources:
             mine: list[Rows] = []
-            for batch, counts in turns(heldout.batches(source, batches * place.readers, micro_batch), place):
+            for batch, counts in turns(heldout.batches(source, -(-pairs // micro_batch), micro_batch), place):
                 world.watch.tick()
                 moved = batch.to(forward.device)
                 result = forward(objective.inputs(moved))
@@ -100,10 +101,11 @@ def measure_pairs(
             yield source, Rows(torch.cat(parts[0], 1), torch.cat(parts[1]), torch.cat(parts[2]))
 
     for source, rows in rows_of(data.heldout):
-        for name, value in recalls(rows).items():
+        for name, value in recalls(rows).items() if world.rank == 0 else ():
             found.setdefault(name, {})[source] = value
     if data.zero_shot is not None:
-        found["zero_shot"] = {name: zero_shot(rows) for name, rows in rows_of(data.zero_shot)}
+        of_sets = {name: zero_shot(rows) if world.rank == 0 else None for name, rows in rows_of(data.zero_shot)}
+        found["zero_shot"] = of_sets
     return world.broadcast(found)
 
 

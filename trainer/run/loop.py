@@ -236,7 +236,7 @@ class Trainer:
                 parts.data,
                 self.world,
                 parts.place,
-                batches=cfg.eval_batches,
+                pairs=cfg.eval_batches * cfg.global_batch,
                 micro_batch=cfg.micro_batch,
             )
         if final and self.world.rank == 0:

@@ -177,3 +177,14 @@ def test_zero_shot_takes_the_mean_of_a_classs_sentences():
     texts = torch.nn.functional.normalize(torch.tensor([[1, 0.2, 0], [1, -0.2, 0], [0, 0, 1.0]]), dim=-1)
     classes = torch.tensor([[0, 0], [1, 0], [-1, 1]])
     assert zero_shot(Rows(torch.stack([images, texts]), classes, classes)) == pytest.approx(0.5)
+
+
+def test_embeddings_that_are_not_numbers_are_never_right():
+    rows = Rows(torch.full((2, 4, 3), torch.nan), torch.arange(8).view(4, 2), torch.zeros(4, 2, dtype=torch.int64))
+    assert set(recalls(rows).values()) == {0.0}
+    assert zero_shot(rows) == 0.0
+    one = torch.eye(4)[None].repeat(2, 1, 1)
+    one[0, 1] = torch.nan
+    found = recalls(Rows(one, rows.hashes, rows.classes))
+    assert found["image_to_text_r5"] == 0.75
+    assert zero_shot(rows._replace(classes=torch.full((4, 2), -1))) is None

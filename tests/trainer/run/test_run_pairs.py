@@ -33,10 +33,10 @@ def config(cache: Path, directory: Path, *words: str, world_size: int = 1) -> Co
 
 def test_the_toy_learns_to_retrieve_and_resumes(cache, tmp_path):
     """Held-out captions and images find each other far more often than by chance, which is 1 in over 60."""
-    assert train(config(cache, tmp_path, "train.steps=20", "optim.schedule=constant")) == 0
-    assert train(config(cache, tmp_path, "train.steps=60", "optim.schedule=constant")) == 0
+    assert train(config(cache, tmp_path, "train.steps=10", "optim.schedule=constant")) == 0
+    assert train(config(cache, tmp_path, "train.steps=40", "optim.schedule=constant")) == 0
     record = steps(tmp_path)
-    assert [step["step"] for step in record] == list(range(1, 61))
+    assert [step["step"] for step in record] == list(range(1, 41))
     assert all(math.isfinite(step[name]) for step in record for name in NAMES)
     assert record[0]["scale"] == pytest.approx(10.0)
     assert record[0]["loss"] == pytest.approx(math.log(64), abs=1.0)
@@ -44,9 +44,9 @@ def test_the_toy_learns_to_retrieve_and_resumes(cache, tmp_path):
     for source in ("drawings", "drawings_zh"):
         assert last["heldout"][source] < first["heldout"][source] - 0.5
         assert all(last[name][source] > first[name][source] for name in RECALLS)
-        assert all(last[name][source] > 0.15 for name in RECALLS)
-        assert all(last[name][source] > 0.4 for name in RECALLS if name.endswith("r5"))
-    assert 0 <= last["zero_shot"]["shapes"] <= 1
+        assert all(last[name][source] > 0.06 for name in RECALLS)
+        assert all(last[name][source] > 0.25 for name in RECALLS if name.endswith("r5"))
+    assert 0.1 < last["zero_shot"]["shapes"] < 0.9  # one in six by chance, and learned later
 
 
 def rank_trains(cfg: Config) -> int:
@@ -70,7 +70,7 @@ def test_two_ranks_log_what_one_does(cache, tmp_path):
             assert theirs[name] == pytest.approx(mine[name], rel=1e-3), name
     (mine,), (theirs,) = events(tmp_path / "one", "evaluation"), events(tmp_path / "two", "evaluation")
     for name in RECALLS | {"zero_shot"}:
-        assert theirs[name].keys() == mine[name].keys()
+        assert theirs[name] == pytest.approx(mine[name], abs=0.04), name  # one of 32 pairs, where two are as near
 
 
 def test_a_resumed_run_is_bitwise_an_uninterrupted_one(cache, tmp_path):

@@ -5,8 +5,10 @@ What a start has read of a file is kept beside the index until this is complete,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tempfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from trainer.storage.workers import Task, Workers
 
 PARTS = f"{INDEX}.parts"  # what earlier starts have read
 CAPTIONS = ("txt", "json")
+BUCKET = 1 << 23  # rows that are sorted in memory at one time
 
 Facts = dict[str, Any]
 
@@ -95,35 +98,48 @@ def _read_part(directory: Path, texts: tuple[str, ...], number: int, name: str) 
 
 
 def _assemble(directory: Path, sizes: dict[str, int]) -> Facts:
-    tars, all_rows = [], []
+    """Sort the rows of all parts into the index, a range of hashes at a time."""
+    tars = []
     counts, status, reasons = Counter[str](), Counter[str](), Counter[str]()
     damaged: dict[str, str] = {}
     for number, (name, size) in enumerate(sizes.items()):
-        stem = directory / PARTS / str(number)
-        facts = json.loads(stem.with_suffix(".json").read_text())
-        rows = np.load(stem.with_suffix(".npy"))
-        all_rows.append(rows)
-        tars.append({"name": name, "bytes": size, "pairs": len(rows)})
+        facts = json.loads((directory / PARTS / f"{number}.json").read_text())
+        tars.append({"name": name, "bytes": size, "pairs": facts["counts"].get("pairs", 0)})
         counts.update(facts["counts"])
         status.update(facts["status"])
         reasons.update(facts["reasons"])
         if facts["damage"]:
             damaged[name] = facts["damage"]
-    rows = np.concatenate(all_rows)
-    rows = rows[np.lexsort((rows["image_at"], rows["tar"], rows["caption"]))]
-    counts["captions"] = int(np.count_nonzero(np.diff(rows["caption"]))) + bool(len(rows))
-    counts["images"] = len(np.unique(rows["image"]))
     with atomic_directory(directory / INDEX) as path:
-        rows.astype(ROW, copy=False).tofile(path / ROWS)
+        with tempfile.TemporaryDirectory(dir=directory / PARTS) as place:
+            captions, images = _spread(directory / PARTS, len(tars), counts["pairs"], Path(place))
+            counts["captions"] = counts["images"] = 0
+            with open(path / ROWS, "wb") as file:
+                for bucket in captions:
+                    rows = np.fromfile(bucket, ROW)
+                    rows = rows[np.lexsort((rows["image_at"], rows["tar"], rows["caption"]))]
+                    counts["captions"] += int(np.count_nonzero(np.diff(rows["caption"]))) + bool(len(rows))
+                    rows.tofile(file)
+            for bucket in images:
+                counts["images"] += len(np.unique(np.fromfile(bucket, "<u8")))
         sync(path / ROWS)
-        return PAIRS.write(
-            path,
-            {
-                "tars": tars,
-                "counts": dict(counts),
-                "status": dict(status),
-                "reasons": dict(fewer(reasons)),
-                "damaged": damaged,
-            },
-            {ROWS: PAIRS.file_facts(path / ROWS)},
-        )
+        found = {"counts": dict(counts), "status": dict(status), "reasons": dict(fewer(reasons)), "damaged": damaged}
+        return PAIRS.write(path, {"tars": tars, **found}, {ROWS: PAIRS.file_facts(path / ROWS)})
+
+
+def _spread(parts: Path, number: int, pairs: int, place: Path) -> tuple[list[Path], list[Path]]:
+    """Files of rows by the first bits of the caption's hash, in order, and of image hashes by theirs: each holds
+    `BUCKET` rows or so, whatever their number in all."""
+    bits = max(0, pairs // BUCKET).bit_length()
+    kinds = {kind: [place / f"{kind}-{bucket}" for bucket in range(1 << bits)] for kind in ("caption", "image")}
+    with contextlib.ExitStack() as opened:
+        files = {kind: [opened.enter_context(open(path, "wb")) for path in paths] for kind, paths in kinds.items()}
+        for part in range(number):
+            rows = np.load(parts / f"{part}.npy")
+            for kind, of_kind in files.items():
+                hashes = rows[kind]
+                bucket = (hashes >> np.uint64(64 - bits)) if bits else np.zeros_like(hashes)
+                for which in np.unique(bucket).tolist():
+                    chosen = bucket == which
+                    of_kind[which].write((rows if kind == "caption" else hashes)[chosen].tobytes())
+    return kinds["caption"], kinds["image"]

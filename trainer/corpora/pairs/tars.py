@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.corpora.tar_files import files_of
 from trainer.data.hashing import bytes_key
 from trainer.data.media.images import SUFFIXES
 from trainer.data.pairs.index import ROW, TEXTS, caption_key, text_of
@@ -37,13 +38,11 @@ def read_tar(path: Path, number: int, texts: tuple[str, ...]) -> tuple[npt.NDArr
     rows = []
     damage = None
     try:
-        with tarfile.open(path, "r:") as tar:
-            for files in _samples(tar):
-                row = _row(tar, files, number, texts, counts)
-                if row is not None:
-                    rows.append(row)
-                tar.members.clear()  # type: ignore[attr-defined]  # it keeps a list of all that it has seen
-    except (tarfile.TarError, EOFError) as error:
+        for files in _samples(path):
+            row = _row(files, number, texts, counts)
+            if row is not None:
+                rows.append(row)
+    except tarfile.TarError as error:
         damage = str(error) or type(error).__name__
     status, reasons = read_status(path.with_suffix(".parquet"))
     lost = status.get(SUCCESS, 0) - counts["samples"]
@@ -79,52 +78,36 @@ def _reason(message: str) -> str:
     return re.sub(r"https?://\S+|'[^']*'", "...", " ".join(message.split()))[:100]
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarInfo]]:
-    """Extension -> file of each sample."""
+def _samples(path: Path) -> Iterator[dict[str, tuple[tarfile.TarInfo, bytes]]]:
+    """Extension -> file and content of each sample. That at which a truncated file ends is left out."""
     key: tuple[str, str] | None = None
-    files: dict[str, tarfile.TarInfo] = {}
-    for member in tar:
-        if not member.isreg():
-            continue
+    files: dict[str, tuple[tarfile.TarInfo, bytes]] = {}
+    for member, content in files_of(path):
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
         if (folder, stem) != key and files:
             yield files
             files = {}
         key = folder, stem
-        files[extension.lower()] = member
+        files[extension.lower()] = member, content
     if files:
         yield files
 
 
 def _row(
-    tar: tarfile.TarFile,
-    files: dict[str, tarfile.TarInfo],
-    number: int,
-    texts: tuple[str, ...],
-    counts: Counter[str],
+    files: dict[str, tuple[tarfile.TarInfo, bytes]], number: int, texts: tuple[str, ...], counts: Counter[str]
 ) -> tuple[int, ...] | None:
     counts["samples"] += 1
     image = next((files[extension] for extension in SUFFIXES if extension in files), None)
-    if image is None or not image.size:
+    if image is None or not image[1]:
         counts["without_image"] += 1
         return None
     for kind in texts:
-        if kind in files and (text := text_of(_read(tar, files[kind]), kind)) is not None:
+        if kind in files and (text := text_of(files[kind][1], kind)) is not None:
             break
     else:
         counts["without_caption"] += 1
         return None
-    data, member = _read(tar, image), files[kind]
     counts["pairs"] += 1
-    places = image.offset_data, image.size, member.offset_data, member.size
-    return (caption_key(text), bytes_key(data), *places, TEXTS.index(kind), number)
-
-
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None  # a regular file
-    data = file.read()
-    if len(data) < member.size:
-        raise EOFError("the file ends within a sample")
-    return data
+    places = image[0].offset_data, image[0].size, files[kind][0].offset_data, files[kind][0].size
+    return (caption_key(text), bytes_key(image[1]), *places, TEXTS.index(kind), number)

@@ -8,6 +8,7 @@ Legend: P pairs of a batch · T patches of all its images · L tokens of all its
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # raise it with any change of what a number gives
 MAX_NEIGHBOURS = 64  # that are tried in the place of a pair that cannot be read
 ALL = "pairs"  # the one phase
+MEASURED = 256  # captions of each source whose lengths are looked at
 
 Ints = npt.NDArray[np.int64]
 
@@ -108,6 +110,17 @@ class PairReader:
         available = self.count(split, source)
         taken = min(available, count)
         return np.arange(taken) * available // max(1, taken)
+
+    def cut_captions(self) -> dict[str, int]:
+        """Source -> how many of `MEASURED` training captions, or of all, are longer than `data.seq_len`; without those
+        where none is."""
+        found = {}
+        for name, index in self.indexes.items():
+            found[name] = 0
+            for row in index.rows(self.positions("train", name, MEASURED) + self._first[name]):
+                with contextlib.suppress(DataError):  # reported when the pair is drawn
+                    found[name] += len(self.tokenizer.encode(index.text(row))) >= self._data.seq_len
+        return {name: count for name, count in found.items() if count}
 
     def _one(self, split: Split, source: str, position: int, sample: str) -> Pairs:
         """The pair at a position, or with data.on_fault=skip the next one that can be read."""

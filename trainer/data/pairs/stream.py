@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from trainer.data.batch import Batch, LateBatch, Media
-from trainer.data.pairs.reader import Ints, PairReader, Pairs, patch_rule
+from trainer.data.pairs.reader import MEASURED, Ints, PairReader, Pairs, patch_rule
 from trainer.data.pairs.zero_shot import ZeroShot
 from trainer.data.protocols import Data, TokenizerFile
 from trainer.data.read_ahead import ReadAhead
@@ -97,9 +97,12 @@ def make_pair_batch(pairs: Pairs, samples: list[int]) -> Batch:
     )
 
 
-def open_pairs(data: DataConfig, vision: VisionConfig, *, seed: int, samples: int) -> tuple[Data, int]:
+def open_pairs(
+    data: DataConfig, vision: VisionConfig, *, seed: int, samples: int, warn: Callable[[str], None]
+) -> tuple[Data, int]:
     """Open the sources of `data.pairs` and the sets of `data.zero_shot`, and check the hashes of their indexes unless
-    `data.verify` is off. Also returns the tokens of the vocabulary. Raises DataError."""
+    `data.verify` is off. Also returns the tokens of the vocabulary. warn: receives a line for each source with captions
+    that are cut. Raises DataError."""
     rule = patch_rule(data, vision)
     open_reader = functools.partial(PairReader, data, rule, seed=seed, samples=samples)
     reader = open_reader()
@@ -110,6 +113,10 @@ def open_pairs(data: DataConfig, vision: VisionConfig, *, seed: int, samples: in
     if data.verify != "off":
         for index in [*reader.indexes.values(), *(found.index for found in sets.values())]:
             index.verify()
+    for name, count in reader.cut_captions().items():
+        looked_at = min(MEASURED, reader.count("train", name))
+        share = f"{count} of {looked_at} captions"
+        warn(f"data.pairs.{name}: {share} have over data.seq_len={data.seq_len} tokens and are cut")
     tokenizer = reader.tokenizer
     opened = Data(
         stream=PairStream(ReadAhead(reader, open_reader, data.workers).read, reader.shares),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,21 @@ def test_the_pairs_before_a_damage_are_kept_and_the_file_is_named(tmp_path):
     assert len(everything(tmp_path)) == found["counts"]["pairs"]
 
 
+@pytest.mark.parametrize("samples", [10, 19.7])
+def test_a_file_that_ends_between_two_members_is_damaged(tmp_path, samples):
+    """Behind whole samples, and behind an image whose caption is lost: Python's tarfile complains about neither."""
+    write_source(tmp_path, 20, 20)
+    path = tmp_path / "00000.tar"
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+    last = members[int(samples * 3) - 1]  # three members a sample
+    path.write_bytes(path.read_bytes()[: last.offset_data + -(-last.size // 512) * 512])
+    found = index_pairs(tmp_path)
+    assert list(found["damaged"]) == ["00000.tar"]
+    assert int(samples) - 1 <= found["counts"]["pairs"] <= int(samples)
+    assert found["counts"]["missing_from_tar"] == 20 - found["counts"]["samples"]
+
+
 def test_an_index_is_made_once_and_resumed(tmp_path, monkeypatch):
     write_source(tmp_path / "whole", 40, 10)
     write_source(tmp_path / "broken", 40, 10)
@@ -92,6 +108,15 @@ def test_an_index_is_made_once_and_resumed(tmp_path, monkeypatch):
     assert index_pairs(tmp_path / "broken") == expected
     assert len(calls) == 5
     assert sorted(path.name for path in (tmp_path / "broken").iterdir() if path.is_dir()) == [INDEX]
+
+
+def test_rows_that_are_sorted_in_parts_are_the_same(tmp_path, monkeypatch):
+    write_source(tmp_path / "one", 60)
+    write_source(tmp_path / "two", 60)
+    expected = index_pairs(tmp_path / "one")
+    monkeypatch.setattr(making, "BUCKET", 7)
+    assert index_pairs(tmp_path / "two") == expected
+    assert (tmp_path / "two" / INDEX / ROWS).read_bytes() == (tmp_path / "one" / INDEX / ROWS).read_bytes()
 
 
 def test_other_processes_make_the_same_index(tmp_path):

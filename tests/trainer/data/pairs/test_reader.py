@@ -120,14 +120,28 @@ def test_what_cannot_be_read_fails_or_is_replaced(tmp_path):
 
 def test_a_process_that_reads_ahead_gives_the_same(config):
     config.zero_shot = {}
-    plain, _ = open_pairs(config, VISION, seed=1, samples=0)
+    plain, _ = open_pairs(config, VISION, seed=1, samples=0, warn=print)
     config.workers = 1
-    ahead, _ = open_pairs(config, VISION, seed=1, samples=0)
+    ahead, _ = open_pairs(config, VISION, seed=1, samples=0, warn=print)
     for first in (0, 8, 16):
         one, other = plain.stream.batch(first, 4), ahead.stream.batch(first, 4)
         assert one.inputs["ids"].equal(other.inputs["ids"])
         assert one.media.images.pixels.equal(other.media.images.pixels)
     assert plain.fingerprint == ahead.fingerprint
+
+
+def test_captions_that_are_cut_are_counted(config):
+    assert PairReader(config, RULE, seed=1).cut_captions() == {}
+    config.seq_len = 24
+    found = []
+    open_pairs(config, VISION, seed=1, samples=0, warn=found.append)
+    reader = PairReader(config, RULE, seed=1)
+    for name, line in zip(reader.names, found, strict=True):
+        index, first = reader.indexes[name], reader._first[name]
+        texts = [index.text(row) for row in index.rows(range(first, len(index)))]
+        count = sum(len(reader.tokenizer.encode(text)) + 1 > 24 for text in texts)
+        assert 0 < count < len(texts)
+        assert f"data.pairs.{name}: {count} of {len(texts)} " in line
 
 
 def test_the_fingerprint_follows_what_a_number_gives(config):
@@ -149,7 +163,7 @@ def test_zero_shot_sets_give_every_image_and_every_sentence_once(config, root):
     (directory / TEMPLATES).write_text("a {c}\nthe {c}.\n{c}\n\n", encoding="utf-8")
     index_pairs(directory, texts=("cls",))
     config.zero_shot = {"animals": "classes"}
-    data, _ = open_pairs(config, VISION, seed=1, samples=0)
+    data, _ = open_pairs(config, VISION, seed=1, samples=0, warn=print)
     batches = [late.read() for late in data.zero_shot.batches("animals", 3, 4)]
     classes = np.concatenate([batch.inputs["classes"].numpy() for batch in batches])
     assert len(batches) == 3  # nine sentences, seven images
@@ -157,5 +171,5 @@ def test_zero_shot_sets_give_every_image_and_every_sentence_once(config, root):
     assert Counter(classes[:, 1].tolist()) == {0: 3, 1: 3, 2: 3, -1: 3}
     (directory / TEMPLATES).write_text("a thing\n")
     with pytest.raises(DataError) as error:
-        open_pairs(config, VISION, seed=1, samples=0)
+        open_pairs(config, VISION, seed=1, samples=0, warn=print)
     assert error.value.where == str(directory / TEMPLATES)

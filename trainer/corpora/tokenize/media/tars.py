@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from trainer.corpora.tar_files import files_of
 from trainer.corpora.tokenize.media.parts import Medium, PartError, parts_of, text_of
 from trainer.corpora.tokenize.units import bad
 from trainer.data.media.images import SUFFIXES
@@ -109,28 +110,10 @@ class _Members:
 
 def _members(path: str) -> Iterator[Member]:
     try:
-        with tarfile.open(path, "r:") as tar:
-            end = 0
-            for member in tar:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                base, dot, extension = name.partition(".")
-                if not dot or not base:  # macOS' ._files, and what has no extension
-                    continue
-                file = tar.extractfile(member)
-                assert file is not None
-                key = f"{folder}/{base}" if folder else base
-                yield key, extension, file.read(), member.offset_data + member.size
-            _check_end(Path(path), end)
+        for member, content in files_of(Path(path)):
+            folder, _, name = member.name.rpartition("/")
+            base, dot, extension = name.partition(".")
+            if dot and base:  # not macOS' ._files, nor what has no extension
+                yield f"{folder}/{base}" if folder else base, extension, content, member.offset_data + member.size
     except tarfile.TarError as error:
         raise bad(path, f"is truncated or not a tar: {error}", value=str(error)) from error
-
-
-def _check_end(path: Path, at: int) -> None:
-    """tarfile takes a tar that ends between two members for a whole one."""
-    with path.open("rb") as file:
-        file.seek(at)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise bad(path, "is truncated: it has no end of the archive", value=at)
