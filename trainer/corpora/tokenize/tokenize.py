@@ -155,6 +155,8 @@ def tokenize_source(
             manifest = _describe(work, plan, loaded, spooled, shards)
             if media is not None:
                 write_card(work, manifest)
+                if not manifest["records"]:
+                    note(f"no document of {name} has one of: {', '.join(media.kinds)}")
             shutil.rmtree(work / SPOOL)
             publish(work, out)  # with the plan: if killed just before, the next start still recognizes its work
             (out / PLAN).unlink()
@@ -344,7 +346,14 @@ def _describe(
     counts = {key: sum(facts["counts"].get(key, 0) for facts in spooled) for key in COUNTS}
     empty = counts.pop("empty_documents")
     nothing = empty + counts["documents_without_tokens"]
+    left_out = [line for facts in spooled for line in facts.get("left_out", ())]
     if not shards[TRAIN]:
+        if left_out:
+            where, problem = left_out[0]
+            text = f"{plan['name']}: there is no document to train on; {len(left_out)} have media that cannot be used"
+            raise DataError(
+                f"{text}, first {where}: {problem}", where=where, value=len(left_out), allowed="sound media"
+            )
         held = f" All {sum(s['documents'] for s in shards[HELDOUT])} are held out." if shards[HELDOUT] else ""
         raise DataError(
             f"{plan['name']}: there is no document to train on; {nothing} texts are empty.{held}",
@@ -352,7 +361,6 @@ def _describe(
             value=plan["heldout_fraction"] if held else nothing,
             allowed="a smaller --heldout" if held else "an input with texts",
         )
-    left_out = [line for facts in spooled for line in facts.get("left_out", ())]
     if left_out:
         lines = [json.dumps(dict(zip(("where", "problem"), line, strict=True))) for line in left_out]
         (work / LEFT_OUT).write_text("".join(f"{line}\n" for line in lines))

@@ -31,6 +31,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from parallel.errors import one_of
+from trainer.config.say import did_you_mean
 from trainer.data.errors import DataError
 from trainer.data.media.readers.read import read_recording
 from trainer.data.media.readers.recording import Recording, check_options, checked, numbered
@@ -46,7 +47,10 @@ KEYS = {
     "signal": ("path", "bytes", "signal", "url", "values"),
 }
 EXTRA = ".[signals]"  # allowed by errors about packages that are not installed
-OPTIONS = ("format", "channels", "rate", "variable", "time", "time_axis")  # of a signal
+OPTIONS = ("format", "channels", "rate", "variable", "time", "time_axis")  # of a signal in a file
+OF_VALUES = ("rate", "channels", "units")  # of a signal in the row
+OBJECT = ("bytes", "url", "path")  # keys of an object that has a medium
+SHOWN = 80  # characters of a value in an error
 
 
 class Files(Protocol):
@@ -146,6 +150,7 @@ def _part(part: Any, number: int, files: Files) -> str | Medium:
     if kind not in TYPES:
         raise PartError(f"its type is {kind!r}; use {one_of(TYPES)}", kind, TYPES)
     if kind == "text":
+        _only(part, ("type", "text"))
         if not isinstance(part.get("text"), str):
             raise PartError("it has no text", part.get("text"), "a string under 'text'")
         return text_of(part["text"])
@@ -153,9 +158,23 @@ def _part(part: Any, number: int, files: Files) -> str | Medium:
     if len(given) != 1:
         what = f"it has {' and '.join(given)}" if given else "it has no bytes and no path"
         raise PartError(f"{what}; use one of {one_of(KEYS[kind])}", tuple(given), KEYS[kind])
+    options = () if kind != "signal" else OF_VALUES if given[0] == "values" else OPTIONS
+    _only(part, ("type", *KEYS[kind], *options))
     if kind == "signal":
         return Medium(kind, number, _signal(given[0], part, files).to_bytes())
     return Medium("image", number, _image(given[0], part[given[0]], files))
+
+
+def _only(part: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Refuse other keys, which would be without effect; null is not given. Raises PartError."""
+    for key, value in part.items():
+        if value is not None and key not in allowed:
+            text = f"it has {key!r}, which is not one of {one_of(allowed)}{did_you_mean(key, allowed)}"
+            raise PartError(text, key, tuple(allowed))
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= SHOWN else f"{value[:SHOWN]}..."
 
 
 def text_of(text: str) -> str:
@@ -207,9 +226,10 @@ def _from_values(part: Mapping[str, Any]) -> Recording:
 
 def _bytes_or_path(key: str, value: Any) -> bytes | str:
     if isinstance(value, Mapping):  # {"url"} of chat formats, or what datasets keeps of an image
-        inside = [name for name in ("bytes", "url", "path") if value.get(name) is not None]
+        _only(value, (*OBJECT, "detail"))  # detail: of chat formats, for a service
+        inside = [name for name in OBJECT if value.get(name) is not None]
         if not inside:
-            raise PartError(f"{key} has no bytes and no path", tuple(value), ("bytes", "url", "path"))
+            raise PartError(f"{key} has no bytes and no path", tuple(value), OBJECT)
         return _bytes_or_path(inside[0], value[inside[0]])
     if isinstance(value, bytes | bytearray | memoryview):
         return _not_empty(bytes(value), key)
@@ -220,12 +240,12 @@ def _bytes_or_path(key: str, value: Any) -> bytes | str:
     if value.startswith("data:"):
         head, _, body = value.partition(",")
         if not head.endswith(";base64"):
-            raise PartError(f"{key} is a data URL without base64", head, "data:...;base64,...")
+            raise PartError(f"{key} is a data URL without base64", _short(head), "data:...;base64,...")
         return _not_empty(_base64(body, key), key)
     scheme, colon, rest = value.partition("://")
     if colon and scheme != "file":
-        text = f"{key} is {value}, which is not downloaded; give a path, or its bytes"
-        raise PartError(text, value, "a path or bytes")
+        text = f"{key} is {_short(value)}, which is not downloaded; give a path, or its bytes"
+        raise PartError(text, _short(value), "a path or bytes")
     return unquote(rest) if colon else value
 
 
@@ -236,7 +256,9 @@ def _read(path: str, read: Callable[[str], T]) -> T:
         if isinstance(error, PartError | DataError):
             raise
         reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise PartError(f"{path} cannot be read: {reason}", path, "a file that can be read") from error
+        hint = "; base64 is given under 'bytes'" if len(path) > SHOWN else ""
+        text = f"{_short(path)} cannot be read: {reason}{hint}"
+        raise PartError(text, _short(path), "a file that can be read") from error
 
 
 def _base64(text: str, key: str) -> bytes:
@@ -262,4 +284,4 @@ class Directory:
         return (self.root / path).read_bytes()
 
     def signal(self, path: str, options: dict[str, Any]) -> Recording:
-        return read_recording(self.root / path, where=path, **options)
+        return read_recording(self.root / path, where=_short(path), **options)

@@ -349,6 +349,16 @@ BAD: dict[str, tuple[Any, Any]] = {
     "units of a row": ({**ROW, "units": [1]}, [1.0]),
     "half an axis": ({**NPY, "time_axis": 0.5}, 0.5),
     "format as a list": ({**NPY, "format": ["numpy"]}, ["numpy"]),
+    "another key": ({**ROW, "sampling_rate": 250}, "sampling_rate"),
+    "units of a file": ({**NPY, "units": ["mV"]}, "units"),
+    "units as text": ({**ROW, "units": "mV"}, "mV"),
+    "a time of values": ({**ROW, "time": "t"}, "time"),
+    "an image in a text": ({"type": "text", "text": "a", "image": "a.png"}, "image"),
+    "a size": ({"type": "image", "bytes": encoded(1), "max_pixels": 9}, "max_pixels"),
+    "an array": ({"type": "signal", "signal": {"path": "a.npy", "sampling_rate": 250}}, "sampling_rate"),
+    "true rate": ({"type": "signal", "path": "wave.npy", "rate": True}, True),
+    "rate of a file": ({"type": "signal", "path": "wave.npy", "rate": -5}, -5.0),
+    "base64 as a path": ({"type": "image", "image": "A" * 10_000}, "A" * 80 + "..."),
     "video": ({"type": "video", "video": "a.mp4"}, "video"),
     "a video's address": ({"type": "video_url", "video_url": {"url": "a.mp4"}}, "video_url"),
     "type": ({"type": "table"}, "table"),
@@ -362,6 +372,7 @@ BAD: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_media_are_reported_by_their_row_or_left_out_and_listed(tmp_path, name):
     path = tmp_path / "rows.jsonl"
+    np.save(tmp_path / "wave.npy", wave(1))
     part, value = BAD[name]
     documents = [[TEXT], [TEXT, part], [TEXT, {"type": "image", "bytes": encoded(1)}]]
     path.write_text("".join(json.dumps({"content": parts}) + "\n" for parts in documents))
@@ -374,9 +385,25 @@ def test_bad_media_are_reported_by_their_row_or_left_out_and_listed(tmp_path, na
         assert error.value.value == value
     out = make(tmp_path, [path], bad_media="skip", **changes)
     assert len(written(out)) == 2
+    assert (out / "left_out.jsonl").stat().st_size < 1000
     (line,) = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
     assert line["where"] == f"{path}, line 2"
     assert json.loads((out / MANIFEST).read_text())["documents_left_out"] == 1
+
+
+def test_a_source_whose_documents_are_all_left_out_is_an_error_with_the_first(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"content": [BAD["video"][0]]}) + "\n" for _ in range(3)))
+    with pytest.raises(DataError) as error:
+        make(tmp_path, [path], bad_media="skip")
+    assert (error.value.where, error.value.value) == (f"{path}, line 1", 3)
+
+
+def test_a_source_without_one_image_is_noted(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"content": [TEXT]}) + "\n")
+    said: list[str] = []
+    make(tmp_path, [tmp_path / "rows.jsonl"], heldout_fraction=0, note=said.append)
+    assert len(said) == 1
 
 
 def test_the_rules_come_from_words():
