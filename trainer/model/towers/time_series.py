@@ -99,7 +99,7 @@ class PatchEncoder(nn.Module):
 
     def _encode(self, rows: Tensor) -> Tensor:
         """rows: [r, 1, P] -> [r, w]."""
-        x = F.relu(self.conv(rows)).transpose(1, 2)
+        x = F.relu(_convolve(self.conv, rows)).transpose(1, 2)
         x = x + self.positions[: x.shape[1], 0].to(x.dtype)
         x = self.attention_norm(x + self.out(_attend(self.qkv(x).chunk(3, dim=-1), self.heads)))
         return self.mlp_norm(x + self.down(F.relu(self.up(x)))).mean(1)
@@ -163,8 +163,8 @@ class TimeSeriesTower(nn.Module):
     def _enter(self, x_nw: Tensor) -> Tensor:
         """Encoded patches of a signal [n, w] -> the input of the layers [tokens, W]."""
         x_Lw = x_nw.view(-1, self.adapt_in.in_features)
-        x = F.gelu(self.conv1(self.adapt_in(x_Lw).T[None]))
-        x = F.gelu(self.conv2(x))[0].T
+        x = F.gelu(_convolve(self.conv1, self.adapt_in(x_Lw).T[None]))
+        x = F.gelu(_convolve(self.conv2, x))[0].T
         table = self.positions[: len(x)]
         return x + F.pad(table, (0, 0, 0, len(x) - len(table)))  # tokens beyond the table have no position
 
@@ -180,6 +180,14 @@ class TimeSeriesTower(nn.Module):
         n = patch_count(len(values), signal.rate, signal.stride)
         values = F.pad(values, (0, 0, 0, max(0, (n + 1) * stride - len(values))))
         return values.unfold(0, 2 * stride, stride)[:n]
+
+
+def _convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """A convolution in the dtype of its weight, under autocast too: in bf16 its backward pass on a CPU (torch 2.13) now
+    and then gave an infinite gradient of the same numbers."""
+    with torch.autocast(x.device.type, enabled=False):
+        found: Tensor = conv(x.to(conv.weight.dtype))
+    return found
 
 
 def _attend(qkv: Sequence[Tensor], heads: int, causal: bool = False) -> Tensor:
