@@ -3,6 +3,7 @@
 # make test-all  the slow tests as well
 # make test-layouts  by hand, an hour or two: a step on all layouts, schedules and options, as in docs/pipeline.md
 # make test-resume  by hand: checkpoints of each large layout read by each other one, as in docs/pipeline.md
+# make test-media-used  by hand, minutes: recipe=toy_multimodal, then its answers with right and with shuffled media
 # make lint    ruff, mypy, hadolint, and the words of docs/words.md
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
@@ -30,8 +31,10 @@ DEV  := $(VENV)/.ready-dev
 # The peer of the contrastive losses. Tests read its file of losses alone: the package needs torchvision, whose build for
 # another torch would break transformers' imports.
 OPEN_CLIP := open_clip_torch==3.3.0
+# Recorded signals of data=toy_multimodal, read as files: what the package needs excludes our pandas.
+AEON := aeon==1.6.0
 
-.PHONY: toy test test-all test-layouts test-resume lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-towers bench-muon bench-pipeline bench-gpu setup setup-toy clean
+.PHONY: toy test test-all test-layouts test-resume test-media-used lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-towers bench-muon bench-pipeline bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
@@ -52,6 +55,10 @@ test-layouts: $(DEV)
 
 test-resume: $(DEV)
 	$(PY) -m tests.trainer.stages.resuming $(ARGS)
+
+test-media-used: $(DEV)
+	$(VENV)/bin/octavo train recipe=toy_multimodal run.dir=runs/media-used $(ARGS)
+	$(PY) -m tests.bench.media_used runs/media-used
 
 # PATH: where torch came from an activated environment, its ruff and hadolint may be the ones in use.
 lint: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -100,7 +107,7 @@ $(TOY): pyproject.toml constraints.txt
 
 $(DEV): pyproject.toml constraints.txt
 	@$(call install,toy$(comma)science$(comma)media$(comma)signals$(comma)test$(comma)bench$(comma)wandb$(comma)deepspeed)
-	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps "$(OPEN_CLIP)"
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps "$(OPEN_CLIP)" "$(AEON)"
 	@touch $@ $(TOY)
 
 clean:

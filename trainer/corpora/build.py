@@ -22,7 +22,7 @@ MIN_ORIGINS = 8  # read at least this many, however small the cap: one file can 
 Manifest = dict[str, Any]
 
 
-def ingredients(tokens_per_source: int, holdout_fraction: float, sources: Sequence[Source]) -> Manifest:
+def ingredients(tokens_per_source: int, holdout_fraction: float, sources: Sequence[Source[Any]]) -> Manifest:
     """Everything that determines the output of the builder."""
     packages = sorted({package for source in sources for package in source.packages})
     return {
@@ -36,7 +36,7 @@ def ingredients(tokens_per_source: int, holdout_fraction: float, sources: Sequen
     }
 
 
-def _content(source: Source) -> str:
+def _content(source: Source[Any]) -> str:
     """Hash of the names and bytes of all files that a source reads."""
     content = hashlib.sha256()
     for name, path in source.files():

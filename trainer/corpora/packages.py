@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Generic, TypeVar
 
 from trainer.data.errors import DataError
 from trainer.data.hashing import text_key
@@ -27,7 +28,9 @@ NOT_CODE = {  # directories and files of the standard library
     *("sitecustomize.py", "usercustomize.py", "_distutils_system_mod.py"),  # a distribution's own
 }
 NOT_PROSE = {"tests", "testing", "_testing", "conftest.py"}
-SCIENCE_PACKAGES = {"rdkit", "scikit-bio"}  # installed by the extra `science` and not by `toy`
+EXTRAS = {"rdkit": "science", "scikit-bio": "science", "pillow": "media"}  # that install them; others: `toy`
+# Installed without what it needs, whose pins exclude ours: its files are read, and it is not imported.
+ALONE = {"aeon": "aeon==1.6.0"}
 MADE_AT_BUILD = re.compile(r"_sysconfigdata|^config-\d")  # have paths of the machine that built the interpreter
 
 
@@ -37,27 +40,29 @@ class Document:
     text: str
 
 
+D = TypeVar("D")  # the documents of a source: `Document`, or one with images or signals
 Files = list[tuple[str, Path]]  # (name that is the same on every machine, path on this one)
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Generic[D]):
     name: str
     packages: tuple[str, ...]  # distributions that must be installed
     licence: str
     files: Callable[[], Files]  # the files that `read` reads, in a fixed order; their content enters the corpus' hash
-    read: Callable[[], Iterator[Document]]
+    read: Callable[[], Iterator[D]]
 
 
 def installed_version(package: str) -> str:
-    """Version of a distribution. Raises DataError with the extra that installs it."""
+    """Version of a distribution. Raises DataError with the command that installs it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        extra = "science" if package in SCIENCE_PACKAGES else "toy"
-        remedy = f"pip install -e '.[{extra}]'"
+        remedy = f"pip install -e '.[{EXTRAS.get(package, 'toy')}]'"
+        if package in ALONE:
+            remedy = f"pip install --no-deps {ALONE[package]}"
         raise DataError(
-            f"this text is made from the package '{package}', which is not installed: {remedy}",
+            f"this source is made from the package '{package}', which is not installed: {remedy}",
             where=package,
             allowed=remedy,
         ) from None

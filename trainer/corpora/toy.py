@@ -7,10 +7,13 @@ complete. They are verified in full whenever they are opened. Only one process b
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import tokenizers
 
 from parallel.errors import one_of
 from trainer.corpora.build import (
@@ -22,11 +25,15 @@ from trainer.corpora.build import (
     only_one,
     take,
 )
+from trainer.corpora.media.builtin import MEDIA
 from trainer.corpora.packages import SOURCES, Document, Source
 from trainer.corpora.science.tables.builtin import SCIENCE
+from trainer.corpora.tokenize.media.documents import PartsDocument
+from trainer.corpora.tokenize.media.options import media_rules
 from trainer.corpora.tokenize.tokenize import tokenize_source
 from trainer.data.errors import DataError
 from trainer.data.hashing import text_key
+from trainer.data.media.rules import MediaRules
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.tokenizer import Tokenizer, train_bpe
 from trainer.data.shards.windows import Shards
@@ -39,7 +46,12 @@ if TYPE_CHECKING:
 
 FORMAT = 7  # increase it with any change of the output for the same inputs
 RATIO_SAMPLE = 200_000  # characters of a source on which its characters per token are measured
-KNOWN: Mapping[str, Source] = {source.name: source for source in (*SOURCES, *SCIENCE)}
+ALL: tuple[Source[Any], ...] = (*SOURCES, *SCIENCE, *MEDIA)
+KNOWN: Mapping[str, Source[Any]] = {source.name: source for source in ALL}
+# The last tokens of a corpus with images or signals. The placeholders of model=toy_multimodal are the last two.
+MARKS = ("<img>", "</img>", "<ts>", "</ts>", "<IMG_CONTEXT>", "<TS_CONTEXT>")
+IMAGE = {"min_pixels": "1024"}  # options of the rule: pictures keep their small size
+AnyDocument = Document | PartsDocument
 
 
 def open_toy_mixture(data: DataConfig, progress: OnProgress = print_line) -> dict[str, Path]:
@@ -77,7 +89,7 @@ def open_toy_mixture(data: DataConfig, progress: OnProgress = print_line) -> dic
     return directories
 
 
-def _known(name: str, source: SourceConfig) -> Source:
+def _known(name: str, source: SourceConfig) -> Source[Any]:
     if source.path not in KNOWN:
         raise DataError(
             f"data.sources.{name}.path={source.path} is not a source of data.build=toy; use {one_of(KNOWN)}",
@@ -99,22 +111,24 @@ def _damage(directories: Mapping[str, Path]) -> str:
     return ""
 
 
-def _build(directory: Path, data: DataConfig, made_from: Mapping[str, Source], progress: OnProgress) -> None:
+def _build(directory: Path, data: DataConfig, made_from: Mapping[str, Source[Any]], progress: OnProgress) -> None:
     progress(Progress("corpora", detail=f"building {directory} (once; under a minute)"))
     remove_unfinished(directory)
     with atomic_directory(directory) as partial:
         _write(partial, data, made_from, progress)
 
 
-def _write(partial: Path, data: DataConfig, made_from: Mapping[str, Source], progress: OnProgress) -> None:
+def _write(partial: Path, data: DataConfig, made_from: Mapping[str, Source[Any]], progress: OnProgress) -> None:
     documents = {name: _read(source, data.tokens_per_source * CHARS_PER_TOKEN) for name, source in made_from.items()}
     for name, some in documents.items():
-        size = sum(len(document.text) for document in some)
+        size = sum(len(_text(document)) for document in some)
         read = f"{name}: {size / 1e6:.1f} MB of text: {made_from[name].licence}"
         progress(Progress("corpora", detail=read))
     progress(Progress("corpora", detail=f"training a byte-level BPE of {VOCAB_SIZE} tokens"))
-    texts = {name: [document.text for document in some] for name, some in documents.items()}
-    tokenizer = train_bpe((text for some in texts.values() for text in take(some, BPE_SAMPLE)), VOCAB_SIZE)
+    texts = {name: [_text(document) for document in some] for name, some in documents.items()}
+    marks = MARKS if any(source in MEDIA for source in made_from.values()) else ()
+    sample = (text for some in texts.values() for text in take(some, BPE_SAMPLE))
+    tokenizer = _with_marks(train_bpe(sample, VOCAB_SIZE - len(marks)), marks)
     path = partial / shard_files.TOKENIZER
     tokenizer.save(path)
     for name, some in documents.items():
@@ -129,22 +143,49 @@ def _write(partial: Path, data: DataConfig, made_from: Mapping[str, Source], pro
             prefixes=data.prefixes,
             heldout_fraction=data.holdout_fraction,
             workers=0,
+            media=_rules(source.modality, tokenizer),
         )
         heldout = sum(shard["tokens"] for shard in manifest["heldout"])
         made = f"{manifest['tokens']:,} tokens in {manifest['documents']:,} documents to train on"
         progress(Progress("corpora", detail=f"{name}: {made}, {heldout:,} held out"))
 
 
-def _read(source: Source, max_characters: int) -> list[Document]:
-    """The documents of a source, each text once, until they have `max_characters`."""
-    documents: dict[str, Document] = {}
+def _with_marks(tokenizer: Tokenizer, marks: Sequence[str]) -> Tokenizer:
+    """The tokenizer with these special tokens at its end."""
+    bpe = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.state))
+    bpe.add_special_tokens([*marks])
+    return Tokenizer(bpe)
+
+
+def _rules(modality: str, tokenizer: Tokenizer) -> MediaRules | None:
+    """The rule of a source of the modality; None for text."""
+    return media_rules(
+        tokenizer,
+        image=IMAGE if modality == "image" else None,
+        signal={} if modality == "time_series" else None,
+    )
+
+
+def _text(document: AnyDocument) -> str:
+    """The text of a document without its images and signals."""
+    if isinstance(document, Document):
+        return document.text
+    return "".join(part for part in document.parts if isinstance(part, str))
+
+
+def _read(source: Source[Any], max_characters: int) -> list[AnyDocument]:
+    """The documents of a source, each text once, until they have `max_characters`. A text with images or signals may
+    come several times."""
+    documents: dict[str, AnyDocument] = {}
     origins: set[str] = set()
     characters = 0
     for document in source.read():
-        if document.text not in documents:
-            documents[document.text] = document
+        text = _text(document)
+        key = text if isinstance(document, Document) else f"{text}{len(documents)}"
+        if key not in documents:
+            documents[key] = document
             origins.add(document.origin)
-            characters += len(document.text)
+            characters += len(text)
         if characters >= max_characters and len(origins) >= MIN_ORIGINS:
             break
     if not documents:
@@ -154,17 +195,18 @@ def _read(source: Source, max_characters: int) -> list[Document]:
             f"source '{source.name}' has no documents; {remedy}", where=source.name, value=0, allowed=remedy
         )
     # In the order of a hash, so that a cap takes documents from all origins.
-    return sorted(documents.values(), key=lambda document: (text_key(document.text), document.text))
+    return [documents[key] for key in sorted(documents, key=lambda key: (text_key(key), key))]
 
 
-def _capped(documents: Sequence[Document], tokenizer: Tokenizer, max_tokens: int) -> list[Document]:
-    """The first documents, with about `max_tokens` tokens in all."""
-    sample = list(take([document.text for document in documents], RATIO_SAMPLE))
+def _capped(documents: Sequence[AnyDocument], tokenizer: Tokenizer, max_tokens: int) -> list[AnyDocument]:
+    """The first documents, with about `max_tokens` tokens of text in all."""
+    sample = list(take([_text(document) for document in documents], RATIO_SAMPLE))
     per_token = sum(map(len, sample)) / max(1, sum(map(len, tokenizer.encode_all(sample))))
-    kept, characters = [], 0.0
+    kept: list[AnyDocument] = []
+    characters = 0.0
     for document in documents:
         if characters >= max_tokens * per_token:
             break
         kept.append(document)
-        characters += len(document.text)
+        characters += len(_text(document))
     return kept

@@ -17,7 +17,7 @@ def _source(
     licence: str,
     files: Callable[[], Files],
     tables: Callable[[], Sequence[Table]],
-) -> tuple[Source, Callable[[], Sequence[Table]]]:
+) -> tuple[Source[Document], Callable[[], Sequence[Table]]]:
     def read() -> Iterator[Document]:
         for text in texts(name, tables(), seed=SEED, tasks_per_record=TASKS_PER_RECORD):
             yield Document(text.origin, text.text)
@@ -70,5 +70,5 @@ _ALL = (
         sequences.sequences,
     ),
 )
-SCIENCE: tuple[Source, ...] = tuple(source for source, _ in _ALL)
+SCIENCE: tuple[Source[Document], ...] = tuple(source for source, _ in _ALL)
 TABLES: dict[str, Callable[[], Sequence[Table]]] = {source.name: tables for source, tables in _ALL}

@@ -1,0 +1,189 @@
+"""Does a trained model look at its images and signals? Answers with the right ones, and with those of other documents.
+
+    python -m tests.bench.media_used RUN [--json FILE]
+
+RUN: the directory of a run on `data=toy_multimodal`, or on other data with documents whose questions and answers are as
+in `trainer/corpora/media/questions.py`. Of every source with images or signals all held-out windows are read twice: as
+they are, and with each medium replaced by that of another document with the same questions and as many tokens. Counted
+are the tokens of the answers alone: the mean loss in nats, and the share of answers whose every token is the most
+likely one. An answer that needs no medium would not notice; beside it is the rate of always giving the most frequent
+answer to each question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.bench.step import cpu_name
+from trainer.config.compose import load
+from trainer.config.keys import Config
+from trainer.corpora.media.questions import ANSWER
+from trainer.data.batch import make_batch
+from trainer.data.build import build_data
+from trainer.data.protocols import TextSplits, TextTokenizer
+from trainer.data.windows import Prepared, Windows
+from trainer.model.decoder import Decoder
+from trainer.model.multimodal import make_decoder
+from trainer.storage.boxes import full_box
+from trainer.weights.opened import open_checkpoint
+
+WINDOWS = 8  # in a forward pass
+SEED = 0  # of the order in which media change places
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question of a held-out document, and the tokens [first, last) of its answer in window `row`."""
+
+    row: int
+    start: int  # of the document
+    question: str
+    answer: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Answers of a source. nats: mean loss of their tokens; exact: share of answers that are right as a whole."""
+
+    nats: float
+    exact: float
+
+
+@dataclass(frozen=True)
+class Result:
+    source: str
+    answers: int
+    right: Score
+    shuffled: Score
+    most_frequent: float  # exact answers by always giving the most frequent one to each question
+
+    @property
+    def rise(self) -> float:
+        """Nats that the right media are worth."""
+        return self.shuffled.nats - self.right.nats
+
+
+def measure(run: Path) -> list[Result]:
+    """The results of each source with images or signals. Raises UserError for a run that cannot be opened."""
+    cfg = load(run / "config.yaml", world_size=1)
+    data = build_data(cfg.data, seed=cfg.train.seed, vocab_size=cfg.model.vocab_size, model=cfg.model)
+    assert data.text is not None
+    model = load_model(cfg, run)
+    sources = [name for name, source in cfg.data.sources.items() if source.modality != "text"]
+    return [_measure(model, data.text, source) for source in sources]
+
+
+def load_model(cfg: Config, run: Path) -> Decoder:
+    """The newest checkpoint of a run, in fp32 on the CPU."""
+    state = open_checkpoint(run).state
+    with torch.device("meta"):
+        model = make_decoder(cfg.model)
+    model.to_empty(device="cpu")
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(state.read(f"model.{name}", full_box(tuple(tensor.shape))))
+    return model
+
+
+def _measure(model: Decoder, text: TextSplits, source: str) -> Result:
+    positions = text.positions("heldout", source, 1 << 30)
+    parts = [
+        text.read_split("heldout", source, some) for some in np.array_split(positions, -(-len(positions) // WINDOWS))
+    ]
+    answers = [[*answers_of(part, text.tokenizer)] for part in parts]
+    flat = [answer for some in answers for answer in some]
+    by_question = {question: Counter(a.answer for a in flat if a.question == question) for question in _questions(flat)}
+    frequent = sum(max(counts.values()) for counts in by_question.values()) / len(flat)
+    right = _score(model, parts, answers)
+    return Result(source, len(flat), right, _score(model, shuffled(parts, answers), answers), frequent)
+
+
+def _questions(answers: Sequence[Answer]) -> set[str]:
+    return {answer.question for answer in answers}
+
+
+def answers_of(windows: Windows, tokenizer: TextTokenizer) -> Iterator[Answer]:
+    """The answers in windows, document by document."""
+    for row, tokens in enumerate(windows.tokens_BL):
+        bounds = [*np.flatnonzero(windows.starts_BL[row]).tolist(), len(tokens)]
+        for start, end in pairwise(bounds):
+            words = [tokenizer.decode([token]) for token in tokens[start:end].tolist()]
+            ends = [*accumulate(map(len, words))]
+            for match in ANSWER.finditer("".join(words)):
+                first = int(np.searchsorted(ends, match.start(2), side="right"))
+                last = int(np.searchsorted(ends, match.end(2), side="left")) + 1
+                yield Answer(row, start, match[1], match[2], start + first, start + last)
+
+
+def shuffled(parts: Sequence[Windows], answers: Sequence[Sequence[Answer]]) -> list[Windows]:
+    """The same windows, each medium replaced by that of another document with its questions and number of tokens."""
+    groups: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    for number, (part, some) in enumerate(zip(parts, answers, strict=True)):
+        for place, medium in enumerate(part.media):
+            starts = np.flatnonzero(part.starts_BL[medium.row, : medium.first + 1])
+            document = medium.row, int(starts[-1])
+            asked = tuple(answer.question for answer in some if (answer.row, answer.start) == document)
+            groups.setdefault((medium.kind, medium.tokens, asked), []).append((number, place))
+    media: list[list[Prepared]] = [list(part.media) for part in parts]
+    random = np.random.default_rng(SEED)
+    for members in groups.values():
+        order = [members[number] for number in random.permutation(len(members))]
+        for (number, place), (other, there) in zip(order, [*order[1:], order[0]], strict=True):
+            media[number][place] = media[number][place]._replace(value=parts[other].media[there].value)
+    return [replace(part, media=tuple(some)) for part, some in zip(parts, media, strict=True)]
+
+
+@torch.no_grad()
+def _score(model: Decoder, parts: Sequence[Windows], answers: Sequence[Sequence[Answer]]) -> Score:
+    nats, tokens, exact, count = 0.0, 0, 0, 0
+    for part, some in zip(parts, answers, strict=True):
+        batch = make_batch(part, range(len(part.tokens_BL)))
+        hidden = model(**batch.model_inputs()).hidden
+        ids = torch.from_numpy(part.tokens_BL)
+        for answer in some:
+            expected = ids[answer.row, answer.first : answer.last]
+            logits = model.logits(hidden[answer.row, answer.first - 1 : answer.last - 1]).float()
+            nats += float(torch.nn.functional.cross_entropy(logits, expected, reduction="sum"))
+            tokens += len(expected)
+            exact += bool((logits.argmax(-1) == expected).all())
+            count += 1
+    return Score(nats / tokens, exact / count)
+
+
+def table(results: Sequence[Result]) -> str:
+    head = (
+        "| source | answers | loss | loss, shuffled | rise | exact | exact, shuffled | most frequent |\n" + 8 * "|---"
+    )
+    rows = [
+        f"| {r.source} | {r.answers} | {r.right.nats:.2f} | {r.shuffled.nats:.2f} | {r.rise:+.2f} "
+        f"| {r.right.exact:.0%} | {r.shuffled.exact:.0%} | {r.most_frequent:.0%} |"
+        for r in results
+    ]
+    return "\n".join([f"{head}|", *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--json", type=Path, help="a file for the figures")
+    options = parser.parse_args()
+    results = measure(options.run)
+    print(f"{cpu_name()}, {torch.get_num_threads()} thread(s), fp32; losses in nats per token of an answer\n")
+    print(table(results))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
