@@ -206,6 +206,26 @@ class TestSound:
         refused(path)
         refused(path.read_bytes(), format="audio")
 
+    @pytest.mark.parametrize(
+        ("format", "subtype"),
+        [("RF64", "PCM_16"), ("WAVEX", "PCM_16"), ("AIFF", "PCM_16"), ("AIFF", "FLOAT"), ("FLAC", "PCM_16"),
+         ("OGG", "VORBIS"), ("OGG", "OPUS")],
+    )  # fmt: skip
+    def test_a_file_that_is_cut_anywhere_is_refused(self, format, subtype):
+        soundfile = pytest.importorskip("soundfile")
+        file = io.BytesIO()
+        soundfile.write(file, RANDOM.uniform(-0.9, 0.9, (20_000, 2)), 48_000, format=format, subtype=subtype)
+        whole = file.getvalue()
+        assert read_recording(whole, where="a", format="audio").steps == 20_000
+        for cut in (1, 200, len(whole) // 2, len(whole) - 200):
+            refused(whole[:-cut], format="audio")
+
+    def test_a_format_whose_length_is_not_checked_is_refused(self):
+        soundfile = pytest.importorskip("soundfile")
+        file = io.BytesIO()
+        soundfile.write(file, np.zeros(100), 8000, format="AU", subtype="PCM_16")
+        assert refused(file.getvalue(), format="audio").value == "AU"
+
     def test_floats_may_be_beyond_one_and_missing(self, tmp_path):
         soundfile = pytest.importorskip("soundfile")
         values = np.array([0.5, 2.0, np.nan, -3.0], np.float32)
@@ -318,7 +338,7 @@ class TestNumpy:
 class TestTables:
     def test_csv_keeps_empty_fields_as_missing(self):
         text = b"t,a,name,b\n0,1,x,2.5\n0.1,,y,3\n0.3,3,z,\n"
-        found = read_recording(text, where="a", format="csv", time="t")
+        found = read_recording(text, where="a", format="csv", time="t", channels=["a", "b"])
         equal(found, [[1, 2.5], [np.nan, 3], [np.nan, np.nan], [3, np.nan]])
         assert (found.channels, found.units) == (("a", "b"), ("", ""))
         assert found.rate == pytest.approx(10)
@@ -326,6 +346,7 @@ class TestTables:
         equal(found, [2.5, 3, np.nan])
         assert found.rate == 3.0
         assert refused(text, format="csv", channels=["name"]).allowed == ("t", "a", "b")
+        assert refused(text, format="csv").value == ("name", 1, "x")
         assert refused(text, format="csv", channels=["c"]).value == "c"
         assert refused(text, format="csv", time="c").value == "c"
         refused(b"a,b\n1,2\n3\n", format="csv")
@@ -340,7 +361,30 @@ class TestTables:
         found = read_recording(tmp_path / "a.parquet", where="a", time="at")
         equal(found, [1, np.nan, np.nan, 2**40])
         assert found.rate == pytest.approx(250)
-        equal(read_recording((tmp_path / "a.parquet").read_bytes(), where="a", format="parquet"), [1, np.nan, 2**40])
+        stored = (tmp_path / "a.parquet").read_bytes()
+        equal(read_recording(stored, where="a", format="parquet", channels=["v"]), [1, np.nan, 2**40])
+        assert refused(stored, format="parquet").allowed == ("v",)
+
+    @pytest.mark.parametrize("cell", ["ERR", "-", "1_0", "true"])
+    def test_a_cell_that_is_not_a_number_is_refused_with_its_place(self, cell):
+        fault = refused(f"a,b\n1,2\n3,{cell}\n5,NA\n".encode(), format="csv")
+        assert (fault.value, fault.allowed) == (("b", 2, cell), ("a",))
+
+    def test_a_column_that_is_missing_as_a_whole_keeps_its_place(self):
+        found = read_recording(b"a,b\n1,\n2,NaN\n", where="a", format="csv")
+        equal(found, [[1, np.nan], [2, np.nan]])
+
+    def test_types_do_not_depend_on_the_first_megabyte(self):
+        found = read_recording(b"a\n" + b"1000\n" * 300_000 + b"0.5\n", where="a", format="csv")
+        assert (found.steps, found.values[-1, 0]) == (300_001, 0.5)
+
+    def test_a_first_row_of_numbers_is_data_unless_it_counts(self):
+        found = read_recording(b"1.5,2\n3,4\n", where="a", format="csv")
+        equal(found, [[1.5, 2], [3, 4]])
+        assert found.channels == ("0", "1")
+        equal(read_recording(b"nan\t2.0\n3\t4\n", where="a", format="tsv"), [[np.nan, 2], [3, 4]])
+        assert refused(b"0,1\n3,4\n", format="csv").value == ("0", "1")
+        assert read_recording(b",0,1\n0,3,4\n", where="a", format="csv").channels == ("", "0", "1")
 
 
 def test_the_format_is_the_suffix_or_given(tmp_path):

@@ -1,29 +1,96 @@
-"""Sound: WAV, FLAC, Ogg and AIFF."""
+"""Sound: WAV (RF64 too), FLAC, Ogg and AIFF."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from trainer.data.errors import DataError
 from trainer.data.media.readers.recording import Options, Recording, Source, library, numbered, opened
 
-UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # of a WAV file that was written to a pipe
+# By soundfile's names. Of others (MP3, AU, ...) it is not known here how long they say they are.
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "AIFF")
+CHUNKED = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}  # byte order of the sizes
+UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # of a WAV file that was written to a pipe; RF64 has it elsewhere
+LAST_PAGE = 4  # a flag of Ogg
 
 
 def read_audio(source: Source, options: Options, where: str) -> Recording:
     """Integers as shares of their full scale, floats as they are. Channels are "0", "1", ...
 
-    Raises: DataError for a truncated WAV file, which libsndfile reads short without an error.
+    Raises: DataError for a truncated file (libsndfile reads most of them short, without an error), and for a format
+        that is not one of `FORMATS`.
     """
     soundfile = library("soundfile", where)
-    if isinstance(source, bytes):
-        head, size = source[:12], len(source)
-    else:
-        with source.open("rb") as file:
-            head, size = file.read(12), source.stat().st_size
-    claimed = int.from_bytes(head[4:8], "little")
-    if head[:4] == b"RIFF" and claimed not in UNKNOWN_SIZE and claimed + 8 > size:
-        raise DataError(
-            f"{where}: a WAV file of {size:,} bytes whose header says {claimed + 8:,}",
-            where=where, value=size, allowed=claimed + 8,
-        )  # fmt: skip
-    values, rate = soundfile.read(opened(source), dtype="float64", always_2d=True)
-    return Recording(values, float(rate), numbered(values.shape[1]), ("",) * values.shape[1])
+    with soundfile.SoundFile(opened(source)) as file:
+        if file.format not in FORMATS:
+            raise DataError(
+                f"{where}: audio of the format {file.format}; convert it to WAV or FLAC",
+                where=where, value=file.format, allowed=FORMATS,
+            )  # fmt: skip
+        frames, rate = file.frames, float(file.samplerate)
+        _check_whole(source, where)
+        values = file.read(dtype="float64", always_2d=True)
+    if len(values) != frames:
+        raise _truncated(where, "frames", len(values), frames)
+    return Recording(values, rate, numbered(values.shape[1]), ("",) * values.shape[1])
+
+
+def _truncated(where: str, unit: str, has: int, announced: int) -> DataError:
+    return DataError(
+        f"{where}: a truncated file: it has {has:,} {unit}, and its header announces {announced:,}",
+        where=where, value=has, allowed=announced,
+    )  # fmt: skip
+
+
+def _check_whole(source: Source, where: str) -> None:
+    """Compare the sizes in a file with the bytes that it has."""
+    found = opened(source)
+    with open(found, "rb") if isinstance(found, str) else found as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        head = file.read(12)
+        if head[:4] in CHUNKED:
+            end = max(_ends(file, head, size))
+            if end > size:
+                raise _truncated(where, "bytes", size, end)
+        elif head[:4] == b"OggS" and not _has_last_page(file):
+            raise DataError(
+                f"{where}: a truncated file: its last page is missing or does not end the stream",
+                where=where, value=size, allowed="an Ogg file with its last page",
+            )  # fmt: skip
+
+
+def _ends(file: BinaryIO, head: bytes, size: int) -> Iterator[int]:
+    """The ends of the file and of its chunks, by their sizes."""
+    order = CHUNKED[head[:4]]
+    whole = int.from_bytes(head[4:8], order)  # type: ignore[arg-type]
+    yield 0 if whole in UNKNOWN_SIZE else whole + 8
+    at, wide = len(head), None  # the size of the data in RF64
+    while at + 8 <= size:
+        file.seek(at)
+        name, length = file.read(4), int.from_bytes(file.read(4), order)  # type: ignore[arg-type]
+        if name == b"ds64":
+            yield int.from_bytes(file.read(8), "little") + 8
+            wide = int.from_bytes(file.read(8), "little")
+        if name in (b"data", b"SSND"):  # of what comes behind, sloppy writers get the sizes wrong
+            if length == 0xFFFFFFFF and wide is not None:
+                length = wide
+            yield 0 if length in UNKNOWN_SIZE else at + 8 + length
+            return
+        at += 8 + length + length % 2
+
+
+def _has_last_page(file: BinaryIO) -> bool:
+    """Return True if the pages of an Ogg file are whole and the last of them ends its stream."""
+    at, size, flags = 0, file.seek(0, 2), 0
+    while at + 27 <= size:
+        file.seek(at)
+        header = file.read(27)
+        if header[:4] != b"OggS":
+            break  # what a tag editor put behind the pages
+        flags = header[5]
+        at += 27 + header[26] + sum(file.read(header[26]))
+        if at > size:
+            return False
+    return bool(flags & LAST_PAGE)
