@@ -14,7 +14,7 @@ from tests.trainer.model.towers.signal_formula import signal_formula
 from trainer.model.towers.time_series import TimeSeriesTower, prepare_signal
 
 BOUND = 1e-5
-QUICK = ["1000 steps", "147 steps", "10 steps"]
+QUICK = ["1000 steps", "147 steps", "10 steps", "16 kHz"]
 SLOW = [
     pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(900)])
     for name in serving.CASES
@@ -38,17 +38,17 @@ def test_outputs_are_the_stored_ones(name):
 
 
 @torch.no_grad()
-def test_the_formula_gives_the_stored_outputs():
+@pytest.mark.parametrize("name", QUICK)
+def test_the_formula_gives_the_stored_outputs(name):
     weights = {
         key.removeprefix("model.time_series."): tensor.double()
         for key, tensor in serving.published_tensors(serving.tower(), "signals").items()
         if not key.endswith("pos_encoder.pe")
     }
-    for name in QUICK[1:]:
-        steps, channels, rate = serving.CASES[name]
-        found = signal_formula(weights, serving.recording(steps, channels), rate, serving.SIZES["num_heads"], 8)
-        stored = json.loads(serving.STORED.read_text())["cases"][name]
-        assert relative(torch.tensor(serving.spread(found)), torch.tensor(stored["values"])) <= BOUND
+    steps, channels, rate = serving.CASES[name]
+    found = signal_formula(weights, serving.recording(steps, channels), rate, serving.SIZES["num_heads"], 8)
+    stored = json.loads(serving.STORED.read_text())["cases"][name]
+    assert relative(torch.tensor(serving.spread(found)), torch.tensor(stored["values"])) <= BOUND
 
 
 def both():
