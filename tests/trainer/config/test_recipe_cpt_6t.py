@@ -7,7 +7,8 @@ import pytest
 from parallel.errors import Fault
 from trainer.config.compose import compose
 from trainer.config.errors import ConfigError
-from trainer.config.ranks import map_ranks
+from trainer.config.memory import rank_memory
+from trainer.config.ranks import cut_model, map_ranks
 from trainer.run.simulate import simulate_rank
 
 BILLION = 10**9
@@ -61,6 +62,15 @@ def test_the_whole_mixture_adds_up_and_is_refused_for_a_text_model_alone() -> No
     assert [phase.tokens // BILLION for phase in data.phases.values()] == [5400, 600]
     for phase in data.phases:
         assert sum(source.phases[phase] for source in data.sources.values()) * BILLION == data.phases[phase].tokens
+
+
+def test_the_whole_mixture_composes_for_the_model_with_towers_on_512_ranks() -> None:
+    """On the first stage are the towers, which its memory and its FLOPs count."""
+    words = ["recipe=cpt_6t", "model=intern_s1_pro", "data=cpt_6t"]
+    towers, text = compose(words, world_size=512), compose(["recipe=cpt_6t"], world_size=512)
+    assert rank_memory(towers, 512).held > rank_memory(text, 512).held
+    plan = map_ranks(towers.parallel, towers.model, 512).plan
+    assert cut_model(towers, plan)[0].cost > cut_model(text, plan)[0].cost
 
 
 def test_one_rank_of_512_is_built_without_the_corpora() -> None:
