@@ -28,10 +28,10 @@ def value_of(key: str, allowed: object) -> str | None:
         return typed[allowed]
     if "letters, digits" in allowed:
         return "a-b_1.2"
-    if found := re.match(r"one of (\S+?)(?:,| or )|a list such as (.+)|.*?(-?\d[\d.e+-]*)", allowed):
-        return next(filter(None, found.groups()))
     if found := re.fullmatch(r"(\w+)(?:, \w+)* or \w+", allowed):  # a fixed set
         return found[1]
+    if found := re.match(r"one of (\S+?)(?:,| or )|a list such as (.+)|.*?(-?\d[\d.e+-]*)", allowed):
+        return next(filter(None, found.groups()))
     return None
 
 

@@ -139,6 +139,8 @@ def _example(option: argparse.Action) -> str:
             return error.allowed[0]
         if found := re.search(r"\d[\d.e+-]*", error.allowed):
             return found[0]
+    except ValueError:  # of int or float
+        return str(option.metavar if option.default is None else option.default)
     return str(option.metavar)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,17 +25,19 @@ from tests.trainer.model.tiny import (
 )
 from trainer.config.compose import compose, list_groups
 from trainer.model.decoder import Decoder
-from trainer.model.multimodal import Multimodal
+from trainer.model.dual_encoder import make_decoder
 
 
 @pytest.mark.parametrize("recipe", list_groups()["model"])
 def test_built_module_has_as_many_parameters_as_its_configuration_says(recipe):
-    cfg = compose(["recipe=toy", f"model={recipe}"]).model
+    pairs = recipe.startswith("vision_")
+    cfg = compose(["recipe=vision_contrastive" if pairs else "recipe=toy", f"model={recipe}", "data.seq_len=64"]).model
     with torch.device("meta"):
-        model = Multimodal(cfg)
+        model = make_decoder(cfg)
+        text = dict(Decoder(replace(cfg, vision=None, signals=None, embedding=None)).named_parameters())
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert sum(p.numel() for p in model.parameters()) == cfg.num_params() == model.num_params()
-    shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.startswith(("vision.", "signals."))]
+    shapes = [tuple(p.shape) for name, p in model.named_parameters() if name not in text]
     assert sorted(shapes) == sorted(cfg.tower_shapes())
     billions = {"intern_s1_pro_text": "916.56", "intern_s1_text": "235.10"}
     assert f"{cfg.num_params() / 1e9:.2f}" == billions.get(recipe, f"{cfg.num_params() / 1e9:.2f}")

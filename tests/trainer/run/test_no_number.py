@@ -216,11 +216,11 @@ def test_a_checkpoint_whose_weights_are_not_finite_is_named(tmp_path, monkeypatc
 def test_weights_that_an_update_spoiled_are_named(tmp_path, monkeypatch):
     genuine = Trainer._train_step
 
-    def train_step(self, batches, units, tokens):
+    def train_step(self, batches, counts):
         if self.position.step == 2:
             with torch.no_grad():
                 self.parts.model.get_parameter("norm")[0] = float("nan")
-        genuine(self, batches, units, tokens)
+        genuine(self, batches, counts)
 
     monkeypatch.setattr(Trainer, "_train_step", train_step)
     raised = []

@@ -93,13 +93,13 @@ class Noting(Trainer):
 
     samples: Samples
 
-    def _train_step(self, batches: list[Batch], units: int, tokens: int) -> None:
+    def _train_step(self, batches: list[Batch], counts: dict[str, int]) -> None:
         self.samples = {
             (number, sample): ids.tolist()
             for number, batch in enumerate(batches)
             for sample, ids in zip(batch.samples, batch.inputs["ids"], strict=True)
         }
-        super()._train_step(batches, units, tokens)
+        super()._train_step(batches, counts)
 
 
 def read_state(directory: Path, name: str, optim: str, copy: Path) -> tuple[dict[str, Tensor], Samples]:

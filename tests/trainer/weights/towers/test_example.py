@@ -31,7 +31,7 @@ def test_the_example_computes_logits(tmp_path, monkeypatch, reference: Path):
     image.linear_gradient("L").resize((40, 21)).save(tmp_path / "figure.png")
     monkeypatch.chdir(tmp_path)
 
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     names: dict[str, Any] = {}
     exec(compile(example, PAGE.name, "exec"), names)
     assert names["grids"] == [(6, 10)]  # 21 x 40 pixels to multiples of 8
