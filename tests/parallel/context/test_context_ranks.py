@@ -10,8 +10,9 @@ from parallel.blocks import checkpoint_activations
 from parallel.context.base import AttentionCore, Documents
 from parallel.context.slices import Kind, divides, slices
 from tests.distributed.pool import on_ranks
-from tests.parallel.context.whole import CPU, Case, OfRank, core_of, joined, reference, run_rank
+from tests.parallel.context.whole import CPU, Case, OfRank, Result, core_of, joined, reference, run, run_rank
 from tests.trainer.model.tiny import assert_close
+from trainer.model.attention import document_attention
 
 BOUND = {torch.float32: 1e-6, torch.float64: 1e-12}
 CASES = {
@@ -25,6 +26,8 @@ CASES = {
     "one kv head": Case((7, 30), kv_heads=1),
 }
 
+LONG = Case((50_000, 1, 15_535), heads=4, kv_heads=2, head_dim=16)  # 65,536 tokens
+
 
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -36,6 +39,19 @@ def test_ranks_that_share_a_sequence_compute_what_one_does(kind: Kind, ranks: in
         found = joined(kind, case, [results[number] for results in by_rank])
         assert {part.dtype for part in found} == {dtype}
         assert_close(found._asdict(), reference(case)._asdict(), BOUND[dtype])
+
+
+@pytest.mark.slow  # the same code as above; a minute of each kind and of the reference
+@pytest.mark.parametrize("kind", ["ulysses", "ring"])
+def test_four_ranks_share_65536_tokens(kind: Kind, whole_of_64k: Result):
+    by_rank = on_ranks(4, run_rank, kind, [(LONG, torch.float32)], init=True, timeout_s=900.0)
+    found = joined(kind, LONG, [results[0] for results in by_rank])
+    assert_close(found._asdict(), whole_of_64k._asdict(), 2e-6)
+
+
+@pytest.fixture(scope="module")
+def whole_of_64k() -> Result:
+    return run(document_attention, LONG, LONG.inputs(torch.float32))
 
 
 def sent(found: OfRank, where: str) -> int:
