@@ -1,5 +1,5 @@
-"""Experts of Transformer Engine, here its stand-in, in a pipeline: weights that are quantised once for the micro-batches
-in flight, and gradients added in place, are those of one process."""
+"""Experts of Transformer Engine, here its stand-in, in a pipeline: weights quantised once for all micro-batches in
+flight, and gradients added in place, give the step of one process."""
 
 from __future__ import annotations
 
