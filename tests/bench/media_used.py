@@ -33,7 +33,7 @@ from trainer.data.build import build_data
 from trainer.data.protocols import TextSplits, TextTokenizer
 from trainer.data.windows import Prepared, Windows
 from trainer.model.decoder import Decoder
-from trainer.model.multimodal import make_decoder
+from trainer.model.dual_encoder import make_decoder
 from trainer.storage.boxes import full_box
 from trainer.weights.opened import open_checkpoint
 
