@@ -25,6 +25,7 @@ UNIT = 64 << 20  # approximate bytes of a file in one unit
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 SUFFIXES = (*JSON_SUFFIXES, *(f"{suffix}.gz" for suffix in JSON_SUFFIXES), ".parquet", ".arrow")
 TAR = ".tar"
+DIGITS = 18  # of whole numbers that stay whole: those of 64 bits
 
 OnSkipped = Callable[[Path, str], None]  # called with a file or directory that is not read, and the reason
 
@@ -240,8 +241,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# A number outside the field with the text may have more digits than Python's int() accepts.
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=float)
+def _whole(digits: str) -> int | float:
+    """A whole number; it may have more digits than Python's int() accepts."""
+    return int(digits) if len(digits) <= DIGITS else float(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)
 
 
 def _record_of(line: bytes) -> dict[str, Any]:

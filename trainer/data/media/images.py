@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,8 +36,12 @@ Floats = npt.NDArray[np.float32]
 
 # Those of pictures; Pillow would run Ghostscript on EPS, and an ICO changes its size when it is decoded.
 FORMATS = ("PNG", "JPEG", "JPEG2000", "GIF", "TIFF", "WEBP", "AVIF", "BMP", "DIB", "PPM", "TGA")
-SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # of image files in tars
+SUFFIXES = (
+    "jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "jp2", "j2k", "jpx", "avif", "ppm", "pgm", "pbm",
+    "pnm", "tga", "dib",
+)  # of image files in tars  # fmt: skip
 DECODE_LIMIT = 178_956_970  # pixels of a file; twice those that Pillow warns at as a possible decompression bomb
+OPENING = threading.Lock()  # Pillow's own limit is a global
 GREY = ("I", "F")  # modes of Pillow; also those that start with I;16
 QUANTILES = (0.001, 0.999)
 LONGEST_RATIO = 200  # of the sides
@@ -60,8 +64,8 @@ def decode(data: bytes, *, where: str, max_pixels: int) -> Bytes:
         width, height = image.size
         if width * height > max_pixels:
             raise DataError(
-                f"{where}: {width} x {height} pixels, more than the {max_pixels:,} that are decoded; scale it down or "
-                "raise the limit",
+                f"{where}: {width} x {height} pixels, more than the {max_pixels:,} that are decoded; scale it down, or "
+                "raise decode_limit of --image",
                 where=where, value=width * height, allowed=max_pixels,
             )  # fmt: skip
         try:
@@ -212,9 +216,12 @@ def pillow(where: str) -> Any:
 def _opened(data: bytes, where: str) -> Any:
     module = pillow(where)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", module.DecompressionBombWarning)  # max_pixels is the limit
-            image = module.open(io.BytesIO(data), formats=FORMATS)
+        with OPENING:
+            limit, module.MAX_IMAGE_PIXELS = module.MAX_IMAGE_PIXELS, None  # max_pixels decides alone
+            try:
+                image = module.open(io.BytesIO(data), formats=FORMATS)
+            finally:
+                module.MAX_IMAGE_PIXELS = limit
     except Exception as error:  # Pillow's readers raise errors of every kind
         raise _unreadable(where, error) from error
     _check_sides(image.height, image.width, where)

@@ -173,11 +173,32 @@ class MixtureReader:
     def _too_short(self) -> Iterator[Fault]:
         for name in self.names:
             for split, shards in (("training", self.train[name]), ("held-out", self.heldout[name])):
-                if shards.num_windows(self._data.seq_len) == 0:
-                    seq_len, allowed = self._data.seq_len, f"{shards.num_tokens - 1} or less"
+                if shards.num_windows(self._data.seq_len) > 0:
+                    continue
+                seq_len, where, count = (
+                    self._data.seq_len,
+                    f"the {split} split of data.sources.{name}",
+                    shards.num_tokens,
+                )
+                if isinstance(shards, MediaShards) and shards.packs(seq_len).dropped:
+                    tokens = shards.largest_medium(seq_len)[1]
+                    allowed = f"{tokens} or more"
                     text = (
-                        f"data.seq_len={seq_len} is longer than the {split} split of data.sources.{name} "
-                        f"({shards.num_tokens} tokens); use {allowed}, a larger source, or hold out a larger share"
+                        f"data.seq_len={seq_len} is too short for every document of {where}: their images or signals "
+                        f"are longer than a window; use {allowed}, or tokenise it again with smaller images"
+                    )
+                    yield Fault(text, "data.seq_len", seq_len, allowed)
+                elif count < 2:
+                    allowed = "a larger source" if split == "training" else "a larger --heldout"
+                    text = (
+                        f"{where} has {count} tokens, which is not a window of any length; tokenise it with {allowed}"
+                    )
+                    yield Fault(text, f"data.sources.{name}", count, allowed)
+                else:
+                    allowed = f"{count - 1} or less"
+                    text = (
+                        f"data.seq_len={seq_len} is longer than {where} ({count} tokens); use {allowed}, a larger "
+                        "source, or hold out a larger share"
                     )
                     yield Fault(text, "data.seq_len", seq_len, allowed)
 

@@ -22,7 +22,7 @@ from tests.trainer.data.media.image_files import (
 )
 from trainer.data.errors import DataError
 from trainer.data.media import images
-from trainer.data.media.images import PatchRule, TileRule, decode, size_of
+from trainer.data.media.images import DECODE_LIMIT, PatchRule, TileRule, decode, size_of
 
 Image = pytest.importorskip("PIL.Image")
 LIMIT = 1 << 26
@@ -204,6 +204,18 @@ def test_more_pixels_than_allowed_are_not_decoded():
     with pytest.raises(DataError) as error:
         decode(data, where="doc 3", max_pixels=1_000_000)
     assert (error.value.where, error.value.value, error.value.allowed) == ("doc 3", 100_000_000, 1_000_000)
+
+
+def test_the_limit_of_pixels_alone_decides():
+    data = bomb(20_000, 20_000)  # Pillow refuses as many by itself
+    assert size_of(data) == (20_000, 20_000)
+    with pytest.raises(DataError) as error:
+        decode(data, where="a", max_pixels=DECODE_LIMIT)
+    assert error.value.allowed == DECODE_LIMIT
+    with pytest.raises(DataError) as error:
+        decode(data, where="a", max_pixels=400_000_000)
+    assert error.value.allowed is None  # past the limit: the file has no pixels
+    assert Image.MAX_IMAGE_PIXELS is not None
 
 
 BROKEN = {

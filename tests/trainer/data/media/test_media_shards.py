@@ -17,6 +17,7 @@ from tests.trainer.data.media.illustrated import (
     SEQ_LEN,
     SIDE,
     ids,
+    image,
     make,
     make_mixture,
     rows,
@@ -224,6 +225,29 @@ def test_the_towers_of_a_run_must_be_those_of_its_corpora(data):
         sources = {**data.sources, name: replace(data.sources[name], modality=modality)}
         (fault,) = other_towers(replace(data, sources=sources), directories, model)
         assert (fault.where, fault.value, fault.allowed) == (f"data.sources.{name}.modality", modality, allowed)
+
+
+def test_a_split_without_a_window_names_its_cause(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "HAS_WHEEL", False)
+    directories = source_directories(data)
+    sources = {**data.sources, "figures": replace(data.sources["figures"], unique_tokens=1)}
+    some = [
+        [{"type": "image", "image": f"images/{n}.png"}, {"type": "text", "text": text}]
+        for n, text in enumerate(texts(9))
+    ]
+    (tmp_path / "images").mkdir()
+    for n in range(9):
+        (tmp_path / f"images/{n}.png").write_bytes(image(n, 8, 8))
+    source = make(tmp_path, [write_rows(tmp_path, some)], name="figures", heldout_fraction=0)
+    for seq_len, expected in (
+        (64, [("data.seq_len", 64, "66 or more"), ("data.sources.figures", 0, "a larger --heldout")]),
+        (66, [("data.sources.figures", 0, "a larger --heldout")]),
+    ):
+        changed = replace(data, seq_len=seq_len, sources=sources)
+        with pytest.raises(DataError) as error:
+            MixtureReader(changed, {**directories, "figures": source}, seed=0)
+        found = [(fault.where, fault.value, fault.allowed) for fault in error.value.faults]
+        assert found == expected
 
 
 def test_placeholders_without_an_image_are_reported_with_their_source(data, tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """WebDataset tars: the members of one key, `KEY.jpg`, `KEY.txt`, `KEY.json`, are one document.
 
-As in webdataset, a key ends at the first dot of a name, and its members follow each other. The images and signals come
-first, in the order of the tar, then the text: `KEY.txt`, or a field of `KEY.json`. A list of parts in that field
-decides the order itself; its paths are names of members, with or without the key.
+As in webdataset, a key ends at the first dot of a name, and its members follow each other; what follows the dot is
+read without regard to case. The images and signals come first, in the order of the tar, then the text: `KEY.txt`, or a
+field of `KEY.json`. A list of parts in that field decides the order itself; its paths are names of members, with or
+without the key. Without a list, tables and WFDB files are signals only in a corpus with a rule for signals, and not
+beside an image, where they usually describe it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from trainer.data.media.images import SUFFIXES
 from trainer.data.media.readers.read import FORMATS, read_recording
 from trainer.data.media.readers.recording import Recording
 
+BESIDE = ("csv", "tsv", "parquet", "dat", "hea")  # suffixes of signals, but also of files about something else
 SIGNALS = {suffix.removeprefix("."): name for name, known in FORMATS.items() for suffix in known.suffixes}
 Member = tuple[str, str, bytes, int]  # key, extension, content, bytes of the tar up to its end
 
@@ -31,8 +34,7 @@ def documents(
 ) -> Iterator[tuple[int, str, str | None, Any]]:
     """(bytes read so far, place, origin or None, a list of texts and media or a PartError) of each key.
 
-    kinds: of the members that are a document's media, if no list of parts names them. Raises DataError for a tar that
-    is truncated or not a tar.
+    kinds: those that the corpus has rules for. Raises DataError for a tar that is truncated or not a tar.
     """
     for key, group in groupby(_members(path), key=lambda member: member[0]):
         members = [*group]
@@ -46,7 +48,11 @@ def documents(
 def _document(
     key: str, members: list[Member], field: str, origin: str | None, kinds: tuple[str, ...]
 ) -> tuple[str | None, list[str | Medium]]:
-    files = {extension: content for _, extension, content, _ in members}
+    files: dict[str, bytes] = {}
+    for _, extension, content, _ in members:
+        if extension.lower() in files:
+            raise PartError(f"it has .{extension} twice", extension, "one member of each name")
+        files[extension.lower()] = content
     record = _record(files["json"]) if "json" in files else {}
     its_origin = None if origin is None else record.get(origin)
     if origin is not None and not isinstance(its_origin, str):
@@ -54,7 +60,9 @@ def _document(
     inside = _Members(key, files)
     if isinstance(record.get(field), list):
         return its_origin, parts_of([record[field]], inside)
-    named = [(kind, extension) for extension in files if (kind := _kind(extension)) in kinds]
+    has_image = any(_kind(extension) == "image" for extension in files)
+    tables = BESIDE if has_image or "signal" not in kinds else ()
+    named = [(kind, extension) for extension in files if (kind := _kind(extension, tables))]
     media = parts_of([[{"type": kind, "path": extension} for kind, extension in named]], inside)
     if "txt" in files:
         try:
@@ -79,10 +87,10 @@ def _record(content: bytes) -> dict[str, Any]:
     return record
 
 
-def _kind(extension: str) -> str | None:
-    """The kind of medium of a member, by the last part of its extension."""
-    last = extension.rpartition(".")[2].lower()
-    return "image" if last in SUFFIXES else "signal" if last in SIGNALS else None
+def _kind(extension: str, but: tuple[str, ...] = ()) -> str | None:
+    """The kind of medium of a member, by the last part of its extension; None for those in `but`."""
+    last = extension.rpartition(".")[2]
+    return "image" if last in SUFFIXES else "signal" if last in SIGNALS and last not in but else None
 
 
 @dataclass(frozen=True)
@@ -90,21 +98,21 @@ class _Members:
     """The files that paths in a document's parts name: members of its key."""
 
     key: str
-    files: dict[str, bytes]
+    files: dict[str, bytes]  # by their extensions in lower case
 
     def image(self, path: str) -> bytes:
         return self.files[self._extension(path)]
 
     def signal(self, path: str, options: dict[str, Any]) -> Recording:
         extension = self._extension(path)
-        known = SIGNALS.get(extension.rpartition(".")[2].lower())
+        known = SIGNALS.get(extension.rpartition(".")[2])
         return read_recording(self.files[extension], where=path, **{"format": known, **options})
 
     def _extension(self, path: str) -> str:
         base = self.key.rpartition("/")[2]
         for start in (f"{self.key}.", f"{base}.", ""):
-            if path.startswith(start) and path[len(start) :] in self.files:
-                return path[len(start) :]
+            if path.startswith(start) and path[len(start) :].lower() in self.files:
+                return path[len(start) :].lower()
         raise PartError(f"{path} is not a member of the key", path, tuple(f"{base}.{one}" for one in self.files))
 
 

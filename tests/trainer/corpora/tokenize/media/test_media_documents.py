@@ -303,6 +303,39 @@ def test_the_members_of_a_key_in_a_tar_are_one_document(tmp_path):
     assert len(found) == 4
 
 
+def test_whole_numbers_of_a_row_are_whole(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        '{"axis": 1, "long": 1%s, "content": [1, 2.5, 9007199254740993]}\n' % ("0" * 5000)
+    )
+    (unit,) = inputs.units_of([tmp_path / "rows.jsonl"])
+    ((_, _, (content, axis, long)),) = inputs.records(unit, ["content"], ["axis", "long"], None)
+    assert (content, axis, long) == ([1, 2.5, 9007199254740993], 1, float("inf"))
+    assert [type(number) for number in (*content, axis)] == [int, float, int, int]
+
+
+def test_members_of_a_tar_are_known_by_any_suffix_of_their_format_in_any_case(tmp_path):
+    members = {"a.JPG": image(1, kind="JPEG"), "a.TXT": b"one", "b.ppm": image(2, kind="PPM"), "b.txt": b"two"}
+    members |= {"c.tga": image(3, kind="TGA"), "c.csv": b"name,count\nx,1\n", "c.txt": b"three"}
+    found = written(
+        make(tmp_path, [tar(tmp_path / "shard.tar", members)], heldout_fraction=0, group=None, field="text")
+    )
+    assert [len(media) for _, media in found] == [1, 1, 1]
+    assert {data for _, media in found for *_, data in media} == {members["a.JPG"], members["b.ppm"], members["c.tga"]}
+
+
+def test_a_member_twice_and_a_medium_without_a_rule_are_refused(tmp_path):
+    path = tmp_path / "shard.tar"
+    twice = tar(path, {"a.png": image(1), "a.PNG": image(2), "a.txt": b"one"})
+    with pytest.raises(DataError) as error:
+        make(tmp_path, [twice], field="text")
+    assert error.value.where == f"{path}, key a"
+    images = replace(rules(), signal=None)
+    sound = tar(path, {"a.png": image(1), "a.npy": npy(wave(5)), "a.txt": b"one"})
+    with pytest.raises(DataError) as error:
+        make(tmp_path, [sound], field="text", media=images, out=tmp_path / "other")
+    assert error.value.where == f"{path}, key a"
+
+
 @pytest.mark.parametrize("cut", [100, 512 + 512 + 10, -10240, -10240 - 600])
 def test_a_truncated_tar_is_refused(tmp_path, cut):
     path = tar(tmp_path / "shard.tar", {"a.png": image(1), "a.txt": b"one", "b.png": image(2), "b.txt": b"two"})
