@@ -57,12 +57,14 @@ def build_data(
         names = ("mixture", "synthetic", "pairs")
         text = f"data.name={cfg.name} is not a kind of data; use {' or '.join(names)}"
         raise DataError(text, where="data.name", value=cfg.name, allowed=names)
-    from trainer.data.mixture.checks import other_towers, other_vocabulary
+    from trainer.data.mixture.checks import other_towers, other_vocabulary, without_position
     from trainer.data.mixture.stream import open_mixture
 
     directories = source_directories(cfg, progress)
     if model is not None and (faults := [*other_towers(cfg, directories, model)]):
         raise DataError(faults)
+    for unplaced in without_position(directories, model) if model is not None else ():
+        warn(unplaced)
     data = open_mixture(cfg, directories, seed=seed, samples=samples, warn=warn)
     if weights is not None:
         faults, line = other_vocabulary(next(iter(directories.values())), weights)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from parallel.errors import Fault, one_of
 from trainer.data.errors import DataError
-from trainer.data.media.rules import MediaRules
+from trainer.data.media.rules import MediaRules, SignalKind
 from trainer.data.mixture.index import MixtureIndex
+from trainer.data.mixture.signals import most_tokens, widest_patch
 from trainer.data.shards import files as shard_files
 from trainer.data.shards.tokenizer import read_tokenizer
 from trainer.data.shards.windows import Shards
@@ -121,6 +122,30 @@ def other_towers(data: DataConfig, directories: Mapping[str, Path], model: Model
             for tower_key, has, needs in kind.differences(model):
                 text = f"{tower_key}={has}, but data.sources.{name} was tokenized for {needs}"
                 yield Fault(f"{text}; use {needs}, or tokenise it again", tower_key, has, (needs,))
+        signal = kinds.get("time_series")
+        if isinstance(signal, SignalKind) and model.signals is not None:
+            has, needs = model.signals.patch_positions, widest_patch(directory, manifest, signal, model.signals)
+            if needs > has:
+                tower_key = "model.signals.patch_positions"
+                text = f"{tower_key}={has}, but a signal of data.sources.{name} has patches of {needs} steps"
+                remedy = f"use {needs} or more, or tokenise it again with a larger max_tokens of --signal"
+                yield Fault(f"{text}; {remedy}", tower_key, has, f"{needs} or more")
+
+
+def without_position(directories: Mapping[str, Path], model: ModelConfig) -> Iterator[str]:
+    """A line for each source with signals of more tokens than the model's tower has positions."""
+    for name, directory in directories.items():
+        try:
+            manifest = shard_files.read_manifest(directory)
+        except DataError:
+            continue
+        if model.signals is None or not manifest.get("signals"):
+            continue
+        if (most := most_tokens(directory, manifest)) > model.signals.positions:
+            yield (
+                f"data.sources.{name} has signals of up to {most} tokens, but model.signals.positions="
+                f"{model.signals.positions}: later tokens have no position"
+            )
 
 
 def other_vocabulary(corpus: Path, weights: Path) -> tuple[list[Fault], str | None]:

@@ -39,7 +39,7 @@ from trainer.data.media.readers.recording import Recording
 from trainer.data.media.rules import ImageKind, MediaRules
 from trainer.data.media.shards import MediaShards
 from trainer.data.media.signals import SignalRule
-from trainer.data.mixture.checks import other_towers
+from trainer.data.mixture.checks import other_towers, without_position
 from trainer.data.mixture.reader import MixtureReader
 from trainer.data.protocols import Data
 from trainer.data.shards.files import write_manifest
@@ -225,6 +225,27 @@ def test_the_towers_of_a_run_must_be_those_of_its_corpora(data):
         sources = {**data.sources, name: replace(data.sources[name], modality=modality)}
         (fault,) = other_towers(replace(data, sources=sources), directories, model)
         assert (fault.where, fault.value, fault.allowed) == (f"data.sources.{name}.modality", modality, allowed)
+
+
+def test_signals_beyond_the_tables_of_the_tower(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "HAS_WHEEL", False)
+    rows = [[f"wave {n}", {"type": "signal", "rate": 100.0, "values": wave(n, 3000).tolist()}] for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"content": row}) + "\n" for row in rows))
+    source = make(tmp_path, [tmp_path / "rows.jsonl"], heldout_fraction=0, group=None)
+    sources = {"waves": replace(data.sources["figures"], modality="time_series")}
+    model = compose(["recipe=toy", "model=toy_multimodal"]).model
+    model = replace(model, signal_token=ids("<TS_CONTEXT>")[0])
+    needed = 2 * SignalRule(max_tokens=4).stride(3000, 100.0)
+    for patch_positions, faults in (
+        (needed, []),
+        (needed - 2, [("model.signals.patch_positions", f"{needed} or more")]),
+    ):
+        changed = replace(model, signals=replace(model.signals, patch_positions=patch_positions))
+        found = [*other_towers(replace(data, sources=sources), {"waves": source}, changed)]
+        assert [(fault.where, fault.allowed) for fault in found] == faults
+    for positions, lines in ((4, 0), (3, 1)):
+        changed = replace(model, signals=replace(model.signals, positions=positions))
+        assert len([*without_position({"waves": source}, changed)]) == lines
 
 
 def test_a_split_without_a_window_names_its_cause(data, tmp_path, monkeypatch):
