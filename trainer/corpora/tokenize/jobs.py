@@ -1,6 +1,7 @@
 """The two kinds of jobs for worker processes: a unit of the first pass, a shard of the second."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -82,14 +83,15 @@ def run_job(work: Path, job: Job, on_progress: OnUnitProgress) -> Any:
         plan = load_plan(work)
         unit = Unit(**job["unit"])
         found: Any
+        unread = Counter[str]()
         encoder = encoder_of(work, job["at_least"])
         if encoder.rules is None:
             found = documents(unit, plan["field"], plan["origin"])
         else:
             root = None if plan["media_root"] is None else Path(plan["media_root"])
-            found = media_documents(unit, plan["field"], plan["origin"], encoder.rules, root)
+            found = media_documents(unit, plan["field"], plan["origin"], encoder.rules, root, unread)
         try:
-            return spool_unit(work / "spool", job["number"], found, encoder, on_progress)
+            return spool_unit(work / "spool", job["number"], found, encoder, on_progress, unread)
         except UnfitError as error:
             raise unfit(place(unit, error.number), error) from None
     parts = json.loads((work / "spool" / job["parts"]).read_text())

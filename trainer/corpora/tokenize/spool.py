@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,11 +160,12 @@ def spool_unit(
     documents: Iterable[tuple[int, str, Content | Bad]],
     encoder: Encoder,
     on_progress: Callable[[int, int], None] | None = None,
+    unread: Mapping[str, int] | None = None,
 ) -> Facts:
     """Write the parts of a unit and, last, `<unit>.json`; return its content.
 
-    documents: (bytes read so far, origin, content). on_progress: called with the bytes and tokens so far. Raises
-    UnfitError.
+    documents: (bytes read so far, origin, content). on_progress: called with the bytes and tokens so far. unread:
+    counts the members of tars that are not read, by suffix. Raises UnfitError.
     """
     parts: list[Facts] = []
     gathered = {split: _PartWriter(directory / f"{unit:06}-{split}") for split in (TRAIN, HELDOUT)}
@@ -225,6 +226,7 @@ def spool_unit(
     facts = {
         "unit": unit, "documents": rows, "counts": counts, "tokens": tokens, "parts": parts,
         "origins": [lowest, highest], "heldout_below": encoder.heldout_below, "left_out": left_out,
+        "unread": dict(unread or {}),
     }  # fmt: skip
     write_json(directory / f"{unit:06}.json", facts)
     return facts

@@ -31,7 +31,7 @@ from trainer.corpora.tokenize.media.card import write_card
 from trainer.corpora.tokenize.media.documents import PartsDocument
 from trainer.corpora.tokenize.media.documents import texts_of as media_texts
 from trainer.corpora.tokenize.media.options import check_marks
-from trainer.corpora.tokenize.media.spooled import MEDIA_COUNTS
+from trainer.corpora.tokenize.media.spooled import MEDIA_COUNTS, unread_members
 from trainer.corpora.tokenize.resume import LOCK, PLAN, SPOOL
 from trainer.corpora.tokenize.spool import (
     COUNTS,
@@ -155,6 +155,8 @@ def tokenize_source(
             manifest = _describe(work, plan, loaded, spooled, shards)
             if media is not None:
                 write_card(work, manifest)
+                for line in unread_members(spooled):
+                    note(line)
                 if not manifest["records"]:
                     note(f"no document of {name} has one of: {', '.join(media.kinds)}")
             shutil.rmtree(work / SPOOL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,17 +39,18 @@ class PartsDocument:
 
 
 def documents(
-    unit: Unit, field: str, origin: str | None, rules: MediaRules, root: Path | None
+    unit: Unit, field: str, origin: str | None, rules: MediaRules, root: Path | None, unread: Counter[str]
 ) -> Iterator[tuple[int, str, Interleaved | Bad]]:
     """(bytes of the unit read so far, origin, document) for every document of a unit. Raises DataError for a file that
     cannot be read, as `inputs.documents` does.
 
     field: the names of those with the parts, with commas between them; `rules` may name others. root: the directory
-    that paths in parts start from; None: that of the file.
+    that paths in parts start from; None: that of the file. unread: counts the members of tars that are not read, by
+    suffix.
     """
     files = Directory(Path(unit.path).parent if root is None else root)
     try:
-        for read, where, its_origin, parts in _rows(unit, field, origin, files, rules):
+        for read, where, its_origin, parts in _rows(unit, field, origin, files, rules, unread):
             document = parts if isinstance(parts, Bad) else _checked(parts, rules, where)
             if its_origin is None:
                 its_origin = "" if isinstance(document, Bad) else document.origin()
@@ -60,11 +62,11 @@ def documents(
 
 
 def _rows(
-    unit: Unit, field: str, origin: str | None, files: Files, rules: MediaRules
+    unit: Unit, field: str, origin: str | None, files: Files, rules: MediaRules, unread: Counter[str]
 ) -> Iterator[tuple[int, Where, str | None, Any]]:
     """(bytes read so far, place, origin, texts and media or Bad) of each row."""
     if unit.kind == "tar":
-        for read, key, its_origin, found in tars.documents(unit.path, field, origin, tuple(rules.kinds)):
+        for read, key, its_origin, found in tars.documents(unit.path, field, origin, tuple(rules.kinds), unread):
             where: Where = partial(str, key)
             yield (
                 read,
@@ -98,6 +100,6 @@ def _checked(parts: Any, rules: MediaRules, where: Where) -> Interleaved | Bad:
 def texts_of(unit: Unit, field: str, origin: str | None, rules: MediaRules, root: Path | None) -> Iterator[str]:
     """The texts of a unit whose documents have parts. Raises DataError."""
     files = Directory(Path(unit.path).parent if root is None else root)
-    for _, _, _, parts in _rows(unit, field, origin, files, rules):
+    for _, _, _, parts in _rows(unit, field, origin, files, rules, Counter()):
         if not isinstance(parts, Bad):
             yield from (part for part in parts if isinstance(part, str))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ class PartMedia:
         path = self._path.with_suffix(PLACES)
         path.write_bytes(table)
         return {self._path.name: self._writer.close(), path.name: hashlib.sha256(table).hexdigest()}
+
+
+def unread_members(spooled: Sequence[Facts]) -> list[str]:
+    """A line about the members of tars that were not read, if there are any. spooled: the facts of units."""
+    total = sum((Counter(facts.get("unread", {})) for facts in spooled), Counter[str]())
+    named = ", ".join(f"{count:,} .{suffix}" for suffix, count in total.most_common(8))
+    return [f"members of tars that are not read: {named}{', ...' if len(total) > 8 else ''}"] if total else []
 
 
 def gathered(path: Path, ends: Ints, low: int, high: int) -> tuple[Places, Ints]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,23 +31,24 @@ Member = tuple[str, str, bytes, int]  # key, extension, content, bytes of the ta
 
 
 def documents(
-    path: str, field: str, origin: str | None, kinds: tuple[str, ...]
+    path: str, field: str, origin: str | None, kinds: tuple[str, ...], unread: Counter[str]
 ) -> Iterator[tuple[int, str, str | None, Any]]:
     """(bytes read so far, place, origin or None, a list of texts and media or a PartError) of each key.
 
-    kinds: those that the corpus has rules for. Raises DataError for a tar that is truncated or not a tar.
+    kinds: those that the corpus has rules for. unread: counts the members that are not read, by suffix. Raises
+    DataError for a tar that is truncated or not a tar.
     """
     for key, group in groupby(_members(path), key=lambda member: member[0]):
         members = [*group]
         try:
-            found: Any = _document(key, members, field, origin, kinds)
+            found: Any = _document(key, members, field, origin, kinds, unread)
         except PartError as error:
             found = (None, error)
         yield members[-1][3], f"{path}, key {key}", *found
 
 
 def _document(
-    key: str, members: list[Member], field: str, origin: str | None, kinds: tuple[str, ...]
+    key: str, members: list[Member], field: str, origin: str | None, kinds: tuple[str, ...], unread: Counter[str]
 ) -> tuple[str | None, list[str | Medium]]:
     files: dict[str, bytes] = {}
     for _, extension, content, _ in members:
@@ -63,6 +65,8 @@ def _document(
     has_image = any(_kind(extension) == "image" for extension in files)
     tables = BESIDE if has_image or "signal" not in kinds else ()
     named = [(kind, extension) for extension in files if (kind := _kind(extension, tables))]
+    read = {"txt", "json", *(extension for _, extension in named)}
+    unread.update(extension.rpartition(".")[2] for extension in files if extension not in read)
     media = parts_of([[{"type": kind, "path": extension} for kind, extension in named]], inside)
     if "txt" in files:
         try:

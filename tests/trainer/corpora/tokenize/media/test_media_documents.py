@@ -316,9 +316,12 @@ def test_whole_numbers_of_a_row_are_whole(tmp_path):
 def test_members_of_a_tar_are_known_by_any_suffix_of_their_format_in_any_case(tmp_path):
     members = {"a.JPG": image(1, kind="JPEG"), "a.TXT": b"one", "b.ppm": image(2, kind="PPM"), "b.txt": b"two"}
     members |= {"c.tga": image(3, kind="TGA"), "c.csv": b"name,count\nx,1\n", "c.txt": b"three"}
-    found = written(
-        make(tmp_path, [tar(tmp_path / "shard.tar", members)], heldout_fraction=0, group=None, field="text")
-    )
+    members |= {"c.cls": b"3", "b.cls": b"4"}
+    notes: list[str] = []
+    path = tar(tmp_path / "shard.tar", dict(sorted(members.items())))
+    found = written(make(tmp_path, [path], heldout_fraction=0, group=None, field="text", note=notes.append))
+    (note,) = notes
+    assert "2 .cls, 1 .csv" in note
     assert [len(media) for _, media in found] == [1, 1, 1]
     assert {data for _, media in found for *_, data in media} == {members["a.JPG"], members["b.ppm"], members["c.tga"]}
 
@@ -396,7 +399,7 @@ BAD: dict[str, tuple[Any, Any]] = {
     "a video's address": ({"type": "video_url", "video_url": {"url": "a.mp4"}}, "video_url"),
     "type": ({"type": "table"}, "table"),
     "no text": ({"type": "text"}, None),
-    "no object": (3, "float"),
+    "no object": (3, "int"),
     "a video token": ({"type": "text", "text": "<|video_pad|>"}, ids("<|video_pad|>")[0]),
     "placeholder": ({"type": "text", "text": "<IMG_CONTEXT>"}, PAD),
 }
