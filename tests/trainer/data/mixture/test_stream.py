@@ -241,7 +241,7 @@ def test_a_source_with_nothing_held_out_is_reported_at_the_start(tmp_path, monke
     rewrite_manifest(tmp_path / "web", heldout=[])
     with pytest.raises(DataError) as error:
         opened(data)
-    assert (error.value.where, error.value.value) == ("data.seq_len", 32)
+    assert (error.value.where, error.value.value) == ("data.sources.web", 0)
     assert "data.sources.web" in error.value.lines[0]
 
 
