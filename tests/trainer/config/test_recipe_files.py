@@ -69,7 +69,7 @@ def test_two_ways_to_one_recipe_are_no_circle(place):
 
 # the lines after the header, the line at fault, what is offered: the end of the text
 BROKEN = [
-    ("defaults: [nowhere]", 2, "toy_gpu, upcycle_study, vision_contrastive, vision_contrastive_toy or x"),
+    ("defaults: [nowhere]", 2, "upcycle_study, vision_contrastive, vision_contrastive_toy or x"),
     ("defaults: [othr]", 2, "did you mean 'other'?"),
     ("defaults:\n  - override /model: toyy", 3, "did you mean 'toy'?"),
     ("defaults:\n  - override /optimizer: adamw", 3, "did you mean '- override /optim: adamw'?"),
