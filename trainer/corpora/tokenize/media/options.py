@@ -13,6 +13,7 @@ from typing import Any
 from parallel.errors import one_of
 from trainer.config.model import InternViTConfig, ModelConfig, VisionConfig
 from trainer.config.say import did_you_mean
+from trainer.corpora.tokenize.media.processors import rule_of_processor
 from trainer.data.errors import DataError
 from trainer.data.media.images import PatchRule, TileRule
 from trainer.data.media.rules import IMAGE_RULES, ImageKind, MediaRules, SignalKind
@@ -28,12 +29,6 @@ KNOWN = {
 }
 MARKERS = ("before", "token", "after")
 IN_ROWS = ("field", "in_text")
-PREPROCESSOR = "preprocessor_config.json"
-# Its values that the rules have fixed: bicubic, of 255, for both.
-PREPROCESSING = {
-    "resample": 3, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-    "do_convert_rgb": True,
-}  # fmt: skip
 Words = Mapping[str, str]
 
 
@@ -94,7 +89,7 @@ def _images(words: Words, tokenizer: Tokenizer, model: ModelConfig | None, publi
     if model is not None and model.vision is not None:
         rule = _rule(model.vision)
         if published is not None:
-            rule = _with_sizes(rule, published / PREPROCESSOR)
+            rule = rule_of_processor(rule, published)
     name = rest.pop("rule", None)
     if name is not None and name not in IMAGE_RULES:
         allowed = tuple(IMAGE_RULES)
@@ -201,30 +196,3 @@ def _published(directory: Path) -> ModelConfig:
         remedy = "give a directory with the config.json of Intern-S1 or Intern-S1-Pro"
         text = f"--media {path} cannot be read ({error}); {remedy}"
         raise DataError(text, where="--media", value=str(path), allowed=remedy) from error
-
-
-def _with_sizes(rule: PatchRule | TileRule, path: Path) -> PatchRule | TileRule:
-    """The rule with what a preprocessor_config.json says of it. Raises DataError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return rule
-    except (OSError, ValueError) as error:
-        text = f"{path} cannot be read ({error}); repair or remove it"
-        raise DataError(text, where=str(path), allowed="a JSON object") from error
-    size = found.get("size") or {}
-    required: dict[str, Any] = dict(PREPROCESSING)
-    names = {"mean": found.get("image_mean"), "std": found.get("image_std")}
-    if isinstance(rule, TileRule):
-        names |= {"min_tiles": found.get("min_patches"), "max_tiles": found.get("max_patches")}
-        required["size"] = {"height": rule.tile_size, "width": rule.tile_size}
-    else:
-        names |= {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
-        required |= {"patch_size": rule.patch_size, "merge_size": rule.merge, "temporal_patch_size": rule.frames}
-    for key, value in required.items():
-        has = found.get(key)
-        if has is not None and has != value:
-            text = f"{path}: {key} is {json.dumps(has)}, but images are prepared with {json.dumps(value)} alone"
-            raise DataError(text, where=f"{path}, {key}", value=has, allowed=value)
-    given: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in names.items() if v is not None}
-    return dataclasses.replace(rule, **given)

@@ -502,13 +502,14 @@ def test_a_published_directory_gives_its_rules_and_the_sizes_of_its_preprocessor
     model = compose(["recipe=toy", "model=toy_multimodal", f"model.image_token={PAD}"]).model
     monkeypatch.setattr(options, "multimodal_config_from_huggingface", lambda config: model)
     (tmp_path / "config.json").write_text("{}")
-    sizes = {"size": {"shortest_edge": 1024, "longest_edge": 4096}, "image_mean": [0.1, 0.2, 0.3]}
+    sizes = {"size": {"shortest_edge": 1024, "longest_edge": 4096}, "image_mean": [0.1, 0.2, 0.3], "patch_size": 16}
+    sizes |= {"image_std": [0.5, 0.5, 0.5]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(sizes))
     found = media_rules(with_markers(), published=tmp_path, image={"max_pixels": "8192"})
     assert found.image.rule == PatchRule(min_pixels=1024, max_pixels=8192, mean=(0.1, 0.2, 0.3))
     assert found.signal.rule == SignalRule("cut")  # all that published weights know
     assert media_rules(with_markers(), published=tmp_path, signal={"long": "adapt"}).signal.rule == SignalRule()
-    same = {"resample": 3, "rescale_factor": 1 / 255, "do_normalize": True, "merge_size": 2, "patch_size": 16}
+    same = {"resample": 3, "rescale_factor": 1 / 255, "do_normalize": True, "merge_size": 2}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**sizes, **same}))
     assert media_rules(with_markers(), published=tmp_path, image={"max_pixels": "8192"}) == found
     for key, value in (
