@@ -414,3 +414,19 @@ def test_a_missing_package_names_its_extra(monkeypatch, tmp_path, format, packag
     monkeypatch.setitem(sys.modules, package, None)
     error = refused(tmp_path / "a", format=format)
     assert (error.value, error.allowed) == (package, ".[signals]")
+
+
+def test_excerpts_that_follow_each_other_have_every_step_once(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(1000.0))
+    length = 1000 / 128 / 7
+    some = [
+        read_recording(
+            tmp_path / "a.npy", where="a", rate=128, start=round(place * length, 6), seconds=round(length, 6)
+        )
+        for place in range(7)
+    ]
+    equal(read_recording(tmp_path / "a.npy", where="a"), np.concatenate([one.values for one in some]))
+    assert all(one.rate == 128 for one in some)
+    assert refused(tmp_path / "a.npy", start=1.0).allowed == "rate="
+    assert refused(tmp_path / "a.npy", rate=128, start=8.0).value == (8.0, None)
+    assert refused(tmp_path / "a.npy", rate=128, seconds=True).value is True

@@ -14,14 +14,15 @@ type is an image, as `datasets` stores one.
 An image or signal may also be under "path", "url" or "bytes", or an object with one of these.
 A path is relative to the file with the row, or to a directory of choice. `file://` and `data:` URLs are read; others
 would have to be downloaded first, and are refused. Bytes are base64 in JSON. A signal takes the options of
-`read_recording`: format (which bytes need), channels, rate, variable, time and time_axis. Values are [steps] or [steps,
-channels].
+`read_recording`: format (which bytes need), channels, rate, variable, time and time_axis; start and seconds choose an
+excerpt of it. Values are [steps] or [steps, channels].
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from parallel.errors import one_of
 from trainer.config.say import did_you_mean
 from trainer.data.errors import DataError
 from trainer.data.media.readers.read import read_recording
-from trainer.data.media.readers.recording import Recording, check_options, checked, numbered
+from trainer.data.media.readers.recording import Recording, check_options, checked, excerpt, numbered
 from trainer.data.media.rules import MediaRules
 
 T = TypeVar("T")
@@ -47,7 +48,8 @@ KEYS = {
     "signal": ("path", "bytes", "signal", "url", "values"),
 }
 EXTRA = ".[signals]"  # allowed by errors about packages that are not installed
-OPTIONS = ("format", "channels", "rate", "variable", "time", "time_axis")  # of a signal in a file
+OF_EXCERPT = ("start", "seconds")
+OPTIONS = ("format", "channels", "rate", "variable", "time", "time_axis", *OF_EXCERPT)  # of a signal in a file
 OF_VALUES = ("rate", "channels", "units")  # of a signal in the row
 OBJECT = ("bytes", "url", "path")  # keys of an object that has a medium
 SHOWN = 80  # characters of a value in an error
@@ -276,12 +278,25 @@ def _not_empty(data: bytes, what: str) -> bytes:
 
 @dataclass(frozen=True)
 class Directory:
-    """Files below a directory; absolute paths as they are."""
+    """Files below a directory; absolute paths as they are.
+
+    The last recording with excerpts stays in memory, since neighbouring documents usually have the next ones of it.
+    """
 
     root: Path
+    _last: dict[str, Recording] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def image(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
 
     def signal(self, path: str, options: dict[str, Any]) -> Recording:
-        return read_recording(self.root / path, where=_short(path), **options)
+        where, of_whole = _short(path), {key: value for key, value in options.items() if key not in OF_EXCERPT}
+        if of_whole == options:
+            return read_recording(self.root / path, where=where, **options)
+        span = {key: options.get(key) for key in OF_EXCERPT}
+        check_options(where, **span)
+        key = repr((path, sorted(of_whole.items())))
+        if key not in self._last:
+            self._last.clear()
+            self._last[key] = read_recording(self.root / path, where=where, **of_whole)
+        return checked(excerpt(self._last[key], **span, where=where), where)

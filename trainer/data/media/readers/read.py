@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.data.errors import DataError
 from trainer.data.media.readers import arrays, biosignals, edf, sound, tables
-from trainer.data.media.readers.recording import Options, Recording, Source, check_options, checked, chosen
+from trainer.data.media.readers.recording import Options, Recording, Source, check_options, checked, chosen, excerpt
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ def read_recording(
     variable: str | None = None,
     time: str | None = None,
     time_axis: int | None = None,
+    start: float | None = None,
+    seconds: float | None = None,
 ) -> Recording:
     """A recording from a file, or from the bytes of one.
 
@@ -51,13 +53,17 @@ def read_recording(
         where: names the recording in errors. format: one of `FORMATS`; by default the path's suffix decides.
         channels: names of those to read, in this order; all by default. rate: in Hz, instead of the file's own.
         variable: of HDF5, netCDF and NumPy files with several. time: the name of the times, in seconds unless the file
-            says otherwise, of tables and arrays; steps missing between them become NaN. time_axis: of arrays.
+            says otherwise, of tables and arrays; steps missing between them become NaN. time_axis: of arrays. start,
+            seconds: of the excerpt to return, as in `excerpt`; by default all of it.
     Returns: a `Recording` in fp32 or fp64, with NaN for everything that is missing.
     Raises: DataError for a file that cannot be read or is truncated, a library that is not installed, channels of
         several sampling rates, times that are not a grid, an option that the format does not have or of another
-        type, or a rate that is not finite and above 0.
+        type, a rate that is not finite and above 0, or an excerpt that is not inside.
     """
-    check_options(where, format=format, channels=channels, rate=rate, variable=variable, time=time, time_axis=time_axis)
+    check_options(
+        where, format=format, channels=channels, rate=rate, variable=variable, time=time, time_axis=time_axis,
+        start=start, seconds=seconds,
+    )  # fmt: skip
     if isinstance(source, str):
         source = Path(source)
     name = format or _format_of(source, where)
@@ -82,7 +88,8 @@ def read_recording(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{where}: {name} that cannot be read: {reason}", where=where, value=reason) from error
     found = chosen(checked(found, where), channels, where)
-    return found if rate is None else replace(found, rate=rate)
+    found = found if rate is None else replace(found, rate=rate)
+    return checked(excerpt(found, start, seconds, where), where)
 
 
 def _format_of(source: Source, where: str) -> str:

@@ -21,9 +21,10 @@ MOST_CHANNELS = 1024  # of one recording; more are usually the steps
 MOST_VALUES = 1 << 28  # of one recording: 2 GiB in fp64
 
 A_RATE, NAMES, A_NAME, AN_AXIS = "a number above 0", "a list of names", "a name", "a whole number"
+A_TIME = "a number of at least 0"
 OPTION_TYPES = {
     "rate": A_RATE, "channels": NAMES, "units": NAMES, "format": A_NAME, "variable": A_NAME, "time": A_NAME,
-    "time_axis": AN_AXIS,
+    "time_axis": AN_AXIS, "start": A_TIME, "seconds": A_RATE,
 }  # fmt: skip
 
 Source = Path | bytes
@@ -98,8 +99,9 @@ def check_options(where: str, **options: Any) -> None:
     finite and above 0."""
     for key, value in options.items():
         allowed = OPTION_TYPES[key]
-        if allowed == A_RATE:
-            fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        if allowed in (A_RATE, A_TIME):
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            fits = fits and (value > 0 or (value == 0 and allowed == A_TIME))
         elif allowed == NAMES:
             fits = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
         else:
@@ -144,6 +146,34 @@ def chosen(recording: Recording, channels: Sequence[str], where: str) -> Recordi
         channels=tuple(channels),
         units=tuple(recording.units[column] for column in columns),
     )
+
+
+def excerpt(recording: Recording, start: float | None, seconds: float | None, where: str) -> Recording:
+    """The steps from `start`, by default the first, for `seconds`, by default to the last; both are rounded to steps.
+
+    Excerpts that follow each other have every step once. Raises DataError for a recording without a sampling rate, and
+    for an excerpt that is not inside it.
+    """
+    if start is None and seconds is None:
+        return recording
+    if recording.rate is None:
+        raise DataError(
+            f"{where}: an excerpt of a recording whose sampling rate is unknown; give rate=",
+            where=where,
+            allowed="rate=",
+        )
+    first = round((start or 0.0) * recording.rate)
+    last = recording.steps if seconds is None else round(((start or 0.0) + seconds) * recording.rate)
+    if last == recording.steps + 1:  # of times that were rounded
+        last -= 1
+    if not first < last <= recording.steps:
+        length = recording.steps / recording.rate
+        raise DataError(
+            f"{where}: an excerpt from {first / recording.rate:g} s to {last / recording.rate:g} s of a recording of "
+            f"{length:g} s",
+            where=where, value=(start, seconds), allowed=f"inside of {length:g} s",
+        )  # fmt: skip
+    return replace(recording, values=recording.values[first:last])
 
 
 def pick(names: Sequence[str], wanted: Iterable[str], where: str) -> list[int]:

@@ -21,6 +21,7 @@ from tests.trainer.data.media.illustrated import ids, image, make, rows, rules, 
 from trainer.config.compose import compose
 from trainer.corpora.tokenize import inputs, jobs, spool, write
 from trainer.corpora.tokenize.media import options
+from trainer.corpora.tokenize.media import parts as part_reader
 from trainer.corpora.tokenize.media.card import IMAGES, LONG, SIGNALS
 from trainer.corpora.tokenize.media.documents import PartsDocument
 from trainer.corpora.tokenize.media.options import media_rules, read_words
@@ -357,6 +358,27 @@ def npy(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def test_a_document_has_an_excerpt_of_its_recording(tmp_path, monkeypatch):
+    """A recording with several excerpts is read once for the comparison with transformers, and once for the corpus."""
+    np.save(tmp_path / "wave.npy", wave(1))
+    part = {"type": "signal", "path": "wave.npy", "rate": 100, "channels": ["1"]}
+    spans = [{"start": 0}, {"seconds": 0.5}, {"start": 0.505, "seconds": 2}, {"start": 2.5}]
+    lines = [json.dumps({"content": [TEXT, {**part, **span}]}) for span in spans]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    reads, read = [], part_reader.read_recording
+    monkeypatch.setattr(
+        part_reader, "read_recording", lambda *given, **more: (reads.append(given), read(*given, **more))[1]
+    )
+    found = written(make(tmp_path, [tmp_path / "rows.jsonl"], heldout_fraction=0, group=None))
+    some = (Recording.from_bytes(data, where="a") for _, media in found for *_, data in media)
+    values = sorted(some, key=lambda one: (one.steps, -one.values[0, 0]))
+    expected = [wave(1)[first:last, 1:] for first, last in ((0, 50), (250, 300), (50, 250), (0, 300))]
+    for one, wanted in zip(values, expected, strict=True):
+        assert (one.rate, one.channels) == (100.0, ("1",))
+        np.testing.assert_allclose(one.values, wanted, rtol=1e-6)
+    assert len(reads) == 2
+
+
 ROW = {"type": "signal", "values": [1.0, 2.0]}
 NPY = {"type": "signal", "bytes": base64.b64encode(npy(wave(1))).decode(), "format": "numpy"}
 # name -> a part that cannot be used, and the value that the error names
@@ -394,6 +416,11 @@ BAD: dict[str, tuple[Any, Any]] = {
     "an array": ({"type": "signal", "signal": {"path": "a.npy", "sampling_rate": 250}}, "sampling_rate"),
     "true rate": ({"type": "signal", "path": "wave.npy", "rate": True}, True),
     "rate of a file": ({"type": "signal", "path": "wave.npy", "rate": -5}, -5.0),
+    "before": ({"type": "signal", "path": "wave.npy", "rate": 5, "start": -1}, -1.0),
+    "behind": ({"type": "signal", "path": "wave.npy", "rate": 5, "start": 59, "seconds": 2}, (59.0, 2.0)),
+    "no length": ({"type": "signal", "path": "wave.npy", "rate": 5, "seconds": 0}, 0.0),
+    "no rate": ({"type": "signal", "path": "wave.npy", "seconds": 1}, None),
+    "of values": ({**ROW, "seconds": 1}, "seconds"),
     "base64 as a path": ({"type": "image", "image": "A" * 10_000}, "A" * 80 + "..."),
     "video": ({"type": "video", "video": "a.mp4"}, "video"),
     "a video's address": ({"type": "video_url", "video_url": {"url": "a.mp4"}}, "video_url"),
