@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.configurations import read_configuration
-from launch.paths import check_all, must_exist, must_not_exist
+from launch.paths import check_all, must_exist, must_not_exist, only_with
 from launch.progress import ProgressDisplay
-from parallel.errors import one_of
+from parallel.errors import Fault, one_of
 from trainer.config.command_line import Parser, choice, number, whole_number
 from trainer.config.errors import CommandError
 from trainer.config.say import counted
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trainer.data.media.rules import MediaRules
 
 NAMED = 5  # files of a kind that are not read
+HELDOUT_SHARE = 0.001
 COUNTED = {
     "documents_without_tokens": "texts without a token left out",
     "unknown_tokens": "tokens stand for unknown text",
@@ -71,6 +72,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         if options.domain not in (None, domain):
             text = f"--domain={options.domain}: {name} is a {domain} source in {options.mixture}; leave the option out"
             raise CommandError(text, where="--domain", value=options.domain, allowed=(domain,))
+    heldout_origins = _heldout_origins(options)
     ways = ("--media", "--image", "--signal")
     if model is None and not (options.media or options.image or options.signal):
         for option, given in (("--media-root", options.media_root), ("--bad-media", options.bad_media == "skip")):
@@ -80,7 +82,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     if domain is None:
         remedy = "give the --mixture that contains this source, or a --domain for a source without prefixes"
         raise CommandError(f"octavo tokenize: {remedy}", where="--mixture", allowed=remedy)
-    return partial(_work, options, name, domain, prefixes, group, model)
+    return partial(_work, options, name, domain, prefixes, group, model, heldout_origins)
 
 
 def _work(
@@ -90,6 +92,7 @@ def _work(
     prefixes: dict[str, list[str]],
     group: str | None,
     model: ModelConfig | None,
+    heldout_origins: Sequence[str],
 ) -> int:
     from trainer.corpora.tokenize.built import built_dataset
     from trainer.corpora.tokenize.inputs import SUFFIXES, TAR, find_files
@@ -123,6 +126,7 @@ def _work(
                 group=group,
                 prefixes=prefixes,
                 heldout_fraction=options.heldout,
+                heldout_origins=heldout_origins,
                 shard_tokens=options.shard_tokens,
                 seed=options.seed,
                 workers=options.workers,
@@ -158,6 +162,31 @@ def _work(
         found = " and ".join(counted(manifest[f"{kind}s"], kind) for kind in media.kinds)
         print(f"{found} in {manifest['media_tokens']:,} tokens")
     return 0
+
+
+def _heldout_origins(options: argparse.Namespace) -> list[str]:
+    """The lines of `--heldout-origins`, in whose presence no share is held out. Raises `CommandError`."""
+    name = options.heldout_origins
+    if name is None:
+        options.heldout = HELDOUT_SHARE if options.heldout is None else options.heldout
+        return []
+    if options.origin is None or options.heldout is not None:
+        fault = only_with("--heldout-origins", name, "--origin")
+        if options.heldout is not None:
+            remedy = "give one of them"
+            text = f"--heldout={options.heldout} and --heldout-origins={name}: {remedy}"
+            fault = Fault(text, "--heldout", options.heldout, remedy)
+        raise CommandError([fault])
+    options.heldout = 0.0
+    must_exist(name, "give a file with one origin a line")
+    try:
+        origins = [line for line in Path(name).read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        text = f"{name} cannot be read ({error}); give a file with one origin a line"
+        raise CommandError(text, where=name, value=str(error), allowed="a text file") from None
+    if not origins:
+        raise CommandError(f"{name} has no origin; give one a line", where=name, value=0, allowed="one origin a line")
+    return origins
 
 
 def _media_rules(options: argparse.Namespace, model: ModelConfig | None) -> MediaRules | None:
@@ -262,10 +291,14 @@ def _options(parser: Parser) -> None:
     add(
         "--heldout",
         type=number(lambda share: 0 <= share < 1, "a share of at least 0 and below 1"),
-        default=0.001,
         metavar="SHARE",
         help="fraction of documents to hold out from training; at least one of several is held out, unless SHARE is 0 "
-        "(default: 0.001)",
+        f"(default: {HELDOUT_SHARE})",
+    )
+    add(
+        "--heldout-origins",
+        metavar="FILE",
+        help="hold out the documents of these origins instead, one a line, such as the patients of a test set",
     )
     add(
         "--shard-tokens",

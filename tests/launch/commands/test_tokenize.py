@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,19 @@ SOURCES = ("science_text", "structured_science", "general_web", "code", "mathema
         (["--domain", "general", "--media", "none"], "none", None, "give an existing directory"),
         (["--domain", "general", "--template", "none"], "--template", "none", ("keep", "omit")),
         (["--domain", "general", "--heldout", "1"], "--heldout", "1", "a share of at least 0 and below 1"),
+        (["--domain", "general", "--heldout-origins", "list"], "--heldout-origins", "list", "--origin"),
+        (
+            ["--domain", "general", "--origin", "id", "--heldout", "0.5", "--heldout-origins", "list"],
+            "--heldout",
+            0.5,
+            "give one of them",
+        ),
+        (
+            ["--domain", "general", "--origin", "id", "--heldout-origins", "none"],
+            "none",
+            None,
+            "give a file with one origin a line",
+        ),
         (["--domain", "general", "--config-dir", "."], "--config-dir", ["."], "--mixture RECIPE"),
         (["--mixture", "recipe=toy data=synthetic"], "--name", "notes", ()),
         (["--mixture", "recipe=cpt_6t"], "--name", "notes", SOURCES),
@@ -128,6 +142,26 @@ def test_wrong_words_are_refused(words, more, where, value, allowed):
     base = words[: words.index("--workers")] if "--workers" in more else words
     fault = refused(*base, *more)
     assert (fault.where, fault.value, fault.allowed) == (where, value, allowed)
+
+
+def test_listed_origins_are_held_out_and_no_others(words, tmp_path, capsys):
+    rows = [{"text": text, "patient": f"patient {number % 7}"} for number, text in enumerate(texts())]
+    Path(words[2]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "list").write_text("patient 2\n\npatient 5\npatient 99\n")
+    given = [*words, "--domain", "science", "--origin", "patient", "--heldout-origins", str(tmp_path / "list")]
+    assert main(given) == 0
+    opened = Shards(tmp_path / "notes"), Shards(tmp_path / "notes", "heldout")
+    counts = [sum(row["patient"][-1] in some for row in rows) for some in ("01346", "25")]
+    assert [shards.num_documents for shards in opened] == counts
+
+    words[1] = str(tmp_path / "none")
+    (tmp_path / "list").write_text("patient 99\n")
+    capsys.readouterr()
+    assert main([words[0], words[1], *given[2:]]) == 1
+    error_line(capsys.readouterr().err, "patient 99")
+    assert not Path(words[1]).exists()
+    (tmp_path / "list").write_text("\n")
+    assert refused(*words, "--domain", "science", "--origin", "p", *given[-2:]).where == str(tmp_path / "list")
 
 
 def test_all_that_is_missing_is_named_before_anything_starts(words, tmp_path):

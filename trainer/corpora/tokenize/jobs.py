@@ -50,8 +50,9 @@ def _encoder(plan_text: str, work: Path, at_least: int) -> Encoder:
     rules = MediaRules.from_json(plan["media"]) if "media" in plan else None
     skip = plan.get("bad_media") == "skip"
     return Encoder(
-        tokenizer, dtype, plan["name"], plan["seed"], fraction, prefixes, group, at_least, after, rules, skip
-    )
+        tokenizer, dtype, plan["name"], plan["seed"], fraction, prefixes, group, at_least, after, rules, skip,
+        plan.get("heldout_origins", ()),
+    )  # fmt: skip
 
 
 def contents_of(

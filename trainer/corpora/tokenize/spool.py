@@ -81,12 +81,15 @@ class Encoder:
     after: tuple[int, ...] = ()  # ids between a text and the end token
     rules: MediaRules | None = None
     skip: bool = False  # leave out documents with bad media, and count them
+    heldout_origins: Sequence[str] = ()  # held out whatever their hashes
     heldout_below: int = field(init=False)
+    heldout: frozenset[int] = field(init=False)  # hashes of `heldout_origins`
     losses: Losses = field(init=False)
     refused: dict[int, str] = field(init=False)  # tokens that texts beside media may not give
 
     def __post_init__(self) -> None:
         self.heldout_below = max(self.at_least, min(round(self.heldout_fraction * 2**64), 2**64 - 1))
+        self.heldout = frozenset(self.hash_of(origin) for origin in self.heldout_origins)
         self.losses = Losses(self.tokenizer)
         videos = {self.tokenizer.id_of(name): "videos, which are not supported" for name in VIDEO_TOKENS}
         self.refused = {token: what for token, what in videos.items() if token is not None}
@@ -151,7 +154,15 @@ class Encoder:
             before = [list(self.prefixes.ids[self.group][choice]) for choice in chosen.tolist()]
         end = [*self.after, self.tokenizer.eos_id]
         for key, start, (origin, ids) in zip(keys, before, documents, strict=True):
-            yield text_key("heldout", str(self.seed), origin), key, [*start, *ids, *end]
+            yield self.hash_of(origin), key, [*start, *ids, *end]
+
+    def hash_of(self, origin: str) -> int:
+        """The 64-bit hash that decides the split of an origin."""
+        return text_key("heldout", str(self.seed), origin)
+
+    def split_of(self, of_origin: int) -> str:
+        """The split of an origin, by its hash."""
+        return HELDOUT if of_origin < self.heldout_below or of_origin in self.heldout else TRAIN
 
 
 def spool_unit(
@@ -192,7 +203,7 @@ def spool_unit(
                 counts["documents_without_tokens"] += 1
                 continue
             lowest, highest = min(lowest, of_origin), max(highest, of_origin)
-            split = HELDOUT if of_origin < encoder.heldout_below else TRAIN
+            split = encoder.split_of(of_origin)
             part = gathered[split]
             counts["signal_steps_left_out"] += sum(medium.left_out for medium in item[1])
             before = len(ids) - len(own) - len(encoder.after) - 1
@@ -230,6 +241,22 @@ def spool_unit(
     }  # fmt: skip
     write_json(directory / f"{unit:06}.json", facts)
     return facts
+
+
+def lacks_heldout(spooled: Sequence[Facts]) -> int:
+    """One more than the lowest hash of an origin if the fraction holds out none of several origins, so that this one is
+    held out; else 0. The result is stable until every unit with that origin is redone."""
+    lowest, highest = (pick(facts["origins"][end] for facts in spooled) for end, pick in ((0, min), (1, max)))
+    fraction = min(facts["heldout_below"] for facts in spooled)
+    return lowest + 1 if 0 < fraction <= lowest < highest else 0
+
+
+def check_heldout(spooled: Sequence[Facts], origins: Sequence[str]) -> None:
+    """Raise DataError if documents of some of these origins were to be held out, and there are none."""
+    if origins and not any(part["split"] == HELDOUT for facts in spooled for part in facts["parts"]):
+        remedy = "give origins as the field of --origin has them"
+        text = f"no document has one of the {len(origins)} origins to hold out, first {origins[0]!r}; {remedy}"
+        raise DataError(text, where="--heldout-origins", value=origins[0], allowed=remedy)
 
 
 class _PartWriter:

@@ -38,7 +38,9 @@ from trainer.corpora.tokenize.spool import (
     HELDOUT,
     TRAIN,
     UnfitError,
+    check_heldout,
     finished_unit,
+    lacks_heldout,
     spool_unit,
     write_json,
 )
@@ -74,6 +76,7 @@ def tokenize_source(
     group: str | None = None,
     prefixes: dict[str, list[str]] | None = None,
     heldout_fraction: float = 0.001,
+    heldout_origins: Sequence[str] = (),
     shard_tokens: int = 1 << 28,
     seed: int = 0,
     workers: int = 1,
@@ -93,13 +96,13 @@ def tokenize_source(
     documents: files (see `inputs.find_files`), or documents in memory, which this process tokenizes itself. tokenizer:
     a tokenizer.json. prefixes: all groups of the mixture, so that conflicts are found here; each document gets one of
     the paraphrases of `group`. heldout_fraction: share of the documents to hold out, by a hash of their origin or text;
-    with two or more origins at least one is held out, unless it is 0. field, origin: the names of the fields or columns
-    with the text and with its origin (None: each text is its own origin). workers: processes; 0 does everything in this
-    one. special_text: what becomes of text that spells a special token (see `Tokenizer`). template: keep or omit the
-    ids that the tokenizer puts around a text. media: how images and signals become tokens; documents are then lists of
-    parts (`media.parts`), whose paths start from `media_root` or the file's directory. bad_media:
-    fail at the first document whose media cannot be used, or leave it out and list it in `left_out.jsonl`. note: called
-    with a line that the user should see.
+    with two or more origins at least one is held out, unless it is 0. heldout_origins: held out as well. field, origin:
+    the names of the fields or columns with the text and with its origin (None: each text is its own origin). workers:
+    processes; 0 does everything in this one. special_text: what becomes of text that spells a special token (see
+    `Tokenizer`). template: keep or omit the ids that the tokenizer puts around a text. media: how images and signals
+    become tokens; documents are then lists of parts (`media.parts`), whose paths start from `media_root` or the file's
+    directory. bad_media: fail at the first document whose media cannot be used, or leave it out and list it in
+    `left_out.jsonl`. note: called with a line that the user should see.
 
     The work is in `<out>.tmp` until it is complete. Started again with the same arguments after any interruption, it
     resumes from the finished units and shards, with the same result byte for byte. Raises DataError.
@@ -132,6 +135,8 @@ def tokenize_source(
                 check_marks(media, loaded)
                 root = None if media_root is None else str(media_root.resolve())
                 plan |= {"media": media.to_json(), "media_root": root, "bad_media": bad_media}
+            if heldout_origins:
+                plan["heldout_origins"] = sorted({*heldout_origins})
             resume.start_or_resume(work, plan)
             if in_memory:  # these documents may have changed since an earlier start
                 shutil.rmtree(work / SPOOL, ignore_errors=True)
@@ -142,15 +147,16 @@ def tokenize_source(
                 each = jobs.contents_of(documents, media, media_root)
                 try:
                     spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work))]
-                    if at_least := _lacks_heldout(spooled):
+                    if at_least := lacks_heldout(spooled):
                         spooled = [spool_unit(work / SPOOL, 0, each, jobs.encoder_of(work, at_least))]
                 except UnfitError as error:
                     raise jobs.unfit(f"{each[error.number][1]} (document {error.number + 1})", error) from None
             else:
                 _check_space(work, sum(unit.text_bytes for unit in units) // CHARS_PER_TOKEN, plan, copies=2)
                 spooled = _first_pass(work, units, pool, progress)
-                if at_least := _lacks_heldout(spooled):
+                if at_least := lacks_heldout(spooled):
                     spooled = _first_pass(work, units, pool, progress, at_least)
+            check_heldout(spooled, heldout_origins)
             shards = _second_pass(work, spooled, plan, pool, progress)
             manifest = _describe(work, plan, loaded, spooled, shards)
             if media is not None:
@@ -256,14 +262,6 @@ def _check_space(work: Path, tokens: int, plan: Facts, copies: int) -> None:
             value=free,
             allowed=f"at least {needed} bytes of free space",
         )
-
-
-def _lacks_heldout(spooled: Sequence[Facts]) -> int:
-    """One more than the lowest hash of an origin if the fraction holds out none of several origins, so that this one is
-    held out; else 0. The result is stable until every unit with that origin is redone."""
-    lowest, highest = (pick(facts["origins"][end] for facts in spooled) for end, pick in ((0, min), (1, max)))
-    fraction = min(facts["heldout_below"] for facts in spooled)
-    return lowest + 1 if 0 < fraction <= lowest < highest else 0
 
 
 def _first_pass(
