@@ -18,7 +18,7 @@ from parallel.layout import Place
 from parallel.sharding.local import local_part, local_region
 from parallel.world import World
 from tests.trainer.model.tiny import relative
-from tests.trainer.stages.media import IMAGE, SIGNAL, SIGNALS, VISION, place_media
+from tests.trainer.stages.media import IMAGE, SIGNAL, SIGNALS, TILES, VISION, place_media
 from tests.trainer.tiny_run import tiny_config
 from trainer.config.checks.parallel import check
 from trainer.config.keys import Config, ParallelConfig
@@ -42,6 +42,7 @@ MODEL: dict[str, Any] = {
     "max_position": 64, "init_std": 0.2, "balance_coef": 0.02, "z_loss_coef": 1e-2,
 }  # fmt: skip
 TOWERS: dict[str, Any] = {"vision": VISION, "image_token": IMAGE, "signals": SIGNALS, "signal_token": SIGNAL}
+TILE_TOWER: dict[str, Any] = {"vision": TILES, "image_token": IMAGE}
 SEQ_LEN = 13  # or 12, where ranks share sequences
 GLOBAL_MICRO = 4  # sequences of one micro-batch over all ranks, where no more than four read samples
 CLIP = 0.05  # far below the gradient's norm
@@ -87,7 +88,8 @@ class Case(NamedTuple):
     optim: str = "sgd"
     offload: bool = False
     kept: str = "exact"
-    towers: bool = False
+    towers: bool = False  # with unequal images and signals
+    tiles: bool = False  # the tower of Intern-S1 instead of those of Intern-S1-Pro
     parts: tuple[tuple[str, str, Any], ...] = ()  # part, key and value of optim.parts
     reduce_every: str = "auto"
 
@@ -107,7 +109,7 @@ class Case(NamedTuple):
             "unused",
             model=MODEL
             | {"num_layers": self.layers, "router_gradient": self.gradient, "router_groups": layout.groups}
-            | (TOWERS if self.towers else {}),
+            | ((TILE_TOWER if self.tiles else TOWERS) if self.towers else {}),
             objective=self.objective,
             recompute=self.recompute,
             offload_activations=self.offload,
@@ -176,7 +178,7 @@ def step_batches(case: Case, place: Place, step: int = 0) -> list[Batch]:
             for parts in zip(*map(sequence, range(first, first + micro)), strict=True)
         )
         if case.towers:
-            media = place_media(tokens, starts, prefix, range(first, first + micro))
+            media = place_media(tokens, starts, prefix, range(first, first + micro), tiles=case.tiles)
         batch = make_batch(Windows(tokens, starts, prefix), range(first, first + micro))
         if case.towers:
             batch = placed(replace(batch, media=media), case.config().model)

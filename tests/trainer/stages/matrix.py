@@ -60,9 +60,10 @@ OPTIONS = {
     "dispatch": ("all_gather", "all_to_all"),
     "recompute": ("none", "selective", "full", "attention", "experts"),
     "kind": ("next_token", "contrastive", "fp8_reference"),
-    "towers": (False, True),  # with unequal images and signals
+    "towers": ("none", "native", "tiles"),  # those of Intern-S1-Pro or of Intern-S1, with unequal images and signals
 }
 
+TOWERS = ("native", "tiles")
 BLOCKS = ("none", "selective", "full")  # whole blocks: the whole product has every combination
 HALVES = ("attention", "experts")  # it has each pair of these with another option
 
@@ -72,9 +73,9 @@ NEAR = 1e-3
 CASES_A_CALL = 8  # of `on_ranks`: each has process groups of its own
 
 
-def product_of_options(layouts: Sequence[Layout] = LAYOUTS, recompute: Sequence[str] = ()) -> list[Choice]:
-    """recompute: its values; all if empty."""
-    return allowed_choices(OPTIONS | {"layout": layouts} | ({"recompute": recompute} if recompute else {}), runs)
+def product_of_options(layouts: Sequence[Layout] = LAYOUTS, **values: Sequence[str]) -> list[Choice]:
+    """values: those of some options; the others have all of theirs."""
+    return allowed_choices(OPTIONS | {"layout": layouts} | values, runs)
 
 
 def pairs_of_options() -> list[Choice]:
@@ -84,9 +85,10 @@ def pairs_of_options() -> list[Choice]:
 
 # The whole product, in parts.
 SETS: dict[str, Callable[[], list[Choice]]] = {
-    "blocks": lambda: product_of_options(recompute=BLOCKS),
+    "blocks": lambda: product_of_options(recompute=BLOCKS, towers=("none",)),
     "halves": lambda: cover(product_of_options(recompute=HALVES), pairs_of),
     "kinds": lambda: cover(product_of_options(OTHER_KIND), pairs_of),
+    "towers": lambda: cover(product_of_options(LAYOUTS + OTHER_KIND[:5], towers=TOWERS), pairs_of),
     "replicas": lambda: cover(product_of_options(REPLICATED), pairs_of),
 }
 
@@ -96,7 +98,7 @@ def runs(choice: Choice) -> bool:
     layout, (schedule, per_rank) = choice["layout"], choice["schedule"]
     if layout.pp == 1 and choice["schedule"] != SCHEDULES[0]:
         return False  # there is nothing to schedule
-    if choice["towers"] and choice["kind"] == "contrastive":
+    if choice["towers"] != "none" and choice["kind"] == "contrastive":
         return False  # media would have one token in several documents, so that pairs may be equally near
     if layout.cp > 1 and choice["kind"] == "contrastive":
         return False  # refused
@@ -124,7 +126,8 @@ def case_of(choice: Choice) -> Case:
         choice["recompute"],
         objective="contrastive" if kind == "contrastive" else "next_token",
         experts="fp8_reference" if kind == "fp8_reference" else "fp32",
-        towers=choice["towers"],
+        towers=choice["towers"] != "none",
+        tiles=choice["towers"] == "tiles",
         layers=stages + 1,  # uneven
         micro_batches=micro_batches,
         seq_len=SEQ_LEN if layout.cp == 1 else 12,

@@ -3,11 +3,14 @@ more on two cores. docs/pipeline.md has the largest numbers of each layout.
 
     make test-layouts
     make test-layouts ARGS="--sets halves,kinds"
+    make test-layouts ARGS="--sets towers --part 2/4"
     make test-layouts ARGS=--pairs
 
---sets: parts of the whole. blocks: the whole product of layouts and options, but for recomputing half a block. halves:
-each pair of these and another option. kinds: layouts of context parallelism with the other kind, each pair of options.
-replicas: more layouts on 12 and 16 ranks, each pair.
+--sets: parts of the whole. blocks: the whole product of layouts and options, but for recomputing half a block and
+without towers. halves: each pair of these and another option. kinds: layouts of context parallelism with the other
+kind, each pair of options. towers: up to 8 ranks, each pair of options, with images and signals in all steps. replicas:
+more layouts on 12 and 16 ranks, each pair.
+--part: the second of four parts of these steps.
 --pairs: each pair of two options once. It fails if it takes more CPU-seconds than two cores have in three minutes.
 """
 
@@ -31,11 +34,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", action="store_true", help="each pair of two options once")
     parser.add_argument("--sets", default=",".join(SETS), help="parts of the whole (default: all)")
+    parser.add_argument("--part", default="1/1", help="such as 2/4: the second of four parts (default: all)")
     options = parser.parse_args()
+    part, parts = (int(number) for number in options.part.split("/"))
     if unknown := [name for name in options.sets.split(",") if name not in SETS]:
         parser.error(f"--sets={','.join(unknown)}; use {', '.join(SETS)}")
     choices = chain.from_iterable(SETS[name]() for name in options.sets.split(","))
-    cases, found, wrong = [*map(case_of, pairs_of_options() if options.pairs else choices)], [], []
+    cases = [*map(case_of, pairs_of_options() if options.pairs else choices)]
+    cases.sort(key=lambda case: case.layout)  # so that a part has all steps of most of its layouts
+    cases = cases[len(cases) * (part - 1) // parts : len(cases) * part // parts]
+    found: list[tuple[Case, Errors]] = []
+    wrong: list[str] = []
     start = time.monotonic()
     for alike in calls(cases):
         try:
