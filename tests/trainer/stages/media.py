@@ -28,9 +28,7 @@ SIGNALS = TimeSeriesConfig(
 )  # fmt: skip
 
 
-def place_media(
-    tokens: Any, starts: Any, unsupervised: Any, numbers: Sequence[int], *, tiles: bool = False
-) -> Media:
+def place_media(tokens: Any, starts: Any, unsupervised: Any, numbers: Sequence[int], *, tiles: bool = False) -> Media:
     """Write placeholders into sequences, and return their media: an image of one token or two at the sixth place of
     every sixth sequence, a signal or two in every eighth. One micro-batch in six has neither. tiles: a tile for each
     token of an image, and no signals."""
