@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.progress import ProgressDisplay
 from parallel.errors import UserError
 from trainer.checkpoint.errors import CheckpointError
+from trainer.config.coerce import to_dict
 from trainer.config.command_line import Parser
 from trainer.config.errors import CommandError, report
 from trainer.config.model import ModelConfig
@@ -21,9 +22,10 @@ from trainer.storage.progress import Progress
 from trainer.weights.beside.readers import readers
 from trainer.weights.beside.side_files import TOKENIZERS, side_files
 from trainer.weights.hf_config import FUNCTION
-from trainer.weights.hf_files import CONFIG, open_directory
+from trainer.weights.hf_files import CONFIG, HuggingFaceError, open_directory
 from trainer.weights.hf_survey import SourceModel, part_of, quantization, survey_directory
 from trainer.weights.opened import locate, open_checkpoint
+from trainer.weights.towers.config import multimodal_config_from_huggingface
 
 UNCOUNTED = ("FP8 scales", "optimizer", "generators")  # not parameters
 ORDER = (
@@ -94,7 +96,7 @@ def _huggingface(source: SourceModel) -> bool:
         for name, tensor in directory.tensors.items()
     ]
     _print_table(entries)
-    _print_model(source.model)
+    _print_model(_with_towers(source))
     spelling = "experts stacked" if any("gate_up_proj" in piece.name for piece in source.pieces) else "experts apart"
     print(f"names       {source.prefix}*, {spelling}")
     if quantised := quantization(directory):
@@ -189,6 +191,19 @@ def _print_model(model: ModelConfig) -> None:
     )
     keys: Sequence[str] = [f.name for f in fields(model) if f.name in (*FUNCTION, "max_position")]
     print("model       " + " ".join(f"model.{key}={show(getattr(model, key))}" for key in keys))
+    towers = {"model.image_token": model.image_token, "model.signal_token": model.signal_token}
+    for name, tower in (("vision", model.vision), ("signals", model.signals)):
+        towers |= {f"model.{name}.{key}": value for key, value in (to_dict(tower) if tower else {}).items()}
+    if words := [f"{key}={show(value)}" for key, value in towers.items() if value is not None]:
+        print("towers      " + " ".join(words))
+
+
+def _with_towers(source: SourceModel) -> ModelConfig:
+    """The model of a directory with its towers, or without where it has none, or others than ours."""
+    try:
+        return multimodal_config_from_huggingface(source.directory.config)
+    except HuggingFaceError:
+        return source.model
 
 
 def _print_list(what: str, lines: Sequence[str]) -> None:

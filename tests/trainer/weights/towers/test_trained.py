@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from launch.cli import main
 from parallel.world import World
 from tests.distributed.pool import on_ranks
-from tests.trainer.model.tiny import relative
 from tests.trainer.stages.media import IMAGE, SIGNAL, SIGNALS, VISION
 from tests.trainer.tiny_run import steps, tiny_config
 from tests.trainer.weights.exports import config, loaded
+from tests.trainer.weights.towers.outside import assert_others_compute_the_same
 from trainer.config.compose import compose
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
@@ -82,34 +82,11 @@ def test_towers_of_a_checkpoint_are_trained_and_exported_under_their_names(tmp_p
     assert all(torch.equal(tensor, written[key].float()) for key, tensor in published_tensors(model))
     again = replace(cfg.model, expert_backend=model.cfg.expert_backend)
     assert multimodal_config_from_huggingface(described) == again
-    if name == "interns1":
-        assert_transformers_computes_the_same(
-            model, tmp_path / "out", load_file(reference / "tiny" / name / "ref.safetensors")
-        )
+    assert_others_compute_the_same(tmp_path / "out", load_file(reference / "tiny" / name / "ref.safetensors"))
 
 
 def cfg_section(directory: Path, name: str) -> object:
     return json.loads((directory / "config.json").read_text())[name]
-
-
-def assert_transformers_computes_the_same(model: torch.nn.Module, out: Path, stored: dict[str, Tensor]) -> None:
-    """transformers reads Intern-S1 as an InternVL around a Qwen3-MoE."""
-    from transformers import InternVLConfig, InternVLForConditionalGeneration
-
-    described = json.loads((out / "config.json").read_text())
-    described |= {
-        "model_type": "internvl",
-        "architectures": ["InternVLForConditionalGeneration"],
-        "vision_config": described["vision_config"] | {"model_type": "internvl_vision"},
-    }
-    theirs = InternVLForConditionalGeneration.from_pretrained(
-        out, config=InternVLConfig(**described, attn_implementation="eager"), dtype=torch.float32
-    )
-    ids, tiles = stored["input_ids"], stored["pixel_values"]
-    with torch.no_grad():
-        expected = theirs(input_ids=ids, pixel_values=tiles).logits
-        found = model.logits(model(ids, images=tiles).hidden)
-    assert relative(found, expected) <= 1e-5
 
 
 def test_random_towers_are_exported_and_read_again(tmp_path):
@@ -153,3 +130,14 @@ def test_synthetic_windows_too_short_for_a_tile_are_refused():
     with pytest.raises(DataError) as refused:
         with_media(data, model, 1023, 1)
     assert (refused.value.where, refused.value.value) == ("data.seq_len", 1023)
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("interns1", "intern_s1"), ("interns1_pro", "intern_s1_pro")])
+def test_inspect_prints_the_towers_as_overrides(reference, capsys, name, recipe):
+    source = reference / "tiny" / name
+    assert main(["inspect", str(source)]) == 0
+    words = [word for word in capsys.readouterr().out.split() if word.startswith("model.") and "=" in word]
+    model = compose(["recipe=toy", f"model={recipe}", "data=synthetic", "data.seq_len=64", *words]).model
+    published = multimodal_config_from_huggingface(open_directory(source).config)
+    towers = ("vision", "image_token", "signals", "signal_token")
+    assert [getattr(model, key) for key in towers] == [getattr(published, key) for key in towers]
