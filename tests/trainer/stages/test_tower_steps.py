@@ -76,7 +76,7 @@ def merges(name: str) -> bool:
 
 
 def evaluations(cases: Sequence[Case]) -> list[Any]:
-    """Of held-out windows with media, before and after a step."""
+    """Losses of held-out windows with media, before and after a step."""
     found = []
     for case in cases:
         parts, world = build_parts(case)

@@ -44,7 +44,7 @@ def test_the_reader_of_pro_gives_the_published_logits(reference):
 
 
 def octavo(*words: str) -> str:
-    """What the command printed."""
+    """Run a command, and return the text that it printed."""
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "launch.cli", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
