@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ACTIONS = ("check", "index", "show", "stats")
 OF_PAIRS = {"check": pairs.check, "index": pairs.index}
+WITH_PAIRS = "vision_contrastive_toy"  # a recipe with an index
 COSTED_SAMPLES, COSTED_AT_ONCE = 4096, 64  # samples whose attention is measured
 MAX_DIGITS = 18  # of a sample's number, which is an int64
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -60,7 +61,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     numbers = _sample_words(given) if action == "show" else []
     recipe = [word for word in given if word not in numbers]
     if not recipe or (action == "show") != (len(numbers) == 1):
-        example = f"octavo data {action} toy" + (" 17" if action == "show" else "")
+        example = f"octavo data {action} {WITH_PAIRS if action == 'index' else 'toy'}" + " 17" * (action == "show")
         needed = "a recipe and a sample index" if action == "show" else "a recipe"
         text = f"octavo data {action}: give {needed}, for example: {example}"
         raise CommandError(text, where="RECIPE", allowed=example)
@@ -74,10 +75,10 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     if cfg.data.name == "pairs" and action in OF_PAIRS:
         return partial(OF_PAIRS[action], cfg)
     if action == "index":
-        text = f"data.name={cfg.data.name} has no index to make; use a data option such as data=vision_pairs"
+        text = f"data.name={cfg.data.name} has no index to make; use a recipe of pairs, such as {WITH_PAIRS}"
         raise ConfigError(text, where="data.name", value=cfg.data.name, allowed=("pairs",))
     if cfg.data.name != "mixture":
-        text = f"data.name={cfg.data.name} is not a mixture; use a data option such as data=toy_mixture"
+        text = f"data.name={cfg.data.name} is not a mixture; use a recipe with one, such as toy"
         raise ConfigError(text, where="data.name", value=cfg.data.name, allowed=("mixture",))
     if cfg.data.build == "toy":
         _must_be_made(cfg.data.cache_dir)

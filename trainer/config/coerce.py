@@ -200,14 +200,45 @@ def _build_optional(schemas: Sequence[type], tree: Any, key: str, faults: list[F
     return _build(schema, tree, f"{key}.", known, faults)
 
 
-def unknown_key(key: str, known: Iterable[str]) -> Fault:
+def meant(key: str, known: Mapping[str, Any]) -> str | None:
+    """The key of the schema `known` that is probably meant by one that it lacks; None if none is close. Each part of a
+    key inside an optional section, or an entry, is compared with the names at its own level."""
+    section, _, last = key.rpartition(".")
+    if not (inside := _respelt(section, known) if "." in section else None):
+        return nearest(key, known)
+    near = last if is_mapping(find(inside, known)) else nearest(last, _names_in(inside, known))
+    found = f"{inside}.{near}" if near is not None else nearest(key, known)
+    return found if found != key else None
+
+
+def _respelt(section: str, known: Mapping[str, Any]) -> str | None:
+    """A dotted section with every misspelt part corrected; None if a part is close to no name at its level."""
+    found = ""
+    for part in section.split("."):
+        names = _names_in(found, known)
+        near = part if part in names or is_mapping(find(found, known)) else nearest(part, names)
+        if near is None:
+            return None
+        found = f"{found}.{near}" if found else near
+    return found
+
+
+def _names_in(section: str, known: Mapping[str, Any]) -> list[str]:
+    """The names of the keys and sections inside a section of the schema; of those at its top for an empty one."""
+    prefix = f"{section}." if section else ""
+    flat = [name[len(prefix) :].partition(".")[0] for name in known if name.startswith(prefix)]
+    nested = [name for schema in sections(find(section, known)) for name in fields(schema)] if section else []
+    return list(dict.fromkeys([*flat, *nested]))
+
+
+def unknown_key(key: str, known: Mapping[str, Any]) -> Fault:
     """The fault of a key that the schema lacks, with the key that was probably meant or those of its section."""
     names = list(known)
     section = key.rpartition(".")[0]
     inside = [name.rpartition(".")[2] for name in names if section and name.rpartition(".")[0] == section]
     if lacking := absent(key):
         return Fault(f"{key}: no such key; {lacking[0]}", key, allowed=lacking[1])
-    near = nearest(key, names)
+    near = meant(key, known)
     if near:
         return Fault(f"{key}: no such key; did you mean '{near}'?", key, allowed=(near,))
     if inside:

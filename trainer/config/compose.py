@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
 from trainer.config import coerce
 from trainer.config.checks.validate import validate
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.config.recipes.files import Origins, check_document, check_recipes, read_document
-from trainer.config.recipes.groups import KEYS, SECTIONS, is_extra, list_groups, overview, users
+from trainer.config.recipes.groups import KEYS, SECTIONS, built_in, is_extra, list_groups, overview, users
 from trainer.config.recipes.references import unresolved
 from trainer.config.recipes.words import Words, read_words
 from trainer.config.say import did_you_mean, show
@@ -45,7 +45,7 @@ def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = (),
         raise ConfigError([*words.faults, *origins.faults, *origins.other_faults()])
     tree = _compose_groups(words, groups, config_dirs)
     _apply(words, tree)
-    return _check(tree, words.faults, world_size, origins, words.supposed)
+    return _check(tree, words.faults, world_size, origins, words)
 
 
 def load(path: str | Path, *, world_size: int | None = 1) -> Config:
@@ -134,6 +134,14 @@ def _apply(words: Words, tree: DictConfig) -> None:
         there = OmegaConf.select(tree, mapping)
         known = [str(name) for name in there] if isinstance(there, DictConfig) else []
         unknown = [str(name) for name in names if str(name) not in known]
+        if names and not known and coerce.optional_sections(KEYS[mapping]):
+            if key in words.supposed:
+                continue
+            section, _, name = mapping.partition(".")
+            having = tuple(f"{section}={option}" for option in _options_with(section, name, words.groups[section]))
+            text = f"{key}: {mapping} is null here, so it has no keys; choose an option that sets it, {one_of(having)}"
+            words.report(text, key, value, having)
+            continue
         for name in unknown:
             advice = did_you_mean(name, known) or f"; {mapping} has {', '.join(known) or 'no keys here'}"
             words.report(f"{mapping}.{name}: no such key{advice}", f"{mapping}.{name}", None, tuple(known))
@@ -141,10 +149,19 @@ def _apply(words: Words, tree: DictConfig) -> None:
             OmegaConf.update(tree, key, value, merge=True)
 
 
+def _options_with(group: str, name: str, options: Iterable[str]) -> list[str]:
+    """The built-in options of a group whose files set the section `name`."""
+    files = built_in()
+    contents = {option: yaml.safe_load(files[f"{group}/{option}"].read_text()) for option in options
+                if f"{group}/{option}" in files}  # fmt: skip
+    return [option for option, content in contents.items() if isinstance(content, dict) and content.get(name)]
+
+
 def _check(
-    tree: Any, faults: Iterable[Fault], world_size: int | None, origins: Origins, supposed: Iterable[str] = ()
+    tree: Any, faults: Iterable[Fault], world_size: int | None, origins: Origins, words: Words | None = None
 ) -> Config:
-    """The typed configuration of a tree. supposed: keys of misspelt words, which are reported already."""
+    """The typed configuration of a tree. words: the command line that it is from, whose misspelt words are reported
+    already."""
     from omegaconf import OmegaConf
 
     tree = OmegaConf.merge(coerce.defaults(Config), tree)  # a mapping merges into a mapping
@@ -153,8 +170,9 @@ def _check(
     cfg, mistyped = coerce.from_dict(Config, values)
     found = [*broken, *(fault for fault in mistyped if not broken or "${" not in str(fault.value))]
     if cfg is not None and not broken:
-        found += validate(cfg, world_size)
-    found = [*faults, *(origins.named(fault) for fault in found if fault.where not in {*supposed})]
+        found += [fault for fault in validate(cfg, world_size) if words is None or words.is_certain(fault)]
+    supposed = words.supposed if words is not None else set()
+    found = [*faults, *(origins.named(fault) for fault in found if fault.where not in supposed)]
     if found or cfg is None:
         raise ConfigError({fault.text: fault for fault in found}.values())
     return cfg

@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from launch.cli import main
+from launch.commands import data
 from tests.launch.refused import refused
 from tests.printed import error_line
 from tests.trainer.data.media import illustrated
 from tests.trainer.data.small_mixture import make_mixture
+from trainer.config.command_line import Parser
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -25,9 +27,9 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with recipe/small.yaml, over a small mixture."""
     root = tmp_path_factory.mktemp("recipes")
     with pytest.MonkeyPatch.context() as patch:
-        data = make_mixture(root, patch)
+        mixture = make_mixture(root, patch)
     (root / "data").mkdir()
-    (root / "data" / "small.yaml").write_text(yaml.safe_dump(asdict(data), sort_keys=False))
+    (root / "data" / "small.yaml").write_text(yaml.safe_dump(asdict(mixture), sort_keys=False))
     (root / "recipe").mkdir()
     (root / "recipe" / "small.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /model: toy\n  - override /data: small\ntrain: {steps: 45}\n"
@@ -56,9 +58,9 @@ def test_a_whole_mixture_is_checked_and_counted_and_shown_without_torch(recipes:
 
 def test_images_are_checked_and_counted_and_shown_without_torch(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        data = illustrated.make_mixture(tmp_path, patch)
+        mixture = illustrated.make_mixture(tmp_path, patch)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "pictures.yaml").write_text(yaml.safe_dump(asdict(data), sort_keys=False))
+    (tmp_path / "data" / "pictures.yaml").write_text(yaml.safe_dump(asdict(mixture), sort_keys=False))
     (tmp_path / "recipe").mkdir()
     image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
     (tmp_path / "recipe" / "pictures.yaml").write_text(
@@ -212,3 +214,18 @@ def test_data_that_cannot_be_read_are_reported(words: list[str], code: int, data
 )
 def test_an_incomplete_command_is_refused(words: list[str], where: str) -> None:
     assert refused("data", *words).where == where
+
+
+@pytest.mark.parametrize("action", ["check", "index", "stats", "show"])
+def test_the_example_of_an_incomplete_command_is_accepted(action: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, _, _, *words = refused("data", action).allowed.split()
+    assert callable(data.prepare(Parser("octavo data", ""), [action, *words]))
+
+
+@pytest.mark.parametrize("words", [["index", "toy"], ["stats", "vision_contrastive_toy"]])
+def test_the_recipe_that_a_refusal_names_is_accepted(words: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    action, recipe = words
+    other = refused("data", action, recipe).text.rpartition(" ")[2]
+    assert callable(data.prepare(Parser("octavo data", ""), [action, other]))

@@ -15,6 +15,12 @@ from trainer.config.errors import ConfigError
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
+RECIPE_OF = {
+    "model=vision_toy": "recipe=vision_contrastive_toy",
+    "model=vision_contrastive": "recipe=vision_contrastive",
+}
+
+
 def faults(*words, **options):
     with pytest.raises(ConfigError) as caught:
         compose(list(words), **options)
@@ -192,6 +198,38 @@ def test_after_a_misspelt_word_the_rest_is_checked_as_if_the_suggestion_had_been
     (fault,) = faults("recipe=toy", "data=synthetic", "model=intern_s1_pr", "data.seq_len=100000")
     assert (fault.where, fault.value, fault.allowed) == ("model", "intern_s1_pr", MODELS)
     assert "'intern_s1_pro'" in fault.text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data=cpt6t"],  # its images need towers
+        ["data=vision"],  # pairs need another objective
+        ["model=vison_toy"],  # its captions are shorter than the mixture's samples
+        ["parallel=ep8_fsd"],
+        ["recipe=vision_contrastive_to", "model=toy"],
+        ["optim.part.vision.freeze=true"],
+        ["data.sources.code.tokesn=4"],
+        ["model.visoin.width=64"],
+    ],
+    ids=" ".join,
+)
+def test_what_follows_from_a_guess_is_not_a_mistake(words):
+    recipe = [] if words[0].startswith("recipe=") else ["recipe=toy"]
+    (fault,) = faults(*recipe, *words)
+    assert fault.where == words[0].partition("=")[0]
+    _, further = faults(*recipe, *words, "train.steps=-1")
+    assert further.where == "train.steps"
+
+
+@pytest.mark.parametrize("key", ["model.vision.width", "model.signals.width", "model.embedding.width"])
+def test_a_key_of_a_section_that_is_null_names_options_that_set_it(key):
+    (fault,) = faults("recipe=toy", f"{key}=64")
+    assert (fault.where, fault.value) == (key, 64)
+    assert fault.allowed
+    for option in fault.allowed:
+        words = [RECIPE_OF[option]] if option in RECIPE_OF else ["recipe=toy", "data=synthetic", "data.seq_len=64"]
+        assert getattr(compose([*words, option], world_size=None).model, key.split(".")[1]) is not None
 
 
 def test_world_size_is_checked():

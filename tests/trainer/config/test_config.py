@@ -553,6 +553,30 @@ def test_towers_that_cannot_be(words, where, value):
     assert found[where].allowed
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model.vision.width=65"],
+        ["model.vision.width=3"],
+        ["model.vision.num_heads=3"],
+        ["model.signals.width=65"],
+        ["model.signals.patch_width=1"],
+    ],
+    ids=" ".join,
+)
+def test_every_width_that_is_named_for_the_heads_of_a_tower_works(words):
+    given = [word for word in TOWERS if word.partition("=")[0] not in {w.partition("=")[0] for w in words}]
+    with pytest.raises(ConfigError) as refused:
+        compose([*given, *words])
+    (fault,) = refused.value.faults
+    named = re.findall(r"(model\.\w+\.\w*(?:width|heads))=((?:\d+(?:, | or )?)+)", fault.text.partition("; use ")[2])
+    assert named
+    for key, values in named:
+        for value in re.findall(r"\d+", values):
+            kept = [word for word in words if not word.startswith(f"{key}=")]
+            assert compose([*given, *kept, f"{key}={value}"])
+
+
 def test_a_model_without_its_towers_is_the_text_model():
     text = compose(
         [*TOWERS, "model.vision=null", "model.image_token=null", "model.signals=null", "model.signal_token=null"]

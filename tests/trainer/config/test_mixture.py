@@ -98,7 +98,7 @@ WRONG_WORDS = [
     ("data.sources.code.phases=3", "data.sources.code.phases", 3, "a mapping"),
     ("data.sources.code=3", "data.sources.code", 3, f"a mapping with the keys {', '.join(ENTRY)}"),
     ("data.sources=3", "data.sources", 3, "a mapping"),
-    ("data.sourcs.code.tokens=3", "data.sourcs.code.tokens", None, SECTIONS),
+    ("data.sourcs.code.tokens=3", "data.sourcs.code.tokens", None, ("data.sources.code.tokens",)),
     ("data.phases.stable.token=3", "data.phases.stable.token", None, ("data.phases.stable.tokens",)),
     ("data.prefixes.plain=Text", "data.prefixes.plain", "Text", "a list such as [a, b]"),
 ]
@@ -241,6 +241,11 @@ def test_images_and_signals_need_the_models_tower(data, modality, tower):
     assert check_towers(changed, model) == []
     (fault,) = check_towers(changed, replace(model, **{tower: None}))
     assert (fault.where, fault.value, fault.allowed) == ("data.sources.code.modality", modality, ("text",))
+    assert ("cpt_6t" in fault.text, "intern_s1_pro" in fault.text) == (True, True)
+    (fault,) = check_towers(replace(changed, build="toy"), replace(model, **{tower: None}))
+    assert ("cpt_6t" in fault.text, "intern_s1_pro" in fault.text) == (False, False)
+    for word in re.findall(r"(?:model|data)=\w+", fault.text):
+        assert compose(["recipe=toy_multimodal", word])
 
 
 def test_sums_are_typed_as_in_the_recipe(data):

@@ -93,6 +93,13 @@ def test_words_with_spaces_are_retyped(typed, where, remedy):
 # words, the fault's key, the only thing that it offers
 SUGGESTED = [
     ("train.stéps=3", "train.stéps", "train.steps"),
+    ("modle.vision.width=3", "modle.vision.width", "model.vision.width"),
+    ("model.visoin.width=3", "model.visoin.width", "model.vision.width"),
+    ("model.visoin.num_heads=3", "model.visoin.num_heads", "model.vision.num_heads"),  # model.num_heads is not
+    ("modle.visoin.widht=3", "modle.visoin.widht", "model.vision.width"),
+    ("optim.prats.vision.lr=3", "optim.prats.vision.lr", "optim.parts.vision.lr"),
+    ("data.sources.code.phasse.stable=3", "data.sources.code.phasse.stable", "data.sources.code.phases.stable"),
+    ("data.sorces.code.phases.stable=3", "data.sorces.code.phases.stable", "data.sources.code.phases.stable"),
     ("TRAIN.STEPS=3", "TRAIN.STEPS", "train.steps"),
     ("train.log-every=3", "train.log-every", "train.log_every"),
     ("optim.lr", "optim.lr", "optim.lr=0.001"),

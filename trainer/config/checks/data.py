@@ -50,12 +50,15 @@ def check_mixture(data: DataConfig) -> list[Fault]:
 
 def check_towers(data: DataConfig, model: ModelConfig) -> list[Fault]:
     """Sources of images or signals without the model's tower for them."""
+    toy = data.build == "toy"
+    other = "toy_multimodal" if toy else "intern_s1_pro (toy_multimodal for a trial)"
+    advice = f"choose a model with it, such as model={other}, or leave the source out"
+    advice += ", as data=toy_mixture does" if toy else ", as data=cpt_6t_text does for data=cpt_6t"
     faults = []
     for name, source in data.sources.items():
         key, tower = f"data.sources.{name}.modality", TOWERS.get(source.modality)
         if tower is not None and getattr(model, tower) is None:
             text = f"{key}={source.modality} needs model.{tower}, and this model has none"
-            advice = "choose a model with it, such as model=intern_s1_pro, or leave the source out, as data=cpt_6t_text"
             faults.append(Fault(f"{text}; {advice}", key, source.modality, ("text",)))
     return faults
 

@@ -83,10 +83,16 @@ def _heads(section: str, width: int, heads: int, unit: int = 1, *, patches: bool
     if width % (heads * unit) == 0:
         return
     key, whole = (f"{section}.patch_heads", "patch_width") if patches else (f"{section}.num_heads", "width")
-    fit = closest([n for n in divisors(width) if width % (n * unit) == 0] or [1], heads)
+    whole = f"{section}.{whole}"
+    fit = closest([n for n in divisors(width) if width % (n * unit) == 0], heads)
+    block = heads * unit
+    widths = tuple(n * block for n in ([width // block] if width > block else []) + [width // block + 1])
     into = f" into heads of a multiple of {unit}" if unit > 1 else ""
-    text = f"{key}={heads} does not divide {section}.{whole}={width}{into}; use {key}={one_of(fit)}"
-    yield Fault(text, key, heads, fit)
+    text = f"{key}={heads} does not divide {whole}={width}{into}; use "
+    if fit:
+        yield Fault(f"{text}{key}={one_of(fit)}, or {whole}={one_of(widths)}", key, heads, fit)
+    else:  # no number of heads fits this width
+        yield Fault(f"{text}{whole}={one_of(widths)}", whole, width, widths)
 
 
 def _positions(m: ModelConfig) -> list[Fault]:

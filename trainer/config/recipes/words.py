@@ -18,6 +18,7 @@ from trainer.config.recipes.values import QUOTES, Unreadable, example, read_text
 from trainer.config.say import nearest, shorten
 
 WORD = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^=@]*)(?P<package>@[^=]*)?=(?P<value>.*)", re.DOTALL)
+DOTTED = re.compile(r"[a-z_]+(?:\.\w+)+")  # keys in a sentence
 NEXT = re.compile(r"[\s,;]+(?=[~+]{0,2}([A-Za-z_][\w./-]*)\s*=)")  # where another override may start in a word
 
 
@@ -36,6 +37,19 @@ class Words:
 
     def report(self, text: str, where: str, value: Any = None, allowed: Any = None) -> None:
         self.faults.append(Fault(text, where, value, allowed))
+
+    def is_certain(self, fault: Fault) -> bool:
+        """Return False for a fault of the whole configuration that may be due to the word that a misspelt one was taken
+        for: an option of its own may fit, and so may other values."""
+        named = set(DOTTED.findall(f"{fault.where} {fault.text}"))
+        if any(key == one or key.startswith(f"{one}.") for one in named for key in self.supposed):
+            return False
+        if not self.wrong_groups:
+            return True
+        chosen = self.options.keys() - self.wrong_groups if "recipe" not in self.wrong_groups else set()
+        if fault.where not in self.parts and fault.where.partition(".")[0] not in chosen:
+            return False
+        return not any(key.partition(".")[0] in self.wrong_groups for key in named - self.parts)
 
 
 def read_words(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> Words:
@@ -252,7 +266,7 @@ def _read_value(key: str, typed: str, words: Words) -> None:
         return
     known = siblings(key)
     words.faults.append(coerce.unknown_key(key, known))
-    near = nearest(key, known)
+    near = coerce.meant(key, known)
     if near:
         _suppose(near, typed, words)
 
