@@ -346,7 +346,7 @@ class TestTables:
         equal(found, [2.5, 3, np.nan])
         assert found.rate == 3.0
         assert refused(text, format="csv", channels=["name"]).allowed == ("t", "a", "b")
-        assert refused(text, format="csv").value == ("name", 1, "x")
+        assert refused(text, format="csv", time="t").value == ("name", 1, "x")
         assert refused(text, format="csv", channels=["c"]).value == "c"
         assert refused(text, format="csv", time="c").value == "c"
         refused(b"a,b\n1,2\n3\n", format="csv")
@@ -384,7 +384,7 @@ class TestTables:
         assert found.channels == ("0", "1")
         equal(read_recording(b"nan\t2.0\n3\t4\n", where="a", format="tsv"), [[np.nan, 2], [3, 4]])
         assert refused(b"0,1\n3,4\n", format="csv").value == ("0", "1")
-        assert read_recording(b",0,1\n0,3,4\n", where="a", format="csv").channels == ("", "0", "1")
+        assert read_recording(b",0,1\n0,3,4\n", where="a", format="csv").channels == ("0", "1")
 
 
 def test_the_format_is_the_suffix_or_given(tmp_path):

@@ -239,6 +239,10 @@ def on_grid(seconds: npt.NDArray[np.float64], values: npt.NDArray[Any], where: s
     """
     if len(seconds) < 2:
         raise DataError(f"{where}: one time has no sampling rate; give rate=", where=where, value=len(seconds))
+    if not np.isfinite(seconds).all():
+        row = int(np.flatnonzero(~np.isfinite(seconds))[0]) + 1
+        text = f"{where}: step {row} has no time; fill or remove it, or give rate= instead of time="
+        raise DataError(text, where=where, value=row, allowed="a time for each step")
     gaps = np.diff(seconds)
     step = float(np.quantile(gaps, 0.5, method="lower"))  # one that is there
     fault = DataError(
@@ -246,7 +250,7 @@ def on_grid(seconds: npt.NDArray[np.float64], values: npt.NDArray[Any], where: s
         "give rate= instead of time=",
         where=where, value=(float(gaps.min()), float(gaps.max())), allowed="times at equal distances, with gaps",
     )  # fmt: skip
-    if not step > 0 or not np.isfinite(seconds).all() or (gaps <= 0).any():
+    if not step > 0 or (gaps <= 0).any():
         raise fault
     # A step from the whole length, which rounded times give better than one of theirs
     count = np.rint((seconds[-1] - seconds[0]) / step)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from trainer.data.errors import DataError
 from trainer.data.media.readers.recording import Options, Recording, Source, numbered, on_grid, opened, pick
+from trainer.data.media.readers.times import is_time_name, seconds_of_column
 
 MOST_BYTES = 1 << 30  # of a block that pyarrow takes
-MISSING = ("NA", "N/A", "n/a", "NULL", "null", "#N/A", "#NA")  # besides NaN; pyarrow has a few more
-TICKS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # of a timestamp, a second
+HEAD = 1 << 16  # bytes in which the separator of columns is looked for
+GZIP, UTF_16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
+# Cells that are missing: those of pandas.read_csv.
+MISSING = (
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+    "NULL", "NaN", "None", "n/a", "nan", "null",
+)  # fmt: skip
+ROW_NUMBERS = re.compile(r"(Unnamed: 0(\.\d+)?)?")  # names under which pandas writes and reads an index without one
 
 
 def read_csv(source: Source, options: Options, where: str) -> Recording:
     """Columns with a header row; without one, if every cell of the first row is a number, channels are "0", "1", ...
 
-    Empty fields and the usual markers (NA, NaN, null) are missing. Raises: DataError for a first row that counts 0, 1,
-    ..., which could be names as pandas writes them or numbers, and as `_columns` does.
+    Empty fields and the usual markers (NA, NaN, null) are missing, and row numbers of pandas are not a channel. Raises:
+    DataError for a first row that counts 0, 1, ..., which could be names as pandas writes them or numbers, for columns
+    that something else separates, for a text that is not UTF-8, and as `_columns` does.
     """
     return _read_text(source, options, where, ",")
 
@@ -31,15 +40,27 @@ def read_tsv(source: Source, options: Options, where: str) -> Recording:
 
 
 def read_parquet(source: Source, options: Options, where: str) -> Recording:
-    """Columns; nulls are missing."""
+    """Columns; nulls are missing, and row numbers of pandas are not a channel."""
+    import pyarrow as pa
     from pyarrow import parquet
 
-    return _columns(parquet.read_table(opened(source)), options, where)
+    table = parquet.read_table(opened(source))
+    of_pandas = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    index = []
+    for name in of_pandas.get("index_columns", ()):
+        if isinstance(name, Mapping):  # a range, which is not a column of the file
+            rows = range(*(name[key] for key in ("start", "stop", "step")))
+            name = name["name"] or "__index_level_0__"
+            if name not in table.column_names and len(rows) == table.num_rows:
+                table = table.append_column(name, pa.array(rows, pa.int64()))
+        index.append(name)
+    return _columns(table, index, options, where)
 
 
 def _read_text(source: Source, options: Options, where: str, delimiter: str) -> Recording:
     from pyarrow import csv
 
+    _check_head(source, where, delimiter)
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     block = min(max(size, 1) + 1, MOST_BYTES)  # types are inferred from the first block alone
 
@@ -48,13 +69,46 @@ def _read_text(source: Source, options: Options, where: str, delimiter: str) -> 
             opened(source),
             read_options=csv.ReadOptions(block_size=block, autogenerate_column_names=not has_names),
             parse_options=csv.ParseOptions(delimiter=delimiter),
+            convert_options=csv.ConvertOptions(null_values=MISSING),
         )
 
     found = table(True)
-    if not _are_names(found.column_names, where):
+    try:
+        names = list(found.column_names)
+    except UnicodeDecodeError as error:
+        remedy = "save it as UTF-8"
+        text = f"{where}: its first row is not UTF-8 ({error.reason}); {remedy}"
+        raise DataError(text, where=where, value=error.reason, allowed=remedy) from None
+    if not _are_names(names, where):
         found = table(False)
-        found = found.rename_columns(numbered(found.num_columns))
-    return _columns(found, options, where)
+        names = [*numbered(found.num_columns)]
+    if names[0].startswith("#"):  # as numpy.savetxt writes a header
+        names[0] = names[0].lstrip("# ")
+    found = found.rename_columns(names)
+    empty = [place for place, name in enumerate(names) if not name and found[place].null_count == found.num_rows]
+    index = [name for place, name in enumerate(names) if ROW_NUMBERS.fullmatch(name) and (name or not place)]
+    keep = [place for place in range(len(names)) if place not in empty or place == 0]
+    return _columns(found.select(keep), index, options, where)
+
+
+def _check_head(source: Source, where: str, delimiter: str) -> None:
+    """Refuse what pyarrow would report as another fault. Raises DataError."""
+    if isinstance(source, bytes):
+        head = source[:HEAD]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(HEAD)
+    if head.startswith(UTF_16):
+        raise DataError(f"{where}: UTF-16; save it as UTF-8", where=where, value="UTF-16", allowed="UTF-8")
+    lines = [line for line in head.decode("utf-8", "replace").splitlines()[:2] if line]
+    if head.startswith(GZIP) or not lines or delimiter in lines[0]:
+        return
+    for other in (";", "\t", "|", ","):
+        if all(other in line for line in lines):
+            remedy = {"\t": 'format="tsv"', ",": 'format="csv"'}.get(other)
+            remedy = f"give {remedy}" if remedy else "save it with commas between columns and points in numbers"
+            text = f"{where}: its columns are separated by {other!r}, not by {delimiter!r}; {remedy}"
+            raise DataError(text, where=where, value=other, allowed=remedy)
 
 
 def _are_names(cells: Sequence[str], where: str) -> bool:
@@ -81,56 +135,80 @@ def _is_number(cell: str) -> bool:
     return "_" not in cell
 
 
-def _columns(table: Any, options: Options, where: str) -> Recording:
-    """The channels that are named, or all columns but for the time.
+def _columns(table: Any, index: Sequence[str], options: Options, where: str) -> Recording:
+    """The channels that are named, or all columns but for the time and the numbers of rows.
 
-    Raises: DataError for a column with something else than numbers, with the row and the value of its first one.
+    index: columns in which pandas keeps the index of rows. Raises: DataError for a column with something else than
+    numbers, with the row and the value of its first one, for two columns of one name, and for a column that may be the
+    time where neither `time` nor channels are chosen.
     """
     import pyarrow as pa
 
-    def is_number(name: str) -> bool:
-        kind = table.schema.field(name).type
-        return any(
-            is_kind(kind)
-            for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
-        )
-
+    present = table.column_names
+    twice = next((name for name in present if present.count(name) > 1), None)
+    if twice is not None:
+        remedy = "give each column one name of its own, in one row"
+        text = f"{where}: {present.count(twice)} columns are called {twice!r}; {remedy}"
+        raise DataError(text, where=where, value=twice, allowed=remedy)
     if options.time is not None:
-        pick(table.column_names, [options.time], where)
-    names = list(options.channels or (name for name in table.column_names if name != options.time))
-    pick(table.column_names, names, where)
-    numeric = tuple(name for name in table.column_names if name != options.time and is_number(name))
+        pick(present, [options.time], where)
+    others = [name for name in present if name != options.time]
+    if not options.channels:
+        others = _without_rows(table, others, index, options, where)
+    names = list(options.channels or others)
+    pick(present, names, where)
+    numeric = tuple(name for name in others if _is_numeric(table, name))
     for name in names:
-        if not is_number(name):
+        if not _is_numeric(table, name):
             raise _no_number(table[name], name, numeric, where)
     if not names:
-        raise DataError(f"{where}: it has no column beside {options.time}", where=where, value=options.time)
+        text = f"{where}: it has no column beside {options.time or 'the numbers of its rows'}"
+        raise DataError(text, where=where, value=options.time)
     columns = [table[name].cast(pa.float64(), safe=False).to_numpy() for name in names]
     values, rate = np.stack(columns, axis=1), None
     if options.time is not None:
-        values, rate = on_grid(_seconds(table[options.time]), values, where)
+        values, rate = on_grid(seconds_of_column(table[options.time], options.time, where), values, where)
     return Recording(values, rate, tuple(names), ("",) * len(names))
+
+
+def _without_rows(table: Any, names: list[str], index: Sequence[str], options: Options, where: str) -> list[str]:
+    """The names without those of numbers of rows. Raises DataError for an index that is not, and for times."""
+    import pyarrow as pa
+
+    found = [name for name in names if name not in index]
+    for name in names:
+        kind = table.schema.field(name).type
+        counts = name in index and pa.types.is_integer(kind) and not table[name].null_count
+        if counts and (np.diff(table[name].to_numpy().astype(np.float64)) == 1).all():
+            continue
+        rises = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)
+        rises = rises and options.time is None and table.num_rows > 1 and is_time_name(name)
+        if rises and not pa.types.is_temporal(kind):
+            rises = bool((np.diff(table[name].to_numpy()) > 0).all())
+        if name in index or rises:
+            channels = json.dumps([other for other in found if other != name and _is_numeric(table, other)])
+            text = f"{where}: the column {name!r} is not a channel; give time={json.dumps(name)} if it has the times "
+            text += f"of the rows, or channels={channels} to leave it out"
+            raise DataError(text, where=where, value=name, allowed=(f"time={json.dumps(name)}", f"channels={channels}"))
+    return found
+
+
+def _is_numeric(table: Any, name: str) -> bool:
+    import pyarrow as pa
+
+    kind, kinds = table.schema.field(name).type, (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_null(kind) or any(is_kind(kind) for is_kind in kinds)
 
 
 def _no_number(column: Any, name: str, numeric: tuple[str, ...], where: str) -> DataError:
     """The fault of a column. numeric: names of those that have numbers alone."""
     cells = ((row, cell) for row, cell in enumerate(column.to_pylist(), 1) if cell is not None)
     bad = ((row, cell) for row, cell in cells if not isinstance(cell, str) or (cell.strip() and not _is_number(cell)))
-    row, cell = next(bad, (1, None))
-    choose = f"; or choose channels, as in channels={list(numeric)}".replace("'", '"') if numeric else ""
-    return DataError(
-        f"{where}: column {name}, data row {row}: {str(cell)[:40]!r} is not a number; correct it, or leave "
-        f"it empty if it is missing{choose}",
-        where=where, value=(name, row, cell), allowed=numeric,
-    )  # fmt: skip
-
-
-def _seconds(column: Any) -> npt.NDArray[np.float64]:
-    """Times from the first one on; timestamps are subtracted as integers."""
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_timestamp(kind):
-        ticks = column.cast(pa.int64()).to_numpy()
-        return (ticks - ticks[0]) / TICKS[kind.unit]
-    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+    row, cell = next(bad, (None, None))
+    what = f"column {name}, data row {row}: {str(cell)[:40]!r} is not a number; correct it, or leave it empty if it is "
+    what += "missing"
+    if row is None:  # numbers, but stored as text
+        what = f"column {name} has {column.type}, not numbers; store it as numbers"
+    choose = f"; or choose channels, as in channels={json.dumps(numeric)}" if numeric else ""
+    return DataError(f"{where}: {what}{choose}", where=where, value=(name, row, cell), allowed=numeric)
