@@ -149,3 +149,170 @@ def test_a_header_of_savetxt_and_a_comma_at_the_end_of_each_row(tmp_path):
     same(read_recording(path, where="a"), values)
     path.write_text("ecg,resp,\n1,2,\n3,4,\n")
     same(read_recording(path, where="a"), [[1, 2], [3, 4]])
+
+
+VALUES = RANDOM.normal(size=(6, 2))
+
+
+class TestSavez:
+    @pytest.mark.parametrize("rate", [np.array(250.0), 250, np.array([250]), "250", "250 Hz"])
+    def test_a_rate_and_names_beside_the_signal(self, tmp_path, rate):
+        path = tmp_path / "a.npz"
+        np.savez(path, label="normal", signal=VALUES, fs=rate, ch_names=["I", "II"], units=["mV", "uV"])
+        found = read_recording(path, where="a")
+        same(found, VALUES, ("I", "II"))
+        assert (found.rate, found.units) == (250.0, ("mV", "uV"))
+        np.savez(path, signal=VALUES, Sampling_Rate=rate, other=VALUES)
+        assert read_recording(path, where="a", variable="signal").rate == 250.0
+        assert refused(path).allowed == ("signal", "other")
+
+    @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+    def test_times_of_numpy_are_not_counts(self, tmp_path, unit):
+        start = np.datetime64("2024-01-01T00:00:00", unit)
+        steps = np.arange(6) * np.timedelta64(4, "ms")
+        for times in (start + steps, steps.astype(f"m8[{unit}]")):
+            np.savez(tmp_path / "a.npz", signal=VALUES, at=times)
+            assert read_recording(tmp_path / "a.npz", where="a", time="at").rate == 250.0
+        np.savez(tmp_path / "a.npz", signal=VALUES, time_ms=np.arange(6) * 4)
+        fault = refused(tmp_path / "a.npz")
+        (chosen,) = typed(fault)
+        assert read_recording(tmp_path / "a.npz", where="a", variable="signal", **chosen).rate == pytest.approx(250)
+
+    def test_fields_of_records(self, tmp_path):
+        records = np.array(
+            [(0.0, 1.0, 2, "x"), (0.5, 3.0, 4, "y")], [("t", "f8"), ("a", "f8"), ("b", "i4"), ("s", "U1")]
+        )
+        np.save(tmp_path / "a.npy", records[["t", "a", "b"]])
+        np.savez(tmp_path / "a.npz", records=records[["t", "a", "b"]])
+        for path in (tmp_path / "a.npy", tmp_path / "a.npz"):
+            found = [read_recording(path, where="a", **options) for options in typed(refused(path))]
+            for one in found:
+                same(one, [[1, 2], [3, 4]], ("a", "b"))
+            assert [one.rate for one in found] == [2.0, None]
+        np.save(tmp_path / "a.npy", records)
+        fault = refused(tmp_path / "a.npy", time="t")
+        assert (fault.value, fault.allowed) == ("s", ("a", "b"))
+        same(read_recording(tmp_path / "a.npy", where="a", time="t", **typed(fault)[0]), [[1, 2], [3, 4]], ("a", "b"))
+
+    @pytest.mark.parametrize("values", [np.array(["a"]), np.array(3.0), np.zeros((2, 2), "M8[s]")])
+    def test_what_is_not_a_signal_is_refused(self, tmp_path, values):
+        np.save(tmp_path / "a.npy", values)
+        assert refused(tmp_path / "a.npy").value == str(values.dtype)
+
+
+class TestH5py:
+    @pytest.fixture
+    def write(self, tmp_path):
+        h5py = pytest.importorskip("h5py")
+
+        def write(fill) -> Path:
+            with h5py.File(tmp_path / "a.h5", "w") as file:
+                fill(file)
+            return tmp_path / "a.h5"
+
+        return write
+
+    def test_attributes_as_text_and_of_every_group_above(self, write):
+        def fill(file):
+            file.attrs["fs"], file.attrs["unit"] = 100, "V"
+            run = file.create_group("subject/run")
+            file["subject"].attrs["Sampling Rate"] = "250 Hz"
+            file["subject/channel_names"] = ["C3", "C4"]
+            data = run.create_dataset("eeg", data=VALUES, chunks=True, compression="gzip", shuffle=True)
+            data.attrs["units"] = np.array([b"uV", b"mV"])
+
+        found = read_recording(write(fill), where="a", variable="/subject/run/eeg")
+        same(found, VALUES, ("C3", "C4"))
+        assert (found.rate, found.units) == (250.0, ("uV", "mV"))
+
+    def test_a_scale_of_the_steps_is_their_times(self, write):
+        def fill(file):
+            data = file.create_dataset("eeg", data=VALUES)
+            file["t"] = np.array([0, 4, 8, 12, 20, 24])
+            file["t"].attrs["units"] = "ms"
+            file["t"].make_scale("t")
+            data.dims[0].attach_scale(file["t"])
+
+        found = read_recording(write(fill), where="a")
+        assert found.rate == pytest.approx(250)
+        assert np.flatnonzero(np.isnan(found.values[:, 0])).tolist() == [4]
+
+    def test_what_was_never_written_is_missing(self, write):
+        def fill(file):
+            data = file.create_dataset("eeg", shape=(6, 2), dtype="i2", chunks=(1, 2), fillvalue=-999)
+            data[:3] = [[1, 0]] * 3
+
+        same(read_recording(write(fill), where="a"), [[1, 0]] * 3 + [[np.nan] * 2] * 3, ("0", "1"))
+
+    @pytest.mark.parametrize(("key", "value"), [("fs", [250.0, 500.0]), ("fs", "fast"), ("scale_factor", [0.1, 0.2])])
+    def test_a_fact_that_cannot_be_used_is_refused(self, write, key, value):
+        def fill(file):
+            file.create_dataset("eeg", data=VALUES).attrs[key] = value
+
+        path = write(fill)
+        assert refused(path).value == tuple(map(str, np.atleast_1d(value)))
+        if key == "fs":
+            assert read_recording(path, where="a", rate=250.0).rate == 250.0
+
+
+class TestXarray:
+    """Files as xarray's `to_netcdf` writes them."""
+
+    @pytest.fixture
+    def write(self, tmp_path):
+        netcdf = pytest.importorskip("netCDF4")
+
+        def write(dimensions, times, units, kind="NETCDF4") -> Path:
+            sizes = {"time": 6, "t": 6, "channel": 2}
+            with netcdf.Dataset(str(tmp_path / "a.nc"), "w", format=kind) as file:
+                for name in dimensions:
+                    file.createDimension(name, sizes[name])
+                step = next(name for name in dimensions if name != "channel")
+                time = file.createVariable(step, "f8", (step,))
+                time[:] = times
+                if units is not None:
+                    time.units = units
+                if kind == "NETCDF4":
+                    labels = file.createVariable("channel", str, ("channel",))
+                    labels[:] = np.array(["C3", "C4"], object)
+                else:
+                    file.createDimension("string2", 2)
+                    labels = file.createVariable("channel", "S1", ("channel", "string2"))
+                    labels[:] = np.array([[b"C", b"3"], [b"C", b"4"]])
+                eeg = file.createVariable("eeg", "f8", dimensions, fill_value=np.nan)
+                eeg[:] = VALUES if dimensions[0] == step else VALUES.T
+            return tmp_path / "a.nc"
+
+        return write
+
+    @pytest.mark.parametrize("kind", ["NETCDF4", "NETCDF3_64BIT_OFFSET"])
+    @pytest.mark.parametrize(
+        "dimensions", [("time", "channel"), ("channel", "time"), ("t", "channel"), ("channel", "t")]
+    )
+    @pytest.mark.parametrize("units", ["Milliseconds since 2024-01-01", "ms"])
+    def test_channels_have_their_labels_and_steps_their_times(self, write, kind, dimensions, units):
+        found = read_recording(write(dimensions, np.arange(6) * 4, units, kind), where="a")
+        same(found, VALUES, ("C3", "C4"))
+        assert found.rate == pytest.approx(250)
+
+    @pytest.mark.parametrize(("times", "units"), [(np.arange(6), "samples"), ([0, 1, 3, 7, 8, 20], None)])
+    def test_a_rate_replaces_times_that_cannot_be_used(self, write, times, units):
+        path = write(("time", "channel"), times, units)
+        refused(path)
+        found = read_recording(path, where="a", rate=250.0)
+        same(found, VALUES, ("C3", "C4"))
+        assert found.rate == 250.0
+
+    def test_variables_of_groups(self, tmp_path):
+        netcdf = pytest.importorskip("netCDF4")
+        with netcdf.Dataset(str(tmp_path / "a.nc"), "w") as file:
+            file.createDimension("time", 6)
+            time = file.createVariable("time", "f8", ("time",))
+            time[:] = np.arange(6) / 4
+            for name in ("one", "two"):
+                eeg = file.createGroup(name).createVariable("eeg", "f8", ("time",))
+                eeg[:] = VALUES[:, 0] * (1 if name == "one" else 2)
+        assert refused(tmp_path / "a.nc").allowed == ("one/eeg", "two/eeg")
+        found = read_recording(tmp_path / "a.nc", where="a", variable="two/eeg")
+        same(found, VALUES[:, :1] * 2, ("0",))
+        assert found.rate == 4.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.data.errors import DataError
-from trainer.data.media.readers import arrays, biosignals, edf, sound, tables
+from trainer.data.media.readers import arrays, biosignals, edf, netcdf, sound, tables
 from trainer.data.media.readers.recording import Options, Recording, Source, check_options, checked, chosen, excerpt
 
 
@@ -26,7 +26,7 @@ FORMATS = {
     "miniseed": Format(biosignals.read_miniseed, (), (".mseed", ".miniseed", ".msd")),
     "audio": Format(sound.read_audio, (), (".wav", ".flac", ".ogg", ".aiff", ".aif")),
     "hdf5": Format(arrays.read_hdf5, ("variable", "time", "time_axis"), (".h5", ".hdf5", ".he5")),
-    "netcdf": Format(arrays.read_netcdf, ("variable", "time", "time_axis"), (".nc", ".nc4", ".cdf")),
+    "netcdf": Format(netcdf.read_netcdf, ("variable", "time", "time_axis"), (".nc", ".nc4", ".cdf")),
     "numpy": Format(arrays.read_numpy, ("variable", "time", "time_axis"), (".npy", ".npz")),
     "csv": Format(tables.read_csv, ("time",), (".csv",)),
     "tsv": Format(tables.read_tsv, ("time",), (".tsv",)),
@@ -79,7 +79,7 @@ def read_recording(
             f"{where}: {name} files have no option {unknown[0]}", where=where, value=unknown[0],
             allowed=("channels", "rate", *chosen_format.options),
         )  # fmt: skip
-    options = Options(variable, time, time_axis, tuple(channels))
+    options = Options(variable, time, time_axis, tuple(channels), rate)
     try:
         found = chosen_format.read(source, options, where)
     except DataError:

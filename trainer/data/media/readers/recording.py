@@ -38,6 +38,7 @@ class Options:
     time: str | None = None
     time_axis: int | None = None
     channels: tuple[str, ...] = ()
+    rate: float | None = None
 
 
 @dataclass(frozen=True)

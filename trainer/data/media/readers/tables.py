@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer.data.errors import DataError
 from trainer.data.media.readers.recording import Options, Recording, Source, numbered, on_grid, opened, pick
-from trainer.data.media.readers.times import is_time_name, seconds_of_column
+from trainer.data.media.readers.times import is_time_name, seconds_of_column, unchosen_times
 
 MOST_BYTES = 1 << 30  # of a block that pyarrow takes
 HEAD = 1 << 16  # bytes in which the separator of columns is looked for
@@ -186,10 +186,7 @@ def _without_rows(table: Any, names: list[str], index: Sequence[str], options: O
         if rises and not pa.types.is_temporal(kind):
             rises = bool((np.diff(table[name].to_numpy()) > 0).all())
         if name in index or rises:
-            channels = json.dumps([other for other in found if other != name and _is_numeric(table, other)])
-            text = f"{where}: the column {name!r} is not a channel; give time={json.dumps(name)} if it has the times "
-            text += f"of the rows, or channels={channels} to leave it out"
-            raise DataError(text, where=where, value=name, allowed=(f"time={json.dumps(name)}", f"channels={channels}"))
+            raise unchosen_times(name, [other for other in found if other != name and _is_numeric(table, other)], where)
     return found
 
 

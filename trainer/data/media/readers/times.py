@@ -6,7 +6,9 @@ of their name, as in `time_ms` or `Time [ms]`.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,8 +42,15 @@ def is_time_name(name: str) -> bool:
     return re.sub(r"[\W_]", "", name).casefold() in TIMES
 
 
+def unchosen_times(name: str, channels: Sequence[str], where: str) -> DataError:
+    """The fault of what is read as channels and has times, or may have. channels: the others."""
+    by_time, by_channels = f"time={json.dumps(name)}", f"channels={json.dumps([*channels])}"
+    text = f"{where}: {name!r} is not a channel; give {by_time} if it has the times of the steps, or {by_channels} to "
+    return DataError(f"{text}leave it out", where=where, value=name, allowed=(by_time, by_channels))
+
+
 def seconds_of_array(values: npt.NDArray[Any], name: str, where: str, unit: str = "") -> Seconds:
-    """Times in an array; NaT becomes NaN. name: theirs, for their unit where `unit` is empty. Raises DataError."""
+    """Times in an array; NaT becomes NaN. name: theirs, for their unit where `unit` is not one. Raises DataError."""
     if values.dtype.kind in "mM":
         return np.asarray((values - values[:1]) / np.timedelta64(1, "s"), np.float64)
     if values.dtype.kind not in "iuf":
