@@ -8,7 +8,7 @@
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
 #              bench-data: starting on six trillion tokens and reading packs of them, against Megatron-core
-#              bench-towers: images and the vision tower against transformers, and the memory of long signals
+#              bench-towers: images and the vision tower against transformers, memory of long signals, patches of ranks
 #              bench-muon: the toy's step with Muon against AdamW's
 #              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
 # make bench-pipeline  by hand, on idle cores: steps of a pipeline against the time that its schedule takes on paper
@@ -90,6 +90,7 @@ bench-data: $(DEV)
 
 bench-towers: $(DEV)
 	$(PY) -m tests.bench.towers $(ARGS)
+	$(PY) -m tests.bench.balance
 
 bench-peaks: $(DEV)
 	$(PY) -m tests.bench.peaks $(ARGS)

@@ -25,7 +25,8 @@ class Meshes:
     the innermost ranks. The process groups are None if they have only this rank: ep_group of the expert-parallel
     ranks; shard_group of dp_shard x cp; cp_group of the ranks that share a sequence; pp_group of a pipeline, one rank
     of each stage in order; stage_group of the ranks that hold the same stage as this one, and stage_control the same
-    ranks over gloo. Where there is one stage, stage_group is the default group.
+    ranks over gloo. Where there is one stage, stage_group is the default group. tower_group: the ranks of a stage
+    again, for the exchange of images, which need not wait for gathers of weights; None unless it was asked for.
     """
 
     layout: Layout
@@ -39,10 +40,13 @@ class Meshes:
     pp_group: dist.ProcessGroup | None
     stage_group: dist.ProcessGroup | None
     stage_control: dist.ProcessGroup | None
+    tower_group: dist.ProcessGroup | None
 
     @staticmethod
-    def build(layout: Layout, placement: Placement, device_type: str) -> Meshes:
-        """Collective over all ranks of the default group, which must be initialised and have `layout.world` ranks."""
+    def build(layout: Layout, placement: Placement, device_type: str, *, towers: bool = False) -> Meshes:
+        """Collective over all ranks of the default group, which must be initialised and have `layout.world` ranks.
+
+        towers: make the tower_group."""
         if placement.ep != layout.ep:
             raise ValueError(f"experts are placed on {placement.ep} ranks, but the layout has ep={layout.ep}")
         copies = layout.dp_replicate
@@ -86,6 +90,7 @@ class Meshes:
             pp_group=_group_of(pipelines, "pp"),
             stage_group=dist.group.WORLD if one_stage else _group_of(stages, "stage"),
             stage_control=None if one_stage else _group_of(stages, "stage_control", on_host),
+            tower_group=_group_of(stages, "towers") if towers else None,
         )
 
 

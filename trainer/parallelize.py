@@ -31,6 +31,7 @@ from trainer.model.attention import document_attention
 from trainer.model.decoder import Decoder
 from trainer.model.multimodal import Multimodal
 from trainer.model.router import Selection
+from trainer.model.towers.run_images import SpreadImages
 from trainer.precision import DTYPES
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ def build_meshes(cfg: Config, device_type: str) -> Meshes | None:
     if not dist.is_initialized():
         return None
     chosen = _plan(cfg)
-    return Meshes.build(chosen.layout, chosen.placement, device_type)
+    towers = cfg.parallel.balance_towers and cfg.model.vision is not None
+    return Meshes.build(chosen.layout, chosen.placement, device_type, towers=towers)
 
 
 def unavailable(cfg: Config, device: torch.device) -> Fault | None:
@@ -101,6 +103,10 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
     if isinstance(model, Multimodal) and cfg.train.recompute != "none":
         # Never compiled: every size of an image or signal would be compiled by itself.
         checkpoint_activations(model.tower_blocks, "selective" if cfg.train.recompute == "selective" else "full")
+    if isinstance(model, Multimodal) and meshes is not None and meshes.tower_group is not None:
+        assert cfg.model.vision is not None
+        model.run_images = SpreadImages(meshes.tower_group, cfg.model.vision)
+        log.info("spread images over %d ranks", meshes.tower_group.size())
     if meshes is not None and meshes.layout.shard > 1:
         linears = [layer.attention for layer in model.blocks]
         units = [*model.blocks, *(model.tower_units if isinstance(model, Multimodal) else ())]

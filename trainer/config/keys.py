@@ -88,6 +88,7 @@ class ParallelConfig:
     # when sharded gradients are summed over ranks; auto: once a step with a pipeline, otherwise in every
     # micro-batch
     reduce_every: Literal["auto", "step", "micro_batch"] = free("auto")
+    balance_towers: bool = free(False)  # spread images over the ranks of a stage by their patches before the tower
     timeout_s: float = free(600.0)  # seconds without progress on any rank, after which the run ends
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from parallel.balance.moves import Moves
 from parallel.context.share import Share
 from trainer.data.windows import Prepared, Windows
 from trainer.model.towers.places import Places, choose_images
@@ -28,13 +29,14 @@ class Media:
 
     images: what the vision tower takes: `Images` (Intern-S1-Pro) or tiles [tiles, channels, side, side] (Intern-S1);
     None without any. signals: as `prepare_signal` makes them. image_places, signal_places: where their embeddings go;
-    None where nothing has looked yet.
+    None where nothing has looked yet. image_moves: of images that other ranks run; None where each rank runs its own.
     """
 
     images: Images | Tensor | None = None
     signals: tuple[Signal, ...] = ()
     image_places: Places | None = None
     signal_places: Places | None = None
+    image_moves: Moves | None = None
 
     def inputs(self) -> dict[str, Any]:
         """The arguments of the model's forward pass, by name."""
@@ -61,11 +63,11 @@ class Media:
         elif images is not None:
             images = _move(images, device)
         signals = tuple(signal._replace(values=_move(signal.values, device)) for signal in self.signals)
-        places = (
+        image_places, signal_places = (
             of and Places(_move(of.at, device), None if of.rows is None else _move(of.rows, device), of.sizes)
             for of in (self.image_places, self.signal_places)
         )
-        return Media(images, signals, *places)
+        return Media(images, signals, image_places, signal_places, self.image_moves)
 
 
 @dataclass(frozen=True)

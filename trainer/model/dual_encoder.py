@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parallel.balance.moves import Moves
 from trainer.config.model import ModelConfig
 from trainer.model.decoder import Decoder, DecoderOutput, Span
 from trainer.model.experts.base import Backend
@@ -23,7 +24,6 @@ from trainer.model.pooling import means
 from trainer.model.towers.vision import Images
 
 MAX_SCALE = 100.0  # as CLIP limits it
-MEAN = STD = 0.5  # of the pixels, between 0 and 1, as published for the vision tower
 
 
 class DualEncoder(Multimodal):
@@ -47,19 +47,23 @@ class DualEncoder(Multimodal):
         self.bias = nn.Parameter(torch.empty(1))
 
     def forward(  # type: ignore[override]
-        self, ids: Tensor, positions: Tensor, cu_seqlens: Tensor, *, images: Images
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        *,
+        images: Images,
+        image_moves: Moves | None = None,
     ) -> DecoderOutput:
         """Embeddings [2, P, D] in fp32 (fp64 for fp64), of images and of texts, not normalised; router statistics.
 
-        Args: ids, positions: [1, L]. cu_seqlens: [P + 1] int32 on the CPU, bounds of the texts. images: P of them,
-        their pixels uint8 [T, C, patch_size^2], an eighth of the bytes that the tower takes.
+        Args: ids, positions: [1, L]. cu_seqlens: [P + 1] int32 on the CPU, bounds of the texts. images: P of them.
+        image_moves: as of `Multimodal.forward`.
         """
         assert self.cfg.vision is not None
         assert self.cfg.vision.kind == "native"
-        given = images._replace(pixels=normalised(images.pixels, self.cfg.vision.frames))
-        tokens = self._embeddings(self.vision, given, True, "images")
+        tokens = self._image_embeddings(images, image_moves)
         hidden, routing = Decoder.forward(self, ids, positions, cu_seqlens)
-        assert tokens is not None
         block = self.cfg.vision.merge**2
         bounds = torch.tensor([0, *accumulate(rows * columns // block for rows, columns in images.grids)])
         both = []
@@ -82,12 +86,6 @@ class DualEncoder(Multimodal):
         if name == "log_scale":
             return -math.log(self.cfg.embedding.temperature)
         return self.cfg.embedding.bias if name == "bias" else super()._initial(name, weight)
-
-
-def normalised(pixels: Tensor, frames: int) -> Tensor:
-    """[T, C, patch_size^2] uint8 -> [T, C * frames * patch_size^2] fp32: bit for bit what `PatchRule.prepare` makes."""
-    x = ((pixels.float() / 255) - MEAN) / STD
-    return x.unsqueeze(2).expand(-1, -1, frames, -1).flatten(1)
 
 
 class _AtMost(torch.autograd.Function):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.balance.moves import Moves
 from parallel.sharding.local import local_part
 from trainer.config.model import InternViTConfig, ModelConfig
 from trainer.model.decoder import Decoder, DecoderOutput, Span
@@ -21,6 +22,7 @@ from trainer.model.experts.base import Backend
 from trainer.model.ops import TORCH, Ops
 from trainer.model.towers.intern_vit import InternViT
 from trainer.model.towers.places import Places
+from trainer.model.towers.run_images import RunImages, run_here
 from trainer.model.towers.time_series import Signal, TimeSeriesTower
 from trainer.model.towers.vision import Images, VisionTower
 
@@ -58,6 +60,7 @@ class Multimodal(Decoder):
         towers = make_towers(cfg)
         self.vision: InternViT | VisionTower | None = towers["vision"]
         self.signals: TimeSeriesTower | None = towers["signals"]
+        self.run_images: RunImages = run_here
 
     @property
     def tower_blocks(self) -> list[nn.Module]:
@@ -85,6 +88,7 @@ class Multimodal(Decoder):
         signals: Sequence[Signal] = (),
         image_places: Places | None = None,
         signal_places: Places | None = None,
+        image_moves: Moves | None = None,
         expert_ids: Tensor | None = None,
     ) -> DecoderOutput:
         """Hidden states and router statistics, as `Decoder.forward`, of tokens and media.
@@ -97,27 +101,32 @@ class Multimodal(Decoder):
             signals: as `prepare_signal` makes them, in the order of their placeholders.
             image_places, signal_places: of their embeddings; None looks for the placeholders, which waits for the
                 device.
+            image_moves: of images that other ranks run; None without any.
         Raises: ValueError where placeholders and embeddings differ in number, or for media without a tower.
         """
         if ids is not None and embeds is None and self.embed is not None:
             embeds, looked_up = F.embedding(ids, self.embed), ids
             image_token, signal_token = self.cfg.image_token, self.cfg.signal_token
-            found = self._embeddings(self.vision, images, images is not None, "images")
+            found = None if images is None else self._image_embeddings(images, image_moves)
             embeds = _place(embeds, looked_up, image_token, found, image_places, "image")
-            found = self._embeddings(self.signals, signals, bool(signals), "signals")
+            found = self._signal_embeddings(signals) if signals else None
             embeds = _place(embeds, looked_up, signal_token, found, signal_places, "signal")
             ids = None
         elif images is not None or signals:
             raise ValueError("images and signals need ids, whose placeholders they replace")
         return super().forward(ids, positions, cu_seqlens, embeds=embeds, expert_ids=expert_ids)
 
-    def _embeddings(self, tower: nn.Module | None, media: Any, given: bool, kind: str) -> Tensor | None:
-        if not given:
-            return None
-        if tower is None:
-            raise ValueError(f"this model has no tower for {kind}")
+    def _image_embeddings(self, images: Images | Tensor, moves: Moves | None) -> Tensor:
+        if self.vision is None:
+            raise ValueError("this model has no tower for images")
         with self._arithmetic():
-            embeddings: Tensor = tower(media)
+            return self.run_images(self.vision, images, moves)
+
+    def _signal_embeddings(self, signals: Sequence[Signal]) -> Tensor:
+        if self.signals is None:
+            raise ValueError("this model has no tower for signals")
+        with self._arithmetic():
+            embeddings: Tensor = self.signals(signals)
         return embeddings
 
     def _arithmetic(self) -> AbstractContextManager[Any]:

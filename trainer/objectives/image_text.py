@@ -36,9 +36,10 @@ class ImageText(Objective):
         return len(batch.samples)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        assert batch.media is not None  # every stream of pairs has it
+        media = batch.media
+        assert media is not None  # every stream of pairs has it
         texts = {name: batch.inputs[name] for name in ("ids", "positions")}
-        return {**texts, "cu_seqlens": batch.cu_seqlens, "images": batch.media.images}
+        return {**texts, "cu_seqlens": batch.cu_seqlens, "images": media.images, "image_moves": media.image_moves}
 
     def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:
         """hidden: [2, P, D], embeddings of images and of texts. Collective over the ranks of `whole`."""

@@ -15,6 +15,7 @@ from parallel.world import World
 from trainer.config.keys import Config
 from trainer.config.ranks import cut_model, map_ranks
 from trainer.data.build import build_data
+from trainer.data.media.balance import Balance
 from trainer.data.protocols import Data
 from trainer.kernels.choose import make_ops
 from trainer.model.decoder import Decoder, Span
@@ -120,7 +121,7 @@ def build_pipeline(
     """The runners of the stages, in training and outside of it."""
     if plan.stages == 1:
         (model,) = stages.values()
-        return None, Whole(model, share_of(meshes, cfg))
+        return None, Whole(model, share_of(meshes, cfg), _balance(cfg, meshes, alike))
     assert meshes is not None
     assert meshes.pp_group is not None
     train, layout = cfg.train, meshes.layout
@@ -135,7 +136,16 @@ def build_pipeline(
         recompute=train.recompute,
         reduce_each=cfg.parallel.reduce_every == "micro_batch",
     )
-    return pipeline, Relayed(stages, plan, meshes.pp_group, share_of(meshes, cfg))
+    balance = _balance(cfg, meshes, alike) if any(stage.span.embeds for stage in stages.values()) else None
+    return pipeline, Relayed(stages, plan, meshes.pp_group, share_of(meshes, cfg), balance)
+
+
+def _balance(cfg: Config, meshes: Meshes | None, alike: World) -> Balance | None:
+    """The balance of the ranks with the vision tower; None where images stay on their ranks."""
+    if meshes is None or meshes.tower_group is None:
+        return None
+    assert cfg.model.vision is not None
+    return Balance(alike, cfg.model.vision)
 
 
 def build_model(

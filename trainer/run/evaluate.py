@@ -16,7 +16,7 @@ from trainer.data.media.placed import turn
 from trainer.data.protocols import Data, HeldOut
 from trainer.objectives.base import Objective
 from trainer.objectives.retrieval import Rows, recalls, zero_shot
-from trainer.stages.forward import Forward
+from trainer.stages.forward import Forward, own_parts
 
 
 @torch.no_grad()
@@ -43,7 +43,8 @@ def evaluate(
         read = given if objective.embeds_pairs else turn([_read(batch) for batch in given], forward.cfg)
         for batch, counts in turns(read, place):
             world.watch.tick()
-            batch = batch.part(forward.share).to(forward.device)
+            (batch,), _ = own_parts(forward, [batch])
+            batch = batch.to(forward.device)
             hidden = forward(objective.inputs(batch))
             if hidden is None:
                 continue  # another stage has the result
@@ -91,7 +92,8 @@ def measure_pairs(
             mine: list[Rows] = []
             for batch, counts in turns(heldout.batches(source, -(-pairs // micro_batch), micro_batch), place):
                 world.watch.tick()
-                moved = batch.to(forward.device)
+                (part,), _ = own_parts(forward, [batch])
+                moved = part.to(forward.device)
                 result = forward(objective.inputs(moved))
                 if result is not None and counts:
                     unit = F.normalize(result.hidden.float(), dim=-1).cpu()

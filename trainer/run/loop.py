@@ -32,6 +32,7 @@ from trainer.run.evaluate import evaluate, measure_pairs
 from trainer.run.sample import sample_texts
 from trainer.run.step import MEDIA, accumulate_gradients, count_step, held_weights
 from trainer.run.stop import StopRequest
+from trainer.stages.forward import own_parts
 
 
 class RunError(UserError):
@@ -126,7 +127,7 @@ class Trainer:
         """One optimizer step. Nothing in it waits for the device. counts: as `count_step` returns them."""
         cfg, world, parts, units = self.cfg, self.world, self.parts, counts["units"]
         media = {kind: counts[kind] > 0 for kind in MEDIA}
-        batches = [alike(batch, cfg.model, **media).part(parts.forward.share) for batch in batches]
+        batches, load = own_parts(parts.forward, [alike(batch, cfg.model, **media) for batch in batches])
         if parts.pipeline is not None:
             with held_weights(block.moe.experts for stage in parts.stages.values() for block in stage.blocks):
                 totals = parts.pipeline.accumulate(batches, units, step=self.position.step + 1)
@@ -150,6 +151,8 @@ class Trainer:
         facts = {"step": step, "lr": lr_at(step, cfg.optim, cfg.train.steps), "tokens": counts["tokens"]}
         if cfg.model.vision is not None or cfg.model.signals is not None:
             facts |= {kind: counts[kind] for kind in MEDIA}
+        if load is not None:
+            facts |= load._asdict()
         self.unread.append((facts, totals))
 
     def _read_metrics(self) -> None:

@@ -284,6 +284,7 @@ def _axes(meshes: Meshes, world: World) -> Iterator[tuple[str, dist.ProcessGroup
         ("pp", meshes.pp_group),
         ("stage", meshes.stage_group if meshes.layout.pp > 1 else None),
         ("stage_control", meshes.stage_control),
+        ("towers", meshes.tower_group),
     ):
         if group is not None:
             yield name, group

@@ -429,6 +429,9 @@ def test_options_that_do_nothing_in_a_layout_are_reported():
     ring = grouped({"parallel.cp_kind": "ring"})
     (line,) = without_effect(ring, map_ranks(ring.parallel, ring.model, 1))
     assert line.startswith("parallel.cp_kind=ring")
+    spread = grouped({"parallel.balance_towers": True})
+    (line,) = without_effect(spread, map_ranks(spread.parallel, spread.model, 2))
+    assert line.startswith("parallel.balance_towers=true")
     shared = with_key(ring, "parallel.cp", 2)
     assert without_effect(shared, map_ranks(shared.parallel, shared.model, 2)) == []
     eight = grouped(changes | {"parallel.ep": 8})

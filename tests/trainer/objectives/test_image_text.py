@@ -17,10 +17,12 @@ from tests.trainer.tiny_run import tiny_config
 from trainer.config.keys import Config, ParallelConfig
 from trainer.config.model import EmbeddingConfig, VisionConfig
 from trainer.data.batch import Batch
+from trainer.data.media.balance import Balance
 from trainer.data.media.images import PatchRule
 from trainer.data.pairs.reader import Pairs
 from trainer.data.pairs.stream import make_pair_batch
-from trainer.model.dual_encoder import MAX_SCALE, DualEncoder, normalised
+from trainer.model.dual_encoder import MAX_SCALE, DualEncoder
+from trainer.model.towers.vision import normalised
 from trainer.objectives.image_text import ImageText
 from trainer.objectives.retrieval import Rows, recalls, zero_shot
 from trainer.objectives.scalars import GlobalBatch
@@ -107,13 +109,13 @@ def test_what_is_not_used_is_frozen():
 
 # ---- ranks
 
-LAYOUTS = {"copies": (2, 1), "shards": (1, 2)}
+LAYOUTS = {"copies": (2, 1, False), "shards": (1, 2, False), "shards, images spread": (1, 2, True)}
 
 
-def layout(replicate: int, shard: int) -> Config:
+def layout(replicate: int, shard: int, spread: bool = False) -> Config:
     cfg = tiny_config("unused", model=sizes(), name="sgd", lr=1.0, schedule="constant", warmup_steps=0, clip_norm=0.0)
     cfg.optim.momentum = cfg.optim.weight_decay = 0.0
-    cfg.parallel = ParallelConfig(dp_replicate=replicate, dp_shard=shard, ep=1)
+    cfg.parallel = ParallelConfig(dp_replicate=replicate, dp_shard=shard, ep=1, balance_towers=spread)
     return cfg
 
 
@@ -133,6 +135,10 @@ def one_step(cfg: Config, loss: str, world: World) -> tuple[dict[str, Tensor], f
     before = {name: whole(weight) for name, weight in model.named_parameters()}
     rows = PAIRS // 2 // world.size
     batches = [batch_of(micro * PAIRS // 2 + world.rank * rows, rows) for micro in range(2)]
+    if cfg.parallel.balance_towers:
+        assert cfg.model.vision is not None
+        batches, _ = Balance(world, cfg.model.vision)(batches)
+        assert any(batch.media is not None and batch.media.image_moves for batch in batches)
     totals = accumulate_gradients(model, engine, objective, batches, PAIRS, world, step=1)
     total = world.sum_tensor(totals.values["loss"].clone()).item()
     norm = engine.step(1, 10)["grad_norm"].item()

@@ -23,6 +23,7 @@ from tests.trainer.tiny_run import tiny_config
 from trainer.config.checks.parallel import check
 from trainer.config.keys import Config, ParallelConfig
 from trainer.data.batch import Batch, make_batch
+from trainer.data.media.balance import Load
 from trainer.data.media.placed import alike, placed
 from trainer.data.windows import Windows
 from trainer.model.decoder import Decoder
@@ -35,6 +36,7 @@ from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes
 from trainer.run.build import Parts, build_pipeline, build_stages, ranks_alike
 from trainer.run.step import MEDIA, accumulate_gradients, count_step, held_weights
+from trainer.stages.forward import own_parts
 
 MODEL: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4,
@@ -90,6 +92,8 @@ class Case(NamedTuple):
     kept: str = "exact"
     towers: bool = False  # with unequal images and signals
     tiles: bool = False  # the tower of Intern-S1 instead of those of Intern-S1-Pro
+    many_images: bool = False
+    balance: bool = False  # of images
     parts: tuple[tuple[str, str, Any], ...] = ()  # part, key and value of optim.parts
     reduce_every: str = "auto"
 
@@ -100,7 +104,7 @@ class Case(NamedTuple):
         """The step of one process that this one must equal."""
         return self._replace(
             layout=Layout(groups=self.layout.groups), schedule=("1f1b", 0), dispatch="all_gather", recompute="none",
-            offload=False, kept="exact", reduce_every="auto",
+            offload=False, kept="exact", reduce_every="auto", balance=False,
         )  # fmt: skip
 
     def config(self) -> Config:
@@ -139,6 +143,7 @@ class Case(NamedTuple):
             stages_per_rank=self.schedule[1],
             dispatch=self.dispatch,  # type: ignore[arg-type]
             reduce_every=self.reduce_every,  # type: ignore[arg-type]
+            balance_towers=self.balance,
         )
         assert not (faults := check(cfg, layout.ranks)), faults
         return cfg
@@ -152,6 +157,7 @@ class Step(NamedTuple):
     clip: float
     grads: dict[str, Tensor]
     weights: dict[str, Tensor]
+    load: Load | None  # of the vision tower, where images are spread
 
 
 # ---- data
@@ -178,7 +184,8 @@ def step_batches(case: Case, place: Place, step: int = 0) -> list[Batch]:
             for parts in zip(*map(sequence, range(first, first + micro)), strict=True)
         )
         if case.towers:
-            media = place_media(tokens, starts, prefix, range(first, first + micro), tiles=case.tiles)
+            numbers = range(first, first + micro)
+            media = place_media(tokens, starts, prefix, numbers, tiles=case.tiles, many_images=case.many_images)
         batch = make_batch(Windows(tokens, starts, prefix), range(first, first + micro))
         if case.towers:
             batch = placed(replace(batch, media=media), case.config().model)
@@ -224,13 +231,13 @@ def vary_norms(stage: Decoder) -> None:
             local_part(weight).copy_((1 + 0.3 * seeded_normal(weight.shape, 7, name))[local_region(weight)])
 
 
-def forward_backward(parts: Parts, world: World, batches: Sequence[Batch], units: int) -> Totals:
-    """As the training loop does."""
-    batches = [batch.part(parts.forward.share) for batch in batches]
+def forward_backward(parts: Parts, world: World, batches: Sequence[Batch], units: int) -> tuple[Totals, Load | None]:
+    """As the training loop does. Also returns the load of the vision tower, where images are spread."""
+    batches, load = own_parts(parts.forward, batches)
     if parts.pipeline is None:
-        return accumulate_gradients(parts.model, parts.engine, parts.objective, batches, units, world, step=1)
+        return accumulate_gradients(parts.model, parts.engine, parts.objective, batches, units, world, step=1), load
     with held_weights(block.moe.experts for stage in parts.stages.values() for block in stage.blocks):
-        return parts.pipeline.accumulate(batches, units, step=1)
+        return parts.pipeline.accumulate(batches, units, step=1), load
 
 
 def one_step(parts: Parts, world: World, batches: Sequence[Batch]) -> Step | None:
@@ -238,7 +245,7 @@ def one_step(parts: Parts, world: World, batches: Sequence[Batch]) -> Step | Non
     counts = count_step(parts.objective, batches, world, parts.place)
     media = {kind: counts[kind] > 0 for kind in MEDIA}
     batches = [alike(batch, parts.forward.cfg, **media) for batch in batches]
-    totals = forward_backward(parts, world, batches, counts["units"])
+    totals, load = forward_backward(parts, world, batches, counts["units"])
     grads, clip = {}, 1.0
 
     def note(optimizer: Any, *_: Any) -> None:
@@ -261,7 +268,7 @@ def one_step(parts: Parts, world: World, batches: Sequence[Batch]) -> Step | Non
     if world.rank:
         return None
     found = [join([(stage, of_rank[n]) for stage, *of_rank in of_all]) for n in (0, 1)]
-    return Step(numbers, counts, clip, *found)
+    return Step(numbers, counts, clip, *found, load)
 
 
 def gather_first(world: World, value: Any) -> list[Any]:

@@ -28,15 +28,24 @@ SIGNALS = TimeSeriesConfig(
 )  # fmt: skip
 
 
-def place_media(tokens: Any, starts: Any, unsupervised: Any, numbers: Sequence[int], *, tiles: bool = False) -> Media:
+def place_media(
+    tokens: Any,
+    starts: Any,
+    unsupervised: Any,
+    numbers: Sequence[int],
+    *,
+    tiles: bool = False,
+    many_images: bool = False,
+) -> Media:
     """Write placeholders into sequences, and return their media: an image of one token or two at the sixth place of
     every sixth sequence, a signal or two in every eighth. One micro-batch in six has neither. tiles: a tile for each
-    token of an image, and no signals."""
+    token of an image, and no signals. many_images: up to four in the sequences of a micro-batch, of one token to four,
+    most of them in its first half."""
     images, grids, signals = [], [], []
     for row, number in enumerate(numbers):
         found = []
-        if number % 6 == 0:
-            columns = 2 + 2 * (number % 4 == 0)
+        if number % 4 < 2 or number % 12 == 3 if many_images else number % 6 == 0:
+            columns = 2 * (1 + number % 7 % 4) if many_images else 2 + 2 * (number % 4 == 0)
             grids.append((2, columns))
             images.append(seeded_normal((2 * columns, 4), 5, f"image {number}"))
             found.append((5, IMAGE, columns // 2))

@@ -101,9 +101,11 @@ EVALUATED = {
     "2 ranks": [
         Case(Layout(pp=2), ("zbv", 2), towers=True),
         Case(Layout(cp=2), seq_len=12, towers=True),
+        Case(Layout(dp_shard=2), towers=True, balance=True),
     ],
     "4 ranks": [
         Case(Layout(pp=2, dp_shard=2), towers=True),
+        Case(Layout(pp=2, dp_shard=2), towers=True, balance=True),
         Case(Layout(pp=2, cp=2, cp_kind="ring"), seq_len=12, towers=True, tiles=True),
         Case(Layout(dp_shard=4), towers=True, tiles=True),
     ],

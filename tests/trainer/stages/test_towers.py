@@ -11,7 +11,7 @@ from trainer.config.compose import compose
 from trainer.config.memory import rank_memory
 from trainer.run.simulate import simulate_rank
 
-BOUND = 1e-10
+BOUND, BALANCED_BOUND = 1e-10, 1e-12
 CASES = {
     2: [
         Case(Layout(pp=2), towers=True),
@@ -33,6 +33,40 @@ CASES = {
         Case(Layout(pp=2, cp=2, cp_kind="ring", ep=2), seq_len=12, towers=True, tiles=True),
     ],
 }
+
+
+# Images that other ranks run. Eight sequences: four ranks have two each.
+SPREAD = Case(towers=True, many_images=True, balance=True)
+BALANCED = {
+    "quick": [SPREAD._replace(layout=Layout(dp_shard=2), layers=2, micro_batches=3)],
+    "two": [
+        SPREAD._replace(layout=Layout(dp_replicate=2), recompute="full"),
+        SPREAD._replace(layout=Layout(dp_shard=2), tiles=True),
+        SPREAD._replace(layout=Layout(cp=2), seq_len=12),
+        SPREAD._replace(layout=Layout(cp=2, cp_kind="ring", ep=2), seq_len=12, recompute="selective"),
+    ],
+    "four": [
+        SPREAD._replace(layout=Layout(dp_shard=4, ep=2), sequences=8, dispatch="all_to_all"),
+        SPREAD._replace(layout=Layout(dp_replicate=2, dp_shard=2), sequences=8, recompute="full"),
+        SPREAD._replace(layout=Layout(dp_shard=2, cp=2), seq_len=12, sequences=8),
+        SPREAD._replace(layout=Layout(pp=2, dp_shard=2, ep=2)),
+        SPREAD._replace(layout=Layout(pp=2, dp_shard=2), tiles=True, recompute="full"),
+        SPREAD._replace(layout=Layout(pp=2, dp_shard=2), schedule=("interleaved_zero_bubble", 2)),
+        SPREAD._replace(layout=Layout(pp=2, dp_replicate=2), schedule=("dualpipev", 2), recompute="full"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["quick", pytest.param("two", marks=pytest.mark.slow), pytest.param("four", marks=pytest.mark.slow)]
+)
+def test_a_step_whose_images_run_on_other_ranks_is_that_of_one_process(name):
+    cases = BALANCED[name]
+    found = on_ranks(cases[0].layout.ranks, run_steps, cases, init=True, timeout_s=240.0)[0]
+    for case, step in zip(cases, found, strict=True):
+        compared = errors(step, reference(case.alone()))
+        assert max(compared[:4]) <= BALANCED_BOUND, (str(case.layout), compared)
+        assert step.load.tower_load < step.load.tower_load_before, case.layout
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])

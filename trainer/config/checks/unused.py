@@ -58,6 +58,11 @@ def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
             warn(f"parallel.stages_per_rank={p.stages_per_rank}", why)
     if ranks.layout.cp == 1 and p.cp_kind != "ulysses":
         warn(f"parallel.cp_kind={p.cp_kind}", "each rank has whole sequences")
+    if p.balance_towers:
+        if cfg.model.vision is None:
+            warn("parallel.balance_towers=true", "the model has no vision tower")
+        elif ranks.layout.stage_ranks == 1:
+            warn("parallel.balance_towers=true", "one rank runs the tower")
     if ranks.layout.shard == 1:
         why = "no weight is sharded"
         if q.reductions != "fp32":

@@ -20,17 +20,26 @@ from trainer.model.towers.parts import PatchEmbedding, full_attention, in_blocks
 
 EPS = 1e-6  # of the layer norms
 THETA = 10_000.0  # of the rotary embedding
+MEAN = STD = 0.5  # of pixels between 0 and 1, as published
 
 
 class Images(NamedTuple):
     """Images cut into patches, one after another.
 
-    pixels: [T, C * frames * P * P], normalised; in an image, patches are block by block of m x m (`in_blocks`).
+    pixels: [T, C * frames * P * P], normalised; or uint8 [T, C, P * P], an eighth of the bytes, which the tower
+    normalises. In an image, patches are block by block of m x m (`in_blocks`).
     grids: rows and columns of patches of each image, multiples of m.
     """
 
     pixels: Tensor
     grids: Sequence[tuple[int, int]]
+
+
+def normalised(pixels: Tensor, frames: int) -> Tensor:
+    """[T, C, P * P] uint8 -> [T, C * frames * P * P] fp32: bit for bit what `PatchRule.prepare` makes."""
+    x = pixels.float()
+    x = ((x / x.new_full((), 255)) - MEAN) / STD  # by a number, CUDA would multiply with its rounded reciprocal
+    return x.unsqueeze(2).expand(-1, -1, frames, -1).flatten(1)
 
 
 class VisionAttention(nn.Module):
@@ -100,7 +109,8 @@ class VisionTower(nn.Module):
         """
         lengths = self._lengths(images)
         grids = [(int(rows), int(columns)) for rows, columns in images.grids]  # they may be rows of a tensor
-        x = self.patch(images.pixels)
+        pixels = images.pixels
+        x = self.patch(normalised(pixels, self.cfg.frames) if pixels.dtype == torch.uint8 else pixels)
         x = x + torch.cat([self._table(grid) for grid in grids]).to(x.dtype)
         cos, sin = self._rotary(grids, x)
         for block in self.blocks:
@@ -109,9 +119,14 @@ class VisionTower(nn.Module):
 
     def _lengths(self, images: Images) -> list[int]:
         width = self.cfg.channels * self.cfg.frames * self.cfg.patch_size**2
-        if images.pixels.ndim != 2 or images.pixels.shape[1] != width or not images.pixels.is_floating_point():
+        bytes_of_patch = (torch.uint8, (self.cfg.channels, self.cfg.patch_size**2))
+        kind, shape = images.pixels.dtype, tuple(images.pixels.shape[1:])
+        if (kind, shape) != bytes_of_patch and not (kind.is_floating_point and shape == (width,)):
             found = f"{images.pixels.dtype} of shape {list(images.pixels.shape)}"
-            raise ValueError(f"pixels are {found}; this tower takes normalised floats, [patches, {width}]")
+            raise ValueError(
+                f"pixels are {found}; this tower takes normalised floats, [patches, {width}], or uint8, "
+                f"{['patches', *bytes_of_patch[1]]}"
+            )
         if any(len(grid) != 2 for grid in images.grids):
             raise ValueError("a grid is not two numbers; use (rows, columns) of patches for each image")
         lengths = [int(rows * columns) for rows, columns in images.grids]

@@ -1,0 +1,66 @@
+"""Images spread over ranks by their patches, decided on the host before a batch is on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from parallel.balance.assign import assign
+from parallel.balance.moves import Grid, Moves
+from parallel.world import World
+from trainer.config.model import InternViTConfig, VisionConfig
+from trainer.data.batch import Batch
+from trainer.model.towers.run_images import grids_of
+
+
+class Load(NamedTuple):
+    """Largest over mean patches of a rank in the micro-batches that were spread, and what it would have been."""
+
+    tower_load: float
+    tower_load_before: float
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Spreads the images of micro-batches over the ranks of `world`, which run the tower together."""
+
+    world: World
+    vision: VisionConfig | InternViTConfig
+
+    def __call__(self, batches: Sequence[Batch]) -> tuple[list[Batch], Load | None]:
+        """This rank's parts of some micro-batches, with the moves of their images, and their load; None without images.
+
+        Collective over `world` where there are images, which all ranks must have in the same micro-batches: a blank
+        one where they have none. Sizes are exchanged once for all batches, and no device is involved.
+        """
+        if all(batch.media is None or batch.media.images is None for batch in batches):
+            return list(batches), None
+        of_ranks = self.world.gather([self._grids(batch) for batch in batches])
+        found, largest, before, mean = [], 0, 0, 0.0
+        for batch, *grids in zip(batches, *of_ranks, strict=True):
+            sizes = [[rows * columns for rows, columns in of_rank] for of_rank in grids]
+            owners = assign(sizes)
+            loads = [0] * len(sizes)
+            for of_rank, ranks in zip(sizes, owners, strict=True):
+                for size, rank in zip(of_rank, ranks, strict=True):
+                    loads[rank] += size
+            largest, before, mean = largest + max(loads), before + max(map(sum, sizes)), mean + sum(loads) / len(loads)
+            stays = all(owner == rank for rank, of_rank in enumerate(owners) for owner in of_rank)
+            moves = None if stays else Moves.of(self.world.rank, grids, owners)
+            found.append(batch if moves is None else _with_moves(batch, moves))
+        return found, Load(largest / mean, before / mean) if mean else None
+
+    def _grids(self, batch: Batch) -> list[Grid]:
+        """The grids of images whose embeddings go anywhere: a blank one's do not."""
+        media = batch.media
+        if media is None or media.images is None:
+            return []
+        if media.image_places is not None and not len(media.image_places.at):
+            return []
+        return grids_of(self.vision, media.images)
+
+
+def _with_moves(batch: Batch, moves: Moves) -> Batch:
+    assert batch.media is not None
+    return replace(batch, media=replace(batch.media, image_moves=moves))
