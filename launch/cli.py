@@ -6,10 +6,13 @@ Little is imported before `main`, so that Ctrl-C ends the process quietly from i
 from __future__ import annotations
 
 import importlib
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 
-from parallel.interrupts import exiting_on_interrupt
+from parallel.interrupts import INTERRUPTED, exiting_on_interrupt
 
 with exiting_on_interrupt():
     from parallel.errors import UserError, one_of
@@ -25,7 +28,7 @@ COMMANDS = {
     "config": "print a resolved configuration, the differences between two, or all keys with their meanings",
     "recipes": "list the recipes, or the options of a group, with what each is for",
     "layout": "simulate one rank of a run of any size on this machine, and print its memory and its collectives",
-    "data": "check the files of a mixture, show one of its samples, or count its tokens",
+    "data": "check a mixture or pairs, make the index of pairs, show a sample of a mixture, or count its tokens",
     "runs": "list the runs in a directory with their state and results, or compare two",
     "export": "write a training checkpoint as a Hugging Face directory",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
@@ -42,7 +45,35 @@ def module_of(command: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 done, 2 a command or configuration that has to be corrected, before
-    anything started, 130 interrupted, 1 every other failure."""
+    anything started, 130 interrupted, 141 the reader of its output has gone (as in `octavo runs | head -1`), 1 every
+    other failure."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not leave_closed_pipes():
+            raise
+        return 128 + signal.SIGPIPE
+
+
+def leave_closed_pipes() -> bool:
+    """Let the outputs of this process whose readers have gone write into nothing, so that nothing more fails for them.
+    Return False if all outputs have their readers."""
+    left = False
+    for stream in (sys.stdout, sys.stderr):
+        poll = select.poll()
+        poll.register(stream, 0)
+        if any(events & select.POLLERR for _, events in poll.poll(0)):  # no flush: its text may be gone already
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, stream.fileno())
+            os.close(nothing)
+            left = True
+    return left
+
+
+def _run(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     started = False
     try:
@@ -67,9 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = command.prepare(Parser(f"octavo {name}", f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}."), rest)
         started = True
         return work()
+    except BrokenPipeError:
+        raise
     except (UserError, OSError) as error:
         return report(error, started=started)
     except KeyboardInterrupt:
+        print("interrupted" if started else INTERRUPTED, file=sys.stderr)
         return 130
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -101,6 +102,11 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
     model, train = cfg.model, cfg.train
     yield "recipe", cfg.run.name
     yield "parameters", f"{model.num_params():,}, {model.active_params():,} active per token"
+    for name in ("vision", "signals"):
+        if (tower := getattr(model, name)) is not None:
+            yield f"  {name}", f"{sum(math.prod(shape) for shape in tower.shapes()):,} in this tower"
+    if frozen := [name for name, part in vars(cfg.optim.parts).items() if part.freeze]:
+        yield "  frozen", " and ".join(frozen)
     axes = [f"{axis}={ranks}" for axis, ranks, _ in map_ranks(cfg.parallel, model, world_size).layout.rows()]
     yield "ranks", " ".join([f"{world_size:,}", *axes])
     per_step = train.global_batch * cfg.data.seq_len

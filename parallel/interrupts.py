@@ -10,16 +10,31 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from parallel.health.terminal import write_line
+
+INTERRUPTED = "interrupted before anything started"
+
 
 @contextlib.contextmanager
 def exiting_on_interrupt() -> Iterator[None]:
-    """While entered, Ctrl-C ends the process at once, with exit code 130 and without cleaning up.
+    """While entered, Ctrl-C ends the process at once, with a line, exit code 130 and without cleaning up.
 
     For imports that take seconds: an exception raised inside of them is swallowed or changed by some of their C code,
     and they leave nothing to clean up.
     """
-    with _handling((signal.SIGINT,), lambda number, _frame: os._exit(128 + number)):
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        if first_rank():
+            write_line(INTERRUPTED)
+        os._exit(128 + number)
+
+    with _handling((signal.SIGINT,), leave):
         yield
+
+
+def first_rank() -> bool:
+    """Return True for the process of a run, or of a command, that prints what concerns all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager

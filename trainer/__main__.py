@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from parallel.interrupts import exiting_on_interrupt
+from parallel.interrupts import INTERRUPTED, exiting_on_interrupt, first_rank
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from trainer import start
         return start.main(argv)
     except KeyboardInterrupt:
+        if first_rank():
+            print(INTERRUPTED, file=sys.stderr)
         return 130
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -14,6 +15,8 @@ from trainer.model.experts.te import support
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WIDTH = 100  # columns of `table`
+# Parts of the towers that compute in fp32 whatever the recipe.
+IN_FP32 = {"vision": ("norms", "position table"), "signals": ("norms", "position tables", "convolutions")}
 ON_ANY_DEVICE = ("fp32", "bf16", "fp8_reference")
 
 
@@ -41,12 +44,18 @@ def unavailable(cfg: PrecisionConfig, device: torch.device) -> Fault | None:
     )  # fmt: skip
 
 
-def table(cfg: PrecisionConfig, experts: str) -> str:
-    """The parts of the model in each dtype, for the log. experts: as `describe_backend` returns it."""
+def table(cfg: PrecisionConfig, experts: str, towers: Sequence[str] = ()) -> str:
+    """The parts of the model in each dtype, for the log. experts: as `describe_backend` returns it. towers: those that
+    the model has."""
     labels = {"experts": f"experts ({experts})", "kept": "inputs kept for backward"}
     parts: dict[str, list[str]] = {}
     for part, value in vars(cfg).items():
         dtype = cfg.linears if value == "exact" else value  # kept=exact keeps the activations themselves
         parts.setdefault(dtype, []).append(labels.get(part, part.replace("_", " ")))
+    for tower in towers if cfg.linears != "fp32" else ():
+        parts.setdefault(cfg.linears, []).append(f"{tower} (matrices)")
+        parts.setdefault("fp32", []).append(f"{tower} ({', '.join(IN_FP32[tower])})")
+    if cfg.linears == "fp32":
+        parts.setdefault("fp32", []).extend(f"{tower} tower" for tower in towers)
     rows = (f"{dtype:<15}{', '.join(names)}" for dtype, names in parts.items())
     return "\n".join(textwrap.fill(row, WIDTH, subsequent_indent=" " * 15, break_long_words=False) for row in rows)

@@ -42,15 +42,17 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
 
     Raises `CommandError`, and `ConfigError` also for data that are not a mixture, or a cache that cannot be made.
     """
-    parser.add_argument("action", nargs="?", metavar=f"{{{','.join(ACTIONS)}}}", help="what to do with the mixture")
+    parser.add_argument("action", nargs="?", metavar=f"{{{','.join(ACTIONS)}}}", help="what to do with the data")
     parser.add_overrides(words)
     parser.usage = (
-        "octavo data check|index|stats RECIPE [override ...]\n       octavo data show RECIPE N [override ...]"
+        "octavo data check|stats RECIPE [override ...]\n       octavo data show RECIPE N [override ...]\n"
+        "       octavo data index RECIPE [override ...]"
     )
     parser.description = (
         f"{parser.description}\nRECIPE is the name of a recipe (octavo data check toy) or an override (octavo data "
         "check recipe=toy);\na run directory or a resolved config.yaml also works. N is the index of a sample, "
-        "starting at 0."
+        "starting at 0.\nA mixture of text (toy), or of text, images and signals (toy_multimodal): check, show, stats. "
+        f"Images with captions\n(vision_contrastive, {WITH_PAIRS}): index, then check."
     )
     options = parser.read(words)
     action, given = options.action or "", options.overrides
@@ -140,7 +142,9 @@ def check(cfg: Config) -> int:
         raise
     print_table(_table_of_sources(cfg, reader.epochs(reader.index.samples)))
     print(f"epochs: of all phases; an epoch is every window of {cfg.data.seq_len} tokens once")
-    print(f"{len(directories)} sources are intact: every file is as it was written, one tokenizer made them all,")
+    number = counted(len(directories), "source")
+    intact = f"{number} {'is' if len(directories) == 1 else 'are'} intact"
+    print(f"{intact}: every file is as it was written, one tokenizer made them all,")
     print("and no prefix of one group can be mistaken for another group's")
     return 0
 

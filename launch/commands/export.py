@@ -26,8 +26,9 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         "--dtype",
         **choice("source", "bf16", "fp32", "fp8"),
         default="source",
-        help="dtype of the text model. source: same as the checkpoint the run started from (bf16 if trained from "
-        "scratch); fp8: e4m3 in blocks of 128 x 128 with weight_scale_inv (default: source)",
+        help="dtype of the text model and of the towers that the run trained. source: same as the checkpoint the run "
+        "started from (bf16 if trained from scratch); fp8: e4m3 in blocks of 128 x 128 with weight_scale_inv "
+        "(default: source)",
     )
     add("--pad", action="store_true", help="with FP8: pad the width of the experts with zeros to a multiple of 128")
     add("--text-only", action="store_true", help="leave out the vision, projector and time-series weights")
@@ -54,7 +55,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
             print_warning(warning)
         parts = f", with {done.carried} tensors of other parts unchanged" if done.carried else ""
         print(
-            f"{options.target}: the text model after step {done.step} in {done.dtypes}{parts}; "
+            f"{options.target}: the {done.parts} after step {done.step} in {done.dtypes}{parts}; "
             f"{done.nbytes / 1e9:,.3f} GB in {time.perf_counter() - started:,.1f} s"
         )
         print(f"tokenizer: {done.tokenizer}")

@@ -30,7 +30,7 @@ from trainer.weights.towers.config import multimodal_config_from_huggingface
 UNCOUNTED = ("FP8 scales", "optimizer", "generators")  # not parameters
 ORDER = (
     "embedding", "position tables", "norms", "attention", "router", "experts", "LM head", "FP8 scales", "vision",
-    "projector", "time series", "optimizer", "generators", "unknown",
+    "projector", "time series", "common space", "optimizer", "generators", "unknown",
 )  # fmt: skip
 LISTED = 10  # tensors that are named in a list
 READERS = 4  # files that are compared at one time
@@ -68,6 +68,8 @@ def _inspect(path: Path, print_contents: Callable[[], bool], verify: bool) -> in
     complete = False
     try:
         complete = print_contents()
+    except BrokenPipeError:  # of the output
+        raise
     except (UserError, OSError) as error:
         report(error)
         if isinstance(error, UserError) and error.where == str(path / MANIFEST):
@@ -120,6 +122,7 @@ def _training(path: Path) -> bool:
     opened = open_checkpoint(path)
     print(f"{opened.path}: training checkpoint of step {opened.step}, saved with world size {opened.ranks}")
     parts = {f"model.{piece.parameter}": part_of(piece.name) for piece in opened.pieces}
+    parts |= {f"model.{name}": "common space" for name in opened.common_space}
     entries: list[Entry] = []
     for name, facts in opened.state.tensors.items():
         dtype, shape = facts.properties.dtype, tuple(facts.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from launch.tables import print_table, table
 from parallel.errors import Fault
 from trainer.config.errors import print_warning
 from trainer.config.keys import Config
-from trainer.data.errors import DataError
+from trainer.config.say import counted
+from trainer.data.errors import DataError, named_by
 from trainer.storage.progress import print_line
 
 MOST_REASONS = 5  # of failed links that are shown of a source
@@ -18,17 +20,24 @@ MOST_REASONS = 5  # of failed links that are shown of a source
 
 def index(cfg: Config) -> int:
     """Make the index of every source and zero-shot set that has none, and show what is in all. Raises `DataError`."""
-    from trainer.corpora.pairs.index import CAPTIONS, index_pairs
+    made = {}
+    try:
+        from trainer.corpora.pairs.index import CAPTIONS, index_pairs
 
-    show(
-        {
-            name: index_pairs(
-                path, texts=CAPTIONS if pairs else ("cls",), workers=cfg.data.workers, progress=print_line
-            )
-            for name, path, pairs in _directories(cfg)
-        }
-    )
+        for name, path, pairs in _directories(cfg):
+            with named_by(_key(name, pairs)):
+                texts = CAPTIONS if pairs else ("cls",)
+                made[name] = index_pairs(path, texts=texts, workers=cfg.data.workers, progress=print_line)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes from the tar files that are read", file=sys.stderr)
+        return 130
+    show(made)
     return 0
+
+
+def _key(name: str, pairs: bool) -> str:
+    """The key that names a directory."""
+    return f"data.pairs.{name}.path" if pairs else f"data.zero_shot.{name}"
 
 
 def check(cfg: Config) -> int:
@@ -40,14 +49,16 @@ def check(cfg: Config) -> int:
     faults: list[Fault] = []
     for name, path, pairs in _directories(cfg):
         try:
-            PairIndex(path).verify()
-            found[name] = index_pairs(path, texts=CAPTIONS if pairs else ("cls",))
+            with named_by(_key(name, pairs)):
+                PairIndex(path).verify()
+                found[name] = index_pairs(path, texts=CAPTIONS if pairs else ("cls",))
         except DataError as error:
             faults += error.faults
     if faults:
         raise DataError(faults)
     show(found)
-    print(f"{len(found)} indexes are intact, and the tar files have the sizes that were indexed")
+    intact = "1 index is" if len(found) == 1 else f"{len(found)} indexes are"
+    print(f"{intact} intact, and the tar files have the sizes that were indexed")
     return 0
 
 
@@ -68,9 +79,10 @@ def show(manifests: dict[str, dict[str, Any]]) -> None:
     print("captions, images: different ones; links: in the status files; dead: of these, not downloaded")
     for name, manifest in manifests.items():
         for reason, count in sorted(manifest["reasons"].items(), key=lambda item: -item[1])[:MOST_REASONS]:
-            print(f"{name}: {count:,} links failed: {reason}")
+            print(f"{name}: {counted(count, 'link')} failed: {reason}")
         if lost := manifest["counts"].get("missing_from_tar", 0):
-            print_warning(f"{name}: {lost:,} links that succeeded are in no tar file")
+            are = "that succeeded is" if lost == 1 else "that succeeded are"
+            print_warning(f"{name}: {counted(lost, 'link')} {are} in no tar file")
         for tar, why in manifest["damaged"].items():
             print_warning(f"{name}: {tar} is damaged ({why}); the pairs before the damage are indexed")
 

@@ -19,7 +19,7 @@ from trainer.config.errors import CommandError
 from trainer.config.keys import BEFORE, Config
 from trainer.config.run_files import CONFIG_FILE
 from trainer.config.say import show
-from trainer.metrics.history import RECORD, Tail, mean, read_tail
+from trainer.metrics.history import RECENT, RECORD, Tail, mean, read_tail
 from trainer.run.directory import LOCK_FILE, last_step
 from trainer.storage.lock import holder
 
@@ -40,7 +40,8 @@ class NotARunError(Exception):
 class Run:
     """A run as its directory shows it.
 
-    step, loss, heldout: of the last lines of its record that have them. saved: step of the newest checkpoint. steps:
+    step, heldout: of the last lines of its record that have them. loss: the mean of its last steps, as a run prints it
+    at its end. saved: step of the newest checkpoint. steps:
     train.steps. age: seconds since the record grew. message: how the run ended, or which process holds it.
     """
 
@@ -200,7 +201,7 @@ def _compare(first: Run, second: Run, as_json: bool) -> int:
         ("", "", ""),
         ("state", *(run.state for run in runs)),
         ("step", *(f"{run.step:,}/{run.steps:,}" for run in runs)),
-        ("training loss", *(_number(run.loss) for run in runs)),
+        (f"loss, last {RECENT}", *(_number(run.loss) for run in runs)),
     ]
     for source in {**first.heldout, **second.heldout}:
         rows.append((f"held-out {source}", *(_number(run.heldout.get(source)) for run in runs)))

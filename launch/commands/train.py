@@ -236,7 +236,13 @@ def _exit_code(failed: ChildFailedError) -> int:
     rank = min(failures, key=order)
     first, code = failures[rank], failures[rank].exitcode
     if code < 0:
-        report(UserError(f"rank {rank} was killed by {first.signal_name()}", where=f"rank {rank}", value=code))
+        again = "the same command resumes from the newest checkpoint"
+        if code == -signal.SIGKILL:
+            text = "was killed by SIGKILL, which is how the system frees memory"
+            remedy = f"`octavo train --dry-run` prints what a run holds; with less, or with more memory, {again}"
+        else:
+            text, remedy = f"was killed by {first.signal_name()}", again
+        report(UserError(f"rank {rank} {text}; {remedy}", where=f"rank {rank}", value=code, allowed=remedy))
         return 128 - code
     if code != 2 and code not in STOPPED and len(failures) > 1:
         report(UserError(f"rank {rank} failed first, with exit code {code}", where=f"rank {rank}", value=code))

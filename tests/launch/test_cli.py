@@ -53,6 +53,29 @@ def test_help_lists_the_options_of_a_users_directory(words, capsys):
     error_line(capsys.readouterr().err, "--config-dir", "nowhere")
 
 
+READ = [["--help"], ["train", "--help"], ["recipes"], ["config", "--keys"], ["config", "recipe=toy"]]
+
+
+@pytest.mark.parametrize(("words", "unbuffered"), [(READ[0], "1"), *((words, "") for words in READ)])
+def test_an_output_whose_reader_has_gone_ends_a_command_quietly(words, unbuffered):
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen([sys.executable, "-m", "launch.cli", *words], env=environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process.stdout.close()
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (141, "")
+
+
+def test_help_of_data_names_its_actions_and_recipes(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["data", "--help"])
+    text = capsys.readouterr().out.partition("positional arguments")[0]
+    for word in ("index", "check", "show", "stats", "toy_multimodal", "vision_contrastive", "vision_contrastive_toy"):
+        assert re.search(rf"\b{word}\b", text)
+    assert main(["--help"]) == 0
+    assert "index" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  octavo data"))
+
+
 def test_version_names_what_decides_results(capsys, monkeypatch):
     assert main(["--version"]) == 0
     assert re.fullmatch(r"octavo \d\S*, torch \d\S*, Python 3\.\d+\S*\n", capsys.readouterr().out)

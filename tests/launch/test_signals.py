@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from parallel.interrupts import INTERRUPTED
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 WORDS = ["recipe=toy", "data=synthetic", "train.sample_tokens=0"]
 # A process that sends itself a signal at the first import whose name is given, as a user would from outside. FOLDER in
@@ -47,10 +49,30 @@ def run(tmp_path, *words, moment, number, **more):
 
 @pytest.mark.parametrize("moment", [*OURS, *(pytest.param(name, marks=pytest.mark.slow) for name in TORCH)])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_ctrl_c_while_a_command_starts_is_quiet(command, moment, tmp_path):
+def test_ctrl_c_while_a_command_starts_is_one_line(command, moment, tmp_path):
     done = run(tmp_path, *COMMANDS[command], *WORDS, moment=moment, number=signal.SIGINT)
-    assert (done.returncode, done.stderr) == (130, "")
+    assert (done.returncode, done.stderr) == (130, f"{INTERRUPTED}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_ranks_one_prints_that_it_was_interrupted(tmp_path):
+    done = run(tmp_path, "trainer", *WORDS, moment=OURS[0], number=signal.SIGINT, RANK="1")
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "moment"),
+    [
+        (["data", "index", "vision_contrastive_toy"], "trainer.corpora.pairs.tars"),
+        (["data", "stats", "toy"], "numpy"),
+        (["science", "out.jsonl", "--source", "thermo"], "trainer.corpora.science.tables"),
+    ],
+)
+def test_ctrl_c_in_the_work_of_a_command_is_one_line(words, moment, tmp_path):
+    done = run(tmp_path, "launch.cli", *words, moment=moment, number=signal.SIGINT)
+    assert done.returncode == 130
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("interrupted")
 
 
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
@@ -62,7 +84,7 @@ def test_a_launcher_that_is_stopped_early_leaves_no_temporary_directory(tmp_path
     """The temporary directory exists, and torchrun's agent handles no signal yet."""
     done = run(tmp_path, "launch.cli", "train", *WORDS, moment="torch.distributed.elastic.multiprocessing",
                number=number, FOLDER="1")  # fmt: skip
-    assert (done.returncode, done.stderr) == (code, "")
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, int(number == signal.SIGINT))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -153,7 +153,12 @@ class EmbeddingConfig:
 
     def shapes(self, hidden_size: int) -> list[Shape]:
         """The shapes of its parameters: two projections, scale and bias."""
-        return [(self.width, hidden_size), (self.width, hidden_size), (1,), (1,)]
+        return [*self.named_shapes(hidden_size).values()]
+
+    def named_shapes(self, hidden_size: int) -> dict[str, Shape]:
+        """Parameter -> shape, as `DualEncoder` has them."""
+        projection = (self.width, hidden_size)
+        return {"image_projection": projection, "text_projection": projection, "log_scale": (1,), "bias": (1,)}
 
 
 @dataclass(kw_only=True)

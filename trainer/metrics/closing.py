@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.config.checks.validate import validate
 from trainer.config.keys import Config
-from trainer.metrics.history import RECORD, measured, number, read_all
+from trainer.metrics.history import RECENT, RECORD, measured, number, read_all, recent_loss
 
 OCTAVO = ("octavo",)
 HIGHER_IS_BETTER = "accuracy"
@@ -28,8 +28,8 @@ def closing_text(run_dir: Path, checkpoint: str) -> str:
     lines = _heldout_table(evaluations)
     known = [loss for loss in losses if loss is not None]
     if known:
-        last = [loss for loss in losses[-10:] if loss is not None] or known[-1:]
-        lines.append(f"training loss {known[0]:.2f} -> {sum(last) / len(last):.2f} over {tokens:,} tokens")
+        over = f"the mean of the last {min(RECENT, len(losses))} steps" if len(losses) > 1 else "of the only step"
+        lines.append(f"training loss {known[0]:.4f} -> {recent_loss(losses):.4f} ({over}) over {tokens:,} tokens")
     return "\n".join([*lines, f"run         {run_dir}", f"checkpoint  {checkpoint}"])
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 RECORD = "metrics.jsonl"
 BLOCK = 1 << 18  # bytes that are read at one time, from the end
+RECENT = 10  # steps whose mean is the loss of a run: single steps fluctuate
 MOST_BLOCKS = 64  # a record is not searched further back for its last evaluation
 BASELINES = ("unigram", "uniform")
 Ending = Literal["finished", "stopped", "failed", ""]
@@ -21,7 +22,7 @@ ENDINGS: dict[str, Ending] = {"done": "finished", "stopped": "stopped", "failed"
 class Tail:
     """The end of a record.
 
-    step: the last one that was recorded. loss: of the last step that has one. heldout: name -> source -> value, of the
+    step: the last one that was recorded. loss: `recent_loss`. heldout: name -> source -> value, of the
     last evaluation, which was after `evaluated` steps. ending: how the last start ended; "" where it did not say.
     """
 
@@ -38,10 +39,12 @@ def read_tail(path: Path) -> Tail:
 
     Raises `OSError`.
     """
-    step, loss, last = 0, None, None
+    step, last = 0, None
+    losses: list[float | None] = []  # the last step first
     evaluation: dict[str, Any] = {}
     for line in _backwards(path):
-        if loss is not None and b'"event"' not in line:
+        enough = len(losses) >= RECENT and recent_loss(losses[::-1]) is not None
+        if enough and b'"event"' not in line:
             continue  # older steps: there may be a million
         record = _parse(line)
         if record is None:
@@ -49,15 +52,22 @@ def read_tail(path: Path) -> Tail:
         last = record if last is None else last
         step = max(step, record["step"])
         if "event" not in record:
-            loss = number(record.get("loss")) if loss is None else loss
+            losses.append(number(record.get("loss")))
         elif record["event"] == "evaluation" and not evaluation:
             evaluation = record
-        if loss is not None and evaluation:
+        if enough and evaluation:
             break
     ending = ENDINGS.get((last or {}).get("event", ""), "")
-    return Tail(
-        step, loss, measured(evaluation), evaluation.get("step", 0), ending, str((last or {}).get("message", ""))
-    )
+    message, loss = str((last or {}).get("message", "")), recent_loss(losses[::-1])
+    return Tail(step, loss, measured(evaluation), evaluation.get("step", 0), ending, message)
+
+
+def recent_loss(losses: Sequence[float | None]) -> float | None:
+    """The mean of the last `RECENT` losses, without those that are missing; if all are, the last one before them. In
+    the order of the steps; None without any."""
+    last = [loss for loss in losses[-RECENT:] if loss is not None]
+    last = last or [loss for loss in losses if loss is not None][-1:]
+    return sum(last) / len(last) if last else None
 
 
 def read_all(path: Path) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,8 @@ def announcements(
         yield {"event": "warning", "message": line}
     on_a_rank = model.num_experts // (meshes.placement.expert_shards if meshes is not None else 1)
     experts = describe_backend(cfg.precision.experts, model.expert_backend, world.device, on_a_rank)
-    yield {"event": "precision", "message": f"precision of each part\n{precision.table(cfg.precision, experts)}"}
+    towers = [name for name in ("vision", "signals") if getattr(model, name) is not None]
+    yield {"event": "precision", "message": f"dtypes by part\n{precision.table(cfg.precision, experts, towers)}"}
     if world.device.type == "cuda" and "fp32" in (cfg.precision.linears, cfg.precision.experts):
         text = "fp32 on a GPU: grouped GEMM and attention have no fast kernels for it and wait for the host"
         yield {"event": "warning", "message": f"{text}; use precision=bf16"}
@@ -70,6 +72,7 @@ def announcements(
     parts = [
         f"continued after step {resumed}" if resumed else new,
         f"{model.num_params() / 1e6:,.1f} M parameters ({model.active_params() / 1e6:,.1f} M active)",
+        *_towers(cfg),
         f"{cfg.precision.linears} with {cfg.precision.experts} experts on {world.size} x {device_name(world.device)}",
         f"{cfg.train.global_batch * cfg.data.seq_len:,} tokens a step",
         f"in {directory}",
@@ -80,6 +83,16 @@ def announcements(
             place += ", weights too" if cfg.optim.offload == "cpu" else ", weights on the CPU"
         parts.append(f"AdamW by DeepSpeed, ZeRO-{cfg.optim.zero_stage}{place}")
     yield {"event": "run", "message": ", ".join(parts)}
+
+
+def _towers(cfg: Config) -> Iterator[str]:
+    """The sizes of the towers, and the parts that are frozen."""
+    for name, what in (("vision", "vision tower"), ("signals", "signal tower")):
+        if (tower := getattr(cfg.model, name)) is not None:
+            size = sum(math.prod(shape) for shape in tower.shapes())
+            yield f"{size / 1e6:,.1f} M of them in the {what}"
+    if frozen := [name for name, part in vars(cfg.optim.parts).items() if part.freeze]:
+        yield f"frozen: {' and '.join(frozen)}"
 
 
 def _pipeline(cfg: Config, layout: Layout, plan: Plan) -> str:

@@ -51,6 +51,7 @@ class Exported:
     nbytes: int
     dtypes: str  # of the text model, such as "BF16, F32"
     carried: int  # tensors of other parts
+    parts: str  # that the run trained, such as "text model and vision tower"
     side_files: list[str]  # paths of what is beside the tensors, config.json and the card
     tokenizer: str  # where it is from, or that there is none
     warnings: list[str]
@@ -152,10 +153,42 @@ def export(
     files = {**beside.files, CARD: card.encode()}
     write_directory(target, bundles, config, files, shard_bytes=shard_bytes, wrote=count)
     written = sorted({output.dtype for bundle in bundles[: len(pieces)] for output in bundle.outputs})
-    warnings = [*_warnings(model, written), *beside.warnings]
+    warnings = [*_left_out(opened, text_only), *_warnings(model, written), *beside.warnings]
     return Exported(
-        opened.step, total, ", ".join(written), len(towers), sorted(beside.files), beside.tokenizer, warnings
+        opened.step,
+        total,
+        ", ".join(written),
+        len(towers),
+        _parts(model, text_only),
+        sorted(beside.files),
+        beside.tokenizer,
+        warnings,
     )
+
+
+def _parts(model: ModelConfig, text_only: bool) -> str:
+    """The parts of the model that are written, in words."""
+    parts = ["text model"]
+    if not text_only:
+        parts += [
+            name
+            for name, tower in (("vision tower", model.vision), ("signal tower", model.signals))
+            if tower is not None
+        ]
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def _left_out(opened: OpenedCheckpoint, text_only: bool) -> list[str]:
+    """A line for each part that the run trained and the export lacks."""
+    lines = []
+    if opened.common_space:
+        names = ", ".join(opened.common_space)
+        lines.append(
+            f"left out: {names}, the common space of images and texts, for which published layouts have no names"
+        )
+    if text_only and (opened.model.vision is not None or opened.model.signals is not None):
+        lines.append("left out: the towers that the run trained, because of --text-only")
+    return lines
 
 
 @dataclass(frozen=True)

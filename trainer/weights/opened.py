@@ -62,9 +62,16 @@ class OpenedCheckpoint:
         boxes: dict[str, list[Box]] = {}
         for piece in self.pieces:
             boxes.setdefault(piece.parameter, []).append(piece.box)
-        return {
+        found = {
             name: tuple(max(part.stop for part in parts) for parts in zip(*b, strict=True)) for name, b in boxes.items()
         }
+        return found | self.common_space
+
+    @cached_property
+    def common_space(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters that only contrastive learning has, which no published layout has a name for."""
+        m = self.model
+        return m.embedding.named_shapes(m.hidden_size) if m.embedding is not None else {}
 
     @property
     def missing(self) -> list[str]:

@@ -102,7 +102,7 @@ def test_the_exit_code_is_that_of_the_rank_that_failed(octavo):
 def test_a_rank_that_was_killed_is_named(octavo):
     code, printed = octavo("dies")
     assert code == 137
-    error_line(printed, "rank 1", "SIGKILL")
+    assert "same command" in error_line(printed, "rank 1", "SIGKILL")  # what to do next
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -143,7 +143,8 @@ def test_every_rank_saves_when_the_launcher_is_killed(stand_in):
         ([-15, 143, -15], 143, None),  # one rank was asked to stop; the agent ended others that had saved
         ([130, -15], 130, None),
         ([-15, 1, -15], 1, ["rank 1"]),
-        ([143, -9, 143], 137, ["rank 1", "SIGKILL"]),
+        ([143, -9, 143], 137, ["rank 1", "SIGKILL", "--dry-run", "same command"]),
+        ([-11], 139, ["rank 0", "SIGSEGV", "same command"]),
     ],
 )
 def test_what_the_ranks_codes_come_to(codes, expected, data, capsys):

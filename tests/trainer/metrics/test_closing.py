@@ -42,7 +42,26 @@ def test_the_table_has_the_best_and_the_last_of_each_source(tmp_path):
     assert "8.32" in text
     assert rows["run"] == [str(tmp_path)]
     assert "2,000 tokens" in text
-    assert "7.90 -> 6.45" in text  # the mean of the last ten
+    assert "7.9000 -> 6.4500" in text  # the mean of the last ten
+    assert read_tail(tmp_path / "metrics.jsonl").loss == pytest.approx(6.45)  # as `octavo runs` shows
+
+
+@pytest.mark.parametrize(
+    ("losses", "loss"),
+    [
+        ([3.0], 3.0),
+        ([3.0, None], 3.0),
+        ([9.0, *range(10)], 4.5),
+        ([9.0, *[None] * 10], 9.0),
+        ([None, None], None),
+        ([5.0, *[None] * 9, 1.0], 1.0),
+    ],
+)
+def test_the_loss_of_a_run_is_the_same_at_its_end_and_in_the_list(tmp_path, losses, loss):
+    record(tmp_path, *({"step": step, "loss": value, "tokens": 1} for step, value in enumerate(losses, 1)))
+    assert read_tail(tmp_path / "metrics.jsonl").loss == loss
+    shown = [line for line in closing_text(tmp_path, "none").splitlines() if "->" in line]
+    assert (loss is None and not shown) or f"-> {loss:.4f} " in shown[0]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.errors import DataError
+from trainer.data.errors import DataError, named_by
 from trainer.data.media.images import DECODE_LIMIT, PatchRule, decode
 from trainer.data.mixture.index import MixtureIndex
 from trainer.data.pairs.index import PairIndex
@@ -69,8 +69,9 @@ class PairReader:
     def __init__(self, data: DataConfig, rule: PatchRule, *, seed: int, samples: int = 0) -> None:
         self.names, self.rule = list(data.pairs), rule
         self._data = data
-        self.tokenizer = Tokenizer.load(Path(str(data.tokenizer)))
-        self.indexes = {name: PairIndex(Path(data.root, source.path)) for name, source in data.pairs.items()}
+        with named_by("data.tokenizer"):
+            self.tokenizer = Tokenizer.load(Path(str(data.tokenizer)))
+        self.indexes = {name: _open(f"data.pairs.{name}.path", data, one.path) for name, one in data.pairs.items()}
         self._first = {name: index.below(data.holdout_fraction) for name, index in self.indexes.items()}
         for name in self.names:
             for split in ("train", "heldout"):
@@ -167,6 +168,11 @@ class PairReader:
 def patch_rule(data: DataConfig, vision: VisionConfig) -> PatchRule:
     """The rule by which images become what the tower takes, within `data.min_pixels` and `data.max_pixels`."""
     return PatchRule(vision.patch_size, vision.merge, vision.frames, data.min_pixels, data.max_pixels)
+
+
+def _open(key: str, data: DataConfig, path: str) -> PairIndex:
+    with named_by(key):
+        return PairIndex(Path(data.root, path))
 
 
 def prepare(index: PairIndex, row: np.void, rule: PatchRule) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:

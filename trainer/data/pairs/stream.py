@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from trainer.data.batch import Batch, LateBatch, Media
+from trainer.data.errors import named_by
 from trainer.data.pairs.reader import MEASURED, Ints, PairReader, Pairs, patch_rule
 from trainer.data.pairs.zero_shot import ZeroShot
 from trainer.data.protocols import Data, TokenizerFile
@@ -106,10 +107,10 @@ def open_pairs(
     rule = patch_rule(data, vision)
     open_reader = functools.partial(PairReader, data, rule, seed=seed, samples=samples)
     reader = open_reader()
-    sets = {
-        name: ZeroShot(Path(data.root, path), reader.tokenizer, rule, data.seq_len)
-        for name, path in data.zero_shot.items()
-    }
+    sets = {}
+    for name, path in data.zero_shot.items():
+        with named_by(f"data.zero_shot.{name}"):
+            sets[name] = ZeroShot(Path(data.root, path), reader.tokenizer, rule, data.seq_len)
     if data.verify != "off":
         for index in [*reader.indexes.values(), *(found.index for found in sets.values())]:
             index.verify()
