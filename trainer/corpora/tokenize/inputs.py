@@ -25,6 +25,7 @@ UNIT = 64 << 20  # approximate bytes of a file in one unit
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 SUFFIXES = (*JSON_SUFFIXES, *(f"{suffix}.gz" for suffix in JSON_SUFFIXES), ".parquet", ".arrow")
 TAR = ".tar"
+ARRAY = "a JSON array; each line has one document: write its objects on lines of their own, as jq -c '.[]' does"
 DIGITS = 18  # of whole numbers that stay whole: those of 64 bits
 
 OnSkipped = Callable[[Path, str], None]  # called with a file or directory that is not read, and the reason
@@ -256,11 +257,15 @@ def _record_of(line: bytes) -> dict[str, Any]:
     try:
         record = _DECODER.decode(line.decode(json.detect_encoding(line), "surrogatepass"))
     except json.JSONDecodeError as error:
+        if line.lstrip().startswith(b"["):
+            raise ValueError(ARRAY) from None
         raise ValueError(f"not JSON ({error.msg.removesuffix(' at')} at character {error.pos + 1})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"invalid UTF-8 at byte {error.start + 1}") from None
     except RecursionError:
         raise ValueError("not a record of text: it is nested too deeply") from None
+    if isinstance(record, list):
+        raise ValueError(ARRAY)
     if not isinstance(record, dict):
         raise ValueError('not a JSON object; each line has one document, as in {"text": "..."}')
     return record

@@ -316,3 +316,86 @@ class TestXarray:
         found = read_recording(tmp_path / "a.nc", where="a", variable="two/eeg")
         same(found, VALUES[:, :1] * 2, ("0",))
         assert found.rate == 4.0
+
+
+def test_formats_of_other_libraries_are_refused_with_what_to_write(tmp_path):
+    for suffix in (".fif", ".mat", ".mp3", ".xlsx", ".pkl", ".sac", ".gz", ".zarr"):
+        fault = refused(tmp_path / f"a{suffix}")
+        assert fault.value == suffix
+        assert isinstance(fault.allowed, str)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.mat", "w") as file:  # of MATLAB's -v7.3
+        file["x"] = VALUES
+    same(read_recording(tmp_path / "a.mat", where="a", **typed(refused(tmp_path / "a.mat"))[0]), VALUES, ("0", "1"))
+
+
+class TestPyedflib:
+    def written(self, folder: Path, labels: tuple[str, ...], rates: tuple[int, ...], kind: int) -> Path:
+        pyedflib = pytest.importorskip("pyedflib")
+        with pyedflib.EdfWriter(str(folder / "a.edf"), len(labels), file_type=kind) as file:
+            for number, (label, rate) in enumerate(zip(labels, rates, strict=True)):
+                header = {
+                    "label": label, "dimension": "uV", "sample_frequency": rate, "physical_min": -100.0,
+                    "physical_max": 100.0, "digital_min": -32768, "digital_max": 32767, "transducer": "",
+                    "prefilter": "",
+                }  # fmt: skip
+                file.setSignalHeader(number, header)
+            file.writeSamples([np.full(2 * rate, 10.0 * number) for number, rate in enumerate(rates, 1)])
+            if kind:
+                file.writeAnnotation(0.5, 0.1, "spike")
+        return folder / "a.edf"
+
+    @pytest.mark.parametrize("label", ["ECG Annotations", "BDF Annotations", "Annotations"])
+    @pytest.mark.parametrize("kind", [0, 1])
+    def test_a_channel_that_is_called_annotations_is_one(self, tmp_path, label, kind):
+        path = self.written(tmp_path, (label, "Fp1"), (100, 100), kind)
+        pyedflib = pytest.importorskip("pyedflib")
+        with pyedflib.EdfReader(str(path)) as file:
+            expected = {name: file.readSignal(number) for number, name in enumerate(file.getSignalLabels())}
+        found = read_recording(path, where="a")
+        assert found.channels == tuple(expected)
+        np.testing.assert_array_equal(found.values, np.stack([*expected.values()], axis=1))
+
+    def test_the_remedy_for_several_rates_works_as_typed(self, tmp_path):
+        path = self.written(tmp_path, ("EEG Fp1", "SpO2", "EEG Fp2"), (256, 1, 256), 1)
+        fault = refused(path)
+        found = read_recording(path, where="a", **typed(fault)[0])
+        assert (found.rate, found.channels) == (256.0, ("EEG Fp1", "EEG Fp2"))
+        assert read_recording(path, where="a", channels=["SpO2"]).rate == 1.0
+
+
+@pytest.mark.parametrize("fmt", ["16", "212", "24", "80", "32", "508", "516", "524"])
+def test_every_format_that_wfdb_writes_is_what_wfdb_reads(tmp_path, fmt):
+    wfdb = pytest.importorskip("wfdb")
+    options = {"fs": 360, "units": ["mV", "uV"], "sig_name": ["II", "V1"], "fmt": [fmt] * 2}
+    if fmt == "16":  # gain, baseline and zero of the converter that are not the usual ones
+        digital = RANDOM.integers(-900, 900, (200, 2))
+        wfdb.wrsamp(
+            "a", d_signal=digital, adc_gain=[200.5, 10.0], baseline=[512, -20], write_dir=str(tmp_path), **options
+        )
+    else:
+        wfdb.wrsamp("a", p_signal=RANDOM.normal(size=(200, 2)), write_dir=str(tmp_path), **options)
+    same(read_recording(tmp_path / "a.hea", where="a"), wfdb.rdrecord(str(tmp_path / "a")).p_signal, ("II", "V1"))
+
+
+def test_segments_of_other_channels_and_a_pause_are_missing(tmp_path):
+    wfdb = pytest.importorskip("wfdb")
+    values = RANDOM.normal(size=(60, 2))
+    for name, part, leads in (("s1", values[:40], ["I", "II"]), ("s2", values[40:, 1:], ["II"])):
+        some = {"units": ["mV"] * len(leads), "sig_name": leads, "fmt": ["16"] * len(leads)}
+        wfdb.wrsamp(name, fs=100, p_signal=part, write_dir=str(tmp_path), **some)
+    (tmp_path / "layout.hea").write_text("layout 2 100 0\n~ 0 200(0)/mV 16 0 0 0 0 I\n~ 0 200(0)/mV 16 0 0 0 0 II\n")
+    (tmp_path / "whole.hea").write_text("whole/4 2 100 70\nlayout 0\ns1 40\n~ 10\ns2 20\n")
+    found = read_recording(tmp_path / "whole.hea", where="a")
+    same(found, wfdb.rdrecord(str(tmp_path / "whole")).p_signal, ("I", "II"))
+    assert np.isnan(found.values).sum() == 2 * 10 + 20
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("u1", 127), ("i2", 2**15 - 1), ("i4", 2**31 - 1), ("f4", 1), ("f8", 1)])
+def test_sound_of_scipy_is_what_soundfile_reads(tmp_path, dtype, scale):
+    wavfile, soundfile = pytest.importorskip("scipy.io.wavfile"), pytest.importorskip("soundfile")
+    values = RANDOM.uniform(-0.9, 0.9, (300, 2))
+    wavfile.write(tmp_path / "a.wav", 8000, (values * scale + (128 if dtype == "u1" else 0)).astype(dtype))
+    found = read_recording(tmp_path / "a.wav", where="a")
+    same(found, soundfile.read(tmp_path / "a.wav")[0], ("0", "1"))
+    np.testing.assert_allclose(found.values, values, atol=2 / scale if scale > 1 else 1e-7)

@@ -180,9 +180,11 @@ class TestMiniseed:
     def test_several_rates_are_refused(self):
         a = np.arange(20, dtype=np.int32)
         data = self.written(("Z", 0, a, 10), ("E", 0, a, 20))
-        assert refused(data, format="miniseed").allowed == "channels of one sampling rate"
+        assert refused(data, format="miniseed").value == {"GE.A..E": 20.0, "GE.A..Z": 10.0}
         assert read_recording(data, where="a", format="miniseed", channels=["GE.A..E"]).rate == 20.0
-        refused(self.written(("Z", 0, a, 10), ("Z", 60, a, 20)), format="miniseed")
+        both = self.written(("Z", 0, a, 10), ("Z", 60, a, 20), ("E", 0, a, 10))
+        assert refused(both, format="miniseed").value == {"GE.A..Z": (10.0, 20.0)}
+        assert read_recording(both, where="a", format="miniseed", channels=["GE.A..E"]).rate == 10.0
 
     def test_a_gap_of_years_is_refused(self):
         a = np.arange(20, dtype=np.int32)

@@ -34,7 +34,7 @@ import numpy as np
 from parallel.errors import one_of
 from trainer.config.say import did_you_mean
 from trainer.data.errors import DataError
-from trainer.data.media.readers.read import read_recording
+from trainer.data.media.readers.read import SUFFIXES, read_recording
 from trainer.data.media.readers.recording import Recording, check_options, checked, excerpt, numbered
 from trainer.data.media.rules import MediaRules
 
@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 TYPES = ("text", "image", "image_url", "signal")
 REFUSED = ("video", "video_url")
+TURNS = (("role", "content"), ("from", "value"))  # keys of chat messages
+SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of one image, for Qwen's processors
 KEYS = {
     "image": ("path", "bytes", "image", "url"),
     "image_url": ("image_url",),
@@ -114,6 +116,8 @@ def typed(kind: str, value: Any) -> list[Any]:
 def filled(parts: Sequence[str | Medium], rules: MediaRules) -> list[str | Medium]:
     """The parts with media where `in_text` of their kind is in the text. Raises PartError where the numbers differ."""
     found = [*parts]
+    for kind, rule in rules.kinds.items():
+        _check_marks(found, kind, rule.field, rule.in_text)
     for kind, mark in ((kind, rule.in_text) for kind, rule in rules.kinds.items() if rule.in_text):
         media = [part for part in found if isinstance(part, Medium) and part.kind == kind]
         pieces: list[str | Medium] = []
@@ -139,6 +143,16 @@ def filled(parts: Sequence[str | Medium], rules: MediaRules) -> list[str | Mediu
     return found
 
 
+def _check_marks(parts: Sequence[str | Medium], kind: str, field: str, in_text: str) -> None:
+    """Refuse a text that has the usual mark of each medium of a field as a word of its own. Raises PartError."""
+    mark, count = f"<{kind}>", sum(isinstance(part, Medium) and part.kind == kind for part in parts)
+    if field and not in_text and count and sum(part.count(mark) for part in parts if isinstance(part, str)) == count:
+        remedy = f"--{kind} 'field={field} in_text={mark}'"
+        raise PartError(
+            f"its text has {mark} for each {kind}, which would be read as text; give {remedy}", mark, remedy
+        )
+
+
 def _part(part: Any, number: int, files: Files) -> str | Medium:
     if isinstance(part, str):
         return text_of(part)
@@ -146,6 +160,10 @@ def _part(part: Any, number: int, files: Files) -> str | Medium:
         return Medium("image", number, _image("image", part, files))
     if not isinstance(part, Mapping):
         raise PartError("it is not an object with a type", type(part).__name__, TYPES)
+    turn = next((turn for turn in TURNS if all(part.get(key) is not None for key in turn)), None)
+    if turn and "type" not in part:
+        remedy = "write its turns as parts, with the marks of the chat as texts"
+        raise PartError(f"it is a message with {turn[0]!r} and {turn[1]!r}; {remedy}", turn, remedy)
     kind = part.get("type")
     if kind in REFUSED:
         raise PartError("videos are not supported; leave them out, or give frames as images", kind, TYPES)
@@ -158,7 +176,8 @@ def _part(part: Any, number: int, files: Files) -> str | Medium:
         return text_of(part["text"])
     given = [key for key in KEYS[kind] if part.get(key) is not None]
     if len(given) != 1:
-        what = f"it has {' and '.join(given)}" if given else "it has no bytes and no path"
+        others = [key for key, value in part.items() if key != "type" and value is not None]
+        what = f"it has {' and '.join(given or others)}" if given or others else "it has no bytes and no path"
         raise PartError(f"{what}; use one of {one_of(KEYS[kind])}", tuple(given), KEYS[kind])
     options = () if kind != "signal" else OF_VALUES if given[0] == "values" else OPTIONS
     _only(part, ("type", *KEYS[kind], *options))
@@ -170,6 +189,9 @@ def _part(part: Any, number: int, files: Files) -> str | Medium:
 def _only(part: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Refuse other keys, which would be without effect; null is not given. Raises PartError."""
     for key, value in part.items():
+        if value is not None and key in SIZES and key not in allowed:
+            remedy = "leave it out; --image 'min_pixels=N max_pixels=N' holds for all images"
+            raise PartError(f"it has {key!r}, a size of its own; {remedy}", key, remedy)
         if value is not None and key not in allowed:
             text = f"it has {key!r}, which is not one of {one_of(allowed)}{did_you_mean(key, allowed)}"
             raise PartError(text, key, tuple(allowed))
@@ -197,10 +219,13 @@ def _signal(key: str, part: Mapping[str, Any], files: Files) -> Recording:
     options = {name: part[name] for name in OPTIONS if part.get(name) is not None}
     if isinstance(axis := options.get("time_axis"), float) and axis.is_integer():  # as a row of JSON is read
         options["time_axis"] = int(axis)
+    value = part[key]
+    if isinstance(value, Mapping) and isinstance(name := value.get("path"), str):  # bytes of a file with a name
+        options = {"format": SUFFIXES.get(Path(name).suffix.lower())} | options
     try:
         if key == "values":
             return _from_values(part)
-        found = _bytes_or_path(key, part[key])
+        found = _bytes_or_path(key, value)
         if isinstance(found, str):
             return _read(found, lambda path: files.signal(path, options))
         return read_recording(found, where=key, **options)

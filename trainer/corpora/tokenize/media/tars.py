@@ -77,7 +77,13 @@ def _document(
         text = text_of(record[field])
     else:
         have = ", ".join(f".{extension}" for extension in files)
-        raise PartError(f"it has {have}, but no .txt and no field {field!r} of a .json", have, f"a .txt or {field!r}")
+        text, allowed = f"it has {have}, but no .txt and no field {field!r} of a .json", f"a .txt or {field!r}"
+        if any(
+            extension.endswith((".txt", ".json")) for extension in files
+        ):  # keys with dots, which webdataset joins too
+            allowed = "names with one dot, between key and suffix"
+            text += f"; a key ends at the first dot of a name: use {allowed}"
+        raise PartError(text, have, allowed)
     return its_origin, [*media, *([text] if text else [])]
 
 

@@ -5,6 +5,7 @@ All channels of a recording have one sampling rate here. The libraries would ave
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -68,20 +69,26 @@ def read_miniseed(source: Source, options: Options, where: str) -> Recording:
     if options.channels:
         pick(sorted({trace.id for trace in stream}), options.channels, where)
         stream = obspy.Stream([trace for trace in stream if trace.id in options.channels])
+    names = sorted({trace.id for trace in stream})
+    for name in names:
+        rates = sorted({float(trace.stats.sampling_rate) for trace in stream if trace.id == name})
+        if len(rates) > 1:
+            found = " and ".join(f"{rate:.10g}" for rate in rates)
+            others = [one for one in names if one != name]
+            remedy = "write a file for each rate" + (f", or choose channels={json.dumps(others)}" if others else "")
+            text = f"{where}: {name} has parts of {found} Hz; {remedy}"
+            raise DataError(text, where=where, value={name: tuple(rates)}, allowed=remedy)
     rate = one_rate({trace.id: float(trace.stats.sampling_rate) for trace in stream}, where)
     for trace in stream:
-        # A different rate under one id is found here, where merge would fail.
-        one_rate({trace.id: float(trace.stats.sampling_rate), "the first": rate}, where)
         trace.data = trace.data.astype(np.float64)  # under one id there may be several types
     first = min(trace.stats.starttime for trace in stream)
     last = max(trace.stats.endtime for trace in stream)
     steps = round((last - first) * rate) + 1
-    if steps * len({trace.id for trace in stream}) > MOST_VALUES:
+    if steps * len(names) > MOST_VALUES:
         raise DataError(
             f"{where}: {steps:,} steps with the gaps; cut it at the gaps", where=where, value=steps, allowed=MOST_VALUES
         )
     stream.merge(method=0)
-    names = sorted(trace.id for trace in stream)
     values = np.full((steps, len(names)), np.nan)
     for trace in stream:
         start = round((trace.stats.starttime - first) * rate)

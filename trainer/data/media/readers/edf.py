@@ -30,6 +30,7 @@ from trainer.data.media.readers.recording import (
 FIXED, PER_SIGNAL = 256, 256  # bytes of a header
 # of a field of signals: its first byte over the number of signals, its width
 LABEL, DIMENSION, SAMPLES = (0, 16), (96, 8), (216, 8)
+ANNOTATIONS = {2: "EDF Annotations", 3: "BDF Annotations"}  # a label, by bytes of a sample
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Header:
     units: list[str]
     samples: list[int]  # of each signal in a data record
     records: int
+    plus: bool  # EDF+ or BDF+
     has_gaps: bool
     width: int  # bytes of a sample
     plain: bytes  # the header as pyedflib accepts it
@@ -47,6 +49,12 @@ class Header:
     @property
     def size(self) -> int:
         return len(self.plain)
+
+    @property
+    def annotations(self) -> list[int]:
+        """The places of signals with annotations, by their label, which only they may have."""
+        own = ANNOTATIONS[self.width]
+        return [place for place, label in enumerate(self.labels) if label == own]
 
 
 def read_edf(source: Source, options: Options, where: str) -> Recording:
@@ -62,14 +70,19 @@ def read_edf(source: Source, options: Options, where: str) -> Recording:
         path = Path(folder, "recording.edf")
         path.write_bytes(header.plain + data[header.size :])
         with pyedflib.EdfReader(str(path), pyedflib.DO_NOT_READ_ANNOTATIONS) as file:
-            # Annotations are signals of the header that pyedflib does not count.
-            places = [place for place, label in enumerate(header.labels) if not label.endswith(" Annotations")]
+            # Annotations of EDF+ are signals of the header that pyedflib does not count.
+            counted = [
+                place for place in range(len(header.labels)) if not (header.plus and place in header.annotations)
+            ]
+            places = [place for place in counted if place not in header.annotations]
             names = unique(header.labels[place] for place in places)
             if not names:
                 raise DataError(f"{where}: an EDF file without signals", where=where, value=0)
             columns = pick(names, options.channels or names, where)
-            rate = one_rate({names[column]: float(file.getSampleFrequency(column)) for column in columns}, where)
-            values = np.stack([file.readSignal(column) for column in columns], axis=1)
+            numbers = [counted.index(places[column]) for column in columns]
+            rates = [float(file.getSampleFrequency(number)) for number in numbers]
+            rate = one_rate(dict(zip((names[column] for column in columns), rates, strict=True)), where)
+            values = np.stack([file.readSignal(number) for number in numbers], axis=1)
     if header.has_gaps:
         values = _placed(values, _onsets(data, header, where), rate, where)
     return Recording(
@@ -107,7 +120,7 @@ def _header(data: bytes, where: str) -> Header:
     plain[start:] = bytes(byte if 32 <= byte < 127 else ord("_") for byte in plain[start:])
     return Header(
         [_text(label) for label in fields(LABEL)], [_text(unit) for unit in fields(DIMENSION)], samples, records,
-        b"F+D" in reserved, width, bytes(plain),
+        reserved[:4] in (b"EDF+", b"BDF+"), b"F+D" in reserved, width, bytes(plain),
     )  # fmt: skip
 
 
@@ -120,7 +133,7 @@ def _text(field: bytes) -> str:
 
 def _onsets(data: bytes, header: Header, where: str) -> npt.NDArray[np.float64]:
     """Seconds at which the data records start: the first annotation of each."""
-    annotations = [place for place, label in enumerate(header.labels) if label.endswith(" Annotations")]
+    annotations = header.annotations
     found = []
     record = header.width * sum(header.samples)
     for number in range(header.records if annotations else 0):

@@ -32,6 +32,31 @@ FORMATS = {
     "tsv": Format(tables.read_tsv, ("time",), (".tsv",)),
     "parquet": Format(tables.read_parquet, ("time",), (".parquet",)),
 }
+SUFFIXES = {suffix: name for name, known in FORMATS.items() for suffix in known.suffixes}
+
+# Formats of other libraries, and what writes a file that is read.
+TO_EDF, TO_WAV = "write EDF with mne: raw.export('a.edf')", "convert it to WAV or FLAC"
+TO_PARQUET, TO_NPZ = (
+    "write Parquet with pandas: table.to_parquet('a.parquet')",
+    "write numpy.savez('a.npz', signal=..., fs=...)",
+)
+REMEDIES = {
+    **dict.fromkeys((".fif", ".set", ".fdt", ".vhdr", ".eeg", ".cnt", ".gdf", ".mff"), TO_EDF),
+    **dict.fromkeys((".mp3", ".m4a", ".aac", ".au", ".caf", ".w64", ".wma", ".sph"), TO_WAV),
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".feather", ".orc", ".dta", ".sas7bdat"), TO_PARQUET),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib", ".pt", ".abf", ".tdms", ".smr", ".nev", ".ns5"), TO_NPZ),
+    **dict.fromkeys((".sac", ".segy", ".sgy", ".gse2", ".seg2"), "write miniSEED with obspy: stream.write('a.mseed')"),
+    ".mat": f'give format="hdf5" if MATLAB wrote it with -v7.3, else {TO_NPZ}',
+    ".opus": 'give format="audio"',
+    ".zarr": "write netCDF with xarray: dataset.to_netcdf('a.nc')",
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zip", ".zst"), "unpack it"),
+}
+# First bytes of files, for bytes whose format is not given, with those from the ninth on where they matter.
+MAGIC = (
+    (b"RIFF", b"WAVE", "audio"), (b"RF64", b"WAVE", "audio"), (b"FORM", b"AIF", "audio"), (b"fLaC", b"", "audio"),
+    (b"OggS", b"", "audio"), (b"0       ", b"", "edf"), (b"\xffBIOSEMI", b"", "edf"), (b"\x93NUMPY", b"", "numpy"),
+    (b"\x89HDF\r\n\x1a\n", b"", "hdf5"), (b"CDF", b"", "netcdf"), (b"PAR1", b"", "parquet"),
+)  # fmt: skip
 
 
 def read_recording(
@@ -50,7 +75,8 @@ def read_recording(
     """A recording from a file, or from the bytes of one.
 
     Args:
-        where: names the recording in errors. format: one of `FORMATS`; by default the path's suffix decides.
+        where: names the recording in errors. format: one of `FORMATS`; by default the path's suffix decides, or the
+            first bytes.
         channels: names of those to read, in this order; all by default. rate: in Hz, instead of the file's own.
         variable: of HDF5, netCDF and NumPy files with several. time: the name of the times, in seconds unless the file
             says otherwise, of tables and arrays; steps missing between them become NaN. time_axis: of arrays. start,
@@ -93,11 +119,16 @@ def read_recording(
 
 
 def _format_of(source: Source, where: str) -> str:
+    """The format by the suffix of a path, or by the first bytes. Raises DataError."""
+    if isinstance(source, bytes):
+        for first, ninth, name in MAGIC:
+            if source.startswith(first) and source[8:].startswith(ninth):
+                return name
     suffix = source.suffix.lower() if isinstance(source, Path) else ""
-    for name, known in FORMATS.items():
-        if suffix in known.suffixes:
-            return name
-    raise DataError(
-        f"{where}: the format of {suffix or 'bytes'} is not known; give format={', '.join(FORMATS)}",
-        where=where, value=suffix, allowed=tuple(FORMATS),
-    )  # fmt: skip
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
+    if suffix in REMEDIES:
+        text = f"{where}: {suffix} files are not read; {REMEDIES[suffix]}"
+        raise DataError(text, where=where, value=suffix, allowed=REMEDIES[suffix])
+    text = f"{where}: the format of {suffix or 'bytes'} is not known; give format={', '.join(FORMATS)}"
+    raise DataError(text, where=where, value=suffix, allowed=tuple(FORMATS))

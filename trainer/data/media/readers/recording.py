@@ -225,10 +225,12 @@ def library(name: str, where: str) -> Any:
 def one_rate(rates: dict[str, float], where: str) -> float:
     """The sampling rate that all channels have. Nothing is resampled: channels of several rates are several signals."""
     if len(set(rates.values())) > 1:
-        found = ", ".join(f"{name}: {rate:g}" for name, rate in rates.items())
+        found = ", ".join(f"{name}: {rate:.10g}" for name, rate in rates.items())
+        most = max(rates.values(), key=[*rates.values()].count)
+        some = f"channels={json.dumps([name for name, rate in rates.items() if rate == most], ensure_ascii=False)}"
         raise DataError(
-            f"{where}: channels of several sampling rates ({found} Hz); choose some of one rate with channels=[...]",
-            where=where, value=rates, allowed="channels of one sampling rate",
+            f"{where}: channels of several sampling rates ({found} Hz); choose some of one rate, as in {some}",
+            where=where, value=rates, allowed=some,
         )  # fmt: skip
     return next(iter(rates.values()))
 

@@ -242,7 +242,8 @@ def test_images_in_a_field_of_their_own_take_their_places_in_the_text(tmp_path):
     expected = [("*last", [image(2)]), ("a * and *.", [image(0), image(1)]), ("none", []), ("null", [])]
     assert stored(tmp_path, rows, "marked", media=media) == expected
     first = MediaRules(replace(rules().image, field="images"))
-    assert stored(tmp_path, rows[2:3], "first", media=first) == [("*<image>last", [image(2)])]
+    unmarked = [{"text": "last", "images": "2.png"}]
+    assert stored(tmp_path, unmarked, "first", media=first) == [("*last", [image(2)])]
     for number, row in enumerate(({"text": "<image>"}, {"text": "no mark", "images": ["0.png"]})):
         with pytest.raises(DataError) as error:
             stored(tmp_path, [row], f"wrong{number}", media=media)
