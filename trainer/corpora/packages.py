@@ -1,4 +1,4 @@
-"""The two toy sources of general text: files that a Python installation already has on its disk.
+"""The toy sources of general text: files that a Python installation already has on its disk.
 
 A source yields documents, grouped by origin (a file, a molecule). All documents of an origin are in the same split. The
 origins come in the order of a hash of their names, so that a cap on the size takes an even sample.
@@ -11,8 +11,9 @@ import re
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Generic, TypeVar
 
@@ -149,28 +150,30 @@ def docstrings(source: str) -> list[str]:
     return [text + "\n" for text in found if len(text) >= MIN_DOCSTRING]
 
 
-def prose_files() -> Files:
-    """Python files of PROSE_PACKAGES, without their tests."""
-    files = [item for package in PROSE_PACKAGES for item in package_files(package, ".py")]
+def _docstring_files(packages: Sequence[str]) -> Files:
+    """Python files of packages, without their tests."""
+    files = [item for package in packages for item in package_files(package, ".py")]
     return _hash_order([(name, path) for name, path in files if NOT_PROSE.isdisjoint(PurePath(name).parts)])
 
 
-def read_prose() -> Iterator[Document]:
+def _read_docstrings(packages: Sequence[str]) -> Iterator[Document]:
     """Long docstrings of installed packages, parsed from their source files without importing them."""
-    for name, path in prose_files():
+    for name, path in _docstring_files(packages):
         for text in docstrings(_read_source_file(path) or ""):
             for part in split_text(text):
                 yield Document(name, part)
 
 
-PROSE_PACKAGES = ("numpy", "scipy", "pandas", "fluids", "chemicals")
+def _docstring_source(name: str, packages: tuple[str, ...], licence: str) -> Source[Document]:
+    return Source(name, packages, licence, partial(_docstring_files, packages), partial(_read_docstrings, packages))
+
+
 SOURCES = (
     Source("code", (), "CPython standard library (PSF-2.0)", code_files, read_code),
-    Source(
+    _docstring_source(
         "prose",
-        PROSE_PACKAGES,
+        ("numpy", "scipy", "pandas", "fluids", "chemicals"),
         "numpy, scipy, pandas (BSD-3-Clause), fluids, chemicals (MIT)",
-        prose_files,
-        read_prose,
     ),
+    _docstring_source("mathematics", ("mpmath",), "mpmath (BSD-3-Clause)"),  # functions, series, worked examples
 )

@@ -26,6 +26,7 @@ from trainer.corpora.build import (
     take,
 )
 from trainer.corpora.media.builtin import MEDIA
+from trainer.corpora.media.shapes import SHAPES_ZH
 from trainer.corpora.packages import SOURCES, Document, Source
 from trainer.corpora.science.tables.builtin import SCIENCE
 from trainer.corpora.tokenize.media.documents import PartsDocument
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 FORMAT = 7  # increase it with any change of the output for the same inputs
 RATIO_SAMPLE = 200_000  # characters of a source on which its characters per token are measured
-ALL: tuple[Source[Any], ...] = (*SOURCES, *SCIENCE, *MEDIA)
+ALL: tuple[Source[Any], ...] = (*SOURCES, *SCIENCE, *MEDIA, SHAPES_ZH)
 KNOWN: Mapping[str, Source[Any]] = {source.name: source for source in ALL}
 # The last tokens of a corpus with images or signals. The placeholders of model=toy_multimodal are the last two.
 MARKS = ("<img>", "</img>", "<ts>", "</ts>", "<IMG_CONTEXT>", "<TS_CONTEXT>")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 
 from parallel.errors import Fault
@@ -73,6 +75,38 @@ def test_the_whole_mixture_composes_for_the_model_with_towers_on_512_ranks() -> 
     assert cut_model(towers, plan)[0].cost > cut_model(text, plan)[0].cost
 
 
+@pytest.mark.parametrize("world_size", [256, 512, 4096])
+def test_the_recipe_of_the_whole_mixture_covers_it(world_size: int) -> None:
+    cfg = compose(["recipe=cpt_6t_media"], world_size=world_size)
+    assert cfg.model.vision is not None
+    assert cfg.model.signals is not None
+    seen = cfg.train.steps * cfg.train.global_batch * cfg.data.seq_len
+    total = sum(phase.tokens for phase in cfg.data.phases.values())
+    assert total == 6000 * BILLION
+    assert 0 <= total - seen < cfg.train.global_batch * cfg.data.seq_len
+    assert cfg.optim.decay_fraction == pytest.approx(cfg.data.phases["anneal"].tokens / total)
+
+
+def test_the_toy_of_the_whole_mixture_is_its_scale_model() -> None:
+    """The same sources, kinds, ratios and prefixes; `octavo data check` has compared the rest with its corpora."""
+    whole = compose(["recipe=cpt_6t_media"], world_size=None).data
+    toy = compose(["recipe=cpt_6t_media_rehearsal"], world_size=None)
+    data, scale = toy.data, Fraction(128, 10**10)
+    assert [*data.sources] == [*whole.sources]
+    for name, source in data.sources.items():
+        real = whole.sources[name]
+        for key in ("domain", "modality", "prefix", "phases", "max_epochs"):
+            assert getattr(source, key) == getattr(real, key)
+        assert source.tokens == real.tokens * scale
+    assert {name: phase.tokens for name, phase in data.phases.items()} == {
+        name: phase.tokens * scale for name, phase in whole.phases.items()
+    }
+    assert data.prefixes == whole.prefixes
+    assert toy.train.steps * toy.train.global_batch * data.seq_len == sum(
+        phase.tokens for phase in data.phases.values()
+    )
+
+
 def test_one_rank_of_512_is_built_without_the_corpora() -> None:
     words = ["recipe=cpt_6t", "parallel=ep_fsdp", "train.global_batch=1024", "model.num_layers=2"]
     report = simulate_rank(compose(words, world_size=512), 512, 511)
@@ -80,7 +114,9 @@ def test_one_rank_of_512_is_built_without_the_corpora() -> None:
     assert {"ep", "control"} <= {call.axis for call in report.collectives}
 
 
-@pytest.mark.parametrize(("recipe", "world_size"), [("cpt_6t", 512), ("cpt_6t_256", 256), ("cpt_117b_32gpu", 32)])
+@pytest.mark.parametrize(
+    ("recipe", "world_size"), [("cpt_6t", 512), ("cpt_6t_media", 512), ("cpt_6t_256", 256), ("cpt_117b_32gpu", 32)]
+)
 def test_a_rehearsal_has_every_axis_of_its_recipe_on_eight_ranks(recipe: str, world_size: int) -> None:
     whole = compose([f"recipe={recipe}"], world_size=world_size)
     cfg = compose([f"recipe={recipe}_rehearsal"], world_size=8)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from trainer.corpora.media.pictures import drawing, molecule, plot
 from trainer.corpora.media.questions import asked
 from trainer.corpora.media.recorded import pieces, series_files
+from trainer.corpora.media.shapes import SHAPES
 from trainer.corpora.packages import Files, Source
 from trainer.corpora.science.records import Record
 from trainer.corpora.science.tables.pubchem import ELEMENTS, identities, identity_files
@@ -80,4 +81,4 @@ PICTURES = Source(
     read_pictures,
 )
 SIGNALS = Source("signals", ("aeon",), "package aeon (BSD-3-Clause)", series_files, read_signals)
-MEDIA = (PICTURES, SIGNALS)
+MEDIA = (PICTURES, SIGNALS, SHAPES)
