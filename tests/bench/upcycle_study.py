@@ -167,7 +167,7 @@ class Study:
         parts = GROUPS // FACTOR
         micro, batches = self.cfg.train.micro_batch, []
         for source in self.data.heldout.sources:
-            batches += [batch.inputs["ids"].numpy() for batch in self.data.heldout.batches(source, 4, micro)]
+            batches += [late.read().inputs["ids"].numpy() for late in self.data.heldout.batches(source, 4, micro)]
         heldout = count_experts(self.source, [window for batch in batches for window in batch], torch.device("cpu"))
         found = {}
         for name, expansion in (("one cut", COACTIVATION), ("distinct cuts", DISTINCT)):
@@ -190,7 +190,7 @@ class Study:
             block.moe.router.register_forward_hook(
                 lambda router, arguments, routed: found.append(routed[1].topk(2).values.sum(-1).mean())
             )
-        batch = next(self.data.heldout.batches(self.data.heldout.sources[-1], 1, self.cfg.train.micro_batch))
+        batch = next(self.data.heldout.batches(self.data.heldout.sources[-1], 1, self.cfg.train.micro_batch)).read()
         model(batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens)
         return round(float(torch.stack(found).mean()), 3)
 
@@ -293,7 +293,7 @@ def look(model: Decoder, data: Data, cfg: Config) -> dict[str, Any]:
     heldout, counts = {}, torch.zeros(model.cfg.num_layers, model.cfg.num_experts)
     for source in data.heldout.sources:
         nats, tokens = 0.0, 0
-        for batch in data.heldout.batches(source, 8, cfg.train.micro_batch):
+        for batch in (late.read() for late in data.heldout.batches(source, 8, cfg.train.micro_batch)):
             hidden, stats = model(batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens)
             nats += float(chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, batch.labels.flatten(), 512))
             tokens += batch.num_tokens

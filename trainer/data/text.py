@@ -6,10 +6,12 @@ Shape legend: L = S + 1 tokens read for a window of S positions · V vocabulary
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
-from trainer.data.batch import Batch, make_batch
+from trainer.data.batch import Batch, LateBatch, make_batch
 from trainer.data.protocols import TextSplits
 from trainer.data.windows import Windows
 
@@ -36,11 +38,14 @@ class TextHeldOut:
         self.sources: Sequence[str] = list(text.shares)
         self._text = text
 
-    def batches(self, source: str, count: int, micro_batch: int) -> Iterator[Batch]:
+    def batches(self, source: str, count: int, micro_batch: int) -> Iterator[LateBatch]:
         positions = self._text.positions("heldout", source, count * micro_batch)
         for first in range(0, len(positions), micro_batch):
             some = positions[first : first + micro_batch]
-            yield make_batch(self._text.read_split("heldout", source, some), some.tolist())
+            yield LateBatch(some.tolist(), partial(self._batch, source, some))
+
+    def _batch(self, source: str, positions: npt.NDArray[np.int64]) -> Batch:
+        return make_batch(self._text.read_split("heldout", source, positions), positions.tolist())
 
 
 def unigram_nats(text: TextSplits) -> dict[str, float | None]:

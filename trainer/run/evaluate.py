@@ -11,8 +11,9 @@ from torch import Tensor
 
 from parallel.layout import ALONE, Place
 from parallel.world import World
+from trainer.config.model import ModelConfig
 from trainer.data.batch import Batch, LateBatch
-from trainer.data.media.placed import turn
+from trainer.data.media.placed import alike, placed
 from trainer.data.protocols import Data, HeldOut
 from trainer.objectives.base import Objective
 from trainer.objectives.retrieval import Rows, recalls, zero_shot
@@ -38,11 +39,10 @@ def evaluate(
     """
     sums: dict[tuple[str, str], _Sums] = {}  # by (name, source)
     for source in heldout.sources:
-        # Every rank has the batches of all, so all know whether one of them has images or signals.
-        given = heldout.batches(source, batches * place.readers, micro_batch)
-        read = given if objective.embeds_pairs else turn([_read(batch) for batch in given], forward.cfg)
-        for batch, counts in turns(read, place):
+        for batch, counts in turns(heldout.batches(source, batches * place.readers, micro_batch), place):
             world.watch.tick()
+            if not objective.embeds_pairs:
+                batch = together(batch, forward.cfg, world)
             (batch,), _ = own_parts(forward, [batch])
             batch = batch.to(forward.device)
             hidden = forward(objective.inputs(batch))
@@ -111,8 +111,19 @@ def measure_pairs(
     return world.broadcast(found)
 
 
+def together(batch: Batch, model: ModelConfig, world: World) -> Batch:
+    """The batch of this rank's turn with its media in place, and with blank ones where only other ranks have some.
+    Collective. Raises DataError as `placed`."""
+    batch = placed(batch, model)
+    if batch.media is None:
+        return batch
+    images, signals = batch.media.images is not None, bool(batch.media.signals)
+    have = world.sum_counts(images=images, signals=signals)
+    return alike(batch, model, images=have["images"] > 0, signals=have["signals"] > 0)
+
+
 def turns(batches: Iterable[Batch | LateBatch], place: Place) -> Iterator[tuple[Batch, bool]]:
-    """This rank's forward passes, and whether each one counts.
+    """This rank's forward passes, and whether each one counts. A rank reads no batch of another.
 
     Sharded weights need every rank in every turn, with batches of one shape: batches that do not fill a turn are run by
     all ranks and counted by the first.

@@ -60,7 +60,7 @@ def test_most_tokens_follow_the_rule_of_their_document() -> None:
 
 def test_held_out_windows_are_others_and_the_unigram_knows_something() -> None:
     source = data(vocab_size=1000)
-    (batch,) = source.heldout.batches("synthetic", 1, 8)
+    (batch,) = (late.read() for late in source.heldout.batches("synthetic", 1, 8))
     assert not torch.equal(batch.inputs["ids"], source.stream.batch(0, 8).inputs["ids"])
     assert math.log(1000) - 2 < unigram_nats(source.text)["synthetic"] < math.log(1000) - 0.01
 

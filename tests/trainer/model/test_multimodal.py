@@ -7,7 +7,7 @@ import torch
 from parallel.layout import Place
 from tests.trainer.model.tiny import relative
 from tests.trainer.stages.layouts import Case, step_batches
-from trainer.data.media.placed import turn
+from trainer.data.media.placed import alike, placed
 from trainer.model.dual_encoder import make_decoder
 from trainer.objectives.next_token import NextToken
 from trainer.objectives.scalars import GlobalBatch
@@ -20,7 +20,8 @@ def step(dtype: torch.dtype | None) -> tuple[float, dict[str, torch.Tensor]]:
         model = make_decoder(cfg.model, dtype)
     model.to_empty(device="cpu")
     model.init_weights(1)
-    batches = turn(step_batches(case, Place()), cfg.model)
+    placed_batches = [placed(batch, cfg.model) for batch in step_batches(case, Place())]
+    batches = [alike(batch, cfg.model, images=True, signals=True) for batch in placed_batches]
     total = sum(NextToken(32)(model, batch, GlobalBatch(100, len(batches))).total for batch in batches)
     total.backward()
     return float(total), {

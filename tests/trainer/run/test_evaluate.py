@@ -31,7 +31,7 @@ def test_held_out_loss_is_the_mean_over_tokens(parts):
     found = evaluate(Whole(model), NextToken(chunk=7), data.heldout, World(), batches=3, micro_batch=2)
     assert torch.equal(torch.get_rng_state(), before)
     total, tokens = 0.0, 0
-    for batch in data.heldout.batches("synthetic", 3, 2):
+    for batch in (late.read() for late in data.heldout.batches("synthetic", 3, 2)):
         found_logits = logits(model, batch.inputs["ids"], batch.inputs["positions"], batch.cu_seqlens)
         total += F.cross_entropy(found_logits.flatten(0, 1), batch.labels.flatten(), reduction="sum").item()
         tokens += batch.num_tokens

@@ -12,8 +12,10 @@ import pytest
 from tests.distributed.pool import on_ranks
 from tests.trainer.data.media import illustrated
 from tests.trainer.stages.layouts import TOWERS
-from tests.trainer.tiny_run import MODEL, losses, records, tiny_config
+from tests.trainer.tiny_run import MODEL, events, losses, records, tiny_config
 from trainer.config.keys import Config, DataConfig
+from trainer.data.media.rules import ImageKind
+from trainer.run.loop import Trainer
 from trainer.run.process import train
 
 STEPS = 4
@@ -47,3 +49,41 @@ def test_images_are_the_same_after_a_stop_and_on_two_ranks(tmp_path, data):
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
     found = [record for record in records(whole) if record.get("event") == "evaluation"]
     assert found
+
+
+def decodes_of_an_evaluation(cfg: Config) -> tuple[int, int]:
+    """Train; the exit code, and the images that this rank has decoded for the last evaluation."""
+    decoded = 0
+    genuine, evaluation = ImageKind.prepare, Trainer._evaluate
+
+    def prepare(self: ImageKind, data: bytes, where: str) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return genuine(self, data, where)
+
+    def evaluate(self: Trainer, *, final: bool = False) -> None:
+        ImageKind.prepare = prepare  # type: ignore[method-assign]
+        evaluation(self, final=final)
+        ImageKind.prepare = genuine  # type: ignore[method-assign]
+
+    Trainer._evaluate = evaluate  # type: ignore[method-assign]
+    try:
+        return train(cfg), decoded
+    finally:
+        ImageKind.prepare, Trainer._evaluate = genuine, evaluation  # type: ignore[method-assign]
+
+
+def test_a_rank_decodes_the_held_out_images_of_its_own_batches(tmp_path, data):
+    """The turns of two ranks have the windows of one rank's batches, each read by one of them."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    one = config(whole, data, steps=1, micro_batch=2)
+    one.train.eval_batches = 2
+    code, of_one = decodes_of_an_evaluation(one)
+    assert code == 0
+    found = on_ranks(2, decodes_of_an_evaluation, config(run, data, steps=1, micro_batch=2))
+    assert [code for code, _ in found] == [0, 0]
+    decoded = [images for _, images in found]
+    assert sum(decoded) == of_one
+    assert 0 < min(decoded) < max(decoded) < of_one  # so one rank may have a turn of text while the other has images
+    first, second = (events(directory, "evaluation")[-1]["heldout"] for directory in (whole, run))
+    assert second == pytest.approx(first, rel=1e-3)

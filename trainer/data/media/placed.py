@@ -49,14 +49,6 @@ def alike(batch: Batch, model: ModelConfig, *, images: bool, signals: bool) -> B
     return replace(batch, media=media)
 
 
-def turn(batches: Sequence[Batch], model: ModelConfig) -> list[Batch]:
-    """Batches of any ranks, with their media in place, on which all run the same towers. Raises as `placed`."""
-    found = [placed(batch, model) for batch in batches]
-    images = any(batch.media is not None and batch.media.images is not None for batch in found)
-    signals = any(batch.media is not None and batch.media.signals for batch in found)
-    return [alike(batch, model, images=images, signals=signals) for batch in found]
-
-
 def _nowhere() -> Places:
     none = torch.empty(0, dtype=torch.int64)
     return Places(none, none, (1,))

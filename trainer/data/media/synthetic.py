@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from trainer.config import coerce
 from trainer.config.model import InternViTConfig, ModelConfig, VisionConfig
-from trainer.data.batch import Batch, Media, make_batch
+from trainer.data.batch import Batch, LateBatch, Media, make_batch
 from trainer.data.errors import DataError
 from trainer.data.protocols import Data, Split
 from trainer.data.synthetic import SPLITS, SyntheticText
@@ -42,10 +43,13 @@ class SyntheticMedia:
     def batch(self, first: int, count: int) -> Batch:
         return self._batch("train", self._text.read(first, count), range(first, first + count))
 
-    def batches(self, source: str, count: int, micro_batch: int) -> Iterator[Batch]:
+    def batches(self, source: str, count: int, micro_batch: int) -> Iterator[LateBatch]:
         for first in range(0, count * micro_batch, micro_batch):
-            numbers = np.arange(first, first + micro_batch)
-            yield self._batch("heldout", self._text.read_split("heldout", source, numbers), numbers.tolist())
+            numbers = list(range(first, first + micro_batch))
+            yield LateBatch(numbers, partial(self._held_out, source, numbers))
+
+    def _held_out(self, source: str, numbers: list[int]) -> Batch:
+        return self._batch("heldout", self._text.read_split("heldout", source, np.array(numbers)), numbers)
 
     def _batch(self, split: Split, windows: Windows, numbers: Sequence[int]) -> Batch:
         tokens, starts = windows.tokens_BL.copy(), windows.starts_BL.copy()

@@ -170,7 +170,7 @@ def test_measures_of_the_text_read_no_image(data, monkeypatch):
 
 
 def test_held_out_packs_have_their_images(data):
-    batches = [*opened(data).heldout.batches("figures", 2, 1)]
+    batches = [late.read() for late in opened(data).heldout.batches("figures", 2, 1)]
     assert all(batch.media is not None for batch in batches)
 
 

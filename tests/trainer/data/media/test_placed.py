@@ -13,7 +13,7 @@ from tests.trainer.tiny_run import MODEL
 from trainer.config.model import ModelConfig
 from trainer.data.batch import IGNORE, Batch, Media
 from trainer.data.errors import DataError
-from trainer.data.media.placed import alike, placed, turn
+from trainer.data.media.placed import alike, placed
 from trainer.model.towers.time_series import Signal
 from trainer.model.towers.vision import Images
 
@@ -91,11 +91,11 @@ def test_a_rank_has_the_images_of_its_slices(kind):
 
 def test_towers_run_on_a_blank_where_other_ranks_have_media():
     with_media, without = batch([[IMG, IMG, IMG]], Media(TWO)), batch([[1, 2, 3]])
-    first, second = turn([with_media, without], CFG)
+    first, second = (alike(placed(one, CFG), CFG, images=True, signals=False) for one in (with_media, without))
     assert first.media.images is TWO
     assert second.media.images.grids == [(2, 2)]
     assert second.media.image_places.rows.tolist() == []
     assert (first.media.signals, second.media.signals) == ((), ())
     (blank,) = alike(placed(without, CFG), CFG, images=False, signals=True).media.signals
     assert blank.values.shape == (1, 1)
-    assert turn([without], CFG)[0].media.images is None
+    assert alike(placed(without, CFG), CFG, images=False, signals=False).media.images is None

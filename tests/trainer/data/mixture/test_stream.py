@@ -134,8 +134,8 @@ def test_held_out_windows_prompts_and_unigrams(data) -> None:
     built = opened(data)
     nats = unigram_nats(built.text)
     for source in built.heldout.sources:
-        batches = list(built.heldout.batches(source, 3, 2))
-        again = list(built.heldout.batches(source, 3, 2))
+        batches = [late.read() for late in built.heldout.batches(source, 3, 2)]
+        again = [late.read() for late in built.heldout.batches(source, 3, 2)]
         assert [b.inputs["ids"].tolist() for b in batches] == [b.inputs["ids"].tolist() for b in again]
         assert sum(len(b.samples) for b in batches) <= 6
         assert 3.0 < nats[source] < np.log(built.text.vocab_size)
@@ -147,7 +147,7 @@ def test_held_out_windows_prompts_and_unigrams(data) -> None:
         counts_V = np.bincount(windows.tokens_BL[~windows.context_BL], minlength=built.text.vocab_size) + 1
         mixture_V += source.tokens / total * counts_V / counts_V.sum()
     assert mixture_V.sum() == pytest.approx(1)
-    labels = torch.cat([batch.labels.flatten() for batch in built.heldout.batches("web", 10**6, 5)])
+    labels = torch.cat([late.read().labels.flatten() for late in built.heldout.batches("web", 10**6, 5)])
     assert nats["web"] == pytest.approx(-np.log(mixture_V[labels[labels != IGNORE].numpy()]).mean(), rel=1e-12)
 
 
