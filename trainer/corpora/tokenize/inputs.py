@@ -20,6 +20,7 @@ from trainer.corpora.tokenize import columns
 from trainer.corpora.tokenize.built import is_saved, no_splits, saved_dataset
 from trainer.corpora.tokenize.units import CHOOSE, Rows, Unit, bad, choose
 from trainer.data.errors import DataError
+from trainer.data.pairs.index import INDEX
 
 UNIT = 64 << 20  # approximate bytes of a file in one unit
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -41,8 +42,8 @@ def find_files(
     """Files to read, in order: files as given, those of directories by name, datasets saved by `save_to_disk`.
 
     Links are followed. split: of saved datasets; None reads `train`. skipped: called for the hidden files of a
-    directory, and for those with other suffixes. suffixes: of the files that are read. Raises DataError, also for a
-    link to nothing and for a file that comes twice.
+    directory, and for those with other suffixes or about other files. suffixes: of the files that are read. Raises
+    DataError, also for a link to nothing and for a file that comes twice.
     """
     found: list[Path] = []
     for path in paths:
@@ -90,6 +91,8 @@ def _inside(
             target = os.readlink(path) if path.is_symlink() else None
             remedy = "complete the download, or remove the link"
             raise bad(path, f"is a link to {target}, which does not exist: {remedy}", target, remedy)
+        elif path.is_dir() and path.name == INDEX:
+            skipped(path, "an index of pairs")
         elif path.is_dir():
             inner = (*above, real), split, skipped, suffixes
             yield from saved_dataset(path, split) if is_saved(path) else _inside(path, *inner)
@@ -97,9 +100,20 @@ def _inside(
             skipped(path, "another suffix")
         elif not path.is_file():
             raise bad(path, "is not a regular file", allowed="a file")
+        elif _is_status(path):
+            skipped(path, "the status of links")
         else:
             _takes_no_split(path, split)
             yield path
+
+
+def _is_status(path: Path) -> bool:
+    """Return True for what img2dataset writes about the samples of a file beside it, failed ones included."""
+    name = path.name
+    if name.endswith("_stats.json"):
+        stem = name.removesuffix("_stats.json")
+        return any(path.with_name(stem + suffix).is_file() for suffix in (TAR, ".parquet"))
+    return name.endswith(".parquet") and path.with_suffix(TAR).is_file()
 
 
 def _takes_no_split(path: Path, split: str | None) -> None:

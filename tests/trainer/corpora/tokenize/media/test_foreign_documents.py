@@ -159,3 +159,18 @@ def test_a_class_alone_is_refused_and_a_caption_in_json_is_chosen(tmp_path):
     path = tar(tmp_path, *members)
     assert isinstance(read(path)[0], Bad)
     assert read(path, "caption")[0][1] == "tin"
+
+
+def test_the_status_that_img2dataset_writes_beside_its_tars_is_not_documents(tmp_path):
+    """It has the captions of all links, failed ones included, which would be documents without their images."""
+    path = tar(tmp_path, ("000.jpg", image(1)), ("000.json", b'{"caption": "tin"}'), ("000.txt", b"tin"))
+    status = pa.table({"key": ["000", "001"], "caption": ["tin", "lead"], "status": ["success", "failed_to_download"]})
+    pq.write_table(status, path.with_suffix(".parquet"))
+    (tmp_path / "a_stats.json").write_text('{\n    "count": 2\n}')
+    (tmp_path / "octavo_index").mkdir()  # of `octavo data index`
+    skipped = []
+    files = find_files([tmp_path], None, lambda path, why: skipped.append(path.name), suffixes=(*SUFFIXES, TAR))
+    assert (files, skipped) == ([path], ["a.parquet", "a_stats.json", "octavo_index"])
+    assert [text for _, text in read(tmp_path, "caption")] == ["tin"]
+    path.unlink()
+    assert [path.name for path in find_files([tmp_path], suffixes=(*SUFFIXES, TAR))] == ["a.parquet"]
