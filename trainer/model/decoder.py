@@ -194,14 +194,15 @@ class Decoder(nn.Module):
         """
         for name, weight in self.named_parameters():
             part, where = local_part(weight), local_region(weight)
+            std = self._initial_std(name, weight)
             if (constant := self._initial(name, weight)) is not None:
                 part.fill_(constant)
             elif ".experts." in name:
                 for number, expert in enumerate(range(where[0].start, where[0].stop)):
-                    drawn = seeded_normal(weight.shape[1:], seed, f"{name}.{expert}") * self.cfg.init_std
+                    drawn = seeded_normal(weight.shape[1:], seed, f"{name}.{expert}") * std
                     part[number].copy_(drawn[where[1:]])
             else:
-                part.copy_((seeded_normal(weight.shape, seed, name) * self.cfg.init_std)[where])
+                part.copy_((seeded_normal(weight.shape, seed, name) * std)[where])
         for name, matrix in self._fope_matrices():
             heads, kept, _ = matrix.shape
             matrix.copy_(fope_matrix(heads, kept, self.cfg.fope_gain, seed, name))
@@ -209,6 +210,10 @@ class Decoder(nn.Module):
     def _initial(self, name: str, weight: Tensor) -> float | None:
         """The number that all elements of a parameter start with; None where they are drawn."""
         return 1.0 if weight.ndim == 1 else None
+
+    def _initial_std(self, name: str, weight: Tensor) -> float:
+        """The standard deviation with which a parameter is drawn."""
+        return self.cfg.init_std
 
     def _fope_matrices(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, buffer) for name, buffer in self.named_buffers() if name.endswith("_coef"))

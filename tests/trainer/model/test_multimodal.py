@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import pytest
 import torch
 
 from parallel.layout import Place
@@ -9,8 +13,39 @@ from tests.trainer.model.tiny import relative
 from tests.trainer.stages.layouts import Case, step_batches
 from trainer.data.media.placed import alike, placed
 from trainer.model.dual_encoder import make_decoder
+from trainer.model.multimodal import Multimodal
+from trainer.model.towers.time_series import prepare_signal
 from trainer.objectives.next_token import NextToken
 from trainer.objectives.scalars import GlobalBatch
+
+
+def initialised(**changed: object) -> Multimodal:
+    cfg = replace(Case(towers=True, layers=2).config().model, **changed)
+    with torch.device("meta"):
+        model = make_decoder(cfg)
+    model.to_empty(device="cpu").init_weights(1)
+    assert isinstance(model, Multimodal)
+    return model
+
+
+def test_the_signals_tower_keeps_the_variance_of_what_passes_through_it():
+    for name, weight in initialised(init_std=0.02).named_parameters():
+        if name.startswith(("signals.", "vision.")) and weight.ndim > 1:
+            kept = name.startswith("signals.") and name != "signals.positions"
+            std = 1 / math.sqrt(weight[0].numel()) if kept else 0.02
+            assert weight.std().item() == pytest.approx(std, rel=5 / weight.numel() ** 0.5), name
+
+
+def test_signals_differ_from_the_first_step_whatever_the_decoders_spread():
+    """They did not with a standard deviation of 0.02: fixed positions drowned them, and nothing was learned."""
+    tower = initialised(init_std=0.02).signals
+    assert tower is not None
+    steps = torch.arange(64.0)
+    signals = [prepare_signal(values) for values in (steps, torch.sin(steps), torch.sin(steps / 5), (steps - 20) ** 2)]
+    with torch.no_grad():
+        embeddings = tower(signals).view(len(signals), -1)
+    spread = (embeddings - embeddings.mean(0)).square().mean().sqrt() / embeddings.square().mean().sqrt()
+    assert spread > 0.2
 
 
 def step(dtype: torch.dtype | None) -> tuple[float, dict[str, torch.Tensor]]:
