@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench.media_used import answers_of, measure, shuffled
+from tests.bench import media_used
+from tests.bench.media_used import Result, Score, answers_of, measure, shuffled, signed
 from trainer.config.compose import compose
 from trainer.config.keys import Config
 from trainer.config.mixture import PhaseConfig
@@ -100,10 +101,63 @@ def _values(value: object) -> np.ndarray:
 
 def test_a_run_of_the_recipe_is_measured(cfg: Config) -> None:
     assert train(cfg) == 0
-    results = measure(Path(str(cfg.run.dir)))
+    reports: list[tuple[str, int, int]] = []
+    results = measure(Path(str(cfg.run.dir)), lambda *report: reports.append(report))
     assert [result.source for result in results] == ["pictures", "signals"]
     for result in results:
         assert result.answers > 20
         assert 0 < result.right.nats < 7
         assert 0.1 < result.most_frequent < 0.6
         assert 0 <= result.shuffled.exact <= 1
+        assert result.misses()
+    ends = [what for what, done, of in reports if done == of]
+    assert ends == [f"{source}, {media} media" for source in ("pictures", "signals") for media in ("right", "shuffled")]
+
+
+@pytest.mark.parametrize(
+    ("right", "shuffled", "misses"),
+    [
+        (Score(0.5, 0.60), Score(0.9, 0.25), 0),
+        (Score(0.5, 0.60), Score(0.79, 0.25), 1),  # the loss
+        (Score(0.5, 0.24), Score(0.9, 0.25), 1),  # right answers are as rare as a guess
+        (Score(0.5, 0.60), Score(0.9, 0.30), 1),  # other media answer as well
+        (Score(0.5, 0.20), Score(0.5, 0.50), 3),
+    ],
+)
+def test_a_source_passes_when_its_answers_need_the_right_media(right: Score, shuffled: Score, misses: int) -> None:
+    result = Result("signals", 100, right, shuffled, most_frequent=0.22)
+    assert len(result.misses()) == misses
+
+
+@pytest.mark.parametrize(("rise", "code"), [(0.4, 0), (0.2, 1)])
+def test_the_exit_code_says_whether_all_sources_pass(
+    rise: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, other = (
+        Result(source, 100, Score(0.5, 0.6), Score(0.5 + of, 0.2), 0.22) for source, of in (("a", 0.4), ("b", rise))
+    )
+    monkeypatch.setattr(media_used, "measure", lambda run, report: [good, other])
+    monkeypatch.setattr("sys.argv", ["media_used", "run"])
+    assert media_used.main() == code
+    assert capsys.readouterr().err.count("error: b") == code
+
+
+def test_a_rise_has_a_sign_that_is_never_minus_zero() -> None:
+    assert [signed(nats) for nats in (-0.004, 0.0, 0.004, -0.006, 0.314)] == [
+        "+0.00",
+        "+0.00",
+        "+0.00",
+        "-0.01",
+        "+0.31",
+    ]
+
+
+def test_lines_about_progress_are_seconds_apart(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((0.0, 4.0, 5.0, 6.0, 11.0))
+    monkeypatch.setattr(media_used.time, "monotonic", lambda: next(clock))
+    progress = media_used.Progress()
+    for done in range(1, 5):
+        progress("signals", done, 4)
+    assert capsys.readouterr().err == "signals: 2 of 4 windows\nsignals: 4 of 4 windows\n"
