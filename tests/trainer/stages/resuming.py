@@ -21,7 +21,7 @@ from torch import Tensor
 from parallel.world import start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.spread import whole
-from tests.trainer.stages.layouts import Layout
+from tests.trainer.stages.layouts import TILE_TOWER, TOWERS, Layout
 from tests.trainer.tiny_run import steps, tiny_config
 from trainer.checkpoint.state import training_tensors
 from trainer.config.keys import Config, ParallelConfig
@@ -55,11 +55,15 @@ LAYOUTS = {
 LARGE = (*[*LAYOUTS][-6:],)
 
 
-def run_config(directory: Path, name: str, last: int, optim: str) -> Config:
+TOWERS_OF: dict[str, dict[str, Any]] = {"": {}, "native": TOWERS, "tiles": TILE_TOWER}
+
+
+def run_config(directory: Path, name: str, last: int, optim: str, towers: str = "") -> Config:
+    """towers: a key of `TOWERS_OF`."""
     layout, schedule = LAYOUTS[name]
     cfg = tiny_config(
         directory,
-        model={"num_layers": 5, "router_groups": 4, "hidden_size": 16, "head_dim": 4},
+        model={"num_layers": 5, "router_groups": 4, "hidden_size": 16, "head_dim": 4} | TOWERS_OF[towers],
         # eps: with 1e-8, Adam's first steps move a number by lr even where its gradient is only rounding
         eps=1e-4,
         name=optim,
@@ -81,8 +85,8 @@ def run_config(directory: Path, name: str, last: int, optim: str) -> Config:
     return cfg
 
 
-def trained(directory: Path, name: str, optim: str) -> None:
-    assert train(run_config(directory, name, WRITTEN, optim)) == 0
+def trained(directory: Path, name: str, optim: str, towers: str) -> None:
+    assert train(run_config(directory, name, WRITTEN, optim, towers)) == 0
 
 
 Samples = dict[tuple[int, int], list[int]]  # (micro-batch, sample) -> its ids
@@ -102,11 +106,11 @@ class Noting(Trainer):
         super()._train_step(batches, counts)
 
 
-def read_state(directory: Path, name: str, optim: str, copy: Path) -> tuple[dict[str, Tensor], Samples]:
+def read_state(directory: Path, name: str, optim: str, towers: str, copy: Path) -> tuple[dict[str, Tensor], Samples]:
     """Resume in this layout, save what was read to the run directory `copy`, and train one step more. Returns the
     state, put together, and the samples of that step."""
     world = start_world("cpu")
-    cfg, run = run_config(directory, name, WRITTEN + 1, optim), RunDir(directory, "new")
+    cfg, run = run_config(directory, name, WRITTEN + 1, optim, towers), RunDir(directory, "new")
     trainer = Noting(cfg, run, world, build(cfg, run, world))
     parts = trainer.parts
     state = training_tensors(list(parts.stages.values()), parts.engine, world.rank)
@@ -134,17 +138,17 @@ class Outcome(NamedTuple):
     files: dict[str, bytes]  # of the export
 
 
-def write(directory: Path, name: str, optim: str = "adamw") -> Outcome:
+def write(directory: Path, name: str, optim: str = "adamw", towers: str = "") -> Outcome:
     """A run of this layout in `directory`, and how it continues there."""
-    on_ranks(LAYOUTS[name][0].ranks, trained, directory, name, optim, timeout_s=120.0)
-    return resume(shutil.copytree(directory, directory.with_name(directory.name + "-on")), name, optim)
+    on_ranks(LAYOUTS[name][0].ranks, trained, directory, name, optim, towers, timeout_s=120.0)
+    return resume(shutil.copytree(directory, directory.with_name(directory.name + "-on")), name, optim, towers)
 
 
-def resume(directory: Path, name: str, optim: str = "adamw") -> Outcome:
+def resume(directory: Path, name: str, optim: str = "adamw", towers: str = "") -> Outcome:
     copy = directory.with_name(directory.name + "-copy")
     shutil.copytree(directory, copy, ignore=shutil.ignore_patterns("checkpoints"))
     ranks = LAYOUTS[name][0].ranks
-    state, samples = on_ranks(ranks, read_state, directory, name, optim, copy, timeout_s=120.0)[0]
+    state, samples = on_ranks(ranks, read_state, directory, name, optim, towers, copy, timeout_s=120.0)[0]
     export(copy, out := copy.with_name(directory.name + "-export"))
     files = {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
     return Outcome(state, samples, steps(directory)[WRITTEN], files)
