@@ -399,3 +399,13 @@ def test_sound_of_scipy_is_what_soundfile_reads(tmp_path, dtype, scale):
     found = read_recording(tmp_path / "a.wav", where="a")
     same(found, soundfile.read(tmp_path / "a.wav")[0], ("0", "1"))
     np.testing.assert_allclose(found.values, values, atol=2 / scale if scale > 1 else 1e-7)
+
+
+@pytest.mark.parametrize("subtype", ["MS_ADPCM", "GSM610", "G721_32"])
+def test_what_fills_the_last_block_is_not_sound(tmp_path, subtype):
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "a.wav", RANDOM.uniform(-0.5, 0.5, 801), 8000, subtype=subtype)
+    expected, _ = soundfile.read(tmp_path / "a.wav")
+    assert len(expected) > 801
+    for source in (tmp_path / "a.wav", (tmp_path / "a.wav").read_bytes()):
+        same(read_recording(source, where="a"), expected[:801, None], ("0",))

@@ -12,6 +12,8 @@ from trainer.data.media.readers.recording import Options, Recording, Source, lib
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "AIFF")
 CHUNKED = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}  # byte order of the sizes
 UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # of a WAV file that was written to a pipe; RF64 has it elsewhere
+# Subtypes of WAV whose last block is filled up: libsndfile returns what fills it as sound.
+BLOCKS = ("IMA_ADPCM", "MS_ADPCM", "GSM610", "G721_32")
 LAST_PAGE = 4  # a flag of Ogg
 
 
@@ -30,9 +32,12 @@ def read_audio(source: Source, options: Options, where: str) -> Recording:
             )  # fmt: skip
         frames, rate = file.frames, float(file.samplerate)
         _check_whole(source, where)
-        values = file.read(dtype="float64", always_2d=True)
+        values = file.read(frames, dtype="float64", always_2d=True)  # some codecs cannot seek to find it
+        in_blocks = file.subtype in BLOCKS
     if len(values) != frames:
         raise _truncated(where, "frames", len(values), frames)
+    if in_blocks and (written := _frames_written(source)) in range(1, frames):
+        values = values[:written]
     return Recording(values, rate, numbered(values.shape[1]), ("",) * values.shape[1])
 
 
@@ -79,6 +84,21 @@ def _ends(file: BinaryIO, head: bytes, size: int) -> Iterator[int]:
             yield 0 if length in UNKNOWN_SIZE else at + 8 + length
             return
         at += 8 + length + length % 2
+
+
+def _frames_written(source: Source) -> int:
+    """The frames of a WAV file by its chunk `fact`; 0 without one."""
+    found = opened(source)
+    with open(found, "rb") if isinstance(found, str) else found as file:
+        head, at = file.read(12), 12
+        order = CHUNKED.get(head[:4], "little")
+        while len(chunk := file.read(8)) == 8 and chunk[:4] != b"data":
+            length = int.from_bytes(chunk[4:], order)  # type: ignore[arg-type]
+            if chunk[:4] == b"fact":
+                return int.from_bytes(file.read(4), order)  # type: ignore[arg-type]
+            at += 8 + length + length % 2
+            file.seek(at)
+    return 0
 
 
 def _has_last_page(file: BinaryIO) -> bool:
