@@ -147,6 +147,10 @@ def test_a_header_of_savetxt_and_a_comma_at_the_end_of_each_row(tmp_path):
     values = RANDOM.normal(size=(5, 2))
     np.savetxt(path, values, delimiter=",", header="ecg,resp")
     same(read_recording(path, where="a"), values)
+    np.savetxt(path, values)
+    assert refused(path).value == " "
+    path.write_text("# Holter 7\necg,resp\n1,2\n3,4\n")
+    assert "comments" in refused(path).allowed
     path.write_text("ecg,resp,\n1,2,\n3,4,\n")
     same(read_recording(path, where="a"), [[1, 2], [3, 4]])
 

@@ -11,7 +11,8 @@ A document is a string, or a list of parts in the form that chat datasets use:
 A row may have several fields with its parts, such as an image and its caption; an object with bytes or a path and no
 type is an image, as `datasets` stores one.
 
-An image or signal may also be under "path", "url" or "bytes", or an object with one of these.
+An image or signal may also be under "path", "url" or "bytes", or an object with one of these; a signal also an object
+with "array" and "sampling_rate", as `datasets` decodes sound.
 A path is relative to the file with the row, or to a directory of choice. `file://` and `data:` URLs are read; others
 would have to be downloaded first, and are refused. Bytes are base64 in JSON. A signal takes the options of
 `read_recording`: format (which bytes need), channels, rate, variable, time and time_axis; start and seconds choose an
@@ -225,6 +226,8 @@ def _signal(key: str, part: Mapping[str, Any], files: Files) -> Recording:
     try:
         if key == "values":
             return _from_values(part)
+        if isinstance(value, Mapping) and value.get("array") is not None:  # sound that datasets has decoded
+            return _from_values({"values": value["array"], "rate": value.get("sampling_rate")})
         found = _bytes_or_path(key, value)
         if isinstance(found, str):
             return _read(found, lambda path: files.signal(path, options))

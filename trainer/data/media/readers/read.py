@@ -47,6 +47,7 @@ REMEDIES = {
     **dict.fromkeys((".pkl", ".pickle", ".joblib", ".pt", ".abf", ".tdms", ".smr", ".nev", ".ns5"), TO_NPZ),
     **dict.fromkeys((".sac", ".segy", ".sgy", ".gse2", ".seg2"), "write miniSEED with obspy: stream.write('a.mseed')"),
     ".mat": f'give format="hdf5" if MATLAB wrote it with -v7.3, else {TO_NPZ}',
+    **dict.fromkeys((".txt", ".asc"), 'give format="csv" or format="tsv", by what separates its columns'),
     ".opus": 'give format="audio"',
     ".zarr": "write netCDF with xarray: dataset.to_netcdf('a.nc')",
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zip", ".zst"), "unpack it"),

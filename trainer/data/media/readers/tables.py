@@ -58,6 +58,7 @@ def read_parquet(source: Source, options: Options, where: str) -> Recording:
 
 
 def _read_text(source: Source, options: Options, where: str, delimiter: str) -> Recording:
+    import pyarrow as pa
     from pyarrow import csv
 
     _check_head(source, where, delimiter)
@@ -65,12 +66,19 @@ def _read_text(source: Source, options: Options, where: str, delimiter: str) -> 
     block = min(max(size, 1) + 1, MOST_BYTES)  # types are inferred from the first block alone
 
     def table(has_names: bool) -> Any:
-        return csv.read_csv(
-            opened(source),
-            read_options=csv.ReadOptions(block_size=block, autogenerate_column_names=not has_names),
-            parse_options=csv.ParseOptions(delimiter=delimiter),
-            convert_options=csv.ConvertOptions(null_values=MISSING),
-        )
+        try:
+            return csv.read_csv(
+                opened(source),
+                read_options=csv.ReadOptions(block_size=block, autogenerate_column_names=not has_names),
+                parse_options=csv.ParseOptions(delimiter=delimiter),
+                convert_options=csv.ConvertOptions(null_values=MISSING),
+            )
+        except pa.ArrowInvalid as error:
+            reason = " ".join(str(error).split())
+            remedy = (
+                "remove lines that are not rows, such as comments, and give all rows as many cells as the first one"
+            )
+            raise DataError(f"{where}: {reason}; {remedy}", where=where, value=reason, allowed=remedy) from error
 
     found = table(True)
     try:
@@ -103,7 +111,9 @@ def _check_head(source: Source, where: str, delimiter: str) -> None:
     lines = [line for line in head.decode("utf-8", "replace").splitlines()[:2] if line]
     if head.startswith(GZIP) or not lines or delimiter in lines[0]:
         return
-    for other in (";", "\t", "|", ","):
+    numbers = [_is_number(cell) for cell in lines[-1].split()]
+    blank = (" ",) if len(numbers) > 1 and all(numbers) else ()
+    for other in (";", "\t", "|", ",", *blank):
         if all(other in line for line in lines):
             remedy = {"\t": 'format="tsv"', ",": 'format="csv"'}.get(other)
             remedy = f"give {remedy}" if remedy else "save it with commas between columns and points in numbers"

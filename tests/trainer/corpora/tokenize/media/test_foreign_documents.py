@@ -108,6 +108,15 @@ def test_audio_columns_of_datasets_have_their_format_in_the_path_or_the_bytes(tm
     assert (recording.rate, recording.values.std() > 0.1, found[1]) == (rate, True, "a")
 
 
+def test_sound_that_datasets_has_decoded_keeps_its_rate(tmp_path):
+    audio = {"array": np.sin(np.arange(300) / 9).tolist(), "path": "a.wav", "sampling_rate": 16000}
+    pq.write_table(pa.table({"audio": [audio], "text": ["a"]}), tmp_path / "a.parquet")
+    for path in (tmp_path / "a.parquet", lines(tmp_path, {"audio": audio, "text": "a"})):
+        (found,) = read(path, signal={"field": "audio"})
+        recording = Recording.from_bytes(found[0].data, where="a")
+        assert (recording.rate, recording.values[:, 0].tolist()) == (16000, audio["array"])
+
+
 def test_bytes_without_a_format_are_refused(tmp_path):
     pq.write_table(pa.table({"audio": [{"bytes": table(), "path": None}], "text": ["a"]}), tmp_path / "a.parquet")
     (found,) = read(tmp_path / "a.parquet", signal={"field": "audio"})
