@@ -16,53 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.corpora.tokenize.tokenized import contents, start_plain, tokenizer
+from tests.trainer.corpora.tokenize.media.written import CLOSE, OPEN, PAD, TEXT, encoded, npy, one, written
+from tests.trainer.corpora.tokenize.tokenized import contents, start_plain
 from tests.trainer.data.media.illustrated import ids, image, make, rows, rules, wave, with_markers, write_rows
-from trainer.config.compose import compose
-from trainer.corpora.tokenize import inputs, jobs, spool, write
-from trainer.corpora.tokenize.media import options
-from trainer.corpora.tokenize.media import parts as part_reader
+from trainer.corpora.tokenize import inputs, jobs, spool
 from trainer.corpora.tokenize.media.card import IMAGES, LONG, SIGNALS
 from trainer.corpora.tokenize.media.documents import PartsDocument
-from trainer.corpora.tokenize.media.options import media_rules, read_words
 from trainer.data.errors import DataError
-from trainer.data.media.images import PatchRule, TileRule
 from trainer.data.media.readers.recording import Recording
-from trainer.data.media.rules import ImageKind, MediaRules, SignalKind
+from trainer.data.media.rules import MediaRules
 from trainer.data.media.signals import SignalRule
-from trainer.data.media.store import MEDIA, PLACES, MediaFiles, PlaceTable
-from trainer.data.shards.megatron_index import IndexedTokens
 from trainer.storage.manifest import MANIFEST
-
-PAD, OPEN, CLOSE = ids("<IMG_CONTEXT>", "<img>", "</img>")
-TEXT = {"type": "text", "text": "a note"}
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "HAS_WHEEL", False)
-
-
-def written(out: Path) -> list[tuple[list[int], list[tuple[int, int, bytes]]]]:
-    """All documents: ids, and (first placeholder, placeholders, bytes) of each image."""
-    manifest = json.loads((out / MANIFEST).read_text())
-    found, files = [], MediaFiles()
-    for shard in [*manifest["shards"], *manifest["heldout"]]:
-        store, table = IndexedTokens(out / shard["stem"]), PlaceTable(out / (shard["stem"] + PLACES), shard["records"])
-        starts = store.document_starts().tolist()
-        for number in range(store.num_documents):
-            places = table.between(starts[number], starts[number + 1])
-            path = out / (shard["stem"] + MEDIA)
-            media = [(int(p["first"]) - starts[number], int(p["tokens"]), files.read(path, p)) for p in places]
-            found.append((store.document(number).tolist(), media))
-    return found
-
-
-def one(tmp_path: Path, parts: Any, **changes: Any) -> tuple[list[int], list[tuple[int, int, bytes]]]:
-    path = tmp_path / "one.jsonl"
-    path.write_text(json.dumps({"content": parts}) + "\n")
-    (document,) = written(make(tmp_path, [path], **{"heldout_fraction": 0, "group": None, **changes}))
-    return document
 
 
 def test_every_document_is_there_once_with_its_images_where_their_placeholders_are(tmp_path, monkeypatch):
@@ -118,10 +82,6 @@ def test_equal_images_of_a_shard_are_stored_once(tmp_path):
     manifest = json.loads((tmp_path / "source" / MANIFEST).read_text())
     assert (manifest["records"], manifest["distinct_media"]) == (5, 1)
     assert (tmp_path / "source" / "train-00000.media").read_bytes() == image(1)
-
-
-def encoded(number: int) -> str:
-    return base64.b64encode(image(number)).decode()
 
 
 @pytest.mark.parametrize(
@@ -348,209 +308,3 @@ def test_a_truncated_tar_is_refused(tmp_path, cut):
     with pytest.raises(DataError) as error:
         make(tmp_path, [path], field="text")
     assert (error.value.where, error.value.allowed) == (str(path), "an intact file")
-
-
-BOMB = image(1, 8, 8)
-
-
-def npy(values: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
-
-
-def test_a_document_has_an_excerpt_of_its_recording(tmp_path, monkeypatch):
-    """A recording with several excerpts is read once for the comparison with transformers, and once for the corpus."""
-    np.save(tmp_path / "wave.npy", wave(1))
-    part = {"type": "signal", "path": "wave.npy", "rate": 100, "channels": ["1"]}
-    spans = [{"start": 0}, {"seconds": 0.5}, {"start": 0.505, "seconds": 2}, {"start": 2.5}]
-    lines = [json.dumps({"content": [TEXT, {**part, **span}]}) for span in spans]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    reads, read = [], part_reader.read_recording
-    monkeypatch.setattr(
-        part_reader, "read_recording", lambda *given, **more: (reads.append(given), read(*given, **more))[1]
-    )
-    found = written(make(tmp_path, [tmp_path / "rows.jsonl"], heldout_fraction=0, group=None))
-    some = (Recording.from_bytes(data, where="a") for _, media in found for *_, data in media)
-    values = sorted(some, key=lambda one: (one.steps, -one.values[0, 0]))
-    expected = [wave(1)[first:last, 1:] for first, last in ((0, 50), (250, 300), (50, 250), (0, 300))]
-    for one, wanted in zip(values, expected, strict=True):
-        assert (one.rate, one.channels) == (100.0, ("1",))
-        np.testing.assert_allclose(one.values, wanted, rtol=1e-6)
-    assert len(reads) == 2
-
-
-ROW = {"type": "signal", "values": [1.0, 2.0]}
-NPY = {"type": "signal", "bytes": base64.b64encode(npy(wave(1))).decode(), "format": "numpy"}
-# name -> a part that cannot be used, and the value that the error names
-BAD: dict[str, tuple[Any, Any]] = {
-    "truncated": ({"type": "image", "bytes": base64.b64encode(image(1, 2, 2)[:-600]).decode()}, None),
-    "not an image": ({"type": "image", "bytes": base64.b64encode(b"GIF89a??").decode()}, None),
-    "a bomb": ({"type": "image", "bytes": base64.b64encode(BOMB).decode()}, 256 * 256),
-    "no bytes": ({"type": "image", "bytes": ""}, 0),
-    "not base64": ({"type": "image", "bytes": "?"}, "?"),
-    "no such file": ({"type": "image", "path": "missing.png"}, "missing.png"),
-    "neither": ({"type": "image"}, ()),
-    "both": ({"type": "image", "path": "a.png", "bytes": encoded(1)}, ("path", "bytes")),
-    "download": ({"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}, "https://example.org/a.png"),
-    "no format": ({"type": "signal", "bytes": encoded(1)}, ""),
-    "ragged": ({"type": "signal", "values": [[1.0], [1.0, 2.0]]}, None),
-    "not finite": ({"type": "signal", "values": [None, None]}, (2, 1)),
-    "no steps": ({"type": "signal", "values": []}, (0, 1)),
-    "no names": ({**ROW, "channels": ["a", "b"]}, (2, 1)),
-    "an option": ({**NPY, "format": "audio", "time": "t"}, "time"),
-    "rate as text": ({**NPY, "rate": "250"}, "250"),
-    "rate below 0": ({**NPY, "rate": -3}, -3.0),
-    "rate of a row": ({**ROW, "rate": 0}, 0.0),
-    "endless rate": ({**ROW, "rate": float("inf")}, float("inf")),
-    "channels as a number": ({**NPY, "channels": 5}, 5.0),
-    "channels of a row": ({**ROW, "channels": "a"}, "a"),
-    "units of a row": ({**ROW, "units": [1]}, [1.0]),
-    "half an axis": ({**NPY, "time_axis": 0.5}, 0.5),
-    "format as a list": ({**NPY, "format": ["numpy"]}, ["numpy"]),
-    "another key": ({**ROW, "sampling_rate": 250}, "sampling_rate"),
-    "units of a file": ({**NPY, "units": ["mV"]}, "units"),
-    "units as text": ({**ROW, "units": "mV"}, "mV"),
-    "a time of values": ({**ROW, "time": "t"}, "time"),
-    "an image in a text": ({"type": "text", "text": "a", "image": "a.png"}, "image"),
-    "a size": ({"type": "image", "bytes": encoded(1), "max_pixels": 9}, "max_pixels"),
-    "an array": ({"type": "signal", "signal": {"path": "a.npy", "sampling_rate": 250}}, "sampling_rate"),
-    "true rate": ({"type": "signal", "path": "wave.npy", "rate": True}, True),
-    "rate of a file": ({"type": "signal", "path": "wave.npy", "rate": -5}, -5.0),
-    "before": ({"type": "signal", "path": "wave.npy", "rate": 5, "start": -1}, -1.0),
-    "behind": ({"type": "signal", "path": "wave.npy", "rate": 5, "start": 59, "seconds": 2}, (59.0, 2.0)),
-    "no length": ({"type": "signal", "path": "wave.npy", "rate": 5, "seconds": 0}, 0.0),
-    "no rate": ({"type": "signal", "path": "wave.npy", "seconds": 1}, None),
-    "of values": ({**ROW, "seconds": 1}, "seconds"),
-    "base64 as a path": ({"type": "image", "image": "A" * 10_000}, "A" * 80 + "..."),
-    "video": ({"type": "video", "video": "a.mp4"}, "video"),
-    "a video's address": ({"type": "video_url", "video_url": {"url": "a.mp4"}}, "video_url"),
-    "type": ({"type": "table"}, "table"),
-    "no text": ({"type": "text"}, None),
-    "no object": (3, "int"),
-    "a video token": ({"type": "text", "text": "<|video_pad|>"}, ids("<|video_pad|>")[0]),
-    "placeholder": ({"type": "text", "text": "<IMG_CONTEXT>"}, PAD),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_media_are_reported_by_their_row_or_left_out_and_listed(tmp_path, name):
-    path = tmp_path / "rows.jsonl"
-    np.save(tmp_path / "wave.npy", wave(1))
-    part, value = BAD[name]
-    documents = [[TEXT], [TEXT, part], [TEXT, {"type": "image", "bytes": encoded(1)}]]
-    path.write_text("".join(json.dumps({"content": parts}) + "\n" for parts in documents))
-    changes: dict[str, Any] = {"media": rules(decode_limit=128 * 128), "heldout_fraction": 0, "special_text": "encode"}
-    with pytest.raises(DataError) as error:
-        make(tmp_path, [path], **changes)
-    assert error.value.where == f"{path}, line 2"
-    assert len(error.value.faults) == 1
-    if value is not None:  # a library's reason otherwise
-        assert error.value.value == value
-    out = make(tmp_path, [path], bad_media="skip", **changes)
-    assert len(written(out)) == 2
-    assert (out / "left_out.jsonl").stat().st_size < 1000
-    (line,) = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
-    assert line["where"] == f"{path}, line 2"
-    assert json.loads((out / MANIFEST).read_text())["documents_left_out"] == 1
-
-
-def test_a_source_whose_documents_are_all_left_out_is_an_error_with_the_first(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"content": [BAD["video"][0]]}) + "\n" for _ in range(3)))
-    with pytest.raises(DataError) as error:
-        make(tmp_path, [path], bad_media="skip")
-    assert (error.value.where, error.value.value) == (f"{path}, line 1", 3)
-
-
-def test_a_source_without_one_image_is_noted(tmp_path):
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"content": [TEXT]}) + "\n")
-    said: list[str] = []
-    make(tmp_path, [tmp_path / "rows.jsonl"], heldout_fraction=0, note=said.append)
-    assert len(said) == 1
-
-
-def test_the_rules_come_from_words():
-    tokenizer = with_markers()
-    found = media_rules(tokenizer, image=read_words("--image", ["rule=tiles max_tiles=4", "thumbnail=false"]))
-    assert found == MediaRules(ImageKind(TileRule(max_tiles=4, thumbnail=False), PAD, (OPEN,), (CLOSE,)))
-    words = {"max_pixels": "4096", "mean": "0,0,0", "token": "</img>", "before": "", "decode_limit": "99"}
-    found = media_rules(tokenizer, image=words, signal={"long": "cut"})
-    assert found.image == ImageKind(PatchRule(max_pixels=4096, mean=(0, 0, 0)), CLOSE, (), (CLOSE,), 99)
-    before, token, after = ids("<ts>", "<TS_CONTEXT>", "</ts>")
-    assert found.signal == SignalKind(SignalRule("cut"), token, (before,), (after,))
-    assert media_rules(tokenizer) is None
-    named = media_rules(tokenizer, image={"field": "images", "in_text": "<image>"}).image
-    assert (named.field, named.in_text) == ("images", "<image>")
-    assert MediaRules.from_json(json.loads(json.dumps(found.to_json()))) == found
-
-
-@pytest.mark.parametrize(
-    ("option", "words", "value"),
-    [
-        ("--image", {"rule": "patch"}, "patch"),
-        ("--image", {"patchsize": "3"}, "patchsize"),
-        ("--image", {"patch_size": "0"}, "0"),
-        ("--image", {"mean": "1,2"}, "1,2"),
-        ("--image", {"before": "<image>"}, "<image>"),
-        ("--signal", {"rule": "cut"}, "rule"),
-        ("--signal", {"max_tokens": "many"}, "many"),
-    ],
-)
-def test_wrong_words_are_refused(option, words, value):
-    with pytest.raises(DataError) as error:
-        media_rules(with_markers(), **{option.removeprefix("--"): words})
-    assert (error.value.where, error.value.value) == (option, value)
-    with pytest.raises(DataError) as error:
-        read_words(option, ["patches"])
-    assert (error.value.where, error.value.value) == (option, "patches")
-
-
-def test_a_tokenizer_without_placeholders_needs_one(tmp_path):
-    with pytest.raises(DataError) as error:
-        media_rules(tokenizer(), signal={})
-    assert (error.value.where, error.value.allowed) == ("--signal", "token=TOKEN")
-
-
-def test_the_rules_of_a_model_are_those_of_its_towers():
-    model = compose(["recipe=toy", "model=toy_multimodal", f"model.image_token={PAD}"]).model
-    found = media_rules(with_markers(), model=model, image={"min_pixels": "1024"})
-    assert found.image == ImageKind(PatchRule(min_pixels=1024), PAD, (OPEN,), (CLOSE,))
-    assert (found.signal.rule, found.signal.token) == (SignalRule(), 4095)
-    assert [*found.image.differences(model), *found.signal.differences(model)] == []
-    other = replace(model, vision=replace(model.vision, merge=1), signal_token=3)
-    assert [*found.image.differences(other)] == [("model.vision.merge", 1, 2)]
-    assert [*found.signal.differences(other)] == [("model.signal_token", 3, 4095)]
-    tiles = ImageKind(TileRule(), 4094)
-    assert [key for key, *_ in tiles.differences(model)] == ["model.vision.kind"]
-    assert [key for key, *_ in found.signal.differences(replace(model, signals=None))] == ["model.signals"]
-
-
-def test_a_published_directory_gives_its_rules_and_the_sizes_of_its_preprocessor(tmp_path, monkeypatch):
-    model = compose(["recipe=toy", "model=toy_multimodal", f"model.image_token={PAD}"]).model
-    monkeypatch.setattr(options, "multimodal_config_from_huggingface", lambda config: model)
-    (tmp_path / "config.json").write_text("{}")
-    sizes = {"size": {"shortest_edge": 1024, "longest_edge": 4096}, "image_mean": [0.1, 0.2, 0.3], "patch_size": 16}
-    sizes |= {"image_std": [0.5, 0.5, 0.5]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(sizes))
-    found = media_rules(with_markers(), published=tmp_path, image={"max_pixels": "8192"})
-    assert found.image.rule == PatchRule(min_pixels=1024, max_pixels=8192, mean=(0.1, 0.2, 0.3))
-    assert found.signal.rule == SignalRule("cut")  # all that published weights know
-    assert media_rules(with_markers(), published=tmp_path, signal={"long": "adapt"}).signal.rule == SignalRule()
-    same = {"resample": 3, "rescale_factor": 1 / 255, "do_normalize": True, "merge_size": 2}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**sizes, **same}))
-    assert media_rules(with_markers(), published=tmp_path, image={"max_pixels": "8192"}) == found
-    for key, value in (
-        ("resample", 2),
-        ("do_normalize", False),
-        ("rescale_factor", 1),
-        ("patch_size", 14),
-        ("merge_size", 1),
-    ):
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps({**sizes, **same, key: value}))
-        with pytest.raises(DataError) as error:
-            media_rules(with_markers(), published=tmp_path)
-        assert (error.value.where, error.value.value) == (f"{tmp_path / 'preprocessor_config.json'}, {key}", value)
-    with pytest.raises(DataError) as error:
-        media_rules(with_markers(), published=tmp_path / "nowhere")
-    assert error.value.where == "--media"
