@@ -56,6 +56,6 @@ def table(cfg: PrecisionConfig, experts: str, towers: Sequence[str] = ()) -> str
         parts.setdefault(cfg.linears, []).append(f"{tower} (matrices)")
         parts.setdefault("fp32", []).append(f"{tower} ({', '.join(IN_FP32[tower])})")
     if cfg.linears == "fp32":
-        parts.setdefault("fp32", []).extend(f"{tower} tower" for tower in towers)
+        parts.setdefault("fp32", []).extend(f"{tower.removesuffix('s')} tower" for tower in towers)
     rows = (f"{dtype:<15}{', '.join(names)}" for dtype, names in parts.items())
     return "\n".join(textwrap.fill(row, WIDTH, subsequent_indent=" " * 15, break_long_words=False) for row in rows)

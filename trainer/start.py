@@ -24,6 +24,7 @@ from trainer.config.command_line import Parser
 from trainer.config.compose import compose, load
 from trainer.config.errors import CommandError, report
 from trainer.config.keys import Config
+from trainer.corpora.needed import refuse_missing_packages
 from trainer.data.vocabulary import refuse_small_vocabulary
 from trainer.run import directory
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _read(sys.argv[1:] if argv is None else argv)
         if options.resolved is None:
             cfg = compose(options.overrides, config_dirs=options.config_dir, world_size=given.world_size)
+            refuse_missing_packages(cfg.data)
         else:
             cfg = load(options.resolved, world_size=given.world_size)
         refuse_small_vocabulary(cfg)

@@ -21,6 +21,7 @@ from trainer.config.errors import CommandError, ConfigError, print_warning
 from trainer.config.keys import Config
 from trainer.config.mixture import drawn, shares
 from trainer.config.say import counted, did_you_mean
+from trainer.corpora.needed import refuse_missing_packages
 from trainer.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
                 f"sample '{word}' is not an index; use {allowed}", where="N", value=word, allowed=allowed
             )
     cfg = read_configuration(shlex.join(recipe), options.config_dir)
+    refuse_missing_packages(cfg.data, decodes=action == "show")
     if cfg.data.name == "pairs" and action in OF_PAIRS:
         return partial(OF_PAIRS[action], cfg)
     if action == "index":
@@ -146,7 +148,24 @@ def check(cfg: Config) -> int:
     intact = f"{number} {'is' if len(directories) == 1 else 'are'} intact"
     print(f"{intact}: every file is as it was written, one tokenizer made them all,")
     print("and no prefix of one group can be mistaken for another group's")
+    for line in _left_out(reader, cfg.data.seq_len):
+        print_warning(line)
     return 0
+
+
+def _left_out(reader: MixtureReader, seq_len: int) -> Iterator[str]:
+    """A line for each source that lacks documents: left out when it was made, or too long for a window here."""
+    from trainer.data.media.shards import MediaShards
+
+    for name, shards in reader.train.items():
+        if bad := shards.manifest.get("documents_left_out"):
+            made = "with bad media were left out when it was made; its left_out.jsonl lists them"
+            yield f"data.sources.{name}: {counted(bad, 'document')} {made}"
+        both = (shards, reader.heldout[name])
+        large = sum(one.packs(seq_len).dropped for one in both if isinstance(one, MediaShards))
+        if large:  # data.on_fault=skip: it would be an error otherwise
+            why = f"an image or signal is longer than a window of data.seq_len={seq_len}"
+            yield f"data.sources.{name}: {counted(large, 'document')} left out by data.on_fault=skip, as {why}"
 
 
 def show(cfg: Config, sample: int) -> int:

@@ -29,6 +29,7 @@ from trainer.config.compose import to_yaml
 from trainer.config.errors import ConfigError, report
 from trainer.config.keys import Config
 from trainer.config.run_files import CONFIG_FILE
+from trainer.corpora.needed import refuse_missing_packages
 from trainer.data.vocabulary import refuse_small_vocabulary
 from trainer.metrics import host
 from trainer.run import directory
@@ -86,7 +87,9 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     cfg = compose_on(ranks * machines, option, options.overrides, options.config_dir)
     refuse_small_vocabulary(cfg)
     too_large = _too_large_for_host(cfg, ranks) if machines == 1 else None
-    if options.dry_run:
+    if not options.dry_run:
+        refuse_missing_packages(cfg.data)
+    else:
         return partial(dry_run, cfg, directory.choose(cfg), ranks * machines, too_large)
     if too_large is not None:
         raise ConfigError([too_large])

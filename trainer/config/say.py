@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.config.recipes.synonyms import meant_by
 
+FEW = 4  # differences that one line names
 IN_A_NAME = "letters, digits, '_', '-' and '.'"  # of a run, which becomes part of a directory's name
 
 
@@ -25,6 +26,12 @@ def show(value: Any) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 document`, `2,000 documents`. noun: in the singular, with a plural in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def few(items: Sequence[str], see: str) -> str:
+    """The first `FEW` of the items, joined by semicolons, and the number of the others. see: where all of them are."""
+    hidden = len(items) - FEW
+    return "; ".join([*items[:FEW], *([f"and {hidden} more ({see} lists all)"] if hidden > 0 else [])])
 
 
 def shorten(text: str, most: int = 200) -> str:

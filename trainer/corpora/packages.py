@@ -59,14 +59,21 @@ def installed_version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        remedy = f"pip install -e '.[{EXTRAS.get(package, 'toy')}]'"
-        if package in ALONE:
-            remedy = f"pip install --no-deps {ALONE[package]}"
+        remedy = install(package)
         raise DataError(
             f"this source is made from the package '{package}', which is not installed: {remedy}",
             where=package,
             allowed=remedy,
         ) from None
+
+
+def install(*packages: str) -> str:
+    """The commands that install distributions."""
+    extras = sorted({EXTRAS.get(name, "toy") for name in packages if name not in ALONE})
+    commands = [f"pip install -e '.[{','.join(extras)}]'"] if extras else []
+    if alone := sorted({ALONE[name] for name in packages if name in ALONE}):
+        commands.append(f"pip install --no-deps {' '.join(alone)}")
+    return " && ".join(commands)
 
 
 def package_files(package: str, suffix: str) -> Files:

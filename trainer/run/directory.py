@@ -28,7 +28,7 @@ from trainer.config.run_files import (
     newest_manifests,
     read_run,
 )
-from trainer.config.say import show
+from trainer.config.say import few, show
 from trainer.optim.schedule import jump
 from trainer.storage.atomic import atomic_file, remove_unfinished
 from trainer.storage.lock import FileLock, LockedError, holder
@@ -77,7 +77,8 @@ def _inspect(path: Path, cfg: Config) -> RunDir:
     differing = _differences(cfg, stored, "fixed")
     if differing:
         advice = "Use the old values or another run.dir, or set train.resume=never to start a new run directory"
-        text = f"run.dir={path} has a different configuration: {'; '.join(differing)}. {advice}"
+        listed = few(differing, f"`octavo config --diff {path} 'RECIPE and overrides'`")
+        text = f"run.dir={path} has a different configuration: {listed}. {advice}"
         raise ConfigError(text, where="run.dir", value=str(path), allowed=differing)
     step = last_step(path)
     if step >= cfg.train.steps:

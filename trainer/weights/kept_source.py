@@ -18,6 +18,7 @@ from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE, SOURCE_FACT
+from trainer.config.say import few
 from trainer.data.protocols import TokenizerFile
 from trainer.model.decoder import Decoder
 from trainer.storage.boxes import StoredTensor
@@ -146,7 +147,7 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
         raise located(path, error) from error
     if differing := other_function(model, kept):
         raise HuggingFaceError(
-            f"{path} is a different model: {'; '.join(differing)}",
+            f"{path} is a different model: {few(differing, f'`octavo inspect {path}`')}",
             where=str(path),
             value=differing,
             allowed="the directory that the run wrote",
@@ -177,7 +178,8 @@ def _check(source: SourceModel, cfg: Config) -> None:
         raise located(path, error) from error
     if differing:
         remedy = "use the checkpoint's values"
-        text = f"checkpoint.init_from={path} is a different model: {'; '.join(differing)}; {remedy}"
+        listed = few(differing, f"`octavo inspect {path}`")
+        text = f"checkpoint.init_from={path} is a different model: {listed}; {remedy}"
         raise ConfigError(text, where="checkpoint.init_from", value=str(path), allowed=remedy)
     source.require(towers=True)
     if not cfg.checkpoint.allow_identical_copies and has_identical_copies(path):

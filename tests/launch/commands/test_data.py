@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,52 @@ def test_images_are_checked_and_counted_and_shown_without_torch(tmp_path: Path) 
     assert "padding of packs" in out
     assert "2 sources are intact" in out
     error_line(done.stderr, "model.image_token=7")
+
+
+def test_check_counts_documents_that_are_left_out(tmp_path: Path, capsys) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        mixture = illustrated.make_mixture(tmp_path, patch)
+    name, source = next((n, s) for n, s in mixture.sources.items() if s.modality == "image")
+    large = [{"type": "image", "bytes": base64.b64encode(illustrated.image(1, 6, 6)).decode()}]
+    content = [*illustrated.rows(60), large, large, [{"type": "image", "path": "missing.png"}]]
+    path = illustrated.write_rows(tmp_path, content)
+    place = Path(mixture.root, source.path)
+    made = yaml.safe_load((place / "manifest.json").read_text())
+    shutil.rmtree(place)
+    illustrated.make(tmp_path, [path], out=place, name=made["name"], domain=made["domain"], group=source.prefix or None,
+                     prefixes=mixture.prefixes, bad_media="skip", heldout_fraction=0.2)  # fmt: skip
+    (tmp_path / "data").mkdir()
+    mixture = replace(mixture, seq_len=32, on_fault="skip")
+    (tmp_path / "data" / "pictures.yaml").write_text(yaml.safe_dump(asdict(mixture), sort_keys=False))
+    image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
+    words = ["toy", "data=pictures", "model=toy_multimodal", f"model.image_token={image}",
+             f"model.signal_token={signal}", "train.steps=6", "--config-dir", str(tmp_path)]  # fmt: skip
+    assert main(["data", "check", *words]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if f"data.sources.{name}" in line]
+    assert ["1 document " in warned[0], "left_out.jsonl" in warned[0]] == [True, True]
+    assert ["2 documents " in warned[1], "data.on_fault=skip" in warned[1]] == [True, True]
+
+
+def test_all_missing_packages_are_named_before_anything_is_built(tmp_path: Path, monkeypatch, capsys) -> None:
+    genuine = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in ("pillow", "rdkit", "aeon"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return genuine(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.chdir(tmp_path)
+    for command in (["train"], ["data", "check"], ["data", "stats"]):
+        fault = refused(*command, "recipe=toy_multimodal")
+        assert (fault.where, sorted(fault.value)) == ("data.sources.pictures", ["aeon", "pillow", "rdkit"])
+        assert fault.allowed == "pip install -e '.[media,science]' && pip install --no-deps aeon==1.6.0"
+        assert "data.sources.signals needs aeon" in fault.text
+    for command in (["train"], ["data", "index"]):
+        fault = refused(*command, "recipe=vision_contrastive_toy")
+        assert (fault.where, fault.value, fault.allowed) == ("data.pairs", ("pillow",), "pip install -e '.[media]'")
+    assert main(["train", "--dry-run", "recipe=toy_multimodal"]) == 0  # a plan for a machine that has them
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_check_and_stats_agree_on_epochs(recipes: Path, capsys, monkeypatch) -> None:

@@ -176,6 +176,16 @@ def test_a_directory_of_another_configuration_is_refused_with_the_keys_that_diff
     assert all(line in fault.text for line in fault.allowed)
 
 
+def test_a_long_list_of_differences_is_cut_and_the_command_that_prints_all_is_named():
+    first = start(toy("run.dir=one"))
+    changed = ["train.seed=5", "optim.lr=1", "optim.eps=1", "optim.weight_decay=3", "train.global_batch=16"]
+    changed.append("model.num_layers=2")
+    fault = refusal(toy(f"run.dir={first.path}", *changed))
+    assert len(fault.allowed) == 6
+    assert [line in fault.text for line in fault.allowed] == [True] * 4 + [False] * 2
+    assert f"octavo config --diff {first.path}" in fault.text
+
+
 def test_weights_that_are_missing_are_named_before_anything_is_written():
     cfg = toy("checkpoint.init_from=there")
     run = choose(cfg)

@@ -34,7 +34,7 @@ def columns(unit: Unit, fields: list[str]) -> Iterator[tuple[int, Sequence[str]]
 def records(
     unit: Unit, fields: list[str], optional: list[str], origin: str | None
 ) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
-    """As `inputs.records`, for columns; `optional` ones must be there, but may have nulls."""
+    """As `inputs.records`, for columns, which must all be there."""
     import pyarrow as pa
 
     names = [*fields, *optional, *([origin] if origin is not None else [])]
@@ -49,9 +49,8 @@ def records(
                 found = [some.column(some.schema.get_field_index(field)).to_pylist() for field in names]
                 for values in zip(*found, strict=True):
                     where = partial(place, unit, row)
-                    missing = next((n for n, value in zip(names, values, strict=True) if value is None), None)
-                    if missing is not None and missing not in optional:
-                        raise bad(where(), f"has no {missing!r}", missing, "fill or remove the row")
+                    if origin is not None and values[-1] is None:
+                        raise bad(where(), f"has no {origin!r}", origin, "fill or remove the row")
                     row += 1
                     yield int(unit.nbytes * row / total) if total else 0, where, list(values)
     except UnicodeDecodeError as error:

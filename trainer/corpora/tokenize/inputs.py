@@ -168,7 +168,7 @@ def records(
 ) -> Iterator[tuple[int, Callable[[], str], list[Any]]]:
     """(bytes of the unit read so far, place, fields, optional ones and origin) of every row. Raises DataError.
 
-    fields: of any type. optional: those that may be missing, or null. origin: must be a string.
+    fields: of any type, null among them. optional: those that may be missing too. origin: must be a string.
     """
     if unit.kind not in ("lines", "gzip"):
         yield from columns.records(unit, fields, optional, origin)
@@ -296,8 +296,11 @@ def _value_of(record: dict[str, Any], field: str, fields: list[str]) -> Any:
 
 def _string_of(record: dict[str, Any], field: str, fields: list[str]) -> str:
     found = _value_of(record, field, fields)
+    if isinstance(found, list):
+        remedy = "--image or --signal with the rules, or --media with the directory of a model, reads them"
+        raise ValueError(f"the field {field!r} is a list, and no rule for images or signals is given; {remedy}")
     if not isinstance(found, str):
-        raise ValueError(f"the field {field!r} is not a string")
+        raise ValueError(f"the field {field!r} is not a string; use --field with one that is")
     try:
         found.encode()
     except UnicodeEncodeError as error:  # JSON can contain strings that are not text

@@ -100,6 +100,9 @@ class PatchRule:
     mean: tuple[float, float, float] = HALF
     std: tuple[float, float, float] = HALF
 
+    def __post_init__(self) -> None:
+        _check_values("pixels", self.min_pixels, self.max_pixels, self.mean, self.std)
+
     def grid(self, height: int, width: int, where: str = "image") -> tuple[int, int]:
         """Rows and columns of patches of an image; its sides are scaled to them.
 
@@ -159,6 +162,9 @@ class TileRule:
     thumbnail: bool = True  # the whole image as a last tile, where there is more than one
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        _check_values("tiles", self.min_tiles, self.max_tiles, self.mean, self.std)
 
     def grid(self, height: int, width: int, where: str = "image") -> tuple[int, int]:
         """Rows and columns of tiles. Raises DataError for a side of 0."""
@@ -286,6 +292,21 @@ def _stretched(image: Any) -> Bytes:
         scaled = 255 - scaled
     grey = np.where(clear, 255, np.nan_to_num(scaled)).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _check_values(unit: str, least: int, most: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises DataError for values of a rule that fit no image. unit: of the limits."""
+    if least > most:
+        text = f"--image min_{unit}={least} is more than max_{unit}={most}; use {most} or less"
+        raise DataError(text, where=f"--image min_{unit}", value=least, allowed=f"{most} or less")
+    for key, values in (("mean", mean), ("std", std)):
+        fits = len(values) == 3 and all(map(math.isfinite, values)) and (key == "mean" or min(values) > 0)
+        if not fits:
+            allowed = f"three finite numbers{' above 0' if key == 'std' else ''}, of red, green and blue"
+            shown = ",".join(f"{value:g}" for value in values)
+            raise DataError(
+                f"--image {key}={shown}; use {allowed}", where=f"--image {key}", value=values, allowed=allowed
+            )
 
 
 def _resized(image: Bytes, height: int, width: int) -> Bytes:

@@ -108,6 +108,10 @@ class Tokenizer:
         found: int | None = self._bpe.token_to_id(token)
         return found
 
+    def token(self, number: int) -> str | None:
+        found: str | None = self._bpe.id_to_token(number)
+        return found
+
     @property
     def added(self) -> dict[str, bool]:
         """The tokens that are found in text before it is cut into pieces, and if they are special."""

@@ -1,4 +1,4 @@
-"""What a corpus has on disk, and if Megatron can read it, for tests."""
+"""Read back a corpus of text, and skip where Megatron is missing, for tests."""
 
 import importlib.util
 import json

@@ -243,6 +243,14 @@ def test_impossible_options_are_reported(tmp_path, plain, changes, where, value,
     assert (caught.value.where, caught.value.value, caught.value.allowed) == (where, value, allowed)
 
 
+def test_parts_without_a_rule_for_media_name_the_options(tmp_path, plain):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": [{"type": "image", "path": "a.png"}]}) + "\n")
+    with pytest.raises(DataError) as error:
+        make(tmp_path, [tmp_path / "rows.jsonl"])
+    assert error.value.where.endswith("line 1")
+    assert all(option in str(error.value) for option in ("--image", "--signal", "--media"))
+
+
 def test_all_texts_empty(tmp_path, plain):
     with pytest.raises(DataError) as caught:
         make(tmp_path, documents(["", ""]))

@@ -336,6 +336,14 @@ class TestNumpy:
         refused(tmp_path / "b.npy")
         assert refused(tmp_path / "b.npy", time_axis=2).allowed == (0, 1)
 
+    def test_more_channels_than_steps_need_an_axis(self, tmp_path):
+        np.save(tmp_path / "a.npy", np.zeros((64, 1000)) + np.arange(1000))
+        assert refused(tmp_path / "a.npy").value == (64, 1000)
+        assert read_recording(tmp_path / "a.npy", where="a", time_axis=1).values.shape == (1000, 64)
+        assert read_recording(tmp_path / "a.npy", where="a", time_axis=0).values.shape == (64, 1000)
+        np.save(tmp_path / "a.npy", np.ones((10, 32)))  # a short signal of many channels
+        assert read_recording(tmp_path / "a.npy", where="a").values.shape == (10, 32)
+
 
 class TestTables:
     def test_csv_keeps_empty_fields_as_missing(self):

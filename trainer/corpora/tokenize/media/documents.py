@@ -80,6 +80,9 @@ def _rows(
         its_origin = None if origin is None else values.pop()
         beside = [typed(kind, values[len(fields) + place]) for place, (kind, _) in enumerate(media)]
         try:
+            if None in values[: len(fields)]:
+                name = fields[values.index(None)]
+                raise PartError(f"its {name!r} is null; fill or remove it", name, "a value")
             found = parts_of([*beside, *values[: len(fields)]], files)
         except PartError as error:
             found = Bad(where, str(error), error.value)

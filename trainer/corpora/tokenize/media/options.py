@@ -77,6 +77,9 @@ def check_marks(media: MediaRules, tokenizer: Tokenizer) -> None:
                 allowed = f"tokens below {tokenizer.vocab_size}"
                 text = f"the token {token} of {name}s is not one of the tokenizer; use {allowed}, or its own tokenizer"
                 raise DataError(text, where=f"--{name}", value=token, allowed=allowed)
+        if (given := tokenizer.token(kind.token)) not in tokenizer.added:
+            text = f"the placeholder of {name}s, {given!r}, is a token of ordinary text; use token= with a special one"
+            raise DataError(text, where=f"--{name}", value=given, allowed=tuple(tokenizer.added))
     if len(media.placeholders) < len(media.kinds):
         (token,) = media.placeholders
         text = f"images and signals have the same placeholder {token}; give each its own with token=TOKEN"
@@ -113,6 +116,10 @@ def _signals(words: Words, tokenizer: Tokenizer, model: ModelConfig | None, rule
     marks = {key: rest.pop(key) for key in MARKERS if key in rest}
     in_rows = {key: rest.pop(key) for key in IN_ROWS if key in rest}
     rule = _replaced("--signal", rule, rest, (*MARKERS, *IN_ROWS))
+    if rule.long == "cut" and "max_tokens" in rest:
+        text = f"--signal max_tokens={rule.max_tokens} has no effect with long=cut, the published rule"
+        raise DataError(f"{text}; use long=adapt, or leave it out", where="--signal", value=rule.max_tokens,
+                        allowed="long=adapt, or no max_tokens")  # fmt: skip
     token, before, after = _marks("--signal", tokenizer, marks, None if model is None else model.signal_token)
     return SignalKind(rule, token, before, after, **in_rows)
 

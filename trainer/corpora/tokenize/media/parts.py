@@ -36,7 +36,14 @@ from parallel.errors import one_of
 from trainer.config.say import did_you_mean
 from trainer.data.errors import DataError
 from trainer.data.media.readers.read import SUFFIXES, read_recording
-from trainer.data.media.readers.recording import Recording, check_options, checked, excerpt, numbered
+from trainer.data.media.readers.recording import (
+    Recording,
+    check_options,
+    checked,
+    excerpt,
+    numbered,
+    refuse_sideways,
+)
 from trainer.data.media.rules import MediaRules
 
 T = TypeVar("T")
@@ -53,7 +60,7 @@ KEYS = {
 EXTRA = ".[signals]"  # allowed by errors about packages that are not installed
 OF_EXCERPT = ("start", "seconds")
 OPTIONS = ("format", "channels", "rate", "variable", "time", "time_axis", *OF_EXCERPT)  # of a signal in a file
-OF_VALUES = ("rate", "channels", "units")  # of a signal in the row
+OF_VALUES = ("rate", "channels", "units", "time_axis")  # of a signal in the row
 OBJECT = ("bytes", "url", "path")  # keys of an object that has a medium
 SHOWN = 80  # characters of a value in an error
 
@@ -218,8 +225,8 @@ def _image(key: str, value: Any, files: Files) -> bytes:
 
 def _signal(key: str, part: Mapping[str, Any], files: Files) -> Recording:
     options = {name: part[name] for name in OPTIONS if part.get(name) is not None}
-    if isinstance(axis := options.get("time_axis"), float) and axis.is_integer():  # as a row of JSON is read
-        options["time_axis"] = int(axis)
+    if "time_axis" in options:
+        options["time_axis"] = _axis(part)
     value = part[key]
     if isinstance(value, Mapping) and isinstance(name := value.get("path"), str):  # bytes of a file with a name
         options = {"format": SUFFIXES.get(Path(name).suffix.lower())} | options
@@ -227,7 +234,9 @@ def _signal(key: str, part: Mapping[str, Any], files: Files) -> Recording:
         if key == "values":
             return _from_values(part)
         if isinstance(value, Mapping) and value.get("array") is not None:  # sound that datasets has decoded
-            return _from_values({"values": value["array"], "rate": value.get("sampling_rate")})
+            return _from_values(
+                {"values": value["array"], "rate": value.get("sampling_rate"), "time_axis": part.get("time_axis")}
+            )
         found = _bytes_or_path(key, value)
         if isinstance(found, str):
             return _read(found, lambda path: files.signal(path, options))
@@ -238,13 +247,25 @@ def _signal(key: str, part: Mapping[str, Any], files: Files) -> Recording:
         raise PartError(error.faults[0].text, error.faults[0].value, error.faults[0].allowed) from error
 
 
+def _axis(part: Mapping[str, Any]) -> Any:
+    """The part's time_axis; a row of Parquet may have it as a float."""
+    axis = part.get("time_axis")
+    return int(axis) if isinstance(axis, float) and axis.is_integer() else axis
+
+
 def _from_values(part: Mapping[str, Any]) -> Recording:
     """A recording whose numbers are in the row. Raises DataError, PartError."""
-    check_options("values", **{key: part.get(key) for key in ("rate", "channels", "units")})
+    axis = _axis(part)
+    check_options("values", time_axis=axis, **{key: part.get(key) for key in ("rate", "channels", "units")})
     try:
         values = np.asarray(part["values"], np.float64)
     except (TypeError, ValueError) as error:
         raise PartError(f"its values are not numbers of one shape ({error})", None, "[steps, channels]") from error
+    if axis not in (None, *range(values.ndim)):
+        raise PartError(f"time_axis={axis} of values with {values.ndim} axes", axis, tuple(range(values.ndim)))
+    values = np.moveaxis(values, axis or 0, 0) if values.ndim else values
+    if axis is None and not part.get("channels"):
+        refuse_sideways(values.shape, "values")
     values = values[:, None] if values.ndim == 1 else values
     count = values.shape[1] if values.ndim == 2 else 0
     names, units = part.get("channels") or numbered(count), part.get("units") or [""] * count

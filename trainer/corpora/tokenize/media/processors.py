@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,10 @@ def _sized(kind: type[Rule], path: Path, prefix: str, facts: Facts) -> Facts:
 
 def _three(path: Path, key: str, value: Any) -> tuple[float, ...]:
     numbers = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
-    if not numbers or len(value) != 3:
+    if not numbers or len(value) != 3 or not all(map(math.isfinite, value)):
         raise _refused(path, key, value, "three numbers")
+    if key.endswith("std") and min(value) <= 0:
+        raise _refused(path, key, value, "three numbers above 0")
     return tuple(float(one) for one in value)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.errors import DataError
-from trainer.data.media.readers.recording import Options, Recording, numbered, on_grid, pick
+from trainer.data.media.readers.recording import Options, Recording, numbered, on_grid, pick, refuse_sideways
 from trainer.data.media.readers.times import Seconds, is_time_name, seconds_of_array, unchosen_times
 
 # Names without regard to case and to what joins their words.
@@ -84,7 +84,10 @@ def of_array(values: npt.NDArray[Any], facts: Facts, times: Seconds | None, opti
         )  # fmt: skip
     values = np.moveaxis(values, options.time_axis or 0, 0)
     count = values.shape[1] if values.ndim == 2 else 0
-    names = names or _names(facts, count) or numbered(count)
+    names = names or _names(facts, count)
+    if options.time_axis is None and not names and times is None:  # each would settle it
+        refuse_sideways(values.shape, where)
+    names = names or numbered(count)
     units = _list(_fact(facts, OF_UNITS))
     units = units if len(units) == count else units[:1] * count if len(units) == 1 else ("",) * count
     rate = _rate(facts, where) if options.rate is None else None  # which replaces it

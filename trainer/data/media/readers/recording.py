@@ -18,6 +18,8 @@ from trainer.data.errors import DataError
 
 MAGIC = b"OCTSIG1\n"
 MOST_CHANNELS = 1024  # of one recording; more are usually the steps
+# More channels than this and than this many times the steps are the steps, in all likelihood.
+MANY_CHANNELS, SIDEWAYS = 32, 4
 MOST_VALUES = 1 << 28  # of one recording: 2 GiB in fp64
 
 A_RATE, NAMES, A_NAME, AN_AXIS = "a number above 0", "a list of names", "a name", "a whole number"
@@ -109,6 +111,17 @@ def check_options(where: str, **options: Any) -> None:
             fits = isinstance(value, str) if allowed == A_NAME else type(value) is int
         if value is not None and not fits:
             raise DataError(f"{where}: {key}={value!r}; use {allowed}", where=where, value=value, allowed=allowed)
+
+
+def refuse_sideways(shape: Sequence[int], where: str) -> None:
+    """Raises DataError for an array [steps, channels] that looks as if it were [channels, steps]."""
+    if len(shape) != 2 or shape[1] <= max(MANY_CHANNELS, SIDEWAYS * shape[0]):
+        return
+    raise DataError(
+        f"{where}: {shape[0]:,} steps of {shape[1]:,} channels; give time_axis=1 if the steps are along the second "
+        "axis, or time_axis=0 if they are not",
+        where=where, value=tuple(shape), allowed="time_axis=1 or time_axis=0",
+    )  # fmt: skip
 
 
 def checked(recording: Recording, where: str) -> Recording:

@@ -7,9 +7,11 @@ import json
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.corpora.tokenize.media.written import PAD, TEXT, encoded, npy, written
+from tests.trainer.corpora.tokenize.media.written import PAD, TEXT, encoded, npy, one, written
 from tests.trainer.data.media.illustrated import ids, image, make, rules, wave
 from trainer.corpora.tokenize.media import parts as part_reader
 from trainer.data.errors import DataError
@@ -32,11 +34,11 @@ def test_a_document_has_an_excerpt_of_its_recording(tmp_path, monkeypatch):
     )
     found = written(make(tmp_path, [tmp_path / "rows.jsonl"], heldout_fraction=0, group=None))
     some = (Recording.from_bytes(data, where="a") for _, media in found for *_, data in media)
-    values = sorted(some, key=lambda one: (one.steps, -one.values[0, 0]))
+    values = sorted(some, key=lambda found: (found.steps, -found.values[0, 0]))
     expected = [wave(1)[first:last, 1:] for first, last in ((0, 50), (250, 300), (50, 250), (0, 300))]
-    for one, wanted in zip(values, expected, strict=True):
-        assert (one.rate, one.channels) == (100.0, ("1",))
-        np.testing.assert_allclose(one.values, wanted, rtol=1e-6)
+    for found, wanted in zip(values, expected, strict=True):
+        assert (found.rate, found.channels) == (100.0, ("1",))
+        np.testing.assert_allclose(found.values, wanted, rtol=1e-6)
     assert len(reads) == 2
 
 
@@ -117,6 +119,43 @@ def test_bad_media_are_reported_by_their_row_or_left_out_and_listed(tmp_path, na
     (line,) = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
     assert line["where"] == f"{path}, line 2"
     assert json.loads((out / MANIFEST).read_text())["documents_left_out"] == 1
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])
+def test_a_null_in_a_column_is_a_bad_document(tmp_path, name):
+    path = tmp_path / name
+    found = [{"image": {"bytes": encoded(n), "path": None}, "caption": f"plate {n}"} for n in range(5)]
+    found[1]["image"], found[3]["caption"] = None, None
+    if name.endswith("parquet"):
+        raw = [row | {"image": row["image"] and {"bytes": image(n), "path": None}} for n, row in enumerate(found)]
+        pq.write_table(pa.Table.from_pylist(raw), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    changes: dict[str, Any] = {"field": "image,caption", "heldout_fraction": 0, "group": None}
+    with pytest.raises(DataError) as error:
+        make(tmp_path, [path], **changes)
+    assert (error.value.where.endswith(" 2"), error.value.value) == (True, "image")
+    out = make(tmp_path, [path], bad_media="skip", **changes)
+    assert len(written(out)) == 3
+    left_out = [json.loads(line)["where"] for line in (out / "left_out.jsonl").read_text().splitlines()]
+    assert sorted(line[-1] for line in left_out) == ["2", "4"]
+
+
+def test_signals_of_channels_and_steps_need_their_axis(tmp_path):
+    values = np.random.default_rng(1).normal(size=(64, 1000))
+    np.save(tmp_path / "wave.npy", values)
+    for part in ({"path": "wave.npy"}, {"values": values.tolist()}):
+        with pytest.raises(DataError) as error:
+            one(tmp_path, [TEXT, {"type": "signal", **part}])
+        assert (error.value.value, "time_axis=1" in str(error.value)) == ((64, 1000), True)
+        for axis, shape in ((1, (1000, 64)), (0, (64, 1000))):
+            signal = {"type": "signal", **part, "time_axis": axis}
+            _, ((_, _, data),) = one(tmp_path, [TEXT, signal], out=tmp_path / f"{axis}-{len(part)}-{'path' in part}")
+            assert Recording.from_bytes(data, where="stored").values.shape == shape
+    named = {"values": values.tolist(), "channels": [str(n) for n in range(1000)]}  # leaves no doubt
+    assert one(tmp_path, [TEXT, {"type": "signal", **named}], out=tmp_path / "named")
+    with pytest.raises(DataError):
+        one(tmp_path, [{"type": "signal", "values": [1.0, 2.0], "time_axis": 1}], out=tmp_path / "no axis")
 
 
 def test_a_source_whose_documents_are_all_left_out_is_an_error_with_the_first(tmp_path):

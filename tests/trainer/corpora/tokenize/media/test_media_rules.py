@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from tests.trainer.corpora.tokenize.tokenized import tokenizer
 from tests.trainer.data.media.illustrated import ids, with_markers
 from trainer.config.compose import compose
 from trainer.corpora.tokenize.media import options
-from trainer.corpora.tokenize.media.options import media_rules, read_words
+from trainer.corpora.tokenize.media.options import check_marks, media_rules, read_words
 from trainer.data.errors import DataError
 from trainer.data.media.images import PatchRule, TileRule
 from trainer.data.media.rules import ImageKind, MediaRules, SignalKind
@@ -23,9 +24,16 @@ def test_the_rules_come_from_words():
     tokenizer = with_markers()
     found = media_rules(tokenizer, image=read_words("--image", ["rule=tiles max_tiles=4", "thumbnail=false"]))
     assert found == MediaRules(ImageKind(TileRule(max_tiles=4, thumbnail=False), PAD, (OPEN,), (CLOSE,)))
-    words = {"max_pixels": "4096", "mean": "0,0,0", "token": "</img>", "before": "", "decode_limit": "99"}
+    words = {
+        "min_pixels": "1",
+        "max_pixels": "4096",
+        "mean": "0,0,0",
+        "token": "</img>",
+        "before": "",
+        "decode_limit": "99",
+    }
     found = media_rules(tokenizer, image=words, signal={"long": "cut"})
-    assert found.image == ImageKind(PatchRule(max_pixels=4096, mean=(0, 0, 0)), CLOSE, (), (CLOSE,), 99)
+    assert found.image == ImageKind(PatchRule(min_pixels=1, max_pixels=4096, mean=(0, 0, 0)), CLOSE, (), (CLOSE,), 99)
     before, token, after = ids("<ts>", "<TS_CONTEXT>", "</ts>")
     assert found.signal == SignalKind(SignalRule("cut"), token, (before,), (after,))
     assert media_rules(tokenizer) is None
@@ -42,13 +50,20 @@ def test_the_rules_come_from_words():
         ("--image", {"patch_size": "0"}, "0"),
         ("--image", {"mean": "1,2"}, "1,2"),
         ("--image", {"before": "<image>"}, "<image>"),
+        ("--image min_pixels", {"max_pixels": "4096"}, 65_536),
+        ("--image min_pixels", {"min_pixels": "9000", "max_pixels": "4096"}, 9000),
+        ("--image min_tiles", {"rule": "tiles", "min_tiles": "13"}, 13),
+        ("--image std", {"std": "0,1,1"}, (0.0, 1.0, 1.0)),
+        ("--image std", {"rule": "tiles", "std": "1,-1,1"}, (1.0, -1.0, 1.0)),
+        ("--image mean", {"mean": "inf,1,1"}, (math.inf, 1.0, 1.0)),
+        ("--signal", {"long": "cut", "max_tokens": "9"}, 9),
         ("--signal", {"rule": "cut"}, "rule"),
         ("--signal", {"max_tokens": "many"}, "many"),
     ],
 )
 def test_wrong_words_are_refused(option, words, value):
     with pytest.raises(DataError) as error:
-        media_rules(with_markers(), **{option.removeprefix("--"): words})
+        media_rules(with_markers(), **{option.split()[0].removeprefix("--"): words})
     assert (error.value.where, error.value.value) == (option, value)
     with pytest.raises(DataError) as error:
         read_words(option, ["patches"])
@@ -59,6 +74,15 @@ def test_a_tokenizer_without_placeholders_needs_one(tmp_path):
     with pytest.raises(DataError) as error:
         media_rules(tokenizer(), signal={})
     assert (error.value.where, error.value.allowed) == ("--signal", "token=TOKEN")
+
+
+def test_a_placeholder_of_ordinary_text_is_refused():
+    word = with_markers().token(with_markers().encode("iron")[-1])
+    check_marks(media_rules(with_markers(), image={"token": "</ts>"}), with_markers())
+    with pytest.raises(DataError) as error:
+        check_marks(media_rules(with_markers(), image={"token": word}), with_markers())
+    assert (error.value.where, error.value.value) == ("--image", word)
+    assert "<IMG_CONTEXT>" in error.value.allowed
 
 
 def test_the_rules_of_a_model_are_those_of_its_towers():

@@ -1,4 +1,4 @@
-"""What a corpus of documents with media has on disk, for tests."""
+"""Read back a corpus of documents with media, for tests."""
 
 from __future__ import annotations
 
