@@ -57,6 +57,12 @@ class TestPandas:
         values = np.transpose([ECG, RESP])
         same(read_recording(write(self.table()), where="a"), values)
         same(read_recording(write(self.table([7, 8, 9, 10])), where="a"), values)
+        for name in ("index", "sample", "Sample #", "frame_number"):
+            same(read_recording(write(self.table().assign(**{name: range(5, 9)}), index=False), where="a"), values)
+        assert read_recording(write(self.table().assign(index=[5, 6, 7, 9]), index=False), where="a").values.shape == (
+            4,
+            3,
+        )
         again = self.table().reset_index().rename(columns={"index": "Unnamed: 0"})  # of read_csv without index_col
         again.to_csv(path := Path(write(self.table())).with_suffix(".csv"))
         same(read_recording(path, where="a"), values)
@@ -413,3 +419,15 @@ def test_what_fills_the_last_block_is_not_sound(tmp_path, subtype):
     assert len(expected) > 801
     for source in (tmp_path / "a.wav", (tmp_path / "a.wav").read_bytes()):
         same(read_recording(source, where="a"), expected[:801, None], ("0",))
+
+
+def test_flac_that_was_written_to_a_pipe_is_refused(tmp_path):
+    """An encoder that cannot seek leaves the number of frames, the last 36 bits of 8 bytes, at 0."""
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "a.flac", RANDOM.uniform(-0.5, 0.5, 500), 8000)
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    facts = int.from_bytes(data[18:26], "big")
+    assert facts % (1 << 36) == 500
+    data[18:26] = (facts - 500).to_bytes(8, "big")
+    (tmp_path / "a.flac").write_bytes(data)
+    assert "says how long it is" in refused(tmp_path / "a.flac").allowed

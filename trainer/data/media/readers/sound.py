@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from trainer.data.errors import DataError
-from trainer.data.media.readers.recording import Options, Recording, Source, library, numbered, opened
+from trainer.data.media.readers.recording import MOST_VALUES, Options, Recording, Source, library, numbered, opened
 
 # By soundfile's names. Of others (MP3, AU, ...) it is not known here how long they say they are.
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "AIFF")
@@ -14,6 +14,7 @@ CHUNKED = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}
 UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # of a WAV file that was written to a pipe; RF64 has it elsewhere
 # Subtypes of WAV whose last block is filled up: libsndfile returns what fills it as sound.
 BLOCKS = ("IMA_ADPCM", "MS_ADPCM", "GSM610", "G721_32")
+UNKNOWN_FRAMES = 1 << 62  # at least, as libsndfile counts FLAC that was written to a pipe
 LAST_PAGE = 4  # a flag of Ogg
 
 
@@ -32,6 +33,10 @@ def read_audio(source: Source, options: Options, where: str) -> Recording:
             )  # fmt: skip
         frames, rate = file.frames, float(file.samplerate)
         _check_whole(source, where)
+        if frames * file.channels > MOST_VALUES:
+            remedy = "cut it" if frames < UNKNOWN_FRAMES else "convert it to a file that says how long it is"
+            text = f"{where}: {frames:,} frames of {file.channels} channels by its header; {remedy}"
+            raise DataError(text, where=where, value=frames, allowed=remedy)
         values = file.read(frames, dtype="float64", always_2d=True)  # some codecs cannot seek to find it
         in_blocks = file.subtype in BLOCKS
     if len(values) != frames:

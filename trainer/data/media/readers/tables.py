@@ -21,6 +21,7 @@ MISSING = (
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
     "NULL", "NaN", "None", "n/a", "nan", "null",
 )  # fmt: skip
+COUNTERS = re.compile(r"index|level_0|(sample|frame|row)s?([ _.-]?(#|no|nr|number|index|id))?|#", re.IGNORECASE)
 ROW_NUMBERS = re.compile(r"(Unnamed: 0(\.\d+)?)?")  # names under which pandas writes and reads an index without one
 
 
@@ -188,8 +189,11 @@ def _without_rows(table: Any, names: list[str], index: Sequence[str], options: O
     found = [name for name in names if name not in index]
     for name in names:
         kind = table.schema.field(name).type
-        counts = name in index and pa.types.is_integer(kind) and not table[name].null_count
+        counts = name in index or (min(table.num_rows, len(names)) > 1 and COUNTERS.fullmatch(name.strip()))
+        counts = counts and pa.types.is_integer(kind) and not table[name].null_count
         if counts and (np.diff(table[name].to_numpy().astype(np.float64)) == 1).all():
+            if name in found:
+                found.remove(name)
             continue
         rises = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)
         rises = rises and options.time is None and table.num_rows > 1 and is_time_name(name)

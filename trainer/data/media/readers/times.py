@@ -30,7 +30,18 @@ UNITS = {
 }
 AT_THE_END = re.compile(r"[^\W_][\W_]+([^\W\d_]+)[\])]?$")  # a unit behind a name
 CLOCK = re.compile(r"(?:(-?\d+) days?,? )?\+?(\d+):(\d\d):(\d\d(?:\.\d*)?)")  # also as pandas writes a Timedelta
-TIMES = {"t", "time", "times", "timestamp", "timestamps", "datetime", "seconds", "elapsed"}  # names of times
+TIMES = {
+    "t",
+    "time",
+    "times",
+    "timestamp",
+    "timestamps",
+    "datetime",
+    "seconds",
+    "elapsed",
+    "elapsedtime",
+    "unixtime",
+}  # names of times
 LATEST = 1e11  # seconds, in the year 5138; what is later has another unit
 
 
