@@ -31,7 +31,9 @@ def read_numpy(source: Source, options: Options, where: str) -> Recording:
             raise DataError(f"{where}: .npy has one array; leave out variable and time", where=where, allowed=None)
         return of_array(loaded, [], None, options, where)
     with closing(loaded):
-        arrays = {key: array for key in loaded if (array := _plain_array(loaded, key)) is not None}
+        chosen = options.variable in loaded.files
+        keys = [key for key in loaded if not chosen or key in (options.variable, options.time) or is_known(key)]
+        arrays = {key: array for key in keys if (array := _plain_array(loaded, key)) is not None}
     signals = [key for key, array in arrays.items() if key != options.time and is_signal(key, array)]
     name = only(signals, options.variable, where, among=list(arrays))
     times = None

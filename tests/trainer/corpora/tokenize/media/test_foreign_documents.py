@@ -108,6 +108,18 @@ def test_audio_columns_of_datasets_have_their_format_in_the_path_or_the_bytes(tm
     assert (recording.rate, recording.values.std() > 0.1, found[1]) == (rate, True, "a")
 
 
+@pytest.mark.parametrize("out", ["saved", "a.parquet"])
+def test_audio_of_datasets_keeps_the_rate_of_its_file(tmp_path, out):
+    """Audio(sampling_rate=...) resamples when datasets decodes; the file is as it was."""
+    (tmp_path / "a.wav").write_bytes(sound())
+    found = datasets.Dataset.from_dict({"audio": [str(tmp_path / "a.wav")], "text": ["a"]})
+    found = found.cast_column("audio", datasets.Audio(sampling_rate=16000))
+    found.save_to_disk(str(tmp_path / out)) if out == "saved" else found.to_parquet(str(tmp_path / out))
+    ((medium, _),) = read(tmp_path / out, signal={"field": "audio"})
+    recording = Recording.from_bytes(medium.data, where="a")
+    assert (recording.rate, recording.steps) == (8000.0, 300)
+
+
 def test_sound_that_datasets_has_decoded_keeps_its_rate(tmp_path):
     audio = {"array": np.sin(np.arange(300) / 9).tolist(), "path": "a.wav", "sampling_rate": 16000}
     pq.write_table(pa.table({"audio": [audio], "text": ["a"]}), tmp_path / "a.parquet")
