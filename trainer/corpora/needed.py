@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator
 
 from parallel.errors import Fault
 from trainer.config.errors import ConfigError
 from trainer.config.keys import DataConfig
-from trainer.corpora.packages import install
+from trainer.corpora.extras import install, is_installed
 
 DECODER = "pillow"  # of every image
 
@@ -27,14 +26,6 @@ def refuse_missing_packages(data: DataConfig, *, decodes: bool = True) -> None:
     remedy = install(*missing)
     text = f"{needs}: not installed; {remedy}"
     raise ConfigError([Fault(text, next(iter(lacking)), missing, remedy)])
-
-
-def is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _needs(data: DataConfig, decodes: bool) -> Iterator[tuple[str, list[str]]]:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Generic, TypeVar
 
+from trainer.corpora.extras import install
 from trainer.data.errors import DataError
 from trainer.data.hashing import text_key
 
@@ -29,9 +30,6 @@ NOT_CODE = {  # directories and files of the standard library
     *("sitecustomize.py", "usercustomize.py", "_distutils_system_mod.py"),  # a distribution's own
 }
 NOT_PROSE = {"tests", "testing", "_testing", "conftest.py"}
-EXTRAS = {"rdkit": "science", "scikit-bio": "science", "pillow": "media"}  # that install them; others: `toy`
-# Installed without what it needs, whose pins exclude ours: its files are read, and it is not imported.
-ALONE = {"aeon": "aeon==1.6.0"}
 MADE_AT_BUILD = re.compile(r"_sysconfigdata|^config-\d")  # have paths of the machine that built the interpreter
 
 
@@ -65,15 +63,6 @@ def installed_version(package: str) -> str:
             where=package,
             allowed=remedy,
         ) from None
-
-
-def install(*packages: str) -> str:
-    """The commands that install distributions."""
-    extras = sorted({EXTRAS.get(name, "toy") for name in packages if name not in ALONE})
-    commands = [f"pip install -e '.[{','.join(extras)}]'"] if extras else []
-    if alone := sorted({ALONE[name] for name in packages if name in ALONE}):
-        commands.append(f"pip install --no-deps {' '.join(alone)}")
-    return " && ".join(commands)
 
 
 def package_files(package: str, suffix: str) -> Files:
