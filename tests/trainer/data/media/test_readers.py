@@ -373,7 +373,7 @@ class TestTables:
         assert found.rate == pytest.approx(250)
         stored = (tmp_path / "a.parquet").read_bytes()
         equal(read_recording(stored, where="a", format="parquet", channels=["v"]), [1, np.nan, 2**40])
-        assert refused(stored, format="parquet").allowed == ("v",)
+        assert refused(stored, format="parquet").allowed == ('time="at"', 'channels=["v"]')
 
     @pytest.mark.parametrize("cell", ["ERR", "-", "1_0", "true"])
     def test_a_cell_that_is_not_a_number_is_refused_with_its_place(self, cell):

@@ -195,13 +195,21 @@ def _without_rows(table: Any, names: list[str], index: Sequence[str], options: O
             if name in found:
                 found.remove(name)
             continue
-        rises = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)
-        rises = rises and options.time is None and table.num_rows > 1 and is_time_name(name)
-        if rises and not pa.types.is_temporal(kind):
-            rises = bool((np.diff(table[name].to_numpy()) > 0).all())
-        if name in index or rises:
-            raise unchosen_times(name, [other for other in found if other != name and _is_numeric(table, other)], where)
+        others = [other for other in found if other != name and _is_numeric(table, other)]
+        if name in index or (options.time is None and others and _has_times(table, name)):
+            raise unchosen_times(name, others, where)
     return found
+
+
+def _has_times(table: Any, name: str) -> bool:
+    """Return True for a column of timestamps, or of numbers that rise and are called a time."""
+    import pyarrow as pa
+
+    kind = table.schema.field(name).type
+    if pa.types.is_temporal(kind):
+        return True
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return numbers and table.num_rows > 1 and is_time_name(name) and bool((np.diff(table[name].to_numpy()) > 0).all())
 
 
 def _is_numeric(table: Any, name: str) -> bool:
