@@ -59,6 +59,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
             f"{done.nbytes / 1e9:,.3f} GB in {time.perf_counter() - started:,.1f} s"
         )
         print(f"tokenizer: {done.tokenizer}")
+        if done.media:
+            print(f"media: {done.media}")
         print(
             f"next: `octavo inspect {options.target}` says which programs can read it; "
             f"`octavo train ... checkpoint.init_from={options.target}` continues from it"

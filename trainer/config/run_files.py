@@ -18,6 +18,8 @@ CHECKPOINTS = "checkpoints"
 SOURCE = "source"  # the run's copy of untrained parts of the Hugging Face directory that it started from
 TOKENIZER_DIRECTORY = "tokenizer"  # the run's copy of its corpora's tokenizer
 TOKENIZER_FACT = "end of document"  # in the manifest of that copy only
+MEDIA_DIRECTORY = "media"  # the run's record of the rules by which its images and signals were prepared
+MEDIA_FACT = "media"  # in the manifest of that record only
 CONFIG_FACT = "config"  # in the manifest of a checkpoint: the configuration that it was saved under
 SOURCE_FACT = "kinds"  # in the manifest of that copy only
 

@@ -18,6 +18,7 @@ from trainer.data.windows import Windows
 
 if TYPE_CHECKING:
     from trainer.data.batch import Batch, LateBatch
+    from trainer.data.media.rules import Rule
 
 Split = Literal["train", "heldout"]
 
@@ -97,7 +98,8 @@ class Data:
 
     fingerprint: changes with any sample, so that a run does not resume on other data by accident. text: None for data
     that are not text; a run then logs neither the unigram baseline nor sample texts. tokenizer: None where no file
-    has it. zero_shot: images of known classes, beside sentences about the classes, for data that are pairs.
+    has it. zero_shot: images of known classes, beside sentences about the classes, for data that are pairs. media: the
+    rule of each kind of media (image, signal) that a source has, by source; None for data that are generated.
     """
 
     stream: Stream
@@ -106,6 +108,7 @@ class Data:
     text: TextSplits | None = None
     tokenizer: TokenizerFile | None = None
     zero_shot: HeldOut | None = None
+    media: Mapping[str, Mapping[str, Rule]] | None = None
 
     def describe(self) -> str:
         """Return one line for the log: the sources with their shares, the vocabulary of text, and the fingerprint."""

@@ -31,7 +31,7 @@ from trainer.precision import DTYPES, narrow_moments
 from trainer.run.directory import RunDir
 from trainer.stages.forward import Forward, Relayed, Whole
 from trainer.stages.pipeline import Pipeline
-from trainer.weights.kept_source import keep_corpus_tokenizer, open_published
+from trainer.weights.kept_source import keep_corpus_tokenizer, keep_rules, open_published
 
 Fill = Callable[[Decoder], None]
 
@@ -70,6 +70,8 @@ def build(cfg: Config, run: RunDir, world: World) -> Parts:
     data, faults = _open_data(cfg, run, world)
     if data.tokenizer is not None:
         keep_corpus_tokenizer(data.tokenizer, run.path, world)
+    if data.media:
+        keep_rules(data.media, data.stream.shares, run.path, world)
     objective, meshes = build_objective(cfg.train), build_meshes(cfg, world.device.type)
     alike, place = ranks_alike(world, meshes), meshes.layout.place(world.rank) if meshes else Place()
     plan, stages = build_stages(cfg, world, alike, meshes, place, objective, fill)

@@ -16,9 +16,11 @@ from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.slices import StoredState
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE
+from trainer.data.errors import DataError
 from trainer.storage.boxes import StoredTensor, full_box
 from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.weights.beside.card import model_card
+from trainer.weights.beside.media import exported_media
 from trainer.weights.beside.readers import readers
 from trainer.weights.beside.side_files import CARD, TOKENIZERS
 from trainer.weights.beside.tokenizer import find_tokenizer, put_token_ids
@@ -55,6 +57,7 @@ class Exported:
     side_files: list[str]  # paths of what is beside the tensors, config.json and the card
     tokenizer: str  # where it is from, or that there is none
     warnings: list[str]
+    media: str = ""  # the rules of its images and signals, in words; empty without any
 
 
 def export(
@@ -71,7 +74,8 @@ def export(
 
     The towers that the run trained are written as the text model is; others, and the side files that the run kept of
     the directory that it started from, are copied byte for byte. A run from random weights has the tokenizer of its
-    corpora, and generation defaults that name its end token.
+    corpora, and generation defaults that name its end token. The rules by which its images and signals were prepared
+    are stated, and are in the files that other programs read.
 
     Args:
         checkpoint: a run directory, whose newest step is taken, or a step-N directory in it. target: must not
@@ -145,11 +149,11 @@ def export(
     config = huggingface_config(
         model, config, dtype=full_dtype(outputs), unconverted=unconverted(outputs), scale_fmt=scale_fmt
     )
-    beside = _beside(opened, carried)
+    beside = _beside(opened, carried, text_only)
     if beside.ids is not None:
         put_token_ids(config, beside.ids)
     read_by = readers(config, [output.name for output in outputs], beside.files)
-    card = model_card(model, read_by, opened.step, opened.init_from, beside.tokenizer)
+    card = model_card(model, read_by, opened.step, opened.init_from, beside.tokenizer, beside.card)
     files = {**beside.files, CARD: card.encode()}
     write_directory(target, bundles, config, files, shard_bytes=shard_bytes, wrote=count)
     written = sorted({output.dtype for bundle in bundles[: len(pieces)] for output in bundle.outputs})
@@ -163,6 +167,7 @@ def export(
         sorted(beside.files),
         beside.tokenizer,
         warnings,
+        beside.media,
     )
 
 
@@ -193,15 +198,30 @@ def _left_out(opened: OpenedCheckpoint, text_only: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class _Beside:
-    """The side files of an export. ids: of the run's own tokenizer, where that is the one."""
+    """The side files of an export. ids: of the run's own tokenizer, where that is the one. media: as of `Exported`.
+    card: lines about images and signals."""
 
     files: dict[str, Path | bytes]
     tokenizer: str
     ids: dict[str, int] | None
     warnings: list[str]
+    media: str = ""
+    card: Sequence[str] = ()
 
 
-def _beside(opened: OpenedCheckpoint, carried: Carried | None) -> _Beside:
+def _beside(opened: OpenedCheckpoint, carried: Carried | None, text_only: bool) -> _Beside:
+    found = _with_tokenizer(opened, carried)
+    if text_only:
+        return found
+    try:
+        media = exported_media(opened.run_directory, None if carried is None else carried.path)
+    except (HuggingFaceError, DataError) as error:  # that directory is a part of the run
+        raise CheckpointError(error.faults) from error
+    files, warnings = {**found.files, **media.files}, [*found.warnings, *media.warnings]
+    return replace(found, files=files, warnings=warnings, media=media.said, card=media.card)
+
+
+def _with_tokenizer(opened: OpenedCheckpoint, carried: Carried | None) -> _Beside:
     files: dict[str, Path | bytes] = {**carried.side_files} if carried else {}
     warnings = [f"{name} of {opened.init_from} is not in the export" for name in (carried.clashes if carried else [])]
     if any(name in files for name in TOKENIZERS):

@@ -7,7 +7,7 @@ RUN_DIR/source/   config.json, tokenizer and other side files, the tensors of pa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from trainer.config.keys import Config
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import SOURCE, SOURCE_FACT
 from trainer.config.say import few
+from trainer.data.media.rules import Rule
 from trainer.data.protocols import TokenizerFile
 from trainer.model.decoder import Decoder
 from trainer.storage.boxes import StoredTensor
 from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
+from trainer.weights.beside.media import keep_media
 from trainer.weights.beside.side_files import SideFiles, clashes, side_files
 from trainer.weights.beside.tokenizer import keep_tokenizer
 from trainer.weights.dtypes import scales_as
@@ -100,6 +102,14 @@ def open_published(cfg: Config, world: World) -> PublishedWeights | None:
 def keep_corpus_tokenizer(tokenizer: TokenizerFile, run_directory: Path, world: World) -> None:
     """Copy the tokenizer of the corpora to the run directory, for its exports. Collective. Raises HuggingFaceError."""
     _on_the_first(world, lambda: keep_tokenizer(run_directory, tokenizer))
+
+
+def keep_rules(
+    media: Mapping[str, Mapping[str, Rule]], shares: Mapping[str, float], run_directory: Path, world: World
+) -> None:
+    """Write the rules of the sources' images and signals to the run directory, for its exports. Collective. Raises
+    HuggingFaceError."""
+    _on_the_first(world, lambda: keep_media(run_directory, media, shares))
 
 
 def _on_the_first(world: World, act: Callable[[], object]) -> None:

@@ -22,7 +22,9 @@ from trainer.data.media.store import IMAGE, KINDS, SIGNAL, Stored
 if TYPE_CHECKING:
     from trainer.config.model import ModelConfig
 
+Rule = PatchRule | TileRule | SignalRule
 IMAGE_RULES = {"patches": PatchRule, "tiles": TileRule}
+RULES: dict[str, Any] = {**IMAGE_RULES, "signals": SignalRule}
 # Fields of a rule that are those of its tower; the tower of the other rule has another kind.
 TOWER_FIELDS = {
     PatchRule: ("native", ("patch_size", "merge", "frames")),
@@ -76,14 +78,13 @@ class ImageKind:
 
     def to_json(self) -> Facts:
         """The rule as JSON has it; `from_json` gives it back."""
-        name = next(name for name, rule in IMAGE_RULES.items() if isinstance(self.rule, rule))
-        return {**dataclasses.asdict(self), "rule": name, "options": dataclasses.asdict(self.rule)}
+        return {**dataclasses.asdict(self), **rule_to_json(self.rule)}
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> ImageKind:
         """From what `to_json` returned, or a manifest has of it."""
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["options"].items()}
-        rule = IMAGE_RULES[facts["rule"]](**options)
+        rule = rule_from_json(facts)
+        assert not isinstance(rule, SignalRule)
         return cls(rule, **_without_rule(facts))
 
 
@@ -125,12 +126,28 @@ class SignalKind:
 
     def to_json(self) -> Facts:
         """The rule as JSON has it; `from_json` gives it back."""
-        return {**dataclasses.asdict(self), "rule": "signals", "options": dataclasses.asdict(self.rule)}
+        return {**dataclasses.asdict(self), **rule_to_json(self.rule)}
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> SignalKind:
         """From what `to_json` returned, or a manifest has of it."""
-        return cls(SignalRule(**facts["options"]), **_without_rule(facts))
+        rule = rule_from_json(facts)
+        assert isinstance(rule, SignalRule)
+        return cls(rule, **_without_rule(facts))
+
+
+def rule_to_json(rule: Rule) -> Facts:
+    """The name and the options of a rule as JSON has them; `rule_from_json` gives it back."""
+    name = next(name for name, kind in RULES.items() if isinstance(rule, kind))
+    facts: Facts = json.loads(json.dumps({"rule": name, "options": dataclasses.asdict(rule)}))
+    return facts
+
+
+def rule_from_json(facts: Mapping[str, Any]) -> Rule:
+    """From what `rule_to_json` returned; other keys do not matter."""
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["options"].items()}
+    rule: Rule = RULES[facts["rule"]](**options)
+    return rule
 
 
 def _without_rule(facts: Mapping[str, Any]) -> Facts:

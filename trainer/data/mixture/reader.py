@@ -20,6 +20,7 @@ import numpy.typing as npt
 from parallel.errors import Fault
 from trainer.data.errors import DataError
 from trainer.data.media.packs import FORMAT as PACKS_FORMAT
+from trainer.data.media.rules import Rule
 from trainer.data.media.shards import MediaShards
 from trainer.data.mixture import checks
 from trainer.data.mixture.index import MixtureIndex
@@ -85,6 +86,14 @@ class MixtureReader:
         if any(isinstance(shards, MediaShards) for shards in self.train.values()):
             made_of["packs"] = PACKS_FORMAT
         self.fingerprint = hashlib.sha256(shard_files.canonical(made_of)).hexdigest()
+
+    def media_rules(self) -> dict[str, dict[str, Rule]]:
+        """The rule of each kind of media (image, signal) that a source has, by source."""
+        return {
+            name: {kind: of.rule for kind, of in shards.rules.kinds.items() if shards.manifest.get(f"{kind}s")}
+            for name, shards in self.train.items()
+            if isinstance(shards, MediaShards)
+        }
 
     def epochs(self, samples: int) -> dict[str, float]:
         """Return the epochs of each source among the first `samples`: its draws over its windows."""

@@ -43,4 +43,5 @@ def open_mixture(
         fingerprint=reader.fingerprint,
         text=reader,
         tokenizer=reader.tokenizer_file,
+        media=reader.media_rules(),
     )

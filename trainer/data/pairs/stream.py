@@ -124,6 +124,7 @@ def open_pairs(
         heldout=PairHeldOut(reader),
         fingerprint=reader.fingerprint,
         zero_shot=ZeroShotHeldOut(sets) if sets else None,
+        media={name: {"image": rule} for name in reader.names},
         tokenizer=TokenizerFile(tokenizer_file(Path(str(data.tokenizer))), tokenizer.end_of_document),
     )
     return opened, tokenizer.vocab_size

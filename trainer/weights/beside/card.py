@@ -10,11 +10,18 @@ from trainer.weights.beside.readers import TRANSFORMERS, Reader
 from trainer.weights.beside.side_files import OUR_CARD
 
 
-def model_card(model: ModelConfig, read_by: Sequence[Reader], step: int, init_from: str | None, tokenizer: str) -> str:
+def model_card(
+    model: ModelConfig,
+    read_by: Sequence[Reader],
+    step: int,
+    init_from: str | None,
+    tokenizer: str,
+    media: Sequence[str] = (),
+) -> str:
     """The card, as Markdown with the metadata that hubs read.
 
     read_by: what `readers` says of the export. init_from: the directory that the run started from. tokenizer: where it
-    is from.
+    is from. media: the lines about images and signals.
     """
     library = ["library_name: transformers"] if any(r.program == TRANSFORMERS and r.reads for r in read_by) else []
     origin = "random weights" if init_from is None else f"the weights in `{Path(init_from).name}`"
@@ -43,6 +50,7 @@ def model_card(model: ModelConfig, read_by: Sequence[Reader], step: int, init_fr
         "# A mixture-of-experts language model", "",
         f"Trained with Octavo. {OUR_CARD}, from the run's configuration.", "",
         "| | |", "|---|---|", *table, "",
+        *([*media, ""] if media else []),
         "## Programs that can read it", "", "Judged by keys and tensor names; none was run.", "", *uses, "",
         "Octavo continues from it with `checkpoint.init_from=` and this directory.",
     ]  # fmt: skip

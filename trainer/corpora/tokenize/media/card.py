@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from trainer.data.media.rules import ImageKind, MediaRules, SignalKind
+from trainer.data.media.statements import options, statements
 
 CARD = "card.md"
-IMAGES = (
-    "ordinary 8-bit images: as the published processor makes them of an opened image",
-    "one channel of 16 or 32 bit or of floats: the 0.1 % and 99.9 % quantiles become black and white; NaN is black",
-    "a TIFF whose white is 0 is inverted; a grey value that the file declares transparent is white",
-    "several channels of 16 bit: the high byte of each",
-    "the turn in EXIF is applied; what is transparent is laid on white",
-    "of several frames, the first",
-)
-SIGNALS = (
-    "each channel is its z-score over the steps that are there; missing steps (NaN, gaps, fill values) become 0",
-    "a constant channel and a signal of one step become 0; integers are converted to fp64 first",
-    "nothing is resampled",
-)
-LONG = {
-    "adapt": "long signals: patches widen, so that every step is in one of at most {max_tokens} tokens",
-    "cut": "long signals: the first 240,000 steps",
-}
 
 
 def write_card(directory: Path, manifest: dict[str, Any]) -> None:
@@ -45,22 +28,10 @@ def write_card(directory: Path, manifest: dict[str, Any]) -> None:
 
 
 def _images(kind: ImageKind) -> list[str]:
-    return [
-        "## Images",
-        "",
-        f"Rule: {_options(kind.rule)}; files of up to {kind.decode_limit:,} pixels; placeholder {kind.token}.",
-        "",
-        *(f"- {line}" for line in IMAGES),
-    ]
+    rule = f"Rule: {options(kind.rule)}; files of up to {kind.decode_limit:,} pixels; placeholder {kind.token}."
+    return ["## Images", "", rule, "", *(f"- {line}" for line in statements(kind.rule))]
 
 
 def _signals(kind: SignalKind) -> list[str]:
-    long = LONG[kind.rule.long].format(max_tokens=kind.rule.max_tokens)
-    lines = ["## Signals", "", f"Rule: {_options(kind.rule)}; placeholder {kind.token}.", ""]
-    return [*lines, *(f"- {line}" for line in (*SIGNALS, long))]
-
-
-def _options(rule: Any) -> str:
-    return f"{type(rule).__name__} with " + ", ".join(
-        f"{key} {value}" for key, value in dataclasses.asdict(rule).items()
-    )
+    rule = f"Rule: {options(kind.rule)}; placeholder {kind.token}."
+    return ["## Signals", "", rule, "", *(f"- {line}" for line in statements(kind.rule))]

@@ -13,12 +13,13 @@ from typing import Any
 from parallel.errors import one_of
 from trainer.config.model import InternViTConfig, ModelConfig, VisionConfig
 from trainer.config.say import did_you_mean
-from trainer.corpora.tokenize.media.processors import rule_of_processor
 from trainer.data.errors import DataError
 from trainer.data.media.images import PatchRule, TileRule
-from trainer.data.media.rules import IMAGE_RULES, ImageKind, MediaRules, SignalKind
+from trainer.data.media.processors import rule_of_processor
+from trainer.data.media.rules import IMAGE_RULES, ImageKind, MediaRules, SignalKind, rule_from_json
 from trainer.data.media.signals import SignalRule
 from trainer.data.shards.tokenizer import Tokenizer
+from trainer.weights.beside.media import RULES_FILE
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
 from trainer.weights.towers.config import multimodal_config_from_huggingface
 
@@ -64,7 +65,7 @@ def media_rules(
     if image is not None or (model is not None and model.vision is not None):
         images = _images(image or {}, tokenizer, model, published)
     if signal is not None or (model is not None and model.signals is not None):
-        rule = SignalRule() if published is None else SignalRule("cut")  # all that published weights know
+        rule = SignalRule() if published is None else _signal_rule(published / RULES_FILE)
         signals = _signals(signal or {}, tokenizer, model, rule)
     return MediaRules(images, signals) if images or signals else None
 
@@ -185,6 +186,22 @@ def _id(option: str, tokenizer: Tokenizer, key: str, name: str) -> tuple[int, ..
         text = f"{option} {key}={name}: the tokenizer has no such token; use one of its tokens"
         raise DataError(text, where=option, value=name, allowed="a token of the tokenizer")
     return (found,)
+
+
+def _signal_rule(path: Path) -> SignalRule:
+    """The rule that an export states; without one the published rule. Raises DataError."""
+    if not path.is_file():
+        return SignalRule("cut")  # all that published weights know
+    try:
+        signal = json.loads(path.read_text(encoding="utf-8")).get("signal")
+        rule = SignalRule("cut") if signal is None else rule_from_json(signal)
+        if not isinstance(rule, SignalRule):
+            raise ValueError(f"{signal['rule']} is not a rule of signals")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = "the file that octavo export wrote"
+        text = f"{path} cannot be read ({error}); restore {remedy}"
+        raise DataError(text, where=str(path), value=str(error), allowed=remedy) from error
+    return rule
 
 
 def _rule(vision: VisionConfig | InternViTConfig) -> PatchRule | TileRule:

@@ -71,6 +71,33 @@ def rule_of_processor(rule: Rule, directory: Path) -> Rule:
     return rules[0]
 
 
+def processor_files(directory: Path) -> dict[str, Facts]:
+    """The files of a directory that have an image processor, by name. Raises DataError."""
+    return {path.name: _object(path) or {} for path, _, facts in _files(directory) if facts is not None}
+
+
+def processor_of_rule(rule: Rule) -> Facts:
+    """The file for a rule, by the name that published directories have; transformers 5 takes it for the same class."""
+    found: Facts = {"image_mean": list(rule.mean), "image_std": list(rule.std)}
+    if isinstance(rule, PatchRule):
+        found |= {
+            "patch_size": rule.patch_size, "merge_size": rule.merge, "temporal_patch_size": rule.frames,
+            "size": {"shortest_edge": rule.min_pixels, "longest_edge": rule.max_pixels},
+        }  # fmt: skip
+    else:
+        found |= {
+            "crop_to_patches": True, "min_patches": rule.min_tiles, "max_patches": rule.max_tiles,
+            "size": {"height": rule.tile_size, "width": rule.tile_size},
+        }  # fmt: skip
+    return {"image_processor_type": f"{CLASSES[type(rule)]}Fast", **FIXED, **found}
+
+
+def changed_processor(rule: Rule, found: Facts) -> Facts:
+    """A file, or a section of one, changed so that it does what the rule says."""
+    kept = {key: value for key, value in found.items() if key not in (*EDGES.values(), *TYPES)}
+    return {**kept, **processor_of_rule(rule)}
+
+
 def _files(directory: Path) -> list[tuple[Path, str, Facts | None]]:
     """(path, prefix of its keys, image processor) of the files that may have one, the one that 5.x prefers first."""
     nested, plain = directory / PROCESSOR, directory / PREPROCESSOR

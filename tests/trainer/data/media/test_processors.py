@@ -11,9 +11,9 @@ from transformers import AutoImageProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from trainer.corpora.tokenize.media.processors import rule_of_processor
 from trainer.data.errors import DataError
 from trainer.data.media.images import PatchRule, TileRule
+from trainer.data.media.processors import rule_of_processor
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 COMMON = {
