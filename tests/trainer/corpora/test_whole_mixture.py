@@ -83,7 +83,7 @@ def test_the_whole_mixture_rehearses_on_eight_ranks_and_resumes_at_its_place(cac
     assert sorted(seen) == list(range(600))
     drawn = {name: [*seen.values()].count(name) for name in cfg.data.sources}
     wanted = {name: source.tokens / cfg.data.seq_len for name, source in cfg.data.sources.items()}
-    assert drawn == pytest.approx(wanted, abs=3)  # 3: the last phase is a part of a block
+    assert drawn == pytest.approx(wanted, abs=6)  # the last phase is a part of a stretch of 256 samples
     assert min(drawn.values()) > 0
     logged = steps(run)
     assert [record["step"] for record in logged] == list(range(1, cfg.train.steps + 1))

@@ -20,12 +20,12 @@ from tests.trainer.corpora.tokenize.media.written import CLOSE, OPEN, PAD, TEXT,
 from tests.trainer.corpora.tokenize.tokenized import contents, start_plain
 from tests.trainer.data.media.illustrated import ids, image, make, rows, rules, wave, with_markers, write_rows
 from trainer.corpora.tokenize import inputs, jobs, spool
-from trainer.corpora.tokenize.media.card import IMAGES, LONG, SIGNALS
 from trainer.corpora.tokenize.media.documents import PartsDocument
 from trainer.data.errors import DataError
 from trainer.data.media.readers.recording import Recording
 from trainer.data.media.rules import MediaRules
 from trainer.data.media.signals import SignalRule
+from trainer.data.media.statements import IMAGES, LONG, SIGNALS
 from trainer.storage.manifest import MANIFEST
 
 
