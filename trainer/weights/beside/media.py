@@ -55,7 +55,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class ExportedMedia:
-    """What an export has of the rules. files: beside the weights, some instead of those of the run's source. card:
+    """The form of the rules in an export. files: beside the weights, some instead of those of the run's source. card:
     lines of its README.md. said: for the terminal; empty without any."""
 
     files: dict[str, Path | bytes] = field(default_factory=dict)
