@@ -366,6 +366,12 @@ class TestPyedflib:
         assert found.channels == tuple(expected)
         np.testing.assert_array_equal(found.values, np.stack([*expected.values()], axis=1))
 
+    def test_annotations_of_plain_edf_are_left_out(self, tmp_path):
+        """pyedflib counts them as a signal there, and not in EDF+."""
+        path = self.written(tmp_path, ("EDF Annotations", "Fp1"), (100, 100), 0)
+        found = read_recording(path, where="a")
+        assert (found.channels, round(found.values.mean())) == (("Fp1",), 20)
+
     def test_the_remedy_for_several_rates_works_as_typed(self, tmp_path):
         path = self.written(tmp_path, ("EEG Fp1", "SpO2", "EEG Fp2"), (256, 1, 256), 1)
         fault = refused(path)
