@@ -41,7 +41,7 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     A different number of tokens (the last batch of an evaluation) compiles again: dynamic shapes failed in torch 2.13.
     """
     for block in blocks:
-        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward, dynamic=False)
 
 
 def _recomputed(forward: Callable[..., Any], options: dict[str, Any], *args: Any) -> Any:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from parallel.health.terminal import write_line
@@ -55,11 +55,13 @@ def cleaning_up_on_termination() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handling(numbers: tuple[int, ...] | list[signal.Signals], handler: object) -> Iterator[None]:
+def _handling(
+    numbers: tuple[int, ...] | list[signal.Signals], handler: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
         yield
         return
-    before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -69,7 +69,7 @@ class World:
             return [value]
         values: list[T | None] = [None] * self.size
         dist.all_gather_object(values, value, group=self.background if background else self.control)
-        return values  # type: ignore[return-value]  # every slot is filled when the call returns
+        return cast(list[T], values)  # every slot is filled when the call returns
 
     def broadcast(self, value: T) -> T:
         """Rank 0's `value` (picklable) on every rank."""

@@ -23,7 +23,7 @@ from parallel.dispatch.base import RowOrder, RunExperts, _Sorted
 # Two things that Megatron's import would cost every worker for nothing: torch.compile loads the inductor (2 CPU-s) to
 # decorate functions that run here as they are, and wandb (1 CPU-s) is an option of its inference engine.
 _had_wandb = "wandb" in sys.modules
-sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # None makes the import fail, as if not installed
+sys.modules.setdefault("wandb", None)  # None makes the import fail, as if not installed
 with mock.patch.object(torch, "compile", lambda function, **_: function), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that Transformer Engine and Apex are not installed
     from megatron.core.process_groups_config import ProcessGroupCollection

@@ -28,7 +28,7 @@ def names_errors(node: ast.expr | None, errors: set[str]) -> bool:
 def raises_errors(node: ast.AST, errors: set[str]) -> bool:
     """True for `pytest.raises(E)` of a class among `errors`."""
     called = isinstance(node, ast.Call) and last_name(node.func) == "raises"
-    return called and bool(node.args) and names_errors(node.args[0], errors)  # type: ignore[attr-defined]
+    return called and bool(node.args) and names_errors(node.args[0], errors)
 
 
 def caught_names(function: ast.AST, errors: set[str]) -> set[str]:

@@ -49,7 +49,7 @@ class KeptActivations:
     def wrap(self, blocks: Iterable[nn.Module]) -> None:
         """Change the forward pass of `blocks`, in the order in which they run: forward(x [T, H], ...), in place."""
         for number, block in enumerate(blocks):
-            block.forward = functools.partial(self._run, block, block.forward, number)  # type: ignore[method-assign]
+            block.forward = functools.partial(self._run, block, block.forward, number)
 
     def _run(self, block: nn.Module, forward: Callable[..., Any], number: int, x: Tensor, *args: Any) -> Any:
         if not torch.is_grad_enabled():

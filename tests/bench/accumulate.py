@@ -30,7 +30,7 @@ def gradients(pp: int, accumulate: str, micro_batches: int) -> dict[str, Tensor]
     """This rank's stages' whole gradients after a step's forward and backward."""
     cfg = tiny_config("unused", model={"num_layers": 4}, global_batch=2 * micro_batches, micro_batch=1)
     cfg.precision.linears = cfg.precision.experts = cfg.precision.payload = "bf16"
-    cfg.precision.accumulate = accumulate  # type: ignore[assignment]
+    cfg.precision.accumulate = accumulate
     cfg.parallel.pp, cfg.parallel.dp_shard, cfg.parallel.reduce_every = pp, 2, "step"
     world = World(rank=dist.get_rank(), size=dist.get_world_size(), control=dist.group.WORLD)
     objective, meshes = build_objective(cfg.train), build_meshes(cfg, "cpu")

@@ -112,8 +112,7 @@ class Layer:
 
     def steps(self) -> dict[str, Step]:
         made: dict[str, Step] = {
-            name: lambda dispatcher=dispatcher: self.step(dispatcher)  # type: ignore[misc]
-            for name, dispatcher in self.dispatchers.items()
+            name: lambda dispatcher=dispatcher: self.step(dispatcher) for name, dispatcher in self.dispatchers.items()
         }
         made[MEGATRON] = lambda: self.megatron_step(self._our_experts)
         made[SHIPPED] = lambda: self.megatron_step(self.its_experts)

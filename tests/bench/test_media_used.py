@@ -95,7 +95,7 @@ def test_answers_are_found_and_media_change_places_among_the_same_questions(data
 
 def _values(value: object) -> np.ndarray:
     """The pixels of an image with its grid, or the values of a prepared signal."""
-    found: np.ndarray = value[0]  # type: ignore[index]
+    found: np.ndarray = value[0]
     return found
 
 

@@ -53,7 +53,7 @@ def timed(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, li
     """CPU-seconds of every round, after one to warm up, by arm."""
     taken: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(rounds + 1):
-        for name in arms if number % 2 else reversed(arms):  # type: ignore[call-overload]
+        for name in arms if number % 2 else reversed(arms):
             start = time.process_time()
             arms[name]()
             if number:

@@ -52,7 +52,7 @@ def test_on_a_terminal_each_stage_has_a_bar(monkeypatch):
     with ProgressDisplay() as progress:
         progress(Progress("tokenizing", 10**9, 10**9, tokens=10))
         progress(Progress("writing", 5, 10, "tokens"))
-    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    shown = sys.stderr.getvalue()
     assert "tokenizing" in shown
     assert "1.0 of 1.0 GB (100.0%)" in shown
     assert "5 of 10 tokens (50.0%)" in shown

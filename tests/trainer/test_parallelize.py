@@ -42,7 +42,7 @@ def spread_steps(spreads: list[Spread]) -> list[tuple[float, dict[str, Tensor], 
 def alone(model: tuple[tuple[str, Any], ...], dtype: torch.dtype) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
     built, loss = step(Spread(1, 1, 1, model).config(), dtype)
     named = dict(built.named_parameters())
-    return loss, {n: whole(p) for n, p in named.items()}, {n: whole(p.grad) for n, p in named.items()}  # type: ignore[arg-type]
+    return loss, {n: whole(p) for n, p in named.items()}, {n: whole(p.grad) for n, p in named.items()}
 
 
 def check(spreads: list[Spread]) -> None:
@@ -124,7 +124,7 @@ def bf16_step(spread: Spread) -> tuple[float, dict[str, Tensor], set[torch.dtype
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "norm_rotary", watching)
         model, loss = step(cfg, torch.float32)
-    return loss, {name: whole(p.grad) for name, p in model.named_parameters()}, seen  # type: ignore[arg-type]
+    return loss, {name: whole(p.grad) for name, p in model.named_parameters()}, seen
 
 
 def test_bf16_compute_keeps_fp32_masters_norms_and_gradients():
@@ -148,7 +148,7 @@ def logged_steps(spread: Spread) -> list[str]:
     """The lines that `parallelize` logs."""
     lines: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(record.getMessage())
     logger = logging.getLogger("trainer.parallelize")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -177,7 +177,7 @@ def _build(schema: type, tree: Any, prefix: str, known: Mapping[str, Any], fault
 
 def _build_entries(schema: type, tree: Any, key: str, faults: list[Fault]) -> Any:
     if not isinstance(tree, Mapping):
-        faults.append(not_a_mapping(key, tree, dict[str, schema]))  # type: ignore[valid-type]
+        faults.append(not_a_mapping(key, tree, types.GenericAlias(dict, (str, schema))))
         return None
     entries = {}
     for name, item in tree.items():

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from parallel.errors import Fault, one_of
 from trainer.config import coerce
@@ -70,7 +70,7 @@ def load(path: str | Path, *, world_size: int | None = 1) -> Config:
     return _check(OmegaConf.create(document.text), [], world_size, origins)
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+class _Dumper(yaml.SafeDumper):
     """Also quotes texts such as 1e3, which are numbers to OmegaConf alone."""
 
 

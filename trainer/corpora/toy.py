@@ -106,7 +106,7 @@ def _damage(directories: Mapping[str, Path]) -> str:
     try:
         for directory in directories.values():
             for split in ("train", "heldout"):
-                Shards(directory, split).verify("full")  # type: ignore[arg-type]  # of the two literals
+                Shards(directory, split).verify("full")
     except DataError as error:
         return str(error)
     return ""

@@ -77,7 +77,7 @@ class Multimodal(Decoder):
         """The modules whose weights are gathered together: each layer of the towers, then each tower with the rest."""
         return [*self.tower_blocks, *(tower for tower in (self.vision, self.signals) if tower is not None)]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         ids: Tensor | None = None,
         positions: Tensor | None = None,

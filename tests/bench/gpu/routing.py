@@ -36,7 +36,7 @@ class Slice:
         return ModelConfig(
             vocab_size=8, hidden_size=self.hidden, num_layers=1, num_heads=self.heads, num_kv_heads=self.kv_heads,
             head_dim=self.head_dim, num_experts=self.experts, expert_width=self.width, router_groups=self.groups,
-            experts_per_token=self.per_token, **options,  # type: ignore[arg-type]
+            experts_per_token=self.per_token, **options,
         )  # fmt: skip
 
     def expert_flops(self, tokens: int) -> int:

@@ -439,9 +439,9 @@ def test_the_published_size_by_its_config_alone(tmp_path, capsys):
     assert "experts                              128                 512\n" in out
     assert "64 experts in each group, 4 copies of each; experts twice in a group: 0\n" in out
     assert vision == pytest.approx(5.54e9, rel=1e-3)  # InternViT-6B's published size
-    need = float(re.search(r"disk +([\d,.]+) GB needed", out)[1].replace(",", ""))  # type: ignore[index]
+    need = float(re.search(r"disk +([\d,.]+) GB needed", out)[1].replace(",", ""))
     assert need == pytest.approx(2 * (after + towers) / 1e9, rel=1e-4)
-    count, largest = re.search(r"files +(\d+) of [\d.]+ to ([\d.]+) GB: model-00001-of-(\d{5})", out).groups()[:2]  # type: ignore[union-attr]
+    count, largest = re.search(r"files +(\d+) of [\d.]+ to ([\d.]+) GB: model-00001-of-(\d{5})", out).groups()[:2]
     assert float(largest) <= 5.01
     assert need / 5 < int(count) < need / 4.9
     minutes = round(need / 0.5 / 60)

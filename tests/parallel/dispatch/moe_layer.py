@@ -87,7 +87,7 @@ def run_layer(moe: MoE, x: Tensor, dy: Tensor) -> Tensors:
     y.backward(dy)
     grads = (x.grad, moe.router.weight.grad, moe.experts.w13.grad, moe.experts.w2.grad)
     assert all(grad is not None for grad in grads)
-    return Tensors(y.detach(), *grads)  # type: ignore[arg-type]
+    return Tensors(y.detach(), *grads)
 
 
 def dense_reference(case: Case, ranks: int) -> Tensors:
@@ -106,7 +106,7 @@ def dense_reference(case: Case, ranks: int) -> Tensors:
         y = y + dense[:, expert, None] * (act @ full["w2"][expert].t())
     y.backward(dy)
     grads = (x.grad, moe.router.weight.grad, full["w13"].grad, full["w2"].grad)
-    return Tensors(y.detach(), *grads)  # type: ignore[arg-type]
+    return Tensors(y.detach(), *grads)
 
 
 def joined(parts: list[Tensors], placement: Placement) -> Tensors:

@@ -51,7 +51,7 @@ def test_ranks_are_added_in_order_and_rounded_once():
 
 def narrow_layers(dtype: torch.dtype, payload: Payload, combine: str) -> Tensors:
     case, placement, rank = Case(8, 8), map_groups(8, 4), dist.get_rank()
-    dispatcher = AllGatherDispatch(dist.group.WORLD, placement, combine=combine, payload=payload)  # type: ignore[arg-type]
+    dispatcher = AllGatherDispatch(dist.group.WORLD, placement, combine=combine, payload=payload)
     moe = build_layer(case, placement, rank, dispatcher, torch.float32)
     x, dy = (t.float().chunk(4)[rank] for t in tokens_of(case, 4))
     if dtype == torch.float32:
@@ -62,7 +62,7 @@ def narrow_layers(dtype: torch.dtype, payload: Payload, combine: str) -> Tensors
     low = x.to(dtype).requires_grad_()
     y = dispatcher(low, ids, weights, case.experts, moe.experts)
     y.backward(dy.to(dtype))
-    return Tensors(y.detach(), low.grad, moe.router.weight.grad, moe.experts.w13.grad, moe.experts.w2.grad)  # type: ignore[arg-type]
+    return Tensors(y.detach(), low.grad, moe.router.weight.grad, moe.experts.w13.grad, moe.experts.w2.grad)
 
 
 @pytest.mark.parametrize("combine", ["fixed_order", "reduce_scatter"])
@@ -91,7 +91,7 @@ def test_a_narrower_payload_costs_its_rounding_and_no_more(dtype, payload, combi
 def exact_router_gradients(combine: str) -> tuple[Tensor, Tensor]:
     """Gradients of the routing weights that an expert sends home, and what came home, in bf16 hidden states."""
     placement, rank = map_groups(4, 4), dist.get_rank()
-    dispatcher = AllGatherDispatch(dist.group.WORLD, placement, combine=combine)  # type: ignore[arg-type]
+    dispatcher = AllGatherDispatch(dist.group.WORLD, placement, combine=combine)
     generator = torch.Generator().manual_seed(rank)
     x = torch.randn(6, 8, generator=generator).bfloat16()
     weights = torch.rand(6, 4, generator=generator).requires_grad_()

@@ -63,7 +63,7 @@ def run(kept_as: KeptActivations | None, recompute: bool, device: str = "cpu") -
             host = live.peak().host
             y.square().mean().backward()
             del y
-    return [x.grad, *(block.weight.grad for block in blocks)], copies.count, host  # type: ignore[list-item]
+    return [x.grad, *(block.weight.grad for block in blocks)], copies.count, host
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -29,11 +29,11 @@ def test_every_method_that_is_overridden_is_torchs_with_these_arguments():
 class WithoutAVote(PipelineStage):
     """As in torch 2.11."""
 
-    _warmup_forward_vote = None  # type: ignore[assignment]
+    _warmup_forward_vote = None
 
 
 class OfOtherArguments(PipelineStage):
-    def _create_grad_recv_info(self) -> Any: ...  # type: ignore[override]
+    def _create_grad_recv_info(self) -> Any: ...
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_all_science_documents_have_a_science_prefix_and_no_general_one_does(toy
         domain, begins_with = toy.data.sources[name].domain, {"science": 0, "general": 0}
         documents = 0
         for split in ("train", "heldout"):
-            manifest = Shards(directory, split).manifest  # type: ignore[arg-type]
+            manifest = Shards(directory, split).manifest
             for shard in manifest["shards" if split == "train" else "heldout"]:
                 tokens = IndexedTokens(directory / shard["stem"])
                 documents += tokens.num_documents

@@ -46,18 +46,18 @@ def rehearse(cfg: Config, stop_at: int | None, log: str) -> int:
     def train_step(self: Trainer, batches: Any, counts: dict[str, int]) -> None:
         reader = self.parts.data.text
         samples = [sample for batch in batches for sample in batch.samples]
-        sources = [reader.names[source] for source in reader.index.lookup(samples)[0].tolist()]  # type: ignore[union-attr]
+        sources = [reader.names[source] for source in reader.index.lookup(samples)[0].tolist()]
         with open(f"{log}/{self.world.rank}.jsonl", "a") as file:
             file.write(json.dumps({"samples": samples, "sources": sources, "counts": self.parts.place.counts}) + "\n")
         if self.position.step + 1 == stop_at and self.world.rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         genuine(self, batches, counts)
 
-    Trainer._train_step = train_step  # type: ignore[method-assign]
+    Trainer._train_step = train_step
     try:
         return train(cfg)
     finally:
-        Trainer._train_step = genuine  # type: ignore[method-assign]
+        Trainer._train_step = genuine
         forget_groups()
 
 

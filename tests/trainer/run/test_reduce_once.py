@@ -28,7 +28,7 @@ def gradients(options: dict[str, Any], dtype: torch.dtype, accumulate: str) -> t
     cfg = Spread(1, 2, 1, options=tuple(options.items())).config()
     if dtype == torch.float32:
         cfg.precision.linears = cfg.precision.experts = cfg.precision.payload = "bf16"
-    cfg.precision.accumulate = accumulate  # type: ignore[assignment]
+    cfg.precision.accumulate = accumulate
     model, meshes = built(cfg, dtype)
     rank = torch.distributed.get_rank()
     world = World(rank=rank, size=2)

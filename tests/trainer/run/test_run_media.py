@@ -62,15 +62,15 @@ def decodes_of_an_evaluation(cfg: Config) -> tuple[int, int]:
         return genuine(self, data, where)
 
     def evaluate(self: Trainer, *, final: bool = False) -> None:
-        ImageKind.prepare = prepare  # type: ignore[method-assign]
+        ImageKind.prepare = prepare
         evaluation(self, final=final)
-        ImageKind.prepare = genuine  # type: ignore[method-assign]
+        ImageKind.prepare = genuine
 
-    Trainer._evaluate = evaluate  # type: ignore[method-assign]
+    Trainer._evaluate = evaluate
     try:
         return train(cfg), decoded
     finally:
-        ImageKind.prepare, Trainer._evaluate = genuine, evaluation  # type: ignore[method-assign]
+        ImageKind.prepare, Trainer._evaluate = genuine, evaluation
 
 
 def test_a_rank_decodes_the_held_out_images_of_its_own_batches(tmp_path, data):

@@ -61,11 +61,11 @@ def logged_run(cfg: Config, stop_at: int | None, log: str) -> int:
             os.kill(os.getpid(), signal.SIGTERM)
         genuine(self, batches, *counts)
 
-    Trainer._train_step = train_step  # type: ignore[method-assign]
+    Trainer._train_step = train_step
     try:
         return train(cfg)
     finally:
-        Trainer._train_step = genuine  # type: ignore[method-assign]
+        Trainer._train_step = genuine
 
 
 def test_stopped_twice_and_resumed_by_other_worlds_no_sample_is_lost_or_repeated(tmp_path, data) -> None:

@@ -130,19 +130,19 @@ class Case(NamedTuple):
         for part, key, value in self.parts:
             setattr(getattr(cfg.optim.parts, part), key, value)
         cfg.data.seq_len = self.seq_len
-        cfg.precision.experts = self.experts  # type: ignore[assignment]
-        cfg.precision.kept = self.kept  # type: ignore[assignment]
+        cfg.precision.experts = self.experts
+        cfg.precision.kept = self.kept
         cfg.parallel = ParallelConfig(
             pp=layout.pp,
             dp_replicate=layout.dp_replicate,
             dp_shard=layout.dp_shard,
             ep=layout.ep,
             cp=layout.cp,
-            cp_kind=layout.cp_kind,  # type: ignore[arg-type]
-            schedule=self.schedule[0],  # type: ignore[arg-type]
+            cp_kind=layout.cp_kind,
+            schedule=self.schedule[0],
             stages_per_rank=self.schedule[1],
-            dispatch=self.dispatch,  # type: ignore[arg-type]
-            reduce_every=self.reduce_every,  # type: ignore[arg-type]
+            dispatch=self.dispatch,
+            reduce_every=self.reduce_every,
             balance_towers=self.balance,
         )
         assert not (faults := check(cfg, layout.ranks)), faults

@@ -79,8 +79,8 @@ def run_config(directory: Path, name: str, last: int, optim: str, towers: str = 
         dp_shard=layout.dp_shard,
         ep=layout.ep,
         cp=layout.cp,
-        cp_kind=layout.cp_kind,  # type: ignore[arg-type]
-        schedule=schedule,  # type: ignore[arg-type]
+        cp_kind=layout.cp_kind,
+        schedule=schedule,
     )
     return cfg
 

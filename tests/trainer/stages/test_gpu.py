@@ -15,7 +15,7 @@ from trainer.run.process import train
 def run(directory: Path, pp: int, schedule: str) -> int:
     cfg = tiny_config(directory, model={"num_layers": 4}, steps=3, log_every=1, global_batch=8)
     cfg.train.device = "cuda"
-    cfg.parallel.pp, cfg.parallel.schedule = pp, schedule  # type: ignore[assignment]
+    cfg.parallel.pp, cfg.parallel.schedule = pp, schedule
     return train(cfg)
 
 

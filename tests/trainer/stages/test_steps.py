@@ -69,7 +69,7 @@ def test_evaluations_and_texts_between_steps_equal_one_process_and_change_no_gra
 def spoiled_step(case: Case, bad_rank: int) -> tuple[dict[str, float | None], list[str]]:
     """A step whose gradient is NaN in one number on one rank. Returns its scalars, and the weights that moved."""
     parts, world = build_parts(case)
-    before = {name: local_part(p).detach().clone() for name, p in parts.engine.named.items()}  # type: ignore[attr-defined]
+    before = {name: local_part(p).detach().clone() for name, p in parts.engine.named.items()}
     batches = step_batches(case, parts.place)
     units = count_step(parts.objective, batches, world, parts.place)["units"]
     forward_backward(parts, world, batches, units)
@@ -77,7 +77,7 @@ def spoiled_step(case: Case, bad_rank: int) -> tuple[dict[str, float | None], li
         gradient = next(p.grad for stage in parts.stages.values() for p in stage.parameters() if p.grad is not None)
         local_part(gradient).view(-1)[0] = torch.nan
     update = parts.engine.step(1, 10)
-    moved = [name for name, p in parts.engine.named.items() if not torch.equal(before[name], local_part(p))]  # type: ignore[attr-defined]
+    moved = [name for name, p in parts.engine.named.items() if not torch.equal(before[name], local_part(p))]
     return {name: value.item() for name, value in update.items()}, moved
 
 
@@ -108,7 +108,7 @@ def gradients_after(case: Case, rounds: int) -> tuple[dict[str, Tensor], int, in
         stage.register_forward_pre_hook(count)
     for _ in range(rounds):
         forward_backward(parts, world, batches, units)
-    grads = {name: local_part(p.grad).clone() for s in parts.stages.values() for name, p in s.named_parameters()}  # type: ignore[arg-type]
+    grads = {name: local_part(p.grad).clone() for s in parts.stages.values() for name, p in s.named_parameters()}
     return grads, runs, rounds * len(parts.stages) * case.micro_batches
 
 

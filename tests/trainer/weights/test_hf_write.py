@@ -154,7 +154,7 @@ def test_what_a_killed_process_left_is_written_anew(tmp_path):
     named = tensors()
     if (child := os.fork()) == 0:
         try:
-            killed = Bundle((OutputTensor("x", "F32", (4,)),), lambda: os._exit(9))  # type: ignore[arg-type]
+            killed = Bundle((OutputTensor("x", "F32", (4,)),), lambda: os._exit(9))
             write_directory(tmp_path / "out", [*bundles(named), killed], CONFIG, shard_bytes=50)
         finally:
             os._exit(1)

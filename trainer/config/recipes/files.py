@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from parallel.errors import Fault, one_of
 from trainer.config import coerce

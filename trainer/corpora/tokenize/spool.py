@@ -357,7 +357,7 @@ def texts_of(content: Content) -> list[str]:
     return [content] if isinstance(content, str) else content.texts
 
 
-def write_json(path: Path, facts: Facts) -> None:
+def write_json(path: Path, facts: Facts | list[Facts]) -> None:
     """Write a file completely or not at all, even if the process is killed."""
     with atomic_file(path, durable=False) as temporary:
         temporary.write_text(json.dumps(facts))

@@ -303,7 +303,7 @@ def _second_pass(
     todo, places = [], []
     for split in (TRAIN, HELDOUT):
         parts = [part for facts in spooled for part in facts["parts"] if part["split"] == split]
-        write_json(spool / f"{split}.parts", parts)  # type: ignore[arg-type]
+        write_json(spool / f"{split}.parts", parts)
         for number, keys in enumerate(key_ranges(spool, parts, plan["shard_tokens"], dtype)):
             stem = f"{split}-{number:05}"
             facts = finished_shard(spool, work, stem)

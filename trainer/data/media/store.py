@@ -149,8 +149,8 @@ class PlaceTable:
         return int(self._all["first"][number])
 
 
-def places(rows: Sequence[tuple[int, int, int, int, int, bytes]]) -> Places:
-    """Records from tuples in the order of PLACE's fields."""
+def places(rows: Sequence[tuple[Any, ...]]) -> Places:
+    """Records from tuples in the order of PLACE's fields: five numbers and a hash."""
     found = np.zeros(len(rows), PLACE)
     for number, row in enumerate(rows):
         found[number] = (*row[:5], np.void(row[5]))

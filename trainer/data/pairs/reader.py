@@ -75,7 +75,7 @@ class PairReader:
         self._first = {name: index.below(data.holdout_fraction) for name, index in self.indexes.items()}
         for name in self.names:
             for split in ("train", "heldout"):
-                if not self.count(split, name):  # type: ignore[arg-type]  # of the two literals
+                if not self.count(split, name):
                     key, remedy = f"data.pairs.{name}", "use another data.holdout_fraction, or more pairs"
                     text = f"{key} has {len(self.indexes[name])} pairs, and none in its {split} split; {remedy}"
                     raise DataError(text, where=key, value=len(self.indexes[name]), allowed=remedy)

@@ -40,7 +40,7 @@ def write_tar(path: Path, files: Mapping[str, bytes]) -> None:
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
-            member.size, member.mtime = len(data), 1_700_000_000.25  # type: ignore[assignment]
+            member.size, member.mtime = len(data), 1_700_000_000.25
             tar.addfile(member, io.BytesIO(data))
 
 

@@ -155,7 +155,7 @@ def _load(text: str, path: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         module.__package__ = "lmdeploy.pytorch.models"
         exec(compile(text, path, "exec"), module.__dict__)
-        module.whisper = sys.modules["lmdeploy.pytorch.models.whisper"]  # type: ignore[attr-defined]
+        module.whisper = sys.modules["lmdeploy.pytorch.models.whisper"]
         return module
     finally:
         for name in stubs:

@@ -44,8 +44,7 @@ class Model:
         self.source = {"model.safetensors": "1 2 3"}
         (directory / "tokenizer.json").write_text("{}")
         bundles = [
-            Bundle((OutputTensor(f"w{n}", "BF16", SHAPE),), lambda n=n: self._make(n))  # type: ignore[misc]
-            for n in range(FILES * EACH)
+            Bundle((OutputTensor(f"w{n}", "BF16", SHAPE),), lambda n=n: self._make(n)) for n in range(FILES * EACH)
         ]
         self.upcycled: Any = SimpleNamespace(
             bundles=bundles,
@@ -398,7 +397,7 @@ def test_identity_sees_a_change_of_any_file(tmp_path):
     vocabulary = tmp_path / "vocabulary"
 
     def now() -> Mapping[str, str]:
-        return identity(SourceModel(open_directory(tmp_path), None, "", (), {}), str(vocabulary))  # type: ignore[arg-type]
+        return identity(SourceModel(open_directory(tmp_path), None, "", (), {}), str(vocabulary))
 
     vocabulary.mkdir()
     (vocabulary / "tokenizer.json").write_text("1")

@@ -14,7 +14,7 @@ from parallel.errors import one_of
 from trainer.config.model import InternViTConfig, ModelConfig, VisionConfig
 from trainer.config.say import did_you_mean
 from trainer.data.errors import DataError
-from trainer.data.media.images import PatchRule, TileRule
+from trainer.data.media.images import DECODE_LIMIT, PatchRule, TileRule
 from trainer.data.media.processors import rule_of_processor
 from trainer.data.media.rules import IMAGE_RULES, ImageKind, MediaRules, SignalKind, rule_from_json
 from trainer.data.media.signals import SignalRule
@@ -106,10 +106,8 @@ def _images(words: Words, tokenizer: Tokenizer, model: ModelConfig | None, publi
     limit = rest.pop("decode_limit", None)
     rule = _replaced("--image", rule, rest, ("rule", *MARKERS, *IN_ROWS, "decode_limit"))
     token, before, after = _marks("--image", tokenizer, marks, None if model is None else model.image_token)
-    kind = dataclasses.replace(ImageKind(rule, token, before, after), **in_rows)  # type: ignore[arg-type]
-    return (
-        kind if limit is None else dataclasses.replace(kind, decode_limit=_value("--image", "decode_limit", limit, 1))
-    )
+    decode_limit = DECODE_LIMIT if limit is None else _value("--image", "decode_limit", limit, 1)
+    return ImageKind(rule, token, before, after, decode_limit, **in_rows)
 
 
 def _signals(words: Words, tokenizer: Tokenizer, model: ModelConfig | None, rule: SignalRule) -> SignalKind:

@@ -54,7 +54,7 @@ class PartMedia:
             for document, start in zip(order, starts, strict=True)
             for first, *row in self._rows[document]
         ]
-        table = places(rows).tobytes()  # type: ignore[arg-type]
+        table = places(rows).tobytes()
         path = self._path.with_suffix(PLACES)
         path.write_bytes(table)
         return {self._path.name: self._writer.close(), path.name: hashlib.sha256(table).hexdigest()}

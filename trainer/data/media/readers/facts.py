@@ -6,6 +6,7 @@ Libraries keep them in attributes or in small arrays beside the signal, under na
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -142,9 +143,10 @@ def _rate(facts: Facts, where: str) -> float | None:
         return None
     written = [text_of(one) for one in np.ravel(np.asarray(found, dtype=object))]
     try:
-        numbers = {float(RATE.fullmatch(one)[1]) for one in written}  # type: ignore[index]
-        (rate,) = numbers
-    except (TypeError, ValueError) as error:
+        (rate,) = {float(match[1]) if (match := RATE.fullmatch(one)) else math.nan for one in written}
+        if math.isnan(rate):
+            raise ValueError(written)
+    except ValueError as error:
         raise DataError(
             f"{where}: a sampling rate of {', '.join(written) or 'nothing'}; store one number in Hz",
             where=where, value=tuple(written), allowed="one number in Hz",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from trainer.data.errors import DataError
 from trainer.data.media.readers.recording import MOST_VALUES, Options, Recording, Source, library, numbered, opened
 
 # By soundfile's names. Of others (MP3, AU, ...) it is not known here how long they say they are.
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "AIFF")
-CHUNKED = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}  # byte order of the sizes
+CHUNKED: dict[bytes, Literal["little", "big"]] = {
+    b"RIFF": "little",
+    b"RF64": "little",
+    b"RIFX": "big",
+    b"FORM": "big",
+}  # byte order of the sizes
 UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # of a WAV file that was written to a pipe; RF64 has it elsewhere
 # Subtypes of WAV whose last block is filled up: libsndfile returns what fills it as sound.
 BLOCKS = ("IMA_ADPCM", "MS_ADPCM", "GSM610", "G721_32")
@@ -74,12 +79,12 @@ def _check_whole(source: Source, where: str) -> None:
 def _ends(file: BinaryIO, head: bytes, size: int) -> Iterator[int]:
     """The ends of the file and of its chunks, by their sizes."""
     order = CHUNKED[head[:4]]
-    whole = int.from_bytes(head[4:8], order)  # type: ignore[arg-type]
+    whole = int.from_bytes(head[4:8], order)
     yield 0 if whole in UNKNOWN_SIZE else whole + 8
     at, wide = len(head), None  # the size of the data in RF64
     while at + 8 <= size:
         file.seek(at)
-        name, length = file.read(4), int.from_bytes(file.read(4), order)  # type: ignore[arg-type]
+        name, length = file.read(4), int.from_bytes(file.read(4), order)
         if name == b"ds64":
             yield int.from_bytes(file.read(8), "little") + 8
             wide = int.from_bytes(file.read(8), "little")
@@ -98,9 +103,9 @@ def _frames_written(source: Source) -> int:
         head, at = file.read(12), 12
         order = CHUNKED.get(head[:4], "little")
         while len(chunk := file.read(8)) == 8 and chunk[:4] != b"data":
-            length = int.from_bytes(chunk[4:], order)  # type: ignore[arg-type]
+            length = int.from_bytes(chunk[4:], order)
             if chunk[:4] == b"fact":
-                return int.from_bytes(file.read(4), order)  # type: ignore[arg-type]
+                return int.from_bytes(file.read(4), order)
             at += 8 + length + length % 2
             file.seek(at)
     return 0
