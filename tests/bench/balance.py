@@ -13,16 +13,22 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from parallel.balance.assign import assign
+from parallel.balance.assign import assign, loads
 from parallel.balance.moves import Grid
+from trainer.config.model import VisionConfig
+from trainer.data.media.balance import patches_cost
 from trainer.data.media.images import PatchRule
 
 RULE = PatchRule()
+VISION = VisionConfig(
+    width=1024, num_layers=24, num_heads=16, mlp_width=4096, channels=3, frames=2, patch_size=16, merge=2,
+    position_side=48, out_width=4096,
+)  # fmt: skip
 MIDDLE = 1 << 20  # pixels; 256 patches of 64 x 64 to 65,536 are in the range
 MEDIANS = (1 << 18, MIDDLE, 1 << 22)
 
@@ -40,37 +46,45 @@ def drawn(seed: int, ranks: int = 8, images: int = 16, median: int = MIDDLE) -> 
 
 
 class Spread(NamedTuple):
-    """Figures of one micro-batch: largest over mean patches of a rank without and with, the largest image over the
-    mean, the share of the patches that move to another rank, and CPU-seconds of the assignment."""
+    """Figures of one micro-batch: largest over mean of a rank without and with, and the largest image over the mean, of
+    patches and of FLOPs; the share of the patches that move to another rank; CPU-seconds of the assignment."""
 
-    without: float
-    balanced: float
-    largest_image: float
+    patches: tuple[float, float, float]
+    flops: tuple[float, float, float]
     moved: float
     seconds: float
 
 
 def measure(grids: list[list[Grid]]) -> Spread:
     sizes = [[rows * columns for rows, columns in of_rank] for of_rank in grids]
+    costs = [[patches_cost(VISION, patches) for patches in of_rank] for of_rank in sizes]
     start = time.process_time()
-    owners = assign(sizes)
+    owners = assign(sizes, costs)
     seconds = time.process_time() - start
-    loads, moved = [0] * len(sizes), 0
-    for home, of_rank in enumerate(sizes):
-        for size, rank in zip(of_rank, owners[home], strict=True):
-            loads[rank] += size
-            moved += size * (rank != home)
-    mean, largest = sum(loads) / len(loads), max(max(of_rank) for of_rank in sizes)
-    return Spread(max(map(sum, sizes)) / mean, max(loads) / mean, largest / mean, moved / sum(loads), seconds)
+    stays = [[rank] * len(of_rank) for rank, of_rank in enumerate(sizes)]
+    moved = sum(
+        size
+        for rank, of_rank in enumerate(sizes)
+        for size, owner in zip(of_rank, owners[rank], strict=True)
+        if owner != rank
+    )
+    found = []
+    for numbers in (sizes, costs):
+        mean = sum(map(sum, numbers)) / len(numbers)
+        before, after = (max(loads(numbers, of_items)) / mean for of_items in (stays, owners))
+        found.append((before, after, max(map(max, numbers)) / mean))
+    return Spread(found[0], found[1], moved / sum(map(sum, sizes)), seconds)
 
 
-def table(found: Iterable[Spread]) -> str:
+def table(found: Sequence[Spread]) -> str:
     """Means, and the largest in brackets."""
-    columns = [*zip(*found, strict=True)]
-    loads = [f"{statistics.mean(values):.3f} ({max(values):.3f})" for values in columns[:3]]
-    within = sum(load <= max(1.05, image) for load, image in zip(columns[1], columns[2], strict=True))
-    moved, ms = statistics.mean(columns[3]), statistics.mean(columns[4]) * 1e3
-    return f"{' | '.join(loads)} | {within} of {len(columns[1])} | {moved:.0%} | {ms:.2f}"
+    columns = [*zip(*(one.patches for one in found), strict=True), *zip(*(one.flops for one in found), strict=True)]
+    means = [f"{statistics.mean(values):.2f} ({max(values):.2f})" for values in columns]
+    within = sum(balanced <= max(1.05, image) for _, balanced, image in (one.patches for one in found))
+    moved, seconds = (
+        statistics.mean(values) for values in ([one.moved for one in found], [one.seconds for one in found])
+    )
+    return " | ".join([*means[:3], f"{within} of {len(found)}", *means[3:], f"{moved:.0%}", f"{seconds * 1e3:.1f}"])
 
 
 def main() -> None:
@@ -79,9 +93,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--images", type=int, default=16)
     args = parser.parse_args()
-    print(f"{args.ranks} ranks, {args.images} images each, {args.seeds} draws; largest over mean, means (largest)")
-    print("| median pixels | without | balanced | largest image | within 1.05 or it | moved patches | CPU ms |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"{args.ranks} ranks, {args.images} images each, {args.seeds} draws; largest over mean: means (largest)")
+    kinds = "without | balanced | largest image"
+    print(f"| median pixels | patches {kinds} | within 1.05 or it | FLOPs {kinds} | moved | CPU ms |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for median in MEDIANS:
         found = [measure(drawn(seed, args.ranks, args.images, median)) for seed in range(args.seeds)]
         print(f"| {median:,} | {table(found)} |", flush=True)

@@ -6,31 +6,38 @@ import random
 
 import pytest
 
-from parallel.balance.assign import assign
+from parallel.balance.assign import assign, loads
 from parallel.balance.moves import Moves
-from tests.bench.balance import drawn, measure
+from tests.bench.balance import VISION, drawn, measure
+from trainer.data.media.balance import patches_cost
 
 
-def loads_of(sizes: list[list[int]], owners: list[list[int]]) -> list[int]:
-    loads = [0] * len(sizes)
-    for of_rank, ranks in zip(sizes, owners, strict=True):
-        for size, rank in zip(of_rank, ranks, strict=True):
-            loads[rank] += size
-    return loads
-
-
-@pytest.mark.parametrize("median", [1 << 18, 1 << 20, 1 << 22])
-def test_images_of_published_sizes_are_even_on_eight_ranks(median):
-    found = [measure(drawn(seed, median=median)) for seed in range(200)]
-    assert all(one.balanced <= max(1.05, one.largest_image) for one in found)
-    assert max(one.without for one in found) > 1.6  # unequal at the start
+@pytest.mark.parametrize(("median", "seeds"), [(1 << 18, 30), (1 << 20, 200), (1 << 22, 30)])
+def test_images_of_published_sizes_are_even_on_eight_ranks(median, seeds):
+    found = [measure(drawn(seed, median=median)) for seed in range(seeds)]
+    assert all(balanced <= max(1.05, image) for _, balanced, image in (one.patches for one in found))
+    assert max(one.patches[0] for one in found) > 1.5  # unequal at the start
     assert sum(one.moved for one in found) / len(found) < 0.5  # most images stay on their ranks
+
+
+def test_costs_are_even_as_far_as_sizes_permit():
+    """Attention makes large images cost more for each patch."""
+    by_size, by_both = [], []
+    for seed in range(20):
+        sizes = [[rows * columns for rows, columns in of_rank] for of_rank in drawn(seed)]
+        costs = [[patches_cost(VISION, patches) for patches in of_rank] for of_rank in sizes]
+        least = max(sum(map(sum, costs)) / 8, max(map(max, costs)))
+        by_size.append(max(loads(costs, assign(sizes))) / least)
+        by_both.append(max(loads(costs, assign(sizes, costs))) / least)
+    assert sum(by_size) / 20 > 1.3
+    assert sum(by_both) / 20 < 1.1
 
 
 def test_many_ranks():
     for ranks, images in ((64, 16), (512, 4)):
         found = measure(drawn(1, ranks, images))
-        assert found.balanced <= max(1.05, found.largest_image) < found.without
+        without, balanced, image = found.patches
+        assert balanced <= max(1.05, image) < without
 
 
 def test_what_is_even_stays():
@@ -49,7 +56,7 @@ def test_small_cases_reach_the_best_division():
         for _ in range(draw.randint(1, 7)):
             sizes[draw.randrange(3)].append(draw.randint(1, 40))
         best = least_load([size for of_rank in sizes for size in of_rank], 3)
-        largest = max(loads_of(sizes, assign(sizes)))
+        largest = max(loads(sizes, assign(sizes)))
         assert best <= largest <= max(map(sum, sizes))
         missed += largest > 1.2 * best
     assert missed <= 3  # searched, not proven

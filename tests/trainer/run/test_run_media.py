@@ -39,6 +39,30 @@ def config(directory: Path, data: DataConfig, **overrides: Any) -> Config:
 
 
 @pytest.mark.slow
+def test_images_on_other_ranks_give_the_same_run(tmp_path, data):
+    own, spread = tmp_path / "own", tmp_path / "spread"
+    for directory, balance in ((own, False), (spread, True)):
+        cfg = config(directory, data, micro_batch=2)
+        cfg.parallel.dp_shard, cfg.parallel.balance_towers = 2, balance
+        assert on_ranks(2, train, cfg) == [0, 0]
+    of_own, of_spread = (
+        [record for record in records(directory) if "grad_norm" in record or record.get("event") == "evaluation"]
+        for directory in (own, spread)
+    )
+    for found, expected in zip(of_spread, of_own, strict=True):
+        if "event" in found:
+            assert found["heldout"] == pytest.approx(expected["heldout"], rel=1e-4)
+            continue
+        assert [found[key] for key in ("loss", "grad_norm")] == pytest.approx(
+            [expected[key] for key in ("loss", "grad_norm")], rel=1e-4
+        )
+        assert "tower_load" not in expected
+        if found["images"]:
+            assert 1 <= found["tower_load"] <= found["tower_load_before"] <= 2
+    assert any(found["tower_load"] < found["tower_load_before"] for found in of_spread if "tower_load" in found)
+
+
+@pytest.mark.slow
 def test_images_are_the_same_after_a_stop_and_on_two_ranks(tmp_path, data):
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train(config(whole, replace(data, workers=1))) == 0

@@ -84,9 +84,10 @@ def test_a_step_with_unequal_media_is_that_of_one_process(ranks):
 
 def test_the_memory_of_a_rank_counts_its_towers():
     words = ["recipe=toy", "model=toy_multimodal", "data=synthetic", "data.seq_len=64", "train.micro_batch=1"]
-    words += ["parallel.pp=2", "parallel.dp_shard=2", "train.device=cpu"]
+    words += ["parallel.pp=2", "parallel.dp_shard=2", "train.device=cpu", "parallel.balance_towers=true"]
     cfg = compose(words, world_size=4)
     for rank in (0, 2):
         found, counted = simulate_rank(cfg, 4, rank), rank_memory(cfg, 4, rank)
+        assert not any(call.axis == "towers" for call in found.collectives)  # its images are as large as the others'
         sizes = (found.memory.weights, found.memory.gradients, found.memory.optimizer)
         assert sizes == (counted.weights, counted.gradients, counted.optimizer)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from parallel.balance.assign import assign
+from parallel.balance.assign import assign, loads
 from parallel.balance.moves import Grid, Moves
 from parallel.world import World
 from trainer.config.model import InternViTConfig, VisionConfig
@@ -40,12 +40,9 @@ class Balance:
         found, largest, before, mean = [], 0, 0, 0.0
         for batch, *grids in zip(batches, *of_ranks, strict=True):
             sizes = [[rows * columns for rows, columns in of_rank] for of_rank in grids]
-            owners = assign(sizes)
-            loads = [0] * len(sizes)
-            for of_rank, ranks in zip(sizes, owners, strict=True):
-                for size, rank in zip(of_rank, ranks, strict=True):
-                    loads[rank] += size
-            largest, before, mean = largest + max(loads), before + max(map(sum, sizes)), mean + sum(loads) / len(loads)
+            owners = assign(sizes, [[patches_cost(self.vision, size) for size in of_rank] for of_rank in sizes])
+            largest, before = largest + max(loads(sizes, owners)), before + max(map(sum, sizes))
+            mean += sum(map(sum, sizes)) / len(sizes)
             stays = all(owner == rank for rank, of_rank in enumerate(owners) for owner in of_rank)
             moves = None if stays else Moves.of(self.world.rank, grids, owners)
             found.append(batch if moves is None else _with_moves(batch, moves))
@@ -59,6 +56,11 @@ class Balance:
         if media.image_places is not None and not len(media.image_places.at):
             return []
         return grids_of(self.vision, media.images)
+
+
+def patches_cost(vision: VisionConfig | InternViTConfig, patches: int) -> int:
+    """Work of an image's patches in a layer of the tower: FLOPs over 4 times its width, those of attention included."""
+    return patches * (2 * vision.width + vision.mlp_width + patches)
 
 
 def _with_moves(batch: Batch, moves: Moves) -> Batch:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.balance.moves import Grid
+from parallel.balance.moves import Grid, Moves
 from parallel.world import World
 from tests.bench.balance import drawn
 from tests.distributed.pool import on_ranks
@@ -165,3 +165,26 @@ def test_eight_ranks_run_about_as_many_patches_each():
         assert max(patches) <= max(1.05 * mean, largest)
         before = [sum(rows * columns for rows, columns in of_rank) for of_rank in drawn(seed)]
         assert all(load == (max(patches) / mean, max(before) / mean) for _, load, _ in found)
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_a_gpu():
+    """On the only rank of a group, which sends its images to itself in another order."""
+    grids = [(2, 2), (4, 2), (2, 6)]
+    moves = Moves(((2, 0, 1),), ((grids[2], grids[0], grids[1]),))
+    images, tower = Images(torch.randn(24, 1, dtype=torch.float64, device="cuda"), grids), Blocks().cuda()
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=torch.device("cuda", 0))
+    try:
+        assert dist.group.WORLD is not None
+        spread = SpreadImages(dist.group.WORLD, NATIVE)
+        spread(tower, images, moves).sum().backward()  # makes what is made once
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = spread(tower, images, moves)
+            found.sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert found.equal(tower(images))
+    finally:
+        dist.destroy_process_group()
