@@ -15,8 +15,8 @@ from trainer.data.media.balance import patches_cost
 @pytest.mark.parametrize(("median", "seeds"), [(1 << 18, 30), (1 << 20, 200), (1 << 22, 30)])
 def test_images_of_published_sizes_are_even_on_eight_ranks(median, seeds):
     found = [measure(drawn(seed, median=median)) for seed in range(seeds)]
-    assert all(balanced <= max(1.05, image) for _, balanced, image in (one.patches for one in found))
-    assert max(one.patches[0] for one in found) > 1.5  # unequal at the start
+    assert all(balanced <= max(1.05, least) for _, balanced, least in (one.patches for one in found))
+    assert max(one.patches[0] for one in found) > 1.4  # unequal at the start
     assert sum(one.moved for one in found) / len(found) < 0.5  # most images stay on their ranks
 
 
@@ -36,8 +36,8 @@ def test_costs_are_even_as_far_as_sizes_permit():
 def test_many_ranks():
     for ranks, images in ((64, 16), (512, 4)):
         found = measure(drawn(1, ranks, images))
-        without, balanced, image = found.patches
-        assert balanced <= max(1.05, image) < without
+        without, balanced, least = found.patches
+        assert balanced <= max(1.05, least) < without
 
 
 def test_what_is_even_stays():
