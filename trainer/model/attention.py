@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from parallel.context.base import AttentionCore, Documents
 from trainer.config.model import ModelConfig
 from trainer.model.numerics import norm_rotary
+from trainer.model.ops import TORCH, Ops
 
 
 @cache
@@ -71,8 +72,9 @@ class Attention(nn.Module):
     core: the attention core (`parallel.context.base`); `parallelize` replaces it where ranks share a sequence.
     """
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, ops: Ops = TORCH) -> None:
         super().__init__()
+        self.ops = ops
         self.heads, self.kv_heads, self.head_dim, self.eps = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.norm_eps
         self.qkv = nn.Parameter(torch.empty((self.heads + 2 * self.kv_heads) * self.head_dim, cfg.hidden_size))
         self.out = nn.Parameter(torch.empty(cfg.hidden_size, self.heads * self.head_dim))
@@ -82,9 +84,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents) -> Tensor:
         """x: [T, H]; cos, sin: [T, n or 1, 1, d/2] -> [T, H]."""
+        return self.leave(self.core(*self.enter(x, cos, sin), docs))
+
+    def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the core attends with: q [T, h, d]; k, v [T, n, d]."""
         h, n, d = self.heads, self.kv_heads, self.head_dim
-        q, k, v = F.linear(x, self.qkv.to(x.dtype)).split([h * d, n * d, n * d], dim=-1)
+        q, k, v = self.ops.linear(x, self.qkv.to(x.dtype)).split([h * d, n * d, n * d], dim=-1)
         q = norm_rotary(q.unflatten(-1, (n, h // n, d)), self.q_norm, cos, sin, self.eps)
         k = norm_rotary(k.unflatten(-1, (n, 1, d)), self.k_norm, cos, sin, self.eps)
-        y_Thd = self.core(q.flatten(1, 2), k.flatten(1, 2), v.unflatten(-1, (n, d)), docs)
-        return F.linear(y_Thd.flatten(1), self.out.to(x.dtype))
+        return q.flatten(1, 2), k.flatten(1, 2), v.unflatten(-1, (n, d))
+
+    def leave(self, y_Thd: Tensor) -> Tensor:
+        """The core's result -> [T, H]."""
+        return self.ops.linear(y_Thd.flatten(1), self.out.to(y_Thd.dtype))

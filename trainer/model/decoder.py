@@ -35,7 +35,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.eps = cfg.norm_eps
         self.attention_norm = nn.Parameter(torch.empty(cfg.hidden_size))
-        self.attention = Attention(cfg)
+        self.attention = Attention(cfg, ops)
         self.moe_norm = nn.Parameter(torch.empty(cfg.hidden_size))
         self.moe = MoE(cfg, ops, backend)
 
@@ -83,7 +83,7 @@ class Decoder(nn.Module):
         cfg: the model's sizes.
         compute_dtype: of the activations and the arithmetic of the linears; None for the parameters' dtype. The
             parameters themselves keep the dtype in which they were created (fp32 masters).
-        ops: the routers' operations. make_backend: as `choose_backend` returns it; None for the back end that `cfg`
+        ops: the operations of its parts. make_backend: as `choose_backend` returns it; None for the back end that `cfg`
             names, in plain torch. span: the part to build; None for the whole decoder. `embed`, `norm` and `lm_head`
             are None outside of it.
 
@@ -101,9 +101,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.compute_dtype = compute_dtype
+        self.ops = ops
         self.span = span = span or Span(0, cfg.num_layers)
         self.embed = _matrix(cfg.vocab_size, cfg.hidden_size) if span.embeds else None
-        self.rotary = Rotary(cfg)
+        self.rotary = Rotary(cfg, ops)
         # A dictionary, so that layers have their numbers in the whole model.
         self.layers = nn.ModuleDict(
             {
@@ -182,7 +183,7 @@ class Decoder(nn.Module):
         """hidden: [..., H] of `forward` -> [..., V] in fp32 (fp64 for fp64). Only where there is an LM head."""
         assert self.lm_head is not None
         dtype = wide(hidden.dtype)
-        return F.linear(hidden.to(dtype), self.lm_head.to(dtype))
+        return self.ops.linear(hidden.to(dtype), self.lm_head.to(dtype))
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

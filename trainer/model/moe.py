@@ -32,4 +32,8 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, expert_ids: Tensor | Selection | None = None) -> tuple[Tensor, RouterStats]:
         """x: [T, H]; expert_ids: [T, K] int64 to replay a selection -> [T, H], statistics of the router."""
         ids_TK, weights_TK, stats = self.router(x, expert_ids)
-        return self.dispatcher(x, ids_TK, weights_TK, self.num_experts, self.experts), stats
+        return self.mix(x, ids_TK, weights_TK), stats
+
+    def mix(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """x: [T, H]; ids, weights: [T, K] of the router -> [T, H]."""
+        return self.dispatcher(x, ids, weights, self.num_experts, self.experts)

@@ -1,7 +1,7 @@
-"""The operations of the router and the experts that fused kernels can replace, in plain torch.
+"""The operations of the model that other implementations can replace, in plain torch.
 
-A model gets one `Ops` when it is built and hands it to its routers and expert back ends. `trainer.kernels` holds the
-other implementation, in Triton.
+A model gets one `Ops` when it is built and hands it to its parts and expert back ends. `trainer.kernels` holds the
+implementation in Triton, `trainer.model.exact` the one whose rows do not depend on each other.
 
 Legend: T tokens · E experts · K experts per token · R rows · I expert width. Bytes below are for one row in bf16;
 I = 1536 is the 1T model's.
@@ -27,6 +27,18 @@ class Ops:
     def fuses(self, x: Tensor) -> bool:
         """True where fused kernels replace the operations below for tensors like `x`."""
         return False
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x: [..., M]; weight: [N, M], in one dtype -> [..., N]."""
+        return F.linear(x, weight)
+
+    def grouped_mm(self, rows: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
+        """Each expert's rows times its matrix, outside autograd.
+
+        Args: rows: [P, M] of a `PaddedOrder`. matrices: [E, M, N]. offsets: [E] int32, the end of each expert's rows.
+        Returns: [P, N]; rows behind offsets[-1] hold what the memory held.
+        """
+        return F.grouped_mm(rows, matrices, offs=offsets)
 
     def route(
         self, logits: Tensor, groups: int, experts_per_token: int, gradient: str, temperature: float = 1.0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trainer.config.model import ModelConfig
 from trainer.model.numerics import wide
+from trainer.model.ops import TORCH, Ops
 
 
 class Rotary(nn.Module):
@@ -21,8 +22,9 @@ class Rotary(nn.Module):
     Source: FoPE paper, section 3, and the released Intern-S1-Pro model code.
     """
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, ops: Ops = TORCH) -> None:
         super().__init__()
+        self.ops = ops
         self.pairs, self.theta = cfg.head_dim // 2, cfg.rope_theta
         self.fope, self.pad_sin = cfg.positions == "fope", cfg.fope_pad_sin
         self.cos_coef: Tensor
@@ -49,5 +51,7 @@ class Rotary(nn.Module):
         return cos.unsqueeze(2), sin.unsqueeze(2)
 
     def _mix(self, waves_TD: Tensor, coefficients_nDD: Tensor, pad: float) -> Tensor:
-        mixed = torch.einsum("td,ndk->tnk", waves_TD, coefficients_nDD.to(waves_TD.dtype))
+        heads, kept, _ = coefficients_nDD.shape
+        matrix = coefficients_nDD.to(waves_TD.dtype).transpose(1, 2).flatten(0, 1)
+        mixed = self.ops.linear(waves_TD, matrix).view(-1, heads, kept)
         return torch.nn.functional.pad(mixed, (0, self.pairs - mixed.shape[-1]), value=pad).contiguous()

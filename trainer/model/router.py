@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.torch_private import assert_async
@@ -81,17 +80,22 @@ class Router(nn.Module):
         """
         if isinstance(ids, Tensor):
             assert_async(((ids >= 0) & (ids < len(self.weight))).all(), "expert_ids are out of range")
-        dtype = wide(x.dtype)
-        z_TE = F.linear(x.to(dtype), self.weight.to(dtype))
+        z_TE = self.logits(x)
         if ids is None:
-            ids, weights_TK = self._route(z_TE)
+            ids, weights_TK = self.route(z_TE)
         else:
             if isinstance(ids, Selection):
-                ids = ids.repeat(lambda: self._route(z_TE.detach())[0])
+                ids = ids.repeat(lambda: self.route(z_TE.detach())[0])
             weights_TK = router_weights(z_TE, ids, self.gradient, self.temperature)
         return ids, weights_TK, self._statistics(z_TE, ids)
 
-    def _route(self, z_TE: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, x: Tensor) -> Tensor:
+        """x: [T, H] -> [T, E] in fp32 (fp64)."""
+        dtype = wide(x.dtype)
+        return self.ops.linear(x.to(dtype), self.weight.to(dtype))
+
+    def route(self, z_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits' experts [T, K] int64 and their weights [T, K]."""
         return self.ops.route(z_TE, self.groups, self.experts_per_token, self.gradient, self.temperature)
 
     def _statistics(self, z_TE: Tensor, ids: Tensor) -> RouterStats:

@@ -14,7 +14,7 @@ from torch import Tensor
 from parallel.dispatch.base import RowOrder
 from parallel.dispatch.padding import PaddedOrder
 from trainer.model.experts.grouped_mm import grouped_mm
-from trainer.model.ops import Ops
+from trainer.model.ops import TORCH, Ops
 
 
 class FusedGroupedMM:
@@ -39,23 +39,23 @@ class FusedSwiGLU(torch.autograd.Function):
         rows = ops.pad_order(order, 1)
         ctx.ops, ctx.order = ops, rows
         row_weight = rows.gather_weights(weights)
-        hidden = _mm(rows.gather(x), w13.flatten(1, 2).mT, rows)
+        hidden = _mm(rows.gather(x), w13.flatten(1, 2).mT, rows, ops)
         ctx.save_for_backward(x, w13, w2, row_weight, hidden)
         act = ops.weighted_swiglu(hidden, row_weight)
-        return rows.combine(_mm(act, w2.mT, rows))
+        return rows.combine(_mm(act, w2.mT, rows, ops))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
         x, w13, w2, row_weight, hidden = ctx.saved_tensors
         rows, ends = ctx.order, ctx.order.offsets
         dy_RH = rows.gather(grads[0])
-        act, d_hidden, d_row_weight = ctx.ops.swiglu_gradients(hidden, row_weight, _mm(dy_RH, w2, rows))
+        act, d_hidden, d_row_weight = ctx.ops.swiglu_gradients(hidden, row_weight, _mm(dy_RH, w2, rows, TORCH))
         d_w2 = F.grouped_mm(dy_RH.t(), act, offs=ends)
-        dx = rows.combine(_mm(d_hidden, w13.flatten(1, 2), rows))
+        dx = rows.combine(_mm(d_hidden, w13.flatten(1, 2), rows, TORCH))
         d_w13 = F.grouped_mm(d_hidden.t(), rows.gather(x), offs=ends).view_as(w13)
         return dx, d_row_weight[rows.row_of_slot], d_w13, d_w2, None, None
 
 
-def _mm(rows: Tensor, matrices: Tensor, order: PaddedOrder) -> Tensor:
+def _mm(rows: Tensor, matrices: Tensor, order: PaddedOrder, ops: Ops) -> Tensor:
     """Each expert's rows times its matrix; zero behind the last expert's, where the GEMM writes nothing."""
-    return order.zero_tail(F.grouped_mm(rows, matrices, offs=order.offsets))
+    return order.zero_tail(ops.grouped_mm(rows, matrices, order.offsets))

@@ -1,0 +1,26 @@
+"""Switch a model to exact arithmetic."""
+
+from __future__ import annotations
+
+from trainer.model.decoder import Decoder
+from trainer.model.exact.attention import ExactAttention
+from trainer.model.exact.ops import EXACT
+from trainer.model.experts.fp8_reference import Fp8Reference
+from trainer.model.experts.fused_grouped_mm import FusedGroupedMM
+
+
+def make_exact(model: Decoder) -> Decoder:
+    """Replace, in place, the objects that compute by those of exact mode; experts in `fp8_reference` keep its rounding,
+    others compute in the dtype of the activations. Parameters and names stay. Returns the model.
+
+    Raises ValueError where ranks share a sequence."""
+    core = ExactAttention()
+    model.ops = model.rotary.ops = EXACT
+    for block in model.blocks:
+        if block.attention.core.ranks > 1:
+            raise ValueError("exact arithmetic needs whole sequences on each rank")
+        block.attention.core = core
+        block.attention.ops = block.moe.router.ops = EXACT
+        experts = block.moe.experts
+        experts.backend = Fp8Reference(EXACT) if isinstance(experts.backend, Fp8Reference) else FusedGroupedMM(EXACT)
+    return model
