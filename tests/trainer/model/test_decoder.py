@@ -192,8 +192,9 @@ def test_bf16_compute_leaves_masters_router_and_head_in_fp32():
         found = logits(model, ids)
     bf16, fp32 = torch.bfloat16, torch.float32
     assert seen == {"attention": (bf16, bf16), "moe.experts": (bf16, bf16), "moe.router": (bf16, fp32)}
-    hidden, heads = cfg.hidden_size, cfg.num_heads * cfg.head_dim
+    hidden, heads, kept = cfg.hidden_size, cfg.num_heads * cfg.head_dim, cfg.fope_frequencies()
     assert dtypes.matmuls == {
+        (kept, cfg.num_kv_heads * kept): {fp32},
         (hidden, heads + 2 * cfg.num_kv_heads * cfg.head_dim): {bf16}, (heads, hidden): {bf16},
         (hidden, cfg.expert_width): {bf16}, (cfg.expert_width, hidden): {bf16},
         (hidden, cfg.num_experts): {fp32}, (hidden, cfg.vocab_size): {fp32},

@@ -1,0 +1,16 @@
+"""Generation over the training model's own modules.
+
+| file | what |
+|---|---|
+| `request` | what is asked for, what comes back, and the limits |
+| `pages` | which pages of the cache belong to whom, and which prefixes they hold; no torch |
+| `cache` | keys, values and routes in pages, and attention over them |
+| `forward` | one step of the model for tokens of many requests |
+| `sampling` | draws that depend on a request's seed and position alone |
+| `text` | text from tokens as they come, and stop strings |
+| `engine` | requests that join and leave at every step |
+| `load` | a model and its tokenizer from a run or an export |
+
+With a model in exact arithmetic (`trainer.model.exact`) what a request gets depends on itself alone, bit by bit, and
+its log-probabilities and routes are those of a training forward pass in that arithmetic.
+"""

@@ -1,0 +1,225 @@
+"""Continuous batching: requests join and leave at every step.
+
+A step runs one token of every request that is generating, and pieces of the prompts of others. A request is admitted
+in the order of submission, once the cache has room for its prompt and its longest answer; until then it waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from parallel.errors import UserError
+from trainer.engine.cache import Cache, Layout, Span
+from trainer.engine.forward import forward
+from trainer.engine.pages import Pages, next_key, root_key
+from trainer.engine.request import Completion, Finish, Request, Token, check
+from trainer.engine.sampling import draw, log_probs_of
+from trainer.engine.text import Decode, TextStream
+from trainer.model.decoder import Decoder
+from trainer.model.exact.blocks import KEYS
+
+
+@dataclass(eq=False)
+class _Active:
+    """A request with its pages. ids: prompt and answer. cached: its first tokens, whose keys are in the cache. keys: of
+    its full pages, as far as they are known. published: its pages whose keys are in `Pages`."""
+
+    number: int
+    request: Request
+    ids: list[int]
+    pages: list[int]
+    keys: list[bytes]
+    cached: int
+    stream: TextStream | None
+    reused: int
+    log_probs: list[float] = field(default_factory=list)
+
+    @property
+    def missing(self) -> int:
+        """Tokens that the model has to see before the next one can be drawn."""
+        return len(self.ids) - self.cached
+
+
+class Engine:
+    """Generates with `model`, whose weights must not change while requests are in the engine.
+
+    Args:
+        model: a whole decoder on one device; in exact arithmetic (`make_exact`) for results that do not depend on the
+            batch. Its text part alone is used.
+        decode: token ids -> text; without it answers have no text and cannot stop at texts.
+        cache_tokens: room of the cache, rounded up to whole pages of KEYS tokens.
+        batch: the most requests of a step. chunk: the most tokens of a step, `batch` or more.
+        context: the most tokens of prompt and answer; None: the model's longest document.
+        version: of the weights. Prefixes are found again only under the version under which they were computed.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        decode: Decode | None = None,
+        cache_tokens: int = 32_768,
+        batch: int = 64,
+        chunk: int = 512,
+        context: int | None = None,
+        version: object = 0,
+    ) -> None:
+        for name, value, least in (("cache_tokens", cache_tokens, 1), ("batch", batch, 1), ("chunk", chunk, batch)):
+            if value < least:
+                raise UserError(f"{name}={value}: use {least} or more", where=name, value=value, allowed=f"{least} or more")
+        weight = next(model.parameters())
+        self.model, self.decode, self.device = model, decode, weight.device
+        self.batch, self.chunk, self.context = batch, chunk, context or model.cfg.max_position
+        self.pages = Pages(-(-cache_tokens // KEYS))
+        self.cache = Cache(model.cfg, self.pages.count, model.activations, self.device)
+        self._root = root_key(version)
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._active: list[_Active] = []
+        self._done: dict[int, Completion] = {}
+        self._submitted = 0
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that wait or generate."""
+        return len(self._waiting) + len(self._active)
+
+    def submit(self, request: Request) -> int:
+        """Queue a request. Returns its number, which its tokens bear. Raises RequestError for one that can never be
+        served."""
+        check(
+            request,
+            vocab_size=self.model.cfg.vocab_size,
+            context=self.context,
+            cache_tokens=self.pages.count * KEYS,
+            has_text=self.decode is not None,
+        )
+        number, self._submitted = self._submitted, self._submitted + 1
+        self._waiting.append((number, request))
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Forget a request, wherever it is; its pages are free for others. Nothing happens for one that is done."""
+        self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != number)
+        for active in [active for active in self._active if active.number == number]:
+            self._active.remove(active)
+            self.pages.release(active.pages)
+
+    def use_version(self, version: object) -> None:
+        """The weights have changed: from now on they are `version`, whose prefixes are its own.
+
+        Raises RuntimeError while requests are in the engine."""
+        if self.unfinished:
+            raise RuntimeError(f"the weights changed while {self.unfinished} requests were in the engine")
+        self._root = root_key(version)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Serve requests to their ends; their answers in the same order."""
+        numbers = [self.submit(request) for request in requests]
+        while self.unfinished:
+            self.step()
+        return [self.result(number) for number in numbers]
+
+    def result(self, number: int) -> Completion:
+        """The answer of a request that is done, once. Raises KeyError for any other."""
+        return self._done.pop(number)
+
+    def step(self) -> list[Token]:
+        """Admit requests, run the model once, and return the tokens drawn, at most one for each request."""
+        self._admit()
+        run = self._choose()
+        if not run:
+            return []
+        spans = [Span(active.cached, tokens, active.pages) for active, tokens in run]
+        layout = Layout(spans, self.device)
+        ids = [token for active, tokens in run for token in active.ids[active.cached : active.cached + tokens]]
+        drawing, wanted, end = [], [], 0
+        for active, tokens in run:
+            end += tokens
+            if tokens == active.missing:
+                drawing.append(active)
+                wanted.append(end - 1)
+        at = torch.tensor(wanted, dtype=torch.int64, device=self.device)
+        logits, routes = forward(self.model, torch.tensor(ids, device=self.device), layout, self.cache, at)
+        self.cache.keep_routes(routes, layout)
+        for active, tokens in run:
+            active.cached += tokens
+            self._publish(active)
+        if not drawing:
+            return []
+        sampling = [active.request.sampling for active in drawing]
+        drawn = draw(logits, sampling, [len(active.ids) for active in drawing])
+        log_probs = log_probs_of(logits, drawn)
+        pairs = zip(drawing, drawn.tolist(), log_probs.tolist(), strict=True)
+        return [self._append(active, token, log_prob) for active, token, log_prob in pairs]
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._active) < self.batch:
+            number, request = self._waiting[0]
+            ids = list(request.prompt)
+            keys, before = [], self._root
+            for end in range(KEYS, len(ids), KEYS):  # the last token is computed, for what follows it
+                before = next_key(before, ids[end - KEYS : end])
+                keys.append(before)
+            shared = self.pages.published(keys)
+            total = -(-(len(ids) + request.max_tokens) // KEYS)
+            new = self.pages.acquire(shared, total - len(shared))
+            if new is None:
+                return  # later requests wait too, so that a long one is not overtaken for ever
+            self._waiting.popleft()
+            self.cache.clear(new)
+            cached = len(shared) * KEYS
+            stream = TextStream(self.decode, request.stop) if self.decode is not None else None
+            pages = [*shared, *new]
+            self._active.append(_Active(number, request, ids, pages, keys[: len(shared)], cached, stream, cached))
+
+    def _choose(self) -> list[tuple[_Active, int]]:
+        """Requests of this step with the number of their tokens: those of one token first."""
+        ready = [(active, 1) for active in self._active if active.missing == 1]
+        room, longer = self.chunk - len(ready), []
+        for active in self._active:
+            if active.missing > 1 and room > 0:
+                tokens = min(active.missing, room)
+                (longer if tokens > 1 else ready).append((active, tokens))
+                room -= tokens
+        return [*ready, *longer]
+
+    def _publish(self, active: _Active) -> None:
+        """Publish the pages that have become full."""
+        for number in range(len(active.keys), active.cached // KEYS):
+            before = active.keys[-1] if active.keys else self._root
+            active.keys.append(next_key(before, active.ids[number * KEYS : (number + 1) * KEYS]))
+            self.pages.publish(active.pages[number], active.keys[-1])
+
+    def _append(self, active: _Active, token: int, log_prob: float) -> Token:
+        active.ids.append(token)
+        active.log_probs.append(log_prob)
+        finish: Finish | None = None
+        text = active.stream.push(token) if active.stream is not None else None
+        if token in active.request.stop_ids or (active.stream is not None and active.stream.stopped):
+            finish = "stop"
+        elif len(active.log_probs) == active.request.max_tokens:
+            finish = "length"
+        if finish is not None:
+            if active.stream is not None:
+                text = (text or "") + active.stream.finish()
+            self._finish(active, finish)
+        return Token(active.number, token, log_prob, text, finish)
+
+    def _finish(self, active: _Active, finish: Finish) -> None:
+        prompt = len(active.request.prompt)
+        self._active.remove(active)
+        self._done[active.number] = Completion(
+            tuple(active.ids[:prompt]),
+            tuple(active.ids[prompt:]),
+            np.array(active.log_probs, dtype=np.float32),
+            self.cache.routes_of(active.pages, len(active.ids) - 1),
+            active.stream.text if active.stream is not None else None,
+            finish,
+            active.reused,
+        )
+        self.pages.release(active.pages)

@@ -1,0 +1,38 @@
+"""One step of the model for tokens of many requests.
+
+Legend: T tokens · N tokens whose successors are wanted · H hidden size · V vocabulary · L layers · K experts per token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.engine.cache import Cache, Layout
+from trainer.model.decoder import Decoder
+from trainer.model.numerics import rms_norm
+
+
+@torch.inference_mode()
+def forward(model: Decoder, ids: Tensor, layout: Layout, cache: Cache, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The blocks of `Decoder.forward` with cached keys, and without the routers' statistics.
+
+    Args: ids: [T] int64, at the places of `layout`. wanted: [N] int64, numbers of tokens.
+    Returns: logits [N, V] of what follows the wanted tokens, fp32 (fp64); routes [L, T, K] int64.
+    """
+    assert model.embed is not None
+    assert model.norm is not None
+    x = F.embedding(ids, model.embed).to(model.activations)
+    cos, sin = model.rotary(layout.positions, x.dtype)
+    routes = []
+    for layer, block in enumerate(model.blocks):
+        attention, moe = block.attention, block.moe
+        q, k, v = attention.enter(rms_norm(x, block.attention_norm, block.eps), cos, sin)
+        x = x + attention.leave(cache.attend(layer, q, k, v, layout))
+        normed = rms_norm(x, block.moe_norm, block.eps)
+        experts, weights = moe.router.route(moe.router.logits(normed))
+        x = x + moe.mix(normed, experts, weights)
+        routes.append(experts)
+    hidden = rms_norm(x.index_select(0, wanted), model.norm, model.cfg.norm_eps)
+    return model.logits(hidden), torch.stack(routes)
