@@ -19,7 +19,7 @@ with exiting_on_interrupt():
     from trainer.config.errors import CommandError, report
 
 HELP = {"-h", "--help"}
-# Command -> what it does. Each is the module of its name in launch/commands or launch/reference, with a function
+# Command -> what it does. Each is the module of its name in launch/commands or a folder of `FOLDERS`, with a function
 # `prepare(parser, words) -> Callable[[], int]`, which checks everything that can be checked before work starts, and
 # returns the work; that returns the exit code.
 COMMANDS = {
@@ -31,16 +31,17 @@ COMMANDS = {
     "data": "check a mixture or pairs, make the index of pairs, show a sample of a mixture, or count its tokens",
     "runs": "list the runs in a directory with their state and results, or compare two",
     "export": "write a training checkpoint as a Hugging Face directory",
+    "generate": "continue a prompt with the model of a run or an export",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
     "science": "turn records of molecules, materials and sequences into prose and tasks",
     "inspect": "print the contents of a Hugging Face directory or a training checkpoint, and report anything missing",
     "completion": "print the bash, zsh or fish completion script for octavo",
 }
-REFERENCE = ("recipes", "completion")  # in launch/reference
+FOLDERS = {"recipes": "reference", "completion": "reference", "generate": "serving"}
 
 
 def module_of(command: str) -> str:
-    return f"launch.{'reference' if command in REFERENCE else 'commands'}.{command}"
+    return f"launch.{FOLDERS.get(command, 'commands')}.{command}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ class Span:
 
 
 class Layout:
-    """Where the tokens of a step are. spans: those of one token first, as `singles` counts them."""
+    """The places of the tokens of a step. spans: those of one token first, as `singles` counts them."""
 
     def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
         self.singles = sum(span.tokens == 1 for span in spans)
@@ -74,8 +74,7 @@ class _Singles:
 
 
 class Cache:
-    """Pages of KEYS tokens: keys and values [L, pages, n, KEYS, d] in `dtype`, routes [pages, KEYS, L, K] on the host.
-    """
+    """Pages of KEYS tokens: keys and values [L, pages, n, KEYS, d], and on the host routes [pages, KEYS, L, K]."""
 
     def __init__(self, cfg: ModelConfig, pages: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (cfg.num_layers, pages, cfg.num_kv_heads, KEYS, cfg.head_dim)

@@ -71,7 +71,8 @@ class Engine:
     ) -> None:
         for name, value, least in (("cache_tokens", cache_tokens, 1), ("batch", batch, 1), ("chunk", chunk, batch)):
             if value < least:
-                raise UserError(f"{name}={value}: use {least} or more", where=name, value=value, allowed=f"{least} or more")
+                allowed = f"{least} or more"
+                raise UserError(f"{name}={value}: use {allowed}", where=name, value=value, allowed=allowed)
         weight = next(model.parameters())
         self.model, self.decode, self.device = model, decode, weight.device
         self.batch, self.chunk, self.context = batch, chunk, context or model.cfg.max_position
@@ -165,11 +166,11 @@ class Engine:
             for end in range(KEYS, len(ids), KEYS):  # the last token is computed, for what follows it
                 before = next_key(before, ids[end - KEYS : end])
                 keys.append(before)
-            shared = self.pages.published(keys)
+            shared = self.pages.find(keys)
             total = -(-(len(ids) + request.max_tokens) // KEYS)
             new = self.pages.acquire(shared, total - len(shared))
             if new is None:
-                return  # later requests wait too, so that a long one is not overtaken for ever
+                return  # later requests wait too, so that a long one is not overtaken forever
             self._waiting.popleft()
             self.cache.clear(new)
             cached = len(shared) * KEYS
@@ -180,7 +181,8 @@ class Engine:
     def _choose(self) -> list[tuple[_Active, int]]:
         """Requests of this step with the number of their tokens: those of one token first."""
         ready = [(active, 1) for active in self._active if active.missing == 1]
-        room, longer = self.chunk - len(ready), []
+        longer: list[tuple[_Active, int]] = []
+        room = self.chunk - len(ready)
         for active in self._active:
             if active.missing > 1 and room > 0:
                 tokens = min(active.missing, room)

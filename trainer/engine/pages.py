@@ -1,7 +1,8 @@
-"""The pages of the cache: which are free, which hold the prefix of which tokens under which weights. No torch here.
+"""The pages of the cache: the free ones, and those that hold a prefix of tokens under one version of the weights.
+No torch here.
 
 A page has room for the keys and values of a fixed number of tokens, in all layers. A full page is published under a key
-that hashes the weights' version, all tokens before the page and its own. Later requests with the same beginning hold it
+that hashes the weights' version, all tokens before the page and its own. Later requests with the same start hold it
 too. A page that no request holds is kept until another needs the room; the one unused for longest goes first.
 """
 
@@ -45,7 +46,7 @@ class Pages:
         """Pages that only keep a prefix."""
         return len(self._idle)
 
-    def published(self, keys: Iterable[bytes]) -> list[int]:
+    def find(self, keys: Iterable[bytes]) -> list[int]:
         """The pages of the longest run of published keys, from the first one on."""
         found: list[int] = []
         for key in keys:
@@ -74,7 +75,7 @@ class Pages:
 
     def release(self, pages: Iterable[int]) -> None:
         """A request no longer holds these pages, which are in the order of their tokens."""
-        for page in reversed([*pages]):  # so that the end of a prefix goes before its beginning
+        for page in reversed([*pages]):  # so that the end of a prefix goes before its start
             self._holders[page] -= 1
             if self._holders[page]:
                 continue

@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it returns."""
+"""The engine's requests, their limits and its answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RequestError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: temperature, then top_k, then top_p of what that leaves, then min_p."""
+    """The way tokens are drawn: temperature, then top_k, then top_p of what that leaves, then min_p."""
 
     temperature: float = 1.0  # logits are divided by it; 0: the most likely token, the lowest id where several are
     top_k: int = 0  # draw from the k most likely tokens; 0: from all

@@ -87,7 +87,7 @@ class Attention(nn.Module):
         return self.leave(self.core(*self.enter(x, cos, sin), docs))
 
     def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the core attends with: q [T, h, d]; k, v [T, n, d]."""
+        """The arguments of the core: q [T, h, d]; k, v [T, n, d]."""
         h, n, d = self.heads, self.kv_heads, self.head_dim
         q, k, v = self.ops.linear(x, self.qkv.to(x.dtype)).split([h * d, n * d, n * d], dim=-1)
         q = norm_rotary(q.unflatten(-1, (n, h // n, d)), self.q_norm, cos, sin, self.eps)

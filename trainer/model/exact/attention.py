@@ -37,9 +37,7 @@ def attend(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], start: i
         far as the last query; what is behind it must be finite.
     Returns: [S, n, r, d] in the dtype of q.
     """
-    parts = [
-        _attend(q[first : first + CHUNK], keys, values, start + first) for first in range(0, len(q), CHUNK)
-    ]
+    parts = [_attend(q[first : first + CHUNK], keys, values, start + first) for first in range(0, len(q), CHUNK)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -58,7 +56,9 @@ def _attend(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], start: 
         found = q.new_empty(heads, blocks - first, per_block * shared, KEYS)
         _each_head(q_nbRd[:, first:], keys[number].to(dtype).mT, found)
         last = min(blocks, max(0, (number + 1) * KEYS - start) // per_block + 1)  # later ones see all of these keys
-        behind = torch.arange(number * KEYS, (number + 1) * KEYS, device=q.device) > position_bR[first:last].unsqueeze(-1)
+        behind = torch.arange(number * KEYS, (number + 1) * KEYS, device=q.device) > position_bR[first:last].unsqueeze(
+            -1
+        )
         found[:, : last - first].masked_fill_(behind, -torch.inf)
         top[:, first:] = torch.maximum(top[:, first:], found.amax(-1, keepdim=True))
         scores.append(found)

@@ -1,0 +1,117 @@
+"""`octavo generate`: continue a prompt with the model of a run or of a Hugging Face directory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trainer.config.command_line import Parser, number, whole_number
+from trainer.config.errors import print_warning
+from trainer.engine.load import Source, open_source
+from trainer.engine.request import Request, Sampling, check
+
+LENGTH = 256  # of an answer, where --max-tokens is not given
+
+
+def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
+    """Raises `CommandError`, also for a directory without a model that generates, and for a prompt that is too long."""
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="a run directory, one of its step-N directories, or a Hugging Face directory")
+    add("prompt", help="the text to continue")
+    add(
+        "--max-tokens",
+        type=whole_number(1),
+        metavar="N",
+        help=f"the most tokens of an answer (default: {LENGTH}, or what the context leaves)",
+    )
+    fraction = number(lambda value: 0 <= value <= 1, "a number from 0 to 1")
+    add(
+        "--temperature",
+        type=number(lambda value: 0 <= value < float("inf"), "a number of 0 or more"),
+        default=1.0,
+        metavar="T",
+        help="logits are divided by it; 0: always the most likely token (default: 1)",
+    )
+    add(
+        "--top-p",
+        type=number(lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
+        default=1.0,
+        metavar="P",
+        help="draw from the fewest most likely tokens that reach this probability (default: 1, all)",
+    )
+    add("--top-k", type=whole_number(0), default=0, metavar="K", help="draw from the K most likely tokens (0: all)")
+    add(
+        "--min-p",
+        type=fraction,
+        default=0.0,
+        metavar="P",
+        help="draw from tokens at least this fraction as likely as the most likely one (default: 0)",
+    )
+    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="seed of the first answer (default: 0)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end an answer before TEXT; may be repeated")
+    add(
+        "--n",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="number of answers, with consecutive seeds (default: 1)",
+    )
+    options = parser.read(words)
+    source = open_source(Path(options.directory))
+    prompt = source.prompt(options.prompt)
+    context = source.model.max_position
+    length = options.max_tokens or max(1, min(LENGTH, context - len(prompt)))
+    requests = [
+        Request(
+            prompt,
+            length,
+            Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.seed + answer),
+            source.stop_ids,
+            tuple(options.stop),
+        )
+        for answer in range(options.n)
+    ]
+    for request in requests[:1]:
+        check(
+            request, vocab_size=source.model.vocab_size, context=context, cache_tokens=len(prompt) + length,
+            has_text=True,
+        )  # fmt: skip
+    return lambda: generate(source, requests)
+
+
+def generate(source: Source, requests: Sequence[Request]) -> int:
+    """Print one answer as it comes, or several one after another. Returns the exit code."""
+    import torch
+
+    from trainer.engine.engine import Engine
+    from trainer.model.exact.blocks import KEYS
+    from trainer.run.host_memory import prepare_host_memory
+
+    for warning in source.warnings:
+        print_warning(warning)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        prepare_host_memory()
+    assert source.tokenizer is not None
+    pages = -(-(len(requests[0].prompt) + requests[0].max_tokens) // KEYS)
+    together = min(len(requests), 64)
+    engine = Engine(
+        source.load(device), decode=source.tokenizer.decode, cache_tokens=pages * KEYS * together, batch=together
+    )
+    started, tokens = time.perf_counter(), 0
+    numbers = [engine.submit(request) for request in requests]
+    while engine.unfinished:
+        for token in engine.step():
+            tokens += 1
+            if len(requests) == 1:
+                print(token.text, end="", flush=True)
+    if len(requests) == 1:
+        print()
+    for place, submitted in enumerate(numbers if len(requests) > 1 else []):
+        print(f"--- {place + 1} of {len(requests)}, seed {requests[place].sampling.seed}")
+        print(engine.result(submitted).text)
+    seconds = time.perf_counter() - started
+    print(f"{tokens:,} tokens in {seconds:,.1f} s, {tokens / seconds:,.0f} tokens/s", file=sys.stderr)
+    return 0
