@@ -87,6 +87,7 @@ def generate(source: Source, requests: Sequence[Request]) -> int:
 
     from trainer.engine.engine import Engine
     from trainer.model.exact.blocks import KEYS
+    from trainer.model.exact.check import dependent_products
     from trainer.run.host_memory import prepare_host_memory
 
     for warning in source.warnings:
@@ -94,12 +95,16 @@ def generate(source: Source, requests: Sequence[Request]) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         prepare_host_memory()
+    model = source.load(device)
+    if dependent := dependent_products(model):
+        print_warning(
+            f"products of {', '.join(dependent[:3])} depend on the batch here: answers may change with --n; on a CPU "
+            "OMP_NUM_THREADS=1 avoids it"
+        )
     assert source.tokenizer is not None
     pages = -(-(len(requests[0].prompt) + requests[0].max_tokens) // KEYS)
     together = min(len(requests), 64)
-    engine = Engine(
-        source.load(device), decode=source.tokenizer.decode, cache_tokens=pages * KEYS * together, batch=together
-    )
+    engine = Engine(model, decode=source.tokenizer.decode, cache_tokens=pages * KEYS * together, batch=together)
     started, tokens = time.perf_counter(), 0
     numbers = [engine.submit(request) for request in requests]
     while engine.unfinished:

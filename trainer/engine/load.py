@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What weights are read from. tokenizer: None where there is none; `without` says why. stop_ids: tokens that end an
-    answer. linears, experts: as `precision`'s keys."""
+    """A directory that weights are read from.
+
+    tokenizer: None where there is none; `without` says why. stop_ids: tokens that end an answer. linears, experts: as
+    `precision`'s keys.
+    """
 
     opened: OpenedCheckpoint | SourceModel
     model: ModelConfig

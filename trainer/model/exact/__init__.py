@@ -8,10 +8,11 @@ it alone, bit by bit: not on the batch, on where its text was cut, or on what wa
 
 | file | what |
 |---|---|
-| `blocks` | products by row blocks, and a check of the machine's |
+| `blocks` | products by row blocks |
 | `ops` | the model's operations |
 | `attention` | attention by blocks of keys, for a training batch and for cached keys |
 | `switch` | puts them into a model |
+| `check` | finds products of this machine that are not exact |
 
 Backward passes are the usual ones: gradients are right, but depend on the batch in their last bits.
 """

@@ -1,0 +1,180 @@
+"""The engine's requests: who runs when, how answers end, what is refused, and which prefixes are found again."""
+
+import numpy as np
+import pytest
+import torch
+
+from parallel.errors import UserError
+from tests.trainer.model.tiny import build, model_config
+from trainer.engine.engine import Engine
+from trainer.engine.request import Request, RequestError, Sampling
+from trainer.model.exact.blocks import KEYS
+from trainer.model.exact.switch import make_exact
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_exact(build(model_config(max_position=400)).requires_grad_(False))
+
+
+def letters(ids):
+    return "".join(chr(97 + token % 26) for token in ids)
+
+
+PROMPT = [5, 9, 2, 44]
+
+
+def test_tokens_come_one_a_step_with_text_and_log_probability(model):
+    engine = Engine(model, decode=letters)
+    number = engine.submit(Request(PROMPT, 6))
+    tokens = [token for _ in range(6) for token in engine.step()]
+    assert engine.unfinished == 0
+    assert engine.step() == []
+    done = engine.result(number)
+    assert [token.id for token in tokens] == list(done.ids)
+    assert [token.number for token in tokens] == [number] * 6
+    assert [token.finish for token in tokens] == [None] * 5 + ["length"]
+    assert "".join(token.text for token in tokens) == done.text == letters(done.ids)
+    assert np.array_equal(np.float32([token.log_prob for token in tokens]), done.log_probs)
+    assert done.prompt == tuple(PROMPT)
+    assert done.routes.shape == (len(PROMPT) + 5, model.cfg.num_layers, model.cfg.experts_per_token)
+    with pytest.raises(KeyError):
+        engine.result(number)
+
+
+def test_an_answer_ends_with_a_stop_token_or_before_a_stop_text(model):
+    engine = Engine(model, decode=letters)
+    (whole,) = engine.generate([Request(PROMPT, 30)])
+    stop_id = whole.ids[11]
+    length = whole.ids.index(stop_id) + 1
+    (stopped,) = engine.generate([Request(PROMPT, 30, stop_ids=frozenset({stop_id}))])
+    assert (stopped.ids, stopped.finish) == (whole.ids[:length], "stop")
+    stop = whole.text[7:10]
+    (cut,) = engine.generate([Request(PROMPT, 30, stop=(stop,))])
+    assert (cut.text, cut.finish) == (whole.text[: whole.text.find(stop)], "stop")
+    assert cut.ids == whole.ids[: whole.text.find(stop) + 3]
+
+
+def test_seeds_give_different_answers_and_equal_ones_the_same(model):
+    first, again, other = Engine(model).generate([Request(PROMPT, 20, Sampling(seed=seed)) for seed in (1, 1, 2)])
+    assert first.ids == again.ids != other.ids
+
+
+def test_requests_wait_for_room_in_their_order(model):
+    engine = Engine(model, cache_tokens=4 * KEYS, batch=8)
+    asked = [Request(PROMPT, tokens) for tokens in (KEYS, 2 * KEYS, 10)]  # with their prompts 2, 3 and 1 pages
+    numbers = [engine.submit(one) for one in asked]
+    finished = []
+    while engine.unfinished:
+        running = {token.number for token in engine.step()}
+        if numbers[0] not in finished:
+            assert running == {numbers[0]}  # the second does not fit, and the third does not overtake it
+        finished += [number for number in numbers if number not in finished and number in engine._done]
+    assert finished[0] == numbers[0]
+    alone = [Engine(model).generate([one])[0] for one in asked]
+    assert [engine.result(number).ids for number in numbers] == [answer.ids for answer in alone]
+
+
+def test_a_step_has_no_more_tokens_and_requests_than_asked(model, monkeypatch):
+    seen = []
+    genuine = Engine._choose
+
+    def choose(self):
+        found = genuine(self)
+        seen.append((len(found), sum(tokens for _, tokens in found)))
+        return found
+
+    monkeypatch.setattr(Engine, "_choose", choose)
+    engine = Engine(model, batch=3, chunk=16)
+    engine.generate([Request([7] * 40, 3, Sampling(seed=seed)) for seed in range(5)])
+    assert max(requests for requests, _ in seen) == 3
+    assert max(tokens for _, tokens in seen) == 16
+
+
+def test_a_cancelled_request_leaves_nothing(model):
+    engine = Engine(model, batch=1)
+    running, waiting, last = (engine.submit(Request(PROMPT, 20, Sampling(seed=seed))) for seed in range(3))
+    engine.step()
+    engine.cancel(running)
+    engine.cancel(waiting)
+    engine.cancel(99)
+    while engine.unfinished:
+        engine.step()
+    assert engine.pages.available == engine.pages.count
+    assert engine.result(last).ids == Engine(model).generate([Request(PROMPT, 20, Sampling(seed=2))])[0].ids
+    with pytest.raises(KeyError):
+        engine.result(running)
+
+
+def test_prefixes_are_found_again_only_under_their_weights():
+    model = make_exact(build(model_config(max_position=400)).requires_grad_(False))
+    prompt = [number % 61 for number in range(2 * KEYS + 9)]
+    engine = Engine(model, version=1)
+    (first,) = engine.generate([Request(prompt, 70)])
+    (again,) = engine.generate([Request(prompt, 70)])
+    assert (first.reused, again.reused) == (0, 2 * KEYS)
+    assert again.ids == first.ids
+    assert np.array_equal(again.routes, first.routes)
+    longer = [*prompt, *first.ids]  # as the next turn of a conversation
+    assert engine.generate([Request(longer, 1)])[0].reused == (len(longer) - 1) // KEYS * KEYS
+    with torch.no_grad():
+        model.lm_head.add_(torch.randn(model.lm_head.shape, generator=torch.Generator().manual_seed(1)))
+        model.blocks[0].moe.router.weight.neg_()
+    engine.use_version(2)
+    (other,) = engine.generate([Request(prompt, 70)])
+    assert other.reused == 0
+    (fresh,) = Engine(model).generate([Request(prompt, 70)])
+    assert (other.ids, other.log_probs.tolist()) == (fresh.ids, fresh.log_probs.tolist())
+    assert not np.array_equal(other.log_probs[0], first.log_probs[0])
+    engine.submit(Request(prompt, 5))
+    with pytest.raises(RuntimeError):
+        engine.use_version(3)
+
+
+def test_a_whole_prompt_in_the_cache_is_computed_from_its_last_page(model):
+    engine = Engine(model)
+    prompt = [number % 61 for number in range(2 * KEYS)]
+    engine.generate([Request(prompt, 3)])
+    assert engine.generate([Request(prompt, 3)])[0].reused == KEYS
+
+
+@pytest.mark.parametrize(
+    ("request_", "where", "value"),
+    [
+        (Request([], 5), "prompt", 0),
+        (Request([1, 61], 5), "prompt", 61),
+        (Request([-1], 5), "prompt", -1),
+        (Request(PROMPT, 0), "max_tokens", 0),
+        (Request(PROMPT, 397), "max_tokens", 397),
+        (Request([1] * 400, 1), "prompt", 400),
+        (Request([1] * 200, 100), "cache_tokens", 256),
+        (Request(PROMPT, 5, stop=("x",)), "stop", ("x",)),
+        (Request(PROMPT, 5, Sampling(temperature=-1.0)), "temperature", -1.0),
+        (Request(PROMPT, 5, Sampling(temperature=float("nan"))), "temperature", None),
+        (Request(PROMPT, 5, Sampling(top_k=-1)), "top_k", -1),
+        (Request(PROMPT, 5, Sampling(top_p=0.0)), "top_p", 0.0),
+        (Request(PROMPT, 5, Sampling(min_p=1.5)), "min_p", 1.5),
+        (Request(PROMPT, 5, Sampling(seed=2**63)), "seed", 2**63),
+    ],
+)
+def test_what_can_never_be_served_is_refused(model, request_, where, value):
+    engine = Engine(model, cache_tokens=4 * KEYS)
+    with pytest.raises(RequestError) as caught:
+        engine.submit(request_)
+    assert caught.value.where == where
+    assert value is None or caught.value.value == value
+    assert caught.value.allowed
+    assert engine.unfinished == 0
+
+
+def test_all_faults_of_a_request_are_found_together(model):
+    with pytest.raises(RequestError) as caught:
+        Engine(model, decode=letters).submit(Request([], 0, Sampling(top_p=2.0), stop=("",)))
+    assert [fault.where for fault in caught.value.faults] == ["prompt", "max_tokens", "stop", "top_p"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("cache_tokens", 0), ("batch", 0), ("chunk", 63)])
+def test_an_engine_of_impossible_size_is_refused(model, name, value):
+    with pytest.raises(UserError) as caught:
+        Engine(model, **{name: value})
+    assert (caught.value.where, caught.value.value) == (name, value)

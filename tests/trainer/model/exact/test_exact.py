@@ -1,0 +1,115 @@
+"""Exact arithmetic: a row's bits depend on the row alone, and values and gradients are those of the usual one."""
+
+import pytest
+import torch
+
+from tests.trainer.model.tiny import (
+    build,
+    gradients,
+    logits,
+    model_config,
+    next_tokens,
+    random_ids,
+    relative,
+    summed_loss,
+)
+from trainer.model.exact.attention import attend
+from trainer.model.exact.blocks import KEYS
+from trainer.model.exact.check import dependent_products
+from trainer.model.exact.ops import EXACT
+from trainer.model.exact.switch import make_exact
+from trainer.model.experts.fp8_reference import Fp8Reference
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def numbers(*shape):
+    return torch.randn(shape, generator=GENERATOR)
+
+
+def packed(*lengths):
+    positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+    return positions, bounds
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_values_and_gradients_are_the_usual_ones(kv_heads, fp8):
+    model = build(model_config(max_position=400, num_kv_heads=kv_heads))
+    if fp8:
+        for block in model.blocks:
+            block.moe.experts.backend = Fp8Reference()
+    ids = random_ids(model.cfg, 2, 90)
+    usual = logits(model, ids)
+    summed_loss(model, ids, next_tokens(ids))[0].backward()
+    expected = gradients(model)
+    make_exact(model)
+    assert relative(logits(model, ids), usual) < 1e-6
+    summed_loss(model, ids, next_tokens(ids))[0].backward()
+    for name, gradient in gradients(model).items():
+        assert relative(gradient, expected[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_documents_have_the_same_bits_alone_and_packed(dtype):
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    model = make_exact(build(model_config(max_position=400), dtype=wide, compute_dtype=dtype))
+    lengths = (100, 1, 129, 70)
+    ids = random_ids(model.cfg, 1, 300)
+    together = logits(model, ids, *packed(*lengths))[0]
+    start = 0
+    for length in lengths:
+        alone = logits(model, ids[:, start : start + length])[0]
+        assert torch.equal(alone, together[start : start + length])
+        start += length
+    assert torch.equal(logits(model, ids[:, :40])[0], together[:40])  # the start of a document
+
+
+def test_the_gate_has_the_same_bits_wherever_it_is():
+    hidden, weight = numbers(37, 2 * 21), numbers(37)
+    whole = EXACT.weighted_swiglu(hidden, weight)
+    for row in range(37):
+        assert torch.equal(EXACT.weighted_swiglu(hidden[row : row + 1], weight[row : row + 1])[0], whole[row])
+
+
+@pytest.mark.parametrize("shared", [1, 3, 16])
+def test_attention_of_a_piece_is_that_of_the_whole(shared):
+    """From any position, with keys behind the last query, and in chunks of queries."""
+    tokens, heads, width = 700, 2, 8
+    q, k, v = numbers(tokens, heads, shared, width), *(numbers(tokens + 68, heads, width) for _ in range(2))
+    keys, values = (list(x.unflatten(0, (-1, KEYS)).transpose(1, 2)) for x in (k, v))
+    whole = attend(q, keys, values, 0)
+    for start, end in ((0, 1), (63, 64), (64, 65), (10, 300), (511, 700), (699, 700)):
+        assert torch.equal(attend(q[start:end], keys, values, start), whole[start:end])
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    heads_first = [x[:tokens].transpose(0, 1).double() for x in (k, v)]
+    for member in range(shared):
+        reference = torch.nn.functional.scaled_dot_product_attention(
+            q[:, :, member].transpose(0, 1).double(), *heads_first, attn_mask=mask
+        )
+        assert relative(whole[:, :, member].transpose(0, 1), reference) < 1e-6
+
+
+def test_products_of_this_machine_are_exact_and_others_are_found(monkeypatch):
+    model = build(model_config())
+    assert dependent_products(model) == []
+
+    def by_size(x, matrix, rows):  # as a library that adds up in another order for few rows
+        return (x.flip(-1) @ matrix.flip(0)) if len(x) < 5 else x @ matrix
+
+    monkeypatch.setattr("trainer.model.exact.check.block_mm", by_size)
+    found = dependent_products(model)
+    assert f"16 x 24 x {model.cfg.vocab_size}" in found
+    assert len(found) == 9
+
+
+def test_ranks_that_share_a_sequence_are_refused():
+    model = build(model_config())
+
+    class Two:
+        ranks = 2
+
+    model.blocks[0].attention.core = Two()
+    with pytest.raises(ValueError):
+        make_exact(model)
