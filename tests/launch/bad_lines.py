@@ -37,6 +37,7 @@ NEEDED = {
     "science": ["out"],
     "inspect": ["a"],
     "completion": ["bash"],
+    "generate": ["a", "b"],
 }
 WRONG = {
     int: [

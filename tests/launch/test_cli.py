@@ -20,7 +20,7 @@ from trainer.run.directory import choose, prepare
 
 # What a command needs besides its mistake, which is reported first.
 NEEDED = {"layout": ["--world=1"], "tokenize": ["out", "--tokenizer=t"], "export": ["a", "b"], "upcycle": ["a", "b"],
-          "science": ["out"], "inspect": ["a"], "completion": ["bash"]}  # fmt: skip
+          "science": ["out"], "inspect": ["a"], "completion": ["bash"], "generate": ["a", "b"]}  # fmt: skip
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -109,7 +109,7 @@ def test_starting_imports_no_torch():
 MISSING = [
     "inspect nowhere", "inspect .", "export nowhere out", "export . out", "upcycle nowhere out --factor 0",
     "upcycle nowhere --calibrate text --counts c", "upcycle nowhere out --dry-run --vocabulary none",
-    "layout recipe=toy --world 8 --config-dir nowhere",
+    "layout recipe=toy --world 8 --config-dir nowhere", "generate nowhere text", "generate . text",
 ]  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_a_missing_or_wrong_directory_is_reported_without_torch():
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == f"{[2] * len(MISSING)} False", done.stderr
-    assert done.stderr.count("nowhere: no ") == 6, done.stderr
+    assert done.stderr.count("nowhere: no ") == 7, done.stderr
 
 
 def test_config_prints_what_reads_back(capsys, tmp_path):
@@ -248,7 +248,9 @@ def test_every_command_reports_a_mistake_in_one_line(command, word, where, capsy
     error_line(shown.err, where)
 
 
-@pytest.mark.parametrize("command", ["tokenize", "layout", "data", "export", "upcycle", "science", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["tokenize", "layout", "data", "export", "upcycle", "science", "inspect", "generate"]
+)
 def test_a_missing_argument_is_one_line(command, capsys):
     assert main([command]) == 2
     shown = capsys.readouterr()

@@ -21,18 +21,23 @@ from trainer.model.decoder import Decoder
 def requests(cfg: ModelConfig, count: int, rng: random.Random, *, longest: int = 60) -> list[Request]:
     """Prompts that share starts of several lengths, with every kind of sampling."""
     common = [rng.randrange(cfg.vocab_size) for _ in range(200)]
+
+    def tokens(least: int, most: int) -> list[int]:
+        return [rng.randrange(cfg.vocab_size) for _ in range(rng.randint(least, most))]
+
+    def sampling(seed: int) -> Sampling:
+        temperature, top_k = rng.choice([0.0, 0.7, 1.0]), rng.choice([0, 5])
+        return Sampling(temperature, top_k, rng.choice([1.0, 0.8]), rng.choice([0.0, 0.05]), seed)
+
     return [
         Request(
-            common[: rng.choice([0, 64, 130, 200])] + [rng.randrange(cfg.vocab_size) for _ in range(rng.randint(1, 70))],
+            [*common[: rng.choice([0, 64, 130, 200])], *tokens(1, 70)],
             rng.randint(1, longest),
-            Sampling(
-                temperature=rng.choice([0.0, 0.7, 1.0]), top_k=rng.choice([0, 5]), top_p=rng.choice([1.0, 0.8]),
-                min_p=rng.choice([0.0, 0.05]), seed=number,
-            ),
+            sampling(number),
             frozenset({3}),
         )
         for number in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def serve(engine: Engine, asked: Sequence[Request], rng: random.Random) -> dict[int, Completion]:

@@ -1,0 +1,143 @@
+"""`octavo generate` on a run and on its export, and transformers on the same export."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.cli import main
+from parallel.errors import UserError
+from tests.launch.refused import every_fault, refused
+from tests.printed import error_line
+from tests.trainer.data.small_mixture import make_mixture
+from tests.trainer.tiny_run import tiny_config
+from trainer.engine.engine import Engine
+from trainer.engine.load import open_source
+from trainer.engine.request import Request, Sampling
+from trainer.run.process import train
+from trainer.weights.export import export
+
+PROMPT = "a text about"
+MODEL = {"vocab_size": 320, "router_groups": 1, "positions": "rope", "max_position": 200, "init_std": 0.3}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    cfg = tiny_config(directory, model=MODEL, steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        cfg.data = make_mixture(tmp_path_factory.mktemp("mixture"), patch)
+    assert train(cfg) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    export(run, run.parent / "exported", dtype="fp32")
+    return run.parent / "exported"
+
+
+def answer(capsys, *words: object) -> str:
+    assert main(["generate", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_run_its_step_and_its_export_continue_alike(run, exported, capsys):
+    shown = answer(capsys, run, PROMPT, "--max-tokens", 20, "--seed", 3)
+    assert len(shown) > 4
+    assert answer(capsys, run / "checkpoints/step-1", PROMPT, "--max-tokens", 20, "--seed", 3) == shown
+    assert answer(capsys, exported, PROMPT, "--max-tokens", 20, "--seed", 3) == shown
+    assert answer(capsys, exported, PROMPT, "--max-tokens", 20, "--seed", 4) != shown
+
+
+def test_several_answers_have_consecutive_seeds(run, capsys):
+    alone = [answer(capsys, run, PROMPT, "--max-tokens", 9, "--seed", seed)[:-1] for seed in (5, 6)]
+    together = answer(capsys, run, PROMPT, "--max-tokens", 9, "--seed", 5, "--n", 2)
+    assert together == f"--- 1 of 2, seed 5\n{alone[0]}\n--- 2 of 2, seed 6\n{alone[1]}\n"
+
+
+def test_options_reach_the_engine(run, capsys):
+    words = (run, PROMPT, "--max-tokens", 30)
+    greedy = answer(capsys, *words, "--temperature", 0)
+    assert answer(capsys, *words, "--top-k", 1) == answer(capsys, *words, "--top-p", 1e-9) == greedy
+    assert answer(capsys, *words, "--min-p", 1) == greedy
+    stop = greedy[2:4]
+    assert len(stop.strip()) == 2
+    assert answer(capsys, *words, "--temperature", 0, "--stop", "never", "--stop", stop) == (
+        greedy[: greedy.find(stop)] + "\n"
+    )
+
+
+def test_greedy_text_is_that_of_transformers(exported):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(exported).eval(), AutoTokenizer.from_pretrained(exported)
+    source = open_source(exported)
+    engine = Engine(source.load(torch.device("cpu")))
+    for text in (PROMPT, "b", "something longer than the others"):
+        prompt = tokenizer(text)["input_ids"]
+        assert source.prompt(text) == prompt
+        ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0, len(prompt) :].tolist()
+        (found,) = engine.generate([Request(prompt, 40, Sampling(temperature=0.0), source.stop_ids)])
+        assert list(found.ids) == ids
+
+
+def test_what_cannot_generate_is_refused_before_it_starts(run, exported, tmp_path):
+    assert refused("generate", "nowhere", "x").where == "nowhere"
+    fault = refused("generate", str(run), "x " * 300)
+    assert fault.where == "prompt"
+    assert "199" in fault.allowed
+    fault = refused("generate", str(run), PROMPT, "--max-tokens", "199")
+    assert (fault.where, fault.value) == ("max_tokens", 199)
+    assert refused("generate", str(run), PROMPT, "--top-p", "0").where == "--top-p"
+    assert [one.where for one in every_fault("generate", str(run), "", "--stop", "")] == ["stop"]
+    mute = tmp_path / "mute"
+    shutil.copytree(exported, mute)
+    (mute / "tokenizer.json").unlink()
+    assert refused("generate", str(mute), "x").where == "tokenizer"
+    synthetic = tmp_path / "synthetic"
+    assert train(tiny_config(synthetic, steps=1)) == 0
+    assert refused("generate", str(synthetic), "x").where == "tokenizer"
+    text = (synthetic / "config.yaml").read_text()
+    (synthetic / "config.yaml").write_text(text.replace("objective: next_token", "objective: contrastive"))
+    fault = refused("generate", str(synthetic), "x")
+    assert (fault.where, fault.value) == ("train.objective", "contrastive")
+
+
+def test_a_damaged_checkpoint_is_reported(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shard = next((copy / "checkpoints/step-1").glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert main(["generate", str(copy), PROMPT]) == 1
+    error_line(capsys.readouterr().err, shard.name)
+
+
+def test_the_kinds_of_experts_of_a_run(run, tmp_path, monkeypatch):
+    """fp8_reference keeps its rounding; what needs a GPU's FP8 computes in the dtype of the linears, and says so."""
+    found = {}
+    for experts in ("fp32", "fp8_reference", "fp8_block"):
+        copy = tmp_path / experts
+        shutil.copytree(run, copy)
+        text = (copy / "config.yaml").read_text()
+        assert "experts: fp32" in text
+        (copy / "config.yaml").write_text(text.replace("experts: fp32", f"experts: {experts}"))
+        source = open_source(copy)
+        assert len(source.warnings) == (experts == "fp8_block")
+        (done,) = Engine(source.load(torch.device("cpu"))).generate([Request(source.prompt(PROMPT), 1)])
+        found[experts] = done.log_probs.tolist()
+    assert found["fp8_block"] == found["fp32"] != found["fp8_reference"]
+
+
+def test_a_prompt_needs_a_tokenizer(tmp_path):
+    assert train(tiny_config(tmp_path / "run", steps=1)) == 0
+    source = open_source(tmp_path / "run")
+    with pytest.raises(UserError):
+        source.prompt("x")
+    (done,) = Engine(source.load(torch.device("cpu"))).generate([Request([1, 2], 5)])  # token ids will do
+    assert len(done.ids) == 5
