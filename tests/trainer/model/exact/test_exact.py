@@ -66,10 +66,17 @@ def test_documents_have_the_same_bits_alone_and_packed(dtype):
     assert torch.equal(logits(model, ids[:, :40])[0], together[:40])  # the start of a document
 
 
-def test_the_gate_has_the_same_bits_wherever_it_is():
-    hidden, weight = numbers(37, 2 * 21), numbers(37)
-    whole = EXACT.weighted_swiglu(hidden, weight)
-    for row in range(37):
+@pytest.mark.parametrize("width", [21, 64])
+def test_the_gate_has_the_same_bits_wherever_it_is(width):
+    """With several threads too: each gets a part of the numbers, whose last few are computed by themselves."""
+    hidden, weight = numbers(2000, 2 * width), numbers(2000)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        whole = EXACT.weighted_swiglu(hidden, weight)
+    finally:
+        torch.set_num_threads(threads)
+    for row in range(2000):
         assert torch.equal(EXACT.weighted_swiglu(hidden[row : row + 1], weight[row : row + 1])[0], whole[row])
 
 
