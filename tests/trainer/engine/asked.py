@@ -71,7 +71,7 @@ class Trained:
         self.routes: npt.NDArray[np.uint16] = torch.stack(routes, 1).numpy().astype(np.uint16)
 
     def of(self, number: int, prompt: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint16]]:
-        """What `Completion` has: log-probabilities of a sequence's tokens behind its prompt, and its routes."""
+        """The figures of a `Completion`: log-probabilities of a sequence's tokens behind its prompt, and its routes."""
         start, end = self.bounds[number : number + 2]
         return self.log_probs[start + prompt - 1 : end - 1], self.routes[start : end - 1]
 

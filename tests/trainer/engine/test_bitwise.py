@@ -20,7 +20,10 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS)
+SLOW = {"one group and RoPE"}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODELS])
 def model(request: pytest.FixtureRequest) -> Decoder:
     made = build(model_config(max_position=400, **MODELS[request.param])).requires_grad_(False)
     if request.param == "fp8_reference":
@@ -32,13 +35,13 @@ def model(request: pytest.FixtureRequest) -> Decoder:
 def test_answers_are_those_of_one_training_pass(model):
     rng = random.Random(1)
     fp8 = isinstance(model.blocks[0].moe.experts.backend, Fp8Reference)  # blocks of 128 rows: slow
-    asked = requests(model.cfg, 64, rng, longest=20 if fp8 else 60)
+    asked = requests(model.cfg, 64, rng, longest=10 if fp8 else 30)
     crowded = Engine(model, cache_tokens=1500, batch=9, chunk=40)  # requests wait, prompts come in pieces
     answers = serve(crowded, asked, rng)
     assert sum(answer.reused for answer in answers.values()) >= 1000
     assert crowded.pages.available == crowded.pages.count
     assert_as_trained(model, answers)
-    if fp8:
+    if fp8 or model.cfg.router_groups == 1:
         return
     roomy = serve(Engine(model, cache_tokens=30_000, batch=64, chunk=600), asked, rng)
     assert {one: answer.ids for one, answer in roomy.items()} == {one: answer.ids for one, answer in answers.items()}

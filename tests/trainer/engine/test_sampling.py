@@ -12,7 +12,7 @@ LOGITS = torch.randn(1, 40, generator=GENERATOR) * 2
 
 
 def drawn(times=4000, logits=LOGITS, **how):
-    """How often each token is drawn, over positions."""
+    """The number of draws of each token, over positions."""
     rows = logits.expand(times, -1)
     return Counter(draw(rows, [Sampling(**how)] * times, range(times)).tolist())
 
