@@ -1,9 +1,9 @@
 """Two layers of each tower with torch.compile, on images and signals of several sizes, beside the same layers without.
 
 A whole layer has the patches of each image in its graph, and is compiled again for other sizes. Its halves, before and
-after attention, take any number of patches.
+after attention, take any number of patches. Tiles of Intern-S1 have one size: a whole layer takes any number of them.
 
-    python -m tests.bench.compiled_towers [--rounds 5] [--quick]
+    python -m tests.bench.compiled_towers [--rounds 5] [--quick] [--layers vision,signals,tiles]
 
 Figures are CPU time; the first round's includes the compilers that it ran. Ratios are medians of the rounds' own.
 """
@@ -25,13 +25,15 @@ from torch._dynamo.utils import counters
 
 from tests.bench.step import cpu_name
 from tests.bench.towers import SIGNALS, VISION, ratio, timed
-from trainer.config.model import TimeSeriesConfig, VisionConfig
+from trainer.config.model import InternViTConfig, TimeSeriesConfig, VisionConfig
 from trainer.model.numerics import rotary
+from trainer.model.towers.intern_vit import InternViTLayer
 from trainer.model.towers.parts import full_attention
 from trainer.model.towers.time_series import TimeSeriesLayer, TimeSeriesTower
 from trainer.model.towers.vision import VisionBlock, VisionTower
 
 LENGTHS = [[256, 768], [280, 408, 256], [1200], [120, 324], [256, 256, 256], [64, 308]]  # of each of six batches
+TILES = [[257] * tiles for tiles in (1, 3, 2, 4)]
 Step = Callable[[Tensor, list[int]], Tensor]  # a batch and its lengths -> gradients of all weights, in one vector
 
 
@@ -114,6 +116,41 @@ def signal_layers(width: int, compiled: str) -> Step:
     return of_layers(TimeSeriesTower(cfg).layers, compiled, before, attend, after, lambda *_: ())
 
 
+def tile_layers(width: int, compiled: str) -> Step:
+    cfg = InternViTConfig(
+        width=width, num_layers=2, num_heads=width // 128, mlp_width=4 * width, channels=3, tile_size=224,
+        patch_size=14, merge=2, out_width=4096,
+    )  # fmt: skip
+    layers = nn.ModuleList(InternViTLayer(cfg) for _ in range(cfg.num_layers))
+
+    def any_number(layer: InternViTLayer, x: Tensor) -> Tensor:
+        torch._dynamo.mark_dynamic(x, 0)
+        return whole(layer, x)
+
+    whole = torch.compile(InternViTLayer.forward)
+    run = any_number if compiled else InternViTLayer.forward
+    draw(layers)
+
+    def step(x: Tensor, lengths: list[int]) -> Tensor:
+        layers.zero_grad()
+        y = x.view(len(lengths), lengths[0], width)
+        for layer in layers:
+            y = run(layer, y)
+        y.backward(torch.ones_like(y))
+        return gradients(layers)
+
+    return step
+
+
+def draw(layers: nn.ModuleList) -> None:
+    for number, weight in enumerate(layers.parameters()):
+        torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(number))
+
+
+def gradients(layers: nn.ModuleList) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in layers.parameters() if p.grad is not None])
+
+
 def of_layers(
     layers: nn.ModuleList,
     compiled: str,
@@ -124,9 +161,7 @@ def of_layers(
 ) -> Step:
     """Forward and backward of the layers. compiled: "whole", or "halves" (`before` and `after`, which with `attend` do
     what the layers do), or nothing."""
-    for number, weight in enumerate(layers.parameters()):
-        generator = torch.Generator().manual_seed(number)
-        torch.nn.init.normal_(weight, std=0.02, generator=generator)
+    draw(layers)
     if compiled == "whole":
         whole = [torch.compile(layer.forward, dynamic=False) for layer in layers]
     if compiled == "halves":
@@ -147,7 +182,7 @@ def of_layers(
             else:
                 x = (whole[number] if compiled else layer)(x, *of_all, lengths)
         x.backward(torch.ones_like(x))
-        return torch.cat([p.grad.flatten() for p in layers.parameters() if p.grad is not None])
+        return gradients(layers)
 
     return step
 
@@ -155,7 +190,8 @@ def of_layers(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="halves only, small sizes, 1 round")
+    parser.add_argument("--quick", action="store_true", help="halves only, 1 round")
+    parser.add_argument("--layers", default="vision,signals,tiles")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{cpu_name()}, {os.cpu_count()} cores, 1 thread", flush=True)
@@ -163,8 +199,14 @@ def main() -> None:
         "| layers | compiled | sizes | first steps, CPU s | graphs | graphs of later sizes | over eager | difference |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for name, make, width in (("vision", vision_layers, 256 if args.quick else 1024), ("signals", signal_layers, 768)):
-        for part, sizes in (("halves", LENGTHS), ("whole", LENGTHS[:3])):
+    for name, make, width, of_part in (
+        ("vision", vision_layers, 1024, {"halves": LENGTHS, "whole": LENGTHS[:2]}),
+        ("signals", signal_layers, 768, {"halves": LENGTHS, "whole": LENGTHS[:2]}),
+        ("tiles", tile_layers, 1280, {"whole": TILES}),
+    ):
+        if name not in args.layers.split(","):
+            continue
+        for part, sizes in of_part.items():
             if not (args.quick and part == "whole"):
                 found = compiled(make, width, part, sizes, 1 if args.quick else args.rounds)
                 print(

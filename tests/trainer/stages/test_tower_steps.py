@@ -23,10 +23,10 @@ TEXT = (("text", "freeze", True), ("router", "freeze", True), ("merger", "freeze
 FEW = Case(towers=True, layers=2, micro_batches=1, optim="adamw")
 CASES = {
     "quick": [
-        FEW._replace(layout=Layout(dp_shard=2, ep=2)),
         FEW._replace(layout=Layout(pp=2), micro_batches=2, parts=FROZEN, recompute="full"),
     ],
     "2 ranks": [
+        FEW._replace(layout=Layout(dp_shard=2, ep=2)),
         FEW._replace(layout=Layout(dp_shard=2), parts=FROZEN),
         FEW._replace(layout=Layout(cp=2, cp_kind="ring"), seq_len=12, parts=TEXT),
     ],
@@ -96,10 +96,10 @@ def evaluations(cases: Sequence[Case]) -> list[Any]:
 EVALUATED = {
     "quick": [
         Case(Layout(pp=2), towers=True, layers=2, micro_batches=2),
-        Case(Layout(dp_shard=2), towers=True, layers=2, micro_batches=1),
     ],
     "2 ranks": [
         Case(Layout(pp=2), ("zbv", 2), towers=True),
+        Case(Layout(dp_shard=2), towers=True),
         Case(Layout(cp=2), seq_len=12, towers=True),
         Case(Layout(dp_shard=2), towers=True, balance=True),
     ],
