@@ -60,7 +60,7 @@ class DataConfig:
     workers: int = free(0)  # processes of each rank that read ahead; 0: none, samples are read when needed
     verify: Literal["sampled", "full", "off"] = free("sampled")  # hashes of the shards that are checked at the start
     on_fault: Literal["fail", "skip"] = free("fail")  # what to do about tokens that cannot be read
-    max_skips: int = free(100)  # on_fault=skip: abort after this many skipped samples
+    max_skips: int = free(100)  # on_fault=skip: abort after this many skipped samples and documents
     allow_changed: bool = free(False)  # resume a run whose corpora have changed
 
 

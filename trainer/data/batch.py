@@ -83,7 +83,7 @@ class Batch:
     cu_seqlens: Tensor  # [D + 1] int32, always on the CPU: document boundaries in the flattened B * S positions
     num_tokens: int  # supervised positions, counted on the host; the loss of a step is normalised by their sum
     samples: Sequence[int]  # [B] sample numbers
-    faults: tuple[str, ...] = ()  # one line for each sample that was unreadable and replaced by another
+    faults: tuple[str, ...] = ()  # as of `Windows`: a line for each unreadable sample or document
     media: Media | None = None  # None for text alone
 
     def model_inputs(self) -> dict[str, Any]:

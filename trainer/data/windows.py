@@ -36,7 +36,8 @@ class Windows:
     # true on tokens that are read but not trained on: of a system prefix, of an image or signal with its markers, and
     # behind the last document of a window
     context_BL: npt.NDArray[np.bool_]
-    faults: tuple[str, ...] = ()  # one line for each window that was unreadable and replaced by another
+    # one line for each window that was unreadable and replaced by another, and for each document that was left out
+    faults: tuple[str, ...] = ()
     media: tuple[Prepared, ...] = ()  # in the order of their placeholders: by row, then by place
 
     @property

@@ -18,8 +18,9 @@ HIGHER_IS_BETTER = "accuracy"
 
 def closing_text(run_dir: Path, checkpoint: str) -> str:
     """Held-out results by source, the loss and the tokens of a run, and where it is."""
-    losses, tokens, evaluations = [], 0, []
+    losses, tokens, unreadable, evaluations = [], 0, 0, []
     for record in read_all(run_dir / RECORD) if (run_dir / RECORD).is_file() else ():
+        unreadable += int(number(record.get("unreadable")) or 0)
         if record.get("event") == "evaluation":
             evaluations.append(record)
         elif "event" not in record:
@@ -30,6 +31,8 @@ def closing_text(run_dir: Path, checkpoint: str) -> str:
     if known:
         over = f"the mean of the last {min(RECENT, len(losses))} steps" if len(losses) > 1 else "of the only step"
         lines.append(f"training loss {known[0]:.4f} -> {recent_loss(losses):.4f} ({over}) over {tokens:,} tokens")
+    if unreadable:
+        lines.append(f"unreadable  {unreadable:,} samples or documents, replaced or left out: warnings in {RECORD}")
     return "\n".join([*lines, f"run         {run_dir}", f"checkpoint  {checkpoint}"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,17 +30,21 @@ def evaluate(
     *,
     batches: int,
     micro_batch: int,
+    report: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """The objective's held-out scalars on fixed windows of each source: name -> source -> mean over all units, or None
     for a source that has none.
 
     batches: micro-batches of `micro_batch` windows for each rank that reads samples, whose `place` that is. Collective;
-    the result is the same on all ranks.
+    the result is the same on all ranks. report: receives, on all ranks alike, a line for each window or document that
+    could not be read.
     """
+    faults: list[str] = []
     sums: dict[tuple[str, str], _Sums] = {}  # by (name, source)
     for source in heldout.sources:
         for batch, counts in turns(heldout.batches(source, batches * place.readers, micro_batch), place):
             world.watch.tick()
+            faults += batch.faults if counts and place.counts else ()
             if not objective.embeds_pairs:
                 batch = together(batch, forward.cfg, world)
             (batch,), _ = own_parts(forward, [batch])
@@ -53,6 +57,9 @@ def evaluate(
                 if counts:
                     total.value.add_(scalar.value)
                     total.normaliser.add_(scalar.normaliser)
+    if report is not None:
+        for line in (line for of_rank in world.gather(faults) for line in of_rank):
+            report(line)
     names = next((keys for keys in world.gather(list(sums)) if keys), [])  # a stage without the head has none
     found: dict[str, dict[str, float | None]] = {name: dict.fromkeys(heldout.sources) for name, _ in names}
     if not names:

@@ -54,7 +54,7 @@ class Trainer:
         self.warnings += [*(f"continuing with {change}" for change in run.changes), *run.warnings, *parts.warnings]
         self.warnings += self.checkpoints.warnings
         self.first_step = self.position.step  # after which this start continues
-        self.replaced = 0  # samples since this start that could not be read
+        self.replaced = 0  # samples and documents since this start that could not be read
         self.skipped_in_a_row = 0  # up to the last step whose scalars were read
         self.reported: set[str] = set()  # kinds of warnings that are logged once
         self.unread: list[tuple[dict[str, Any], Totals]] = []  # steps whose scalars are still on the device
@@ -107,11 +107,11 @@ class Trainer:
         ]
 
     def _log_faults(self, batches: list[Batch]) -> None:
-        """Log the samples of all ranks that were replaced. Raises `RunError` where they are too many."""
+        """Log the samples of all ranks that were replaced or left out. Raises `RunError` where they are too many."""
         mine = [line for batch in batches for line in batch.faults] if self.parts.place.counts else []
         lines = [line for of_rank in self.world.gather(mine) for line in of_rank]
         for line in lines:
-            self._event("warning", step=self.position.step + 1, message=line)
+            self._event("warning", step=self.position.step + 1, message=line, unreadable=1)
         self.replaced += len(lines)
         limit = self.cfg.data.max_skips
         if self.replaced > limit:
@@ -231,6 +231,7 @@ class Trainer:
             parts.place,
             batches=cfg.eval_batches,
             micro_batch=cfg.micro_batch,
+            report=lambda line: self._warn_once(line, line),
         )
         if parts.objective.embeds_pairs:
             found |= measure_pairs(

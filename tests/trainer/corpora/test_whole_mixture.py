@@ -17,10 +17,12 @@ from trainer.config.compose import compose
 from trainer.config.keys import Config
 from trainer.corpora.media.builtin import picture_files
 from trainer.corpora.media.shapes import read_shapes, read_texts
+from trainer.corpora.toy import open_toy_mixture
 from trainer.data.errors import DataError
 from trainer.data.media.images import decode
 from trainer.run.loop import Trainer
 from trainer.run.process import train
+from trainer.storage.progress import ignore
 
 RECIPE, RANKS, STOP = "cpt_6t_media_rehearsal", 8, 4
 
@@ -61,6 +63,7 @@ def rehearse(cfg: Config, stop_at: int | None, log: str) -> int:
         forget_groups()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.slow  # eight processes on two cores; quick: CI runs the command, and resuming at other layouts is tested
 def test_the_whole_mixture_rehearses_on_eight_ranks_and_resumes_at_its_place(cache_dir: Path, tmp_path: Path) -> None:
     try:
@@ -70,6 +73,7 @@ def test_the_whole_mixture_rehearses_on_eight_ranks_and_resumes_at_its_place(cac
     run, log = tmp_path / "run", tmp_path / "log"
     log.mkdir()
     cfg = rehearsal(f"data.cache_dir={cache_dir}", f"run.dir={run}")
+    open_toy_mixture(cfg.data, progress=ignore)  # before eight processes wait for it
     assert on_ranks(RANKS, rehearse, cfg, STOP, str(log), timeout_s=240) == [128 + signal.SIGTERM] * RANKS
     assert on_ranks(RANKS, rehearse, cfg, None, str(log), timeout_s=240) == [0] * RANKS
 

@@ -111,3 +111,23 @@ def test_a_rank_decodes_the_held_out_images_of_its_own_batches(tmp_path, data):
     assert 0 < min(decoded) < max(decoded) < of_one  # so one rank may have a turn of text while the other has images
     first, second = (events(directory, "evaluation")[-1]["heldout"] for directory in (whole, run))
     assert second == pytest.approx(first, rel=1e-3)
+
+
+def test_what_could_not_be_read_is_logged_and_counted_at_the_end(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        data = illustrated.make_mixture(tmp_path, patch)
+    for split in ("train", "heldout"):
+        path = tmp_path / "figures" / f"{split}-00000.media"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    run = tmp_path / "run"
+    assert train(config(run, replace(data, on_fault="skip", verify="off"), steps=2)) == 0
+    logged = [record for record in events(run, "warning") if "document" in record["message"]]
+    counted = [record for record in logged if record.get("unreadable")]
+    assert counted
+    assert all("train split" in record["message"] for record in counted)
+    held_out = [record["message"] for record in logged if not record.get("unreadable")]
+    assert held_out
+    assert all("heldout split" in message for message in held_out)
+    assert len({*held_out}) == len(held_out)
+    assert f"unreadable  {len(counted)} " in events(run, "done")[-1]["text"]

@@ -3,6 +3,9 @@
 Window w of the source is a pack: whole documents (or pieces of long ones, see `packs`) one after the other, and the end
 token behind them. The media of a window are read and prepared here, in the process that reads ahead.
 
+A piece with an image or signal that cannot be read is left out: it stays in its place, end tokens in the places of its
+media, and is not trained on. The other documents of its pack are as they would be, since none sees another.
+
 Shape legend: N windows · L = S + 1 tokens of each · P pieces
 """
 
@@ -34,12 +37,13 @@ class MediaShards(Shards):
         *,
         reader: Literal["octavo", "megatron"] = "octavo",
         cut_short: bool = False,
+        leave_out: bool = False,
         cache: Path,
     ) -> None:
-        """cache: where the packs are made."""
+        """leave_out: pieces with media that cannot be read. cache: where the packs are made."""
         super().__init__(directory, split, reader=reader, cut_short=cut_short)
         self.rules = MediaRules.from_json(self.manifest["media"])
-        self._cache = cache
+        self._cache, self._leave_out = cache, leave_out
         self._packs: dict[int, Packs] = {}  # by seq_len
         self._media, self._places = MediaFiles(), dict[int, PlaceTable]()
         self._eos: int = self.manifest["tokenizer"]["eos_id"]
@@ -110,6 +114,8 @@ class MediaShards(Shards):
         """Return the packs at `positions` [N]. media: False leaves the images and signals unread.
 
         Raises also DataError for media that are missing or corrupt or have other placeholders than their rule gives.
+        With `leave_out` their pieces are left out, with a line each in `faults`, and only a pack of which nothing
+        remains raises.
         """
         bounds = self._bounds(seq_len)
         if len(positions) and not 0 <= positions.min() <= positions.max() < bounds[-1]:
@@ -120,20 +126,34 @@ class MediaShards(Shards):
         context, prefix = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
         opens: list[tuple[int, int]] = []  # row and place of the documents that start
         prepared: list[Prepared] = []
+        bad: dict[int, list[DataError]] = {}  # by row
         for row, shard in enumerate(shards.tolist()):
             pieces, places = self.packs(seq_len).pieces(shard, int(positions[row] - bounds[shard]))
             for (first, length), place in zip(pieces.tolist(), places.tolist(), strict=True):
                 if self._piece(shard, first, tokens[row : row + 1, place : place + length]):
                     opens.append((row, place))
                 starts[row, place] = True
-                prepared += self._read_media(shard, first, length, row, place, context, read=media)
+                try:
+                    prepared += [*self._read_media(shard, first, length, row, place, context, read=media)]
+                except DataError as error:
+                    if not self._leave_out:
+                        raise
+                    bad.setdefault(row, []).append(error)
+                    piece = tokens[row, place : place + length]
+                    piece[np.isin(piece, [*self.rules.placeholders])] = self._eos
+                    context[row, place : place + length] = True
             end = int(places[-1] + pieces[-1, 1])
             starts[row, end], context[row, end:] = True, True
         self._check_ids(tokens, shards, np.zeros_like(shards))
         if self.prefix_ids:
             row_D, place_D = np.array(opens, np.int64).reshape(-1, 2).T
             self._mark_prefixes(prefix, tokens, row_D, place_D, shards, np.full(len(shards), self._longest))
-        return Windows(tokens, starts, context | prefix, media=tuple(prepared))
+        found = Windows(tokens, starts, context | prefix, media=tuple(prepared))
+        for row, errors in bad.items():
+            if not found.supervised_BS[row].any():
+                raise errors[0]
+        lines = [f"{error.faults[0].text}; not trained on" for errors in bad.values() for error in errors]
+        return replace(found, faults=tuple(lines))
 
     def _piece(self, shard: int, first: int, tokens: Ints) -> bool:
         """Read a piece into `tokens` [1, its length]; True if a document starts with it."""

@@ -106,7 +106,8 @@ class MixtureReader:
 
         A window that cannot be read raises DataError; under `data.on_fault=skip` it is replaced by the next readable
         one of its source, in its shard or at the start of another: a function of the sample and the files alone, so
-        that every layout and every start reads the same.
+        that every layout and every start reads the same. A document with an image or signal that cannot be read is
+        left out of its pack alone.
         """
         samples = np.arange(first_sample, first_sample + count)
         sources, _, positions = self.index.lookup(samples)
@@ -133,8 +134,10 @@ class MixtureReader:
     def _read(self, split: Split, name: str, positions: Ints, samples: Sequence[int] | None, media: bool) -> Windows:
         shards = self._shards(split, name)
         try:
-            return self._windows(shards, positions, media)
-        except DataError:  # of one or more of them: read each on its own
+            found = self._windows(shards, positions, media)
+        except DataError:
+            found = None
+        if found is None or found.faults:  # of one or more of them: read each on its own, so that its line names it
             names = [f"window {position} of the {split} split of source '{name}'" for position in positions.tolist()]
             if samples is not None:
                 names = [f"sample {sample}, {window}" for sample, window in zip(samples, names, strict=True)]
@@ -142,7 +145,8 @@ class MixtureReader:
                 self._read_one(shards, position, window, media)
                 for position, window in zip(positions.tolist(), names, strict=True)
             ]
-        return joined([([row], part) for row, part in enumerate(parts)], len(parts))
+            return joined([([row], part) for row, part in enumerate(parts)], len(parts))
+        return found
 
     def _windows(self, shards: Shards, positions: Ints, media: bool) -> Windows:
         """Windows whose placeholders are those of their images and signals. Raises DataError."""
@@ -172,9 +176,10 @@ class MixtureReader:
                     text = f"{window}: {fault.text}; data.on_fault=skip reads another window instead"
                     raise DataError([dataclasses.replace(fault, text=text)]) from error
                 continue
-            if fault is None:
-                return found
-            return dataclasses.replace(found, faults=(f"{window} is replaced by window {place}: {fault.text}",))
+            lines = [f"{window}, {line}" for line in found.faults]
+            if fault is not None:
+                lines.insert(0, f"{window} is replaced by window {place}: {fault.text}")
+            return dataclasses.replace(found, faults=tuple(lines))
         assert fault is not None
         text = f"{window} cannot be read, nor can {MAX_NEIGHBOURS} windows of any of its shards: {fault.text}"
         raise DataError([dataclasses.replace(fault, text=text)])
@@ -268,7 +273,9 @@ def open_shards(directory: Path, split: Split, data: DataConfig) -> Shards:
     cut_short = data.on_fault == "skip"
     if "media" not in shard_files.read_manifest(directory):
         return Shards(directory, split, reader=data.reader, cut_short=cut_short)
-    return MediaShards(directory, split, reader=data.reader, cut_short=cut_short, cache=Path(data.cache_dir))
+    return MediaShards(
+        directory, split, reader=data.reader, cut_short=cut_short, leave_out=cut_short, cache=Path(data.cache_dir)
+    )
 
 
 def _raise_all(faults: Sequence[Fault]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,13 @@ from trainer.data.media.readers.recording import Recording
 from trainer.data.media.rules import ImageKind, MediaRules
 from trainer.data.media.shards import MediaShards
 from trainer.data.media.signals import SignalRule
+from trainer.data.media.store import PlaceTable
 from trainer.data.mixture.checks import other_towers, without_position
 from trainer.data.mixture.reader import MixtureReader
 from trainer.data.protocols import Data
 from trainer.data.shards.files import write_manifest
 from trainer.data.text import unigram_nats
+from trainer.data.windows import Windows
 from trainer.model.towers.signal_patches import token_count
 from trainer.model.towers.vision import Images
 
@@ -351,6 +354,70 @@ def test_damaged_images_are_reported_with_their_document_or_another_pack_is_read
         assert lines
         assert all("source 'figures'" in line for line in lines)
         assert all(re.search(r"document \d+ of ", line) for line in lines)
+
+
+def epoch(data: DataConfig) -> list[Windows]:
+    reader = MixtureReader(data, source_directories(data), seed=5)
+    return [reader.read(sample, 1) for sample in range(SAMPLES)]
+
+
+def spoil(directory: Path, number: int) -> None:
+    """Change a byte of the image with this number in the order of the shard's tokens."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    table = PlaceTable(directory / "train-00000.places", manifest["shards"][0]["records"])
+    offset = int(table.between(0, 1 << 30)[number]["offset"])
+    path = directory / "train-00000.media"
+    whole = bytearray(path.read_bytes())
+    whole[offset + 40] ^= 1
+    path.write_bytes(whole)
+
+
+def test_a_document_with_a_bad_image_is_left_out_and_nothing_else_of_its_pack(copy):
+    data, directory = copy
+    sound = epoch(data)
+    spoil(directory, 7)
+    found = epoch(replace(data, on_fault="skip"))
+    changed = [place for place, (a, b) in enumerate(zip(sound, found, strict=True)) if b.faults]
+    assert changed
+    shorter = 0
+    for place, (before, after) in enumerate(zip(sound, found, strict=True)):
+        if place not in changed:
+            np.testing.assert_array_equal(after.tokens_BL, before.tokens_BL)
+            np.testing.assert_array_equal(after.supervised_BS, before.supervised_BS)
+            continue
+        (line,) = after.faults
+        assert line.startswith(f"sample {place}, window ")
+        assert re.search(r"document \d+ of .*train-00000", line)
+        starts = [*np.flatnonzero(before.starts_BL[0]), before.starts_BL.shape[1]]
+        differing = np.flatnonzero(before.tokens_BL[0] != after.tokens_BL[0])
+        first, end = next((a, b) for a, b in pairwise(starts) if a <= differing[0] < b)  # the document
+        assert differing[-1] < end
+        assert not after.supervised_BS[0, max(first - 1, 0) : end - 1].any()
+        elsewhere = np.ones(len(after.supervised_BS[0]), bool)
+        elsewhere[max(first - 1, 0) : end - 1] = False
+        np.testing.assert_array_equal(after.supervised_BS[0, elsewhere], before.supervised_BS[0, elsewhere])
+        assert after.supervised_BS.any()
+        np.testing.assert_array_equal(after.starts_BL, before.starts_BL)
+        kept = [one for one in before.media if not first <= one.first < end]
+        assert [(one.first, one.tokens) for one in after.media] == [(one.first, one.tokens) for one in kept]
+        for one, other in zip(after.media, kept, strict=True):
+            np.testing.assert_array_equal(one.value[0], other.value[0])
+        batch = make_batch(after, [place])
+        assert int(np.isin(after.tokens_BL, PAD).sum()) == sum(one.tokens for one in after.media)
+        shorter += make_batch(before, [place]).num_tokens - batch.num_tokens
+    assert shorter > 0
+
+
+def test_where_nothing_of_a_pack_remains_another_is_read(copy):
+    data, directory = copy
+    for path in directory.glob("train-*.media"):
+        path.unlink()
+    found = epoch(replace(data, on_fault="skip"))
+    for one in found:
+        assert one.supervised_BS.any()
+        assert not one.media
+        assert not np.isin(one.tokens_BL, PAD).any()
+    assert any("is replaced by window" in line for one in found for line in one.faults)
 
 
 def shards_of_directory(directory: Path, data: DataConfig) -> MediaShards:
