@@ -114,8 +114,8 @@ class MediaShards(Shards):
         """Return the packs at `positions` [N]. media: False leaves the images and signals unread.
 
         Raises also DataError for media that are missing or corrupt or have other placeholders than their rule gives.
-        With `leave_out` their pieces are left out, with a line each in `faults`, and only a pack of which nothing
-        remains raises.
+        With `leave_out` their pieces are left out, with a line each in `faults`, and only a pack that has nothing
+        left raises.
         """
         bounds = self._bounds(seq_len)
         if len(positions) and not 0 <= positions.min() <= positions.max() < bounds[-1]:
