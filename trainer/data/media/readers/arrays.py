@@ -14,7 +14,7 @@ import numpy.typing as npt
 from trainer.data.errors import DataError
 from trainer.data.media.readers.facts import is_known, is_signal, of_array, only, text_of
 from trainer.data.media.readers.netcdf import read_netcdf
-from trainer.data.media.readers.recording import Options, Recording, Source, library, opened
+from trainer.data.media.readers.recording import MOST_CHANNELS, Options, Recording, Source, library, opened
 from trainer.data.media.readers.times import UNITS, Seconds, is_time_name, seconds_of_array
 
 SCALE = b"DIMENSION_SCALE"  # the class of a dataset with the coordinates of others
@@ -82,9 +82,15 @@ def _beside(h5py: Any, data: Any) -> list[dict[str, Any]]:
     while group.name != "/":
         group = group.parent
         items = {key: group.get(key) for key in group if is_known(key)}
-        datasets = {key: item[()] for key, item in items.items() if isinstance(item, h5py.Dataset) and item != data}
+        small = {key: item for key, item in items.items() if isinstance(item, h5py.Dataset) and _is_small(item)}
+        datasets = {key: item[()] for key, item in small.items() if item != data}
         found.append({**datasets, **group.attrs})
     return found
+
+
+def _is_small(data: Any) -> bool:
+    """Return True for a dataset that may have one value for each channel at most."""
+    return data.size is not None and data.size <= MOST_CHANNELS
 
 
 def _hdf5_times(file: Any, names: list[str], data: Any, options: Options, where: str) -> Seconds | None:
