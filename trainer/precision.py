@@ -52,10 +52,12 @@ def table(cfg: PrecisionConfig, experts: str, towers: Sequence[str] = ()) -> str
     for part, value in vars(cfg).items():
         dtype = cfg.linears if value == "exact" else value  # kept=exact keeps the activations themselves
         parts.setdefault(dtype, []).append(labels.get(part, part.replace("_", " ")))
-    for tower in towers if cfg.linears != "fp32" else ():
-        parts.setdefault(cfg.linears, []).append(f"{tower} (matrices)")
-        parts.setdefault("fp32", []).append(f"{tower} ({', '.join(IN_FP32[tower])})")
-    if cfg.linears == "fp32":
-        parts.setdefault("fp32", []).extend(f"{tower.removesuffix('s')} tower" for tower in towers)
+    for tower in towers:
+        name = f"{tower.removesuffix('s')} tower"
+        if cfg.linears == "fp32":
+            parts["fp32"].append(name)
+        else:
+            parts[cfg.linears].append(f"{name} (matrices)")
+            parts.setdefault("fp32", []).append(f"{name} ({', '.join(IN_FP32[tower])})")
     rows = (f"{dtype:<15}{', '.join(names)}" for dtype, names in parts.items())
     return "\n".join(textwrap.fill(row, WIDTH, subsequent_indent=" " * 15, break_long_words=False) for row in rows)

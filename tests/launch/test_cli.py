@@ -12,6 +12,7 @@ import pytest
 
 from launch.cli import COMMANDS, main
 from parallel.errors import Fault, UserError
+from parallel.interrupts import INTERRUPTED
 from tests.launch.refused import every_fault, refused
 from tests.printed import error_line
 from trainer.config.compose import compose, load, to_yaml
@@ -264,7 +265,7 @@ def test_errors_on_the_way_are_printed_alike_and_return_1(monkeypatch, capsys):
         (UserError(faults), 1, "error: a: wrong\nerror: b: wrong\n"),
         (ConfigError("c: wrong", where="c"), 2, "error: c: wrong\n"),
         (FileNotFoundError(2, "No such file or directory", "d"), 1, "error: d: No such file or directory\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
     ):
         for early in (False, True):
 
@@ -273,7 +274,7 @@ def test_errors_on_the_way_are_printed_alike_and_return_1(monkeypatch, capsys):
 
             monkeypatch.setattr("launch.commands.config.prepare", fail if early else lambda *arguments: fail)
             assert main(["config"]) == (2 if early and code == 1 else code)
-            assert capsys.readouterr().err == lines
+            assert capsys.readouterr().err == (f"{INTERRUPTED}\n" if early and code == 130 else lines)
 
 
 def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
