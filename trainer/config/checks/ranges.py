@@ -69,7 +69,7 @@ NOT_NEGATIVE = {
 }
 
 TOWERS = ("model.vision.", "model.signals.")  # sections whose numbers are all above zero
-LEAST = {"model.head_dim": 2, "model.max_position": 7}  # of those above, what other checks take; all else is 1
+LEAST = {"model.head_dim": 2, "model.max_position": 7, "model.rope_theta": 2}  # what other checks take
 # The most that code and files hold: int64 for numbers, uint64 for the seed of a generator, fp32 for factors on tensors.
 MOST, MOST_SEED = 2**63 - 1, 2**64 - 1
 LEAST_FLOAT, MOST_FLOAT = 1.2e-38, 3.4e38
@@ -118,7 +118,7 @@ def _fault(key: str, value: float) -> Fault | None:
         allowed = f"{MOST_SECONDS:g} or less"
         return Fault(f"{key}={value:g} is too long; use {allowed}", key, value, allowed)
     elif abs(value) > MOST_FLOAT or (positive and value < LEAST_FLOAT):
-        allowed = f"{LEAST_FLOAT if positive else 0:g} to {MOST_FLOAT:g}"
+        allowed = f"{LEAST.get(key, LEAST_FLOAT if positive else 0):g} to {MOST_FLOAT:g}"
         return Fault(f"{key}={value:g} does not fit in fp32; use {allowed}", key, value, allowed)
     return None
 
