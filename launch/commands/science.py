@@ -12,13 +12,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from launch.paths import check_all, must_exist, must_not_exist
+from launch.paths import check_all, must_exist, must_not_exist, only_with
 from launch.progress import ProgressDisplay
-from parallel.errors import one_of
+from launch.recordings import CARD, HELD_OUT, LEFT_OUT, beside, lines_of, report
+from parallel.errors import Fault, one_of
 from trainer.config.command_line import Parser, above_zero, choice, whole_number
 from trainer.config.errors import CommandError, print_warning
+from trainer.corpora.science.recordings.sources import RECORDED
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables.builtin import SEED, TABLES, TASKS_PER_RECORD
 from trainer.corpora.science.tables.user_files import read_table
@@ -31,13 +33,17 @@ from trainer.storage.progress import OnProgress, Progress
 if TYPE_CHECKING:
     from trainer.corpora.science.rollouts.rollouts import Rollouts
 
-MAX_TASKS = 4  # the forms of task that a record can take
+MAX_TASKS = 4  # the forms of task that a record can take, and those that an excerpt of a recording has
+FORMS_PER_EXCERPT = 1
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """Raises `CommandError`, also for a file that exists."""
     _options(parser)
-    parser.usage = "octavo science OUT.jsonl (--source NAME ... | --records FILE --columns YAML) [option ...]"
+    parser.usage = (
+        "octavo science OUT.jsonl (--source NAME ... | --source NAME --recordings DIR | --records FILE --columns YAML) "
+        "[option ...]"
+    )
     options = parser.read(words)
     if bool(options.records) == bool(options.source):
         remedy = "give either --source NAME ... or --records FILE with --columns YAML"
@@ -47,26 +53,46 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
             missing, given = (other, one) if getattr(options, one) else (one, other)
             text = f"--{given} needs --{missing}; give both, or neither"
             raise CommandError(text, where=f"--{missing}", allowed="both, or neither")
+    _check_recordings(options)
     files = [path for path in (options.records, options.columns) if path]
+    others = (CARD, HELD_OUT, LEFT_OUT) if options.recordings else ()
     check_all(
         partial(must_not_exist, options.out),
         *(partial(must_exist, path, "give an existing file") for path in files),
+        *(partial(must_not_exist, str(beside(Path(options.out), what))) for what in others),
+        *([partial(must_exist, options.recordings, "give an existing directory")] if options.recordings else []),
     )
-    return partial(_work, options)
+    return partial(_work_of_recordings if options.recordings else _work, options)
+
+
+def _check_recordings(options: argparse.Namespace) -> None:
+    """Raises `CommandError` for options of recordings without them, and for others beside them."""
+    recorded = [name for name in options.source or () if name in RECORDED]
+    faults = []
+    if options.recordings is None:
+        of_recordings = {"--seconds": options.seconds, "--bad-media": options.bad_media}
+        faults += [only_with(key, value, "--recordings") for key, value in of_recordings.items() if value is not None]
+        if recorded:
+            remedy = "give the directory of the data set with --recordings DIR"
+            text = f"--source {recorded[0]} is made from recordings; {remedy}"
+            faults.append(Fault(text, "--recordings", None, remedy))
+    elif len(recorded) != 1 or len(options.source) != 1:
+        text = f"--recordings is used with one --source of {one_of(RECORDED)}; OUT.jsonl has the documents of one"
+        faults.append(Fault(text, "--source", options.source, tuple(RECORDED)))
+    else:
+        if options.rollouts is not None:
+            text = "--rollouts explains answers from tables, and not from recordings; drop it"
+            faults.append(Fault(text, "--rollouts", options.rollouts, "without it"))
+        if options.tasks == 0:
+            text = "--tasks=0 leaves no document of an excerpt; use 1 to 4"
+            faults.append(Fault(text, "--tasks", 0, (1, 2, 3, 4)))
+    if faults:
+        raise CommandError(faults)
 
 
 def _work(options: argparse.Namespace) -> int:
     started = time.perf_counter()
-    out = Path(options.out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or out.parent}: {error.strerror or error}",
-            where=str(out.parent),
-            value=error.strerror,
-            allowed="a directory that can be made",
-        ) from error
+    out = _made_parent(options.out)
     with (
         _rollouts(options, out) as rollouts,
         ProgressDisplay() as progress,
@@ -74,7 +100,7 @@ def _work(options: argparse.Namespace) -> int:
         closing(_texts(options, progress)) as short,
         closing(rollouts.expand(short) if rollouts else short) as made,
     ):
-        counts = write(out, made)
+        counts = write(out, map(_line, made))
     if rollouts:
         what = ", ".join(f"{count:,} {what}" for what, count in sorted(rollouts.counts.items()))
         print(f"rollouts: {what or 'none'}; all others keep their short answer")
@@ -85,14 +111,39 @@ def _work(options: argparse.Namespace) -> int:
     return 0
 
 
+def _made_parent(name: str) -> Path:
+    """The path of the output, in a directory that exists. Raises DataError."""
+    out = Path(name)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or out.parent}: {error.strerror or error}",
+            where=str(out.parent),
+            value=error.strerror,
+            allowed="a directory that can be made",
+        ) from error
+    return out
+
+
+def _work_of_recordings(options: argparse.Namespace) -> int:
+    out = _made_parent(options.out)
+    forms = FORMS_PER_EXCERPT if options.tasks is None else options.tasks
+    with ProgressDisplay() as progress:
+        made, lines = lines_of(options, out, forms, options.seed, progress)
+        write(out, lines)
+    report(made, out)
+    return 0
+
+
 def _options(parser: Parser) -> None:
     add = parser.add_argument
     add("out", metavar="OUT.jsonl", help="output file; must not exist")
     add(
         "--source",
         action="append",
-        **choice(*TABLES, metavar="NAME"),
-        help=f"a built-in source: {one_of(TABLES)}; may be repeated",
+        **choice(*TABLES, *RECORDED, metavar="NAME"),
+        help=f"a built-in source: {one_of(TABLES)}; may be repeated; or, with --recordings, {one_of(RECORDED)}",
     )
     add("--records", metavar="FILE", help="a file with your own records: .csv, .tsv or .jsonl")
     add("--columns", metavar="YAML", help="YAML file describing the columns (see docs/science.md)")
@@ -106,9 +157,26 @@ def _options(parser: Parser) -> None:
     add(
         "--tasks",
         type=whole_number(0, MAX_TASKS),
-        default=TASKS_PER_RECORD,
         metavar="N",
-        help=f"tasks for each record in addition to its narration, 0 to {MAX_TASKS} (default: {TASKS_PER_RECORD})",
+        help=f"tasks for each record in addition to its narration, 0 to {MAX_TASKS} (default: {TASKS_PER_RECORD}); of "
+        f"recordings, documents for each excerpt, 1 to {MAX_TASKS} (default: {FORMS_PER_EXCERPT})",
+    )
+
+    add = parser.add_argument_group(
+        "recordings", "documents with signals from a published data set (see docs/science.md)"
+    ).add_argument
+    add("--recordings", metavar="DIR", help="directory of the data set of --source, as it was published")
+    add(
+        "--seconds",
+        type=above_zero("30"),
+        metavar="S",
+        help="cut longer recordings into excerpts of this length at most (default: the source's)",
+    )
+    add(
+        "--bad-media",
+        **choice("fail", "skip"),
+        help="fail at the first recording that is missing or cannot be read, or leave such recordings out and list "
+        "them in OUT.left_out.jsonl (default: fail)",
     )
 
     add = parser.add_argument_group(
@@ -193,7 +261,8 @@ def _texts(options: argparse.Namespace, progress: OnProgress) -> Generator[Text,
                 print_warning(f"{name}: {table.name}: {count:,} left out: {reason}")
         print(f"{name}: {records:,} records", file=sys.stderr, flush=True)
         done, last = 0, None
-        for text in texts(name, tables, seed=options.seed, tasks_per_record=options.tasks):
+        tasks = TASKS_PER_RECORD if options.tasks is None else options.tasks
+        for text in texts(name, tables, seed=options.seed, tasks_per_record=tasks):
             if (text.table, text.name) != last:
                 last = (text.table, text.name)
                 done += 1
@@ -203,8 +272,8 @@ def _texts(options: argparse.Namespace, progress: OnProgress) -> Generator[Text,
             print_warning(f"{name}: {records - done:,} records left out: their names are ambiguous or damaged")
 
 
-def write(out: Path, made: Iterable[Text]) -> Counter[str]:
-    """Write texts as lines of JSON, and count them by form.
+def write(out: Path, lines: Iterable[dict[str, Any]]) -> Counter[str]:
+    """Write lines of JSON, and count them by form.
 
     The file has another name until it is complete, and an error removes it; a file that exists is not overwritten.
     Raises DataError.
@@ -212,9 +281,9 @@ def write(out: Path, made: Iterable[Text]) -> Counter[str]:
     unfinished, counts = out.with_name(out.name + FILE_SUFFIX), Counter[str]()
     try:
         with atomic_file(out, overwrite=False) as path, path.open("w", encoding="utf-8") as file:
-            for text in made:
-                counts[text.form] += 1
-                file.write(json.dumps(_line(text), ensure_ascii=False) + "\n")
+            for line in lines:
+                counts[line["form"]] += 1
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
     except LockedError:
         raise DataError(
             f"{unfinished} is being written by another process", where=str(unfinished), allowed="another OUT.jsonl"

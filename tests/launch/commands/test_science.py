@@ -10,6 +10,7 @@ import pytest
 from launch.cli import main
 from tests.launch.refused import refused
 from tests.printed import error_line
+from trainer.corpora.science.recordings.sources import RECORDED
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables.builtin import TABLES
 
@@ -74,7 +75,7 @@ def test_wrong_words_and_wrong_records_are_one_line(
         ([*words, out, "--seed", "-1"], "--seed", "-1", "a whole number, 0 or more"),
         ([*words, out, "--retries", "-1"], "--retries", "-1", "a whole number, 0 or more"),
         ([*words, out, "--timeout", "nan"], "--timeout", "nan", "a number above 0, such as 120"),
-        (["science", out, "--source", "alchemy"], "--source", "alchemy", tuple(TABLES)),
+        (["science", out, "--source", "alchemy"], "--source", "alchemy", (*TABLES, *RECORDED)),
     ):
         fault = refused(*more)
         assert (fault.where, fault.value, fault.allowed) == (where, value, allowed)
