@@ -13,7 +13,9 @@ from tests.trainer.tiny_run import events, steps
 from trainer.config.compose import compose
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
+from trainer.data.media.images import PatchRule
 from trainer.run.process import train
+from trainer.weights.beside.media import kept_media
 
 pytest.importorskip("PIL", reason="needs Pillow: pip install -e '.[media]'")
 
@@ -71,6 +73,11 @@ def test_two_ranks_log_what_one_does(cache, tmp_path):
     (mine,), (theirs,) = events(tmp_path / "one", "evaluation"), events(tmp_path / "two", "evaluation")
     for name in RECALLS | {"zero_shot"}:
         assert theirs[name] == pytest.approx(mine[name], abs=0.04), name  # one of 32 pairs, where two are as near
+    cfg = config(cache, tmp_path / "one")
+    (kept,) = kept_media(tmp_path / "two")  # an export states it
+    assert isinstance(kept.rule, PatchRule)
+    assert (kept.rule.min_pixels, kept.rule.max_pixels) == (cfg.data.min_pixels, cfg.data.max_pixels)
+    assert {*kept.sources} == {*cfg.data.pairs}
 
 
 def test_a_resumed_run_is_bitwise_an_uninterrupted_one(cache, tmp_path):
