@@ -20,14 +20,18 @@ Grid = tuple[int, int]
 class Moves(NamedTuple):
     """The items that one rank sends to each of R ranks and gets from them, itself included.
 
-    sent: numbers of its own items. received: grids of the items that it computes; a rank may get none.
+    sent: numbers of its own items. received: grids of the items that it computes; a rank may get none. as_bytes: all
+    ranks' items are bytes, and travel so; otherwise they travel as floats.
     """
 
     sent: tuple[tuple[int, ...], ...]
     received: tuple[tuple[Grid, ...], ...]
+    as_bytes: bool = False
 
     @staticmethod
-    def of(rank: int, grids: Sequence[Sequence[Grid]], owners: Sequence[Sequence[int]]) -> Moves:
+    def of(
+        rank: int, grids: Sequence[Sequence[Grid]], owners: Sequence[Sequence[int]], as_bytes: bool = False
+    ) -> Moves:
         """Those of `rank`. grids, owners: of each rank's items, as of `assign`."""
         sent: list[list[int]] = [[] for _ in grids]
         for number, owner in enumerate(owners[rank]):
@@ -36,7 +40,7 @@ class Moves(NamedTuple):
             tuple(grid for grid, owner in zip(*of_rank, strict=True) if owner == rank)
             for of_rank in zip(grids, owners, strict=True)
         ]
-        return Moves(tuple(map(tuple, sent)), tuple(received))
+        return Moves(tuple(map(tuple, sent)), tuple(received), as_bytes)
 
 
 def exchange_rows(x: Tensor, group: dist.ProcessGroup, sent: Sequence[int], received: Sequence[int]) -> Tensor:

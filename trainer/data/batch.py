@@ -18,7 +18,7 @@ from parallel.context.share import Share
 from trainer.data.windows import Prepared, Windows
 from trainer.model.towers.places import Places, choose_images
 from trainer.model.towers.time_series import Signal
-from trainer.model.towers.vision import Images
+from trainer.model.towers.vision import Images, normalised
 
 IGNORE = -100  # the label that the loss skips, torch's default ignore_index
 
@@ -179,9 +179,19 @@ def _media(prepared: Sequence[Prepared]) -> Media | None:
     values = [medium.value for medium in prepared if medium.kind == "image"]
     images: Images | Tensor | None = None
     if values and isinstance(values[0], tuple):
-        pixels = torch.from_numpy(np.concatenate([patches for patches, _ in values]))
-        images = Images(pixels, [grid for _, grid in values])
+        images = Images(_joined([torch.from_numpy(patches) for patches, _ in values]), [grid for _, grid in values])
     elif values:
         images = torch.from_numpy(np.concatenate(values))
     signals = [medium.value for medium in prepared if medium.kind == "signal"]
     return Media(images, tuple(Signal(torch.from_numpy(one.values), one.rate, one.stride) for one in signals))
+
+
+def _joined(patches: Sequence[Tensor]) -> Tensor:
+    """Patches of all images: bytes, or floats where a rule of some of them has a mean of its own."""
+    floats = next((some for some in patches if some.dtype != torch.uint8), None)
+    if floats is not None:
+        patches = [
+            normalised(some, floats.shape[1] // some.shape[1:].numel()) if some.dtype == torch.uint8 else some
+            for some in patches
+        ]
+    return torch.cat(list(patches))

@@ -14,6 +14,7 @@ from tests.trainer.data.media import illustrated
 from tests.trainer.stages.layouts import TOWERS
 from tests.trainer.tiny_run import MODEL, events, losses, records, tiny_config
 from trainer.config.keys import Config, DataConfig
+from trainer.data.media.images import decode
 from trainer.data.media.rules import ImageKind
 from trainer.run.loop import Trainer
 from trainer.run.process import train
@@ -36,6 +37,18 @@ def config(directory: Path, data: DataConfig, **overrides: Any) -> Config:
     cfg = tiny_config(directory, model=towers, **{**every, **overrides})
     cfg.data = data
     return cfg
+
+
+@pytest.mark.slow
+def test_images_in_bytes_give_the_run_of_floats(tmp_path, data, monkeypatch):
+    assert train(config(tmp_path / "bytes", data, steps=2)) == 0
+
+    def floats(self, data, where):
+        return self.rule.prepare(decode(data, where=where, max_pixels=self.decode_limit), where)
+
+    monkeypatch.setattr(ImageKind, "prepare", floats)
+    assert train(config(tmp_path / "floats", data, steps=2)) == 0
+    assert losses(tmp_path / "bytes") == losses(tmp_path / "floats")
 
 
 @pytest.mark.slow

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
+
 from parallel.balance.assign import assign, loads
 from parallel.balance.moves import Grid, Moves
 from parallel.world import World
 from trainer.config.model import InternViTConfig, VisionConfig
 from trainer.data.batch import Batch
 from trainer.model.towers.run_images import grids_of
+from trainer.model.towers.vision import Images
 
 
 class Load(NamedTuple):
@@ -36,15 +39,17 @@ class Balance:
         """
         if all(batch.media is None or batch.media.images is None for batch in batches):
             return list(batches), None
-        of_ranks = self.world.gather([self._grids(batch) for batch in batches])
+        of_ranks = self.world.gather([(self._grids(batch), _in_bytes(batch)) for batch in batches])
         found, largest, before, mean = [], 0, 0, 0.0
-        for batch, *grids in zip(batches, *of_ranks, strict=True):
+        for batch, *of_each in zip(batches, *of_ranks, strict=True):
+            grids, in_bytes = zip(*of_each, strict=True)
             sizes = [[rows * columns for rows, columns in of_rank] for of_rank in grids]
             owners = assign(sizes, [[patches_cost(self.vision, size) for size in of_rank] for of_rank in sizes])
             largest, before = largest + max(loads(sizes, owners)), before + max(map(sum, sizes))
             mean += sum(map(sum, sizes)) / len(sizes)
             stays = all(owner == rank for rank, of_rank in enumerate(owners) for owner in of_rank)
-            moves = None if stays else Moves.of(self.world.rank, grids, owners)
+            as_bytes = all(known for known, some in zip(in_bytes, grids, strict=True) if some)
+            moves = None if stays else Moves.of(self.world.rank, grids, owners, as_bytes)
             found.append(batch if moves is None else _with_moves(batch, moves))
         return found, Load(largest / mean, before / mean) if mean else None
 
@@ -56,6 +61,11 @@ class Balance:
         if media.image_places is not None and not len(media.image_places.at):
             return []
         return grids_of(self.vision, media.images)
+
+
+def _in_bytes(batch: Batch) -> bool:
+    images = batch.media and batch.media.images
+    return isinstance(images, Images) and images.pixels.dtype == torch.uint8
 
 
 def patches_cost(vision: VisionConfig | InternViTConfig, patches: int) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.errors import DataError
-from trainer.data.media.images import DECODE_LIMIT, PatchRule, TileRule, decode, size_of
+from trainer.data.media.images import DECODE_LIMIT, HALF, PatchRule, TileRule, decode, size_of
 from trainer.data.media.readers.recording import Recording
 from trainer.data.media.signals import SignalRule
 from trainer.data.media.store import IMAGE, KINDS, SIGNAL, Stored
@@ -60,8 +60,12 @@ class ImageKind:
         return self.rule.tokens(*size_of(data, where), where)
 
     def prepare(self, data: bytes, where: str) -> Any:
-        """The input of the vision tower for one image: patches and their grid, or tiles."""
-        return self.rule.prepare(decode(data, where=where, max_pixels=self.decode_limit), where)
+        """The input of the vision tower for one image: patches and their grid, or tiles. Patches stay bytes, an eighth
+        of the floats that the tower makes of them, where it is the published mean and deviation that normalise them."""
+        pixels = decode(data, where=where, max_pixels=self.decode_limit)
+        if isinstance(self.rule, PatchRule) and self.rule.mean == self.rule.std == HALF:
+            return self.rule.cut(pixels, where)
+        return self.rule.prepare(pixels, where)
 
     def differences(self, model: ModelConfig) -> Iterator[Difference]:
         """The keys of a model whose tower or placeholder is not the one of the rule."""

@@ -16,7 +16,7 @@ from parallel.balance.moves import Grid, Moves, exchange_rows
 from parallel.dispatch.collectives import start_all_to_all
 from trainer.config.model import InternViTConfig, VisionConfig
 from trainer.model.towers.places import blank_image
-from trainer.model.towers.vision import Images
+from trainer.model.towers.vision import Images, normalised
 
 Tower = Callable[[Images | Tensor], Tensor]
 
@@ -68,7 +68,7 @@ class SpreadImages:
 
     def _fetch(self, images: Images | Tensor, moves: Moves, order: Sequence[int]) -> Images | Tensor:
         """The images that this rank runs."""
-        pixels = images.pixels if isinstance(images, Images) else images
+        pixels = self._as_sent(images, moves.as_bytes) if isinstance(images, Images) else images
         rows = [rows * columns if isinstance(images, Images) else 1 for rows, columns in grids_of(self.cfg, images)]
         given = [grid for some in moves.received for grid in some]
         per_item = [[r * c if isinstance(images, Images) else 1 for r, c in some] for some in moves.received]
@@ -84,6 +84,16 @@ class SpreadImages:
                 return blank._replace(pixels=blank.pixels.to(pixels.device))
             return blank.to(pixels)
         return Images(found, given) if isinstance(images, Images) else found
+
+    def _as_sent(self, images: Images, as_bytes: bool) -> Tensor:
+        """Pixels in the form that all ranks send, bytes or fp32: a blank image is in floats, and is not sent."""
+        cfg, pixels = self.cfg, images.pixels
+        assert isinstance(cfg, VisionConfig)
+        if pixels.dtype == torch.uint8:
+            return pixels if as_bytes else normalised(pixels, cfg.frames)
+        if as_bytes:
+            return pixels.new_zeros(len(pixels), cfg.channels, cfg.patch_size**2, dtype=torch.uint8)
+        return pixels.float()
 
 
 def _reordered(x: Tensor, rows: Sequence[int], order: Sequence[int]) -> Tensor:

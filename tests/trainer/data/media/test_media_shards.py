@@ -81,7 +81,7 @@ def test_every_document_of_the_split_is_in_one_pack_with_its_images(data):
         assert (windows.tokens_BL[medium.row, inside] == PAD).all()
         assert windows.tokens_BL[medium.row, medium.first - 1] == OPEN
         patches, grid = medium.value
-        assert (patches.shape, grid[0] * grid[1] // 4) == ((grid[0] * grid[1], 1536), medium.tokens)
+        assert (patches.shape, grid[0] * grid[1] // 4) == ((grid[0] * grid[1], 3, 256), medium.tokens)
     marks = np.isin(windows.tokens_BL, [PAD, OPEN, CLOSE])
     assert windows.context_BL[marks].all()
     assert sum(medium.tokens for medium in windows.media) == (windows.tokens_BL == PAD).sum()

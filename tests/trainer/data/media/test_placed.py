@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from parallel.context.share import Share
 from tests.trainer.stages.media import IMAGE, SIGNAL, SIGNALS, VISION
 from tests.trainer.tiny_run import MODEL
 from trainer.config.model import ModelConfig
-from trainer.data.batch import IGNORE, Batch, Media
+from trainer.data.batch import IGNORE, Batch, Media, make_batch
 from trainer.data.errors import DataError
+from trainer.data.media.images import PatchRule
 from trainer.data.media.placed import alike, placed
+from trainer.data.windows import Prepared, Windows
 from trainer.model.towers.time_series import Signal
-from trainer.model.towers.vision import Images
+from trainer.model.towers.vision import Images, normalised
 
 TEXT = ModelConfig(**MODEL)
 CFG = replace(TEXT, vision=VISION, image_token=IMAGE, signals=SIGNALS, signal_token=SIGNAL)
@@ -99,3 +104,21 @@ def test_towers_run_on_a_blank_where_other_ranks_have_media():
     (blank,) = alike(placed(without, CFG), CFG, images=False, signals=True).media.signals
     assert blank.values.shape == (1, 1)
     assert alike(placed(without, CFG), CFG, images=False, signals=False).media.images is None
+
+
+def test_bytes_beside_floats_become_floats():
+    """A rule with a mean of its own makes floats."""
+    image = np.arange(96 * 64 * 3, dtype=np.int64).astype(np.uint8).reshape(96, 64, 3)
+    rule, other = PatchRule(min_pixels=1024), PatchRule(min_pixels=1024, mean=(0.4, 0.5, 0.6))
+    tokens = np.array([[1, 2, 3]])
+    windows = Windows(tokens, np.zeros_like(tokens, bool), np.zeros_like(tokens, bool))
+
+    def pixels(*values: Any) -> Tensor:
+        media = tuple(Prepared("image", 0, 0, 1, value) for value in values)
+        return make_batch(replace(windows, media=media), [0]).media.images.pixels
+
+    alone = pixels(rule.cut(image), rule.cut(image))
+    assert (alone.dtype, alone.shape) == (torch.uint8, (48, 3, 256))
+    both = [torch.from_numpy(of.prepare(image)[0]) for of in (rule, other)]
+    assert normalised(alone, 2).equal(torch.cat([both[0], both[0]]))
+    assert pixels(rule.cut(image), other.prepare(image)).equal(torch.cat(both))

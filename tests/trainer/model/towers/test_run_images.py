@@ -40,10 +40,12 @@ def images_of(kind: str, rank: int) -> Images | Tensor:
         return seeded_normal((COUNTS[rank] or 1, 1, 8, 8), 3, f"tiles {rank}").double()
     grids = GRIDS[rank] or [(2, 2)]
     patches = sum(rows * columns for rows, columns in grids)
-    if kind == "bytes":
+    if not GRIDS[rank]:
+        return Images(torch.zeros(4, 8), grids)
+    if kind == "bytes" or (kind == "mixed" and rank == 0):
         generator = torch.Generator().manual_seed(rank)
         return Images(torch.randint(0, 256, (patches, 1, 4), generator=generator, dtype=torch.uint8), grids)
-    return Images(seeded_normal((patches, 8), 3, f"patches {rank}").double(), grids)
+    return Images(seeded_normal((patches, 8), 3, f"patches {rank}"), grids)
 
 
 def batch_of(images: Images | Tensor | None, own: int) -> Batch:
@@ -82,7 +84,7 @@ def run(kind: str, spread: bool) -> tuple[Tensor, dict[str, Tensor], list[int], 
     return found.detach() if own else found.detach()[:0], grads, ran, load
 
 
-@pytest.mark.parametrize("kind", ["patches", "bytes", "tiles"])
+@pytest.mark.parametrize("kind", ["patches", "bytes", "mixed", "tiles"])
 def test_embeddings_and_gradients_are_those_of_ranks_that_run_their_own(kind):
     spread = on_ranks(3, run, kind, True, init=True)
     own = on_ranks(3, run, kind, False, init=True)
