@@ -8,11 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from trainer.corpora.extras import ALONE
 from trainer.corpora.media import builtin, recorded
 from trainer.corpora.media.pictures import SIDE, drawing, molecule, plot
 from trainer.corpora.media.questions import ANSWER, QUESTIONS, asked
 from trainer.corpora.media.recorded import QUARTERS, STEPS, Piece, pieces, series_files
-from trainer.corpora.packages import ALONE, installed_version
+from trainer.corpora.packages import installed_version
 from trainer.data.errors import DataError
 from trainer.data.media.images import decode
 
