@@ -60,6 +60,7 @@ def test_the_small_configuration_is_valid():
 
 # changed keys, the key of the fault, what it offers
 WRONG = [
+    ({"data.holdout_fraction": -1e39}, "data.holdout_fraction", "between 0 and 1, such as 0.02"),
     ({"model.num_kv_heads": 3}, "model.num_kv_heads", (1, 2, 4)),
     ({"model.head_dim": 7}, "model.head_dim", (8,)),
     ({"model.router_groups": 3, "model.experts_per_token": 3}, "model.router_groups", (1,)),
