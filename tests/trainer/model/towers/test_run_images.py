@@ -138,7 +138,7 @@ def run_drawn(seed: int) -> tuple[list[Grid], Load | None, float]:
     assert group is not None
     grids = drawn(seed)[rank]
     patches = sum(rows * columns for rows, columns in grids)
-    images = Images(seeded_normal((patches, 1), seed, f"rank {rank}").double(), grids)
+    images = Images(seeded_normal((patches, 1), seed, f"rank {rank}"), grids)
     ((batch,), load) = Balance(World(rank=rank, size=8), NATIVE)([batch_of(images, patches // 4)])
     assert batch.media is not None
     here, away = Blocks(), Blocks()
@@ -174,7 +174,7 @@ def test_nothing_waits_for_a_gpu():
     """On the only rank of a group, which sends its images to itself in another order."""
     grids = [(2, 2), (4, 2), (2, 6)]
     moves = Moves(((2, 0, 1),), ((grids[2], grids[0], grids[1]),))
-    images, tower = Images(torch.randn(24, 1, dtype=torch.float64, device="cuda"), grids), Blocks().cuda()
+    images, tower = Images(torch.randn(24, 1, device="cuda"), grids), Blocks().cuda()
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=torch.device("cuda", 0))
     try:
         assert dist.group.WORLD is not None
