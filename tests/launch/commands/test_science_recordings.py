@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 
 from launch.cli import main
-from tests.launch.refused import refused
+from tests.launch.refused import every_fault, refused
 from tests.printed import error_line
 from tests.trainer.corpora.science.recordings import layouts
 from tests.trainer.corpora.tokenize.tokenized import start_plain
@@ -159,7 +159,8 @@ def test_bad_recordings_end_the_command_or_are_listed(tmp_path: Path, capsys: py
     assert listed["where"].endswith("line 3")
     assert len(read(out)) == 11
     out.unlink()
-    assert refused(*words).where == str(tmp_path / "out.card.md")
+    others = [str(tmp_path / f"out{what}") for what in (".card.md", ".heldout.txt", ".left_out.jsonl")]
+    assert [fault.where for fault in every_fault(*words)] == others
 
 
 def test_relative_paths_start_from_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
