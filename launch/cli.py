@@ -33,7 +33,7 @@ COMMANDS = {
     "export": "write a training checkpoint as a Hugging Face directory",
     "generate": "continue a prompt with the model of a run or an export",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
-    "science": "turn records of molecules, materials and sequences into prose and tasks",
+    "science": "turn records and labelled recordings into prose and tasks",
     "inspect": "print the contents of a Hugging Face directory or a training checkpoint, and report anything missing",
     "completion": "print the bash, zsh or fish completion script for octavo",
 }

@@ -38,7 +38,7 @@ SEQ_LEN = 256
 KINDS = {
     "eeg_depression": (64.0, eeg.CHANNELS, {"uV"}),
     "ecg_abnormality": (100.0, layouts.LEADS, {"mV"}),
-    "marmoset_calls": (96_000.0, ("0",), {""}),
+    "marmoset_calls": (16_000.0, ("0",), {""}),
 }
 
 
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fields")
     layouts.write_eeg(root / "mumtaz", seconds=5, rate=64)
     layouts.write_ptb_xl(root / "ptb-xl", patients=10, rates=(100,))
-    layouts.write_marmaudio(root / "marmaudio")
+    layouts.write_marmaudio(root / "marmaudio", rate=16_000)
     for name, directory in SOURCES.items():
         words = ["science", str(root / f"{name}.jsonl"), "--source", name, "--recordings", str(root / directory)]
         assert main([*words, "--seconds", "2.5", "--tasks", "2"]) == 0
