@@ -10,9 +10,12 @@ from torch import Tensor
 
 from parallel.dispatch.base import RowOrder
 from parallel.dispatch.padding import PaddedOrder
-from trainer.model.exact.blocks import EXPERT_ROWS, BlockLinear, block_mm
+from trainer.model.exact.blocks import EXPERT_ROWS, BlockLinear
 from trainer.model.numerics import wide
 from trainer.model.ops import Ops
+
+# Experts are multiplied together where they have fewer blocks than FEW each and more than this share of them has any.
+FEW, MOST = 4, 0.6
 
 
 class ExactOps(Ops):
@@ -30,11 +33,25 @@ class ExactOps(Ops):
         return PaddedOrder(order, max(align, EXPERT_ROWS))
 
     def grouped_mm(self, rows: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
-        found, start = rows.new_empty(len(rows), matrices.shape[2]), 0
-        for matrix, end in zip(matrices.unbind(), offsets.tolist(), strict=True):
+        found = rows.new_empty(len(rows), matrices.shape[2])
+        blocks, out = rows.view(-1, EXPERT_ROWS, rows.shape[1]), found.view(-1, EXPERT_ROWS, found.shape[1])
+        ends = [end // EXPERT_ROWS for end in offsets.tolist()]
+        starts = [0, *ends[:-1]]
+        busy = [expert for expert, (start, end) in enumerate(zip(starts, ends, strict=True)) if end > start]
+        if ends[-1] < FEW * len(ends) and len(busy) > MOST * len(ends):
+            # The first block of every expert in one product: for few rows, a call for each expert costs more.
+            first = torch.tensor(starts, device=rows.device).clamp_(max=len(blocks) - 1)
+            products = torch.bmm(blocks.index_select(0, first), matrices)
+            if len(busy) < len(ends):
+                used = torch.tensor(busy, device=rows.device)
+                first, products = first.index_select(0, used), products.index_select(0, used)
+            out.index_copy_(0, first, products)
+            starts = [start + 1 for start in starts]
+        for expert in busy:
+            start, end = starts[expert], ends[expert]
             if end > start:
-                block_mm(rows[start:end], matrix, EXPERT_ROWS, out=found[start:end])
-            start = end
+                matrix = matrices[expert : expert + 1].expand(end - start, -1, -1)
+                torch.bmm(blocks[start:end], matrix, out=out[start:end])
         return found
 
     def _swiglu_forward(self, hidden: Tensor, weight: Tensor) -> Tensor:
