@@ -84,12 +84,12 @@ def write_model(directory: Path) -> None:
 def octavo(directory: Path, wanted: list[tuple[list[int], int]]) -> Run:
     from trainer.engine.engine import Engine
     from trainer.engine.request import Request, Sampling
-    from trainer.model.exact.switch import make_exact
+    from trainer.model.exact.switch import make_exact, store_for_few_rows
     from trainer.run.host_memory import prepare_host_memory
     from trainer.weights.hf_read import from_huggingface
 
     prepare_host_memory()
-    model = make_exact(from_huggingface(directory).requires_grad_(False))
+    model = store_for_few_rows(make_exact(from_huggingface(directory).requires_grad_(False)))
     requests = [Request(prompt, length, Sampling(temperature=0.0)) for prompt, length in wanted]
     # Version by version, as prompts repeat in every round, and nothing may be reused.
     engine, rounds = Engine(model, cache_tokens=24_576, batch=64, chunk=512), iter(range(10**6))

@@ -59,7 +59,7 @@ class Source:
         import torch
 
         from trainer.model.decoder import Decoder
-        from trainer.model.exact.switch import make_exact
+        from trainer.model.exact.switch import make_exact, store_for_few_rows
         from trainer.model.experts.choose import choose_backend
         from trainer.precision import DTYPES
 
@@ -73,7 +73,7 @@ class Source:
             experts = ".moe.experts." in name and self.experts != "fp8_reference"
             if experts or ".attention." in name:
                 weight.data = weight.data.to(dtype)
-        return make_exact(model.to(device))
+        return store_for_few_rows(make_exact(model.to(device)))
 
 
 def open_source(path: Path) -> Source:

@@ -24,3 +24,15 @@ def make_exact(model: Decoder) -> Decoder:
         experts = block.moe.experts
         experts.backend = Fp8Reference(EXACT) if isinstance(experts.backend, Fp8Reference) else FusedGroupedMM(EXACT)
     return model
+
+
+def store_for_few_rows(model: Decoder) -> Decoder:
+    """Store the experts' matrices column by column, in place: products of few rows, which are most of what generation
+    does, then take a third less time. Shapes and values stay, and bits of products. Returns the model, whose experts
+    must not be sharded or trained."""
+    for block in model.blocks:
+        experts = block.moe.experts
+        for weight in (experts.w13, experts.w2):
+            matrices = weight.data.flatten(1, -2)  # [E, rows, columns]
+            weight.data = matrices.mT.contiguous().mT.view(weight.shape)
+    return model

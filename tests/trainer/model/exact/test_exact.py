@@ -17,7 +17,7 @@ from trainer.model.exact.attention import attend
 from trainer.model.exact.blocks import KEYS
 from trainer.model.exact.check import dependent_products
 from trainer.model.exact.ops import EXACT
-from trainer.model.exact.switch import make_exact
+from trainer.model.exact.switch import make_exact, store_for_few_rows
 from trainer.model.experts.fp8_reference import Fp8Reference
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -109,6 +109,16 @@ def test_products_of_this_machine_are_exact_and_others_are_found(monkeypatch):
     found = dependent_products(model)
     assert f"16 x 24 x {model.cfg.vocab_size}" in found
     assert len(found) == 9
+
+
+def test_experts_stored_for_few_rows_are_the_same():
+    model = make_exact(build(model_config(max_position=400)).requires_grad_(False))
+    ids, before = random_ids(model.cfg, 2, 90), {name: weight.clone() for name, weight in model.named_parameters()}
+    expected = logits(model, ids)
+    store_for_few_rows(model)
+    assert not model.blocks[0].moe.experts.w2.is_contiguous()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    assert torch.equal(logits(model, ids), expected)
 
 
 def test_ranks_that_share_a_sequence_are_refused():
