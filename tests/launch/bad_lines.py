@@ -174,7 +174,7 @@ def take_in_turn(streams: Sequence[Iterator[T]], count: int) -> list[T]:
 
 def misspelt(word: str, draw: random.Random) -> str:
     while True:
-        at = draw.randrange(1, max(2, len(word) - 1))
+        at = draw.randrange(1, max(2, len(word) - 1)) if len(word) > 1 else 0
         other = draw.choice(
             [
                 word[:at] + word[at + 1 :],
@@ -184,7 +184,7 @@ def misspelt(word: str, draw: random.Random) -> str:
                 word[:at] + draw.choice("éxz-") + word[at + 1 :],
             ]
         )
-        if other != word and not other.startswith("-"):
+        if other not in ("", word) and not other.startswith("-"):
             return other
 
 
