@@ -18,6 +18,7 @@ import yaml
 from parallel.errors import Fault, one_of
 from trainer.config import coerce
 from trainer.config.errors import ConfigError
+from trainer.config.recipes.entries import Entry
 from trainer.config.recipes.groups import KEYS, SECTIONS, choices, is_extra, siblings
 from trainer.config.recipes.references import RESOLVER, WRITE_OUT, resolver_fault
 from trainer.config.recipes.values import example, is_reference
@@ -206,7 +207,7 @@ class _Walk:
         overridden: set[str] = set()
         for number, item in enumerate(defaults):
             line = node.value[number] if isinstance(node, yaml.SequenceNode) else node
-            entry = _Entry.read(item, path)
+            entry = Entry.read(item, path)
             if isinstance(entry, str):
                 typed = (
                     "; ".join(f"{key}: {value}" for key, value in item.items()) if isinstance(item, Mapping) else item
@@ -224,7 +225,7 @@ class _Walk:
             if entry.name not in (None, "_self_") and self._exists(document, line, entry, path):
                 self.visit(entry.path, [] if entry.override else [*trail, path])
 
-    def _exists(self, document: Document, line: yaml.Node | None, entry: _Entry, path: str) -> bool:
+    def _exists(self, document: Document, line: yaml.Node | None, entry: Entry, path: str) -> bool:
         """Return True if an entry names an option; report one that does not, or that Hydra would not take so."""
         group, _, option = entry.path.partition("/")
         options = self.groups.get(group, [])
@@ -283,45 +284,6 @@ class _Walk:
 
     def _report(self, document: Document, node: yaml.Node | None, text: str, value: Any, allowed: Any) -> None:
         self.origins.faults.append(Fault(f"{document.at(node)}: {text}", str(document.file), value, allowed))
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One entry of a defaults list."""
-
-    text: str
-    target: str  # group/option, relative to the group of the file unless absolute
-    path: str  # group/option
-    name: str | None
-    override: bool
-    optional: bool
-    absolute: bool
-
-    @classmethod
-    def read(cls, item: Any, path: str) -> _Entry | str:
-        """The entry, or what is wrong with it. path: of the file that has it."""
-        flags, group, name = [], "", item
-        if isinstance(item, Mapping) and len(item) == 1:
-            [(key, name)] = item.items()
-            *flags, group = str(key).split() or [""]
-        elif not isinstance(item, str) or re.search(r"[\s:]", item):  # such as /model:toy, which YAML takes for a text
-            found = re.fullmatch(r"((?:\w+\s+)*)(/?\w+)\s*[:=\s]\s*([\w/.-]+)", f"{item}")
-            example = f"{found[1]}{found[2]}: {found[3]}" if found else "override /model: toy"
-            return f"not an entry; write a name, or - {example}"
-        if name == "???":
-            return "no option is chosen; write one, such as - override /model: toy"
-        if set(flags) - {"override", "optional"} and isinstance(name, str):
-            return f"not an entry; write - override {group}: {name}"
-        if not (name is None or isinstance(name, str)):
-            return "not an entry; write - override /model: toy"
-        shown = item if isinstance(item, str) else f"{key}: {name}"
-        if "override" in flags and "@" in group:
-            return f"packages are not supported; write - override {group.partition('@')[0]}: {name}"
-        name = name and name.removesuffix(".yaml")
-        target = "/".join(filter(None, [group.partition("@")[0], (name or "").partition("@")[0]]))
-        full = target.strip("/") if target.startswith("/") else f"{path.rpartition('/')[0]}/{target}"
-        flagged = "override" in flags, "optional" in flags
-        return cls(shown, target.strip("/"), full, name, *flagged, target.startswith("/"))
 
 
 def child(node: yaml.Node | None, name: Any) -> yaml.Node | None:
