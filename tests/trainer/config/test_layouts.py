@@ -144,6 +144,12 @@ def test_options_that_do_nothing_in_a_layout_are_reported():
     ours = grouped({"optim.momentum": 0.5, "optim.ns_steps": 3, "optim.zero_stage": 3, "optim.eps": 1e-7})
     lines = without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
     assert [line.split("=")[0] for line in lines] == ["optim.momentum", "optim.ns_steps", "optim.zero_stage"]
+    pairs = {"data.min_pixels": 1024, "data.max_pixels": 4096, "train.pair_loss": "sigmoid"}
+    ours = grouped(pairs)
+    lines = without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
+    assert [line.split("=")[0] for line in lines] == [*pairs]
+    ours = grouped(pairs | {"data.name": "pairs", "train.objective": "image_text"})
+    assert not without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
     ours = grouped({"precision.experts": "fp8_reference", "model.expert_backend": "loop"})
     (line,) = without_effect(ours, map_ranks(ours.parallel, ours.model, 1))
     assert line.startswith("model.expert_backend=loop")

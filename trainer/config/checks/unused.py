@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from trainer.config.checks.precision import TRANSFORMER_ENGINE
-from trainer.config.keys import Config, OptimConfig
+from trainer.config.keys import Config, DataConfig, OptimConfig, TrainConfig
 from trainer.config.ranks import RankMap
 
 # keys of `optim` that not every optimizer reads
@@ -39,6 +41,8 @@ def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
         warn("train.offload_activations=true", "a CPU's memory is the host's")
     if cfg.optim.nvme_dir is not None and cfg.optim.offload != "nvme":
         warn(f"optim.nvme_dir={cfg.optim.nvme_dir}", f"optim.offload={cfg.optim.offload} puts nothing on NVMe")
+    for option, value, why in _of_pairs(cfg):
+        warn(f"{option}={value}", why)
     default = OptimConfig()
     for key, optimizers in OF_OPTIMIZERS.items():
         if cfg.optim.name not in optimizers and (value := getattr(cfg.optim, key)) != getattr(default, key):
@@ -76,3 +80,14 @@ def without_effect(cfg: Config, ranks: RankMap) -> list[str]:
     elif p.reshard_experts and ranks.plan.ranks > 1:
         warn("parallel.reshard_experts=true", "weights stay gathered on the stages of a pipeline")
     return found
+
+
+def _of_pairs(cfg: Config) -> Iterator[tuple[str, object, str]]:
+    """Keys of images with captions that are set where none are read: name, value and reason."""
+    if cfg.data.name != "pairs":
+        for key in ("min_pixels", "max_pixels"):
+            if (value := getattr(cfg.data, key)) != getattr(DataConfig, key):
+                yield f"data.{key}", value, f"only data.name=pairs reads it, and this is data.name={cfg.data.name}"
+    if cfg.train.objective != "image_text" and cfg.train.pair_loss != TrainConfig.pair_loss:
+        why = f"only train.objective=image_text reads it, and this is train.objective={cfg.train.objective}"
+        yield "train.pair_loss", cfg.train.pair_loss, why
