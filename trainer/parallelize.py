@@ -93,16 +93,11 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
         part = PARTS.get(cfg.train.recompute)
         checkpoint_activations(model.blocks, "full" if part else cfg.train.recompute, part or "forward")
         log.info("recompute activations: %s", cfg.train.recompute)
-    if cfg.train.offload_activations or cfg.precision.kept == "fp8":
-        _kept_activations(cfg).wrap(model.blocks)
-        place = "on the host" if cfg.train.offload_activations else "on the device"
-        log.info("keep activations %s, precision.kept=%s", place, cfg.precision.kept)
-    if cfg.precision.kept == "fp8":
-        for layer in model.blocks:
-            layer.register_forward_pre_hook(_keep_selection)
     if isinstance(model, Multimodal) and cfg.train.recompute != "none":
         # Never compiled: every size of an image or signal would be compiled by itself.
         checkpoint_activations(model.tower_blocks, "selective" if cfg.train.recompute == "selective" else "full")
+    if cfg.train.offload_activations or cfg.precision.kept == "fp8":
+        _keep_activations(model, cfg)
     if isinstance(model, Multimodal) and meshes is not None and meshes.tower_group is not None:
         assert cfg.model.vision is not None
         model.run_images = SpreadImages(meshes.tower_group, cfg.model.vision)
@@ -157,11 +152,21 @@ def _keep_selection(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*rest, Selection()) if expert_ids is None and torch.is_grad_enabled() else inputs
 
 
-def _kept_activations(cfg: Config) -> KeptActivations:
-    return KeptActivations(
-        payload=make_ops(cfg.train.kernels).fp8_payload() if cfg.precision.kept == "fp8" else None,
-        offload=cfg.train.offload_activations,
-        inputs=cfg.train.recompute == "full",
+def _keep_activations(model: Decoder, cfg: Config) -> None:
+    """Keep activations as `train.offload_activations` and `precision.kept` say, the latter those of the text model."""
+    offload, inputs = cfg.train.offload_activations, cfg.train.recompute == "full"
+    payload = make_ops(cfg.train.kernels).fp8_payload() if cfg.precision.kept == "fp8" else None
+    kept = KeptActivations(payload=payload, offload=offload, inputs=inputs)
+    if offload and isinstance(model, Multimodal):
+        exact = kept if payload is None else KeptActivations(payload=None, offload=True, inputs=inputs)
+        for layers in model.tower_layers:
+            exact.wrap(layers)
+    kept.wrap(model.blocks)
+    if payload is not None:
+        for layer in model.blocks:
+            layer.register_forward_pre_hook(_keep_selection)
+    log.info(
+        "keep activations %s, precision.kept=%s", "on the host" if offload else "on the device", cfg.precision.kept
     )
 
 

@@ -63,14 +63,20 @@ class Multimodal(Decoder):
         self.run_images: RunImages = run_here
 
     @property
-    def tower_blocks(self) -> list[nn.Module]:
-        """The layers of the towers."""
-        blocks: list[nn.Module] = []
+    def tower_layers(self) -> list[list[nn.Module]]:
+        """The layers of each tower, in their order: forward(x [.., W], ...)."""
+        layers: list[list[nn.Module]] = []
         if self.vision is not None:
-            blocks += self.vision.layers if isinstance(self.vision, InternViT) else self.vision.blocks
+            layers.append([*(self.vision.layers if isinstance(self.vision, InternViT) else self.vision.blocks)])
         if self.signals is not None:
-            blocks += [self.signals.patches, *self.signals.layers]
-        return blocks
+            layers.append([*self.signals.layers])
+        return layers
+
+    @property
+    def tower_blocks(self) -> list[nn.Module]:
+        """The layers of the towers, and the encoder of a signal's patches."""
+        blocks = [layer for layers in self.tower_layers for layer in layers]
+        return blocks if self.signals is None else [*blocks, self.signals.patches]
 
     @property
     def tower_units(self) -> list[nn.Module]:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parallel.memory.live import LiveBytes
+from parallel.memory import kept
+from parallel.memory.live import LiveBytes, Peak
 from parallel.world import World
+from tests.trainer.live_run import SMALL
 from tests.trainer.stages.media import IMAGE, SIGNAL, SIGNALS, TILES, VISION
 from tests.trainer.tiny_run import tiny_config
 from trainer.config.compose import compose, list_groups
@@ -45,8 +47,9 @@ TOWERS = {
 }
 
 
-def config(tower: str, recompute: str = "none", precision: str = "fp32") -> Config:
-    cfg = tiny_config("unused", model={"hidden_size": 16, "num_layers": 1, **TOWERS[tower][0]}, recompute=recompute)
+def config(tower: str, recompute: str = "none", precision: str = "fp32", offload: bool = False) -> Config:
+    model = {"hidden_size": 16, "num_layers": 1, **TOWERS[tower][0]}
+    cfg = tiny_config("unused", model=model, recompute=recompute, offload_activations=offload)
     cfg.precision = compose(["recipe=toy", f"precision={precision}"]).precision
     return cfg
 
@@ -66,9 +69,9 @@ def embed(cfg: Config, tower: str) -> tuple[Multimodal, Callable[[], Tensor]]:
     return model, run
 
 
-def kept_bytes(tower: str, recompute: str) -> tuple[int, dict[str, Tensor]]:
-    """The most bytes of a forward and backward pass beside weights and gradients; and the gradients."""
-    model, run = embed(config(tower, recompute), tower)
+def kept_bytes(tower: str, recompute: str, offload: bool = False) -> tuple[Peak, dict[str, Tensor]]:
+    """The peak of a forward and backward pass, with weights and gradients apart; and the gradients."""
+    model, run = embed(config(tower, recompute, offload=offload), tower)
     parameters = dict(model.named_parameters())
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
@@ -76,7 +79,7 @@ def kept_bytes(tower: str, recompute: str) -> tuple[int, dict[str, Tensor]]:
         alive.label("weights", [*parameters.values(), *model.buffers()])
         alive.label("gradients", [p.grad for p in parameters.values() if p.grad is not None])
         run().square().sum().backward()
-    return alive.peak().activations, {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    return alive.peak(), {name: p.grad for name, p in parameters.items() if p.grad is not None}
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -84,12 +87,23 @@ def test_recompute_keeps_fewer_bytes_and_changes_no_gradient(tower):
     (plain, expected), (selective, once), (full, again) = (
         kept_bytes(tower, recompute) for recompute in ("none", "selective", "full")
     )
-    assert full < 0.4 * plain
-    assert full < selective < 0.8 * plain
+    assert full.activations < 0.4 * plain.activations
+    assert full.activations < selective.activations < 0.8 * plain.activations
     assert any(grad.any() for grad in expected.values())
     for name, grad in expected.items():
         assert torch.equal(once[name], grad), name
         assert torch.equal(again[name], grad), name
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_offloading_keeps_what_layers_keep_on_the_host_and_changes_no_gradient(monkeypatch, tower, recompute):
+    monkeypatch.setattr(kept, "LEAST", SMALL)
+    (here, expected), (away, found) = (kept_bytes(tower, recompute, offload) for offload in (False, True))
+    assert here.host == 0 < away.host
+    assert here.activations - away.activations > away.host / 2  # two of the layers' are on the device at a time
+    for name, grad in expected.items():
+        assert torch.equal(found[name], grad), name
 
 
 class Products(TorchDispatchMode):
