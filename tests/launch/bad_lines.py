@@ -157,7 +157,7 @@ class Case:
 def cases(count: int, seed: int) -> list[Case]:
     """`count` cases, of all kinds in turn."""
     draw = random.Random(seed)
-    kinds = [_misspelt_keys, _wrong_values, _out_of_range, _shapes, _groups, _options, _commands, _recipes]
+    kinds = [_misspelt_keys, _wrong_values, _out_of_range, shapes, _groups, _options, _commands, _recipes]
     return take_in_turn([kind(draw) for kind in kinds], count)
 
 
@@ -242,13 +242,14 @@ def _out_of_range(draw: random.Random) -> Iterator[Case]:
             yield Case("out of range", BASE, [f"{key}={value}"])
 
 
-def _shapes(draw: random.Random) -> Iterator[Case]:
+def shapes(draw: random.Random) -> Iterator[Case]:
+    """Lines whose words are not of the form key=value."""
     while True:
         key, other = _leaf(draw), _leaf(draw)
         value, more = fitting(key), fitting(other)
         if key == other:
             continue
-        shapes = [
+        forms = [
             [f"{key} = {value}"],
             [key, "=", value],
             [f"{key}=", value],
@@ -276,9 +277,12 @@ def _shapes(draw: random.Random) -> Iterator[Case]:
             [f"{key}.x={value}"],
             [key.partition(".")[0] + f"={value}"],
         ]
-        bad = draw.choice(shapes)
+        bad = draw.choice(forms)
         if len(bad) == 2 and bad[0] == f"{key}=" and coerce.is_text(KEYS[key]):
             continue  # an empty text is a text
+        name, _, typed = bad[0].partition("=")
+        if typed in GROUPS.get(name, ()):
+            continue  # an option of the group, as precision=fp32
         yield Case("shape", BASE, bad)
 
 

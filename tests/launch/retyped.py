@@ -13,7 +13,7 @@ from trainer.config.recipes.values import example
 
 GROUPS = list_groups()
 # Remedies that leave open what to type: the user has to decide it.
-OPEN = re.compile(r"valid YAML|a mapping|--?[\w-]+=[A-Z{]|(number|text|list) or null")
+OPEN = re.compile(r"valid YAML|a mapping|--?[\w-]+=[A-Z{]")
 
 
 def value_of(key: str, allowed: object) -> str | None:
@@ -26,6 +26,8 @@ def value_of(key: str, allowed: object) -> str | None:
     typed |= dict.fromkeys(["a number", "a whole number", "a finite number", "a number above 0"], fitting(key))
     if allowed in typed:
         return typed[allowed]
+    if allowed.endswith(" number or null"):
+        return "null"
     if "letters, digits" in allowed:
         return "a-b_1.2"
     if found := re.fullmatch(r"(\w+)(?:, \w+)* or \w+", allowed):  # a fixed set

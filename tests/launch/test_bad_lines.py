@@ -3,17 +3,19 @@
 import importlib
 import os
 import pickle
+import random
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from launch import cli
 from parallel.errors import UserError
-from tests.launch.bad_lines import cases
+from tests.launch.bad_lines import BASE, GROUPS, HEAD, Case, cases, misspelt, shapes
 from tests.launch.retyped import OPEN, mend, retyped
 from trainer.config import compose as composing
 from trainer.config.command_line import Parser
@@ -23,6 +25,21 @@ QUICK, ALL, SEED = 64, 240, 29
 SHARED, TYPED = 64, 0.9  # of so many mistakes, the share whose remedy is typed
 LIBRARY = re.compile(r"omegaconf|dictconfig|listconfig|antlr|full_key|object_type|traceback|hydra\.cc|<class", re.I)
 CASES = cases(ALL, SEED)
+# Lines whose remedy led back to the mistake, or came with a second fault
+SEEN = [
+    Case("wrong value", BASE, ["model.image_token=[1]"]),
+    Case("wrong value", BASE, ["optim.parts.router.lr=fast"]),
+    Case("wrong value", BASE, ["optim.parts.merger.weight_decay=inf"]),
+    Case("out of range", BASE, ["optim.parts.signals.lr=-1"]),
+    Case("group", ["config", "data=synthetic"], ["~recipe"]),
+    Case("group", ["config", "data=synthetic"], ["~recipe=toy"]),
+    Case("group", BASE, ["~recipe"]),
+    Case("shape", BASE, ["model.vision"]),
+    Case("misspelt key", BASE, ["model.vzsion=null"]),
+    Case("recipe", ["config", "--config-dir", "mine", "data=synthetic", "recipe=bad"], [],
+         {"recipe/bad.yaml": f"{HEAD}defaults: [nowhere]".encode(),
+          "recipe/other.yaml": f"{HEAD}defaults: [bad]\n".encode()}),
+]  # fmt: skip
 CPU_S = 1.0  # of a process that needs no torch
 
 
@@ -73,7 +90,7 @@ def run(words, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "case", [*CASES[:QUICK], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[QUICK:])], ids=str
+    "case", [*SEEN, *CASES[:QUICK], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[QUICK:])], ids=str
 )
 def test_a_mistake_is_one_line_whose_remedy_works(case, monkeypatch, capsys):
     write(case.files)
@@ -134,6 +151,19 @@ def test_all_kinds_are_drawn():
     assert len(kinds) == 8
     assert len(CASES) == ALL
     assert [str(case) for case in cases(20, SEED)] == [str(case) for case in CASES[:20]]
+
+
+def test_no_drawn_line_chooses_an_option():
+    """As `precision=fp32` would, drawn as a section with the value of one of its keys."""
+    drawn = [case.bad[0].partition("=") for case in islice(shapes(random.Random(SEED)), 3000)]
+    assert [name for name, _, value in drawn if value in GROUPS.get(name, ())] == []
+
+
+@pytest.mark.parametrize("word", ["n", "lr", "steps"])
+def test_a_misspelt_word_is_another_word(word):
+    drawn = {misspelt(word, random.Random(seed)) for seed in range(30)}
+    assert len(drawn) > 2
+    assert not drawn & {word, ""}
 
 
 @pytest.mark.slow

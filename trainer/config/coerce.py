@@ -263,7 +263,11 @@ def _is_literal(text: str, expected: str) -> bool:
     """Return True for a text that would be of the expected type without its quotes."""
     if expected == "true or false":
         return text in ("true", "false")
-    number = r"-?[0-9]{1,18}" if expected == "a whole number" else r"-?[0-9]{1,18}(\.[0-9]{0,18})?(e[-+]?[0-9]{1,3})?"
+    number = (
+        r"-?[0-9]{1,18}"
+        if expected.startswith("a whole number")
+        else r"-?[0-9]{1,18}(\.[0-9]{0,18})?(e[-+]?[0-9]{1,3})?"
+    )
     return re.fullmatch(number, text) is not None
 
 
@@ -317,7 +321,11 @@ def convert(hint: Any, value: Any) -> tuple[Any, str]:
         return None, "" if value is None else f"null or a mapping with the keys {', '.join(names)}"
     if origin in (typing.Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
-        return (None, "") if value is None else convert(inner[0], value)
+        if value is None:
+            return None, ""
+        converted, problem = convert(inner[0], value)
+        # a number may have no use where another key is null, as the placeholder of a tower that is not there
+        return converted, f"{problem} or null" if problem and inner[0] in (int, float) else problem
     if origin is list:
         return _convert_list(arguments[0], value)
     if dataclasses.is_dataclass(hint):  # its keys are converted one by one
@@ -325,9 +333,9 @@ def convert(hint: Any, value: Any) -> tuple[Any, str]:
     if origin is dict:
         if not isinstance(value, Mapping):
             return None, "a mapping"
-        converted = {str(name): convert(arguments[1], item) for name, item in value.items()}
-        problem = next((problem for _, problem in converted.values() if problem), "")
-        return {name: item for name, (item, _) in converted.items()}, problem and f"a mapping to {problem}"
+        items = {str(name): convert(arguments[1], item) for name, item in value.items()}
+        problem = next((problem for _, problem in items.values() if problem), "")
+        return {name: item for name, (item, _) in items.items()}, problem and f"a mapping to {problem}"
     return _convert_scalar(hint, value)
 
 

@@ -143,6 +143,10 @@ MISTAKES = [
     ("train.steps=true", "train.steps", True, "a whole number"),
     ("train.steps=null", "train.steps", None, "a whole number"),
     ("optim.lr=fast", "optim.lr", "fast", "a number"),
+    ("optim.parts.text.lr=fast", "optim.parts.text.lr", "fast", "a number or null"),
+    ("model.image_token=[1]", "model.image_token", [1], "a whole number or null"),
+    ("model.vision", "model.vision", "model.vision", ("model.vision=null",)),
+    ("~recipe", "recipe", "~recipe", "remove it"),
     ("train.compile=maybe", "train.compile", "maybe", "true or false"),
     ("optim.betas=0.9", "optim.betas", 0.9, "a list"),
     ("optim.betas=[a,b]", "optim.betas", ["a", "b"], "a list whose items are each a number"),
@@ -162,7 +166,12 @@ def test_one_mistake_is_one_fault(words, where, value, allowed):
 
 @pytest.mark.parametrize(
     ("words", "value", "allowed"),
-    [([], None, RECIPES), (["recipe=toi"], "toi", RECIPES), (["recipe=null"], "null", RECIPES)],
+    [
+        ([], None, RECIPES),
+        (["recipe=toi"], "toi", RECIPES),
+        (["recipe=null"], "null", RECIPES),
+        (["~recipe"], "~recipe", RECIPES),
+    ],
 )
 def test_a_recipe_has_to_be_named(words, value, allowed):
     (fault,) = faults(*words)

@@ -67,9 +67,21 @@ def test_two_ways_to_one_recipe_are_no_circle(place):
     assert found(directory) == []
 
 
+def test_no_recipe_is_offered_that_would_close_a_circle(place):
+    directory = place(recipe__x=f"{HEAD}defaults: [y, _self_]", recipe__y=f"{HEAD}defaults: [othr]",
+                      recipe__other=f"{HEAD}defaults: [/site: s]", site__s=f"{HEAD}defaults: [/recipe/x]",
+                      recipe__others="- a", recipe__free=f"{HEAD}defaults: [toy]")  # fmt: skip
+    (fault,) = found(directory)
+    assert {"free", "toy"} <= {*fault.allowed}
+    assert not {"x", "y", "other"} & {*fault.allowed}
+    assert "did you mean 'others'?" in fault.text
+    (fault,) = found(place(site__s=f"{HEAD}defaults: [t]"), "site/s")
+    assert (fault.value, fault.allowed) == ("t", "remove it")
+
+
 # the lines after the header, the line at fault, what is offered: the end of the text
 BROKEN = [
-    ("defaults: [nowhere]", 2, "upcycle_study, vision_contrastive, vision_contrastive_toy or x"),
+    ("defaults: [nowhere]", 2, "upcycle_study, vision_contrastive or vision_contrastive_toy"),
     ("defaults: [othr]", 2, "did you mean 'other'?"),
     ("defaults:\n  - override /model: toyy", 3, "did you mean 'toy'?"),
     ("defaults:\n  - override /optimizer: adamw", 3, "did you mean '- override /optim: adamw'?"),
@@ -187,7 +199,12 @@ def test_faults_of_the_composed_configuration_name_the_file(place):
 
 @pytest.mark.parametrize(
     ("text", "bare"),
-    [("train: {steps: '7'}", "7"), ("optim: {lr: '1e-3'}", "1e-3"), ("train: {compile: 'true'}", "true")],
+    [
+        ("train: {steps: '7'}", "7"),
+        ("optim: {lr: '1e-3'}", "1e-3"),
+        ("model: {image_token: '7'}", "7"),
+        ("train: {compile: 'true'}", "true"),
+    ],
 )
 def test_a_number_in_quotes_is_offered_without_them(text, bare, place):
     directory = place(**{"recipe/x": f"# @package _global_\ndefaults: [toy]\n{text}\n"})

@@ -72,15 +72,25 @@ def check(o: OptimConfig) -> list[Fault]:
     return faults
 
 
-def check_parts(cfg: Config) -> Iterator[Fault]:
-    """Faults of `optim.parts`."""
-    m, parts = cfg.model, cfg.optim.parts
+def unused_parts(cfg: Config) -> dict[str, Fault]:
+    """Name -> fault of each part in `optim.parts` that the model does not have; its keys have no other faults."""
+    m, parts, found = cfg.model, cfg.optim.parts, {}
     for name, tower in (("vision", m.vision), ("merger", m.vision), ("signals", m.signals)):
         if tower is None and getattr(parts, name) != PartConfig():
             section = "model.signals" if name == "signals" else "model.vision"
             text = f"optim.parts.{name} has no use without {section}; leave it out"
-            yield Fault(text, f"optim.parts.{name}", vars(getattr(parts, name)), (None,))
+            found[name] = Fault(text, f"optim.parts.{name}", vars(getattr(parts, name)), (None,))
+    return found
+
+
+def check_parts(cfg: Config) -> Iterator[Fault]:
+    """Faults of `optim.parts`."""
+    m, parts = cfg.model, cfg.optim.parts
+    unused = unused_parts(cfg)
+    yield from unused.values()
     for name, part in vars(parts).items():
+        if name in unused:
+            continue
         if part.freeze and (part.lr is not None or part.weight_decay is not None):
             text = f"optim.parts.{name} is frozen, so its lr and weight_decay have no use; leave them out"
             yield Fault(text, f"optim.parts.{name}.freeze", True, (False,))

@@ -17,7 +17,8 @@ def validate(cfg: Config, world_size: int | None) -> list[Fault]:
         allowed = "a whole number, 1 or more"
         return [Fault(f"WORLD_SIZE={world_size}: use {allowed}", "WORLD_SIZE", world_size, allowed)]
     flat = coerce.flatten(coerce.to_dict(cfg), coerce.keys(Config))
-    out_of_range = ranges.out_of_range(flat)
+    unused = tuple(f"{fault.where}." for fault in optim.unused_parts(cfg).values())  # reported as a whole
+    out_of_range = ranges.out_of_range({key: value for key, value in flat.items() if not key.startswith(unused)})
     impossible = [*ranges.unknown_choices(flat), *out_of_range.values()]
     faults = []
     # A size that is zero or negative is reported above; a check that divides by it would report it again, or crash.

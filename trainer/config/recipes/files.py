@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -222,11 +222,12 @@ class _Walk:
                 self._report(document, line, f"defaults: {name} is given twice; keep one", item, "one of them")
             if entry.override or item == "_self_":
                 overridden.add(name)
-            if entry.name not in (None, "_self_") and self._exists(document, line, entry, path):
+            if entry.name not in (None, "_self_") and self._exists(document, line, entry, [*trail, path]):
                 self.visit(entry.path, [] if entry.override else [*trail, path])
 
-    def _exists(self, document: Document, line: yaml.Node | None, entry: Entry, path: str) -> bool:
-        """Return True if an entry names an option; report one that does not, or that Hydra would not take so."""
+    def _exists(self, document: Document, line: yaml.Node | None, entry: Entry, trail: Sequence[str]) -> bool:
+        """Return True if an entry names an option; report one that does not, or that Hydra would not take so. trail:
+        the paths that led here, the last of them that of the entry's file."""
         group, _, option = entry.path.partition("/")
         options = self.groups.get(group, [])
         first, _, rest = entry.target.partition("/")
@@ -240,15 +241,31 @@ class _Walk:
             remedy = f"did you mean '{self._form(near, option)}'?" if near else f"groups: {', '.join(self.groups)}"
             self._report(document, line, f"defaults: {entry.text}: there is no group {group}; {remedy}", group, remedy)
         elif option not in options:
-            text = f"{document.at(line)}: {group}={option} does not exist; use {choices(group, options, option)}"
-            self.origins.faults.append(Fault(text, group, option, tuple(options)))
-        elif entry.override != self._is_standard(group) and (entry.override or not path.startswith(f"{group}/")):
+            fit = [one for one in options if entry.override or not self._asks_for(f"{group}/{one}", trail, set())]
+            advice = f"use {choices(group, fit, option)}" if fit else "remove it"
+            text = f"{document.at(line)}: {group}={option} does not exist; {advice}"
+            self.origins.faults.append(Fault(text, group, option, tuple(fit) or advice))
+        elif entry.override != self._is_standard(group) and (entry.override or not trail[-1].startswith(f"{group}/")):
             what = "nothing has chosen it yet" if entry.override else "the group has an option already"
             remedy = f"write {self._form(group, option)}"
             self._report(document, line, f"defaults: {entry.text}: {what}; {remedy}", entry.text, remedy)
         else:
             return True
         return False
+
+    def _asks_for(self, path: str, wanted: Collection[str], seen: set[str]) -> bool:
+        """Return True if a file is one of those wanted, or asks for one, directly or not. seen: files looked at."""
+        if path in wanted or path not in self.own or path in seen:
+            return path in wanted
+        seen.add(path)
+        try:
+            content = read_document(self.own[path]).content
+        except (ConfigError, OSError):  # reported once a recipe asks for the file
+            return False
+        defaults = content.get("defaults") if isinstance(content, Mapping) else None
+        entries = [Entry.read(item, path) for item in defaults] if isinstance(defaults, list) else []
+        onward = [one.path for one in entries if isinstance(one, Entry) and one.name and not one.override]
+        return any(self._asks_for(one, wanted, seen) for one in onward)
 
     def _is_standard(self, group: str) -> bool:
         """Return True for groups whose options every configuration has, so that a recipe overrides them."""

@@ -72,12 +72,12 @@ def is_reference(text: str) -> bool:
 
 
 def example(key: str) -> str:
-    """A value of `key` as it may be typed: its default, if it has one."""
+    """A value of `key` as it may be typed: its default, if it has one, and null for a section."""
     value: Any = coerce.defaults(Config)
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     hint = coerce.base(coerce.find(key, KEYS))
-    if value is None:
+    if value is None and not coerce.sections(hint):
         value = {int: 8, float: 0.5, bool: True}.get(hint, "TEXT")
     return re.sub(r"\s", "", show(value))
 

@@ -19,6 +19,7 @@ from trainer.config.say import nearest, shorten
 
 WORD = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^=@]*)(?P<package>@[^=]*)?=(?P<value>.*)", re.DOTALL)
 DOTTED = re.compile(r"[a-z_]+(?:\.\w+)+")  # keys in a sentence
+RECIPE = re.compile(r"\s*\+{0,2}recipe\s*([=:]|$)")  # a word that chooses one, well or badly
 NEXT = re.compile(r"[\s,;]+(?=[~+]{0,2}([A-Za-z_][\w./-]*)\s*=)")  # where another override may start in a word
 
 
@@ -34,6 +35,7 @@ class Words:
     typed: dict[str, str] = field(default_factory=dict)  # key, or group and = -> its value as typed
     parts: set[str] = field(default_factory=set)  # the keys of `values`, and those inside of mappings
     supposed: set[str] = field(default_factory=set)  # keys that a misspelt word is taken for
+    names_recipe: bool = False  # by a word that could stay
 
     def report(self, text: str, where: str, value: Any = None, allowed: Any = None) -> None:
         self.faults.append(Fault(text, where, value, allowed))
@@ -54,7 +56,7 @@ class Words:
 
 def read_words(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> Words:
     """Read overrides such as `recipe=toy` and `optim.lr=1e-3`."""
-    words = Words(groups)
+    words = Words(groups, names_recipe=any(RECIPE.match(word) for word in overrides))
     left = list(overrides)
     while left:
         word = _join_spaced(left, words)
@@ -115,7 +117,7 @@ def _read_word(text: str, words: Words) -> None:
         fixed = _without_spaces(text)
         words.report(f"{text}: {what}; use {fixed}", key.strip(), value, fixed)
         _note_option(fixed, words)
-    elif trouble := _unsupported(sign, key, package, value, words.groups):
+    elif trouble := _unsupported(sign, key, package, value, words):
         why_not, remedy = trouble
         words.report(f"{shorten(text)}: {why_not}" + (f"; {remedy}" if remedy else ""), key, text, remedy or None)
         _note_option(f"{key}={value}", words)
@@ -161,8 +163,14 @@ def _read_bare(text: str, words: Words) -> None:
         words.report("an override is empty; remove it", "override", text, "remove it")
         return
     if text.startswith("~"):
-        advice = "remove it, or give another value"
-        words.report(f"{text}: keys and groups cannot be taken away; {advice}", text[1:], text, "remove it")
+        if text == "~recipe" and not words.names_recipe:
+            allowed = words.groups["recipe"]
+            words.report(
+                f"{text}: a run needs a recipe; use {choices('recipe', allowed)}", "recipe", text, tuple(allowed)
+            )
+        else:
+            advice = "remove it, or give another value"
+            words.report(f"{text}: keys and groups cannot be taken away; {advice}", text[1:], text, "remove it")
         _note_option(f"{text[1:]}=", words)
         return
     key, colon, value = text.partition(":")
@@ -184,10 +192,11 @@ def _read_bare(text: str, words: Words) -> None:
     words.report(f"{shorten(typed)}: not of the form key=value{advice}", typed, typed, (near,) if near else "key=value")
 
 
-def _unsupported(
-    sign: str, key: str, package: str | None, value: str, groups: Mapping[str, list[str]]
-) -> tuple[str, str] | None:
+def _unsupported(sign: str, key: str, package: str | None, value: str, words: Words) -> tuple[str, str] | None:
     """(why overrides of this kind are not supported, what to use), or None."""
+    groups = words.groups
+    if sign == "~" and key == "recipe" and not words.names_recipe:
+        return "a run needs a recipe", f"use {f'recipe={value}' if value in groups[key] else choices(key, groups[key])}"
     if sign == "~":
         return "keys and groups cannot be taken away", "remove it"
     if package is not None:
