@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MAX_TASKS = 4  # the forms of task that a record can take, and those that an excerpt of a recording has
 FORMS_PER_EXCERPT = 1
+OF_ROLLOUTS = {"concurrency": 8, "timeout": 120.0, "retries": 5, "max_tokens": 1024}  # options with their defaults
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
@@ -53,6 +54,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
             missing, given = (other, one) if getattr(options, one) else (one, other)
             text = f"--{given} needs --{missing}; give both, or neither"
             raise CommandError(text, where=f"--{missing}", allowed="both, or neither")
+    _check_rollouts(options)
     _check_recordings(options)
     files = [path for path in (options.records, options.columns) if path]
     others = (CARD, HELD_OUT, LEFT_OUT) if options.recordings else ()
@@ -63,6 +65,22 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         *([partial(must_exist, options.recordings, "give an existing directory")] if options.recordings else []),
     )
     return partial(_work_of_recordings if options.recordings else _work, options)
+
+
+def _check_rollouts(options: argparse.Namespace) -> None:
+    """Fill in defaults. Raises `CommandError` for options of rollouts without them."""
+    if options.rollouts is None:
+        given = {name: getattr(options, name) for name in ("api_key_env", "ledger", *OF_ROLLOUTS)}
+        faults = [
+            only_with(f"--{name.replace('_', '-')}", value, "--rollouts")
+            for name, value in given.items()
+            if value is not None
+        ]
+        if faults:
+            raise CommandError(faults)
+    for name, default in OF_ROLLOUTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
 
 
 def _check_recordings(options: argparse.Namespace) -> None:
@@ -178,7 +196,10 @@ def _options(parser: Parser) -> None:
         help="fail at the first recording that is missing or cannot be read, or leave such recordings out and list "
         "them in OUT.left_out.jsonl (default: fail)",
     )
+    _rollout_options(parser)
 
+
+def _rollout_options(parser: Parser) -> None:
     add = parser.add_argument_group(
         "rollouts", "generate reasoning for each task's answer with an OpenAI-compatible server; off by default"
     ).add_argument
@@ -193,28 +214,24 @@ def _options(parser: Parser) -> None:
     add(
         "--concurrency",
         type=whole_number(1),
-        default=8,
         metavar="N",
         help="number of concurrent requests (default: 8)",
     )
     add(
         "--timeout",
         type=above_zero("120"),
-        default=120.0,
         metavar="S",
         help="time limit for each request, in seconds (default: 120)",
     )
     add(
         "--retries",
         type=whole_number(0),
-        default=5,
         metavar="N",
         help="number of retries after a failed request (default: 5)",
     )
     add(
         "--max-tokens",
         type=whole_number(1),
-        default=1024,
         metavar="N",
         help="maximum tokens per reasoning chain (default: 1024)",
     )

@@ -70,6 +70,8 @@ def test_wrong_words_and_wrong_records_are_one_line(
         (["science", out], "--source", None, "give either --source NAME ... or --records FILE with --columns YAML"),
         (["science", out, "--records", "x.csv"], "--columns", None, "both, or neither"),
         ([*words, out, "--model", "m"], "--rollouts", None, "both, or neither"),
+        ([*words, out, "--concurrency", "2"], "--concurrency", 2, "--rollouts"),
+        ([*words, out, "--ledger", "answers"], "--ledger", "answers", "--rollouts"),
         ([*words, out, "--tasks", "5"], "--tasks", "5", "0 to 4"),
         ([*words, out, "--tasks", "two"], "--tasks", "two", "0 to 4"),
         ([*words, out, "--seed", "-1"], "--seed", "-1", "a whole number, 0 or more"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from trainer.data.media.images import PatchRule
 from trainer.data.media.rules import Rule
 from trainer.data.media.signals import SignalRule
 
@@ -14,6 +15,10 @@ IMAGES = (
     "several channels of 16 bit: the high byte of each",
     "the turn in EXIF is applied; what is transparent is laid on white",
     "of several frames, the first",
+)
+SIZES = (
+    "sides of whole patches with an area in the range stay as they are, so a stored result is not resized again; of "
+    "other images, those with a side over 200 times the other are refused"
 )
 SIGNALS = (
     "each channel is its z-score over the steps that are there; missing steps (NaN, gaps, fill values) become 0",
@@ -37,4 +42,4 @@ def statements(rule: Rule) -> list[str]:
     """A sentence for each kind of input that has a rule."""
     if isinstance(rule, SignalRule):
         return [*SIGNALS, LONG[rule.long].format(max_tokens=rule.max_tokens)]
-    return [*IMAGES]
+    return [*IMAGES, SIZES] if isinstance(rule, PatchRule) else [*IMAGES]

@@ -38,7 +38,7 @@ def test_outputs_are_the_stored_ones(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_the_formula_gives_the_stored_outputs(name):
     weights = {
         key.removeprefix("model.time_series."): tensor.double()

@@ -25,7 +25,7 @@ from trainer.data.errors import DataError
 from trainer.data.media.readers.recording import Recording
 from trainer.data.media.rules import MediaRules
 from trainer.data.media.signals import SignalRule
-from trainer.data.media.statements import IMAGES, LONG, SIGNALS
+from trainer.data.media.statements import IMAGES, LONG, SIGNALS, SIZES
 from trainer.storage.manifest import MANIFEST
 
 
@@ -223,7 +223,7 @@ def test_documents_in_memory_and_the_card_of_a_corpus(tmp_path):
     card = (out / "card.md").read_text()
     assert "5 documents to train on, 0 held out, 5 images, 5 signals" in card
     assert "max_tokens 4" in card
-    stated = (*IMAGES, *SIGNALS, LONG["adapt"].format(max_tokens=4))
+    stated = (*IMAGES, SIZES, *SIGNALS, LONG["adapt"].format(max_tokens=4))
     assert all(f"- {line}\n" in card for line in stated)
     bad = PartsDocument("file 5", [{"type": "image", "path": "b.png"}])
     with pytest.raises(DataError) as error:
