@@ -94,7 +94,8 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
         checkpoint_activations(model.blocks, "full" if part else cfg.train.recompute, part or "forward")
         log.info("recompute activations: %s", cfg.train.recompute)
     if isinstance(model, Multimodal) and cfg.train.recompute != "none":
-        # Never compiled: every size of an image or signal would be compiled by itself.
+        # Never compiled: whole layers would be again for every size of an image, and halves that take any size gain too
+        # little (docs/benchmarks.md).
         checkpoint_activations(model.tower_blocks, "selective" if cfg.train.recompute == "selective" else "full")
     if cfg.train.offload_activations or cfg.precision.kept == "fp8":
         _keep_activations(model, cfg)

@@ -33,7 +33,7 @@ from trainer.model.towers.time_series import TimeSeriesLayer, TimeSeriesTower
 from trainer.model.towers.vision import VisionBlock, VisionTower
 
 LENGTHS = [[256, 768], [280, 408, 256], [1200], [120, 324], [256, 256, 256], [64, 308]]  # of each of six batches
-TILES = [[257] * tiles for tiles in (1, 3, 2, 4)]
+TILES = [[257] * tiles for tiles in (2, 4, 3)]
 Step = Callable[[Tensor, list[int]], Tensor]  # a batch and its lengths -> gradients of all weights, in one vector
 
 
@@ -202,7 +202,7 @@ def main() -> None:
     for name, make, width, of_part in (
         ("vision", vision_layers, 1024, {"halves": LENGTHS, "whole": LENGTHS[:2]}),
         ("signals", signal_layers, 768, {"halves": LENGTHS, "whole": LENGTHS[:2]}),
-        ("tiles", tile_layers, 1280, {"whole": TILES}),
+        ("tiles", tile_layers, 512, {"whole": TILES}),
     ):
         if name not in args.layers.split(","):
             continue
