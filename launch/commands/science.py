@@ -94,6 +94,9 @@ def _check_recordings(options: argparse.Namespace) -> None:
             remedy = "give the directory of the data set with --recordings DIR"
             text = f"--source {recorded[0]} is made from recordings; {remedy}"
             faults.append(Fault(text, "--recordings", None, remedy))
+    elif not options.recordings:  # of a variable that is not set; Path("") is the current directory
+        remedy = "give the directory of a data set"
+        faults.append(Fault(f"--recordings is empty; {remedy}", "--recordings", "", remedy))
     elif len(recorded) != 1 or len(options.source) != 1:
         text = f"--recordings is used with one --source of {one_of(RECORDED)}; OUT.jsonl has the documents of one"
         faults.append(Fault(text, "--source", options.source, tuple(RECORDED)))

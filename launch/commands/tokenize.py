@@ -180,7 +180,8 @@ def _heldout_origins(options: argparse.Namespace) -> list[str]:
     options.heldout = 0.0
     must_exist(name, "give a file with one origin a line")
     try:
-        origins = [line for line in Path(name).read_text(encoding="utf-8").splitlines() if line]
+        # Not splitlines, which also splits at separators that an origin may contain
+        origins = [line for line in Path(name).read_text(encoding="utf-8-sig").split("\n") if line]
     except (OSError, UnicodeDecodeError) as error:
         text = f"{name} cannot be read ({error}); give a file with one origin a line"
         raise CommandError(text, where=name, value=str(error), allowed="a text file") from None

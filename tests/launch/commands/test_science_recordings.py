@@ -179,6 +179,7 @@ def test_relative_paths_start_from_the_output(tmp_path: Path, monkeypatch: pytes
         (["--source", "eeg_depression"], "--recordings", None),
         (["--source", "thermo", "--recordings", "."], "--source", ["thermo"]),
         (["--source", "eeg_depression", "--source", "thermo", "--recordings", "."], "--source", ...),
+        (["--source", "eeg_depression", "--recordings", ""], "--recordings", ""),
         (["--source", "eeg_depression", "--recordings", "nowhere"], "nowhere", None),
         (["--source", "eeg_depression", "--recordings", ".", "--tasks", "0"], "--tasks", 0),
         (["--source", "eeg_depression", "--recordings", ".", "--tasks", "5"], "--tasks", "5"),

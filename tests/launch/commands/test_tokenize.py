@@ -146,10 +146,14 @@ def test_wrong_words_are_refused(words, more, where, value, allowed):
 
 def test_listed_origins_are_held_out_and_no_others(words, tmp_path, capsys):
     rows = [{"text": text, "patient": f"patient {number % 7}"} for number, text in enumerate(texts())]
+    rows[2]["patient"] = rows[9]["patient"] = "a\u2028patient 2"
     Path(words[2]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "list").write_text("patient 2\n\npatient 5\npatient 99\n")
+    (tmp_path / "list").write_text("\ufeffpatient 2\n\na\u2028patient 2\npatient 5\npatient 99\n", encoding="utf-8")
     given = [*words, "--domain", "science", "--origin", "patient", "--heldout-origins", str(tmp_path / "list")]
     assert main(given) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "patient 99" in line]
+    assert len(warnings) == 1
+    assert "patient 2" not in warnings[0]
     opened = Shards(tmp_path / "notes"), Shards(tmp_path / "notes", "heldout")
     counts = [sum(row["patient"][-1] in some for row in rows) for some in ("01346", "25")]
     assert [shards.num_documents for shards in opened] == counts

@@ -158,7 +158,7 @@ class Encoder:
 
     def hash_of(self, origin: str) -> int:
         """The 64-bit hash that decides the split of an origin."""
-        return text_key("heldout", str(self.seed), origin)
+        return _hash_of(self.seed, origin)
 
     def split_of(self, of_origin: int) -> str:
         """The split of an origin, by its hash."""
@@ -184,9 +184,10 @@ def spool_unit(
     counts = dict.fromkeys(COUNTS, 0)
     rows = tokens = read = 0
     lowest, highest = 2**64, -1  # hash of an origin
+    listed: set[int] = set()  # hashes of listed origins that documents have
 
     def flush(batch: list[tuple[int, str, Content]]) -> None:
-        nonlocal tokens, lowest, highest
+        nonlocal tokens, lowest, highest, listed
         contents = encoder.contents_of(batch)
         left_out.extend(item for item in contents if isinstance(item, LeftOut))
         encoded = [[] if isinstance(item, LeftOut) else item[0] for item in contents]
@@ -204,6 +205,7 @@ def spool_unit(
                 continue
             lowest, highest = min(lowest, of_origin), max(highest, of_origin)
             split = encoder.split_of(of_origin)
+            listed |= {of_origin} & encoder.heldout
             part = gathered[split]
             counts["signal_steps_left_out"] += sum(medium.left_out for medium in item[1])
             before = len(ids) - len(own) - len(encoder.after) - 1
@@ -237,7 +239,7 @@ def spool_unit(
     facts = {
         "unit": unit, "documents": rows, "counts": counts, "tokens": tokens, "parts": parts,
         "origins": [lowest, highest], "heldout_below": encoder.heldout_below, "left_out": left_out,
-        "unread": dict(unread or {}),
+        "unread": dict(unread or {}), "listed": sorted(listed),
     }  # fmt: skip
     write_json(directory / f"{unit:06}.json", facts)
     return facts
@@ -251,12 +253,18 @@ def lacks_heldout(spooled: Sequence[Facts]) -> int:
     return lowest + 1 if 0 < fraction <= lowest < highest else 0
 
 
-def check_heldout(spooled: Sequence[Facts], origins: Sequence[str]) -> None:
-    """Raise DataError if documents of some of these origins were to be held out, and there are none."""
-    if origins and not any(part["split"] == HELDOUT for facts in spooled for part in facts["parts"]):
+def _hash_of(seed: int, origin: str) -> int:
+    return text_key("heldout", str(seed), origin)
+
+
+def check_heldout(spooled: Sequence[Facts], origins: Sequence[str], seed: int) -> list[str]:
+    """Return those of the origins to hold out that no document has. Raises DataError if no document has any of them."""
+    found = {one for facts in spooled for one in facts.get("listed", ())}
+    if origins and not found:
         remedy = "give origins as the field of --origin has them"
         text = f"no document has one of the {len(origins)} origins to hold out, first {origins[0]!r}; {remedy}"
         raise DataError(text, where="--heldout-origins", value=origins[0], allowed=remedy)
+    return [origin for origin in origins if _hash_of(seed, origin) not in found]
 
 
 class _PartWriter:

@@ -156,7 +156,8 @@ def tokenize_source(
                 spooled = _first_pass(work, units, pool, progress)
                 if at_least := lacks_heldout(spooled):
                     spooled = _first_pass(work, units, pool, progress, at_least)
-            check_heldout(spooled, heldout_origins)
+            if lacking := check_heldout(spooled, heldout_origins, seed):
+                note(f"{len(lacking):,} of the origins to hold out have no document, first {lacking[0]!r}")
             shards = _second_pass(work, spooled, plan, pool, progress)
             manifest = _describe(work, plan, loaded, spooled, shards)
             if media is not None:

@@ -439,4 +439,5 @@ def test_excerpts_that_follow_each_other_have_every_step_once(tmp_path):
     assert all(one.rate == 128 for one in some)
     assert refused(tmp_path / "a.npy", start=1.0).allowed == "rate="
     assert refused(tmp_path / "a.npy", rate=128, start=8.0).value == (8.0, None)
+    assert refused(tmp_path / "a.npy", rate=128, seconds=1e308).value == (None, 1e308)
     assert refused(tmp_path / "a.npy", rate=128, seconds=True).value is True

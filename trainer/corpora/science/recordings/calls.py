@@ -23,6 +23,7 @@ from trainer.corpora.science.recordings.labelled import (
     number_in,
     rows_of,
     unknown_label,
+    whole_in,
 )
 from trainer.data.errors import DataError
 
@@ -75,7 +76,7 @@ def _marmaudio(directory: Path) -> Survey:
         unpacked = path.with_suffix(".wav")
         subject = row["parent_name"]
         if all(row.get(column) for column in DATE):
-            subject = "day " + "-".join(f"{number_in(row, column, where):02.0f}" for column in DATE)
+            subject = "day " + "-".join(f"{whole_in(row, column, where):02}" for column in DATE)
         label = "infant cry" if label == "infant" else label
         items.append(Item(unpacked if unpacked.is_file() else path, where, subject, (label,)))
     labels = {name: label for name, label in MARMAUDIO.items() if name != "infant"}
@@ -91,7 +92,7 @@ def _infants(directory: Path) -> Survey:
     items: list[Item] = []
     left_out = Counter[str]()
     for where, row in rows_of(directory / LABELS, ",", ("filename", "start", "end", "calltype", "caller")):
-        number = int(number_in(row, "calltype", where))
+        number = whole_in(row, "calltype", where)
         if number in NOT_CALLS:
             left_out[NOT_CALLS[number]] += 1
             continue

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from trainer.corpora.science.recordings.labelled import Item, Label, Survey, number_in, rows_of, unknown_label
+from trainer.corpora.science.recordings.labelled import Item, Label, Survey, rows_of, unknown_label, whole_in
 from trainer.data.errors import DataError
 
 DATABASE, STATEMENTS = "ptbxl_database.csv", "scp_statements.csv"
@@ -49,8 +49,8 @@ def survey(directory: Path) -> Survey:
     needed = ("ecg_id", "patient_id", "scp_codes", "strat_fold", column)
     for where, row in rows_of(directory / DATABASE, ",", needed):
         found = {classes[code] for code in _codes(row["scp_codes"], classes, where)} - {""}
-        subject = f"patient {number_in(row, 'patient_id', where):.0f}"
-        if number_in(row, "strat_fold", where) == TEST_FOLD:
+        subject = f"patient {whole_in(row, 'patient_id', where)}"
+        if whole_in(row, "strat_fold", where) == TEST_FOLD:
             held_out.add(subject)
         if not found:
             left_out["records without a diagnostic statement"] += 1
@@ -82,7 +82,7 @@ def _codes(text: str, classes: Mapping[str, str], where: str) -> list[str]:
     """The statements of a record: the keys of a dictionary as Python writes it."""
     try:
         codes = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         codes = None
     if not isinstance(codes, dict):
         allowed = "such as {'NORM': 100.0, 'SR': 0.0}"

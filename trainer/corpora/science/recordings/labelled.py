@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,12 +76,24 @@ def rows_of(path: Path, delimiter: str, needed: Sequence[str]) -> Iterator[tuple
 
 
 def number_in(row: Mapping[str, str], column: str, where: str) -> float:
-    """A number of a row. Raises DataError."""
+    """A finite number of a row. Raises DataError."""
     try:
-        return float(row[column])
+        number = float(row[column])
     except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
         text = f"{where}: {column} {row[column]!r} is not a number"
-        raise DataError(text, where=where, value=row[column], allowed="a number") from None
+        raise DataError(text, where=where, value=row[column], allowed="a number")
+    return number
+
+
+def whole_in(row: Mapping[str, str], column: str, where: str) -> int:
+    """A whole number of a row, which tables also write as 15001.0. Raises DataError."""
+    number = number_in(row, column, where)
+    if not number.is_integer():
+        text = f"{where}: {column} {row[column]!r} is not a whole number"
+        raise DataError(text, where=where, value=row[column], allowed="a whole number")
+    return int(number)
 
 
 def unknown_label(where: str, found: str, known: Sequence[str]) -> DataError:

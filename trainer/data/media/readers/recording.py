@@ -176,15 +176,16 @@ def excerpt(recording: Recording, start: float | None, seconds: float | None, wh
             where=where,
             allowed="rate=",
         )
-    first = round((start or 0.0) * recording.rate)
-    last = recording.steps if seconds is None else round(((start or 0.0) + seconds) * recording.rate)
+    opening = start or 0.0
+    end = recording.steps / recording.rate if seconds is None else opening + seconds
+    places = opening * recording.rate, end * recording.rate
+    first, last = (round(place) if math.isfinite(place) else -1 for place in places)
     if last == recording.steps + 1:  # of times that were rounded
         last -= 1
-    if not first < last <= recording.steps:
+    if not 0 <= first < last <= recording.steps:
         length = recording.steps / recording.rate
         raise DataError(
-            f"{where}: an excerpt from {first / recording.rate:g} s to {last / recording.rate:g} s of a recording of "
-            f"{length:g} s",
+            f"{where}: an excerpt from {opening:g} s to {end:g} s of a recording of {length:g} s",
             where=where, value=(start, seconds), allowed=f"inside of {length:g} s",
         )  # fmt: skip
     return replace(recording, values=recording.values[first:last])

@@ -128,6 +128,17 @@ REFUSED: dict[str, tuple[str, str, Callable[[str], str] | None, Any, Any]] = {
     "statements that are not a dictionary": (
         "ptb-xl", "ptbxl_database.csv", lambda text: text.replace("{'NORM': 80.0}", "NORM"), "NORM", ...
     ),
+    "a statement that cannot be a key": (
+        "ptb-xl", "ptbxl_database.csv", lambda text: text.replace("{'NORM': 80.0}", "{[1]: 80.0}"), "{[1]: 80.0}", ...
+    ),
+    "a fold that is not a number": (
+        "ptb-xl", "ptbxl_database.csv", lambda text: text.replace(",10,records", ",nan,records"), "nan", "a number"
+    ),
+    "half a patient": (
+        "ptb-xl", "ptbxl_database.csv", lambda text: text.replace("15003.0", "15003.5"), "15003.5", "a whole number"
+    ),
+    "half a call": ("infants", "labels.csv", lambda text: text.replace(",7,", ",6.5,"), "6.5", "a whole number"),
+    "a call without a time": ("infants", "labels.csv", lambda text: text.replace(",1.05,", ",nan,"), "nan", "a number"),
     "no fold": ("ptb-xl", "ptbxl_database.csv", lambda text: text.replace("strat_fold", "fold"), ..., ...),
     "a patient that is not a number": (
         "ptb-xl", "ptbxl_database.csv", lambda text: text.replace("15003.0", "anna"), "anna", "a number"
