@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.arithmetic import arithmetic
 from launch.cli import main
 from tests.printed import error_line
 from tests.trainer.data.small_mixture import make_mixture
@@ -71,6 +72,18 @@ def test_the_arithmetic_of_a_step(plan):
     numbers = [float(word) for word in words if word[0].isdigit()]
     expected = [tokens * model, iterations, 100 * iterations / (tokens * model)]
     assert numbers == pytest.approx(expected, rel=5e-3)
+
+
+def test_the_arithmetic_of_pairs_has_the_tower_of_images_and_no_head():
+    cfg = compose(["recipe=vision_contrastive"])
+    side, batch = cfg.model.vision.patch_size * cfg.model.vision.merge, cfg.train.global_batch
+    text = cfg.model.flops_per_token(cfg.data.seq_len) - 6 * cfg.model.vocab_size * cfg.model.hidden_size
+    areas = (cfg.data.min_pixels, cfg.data.max_pixels)
+    images = [
+        area / side**2 * cfg.model.vision.flops_per_token(area // cfg.model.vision.patch_size**2) for area in areas
+    ]
+    numbers = [float(word) for word in arithmetic(cfg).split() if word[0].isdigit()]
+    assert numbers == pytest.approx([batch * cfg.data.seq_len * text, *(batch * each for each in images)], rel=5e-3)
 
 
 def test_a_run_that_would_resume_or_is_finished_or_in_use(plan):

@@ -130,12 +130,12 @@ class TimeSeriesConfig:
         leave = [*_norm(W), *_linear(W, self.adapt_width), *_projector(self.adapt_width, self.out_width)]
         return [*patches, *entry, *layer * self.num_layers, *leave]
 
-    def flops_per_token(self, stride: int = 24, tokens: int = 1024) -> float:
-        """Model FLOPs, forward and backward, of one of `tokens` tokens of a signal with one channel, each of four
-        patches of 2 x `stride` steps, by default those of 100 Hz; as `ModelConfig.flops_per_token` counts them."""
+    def flops_per_token(self, stride: int = 24, tokens: int = 1024, channels: int = 1) -> float:
+        """Model FLOPs, forward and backward, of one of `tokens` tokens of a signal, each of four patches of 2 x
+        `stride` steps of every channel, by default those of 100 Hz; as `ModelConfig.flops_per_token` counts them."""
         w, steps = self.patch_width, 2 * stride
         per_step = 5 * w + 4 * w * w + 2 * w * self.patch_mlp_width
-        of_patches = 4 * steps * (6.0 * per_step + 12.0 * w * steps)
+        of_patches = 4 * channels * steps * (6.0 * per_step + 12.0 * w * steps)
         entry = 2 * (2 * w * self.bins + 3 * self.bins * self.width) + 3 * self.width**2
         layers = self.num_layers * (4 * self.width**2 + 2 * self.width * self.mlp_width)
         leave = self.width * self.adapt_width + self.adapt_width * self.out_width + self.out_width**2
@@ -236,16 +236,16 @@ class ModelConfig:
         """Parameters in the matrices inside the layers: attention's and the experts', not the router's."""
         return self.num_layers * (self._attention_matrices() + self.num_experts * self._expert_params())
 
-    def flops_per_token(self, seq_len: int) -> float:
+    def flops_per_token(self, seq_len: int, *, head: bool = True) -> float:
         """Model FLOPs of one training token, forward and backward, in documents of `seq_len` tokens; without those of
-        the towers, whose configurations count them.
+        the towers, whose configurations count them. head: the LM head is trained.
 
         6 x the active parameters that are matrices (2 forward, 4 backward; the embedding is a look-up and does not
         count, the LM head does) plus 12 x layers x heads x head_dim x the mean causal span (seq_len + 1) / 2 for QK^T
         and PV. Recomputed activations are not counted. The accounting is that of PaLM (Chowdhery et al. 2022,
         appendix B), with the causal half of the attention only.
         """
-        matrices = self.vocab_size * self.hidden_size + self.num_layers * (
+        matrices = head * self.vocab_size * self.hidden_size + self.num_layers * (
             self._attention_matrices()
             + self.num_experts * self.hidden_size
             + self.experts_per_token * self._expert_params()

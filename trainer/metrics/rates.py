@@ -65,7 +65,8 @@ RECENT = 50  # steps whose mean the time left is computed from
 class Rates:
     """Measures training between two writes of the record, and the time that the remaining steps will take.
 
-    flops_per_token: model FLOPs of training, forward and backward. peak_flops: FLOP/s of all devices, None if unknown.
+    flops_per_token: model FLOPs of training, forward and backward, of the text model. peak_flops: FLOP/s of all
+        devices, None if unknown.
     """
 
     def __init__(self, flops_per_token: float, peak_flops: float | None) -> None:
@@ -101,8 +102,10 @@ class Rates:
         """Seconds since this start."""
         return time.monotonic() - self._started
 
-    def measure(self, steps: int, tokens: int) -> dict[str, float]:
-        """tokens_per_second, flops_per_second and peak_share of the steps since the last call; empty without tokens."""
+    def measure(self, steps: int, tokens: int, tower_flops: float = 0.0) -> dict[str, float]:
+        """tokens_per_second, flops_per_second and peak_share of the steps since the last call; empty without tokens.
+
+        tower_flops: model FLOPs of the images and signals of these steps."""
         now = time.monotonic()
         seconds = max(now - self._last_write, 1e-9)
         training_seconds = max(seconds - self._aside_of_write, 1e-9)
@@ -110,6 +113,6 @@ class Rates:
         self._of_write = seconds / steps
         if not tokens:
             return {}
-        flops = tokens * self._flops_per_token / training_seconds
+        flops = (tokens * self._flops_per_token + tower_flops) / training_seconds
         rates = {"tokens_per_second": tokens / training_seconds, "flops_per_second": flops}
         return rates | ({"peak_share": flops / self._peak_flops} if self._peak_flops else {})

@@ -2,7 +2,9 @@
 
 Every line of metrics.jsonl is one JSON object with "step". A line without "event" is an optimizer step; the last one
 of each write also carries the rates measured since the write before: tokens_per_second, flops_per_second, peak_share
-(where the peak is known) and peak_memory_bytes. A line with "event" is anything else: an evaluation, a warning.
+(where the peak is known) and peak_memory_bytes. FLOPs are those of the text model, without a head that is not
+trained, and of the towers, which each step has as tower_flops. A line with "event" is anything else: an evaluation, a
+warning.
 
 JSON has no NaN or infinity. They are written as the strings "nan", "inf" and "-inf", which any JSON reader accepts and
 Python's float() turns back into the number. A number that does not exist is null, such as the loss of a step without a
@@ -41,7 +43,7 @@ class MetricsLog:
 
     resume_step: lines of an existing metrics.jsonl with a larger step are dropped, atomically, and so is a torn last
         line, so that the record of a resumed run is that of an uninterrupted one. 0 starts the record anew.
-    flops_per_token: model FLOPs of training, forward and backward, for one token.
+    flops_per_token: model FLOPs of training, forward and backward, for one token, without those of towers.
     peak_flops: FLOP/s of all devices of the run together (see device_peak), None where unknown: no share is shown then.
     config: the resolved configuration, for wandb.
     rank: None reads torchrun's RANK.
@@ -98,12 +100,14 @@ class MetricsLog:
         """Append the steps since the last call, one dict each, in order: at least step and loss.
 
         Views show these if present: lr, grad_norm, balance, max_load (the busiest expert's load over the mean), skipped
-        (steps skipped so far) and tokens (of that step over all ranks; the rates are computed from it).
+        (steps skipped so far) and tokens (of that step over all ranks; the rates are computed from it, and from
+        tower_flops, the model FLOPs of its images and signals).
         """
         if not self._writes or not records:
             return
         self._step = int(records[-1]["step"])
-        rates = self._rates.measure(len(records), sum(record.get("tokens", 0) for record in records))
+        tokens, towers = (sum(record.get(name, 0) for record in records) for name in ("tokens", "tower_flops"))
+        rates = self._rates.measure(len(records), tokens, towers)
         records = [*records[:-1], {**records[-1], "peak_memory_bytes": peak_memory(), **rates}]
         if problem := self._file.append(records):
             self._warn(problem)

@@ -75,6 +75,7 @@ class Trainer:
                         batches,
                         world,
                         self.parts.place,
+                        model=self.cfg.model,
                         interrupted=stop.requested(signal.SIGINT),
                         terminated=stop.requested(signal.SIGTERM),
                     )
@@ -150,7 +151,7 @@ class Trainer:
         totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in update.items()}))
         facts = {"step": step, "lr": lr_at(step, cfg.optim, cfg.train.steps), "tokens": counts["tokens"]}
         if cfg.model.vision is not None or cfg.model.signals is not None:
-            facts |= {kind: counts[kind] for kind in MEDIA}
+            facts |= {kind: counts[kind] for kind in MEDIA} | {"tower_flops": 1000 * counts["tower_kiloflops"]}
         if load is not None:
             facts |= load._asdict()
         self.unread.append((facts, totals))
@@ -310,7 +311,7 @@ class Trainer:
                 cfg.logging,
                 resume_step=self.position.step,
                 total_steps=cfg.train.steps,
-                flops_per_token=cfg.model.flops_per_token(cfg.data.seq_len),
+                flops_per_token=cfg.model.flops_per_token(cfg.data.seq_len, head=cfg.train.trains_head),
                 peak_flops=peak * world.size if peak else None,
                 config=coerce.to_dict(cfg),
                 rank=world.rank,

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from parallel.layout import ALONE, Place
 from parallel.sharding.fsdp import keep_gathered, reduce_gradients
 from parallel.world import World
+from trainer.config.model import ModelConfig
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 from trainer.model.experts.base import QuantizedBackend
 from trainer.model.experts.module import Experts
+from trainer.model.towers.flops import tower_flops
 from trainer.model.towers.places import Places
 from trainer.objectives.base import Objective
 from trainer.objectives.scalars import GlobalBatch, Totals
@@ -26,12 +28,13 @@ def count_step(
     world: World,
     place: Place = ALONE,
     *,
+    model: ModelConfig | None = None,
     interrupted: bool = False,
     terminated: bool = False,
 ) -> dict[str, int]:
     """Counts of a step over the micro-batches of all ranks, made on the host: `units` of the objective, `tokens`,
-    `faults` (samples that were replaced), `images` (or tiles) and `signals`, and the ranks that were `interrupted` or
-    `terminated` by a signal.
+    `faults` (samples that were replaced), `images` (or tiles) and `signals`, `tower_kiloflops` of the towers of
+    `model`, and the ranks that were `interrupted` or `terminated` by a signal.
 
     place: of this rank; samples that several ranks read are counted once."""
     counted = batches if place.counts else ()
@@ -41,6 +44,7 @@ def count_step(
         faults=sum(len(batch.faults) for batch in counted),
         images=sum(len(places.sizes) for batch in counted if (places := _places(batch, "image_places"))),
         signals=sum(len(places.sizes) for batch in counted if (places := _places(batch, "signal_places"))),
+        tower_kiloflops=sum(_tower_kiloflops(batch, model) for batch in counted),
         interrupted=interrupted,
         terminated=terminated,
     )
@@ -48,6 +52,13 @@ def count_step(
 
 def _places(batch: Batch, kind: str) -> Places | None:
     return None if batch.media is None else getattr(batch.media, kind)
+
+
+def _tower_kiloflops(batch: Batch, model: ModelConfig | None) -> int:
+    """In thousands, so that the sum of a step over thousands of ranks is far below 2^63."""
+    if batch.media is None or model is None:
+        return 0
+    return round(tower_flops(model, batch.media.images, batch.media.signals) / 1000)
 
 
 def accumulate_gradients(

@@ -49,6 +49,11 @@ def test_rates_count_the_tokens_of_the_window_and_leave_events_out(tmp_path, mon
     assert last["tokens_per_second"] == pytest.approx(4000 / 10.0)
     assert last["flops_per_second"] == pytest.approx(4000 / 10.0 * 1e6)
     assert last["peak_share"] == pytest.approx(0.4)
+    clock[0] += 10.0
+    log.write([{**step, "tower_flops": 10**9} for step in steps(5, 8)])
+    last = read(tmp_path)[-1]
+    assert last["flops_per_second"] == pytest.approx(4000 / 10.0 * 1e6 + 4e8)
+    assert last["peak_share"] == pytest.approx(0.8)
     assert last["peak_memory_bytes"] > 2**20
 
 

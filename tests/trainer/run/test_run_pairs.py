@@ -66,14 +66,20 @@ def test_two_ranks_log_what_one_does(cache, tmp_path):
     words = [*few(8), "parallel=fsdp"]
     assert on_ranks(2, rank_trains, config(cache, tmp_path / "two", *words, world_size=2), timeout_s=120.0) == [0, 0]
     one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
+    cfg = config(cache, tmp_path / "one")
+    vision = cfg.model.vision
+    assert vision is not None
+    sizes = [area // (vision.patch_size * vision.merge) ** 2 for area in (cfg.data.min_pixels, cfg.data.max_pixels)]
+    least, most = (16 * size * vision.flops_per_token(size * vision.merge**2) for size in sizes)  # of 16 images
     assert len(one) == len(two) == 3
     for mine, theirs in zip(one, two, strict=True):
         for name in NAMES | {"bias"}:
             assert theirs[name] == pytest.approx(mine[name], rel=1e-3), name
+        assert theirs["tower_flops"] == pytest.approx(mine["tower_flops"], rel=1e-4)
+        assert least <= mine["tower_flops"] <= most
     (mine,), (theirs,) = events(tmp_path / "one", "evaluation"), events(tmp_path / "two", "evaluation")
     for name in RECALLS | {"zero_shot"}:
         assert theirs[name] == pytest.approx(mine[name], abs=0.04), name  # one of 32 pairs, where two are as near
-    cfg = config(cache, tmp_path / "one")
     (kept,) = kept_media(tmp_path / "two")  # an export states it
     assert isinstance(kept.rule, PatchRule)
     assert (kept.rule.min_pixels, kept.rule.max_pixels) == (cfg.data.min_pixels, cfg.data.max_pixels)
