@@ -15,7 +15,7 @@ from trainer.config.checks.optim import doubtful
 from trainer.config.checks.unused import without_effect
 from trainer.config.errors import print_warning, report
 from trainer.config.keys import Config
-from trainer.config.memory import checkpoint_bytes, gigabytes, host_memory, largest_memory
+from trainer.config.memory import NUMBER, checkpoint_bytes, gigabytes, host_memory, largest_memory
 from trainer.config.ranks import map_ranks
 from trainer.config.run_files import newest_manifests
 from trainer.data.errors import DataError
@@ -124,8 +124,7 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
         yield "  gathered", f"{gigabytes(held.gathered)} of whole weights, for a step"
     if held.accumulated:
         yield "  accumulated", f"{gigabytes(held.accumulated)} of whole gradients, until they are reduced"
-    inputs = f"the inputs of the layers, in a micro-batch of {train.micro_batch}"
-    yield "  activations", f"at least {gigabytes(held.activations)} ({inputs})"
+    yield "  activations", f"at least {gigabytes(held.activations)} ({_inputs(cfg)})"
     if held.offloaded or held.moved:
         ranks = f"of {world_size} rank(s)" if world_size > 1 else "in all"
         rank, most = largest_memory(cfg, world_size, gpu=True)
@@ -143,6 +142,24 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
     yield "checkpoints", f"{gigabytes(checkpoint_bytes(cfg))} each; {kept}; {free}"
     yield "directory", str(run.path)
     yield "would", _would(cfg, run, too_large)
+
+
+def _inputs(cfg: Config) -> str:
+    """The activations that are counted, and what towers keep besides them: as bounds where the configuration has bounds
+    for images, which is one vector of a patch for every layer."""
+    vision, data, size = cfg.model.vision, cfg.data, cfg.train.micro_batch
+    if vision is None and cfg.model.signals is None:
+        return f"the inputs of the layers, in a micro-batch of {size}"
+    text = f"the inputs of the text model's layers, in a micro-batch of {size}; "
+    if vision is None or data.name != "pairs":
+        return text + "those of the towers' are not counted"
+    if cfg.optim.parts.vision.freeze:
+        return text + "a frozen tower keeps none"
+    of_patch = vision.width * vision.num_layers * NUMBER[cfg.precision.linears]
+    least, most = (
+        gigabytes(size * pixels // vision.patch_size**2 * of_patch) for pixels in (data.min_pixels, data.max_pixels)
+    )
+    return f"{text}those of the image tower's are {least} to {most} more"
 
 
 def _phases(cfg: Config) -> str:

@@ -1,6 +1,7 @@
 """`octavo train --dry-run`: what a command would do, without doing any of it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from trainer.config.memory import rank_memory
 from trainer.run.directory import hold
 from trainer.storage.manifest import CHECKPOINT
 
+SIZE = re.compile(r"([0-9.,]+) ([MG])B")
 WORDS = ["train", "recipe=toy", "data=synthetic", "run.dir=run"]
 
 
@@ -84,6 +86,20 @@ def test_the_arithmetic_of_pairs_has_the_tower_of_images_and_no_head():
     ]
     numbers = [float(word) for word in arithmetic(cfg).split() if word[0].isdigit()]
     assert numbers == pytest.approx([batch * cfg.data.seq_len * text, *(batch * each for each in images)], rel=5e-3)
+
+
+def test_the_inputs_of_towers_are_bounded_for_pairs_and_otherwise_left_out(plan, capsys):
+    words = ["recipe=vision_contrastive", "run.dir=run", "train.device=cpu"]
+    assert main(["train", *words, "--dry-run"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  activations"))
+    found = [float(size.replace(",", "")) * 10 ** {"M": 6, "G": 9}[unit] for size, unit in SIZE.findall(line)]
+    cfg = compose(words)
+    vision = cfg.model.vision
+    row = vision.width * vision.num_layers * 2 * cfg.train.micro_batch / vision.patch_size**2  # bf16
+    counted = [rank_memory(cfg, 1).activations, row * cfg.data.min_pixels, row * cfg.data.max_pixels]
+    assert found == pytest.approx(counted, rel=0.01)
+    assert "text model" in plan("model=toy_multimodal")[0]["activations"]
+    assert "text model" not in plan()[0]["activations"]
 
 
 def test_a_run_that_would_resume_or_is_finished_or_in_use(plan):

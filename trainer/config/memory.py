@@ -4,11 +4,12 @@ Weights, gradients and the optimizer's state are exact for the native engine: th
 `trainer/parallelize.py` leaves on a rank, without the padding of uneven shards (tests compare with `octavo layout`).
 So are the weights that stay gathered, with that padding, and the gradients that are added up on a rank, for a whole
 step, under a pipeline.
-Activations depend on back ends and kernels, so only a lower bound is counted: the inputs of the layers, which every
-setting of `train.recompute` keeps, of every micro-batch that is under way, in the format of `precision.kept`. With
-`train.offload_activations` these are on the host (but for inputs below 64 KiB), and on the device those of two layers
-that follow each other in a stage: the one at work, and the next one on its way. With `train.recompute=full` little
-else is kept between the passes of a pipeline (tests compare with `octavo layout`).
+Activations depend on back ends and kernels, so only a lower bound is counted: the inputs of the text model's layers,
+which every setting of `train.recompute` keeps, of every micro-batch that is under way, in the format of
+`precision.kept`; not those of towers, which depend on the data. With `train.offload_activations` they are on the host
+(but for inputs below 64 KiB), and on the device those of two layers that follow each other in a stage: the one at work,
+and the next one on its way. With `train.recompute=full` little else is kept between the passes of a pipeline (tests
+compare with `octavo layout`).
 """
 
 from __future__ import annotations
