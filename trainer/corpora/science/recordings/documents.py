@@ -65,7 +65,7 @@ def documents(
     the number of recordings so far. Raises DataError.
     """
     made.left_out.update(survey.left_out)
-    seen: dict[bytes, str] = {}
+    seen: dict[bytes, Item] = {}
     whole = _Whole(survey.channels)
     for number, item in enumerate(survey.items, 1):
         done(number)
@@ -84,10 +84,15 @@ def documents(
             made.bad.append((item.where, error.faults[0].text))
             continue
         digest = hashlib.sha256(recording.to_bytes()).digest()
-        if digest in seen:
-            made.left_out[f"recordings with the values of another, such as {item.where} and {seen[digest]}"] += 1
+        if (twin := seen.setdefault(digest, item)) is not item:
+            if set(twin.labels) != set(item.labels):
+                text = f"{item.where}: has the values of {twin.where}, and other labels; correct one of them"
+                if not skip:
+                    raise DataError(text, where=item.where, value=item.labels, allowed=twin.labels)
+                made.bad.append((item.where, text))
+            else:
+                made.left_out[f"recordings with the values of another, such as {item.where} and {twin.where}"] += 1
             continue
-        seen[digest] = item.where
         split = "heldout" if item.subject in survey.held_out else "train"
         origin = f"{source.name}/{item.subject}"
         made.recordings += 1
@@ -108,6 +113,10 @@ def documents(
                     "content": [part, {"type": "text", "text": text}], "origin": origin, "split": split, "form": form,
                     "labels": [*item.labels],
                 }  # fmt: skip
+    if not made.documents:
+        reasons = ", ".join(made.left_out) or "its tables name none"
+        text = f"{survey.layout}: no recording is left to make documents of ({reasons})"
+        raise DataError(text, where="--recordings", value=reasons, allowed="recordings with labels")
 
 
 class _Whole:
@@ -151,7 +160,7 @@ def _spans(item: Item, recording: Recording, longest: float | None) -> list[tupl
 
 
 def _part(item: Item, survey: Survey, root: Path | None) -> Line:
-    path = item.path.resolve() if root is None else os.path.relpath(item.path, root)
+    path = item.path.resolve() if root is None else os.path.relpath(item.path.resolve(), root.resolve())
     return {"type": "signal", "path": str(path)} | ({"channels": [*survey.channels]} if survey.channels else {})
 
 

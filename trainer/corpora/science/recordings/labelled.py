@@ -56,14 +56,14 @@ def rows_of(path: Path, delimiter: str, needed: Sequence[str]) -> Iterator[tuple
     """(its place, the row) for each row of a table with a header. Raises DataError without the needed columns, or for a
     row with more or fewer cells."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
             columns = next(rows, [])
             missing = [name for name in needed if name not in columns]
             if missing:
                 text = f"{path}: no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}"
                 raise DataError(text, where=str(path), value=tuple(columns), allowed=tuple(needed))
-            for row in rows:
+            for row in filter(None, rows):
                 where = f"{path}, line {rows.line_num}"
                 if len(row) != len(columns):
                     text = f"{where}: {len(row)} cells, but {len(columns)} columns"

@@ -114,6 +114,31 @@ def test_a_recording_under_the_name_of_another_subject_is_left_out(scalp: Path, 
     assert "H S2 EC.edf" in next(iter(made.left_out))
 
 
+def test_a_recording_with_two_labels_ends_the_work_or_is_listed(scalp: Path, tmp_path: Path) -> None:
+    for name in ("H S1 EC", "MDD S2 EC"):
+        (tmp_path / f"{name}.edf").write_bytes((scalp / "H S1 EC.edf").read_bytes())
+    made = Made()
+    assert len(lines(EEG, EEG.survey(tmp_path), made, skip=True)) == 1
+    assert [where for where, _ in made.bad] == [str(tmp_path / "MDD S2 EC.edf")]
+    with pytest.raises(DataError) as error:
+        lines(EEG, EEG.survey(tmp_path))
+    assert (error.value.value, error.value.allowed) == (("MDD",), ("H",))
+
+
+def test_a_data_set_without_documents_is_refused(scalp: Path) -> None:
+    survey = replace(EEG.survey(scalp), items=[])
+    with pytest.raises(DataError) as error:
+        lines(EEG, survey)
+    assert error.value.where == "--recordings"
+
+
+def test_paths_lead_from_behind_links(scalp: Path, tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    line = lines(EEG, EEG.survey(scalp), root=tmp_path / "link")[0]
+    assert (tmp_path / "link" / line["content"][0]["path"]).is_file()
+
+
 # -- recordings that cannot be used ----------------------------------------------------------------------------------
 
 

@@ -95,6 +95,14 @@ def test_without_dates_calls_are_split_by_directory(disk: Path, tmp_path: Path) 
     assert {item.subject for item in calls.survey(directory).items} == {"2020_1_0", "2020_2_0"}
 
 
+def test_calls_without_a_date_beside_others_are_left_out(disk: Path, tmp_path: Path) -> None:
+    directory = copied(disk, "marmaudio", tmp_path)
+    rewrite(directory / "Annotations.tsv", lambda text: "\ufeff" + text.replace("\t2020\t1\t1\t", "\t\t1\t1\t") + "\n")
+    found = calls.survey(directory)
+    assert sum(found.left_out.values()) == 12
+    assert all(item.subject.startswith("day ") for item in found.items)
+
+
 def test_calls_of_infants_are_spans_of_files_and_split_by_twins(disk: Path) -> None:
     found = calls.survey(disk / "infants")
     assert Counter(item.labels[0] for item in found.items) == dict.fromkeys(calls.INFANTS, 6)
