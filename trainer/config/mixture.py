@@ -12,7 +12,7 @@ from typing import Literal
 
 @dataclass(kw_only=True)
 class SourceConfig:
-    path: str  # a directory of tokenised shards, absolute or below data.root
+    path: str  # a directory of tokenized shards, absolute or below data.root
     domain: Literal["science", "general"]  # a science source has a prefix
     modality: Literal["text", "image", "time_series"] = "text"  # in its documents beside text
     tokens: int  # tokens to draw over all phases

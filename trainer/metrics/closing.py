@@ -19,8 +19,11 @@ HIGHER_IS_BETTER = "accuracy"
 def closing_text(run_dir: Path, checkpoint: str) -> str:
     """Held-out results by source, the loss and the tokens of a run, and where it is."""
     losses, tokens, unreadable, evaluations = [], 0, 0, []
+    distinct: set[str] = set()  # a start of the run names a document again that an earlier one named
     for record in read_all(run_dir / RECORD) if (run_dir / RECORD).is_file() else ():
-        unreadable += int(number(record.get("unreadable")) or 0)
+        if missed := int(number(record.get("unreadable")) or 0):
+            unreadable += missed
+            distinct |= {str(record["message"])} if "message" in record else set()
         if record.get("event") == "evaluation":
             evaluations.append(record)
         elif "event" not in record:
@@ -32,7 +35,10 @@ def closing_text(run_dir: Path, checkpoint: str) -> str:
         over = f"the mean of the last {min(RECENT, len(losses))} steps" if len(losses) > 1 else "of the only step"
         lines.append(f"training loss {known[0]:.4f} -> {recent_loss(losses):.4f} ({over}) over {tokens:,} tokens")
     if unreadable:
-        lines.append(f"unreadable  {unreadable:,} samples or documents, replaced or left out: warnings in {RECORD}")
+        lines.append(
+            f"unreadable  {len(distinct):,} sample(s) or document(s), replaced or left out in {unreadable:,} place(s): "
+            f"warnings in {RECORD}"
+        )
     return "\n".join([*lines, f"run         {run_dir}", f"checkpoint  {checkpoint}"])
 
 

@@ -82,7 +82,7 @@ class Trainer:
                     if counts["interrupted"] or counts["terminated"]:
                         return self._stop(signal.SIGTERM if counts["terminated"] else signal.SIGINT)
                     if counts["faults"]:
-                        self._log_faults(batches)
+                        counts["again"] = self._log_faults(batches)
                     self._train_step(batches, counts)
                     self.log.advance(self.position.step)
                     self._between_steps()
@@ -107,11 +107,14 @@ class Trainer:
             for first in firsts
         ]
 
-    def _log_faults(self, batches: list[Batch]) -> None:
-        """Log the samples of all ranks that were replaced or left out. Raises `RunError` where they are too many."""
+    def _log_faults(self, batches: list[Batch]) -> int:
+        """Log the samples and documents of all ranks that were replaced or left out, each document once; returns how
+        many were logged before. Raises `RunError` where they are too many."""
         mine = [line for batch in batches for line in batch.faults] if self.parts.place.counts else []
         lines = [line for of_rank in self.world.gather(mine) for line in of_rank]
-        for line in lines:
+        new = [line for line in dict.fromkeys(lines) if line not in self.reported]
+        self.reported.update(new)
+        for line in new:
             self._event("warning", step=self.position.step + 1, message=line, unreadable=1)
         self.replaced += len(lines)
         limit = self.cfg.data.max_skips
@@ -123,6 +126,7 @@ class Trainer:
                 value=self.replaced,
                 allowed=f"at most {limit}",
             )
+        return len(lines) - len(new)
 
     def _train_step(self, batches: list[Batch], counts: dict[str, int]) -> None:
         """One optimizer step. Nothing in it waits for the device. counts: as `count_step` returns them."""
@@ -154,6 +158,8 @@ class Trainer:
             facts |= {kind: counts[kind] for kind in MEDIA} | {"tower_flops": 1000 * counts["tower_kiloflops"]}
         if load is not None:
             facts |= load._asdict()
+        if counts.get("again"):
+            facts["unreadable"] = counts["again"]
         self.unread.append((facts, totals))
 
     def _read_metrics(self) -> None:

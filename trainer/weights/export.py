@@ -23,7 +23,7 @@ from trainer.weights.beside.card import model_card
 from trainer.weights.beside.media import exported_media
 from trainer.weights.beside.readers import readers
 from trainer.weights.beside.side_files import CARD, TOKENIZERS
-from trainer.weights.beside.tokenizer import find_tokenizer, put_token_ids
+from trainer.weights.beside.tokenizer import find_tokenizer, of_synthetic_data, put_token_ids
 from trainer.weights.dtypes import (
     DtypeName,
     dtypes,
@@ -57,7 +57,7 @@ class Exported:
     side_files: list[str]  # paths of what is beside the tensors, config.json and the card
     tokenizer: str  # where it is from, or that there is none
     warnings: list[str]
-    media: str = ""  # the rules of its images and signals, in words; empty without any
+    media: str = ""  # the rules of its images and signals, in words, or why there are none; empty without towers
 
 
 def export(
@@ -153,7 +153,7 @@ def export(
     if beside.ids is not None:
         put_token_ids(config, beside.ids)
     read_by = readers(config, [output.name for output in outputs], beside.files)
-    card = model_card(model, read_by, opened.step, opened.init_from, beside.tokenizer, beside.card)
+    card = model_card(model, read_by, opened.step, opened.init_from, beside.tokenizer, beside.card, text_only=text_only)
     files = {**beside.files, CARD: card.encode()}
     write_directory(target, bundles, config, files, shard_bytes=shard_bytes, wrote=count)
     written = sorted({output.dtype for bundle in bundles[: len(pieces)] for output in bundle.outputs})
@@ -218,7 +218,10 @@ def _beside(opened: OpenedCheckpoint, carried: Carried | None, text_only: bool) 
     except (HuggingFaceError, DataError) as error:  # that directory is a part of the run
         raise CheckpointError(error.faults) from error
     files, warnings = {**found.files, **media.files}, [*found.warnings, *media.warnings]
-    return replace(found, files=files, warnings=warnings, media=media.said, card=media.card)
+    said, towers = media.said, (opened.model.vision, opened.model.signals)
+    if not said and towers != (None, None) and of_synthetic_data(opened.run_directory):
+        said = "rules: none, the run's data are synthetic"
+    return replace(found, files=files, warnings=warnings, media=said, card=media.card)
 
 
 def _with_tokenizer(opened: OpenedCheckpoint, carried: Carried | None) -> _Beside:

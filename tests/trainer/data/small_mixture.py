@@ -36,7 +36,7 @@ def texts(name: str, count: int) -> list[str]:
 
 
 def make_mixture(root: Path, patch: pytest.MonkeyPatch, *, shard_tokens: int = 4000, **data: Any) -> DataConfig:
-    """Tokenise the sources into `root` and return their configuration. `data`: further keys of it."""
+    """Tokenize the sources into `root` and return their configuration. `data`: further keys of it."""
     patch.setattr(write, "HAS_WHEEL", False)  # the same bytes without Megatron's import of 5 s
     tokenizer = root / "tokenizer.json"
     train_bpe((text for name, count in DOCUMENTS.items() for text in texts(name, count)), 300).save(tokenizer)

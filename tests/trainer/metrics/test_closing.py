@@ -46,6 +46,15 @@ def test_the_table_has_the_best_and_the_last_of_each_source(tmp_path):
     assert read_tail(tmp_path / "metrics.jsonl").loss == pytest.approx(6.45)  # as `octavo runs` shows
 
 
+def test_a_document_that_is_left_out_again_and_again_counts_once(tmp_path):
+    left_out = {"step": 1, "event": "warning", "message": "document 3", "unreadable": 1}
+    again = {"step": 2, "loss": 7.0, "tokens": 100, "unreadable": 19}
+    record(tmp_path, left_out, again, left_out | {"step": 3})  # of a later start
+    assert "unreadable  1 sample(s) or document(s), replaced or left out in 21 place(s)" in closing_text(
+        tmp_path, "none"
+    )
+
+
 @pytest.mark.parametrize(
     ("losses", "loss"),
     [

@@ -12,7 +12,7 @@ import pytest
 from tests.distributed.pool import on_ranks
 from tests.trainer.data.media import illustrated
 from tests.trainer.stages.layouts import TOWERS
-from tests.trainer.tiny_run import MODEL, events, losses, records, tiny_config
+from tests.trainer.tiny_run import MODEL, events, losses, records, steps, tiny_config
 from trainer.config.keys import Config, DataConfig
 from trainer.data.media.images import decode
 from trainer.data.media.rules import ImageKind
@@ -134,7 +134,7 @@ def test_what_could_not_be_read_is_logged_and_counted_at_the_end(tmp_path):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
     run = tmp_path / "run"
-    assert train(config(run, replace(data, on_fault="skip", verify="off"), steps=2)) == 0
+    assert train(config(run, replace(data, on_fault="skip", verify="off"), steps=12)) == 0
     logged = [record for record in events(run, "warning") if "document" in record["message"]]
     counted = [record for record in logged if record.get("unreadable")]
     assert counted
@@ -143,4 +143,9 @@ def test_what_could_not_be_read_is_logged_and_counted_at_the_end(tmp_path):
     assert held_out
     assert all("heldout split" in message for message in held_out)
     assert len({*held_out}) == len(held_out)
-    assert f"unreadable  {len(counted)} " in events(run, "done")[-1]["text"]
+    assert len({record["message"] for record in counted}) == len(counted)
+    again = sum(record.get("unreadable", 0) for record in steps(run))
+    assert again > 0
+    total = len(counted) + again
+    found = f"unreadable  {len(counted)} sample(s) or document(s), replaced or left out in {total} place(s)"
+    assert found in events(run, "done")[-1]["text"]

@@ -92,6 +92,9 @@ class ImageKind:
         return cls(rule, **_without_rule(facts))
 
 
+WITH_SIGNALS = "model=toy_multimodal or model=intern_s1_pro"  # have towers for signals
+
+
 @dataclass(frozen=True)
 class SignalKind:
     """Signals, stored as `Recording.to_bytes` writes them. All else is as of `ImageKind`."""
@@ -124,7 +127,7 @@ class SignalKind:
     def differences(self, model: ModelConfig) -> Iterator[Difference]:
         """The keys of a model whose tower or placeholder is not the one of the rule."""
         if model.signals is None:
-            yield "model.signals", None, "a tower for signals"
+            yield "model.signals", None, WITH_SIGNALS
         elif model.signal_token != self.token:
             yield "model.signal_token", model.signal_token, self.token
 

@@ -1,4 +1,4 @@
-"""One tokenised source of documents with images or signals: its packs as a row of windows, like a source of text.
+"""One tokenized source of documents with images or signals: its packs as a row of windows, like a source of text.
 
 Window w of the source is a pack: whole documents (or pieces of long ones, see `packs`) one after the other, and the end
 token behind them. The media of a window are read and prepared here, in the process that reads ahead.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallel.errors import Fault, one_of
+from trainer.config.say import show
 from trainer.data.errors import DataError
 from trainer.data.media.rules import MediaRules, SignalKind
 from trainer.data.mixture.index import MixtureIndex
@@ -31,7 +32,7 @@ def tokenizers_of(sources: Mapping[str, Shards]) -> Iterator[Fault]:
     made = {name: shards.manifest["tokenizer"] for name, shards in sources.items()}
     first = next(iter(made))
     for name, by in made.items():
-        key, remedy = f"data.sources.{name}", "tokenise it again"
+        key, remedy = f"data.sources.{name}", "tokenize it again"
         if by["sha256"] != made[first]["sha256"]:
             text = f"{key} was made with another tokenizer than data.sources.{first}; {remedy}"
             yield Fault(text, key, by["sha256"], remedy)
@@ -45,7 +46,7 @@ def tokenizers_of(sources: Mapping[str, Shards]) -> Iterator[Fault]:
 
 def repeated(data: DataConfig, train: Mapping[str, Shards], heldout: Mapping[str, Shards]) -> Iterator[Fault]:
     """Sources that hold the documents of another one: under another spelling of its path, through a link, as a copy,
-    or tokenised again; also where one source trains on what another holds out."""
+    or tokenized again; also where one source trains on what another holds out."""
     owners: dict[str, str] = {}
     found: set[str] = set()
     for split in (train, heldout):
@@ -116,19 +117,20 @@ def other_towers(data: DataConfig, directories: Mapping[str, Path], model: Model
         modalities = tuple(kinds) or ("text",)
         if modality not in modalities:
             text = f"{key}={modality}, but its documents were tokenized as {' and '.join(modalities)}"
-            yield Fault(f"{text}; use {one_of(modalities)}, or tokenise it again", key, modality, modalities)
+            yield Fault(f"{text}; use {one_of(modalities)}, or tokenize it again", key, modality, modalities)
             continue
         for kind in kinds.values():
             for tower_key, has, needs in kind.differences(model):
-                text = f"{tower_key}={has}, but data.sources.{name} was tokenized for {needs}"
-                yield Fault(f"{text}; use {needs}, or tokenise it again", tower_key, has, (needs,))
+                what = "a tower for signals" if tower_key == "model.signals" else needs
+                text = f"{tower_key}={show(has)}, but data.sources.{name} was tokenized for {what}"
+                yield Fault(f"{text}; use {needs}, or tokenize it again", tower_key, has, (needs,))
         signal = kinds.get("time_series")
         if isinstance(signal, SignalKind) and model.signals is not None:
             has, needs = model.signals.patch_positions, widest_patch(directory, manifest, signal, model.signals)
             if needs > has:
                 tower_key = "model.signals.patch_positions"
                 text = f"{tower_key}={has}, but a signal of data.sources.{name} has patches of {needs} steps"
-                remedy = f"use {needs} or more, or tokenise it again with a larger max_tokens of --signal"
+                remedy = f"use {needs} or more, or tokenize it again with a larger max_tokens of --signal"
                 yield Fault(f"{text}; {remedy}", tower_key, has, f"{needs} or more")
 
 
@@ -163,7 +165,7 @@ def other_vocabulary(corpus: Path, weights: Path) -> tuple[list[Fault], str | No
     if wrong:
         first = min(wrong, key=lambda token: here[token])
         is_there = f"is {there[first]}" if first in there else f"does not exist, and {here[first]} is another token"
-        remedy = f"tokenise the sources with --tokenizer {theirs}"
+        remedy = f"tokenize the sources with --tokenizer {theirs}"
         text = (
             f"checkpoint.init_from={weights}: its tokenizer.json and {ours}, which made the corpus, are different: "
             f"{len(wrong):,} of {len(here):,} tokens do not agree. Token {first!r} is {here[first]} in the corpus; in "

@@ -138,11 +138,12 @@ class MixtureReader:
         except DataError:
             found = None
         if found is None or found.faults:  # of one or more of them: read each on its own, so that its line names it
-            names = [f"window {position} of the {split} split of source '{name}'" for position in positions.tolist()]
+            of = f"the {split} split of source '{name}'"
+            names = [f"window {position} of {of}" for position in positions.tolist()]
             if samples is not None:
                 names = [f"sample {sample}, {window}" for sample, window in zip(samples, names, strict=True)]
             parts = [
-                self._read_one(shards, position, window, media)
+                self._read_one(shards, position, window, of, media)
                 for position, window in zip(positions.tolist(), names, strict=True)
             ]
             return joined([([row], part) for row, part in enumerate(parts)], len(parts))
@@ -160,12 +161,12 @@ class MixtureReader:
             row = int(np.flatnonzero(counts_B)[0])
             where, count = str(shards.directory), int(counts_B[row])
             text = f"{where}: window {positions[row]} has {count} placeholders of images or signals that have none"
-            remedy = "tokenise the source again with --special-text spell"
+            remedy = "tokenize the source again with --special-text spell"
             raise DataError(f"{text}; {remedy}", where=where, value=count, allowed=remedy)
         return windows
 
-    def _read_one(self, shards: Shards, position: int, window: str, media: bool) -> Windows:
-        """Return the window at `position` or the next readable one. window: its name in errors."""
+    def _read_one(self, shards: Shards, position: int, window: str, of: str, media: bool) -> Windows:
+        """Return the window at `position` or the next readable one. window, of: its name and its split's in lines."""
         fault: Fault | None = None  # of the window itself
         for place in itertools.chain([position], shards.instead_of(position, self._data.seq_len)):
             try:
@@ -173,10 +174,16 @@ class MixtureReader:
             except DataError as error:
                 fault = fault or error.faults[0]
                 if self._data.on_fault == "fail":
-                    text = f"{window}: {fault.text}; data.on_fault=skip reads another window instead"
+                    instead = (
+                        "leaves out what is damaged"
+                        if isinstance(shards, MediaShards)
+                        else "reads another window instead"
+                    )
+                    text = f"{window}: {fault.text}; data.on_fault=skip {instead}"
                     raise DataError([dataclasses.replace(fault, text=text)]) from error
                 continue
-            lines = [f"{window}, {line}" for line in found.faults]
+            # The same whenever the document comes up, whatever the sample, so that a run can say it once.
+            lines = [f"{of}, {line}" for line in found.faults]
             if fault is not None:
                 lines.insert(0, f"{window} is replaced by window {place}: {fault.text}")
             return dataclasses.replace(found, faults=tuple(lines))
@@ -199,13 +206,13 @@ class MixtureReader:
                     allowed = f"{tokens} or more"
                     text = (
                         f"data.seq_len={seq_len} is too short for every document of {where}: their images or signals "
-                        f"are longer than a window; use {allowed}, or tokenise it again with smaller images"
+                        f"are longer than a window; use {allowed}, or tokenize it again with smaller images"
                     )
                     yield Fault(text, "data.seq_len", seq_len, allowed)
                 elif count < 2:
                     allowed = "a larger source" if split == "training" else "a larger --heldout"
                     text = (
-                        f"{where} has {count} tokens, which is not a window of any length; tokenise it with {allowed}"
+                        f"{where} has {count} tokens, which is not a window of any length; tokenize it with {allowed}"
                     )
                     yield Fault(text, f"data.sources.{name}", count, allowed)
                 else:
@@ -242,7 +249,7 @@ class MixtureReader:
             if found != texts:
                 text = (
                     f"{key}.prefix={source.prefix}: the {len(found)} texts in its shards differ from the {len(texts)} "
-                    f"of data.prefixes.{source.prefix}; tokenise the source again, or use the texts of its manifest"
+                    f"of data.prefixes.{source.prefix}; tokenize the source again, or use the texts of its manifest"
                 )
                 yield Fault(text, f"{key}.prefix", source.prefix, tuple(found))
             tokens = self.train[name].num_tokens

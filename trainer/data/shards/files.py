@@ -1,4 +1,4 @@
-"""The files of a tokenised source, and the hashes that show corruption.
+"""The files of a tokenized source, and the hashes that show corruption.
 
     <source>/manifest.json           what follows, byte for byte, and a checksum of itself
              tokenizer.json          the tokenizer that made it
@@ -25,7 +25,7 @@ TOKENIZER = "tokenizer.json"
 HASHED = (".bin", ".idx", ".places", ".media")  # suffixes of a shard's files, in the order of its block hashes
 SHARDS = Manifest(version=1, hash_key="checksum", size_key="bytes", compact=True, ascii=False)
 HASH_BLOCK, DIGEST = 1 << 20, 16  # bytes
-REMEDY = "restore the file, or tokenise the source again"
+REMEDY = "restore the file, or tokenize the source again"
 Facts = dict[str, Any]
 
 

@@ -19,7 +19,7 @@ Ids = Mapping[str, Sequence[Sequence[int]]]  # group -> the token ids of its par
 
 
 class Prefixes:
-    """Groups of paraphrases. `groups`: name -> texts; `ids`: the same, tokenised."""
+    """Groups of paraphrases. `groups`: name -> texts; `ids`: the same, tokenized."""
 
     def __init__(self, groups: Mapping[str, Sequence[str]], tokenizer: TextTokenizer) -> None:
         self.groups = {group: list(texts) for group, texts in groups.items()}

@@ -1,4 +1,4 @@
-"""One tokenised source: its shards as one row of windows, checked against what was written.
+"""One tokenized source: its shards as one row of windows, checked against what was written.
 
 Window w of a shard starts at token w * S and reads S + 1, so that neighbours share one token and every token of a
 document has a label; the last tokens of a shard that fill no window are left out. No window spans two shards.

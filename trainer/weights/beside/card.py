@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,19 +18,26 @@ def model_card(
     init_from: str | None,
     tokenizer: str,
     media: Sequence[str] = (),
+    *,
+    text_only: bool = False,
 ) -> str:
     """The card, as Markdown with the metadata that hubs read.
 
     read_by: what `readers` says of the export. init_from: the directory that the run started from. tokenizer: where it
-    is from. media: the lines about images and signals.
+    is from. media: the lines about images and signals. text_only: the export leaves the model's towers out.
     """
     library = ["library_name: transformers"] if any(r.program == TRANSFORMERS and r.reads for r in read_by) else []
     origin = "random weights" if init_from is None else f"the weights in `{Path(init_from).name}`"
+    towers = "".join(
+        f"; {sum(math.prod(shape) for shape in tower.shapes()):,} of the {name} tower"
+        for name, tower in (("vision", model.vision), ("signal", model.signals))
+        if tower is not None and not text_only
+    )
     rows = [
         (
             "parameters",
             f"{model.num_params() - model.tower_params():,} of the text model, "
-            f"{model.active_params():,} active per token",
+            f"{model.active_params():,} active per token{towers}",
         ),
         ("layers, hidden size", f"{model.num_layers}, {model.hidden_size}"),
         (

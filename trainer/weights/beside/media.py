@@ -196,7 +196,7 @@ def _card(chosen: Mapping[str, Kept]) -> Iterator[str]:
     for kind, one in chosen.items():
         yield from ("", f"{TITLES[kind]}: {options(one.rule)}.", "", *(f"- {line}" for line in statements(one.rule)))
         if kind == "image":
-            yield f"- `{PREPROCESSOR}` has the sizes; transformers' Pillow back end then gives the same pixels for "
+            yield f"- `{PREPROCESSOR}` has the sizes; transformers' Pillow back end then gives the same pixels for"
             yield "  ordinary 8-bit images, opened with Pillow; convert others by the rules above first"
         elif isinstance(one.rule, SignalRule) and one.rule.long == "adapt":
             yield f"- {SERVED}"

@@ -113,7 +113,16 @@ def find_tokenizer(run_directory: Path) -> tuple[FoundTokenizer | None, str | No
                 allowed=f"the file as the run wrote it, or no {kept}",
             ) from None
         return _found(kept / TOKENIZER, facts[TOKENIZER_FACT], facts[BEFORE]), None
-    return _of_the_corpora(read_tree(run_directory / CONFIG_FILE).get("data") or {})
+    return _of_the_corpora(_data(run_directory))
+
+
+def of_synthetic_data(run_directory: Path) -> bool:
+    """Return True if a run's data are synthetic. Raises ConfigError for a configuration that cannot be read."""
+    return _data(run_directory).get("name") == "synthetic"
+
+
+def _data(run_directory: Path) -> Mapping[str, Any]:
+    return read_tree(run_directory / CONFIG_FILE).get("data") or {}
 
 
 def put_token_ids(config: dict[str, Any], ids: Mapping[str, int]) -> None:

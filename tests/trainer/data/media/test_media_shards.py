@@ -37,7 +37,7 @@ from trainer.data.build import build_data, source_directories
 from trainer.data.errors import DataError
 from trainer.data.media.images import TileRule
 from trainer.data.media.readers.recording import Recording
-from trainer.data.media.rules import ImageKind, MediaRules
+from trainer.data.media.rules import WITH_SIGNALS, ImageKind, MediaRules
 from trainer.data.media.shards import MediaShards
 from trainer.data.media.signals import SignalRule
 from trainer.data.media.store import PlaceTable
@@ -249,6 +249,11 @@ def test_signals_beyond_the_tables_of_the_tower(data, tmp_path, monkeypatch):
     for positions, lines in ((4, 0), (3, 1)):
         changed = replace(model, signals=replace(model.signals, positions=positions))
         assert len([*without_position({"waves": source}, changed)]) == lines
+    towerless = replace(model, signals=None, signal_token=None)
+    (fault,) = other_towers(replace(data, sources=sources), {"waves": source}, towerless)
+    assert (fault.where, fault.value, fault.allowed) == ("model.signals", None, (WITH_SIGNALS,))
+    for recipe in WITH_SIGNALS.split(" or "):
+        assert compose(["recipe=toy", recipe]).model.signals is not None
 
 
 def test_a_split_without_a_window_names_its_cause(data, tmp_path, monkeypatch):
@@ -386,8 +391,7 @@ def test_a_document_with_a_bad_image_is_left_out_and_nothing_else_of_its_pack(co
             np.testing.assert_array_equal(after.supervised_BS, before.supervised_BS)
             continue
         (line,) = after.faults
-        assert line.startswith(f"sample {place}, window ")
-        assert re.search(r"document \d+ of .*train-00000", line)
+        assert re.search(r"^the train split of source 'figures', document \d+ of .*train-00000", line)
         starts = [*np.flatnonzero(before.starts_BL[0]), before.starts_BL.shape[1]]
         differing = np.flatnonzero(before.tokens_BL[0] != after.tokens_BL[0])
         first, end = next((a, b) for a, b in pairwise(starts) if a <= differing[0] < b)  # the document

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, GenerationConfig
 
 from tests.trainer.data.small_mixture import make_mixture, texts
-from tests.trainer.tiny_run import tiny_config
+from tests.trainer.tiny_run import MODEL, tiny_config
 from trainer.checkpoint.errors import CheckpointError
+from trainer.config.compose import compose
 from trainer.config.keys import Config, DataConfig
 from trainer.data.protocols import TokenizerFile
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.run.process import train
+from trainer.weights.beside.side_files import CARD
 from trainer.weights.beside.tokenizer import find_tokenizer, keep_tokenizer
 from trainer.weights.export import export
 from trainer.weights.hf_files import HuggingFaceError
@@ -164,4 +167,19 @@ def test_synthetic_data_have_no_tokenizer_and_that_is_no_warning(tmp_path):
     assert train(tiny_config(tmp_path / "run", steps=1)) == 0
     done = export(tmp_path / "run", tmp_path / "out")
     assert (done.side_files, done.warnings) == ([], [])
-    assert "synthetic" in done.tokenizer
+    assert ("synthetic" in done.tokenizer, done.media) == (True, "")
+
+
+def test_the_card_of_synthetic_data_and_towers_has_their_parameters_and_no_rules_is_said(tmp_path):
+    signals = compose(["recipe=toy", "model=toy_multimodal", "data=synthetic"]).model.signals
+    assert signals is not None
+    towers = {"signals": replace(signals, out_width=MODEL["hidden_size"]), "signal_token": 7}
+    cfg = tiny_config(tmp_path / "run", model=towers, steps=1)
+    assert train(cfg) == 0
+    done = export(tmp_path / "run", tmp_path / "out")
+    assert "synthetic" in done.media
+    count = f"{cfg.model.tower_params():,} of the signal tower"
+    assert count in (tmp_path / "out" / CARD).read_text()
+    without = export(tmp_path / "run", tmp_path / "text", text_only=True)
+    assert without.media == ""
+    assert count not in (tmp_path / "text" / CARD).read_text()
