@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from parallel.errors import Fault
 from trainer.config.command_line import Parser, number, whole_number
-from trainer.config.errors import print_warning
+from trainer.config.errors import CommandError, print_warning
 from trainer.engine.load import Source, open_source
-from trainer.engine.request import Request, Sampling, check
+from trainer.engine.request import Request, RequestError, Sampling, check
 
 LENGTH = 256  # of an answer, where --max-tokens is not given
 
@@ -73,12 +75,22 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         )
         for answer in range(options.n)
     ]
-    for request in requests[:1]:
+    try:
         check(
-            request, vocab_size=source.model.vocab_size, context=context, cache_tokens=len(prompt) + length,
+            requests[0], vocab_size=source.model.vocab_size, context=context, cache_tokens=len(prompt) + length,
             has_text=True,
         )  # fmt: skip
+    except RequestError as error:
+        raise CommandError([_of_option(fault) for fault in error.faults]) from None
     return lambda: generate(source, requests)
+
+
+def _of_option(fault: Fault) -> Fault:
+    """The fault of a request's field as one of the option that sets it."""
+    if fault.where == "prompt":
+        return fault
+    option = f"--{fault.where.replace('_', '-')}"
+    return replace(fault, text=fault.text.replace(f"{fault.where}=", f"{option}="), where=option)
 
 
 def generate(source: Source, requests: Sequence[Request]) -> int:

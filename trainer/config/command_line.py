@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -27,6 +28,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str) -> None:
         self.added: list[argparse.Action] = []  # the options and arguments
+        self.words: Sequence[str] = ()  # of the command line that is read
         self.repeatable: set[str] = set()  # of their names, those that may be given more than once
         super().__init__(
             prog=prog,
@@ -71,6 +73,7 @@ class Parser(argparse.ArgumentParser):
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The values of all arguments and options. Raises `CommandError`; exits only for --help."""
         self._refuse_repeated(words)
+        self.words = words
         try:
             options, unknown = self.parse_known_intermixed_args(words)
         except argparse.ArgumentError as error:
@@ -112,11 +115,24 @@ class Parser(argparse.ArgumentParser):
         remedy = f"see {self.prog} --help"
         missing = re.fullmatch("the following arguments are required: (.*)", message)
         if missing:
+            if dashed := self._dashed():
+                remedy = f"put -- before it if {dashed} is meant; options come before the --"
+                text = f"{self.prog}: missing {missing[1]}, and {dashed} is not an option; {remedy}"
+                return Fault(text, missing[1], dashed, remedy)
             return Fault(f"{self.prog}: missing {missing[1]}; {remedy}", missing[1], allowed=remedy)
         return Fault(f"{self.prog}: {message}; {remedy}", self.prog, allowed=remedy)
 
+    def _dashed(self) -> str | None:
+        """The first word that starts with - and is not an option, so that it may be meant as an argument."""
+        options = [word for word in itertools.takewhile(lambda word: word != "--", self.words) if word[:1] == "-"]
+        known = {name for action in self._actions for name in action.option_strings}
+        return next((word for word in options if word.partition("=")[0] not in known and len(word) > 1), None)
+
     def _unknown(self, word: str) -> Fault:
         option = word.partition("=")[0]
+        if "--" in self.words and any(option in action.option_strings for action in self._actions):
+            remedy = "options come before --"
+            return Fault(f"{option}: {remedy}; move it there", option, None, remedy)
         if not option.startswith("-"):
             remedy = f"see {self.prog} --help"
             return Fault(f"{self.prog}: unexpected argument {word}; {remedy}", word, word, remedy)

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,14 @@ from trainer.weights.beside.tokenizer import GENERATION_CONFIG, find_tokenizer
 from trainer.weights.hf_files import CONFIG, open_directory, read_json
 from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.opened import OpenedCheckpoint, open_checkpoint
+from trainer.weights.towers.config import SIGNAL_TOKEN
 
 if TYPE_CHECKING:
     import torch
 
     from trainer.model.decoder import Decoder
+
+GENERATES = f"a run directory, a step-N directory in one, or a Hugging Face directory (with {CONFIG})"
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,29 @@ class Source:
     linears: str
     experts: str
     warnings: list[str]
+    placeholders: Mapping[int, str] = field(default_factory=dict)  # of towers: token -> medium, with its article
 
     def prompt(self, text: str) -> list[int]:
-        """Token ids of a text, or of the end of a document where it is empty. Raises DataError without a tokenizer."""
+        """Token ids of a text, or of the end of a document where it is empty.
+
+        Raises DataError without a tokenizer, for a text that is not UTF-8 (Python reads other bytes of a command line
+        as surrogates), and for one that spells the placeholder of an image or signal: media cannot be given."""
         if self.tokenizer is None:
             remedy = "give token ids to trainer.engine"
             raise DataError(f"there is no tokenizer: {self.without}; {remedy}", where="tokenizer", allowed=remedy)
-        return self.tokenizer.encode(text) or [self.tokenizer.eos_id]
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            remedy = "text in UTF-8"
+            fault = f"the prompt is not UTF-8 from character {error.start + 1} on; give {remedy}"
+            raise DataError(fault, where="prompt", value=text, allowed=remedy) from None
+        ids = self.tokenizer.encode(text)
+        for token in sorted(self.placeholders.keys() & set(ids)):
+            spelled, remedy = self.tokenizer.token(token), "a prompt without it"
+            medium = self.placeholders[token]
+            fault = f"the prompt has {spelled}, the placeholder of {medium}, which cannot be given here; use {remedy}"
+            raise DataError(fault, where="prompt", value=spelled, allowed=remedy)
+        return ids or [self.tokenizer.eos_id]
 
     def load(self, device: torch.device) -> Decoder:
         """The text model in exact arithmetic, without gradients. Matrices that compute in 16 bits are held in 16 bits.
@@ -91,7 +110,10 @@ def _published(path: Path) -> Source:
     if (path / TOKENIZERS[0]).is_file():
         tokenizer = Tokenizer.load(path, special_text="encode")
         stop = stop or frozenset({tokenizer.eos_id})
-    return Source(source, source.model, tokenizer, without, stop, "fp32", "fp32", source.warnings)
+    config = source.directory.config
+    image = config.get("image_token_id") if config.get("vision_config") else None
+    placeholders = _placeholders(image, config.get("ts_token_id", SIGNAL_TOKEN) if config.get("ts_config") else None)
+    return Source(source, source.model, tokenizer, without, stop, "fp32", "fp32", source.warnings, placeholders)
 
 
 def _stop_ids(path: Path) -> Iterable[int]:
@@ -104,7 +126,7 @@ def _stop_ids(path: Path) -> Iterable[int]:
 
 
 def _trained(path: Path) -> Source:
-    opened = open_checkpoint(path)
+    opened = open_checkpoint(path, allowed=GENERATES)
     tree, _ = read_run(opened.run_directory)
     objective = (tree.get("train") or {}).get("objective", "next_token")
     if objective != "next_token":
@@ -124,7 +146,13 @@ def _trained(path: Path) -> Source:
         tokenizer = Tokenizer.load(found.file, found.eos, special_text="encode", before=before)
     stop = frozenset({tokenizer.eos_id}) if tokenizer is not None else frozenset[int]()
     without = why or "the run's data are synthetic"
-    return Source(opened, opened.model, tokenizer, without, stop, linears, experts, warnings)
+    m = opened.model
+    placeholders = _placeholders(m.image_token if m.vision else None, m.signal_token if m.signals else None)
+    return Source(opened, m, tokenizer, without, stop, linears, experts, warnings, placeholders)
+
+
+def _placeholders(image: int | None, signal: int | None) -> dict[int, str]:
+    return {token: medium for token, medium in ((image, "an image"), (signal, "a signal")) if token is not None}
 
 
 def _fill(model: Decoder, opened: OpenedCheckpoint | SourceModel) -> None:

@@ -92,10 +92,14 @@ def _faults(request: Request, vocab_size: int, context: int, cache_tokens: int, 
     if wanted < 1:
         yield Fault(f"max_tokens={wanted}: use 1 or more", "max_tokens", wanted, "1 or more")
     elif prompt + wanted > context:
-        room = context - prompt
-        remedy = f"{room} or fewer" if room > 0 else f"a prompt of at most {context - 1} tokens"
-        text = f"max_tokens={wanted} with a prompt of {prompt} tokens exceeds the context of {context}; use {remedy}"
-        yield Fault(text, "max_tokens" if room > 0 else "prompt", wanted if room > 0 else prompt, remedy)
+        if (room := context - prompt) > 0:
+            remedy = f"{room} or fewer"
+            text = f"max_tokens={wanted} with a prompt of {prompt} tokens exceeds the context of {context}"
+            yield Fault(f"{text}; use {remedy}", "max_tokens", wanted, remedy)
+        else:
+            remedy = f"a prompt of at most {context - 1} tokens"
+            text = f"a prompt of {prompt} tokens leaves no room for an answer in the context of {context}; use {remedy}"
+            yield Fault(text, "prompt", prompt, remedy)
     elif prompt + wanted > cache_tokens:
         text = f"{prompt + wanted} tokens do not fit into the cache of {cache_tokens}; raise cache_tokens"
         yield Fault(text, "cache_tokens", cache_tokens, f"{prompt + wanted} or more")

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parallel.errors import one_of
 from trainer.checkpoint.errors import CheckpointError
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, read_run, read_start
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 METADATA = ".metadata"  # torch.distributed.checkpoint's index
 HASHERS = 4  # files that are read at one time
+TAKEN = "a run directory, or a step-N directory in one"
+STEPS_SHOWN = 8  # at most, where another one was named
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -94,10 +97,10 @@ def _corrupt(checkpoint: Path, fault: CorruptError) -> CheckpointError:
     return CheckpointError(text, where=str(fault.path), value=fault.value, allowed=remedy)
 
 
-def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
+def open_checkpoint(checkpoint: Path, *, allowed: str = TAKEN) -> OpenedCheckpoint:
     """Open the step that `locate` finds, once every file is there and has its size, and those that are looked into are
     as they were written. Raises CheckpointError, or ConfigError for a configuration that cannot be read."""
-    path = locate(checkpoint)
+    path = locate(checkpoint, allowed=allowed)
     run_directory = path.absolute().parent.parent
     try:
         read_run(run_directory)
@@ -123,20 +126,29 @@ def open_checkpoint(checkpoint: Path) -> OpenedCheckpoint:
     return OpenedCheckpoint(path, run_directory, manifest["step"], manifest["world_size"], model, init_from, files)
 
 
-def locate(checkpoint: Path) -> Path:
+def locate(checkpoint: Path, *, allowed: str = TAKEN) -> Path:
     """The step's directory that a run directory, its `checkpoints`, or such a directory itself stands for: the newest.
 
-    Raises CheckpointError.
+    allowed: the directories that the caller takes. Raises CheckpointError, for a step that does not exist with those
+    that do.
     """
-    if _STEP.fullmatch(checkpoint.absolute().name) and checkpoint.is_dir():
+    named = _STEP.fullmatch(checkpoint.absolute().name)
+    if named and checkpoint.is_dir():
         return checkpoint
-    inside = checkpoint / CHECKPOINTS if (checkpoint / CHECKPOINTS).is_dir() else checkpoint
-    steps = {int(match[1]): path for path in inside.glob("step-*") if (match := _STEP.fullmatch(path.name))}
-    if not steps:
-        found = "no training checkpoint found" if checkpoint.is_dir() else "no such directory"
-        raise CheckpointError(
-            f"{checkpoint}: {found}; give a run directory or a step-N directory in one",
-            where=str(checkpoint),
-            allowed="a run directory, or a step-N directory in one",
-        )
-    return steps[max(steps)]
+    if steps := _steps(checkpoint):
+        return steps[max(steps)]
+    remedy, found = f"give {allowed}", "no training checkpoint found"
+    if named and (steps := _steps(checkpoint.absolute().parent)) and not checkpoint.exists():
+        newest = sorted(steps)[-STEPS_SHOWN:]
+        names = [str(steps[step].relative_to(checkpoint.absolute().parent)) for step in newest]
+        allowed = one_of(names) if len(steps) == len(newest) else f"one of {len(steps)}, the newest {one_of(names)}"
+        found, remedy = "no such step", f"in {checkpoint.parent} there is {allowed}"
+    elif not checkpoint.is_dir():
+        found = "this is a file" if checkpoint.exists() else "no such directory"
+    raise CheckpointError(f"{checkpoint}: {found}; {remedy}", where=str(checkpoint), allowed=allowed)
+
+
+def _steps(directory: Path) -> dict[int, Path]:
+    """The steps in a run directory or in its `checkpoints`."""
+    inside = directory / CHECKPOINTS if (directory / CHECKPOINTS).is_dir() else directory
+    return {int(match[1]): path for path in inside.glob("step-*") if (match := _STEP.fullmatch(path.name))}

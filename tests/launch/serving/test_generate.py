@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,13 @@ from launch.cli import main
 from parallel.errors import UserError
 from tests.launch.refused import every_fault, refused
 from tests.printed import error_line
+from tests.trainer.data.media import illustrated
 from tests.trainer.data.small_mixture import make_mixture
+from tests.trainer.stages.layouts import TOWERS
+from tests.trainer.tiny_run import MODEL as TINY
 from tests.trainer.tiny_run import tiny_config
 from trainer.engine.engine import Engine
-from trainer.engine.load import open_source
+from trainer.engine.load import GENERATES, open_source
 from trainer.engine.request import Request, Sampling
 from trainer.run.process import train
 from trainer.weights.export import export
@@ -86,14 +91,15 @@ def test_greedy_text_is_that_of_transformers(exported):
 
 
 def test_what_cannot_generate_is_refused_before_it_starts(run, exported, tmp_path):
-    assert refused("generate", "nowhere", "x").where == "nowhere"
     fault = refused("generate", str(run), "x " * 300)
     assert fault.where == "prompt"
     assert "199" in fault.allowed
+    assert "max_tokens" not in fault.text  # which was not typed
     fault = refused("generate", str(run), PROMPT, "--max-tokens", "199")
-    assert (fault.where, fault.value) == ("max_tokens", 199)
+    assert (fault.where, fault.value) == ("--max-tokens", 199)
     assert refused("generate", str(run), PROMPT, "--top-p", "0").where == "--top-p"
-    assert [one.where for one in every_fault("generate", str(run), "", "--stop", "")] == ["stop"]
+    assert "--max-tokens=199" in fault.text
+    assert [one.where for one in every_fault("generate", str(run), "", "--stop", "")] == ["--stop"]
     mute = tmp_path / "mute"
     shutil.copytree(exported, mute)
     (mute / "tokenizer.json").unlink()
@@ -105,6 +111,56 @@ def test_what_cannot_generate_is_refused_before_it_starts(run, exported, tmp_pat
     (synthetic / "config.yaml").write_text(text.replace("objective: next_token", "objective: contrastive"))
     fault = refused("generate", str(synthetic), "x")
     assert (fault.where, fault.value) == ("train.objective", "contrastive")
+
+
+def test_a_prompt_that_is_not_utf_8_is_refused(run):
+    words = os.fsdecode(b"a \xff")  # as Python reads such bytes of a command line
+    fault = refused("generate", str(run), words, "--max-tokens", "2")
+    assert (fault.where, fault.value, fault.allowed) == ("prompt", words, "text in UTF-8")
+
+
+def test_placeholders_without_media_are_refused(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        data = illustrated.make_mixture(tmp_path, patch)
+    image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
+    vision = replace(TOWERS["vision"], patch_size=16, merge=2, frames=2, channels=3, out_width=TINY["hidden_size"])
+    signals = replace(TOWERS["signals"], out_width=TINY["hidden_size"])
+    towers = {"vision": vision, "image_token": image, "signals": signals, "signal_token": signal, "vocab_size": 312}
+    cfg = tiny_config(tmp_path / "run", model=towers, steps=1)
+    cfg.data = data
+    assert train(cfg) == 0
+    export(tmp_path / "run", tmp_path / "exported", dtype="fp32")
+    for directory in (tmp_path / "run", tmp_path / "exported"):
+        for token in ("<IMG_CONTEXT>", "<TS_CONTEXT>"):
+            fault = refused("generate", str(directory), f"see {token} here")
+            assert (fault.where, fault.value) == ("prompt", token)
+        assert open_source(directory).prompt("see <img> here")  # a token without a tower's output
+
+
+def test_a_directory_that_cannot_be_opened_is_refused_with_what_can(run, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("nowhere", "empty", "file"):
+        fault = refused("generate", str(tmp_path / name), "x")
+        assert (fault.where, fault.allowed) == (str(tmp_path / name), GENERATES)
+        assert ("is a file" in fault.text) == (name == "file")
+    for missing in (run / "step-7", run / "checkpoints/step-7"):
+        fault = refused("generate", str(missing), "x")
+        steps = "checkpoints/step-1" if missing.parent == run else "step-1"
+        assert (fault.where, fault.allowed) == (str(missing), steps)
+    for step in range(2, 21):
+        (tmp_path / f"run/step-{step}").mkdir(parents=True)
+    assert "of 19" in refused("generate", str(tmp_path / "run/step-99"), "x").allowed
+
+
+def test_a_prompt_that_starts_with_a_dash(run):
+    for words in ((str(run), "-x"), ("--max-tokens", "3", str(run), "-x")):
+        fault = refused("generate", *words)
+        assert (fault.where, fault.value) == ("prompt", "-x")
+        assert "--" in fault.allowed.split()
+    fault = refused("generate", str(run), "--", "-x", "--max-tokens", "3")
+    assert (fault.where, fault.allowed) == ("--max-tokens", "options come before --")
+    assert refused("generate", str(run)).value is None
 
 
 def test_a_damaged_checkpoint_is_reported(run, tmp_path, capsys):
