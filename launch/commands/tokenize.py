@@ -31,6 +31,7 @@ COUNTED = {
     "lost_characters": "characters lost that the tokenizer does not know",
     "inner_ends": "end tokens inside of documents",
     "signal_steps_left_out": "steps of signals left out",
+    "signals_without_rate": "signals without a sampling rate, read as a quarter of their steps in Hz, 1 or more",
 }
 
 

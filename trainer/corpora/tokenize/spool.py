@@ -38,6 +38,7 @@ COUNTS = (
     "lost_characters",
     "inner_ends",
     "signal_steps_left_out",
+    "signals_without_rate",
 )
 VIDEO_TOKENS = ("<|video_pad|>", "<VIDEO_CONTEXT>", "<video>")
 HEADER = 16  # documents and tokens, uint64 each
@@ -208,6 +209,7 @@ def spool_unit(
             listed |= {of_origin} & encoder.heldout
             part = gathered[split]
             counts["signal_steps_left_out"] += sum(medium.left_out for medium in item[1])
+            counts["signals_without_rate"] += sum(medium.without_rate for medium in item[1])
             before = len(ids) - len(own) - len(encoder.after) - 1
             part.add(key, ids, [replace(medium, first=medium.first + before) for medium in item[1]])
             tokens += len(ids)

@@ -111,7 +111,8 @@ class SignalKind:
         recording = Recording.from_bytes(data, where=where)
         self.prepare(data, where)
         tokens = self.rule.tokens(recording.steps, recording.rate, where)
-        return Stored(SIGNAL, 0, tokens, data, self.rule.left_out(recording.steps))
+        unknown = recording.rate is None or recording.rate <= 0  # as `signal_patches.known_rate` takes it
+        return Stored(SIGNAL, 0, tokens, data, self.rule.left_out(recording.steps), unknown)
 
     def tokens(self, data: bytes, where: str) -> int:
         """Placeholders of a stored recording."""

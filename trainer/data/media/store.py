@@ -53,6 +53,7 @@ class Stored:
     tokens: int
     data: bytes = field(repr=False)
     left_out: int = 0  # steps of a signal that the rule does not read
+    without_rate: bool = False  # a signal whose sampling rate is unknown
 
     @property
     def digest(self) -> bytes:

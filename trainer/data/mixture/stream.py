@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,11 @@ def open_mixture(
             try:
                 shards.verify(data.verify, report=skip)
             except DataError as error:
-                raise DataError([with_source(name, fault) for fault in error.faults]) from error
+                faults = [with_source(name, fault) for fault in error.faults]
+                if data.on_fault == "fail":
+                    remedy = ", or set data.on_fault=skip to continue without what is damaged"
+                    faults = [replace(fault, text=fault.text + remedy) for fault in faults]
+                raise DataError(faults) from error
     return Data(
         stream=TextStream(ReadAhead(reader, open_reader, data.workers).read, reader.shares),
         heldout=TextHeldOut(reader),

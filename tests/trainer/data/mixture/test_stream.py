@@ -318,6 +318,9 @@ def test_the_only_shard_is_read_up_to_where_it_is_cut(tmp_path, monkeypatch) -> 
 @pytest.mark.parametrize("how", ["sampled", "full"])
 def test_what_skipping_would_pass_over_is_a_warning_at_the_start(damaged, how: str) -> None:
     said: list[str] = []
+    with pytest.raises(DataError) as error:
+        build_data(replace(damaged, verify=how), seed=5, vocab_size=300)
+    assert "data.on_fault=skip" in error.value.lines[0]
     skipping = replace(damaged, verify=how, on_fault="skip")
     built = build_data(skipping, seed=5, vocab_size=300, warn=said.append)
     assert len(said) == 1

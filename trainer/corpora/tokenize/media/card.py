@@ -9,6 +9,7 @@ from trainer.data.media.rules import ImageKind, MediaRules, SignalKind
 from trainer.data.media.statements import options, statements
 
 CARD = "card.md"
+WITHOUT_RATE = "without a sampling rate, read as a quarter of their steps in Hz, 1 or more"
 
 
 def write_card(directory: Path, manifest: dict[str, Any]) -> None:
@@ -18,7 +19,8 @@ def write_card(directory: Path, manifest: dict[str, Any]) -> None:
     counts += [f"{manifest[f'{kind}s']:,} {kind}s" for kind in rules.kinds]
     counts.append(f"{manifest['media_tokens']:,} tokens of them")
     for key, what in (("documents_left_out", "documents left out, listed in left_out.jsonl"),
-                      ("signal_steps_left_out", "steps of signals left out")):  # fmt: skip
+                      ("signal_steps_left_out", "steps of signals left out"),
+                      ("signals_without_rate", f"signals {WITHOUT_RATE}")):  # fmt: skip
         if manifest.get(key):
             counts.append(f"{manifest[key]:,} {what}")
     lines = [f"# {manifest['name']}", "", f"A corpus of the domain {manifest['domain']}: {', '.join(counts)}."]

@@ -160,6 +160,14 @@ def test_steps_that_the_published_rule_leaves_out_are_counted(tmp_path):
     assert json.loads((tmp_path / "source" / MANIFEST).read_text())["signal_steps_left_out"] == 20
 
 
+@pytest.mark.parametrize(("rate", "count"), [({}, 1), ({"rate": 2.0}, 0)])
+def test_signals_without_a_sampling_rate_are_counted(tmp_path, rate, count):
+    one(tmp_path, [{"type": "signal", "values": [0.0, 1.0] * 50, **rate}])
+    manifest = json.loads((tmp_path / "source" / MANIFEST).read_text())
+    assert manifest.get("signals_without_rate", 0) == count
+    assert ("1 signals without a sampling rate" in (tmp_path / "source" / "card.md").read_text()) == bool(count)
+
+
 def test_a_saved_dataset_with_images_in_a_column_of_their_own(tmp_path):
     images = [{"bytes": image(n), "path": None} for n in range(3)]
     columns = {"image": images, "caption": [f"plate {n}" for n in range(3)]}
