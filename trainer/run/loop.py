@@ -334,13 +334,8 @@ class Trainer:
         for message in self.warnings:
             self._event("warning", message=message)
         self._event("data", message=self.parts.data.describe())
-        for record in announcements(
-            self.cfg,
-            self.world,
-            self.parts.meshes,
-            resumed=self.start,
-            directory=self.directory,
-        ):
+        found = announcements(self.cfg, self.world, self.parts.meshes, resumed=self.start, directory=self.directory)
+        for record in found:
             self.log.event({"step": self.position.step, **record})
 
     def _finish(self) -> int:
@@ -399,8 +394,7 @@ class Trainer:
 
     def _record_end(self, event: str, message: str) -> None:
         """Record how the run ended, for `octavo runs`; the terminal gets the news elsewhere."""
-        record = {"event": event, "step": self.position.step, "message": " ".join(message.split())}
-        self.log.event(record, show=False)
+        self.log.event({"event": event, "step": self.position.step, "message": " ".join(message.split())}, show=False)
 
     def _event(self, event: str, **fields: Any) -> None:
         self.log.event({"event": event, "step": self.position.step, **fields})
