@@ -125,12 +125,12 @@ class Parser(argparse.ArgumentParser):
     def _dashed(self) -> str | None:
         """The first word that starts with - and is not an option, so that it may be meant as an argument."""
         options = [word for word in itertools.takewhile(lambda word: word != "--", self.words) if word[:1] == "-"]
-        known = {name for action in self._actions for name in action.option_strings}
+        known = {name for action in self.added for name in action.option_strings}
         return next((word for word in options if word.partition("=")[0] not in known and len(word) > 1), None)
 
     def _unknown(self, word: str) -> Fault:
         option = word.partition("=")[0]
-        if "--" in self.words and any(option in action.option_strings for action in self._actions):
+        if "--" in self.words and any(option in action.option_strings for action in self.added):
             remedy = "options come before --"
             return Fault(f"{option}: {remedy}; move it there", option, None, remedy)
         if not option.startswith("-"):
