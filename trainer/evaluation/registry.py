@@ -1,0 +1,24 @@
+"""All suites by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from parallel.errors import one_of
+from trainer.config.say import did_you_mean
+from trainer.evaluation.suite import Suite, SuiteError, folder_of
+
+SUITES: tuple[Suite, ...] = ()
+
+
+def find(names: Iterable[str], suites: Iterable[Suite] = SUITES) -> list[Suite]:
+    """The suites of these names, written as in the report or as their folders. Raises SuiteError for unknown ones."""
+    by_folder = {suite.folder: suite for suite in suites}
+    found = []
+    for name in names:
+        folder = folder_of(name)
+        if folder not in by_folder:
+            text = f"suite={name}: there is no such suite; use {one_of(by_folder)}{did_you_mean(folder, by_folder)}"
+            raise SuiteError(text, where="suite", value=name, allowed=tuple(by_folder))
+        found.append(by_folder[folder])
+    return list(dict.fromkeys(found))
