@@ -5,6 +5,7 @@
     cfg = api.compose("recipe=toy", "train.steps=20", "run.dir=runs/mine")
     api.train(cfg)
     api.export("runs/mine", "mine")
+    print(api.load("runs/mine").generate("The melting point of", max_tokens=20))
 
 Errors that the user can fix are `UserError`s (parallel/errors.py), whose faults name the key, option or file, its value
 and what would work. This module imports no torch; a function that needs it does.
@@ -13,6 +14,7 @@ and what would work. This module imports no torch; a function that needs it does
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +24,7 @@ from trainer.config.keys import Config
 from trainer.run import directory
 
 if TYPE_CHECKING:
+    from trainer.engine.text_model import TextModel
     from trainer.weights.dtypes import DtypeName
     from trainer.weights.export import Exported
     from trainer.weights.upcycle.engine import Done
@@ -77,6 +80,32 @@ def export(
     from trainer.weights.export import export as export_checkpoint
 
     return export_checkpoint(Path(checkpoint), Path(target), dtype=dtype, text_only=text_only, pad=pad)
+
+
+def load(path: str | Path, *, device: str | None = None, cache_tokens: int = 32_768) -> TextModel:
+    """A model that generates text, from a run directory (its newest checkpoint), a step-N directory, or a Hugging Face
+    directory.
+
+    device: of torch; None: the GPU where there is one. cache_tokens: room for all prompts and answers together. What
+    the computer cannot do as the run did is a warning.
+    Raises CheckpointError, ConfigError or HuggingFaceError for a directory that cannot be read, DataError for its
+    tokenizer.
+    """
+    from trainer.engine.load import open_source
+
+    source = open_source(Path(path))
+    for warning in source.warnings:
+        warnings.warn(warning, stacklevel=2)
+
+    import torch
+
+    from trainer.engine.text_model import TextModel
+    from trainer.run.host_memory import prepare_host_memory
+
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "cpu":
+        prepare_host_memory()
+    return TextModel(source, chosen, cache_tokens=cache_tokens)
 
 
 def upcycle(

@@ -10,6 +10,7 @@
 | `text` | text from tokens as they come, and stop strings |
 | `engine` | requests that join and leave at every step |
 | `load` | a model and its tokenizer from a run or an export |
+| `text_model` | both with an engine, for a few lines of Python |
 
 With a model in exact arithmetic (`trainer.model.exact`) what a request gets depends on itself alone, bit by bit, and
 its log-probabilities and routes are those of a training forward pass in that arithmetic.

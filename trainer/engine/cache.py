@@ -4,7 +4,8 @@ The arithmetic is that of `trainer.model.exact.attention`: a page is a block of 
 attended together, each of their pages as one product; a longer piece of a prompt is attended by itself.
 
 Legend: T tokens of a step · N requests with one token · P pages of theirs, each request's in order · n kv heads ·
-r query heads of each · d head dimension · R rows of a block of queries · L layers · K experts per token.
+r query heads of each · d head dimension · R rows of a block of queries · H hidden size · L layers · K experts of a
+token.
 """
 
 from __future__ import annotations
@@ -74,11 +75,14 @@ class _Singles:
 
 
 class Cache:
-    """Pages of KEYS tokens: keys and values [L, pages, n, KEYS, d], and on the host routes [pages, KEYS, L, K]."""
+    """Pages of KEYS tokens: keys and values [L, pages, n, KEYS, d], what the LM head takes [pages, KEYS, H], and on the
+    host routes [pages, KEYS, L, K]. With the third, a prompt whose start is found again can be scored from there on: it
+    is a small part of the room that keys and values take."""
 
     def __init__(self, cfg: ModelConfig, pages: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (cfg.num_layers, pages, cfg.num_kv_heads, KEYS, cfg.head_dim)
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self.hidden = torch.zeros(pages, KEYS, cfg.hidden_size, dtype=dtype, device=device)
         self.routes: npt.NDArray[np.uint16] = np.zeros(
             (pages, KEYS, cfg.num_layers, cfg.experts_per_token), dtype=np.uint16
         )
@@ -104,6 +108,16 @@ class Cache:
             parts.append(attend(of_span, [keys[p] for p in pages], [values[p] for p in pages], span.start))
             first += span.tokens
         return torch.cat(parts).flatten(1, 2)
+
+    def keep_hidden(self, hidden: Tensor, layout: Layout) -> None:
+        """hidden: [T, H], of the step's tokens, normed."""
+        self.hidden[layout.page, layout.place] = hidden
+
+    def hidden_of(self, pages: Sequence[int], start: int, end: int) -> Tensor:
+        """[end - start, H] of a request's tokens. pages: of the request from position 0."""
+        position = torch.arange(start, end, device=self.hidden.device)
+        page = torch.tensor(pages, device=self.hidden.device)[position // KEYS]
+        return self.hidden[page, position % KEYS]
 
     def keep_routes(self, routes: Tensor, layout: Layout) -> None:
         """routes: [L, T, K] int64, of the step's tokens."""

@@ -7,21 +7,22 @@ in the order of submission, once the cache has room for its prompt and its longe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from parallel.errors import UserError
 from trainer.engine.cache import Cache, Layout, Span
 from trainer.engine.forward import forward
 from trainer.engine.pages import Pages, next_key, root_key
-from trainer.engine.request import Completion, Finish, Request, Token, check
-from trainer.engine.sampling import draw, log_probs_of
+from trainer.engine.request import Completion, Finish, Request, Scores, Token, check
+from trainer.engine.sampling import draw, scores_of
 from trainer.engine.text import Decode, TextStream
 from trainer.model.decoder import Decoder
 from trainer.model.exact.blocks import KEYS
+
+SCORED = 256  # places of a prompt whose logits are in memory at one time
 
 
 @dataclass(eq=False)
@@ -37,12 +38,12 @@ class _Active:
     cached: int
     stream: TextStream | None
     reused: int
-    log_probs: list[float] = field(default_factory=list)
+    scores: list[Scores] = field(default_factory=list)
 
     @property
     def missing(self) -> int:
-        """Tokens that the model has to see before the next one can be drawn."""
-        return len(self.ids) - self.cached
+        """Tokens that the model has to see before the next one can be drawn, or the prompt scored where none is."""
+        return len(self.ids) - self.cached - (self.request.max_tokens == 0)
 
 
 class Engine:
@@ -89,6 +90,11 @@ class Engine:
         """Requests that wait or generate."""
         return len(self._waiting) + len(self._active)
 
+    @property
+    def done(self) -> Collection[int]:
+        """Numbers of the requests whose answers can be taken."""
+        return self._done.keys()
+
     def submit(self, request: Request) -> int:
         """Queue a request. Returns its number, which its tokens bear. Raises RequestError for one that can never be
         served."""
@@ -130,8 +136,11 @@ class Engine:
         return self._done.pop(number)
 
     def step(self) -> list[Token]:
-        """Admit requests, run the model once, and return the tokens drawn, at most one for each request."""
+        """Admit requests, run the model once, and return the tokens drawn, at most one for each request; none for those
+        that only score their prompts."""
         self._admit()
+        for active in [active for active in self._active if not active.missing]:
+            self._finish(active, "length")  # a prompt that is scored from the cache alone
         run = self._choose()
         if not run:
             return []
@@ -141,22 +150,26 @@ class Engine:
         drawing, wanted, end = [], [], 0
         for active, tokens in run:
             end += tokens
-            if tokens == active.missing:
+            if tokens == active.missing and active.request.max_tokens:
                 drawing.append(active)
                 wanted.append(end - 1)
         at = torch.tensor(wanted, dtype=torch.int64, device=self.device)
-        logits, routes = forward(self.model, torch.tensor(ids, device=self.device), layout, self.cache, at)
-        self.cache.keep_routes(routes, layout)
+        logits = forward(self.model, torch.tensor(ids, device=self.device), layout, self.cache, at)
         for active, tokens in run:
             active.cached += tokens
             self._publish(active)
+            if not active.missing and not active.request.max_tokens:
+                self._finish(active, "length")
         if not drawing:
             return []
         sampling = [active.request.sampling for active in drawing]
         drawn = draw(logits, sampling, [len(active.ids) for active in drawing])
-        log_probs = log_probs_of(logits, drawn)
-        pairs = zip(drawing, drawn.tolist(), log_probs.tolist(), strict=True)
-        return [self._append(active, token, log_prob) for active, token, log_prob in pairs]
+        most = max(active.request.alternatives for active in drawing)
+        scores = scores_of(logits, drawn, most)
+        return [
+            self._append(active, token, scores.of(place, active.request.alternatives))
+            for place, (active, token) in enumerate(zip(drawing, drawn.tolist(), strict=True))
+        ]
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self.batch:
@@ -197,31 +210,44 @@ class Engine:
             active.keys.append(next_key(before, active.ids[number * KEYS : (number + 1) * KEYS]))
             self.pages.publish(active.pages[number], active.keys[-1])
 
-    def _append(self, active: _Active, token: int, log_prob: float) -> Token:
+    def _append(self, active: _Active, token: int, scores: Scores) -> Token:
         active.ids.append(token)
-        active.log_probs.append(log_prob)
+        active.scores.append(scores)
         finish: Finish | None = None
         text = active.stream.push(token) if active.stream is not None else None
         if token in active.request.stop_ids or (active.stream is not None and active.stream.stopped):
             finish = "stop"
-        elif len(active.log_probs) == active.request.max_tokens:
+        elif len(active.scores) == active.request.max_tokens:
             finish = "length"
         if finish is not None:
             if active.stream is not None:
                 text = (text or "") + active.stream.finish()
             self._finish(active, finish)
-        return Token(active.number, token, log_prob, text, finish)
+        alternatives = tuple(zip(scores.ids[0].tolist(), scores.of_ids[0].tolist(), strict=True))
+        return Token(active.number, token, float(scores.log_probs[0]), text, finish, alternatives)
 
     def _finish(self, active: _Active, finish: Finish) -> None:
-        prompt = len(active.request.prompt)
+        prompt, alternatives = len(active.request.prompt), active.request.alternatives
         self._active.remove(active)
         self._done[active.number] = Completion(
             tuple(active.ids[:prompt]),
             tuple(active.ids[prompt:]),
-            np.array(active.log_probs, dtype=np.float32),
+            Scores.join(active.scores, alternatives),
+            self._score_prompt(active) if active.request.score_prompt else None,
             self.cache.routes_of(active.pages, len(active.ids) - 1),
             active.stream.text if active.stream is not None else None,
             finish,
             active.reused,
         )
         self.pages.release(active.pages)
+
+    @torch.inference_mode()
+    def _score_prompt(self, active: _Active) -> Scores:
+        """The scores of the prompt's tokens behind the first, from what the cache has of those before them."""
+        prompt, alternatives, parts = active.request.prompt, active.request.alternatives, []
+        for start in range(0, len(prompt) - 1, SCORED):
+            end = min(start + SCORED, len(prompt) - 1)
+            logits = self.model.logits(self.cache.hidden_of(active.pages, start, end))
+            ids = torch.tensor([*prompt[start + 1 : end + 1]], device=self.device)
+            parts.append(scores_of(logits, ids, alternatives))
+        return Scores.join(parts, alternatives)

@@ -15,11 +15,13 @@ from trainer.model.numerics import rms_norm
 
 
 @torch.inference_mode()
-def forward(model: Decoder, ids: Tensor, layout: Layout, cache: Cache, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def forward(model: Decoder, ids: Tensor, layout: Layout, cache: Cache, wanted: Tensor) -> Tensor:
     """The blocks of `Decoder.forward` with cached keys, and without the routers' statistics.
 
+    Keeps what the LM head takes, and the routes, of all tokens in the cache.
+
     Args: ids: [T] int64, at the places of `layout`. wanted: [N] int64, numbers of tokens.
-    Returns: logits [N, V] of what follows the wanted tokens, fp32 (fp64); routes [L, T, K] int64.
+    Returns: logits [N, V] of what follows the wanted tokens, fp32 (fp64).
     """
     assert model.embed is not None
     assert model.norm is not None
@@ -34,5 +36,7 @@ def forward(model: Decoder, ids: Tensor, layout: Layout, cache: Cache, wanted: T
         experts, weights = moe.router.route(moe.router.logits(normed))
         x = x + moe.mix(normed, experts, weights)
         routes.append(experts)
-    hidden = rms_norm(x.index_select(0, wanted), model.norm, model.cfg.norm_eps)
-    return model.logits(hidden), torch.stack(routes)
+    cache.keep_routes(torch.stack(routes), layout)
+    hidden = rms_norm(x, model.norm, model.cfg.norm_eps)
+    cache.keep_hidden(hidden, layout)
+    return model.logits(hidden.index_select(0, wanted))

@@ -54,22 +54,27 @@ class Source:
 
         Raises DataError without a tokenizer, for a text that is not UTF-8 (Python reads other bytes of a command line
         as surrogates), and for one that spells the placeholder of an image or signal: media cannot be given."""
-        if self.tokenizer is None:
-            remedy = "give token ids to trainer.engine"
-            raise DataError(f"there is no tokenizer: {self.without}; {remedy}", where="tokenizer", allowed=remedy)
+        tokenizer = self.require_tokenizer()
         try:
             text.encode()
         except UnicodeEncodeError as error:
             remedy = "text in UTF-8"
             fault = f"the prompt is not UTF-8 from character {error.start + 1} on; give {remedy}"
             raise DataError(fault, where="prompt", value=text, allowed=remedy) from None
-        ids = self.tokenizer.encode(text)
+        ids = tokenizer.encode(text)
         for token in sorted(self.placeholders.keys() & set(ids)):
-            spelled, remedy = self.tokenizer.token(token), "a prompt without it"
+            spelled, remedy = tokenizer.token(token), "a prompt without it"
             medium = self.placeholders[token]
             fault = f"the prompt has {spelled}, the placeholder of {medium}, which cannot be given here; use {remedy}"
             raise DataError(fault, where="prompt", value=spelled, allowed=remedy)
-        return ids or [self.tokenizer.eos_id]
+        return ids or [tokenizer.eos_id]
+
+    def require_tokenizer(self) -> Tokenizer:
+        """Raises DataError where there is none."""
+        if self.tokenizer is None:
+            remedy = "give token ids to trainer.engine"
+            raise DataError(f"there is no tokenizer: {self.without}; {remedy}", where="tokenizer", allowed=remedy)
+        return self.tokenizer
 
     def load(self, device: torch.device) -> Decoder:
         """The text model in exact arithmetic, without gradients. Matrices that compute in 16 bits are held in 16 bits.

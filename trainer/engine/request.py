@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from parallel.errors import Fault, UserError
 
 Finish = Literal["stop", "length"]
+MOST_ALTERNATIVES: Final = 20
 
 
 class RequestError(UserError, ValueError):
@@ -33,42 +34,83 @@ class Sampling:
 @dataclass(frozen=True)
 class Request:
     """prompt: token ids, at least one. stop_ids: tokens that end the answer and belong to it. stop: texts that end the
-    answer and do not belong to its text."""
+    answer and do not belong to its text. score_prompt: find the log-probabilities of the prompt's tokens too;
+    max_tokens may then be 0. alternatives: number of most likely tokens to list at each place, 0 to 20."""
 
     prompt: Sequence[int]
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     stop: tuple[str, ...] = ()
+    score_prompt: bool = False
+    alternatives: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities at n places, all of the distribution before temperature.
+
+    log_probs: [n] fp32, of the tokens at the places. ids, of_ids: [n, N], the N most likely tokens at each place, the
+    most likely first (int64), and their log-probabilities (fp32).
+    """
+
+    log_probs: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.int64]
+    of_ids: npt.NDArray[np.float32]
+
+    def of(self, place: int, alternatives: int) -> Scores:
+        """One place, with as many alternatives."""
+        at = slice(place, place + 1)
+        return Scores(self.log_probs[at], self.ids[at, :alternatives], self.of_ids[at, :alternatives])
+
+    @staticmethod
+    def join(parts: Sequence[Scores], alternatives: int) -> Scores:
+        """One after another. alternatives: N."""
+        none = Scores(
+            np.zeros(0, np.float32), np.zeros((0, alternatives), np.int64), np.zeros((0, alternatives), np.float32)
+        )
+        parts = [none, *parts]
+        return Scores(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("log_probs", "ids", "of_ids"))
+        )
 
 
 class Token(NamedTuple):
     """One token of an answer. log_prob: of the distribution before temperature. text: what can be shown by now, None
-    for an engine without a tokenizer. finish: None while the answer continues."""
+    for an engine without a tokenizer. finish: None while the answer continues. alternatives: the most likely tokens at
+    its place with their log-probabilities, as many as the request asks for."""
 
     number: int
     id: int
     log_prob: float
     text: str | None
     finish: Finish | None
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
     """An answer of G tokens to a prompt of P.
 
-    ids: G token ids, the stop token included. log_probs: [G] fp32, of the distribution before temperature. routes:
-    [P + G - 1, L, K] uint16, the experts of every token that went through the model, in the order of their slots. text:
-    without the stop string; None for an engine without a tokenizer. reused: tokens of the prompt that were cached.
+    ids: G token ids, the stop token included. scores: of these tokens, G places. prompt_scores: of the prompt's tokens
+    behind the first, P - 1 places; None where the request does not ask for it. routes: [P + G - 1, L, K] uint16, the
+    experts of every token that went through the model, in the order of their slots. text: without the stop string; None
+    for an engine without a tokenizer. reused: tokens of the prompt that were cached.
     """
 
     prompt: tuple[int, ...]
     ids: tuple[int, ...]
-    log_probs: npt.NDArray[np.float32]
+    scores: Scores
+    prompt_scores: Scores | None
     routes: npt.NDArray[np.uint16]
     text: str | None
     finish: Finish
     reused: int
+
+    @property
+    def log_probs(self) -> npt.NDArray[np.float32]:
+        """[G] fp32, of the answer's tokens under the distribution before temperature."""
+        return self.scores.log_probs
 
 
 def check(request: Request, *, vocab_size: int, context: int, cache_tokens: int, has_text: bool) -> None:
@@ -89,20 +131,27 @@ def _faults(request: Request, vocab_size: int, context: int, cache_tokens: int, 
     if unknown is not None:
         allowed = f"0 to {vocab_size - 1}"
         yield Fault(f"the prompt has token {unknown}; the model's are {allowed}", "prompt", unknown, allowed)
-    if wanted < 1:
-        yield Fault(f"max_tokens={wanted}: use 1 or more", "max_tokens", wanted, "1 or more")
+    least = 0 if request.score_prompt else 1
+    if wanted < least:
+        remedy = "0 or more" if request.score_prompt else "1 or more, or 0 with score_prompt"
+        yield Fault(f"max_tokens={wanted}: use {remedy}", "max_tokens", wanted, remedy)
     elif prompt + wanted > context:
         if (room := context - prompt) > 0:
             remedy = f"{room} or fewer"
             text = f"max_tokens={wanted} with a prompt of {prompt} tokens exceeds the context of {context}"
             yield Fault(f"{text}; use {remedy}", "max_tokens", wanted, remedy)
         else:
-            remedy = f"a prompt of at most {context - 1} tokens"
+            remedy = f"a prompt of at most {context - least} tokens"
             text = f"a prompt of {prompt} tokens leaves no room for an answer in the context of {context}; use {remedy}"
             yield Fault(text, "prompt", prompt, remedy)
     elif prompt + wanted > cache_tokens:
         text = f"{prompt + wanted} tokens do not fit into the cache of {cache_tokens}; raise cache_tokens"
         yield Fault(text, "cache_tokens", cache_tokens, f"{prompt + wanted} or more")
+    most = min(MOST_ALTERNATIVES, vocab_size)
+    if not 0 <= request.alternatives <= most:
+        remedy = f"0 to {most}"
+        text = f"alternatives={request.alternatives}: use {remedy}"
+        yield Fault(text, "alternatives", request.alternatives, remedy)
     if request.stop and not has_text:
         yield Fault("stop texts need an engine with a tokenizer; use stop_ids", "stop", request.stop, "stop_ids")
     if "" in request.stop:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.engine.request import Sampling
+from trainer.engine.request import Sampling, Scores
 
 
 def uniform(seed: int, position: int) -> float:
@@ -27,6 +27,14 @@ def uniform(seed: int, position: int) -> float:
 def log_probs_of(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probabilities of one token for each row: [N, V], [N] -> [N], in the dtype of logits."""
     return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits, dim=-1)
+
+
+def scores_of(logits: Tensor, ids: Tensor, alternatives: int) -> Scores:
+    """logits: [N, V]. ids: [N], the tokens at the places."""
+    best = logits.topk(alternatives, dim=-1)
+    total = torch.logsumexp(logits, dim=-1, keepdim=True)
+    of_ids = (best.values - total).float().cpu().numpy()
+    return Scores(log_probs_of(logits, ids).float().cpu().numpy(), best.indices.cpu().numpy(), of_ids)
 
 
 def draw(logits: Tensor, how: Sequence[Sampling], positions: Sequence[int]) -> Tensor:

@@ -19,6 +19,7 @@ from tests.trainer.data.small_mixture import make_mixture
 from tests.trainer.stages.layouts import TOWERS
 from tests.trainer.tiny_run import MODEL as TINY
 from tests.trainer.tiny_run import tiny_config
+from trainer import api
 from trainer.engine.engine import Engine
 from trainer.engine.load import GENERATES, open_source
 from trainer.engine.request import Request, Sampling
@@ -48,6 +49,22 @@ def exported(run: Path) -> Path:
 def answer(capsys, *words: object) -> str:
     assert main(["generate", *map(str, words)]) == 0
     return capsys.readouterr().out
+
+
+def test_three_lines_of_python_continue_a_text_and_score_it(run, exported, capsys):
+    model = api.load(run)
+    text = model.generate(PROMPT, max_tokens=20, seed=3)
+    assert answer(capsys, run, PROMPT, "--max-tokens", 20, "--seed", 3) == text + "\n"
+    assert api.load(exported, device="cpu").generate([PROMPT], 20, seed=3) == [text]
+    (whole,) = model.complete([PROMPT], 20, seed=3, stop=["zq"], alternatives=2)
+    assert len(whole.scores.ids) == len(whole.ids)
+    scored = model.score(PROMPT)
+    ids = model.source.prompt(PROMPT)
+    assert "".join(token for token, _ in scored) == model.source.tokenizer.decode(ids[1:])
+    assert all(log_prob < 0 for _, log_prob in scored)
+    assert model.complete([ids], 0, score_prompt=True)[0].prompt_scores.log_probs.tolist() == [x for _, x in scored]
+    with pytest.raises(TypeError):
+        model.generate(PROMPT, 5, heat=1.0)
 
 
 def test_a_run_its_step_and_its_export_continue_alike(run, exported, capsys):

@@ -40,7 +40,8 @@ def test_answers_are_those_of_one_training_pass(model):
     answers = serve(crowded, asked, rng)
     assert sum(answer.reused for answer in answers.values()) >= 1000
     assert crowded.pages.available == crowded.pages.count
-    assert_as_trained(model, answers)
+    assert_as_trained(model, asked, answers)
+    assert any(answer.prompt_scores is not None and answer.reused for answer in answers.values())
     if fp8 or model.cfg.router_groups == 1:
         return
     roomy = serve(Engine(model, cache_tokens=30_000, batch=64, chunk=600), asked, rng)
@@ -53,8 +54,8 @@ def test_answers_are_those_of_one_training_pass(model):
 def test_bf16_has_equal_bits_too():
     rng = random.Random(2)
     model = make_exact(build(model_config(max_position=400), compute_dtype=torch.bfloat16).requires_grad_(False))
-    answers = serve(Engine(model, batch=9, chunk=40), requests(model.cfg, 16, rng, longest=20), rng)
-    assert_as_trained(model, answers)
+    asked = requests(model.cfg, 16, rng, longest=20)
+    assert_as_trained(model, asked, serve(Engine(model, batch=9, chunk=40), asked, rng))
 
 
 def test_a_model_in_usual_arithmetic_generates_too():
@@ -64,7 +65,7 @@ def test_a_model_in_usual_arithmetic_generates_too():
     trained = Trained(model, [[*answers[one].prompt, *answers[one].ids] for one in range(16)])
     for one, answer in answers.items():
         log_probs, routes = trained.of(one, len(answer.prompt))
-        assert np.abs(answer.log_probs - log_probs).max() < 1e-4
+        assert np.allclose(answer.log_probs, log_probs, rtol=0, atol=1e-4)
         assert np.array_equal(answer.routes, routes)
 
 
@@ -74,7 +75,9 @@ def test_what_an_earlier_request_left_in_a_page_does_not_matter():
     engine = Engine(model, cache_tokens=640, batch=3, chunk=40)
     engine.cache.values.fill_(torch.nan)
     engine.cache.keys.fill_(torch.nan)
-    assert_as_trained(model, serve(engine, requests(model.cfg, 6, rng, longest=20), rng))
+    engine.cache.hidden.fill_(torch.nan)
+    asked = requests(model.cfg, 6, rng, longest=20)
+    assert_as_trained(model, asked, serve(engine, asked, rng))
 
 
 @pytest.mark.gpu
@@ -83,5 +86,8 @@ def test_a_device_generates():
     model = make_exact(build(model_config(max_position=400), compute_dtype=torch.bfloat16).requires_grad_(False).cuda())
     asked = requests(model.cfg, 8, rng, longest=20)
     answers = serve(Engine(model, batch=4, chunk=40), asked, rng)
-    assert all(len(answer.log_probs) == len(answer.ids) >= 1 for answer in answers.values())
+    assert all(len(answer.log_probs) == len(answer.ids) for answer in answers.values())
+    assert all(
+        answer.prompt_scores is None or np.isfinite(answer.prompt_scores.log_probs).all() for answer in answers.values()
+    )
     assert all(np.isfinite(answer.log_probs).all() for answer in answers.values())

@@ -131,6 +131,41 @@ def test_prefixes_are_found_again_only_under_their_weights():
         engine.use_version(3)
 
 
+def test_a_prompt_is_scored_without_an_answer_wherever_its_start_comes_from(model):
+    prompt = [number % 61 for number in range(2 * KEYS + 1)]
+    engine = Engine(model)
+    (first,) = engine.generate([Request(prompt, 0, score_prompt=True, alternatives=2)])
+    assert (first.ids, first.finish, first.reused) == ((), "length", 0)
+    assert first.routes.shape[0] == len(prompt) - 1
+    assert first.scores.ids.shape == (0, 2)
+    number = engine.submit(Request(prompt, 0, score_prompt=True, alternatives=2))  # all that it needs is in the cache
+    assert number not in engine.done
+    assert engine.step() == []
+    assert number in engine.done
+    again = engine.result(number)
+    assert again.reused == 2 * KEYS
+    (longer,) = engine.generate([Request([*prompt, 4], 3, score_prompt=True)])
+    assert longer.reused == 2 * KEYS
+    assert np.array_equal(first.prompt_scores.log_probs, longer.prompt_scores.log_probs[:-1])
+    for name in ("log_probs", "ids", "of_ids"):
+        assert np.array_equal(getattr(first.prompt_scores, name), getattr(again.prompt_scores, name))
+    (one,) = engine.generate([Request([5], 0, score_prompt=True)])
+    assert len(one.prompt_scores.log_probs) == len(one.routes) == 0
+    assert engine.pages.available == engine.pages.count
+
+
+def test_tokens_come_with_the_alternatives_asked_for(model):
+    engine = Engine(model)
+    numbers = [engine.submit(Request(PROMPT, 4, Sampling(temperature=0), alternatives=count)) for count in (0, 3)]
+    for _ in range(4):
+        plain, with_others = sorted(engine.step())
+        assert plain.alternatives == ()
+        assert len(with_others.alternatives) == 3
+        assert with_others.alternatives[0] == (with_others.id, with_others.log_prob)
+    done = engine.result(numbers[1])
+    assert done.scores.ids[3].tolist() == [token for token, _ in with_others.alternatives]
+
+
 def test_a_whole_prompt_in_the_cache_is_computed_from_its_last_page(model):
     engine = Engine(model)
     prompt = [number % 61 for number in range(2 * KEYS)]
@@ -145,6 +180,10 @@ def test_a_whole_prompt_in_the_cache_is_computed_from_its_last_page(model):
         (Request([1, 61], 5), "prompt", 61),
         (Request([-1], 5), "prompt", -1),
         (Request(PROMPT, 0), "max_tokens", 0),
+        (Request(PROMPT, -1, score_prompt=True), "max_tokens", -1),
+        (Request([1] * 401, 0, score_prompt=True), "prompt", 401),
+        (Request(PROMPT, 5, alternatives=21), "alternatives", 21),
+        (Request(PROMPT, 5, alternatives=-1), "alternatives", -1),
         (Request(PROMPT, 397), "max_tokens", 397),
         (Request([1] * 400, 1), "prompt", 400),
         (Request([1] * 200, 100), "cache_tokens", 256),
