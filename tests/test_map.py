@@ -32,6 +32,7 @@ ROOMS = [
     "optim",
     "metrics",
     "data",
+    "chat",
     "kernels",
     "precision",
     "model",
