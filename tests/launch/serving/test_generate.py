@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from trainer.engine.request import Request, Sampling
 from trainer.run.process import train
 from trainer.weights.export import export
 
+ROOT = Path(__file__).resolve().parents[3]
 PROMPT = "a text about"
 MODEL = {"vocab_size": 320, "router_groups": 1, "positions": "rope", "max_position": 200, "init_std": 0.3}
 
@@ -65,6 +69,22 @@ def test_three_lines_of_python_continue_a_text_and_score_it(run, exported, capsy
     assert model.complete([ids], 0, score_prompt=True)[0].prompt_scores.log_probs.tolist() == [x for _, x in scored]
     with pytest.raises(TypeError):
         model.generate(PROMPT, 5, heat=1.0)
+
+
+def test_the_notebook_runs_from_top_to_bottom(run, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/generate").symlink_to(run)
+    cells = json.loads((ROOT / "docs/generation.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) >= 4
+    program = "\nprint('\\0', end='')\n".join(code)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all(part.strip() for part in done.stdout.split("\0"))
+    assert len(done.stdout.split("\0")) == len(code)
 
 
 def test_a_run_its_step_and_its_export_continue_alike(run, exported, capsys):
