@@ -1,4 +1,4 @@
-"""Adapters of low rank beside frozen matrices (LoRA): y = W x + s B A x, of which A and B are trained.
+"""Adapters of low rank beside frozen matrices (LoRA): y = W x + s B A x, where A and B alone are trained.
 
 | part | file |
 |---|---|
