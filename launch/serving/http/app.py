@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from launch.serving.http import bodies, completions
 from launch.serving.http.errors import ApiError
 from launch.serving.http.model import Served
 from launch.serving.http.worker import Answers
+from trainer.engine.request import Request as EngineRequest
 
 OPEN = ("/health",)  # answered without a token of access
 LIKE = {"/v1/completions": "POST", "/v1/chat/completions": "POST", "/generate": "POST", "/v1/models": "GET"}
@@ -28,7 +29,8 @@ LIKE = {"/v1/completions": "POST", "/v1/chat/completions": "POST", "/generate": 
 class Asked(Protocol):
     """A request that was checked, of any kind."""
 
-    requests: Any
+    @property
+    def requests(self) -> Sequence[EngineRequest]: ...
 
     def answer(self, done: Any) -> dict[str, Any]: ...
 

@@ -24,12 +24,32 @@ Fields = TypeVar("Fields", bound=BaseModel)
 
 
 def _stops(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """Checked by hand, as a prompt is."""
+    found = [value] if isinstance(value, str) else value
+    if found is None or (isinstance(found, list) and len(found) <= MOST_STOPS and _are(found, str) and "" not in found):
+        return found
+    raise ValueError(f"give a text or a list of at most {MOST_STOPS} texts, none of them empty")
 
 
-Stops = Annotated[
-    list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(_stops), Field(max_length=MOST_STOPS)
-]
+Stops = Annotated[list[str] | None, BeforeValidator(_stops)]
+
+
+def _prompt(value: Any) -> Any:
+    """Checked by hand: pydantic reports a fault for each member of a union."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        lists = all(isinstance(ids, list) and ids and _are(ids, int) for ids in value)
+        if lists or _are(value, str) or _are(value, int):
+            return value
+    raise ValueError("give a text, a list of texts, a list of token ids, or a list of such lists, none of them empty")
+
+
+def _are(values: Sequence[Any], kind: type) -> bool:
+    return all(type(one) is kind for one in values)
+
+
+Prompt = Annotated[Any, BeforeValidator(_prompt)]
 
 
 class StreamOptions(BaseModel):
@@ -113,7 +133,7 @@ class OpenAi(Sampled):
 class Completion(OpenAi):
     """/v1/completions"""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompt
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
@@ -127,13 +147,9 @@ class Completion(OpenAi):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Each of them a text or token ids. Raises ApiError for none, and for one without tokens."""
+        """Each of them a text or token ids."""
         given: Any = self.prompt
-        one = isinstance(given, str) or (given and isinstance(given[0], int))
-        found: list[str | list[int]] = [given] if one else given
-        if not found or [] in found:
-            raise ApiError(400, "prompt: give at least one token, or a text", param="prompt")
-        return found
+        return [given] if isinstance(given, str) or isinstance(given[0], int) else given
 
 
 class Chat(OpenAi):
@@ -233,9 +249,8 @@ def _invalid(error: ValidationError) -> ApiError:
     found = {_path(one["loc"]): re.sub("^Value error, ", "", one["msg"]) for one in reversed(error.errors())}
     first = dict(reversed([*found.items()][-3:]))
     param = next(iter(first))
-    return ApiError(
-        400, "; ".join(f"{path or 'the body'}: {said}" for path, said in first.items()), param=param or None
-    )
+    text = "; ".join(f"{path or 'the body'}: {said}" for path, said in first.items())
+    return ApiError(400, text, param=param or None)
 
 
 def _path(where: Sequence[str | int]) -> str:

@@ -47,7 +47,7 @@ class Asked:
         found = None
         if body.logprobs is not None:
             places = logprobs.places_of(done.ids, done.scores)
-            found = logprobs.of_completion(tokenizer, [*self._prompt_places(done), *places])
+            found = logprobs.OfCompletion(tokenizer).take([*self._prompt_places(done), *places])
         return {"index": place, "text": before + (done.text or ""), "logprobs": found, "finish_reason": done.finish}
 
     def _prompt_places(self, done: Completion) -> list[logprobs.Place]:
@@ -57,7 +57,7 @@ class Asked:
         """Chunks. With `echo` the prompt is the first of each answer."""
         body, tokenizer = self.body, self.served.tokenizer
         done: dict[int, Completion] = {}
-        offsets: dict[int, int] = {}
+        scores = [logprobs.OfCompletion(tokenizer) for _ in self.requests]
         if body.echo and body.logprobs is None:
             for place in range(len(self.requests)):
                 yield self._chunk(place, self.texts[place // body.answers])
@@ -67,10 +67,7 @@ class Asked:
                 places = [logprobs.place_of(token)]
             if finished is not None:
                 done[place] = finished
-            found = None
-            if body.logprobs is not None:
-                found = logprobs.of_completion(tokenizer, places, offsets.get(place, 0))
-                offsets[place] = offsets.get(place, 0) + sum(map(len, found["tokens"]))
+            found = None if body.logprobs is None else scores[place].take(places)
             finish = None if finished is None else finished.finish
             if text or places or finish:
                 yield self._chunk(place, text, found, finish)

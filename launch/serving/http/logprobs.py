@@ -5,6 +5,7 @@ A token alone may be a part of a character: then its text is `bytes:\\xe4` and t
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,9 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.engine.request import Completion, Scores, Token
 
-Place = tuple[
-    int, float | None, Sequence[tuple[int, float]]
-]  # token, its log-probability, most likely ones with theirs
+Place = tuple[int, float | None, Sequence[tuple[int, float]]]  # token, its log-probability, likely ones with theirs
 
 
 @lru_cache(maxsize=1)
@@ -64,19 +63,28 @@ def places_of_prompt(done: Completion) -> list[Place]:
     return [(done.prompt[0], None, []), *places_of(done.prompt[1:], done.prompt_scores)]
 
 
-def of_completion(tokenizer: Tokenizer, places: Sequence[Place], offset: int = 0) -> dict[str, Any]:
-    """OpenAI's `logprobs` of a completion. offset: characters before the first token."""
-    tokens = [text_of(tokenizer, token) for token, _, _ in places]
-    offsets = []
-    for text in tokens:
-        offsets.append(offset)
-        offset += len(text)
-    return {
-        "tokens": tokens,
-        "token_logprobs": [log_prob for _, log_prob, _ in places],
-        "top_logprobs": [_top(tokenizer, place) for place in places],
-        "text_offset": offsets,
-    }
+class OfCompletion:
+    """OpenAI's `logprobs` of the tokens of one completion, some after others."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._characters = 0
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def take(self, places: Sequence[Place]) -> dict[str, Any]:
+        return {
+            "tokens": [text_of(self._tokenizer, token) for token, _, _ in places],
+            "token_logprobs": [log_prob for _, log_prob, _ in places],
+            "top_logprobs": [_top(self._tokenizer, place) for place in places],
+            "text_offset": [self._pass(token) for token, _, _ in places],
+        }
+
+    def _pass(self, token: int) -> int:
+        """Characters before the token."""
+        before = self._characters
+        if self._tokenizer.decode([token]):  # tokens that are not shown take no room
+            self._characters += len(self._decoder.decode(bytes_of(self._tokenizer, token)))
+        return before
 
 
 def _top(tokenizer: Tokenizer, place: Place) -> dict[str, float] | None:
