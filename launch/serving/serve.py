@@ -104,7 +104,7 @@ def serve(source: Source, options: argparse.Namespace, key: str | None) -> int:
         print_warning(warning)
     local = _loopback(options.host)
     if not local and key is None:
-        print_warning(f"whoever reaches {options.host} can use this server; --api-key-file asks for a token")
+        print_warning(f"every program that reaches {options.host} can use this server; --api-key-file asks for a token")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         prepare_host_memory()

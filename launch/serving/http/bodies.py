@@ -75,7 +75,7 @@ class Ignored(BaseModel):
 
 
 class Sampled(Ignored):
-    """How answers are drawn; the names are OpenAI's, and those that LMDeploy, vLLM and SGLang added."""
+    """The way answers are drawn; the names are OpenAI's, and those that LMDeploy, vLLM and SGLang added."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -94,7 +94,7 @@ class Sampled(Ignored):
         return value if value in (None, 1) else _unsupported("leave it out, or use 1")
 
     def sampling(self, number: int) -> Sampling:
-        """Of the answer `number`, whose seed is that many above the request's."""
+        """Settings of the answer `number`, whose seed is that many above the request's."""
         chosen = secrets.randbits(BITS - 1) if self.seed is None else self.seed
         half = 2 ** (BITS - 1)
         return Sampling(
@@ -107,7 +107,7 @@ class Sampled(Ignored):
 
 
 class OpenAi(Sampled):
-    """What /v1/completions and /v1/chat/completions share."""
+    """The fields that /v1/completions and /v1/chat/completions share."""
 
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None

@@ -29,7 +29,7 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
-    """Of one token; of a special one, those of its name."""
+    """The bytes of one token; of an added one, those of its name."""
     name = tokenizer.token(token) or ""
     if name in tokenizer.added:
         return name.encode()

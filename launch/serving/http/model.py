@@ -1,4 +1,4 @@
-"""What is served: a model's name, limits and tokenizer, and requests to its engine."""
+"""The model that is served: its name, limits and tokenizer, and requests to its engine."""
 
 from __future__ import annotations
 
