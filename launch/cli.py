@@ -31,14 +31,14 @@ COMMANDS = {
     "data": "check a mixture or pairs, make the index of pairs, show a sample of a mixture, or count its tokens",
     "runs": "list the runs in a directory with their state and results, or compare two",
     "export": "write a training checkpoint as a Hugging Face directory",
+    "evaluate": "ask a model the questions of benchmarks, and score its answers",
     "generate": "continue a prompt with the model of a run or an export",
-    "serve": "answer OpenAI's and LMDeploy's requests over HTTP with the model of a run or an export",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
     "science": "turn records and labelled recordings into prose and tasks",
     "inspect": "print the contents of a Hugging Face directory or a training checkpoint, and report anything missing",
     "completion": "print the bash, zsh or fish completion script for octavo",
 }
-FOLDERS = {"recipes": "reference", "completion": "reference", "generate": "serving", "serve": "serving"}
+FOLDERS = {"recipes": "reference", "completion": "reference", "generate": "serving", "evaluate": "serving"}
 
 
 def module_of(command: str) -> str:

@@ -11,7 +11,7 @@ from trainer.evaluation.suite import Suite, SuiteError, folder_of
 SUITES: tuple[Suite, ...] = ()
 
 
-def find(names: Iterable[str], suites: Iterable[Suite] = SUITES) -> list[Suite]:
+def find(names: Iterable[str], suites: Iterable[Suite]) -> list[Suite]:
     """The suites of these names, written as in the report or as their folders. Raises SuiteError for unknown ones."""
     by_folder = {suite.folder: suite for suite in suites}
     found = []

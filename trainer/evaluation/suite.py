@@ -141,18 +141,29 @@ def folder_of(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def mean_of(name: str, *, unit: float = 100.0, by: str = "category") -> Summarise:
-    """A `summarise`: the mean of the score `name` times `unit`, in all and for each value of the item's meta `by`."""
+@dataclass(frozen=True)
+class Mean:
+    """A `summarise`: the mean of the score `name` times `unit`, in all and for each value of the item's meta `by`.
 
-    def summarise(scored: Sequence[Scored]) -> Summary:
-        values = [float(one.values[name]) for one in scored]
+    The confidence interval is Wilson's where all scores are 0 or 1, else the normal one: no resampling."""
+
+    name: str
+    unit: float = 100.0
+    by: str = "category"
+
+    def __call__(self, scored: Sequence[Scored]) -> Summary:
+        values = [float(one.values[self.name]) for one in scored]
         parts: dict[str, list[float]] = {}
         for one, value in zip(scored, values, strict=True):
-            if by in one.item.meta:
-                parts.setdefault(str(one.item.meta[by]), []).append(value)
-        return Summary(mean(values) * unit, categories={part: mean(parts[part]) * unit for part in sorted(parts)})
+            if self.by in one.item.meta:
+                parts.setdefault(str(one.item.meta[self.by]), []).append(value)
+        categories = {part: mean(parts[part]) * self.unit for part in sorted(parts)}
+        return Summary(mean(values) * self.unit, categories=categories)
 
-    return summarise
+
+def mean_of(name: str, *, unit: float = 100.0, by: str = "category") -> Mean:
+    """`Mean(name, unit, by)`."""
+    return Mean(name, unit, by)
 
 
 def mean(values: Sequence[float]) -> float:

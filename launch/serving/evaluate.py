@@ -1,0 +1,256 @@
+"""`octavo evaluate`: score a model's answers to the questions of benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.config.command_line import Parser, above_zero, choice, number, whole_number
+from trainer.config.errors import CommandError, print_warning
+from trainer.evaluation.asked import SETTINGS, Model, Settings
+from trainer.evaluation.registry import SUITES, find
+from trainer.evaluation.suite import Suite, SuiteError
+
+if TYPE_CHECKING:
+    import torch
+
+SERVER = re.compile("https?://")
+EXAMPLE = "suite=NAME, or several with commas; octavo evaluate --list names them"
+INSTALL = "pip install -e '.[evaluate]'"
+JUDGE = Settings("judge", 16_384, 0.0, 1.0, 0, thinking=False)
+
+
+def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
+    """Raises `CommandError`, also for suites, files of benchmarks, models and packages that are missing."""
+    _options(parser)
+    options = parser.read(words)
+    if options.list:
+        return lambda: _list(options.markdown)
+    try:
+        return _prepare(options)
+    except SuiteError as error:
+        raise CommandError(error.faults) from None
+
+
+def _options(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a run, one of its step-N directories, a Hugging Face directory, or the URL of a server with OpenAI's API",
+    )
+    add("words", nargs="*", metavar="suite=NAME[,NAME]", help="the suites to run")  # fmt: skip
+    add("--list", action="store_true", help="print the suites: metrics and their sources, files, reported figures")
+    add("--markdown", action="store_true", help="with --list: a table for a document")
+    add("--data", default="benchmarks", metavar="DIR",
+        help="directory with the files of each suite in a directory of its name (default: benchmarks)")  # fmt: skip
+    add("--settings", default="non_thinking", **choice(*SETTINGS),
+        help="thinking: 65,536 tokens, temperature 0.8, top-p 0.95, top-k 50; non_thinking: 32,768 tokens, greedy "
+        "(default)")  # fmt: skip
+    add("--max-tokens", type=whole_number(1), metavar="N", help="the most tokens of an answer, with its thinking")
+    add("--temperature", type=number(lambda value: 0 <= value < float("inf"), "a number of 0 or more"), metavar="T",
+        help="0: always the most likely token")  # fmt: skip
+    add("--top-p", type=number(lambda value: 0 < value <= 1, "a number above 0 and at most 1"), metavar="P",
+        help="draw from the fewest most likely tokens that reach this probability")  # fmt: skip
+    add("--top-k", type=whole_number(0), metavar="K", help="draw from the K most likely tokens (0: all)")
+    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="of the first answers (default: 0)")
+    add("--limit", type=whole_number(1), metavar="N", help="ask the first N items of each suite")
+    add("--out", metavar="DIR", help="directory of answers and results (default: evaluations/MODEL-SETTINGS)")
+    add("--raw", action="store_true", help="ask without a chat template: the texts of the messages are the prompt")
+    add("--concurrency", type=whole_number(1), default=16, metavar="N", help="answers side by side (default: 16)")
+    add("--cache-tokens", type=whole_number(64), metavar="N",
+        help="tokens of all answers of the embedded engine together (default: what --concurrency needs, at most "
+        "262,144)")  # fmt: skip
+    group = parser.add_argument_group("servers")
+    group.add_argument("--model", dest="served", metavar="NAME", help="the model's name on the server")
+    group.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the server's API key")
+    group.add_argument("--timeout", type=above_zero("3600"), default=3600.0, metavar="S",
+                       help="seconds for one try of a request (default: 3600)")  # fmt: skip
+    group.add_argument("--retries", type=whole_number(0), default=5, metavar="N",
+                       help="further tries of a failed request, after 1, 2, 4, ... seconds (default: 5)")  # fmt: skip
+    group.add_argument("--omit", default="", metavar="FIELD[,FIELD]",
+                       help="fields that the server does not know, such as top_k,chat_template_kwargs")  # fmt: skip
+    group.add_argument("--judge", metavar="URL", help="server of the judge model, for suites that need one")
+    group.add_argument("--judge-model", metavar="NAME", help="the judge's name on its server")
+    group.add_argument("--judge-key-env", metavar="VAR", help="environment variable that holds the judge's API key")
+
+
+def _prepare(options: argparse.Namespace) -> Callable[[], int]:
+    from trainer.evaluation.asking import read_items
+
+    suites = _suites(options)
+    settings = _settings(options)
+    needed = [suite for suite in suites if suite.judge is not None and suite.judge_needed]
+    if needed and options.judge is None:
+        remedy = "--judge URL"
+        text = f"{', '.join(suite.name for suite in needed)} needs a judge model; give {remedy}"
+        raise CommandError(text, where="--judge", value=None, allowed=remedy)
+    items = [(suite, read_items(suite, Path(options.data), options.limit)) for suite in suites]
+    model = _model(options)
+    judge = _judge(options) if any(suite.judge for suite in suites) and options.judge else None
+    if model.context is not None and settings.max_tokens >= model.context:
+        print_warning(f"answers end with the context of {model.context:,} tokens, before {settings.max_tokens:,}")
+    out = Path(options.out) if options.out else Path("evaluations") / f"{_slug(options)}-{settings.name}"
+    return lambda: evaluate(items, model, settings, judge, out)
+
+
+def _suites(options: argparse.Namespace) -> list[Suite]:
+    if options.model is None:
+        text = f"octavo evaluate: give a model and {EXAMPLE}"
+        raise CommandError(text, where="MODEL", allowed="a run, a directory or a URL")
+    names = []
+    for word in options.words:
+        key, equals, value = word.partition("=")
+        if key != "suite" or not equals or not value:
+            raise CommandError(f"octavo evaluate: unexpected {word}; use {EXAMPLE}", where=word, allowed=EXAMPLE)
+        names += value.split(",")
+    if not names:
+        raise CommandError(f"octavo evaluate: no suite is given; use {EXAMPLE}", where="suite", allowed=EXAMPLE)
+    suites = find(names, SUITES)
+    for suite in suites:
+        if suite.harness:
+            text = f"suite={suite.folder} is run by its own harness: {suite.harness}"
+            raise CommandError(text, where="suite", value=suite.folder, allowed=suite.harness)
+        suite.require_packages()
+    return suites
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    changed = {name: getattr(options, name) for name in ("max_tokens", "temperature", "top_p", "top_k")}
+    chosen = {name: value for name, value in changed.items() if value is not None}
+    return replace(SETTINGS[options.settings], **chosen, seed=options.seed)
+
+
+def _key(option: str, variable: str | None) -> str:
+    if variable is None:
+        return ""
+    if key := os.environ.get(variable, "").strip():
+        return key
+    text = f"{option} {variable}: the variable is not set or empty"
+    raise CommandError(text, where=option, value=variable, allowed="a variable with a key")
+
+
+def _require_client() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("httpx") is None:
+        text = f"servers are asked with the package httpx, which is not installed: {INSTALL}"
+        raise CommandError(text, where="httpx", allowed=INSTALL)
+
+
+def _model(options: argparse.Namespace) -> Model:
+    if not SERVER.match(options.model):
+        from trainer.evaluation.embedded import EmbeddedModel
+
+        model = EmbeddedModel(
+            Path(options.model), _device, raw=options.raw, batch=options.concurrency,
+            cache_tokens=options.cache_tokens,
+        )  # fmt: skip
+        for warning in model.source.warnings:
+            print_warning(warning)
+        return model
+    _require_client()
+    from trainer.evaluation.served import OPTIONAL, ServedModel
+
+    if options.raw:
+        remedy = "a server whose model has a chat template, or the model's directory"
+        raise CommandError(f"--raw is for directories; use {remedy}", where="--raw", allowed=remedy)
+    omit = [name for name in options.omit.split(",") if name]
+    if wrong := [name for name in omit if name not in OPTIONAL]:
+        text = f"--omit={options.omit}: {wrong[0]} cannot be left out; use {', '.join(OPTIONAL)}"
+        raise CommandError(text, where="--omit", value=wrong[0], allowed=OPTIONAL)
+    return ServedModel(
+        options.model, options.served, api_key=_key("--api-key-env", options.api_key_env),
+        concurrency=options.concurrency, timeout=options.timeout, retries=options.retries, omit=omit,
+    )  # fmt: skip
+
+
+def _judge(options: argparse.Namespace) -> tuple[Model, Settings]:
+    _require_client()
+    from trainer.evaluation.served import ServedModel
+
+    judge = ServedModel(
+        options.judge, options.judge_model, api_key=_key("--judge-key-env", options.judge_key_env),
+        concurrency=options.concurrency, timeout=options.timeout, retries=options.retries,
+        omit=("top_k", "seed", "chat_template_kwargs"), option="--judge",
+    )  # fmt: skip
+    return judge, JUDGE
+
+
+def _slug(options: argparse.Namespace) -> str:
+    """A name for a directory: of the run, the run's step, the Hugging Face directory, or the served model."""
+    if SERVER.match(options.model):
+        named = options.served or options.model.partition("//")[2]
+    else:
+        path = Path(options.model).resolve()
+        steps = re.fullmatch(r"step-\d+", path.name)
+        run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        named = f"{run.name}-{path.name}" if steps else path.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", named).strip("-") or "model"
+
+
+def _device() -> torch.device:
+    import torch
+
+    from trainer.run.host_memory import prepare_host_memory
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        prepare_host_memory()
+    return device
+
+
+def evaluate(
+    items: Sequence[tuple[Suite, Sequence[Any]]],
+    model: Model,
+    settings: Settings,
+    judge: tuple[Model, Settings] | None,
+    out: Path,
+) -> int:
+    """Run the suites one after another. Returns 1 where answers are missing, which the same command asks again."""
+    from launch.progress import ProgressDisplay
+    from trainer.evaluation.asking import open_ledger, run_suite
+    from trainer.evaluation.results import result_of, write_results, write_scored
+
+    facts = {"name": model.name, "identity": model.identity, "context": model.context}
+    results: dict[str, Any] = {}
+    with open_ledger(out) as ledger, ProgressDisplay() as display:
+        for suite, wanted in items:
+            outcome = run_suite(suite, wanted, model, settings, ledger, display, judge)
+            results[suite.folder] = result_of(suite, outcome, len(wanted))
+            write_scored(out, suite, outcome.scored)
+            write_results(out, facts, settings, {suite.folder: results[suite.folder]})
+    _print(results)
+    print(f"{out}/results.html")
+    failed = sum(result["failures"] for result in results.values())
+    if failed:
+        print(f"{failed:,} without an answer or a score; the same command asks these again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _print(results: Mapping[str, Mapping[str, Any]]) -> None:
+    from launch.tables import print_table, table
+    from trainer.evaluation.page import shown
+
+    found = table("suite", "metric", "value", "95 % interval", "Intern-S1-Pro", "items", "failed", "cut short")
+    for result in results.values():
+        interval = f"{shown(result['low'])} to {shown(result['high'])}"
+        found.add_row(
+            result["name"], result["metric"], shown(result["value"]), interval, shown(result["reported"]),
+            f"{result['items']:,}", f"{result['failures']:,}", f"{result['truncated']:,}",
+        )  # fmt: skip
+    print_table(found)
+
+
+def _list(markdown: bool) -> int:
+    from trainer.evaluation.listing import listing
+
+    print(listing(SUITES, markdown=markdown), end="")
+    return 0

@@ -1,0 +1,147 @@
+"""`octavo evaluate` with the embedded engine on a suite of the tests' own."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+from launch.serving import evaluate
+from tests.launch.refused import refused
+from tests.launch.serving.own_suite import OWN, SUITES, start, write_rows
+from tests.trainer.data.small_mixture import make_mixture
+from tests.trainer.tiny_run import tiny_config
+from trainer.run.process import train
+
+MODEL = {"vocab_size": 320, "router_groups": 1, "positions": "rope", "max_position": 200, "init_std": 0.3}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    cfg = tiny_config(directory, model=MODEL, steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        cfg.data = make_mixture(tmp_path_factory.mktemp("mixture"), patch)
+    assert train(cfg) == 0
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _own_suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "SUITES", SUITES)
+
+
+@pytest.fixture
+def words(run: Path, tmp_path: Path) -> list[str]:
+    data = write_rows(tmp_path / "data", 5)
+    return [str(run), "suite=own_rows", "--data", str(data), "--out", str(tmp_path / "out"), "--raw"]
+
+
+def entries(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+
+
+def test_a_suite_from_rows_to_results(run, tmp_path, words, capsys):
+    assert main(["evaluate", *words, "--max-tokens", "9"]) == 0
+    assert "Own-Rows" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    result = found["suites"]["own_rows"]
+    answers = entries(tmp_path / "out")
+    scored = [json.loads(line) for line in (tmp_path / "out/own_rows.scored.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in scored] == [f"q{n}" for n in range(5)]
+    assert result["value"] == 100 * sum("e" in one["answer"] for one in scored) / 5
+    assert result["low"] <= result["value"] <= result["high"]
+    assert (result["items"], result["answers"], result["failures"], result["reported"]) == (5, 5, 0, 50.0)
+    assert result["truncated"] == sum(one["finish"] == "length" for one in answers)
+    assert result["answer_tokens"] == sum(one["tokens"] for one in answers) <= 45
+    assert result["categories"] == {"c": {"value": result["value"], "reported": None}}
+    assert (found["settings"]["temperature"], found["settings"]["max_tokens"]) == (0.0, 9)
+    page = (tmp_path / "out/results.html").read_text()
+    assert "Own-Rows" in page
+    assert "http" not in page.replace("<!doctype html>", "")  # nothing from elsewhere
+
+
+def test_answers_are_those_of_generate(run, tmp_path, words, capsys):
+    assert main(["evaluate", *words, "--max-tokens", "9", "--limit", "1"]) == 0
+    capsys.readouterr()
+    assert main(["generate", str(run), "question number 0 about", "--max-tokens", "9", "--temperature", "0"]) == 0
+    assert entries(tmp_path / "out")[0]["text"] + "\n" == capsys.readouterr().out
+
+
+def test_what_is_answered_is_not_asked_again_and_what_has_changed_is(tmp_path, words):
+    assert main(["evaluate", *words, "--max-tokens", "9", "--limit", "3"]) == 0
+    first = entries(tmp_path / "out")
+    assert main(["evaluate", *words, "--max-tokens", "9"]) == 0
+    assert entries(tmp_path / "out")[:3] == first
+    assert len(entries(tmp_path / "out")) == 5
+    assert main(["evaluate", *words, "--max-tokens", "8"]) == 0
+    assert len(entries(tmp_path / "out")) == 10
+    rows = tmp_path / "data/own_rows/rows.jsonl"
+    rows.write_text(rows.read_text().replace("number 2", "number two"))
+    assert main(["evaluate", *words, "--max-tokens", "9"]) == 0
+    assert [one["key"].split("/")[1] for one in entries(tmp_path / "out")[10:]] == ["q2"]
+
+
+def test_half_a_line_is_asked_again(tmp_path, words):
+    assert main(["evaluate", *words, "--max-tokens", "9"]) == 0
+    path = tmp_path / "out/answers.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    assert main(["evaluate", *words, "--max-tokens", "9"]) == 0
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.slow  # two starts of torch; test_evaluate_server.py has the same with a server
+def test_a_killed_evaluation_loses_no_answer_and_asks_none_twice(run, tmp_path):
+    data, out = write_rows(tmp_path / "data", 16), tmp_path / "out"
+    words = (run, "suite=own_rows", "--data", data, "--out", out, "--raw", "--max-tokens", 40, "--concurrency", 2)
+    killed = start(*words)
+    deadline = time.monotonic() + 60
+    while not (out / "answers.jsonl").exists() or len(entries_written(out)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate(timeout=30)
+    before = entries_written(out)
+    assert 3 <= len(before) < 16
+    resumed = start(*words)
+    printed = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, printed
+    after = entries_written(out)
+    assert after[: len(before)] == before
+    keys = [json.loads(line)["key"] for line in after]
+    assert len(keys) == len(set(keys)) == 16
+    assert json.loads((out / "results.json").read_text())["suites"]["own_rows"]["answers"] == 16
+
+
+def entries_written(out: Path) -> list[bytes]:
+    return [line for line in (out / "answers.jsonl").read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def test_two_processes_do_not_write_one_ledger(tmp_path, words):
+    from trainer.storage.ledger import Ledger
+
+    with Ledger(tmp_path / "out/answers.jsonl"):
+        assert main(["evaluate", *words]) == 1
+
+
+def test_mistakes_are_refused_before_anything_starts(run, tmp_path, words):
+    assert refused("evaluate").where == "MODEL"
+    assert refused("evaluate", str(run)).where == "suite"
+    fault = refused("evaluate", str(run), "suite=own")
+    assert (fault.where, fault.value) == ("suite", "own")
+    assert refused("evaluate", str(run), "mmlu").where == "mmlu"
+    assert refused("evaluate", str(run), "suite=judged", "--data", str(tmp_path)).where == "--judge"
+    fault = refused("evaluate", str(run), "suite=own_rows", "--data", str(tmp_path / "none"))
+    assert (fault.where, fault.allowed) == (str(tmp_path / "none/own_rows"), ("rows.jsonl",))
+    fault = refused("evaluate", *words[:-1])  # without --raw
+    assert fault.where == str(run)
+    assert "--raw" in fault.allowed
+    rows = tmp_path / "data" / OWN.folder / "rows.jsonl"
+    rows.write_text(rows.read_text() + rows.read_text())
+    assert refused("evaluate", *words).value[0] == "q0"
+    rows.write_text("")
+    assert refused("evaluate", *words).value == 0

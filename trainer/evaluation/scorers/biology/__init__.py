@@ -1,1 +1,0 @@
-"""Biology-Instructions: 21 tasks on DNA, RNA, proteins and pairs of sequences."""

@@ -1,0 +1,142 @@
+"""Answers from a server with OpenAI's API, such as `octavo serve`, LMDeploy, vLLM or SGLang."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from trainer.chat.server import Server, ServerError
+from trainer.evaluation.asked import MEDIA, Answer, Failure, Question, media_of
+from trainer.evaluation.suite import Message, SuiteError
+
+# Fields that OpenAI's own servers do not know; `--omit` leaves them out.
+OPTIONAL = ("top_k", "seed", "chat_template_kwargs", "max_tokens", "temperature", "top_p")
+
+
+class ServedModel(Server):
+    """A model on a server.
+
+    url: the API, such as http://host:8000/v1. model: its name there; None: the only one that the server lists.
+    concurrency: requests side by side. omit: fields that are not sent. The rest as of `Server`.
+    Raises SuiteError for an address or a name that cannot be used, ServerError where the server does not answer.
+    """
+
+    error = SuiteError
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        api_key: str = "",
+        concurrency: int = 16,
+        timeout: float = 3600,
+        retries: int = 5,
+        backoff: float = 1.0,
+        omit: Iterable[str] = (),
+        option: str = "URL",
+    ) -> None:
+        super().__init__(url, api_key=api_key, timeout=timeout, retries=retries, backoff=backoff)
+        self.concurrency, self.omit, self.given = concurrency, frozenset(omit), option
+        listed = self._listed() if model is None else {}
+        if model is None and len(listed) != 1:
+            text = f"{self.address} has the models {', '.join(listed) or '(none)'}; choose one with --model"
+            raise SuiteError(text, where="--model", value=tuple(listed), allowed=tuple(listed))
+        self.model = model or next(iter(listed))
+        self.context: int | None = listed.get(self.model)
+        self.name = f"{self.model} at {self.address}"
+        self.identity: Mapping[str, Any] = {"url": self.address.rstrip("/"), "model": self.model}
+
+    def _listed(self) -> dict[str, int | None]:
+        """The models with their contexts, where the server gives these."""
+
+        def read(reply: Any) -> dict[str, int | None]:
+            return {one["id"]: one.get("max_model_len") for one in reply["data"]}
+
+        try:
+            return self.get("models", read)
+        except ServerError as error:
+            remedy = "start the server, or check the address"
+            text = f"{self.given} {self.address} does not list its models: {error}; {remedy}"
+            raise SuiteError(text, where=self.given, value=self.address, allowed=remedy) from None
+
+    def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
+        """Tries are repeated as `Server` does; a question whose tries have all failed is a failure."""
+        todo, more = iter(questions), True
+        asked: dict[Future[Answer | Failure], Question] = {}
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="ask")
+        try:
+            while more or asked:
+                while more and len(asked) < self.concurrency:
+                    question = next(todo, None)
+                    if question is None:
+                        more = False
+                    else:
+                        asked[pool.submit(self._ask, question)] = question
+                done, _ = wait(asked, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield asked.pop(future), future.result()
+        finally:
+            for future in asked:
+                future.cancel()
+            if asked:
+                self.stop()  # an error or an interrupt: what is under way is given up
+            pool.shutdown()
+
+    def _ask(self, question: Question) -> Answer | Failure:
+        try:
+            return self.post("chat/completions", self.body(question), _answer)
+        except (ServerError, OSError) as error:
+            return Failure(str(error))
+
+    def body(self, question: Question) -> dict[str, Any]:
+        """The request. Media are sent as data, so that the server needs no access to files."""
+        s = question.settings
+        body = {
+            "model": self.model,
+            "messages": [_sent(message) for message in question.messages],
+            "max_tokens": s.max_tokens,
+            "temperature": s.temperature,
+            "top_p": s.top_p,
+            "seed": s.seed,
+            "chat_template_kwargs": {"enable_thinking": s.thinking},
+        }
+        if s.top_k:
+            body["top_k"] = s.top_k
+        if self.context is not None and s.max_tokens >= self.context:
+            del body["max_tokens"]  # servers then answer as far as the context goes
+        return {name: value for name, value in body.items() if name not in self.omit}
+
+
+def _sent(message: Message) -> Message:
+    if not media_of(message):
+        return message
+    parts = []
+    for part in message["content"]:
+        kind = part["type"]
+        if kind in MEDIA:
+            part = {**part, kind: {**part[kind], "url": data_url(Path(part[kind]["url"]))}}
+        parts.append(part)
+    return {**message, "content": parts}
+
+
+def data_url(path: Path) -> str:
+    """A file as a data: URL. Raises OSError."""
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _answer(reply: Any) -> Answer:
+    choice, usage = reply["choices"][0], reply.get("usage") or {}
+    message = choice["message"]
+    text, thinking = message.get("content") or "", message.get("reasoning_content") or message.get("reasoning") or ""
+    if not isinstance(text, str) or not isinstance(thinking, str):
+        raise ServerError(f"a reply without text: {str(choice)[:100]}", again=True)
+    cut = choice.get("finish_reason") == "length"
+    return Answer(
+        text, thinking, "length" if cut else "stop", usage.get("prompt_tokens"), usage.get("completion_tokens")
+    )
