@@ -33,12 +33,19 @@ COMMANDS = {
     "export": "write a training checkpoint as a Hugging Face directory",
     "evaluate": "ask a model the questions of benchmarks, and score its answers",
     "generate": "continue a prompt with the model of a run or an export",
+    "serve": "answer OpenAI's and LMDeploy's requests over HTTP with the model of a run or an export",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
     "science": "turn records and labelled recordings into prose and tasks",
     "inspect": "print the contents of a Hugging Face directory or a training checkpoint, and report anything missing",
     "completion": "print the bash, zsh or fish completion script for octavo",
 }
-FOLDERS = {"recipes": "reference", "completion": "reference", "generate": "serving", "evaluate": "serving"}
+FOLDERS = {
+    "recipes": "reference",
+    "completion": "reference",
+    "evaluate": "serving",
+    "generate": "serving",
+    "serve": "serving",
+}
 
 
 def module_of(command: str) -> str:

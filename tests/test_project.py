@@ -192,6 +192,7 @@ SEAMS = {
     "parallel/zero/deepspeed_private.py",
     "trainer/model/experts/te/private.py",
     "trainer/corpora/tokenize/datasets_private.py",
+    "trainer/weights/remote/modeling_octavo.py",  # runs in transformers, whose models name it so
 }
 # Private names that the standard library documents.
 DOCUMENTED = {"_exit", "_current_frames", "_replace", "_asdict", "_fields"}

@@ -51,12 +51,13 @@ def place_experts(experts: Iterable[nn.Module], meshes: Meshes) -> None:
         if placement.expert_shards == 1:
             mesh, cuts = meshes.experts["width"], [Shard(WIDTH)]
     for module in experts:
-        for name, weight in list(module.named_parameters(recurse=False)):
+        for path, weight in list(module.named_parameters()):  # those of a back end too
             shape = list(weight.shape)
             shape[0] //= placement.expert_shards
             shape[WIDTH] //= placement.width_shards
             part = DTensor.from_local(weight.new_empty(shape), mesh, cuts, run_check=False)
-            setattr(module, name, nn.Parameter(part))
+            owner, _, name = path.rpartition(".")
+            setattr(module.get_submodule(owner), name, nn.Parameter(part, requires_grad=weight.requires_grad))
 
 
 def shard_parameters(

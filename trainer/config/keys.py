@@ -171,6 +171,24 @@ class OptimConfig:
 
 
 @dataclass(kw_only=True)
+class LoraConfig:
+    """Adapters of low rank beside frozen matrices of the text model; see docs/lora.md."""
+
+    # matrices with adapters, which alone are trained; all: those of attention and experts
+    target: Literal["none", "attention", "experts", "all"] = "none"
+    rank: int = 16  # inner size of each adapter
+    alpha: float = 32.0  # adapters are multiplied by alpha / rank
+    rslora: bool = False  # multiply by alpha / sqrt(rank) instead
+    dropout: float = 0.0  # share of the inputs of attention's adapters that is set to zero in training
+    plus_ratio: float = 1.0  # LoRA+: learning rate of each B, which starts at zero, as a multiple of optim.lr
+
+    @property
+    def scale(self) -> float:
+        """The factor of each adapter."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+@dataclass(kw_only=True)
 class TrainConfig:
     steps: int = free(1000)  # optimizer updates of the whole run
     seed: int = 0  # seed of the random weights and of the order of the samples
@@ -226,6 +244,7 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -261,6 +280,12 @@ BEFORE: dict[str, Any] = {
     "optim.adjust_lr": "match_rms_adamw",
     "optim.ns_steps": 5,
     "optim.ns_dtype": "fp32",
+    "lora.target": "none",
+    "lora.rank": 16,
+    "lora.alpha": 32.0,
+    "lora.rslora": False,
+    "lora.dropout": 0.0,
+    "lora.plus_ratio": 1.0,
     **{f"optim.parts.{key}": value for key, value in _leaves(PartsConfig()).items()},
 }
 

@@ -58,12 +58,14 @@ def _nearest(word: str, names: Sequence[str], cutoff: float) -> str | None:
     if longer:
         return longer[0]
     section, _, last = word.rpartition(".")
+    tails = {name.rpartition(".")[2]: name for name in reversed(names)}
+    if not section and word in tails:
+        return tails[word]
     # Two keys of one section resemble each other by the section alone, so their last parts are compared as well.
     for near in difflib.get_close_matches(word, names, n=3, cutoff=0.8 if section else cutoff):
         near_section, _, near_last = near.rpartition(".")
         if section != near_section or difflib.get_close_matches(last, [near_last]):
             return near
-    tails = {name.rpartition(".")[2]: name for name in reversed(names)}
     alike = difflib.get_close_matches(last, tails, n=1, cutoff=0.75)
     return tails[alike[0]] if alike else None
 

@@ -6,6 +6,7 @@ Legend: T tokens · h query heads · n kv heads · d head dimension · H hidden 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -66,10 +67,20 @@ class DocumentAttention:
         return document_attention(q, k, v, docs)
 
 
+# (ops, x [T, M], weight [N, M] as it is stored) -> [T, N]
+Linear = Callable[[Ops, Tensor, Tensor], Tensor]
+
+
+def plain_linear(ops: Ops, x: Tensor, weight: Tensor) -> Tensor:
+    """A projection in the dtype of x."""
+    return ops.linear(x, weight.to(x.dtype))
+
+
 class Attention(nn.Module):
     """Weights: qkv [(h + 2n) d, H], rows in the order q heads, k heads, v heads; out [H, h d]; q_norm, k_norm [d].
 
-    core: the attention core (`parallel.context.base`); `parallelize` replaces it where ranks share a sequence.
+    core: the attention core (`parallel.context.base`); `parallelize` replaces it where ranks share a sequence. into,
+    out_of: the projections; `trainer.model.lora` replaces them.
     """
 
     def __init__(self, cfg: ModelConfig, ops: Ops = TORCH) -> None:
@@ -81,6 +92,8 @@ class Attention(nn.Module):
         self.q_norm = nn.Parameter(torch.empty(self.head_dim))
         self.k_norm = nn.Parameter(torch.empty(self.head_dim))
         self.core: AttentionCore = DocumentAttention()
+        self.into: Linear = plain_linear
+        self.out_of: Linear = plain_linear
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, docs: Documents) -> Tensor:
         """x: [T, H]; cos, sin: [T, n or 1, 1, d/2] -> [T, H]."""
@@ -89,11 +102,11 @@ class Attention(nn.Module):
     def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of the core: q [T, h, d]; k, v [T, n, d]."""
         h, n, d = self.heads, self.kv_heads, self.head_dim
-        q, k, v = self.ops.linear(x, self.qkv.to(x.dtype)).split([h * d, n * d, n * d], dim=-1)
+        q, k, v = self.into(self.ops, x, self.qkv).split([h * d, n * d, n * d], dim=-1)
         q = norm_rotary(q.unflatten(-1, (n, h // n, d)), self.q_norm, cos, sin, self.eps)
         k = norm_rotary(k.unflatten(-1, (n, 1, d)), self.k_norm, cos, sin, self.eps)
         return q.flatten(1, 2), k.flatten(1, 2), v.unflatten(-1, (n, d))
 
     def leave(self, y_Thd: Tensor) -> Tensor:
         """The core's result -> [T, H]."""
-        return self.ops.linear(y_Thd.flatten(1), self.out.to(y_Thd.dtype))
+        return self.out_of(self.ops, y_Thd.flatten(1), self.out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,10 +28,11 @@ def build_engine(
     shard_group: dist.ProcessGroup | None = None,
     moments: torch.dtype | None = None,
     alike: World | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> Engine:
-    """The engine that `cfg` names; the arguments as for `NativeEngine`. DeepSpeed takes one stage."""
+    """The engine that `cfg` names; the arguments as for `NativeEngine`. DeepSpeed takes one stage, and no `rates`."""
     if cfg.engine == "native":
-        return NativeEngine(stages, cfg, world, shard_group, moments, alike)
+        return NativeEngine(stages, cfg, world, shard_group, moments, alike, rates)
     (model,) = [stages] if isinstance(stages, nn.Module) else stages
     options = AdamWOptions(
         [(group.names, group.decay) for group in groups(dict(model.named_parameters()), cfg)],

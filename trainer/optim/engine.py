@@ -26,7 +26,8 @@ class Engine(Protocol):
         """
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The live parameters and buffers of `model`, which this engine trains, by name, as `state`."""
+        """The live tensors of `model` that a checkpoint holds, by name, as `state`: parameters and buffers, or, where
+        only adapters are trained, these."""
 
     def state(self) -> dict[str, Tensor]:
         """The live state, by "<parameter>.<moment>" and "skipped": copied by a save, filled in place by a load."""

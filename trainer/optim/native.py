@@ -10,7 +10,7 @@ parameters, moments and step counts bitwise as they were, decided on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ class NativeEngine:
     `alike`: the ranks that hold the same stages, None for all of `world`. Plain parameters are replicas: their
     gradients are summed over these ranks here, and Muon divides its work among them. Gradients of sharded ones arrive
     summed, from the code that sharded them. `moments`: the dtype of AdamW's moments and Muon's momentum; None for that
-    of the parameters.
+    of the parameters. `rates`: the names of the parameters that are trained and saved, each with the ratio of its
+    learning rate to `optim.lr`; None for all that are not frozen, at `optim.lr`.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class NativeEngine:
         shard_group: dist.ProcessGroup | None = None,
         moments: torch.dtype | None = None,
         alike: World | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.stages = [stages] if isinstance(stages, nn.Module) else stages
         self.cfg, self.world, self.alike = cfg, world, alike or world
-        self.shard_group, self.moments = shard_group, moments
+        self.shard_group, self.moments, self.rates = shard_group, moments, rates
 
     def prepare(self) -> None:
         """Build the optimizer and its state.
@@ -61,7 +63,8 @@ class NativeEngine:
         The state exists before the first step so that a checkpoint can be loaded into it, and because fused SGD would
         otherwise take an uninitialised momentum buffer into use when its very first step is skipped.
         """
-        self.named = {name: p for stage in self.stages for name, p in stage.named_parameters()}
+        named = {name: p for stage in self.stages for name, p in stage.named_parameters()}
+        self.named = named if self.rates is None else {name: p for name, p in named.items() if name in self.rates}
         self.plain = [p for p in self.named.values() if p.requires_grad and not isinstance(p, DTensor)]
         # The tensors to optimise: a parameter itself, or this rank's shard of it, in the memory that FSDP gathers from.
         # (FSDP moves a shard when a model on meta gets its values, so not after this.)
@@ -98,7 +101,8 @@ class NativeEngine:
         }
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        return model.state_dict()
+        held: dict[str, Tensor] = model.state_dict()
+        return held if self.rates is None else {name: held[name] for name in held if name in self.rates}
 
     def refresh(self) -> None:
         """Nothing is held twice."""
@@ -131,7 +135,7 @@ class NativeEngine:
                 "weight_decay": group.decay,
                 "lr_ratio": ratio * group.ratio,
             }
-            for group in groups(others, self.cfg)
+            for group in groups(others, self.cfg, self.rates)
         ]
         optimizers = [_torch_optimizer(by_torch, self.cfg, self.moments)] if by_torch else []
         if hidden:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.config.keys import OptimConfig
@@ -56,16 +57,18 @@ class Group(NamedTuple):
     ratio: float
 
 
-def groups(parameters: dict[str, nn.Parameter], cfg: OptimConfig) -> list[Group]:
+def groups(
+    parameters: dict[str, nn.Parameter], cfg: OptimConfig, rates: Mapping[str, float] | None = None
+) -> list[Group]:
     """The groups of parameters by weight decay and learning rate, which `optim.parts` may give; frozen parts are in
     none. Vectors (norms' gains) do not decay: pulling a gain towards zero does not regularise. The shape of the whole
-    parameter decides, not that of a shard."""
+    parameter decides, not that of a shard. rates: name -> a factor on the rate of the parameter."""
     found: dict[tuple[float, float], list[str]] = {}
     for name, parameter in sorted(parameters.items(), key=lambda item: item[1].ndim <= 1):
         of_part = settings_of(name, cfg)
         if of_part.freeze:
             continue
         decay = cfg.weight_decay if of_part.weight_decay is None else of_part.weight_decay
-        ratio = 1.0 if of_part.lr is None else of_part.lr / cfg.lr
+        ratio = (1.0 if of_part.lr is None else of_part.lr / cfg.lr) * (rates or {}).get(name, 1.0)
         found.setdefault((decay if parameter.ndim > 1 else 0.0, ratio), []).append(name)
     return [Group(names, decay, ratio) for (decay, ratio), names in found.items()]

@@ -21,6 +21,7 @@ from trainer.kernels.choose import make_ops
 from trainer.model.decoder import Decoder, Span
 from trainer.model.dual_encoder import make_decoder
 from trainer.model.experts.choose import choose_backend
+from trainer.model.lora.adapt import adapt, init_adapters, rates
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.build import build_engine
@@ -172,6 +173,7 @@ def build_model(
         model = make_decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend, span)
     freeze_unused(model, objective)
     freeze_parts(model, cfg.optim)
+    adapt(model, cfg.lora, DTYPES[cfg.precision.linears])
     parallelize(model, meshes, cfg, world.device.type)
     # DeepSpeed's stage 3 takes weights from the host one by one, and gives every rank those of rank 0.
     partitioned = cfg.optim.engine == "deepspeed" and cfg.optim.zero_stage == 3
@@ -180,22 +182,26 @@ def build_model(
         fill(model)
     else:
         model.init_weights(cfg.train.seed)
+    init_adapters(model, cfg.train.seed)
     if not partitioned:
         world.broadcast_module(model)
     return model
 
 
 def _choose_weights(cfg: Config, run: RunDir, world: World) -> tuple[Fill | None, list[str]]:
-    """Open the published weights that a new run starts from; None for a resumed run and for random weights. Also
-    returns warnings about them.
+    """Open the published weights that a new run, or any start with adapters, takes; None for other resumed runs and for
+    random weights. Also returns warnings about them.
 
     Filling a model from them also copies the parts that are not trained to the run directory.
     """
-    published = open_published(cfg, world) if run.step == 0 else None
+    # The checkpoints of a run with adapters do not hold the weights that these belong to.
+    needed = run.step == 0 or cfg.lora.target != "none"
+    published = open_published(cfg, world) if needed else None
     if published is None:
         return None, []
 
-    published.keep_untrained_parts(run.path, cfg.model)
+    if run.step == 0:
+        published.keep_untrained_parts(run.path, cfg.model)
     return published.fill, published.source.warnings
 
 
@@ -219,7 +225,8 @@ def _open_data(cfg: Config, run: RunDir, world: World) -> tuple[Data, list[str]]
 
 def _prepare_engine(cfg: Config, world: World, alike: World, meshes: Meshes | None, stages: list[Decoder]) -> Engine:
     shard_group = meshes.shard_group if meshes else None
-    engine = build_engine(stages, cfg.optim, world, shard_group, narrow_moments(cfg.precision), alike)
+    trained = {name: rate for stage in stages for name, rate in rates(stage, cfg.lora).items()}
+    engine = build_engine(stages, cfg.optim, world, shard_group, narrow_moments(cfg.precision), alike, trained or None)
     engine.prepare()
     world.extend_timeouts()  # all process groups exist by now
     return engine

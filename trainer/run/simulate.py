@@ -40,8 +40,9 @@ from trainer.data.media.placed import placed
 from trainer.data.media.synthetic import blank_media
 from trainer.model.decoder import Decoder
 from trainer.model.dual_encoder import make_decoder
-from trainer.model.experts.simulated import assume_rows, choose_simulated
+from trainer.model.experts.simulated import assume_rows, choose_simulated, simulate_adapters
 from trainer.model.experts.te.shapes import TransformerEngineShapes
+from trainer.model.lora.adapt import adapt, rates
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
 from trainer.optim.engine import Engine
@@ -131,12 +132,9 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
         tokens = cfg.train.micro_batch * cfg.data.seq_len // meshes.layout.cp
         counts = assume_rows(cfg.model, tokens, meshes.placement.ep, router)
         mine = meshes.placement.experts(rank % meshes.placement.ep, cfg.model.num_experts)  # innermost ranks
+        cpu, shares = cfg.train.device == "cpu", rows_of_experts(counts, mine)
         make_backend = choose_simulated(
-            cfg.precision.experts,
-            cfg.model.expert_backend,
-            kernels,
-            cpu=cfg.train.device == "cpu",
-            shares=rows_of_experts(counts, mine),
+            cfg.precision.experts, cfg.model.expert_backend, kernels, cpu=cpu, shares=shares
         )
         objective, place = build_objective(cfg.train), meshes.layout.place(rank)
         plan = map_ranks(cfg.parallel, cfg.model, world_size).plan
@@ -151,13 +149,18 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
                 )
             freeze_unused(stage, objective)
             freeze_parts(stage, cfg.optim)
+            adapt(stage, cfg.lora, DTYPES[cfg.precision.linears])
+            simulate_adapters(stage, cpu=cpu, shares=shares)
             parallelize(stage, meshes, cfg, world.device.type)
             for layer in stage.blocks:
                 if isinstance(layer.moe.dispatcher, AllToAllDispatch):
                     layer.moe.dispatcher = KnownAllToAll(layer.moe.dispatcher.group, counts)
             stages[number] = stage
         alike, moments = ranks_alike(world, meshes), narrow_moments(cfg.precision)
-        engine = NativeEngine(list(stages.values()), cfg.optim, world, meshes.shard_group, moments, alike)
+        trained = {name: rate for stage in stages.values() for name, rate in rates(stage, cfg.lora).items()}
+        engine = NativeEngine(
+            list(stages.values()), cfg.optim, world, meshes.shard_group, moments, alike, trained or None
+        )
         with fake:
             for stage in stages.values():
                 stage.to_empty(device=world.device)

@@ -22,6 +22,7 @@ from trainer.storage.progress import OnProgress, Progress, ignore
 from trainer.weights.beside.card import model_card
 from trainer.weights.beside.media import exported_media
 from trainer.weights.beside.readers import readers
+from trainer.weights.beside.remote_code import attach_code
 from trainer.weights.beside.side_files import CARD, TOKENIZERS
 from trainer.weights.beside.tokenizer import find_tokenizer, of_synthetic_data, put_token_ids
 from trainer.weights.dtypes import (
@@ -152,6 +153,7 @@ def export(
     beside = _beside(opened, carried, text_only)
     if beside.ids is not None:
         put_token_ids(config, beside.ids)
+    beside.files.update(attach_code(config, beside.files, same_model=carried is not None))
     read_by = readers(config, [output.name for output in outputs], beside.files)
     card = model_card(model, read_by, opened.step, opened.init_from, beside.tokenizer, beside.card, text_only=text_only)
     files = {**beside.files, CARD: card.encode()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from parallel.sharding.local import local_part, local_region
 from trainer.model.decoder import Decoder
+from trainer.model.lora.adapt import adapters
 from trainer.storage.boxes import Box, StoredTensor, UnreadableError, overlap, read_box, relative_to
 from trainer.weights.hf_config import BLOCK
 from trainer.weights.hf_files import HuggingFaceError, open_directory
@@ -54,7 +55,7 @@ def fill(
     tick: Callable[[], None] = lambda: None,
     pieces: Iterable[Piece] | None = None,
 ) -> int:
-    """Read what this rank holds of every parameter and buffer of `model`, on any layout and device.
+    """Read what this rank holds of every parameter and buffer of `model`, but for adapters, on any layout and device.
 
     `tick` is called after each tensor. `pieces`: of the parameters of `model`; None for a `Decoder`. Returns the bytes
     read. Raises HuggingFaceError; the directory should have passed `source.require`.
@@ -63,7 +64,10 @@ def fill(
     for piece in source.pieces if pieces is None else pieces:
         parts.setdefault(piece.parameter, []).append(piece)
     nbytes = 0
+    beside = adapters(model)
     for name, weight in model.state_dict(keep_vars=True).items():
+        if name in beside:
+            continue
         held, part = local_region(weight), local_part(weight)
         for piece in parts[name]:
             box = overlap(held, piece.box)

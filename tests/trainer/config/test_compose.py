@@ -108,7 +108,7 @@ RECIPES = (
     "cpt_6t_media_rehearsal", "cpt_6t_rehearsal", "toy", "toy_contrastive", "toy_ep8", "toy_gpu", "toy_multimodal",
     "upcycle_study", "vision_contrastive", "vision_contrastive_toy",
 )  # fmt: skip
-GROUPS = ("checkpoint", "data", "logging", "model", "optim", "parallel", "precision", "recipe")
+GROUPS = ("checkpoint", "data", "logging", "lora", "model", "optim", "parallel", "precision", "recipe")
 # words after recipe=toy, the fault's key, its value, what it offers: a tuple, or the start of a text
 MISTAKES = [
     ("modle=toy", "modle", None, ("model",)),

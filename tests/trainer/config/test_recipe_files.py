@@ -85,8 +85,8 @@ BROKEN = [
     ("defaults: [othr]", 2, "did you mean 'other'?"),
     ("defaults:\n  - override /model: toyy", 3, "did you mean 'toy'?"),
     ("defaults:\n  - override /optimizer: adamw", 3, "did you mean '- override /optim: adamw'?"),
-    ("defaults:\n  - override /zzz: adamw", 3, "groups: checkpoint, data, logging, model, optim, parallel, precision, "
-     "recipe, site"),
+    ("defaults:\n  - override /zzz: adamw", 3, "groups: checkpoint, data, logging, lora, model, optim, parallel, "
+     "precision, recipe, site"),
     ("defaults:\n  - override model: toy", 3, "write - override /model: toy"),
     ("defaults:\n  - model: toy", 3, "write - override /model: toy"),
     ("defaults:\n  - /model: toy", 3, "write - override /model: toy"),

@@ -63,6 +63,8 @@ def test_round_trips_at_ep_8_are_bitwise(tmp_path, reference, kinds):
         before, after = (json.loads((directory / "config.json").read_text()) for directory in (source, target))
         assert after.pop("dtype") == ("bfloat16" if source.name == "bf16" else "float32")
         before.pop("dtype", None)
+        assert ("auto_map" in after) == ("interns1_pro" in str(source))  # the code that the export carries
+        after.pop("auto_map", None)
         assert after == before
 
 

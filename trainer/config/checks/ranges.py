@@ -39,6 +39,9 @@ POSITIVE = {
     "optim.eps",
     "optim.adamw_lr_ratio",
     "optim.ns_steps",
+    "lora.rank",
+    "lora.alpha",
+    "lora.plus_ratio",
     "train.contrastive_temperature",
     "train.steps",
     "train.log_every",
@@ -70,7 +73,7 @@ NOT_NEGATIVE = {
 
 TOWERS = ("model.vision.", "model.signals.")  # sections whose numbers are all above zero
 LEAST = {"model.head_dim": 2, "model.max_position": 7, "model.rope_theta": 2}  # what other checks take
-OWN_CHECK = {"data.holdout_fraction"}  # floats with a narrower range, which another check reports
+OWN_CHECK = {"data.holdout_fraction", "lora.dropout"}  # floats with a narrower range, which another check reports
 # The most that code and files hold: int64 for numbers, uint64 for the seed of a generator, fp32 for factors on tensors.
 MOST, MOST_SEED = 2**63 - 1, 2**64 - 1
 LEAST_FLOAT, MOST_FLOAT = 1.2e-38, 3.4e38

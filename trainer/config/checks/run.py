@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from parallel.errors import Fault, one_of
-from trainer.config.keys import Config
+from parallel.layout import divisors
+from trainer.config.keys import Config, PartConfig
 from trainer.config.say import IN_A_NAME
 
 
@@ -27,7 +28,7 @@ def check(cfg: Config) -> list[Fault]:
         needed = key != "logging.wandb_project" or cfg.logging.wandb != "off"
         if needed and value is not None and not value.strip():
             faults.append(Fault(f"{key} is empty; use {allowed}", key, value, allowed))
-    faults += _unexpanded(cfg)
+    faults += [*_unexpanded(cfg), *_lora(cfg)]
     if not cfg.train.trains_head and cfg.optim.engine == "deepspeed":
         text = (
             f"train.objective={cfg.train.objective} freezes the LM head, which optim.engine=deepspeed does not support"
@@ -38,6 +39,55 @@ def check(cfg: Config) -> list[Fault]:
         works = ("none", "full")
         faults.append(Fault(f"{text}; use {one_of(works)}", "train.recompute", "selective", works))
     return faults
+
+
+def _lora(cfg: Config) -> Iterator[Fault]:
+    """Faults of adapters, and of what does not go with them."""
+    lora = cfg.lora
+    if not 0 <= lora.dropout < 1:
+        text = f"lora.dropout={lora.dropout:g} is out of range; use 0 to below 1"
+        yield Fault(text, "lora.dropout", lora.dropout, "0 to below 1")
+    if lora.target == "none":
+        return
+    if lora.dropout and lora.target == "experts":
+        text = (
+            f"lora.dropout={lora.dropout:g} is for attention's adapters and lora.target=experts has none: a mask for "
+            "every row of every expert would have to be kept for backward, and PEFT has no dropout in fused experts"
+        )
+        yield Fault(f"{text}; use lora.dropout=0, or lora.target=all", "lora.dropout", lora.dropout, (0.0,))
+    if cfg.checkpoint.init_from is None:
+        allowed = "a Hugging Face directory"
+        text = f"lora.target={lora.target} trains adapters of published weights, and checkpoint.init_from is null"
+        yield Fault(f"{text}; use {allowed}", "checkpoint.init_from", None, allowed)
+    refused: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
+        ("train.objective", cfg.train.objective, ("next_token",), "needs other parameters than adapters"),
+        ("optim.engine", cfg.optim.engine, ("native",), "takes the whole model"),
+        ("optim.name", cfg.optim.name, ("adamw", "sgd"), "is for whole matrices"),
+        ("optim.offload", cfg.optim.offload, ("none",), "has little to move: adapters are small"),
+    )
+    for key, chosen, works, why in refused:
+        if chosen not in works:
+            text = f"{key}={chosen} {why}, and lora.target={lora.target} is set; use {one_of(works)}"
+            yield Fault(text, key, chosen, works)
+    for name, part in vars(cfg.optim.parts).items():
+        if part != PartConfig():
+            text = f"optim.parts.{name} has no use with lora.target={lora.target}, which freezes all parts"
+            yield Fault(f"{text}; leave it out", f"optim.parts.{name}", vars(part), (None,))
+    if lora.target == "attention":
+        return
+    if cfg.precision.experts not in ("fp32", "bf16"):
+        text = f"precision.experts={cfg.precision.experts} is for experts that are trained"
+        linears = cfg.precision.linears
+        text = f"{text}; with lora.target={lora.target} use {linears}"
+        yield Fault(text, "precision.experts", cfg.precision.experts, (linears,))
+    if cfg.model.expert_backend != "grouped_mm":
+        text = f"model.expert_backend={cfg.model.expert_backend} has no adapters; use grouped_mm"
+        yield Fault(text, "model.expert_backend", cfg.model.expert_backend, ("grouped_mm",))
+    p, groups = cfg.parallel, cfg.model.router_groups
+    if p.dispatch != "all_to_all" and groups > 1 and p.ep > groups:
+        text = f"parallel.ep={p.ep} cuts each expert's width, which its adapters need whole"
+        fit = tuple(divisors(groups))
+        yield Fault(f"{text}; use {one_of(fit)}, or lora.target=attention", "parallel.ep", p.ep, fit)
 
 
 def _unexpanded(cfg: Config) -> Iterator[Fault]:

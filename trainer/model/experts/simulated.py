@@ -14,11 +14,14 @@ from parallel.dispatch.base import RowOrder
 from parallel.memory.known_rows import KnownOrder
 from trainer.config.memory import ROUTERS
 from trainer.config.model import ModelConfig
+from trainer.model.decoder import Decoder
 from trainer.model.experts.base import Backend
 from trainer.model.experts.choose import choose_backend
 from trainer.model.experts.fused_grouped_mm import FusedSwiGLU
 from trainer.model.experts.grouped_mm import GroupedSwiGLU
 from trainer.model.experts.te.shapes import TransformerEngineShapes
+from trainer.model.lora.experts import AdaptedExperts
+from trainer.model.lora.gemm import GroupedProducts, LoopProducts
 from trainer.model.numerics import select_experts
 from trainer.model.ops import TORCH, Ops
 
@@ -39,6 +42,14 @@ def choose_simulated(
     else:
         genuine = lambda: _grouped_mm_of_gpu if ops is TORCH else _FusedGroupedMM(ops)  # noqa: E731
     return lambda: _KnownRows(genuine(), shares)
+
+
+def simulate_adapters(model: Decoder, *, cpu: bool, shares: Sequence[int]) -> None:
+    """Let adapted experts compute on fake tensors, in place; the arguments as for `choose_simulated`."""
+    for block in model.blocks:
+        if isinstance(backend := block.moe.experts.backend, AdaptedExperts):
+            backend.products = LoopProducts() if cpu else GroupedProducts()
+            backend.known = lambda order: KnownOrder(order, shares)
 
 
 def assume_rows(cfg: ModelConfig, tokens: int, ranks: int, router: str) -> list[list[int]]:

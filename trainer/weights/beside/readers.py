@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.weights.beside.remote_code import reads_with_code
+
 TRANSFORMERS = "transformers"
 # Programs that choose a class by `architectures`, and read the configuration through transformers.
 SERVING = ("vLLM", "SGLang", "LMDeploy")
@@ -94,12 +96,9 @@ def _of_qwen3_moe(config: Mapping[str, Any], names: Collection[str], upright: bo
 
 
 def _of_a_multimodal_model(kind: str, config: Mapping[str, Any], files: Collection[str]) -> Iterator[Reader]:
-    mapped = config.get("auto_map")
-    mapped = mapped if isinstance(mapped, dict) else {}
-    code = {name: _file_of(mapped.get(name)) for name in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")}
-    model = next((code[name] for name in ("AutoModelForCausalLM", "AutoModel") if code[name] in files), None)
+    model, configuration = reads_with_code(config, files)
     own = f"transformers itself has no class for model_type {kind}"
-    if model is not None and code["AutoConfig"] in files:
+    if model is not None and configuration is not None:
         yield Reader(TRANSFORMERS, True, f"with trust_remote_code=True: {own}, {model} has it")
     else:
         need = f"trust_remote_code with a modelling file, which auto_map in config.json would name, is needed: {own}"
@@ -110,7 +109,7 @@ def _of_a_multimodal_model(kind: str, config: Mapping[str, Any], files: Collecti
         why = f"architectures does not list {architecture}"
     elif not config.get("vision_config"):
         why = f"its {architecture} asks for a vision_config, and this is the text model alone"
-    elif code["AutoConfig"] not in files:
+    elif configuration is None:
         why = f"it has {architecture}, but reads config.json by a file that auto_map would name (AutoConfig)"
     for program in SERVING:
         yield Reader(program, not why, why or f"as {architecture}, with trust_remote_code")
@@ -121,8 +120,3 @@ def _of_a_multimodal_model(kind: str, config: Mapping[str, Any], files: Collecti
 def _odd(config: Mapping[str, Any], key: str) -> bool:
     """True for a width that is not divided into whole blocks of FP8."""
     return type(config.get(key)) is int and config[key] % BLOCK != 0
-
-
-def _file_of(name: object) -> str | None:
-    """`configuration_x.Config` -> `configuration_x.py`; code in another repository is not counted."""
-    return f"{name.partition('.')[0]}.py" if isinstance(name, str) and "--" not in name else None

@@ -1,0 +1,193 @@
+"""The one thread that steps the engine, and the answers that arrive from it in the event loop.
+
+The engine belongs to its thread. The event loop sends it requests and cancellations through a queue, and gets tokens
+and finished answers back, those of a step together. All other state belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from launch.serving.http.errors import ApiError, refused
+from parallel.errors import UserError
+from trainer.engine.engine import Engine
+from trainer.engine.request import Completion, Request, Token
+
+
+class Event(NamedTuple):
+    """place: of the request among those asked together. token: None for one that only scores its prompt. done: the
+    whole answer, with its last token."""
+
+    place: int
+    token: Token | None
+    done: Completion | None
+
+
+class Answers:
+    """The answers to requests that were asked together, as they arrive. tokens: of each request, as far as they were
+    read."""
+
+    def __init__(self, requests: Sequence[Request], worker: Worker) -> None:
+        self.requests = requests
+        self.tokens: list[list[Token]] = [[] for _ in requests]
+        self.running = len(requests)  # not finished by the engine
+        self._worker = worker
+        self._events: asyncio.Queue[list[Event] | ApiError] = asyncio.Queue()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Each token and each finished answer. Raises ApiError where the server cannot finish them."""
+        unread = len(self.requests)
+        while unread:
+            events = await self._events.get()
+            if isinstance(events, ApiError):
+                raise events
+            for event in events:
+                if event.token is not None:
+                    self.tokens[event.place].append(event.token)
+                unread -= event.done is not None
+                yield event
+
+    async def finished(self) -> list[Completion]:
+        """All answers, in the order of the requests."""
+        done = {event.place: event.done async for event in self if event.done is not None}
+        return [done[place] for place in range(len(self.requests))]
+
+    def cancel(self, reason: ApiError | None = None) -> None:
+        """Forget what is not finished; its pages of the cache are free for others. reason: what the reader gets."""
+        self._worker.cancel(self, reason)
+
+    def arrive(self, events: list[Event] | ApiError) -> None:
+        self._events.put_nowait(events)
+
+
+class Worker:
+    """Steps `engine` in a thread of its own.
+
+    most: requests that may wait or run. on_failure: called in the event loop after what ended the thread.
+    """
+
+    def __init__(self, engine: Engine, *, most: int, on_failure: Callable[[], None] | None = None) -> None:
+        self.engine, self.most, self.on_failure = engine, most, on_failure
+        self.failure: BaseException | None = None
+        self.closing = False
+        self._open: set[Answers] = set()
+        self._commands: SimpleQueue[tuple[str, Answers | None]] = SimpleQueue()
+        self._places: dict[int, tuple[Answers, int]] = {}  # by the engine's numbers; the thread's own
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or run."""
+        return sum(answers.running for answers in self._open)
+
+    def start(self) -> None:
+        """Call it in the event loop that will ask."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def ask(self, requests: Sequence[Request]) -> Answers:
+        """Submit requests that the engine's `check` finds no fault with. Raises ApiError where there is no room for
+        them, or the server is about to end."""
+        if self.failure is not None:
+            raise ApiError(500, f"the engine failed: {self.failure}")
+        if self.closing:
+            raise ApiError(503, "the server is shutting down", headers={"Retry-After": "10"})
+        if len(requests) > self.most:
+            raise ApiError(400, f"{len(requests)} answers in one request; ask for at most {self.most}", param="n")
+        if (pending := self.pending) + len(requests) > self.most:
+            text = f"{pending} requests wait or run, and at most {self.most} may; try again later"
+            raise ApiError(429, text, code="too_many_requests", headers={"Retry-After": "1"})
+        answers = Answers(requests, self)
+        self._open.add(answers)
+        self._commands.put(("submit", answers))
+        return answers
+
+    def cancel(self, answers: Answers, reason: ApiError | None = None) -> None:
+        """Nothing happens to answers that are finished."""
+        if answers in self._open:
+            self._open.discard(answers)
+            self._commands.put(("cancel", answers))
+            if reason is not None:
+                answers.arrive(reason)
+
+    def close(self, reason: ApiError) -> None:
+        """Take no more requests, and end those that run with a reason."""
+        self.closing = True
+        for answers in [*self._open]:
+            self.cancel(answers, reason)
+
+    async def stop(self) -> None:
+        """End the thread."""
+        self.close(ApiError(503, "the server was shut down before the answer was finished"))
+        self._commands.put(("stop", None))
+        await asyncio.to_thread(self._thread.join)
+
+    def _arrive(self, answers: Answers, events: list[Event]) -> None:
+        if answers in self._open:
+            answers.running -= sum(event.done is not None for event in events)
+            if not answers.running:
+                self._open.discard(answers)
+            answers.arrive(events)
+
+    def _refuse(self, answers: Answers, error: UserError) -> None:
+        self.cancel(answers, refused(error))
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        self.close(ApiError(500, f"the engine failed: {error}"))
+        if self.on_failure is not None:
+            self.on_failure()
+
+    # ---- in the thread ----
+
+    def _run(self) -> None:
+        try:
+            while self._obey():
+                self._send(self.engine.step())
+        except BaseException as error:  # whatever it is, every client has to hear of it
+            self._loop.call_soon_threadsafe(self._fail, error)
+
+    def _obey(self) -> bool:
+        """Carry out what is in the queue; wait where there is nothing else to do. Returns False at the end."""
+        while True:
+            try:
+                command, answers = self._commands.get(block=not self.engine.unfinished)
+            except Empty:
+                return True
+            if answers is None:
+                return False
+            if command == "submit":
+                self._submit(answers)
+            else:
+                self._forget(answers)
+
+    def _submit(self, answers: Answers) -> None:
+        try:
+            for place, request in enumerate(answers.requests):
+                self._places[self.engine.submit(request)] = answers, place
+        except UserError as error:
+            self._forget(answers)
+            self._loop.call_soon_threadsafe(self._refuse, answers, error)
+
+    def _forget(self, answers: Answers) -> None:
+        for number in [number for number, (whose, _) in self._places.items() if whose is answers]:
+            del self._places[number]
+            self.engine.cancel(number)
+
+    def _send(self, tokens: Sequence[Token]) -> None:
+        events: dict[Answers, list[Event]] = defaultdict(list)
+        finished = {number: self.engine.result(number) for number in [*self.engine.done]}
+        for token in tokens:
+            done = finished.pop(token.number, None)
+            answers, place = self._places[token.number] if done is None else self._places.pop(token.number)
+            events[answers].append(Event(place, token, done))
+        for number, completion in finished.items():
+            answers, place = self._places.pop(number)
+            events[answers].append(Event(place, None, completion))
+        for answers, of_answers in events.items():
+            self._loop.call_soon_threadsafe(self._arrive, answers, of_answers)

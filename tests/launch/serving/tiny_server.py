@@ -1,0 +1,54 @@
+"""A server over a model with random weights, made in a fraction of a second, and a client of it in the same process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from starlette.testclient import TestClient
+
+from launch.serving.http.app import build
+from launch.serving.http.model import Limits, Served
+from launch.serving.http.worker import Worker
+from tests.trainer.data.small_mixture import DOCUMENTS, texts
+from tests.trainer.tiny_run import MODEL
+from trainer.config.model import ModelConfig
+from trainer.data.shards.tokenizer import Tokenizer, train_bpe
+from trainer.engine.engine import Engine
+from trainer.engine.load import Source
+from trainer.model.decoder import Decoder
+from trainer.model.exact.switch import make_exact, store_for_few_rows
+
+NAME, VOCABULARY, CONTEXT = "tiny", 320, 200
+SPECIAL = ("<|im_start|>", "<|im_end|>")  # of the tokenizer, beside its end-of-document token
+ADDED = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # tokens that text shows
+
+
+def tokenizer() -> Tokenizer:
+    made = train_bpe((text for name, count in DOCUMENTS.items() for text in texts(name, count)), 300)
+    made._bpe.add_special_tokens([*SPECIAL])
+    made._bpe.add_tokens([*ADDED])
+    return Tokenizer(made._bpe, special_text="encode")
+
+
+def decoder(seed: int = 0) -> Decoder:
+    cfg = ModelConfig(**{**MODEL, "vocab_size": VOCABULARY, "max_position": CONTEXT, "init_std": 0.3})
+    model = Decoder(cfg, torch.float32)
+    model.init_weights(seed)
+    return store_for_few_rows(make_exact(model.requires_grad_(False)))
+
+
+def served(*, most: int = 64, limits: Limits | None = None, model: Decoder | None = None, **engine: Any) -> Served:
+    model = model or decoder()
+    made = tokenizer()
+    source = Source(None, model.cfg, made, "", frozenset({made.eos_id}), "fp32", "fp32", [])  # type: ignore[arg-type]
+    runs = Engine(model, decode=made.decode, cache_tokens=1024, batch=8, chunk=64, **engine)
+    return Served(NAME, source, Worker(runs, most=most), limits or Limits())
+
+
+@contextmanager
+def client(server: Served, **options: Any) -> Iterator[TestClient]:
+    with TestClient(build(server, **options)) as made:
+        yield made

@@ -1,0 +1,77 @@
+"""OpenCompass 0.5.4's own scorers, run as published.
+
+`pip download --no-deps opencompass==0.5.4` and unpack the wheel into `.cache/peers/opencompass/unpacked`. Importing the
+package runs everything that it has, with fifty dependencies; here each scorer's file is executed alone, with stand-ins
+for the registries, the base classes and the logger, which compute nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+UNPACKED = Path(__file__).resolve().parents[4] / ".cache/peers/opencompass/unpacked"
+WHY = "OpenCompass 0.5.4 is not unpacked in .cache/peers/opencompass/unpacked"
+
+
+class Registry:
+    """Hands a class back unchanged; `register_module()` and `register_module('name')` are decorators."""
+
+    def register_module(self, *_: object, **__: object) -> Any:
+        return lambda registered: registered
+
+
+class Base:
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+
+def stand_ins() -> dict[str, types.ModuleType]:
+    made: dict[str, types.ModuleType] = {}
+
+    def add(name: str, folder: str | None = None, **members: object) -> None:
+        made[name] = module = types.ModuleType(name)
+        module.__dict__.update(members)
+        module.__path__ = [str(UNPACKED / folder)] if folder else []
+
+    registry = Registry()
+    add("opencompass", "opencompass")
+    add("opencompass.datasets", "opencompass/datasets")
+    add("opencompass.datasets.base", BaseDataset=Base)
+    add("opencompass.datasets.matbench", "opencompass/datasets/matbench")
+    for folder in ("", "/LLM4Chem", "/LLM4Chem/utils", "/Mol_Instructions", "/opi", "/opi/utils"):
+        add("opencompass.datasets.SciReasoner" + folder.replace("/", "."), "opencompass/datasets/SciReasoner" + folder)
+    add("opencompass.openicl")
+    add("opencompass.openicl.icl_evaluator", BaseEvaluator=Base)
+    add("opencompass.openicl.icl_evaluator.icl_base_evaluator", BaseEvaluator=Base)
+    names = ("ICL_EVALUATORS", "LOAD_DATASET", "TEXT_POSTPROCESSORS", "DICT_POSTPROCESSORS")
+    add("opencompass.registry", **dict.fromkeys(names, registry))
+    log = logging.getLogger("opencompass")
+    add("opencompass.utils", get_logger=lambda: log, get_data_path=lambda path, *_, **__: path)
+    return made
+
+
+@contextmanager
+def published(name: str, **packages: types.ModuleType) -> Iterator[types.ModuleType]:
+    """A module of opencompass.datasets; skips the test where the wheel is absent. packages: stand-ins for what it
+    imports and this test does not use."""
+    if not UNPACKED.is_dir():
+        pytest.skip(WHY)
+    before = {key: sys.modules.get(key) for key in sys.modules if key.split(".")[0] == "opencompass"}
+    added = {**stand_ins(), **{key: value for key, value in packages.items() if not importlib.util.find_spec(key)}}
+    sys.modules.update(added)
+    try:
+        yield importlib.import_module(f"opencompass.datasets.{name}")
+    finally:
+        for key in [key for key in sys.modules if key.split(".")[0] == "opencompass" or key in added]:
+            del sys.modules[key]
+        sys.modules.update({key: module for key, module in before.items() if module is not None})

@@ -1,0 +1,38 @@
+"""Adapters against the same products written out as dense matrices, in fp64."""
+
+import pytest
+
+from tests.trainer.model.lora.adapted import build_adapted, written_out
+from tests.trainer.model.tiny import assert_close, next_tokens, random_ids, summed_loss
+from trainer.config.keys import LoraConfig
+from trainer.model.decoder import Decoder
+from trainer.model.lora.adapt import adapters, init_adapters, is_b
+
+
+@pytest.mark.parametrize("target", ["attention", "experts", "all"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_gradients_of_every_adapter(target: str, rslora: bool) -> None:
+    lora = LoraConfig(target=target, rank=3, alpha=6.0, rslora=rslora)
+    model = build_adapted(lora)
+    ids = random_ids(model.cfg, 3, 11)
+    loss, _ = summed_loss(model, ids, next_tokens(ids))
+    loss.backward()
+    plain, leaves = written_out(model, 6 / 3**0.5 if rslora else 2.0)
+    expected, _ = summed_loss(plain, ids, next_tokens(ids))
+    expected.backward()
+    assert abs(loss.item() - expected.item()) < 1e-12 * abs(expected.item())
+    found = {name: weight.grad for name, weight in adapters(model).items()}
+    assert_close(found, {name: leaf.grad for name, leaf in leaves.items()}, 1e-11)
+    assert not [name for name, p in model.named_parameters() if p.grad is not None and name not in leaves]
+
+
+def test_start_is_the_base() -> None:
+    model = build_adapted(LoraConfig(target="all", rank=4))
+    init_adapters(model, 7)
+    plain = Decoder(model.cfg).double()
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name in plain.state_dict()})
+    ids = random_ids(model.cfg, 2, 9)
+    assert_close({"hidden": model(ids).hidden}, {"hidden": plain(ids).hidden}, 1e-13)
+    for name, weight in adapters(model).items():
+        bound = weight.shape[-1] ** -0.5
+        assert not weight.any() if is_b(name) else 0.8 * bound < weight.abs().max() <= bound

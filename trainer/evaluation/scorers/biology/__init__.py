@@ -1,0 +1,1 @@
+"""Biology-Instructions: 21 tasks on DNA, RNA, proteins and pairs of sequences."""
