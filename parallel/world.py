@@ -135,12 +135,13 @@ class World:
             pieces = flat.split([grad.numel() for grad in bucket])
             foreach_copy(bucket, [piece.view_as(grad) for piece, grad in zip(pieces, bucket, strict=True)])
 
-    def broadcast_module(self, module: nn.Module) -> None:
+    def broadcast_module(self, module: nn.Module, own: Iterable[Tensor] = ()) -> None:
         """Give every rank rank 0's parameters and buffers, except those that are spread over ranks. Processors of
-        different kinds may draw different random numbers."""
+        different kinds may draw different random numbers. own: buffers of which every rank has another part."""
         if self.size > 1:
+            parts = set(map(id, own))
             for tensor in (*module.parameters(), *module.buffers()):
-                if not isinstance(tensor, DTensor):
+                if not isinstance(tensor, DTensor) and id(tensor) not in parts:
                     self.broadcast_tensor(tensor)
 
     def broadcast_tensor(self, tensor: Tensor) -> None:

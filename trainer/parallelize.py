@@ -29,6 +29,7 @@ from trainer.config.ranks import DispatchName, RankMap, map_ranks
 from trainer.kernels.choose import make_ops
 from trainer.model.attention import document_attention
 from trainer.model.decoder import Decoder
+from trainer.model.frozen.hold import place_scales
 from trainer.model.multimodal import Multimodal
 from trainer.model.router import Selection
 from trainer.model.towers.run_images import SpreadImages
@@ -80,6 +81,7 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
         for layer in model.blocks:
             layer.moe.dispatcher = _dispatcher(dispatch, meshes, cfg)
         log.info("place experts on the mesh %s; dispatch: %s", _axes(meshes.experts), dispatch)
+    place_scales(model)
     if meshes is not None and meshes.cp_group is not None:
         core = _attention_core(meshes.cp_group, cfg)
         for layer in model.blocks:

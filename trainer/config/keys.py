@@ -180,6 +180,9 @@ class LoraConfig:
     alpha: float = 32.0  # adapters are multiplied by alpha / rank
     rslora: bool = False  # multiply by alpha / sqrt(rank) instead
     dropout: float = 0.0  # share of the inputs of attention's adapters that is set to zero in training
+    # how the frozen matrices are stored; linears: in the dtype of precision.linears; fp8: those of attention and experts
+    # as FP8 checkpoints have them, codes and scales of blocks
+    base: Literal["linears", "fp8"] = "linears"
     plus_ratio: float = 1.0  # LoRA+: learning rate of each B, which starts at zero, as a multiple of optim.lr
 
     @property
@@ -286,6 +289,7 @@ BEFORE: dict[str, Any] = {
     "lora.rslora": False,
     "lora.dropout": 0.0,
     "lora.plus_ratio": 1.0,
+    "lora.base": "linears",
     **{f"optim.parts.{key}": value for key, value in _leaves(PartsConfig()).items()},
 }
 

@@ -21,6 +21,7 @@ from trainer.kernels.choose import make_ops
 from trainer.model.decoder import Decoder, Span
 from trainer.model.dual_encoder import make_decoder
 from trainer.model.experts.choose import choose_backend
+from trainer.model.frozen.hold import hold_base, spread_scales
 from trainer.model.lora.adapt import adapt, init_adapters, rates
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
@@ -174,6 +175,7 @@ def build_model(
     freeze_unused(model, objective)
     freeze_parts(model, cfg.optim)
     adapt(model, cfg.lora, DTYPES[cfg.precision.linears])
+    hold_base(model, cfg.lora, cfg.precision.experts)
     parallelize(model, meshes, cfg, world.device.type)
     # DeepSpeed's stage 3 takes weights from the host one by one, and gives every rank those of rank 0.
     partitioned = cfg.optim.engine == "deepspeed" and cfg.optim.zero_stage == 3
@@ -184,7 +186,7 @@ def build_model(
         model.init_weights(cfg.train.seed)
     init_adapters(model, cfg.train.seed)
     if not partitioned:
-        world.broadcast_module(model)
+        world.broadcast_module(model, own=spread_scales(model))
     return model
 
 

@@ -42,6 +42,7 @@ from trainer.model.decoder import Decoder
 from trainer.model.dual_encoder import make_decoder
 from trainer.model.experts.simulated import assume_rows, choose_simulated, simulate_adapters
 from trainer.model.experts.te.shapes import TransformerEngineShapes
+from trainer.model.frozen.hold import hold_base
 from trainer.model.lora.adapt import adapt, rates
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
@@ -150,6 +151,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
             freeze_unused(stage, objective)
             freeze_parts(stage, cfg.optim)
             adapt(stage, cfg.lora, DTYPES[cfg.precision.linears])
+            hold_base(stage, cfg.lora, cfg.precision.experts)
             simulate_adapters(stage, cpu=cpu, shares=shares)
             parallelize(stage, meshes, cfg, world.device.type)
             for layer in stage.blocks:

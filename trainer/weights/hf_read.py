@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from parallel.sharding.local import local_part, local_region
 from trainer.model.decoder import Decoder
+from trainer.model.frozen.blocks import CODES
 from trainer.model.lora.adapt import adapters
 from trainer.storage.boxes import Box, StoredTensor, UnreadableError, overlap, read_box, relative_to
 from trainer.weights.hf_config import BLOCK
@@ -73,8 +74,12 @@ def fill(
             box = overlap(held, piece.box)
             if box is None:
                 continue
-            values, count = read_piece(source, piece, box)
-            if torch.finfo(values.dtype).max > torch.finfo(part.dtype).max:
+            if part.dtype == CODES:
+                values = read_codes(source, piece, box)
+                count = values.nbytes
+            else:
+                values, count = read_piece(source, piece, box)
+            if values.dtype != CODES and torch.finfo(values.dtype).max > torch.finfo(part.dtype).max:
                 require_finite(values.to(part.dtype), source.stored(piece))
             part[relative_to(box, held)] = values
             nbytes += count
@@ -99,11 +104,25 @@ def read_piece(source: SourceModel, piece: Piece, box: Box) -> tuple[Tensor, int
         count += factors.nbytes
         values = values.float() * _spread(factors.float(), where[-2:])
     require_finite(values, stored)
+    return upright(values, piece), count
+
+
+def read_codes(source: SourceModel, piece: Piece, box: Box) -> Tensor:
+    """The bytes of `box` of an FP8 piece's parameter, which is inside the piece, as they are stored: uint8. Raises
+    HuggingFaceError where a number is NaN."""
+    stored = source.stored(piece)
+    values = read_tensor(stored, piece.stored_box(box))
+    require_finite(values, stored)
+    return upright(values.view(CODES), piece)
+
+
+def upright(values: Tensor, piece: Piece) -> Tensor:
+    """What is stored of a piece -> as its parameter has it."""
     if piece.transposed:
         values = values.transpose(-1, -2)
     for dimension in piece.dropped:
         values = values.unsqueeze(dimension)
-    return values, count
+    return values
 
 
 def require_finite(values: Tensor, stored: StoredTensor) -> None:

@@ -40,6 +40,7 @@ from trainer.weights.hf_read import fill
 from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.hf_write import copy_of, write_directory
 from trainer.weights.map import MULTIMODAL, OLD, PLAIN, SCALE_SUFFIX
+from trainer.weights.scaled import check_stored_in_fp8, fill_scales
 from trainer.weights.section import located
 from trainer.weights.towers.map import tower_pieces
 from trainer.weights.towers.names import tower_of
@@ -74,6 +75,7 @@ class PublishedWeights:
         self.world.watch.at(f"start: reading {self.source.directory.path}")
         shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
         fill(model, self.source, self.world.watch.tick, [*self.source.pieces, *tower_pieces(shapes)])
+        fill_scales(model, self.source, self.source.pieces, self.world.watch.tick)
 
     def keep_untrained_parts(self, run_directory: Path, model: ModelConfig) -> None:
         """Copy what an export will need to the run directory. model: that is trained. Raises HuggingFaceError."""
@@ -192,6 +194,8 @@ def _check(source: SourceModel, cfg: Config) -> None:
         text = f"checkpoint.init_from={path} is a different model: {listed}; {remedy}"
         raise ConfigError(text, where="checkpoint.init_from", value=str(path), allowed=remedy)
     source.require(towers=True)
+    if cfg.lora.target != "none" and cfg.lora.base == "fp8":
+        check_stored_in_fp8(source)
     if not cfg.checkpoint.allow_identical_copies and has_identical_copies(path):
         remedy = "expand with noise or with cuts=distinct, or set checkpoint.allow_identical_copies=true"
         text = f"checkpoint.init_from={path} holds exact copies of experts, whose gradients never differ; {remedy}"

@@ -48,6 +48,9 @@ def _lora(cfg: Config) -> Iterator[Fault]:
         text = f"lora.dropout={lora.dropout:g} is out of range; use 0 to below 1"
         yield Fault(text, "lora.dropout", lora.dropout, "0 to below 1")
     if lora.target == "none":
+        if lora.base != "linears":
+            text = f"lora.base={lora.base} is of a base that adapters are trained for, and lora.target is none"
+            yield Fault(f"{text}; use lora.base=linears, or a target", "lora.base", lora.base, ("linears",))
         return
     if lora.dropout and lora.target == "experts":
         text = (
@@ -73,13 +76,12 @@ def _lora(cfg: Config) -> Iterator[Fault]:
         if part != PartConfig():
             text = f"optim.parts.{name} has no use with lora.target={lora.target}, which freezes all parts"
             yield Fault(f"{text}; leave it out", f"optim.parts.{name}", vars(part), (None,))
+    if cfg.precision.experts not in (fit := (cfg.precision.linears, "fp8_reference")):
+        text = f"precision.experts={cfg.precision.experts} is for experts that are trained"
+        text = f"{text}; with lora.target={lora.target} use {one_of(fit)}"
+        yield Fault(text, "precision.experts", cfg.precision.experts, fit)
     if lora.target == "attention":
         return
-    if cfg.precision.experts not in ("fp32", "bf16"):
-        text = f"precision.experts={cfg.precision.experts} is for experts that are trained"
-        linears = cfg.precision.linears
-        text = f"{text}; with lora.target={lora.target} use {linears}"
-        yield Fault(text, "precision.experts", cfg.precision.experts, (linears,))
     if cfg.model.expert_backend != "grouped_mm":
         text = f"model.expert_backend={cfg.model.expert_backend} has no adapters; use grouped_mm"
         yield Fault(text, "model.expert_backend", cfg.model.expert_backend, ("grouped_mm",))

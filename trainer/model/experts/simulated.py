@@ -20,6 +20,7 @@ from trainer.model.experts.choose import choose_backend
 from trainer.model.experts.fused_grouped_mm import FusedSwiGLU
 from trainer.model.experts.grouped_mm import GroupedSwiGLU
 from trainer.model.experts.te.shapes import TransformerEngineShapes
+from trainer.model.frozen.experts import FrozenExperts
 from trainer.model.lora.experts import AdaptedExperts
 from trainer.model.lora.gemm import GroupedProducts, LoopProducts
 from trainer.model.numerics import select_experts
@@ -47,7 +48,7 @@ def choose_simulated(
 def simulate_adapters(model: Decoder, *, cpu: bool, shares: Sequence[int]) -> None:
     """Let adapted experts compute on fake tensors, in place; the arguments as for `choose_simulated`."""
     for block in model.blocks:
-        if isinstance(backend := block.moe.experts.backend, AdaptedExperts):
+        if isinstance(backend := block.moe.experts.backend, AdaptedExperts | FrozenExperts):
             backend.products = LoopProducts() if cpu else GroupedProducts()
             backend.known = lambda order: KnownOrder(order, shares)
 
