@@ -180,8 +180,8 @@ class LoraConfig:
     alpha: float = 32.0  # adapters are multiplied by alpha / rank
     rslora: bool = False  # multiply by alpha / sqrt(rank) instead
     dropout: float = 0.0  # share of the inputs of attention's adapters that is set to zero in training
-    # how the frozen matrices are stored; linears: in the dtype of precision.linears; fp8: those of attention and experts
-    # as FP8 checkpoints have them, codes and scales of blocks
+    # format of the frozen matrices; linears: the dtype of precision.linears; fp8: for attention's and experts', the
+    # codes and scales of a checkpoint in FP8
     base: Literal["linears", "fp8"] = "linears"
     plus_ratio: float = 1.0  # LoRA+: learning rate of each B, which starts at zero, as a multiple of optim.lr
 
