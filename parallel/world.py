@@ -137,7 +137,7 @@ class World:
 
     def broadcast_module(self, module: nn.Module, own: Iterable[Tensor] = ()) -> None:
         """Give every rank rank 0's parameters and buffers, except those that are spread over ranks. Processors of
-        different kinds may draw different random numbers. own: buffers of which every rank has another part."""
+        different kinds may draw different random numbers. own: buffers with another part on every rank."""
         if self.size > 1:
             parts = set(map(id, own))
             for tensor in (*module.parameters(), *module.buffers()):

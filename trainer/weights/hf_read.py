@@ -117,7 +117,7 @@ def read_codes(source: SourceModel, piece: Piece, box: Box) -> Tensor:
 
 
 def upright(values: Tensor, piece: Piece) -> Tensor:
-    """What is stored of a piece -> as its parameter has it."""
+    """Turn what is stored of a piece into what its parameter has."""
     if piece.transposed:
         values = values.transpose(-1, -2)
     for dimension in piece.dropped:

@@ -60,7 +60,7 @@ def _first(piece: Piece) -> tuple[int, ...]:
 
 
 def _places(matrix: Held, piece: Piece, number: int) -> Iterator[tuple[tuple[slice | int, ...], Box]]:
-    """Where a piece's scales are on this rank: in `matrix.scaled.scales`, and the part of the parameter that they are
+    """The places of a piece's scales on this rank: in `matrix.scaled.scales`, and the part of the parameter that they are
     of. number: of the piece among those of its parameter."""
     blocks = matrix.scaled.blocks
     if matrix.experts is None:  # q, k and v are one below the other

@@ -61,7 +61,7 @@ def test_one_process_trains_as_on_the_dequantised_base(base, tmp_path):
 
 
 def held_bytes(cfg: Config) -> tuple[int, int, int]:
-    """Of this rank: bytes of codes, of the experts' scales, and of adapters."""
+    """The bytes of this rank's codes, of its experts' scales, and of its adapters."""
     world = start_world("cpu", 60.0)
     meshes = build_meshes(cfg, "cpu")
     published = open_published(cfg, world)

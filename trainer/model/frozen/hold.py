@@ -116,7 +116,7 @@ def held(model: Decoder) -> Iterator[Held]:
 
 
 def spread_scales(model: Decoder) -> list[Tensor]:
-    """The scales of which every rank has those of its own experts."""
+    """The scales of the experts: every rank has those of its own."""
     return [matrix.scaled.scales for matrix in held(model) if matrix.experts is not None]
 
 
