@@ -60,8 +60,8 @@ def _first(piece: Piece) -> tuple[int, ...]:
 
 
 def _places(matrix: Held, piece: Piece, number: int) -> Iterator[tuple[tuple[slice | int, ...], Box]]:
-    """The places of a piece's scales on this rank: in `matrix.scaled.scales`, and the part of the parameter that they are
-    of. number: of the piece among those of its parameter."""
+    """The places of a piece's scales on this rank, in `matrix.scaled.scales`, and the parts of the parameter that these
+    are for. number: of the piece among those of its parameter."""
     blocks = matrix.scaled.blocks
     if matrix.experts is None:  # q, k and v are one below the other
         yield (blocks.rows_of(number),), piece.box
