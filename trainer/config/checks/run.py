@@ -76,10 +76,10 @@ def _lora(cfg: Config) -> Iterator[Fault]:
         if part != PartConfig():
             text = f"optim.parts.{name} has no use with lora.target={lora.target}, which freezes all parts"
             yield Fault(f"{text}; leave it out", f"optim.parts.{name}", vars(part), (None,))
-    if cfg.precision.experts not in (fit := (cfg.precision.linears, "fp8_reference")):
+    if cfg.precision.experts not in (precisions := (cfg.precision.linears, "fp8_reference")):
         text = f"precision.experts={cfg.precision.experts} is for experts that are trained"
-        text = f"{text}; with lora.target={lora.target} use {one_of(fit)}"
-        yield Fault(text, "precision.experts", cfg.precision.experts, fit)
+        text = f"{text}; with lora.target={lora.target} use {one_of(precisions)}"
+        yield Fault(text, "precision.experts", cfg.precision.experts, precisions)
     if lora.target == "attention":
         return
     if cfg.model.expert_backend != "grouped_mm":
