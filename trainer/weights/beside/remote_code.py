@@ -11,7 +11,7 @@ import trainer.weights.remote as remote
 FILES = {name: Path(remote.__file__).with_name(name) for name in ("configuration_octavo.py", "modeling_octavo.py")}
 CLASSES = {
     "AutoConfig": "configuration_octavo.OctavoConfig",
-    "AutoModelForCausalLM": "modeling_octavo.OctavoForCausalLM",
+    "AutoModelForCausalLM": "modeling_octavo.InternS1ProForConditionalGeneration",
 }
 KINDS = ("interns1_pro", "interns1_1")  # two names of one model type
 MODELS = ("AutoConfig", "AutoModel")  # keys of auto_map that start so belong to a model's code

@@ -326,8 +326,11 @@ class OctavoModel(OctavoPreTrainedModel):
         )
 
 
-class OctavoForCausalLM(OctavoPreTrainedModel, GenerationMixin):
-    """The text model with its LM head, whose logits are fp32."""
+class InternS1ProForConditionalGeneration(OctavoPreTrainedModel, GenerationMixin):
+    """The text model with its LM head, whose logits are fp32.
+
+    LMDeploy looks up its own class by this name, which it takes from auto_map; so the name is the architecture's.
+    """
 
     def __init__(self, config: OctavoConfig) -> None:
         super().__init__(config)
