@@ -52,6 +52,23 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         help="draw from tokens at least this fraction as likely as the most likely one (default: 0)",
     )
     add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="seed of the first answer (default: 0)")
+    add(
+        "--image",
+        dest="media",
+        action="append",
+        type=lambda path: ("image", Path(path)),
+        default=[],
+        metavar="FILE",
+        help="an image for the prompt, before its text or at its placeholder; may be repeated",
+    )
+    add(
+        "--signal",
+        dest="media",
+        action="append",
+        type=lambda path: ("signal", Path(path)),
+        metavar="FILE",
+        help="a recorded signal for the prompt, as --image; may be repeated",
+    )
     add("--stop", action="append", default=[], metavar="TEXT", help="end an answer before TEXT; may be repeated")
     add(
         "--n",
@@ -62,7 +79,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     )
     options = parser.read(words)
     source = open_source(Path(options.directory))
-    prompt = source.prompt(options.prompt)
+    media = [source.medium(kind, path) for kind, path in options.media]
+    prompt = source.prompt(options.prompt, media)
     context = source.model.max_position
     length = options.max_tokens or max(1, min(LENGTH, context - len(prompt)))
     requests = [
@@ -72,13 +90,15 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
             Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.seed + answer),
             source.stop_ids,
             tuple(options.stop),
+            media=media,
         )
         for answer in range(options.n)
     ]
+    tokens = {name: kind.token for name, kind in source.rules.kinds.items()} if media else {}
     try:
         check(
             requests[0], vocab_size=source.model.vocab_size, context=context, cache_tokens=len(prompt) + length,
-            has_text=True,
+            has_text=True, placeholders=tokens,
         )  # fmt: skip
     except RequestError as error:
         raise CommandError([_of_option(fault) for fault in error.faults]) from None
@@ -107,7 +127,7 @@ def generate(source: Source, requests: Sequence[Request]) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         prepare_host_memory()
-    model = source.load(device)
+    model = source.load(device, towers=bool(requests[0].media))
     if dependent := dependent_products(model):
         print_warning(
             f"products of {', '.join(dependent[:3])} depend on the batch here: answers may change with --n; on a CPU "

@@ -169,11 +169,12 @@ def make_batch(windows: Windows, samples: Sequence[int]) -> Batch:
         num_tokens=int(np.count_nonzero(supervised_BS)),
         samples=samples,
         faults=windows.faults,
-        media=_media(windows.media),
+        media=media_of(windows.media),
     )
 
 
-def _media(prepared: Sequence[Prepared]) -> Media | None:
+def media_of(prepared: Sequence[Prepared]) -> Media | None:
+    """The inputs of the towers for what `prepare` returned, in its order; None without any."""
     if not prepared:
         return None
     values = [medium.value for medium in prepared if medium.kind == "image"]

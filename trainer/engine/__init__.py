@@ -3,6 +3,7 @@
 | file | what |
 |---|---|
 | `request` | what is asked for, what comes back, and the limits |
+| `media` | images and signals in the places of their placeholders; no torch |
 | `pages` | which pages of the cache belong to whom, and which prefixes they hold; no torch |
 | `cache` | keys, values and routes in pages, and attention over them |
 | `forward` | one step of the model for tokens of many requests |

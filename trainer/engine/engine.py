@@ -14,13 +14,15 @@ import torch
 
 from parallel.errors import UserError
 from trainer.engine.cache import Cache, Layout, Span
-from trainer.engine.forward import forward
+from trainer.engine.forward import embed, forward
+from trainer.engine.media import Placed, key_of, positions_of
 from trainer.engine.pages import Pages, next_key, root_key
 from trainer.engine.request import Completion, Finish, Request, Scores, Token, check
 from trainer.engine.sampling import draw, scores_of
 from trainer.engine.text import Decode, TextStream
 from trainer.model.decoder import Decoder
 from trainer.model.exact.blocks import KEYS
+from trainer.model.multimodal import Multimodal
 
 SCORED = 256  # places of a prompt whose logits are in memory at one time
 
@@ -38,6 +40,7 @@ class _Active:
     cached: int
     stream: TextStream | None
     reused: int
+    media: list[Placed]
     scores: list[Scores] = field(default_factory=list)
 
     @property
@@ -51,7 +54,7 @@ class Engine:
 
     Args:
         model: a whole decoder on one device; in exact arithmetic (`make_exact`) for results that do not depend on the
-            batch. Its text part alone is used.
+            batch. Images and signals need its towers (`Multimodal`).
         decode: token ids -> text; without it answers have no text and cannot stop at texts.
         cache_tokens: room of the cache, rounded up to whole pages of KEYS tokens.
         batch: the most requests of a step. chunk: the most tokens of a step, `batch` or more.
@@ -79,6 +82,9 @@ class Engine:
         self.batch, self.chunk, self.context = batch, chunk, context or model.cfg.max_position
         self.pages = Pages(-(-cache_tokens // KEYS))
         self.cache = Cache(model.cfg, self.pages.count, model.activations, self.device)
+        cfg, towers = model.cfg, isinstance(model, Multimodal)
+        tokens = {"image": cfg.image_token if cfg.vision else None, "signal": cfg.signal_token if cfg.signals else None}
+        self._placeholders = {kind: token for kind, token in tokens.items() if towers and token is not None}
         self._root = root_key(version)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: list[_Active] = []
@@ -104,6 +110,7 @@ class Engine:
             context=self.context,
             cache_tokens=self.pages.count * KEYS,
             has_text=self.decode is not None,
+            placeholders=self._placeholders,
         )
         number, self._submitted = self._submitted, self._submitted + 1
         self._waiting.append((number, request))
@@ -154,7 +161,8 @@ class Engine:
                 drawing.append(active)
                 wanted.append(end - 1)
         at = torch.tensor(wanted, dtype=torch.int64, device=self.device)
-        logits = forward(self.model, torch.tensor(ids, device=self.device), layout, self.cache, at)
+        media = self._media(run)
+        logits = forward(self.model, torch.tensor(ids, device=self.device), layout, self.cache, at, media)
         for active, tokens in run:
             active.cached += tokens
             self._publish(active)
@@ -175,9 +183,10 @@ class Engine:
         while self._waiting and len(self._active) < self.batch:
             number, request = self._waiting[0]
             ids = list(request.prompt)
+            media = positions_of(ids, request.media, self._placeholders)
             keys, before = [], self._root
             for end in range(KEYS, len(ids), KEYS):  # the last token is computed, for what follows it
-                before = next_key(before, ids[end - KEYS : end])
+                before = next_key(before, ids[end - KEYS : end], key_of(media, end - KEYS, end))
                 keys.append(before)
             shared = self.pages.find(keys)
             total = -(-(len(ids) + request.max_tokens) // KEYS)
@@ -189,7 +198,9 @@ class Engine:
             cached = len(shared) * KEYS
             stream = TextStream(self.decode, request.stop) if self.decode is not None else None
             pages = [*shared, *new]
-            self._active.append(_Active(number, request, ids, pages, keys[: len(shared)], cached, stream, cached))
+            self._active.append(
+                _Active(number, request, ids, pages, keys[: len(shared)], cached, stream, cached, media)
+            )
 
     def _choose(self) -> list[tuple[_Active, int]]:
         """Requests of this step with the number of their tokens: those of one token first."""
@@ -203,11 +214,32 @@ class Engine:
                 room -= tokens
         return [*ready, *longer]
 
+    def _media(self, run: list[tuple[_Active, int]]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Numbers of the step's tokens that are placeholders, and their embeddings; None without any. A tower runs when
+        the first of a medium's tokens does: not at all for those of a prefix that is found again."""
+        at: list[int] = []
+        rows: list[torch.Tensor] = []
+        start = 0
+        for active, tokens in run:
+            for placed in active.media:
+                first, last = placed.between(active.cached, active.cached + tokens)
+                if last == first:
+                    continue
+                if placed.rows is None:
+                    placed.rows = embed(self.model, placed.medium)
+                at += [start + position - active.cached for position in placed.positions[first:last]]
+                rows.append(placed.rows[first:last])
+                if last == placed.medium.tokens:
+                    placed.rows = None
+            start += tokens
+        return (torch.tensor(at, device=self.device), torch.cat(rows)) if at else None
+
     def _publish(self, active: _Active) -> None:
         """Publish the pages that have become full."""
         for number in range(len(active.keys), active.cached // KEYS):
             before = active.keys[-1] if active.keys else self._root
-            active.keys.append(next_key(before, active.ids[number * KEYS : (number + 1) * KEYS]))
+            start, end = number * KEYS, (number + 1) * KEYS
+            active.keys.append(next_key(before, active.ids[start:end], key_of(active.media, start, end)))
             self.pages.publish(active.pages[number], active.keys[-1])
 
     def _append(self, active: _Active, token: int, scores: Scores) -> Token:

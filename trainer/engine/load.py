@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,20 @@ from trainer.checkpoint.errors import CheckpointError
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import CONFIG_FILE, read_run
 from trainer.data.errors import DataError
+from trainer.data.media.readers.recording import Recording
+from trainer.data.media.rules import MediaRules
+from trainer.data.media.signals import PreparedSignal
 from trainer.data.shards.tokenizer import Tokenizer
+from trainer.engine.media import Medium, place_media, prepare_medium
+from trainer.model.towers.signal_patches import patch_stride
 from trainer.storage.boxes import full_box
+from trainer.weights.beside.media_rules import rules_of_directory, rules_of_run
 from trainer.weights.beside.side_files import TOKENIZERS
 from trainer.weights.beside.tokenizer import GENERATION_CONFIG, find_tokenizer
-from trainer.weights.hf_files import CONFIG, open_directory, read_json
+from trainer.weights.hf_files import CONFIG, HuggingFaceError, open_directory, read_json
 from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.opened import OpenedCheckpoint, open_checkpoint
-from trainer.weights.towers.config import SIGNAL_TOKEN
+from trainer.weights.towers.config import SIGNAL_TOKEN, multimodal_config_from_huggingface
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +43,7 @@ class Source:
     """A directory that weights are read from.
 
     tokenizer: None where there is none; `without` says why. stop_ids: tokens that end an answer. linears, experts: as
-    `precision`'s keys.
+    `precision`'s keys. model: with the towers that can be loaded. find_rules: of their media.
     """
 
     opened: OpenedCheckpoint | SourceModel
@@ -48,12 +55,38 @@ class Source:
     experts: str
     warnings: list[str]
     placeholders: Mapping[int, str] = field(default_factory=dict)  # of towers: token -> medium, with its article
+    find_rules: Callable[[], MediaRules] = MediaRules
 
-    def prompt(self, text: str) -> list[int]:
-        """Token ids of a text, or of the end of a document where it is empty.
+    @cached_property
+    def rules(self) -> MediaRules:
+        """The rules of images and signals that the model takes. Raises DataError or HuggingFaceError for files of them
+        that are damaged."""
+        return self.find_rules()
 
+    def medium(self, kind: str, given: bytes | Path | Recording, where: str | None = None) -> Medium:
+        """An image or signal for `prompt` and `Request`, prepared as in training.
+
+        given: an image file or its bytes; of a signal a file, its bytes, or a recording. where: names it in errors.
+        Raises DataError for a kind that the model has no tower for, and for what cannot be read or prepared.
+        """
+        where = where or (str(given) if isinstance(given, Path) else kind)
+        rule = self.rules.kinds.get(kind)
+        if rule is None:
+            allowed = " or ".join(self.rules.kinds) or "text alone"
+            text = f"{where}: this model has no tower for {kind}s; give it {allowed}"
+            raise DataError(text, where=where, value=kind, allowed=allowed)
+        medium = prepare_medium(kind, rule, given, where)
+        if kind == "signal" and self.model.signals is not None:
+            _check_stride(medium.value, self.model.signals.patch_positions // 2, where)
+        return medium
+
+    def prompt(self, text: str, media: Sequence[Medium] = (), *, opening: bool = True) -> list[int]:
+        """Token ids of a text with its media, or of the end of a document where both are empty.
+
+        Where the text spells a placeholder, a medium has its place; media of a text without any come before it.
+        opening: start with the token that opens a document, if the model's documents do.
         Raises DataError without a tokenizer, for a text that is not UTF-8 (Python reads other bytes of a command line
-        as surrogates), and for one that spells the placeholder of an image or signal: media cannot be given."""
+        as surrogates), and for one that spells more or fewer placeholders than media."""
         tokenizer = self.require_tokenizer()
         try:
             text.encode()
@@ -61,11 +94,13 @@ class Source:
             remedy = "text in UTF-8"
             fault = f"the prompt is not UTF-8 from character {error.start + 1} on; give {remedy}"
             raise DataError(fault, where="prompt", value=text, allowed=remedy) from None
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(text)[0 if opening else len(tokenizer.before) :]
+        if media:
+            return place_media(ids, media, self.rules, tokenizer)
         for token in sorted(self.placeholders.keys() & set(ids)):
-            spelled, remedy = tokenizer.token(token), "a prompt without it"
-            medium = self.placeholders[token]
-            fault = f"the prompt has {spelled}, the placeholder of {medium}, which cannot be given here; use {remedy}"
+            spelled, medium = tokenizer.token(token), self.placeholders[token]
+            remedy = f"{medium} for it, or a prompt without it"
+            fault = f"the prompt has {spelled}, the placeholder of {medium}, and there is none; give {remedy}"
             raise DataError(fault, where="prompt", value=spelled, allowed=remedy)
         return ids or [tokenizer.eos_id]
 
@@ -76,28 +111,40 @@ class Source:
             raise DataError(f"there is no tokenizer: {self.without}; {remedy}", where="tokenizer", allowed=remedy)
         return self.tokenizer
 
-    def load(self, device: torch.device) -> Decoder:
-        """The text model in exact arithmetic, without gradients. Matrices that compute in 16 bits are held in 16 bits.
+    def load(self, device: torch.device, *, towers: bool = False) -> Decoder:
+        """The model in exact arithmetic, without gradients. Matrices that compute in 16 bits are held in 16 bits.
 
+        towers: with those for images and signals, where it has any; otherwise the text model alone.
         Raises CheckpointError and HuggingFaceError for weights that are damaged."""
         import torch
 
         from trainer.model.decoder import Decoder
         from trainer.model.exact.switch import make_exact, store_for_few_rows
         from trainer.model.experts.choose import choose_backend
+        from trainer.model.multimodal import Multimodal
         from trainer.precision import DTYPES
 
         dtype = DTYPES[self.linears]
+        cfg = self.model if towers else replace(self.model, vision=None, signals=None)
+        kind = Decoder if cfg.vision is None and cfg.signals is None else Multimodal
         with torch.device("meta"):
-            cfg = replace(self.model, vision=None, signals=None)
-            model = Decoder(cfg, dtype, make_backend=choose_backend(self.experts, cfg.expert_backend))
+            model = kind(cfg, dtype, make_backend=choose_backend(self.experts, cfg.expert_backend))
         model.requires_grad_(False).to_empty(device="cpu")
         _fill(model, self.opened)
         for name, weight in model.named_parameters():
             experts = ".moe.experts." in name and self.experts != "fp8_reference"
-            if experts or ".attention." in name:
+            if name.startswith("blocks.") and (experts or ".attention." in name):
                 weight.data = weight.data.to(dtype)
         return store_for_few_rows(make_exact(model.to(device)))
+
+
+def _check_stride(signal: PreparedSignal, widest: int, where: str) -> None:
+    """Refuse a signal whose patches are longer than the tower's: its rate is too high for them, or it is too long."""
+    stride = patch_stride(signal.rate) if signal.stride is None else signal.stride
+    if stride > widest:
+        allowed = f"a lower sampling rate, for a stride of at most {widest}"
+        text = f"{where}: at {signal.rate:g} Hz patches are {stride} steps apart; this tower needs {allowed}"
+        raise DataError(text, where=where, value=stride, allowed=allowed)
 
 
 def open_source(path: Path) -> Source:
@@ -118,7 +165,22 @@ def _published(path: Path) -> Source:
     config = source.directory.config
     image = config.get("image_token_id") if config.get("vision_config") else None
     placeholders = _placeholders(image, config.get("ts_token_id", SIGNAL_TOKEN) if config.get("ts_config") else None)
-    return Source(source, source.model, tokenizer, without, stop, "fp32", "fp32", source.warnings, placeholders)
+    model = _with_towers(source)
+    return Source(
+        source, model, tokenizer, without, stop, "fp32", "fp32", source.warnings, placeholders,
+        lambda: rules_of_directory(path, model, tokenizer),
+    )  # fmt: skip
+
+
+def _with_towers(source: SourceModel) -> ModelConfig:
+    """The model with its towers, where there are any and all of their tensors; otherwise the text model."""
+    if not source.directory.config.get("vision_config"):
+        return source.model
+    try:
+        source.require(towers=True)
+        return multimodal_config_from_huggingface(source.directory.config)
+    except HuggingFaceError:
+        return source.model  # without a rule for media, which are then refused
 
 
 def _stop_ids(path: Path) -> Iterable[int]:
@@ -153,7 +215,10 @@ def _trained(path: Path) -> Source:
     without = why or "the run's data are synthetic"
     m = opened.model
     placeholders = _placeholders(m.image_token if m.vision else None, m.signal_token if m.signals else None)
-    return Source(opened, m, tokenizer, without, stop, linears, experts, warnings, placeholders)
+    return Source(
+        opened, m, tokenizer, without, stop, linears, experts, warnings, placeholders,
+        lambda: rules_of_run(opened.run_directory, m, tokenizer),
+    )  # fmt: skip
 
 
 def _placeholders(image: int | None, signal: int | None) -> dict[int, str]:
@@ -163,8 +228,10 @@ def _placeholders(image: int | None, signal: int | None) -> dict[int, str]:
 def _fill(model: Decoder, opened: OpenedCheckpoint | SourceModel) -> None:
     if isinstance(opened, SourceModel):
         from trainer.weights.hf_read import fill
+        from trainer.weights.towers.map import tower_pieces
 
-        fill(model, opened)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        fill(model, opened, pieces=[*opened.pieces, *tower_pieces(shapes)])
         return
     if wrong := [*(f"{name} is missing" for name in opened.missing), *opened.unfit]:
         raise CheckpointError(

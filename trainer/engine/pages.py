@@ -20,9 +20,10 @@ def root_key(version: object) -> bytes:
     return hashlib.blake2b(repr(version).encode(), digest_size=32).digest()
 
 
-def next_key(before: bytes, tokens: Sequence[int]) -> bytes:
-    """The key of a page with these tokens behind those that `before` stands for."""
-    return hashlib.blake2b(before + array("q", tokens).tobytes(), digest_size=32).digest()
+def next_key(before: bytes, tokens: Sequence[int], media: bytes = b"") -> bytes:
+    """The key of a page with these tokens behind those that `before` stands for. media: what distinguishes the images
+    and signals whose placeholders are among the tokens."""
+    return hashlib.blake2b(before + array("q", tokens).tobytes() + media, digest_size=32).digest()
 
 
 class Pages:

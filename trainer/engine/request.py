@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from parallel.errors import Fault, UserError
+from trainer.engine.media import Medium
 
 Finish = Literal["stop", "length"]
 MOST_ALTERNATIVES: Final = 20
@@ -33,7 +35,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """prompt: token ids, at least one. stop_ids: tokens that end the answer and belong to it. stop: texts that end the
+    """prompt: token ids, at least one, with a placeholder for each embedding of its media. media: of each kind in the
+    order of their placeholders. stop_ids: tokens that end the answer and belong to it. stop: texts that end the
     answer and do not belong to its text. score_prompt: find the log-probabilities of the prompt's tokens too;
     max_tokens may then be 0. alternatives: number of most likely tokens to list at each place, 0 to 20."""
 
@@ -44,6 +47,7 @@ class Request:
     stop: tuple[str, ...] = ()
     score_prompt: bool = False
     alternatives: int = 0
+    media: Sequence[Medium] = ()
 
 
 @dataclass(frozen=True)
@@ -113,13 +117,26 @@ class Completion:
         return self.scores.log_probs
 
 
-def check(request: Request, *, vocab_size: int, context: int, cache_tokens: int, has_text: bool) -> None:
+def check(
+    request: Request,
+    *,
+    vocab_size: int,
+    context: int,
+    cache_tokens: int,
+    has_text: bool,
+    placeholders: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """Raise RequestError with all faults of a request.
 
     context: the most tokens of prompt and answer. cache_tokens: that the cache holds. has_text: the engine has a
-    tokenizer.
+    tokenizer. placeholders: of each kind of media that the model has a tower for.
     """
-    if faults := [*_faults(request, vocab_size, context, cache_tokens, has_text), *_sampling_faults(request.sampling)]:
+    faults = [
+        *_faults(request, vocab_size, context, cache_tokens, has_text),
+        *_media_faults(request, placeholders),
+        *_sampling_faults(request.sampling),
+    ]
+    if faults:
         raise RequestError(faults)
 
 
@@ -156,6 +173,19 @@ def _faults(request: Request, vocab_size: int, context: int, cache_tokens: int, 
         yield Fault("stop texts need an engine with a tokenizer; use stop_ids", "stop", request.stop, "stop_ids")
     if "" in request.stop:
         yield Fault("an empty stop text ends every answer; leave it out", "stop", "", "texts of one character or more")
+
+
+def _media_faults(request: Request, placeholders: Mapping[str, int]) -> Iterator[Fault]:
+    for kind in {medium.kind: None for medium in request.media if medium.kind not in placeholders}:
+        allowed = tuple(placeholders) or "text alone"
+        text = f"the request has a medium of the kind {kind}, and this model no tower for it; use {allowed}"
+        yield Fault(text, "media", kind, allowed)
+    for kind, token in placeholders.items():
+        count = sum(one == token for one in request.prompt)
+        tokens = sum(medium.tokens for medium in request.media if medium.kind == kind)
+        if count != tokens:
+            text = f"the prompt has {count} placeholders ({token}) of {kind}s, whose embeddings are {tokens}"
+            yield Fault(f"{text}; use {tokens}", "media", count, tokens)
 
 
 def _sampling_faults(sampling: Sampling) -> Iterator[Fault]:

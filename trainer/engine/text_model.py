@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, overload
 
 import torch
 
+from trainer.data.media.readers.recording import Recording
 from trainer.engine.engine import Engine
 from trainer.engine.load import Source
+from trainer.engine.media import Medium
 from trainer.engine.request import Completion, Request, Sampling
 
 LENGTH = 256  # of an answer, where none is asked for
@@ -20,45 +23,48 @@ Prompt = str | Sequence[int]
 class TextModel:
     """Continues texts, and scores them.
 
-    source: what was opened. engine: what serves the requests; its weights are those of the directory.
+    source: what was opened. engine: what serves the requests; its weights are those of the directory, its towers too.
     """
 
     def __init__(self, source: Source, device: torch.device, *, cache_tokens: int = 32_768) -> None:
         decode = None if source.tokenizer is None else source.tokenizer.decode
         self.source = source
-        self.engine = Engine(source.load(device), decode=decode, cache_tokens=cache_tokens)
+        self.engine = Engine(source.load(device, towers=True), decode=decode, cache_tokens=cache_tokens)
 
     @overload
-    def generate(self, prompts: str, max_tokens: int | None = None, *, stop: Sequence[str] = (), **how: Any) -> str: ...
+    def generate(
+        self, prompts: str, max_tokens: int | None = None, *, media: Sequence[Medium] = (), **how: Any
+    ) -> str: ...
     @overload
     def generate(
-        self, prompts: Sequence[Prompt], max_tokens: int | None = None, *, stop: Sequence[str] = (), **how: Any
-    ) -> list[str]: ...
-    def generate(
         self,
-        prompts: str | Sequence[Prompt],
+        prompts: Sequence[Prompt],
         max_tokens: int | None = None,
         *,
-        stop: Sequence[str] = (),
+        media: Sequence[Sequence[Medium]] = (),
         **how: Any,
+    ) -> list[str]: ...
+    def generate(
+        self, prompts: str | Sequence[Prompt], max_tokens: int | None = None, *, media: Any = (), **how: Any
     ) -> str | list[str]:
         """The text that continues a prompt, or the texts of several.
 
-        Args: as of `complete`.
+        Args: as of `complete`; media of one prompt are one list.
         Raises: DataError for prompts that cannot be read, and without a tokenizer. RequestError for what cannot be
             served. Python's TypeError for a name in `how` that is not a field of `Sampling`.
         """
-        one = isinstance(prompts, str)
-        found = self.complete([prompts] if isinstance(prompts, str) else prompts, max_tokens, stop=stop, **how)
         self.source.require_tokenizer()
+        several, of_each = ([prompts], [media]) if isinstance(prompts, str) else (prompts, media)
+        found = self.complete(several, max_tokens, media=of_each, **how)
         texts = [answer.text or "" for answer in found]
-        return texts[0] if one else texts
+        return texts[0] if isinstance(prompts, str) else texts
 
     def complete(
         self,
         prompts: Sequence[Prompt],
         max_tokens: int | None = None,
         *,
+        media: Sequence[Sequence[Medium]] = (),
         stop: Sequence[str] = (),
         score_prompt: bool = False,
         alternatives: int = 0,
@@ -69,18 +75,27 @@ class TextModel:
         Args:
             prompts: texts, or lists of token ids.
             max_tokens: the most tokens of an answer; None: 256, or what the context leaves.
+            media: of each prompt, from `image` and `signal`; empty: none of them has any. A list of token ids has their
+                placeholders already.
             stop, score_prompt, alternatives: as of `Request`.
             how: fields of `Sampling`: temperature, top_k, top_p, min_p, seed. Prompts have consecutive seeds.
         """
-        first = Sampling(**how)
-        asked = []
-        for number, prompt in enumerate(prompts):
-            ids = self.source.prompt(prompt) if isinstance(prompt, str) else [*prompt]
+        first, asked = Sampling(**how), []
+        for number, (prompt, some) in enumerate(zip(prompts, media or [()] * len(prompts), strict=True)):
+            ids = self.source.prompt(prompt, some) if isinstance(prompt, str) else [*prompt]
             length = max(1, min(LENGTH, self.engine.context - len(ids))) if max_tokens is None else max_tokens
             sampling = replace(first, seed=first.seed + number)
             stop_ids = self.source.stop_ids
-            asked.append(Request(ids, length, sampling, stop_ids, tuple(stop), score_prompt, alternatives))
+            asked.append(Request(ids, length, sampling, stop_ids, tuple(stop), score_prompt, alternatives, some))
         return self.engine.generate(asked)
+
+    def image(self, given: str | Path | bytes) -> Medium:
+        """An image for a prompt, from a file or its bytes. Raises DataError."""
+        return self.source.medium("image", Path(given) if isinstance(given, str) else given)
+
+    def signal(self, given: str | Path | bytes | Recording) -> Medium:
+        """A signal for a prompt, from a file, its bytes, or a recording. Raises DataError."""
+        return self.source.medium("signal", Path(given) if isinstance(given, str) else given)
 
     def score(self, text: Prompt) -> list[tuple[str, float]]:
         """Each token of a text behind the first, as text, with its log-probability given those before it."""

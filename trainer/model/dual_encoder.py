@@ -62,7 +62,7 @@ class DualEncoder(Multimodal):
         """
         assert self.cfg.vision is not None
         assert self.cfg.vision.kind == "native"
-        tokens = self._image_embeddings(images, image_moves)
+        tokens = self.embed_images(images, image_moves)
         hidden, routing = Decoder.forward(self, ids, positions, cu_seqlens)
         block = self.cfg.vision.merge**2
         bounds = torch.tensor([0, *accumulate(rows * columns // block for rows, columns in images.grids)])

@@ -22,7 +22,7 @@ from trainer.model.experts.base import Backend
 from trainer.model.ops import TORCH, Ops
 from trainer.model.towers.intern_vit import InternViT
 from trainer.model.towers.places import Places
-from trainer.model.towers.run_images import RunImages, run_here
+from trainer.model.towers.run_images import RunImages, RunSignals, run_here, run_together
 from trainer.model.towers.time_series import Signal, TimeSeriesTower
 from trainer.model.towers.vision import Images, VisionTower
 
@@ -61,6 +61,7 @@ class Multimodal(Decoder):
         self.vision: InternViT | VisionTower | None = towers["vision"]
         self.signals: TimeSeriesTower | None = towers["signals"]
         self.run_images: RunImages = run_here
+        self.run_signals: RunSignals = run_together
 
     @property
     def tower_layers(self) -> list[list[nn.Module]]:
@@ -113,27 +114,28 @@ class Multimodal(Decoder):
         if ids is not None and embeds is None and self.embed is not None:
             embeds, looked_up = F.embedding(ids, self.embed), ids
             image_token, signal_token = self.cfg.image_token, self.cfg.signal_token
-            found = None if images is None else self._image_embeddings(images, image_moves)
+            found = None if images is None else self.embed_images(images, image_moves)
             embeds = _place(embeds, looked_up, image_token, found, image_places, "image")
-            found = self._signal_embeddings(signals) if signals else None
+            found = self.embed_signals(signals) if signals else None
             embeds = _place(embeds, looked_up, signal_token, found, signal_places, "signal")
             ids = None
         elif images is not None or signals:
             raise ValueError("images and signals need ids, whose placeholders they replace")
         return super().forward(ids, positions, cu_seqlens, embeds=embeds, expert_ids=expert_ids)
 
-    def _image_embeddings(self, images: Images | Tensor, moves: Moves | None) -> Tensor:
+    def embed_images(self, images: Images | Tensor, moves: Moves | None = None) -> Tensor:
+        """Embeddings of images, one after another: [n, H]. Raises ValueError without a tower."""
         if self.vision is None:
             raise ValueError("this model has no tower for images")
         with self._arithmetic():
             return self.run_images(self.vision, images, moves)
 
-    def _signal_embeddings(self, signals: Sequence[Signal]) -> Tensor:
+    def embed_signals(self, signals: Sequence[Signal]) -> Tensor:
+        """Embeddings of signals, one after another: [n, H]. Raises ValueError without a tower."""
         if self.signals is None:
             raise ValueError("this model has no tower for signals")
         with self._arithmetic():
-            embeddings: Tensor = self.signals(signals)
-        return embeddings
+            return self.run_signals(self.signals, signals)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         assert self.embed is not None

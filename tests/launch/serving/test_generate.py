@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -156,7 +157,10 @@ def test_a_prompt_that_is_not_utf_8_is_refused(run):
     assert (fault.where, fault.value, fault.allowed) == ("prompt", words, "text in UTF-8")
 
 
-def test_placeholders_without_media_are_refused(tmp_path):
+@pytest.fixture(scope="module")
+def with_towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a run whose model has towers, its export, and media."""
+    tmp_path = tmp_path_factory.mktemp("towers")
     with pytest.MonkeyPatch.context() as patch:
         data = illustrated.make_mixture(tmp_path, patch)
     image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
@@ -167,7 +171,52 @@ def test_placeholders_without_media_are_refused(tmp_path):
     cfg.data = data
     assert train(cfg) == 0
     export(tmp_path / "run", tmp_path / "exported", dtype="fp32")
-    for directory in (tmp_path / "run", tmp_path / "exported"):
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(illustrated.image(number, 1, 2))
+    for name, rate in (("wave", 25.0), ("fast", 75.0)):
+        np.savez(tmp_path / f"{name}.npz", signal=illustrated.wave(3), fs=rate)
+    return tmp_path
+
+
+def test_an_image_and_a_signal_are_part_of_a_prompt(with_towers, capsys):
+    image, signal = with_towers / "0.png", with_towers / "wave.npz"
+    words = ("<ts><TS_CONTEXT></ts> see <IMG_CONTEXT> here", "--image", image, "--signal", signal, "--max-tokens", 12)
+    shown = answer(capsys, with_towers / "run", *words)
+    assert shown == answer(capsys, with_towers / "exported", *words)
+    model = api.load(with_towers / "run", device="cpu")
+    media = [model.image(image), model.signal(str(signal))]
+    assert [medium.tokens for medium in media] == [2, 15]
+    assert model.generate(words[0], 12, media=media) + "\n" == shown
+    text, ids = "see here", model.source.prompt("see here", media)
+    assert len(ids) == len(model.source.prompt(text)) + 2 + 15 + 4
+    scores = [
+        model.complete([text], 0, score_prompt=True, media=[[model.image(with_towers / name)]])[0].prompt_scores
+        for name in ("0.png", "1.png", "0.png")
+    ]
+    assert np.array_equal(scores[0].log_probs, scores[2].log_probs)
+    assert not np.array_equal(scores[0].log_probs[-4:], scores[1].log_probs[-4:])
+
+
+def test_media_that_cannot_be_given_are_refused(with_towers, run, tmp_path):
+    image, directory = str(with_towers / "0.png"), str(with_towers / "run")
+    fault = refused("generate", str(run), "x", "--image", image)
+    assert (fault.where, fault.value) == (image, "image")
+    fault = refused("generate", directory, "x", "--image", str(tmp_path / "none.png"))
+    assert (fault.where, fault.value) == (str(tmp_path / "none.png"),) * 2
+    fault = refused("generate", directory, "x", "--signal", str(tmp_path / "none.npy"))
+    assert (fault.where, fault.value) == (str(tmp_path / "none.npy"),) * 2
+    fault = refused("generate", directory, "x", "--signal", str(with_towers / "fast.npz"))
+    assert (fault.where, fault.value) == (str(with_towers / "fast.npz"), 15)
+    (tmp_path / "text.png").write_text("not an image")
+    assert refused("generate", directory, "x", "--image", str(tmp_path / "text.png")).where == str(
+        tmp_path / "text.png"
+    )
+    fault = refused("generate", directory, "<IMG_CONTEXT> <IMG_CONTEXT>", "--image", image)
+    assert (fault.where, fault.value) == ("prompt", 1)
+
+
+def test_placeholders_without_media_are_refused(with_towers):
+    for directory in (with_towers / "run", with_towers / "exported"):
         for token in ("<IMG_CONTEXT>", "<TS_CONTEXT>"):
             fault = refused("generate", str(directory), f"see {token} here")
             assert (fault.where, fault.value) == ("prompt", token)

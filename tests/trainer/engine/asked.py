@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,7 @@ def serve(engine: Engine, asked: Sequence[Request], rng: random.Random) -> dict[
 class Trained:
     """One packed training forward pass over sequences of tokens."""
 
-    def __init__(self, model: Decoder, sequences: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: Decoder, sequences: Sequence[Sequence[int]], **media: Any) -> None:
         routes: list[Tensor] = []
         hooks = [
             block.moe.router.register_forward_hook(lambda _m, _i, out: routes.append(out[0])) for block in model.blocks
@@ -65,7 +66,7 @@ class Trained:
         self.bounds = [0, *accumulate(map(len, sequences))]
         ids = torch.tensor([[token for one in sequences for token in one]])
         positions = torch.cat([torch.arange(len(one)) for one in sequences]).unsqueeze(0)
-        hidden = model(ids, positions, torch.tensor(self.bounds, dtype=torch.int32)).hidden
+        hidden = model(ids, positions, torch.tensor(self.bounds, dtype=torch.int32), **media).hidden
         for hook in hooks:
             hook.remove()
         logits = model.logits(hidden).detach()[0]
@@ -89,10 +90,13 @@ class Trained:
         assert np.array_equal(scores.of_ids, np.take_along_axis(among, scores.ids, 1))
 
 
-def assert_as_trained(model: Decoder, asked: Sequence[Request], answers: Mapping[int, Completion]) -> None:
+def assert_as_trained(
+    model: Decoder, asked: Sequence[Request], answers: Mapping[int, Completion], **media: Any
+) -> None:
+    """media: inputs of the forward pass beside the tokens."""
     order = sorted(answers)
     assert order == [*range(len(asked))]
-    trained = Trained(model, [[*answers[one].prompt, *answers[one].ids] for one in order])
+    trained = Trained(model, [[*answers[one].prompt, *answers[one].ids] for one in order], **media)
     for place, one in enumerate(order):
         log_probs, routes = trained.of(place, len(answers[one].prompt))
         assert np.array_equal(answers[one].log_probs, log_probs), one

@@ -7,11 +7,14 @@ from trainer.model.exact.attention import ExactAttention
 from trainer.model.exact.ops import EXACT
 from trainer.model.experts.fp8_reference import Fp8Reference
 from trainer.model.experts.fused_grouped_mm import FusedGroupedMM
+from trainer.model.multimodal import Multimodal
+from trainer.model.towers.run_images import EachImage, run_each_signal
 
 
 def make_exact(model: Decoder) -> Decoder:
     """Replace, in place, the objects that compute by those of exact mode; experts in `fp8_reference` keep its rounding,
-    others compute in the dtype of the activations. Parameters and names stay. Returns the model.
+    others compute in the dtype of the activations. Towers run on one image or signal at a time. Parameters and names
+    stay. Returns the model.
 
     Raises ValueError where ranks share a sequence."""
     core = ExactAttention()
@@ -23,6 +26,8 @@ def make_exact(model: Decoder) -> Decoder:
         block.attention.ops = block.moe.router.ops = EXACT
         experts = block.moe.experts
         experts.backend = Fp8Reference(EXACT) if isinstance(experts.backend, Fp8Reference) else FusedGroupedMM(EXACT)
+    if isinstance(model, Multimodal):
+        model.run_images, model.run_signals = EachImage(model.run_images), run_each_signal
     return model
 
 

@@ -1,4 +1,5 @@
-"""Images of a batch in a vision tower: on their own rank, or spread over ranks that then have about as many patches.
+"""Images of a batch in a vision tower: on their own rank, or spread over ranks that then have about as many patches;
+and signals in theirs. Together, or each alone.
 
 Legend: H hidden size of the text model.
 """
@@ -15,10 +16,12 @@ from torch import Tensor
 from parallel.balance.moves import Grid, Moves, exchange_rows
 from parallel.dispatch.collectives import start_all_to_all
 from trainer.config.model import InternViTConfig, VisionConfig
-from trainer.model.towers.places import blank_image
+from trainer.model.towers.places import blank_image, choose_images
+from trainer.model.towers.time_series import Signal
 from trainer.model.towers.vision import Images, normalised
 
 Tower = Callable[[Images | Tensor], Tensor]
+SignalTower = Callable[[Sequence[Signal]], Tensor]
 
 
 class RunImages(Protocol):
@@ -29,10 +32,43 @@ class RunImages(Protocol):
         runs its own."""
 
 
+class RunSignals(Protocol):
+    """Runs a tower on the signals of a batch."""
+
+    def __call__(self, tower: SignalTower, signals: Sequence[Signal]) -> Tensor:
+        """Embeddings of `signals`, one after another [n, H]."""
+
+
 def run_here(tower: Tower, images: Images | Tensor, moves: Moves | None) -> Tensor:
     """Implements `RunImages` for images that stay on their rank."""
     assert moves is None, "images are only exchanged by `SpreadImages`"
     return tower(images)
+
+
+def run_together(tower: SignalTower, signals: Sequence[Signal]) -> Tensor:
+    """Implements `RunSignals` as the tower does it."""
+    return tower(signals)
+
+
+class EachImage:
+    """Implements `RunImages`: the tower runs once for each image (tile), whose embeddings then do not depend on the
+    others, bit by bit. run: what decides where. Ranks that share a tower's weights need equally many images."""
+
+    def __init__(self, run: RunImages) -> None:
+        self.run = run
+
+    def __call__(self, tower: Tower, images: Images | Tensor, moves: Moves | None) -> Tensor:
+        return self.run(lambda some: _one_by_one(tower, some), images, moves)
+
+
+def _one_by_one(tower: Tower, images: Images | Tensor) -> Tensor:
+    count = len(images.grids if isinstance(images, Images) else images)
+    return torch.cat([tower(choose_images(images, [number])) for number in range(count)])
+
+
+def run_each_signal(tower: SignalTower, signals: Sequence[Signal]) -> Tensor:
+    """Implements `RunSignals`: the tower runs once for each signal, as in `EachImage`."""
+    return torch.cat([tower([signal]) for signal in signals])
 
 
 def grids_of(cfg: VisionConfig | InternViTConfig, images: Images | Tensor) -> list[Grid]:

@@ -121,6 +121,15 @@ def kept_media(run_directory: Path) -> list[Kept]:
     return [Kept(kind, rule_from_json(entry), entry["sources"]) for kind, entries in facts.items() for entry in entries]
 
 
+def chosen_rules(kept: Sequence[Kept]) -> dict[str, Kept]:
+    """By kind, the rule with the largest share of samples; of equal ones the first."""
+    chosen: dict[str, Kept] = {}
+    for one in kept:
+        if one.kind not in chosen or sum(one.sources.values()) > sum(chosen[one.kind].sources.values()):
+            chosen[one.kind] = one
+    return chosen
+
+
 def exported_media(run_directory: Path, source: Path | None) -> ExportedMedia:
     """The files and lines of an export. source: the directory that the run kept of the weights that it started from.
 
@@ -133,10 +142,7 @@ def exported_media(run_directory: Path, source: Path | None) -> ExportedMedia:
     kept = kept_media(run_directory)
     if not kept:
         return ExportedMedia()
-    chosen: dict[str, Kept] = {}
-    for one in kept:
-        if one.kind not in chosen or sum(one.sources.values()) > sum(chosen[one.kind].sources.values()):
-            chosen[one.kind] = one
+    chosen = chosen_rules(kept)
     warnings = [*_several(kept, chosen)]
     files: dict[str, Path | bytes] = {}
     if "image" in chosen:

@@ -11,24 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from parallel.errors import one_of
-from trainer.config.model import InternViTConfig, ModelConfig, VisionConfig
+from trainer.config.model import ModelConfig
 from trainer.config.say import did_you_mean
 from trainer.data.errors import DataError
 from trainer.data.media.images import DECODE_LIMIT, PatchRule, TileRule
 from trainer.data.media.processors import rule_of_processor
-from trainer.data.media.rules import IMAGE_RULES, ImageKind, MediaRules, SignalKind, rule_from_json
+from trainer.data.media.rules import IMAGE_RULES, ImageKind, MediaRules, SignalKind
 from trainer.data.media.signals import SignalRule
 from trainer.data.shards.tokenizer import Tokenizer
-from trainer.weights.beside.media import RULES_FILE
+from trainer.weights.beside.media_rules import MARKERS, known_marks, rule_of_tower, signal_rule_of
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
 from trainer.weights.towers.config import multimodal_config_from_huggingface
 
-# (before, placeholder, after) of the published tokenizers
-KNOWN = {
-    "--image": (("<img>", "<IMG_CONTEXT>", "</img>"), ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")),
-    "--signal": (("<ts>", "<TS_CONTEXT>", "</ts>"), ("<|ts|>", "<TS_CONTEXT>", "<|/ts|>")),
-}
-MARKERS = ("before", "token", "after")
 IN_ROWS = ("field", "in_text")
 Words = Mapping[str, str]
 
@@ -65,7 +59,7 @@ def media_rules(
     if image is not None or (model is not None and model.vision is not None):
         images = _images(image or {}, tokenizer, model, published)
     if signal is not None or (model is not None and model.signals is not None):
-        rule = SignalRule() if published is None else _signal_rule(published / RULES_FILE)
+        rule = SignalRule() if published is None else signal_rule_of(published)
         signals = _signals(signal or {}, tokenizer, model, rule)
     return MediaRules(images, signals) if images or signals else None
 
@@ -91,7 +85,7 @@ def _images(words: Words, tokenizer: Tokenizer, model: ModelConfig | None, publi
     rest = dict(words)
     rule: PatchRule | TileRule | None = None
     if model is not None and model.vision is not None:
-        rule = _rule(model.vision)
+        rule = rule_of_tower(model.vision)
         if published is not None:
             rule = rule_of_processor(rule, published)
     name = rest.pop("rule", None)
@@ -160,12 +154,7 @@ def _marks(
     option: str, tokenizer: Tokenizer, given: Words, token: int | None
 ) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """The placeholder, and the markers around it. token: the placeholder of the model."""
-    names: dict[str, str] = {}
-    for marks in reversed(KNOWN[option]):
-        here = {key: mark for key, mark in zip(MARKERS, marks, strict=True) if tokenizer.id_of(mark) is not None}
-        # Of two spellings of the markers around one placeholder, the one that the tokenizer has.
-        if "token" in here and token in (None, tokenizer.id_of(here["token"])) and len(here) >= len(names):
-            names = here
+    names = known_marks(option.removeprefix("--"), tokenizer, token)
     names |= given
     ids = {key: _id(option, tokenizer, key, names.get(key, "")) for key in MARKERS}
     if token is None or "token" in given:
@@ -184,28 +173,6 @@ def _id(option: str, tokenizer: Tokenizer, key: str, name: str) -> tuple[int, ..
         text = f"{option} {key}={name}: the tokenizer has no such token; use one of its tokens"
         raise DataError(text, where=option, value=name, allowed="a token of the tokenizer")
     return (found,)
-
-
-def _signal_rule(path: Path) -> SignalRule:
-    """The rule that an export states; without one the published rule. Raises DataError."""
-    if not path.is_file():
-        return SignalRule("cut")  # all that published weights know
-    try:
-        signal = json.loads(path.read_text(encoding="utf-8")).get("signal")
-        rule = SignalRule("cut") if signal is None else rule_from_json(signal)
-        if not isinstance(rule, SignalRule):
-            raise ValueError(f"{signal['rule']} is not a rule of signals")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        remedy = "the file that octavo export wrote"
-        text = f"{path} cannot be read ({error}); restore {remedy}"
-        raise DataError(text, where=str(path), value=str(error), allowed=remedy) from error
-    return rule
-
-
-def _rule(vision: VisionConfig | InternViTConfig) -> PatchRule | TileRule:
-    if isinstance(vision, VisionConfig):
-        return PatchRule(vision.patch_size, vision.merge, vision.frames)
-    return TileRule(vision.tile_size, vision.patch_size, vision.merge)
 
 
 def _published(directory: Path) -> ModelConfig:
