@@ -41,7 +41,12 @@ ROOMS = [
 ]
 # corpora are made before a run, by commands or trainer.api; a run reaches them only through the toys' builders, and the
 # check of the packages that these need
-CORPORA_DOORS = ("trainer.corpora.toy", "trainer.corpora.pairs.toy", "trainer.corpora.needed")
+CORPORA_DOORS = (
+    "trainer.corpora.toy",
+    "trainer.corpora.pairs.toy",
+    "trainer.corpora.chats.toy",
+    "trainer.corpora.needed",
+)
 # these belong to trainer/storage alone
 DISK = re.compile(r"\bos\.(?:replace|rename|fsync|fdatasync)\b|\.rename\(|\bflock\b")
 MUTATORS = {"add", "append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "setdefault", "update"}

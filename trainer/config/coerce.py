@@ -321,8 +321,11 @@ def convert(hint: Any, value: Any) -> tuple[Any, str]:
         return None, "" if value is None else f"null or a mapping with the keys {', '.join(names)}"
     if origin in (typing.Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
-        if value is None:
+        if value is None and len(inner) < len(arguments):
             return None, ""
+        if len(inner) > 1:  # of scalars, the narrowest first
+            tried = [convert(choice, value) for choice in inner]
+            return next(((found, "") for found, problem in tried if not problem), (None, one_of(p for _, p in tried)))
         converted, problem = convert(inner[0], value)
         # a number may have no use where another key is null, as the placeholder of a tower that is not there
         return converted, f"{problem} or null" if problem and inner[0] in (int, float) else problem

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from trainer.config import coerce
 from trainer.config.coerce import FREE, NAMED
-from trainer.config.mixture import PairSourceConfig, PhaseConfig, SourceConfig
+from trainer.config.mixture import ChatSourceConfig, PairSourceConfig, PhaseConfig, SourceConfig
 from trainer.config.model import ModelConfig
 
 
@@ -35,13 +35,14 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    # synthetic: sequences from integer arithmetic, no corpus; pairs: images with captions, in tar files
-    name: Literal["synthetic", "mixture", "pairs"] = "mixture"
+    # synthetic: sequences from integer arithmetic, no corpus; pairs: images with captions, in tar files; chat:
+    # conversations, with a loss on the assistant's part alone
+    name: Literal["synthetic", "mixture", "pairs", "chat"] = "mixture"
     seq_len: int = 256  # tokens of one sequence (window); the most of a caption
     cache_dir: str = free(".cache/octavo")  # where corpora are built; relative to the working directory
     # of corpora that are built
     tokens_per_source: int = 2_000_000  # the most tokens that are taken from each source
-    # fraction of each source's documents that is never trained on; of pairs, fraction of the captions
+    # fraction of each source's documents or chats that is never trained on; of pairs, fraction of the captions
     holdout_fraction: float = 0.02
     # of data.name=mixture
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # corpora, each with its share of the tokens
@@ -50,9 +51,20 @@ class DataConfig:
     # of data.name=pairs
     pairs: dict[str, PairSourceConfig] = field(default_factory=dict)  # directories of tar files with pairs
     zero_shot: dict[str, str] = field(default_factory=dict)  # name -> directory of images with classes, to evaluate on
-    tokenizer: str | None = None  # of captions: a tokenizer.json, or a directory with one
+    # of captions and chats: a tokenizer.json, or a directory with one; null: for chats, that of checkpoint.init_from
+    tokenizer: str | None = None
     min_pixels: int = 65_536  # the least area that an image is scaled to
     max_pixels: int = 16_777_216  # the largest area that an image is scaled to
+    # of data.name=chat
+    chats: dict[str, ChatSourceConfig] = field(default_factory=dict)  # files of conversations
+    chat_template: str | None = None  # a .jinja file, or a directory with a chat template; null: beside the tokenizer
+    # names that the template reads, such as enable_thinking; chat_template_kwargs of a record go first
+    chat_values: dict[str, bool | int | float | str] = field(default_factory=dict)
+    chat_date: str | None = (
+        None  # the day that templates print, such as 2026-12-01; null: one that prints it is refused
+    )
+    long_chats: Literal["refuse", "cut", "skip"] = "refuse"  # what to do about chats of more than seq_len tokens
+    pack_chats: Literal["best_fit", "none"] = "best_fit"  # none: one chat to a window, the rest is padding
     # of all but synthetic
     build: Literal["none", "toy"] = "none"  # toy: the sources are made into cache_dir from installed packages
     root: str = free(".")  # directory that relative paths of sources start from; relative to the working directory
@@ -199,6 +211,9 @@ class TrainConfig:
     objective: Literal["next_token", "contrastive", "image_text"] = "next_token"
     contrastive_temperature: float = 0.07  # contrastive: cosine similarities are divided by it
     pair_loss: Literal["softmax", "sigmoid"] = "softmax"  # image_text: the loss of CLIP, or that of SigLIP
+    # of chats, the mean that is minimised; token: over all trained tokens of a step; sample: over chats, each the mean
+    # of its tokens; square: in between, a chat weighs the square root of its tokens
+    loss_reduction: Literal["token", "sample", "square"] = "token"
     resume: Literal["auto", "never"] = free("auto")  # never: start a new run in a directory beside the old one
     log_every: int = free(10)  # steps between log records, for which metrics are read from the device
     global_batch: int = 8  # sequences of one optimizer step, over all ranks
@@ -273,6 +288,13 @@ BEFORE: dict[str, Any] = {
     "data.tokenizer": None,
     "data.min_pixels": 65_536,
     "data.max_pixels": 16_777_216,
+    "data.chats": {},
+    "data.chat_template": None,
+    "data.chat_values": {},
+    "data.chat_date": None,
+    "data.long_chats": "refuse",
+    "data.pack_chats": "best_fit",
+    "train.loss_reduction": "token",
     "precision.accumulate": "fp32",
     "precision.kept": "exact",
     "data.build": "none",

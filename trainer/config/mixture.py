@@ -1,5 +1,5 @@
-"""The sources and phases of a mixture, and the tokens that their weights come to; the sources of pairs. No torch and no
-numpy here."""
+"""The sources and phases of a mixture, and the tokens that their weights come to; the sources of pairs and of chats. No
+torch and no numpy here."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ class PairSourceConfig:
     path: str  # a directory with img2dataset's tar files and their index, absolute or below data.root
     pairs: int  # to draw; only the ratios to those of other sources count
     max_epochs: float = 1.0  # the most times that each pair may be drawn
+
+
+@dataclass(kw_only=True)
+class ChatSourceConfig:
+    path: str  # .jsonl, .json and .parquet files: one, a directory or a pattern, absolute or below data.root
+    heldout: str = ""  # the same for chats that are never trained on; empty: data.holdout_fraction of the others
+    repeat: int = 1  # times that an epoch has each chat
 
 
 def integer_weights(weights: Iterable[float]) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from parallel.balance.moves import Moves
 from parallel.context.share import Share
+from trainer.data.weights import Reduction, label_weights
 from trainer.data.windows import Prepared, Windows
 from trainer.model.towers.places import Places, choose_images
 from trainer.model.towers.time_series import Signal
@@ -85,6 +86,7 @@ class Batch:
     samples: Sequence[int]  # [B] sample numbers
     faults: tuple[str, ...] = ()  # as of `Windows`: a line for each unreadable sample or document
     media: Media | None = None  # None for text alone
+    weights: Tensor | None = None  # [B, S] fp64, of labels that do not weigh the same; 0 where there is none
 
     def model_inputs(self) -> dict[str, Any]:
         """The arguments of the model's forward pass, by name."""
@@ -97,17 +99,20 @@ class Batch:
         if share.ranks == 1:
             return self
         inputs = {name: share.take(tensor.flatten(0, 1)).unsqueeze(0) for name, tensor in self.inputs.items()}
-        labels = None if self.labels is None else share.take(self.labels.flatten()).unsqueeze(0)
+        labels, weights = (
+            None if of is None else share.take(of.flatten()).unsqueeze(0) for of in (self.labels, self.weights)
+        )
         num_tokens = 0 if labels is None else int((labels != IGNORE).sum())
         tokens = next(iter(self.inputs.values())).shape[:2].numel()
         media = None if self.media is None else self.media.part(share, tokens)
-        return replace(self, inputs=inputs, labels=labels, num_tokens=num_tokens, media=media)
+        return replace(self, inputs=inputs, labels=labels, num_tokens=num_tokens, media=media, weights=weights)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with inputs, labels and media on `device`; `cu_seqlens` stays on the CPU."""
+        """The same batch with inputs, labels, weights and media on `device`; `cu_seqlens` stays on the CPU."""
         inputs = {name: _move(tensor, device) for name, tensor in self.inputs.items()}
-        labels = None if self.labels is None else _move(self.labels, device)
-        return replace(self, inputs=inputs, labels=labels, media=None if self.media is None else self.media.to(device))
+        labels, weights = (None if of is None else _move(of, device) for of in (self.labels, self.weights))
+        media = None if self.media is None else self.media.to(device)
+        return replace(self, inputs=inputs, labels=labels, media=media, weights=weights)
 
 
 def _slice(places: Places | None, local: Tensor) -> tuple[Places | None, list[int]]:
@@ -143,12 +148,13 @@ def _move(tensor: Tensor, device: torch.device | str) -> Tensor:
     return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)
 
 
-def make_batch(windows: Windows, samples: Sequence[int]) -> Batch:
+def make_batch(windows: Windows, samples: Sequence[int], reduction: Reduction = "token") -> Batch:
     """Label and delimit windows of S + 1 tokens.
 
     The label of position p is token p + 1, so that windows that overlap by one token leave no token of a document
     without a label; it is IGNORE where token p + 1 starts another document, or is context. Every window start
-    is a boundary. Images and signals are joined in the order of their placeholders.
+    is a boundary. Images and signals are joined in the order of their placeholders. reduction: other than token gives
+    labels weights.
     """
     tokens_BL, starts_BL = windows.tokens_BL, windows.starts_BL
     B, S = tokens_BL.shape[0], tokens_BL.shape[1] - 1
@@ -170,6 +176,7 @@ def make_batch(windows: Windows, samples: Sequence[int]) -> Batch:
         samples=samples,
         faults=windows.faults,
         media=media_of(windows.media),
+        weights=None if reduction == "token" else torch.from_numpy(label_weights(first_BS, supervised_BS, reduction)),
     )
 
 

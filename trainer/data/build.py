@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
     from trainer.config.model import ModelConfig
     from trainer.data.protocols import Data
+    from trainer.data.weights import Reduction
 
 
 def build_data(
@@ -27,6 +28,8 @@ def build_data(
     samples: int = 0,
     weights: Path | None = None,
     model: ModelConfig | None = None,
+    reduction: Reduction = "token",
+    kept: Path | None = None,
     progress: OnProgress = print_line,
     warn: Callable[[str], None] = print_warning,
 ) -> Data:
@@ -35,9 +38,10 @@ def build_data(
     seed: decides the order of the samples. vocab_size: the model's; synthetic data use all of it, a corpus must fit in
     it. samples: that the run reads in all. weights: the directory of the published weights that it starts from, whose
     tokenizer.json must give the corpus' tokens the same ids. model: whose towers must be those that the images and
-    signals of the corpus were tokenized for; synthetic data have some for them. progress: receives every stage of
-    building a toy corpus. warn: receives a line for damage that `data.on_fault=skip` passes over, and for tokens that
-    the weights do not know.
+    signals of the corpus were tokenized for; synthetic data have some for them. reduction: of chats, as
+    `train.loss_reduction`. kept: where the run keeps its tokenizer, which chats are read with if nothing else names
+    one. progress: receives every stage of building a toy corpus. warn: receives a line for damage that
+    `data.on_fault=skip` passes over, for records that are left out, and for tokens that the weights do not know.
     """
     if cfg.name == "synthetic":
         from trainer.data.synthetic import open_synthetic
@@ -53,8 +57,13 @@ def build_data(
         return with_media(data, model, cfg.seq_len, seed)
     if cfg.name == "pairs":
         return _open_pairs(cfg, model, seed=seed, vocab_size=vocab_size, samples=samples, progress=progress, warn=warn)
+    if cfg.name == "chat":
+        return _open_chats(
+            cfg, seed=seed, vocab_size=vocab_size, reduction=reduction, weights=weights, kept=kept, progress=progress,
+            warn=warn,
+        )  # fmt: skip
     if cfg.name != "mixture":
-        names = ("mixture", "synthetic", "pairs")
+        names = ("mixture", "synthetic", "pairs", "chat")
         text = f"data.name={cfg.name} is not a kind of data; use {' or '.join(names)}"
         raise DataError(text, where="data.name", value=cfg.name, allowed=names)
     from trainer.data.mixture.checks import other_towers, other_vocabulary, without_position
@@ -97,6 +106,31 @@ def _open_pairs(
         directory = open_toy_pairs(cfg, progress)
         cfg = replace(cfg, root=str(directory), tokenizer=str(directory))
     data, tokens = open_pairs(cfg, model.vision, seed=seed, samples=samples, warn=warn)
+    if (error := too_small(vocab_size, tokens)) is not None:
+        raise error
+    return data
+
+
+def _open_chats(
+    cfg: DataConfig,
+    *,
+    seed: int,
+    vocab_size: int,
+    reduction: Reduction,
+    weights: Path | None,
+    kept: Path | None,
+    progress: OnProgress,
+    warn: Callable[[str], None],
+) -> Data:
+    from trainer.data.chats.stream import open_chats
+
+    if cfg.build == "toy":
+        from trainer.corpora.chats.toy import open_toy_chats
+
+        cfg = open_toy_chats(cfg, progress)
+    data, tokens = open_chats(
+        cfg, seed=seed, reduction=reduction, weights=weights, kept=kept, progress=progress, warn=warn
+    )
     if (error := too_small(vocab_size, tokens)) is not None:
         raise error
     return data

@@ -84,12 +84,24 @@ class TextSplits(Protocol):
 
 
 @dataclass(frozen=True)
+class ChatFiles:
+    """Chat templates by name, the special tokens that they read, and the ids that end a turn of the assistant, the most
+    frequent first."""
+
+    templates: Mapping[str, str]
+    special_tokens: Mapping[str, str]
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TokenizerFile:
-    """The tokenizer.json that made a corpus, the token that ends its documents, and the ids that open each."""
+    """The tokenizer.json that made a corpus, the token that ends its documents, and the ids that open each. chat: of
+    chats, whose turns that token ends."""
 
     path: Path
     end_of_document: str
     before: tuple[int, ...] = ()
+    chat: ChatFiles | None = None
 
 
 @dataclass(frozen=True)

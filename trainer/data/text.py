@@ -13,22 +13,27 @@ import numpy.typing as npt
 
 from trainer.data.batch import Batch, LateBatch, make_batch
 from trainer.data.protocols import TextSplits
+from trainer.data.weights import Reduction
 from trainer.data.windows import Windows
 
 PROMPT_TOKENS = 8  # of a held-out document, after its prefix
 
 
 class TextStream:
-    """A `Stream` over `read(first, count)`, which returns the windows of samples first .. first + count - 1."""
+    """A `Stream` over `read(first, count)`, which returns the windows of samples first .. first + count - 1.
 
-    def __init__(self, read: Callable[[int, int], Windows], shares: Mapping[str, float]) -> None:
+    reduction: gives labels weights, as `label_weights`."""
+
+    def __init__(
+        self, read: Callable[[int, int], Windows], shares: Mapping[str, float], reduction: Reduction = "token"
+    ) -> None:
         self.shares = shares
-        self._read = read
+        self._read, self._reduction = read, reduction
 
     def batch(self, first: int, count: int) -> Batch:
         if first < 0 or count < 1:
             raise ValueError(f"samples {first} .. {first + count - 1}: numbers start at 0")
-        return make_batch(self._read(first, count), list(range(first, first + count)))
+        return make_batch(self._read(first, count), list(range(first, first + count)), self._reduction)
 
 
 class TextHeldOut:

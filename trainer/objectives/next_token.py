@@ -19,9 +19,11 @@ from trainer.model.numerics import wide
 from trainer.objectives.base import Objective
 from trainer.objectives.scalars import GlobalBatch, Scalar, Scalars
 
+FIXED_POINT = 2**32  # weights are counted in whole numbers, which add up to the same in any layout
+
 
 class NextToken(Objective):
-    """`loss` is in nats per supervised token of the step.
+    """`loss` is in nats per supervised token of the step; of batches with weights, the weighted mean over all of them.
 
     chunk: tokens whose logits exist at one time.
     """
@@ -32,10 +34,11 @@ class NextToken(Objective):
         self.chunk = chunk
 
     def count(self, batch: Batch) -> int:
-        return batch.num_tokens
+        return batch.num_tokens if batch.weights is None else round(float(batch.weights.sum()) * FIXED_POINT)
 
     def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:
-        return Scalars(loss=Scalar(self._nats(model, hidden, batch), whole.units, loss=True, per_unit=True))
+        units = whole.units if batch.weights is None else whole.units / FIXED_POINT
+        return Scalars(loss=Scalar(self._nats(model, hidden, batch), units, loss=True, per_unit=True))
 
     def measure(self, model: Decoder, hidden: Tensor, batch: Batch) -> Scalars:
         return Scalars(heldout=Scalar(self._nats(model, hidden, batch), batch.num_tokens))
@@ -49,7 +52,8 @@ class NextToken(Objective):
     def _nats(self, model: Decoder, hidden: Tensor, batch: Batch) -> Tensor:
         assert batch.labels is not None  # every stream of text has them
         assert model.lm_head is not None
-        return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, batch.labels.flatten(), self.chunk)
+        weights = None if batch.weights is None else batch.weights.flatten()
+        return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, batch.labels.flatten(), self.chunk, weights)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -58,7 +62,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     it was slower and costs 157 MB and 1.3 CPU-seconds at its first call (docs/log.md, 2026-11-29)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, with_grad: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        weights: Tensor | None,
+        chunk: int,
+        with_grad: bool,
+    ) -> Tensor:
         dtype = wide(hidden.dtype)
         high, head = hidden.to(dtype), weight.to(dtype)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)  # of many chunks
@@ -68,7 +80,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(head) if with_grad else None
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
-            h_NH, counted_N1 = high[part], (labels[part] != IGNORE).unsqueeze(-1).to(dtype)
+            counted = labels[part] != IGNORE if weights is None else weights[part]
+            h_NH, counted_N1 = high[part], counted.unsqueeze(-1).to(dtype)
             target_N1 = labels[part].clamp_min(0).unsqueeze(-1)
             logits, p = logit_buffer[: len(h_NH)], p_buffer[: len(h_NH)]
             torch.mm(h_NH, head.t(), out=logits)
@@ -85,16 +98,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total.to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
-        return (d_hidden * grads[0]).to(hidden_dtype), (d_weight * grads[0]).to(weight_dtype), None, None, None
+        return (d_hidden * grads[0]).to(hidden_dtype), (d_weight * grads[0]).to(weight_dtype), None, None, None, None
 
 
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy in nats of the logits hidden @ weight.T, summed over the labels that are not IGNORE.
 
     Args: hidden: [N, H]. weight: [V, H]. labels: [N] int64 in [0, V) or IGNORE. chunk: tokens with logits at a time.
+    weights: [N] that the labels' terms are multiplied by, 0 for IGNORE; None: 1.
     Returns: 0-dim, fp32 (fp64 for fp64 inputs); head and softmax are computed in that dtype.
     """
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, chunk, torch.is_grad_enabled())
+    return _ChunkedCrossEntropy.apply(hidden, weight, labels, weights, chunk, torch.is_grad_enabled())

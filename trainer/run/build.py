@@ -14,6 +14,7 @@ from parallel.pipeline.plan import Plan
 from parallel.world import World
 from trainer.config.keys import Config
 from trainer.config.ranks import cut_model, map_ranks
+from trainer.config.run_files import TOKENIZER_DIRECTORY
 from trainer.data.build import build_data
 from trainer.data.media.balance import Balance
 from trainer.data.protocols import Data
@@ -218,6 +219,8 @@ def _open_data(cfg: Config, run: RunDir, world: World) -> tuple[Data, list[str]]
         samples=cfg.train.steps * cfg.train.global_batch,
         model=cfg.model,
         weights=Path(str(cfg.checkpoint.init_from)) if new else None,
+        reduction=cfg.train.loss_reduction,
+        kept=run.path / TOKENIZER_DIRECTORY,
         warn=found.append,
     )
     faults = sorted({line for of_rank in world.gather(found) for line in of_rank})

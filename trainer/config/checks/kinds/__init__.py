@@ -1,0 +1,1 @@
+"""Keys of kinds of data that are not a mixture."""

@@ -1,0 +1,1 @@
+"""Chats that the toy is fine-tuned on."""

@@ -1,0 +1,1 @@
+"""Chats as a run reads them: tokenized once into the cache, packed into windows, with a mask of what is trained."""
