@@ -17,9 +17,12 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from parallel.torch_private import MATMULS
 
 
-def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str, method: str = "forward") -> None:
+def checkpoint_activations(
+    blocks: Iterable[nn.Module], recompute: str, method: str = "forward", *, random: bool = False
+) -> None:
     """Save memory at the cost of time: "none" keeps every activation, "full" only each block's input, "selective" also
-    the results of matmuls and attention. method: the part of a block that is recomputed.
+    the results of matmuls and attention. method: the part of a block that is recomputed. random: blocks
+    draw random numbers, and are to draw the same ones again.
 
     The recomputed forward repeats the same operations on the same numbers, so losses and gradients do not change. In a
     compiled block "selective" keeps only the attention, because the compiler's own matmuls are not visible to it. On a
@@ -27,8 +30,8 @@ def checkpoint_activations(blocks: Iterable[nn.Module], recompute: str, method: 
     """
     if recompute == "none":
         return
-    # Blocks draw no random numbers, so there is no generator state to keep.
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    # Without random numbers there is no generator state to keep.
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": random}
     if recompute == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     for block in blocks:

@@ -93,7 +93,8 @@ def parallelize(model: Decoder, meshes: Meshes | None, cfg: Config, device_type:
         log.info("compile each of %d blocks", len(model.blocks))
     if cfg.train.recompute != "none":
         part = PARTS.get(cfg.train.recompute)
-        checkpoint_activations(model.blocks, "full" if part else cfg.train.recompute, part or "forward")
+        kind, method, random = "full" if part else cfg.train.recompute, part or "forward", cfg.lora.dropout > 0
+        checkpoint_activations(model.blocks, kind, method, random=random)
         log.info("recompute activations: %s", cfg.train.recompute)
     if isinstance(model, Multimodal) and cfg.train.recompute != "none":
         # Never compiled: whole layers would be again for every size of an image, and halves that take any size gain too

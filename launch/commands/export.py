@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.paths import check_all, must_not_exist
 from launch.progress import ProgressDisplay
+from parallel.errors import one_of
 from trainer.config.command_line import Parser, above_zero, choice
-from trainer.config.errors import print_warning
+from trainer.config.errors import CommandError, print_warning
 from trainer.weights.opened import open_checkpoint
+
+if TYPE_CHECKING:
+    from trainer.weights.lora.peft import Form
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
@@ -32,10 +39,20 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     )
     add("--pad", action="store_true", help="with FP8: pad the width of the experts with zeros to a multiple of 128")
     add("--text-only", action="store_true", help="leave out the vision, projector and time-series weights")
+    add(
+        "--adapter",
+        **choice("merged", "peft", "peft-3d"),
+        help="of a run with adapters. merged: the model with the adapters in its weights; peft: the adapters alone, as "
+        "PEFT writes them, a pair of matrices for each expert; peft-3d: the same with a pair for all experts of a "
+        "layer (default: merged)",
+    )
     add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="maximum file size in GB (default: 5)")
     options = parser.read(words)
     checkpoint = Path(options.checkpoint)
-    check_all(lambda: open_checkpoint(checkpoint), lambda: must_not_exist(options.target))
+    check_all(lambda: _open(checkpoint, options.adapter), lambda: must_not_exist(options.target))
+    if options.adapter in ("peft", "peft-3d"):
+        _refuse_of_models(options)
+        return partial(_export_adapters, checkpoint, Path(options.target), options.adapter, options.dtype)
 
     def work() -> int:
         from trainer.weights.export import export  # imports torch
@@ -68,3 +85,39 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         return 0
 
     return work
+
+
+def _open(checkpoint: Path, adapter: str | None) -> None:
+    opened = open_checkpoint(checkpoint)
+    if adapter is not None and opened.lora.target == "none":
+        allowed = "a run with lora.target=attention, experts or all"
+        text = f"--adapter {adapter}: {opened.run_directory} has no adapters; give {allowed}, or leave --adapter out"
+        raise CommandError(text, where="--adapter", value=adapter, allowed=allowed)
+
+
+def _refuse_of_models(options: argparse.Namespace) -> None:
+    """Raises `CommandError` for options that are about whole models."""
+    adapter = options.adapter
+    if options.dtype == "fp8":
+        allowed = ("source", "bf16", "fp32")
+        text = f"--dtype fp8 is for matrices of a model, and --adapter {adapter} writes none; use {one_of(allowed)}"
+        raise CommandError(text, where="--dtype", value="fp8", allowed=allowed)
+    for name, given in (("--pad", options.pad), ("--text-only", options.text_only)):
+        if given:
+            text = f"{name} changes a model, and --adapter {adapter} writes none; leave it out"
+            raise CommandError(text, where=name, value=True, allowed="--adapter merged")
+
+
+def _export_adapters(checkpoint: Path, target: Path, form: Form, dtype: str) -> int:
+    import torch
+
+    from trainer.weights.lora.peft import export_adapters
+
+    started, opened = time.perf_counter(), open_checkpoint(checkpoint)
+    chosen = torch.bfloat16 if dtype == "bf16" else torch.float32
+    nbytes = export_adapters(opened, target, form, chosen)
+    seconds = time.perf_counter() - started
+    size = f"{nbytes / 1e9:,.3f} GB in {seconds:,.1f} s"
+    print(f"{target}: adapters of {opened.lora.target} after step {opened.step}; {size}")
+    print(f"next: PeftModel.from_pretrained(model, '{target}') puts them on the model in {opened.base['path']}")
+    return 0

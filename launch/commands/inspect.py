@@ -30,7 +30,7 @@ from trainer.weights.towers.config import multimodal_config_from_huggingface
 UNCOUNTED = ("FP8 scales", "optimizer", "generators")  # not parameters
 ORDER = (
     "embedding", "position tables", "norms", "attention", "router", "experts", "LM head", "FP8 scales", "vision",
-    "projector", "time series", "common space", "optimizer", "generators", "unknown",
+    "projector", "time series", "common space", "adapters", "optimizer", "generators", "unknown",
 )  # fmt: skip
 LISTED = 10  # tensors that are named in a list
 READERS = 4  # files that are compared at one time
@@ -123,16 +123,22 @@ def _training(path: Path) -> bool:
     print(f"{opened.path}: training checkpoint of step {opened.step}, saved with world size {opened.ranks}")
     parts = {f"model.{piece.parameter}": part_of(piece.name) for piece in opened.pieces}
     parts |= {f"model.{name}": "common space" for name in opened.common_space}
+    parts |= {f"model.{name}": "adapters" for name in opened.adapters}
     entries: list[Entry] = []
-    for name, facts in opened.state.tensors.items():
+    for name, facts in opened.stored.tensors.items():
         dtype, shape = facts.properties.dtype, tuple(facts.size)
         other = {"optim": "optimizer", "rng": "generators"}.get(name.partition(".")[0], "unknown")
         entries.append((parts.get(name, other), str(dtype).removeprefix("torch."), shape, prod(shape) * dtype.itemsize))
     _print_table(entries)
     _print_model(opened.model)
     _print_list("missing", opened.missing)
-    _print_list("unknown", [name for name in opened.state.tensors if name.startswith("model.") and name not in parts])
+    _print_list("unknown", [name for name in opened.stored.tensors if name.startswith("model.") and name not in parts])
     _print_list("mismatch", opened.unfit)
+    if opened.lora.target != "none":
+        lora = opened.lora
+        print(
+            f"adapters    lora.target={lora.target}, rank {lora.rank}, times {lora.scale:g}, on {opened.base['path']}"
+        )
     complete = not opened.missing and not opened.unfit
     result = "complete by names, shapes and sizes; loading and exporting compare hashes too"
     print(result if complete else "NOT complete")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from trainer.config import coerce
 from trainer.config.coerce import FREE, NAMED
 from trainer.config.mixture import ChatSourceConfig, PairSourceConfig, PhaseConfig, SourceConfig
-from trainer.config.model import ModelConfig
+from trainer.config.model import ModelConfig, Shape
 
 
 def free(default: Any) -> Any:
@@ -201,6 +201,23 @@ class LoraConfig:
     def scale(self) -> float:
         """The factor of each adapter."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    def shapes(self, model: ModelConfig) -> dict[str, Shape]:
+        """The parameters of all adapters of `model`, by name; as `trainer.model.lora` makes them."""
+        m, r, found = model, self.rank, dict[str, Shape]()
+        q, kv = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
+        for layer in (f"layers.{number}." for number in range(m.num_layers)):
+            if self.target in ("attention", "all"):
+                for letter, rows in (("q", q), ("k", kv), ("v", kv)):
+                    at = f"{layer}attention.into.adapters.{letter}."
+                    found |= {f"{at}a": (r, m.hidden_size), f"{at}b": (rows, r)}
+                at = f"{layer}attention.out_of.adapters.o."
+                found |= {f"{at}a": (r, q), f"{at}b": (m.hidden_size, r)}
+            if self.target in ("experts", "all"):
+                widths = {"a13": m.hidden_size, "b13": 2 * m.expert_width, "a2": m.expert_width, "b2": m.hidden_size}
+                at = f"{layer}moe.experts.backend."
+                found |= {f"{at}{name}": (m.num_experts, r, width) for name, width in widths.items()}
+        return found
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -46,7 +46,8 @@ class Parts:
     warnings: what the run passes over, found on any rank, one line each: unknown keys of published weights, damage of
     the data. meshes: None for a process on its own. place: of this rank. alike: the ranks that hold the same stages.
     stages: this rank's pipeline stages by number, in order; pipeline: runs them in training, None where there is one
-    stage, which is then the whole model. forward: runs the model outside of training.
+    stage, which is then the whole model. forward: runs the model outside of training. base: where adapters are trained,
+    `identify` of the weights that they belong to.
     """
 
     data: Data
@@ -59,6 +60,7 @@ class Parts:
     pipeline: Pipeline | None
     forward: Forward
     engine: Engine
+    base: dict[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> Decoder:
@@ -69,7 +71,7 @@ class Parts:
 
 def build(cfg: Config, run: RunDir, world: World) -> Parts:
     """Collective over all ranks. Raises `ConfigError`, `DataError`, `WorldError` and `HuggingFaceError`."""
-    fill, warnings = _choose_weights(cfg, run, world)
+    fill, warnings, base = _choose_weights(cfg, run, world)
     data, faults = _open_data(cfg, run, world)
     if data.tokenizer is not None:
         keep_corpus_tokenizer(data.tokenizer, run.path, world)
@@ -80,7 +82,7 @@ def build(cfg: Config, run: RunDir, world: World) -> Parts:
     plan, stages = build_stages(cfg, world, alike, meshes, place, objective, fill)
     pipeline, forward = build_pipeline(cfg, plan, stages, objective, alike, meshes)
     engine = _prepare_engine(cfg, world, alike, meshes, list(stages.values()))
-    return Parts(data, [*warnings, *faults], meshes, place, alike, objective, stages, pipeline, forward, engine)
+    return Parts(data, [*warnings, *faults], meshes, place, alike, objective, stages, pipeline, forward, engine, base)
 
 
 def ranks_alike(world: World, meshes: Meshes | None) -> World:
@@ -188,12 +190,14 @@ def build_model(
     init_adapters(model, cfg.train.seed)
     if not partitioned:
         world.broadcast_module(model, own=spread_scales(model))
+    if cfg.lora.dropout:
+        torch.manual_seed(cfg.train.seed + 1 + world.rank)  # ranks with other tokens drop other inputs
     return model
 
 
-def _choose_weights(cfg: Config, run: RunDir, world: World) -> tuple[Fill | None, list[str]]:
+def _choose_weights(cfg: Config, run: RunDir, world: World) -> tuple[Fill | None, list[str], dict[str, str]]:
     """Open the published weights that a new run, or any start with adapters, takes; None for other resumed runs and for
-    random weights. Also returns warnings about them.
+    random weights. Also returns warnings about them and, with adapters, `identify` of them.
 
     Filling a model from them also copies the parts that are not trained to the run directory.
     """
@@ -201,11 +205,12 @@ def _choose_weights(cfg: Config, run: RunDir, world: World) -> tuple[Fill | None
     needed = run.step == 0 or cfg.lora.target != "none"
     published = open_published(cfg, world) if needed else None
     if published is None:
-        return None, []
+        return None, [], {}
 
     if run.step == 0:
         published.keep_untrained_parts(run.path, cfg.model)
-    return published.fill, published.source.warnings
+    adapted = cfg.lora.target != "none"
+    return published.fill, published.source.warnings, published.identify() if adapted else {}
 
 
 def _open_data(cfg: Config, run: RunDir, world: World) -> tuple[Data, list[str]]:

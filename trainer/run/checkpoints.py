@@ -15,6 +15,7 @@ from trainer.config.keys import Config
 from trainer.config.run_files import CHECKPOINTS, CONFIG_FACT
 from trainer.run.build import Parts
 from trainer.run.directory import last_step
+from trainer.weights.lora.base import BASE_FACT, differing
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Checkpoints:
     def resume(self) -> Position | None:
         """Load the newest intact checkpoint; None where there is none. Raises `CheckpointError`."""
         tensors = self._tensors()
-        manifest = self._store.load(tensors, self._check_data)
+        manifest = self._store.load(tensors, self._check)
         if manifest is None:
             return None
         restore_generators(tensors, self.world.rank)
@@ -62,6 +63,8 @@ class Checkpoints:
             return
         config = coerce.to_dict(self.cfg)
         facts = {"sample": position.sample, "data": self.parts.data.fingerprint, CONFIG_FACT: config}
+        if self.parts.base:
+            facts[BASE_FACT] = self.parts.base
         copy = self.cfg.optim.offload == "none"  # the host may not have room for the state twice
         self._log(self._store.save(position.step, self._tensors(), facts, copy=copy), position, log)
         self.saved_step = position.step
@@ -100,6 +103,18 @@ class Checkpoints:
         message = f"step-{saved.step} is saved"
         log.event({"event": "checkpoint", "step": position.step, "message": message, **facts})
         return True
+
+    def _check(self, manifest: dict[str, Any]) -> None:
+        self._check_data(manifest)
+        other = differing(manifest.get(BASE_FACT), self.parts.base) if self.parts.base else None
+        if other is not None:
+            raise CheckpointError(
+                f"{self.directory} has adapters of other weights than {self.parts.base['path']} holds now ({other}); "
+                "restore the weights that they belong to, or use another run.dir",
+                where="checkpoint.init_from",
+                value=self.parts.base,
+                allowed=manifest.get(BASE_FACT),
+            )
 
     def _check_data(self, manifest: dict[str, Any]) -> None:
         before, now = manifest["data"], self.parts.data.fingerprint

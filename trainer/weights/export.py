@@ -41,6 +41,7 @@ from trainer.weights.hf_read import read_tensor
 from trainer.weights.hf_survey import FP8, quantization
 from trainer.weights.hf_write import SHARD_BYTES, Bundle, copy_of, make_room, write_directory
 from trainer.weights.kept_source import Carried, read_carried
+from trainer.weights.lora.merged import MergedState
 from trainer.weights.map import MULTIMODAL, PLAIN, Piece, full_name, text_pieces
 from trainer.weights.opened import OpenedCheckpoint, open_checkpoint
 from trainer.weights.towers.trained import describe
@@ -274,7 +275,12 @@ def _destination(model: ModelConfig, carried: Carried | None, text_only: bool) -
 
 
 def _trained(
-    state: StoredState, piece: Piece, wide: Piece, name: str, dtype: str, of_source: Mapping[str, StoredTensor]
+    state: StoredState | MergedState,
+    piece: Piece,
+    wide: Piece,
+    name: str,
+    dtype: str,
+    of_source: Mapping[str, StoredTensor],
 ) -> Bundle:
     """The tensor of `piece`, in the shape of `wide`. of_source: the scales that the run's source has, by piece."""
     scales = of_source.get(piece.name)

@@ -39,6 +39,7 @@ from trainer.weights.hf_files import (
 from trainer.weights.hf_read import fill
 from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.hf_write import copy_of, write_directory
+from trainer.weights.lora.base import identify
 from trainer.weights.map import MULTIMODAL, OLD, PLAIN, SCALE_SUFFIX
 from trainer.weights.scaled import check_stored_in_fp8, fill_scales
 from trainer.weights.section import located
@@ -76,6 +77,13 @@ class PublishedWeights:
         shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
         fill(model, self.source, self.world.watch.tick, [*self.source.pieces, *tower_pieces(shapes)])
         fill_scales(model, self.source, self.source.pieces, self.world.watch.tick)
+
+    def identify(self) -> dict[str, str]:
+        """`identify` of the directory. Raises HuggingFaceError."""
+        self.world.watch.at(f"start: recognising {self.source.directory.path}")
+        found: dict[str, str] = {}
+        _on_the_first(self.world, lambda: found.update(identify(self.source.directory.path)))
+        return self.world.broadcast(found)
 
     def keep_untrained_parts(self, run_directory: Path, model: ModelConfig) -> None:
         """Copy what an export will need to the run directory. model: that is trained. Raises HuggingFaceError."""

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parallel.errors import one_of
 from trainer.checkpoint.errors import CheckpointError
+from trainer.config import coerce
+from trainer.config.errors import ConfigError
+from trainer.config.keys import LoraConfig
 from trainer.config.model import ModelConfig
 from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, read_run, read_start
 from trainer.storage.boxes import Box
 from trainer.storage.manifest import CHECKPOINT, CorruptError
+from trainer.weights.lora.base import BASE_FACT
 from trainer.weights.map import Piece, text_pieces
 from trainer.weights.towers.trained import trained_pieces
 
 if TYPE_CHECKING:
     from trainer.checkpoint.slices import StoredState
+    from trainer.weights.lora.merged import MergedState
 
 METADATA = ".metadata"  # torch.distributed.checkpoint's index
 HASHERS = 4  # files that are read at one time
@@ -40,6 +45,8 @@ class OpenedCheckpoint:
     model: ModelConfig
     init_from: str | None  # what the run's weights were read from
     files: dict[str, dict[str, Any]]  # as the manifest lists them
+    lora: LoraConfig = field(default_factory=LoraConfig)  # with a target, the checkpoint holds adapters alone
+    base: dict[str, str] = field(default_factory=dict)  # then `identify` of the weights that they belong to
 
     def compare_hashes(self) -> None:
         """Raises CheckpointError unless every byte is as it was written."""
@@ -49,11 +56,26 @@ class OpenedCheckpoint:
                     raise _corrupt(self.path, fault)
 
     @cached_property
-    def state(self) -> StoredState:
+    def stored(self) -> StoredState:
         """The stored tensors. Raises CheckpointError for an index that cannot be read."""
         from trainer.checkpoint.slices import StoredState  # imports torch
 
         return StoredState(self.path)
+
+    @cached_property
+    def state(self) -> StoredState | MergedState:
+        """The model's tensors: those stored, or, with adapters, those merged with their base. Raises CheckpointError,
+        also where the base is gone."""
+        if self.lora.target == "none":
+            return self.stored
+        from trainer.weights.lora.merged import MergedState
+
+        return MergedState(self.stored, self.lora, self.base, self.shapes, trained_pieces(self.model))
+
+    @cached_property
+    def adapters(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the adapters' parameters by the run's configuration."""
+        return self.lora.shapes(self.model)
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
@@ -78,16 +100,18 @@ class OpenedCheckpoint:
 
     @property
     def missing(self) -> list[str]:
-        return [f"model.{name}" for name in self.shapes if self.state.shape(f"model.{name}") is None]
+        names = (f"model.{name}" for name in (*self.shapes, *self.adapters))
+        return [name for name in names if self.state.shape(name) is None]
 
     @property
     def unfit(self) -> list[str]:
         """A line for each weight of another shape than the configuration makes it."""
-        found = {name: self.state.shape(f"model.{name}") for name in self.shapes}
+        wanted = self.shapes | self.adapters
+        found = {name: self.state.shape(f"model.{name}") for name in wanted}
         return [
-            f"model.{name} is {list(shape)}; by {CONFIG_FILE} it is {list(self.shapes[name])}"
+            f"model.{name} is {list(shape)}; by {CONFIG_FILE} it is {list(wanted[name])}"
             for name, shape in found.items()
-            if shape is not None and shape != self.shapes[name]
+            if shape is not None and shape != wanted[name]
         ]
 
 
@@ -103,7 +127,7 @@ def open_checkpoint(checkpoint: Path, *, allowed: str = TAKEN) -> OpenedCheckpoi
     path = locate(checkpoint, allowed=allowed)
     run_directory = path.absolute().parent.parent
     try:
-        read_run(run_directory)
+        tree, _ = read_run(run_directory)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: {CONFIG_FILE}, which describes the model, is missing from the run directory {run_directory}; "
@@ -123,7 +147,11 @@ def open_checkpoint(checkpoint: Path, *, allowed: str = TAKEN) -> OpenedCheckpoi
         )
         if fault is not None:
             raise _corrupt(path, fault)
-    return OpenedCheckpoint(path, run_directory, manifest["step"], manifest["world_size"], model, init_from, files)
+    lora, faults = coerce.from_dict(LoraConfig, tree.get("lora") or {}, file=str(run_directory / CONFIG_FILE))
+    if lora is None:
+        raise ConfigError(faults)
+    step, ranks, base = manifest["step"], manifest["world_size"], manifest.get(BASE_FACT) or {}
+    return OpenedCheckpoint(path, run_directory, step, ranks, model, init_from, files, lora, base)
 
 
 def locate(checkpoint: Path, *, allowed: str = TAKEN) -> Path:

@@ -1,0 +1,132 @@
+"""The adapters of a checkpoint as a directory that PEFT and serving engines read.
+
+Legend: E experts · I expert width · H hidden size · r rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from parallel.errors import UserError
+from trainer.config.keys import LoraConfig
+from trainer.config.run_files import SOURCE
+from trainer.storage.atomic import TargetExistsError, atomic_directory, sync
+from trainer.storage.boxes import full_box
+from trainer.weights.hf_files import CONFIG, HuggingFaceError, read_json
+from trainer.weights.hf_survey import usual_prefix
+from trainer.weights.hf_write import already_exists, make_room
+from trainer.weights.opened import OpenedCheckpoint
+
+Form = Literal["peft", "peft-3d"]
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+EXPERTS = ("gate_proj", "up_proj", "down_proj")
+FUSED = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+
+def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: torch.dtype = torch.float32) -> int:
+    """Write `adapter_config.json` and `adapter_model.safetensors`; returns the bytes of the tensors.
+
+    form: "peft" has an A and a B of two dimensions for every matrix of every expert; "peft-3d" one pair for all experts
+    of a layer, for models whose experts are one parameter. dtype: of the tensors; they were trained in fp32.
+    Raises: UserError for a run without adapters, CheckpointError for a damaged checkpoint, HuggingFaceError for the
+        target.
+    """
+    lora = opened.lora
+    if lora.target == "none":
+        allowed = "a run with lora.target=attention, experts or all"
+        text = f"{opened.run_directory} trained no adapters; give {allowed}, or leave --adapter out"
+        raise UserError(text, where="--adapter", value=form, allowed=allowed)
+    opened.compare_hashes()
+    opened.stored.compare_one()
+    prefix = f"base_model.model.{usual_prefix(read_json(opened.run_directory / SOURCE / CONFIG))}"
+    tensors = {name: value.to(dtype).contiguous() for name, value in _tensors(opened, form)}
+    total = sum(value.nbytes for value in tensors.values())
+    try:
+        make_room(target, total)
+        with atomic_directory(target) as temporary:
+            named = {prefix + name: value for name, value in tensors.items()}
+            save_file(named, temporary / WEIGHTS_NAME, {"format": "pt"})
+            described = json.dumps(describe(lora, form, opened.base["path"]), indent=2)
+            (temporary / CONFIG_NAME).write_text(described + "\n", encoding="utf-8")
+            for name in (WEIGHTS_NAME, CONFIG_NAME):
+                sync(temporary / name)
+    except TargetExistsError as error:
+        raise already_exists(error.path) from None
+    except OSError as error:
+        raise HuggingFaceError(
+            f"{target} cannot be written: {error.strerror or error}",
+            where=str(target),
+            value=error.strerror,
+            allowed="a path that can be written, with enough space",
+        ) from error
+    return total
+
+
+def describe(lora: LoraConfig, form: Form, base: str) -> dict[str, Any]:
+    """The content of adapter_config.json.
+
+    rsLoRA is written as an alpha that has the same factor at alpha / r: PEFT doubles the rank where it fuses gate and
+    up, and keeps only alpha / r while doing so. Dropout is for training alone, and fused experts refuse it.
+    """
+    modules = [*(ATTENTION if lora.target != "experts" else ()), *(EXPERTS if form == "peft" else ())]
+    alpha = lora.scale * lora.rank
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+        "target_modules": [name for name in modules if lora.target != "attention" or name in ATTENTION] or None,
+        "target_parameters": list(FUSED) if form == "peft-3d" and lora.target != "attention" else None,
+    }
+
+
+def _tensors(opened: OpenedCheckpoint, form: Form) -> Iterator[tuple[str, Tensor]]:
+    lora, model = opened.lora, opened.model
+
+    def read(name: str) -> Tensor:
+        return opened.stored.read(f"model.{name}", full_box(opened.adapters[name]))
+
+    for number in range(model.num_layers):
+        at = f"layers.{number}."
+        if lora.target != "experts":
+            for letter, place in (("q", "into"), ("k", "into"), ("v", "into"), ("o", "out_of")):
+                for kind in "ab":
+                    weight = read(f"{at}attention.{place}.adapters.{letter}.{kind}")
+                    yield f"{at}self_attn.{letter}_proj.lora_{kind.upper()}.weight", weight
+        if lora.target != "attention":
+            experts = {name: read(f"{at}moe.experts.backend.{name}") for name in ("a13", "b13", "a2", "b2")}
+            write = _per_expert if form == "peft" else _fused
+            yield from ((f"{at}mlp.experts.{name}", weight) for name, weight in write(experts))
+
+
+def _per_expert(of: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Gate and up share A here, and have a copy each there."""
+    for e in range(len(of["a2"])):
+        gate, up = of["b13"][e].chunk(2, dim=-1)
+        for name, a, b in (("gate", of["a13"][e], gate), ("up", of["a13"][e], up), ("down", of["a2"][e], of["b2"][e])):
+            yield f"{e}.{name}_proj.lora_A.weight", a.clone()  # safetensors takes no memory twice
+            yield f"{e}.{name}_proj.lora_B.weight", b.T
+
+
+def _fused(of: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """A [E r, inputs], row e r + j of expert e; B [outputs, r E], column j E + e of expert e. PEFT wraps the module
+    once for each parameter, gate_up_proj inside, which the names alone show."""
+    for name, a, b in (("base_layer.", of["a13"], of["b13"]), ("", of["a2"], of["b2"])):
+        yield f"{name}lora_A.weight", a.flatten(0, 1)
+        yield f"{name}lora_B.weight", b.permute(2, 1, 0).flatten(1)
