@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.command_line import Parser, above_zero, choice, number, whole_number
 from trainer.config.errors import CommandError, print_warning
 from trainer.evaluation.asked import SETTINGS, Model, Settings
+from trainer.evaluation.perplexity import PERPLEXITY
 from trainer.evaluation.registry import SUITES, find
 from trainer.evaluation.suite import Suite, SuiteError
 
 if TYPE_CHECKING:
     import torch
+
+    from trainer.evaluation.embedded import EmbeddedModel
+    from trainer.evaluation.served import ServedModel
 
 SERVER = re.compile("https?://")
 EXAMPLE = "suite=NAME, or several with commas; octavo evaluate --list names them"
@@ -92,10 +96,14 @@ def _prepare(options: argparse.Namespace) -> Callable[[], int]:
         remedy = "--judge URL"
         text = f"{', '.join(suite.name for suite in needed)} needs a judge model; give {remedy}"
         raise CommandError(text, where="--judge", value=None, allowed=remedy)
-    items = [(suite, read_items(suite, Path(options.data), options.limit)) for suite in suites]
+    items: list[tuple[Suite, Sequence[Any]]] = [
+        (suite, () if suite is PERPLEXITY else read_items(suite, Path(options.data), options.limit)) for suite in suites
+    ]
     model = _model(options)
+    items = [(suite, _passages(options, model) if suite is PERPLEXITY else found) for suite, found in items]
     judge = _judge(options) if any(suite.judge for suite in suites) and options.judge else None
-    if model.context is not None and settings.max_tokens >= model.context:
+    asks = any(suite is not PERPLEXITY for suite in suites)
+    if asks and model.context is not None and settings.max_tokens >= model.context:
         print_warning(f"answers end with the context of {model.context:,} tokens, before {settings.max_tokens:,}")
     out = Path(options.out) if options.out else Path("evaluations") / f"{_slug(options)}-{settings.name}"
     return lambda: evaluate(items, model, settings, judge, out)
@@ -145,7 +153,7 @@ def _require_client() -> None:
         raise CommandError(text, where="httpx", allowed=INSTALL)
 
 
-def _model(options: argparse.Namespace) -> Model:
+def _model(options: argparse.Namespace) -> ServedModel | EmbeddedModel:
     if not SERVER.match(options.model):
         from trainer.evaluation.embedded import EmbeddedModel
 
@@ -184,6 +192,20 @@ def _judge(options: argparse.Namespace) -> tuple[Model, Settings]:
     return judge, JUDGE
 
 
+def _passages(options: argparse.Namespace, model: ServedModel | EmbeddedModel) -> Sequence[Any]:
+    """Those in DIR/perplexity, or else those that the run held out."""
+    from trainer.evaluation.embedded import EmbeddedModel
+    from trainer.evaluation.perplexity import read_documents, read_heldout
+
+    directory = Path(options.data) / PERPLEXITY.folder
+    if directory.is_dir() or not isinstance(model, EmbeddedModel):
+        return read_documents(directory, options.limit)
+    passages, left_out = read_heldout(model.source, options.limit)
+    if left_out:
+        print_warning(f"{left_out:,} documents with images or signals are left out of the perplexity")
+    return passages
+
+
 def _slug(options: argparse.Namespace) -> str:
     """A name for a directory: of the run, the run's step, the Hugging Face directory, or the served model."""
     if SERVER.match(options.model):
@@ -209,7 +231,7 @@ def _device() -> torch.device:
 
 def evaluate(
     items: Sequence[tuple[Suite, Sequence[Any]]],
-    model: Model,
+    model: ServedModel | EmbeddedModel,
     settings: Settings,
     judge: tuple[Model, Settings] | None,
     out: Path,
@@ -217,13 +239,17 @@ def evaluate(
     """Run the suites one after another. Returns 1 where answers are missing, which the same command asks again."""
     from launch.progress import ProgressDisplay
     from trainer.evaluation.asking import open_ledger, run_suite
+    from trainer.evaluation.perplexity import run_perplexity
     from trainer.evaluation.results import result_of, write_results, write_scored
 
     facts = {"name": model.name, "identity": model.identity, "context": model.context}
     results: dict[str, Any] = {}
     with open_ledger(out) as ledger, ProgressDisplay() as display:
         for suite, wanted in items:
-            outcome = run_suite(suite, wanted, model, settings, ledger, display, judge)
+            if suite is PERPLEXITY:
+                outcome = run_perplexity(wanted, model, ledger, display)
+            else:
+                outcome = run_suite(suite, wanted, model, settings, ledger, display, judge)
             results[suite.folder] = result_of(suite, outcome, len(wanted))
             write_scored(out, suite, outcome.scored)
             write_results(out, facts, settings, {suite.folder: results[suite.folder]})

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from parallel.errors import one_of
 from trainer.config.say import did_you_mean
+from trainer.evaluation.perplexity import PERPLEXITY
 from trainer.evaluation.suite import Suite, SuiteError, folder_of
 
-SUITES: tuple[Suite, ...] = ()
+SUITES: tuple[Suite, ...] = (PERPLEXITY,)
 
 
 def find(names: Iterable[str], suites: Iterable[Suite]) -> list[Suite]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import mimetypes
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.chat.server import Server, ServerError
 from trainer.evaluation.asked import MEDIA, Answer, Failure, Question, media_of
+from trainer.evaluation.perplexity import Passage, PassageScore, score_of
 from trainer.evaluation.suite import Message, SuiteError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Fields that OpenAI's own servers do not know; `--omit` leaves them out.
 OPTIONAL = ("top_k", "seed", "chat_template_kwargs", "max_tokens", "temperature", "top_p")
@@ -66,17 +70,25 @@ class ServedModel(Server):
 
     def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
         """Tries are repeated as `Server` does; a question whose tries have all failed is a failure."""
-        todo, more = iter(questions), True
-        asked: dict[Future[Answer | Failure], Question] = {}
+        return self._side_by_side(questions, self._ask)
+
+    def score(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, PassageScore | Failure]]:
+        """Needs completions with `echo` and `logprobs` (`octavo serve` and vLLM have them). Texts alone."""
+        return self._side_by_side(passages, self._score)
+
+    def _side_by_side(self, things: Iterable[T], ask: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+        todo, more = iter(things), True
+        asked: dict[Future[R], T] = {}
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="ask")
         try:
             while more or asked:
                 while more and len(asked) < self.concurrency:
-                    question = next(todo, None)
-                    if question is None:
+                    try:
+                        thing = next(todo)
+                    except StopIteration:
                         more = False
                     else:
-                        asked[pool.submit(self._ask, question)] = question
+                        asked[pool.submit(ask, thing)] = thing
                 done, _ = wait(asked, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield asked.pop(future), future.result()
@@ -86,6 +98,20 @@ class ServedModel(Server):
             if asked:
                 self.stop()  # an error or an interrupt: what is under way is given up
             pool.shutdown()
+
+    def _score(self, passage: Passage) -> PassageScore | Failure:
+        assert passage.text is not None
+        size = len(passage.text.encode())
+
+        def read(reply: Any) -> PassageScore:
+            log_probs = reply["choices"][0]["logprobs"]["token_logprobs"]
+            return score_of([float(value) for value in log_probs[1:]], None, size)
+
+        body = {"model": self.model, "prompt": passage.text, "max_tokens": 0, "echo": True, "logprobs": 0}
+        try:
+            return self.post("completions", body, read)
+        except ServerError as error:
+            return Failure(str(error))
 
     def _ask(self, question: Question) -> Answer | Failure:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from launch.serving import evaluate
 from tests.launch.refused import refused
 from tests.launch.serving.own_suite import OWN, SUITES, start, write_rows
 from tests.trainer.data.small_mixture import make_mixture
-from tests.trainer.tiny_run import tiny_config
+from tests.trainer.tiny_run import records, tiny_config
+from trainer.evaluation.perplexity import PERPLEXITY
 from trainer.run.process import train
+from trainer.weights.export import export
 
 MODEL = {"vocab_size": 320, "router_groups": 1, "positions": "rope", "max_position": 200, "init_std": 0.3}
 
@@ -31,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_suites(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "SUITES", SUITES)
+    monkeypatch.setattr(evaluate, "SUITES", (*SUITES, PERPLEXITY))
 
 
 @pytest.fixture
@@ -145,3 +148,50 @@ def test_mistakes_are_refused_before_anything_starts(run, tmp_path, words):
     assert refused("evaluate", *words).value[0] == "q0"
     rows.write_text("")
     assert refused("evaluate", *words).value == 0
+
+
+def perplexity(out: Path, *words: object) -> dict:
+    assert main(["evaluate", *map(str, words), "suite=perplexity", "--out", str(out), "--raw"]) == 0
+    return json.loads((out / "results.json").read_text())["suites"]["perplexity"]
+
+
+def test_perplexity_of_held_out_data_is_that_of_the_runs_record(run, tmp_path):
+    found = perplexity(tmp_path / "out", run)
+    recorded = [record["heldout"] for record in records(run) if record.get("event") == "evaluation"][-1]
+    assert found["categories"].keys() == recorded.keys()
+    for domain, loss in recorded.items():
+        assert found["categories"][domain]["value"] == pytest.approx(math.exp(loss), rel=1e-6)
+    assert found["low"] < found["value"] < found["high"]
+    assert found["metrics"] == {}
+    answers = entries(tmp_path / "out")
+    assert perplexity(tmp_path / "out", run) == found
+    assert entries(tmp_path / "out") == answers  # nothing was scored twice
+
+
+def test_perplexity_of_files_is_that_of_transformers(run, tmp_path):
+    """Also of a text that is longer than the context, whose pieces share a token."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export(run, tmp_path / "exported", dtype="fp32")
+    texts = {"short": ["the first text", "another, with ä"], "long": ["many words of a text " * 40]}
+    (tmp_path / "data/perplexity").mkdir(parents=True)
+    for domain, rows in texts.items():
+        lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+        (tmp_path / f"data/perplexity/{domain}.jsonl").write_text(lines)
+    found = perplexity(tmp_path / "out", tmp_path / "exported", "--data", tmp_path / "data")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    for domain, rows in texts.items():
+        nats = tokens = 0
+        for row in rows:
+            ids = torch.tensor(tokenizer(row)["input_ids"])
+            assert (len(ids) > 200) == (domain == "long")
+            for first in range(0, len(ids) - 1, 199):
+                piece = ids[first : first + 200]
+                log_probs = torch.log_softmax(model(piece[None]).logits[0, :-1].double(), -1)
+                nats -= float(log_probs.gather(1, piece[1:, None]).sum())
+                tokens += len(piece) - 1
+        assert found["categories"][domain]["value"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+        size = sum(len(row.encode()) for row in rows)
+        assert found["metrics"][f"bits per byte, {domain}"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
