@@ -8,6 +8,8 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch.serving.conversation import Conversation
+from trainer.chat.template import find_template
 from trainer.config.command_line import Parser, above_zero, whole_number
 from trainer.config.errors import CommandError, print_warning
 from trainer.engine.load import Source, open_source
@@ -30,6 +32,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     add("--name", metavar="NAME", help="the model's name in requests (default: the directory's name)")
     add("--api-key", metavar="TOKEN", help="requests have to bear this token; other users of the machine can see it")
     add("--api-key-file", metavar="FILE", help="the same, with the token in a file")
+    add("--chat-template", metavar="FILE", help="chat template in Jinja (default: the checkpoint's own)")
     add(
         "--context",
         type=whole_number(2),
@@ -49,8 +52,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     require_packages()
     source = open_source(Path(options.directory))
     source.prompt("")  # raises where there is no tokenizer
-    key = _key(options)
-    return lambda: serve(source, options, key)
+    key, conversation = _key(options), find_conversation(source, options.directory, options.chat_template)
+    return lambda: serve(source, conversation, options, key)
 
 
 def require_packages() -> None:
@@ -87,7 +90,18 @@ def _loopback(host: str) -> bool:
         return False
 
 
-def serve(source: Source, options: argparse.Namespace, key: str | None) -> int:
+def find_conversation(source: Source, directory: str, file: str | None) -> Conversation | None:
+    """With the template in `file`, or the checkpoint's own; None where it has none. Raises ChatError."""
+    assert source.tokenizer is not None
+    if file is not None and not Path(file).is_file():
+        remedy = "a file with a template in Jinja"
+        text = f"--chat-template={file} is not a file; give {remedy}"
+        raise CommandError(text, where="--chat-template", value=file, allowed=remedy)
+    template = find_template(Path(file or directory))
+    return None if template is None else Conversation(template, source.tokenizer)
+
+
+def serve(source: Source, conversation: Conversation | None, options: argparse.Namespace, key: str | None) -> int:
     """Load the model and serve until the end. Returns the exit code."""
     import torch
 
@@ -109,10 +123,11 @@ def serve(source: Source, options: argparse.Namespace, key: str | None) -> int:
     if device.type == "cpu":
         prepare_host_memory()
     assert source.tokenizer is not None
+    decode = source.tokenizer.decode if conversation is None else conversation.decode
     context = min(options.context or source.model.max_position, source.model.max_position, options.cache_tokens)
     engine = Engine(
         source.load(device),
-        decode=source.tokenizer.decode,
+        decode=decode,
         cache_tokens=options.cache_tokens,
         batch=options.batch,
         chunk=max(512, options.batch),
@@ -122,7 +137,7 @@ def serve(source: Source, options: argparse.Namespace, key: str | None) -> int:
     name = options.name or Path(options.directory).resolve().name
     limits = Limits(options.max_body * 2**20, options.time_limit)
     hosts = ("localhost", "127.0.0.1", "[::1]", options.host) if local else ()
-    app = build(Served(name, source, worker, limits), key=key, hosts=hosts)
+    app = build(Served(name, source, worker, conversation, limits), key=key, hosts=hosts)
     host, port = options.host, listening.getsockname()[1]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -16,14 +16,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from launch.serving.http import bodies, completions
+from launch.serving.http import bodies, chat, completions, generate
 from launch.serving.http.errors import ApiError
 from launch.serving.http.model import Served
 from launch.serving.http.worker import Answers
 from trainer.engine.request import Request as EngineRequest
 
 OPEN = ("/health",)  # answered without a token of access
-LIKE = {"/v1/completions": "POST", "/v1/chat/completions": "POST", "/generate": "POST", "/v1/models": "GET"}
+LIKE = {"/v1/completions": "POST", "/v1/chat/completions": "POST", "/generate": "POST", "/abort_request": "POST",
+        "/v1/models": "GET"}  # fmt: skip
 
 
 class Asked(Protocol):
@@ -32,7 +33,7 @@ class Asked(Protocol):
     @property
     def requests(self) -> Sequence[EngineRequest]: ...
 
-    def answer(self, done: Any) -> dict[str, Any]: ...
+    async def whole(self, answers: Answers) -> dict[str, Any]: ...
 
     def stream(self, answers: Answers) -> AsyncIterator[dict[str, Any]]: ...
 
@@ -61,12 +62,20 @@ def build(served: Served, *, key: str | None = None, hosts: tuple[str, ...] = ()
         async def endpoint(request: Request) -> Response:
             body = await bodies.read(request, kind, most=served.limits.body)
             asked = ask(served, body)
-            answers = worker.ask(asked.requests)
+            session = body.session_id if kind is bodies.Generate and body.session_id != -1 else None
+            answers = worker.ask(asked.requests, session)
             if body.stream:
                 return _stream(asked, answers, served.limits.seconds)
             return await _whole(request, asked, answers, served.limits.seconds)
 
         return endpoint
+
+    async def abort(request: Request) -> Response:
+        body = await bodies.read(request, bodies.Abort, most=served.limits.body)
+        if not body.abort_all and body.session_id in (None, -1):
+            raise ApiError(400, "give abort_all=true or a session_id", param="session_id")
+        worker.abort(None if body.abort_all else body.session_id)
+        return JSONResponse({"status": "ok"})
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -79,6 +88,9 @@ def build(served: Served, *, key: str | None = None, hosts: tuple[str, ...] = ()
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", models),
         Route("/v1/completions", answering(bodies.Completion, completions.ask), methods=["POST"]),
+        Route("/v1/chat/completions", answering(bodies.Chat, chat.ask), methods=["POST"]),
+        Route("/generate", answering(bodies.Generate, generate.ask), methods=["POST"]),
+        Route("/abort_request", abort, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {ApiError: _api_error, HTTPException: _http_error, Exception: _failed}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
@@ -87,11 +99,11 @@ def build(served: Served, *, key: str | None = None, hosts: tuple[str, ...] = ()
 
 async def _whole(request: Request, asked: Asked, answers: Answers, seconds: float) -> Response:
     """The whole answer. It is not computed any further once the client has left."""
-    answer, gone = asyncio.ensure_future(answers.finished()), asyncio.ensure_future(_disconnected(request))
+    answer, gone = asyncio.ensure_future(asked.whole(answers)), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({answer, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
-            return JSONResponse(asked.answer(answer.result()))
+            return JSONResponse(answer.result())
         if gone.done():
             return Response(status_code=499)  # which no client sees
         raise _too_long(seconds)

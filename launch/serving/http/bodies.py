@@ -178,17 +178,29 @@ class Generate(Sampled):
 
     prompt: str | None = None
     input_ids: list[int] | None = None
+    session_id: Annotated[int, Field(ge=-1)] | None = None
     image_data: Any = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: dict[str, Any] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     return_logprob: bool | None = None
     return_routed_experts: bool | None = None
     include_stop_str_in_output: bool | None = None
 
+    @field_validator("image_data", "mm_processor_kwargs", "media_io_kwargs")
+    @classmethod
+    def _no_media(cls, value: Any) -> Any:
+        return _unsupported("leave it out, and send images to /v1/chat/completions") if value else value
 
-class Abort(Ignored):
+
+class Abort(BaseModel):
     """LMDeploy's /abort_request"""
 
+    model_config = ConfigDict(extra="forbid", strict=True)
     abort_all: bool = False
+    session_id: Annotated[int, Field(ge=-1)] | None = None
+    abort_message: str | None = None
+    finished_reason: dict[str, Any] | None = None
 
 
 def _unsupported(remedy: str) -> NoReturn:

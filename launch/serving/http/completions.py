@@ -37,7 +37,8 @@ class Asked:
     def usage(self, done: Sequence[Completion]) -> dict[str, Any]:
         return usage(done, self.body.answers)
 
-    def answer(self, done: Sequence[Completion]) -> dict[str, Any]:
+    async def whole(self, answers: Answers) -> dict[str, Any]:
+        done = await answers.finished()
         choices = [self._choice(place, one) for place, one in enumerate(done)]
         return {**self.head(), "choices": choices, "usage": self.usage(done)}
 

@@ -40,6 +40,13 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
+class AbortedError(ApiError):
+    """The answer was ended by /abort_request."""
+
+    def __init__(self) -> None:
+        super().__init__(409, "the answer was ended by /abort_request", code="aborted")
+
+
 def refused(error: UserError, names: dict[str, str] | None = None) -> ApiError:
     """A fault found in a request by the parts below. names: of the fields of the request, where they differ."""
     where = (names or {}).get(error.where, error.where)

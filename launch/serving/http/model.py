@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from launch.serving.conversation import Conversation
 from launch.serving.http.bodies import Sampled
 from launch.serving.http.errors import ApiError, refused
 from launch.serving.http.worker import Worker
@@ -13,6 +14,7 @@ from parallel.errors import UserError
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.engine.load import Source
 from trainer.engine.request import Request, check
+from trainer.engine.text import Decode
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Served:
     name: str
     source: Source
     worker: Worker
+    conversation: Conversation | None = None  # None: there is no chat template
     limits: Limits = Limits()
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -37,6 +40,11 @@ class Served:
     def tokenizer(self) -> Tokenizer:
         assert self.source.tokenizer is not None  # `octavo serve` refuses a source without one
         return self.source.tokenizer
+
+    @property
+    def decode(self) -> Decode:
+        """Text of token ids, as answers have it."""
+        return self.tokenizer.decode if self.conversation is None else self.conversation.decode
 
     @property
     def context(self) -> int:

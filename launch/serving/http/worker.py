@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from launch.serving.http.errors import ApiError, refused
+from launch.serving.http.errors import AbortedError, ApiError, refused
 from parallel.errors import UserError
 from trainer.engine.engine import Engine
 from trainer.engine.request import Completion, Request, Token
@@ -32,8 +32,8 @@ class Answers:
     """The answers to requests that were asked together, as they arrive. tokens: of each request, as far as they were
     read."""
 
-    def __init__(self, requests: Sequence[Request], worker: Worker) -> None:
-        self.requests = requests
+    def __init__(self, requests: Sequence[Request], worker: Worker, session: int | None = None) -> None:
+        self.requests, self.session = requests, session
         self.tokens: list[list[Token]] = [[] for _ in requests]
         self.running = len(requests)  # not finished by the engine
         self._worker = worker
@@ -90,9 +90,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def ask(self, requests: Sequence[Request]) -> Answers:
-        """Submit requests that the engine's `check` finds no fault with. Raises ApiError where there is no room for
-        them, or the server is about to end."""
+    def ask(self, requests: Sequence[Request], session: int | None = None) -> Answers:
+        """Submit requests that the engine's `check` finds no fault with. session: a name by which they can be aborted.
+        Raises ApiError where there is no room for them, or the server is about to end."""
         if self.failure is not None:
             raise ApiError(500, f"the engine failed: {self.failure}")
         if self.closing:
@@ -102,7 +102,9 @@ class Worker:
         if (pending := self.pending) + len(requests) > self.most:
             text = f"{pending} requests wait or run, and at most {self.most} may; try again later"
             raise ApiError(429, text, code="too_many_requests", headers={"Retry-After": "1"})
-        answers = Answers(requests, self)
+        if session is not None and any(answers.session == session for answers in self._open):
+            raise ApiError(400, f"session_id={session} is in use; use another, or -1", param="session_id")
+        answers = Answers(requests, self, session)
         self._open.add(answers)
         self._commands.put(("submit", answers))
         return answers
@@ -114,6 +116,12 @@ class Worker:
             self._commands.put(("cancel", answers))
             if reason is not None:
                 answers.arrive(reason)
+
+    def abort(self, session: int | None) -> None:
+        """End the answers of a session, or all for None; their readers get what there is."""
+        for answers in [*self._open]:
+            if session is None or answers.session == session:
+                self.cancel(answers, AbortedError())
 
     def close(self, reason: ApiError) -> None:
         """Take no more requests, and end those that run with a reason."""

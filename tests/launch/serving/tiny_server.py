@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from starlette.testclient import TestClient
 
+from launch.serving.conversation import Conversation
 from launch.serving.http.app import build
 from launch.serving.http.model import Limits, Served
 from launch.serving.http.worker import Worker
 from tests.trainer.data.small_mixture import DOCUMENTS, texts
 from tests.trainer.tiny_run import MODEL
+from trainer.chat.template import DEFAULT, ChatTemplate
 from trainer.config.model import ModelConfig
 from trainer.data.shards.tokenizer import Tokenizer, train_bpe
 from trainer.engine.engine import Engine
@@ -21,7 +23,7 @@ from trainer.engine.load import Source
 from trainer.model.decoder import Decoder
 from trainer.model.exact.switch import make_exact, store_for_few_rows
 
-NAME, VOCABULARY, CONTEXT = "tiny", 320, 200
+NAME, VOCABULARY, CONTEXT = "tiny", 320, 1000
 SPECIAL = ("<|im_start|>", "<|im_end|>")  # of the tokenizer, beside its end-of-document token
 ADDED = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # tokens that text shows
 
@@ -40,12 +42,21 @@ def decoder(seed: int = 0) -> Decoder:
     return store_for_few_rows(make_exact(model.requires_grad_(False)))
 
 
-def served(*, most: int = 64, limits: Limits | None = None, model: Decoder | None = None, **engine: Any) -> Served:
+def served(
+    *,
+    most: int = 64,
+    limits: Limits | None = None,
+    model: Decoder | None = None,
+    template: str | None = None,
+    **engine: Any,
+) -> Served:
     model = model or decoder()
     made = tokenizer()
     source = Source(None, model.cfg, made, "", frozenset({made.eos_id}), "fp32", "fp32", [])  # type: ignore[arg-type]
-    runs = Engine(model, decode=made.decode, cache_tokens=1024, batch=8, chunk=64, **engine)
-    return Served(NAME, source, Worker(runs, most=most), limits or Limits())
+    conversation = None if template is None else Conversation(ChatTemplate({DEFAULT: template}), made)
+    decode = made.decode if conversation is None else conversation.decode
+    runs = Engine(model, **{"decode": decode, "cache_tokens": 2048, "batch": 8, "chunk": 64, **engine})
+    return Served(NAME, source, Worker(runs, most=most), conversation, limits or Limits())
 
 
 @contextmanager
