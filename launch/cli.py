@@ -33,6 +33,7 @@ COMMANDS = {
     "export": "write a training checkpoint as a Hugging Face directory",
     "evaluate": "ask a model the questions of benchmarks, and score its answers",
     "generate": "continue a prompt with the model of a run or an export",
+    "chat": "converse in the terminal with the model of a run or an export",
     "serve": "answer OpenAI's and LMDeploy's requests over HTTP with the model of a run or an export",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
     "science": "turn records and labelled recordings into prose and tasks",

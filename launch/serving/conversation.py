@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.chat.answers import Format, format_of
 from trainer.chat.errors import ChatError
-from trainer.chat.template import DEFAULT, WITH_TOOLS, ChatTemplate, Message
+from trainer.chat.template import DEFAULT, WITH_TOOLS, ChatTemplate, Message, find_template
+from trainer.config.errors import CommandError
 from trainer.data.shards.tokenizer import Tokenizer
+from trainer.engine.load import Source
 
 ANSWER = "ANSWER"
 
@@ -70,3 +73,13 @@ class Conversation:
         added, marks = self.tokenizer.added, self.format.marks
         found = {self.tokenizer.id_of(name): name for name, special in added.items() if special and name in marks}
         return {token: name for token, name in found.items() if token is not None}
+
+
+def find_conversation(source: Source, directory: str, file: str | None) -> Conversation | None:
+    """With the template in `file`, or the checkpoint's own; None where it has none. Raises ChatError."""
+    if file is not None and not Path(file).is_file():
+        remedy = "a file with a template in Jinja"
+        text = f"--chat-template={file} is not a file; give {remedy}"
+        raise CommandError(text, where="--chat-template", value=file, allowed=remedy)
+    template = find_template(Path(file or directory))
+    return None if template is None else Conversation(template, source.require_tokenizer())

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from launch.serving.sampling import add_sampling, sampling_of
 from parallel.errors import Fault
-from trainer.config.command_line import Parser, number, whole_number
+from trainer.config.command_line import Parser, whole_number
 from trainer.config.errors import CommandError, print_warning
 from trainer.engine.load import Source, open_source
-from trainer.engine.request import Request, RequestError, Sampling, check
+from trainer.engine.request import Request, RequestError, check
 
 LENGTH = 256  # of an answer, where --max-tokens is not given
 
@@ -28,30 +29,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         metavar="N",
         help=f"the most tokens of an answer (default: {LENGTH}, or what the context leaves)",
     )
-    fraction = number(lambda value: 0 <= value <= 1, "a number from 0 to 1")
-    add(
-        "--temperature",
-        type=number(lambda value: 0 <= value < float("inf"), "a number of 0 or more"),
-        default=1.0,
-        metavar="T",
-        help="logits are divided by it; 0: always the most likely token (default: 1)",
-    )
-    add(
-        "--top-p",
-        type=number(lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
-        default=1.0,
-        metavar="P",
-        help="draw from the fewest most likely tokens that reach this probability (default: 1, all)",
-    )
-    add("--top-k", type=whole_number(0), default=0, metavar="K", help="draw from the K most likely tokens (0: all)")
-    add(
-        "--min-p",
-        type=fraction,
-        default=0.0,
-        metavar="P",
-        help="draw from tokens at least this fraction as likely as the most likely one (default: 0)",
-    )
-    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="seed of the first answer (default: 0)")
+    add_sampling(parser)
     add(
         "--image",
         dest="media",
@@ -87,7 +65,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
         Request(
             prompt,
             length,
-            Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.seed + answer),
+            sampling_of(options, answer),
             source.stop_ids,
             tuple(options.stop),
             media=media,

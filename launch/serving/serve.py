@@ -8,8 +8,7 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.serving.conversation import Conversation
-from trainer.chat.template import find_template
+from launch.serving.conversation import Conversation, find_conversation
 from trainer.config.command_line import Parser, above_zero, whole_number
 from trainer.config.errors import CommandError, print_warning
 from trainer.engine.load import Source, open_source
@@ -88,17 +87,6 @@ def _loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def find_conversation(source: Source, directory: str, file: str | None) -> Conversation | None:
-    """With the template in `file`, or the checkpoint's own; None where it has none. Raises ChatError."""
-    assert source.tokenizer is not None
-    if file is not None and not Path(file).is_file():
-        remedy = "a file with a template in Jinja"
-        text = f"--chat-template={file} is not a file; give {remedy}"
-        raise CommandError(text, where="--chat-template", value=file, allowed=remedy)
-    template = find_template(Path(file or directory))
-    return None if template is None else Conversation(template, source.tokenizer)
 
 
 def serve(source: Source, conversation: Conversation | None, options: argparse.Namespace, key: str | None) -> int:
