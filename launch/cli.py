@@ -43,6 +43,7 @@ COMMANDS = {
 FOLDERS = {
     "recipes": "reference",
     "completion": "reference",
+    "chat": "serving",
     "evaluate": "serving",
     "generate": "serving",
     "serve": "serving",

@@ -80,7 +80,9 @@ def chat(source: Source, conversation: Conversation, options: argparse.Namespace
             print(HELP)
         elif line.strip():
             try:
-                show(talk.answer(line), sys.stdout)
+                shown = Shown(sys.stdout)
+                talk.answer(line, shown.say)
+                shown.end()
             except UserError as error:  # a conversation that has become too long, or that the template refuses
                 print(*error.lines, "error: /reset starts a new conversation", sep="\n", file=sys.stderr, flush=True)
     return 0
@@ -113,12 +115,12 @@ class Talk:
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self._answers = 0
 
-    def answer(self, text: str) -> Iterator[Part]:
-        """The answer to a turn, as it comes. Ctrl-C ends it, and what was said until then stays said.
+    def answer(self, text: str, say: Callable[[Part], None]) -> None:
+        """Answer a turn. say: gets the parts as they come. Ctrl-C ends the answer, and what was said stays said.
 
         Raises UserError for a turn that cannot be answered, which is then left out of the conversation."""
         asked = [*self.messages, {"role": "user", "content": text}]
-        values = {"enable_thinking": False} if self._options.no_thinking else {}
+        values: dict[str, Any] = {"enable_thinking": False} if self._options.no_thinking else {}
         opened = self._conversation.open(asked, **values)
         ids = self._conversation.ids_of(opened.text)
         room = max(1, min(LENGTH, self._engine.context - len(ids)))
@@ -128,33 +130,43 @@ class Talk:
         try:
             while self._engine.unfinished:
                 for token in self._engine.step():
-                    new = reader.push(token.text or "")
-                    parts += new
-                    yield from new
+                    for part in reader.push(token.text or ""):
+                        parts.append(part)
+                        say(part)
             self._engine.result(number)
         except KeyboardInterrupt:
             self._engine.cancel(number)
-        rest = reader.finish()
-        yield from rest
-        said = {
-            kind: "".join(part.text for part in [*parts, *rest] if part.kind == kind) for kind in ("text", "thinking")
-        }
-        message = {"role": "assistant", "content": said["text"]}
-        self.messages = [*asked, message | ({"reasoning_content": said["thinking"]} if said["thinking"] else {})]
+        for part in reader.finish():
+            parts.append(part)
+            say(part)
+        said, thinking = (_joined(parts, kind) for kind in ("text", "thinking"))
+        message = {"role": "assistant", "content": said}
+        self.messages = [*asked, message | ({"reasoning_content": thinking} if thinking else {})]
         self._answers += 1
 
 
-def show(parts: Iterator[Part], out: TextIO) -> None:
-    """Print an answer as it comes: its thinking dimmed, or behind a line of its own where that cannot be seen."""
-    dims, kind = out.isatty(), ""
-    for part in parts:
-        if part.kind != kind:
-            if kind:
-                out.write((PLAIN if dims else "") + "\n")
-            out.write(DIM if dims and part.kind == "thinking" else "[thinking]\n" if part.kind == "thinking" else "")
-            out.write("[answer]\n" if kind == "thinking" and not dims else "")
-            kind = part.kind
-        out.write(part.text)
-        out.flush()
-    out.write((PLAIN if dims else "") + "\n")
-    out.flush()
+def _joined(parts: Sequence[Part], kind: str) -> str:
+    return "".join(part.text for part in parts if part.kind == kind)
+
+
+class Shown:
+    """Prints an answer as it comes: its thinking dimmed, or behind a line that says so where that cannot be seen."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._dims, self._kind = out, out.isatty(), ""
+
+    def say(self, part: Part) -> None:
+        if part.kind != self._kind:
+            before = "\n" if self._kind else ""
+            if self._dims:
+                before = PLAIN + before + (DIM if part.kind == "thinking" else "")
+            elif part.kind == "thinking" or self._kind:
+                before += f"[{part.kind}]\n"
+            self._kind = part.kind
+            self._out.write(before)
+        self._out.write(part.text)
+        self._out.flush()
+
+    def end(self) -> None:
+        self._out.write((PLAIN if self._dims else "") + "\n")
+        self._out.flush()
