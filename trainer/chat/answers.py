@@ -1,4 +1,4 @@
-"""What an assistant wrote, taken apart as it comes: thinking, text, and calls of tools.
+"""The answer of an assistant taken apart as it comes: thinking, text, and calls of tools.
 
 The checkpoint's chat template shows the format in which it was trained to write them:
 
@@ -154,7 +154,7 @@ class AnswerReader:
         yield Part("call", call[1], call[0])
 
     def _until(self, mark: str, end: bool) -> tuple[str, bool]:
-        """What is before a mark, as far as it is known, and if the mark was found. Both leave `_held`."""
+        """The text before a mark, as far as it is known, and if the mark was found. Both leave `_held`."""
         at = self._held.find(mark)
         if at >= 0:
             before, self._held = self._held[:at], self._held[at + len(mark) :]

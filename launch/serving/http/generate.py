@@ -58,7 +58,7 @@ class Asked:
             yield {**found, "text": "", "output_ids": []}
 
     def _ids(self, done: Completion) -> list[int]:
-        """Of the answer, with the token that ended it or without."""
+        """The ids of an answer, with the token that ended it or without."""
         ended = done.finish == "stop" and done.ids[-1] in self.requests[0].stop_ids
         return [*done.ids[:-1]] if ended and not self.body.include_stop_str_in_output else [*done.ids]
 

@@ -71,7 +71,7 @@ ITS_OWN: dict[str, dict[str, list[Any]]] = {
     },
     CHAT: {
         "messages": [None, [], "kalo", 1, {}, [1], [[]], [{}], [{"role": "user"}], [{"content": "a"}],
-                     [{"role": "nobody", "content": "a"}], [{"role": 1, "content": "a"}],
+                     [{"role": "neighbour", "content": "a"}], [{"role": 1, "content": "a"}],
                      [{"role": "user", "content": 1}], [{"role": "user", "content": {"type": "text"}}],
                      [{"role": "user", "content": [{"type": "text"}]}],
                      [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "x"}}]}],
