@@ -8,8 +8,25 @@ from parallel.errors import one_of
 from trainer.config.say import did_you_mean
 from trainer.evaluation.perplexity import PERPLEXITY
 from trainer.evaluation.suite import Suite, SuiteError, folder_of
+from trainer.evaluation.suites.general import choice as general_choice
+from trainer.evaluation.suites.general import harness, instructions, mathematics
+from trainer.evaluation.suites.science import biology, chemistry, materials
+from trainer.evaluation.suites.vision import choice as vision_choice
+from trainer.evaluation.suites.vision import exam, grounding
 
-SUITES: tuple[Suite, ...] = (PERPLEXITY,)
+SUITES: tuple[Suite, ...] = (
+    PERPLEXITY,
+    *exam.SUITES,
+    *chemistry.SUITES,
+    *materials.SUITES,
+    *biology.SUITES,
+    *vision_choice.SUITES,
+    *general_choice.SUITES,
+    *mathematics.SUITES,
+    *grounding.SUITES,
+    *instructions.SUITES,
+    *harness.SUITES,
+)
 
 
 def find(names: Iterable[str], suites: Iterable[Suite]) -> list[Suite]:

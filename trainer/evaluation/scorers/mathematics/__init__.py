@@ -1,0 +1,1 @@
+"""Equality of mathematical answers by math-verify, in a process of its own."""

@@ -1,0 +1,1 @@
+"""Benchmarks of general knowledge, mathematics, instructions, code and agents."""

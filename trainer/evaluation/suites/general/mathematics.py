@@ -1,0 +1,87 @@
+"""AIME-2025 and IMO-Answer-Bench: final answers, compared by math-verify, or by a judge where there is one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.evaluation.files import bad_row, find_file, find_files, read_rows
+from trainer.evaluation.scorers.mathematics.verify import Verifier
+from trainer.evaluation.suite import Item, Message, Suite, mean_of
+from trainer.evaluation.suites.tasks import user
+
+_FORM = r"Reason step by step, and put the final answer in \boxed{}."
+EQUAL = Verifier()
+
+
+def read_aime(directory: Path) -> Iterator[Item]:
+    """Rows with `problem` or `question`, and `answer`: a whole number from 0 to 999."""
+    names = ("aime2025*.jsonl", "test*.jsonl", "test*.parquet", "train*.parquet", "*.json")
+    for path in find_files(directory, *names):
+        for number, row in enumerate(read_rows(path, "answer"), 1):
+            text = row.get("problem") or row.get("question")
+            if not text:
+                what = "the row has neither problem nor question"
+                raise bad_row(path, number, what, value=sorted(row), allowed=("problem", "question"))
+            answer = str(row["answer"]).strip()
+            if not re.fullmatch(r"\d{1,3}", answer):
+                what = f"answer={answer} is not a whole number from 0 to 999"
+                raise bad_row(path, number, what, value=answer, allowed="0 to 999")
+            yield Item(f"{path.stem}/{number}", user(f"{text}\n{_FORM}"), answer)
+
+
+def read_imo(directory: Path) -> Iterator[Item]:
+    """Rows of `answerbench*.csv`: Problem ID, Problem, Short Answer, Category."""
+    path = find_file(directory, "answerbench_v2.csv", "answerbench*.csv", "*.parquet")
+    for row in read_rows(path, "Problem ID", "Problem", "Short Answer", "Category"):
+        text = f"{row['Problem']}\n{_FORM}"
+        yield Item(str(row["Problem ID"]), user(text), str(row["Short Answer"]), {"category": row["Category"]})
+
+
+def judge(item: Item, answer: str) -> list[Message]:
+    return user(
+        "Is the final answer of the solution below the same as the reference? Compare the mathematical meaning and not "
+        "the form; an answer that is missing, partial or one of several is not the same. Reply A if it is the same and "
+        f"B if it is not.\n\nProblem: {item.messages[-1]['content']}\nReference: {item.reference}\nSolution: {answer}"
+    )
+
+
+def score(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:
+    """By the judge's A or B where there is one; else the last expression of the answer equals the reference."""
+    if verdict is not None:
+        grade = re.search("[AB]", verdict)
+        return {"correct": grade is not None and grade[0] == "A", "parsed": grade is not None}
+    equal = EQUAL(answer, item.reference)
+    return {"correct": bool(equal), "parsed": equal is not None}
+
+
+SUITES = (
+    Suite(
+        name="AIME-2025",
+        domain="mathematics",
+        metric="right final answers in per cent, mean over 8 answers to each problem (the report has no number)",
+        metric_source="math-verify (a process of its own, 10 seconds an answer)",
+        where_data="aime2025-I.jsonl and aime2025-II.jsonl (opencompass/AIME2025), or test.jsonl (math-ai/aime25)",
+        read=read_aime,
+        score=score,
+        summarise=mean_of("correct"),
+        repeats=8,
+        packages=("math-verify",),
+    ),
+    Suite(
+        name="IMO-Answer-Bench",
+        domain="mathematics",
+        metric="right final answers in per cent; math-verify decides without --judge. The published grader is a judge "
+        "model with a prompt of its own",
+        metric_source="google-deepmind/superhuman, imobench (AnswerAutoGrader); math-verify",
+        where_data="answerbench_v2.csv (google-deepmind/superhuman, imobench/)",
+        read=read_imo,
+        score=score,
+        summarise=mean_of("correct"),
+        judge=judge,
+        judge_needed=False,
+        packages=("math-verify",),
+    ),
+)

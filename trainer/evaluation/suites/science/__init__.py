@@ -1,0 +1,1 @@
+"""Benchmarks of chemistry, materials, biology, signals and several sciences together."""

@@ -1,0 +1,1 @@
+"""Benchmarks with images: questions, grounding and drawing."""

@@ -1,0 +1,146 @@
+"""Multiple choice over images: MicroVQA, MSEarth-MCQ and XLRS-Bench, as VLMEvalKit reads and scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.evaluation.files import Row, bad_row, find_file, find_files
+from trainer.evaluation.scorers import choices
+from trainer.evaluation.suite import Item, Message, Scored, Suite, Summary, mean, mean_of
+from trainer.evaluation.suites.tasks import user, with_images
+from trainer.evaluation.suites.vision import images
+
+_LETTERS = "ABCDEFGHIJKLMNOP"
+
+
+def options_of(row: Row) -> dict[str, str]:
+    """The options in the columns A, B, C, ... up to the first that is missing or empty."""
+    found = {}
+    for letter in _LETTERS:
+        if row.get(letter) in (None, ""):
+            break
+        found[letter] = str(row[letter])
+    return found
+
+
+def reader(name: str, wording: Callable[[Row, Mapping[str, str]], str]) -> Callable[[Path], Iterator[Item]]:
+    """Reads one of VLMEvalKit's tables: index, image, question, A, B, ..., answer, and category where it has one."""
+
+    def read(directory: Path) -> Iterator[Item]:
+        path = find_file(directory, name)
+        for number, row, paths in images.table(directory, path, "question", "A", "answer"):
+            options = options_of(row)
+            if row["answer"] not in options:
+                what = f"answer={row['answer']} is not an option"
+                raise bad_row(path, number, what, value=row["answer"], allowed=tuple(options))
+            meta: dict[str, Any] = {"options": options}
+            if row.get("category"):
+                meta["category"] = row["category"]
+            yield Item(str(row["index"]), with_images(wording(row, options), *paths), row["answer"], meta)
+
+    return read
+
+
+def _listed(options: Mapping[str, str]) -> str:
+    return "".join(f"{letter}. {text}\n" for letter, text in options.items())
+
+
+def _question(row: Row, options: Mapping[str, str]) -> str:
+    hint = f"Hint: {row['hint']}\n" if row.get("hint") else ""
+    return f"{hint}Question: {row['question']}\nOptions:\n{_listed(options)}Answer with the letter of the right option."
+
+
+def _caption(row: Row, options: Mapping[str, str]) -> str:
+    hint = f"Hint: {row['hint']}\n" if row.get("hint") else ""
+    return (
+        f"A multiple-choice question about the image.\n\n{hint}Caption:\n {row['question']}\n"
+        f"Options:\n{_listed(options)}Choose by the image, with the letter or the text of the option, without more."
+    )
+
+
+def judge(item: Item, answer: str) -> list[Message] | None:
+    """Asks which option an answer means, where the rules find none."""
+    options = item.meta["options"]
+    if choices.option(answer, options):
+        return None
+    return user(
+        "Which option does the answer below mean? Reply with its letter alone, or with Z if it means none of them.\n\n"
+        f"Options:\n{_listed(options)}\nAnswer: {answer}"
+    )
+
+
+def score(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:
+    options = item.meta["options"]
+    found = choices.option(answer, options) or (choices.option(verdict, options) if verdict else None)
+    return {"correct": found == item.reference, "parsed": found is not None, "letter": found}
+
+
+def read_xlrs(directory: Path) -> Iterator[Item]:
+    """Rows of the parts' .jsonl or .tsv: index, image, question, `multi-choice options`, answer, two categories."""
+    needed = ("question", "multi-choice options", "answer", "category", "l2-category")
+    for path in find_files(directory, "XLRS-Bench*.jsonl", "XLRS-Bench*.tsv"):
+        for number, row, paths in images.table(directory, path, *needed):
+            if not row["answer"] or set(row["answer"]) - set("ABCDE"):
+                what = f"answer={row['answer']} has to be of the letters A to E"
+                raise bad_row(path, number, what, value=row["answer"], allowed="letters A to E")
+            meta = {"category": f"{row['category']}/{row['l2-category']}"}
+            text = f"{row['question']}{row['multi-choice options']}"
+            yield Item(f"{path.stem}/{row['index']}", with_images(text, *paths), row["answer"], meta)
+
+
+def score_xlrs(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:
+    found = choices.letters(answer)
+    return {"correct": set(found) == set(item.reference), "parsed": found != ""}
+
+
+def summarise_xlrs(scored: Sequence[Scored]) -> Summary:
+    """The mean over the tasks (macro), with the mean over the questions (micro) beside it."""
+    all_questions = mean_of("correct")(scored)
+    tasks = list(all_questions.categories.values())
+    return Summary(mean(tasks), {"micro": all_questions.value}, all_questions.categories)
+
+
+_KIT = "VLMEvalKit: dataset/image_mcq.py, utils/matching_util.py"
+_JUDGED = "accuracy in per cent; a judge reads answers in which the rules find no option"
+SUITES = (
+    Suite(
+        name="MicroVQA",
+        domain="biology",
+        metric=_JUDGED,
+        metric_source=_KIT,
+        where_data="MicroVQA.tsv (VLMEvalKit's: opencompass.openxlab.space/utils/VLMEval/MicroVQA.tsv)",
+        read=reader("MicroVQA.tsv", _question),
+        score=score,
+        summarise=mean_of("correct"),
+        judge=judge,
+        judge_needed=False,
+        modalities=("image",),
+    ),
+    Suite(
+        name="MSEarth-MCQ",
+        domain="earth science",
+        metric=_JUDGED,
+        metric_source=_KIT,
+        where_data="MSEarthMCQ.tsv (VLMEvalKit's: opencompass.openxlab.space/utils/VLMEval/MSEarthMCQ.tsv)",
+        read=reader("MSEarthMCQ.tsv", _caption),
+        score=score,
+        summarise=mean_of("correct"),
+        judge=judge,
+        judge_needed=False,
+        modalities=("image",),
+    ),
+    Suite(
+        name="XLRS-Bench",
+        domain="earth science",
+        metric="accuracy in per cent, averaged over the tasks; all right options and no other",
+        metric_source="VLMEvalKit: dataset/image_mcq.py, XLRSBench",
+        where_data="XLRS-Bench-lite_part0.jsonl to part14 (initiacms/XLRS-Bench-lite_VLM on Hugging Face)",
+        reported=52.8,
+        read=read_xlrs,
+        score=score_xlrs,
+        summarise=summarise_xlrs,
+        modalities=("image",),
+    ),
+)
