@@ -140,7 +140,9 @@ def huggingface_config(
             if section.get(name) is not None:
                 section[name] = dtype
     if config.get("dtype") is None and config.get("torch_dtype") is None:
-        config["dtype"] = dtype
+        # Under the names of transformers 5 and 4, and for the text model alone: LMDeploy looks there.
+        for section in (config, text):
+            section |= {"dtype": dtype, "torch_dtype": dtype}
     if unconverted is not None:
         config["quantization_config"] = {
             "quant_method": "fp8",

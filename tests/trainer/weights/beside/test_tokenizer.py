@@ -21,6 +21,7 @@ from trainer.config.keys import Config, DataConfig
 from trainer.data.protocols import TokenizerFile
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.run.process import train
+from trainer.weights.beside.remote_code import FILES
 from trainer.weights.beside.side_files import CARD
 from trainer.weights.beside.tokenizer import find_tokenizer, keep_tokenizer
 from trainer.weights.export import export
@@ -166,7 +167,7 @@ def test_transformers_puts_around_a_text_what_the_corpora_have(tmp_path, before)
 def test_synthetic_data_have_no_tokenizer_and_that_is_no_warning(tmp_path):
     assert train(tiny_config(tmp_path / "run", steps=1)) == 0
     done = export(tmp_path / "run", tmp_path / "out")
-    assert (done.side_files, done.warnings) == ([], [])
+    assert (done.side_files, done.warnings) == ([*FILES], [])
     assert ("synthetic" in done.tokenizer, done.media) == (True, "")
 
 
