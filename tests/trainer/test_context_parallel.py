@@ -98,7 +98,7 @@ def step(parallel: dict[str, Any], changes: dict[str, Any]) -> Found:
     count = ROWS // place.readers
     forward, objective = Whole(model, share), NextToken(chunk=16)
     heldout = evaluate(forward, objective, HeldOut(), world, place, batches=1, micro_batch=count)
-    texts = generate(forward, [[3, 4, 5], [6], [7, 8]], tokens=3, window=8, eos_id=63, seed=0, world=world)
+    texts = generate(forward, [model], [[3, 4, 5], [6], [7, 8]], tokens=3, eos_id=63, seed=0, world=world)
     batches = [rows(ROWS * number + count * place.reader, count) for number in range(MICRO_BATCHES)]
     counts = count_step(objective, batches, world, place)
     parts = [batch.part(share) for batch in batches]

@@ -6,7 +6,8 @@
 | `media` | images and signals in the places of their placeholders; no torch |
 | `pages` | which pages of the cache belong to whom, and which prefixes they hold; no torch |
 | `cache` | keys, values and routes in pages, and attention over them |
-| `forward` | one step of the model for tokens of many requests |
+| `run` | one step of the model for tokens of many requests |
+| `ranks` | what the ranks of an engine agree on at every step |
 | `sampling` | draws that depend on a request's seed and position alone |
 | `text` | text from tokens as they come, and stop strings |
 | `engine` | requests that join and leave at every step |

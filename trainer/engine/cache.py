@@ -76,16 +76,14 @@ class _Singles:
 
 class Cache:
     """Pages of KEYS tokens: keys and values [L, pages, n, KEYS, d], what the LM head takes [pages, KEYS, H], and on the
-    host routes [pages, KEYS, L, K]. With the third, a prompt whose start is found again can be scored from there on: it
-    is a small part of the room that keys and values take."""
+    host routes [pages, KEYS, L, K]. L: layers of this rank. With what the LM head takes, which is small beside keys and
+    values, a prompt whose start is found again can be scored."""
 
-    def __init__(self, cfg: ModelConfig, pages: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (cfg.num_layers, pages, cfg.num_kv_heads, KEYS, cfg.head_dim)
+    def __init__(self, cfg: ModelConfig, layers: int, pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (layers, pages, cfg.num_kv_heads, KEYS, cfg.head_dim)
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.hidden = torch.zeros(pages, KEYS, cfg.hidden_size, dtype=dtype, device=device)
-        self.routes: npt.NDArray[np.uint16] = np.zeros(
-            (pages, KEYS, cfg.num_layers, cfg.experts_per_token), dtype=np.uint16
-        )
+        self.routes: npt.NDArray[np.uint16] = np.zeros((pages, KEYS, layers, cfg.experts_per_token), dtype=np.uint16)
 
     def clear(self, pages: Sequence[int]) -> None:
         """Before a request's first use of pages: what another left there need not be finite, and zero times it is not

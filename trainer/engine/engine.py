@@ -14,10 +14,11 @@ import torch
 
 from parallel.errors import UserError
 from trainer.engine.cache import Cache, Layout, Span
-from trainer.engine.forward import embed, forward
 from trainer.engine.media import Placed, key_of, positions_of
 from trainer.engine.pages import Pages, next_key, root_key
+from trainer.engine.ranks import ALONE, Ranks
 from trainer.engine.request import Completion, Finish, Request, Scores, Token, check
+from trainer.engine.run import Direct, Run, embed
 from trainer.engine.sampling import draw, scores_of
 from trainer.engine.text import Decode, TextStream
 from trainer.model.decoder import Decoder
@@ -60,6 +61,8 @@ class Engine:
         batch: the most requests of a step. chunk: the most tokens of a step, `batch` or more.
         context: the most tokens of prompt and answer; None: the model's longest document.
         version: of the weights. Prefixes are found again only under the version under which they were computed.
+        run: runs the model; None for one whose weights, but for experts, are whole on this rank.
+        ranks: that run it together; every call of `step` and `generate` is collective over them.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class Engine:
         chunk: int = 512,
         context: int | None = None,
         version: object = 0,
+        run: Run | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         for name, value, least in (("cache_tokens", cache_tokens, 1), ("batch", batch, 1), ("chunk", chunk, batch)):
             if value < least:
@@ -81,7 +86,9 @@ class Engine:
         self.model, self.decode, self.device = model, decode, weight.device
         self.batch, self.chunk, self.context = batch, chunk, context or model.cfg.max_position
         self.pages = Pages(-(-cache_tokens // KEYS))
-        self.cache = Cache(model.cfg, self.pages.count, model.activations, self.device)
+        self.run, self.ranks = run or Direct(model), ranks
+        layers, self._spare = len(self.run.blocks), self.pages.count  # a page for fillers, which no request has
+        self.cache = Cache(model.cfg, layers, self.pages.count + 1, model.activations, self.device)
         cfg, towers = model.cfg, isinstance(model, Multimodal)
         tokens = {"image": cfg.image_token if cfg.vision else None, "signal": cfg.signal_token if cfg.signals else None}
         self._placeholders = {kind: token for kind, token in tokens.items() if towers and token is not None}
@@ -134,8 +141,8 @@ class Engine:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Serve requests to their ends; their answers in the same order."""
         numbers = [self.submit(request) for request in requests]
-        while self.unfinished:
-            self.step()
+        while self._step() is not None:
+            pass
         return [self.result(number) for number in numbers]
 
     def result(self, number: int) -> Completion:
@@ -145,24 +152,34 @@ class Engine:
     def step(self) -> list[Token]:
         """Admit requests, run the model once, and return the tokens drawn, at most one for each request; none for those
         that only score their prompts."""
+        return self._step() or []
+
+    def _step(self) -> list[Token] | None:
+        """As `step`; None where no rank has anything to run."""
         self._admit()
-        for active in [active for active in self._active if not active.missing]:
-            self._finish(active, "length")  # a prompt that is scored from the cache alone
+        while done := [active for active in self._active if not active.missing]:
+            for active in done:  # prompts that are scored from the cache alone
+                self._finish(active, "length")
+            self._admit()
         run = self._choose()
-        if not run:
-            return []
+        own = sum(tokens for _, tokens in run)
+        total = self.ranks.tokens(own)
+        if not total:
+            return None
         spans = [Span(active.cached, tokens, active.pages) for active, tokens in run]
-        layout = Layout(spans, self.device)
+        before, behind = self._fillers(total - own)
+        layout = Layout([*before, *spans, *behind], self.device)
         ids = [token for active, tokens in run for token in active.ids[active.cached : active.cached + tokens]]
-        drawing, wanted, end = [], [], 0
+        ids = [*[0] * len(before), *ids, *[0] * (total - own - len(before))]
+        drawing, wanted, end = [], [], len(before)
         for active, tokens in run:
             end += tokens
             if tokens == active.missing and active.request.max_tokens:
                 drawing.append(active)
                 wanted.append(end - 1)
         at = torch.tensor(wanted, dtype=torch.int64, device=self.device)
-        media = self._media(run)
-        logits = forward(self.model, torch.tensor(ids, device=self.device), layout, self.cache, at, media)
+        media = self._media(run, len(before))
+        logits = self.run(torch.tensor(ids, device=self.device), layout, self.cache, at, media)
         for active, tokens in run:
             active.cached += tokens
             self._publish(active)
@@ -170,14 +187,17 @@ class Engine:
                 self._finish(active, "length")
         if not drawing:
             return []
-        sampling = [active.request.sampling for active in drawing]
-        drawn = draw(logits, sampling, [len(active.ids) for active in drawing])
-        most = max(active.request.alternatives for active in drawing)
-        scores = scores_of(logits, drawn, most)
+        found, scores = self.ranks.drawn(None if logits is None else _draw(logits, drawing))
         return [
             self._append(active, token, scores.of(place, active.request.alternatives))
-            for place, (active, token) in enumerate(zip(drawing, drawn.tolist(), strict=True))
+            for place, (active, token) in enumerate(zip(drawing, found, strict=True))
         ]
+
+    def _fillers(self, tokens: int) -> tuple[list[Span], list[Span]]:
+        """Spans of tokens that are thrown away, before those of the requests and behind them."""
+        if tokens == 1:  # spans of one token come first
+            return [Span(0, 1, [self._spare])], []
+        return [], [Span(0, tokens, [self._spare] * -(-tokens // KEYS))] if tokens else []
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self.batch:
@@ -214,12 +234,12 @@ class Engine:
                 room -= tokens
         return [*ready, *longer]
 
-    def _media(self, run: list[tuple[_Active, int]]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _media(self, run: list[tuple[_Active, int]], start: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Numbers of the step's tokens that are placeholders, and their embeddings; None without any. A tower runs when
-        the first of a medium's tokens does: not at all for those of a prefix that is found again."""
+        the first of a medium's tokens does: not at all for those of a prefix that is found again. start: the number of
+        the first request's first token."""
         at: list[int] = []
         rows: list[torch.Tensor] = []
-        start = 0
         for active, tokens in run:
             for placed in active.media:
                 first, last = placed.between(active.cached, active.cached + tokens)
@@ -283,3 +303,9 @@ class Engine:
             ids = torch.tensor([*prompt[start + 1 : end + 1]], device=self.device)
             parts.append(scores_of(logits, ids, alternatives))
         return Scores.join(parts, alternatives)
+
+
+def _draw(logits: torch.Tensor, drawing: Sequence[_Active]) -> tuple[list[int], Scores]:
+    """The next token of each request, and its scores. logits: [N, V]."""
+    found = draw(logits, [active.request.sampling for active in drawing], [len(active.ids) for active in drawing])
+    return found.tolist(), scores_of(logits, found, max(active.request.alternatives for active in drawing))

@@ -272,10 +272,10 @@ class Trainer:
         with eager:
             texts = sample_texts(
                 self.parts.forward,
+                [*self.parts.stages.values()],
                 text,
                 self.world,
                 tokens=cfg.sample_tokens,
-                window=self.cfg.data.seq_len,
                 seed=cfg.seed,
             )
         for source, sample in texts.items():

@@ -23,6 +23,8 @@ from trainer.engine.request import Request, RequestError, Sampling
 from trainer.model.exact.blocks import KEYS
 from trainer.model.exact.switch import make_exact
 from trainer.model.multimodal import Multimodal
+from trainer.run.sample import generate
+from trainer.stages.forward import Whole
 
 RULES = rules()
 
@@ -97,6 +99,14 @@ def test_a_prefix_is_shared_by_equal_media_alone(model):
     assert not np.array_equal(first.prompt_scores.log_probs, other.prompt_scores.log_probs)
     assert ask(1, before=60).reused == 0  # in its first page; a part of the image is in the second
     assert ask(2, before=60).reused == 0
+
+
+def test_a_drawn_placeholder_is_a_token_like_others(model, monkeypatch):
+    """In the texts of a run too, whose forward pass would look for its image."""
+    token, genuine = model.cfg.image_token, engine_module.draw
+    monkeypatch.setattr(engine_module, "draw", lambda *given: torch.full_like(genuine(*given), token))
+    assert generate(Whole(model), [model], [[5, 6]], tokens=3, eos_id=0, seed=1) == [[token] * 3]
+    assert Engine(model).generate([Request([5, 6], 3)])[0].ids == (token,) * 3
 
 
 def test_numbers_of_placeholders_are_checked(model):

@@ -39,39 +39,38 @@ def test_held_out_loss_is_the_mean_over_tokens(parts):
 
 
 def test_texts_side_by_side_are_what_each_would_be_alone(parts):
-    """Packing keeps them apart, and a window slides over a text that outgrows it."""
     model, _ = parts
     with torch.no_grad():
         model.lm_head.mul_(1e5)  # sharp enough that sampling is greedy
-    options = {"tokens": 9, "window": 6, "eos_id": 0, "seed": 1}
+    options = {"tokens": 9, "eos_id": 0, "seed": 1}
     prompts = [[5, 6, 7], [9], []]
-    together = generate(Whole(model), prompts, **options)
-    assert together == [generate(Whole(model), [prompt], **options)[0] for prompt in prompts]
+    together = generate(Whole(model), [model], prompts, **options)
+    assert together == [generate(Whole(model), [model], [prompt], **options)[0] for prompt in prompts]
     text = [5, 6, 7]
     for token in together[0]:
-        assert token == logits(model, torch.tensor([text[-6:]]))[0, -1].argmax()
+        assert token == logits(model, torch.tensor([text]))[0, -1].argmax()
         text.append(token)
 
 
-def test_a_text_ends_at_the_end_of_its_document_and_the_others_continue(parts, monkeypatch):
+def test_a_text_ends_with_its_document_or_at_the_longest_document(parts):
     model, _ = parts
-    seen = []
-
-    def counts_up_by_the_first_token(_model, texts):
-        seen.append(len(texts))
-        return F.one_hot(torch.tensor([text[-1] + text[0] for text in texts]), 64) * 1e4
-
-    monkeypatch.setattr("trainer.run.sample._next_logits", counts_up_by_the_first_token)
-    assert generate(Whole(model), [[3], [5]], tokens=4, window=8, eos_id=9, seed=0) == [[6], [10, 15, 20, 25]]
-    assert seen == [2, 2, 1, 1]
-    assert generate(Whole(model), [[3], [3]], tokens=4, window=8, eos_id=9, seed=0) == [[6], [6]]
+    context = model.cfg.max_position
+    (text,) = generate(Whole(model), [model], [[5] * (context - 4)], tokens=9, eos_id=-1, seed=1)
+    assert len(text) == 4
+    (long,) = generate(Whole(model), [model], [[5] * (context + 9)], tokens=9, eos_id=-1, seed=1)
+    assert len(long) == 1
+    first = generate(Whole(model), [model], [[5, 6], [7]], tokens=8, eos_id=-1, seed=1)
+    end = first[0][3]
+    again = generate(Whole(model), [model], [[5, 6], [7]], tokens=8, eos_id=end, seed=1)
+    assert again[0] == first[0][: first[0].index(end)]
+    assert again[1] == (first[1][: first[1].index(end)] if end in first[1] else first[1])
 
 
 def test_sampling_repeats_and_leaves_the_generators_alone(parts):
     model, _ = parts
     before = torch.get_rng_state()
-    options = {"tokens": 12, "window": 16, "eos_id": 0}
-    first = generate(Whole(model), [[1, 2], [3]], seed=4, **options)
+    options = {"tokens": 12, "eos_id": 0}
+    first = generate(Whole(model), [model], [[1, 2], [3]], seed=4, **options)
     assert torch.equal(torch.get_rng_state(), before)
-    assert generate(Whole(model), [[1, 2], [3]], seed=4, **options) == first
-    assert generate(Whole(model), [[1, 2], [3]], seed=5, **options) != first
+    assert generate(Whole(model), [model], [[1, 2], [3]], seed=4, **options) == first
+    assert generate(Whole(model), [model], [[1, 2], [3]], seed=5, **options) != first

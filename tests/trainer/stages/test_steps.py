@@ -45,7 +45,8 @@ def steps_and_evaluations(case: Case) -> tuple[list[Step | None], list[Any], lis
             evaluate(parts.forward, parts.objective, heldout, world, parts.place, batches=2, micro_batch=micro)
         )
         prompts = [[3, 4, 5], [6], [7, 8]]
-        texts += generate(parts.forward, prompts, tokens=4, window=5, eos_id=0, seed=number, world=world)
+        stages = [*parts.stages.values()]
+        texts += generate(parts.forward, stages, prompts, tokens=4, eos_id=0, seed=number, world=world)
         if number < 2:
             steps.append(one_step(parts, world, step_batches(case, parts.place, number)))
     return steps, evaluations, texts
