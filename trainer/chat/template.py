@@ -219,7 +219,8 @@ def find_template(path: Path) -> ChatTemplate | None:
     """
     if path.is_file():
         return ChatTemplate({DEFAULT: _read(path)}, read_special_tokens(path.parent), str(path))
-    for directory in (path, *(run / name for run in (path, path.parent) for name in IN_A_RUN)):
+    runs = (path, path.parent, path.parent.parent)  # step-N is in the run's checkpoints/
+    for directory in (path, *(run / name for run in runs for name in IN_A_RUN)):
         texts, where = _texts(directory)
         if texts:
             return ChatTemplate(texts, read_special_tokens(directory), where)

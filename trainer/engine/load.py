@@ -209,9 +209,9 @@ def _trained(path: Path) -> Source:
     found, why = find_tokenizer(opened.run_directory)
     tokenizer = None
     if found is not None:
-        before = [found.bos_id] if found.bos_id != found.eos_id else []
+        before = [found.bos_id] if found.bos_id != found.eos_id and found.chat is None else []
         tokenizer = Tokenizer.load(found.file, found.eos, special_text="encode", before=before)
-    stop = frozenset({tokenizer.eos_id}) if tokenizer is not None else frozenset[int]()
+    stop = found.stop_ids if found is not None else frozenset[int]()
     without = why or "the run's data are synthetic"
     m = opened.model
     placeholders = _placeholders(m.image_token if m.vision else None, m.signal_token if m.signals else None)

@@ -230,12 +230,14 @@ def _beside(opened: OpenedCheckpoint, carried: Carried | None, text_only: bool) 
 def _with_tokenizer(opened: OpenedCheckpoint, carried: Carried | None) -> _Beside:
     files: dict[str, Path | bytes] = {**carried.side_files} if carried else {}
     warnings = [f"{name} of {opened.init_from} is not in the export" for name in (carried.clashes if carried else [])]
-    if any(name in files for name in TOKENIZERS):
-        return _Beside(files, f"that of {opened.init_from}", None, warnings)
     try:
         found, why = find_tokenizer(opened.run_directory)
     except HuggingFaceError as error:  # that directory is a part of the run
         raise CheckpointError(error.faults) from error
+    if found is not None:
+        files.update(found.template_files())  # what the run was fine-tuned with goes before the source's own
+    if any(name in files for name in TOKENIZERS):
+        return _Beside(files, f"that of {opened.init_from}", None, warnings)
     if found is not None:
         ours = found.side_files(opened.model.max_position)
         origin = f"that of the run's corpora; {found.eos} ends a document"

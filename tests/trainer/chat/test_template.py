@@ -153,7 +153,7 @@ def test_where_templates_are(tmp_path, name, value):
     write(tmp_path / name.removeprefix("run:"), value)
     assert ChatTemplate.load(tmp_path).render(ASK) == "T"
     if name.startswith("run:"):
-        assert ChatTemplate.load(tmp_path / "step-3").render(ASK) == "T"
+        assert ChatTemplate.load(tmp_path / "checkpoints" / "step-3").render(ASK) == "T"
 
 
 def test_a_jinja_file_goes_before_the_config_and_special_tokens_are_read(tmp_path):

@@ -2,7 +2,8 @@
 
 RUN_DIR/tokenizer/   tokenizer.json          the corpora's file, byte for byte
                      tokenizer_config.json   what transformers' AutoTokenizer needs beside it
-                     manifest.json           hashes of both, and the token that ends a document
+                     chat_template.jinja, additional_chat_templates/   of chats: what they were rendered with
+                     manifest.json           hashes of these, the token that ends a document or a turn
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.chat.template import DEFAULT, NAMED, TEMPLATE
 from trainer.config.run_files import CONFIG_FILE, TOKENIZER_DIRECTORY, TOKENIZER_FACT, read_tree
 from trainer.data.errors import DataError
-from trainer.data.protocols import TokenizerFile
+from trainer.data.protocols import ChatFiles, TokenizerFile
 from trainer.data.shards.files import TOKENIZER, read_manifest
 from trainer.data.shards.tokenizer import read_tokenizer
 from trainer.storage.atomic import TargetExistsError, atomic_directory, sync
@@ -24,6 +26,7 @@ from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.weights.hf_files import HuggingFaceError
 
 BEFORE = "before"  # in the manifest: the ids that open every document
+CHAT = "chat"  # in the manifest: templates, special tokens and the ids that end a turn
 TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
 
 
@@ -40,14 +43,24 @@ class FoundTokenizer:
     bos: str
     bos_id: int
     without_template: bool  # the corpora lack what tokenizer.json puts around a text
+    chat: ChatFiles | None = None  # of a run on chats, whose turns `eos` ends
 
-    def token_ids(self) -> dict[str, int]:
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end a text: of chats, those that end turns."""
+        return frozenset((self.chat and self.chat.stop_ids) or (self.eos_id,))
+
+    def token_ids(self) -> dict[str, Any]:
         """Keys of config.json and generation_config.json."""
-        return {"bos_token_id": self.bos_id, "eos_token_id": self.eos_id, "pad_token_id": self.eos_id}
+        ends = [self.eos_id, *sorted(self.stop_ids - {self.eos_id})]
+        stop = ends if len(ends) > 1 else self.eos_id
+        return {"bos_token_id": self.bos_id, "eos_token_id": stop, "pad_token_id": self.eos_id}
 
     def tokenizer_config(self) -> dict[str, Any]:
         """The file that transformers' AutoTokenizer needs beside tokenizer.json."""
-        special = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.eos}
+        special: Mapping[str, str] = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.eos}
+        if self.chat is not None:
+            special = self.chat.special_tokens  # no more: the template may ask if there is another
         return {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast", **special}
 
     def side_files(self, max_position: int) -> dict[str, Path | bytes]:
@@ -59,24 +72,36 @@ class FoundTokenizer:
             TOKENIZER: content,
             TOKENIZER_CONFIG: json_bytes({**self.tokenizer_config(), "model_max_length": max_position}),
             GENERATION_CONFIG: json_bytes(self.token_ids()),
+            **self.template_files(),
         }
+
+    def template_files(self) -> dict[str, Path | bytes]:
+        """The chat template's files, by their paths in a directory; none without chats."""
+        return {} if self.chat is None else {**_template_files(self.chat)}
 
 
 def keep_tokenizer(run_directory: Path, tokenizer: TokenizerFile) -> None:
     """Copy the corpora's tokenizer into the run's directory, unless it is there. Raises HuggingFaceError."""
     target = run_directory / TOKENIZER_DIRECTORY
     try:
-        if (target / TOKENIZER).is_file() and (target / TOKENIZER).read_bytes() == tokenizer.path.read_bytes():
+        if _is_kept(target, tokenizer):
             return
         CHECKPOINT.remove_directory(target, TOKENIZER_FACT)  # of a start that came to no step
         with atomic_directory(target) as temporary:
             shutil.copyfile(tokenizer.path, temporary / TOKENIZER)
-            found = _found(temporary / TOKENIZER, tokenizer.end_of_document, tokenizer.before)
+            found = _found(temporary / TOKENIZER, tokenizer.end_of_document, tokenizer.before, tokenizer.chat)
             (temporary / TOKENIZER_CONFIG).write_bytes(json_bytes(found.tokenizer_config()))
-            files = {name: CHECKPOINT.file_facts(temporary / name) for name in (TOKENIZER, TOKENIZER_CONFIG)}
+            names = [TOKENIZER, TOKENIZER_CONFIG]
+            for name, content in _template_files(tokenizer.chat).items() if tokenizer.chat is not None else ():
+                (temporary / name).parent.mkdir(exist_ok=True)
+                (temporary / name).write_bytes(content)
+                names.append(name)
+            files = {name: CHECKPOINT.file_facts(temporary / name) for name in names}
             for name in files:
                 sync(temporary / name)
-            facts = {TOKENIZER_FACT: tokenizer.end_of_document, BEFORE: list(tokenizer.before)}
+            facts: dict[str, Any] = {TOKENIZER_FACT: tokenizer.end_of_document, BEFORE: list(tokenizer.before)}
+            if tokenizer.chat is not None:
+                facts[CHAT] = asdict(tokenizer.chat)
             CHECKPOINT.write(temporary, facts, files)
     except TargetExistsError as error:
         raise HuggingFaceError(
@@ -112,7 +137,10 @@ def find_tokenizer(run_directory: Path) -> tuple[FoundTokenizer | None, str | No
                 value=damage.problem,
                 allowed=f"the file as the run wrote it, or no {kept}",
             ) from None
-        return _found(kept / TOKENIZER, facts[TOKENIZER_FACT], facts[BEFORE]), None
+        chat = facts.get(CHAT)
+        if chat is not None:
+            chat = ChatFiles(chat["templates"], chat["special_tokens"], tuple(chat["stop_ids"]))
+        return _found(kept / TOKENIZER, facts[TOKENIZER_FACT], facts[BEFORE], chat), None
     return _of_the_corpora(_data(run_directory))
 
 
@@ -154,7 +182,23 @@ def _of_the_corpora(data: Mapping[str, Any]) -> tuple[FoundTokenizer | None, str
     )
 
 
-def _found(file: Path, eos: str, before: Sequence[int]) -> FoundTokenizer:
+def _is_kept(directory: Path, tokenizer: TokenizerFile) -> bool:
+    file = directory / TOKENIZER
+    if not file.is_file() or file.read_bytes() != tokenizer.path.read_bytes():
+        return False
+    try:
+        kept = CHECKPOINT.read(directory).get(CHAT)
+    except CorruptError:
+        return tokenizer.chat is None  # what reads it later reports the damage
+    return bool(kept == (json.loads(json.dumps(asdict(tokenizer.chat))) if tokenizer.chat is not None else None))
+
+
+def _template_files(chat: ChatFiles) -> dict[str, bytes]:
+    names = {name: TEMPLATE if name == DEFAULT else f"{NAMED}/{name}.jinja" for name in chat.templates}
+    return {names[name]: text.encode() for name, text in chat.templates.items()}
+
+
+def _found(file: Path, eos: str, before: Sequence[int], chat: ChatFiles | None = None) -> FoundTokenizer:
     try:
         read = read_tokenizer(file)
     except DataError as error:
@@ -171,7 +215,10 @@ def _found(file: Path, eos: str, before: Sequence[int]) -> FoundTokenizer:
             allowed="the tokenizer.json of the corpora",
         )
     around = bool(read.encode("").ids)
-    return FoundTokenizer(file, eos, eos_id, bos, eos_id if bos_id is None else bos_id, around and not before)
+    if chat is not None and (named := chat.special_tokens.get("bos_token")) is not None:
+        bos, bos_id = named, read.token_to_id(named)
+    bos_id = eos_id if bos_id is None else bos_id
+    return FoundTokenizer(file, eos, eos_id, bos, bos_id, around and not before, chat)
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
