@@ -63,7 +63,8 @@ def _message(turn: Any, at: str) -> Message:
         raise BadRecord(f"{at} is {_kind(turn)}, not an object")
     if "role" not in turn and "from" in turn:
         return _sharegpt(turn, at)
-    role = SAME.get(turn.get("role", ""), turn.get("role"))
+    role = turn.get("role")
+    role = SAME.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise BadRecord(f"{at}.role is {json.dumps(role)}; use {one_of(ROLES)}")
     message: Message = {name: value for name, value in turn.items() if value is not None}

@@ -119,7 +119,7 @@ def _list(file: Path) -> Iterator[tuple[int, Any]]:
         except (ValueError, RecursionError) as error:
             yield line, BadRecord(f"not JSON ({error})")
             return
-        yield line, item
+        yield line, _in_utf8(item, text[at:end])
         at = _blank(text, end)
         if text[at : at + 1] == ",":
             at = _blank(text, at + 1)
@@ -160,9 +160,20 @@ def _without_nulls(value: Any) -> Any:
 
 def _parse(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8-sig"), parse_constant=_constant)
+        text = line.decode("utf-8-sig")
+        return _in_utf8(json.loads(text, parse_constant=_constant), text)
     except (ValueError, RecursionError) as error:
         return BadRecord(f"not JSON ({error})")
+
+
+def _in_utf8(value: Any, text: str) -> Any:
+    """The value of a JSON text, unless it has half of a character: as bytes that are not UTF-8 are read, or escaped."""
+    if "\\ud" in text or "\\uD" in text or not text.isascii():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return BadRecord(f"it has a character that is not UTF-8 ({error.reason})")
+    return value
 
 
 def _constant(name: str) -> Any:

@@ -50,7 +50,7 @@ def opened(corpus: Path, reduction: Reduction, packing: str) -> tuple[TextStream
 
 
 def epoch_loss(model: Decoder, stream: TextStream, windows: int, micro_batch: int) -> float:
-    """Of one step that reads every window of an epoch once."""
+    """The loss of one step that reads every window of an epoch once."""
     objective = NextToken(chunk=64)
     batches = [stream.batch(first, min(micro_batch, windows - first)) for first in range(0, windows, micro_batch)]
     whole = GlobalBatch(sum(objective.count(batch) for batch in batches), len(batches))
