@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-from pathlib import Path
 
 import pytest
 
@@ -14,33 +13,19 @@ from launch.serving.conversation import Conversation
 from tests.launch.refused import refused
 from tests.launch.serving import tiny_server
 from tests.trainer.chat.templates import FAMILIES
-from tests.trainer.data.small_mixture import make_mixture
-from tests.trainer.tiny_run import tiny_config
 from trainer.chat.answers import Part
 from trainer.chat.template import DEFAULT, ChatTemplate
 from trainer.engine.engine import Engine
 from trainer.engine.request import Request, RequestError, Sampling
-from trainer.run.process import train
 
 CHATML = FAMILIES["chatml"].text
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("runs") / "run"
-    model = {"vocab_size": 320, "router_groups": 1, "positions": "rope", "max_position": 200, "init_std": 0.3}
-    cfg = tiny_config(directory, model=model, steps=1)
-    with pytest.MonkeyPatch.context() as patch:
-        cfg.data = make_mixture(tmp_path_factory.mktemp("mixture"), patch)
-    assert train(cfg) == 0
-    return directory
-
-
-def test_a_conversation_through_a_pipe(run, tmp_path, monkeypatch, capsys):
+def test_a_conversation_through_a_pipe(text_run, tmp_path, monkeypatch, capsys):
     template = tmp_path / "chat.jinja"
     template.write_text(CHATML)
     monkeypatch.setattr("sys.stdin", io.StringIO("kalo\nkalo\n\n/reset\nkalo\n/system Be short.\nkalo\n/exit\nkalo\n"))
-    words = [str(run), "--chat-template", str(template), "--max-tokens", "8", "--seed", "3"]
+    words = [str(text_run), "--chat-template", str(template), "--max-tokens", "8", "--seed", "3"]
     assert main(["chat", *words]) == 0
     first, second, again, other = capsys.readouterr().out.split("\n")[:-1]
     assert first == again
@@ -103,8 +88,8 @@ def test_thinking_is_seen_apart():
     assert out.getvalue() == "[thinking]\nab\n[text]\nc\n"
 
 
-def test_without_a_template_there_is_no_chat(run, tmp_path):
-    fault = refused("chat", str(run))
-    assert fault.where == str(run)
+def test_without_a_template_there_is_no_chat(text_run, tmp_path):
+    fault = refused("chat", str(text_run))
+    assert fault.where == str(text_run)
     assert "--chat-template" in fault.allowed
-    assert refused("chat", str(run), "--chat-template", str(tmp_path / "none")).where == "--chat-template"
+    assert refused("chat", str(text_run), "--chat-template", str(tmp_path / "none")).where == "--chat-template"
