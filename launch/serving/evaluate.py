@@ -68,6 +68,7 @@ def _options(parser: Parser) -> None:
     add("--limit", type=whole_number(1), metavar="N", help="ask the first N items of each suite")
     add("--out", metavar="DIR", help="directory of answers and results (default: evaluations/MODEL-SETTINGS)")
     add("--raw", action="store_true", help="ask without a chat template: the texts of the messages are the prompt")
+    add("--chat-template", metavar="FILE", help="a template to use instead of the checkpoint's own")
     add("--concurrency", type=whole_number(1), default=16, metavar="N", help="answers side by side (default: 16)")
     add("--cache-tokens", type=whole_number(64), metavar="N",
         help="tokens of all answers of the embedded engine together (default: what --concurrency needs, at most "
@@ -99,7 +100,7 @@ def _prepare(options: argparse.Namespace) -> Callable[[], int]:
     items: list[tuple[Suite, Sequence[Any]]] = [
         (suite, () if suite is PERPLEXITY else read_items(suite, Path(options.data), options.limit)) for suite in suites
     ]
-    model = _model(options)
+    model = _model(options, suites)
     items = [(suite, _passages(options, model) if suite is PERPLEXITY else found) for suite, found in items]
     judge = _judge(options) if any(suite.judge for suite in suites) and options.judge else None
     asks = any(suite is not PERPLEXITY for suite in suites)
@@ -153,17 +154,9 @@ def _require_client() -> None:
         raise CommandError(text, where="httpx", allowed=INSTALL)
 
 
-def _model(options: argparse.Namespace) -> ServedModel | EmbeddedModel:
+def _model(options: argparse.Namespace, suites: Sequence[Suite]) -> ServedModel | EmbeddedModel:
     if not SERVER.match(options.model):
-        from trainer.evaluation.embedded import EmbeddedModel
-
-        model = EmbeddedModel(
-            Path(options.model), _device, raw=options.raw, batch=options.concurrency,
-            cache_tokens=options.cache_tokens,
-        )  # fmt: skip
-        for warning in model.source.warnings:
-            print_warning(warning)
-        return model
+        return _embedded(options, suites)
     _require_client()
     from trainer.evaluation.served import OPTIONAL, ServedModel
 
@@ -177,6 +170,27 @@ def _model(options: argparse.Namespace) -> ServedModel | EmbeddedModel:
     return ServedModel(
         options.model, options.served, api_key=_key("--api-key-env", options.api_key_env),
         concurrency=options.concurrency, timeout=options.timeout, retries=options.retries, omit=omit,
+    )  # fmt: skip
+
+
+def _embedded(options: argparse.Namespace, suites: Sequence[Suite]) -> EmbeddedModel:
+    from launch.serving.conversation import find_conversation
+    from trainer.engine.load import open_source
+    from trainer.evaluation.embedded import EmbeddedModel
+
+    source = open_source(Path(options.model))
+    for warning in source.warnings:
+        print_warning(warning)
+    conversation = None if options.raw else find_conversation(source, options.model, options.chat_template)
+    asks = any(suite is not PERPLEXITY for suite in suites)
+    if asks and conversation is None and not options.raw:
+        remedy = "--chat-template FILE, or --raw"
+        text = f"{options.model} has no chat template, so that it is not known how to ask it; give {remedy}"
+        raise CommandError(text, where=options.model, allowed=remedy)
+    return EmbeddedModel(
+        source, options.model, conversation, _device,
+        towers=any(suite.modalities for suite in suites), batch=options.concurrency,
+        cache_tokens=options.cache_tokens,
     )  # fmt: skip
 
 

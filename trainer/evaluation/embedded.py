@@ -6,15 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from parallel.errors import UserError
-from trainer.chat.template import ChatTemplate, find_template
-from trainer.engine.load import Source, open_source
+from trainer.chat.answers import AnswerReader, Format, Part
+from trainer.chat.template import ChatTemplate
+from trainer.data.media.readers.read import read_recording
+from trainer.engine.load import Source
+from trainer.engine.media import Medium
 from trainer.engine.request import Completion, Request, Sampling
 from trainer.evaluation.asked import Answer, Failure, Question, media_of, text_of
 from trainer.evaluation.perplexity import Passage, PassageScore, score_of
-from trainer.evaluation.suite import SuiteError
+from trainer.evaluation.suite import Message, SuiteError
 from trainer.weights.opened import OpenedCheckpoint
 
 if TYPE_CHECKING:
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from trainer.engine.engine import Engine
 
 T = TypeVar("T")
-RAW = "--raw, which joins the texts of the messages"
 
 
 class Piece(NamedTuple):
@@ -36,69 +38,99 @@ class Piece(NamedTuple):
     of: int
 
 
+class Opened(Protocol):
+    """text: a conversation, up to where the assistant writes. thinking: that is inside the mark of thinking."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def thinking(self) -> bool: ...
+
+
+class Conversation(Protocol):
+    """Conversations in a checkpoint's own format. ends: tokens that end an answer, beside those of the checkpoint."""
+
+    @property
+    def template(self) -> ChatTemplate: ...
+    @property
+    def format(self) -> Format: ...
+    @property
+    def ends(self) -> frozenset[int]: ...
+
+    def open(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), **values: Any) -> Opened: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
 class EmbeddedModel:
     """A model of this machine.
 
-    path: a run, a step-N directory or a Hugging Face directory. device: called before weights are read. raw: the prompt
-    is the texts of the messages, with an empty line between two, instead of what the chat template renders. batch:
-    answers side by side. cache_tokens: of the engine; None: `batch` of the longest answers, at most 262,144 or one.
-    Raises what `open_source` raises, SuiteError without a tokenizer or chat template.
+    source: a run, a step-N directory or a Hugging Face directory. conversation: None: the prompt is the texts of the
+    messages, with an empty line between two. device: called before weights are read. towers: questions may have images
+    or signals. batch: answers side by side. cache_tokens: of the engine; None: `batch` of the longest answers, at most
+    262,144 or one.
+    Raises DataError without a tokenizer.
     """
 
     def __init__(
         self,
-        path: Path,
+        source: Source,
+        name: str,
+        conversation: Conversation | None,
         device: Callable[[], torch.device],
         *,
-        raw: bool = False,
+        towers: bool = False,
         batch: int = 16,
         cache_tokens: int | None = None,
     ) -> None:
-        self.source: Source = open_source(path)
-        self.name, self.context = str(path), self.source.model.max_position
-        self.tokenizer = self.source.require_tokenizer()
-        self.template: ChatTemplate | None = None if raw else find_template(path)
-        if self.template is None and not raw:
-            text = f"{path} has no chat template, so it is not known how to ask it; use {RAW}"
-            raise SuiteError(text, where=str(path), allowed=RAW)
-        self._device, self._batch, self._cache_tokens = device, batch, cache_tokens
-        self.identity = {"weights": _version(path, self.source), "prompt": self._prompt_version(raw)}
+        self.source, self.name, self.context = source, name, source.model.max_position
+        self.tokenizer, self.conversation = source.require_tokenizer(), conversation
+        self._device, self._towers, self._batch, self._cache_tokens = device, towers, batch, cache_tokens
+        texts = None if conversation is None else dict(conversation.template.texts)
+        self.identity = {"weights": _version(source), "prompt": _digest([self.tokenizer.state, texts])}
         self._engine: Engine | None = None
 
-    def _prompt_version(self, raw: bool) -> str:
-        how = {"tokenizer": self.tokenizer.state, "templates": dict(self.template.texts) if self.template else None}
-        return hashlib.sha256(json.dumps([how, raw], sort_keys=True).encode()).hexdigest()
+    def prompt(self, question: Question) -> tuple[list[int], list[Medium]]:
+        """Token ids and media.
 
-    def prompt(self, question: Question) -> list[int]:
-        """Token ids. Raises UserError for messages that the template or the tokenizer refuses, and for media."""
-        if any(media_of(message) for message in question.messages):
-            remedy = "a server's URL"
-            raise SuiteError("media cannot be given to the embedded engine", where="messages", allowed=remedy)
-        if self.template is None:
-            return self.source.prompt("\n\n".join(text_of(message) for message in question.messages))
-        text = self.template.render(
-            question.messages, add_generation_prompt=True, enable_thinking=question.settings.thinking
-        )
-        (ids,) = self.tokenizer.encode_all([text])  # the template wrote what opens a document
-        return ids
+        Raises UserError for messages that the template or the tokenizer refuses, and for media that cannot be read."""
+        media = [self._medium(kind, what) for message in question.messages for kind, what in media_of(message)]
+        if self.conversation is None:
+            text = "\n\n".join(text_of(message) for message in question.messages)
+            return self.source.prompt(text, media), media
+        opened = self.conversation.open(question.messages, enable_thinking=question.settings.thinking)
+        return self.source.prompt(opened.text, media, opening=False), media
+
+    def _medium(self, kind: str, what: Mapping[str, Any]) -> Medium:
+        path = Path(what["url"])
+        if kind == "image_url":
+            return self.source.medium("image", path)
+        rate = what.get("sampling_rate")
+        return self.source.medium("signal", read_recording(path, where=str(path), rate=rate))
 
     def _request(self, question: Question) -> Request:
-        prompt, s = self.prompt(question), question.settings
+        (prompt, media), s = self.prompt(question), question.settings
         room = self.context - len(prompt)
         if room < 1:
             remedy = f"prompts of at most {self.context - 1:,} tokens"
             text = f"the prompt has {len(prompt):,} tokens, the context {self.context:,}; use {remedy}"
             raise SuiteError(text, where="messages", value=len(prompt), allowed=remedy)
         sampling = Sampling(s.temperature, s.top_k, s.top_p, seed=s.seed)
-        return Request(prompt, min(s.max_tokens, room), sampling, self.source.stop_ids)
+        ends = self.source.stop_ids | (self.conversation.ends if self.conversation else frozenset())
+        return Request(prompt, min(s.max_tokens, room), sampling, ends, media=media)
 
     def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
         """A question whose prompt cannot be made or leaves no room for an answer is a failure."""
         for question, done in self._side_by_side(questions, self._request, lambda one: one.settings.max_tokens):
-            if isinstance(done, Failure):
-                yield question, done
-            else:
-                yield question, Answer(done.text or "", "", done.finish, len(done.prompt), len(done.ids))
+            yield question, done if isinstance(done, Failure) else self._answer(question, done)
+
+    def _answer(self, question: Question, done: Completion) -> Answer:
+        parts = [Part("text", done.text or "")]
+        if self.conversation is not None:
+            opened = self.conversation.open(question.messages, enable_thinking=question.settings.thinking)
+            reader = AnswerReader(self.conversation.format, thinking=opened.thinking)
+            parts = [*reader.push(done.text or ""), *reader.finish()]
+        text, thinking = ("".join(part.text for part in parts if part.kind == kind) for kind in ("text", "thinking"))
+        return Answer(text, thinking, done.finish, len(done.prompt), len(done.ids))
 
     def score(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, PassageScore | Failure]]:
         """Texts that are longer than the context are scored in pieces; a piece starts with the last token of the one
@@ -168,9 +200,10 @@ class EmbeddedModel:
 
             most = min(self.context, max_tokens + self.context // 2)
             tokens = self._cache_tokens or max(self.context, min(self._batch * most, 262_144))
+            decode = self.tokenizer.decode if self.conversation is None else self.conversation.decode
             # A window that was held out has one token more than the model's longest document: the last label.
             self._engine = Engine(
-                self.source.load(self._device()), decode=self.tokenizer.decode, cache_tokens=tokens + 1,
+                self.source.load(self._device(), towers=self._towers), decode=decode, cache_tokens=tokens + 1,
                 batch=self._batch, context=self.context + 1,
             )  # fmt: skip
         return self._engine
@@ -180,13 +213,13 @@ def _scoring(ids: Sequence[int]) -> Request:
     return Request(ids, 0, score_prompt=True)
 
 
-def _version(path: Path, source: Source) -> Mapping[str, Any]:
+def _version(source: Source) -> Mapping[str, Any]:
     """JSON that changes with the weights: the hashes in a checkpoint's manifest, which is checked when it is loaded; of
     a Hugging Face directory, which has none, sizes and times of its files."""
     opened = source.opened
     if isinstance(opened, OpenedCheckpoint):
         return {"step": opened.step, "manifest": _digest(opened.files)}
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(opened.directory.path.glob("*.safetensors"))
     facts = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
     return {"files": _digest([facts, opened.directory.config])}
 

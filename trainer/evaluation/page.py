@@ -71,7 +71,8 @@ def _row(result: Mapping[str, Any]) -> str:
 def _bar(result: Mapping[str, Any]) -> str:
     """The value, its interval and the reported figure, for metrics in per cent."""
     known = [result[name] for name in ("value", "low", "high") if result[name] is not None]
-    if "%" not in result["metric"] or result["value"] is None or not all(0 <= value <= 100 for value in known):
+    percent = "%" in result["metric"] or "per cent" in result["metric"]
+    if not percent or result["value"] is None or not all(0 <= value <= 100 for value in known):
         return ""
     scale = WIDTH / 100
     marks = [f'<rect x="0" y="5" width="{result["value"] * scale:.1f}" height="8" fill="#4a7fb5"/>']
