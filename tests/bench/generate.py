@@ -37,7 +37,7 @@ from typing import Any
 
 import torch
 
-from tests.bench.step import cpu_name, median_ratio
+from tests.bench.step import cpu_name, median_ratio, qwen3_moe_config
 
 Answers = list[list[int]]
 Run = Callable[[], Answers]
@@ -55,25 +55,15 @@ def asked(requests: int) -> list[tuple[list[int], int]]:
 
 
 def write_model(directory: Path) -> None:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+    from transformers import Qwen3MoeForCausalLM
 
     from trainer.config.compose import compose
 
     cfg = compose(["recipe=toy"]).model
     torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=cfg.vocab_size,
-        hidden_size=cfg.hidden_size,
-        num_hidden_layers=cfg.num_layers,
-        num_attention_heads=cfg.num_heads,
-        num_key_value_heads=cfg.num_kv_heads,
-        head_dim=cfg.head_dim,
-        num_experts=cfg.num_experts,
-        num_experts_per_tok=cfg.experts_per_token,
-        moe_intermediate_size=cfg.expert_width,
+    config = qwen3_moe_config(
+        cfg,
         max_position_embeddings=cfg.max_position,
-        norm_topk_prob=True,
-        tie_word_embeddings=False,
         initializer_range=0.1,
         bos_token_id=None,
         eos_token_id=None,

@@ -34,6 +34,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -108,11 +109,11 @@ def octavo_step(shape: Shape) -> Step:
     return step
 
 
-def huggingface_step(shape: Shape) -> Step:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+def qwen3_moe_config(cfg: ModelConfig, **more: Any) -> Any:
+    """transformers' configuration of a model with one router group and RoPE. more: further keys of it."""
+    from transformers import Qwen3MoeConfig
 
-    cfg = shape.model
-    config = Qwen3MoeConfig(
+    return Qwen3MoeConfig(
         vocab_size=cfg.vocab_size,
         hidden_size=cfg.hidden_size,
         num_hidden_layers=cfg.num_layers,
@@ -124,8 +125,14 @@ def huggingface_step(shape: Shape) -> Step:
         moe_intermediate_size=cfg.expert_width,
         norm_topk_prob=True,
         tie_word_embeddings=False,
-        use_cache=False,
+        **more,
     )
+
+
+def huggingface_step(shape: Shape) -> Step:
+    from transformers import Qwen3MoeForCausalLM
+
+    config = qwen3_moe_config(shape.model, use_cache=False)
     torch.manual_seed(0)
     model = Qwen3MoeForCausalLM._from_config(
         config, attn_implementation="sdpa", experts_implementation="grouped_mm"
