@@ -10,9 +10,9 @@ from trainer.evaluation.perplexity import PERPLEXITY
 from trainer.evaluation.suite import Suite, SuiteError, folder_of
 from trainer.evaluation.suites.general import choice as general_choice
 from trainer.evaluation.suites.general import harness, instructions, mathematics
-from trainer.evaluation.suites.science import biology, chemistry, materials
+from trainer.evaluation.suites.science import biology, chemistry, materials, signals
 from trainer.evaluation.suites.vision import choice as vision_choice
-from trainer.evaluation.suites.vision import exam, grounding
+from trainer.evaluation.suites.vision import drawing, exam, grounding
 
 SUITES: tuple[Suite, ...] = (
     PERPLEXITY,
@@ -21,9 +21,11 @@ SUITES: tuple[Suite, ...] = (
     *materials.SUITES,
     *biology.SUITES,
     *vision_choice.SUITES,
+    *signals.SUITES,
     *general_choice.SUITES,
     *mathematics.SUITES,
     *grounding.SUITES,
+    *drawing.SUITES,
     *instructions.SUITES,
     *harness.SUITES,
 )

@@ -11,7 +11,8 @@ import pytest
 
 from tests.trainer.evaluation.suites.runs import PIXEL, answered, images_of, items_of, suite, text_of, write_lines
 from trainer.evaluation.registry import SUITES
-from trainer.evaluation.scorers.mathematics.verify import Verifier
+from trainer.evaluation.scorers.mathematics.verify import MODULE, equal
+from trainer.evaluation.scorers.worker import Worker
 from trainer.evaluation.suite import SuiteError
 from trainer.evaluation.suites.general import instructions, mathematics
 
@@ -66,14 +67,13 @@ def test_mmmu_pro_shows_images_where_the_question_names_them(tmp_path: Path) -> 
     assert result.categories == {"standard": 100, "vision": 0}
 
 
-@pytest.fixture
-def verifier() -> Iterator[Verifier]:
-    yield mathematics.EQUAL
-    mathematics.EQUAL.close()
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    yield mathematics.WORKER
+    mathematics.WORKER.close()
 
 
-@pytest.mark.usefixtures("verifier")
-def test_mathematics(tmp_path: Path) -> None:
+def test_mathematics(tmp_path: Path, worker: Worker) -> None:
     write_lines(
         tmp_path / "aime/aime2025-I.jsonl", [{"question": "q", "answer": "70"}, {"question": "r", "answer": 588}]
     )
@@ -99,19 +99,18 @@ def test_mathematics(tmp_path: Path) -> None:
     assert r"\frac{1}{2}" in str(one.judge(items[0], "x"))
 
 
-def test_an_answer_that_takes_too_long_is_wrong_and_the_next_is_compared() -> None:
-    verifier = Verifier(seconds=0.5)
+def test_an_answer_that_takes_too_long_is_wrong_and_ends_the_worker(worker: Worker) -> None:
+    assert equal(worker, r"\boxed{(x+1)^2}", "x^2+2x+1") is True
+    assert equal(worker, "no formula", "3") is None
+    process = worker._process
+    worker.seconds = 0.3
     try:
-        assert verifier(r"\boxed{(x+1)^2}", "x^2+2x+1") is True
-        assert verifier("no formula", "3") is None
-        first = verifier._process
-        assert verifier(r"\boxed{10^{10^{10^{10}}}}", "3") is False
-        assert verifier._process is None
-        assert first is not None
-        assert first.returncode is not None
-        assert verifier(r"\boxed{3}", "3") is True
+        assert equal(worker, r"\boxed{10^{10^{10^{10}}}}", "3") is False
     finally:
-        verifier.close()
+        worker.seconds = Worker(MODULE).seconds
+    assert process is not None
+    assert process.returncode is not None
+    assert worker._process is None  # the next question starts another
 
 
 def test_ifbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

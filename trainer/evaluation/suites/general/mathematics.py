@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer.evaluation.files import bad_row, find_file, find_files, read_rows
-from trainer.evaluation.scorers.mathematics.verify import Verifier
+from trainer.evaluation.scorers.mathematics.verify import MODULE, equal
+from trainer.evaluation.scorers.worker import Worker
 from trainer.evaluation.suite import Item, Message, Suite, mean_of
 from trainer.evaluation.suites.tasks import user
 
 _FORM = r"Reason step by step, and put the final answer in \boxed{}."
-EQUAL = Verifier()
+WORKER = Worker(MODULE)
 
 
 def read_aime(directory: Path) -> Iterator[Item]:
@@ -53,8 +54,8 @@ def score(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:
     if verdict is not None:
         grade = re.search("[AB]", verdict)
         return {"correct": grade is not None and grade[0] == "A", "parsed": grade is not None}
-    equal = EQUAL(answer, item.reference)
-    return {"correct": bool(equal), "parsed": equal is not None}
+    same = equal(WORKER, answer, item.reference)
+    return {"correct": bool(same), "parsed": same is not None}
 
 
 SUITES = (

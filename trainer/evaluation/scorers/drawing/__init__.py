@@ -1,0 +1,1 @@
+"""SVG drawings: rendered in a process of its own, and compared with a reference image."""
