@@ -61,7 +61,7 @@ def _classes(answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> Figures
 
 
 def event(answer: str, data_set: str) -> bool | None:
-    """Whether an answer reports an event; None where it has no word that decides. KeyError: an unknown data set."""
+    """True if an answer reports an event, False if it denies one, None where no word decides. KeyError: data_set."""
     denials, affirmations = EVENTS[data_set]
     low = answer.lower()
     if any(word in low for word in denials):
