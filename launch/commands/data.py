@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch import chats
 from launch.commands import pairs
 from launch.configurations import read_configuration
 from launch.tables import print_table, table
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 ACTIONS = ("check", "index", "show", "stats")
 OF_PAIRS = {"check": pairs.check, "index": pairs.index}
+OF_CHATS = {"check": chats.check, "stats": chats.stats}
 WITH_PAIRS = "vision_contrastive_toy"  # a recipe with an index
 COSTED_SAMPLES, COSTED_AT_ONCE = 4096, 64  # samples whose attention is measured
 MAX_DIGITS = 18  # of a sample's number, which is an int64
@@ -41,7 +43,7 @@ RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """`words`: check, index, show or stats, then a recipe's name (or a run directory or a file) and overrides.
 
-    Raises `CommandError`, and `ConfigError` also for data that are not a mixture, or a cache that cannot be made.
+    Raises `CommandError`, and `ConfigError` also for data that an action does not know, or a cache that cannot be made.
     """
     parser.add_argument("action", nargs="?", metavar=f"{{{','.join(ACTIONS)}}}", help="what to do with the data")
     parser.add_overrides(words)
@@ -52,8 +54,9 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     parser.description = (
         f"{parser.description}\nRECIPE is the name of a recipe (octavo data check toy) or an override (octavo data "
         "check recipe=toy);\na run directory or a resolved config.yaml also works. N is the index of a sample, "
-        "starting at 0.\nA mixture of text (toy), or of text, images and signals (toy_multimodal): check, show, stats. "
-        f"Images with captions\n(vision_contrastive, {WITH_PAIRS}): index, then check."
+        "starting at 0.\n"
+        "A mixture of text (toy), or of text, images and signals (toy_multimodal), and chats (sft_toy): check, show,\n"
+        f"stats. Images with captions (vision_contrastive, {WITH_PAIRS}): index, then check."
     )
     options = parser.read(words)
     action, given = options.action or "", options.overrides
@@ -78,12 +81,14 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     refuse_missing_packages(cfg.data, decodes=action == "show")
     if cfg.data.name == "pairs" and action in OF_PAIRS:
         return partial(OF_PAIRS[action], cfg)
+    if cfg.data.name == "chat" and action != "index":
+        return partial(chats.show, cfg, int(numbers[0])) if action == "show" else partial(OF_CHATS[action], cfg)
     if action == "index":
         text = f"data.name={cfg.data.name} has no index to make; use a recipe of pairs, such as {WITH_PAIRS}"
         raise ConfigError(text, where="data.name", value=cfg.data.name, allowed=("pairs",))
     if cfg.data.name != "mixture":
-        text = f"data.name={cfg.data.name} is not a mixture; use a recipe with one, such as toy"
-        raise ConfigError(text, where="data.name", value=cfg.data.name, allowed=("mixture",))
+        text = f"data.name={cfg.data.name} is not a mixture and has no chats; use a recipe with one, such as toy"
+        raise ConfigError(text, where="data.name", value=cfg.data.name, allowed=("mixture", "chat"))
     if cfg.data.build == "toy":
         _must_be_made(cfg.data.cache_dir)
     if action == "show":

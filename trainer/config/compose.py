@@ -119,6 +119,9 @@ def _compose_groups(words: Words, groups: Mapping[str, list[str]], config_dirs: 
     return composed
 
 
+ANY_NAMES = ("data.chat_values",)  # mappings whose names a recipe does not fix: a chat template reads them
+
+
 def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
@@ -133,7 +136,7 @@ def _apply(words: Words, tree: DictConfig) -> None:
             names = list(value)
         there = OmegaConf.select(tree, mapping)
         known = [str(name) for name in there] if isinstance(there, DictConfig) else []
-        unknown = [str(name) for name in names if str(name) not in known]
+        unknown = [str(name) for name in names if str(name) not in known and mapping not in ANY_NAMES]
         if names and not known and coerce.optional_sections(KEYS[mapping]):
             if key in words.supposed:
                 continue

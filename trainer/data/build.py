@@ -124,16 +124,29 @@ def _open_chats(
 ) -> Data:
     from trainer.data.chats.stream import open_chats
 
-    if cfg.build == "toy":
-        from trainer.corpora.chats.toy import open_toy_chats
-
-        cfg = open_toy_chats(cfg, progress)
     data, tokens = open_chats(
-        cfg, seed=seed, reduction=reduction, weights=weights, kept=kept, progress=progress, warn=warn
+        with_toy_chats(cfg, progress),
+        seed=seed,
+        reduction=reduction,
+        weights=weights,
+        kept=kept,
+        progress=progress,
+        warn=warn,
     )
     if (error := too_small(vocab_size, tokens)) is not None:
         raise error
     return data
+
+
+def with_toy_chats(cfg: DataConfig, progress: OnProgress = print_line) -> DataConfig:
+    """`cfg` with the files and the tokenizer of the toy's chats, made where they are missing, for `data.build=toy`.
+
+    Raises DataError."""
+    if cfg.build != "toy":
+        return cfg
+    from trainer.corpora.chats.toy import open_toy_chats
+
+    return open_toy_chats(cfg, progress)
 
 
 def source_directories(cfg: DataConfig, progress: OnProgress = print_line) -> dict[str, Path]:
