@@ -8,7 +8,7 @@ from trainer.evaluation.page import shown
 from trainer.evaluation.suite import Suite
 
 COLUMNS = ("suite", "domain", "metric", "metric's source", "files in DIR/NAME", "judge", "Intern-S1-Pro")
-NO_FIGURE = "not reported"
+NO_FIGURE = "unknown"
 
 
 def listing(suites: Iterable[Suite], *, markdown: bool = False) -> str:
