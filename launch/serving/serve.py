@@ -47,6 +47,8 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     add("--time-limit", type=above_zero("600"), default=600.0, metavar="S", help="seconds of an answer (default: 600)")
     add("--grace", type=whole_number(0), default=10, metavar="S",
         help="seconds that running answers get to finish when the server is stopped (default: 10)")  # fmt: skip
+    add("--media-dir", metavar="DIR", help="read images and signals of file: URLs below DIR")
+    add("--media-http", action="store_true", help="download images and signals of http: and https: URLs")
     options = parser.read(words)
     require_packages()
     source = open_source(Path(options.directory))
@@ -94,6 +96,7 @@ def serve(source: Source, conversation: Conversation | None, options: argparse.N
     import torch
 
     from launch.serving.http.app import build
+    from launch.serving.http.media import Sources
     from launch.serving.http.model import Limits, Served
     from launch.serving.http.run import listen
     from launch.serving.http.run import serve as run
@@ -114,7 +117,7 @@ def serve(source: Source, conversation: Conversation | None, options: argparse.N
     decode = source.tokenizer.decode if conversation is None else conversation.decode
     context = min(options.context or source.model.max_position, source.model.max_position, options.cache_tokens)
     engine = Engine(
-        source.load(device),
+        source.load(device, towers=True),
         decode=decode,
         cache_tokens=options.cache_tokens,
         batch=options.batch,
@@ -125,7 +128,8 @@ def serve(source: Source, conversation: Conversation | None, options: argparse.N
     name = options.name or Path(options.directory).resolve().name
     limits = Limits(options.max_body * 2**20, options.time_limit)
     hosts = ("localhost", "127.0.0.1", "[::1]", options.host) if local else ()
-    app = build(Served(name, source, worker, conversation, limits), key=key, hosts=hosts)
+    media = Sources(None if options.media_dir is None else Path(options.media_dir), options.media_http)
+    app = build(Served(name, source, worker, conversation, limits, media), key=key, hosts=hosts)
     host, port = options.host, listening.getsockname()[1]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -7,7 +7,8 @@
 | `worker` | the one thread that steps the engine, and answers that arrive from it |
 | `model` | what is served: tokens to text, texts to prompts, limits |
 | `logprobs` | log-probabilities in both of OpenAI's shapes |
-| `completions`, `generate` | one kind of request each |
+| `media` | images and signals of messages |
+| `completions`, `chat`, `generate` | one kind of request each |
 | `app` | routes, tokens of access, what every request passes through |
 | `run` | sockets, signals, the end of the server |
 """

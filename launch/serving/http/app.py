@@ -61,7 +61,7 @@ def build(served: Served, *, key: str | None = None, hosts: tuple[str, ...] = ()
     def answering(kind: type[Any], ask: Callable[[Served, Any], Asked]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             body = await bodies.read(request, kind, most=served.limits.body)
-            asked = ask(served, body)
+            asked = await asyncio.to_thread(ask, served, body)  # others are answered while media are read
             session = body.session_id if kind is bodies.Generate and body.session_id != -1 else None
             answers = worker.ask(asked.requests, session)
             if body.stream:

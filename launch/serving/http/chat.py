@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launch.serving.http import logprobs
+from launch.serving.conversation import Conversation, Opened
+from launch.serving.http import logprobs, media
 from launch.serving.http.bodies import Chat as Body
 from launch.serving.http.completions import usage
 from launch.serving.http.errors import ApiError, refused
@@ -16,7 +17,9 @@ from launch.serving.http.model import Served
 from launch.serving.http.worker import Answers
 from parallel.errors import UserError
 from trainer.chat.answers import AnswerReader, Part
+from trainer.chat.errors import ChatError
 from trainer.chat.messages import BadRecord, read_messages
+from trainer.engine.media import Medium
 from trainer.engine.request import Completion, Request
 
 NAMES = {"alternatives": "top_logprobs", "prompt": "messages"}
@@ -122,8 +125,7 @@ def ask(served: Served, body: Body) -> Asked:
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs")
     try:
-        opened = conversation.open(_messages(body, conversation.template.texts), _tools(body), **_values(body))
-        ids = conversation.ids_of(opened.text)
+        opened, ids, read = _prompt(served, conversation, body)
     except BadRecord as error:
         raise ApiError(400, str(error), param=str(error).partition(" ")[0]) from None
     except UserError as error:
@@ -140,6 +142,7 @@ def ask(served: Served, body: Body) -> Asked:
             number=number,
             alternatives=(body.top_logprobs or 0),
             ends=conversation.ends,
+            media=read,
             names=names,
         )
         for number in range(body.answers)
@@ -147,9 +150,39 @@ def ask(served: Served, body: Body) -> Asked:
     return Asked(served, body, requests, opened.thinking, _tools(body))
 
 
-def _messages(body: Body, templates: Mapping[str, str]) -> list[dict[str, Any]]:
+def _prompt(served: Served, conversation: Conversation, body: Body) -> tuple[Opened, list[int], list[Medium]]:
+    """The conversation up to where the assistant writes, its token ids, and its media."""
+    tools, values, templates = _tools(body), _values(body), conversation.template.texts
+    if not media.has_media(body.messages):
+        opened = conversation.open(_messages(body.messages, templates), tools, **values)
+        return opened, conversation.ids_of(opened.text), []
+    found = media.take(body.messages, served.source, served.media, most=served.limits.body)
+    plain = _messages(found.plain, templates)
+    native = [
+        {**message, "content": given["content"]} if isinstance(given["content"], list) else message
+        for message, given in zip(plain, found.native, strict=True)
+    ]
+    for messages in (native, plain):
+        try:
+            opened = conversation.open(messages, tools, **values)
+        except ChatError:
+            if messages is plain:
+                raise
+            continue  # a template that takes texts alone
+        if messages is plain or _has_places(opened.text, found.media, served):
+            break
+    return opened, served.source.prompt(opened.text, found.media, opening=False), found.media
+
+
+def _has_places(text: str, given: Sequence[Medium], served: Served) -> bool:
+    """Return True if a text has a placeholder for each medium."""
+    ids, kinds = served.tokenizer.encode(text), served.source.rules.kinds
+    return all(ids.count(kind.token) == sum(medium.kind == name for medium in given) for name, kind in kinds.items())
+
+
+def _messages(given: Sequence[Any], templates: Mapping[str, str]) -> list[dict[str, Any]]:
     """OpenAI's `developer` is the system to templates that do not know it, which would leave the message out."""
-    messages = read_messages(body.messages)
+    messages = read_messages(given)
     known = any("developer" in template for template in templates.values())
     for message in messages:
         if message["role"] == "developer" and not known:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from launch.serving.conversation import Conversation
 from launch.serving.http.bodies import Sampled
 from launch.serving.http.errors import ApiError, refused
+from launch.serving.http.media import NOWHERE, Sources
 from launch.serving.http.worker import Worker
 from parallel.errors import UserError
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.engine.load import Source
+from trainer.engine.media import Medium
 from trainer.engine.request import Request, check
 from trainer.engine.text import Decode
 
@@ -34,6 +36,7 @@ class Served:
     worker: Worker
     conversation: Conversation | None = None  # None: there is no chat template
     limits: Limits = Limits()
+    media: Sources = NOWHERE
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -73,6 +76,7 @@ class Served:
         score_prompt: bool = False,
         alternatives: int = 0,
         ends: frozenset[int] = frozenset(),
+        media: Sequence[Medium] = (),
         names: Mapping[str, str] | None = None,
     ) -> Request:
         """One request to the engine. number: of the answer among those to this prompt. ends: tokens that end an
@@ -87,12 +91,14 @@ class Served:
             tuple(body.stop or ()),
             score_prompt,
             alternatives,
+            media,
         )
+        kinds = {name: kind.token for name, kind in self.source.rules.kinds.items()} if media else {}
         engine = self.worker.engine
         try:
             check(
                 made, vocab_size=engine.model.cfg.vocab_size, context=self.context, cache_tokens=self.context,
-                has_text=True,
+                has_text=True, placeholders=kinds,
             )  # fmt: skip
         except UserError as error:
             raise refused(error, dict(names or {})) from None
