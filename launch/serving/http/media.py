@@ -31,7 +31,7 @@ DATA = re.compile(r"data:([^,;]*)((?:;[^,;]*)*),(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Sources:
-    """Where media may come from beside the request: below the folder `files`, and from other servers."""
+    """The places that media may come from beside the request: below the folder `files`, and from other servers."""
 
     files: Path | None = None
     http: bool = False

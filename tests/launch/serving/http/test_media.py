@@ -107,7 +107,7 @@ def asked(served, monkeypatch) -> list[Request]:
     return found
 
 
-def ask(client: TestClient, *content: Any, status: int = 200) -> dict[str, Any]:
+def post(client: TestClient, *content: Any, status: int = 200) -> dict[str, Any]:
     answer = client.post(URL, json={"messages": [{"role": "user", "content": [*content]}], "max_tokens": 2, "seed": 1})
     assert answer.status_code == status, answer.text
     return answer.json()
@@ -121,7 +121,7 @@ def spelled(served: Served, request: Request) -> str:
 
 
 def test_an_image_and_a_signal_reach_the_engine(client, served, asked):
-    assert ask(client, text("see "), image(), text(" and "), signal(), text("."))["choices"]
+    assert post(client, text("see "), image(), text(" and "), signal(), text("."))["choices"]
     (request,) = asked
     assert spelled(served, request) == (
         "<user>see Picture: <img><IMG_CONTEXT></img> and <ts><TS_CONTEXT></ts>.<assistant>"
@@ -147,25 +147,25 @@ def test_the_answer_depends_on_the_media(client, served):
 
 def test_a_template_of_texts_gets_placeholders(client, served, asked, monkeypatch):
     monkeypatch.setitem(served.__dict__, "conversation", Conversation(ChatTemplate({DEFAULT: TEXTS}), served.tokenizer))
-    ask(client, image(), text(" see "), signal())
+    post(client, image(), text(" see "), signal())
     assert "<img><IMG_CONTEXT></img> see <ts><TS_CONTEXT></ts>" in spelled(served, asked[0])
 
 
 def test_placeholders_in_the_text_are_the_places(client, served, asked):
-    ask(client, signal(), text("Look at <TS_CONTEXT> and "), text("<IMG_CONTEXT>."), image())
+    post(client, signal(), text("Look at <TS_CONTEXT> and "), text("<IMG_CONTEXT>."), image())
     assert "<user>Look at <ts><TS_CONTEXT></ts> and <img><IMG_CONTEXT></img>.<" in spelled(served, asked[0])
-    ask(client, signal(), text("<TS_CONTEXT><TS_CONTEXT>"), status=400)
+    post(client, signal(), text("<TS_CONTEXT><TS_CONTEXT>"), status=400)
 
 
 def test_files_and_other_servers_where_allowed(client, served, tmp_path, asked):
     inside = served.media.files / "a wave.npy"
     inside.write_bytes(WAVE)
-    ask(client, {"type": "time_series_url", "time_series_url": {"url": f"file://{inside}".replace(" ", "%20")}})
+    post(client, {"type": "time_series_url", "time_series_url": {"url": f"file://{inside}".replace(" ", "%20")}})
     (tmp_path / "outside.npy").write_bytes(WAVE)
     (served.media.files / "link.npy").symlink_to(tmp_path / "outside.npy")
     for path in (tmp_path / "outside.npy", served.media.files / "link.npy", served.media.files / "none.npy"):
         part = {"type": "time_series_url", "time_series_url": {"url": f"file://{path}"}}
-        assert "--media-dir" in ask(client, part, status=400)["error"]["message"]
+        assert "--media-dir" in post(client, part, status=400)["error"]["message"]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -180,8 +180,8 @@ def test_files_and_other_servers_where_allowed(client, served, tmp_path, asked):
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        ask(client, {"type": "image_url", "image_url": {"url": f"{url}/good.png"}})
-        ask(client, {"type": "image_url", "image_url": {"url": f"{url}/moved.png"}}, status=400)
+        post(client, {"type": "image_url", "image_url": {"url": f"{url}/good.png"}})
+        post(client, {"type": "image_url", "image_url": {"url": f"{url}/moved.png"}}, status=400)
         server.shutdown()
     assert [request.media[0].kind for request in asked] == ["signal", "image"]
 
@@ -200,17 +200,17 @@ def test_files_and_other_servers_where_allowed(client, served, tmp_path, asked):
 )  # fmt: skip
 def test_malformed_media_are_refused(client, served, part):
     submitted = served.worker.engine._submitted
-    found = ask(client, text("see"), part, status=400)["error"]
+    found = post(client, text("see"), part, status=400)["error"]
     assert found["param"].startswith("messages[0].content[1]")
     assert served.worker.engine._submitted == submitted
 
 
 def test_without_towers_or_permission_media_are_refused(client, served, monkeypatch):
-    answer = ask(client, *[image()] * 65, status=400)["error"]
+    answer = post(client, *[image()] * 65, status=400)["error"]
     assert "64" in answer["message"]
     monkeypatch.setitem(served.__dict__, "media", Sources())
     for url, option in (("file:///etc/passwd", "--media-dir"), ("https://a.example/b.png", "--media-http")):
-        assert option in ask(client, image(url=url), status=400)["error"]["message"]
+        assert option in post(client, image(url=url), status=400)["error"]["message"]
     with tiny_server.client(tiny_server.served(template=TEXTS)) as bare:
-        found = ask(bare, image(), status=400)["error"]
+        found = post(bare, image(), status=400)["error"]
     assert found["param"] == "messages[0].content[0].image_url"
