@@ -83,9 +83,13 @@ def width_warnings(model: ModelConfig, dtypes: Collection[str], *, pad: bool) ->
         "num_kv_heads x head_dim": model.num_kv_heads * model.head_dim,
     }
     return [
-        f"model.{key}={size} is not a multiple of {BLOCK[0]}: transformers divides such a width evenly by the number "
-        "of its scales when it dequantizes, and programs that join matrices (gate and up; q, k and v) join their "
-        "scales too, so both read other weights; use --dtype bf16"
+        f"model.{key}={size} is not a multiple of {BLOCK[0]}: "
+        + (
+            "transformers 5.23 misreads it, as it divides a width evenly by the number of its scales; "
+            if size > BLOCK[0]
+            else ""
+        )
+        + "programs that join matrices (gate and up; q, k and v) refuse it or misread it; use --dtype bf16"
         + (", or --pad, which widens the experts" if pad and key == "expert_width" else "")
         for key, size in widths.items()
         if FP8 in dtypes and size % BLOCK[0]

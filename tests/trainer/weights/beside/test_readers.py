@@ -13,10 +13,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from launch.cli import main
 from tests.trainer.tiny_run import MODEL
 from trainer.config.model import ModelConfig
-from trainer.weights.beside.readers import ASKED, MULTIMODAL, QWEN3, SERVING, readers
+from trainer.weights.beside.readers import ASKED, MULTIMODAL, OCTAVO, QWEN3, SERVING, readers
 from trainer.weights.hf_config import huggingface_config, model_config_from_huggingface
 
-ALL = {"transformers", *SERVING, "Megatron-Bridge", *ASKED}
+ALL = {OCTAVO, "transformers", *SERVING, "Megatron-Bridge", *ASKED}
 APART = ["model.layers.0.mlp.experts.0.gate_proj.weight"]
 
 
@@ -60,33 +60,70 @@ def test_a_qwen3_moe_is_read_by_all():
     assert that_read({key: config[key] for key in config if key != "max_window_layers"}) == ALL - {"mistral.rs"}
     assert that_read({**config, "architectures": []}) == ALL - {*SERVING}
     assert that_read({**config, "quantization_config": {}}) == ALL
-    fp8 = {**config, "hidden_size": 256, "moe_intermediate_size": 128, "quantization_config": {"quant_method": "fp8"}}
-    assert that_read(fp8) == ALL - {*ASKED}
-    assert that_read({**fp8, "moe_intermediate_size": 192}) == ALL - {*ASKED, "transformers"}
-    assert that_read({**fp8, "hidden_size": 192}) == ALL - {*ASKED, "transformers"}
     stacks = ["model.layers.0.mlp.experts.gate_up_proj"]
-    assert that_read(config, stacks) == set()
-    assert [reader.program for reader in readers(config, stacks, (), upright=True) if reader.reads] == ["transformers"]
-    assert that_read(config, ["model.language_model.layers.0.mlp.experts.0.gate_proj.weight"]) == set()
+    assert that_read(config, stacks) == {OCTAVO}
+    assert [reader.program for reader in readers(config, stacks, (), upright=True) if reader.reads] == [
+        OCTAVO, "transformers",
+    ]  # fmt: skip
+    assert that_read(config, ["model.language_model.layers.0.mlp.experts.0.gate_proj.weight"]) == {OCTAVO}
     assert that_read({"model_type": "llama"}) == set()
+
+
+def test_widths_of_fp8_that_programs_misread_or_refuse():
+    """transformers divides a width above 128 evenly by its scales; what joins matrices needs whole blocks of each."""
+    wide = {"hidden_size": 256, "moe_intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
+    fp8 = {
+        **huggingface_config(plain(), None, dtype="bfloat16"), **wide, "head_dim": 32,
+        "quantization_config": {"quant_method": "fp8"},
+    }  # fmt: skip
+    assert that_read(fp8) == ALL - {*ASKED}
+    assert that_read({**fp8, "moe_intermediate_size": 192}) == ALL - {*ASKED, "transformers", *SERVING}
+    assert that_read({**fp8, "moe_intermediate_size": 64}) == ALL - {*ASKED, *SERVING}
+    assert that_read({**fp8, "hidden_size": 192}) == ALL - {*ASKED, "transformers"}
+    assert that_read({**fp8, "num_attention_heads": 6}) == ALL - {*ASKED, "transformers", *SERVING}
+    (said,) = [r.line for r in readers({**fp8, "hidden_size": 192}, APART, ()) if r.program == "transformers"]
+    assert "5.23" in said
+    assert "hidden_size" in said
 
 
 @pytest.mark.parametrize("kind", MULTIMODAL)
 def test_transformers_itself_has_no_class_of_the_multimodal_models(kind):
     assert kind not in CONFIG_MAPPING
     assert "qwen3_moe" in CONFIG_MAPPING
-    code = {"AutoConfig": f"configuration_{kind}.Config", "AutoModelForCausalLM": f"modeling_{kind}.Model"}
+    named = MULTIMODAL[kind]
+    code = {"AutoConfig": f"configuration_{kind}.Config", "AutoModelForCausalLM": f"modeling_{kind}.{named}"}
     files = (f"configuration_{kind}.py", f"modeling_{kind}.py")
-    config = {
-        "model_type": kind, "architectures": [MULTIMODAL[kind]], "text_config": {}, "vision_config": {"depth": 1},
-        "auto_map": code,
+    config: dict[str, Any] = {
+        "model_type": kind, "architectures": [named], "vision_config": {"depth": 1}, "auto_map": code,
+        "text_config": {"rope_scaling": {"fope_init_factor": 0.5}},
     }  # fmt: skip
-    assert that_read(config, files=files) == {"transformers", *SERVING}
-    assert that_read(config, files=files[:1]) == {*SERVING}
-    assert that_read(config) == set()
-    assert that_read({**config, "vision_config": None}, files=files) == {"transformers"}
-    assert that_read({**config, "architectures": [QWEN3]}, files=files) == {"transformers"}
-    assert that_read({**config, "auto_map": {"AutoConfig": "someone/else--configuration.Config"}}, files=files) == set()
+    all_read = {OCTAVO, "transformers", *SERVING}
+    assert that_read(config, files=files) == all_read
+    assert that_read(config, files=files[:1]) == {OCTAVO, *SERVING}
+    assert that_read(config) == {OCTAVO}
+    assert that_read({**config, "vision_config": None}, files=files) == {OCTAVO, "transformers"}
+    assert that_read({**config, "architectures": [QWEN3]}, files=files) == {OCTAVO, "transformers"}
+    other = {"auto_map": {"AutoConfig": "someone/else--configuration.Config"}}
+    assert that_read({**config, **other}, files=files) == {OCTAVO}
+    foreign = {"auto_map": {**code, "AutoModelForCausalLM": f"modeling_{kind}.Model"}}
+    assert that_read({**config, **foreign}, files=files) == all_read - {"LMDeploy"}
+    signals = {"num_mel_bins": 80, "d_model": 32}
+    assert that_read({**config, "ts_config": signals}, files=files) == all_read
+    for changed in ({"num_mel_bins": 16}, {"patch_width": 64}):
+        assert that_read({**config, "ts_config": {**signals, **changed}}, files=files) == all_read - {"LMDeploy"}
+    rope = {"text_config": {"rope_theta": 1e4}}
+    assert that_read({**config, **rope}, files=files) == (all_read if kind == "interns1" else all_read - {"vLLM"})
+
+
+def test_lines_say_what_was_tested():
+    config = huggingface_config(plain(), None, dtype="bfloat16")
+    lines = {reader.program: reader.line for reader in readers(config, APART, ())}
+    tested = {program for program, line in lines.items() if "tested with" in line}
+    assert tested == {"transformers", "vLLM", "mlx-lm", "mistral.rs"}
+    assert all("not tested" in lines[program] for program in ("SGLang", "Megatron-Bridge"))
+    sizes = dict.fromkeys(("hidden_size", "head_dim", "moe_intermediate_size"), 128)
+    quantised = {**config, **sizes, "quantization_config": {"quant_method": "fp8"}}
+    assert "not tested" in {reader.program: reader.line for reader in readers(quantised, APART, ())}["vLLM"]
 
 
 def test_inspect_prints_a_line_for_each(reference, capsys):
@@ -95,11 +132,13 @@ def test_inspect_prints_a_line_for_each(reference, capsys):
     (first,) = [number for number, line in enumerate(lines) if line.startswith("read by ")]
     shown = [line.split()[0] for line in lines[first:] if line.startswith(" ")]
     assert {"vLLM:", "SGLang:", "LMDeploy:", "mlx-lm:"} <= set(shown)
-    assert "trust_remote_code" in lines[first]
-    assert "interns1_pro" in lines[first]
+    assert "Octavo: yes" in lines[first]
+    (line,) = [line for line in lines[first:] if "transformers: no" in line]
+    assert "trust_remote_code" in line
+    assert "interns1_pro" in line
     assert any(line == "tokenizer   none" for line in lines)
 
 
 def test_the_documentation_names_every_program():
-    text = (Path(__file__).parents[4] / "docs" / "checkpoints.md").read_text()
+    text = (Path(__file__).parents[4] / "docs" / "exports.md").read_text()
     assert [program for program in sorted(ALL) if program not in text] == []
