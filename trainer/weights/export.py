@@ -156,7 +156,10 @@ def export(
         put_token_ids(config, beside.ids)
     beside.files.update(attach_code(config, beside.files, same_model=carried is not None))
     read_by = readers(config, [output.name for output in outputs], beside.files)
-    card = model_card(model, read_by, opened.step, opened.init_from, beside.tokenizer, beside.card, text_only=text_only)
+    card = model_card(
+        model, config, beside.files, read_by, opened.step, opened.init_from, beside.tokenizer, beside.card,
+        text_only=text_only,
+    )  # fmt: skip
     files = {**beside.files, CARD: card.encode()}
     write_directory(target, bundles, config, files, shard_bytes=shard_bytes, wrote=count)
     written = sorted({output.dtype for bundle in bundles[: len(pieces)] for output in bundle.outputs})

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.weights.beside.remote_code import FILES, reads_with_code
+from trainer.weights.config_json.keys import GROUPED
 
 OCTAVO, TRANSFORMERS, VLLM, LMDEPLOY = "Octavo", "transformers", "vLLM", "LMDeploy"
 # Programs that choose a class by `architectures`, and read the configuration through transformers.
@@ -121,8 +122,13 @@ def _of_qwen3_moe(config: Mapping[str, Any], names: Collection[str], upright: bo
 def _of_a_multimodal_model(kind: str, config: Mapping[str, Any], files: Collection[str]) -> Iterator[Reader]:
     model, configuration = reads_with_code(config, files)
     own = f"transformers itself has no class for model_type {kind}"
-    misread, joined = _ragged(config.get("text_config") or {}, config)
-    if model is None or configuration is None:
+    text = config.get("text_config") or {}
+    misread, joined = _ragged(text, config)
+    grouped = kind == "interns1" and text.get("model_type") == GROUPED
+    no_groups = "the code for interns1 has no router groups and no FoPE" if grouped else None
+    if no_groups:
+        yield Reader(TRANSFORMERS, False, no_groups)
+    elif model is None or configuration is None:
         need = f"trust_remote_code with a modelling file, which auto_map in config.json would name, is needed: {own}"
         yield Reader(TRANSFORMERS, False, need)
     elif misread:
@@ -133,7 +139,9 @@ def _of_a_multimodal_model(kind: str, config: Mapping[str, Any], files: Collecti
         yield Reader(TRANSFORMERS, True, f"with trust_remote_code=True: {own}, {model} has it{alone}")
     architecture, listed = MULTIMODAL[kind], config.get("architectures") or []
     why = None
-    if not {architecture, *ALIASES.get(architecture, ())} & {*listed}:
+    if no_groups:
+        why = no_groups
+    elif not {architecture, *ALIASES.get(architecture, ())} & {*listed}:
         why = f"architectures does not list {architecture}"
     elif not config.get("vision_config"):
         why = f"its {architecture} asks for a vision_config, and this is the text model alone"

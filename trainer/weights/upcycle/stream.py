@@ -18,6 +18,7 @@ from trainer.config.model import ModelConfig
 from trainer.model.initial import fope_matrix
 from trainer.storage.boxes import Box, full_box, read_into
 from trainer.storage.progress import OnProgress, ignore
+from trainer.weights.beside.remote_code import attach_code
 from trainer.weights.beside.side_files import SideFiles
 from trainer.weights.dtypes import DtypeName, dtypes, full_dtype, outputs_of, scales_as, stored_as, unconverted
 from trainer.weights.hf_config import huggingface_config
@@ -106,6 +107,8 @@ def plan_upcycle(
     }
     bundles += [copy_of(tensor) for tensor in source.carried]
     beside = side_files_of(source.directory.path, expansion, vocabulary)
+    same_model = source.directory.config.get("model_type") == config.get("model_type")
+    beside |= attach_code(config, beside, same_model=same_model)
     return Upcycled(bundles, placement, model, config, facts, beside)
 
 

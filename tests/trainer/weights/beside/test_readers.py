@@ -115,6 +115,18 @@ def test_transformers_itself_has_no_class_of_the_multimodal_models(kind):
     assert that_read({**config, **rope}, files=files) == (all_read if kind == "interns1" else all_read - {"vLLM"})
 
 
+def test_code_of_intern_s1_does_not_read_router_groups():
+    """As `octavo upcycle` writes Intern-S1 with its towers and its own code."""
+    code = {"AutoConfig": "c.Config", "AutoModelForCausalLM": "m.InternS1ForConditionalGeneration"}
+    config = {
+        "model_type": "interns1", "architectures": [MULTIMODAL["interns1"]], "vision_config": {"depth": 1},
+        "auto_map": code, "text_config": {"model_type": "qwen3_moe"},
+    }  # fmt: skip
+    assert that_read(config, files=("c.py", "m.py")) == {OCTAVO, "transformers", *SERVING}
+    config["text_config"] = {"model_type": "interns1_pro_text", "router_n_groups": 8}
+    assert that_read(config, files=("c.py", "m.py")) == {OCTAVO}
+
+
 def test_lines_say_what_was_tested():
     config = huggingface_config(plain(), None, dtype="bfloat16")
     lines = {reader.program: reader.line for reader in readers(config, APART, ())}

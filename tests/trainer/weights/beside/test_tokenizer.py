@@ -65,7 +65,7 @@ def assert_encodes_alike(directory: Path, corpora: Tokenizer) -> None:
     assert theirs.eos_token_id == theirs.bos_token_id == theirs.pad_token_id == corpora.eos_id
 
 
-def test_an_export_of_random_weights_is_whole(run, tmp_path, corpora):
+def test_an_export_of_random_weights_is_whole(run, tmp_path, corpora, monkeypatch):
     done = export(run, tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == OURS
     assert done.side_files == ["generation_config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -77,6 +77,13 @@ def test_an_export_of_random_weights_is_whole(run, tmp_path, corpora):
     generation = GenerationConfig.from_pretrained(tmp_path / "out")
     assert {key: getattr(generation, key) for key in ids} == ids
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == config["max_position_embeddings"]
+    monkeypatch.chdir(tmp_path / "out")
+    card = Path(CARD).read_text()
+    assert "| chat template | none |" in card
+    assert "| stored in | BF16 |" in card
+    loaded: dict[str, Any] = {}
+    exec(card.partition("```python\n")[2].partition("```")[0], loaded)
+    assert type(loaded["model"]).__name__ == "Qwen3MoeForCausalLM"
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (run / "tokenizer" / "tokenizer.json").read_bytes()
 
 

@@ -185,6 +185,7 @@ def test_towers_are_left_out_and_the_published_logits_come_out(tmp_path, referen
     save_at_once(published, tmp_path / "run", ONE)
     done = export(tmp_path / "run", tmp_path / "all")
     assert {*FILES} <= {*done.side_files}
+    assert "trust_remote_code=True" in (tmp_path / "all" / "README.md").read_text()
     stored, theirs = load_file(published / "ref.safetensors"), load(tmp_path / "all")
     with torch.no_grad():
         found = theirs(input_ids=stored["text_input_ids"]).logits

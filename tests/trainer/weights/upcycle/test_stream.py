@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.trainer.weights.directories import APART, FUSED
 from tests.trainer.weights.upcycle.sources import checkpoint_of, decoder, expanded, opened
 from trainer.model.numerics import select_experts
+from trainer.weights.beside.remote_code import CLASSES, FILES
 from trainer.weights.hf_files import HuggingFaceError
 from trainer.weights.hf_read import from_huggingface
 from trainer.weights.upcycle.errors import UpcycleError
@@ -267,12 +268,15 @@ def test_a_text_models_directory_says_that_it_is_another_model_now(tmp_path):
     path = made.write()
     result, _ = expanded(path, tmp_path / "out", **EXACT)
     assert result.config["model_type"] == "interns1_pro"
+    assert result.config["auto_map"] == CLASSES
+    assert FILES.items() <= result.side_files.items()
     assert result.config["architectures"] == ["InternS1ProForConditionalGeneration"]
     assert result.config["text_config"]["model_type"] == "interns1_pro_text"
     assert "model.language_model.embed_tokens.weight" in stored(tmp_path / "out")
     opened(tmp_path / "out").require(towers=True)
     same, _ = expanded(path, tmp_path / "same", factor=1, groups=1, noise=0.0)
     assert same.config["model_type"] == "qwen3_moe"
+    assert "auto_map" not in same.config
     assert {n: t.tolist() for n, t in stored(tmp_path / "same").items()} == {
         n: t.tolist() for n, t in stored(path).items()
     }
