@@ -66,7 +66,7 @@ def _options(parser: Parser) -> None:
     add("--top-k", type=whole_number(0), metavar="K", help="draw from the K most likely tokens (0: all)")
     add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="of the first answers (default: 0)")
     add("--limit", type=whole_number(1), metavar="N", help="ask the first N items of each suite")
-    add("--out", metavar="DIR", help="directory of answers and results (default: evaluations/MODEL-SETTINGS)")
+    add("--out", metavar="DIR", help="directory of answers and results (default: outputs/evaluations/MODEL-SETTINGS)")
     add("--raw", action="store_true", help="ask without a chat template: the texts of the messages are the prompt")
     add("--chat-template", metavar="FILE", help="a template to use instead of the checkpoint's own")
     add("--concurrency", type=whole_number(1), default=16, metavar="N", help="answers side by side (default: 16)")
@@ -106,7 +106,7 @@ def _prepare(options: argparse.Namespace) -> Callable[[], int]:
     asks = any(suite is not PERPLEXITY for suite in suites)
     if asks and model.context is not None and settings.max_tokens >= model.context:
         print_warning(f"answers end with the context of {model.context:,} tokens, before {settings.max_tokens:,}")
-    out = Path(options.out) if options.out else Path("evaluations") / f"{_slug(options)}-{settings.name}"
+    out = Path(options.out) if options.out else Path("outputs/evaluations") / f"{_slug(options)}-{settings.name}"
     return lambda: evaluate(items, model, settings, judge, out)
 
 
