@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from parallel.errors import Fault, one_of
-from trainer.config.checks.fit import nearest_layouts, too_large
+from trainer.config.checks.fit import nearest_layouts, smaller_runs, too_large
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.config.memory import gigabytes, rank_memory
@@ -105,7 +105,12 @@ def _limit(gpu_gb: int) -> tuple[int, str]:
 
 def _too_large(cfg: Config, world: int, rank: int, needed: int, limit: int, place: str) -> Fault:
     """The fault of a simulated rank. Other layouts are assumed to exceed their least memory by as much as this one."""
-    layouts = nearest_layouts(cfg, world, limit - (needed - rank_memory(cfg, world, rank).device), gpu=True)
+    left = limit - (needed - rank_memory(cfg, world, rank).device)
+    if smaller := smaller_runs(cfg, world, left, gpu=True):
+        advice = one_of(tuple(" ".join(change) for change in smaller))
+        text = f"rank {rank} needs {gigabytes(needed)}, and {place} has {gigabytes(limit)}; use {advice}"
+        return Fault(text, "lora", needed, smaller)
+    layouts = nearest_layouts(cfg, world, left, gpu=True)
     advice = one_of(tuple(" ".join(layout) for layout in layouts)) if layouts else "more ranks, or a smaller model"
     text = f"rank {rank} needs {gigabytes(needed)}, and {place} has {gigabytes(limit)}; use {advice}"
     return Fault(text, "parallel", needed, layouts or "more ranks")

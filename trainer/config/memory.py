@@ -89,10 +89,15 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     cuts = cut_model(cfg, ranks.plan)
     own = [cuts[stage] for stage in ranks.plan.of_rank(place.pp)]
     layers, ends = sum(cut.stop - cut.start for cut in own), _Ends.of(own, cfg.model)
-    part = _elements(cfg, layers, ends, layout.shard, partial(_share, layout.shard, rank % layout.shard))
+    share = partial(_share, layout.shard, rank % layout.shard)
+    part = _elements(cfg, layers, ends, layout.shard, share)
+    weights = 4 * part.all
     updated, text = part.all - part.frozen, cfg.optim.parts.text
     unused = 0 if cfg.train.trains_head or text.freeze else part.head
     trained, hidden = updated - unused, 0 if text.freeze else part.hidden
+    if cfg.lora.target != "none":
+        trained = updated = _adapters(cfg, layers, layout.shard, share)
+        hidden, weights = 0, _frozen(cfg, part) + 4 * updated
     optimizer = _state(cfg, updated, hidden) + 4 * _step_counts(cfg, layers, ends) + 8  # and of skipped steps
     micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
     tokens = cfg.train.micro_batch * cfg.data.seq_len // layout.cp
@@ -109,9 +114,9 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     if cfg.optim.engine == "deepspeed":
         held, exact = by_deepspeed(cfg, part.all, trained, world_size), False
     elif cfg.optim.offload == "cpu":
-        held, exact = on_host(4 * part.all, 4 * trained, optimizer, _state(cfg, updated, hidden)), True
+        held, exact = on_host(weights, 4 * trained, optimizer, _state(cfg, updated, hidden)), True
     else:
-        held, exact = Held(4 * part.all, 4 * trained, optimizer), True
+        held, exact = Held(weights, 4 * trained, optimizer), True
     if cfg.optim.engine == "native" and micro_batches > 1:
         gathered, accumulated = _resident(cfg, ranks, layers, ends)
     return RankMemory(
@@ -142,7 +147,10 @@ def _kept_row(cfg: Config) -> int:
 
 
 def checkpoint_bytes(cfg: Config) -> int:
-    """Bytes of one checkpoint: the weights and moments of all ranks, once."""
+    """Bytes of one checkpoint: the trained weights and moments of all ranks, once; without adapters all weights."""
+    if cfg.lora.target != "none":
+        adapters = _adapters(cfg, cfg.model.num_layers, 1, lambda rows: rows)
+        return 4 * adapters + _state(cfg, adapters, 0)
     return 4 * cfg.model.num_params() + _state(cfg, cfg.model.num_params(), cfg.model.hidden_matrix_params())
 
 
@@ -162,6 +170,8 @@ def _step_counts(cfg: Config, layers: int, ends: _Ends) -> int:
     in_layer, parts = {"adamw": 9, "muon": 5}, cfg.optim.parts  # one of them the router's
     if cfg.optim.name not in in_layer:
         return 0
+    if (target := cfg.lora.target) != "none":
+        return layers * (8 * (target != "experts") + 4 * (target != "attention"))
     towers = sum(len(shapes) for part, shapes in _tower_shapes(cfg.model).items() if not getattr(parts, part).freeze)
     text = 0 if parts.text.freeze else ends.embedding + 2 * ends.head + (in_layer[cfg.optim.name] - 1) * layers
     return text + (0 if parts.router.freeze else layers) + ends.embedding * towers
@@ -201,7 +211,7 @@ class _Ends:
 @dataclass(frozen=True)
 class _Elements:
     """Elements of weights. hidden: those in matrices inside the layers, attention's and experts'. head: the LM head's.
-    experts, attention: of their matrices."""
+    experts, attention: of their matrices. embedding: the embedding's."""
 
     all: int
     hidden: int
@@ -210,6 +220,7 @@ class _Elements:
     attention: int
     whole: int  # of vectors that are not sharded
     frozen: int  # by optim.parts
+    embedding: int
 
     @property
     def others(self) -> int:
@@ -250,7 +261,29 @@ def _elements(cfg: Config, layers: int, ends: _Ends, parts: int, share: Callable
     hidden, router = attention + experts, layers * share(m.num_experts) * m.hidden_size
     of_parts = {**towers, "router": router, "text": others + hidden + outside - router}
     frozen = sum(size for part, size in of_parts.items() if getattr(cfg.optim.parts, part).freeze)
-    return _Elements(sum(of_parts.values()), hidden, ends.head * table, experts, attention, whole, frozen)
+    return _Elements(sum(of_parts.values()), hidden, ends.head * table, experts, attention, whole, frozen,
+                     ends.embedding * table)  # fmt: skip
+
+
+def _frozen(cfg: Config, part: _Elements) -> int:
+    """Bytes of a rank's part of the base that adapters are trained for, without the scales of a base in FP8."""
+    linears = NUMBER[cfg.precision.linears]
+    matrices = 1 if cfg.lora.base == "fp8" else linears
+    others = part.all - part.hidden - part.embedding
+    return matrices * part.hidden + linears * part.embedding + 4 * others
+
+
+def _adapters(cfg: Config, layers: int, parts: int, share: Callable[[int], int]) -> int:
+    """Elements of the adapters of some layers that a rank has; arguments as for `_elements`."""
+    m, r = cfg.model, cfg.lora.rank
+    heads, kv = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
+    found = 0
+    if cfg.lora.target != "experts":
+        into = 3 * share(r) * m.hidden_size + (share(heads) + 2 * share(kv)) * r
+        found += into + share(r) * heads + share(m.hidden_size) * r
+    if cfg.lora.target != "attention":
+        found += m.num_experts * r * (2 * m.hidden_size + 3 * m.expert_width) // parts
+    return layers * found
 
 
 def _tower_shapes(model: ModelConfig) -> dict[str, list[Shape]]:
@@ -271,6 +304,11 @@ def _resident(cfg: Config, ranks: RankMap, layers: int, ends: _Ends) -> tuple[in
     padded = _elements(cfg, layers, ends, 1, partial(_padded, layout.shard))
     experts = whole.experts // layout.ep
     alone = experts if layout.dp_replicate * layout.expert_dp == 1 else 0  # experts that no other rank has a part of
+    if cfg.lora.target != "none":
+        adapters = _adapters(cfg, layers, 1, lambda rows: rows)
+        base = (1 if cfg.lora.base == "fp8" else compute) * (experts - alone)
+        accumulated = NUMBER[cfg.precision.accumulate] * adapters if p.reduce_every == "step" else 0
+        return 0 if p.reshard_experts else base, accumulated
     sharded = experts - alone + whole.attention + whole.others
     sharded -= 0 if cfg.train.trains_head else whole.head
     if cfg.optim.parts.text.freeze:

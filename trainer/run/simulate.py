@@ -42,7 +42,7 @@ from trainer.model.decoder import Decoder
 from trainer.model.dual_encoder import make_decoder
 from trainer.model.experts.simulated import assume_rows, choose_simulated, simulate_adapters
 from trainer.model.experts.te.shapes import TransformerEngineShapes
-from trainer.model.frozen.hold import hold_base
+from trainer.model.frozen.hold import held, hold_base
 from trainer.model.lora.adapt import adapt, rates
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
@@ -218,7 +218,7 @@ def trace_step(
         units = count_step(objective, batches, world, place)["units"]
     parameters = [p for stage in stages for p in stage.parameters()]
     with fake or nullcontext(), log, live:
-        live.label("weights", parameters)
+        live.label("weights", [*parameters, *(matrix.scaled.scales for stage in stages for matrix in held(stage))])
         live.label(HOST if cfg.optim.offload == "cpu" else "optimizer", engine.state().values())
         if pipeline is None:
             (model,) = stages

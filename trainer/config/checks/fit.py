@@ -4,7 +4,7 @@ process group starts."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from parallel.errors import Fault, one_of
@@ -14,7 +14,8 @@ from trainer.config.keys import Config, ParallelConfig
 from trainer.config.memory import RankMemory, gigabytes, host_memory, largest_memory, rank_memory
 from trainer.config.ranks import map_ranks
 
-MOST_NAMED = 3  # layouts in one message
+MOST_NAMED = 3  # layouts, or changes, in one message
+LEAST_LENGTH = 1024  # tokens of a sequence that a remedy asks for
 
 
 def too_large(cfg: Config, world_size: int, available: int, place: str, rank: int | None = None) -> Fault | None:
@@ -34,6 +35,9 @@ def too_large(cfg: Config, world_size: int, available: int, place: str, rank: in
         f"{cfg.model.num_params() / 1e6:,.1f} M parameters on {world_size} rank(s) need at least "
         f"{gigabytes(size)} on rank {rank} ({_parts(needed, gpu=gpu)}), and {place} has {gigabytes(available)}"
     )
+    if smaller := smaller_runs(cfg, world_size, available, gpu=gpu):
+        words = one_of(tuple(" ".join(change) for change in smaller))
+        return Fault(f"{text}; use {words}", "lora", size, smaller)
     if layouts := nearest_layouts(cfg, world_size, available, gpu=gpu):
         words = one_of(tuple(" ".join(layout) for layout in layouts))
         return Fault(f"{text}; use {words}", "parallel", size, layouts)
@@ -71,6 +75,59 @@ def too_large_to_store(cfg: Config, world_size: int, ranks: int, available: int)
         f"which has {gigabytes(available)} free"
     )
     return Fault(f"{text}; use {allowed}", "optim.nvme_dir", stored, allowed)
+
+
+def smaller_runs(cfg: Config, world_size: int, available: int, *, gpu: bool) -> tuple[tuple[str, ...], ...]:
+    """Runs with adapters that differ in one key and of which no rank needs more than `available` bytes, as overrides;
+    where there are none, the run with the fewest of these changes together. Nothing without adapters."""
+    if cfg.lora.target == "none":
+        return ()
+    changes = list(_smaller(cfg, gpu=gpu))
+    fits = lambda words: _most(changed(cfg, words), world_size, gpu=gpu) <= available  # noqa: E731
+    found: dict[str, tuple[str, ...]] = {}
+    for word in changes:
+        key = word.partition("=")[0]
+        if key not in found and fits((word,)):
+            found[key] = (word,)
+    if found:
+        return tuple(found.values())[:MOST_NAMED]
+    together: dict[str, str] = {}
+    for word in changes:
+        together[word.partition("=")[0]] = word
+        if fits(tuple(together.values())):
+            return (tuple(together.values()),)
+    return ()
+
+
+def _smaller(cfg: Config, *, gpu: bool) -> Iterator[str]:
+    """Changes that need less memory, those that cost the least first."""
+    if gpu and not cfg.train.offload_activations and cfg.train.recompute == "full":
+        yield "train.offload_activations=true"
+    if cfg.optim.name == "adamw" and cfg.precision.moments == "fp32":
+        yield "precision.moments=bf16"
+    rank = cfg.lora.rank
+    while rank > 1:
+        rank //= 2
+        yield f"lora.rank={rank}"
+    if cfg.lora.target != "attention":
+        yield "lora.target=attention"
+    if cfg.lora.base != "fp8":
+        yield "lora.base=fp8"
+    length = cfg.data.seq_len
+    while length % 2 == 0 and length > LEAST_LENGTH:
+        length //= 2
+        yield f"data.seq_len={length}"
+
+
+def changed(cfg: Config, words: Iterable[str]) -> Config:
+    """`cfg` with overrides of `_smaller`."""
+    for word in words:
+        key, _, text = word.partition("=")
+        group, name = key.split(".")
+        part = getattr(cfg, group)
+        value = type(getattr(part, name))({"true": True}.get(text, text))
+        cfg = replace(cfg, **{group: replace(part, **{name: value})})
+    return cfg
 
 
 def nearest_layouts(cfg: Config, world_size: int, available: int, *, gpu: bool) -> tuple[tuple[str, ...], ...]:
