@@ -14,7 +14,7 @@ from trainer.run.simulate import simulate_rank
 GPU = "a GPU"
 TINY = [
     "recipe=toy", "data=synthetic", "data.seq_len=16", "train.device=cpu", "checkpoint.init_from=X",
-    "model.num_layers=2", "model.vocab_size=300", "train.micro_batch=1", "train.global_batch=8",
+    "model.num_layers=2", "model.num_experts=16", "model.vocab_size=300", "train.micro_batch=1", "train.global_batch=8",
 ]  # fmt: skip
 
 
@@ -25,10 +25,14 @@ def wide(*words: str) -> Config:
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
-        (1, ["lora=attention", "precision=bf16", "precision.moments=bf16"]),
+        pytest.param(1, ["lora=attention", "precision=bf16", "precision.moments=bf16"], marks=pytest.mark.slow),
         (4, ["lora=all", "lora.base=fp8", "parallel=ep", "precision=bf16"]),
         # 4 ranks divide neither the rank of the adapters nor the vocabulary's rows
-        (4, ["lora=experts", "lora.base=fp8", "parallel.dp_shard=4", "parallel.ep=2", "lora.rank=6"]),
+        pytest.param(
+            4,
+            ["lora=experts", "lora.base=fp8", "parallel.dp_shard=4", "parallel.ep=2", "lora.rank=6"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(8, ["lora=all", "parallel.dp_replicate=2", "parallel.dp_shard=4"], marks=pytest.mark.slow),
     ],
 )

@@ -50,13 +50,13 @@ class ScaledProducts(nn.Module):
     def forward(self, x: Tensor, weight: Tensor, rows: Rows, products: Products) -> Tensor:
         out = x.new_empty(len(x), weight.shape[1])
         for block in self._blocks(weight, x.dtype, rows):
-            self._multiply(x, self._values(weight, block, x.dtype).mT, block, out)
+            self._multiply(x, self._values(weight, block, x.dtype).mT, block, products, out)
         return rows.padded.zero_tail(out)
 
     def input_gradient(self, dy: Tensor, weight: Tensor, rows: Rows, products: Products) -> Tensor:
         out = dy.new_empty(len(dy), weight.shape[2])
         for block in self._blocks(weight, dy.dtype, rows):
-            self._multiply(dy, self._values(weight, block, dy.dtype), block, out)
+            self._multiply(dy, self._values(weight, block, dy.dtype), block, products, out)
         return rows.padded.zero_tail(out)
 
     def _blocks(self, weight: Tensor, dtype: torch.dtype, rows: Rows) -> Iterator[_Block]:
@@ -76,10 +76,10 @@ class ScaledProducts(nn.Module):
         )
         return square(values.to(dtype)) if self.reference else values
 
-    def _multiply(self, x: Tensor, matrices: Tensor, block: _Block, out: Tensor) -> None:
+    def _multiply(self, x: Tensor, matrices: Tensor, block: _Block, products: Products, out: Tensor) -> None:
         here = slice(block.bounds[0], block.bounds[-1])
         x_b = across(x[here]) if self.reference else x[here]
-        if x.is_cuda and matrices.dtype == torch.bfloat16:
+        if isinstance(products, GroupedProducts):
             ends = torch.tensor(block.bounds[1:], dtype=torch.int32).sub_(block.bounds[0])
             out[here] = F.grouped_mm(x_b, matrices, offs=ends.to(x.device, non_blocking=True))
             return
