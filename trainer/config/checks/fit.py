@@ -78,8 +78,8 @@ def too_large_to_store(cfg: Config, world_size: int, ranks: int, available: int)
 
 
 def smaller_runs(cfg: Config, world_size: int, available: int, *, gpu: bool) -> tuple[tuple[str, ...], ...]:
-    """Runs with adapters that differ in one key and of which no rank needs more than `available` bytes, as overrides;
-    where there are none, the run with the fewest of these changes together. Nothing without adapters."""
+    """Runs with adapters that differ in one key and whose ranks all need at most `available` bytes, as overrides; where
+    there are none, the run with the fewest of these changes together. Nothing without adapters."""
     if cfg.lora.target == "none":
         return ()
     changes = list(_smaller(cfg, gpu=gpu))
