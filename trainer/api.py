@@ -13,6 +13,7 @@ and what would work. This module imports no torch; a function that needs it does
 
 from __future__ import annotations
 
+import atexit
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -82,14 +83,15 @@ def export(
     return export_checkpoint(Path(checkpoint), Path(target), dtype=dtype, text_only=text_only, pad=pad)
 
 
-def load(path: str | Path, *, device: str | None = None, cache_tokens: int = 32_768) -> TextModel:
+def load(path: str | Path, *, device: Literal["cpu", "cuda"] | None = None, cache_tokens: int = 32_768) -> TextModel:
     """A model that generates text, from a run directory (its newest checkpoint), a step-N directory, or a Hugging Face
     directory.
 
-    device: of torch; None: the GPU where there is one. cache_tokens: room for all prompts and answers together. What
-    the computer cannot do as the run did is a warning.
-    Raises CheckpointError, ConfigError or HuggingFaceError for a directory that cannot be read, DataError for its
-    tokenizer.
+    device: cpu or cuda; None: the GPU where there is one. cache_tokens: room for all prompts and answers together.
+    Under torchrun the ranks share the experts, and what generates is collective (`TextModel`). What the computer cannot
+    do as the run did is a warning.
+    Raises CheckpointError, ConfigError or HuggingFaceError for a directory that cannot be read, or whose experts cannot
+    be divided among the ranks; DataError for its tokenizer; WorldError for a machine without that device.
     """
     from trainer.engine.load import open_source
 
@@ -97,15 +99,16 @@ def load(path: str | Path, *, device: str | None = None, cache_tokens: int = 32_
     for warning in source.warnings:
         warnings.warn(warning, stacklevel=2)
 
-    import torch
-
+    from parallel.world import start_world
     from trainer.engine.text_model import TextModel
     from trainer.run.host_memory import prepare_host_memory
 
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type == "cpu":
+    world = start_world(device or "auto")
+    if world.size > 1:
+        atexit.register(world.close)
+    if world.device.type == "cpu":
         prepare_host_memory()
-    return TextModel(source, chosen, cache_tokens=cache_tokens)
+    return TextModel(source, world, cache_tokens=cache_tokens)
 
 
 def upcycle(

@@ -7,6 +7,7 @@
 | `pages` | which pages of the cache belong to whom, and which prefixes they hold; no torch |
 | `cache` | keys, values and routes in pages, and attention over them |
 | `run` | one step of the model for tokens of many requests |
+| `spread` | the experts of a model spread over ranks |
 | `ranks` | what the ranks of an engine agree on at every step |
 | `sampling` | draws that depend on a request's seed and position alone |
 | `text` | text from tokens as they come, and stop strings |

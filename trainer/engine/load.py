@@ -21,7 +21,6 @@ from trainer.data.media.signals import PreparedSignal
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.engine.media import Medium, place_media, prepare_medium
 from trainer.model.towers.signal_patches import patch_stride
-from trainer.storage.boxes import full_box
 from trainer.weights.beside.media_rules import rules_of_directory, rules_of_run
 from trainer.weights.beside.side_files import TOKENIZERS
 from trainer.weights.beside.tokenizer import GENERATION_CONFIG, find_tokenizer
@@ -111,11 +110,13 @@ class Source:
             raise DataError(f"there is no tokenizer: {self.without}; {remedy}", where="tokenizer", allowed=remedy)
         return self.tokenizer
 
-    def load(self, device: torch.device, *, towers: bool = False) -> Decoder:
+    def load(self, device: torch.device, *, towers: bool = False, ranks: int = 1) -> Decoder:
         """The model in exact arithmetic, without gradients. Matrices that compute in 16 bits are held in 16 bits.
 
-        towers: with those for images and signals, where it has any; otherwise the text model alone.
-        Raises CheckpointError and HuggingFaceError for weights that are damaged."""
+        towers: with those for images and signals, where it has any; otherwise the text model alone. ranks: of the
+        default process group, which share the experts; with more than one the call is collective.
+        Raises CheckpointError and HuggingFaceError for weights that are damaged, ConfigError for a number of ranks that
+        the experts cannot be divided among."""
         import torch
 
         from trainer.model.decoder import Decoder
@@ -129,8 +130,14 @@ class Source:
         kind = Decoder if cfg.vision is None and cfg.signals is None else Multimodal
         with torch.device("meta"):
             model = kind(cfg, dtype, make_backend=choose_backend(self.experts, cfg.expert_backend))
-        model.requires_grad_(False).to_empty(device="cpu")
+        if ranks > 1:
+            from trainer.engine.spread import keep_own_experts, spread_experts
+
+            spread_experts(model, ranks, device)
+        model.requires_grad_(False).to_empty(device=device if ranks > 1 else "cpu")
         _fill(model, self.opened)
+        if ranks > 1:
+            keep_own_experts(model)
         for name, weight in model.named_parameters():
             experts = ".moe.experts." in name and self.experts != "fp8_reference"
             if name.startswith("blocks.") and (experts or ".attention." in name):
@@ -233,6 +240,8 @@ def _fill(model: Decoder, opened: OpenedCheckpoint | SourceModel) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         fill(model, opened, pieces=[*opened.pieces, *tower_pieces(shapes)])
         return
+    from parallel.sharding.local import local_part, local_region
+
     if wrong := [*(f"{name} is missing" for name in opened.missing), *opened.unfit]:
         raise CheckpointError(
             f"{opened.path} does not match the model of its run: {wrong[0]} (octavo inspect lists all)",
@@ -240,4 +249,4 @@ def _fill(model: Decoder, opened: OpenedCheckpoint | SourceModel) -> None:
         )  # fmt: skip
     opened.compare_hashes()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        tensor.data.copy_(opened.state.read(f"model.{name}", full_box(tensor.shape)))
+        local_part(tensor).copy_(opened.state.read(f"model.{name}", local_region(tensor)))

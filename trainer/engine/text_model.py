@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-import torch
-
+from parallel.world import World
 from trainer.data.media.readers.recording import Recording
 from trainer.engine.engine import Engine
 from trainer.engine.load import Source
 from trainer.engine.media import Medium
+from trainer.engine.ranks import ALONE, Apart
 from trainer.engine.request import Completion, Request, Sampling
 
 LENGTH = 256  # of an answer, where none is asked for
@@ -24,12 +24,16 @@ class TextModel:
     """Continues texts, and scores them.
 
     source: what was opened. engine: what serves the requests; its weights are those of the directory, its towers too.
+    world: the ranks that share the experts. With several, every method that generates or scores is collective: each
+    rank gives prompts of its own, or none (`complete([])`), and gets their answers.
     """
 
-    def __init__(self, source: Source, device: torch.device, *, cache_tokens: int = 32_768) -> None:
+    def __init__(self, source: Source, world: World, *, cache_tokens: int = 32_768) -> None:
         decode = None if source.tokenizer is None else source.tokenizer.decode
-        self.source = source
-        self.engine = Engine(source.load(device, towers=True), decode=decode, cache_tokens=cache_tokens)
+        self.source, self.world = source, world
+        model = source.load(world.device, towers=True, ranks=world.size)
+        ranks = Apart(world) if world.size > 1 else ALONE
+        self.engine = Engine(model, decode=decode, cache_tokens=cache_tokens, ranks=ranks)
 
     @overload
     def generate(
