@@ -56,6 +56,11 @@ class Source:
     placeholders: Mapping[int, str] = field(default_factory=dict)  # of towers: token -> medium, with its article
     find_rules: Callable[[], MediaRules] = MediaRules
 
+    @property
+    def path(self) -> Path:
+        """The run directory, or the Hugging Face directory."""
+        return self.opened.directory.path if isinstance(self.opened, SourceModel) else self.opened.run_directory
+
     @cached_property
     def rules(self) -> MediaRules:
         """The rules of images and signals that the model takes. Raises DataError or HuggingFaceError for files of them

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 from parallel.world import World
+from trainer.chat.errors import ChatError
+from trainer.chat.template import ChatTemplate, Message
 from trainer.data.media.readers.recording import Recording
 from trainer.engine.engine import Engine
 from trainer.engine.load import Source
@@ -70,6 +74,7 @@ class TextModel:
         *,
         media: Sequence[Sequence[Medium]] = (),
         stop: Sequence[str] = (),
+        stop_ids: Collection[int] = (),
         score_prompt: bool = False,
         alternatives: int = 0,
         **how: Any,
@@ -81,17 +86,60 @@ class TextModel:
             max_tokens: the most tokens of an answer; None: 256, or what the context leaves.
             media: of each prompt, from `image` and `signal`; empty: none of them has any. A list of token ids has their
                 placeholders already.
-            stop, score_prompt, alternatives: as of `Request`.
+            stop, score_prompt, alternatives: as of `Request`. stop_ids: beside those of the directory.
             how: fields of `Sampling`: temperature, top_k, top_p, min_p, seed. Prompts have consecutive seeds.
         """
-        first, asked = Sampling(**how), []
+        first, asked, ends = Sampling(**how), [], self.source.stop_ids.union(stop_ids)
         for number, (prompt, some) in enumerate(zip(prompts, media or [()] * len(prompts), strict=True)):
             ids = self.source.prompt(prompt, some) if isinstance(prompt, str) else [*prompt]
             length = max(1, min(LENGTH, self.engine.context - len(ids))) if max_tokens is None else max_tokens
             sampling = replace(first, seed=first.seed + number)
-            stop_ids = self.source.stop_ids
-            asked.append(Request(ids, length, sampling, stop_ids, tuple(stop), score_prompt, alternatives, some))
+            asked.append(Request(ids, length, sampling, ends, tuple(stop), score_prompt, alternatives, some))
         return self.engine.generate(asked)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The directory's own chat template. Raises ChatError where it has none."""
+        return ChatTemplate.load(self.source.path)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        media: Sequence[Medium] = (),
+        values: Mapping[str, Any] = MappingProxyType({}),
+        **how: Any,
+    ) -> str:
+        """The assistant's next message in a conversation, as the model writes it: thinking and calls of tools too.
+
+        Args:
+            messages: OpenAI messages, such as {"role": "user", "content": "..."}. tools: JSON schemas of functions.
+            media: of the parts of messages for which the template writes placeholders, in their order.
+            values: further names that the template reads, such as enable_thinking.
+            max_tokens, how: as of `complete`.
+        Raises: ChatError for a directory without a template, and for messages that it refuses; else as `generate`.
+        """
+        text = self.template.render(messages, tools, add_generation_prompt=True, **values)
+        ids = self.source.prompt(text, media, opening=False)  # the template writes what opens a conversation
+        ends = self._ends
+        (answer,) = self.complete([ids], max_tokens, media=[media], stop_ids=ends, **how)
+        if answer.ids and answer.ids[-1] in ends:  # a mark of the template, which need not be hidden in texts
+            return self.source.require_tokenizer().decode([*answer.ids[:-1]])
+        return answer.text or ""
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        """The token that the template writes behind an assistant's message, where it is a mark of its own."""
+        tokenizer, answer = self.source.require_tokenizer(), "ANSWER"
+        try:
+            asked = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": answer}]
+            behind = self.template.render(asked).rpartition(answer)[2].lstrip()
+        except ChatError:
+            return frozenset()
+        ids = tokenizer.encode(behind)[len(tokenizer.before) :]
+        return frozenset(token for token in ids[:1] if tokenizer.token(token) in tokenizer.added)
 
     def image(self, given: str | Path | bytes) -> Medium:
         """An image for a prompt, from a file or its bytes. Raises DataError."""

@@ -72,6 +72,29 @@ def test_three_lines_of_python_continue_a_text_and_score_it(run, exported, capsy
         model.generate(PROMPT, 5, heat=1.0)
 
 
+def test_a_conversation_goes_through_the_template_of_the_directory(exported, tmp_path):
+    directory = tmp_path / "chat"
+    shutil.copytree(exported, directory)
+    model = api.load(directory, device="cpu")
+    messages = [{"role": "user", "content": PROMPT}]
+    with pytest.raises(UserError) as caught:
+        model.chat(messages)
+    assert caught.value.where == str(directory)
+    (directory / "chat_template.jinja").write_text(
+        "{% for one in messages %}{{ one.role }} {{ one.content }}<|endofdocument|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant {{ mood }}{% endif %}"
+    )
+    rendered = f"user {PROMPT}<|endofdocument|>assistant happy"
+    ids = model.source.prompt(rendered, opening=False)
+    (answer,) = model.complete([ids], 30, seed=4)
+    assert model.chat(messages, 30, values={"mood": "happy"}, seed=4) == answer.text
+    assert model._ends == {model.source.tokenizer.eos_id}
+    place = next(place for place, token in enumerate(answer.ids) if place > 3 and answer.ids.index(token) == place)
+    model._ends = frozenset({answer.ids[place]})
+    cut = model.chat(messages, 30, values={"mood": "happy"}, seed=4)
+    assert cut == model.source.tokenizer.decode([*answer.ids[:place]])
+
+
 def test_the_notebook_runs_from_top_to_bottom(run, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/generate").symlink_to(run)
