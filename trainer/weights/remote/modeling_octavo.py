@@ -237,8 +237,8 @@ class OctavoPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Octavo computes these in fp32 whatever the dtype of the others is.
-    _keep_in_fp32_modules_strict = ["lm_head", "rotary_emb"]
+    # Octavo computes it in fp32 whatever the dtype of the others is.
+    _keep_in_fp32_modules_strict = ["lm_head"]
     _keys_to_ignore_on_load_unexpected = [r"^model\.visual\.", r"^model\.time_series\."]
 
     @torch.no_grad()
