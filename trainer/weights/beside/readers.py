@@ -149,10 +149,15 @@ def _of_a_multimodal_model(kind: str, config: Mapping[str, Any], files: Collecti
         why = f"it has {architecture}, but reads config.json by a file that auto_map would name (AutoConfig)"
     elif joined:
         why = f"{joined}, which it needs of matrices that it joins in FP8"
+    processor = "processor_config.json" in files or "AutoProcessor" in (config.get("auto_map") or {})
     for program in SERVING:
-        wrong = why or _refusals(config, architecture).get(program)
-        processor = "processor_config.json" in files or "AutoProcessor" in (config.get("auto_map") or {})
-        note = f" and {TEXT_ALONE}, as there is no processor of images" if program == VLLM and not processor else ""
+        wrong, note = why or _refusals(config, architecture).get(program), ""
+        if not processor and program == VLLM:
+            note = f" and {TEXT_ALONE}, as there is no processor of images"
+        elif not processor:
+            wrong = (
+                wrong or "its model class reads it, but its server asks for a processor of images, and there is none"
+            )
         yield Reader(program, not wrong, wrong or f"as {architecture}, with trust_remote_code{note}")
     for program in ("Megatron-Bridge", *ASKED):
         yield Reader(program, False, f"it has no model_type {kind}")

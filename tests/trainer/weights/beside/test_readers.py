@@ -92,14 +92,15 @@ def test_transformers_itself_has_no_class_of_the_multimodal_models(kind):
     assert "qwen3_moe" in CONFIG_MAPPING
     named = MULTIMODAL[kind]
     code = {"AutoConfig": f"configuration_{kind}.Config", "AutoModelForCausalLM": f"modeling_{kind}.{named}"}
-    files = (f"configuration_{kind}.py", f"modeling_{kind}.py")
+    files = (f"configuration_{kind}.py", f"modeling_{kind}.py", "processor_config.json")
     config: dict[str, Any] = {
         "model_type": kind, "architectures": [named], "vision_config": {"depth": 1}, "auto_map": code,
         "text_config": {"rope_scaling": {"fope_init_factor": 0.5}},
     }  # fmt: skip
     all_read = {OCTAVO, "transformers", *SERVING}
     assert that_read(config, files=files) == all_read
-    assert that_read(config, files=files[:1]) == {OCTAVO, *SERVING}
+    assert that_read(config, files=files[:2]) == {OCTAVO, "transformers", "vLLM"}  # without a processor of images
+    assert that_read(config, files=(files[0], files[2])) == {OCTAVO, *SERVING}
     assert that_read(config) == {OCTAVO}
     assert that_read({**config, "vision_config": None}, files=files) == {OCTAVO, "transformers"}
     assert that_read({**config, "architectures": [QWEN3]}, files=files) == {OCTAVO, "transformers"}
@@ -122,7 +123,7 @@ def test_code_of_intern_s1_does_not_read_router_groups():
         "model_type": "interns1", "architectures": [MULTIMODAL["interns1"]], "vision_config": {"depth": 1},
         "auto_map": code, "text_config": {"model_type": "qwen3_moe"},
     }  # fmt: skip
-    assert that_read(config, files=("c.py", "m.py")) == {OCTAVO, "transformers", *SERVING}
+    assert that_read(config, files=("c.py", "m.py", "processor_config.json")) == {OCTAVO, "transformers", *SERVING}
     config["text_config"] = {"model_type": "interns1_pro_text", "router_n_groups": 8}
     assert that_read(config, files=("c.py", "m.py")) == {OCTAVO}
 
