@@ -10,12 +10,13 @@ from trainer.evaluation.perplexity import PERPLEXITY
 from trainer.evaluation.suite import Suite, SuiteError, folder_of
 from trainer.evaluation.suites.general import choice as general_choice
 from trainer.evaluation.suites.general import harness, instructions, mathematics
-from trainer.evaluation.suites.science import biology, chemistry, materials, signals
+from trainer.evaluation.suites.science import biology, chemistry, materials, reasoner, signals
 from trainer.evaluation.suites.vision import choice as vision_choice
 from trainer.evaluation.suites.vision import drawing, exam, grounding
 
 SUITES: tuple[Suite, ...] = (
     PERPLEXITY,
+    *reasoner.SUITES,
     *exam.SUITES,
     *chemistry.SUITES,
     *materials.SUITES,

@@ -50,7 +50,7 @@ def stand_ins() -> dict[str, types.ModuleType]:
     add("opencompass.datasets.matbench", "opencompass/datasets/matbench")
     for folder in ("", "/LLM4Chem", "/LLM4Chem/utils", "/Mol_Instructions", "/opi", "/opi/utils"):
         add("opencompass.datasets.SciReasoner" + folder.replace("/", "."), "opencompass/datasets/SciReasoner" + folder)
-    add("opencompass.openicl")
+    add("opencompass.openicl", BaseEvaluator=Base)
     add("opencompass.openicl.icl_evaluator", BaseEvaluator=Base)
     add("opencompass.openicl.icl_evaluator.icl_base_evaluator", BaseEvaluator=Base)
     names = ("ICL_EVALUATORS", "LOAD_DATASET", "TEXT_POSTPROCESSORS", "DICT_POSTPROCESSORS")

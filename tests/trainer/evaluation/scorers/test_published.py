@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.evaluation.scorers import rows_biology, rows_chemistry, rows_materials
+from tests.trainer.evaluation.scorers import rows_biology, rows_chemistry, rows_materials, rows_reasoner
 from tests.trainer.evaluation.scorers.peer import published
 from trainer.evaluation.scorers import chemistry, materials
 from trainer.evaluation.scorers.biology import enzymes, tasks
 from trainer.evaluation.scorers.metric import Metric
+from trainer.evaluation.scorers.reasoner import crystals, sequences
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 
@@ -74,6 +75,36 @@ def mixed(peer: Any, answers: list[str], references: list[float]) -> dict[str, f
     """The evaluator itself stops at an answer over 1,000 with scikit-learn 1.9: it scores each row by itself too."""
     found = [peer.extract_number(answer.split("</think>")[-1]) or 0 for answer in answers]
     return {"value": float(peer.mixed_score(references, found)) * 100}
+
+
+def gue(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+    found = peer.GUE_Evaluator().score([peer.GUE_postprocessor(answer) for answer in answers], references)
+    return {"value": float(found["matthews_correlation_all"])}
+
+
+def stable(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+    texts = [[peer.PEER_postprocess_float_compare(text, 1) for text in one] for one in (answers, references)]
+    return {"value": float(peer.PEER_Evaluator(task="stability").score(*texts)["accuracy"])}
+
+
+def opi(task: str, figure: str) -> Callable[..., dict[str, float]]:
+    def run(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+        texts = [[peer.opi_postprocess(text, task) for text in one] for one in (answers, references)]
+        return {"value": float(peer.Opi_Evaluator(task).score(*texts)[figure])}
+
+    return run
+
+
+def crystal(name: str, figure: str) -> Callable[..., dict[str, float]]:
+    def run(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+        # scikit-learn 1.6 took the argument `squared` away; RMSE is not compared
+        peer.mean_squared_error = lambda *_, squared: 0.0
+        texts = [[peer.LLM4Mat_postprocessor(text, name) for text in one] for one in (answers, references)]
+        found = peer.LLM4Mat_Evaluator().score(*texts)
+        more = {"mae": float(found["MAE"]), "mad": float(found["MAD"])} if figure == "MAD/MAE" else {}
+        return {"value": float(found[figure]), **more}
+
+    return run
 
 
 BARE = [(answer, reference.strip("<>NUMBER/ ")) for answer, reference in rows_chemistry.NUMBERS]
@@ -130,6 +161,29 @@ CASES = {
             ("Biodata Mixed", tasks.mixed_efficiency, mixed),
         )
     },
+}
+
+
+_rows = rows_reasoner
+CASES |= {
+    f"SciReasoner {name}": Case(ours, rows, f"SciReasoner.{module}", theirs)
+    for name, ours, rows, module, theirs in (
+        ("GUE", sequences.gue, _rows.SIGNS, "GUE", gue),
+        ("PEER", sequences.peer, _rows.SOLUBLE, "PEER", of("PEERRuleEvaluator", "accuracy")),
+        ("PEER stability", sequences.stability, _rows.STABLE, "PEER", stable),
+        ("OPI lists", sequences.listed, _rows.LISTS, "opi.evaluator", opi("GO", "F1 Score")),
+        ("OPI texts", sequences.rouge, _rows.TEXTS, "opi.evaluator", opi("Function", "ROUGE-L")),
+        ("OPI folds", sequences.same, _rows.TEXTS, "opi.evaluator", opi("Fold_type", "Accuracy")),
+        ("OPI places", sequences.same, _rows.TEXTS, "opi.evaluator", opi("Subcellular_localization", "Accuracy")),
+    )
+}
+CASES |= {
+    f"SciReasoner LLM4Mat {name}": Case(crystals.property_of(name), rows, "SciReasoner.LLM4Mat", crystal(name, figure))
+    for name, rows, figure in (
+        ("band_gap", _rows.NUMBERS, "MAD/MAE"),
+        ("is_stable", _rows.TRUTHS, "AUC"),
+        ("SOC", _rows.GAPS, "AUC"),
+    )
 }
 
 

@@ -1,0 +1,134 @@
+"""SciReasoner: the groups GUE, PEER, OPI and LLM4Mat, 96 of its 149 tasks, as OpenCompass 0.5.4 scores them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.evaluation.files import bad_row, find_file, read_rows
+from trainer.evaluation.scorers.metric import Metric
+from trainer.evaluation.scorers.reasoner import sequences
+from trainer.evaluation.scorers.reasoner.crystals import LABELS, property_of
+from trainer.evaluation.suite import Item, Scored, Suite, SuiteError, Summary, mean
+from trainer.evaluation.suites.tasks import user
+
+_GUE = "cpd-prom_core_all cpd-prom_core_notata cpd-prom_core_tata pd-prom_300_all pd-prom_300_notata pd-prom_300_tata "
+_GUE += "tf-h-0 tf-h-1 tf-h-2 tf-h-3 tf-h-4"
+GUE = {f"GUE/{task}": sequences.gue for task in _GUE.split()}
+PEER = {f"PEER/{task}": sequences.peer for task in ("solubility", "human_ppi", "yeast_ppi")}
+PEER["PEER/stability"] = sequences.stability
+_OPI = {
+    sequences.same: "EC_number_CLEAN_EC_number_new EC_number_CLEAN_EC_number_price Fold_type_fold_type "
+    "Subcellular_localization_subcell_loc",
+    sequences.rouge: "Function_CASPSimilarSeq_function Function_IDFilterSeq_function Function_UniProtSeq_function",
+    sequences.listed: "gName2Cancer_gene_name_to_cancer GO_CASPSimilarSeq_go GO_IDFilterSeq_go GO_UniProtSeq_go "
+    "gSymbol2Cancer_gene_symbol_to_cancer gSymbol2Tissue_gene_symbol_to_tissue Keywords_CASPSimilarSeq_keywords "
+    "Keywords_IDFilterSeq_keywords Keywords_UniProtSeq_keywords",
+}
+OPI = {f"OPI/{task}": metric for metric, tasks in _OPI.items() for task in tasks.split()}
+_PROPERTIES = {
+    "mp": "formation_energy_per_atom band_gap GGA-PBE-based_energy_per_atom energy_above_hull efermi density "
+    "density_atomic volume is_stable is_gap_direct",
+    "jarvis_dft": "formation_energy_peratom optb88vdw_bandgap optb88vdw_total_energy ehull mbj_bandgap bulk_modulus_kv "
+    "shear_modulus_gv slme spillage mepsx dfpt_piezo_max_dielectric dfpt_piezo_max_dij dfpt_piezo_max_eij max_efg "
+    "exfoliation_energy avg_elec_mass n-Seebeck n-powerfact p-Seebeck p-powerfact",
+    "snumat": "Band_gap_GGA Band_gap_HSE Band_gap_GGA_optical Band_gap_HSE_optical Direct_or_indirect "
+    "Direct_or_indirect_HSE SOC",
+    "gnome": "Formation_Energy_Per_Atom Decomposition_Energy_Per_Atom Bandgap Corrected_Energy Volume Density",
+    "hmof": "max_co2_adsp min_co2_adsp lcd pld void_fraction surface_area_m2g surface_area_m2cm3",
+    "cantor_hea": "Ef_per_atom e_per_atom e_above_hull volume_per_atom",
+    "qmof": "energy_total bandgap lcd pld",
+    "jarvis_qetb": "TB-based_energy_per_atom indir_gap f_enp final_energy",
+    "oqmd": "bandgap e_form",
+    "omdb": "bandgap",
+}
+LLM4MAT = {
+    f"LLM4Mat/{source}/{name}": property_of(name) for source, names in _PROPERTIES.items() for name in names.split()
+}
+METRICS: dict[str, Metric] = {**GUE, **PEER, **OPI, **LLM4MAT}
+GROUPS = ("GUE", "PEER", "OPI", "LLM4Mat")
+
+
+def read(directory: Path) -> Iterator[Item]:
+    """Rows of GROUP/TASK/test/data.json, of LLM4Mat of LLM4Mat/SOURCE/test/data.json: input and output.
+
+    Groups without a folder are passed over; a folder has to have all tasks.
+    """
+    present = [group for group in GROUPS if (directory / group).is_dir()]
+    if not present:
+        text = f"{directory} has none of the folders {', '.join(GROUPS)}; put the published data sets there"
+        raise SuiteError(text, where=str(directory), allowed=GROUPS)
+    for group in present:
+        yield from _crystals(directory / group) if group == "LLM4Mat" else _group(directory / group)
+
+
+def _group(folder: Path) -> Iterator[Item]:
+    for task in (name.partition("/")[2] for name in METRICS if name.startswith(f"{folder.name}/")):
+        path = find_file(folder, f"{task}/test/data.json")
+        for number, row in enumerate(read_rows(path, "input", "output"), 1):
+            reference = row["output"]
+            if folder.name == "GUE":
+                about = row.get("meta_data")
+                reference = about.get("label") if isinstance(about, dict) else None
+                if reference not in ("positive", "negative"):
+                    what = "meta_data.label has to be positive or negative"
+                    raise bad_row(path, number, what, value=reference, allowed=("positive", "negative"))
+            text = f"{row['input']}." if folder.name == "PEER" else row["input"]
+            name = f"{folder.name}/{task}"
+            yield Item(f"{name}/{number}", user(text), reference, {"task": name, "group": folder.name})
+
+
+def _crystals(folder: Path) -> Iterator[Item]:
+    """A row belongs to each property that its output names as `{name : value}`."""
+    for source, names in _PROPERTIES.items():
+        path = find_file(folder, f"{source}/test/data.json")
+        for number, row in enumerate(read_rows(path, "input", "output"), 1):
+            for name in names.split():
+                if f"{{{name} :" in row["output"]:
+                    task = f"LLM4Mat/{source}/{name}"
+                    yield Item(
+                        f"{task}/{number}", user(row["input"]), row["output"], {"task": task, "group": "LLM4Mat"}
+                    )
+
+
+def score(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:
+    return METRICS[item.meta["task"]].one(answer, item.reference)
+
+
+def summarise(scored: Sequence[Scored]) -> Summary:
+    """The mean of the groups that are there; categories: the groups' figures as the published summary makes them, in
+    which a figure that is not defined counts as 0; metrics: the tasks' in their own units."""
+    rows: dict[str, list[Any]] = {}
+    for one in scored:
+        rows.setdefault(one.item.meta["task"], []).append(one.values)
+    tasks = {task: METRICS[task].combine(rows[task]).value for task in METRICS if task in rows}
+    groups: dict[str, list[float]] = {}
+    for task, value in tasks.items():
+        group, name = task.split("/")[0], task.split("/")[-1]
+        # OPI's figures and areas under curves are shares; LLM4Mat's ratios are added to these as they are
+        unit = 100 if group == "OPI" or name in LABELS else 1
+        groups.setdefault(group, []).append(value * unit if math.isfinite(value) else 0.0)
+    figures = {group: mean(values) for group, values in groups.items()}
+    return Summary(mean(list(figures.values())), tasks, figures)
+
+
+SUITES = (
+    Suite(
+        name="SciReasoner",
+        domain="several sciences",
+        metric="mean of the groups in the files, in per cent, of GUE (Matthews), PEER (accuracy), OPI (accuracy, F1, "
+        "ROUGE-L) and LLM4Mat (AUC, MAD/MAE): 96 of 149 tasks, so that it is NOT the report's figure. Missing: "
+        "Bio_Instruction and SmolInstruct, whose near relatives are suites of their own here, Mol_Instructions, and "
+        "the generation groups, which need smact, RNAfold and OmegaFold",
+        metric_source="opencompass 0.5.4: datasets/SciReasoner/, summarizers/scireasoner.py; PEER without its judge",
+        where_data="GUE/, PEER/, OPI/ and LLM4Mat/ with TASK/test/data.json (SciReason on Hugging Face: GUE-test, "
+        "PEER-test, OPI-test, LLM4Mat-test)",
+        reported=55.5,
+        read=read,
+        score=score,
+        summarise=summarise,
+        packages=("scikit-learn", "rouge-score"),
+    ),
+)
