@@ -1,4 +1,4 @@
-"""Answers, and IFBench's 58 constraints with arguments, each of which some answer follows and some does not."""
+"""Answers, and the 58 constraints of IFBench with arguments: some answers follow each, and some do not."""
 
 from typing import Any
 

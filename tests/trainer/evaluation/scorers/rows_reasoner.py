@@ -25,14 +25,14 @@ SIGNS: list[tuple[str, str]] = [
 ]
 SOLUBLE: list[tuple[str, str]] = [
     ("The answer is Yes", "The answer is Yes."),
-    ("The answer is no.", "The answer is Yes."),
+    ("The answer is\nno", "The answer is Yes."),
     ("It will be soluble", "Yes"),
     ("It is not soluble", "No"),
     ("It is insoluble", "No"),
     ("That is incorrect", "Yes"),
     ("Its solubility is low", "No"),
     ("no", "No"),
-    ("<think>Yes</think> The answer is No", "The answer is No"),
+    ("<think>Yes</think> The answer is\nNo", "The answer is\nNo"),
     ("Yes</think> no", "No"),
     ("<think>Yes", "Yes"),
     ("", "No"),

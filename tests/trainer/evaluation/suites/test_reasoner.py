@@ -42,7 +42,7 @@ def test_groups_are_averaged_and_those_without_files_are_passed_over(tmp_path: P
     write_group(tmp_path / "OPI")
     items = items_of("SciReasoner", tmp_path)
     assert len(items) == 20
-    peer = answered("SciReasoner", items, lambda item: "1.2" if "stability" in item.id else "The answer is no")
+    peer = answered("SciReasoner", items, lambda item: "1.2" if "stability" in item.id else "The answer is\nno")
     assert peer.categories == {"PEER": 25, "OPI": 0}
     assert peer.value == 12.5
     right = answered("SciReasoner", items, lambda item: item.reference)

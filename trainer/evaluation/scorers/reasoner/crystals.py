@@ -109,7 +109,7 @@ def _truth(value: Any) -> bool | None:
 
 
 def property_of(name: str) -> Metric:
-    """Of a number the ratio MAD / MAE: the mean absolute deviation from the mean over the mean absolute error (higher
-    is better, 1 for always guessing the mean). Of a label the area under the ROC curve, 0 to 1. Rows that cannot be
+    """The ratio MAD / MAE of a number: the mean absolute deviation from the mean over the mean absolute error (higher
+    is better, 1 for always guessing the mean). For a label the area under the ROC curve, 0 to 1. Rows that cannot be
     read are left out, as in the published scorer; NaN where nothing is left."""
     return Metric(_one(name), _area if name in LABELS else _ratio)
