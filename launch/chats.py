@@ -59,7 +59,7 @@ def show(cfg: Config, sample: int) -> int:
     """Print the chats of one window as text, and which of their tokens are trained on: in colour, or in brackets."""
     import numpy as np
     from rich.console import Console
-    from rich.rule import Rule
+    from rich.text import Text
 
     tokenizer, prepared, reader = _opened(cfg)
     console = Console(highlight=False)
@@ -76,7 +76,7 @@ def show(cfg: Config, sample: int) -> int:
         part = slice(first, first + length)
         cut = int(prepared.examples[example, 1]) - length
         title = f"{prepared.where(example)}, {length} tokens" + (f", {cut} more cut off" if cut else "")
-        console.print(Rule(title, style="dim", align="left"))
+        console.print(Text(f"\u2500\u2500 {title}", style=CONTEXT), soft_wrap=True)
         mask = prepared.trained[part] == 1
         console.print(_marked(tokenizer, prepared.tokens[part], mask, console.color_system is not None), soft_wrap=True)
     return 0
