@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench.lora_memory import H200, MEMORY, RECIPE, SPARE, TOKENS, predicted
+from tests.bench.lora_memory import H200, MEMORY, RECIPE, SHARED, SPARE, predicted
 from trainer.config.checks.fit import changed, too_large
 from trainer.config.compose import compose
 from trainer.config.keys import Config
@@ -92,7 +92,7 @@ def test_what_is_offered_fits_and_is_the_least() -> None:
     ("recipe", "words"),
     [
         (RECIPE, []),
-        (RECIPE, TOKENS["8,192 of 2 x 32,768"]),
+        (RECIPE, SHARED),
         (f"{RECIPE}_all", []),
         ("lora_intern_s1_8xh100", []),
         ("lora_30b_1gpu", []),

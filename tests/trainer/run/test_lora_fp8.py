@@ -7,17 +7,23 @@ from typing import Any
 
 import pytest
 
+from parallel.memory.live import LiveBytes
 from parallel.sharding.local import local_part
+from parallel.simulate import RankBytes
 from parallel.world import start_world
 from tests.distributed.pool import on_ranks
 from tests.trainer.tiny_run import steps, tiny_config
-from trainer.config.keys import Config, LoraConfig, ParallelConfig
+from trainer.config.compose import compose
+from trainer.config.keys import Config, LoraConfig, ParallelConfig, PrecisionConfig
+from trainer.data.build import build_data
 from trainer.model.frozen.hold import held
-from trainer.model.lora.adapt import adapters
+from trainer.model.lora.adapt import adapters, rates
 from trainer.objectives.choose import build_objective
+from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes
 from trainer.run.build import build_model
 from trainer.run.process import train
+from trainer.run.simulate import simulate_rank, trace_step
 from trainer.weights.export import export
 from trainer.weights.kept_source import open_published
 
@@ -97,3 +103,55 @@ def test_ranks_hold_the_base_once_and_train_as_one_process(base, tmp_path, name)
     cfg = alone.model
     matrices = 3 * cfg.num_experts * cfg.expert_width + 4 * cfg.num_heads * cfg.head_dim
     assert whole[0] == cfg.num_layers * matrices * cfg.hidden_size
+
+
+def real_step(cfg: Config) -> tuple[RankBytes, int]:
+    """The bytes that this rank holds after the backward pass of its second step, and the most in that step."""
+    world = start_world("cpu", 60.0)
+    meshes, objective = build_meshes(cfg, "cpu"), build_objective(cfg.train)
+    published = open_published(cfg, world)
+    assert published is not None
+    assert meshes is not None
+    model = build_model(cfg, world, meshes, objective, published.fill)
+    engine = NativeEngine(model, cfg.optim, world, meshes.shard_group, rates=rates(model, cfg.lora))
+    engine.prepare()
+    stream = build_data(cfg.data, seed=0, vocab_size=cfg.model.vocab_size).stream
+    place = meshes.layout.place(world.rank)
+    for _ in range(2):
+        live, batch = LiveBytes(), stream.batch(place.reader, cfg.train.micro_batch)
+        memory, _ = trace_step([model], engine, objective, [batch], cfg, world, meshes, live=live)
+    world.close()
+    return memory, live.peak().total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["attention", "all"])
+def test_a_simulated_rank_has_the_memory_of_a_real_one(base, tmp_path, target):
+    cfg = configuration(base, tmp_path / "run", dp_shard=2, ep=2)
+    cfg.lora.target, cfg.train.recompute, cfg.train.global_batch = target, "full", 2
+    cfg.precision = PrecisionConfig(linears="bf16", experts="bf16", payload="bf16")
+    for rank, (memory, peak) in enumerate(on_ranks(2, real_step, cfg)):
+        simulated = simulate_rank(cfg, 2, rank)
+        assert simulated.memory == memory
+        assert simulated.peak.total == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_rehearsal_holds_its_base_once_on_eight_ranks(tmp_path):
+    """recipe=lora_intern_s1_pro_8xh200_rehearsal, on short synthetic sequences."""
+    data = ["data=synthetic", "data.seq_len=32", "train.device=cpu", "train.eval_batches=1"]
+    words = ["recipe=toy_ep8", *data, "train.steps=1", f"run.dir={tmp_path / 'run'}"]
+    assert train(compose(words, world_size=1)) == 0
+    export(tmp_path / "run", tmp_path / "base", dtype="fp8")
+    words = ["recipe=lora_intern_s1_pro_8xh200_rehearsal", *data, "train.steps=4", "train.log_every=1"]
+    words += [f"checkpoint.init_from={tmp_path / 'base'}"]
+    for stored in ("linears", "fp8"):
+        cfg = compose([*words, f"lora.base={stored}", f"run.dir={tmp_path / stored}"], world_size=8)
+        assert set(on_ranks(8, train, cfg)) == {0}
+    assert losses(tmp_path / "fp8") == pytest.approx(losses(tmp_path / "linears"), rel=1e-6)
+    assert len(set(losses(tmp_path / "fp8"))) == 4
+    m = cfg.model
+    matrices = 3 * m.num_experts * m.expert_width + 2 * (m.num_heads + m.num_kv_heads) * m.head_dim
+    parts = on_ranks(8, held_bytes, cfg)
+    assert sum(codes for codes, *_ in parts) == m.num_layers * matrices * m.hidden_size
+    assert len({codes for codes, *_ in parts}) == 1
