@@ -77,7 +77,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows = min(chunk, len(labels))
         logit_buffer, p_buffer = head.new_empty(rows, len(head)), head.new_empty(rows, len(head))
         d_hidden = torch.empty_like(high) if with_grad else None
-        d_weight = torch.zeros_like(head) if with_grad else None
+        d_weight = torch.zeros_like(head) if with_grad and ctx.needs_input_grad[1] else None  # a frozen head needs none
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
             counted = labels[part] != IGNORE if weights is None else weights[part]
@@ -89,19 +89,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # The largest probability is 1 / sum(exp(z - max)), which gives logsumexp without a second exponential.
             log_z = logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
             total += ((log_z - logits.gather(-1, target_N1)) * counted_N1).sum()
-            if d_hidden is not None and d_weight is not None:
+            if d_hidden is not None:
                 p.scatter_add_(-1, target_N1, torch.full_like(counted_N1, -1.0))
                 torch.mm(p, head, out=d_hidden[part]).mul_(counted_N1)
+            if d_weight is not None:
                 d_weight.addmm_(p.t(), h_NH * counted_N1)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total.to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
-        return (d_hidden * grads[0]).to(hidden_dtype), (d_weight * grads[0]).to(weight_dtype), None, None, None, None
+        d_weight = None if d_weight is None else (d_weight * grads[0]).to(weight_dtype)
+        return (d_hidden * grads[0]).to(hidden_dtype), d_weight, None, None, None, None
 
 
 def chunked_cross_entropy(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from parallel.memory.live import LiveBytes
 from tests.trainer.model.tiny import relative
 from trainer.data.batch import IGNORE
 from trainer.objectives.next_token import chunked_cross_entropy
@@ -126,3 +127,20 @@ def test_only_a_chunk_of_logits_exists_at_a_time():
     with Watch():
         chunked_cross_entropy(hidden, head, torch.randint(50, (64,), generator=generator), 8).backward()
     assert largest == 8 * 50
+
+
+def test_a_frozen_head_costs_no_gradient():
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(6, 4, generator=generator), torch.randn(500, 4, generator=generator)
+    labels = torch.randint(500, (6,), generator=generator)
+    found, most = [], []
+    for trained in (True, False):
+        x, weight = hidden.clone().requires_grad_(), head.clone().requires_grad_(trained)
+        with LiveBytes() as live:
+            chunked_cross_entropy(x, weight, labels, 1).backward()
+        assert x.grad is not None
+        assert (weight.grad is not None) == trained
+        found.append(x.grad)
+        most.append(live.peak().total)
+    assert torch.equal(*found)
+    assert most[0] - most[1] >= head.nbytes
