@@ -83,30 +83,30 @@ def mmlu_pro(answer: str) -> str | None:
 
 
 def mmmu_pro(answer: str, options: Mapping[str, str]) -> str | None:
-    """The letter of MMMU-Pro: the text after the last "Answer:", searched for letters and then for options' texts.
+    """The letter of MMMU-Pro: the only one after the last "Answer:", else one named in the text.
 
-    A single letter there; else "(B)", else "B" or "B." as a word, else the texts of the options in an answer of more
-    than five words; of several the one named last. Rules of MMMU-Benchmark/MMMU (mmmu-pro/evaluate.py), which draws a
-    letter where nothing is found; this returns None, which is wrong.
+    Named is "(B)"; else "B " at the end of a word, else "B." there; else, in more than five words, the text of an
+    option. Of several the last in brackets, between spaces or as text counts; with none between spaces the first
+    letter. Rules of MMMU-Benchmark/MMMU (mmmu-pro/evaluate.py), which draws a letter where nothing is found; this
+    returns None, which is wrong.
     """
-    tail = answer.rpartition("Answer:")[2].strip() if "Answer:" in answer else ""
-    alone = [letter for letter in options if letter in tail]
-    if len(alone) == 1:
-        return alone[0]
+    if "Answer:" in answer:
+        tail = answer.rpartition("Answer:")[2]
+        alone = [letter for letter in options if letter in tail]
+        if len(alone) == 1:
+            return alone[0]
     text = answer
     for mark in ",.!?;:'":
         text = text.strip(mark)
     text = f" {text} "
-    for forms in (("({})",), (" {} ", " {}.")):
-        places = {letter: max(text.rfind(form.format(letter)) for form in forms) for letter in options}
-        if named := {letter: place for letter, place in places.items() if place >= 0}:
-            return max(named, key=lambda letter: named[letter])
-    if len(text.split()) > 5:
-        low = text.lower()
-        places = {letter: low.rfind(content.lower()) for letter, content in options.items()}
-        if named := {letter: place for letter, place in places.items() if place >= 0}:
-            return max(named, key=lambda letter: named[letter])
-    return None
+    for shown, placed in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        if named := [letter for letter in options if shown.format(letter) in text]:
+            return max(named, key=lambda letter: text.rfind(placed.format(letter)))
+    low = text.lower()
+    named = [letter for letter, content in options.items() if content.lower() in low]
+    if not named or len(text.split()) <= 5:
+        return None
+    return max(named, key=lambda letter: low.rfind(options[letter].lower()))
 
 
 def by_letter(texts: Sequence[str]) -> dict[str, str]:
