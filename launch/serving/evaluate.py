@@ -71,8 +71,8 @@ def _options(parser: Parser) -> None:
     add("--chat-template", metavar="FILE", help="a template to use instead of the checkpoint's own")
     add("--concurrency", type=whole_number(1), default=16, metavar="N", help="answers side by side (default: 16)")
     add("--cache-tokens", type=whole_number(64), metavar="N",
-        help="tokens of all answers of the embedded engine together (default: what --concurrency needs, at most "
-        "262,144)")  # fmt: skip
+        help="prompts and answers of the embedded engine, together (default: what --concurrency needs, but at most "
+        "32,768 or what one needs)")  # fmt: skip
     group = parser.add_argument_group("servers")
     group.add_argument("--model", dest="served", metavar="NAME", help="the model's name on the server")
     group.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the server's API key")

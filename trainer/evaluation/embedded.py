@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from trainer.engine.engine import Engine
 
 T = TypeVar("T")
+KEYS = 64  # tokens of a page of the cache
+CACHE_TOKENS = 32_768  # of all answers together, where nothing else is asked for
 
 
 class Piece(NamedTuple):
@@ -66,8 +68,8 @@ class EmbeddedModel:
 
     source: a run, a step-N directory or a Hugging Face directory. conversation: None: the prompt is the texts of the
     messages, with an empty line between two. device: called before weights are read. towers: questions may have images
-    or signals. batch: answers side by side. cache_tokens: of the engine; None: `batch` of the longest answers, at most
-    262,144 or one.
+    or signals. batch: answers side by side. cache_tokens: of the engine; None: what `batch` questions
+    need, but at most 32,768 or what one needs.
     Raises DataError without a tokenizer.
     """
 
@@ -120,7 +122,7 @@ class EmbeddedModel:
 
     def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
         """A question whose prompt cannot be made or leaves no room for an answer is a failure."""
-        for question, done in self._side_by_side(questions, self._request, lambda one: one.settings.max_tokens):
+        for question, done in self._side_by_side(questions, self._request):
             yield question, done if isinstance(done, Failure) else self._answer(question, done)
 
     def _answer(self, question: Question, done: Completion) -> Answer:
@@ -145,7 +147,7 @@ class EmbeddedModel:
                 except UserError as error:
                     refused.append((passage, Failure(str(error))))
 
-        for piece, done in self._side_by_side(pieces(), lambda piece: _scoring(piece.ids), None):
+        for piece, done in self._side_by_side(pieces(), lambda piece: _scoring(piece.ids)):
             passage = piece.passage
             if isinstance(done, Failure):
                 refused.append((passage, done))
@@ -169,44 +171,69 @@ class EmbeddedModel:
             yield Piece(passage, ids[first : first + self.context], None, len(firsts))
 
     def _side_by_side(
-        self, things: Iterable[T], make: Callable[[T], Request], answer_tokens: Callable[[T], int] | None
+        self, things: Iterable[T], make: Callable[[T], Request]
     ) -> Iterator[tuple[T, Completion | Failure]]:
         """Serve the request that `make` makes of each thing; one that cannot be made or served is a failure."""
         waiting: dict[int, T] = {}
-        todo, more = iter(things), True
-        while more or waiting:
-            while more and len(waiting) < 2 * self._batch:  # the engine admits the next as soon as there is room
+        todo = iter(things)
+        held: tuple[T, Request] | None = None  # needs a larger cache, which is made once the engine is empty
+        more = True
+        while more or waiting or held:
+            while more and not held and len(waiting) < 2 * self._batch:  # the engine admits the next as soon as it can
                 try:
                     thing = next(todo)
                 except StopIteration:
                     more = False
                     break
-                engine = self._started(answer_tokens(thing) if answer_tokens else 0)
                 try:
-                    waiting[engine.submit(make(thing))] = thing
+                    request = make(thing)
+                    if len(request.prompt) + request.max_tokens > self._room:
+                        held = thing, request
+                    else:
+                        waiting[self._running.submit(request)] = thing
                 except UserError as error:
                     yield thing, Failure(str(error))
-            if not waiting:
-                continue
-            engine = self._started(0)
-            engine.step()
-            for number in sorted(engine.done & waiting.keys()):
-                yield waiting.pop(number), engine.result(number)
+            if waiting:
+                self._running.step()
+                for number in sorted(self._running.done & waiting.keys()):
+                    yield waiting.pop(number), self._running.result(number)
+            elif held:
+                thing, request = held
+                held = None
+                try:
+                    self._make_room(len(request.prompt) + request.max_tokens)
+                    waiting[self._running.submit(request)] = thing
+                except UserError as error:
+                    yield thing, Failure(str(error))
 
-    def _started(self, max_tokens: int) -> Engine:
-        """The engine; weights are read when the first question comes, as all answers may be in the ledger."""
-        if self._engine is None:
-            from trainer.engine.engine import Engine
+    @property
+    def _room(self) -> int:
+        """Tokens of the cache; 0 before the engine is made."""
+        return 0 if self._engine is None else self._engine.pages.count * KEYS
 
-            most = min(self.context, max_tokens + self.context // 2)
-            tokens = self._cache_tokens or max(self.context, min(self._batch * most, 262_144))
-            decode = self.tokenizer.decode if self.conversation is None else self.conversation.decode
-            # A window that was held out has one token more than the model's longest document: the last label.
-            self._engine = Engine(
-                self.source.load(self._device(), towers=self._towers), decode=decode, cache_tokens=tokens + 1,
-                batch=self._batch, context=self.context + 1,
-            )  # fmt: skip
+    @property
+    def _running(self) -> Engine:
+        assert self._engine is not None
         return self._engine
+
+    def _make_room(self, tokens: int) -> None:
+        """Make an engine with a cache for a request of so many tokens, where there is none or its cache is smaller.
+
+        Weights are read when the first request comes, as all answers may be in the ledger. Raises SuiteError where
+        `cache_tokens` does not allow it."""
+        from trainer.engine.engine import Engine
+
+        if self._cache_tokens is not None and tokens > self._cache_tokens:
+            remedy = f"--cache-tokens={tokens} or more, or a smaller --max-tokens"
+            text = f"a prompt with its longest answer has {tokens:,} tokens; use {remedy}"
+            raise SuiteError(text, where="--cache-tokens", value=self._cache_tokens, allowed=remedy)
+        even = 1 << (tokens - 1).bit_length()  # requests that are a little longer need no other engine
+        room = self._cache_tokens or max(tokens, min(self._batch * even, CACHE_TOKENS))
+        model = self.source.load(self._device(), towers=self._towers) if self._engine is None else self._engine.model
+        decode = self.tokenizer.decode if self.conversation is None else self.conversation.decode
+        self._engine = None  # its cache is freed before the next one is made
+        # A window that was held out has one token more than the model's longest document: the last label.
+        self._engine = Engine(model, decode=decode, cache_tokens=room, batch=self._batch, context=self.context + 1)
 
 
 def _scoring(ids: Sequence[int]) -> Request:

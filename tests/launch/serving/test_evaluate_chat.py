@@ -1,0 +1,107 @@
+"""The embedded engine's questions: a chat template, thinking, images and signals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from launch.serving.conversation import find_conversation
+from tests.trainer.data.media import illustrated
+from tests.trainer.stages.layouts import TOWERS
+from tests.trainer.tiny_run import MODEL as TINY
+from tests.trainer.tiny_run import tiny_config
+from trainer.engine.load import open_source
+from trainer.evaluation.asked import SETTINGS, Failure, Question
+from trainer.evaluation.embedded import EmbeddedModel
+from trainer.run.process import train
+
+TEMPLATE = """{#- thoughts are between <think> and </think> -#}
+{%- for message in messages %}[{{ message.role }}]{% if message.content is string %}{{ message.content }}{% else -%}
+{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% elif part.type == 'image_url' %}
+{{- '<IMG_CONTEXT>' }}{% else %}<TS_CONTEXT>{% endif %}{% endfor %}{% endif %}{% endfor -%}
+{% if add_generation_prompt %}[assistant]{% if enable_thinking %}<think>{% endif %}{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedModel:
+    directory = tmp_path_factory.mktemp("illustrated")
+    with pytest.MonkeyPatch.context() as patch:
+        data = illustrated.make_mixture(directory, patch)
+    image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
+    vision = replace(TOWERS["vision"], patch_size=16, merge=2, frames=2, channels=3, out_width=TINY["hidden_size"])
+    signals = replace(TOWERS["signals"], out_width=TINY["hidden_size"])
+    towers = {"vision": vision, "image_token": image, "signals": signals, "signal_token": signal, "vocab_size": 312,
+              "init_std": 0.3}  # fmt: skip
+    cfg = tiny_config(directory / "run", model=towers, steps=1)
+    cfg.data = data
+    assert train(cfg) == 0
+    (directory / "chat.jinja").write_text(TEMPLATE)
+    source = open_source(directory / "run")
+    conversation = find_conversation(source, str(directory / "run"), str(directory / "chat.jinja"))
+    return EmbeddedModel(source, "run", conversation, lambda: torch.device("cpu"), towers=True, batch=4)
+
+
+def ask(model: EmbeddedModel, *contents: object, thinking: bool = False) -> list[object]:
+    settings = replace(SETTINGS["thinking" if thinking else "non_thinking"], max_tokens=12)
+    questions = [
+        Question(str(number), [{"role": "user", "content": content}], settings)
+        for number, content in enumerate(contents)
+    ]
+    found = {question.key: answer for question, answer in model.answer(questions)}
+    return [found[question.key] for question in questions]
+
+
+def part(kind: str, path: Path, **more: object) -> dict:
+    return {"type": kind, kind: {"url": str(path), **more}}
+
+
+def test_questions_are_rendered_by_the_template_and_thoughts_are_taken_off(model):
+    settings = replace(SETTINGS["thinking"], max_tokens=12)
+    question = Question("k", [{"role": "user", "content": "why"}], settings)
+    ids, media = model.prompt(question)
+    assert (ids, media) == (model.source.prompt("[user]why[assistant]<think>", opening=False), [])
+    ids, _ = model.prompt(replace(question, settings=SETTINGS["non_thinking"]))
+    assert ids == model.source.prompt("[user]why[assistant]", opening=False)
+    (answer,) = ask(model, "why", thinking=True)
+    assert (answer.text, answer.thinking != "") == ("", True)  # it never closed its thoughts
+    assert (answer.finish, answer.tokens, answer.prompt_tokens) == ("length", 12, len(model.prompt(question)[0]))
+    done = replace(model._running.generate([model._request(question)])[0], text="I think</think>\n\nso")
+    answer = model._answer(question, done)
+    assert (answer.text, answer.thinking) == ("so", "I think")
+
+
+def test_images_and_signals_go_to_the_towers(model, tmp_path):
+    images, waves = [], []
+    for number in (1, 2):
+        images.append(tmp_path / f"{number}.png")
+        images[-1].write_bytes(illustrated.image(number))
+        waves.append(tmp_path / f"{number}.npy")
+        np.save(waves[-1], illustrated.wave(number))
+    text = {"type": "text", "text": " what is it"}
+    of_images = ask(model, *([part("image_url", path), text] for path in (images[0], images[1], images[0])))
+    of_waves = ask(model, *([part("time_series_url", path, sampling_rate=30), text] for path in (*waves, waves[0])))
+    for first, other, again in (of_images, of_waves):
+        assert not isinstance(first, Failure), first
+        assert first.text == again.text != other.text
+    (failure,) = ask(model, [part("image_url", waves[0]), text])
+    assert isinstance(failure, Failure)
+
+
+def test_a_prompt_beyond_the_context_is_a_failure_and_others_go_on(model):
+    long, short = ask(model, "word " * model.context, "word")
+    assert isinstance(long, Failure)
+    assert short.tokens == 12
+
+
+def test_the_cache_grows_unless_its_size_is_given(model):
+    small = EmbeddedModel(model.source, "run", model.conversation, lambda: torch.device("cpu"), batch=1)
+    assert [answer.tokens for answer in ask(small, "a", "word " * 100, "b")] == [12, 12, 12]
+    fixed = EmbeddedModel(
+        model.source, "run", model.conversation, lambda: torch.device("cpu"), batch=1, cache_tokens=64
+    )
+    first, long, last = ask(fixed, "a", "word " * 100, "b")
+    assert (first.tokens, type(long), last.tokens) == (12, Failure, 12)
