@@ -91,7 +91,7 @@ def test_images_and_signals_go_to_the_towers(model, tmp_path):
     assert isinstance(failure, Failure)
 
 
-def test_a_prompt_beyond_the_context_is_a_failure_and_others_go_on(model):
+def test_a_prompt_beyond_the_context_is_a_failure_of_its_own(model):
     long, short = ask(model, "word " * model.context, "word")
     assert isinstance(long, Failure)
     assert short.tokens == 12
@@ -99,9 +99,11 @@ def test_a_prompt_beyond_the_context_is_a_failure_and_others_go_on(model):
 
 def test_the_cache_grows_unless_its_size_is_given(model):
     small = EmbeddedModel(model.source, "run", model.conversation, lambda: torch.device("cpu"), batch=1)
-    assert [answer.tokens for answer in ask(small, "a", "word " * 100, "b")] == [12, 12, 12]
+    answers = ask(model, "a", "word " * 100, "b")
+    assert ask(small, "a", "word " * 100, "b") == answers
     fixed = EmbeddedModel(
         model.source, "run", model.conversation, lambda: torch.device("cpu"), batch=1, cache_tokens=64
     )
     first, long, last = ask(fixed, "a", "word " * 100, "b")
-    assert (first.tokens, type(long), last.tokens) == (12, Failure, 12)
+    assert (first, last) == (answers[0], answers[2])
+    assert isinstance(long, Failure)
