@@ -47,6 +47,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     add("--time-limit", type=above_zero("600"), default=600.0, metavar="S", help="seconds of an answer (default: 600)")
     add("--grace", type=whole_number(0), default=10, metavar="S",
         help="seconds that running answers get to finish when the server is stopped (default: 10)")  # fmt: skip
+    add("--answers", metavar="FILE", help="keep answers with a seed or temperature 0 there, and give them again")
     add("--media-dir", metavar="DIR", help="read images and signals of file: URLs below DIR")
     add("--media-http", action="store_true", help="download images and signals of http: and https: URLs")
     options = parser.read(words)
@@ -96,6 +97,7 @@ def serve(source: Source, conversation: Conversation | None, options: argparse.N
     import torch
 
     from launch.serving.http.app import build
+    from launch.serving.http.kept import open_kept, version_of
     from launch.serving.http.media import Sources
     from launch.serving.http.model import Limits, Served
     from launch.serving.http.run import listen
@@ -113,6 +115,8 @@ def serve(source: Source, conversation: Conversation | None, options: argparse.N
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         prepare_host_memory()
+    version = version_of(source)
+    kept = None if options.answers is None else open_kept(Path(options.answers), version)
     assert source.tokenizer is not None
     decode = source.tokenizer.decode if conversation is None else conversation.decode
     context = min(options.context or source.model.max_position, source.model.max_position, options.cache_tokens)
@@ -123,8 +127,9 @@ def serve(source: Source, conversation: Conversation | None, options: argparse.N
         batch=options.batch,
         chunk=max(512, options.batch),
         context=context,
+        version=version,
     )
-    worker = Worker(engine, most=options.max_waiting)
+    worker = Worker(engine, most=options.max_waiting, kept=kept)
     name = options.name or Path(options.directory).resolve().name
     limits = Limits(options.max_body * 2**20, options.time_limit)
     hosts = ("localhost", "127.0.0.1", "[::1]", options.host) if local else ()

@@ -5,6 +5,7 @@
 | `errors` | what a client can do wrong, in OpenAI's shape |
 | `bodies` | bodies read within their limits, and the fields of each kind of request |
 | `worker` | the one thread that steps the engine, and answers that arrive from it |
+| `kept` | answers on disk, for after a kill |
 | `model` | what is served: tokens to text, texts to prompts, limits |
 | `logprobs` | log-probabilities in both of OpenAI's shapes |
 | `media` | images and signals of messages |

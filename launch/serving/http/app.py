@@ -63,7 +63,7 @@ def build(served: Served, *, key: str | None = None, hosts: tuple[str, ...] = ()
             body = await bodies.read(request, kind, most=served.limits.body)
             asked = await asyncio.to_thread(ask, served, body)  # others are answered while media are read
             session = body.session_id if kind is bodies.Generate and body.session_id != -1 else None
-            answers = worker.ask(asked.requests, session)
+            answers = worker.ask(asked.requests, session, keep=_is_determined(body))
             if body.stream:
                 return _stream(asked, answers, served.limits.seconds)
             return await _whole(request, asked, answers, served.limits.seconds)
@@ -95,6 +95,12 @@ def build(served: Served, *, key: str | None = None, hosts: tuple[str, ...] = ()
     handlers: dict[Any, Any] = {ApiError: _api_error, HTTPException: _http_error, Exception: _failed}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     return _Gate(app, key, hosts)
+
+
+def _is_determined(body: bodies.Sampled) -> bool:
+    """Return True if all of an answer follows from its request, and all of it can be kept."""
+    routes = isinstance(body, bodies.Generate) and body.return_routed_experts
+    return (body.seed is not None or body.temperature == 0) and not routes
 
 
 async def _whole(request: Request, asked: Asked, answers: Answers, seconds: float) -> Response:

@@ -14,7 +14,9 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from launch.serving.http.errors import AbortedError, ApiError, refused
+from launch.serving.http.kept import KeptAnswers, tokens_of
 from parallel.errors import UserError
+from trainer.config.errors import print_warning
 from trainer.engine.engine import Engine
 from trainer.engine.request import Completion, Request, Token
 
@@ -32,10 +34,13 @@ class Answers:
     """The answers to requests that were asked together, as they arrive. tokens: of each request, as far as they were
     read."""
 
-    def __init__(self, requests: Sequence[Request], worker: Worker, session: int | None = None) -> None:
-        self.requests, self.session = requests, session
+    def __init__(
+        self, requests: Sequence[Request], worker: Worker, session: int | None = None, *, keep: bool = False
+    ) -> None:
+        self.requests, self.session, self.keep = requests, session, keep
+        self.wanted = [*range(len(requests))]  # places of those that the engine answers; others are known
         self.tokens: list[list[Token]] = [[] for _ in requests]
-        self.running = len(requests)  # not finished by the engine
+        self.running = len(requests)  # not finished
         self._worker = worker
         self._events: asyncio.Queue[list[Event] | ApiError] = asyncio.Queue()
 
@@ -68,11 +73,13 @@ class Answers:
 class Worker:
     """Steps `engine` in a thread of its own.
 
-    most: requests that may wait or run. on_failure: called in the event loop after what ended the thread.
+    most: requests that may wait or run. kept: answers on disk. on_failure: called in the event loop after what ended
+    the thread.
     """
 
-    def __init__(self, engine: Engine, *, most: int, on_failure: Callable[[], None] | None = None) -> None:
-        self.engine, self.most, self.on_failure = engine, most, on_failure
+    def __init__(self, engine: Engine, *, most: int, kept: KeptAnswers | None = None) -> None:
+        self.engine, self.most, self._kept = engine, most, kept
+        self.on_failure: Callable[[], None] | None = None
         self.failure: BaseException | None = None
         self.closing = False
         self._open: set[Answers] = set()
@@ -90,8 +97,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def ask(self, requests: Sequence[Request], session: int | None = None) -> Answers:
+    def ask(self, requests: Sequence[Request], session: int | None = None, *, keep: bool = False) -> Answers:
         """Submit requests that the engine's `check` finds no fault with. session: a name by which they can be aborted.
+        keep: their answers follow from them, so that those on disk will do.
         Raises ApiError where there is no room for them, or the server is about to end."""
         if self.failure is not None:
             raise ApiError(500, f"the engine failed: {self.failure}")
@@ -104,10 +112,23 @@ class Worker:
             raise ApiError(429, text, code="too_many_requests", headers={"Retry-After": "1"})
         if session is not None and any(answers.session == session for answers in self._open):
             raise ApiError(400, f"session_id={session} is in use; use another, or -1", param="session_id")
-        answers = Answers(requests, self, session)
+        answers = Answers(requests, self, session, keep=keep and self._kept is not None)
         self._open.add(answers)
-        self._commands.put(("submit", answers))
+        if answers.keep:
+            self._answer_known(answers)
+        if answers.wanted:
+            self._commands.put(("submit", answers))
         return answers
+
+    def _answer_known(self, answers: Answers) -> None:
+        """With what is on disk."""
+        assert self._kept is not None
+        known = {place: done for place, one in enumerate(answers.requests) if (done := self._kept.find(one))}
+        answers.wanted = [place for place in answers.wanted if place not in known]
+        for place, done in known.items():
+            tokens = tokens_of(done, answers.requests[place], self.engine.decode)
+            events = [Event(place, token, done if token is tokens[-1] else None) for token in tokens]
+            self._arrive(answers, events or [Event(place, None, done)])
 
     def cancel(self, answers: Answers, reason: ApiError | None = None) -> None:
         """Nothing happens to answers that are finished."""
@@ -134,6 +155,8 @@ class Worker:
         self.close(ApiError(503, "the server was shut down before the answer was finished"))
         self._commands.put(("stop", None))
         await asyncio.to_thread(self._thread.join)
+        if self._kept is not None:
+            self._kept.close()
 
     def _arrive(self, answers: Answers, events: list[Event]) -> None:
         if answers in self._open:
@@ -176,8 +199,8 @@ class Worker:
 
     def _submit(self, answers: Answers) -> None:
         try:
-            for place, request in enumerate(answers.requests):
-                self._places[self.engine.submit(request)] = answers, place
+            for place in answers.wanted:
+                self._places[self.engine.submit(answers.requests[place])] = answers, place
         except UserError as error:
             self._forget(answers)
             self._loop.call_soon_threadsafe(self._refuse, answers, error)
@@ -198,4 +221,16 @@ class Worker:
             answers, place = self._places.pop(number)
             events[answers].append(Event(place, None, completion))
         for answers, of_answers in events.items():
+            if answers.keep:
+                self._keep(answers, of_answers)
             self._loop.call_soon_threadsafe(self._arrive, answers, of_answers)
+
+    def _keep(self, answers: Answers, events: Sequence[Event]) -> None:
+        """Put finished answers on disk before they are sent. Without room there the server goes without it."""
+        assert self._kept is not None
+        for event in events:
+            if event.done is not None:
+                try:
+                    self._kept.add(answers.requests[event.place], event.done)
+                except OSError as error:
+                    print_warning(f"an answer is not kept: {error}")

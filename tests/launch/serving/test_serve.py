@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -103,8 +104,9 @@ def test_ctrl_c_ends_what_runs_after_the_grace_period(text_run):
 
 
 @pytest.mark.slow
-def test_a_killed_server_loses_nothing_that_was_answered(text_run):
-    """Every answer that arrived is whole and right, and what did not arrive is seen to be missing."""
+def test_a_killed_server_loses_nothing_that_was_answered(text_run, tmp_path):
+    """Every answer that arrived is whole and right, what did not arrive is seen to be missing, and none is computed
+    twice."""
     asked = [body(seed, 40 * (seed + 1)) for seed in range(12)]
     three = threading.Semaphore(0)
 
@@ -116,7 +118,11 @@ def test_a_killed_server_loses_nothing_that_was_answered(text_run):
         three.release()
         return answer.json()["choices"][0]["text"]
 
-    with serving(text_run) as (process, url), ThreadPoolExecutor(len(asked)) as threads:
+    kept = tmp_path / "answers.jsonl"
+    with (
+        serving(text_run, "--answers", str(kept)) as (process, url),
+        ThreadPoolExecutor(len(asked)) as threads,
+    ):
         arriving = [threads.submit(ask, one) for one in asked]
         for _ in range(3):
             three.acquire()
@@ -125,10 +131,12 @@ def test_a_killed_server_loses_nothing_that_was_answered(text_run):
     assert 3 <= sum(one is not None for one in found) < len(asked)
     expected = answers(text_run, *asked)
     assert all(one in (None, right) for one, right in zip(found, expected, strict=True))
-    with serving(text_run) as (process, url):  # asked again, the rest is what it would have been
-        assert [ask(one) for one, before in zip(asked, found, strict=True) if before is None] == [
-            right for right, before in zip(expected, found, strict=True) if before is None
-        ]
+    lines = kept.read_text().splitlines()
+    assert len(lines) >= sum(one is not None for one in found)
+    with serving(text_run, "--answers", str(kept)) as (process, url):
+        assert [ask(one) for one in asked] == expected
+    assert kept.read_text().splitlines()[: len(lines)] == lines
+    assert len(kept.read_text().splitlines()) == len(asked)
 
 
 def test_what_cannot_be_served_is_refused(text_run, tmp_path, monkeypatch):
@@ -159,9 +167,11 @@ def test_an_address_that_is_taken_is_refused():
     assert caught.value.where == "--host"
 
 
-def test_a_full_server_refuses_and_a_late_answer_is_cut():
-    limits = tiny_server.Limits(seconds=0.5)
-    with tiny_server.client(tiny_server.served(most=2, limits=limits)) as client:
+def test_a_full_server_refuses_and_a_late_answer_is_cut(monkeypatch):
+    server = tiny_server.served(most=2, limits=tiny_server.Limits(seconds=0.5))
+    step = server.worker.engine.step
+    monkeypatch.setattr(server.worker.engine, "step", lambda: (time.sleep(0.01), step())[1])
+    with tiny_server.client(server) as client:
         answer = client.post("/v1/completions", json=body(1, 900, ignore_eos=True))
         assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
         with client.stream("POST", "/v1/completions", json=body(1, 900, ignore_eos=True, stream=True)) as stream:

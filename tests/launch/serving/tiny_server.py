@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from launch.serving.conversation import Conversation
 from launch.serving.http.app import build
+from launch.serving.http.kept import KeptAnswers
 from launch.serving.http.model import Limits, Served
 from launch.serving.http.worker import Worker
 from tests.trainer.data.small_mixture import DOCUMENTS, texts
@@ -48,6 +49,7 @@ def served(
     limits: Limits | None = None,
     model: Decoder | None = None,
     template: str | None = None,
+    kept: KeptAnswers | None = None,
     **engine: Any,
 ) -> Served:
     model = model or decoder()
@@ -56,7 +58,7 @@ def served(
     conversation = None if template is None else Conversation(ChatTemplate({DEFAULT: template}), made)
     decode = made.decode if conversation is None else conversation.decode
     runs = Engine(model, **{"decode": decode, "cache_tokens": 2048, "batch": 8, "chunk": 64, **engine})
-    return Served(NAME, source, Worker(runs, most=most), conversation, limits or Limits())
+    return Served(NAME, source, Worker(runs, most=most, kept=kept), conversation, limits or Limits())
 
 
 @contextmanager
