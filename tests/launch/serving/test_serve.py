@@ -75,10 +75,10 @@ def test_what_runs_at_sigterm_is_finished(text_run):
             head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             gone.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
             while not client.get(f"{url.removesuffix('/v1')}/health").json()["pending"]:
-                pass
+                time.sleep(0.02)
         while client.get(f"{url.removesuffix('/v1')}/health").json()["pending"]:
-            pass
-        with client.stream("POST", "/completions", json=body(2, 300, stream=True, ignore_eos=True)) as answer:
+            time.sleep(0.02)
+        with client.stream("POST", "/completions", json=body(2, 150, stream=True, ignore_eos=True)) as answer:
             lines = (line for line in answer.iter_lines() if line)
             first = next(lines)
             process.send_signal(signal.SIGTERM)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from starlette.testclient import TestClient
 
@@ -13,7 +14,7 @@ from launch.serving.conversation import Conversation
 from launch.serving.http.app import build
 from launch.serving.http.kept import KeptAnswers
 from launch.serving.http.model import Limits, Served
-from launch.serving.http.worker import Worker
+from launch.serving.http.worker import Answers, Worker
 from tests.trainer.data.small_mixture import DOCUMENTS, texts
 from tests.trainer.tiny_run import MODEL
 from trainer.chat.template import DEFAULT, ChatTemplate
@@ -21,6 +22,7 @@ from trainer.config.model import ModelConfig
 from trainer.data.shards.tokenizer import Tokenizer, train_bpe
 from trainer.engine.engine import Engine
 from trainer.engine.load import Source
+from trainer.engine.request import Request
 from trainer.model.decoder import Decoder
 from trainer.model.exact.switch import make_exact, store_for_few_rows
 
@@ -65,3 +67,16 @@ def served(
 def client(server: Served, **options: Any) -> Iterator[TestClient]:
     with TestClient(build(server, **options)) as made:
         yield made
+
+
+def watched(server: Served, patch: pytest.MonkeyPatch) -> list[Request]:
+    """The requests that reach the engine from now on."""
+    found: list[Request] = []
+    genuine = server.worker.ask
+
+    def ask(requests: Sequence[Request], *args: Any, **more: Any) -> Answers:
+        found.extend(requests)
+        return genuine(requests, *args, **more)
+
+    patch.setattr(server.worker, "ask", ask)
+    return found

@@ -14,7 +14,7 @@ from tests.launch.serving import tiny_server
 from tests.launch.serving.tiny_server import NAME
 from tests.trainer.chat.templates import FAMILIES
 from trainer.engine import engine as engine_module
-from trainer.engine.request import Request, Sampling
+from trainer.engine.request import Sampling
 
 URL = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": "kalo?"}]
@@ -65,9 +65,9 @@ def deltas(client: TestClient, **body: Any) -> list[dict[str, Any]]:
 
 
 def test_the_prompt_is_that_of_the_template(client, server, monkeypatch):
-    asked: list[Request] = []
-    genuine = server.worker.ask
-    monkeypatch.setattr(server.worker, "ask", lambda made, session: asked.extend(made) or genuine(made, session))
+    asked = tiny_server.watched(server, monkeypatch)
+        server.worker, "ask", lambda made, *args, **more: asked.extend(made) or genuine(made, *args, **more)
+    )
     messages = [{"role": "developer", "content": [{"type": "text", "text": "Be short."}]}, *QUESTION]
     ask(client, messages=messages, max_tokens=2, tools=[TOOL], seed=1, chat_template_kwargs={"enable_thinking": False})
     template = server.conversation.template

@@ -103,7 +103,9 @@ def client(served) -> Iterator[TestClient]:
 def asked(served, monkeypatch) -> list[Request]:
     found: list[Request] = []
     genuine = served.worker.ask
-    monkeypatch.setattr(served.worker, "ask", lambda made, session: found.extend(made) or genuine(made, session))
+    monkeypatch.setattr(
+        served.worker, "ask", lambda made, *args, **more: found.extend(made) or genuine(made, *args, **more)
+    )
     return found
 
 
