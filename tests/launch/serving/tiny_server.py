@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from starlette.testclient import TestClient
 
@@ -31,11 +34,16 @@ SPECIAL = ("<|im_start|>", "<|im_end|>")  # of the tokenizer, beside its end-of-
 ADDED = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # tokens that text shows
 
 
+@cache
+def _trained() -> str:
+    return json.dumps(train_bpe((text for name, count in DOCUMENTS.items() for text in texts(name, count)), 300).state)
+
+
 def tokenizer() -> Tokenizer:
-    made = train_bpe((text for name, count in DOCUMENTS.items() for text in texts(name, count)), 300)
-    made._bpe.add_special_tokens([*SPECIAL])
-    made._bpe.add_tokens([*ADDED])
-    return Tokenizer(made._bpe, special_text="encode")
+    made = tokenizers.Tokenizer.from_str(_trained())
+    made.add_special_tokens([*SPECIAL])
+    made.add_tokens([*ADDED])
+    return Tokenizer(made, special_text="encode")
 
 
 def decoder(seed: int = 0) -> Decoder:

@@ -66,8 +66,6 @@ def deltas(client: TestClient, **body: Any) -> list[dict[str, Any]]:
 
 def test_the_prompt_is_that_of_the_template(client, server, monkeypatch):
     asked = tiny_server.watched(server, monkeypatch)
-        server.worker, "ask", lambda made, *args, **more: asked.extend(made) or genuine(made, *args, **more)
-    )
     messages = [{"role": "developer", "content": [{"type": "text", "text": "Be short."}]}, *QUESTION]
     ask(client, messages=messages, max_tokens=2, tools=[TOOL], seed=1, chat_template_kwargs={"enable_thinking": False})
     template = server.conversation.template

@@ -101,12 +101,7 @@ def client(served) -> Iterator[TestClient]:
 
 @pytest.fixture
 def asked(served, monkeypatch) -> list[Request]:
-    found: list[Request] = []
-    genuine = served.worker.ask
-    monkeypatch.setattr(
-        served.worker, "ask", lambda made, *args, **more: found.extend(made) or genuine(made, *args, **more)
-    )
-    return found
+    return tiny_server.watched(served, monkeypatch)
 
 
 def post(client: TestClient, *content: Any, status: int = 200) -> dict[str, Any]:
