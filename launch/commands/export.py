@@ -109,13 +109,10 @@ def _refuse_of_models(options: argparse.Namespace) -> None:
 
 
 def _export_adapters(checkpoint: Path, target: Path, form: Form, dtype: str) -> int:
-    import torch
-
     from trainer.weights.lora.peft import export_adapters
 
     started, opened = time.perf_counter(), open_checkpoint(checkpoint)
-    chosen = torch.bfloat16 if dtype == "bf16" else torch.float32
-    nbytes = export_adapters(opened, target, form, chosen)
+    nbytes = export_adapters(opened, target, form, "BF16" if dtype == "bf16" else "F32")
     seconds = time.perf_counter() - started
     size = f"{nbytes / 1e9:,.3f} GB in {seconds:,.1f} s"
     print(f"{target}: adapters of {opened.lora.target} after step {opened.step}; {size}")

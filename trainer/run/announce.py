@@ -73,6 +73,7 @@ def announcements(
         f"continued after step {resumed}" if resumed else new,
         f"{model.num_params() / 1e6:,.1f} M parameters ({model.active_params() / 1e6:,.1f} M active)",
         *_towers(cfg),
+        *_adapters(cfg),
         f"{cfg.precision.linears} with {cfg.precision.experts} experts on {world.size} x {device_name(world.device)}",
         f"{cfg.train.global_batch * cfg.data.seq_len:,} tokens a step",
         f"in {directory}",
@@ -93,6 +94,14 @@ def _towers(cfg: Config) -> Iterator[str]:
             yield f"{size / 1e6:,.1f} M of them in the {what}"
     if frozen := [name for name, part in vars(cfg.optim.parts).items() if part.freeze]:
         yield f"frozen: {' and '.join(frozen)}"
+
+
+def _adapters(cfg: Config) -> Iterator[str]:
+    """The size of the adapters, which alone are trained."""
+    if (target := cfg.lora.target) != "none":
+        size = sum(math.prod(shape) for shape in cfg.lora.shapes(cfg.model).values())
+        beside = "attention and experts" if target == "all" else target
+        yield f"frozen, with {size / 1e6:,.2f} M in adapters of rank {cfg.lora.rank} beside {beside}"
 
 
 def _pipeline(cfg: Config, layout: Layout, plan: Plan) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from trainer.model.decoder import Decoder
 from trainer.model.exact.attention import ExactAttention
 from trainer.model.exact.ops import EXACT
@@ -16,7 +18,7 @@ def make_exact(model: Decoder) -> Decoder:
     others compute in the dtype of the activations. Towers run on one image or signal at a time. Parameters and names
     stay. Returns the model.
 
-    Raises ValueError where ranks share a sequence."""
+    Raises ValueError where ranks share a sequence, and for adapters, which are merged before."""
     core = ExactAttention()
     model.ops = model.rotary.ops = EXACT
     for block in model.blocks:
@@ -25,6 +27,8 @@ def make_exact(model: Decoder) -> Decoder:
         block.attention.core = core
         block.attention.ops = block.moe.router.ops = EXACT
         experts = block.moe.experts
+        if isinstance(experts.backend, nn.Module) or isinstance(block.attention.into, nn.Module):
+            raise ValueError("exact arithmetic needs the adapters merged; trainer.engine.load reads a run that way")
         experts.backend = Fp8Reference(EXACT) if isinstance(experts.backend, Fp8Reference) else FusedGroupedMM(EXACT)
     if isinstance(model, Multimodal):
         model.run_images, model.run_signals = EachImage(model.run_images), run_each_signal

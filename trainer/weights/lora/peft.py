@@ -5,37 +5,41 @@ Legend: E experts · I expert width · H hidden size · r rank.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from parallel.errors import UserError
 from trainer.config.keys import LoraConfig
 from trainer.config.run_files import SOURCE
-from trainer.storage.atomic import TargetExistsError, atomic_directory, sync
+from trainer.storage.atomic import TargetExistsError, atomic_directory
 from trainer.storage.boxes import full_box
 from trainer.weights.hf_files import CONFIG, HuggingFaceError, read_json
+from trainer.weights.hf_read import DTYPES
 from trainer.weights.hf_survey import usual_prefix
-from trainer.weights.hf_write import already_exists, make_room
+from trainer.weights.hf_write import Bundle, OutputTensor, Shard, already_exists, make_room, write_json, write_shard
 from trainer.weights.opened import OpenedCheckpoint
 
 Form = Literal["peft", "peft-3d"]
+# adapters of a layer -> names and tensors of PEFT
+Write = Callable[[Mapping[str, Tensor]], Iterator[tuple[str, Tensor]]]
+    [Mapping[str, Tensor]], Iterator[tuple[str, Tensor]]
+]  # adapters of a layer -> PEFT's names and tensors
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = ("gate_proj", "up_proj", "down_proj")
 FUSED = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
-def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: torch.dtype = torch.float32) -> int:
+def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: str = "F32") -> int:
     """Write `adapter_config.json` and `adapter_model.safetensors`; returns the bytes of the tensors.
 
     form: "peft" has an A and a B of two dimensions for every matrix of every expert; "peft-3d" one pair for all experts
-    of a layer, for models whose experts are one parameter. dtype: of the tensors; they were trained in fp32.
+    of a layer, for models whose experts are one parameter. dtype: of the tensors, F32 as they were trained or BF16. A
+    layer is in memory at a time.
     Raises: UserError for a run without adapters, CheckpointError for a damaged checkpoint, HuggingFaceError for the
         target.
     """
@@ -44,20 +48,14 @@ def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: t
         allowed = "a run with lora.target=attention, experts or all"
         text = f"{opened.run_directory} trained no adapters; give {allowed}, or leave --adapter out"
         raise UserError(text, where="--adapter", value=form, allowed=allowed)
-    opened.compare_hashes()
-    opened.stored.compare_one()
-    prefix = f"base_model.model.{usual_prefix(read_json(opened.run_directory / SOURCE / CONFIG))}"
-    tensors = {name: value.to(dtype).contiguous() for name, value in _tensors(opened, form)}
-    total = sum(value.nbytes for value in tensors.values())
+    shard = Shard(WEIGHTS_NAME, tuple(_bundles(opened, form, dtype)))
     try:
-        make_room(target, total)
+        make_room(target, shard.size)
+        opened.compare_hashes()
+        opened.stored.compare_one()
         with atomic_directory(target) as temporary:
-            named = {prefix + name: value for name, value in tensors.items()}
-            save_file(named, temporary / WEIGHTS_NAME, {"format": "pt"})
-            described = json.dumps(describe(lora, form, opened.base["path"]), indent=2)
-            (temporary / CONFIG_NAME).write_text(described + "\n", encoding="utf-8")
-            for name in (WEIGHTS_NAME, CONFIG_NAME):
-                sync(temporary / name)
+            write_shard(temporary / WEIGHTS_NAME, shard, lambda nbytes: None)
+            write_json(temporary / CONFIG_NAME, describe(lora, form, opened.base["path"]))
     except TargetExistsError as error:
         raise already_exists(error.path) from None
     except OSError as error:
@@ -67,7 +65,7 @@ def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: t
             value=error.strerror,
             allowed="a path that can be written, with enough space",
         ) from error
-    return total
+    return shard.nbytes
 
 
 def describe(lora: LoraConfig, form: Form, base: str) -> dict[str, Any]:
@@ -96,23 +94,41 @@ def describe(lora: LoraConfig, form: Form, base: str) -> dict[str, Any]:
     }
 
 
-def _tensors(opened: OpenedCheckpoint, form: Form) -> Iterator[tuple[str, Tensor]]:
-    lora, model = opened.lora, opened.model
+def _bundles(opened: OpenedCheckpoint, form: Form, dtype: str) -> Iterator[Bundle]:
+    """The adapters of attention, and those of the experts, layer by layer."""
+    lora, prefix = opened.lora, f"base_model.model.{usual_prefix(read_json(opened.run_directory / SOURCE / CONFIG))}"
 
-    def read(name: str) -> Tensor:
-        return opened.stored.read(f"model.{name}", full_box(opened.adapters[name]))
+    def bundle(at: str, parts: Mapping[str, str], write: Write) -> Bundle:
+        def make() -> Iterator[Tensor]:
+            read = {
+                part: opened.stored.read(f"model.{name}", full_box(opened.adapters[name])).to(DTYPES[dtype])
+                for part, name in parts.items()
+            }
+            yield from (tensor.contiguous() for _, tensor in write(read))
 
-    for number in range(model.num_layers):
+        shapes = {part: torch.empty(opened.adapters[name], device="meta") for part, name in parts.items()}
+        named = [(f"{prefix}{at}.{name}", tuple(tensor.shape)) for name, tensor in write(shapes)]
+        return Bundle(tuple(OutputTensor(name, dtype, shape) for name, shape in named), make)
+
+    for number in range(opened.model.num_layers):
         at = f"layers.{number}."
         if lora.target != "experts":
-            for letter, place in (("q", "into"), ("k", "into"), ("v", "into"), ("o", "out_of")):
-                for kind in "ab":
-                    weight = read(f"{at}attention.{place}.adapters.{letter}.{kind}")
-                    yield f"{at}self_attn.{letter}_proj.lora_{kind.upper()}.weight", weight
+            places = {"q": "into", "k": "into", "v": "into", "o": "out_of"}
+            parts = {
+                f"{letter}.{kind}": f"{at}attention.{place}.adapters.{letter}.{kind}"
+                for letter, place in places.items()
+                for kind in "ab"
+            }
+            yield bundle(f"{at}self_attn", parts, _of_attention)
         if lora.target != "attention":
-            experts = {name: read(f"{at}moe.experts.backend.{name}") for name in ("a13", "b13", "a2", "b2")}
-            write = _per_expert if form == "peft" else _fused
-            yield from ((f"{at}mlp.experts.{name}", weight) for name, weight in write(experts))
+            parts = {name: f"{at}moe.experts.backend.{name}" for name in ("a13", "b13", "a2", "b2")}
+            yield bundle(f"{at}mlp.experts", parts, _per_expert if form == "peft" else _fused)
+
+
+def _of_attention(of: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in of.items():
+        letter, _, kind = name.partition(".")
+        yield f"{letter}_proj.lora_{kind.upper()}.weight", weight
 
 
 def _per_expert(of: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -120,7 +136,7 @@ def _per_expert(of: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for e in range(len(of["a2"])):
         gate, up = of["b13"][e].chunk(2, dim=-1)
         for name, a, b in (("gate", of["a13"][e], gate), ("up", of["a13"][e], up), ("down", of["a2"][e], of["b2"][e])):
-            yield f"{e}.{name}_proj.lora_A.weight", a.clone()  # safetensors takes no memory twice
+            yield f"{e}.{name}_proj.lora_A.weight", a
             yield f"{e}.{name}_proj.lora_B.weight", b.T
 
 
