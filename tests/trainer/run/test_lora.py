@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,16 @@ import torch
 
 from parallel.world import start_world
 from tests.trainer.tiny_run import losses, tiny_config
-from trainer.config.keys import Config, LoraConfig
+from trainer.checkpoint.errors import CheckpointError
+from trainer.config.checks.validate import validate
+from trainer.config.keys import Config, LoraConfig, ParallelConfig
+from trainer.engine.load import open_source
 from trainer.run import directory as rundir
 from trainer.run.build import build
 from trainer.run.process import train
 from trainer.run.step import accumulate_gradients
 from trainer.weights.export import export
+from trainer.weights.lora.base import differing, identify
 from trainer.weights.opened import open_checkpoint
 
 
@@ -75,3 +80,71 @@ def test_the_base_in_memory_is_untouched(base, tmp_path, monkeypatch):
     assert changed == set(engine.weights(parts.model))
     moments = {name.rpartition(".")[0] for name in engine.state() if name != "skipped"}
     assert moments == changed
+
+
+def test_another_base_is_refused(base, tmp_path, capsys):
+    mine = shutil.copytree(base, tmp_path / "base")
+    cfg = lora_config(mine, tmp_path / "run", steps=1)
+    assert train(cfg) == 0
+    moved = shutil.copytree(mine, tmp_path / "moved")  # the same bytes elsewhere are the same base
+    assert differing(identify(mine), identify(moved)) is None
+    (file,) = mine.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        _ = open_checkpoint(tmp_path / "run").state
+    (fault,) = caught.value.faults
+    assert fault.where == str(mine)
+    cfg.train.steps = 2
+    assert train(cfg) == 2
+    assert "adapters of other weights" in capsys.readouterr().err
+    shutil.rmtree(mine)
+    with pytest.raises(CheckpointError) as caught:
+        _ = open_checkpoint(tmp_path / "run").state
+    assert caught.value.faults[0].where == str(mine)
+
+
+def test_generation_uses_the_adapters(base, tmp_path):
+    cfg = lora_config(base, tmp_path / "run", LoraConfig(target="all", rank=2), steps=3, lr=0.05, warmup_steps=0)
+    assert train(cfg) == 0
+    export(tmp_path / "run", tmp_path / "merged", dtype="fp32")
+    ids = torch.arange(12).view(1, 12)
+    found = {
+        name: model.logits(model(ids).hidden)
+        for name in ("run", "merged")
+        for model in [open_source(tmp_path / name).load(torch.device("cpu"))]
+    }
+    plain = open_source(base).load(torch.device("cpu"))
+    assert torch.equal(found["run"], found["merged"])
+    assert (found["run"] - plain.logits(plain(ids).hidden)).abs().max() > 0.1
+
+
+REFUSED = [
+    ({}, {"target": "all"}, "checkpoint.init_from", "a Hugging Face directory"),
+    ({"name": "muon"}, {"target": "all"}, "optim.name", ("adamw", "sgd")),
+    ({"engine": "deepspeed"}, {"target": "all"}, "optim.engine", ("native",)),
+    ({"offload": "cpu"}, {"target": "attention"}, "optim.offload", ("none",)),
+    ({"objective": "contrastive"}, {"target": "all"}, "train.objective", ("next_token",)),
+    ({}, {"target": "experts", "dropout": 0.1}, "lora.dropout", (0.0,)),
+    ({}, {"dropout": 1.0}, "lora.dropout", "0 to below 1"),
+    ({"model": {"expert_backend": "loop"}}, {"target": "experts"}, "model.expert_backend", ("grouped_mm",)),
+]
+
+
+@pytest.mark.parametrize(("changed", "lora", "where", "allowed"), REFUSED)
+def test_what_is_refused(changed, lora, where, allowed):
+    cfg = lora_config(Path("base"), Path("run"), LoraConfig(**lora), **changed)
+    if where == "checkpoint.init_from":
+        cfg.checkpoint.init_from = None
+    faults = [fault for fault in validate(cfg, 1) if fault.where == where]
+    assert [fault.allowed for fault in faults] == [allowed]
+
+
+def test_experts_cut_across_their_width_have_no_adapters():
+    cfg = lora_config(Path("base"), Path("run"), LoraConfig(target="experts"))
+    cfg.parallel = ParallelConfig(ep=4, dp_shard=4)
+    (fault,) = [fault for fault in validate(cfg, 4) if fault.where == "parallel.ep"]
+    assert fault.allowed == (1, 2)
+    cfg.lora.target = "attention"
+    assert not [fault for fault in validate(cfg, 4) if fault.where == "parallel.ep"]

@@ -26,8 +26,6 @@ from trainer.weights.opened import OpenedCheckpoint
 Form = Literal["peft", "peft-3d"]
 # adapters of a layer -> names and tensors of PEFT
 Write = Callable[[Mapping[str, Tensor]], Iterator[tuple[str, Tensor]]]
-    [Mapping[str, Tensor]], Iterator[tuple[str, Tensor]]
-]  # adapters of a layer -> PEFT's names and tensors
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = ("gate_proj", "up_proj", "down_proj")
