@@ -11,6 +11,8 @@ from pathlib import Path
 from launch.arithmetic import arithmetic
 from parallel.errors import Fault, UserError
 from parallel.zero.nvme import directory_fault
+from trainer.chat.errors import ChatError
+from trainer.chat.records import chat_files
 from trainer.config.checks.optim import doubtful
 from trainer.config.checks.unused import without_effect
 from trainer.config.errors import print_warning, report
@@ -61,6 +63,8 @@ def _files(cfg: Config, run: RunDir) -> tuple[int, list[Fault], list[str]]:
         if elsewhere:
             some = f"{', '.join(elsewhere[:3])}{', ...' if len(elsewhere) > 3 else ''}"
             warnings.append(f"{len(elsewhere)} of {len(cfg.data.sources)} sources are not on this machine: {some}")
+    if cfg.data.name == "chat" and cfg.data.build == "none":
+        warnings += _chats_elsewhere(cfg)
     warnings += _elsewhere(cfg, run)
     damaged: list[Fault] = []
     for manifest in newest_manifests(run.path) if run.step and run.status == "resume" else ():
@@ -70,6 +74,18 @@ def _files(cfg: Config, run: RunDir) -> tuple[int, list[Fault], list[str]]:
             return int(manifest.parent.name.removeprefix("step-")), faults, warnings
         damaged.append(Fault(str(damage), str(damage.path), damage.value, "restore the file, or use another run.dir"))
     return run.step, faults + damaged, warnings
+
+
+def _chats_elsewhere(cfg: Config) -> list[str]:
+    """A line for each source of chats that has no file on this machine."""
+    lines = []
+    for name, source in cfg.data.chats.items():
+        for path in filter(None, (source.path, source.heldout)):
+            try:
+                chat_files(path, Path(cfg.data.root))
+            except ChatError as error:
+                lines.append(f"data.chats.{name}: {error}")
+    return lines
 
 
 def _elsewhere(cfg: Config, run: RunDir) -> list[str]:

@@ -16,24 +16,28 @@ from typing import Any, NamedTuple
 
 from trainer.chat.errors import ChatError
 from trainer.chat.records import Chat, is_trained
-from trainer.chat.template import ChatTemplate, Span
+from trainer.chat.template import THINKING, ChatTemplate, Span
 
 SHOWN = 40  # characters of a text in an error
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text to train on. spans: the characters of it that are trained, in order, apart from each other."""
+    """A text to train on. spans: the characters of it that are trained, in order, apart from each other. silent: turns
+    whose thinking the template leaves out."""
 
     text: str
     spans: tuple[Span, ...]
+    silent: int = 0
 
 
 class _Turn(NamedTuple):
-    """text: the conversation up to the end of the turn. first: where the turn starts in it."""
+    """text: the conversation up to the end of the turn. first: where the turn starts in it. silent: its thinking is not
+    there."""
 
     text: str
     first: int
+    silent: bool
 
 
 def examples(
@@ -58,12 +62,12 @@ def examples(
     ]
     found: list[Example] = []
     while turns:
-        text, _ = turns[-1]
+        text = turns[-1].text
         inside = [turn for turn in turns if text.startswith(turn.text)]
         turns = [turn for turn in turns if not text.startswith(turn.text)]
         spans = tuple((turn.first, len(turn.text)) for turn in inside if len(turn.text) > turn.first)
         if spans:
-            found.append(Example(text, spans))
+            found.append(Example(text, spans, sum(turn.silent for turn in inside)))
     return found[::-1]
 
 
@@ -86,7 +90,8 @@ def _turn(template: ChatTemplate, chat: Chat, place: int, control: re.Pattern[st
     ends = [match.end() for match in control.finditer(text, len(prompt))]
     if ends and not text[ends[-1] :].strip():
         text = text[: ends[-1]]
-    return _Turn(text, len(prompt))
+    thought = chat.messages[place].get(THINKING[0], "").strip()
+    return _Turn(text, len(prompt), thought not in text[len(prompt) :])
 
 
 def _common(one: str, other: str, control: re.Pattern[str]) -> int:
@@ -125,7 +130,8 @@ def _marked(template: ChatTemplate, chat: Chat, values: Mapping[str, Any]) -> li
                 where=chat.where, value=len(spans), allowed=allowed,
             )  # fmt: skip
         spans = [span for span, trained in zip(spans, left_out, strict=True) if trained]
-    return [Example(text[: spans[-1][1]], tuple(spans))] if spans else []
+    silent = sum(str(message.get(THINKING[0], "")).strip() not in text for message in turns)
+    return [Example(text[: spans[-1][1]], tuple(spans), silent)] if spans else []
 
 
 def trained_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[list[bool], int]:

@@ -124,6 +124,16 @@ def _open_chats(
 ) -> Data:
     from trainer.data.chats.stream import open_chats
 
+    if cfg.tokenizer is not None and weights is not None:
+        from trainer.data.mixture.checks import other_vocabulary
+        from trainer.data.shards.tokenizer import tokenizer_file
+
+        path = tokenizer_file(Path(cfg.tokenizer))
+        faults, line = other_vocabulary(path.parent, weights, "use data.tokenizer=null for the weights' own")
+        if faults:
+            raise DataError(faults)
+        if line:
+            warn(line)
     data, tokens = open_chats(
         with_toy_chats(cfg, progress),
         seed=seed,

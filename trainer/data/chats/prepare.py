@@ -74,12 +74,15 @@ class Prepared:
         return f"{self.files[file]}:{line}"
 
     def left_out(self) -> Iterator[str]:
-        """A line for each kind of record of each source that is not trained on, with the first few."""
+        """A line for each kind of record of each source that is not trained on, with the first few; and for thinking
+        that the template does not write."""
         for source in self.sources:
             for kind, count in self.facts["left_out"].get(source, {}).items():
                 first = ", ".join(self.facts["named"][source][kind])
                 more = ", ..." if count > NAMED else ""
                 yield f"data.chats.{source}: {count:,} record(s) left out, {kind}: {first}{more}"
+            if turns := self.facts["silent"].get(source):
+                yield f"data.chats.{source}: the template leaves out the thinking of {turns:,} turn(s)"
 
 
 def prepare(data: DataConfig, tokenizer: ChatTokenizer, progress: OnProgress) -> Prepared:
@@ -174,6 +177,7 @@ class _Writer:
     written: int = 0
     straddling: int = 0
     trained: int = 0
+    silent: Counter[str] = field(default_factory=Counter)  # turns whose thinking the template leaves out, by source
 
     def write(self, files: Sequence[tuple[str, bool, Path]]) -> None:
         names = list(self.data.chats)
@@ -198,6 +202,7 @@ class _Writer:
             "key": key, "read": self.read, "records": len(self.records), "examples": len(self.rows),
             "tokens": self.written, "trained": self.trained, "straddling": self.straddling,
             "left_out": self.left_out, "named": self.named, "ends": self.ends.most_common(),
+            "silent": self.silent,
         }  # fmt: skip
         CHATS.write(self.work, facts, {name: CHATS.file_facts(self.work / name) for name in FILES})
 
@@ -220,6 +225,7 @@ class _Writer:
         if not found:
             self._leave_out(name, chat.where, "without an assistant's turn")
             return []
+        self.silent[name] += sum(one.silent for one in found)
         self.records.append(record)
         self.hashes.append(bytes_key("\0".join(one.text for one in found).encode()))
         return [(len(self.records) - 1, one) for one in found]

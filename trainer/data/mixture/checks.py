@@ -150,11 +150,12 @@ def without_position(directories: Mapping[str, Path], model: ModelConfig) -> Ite
             )
 
 
-def other_vocabulary(corpus: Path, weights: Path) -> tuple[list[Fault], str | None]:
+def other_vocabulary(corpus: Path, weights: Path, remedy: str | None = None) -> tuple[list[Fault], str | None]:
     """Compare the tokenizer that made a corpus with that of published weights: faults, and a line for the log.
 
     corpus, weights: directories; without a tokenizer.json beside the weights there is nothing to compare. A token with
-    two ids, or an id of two tokens, is a fault; tokens that only the corpus has are a line.
+    two ids, or an id of two tokens, is a fault; tokens that only the corpus has are a line. remedy: of a fault, where
+    the corpus need not be tokenized again.
     """
     ours, theirs = corpus / shard_files.TOKENIZER, weights / shard_files.TOKENIZER
     if not theirs.is_file() or ours.read_bytes() == theirs.read_bytes():
@@ -165,7 +166,7 @@ def other_vocabulary(corpus: Path, weights: Path) -> tuple[list[Fault], str | No
     if wrong:
         first = min(wrong, key=lambda token: here[token])
         is_there = f"is {there[first]}" if first in there else f"does not exist, and {here[first]} is another token"
-        remedy = f"tokenize the sources with --tokenizer {theirs}"
+        remedy = remedy or f"tokenize the sources with --tokenizer {theirs}"
         text = (
             f"checkpoint.init_from={weights}: its tokenizer.json and {ours}, which made the corpus, are different: "
             f"{len(wrong):,} of {len(here):,} tokens do not agree. Token {first!r} is {here[first]} in the corpus; in "

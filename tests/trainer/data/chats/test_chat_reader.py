@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from parallel.errors import UserError
-from tests.trainer.chat.templates import QWEN3
+from tests.trainer.chat.templates import CHATML, QWEN3
 from tests.trainer.data.chats.chat_corpus import LINES, VOCAB_SIZE, chat_config, write_corpus
 from trainer.config.keys import DataConfig
 from trainer.config.mixture import ChatSourceConfig
@@ -61,6 +61,15 @@ def test_records_that_are_left_out_are_counted_and_named(tmp_path):
         prepared_of(data_of(tmp_path, on_fault="fail"))
     assert [fault.where for fault in failure.value.faults] == [f"{file}:9"]
     assert failure.value.allowed
+
+
+def test_thinking_that_the_template_leaves_out_is_counted(tmp_path):
+    data = data_of(
+        write_corpus(tmp_path, template=CHATML.replace("{{ m.content }}", "{{ m.content or m.tool_calls }}"))
+    )
+    (line,) = prepared_of(data).left_out()
+    assert "8 turn(s)" in line  # a fifth of 40
+    assert [*prepared_of(data_of(write_corpus(tmp_path))).left_out()] == []
 
 
 def test_all_faults_are_reported_together_and_a_source_needs_a_chat(tmp_path):
@@ -191,6 +200,19 @@ def test_files_that_are_missing(corpus, changed, where):
         prepared_of(data_of(corpus, **changed))
     assert where in failure.value.where
     assert failure.value.allowed
+
+
+def test_weights_with_another_tokenizer_are_refused(corpus, tmp_path):
+    weights = write_corpus(tmp_path / "weights")
+    library = json.loads((weights / "tokenizer.json").read_text())
+    library["added_tokens"][0]["content"] = "<|other|>"
+    (weights / "tokenizer.json").write_text(json.dumps(library))
+    with pytest.raises(UserError) as failure:
+        build_data(data_of(corpus), seed=1, vocab_size=VOCAB_SIZE, weights=weights)
+    assert failure.value.where == "checkpoint.init_from"
+    assert "data.tokenizer=null" in failure.value.allowed
+    opened = build_data(data_of(corpus, tokenizer=None), seed=1, vocab_size=VOCAB_SIZE, weights=weights)
+    assert opened.tokenizer.path == weights / "tokenizer.json"
 
 
 def test_a_model_needs_the_vocabulary(corpus):
