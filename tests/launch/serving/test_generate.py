@@ -24,6 +24,7 @@ from tests.trainer.stages.layouts import TOWERS
 from tests.trainer.tiny_run import MODEL as TINY
 from tests.trainer.tiny_run import tiny_config
 from trainer import api
+from trainer.config.keys import LoraConfig
 from trainer.engine.engine import Engine
 from trainer.engine.load import GENERATES, open_source
 from trainer.engine.request import Request, Sampling
@@ -70,6 +71,19 @@ def test_three_lines_of_python_continue_a_text_and_score_it(run, exported, capsy
     assert model.complete([ids], 0, score_prompt=True)[0].prompt_scores.log_probs.tolist() == [x for _, x in scored]
     with pytest.raises(TypeError):
         model.generate(PROMPT, 5, heat=1.0)
+
+
+def test_a_run_of_adapters_generates_as_its_merged_export(exported, tmp_path):
+    cfg = tiny_config(tmp_path / "run", model=MODEL, steps=3, lr=0.1)
+    cfg.checkpoint.init_from, cfg.lora = str(exported), LoraConfig(target="all", rank=2, alpha=4.0)
+    assert train(cfg) == 0
+    export(tmp_path / "run", tmp_path / "merged", dtype="fp32")
+    scores = []
+    for directory in (tmp_path / "run", tmp_path / "merged", exported):
+        (answer,) = api.load(directory, device="cpu").complete([[5, 9, 40, 7]], 0, score_prompt=True)
+        scores.append(answer.prompt_scores.log_probs)
+    assert np.allclose(scores[0], scores[1], rtol=0, atol=1e-6)
+    assert np.abs(scores[0] - scores[2]).max() > 0.01
 
 
 def test_a_conversation_goes_through_the_template_of_the_directory(exported, tmp_path):
