@@ -42,7 +42,7 @@ def atoms(formula: str) -> dict[str, int] | None:
     Reading stops at the first letter that is not the start of an element, as in the published scorer; only the first
     charge counts.
     """
-    if not _FORMULA.match(formula):
+    if not _FORMULA.match(formula) or re.search(r"\d{300}", formula):
         return None
     counts: dict[str, int] = {}
     place = 0

@@ -69,15 +69,17 @@ def letters(answer: str) -> str:
 
 
 def mmlu_pro(answer: str) -> str | None:
-    """The letter A to J of MMLU-Pro: "answer is (B)", else the last "answer: B", else the last such letter alone.
+    """The letter A to J of MMLU-Pro: "answer is (B)", else the last "answer: B" of the first line with one, else the
+    last such letter alone.
 
     Rules of TIGER-AI-Lab/MMLU-Pro (compute_accuracy.py); where nothing is found that script draws a letter, and this
     returns None, which is wrong.
     """
     if found := re.search(r"answer is \(?([A-J])\)?", answer):
         return found[1]
-    if found := re.search(r".*[aA]nswer:\s*([A-J])", answer):
-        return found[1]
+    if named := [*re.finditer(r"(?=[aA]nswer:\s*([A-J]))", answer)]:
+        end = answer.find("\n", named[0].start())
+        return [found for found in named if end < 0 or found.start() < end][-1][1]
     alone = re.findall(r"\b[A-J]\b", answer)
     return alone[-1] if alone else None
 

@@ -47,7 +47,8 @@ def _numbers(answer: str, reference: float | Mapping[str, float]) -> dict[str, A
     answer = extract.after_thinking(answer)
     if not isinstance(reference, Mapping):
         found = extract.numbers(answer)
-        return {"pairs": {"": [float(reference), found[-1] if found else None]}, "parsed": bool(found)}
+        number = _float(found[-1]) if found else None
+        return {"pairs": {"": [float(reference), number]}, "parsed": number is not None}
     named = extract.mapping(answer)
     parsed = bool(named) and named.keys() == reference.keys() if named is not None else False
     pairs = {

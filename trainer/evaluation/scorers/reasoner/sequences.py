@@ -35,6 +35,12 @@ def without_thinking(text: str) -> str:
     return re.sub("<think>.*?</think>", "", text, flags=re.DOTALL)
 
 
+def after_thinking(text: str) -> str:
+    """The text without its <think> parts; of what is left, the part after the last </think>."""
+    text = re.sub("<think>.*?</think>", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2].lstrip() if "</think>" in text else text
+
+
 def sign(text: str) -> str:
     """`positive`, `negative` or an empty text: "The prediction result is ...", else words that deny, then affirm."""
     text = without_thinking(text.strip())
@@ -70,8 +76,7 @@ def yes_or_no(text: str) -> str:
     Phrases are found inside words as well, and "is not soluble" is found after "be soluble" and "correct", so that
     "incorrect" affirms.
     """
-    text = re.sub("<think>.*?</think>", "", text, flags=re.DOTALL)
-    text = re.sub(r".*?</think>\s*", "", text, flags=re.DOTALL)
+    text = after_thinking(text)
     if found := re.search(r"The answer is\s+(Yes|No)", text, re.IGNORECASE):
         return found[1].lower()
     for phrases, value in ((_SOLUBLE, "yes"), (_INSOLUBLE, "no")):
@@ -82,8 +87,7 @@ def yes_or_no(text: str) -> str:
 
 def over_one(text: str) -> str:
     """`yes` if the first number of a text is over 1, `no` if it is not, an empty text without a number."""
-    text = re.sub("<think>.*?</think>", "", text, flags=re.DOTALL)
-    text = re.sub(r".*?</think>\s*", "", text, flags=re.DOTALL)
+    text = after_thinking(text)
     found = re.search(r"[-+]?\d*\.\d+|\d+", text)
     return "" if not found else "yes" if float(found[0]) > 1 else "no"
 

@@ -1,0 +1,210 @@
+"""Scorers that OpenCompass 0.5.4 has as well, with 20 hand-made rows each, and how its own code scores them."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tests.trainer.evaluation.scorers import rows_biology, rows_chemistry, rows_materials, rows_reasoner
+from tests.trainer.evaluation.scorers.peer import published
+from trainer.evaluation.scorers import chemistry, materials
+from trainer.evaluation.scorers.biology import enzymes, tasks
+from trainer.evaluation.scorers.metric import Metric
+from trainer.evaluation.scorers.reasoner import crystals, sequences
+
+
+class NoSynonyms:
+    """Stands for nltk's WordNet, which is a download; the stems and the alignment are nltk's own."""
+
+    def synsets(self, word: str) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True)
+class Case:
+    """ours on rows, and the figures of the same names that `theirs` returns for (module, answers, references)."""
+
+    ours: Metric
+    rows: list[tuple[str, Any]]
+    module: str
+    theirs: Callable[[Any, list[str], list[Any]], dict[str, float]]
+
+
+def of(evaluator: str, value: str = "score", *args: Any, **extra: str) -> Callable[..., dict[str, float]]:
+    """Runs an evaluator of the peer: its figure `value`, and further ones by our names."""
+
+    def run(peer: Any, answers: list[str], references: list[Any]) -> dict[str, float]:
+        found = getattr(peer, evaluator)(*args).score(answers, references)
+        return {"value": float(found[value]), **{ours: float(found[theirs]) for ours, theirs in extra.items()}}
+
+    return run
+
+
+def booleans(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+    """Its AccEvaluator counts equal texts through the `evaluate` package, which downloads the count."""
+    read = [peer.smolinstruct_acc_0shot_postprocess(answer) for answer in answers]
+    return {"value": 100 * sum(one == other for one, other in zip(read, references, strict=True)) / len(read)}
+
+
+def captions(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+    meteor = peer.meteor_score
+    peer.meteor_score = lambda wanted, found: meteor(wanted, found, wordnet=NoSynonyms())
+    return of("MeteorEvaluator")(peer, answers, references)
+
+
+def retagged(tag: str) -> list[tuple[str, str]]:
+    new = f"{tag}>"
+    return [(one.replace("SMILES>", new), other.replace("SMILES>", new)) for one, other in rows_chemistry.MOLECULES]
+
+
+def mixed(peer: Any, answers: list[str], references: list[float]) -> dict[str, float]:
+    """The evaluator itself stops at an answer over 1,000 with scikit-learn 1.9: it scores each row by itself too."""
+    found = [peer.extract_number(answer.split("</think>")[-1]) or 0 for answer in answers]
+    return {"value": float(peer.mixed_score(references, found)) * 100}
+
+
+def gue(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+    found = peer.GUE_Evaluator().score([peer.GUE_postprocessor(answer) for answer in answers], references)
+    return {"value": float(found["matthews_correlation_all"])}
+
+
+def stable(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+    texts = [[peer.PEER_postprocess_float_compare(text, 1) for text in one] for one in (answers, references)]
+    return {"value": float(peer.PEER_Evaluator(task="stability").score(*texts)["accuracy"])}
+
+
+def opi(task: str, figure: str) -> Callable[..., dict[str, float]]:
+    def run(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+        texts = [[peer.opi_postprocess(text, task) for text in one] for one in (answers, references)]
+        return {"value": float(peer.Opi_Evaluator(task).score(*texts)[figure])}
+
+    return run
+
+
+def crystal(name: str, figure: str) -> Callable[..., dict[str, float]]:
+    def run(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+        # scikit-learn 1.6 took the argument `squared` away; RMSE is not compared
+        peer.mean_squared_error = lambda *_, squared: 0.0
+        texts = [[peer.LLM4Mat_postprocessor(text, name) for text in one] for one in (answers, references)]
+        found = peer.LLM4Mat_Evaluator().score(*texts)
+        more = {"mae": float(found["MAE"]), "mad": float(found["MAD"])} if figure == "MAD/MAE" else {}
+        return {"value": float(found[figure]), **more}
+
+    return run
+
+
+BARE = [(answer, reference.strip("<>NUMBER/ ")) for answer, reference in rows_chemistry.NUMBERS]
+MODIFICATIONS = list(tasks.MODIFICATIONS)
+CASES = {
+    "SMolInstruct formulas": Case(
+        chemistry.same_atoms,
+        rows_chemistry.FORMULAS,
+        "smolinstruct",
+        of("NCElementMatchEvaluator", valid="valid_score"),
+    ),
+    "SMolInstruct names": Case(
+        chemistry.same_text, rows_chemistry.MOLECULES, "smolinstruct", of("NCExactMatchEvaluator")
+    ),
+    "SMolInstruct numbers": Case(chemistry.absolute_error, rows_chemistry.NUMBERS, "smolinstruct", of("RMSEEvaluator")),
+    "SMolInstruct booleans": Case(chemistry.yes_no, rows_chemistry.BOOLEANS, "smolinstruct", booleans),
+    "SMolInstruct captions": Case(chemistry.meteor(NoSynonyms()), rows_chemistry.CAPTIONS, "smolinstruct", captions),
+    "SMolInstruct molecules": Case(
+        chemistry.similarity, rows_chemistry.MOLECULES, "smolinstruct", of("FTSEvaluator", valid="valid_score")
+    ),
+    "Mol-Instructions numbers": Case(chemistry.last_number_error, BARE, "mol_instructions_chem", of("MAEEvaluator")),
+    **{
+        f"Mol-Instructions {tag}": Case(
+            chemistry.tagged_similarity(tag),
+            retagged(tag),
+            "mol_instructions_chem",
+            of("FTSEvaluator", "score", tag, valid="valid_score"),
+        )
+        for tag in ("SMILES", "SELFIES")
+    },
+    "MatBench floats": Case(
+        materials.absolute_error, rows_materials.FLOATS, "matbench.matbench", of("MatbenchEvaluator_regression", "mae")
+    ),
+    **{
+        f"MatBench {kind}": Case(
+            materials.agreement,
+            rows_materials.METALS,
+            "matbench.matbench",
+            of(f"MatbenchEvaluator_{kind}", "accuracy", precision="precision", recall="recall", f1="f1_score"),
+        )
+        for kind in ("classification", "classification_glass")
+    },
+    **{
+        name: Case(ours, rows_biology.ALL[name], "biodata", theirs)
+        for name, ours, theirs in (
+            ("Biodata MCC", tasks.matthews, of("BiodataMCCEvaluator", "mcc")),
+            ("Biodata PCC", tasks.pearson, of("BiodataPCCEvaluator", "pcc")),
+            ("Biodata Spearman", tasks.spearman, of("BiodataSpearmanEvaluator", "spearman")),
+            ("Biodata R2", tasks.squared_pearson, of("BiodataR2Evaluator", "r^2")),
+            ("Biodata R2 of mappings", tasks.squared_pearson, of("BiodataR2Evaluator", "r^2")),
+            ("Biodata Auc", tasks.modification_auc, of("BiodataAucEvaluator", "auc", MODIFICATIONS)),
+            ("Biodata Acc", tasks.same_word, of("BiodataAccEvaluator", "acc")),
+            ("Biodata Fmax", enzymes.function_ec, of("BiodataECNumberEvaluator")),
+            ("Biodata Mixed", tasks.mixed_efficiency, mixed),
+        )
+    },
+}
+
+
+_rows = rows_reasoner
+CASES |= {
+    f"SciReasoner {name}": Case(ours, rows, f"SciReasoner.{module}", theirs)
+    for name, ours, rows, module, theirs in (
+        ("GUE", sequences.gue, _rows.SIGNS, "GUE", gue),
+        ("PEER", sequences.peer, _rows.SOLUBLE, "PEER", of("PEERRuleEvaluator", "accuracy")),
+        ("PEER stability", sequences.stability, _rows.STABLE, "PEER", stable),
+        ("OPI lists", sequences.listed, _rows.LISTS, "opi.evaluator", opi("GO", "F1 Score")),
+        ("OPI texts", sequences.rouge, _rows.TEXTS, "opi.evaluator", opi("Function", "ROUGE-L")),
+        ("OPI folds", sequences.same, _rows.TEXTS, "opi.evaluator", opi("Fold_type", "Accuracy")),
+        ("OPI places", sequences.same, _rows.TEXTS, "opi.evaluator", opi("Subcellular_localization", "Accuracy")),
+    )
+}
+CASES |= {
+    f"SciReasoner LLM4Mat {name}": Case(crystals.property_of(name), rows, "SciReasoner.LLM4Mat", crystal(name, figure))
+    for name, rows, figure in (
+        ("band_gap", _rows.NUMBERS, "MAD/MAE"),
+        ("is_stable", _rows.TRUTHS, "AUC"),
+        ("SOC", _rows.GAPS, "AUC"),
+    )
+}
+
+
+@contextmanager
+def codec() -> Iterator[None]:
+    """Stands for the package selfies, whose strings are here the SMILES themselves; one that starts with C1CC fails."""
+    selfies = types.ModuleType("selfies")
+
+    class DecoderError(Exception):
+        pass
+
+    def decoder(text: str) -> str:
+        if text.startswith("C1CC"):
+            raise DecoderError(text)
+        return text
+
+    selfies.decoder, selfies.DecoderError = decoder, DecoderError  # type: ignore[attr-defined]
+    before = sys.modules.get("selfies")
+    sys.modules["selfies"] = selfies
+    try:
+        yield
+    finally:
+        del sys.modules["selfies"]
+        if before is not None:
+            sys.modules["selfies"] = before
+
+
+def split(case: Case) -> tuple[list[str], list[Any]]:
+    return [answer for answer, _ in case.rows], [reference for _, reference in case.rows]
+
+
+def theirs(name: str) -> dict[str, float]:
+    with codec(), published(CASES[name].module) as peer:
+        return CASES[name].theirs(peer, *split(CASES[name]))
