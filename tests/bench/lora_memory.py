@@ -10,7 +10,7 @@ and with 5 layers. All layers are alike, so what the two more add holds for the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer.config.compose import compose
@@ -24,6 +24,7 @@ H200, SPARE = 139 * GIB, 0.1
 # H200 data sheet: PCIe Gen5 128 GB/s, the sum of both directions.
 PCIE = 64e9
 FEW, MORE = 3, 5  # layers
+PARTS = ("forward", "backward", "optimizer")  # of a step
 
 ADAPTERS = {
     "attention, rank 16": ["lora=attention"],
@@ -55,9 +56,15 @@ class Memory:
         return self.weights + self.adapters + self.gathered + self.activations
 
 
-def built(cfg: Config, ranks: int) -> Memory:
-    peak = simulate_rank(cfg, ranks, 0).peak
-    return Memory(peak.weights, peak.gradients + peak.optimizer, peak.gathered, peak.activations, peak.host)
+def built(cfg: Config, ranks: int) -> list[Memory]:
+    """The peak of each part of a step."""
+    live = simulate_rank(cfg, ranks, 0).live
+    peaks = (live.peak(part) for part in PARTS)
+    return [Memory(p.weights, p.gradients + p.optimizer, p.gathered, p.activations, p.host) for p in peaks]
+
+
+def largest(parts: Iterable[Memory]) -> Memory:
+    return max(parts, key=lambda memory: memory.total)
 
 
 def predicted(words: Sequence[str], recipe: str = RECIPE) -> Memory:
@@ -67,7 +74,11 @@ def predicted(words: Sequence[str], recipe: str = RECIPE) -> Memory:
     layers = compose(chosen, world_size=ranks).model.num_layers
     few, more = (built(compose([*chosen, f"model.num_layers={n}"], world_size=ranks), ranks) for n in (FEW, MORE))
     rest = (layers - FEW) / (MORE - FEW)
-    return Memory(*(round(a + (b - a) * rest) for a, b in zip(vars(few).values(), vars(more).values(), strict=True)))
+    # Part by part: with few layers the gather at the start of a step needs more than the backward pass.
+    return largest(
+        Memory(*(round(a + (b - a) * rest) for a, b in zip(vars(x).values(), vars(y).values(), strict=True)))
+        for x, y in zip(few, more, strict=True)
+    )
 
 
 def verdict(total: int, memory: int = H200) -> str:
@@ -98,7 +109,7 @@ def main() -> None:
         return
     recipe, ranks = options.full, 1 if options.full.endswith("_1gpu") else 8
     few = predicted(options.words, recipe)
-    full = built(compose([f"recipe={recipe}", *options.words], world_size=ranks), ranks)
+    full = largest(built(compose([f"recipe={recipe}", *options.words], world_size=ranks), ranks))
     for name in (*vars(full), "total"):
         print(f"{name:<12}{getattr(full, name) / 1e9:>9.3f} GB{getattr(few, name) / 1e9:>9.3f} GB from few layers")
     print(f"{full.host / PCIE * 1e3:.0f} ms each way over PCIe, of every micro-batch")
