@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,30 @@ def test_a_killed_evaluation_loses_no_answer_and_asks_none_twice(tmp_path):
     assert all(asked[key.split("/")[1][1:]] == 1 for key in before)
     assert sum(asked.values()) <= 40 + 3  # those under way when it was killed
     assert result(out)["answers"] == 40
+
+
+def test_ctrl_c_ends_requests_that_are_under_way(tmp_path):
+    data, out = write_rows(tmp_path / "data", 3), tmp_path / "out"
+    with chat_server(lambda text, before: "e" if "number 0" in text else 60.0) as server:
+        words = (server.url, "suite=own_rows", "--data", data, "--out", out, "--concurrency", 2)
+        running = start(*words)
+        deadline = time.monotonic() + 60
+        while sum(server.asked.values()) < 3 or len(keys(out)) < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        printed = running.communicate(timeout=20)
+    assert running.returncode == 130, printed
+    assert printed[1].splitlines()[-1] == "interrupted"
+    assert len(keys(out)) == 1
+
+
+def test_a_server_needs_the_extra(tmp_path, monkeypatch):
+    genuine = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "httpx" else genuine(name))
+    data = str(write_rows(tmp_path / "data", 1))
+    fault = refused("evaluate", "http://127.0.0.1:9/v1", "suite=own_rows", "--data", data)
+    assert (fault.where, fault.allowed) == ("httpx", "pip install -e '.[evaluate]'")
 
 
 def test_a_judge_is_asked_once_for_each_answer(tmp_path):
