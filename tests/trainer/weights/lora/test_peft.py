@@ -29,7 +29,10 @@ def base(tmp_path_factory) -> Path:
     return folder / "base"
 
 
-@pytest.fixture(scope="module", params=["attention", "experts", "all", "rslora"])
+SLOW = [pytest.param(target, marks=pytest.mark.slow) for target in ("attention", "experts")]
+
+
+@pytest.fixture(scope="module", params=[*SLOW, "all", "rslora"])
 def run(request, base, tmp_path_factory) -> Path:
     """A run whose Bs are far from zero."""
     path = tmp_path_factory.mktemp(request.param) / "run"
