@@ -60,9 +60,7 @@ class DataConfig:
     chat_template: str | None = None  # a .jinja file, or a directory with a chat template; null: beside the tokenizer
     # names that the template reads, such as enable_thinking; chat_template_kwargs of a record go first
     chat_values: dict[str, bool | int | float | str] = field(default_factory=dict)
-    chat_date: str | None = (
-        None  # the day that templates print, such as 2026-12-01; null: one that prints it is refused
-    )
+    chat_date: str | None = None  # the day that templates print, such as 2026-12-01; null: printing it is refused
     long_chats: Literal["refuse", "cut", "skip"] = "refuse"  # what to do about chats of more than seq_len tokens
     pack_chats: Literal["best_fit", "none"] = "best_fit"  # none: one chat to a window, the rest is padding
     # of all but synthetic

@@ -193,7 +193,7 @@ class _Writer:
                         waiting = []
             self._put(waiting, tokens, trained)
         if self.faults:
-            raise ChatError(self.faults[:FAULTS])
+            raise ChatError(self.faults)
         self._hold_out(names)
         np.array(self.rows, "<i8").reshape(-1, 4).tofile(self.work / "examples.bin")
         np.array(self.records, "<i8").reshape(-1, 4).tofile(self.work / "records.bin")
