@@ -6,6 +6,7 @@ carry out. What clients send for other servers and changes nothing here is in `I
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
@@ -19,6 +20,7 @@ from launch.serving.http.errors import ApiError
 from trainer.engine.request import Sampling
 
 MOST_ANSWERS, MOST_STOPS = 128, 16
+READ_SECONDS = 60.0  # for a body to arrive
 BITS = 64
 Fields = TypeVar("Fields", bound=BaseModel)
 
@@ -217,10 +219,15 @@ async def read(request: HttpRequest, kind: type[Fields], *, most: int) -> Fields
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(most)
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise _too_large(most)
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise _too_large(most)
+    except TimeoutError:
+        text = f"the body did not arrive within {READ_SECONDS:g} s"
+        raise ApiError(408, text, code="timeout", headers={"Connection": "close"}) from None
     return parse(bytes(body), kind)
 
 

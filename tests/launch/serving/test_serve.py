@@ -212,3 +212,11 @@ def test_two_versions_of_the_weights_share_no_prefix():
     with tiny_server.client(tiny_server.served(model=tiny_server.decoder(seed=1))) as client:
         alone = client.post("/v1/completions", json=asked).json()
     assert changed["choices"] == alone["choices"] != first["choices"] == again["choices"]
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_is_served():
+    model = tiny_server.decoder().to("cuda")
+    with tiny_server.client(tiny_server.served(model=model)) as client:
+        found = [client.post("/v1/completions", json=body(1, 8)).json()["choices"][0]["text"] for _ in range(2)]
+    assert found[0] == found[1] != ""

@@ -6,15 +6,18 @@ JSON, wrong headers, and more than the limits allow.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from launch.serving.http import bodies
+from launch.serving.http.errors import ApiError
 from launch.serving.http.model import Limits
 from tests.launch.serving import tiny_server
 from tests.launch.serving.tiny_server import CONTEXT, NAME, VOCABULARY
@@ -184,6 +187,22 @@ def test_a_body_without_a_length_is_cut_at_the_limit(client):
 
     answer = client.post(COMPLETIONS, content=endless(), headers=JSON_TYPE)
     assert answer.status_code == 413
+
+
+def test_a_body_that_does_not_arrive_is_given_up(monkeypatch):
+    monkeypatch.setattr(bodies, "READ_SECONDS", 0.05)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def read() -> None:
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+        await bodies.read(Request(scope, receive), bodies.Completion, most=BODY)
+
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(read())
+    assert caught.value.status == 408
 
 
 def test_other_names_of_the_server_are_refused(server):
