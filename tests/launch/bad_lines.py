@@ -200,8 +200,8 @@ def _leaf(draw: random.Random) -> str:
 def _misspelt_keys(draw: random.Random) -> Iterator[Case]:
     while True:
         key = _leaf(draw)
-        if key == "data.name" or key.startswith("optim.parts."):
-            continue  # its default does not go with data=synthetic; it has no use without towers
+        if key == "data.name" or key.startswith(("optim.parts.", "data.chat_")):
+            continue  # its default does not go with data=synthetic; it has no use without towers, or without chats
         section, _, name = key.partition(".")
         other = misspelt(name, draw)
         typed = draw.choice([f"{section}.{other}", f"{section}.{other}", other, f"{misspelt(section, draw)}.{name}"])
