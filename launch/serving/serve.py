@@ -14,7 +14,7 @@ from trainer.config.errors import CommandError, print_warning
 from trainer.engine.load import Source, open_source
 
 PACKAGES = ("starlette", "uvicorn", "pydantic")
-INSTALL = "pip install 'octavo[serve]'"
+INSTALL = "pip install -e '.[serve]'"
 PURPOSE = (
     "For evaluation, agents and tests on a small scale: one model, one process. In production serve what octavo export "
     "writes with LMDeploy, vLLM or SGLang."

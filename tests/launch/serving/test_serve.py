@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -45,8 +46,9 @@ def serving(run: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str
             assert process.stdout is not None
             assert process.stderr is not None
             line = process.stdout.readline()
-            assert line.startswith("serving run at http://127.0.0.1:"), process.stderr.read()
-            yield process, line.split()[3]
+            address = re.search(r"http://127\.0\.0\.1:\d+\S*", line)
+            assert address, process.stderr.read()
+            yield process, address[0]
         finally:
             process.kill()
 
@@ -152,7 +154,7 @@ def test_what_cannot_be_served_is_refused(text_run, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
     fault = refused("serve", str(text_run))
-    assert (fault.where, fault.value, fault.allowed) == ("octavo serve", ["uvicorn"], "pip install 'octavo[serve]'")
+    assert (fault.where, fault.value, fault.allowed) == ("octavo serve", ["uvicorn"], "pip install -e '.[serve]'")
 
 
 def test_an_address_that_is_taken_is_refused():
