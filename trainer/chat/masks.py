@@ -78,20 +78,26 @@ def _turn(template: ChatTemplate, chat: Chat, place: int, control: re.Pattern[st
     if not text.startswith(prompt):
         _refuse(template, chat, place, prompt, text)
     closed = template.render(before, chat.tools, **values)
-    # What ends every conversation, such as Phi-3's <|endoftext|>, takes the place of a prompt and is not in the turn.
+    # What ends every conversation, such as Phi-3's <|endoftext|>, takes the place of a prompt and is not in the turn,
+    # unless nothing else ends it.
     closing = closed[_common(closed, prompt, control) :]
-    if closing and text.endswith(closing):
+    if closing and text.endswith(closing) and _ends(text[: len(text) - len(closing)], len(prompt), control):
         text = text[: len(text) - len(closing)]
     for call in chat.messages[place].get("tool_calls", ()):
         if (name := call["function"]["name"]) not in text[len(prompt) :]:
             remedy = "a chat template that writes calls of tools"
             text = f"{chat.where}: {template.where} leaves out a call of {name} in messages[{place}]; use {remedy}"
             raise ChatError(text, where=chat.where, value=name, allowed=remedy)
-    ends = [match.end() for match in control.finditer(text, len(prompt))]
-    if ends and not text[ends[-1] :].strip():
-        text = text[: ends[-1]]
+    if end := _ends(text, len(prompt), control):
+        text = text[:end]
     thought = chat.messages[place].get(THINKING[0], "").strip()
     return _Turn(text, len(prompt), thought not in text[len(prompt) :])
+
+
+def _ends(text: str, first: int, control: re.Pattern[str]) -> int | None:
+    """The end of the last control token from `first` on, None where more than white space is behind it."""
+    ends = [match.end() for match in control.finditer(text, first)]
+    return ends[-1] if ends and not text[ends[-1] :].strip() else None
 
 
 def _common(one: str, other: str, control: re.Pattern[str]) -> int:

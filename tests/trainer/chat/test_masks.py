@@ -209,6 +209,15 @@ def test_calls_that_a_template_does_not_write_are_refused():
     assert (failure.value.where, failure.value.value) == ("f:3", "boiling_point")
 
 
+def test_the_end_of_the_conversation_is_trained_where_nothing_else_ends_a_turn():
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    text += "{% if add_generation_prompt %}assistant: {% else %}</s>{% endif %}"
+    messages, _ = conversations(FAMILIES["vicuna"])["several"]
+    found = examples(ChatTemplate({"default": text}), Chat("f:1", messages), ["</s>"])
+    ends = [one.text[first:last] for one in found for first, last in one.spans]
+    assert ends == [f"{message['content']}\n</s>" for message in messages if message["role"] == "assistant"]
+
+
 def test_tokens_on_an_edge_are_not_trained():
     offsets = [(0, 2), (2, 5), (5, 5), (5, 6), (6, 9), (9, 9), (9, 10), (10, 10)]
     mask, straddling = trained_tokens(offsets, [(3, 9)])
