@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.commands.export import prepare
+from parallel.errors import UserError
 from tests.trainer.tiny_run import tiny_config
 from trainer.config.command_line import Parser
 from trainer.config.errors import CommandError
@@ -30,7 +31,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
 
 def test_adapters_alone(runs, tmp_path, capsys):
     target = tmp_path / "out"
-    assert prepare(Parser("export", ""), [str(runs[1]), str(target), "--adapter", "peft-3d", "--dtype", "bf16"])() == 0
+    assert prepare(Parser("export", ""), [str(runs[1]), str(target), "--adapter", "peft", "--dtype", "bf16"])() == 0
     assert {path.name for path in target.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     described = json.loads((target / "adapter_config.json").read_text())
     assert described["lora_alpha"] / described["r"] == pytest.approx(32 / 2**0.5)
@@ -53,3 +54,11 @@ def test_what_is_refused(runs, tmp_path, run, words, where):
     (fault,) = caught.value.faults
     assert fault.where == where
     assert fault.allowed
+
+
+def test_one_pair_for_all_experts_needs_a_base_with_experts_in_one_parameter(runs, tmp_path):
+    with pytest.raises(UserError) as caught:
+        prepare(Parser("export", ""), [str(runs[1]), str(tmp_path / "out"), "--adapter", "peft-3d"])()
+    error = caught.value
+    assert (error.where, error.value, error.allowed) == ("--adapter", "peft-3d", ("merged", "peft"))
+    assert not (tmp_path / "out").exists()

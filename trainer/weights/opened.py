@@ -70,7 +70,8 @@ class OpenedCheckpoint:
             return self.stored
         from trainer.weights.lora.merged import MergedState
 
-        return MergedState(self.stored, self.lora, self.base, self.shapes, trained_pieces(self.model))
+        towers = trained_pieces(self.model)
+        return MergedState(self.stored, self.lora, self.base, self.shapes, towers, elsewhere=self.init_from)
 
     @cached_property
     def adapters(self) -> dict[str, tuple[int, ...]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.bench.lora_memory import H200, MEMORY, RECIPE, SHARED, SPARE, predicted
-from trainer.config.checks.fit import changed, too_large
+from trainer.config.checks.fit import changed, smaller_runs, too_large
 from trainer.config.compose import compose
 from trainer.config.keys import Config
 from trainer.config.memory import checkpoint_bytes, largest_memory, rank_memory
@@ -61,11 +64,19 @@ def test_the_issues_figures() -> None:
     assert checkpoint_bytes(attention) == 12 * of_attention  # adapters and their moments alone
 
 
-def test_a_base_in_bf16_is_refused_with_fp8() -> None:
-    fault = too_large(wide("lora.base=linears"), 8, int(H200 * (1 - SPARE)), GPU)
+def test_the_codes_of_a_base_in_fp8_are_offered_and_of_no_other(tmp_path: Path) -> None:
+    cfg = wide("lora.base=linears", f"checkpoint.init_from={tmp_path}")
+    published = {"model_type": "interns1_pro", "quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    fault = too_large(cfg, 8, int(H200 * (1 - SPARE)), GPU)
     assert fault is not None
     assert fault.where == "lora"
     assert fault.allowed == (("lora.base=fp8",),)
+    del published["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    for source in (str(tmp_path), str(tmp_path / "missing")):
+        cfg.checkpoint.init_from = source
+        assert smaller_runs(cfg, 8, int(H200 * (1 - SPARE)), gpu=True) == ()
 
 
 def test_what_is_offered_fits_and_is_the_least() -> None:

@@ -104,6 +104,15 @@ def test_another_base_is_refused(base, tmp_path, capsys):
     with pytest.raises(CheckpointError) as caught:
         _ = open_checkpoint(tmp_path / "run").state
     assert caught.value.faults[0].where == str(mine)
+    # On another machine the configuration says where the base is, and its hash whether it is that one.
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace(str(mine), str(moved)))
+    assert open_checkpoint(tmp_path / "run").state.base == moved
+    (file,) = moved.glob("*.safetensors")
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        _ = open_checkpoint(tmp_path / "run").state
+    assert caught.value.faults[0].where == str(mine)
 
 
 def test_generation_uses_the_adapters(base, tmp_path):
@@ -131,6 +140,7 @@ REFUSED = [
     ({}, {"target": "experts", "dropout": 0.1}, "lora.dropout", (0.0,)),
     ({}, {"dropout": 1.0}, "lora.dropout", "0 to below 1"),
     ({"model": {"expert_backend": "loop"}}, {"target": "experts"}, "model.expert_backend", ("grouped_mm",)),
+    ({"model": {"expert_backend": "loop"}}, {"target": "attention"}, "model.expert_backend", ("grouped_mm",)),
 ]
 
 

@@ -3,9 +3,11 @@ process group starts."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from parallel.errors import Fault, one_of
 from parallel.layout import divisors
@@ -111,12 +113,22 @@ def _smaller(cfg: Config, *, gpu: bool) -> Iterator[str]:
         yield f"lora.rank={rank}"
     if cfg.lora.target != "attention":
         yield "lora.target=attention"
-    if cfg.lora.base != "fp8":
+    if cfg.lora.base != "fp8" and _in_fp8(cfg.checkpoint.init_from):
         yield "lora.base=fp8"
     length = cfg.data.seq_len
     while length % 2 == 0 and length > LEAST_LENGTH:
         length //= 2
         yield f"data.seq_len={length}"
+
+
+def _in_fp8(directory: str | None) -> bool:
+    """True for a Hugging Face directory in FP8 by its config.json; False also where that cannot be read."""
+    try:
+        config = json.loads((Path(directory or "") / "config.json").read_text())
+        sections = (config, config.get("text_config") or {})
+        return any((section.get("quantization_config") or {}).get("quant_method") == "fp8" for section in sections)
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def changed(cfg: Config, words: Iterable[str]) -> Config:

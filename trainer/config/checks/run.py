@@ -86,11 +86,11 @@ def _lora(cfg: Config) -> Iterator[Fault]:
         text = f"precision.experts={cfg.precision.experts} is for experts that are trained"
         text = f"{text}; with lora.target={lora.target} use {one_of(precisions)}"
         yield Fault(text, "precision.experts", cfg.precision.experts, precisions)
+    if cfg.model.expert_backend != "grouped_mm":
+        text = f"model.expert_backend={cfg.model.expert_backend} is for experts that are trained; use grouped_mm"
+        yield Fault(text, "model.expert_backend", cfg.model.expert_backend, ("grouped_mm",))
     if lora.target == "attention":
         return
-    if cfg.model.expert_backend != "grouped_mm":
-        text = f"model.expert_backend={cfg.model.expert_backend} has no adapters; use grouped_mm"
-        yield Fault(text, "model.expert_backend", cfg.model.expert_backend, ("grouped_mm",))
     p, groups = cfg.parallel, cfg.model.router_groups
     if p.dispatch != "all_to_all" and groups > 1 and p.ep > groups:
         text = f"parallel.ep={p.ep} cuts each expert's width, which its adapters need whole"

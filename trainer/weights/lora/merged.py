@@ -19,7 +19,7 @@ from trainer.config.keys import LoraConfig
 from trainer.storage.boxes import Box, full_box, overlap, relative_to
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_read import read_piece
-from trainer.weights.hf_survey import survey_directory
+from trainer.weights.hf_survey import SourceModel, survey_directory
 from trainer.weights.lora.base import differing, identify
 from trainer.weights.map import Piece
 
@@ -30,8 +30,9 @@ class MergedState:
     """In the place of `StoredState`, for a checkpoint that holds adapters alone.
 
     Args: stored: the checkpoint. lora: of its run. base: `identify` of the weights that it was trained on. shapes: of
-        the model's parameters. pieces: of its towers, where it has any.
-    Raises: CheckpointError where these weights are gone or are others now.
+        the model's parameters. pieces: of its towers, where it has any. elsewhere: a directory that is read where those
+        weights are not at the path in `base`, if they are in it.
+    Raises: CheckpointError where these weights are in neither directory.
     """
 
     def __init__(
@@ -41,19 +42,11 @@ class MergedState:
         base: Mapping[str, str],
         shapes: Mapping[str, tuple[int, ...]],
         pieces: Iterable[Piece] = (),
+        elsewhere: str | None = None,
     ) -> None:
         self.stored, self.lora, self.shapes = stored, lora, shapes
-        self.base = Path(base.get("path", ""))
-        where, allowed = str(self.base), f"the directory that the run's adapters belong to, at {self.base}"
-        try:
-            self.source = survey_directory(open_directory(self.base))
-            other = differing(base, identify(self.base))
-        except UserError as error:
-            text = f"{stored.path} holds adapters, and their base cannot be read: {error}; restore {allowed}"
-            raise CheckpointError(text, where=where, allowed=allowed) from error
-        if other is not None:
-            text = f"{stored.path} holds adapters, and {self.base} is not the base they were trained on ({other})"
-            raise CheckpointError(f"{text}; restore {allowed}", where=where, value=identify(self.base), allowed=allowed)
+        self.source = _open_base(stored.path, base, elsewhere)
+        self.base = self.source.directory.path
         self.parts: dict[str, list[Piece]] = {}
         for piece in (*self.source.pieces, *pieces):
             self.parts.setdefault(piece.parameter, []).append(piece)
@@ -116,3 +109,30 @@ class MergedState:
             raise CheckpointError(text, where=str(self.stored.path), value=f"{MODEL}{name}", allowed=remedy)
         box = full_box(shape) if first is None else (first, *full_box(shape[1:]))
         return self.stored.read(f"{MODEL}{name}", box)
+
+
+def _open_base(checkpoint: Path, base: Mapping[str, str], elsewhere: str | None) -> SourceModel:
+    """The weights that `identify` found `base` for: at its path, or else in `elsewhere`."""
+    first = Path(base.get("path", ""))
+    if elsewhere is not None and not _is_base(first, base) and _is_base(Path(elsewhere), base):
+        first = Path(elsewhere)
+    where = str(first)
+    allowed = (
+        f"the directory that the run's adapters belong to, at {where} or at checkpoint.init_from of its config.yaml"
+    )
+    try:
+        source, found = survey_directory(open_directory(first)), identify(first)
+    except UserError as error:
+        text = f"{checkpoint} holds adapters, and their base cannot be read: {error}; restore {allowed}"
+        raise CheckpointError(text, where=where, allowed=allowed) from error
+    if (other := differing(base, found)) is not None:
+        text = f"{checkpoint} holds adapters, and {where} is not the base they were trained on ({other})"
+        raise CheckpointError(f"{text}; restore {allowed}", where=where, value=found, allowed=allowed)
+    return source
+
+
+def _is_base(directory: Path, base: Mapping[str, str]) -> bool:
+    try:
+        return directory.is_dir() and differing(base, identify(directory)) is None
+    except UserError:
+        return False

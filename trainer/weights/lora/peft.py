@@ -29,6 +29,7 @@ Write = Callable[[Mapping[str, Tensor]], Iterator[tuple[str, Tensor]]]
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = ("gate_proj", "up_proj", "down_proj")
+FUSED_IN = "qwen3_moe"  # the model_type whose experts PEFT finds as the parameters `FUSED`
 FUSED = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
@@ -36,17 +37,22 @@ def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: s
     """Write `adapter_config.json` and `adapter_model.safetensors`; returns the bytes of the tensors.
 
     form: "peft" has an A and a B of two dimensions for every matrix of every expert; "peft-3d" one pair for all experts
-    of a layer, for models whose experts are one parameter. dtype: of the tensors, F32 as they were trained or BF16. A
-    layer is in memory at a time.
-    Raises: UserError for a run without adapters, CheckpointError for a damaged checkpoint, HuggingFaceError for the
-        target.
+    of a layer, for models whose experts are one parameter there, as those of Qwen3-MoE. dtype: of the tensors, F32 as
+    they were trained or BF16. A layer is in memory at a time.
+    Raises: UserError for a run without adapters and for a form that does not fit its base, CheckpointError for a
+        damaged checkpoint, HuggingFaceError for the target.
     """
     lora = opened.lora
     if lora.target == "none":
         allowed = "a run with lora.target=attention, experts or all"
         text = f"{opened.run_directory} trained no adapters; give {allowed}, or leave --adapter out"
         raise UserError(text, where="--adapter", value=form, allowed=allowed)
-    shard = Shard(WEIGHTS_NAME, tuple(_bundles(opened, form, dtype)))
+    config = read_json(opened.run_directory / SOURCE / CONFIG)
+    if form == "peft-3d" and lora.target != "attention" and config.get("model_type") != FUSED_IN:
+        text = f"--adapter peft-3d is for a base whose experts are one parameter in other programs ({FUSED_IN})"
+        text = f"{text}; in that of {opened.run_directory} they are one by one: use merged or peft"
+        raise UserError(text, where="--adapter", value=form, allowed=("merged", "peft"))
+    shard = Shard(WEIGHTS_NAME, tuple(_bundles(opened, form, dtype, f"base_model.model.{usual_prefix(config)}")))
     try:
         make_room(target, shard.size)
         opened.compare_hashes()
@@ -92,9 +98,9 @@ def describe(lora: LoraConfig, form: Form, base: str) -> dict[str, Any]:
     }
 
 
-def _bundles(opened: OpenedCheckpoint, form: Form, dtype: str) -> Iterator[Bundle]:
+def _bundles(opened: OpenedCheckpoint, form: Form, dtype: str, prefix: str) -> Iterator[Bundle]:
     """The adapters of attention, and those of the experts, layer by layer."""
-    lora, prefix = opened.lora, f"base_model.model.{usual_prefix(read_json(opened.run_directory / SOURCE / CONFIG))}"
+    lora = opened.lora
 
     def bundle(at: str, parts: Mapping[str, str], write: Write) -> Bundle:
         def make() -> Iterator[Tensor]:
