@@ -250,7 +250,8 @@ def evaluate(
     judge: tuple[Model, Settings] | None,
     out: Path,
 ) -> int:
-    """Run the suites one after another. Returns 1 where answers are missing, which the same command asks again."""
+    """Run the suites one after another. Returns 1 where answers are missing, which the same command asks again, or are
+    scored as empty ones."""
     from launch.progress import ProgressDisplay
     from trainer.evaluation.asking import open_ledger, run_suite
     from trainer.evaluation.perplexity import run_perplexity
@@ -271,8 +272,13 @@ def evaluate(
     print(f"{out}/results.html")
     failed = sum(result["failures"] for result in results.values())
     if failed:
-        print(f"{failed:,} without an answer or a score; the same command asks these again", file=sys.stderr)
-    return 1 if failed else 0
+        text = "without an answer or a score: their suites have no value; the same command asks for what is missing"
+        print(f"{failed:,} {text}", file=sys.stderr)
+    empty = sum(result["empty"] for result in results.values())
+    if empty:
+        text = "scored as empty answers: prompts beyond the context, or errors of a scorer"
+        print(f"{empty:,} {text}; {out}/results.json has the reasons", file=sys.stderr)
+    return 1 if failed or empty else 0
 
 
 def _print(results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -59,9 +59,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """A question without an answer, and why."""
+    """A question without an answer, and why. final: the model has none to give, as the prompt exceeds its context."""
 
     reason: str
+    final: bool = False
 
 
 class Model(Protocol):

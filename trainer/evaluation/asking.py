@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from trainer.evaluation.asked import (
@@ -28,11 +28,13 @@ LEDGER = "answers.jsonl"
 @dataclass(frozen=True)
 class Outcome:
     """The answers to a suite's questions. scored: one entry an answer, in the order of items. failures: by item, why
-    there is no answer or no score. kept: answers that an earlier start had made. truncated: answers that max_tokens or
-    the context ended. tokens: of all answers, as far as they are counted."""
+    there is no answer or no score. empty: by item, why an answer is scored as an empty one. kept: answers that an
+    earlier start had made. truncated: answers that max_tokens or the context ended. tokens: of all answers, as
+    far as they are counted."""
 
     scored: list[Scored] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    empty: dict[str, str] = field(default_factory=dict)
     kept: int = 0
     truncated: int = 0
     tokens: int = 0
@@ -87,7 +89,9 @@ def run_suite(
 ) -> Outcome:
     """Ask what the ledger does not have, then judge and score every answer.
 
-    A greedy answer is the same each time, so that items are then asked once, whatever the suite's `repeats`.
+    A greedy answer is the same each time, so that items are then asked once, whatever the suite's `repeats`. Where a
+    prompt exceeds the context, or an answer breaks the scorer, the item is scored as if the answer were empty: left
+    out, it would raise the score.
     """
     repeats = suite.repeats if settings.temperature else 1
     wanted: list[tuple[Item, Question]] = []
@@ -101,13 +105,18 @@ def run_suite(
     failures = _ask(suite.name, questions, model, ledger, report)
     outcome = Outcome(kept=kept)
     answers = [(item, _answer(ledger.get(question.key)), question) for item, question in wanted]
-    for item, answer, question in answers:
-        if answer is None:
-            outcome.failures[item.id] = failures[question.key]
     present = [(item, answer) for item, answer, _ in answers if answer is not None]
     verdicts = _judge(suite, present, judge, ledger, report)
     truncated = tokens = 0
-    for (item, answer), verdict in zip(present, verdicts, strict=True):
+    for item, answer, question in answers:
+        if answer is None:
+            failure = failures[question.key]
+            if failure.final:
+                _score_empty(suite, item, failure.reason, outcome)
+            else:
+                outcome.failures[item.id] = failure.reason
+            continue
+        verdict = next(verdicts)
         truncated += answer.finish == "length"
         tokens += answer.tokens or 0
         if isinstance(verdict, Failure):
@@ -116,18 +125,28 @@ def run_suite(
         try:
             values = suite.score(item, answer.text, verdict)
         except Exception as error:  # of a scorer's library, for one answer among thousands
-            outcome.failures[item.id] = f"scorer: {type(error).__name__}: {error}"
+            _score_empty(suite, item, f"scorer: {type(error).__name__}: {error}", outcome)
             continue
         outcome.scored.append(Scored(item, answer.text, values))
-    return Outcome(outcome.scored, outcome.failures, kept, truncated, tokens)
+    return replace(outcome, truncated=truncated, tokens=tokens)
+
+
+def _score_empty(suite: Suite, item: Item, reason: str, outcome: Outcome) -> None:
+    try:
+        values = {**suite.score(item, "", None), "parsed": False}
+    except Exception as error:
+        outcome.failures[item.id] = f"{reason}; scorer of an empty answer: {type(error).__name__}: {error}"
+        return
+    outcome.empty[item.id] = reason
+    outcome.scored.append(Scored(item, "", values))
 
 
 def _ask(
     stage: str, questions: Sequence[Question], model: Model, ledger: Ledger, report: OnProgress
-) -> Mapping[str, str]:
-    """Ask what the ledger does not have. Each answer is on the disk before the next is taken. Returns the reason of
-    each failure by its key."""
-    failures: dict[str, str] = {}
+) -> Mapping[str, Failure]:
+    """Ask what the ledger does not have. Each answer is on the disk before the next is taken. Returns the failures by
+    key."""
+    failures: dict[str, Failure] = {}
     todo = [question for question in questions if question.key not in ledger]
     kept = done = len(questions) - len(todo)
     tokens: int | None = None
@@ -140,7 +159,7 @@ def _ask(
     for question, answer in model.answer(todo) if todo else ():
         done += 1
         if isinstance(answer, Failure):
-            failures[question.key] = answer.reason
+            failures[question.key] = answer
         else:
             ledger.add(question.key, asdict(answer))
             if answer.tokens is not None:
@@ -180,4 +199,4 @@ def _judge(
         elif (verdict := _answer(ledger.get(question.key))) is not None:
             yield verdict.text
         else:
-            yield Failure(failures[question.key])
+            yield failures[question.key]

@@ -40,6 +40,10 @@ class Piece(NamedTuple):
     of: int
 
 
+class ContextError(SuiteError):
+    """A prompt that leaves no room for an answer."""
+
+
 class Opened(Protocol):
     """text: a conversation, up to where the assistant writes. thinking: that is inside the mark of thinking."""
 
@@ -115,7 +119,7 @@ class EmbeddedModel:
         if room < 1:
             remedy = f"prompts of at most {self.context - 1:,} tokens"
             text = f"the prompt has {len(prompt):,} tokens, the context {self.context:,}; use {remedy}"
-            raise SuiteError(text, where="messages", value=len(prompt), allowed=remedy)
+            raise ContextError(text, where="messages", value=len(prompt), allowed=remedy)
         sampling = Sampling(s.temperature, s.top_k, s.top_p, seed=s.seed)
         ends = self.source.stop_ids | (self.conversation.ends if self.conversation else frozenset())
         return Request(prompt, min(s.max_tokens, room), sampling, ends, media=media)
@@ -192,7 +196,7 @@ class EmbeddedModel:
                     else:
                         waiting[self._running.submit(request)] = thing
                 except UserError as error:
-                    yield thing, Failure(str(error))
+                    yield thing, Failure(str(error), final=isinstance(error, ContextError))
             if waiting:
                 self._running.step()
                 for number in sorted(self._running.done & waiting.keys()):

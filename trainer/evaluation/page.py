@@ -97,10 +97,15 @@ def _parts(result: Mapping[str, Any]) -> str:
         f'<tr><td>{escape(name)}</td><td class="n">{shown(value)}</td><td class="n">{shown(reported)}</td></tr>'
         for name, value, reported in rows
     )
-    failed = "".join(f"<li>{escape(item)}: {escape(reason)}</li>" for item, reason in result["failed"].items())
-    if not lines and not failed:
+    reasons = _reasons("Without an answer or a score, so that there is no value", result["failed"])
+    reasons += _reasons("Scored as empty answers", result.get("scored_as_empty", {}))
+    if not lines and not reasons:
         return ""
     head = '<tr><th>part</th><th class="n">value</th><th class="n">Intern-S1-Pro, as reported</th></tr>'
     table = f"<table><thead>{head}</thead><tbody>{lines}</tbody></table>" if lines else ""
-    reasons = f'<p class="small">Without an answer or a score:</p><ul class="small">{failed}</ul>' if failed else ""
     return f"<h2>{escape(result['name'])}</h2>{table}{reasons}"
+
+
+def _reasons(title: str, of_items: Mapping[str, str]) -> str:
+    lines = "".join(f"<li>{escape(item)}: {escape(reason)}</li>" for item, reason in of_items.items())
+    return f'<p class="small">{title}:</p><ul class="small">{lines}</ul>' if lines else ""

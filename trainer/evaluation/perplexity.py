@@ -145,7 +145,7 @@ def run_perplexity(passages: Sequence[Passage], model: Scorer, ledger: Ledger, r
         if entry is not None:
             values = {name: entry[name] for name in ("nats", "tokens", "size")}
             scored.append(Scored(Item(passage.id, (), None, {"category": passage.domain}), "", values))
-    return Outcome(scored, failures, kept, 0, sum(one.values["tokens"] for one in scored))
+    return Outcome(scored, failures, kept=kept, tokens=sum(one.values["tokens"] for one in scored))
 
 
 def _key(passage: Passage, identity: Mapping[str, Any]) -> str:

@@ -20,9 +20,13 @@ Result = dict[str, Any]
 
 
 def result_of(suite: Suite, outcome: Outcome, items: int) -> Result:
-    """The result of a suite as JSON; what is undefined is None. items: that were asked."""
-    summary = suite.summarise(outcome.scored) if outcome.scored else Summary(math.nan)
-    interval = _interval(suite, outcome.scored)
+    """The result of a suite as JSON; what is undefined is None. items: that were asked.
+
+    While there are failures no figure is defined: those of the other items are of another, perhaps easier, benchmark.
+    """
+    whole = bool(outcome.scored) and not outcome.failures
+    summary = suite.summarise(outcome.scored) if whole else Summary(math.nan)
+    interval = _interval(suite, outcome.scored if whole else ())
     return {
         "name": suite.name,
         "domain": suite.domain,
@@ -43,6 +47,8 @@ def result_of(suite: Suite, outcome: Outcome, items: int) -> Result:
         "answers": len(outcome.scored),
         "failures": len(outcome.failures),
         "failed": dict(list(outcome.failures.items())[:20]),
+        "empty": len(outcome.empty),
+        "scored_as_empty": dict(list(outcome.empty.items())[:20]),
         "truncated": outcome.truncated,
         "unparsed": sum(one.values.get("parsed") is False for one in outcome.scored),
         "answer_tokens": outcome.tokens,

@@ -94,6 +94,7 @@ def test_images_and_signals_go_to_the_towers(model, tmp_path):
 def test_a_prompt_beyond_the_context_is_a_failure_of_its_own(model):
     long, short = ask(model, "word " * model.context, "word")
     assert isinstance(long, Failure)
+    assert long.final
     assert short.tokens == 12
 
 

@@ -48,7 +48,8 @@ def _letter(answer: str, options: Mapping[str, str]) -> str | None:
 def letters(answer: str) -> str:
     """All letters A to E that an answer names, sorted: XLRS-Bench's questions may have several right options.
 
-    In brackets; else as words or at the ends of words, small letters included; nothing where no capital A to E occurs.
+    In brackets; else every letter a to e there is, small ones and those inside words included; nothing where no capital
+    A to E occurs.
     Rules of VLMEvalKit (dataset/image_mcq.py, XLRSBench).
     """
     answer = answer.strip()

@@ -33,18 +33,22 @@ def labels_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def classes(answers: Sequence[str], results: Sequence[Mapping[str, Any]]) -> dict[str, Figures]:
-    """Figures by key (`default` or `answer` where there is one). value: accuracy, 0 to 1, of several right labels the
-    share that is named. extra: `uar`, the mean recall, and `f1`, the mean of the labels' F1.
+    """Figures by key (`default` or `answer` where there is one), of the rows that have it. value: accuracy, 0 to 1, of
+    several right labels the share that is named. extra: `uar`, the mean recall, and `f1`, the mean of the labels' F1.
 
     A label is named where its letters occur anywhere in the answer: "A" in "an arrhythmia" too. Labels are all those
     that some row has; those that are never named, or never right, do not enter F1, and neither does an F1 of 0.
     """
-    wanted = [labels_of(result) for result in results]
-    low = [answer.lower() for answer in answers]
-    return {key: _classes(low, [one[key] for one in wanted if key in one]) for key in wanted[0]}
+    rows: dict[str, list[tuple[str, list[str]]]] = {}
+    for answer, result in zip(answers, results, strict=True):
+        for key, right in labels_of(result).items():
+            rows.setdefault(key, []).append((answer.lower(), right))
+    return {key: _classes(of_key) for key, of_key in rows.items()}
 
 
-def _classes(answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> Figures:
+def _classes(rows: Sequence[tuple[str, Sequence[str]]]) -> Figures:
+    """rows: (answer in small letters, its right labels)."""
+    answers, wanted = [answer for answer, _ in rows], [right for _, right in rows]
     shares, recalls, scores = [], [], []
     for answer, right in zip(answers, wanted, strict=True):
         shares.append(sum(label in answer for label in set(right)) / len(right) if right else 0.0)

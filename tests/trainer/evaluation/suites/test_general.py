@@ -94,6 +94,8 @@ def test_mathematics(tmp_path: Path, worker: Worker) -> None:
     result = answered("IMO-Answer-Bench", items, lambda item: r"The answer is \boxed{0.5}")
     assert result.categories == {"Algebra": 100, "Combinatorics": 0}
     assert answered("IMO-Answer-Bench", items, lambda item: "x", verdict="A").value == 100
+    for verdict, value in (("Answer: B", 0), ("Answer: A", 100), ("Not B but **A**", 100), ("Agreed", 0)):
+        assert answered("IMO-Answer-Bench", items, lambda item: "x", verdict=verdict).value == value
     one = suite("IMO-Answer-Bench")
     assert one.judge is not None
     assert r"\frac{1}{2}" in str(one.judge(items[0], "x"))

@@ -141,6 +141,10 @@ def test_biology_has_21_tasks_and_their_mean(tmp_path: Path) -> None:
     assert all("boxed" in text_of(item) for item in items)
     shown = next(item for item in items if item.meta["task"] == "DNA-enhancer_activity")
     assert '{"hk": xx, "dev": xx}' in text_of(shown)
+    parsed = [
+        suite("Biology-Instructions").score(shown, text, None)["parsed"] for text in ("none", '{"hk": 1, "dev": 2}')
+    ]
+    assert parsed == [False, True]
     words = [item for item in items if item.meta["task"] in ("RNA-NoncodingRNAFamily", "Protein-FunctionEC")]
     result = answered("Biology-Instructions", words, lambda item: rf"\boxed{{{item.reference}}}")
     assert result.value == pytest.approx(100, abs=1e-3)

@@ -27,6 +27,12 @@ def test_classes_are_those_of_the_published_evaluation() -> None:
     assert [figures.value, figures.extra["uar"], figures.extra["f1"]] == pytest.approx(CLASSES, abs=1e-9)
 
 
+def test_rows_of_a_task_may_have_other_keys() -> None:
+    keyed = [{"gt_class": {"rhythm": "SR"}}, {"gt_class": {"form": "NORM"}}, {"gt_class": {"form": "HYP"}}]
+    figures = signals.classes(["sr", "norm", "norm"], keyed)
+    assert {key: figure.value for key, figure in figures.items()} == {"rhythm": 1, "form": 0.5}
+
+
 @pytest.mark.parametrize("data_set", ["STEAD", "MIMII Due"])
 def test_events_are_those_of_the_published_evaluation(data_set: str) -> None:
     figures = signals.events(_EVENTS.split("|") * 2, TIMES, data_set)

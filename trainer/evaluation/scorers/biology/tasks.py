@@ -54,7 +54,7 @@ def _numbers(answer: str, reference: float | Mapping[str, float]) -> dict[str, A
     pairs = {
         key: [float(wanted), _float(named[key]) if named and parsed else None] for key, wanted in reference.items()
     }
-    return {"pairs": pairs, "parsed": True}
+    return {"pairs": pairs, "parsed": all(found is not None for _, found in pairs.values())}
 
 
 def _float(value: Any) -> float | None:

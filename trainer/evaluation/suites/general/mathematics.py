@@ -50,10 +50,10 @@ def judge(item: Item, answer: str) -> list[Message]:
 
 
 def score(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:
-    """By the judge's A or B where there is one; else the last expression of the answer equals the reference."""
+    """By the judge's last A or B where there is one; else the last expression of the answer equals the reference."""
     if verdict is not None:
-        grade = re.search("[AB]", verdict)
-        return {"correct": grade is not None and grade[0] == "A", "parsed": grade is not None}
+        grades = re.findall(r"\b[AB]\b", verdict)  # alone: "Answer: B" has an A of no meaning
+        return {"correct": grades[-1:] == ["A"], "parsed": bool(grades)}
     same = equal(WORKER, answer, item.reference)
     return {"correct": bool(same), "parsed": same is not None}
 
@@ -62,7 +62,8 @@ SUITES = (
     Suite(
         name="AIME-2025",
         domain="mathematics",
-        metric="right final answers in per cent, mean over 8 answers to each problem (the report has no number)",
+        metric="right final answers in per cent, mean over 8 answers to each problem where they are drawn, one where "
+        "they are greedy (the report has no number)",
         metric_source="math-verify (a process of its own, 10 seconds an answer)",
         where_data="aime2025-I.jsonl and aime2025-II.jsonl (opencompass/AIME2025), or test.jsonl (math-ai/aime25)",
         read=read_aime,

@@ -54,7 +54,8 @@ def judge(item: Item, answer: str) -> list[Message]:
     question = item.messages[-1]["content"]
     if METRICS[item.meta["task"]] is materials.agreement:
         text = (
-            f"Does the answer below agree with the reference? Reply A if it does and B if it does not.\n\n"
+            "Does the answer below agree with the reference? Reply with one letter: A if it does and B if it does not."
+            "\n\n"
             f"Question: {question}\nReference: {item.reference}\nAnswer: {answer}"
         )
     else:
@@ -63,7 +64,9 @@ def judge(item: Item, answer: str) -> list[Message]:
 
 
 def score(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:
-    """By the judge's verdict where there is one, else by the published rules without a judge."""
+    """By the judge's verdict where there is one, else by the published rules without a judge.
+
+    As published (datasets/generic.py), the first capital A or B of a verdict counts, in a word too."""
     metric = METRICS[item.meta["task"]]
     values = metric.one(answer, item.reference)
     if verdict is None:

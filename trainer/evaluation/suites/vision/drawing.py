@@ -76,6 +76,7 @@ def _image(folder: Path, row: Row) -> str:
 
 
 def score(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:
+    """The scores of a drawing; of understanding, as published, the first capital A to D counts, in a word too."""
     if item.meta["task"] == "understanding":
         found = re.search("[A-D]", answer)
         return {"correct": found is not None and found[0] == item.reference, "parsed": found is not None}
