@@ -141,7 +141,7 @@ def serve(source: Source, conversation: Conversation | None, options: argparse.N
     limits = Limits(options.max_body * 2**20, options.time_limit)
     hosts = ("localhost", "127.0.0.1", "[::1]", options.host) if local else ()
     media = Sources(None if options.media_dir is None else Path(options.media_dir), options.media_http)
-    app = build(Served(name, source, worker, conversation, limits, media), key=key, hosts=hosts)
+    app = build(Served(name, source, worker, conversation, limits, media, version), key=key, hosts=hosts)
     host, port = options.host, listening.getsockname()[1]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

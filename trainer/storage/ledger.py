@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -39,6 +40,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path, self._places = path, dict[str, tuple[int, int]]()
         self._lock = threading.Lock()
+        self._torn = False  # bytes that are not of an entry may follow the last
         self._held = FileLock(path)
         self._file = self._held.file
         self._end = self._read()
@@ -84,11 +86,20 @@ class Ledger:
         return found
 
     def add(self, key: str, entry: Entry) -> None:
-        """Raises OSError, for a full disk too; the ledger is then as it was."""
+        """Raises OSError, for a full disk or a failed sync too; the ledger is then as it was."""
         line = json.dumps({"key": key, **entry}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
-            if os.pwrite(self._file, line, self._end) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            sync(self._file)
+            if self._torn:
+                os.ftruncate(self._file, self._end)
+            self._torn = True
+            try:
+                if os.pwrite(self._file, line, self._end) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                sync(self._file)
+            except BaseException:
+                with contextlib.suppress(OSError):  # the next entry tries again, and is refused where that fails
+                    os.ftruncate(self._file, self._end)
+                raise
+            self._torn = False
             self._places[key] = (self._end, len(line))
             self._end += len(line)

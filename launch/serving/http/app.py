@@ -46,6 +46,7 @@ def build(served: Served, *, key: str | None = None, hosts: tuple[str, ...] = ()
     async def models(request: Request) -> Response:
         card = {"id": served.name, "object": "model", "created": served.created, "owned_by": "octavo"}
         card["max_model_len"] = served.context
+        card["version"] = served.version
         if "name" not in request.path_params:
             return JSONResponse({"object": "list", "data": [card]})
         served.require(request.path_params["name"])
@@ -65,7 +66,7 @@ def build(served: Served, *, key: str | None = None, hosts: tuple[str, ...] = ()
             session = body.session_id if kind is bodies.Generate and body.session_id != -1 else None
             answers = worker.ask(asked.requests, session, keep=_is_determined(body))
             if body.stream:
-                return _stream(asked, answers, served.limits.seconds)
+                return _Stream(asked, answers, served.limits.seconds)
             return await _whole(request, asked, answers, served.limits.seconds)
 
         return endpoint
@@ -126,24 +127,34 @@ async def _disconnected(request: Request) -> None:
 
 def _too_long(seconds: float) -> ApiError:
     text = f"the answer took more than {seconds:g} s; ask for fewer tokens, or start with a longer --time-limit"
-    return ApiError(408, text, code="timeout")
+    return ApiError(400, text, code="timeout")  # after 408 clients would have it computed again
 
 
-def _stream(asked: Asked, answers: Answers, seconds: float) -> Response:
-    async def events() -> AsyncIterator[str]:
+class _Stream(StreamingResponse):
+    """Events as they arrive. The answers are not computed any further after `seconds`, however slowly the client
+    reads, nor once it has left, be it before the first event."""
+
+    def __init__(self, asked: Asked, answers: Answers, seconds: float) -> None:
+        super().__init__(_events(asked, answers), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._answers, self._seconds = answers, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        late = asyncio.get_running_loop().call_later(self._seconds, self._answers.cancel, _too_long(self._seconds))
         try:
-            async with asyncio.timeout(seconds), aclosing(asked.stream(answers)) as chunks:  # type: ignore[type-var]
-                async for chunk in chunks:
-                    yield _event(chunk)
-            yield "data: [DONE]\n\n"
-        except ApiError as error:
-            yield _event(error.body)
-        except TimeoutError:
-            yield _event(_too_long(seconds).body)
+            await super().__call__(scope, receive, send)
         finally:
-            answers.cancel()
+            late.cancel()
+            self._answers.cancel()
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+async def _events(asked: Asked, answers: Answers) -> AsyncIterator[str]:
+    try:
+        async with aclosing(asked.stream(answers)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                yield _event(chunk)
+        yield "data: [DONE]\n\n"
+    except ApiError as error:
+        yield _event(error.body)
 
 
 def _event(content: dict[str, Any]) -> str:

@@ -41,10 +41,10 @@ class ApiError(Exception):
 
 
 class AbortedError(ApiError):
-    """The answer was ended by /abort_request."""
+    """The answer was ended by /abort_request. Clients send a request again after 409, but not after 400."""
 
     def __init__(self) -> None:
-        super().__init__(409, "the answer was ended by /abort_request", code="aborted")
+        super().__init__(400, "the answer was ended by /abort_request", code="aborted")
 
 
 def refused(error: UserError, names: dict[str, str] | None = None) -> ApiError:

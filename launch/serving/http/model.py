@@ -29,7 +29,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Served:
-    """name: that requests give as `model`. context: the most tokens of prompt and answer."""
+    """name: that requests give as `model`. version: of the weights and the tokenizer, None where it is not known.
+    context: the most tokens of prompt and answer."""
 
     name: str
     source: Source
@@ -37,6 +38,7 @@ class Served:
     conversation: Conversation | None = None  # None: there is no chat template
     limits: Limits = Limits()
     media: Sources = NOWHERE
+    version: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -113,22 +113,30 @@ class Worker:
         if session is not None and any(answers.session == session for answers in self._open):
             raise ApiError(400, f"session_id={session} is in use; use another, or -1", param="session_id")
         answers = Answers(requests, self, session, keep=keep and self._kept is not None)
+        known = self._find_known(answers) if answers.keep else {}
+        answers.wanted = [place for place in answers.wanted if place not in known]
         self._open.add(answers)
-        if answers.keep:
-            self._answer_known(answers)
+        for events in known.values():
+            self._arrive(answers, events)
         if answers.wanted:
             self._commands.put(("submit", answers))
         return answers
 
-    def _answer_known(self, answers: Answers) -> None:
-        """With what is on disk."""
+    def _find_known(self, answers: Answers) -> dict[int, list[Event]]:
+        """The whole answers on disk, by place. Those that cannot be read are computed again."""
         assert self._kept is not None
-        known = {place: done for place, one in enumerate(answers.requests) if (done := self._kept.find(one))}
-        answers.wanted = [place for place in answers.wanted if place not in known]
-        for place, done in known.items():
-            tokens = tokens_of(done, answers.requests[place], self.engine.decode)
-            events = [Event(place, token, done if token is tokens[-1] else None) for token in tokens]
-            self._arrive(answers, events or [Event(place, None, done)])
+        known: dict[int, list[Event]] = {}
+        for place, request in enumerate(answers.requests):
+            try:
+                done = self._kept.find(request)
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                print_warning(f"a kept answer cannot be read: {type(error).__name__}: {error}")
+                continue
+            if done is not None:
+                tokens = tokens_of(done, request, self.engine.decode)
+                events = [Event(place, token, done if token is tokens[-1] else None) for token in tokens]
+                known[place] = events or [Event(place, None, done)]
+        return known
 
     def cancel(self, answers: Answers, reason: ApiError | None = None) -> None:
         """Nothing happens to answers that are finished."""

@@ -12,12 +12,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Behaviour = Callable[[str, int], Any]
-"""(text of the last message, how often it was asked before) -> what to answer: a text, a status, seconds to wait before
-an answer, or None to close the connection."""
+"""(text of the last message, how often it was asked before) -> what to answer: a text, a status, (status, message),
+seconds to wait before an answer, or None to close the connection."""
 
 
 class ChatServer(ThreadingHTTPServer):
     daemon_threads = True
+
+    version: str | None = None  # of all models
 
     def __init__(self, behaviour: Behaviour, models: dict[str, int | None]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -46,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
             {"id": name, **({} if context is None else {"max_model_len": context})}
             for name, context in self.server.models.items()
         ]
+        if self.server.version is not None:
+            listed = [{**card, "version": self.server.version} for card in listed]
         self._send(200, {"data": listed})
 
     def do_POST(self) -> None:
@@ -62,6 +66,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
         elif isinstance(how, int):
             self._send(how, {"error": {"message": "as asked"}})
+        elif isinstance(how, tuple):
+            self._send(how[0], {"error": {"message": how[1]}})
         else:
             if isinstance(how, float):
                 time.sleep(how)

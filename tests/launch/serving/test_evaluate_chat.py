@@ -98,6 +98,20 @@ def test_a_prompt_beyond_the_context_is_a_failure_of_its_own(model):
     assert short.tokens == 12
 
 
+def test_another_precision_or_other_rules_of_media_are_another_model(model):
+    assert model.source.placeholders
+
+    def identity(**changed: object) -> object:
+        source = replace(model.source, **changed)
+        return EmbeddedModel(source, "run", model.conversation, lambda: torch.device("cpu")).identity
+
+    rules = model.source.rules
+    other = replace(rules, image=replace(rules.image, in_text=rules.image.in_text + "<other>"))
+    assert identity() == model.identity
+    assert identity(find_rules=lambda: other) != model.identity
+    assert identity(experts=model.source.experts + "8") != model.identity
+
+
 def test_the_cache_grows_unless_its_size_is_given(model):
     small = EmbeddedModel(model.source, "run", model.conversation, lambda: torch.device("cpu"), batch=1)
     answers = ask(model, "a", "word " * 100, "b")

@@ -17,7 +17,7 @@ from launch.serving import evaluate
 from tests.launch.refused import refused
 from tests.launch.serving.chat_server import chat_server
 from tests.launch.serving.own_suite import JUDGED, OWN, SUITES, start, write_rows
-from trainer.evaluation.asked import SETTINGS, Question, key_of
+from trainer.evaluation.asked import SETTINGS, Answer, Failure, Question, key_of
 from trainer.evaluation.served import ServedModel
 
 
@@ -155,6 +155,40 @@ def test_media_are_sent_as_data_and_count_by_content(tmp_path):
     assert key_of("s", "i", [message], settings, model.identity) == key
     (tmp_path / "b.png").write_bytes(b"others")
     assert key_of("s", "i", [message], settings, model.identity) != key
+
+
+def test_a_limit_beyond_the_context_is_not_sent():
+    """Neither where the model is named nor where the prompt alone takes the limit beyond the context."""
+    settings = SETTINGS["non_thinking"]
+    questions = [Question(name, [{"role": "user", "content": name}], settings) for name in ("near", "beyond")]
+    refusal = (400, "max_tokens=32768 with a prompt of 9 tokens exceeds the context of 32769")
+
+    def behave(text: str, before: int) -> Any:
+        return "e" if text == "near" and before else refusal
+
+    with chat_server(behave, {"m": 32_769, "small": 8}) as server:
+        model, small = ServedModel(server.url, "m"), ServedModel(server.url, "small")
+        answers = {question.key: answer for question, answer in model.answer(questions)}
+        for one in (model, small):
+            one.stop()
+            one.close()
+        sent = ["max_tokens" in body for body in server.bodies if body["messages"][0]["content"] == "near"]
+    assert (model.context, small.context) == (32_769, 8)
+    assert "max_tokens" not in small.body(questions[0])
+    assert sent == [True, False]
+    assert isinstance(answers["near"], Answer)
+    assert isinstance(answers["beyond"], Failure)
+    assert answers["beyond"].final
+    assert server.asked == {"near": 2, "beyond": 2}
+
+
+def test_another_version_of_a_model_is_asked_anew(tmp_path):
+    data, out = write_rows(tmp_path / "data", 1), tmp_path / "out"
+    with chat_server(lambda text, before: "e") as server:
+        for version in ("1", "1", "2"):
+            server.version = version
+            assert main(["evaluate", server.url, "suite=own_rows", "--data", str(data), "--out", str(out)]) == 0
+        assert sum(server.asked.values()) == len(keys(out)) == 2
 
 
 def test_servers_that_cannot_be_used_are_refused(tmp_path, monkeypatch):

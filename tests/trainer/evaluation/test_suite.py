@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.evaluation.files import bad_row, find_file, find_files, read_rows
+from trainer.evaluation.perplexity import read_documents
 from trainer.evaluation.registry import find
 from trainer.evaluation.suite import Item, Scored, Suite, SuiteError, mean_of
 
@@ -58,6 +59,16 @@ def test_missing_files_columns_and_formats(tmp_path: Path) -> None:
     with pytest.raises(SuiteError):
         list(read_rows(tmp_path / "no.jsonl"))
     assert bad_row(path, 3, "answer=Q is not an option", value="Q", allowed="A to D").value == "Q"
+
+
+def test_documents_of_all_formats_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "first"}\n')
+    (tmp_path / "b.csv").write_text("text\nsecond\n")
+    assert [(one.domain, one.text) for one in read_documents(tmp_path, None)] == [("a", "first"), ("b", "second")]
+    (tmp_path / "a.tsv").write_text("text\nthird\n")
+    with pytest.raises(SuiteError) as caught:
+        read_documents(tmp_path, None)
+    assert (caught.value.where, caught.value.value) == (str(tmp_path / "a.tsv"), "a.jsonl")
 
 
 def test_means_by_category() -> None:
