@@ -23,7 +23,8 @@ SUITES = (
         metric_source="gaia-benchmark on Hugging Face, scorer.py; inspect_evals has it as well",
         where_data=_WHERE + " (gaia-benchmark/GAIA asks for an account)",
         harness="OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none inspect eval inspect_evals/gaia "
-        "--model openai/NAME --model-args responses_api=false",
+        "--model openai/NAME -T instance_ids=IDS -M responses_api=false "
+        "(IDS: of the questions without a file, with commas)",
     ),
     Suite(
         name="tau2-Bench",
