@@ -13,7 +13,7 @@ from trainer.config.recipes.values import example
 
 GROUPS = list_groups()
 # Remedies that leave open what to type: the user has to decide it.
-OPEN = re.compile(r"valid YAML|a mapping|--?[\w-]+=[A-Z{]")
+OPEN = re.compile(r"valid YAML|a mapping|key=value|--?[\w-]+=[A-Z{]")
 
 
 def value_of(key: str, allowed: object) -> str | None:

@@ -49,7 +49,7 @@ def test_help_lists_the_options_of_a_users_directory(words, capsys):
     else:
         with pytest.raises(SystemExit, match="0"):
             main([*words, "--config-dir=mine"])
-    assert re.search(r"\n  recipe=cpt_117b_32gpu\|[^ ]*\|long\|toy", capsys.readouterr().out)
+    assert re.search(r"\n  recipe=cpt_117b_32gpu\|[^ ]*\|long\|lora_30b_1gpu\|[^ ]*\|toy", capsys.readouterr().out)
     assert main(["--help", "--config-dir", "nowhere"]) == 2
     error_line(capsys.readouterr().err, "--config-dir", "nowhere")
 
