@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from trainer.weights.hf_files import HuggingFaceError, open_directory
 from trainer.weights.hf_read import fill, from_huggingface
 from trainer.weights.hf_survey import survey_directory
 
+DTYPE = ("dtype", "torch_dtype")  # the new and the old name of one key
+
 
 @pytest.mark.parametrize(
     "kinds",
@@ -61,11 +64,11 @@ def test_round_trips_at_ep_8_are_bitwise(tmp_path, reference, kinds):
         assert len(list(target.glob("*.safetensors"))) > 2
         assert_bitwise(loaded(target), loaded(source))
         before, after = (json.loads((directory / "config.json").read_text()) for directory in (source, target))
-        for part in (after, after["text_config"]):  # the new and the old name of one key
-            assert part.pop("dtype") == part.pop("torch_dtype") == ("bfloat16" if source.name == "bf16" else "float32")
-        for part in (before, before["text_config"]):
-            part.pop("dtype", None)
-            part.pop("torch_dtype", None)
+        stored = "bfloat16" if source.name == "bf16" else "float32"
+        said = {part.pop(name, stored) for part in (after, after["text_config"]) for name in DTYPE}
+        assert said == {stored}
+        for part, name in product((before, before["text_config"]), DTYPE):
+            part.pop(name, None)
         assert ("auto_map" in after) == ("interns1_pro" in str(source))  # the code that the export carries
         after.pop("auto_map", None)
         assert after == before
