@@ -40,6 +40,7 @@ def write_rows(data: Path, count: int, suite: Suite = OWN) -> Path:
 def start(*words: object) -> subprocess.Popen[str]:
     """`octavo evaluate WORDS` in a process of its own."""
     script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored behind a shell's `&`
         "import sys; import launch.serving.evaluate as command; from tests.launch.serving.own_suite import SUITES; "
         "command.SUITES = SUITES; from launch.cli import main; sys.exit(main(['evaluate', *sys.argv[1:]]))"
     )

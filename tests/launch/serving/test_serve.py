@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,17 @@ import pytest
 import torch
 
 from launch.serving import serve
+from launch.serving.http.kept import version_of
 from launch.serving.http.run import listen
 from tests.launch.refused import refused
 from tests.launch.serving import tiny_server
+from tests.trainer.data.small_mixture import make_mixture
+from tests.trainer.tiny_run import tiny_config
 from trainer.config.errors import CommandError
 from trainer.engine.engine import Engine
 from trainer.engine.load import open_source
 from trainer.engine.request import Request, Sampling
+from trainer.run.process import train
 
 PROMPT = "a text about"
 LONG = 1900  # tokens: longer than a test waits
@@ -68,9 +73,11 @@ def body(seed: int, tokens: int, **more: Any) -> dict[str, Any]:
     return {"prompt": PROMPT, "max_tokens": tokens, "seed": seed, **more}
 
 
+@pytest.mark.slow
 def test_what_runs_at_sigterm_is_finished(text_run):
     with serving(text_run, "--grace", "100") as (process, url), httpx.Client(base_url=url, timeout=60) as client:
-        assert [model["id"] for model in client.get("/models").json()["data"]] == ["run"]
+        (listed,) = client.get("/models").json()["data"]
+        assert (listed["id"], listed["version"]) == ("run", version_of(open_source(text_run)))
         found = client.post("/completions", json=body(1, 9)).json()["choices"][0]["text"]
         with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as gone:  # which leaves before its answer
             content = json.dumps(body(0, LONG, ignore_eos=True)).encode()
@@ -141,6 +148,20 @@ def test_a_killed_server_loses_nothing_that_was_answered(text_run, tmp_path):
     assert len(kept.read_text().splitlines()) == len(asked)
 
 
+def test_the_listed_version_changes_with_the_weights(tmp_path, monkeypatch):
+    model = {"vocab_size": 320, "router_groups": 1, "positions": "rope", "init_std": 0.3}
+    cfg = tiny_config(tmp_path / "run", model=model, steps=2, every=1, keep=2)
+    (tmp_path / "mixture").mkdir()
+    cfg.data = make_mixture(tmp_path / "mixture", monkeypatch)
+    assert train(cfg) == 0
+    steps = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    first, second, of_run = (version_of(open_source(path)) for path in (*steps, tmp_path / "run"))
+    assert first != second == of_run
+    with tiny_server.client(replace(tiny_server.served(), version=first)) as client:
+        assert client.get("/v1/models").json()["data"][0]["version"] == first
+        assert client.get(f"/v1/models/{tiny_server.NAME}").json()["version"] == first
+
+
 def test_what_cannot_be_served_is_refused(text_run, tmp_path, monkeypatch):
     assert refused("serve", str(tmp_path / "none")).where == str(tmp_path / "none")
     assert refused("serve", str(text_run), "--port", "70000").where == "--port"
@@ -175,7 +196,7 @@ def test_a_full_server_refuses_and_a_late_answer_is_cut(monkeypatch):
     monkeypatch.setattr(server.worker.engine, "step", lambda: (time.sleep(0.01), step())[1])
     with tiny_server.client(server) as client:
         answer = client.post("/v1/completions", json=body(1, 900, ignore_eos=True))
-        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "timeout")
         with client.stream("POST", "/v1/completions", json=body(1, 900, ignore_eos=True, stream=True)) as stream:
             lines = [line for line in stream.iter_lines() if line]
         assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "timeout"
@@ -184,7 +205,7 @@ def test_a_full_server_refuses_and_a_late_answer_is_cut(monkeypatch):
             asked = [body(seed, 900, ignore_eos=True) for seed in range(3)]
             asking = [threads.submit(client.post, "/v1/completions", json=one) for one in asked]
             found = sorted(one.result().status_code for one in asking)
-        assert found == [408, 408, 429]
+        assert found == [400, 400, 429]
 
 
 def test_a_failure_of_the_engine_reaches_every_client(monkeypatch):

@@ -1,5 +1,6 @@
 """The ledger: whole lines stay, half a line is cut off, one process at a time."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -62,3 +63,30 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path: Path, monkeypatch: py
         assert "a" not in ledger
         ledger.add("b", {})
         assert ledger.path.read_bytes() == b'{"key": "b"}\n'
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_failed_sync_leaves_the_ledger_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: bool) -> None:
+    """cut: the entry can be cut off at once, or only before the next."""
+
+    def fail(*args: int) -> None:
+        raise OSError(errno.EIO, "no disk")
+
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path) as ledger:
+        ledger.add("a", {})
+        before = path.read_bytes()
+        monkeypatch.setattr("trainer.storage.ledger.sync", fail)
+        if not cut:
+            monkeypatch.setattr(os, "ftruncate", fail)
+        for _ in range(2):
+            with pytest.raises(OSError, match="no disk"):
+                ledger.add("long", {"text": "x" * 100})
+        assert "long" not in ledger
+        if cut:
+            assert path.read_bytes() == before
+        monkeypatch.undo()
+        ledger.add("b", {})
+    assert path.read_bytes() == before + b'{"key": "b"}\n'
+    with Ledger(path) as ledger:
+        assert len(ledger) == 2

@@ -144,6 +144,27 @@ def test_a_streamed_answer_has_the_same_log_probabilities(client):
         assert [value for part in parts for value in part[name]] == values
 
 
+@pytest.mark.parametrize("code", ["timeout", "aborted"])
+def test_the_openai_client_sends_nothing_twice_that_was_given_up(monkeypatch, code):
+    openai = pytest.importorskip("openai")
+    server = tiny_server.served(limits=tiny_server.Limits(seconds=0.05))
+    watched, ask = tiny_server.watched(server, monkeypatch), server.worker.ask
+
+    def aborted(*args, **more):
+        answers = ask(*args, **more)
+        server.worker.abort(None)
+        return answers
+
+    if code == "aborted":
+        monkeypatch.setattr(server.worker, "ask", aborted)
+    with tiny_server.client(server) as made:
+        asking = openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=made, max_retries=2)
+        with pytest.raises(openai.BadRequestError) as caught:
+            asking.completions.create(model=NAME, prompt=PROMPT, max_tokens=900, extra_body={"ignore_eos": True})
+    assert caught.value.code == code
+    assert len(watched) == 1
+
+
 def test_the_openai_client_reads_the_answers(server):
     openai = pytest.importorskip("openai")
     with tiny_server.client(tiny_server.served(), key="secret") as made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,38 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path):
     kept.close()
 
 
-def test_a_full_disk_does_not_lose_the_answer(tmp_path, monkeypatch, capsys):
-    server = start(tmp_path / "kept.jsonl")
-
+@pytest.mark.parametrize("call", ["sync", "os.pwrite"])
+def test_a_full_disk_loses_neither_the_answer_nor_the_file(tmp_path, monkeypatch, capsys, call):
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(KeptAnswers, "add", full)
+    server = start(tmp_path / "kept.jsonl")
     with tiny_server.client(server) as client:
-        assert client.post(COMPLETIONS, json={"prompt": "kalo", "seed": 1}).status_code == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(f"trainer.storage.ledger.{call}", full)
+            assert client.post(COMPLETIONS, json={"prompt": "kalo", "seed": 1, "max_tokens": 30}).status_code == 200
+        assert client.post(COMPLETIONS, json={"prompt": "kalo", "seed": 1, "max_tokens": 1}).status_code == 200
     assert "No space left" in capsys.readouterr().err
+    with Ledger(tmp_path / "kept.jsonl") as ledger:
+        assert len(ledger) == 1
+
+
+@pytest.mark.parametrize("how", ["of another shape", "on a bad disk"])
+def test_a_kept_answer_that_cannot_be_read_is_computed_again(tmp_path, monkeypatch, capsys, how):
+    def fail(*args: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    path, body = tmp_path / "kept.jsonl", {"prompt": ["kalo", "mi"], "seed": 1, "max_tokens": 5}
+    with tiny_server.client(start(path)) as client:
+        first = client.post(COMPLETIONS, json=body).json()["choices"]
+    if how == "of another shape":
+        entries = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({"key": entry["key"]}) + "\n" for entry in entries))
+    else:
+        monkeypatch.setattr(Ledger, "get", fail)
+    again = start(path)
+    with tiny_server.client(again) as client:
+        assert client.post(COMPLETIONS, json=body).json()["choices"] == first
+        assert client.get("/health").json()["pending"] == 0
+    assert again.worker.engine._submitted == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
