@@ -21,6 +21,7 @@ from parallel.errors import UserError
 
 T = TypeVar("T")
 MAX_REPLY = 8 << 20  # bytes
+SAID = 400  # bytes of a reply in an error
 CONNECT = 10.0  # seconds at most to get a connection
 LONGEST_WAIT = 60.0  # seconds between two tries, even if the server asks for more
 REFUSED = {401, 403, 404, 405}  # another request would not change these
@@ -29,11 +30,12 @@ ADDRESS = "an address such as http://localhost:8000/v1"
 
 
 class ServerError(Exception):
-    """A request that failed. again: the same request may succeed later, after `wait` seconds if the server says so."""
+    """A request that failed. again: the same request may succeed later, after `wait` seconds if the server says so.
+    status: of HTTP, of a reply that is an error."""
 
-    def __init__(self, message: str, *, again: bool, wait: float | None = None) -> None:
+    def __init__(self, message: str, *, again: bool, wait: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
-        self.again, self.wait = again, wait
+        self.again, self.wait, self.status = again, wait, status
 
 
 class Stopped(Exception):
@@ -149,7 +151,7 @@ class Server:
             cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise ServerError(cause, again=True) from error
         if response.status_code != 200:
-            self._raise_for(response, content[:200].decode("utf-8", "replace").strip())
+            self._raise_for(response, content[:SAID].decode("utf-8", "replace").strip())
         return bytes(content)
 
     def _raise_for(self, response: httpx.Response, said: str) -> None:
@@ -160,7 +162,8 @@ class Server:
             raise self.error(text, where=self.option, value=status, allowed=allowed)
         again = response.status_code >= 500 or response.status_code in RETRIED
         after = response.headers.get("Retry-After", "")
-        raise ServerError(status, again=again, wait=float(after) if after.isdecimal() else None)
+        wait = float(after) if after.isdecimal() else None
+        raise ServerError(status, again=again, wait=wait, status=response.status_code)
 
 
 def read_reply(body: bytes, read: Callable[[Any], T]) -> T:

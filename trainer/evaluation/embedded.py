@@ -92,7 +92,12 @@ class EmbeddedModel:
         self.tokenizer, self.conversation = source.require_tokenizer(), conversation
         self._device, self._towers, self._batch, self._cache_tokens = device, towers, batch, cache_tokens
         texts = None if conversation is None else dict(conversation.template.texts)
-        self.identity = {"weights": _version(source), "prompt": _digest([self.tokenizer.state, texts])}
+        rules = source.rules.to_json() if source.placeholders else None
+        self.identity = {
+            "weights": _version(source),
+            "prompt": _digest([self.tokenizer.state, texts, rules]),
+            "precision": [source.linears, source.experts],
+        }
         self._engine: Engine | None = None
 
     def prompt(self, question: Question) -> tuple[list[int], list[Medium]]:
@@ -249,7 +254,7 @@ def _version(source: Source) -> Mapping[str, Any]:
     a Hugging Face directory, which has none, sizes and times of its files."""
     opened = source.opened
     if isinstance(opened, OpenedCheckpoint):
-        return {"step": opened.step, "manifest": _digest(opened.files)}
+        return {"step": opened.step, "manifest": _digest([opened.files, opened.base])}
     files = sorted(opened.directory.path.glob("*.safetensors"))
     facts = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
     return {"files": _digest([facts, opened.directory.config])}

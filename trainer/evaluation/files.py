@@ -24,12 +24,34 @@ def find_file(directory: Path, *names: str) -> Path:
 def find_files(directory: Path, *names: str) -> list[Path]:
     """All files of the first of `names` that matches any, sorted. Raises SuiteError where none does."""
     for name in names:
-        if found := sorted(path for path in directory.glob(name) if path.is_file()):
+        if found := _matches(directory, name):
             return found
+    raise _none_of(directory, names)
+
+
+def find_all(directory: Path, *names: str) -> list[Path]:
+    """The files of all `names`, sorted. Raises SuiteError where there is none, and for two that differ only in their
+    suffix."""
+    found = sorted({path for name in names for path in _matches(directory, name)})
+    if not found:
+        raise _none_of(directory, names)
+    of_stem: dict[str, Path] = {}
+    for path in found:
+        if (other := of_stem.setdefault(path.stem, path)) != path:
+            text = f"{path}: there is {other.name} as well; remove or rename one of them"
+            raise SuiteError(text, where=str(path), value=other.name, allowed="one file of each name")
+    return found
+
+
+def _matches(directory: Path, name: str) -> list[Path]:
+    return sorted(path for path in directory.glob(name) if path.is_file())
+
+
+def _none_of(directory: Path, names: tuple[str, ...]) -> SuiteError:
     wanted = " or ".join(str(directory / name) for name in names)
     value = "other files" if directory.is_dir() else "no such directory"
     text = f"{directory}: {value if directory.is_dir() else f'there is {value}'}; put {wanted} there"
-    raise SuiteError(text, where=str(directory), value=value, allowed=names)
+    return SuiteError(text, where=str(directory), value=value, allowed=names)
 
 
 def read_rows(path: Path, *required: str) -> Iterator[Row]:

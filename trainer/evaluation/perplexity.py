@@ -21,7 +21,7 @@ from trainer.config.run_files import read_run
 from trainer.engine.load import Source
 from trainer.evaluation.asked import Failure
 from trainer.evaluation.asking import Outcome
-from trainer.evaluation.files import find_files, read_rows
+from trainer.evaluation.files import find_all, read_rows
 from trainer.evaluation.suite import Item, Scored, Suite, SuiteError, Summary
 from trainer.storage.ledger import Ledger
 from trainer.storage.progress import OnProgress, Progress
@@ -61,9 +61,9 @@ class Scorer(Protocol):
 def read_documents(directory: Path, limit: int | None) -> list[Passage]:
     """The rows of DOMAIN.jsonl (or .json, .parquet, .csv, .tsv), whose column is "text"; `limit` of each domain.
 
-    Raises SuiteError for files without texts."""
+    Raises SuiteError for files without texts, and for two files of one domain."""
     found = []
-    for path in find_files(directory, "*.jsonl", "*.parquet", "*.json", "*.csv", "*.tsv"):
+    for path in find_all(directory, "*.jsonl", "*.parquet", "*.json", "*.csv", "*.tsv"):
         rows = 0
         for number, row in enumerate(read_rows(path, "text"), 1):
             if limit is not None and rows == limit:

@@ -46,24 +46,33 @@ class ServedModel(Server):
     ) -> None:
         super().__init__(url, api_key=api_key, timeout=timeout, retries=retries, backoff=backoff)
         self.concurrency, self.omit, self.given = concurrency, frozenset(omit), option
-        listed = self._listed() if model is None else {}
+        listed = self._listed(needed=model is None)
         if model is None and len(listed) != 1:
             text = f"{self.address} has the models {', '.join(listed) or '(none)'}; choose one with --model"
             raise SuiteError(text, where="--model", value=tuple(listed), allowed=tuple(listed))
         self.model = model or next(iter(listed))
-        self.context: int | None = listed.get(self.model)
+        card = listed.get(self.model, {})
+        self.context: int | None = card.get("max_model_len")
         self.name = f"{self.model} at {self.address}"
         self.identity: Mapping[str, Any] = {"url": self.address.rstrip("/"), "model": self.model}
+        if (version := card.get("version")) is not None:  # `octavo serve` has one, which changes with the weights
+            self.identity = {**self.identity, "version": version}
 
-    def _listed(self) -> dict[str, int | None]:
-        """The models with their contexts, where the server gives these."""
+    def _listed(self, *, needed: bool) -> dict[str, Mapping[str, Any]]:
+        """The cards of the models by name; nothing where they are not `needed` and the server does not list them."""
 
-        def read(reply: Any) -> dict[str, int | None]:
-            return {one["id"]: one.get("max_model_len") for one in reply["data"]}
+        def read(reply: Any) -> dict[str, Mapping[str, Any]]:
+            return {one["id"]: dict(one) for one in reply["data"]}
 
         try:
             return self.get("models", read)
+        except SuiteError:
+            if needed:
+                raise
+            return {}
         except ServerError as error:
+            if not needed and error.status is not None:
+                return {}
             remedy = "start the server, or check the address"
             text = f"{self.given} {self.address} does not list its models: {error}; {remedy}"
             raise SuiteError(text, where=self.given, value=self.address, allowed=remedy) from None
@@ -114,9 +123,19 @@ class ServedModel(Server):
             return Failure(str(error))
 
     def _ask(self, question: Question) -> Answer | Failure:
+        """The answer; where prompt and longest answer exceed the context, of a request without a limit, so that the
+        answer ends with the context, as those of the embedded engine do."""
         try:
-            return self.post("chat/completions", self.body(question), _answer)
-        except (ServerError, OSError) as error:
+            body = self.body(question)
+            try:
+                return self.post("chat/completions", body, _answer)
+            except ServerError as error:
+                if not _exceeds(error) or body.pop("max_tokens", None) is None:
+                    raise
+            return self.post("chat/completions", body, _answer)
+        except ServerError as error:
+            return Failure(str(error), final=_exceeds(error))
+        except OSError as error:
             return Failure(str(error))
 
     def body(self, question: Question) -> dict[str, Any]:
@@ -136,6 +155,11 @@ class ServedModel(Server):
         if self.context is not None and s.max_tokens >= self.context:
             del body["max_tokens"]  # servers then answer as far as the context goes
         return {name: value for name, value in body.items() if name not in self.omit}
+
+
+def _exceeds(error: ServerError) -> bool:
+    """True if a server refuses a request because of its context: `octavo serve`, vLLM and OpenAI's API name it."""
+    return error.status == 400 and "context" in str(error)
 
 
 def _sent(message: Message) -> Message:
