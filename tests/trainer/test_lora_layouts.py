@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -33,6 +34,13 @@ SPREADS = [
     Spread(1, 4, 1),
     Spread(2, 2, 2, options=(("reshard_experts", True),)),
     Spread(1, 2, 4, options=(("cp", 2),)),
+]
+PAIRS = [
+    Spread(1, 2, 2, recompute="full", options=(("overlap", 2),)),
+    Spread(1, 2, 2, ONE_GROUP),
+    Spread(1, 2, 1),
+    Spread(2, 1, 1),
+    Spread(1, 1, 2, options=(("cp", 2),)),
 ]
 
 
@@ -86,10 +94,12 @@ def on_each(spreads: list[Spread]) -> list[Any]:
     return found if dist.get_rank() == 0 else []
 
 
-def test_layouts_equal_one_process():
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_layouts_equal_one_process(ranks):
     alone: dict[Any, Any] = {}
-    results = on_ranks(4, on_each, SPREADS, init=True, timeout_s=120.0)[0]
-    for spread, (loss, norm, gradients, weights) in zip(SPREADS, results, strict=True):
+    spreads = SPREADS if ranks == 4 else PAIRS
+    results = on_ranks(ranks, on_each, spreads, init=True, timeout_s=120.0)[0]
+    for spread, (loss, norm, gradients, weights) in zip(spreads, results, strict=True):
         if spread.model not in alone:
             alone[spread.model] = one_step(Spread(1, 1, 1, spread.model).config(), torch.float64)
         expected = alone[spread.model]

@@ -45,7 +45,7 @@ def base(tmp_path_factory) -> Path:
 
 def configuration(base: Path, directory: Path, stored: str = "fp8", **sizes: Any) -> Config:
     cfg = tiny_config(
-        directory, steps=3, log_every=1, global_batch=8, micro_batch=1, model=MODEL, loss_chunk=8, schedule="constant",
+        directory, steps=2, log_every=1, global_batch=8, micro_batch=1, model=MODEL, loss_chunk=8, schedule="constant",
         name="sgd", lr=0.1,
     )  # fmt: skip
     cfg.checkpoint.init_from = str(base)
@@ -58,11 +58,19 @@ def losses(directory: Path) -> list[float]:
     return [record["loss"] for record in steps(directory)]
 
 
-def test_one_process_trains_as_on_the_dequantised_base(base, tmp_path):
-    for stored in ("fp8", "linears"):
-        assert train(configuration(base, tmp_path / stored, stored)) == 0
-    assert losses(tmp_path / "fp8") == pytest.approx(losses(tmp_path / "linears"), rel=1e-6)
-    first, *_, last = losses(tmp_path / "fp8")
+@pytest.fixture(scope="module")
+def alone(base, tmp_path_factory) -> Config:
+    """The configuration of a run of one process."""
+    cfg = configuration(base, tmp_path_factory.mktemp("alone") / "run")
+    assert train(cfg) == 0
+    return cfg
+
+
+def test_one_process_trains_as_on_the_dequantised_base(base, alone, tmp_path):
+    assert train(configuration(base, tmp_path / "linears", "linears")) == 0
+    found = losses(Path(str(alone.run.dir)))
+    assert found == pytest.approx(losses(tmp_path / "linears"), rel=1e-6)
+    first, *_, last = found
     assert abs(last - first) > 1e-4
 
 
@@ -90,12 +98,11 @@ LAYOUTS = {
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if quick else pytest.mark.slow) for n, (*_, quick) in LAYOUTS.items()]
 )
-def test_ranks_hold_the_base_once_and_train_as_one_process(base, tmp_path, name):
+def test_ranks_hold_the_base_once_and_train_as_one_process(base, alone, tmp_path, name):
     ranks, sizes, _ = LAYOUTS[name]
-    alone, spread = configuration(base, tmp_path / "alone"), configuration(base, tmp_path / "spread", **sizes)
-    assert train(alone) == 0
+    spread = configuration(base, tmp_path / "spread", **sizes)
     assert set(on_ranks(ranks, train, spread)) == {0}
-    assert losses(tmp_path / "spread") == pytest.approx(losses(tmp_path / "alone"), rel=2e-6)
+    assert losses(tmp_path / "spread") == pytest.approx(losses(Path(str(alone.run.dir))), rel=2e-6)
     whole, parts = held_bytes(alone), on_ranks(ranks, held_bytes, spread)
     assert tuple(map(sum, zip(*parts, strict=True)))[0::2] == whole[0::2]
     copies = ranks // sizes["ep"]  # ranks that share an expert's width have its scales whole

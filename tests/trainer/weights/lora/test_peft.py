@@ -29,10 +29,10 @@ def base(tmp_path_factory) -> Path:
     return folder / "base"
 
 
-SLOW = [pytest.param(target, marks=pytest.mark.slow) for target in ("attention", "experts")]
+SLOW = [pytest.param(target, marks=pytest.mark.slow) for target in ("attention", "experts", "all")]
 
 
-@pytest.fixture(scope="module", params=[*SLOW, "all", "rslora"])
+@pytest.fixture(scope="module", params=[*SLOW, "rslora"])
 def run(request, base, tmp_path_factory) -> Path:
     """A run whose Bs are far from zero."""
     path = tmp_path_factory.mktemp(request.param) / "run"
