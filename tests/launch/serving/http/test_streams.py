@@ -43,7 +43,7 @@ def test_a_client_that_leaves_before_the_first_event_ends_its_answer():
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
-        pass
+        await asyncio.sleep(1)  # the socket takes no more
 
     stream(tiny_server.served(), gone, send)
 
