@@ -116,7 +116,7 @@ def serve(source: Source, conversation: Conversation | None, options: argparse.N
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         prepare_host_memory()
-    version = version_of(source)
+    version = version_of(source, None if conversation is None else conversation.template)
     kept = None if options.answers is None else open_kept(Path(options.answers), version)
     assert source.tokenizer is not None
     decode = source.tokenizer.decode if conversation is None else conversation.decode

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.chat.template import ChatTemplate
 from trainer.config.errors import CommandError
 from trainer.engine.load import Source
 from trainer.engine.request import Completion, Request, Scores, Token
@@ -24,15 +25,16 @@ from trainer.weights.lora.base import identify
 from trainer.weights.opened import OpenedCheckpoint
 
 
-def version_of(source: Source) -> str:
-    """A hash that changes with the weights and the tokenizer. Raises HuggingFaceError."""
+def version_of(source: Source, template: ChatTemplate | None = None) -> str:
+    """A hash that changes with the weights, the tokenizer and the chat template. Raises HuggingFaceError."""
     opened = source.opened
     if isinstance(opened, OpenedCheckpoint):
         weights: dict[str, Any] = {"step": opened.step, "files": opened.files, "base": opened.base}
     else:
         found = identify(opened.directory.path)
         weights = {name: value for name, value in found.items() if name != "path"}
-    return digest([weights, source.require_tokenizer().state, source.linears, source.experts])
+    spoken = None if template is None else [dict(template.texts), dict(template.special_tokens)]
+    return digest([weights, source.require_tokenizer().state, source.linears, source.experts, spoken])
 
 
 def open_kept(path: Path, version: str) -> KeptAnswers:

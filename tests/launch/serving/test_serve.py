@@ -30,6 +30,7 @@ from tests.launch.refused import refused
 from tests.launch.serving import tiny_server
 from tests.trainer.data.small_mixture import make_mixture
 from tests.trainer.tiny_run import tiny_config
+from trainer.chat.template import ChatTemplate
 from trainer.config.errors import CommandError
 from trainer.engine.engine import Engine
 from trainer.engine.load import open_source
@@ -157,6 +158,8 @@ def test_the_listed_version_changes_with_the_weights(tmp_path, monkeypatch):
     steps = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     first, second, of_run = (version_of(open_source(path)) for path in (*steps, tmp_path / "run"))
     assert first != second == of_run
+    spoken = [version_of(open_source(steps[0]), ChatTemplate({"default": text})) for text in ("a", "b")]
+    assert len({first, *spoken}) == 3
     with tiny_server.client(replace(tiny_server.served(), version=first)) as client:
         assert client.get("/v1/models").json()["data"][0]["version"] == first
         assert client.get(f"/v1/models/{tiny_server.NAME}").json()["version"] == first
