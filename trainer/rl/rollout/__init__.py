@@ -1,0 +1,1 @@
+"""Rollout engines: what they answer, and the protocol that all of them speak."""
