@@ -20,8 +20,10 @@ from trainer.run import directory as rundir
 from trainer.run.build import build
 from trainer.run.process import train
 from trainer.run.step import accumulate_gradients
+from trainer.storage.manifest import CHECKPOINT
 from trainer.weights.export import export
 from trainer.weights.lora.base import differing, identify
+from trainer.weights.lora.peft import export_adapters
 from trainer.weights.opened import open_checkpoint
 
 
@@ -89,10 +91,7 @@ def test_another_base_is_refused(base, tmp_path, capsys):
     assert train(cfg) == 0
     moved = shutil.copytree(mine, tmp_path / "moved")  # the same bytes elsewhere are the same base
     assert differing(identify(mine), identify(moved)) is None
-    (file,) = mine.glob("*.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    flip_last_bit(mine)
     with pytest.raises(CheckpointError) as caught:
         _ = open_checkpoint(tmp_path / "run").state
     (fault,) = caught.value.faults
@@ -108,11 +107,44 @@ def test_another_base_is_refused(base, tmp_path, capsys):
     file = tmp_path / "run" / "config.yaml"
     file.write_text(file.read_text().replace(str(mine), str(moved)))
     assert open_checkpoint(tmp_path / "run").state.base == moved
-    (file,) = moved.glob("*.safetensors")
-    file.write_bytes(content)
+    flip_last_bit(moved)
     with pytest.raises(CheckpointError) as caught:
         _ = open_checkpoint(tmp_path / "run").state
     assert caught.value.faults[0].where == str(mine)
+
+
+def flip_last_bit(directory: Path) -> None:
+    """In the directory's only file of tensors."""
+    (file,) = directory.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_changed_base_with_its_old_manifest_is_refused_everywhere(base, tmp_path, capsys):
+    mine = shutil.copytree(base, tmp_path / "base")
+    CHECKPOINT.write(mine, {}, {file.name: CHECKPOINT.file_facts(file) for file in mine.iterdir()})
+    cfg = lora_config(mine, tmp_path / "run", steps=1)
+    assert train(cfg) == 0
+    bare = shutil.copytree(mine, tmp_path / "bare")
+    (bare / "manifest.json").unlink()
+    saved, found = identify(mine), identify(bare)
+    assert differing(saved, found) is None  # the same weights, copied without the manifest
+    assert differing({"manifest": saved["manifest"]}, saved) is None  # as older checkpoints say it
+    assert differing({"manifest": saved["manifest"]}, found) is not None
+    flip_last_bit(mine)
+    for read in (
+        lambda: open_source(tmp_path / "run").load(torch.device("cpu")),
+        lambda: export(tmp_path / "run", tmp_path / "out", dtype="fp32"),
+        lambda: export_adapters(open_checkpoint(tmp_path / "run"), tmp_path / "out", "peft"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            read()
+        assert caught.value.faults[0].where == str(mine)
+        assert not (tmp_path / "out").exists()
+    cfg.train.steps = 2
+    assert train(cfg) == 2
+    assert error_line(capsys.readouterr().err, mine)
 
 
 def test_generation_uses_the_adapters(base, tmp_path):

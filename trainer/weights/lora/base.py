@@ -9,26 +9,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
+from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
 
 BASE_FACT = "base"  # in the manifest of a checkpoint with adapters: `identify`
-PIECES, PIECE = 16, 1 << 16  # of each file, where there is no manifest: evenly spread, of this many bytes
+PIECES, PIECE = 16, 1 << 16  # of each file: evenly spread, of this many bytes
 
 
 def identify(directory: Path) -> dict[str, str]:
-    """The path of a Hugging Face directory, and a hash by which to recognise its weights.
+    """The path of a Hugging Face directory, and hashes by which to recognise its weights.
 
-    The hash of its manifest where it has one of ours, which covers every byte; otherwise that of config.json and, of
-    each safetensors file, the name, the size, the header and pieces of the rest: reading all of a terabyte at every
-    start would take longer than the start. Raises HuggingFaceError where a file cannot be read.
+    One is of config.json and, of each safetensors file, the name, the size, the header and pieces of the rest: reading
+    all of a terabyte at every start would take longer than the start. Where the directory has a manifest of ours, its
+    hash is the other: it covers every byte that was written, but none that was changed since. Raises HuggingFaceError
+    where a file cannot be read.
     """
-    found = {"path": str(directory.absolute())}
-    if (directory / MANIFEST).is_file():
-        try:
-            return found | {"manifest": CHECKPOINT.read(directory)[CHECKPOINT.hash_key]}
-        except CorruptError:
-            pass  # another program's
+    found = {"path": str(directory.absolute()), "sampled": _sample(directory)}
+    try:
+        return found | {"manifest": CHECKPOINT.read(directory)[CHECKPOINT.hash_key]}
+    except CorruptError:
+        return found  # without one, or with another program's
+
+
+def _sample(directory: Path) -> str:
     try:
         hasher = hashlib.sha256((directory / CONFIG).read_bytes())
         for file in sorted(directory.glob("*.safetensors")):
@@ -42,7 +45,7 @@ def identify(directory: Path) -> dict[str, str]:
             value=error.strerror,
             allowed="a readable file",
         ) from error
-    return found | {"sampled": hasher.hexdigest()}
+    return hasher.hexdigest()
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
@@ -57,6 +60,12 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 
 def differing(saved: Any, found: dict[str, str]) -> str | None:
-    """The hash that was saved and is not that of `found`; None where they are the same weights, wherever they are."""
-    before, now = ({kind: value for kind, value in of.items() if kind != "path"} for of in (saved or {}, found))
-    return None if before == now else ", ".join(f"{kind} {value[:12]}" for kind, value in before.items()) or "no hash"
+    """The hashes that were saved and are not those of `found`; None where they are the same weights, wherever they are.
+
+    Hashes that only one of them has are not compared: a copy may lack the manifest, which older checkpoints have alone.
+    """
+    before = {kind: value for kind, value in (saved or {}).items() if kind != "path"}
+    common = before.keys() & found.keys()
+    if not common:
+        return "no hash"
+    return ", ".join(f"{kind} {before[kind][:12]}" for kind in sorted(common) if before[kind] != found[kind]) or None

@@ -112,23 +112,39 @@ class MergedState:
 
 
 def _open_base(checkpoint: Path, base: Mapping[str, str], elsewhere: str | None) -> SourceModel:
-    """The weights that `identify` found `base` for: at its path, or else in `elsewhere`."""
+    """The weights that `identify` found `base` for."""
+    path = base_path(checkpoint, base, elsewhere)
+    try:
+        return survey_directory(open_directory(path))
+    except UserError as error:
+        raise _gone(checkpoint, path, error) from error
+
+
+def base_path(checkpoint: Path, base: Mapping[str, str], elsewhere: str | None) -> Path:
+    """The directory of the weights that `identify` found `base` for: at its path, or else at `elsewhere`. Raises
+    CheckpointError where they are in neither."""
     first = Path(base.get("path", ""))
     if elsewhere is not None and not _is_base(first, base) and _is_base(Path(elsewhere), base):
-        first = Path(elsewhere)
-    where = str(first)
-    allowed = (
-        f"the directory that the run's adapters belong to, at {where} or at checkpoint.init_from of its config.yaml"
-    )
+        return Path(elsewhere)
     try:
-        source, found = survey_directory(open_directory(first)), identify(first)
+        found = identify(first)
     except UserError as error:
-        text = f"{checkpoint} holds adapters, and their base cannot be read: {error}; restore {allowed}"
-        raise CheckpointError(text, where=where, allowed=allowed) from error
+        raise _gone(checkpoint, first, error) from error
     if (other := differing(base, found)) is not None:
-        text = f"{checkpoint} holds adapters, and {where} is not the base they were trained on ({other})"
-        raise CheckpointError(f"{text}; restore {allowed}", where=where, value=found, allowed=allowed)
-    return source
+        text = f"{checkpoint} holds adapters, and {first} is not the base they were trained on ({other})"
+        allowed = _remedy(first)
+        raise CheckpointError(f"{text}; restore {allowed}", where=str(first), value=found, allowed=allowed)
+    return first
+
+
+def _gone(checkpoint: Path, path: Path, error: UserError) -> CheckpointError:
+    allowed = _remedy(path)
+    text = f"{checkpoint} holds adapters, and their base cannot be read: {error}; restore {allowed}"
+    return CheckpointError(text, where=str(path), allowed=allowed)
+
+
+def _remedy(path: Path) -> str:
+    return f"the directory that the run's adapters belong to, at {path} or at checkpoint.init_from of its config.yaml"
 
 
 def _is_base(directory: Path, base: Mapping[str, str]) -> bool:

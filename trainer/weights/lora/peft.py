@@ -21,6 +21,7 @@ from trainer.weights.hf_files import CONFIG, HuggingFaceError, read_json
 from trainer.weights.hf_read import DTYPES
 from trainer.weights.hf_survey import usual_prefix
 from trainer.weights.hf_write import Bundle, OutputTensor, Shard, already_exists, make_room, write_json, write_shard
+from trainer.weights.lora.merged import base_path
 from trainer.weights.opened import OpenedCheckpoint
 
 Form = Literal["peft", "peft-3d"]
@@ -40,7 +41,7 @@ def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: s
     of a layer, for models whose experts are one parameter there, as those of Qwen3-MoE. dtype: of the tensors, F32 as
     they were trained or BF16. A layer is in memory at a time.
     Raises: UserError for a run without adapters and for a form that does not fit its base, CheckpointError for a
-        damaged checkpoint, HuggingFaceError for the target.
+        damaged checkpoint and for a base that has changed or is gone, HuggingFaceError for the target.
     """
     lora = opened.lora
     if lora.target == "none":
@@ -52,6 +53,7 @@ def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: s
         text = f"--adapter peft-3d is for a base whose experts are one parameter in other programs ({FUSED_IN})"
         text = f"{text}; in that of {opened.run_directory} they are one by one: use merged or peft"
         raise UserError(text, where="--adapter", value=form, allowed=("merged", "peft"))
+    base = base_path(opened.path, opened.base, opened.init_from)
     shard = Shard(WEIGHTS_NAME, tuple(_bundles(opened, form, dtype, f"base_model.model.{usual_prefix(config)}")))
     try:
         make_room(target, shard.size)
@@ -59,7 +61,7 @@ def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: s
         opened.stored.compare_one()
         with atomic_directory(target) as temporary:
             write_shard(temporary / WEIGHTS_NAME, shard, lambda nbytes: None)
-            write_json(temporary / CONFIG_NAME, describe(lora, form, opened.base["path"]))
+            write_json(temporary / CONFIG_NAME, describe(lora, form, str(base)))
     except TargetExistsError as error:
         raise already_exists(error.path) from None
     except OSError as error:
