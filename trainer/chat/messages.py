@@ -12,6 +12,7 @@ from typing import Any
 
 from parallel.errors import one_of
 from trainer.chat.template import THINKING
+from trainer.storage.json_text import read_json
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -100,7 +101,7 @@ def _sharegpt(turn: Mapping[str, Any], at: str) -> Message:
     if role != "call":
         return _message({"role": role, "content": value, **weight}, at)
     try:
-        calls = json.loads(value)
+        calls = read_json(value)
     except ValueError as error:
         raise BadRecord(f"{at}.value is a function call that is not JSON ({error})") from error
     calls = calls if isinstance(calls, list) else [calls]
@@ -165,7 +166,7 @@ def _json(value: Any, at: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return read_json(value)
     except ValueError as error:
         raise BadRecord(f"{at} is a text that is not JSON ({error})") from error
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from parallel.errors import one_of
 from trainer.chat.errors import ChatError
 from trainer.chat.messages import BadRecord, read_record
+from trainer.storage.json_text import read_json
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 Kind = Literal["empty", "without an assistant's turn", "faulty"]
@@ -110,16 +111,16 @@ def _list(file: Path) -> Iterator[tuple[int, Any]]:
     if text[at : at + 1] != "[":
         yield from _lines(file)
         return
-    decoder = json.JSONDecoder(parse_constant=_constant)
+    decoder = json.JSONDecoder()  # finds where an item ends
     line, counted, at = 1, 0, _blank(text, at + 1)
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
         try:
-            item, end = decoder.raw_decode(text, at)
+            _, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             yield line, BadRecord(f"not JSON ({error})")
             return
-        yield line, _in_utf8(item, text[at:end])
+        yield line, _parse(text[at:end])
         at = _blank(text, end)
         if text[at : at + 1] == ",":
             at = _blank(text, at + 1)
@@ -158,23 +159,8 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _parse(line: bytes) -> Any:
+def _parse(line: str | bytes) -> Any:
     try:
-        text = line.decode("utf-8-sig")
-        return _in_utf8(json.loads(text, parse_constant=_constant), text)
-    except (ValueError, RecursionError) as error:
+        return read_json(line)
+    except ValueError as error:
         return BadRecord(f"not JSON ({error})")
-
-
-def _in_utf8(value: Any, text: str) -> Any:
-    """The value of a JSON text, unless it has half of a character: as bytes that are not UTF-8 are read, or escaped."""
-    if "\\ud" in text or "\\uD" in text or not text.isascii():
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            return BadRecord(f"it has a character that is not UTF-8 ({error.reason})")
-    return value
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number in JSON")

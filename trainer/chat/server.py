@@ -7,7 +7,6 @@ connection to the last byte, and `stop` end requests in any state.
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import httpx
 
 from parallel.errors import UserError
+from trainer.storage.json_text import read_json
 
 T = TypeVar("T")
 MAX_REPLY = 8 << 20  # bytes
@@ -168,6 +168,7 @@ class Server:
 
 def read_reply(body: bytes, read: Callable[[Any], T]) -> T:
     try:
-        return read(json.loads(body))
+        # an answer that was cut inside a character is an answer: the next try would be cut there too
+        return read(read_json(body, halves="replace"))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ServerError(f"not the reply of such a server: {body[:100]!r}", again=True) from error

@@ -7,7 +7,6 @@ carry out. What clients send for other servers and changes nothing here is in `I
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import secrets
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from starlette.requests import Request as HttpRequest
 
 from launch.serving.http.errors import ApiError
 from trainer.engine.request import Sampling
+from trainer.storage.json_text import read_json
 
 MOST_ANSWERS, MOST_STOPS = 128, 16
 READ_SECONDS = 60.0  # for a body to arrive
@@ -239,28 +239,13 @@ def _too_large(most: int) -> ApiError:
 def parse(body: bytes, kind: type[Fields]) -> Fields:
     """Raises ApiError that names the field."""
     try:
-        found = json.loads(body, parse_constant=_not_json, object_pairs_hook=_once)
-        if rb"\u" in body:  # half a character, which has no bytes
-            json.dumps(found, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ApiError(400, f"the body is not JSON: {said}") from None
+        found = read_json(body, unique=True)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from None
     try:
         return kind.model_validate(found)
     except ValidationError as error:
         raise _invalid(error) from None
-
-
-def _not_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number of JSON")
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return found
 
 
 def _invalid(error: ValidationError) -> ApiError:

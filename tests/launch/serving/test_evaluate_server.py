@@ -70,6 +70,15 @@ def test_retries_failures_and_what_is_sent(tmp_path, monkeypatch, capsys):
     assert "thought" not in (out / "own_rows.scored.jsonl").read_text()
 
 
+def test_half_a_character_of_an_answer_is_replaced(tmp_path):
+    """An answer that a limit cut inside a character: the next try would be cut there as well."""
+    data, out = write_rows(tmp_path / "data", 2), tmp_path / "out"
+    with chat_server(lambda text, before: "yes e \ud83d") as server:
+        assert main(["evaluate", server.url, "suite=own_rows", "--data", str(data), "--out", str(out)]) == 0
+        assert sum(server.asked.values()) == 2
+    assert "yes e \ufffd" in (out / "own_rows.scored.jsonl").read_text()
+
+
 def test_a_killed_evaluation_loses_no_answer_and_asks_none_twice(tmp_path):
     data, out = write_rows(tmp_path / "data", 40), tmp_path / "out"
     with chat_server(lambda text, before: 0.05) as server:
