@@ -6,8 +6,6 @@ import base64
 import io
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from launch.serving.http.media import Sources
 from launch.serving.http.model import Limits, Served
 from launch.serving.http.worker import Worker
 from tests.launch.serving import tiny_server
+from tests.servers import Handler, QuietServer, serving
 from tests.trainer.chat.templates import FAMILIES
 from tests.trainer.data.media import illustrated
 from trainer.chat.template import DEFAULT, ChatTemplate
@@ -164,22 +163,13 @@ def test_files_and_other_servers_where_allowed(client, served, tmp_path, asked):
         part = {"type": "time_series_url", "time_series_url": {"url": f"file://{path}"}}
         assert "--media-dir" in post(client, part, status=400)["error"]["message"]
 
-    class Handler(BaseHTTPRequestHandler):
+    class Pictures(Handler):
         def do_GET(self) -> None:
-            self.send_response(200 if "good" in self.path else 302)
-            self.send_header("Location", "/good.png")
-            self.end_headers()
-            self.wfile.write(illustrated.image(0, 1, 2))
+            self.send(illustrated.image(0, 1, 2), 200 if "good" in self.path else 302, Location="/good.png")
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        post(client, {"type": "image_url", "image_url": {"url": f"{url}/good.png"}})
-        post(client, {"type": "image_url", "image_url": {"url": f"{url}/moved.png"}}, status=400)
-        server.shutdown()
+    with serving(QuietServer(Pictures)) as server:
+        post(client, {"type": "image_url", "image_url": {"url": f"{server.root}/good.png"}})
+        post(client, {"type": "image_url", "image_url": {"url": f"{server.root}/moved.png"}}, status=400)
     assert [request.media[0].kind for request in asked] == ["signal", "image"]
 
 

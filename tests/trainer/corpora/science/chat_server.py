@@ -2,31 +2,24 @@
 
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+from tests.servers import Handler, QuietServer, serving
 
 Behaviour = Callable[[str, int], str]  # (prompt, how often it was asked before) -> how to answer
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Server(QuietServer):
     def __init__(self, behaviour: Behaviour) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(_Handler)
         self.behaviour = behaviour
         self.asked: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.most = self._now = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -38,18 +31,15 @@ class Server(ThreadingHTTPServer):
             self._now -= 1
 
 
-class Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: Server
-
-    def log_message(self, *words: object) -> None:
-        pass
 
     def do_POST(self) -> None:
         with self.server.busy():
             self._answer()
 
     def _answer(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         prompt = body["messages"][-1]["content"]
         final = re.search(r"on record is: (.*)\nState", body["messages"][0]["content"], re.S)
         assert final is not None
@@ -75,25 +65,14 @@ class Handler(BaseHTTPRequestHandler):
         status = int(how) if how.isdigit() else 200
         if how == "garbage":
             content = b"<html>" + content
-        self.send_response(status)
-        if status == 429:
-            self.send_header("Retry-After", "0")
-        self.send_header("Content-Length", str(len(content) + (50 if how == "short" else 0)))
-        self.end_headers()
         if how == "dribble":
+            self.send(b"", status, missing=len(content))
             for place in range(len(content)):
                 self.wfile.write(content[place : place + 1])
                 time.sleep(0.1)
-        self.wfile.write(content)
+            return
+        self.send(content, status, missing=50 if how == "short" else 0)
 
 
-@contextmanager
-def chat_server(behaviour: Behaviour = lambda prompt, before: "right") -> Iterator[Server]:
-    server = Server(behaviour)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def chat_server(behaviour: Behaviour = lambda prompt, before: "right") -> AbstractContextManager[Server]:
+    return serving(Server(behaviour))
