@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from trainer.evaluation.page import shown
 from trainer.evaluation.suite import Suite
 
 COLUMNS = ("suite", "domain", "metric", "metric's source", "files in DIR/NAME", "judge", "Intern-S1-Pro")
@@ -24,8 +23,8 @@ def _judge(suite: Suite) -> str:
 
 
 def _figure(suite: Suite) -> str:
-    parts = ", ".join(f"{name} {shown(value)}" for name, value in suite.reported_parts.items())
-    whole = "" if suite.reported is None else shown(suite.reported)
+    parts = ", ".join(f"{name} {value:g}" for name, value in suite.reported_parts.items())
+    whole = "" if suite.reported is None else f"{suite.reported:g}"
     return "; ".join(filter(None, [whole, parts])) or NO_FIGURE
 
 

@@ -12,6 +12,7 @@ SUITES = (
         metric="pass@1 in per cent on LiveCodeBench's release_v6",
         metric_source="LiveCodeBench/LiveCodeBench, lcb_runner (runs the programs that the model writes)",
         where_data=_WHERE,
+        reported=74.3,
         harness="OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_KEY=none python -m lcb_runner.runner.main "
         "--model NAME --scenario codegeneration --release_version release_v6 --evaluate "
         "(NAME: a LanguageModel of style OpenAIChat added to lcb_runner/lm_styles.py)",
@@ -22,6 +23,7 @@ SUITES = (
         metric="exact match of the final answer in per cent, questions without files",
         metric_source="gaia-benchmark on Hugging Face, scorer.py; inspect_evals has it as well",
         where_data=_WHERE + " (gaia-benchmark/GAIA asks for an account)",
+        reported=77.4,
         harness="OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none inspect eval inspect_evals/gaia "
         "--model openai/NAME -T instance_ids=IDS -M responses_api=false "
         "(IDS: of the questions without a file, with commas)",
@@ -32,6 +34,7 @@ SUITES = (
         metric="tasks solved in per cent (pass^1), the mean of airline, retail and telecom",
         metric_source="sierra-research/tau2-bench",
         where_data=_WHERE,
+        reported=80.9,
         harness="OPENAI_API_BASE=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none tau2 run --domain airline "
         "--agent-llm openai/NAME --user-llm USER_MODEL --num-trials 4 (and --domain retail, --domain telecom)",
     ),

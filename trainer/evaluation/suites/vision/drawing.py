@@ -115,6 +115,7 @@ SUITES = (
         "VLMEvalKit computes them",
         metric_source="VLMEvalKit: dataset/sarena.py, dataset/utils/SArena/; rendered by cairosvg at 448 x 448",
         where_data="Icon/ of SArena.zip (JoeLeelyf/SArena-VLMEvalKit on Hugging Face)",
+        reported=83.5,
         read=read,
         score=score,
         summarise=summarise,

@@ -67,6 +67,7 @@ SUITES = (
         metric="mean of a judge's marks, 0 to 9, in per cent of 9",
         metric_source="VLMEvalKit: dataset/sfebench.py (its judge is gpt-4o-1120; the judge's prompt here is our own)",
         where_data="SFE.tsv (VLMEvalKit's: opencompass.openxlab.space/utils/VLMEval/SFE.tsv)",
+        reported=52.7,
         read=read,
         score=score,
         summarise=mean_of("share"),
