@@ -24,6 +24,7 @@ from trainer.config.memory import gigabytes, rank_memory
 from trainer.config.ranks import cut_model, map_ranks
 from trainer.metrics import host
 from trainer.model.experts.choose import describe_backend
+from trainer.model.frozen.blocks_gemm import describe as describe_frozen
 
 
 def announcements(
@@ -47,7 +48,10 @@ def announcements(
     for line in without_effect(cfg, map_ranks(cfg.parallel, model, world.size)):
         yield {"event": "warning", "message": line}
     on_a_rank = model.num_experts // (meshes.placement.expert_shards if meshes is not None else 1)
-    experts = describe_backend(cfg.precision.experts, model.expert_backend, world.device, on_a_rank)
+    if cfg.lora.base == "fp8":
+        experts = describe_frozen(cfg.precision.experts)
+    else:
+        experts = describe_backend(cfg.precision.experts, model.expert_backend, world.device, on_a_rank)
     towers = [name for name in ("vision", "signals") if getattr(model, name) is not None]
     yield {"event": "precision", "message": f"dtypes by part\n{precision.table(cfg.precision, experts, towers)}"}
     if world.device.type == "cuda" and "fp32" in (cfg.precision.linears, cfg.precision.experts):

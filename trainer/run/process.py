@@ -26,6 +26,7 @@ from trainer.config.keys import Config
 from trainer.config.memory import rank_memory
 from trainer.kernels import choose as kernels
 from trainer.metrics import host
+from trainer.model.frozen import blocks_gemm
 from trainer.run import directory
 from trainer.run.build import build
 from trainer.run.directory import RunDir
@@ -102,7 +103,8 @@ def _check_hardware(cfg: Config, world: World) -> None:
     """Raises `ConfigError` on every rank where the machine of any rank cannot do what `cfg` asks for."""
     found = [
         *_too_large(cfg, world),
-        precision.unavailable(cfg.precision, world.device),
+        precision.unavailable(cfg.precision, world.device)
+        or blocks_gemm.unavailable(cfg.lora, cfg.precision.experts, world.device),
         kernels.unavailable(cfg.train.kernels, cfg.precision.payload, world.device),
         parallelize.unavailable(cfg, world.device),
     ]

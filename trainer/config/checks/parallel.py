@@ -10,7 +10,7 @@ from parallel.context.slices import divides, divisors_of_heads
 from parallel.errors import Fault, one_of
 from parallel.layout import OTHER_RANKS, divisors
 from parallel.pipeline.plan import MOST_STAGES_PER_RANK, RULES, PipelineError
-from trainer.config.checks.precision import FP8_MULTIPLES, TRANSFORMER_ENGINE
+from trainer.config.checks.precision import FP8_MULTIPLES, TRANSFORMER_ENGINE, WHOLE_BLOCKS
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config, ModelConfig, TrainConfig
 from trainer.config.ranks import RankMap, cut_model, map_ranks
@@ -42,7 +42,9 @@ def check(cfg: Config, world_size: int) -> list[Fault]:
     except ConfigError as error:
         return [_with_sizes_that_work(cfg, world_size, fault) for fault in error.faults]
     m, p = cfg.model, cfg.parallel
-    faults = [*_width(cfg, world_size, ranks), *fp8_sizes(cfg.precision.experts, m, ranks.placement.width_shards)]
+    frozen = cfg.lora.base == "fp8"
+    sizes = fp8_sizes(cfg.precision.experts, m, ranks.placement.width_shards, frozen=frozen)
+    faults = [*_width(cfg, world_size, ranks), *sizes]
     if ranks.layout.ep > 1 and m.hidden_size % 2 and "bf16" in (cfg.precision.linears, cfg.precision.payload):
         text = (
             f"model.hidden_size={m.hidden_size} is odd, but expert-parallel ranks exchange bf16 values in pairs; "
@@ -322,14 +324,15 @@ def _width_fits(cfg: Config, world_size: int, **sizes: Any) -> bool:
     return cfg.model.expert_width % _width_parts(other) == 0
 
 
-def fp8_sizes(experts: str, model: ModelConfig, width_shards: int) -> list[Fault]:
+def fp8_sizes(experts: str, model: ModelConfig, width_shards: int, *, frozen: bool = False) -> list[Fault]:
     """Sides of an expert that the GEMMs of an FP8 recipe do not take.
 
-    experts: the value of precision.experts. width_shards: ranks that share an expert's width.
+    experts: the value of precision.experts. width_shards: ranks that share an expert's width. frozen: experts stay in
+    FP8 as they are stored, and Transformer Engine takes blocks of theirs that are whole.
     """
     if experts not in FP8_MULTIPLES:
         return []
-    multiple = FP8_MULTIPLES[experts]
+    multiple = WHOLE_BLOCKS if frozen and experts == "fp8_block" else FP8_MULTIPLES[experts]
     faults = []
     for key, unit in (("hidden_size", multiple), ("expert_width", multiple * width_shards)):
         size = getattr(model, key)

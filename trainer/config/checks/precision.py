@@ -11,6 +11,7 @@ MAX_BETA_OF_BF16 = 0.95
 # FP8 recipe of Transformer Engine -> the sides of an expert's weights must be multiples of this for its GEMMs.
 TRANSFORMER_ENGINE = {"fp8_block": 16, "fp8_current": 16, "fp8_delayed": 16, "mxfp8": 32}
 FP8_MULTIPLES = TRANSFORMER_ENGINE | {"fp8_reference": 4}  # in fp32 arithmetic by torch's grouped GEMM
+WHOLE_BLOCKS = 128  # of a base in FP8, whose stored blocks Transformer Engine reads: their rows and columns
 
 
 def check(p: PrecisionConfig, o: OptimConfig) -> list[Fault]:

@@ -82,9 +82,10 @@ def _lora(cfg: Config) -> Iterator[Fault]:
         if part != PartConfig():
             text = f"optim.parts.{name} has no use with lora.target={lora.target}, which freezes all parts"
             yield Fault(f"{text}; leave it out", f"optim.parts.{name}", vars(part), (None,))
-    if cfg.precision.experts not in (precisions := (cfg.precision.linears, "fp8_reference")):
+    of_fp8 = ("fp8_block",) if lora.base == "fp8" else ()  # Transformer Engine's GEMM of codes as they are stored
+    if cfg.precision.experts not in (precisions := (cfg.precision.linears, "fp8_reference", *of_fp8)):
         text = f"precision.experts={cfg.precision.experts} is for experts that are trained"
-        text = f"{text}; with lora.target={lora.target} use {one_of(precisions)}"
+        text = f"{text}; with lora.target={lora.target} and lora.base={lora.base} use {one_of(precisions)}"
         yield Fault(text, "precision.experts", cfg.precision.experts, precisions)
     if cfg.model.expert_backend != "grouped_mm":
         text = f"model.expert_backend={cfg.model.expert_backend} is for experts that are trained; use grouped_mm"

@@ -20,6 +20,7 @@ from trainer.model.experts.choose import choose_backend
 from trainer.model.experts.fused_grouped_mm import FusedSwiGLU
 from trainer.model.experts.grouped_mm import GroupedSwiGLU
 from trainer.model.experts.te.shapes import TransformerEngineShapes
+from trainer.model.frozen.blocks_gemm import BlockProducts, only_allocate
 from trainer.model.frozen.experts import FrozenExperts
 from trainer.model.lora.experts import AdaptedExperts
 from trainer.model.lora.gemm import GroupedProducts, LoopProducts
@@ -51,6 +52,9 @@ def simulate_adapters(model: Decoder, *, cpu: bool, shares: Sequence[int]) -> No
         if isinstance(backend := block.moe.experts.backend, AdaptedExperts | FrozenExperts):
             backend.products = LoopProducts() if cpu else GroupedProducts()
             backend.known = lambda order: KnownOrder(order, shares)
+            for products in (backend.up, backend.down):
+                if isinstance(products, BlockProducts):
+                    products.gemm = only_allocate
 
 
 def assume_rows(cfg: ModelConfig, tokens: int, ranks: int, router: str) -> list[list[int]]:

@@ -5,6 +5,7 @@
 | blocks, and codes times scales | `blocks` |
 | attention's projections | `linear` |
 | the experts' products, and experts without adapters | `experts` |
+| the experts' products by Transformer Engine, on Hopper | `blocks_gemm` |
 | put codes and scales in the place of a model's matrices | `hold` |
 
 The codes are parameters of one byte an element under the names of the matrices, so that they are sharded, gathered and

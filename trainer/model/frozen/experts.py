@@ -6,7 +6,7 @@ Legend: P rows, sorted by expert · M inputs · N outputs · E experts · T toke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -59,24 +59,19 @@ class ScaledProducts(nn.Module):
             self._multiply(dy, self._values(weight, block, dy.dtype), block, products, out)
         return rows.padded.zero_tail(out)
 
-    def _blocks(self, weight: Tensor, dtype: torch.dtype, rows: Rows) -> Iterator[_Block]:
+    def _blocks(self, weight: Tensor, dtype: torch.dtype, rows: Rows) -> Iterator[Experts]:
         """Consecutive experts that have rows, whose values fit into `TILE_BYTES`."""
         itemsize = torch.float32.itemsize if self.reference else dtype.itemsize
-        most = max(1, TILE_BYTES // (weight[0].numel() * itemsize))
-        bounds = [0, *rows.order.ends()]
-        for first in range(0, len(weight), most):
-            last = min(first + most, len(weight))
-            if bounds[last] > bounds[first]:
-                yield _Block(slice(first, last), bounds[first : last + 1])
+        yield from consecutive(rows, TILE_BYTES // (weight[0].numel() * itemsize))
 
-    def _values(self, weight: Tensor, block: _Block, dtype: torch.dtype) -> Tensor:
+    def _values(self, weight: Tensor, block: Experts, dtype: torch.dtype) -> Tensor:
         experts = block.experts
         values = dequantize(
             weight[experts], self.scales[experts], self.blocks, torch.float32 if self.reference else dtype
         )
         return square(values.to(dtype)) if self.reference else values
 
-    def _multiply(self, x: Tensor, matrices: Tensor, block: _Block, products: Products, out: Tensor) -> None:
+    def _multiply(self, x: Tensor, matrices: Tensor, block: Experts, products: Products, out: Tensor) -> None:
         here = slice(block.bounds[0], block.bounds[-1])
         x_b = across(x[here]) if self.reference else x[here]
         if isinstance(products, GroupedProducts):
@@ -91,6 +86,25 @@ class ScaledProducts(nn.Module):
                 out[start:stop] = x_b[part] @ matrix
 
 
+class Experts(NamedTuple):
+    """Consecutive experts; bounds: where the rows of each start, and where those of the last one end."""
+
+    experts: slice
+    bounds: list[int]
+
+
+def consecutive(rows: Rows, most: int, align: int = 1) -> Iterator[Experts]:
+    """At most `most` experts at a time, one at least, without those at a time that have no rows. align: each expert's
+    rows are padded to a multiple of it. Reads the numbers of rows on the host."""
+    ends = rows.order.ends()
+    counts = (-(-(end - start) // align) * align for start, end in pairwise([0, *ends]))
+    bounds, most = [0, *accumulate(counts)], max(1, most)
+    for first in range(0, len(ends), most):
+        last = min(first + most, len(ends))
+        if bounds[last] > bounds[first]:
+            yield Experts(slice(first, last), bounds[first : last + 1])
+
+
 class ReferenceProducts:
     """`FrozenProducts` of matrices that are stored unquantised, with the roundings of
     `precision.experts=fp8_reference`."""
@@ -102,13 +116,6 @@ class ReferenceProducts:
 
     def input_gradient(self, dy: Tensor, weight: Tensor, rows: Rows, products: Products) -> Tensor:
         return products.times(across(dy), square(weight.to(dy.dtype)), rows).to(dy.dtype)
-
-
-class _Block(NamedTuple):
-    """Consecutive experts; bounds: where the rows of each start, and where those of the last one end."""
-
-    experts: slice
-    bounds: list[int]
 
 
 class FrozenExperts(nn.Module):

@@ -16,6 +16,7 @@ from trainer.model.attention import Attention
 from trainer.model.decoder import Decoder
 from trainer.model.experts.module import Experts
 from trainer.model.frozen.blocks import CODES, Blocks, whole
+from trainer.model.frozen.blocks_gemm import PRECISION, BlockProducts
 from trainer.model.frozen.experts import FrozenExperts, ReferenceProducts, ScaledProducts
 from trainer.model.frozen.linear import ScaledLinear
 from trainer.model.lora.experts import AdaptedExperts
@@ -52,9 +53,10 @@ def hold_base(model: Decoder, cfg: LoraConfig, precision: str) -> None:
         if scaled:
             _hold_attention(attention)
             w13, w2 = experts.w13.shape, experts.w2.shape
+            kind = BlockProducts if precision == PRECISION else ScaledProducts
             products: tuple[FrozenProducts, FrozenProducts] = (
-                ScaledProducts(w13[0], whole([w13[2]] * 2, w13[3]), reference=reference, device="meta"),
-                ScaledProducts(w2[0], whole([w2[1]], w2[2]), reference=reference, device="meta"),
+                kind(w13[0], whole([w13[2]] * 2, w13[3]), reference=reference, device="meta"),
+                kind(w2[0], whole([w2[1]], w2[2]), reference=reference, device="meta"),
             )
             _to_codes(experts, "w13", "w2")
         elif reference:

@@ -135,3 +135,49 @@ def overwrite_target(matrix: Tensor) -> None:
     """Let the GEMM overwrite its target: otherwise it adds where is_first_microbatch is None. Read since 2.15, from the
     first expert's matrix alone."""
     matrix.overwrite_main_grad = True  # type: ignore[attr-defined]
+
+
+def block_weight(codes: Tensor, scales: Tensor, *, transposed: bool) -> Any:
+    """A matrix that is quantised already, e4m3 codes [N, M] uint8 and an fp32 scale for each 128 x 128 block, in rows
+    of a multiple of 4; nothing is copied. transposed: both are of the matrix's transpose, [M, N]. Reason: what is
+    public quantises, and makes both orientations."""
+    import transformer_engine.pytorch as te
+    import transformer_engine_torch as extension
+
+    quantiser = _block_quantiser(2)
+    return te.Float8BlockwiseQTensorStorage(
+        rowwise_data=None if transposed else codes,
+        rowwise_scale_inv=None if transposed else scales,
+        columnwise_data=codes if transposed else None,
+        columnwise_scale_inv=scales if transposed else None,
+        fp8_dtype=extension.DType.kFloat8E4M3,
+        quantizer=quantiser,
+        is_2D_scaled=True,
+        fake_dtype=torch.bfloat16,
+    )
+
+
+def multiply_blocks(x: Tensor, splits: list[int], weights: list[Any], out: Tensor, *, transposed: bool) -> None:
+    """x [P, M], rows of consecutive experts, times the transposes of their `block_weight`s [N, M] -> out [P, N];
+    transposed: times the weights [M, N] themselves, which have the transposed form. x is rounded to e4m3 in tiles of
+    1 x 128. Reason: GroupedLinear quantises its weights in both orientations and keeps them for backward."""
+    import transformer_engine_torch as extension
+    from transformer_engine.pytorch.cpp_extensions import general_grouped_gemm
+
+    parts = extension.split_quantize(x, splits, [_block_quantiser(1) for _ in splits])
+    general_grouped_gemm(
+        weights, parts, [out], [None] * len(splits), out.dtype, layout="NN" if transposed else "TN", m_splits=splits,
+        grad=transposed, use_split_accumulator=True, single_output=True,
+    )  # fmt: skip
+
+
+def _block_quantiser(dimensions: int) -> Any:
+    import transformer_engine.pytorch as te
+    import transformer_engine_torch as extension
+
+    made = te.Float8BlockQuantizer(
+        extension.DType.kFloat8E4M3, rowwise=True, columnwise=False, amax_epsilon=0.0, force_pow_2_scales=True,
+        block_scaling_dim=dimensions,
+    )  # fmt: skip
+    made.internal = made.optimize_for_gemm = True
+    return made

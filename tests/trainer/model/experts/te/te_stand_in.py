@@ -16,7 +16,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.trainer.model.experts.te import te_blocks
+
 PACKAGE = "transformer_engine"
+BLOCKS = (te_blocks.Float8BlockQuantizer, te_blocks.Float8BlockwiseQTensorStorage)
 
 
 class Recipe:
@@ -239,14 +242,21 @@ def module_tree(
     vars(pytorch).update(get_device_compute_capability=lambda: capability)
     vars(module).update(is_module_grouped_tensor_path_supported=lambda recipe, dtype: native)
     vars(extension).update(get_cublasLt_version=lambda: cublaslt)
+    vars(extension).update(DType=te_blocks.DTYPE, split_quantize=te_blocks.split_quantize)
+    vars(pytorch).update({cls.__name__: cls for cls in BLOCKS})
     return {tree.__name__: tree for tree in (package, pytorch, common, recipe, module, extension)}
 
 
-def install(monkeypatch: pytest.MonkeyPatch, version: str = "2.20.2", **what: Any) -> None:
-    """The stand-in, until the test ends. what: as for `module_tree`."""
+def install(monkeypatch: pytest.MonkeyPatch, version: str = "2.20.2", **what: Any) -> te_blocks.Gemms:
+    """The stand-in, until the test ends, and the GEMMs that will have been called. what: as for `module_tree`."""
     from trainer.model.experts.te import private
 
     STATE.recipe, STATE.depth, STATE.shared, STATE.graph = None, 0, [], False
     for name, tree in module_tree(**what).items():
         monkeypatch.setitem(sys.modules, name, tree)
     monkeypatch.setattr(private, "installed", lambda: version)
+    gemms, name = te_blocks.Gemms(), f"{PACKAGE}.pytorch.cpp_extensions"
+    extensions = ModuleType(name)
+    vars(extensions).update(general_grouped_gemm=gemms.general_grouped_gemm)
+    monkeypatch.setitem(sys.modules, name, extensions)
+    return gemms

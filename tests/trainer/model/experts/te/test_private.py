@@ -16,6 +16,9 @@ from trainer.model.experts.te import private
 
 SPEC = importlib.util.find_spec("transformer_engine")
 LINEAR, BASE, STATE = "pytorch/module/grouped_linear.py", "pytorch/module/base.py", "pytorch/quantization.py"
+GEMM, SPLIT = "pytorch/cpp_extensions/gemm.py", "pytorch/module/_split_quantization.py"
+BLOCKS = "pytorch/tensor/storage/float8_blockwise_tensor_storage.py"
+BLOCK_TENSOR = "pytorch/tensor/float8_blockwise_tensor.py"
 
 # Function of `private` -> the patterns that the source of Transformer Engine must contain, by file.
 CANARIES: dict[str, list[tuple[str, str]]] = {
@@ -50,6 +53,21 @@ CANARIES: dict[str, list[tuple[str, str]]] = {
     ],
     "write_gradient_to": [(LINEAR, r"weights\[j\]\.main_grad")],
     "forget_target": [(LINEAR, r"weights\[j\]\.main_grad")],
+    "block_weight": [
+        (
+            BLOCKS,
+            r"rowwise_data: Optional\[torch\.Tensor\],\s*rowwise_scale_inv: Optional\[torch\.Tensor\],\s*columnwise",
+        ),
+        (BLOCKS, r"is_2D_scaled: bool,\s*\*args,\s*fake_dtype: Optional\[torch\.dtype\] = None"),
+        (BLOCK_TENSOR, r"if columnwise:\s*return \(scale_dim1, round_up_to_nearest_multiple\(scale_dim0, 4\)\)"),
+        ("pytorch/__init__.py", r"\bFloat8BlockwiseQTensorStorage\b"),
+    ],
+    "multiply_blocks": [
+        (LINEAR, r"general_grouped_gemm\(\s*weights_for_dgrad,\s*grad_output,\s*\[dgrad\]"),
+        (GEMM, r"_unwrap_tensor\(a, \"rowwise\" if transa else \"columnwise\"\)"),
+        (SPLIT, r"tex\.split_quantize\(\s*\w+,\s*\w+,\s*quantizers,"),
+        (BLOCK_TENSOR, r"force_pow_2_scales: bool = True,\s*block_scaling_dim: int = 2"),
+    ],
     "overwrite_target": [(LINEAR, r"getattr\(\s*weights\[0\], \"overwrite_main_grad\", False\s*\)")],
 }
 

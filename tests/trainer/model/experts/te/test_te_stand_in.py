@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.model.experts.te import te_stand_in
+from tests.trainer.model.experts.te import te_blocks, te_stand_in
 from trainer.model.experts.te.support import numbers
 
 SPEC = importlib.util.find_spec("transformer_engine")
@@ -41,6 +41,8 @@ def definition(tree: ast.Module, name: str, method: str | None = None) -> Any:
         ("pytorch/module/grouped_linear.py", "GroupedLinear", "forward", te_stand_in.GroupedLinear.forward),
         ("pytorch/module/base.py", "TransformerEngineBaseModule", "init_fp8_metadata",
          te_stand_in.GroupedLinear.init_fp8_metadata),
+        ("pytorch/cpp_extensions/gemm.py", "general_grouped_gemm", None,
+         te_blocks.Gemms().general_grouped_gemm),
         ("pytorch/quantization.py", "autocast", "__init__", te_stand_in.autocast.__init__),
     ],
 )  # fmt: skip
