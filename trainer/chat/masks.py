@@ -19,6 +19,8 @@ from trainer.chat.records import Chat, is_trained
 from trainer.chat.template import THINKING, ChatTemplate, Span
 
 SHOWN = 40  # characters of a text in an error
+# A character that is never text, put behind what others than the assistant say, to see where a template writes it.
+FOREIGN = "\ufdd2"
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,10 @@ class Example:
 
 
 class _Turn(NamedTuple):
-    """text: the conversation up to the end of the turn. first: where the turn starts in it. silent: its thinking is not
-    there."""
+    """place: of its message. text: the conversation up to the end of the turn. first: where the turn starts in it.
+    silent: its thinking is not there."""
 
+    place: int
     text: str
     first: int
     silent: bool
@@ -62,11 +65,12 @@ def examples(
     ]
     found: list[Example] = []
     while turns:
-        text = turns[-1].text
+        place, text = turns[-1].place, turns[-1].text
         inside = [turn for turn in turns if text.startswith(turn.text)]
         turns = [turn for turn in turns if not text.startswith(turn.text)]
         spans = tuple((turn.first, len(turn.text)) for turn in inside if len(turn.text) > turn.first)
         if spans:
+            _refuse_foreign(template, chat, chat.messages[: place + 1], values, text, spans)
             found.append(Example(text, spans, sum(turn.silent for turn in inside)))
     return found[::-1]
 
@@ -91,7 +95,7 @@ def _turn(template: ChatTemplate, chat: Chat, place: int, control: re.Pattern[st
     if end := _ends(text, len(prompt), control):
         text = text[:end]
     thought = chat.messages[place].get(THINKING[0], "").strip()
-    return _Turn(text, len(prompt), thought not in text[len(prompt) :])
+    return _Turn(place, text, len(prompt), thought not in text[len(prompt) :])
 
 
 def _ends(text: str, first: int, control: re.Pattern[str]) -> int | None:
@@ -137,7 +141,45 @@ def _marked(template: ChatTemplate, chat: Chat, values: Mapping[str, Any]) -> li
             )  # fmt: skip
         spans = [span for span, trained in zip(spans, left_out, strict=True) if trained]
     silent = sum(str(message.get(THINKING[0], "")).strip() not in text for message in turns)
-    return [Example(text[: spans[-1][1]], tuple(spans), silent)] if spans else []
+    if not spans:
+        return []
+    text = text[: spans[-1][1]]
+    _refuse_foreign(template, chat, chat.messages, values, text, spans)
+    return [Example(text, tuple(spans), silent)]
+
+
+def _refuse_foreign(
+    template: ChatTemplate,
+    chat: Chat,
+    messages: Sequence[Mapping[str, Any]],
+    values: Mapping[str, Any],
+    text: str,
+    spans: Sequence[Span],
+) -> None:
+    """Raise ChatError where a span has what the user, a tool or the system said: a template's generation blocks may
+    enclose it, and a template may write a question only once its answer is there."""
+    marked = template.render([_with_mark(message) for message in messages], chat.tools, **values)
+    parts = marked.split(FOREIGN)
+    if not "".join(parts).startswith(text):  # the template writes other text because of the marks
+        return
+    end = 0
+    for part in parts[:-1]:
+        end += len(part)
+        if any(first < end <= last for first, last in spans):
+            said, allowed = text[max(0, end - SHOWN) : end], "a template that has what the assistant writes apart"
+            raise ChatError(
+                f"{chat.where}: {template.where} writes {said!r} where the assistant writes, and it would be trained "
+                f"on; use {allowed}",
+                where=chat.where, value=said, allowed=allowed,
+            )  # fmt: skip
+
+
+def _with_mark(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = message.get("content")
+    if message["role"] == "assistant" or not isinstance(content, str) or not content.strip():
+        return message
+    end = len(content.rstrip())
+    return {**message, "content": content[:end] + FOREIGN + content[end:]}
 
 
 def trained_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[list[bool], int]:

@@ -1,8 +1,4 @@
-"""One record of chats as messages for a chat template, whatever its spelling.
-
-OpenAI    {"messages": [{"role": "user", "content": "..."}, ...], "tools": [...]}
-ShareGPT  {"conversations": [{"from": "human", "value": "..."}, ...], "system": "...", "tools": "..."}
-"""
+"""Messages of chats for a chat template, whatever their spelling."""
 
 from __future__ import annotations
 
@@ -16,66 +12,49 @@ from trainer.storage.json_text import read_json
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
-SAME = {"function": "tool"}  # older names of OpenAI's roles
-# ShareGPT's names, and those that LLaMA-Factory gave to calls and their results.
-SHAREGPT = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
-    "assistant": "assistant", "model": "assistant", "function_call": "call", "observation": "tool", "tool": "tool",
-    "function_response": "tool",
+CALL = "call"  # of ShareGPT: a turn whose text is the JSON of calls
+# Names of roles in ShareGPT, in older files of OpenAI, of InternLM (environment) and of Llama (ipython); LLaMA-Factory
+# gave theirs to calls and their results.
+NAMES = {
+    **{role: role for role in ROLES}, "human": "user", "gpt": "assistant", "chatgpt": "assistant",
+    "model": "assistant", "function_call": CALL, "observation": "tool", "function": "tool",
+    "function_response": "tool", "environment": "tool", "ipython": "tool",
 }  # fmt: skip
-VALUES = "chat_template_kwargs"  # of a record: names that its template reads
 
 
 class BadRecord(Exception):
     """A fault of a record, without its place."""
 
 
-def read_record(row: Any) -> tuple[list[Message], list[Any] | None, dict[str, Any]]:
-    """Messages, tools and template values of a record. Raises BadRecord."""
-    if not isinstance(row, Mapping):
-        raise BadRecord(f"it is {_kind(row)}, not an object with messages or conversations")
-    key = next((name for name in ("messages", "conversations") if row.get(name) is not None), None)
-    if key is None:
-        raise BadRecord(f"it has neither messages nor conversations, but {one_of(map(str, row)) or 'nothing'}")
-    turns = _json(row[key], key)
-    if not isinstance(turns, list):
-        raise BadRecord(f"{key} is {_kind(turns)}, not a list")
-    found = [_message(turn, f"{key}[{place}]") for place, turn in enumerate(turns)]
-    if isinstance(row.get("system"), str) and row["system"] and not (found and found[0]["role"] == "system"):
-        found.insert(0, {"role": "system", "content": row["system"]})
-    tools = _json(row.get("tools") or None, "tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
-        raise BadRecord("tools is not a list of JSON schemas of functions")
-    values = _json(row.get(VALUES) or {}, VALUES)
-    if not isinstance(values, Mapping):
-        raise BadRecord(f"{VALUES} is {_kind(values)}, not an object")
-    return found, tools or None, dict(values)
-
-
 def read_messages(messages: Sequence[Any]) -> list[Message]:
     """OpenAI's messages with content as text, arguments of calls as objects and thinking as `reasoning_content`.
 
     Raises BadRecord."""
-    return [_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
+    return [read_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
 
 
-def _message(turn: Any, at: str) -> Message:
+def read_message(turn: Any, at: str) -> Message:
+    """One message, in OpenAI's spelling or in ShareGPT's. at: its place in the record. Raises BadRecord."""
     if not isinstance(turn, Mapping):
-        raise BadRecord(f"{at} is {_kind(turn)}, not an object")
-    if "role" not in turn and "from" in turn:
-        return _sharegpt(turn, at)
-    role = turn.get("role")
-    role = SAME.get(role, role) if isinstance(role, str) else role
-    if role not in ROLES:
-        raise BadRecord(f"{at}.role is {json.dumps(role)}; use {one_of(ROLES)}")
-    message: Message = {name: value for name, value in turn.items() if value is not None}
+        raise BadRecord(f"{at} is {kind_of(turn)}, not an object")
+    spelled, named = _one_of_two(turn, "role", "from", at)
+    role = NAMES.get(named) if isinstance(named, str) else None
+    if role is None:
+        raise BadRecord(f"{at}.{spelled} is {_shown(named)}; use {one_of(ROLES if spelled == 'role' else NAMES)}")
+    spelled, value = _one_of_two(turn, "content", "value", at)
+    message: Message = {
+        name: item for name, item in turn.items() if item is not None and name not in ("from", "value", "content")
+    }
+    if role == CALL:
+        calls = json_value(value, f"{at}.{spelled}")
+        role, value, message["tool_calls"] = "assistant", None, calls if isinstance(calls, list) else [calls]
     message["role"] = role
-    content, thinking = _content(turn.get("content"), f"{at}.content")
+    content, thinking = _content(value, f"{at}.{spelled}")
     for name in THINKING:
-        value = message.pop(name, None)
-        if value is not None and not isinstance(value, str):
-            raise BadRecord(f"{at}.{name} is {_kind(value)}, not a text")
-        thinking = thinking or value
+        given = message.pop(name, None)
+        if given is not None and not isinstance(given, str):
+            raise BadRecord(f"{at}.{name} is {kind_of(given)}, not a text")
+        thinking = thinking or given
     if thinking:
         message[THINKING[0]] = thinking
     calls = _calls(message, at)
@@ -83,29 +62,21 @@ def _message(turn: Any, at: str) -> Message:
         message["tool_calls"] = calls
     if calls and role != "assistant":
         raise BadRecord(f"{at} has tool_calls, but its role is {role}; only the assistant calls tools")
-    if content is None and not calls and role != "assistant":
-        raise BadRecord(f"{at}.content is missing")
+    if content is None and not calls and not (thinking and role == "assistant"):
+        raise BadRecord(f"{at}.{spelled} is missing")
     if content is not None or not calls:
         message["content"] = content or ""
     _put_weight(message, at)
     return message
 
 
-def _sharegpt(turn: Mapping[str, Any], at: str) -> Message:
-    role, value = SHAREGPT.get(turn["from"]) if isinstance(turn["from"], str) else None, turn.get("value")
-    if role is None:
-        raise BadRecord(f"{at}.from is {json.dumps(turn['from'])}; use {one_of(SHAREGPT)}")
-    if not isinstance(value, str):
-        raise BadRecord(f"{at}.value is {_kind(value)}, not a text")
-    weight = {name: turn[name] for name in ("weight", "loss") if turn.get(name) is not None}
-    if role != "call":
-        return _message({"role": role, "content": value, **weight}, at)
-    try:
-        calls = read_json(value)
-    except ValueError as error:
-        raise BadRecord(f"{at}.value is a function call that is not JSON ({error})") from error
-    calls = calls if isinstance(calls, list) else [calls]
-    return _message({"role": "assistant", "tool_calls": calls, **weight}, at)
+def _one_of_two(turn: Mapping[str, Any], usual: str, other: str, at: str) -> tuple[str, Any]:
+    """The name and the value of a key that has two spellings."""
+    given = [name for name in (usual, other) if turn.get(name) is not None]
+    if len(given) == 2 and turn[usual] != turn[other]:
+        raise BadRecord(f"{at} has {usual} and {other}; keep one of them")
+    name = given[0] if given else usual
+    return name, turn.get(name)
 
 
 def _content(content: Any, at: str) -> tuple[str | None, str | None]:
@@ -113,7 +84,7 @@ def _content(content: Any, at: str) -> tuple[str | None, str | None]:
     if content is None or isinstance(content, str):
         return content, None
     if not isinstance(content, list):
-        raise BadRecord(f"{at} is {_kind(content)}, not a text or a list of parts")
+        raise BadRecord(f"{at} is {kind_of(content)}, not a text or a list of parts")
     texts: list[str] = []
     thoughts: list[str] = []
     for place, part in enumerate(content):
@@ -123,7 +94,7 @@ def _content(content: Any, at: str) -> tuple[str | None, str | None]:
             text = next((part[name] for name in (kind, "text", *THINKING) if isinstance(part.get(name), str)), None)
         if kind not in ("text", *THINKING) or text is None:
             raise BadRecord(
-                f"{at}[{place}] is a part of type {json.dumps(kind)}; parts are texts and thinking: images and "
+                f"{at}[{place}] is a part of type {_shown(kind)}; parts are texts and thinking: images and "
                 "signals of chats are not trained on"
             )
         (texts if kind == "text" else thoughts).append(text)
@@ -133,7 +104,7 @@ def _content(content: Any, at: str) -> tuple[str | None, str | None]:
 def _calls(message: Message, at: str) -> list[Any]:
     calls, old = message.pop("tool_calls", None) or [], message.pop("function_call", None)
     if not isinstance(calls, list):
-        raise BadRecord(f"{at}.tool_calls is {_kind(calls)}, not a list")
+        raise BadRecord(f"{at}.tool_calls is {kind_of(calls)}, not a list")
     return [_call(call, f"{at}.tool_calls[{n}]") for n, call in enumerate([*calls, *([old] if old else [])])]
 
 
@@ -142,10 +113,10 @@ def _call(call: Any, at: str) -> Message:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRecord(f"{at} has no function with a name")
     arguments = function.get("arguments", {})
-    if isinstance(arguments, str):  # OpenAI's spelling; templates write the object themselves
-        arguments = _json(arguments or "{}", f"{at}.function.arguments")
-    if not isinstance(arguments, Mapping):
-        raise BadRecord(f"{at}.function.arguments is {_kind(arguments)}, not an object")
+    # OpenAI's spelling is a text; templates write the object themselves.
+    arguments = json_value("{}" if arguments == "" else arguments, f"{at}.function.arguments")
+    if not isinstance(checked_json(arguments, f"{at}.function.arguments"), Mapping):
+        raise BadRecord(f"{at}.function.arguments is {kind_of(arguments)}, not an object")
     more = {name: value for name, value in call.items() if name in ("id", "type") and value is not None}
     return {"type": "function", **more, "function": {"name": function["name"], "arguments": arguments}}
 
@@ -154,15 +125,15 @@ def _put_weight(message: Message, at: str) -> None:
     """`weight` as OpenAI's fine-tuning files have it, 0 or 1; `loss` as InternLM's, true or false."""
     loss = message.pop("loss", None)
     if loss is not None and not isinstance(loss, bool):
-        raise BadRecord(f"{at}.loss is {json.dumps(loss)}; use true or false")
+        raise BadRecord(f"{at}.loss is {_shown(loss)}; use true or false")
     if loss is not None:
         message["weight"] = int(loss)
     if message.get("weight", 1) not in (0, 1):
-        raise BadRecord(f"{at}.weight is {json.dumps(message['weight'])}; use 0 or 1")
+        raise BadRecord(f"{at}.weight is {_shown(message['weight'])}; use 0 or 1")
 
 
-def _json(value: Any, at: str) -> Any:
-    """The value of a text of JSON; other values as they are."""
+def json_value(value: Any, at: str) -> Any:
+    """The value of a text of JSON; other values as they are. Raises BadRecord."""
     if not isinstance(value, str):
         return value
     try:
@@ -171,7 +142,21 @@ def _json(value: Any, at: str) -> Any:
         raise BadRecord(f"{at} is a text that is not JSON ({error})") from error
 
 
-def _kind(value: Any) -> str:
+def checked_json(value: Any, at: str) -> Any:
+    """A value that templates write as JSON. Raises BadRecord for what JSON and UTF-8 cannot write, such as NaN, a number
+    that is too large, half of a character, or a date of Parquet."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadRecord(f"{at} cannot be written as JSON ({error})") from error
+    return value
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def kind_of(value: Any) -> str:
     names = {
         str: "a text",
         bool: "true or false",

@@ -1,4 +1,4 @@
-"""Chats from files: JSON lines, JSON lists and Parquet, as OpenAI's messages or as ShareGPT's conversations.
+"""Chats from files: JSON lines, JSON lists and Parquet, in the forms of `trainer.chat.forms`.
 
 Every record becomes messages that chat templates take: content is text, the arguments of calls are objects, thinking is
 `reasoning_content`. JSON is read line by line by Python's own parser, so a text such as "007" stays a text whatever the
@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from parallel.errors import one_of
 from trainer.chat.errors import ChatError
-from trainer.chat.messages import BadRecord, read_record
+from trainer.chat.forms import read_record
+from trainer.chat.messages import BadRecord
 from trainer.storage.json_text import read_json
 
 SUFFIXES = (".jsonl", ".json", ".parquet")

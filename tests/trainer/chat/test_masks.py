@@ -202,6 +202,41 @@ def test_a_prompt_that_a_finished_turn_does_not_have_is_refused():
     assert failure.value.allowed
 
 
+SAYS = "{{ m.role }}: {{ m.content | trim }}\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for m in messages %}{% generation %}" + SAYS + "{% endgeneration %}{% endfor %}",
+        "{% generation %}{% for m in messages %}" + SAYS + "{% endfor %}{% endgeneration %}",
+        # A question is written only once its answer is there.
+        "{% for m in messages %}{% if m.role == 'assistant' %}Q: {{ loop.previtem.content }}\nA: {{ m.content }}\n"
+        "{% endif %}{% endfor %}",
+        # The answer stands before its question.
+        "{% for m in messages | reverse %}" + SAYS + "{% endfor %}",
+    ],
+)  # fmt: skip
+def test_a_template_that_would_train_on_what_others_say_is_refused(text):
+    messages = [{"role": "user", "content": "how much? "}, {"role": "assistant", "content": "seven"}]
+    with pytest.raises(UserError) as failure:
+        examples(ChatTemplate({"default": text}), Chat("f:3", messages), [])
+    assert failure.value.where == "f:3"
+    assert failure.value.allowed
+
+
+def test_an_answer_may_repeat_its_question():
+    for text in (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}",
+    ):
+        messages = [{"role": "user", "content": "gold"}, {"role": "assistant", "content": "gold, you say gold"}]
+        (one,) = examples(ChatTemplate({"default": text}), Chat("f:3", messages), [])
+        assert [one.text[first:last].strip() for first, last in one.spans] == ["gold, you say gold"]
+
+
 def test_calls_that_a_template_does_not_write_are_refused():
     messages, _ = conversations(FAMILIES["qwen2"])["tools"]
     with pytest.raises(UserError) as failure:

@@ -11,7 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from parallel.errors import UserError
-from trainer.chat.messages import BadRecord, read_messages, read_record
+from trainer.chat.forms import read_record
+from trainer.chat.messages import BadRecord, read_messages
 from trainer.chat.records import Chat, LeftOut, chat_files, is_trained, read_chats
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -122,7 +123,7 @@ def test_older_spellings_of_calls():
 
 
 FAULTS = [
-    "{", "[]", "3", '{"text": "a"}', '{"messages": 3}', '{"messages": "a"}', '{"messages": [3]}',
+    "{", "[3]", "3", '{"text": "a"}', '{"messages": 3}', '{"messages": "a"}', '{"messages": [3]}',
     '{"messages": [{"content": "a"}]}', '{"messages": [{"role": "bot", "content": "a"}]}',
     '{"messages": [{"role": ["user"], "content": "a"}]}',
     '{"messages": [{"role": "user", "content": 3}]}', '{"messages": [{"role": "user"}]}',
@@ -136,6 +137,18 @@ FAULTS = [
     '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{\\"x\\": 1e999}"}]}]}',
     '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{\\"x\\": \\"\\\\ud800\\"}"}]}]}',
     '{"conversations": [{"from": "function_call", "value": "{\\"name\\": \\"f\\", \\"arguments\\": {\\"x\\": NaN}}"}]}',
+    '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": 1e999}}]}]}',
+    '{"messages": [{"role": "assistant", "content": "a"}], "tools": [{"x": 1e999}]}',
+    '{"messages": "[{\\"role\\": \\"assistant\\", \\"content\\": \\"\\\\ud800\\"}]"}',
+    '{"messages": "[{\\"role\\": \\"assistant\\", \\"content\\": NaN}]"}',
+    '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "text": "a"}]}',
+    '{"messages": [{"role": "assistant", "content": "a", "value": "b"}]}',
+    '{"messages": [{"role": "assistant", "content": "a"}], "conversations": [{"from": "gpt", "value": "b"}]}',
+    '{"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}], "system": "c"}',
+    '{"messages": [{"role": "system", "content": "a"}, {"role": "system", "content": "b"}, '
+    '{"role": "assistant", "content": "c"}]}',
+    '{"messages": [{"role": "assistant", "content": "a"}], "system": 3}',
+    '{"conversations": [{"from": "function_call", "value": "{\\"name\\": \\"f\\", \\"arguments\\": NaN}"}]}',
     '{"messages": [{"role": "assistant", "content": "a", "weight": 2}]}',
     '{"messages": [{"role": "assistant", "content": "a", "weight": "1"}]}',
     '{"messages": [{"role": "assistant", "content": "a", "loss": 1}]}',

@@ -40,7 +40,7 @@ from trainer.storage.progress import OnProgress, Progress
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
 
-FORMAT = 1  # raise it with any change of the output
+FORMAT = 2  # raise it with any change of the output
 CHATS = Manifest(version=FORMAT, hash_key="checksum", size_key="bytes", compact=True, ascii=False)
 AT_ONCE = 256  # examples that are tokenized together
 NAMED = 3  # records of each kind that are named
@@ -114,13 +114,20 @@ def prepare(data: DataConfig, tokenizer: ChatTokenizer, progress: OnProgress) ->
 
 
 def _files(data: DataConfig) -> list[tuple[str, bool, Path]]:
-    """(source, held out, file) in the order in which they are read."""
+    """(source, held out, file) in the order in which they are read. Raises ChatError that names the key."""
     found = []
     for name, source in data.chats.items():
-        found += [(name, False, file) for file in chat_files(source.path, Path(data.root))]
-        if source.heldout:
-            found += [(name, True, file) for file in chat_files(source.heldout, Path(data.root))]
+        for key, path in (("path", source.path), ("heldout", source.heldout)):
+            if path:
+                found += [(name, key == "heldout", file) for file in _of_key(f"data.chats.{name}.{key}", path, data)]
     return found
+
+
+def _of_key(key: str, path: str, data: DataConfig) -> list[Path]:
+    try:
+        return chat_files(path, Path(data.root))
+    except ChatError as error:
+        raise ChatError(f"{key}={path}: {error}", where=key, value=path, allowed=error.allowed) from error
 
 
 def _key(data: DataConfig, files: Sequence[tuple[str, bool, Path]], tokenizer: ChatTokenizer) -> str:
@@ -176,7 +183,6 @@ class _Writer:
     read: int = 0
     written: int = 0
     straddling: int = 0
-    trained: int = 0
     silent: Counter[str] = field(default_factory=Counter)  # turns whose thinking the template leaves out, by source
 
     def write(self, files: Sequence[tuple[str, bool, Path]]) -> None:
@@ -194,15 +200,15 @@ class _Writer:
             self._put(waiting, tokens, trained)
         if self.faults:
             raise ChatError(self.faults)
-        self._hold_out(names)
+        self._hold_out(names, [str(file) for _, _, file in files])
         np.array(self.rows, "<i8").reshape(-1, 4).tofile(self.work / "examples.bin")
         np.array(self.records, "<i8").reshape(-1, 4).tofile(self.work / "records.bin")
         key = _key(self.data, files, self.tokenizer)  # of what was read, should a file have changed meanwhile
         facts = {
             "key": key, "read": self.read, "records": len(self.records), "examples": len(self.rows),
-            "tokens": self.written, "trained": self.trained, "straddling": self.straddling,
-            "left_out": self.left_out, "named": self.named, "ends": self.ends.most_common(),
-            "silent": self.silent,
+            "tokens": sum(row[1] for row in self.rows), "trained": sum(row[3] for row in self.rows),
+            "straddling": self.straddling, "left_out": self.left_out, "named": self.named,
+            "ends": self.ends.most_common(), "silent": self.silent,
         }  # fmt: skip
         CHATS.write(self.work, facts, {name: CHATS.file_facts(self.work / name) for name in FILES})
 
@@ -251,15 +257,14 @@ class _Writer:
             trained.write(one.trained.astype("u1").tobytes())
             self.written += len(one.ids)
             self.straddling += one.straddling
-            self.trained += count
             last = np.flatnonzero(one.trained[:-1] & ~one.trained[1:])
             self.ends.update(one.ids[last].tolist())
             if one.trained.size and one.trained[-1]:
                 self.ends[int(one.ids[-1])] += 1
 
-    def _hold_out(self, names: Sequence[str]) -> None:
-        """Records of each source that are never trained on: those with the smallest hashes, so that equal records are
-        on one side. Raises DataError for a source with nothing to train on."""
+    def _hold_out(self, names: Sequence[str], files: Sequence[str]) -> None:
+        """Records of each source that are never trained on: those with the smallest hashes. Those that equal one of
+        them, of whatever source, are left out. Raises DataError for a source with nothing to train on."""
         of_source = np.array([record[0] for record in self.records], np.int64)
         for number, name in enumerate(names):
             mine = np.flatnonzero(of_source == number)
@@ -269,9 +274,24 @@ class _Writer:
                 limit = keys[wanted - 1] if keys[wanted - 1] < keys[-1] else -1
                 for record in mine.tolist():
                     self.records[record][1] = int(self.hashes[record] <= limit)
-            if not any(not self.records[record][1] for record in mine.tolist()):
+        self._drop_heldout(names, files)
+        trained = {record[0] for record in self.records if not record[1]}
+        for number, name in enumerate(names):
+            if number not in trained:
                 kinds = self.left_out.get(name, Counter())
                 why = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "the files have none"
                 allowed = "files with chats that have an assistant's turn"
                 text = f"data.chats.{name} has no record to train on: {why}; use {allowed}"
                 raise DataError(text, where=f"data.chats.{name}", value=dict(kinds), allowed=allowed)
+
+    def _drop_heldout(self, names: Sequence[str], files: Sequence[str]) -> None:
+        """Leave out the records to train on that a held-out one equals."""
+        heldout = {one for one, record in zip(self.hashes, self.records, strict=True) if record[1]}
+        numbers: dict[int, int] = {}  # of the records that stay: the old one -> the new one
+        for old, (one, (source, held, file, line)) in enumerate(zip(self.hashes, self.records, strict=True)):
+            if one in heldout and not held:
+                self._leave_out(names[source], f"{files[file]}:{line}", "equal to one that is held out")
+            else:
+                numbers[old] = len(numbers)
+        self.records = [self.records[old] for old in numbers]
+        self.rows = [(first, length, numbers[r], count) for first, length, r, count in self.rows if r in numbers]

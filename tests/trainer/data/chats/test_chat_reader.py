@@ -122,6 +122,29 @@ def test_splits_and_repeats(tmp_path):
     assert {int(prepared.records[prepared.examples[one, 2], 1]) for one in examples} == {0}
 
 
+def test_a_chat_that_is_held_out_is_trained_on_from_no_source(tmp_path):
+    corpus = write_corpus(tmp_path, LINES[:8])
+    (tmp_path / "other.jsonl").write_text("\n".join([LINES[20], *LINES[2:5]]))
+    # Files of chats that are held out, with some that are trained on, too.
+    data = data_of(corpus, chats={"mine": ChatSourceConfig(path="chats.jsonl", heldout="other.jsonl")})
+    prepared = prepared_of(data)
+    assert prepared.facts["left_out"] == {"mine": {"equal to one that is held out": 3}}
+    assert prepared.facts["named"]["mine"]["equal to one that is held out"] == [
+        f"{tmp_path}/chats.jsonl:{line}" for line in (3, 4, 5)
+    ]
+    assert prepared.records[:, 1].tolist() == [0] * 5 + [1] * 4
+    assert {*prepared.examples[:, 2].tolist()} == {*range(9)}
+    assert prepared.facts["tokens"] == prepared.examples[:, 1].sum()
+    # A source of two chats that the other one trains on holds out one of them.
+    alone = prepared_of(data_of(corpus, holdout_fraction=0.5))
+    two = [LINES[line - 1] for _, held, _, line in alone.records.tolist() if not held][:2]
+    (tmp_path / "other.jsonl").write_text("\n".join(two))
+    sources = {"mine": ChatSourceConfig(path="chats.jsonl"), "more": ChatSourceConfig(path="other.jsonl")}
+    prepared = prepared_of(data_of(corpus, chats=sources, holdout_fraction=0.5))
+    assert prepared.facts["left_out"] == {"mine": {"equal to one that is held out": 1}}
+    assert np.bincount(prepared.records[:, 0]).tolist() == [7, 2]
+
+
 def test_an_epoch_has_every_example_once_in_an_order_of_its_own(corpus):
     reader = reader_of(data_of(corpus))
     size = reader.train.count
@@ -192,7 +215,8 @@ def test_a_template_that_prints_the_date_needs_one(tmp_path):
         ({"tokenizer": None}, "data.tokenizer"),
         ({"tokenizer": "nowhere"}, "nowhere"),
         ({"chat_template": "nowhere"}, "data.chat_template"),
-        ({"chats": {"mine": ChatSourceConfig(path="nothing.jsonl")}}, "nothing.jsonl"),
+        ({"chats": {"mine": ChatSourceConfig(path="nothing.jsonl")}}, "data.chats.mine.path"),
+        ({"chats": {"mine": ChatSourceConfig(path="chats.jsonl", heldout="nothing")}}, "data.chats.mine.heldout"),
     ],
 )
 def test_files_that_are_missing(corpus, changed, where):

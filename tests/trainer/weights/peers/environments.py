@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from trainer.storage.lock import FileLock
+
 CHECKOUT = Path(__file__).resolve().parents[4]
 PEERS = CHECKOUT / ".cache" / "peers"
 INSIDE = Path(__file__).with_name("inside")  # what runs in the environments; it imports nothing of ours
@@ -75,7 +77,6 @@ def set_up(name: str) -> None:
     """Make an environment anew. Raises CalledProcessError for an installation that failed."""
     peer, place = ENVIRONMENTS[name], PEERS / name
     shutil.rmtree(place, ignore_errors=True)
-    PEERS.mkdir(parents=True, exist_ok=True)
     python = sys.executable
     if not peer.folder:
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
@@ -96,10 +97,14 @@ def _pins(peer: Peer) -> str:
     return json.dumps(peer.installs)
 
 
+def _is_ready(name: str) -> bool:
+    ready = PEERS / name / "ready"
+    return ready.is_file() and ready.read_text() == _pins(ENVIRONMENTS[name])
+
+
 def require(name: str) -> None:
     """Skip the test without the environment."""
-    ready = PEERS / name / "ready"
-    if not ready.is_file() or ready.read_text() != _pins(ENVIRONMENTS[name]):
+    if not _is_ready(name):
         pytest.skip(f"no {name} at {PEERS / name}; `make test-peers` sets it up")
 
 
@@ -123,11 +128,11 @@ def ask(name: str, script: str, *arguments: str | Path, given: Any = None) -> An
 
 def main(names: Sequence[str]) -> None:
     for name in names or ENVIRONMENTS:
-        ready = PEERS / name / "ready"
-        if ready.is_file() and ready.read_text() == _pins(ENVIRONMENTS[name]):
-            continue
-        print(f"setting up {name} in {PEERS / name}")
-        set_up(name)
+        PEERS.mkdir(parents=True, exist_ok=True)
+        with FileLock(PEERS / f"{name}.lock", wait=None):  # another process may be setting it up
+            if not _is_ready(name):
+                print(f"setting up {name} in {PEERS / name}", flush=True)
+                set_up(name)
 
 
 if __name__ == "__main__":
