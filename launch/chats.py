@@ -26,11 +26,23 @@ OPEN, CLOSE = "\u27e6", "\u27e7"  # around what is trained, where there are no c
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
-def check(cfg: Config) -> int:
+def tokenizer_of(cfg: Config) -> ChatTokenizer | None:
+    """The tokenizer and the template of the chats; None for the toy's, which may have to be made first.
+
+    Raises DataError, and ChatError for a template that cannot be read or compiled."""
+    from trainer.data.chats.tokens import open_tokenizer
+
+    init_from = cfg.checkpoint.init_from
+    if cfg.data.build == "toy":
+        return None
+    return open_tokenizer(cfg.data, None if init_from is None else Path(init_from))
+
+
+def check(cfg: Config, tokenizer: ChatTokenizer | None) -> int:
     """Read every record, tokenized first where that was not done yet, and count those that are left out.
 
     Returns 0; raises the `UserError`s of `prepare` and of `ChatReader`."""
-    _, prepared, _ = _opened(cfg)
+    _, prepared, _ = _opened(cfg, tokenizer)
     facts = prepared.facts
     columns = table("source", "records", "trained on", "held out", "examples", "tokens", "trained tokens")
     for number, name in enumerate(prepared.sources):
@@ -55,13 +67,13 @@ def check(cfg: Config) -> int:
     return 0
 
 
-def show(cfg: Config, sample: int) -> int:
+def show(cfg: Config, tokenizer: ChatTokenizer | None, sample: int) -> int:
     """Print the chats of one window as text, and which of their tokens are trained on: in colour, or in brackets."""
     import numpy as np
     from rich.console import Console
     from rich.text import Text
 
-    tokenizer, prepared, reader = _opened(cfg)
+    tokenizer, prepared, reader = _opened(cfg, tokenizer)
     console = Console(highlight=False)
     windows, size = reader.read(sample, 1), reader.train.count
     pack = int(reader.positions(np.array([sample]))[0])
@@ -94,11 +106,11 @@ def _marked(tokenizer: ChatTokenizer, ids: npt.NDArray[np.int32], mask: npt.NDAr
     return text
 
 
-def stats(cfg: Config) -> int:
+def stats(cfg: Config, tokenizer: ChatTokenizer | None) -> int:
     """Print how chats fill their windows, and how often the run reads them."""
     import numpy as np
 
-    _, prepared, reader = _opened(cfg)
+    _, prepared, reader = _opened(cfg, tokenizer)
     size, samples = reader.train.count, cfg.train.steps * cfg.train.global_batch
     lengths = reader.lengths[reader.train.examples]
     trained = int(prepared.examples[reader.train.examples, 3].sum())
@@ -113,14 +125,14 @@ def stats(cfg: Config) -> int:
     return 0
 
 
-def _opened(cfg: Config) -> tuple[ChatTokenizer, Prepared, ChatReader]:
+def _opened(cfg: Config, tokenizer: ChatTokenizer | None) -> tuple[ChatTokenizer, Prepared, ChatReader]:
     from trainer.data.build import with_toy_chats
     from trainer.data.chats.prepare import prepare
     from trainer.data.chats.reader import ChatReader
     from trainer.data.chats.tokens import open_tokenizer
 
-    data, init_from = with_toy_chats(cfg.data, print_line), cfg.checkpoint.init_from
-    tokenizer = open_tokenizer(data, None if init_from is None else Path(init_from))
+    data = with_toy_chats(cfg.data, print_line)
+    tokenizer = tokenizer or open_tokenizer(data)
     prepared = prepare(data, tokenizer, print_line)
     for line in prepared.left_out():
         print_warning(line)

@@ -82,7 +82,10 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     if cfg.data.name == "pairs" and action in OF_PAIRS:
         return partial(OF_PAIRS[action], cfg)
     if cfg.data.name == "chat" and action != "index":
-        return partial(chats.show, cfg, int(numbers[0])) if action == "show" else partial(OF_CHATS[action], cfg)
+        tokenizer = chats.tokenizer_of(cfg)
+        if action == "show":
+            return partial(chats.show, cfg, tokenizer, int(numbers[0]))
+        return partial(OF_CHATS[action], cfg, tokenizer)
     if action == "index":
         text = f"data.name={cfg.data.name} has no index to make; use a recipe of pairs, such as {WITH_PAIRS}"
         raise ConfigError(text, where="data.name", value=cfg.data.name, allowed=("pairs",))

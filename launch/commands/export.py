@@ -49,7 +49,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="maximum file size in GB (default: 5)")
     options = parser.read(words)
     checkpoint = Path(options.checkpoint)
-    check_all(lambda: _open(checkpoint, options.adapter), lambda: must_not_exist(options.target))
+    check_all(lambda: _open(checkpoint, options), lambda: must_not_exist(options.target))
     if options.adapter in ("peft", "peft-3d"):
         _refuse_of_models(options)
         return partial(_export_adapters, checkpoint, Path(options.target), options.adapter, options.dtype)
@@ -87,8 +87,9 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     return work
 
 
-def _open(checkpoint: Path, adapter: str | None) -> None:
-    opened = open_checkpoint(checkpoint)
+def _open(checkpoint: Path, options: argparse.Namespace) -> None:
+    opened, adapter = open_checkpoint(checkpoint), options.adapter
+    opened.refuse_inside(Path(options.target))
     if adapter is not None and opened.lora.target == "none":
         allowed = "a run with lora.target=attention, experts or all"
         text = f"--adapter {adapter}: {opened.run_directory} has no adapters; give {allowed}, or leave --adapter out"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launch.progress import ProgressDisplay
 from parallel.errors import UserError
+from trainer.chat.template import find_template
 from trainer.checkpoint.errors import CheckpointError
 from trainer.config.coerce import to_dict
 from trainer.config.command_line import Parser
@@ -21,6 +22,7 @@ from trainer.storage.manifest import CHECKPOINT, MANIFEST, CorruptError
 from trainer.storage.progress import Progress
 from trainer.weights.beside.readers import readers
 from trainer.weights.beside.side_files import TOKENIZERS, side_files
+from trainer.weights.beside.tokenizer import find_tokenizer
 from trainer.weights.hf_config import FUNCTION
 from trainer.weights.hf_files import CONFIG, HuggingFaceError, open_directory
 from trainer.weights.hf_survey import SourceModel, part_of, quantization, survey_directory
@@ -105,6 +107,8 @@ def _huggingface(source: SourceModel) -> bool:
         print(f"quantised   {quantised.get('quant_method')}, blocks of {quantised.get('weight_block_size')}")
     files = side_files(directory.path)
     _print_list("tokenizer", [name for name in TOKENIZERS if name in files])
+    template = find_template(directory.path)
+    print(f"template    {'none' if template is None else Path(template.where).name}")
     upright = any("gate_up_proj" in piece.name and not piece.transposed for piece in source.pieces)
     read_by = readers(directory.config, directory.tensors, files, upright=upright)
     _print_list("read by", [reader.line for reader in read_by])
@@ -134,6 +138,7 @@ def _training(path: Path) -> bool:
     _print_list("missing", opened.missing)
     _print_list("unknown", [name for name in opened.stored.tensors if name.startswith("model.") and name not in parts])
     _print_list("mismatch", opened.unfit)
+    _print_tokenizer(opened.run_directory)
     if opened.lora.target != "none":
         lora = opened.lora
         print(
@@ -143,6 +148,17 @@ def _training(path: Path) -> bool:
     result = "complete by names, shapes and sizes; loading and exporting compare hashes too"
     print(result if complete else "NOT complete")
     return complete
+
+
+def _print_tokenizer(run: Path) -> None:
+    """The tokenizer and the chat template that the run kept, or why there are none."""
+    found, why = find_tokenizer(run)
+    if found is None:
+        print(f"tokenizer   none: {why or 'the data are synthetic'}")
+    else:
+        print(f"tokenizer   {found.file}, {found.eos} ends a {'document' if found.chat is None else 'turn'}")
+    template = find_template(run)
+    print(f"template    {'none' if template is None else template.where}")
 
 
 def _as_written(path: Path) -> bool:

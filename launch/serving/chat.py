@@ -28,7 +28,7 @@ DIM, PLAIN = "\033[2m", "\033[0m"
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """Raises `CommandError`, also for a directory without a model that generates, or without a chat template."""
-    parser.epilog = f"Lines of the input are the user's turns. {HELP}. Ctrl-C ends an answer."
+    parser.add_note(f"Lines of the input are the user's turns. {HELP}. Ctrl-C ends an answer.")
     add = parser.add_argument
     add("directory", metavar="DIR", help="a run directory, one of its step-N directories, or a Hugging Face directory")
     add("--system", metavar="TEXT", help="instructions that open the conversation")

@@ -76,10 +76,11 @@ class Conversation:
 
 
 def find_conversation(source: Source, directory: str, file: str | None) -> Conversation | None:
-    """With the template in `file`, or the checkpoint's own; None where it has none. Raises ChatError."""
+    """With the template in `file`, or the checkpoint's own; None where it has none. Raises ChatError, also for
+    one that cannot be compiled."""
     if file is not None and not Path(file).is_file():
         remedy = "a file with a template in Jinja"
         text = f"--chat-template={file} is not a file; give {remedy}"
         raise CommandError(text, where="--chat-template", value=file, allowed=remedy)
     template = find_template(Path(file or directory))
-    return None if template is None else Conversation(template, source.require_tokenizer())
+    return None if template is None else Conversation(template.check(), source.require_tokenizer())

@@ -23,7 +23,7 @@ PURPOSE = (
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     """Raises `CommandError`, also for a directory without a model that generates, and where a package is missing."""
-    parser.epilog = PURPOSE
+    parser.add_note(PURPOSE)
     add = parser.add_argument
     add("directory", metavar="DIR", help="a run directory, one of its step-N directories, or a Hugging Face directory")
     add("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (default: 127.0.0.1, this machine)")

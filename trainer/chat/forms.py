@@ -2,7 +2,7 @@
 
     {"messages": [{"role": "user", "content": "..."}, ...], "tools": [...]}                    OpenAI, TRL, Unsloth
     [{"role": "user", "content": "..."}, ...]                                                  InternLM, XTuner
-    {"prompt": [...], "completion": [...]}                                                     TRL; trains the completion
+    {"prompt": [...], "completion": [...]}                                                     TRL
     {"conversations": [{"from": "human", "value": "..."}, ...], "system": "...", "tools": "..."}   ShareGPT, OpenHermes
     {"conversation": [{"system": "...", "input": "...", "output": "..."}, ...]}                XTuner
     {"conversation": [{"human": "...", "assistant": "..."}, ...]}                              ShareGPT, as pairs
@@ -14,6 +14,7 @@ A record that compares answers (DPO, KTO) is refused: trained on as it is, its w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from parallel.errors import one_of
@@ -38,7 +39,7 @@ def read_record(row: Any) -> tuple[list[Message], list[Any] | None, dict[str, An
     if compares := next((name for name in COMPARED if row.get(name) not in (None, "", [])), None):
         raise BadRecord(f"it has {compares}: it compares answers, and fine-tuning takes one as messages")
     found = [message for turn in _turns(row) for message in turn]
-    for place, (one, next_one) in enumerate(zip(found, found[1:], strict=False)):
+    for place, (one, next_one) in enumerate(pairwise(found)):
         if one["role"] in SYSTEM_ROLES and next_one["role"] in SYSTEM_ROLES:
             raise BadRecord(f"messages[{place}] and messages[{place + 1}] are system messages; make one of them")
     found = _with_system(row, found)
@@ -81,7 +82,7 @@ def _listed(turns: Any, key: str) -> Sequence[Any]:
 
 
 def _turn(turn: Any, at: str) -> list[Message]:
-    """One message; or those of a question with its answer, before them the instructions that stand beside it."""
+    """One message; or those of a question with its answer, before them the instructions beside it."""
     pair = None
     if isinstance(turn, Mapping) and not {"role", "from"} & turn.keys():
         pair = next((pair for pair in PAIRS if pair[1] in turn), None)
@@ -96,7 +97,7 @@ def _turn(turn: Any, at: str) -> list[Message]:
 
 
 def _continued(row: Mapping[str, Any]) -> Iterator[list[Message]]:
-    """TRL's prompt and completion, of which the second is trained on."""
+    """TRL's prompt and completion; only the completion is trained on."""
     if "label" in row:
         raise BadRecord("it has label: it compares answers, and fine-tuning takes one as messages")
     for key in ("prompt", "completion"):
@@ -124,7 +125,7 @@ def _said(role: str, text: Any, at: str) -> Message:
 
 
 def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-    """Put the instructions that stand beside the turns before them."""
+    """Put the instructions beside the turns in front of them."""
     for key in SYSTEM:
         text = row.get(key)
         if not text:

@@ -143,8 +143,8 @@ def json_value(value: Any, at: str) -> Any:
 
 
 def checked_json(value: Any, at: str) -> Any:
-    """A value that templates write as JSON. Raises BadRecord for what JSON and UTF-8 cannot write, such as NaN, a number
-    that is too large, half of a character, or a date of Parquet."""
+    """A value that templates write as JSON. Raises BadRecord for what JSON and UTF-8 cannot write, such as NaN, a
+    number that is too large, half of a character, or a date of Parquet."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError) as error:

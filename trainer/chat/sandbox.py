@@ -46,14 +46,19 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it as a set)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        self.environment.marks = True  # type: ignore[attr-defined]
+        _ours(self.environment).marks = True
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_enclose"), [], [], body).set_lineno(line)
 
     def _enclose(self, caller: Macro) -> str:
         text: str = caller()
-        return f"{OPEN}{text}{CLOSE}" if self.environment.marking else text  # type: ignore[attr-defined]
+        return f"{OPEN}{text}{CLOSE}" if _ours(self.environment).marking else text
+
+
+def _ours(environment: object) -> Environment:
+    assert isinstance(environment, Environment)  # Jinja declares its own class for extensions
+    return environment
 
 
 class _Namespace(Namespace):

@@ -112,6 +112,13 @@ class ChatTemplate:
         """Return True if the template says what the assistant writes, in `{% generation %}` blocks."""
         return self._compiled(self._name(tools))[0].marks
 
+    def check(self) -> ChatTemplate:
+        """Compile the templates that render, so that faults of theirs are found before anything starts. Raises
+        ChatError."""
+        for tools in (None, ()):
+            self._compiled(self._name(tools))
+        return self
+
     def _name(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
         if tools is not None and WITH_TOOLS in self.texts:
             return WITH_TOOLS

@@ -10,6 +10,7 @@ import argparse
 import functools
 import itertools
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from trainer.config.errors import CommandError
 from trainer.config.recipes.groups import KEYS, overview
 from trainer.config.say import did_you_mean, nearest
 
+WIDTH = 80  # characters of a line of the help that argparse does not break
 OVERRIDES = "Example overrides: recipe=toy optim.lr=1e-3"
 
 
@@ -44,6 +46,10 @@ class Parser(argparse.ArgumentParser):
         self.epilog = overview(words)
         self.add_argument("overrides", nargs="*", metavar="override", help="recipe=NAME, GROUP=OPTION or KEY=VALUE")
         self.add_config_dir()
+
+    def add_note(self, text: str) -> None:
+        """Put sentences below the help."""
+        self.epilog = textwrap.fill(text, WIDTH)
 
     def add_config_dir(self) -> None:
         """Take --config-dir."""

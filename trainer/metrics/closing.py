@@ -50,7 +50,8 @@ def next_text(cfg: Config, run_dir: Path, command: Sequence[str], world_size: in
     """
     program = shlex.join(command[: command.index("train")] if command else OCTAVO)
     run = shlex.quote(str(run_dir))
-    lines = [f"{program} inspect {run}", f"{program} export {run} {shlex.quote(str(_unused(run_dir)))}"]
+    lines = [f"{program} chat {run}"] if cfg.data.name == "chat" else []
+    lines += [f"{program} inspect {run}", f"{program} export {run} {shlex.quote(str(_unused(run_dir)))}"]
     if (steps := _more_steps(cfg, world_size)) is not None:
         if command:
             kept = [word for word in command if not word.startswith(("train.steps=", "train.resume="))]

@@ -94,6 +94,7 @@ def export(
         target, each with one line; UserError for a dtype that does not exist.
     """
     opened = open_checkpoint(checkpoint)
+    opened.refuse_inside(target)
     model, state, pieces = opened.model, opened.state, opened.pieces
     if wrong := [*(f"{name} is missing" for name in opened.missing), *opened.unfit]:
         raise CheckpointError(

@@ -18,7 +18,7 @@ from trainer.config import coerce
 from trainer.config.errors import ConfigError
 from trainer.config.keys import LoraConfig
 from trainer.config.model import ModelConfig
-from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, read_run, read_start
+from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, SOURCE, TOKENIZER_DIRECTORY, read_run, read_start
 from trainer.storage.boxes import Box
 from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.weights.lora.base import BASE_FACT
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 METADATA = ".metadata"  # torch.distributed.checkpoint's index
 HASHERS = 4  # files that are read at one time
+OWN = (SOURCE, TOKENIZER_DIRECTORY, CHECKPOINTS)  # directories of a run that it reads
 TAKEN = "a run directory, or a step-N directory in one"
 STEPS_SHOWN = 8  # at most, where another one was named
 _STEP = re.compile(r"step-(\d+)")
@@ -47,6 +48,17 @@ class OpenedCheckpoint:
     files: dict[str, dict[str, Any]]  # as the manifest lists them
     lora: LoraConfig = field(default_factory=LoraConfig)  # with a target, the checkpoint holds adapters alone
     base: dict[str, str] = field(default_factory=dict)  # then `identify` of the weights that they belong to
+
+    def refuse_inside(self, target: Path) -> None:
+        """Raises CheckpointError for a directory to write that is the run's or in one that the run reads itself."""
+        run, written = self.run_directory.resolve(), target.resolve()
+        own = next((name for name in OWN if written.is_relative_to(run / name)), None)
+        if own is None and written != run:
+            return
+        allowed = "a directory that the run does not read, such as one in outputs"
+        place = run if own is None else run / own
+        text = f"{target} is {'' if written == place else 'in '}the run's own {place}; give {allowed}"
+        raise CheckpointError(text, where=str(target), value=str(place), allowed=allowed)
 
     def compare_hashes(self) -> None:
         """Raises CheckpointError unless every byte is as it was written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ class Asked(Protocol):
 
     async def whole(self, answers: Answers) -> dict[str, Any]: ...
 
-    def stream(self, answers: Answers) -> AsyncIterator[dict[str, Any]]: ...
+    def stream(self, answers: Answers) -> AsyncGenerator[dict[str, Any]]: ...
 
 
 def build(served: Served, *, key: str | None = None, hosts: tuple[str, ...] = ()) -> ASGIApp:
@@ -149,7 +149,7 @@ class _Stream(StreamingResponse):
 
 async def _events(asked: Asked, answers: Answers) -> AsyncIterator[str]:
     try:
-        async with aclosing(asked.stream(answers)) as chunks:  # type: ignore[type-var]
+        async with aclosing(asked.stream(answers)) as chunks:
             async for chunk in chunks:
                 yield _event(chunk)
         yield "data: [DONE]\n\n"

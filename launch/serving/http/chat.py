@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,7 @@ class Asked:
         finish = "tool_calls" if calls and done.finish == "stop" else done.finish
         return {"index": place, "message": message, "logprobs": found, "finish_reason": finish}
 
-    async def stream(self, answers: Answers) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, answers: Answers) -> AsyncGenerator[dict[str, Any]]:
         """Chunks; each answer opens with its role. A call comes whole."""
         readers = [self._reader() for _ in self.requests]
         calls = [0] * len(self.requests)

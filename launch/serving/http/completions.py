@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,7 @@ class Asked:
     def _prompt_places(self, done: Completion) -> list[logprobs.Place]:
         return logprobs.places_of_prompt(done) if self.body.echo else []
 
-    async def stream(self, answers: Answers) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, answers: Answers) -> AsyncGenerator[dict[str, Any]]:
         """Chunks. With `echo` the prompt is the first of each answer."""
         body, tokenizer = self.body, self.served.tokenizer
         done: dict[int, Completion] = {}

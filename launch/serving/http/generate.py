@@ -9,7 +9,7 @@ include_stop_str_in_output=false the token that ended the answer is left out of 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Asked:
         log_probs = done.log_probs.tolist()[: len(ids)]
         return self._shape(text, ids, log_probs, len(ids), done)
 
-    async def stream(self, answers: Answers) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, answers: Answers) -> AsyncGenerator[dict[str, Any]]:
         """A chunk for each token; the experts come with the last."""
         sent = ""
         try:

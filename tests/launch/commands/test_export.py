@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launch.cli import main
-from tests.launch.refused import refused
+from tests.launch.refused import every_fault, refused
 from tests.printed import error_line
 from tests.trainer.tiny_run import tiny_config
 from trainer.run.process import train
@@ -229,3 +229,13 @@ def test_a_directory_without_tensors_lacks_all_of_them(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert f"and {6 * (512 * 3 + 9) + 5 - 10:,} more" in out
+
+
+@pytest.mark.parametrize(
+    "place", [".", "source", "tokenizer", "tokenizer/export", "checkpoints/step-9", "../run/source"]
+)
+def test_an_export_into_what_the_run_reads_is_refused(run, place):
+    for words in ((), ("--adapter", "peft")):
+        fault = every_fault("export", str(run), f"{run}/{place}", *words)[0]
+        assert fault.where == str(run / place)
+        assert fault.allowed

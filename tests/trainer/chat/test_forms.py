@@ -132,9 +132,12 @@ def test_forms_that_are_refused(tmp_path, form):
 @pytest.mark.parametrize(
     "row",
     [
-        {"tools": [TOOL], "messages": [ASK, {"role": "assistant", "tool_calls": CALL}, {"role": "tool", "content": "r"}]},
+        {"tools": [TOOL], "messages": [
+            ASK, {"role": "assistant", "tool_calls": CALL}, {"role": "tool", "content": "r"},
+        ]},
         {"functions": [SCHEMA], "messages": [
-            ASK, {"role": "assistant", "content": None, "function_call": {"name": "lookup", "arguments": '{"of": "007"}'}},
+            ASK,
+            {"role": "assistant", "content": None, "function_call": {"name": "lookup", "arguments": '{"of": "007"}'}},
             {"role": "function", "name": "lookup", "content": "r"},
         ]},
         {"tools": json.dumps([TOOL]), "conversations": [

@@ -213,7 +213,7 @@ SAYS = "{{ m.role }}: {{ m.content | trim }}\n"
         # A question is written only once its answer is there.
         "{% for m in messages %}{% if m.role == 'assistant' %}Q: {{ loop.previtem.content }}\nA: {{ m.content }}\n"
         "{% endif %}{% endfor %}",
-        # The answer stands before its question.
+        # The answer is before its question.
         "{% for m in messages | reverse %}" + SAYS + "{% endfor %}",
     ],
 )  # fmt: skip

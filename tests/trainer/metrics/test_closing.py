@@ -170,7 +170,13 @@ def test_a_torn_record_is_read_as_far_as_it_goes(tmp_path):
 
 
 def test_the_suggested_commands_exist(tmp_path, capsys):
-    for line in next_text(tiny_config(tmp_path), tmp_path, [], 1).splitlines()[1:-1]:
+    chats = tiny_config(tmp_path)
+    chats.data.name = "chat"
+    lines = [*next_text(tiny_config(tmp_path), tmp_path, [], 1).splitlines()[1:-1]]
+    more = next_text(chats, tmp_path, [], 1)
+    assert f"    octavo chat {tmp_path}\n" in more
+    assert "octavo chat" not in "".join(lines)
+    for line in [*lines, *more.splitlines()[1:-1]]:
         command = shlex.split(line)[1]
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])

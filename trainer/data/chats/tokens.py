@@ -127,6 +127,7 @@ def open_tokenizer(data: DataConfig, weights: Path | None = None, kept: Path | N
         where = "data.chat_template" if data.chat_template is not None else key
         text = f"{where}={data.chat_template or given} has no chat template; set data.chat_template to {REMEDY}"
         raise ChatError(text, where="data.chat_template", value=data.chat_template, allowed=REMEDY)
+    found.check()
     special = {**read_special_tokens(path.parent), **found.special_tokens}
     template = replace(found, special_tokens=special, now=_now(data.chat_date, found.where))
     return ChatTokenizer(path, template, dict(data.chat_values))

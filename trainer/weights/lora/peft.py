@@ -44,6 +44,7 @@ def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: s
         damaged checkpoint and for a base that has changed or is gone, HuggingFaceError for the target.
     """
     lora = opened.lora
+    opened.refuse_inside(target)
     if lora.target == "none":
         allowed = "a run with lora.target=attention, experts or all"
         text = f"{opened.run_directory} trained no adapters; give {allowed}, or leave --adapter out"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from launch.cli import main
 from tests.trainer.chat.templates import FAMILIES, conversations
 from tests.trainer.data.chats.chat_corpus import chat_config, write_corpus
 from tests.trainer.tiny_run import events, losses, steps
@@ -34,13 +35,19 @@ def test_a_run_continues_where_it_stopped(corpus, tmp_path):
     assert evaluation["heldout"]["mine"] < steps(tmp_path / "whole")[0]["loss"]
 
 
-def test_the_template_goes_along_with_the_run_and_its_export(corpus, tmp_path):
+def test_the_template_goes_along_with_the_run_and_its_export(corpus, tmp_path, capsys):
     """The run's copy makes the same tokens, for when its first weights are gone; transformers renders the export as the
     corpus does."""
     run, out = tmp_path / "run", tmp_path / "out"
     cfg = chat_config(run, corpus, steps=1)
     assert train(cfg) == 0
     export(run, out)
+    capsys.readouterr()
+    assert main(["inspect", str(run)]) == main(["inspect", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"tokenizer   {run}/tokenizer/tokenizer.json, <|im_end|> ends a turn\n" in said
+    assert f"template    {run}/tokenizer/chat_template.jinja\n" in said
+    assert "template    chat_template.jinja\n" in said
     without = chat_config(run, corpus, data={"tokenizer": None}).data
     assert open_tokenizer(without, kept=run / "tokenizer").key == open_tokenizer(cfg.data).key
     messages, tools = conversations(FAMILIES["qwen3"])["tools"]

@@ -1,6 +1,6 @@
 """Other programs that read our exports, each in an environment of its own under .cache/peers.
 
-python -m tests.trainer.weights.peers.environments [NAME ...]   sets up all of them, or those named: 2 GB, minutes
+python -m tests.trainer.weights.peers.environments [NAME ...]   sets up all of them, or those named: 5 GB, minutes
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,16 +113,18 @@ def ask(name: str, script: str, *arguments: str | Path, given: Any = None) -> An
     """Run a script of `INSIDE` in an environment. given: JSON for its input. Returns: the JSON of its last line."""
     peer, place = ENVIRONMENTS[name], PEERS / name
     python = sys.executable if peer.folder else str(place / "bin" / "python")
-    kept = {key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR") if key in os.environ}
+    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     environment = {
         **kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(place) if peer.folder else "", "HF_MODULES_CACHE": str(PEERS / "modules"),
         "TORCHINDUCTOR_CACHE_DIR": str(PEERS / "inductor"),
     }  # fmt: skip
-    done = subprocess.run(
-        [python, str(INSIDE / script), *map(str, arguments)],
-        input=json.dumps(given), capture_output=True, text=True, timeout=DEADLINE_S, env=environment, check=False,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:  # mlx leaves the kernels that it compiles
+        done = subprocess.run(
+            [python, str(INSIDE / script), *map(str, arguments)],
+            input=json.dumps(given), capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+            env={**environment, "TMPDIR": scratch},
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-1000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
