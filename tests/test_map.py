@@ -45,6 +45,7 @@ CORPORA_DOORS = (
     "trainer.corpora.toy",
     "trainer.corpora.pairs.toy",
     "trainer.corpora.chats.toy",
+    "trainer.corpora.questions.toy",
     "trainer.corpora.needed",
 )
 # these belong to trainer/storage alone

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from trainer.config import coerce
 from trainer.config.coerce import FREE, NAMED
-from trainer.config.mixture import ChatSourceConfig, PairSourceConfig, PhaseConfig, SourceConfig
+from trainer.config.mixture import ChatSourceConfig, PairSourceConfig, PhaseConfig, QuestionSourceConfig, SourceConfig
 from trainer.config.model import ModelConfig, Shape
+from trainer.config.rl.keys import RlConfig
 
 
 def free(default: Any) -> Any:
@@ -36,8 +37,8 @@ class RunConfig:
 @dataclass(kw_only=True)
 class DataConfig:
     # synthetic: sequences from integer arithmetic, no corpus; pairs: images with captions, in tar files; chat:
-    # conversations, with a loss on the assistant's part alone
-    name: Literal["synthetic", "mixture", "pairs", "chat"] = "mixture"
+    # conversations, with a loss on the assistant's part alone; questions: with an answer that can be verified
+    name: Literal["synthetic", "mixture", "pairs", "chat", "questions"] = "mixture"
     seq_len: int = 256  # tokens of one sequence (window); the most of a caption
     cache_dir: str = free(".cache/octavo")  # where corpora are built; relative to the working directory
     # of corpora that are built
@@ -51,7 +52,8 @@ class DataConfig:
     # of data.name=pairs
     pairs: dict[str, PairSourceConfig] = field(default_factory=dict)  # directories of tar files with pairs
     zero_shot: dict[str, str] = field(default_factory=dict)  # name -> directory of images with classes, to evaluate on
-    # of captions and chats: a tokenizer.json, or a directory with one; null: for chats, that of checkpoint.init_from
+    # of captions, chats and questions: a tokenizer.json, or a directory with one; null: for chats and
+    # questions, that of checkpoint.init_from
     tokenizer: str | None = None
     min_pixels: int = 65_536  # the least area that an image is scaled to
     max_pixels: int = 16_777_216  # the largest area that an image is scaled to
@@ -63,6 +65,8 @@ class DataConfig:
     chat_date: str | None = None  # the day that templates print, such as 2026-12-01; null: printing it is refused
     long_chats: Literal["refuse", "cut", "skip"] = "refuse"  # what to do about chats of more than seq_len tokens
     pack_chats: Literal["best_fit", "none"] = "best_fit"  # none: one chat to a window, the rest is padding
+    # of data.name=questions
+    questions: dict[str, QuestionSourceConfig] = field(default_factory=dict)  # files of questions
     # of all but synthetic
     build: Literal["none", "toy"] = "none"  # toy: the sources are made into cache_dir from installed packages
     root: str = free(".")  # directory that relative paths of sources start from; relative to the working directory
@@ -222,8 +226,9 @@ class LoraConfig:
 class TrainConfig:
     steps: int = free(1000)  # optimizer updates of the whole run
     seed: int = 0  # seed of the random weights and of the order of the samples
-    # what is minimised; contrastive: over halves of documents, image_text: over images and their captions
-    objective: Literal["next_token", "contrastive", "image_text"] = "next_token"
+    # what is minimised; contrastive: over halves of documents, image_text: over images and their captions, policy:
+    # over rollouts of questions, for their reward
+    objective: Literal["next_token", "contrastive", "image_text", "policy"] = "next_token"
     contrastive_temperature: float = 0.07  # contrastive: cosine similarities are divided by it
     pair_loss: Literal["softmax", "sigmoid"] = "softmax"  # image_text: the loss of CLIP, or that of SigLIP
     # of chats, the mean that is minimised; token: over all trained tokens of a step; sample: over chats, each the mean
@@ -249,7 +254,7 @@ class TrainConfig:
     @property
     def trains_head(self) -> bool:
         """False where the objective leaves the LM head out."""
-        return self.objective == "next_token"
+        return self.objective in ("next_token", "policy")
 
 
 @dataclass(kw_only=True)
@@ -279,6 +284,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -309,6 +315,7 @@ BEFORE: dict[str, Any] = {
     "data.chat_date": None,
     "data.long_chats": "refuse",
     "data.pack_chats": "best_fit",
+    "data.questions": {},
     "train.loss_reduction": "token",
     "precision.accumulate": "fp32",
     "precision.kept": "exact",
@@ -327,6 +334,7 @@ BEFORE: dict[str, Any] = {
     "lora.dropout": 0.0,
     "lora.plus_ratio": 1.0,
     "lora.base": "linears",
+    **{f"rl.{key}": value for key, value in vars(RlConfig()).items()},
     **{f"optim.parts.{key}": value for key, value in _leaves(PartsConfig()).items()},
 }
 

@@ -1,5 +1,5 @@
-"""The sources and phases of a mixture, and the tokens that their weights come to; the sources of pairs and of chats. No
-torch and no numpy here."""
+"""The sources and phases of a mixture, and the tokens that their weights come to; the sources of pairs, chats and
+questions. No torch and no numpy here."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ class ChatSourceConfig:
     path: str  # .jsonl, .json and .parquet files: one, a directory or a pattern, absolute or below data.root
     heldout: str = ""  # the same for chats that are never trained on; empty: data.holdout_fraction of the others
     repeat: int = 1  # times that an epoch has each chat
+
+
+@dataclass(kw_only=True)
+class QuestionSourceConfig:
+    path: str  # a .jsonl file of questions, absolute or below data.root
+    heldout: str = ""  # the same for questions that are never trained on; empty: data.holdout_fraction of the others
 
 
 def integer_weights(weights: Iterable[float]) -> list[int]:

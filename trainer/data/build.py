@@ -62,8 +62,10 @@ def build_data(
             cfg, seed=seed, vocab_size=vocab_size, reduction=reduction, weights=weights, kept=kept, progress=progress,
             warn=warn,
         )  # fmt: skip
+    if cfg.name == "questions":
+        return _open_questions(cfg, seed=seed, vocab_size=vocab_size, weights=weights, kept=kept, progress=progress)
     if cfg.name != "mixture":
-        names = ("mixture", "synthetic", "pairs", "chat")
+        names = ("mixture", "synthetic", "pairs", "chat", "questions")
         text = f"data.name={cfg.name} is not a kind of data; use {' or '.join(names)}"
         raise DataError(text, where="data.name", value=cfg.name, allowed=names)
     from trainer.data.mixture.checks import other_towers, other_vocabulary, without_position
@@ -143,6 +145,21 @@ def _open_chats(
         progress=progress,
         warn=warn,
     )
+    if (error := too_small(vocab_size, tokens)) is not None:
+        raise error
+    return data
+
+
+def _open_questions(
+    cfg: DataConfig, *, seed: int, vocab_size: int, weights: Path | None, kept: Path | None, progress: OnProgress
+) -> Data:
+    from trainer.data.questions.stream import open_questions
+
+    if cfg.build == "toy":
+        from trainer.corpora.questions.toy import open_toy_questions
+
+        cfg = open_toy_questions(cfg, progress)
+    data, tokens = open_questions(cfg, seed=seed, weights=weights, kept=kept)
     if (error := too_small(vocab_size, tokens)) is not None:
         raise error
     return data

@@ -106,7 +106,7 @@ def _without_mixture(data: DataConfig) -> Iterator[Fault]:
         if value := getattr(data, key):
             text = f"data.{key} needs data.name=mixture, and this is data.name={data.name}; leave it out"
             yield Fault(f"{text}, or choose a data option that is a mixture", f"data.{key}", tuple(value), ())
-    if data.build != "none" and data.name not in ("pairs", "chat"):
+    if data.build != "none" and data.name not in ("pairs", "chat", "questions"):
         text = f"data.build={data.build} needs data.name=mixture, and this is data.name={data.name}"
         yield Fault(f"{text}; use data.build=none", "data.build", data.build, ("none",))
 

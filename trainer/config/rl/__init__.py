@@ -1,0 +1,1 @@
+"""The section `rl` of a configuration."""

@@ -1,0 +1,53 @@
+"""The keys of reinforcement learning, read with `train.objective=policy`. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trainer.config.coerce import FREE
+
+Denominator = Literal["all", "kept", "sequence"]
+Level = Literal["token", "sequence", "geometric"]
+Mode = Literal["dual", "joint"]
+Replay = Literal["replay", "record", "off"]
+
+
+def _free(default: Any) -> Any:
+    return field(default=default, metadata=FREE)
+
+
+@dataclass(kw_only=True)
+class RlConfig:
+    """See docs/rl.md, also for the sources of the defaults. train.global_batch counts questions."""
+
+    group_size: int = 8  # rollouts of each question
+    max_tokens: int = 16  # the most tokens of a rollout
+    reward: Literal["exact"] = "exact"  # what a rollout is worth
+    engine: Literal["embedded"] = "embedded"  # what answers; embedded: the run's own modules, on its own ranks
+    exact: bool = False  # compute rollouts and training in exact arithmetic: equal log-probabilities, bit by bit
+    updates: int = 1  # optimizer steps for each round of rollouts, train.global_batch questions each
+    # the experts of a rollout in training; replay: they are selected again, record: their differences are counted
+    replay: Replay = "replay"
+    freeze_router: bool = False  # leave the routers' weights as they are
+    # which weights of experts in FP8 are quantised; bf16: their bf16 rounding, which a rollout engine receives; masters:
+    # the fp32 weights, which no engine has
+    fp8_weights: Literal["bf16", "masters"] = "bf16"
+    # of the ratios train over rollout engine and new over old weights; dual: each is masked; joint: their product is
+    mode: Mode = "dual"
+    # token: a ratio for each token; sequence: the product over a rollout; geometric: the geometric mean over it
+    level: Level = "token"
+    alpha: float = 0.5  # ratios of train over rollout engine, or joint ones, that are not above it weigh nothing
+    beta: float = 5.0  # the same for those that are not below it
+    off_alpha: float = 0.5  # dual: as alpha, for new over old weights
+    off_beta: float = 5.0  # dual: as beta, for new over old weights
+    # what sums over tokens are divided by; all: the tokens of all rollouts; kept: those that mask and veto leave;
+    # sequence: the rollouts, each with the mean of its tokens
+    denominator: Denominator = "all"
+    clip_low: float | None = None  # PPO: a ratio of new over old below 1 - clip_low gets no gradient where A < 0
+    clip_high: float | None = None  # PPO: a ratio of new over old above 1 + clip_high gets no gradient where A > 0
+    dual_clip: float | None = None  # PPO: the same for a ratio above it where A < 0
+    veto_low: float | None = None  # a rollout with a ratio of train over rollout engine below it is left out
+    veto_high: float | None = None  # the same for one above it
+    deadline_s: float = _free(600.0)  # seconds that a round of rollouts may take
+    eval_questions: int = _free(128)  # held-out questions of each source in an evaluation

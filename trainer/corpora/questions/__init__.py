@@ -1,0 +1,1 @@
+"""Questions that are made before a run."""
