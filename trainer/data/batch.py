@@ -6,7 +6,7 @@ Shape legend: B windows of a micro-batch · S positions of a window · L = S + 1
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Media:
 
     def inputs(self) -> dict[str, Any]:
         """The arguments of the model's forward pass, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def part(self, share: Share, tokens: int) -> Media:
         """The media of a rank that shares sequences of `tokens` tokens: the images and signals with an embedding in its
@@ -87,6 +87,7 @@ class Batch:
     faults: tuple[str, ...] = ()  # as of `Windows`: a line for each unreadable sample or document
     media: Media | None = None  # None for text alone
     weights: Tensor | None = None  # [B, S] fp64, of labels that do not weigh the same; 0 where there is none
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # [B, S], what an objective reads beside the labels
 
     def model_inputs(self) -> dict[str, Any]:
         """The arguments of the model's forward pass, by name."""
@@ -98,21 +99,28 @@ class Batch:
         positions, and the number of its own supervised ones. `cu_seqlens` and `samples` stay those of the whole."""
         if share.ranks == 1:
             return self
-        inputs = {name: share.take(tensor.flatten(0, 1)).unsqueeze(0) for name, tensor in self.inputs.items()}
+        inputs, extra = (
+            {name: share.take(tensor.flatten(0, 1)).unsqueeze(0) for name, tensor in of.items()}
+            for of in (self.inputs, self.extra)
+        )
         labels, weights = (
             None if of is None else share.take(of.flatten()).unsqueeze(0) for of in (self.labels, self.weights)
         )
         num_tokens = 0 if labels is None else int((labels != IGNORE).sum())
         tokens = next(iter(self.inputs.values())).shape[:2].numel()
         media = None if self.media is None else self.media.part(share, tokens)
-        return replace(self, inputs=inputs, labels=labels, num_tokens=num_tokens, media=media, weights=weights)
+        return replace(
+            self, inputs=inputs, labels=labels, num_tokens=num_tokens, media=media, weights=weights, extra=extra
+        )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with inputs, labels, weights and media on `device`; `cu_seqlens` stays on the CPU."""
-        inputs = {name: _move(tensor, device) for name, tensor in self.inputs.items()}
+        """The same batch with inputs, labels, weights, media and extra on `device`; `cu_seqlens` stays on the CPU."""
+        inputs, extra = (
+            {name: _move(tensor, device) for name, tensor in of.items()} for of in (self.inputs, self.extra)
+        )
         labels, weights = (None if of is None else _move(of, device) for of in (self.labels, self.weights))
         media = None if self.media is None else self.media.to(device)
-        return replace(self, inputs=inputs, labels=labels, media=media, weights=weights)
+        return replace(self, inputs=inputs, labels=labels, media=media, weights=weights, extra=extra)
 
 
 def _slice(places: Places | None, local: Tensor) -> tuple[Places | None, list[int]]:

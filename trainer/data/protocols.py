@@ -19,7 +19,7 @@ from trainer.data.windows import Windows
 if TYPE_CHECKING:
     from trainer.data.batch import Batch, LateBatch
     from trainer.data.media.rules import Rule
-    from trainer.data.questions.stream import Questions
+    from trainer.data.questions.asked import Questions
 
 Split = Literal["train", "heldout"]
 
@@ -112,8 +112,8 @@ class Data:
     fingerprint: changes with any sample, so that a run does not resume on other data by accident. text: None for data
     that are not text; a run then logs neither the unigram baseline nor sample texts. tokenizer: None where no file
     has it. zero_shot: images of known classes, beside sentences about the classes, for data that are pairs. media: the
-    rule of each kind of media (image, signal) that a source has, by source; None for data that are generated. questions:
-    what the samples are made of, for data that are questions.
+    rule of each kind of media (image, signal) that a source has, by source; None for data that are generated.
+    questions: what the samples are made of, for data that are questions.
     """
 
     stream: Stream

@@ -141,9 +141,13 @@ class Engine:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Serve requests to their ends; their answers in the same order."""
         numbers = [self.submit(request) for request in requests]
-        while self._step() is not None:
+        while self.advance():
             pass
         return [self.result(number) for number in numbers]
+
+    def advance(self) -> bool:
+        """Take a step, as `step`. False where no rank of the engine had anything to run."""
+        return self._step() is not None
 
     def result(self, number: int) -> Completion:
         """The answer of a request that is done, once. Raises KeyError for any other."""

@@ -208,8 +208,8 @@ def _trained(path: Path) -> Source:
     opened = open_checkpoint(path, allowed=GENERATES)
     tree, _ = read_run(opened.run_directory)
     objective = (tree.get("train") or {}).get("objective", "next_token")
-    if objective != "next_token":
-        allowed = "a run with train.objective=next_token"
+    if objective not in ("next_token", "policy"):
+        allowed = "a run with train.objective=next_token or policy"
         text = f"{opened.run_directory} was trained with train.objective={objective}, which leaves the LM head out"
         raise CheckpointError(f"{text}; give {allowed}", where="train.objective", value=objective, allowed=allowed)
     precision = tree.get("precision") or {}

@@ -13,7 +13,7 @@ from trainer.config.keys import Config
 from trainer.metrics.history import RECENT, RECORD, measured, number, read_all, recent_loss
 
 OCTAVO = ("octavo",)
-HIGHER_IS_BETTER = "accuracy"
+HIGHER_IS_BETTER = ("accuracy", "reward")
 
 
 def closing_text(run_dir: Path, checkpoint: str) -> str:
@@ -77,7 +77,7 @@ def _heldout_table(evaluations: Sequence[dict[str, Any]]) -> list[str]:
                 series.setdefault((name, source), []).append((value, evaluation["step"]))
     rows = [("held-out", "unigram" if unigram else "", "best", "at step", "last")]
     for (name, source), found in series.items():
-        best, step = (max if HIGHER_IS_BETTER in name else min)(found)
+        best, step = (max if name.endswith(HIGHER_IS_BETTER) else min)(found)
         what = name.removeprefix("heldout").strip("_")
         guess = number(unigram.get(source)) if not what else None
         shown = found[-1][0] if found[-1][1] == evaluations[-1]["step"] else None

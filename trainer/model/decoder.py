@@ -24,6 +24,7 @@ from trainer.model.initial import fope_matrix, seeded_normal
 from trainer.model.moe import MoE
 from trainer.model.numerics import rms_norm, wide
 from trainer.model.ops import TORCH, Ops
+from trainer.model.replay import Replay
 from trainer.model.rotary import Rotary
 from trainer.model.router import RouterStats, Selection
 
@@ -126,7 +127,7 @@ class Decoder(nn.Module):
         cu_seqlens: Tensor | None = None,
         *,
         embeds: Tensor | None = None,
-        expert_ids: Tensor | None = None,
+        expert_ids: Tensor | Replay | None = None,
     ) -> DecoderOutput:
         """Hidden states and router statistics; `logits` and the objectives continue from there.
 
@@ -136,7 +137,7 @@ class Decoder(nn.Module):
             positions: [B, S] int64; default 0..S-1 in each row.
             cu_seqlens: [documents + 1] int32 on the CPU, bounds of the documents in the flattened B*S tokens; default:
                 each row is one document.
-            expert_ids: [L, B*S, K] int64, replayed from a rollout; default: the routers select.
+            expert_ids: [L, B*S, K] int64, or a `Replay`, of a rollout; default: the routers select.
         Where ranks share a sequence (`Attention.core`), ids, embeds and positions are of this rank's slices of it and
         cu_seqlens of the whole; both positions and cu_seqlens must be given.
         Raises: ValueError unless exactly one of ids and embeds is given, for ids without an embedding, or for

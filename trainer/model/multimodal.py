@@ -20,6 +20,7 @@ from trainer.config.model import InternViTConfig, ModelConfig
 from trainer.model.decoder import Decoder, DecoderOutput, Span
 from trainer.model.experts.base import Backend
 from trainer.model.ops import TORCH, Ops
+from trainer.model.replay import Replay
 from trainer.model.towers.intern_vit import InternViT
 from trainer.model.towers.places import Places
 from trainer.model.towers.run_images import RunImages, RunSignals, run_here, run_together
@@ -96,7 +97,7 @@ class Multimodal(Decoder):
         image_places: Places | None = None,
         signal_places: Places | None = None,
         image_moves: Moves | None = None,
-        expert_ids: Tensor | None = None,
+        expert_ids: Tensor | Replay | None = None,
     ) -> DecoderOutput:
         """Hidden states and router statistics, as `Decoder.forward`, of tokens and media.
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trainer.config.keys import TrainConfig
+from trainer.config.rl.keys import RlConfig
 from trainer.model.decoder import Decoder
 from trainer.objectives.base import Objective
 from trainer.objectives.contrastive import Contrastive
 from trainer.objectives.image_text import ImageText
 from trainer.objectives.next_token import NextToken
+from trainer.objectives.policy import Policy
 
-OBJECTIVES: dict[str, Callable[[TrainConfig], Objective]] = {
-    "next_token": lambda cfg: NextToken(cfg.loss_chunk),
-    "contrastive": lambda cfg: Contrastive(cfg.contrastive_temperature),
-    "image_text": lambda cfg: ImageText(cfg.pair_loss),
+OBJECTIVES: dict[str, Callable[[TrainConfig, RlConfig], Objective]] = {
+    "next_token": lambda cfg, _: NextToken(cfg.loss_chunk),
+    "contrastive": lambda cfg, _: Contrastive(cfg.contrastive_temperature),
+    "image_text": lambda cfg, _: ImageText(cfg.pair_loss),
+    "policy": lambda cfg, rl: Policy(rl, cfg.loss_chunk),
 }
 
 
-def build_objective(cfg: TrainConfig) -> Objective:
-    """The objective that `train.objective` names, with its settings."""
-    return OBJECTIVES[cfg.objective](cfg)
+def build_objective(cfg: TrainConfig, rl: RlConfig | None = None) -> Objective:
+    """The objective that `train.objective` names, with its settings. rl: of `policy`; None for its defaults."""
+    return OBJECTIVES[cfg.objective](cfg, rl or RlConfig())
 
 
 def freeze_unused(model: Decoder, objective: Objective) -> None:

@@ -77,7 +77,7 @@ def build(cfg: Config, run: RunDir, world: World) -> Parts:
         keep_corpus_tokenizer(data.tokenizer, run.path, world)
     if data.media:
         keep_rules(data.media, data.stream.shares, run.path, world)
-    objective, meshes = build_objective(cfg.train), build_meshes(cfg, world.device.type)
+    objective, meshes = build_objective(cfg.train, cfg.rl), build_meshes(cfg, world.device.type)
     alike, place = ranks_alike(world, meshes), meshes.layout.place(world.rank) if meshes else Place()
     plan, stages = build_stages(cfg, world, alike, meshes, place, objective, fill)
     pipeline, forward = build_pipeline(cfg, plan, stages, objective, alike, meshes)
@@ -172,7 +172,7 @@ def build_model(
     world.watch.at("start: model")
     torch.manual_seed(cfg.train.seed)
     ops = make_ops(cfg.train.kernels)
-    make_backend = choose_backend(cfg.precision.experts, cfg.model.expert_backend, ops)
+    make_backend = choose_backend(cfg.precision.experts, cfg.model.expert_backend, ops, rounding=_rounding(cfg))
     with torch.device("meta"):
         model = make_decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend, span)
     freeze_unused(model, objective)
@@ -193,6 +193,11 @@ def build_model(
     if cfg.lora.dropout:
         torch.manual_seed(cfg.train.seed + 1 + world.rank)  # ranks with other tokens drop other inputs
     return model
+
+
+def _rounding(cfg: Config) -> torch.dtype | None:
+    """The dtype that quantised experts round their weights to first, as a rollout engine receives them."""
+    return torch.bfloat16 if cfg.train.objective == "policy" and cfg.rl.fp8_weights == "bf16" else None
 
 
 def _choose_weights(cfg: Config, run: RunDir, world: World) -> tuple[Fill | None, list[str], dict[str, str]]:

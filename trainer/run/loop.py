@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import time
 from typing import Any
 
@@ -21,6 +20,7 @@ from trainer.metrics.closing import closing_text, next_text
 from trainer.metrics.console import clock
 from trainer.metrics.rates import device_peak
 from trainer.metrics.record import MetricsLog
+from trainer.model.experts.held import held_weights
 from trainer.objectives.scalars import Scalar, Scalars, Totals, read_totals
 from trainer.optim.finite import not_finite, show_names
 from trainer.optim.schedule import lr_at
@@ -30,8 +30,8 @@ from trainer.run.checkpoints import Checkpoints, Position
 from trainer.run.directory import RunDir
 from trainer.run.evaluate import evaluate, measure_pairs
 from trainer.run.sample import sample_texts
-from trainer.run.step import MEDIA, accumulate_gradients, count_step, held_weights
-from trainer.run.stop import StopRequest
+from trainer.run.step import MEDIA, accumulate_gradients, count_step
+from trainer.run.stop import StopRequest, report_stop
 from trainer.stages.forward import own_parts
 
 
@@ -175,7 +175,7 @@ class Trainer:
         in_a_row = [int(of_step.pop("skipped_in_a_row") or 0) for of_step in numbers]
         self.skipped_in_a_row = in_a_row[-1]
         records = [
-            {**facts, **of_step, "skipped": int(of_step["skipped"] or 0)}
+            self._record({**facts, **of_step, "skipped": int(of_step["skipped"] or 0)})
             for (facts, _), of_step in zip(self.unread, numbers, strict=True)
         ]
         self.log.write(records)
@@ -240,16 +240,7 @@ class Trainer:
             micro_batch=cfg.micro_batch,
             report=lambda line: self._warn_once(line, line),
         )
-        if parts.objective.embeds_pairs:
-            found |= measure_pairs(
-                parts.forward,
-                parts.objective,
-                parts.data,
-                self.world,
-                parts.place,
-                pairs=cfg.eval_batches * cfg.global_batch,
-                micro_batch=cfg.micro_batch,
-            )
+        found |= self._measure()
         if final and self.world.rank == 0:
             found |= parts.objective.baselines(parts.data)
         self._event("evaluation", **found, seconds=round(time.perf_counter() - start, 3))
@@ -259,6 +250,21 @@ class Trainer:
                 f"held-out samples of {', '.join(empty)} have no {parts.objective.unit}, so they have no value (null)"
             )
             self._warn_once("empty evaluation", text)
+
+    # what a run of another kind does in a way of its own
+
+    def _record(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A step's line."""
+        return record
+
+    def _measure(self) -> dict[str, Any]:
+        """Held-out measurements beside the objective's: name -> source -> value."""
+        cfg, parts = self.cfg.train, self.parts
+        if not parts.objective.embeds_pairs:
+            return {}
+        pairs, micro = cfg.eval_batches * cfg.global_batch, cfg.micro_batch
+        forward, place = parts.forward, parts.place
+        return measure_pairs(forward, parts.objective, parts.data, self.world, place, pairs=pairs, micro_batch=micro)
 
     def _log_sample_texts(self) -> None:
         """Continue the prompt of every source, for a person to read. Rank 0 logs; all take part."""
@@ -378,17 +384,8 @@ class Trainer:
         self._save()
         saved = self.checkpoints.complete(self.position, self.log)
         if self.world.rank == 0:
-            step, newest = self.position.step, self.checkpoints.newest()
-            again = "the same command continues it"
-            if self.cfg.train.resume == "never":
-                again = f"run.dir={self.directory} train.resume=auto continues it"
-            with contextlib.suppress(OSError):  # the terminal may be what has gone
-                if saved:
-                    text = f"stopped by {number.name} after step {step}; saved in {newest}; {again}"
-                    print(text, file=sys.stderr, flush=True)
-                else:
-                    text = f"stopped by {number.name}, but step {step} could not be saved; {newest} is kept"
-                    report(RunError(text, where=str(self.checkpoints.directory), allowed="a disk with free space"))
+            again = f"run.dir={self.directory} train.resume=auto" if self.cfg.train.resume == "never" else None
+            report_stop(number, self.position.step, self.checkpoints.newest(), again, saved=saved)
         self._record_end("stopped" if saved else "failed", f"by {number.name}")
         return 128 + number if saved else 1
 

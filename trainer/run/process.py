@@ -32,6 +32,7 @@ from trainer.run.build import build
 from trainer.run.directory import RunDir
 from trainer.run.host_memory import prepare_host_memory
 from trainer.run.loop import Trainer
+from trainer.run.policy.trainer import PolicyTrainer
 from trainer.storage.scratch import remove_abandoned
 
 
@@ -63,7 +64,8 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
             return 0
         parts = build(cfg, run, world)
         resources.callback(parts.engine.close)
-        trainer = Trainer(cfg, run, world, parts)
+        kind = PolicyTrainer if cfg.train.objective == "policy" else Trainer
+        trainer = kind(cfg, run, world, parts)
         started = True
         return trainer.run()
     except ConfigError as error:  # the same on every rank

@@ -40,6 +40,7 @@ from trainer.data.media.placed import placed
 from trainer.data.media.synthetic import blank_media
 from trainer.model.decoder import Decoder
 from trainer.model.dual_encoder import make_decoder
+from trainer.model.experts.held import held_weights
 from trainer.model.experts.simulated import assume_rows, choose_simulated, simulate_adapters
 from trainer.model.experts.te.shapes import TransformerEngineShapes
 from trainer.model.frozen.hold import held, hold_base
@@ -52,7 +53,7 @@ from trainer.optim.parts import freeze_parts
 from trainer.parallelize import build_meshes, parallelize, share_of
 from trainer.precision import DTYPES, narrow_moments
 from trainer.run.build import build_pipeline, ranks_alike, stage_spans
-from trainer.run.step import accumulate_gradients, count_step, held_weights
+from trainer.run.step import accumulate_gradients, count_step
 from trainer.stages.pipeline import Pipeline
 
 MOST_LAYERS = 1000  # a few minutes

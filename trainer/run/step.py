@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from parallel.layout import ALONE, Place
 from parallel.sharding.fsdp import keep_gathered, reduce_gradients
@@ -11,8 +10,7 @@ from parallel.world import World
 from trainer.config.model import ModelConfig
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
-from trainer.model.experts.base import QuantizedBackend
-from trainer.model.experts.module import Experts
+from trainer.model.experts.held import held_weights
 from trainer.model.towers.flops import tower_flops
 from trainer.model.towers.places import Places
 from trainer.objectives.base import Objective
@@ -93,16 +91,3 @@ def accumulate_gradients(
             engine.backward(scalars.total)
             totals.add(scalars)
     return totals
-
-
-@contextmanager
-def held_weights(experts: Iterable[Experts]) -> Iterator[None]:
-    """Weights do not change inside, so quantised experts quantise theirs once."""
-    quantized = [layer.backend for layer in experts if isinstance(layer.backend, QuantizedBackend)]
-    for backend in quantized:
-        backend.hold_weights(True)
-    try:
-        yield
-    finally:
-        for backend in quantized:
-            backend.hold_weights(False)

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from parallel.errors import UserError
 from parallel.health.terminal import leave_terminal, write_line
+from trainer.config.errors import report
 
 # torchrun forwards a terminal's Ctrl-C to workers that have already received it from the terminal. Only a signal that
 # comes at least this many seconds after the first is a second request.
 ECHO_S = 1.0
+
+
+def report_stop(number: signal.Signals, step: int, newest: str, again: str | None, *, saved: bool) -> None:
+    """Print that a signal stopped the run after `step`. newest: its newest checkpoint. again: overrides that continue
+    it; None where the same command does."""
+    continues = "the same command continues it" if again is None else f"{again} continues it"
+    with suppress(OSError):  # the terminal may be what has gone
+        if saved:
+            text = f"stopped by {number.name} after step {step}; saved in {newest}; {continues}"
+            print(text, file=sys.stderr, flush=True)
+        else:
+            text = f"stopped by {number.name}, but step {step} could not be saved; {newest} is kept"
+            report(UserError(text, where=newest, allowed="a disk with free space"))
 
 
 class StopRequest:

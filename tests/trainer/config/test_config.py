@@ -286,6 +286,7 @@ def test_recipes_are_not_doubtful(recipe, ranks):
 def test_every_number_of_the_schema_has_a_range():
     elsewhere = {"optim.momentum", "optim.decay_fraction", "optim.min_lr_ratio", "data.holdout_fraction"}
     elsewhere |= {"model.rope_theta", "model.fope_pad_sin", "optim.zero_stage", "lora.dropout"}
+    elsewhere |= {"rl.alpha", "rl.beta", "rl.off_alpha", "rl.off_beta"}
     numbers = {key for key, hint in coerce.keys(Config).items() if hint in (int, float)}
     assert numbers == POSITIVE | NOT_NEGATIVE | elsewhere
 

@@ -108,7 +108,7 @@ BROKEN = [
     ("train: {steps: {a: 1}}", 2, "use a whole number"),
     ("optim:\n  betas: {a: 1}", 3, "use a list such as [0.9, 0.95]"),
     ("train.steps: 4", 2, "indent it, as train: {steps: 4}"),
-    ("hydra: {run: {dir: x}}", 2, "parallel., precision., run. or train."),
+    ("hydra: {run: {dir: x}}", 2, "parallel., precision., rl., run. or train."),
     ("run:\n  name: 2026_11_29", 3, "quote it: name: '2026_11_29'"),
     ("run:\n  dir: 1e3", 3, "quote it: dir: '1e3'"),
     ("run:\n  dir: 0x10", 3, "quote it: dir: '0x10'"),

@@ -28,6 +28,7 @@ from trainer.data.media.placed import alike, placed
 from trainer.data.windows import Windows
 from trainer.model.decoder import Decoder
 from trainer.model.dual_encoder import make_decoder
+from trainer.model.experts.held import held_weights
 from trainer.model.initial import seeded_normal
 from trainer.objectives.choose import build_objective
 from trainer.objectives.scalars import Scalar, Scalars, Totals, read_totals
@@ -35,7 +36,7 @@ from trainer.optim.build import build_engine
 from trainer.optim.native import NativeEngine
 from trainer.parallelize import build_meshes
 from trainer.run.build import Parts, build_pipeline, build_stages, ranks_alike
-from trainer.run.step import MEDIA, accumulate_gradients, count_step, held_weights
+from trainer.run.step import MEDIA, accumulate_gradients, count_step
 from trainer.stages.forward import own_parts
 
 MODEL: dict[str, Any] = {

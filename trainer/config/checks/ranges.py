@@ -51,6 +51,12 @@ POSITIVE = {
     "train.max_skipped",
     "train.loss_chunk",
     "checkpoint.keep",
+    "rl.group_size",
+    "rl.max_tokens",
+    "rl.updates",
+    "rl.concurrent",
+    "rl.deadline_s",
+    "rl.eval_questions",
 }
 NOT_NEGATIVE = {
     "model.fope_gain",
@@ -73,7 +79,14 @@ NOT_NEGATIVE = {
 
 TOWERS = ("model.vision.", "model.signals.")  # sections whose numbers are all above zero
 LEAST = {"model.head_dim": 2, "model.max_position": 7, "model.rope_theta": 2}  # what other checks take
-OWN_CHECK = {"data.holdout_fraction", "lora.dropout"}  # floats with a narrower range, which another check reports
+OWN_CHECK = {
+    "data.holdout_fraction",
+    "lora.dropout",
+    "rl.alpha",
+    "rl.beta",
+    "rl.off_alpha",
+    "rl.off_beta",
+}  # floats with a narrower range, which another check reports
 # The most that code and files hold: int64 for numbers, uint64 for the seed of a generator, fp32 for factors on tensors.
 MOST, MOST_SEED = 2**63 - 1, 2**64 - 1
 LEAST_FLOAT, MOST_FLOAT = 1.2e-38, 3.4e38

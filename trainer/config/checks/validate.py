@@ -5,7 +5,7 @@ from __future__ import annotations
 from parallel.errors import Fault
 from trainer.config import coerce
 from trainer.config.checks import data, memory, model, optim, parallel, precision, ranges, run
-from trainer.config.checks.kinds import chats, pairs
+from trainer.config.checks.kinds import chats, pairs, questions
 from trainer.config.keys import Config
 
 
@@ -39,7 +39,7 @@ def validate(cfg: Config, world_size: int | None) -> list[Fault]:
     if not any(key.startswith(("data.seq_len", "data.sources.", "data.phases.")) for key in out_of_range):
         faults += data.check_mixture(cfg.data) or data.check_length(cfg.data, cfg.train.steps, cfg.train.global_batch)
     faults += data.check_towers(cfg.data, cfg.model)
-    faults += [*pairs.check(cfg), *chats.check(cfg)]
+    faults += [*pairs.check(cfg), *chats.check(cfg), *questions.check(cfg)]
     faults += [*optim.check(cfg.optim), *optim.check_parts(cfg)]
     faults += memory.check(cfg)
     faults += run.check(cfg)

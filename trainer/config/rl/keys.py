@@ -23,14 +23,14 @@ class RlConfig:
 
     group_size: int = 8  # rollouts of each question
     max_tokens: int = 16  # the most tokens of a rollout
-    reward: Literal["exact"] = "exact"  # what a rollout is worth
+    reward: str = "exact"  # what a rollout is worth: a name of docs/rewards.md
     engine: Literal["embedded"] = "embedded"  # what answers; embedded: the run's own modules, on its own ranks
     exact: bool = False  # compute rollouts and training in exact arithmetic: equal log-probabilities, bit by bit
     updates: int = 1  # optimizer steps for each round of rollouts, train.global_batch questions each
     # the experts of a rollout in training; replay: they are selected again, record: their differences are counted
     replay: Replay = "replay"
     freeze_router: bool = False  # leave the routers' weights as they are
-    # which weights of experts in FP8 are quantised; bf16: their bf16 rounding, which a rollout engine receives; masters:
+    # what experts in FP8 quantise; bf16: the bf16 rounding of the weights, which a rollout engine receives; masters:
     # the fp32 weights, which no engine has
     fp8_weights: Literal["bf16", "masters"] = "bf16"
     # of the ratios train over rollout engine and new over old weights; dual: each is masked; joint: their product is
@@ -49,5 +49,6 @@ class RlConfig:
     dual_clip: float | None = None  # PPO: the same for a ratio above it where A < 0
     veto_low: float | None = None  # a rollout with a ratio of train over rollout engine below it is left out
     veto_high: float | None = None  # the same for one above it
+    concurrent: int = _free(256)  # the most rollouts of a rank at one time
     deadline_s: float = _free(600.0)  # seconds that a round of rollouts may take
     eval_questions: int = _free(128)  # held-out questions of each source in an evaluation

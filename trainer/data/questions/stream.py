@@ -1,8 +1,7 @@
 """Questions as a run reads them.
 
-Question n of a run is question n mod N of epoch n div N, each epoch in an order of its own, so the state of a run is one
-integer. As samples of text, for fine-tuning and for held-out losses, a question is a window of its own: its prompt, and
-its answer as labels.
+As samples of text, for fine-tuning and for held-out losses, a question is a window of its own: its prompt, and its
+answer as labels.
 
 Shape legend: B windows · L = S + 1 tokens read for a window of S positions · N questions
 """
@@ -11,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +20,8 @@ import numpy as np
 from trainer.data.batch import Batch, LateBatch, make_batch
 from trainer.data.errors import DataError
 from trainer.data.hashing import mix64, text_key
-from trainer.data.mixture.permutation import permute
 from trainer.data.protocols import Data, TokenizerFile
+from trainer.data.questions.asked import Asked, Questions
 from trainer.data.questions.records import QuestionRecord, read_questions
 from trainer.data.shards.tokenizer import Tokenizer, tokenizer_file
 from trainer.data.text import TextStream
@@ -32,33 +30,7 @@ from trainer.data.windows import Windows
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
 
-ORDER = 4  # the purpose of a hash: the order of an epoch
 SPLIT = 5  # the purpose of a hash: the questions that are held out
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question with the ids of its prompt. number: of the record among all of the run. answer: ids of the answer with
-    the token that ends it."""
-
-    number: int
-    source: str
-    record: QuestionRecord
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-
-class Questions:
-    """The questions of a run. train: those of all sources; heldout: by source. tokenizer: of prompts and answers."""
-
-    def __init__(self, train: Sequence[Asked], heldout: Mapping[str, Sequence[Asked]], tokenizer: Tokenizer, seed: int):
-        self.train, self.heldout, self.tokenizer, self._seed = train, heldout, tokenizer, seed
-
-    def ask(self, first: int, count: int) -> list[Asked]:
-        """Questions first .. first + count - 1 of the run."""
-        numbers, size = np.arange(first, first + count), len(self.train)
-        keys = np.concatenate([mix64(self._seed, ORDER, int(epoch)) for epoch in numbers // size])
-        return [self.train[at] for at in permute(numbers % size, np.full(count, size), keys).tolist()]
 
 
 class _HeldOut:
@@ -97,7 +69,7 @@ def open_questions(data: DataConfig, *, seed: int, weights: Path | None, kept: P
         heldout[name] = []
         for file, held in files:
             for record in read_questions(Path(data.root, file)):
-                asked = _asked(count, name, record, tokenizer, data.seq_len)
+                asked = _prepare(count, name, record, tokenizer, data.seq_len)
                 count += 1
                 out = held if apart else _held_out(record.text, data.holdout_fraction)
                 (heldout[name] if out else train).append(asked)
@@ -132,7 +104,7 @@ def _tokenizer_path(data: DataConfig, weights: Path | None, kept: Path | None) -
     return tokenizer_file(given)
 
 
-def _asked(number: int, source: str, record: QuestionRecord, tokenizer: Tokenizer, seq_len: int) -> Asked:
+def _prepare(number: int, source: str, record: QuestionRecord, tokenizer: Tokenizer, seq_len: int) -> Asked:
     if not isinstance(record.prompt, str):
         allowed = "a text"
         text = f"{record.where}: the prompt is a list of messages, and this run has no chat template; give {allowed}"

@@ -29,7 +29,8 @@ def make_exact(model: Decoder) -> Decoder:
         experts = block.moe.experts
         if isinstance(experts.backend, nn.Module) or isinstance(block.attention.into, nn.Module):
             raise ValueError("exact arithmetic needs the adapters merged; trainer.engine.load reads a run that way")
-        experts.backend = Fp8Reference(EXACT) if isinstance(experts.backend, Fp8Reference) else FusedGroupedMM(EXACT)
+        of = experts.backend
+        experts.backend = Fp8Reference(EXACT, of.rounding) if isinstance(of, Fp8Reference) else FusedGroupedMM(EXACT)
     if isinstance(model, Multimodal):
         model.run_images, model.run_signals = EachImage(model.run_images), run_each_signal
     return model

@@ -17,14 +17,16 @@ from trainer.model.ops import TORCH, Ops
 UNQUANTISED: dict[str, Backend] = {"grouped_mm": grouped_mm, "loop": loop}
 
 
-def choose_backend(experts: str, backend: str, ops: Ops = TORCH) -> Callable[[], Backend]:
+def choose_backend(
+    experts: str, backend: str, ops: Ops = TORCH, *, rounding: torch.dtype | None = None
+) -> Callable[[], Backend]:
     """A function that makes the back end of one layer, called once for each layer as quantised ones have state.
 
     experts: as `precision.experts`. backend: as `model.expert_backend`, for experts that are not quantised. ops: for
-    what is between the GEMMs.
+    what is between the GEMMs. rounding: as of `Fp8Reference`.
     """
     if experts == "fp8_reference":
-        return lambda: Fp8Reference(ops)
+        return lambda: Fp8Reference(ops, rounding)
     if experts not in ("fp32", "bf16"):
         return lambda: TransformerEngine(experts, ops)
     if backend == "grouped_mm" and ops is not TORCH:

@@ -53,11 +53,21 @@ def square(w: Tensor) -> Tensor:
     return fake_quantize(w.float(), (TILE, TILE))
 
 
-class Fp8Reference:
-    """A `QuantizedBackend` for any device. While weights are held, it keeps their quantised values in fp32."""
+def quantise_weights(w13: Tensor, w2: Tensor, rounding: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The numbers that FP8 matmuls multiply with: [E, 2I, H] and [E, H, I] in fp32, of weights that are rounded first.
+    The one function for training and rollouts."""
+    return square(w13.to(rounding).flatten(1, 2)), square(w2.to(rounding))
 
-    def __init__(self, ops: Ops = TORCH) -> None:
-        self.ops = ops
+
+class Fp8Reference:
+    """A `QuantizedBackend` for any device. While weights are held, it keeps their quantised values in fp32.
+
+    rounding: the dtype that weights are rounded to before they are quantised, for results equal to those of an engine
+    that receives them in it; None: the dtype of x.
+    """
+
+    def __init__(self, ops: Ops = TORCH, rounding: torch.dtype | None = None) -> None:
+        self.ops, self.rounding = ops, rounding
         self._hold = False
         self._held: tuple[Tensor, Tensor] | None = None
 
@@ -71,7 +81,7 @@ class Fp8Reference:
 
         H and I must be multiples of 4, as torch's grouped GEMM requires.
         """
-        quantised = self._held or (square(w13.detach().to(x.dtype).flatten(1, 2)), square(w2.detach().to(x.dtype)))
+        quantised = self._held or quantise_weights(w13.detach(), w2.detach(), self.rounding or x.dtype)
         if self._hold:
             self._held = quantised
         return _Experts.apply(x, weights, w13, w2, *quantised, self.ops.pad_order(order, TILE), self.ops)

@@ -60,6 +60,7 @@ class Counting(Protocol):
 # Named, not imported: each module imports its library when it is built.
 REWARDS: Mapping[str, str] = {
     "exact": "trainer.rl.rewards.text.Exact",
+    "overlap": "trainer.rl.rewards.overlap.Overlap",
 }
 
 

@@ -1,0 +1,41 @@
+"""The whole loop on the toy: rollouts by the embedded engine, groups, updates, the record."""
+
+import pytest
+
+from tests.trainer.rl.toy import run_toy
+from tests.trainer.tiny_run import events
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("rl") / "run"
+    return directory, run_toy(directory)
+
+
+def test_rollouts_and_training_have_equal_log_probabilities(run):
+    """The bins show that there was something to compare: all log-ratios are in the one around zero."""
+    _, steps = run
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert sum(step["tokens"] for step in steps) > 0
+    for step in steps:
+        assert step["mismatch/max"] == 0.0
+        if step["tokens"]:
+            assert (step["mismatch/k1"], step["mismatch/k3"], step["mismatch/ess"]) == (0.0, 0.0, 1.0)
+            assert step["replay/flip_rate"] == 0.0
+        histogram = list(step["mismatch/histogram"].values())
+        assert histogram[4] == step["tokens"] == sum(histogram)
+
+
+def test_every_line_has_the_metrics_of_rollouts(run):
+    directory, steps = run
+    for step in steps:
+        assert 0 <= step["solve_rate"] <= 1
+        assert 0 <= step["reward/mean"] <= 1
+        assert step["groups"] == 4 >= step["groups/dropped"]
+        assert 1 <= step["length/mean"] <= step["length/max"] <= 4
+        assert step["rollout/tokens_per_second"] > 0 < step["train/seconds"]
+        assert step["staleness/max"] == 0
+        assert step["sync/bytes"] == 0 <= step["sync/seconds"]
+    (evaluation,) = events(directory, "evaluation")
+    assert evaluation["heldout_accuracy"].keys() == {"reverse"}
+    assert 0 <= evaluation["heldout_accuracy"]["reverse"] <= 1

@@ -1,0 +1,27 @@
+"""The toy's run, small enough for tests, and its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.trainer.tiny_run import records
+from trainer.config.compose import compose
+from trainer.config.keys import Config
+from trainer.run.process import train
+
+
+def toy_config(directory: Path, *words: str, world_size: int | None = 1) -> Config:
+    """recipe=rl_toy with few questions a step and 3 steps; `words` override it. Its data are beside the directory."""
+    given = [
+        "train.global_batch=4", "train.micro_batch=2", "data.seq_len=56", "train.steps=3", "train.eval_every=0",
+        "train.eval_batches=1", "rl.group_size=4", "rl.eval_questions=4", "train.device=cpu", "logging.console=off",
+        f"data.cache_dir={directory.parent / 'cache'}", f"run.dir={directory}",
+    ]  # fmt: skip
+    return compose(["recipe=rl_toy", *given, *words], world_size=world_size)
+
+
+def run_toy(directory: Path, *words: str) -> list[dict[str, Any]]:
+    """Train it in this process. Returns the lines of its steps."""
+    assert train(toy_config(directory, *words)) == 0
+    return [record for record in records(directory) if "event" not in record]

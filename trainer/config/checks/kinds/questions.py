@@ -1,0 +1,87 @@
+"""Questions with answers to verify, and what learns from them: keys of `data.name=questions` and of `rl`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from parallel.errors import Fault
+from trainer.config.checks.data import NAME
+from trainer.config.keys import Config
+from trainer.config.rl.keys import RlConfig
+
+OBJECTIVES = ("next_token", "policy")
+MOST_RATIO = 1e8  # bounds above it are never reached: log-ratios are cut to 20
+
+
+def check(cfg: Config) -> list[Fault]:
+    """Faults of the keys of questions, and of reinforcement learning."""
+    return [*_sources(cfg), *(_rl(cfg) if cfg.train.objective == "policy" else _without(cfg))]
+
+
+def _sources(cfg: Config) -> Iterator[Fault]:
+    data, objective = cfg.data, cfg.train.objective
+    if data.name != "questions":
+        if data.questions:
+            text = f"data.questions needs data.name=questions, and this is data.name={data.name}; leave it out"
+            yield Fault(text, "data.questions", tuple(data.questions), ())
+        if objective == "policy":
+            text = f"train.objective=policy learns from questions, and this is data.name={data.name}"
+            yield Fault(f"{text}; use a data option with questions", "data.name", data.name, ("questions",))
+        return
+    if objective not in OBJECTIVES:
+        text = f"train.objective={objective} does not learn from questions; use policy, or next_token for fine-tuning"
+        yield Fault(text, "train.objective", objective, OBJECTIVES)
+    if not data.questions:
+        text = "data.questions is empty; data.name=questions needs one or more"
+        yield Fault(text, "data.questions", {}, "one or more")
+    for name, source in data.questions.items():
+        at = f"data.questions.{name}"
+        if not NAME.fullmatch(name):
+            allowed = "letters, digits, '_' and '-'"
+            yield Fault(f"{at}: not a valid name; use {allowed}", at, name, allowed)
+        if not source.path.strip():
+            allowed = "a .jsonl file"
+            yield Fault(f"{at}.path is empty; use {allowed}", f"{at}.path", source.path, allowed)
+    if data.build == "toy" and data.tokenizer is not None:
+        text = "data.tokenizer: the toy's questions have their own; use data.tokenizer=null"
+        yield Fault(text, "data.tokenizer", data.tokenizer, (None,))
+    if data.build == "none" and data.tokenizer is None and cfg.checkpoint.init_from is None:
+        allowed = "a tokenizer.json, or a directory with one"
+        text = f"data.tokenizer is missing; use {allowed}, or set checkpoint.init_from to weights with one"
+        yield Fault(text, "data.tokenizer", None, allowed)
+    if data.workers:
+        text = f"data.workers={data.workers}: questions are held in memory; use 0"
+        yield Fault(text, "data.workers", data.workers, (0,))
+
+
+def _without(cfg: Config) -> Iterator[Fault]:
+    default = vars(RlConfig())
+    for key, value in vars(cfg.rl).items():
+        if value != default[key]:
+            text = f"rl.{key} needs train.objective=policy, and this is train.objective={cfg.train.objective}"
+            yield Fault(f"{text}; leave it out", f"rl.{key}", value, (default[key],))
+
+
+def _rl(cfg: Config) -> Iterator[Fault]:
+    rl, p = cfg.rl, cfg.parallel
+    if rl.group_size == 1:
+        text = "rl.group_size=1 has no other rollouts to compare with; use 2 or more"
+        yield Fault(text, "rl.group_size", 1, "2 or more")
+    for low, high in (("alpha", "beta"), ("off_alpha", "off_beta")):
+        least, most = getattr(rl, low), getattr(rl, high)
+        if not 0 <= least < 1 < most <= MOST_RATIO:
+            text = f"rl.{low}={least:g} and rl.{high}={most:g} must have 1 between them and be in 0 to {MOST_RATIO:g}"
+            key, allowed = (low, "0 to below 1") if not 0 <= least < 1 else (high, f"above 1, to {MOST_RATIO:g}")
+            yield Fault(f"{text}; use values such as 0.5 and 5", f"rl.{key}", getattr(rl, key), allowed)
+    if cfg.lora.target != "none":
+        text = f"train.objective=policy trains all weights, and lora.target is {cfg.lora.target}; use none"
+        yield Fault(text, "lora.target", cfg.lora.target, ("none",))
+    if cfg.optim.engine == "deepspeed":
+        text = "train.objective=policy needs the weights of the run's own engine; use optim.engine=native"
+        yield Fault(text, "optim.engine", "deepspeed", ("native",))
+    if p.pp > 1:
+        text = f"parallel.pp={p.pp}: the micro-batches of rollouts differ from step to step; use 1"
+        yield Fault(text, "parallel.pp", p.pp, (1,))
+    if p.cp > 1 and rl.exact:
+        text = f"rl.exact=true needs whole sequences on a rank, and parallel.cp={p.cp}; use 1"
+        yield Fault(text, "parallel.cp", p.cp, (1,))

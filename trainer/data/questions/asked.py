@@ -1,0 +1,44 @@
+"""The questions of a run, in its order.
+
+Question n of a run is question n mod N of epoch n div N, each epoch in an order of its own, so the state of a run is
+one integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.data.hashing import mix64
+from trainer.data.mixture.permutation import permute
+from trainer.data.questions.records import QuestionRecord
+from trainer.data.shards.tokenizer import Tokenizer
+
+ORDER = 4  # the purpose of a hash: the order of an epoch
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with the ids of its prompt. number: of the record among all of the run. answer: ids of the answer with
+    the token that ends it."""
+
+    number: int
+    source: str
+    record: QuestionRecord
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+class Questions:
+    """The questions of a run. train: those of all sources; heldout: by source. tokenizer: of prompts and answers."""
+
+    def __init__(self, train: Sequence[Asked], heldout: Mapping[str, Sequence[Asked]], tokenizer: Tokenizer, seed: int):
+        self.train, self.heldout, self.tokenizer, self._seed = train, heldout, tokenizer, seed
+
+    def ask(self, first: int, count: int) -> list[Asked]:
+        """Questions first .. first + count - 1 of the run."""
+        numbers, size = np.arange(first, first + count), len(self.train)
+        keys = np.concatenate([mix64(self._seed, ORDER, int(epoch)) for epoch in numbers // size])
+        return [self.train[at] for at in permute(numbers % size, np.full(count, size), keys).tolist()]

@@ -1,0 +1,202 @@
+"""Policy gradient with two masked importance ratios.
+
+    loss = -(1 / denominator)  sum over tokens t   sg(w_t) A_t log pi(y_t)
+
+    rho  the ratio of the training engine to the rollout engine at equal weights: their arithmetic differs
+    r    the ratio of the new to the old weights in the training engine: updates since the rollout
+    w    dual: M(rho; alpha, beta) M(r; off_alpha, off_beta); joint: M(rho r; alpha, beta)
+    M    M(x; a, b) = x where a < x < b, both strictly, else 0
+    A    the advantage of the rollout (trainer.rl.groups)
+
+Tokens that a mask, the veto or PPO's clips leave out get no gradient; the denominator counts them or not as
+`rl.denominator` says. docs/rl.md has the sources of the form and of every default.
+
+Legend: N tokens of a micro-batch · D documents, each a prompt with its rollout, or padding.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.config.rl.keys import Level, RlConfig
+from trainer.data.batch import IGNORE, Batch
+from trainer.model.decoder import Decoder
+from trainer.model.replay import Replay
+from trainer.objectives.base import Objective
+from trainer.objectives.log_probs import token_log_probs
+from trainer.objectives.scalars import GlobalBatch, Scalar, Scalars
+
+MOST = 20.0  # log-ratios are cut to [-20, 20], so that no ratio is infinite
+# bounds of the bins of mismatch/histogram: of log(train) - log(rollout) of a token
+EDGES = (-1.0, -0.1, -0.01, -0.001, 0.001, 0.01, 0.1, 1.0)
+SUM = "sum/"  # before the names of sums over tokens, which the record has as means
+
+
+class Policy(Objective):
+    """Batches have, in `extra`, [B, S] of labels: `advantages`; `rollout`, the log-probabilities of the rollout engine;
+    `share`, one over the labels of the rollout; where there are several updates `old`, the log-probabilities under the
+    weights of the rollout; where `rl.denominator` is kept, `kept`, True for labels that count. And in `inputs`, where
+    routes are replayed or compared, `expert_ids` [B, S, L, K].
+
+    compared: the routers' own selections and those that differ, as of `Replay`, over the micro-batches since it was
+    last set to 0; None before the first.
+    """
+
+    unit = "token of a rollout"
+
+    def __init__(self, cfg: RlConfig, chunk: int) -> None:
+        self.cfg, self.chunk = cfg, chunk
+        self.compared: Tensor | None = None
+
+    def count(self, batch: Batch) -> int:
+        if self.cfg.denominator == "sequence":
+            return round(float(batch.extra["share"].sum()))
+        return int(batch.extra["kept"].sum()) if self.cfg.denominator == "kept" else batch.num_tokens
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        found = batch.model_inputs()
+        ids = found.pop("expert_ids", None)
+        if ids is not None:
+            assert batch.labels is not None
+            real = batch.extra["real"].flatten()
+            use = self.cfg.replay == "replay"
+            found["expert_ids"] = Replay(ids.flatten(0, 1), use=use, real=real, compared=self._counter(ids.device))
+        return found
+
+    def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:
+        assert batch.labels is not None
+        labels, extra = batch.labels.flatten(), {name: of.flatten() for name, of in batch.extra.items()}
+        log_probs, entropies = token_log_probs(model, hidden.flatten(0, 1), labels, self.chunk)
+        new, there = log_probs.detach(), labels != IGNORE
+        advantages = extra["advantages"]
+        tokens = Tokens(new, extra.get("old", new), extra["rollout"], there, batch.cu_seqlens)
+        weights, sums = weigh(tokens, advantages, self.cfg)
+        terms = -(weights * advantages * log_probs)
+        if self.cfg.denominator == "sequence":
+            terms = terms * extra["share"]
+        sums |= {"entropy": entropies.sum(), **compare(tokens)}
+        return Scalars(
+            {f"{SUM}{name}": Scalar(value) for name, value in sums.items()},
+            loss=Scalar(terms.sum(), whole.units, loss=True, per_unit=True),
+            **{"mismatch/max": Scalar(tokens.gap.abs().amax(), micro_batches="max", ranks="max")},
+        )
+
+    def measure(self, model: Decoder, hidden: Tensor, batch: Batch) -> Scalars:
+        """Nats of the reference answers."""
+        assert batch.labels is not None
+        found, _ = token_log_probs(model, hidden.flatten(0, 1), batch.labels.flatten(), self.chunk)
+        return Scalars(heldout=Scalar(-found.sum(), batch.num_tokens))
+
+    def _counter(self, device: torch.device) -> Tensor:
+        if self.compared is None:
+            self.compared = torch.zeros(2, dtype=torch.float64, device=device)
+        return self.compared
+
+
+class Tokens:
+    """Log-ratios of the tokens of a micro-batch; outside autograd.
+
+    Args: new, old: [N] log-probabilities of the training engine under new and old weights. rollout: [N] those of the
+        rollout engine. there: [N] True for tokens of rollouts. cu_seqlens: [D + 1] int32 on the CPU.
+    gap, moved: [N] logs of rho and of r, 0 where there is no token of a rollout.
+    """
+
+    def __init__(self, new: Tensor, old: Tensor, rollout: Tensor, there: Tensor, cu_seqlens: Tensor) -> None:
+        self.there, self.cu_seqlens = there, cu_seqlens
+        self.gap, self.moved = ((a - b).where(there, 0.0).clamp_(-MOST, MOST) for a, b in ((old, rollout), (new, old)))
+
+    @functools.cached_property
+    def documents(self) -> Tensor:
+        """[N] the number of each token's document."""
+        lengths = self.cu_seqlens.diff().to(torch.int64)
+        return torch.arange(len(lengths)).repeat_interleave(lengths).to(self.there.device)
+
+    def over_documents(self, values: Tensor) -> Tensor:
+        """values [N] -> [N], the sum over each token's document."""
+        sums = values.new_zeros(len(self.cu_seqlens) - 1).index_add_(0, self.documents, values)
+        return sums[self.documents]
+
+    def ratio(self, log: Tensor, level: Level) -> Tensor:
+        """The ratio [N] of a token, or of its rollout."""
+        if level != "token":
+            log = self.over_documents(log)
+            if level == "geometric":
+                log = log / self.over_documents(self.there.to(log.dtype)).clamp_min(1)
+        return log.clamp(-MOST, MOST).exp()
+
+
+def weigh(tokens: Tokens, advantages: Tensor, cfg: RlConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weight w [N] of each token, 0 where there is no token of a rollout; and numbers of tokens, by the reason for
+    which they are left out. advantages: [N]."""
+    there, counts = tokens.there, dict[str, Tensor]()
+
+    def masked(ratio: Tensor, low: float, high: float, name: str) -> Tensor:
+        below, above = ratio <= low, ratio >= high
+        counts[f"masked/{name}_low"], counts[f"masked/{name}_high"] = (below & there).sum(), (above & there).sum()
+        return ratio.masked_fill(below | above, 0.0)
+
+    r = tokens.ratio(tokens.moved, cfg.level)
+    if cfg.mode == "dual":
+        weights = masked(tokens.ratio(tokens.gap, cfg.level), cfg.alpha, cfg.beta, "mis")
+        weights = weights * masked(r, cfg.off_alpha, cfg.off_beta, "off")
+    else:
+        weights = masked(tokens.ratio(tokens.gap + tokens.moved, cfg.level), cfg.alpha, cfg.beta, "joint")
+    if (vetoed := _vetoed(tokens, cfg)) is not None:
+        counts["masked/veto"] = (vetoed & there).sum()
+        weights = weights.masked_fill(vetoed, 0.0)
+    if (clipped := _clipped(r, advantages, cfg)) is not None:
+        counts["masked/clip"] = (clipped & there).sum()
+        weights = weights.masked_fill(clipped, 0.0)
+    return weights.masked_fill(~there, 0.0), counts
+
+
+def kept(tokens: Tokens, cfg: RlConfig) -> Tensor:
+    """[N] True for tokens that the mask of the ratio of the engines and the veto leave: what `rl.denominator=kept`
+    counts. It has to be known before the first gradient, so masks of r, and clips, do not matter."""
+    rho = tokens.ratio(tokens.gap, cfg.level)
+    found, vetoed = tokens.there & (cfg.alpha < rho) & (rho < cfg.beta), _vetoed(tokens, cfg)
+    return found if vetoed is None else found & ~vetoed
+
+
+def compare(tokens: Tokens) -> dict[str, Tensor]:
+    """Sums over tokens of what is between the engines: d = log(train) - log(rollout)."""
+    d, there = tokens.gap, tokens.there
+    ratio = d.exp().where(there, 0.0)
+    bins = torch.bucketize(d, torch.tensor(EDGES, dtype=d.dtype, device=d.device))
+    counts = torch.zeros(len(EDGES) + 1, dtype=torch.float64, device=d.device).index_add_(0, bins, there.double())
+    return {
+        "mismatch/k1": -d.sum(),
+        "mismatch/k3": (torch.expm1(d) - d).sum(),
+        "mismatch/abs": d.abs().sum(),
+        "ratio": ratio.sum(),
+        "ratio_squared": ratio.square().sum(),
+        **{f"bin_{number}": count for number, count in enumerate(counts.unbind())},
+    }
+
+
+def _vetoed(tokens: Tokens, cfg: RlConfig) -> Tensor | None:
+    """[N] True for tokens of rollouts with a ratio of the engines outside the veto's bounds; None without a veto."""
+    if cfg.veto_low is None and cfg.veto_high is None:
+        return None
+    ratio = tokens.gap.exp()
+    low = 0.0 if cfg.veto_low is None else cfg.veto_low
+    high = math.inf if cfg.veto_high is None else cfg.veto_high
+    return tokens.over_documents((tokens.there & ((ratio < low) | (ratio > high))).to(ratio.dtype)) > 0
+
+
+def _clipped(r: Tensor, advantages: Tensor, cfg: RlConfig) -> Tensor | None:
+    """[N] True for tokens whose gradient PPO's clips make zero; None without a clip."""
+    found = None
+    for limit, outside in (
+        (cfg.clip_high, lambda limit: (advantages > 0) & (r > 1 + limit)),
+        (cfg.clip_low, lambda limit: (advantages < 0) & (r < 1 - limit)),
+        (cfg.dual_clip, lambda limit: (advantages < 0) & (r > limit)),
+    ):
+        if limit is not None:
+            found = outside(limit) if found is None else found | outside(limit)
+    return found

@@ -1,0 +1,82 @@
+"""Figures of rollouts and of the mismatch on the line of every step of `train.objective=policy`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from trainer.objectives.policy import EDGES, SUM
+from trainer.rl.producer import Produced
+
+
+def measure_groups(produced: Produced, version: int) -> dict[str, float]:
+    """Sums over this rank's groups, for `facts_of`. version: of the weights that are trained now."""
+    groups = produced.groups
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [float(value) for group in groups for value in group.rewards]
+    ages = [version - int(of_token) for rollout in rollouts for of_token in rollout.versions]
+    return {
+        "groups": len(groups),
+        "dropped": sum(not group.teaches for group in groups),
+        "rollouts": len(rollouts),
+        "reward": sum(rewards),
+        "solved": sum(value >= 1 for value in rewards),
+        "tokens": sum(len(rollout.ids) for rollout in rollouts),
+        "prompt_tokens": sum(len(rollout.prompt) for rollout in rollouts),
+        "longest": max((len(rollout.ids) for rollout in rollouts), default=0),
+        "cut": sum(rollout.finish != "stop" for rollout in rollouts),
+        "age": sum(ages),
+        "oldest": max(ages, default=0),
+        **{f"seconds_{name}": value for name, value in produced.seconds.items()},
+    }
+
+
+def facts_of(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The facts of a step from the sums of all ranks that read questions of their own."""
+
+    def total(name: str) -> float:
+        return sum(one[name] for one in of_ranks)
+
+    rollouts, tokens = max(total("rollouts"), 1), max(total("tokens"), 1)
+    seconds = max(one["seconds_rollout"] for one in of_ranks)
+    return {
+        "reward/mean": total("reward") / rollouts,
+        "solve_rate": total("solved") / rollouts,
+        "groups": int(total("groups")),
+        "groups/dropped": int(total("dropped")),
+        "length/mean": total("tokens") / rollouts,
+        "length/max": int(max(one["longest"] for one in of_ranks)),
+        "length/cut": total("cut") / rollouts,
+        "staleness/mean": total("age") / tokens,
+        "staleness/max": int(max(one["oldest"] for one in of_ranks)),
+        "rollout/seconds": seconds,
+        "rollout/tokens_per_second": total("tokens") / max(seconds, 1e-9),
+        "reward/seconds": max(one["seconds_reward"] for one in of_ranks),
+    }
+
+
+def with_means(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's record with means over its trained tokens in the place of sums; null where there is none."""
+    found = {name: value for name, value in record.items() if not name.startswith(SUM)}
+    sums = {name.removeprefix(SUM): value for name, value in record.items() if name.startswith(SUM)}
+    tokens = record["tokens"]
+
+    def mean(value: float) -> float | None:
+        return value / tokens if tokens else None
+
+    bins = [int(sums.pop(f"bin_{number}")) for number in range(len(EDGES) + 1)]
+    ratio, squared, flips = sums.pop("ratio"), sums.pop("ratio_squared"), sums.pop("flips", None)
+    compared = sums.pop("compared", 0)
+    found |= {name: mean(value) for name, value in sums.items()}
+    found["mismatch/ess"] = ratio**2 / (squared * tokens) if tokens else None
+    found["mismatch/histogram"] = dict(zip(bin_names(), bins, strict=True))
+    if flips is not None:
+        found["replay/flip_rate"] = flips / compared if compared else None
+    return found
+
+
+def bin_names() -> list[str]:
+    """Names of the bins of mismatch/histogram, by their bounds."""
+    inner = [f"{low:g} to {high:g}" for low, high in pairwise(EDGES)]
+    return [f"up to {EDGES[0]:g}", *inner, f"over {EDGES[-1]:g}"]

@@ -1,0 +1,158 @@
+"""The training loop of `train.objective=policy`: rounds of rollouts between the steps of `Trainer`.
+
+A round is `rl.updates` steps long. Before its first step the weights get a new version in the rollout engine, and the
+producer gives the groups of all its steps; what waits for training is lost when a run is killed, and asked again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from parallel.world import World
+from trainer.config.keys import Config
+from trainer.data.batch import Batch
+from trainer.model.exact.switch import make_exact
+from trainer.objectives.policy import SUM, Policy
+from trainer.objectives.scalars import Scalar, Scalars
+from trainer.rl.batches import Trained, make_batches, pack
+from trainer.rl.metrics import facts_of, measure_groups, with_means
+from trainer.rl.producer import Produced, Synchronous
+from trainer.rl.rewards.base import build_reward
+from trainer.rl.rollout.embedded import NAME, Embedded
+from trainer.rl.routes import checked_routes
+from trainer.run.build import Parts
+from trainer.run.directory import RunDir
+from trainer.run.loop import Trainer
+
+
+@dataclass
+class _Ready:
+    """This rank's micro-batches of a step, and the facts of its line."""
+
+    batches: list[Batch]
+    facts: dict[str, Any]
+
+
+class PolicyTrainer(Trainer):
+    """Collective over all ranks, as `Trainer`."""
+
+    def __init__(self, cfg: Config, run: RunDir, world: World, parts: Parts) -> None:
+        assert isinstance(parts.objective, Policy)
+        assert parts.data.questions is not None
+        self.objective, self.questions = parts.objective, parts.data.questions
+        if cfg.rl.exact:
+            for stage in parts.stages.values():
+                make_exact(stage)
+        super().__init__(cfg, run, world, parts)
+        longest = cfg.rl.max_tokens + max(len(one.prompt) for one in self.questions.train)
+        mine = cfg.train.global_batch // parts.place.readers
+        self.engine = Embedded(
+            parts.forward,
+            [*parts.stages.values()],
+            world,
+            parts.place,
+            batch=min(cfg.rl.concurrent, mine * cfg.rl.group_size),
+            longest=longest,
+            version=self.position.step,
+        )
+        self.producer = Synchronous(
+            cfg.rl,
+            self.questions,
+            self.engine,
+            build_reward(cfg.rl.reward),
+            seed=cfg.train.seed,
+            batch=cfg.train.global_batch,
+            place=parts.place,
+        )
+        self._ready: deque[_Ready] = deque()
+
+    def _next_batches(self) -> list[Batch]:
+        if not self._ready:
+            self._start_round()
+        return self._ready[0].batches
+
+    def _start_round(self) -> None:
+        """Fill `_ready` with the steps of a round."""
+        world, rl, step = self.world, self.cfg.rl, self.position.step
+        steps = min(rl.updates, self.cfg.train.steps - step)
+        world.watch.at(f"step {step + 1}: weights to the rollout engine")
+        started = time.perf_counter()
+        self.engine.pause()
+        self.engine.load((), step)
+        self.engine.resume()
+        seconds = time.perf_counter() - started
+        world.watch.at(f"step {step + 1}: rollouts")
+        produced = self.producer.produce(self.position.sample, steps)
+        for number, of_step in enumerate(produced):
+            counts = self.parts.place.counts
+            of_ranks = world.gather(measure_groups(of_step, step + number) if counts else None)
+            facts = facts_of([one for one in of_ranks if one is not None])
+            facts |= {"sync/seconds": seconds if number == 0 else 0.0, "sync/bytes": 0}
+            self._ready.append(_Ready(self._batches(of_step), facts))
+
+    def _batches(self, produced: Produced) -> list[Batch]:
+        """Micro-batches of what teaches, equally many on every rank."""
+        cfg, model = self.cfg, self.cfg.model
+        use = cfg.rl.replay != "off"
+        trained = [
+            Trained(
+                group.sample,
+                rollout,
+                float(advantage),
+                checked_routes(rollout, model, NAME, number) if use else None,
+            )
+            for group in produced.groups
+            if group.teaches
+            for number, (rollout, advantage) in enumerate(zip(group.rollouts, group.advantages, strict=True))
+        ]
+        windows = pack([one.length for one in trained], cfg.data.seq_len)
+        micro = cfg.train.micro_batch
+        needed = max(self.world.gather_count(-(-len(windows) // micro)), default=1)
+        return make_batches(
+            trained,
+            windows,
+            micro_batches=max(needed, 1),
+            micro_batch=micro,
+            seq_len=cfg.data.seq_len,
+            model=model,
+            padding=self.questions.tokenizer.eos_id,
+        )
+
+    def _train_step(self, batches: list[Batch], counts: dict[str, int]) -> None:
+        ready, started = self._ready.popleft(), time.perf_counter()
+        if self.objective.compared is not None:
+            self.objective.compared.zero_()
+        super()._train_step(batches, counts)
+        facts, totals = self.unread[-1]
+        if self.objective.compared is not None:
+            pairs, flips = self.objective.compared.clone()
+            totals.add(Scalars({f"{SUM}compared": Scalar(pairs), f"{SUM}flips": Scalar(flips)}))
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()  # the next rollouts wait for it anyway
+        seconds = time.perf_counter() - started
+        rate = facts["tokens"] / max(seconds, 1e-9)
+        facts |= {**ready.facts, "train/seconds": seconds, "train/tokens_per_second": rate}
+
+    def _record(self, record: dict[str, Any]) -> dict[str, Any]:
+        return with_means(record)
+
+    def _measure(self) -> dict[str, Any]:
+        """The share of held-out questions whose most likely answer is right, and what these are worth, by source."""
+        place, world, found = self.parts.place, self.world, dict[str, dict[str, float]]()
+        self.engine.load((), self.position.step)
+        for source, asked in self.questions.heldout.items():
+            some = asked[: self.cfg.rl.eval_questions]
+            _, values = self.producer.answer(some[place.reader :: place.readers])
+            of_ranks = world.gather(values if place.counts else None)
+            every = [float(value) for of_rank in of_ranks if of_rank is not None for value in of_rank]
+            for name, value in (
+                ("heldout_accuracy", sum(value >= 1 for value in every) / len(every)),
+                ("heldout_reward", sum(every) / len(every)),
+            ):
+                found.setdefault(name, {})[source] = value
+        return found
