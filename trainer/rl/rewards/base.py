@@ -57,10 +57,23 @@ class Counting(Protocol):
     def counts(self) -> Mapping[str, float]: ...
 
 
+@runtime_checkable
+class Closing(Protocol):
+    """A reward that holds processes or connections."""
+
+    def close(self) -> None: ...
+
+
 # Named, not imported: each module imports its library when it is built.
 REWARDS: Mapping[str, str] = {
     "exact": "trainer.rl.rewards.text.Exact",
     "overlap": "trainer.rl.rewards.overlap.Overlap",
+    "format": "trainer.rl.rewards.text.Format",
+    "math": "trainer.rl.rewards.math.Math",
+    "quantity": "trainer.rl.rewards.quantity.Quantity",
+    "choice": "trainer.rl.rewards.choice.Choice",
+    "sum": "trainer.rl.rewards.combine.Sum",
+    "product": "trainer.rl.rewards.combine.Product",
 }
 
 
@@ -118,3 +131,11 @@ def counts_of(reward: Reward) -> Counter[str]:
     for part in getattr(reward, "parts", ()):
         found.update(counts_of(part))
     return found
+
+
+def close_reward(reward: Reward) -> None:
+    """End the processes and connections of a reward and of its parts."""
+    if isinstance(reward, Closing):
+        reward.close()
+    for part in getattr(reward, "parts", ()):
+        close_reward(part)

@@ -1,11 +1,16 @@
-"""Rewards of texts as they are: equality."""
+"""Rewards of texts as they are: equality and form."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from parallel.errors import one_of
 from trainer.evaluation.scorers.extract import after_thinking
-from trainer.rl.rewards.base import Question, Verdict
+from trainer.rl.rewards.base import Question, RewardError, Verdict
+from trainer.rl.rewards.final import boxed
+
+_BOXES = re.compile(r"\\boxed\s*\{")
 
 
 @dataclass(frozen=True)
@@ -23,3 +28,48 @@ class Exact:
 
     def _form(self, text: str) -> str:
         return text.strip() if self.case else text.strip().casefold()
+
+
+@dataclass(frozen=True)
+class Format:
+    r"""1 if the answer has the form that is asked for, else 0, whatever it says.
+
+    thinking: one `<think>...</think>` in front, with something in it and behind it; its opening mark may be a part of
+    the prompt. boxed: one `\boxed{}` behind the thinking. pattern: a regular expression of Python that all of the text
+    behind the thinking matches. longest: characters of all of it; 0: any number.
+    """
+
+    thinking: bool = False
+    boxed: bool = False
+    pattern: str = ""
+    longest: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            allowed = "a regular expression of Python"
+            raise RewardError(f"pattern={self.pattern} is not {allowed}: {error}", where="pattern",
+                              value=self.pattern, allowed=allowed) from error  # fmt: skip
+        if not (self.thinking or self.boxed or self.pattern or self.longest):
+            allowed = ("thinking", "boxed", "pattern", "longest")
+            raise RewardError(f"name=format asks for nothing; set {one_of(allowed)}", where="name", value="format",
+                              allowed=allowed)  # fmt: skip
+
+    def __call__(self, question: Question, answer: str) -> Verdict:
+        thought, closed, text = answer.rpartition("</think>")
+        if self.thinking and not self._is_thinking(thought, closed, text):
+            return Verdict(0.0, "no thinking in its marks")
+        if self.boxed and len(_BOXES.findall(text)) != 1:
+            return Verdict(0.0, "not one box")
+        if self.boxed and not boxed(text):
+            return Verdict(0.0, "nothing in the box")
+        if self.pattern and not re.fullmatch(self.pattern, text.strip(), re.DOTALL):
+            return Verdict(0.0, "does not match the pattern")
+        if self.longest and len(answer) > self.longest:
+            return Verdict(0.0, f"more than {self.longest:,} characters")
+        return Verdict(1.0)
+
+    def _is_thinking(self, thought: str, closed: str, text: str) -> bool:
+        inside = thought.strip().removeprefix("<think>")
+        return bool(closed and inside.strip() and text.strip()) and "<think>" not in inside and "</think>" not in inside
