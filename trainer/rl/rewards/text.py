@@ -52,9 +52,9 @@ class Format:
             raise RewardError(f"pattern={self.pattern} is not {allowed}: {error}", where="pattern",
                               value=self.pattern, allowed=allowed) from error  # fmt: skip
         if not (self.thinking or self.boxed or self.pattern or self.longest):
-            allowed = ("thinking", "boxed", "pattern", "longest")
-            raise RewardError(f"name=format asks for nothing; set {one_of(allowed)}", where="name", value="format",
-                              allowed=allowed)  # fmt: skip
+            options = ("thinking", "boxed", "pattern", "longest")
+            raise RewardError(f"name=format asks for nothing; set {one_of(options)}", where="name", value="format",
+                              allowed=options)  # fmt: skip
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         thought, closed, text = answer.rpartition("</think>")

@@ -30,7 +30,7 @@ def _registry() -> Any:
         remedy = "pip install -e '.[rewards]'"
         text = f"units need pint, which is not installed; {remedy}"
         raise RewardError(text, where="pint", allowed=remedy) from error
-    registry = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None)
+    registry: Any = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None)
     registry.define("base_pair = [base_pairs] = bp")
     registry.define("nucleotide = base_pair = nt")
     return registry
