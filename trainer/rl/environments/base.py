@@ -36,7 +36,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Malformed:
-    """What looks like a call and cannot be read. text: with its marks."""
+    """A call that cannot be read. text: with its marks."""
 
     text: str
 

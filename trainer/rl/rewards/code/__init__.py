@@ -1,0 +1,1 @@
+"""Programs that a model wrote: a guard around them, and rewards by unit tests."""
