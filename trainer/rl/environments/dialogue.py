@@ -81,8 +81,8 @@ class TemplateDialogue:
         return Said(text, calls, thinking)
 
     def follow(self, ids: Sequence[int], replies: Sequence[Message], tools: Tools) -> list[int]:
-        """The tokens that the template writes behind a stand-in for the turn. Raises ChatError for a template that does not write
-        the turn as it is given, once."""
+        """The tokens that the template writes behind a stand-in for the turn. Raises ChatError for a template that does
+        not write the turn as it is given, once."""
         asked: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": STAND_IN}]
         text = self._render([*asked, *replies], tools, add_generation_prompt=True)
         if text.count(STAND_IN) != 1:

@@ -72,6 +72,7 @@ REWARDS: Mapping[str, str] = {
     "math": "trainer.rl.rewards.math.Math",
     "quantity": "trainer.rl.rewards.quantity.Quantity",
     "choice": "trainer.rl.rewards.choice.Choice",
+    "molecule": "trainer.rl.rewards.chemistry.Molecule",
     "code": "trainer.rl.rewards.code.tests.Code",
     "sum": "trainer.rl.rewards.combine.Sum",
     "product": "trainer.rl.rewards.combine.Product",
