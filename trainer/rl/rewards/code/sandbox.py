@@ -104,7 +104,7 @@ def run(code: str, given: str, limits: Limits) -> Ended:
 def _watch(
     process: subprocess.Popen[bytes], status: int, given: bytes, limits: Limits
 ) -> tuple[dict[str, bytearray], str]:
-    """What was read of output, errors and status, and the reason to end the program, empty where it ended by itself."""
+    """The bytes of output, errors and status, and the reason to end the program, empty where it ended by itself."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
