@@ -54,7 +54,7 @@ class Molecule:
         object.__setattr__(self, "_workers", Workers(MODULE, self.processes, self.seconds))
 
     def __call__(self, question: Question, answer: str) -> Verdict:
-        found = (tagged(said(answer), "SMILES") or [final_answer(answer)])[-1]
+        found = (tagged(said(answer), "SMILES") or [final_answer(answer) or ""])[-1]
         if not found:
             return Verdict(0.0, "no final answer")
         if len(found) > LONGEST or any(map(str.isspace, found)):
