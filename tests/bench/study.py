@@ -54,7 +54,7 @@ PREFIXES = {
     "science": ["Scientific text.\n", "From the sciences:\n", "A note on science.\n"],
     "general": ["General text.\n", "From everyday use:\n", "A plain note.\n"],
 }
-SHARE = {"fluent": Fraction(2, 5), "thermo": Fraction(1, 5), "code": Fraction(1, 5), "prose": Fraction(1, 5)}
+SHARE = {"fluent": Fraction(1, 2), "thermo": Fraction(1, 8), "code": Fraction(1, 8), "prose": Fraction(1, 4)}
 DOMAIN = {"raw": "science", "fluent": "science", "thermo": "science", "code": "general", "prose": "general"}
 RECORDS = ("raw", "fluent")
 ANSWER_TOKENS = 40
@@ -85,19 +85,20 @@ ARMS = {
 class Scale:
     """The size of it."""
 
-    trained: int = 384  # records
+    trained: int = 192  # records
     heldout: int = 128
     variants: int = 4  # seeds of the fluent texts
     asked: int = 192  # records in a kind of question, at most
-    characters: int = 1_500_000  # of other sources each
+    characters: int = 1_000_000  # of other sources each
     vocab_size: int = 2048
-    steps: int = 600  # of an arm of T tokens
+    steps: int = 1000  # of an arm of T tokens
     seeds: tuple[int, ...] = (0, 1)
     window: int = 256  # tokens
-    batch: int = 8
+    batch: int = 4
     model: tuple[str, ...] = (
-        *("model.hidden_size=160", "model.num_layers=3", "model.num_heads=4", "model.head_dim=40"),
-        *("model.num_experts=8", "model.experts_per_token=2", "model.router_groups=2", "model.expert_width=192"),
+        *("model.hidden_size=128", "model.num_layers=3", "model.num_heads=4", "model.head_dim=32"),
+        *("model.num_experts=4", "model.experts_per_token=2", "model.router_groups=2", "model.expert_width=192"),
+        *("optim=muon", "optim.lr=6e-3"),
     )
     arms: tuple[str, ...] = tuple(ARMS)
 
@@ -140,7 +141,7 @@ class Study:
         self.recipes = made / "recipes"
 
     def run(self, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-        """What each run answered and took; of `names` (ARM-SEED) alone where there are any."""
+        """Return the answers and costs of each run; of `names` (ARM-SEED) alone where there are any."""
         found = {}
         for arm in self.scale.arms:
             for seed in self.scale.seeds:

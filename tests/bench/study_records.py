@@ -17,6 +17,7 @@ from trainer.corpora.science.tables.user_files import read_table
 from trainer.corpora.science.texts import texts
 from trainer.data.hashing import text_key
 from trainer.evaluation.scorers import chemistry
+from trainer.evaluation.scorers.extract import numbers
 from trainer.evaluation.scorers.metric import Metric, of_means
 
 HELDOUT = "heldout"  # the origin of documents of records that are held out
@@ -150,7 +151,8 @@ def without_names(documents: Iterator[Document], tables: Sequence[Table], charac
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of question. trained: about records in the training text. key: the field that is asked for."""
+    """One kind of question. trained: about records in the training text. key: the field that is asked for. of: the task
+    whose answers this one scores in another way; empty: asks itself."""
 
     name: str
     trained: bool
@@ -159,6 +161,7 @@ class Task:
     metric: Metric
     parse: Callable[[str], str]
     given_formula: bool = False
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,21 +174,21 @@ class Question:
 
 
 def formula_in(text: str) -> str:
-    """The last formula in a text; "" without one."""
+    """The first formula in a text; "" without one."""
     found = [word for word in _words(text) if re.fullmatch(r"(?:[A-Z][a-z]?\d*)+", word)]
-    return next((word for word in reversed(found) if {*(chemistry.atoms(word) or {"?": 1})} <= ELEMENTS), "")
+    return next((word for word in found if {*(chemistry.atoms(word) or {"?": 1})} <= ELEMENTS), "")
 
 
 def number_in(text: str) -> str:
-    """The last number that is a word of a text, in the tags that the metric reads; "" without one."""
+    """The first number that is a word of a text, in the tags that the metric reads; "" without one."""
     found = [word for word in _words(text) if re.fullmatch(r"\d+(?:\.\d+)?", word)]
-    return f"<NUMBER> {found[-1]} </NUMBER>" if found else ""
+    return f"<NUMBER> {found[0]} </NUMBER>" if found else ""
 
 
 def class_in(text: str) -> str:
-    """The only class that a text names; "" where it names none or several."""
-    found = [name for _, name in CLASSES if re.search(rf"\b{name}", text)]
-    return found[0] if len(found) == 1 else ""
+    """The first class that a text names; "" without one."""
+    found = re.search("|".join(name for _, name in CLASSES), text)
+    return found[0] if found else ""
 
 
 def _words(text: str) -> list[str]:
@@ -199,16 +202,27 @@ def _equal(answer: str, reference: str) -> dict[str, Any]:
 same = of_means(_equal, unit=100)
 """Percentage of answers that are the reference."""
 
+
+def near(share: float) -> Metric:
+    """Percentage of numbers that differ from the reference by at most this share of it."""
+
+    def one(answer: str, reference: str) -> dict[str, Any]:
+        (wanted,), found = numbers(reference), numbers(answer)
+        return {"score": bool(found) and abs(found[0] - wanted) <= share * wanted}
+
+    return of_means(one, unit=100)
+
+
 TASKS = (
     Task("boiling point, trained", True, "tb", "% exact", same, number_in),
     Task("formula, trained", True, "formula", "% same atoms", chemistry.same_atoms, formula_in),
     Task("class, held out", False, "class", "% right", same, class_in),
     Task("formula, held out", False, "formula", "% same atoms", chemistry.same_atoms, formula_in),
-    Task(
-        "weight from formula, held out", False, "weight", "MAE, g/mol", chemistry.absolute_error, number_in,
-        given_formula=True,
-    ),
+    Task("weight from formula, held out", False, "weight", "MAE, g/mol", chemistry.absolute_error, number_in, True),
+    Task("weight within 2 %, held out", False, "weight", "%", near(0.02), number_in,
+         of="weight from formula, held out"),
     Task("boiling point, held out", False, "tb", "MAE, K", chemistry.absolute_error, number_in),
+    Task("boiling point within 5 %, held out", False, "tb", "%", near(0.05), number_in, of="boiling point, held out"),
 )  # fmt: skip
 BY_NAME = {task.name: task for task in TASKS}
 
@@ -218,7 +232,10 @@ def questions(trained: Table, heldout: Table, seen: Sequence[Document], most: in
     is a document of `seen`, so that no fact was trained on in the words that ask for it."""
     made = []
     known = {document.text for document in seen}
-    for table, tasks in ((trained, [t for t in TASKS if t.trained]), (heldout, [t for t in TASKS if not t.trained])):
+    for table, tasks in (
+        (trained, [task for task in TASKS if task.trained]),
+        (heldout, [task for task in TASKS if not (task.trained or task.of)]),
+    ):
         chosen = sorted(table.records, key=lambda one: text_key("asked", one.name))[:most]
         fluent = _fluent_prompts(table, chosen, tasks, known)
         for task in tasks:
@@ -247,7 +264,7 @@ def _new_prompt(record: Record, task: Task) -> str:
 def _fluent_prompts(
     table: Table, chosen: Sequence[Record], tasks: Sequence[Task], known: set[str]
 ) -> dict[tuple[str, str], str]:
-    """(compound, task) -> a question as the fluent documents have them; where the formula is given, the beginning of a
+    """(compound, task) -> a question as the fluent documents have them; where the formula is given, the start of a
     narration that has the formula before the value and does not have the boiling point before it. Few are missing."""
     found: dict[tuple[str, str], str] = {}
     values = {record.name: record.values for record in chosen}

@@ -25,11 +25,11 @@ UNREAD = 0.05  # share of answers without a number from which on a table says so
 
 
 def rows_of(questions: Sequence[Question], answers: Sequence[str], task: Task, form: str) -> list[Mapping[str, Any]]:
-    """What the task's metric says of each answer in a form."""
+    """Score each answer to the task in a form by its metric."""
     return [
         task.metric.one(task.parse(answer), question.answer)
         for question, answer in zip(questions, answers, strict=True)
-        if question.task == task.name and question.form == form
+        if question.task == (task.of or task.name) and question.form == form
     ]
 
 
@@ -79,17 +79,18 @@ def interval(task: Task, values: Sequence[float]) -> dict[str, float]:
 
 
 def constant(questions: Sequence[Question], task: Task) -> float:
-    """The score of the best answer that is the same for every question: the most common one, or the mean number."""
-    references = [question.answer for question in questions if question.task == task.name and question.form == FORMS[0]]
-    if task.metric.higher:
-        return round(100 * Counter(references).most_common(1)[0][1] / len(references), 3)
-    found = [numbers(reference)[0] for reference in references]
-    middle = fmean(found)
-    return round(fmean(abs(number - middle) for number in found), 3)
+    """The score of the better of two answers that are the same for every question: the most common one, and the mean
+    number."""
+    wanted = [question.answer for question in questions if _asks(question, task)]
+    fixed = [Counter(wanted).most_common(1)[0][0]]
+    if found := [number for reference in wanted for number in numbers(reference)]:
+        fixed.append(f"<NUMBER> {fmean(found)} </NUMBER>")
+    best = max if task.metric.higher else min
+    return round(best(task.metric([answer] * len(wanted), wanted).value for answer in fixed), 3)
 
 
 def differences(values: Mapping[tuple[str, str, str], list[list[float]]], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """Of the arms in COMPARED, each asked in its own form, and in the form that neither was trained on."""
+    """Compare the arms in COMPARED, each asked in its own form, and in the form that neither was trained on."""
     found = []
     for first, second in COMPARED:
         if first not in arms or second not in arms:
@@ -119,7 +120,12 @@ def differences(values: Mapping[tuple[str, str, str], list[list[float]]], arms: 
 
 
 def _count(questions: Sequence[Question], task: Task) -> int:
-    return sum(question.task == task.name and question.form == FORMS[0] for question in questions)
+    return sum(_asks(question, task) for question in questions)
+
+
+def _asks(question: Question, task: Task) -> bool:
+    """True for one question of each compound that the task scores."""
+    return question.task == (task.of or task.name) and question.form == FORMS[0]
 
 
 # ---- tables

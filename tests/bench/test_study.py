@@ -60,7 +60,7 @@ def test_three_arms_read_equal_tokens_and_the_fourth_equal_records(tmp_path: Pat
     # A fifth of what the mixture reads of records is prefixes.
     found = {name: read(arm, QUICK, FACTS)["of_records"] for name, arm in ARMS.items()}
     assert found["fluent"] == totals[1]
-    assert found["mixture"] == round(0.8 * 0.4 * totals[1])
+    assert found["mixture"] == round(0.8 * 0.5 * totals[1])
 
 
 def test_every_value_is_in_both_forms_and_no_question_has_its_answer(table: Table):
@@ -71,7 +71,9 @@ def test_every_value_is_in_both_forms_and_no_question_has_its_answer(table: Tabl
             text = "".join(one.text for one in documents if record.name in one.text.lower())
             assert all(value in text for value in record.values.values())
     asked = questions(table, table, fluent, 5)
-    assert {(one.task, one.form) for one in asked} == {(task.name, form) for task in TASKS for form in FORMS}
+    assert {(one.task, one.form) for one in asked} == {
+        (task.name, form) for task in TASKS if not task.of for form in FORMS
+    }
     known = [one.text for one in fluent]
     for one in asked:
         assert not any(text.startswith(one.prompt) for text in known) or "weight" in one.task
@@ -92,12 +94,15 @@ def test_a_class_follows_from_the_elements():
 
 
 def test_what_counts_as_an_answer():
-    assert number_in("The normal boiling point of 1,2-xylene is 417.6 K.") == "<NUMBER> 417.6 </NUMBER>"
+    assert (
+        number_in("The normal boiling point of 1,2-xylene is 417.6 K. Its weight is 106.2 g/mol.")
+        == "<NUMBER> 417.6 </NUMBER>"
+    )
     assert number_in("about 1-octene") == ""
     assert formula_in("Its molecular formula is C2H6O.") == "C2H6O"
     assert formula_in("The compound") == formula_in("NaCl") == ""
-    assert class_in("It is classed as a sulfur compound.") == "sulfur compound"
-    assert class_in("a hydrocarbon or an oxygen compound") == class_in("none") == ""
+    assert class_in("It is classed as a sulfur compound. A hydrocarbon") == "sulfur compound"
+    assert class_in("none") == ""
 
 
 ANSWERS = {  # of two questions a task: right and wrong
@@ -137,14 +142,7 @@ def test_hand_made_answers_get_their_scores():
     ]
     found = figures_of(asked, runs)
     scores = {task.name: found["scores"][task.name]["new"] for task in TASKS}
-    assert [scores[name]["raw"]["seeds"] for name in scores] == [
-        [50.0] * 2,
-        [50.0] * 2,
-        [50.0] * 2,
-        [50.0] * 2,
-        [25.0] * 2,
-        [5.5] * 2,
-    ]
+    assert [one["raw"]["seeds"][0] for one in scores.values()] == [50, 50, 50, 50, 25, 50, 5.5, 100]
     assert scores["formula, held out"]["fluent"]["seeds"] == [100.0, 50.0]
     assert scores["formula, held out"]["fluent"]["mean"] == 75
     assert scores["weight from formula, held out"]["raw"]["unread"] == 0.5
@@ -171,7 +169,7 @@ def test_a_quick_study_runs_to_the_table_and_repeats_nothing(tmp_path: Path, cap
     for name in ("raw-0", "fluent-0", "mixture-0", "mixture_equal_records-0"):
         lines = [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
         steps = [line["step"] for line in lines if "loss" in line]
-        assert steps[-1] == (25 if "equal" in name else 10)
+        assert steps[-1] == (20 if "equal" in name else 10)
     assert main(words) == 0
     assert "\n-- " not in capsys.readouterr().out
     assert json.loads((tmp_path / "out.json").read_text()) == figures
