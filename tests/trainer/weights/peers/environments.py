@@ -66,7 +66,7 @@ ENVIRONMENTS = {
                 "--no-deps", "lmdeploy==0.18.0", "mmengine-lite==0.10.7", "addict==2.4.0", "yapf==0.43.0",
                 "termcolor==3.3.0", "fire==0.7.1", "shortuuid==1.0.13", "partial_json_parser==0.2.1.1.post7",
                 "pybase64==1.5.1", "openai_harmony==0.0.8", "tiktoken==0.14.0", "sentencepiece==0.2.3",
-                "pyzmq==27.3.0", "fastapi==0.165.0", "annotated-doc==0.0.7",
+                "pyzmq==27.3.0", "fastapi==0.165.0", "annotated-doc==0.0.7", "prometheus_client==0.26.0",
             ),
         ),
         folder=True,

@@ -1,0 +1,1 @@
+"""Rollout engines that are servers of other programs, spoken to over HTTP, and workers that Ray places."""

@@ -1,0 +1,339 @@
+"""LMDeploy's api_server as a rollout engine."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from parallel.errors import one_of
+from trainer.engine.request import Request, RequestError, Sampling
+from trainer.rl.rollout.protocol import Rollout, RolloutError
+from trainer.rl.servers.errors import IncompleteError, fault
+from trainer.rl.servers.http import Connection, Failed, Reply
+from trainer.rl.servers.lmdeploy_api import (
+    PROBED,
+    VERSIONS,
+    body_of,
+    faults_of,
+    raw_log_probs,
+    read_rollout,
+    version_of,
+)
+from trainer.rl.servers.routes import RayStore, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.rl.servers.buckets import Bucket, Sync
+
+CONTROL_S = 60.0  # for requests that generate nothing
+AGAIN = {409, 429, 500, 502, 503, 504}  # the same request may succeed later
+BACKOFF_S = 0.5
+POLL_S = 0.1
+_STARTED = re.compile(r"^process_start_time_seconds (\S+)", re.MULTILINE)
+_PREFIX_HITS = re.compile(r"^lmdeploy:prefix_cache_hit_rate(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+
+
+class LMDeployEngine:
+    """Implements `RolloutEngine` and `Receiver` for a server of LMDeploy 0.18, PyTorch back end.
+
+    A change of weights is: abort, sleep at level 2 (which drops weights and KV cache), wake the weights, buckets, the
+    empty last bucket, wake the cache. A load that fails leaves the server asleep, where it answers nothing, until a
+    whole load has succeeded.
+
+    url: of the server. version: of the weights that it was started with. routes: ask for experts. concurrency:
+    requests side by side. retries: of one request, in its deadline. bucket_mb: of weights in one message, MiB. store:
+    finds routes by their key, where the server's workers are Ray's. control_s: seconds for each request that
+    generates nothing; a sync has one for each bucket.
+    Raises RolloutError for a server that does not answer, of a version that is not known, or without a flag that
+    rollouts need.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        version: int = 0,
+        routes: bool = True,
+        api_key: str = "",
+        concurrency: int = 256,
+        retries: int = 3,
+        bucket_mb: int = 512,
+        control_s: float = CONTROL_S,
+        store: Store | None = None,
+        option: str = "rl.url",
+    ) -> None:
+        self.version = version
+        self.last_sync: Sync | None = None
+        self._routes, self._retries, self._control_s = routes, retries, control_s
+        self._concurrency, self._bucket_bytes = concurrency, bucket_mb << 20
+        self._store: Store = store if store is not None else RayStore()
+        self._paused, self._running, self._lock = False, 0, threading.Lock()
+        self._checked, self._loading = False, False
+        self._incomplete = ""  # why the server has no whole weights
+        self._server = Connection(url, option=option, api_key=api_key)
+        self.name = f"LMDeploy at {self._server.address}"
+        try:
+            self._connect()
+        except BaseException:
+            self._server.close()
+            raise
+
+    # ---- connecting ----
+
+    def _connect(self) -> None:
+        reply = self._control("GET", "/openapi.json", allowed="start it without --disable-fastapi-docs")
+        self.server_version = version_of(reply.value)
+        if self.server_version is None:
+            known = tuple(VERSIONS)
+            raise fault(self.name, "a server of an unknown version", None, f"use {one_of(known)}")
+        models = self._control("GET", "/v1/models").value
+        self.model: str = models["data"][0]["id"]
+        self._process = self._started()
+        if not self._asleep():  # a server that was started empty has nothing to probe before its first weights
+            self._check_flags()
+
+    def _check_flags(self) -> None:
+        """Find out what the server was started with, from how it answers one token."""
+        probe = Request([1, 1], 1, Sampling(temperature=0.0))
+        reply = self._control(
+            "POST",
+            "/generate",
+            body_of(probe, routes=self._routes, top_logprobs=PROBED),
+            allowed="start it with --logprobs-mode raw_logprobs --enable-return-routed-experts",
+        )
+        if not raw_log_probs(reply.value):
+            allowed = "start it with --logprobs-mode raw_logprobs"
+            raise fault(self.name, "log-probabilities that do not sum to at most 1", "--logprobs-mode", allowed)
+        try:
+            read_rollout(reply.value, probe, self.version, routes=self._routes, store=self._store)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise fault(self.name, f"its answer to a probe cannot be used: {error}", "probe") from None
+        reply = self._reply("POST", "/abort_request", {"abort_all": False, "session_id": -2})
+        if reply.status == 501:
+            allowed = "start it with --enable-abort-handling"
+            raise fault(self.name, "requests cannot be aborted", "--enable-abort-handling", allowed)
+        self._checked = True
+
+    def _started(self) -> str | None:
+        """The time at which the server's process started; None for one without metrics."""
+        return _started(self._reply("GET", "/metrics"))
+
+    # ---- requests that generate nothing ----
+
+    def _reply(self, method: str, path: str, body: Any = None, **query: Any) -> Reply:
+        """Raises RolloutError without a reply."""
+        ask = self._server.get if method == "GET" else self._server.post
+        more = {} if method == "GET" else {"body": body}
+        try:
+            return ask(path, timeout_s=self._control_s, **more, **query)
+        except Failed as error:
+            text = f"{method} {path} failed: {error}"
+            raise fault(self.name, text, path, "check that the server runs") from None
+
+    def _control(self, method: str, path: str, body: Any = None, *, allowed: str | None = None, **query: Any) -> Reply:
+        """As `_reply`, and raises RolloutError for a status other than 200."""
+        reply = self._reply(method, path, body, **query)
+        if reply.status != 200:
+            raise fault(self.name, f"{method} {path} was refused: {reply.status} {reply.said()}", path, allowed)
+        return reply
+
+    def _asleep(self) -> bool:
+        return bool(self._control("GET", "/is_sleeping").value["is_sleeping"])
+
+    def _tags(self) -> set[str]:
+        """The parts that sleep: weights, kv_cache. Asked after /wakeup, which answers 200 whatever it does."""
+        return {*self._control("GET", "/update_weights_from_ipc").value["sleeping_tags"]}
+
+    def _expect_tags(self, wanted: set[str], after: str) -> None:
+        if (found := self._tags()) != wanted:
+            text = (
+                f"{one_of(sorted(found)) or 'nothing'} sleeps after {after}, not {one_of(sorted(wanted)) or 'nothing'}"
+            )
+            raise fault(self.name, text, after, "check the server's log")
+
+    # ---- RolloutEngine ----
+
+    def generate(self, requests: Sequence[Request], *, deadline_s: float) -> list[Rollout]:
+        """Raises RequestError before anything is sent for what LMDeploy cannot serve as asked: texts as stops, media,
+        scores of prompts. The sampling's seed is not used: there is no field for it. An answer may also end at the
+        end tokens of the served model. Raises IncompleteError, with the answers that are there, where others are
+        not."""
+        if faults := [one for number, request in enumerate(requests) for one in faults_of(request, number)]:
+            raise RequestError(faults)
+        if self._incomplete:
+            raise fault(self.name, self._incomplete, "generate", "load whole weights, then resume")
+        found = self._server.run(self._all(requests, time.monotonic() + deadline_s))
+        failed = [(number, error) for number, error in enumerate(found) if isinstance(error, Failed)]
+        if not failed:
+            return [one for one in found if isinstance(one, Rollout)]
+        number, error = failed[0]
+        finished = {place: one for place, one in enumerate(found) if isinstance(one, Rollout)}
+        others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        text = f"{self.name}: request {number}{others} of {len(requests)} has no answer: {error}"
+        remedy = "ask again for these" if error.late else "check the server's log"
+        raise IncompleteError(
+            f"{text}; {remedy}", where=self.name, value=number, allowed=remedy, finished=finished
+        )  # fmt: skip
+
+    async def _all(self, requests: Sequence[Request], deadline: float) -> list[Rollout | Failed]:
+        gate = asyncio.Semaphore(self._concurrency)
+
+        async def one(request: Request) -> Rollout | Failed:
+            try:
+                async with gate:
+                    return await self._one(request, deadline)
+            except Failed as error:
+                return error
+
+        return await asyncio.gather(*(one(request) for request in requests))
+
+    async def _one(self, request: Request, deadline: float) -> Rollout:
+        body = body_of(request, routes=self._routes)
+        for tried in range(self._retries + 1):
+            with self._lock:
+                if self._paused:  # what has not started ends without tokens
+                    return _nothing(request)
+                self._running += 1
+            try:
+                return await self._try(request, body, deadline)
+            except Failed as error:
+                wait = BACKOFF_S * 2**tried
+                again = error.lost or (error.status in AGAIN)
+                if not again or tried == self._retries or time.monotonic() + wait >= deadline:
+                    raise
+                lost = error.lost
+            finally:
+                with self._lock:
+                    self._running -= 1
+            await asyncio.sleep(wait)
+            if lost:
+                await self._require_same_process(deadline)
+        raise AssertionError("unreachable")
+
+    async def _try(self, request: Request, body: dict[str, Any], deadline: float) -> Rollout:
+        version = self.version
+        reply = await self._server.ask("POST", "/generate", body, timeout_s=deadline - time.monotonic())
+        if reply.status != 200:
+            raise Failed(f"{reply.status} {reply.said()}", status=reply.status)
+        try:
+            return await asyncio.to_thread(
+                read_rollout, reply.value, request, version, routes=self._routes, store=self._store
+            )
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise Failed(f"a reply that cannot be used: {type(error).__name__}: {error}") from None
+
+    async def _require_same_process(self, deadline: float) -> None:
+        """Raises Failed if the server that answers now need not be the process that the weights were sent to."""
+        try:
+            reply = await self._server.ask("GET", "/metrics", None, timeout_s=deadline - time.monotonic())
+        except Failed:
+            return  # the next try fails alike
+        if _started(reply) != self._process:
+            raise Failed("the server was restarted and has other weights")
+        if self._process is None:  # a server without metrics
+            raise Failed(
+                "the connection broke, and a server without metrics may have been restarted with other weights"
+            )
+
+    def pause(self) -> None:
+        with self._lock:
+            self._paused = True
+        deadline = time.monotonic() + self._control_s
+        # A request that reaches the server after an abort is not among those it ends: repeat until none runs.
+        while self._running:
+            self._control("POST", "/abort_request", {"abort_all": True})
+            until = min(deadline, time.monotonic() + 10 * POLL_S)
+            while self._running and time.monotonic() < until:
+                time.sleep(POLL_S / 10)
+            if self._running and time.monotonic() >= deadline:
+                text = f"{self._running} requests still run {self._control_s:.0f} s after they were aborted"
+                raise fault(self.name, text, "pause", "check the server's log")
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """LMDeploy drops the old weights before it takes new ones: after a failure it has none, answers nothing, and
+        the next whole `load` makes it whole again."""
+        from trainer.rl.servers.buckets import load_into
+
+        self.last_sync = load_into([self], weights, version, self._bucket_bytes)
+
+    def resume(self) -> None:
+        if self._incomplete:
+            raise fault(self.name, self._incomplete, "resume", "load whole weights first")
+        if self._asleep():
+            self._control("POST", "/wakeup", tags=["kv_cache"])
+            self._expect_tags(set(), "/wakeup?tags=kv_cache")
+        if not self._checked:
+            self._check_flags()
+        with self._lock:
+            self._paused = False
+
+    def close(self) -> None:
+        self._server.close()
+
+    # ---- Receiver ----
+
+    def start_load(self) -> None:
+        if not self._paused:
+            raise fault(self.name, "weights change only while the engine is paused", "load", "call pause first")
+        self._refuse_prefix_cache()
+        self._incomplete = f"it has no whole weights since the load after version {self.version} started"
+        self._during("start of a load", self._sleep)
+
+    def _sleep(self) -> None:
+        self._control("POST", "/sleep", level=2)
+        self._control("POST", "/wakeup", tags=["weights"])
+        self._expect_tags({"kv_cache"}, "/wakeup?tags=weights")
+        self._process = self._started()
+
+    def take(self, bucket: Bucket) -> None:
+        from trainer.rl.servers.buckets import serialized
+
+        names = f"the bucket from {bucket.names[0]} to {bucket.names[-1]}"
+        self._during(names, lambda: self._send(serialized(bucket), finished=False))
+
+    def finish_load(self, version: int) -> None:
+        from trainer.rl.servers.buckets import serialized
+
+        def end() -> None:
+            self._send(serialized(None), finished=True)
+            self._expect_tags({"kv_cache"}, "the last bucket")
+
+        self._during("the empty last bucket", end)
+        self.version, self._incomplete = version, ""
+
+    def _send(self, tensors: str, *, finished: bool) -> None:
+        body = {"serialized_named_tensors": tensors, "load_format": "flattened_bucket", "finished": finished}
+        self._control("POST", "/update_weights", body)
+
+    def _during(self, what: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except RolloutError as error:
+            text = f"{what} failed, and the server sleeps without whole weights: {error}"
+            self._incomplete = text
+            raise RolloutError(text, where=self.name, value=error.value, allowed="load whole weights again") from None
+
+    def _refuse_prefix_cache(self) -> None:
+        """Its table of prefixes outlives a sleep, although the keys and values that it points to do not."""
+        reply = self._reply("GET", "/metrics")
+        found = _PREFIX_HITS.search(reply.value) if isinstance(reply.value, str) else None
+        if found and float(found[1]) > 0:
+            allowed = "start it without --enable-prefix-caching"
+            raise fault(self.name, "prefixes of old weights would be found again", "--enable-prefix-caching", allowed)
+
+
+def _nothing(request: Request) -> Rollout:
+    """A rollout that was aborted before its first token."""
+    return Rollout(tuple(request.prompt), (), np.zeros(0, np.float32), None, np.zeros(0, np.int64), "abort")
+
+
+def _started(reply: Reply) -> str | None:
+    found = _STARTED.search(reply.value) if isinstance(reply.value, str) else None
+    return found[1] if found else None
