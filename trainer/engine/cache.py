@@ -3,9 +3,11 @@
 The arithmetic is that of `trainer.model.exact.attention`: a page is a block of keys. Requests that add one token are
 attended together, each of their pages as one product; a longer piece of a prompt is attended by itself.
 
-Legend: T tokens of a step · N requests with one token · P pages of theirs, each request's in order · n kv heads ·
-r query heads of each · d head dimension · R rows of a block of queries · H hidden size · L layers · K experts of a
-token.
+Before each step the pages of the first kind move to the front of the cache, where one view has them all: they are
+multiplied in place. Only pages that several of these requests share are gathered.
+
+Legend: T tokens of a step · N requests with one token · P pages of theirs · n kv heads · r query heads of each ·
+d head dimension · R rows of a block of queries · H hidden size · L layers · K experts of a token.
 """
 
 from __future__ import annotations
@@ -28,99 +30,164 @@ from trainer.model.numerics import wide
 @dataclass(frozen=True)
 class Span:
     """Consecutive tokens of one request in a step. start: position of the first. pages: of the request from position 0,
-    at least as far as the last of these tokens."""
+    at least as far as the last of these tokens. kept: number of first tokens for which the LM head's input is kept."""
 
     start: int
     tokens: int
     pages: Sequence[int]
+    kept: int = 0
 
 
 class Layout:
-    """The places of the tokens of a step. spans: those of one token first, as `singles` counts them."""
+    """The places of the tokens of a step. spans: those of one token first, as `singles` counts them.
 
-    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+    page, place: [T], on the host. rows: [T, n], of their keys and values among a layer's [slots * n * KEYS].
+    kept: spans with `kept` tokens, and the number of the first.
+    """
+
+    def __init__(self, spans: Sequence[Span], cache: Cache) -> None:
         self.singles = sum(span.tokens == 1 for span in spans)
         if any(span.tokens > 1 for span in spans[: self.singles]):
             raise ValueError("spans of one token come first")
         self.longer = spans[self.singles :]
-        positions = [span.start + more for span in spans for more in range(span.tokens)]
-        page = [span.pages[(span.start + more) // KEYS] for span in spans for more in range(span.tokens)]
-        self.positions = torch.tensor(positions, device=device)
-        self.page = torch.tensor(page, device=device)
-        self.place = self.positions % KEYS
-        self.one = _Singles(spans[: self.singles], device) if self.singles else None
+        self.one = _Singles(spans[: self.singles], cache) if self.singles else None
+        positions = np.concatenate([np.arange(span.start, span.start + span.tokens) for span in spans])
+        self.page = np.concatenate(
+            [np.asarray(span.pages)[np.arange(span.start, span.start + span.tokens) // KEYS] for span in spans]
+        )
+        self.place = positions % KEYS
+        device, heads = cache.keys.device, np.arange(cache.keys.shape[2])
+        self.positions = torch.from_numpy(positions).to(device)
+        rows = (cache.slots[self.page, None] * len(heads) + heads) * KEYS + self.place[:, None]
+        self.rows = torch.from_numpy(rows).to(device)
+        ends = np.cumsum([span.tokens for span in spans])
+        self.kept = [(int(end) - span.tokens, span) for end, span in zip(ends, spans, strict=True) if span.kept]
+        self.slots = [[int(cache.slots[page]) for page in span.pages] for span in self.longer]
 
 
 class _Singles:
-    """The pages of requests with one token each, request by request.
+    """The pages of requests with one token each.
 
-    pages, owner: [P]. unseen: [P, 1, 1, KEYS], True behind a request's token. of_request: the number of each request's
-    J-th page among the P, [J, N]; P itself where it has fewer.
+    slots: the number of the first slots that are theirs, P; or the slots themselves [P]. owner: [P], the request of
+    each. hidden: [P, 1, 1, KEYS], -inf behind a request's token, else 0. of_request: the number of each request's J-th
+    page among the P, [J, N]; P itself where it has fewer. order, bounds: the same as one list [P], and where each
+    request's part of it starts [N].
     """
 
-    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
-        counts = [span.start // KEYS + 1 for span in spans]
-        pages = [page for span, count in zip(spans, counts, strict=True) for page in span.pages[:count]]
-        owner = [number for number, count in enumerate(counts) for _ in range(count)]
+    def __init__(self, spans: Sequence[Span], cache: Cache) -> None:
+        counts = np.array([span.start // KEYS + 1 for span in spans])
+        pages = np.concatenate([np.asarray(span.pages[:count]) for span, count in zip(spans, counts, strict=True)])
+        total, device = len(pages), cache.keys.device
+        starts = np.cumsum(counts) - counts
+        owner = np.repeat(np.arange(len(spans)), counts)
+        position = np.arange(total) - starts[owner]  # of each page in its request
         # the position of each page's first key, less than that of the request's token by at most `last`
-        last = [span.start - KEYS * j for span, count in zip(spans, counts, strict=True) for j in range(count)]
-        table, at = np.full((max(counts), len(spans)), len(pages)), 0
-        for number, count in enumerate(counts):
-            table[:count, number] = np.arange(at, at + count)
-            at += count
-        self.pages, self.owner = torch.tensor(pages, device=device), torch.tensor(owner, device=device)
-        key = torch.arange(KEYS, device=device)
-        self.unseen = (key > torch.tensor(last, device=device).unsqueeze(-1)).view(-1, 1, 1, KEYS)
-        self.of_request = torch.from_numpy(table).to(device)
+        last = np.array([span.start for span in spans])[owner] - KEYS * position
+        order = np.arange(total)
+        self.apart = not cache.bring_together(pages.tolist())
+        if self.apart:
+            self.slots = torch.from_numpy(cache.slots[pages]).to(device)
+        else:
+            order = cache.slots[pages]
+            by_slot = np.empty_like(order)
+            by_slot[order] = np.arange(total)
+            owner, last = owner[by_slot], last[by_slot]
+        table = np.full((counts.max(), len(spans)), total)
+        table[position, np.repeat(np.arange(len(spans)), counts)] = order
+        self.total = total
+        self.owner, self.order, self.bounds, self.of_request = (
+            torch.from_numpy(numbers).to(device) for numbers in (owner, order, starts, table)
+        )
+        unseen = torch.from_numpy(np.arange(KEYS) > last[:, None]).to(device)
+        dtype = wide(cache.keys.dtype)
+        self.bias = torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill_(unseen, -torch.inf)
+        self.bias = self.bias.view(-1, 1, 1, KEYS)
+        heads, width = cache.keys.shape[2], cache.keys.shape[4]
+        rows = queries_of_block(cache.shared) * cache.shared
+        # Rows of zeros fill up blocks of queries and of weights; the others are written anew in each layer.
+        self.queries = torch.zeros(total, heads, rows, width, dtype=dtype, device=device)
+        self.weights = torch.zeros(total, heads, rows, KEYS, dtype=dtype, device=device)
+        # Behind the last page is one that no query sees, for requests with fewer pages than others.
+        self.tops = torch.full((total + 1, heads, cache.shared), -torch.inf, dtype=dtype, device=device)
 
 
 class Cache:
-    """Pages of KEYS tokens: keys and values [L, pages, n, KEYS, d], what the LM head takes [pages, KEYS, H], and on the
-    host routes [pages, KEYS, L, K]. L: layers of this rank. With what the LM head takes, which is small beside keys and
-    values, a prompt whose start is found again can be scored."""
+    """Pages of KEYS tokens: keys and values [L, slots, n, KEYS, d], where `slots` says which page is at which, and on
+    the host routes [pages, KEYS, L, K]. L: layers of this rank. Of prompts that are scored also what the LM head takes,
+    so that one whose start is found again can be scored."""
 
     def __init__(self, cfg: ModelConfig, layers: int, pages: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (layers, pages, cfg.num_kv_heads, KEYS, cfg.head_dim)
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self.hidden = torch.zeros(pages, KEYS, cfg.hidden_size, dtype=dtype, device=device)
+        self.shared = cfg.num_heads // cfg.num_kv_heads
+        self.slots, self._page = np.arange(pages), np.arange(pages)  # of each page, and the page of each slot
+        self.hidden: dict[int, Tensor] = {}  # of each page that has it, [KEYS, H]
         self.routes: npt.NDArray[np.uint16] = np.zeros((pages, KEYS, layers, cfg.experts_per_token), dtype=np.uint16)
 
     def clear(self, pages: Sequence[int]) -> None:
         """Before a request's first use of pages: what another left there need not be finite, and zero times it is not
         zero."""
         if pages:
-            self.values.index_fill_(1, torch.tensor(pages, device=self.values.device), 0)
+            slots = torch.from_numpy(self.slots[pages]).to(self.keys.device)
+            for stored in (self.keys, self.values):
+                stored.index_fill_(1, slots, 0)
+        for page in pages:
+            self.hidden.pop(page, None)
+
+    def bring_together(self, pages: Sequence[int]) -> bool:
+        """Move pages to the first slots, in any order. Nothing happens, and False is returned, where one is listed
+        twice."""
+        wanted = set(pages)
+        if len(wanted) < len(pages):
+            return False
+        total = len(pages)
+        holes = [slot for slot, page in enumerate(self._page[:total].tolist()) if page not in wanted]
+        if holes:
+            slots = self.slots[pages]
+            from_ = slots[slots >= total]
+            to, a, b = np.array(holes), self._page[holes], self._page[from_]
+            self._page[to], self._page[from_] = b, a
+            self.slots[b], self.slots[a] = to, from_
+            there, here = (torch.from_numpy(np.concatenate(both)) for both in ((to, from_), (from_, to)))
+            there, here = there.to(self.keys.device), here.to(self.keys.device)
+            for stored in (*self.keys, *self.values):
+                stored.index_copy_(0, there, stored.index_select(0, here))
+        return True
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Store the tokens' keys and values, then attend. q: [T, h, d]; k, v: [T, n, d] -> [T, h, d]."""
-        keys, values = self.keys[layer], self.values[layer]
-        keys[layout.page, :, layout.place] = k
-        values[layout.page, :, layout.place] = v
+        keys, values, rows = self.keys[layer], self.values[layer], layout.rows.flatten()
+        keys.view(-1, k.shape[2]).index_copy_(0, rows, k.reshape(-1, k.shape[2]))
+        values.view(-1, k.shape[2]).index_copy_(0, rows, v.reshape(-1, k.shape[2]))
         q_Tnrd, parts = q.unflatten(1, (k.shape[1], -1)), []
         if layout.one is not None:
             parts.append(_attend_singles(q_Tnrd[: layout.singles], keys, values, layout.one))
         first = layout.singles
-        for span in layout.longer:
-            pages = span.pages[: (span.start + span.tokens - 1) // KEYS + 1]
+        for span, slots in zip(layout.longer, layout.slots, strict=True):
+            seen = slots[: (span.start + span.tokens - 1) // KEYS + 1]
             of_span = q_Tnrd[first : first + span.tokens]
-            parts.append(attend(of_span, [keys[p] for p in pages], [values[p] for p in pages], span.start))
+            parts.append(attend(of_span, [keys[slot] for slot in seen], [values[slot] for slot in seen], span.start))
             first += span.tokens
-        return torch.cat(parts).flatten(1, 2)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1, 2)
 
     def keep_hidden(self, hidden: Tensor, layout: Layout) -> None:
         """hidden: [T, H], of the step's tokens, normed."""
-        self.hidden[layout.page, layout.place] = hidden
+        for at, span in layout.kept:
+            start, end = span.start, span.start + span.kept
+            for number in range(start // KEYS, -(-end // KEYS)):
+                first, last = max(start, number * KEYS), min(end, (number + 1) * KEYS)
+                page = self.hidden.setdefault(span.pages[number], hidden.new_zeros(KEYS, hidden.shape[1]))
+                page[first % KEYS : first % KEYS + last - first] = hidden[at + first - start : at + last - start]
 
     def hidden_of(self, pages: Sequence[int], start: int, end: int) -> Tensor:
         """[end - start, H] of a request's tokens. pages: of the request from position 0."""
-        position = torch.arange(start, end, device=self.hidden.device)
-        page = torch.tensor(pages, device=self.hidden.device)[position // KEYS]
-        return self.hidden[page, position % KEYS]
+        first, last = start // KEYS, -(-end // KEYS)
+        found = torch.cat([self.hidden[page] for page in pages[first:last]])
+        return found[start - first * KEYS : end - first * KEYS]
 
     def keep_routes(self, routes: Tensor, layout: Layout) -> None:
         """routes: [L, T, K] int64, of the step's tokens."""
-        found = routes.transpose(0, 1).cpu().numpy().astype(np.uint16)
-        self.routes[layout.page.cpu().numpy(), layout.place.cpu().numpy()] = found
+        self.routes[layout.page, layout.place] = routes.transpose(0, 1).cpu().numpy()
 
     def routes_of(self, pages: Sequence[int], tokens: int) -> npt.NDArray[np.uint16]:
         """[tokens, L, K] of a request's first tokens."""
@@ -130,25 +197,22 @@ class Cache:
 
 
 def _attend_singles(q: Tensor, keys: Tensor, values: Tensor, one: _Singles) -> Tensor:
-    """q: [N, n, r, d]; keys, values: of all pages [., n, KEYS, d] -> [N, n, r, d]."""
-    # Behind the last page is one without weight, for requests with fewer pages than others.
-    _, heads, shared, width = q.shape
-    rows, dtype, pages = queries_of_block(shared) * shared, wide(q.dtype), len(one.pages)
-    padded = F.pad(q.to(dtype) * width**-0.5, (0, 0, 0, rows - shared))
-    q_PnRd = padded.index_select(0, one.owner)
-    k, v = (x.index_select(0, one.pages).to(dtype).flatten(0, 1) for x in (keys, values))
-    scores = torch.bmm(q_PnRd.flatten(0, 1), k.mT).view(pages, heads, rows, KEYS)[:, :, :shared]
-    scores = scores.masked_fill(one.unseen, -torch.inf)
-    tops = scores.new_full((pages + 1, heads, shared), -torch.inf)
-    torch.amax(scores, -1, out=tops[:pages])
-    top = tops[one.of_request].amax(0)
-    weights = scores.sub_(top.index_select(0, one.owner).unsqueeze(-1)).exp_()
-    sums, parts = weights.new_zeros(pages + 1, heads, shared, 1), weights.new_zeros(pages + 1, heads, shared, width)
-    torch.sum(weights, -1, keepdim=True, out=sums[:pages])
-    found = torch.bmm(F.pad(weights, (0, 0, 0, rows - shared)).flatten(0, 1), v)
-    parts[:pages] = found.view(pages, heads, rows, width)[:, :, :shared]
-    total, y = sums.index_select(0, one.of_request[0]), parts.index_select(0, one.of_request[0])
-    for next_pages in one.of_request[1:]:  # in the order of their positions
-        total += sums.index_select(0, next_pages)
-        y += parts.index_select(0, next_pages)
-    return (y / total).to(keys.dtype)
+    """q: [N, n, r, d]; keys, values: of a layer [slots, n, KEYS, d] -> [N, n, r, d]."""
+    requests, heads, shared, width = q.shape
+    dtype, pages = one.bias.dtype, one.total
+    if one.apart:
+        k, v = (x.index_select(0, one.slots).to(dtype).flatten(0, 1) for x in (keys, values))
+    else:
+        k, v = (x[:pages].to(dtype).flatten(0, 1) for x in (keys, values))
+    torch.mul(q.to(dtype).index_select(0, one.owner), width**-0.5, out=one.queries[:, :, :shared])
+    scores = torch.bmm(one.queries.flatten(0, 1), k.mT).view(pages, heads, -1, KEYS)[:, :, :shared] + one.bias
+    torch.amax(scores, -1, out=one.tops[:pages])
+    top = one.tops.index_select(0, one.of_request.flatten()).view(-1, requests, heads * shared).amax(0)
+    weights = scores.sub_(top.index_select(0, one.owner).view(pages, heads, shared, 1)).exp_()
+    one.weights[:, :, :shared] = weights
+    parts = torch.bmm(one.weights.flatten(0, 1), v).view(pages, -1)
+    total, y = (  # each request's pages in the order of their positions
+        F.embedding_bag(one.order, x, one.bounds, mode="sum").view(requests, heads, -1, x.shape[1] // heads // rows)
+        for x, rows in ((weights.sum(-1).view(pages, -1), shared), (parts, one.weights.shape[2]))
+    )
+    return (y[:, :, :shared] / total).to(keys.dtype)

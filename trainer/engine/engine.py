@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 
@@ -48,6 +49,10 @@ class _Active:
     def missing(self) -> int:
         """Tokens that the model has to see before the next one can be drawn, or the prompt scored where none is."""
         return len(self.ids) - self.cached - (self.request.max_tokens == 0)
+
+    def scored(self, tokens: int) -> int:
+        """The number of the next tokens that belong to a prompt to be scored."""
+        return max(0, min(tokens, len(self.request.prompt) - self.cached)) if self.request.score_prompt else 0
 
 
 class Engine:
@@ -95,6 +100,7 @@ class Engine:
         self._root = root_key(version)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: list[_Active] = []
+        self._scored: set[int] = set()  # pages from which a prompt can be scored
         self._done: dict[int, Completion] = {}
         self._submitted = 0
 
@@ -170,9 +176,9 @@ class Engine:
         total = self.ranks.tokens(own)
         if not total:
             return None
-        spans = [Span(active.cached, tokens, active.pages) for active, tokens in run]
+        spans = [Span(active.cached, tokens, active.pages, active.scored(tokens)) for active, tokens in run]
         before, behind = self._fillers(total - own)
-        layout = Layout([*before, *spans, *behind], self.device)
+        layout = Layout([*before, *spans, *behind], self.cache)
         ids = [token for active, tokens in run for token in active.ids[active.cached : active.cached + tokens]]
         ids = [*[0] * len(before), *ids, *[0] * (total - own - len(before))]
         drawing, wanted, end = [], [], len(before)
@@ -213,12 +219,15 @@ class Engine:
                 before = next_key(before, ids[end - KEYS : end], key_of(media, end - KEYS, end))
                 keys.append(before)
             shared = self.pages.find(keys)
+            if request.score_prompt:
+                shared = [*takewhile(self._scored.__contains__, shared)]
             total = -(-(len(ids) + request.max_tokens) // KEYS)
             new = self.pages.acquire(shared, total - len(shared))
             if new is None:
                 return  # later requests wait too, so that a long one is not overtaken forever
             self._waiting.popleft()
             self.cache.clear(new)
+            self._scored.difference_update(new)
             cached = len(shared) * KEYS
             stream = TextStream(self.decode, request.stop) if self.decode is not None else None
             pages = [*shared, *new]
@@ -264,7 +273,12 @@ class Engine:
             before = active.keys[-1] if active.keys else self._root
             start, end = number * KEYS, (number + 1) * KEYS
             active.keys.append(next_key(before, active.ids[start:end], key_of(active.media, start, end)))
-            self.pages.publish(active.pages[number], active.keys[-1])
+            page = active.pages[number]
+            if active.request.score_prompt and end <= len(active.request.prompt):
+                self._scored.add(page)
+                if not self._scored.issuperset(self.pages.find(active.keys[-1:])):
+                    self.pages.withdraw(active.keys[-1])  # in favour of this one, from which prompts can be scored
+            self.pages.publish(page, active.keys[-1])
 
     def _append(self, active: _Active, token: int, scores: Scores) -> Token:
         active.ids.append(token)

@@ -74,6 +74,14 @@ class Pages:
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key], self._key_of[page] = page, key
 
+    def withdraw(self, key: bytes) -> None:
+        """The page published under a key is no longer found."""
+        page = self._page_of.pop(key)
+        del self._key_of[page]
+        if page in self._idle:
+            del self._idle[page]
+            heapq.heappush(self._free, page)
+
     def release(self, pages: Iterable[int]) -> None:
         """A request no longer holds these pages, which are in the order of their tokens."""
         for page in reversed([*pages]):  # so that the end of a prefix goes before its start

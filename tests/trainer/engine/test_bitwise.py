@@ -75,7 +75,6 @@ def test_what_an_earlier_request_left_in_a_page_does_not_matter():
     engine = Engine(model, cache_tokens=640, batch=3, chunk=40)
     engine.cache.values.fill_(torch.nan)
     engine.cache.keys.fill_(torch.nan)
-    engine.cache.hidden.fill_(torch.nan)
     asked = requests(model.cfg, 6, rng, longest=20)
     assert_as_trained(model, asked, serve(engine, asked, rng))
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from trainer.model.decoder import Decoder
 from trainer.model.exact.attention import ExactAttention
+from trainer.model.exact.experts import ExactExperts
 from trainer.model.exact.ops import EXACT
 from trainer.model.experts.fp8_reference import Fp8Reference
-from trainer.model.experts.fused_grouped_mm import FusedGroupedMM
 from trainer.model.multimodal import Multimodal
 from trainer.model.towers.run_images import EachImage, run_each_signal
 
@@ -30,7 +30,7 @@ def make_exact(model: Decoder) -> Decoder:
         if isinstance(experts.backend, nn.Module) or isinstance(block.attention.into, nn.Module):
             raise ValueError("exact arithmetic needs the adapters merged; trainer.engine.load reads a run that way")
         of = experts.backend
-        experts.backend = Fp8Reference(EXACT, of.rounding) if isinstance(of, Fp8Reference) else FusedGroupedMM(EXACT)
+        experts.backend = Fp8Reference(EXACT, of.rounding) if isinstance(of, Fp8Reference) else ExactExperts(EXACT)
     if isinstance(model, Multimodal):
         model.run_images, model.run_signals = EachImage(model.run_images), run_each_signal
     return model

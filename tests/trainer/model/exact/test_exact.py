@@ -47,8 +47,8 @@ def test_values_and_gradients_are_the_usual_ones(kv_heads, fp8):
     make_exact(model)
     assert relative(logits(model, ids), usual) < 1e-6
     summed_loss(model, ids, next_tokens(ids))[0].backward()
-    for name, gradient in gradients(model).items():
-        assert relative(gradient, expected[name]) < 1e-5, name
+    for name, gradient in gradients(model).items():  # a last bit may decide how a number is rounded to FP8
+        assert relative(gradient, expected[name]) < (1e-2 if fp8 else 1e-5), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
