@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SERVER = re.compile("https?://")
 EXAMPLE = "suite=NAME, or several with commas; octavo evaluate --list names them"
 INSTALL = "pip install -e '.[evaluate]'"
+NAMED = 5  # rows in a warning
 JUDGE = Settings("judge", 16_384, 0.0, 1.0, 0, thinking=False)
 
 
@@ -213,7 +214,11 @@ def _passages(options: argparse.Namespace, model: ServedModel | EmbeddedModel) -
 
     directory = Path(options.data) / PERPLEXITY.folder
     if directory.is_dir() or not isinstance(model, EmbeddedModel):
-        return read_documents(directory, options.limit)
+        texts, empty = read_documents(directory, options.limit)
+        if empty:
+            first = ", ".join(empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")
+            print_warning(f"{len(empty):,} rows with an empty text are left out of the perplexity: {first}")
+        return texts
     passages, left_out = read_heldout(model.source, options.limit)
     if left_out:
         print_warning(f"{left_out:,} documents with images or signals are left out of the perplexity")

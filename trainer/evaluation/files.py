@@ -1,18 +1,131 @@
-"""Readers of benchmark files: rows of JSON, JSONL, Parquet, CSV and TSV, with errors that name the file and the row."""
+"""Readers of benchmark files: rows of JSON, JSONL, Parquet, CSV and TSV, with errors that name file, row and column."""
 
 from __future__ import annotations
 
 import csv
-import json
+import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.evaluation.suite import SuiteError
+from trainer.storage.json_text import read_json
 
-Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file: `cells` by column. number: of .jsonl the line, of other files the row, from 1.
+
+    The getters raise SuiteError, which names the file, the row and the column, for a cell that is missing or of another
+    kind than they return."""
+
+    path: Path
+    number: int
+    cells: Mapping[str, Any]
+
+    def text(self, column: str, missing: str | None = None) -> str:
+        """A text that is not blank. missing: returned for a cell that is blank, null or not there."""
+        found = self.cells.get(column)
+        if missing is not None and (found is None or (isinstance(found, str) and not found.strip())):
+            return missing
+        if not isinstance(found, str) or not found.strip():
+            raise self.wrong(column, "a text")
+        return found
+
+    def name(self, column: str) -> str:
+        """A text that is not blank, or a whole number, as text: ids and short answers."""
+        found = self.cells.get(column)
+        return str(found) if isinstance(found, int) and not isinstance(found, bool) else self.text(column)
+
+    def choice(self, column: str, allowed: Collection[str]) -> str:
+        """One of `allowed`."""
+        found = self.cells.get(column)
+        if not isinstance(found, str) or found not in allowed:
+            raise self.wrong(column, tuple(allowed))
+        return found
+
+    def numeral(self, column: str) -> float:
+        """A finite number, or a text that is one."""
+        found = self.cells.get(column)
+        try:
+            value = float(found) if isinstance(found, str) else _number(found)
+        except (TypeError, ValueError):
+            raise self.wrong(column, "a number") from None
+        if not math.isfinite(value):
+            raise self.wrong(column, "a finite number")
+        return value
+
+    def numbers(self, column: str, count: int) -> list[float]:
+        """A list of `count` finite numbers, as they are."""
+        found = self.cells.get(column)
+        if not isinstance(found, list) or len(found) != count or not all(map(_is_finite, found)):
+            raise self.wrong(column, f"a list of {count} numbers")
+        return found
+
+    def flag(self, column: str) -> bool:
+        """True or false."""
+        found = self.cells.get(column)
+        if not isinstance(found, bool):
+            raise self.wrong(column, "true or false")
+        return found
+
+    def texts(self, column: str) -> list[str]:
+        """A list of one text or more."""
+        found = self.cells.get(column)
+        if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
+            raise self.wrong(column, "a list of texts")
+        return found
+
+    def mapping(self, column: str) -> dict[str, Any]:
+        """An object with names."""
+        found = self.cells.get(column)
+        if not isinstance(found, dict):
+            raise self.wrong(column, "an object with names")
+        return found
+
+    def said(self, column: str, key: str, count: int) -> list[str]:
+        """The texts under `key` of the first `count` objects of a list: the turns of a conversation."""
+        found = self.cells.get(column)
+        allowed = f"a list of {count} or more objects with a text {key}"
+        if not isinstance(found, list) or len(found) < count:
+            raise self.wrong(column, allowed)
+        texts = [one.get(key) if isinstance(one, dict) else None for one in found[:count]]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise self.wrong(column, allowed)
+        return texts  # type: ignore[return-value]
+
+    def wrong(self, column: str, allowed: Any) -> SuiteError:
+        """The error for a cell that has to be something else."""
+        value = self.cells.get(column)
+        wanted = " or ".join(allowed) if isinstance(allowed, tuple) else allowed
+        text = f"{self.path}:{self.number}: {column} has to be {wanted}, not {_shown(value)}"
+        return SuiteError(text, where=f"{self.path}:{self.number}:{column}", value=value, allowed=allowed)
+
+    def fault(self, what: str, *, value: Any = None, allowed: Any = None) -> SuiteError:
+        """The error for a row whose cells do not fit together. what: such as "3 constraints have 2 kwargs"."""
+        text = f"{self.path}:{self.number}: {what}"
+        return SuiteError(text, where=f"{self.path}:{self.number}", value=value, allowed=allowed)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    return value
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def find_file(directory: Path, *names: str) -> Path:
@@ -56,24 +169,17 @@ def _none_of(directory: Path, names: tuple[str, ...]) -> SuiteError:
 
 def read_rows(path: Path, *required: str) -> Iterator[Row]:
     """The rows of a file: of .jsonl one a line, of .json the list in it (or the lists that are its values, one after
-    another), of .parquet, .csv and .tsv the rows, whose cells are text in the last two.
+    another), of .parquet, .csv and .tsv the rows.
 
-    required: columns that each row must have. Raises SuiteError with the file and the row's number, from 1."""
-    for number, row in _numbered(path):
-        if not isinstance(row, dict):
-            text = f"{path}:{number}: a row has to be an object with names, not {type(row).__name__}"
-            raise SuiteError(text, where=str(path), value=row, allowed="an object")
-        if missing := [name for name in required if name not in row]:
-            text = (
-                f"{path}:{number}: the row has no {', '.join(missing)}; it has {', '.join(map(str, row)) or 'nothing'}"
-            )
-            raise SuiteError(text, where=str(path), value=sorted(map(str, row)), allowed=required)
+    required: columns that each row must have. Raises SuiteError with the file and the row's number."""
+    for number, cells in _numbered(path):
+        row = Row(path, number, cells)
+        if not isinstance(cells, dict):
+            raise row.fault(f"a row has to be an object with names, not {_shown(cells)}", value=cells, allowed="names")
+        if missing := [name for name in required if name not in cells]:
+            what = f"the row has no {', '.join(missing)}; it has {', '.join(map(str, cells)) or 'nothing'}"
+            raise row.fault(what, value=sorted(map(str, cells)), allowed=required)
         yield row
-
-
-def bad_row(path: Path, number: int, what: str, *, value: Any = None, allowed: Any = None) -> SuiteError:
-    """The error for a row whose content cannot be used. number: from 1. what: such as "answer=Q is not an option"."""
-    return SuiteError(f"{path}:{number}: {what}", where=str(path), value=value, allowed=allowed)
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
@@ -82,7 +188,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
             f"{path}: octavo reads {', '.join(SUFFIXES)}", where=str(path), value=path.suffix, allowed=SUFFIXES
         )
     try:
-        yield from enumerate(_rows(path), 1)
+        yield from _rows(path)
     except FileNotFoundError:
         text = f"{path}: there is no such file; put it there"
         raise SuiteError(text, where=str(path), allowed="the benchmark's file") from None
@@ -91,13 +197,12 @@ def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
         raise SuiteError(text, where=str(path), value=str(error), allowed="the file as published") from None
 
 
-def _rows(path: Path) -> Iterable[Any]:
-    if path.suffix == ".parquet":
-        return _parquet(path)
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if path.suffix == ".jsonl":
+        return _lines(path)
     if path.suffix == ".json":
-        with open(path, encoding="utf-8-sig") as file:
-            return _listed(json.load(file))
-    return _lines(path) if path.suffix == ".jsonl" else _table(path)
+        return iter(enumerate(_listed(read_json(path.read_bytes(), unique=True)), 1))
+    return iter(enumerate(_parquet(path) if path.suffix == ".parquet" else _table(path), 1))
 
 
 def _listed(content: Any) -> list[Any]:
@@ -108,23 +213,28 @@ def _listed(content: Any) -> list[Any]:
     raise ValueError("it has to hold a list of rows")
 
 
-def _lines(path: Path) -> Iterator[Any]:
-    with open(path, encoding="utf-8-sig") as file:
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield json.loads(line)
+                    yield number, read_json(line, unique=True)
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from None
 
 
-def _table(path: Path) -> Iterator[Row]:
+def _table(path: Path) -> Iterator[dict[str, str]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # images in base64 exceed the default
     with open(path, encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        table = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        for number, row in enumerate(table, 1):
+            if None in row or None in row.values():
+                columns = len(table.fieldnames or ())
+                raise ValueError(f"row {number} does not have the {columns} cells that the first line names")
+            yield row
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:

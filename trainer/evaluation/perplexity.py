@@ -21,7 +21,7 @@ from trainer.config.run_files import read_run
 from trainer.engine.load import Source
 from trainer.evaluation.asked import Failure
 from trainer.evaluation.asking import Outcome
-from trainer.evaluation.files import find_all, read_rows
+from trainer.evaluation.files import Row, find_all, read_rows
 from trainer.evaluation.suite import Item, Scored, Suite, SuiteError, Summary
 from trainer.storage.ledger import Ledger
 from trainer.storage.progress import OnProgress, Progress
@@ -58,27 +58,32 @@ class Scorer(Protocol):
     def score(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, PassageScore | Failure]]: ...
 
 
-def read_documents(directory: Path, limit: int | None) -> list[Passage]:
-    """The rows of DOMAIN.jsonl (or .json, .parquet, .csv, .tsv), whose column is "text"; `limit` of each domain.
+def read_documents(directory: Path, limit: int | None) -> tuple[list[Passage], list[str]]:
+    """The rows of DOMAIN.jsonl (or .json, .parquet, .csv, .tsv), whose column is "text", `limit` of each domain; and
+    the file and row of each with an empty text, which has nothing to measure.
 
     Raises SuiteError for files without texts, and for two files of one domain."""
-    found = []
+    found: list[Passage] = []
+    empty: list[str] = []
     for path in find_all(directory, "*.jsonl", "*.parquet", "*.json", "*.csv", "*.tsv"):
         rows = 0
-        for number, row in enumerate(read_rows(path, "text"), 1):
+        for row in read_rows(path, "text"):
             if limit is not None and rows == limit:
                 break
-            if not isinstance(row["text"], str):
-                where, allowed = str(path), "a text"
-                raise SuiteError(f"{path}:{number}: text is not {allowed}", where=where, value=row["text"],
-                                 allowed=allowed)  # fmt: skip
-            if row["text"]:
-                found.append(Passage(f"{path.stem}/{number}", path.stem, row["text"]))
+            if row.cells["text"] == "":
+                empty.append(f"{path.name}:{row.number}")
+            else:
+                found.append(Passage(f"{path.stem}/{row.number}", path.stem, _text(row)))
                 rows += 1
     if not found:
         text = f"{directory}: the files have no texts; put DOMAIN.jsonl there, with a text in each row"
         raise SuiteError(text, where=str(directory), value=0, allowed="rows with a text")
-    return found
+    return found, empty
+
+
+def _text(row: Row) -> str:
+    text = row.cells["text"]  # spaces alone are a text as well
+    return text if isinstance(text, str) else row.text("text")
 
 
 def read_heldout(source: Source, limit: int | None) -> tuple[list[Passage], int]:

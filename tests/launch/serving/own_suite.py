@@ -14,7 +14,7 @@ from trainer.evaluation.suite import Item, Suite, mean_of
 
 def read(directory: Path) -> Iterator[Item]:
     for row in read_rows(find_file(directory, "rows.jsonl"), "id", "question"):
-        yield Item(row["id"], [{"role": "user", "content": row["question"]}], row.get("answer"), {"category": "c"})
+        yield Item(row.text("id"), [{"role": "user", "content": row.text("question")}], None, {"category": "c"})
 
 
 OWN = Suite(

@@ -24,6 +24,11 @@ def with_images(text: str, *paths: str) -> list[Message]:
     return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 
+def listed(options: Mapping[str, str]) -> str:
+    """The options of a multiple choice, one a line: `A. text`."""
+    return "".join(f"{letter}. {text}\n" for letter, text in options.items())
+
+
 def score_by_task(metrics: Mapping[str, Metric]) -> Score:
     """A `Suite.score`: that of the metric of the item's meta `task`."""
 

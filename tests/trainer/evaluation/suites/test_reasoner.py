@@ -58,4 +58,4 @@ def test_groups_are_averaged_and_those_without_files_are_passed_over(tmp_path: P
     path.write_text(json.dumps([{"input": "i", "output": "o"}]))
     with pytest.raises(SuiteError) as fault:
         [*suite("SciReasoner").read(tmp_path)]
-    assert (fault.value.where, fault.value.allowed) == (str(path), ("positive", "negative"))
+    assert (fault.value.where, fault.value.allowed) == (f"{path}:1:meta_data", "an object with names")

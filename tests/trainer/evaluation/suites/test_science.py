@@ -52,7 +52,7 @@ def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
     write_lines(tmp_path / "test.jsonl", [{"task": "brewing", "input": "a", "output": "b"}])
     with pytest.raises(SuiteError) as unknown:
         [*suite("SmolInstruct").read(tmp_path)]
-    assert unknown.value.where == str(tmp_path / "test.jsonl")
+    assert unknown.value.where == f"{tmp_path}/test.jsonl:1:task"
     assert unknown.value.value == "brewing"
     assert unknown.value.allowed == tuple(chemistry.SMOL)
 
@@ -78,7 +78,7 @@ def test_mol_instructions_reads_dialogs(tmp_path: Path) -> None:
     write_lines(tmp_path / "retrosynthesis.jsonl", [{"dialogs": [{"content": "alone"}]}])
     with pytest.raises(SuiteError) as broken:
         [*suite("Mol-Instructions").read(tmp_path)]
-    assert broken.value.where == str(tmp_path / "retrosynthesis.jsonl")
+    assert broken.value.where == f"{tmp_path}/retrosynthesis.jsonl:1:dialogs"
 
 
 def write_matbench(directory: Path) -> None:
@@ -108,7 +108,7 @@ def test_matbench_with_and_without_a_judge(tmp_path: Path) -> None:
     wrong.write_text(json.dumps([{"problem": "p", "answer": "True"}]))
     with pytest.raises(SuiteError) as fault:
         [*one.read(tmp_path)]
-    assert (fault.value.where, fault.value.value) == (str(wrong), "True")
+    assert (fault.value.where, fault.value.value) == (f"{wrong}:1:answer", "True")
 
 
 def biology_row(task: str) -> dict[str, object]:
@@ -159,8 +159,8 @@ def test_biology_names_a_row_that_does_not_fit(tmp_path: Path) -> None:
     write_lines(path, [{**biology_row("DNA-cpd"), "ground_truth": "perhaps"}])
     with pytest.raises(SuiteError) as fault:
         [*suite("Biology-Instructions").read(tmp_path)]
-    assert (fault.value.where, fault.value.value) == (str(path), "perhaps")
+    assert (fault.value.where, fault.value.value) == (f"{path}:1:ground_truth", "perhaps")
     write_lines(path, [{**biology_row("DNA-cpd"), "meta_data": {"ans_type": "essay"}}])
     with pytest.raises(SuiteError) as form:
         [*suite("Biology-Instructions").read(tmp_path)]
-    assert (form.value.where, form.value.value) == (str(path), "essay")
+    assert (form.value.where, form.value.value) == (f"{path}:1", "essay")

@@ -88,5 +88,5 @@ def test_files_are_read_and_checked(tmp_path: Path) -> None:
         write_lines(path, [wrong])
         with pytest.raises(SuiteError) as fault:
             [*suite("SciTS").read(tmp_path)]
-        assert fault.value.where == str(path)
+        assert fault.value.where == f"{path}:1"
         assert value in (None, fault.value.value)

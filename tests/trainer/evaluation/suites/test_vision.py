@@ -44,7 +44,8 @@ def test_multiple_choice_over_images(name: str, file: str, tmp_path: Path) -> No
     write_table(tmp_path / file, [{**QUESTIONS[0], "answer": "D"}])
     with pytest.raises(SuiteError) as fault:
         [*one.read(tmp_path)]
-    assert (fault.value.where, fault.value.value, fault.value.allowed) == (str(tmp_path / file), "D", ("A", "B"))
+    where = f"{tmp_path / file}:1:answer"
+    assert (fault.value.where, fault.value.value, fault.value.allowed) == (where, "D", ("A", "B"))
     write_table(tmp_path / file, [{**QUESTIONS[0], "image": "9"}])
     with pytest.raises(SuiteError) as lost:
         [*one.read(tmp_path)]

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import Row, bad_row, find_files, read_rows
+from trainer.evaluation.files import Row, find_files, read_rows
 from trainer.evaluation.scorers import choices
 from trainer.evaluation.suite import Item, Scored, Suite, Summary, mean, mean_of
-from trainer.evaluation.suites.tasks import user
+from trainer.evaluation.suites.tasks import listed, user
 from trainer.evaluation.suites.vision import images
 
 _PLACE = re.compile(r"<image (\d)>")
@@ -22,13 +22,12 @@ def read_mmlu(directory: Path) -> Iterator[Item]:
     """Rows of `test-*.parquet`: question_id, question, options, answer, category. Options "N/A" are left out."""
     for path in find_files(directory, "test-*.parquet", "data/test-*.parquet", "test.jsonl"):
         needed = ("question_id", "question", "options", "answer", "category")
-        for number, row in enumerate(read_rows(path, *needed), 1):
-            options = {key: text for key, text in choices.by_letter(row["options"]).items() if text != "N/A"}
-            _check(path, number, row["answer"], options)
-            listed = "".join(f"{letter}. {text}\n" for letter, text in options.items())
-            text = f"A multiple-choice question about {row['category']}.\n\n{row['question']}\n{listed}\n{_THINK}"
-            meta = {"category": row["category"], "options": options}
-            yield Item(str(row["question_id"]), user(text), row["answer"], meta)
+        for row in read_rows(path, *needed):
+            options = {key: text for key, text in choices.by_letter(row.texts("options")).items() if text != "N/A"}
+            about, question = row.text("category"), row.text("question")
+            text = f"A multiple-choice question about {about}.\n\n{question}\n{listed(options)}\n{_THINK}"
+            meta = {"category": about, "options": options}
+            yield Item(row.name("question_id"), user(text), row.choice("answer", options), meta)
 
 
 def score_mmlu(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:
@@ -40,48 +39,43 @@ def read_mmmu(directory: Path) -> Iterator[Item]:
     """Rows of `standard (10 options)/test-*.parquet` (id, question, options, image_1, ..., answer, subject) and of
     `vision/test-*.parquet` (id, image, options, answer, subject)."""
     for path in find_files(directory, "standard (10 options)/test-*.parquet", "standard*10*/test-*.parquet"):
-        for number, row in enumerate(read_rows(path, "id", "question", "options", "answer", "subject"), 1):
-            options = _options(path, number, row)
-            listed = "".join(f"{letter}. {text}\n" for letter, text in options.items())
-            parts = _with_places(directory, path, number, row, f"{row['question']}\n{listed}\n{_THINK}")
+        for row in read_rows(path, "id", "question", "options", "answer", "subject"):
+            options = _options(row)
+            parts = _with_places(directory, row, f"{row.text('question')}\n{listed(options)}\n{_THINK}")
             yield _mmmu_item("standard", row, options, parts)
     for path in find_files(directory, "vision/test-*.parquet"):
-        for number, row in enumerate(read_rows(path, "id", "image", "options", "answer", "subject"), 1):
-            options = _options(path, number, row)
-            image = images.column(directory, path, number, row["image"])
+        for row in read_rows(path, "id", "image", "options", "answer", "subject"):
+            options = _options(row)
+            image = images.column(directory, row, "image")
             text = f"The image shows a multiple-choice question. Answer it. {_THINK}"
             parts = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
             yield _mmmu_item("vision", row, options, parts)
 
 
 def _mmmu_item(setting: str, row: Row, options: dict[str, str], parts: list[dict[str, Any]]) -> Item:
-    meta = {"category": setting, "subject": row["subject"], "options": options}
-    return Item(f"{setting}/{row['id']}", [{"role": "user", "content": parts}], row["answer"], meta)
+    meta = {"category": setting, "subject": row.text("subject"), "options": options}
+    right = row.choice("answer", options)
+    return Item(f"{setting}/{row.name('id')}", [{"role": "user", "content": parts}], right, meta)
 
 
-def _options(path: Path, number: int, row: Row) -> dict[str, str]:
-    listed = row["options"]
-    if isinstance(listed, str):  # published as the text of a Python list
+def _options(row: Row) -> dict[str, str]:
+    found = row.cells["options"]
+    if isinstance(found, str):  # published as the text of a Python list
         try:
-            listed = ast.literal_eval(listed)
+            found = ast.literal_eval(found)
         except (ValueError, SyntaxError):
-            raise bad_row(path, number, "options is not a list", value=listed, allowed="a list") from None
-    options = choices.by_letter([str(one) for one in listed])
-    _check(path, number, row["answer"], options)
-    return options
+            raise row.wrong("options", "a list") from None
+    if not isinstance(found, list) or not all(isinstance(one, str | int | float) for one in found):
+        raise row.wrong("options", "a list of texts")
+    return choices.by_letter([str(one) for one in found])
 
 
-def _check(path: Path, number: int, answer: Any, options: dict[str, str]) -> None:
-    if answer not in options:
-        raise bad_row(path, number, f"answer={answer} is not an option", value=answer, allowed=tuple(options))
-
-
-def _with_places(directory: Path, path: Path, number: int, row: Row, text: str) -> list[dict[str, Any]]:
+def _with_places(directory: Path, row: Row, text: str) -> list[dict[str, Any]]:
     """Parts of a message: the images where the text has `<image 1>`, and the text between."""
     parts: list[dict[str, Any]] = []
     for place, piece in enumerate(_PLACE.split(text)):
         if place % 2:
-            image = images.column(directory, path, number, row.get(f"image_{piece}"))
+            image = images.column(directory, row, f"image_{piece}")
             parts.append({"type": "image_url", "image_url": {"url": image}})
         elif piece.strip():
             parts.append({"type": "text", "text": piece.strip()})

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import bad_row, find_file, read_rows
+from trainer.evaluation.files import find_file, read_rows
 from trainer.evaluation.scorers.instructions import follow
 from trainer.evaluation.suite import Item, Scored, Suite, Summary, mean
 from trainer.evaluation.suites.tasks import need_nltk, user
@@ -18,15 +18,16 @@ def read(directory: Path) -> Iterator[Item]:
     """Rows of `IFBench_test.jsonl`: key, prompt, instruction_id_list, kwargs."""
     need_nltk(NAME, "punkt_tab", "averaged_perceptron_tagger_eng", "stopwords")
     path = find_file(directory, "IFBench_test.jsonl")
-    for number, row in enumerate(read_rows(path, "key", "prompt", "instruction_id_list", "kwargs"), 1):
-        names, given = row["instruction_id_list"], row["kwargs"]
+    for row in read_rows(path, "key", "prompt", "instruction_id_list", "kwargs"):
+        names, given = row.texts("instruction_id_list"), row.cells["kwargs"]
         if unknown := [name for name in names if name not in follow.CHECKS]:
             what = f"the constraint {unknown[0]} is unknown"
-            raise bad_row(path, number, what, value=unknown[0], allowed=tuple(follow.CHECKS))
+            raise row.fault(what, value=unknown[0], allowed=tuple(follow.CHECKS))
+        if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+            raise row.wrong("kwargs", "a list of objects")
         if len(names) != len(given):
-            what = f"{len(names)} constraints have {len(given)} kwargs"
-            raise bad_row(path, number, what, value=len(given), allowed=len(names))
-        yield Item(str(row["key"]), user(row["prompt"]), {"names": names, "given": given})
+            raise row.fault(f"{len(names)} constraints have {len(given)} kwargs", value=len(given), allowed=len(names))
+        yield Item(row.name("key"), user(row.text("prompt")), {"names": names, "given": given})
 
 
 def score(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import bad_row, find_file, find_files, read_rows
+from trainer.evaluation.files import find_file, find_files, read_rows
 from trainer.evaluation.scorers.mathematics.verify import MODULE, equal
 from trainer.evaluation.scorers.worker import Worker
 from trainer.evaluation.suite import Item, Message, Suite, mean_of
@@ -21,24 +21,20 @@ def read_aime(directory: Path) -> Iterator[Item]:
     """Rows with `problem` or `question`, and `answer`: a whole number from 0 to 999."""
     names = ("aime2025*.jsonl", "test*.jsonl", "test*.parquet", "train*.parquet", "*.json")
     for path in find_files(directory, *names):
-        for number, row in enumerate(read_rows(path, "answer"), 1):
-            text = row.get("problem") or row.get("question")
-            if not text:
-                what = "the row has neither problem nor question"
-                raise bad_row(path, number, what, value=sorted(row), allowed=("problem", "question"))
-            answer = str(row["answer"]).strip()
+        for row in read_rows(path, "answer"):
+            text = row.text("problem" if "problem" in row.cells else "question")
+            answer = row.name("answer").strip()
             if not re.fullmatch(r"\d{1,3}", answer):
-                what = f"answer={answer} is not a whole number from 0 to 999"
-                raise bad_row(path, number, what, value=answer, allowed="0 to 999")
-            yield Item(f"{path.stem}/{number}", user(f"{text}\n{_FORM}"), answer)
+                raise row.wrong("answer", "a whole number from 0 to 999")
+            yield Item(f"{path.stem}/{row.number}", user(f"{text}\n{_FORM}"), answer)
 
 
 def read_imo(directory: Path) -> Iterator[Item]:
     """Rows of `answerbench*.csv`: Problem ID, Problem, Short Answer, Category."""
     path = find_file(directory, "answerbench_v2.csv", "answerbench*.csv", "*.parquet")
     for row in read_rows(path, "Problem ID", "Problem", "Short Answer", "Category"):
-        text = f"{row['Problem']}\n{_FORM}"
-        yield Item(str(row["Problem ID"]), user(text), str(row["Short Answer"]), {"category": row["Category"]})
+        text, meta = f"{row.text('Problem')}\n{_FORM}", {"category": row.text("Category")}
+        yield Item(row.name("Problem ID"), user(text), row.name("Short Answer"), meta)
 
 
 def judge(item: Item, answer: str) -> list[Message]:

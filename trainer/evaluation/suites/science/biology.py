@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import bad_row, find_file, read_rows
+from trainer.evaluation.files import Row, find_file, read_rows
 from trainer.evaluation.scorers.biology import enzymes, tasks
 from trainer.evaluation.scorers.metric import Metric
 from trainer.evaluation.suite import Item, Suite
@@ -55,20 +55,19 @@ def read(directory: Path) -> Iterator[Item]:
     """Rows of `TASK.jsonl`, one file a task: prompt, ground_truth, and meta_data with ans_type and task."""
     for task, metric in METRICS.items():
         path = find_file(directory, f"{task}.jsonl")
-        for number, row in enumerate(read_rows(path, "prompt", "ground_truth", "meta_data"), 1):
-            truth = row["ground_truth"]
-            text = row["prompt"] + "\n" + _form(path, number, row, truth)
+        for row in read_rows(path, "prompt", "ground_truth", "meta_data"):
+            truth = row.cells["ground_truth"]
+            text = row.text("prompt") + "\n" + _form(row, truth)
             try:
                 metric.one("", truth)
             except (ValueError, TypeError, AttributeError, KeyError):
-                what = f"ground_truth={truth!r} does not fit the task {task}"
-                raise bad_row(path, number, what, value=truth, allowed="a reference of the task's kind") from None
-            yield Item(f"{task}/{number}", user(text, system=_SYSTEM), truth, {"task": task, "category": task})
+                raise row.wrong("ground_truth", f"a reference of the task {task}") from None
+            yield Item(f"{task}/{row.number}", user(text, system=_SYSTEM), truth, {"task": task, "category": task})
 
 
-def _form(path: Path, number: int, row: dict[str, Any], truth: Any) -> str:
+def _form(row: Row, truth: Any) -> str:
     """The sentence that says in which form the answer has to be."""
-    about = row["meta_data"] if isinstance(row["meta_data"], dict) else {}
+    about = row.mapping("meta_data")
     kind = about.get("ans_type")
     if kind == "dict" and isinstance(truth, dict):
         keys = ", ".join(f'"{key}": xx' for key in truth)
@@ -76,7 +75,7 @@ def _form(path: Path, number: int, row: dict[str, Any], truth: Any) -> str:
     form = _FORMS.get(kind if kind in ("cls", "number") else about.get("task", ""))
     if form is None:
         what = f"meta_data has ans_type={kind} and task={about.get('task')}, for which no form of answer is known"
-        raise bad_row(path, number, what, value=kind, allowed=("cls", "number", "dict", *list(_FORMS)[2:]))
+        raise row.fault(what, value=kind, allowed=("cls", "number", "dict", *list(_FORMS)[2:]))
     return form
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.evaluation.files import bad_row, find_file, read_rows
+from trainer.evaluation.files import find_file, read_rows
 from trainer.evaluation.scorers import chemistry
 from trainer.evaluation.scorers.metric import Metric
 from trainer.evaluation.suite import Item, Suite
@@ -66,16 +66,11 @@ def read_smol(directory: Path) -> Iterator[Item]:
     """Rows of `test.jsonl` or `test*.parquet` with the columns task, input and output; other tasks are passed over."""
     need_nltk("SmolInstruct", "wordnet")
     path = find_file(directory, "test.jsonl", "test*.parquet", "test.json")
-    for number, row in enumerate(read_rows(path, "task", "input", "output"), 1):
-        if row["task"] not in SMOL:
-            raise bad_row(path, number, f"task={row['task']} is unknown", value=row["task"], allowed=tuple(SMOL))
-        text = f"{SMOL[row['task']][1]}\nQuestion: {row['input']}\nAnswer: "
-        yield Item(
-            str(number),
-            user(text, system="You are an expert chemist."),
-            row["output"],
-            {"task": row["task"], "category": row["task"]},
-        )
+    for row in read_rows(path, "task", "input", "output"):
+        task = row.choice("task", SMOL)
+        text = f"{SMOL[task][1]}\nQuestion: {row.text('input')}\nAnswer: "
+        messages = user(text, system="You are an expert chemist.")
+        yield Item(str(row.number), messages, row.text("output"), {"task": task, "category": task})
 
 
 def read_mol(directory: Path) -> Iterator[Item]:
@@ -83,15 +78,10 @@ def read_mol(directory: Path) -> Iterator[Item]:
     need_nltk("Mol-Instructions", "wordnet")
     for task, (_, hint) in MOL.items():
         path = find_file(directory, f"{task}.jsonl")
-        for number, row in enumerate(read_rows(path, "dialogs"), 1):
-            try:
-                question, answer = (row["dialogs"][place]["content"] for place in (0, 1))
-            except (TypeError, KeyError, IndexError):
-                raise bad_row(
-                    path, number, "dialogs has to be two messages with content", value=row["dialogs"], allowed="a list"
-                ) from None
+        for row in read_rows(path, "dialogs"):
+            question, answer = row.said("dialogs", "content", 2)
             yield Item(
-                f"{task}/{row.get('id_ddm', number)}",
+                f"{task}/{row.name('id_ddm') if 'id_ddm' in row.cells else row.number}",
                 user(f"{hint}\nQuestion: {question}\nAnswer: ", system="You are an expert chemist."),
                 answer,
                 {"task": task, "category": task},

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import bad_row, find_file, read_rows
+from trainer.evaluation.files import find_file, read_rows
 from trainer.evaluation.scorers import materials
 from trainer.evaluation.suite import Item, Message, Scored, Suite, Summary
 from trainer.evaluation.suites.tasks import mean_of_tasks, user
@@ -31,22 +31,12 @@ def read(directory: Path) -> Iterator[Item]:
     """Rows of `matbench_base_fold_0_TASK_test.json`, with `problem` and `answer`."""
     for task, metric in METRICS.items():
         path = find_file(directory, f"matbench_base_fold_0_{task}_test.json")
-        for number, row in enumerate(read_rows(path, "problem", "answer"), 1):
+        for row in read_rows(path, "problem", "answer"):
             labels = metric is materials.agreement
-            if labels != isinstance(row["answer"], bool) or (labels is False and not _is_number(row["answer"])):
-                wanted = "true or false" if labels else "a number"
-                raise bad_row(path, number, f"answer has to be {wanted}", value=row["answer"], allowed=wanted)
+            answer = row.flag("answer") if labels else row.numeral("answer")
             form = "Answer yes or no only." if labels else "Answer with one number only."
             meta = {"task": task, "category": task}
-            yield Item(f"{task}/{number}", user(f"{row['problem']} {form}"), row["answer"], meta)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+            yield Item(f"{task}/{row.number}", user(f"{row.text('problem')} {form}"), answer, meta)
 
 
 def judge(item: Item, answer: str) -> list[Message]:

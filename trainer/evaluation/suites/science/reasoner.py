@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import bad_row, find_file, read_rows
+from trainer.evaluation.files import find_file, read_rows
 from trainer.evaluation.scorers.metric import Metric
 from trainer.evaluation.scorers.reasoner import sequences
 from trainer.evaluation.scorers.reasoner.crystals import LABELS, property_of
@@ -67,30 +67,28 @@ def read(directory: Path) -> Iterator[Item]:
 def _group(folder: Path) -> Iterator[Item]:
     for task in (name.partition("/")[2] for name in METRICS if name.startswith(f"{folder.name}/")):
         path = find_file(folder, f"{task}/test/data.json")
-        for number, row in enumerate(read_rows(path, "input", "output"), 1):
-            reference = row["output"]
+        for row in read_rows(path, "input", "output"):
+            reference: Any = row.text("output", missing="")  # published lists may be empty
             if folder.name == "GUE":
-                about = row.get("meta_data")
-                reference = about.get("label") if isinstance(about, dict) else None
+                reference = row.mapping("meta_data").get("label")
                 if reference not in ("positive", "negative"):
                     what = "meta_data.label has to be positive or negative"
-                    raise bad_row(path, number, what, value=reference, allowed=("positive", "negative"))
-            text = f"{row['input']}." if folder.name == "PEER" else row["input"]
+                    raise row.fault(what, value=reference, allowed=("positive", "negative"))
+            text = row.text("input") + ("." if folder.name == "PEER" else "")
             name = f"{folder.name}/{task}"
-            yield Item(f"{name}/{number}", user(text), reference, {"task": name, "group": folder.name})
+            yield Item(f"{name}/{row.number}", user(text), reference, {"task": name, "group": folder.name})
 
 
 def _crystals(folder: Path) -> Iterator[Item]:
     """A row belongs to each property that its output names as `{name : value}`."""
     for source, names in _PROPERTIES.items():
         path = find_file(folder, f"{source}/test/data.json")
-        for number, row in enumerate(read_rows(path, "input", "output"), 1):
+        for row in read_rows(path, "input", "output"):
+            question, reference = row.text("input"), row.text("output")
             for name in names.split():
-                if f"{{{name} :" in row["output"]:
+                if f"{{{name} :" in reference:
                     task = f"LLM4Mat/{source}/{name}"
-                    yield Item(
-                        f"{task}/{number}", user(row["input"]), row["output"], {"task": task, "group": "LLM4Mat"}
-                    )
+                    yield Item(f"{task}/{row.number}", user(question), reference, {"task": task, "group": "LLM4Mat"})
 
 
 def score(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:

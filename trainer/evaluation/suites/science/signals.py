@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import Row, bad_row, find_files, read_rows
+from trainer.evaluation.files import Row, find_files, read_rows
 from trainer.evaluation.scorers import signals
 from trainer.evaluation.suite import Item, Scored, Suite, SuiteError, Summary, mean
 
@@ -24,41 +24,45 @@ def read(directory: Path) -> Iterator[Item]:
     Tasks of generation, such as ASG01, are passed over. `input_text` may be a list of wordings: the first is asked.
     """
     for path in find_files(directory, "meta_data.jsonl", "*.jsonl"):
-        for number, row in enumerate(read_rows(path, "id", "task", "input_text", "input_ts", "gt_result"), 1):
-            code = code_of(path, number, row)
+        for row in read_rows(path, "id", "task", "input_text", "input_ts", "gt_result"):
+            code = code_of(row)
             if code[2] == "U":
-                yield _item(directory, path, number, row, code)
+                yield _item(directory, row, code)
 
 
-def code_of(path: Path, number: int, row: Row) -> str:
-    for text in (*(str(row.get(name, "")) for name in _NAMED), path.stem):
+def code_of(row: Row) -> str:
+    for text in (*(str(row.cells.get(name, "")) for name in _NAMED), row.path.stem):
         if found := _CODE.search(text.replace("_", " ")):
             return found[1]
     what = f"no task such as {TASKS[0]} is named in {', '.join(_NAMED)} or by the file"
-    raise bad_row(path, number, what, value={name: row.get(name) for name in _NAMED}, allowed=TASKS)
+    raise row.fault(what, value={name: row.cells.get(name) for name in _NAMED}, allowed=TASKS)
 
 
-def _item(directory: Path, path: Path, number: int, row: Row, code: str) -> Item:
-    result, data_set = row["gt_result"], str(row.get("dataset_name", ""))
-    kind = "classes" if isinstance(result, Mapping) and ("answer" in result or "gt_class" in result) else "events"
-    if not isinstance(result, Mapping) or (kind == "events" and "contain" not in result):
-        what = "gt_result has none of answer, gt_class and contain"
-        raise bad_row(path, number, what, value=result, allowed=("answer", "gt_class", "contain"))
+def _item(directory: Path, row: Row, code: str) -> Item:
+    result, data_set = row.mapping("gt_result"), row.text("dataset_name", missing="")
+    kind = "classes" if "answer" in result or "gt_class" in result else "events"
+    if kind == "events" and not isinstance(result.get("contain"), bool):
+        what = "gt_result has neither answer nor gt_class, nor contain as true or false"
+        raise row.fault(what, value=result, allowed=("answer", "gt_class", "contain"))
     if kind == "events" and data_set not in signals.EVENTS:
         what = f"dataset_name={data_set} has no words for events"
-        raise bad_row(path, number, what, value=data_set, allowed=tuple(signals.EVENTS))
-    signal = row["input_ts"] if isinstance(row["input_ts"], Mapping) else {"path": row["input_ts"]}
-    file = directory.absolute() / str(signal.get("path"))
+        raise row.fault(what, value=data_set, allowed=tuple(signals.EVENTS))
+    signal = row.cells["input_ts"]
+    signal = row.mapping("input_ts") if isinstance(signal, dict) else {"path": row.text("input_ts")}
+    if not isinstance(signal.get("path"), str):
+        raise row.wrong("input_ts", "an object with the path of a file")
+    file = directory.absolute() / signal["path"]
     if not file.is_file():
-        text = f"{file}: there is no such file; {path}:{number} names it"
+        text = f"{file}: there is no such file; {row.path}:{row.number} names it"
         raise SuiteError(text, where=str(file), allowed="the signals of OpenTSLab/SciTS")
     url: dict[str, Any] = {"url": str(file)}
-    if rate := signal.get("sampling_rate") or row.get("sampling_rate"):
+    if rate := signal.get("sampling_rate") or row.cells.get("sampling_rate"):
         url["sampling_rate"] = rate
-    wording = row["input_text"][0] if isinstance(row["input_text"], list) else row["input_text"]
+    several = isinstance(row.cells["input_text"], list)
+    wording = row.texts("input_text")[0] if several else row.text("input_text")
     parts = [{"type": "time_series_url", "time_series_url": url}, {"type": "text", "text": wording}]
     meta = {"task": code, "category": code, "kind": kind, "data_set": data_set}
-    return Item(f"{code}/{row['id']}", [{"role": "user", "content": parts}], dict(result), meta)
+    return Item(f"{code}/{row.name('id')}", [{"role": "user", "content": parts}], dict(result), meta)
 
 
 def score(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:

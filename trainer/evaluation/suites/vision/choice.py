@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import Row, bad_row, find_file, find_files
+from trainer.evaluation.files import Row, find_file, find_files
 from trainer.evaluation.scorers import choices
 from trainer.evaluation.suite import Item, Message, Scored, Suite, Summary, mean, mean_of
-from trainer.evaluation.suites.tasks import user, with_images
+from trainer.evaluation.suites.tasks import listed, user, with_images
 from trainer.evaluation.suites.vision import images
 
 _LETTERS = "ABCDEFGHIJKLMNOP"
@@ -19,9 +19,9 @@ def options_of(row: Row) -> dict[str, str]:
     """The options in the columns A, B, C, ... up to the first that is missing or empty."""
     found = {}
     for letter in _LETTERS:
-        if row.get(letter) in (None, ""):
+        if not (text := row.text(letter, missing="")):
             break
-        found[letter] = str(row[letter])
+        found[letter] = text
     return found
 
 
@@ -30,33 +30,31 @@ def reader(name: str, wording: Callable[[Row, Mapping[str, str]], str]) -> Calla
 
     def read(directory: Path) -> Iterator[Item]:
         path = find_file(directory, name)
-        for number, row, paths in images.table(directory, path, "question", "A", "answer"):
+        for row, paths in images.table(directory, path, "question", "A", "answer"):
             options = options_of(row)
-            if row["answer"] not in options:
-                what = f"answer={row['answer']} is not an option"
-                raise bad_row(path, number, what, value=row["answer"], allowed=tuple(options))
+            right = row.choice("answer", options)
             meta: dict[str, Any] = {"options": options}
-            if row.get("category"):
-                meta["category"] = row["category"]
-            yield Item(str(row["index"]), with_images(wording(row, options), *paths), row["answer"], meta)
+            if category := row.text("category", missing=""):
+                meta["category"] = category
+            yield Item(row.name("index"), with_images(wording(row, options), *paths), right, meta)
 
     return read
 
 
-def _listed(options: Mapping[str, str]) -> str:
-    return "".join(f"{letter}. {text}\n" for letter, text in options.items())
+def _hint(row: Row) -> str:
+    hint = row.text("hint", missing="")
+    return f"Hint: {hint}\n" if hint else ""
 
 
 def _question(row: Row, options: Mapping[str, str]) -> str:
-    hint = f"Hint: {row['hint']}\n" if row.get("hint") else ""
-    return f"{hint}Question: {row['question']}\nOptions:\n{_listed(options)}Answer with the letter of the right option."
+    question = f"Question: {row.text('question')}\nOptions:\n{listed(options)}"
+    return f"{_hint(row)}{question}Answer with the letter of the right option."
 
 
 def _caption(row: Row, options: Mapping[str, str]) -> str:
-    hint = f"Hint: {row['hint']}\n" if row.get("hint") else ""
     return (
-        f"A multiple-choice question about the image.\n\n{hint}Caption:\n {row['question']}\n"
-        f"Options:\n{_listed(options)}Choose by the image, with the letter or the text of the option, without more."
+        f"A multiple-choice question about the image.\n\n{_hint(row)}Caption:\n {row.text('question')}\n"
+        f"Options:\n{listed(options)}Choose by the image, with the letter or the text of the option, without more."
     )
 
 
@@ -67,7 +65,7 @@ def judge(item: Item, answer: str) -> list[Message] | None:
         return None
     return user(
         "Which option does the answer below mean? Reply with its letter alone, or with Z if it means none of them.\n\n"
-        f"Options:\n{_listed(options)}\nAnswer: {answer}"
+        f"Options:\n{listed(options)}\nAnswer: {answer}"
     )
 
 
@@ -81,13 +79,13 @@ def read_xlrs(directory: Path) -> Iterator[Item]:
     """Rows of the parts' .jsonl or .tsv: index, image, question, `multi-choice options`, answer, two categories."""
     needed = ("question", "multi-choice options", "answer", "category", "l2-category")
     for path in find_files(directory, "XLRS-Bench*.jsonl", "XLRS-Bench*.tsv"):
-        for number, row, paths in images.table(directory, path, *needed):
-            if not row["answer"] or set(row["answer"]) - set("ABCDE"):
-                what = f"answer={row['answer']} has to be of the letters A to E"
-                raise bad_row(path, number, what, value=row["answer"], allowed="letters A to E")
-            meta = {"category": f"{row['category']}/{row['l2-category']}"}
-            text = f"{row['question']}{row['multi-choice options']}"
-            yield Item(f"{path.stem}/{row['index']}", with_images(text, *paths), row["answer"], meta)
+        for row, paths in images.table(directory, path, *needed):
+            right = row.text("answer")
+            if set(right) - set("ABCDE"):
+                raise row.wrong("answer", "letters A to E")
+            meta = {"category": f"{row.text('category')}/{row.text('l2-category')}"}
+            text = f"{row.text('question')}{row.text('multi-choice options')}"
+            yield Item(f"{path.stem}/{row.name('index')}", with_images(text, *paths), right, meta)
 
 
 def score_xlrs(item: Item, answer: str, verdict: str | None) -> dict[str, Any]:
@@ -103,36 +101,31 @@ def summarise_xlrs(scored: Sequence[Scored]) -> Summary:
 
 
 _KIT = "VLMEvalKit: dataset/image_mcq.py, utils/matching_util.py"
-_JUDGED = "accuracy in per cent; a judge reads answers in which the rules find no option"
+
+
+def _judged(
+    name: str, domain: str, file: str, reported: float, wording: Callable[[Row, Mapping[str, str]], str]
+) -> Suite:
+    """A suite of one of VLMEvalKit's tables, whose judge reads what the rules do not."""
+    return Suite(
+        name=name,
+        domain=domain,
+        metric="accuracy in per cent; a judge reads answers in which the rules find no option",
+        metric_source=_KIT,
+        where_data=images.where(file),
+        reported=reported,
+        read=reader(file, wording),
+        score=score,
+        summarise=mean_of("correct"),
+        judge=judge,
+        judge_needed=False,
+        modalities=("image",),
+    )
+
+
 SUITES = (
-    Suite(
-        name="MicroVQA",
-        domain="biology",
-        metric=_JUDGED,
-        metric_source=_KIT,
-        where_data="MicroVQA.tsv (VLMEvalKit's: opencompass.openxlab.space/utils/VLMEval/MicroVQA.tsv)",
-        reported=63.3,
-        read=reader("MicroVQA.tsv", _question),
-        score=score,
-        summarise=mean_of("correct"),
-        judge=judge,
-        judge_needed=False,
-        modalities=("image",),
-    ),
-    Suite(
-        name="MSEarth-MCQ",
-        domain="earth science",
-        metric=_JUDGED,
-        metric_source=_KIT,
-        where_data="MSEarthMCQ.tsv (VLMEvalKit's: opencompass.openxlab.space/utils/VLMEval/MSEarthMCQ.tsv)",
-        reported=65.2,
-        read=reader("MSEarthMCQ.tsv", _caption),
-        score=score,
-        summarise=mean_of("correct"),
-        judge=judge,
-        judge_needed=False,
-        modalities=("image",),
-    ),
+    _judged("MicroVQA", "biology", "MicroVQA.tsv", 63.3, _question),
+    _judged("MSEarth-MCQ", "earth science", "MSEarthMCQ.tsv", 65.2, _caption),
     Suite(
         name="XLRS-Bench",
         domain="earth science",

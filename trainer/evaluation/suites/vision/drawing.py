@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import Row, bad_row, find_file, read_rows
+from trainer.evaluation.files import Row, find_file, read_rows
 from trainer.evaluation.scorers.drawing.compare import signal_to_noise, svg_in
 from trainer.evaluation.scorers.worker import Worker
 from trainer.evaluation.suite import Item, Scored, Suite, SuiteError, Summary, mean
@@ -37,38 +37,32 @@ def read(directory: Path) -> Iterator[Item]:
     """
     icons = directory / "Icon"
     path = find_file(icons, "understanding/sarena_un.jsonl")
-    for number, row in enumerate(read_rows(path, "id", "conversations"), 1):
-        question, answer = _said(path, number, row, 2)
+    for row in read_rows(path, "id", "conversations"):
+        question, answer = row.said("conversations", "value", 2)
         right = answer.strip()[:1]
         if right not in tuple("ABCD"):
-            raise bad_row(path, number, f"the answer {answer!r} is not A to D", value=answer, allowed=tuple("ABCD"))
-        yield Item(f"understanding/{row['id']}", user(question), right, {"task": "understanding"})
+            raise row.fault(f"the answer {answer!r} is not A to D", value=answer, allowed=tuple("ABCD"))
+        yield Item(f"understanding/{row.name('id')}", user(question), right, {"task": "understanding"})
     for task in ("text2svg", "img2svg"):
         path = find_file(icons, f"generation/{task}.jsonl")
-        for number, row in enumerate(read_rows(path, "id", "conversations"), 1):
-            (question,) = _said(path, number, row, 1)
+        for row in read_rows(path, "id", "conversations"):
+            (question,) = row.said("conversations", "value", 1)
             image = _image(icons / "generation", row)
             shown = [image] if task == "img2svg" else []
             messages = with_images(question.replace("<image>", "").strip(), *shown)
-            yield Item(f"{task}/{row['id']}", messages, image, {"task": task})
+            yield Item(f"{task}/{row.name('id')}", messages, image, {"task": task})
     for edit in EDITS:
         path = find_file(icons, f"edit/{edit}.jsonl")
-        for number, row in enumerate(read_rows(path, "id", "conversations"), 1):
-            (question,) = _said(path, number, row, 1)
+        for row in read_rows(path, "id", "conversations"):
+            (question,) = row.said("conversations", "value", 1)
             image = _image(icons / "edit/data" / edit, row)
-            yield Item(f"{edit}/{row['id']}", user(f"{question}\nAnswer with the SVG alone."), image, {"task": "edit"})
-
-
-def _said(path: Path, number: int, row: Row, count: int) -> list[str]:
-    try:
-        return [str(row["conversations"][place]["value"]) for place in range(count)]
-    except (TypeError, KeyError, IndexError):
-        what = f"conversations has to be a list of at least {count} with a value each"
-        raise bad_row(path, number, what, value=row["conversations"], allowed="a list") from None
+            yield Item(
+                f"{edit}/{row.name('id')}", user(f"{question}\nAnswer with the SVG alone."), image, {"task": "edit"}
+            )
 
 
 def _image(folder: Path, row: Row) -> str:
-    image = folder.absolute() / "images" / f"{row['id']}.png"
+    image = folder.absolute() / "images" / f"{row.name('id')}.png"
     if not image.is_file():
         text = f"{image}: there is no such file; unpack SArena.zip again"
         raise SuiteError(text, where=str(image), allowed="the images of SArena.zip")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import bad_row, find_file
+from trainer.evaluation.files import find_file
 from trainer.evaluation.suite import Item, Message, Suite, mean_of
-from trainer.evaluation.suites.tasks import user
+from trainer.evaluation.suites.tasks import listed, user
 from trainer.evaluation.suites.vision import images
 from trainer.evaluation.suites.vision.choice import options_of
 
@@ -23,25 +23,23 @@ _FORMS = {
 def read(directory: Path) -> Iterator[Item]:
     """Rows of `SFE.tsv` (English): image (one or several), question with as many `<image>`, question_type, answer."""
     path = find_file(directory, "SFE.tsv")
-    for number, row, paths in images.table(directory, path, "question", "question_type", "answer", "category"):
-        kind, pieces = row["question_type"], row["question"].split("<image>")
-        if kind not in _FORMS:
-            raise bad_row(path, number, f"question_type={kind} is unknown", value=kind, allowed=tuple(_FORMS))
+    for row, paths in images.table(directory, path, "question", "question_type", "answer", "category"):
+        kind, question, category = row.choice("question_type", _FORMS), row.text("question"), row.text("category")
+        pieces = question.split("<image>")
         if len(pieces) != len(paths) + 1:
             what = f"the question has {len(pieces) - 1} times <image>, and the row {len(paths)} images"
-            raise bad_row(path, number, what, value=len(pieces) - 1, allowed=len(paths))
-        pieces[0] = f"You are an expert in {row['category']}. {_FORMS[kind]} {pieces[0]}"
+            raise row.fault(what, value=len(pieces) - 1, allowed=len(paths))
+        pieces[0] = f"You are an expert in {category}. {_FORMS[kind]} {pieces[0]}"
         if kind == "mcq" and (options := options_of(row)):
-            listed = "".join(f"{letter}. {text}\n" for letter, text in options.items())
-            pieces[-1] += f"\nThe options are:\n{listed}"
+            pieces[-1] += f"\nThe options are:\n{listed(options)}"
         parts: list[dict[str, Any]] = []
         for text, image in zip(pieces, [*paths, None], strict=True):
             if text.strip():
                 parts.append({"type": "text", "text": text.strip()})
             if image is not None:
                 parts.append({"type": "image_url", "image_url": {"url": image}})
-        meta = {"category": row["category"], "question": row["question"]}
-        yield Item(str(row["index"]), [{"role": "user", "content": parts}], str(row["answer"]), meta)
+        meta = {"category": category, "question": question}
+        yield Item(row.name("index"), [{"role": "user", "content": parts}], row.name("answer"), meta)
 
 
 def judge(item: Item, answer: str) -> list[Message]:
@@ -66,7 +64,7 @@ SUITES = (
         domain="several sciences",
         metric="mean of a judge's marks, 0 to 9, in per cent of 9",
         metric_source="VLMEvalKit: dataset/sfebench.py (its judge is gpt-4o-1120; the judge's prompt here is our own)",
-        where_data="SFE.tsv (VLMEvalKit's: opencompass.openxlab.space/utils/VLMEval/SFE.tsv)",
+        where_data=images.where("SFE.tsv"),
         reported=52.7,
         read=read,
         score=score,

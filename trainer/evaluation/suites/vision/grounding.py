@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.files import Row, bad_row, find_file, read_rows
+from trainer.evaluation.files import Row, find_file, read_rows
 from trainer.evaluation.scorers import boxes
 from trainer.evaluation.suite import Item, Scored, Suite, SuiteError, Summary, mean, mean_of
 from trainer.evaluation.suites.tasks import with_images
@@ -30,9 +30,9 @@ SCREENS = ("desktop", "mobile", "web")
 
 def split_of(row: Row) -> str:
     """`RefCOCO_testA`, from the column split, or from a category such as "RefCOCO testA"."""
-    if row.get("split"):
-        return str(row["split"])
-    name, _, rest = str(row.get("category", "")).strip().partition(" ")
+    if split := row.text("split", missing=""):
+        return split
+    name, _, rest = row.text("category").strip().partition(" ")
     kind = rest.strip().lower().replace(" ", "").replace("_", "").replace("-", "")
     return f"{name}_{_SUFFIXES.get(kind, rest.strip())}"
 
@@ -40,26 +40,24 @@ def split_of(row: Row) -> str:
 def read_refcoco(directory: Path) -> Iterator[Item]:
     """Rows of `RefCOCO.tsv`: index, image, question, width, height, split or category, bbox_x1, ... or answer."""
     path = find_file(directory, "RefCOCO.tsv")
-    for number, row, paths in images.table(directory, path, "question", "width", "height"):
+    for row, paths in images.table(directory, path, "question", "width", "height"):
         split = split_of(row)
         if split not in SPLITS:
-            raise bad_row(path, number, f"the split {split} is unknown", value=split, allowed=tuple(SPLITS))
-        try:
-            width, height = float(row["width"]), float(row["height"])
-            box = [float(row[name]) for name in _CORNERS] if _CORNERS[0] in row else _answered(row, width, height)
-        except (TypeError, ValueError, KeyError):
-            what = "the row has no size in pixels, or no box in bbox_x1 to bbox_y2 or answer"
-            raise bad_row(
-                path, number, what, value={name: row.get(name) for name in _CORNERS}, allowed="numbers"
-            ) from None
+            raise row.fault(f"the split {split} is unknown", value=split, allowed=tuple(SPLITS))
+        width, height = row.numeral("width"), row.numeral("height")
+        if width <= 0 or height <= 0:
+            raise row.wrong("width" if width <= 0 else "height", "a size in pixels")
+        given = _CORNERS[0] in row.cells
+        box = [row.numeral(name) for name in _CORNERS] if given else _answered(row, width, height)
         reference = {"box": box, "width": width, "height": height}
-        yield Item(f"{split}/{row['index']}", with_images(row["question"], *paths), reference, {"category": split})
+        messages = with_images(row.text("question"), *paths)
+        yield Item(f"{split}/{row.name('index')}", messages, reference, {"category": split})
 
 
 def _answered(row: Row, width: float, height: float) -> list[float]:
-    found = boxes.box(str(row["answer"]))
+    found = boxes.box(row.text("answer"))
     if found is None:
-        raise ValueError(row["answer"])
+        raise row.wrong("answer", "a box of four numbers, where there is no bbox_x1")
     unit = (width, height) * 2 if max(map(abs, found)) <= 1.5 else (1.0,) * 4
     return [edge * size for edge, size in zip(found, unit, strict=True)]
 
@@ -82,22 +80,20 @@ def read_screens(directory: Path) -> Iterator[Item]:
     """Rows of `screenspot_KIND_v2.json` and the images in `screenspotv2_image/`, unpacked from the zip."""
     for kind in SCREENS:
         path = find_file(directory, f"screenspot_{kind}_v2.json")
-        for number, row in enumerate(read_rows(path, "img_filename", "bbox", "instruction", "data_type"), 1):
-            image = directory.absolute() / "screenspotv2_image" / row["img_filename"]
+        for row in read_rows(path, "img_filename", "bbox", "instruction", "data_type"):
+            image = directory.absolute() / "screenspotv2_image" / row.text("img_filename")
             if not image.is_file():
                 text = f"{image}: there is no such file; unpack screenspotv2_image.zip into {directory}"
                 raise SuiteError(text, where=str(image), allowed="the images of screenspotv2_image.zip")
-            if not isinstance(row["bbox"], list) or len(row["bbox"]) != 4:
-                what = f"bbox={row['bbox']} has to be [x, y, width, height]"
-                raise bad_row(path, number, what, value=row["bbox"], allowed="four numbers")
+            box = row.numbers("bbox", 4)  # x, y, width, height
             width, height = _size(image)
             text = (
                 "You act on a screen by clicking with pyautogui. Answer with pyautogui.click(x=..., y=...), both "
-                f"coordinates named.\nDo this on the screen by one click:\n{row['instruction']}"
+                f"coordinates named.\nDo this on the screen by one click:\n{row.text('instruction')}"
             )
-            reference = {"box": row["bbox"], "width": width, "height": height}
-            meta = {"category": f"{kind}:{row['data_type']}"}
-            yield Item(f"{kind}/{number}", with_images(text, str(image)), reference, meta)
+            reference = {"box": box, "width": width, "height": height}
+            meta = {"category": f"{kind}:{row.text('data_type')}"}
+            yield Item(f"{kind}/{row.number}", with_images(text, str(image)), reference, meta)
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -8,15 +8,19 @@ import binascii
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from trainer.evaluation.files import Row, bad_row, read_rows
+from trainer.evaluation.files import Row, read_rows
 from trainer.storage.atomic import atomic_file
 
 FOLDER = "images_unpacked"
 _SIGNATURES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
 # VLMEvalKit puts the index of another row where the image is the same
 _REFERENCE = 64
+
+
+def where(file: str) -> str:
+    """Where one of VLMEvalKit's tables comes from."""
+    return f"{file} (VLMEvalKit's: opencompass.openxlab.space/utils/VLMEval/{file})"
 
 
 def unpack(directory: Path, data: bytes) -> str:
@@ -30,48 +34,53 @@ def unpack(directory: Path, data: bytes) -> str:
     return str(path)
 
 
-def column(directory: Path, path: Path, number: int, value: Any) -> str:
+def column(directory: Path, row: Row, name: str) -> str:
     """The path of a Parquet image column: bytes, or a mapping with `bytes`, as `datasets` stores images."""
+    value = row.cells.get(name)
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
-        raise bad_row(path, number, "the image has no bytes", value=type(value).__name__, allowed="an image's bytes")
+        raise row.wrong(name, "an image's bytes")
     return unpack(directory, data)
 
 
-def table(directory: Path, path: Path, *required: str) -> Iterator[tuple[int, Row, list[str]]]:
-    """Rows of VLMEvalKit's tables with their numbers and the paths of their images.
+def table(directory: Path, path: Path, *required: str) -> Iterator[tuple[Row, list[str]]]:
+    """Rows of VLMEvalKit's tables and the paths of their images.
 
     `image` is base64, a list of such, or the `index` of another row with the same image.
     """
     stored: dict[str, list[str]] = {}
-    for number, row in enumerate(read_rows(path, "index", "image", *required), 1):
-        texts = _texts(row["image"])
+    for row in read_rows(path, "index", "image", *required):
+        texts = _texts(row)
         if len(texts) != 1 or len(texts[0]) > _REFERENCE:
-            stored[str(row["index"])] = [_decoded(directory, path, number, text) for text in texts]
-    for number, row in enumerate(read_rows(path, "index", "image", *required), 1):
-        owner = str(row["index"])
+            stored[row.name("index")] = [_decoded(directory, row, text) for text in texts]
+    for row in read_rows(path, "index", "image", *required):
+        owner = row.name("index")
         if owner not in stored:
-            owner = _texts(row["image"])[0]
+            owner = _texts(row)[0]
         if owner not in stored:
             what = f"the image is neither base64 nor the index of another row: {owner!r}"
-            raise bad_row(path, number, what, value=owner, allowed="base64, or an index with an image")
-        yield number, row, stored[owner]
+            raise row.fault(what, value=owner, allowed="base64, or an index with an image")
+        yield row, stored[owner]
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(row: Row) -> list[str]:
+    value = row.cells.get("image")
     if isinstance(value, list):
-        return [str(one) for one in value]
-    text = str(value)
+        return row.texts("image")
+    text = row.name("image")
     if text.startswith("["):
         try:
-            return [str(one) for one in ast.literal_eval(text)]
+            found = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            return [text]
+            found = None
+        if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
+            raise row.fault("the image is not a list of texts", value=text[:40], allowed="a list of base64")
+        return found
     return [text]
 
 
-def _decoded(directory: Path, path: Path, number: int, text: str) -> str:
+def _decoded(directory: Path, row: Row, text: str) -> str:
     try:
         return unpack(directory, base64.b64decode(text.rpartition("base64,")[2], validate=True))
     except binascii.Error:
-        raise bad_row(path, number, "the image is not base64", value=text[:40], allowed="base64") from None
+        raise row.fault("the image is not base64", value=text[:40], allowed="base64") from None
