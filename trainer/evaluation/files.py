@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.evaluation.suite import SuiteError
-from trainer.storage.json_text import read_json
+from trainer.storage.json_text import is_finite, read_json
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
@@ -20,7 +20,8 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 class Row:
     """One row of a file: `cells` by column. number: of .jsonl the line, of other files the row, from 1.
 
-    The getters raise SuiteError, which names the file, the row and the column, for a cell that is missing or of another
+    Published files have NaN in columns that nothing reads: cells are looked at when a getter reads them. The getters
+    raise SuiteError, which names the file, the row and the column, for a cell that is missing or of another
     kind than they return."""
 
     path: Path
@@ -81,10 +82,17 @@ class Row:
         return found
 
     def mapping(self, column: str) -> dict[str, Any]:
-        """An object with names."""
-        found = self.cells.get(column)
+        """An object with names, whose numbers are finite."""
+        found = self.value(column)
         if not isinstance(found, dict):
             raise self.wrong(column, "an object with names")
+        return found
+
+    def value(self, column: str) -> Any:
+        """Whatever is there, but for NaN and infinities."""
+        found = self.cells.get(column)
+        if not is_finite(found):
+            raise self.wrong(column, "a value whose numbers are finite")
         return found
 
     def said(self, column: str, key: str, count: int) -> list[str]:
@@ -201,7 +209,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     if path.suffix == ".jsonl":
         return _lines(path)
     if path.suffix == ".json":
-        return iter(enumerate(_listed(read_json(path.read_bytes(), unique=True)), 1))
+        return iter(enumerate(_listed(read_json(path.read_bytes(), unique=True, not_numbers=True)), 1))
     return iter(enumerate(_parquet(path) if path.suffix == ".parquet" else _table(path), 1))
 
 
@@ -218,7 +226,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield number, read_json(line, unique=True)
+                    yield number, read_json(line, unique=True, not_numbers=True)
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from None
 

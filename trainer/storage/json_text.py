@@ -12,21 +12,40 @@ from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 
-def read_json(text: str | bytes, *, unique: bool = False, halves: Literal["refuse", "replace"] = "refuse") -> Any:
+def read_json(
+    text: str | bytes,
+    *,
+    unique: bool = False,
+    not_numbers: bool = False,
+    halves: Literal["refuse", "replace"] = "refuse",
+) -> Any:
     """Return the value of a JSON text; bytes are UTF-8, with or without a byte order mark.
 
-    unique: refuse an object that has a key twice. halves: what to do with half of a character of two halves; replace
-    it: by U+FFFD. Raises ValueError for everything else that is not JSON, nesting that is too deep included.
+    unique: refuse an object that has a key twice. not_numbers: keep NaN and infinities, for a caller that looks at the
+    values that it uses (`is_finite`). halves: what to do with half of a character of two halves; replace it: by U+FFFD.
+    Raises ValueError for everything else that is not JSON, nesting that is too deep included.
     """
     if not isinstance(text, str):
         text = text.decode("utf-8-sig")
     try:
         found = json.loads(
-            text, parse_constant=_constant, parse_float=_finite, object_pairs_hook=_once if unique else None
+            text,
+            parse_constant=None if not_numbers else _constant,
+            parse_float=None if not_numbers else _finite,
+            object_pairs_hook=_once if unique else None,
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return found if text.isascii() and "\\u" not in text else _whole(found, halves)
+
+
+def is_finite(value: Any) -> bool:
+    """Return False if a value of JSON is or holds NaN or an infinity."""
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def whole_characters(text: str) -> str:

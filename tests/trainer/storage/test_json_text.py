@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from trainer.storage.json_text import read_json, whole_characters
+from trainer.storage.json_text import is_finite, read_json, whole_characters
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,13 @@ def test_half_a_character_can_be_replaced() -> None:
     assert found == {"\ufffd": ["a😀b\ufffd", 1.5], "c": "\ufffd😀"}
     json.dumps(found, ensure_ascii=False).encode()
     assert whole_characters("a\ud83d") == "a\ufffd"
+
+
+def test_what_is_not_a_number_can_be_kept() -> None:
+    found = read_json('{"a": [1.5, NaN], "b": {"c": 1e999}, "d": 7}', not_numbers=True)
+    assert math.isnan(found["a"][1])
+    assert [is_finite(found[name]) for name in "abd"] == [False, False, True]
+    assert is_finite([{"a": "nan"}, None, True])
 
 
 def test_numbers_stay_what_they_are() -> None:

@@ -118,10 +118,34 @@ def test_refcoco_averages_the_splits(tmp_path: Path) -> None:
     assert result.categories == {"RefCOCO_val": 100, "RefCOCO+_testA": 0, "RefCOCOg_test": 100}
     assert result.value == pytest.approx(200 / 3)
     assert result.metrics["overlap"] == pytest.approx((0.75 + 0 + 1) / 3)
+    for wrong in ("nan", "", "x"):
+        write_table(tmp_path / "RefCOCO.tsv", [{**rows[0], "bbox_x1": wrong}])
+        with pytest.raises(SuiteError) as fault:
+            [*suite("RefCOCO-avg").read(tmp_path)]
+        assert fault.value.where == f"{tmp_path}/RefCOCO.tsv:1:bbox_x1"
     write_table(tmp_path / "RefCOCO.tsv", [{**rows[0], "category": "Flickr val"}])
     with pytest.raises(SuiteError) as fault:
         [*suite("RefCOCO-avg").read(tmp_path)]
     assert fault.value.value == "Flickr_val"
+
+
+def test_refcoco_without_sizes_and_with_an_index_in_each_split(tmp_path: Path) -> None:
+    other = base64.b64encode(base64.b64decode(PIXEL) + b"more").decode()
+    rows = [
+        {"index": 0, "image": image, "question": "the dot", "split": split, "answer": "[0.1, 0.2, 0.3, 0.4]"}
+        for image, split in ((PIXEL, "RefCOCO_val"), (other, "RefCOCO_testA"))
+    ]
+    write_table(tmp_path / "RefCOCO.tsv", rows)
+    items = items_of("RefCOCO-avg", tmp_path)
+    assert len({image for item in items for image in images_of(item)}) == 2
+    assert answered("RefCOCO-avg", items, lambda item: "[100, 200, 300, 400]").value == 100
+    write_table(tmp_path / "RefCOCO.tsv", [*rows, {**rows[0], "index": 1, "image": "0"}])  # of two rows
+    with pytest.raises(SuiteError) as fault:
+        [*suite("RefCOCO-avg").read(tmp_path)]
+    assert fault.value.where == f"{tmp_path}/RefCOCO.tsv:3"
+    write_table(tmp_path / "RefCOCO.tsv", [{**rows[0], "answer": "[10, 20, 30, 40]"}])
+    with pytest.raises(SuiteError):
+        [*suite("RefCOCO-avg").read(tmp_path)]
 
 
 def test_screenspot_looks_for_the_click_in_the_box(tmp_path: Path) -> None:

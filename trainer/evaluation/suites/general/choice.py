@@ -59,7 +59,7 @@ def _mmmu_item(setting: str, row: Row, options: dict[str, str], parts: list[dict
 
 
 def _options(row: Row) -> dict[str, str]:
-    found = row.cells["options"]
+    found = row.value("options")
     if isinstance(found, str):  # published as the text of a Python list
         try:
             found = ast.literal_eval(found)

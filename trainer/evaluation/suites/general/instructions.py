@@ -19,7 +19,7 @@ def read(directory: Path) -> Iterator[Item]:
     need_nltk(NAME, "punkt_tab", "averaged_perceptron_tagger_eng", "stopwords")
     path = find_file(directory, "IFBench_test.jsonl")
     for row in read_rows(path, "key", "prompt", "instruction_id_list", "kwargs"):
-        names, given = row.texts("instruction_id_list"), row.cells["kwargs"]
+        names, given = row.texts("instruction_id_list"), row.value("kwargs")
         if unknown := [name for name in names if name not in follow.CHECKS]:
             what = f"the constraint {unknown[0]} is unknown"
             raise row.fault(what, value=unknown[0], allowed=tuple(follow.CHECKS))

@@ -56,7 +56,7 @@ def read(directory: Path) -> Iterator[Item]:
     for task, metric in METRICS.items():
         path = find_file(directory, f"{task}.jsonl")
         for row in read_rows(path, "prompt", "ground_truth", "meta_data"):
-            truth = row.cells["ground_truth"]
+            truth = row.value("ground_truth")
             text = row.text("prompt") + "\n" + _form(row, truth)
             try:
                 metric.one("", truth)

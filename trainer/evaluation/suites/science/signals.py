@@ -56,7 +56,7 @@ def _item(directory: Path, row: Row, code: str) -> Item:
         text = f"{file}: there is no such file; {row.path}:{row.number} names it"
         raise SuiteError(text, where=str(file), allowed="the signals of OpenTSLab/SciTS")
     url: dict[str, Any] = {"url": str(file)}
-    if rate := signal.get("sampling_rate") or row.cells.get("sampling_rate"):
+    if rate := signal.get("sampling_rate") or row.value("sampling_rate"):
         url["sampling_rate"] = rate
     several = isinstance(row.cells["input_text"], list)
     wording = row.texts("input_text")[0] if several else row.text("input_text")

@@ -25,13 +25,13 @@ def read(directory: Path) -> Iterator[Item]:
     path = find_file(directory, "SFE.tsv")
     for row, paths in images.table(directory, path, "question", "question_type", "answer", "category"):
         kind, question, category = row.choice("question_type", _FORMS), row.text("question"), row.text("category")
-        pieces = question.split("<image>")
+        asked = f"You are an expert in {category}. {_FORMS[kind]} {question}"
+        if kind == "mcq" and (options := options_of(row)):
+            asked += f"\nThe options are:\n{listed(options)}"  # options may be images as well
+        pieces = asked.split("<image>")
         if len(pieces) != len(paths) + 1:
             what = f"the question has {len(pieces) - 1} times <image>, and the row {len(paths)} images"
             raise row.fault(what, value=len(pieces) - 1, allowed=len(paths))
-        pieces[0] = f"You are an expert in {category}. {_FORMS[kind]} {pieces[0]}"
-        if kind == "mcq" and (options := options_of(row)):
-            pieces[-1] += f"\nThe options are:\n{listed(options)}"
         parts: list[dict[str, Any]] = []
         for text, image in zip(pieces, [*paths, None], strict=True):
             if text.strip():

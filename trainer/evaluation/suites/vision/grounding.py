@@ -40,18 +40,25 @@ def split_of(row: Row) -> str:
 def read_refcoco(directory: Path) -> Iterator[Item]:
     """Rows of `RefCOCO.tsv`: index, image, question, width, height, split or category, bbox_x1, ... or answer."""
     path = find_file(directory, "RefCOCO.tsv")
-    for row, paths in images.table(directory, path, "question", "width", "height"):
+    for row, paths in images.table(directory, path, "question"):
         split = split_of(row)
         if split not in SPLITS:
             raise row.fault(f"the split {split} is unknown", value=split, allowed=tuple(SPLITS))
-        width, height = row.numeral("width"), row.numeral("height")
-        if width <= 0 or height <= 0:
-            raise row.wrong("width" if width <= 0 else "height", "a size in pixels")
         given = _CORNERS[0] in row.cells
+        # without a size the boxes have to be shares of the image, which is then taken as one by one, as published
+        width, height = (_length(row, name) if name in row.cells else 1.0 for name in ("width", "height"))
         box = [row.numeral(name) for name in _CORNERS] if given else _answered(row, width, height)
+        if width == height == 1 and max(map(abs, box)) > 1.5:
+            raise row.fault("a box in pixels needs the image's width and height", value=box, allowed="both columns")
         reference = {"box": box, "width": width, "height": height}
         messages = with_images(row.text("question"), *paths)
         yield Item(f"{split}/{row.name('index')}", messages, reference, {"category": split})
+
+
+def _length(row: Row, name: str) -> float:
+    if (found := row.numeral(name)) <= 0:
+        raise row.wrong(name, "a number of pixels")
+    return found
 
 
 def _answered(row: Row, width: float, height: float) -> list[float]:

@@ -48,19 +48,21 @@ def table(directory: Path, path: Path, *required: str) -> Iterator[tuple[Row, li
 
     `image` is base64, a list of such, or the `index` of another row with the same image.
     """
-    stored: dict[str, list[str]] = {}
+    own: list[list[str]] = []  # of each row; none where it points to another
+    of_index: dict[str, list[str]] = {}
+    twice: set[str] = set()  # indices of rows with different images: RefCOCO counts anew in each split
     for row in read_rows(path, "index", "image", *required):
-        texts = _texts(row)
-        if len(texts) != 1 or len(texts[0]) > _REFERENCE:
-            stored[row.name("index")] = [_decoded(directory, row, text) for text in texts]
-    for row in read_rows(path, "index", "image", *required):
-        owner = row.name("index")
-        if owner not in stored:
-            owner = _texts(row)[0]
-        if owner not in stored:
-            what = f"the image is neither base64 nor the index of another row: {owner!r}"
-            raise row.fault(what, value=owner, allowed="base64, or an index with an image")
-        yield row, stored[owner]
+        texts, index = _texts(row), row.name("index")
+        points = len(texts) == 1 and len(texts[0]) <= _REFERENCE
+        own.append([] if points else [_decoded(directory, row, text) for text in texts])
+        if own[-1] and of_index.setdefault(index, own[-1]) != own[-1]:
+            twice.add(index)
+    for row, paths in zip(read_rows(path, "index", "image", *required), own, strict=True):
+        other = "" if paths else _texts(row)[0]
+        if not paths and (other not in of_index or other in twice):
+            what = f"the image is neither base64 nor the index of one other row: {other!r}"
+            raise row.fault(what, value=other, allowed="base64, or an index with an image")
+        yield row, paths or of_index[other]
 
 
 def _texts(row: Row) -> list[str]:
