@@ -45,6 +45,46 @@ def test_smolinstruct_is_the_mean_of_the_tasks_points(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("wordnet")
+def test_smolinstruct_is_read_from_its_archive(tmp_path: Path) -> None:
+    """As the script of the data set makes its rows: a wording for each sample, tags, and one of several targets."""
+    for task in chemistry.SMOL:
+        several = task == "property_prediction-sider"
+        pair = {
+            "task": task,
+            "split": "test",
+            "input": "CCO",
+            "output": {"eye": "Yes", "ear": "No"} if several else "1",
+        }
+        write_lines(tmp_path / f"raw/test/{task}.jsonl", [{**pair, "input": "C"}, pair])
+        sample = {"idx": 1, "template_id": 1, **({"target": "ear"} if several else {})}
+        files = {
+            f"sample/instruction_tuning/test/{task}.json": {"template_name": "t", "samples": [sample, sample]},
+            f"template/t/{task}.json": [{"input": "?", "output": "?"}, {"input": "Of <INPUT>?", "output": "<OUTPUT>"}],
+            f"core_tag/{task}.json": {
+                "input": ["<SMILES>", "</SMILES>"],
+                "output": ["<B>", "</B>"] if several else [None, None],
+            },
+        }
+        for name, content in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(json.dumps(content))
+    items = items_of("SmolInstruct", tmp_path)
+    assert len(items) == 2 * len(chemistry.SMOL)
+    assert "Question: Of <SMILES> CCO </SMILES>?\n" in text_of(items[0])
+    found = {item.meta["task"]: item.reference for item in items}
+    assert (found["property_prediction-esol"], found["property_prediction-sider"]) == ("1", "<B> No </B>")
+    listed = tmp_path / "sample/instruction_tuning/test/retrosynthesis.json"
+    listed.write_text(json.dumps({"template_name": "t", "samples": [{**sample, "idx": 2}]}))
+    with pytest.raises(SuiteError) as beyond:
+        [*suite("SmolInstruct").read(tmp_path)]
+    assert beyond.value.where == f"{listed}:1"
+    listed.write_text("[]")
+    with pytest.raises(SuiteError) as form:
+        [*suite("SmolInstruct").read(tmp_path)]
+    assert form.value.where == str(listed)
+
+
+@pytest.mark.usefixtures("wordnet")
 def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(SuiteError) as missing:
         [*suite("SmolInstruct").read(tmp_path)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.evaluation.files import find_file, read_rows
+from trainer.evaluation.files import Row, find_file, read_rows
 from trainer.evaluation.scorers import chemistry
 from trainer.evaluation.scorers.metric import Metric
 from trainer.evaluation.suite import Item, Suite
+from trainer.evaluation.suites.science.smol_archive import is_archive, read_archive
 from trainer.evaluation.suites.tasks import below, mean_of_tasks, need_nltk, per_cent, score_by_task, user
 
 _WRAPPED = "Give {what} between <{tag}> and </{tag}>, and nothing else."
@@ -63,14 +64,20 @@ MOL_POINTS = {"property_prediction": below(3)}
 
 
 def read_smol(directory: Path) -> Iterator[Item]:
-    """Rows of `test.jsonl` or `test*.parquet` with the columns task, input and output; other tasks are passed over."""
+    """data.zip, unpacked; or rows of `test.jsonl` or `test*.parquet` with the columns task, input and output."""
     need_nltk("SmolInstruct", "wordnet")
+    archive = is_archive(directory)
+    for task, row in read_archive(directory, list(SMOL)) if archive else _smol_rows(directory):
+        text = f"{SMOL[task][1]}\nQuestion: {row.text('input')}\nAnswer: "
+        name = f"{task}/{row.number}" if archive else str(row.number)
+        messages = user(text, system="You are an expert chemist.")
+        yield Item(name, messages, row.text("output"), {"task": task, "category": task})
+
+
+def _smol_rows(directory: Path) -> Iterator[tuple[str, Row]]:
     path = find_file(directory, "test.jsonl", "test*.parquet", "test.json")
     for row in read_rows(path, "task", "input", "output"):
-        task = row.choice("task", SMOL)
-        text = f"{SMOL[task][1]}\nQuestion: {row.text('input')}\nAnswer: "
-        messages = user(text, system="You are an expert chemist.")
-        yield Item(str(row.number), messages, row.text("output"), {"task": task, "category": task})
+        yield row.choice("task", SMOL), row
 
 
 def read_mol(directory: Path) -> Iterator[Item]:
@@ -95,7 +102,8 @@ SUITES = (
         metric="mean of 14 tasks' points: equal formulas, names and yes/no in per cent, METEOR x 100, fingerprint "
         "similarity, and errors as 100 (limit - error) / limit with limits 2 (ESOL) and 1.2 (Lipo)",
         metric_source="opencompass 0.5.4: datasets/smolinstruct.py, summarizers/groups/smolinstruct.py",
-        where_data="test.jsonl (or test*.parquet): test split of osunlp/SMolInstruct with columns task, input, output",
+        where_data="data.zip of osunlp/SMolInstruct, unpacked; or test.jsonl (or test*.parquet): its test split with "
+        "columns task, input, output",
         reported=74.8,
         read=read_smol,
         score=score_by_task(SMOL_METRICS),
