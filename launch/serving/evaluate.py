@@ -259,8 +259,8 @@ def evaluate(
     scored as empty ones."""
     from launch.progress import ProgressDisplay
     from trainer.evaluation.asking import open_ledger, run_suite
+    from trainer.evaluation.output.results import result_of, write_results, write_scored
     from trainer.evaluation.perplexity import run_perplexity
-    from trainer.evaluation.results import result_of, write_results, write_scored
 
     facts = {"name": model.name, "identity": model.identity, "context": model.context}
     results: dict[str, Any] = {}
@@ -288,7 +288,7 @@ def evaluate(
 
 def _print(results: Mapping[str, Mapping[str, Any]]) -> None:
     from launch.tables import print_table, table
-    from trainer.evaluation.page import shown
+    from trainer.evaluation.output.page import shown
 
     found = table("suite", "metric", "value", "95 % interval", "Intern-S1-Pro", "items", "failed", "cut short")
     for result in results.values():
@@ -301,7 +301,7 @@ def _print(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _list(markdown: bool) -> int:
-    from trainer.evaluation.listing import listing
+    from trainer.evaluation.output.listing import listing
 
     print(listing(SUITES, markdown=markdown), end="")
     return 0

@@ -10,7 +10,7 @@ import pytest
 
 from trainer.evaluation.asked import SETTINGS, Answer, Failure, Question
 from trainer.evaluation.asking import Outcome, open_ledger, run_suite
-from trainer.evaluation.results import Result, result_of
+from trainer.evaluation.output.results import Result, result_of
 from trainer.evaluation.suite import Item, Suite, mean_of
 
 ITEMS = [Item(name, [{"role": "user", "content": name}]) for name in ("right", "wrong", "odd")]

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from trainer.evaluation.listing import listing
+from trainer.evaluation.output.listing import listing
 from trainer.evaluation.registry import SUITES
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "evaluation.md"

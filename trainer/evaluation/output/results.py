@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.evaluation.asked import Settings
 from trainer.evaluation.asking import Outcome
-from trainer.evaluation.intervals import Interval, bootstrap, of_mean
+from trainer.evaluation.output.intervals import Interval, bootstrap, of_mean
 from trainer.evaluation.suite import Mean, Scored, Suite, Summary, mean
 from trainer.storage.atomic import atomic_file
 
@@ -76,7 +76,7 @@ def write_results(
 ) -> Mapping[str, Any]:
     """Write results.json and results.html, by suites' folders. Results of other suites that are in the file stay, if
     they are of the same model and settings. Returns what the file has."""
-    from trainer.evaluation.page import page
+    from trainer.evaluation.output.page import page
 
     facts = {"model": dict(model), "settings": asdict(settings)}
     before = _read(directory / RESULTS)

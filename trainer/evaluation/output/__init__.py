@@ -1,0 +1,1 @@
+"""What an evaluation leaves behind: results with their intervals, a page, and the list of suites."""
