@@ -77,9 +77,9 @@ def _options(parser: Parser) -> None:
     group = parser.add_argument_group("servers")
     group.add_argument("--model", dest="served", metavar="NAME", help="the model's name on the server")
     group.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the server's API key")
-    group.add_argument("--timeout", type=above_zero("3600"), default=3600.0, metavar="S",
+    group.add_argument("--timeout", type=above_zero("3600"), metavar="S",
                        help="seconds for one try of a request (default: 3600)")  # fmt: skip
-    group.add_argument("--retries", type=whole_number(0), default=5, metavar="N",
+    group.add_argument("--retries", type=whole_number(0), metavar="N",
                        help="further tries of a failed request, after 1, 2, 4, ... seconds (default: 5)")  # fmt: skip
     group.add_argument("--omit", default="", metavar="FIELD[,FIELD]",
                        help="fields that the server does not know, such as top_k,chat_template_kwargs")  # fmt: skip
@@ -92,6 +92,7 @@ def _prepare(options: argparse.Namespace) -> Callable[[], int]:
     from trainer.evaluation.asking import read_items
 
     suites = _suites(options)
+    _refuse_unused(options)
     settings = _settings(options)
     needed = [suite for suite in suites if suite.judge is not None and suite.judge_needed]
     if needed and options.judge is None:
@@ -103,7 +104,10 @@ def _prepare(options: argparse.Namespace) -> Callable[[], int]:
     ]
     model = _model(options, suites)
     items = [(suite, _passages(options, model) if suite is PERPLEXITY else found) for suite, found in items]
-    judge = _judge(options) if any(suite.judge for suite in suites) and options.judge else None
+    judged = any(suite.judge for suite in suites)
+    if options.judge and not judged:
+        print_warning(f"--judge {options.judge} is not asked: no suite here has a judge")
+    judge = _judge(options) if judged and options.judge else None
     asks = any(suite is not PERPLEXITY for suite in suites)
     if asks and model.context is not None and settings.max_tokens >= model.context:
         print_warning(f"answers end with the context of {model.context:,} tokens, before {settings.max_tokens:,}")
@@ -132,6 +136,31 @@ def _suites(options: argparse.Namespace) -> list[Suite]:
     return suites
 
 
+def _refuse_unused(options: argparse.Namespace) -> None:
+    """Raises CommandError for an option that this command would not read."""
+    judged = options.judge is not None
+    served = SERVER.match(options.model) is not None
+    # option: whether it is read, and what reads it
+    readers = {
+        "--model": (served, "the URL of a server"),
+        "--api-key-env": (served, "the URL of a server"),
+        "--omit": (served, "the URL of a server"),
+        "--timeout": (served or judged, "the URL of a server, or --judge"),
+        "--retries": (served or judged, "the URL of a server, or --judge"),
+        "--judge-model": (judged, "--judge URL"),
+        "--judge-key-env": (judged, "--judge URL"),
+        "--raw": (not served, "the model's directory; a server renders its own chat template"),
+        "--chat-template": (not served, "the model's directory; a server renders its own chat template"),
+        "--cache-tokens": (not served, "the model's directory"),
+    }
+    for option, (read, reader) in readers.items():
+        name = {"--model": "served"}.get(option, option[2:].replace("-", "_"))
+        given = getattr(options, name)
+        if not read and given is not None and given is not False and given != "":
+            text = f"octavo evaluate {options.model}: {option} would not be read; it goes with {reader}"
+            raise CommandError(text, where=option, value=given, allowed=reader)
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     changed = {name: getattr(options, name) for name in ("max_tokens", "temperature", "top_p", "top_k")}
     chosen = {name: value for name, value in changed.items() if value is not None}
@@ -145,6 +174,13 @@ def _key(option: str, variable: str | None) -> str:
         return key
     text = f"{option} {variable}: the variable is not set or empty"
     raise CommandError(text, where=option, value=variable, allowed="a variable with a key")
+
+
+def _tries(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "timeout": 3600.0 if options.timeout is None else options.timeout,
+        "retries": 5 if options.retries is None else options.retries,
+    }
 
 
 def _require_client() -> None:
@@ -161,16 +197,13 @@ def _model(options: argparse.Namespace, suites: Sequence[Suite]) -> ServedModel 
     _require_client()
     from trainer.evaluation.served import OPTIONAL, ServedModel
 
-    if options.raw:
-        remedy = "a server whose model has a chat template, or the model's directory"
-        raise CommandError(f"--raw is for directories; use {remedy}", where="--raw", allowed=remedy)
     omit = [name for name in options.omit.split(",") if name]
     if wrong := [name for name in omit if name not in OPTIONAL]:
         text = f"--omit={options.omit}: {wrong[0]} cannot be left out; use {', '.join(OPTIONAL)}"
         raise CommandError(text, where="--omit", value=wrong[0], allowed=OPTIONAL)
     return ServedModel(
         options.model, options.served, api_key=_key("--api-key-env", options.api_key_env),
-        concurrency=options.concurrency, timeout=options.timeout, retries=options.retries, omit=omit,
+        concurrency=options.concurrency, **_tries(options), omit=omit,
     )  # fmt: skip
 
 
@@ -201,7 +234,7 @@ def _judge(options: argparse.Namespace) -> tuple[Model, Settings]:
 
     judge = ServedModel(
         options.judge, options.judge_model, api_key=_key("--judge-key-env", options.judge_key_env),
-        concurrency=options.concurrency, timeout=options.timeout, retries=options.retries,
+        concurrency=options.concurrency, **_tries(options),
         omit=("top_k", "seed", "chat_template_kwargs"), option="--judge",
     )  # fmt: skip
     return judge, JUDGE
@@ -255,8 +288,8 @@ def evaluate(
     judge: tuple[Model, Settings] | None,
     out: Path,
 ) -> int:
-    """Run the suites one after another. Returns 1 where answers are missing, which the same command asks again, or are
-    scored as empty ones."""
+    """Run the suites one after another. Returns 1 where answers are missing, which the same command asks again, are
+    scored as empty ones, or are left out."""
     from launch.progress import ProgressDisplay
     from trainer.evaluation.asking import open_ledger, run_suite
     from trainer.evaluation.output.results import result_of, write_results, write_scored
@@ -283,19 +316,23 @@ def evaluate(
     if empty:
         text = "scored as empty answers: prompts beyond the context, or errors of a scorer"
         print(f"{empty:,} {text}; {out}/results.json has the reasons", file=sys.stderr)
-    return 1 if failed or empty else 0
+    left_out = sum(result["left_out"] for result in results.values())
+    if left_out:
+        text = "left out of their suites' values, which are those of the others"
+        print(f"{left_out:,} {text}; {out}/results.json has the reasons", file=sys.stderr)
+    return 1 if failed or empty or left_out else 0
 
 
 def _print(results: Mapping[str, Mapping[str, Any]]) -> None:
     from launch.tables import print_table, table
-    from trainer.evaluation.output.page import shown
+    from trainer.evaluation.output.page import counted, shown
 
     found = table("suite", "metric", "value", "95 % interval", "Intern-S1-Pro", "items", "failed", "cut short")
     for result in results.values():
         interval = f"{shown(result['low'])} to {shown(result['high'])}"
         found.add_row(
             result["name"], result["metric"], shown(result["value"]), interval, shown(result["reported"]),
-            f"{result['items']:,}", f"{result['failures']:,}", f"{result['truncated']:,}",
+            counted(result), f"{result['failures']:,}", f"{result['truncated']:,}",
         )  # fmt: skip
     print_table(found)
 

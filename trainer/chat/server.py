@@ -31,11 +31,13 @@ ADDRESS = "an address such as http://localhost:8000/v1"
 
 class ServerError(Exception):
     """A request that failed. again: the same request may succeed later, after `wait` seconds if the server says so.
-    status: of HTTP, of a reply that is an error."""
+    status: of HTTP, of a reply that is an error, whose body is `reply`."""
 
-    def __init__(self, message: str, *, again: bool, wait: float | None = None, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, again: bool, wait: float | None = None, status: int | None = None, reply: bytes = b""
+    ) -> None:
         super().__init__(message)
-        self.again, self.wait, self.status = again, wait, status
+        self.again, self.wait, self.status, self.reply = again, wait, status, reply
 
 
 class Stopped(Exception):
@@ -151,10 +153,11 @@ class Server:
             cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise ServerError(cause, again=True) from error
         if response.status_code != 200:
-            self._raise_for(response, content[:SAID].decode("utf-8", "replace").strip())
+            self._raise_for(response, bytes(content))
         return bytes(content)
 
-    def _raise_for(self, response: httpx.Response, said: str) -> None:
+    def _raise_for(self, response: httpx.Response, reply: bytes) -> None:
+        said = reply[:SAID].decode("utf-8", "replace").strip()
         status = f"{response.status_code} {response.reason_phrase}: {said}"
         if response.status_code in REFUSED:
             allowed = f"check the address, --model and {self.key_option}"
@@ -163,7 +166,7 @@ class Server:
         again = response.status_code >= 500 or response.status_code in RETRIED
         after = response.headers.get("Retry-After", "")
         wait = float(after) if after.isdecimal() else None
-        raise ServerError(status, again=again, wait=wait, status=response.status_code)
+        raise ServerError(status, again=again, wait=wait, status=response.status_code, reply=reply)
 
 
 def read_reply(body: bytes, read: Callable[[Any], T]) -> T:

@@ -28,13 +28,15 @@ LEDGER = "answers.jsonl"
 @dataclass(frozen=True)
 class Outcome:
     """The answers to a suite's questions. scored: one entry an answer, in the order of items. failures: by item, why
-    there is no answer or no score. empty: by item, why an answer is scored as an empty one. kept: answers that an
+    there is no answer or no score. empty: by item, why an answer is scored as an empty one. left_out: by item, why the
+    value is without it. kept: answers that an
     earlier start had made. truncated: answers that max_tokens or the context ended. tokens: of all answers, as
     far as they are counted."""
 
     scored: list[Scored] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     empty: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     kept: int = 0
     truncated: int = 0
     tokens: int = 0

@@ -16,7 +16,7 @@ from trainer.engine.load import Source
 from trainer.engine.media import Medium
 from trainer.engine.request import Completion, Request, Sampling
 from trainer.evaluation.asked import Answer, Failure, Question, media_of, text_of
-from trainer.evaluation.perplexity import Passage, PassageScore, score_of
+from trainer.evaluation.perplexity import Passage, PassageScore, is_log_prob, score_of
 from trainer.evaluation.suite import Message, SuiteError
 from trainer.weights.opened import OpenedCheckpoint
 
@@ -146,7 +146,7 @@ class EmbeddedModel:
     def score(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, PassageScore | Failure]]:
         """Texts that are longer than the context are scored in pieces; a piece starts with the last token of the one
         before it."""
-        refused: list[tuple[Passage, Failure]] = []
+        refused: dict[str, tuple[Passage, Failure]] = {}
         parts: dict[str, list[PassageScore]] = {}
 
         def pieces() -> Iterator[Piece]:
@@ -154,21 +154,26 @@ class EmbeddedModel:
                 try:
                     yield from self._pieces(passage)
                 except UserError as error:
-                    refused.append((passage, Failure(str(error))))
+                    refused[passage.id] = passage, Failure(str(error))
 
         for piece, done in self._side_by_side(pieces(), lambda piece: _scoring(piece.ids)):
             passage = piece.passage
             if isinstance(done, Failure):
-                refused.append((passage, done))
+                refused[passage.id] = passage, done
                 continue
             assert done.prompt_scores is not None
-            of_piece = score_of(done.prompt_scores.log_probs.tolist(), piece.counted, None)
+            log_probs = done.prompt_scores.log_probs.tolist()
+            if wrong := [value for value in log_probs if not is_log_prob(value)]:
+                reason = f"{wrong[0]!r} is not a log-probability; the weights may be damaged"
+                refused[passage.id] = passage, Failure(reason)
+                continue
+            of_piece = score_of(log_probs, piece.counted, None)
             parts.setdefault(passage.id, []).append(of_piece)
             if len(parts[passage.id]) == piece.of:
                 whole = parts.pop(passage.id)
                 size = None if passage.text is None else len(passage.text.encode())
                 yield passage, PassageScore(sum(one.nats for one in whole), sum(one.tokens for one in whole), size)
-        yield from refused
+        yield from refused.values()
 
     def _pieces(self, passage: Passage) -> Iterator[Piece]:
         if passage.text is None:

@@ -53,7 +53,7 @@ class Row:
         """A finite number, or a text that is one."""
         found = self.cells.get(column)
         try:
-            value = float(found) if isinstance(found, str) else _number(found)
+            value = float(found) if isinstance(found, str) else _plain(found)
         except (TypeError, ValueError):
             raise self.wrong(column, "a number") from None
         if not math.isfinite(value):
@@ -119,7 +119,7 @@ class Row:
         return SuiteError(text, where=f"{self.path}:{self.number}", value=value, allowed=allowed)
 
 
-def _number(value: Any) -> float:
+def _plain(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
     return value

@@ -27,6 +27,8 @@ from trainer.storage.ledger import Ledger
 from trainer.storage.progress import OnProgress, Progress
 from trainer.weights.opened import OpenedCheckpoint
 
+ROUNDING = 1e-4  # a certain token's log-probability may come out above 0 by this much
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -128,18 +130,21 @@ def read_heldout(source: Source, limit: int | None) -> tuple[list[Passage], int]
 
 
 def run_perplexity(passages: Sequence[Passage], model: Scorer, ledger: Ledger, report: OnProgress) -> Outcome:
-    """Score what the ledger does not have; each score is on the disk before the next is taken."""
+    """Score what the ledger does not have; each score is on the disk before the next is taken.
+
+    A passage that the model cannot take, as it exceeds the context, is left out: the value is that of the others."""
     keys = [_key(passage, model.identity) for passage in passages]
     todo = [passage for passage, key in zip(passages, keys, strict=True) if key not in ledger]
     of_passage = {passage.id: key for passage, key in zip(passages, keys, strict=True)}
     kept = done = len(passages) - len(todo)
     failures: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     tokens = 0
     report(Progress(PERPLEXITY.name, done, len(passages), "answers", kept))
     for passage, found in model.score(todo) if todo else ():
         done += 1
         if isinstance(found, Failure):
-            failures[passage.id] = found.reason
+            (left_out if found.final else failures)[passage.id] = found.reason
         else:
             ledger.add(of_passage[passage.id], {"nats": found.nats, "tokens": found.tokens, "size": found.size})
             tokens += found.tokens
@@ -150,13 +155,20 @@ def run_perplexity(passages: Sequence[Passage], model: Scorer, ledger: Ledger, r
         if entry is not None:
             values = {name: entry[name] for name in ("nats", "tokens", "size")}
             scored.append(Scored(Item(passage.id, (), None, {"category": passage.domain}), "", values))
-    return Outcome(scored, failures, kept=kept, tokens=sum(one.values["tokens"] for one in scored))
+    tokens = sum(one.values["tokens"] for one in scored)
+    return Outcome(scored, failures, left_out=left_out, kept=kept, tokens=tokens)
 
 
 def _key(passage: Passage, identity: Mapping[str, Any]) -> str:
     facts = [passage.text, passage.ids, passage.counted, identity]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"perplexity/{passage.id}/{digest}"
+
+
+def is_log_prob(value: Any) -> bool:
+    """Return True for a finite number that is not above 0, apart from rounding."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value <= ROUNDING
 
 
 def score_of(log_probs: Sequence[float], counted: Sequence[bool] | None, size: int | None) -> PassageScore:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from trainer.chat.server import Server, ServerError
 from trainer.evaluation.asked import MEDIA, Answer, Failure, Question, media_of
-from trainer.evaluation.perplexity import Passage, PassageScore, score_of
+from trainer.evaluation.contexts import exceeds_context
+from trainer.evaluation.perplexity import Passage, PassageScore, is_log_prob, score_of
 from trainer.evaluation.suite import Message, SuiteError
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ class ServedModel(Server):
         self.context: int | None = card.get("max_model_len")
         self.name = f"{self.model} at {self.address}"
         self.identity: Mapping[str, Any] = {"url": self.address.rstrip("/"), "model": self.model}
+        if self.omit:  # other fields are other answers
+            self.identity = {**self.identity, "omit": sorted(self.omit)}
         if (version := card.get("version")) is not None:  # `octavo serve` has one, which changes with the weights
             self.identity = {**self.identity, "version": version}
 
@@ -82,7 +85,8 @@ class ServedModel(Server):
         return self._side_by_side(questions, self._ask)
 
     def score(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, PassageScore | Failure]]:
-        """Needs completions with `echo` and `logprobs` (`octavo serve` and vLLM have them). Texts alone."""
+        """Needs completions with `echo` and `logprobs` (`octavo serve` and vLLM have them). Texts alone; one beyond the
+        context is a final failure."""
         return self._side_by_side(passages, self._score)
 
     def _side_by_side(self, things: Iterable[T], ask: Callable[[T], R]) -> Iterator[tuple[T, R]]:
@@ -112,15 +116,11 @@ class ServedModel(Server):
         assert passage.text is not None
         size = len(passage.text.encode())
 
-        def read(reply: Any) -> PassageScore:
-            log_probs = reply["choices"][0]["logprobs"]["token_logprobs"]
-            return score_of([float(value) for value in log_probs[1:]], None, size)
-
         body = {"model": self.model, "prompt": passage.text, "max_tokens": 0, "echo": True, "logprobs": 0}
         try:
-            return self.post("completions", body, read)
+            return self.post("completions", body, lambda reply: score_of(_log_probs(reply, passage), None, size))
         except ServerError as error:
-            return Failure(str(error))
+            return Failure(str(error), final=exceeds_context(error))
 
     def _ask(self, question: Question) -> Answer | Failure:
         """The answer; where prompt and longest answer exceed the context, of a request without a limit, so that the
@@ -130,11 +130,11 @@ class ServedModel(Server):
             try:
                 return self.post("chat/completions", body, _answer)
             except ServerError as error:
-                if not _exceeds(error) or body.pop("max_tokens", None) is None:
+                if not exceeds_context(error) or body.pop("max_tokens", None) is None:
                     raise
             return self.post("chat/completions", body, _answer)
         except ServerError as error:
-            return Failure(str(error), final=_exceeds(error))
+            return Failure(str(error), final=exceeds_context(error))
         except OSError as error:
             return Failure(str(error))
 
@@ -157,9 +157,21 @@ class ServedModel(Server):
         return {name: value for name, value in body.items() if name not in self.omit}
 
 
-def _exceeds(error: ServerError) -> bool:
-    """True if a server refuses a request because of its context: `octavo serve`, vLLM and OpenAI's API name it."""
-    return error.status == 400 and "context" in str(error)
+def _log_probs(reply: Any, passage: Passage) -> list[float]:
+    """The log-probabilities of the tokens behind the first. Raises ServerError for a reply that has anything else, such
+    as those of an answer."""
+    choice = reply["choices"][0]
+    found = choice["logprobs"]
+    log_probs, tokens = found["token_logprobs"], found["tokens"]
+    if choice["text"] != passage.text:
+        # servers that do not know `echo`, or that generate a token all the same
+        raise ServerError(f"the completion is not the text that was sent: {choice['text'][:60]!r}", again=False)
+    if not log_probs or len(log_probs) != len(tokens):
+        text = f"{len(log_probs)} log-probabilities for {len(tokens)} tokens"
+        raise ServerError(text, again=False)
+    if wrong := [value for value in log_probs[1:] if not is_log_prob(value)]:
+        raise ServerError(f"{wrong[0]!r} is not a log-probability", again=False)
+    return [float(value) for value in log_probs[1:]]
 
 
 def _sent(message: Message) -> Message:

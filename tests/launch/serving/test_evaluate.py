@@ -140,6 +140,11 @@ def test_mistakes_are_refused_before_anything_starts(run, tmp_path, words):
     assert refused("evaluate", str(run), "suite=judged", "--data", str(tmp_path)).where == "--judge"
     fault = refused("evaluate", str(run), "suite=own_rows", "--data", str(tmp_path / "none"))
     assert (fault.where, fault.allowed) == (str(tmp_path / "none/own_rows"), ("rows.jsonl",))
+    for option, value in (
+        ("--timeout", "3"), ("--retries", "0"), ("--model", "m"), ("--omit", "top_k"), ("--api-key-env", "HOME"),
+        ("--judge-model", "m"), ("--judge-key-env", "HOME"),
+    ):  # fmt: skip
+        assert refused("evaluate", *words, option, value).where == option
     fault = refused("evaluate", *words[:-1])  # without --raw
     assert fault.where == str(run)
     assert "--raw" in fault.allowed

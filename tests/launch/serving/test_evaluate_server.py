@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import math
 import signal
 import time
 from pathlib import Path
@@ -17,7 +18,9 @@ from launch.serving import evaluate
 from tests.launch.refused import refused
 from tests.launch.serving.chat_server import chat_server
 from tests.launch.serving.own_suite import JUDGED, OWN, SUITES, start, write_rows
+from tests.servers import Handler, QuietServer, serving
 from trainer.evaluation.asked import SETTINGS, Answer, Failure, Question, key_of
+from trainer.evaluation.perplexity import PERPLEXITY
 from trainer.evaluation.served import ServedModel
 
 
@@ -191,6 +194,33 @@ def test_a_limit_beyond_the_context_is_not_sent():
     assert server.asked == {"near": 2, "beyond": 2}
 
 
+def test_texts_beyond_the_context_are_left_out_of_the_value(tmp_path, monkeypatch, capsys):
+    """The value is that of the others, and says of how many."""
+    monkeypatch.setattr(evaluate, "SUITES", (PERPLEXITY,))
+    (tmp_path / "perplexity").mkdir()
+    rows = ["one two", "three", "", "four five six"]
+    (tmp_path / "perplexity/a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    refusal = {"error": {"message": "a prompt of 9 tokens leaves no room for an answer in the context of 8"}}
+
+    class Completions(Handler):
+        def do_GET(self) -> None:
+            self.send({"data": [{"id": "m"}]})
+
+        def do_POST(self) -> None:
+            tokens = (text := self.body()["prompt"]).split()
+            found = {"tokens": tokens, "token_logprobs": [None, *[-1.0] * (len(tokens) - 1)]}
+            reply = {"choices": [{"text": text, "logprobs": found}]}
+            self.send(refusal if len(tokens) > 2 else reply, 400 if len(tokens) > 2 else 200)
+
+    with serving(QuietServer(Completions)) as server:
+        words = ["evaluate", server.url, "suite=perplexity", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+        assert main(words) == 1
+    found = result(tmp_path / "out", "perplexity")
+    assert (found["items"], found["left_out"], found["failures"], list(found["without"])) == (3, 1, 0, ["a/4"])
+    assert found["value"] == pytest.approx(math.e)
+    assert "a.jsonl:3" in capsys.readouterr().err
+
+
 def test_another_version_of_a_model_is_asked_anew(tmp_path):
     data, out = write_rows(tmp_path / "data", 1), tmp_path / "out"
     with chat_server(lambda text, before: "e") as server:
@@ -211,6 +241,7 @@ def test_servers_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
         assert sum(server.asked.values()) <= 2
         assert refused("evaluate", *words, "--model", "a", "--api-key-env", "NO_SUCH").where == "--api-key-env"
         assert refused("evaluate", *words, "--model", "a", "--omit", "messages").value == "messages"
-        assert refused("evaluate", *words, "--model", "a", "--raw").where == "--raw"
+        for option in (["--raw"], ["--chat-template", "file"], ["--cache-tokens", "64"]):
+            assert refused("evaluate", *words, "--model", "a", *option).where == option[0]
     fault = refused("evaluate", "http://127.0.0.1:9/v1", *words[1:], "--retries", "0")
     assert fault.value == "http://127.0.0.1:9/v1"

@@ -1,1 +1,1 @@
-"""What an evaluation leaves behind: results with their intervals, a page, and the list of suites."""
+"""Results of an evaluation with their intervals and their page, and the list of suites."""

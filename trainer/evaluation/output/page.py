@@ -51,6 +51,12 @@ def shown(value: float | None) -> str:
     return f"{value:.2f}" if 1 <= abs(value) < 1000 else f"{value:.4g}"
 
 
+def counted(result: Mapping[str, Any]) -> str:
+    """The items that the value is of: all, or so many of all."""
+    left_out = result.get("left_out", 0)
+    return f"{result['items'] - left_out:,} of {result['items']:,}" if left_out else f"{result['items']:,}"
+
+
 def _row(result: Mapping[str, Any]) -> str:
     interval = f"{shown(result['low'])} to {shown(result['high'])}"
     cells = [
@@ -61,7 +67,7 @@ def _row(result: Mapping[str, Any]) -> str:
         ("n", f'{interval}<br><span class="small">{escape(result["interval"])}</span>'),
         ("", _bar(result)),
         ("n", shown(result["reported"])),
-        ("n", f"{result['items']:,}"),
+        ("n", counted(result)),
         ("n bad" if result["failures"] else "n", f"{result['failures']:,}"),
         ("n", f"{result['truncated']:,}"),
     ]
@@ -99,6 +105,7 @@ def _parts(result: Mapping[str, Any]) -> str:
     )
     reasons = _reasons("Without an answer or a score, so that there is no value", result["failed"])
     reasons += _reasons("Scored as empty answers", result.get("scored_as_empty", {}))
+    reasons += _reasons("Left out of the value", result.get("without", {}))
     if not lines and not reasons:
         return ""
     head = '<tr><th>part</th><th class="n">value</th><th class="n">Intern-S1-Pro, as reported</th></tr>'

@@ -49,6 +49,8 @@ def result_of(suite: Suite, outcome: Outcome, items: int) -> Result:
         "failed": dict(list(outcome.failures.items())[:20]),
         "empty": len(outcome.empty),
         "scored_as_empty": dict(list(outcome.empty.items())[:20]),
+        "left_out": len(outcome.left_out),
+        "without": dict(list(outcome.left_out.items())[:20]),
         "truncated": outcome.truncated,
         "unparsed": sum(one.values.get("parsed") is False for one in outcome.scored),
         "answer_tokens": outcome.tokens,

@@ -103,7 +103,7 @@ def summarise_xlrs(scored: Sequence[Scored]) -> Summary:
 _KIT = "VLMEvalKit: dataset/image_mcq.py, utils/matching_util.py"
 
 
-def _judged(
+def _with_judge(
     name: str, domain: str, file: str, reported: float, wording: Callable[[Row, Mapping[str, str]], str]
 ) -> Suite:
     """A suite of one of VLMEvalKit's tables, whose judge reads what the rules do not."""
@@ -124,8 +124,8 @@ def _judged(
 
 
 SUITES = (
-    _judged("MicroVQA", "biology", "MicroVQA.tsv", 63.3, _question),
-    _judged("MSEarth-MCQ", "earth science", "MSEarthMCQ.tsv", 65.2, _caption),
+    _with_judge("MicroVQA", "biology", "MicroVQA.tsv", 63.3, _question),
+    _with_judge("MSEarth-MCQ", "earth science", "MSEarthMCQ.tsv", 65.2, _caption),
     Suite(
         name="XLRS-Bench",
         domain="earth science",

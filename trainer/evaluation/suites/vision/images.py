@@ -19,7 +19,7 @@ _REFERENCE = 64
 
 
 def where(file: str) -> str:
-    """Where one of VLMEvalKit's tables comes from."""
+    """The name of one of VLMEvalKit's tables, and its address."""
     return f"{file} (VLMEvalKit's: opencompass.openxlab.space/utils/VLMEval/{file})"
 
 
