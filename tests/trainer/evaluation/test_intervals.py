@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
-from trainer.evaluation.output import intervals
-from trainer.evaluation.output.intervals import bootstrap, of_mean, wilson
+from trainer.evaluation import intervals
+from trainer.evaluation.intervals import bootstrap, of_mean, wilson
 
 stats = pytest.importorskip("scipy.stats")
 

@@ -1,1 +1,1 @@
-"""Results of an evaluation with their intervals and their page, and the list of suites."""
+"""Results of an evaluation with their page, and the list of suites."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.evaluation.asked import Settings
 from trainer.evaluation.asking import Outcome
-from trainer.evaluation.output.intervals import Interval, bootstrap, of_mean
+from trainer.evaluation.intervals import Interval, bootstrap, of_mean
 from trainer.evaluation.suite import Mean, Scored, Suite, Summary, mean
 from trainer.storage.atomic import atomic_file
 
