@@ -74,6 +74,7 @@ REWARDS: Mapping[str, str] = {
     "choice": "trainer.rl.rewards.choice.Choice",
     "molecule": "trainer.rl.rewards.chemistry.Molecule",
     "code": "trainer.rl.rewards.code.tests.Code",
+    "judge": "trainer.rl.rewards.judge.Judge",
     "sum": "trainer.rl.rewards.combine.Sum",
     "product": "trainer.rl.rewards.combine.Product",
 }
