@@ -79,8 +79,9 @@ def _batch(rows: Sequence[Sequence[Trained]], seq_len: int, model: ModelConfig, 
             prompt, answer = one.rollout.prompt, one.rollout.ids
             here, of_answer = slice(at, at + one.length), slice(at + len(prompt) - 1, at + one.length)
             ids[here], position[here], real[here] = (*prompt, *answer[:-1]), np.arange(one.length), True
-            labels[of_answer], rollout[of_answer] = answer, one.rollout.log_probs
-            advantages[of_answer], share[of_answer] = one.advantage, 1 / len(answer)
+            drawn = np.ones(len(answer), np.bool_) if one.rollout.drawn is None else one.rollout.drawn
+            labels[of_answer], rollout[of_answer] = np.where(drawn, answer, IGNORE), one.rollout.log_probs
+            advantages[of_answer], share[of_answer] = one.advantage, drawn / drawn.sum()
             if routes is not None:
                 assert one.routes is not None
                 routes[here] = one.routes

@@ -29,6 +29,7 @@ def measure_groups(produced: Produced, version: int) -> dict[str, float]:
         "age": sum(ages),
         "oldest": max(ages, default=0),
         **{f"seconds_{name}": value for name, value in produced.seconds.items()},
+        **{f"figure_{name}": value for name, value in produced.figures.items()},
     }
 
 
@@ -53,6 +54,7 @@ def facts_of(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "rollout/seconds": seconds,
         "rollout/tokens_per_second": total("tokens") / max(seconds, 1e-9),
         "reward/seconds": max(one["seconds_reward"] for one in of_ranks),
+        **{name.removeprefix("figure_"): total(name) / rollouts for name in of_ranks[0] if name.startswith("figure_")},
     }
 
 

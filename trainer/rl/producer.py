@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -29,10 +29,23 @@ SAMPLING = 6  # the purpose of a hash: the seed of a rollout
 
 @dataclass(frozen=True)
 class Produced:
-    """Groups of one step on this rank, all of them, and the seconds that they took here, by purpose."""
+    """Groups of one step on this rank, all of them, the seconds that they took here, by purpose, and further figures of
+    their rollouts, summed."""
 
     groups: Sequence[Group]
     seconds: Mapping[str, float]
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """rollouts of questions, [N], with what each is worth. seconds: by purpose. figures: sums over rollouts: of turns,
+    of calls of tools."""
+
+    rollouts: Sequence[Rollout]
+    values: np.ndarray
+    seconds: Mapping[str, float]
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Producer(Protocol):
@@ -68,38 +81,47 @@ class Synchronous:
         ]
         asked = [self.questions.ask(sample, 1)[0] for sample in samples]
         size = self.cfg.group_size
-        requests = [
-            self._request(one, sample, member)
-            for one, sample in zip(asked, samples, strict=True)
-            for member in range(size)
-        ]
-        started = time.perf_counter()
-        rollouts = self.engine.generate(requests, deadline_s=self.cfg.deadline_s)
-        generated = time.perf_counter()
-        values = self._score([one for one in asked for _ in range(size)], rollouts)
-        seconds = {"rollout": generated - started, "reward": time.perf_counter() - generated}
+        rolled = self._roll(
+            [
+                (one, self._sampling(sample, member))
+                for one, sample in zip(asked, samples, strict=True)
+                for member in range(size)
+            ]
+        )
+        rollouts, values = rolled.rollouts, rolled.values
         groups = [
             Group(sample, one, rollouts[at * size : (at + 1) * size], values[at * size : (at + 1) * size])
             for at, (sample, one) in enumerate(zip(samples, asked, strict=True))
         ]
-        shared = {name: value / steps for name, value in seconds.items()}
-        return [Produced(groups[step * mine : (step + 1) * mine], shared) for step in range(steps)]
+        shared = {name: value / steps for name, value in rolled.seconds.items()}
+        figures = {name: value / steps for name, value in rolled.figures.items()}
+        return [Produced(groups[step * mine : (step + 1) * mine], shared, figures) for step in range(steps)]
 
     def answer(self, asked: Sequence[Asked]) -> tuple[list[Rollout], np.ndarray]:
         """The most likely answers to questions, and what each is worth [questions]."""
-        requests = [self._request(one, 0, 0, temperature=0.0) for one in asked]
-        rollouts = self.engine.generate(requests, deadline_s=self.cfg.deadline_s)
-        return rollouts, self._score(asked, rollouts)
+        rolled = self._roll([(one, self._sampling(0, 0, temperature=0.0)) for one in asked])
+        return [*rolled.rollouts], rolled.values
 
-    def _request(self, asked: Asked, sample: int, member: int, temperature: float = 1.0) -> Request:
-        seed = int(mix64(self.seed, SAMPLING, sample, member)[0] >> np.uint64(1))
+    def _roll(self, asked: Sequence[tuple[Asked, Sampling]]) -> Rolled:
+        """Draw an answer to each question in the way that is given with it."""
         end = frozenset({self.questions.tokenizer.eos_id})
-        return Request(asked.prompt, self.cfg.max_tokens, Sampling(temperature, seed=seed), end)
+        requests = [Request(one.prompt, self.cfg.max_tokens, sampling, end) for one, sampling in asked]
+        started = time.perf_counter()
+        rollouts = self.engine.generate(requests, deadline_s=self.cfg.deadline_s)
+        generated = time.perf_counter()
+        values = self._score([one for one, _ in asked], rollouts)
+        return Rolled(rollouts, values, {"rollout": generated - started, "reward": time.perf_counter() - generated})
+
+    def _sampling(self, sample: int, member: int, temperature: float = 1.0) -> Sampling:
+        seed = int(mix64(self.seed, SAMPLING, sample, member)[0] >> np.uint64(1))
+        return Sampling(temperature, seed=seed)
 
     def _score(self, asked: Sequence[Asked], rollouts: Sequence[Rollout]) -> np.ndarray:
         decode = self.questions.tokenizer.decode
-        pairs = [
-            (Question(one.number, one.record.prompt, one.record.answer, one.record.data), decode([*rollout.ids]))
-            for one, rollout in zip(asked, rollouts, strict=True)
-        ]
+        pairs = [(question_of(one), decode([*rollout.ids])) for one, rollout in zip(asked, rollouts, strict=True)]
         return np.array([verdict.value for verdict in score_all(self.reward, pairs)], np.float64)
+
+
+def question_of(asked: Asked) -> Question:
+    """The question as rewards and environments see it."""
+    return Question(asked.number, asked.record.prompt, asked.record.answer, asked.record.data)

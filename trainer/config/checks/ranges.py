@@ -56,6 +56,7 @@ POSITIVE = {
     "rl.updates",
     "rl.concurrent",
     "rl.deadline_s",
+    "rl.environment_s",
     "rl.eval_questions",
 }
 NOT_NEGATIVE = {

@@ -23,7 +23,8 @@ class RlConfig:
 
     group_size: int = 8  # rollouts of each question
     max_tokens: int = 16  # the most tokens of a rollout
-    reward: str = "exact"  # what a rollout is worth: a name of docs/rewards.md
+    reward: str = "exact"  # what a rollout is worth: a name of docs/rewards.md, or {name: ..., OPTION: ...}
+    environment: str = ""  # with tools: {name: tools, tools: [calculator], ...} of docs/rewards.md; empty: one turn
     engine: Literal["embedded"] = "embedded"  # what answers; embedded: the run's own modules, on its own ranks
     exact: bool = False  # compute rollouts and training in exact arithmetic: equal log-probabilities, bit by bit
     updates: int = 1  # optimizer steps for each round of rollouts, train.global_batch questions each
@@ -51,4 +52,5 @@ class RlConfig:
     veto_high: float | None = None  # the same for one above it
     concurrent: int = _free(256)  # the most rollouts of a rank at one time
     deadline_s: float = _free(600.0)  # seconds that a round of rollouts may take
+    environment_s: float = _free(60.0)  # seconds that one step of one environment may take
     eval_questions: int = _free(128)  # held-out questions of each source in an evaluation

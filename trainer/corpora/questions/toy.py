@@ -1,7 +1,10 @@
-"""The toy's questions: reverse three digits, with a tokenizer of thirteen tokens.
+"""The toys' questions, each with a tokenizer of its characters.
 
 <cache_dir>/toy-questions-<hash>/
     reverse.jsonl        {"prompt": "407=", "answer": "704"}, a thousand of them
+    tokenizer.json
+<cache_dir>/toy-questions-<hash>/
+    products.jsonl       {"prompt": "37*48=", "answer": "1776", "call": "37*48"}, all 8,100 of numbers of two digits
     tokenizer.json
 """
 
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from parallel.errors import one_of
 from trainer.corpora.build import only_one
 from trainer.data.errors import DataError
 from trainer.data.shards.files import TOKENIZER
@@ -27,18 +32,24 @@ if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
 
 FORMAT = 1  # raise it with any change of the output
-REVERSE, DIGITS = "reverse.jsonl", 3
-UNKNOWN, CHARACTERS = "<|unknown|>", "0123456789="
+REVERSE, PRODUCTS, DIGITS = "reverse.jsonl", "products.jsonl", 3
+UNKNOWN = "<|unknown|>"
+CHARACTERS = {REVERSE: "0123456789=", PRODUCTS: "0123456789*=[]|"}  # of the files; the last three are for calls
 
 
 def open_toy_questions(data: DataConfig, progress: OnProgress = print_line) -> DataConfig:
     """`data` with the toy's files and tokenizer, which are made first where they are missing. Safe to call from several
     processes. Raises DataError, also for a source that the toy does not have."""
     for name, source in data.questions.items():
-        if source.path != REVERSE or source.heldout:
-            text = f"data.questions.{name}: {source.path} is not a source of data.build=toy; use {REVERSE}"
-            raise DataError(text, where=f"data.questions.{name}.path", value=source.path, allowed=(REVERSE,))
-    made_from = json.dumps([FORMAT, DIGITS, CHARACTERS, tokenizers.__version__])
+        if source.path not in CHARACTERS or source.heldout:
+            text = f"data.questions.{name}: {source.path} is not a source of data.build=toy; use {one_of(CHARACTERS)}"
+            raise DataError(text, where=f"data.questions.{name}.path", value=source.path, allowed=tuple(CHARACTERS))
+    files = {source.path for source in data.questions.values()}
+    if len(files) > 1:
+        text, allowed = f"data.questions: {one_of(sorted(files))} have tokenizers of their own; use one of them", 1
+        raise DataError(text, where="data.questions", value=tuple(sorted(files)), allowed=allowed)
+    file = min(files, default=REVERSE)
+    made_from = json.dumps([FORMAT, DIGITS, CHARACTERS[file], tokenizers.__version__])
     directory = Path(data.cache_dir) / f"toy-questions-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
     try:
         if not directory.exists():
@@ -47,7 +58,7 @@ def open_toy_questions(data: DataConfig, progress: OnProgress = print_line) -> D
                     progress(Progress("questions", detail=f"building {directory} (once)"))
                     remove_unfinished(directory)
                     with atomic_directory(directory) as partial:
-                        _build(partial)
+                        _build(partial, file)
     except OSError as error:
         remedy = "give a writable directory"
         text = f"data.cache_dir={data.cache_dir}: {error.strerror or error}; {remedy}"
@@ -55,13 +66,25 @@ def open_toy_questions(data: DataConfig, progress: OnProgress = print_line) -> D
     return replace(data, root=str(directory), tokenizer=str(directory))
 
 
-def _build(directory: Path) -> None:
-    texts = [f"{number:0{DIGITS}}" for number in range(10**DIGITS)]
-    lines = [json.dumps({"prompt": f"{text}=", "answer": text[::-1]}) for text in texts]
-    (directory / REVERSE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    vocabulary = {token: number for number, token in enumerate([END_OF_DOCUMENT, UNKNOWN, *CHARACTERS])}
+def _build(directory: Path, file: str) -> None:
+    rows = _reversals() if file == REVERSE else _products()
+    (directory / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    vocabulary = {token: number for number, token in enumerate([END_OF_DOCUMENT, UNKNOWN, *CHARACTERS[file]])}
     library = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     library.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     library.decoder = decoders.Fuse()
     library.add_special_tokens([END_OF_DOCUMENT, UNKNOWN])
     library.save(str(directory / TOKENIZER))
+
+
+def _reversals() -> Iterator[dict[str, str]]:
+    for number in range(10**DIGITS):
+        text = f"{number:0{DIGITS}}"
+        yield {"prompt": f"{text}=", "answer": text[::-1]}
+
+
+def _products() -> Iterator[dict[str, str]]:
+    """call: what a model may ask a calculator."""
+    for one in range(10, 100):
+        for other in range(10, 100):
+            yield {"prompt": f"{one}*{other}=", "answer": str(one * other), "call": f"{one}*{other}"}

@@ -20,6 +20,8 @@ from parallel.errors import UserError
 from trainer.chat.template import Message
 from trainer.rl.rewards.base import Question, Verdict
 
+ERROR = "error: "  # the first characters of what answers a call that failed
+
 
 class EnvironmentFailed(UserError):
     """An environment that cannot be built, that raised, or that was not done by its deadline. `where` names the

@@ -25,7 +25,7 @@ ENVIRONMENTS: Mapping[str, str] = {
     "verifiers": "trainer.rl.environments.verifiers.build_verifiers",
 }
 TOOLS = ("calculator", "table")
-OPTIONS = ("tools", "reward", "turns", "calls", "longest", "system")
+OPTIONS = ("tools", "reward", "turns", "calls", "longest", "system", "guide")
 
 
 def build_environment(cfg: Mapping[str, Any], where: str = "rl.environment", root: Path = Path()) -> Environment:
@@ -60,6 +60,10 @@ def build_tools(cfg: Mapping[str, Any], where: str, root: Path) -> ToolEnvironme
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             text = f"{where}.{key}={value}: use a whole number from 1"
             raise EnvironmentFailed(text, where=f"{where}.{key}", value=value, allowed="a whole number from 1")
+    guide = cfg.get("guide", 0.0)
+    if isinstance(guide, bool) or not isinstance(guide, int | float) or not 0 <= guide < 1:
+        text, allowed = f"{where}.guide={guide}: use a share from 0 to below 1", "0 to below 1"
+        raise EnvironmentFailed(text, where=f"{where}.guide", value=guide, allowed=allowed)
     tools = cfg["tools"]
     if not isinstance(tools, Sequence) or isinstance(tools, str):
         allowed = f"a list of {one_of(TOOLS)}"

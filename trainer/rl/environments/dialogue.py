@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from trainer.chat.answers import Format, read_answer
 from trainer.chat.errors import ChatError
 from trainer.chat.template import ChatTemplate, Message
-from trainer.rl.environments.base import Call, Malformed, Said
+from trainer.rl.environments.base import ERROR, Call, Malformed, Said
 
 STAND_IN = "STAND-IN-FOR-AN-ANSWER"
 Tools = Sequence[Mapping[str, Any]]
@@ -121,7 +121,7 @@ class InlineDialogue:
     tool's answer follows behind its own mark, `3+4=[3+4]7|`, before the model continues.
 
     There is one tool with one argument, which is what is in the brackets. A turn ends at the closing bracket, or at the
-    end of the document.
+    end of the document. An error is an empty answer: a model without a template has not learned to read its words.
     """
 
     tokenizer: Text
@@ -149,7 +149,8 @@ class InlineDialogue:
         return Said(before, [Call(function["name"], {argument: inside})])
 
     def follow(self, ids: Sequence[int], replies: Sequence[Message], tools: Tools) -> list[int]:
-        text = "".join(f"{reply.get('content') or ''}{self.after}" for reply in replies)
+        contents = [str(reply.get("content") or "") for reply in replies]
+        text = "".join(f"{'' if one.startswith(ERROR) else one}{self.after}" for one in contents)
         return self.tokenizer.encode(text)[len(self.tokenizer.before) :]
 
     def _id_of(self, mark: str) -> int:

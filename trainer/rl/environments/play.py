@@ -28,13 +28,11 @@ End = Literal["done", "turns", "length", "abort"]
 @dataclass(frozen=True)
 class Episode:
     """A conversation that was played. rollout: of all turns together, as of one answer; its log-probabilities are 0 and
-    its versions those of the turn before where the tokens are not the model's. drawn: [G] True where the model drew the
-    token: what is trained on. end: "turns" where the budget of turns ended it, "length" where its tokens ran out,
-    "abort" where the engine was paused: what there is of it."""
+    its versions those of the turn before where the model did not draw the token. end: "turns" where the budget of turns
+    ended it, "length" where its tokens ran out, "abort" where the engine was paused: what there is of it."""
 
     question: Question
     rollout: Rollout
-    drawn: npt.NDArray[np.bool_]
     verdict: Verdict
     end: End
     turns: int
@@ -90,10 +88,10 @@ class _Playing:
             None if self.routes is None else np.concatenate(self.routes),
             np.concatenate(self.versions),
             self.last.finish,
+            np.array(self.drawn, np.bool_),
         )
-        drawn = np.array(self.drawn, np.bool_)
         counts = Counter({name: int(value) for name, value in self.session.counts().items()})
-        return Episode(self.question, rollout, drawn, verdict, self.end, self.turns, counts)
+        return Episode(self.question, rollout, verdict, self.end, self.turns, counts)
 
 
 def play(

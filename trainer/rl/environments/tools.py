@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainer.chat.template import Message
-from trainer.rl.environments.base import Call, Counts, Malformed, Said
+from trainer.rl.environments.base import ERROR, Call, Counts, Malformed, Said
 from trainer.rl.rewards.base import Question, Reward, Verdict
+from trainer.rl.rewards.overlap import Overlap
 
 CUT = " ... (cut)"
 _KINDS: Mapping[str, tuple[type, ...]] = {
@@ -55,7 +56,9 @@ class ToolEnvironment:
     """Implements `Environment`. reward: of the text of the turn without calls; it is 0 where there is none.
 
     turns: the most turns of the model. calls: the most of one turn, those behind them are refused. longest: characters
-    of a tool's answer, the rest is cut. system: opens the conversation; empty: no such message.
+    of a tool's answer, the rest is cut. system: opens the conversation; empty: no such message. guide: the share of the
+    reward that is for the first call, as far as its first argument has the characters of the record's `call`: without
+    it a model that has never called a tool has nothing to learn from.
     """
 
     name: str
@@ -65,6 +68,7 @@ class ToolEnvironment:
     calls: int = 8
     longest: int = 2_000
     system: str = ""
+    guide: float = 0.0
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
@@ -81,6 +85,7 @@ class ToolSession:
     environment: ToolEnvironment
     question: Question
     answer: str | None = None
+    first: str | None = None
     _counts: Counts = field(default_factory=Counts)
 
     @property
@@ -102,6 +107,9 @@ class ToolSession:
 
     def _reply(self, place: int, call: Call | Malformed) -> str:
         self._counts.calls += 1
+        if self.first is None:
+            values = [*call.arguments.values()] if isinstance(call, Call) else []
+            self.first = str(values[0]) if values else ""
         tools = {tool.name: tool for tool in self.environment.offered}
         try:
             if place >= self.environment.calls:
@@ -116,14 +124,20 @@ class ToolSession:
             found = tool.run(**call.arguments)
         except ToolError as error:
             self._counts.errors += 1
-            return f"error: {error}"
+            return f"{ERROR}{error}"
         longest = self.environment.longest
         return found if len(found) <= longest else found[:longest] + CUT
 
     def reward(self) -> Verdict:
-        if self.answer is None:
-            return Verdict(0.0, "no answer without a call")
-        return self.environment.reward(self.question, self.answer)
+        guide = self.environment.guide
+        verdict = Verdict(0.0, "no answer without a call")
+        if self.answer is not None:
+            verdict = self.environment.reward(self.question, self.answer)
+        if not guide:
+            return verdict
+        wanted = replace(self.question, answer=self.question.data.get("call", ""))
+        led = Overlap()(wanted, self.first).value if self.first else 0.0
+        return Verdict((1 - guide) * verdict.value + guide * led, verdict.reason)
 
     def counts(self) -> Mapping[str, float]:
         return self._counts.as_mapping()

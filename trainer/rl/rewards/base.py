@@ -80,10 +80,26 @@ REWARDS: Mapping[str, str] = {
 }
 
 
+def read_options(text: str, where: str) -> Any:
+    """The options that a text gives: YAML such as `{name: math, seconds: 5}`; else the text is the name. Raises
+    RewardError."""
+    if not text.lstrip().startswith("{"):
+        return {"name": text}
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        allowed = "a name, or {name: NAME, OPTION: VALUE}"
+        said = " ".join(str(error).split())
+        raise RewardError(f"{where} cannot be read: {said}; use {allowed}", where=where, value=text,
+                          allowed=allowed) from error  # fmt: skip
+
+
 def build_reward(cfg: str | Mapping[str, Any], where: str = "rl.reward") -> Reward:
     """The reward of this name, with its options: `exact`, or `{"name": "exact", "case": false}`. Rewards in `parts` are
     built the same way. where: the key that gives it, for errors. Raises RewardError."""
-    options = {"name": cfg} if isinstance(cfg, str) else cfg
+    options = read_options(cfg, where) if isinstance(cfg, str) else cfg
     if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
         allowed = "a name, or an object with a name"
         raise RewardError(f"{where} is not {allowed}", where=where, value=cfg, allowed=allowed)

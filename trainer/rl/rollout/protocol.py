@@ -34,7 +34,8 @@ class Rollout:
     ids: the answer, its stop token included. log_probs: [G] fp32, of these tokens under the raw distribution
     (temperature 1, no top-k, no top-p). routes: [P + G - 1, L, K] uint16, the experts of every token that went through
     the model, in the order of their slots; None for an engine that does not record them. versions: [G] int64, the
-    version of the weights under which each token was drawn. finish: "abort" where a pause cut the answer short.
+    version of the weights under which each token was drawn. finish: "abort" where a pause cut the answer short. drawn:
+    [G] True where the engine drew the token; the others, which a tool wrote, are read and not trained on. None: all.
     """
 
     prompt: tuple[int, ...]
@@ -43,6 +44,7 @@ class Rollout:
     routes: npt.NDArray[np.uint16] | None
     versions: npt.NDArray[np.int64]
     finish: Finish
+    drawn: npt.NDArray[np.bool_] | None = None
 
 
 class RolloutEngine(Protocol):

@@ -20,6 +20,8 @@ from trainer.model.exact.switch import make_exact
 from trainer.objectives.policy import SUM, Policy
 from trainer.objectives.scalars import Scalar, Scalars
 from trainer.rl.batches import Trained, make_batches, pack
+from trainer.rl.environments.dialogue import InlineDialogue
+from trainer.rl.episodes import Episodes, environment_of
 from trainer.rl.metrics import facts_of, measure_groups, with_means
 from trainer.rl.producer import Produced, Synchronous
 from trainer.rl.rewards.base import build_reward
@@ -49,6 +51,7 @@ class PolicyTrainer(Trainer):
             for stage in parts.stages.values():
                 make_exact(stage)
         super().__init__(cfg, run, world, parts)
+        context = min(cfg.data.seq_len, cfg.model.max_position)
         longest = cfg.rl.max_tokens + max(len(one.prompt) for one in self.questions.train)
         mine = cfg.train.global_batch // parts.place.readers
         self.engine = Embedded(
@@ -57,18 +60,26 @@ class PolicyTrainer(Trainer):
             world,
             parts.place,
             batch=min(cfg.rl.concurrent, mine * cfg.rl.group_size),
-            longest=longest,
+            longest=context if cfg.rl.environment else longest,
             version=self.position.step,
         )
-        self.producer = Synchronous(
-            cfg.rl,
-            self.questions,
-            self.engine,
-            build_reward(cfg.rl.reward),
-            seed=cfg.train.seed,
-            batch=cfg.train.global_batch,
-            place=parts.place,
-        )
+        shared: dict[str, Any] = {
+            "seed": cfg.train.seed, "batch": cfg.train.global_batch, "place": parts.place
+        }  # fmt: skip
+        self.producer: Synchronous
+        if cfg.rl.environment:
+            self.producer = Episodes(
+                cfg.rl,
+                self.questions,
+                self.engine,
+                environment_of(cfg.rl),
+                InlineDialogue(self.questions.tokenizer),
+                context=context,
+                more=lambda mine: any(world.gather_count(int(mine))),
+                **shared,
+            )
+        else:
+            self.producer = Synchronous(cfg.rl, self.questions, self.engine, build_reward(cfg.rl.reward), **shared)
         self._ready: deque[_Ready] = deque()
 
     def _next_batches(self) -> list[Batch]:

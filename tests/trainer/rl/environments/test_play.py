@@ -50,12 +50,12 @@ def test_a_call_is_answered_and_what_the_tool_wrote_is_masked():
     (found,) = run(engine, [(7, "34*12=", "408")])
     assert found.rollout.prompt == tuple(TEXT.encode("34*12="))
     assert TEXT.decode([*found.rollout.ids]) == "[34*12]408|408"
-    assert "".join("d" if one else "." for one in found.drawn) == "ddddddd....dddd"
+    assert "".join("d" if one else "." for one in found.rollout.drawn) == "ddddddd....dddd"
     assert found.verdict.value == 1
     assert (found.end, found.turns, found.rollout.finish) == ("done", 2, "stop")
     assert found.counts == {"calls": 1, "malformed": 0, "errors": 0}
     ids = np.array(found.rollout.ids)
-    assert np.array_equal(found.rollout.log_probs, np.where(found.drawn, -ids, 0).astype(np.float32))
+    assert np.array_equal(found.rollout.log_probs, np.where(found.rollout.drawn, -ids, 0).astype(np.float32))
     assert found.rollout.versions.tolist() == [4] * 11 + [5] * 4
     # a row for each token but the last; those of the first turn stay as they were when it was drawn
     assert found.rollout.routes[:, 0, 0].tolist() == [1] * (6 + 7 - 1) + [2] * (6 + 15 - 1 - 12)
@@ -213,7 +213,7 @@ def test_joined_turns_are_those_of_one_pass_over_the_whole():
         whole = [*one.rollout.prompt, *one.rollout.ids]
         (scored,) = Engine(model).generate([Request(whole, 0, score_prompt=True)])
         of_ids = scored.prompt_scores.log_probs[len(one.rollout.prompt) - 1 :]
-        assert np.array_equal(one.rollout.log_probs[one.drawn], of_ids[one.drawn])
-        assert not one.drawn.all()
+        assert np.array_equal(one.rollout.log_probs[one.rollout.drawn], of_ids[one.rollout.drawn])
+        assert not one.rollout.drawn.all()
         assert one.rollout.routes.shape == (len(whole) - 1, model.cfg.num_layers, model.cfg.experts_per_token)
         assert np.array_equal(one.rollout.routes, scored.routes[: len(whole) - 1])

@@ -1,0 +1,80 @@
+"""Groups of episodes in an environment, in the place of rollouts of one turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from parallel.layout import Place
+from trainer.config.rl.keys import RlConfig
+from trainer.data.questions.asked import Asked, Questions
+from trainer.engine.request import Sampling
+from trainer.rl.environments.base import Environment, EnvironmentFailed
+from trainer.rl.environments.build import build_environment
+from trainer.rl.environments.dialogue import Dialogue
+from trainer.rl.environments.play import Episode, play
+from trainer.rl.producer import Rolled, Synchronous, question_of
+from trainer.rl.rewards.base import Question, Verdict, read_options
+from trainer.rl.rollout.protocol import RolloutEngine
+
+WHERE = "rl.environment"
+
+
+class Episodes(Synchronous):
+    """Implements `Producer`. context: the most tokens of an episode. more: as of `play`."""
+
+    def __init__(
+        self,
+        cfg: RlConfig,
+        questions: Questions,
+        engine: RolloutEngine,
+        environment: Environment,
+        dialogue: Dialogue,
+        *,
+        seed: int,
+        batch: int,
+        place: Place,
+        context: int,
+        more: Callable[[bool], bool],
+    ) -> None:
+        super().__init__(cfg, questions, engine, _of_environment, seed=seed, batch=batch, place=place)
+        self.environment, self.dialogue, self.context, self.more = environment, dialogue, context, more
+
+    def _roll(self, asked: Sequence[tuple[Asked, Sampling]]) -> Rolled:
+        started = time.perf_counter()
+        found = play(
+            self.engine,
+            self.environment,
+            self.dialogue,
+            [(question_of(one), sampling) for one, sampling in asked],
+            max_tokens=self.cfg.max_tokens,
+            context=self.context,
+            deadline_s=self.cfg.deadline_s,
+            environment_s=self.cfg.environment_s,
+            more=self.more,
+        )
+        values = np.array([one.verdict.value for one in found], np.float64)
+        seconds = {"rollout": time.perf_counter() - started, "reward": 0.0}
+        return Rolled([one.rollout for one in found], values, seconds, _figures(found))
+
+
+def _figures(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Sums over episodes; the names are those of the record, where they are means."""
+    names = sorted({name for one in episodes for name in one.counts} | {"calls", "malformed", "errors"})
+    sums = {f"tools/{name}": float(sum(one.counts[name] for one in episodes)) for name in names}
+    return {"turns/mean": float(sum(one.turns for one in episodes)), **sums}
+
+
+def _of_environment(question: Question, answer: str) -> Verdict:
+    raise AssertionError("an environment gives the reward of its episodes")
+
+
+def environment_of(cfg: RlConfig) -> Environment:
+    """The environment of `rl.environment`, whose final answers are worth what `rl.reward` says."""
+    options = read_options(cfg.environment, WHERE)
+    if not isinstance(options, Mapping):
+        allowed = "{name: NAME, OPTION: VALUE}"
+        raise EnvironmentFailed(f"{WHERE} is not {allowed}", where=WHERE, value=cfg.environment, allowed=allowed)
+    return build_environment({"reward": cfg.reward, **options}, WHERE)
