@@ -11,7 +11,7 @@ from parallel.layout import Place
 from trainer.config.rl.keys import RlConfig
 from trainer.data.questions.asked import Asked, Questions
 from trainer.engine.request import Sampling
-from trainer.rl.environments.base import Environment, EnvironmentFailed
+from trainer.rl.environments.base import Environment
 from trainer.rl.environments.build import build_environment
 from trainer.rl.environments.dialogue import Dialogue
 from trainer.rl.environments.play import Episode, play
@@ -74,7 +74,4 @@ def _of_environment(question: Question, answer: str) -> Verdict:
 def environment_of(cfg: RlConfig) -> Environment:
     """The environment of `rl.environment`, whose final answers are worth what `rl.reward` says."""
     options = read_options(cfg.environment, WHERE)
-    if not isinstance(options, Mapping):
-        allowed = "{name: NAME, OPTION: VALUE}"
-        raise EnvironmentFailed(f"{WHERE} is not {allowed}", where=WHERE, value=cfg.environment, allowed=allowed)
-    return build_environment({"reward": cfg.reward, **options}, WHERE)
+    return build_environment({"reward": cfg.reward, **options} if isinstance(options, Mapping) else options, WHERE)

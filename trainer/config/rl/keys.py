@@ -24,7 +24,7 @@ class RlConfig:
     group_size: int = 8  # rollouts of each question
     max_tokens: int = 16  # the most tokens of a rollout
     reward: str = "exact"  # what a rollout is worth: a name of docs/rewards.md, or {name: ..., OPTION: ...}
-    environment: str = ""  # with tools: {name: tools, tools: [calculator], ...} of docs/rewards.md; empty: one turn
+    environment: str = ""  # tools of several turns: {tools: [calculator], ...} of docs/rewards.md; empty: one turn
     engine: Literal["embedded"] = "embedded"  # what answers; embedded: the run's own modules, on its own ranks
     exact: bool = False  # compute rollouts and training in exact arithmetic: equal log-probabilities, bit by bit
     updates: int = 1  # optimizer steps for each round of rollouts, train.global_batch questions each

@@ -1,45 +1,25 @@
-"""Environments by name.
+"""Environments from options.
 
-{"name": "tools", "tools": ["calculator", {"name": "table", "records": "alloys.csv", "columns": "columns.yaml"}],
- "reward": "math", "turns": 4}
+{"tools": ["calculator", {"name": "table", "records": "alloys.csv", "columns": "columns.yaml"}], "reward": "math",
+ "turns": 4}
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from parallel.errors import one_of
 from trainer.config.say import did_you_mean
-from trainer.rl.environments.base import Environment, EnvironmentFailed
+from trainer.rl.environments.base import EnvironmentFailed
 from trainer.rl.environments.calculator import CALCULATOR
 from trainer.rl.environments.table import Records, table_tool
 from trainer.rl.environments.tools import Tool, ToolEnvironment
 from trainer.rl.rewards.base import build_reward
 
-# Named, not imported: an adapter imports its library when it is built.
-ENVIRONMENTS: Mapping[str, str] = {
-    "tools": "trainer.rl.environments.build.build_tools",
-    "verifiers": "trainer.rl.environments.verifiers.build_verifiers",
-}
 TOOLS = ("calculator", "table")
 OPTIONS = ("tools", "reward", "turns", "calls", "longest", "system", "guide")
-
-
-def build_environment(cfg: Mapping[str, Any], where: str = "rl.environment", root: Path = Path()) -> Environment:
-    """The environment of this name, with its options. where: the key that gives it, for errors. root: of paths.
-
-    Raises EnvironmentFailed, and RewardError for its reward."""
-    name = str(cfg.get("name")) if isinstance(cfg, Mapping) else ""
-    if name not in ENVIRONMENTS:
-        text = f"{where}.name={name}: there is no such environment; use {one_of(ENVIRONMENTS)}"
-        raise EnvironmentFailed(text + did_you_mean(name, ENVIRONMENTS), where=f"{where}.name", value=name,
-                                allowed=tuple(ENVIRONMENTS))  # fmt: skip
-    module, _, function = ENVIRONMENTS[name].rpartition(".")
-    build: Callable[..., Environment] = getattr(importlib.import_module(module), function)
-    return build({key: value for key, value in cfg.items() if key != "name"}, where, root)
 
 
 def check_options(given: Mapping[str, Any], known: Sequence[str], needed: Sequence[str], where: str) -> None:
@@ -53,7 +33,13 @@ def check_options(given: Mapping[str, Any], known: Sequence[str], needed: Sequen
             raise EnvironmentFailed(f"{where}.{key} is missing", where=f"{where}.{key}", allowed="a value")
 
 
-def build_tools(cfg: Mapping[str, Any], where: str, root: Path) -> ToolEnvironment:
+def build_environment(cfg: Any, where: str = "rl.environment", root: Path = Path()) -> ToolEnvironment:
+    """A question with these tools. where: the key that gives the options, for errors. root: of paths.
+
+    Raises EnvironmentFailed, and RewardError for its reward."""
+    if not isinstance(cfg, Mapping):
+        allowed = "{tools: [TOOL, ...], OPTION: VALUE}"
+        raise EnvironmentFailed(f"{where} is not {allowed}", where=where, value=cfg, allowed=allowed)
     check_options(cfg, OPTIONS, ("tools", "reward"), where)
     for key in ("turns", "calls", "longest"):
         value = cfg.get(key, 1)

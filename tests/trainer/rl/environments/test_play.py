@@ -25,7 +25,7 @@ DIALOGUE = InlineDialogue(TEXT)
 
 
 def environment(**options):
-    return build_environment({"name": "tools", "tools": ["calculator"], "reward": "exact", **options})
+    return build_environment({"tools": ["calculator"], "reward": "exact", **options})
 
 
 def run(engine, asked, env=None, **options):

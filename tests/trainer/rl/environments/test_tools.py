@@ -58,7 +58,7 @@ def table(tmp_path):
     (tmp_path / "alloys.csv").write_text(RECORDS)
     (tmp_path / "columns.yaml").write_text(COLUMNS)
     tool = {"name": "table", "records": "alloys.csv", "columns": "columns.yaml"}
-    cfg = {"name": "tools", "tools": [tool, "calculator"], "reward": "exact", "calls": 3}
+    cfg = {"tools": [tool, "calculator"], "reward": "exact", "calls": 3}
     return build_environment(cfg, root=tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_records_in_jsonl_keep_their_digits(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"name": "ice", "mp": 273.150}\n')
     (tmp_path / "columns.yaml").write_text(COLUMNS)
     tool = {"name": "table", "records": "a.jsonl", "columns": "columns.yaml"}
-    made = build_environment({"name": "tools", "tools": [tool], "reward": "exact"}, root=tmp_path)
+    made = build_environment({"tools": [tool], "reward": "exact"}, root=tmp_path)
     assert ask(made.start(Question(0, "?", "")), find("ice", "mp")) == ["melting point of ice: 273.150 K"]
 
 
@@ -121,14 +121,14 @@ def test_long_answers_of_tools_are_cut(table):
 @pytest.mark.parametrize(
     ("cfg", "where"),
     [
-        ({"name": "tool"}, "rl.environment.name"),
-        ({"name": "tools", "reward": "exact"}, "rl.environment.tools"),
-        ({"name": "tools", "tools": ["calculator"]}, "rl.environment.reward"),
-        ({"name": "tools", "tools": "calculator", "reward": "exact"}, "rl.environment.tools"),
-        ({"name": "tools", "tools": ["abacus"], "reward": "exact"}, "rl.environment.tools[0]"),
-        ({"name": "tools", "tools": [{"name": "table"}], "reward": "exact"}, "rl.environment.tools[0].records"),
-        ({"name": "tools", "tools": [], "reward": "exact", "turns": 0}, "rl.environment.turns"),
-        ({"name": "tools", "tools": [], "reward": "exact", "turn": 4}, "rl.environment.turn"),
+        ("tools", "rl.environment"),
+        ({"reward": "exact"}, "rl.environment.tools"),
+        ({"tools": ["calculator"]}, "rl.environment.reward"),
+        ({"tools": "calculator", "reward": "exact"}, "rl.environment.tools"),
+        ({"tools": ["abacus"], "reward": "exact"}, "rl.environment.tools[0]"),
+        ({"tools": [{"name": "table"}], "reward": "exact"}, "rl.environment.tools[0].records"),
+        ({"tools": [], "reward": "exact", "turns": 0}, "rl.environment.turns"),
+        ({"tools": [], "reward": "exact", "turn": 4}, "rl.environment.turn"),
     ],
 )
 def test_faults_name_the_option(cfg, where):
@@ -143,7 +143,7 @@ def test_columns_that_cannot_be_read_name_their_file(tmp_path, content):
     (tmp_path / "columns.yaml").write_text(content)
     tool = {"name": "table", "records": "alloys.csv", "columns": "columns.yaml"}
     with pytest.raises(EnvironmentFailed) as caught:
-        build_environment({"name": "tools", "tools": [tool], "reward": "exact"}, root=tmp_path)
+        build_environment({"tools": [tool], "reward": "exact"}, root=tmp_path)
     assert caught.value.where == str(tmp_path / "columns.yaml")
 
 

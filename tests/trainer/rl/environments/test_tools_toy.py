@@ -42,8 +42,9 @@ def test_tokens_of_tools_have_no_label():
 @pytest.mark.parametrize(
     ("word", "kind", "where"),
     [
-        ("rl.environment={name: tool}", EnvironmentFailed, "rl.environment.name"),
-        ("rl.environment='{name: [tools'", RewardError, "rl.environment"),
+        ("rl.environment={tool: [calculator]}", EnvironmentFailed, "rl.environment.tool"),
+        ("rl.environment=calculator", EnvironmentFailed, "rl.environment.name"),
+        ("rl.environment='{tools: [calculator'", RewardError, "rl.environment"),
         ("rl.reward=overlp", RewardError, "rl.environment.reward"),
     ],
 )
