@@ -19,9 +19,11 @@ from trainer.rl.servers.http import Connection, Failed, Reply
 from trainer.rl.servers.lmdeploy_api import (
     PROBED,
     VERSIONS,
+    are_log_probs,
+    are_rounded,
     body_of,
     faults_of,
-    raw_log_probs,
+    probed,
     read_rollout,
     version_of,
 )
@@ -108,10 +110,14 @@ class LMDeployEngine:
             body_of(probe, routes=self._routes, top_logprobs=PROBED),
             allowed="start it with --logprobs-mode raw_logprobs --enable-return-routed-experts",
         )
-        if not raw_log_probs(reply.value):
-            allowed = "start it with --logprobs-mode raw_logprobs"
-            raise fault(self.name, "log-probabilities that do not sum to at most 1", "--logprobs-mode", allowed)
         try:
+            values = probed(reply.value)
+            if not are_log_probs(values):
+                allowed = "start it with --logprobs-mode raw_logprobs"
+                raise fault(self.name, "log-probabilities that do not sum to at most 1", "--logprobs-mode", allowed)
+            if are_rounded(values):
+                allowed = """start it with --hf-overrides '{"fp32_lm_head": true}'"""
+                raise fault(self.name, "log-probabilities in 16 bits", "--hf-overrides", allowed)
             read_rollout(reply.value, probe, self.version, routes=self._routes, store=self._store)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise fault(self.name, f"its answer to a probe cannot be used: {error}", "probe") from None

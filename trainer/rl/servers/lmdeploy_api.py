@@ -146,8 +146,17 @@ def log_probs_of(pairs: Any, ids: tuple[int, ...]) -> np.ndarray[Any, np.dtype[n
     return found
 
 
-def raw_log_probs(reply: Mapping[str, Any]) -> bool:
-    """True if the most likely tokens of a probe's reply have log-probabilities, False if they have logits."""
+def probed(reply: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The values of the most likely tokens in the reply to a probe, which should be raw log-probabilities."""
     (top,) = reply["meta_info"]["output_top_logprobs"]
-    values = np.array([value for value, _ in top], np.float64)
-    return bool((values <= 1e-3).all() and np.exp(values).sum() <= 1 + 1e-2)
+    return np.array([value for value, _ in top], np.float32)
+
+
+def are_log_probs(values: np.ndarray[Any, np.dtype[np.float32]]) -> bool:
+    """Return False for logits, whose exponentials do not sum to at most 1."""
+    return bool((values <= 1e-3).all() and np.exp(values.astype(np.float64)).sum() <= 1 + 1e-2)
+
+
+def are_rounded(values: np.ndarray[Any, np.dtype[np.float32]]) -> bool:
+    """Return True if all have at most the 11 significant bits of fp16 (bf16: 8), as of a head in 16 bits."""
+    return not (values.view(np.uint32) & 0x1FFF).any()

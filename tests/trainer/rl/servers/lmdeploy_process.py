@@ -42,17 +42,20 @@ class Servers:
     urls: dict[str, str]
 
 
+def environment(home: Path) -> dict[str, str]:
+    """Variables of a process that imports LMDeploy and this checkout."""
+    return {
+        "PATH": "/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": f"{PEERS / 'lmdeploy'}:{CHECKOUT}",
+    }  # fmt: skip
+
+
 @contextmanager
 def lmdeploy_servers(directory: Path, log: Path) -> Iterator[Servers]:
-    path = f"{PEERS / 'lmdeploy'}:{CHECKOUT}"
-    environment = {
-        "PATH": "/usr/bin:/bin", "HOME": str(log.parent), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": path,
-    }  # fmt: skip
     with log.open("w") as stderr:
         process = subprocess.Popen(
             [sys.executable, str(SCRIPT), str(directory)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment(log.parent),
         )  # fmt: skip
     try:
         assert process.stdout is not None

@@ -184,7 +184,8 @@ class Fake:
         meta = {
             "prompt_tokens": len(body["input_ids"]), "completion_tokens": len(ids),
             "finish_reason": {"type": "length"}, "output_token_logprobs": [[-1.5, token] for token in ids],
-            "output_top_logprobs": [[[-1.5, token]] for token in ids], "routed_experts": [[[3, 1], [0, 2]]] * rows,
+            "output_top_logprobs": [[[-1.2345678, token]] for token in ids],
+            "routed_experts": [[[3, 1], [0, 2]]] * rows,
         }  # fmt: skip
         return {"text": "", "output_ids": ids, "meta_info": meta}
 
@@ -364,6 +365,14 @@ def test_prefixes_of_old_weights_are_refused(fake):
         fake.engine.load(iter([("a", torch.ones(2))]), 1)
     assert raised.value.value == "--enable-prefix-caching"
     assert "/sleep?level=2" not in [target for target, _ in fake.asked]
+
+
+def test_a_head_in_16_bits_is_refused():
+    made = Fake()
+    made.answers["/generate"] = lambda body: made.changed(body, output_top_logprobs=[[[-1.5, 7], [-2.078125, 8]]])
+    with serving(made) as url, pytest.raises(RolloutError) as raised:
+        LMDeployEngine(url)
+    assert raised.value.value == "--hf-overrides"
 
 
 @pytest.mark.parametrize("field", ["top_n", "top_k"])
