@@ -183,8 +183,9 @@ def as_markdown(found: list[Row]) -> str:
     ]
     for one in found:
         remedy = f"`{one.remedy}`" if one.remedy.startswith(("--", '"')) else one.remedy
-        equal = f"{100 * one.equal:.6g} %"
-        lines.append(f"| {one.operator} | {one.lmdeploy} | {one.octavo} | {equal} | {one.gap:.1e} | {remedy} |")
+        equal = f"{100 * one.equal:.4f}".rstrip("0").rstrip(".")
+        gap = "ids" if one.operator.startswith("experts,") else f"{one.gap:.1e}" if one.gap else "0"
+        lines.append(f"| {one.operator} | {one.lmdeploy} | {one.octavo} | {equal} % | {gap} | {remedy} |")
     return "\n".join(lines)
 
 

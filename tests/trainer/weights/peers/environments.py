@@ -71,6 +71,7 @@ ENVIRONMENTS = {
         ),
         folder=True,
     ),
+    "ray": Peer((("ray==2.60.0",),), folder=True),
 }  # fmt: skip
 
 
