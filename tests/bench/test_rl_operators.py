@@ -37,7 +37,7 @@ def test_the_operators_that_flags_bring_together_are_equal_and_the_others_are_no
 
 @pytest.mark.parametrize("power", range(-12, 12))
 def test_tiles_whose_largest_number_is_448_times_a_power_of_two_have_equal_scales(power):
-    """Where fl32(x / 448) and x * fl32(1 / 448) could fall on two sides of a power of two."""
+    """There fl32(x / 448) and x * fl32(1 / 448) could be on two sides of a power of two."""
     x = torch.full((1, 128), 0.25 * 448 * 2.0**power, dtype=torch.bfloat16)
     x[0, 7] = 448 * 2.0**power
     _, scale = quantize_tiles(x, (1, 128))

@@ -1,11 +1,10 @@
-"""The experts of an answer's tokens as servers send them: nested lists, base64, or a key of a shared store.
+"""The experts of an answer's tokens as servers send them: nested lists, or a key of a shared store.
 
 Legend: P prompt · G answer · L layers · K experts per token.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -27,15 +26,6 @@ def routes_from_lists(value: Any, rows: int) -> Routes:
     if found.size == 0 or found.min() < 0 or found.max() > np.iinfo(np.uint16).max:
         raise ValueError("routes that are empty, or with ids that do not fit into 16 bits")
     return np.ascontiguousarray(found, dtype=np.uint16)
-
-
-def routes_from_base64(value: str, rows: int, layers: int, experts: int) -> Routes:
-    """[rows, L, K] of int32 in base64, as SGLang sends them. Raises ValueError."""
-    numbers = np.frombuffer(base64.b64decode(value, validate=True), dtype="<i4")
-    if numbers.size != rows * layers * experts:
-        text = f"routes of {numbers.size} numbers, not {rows} tokens x {layers} layers x {experts} experts"
-        raise ValueError(text)
-    return routes_from_lists(numbers.reshape(rows, layers, experts), rows)
 
 
 class RayStore:
