@@ -20,7 +20,7 @@ from trainer.engine.pages import Pages, next_key, root_key
 from trainer.engine.ranks import ALONE, Ranks
 from trainer.engine.request import Completion, Finish, Request, Scores, Token, check
 from trainer.engine.run import Direct, Run, embed
-from trainer.engine.sampling import draw, scores_of
+from trainer.engine.sampling import bend, draw, scores_of
 from trainer.engine.text import Decode, TextStream
 from trainer.model.decoder import Decoder
 from trainer.model.exact.blocks import KEYS
@@ -325,5 +325,7 @@ class Engine:
 
 def _draw(logits: torch.Tensor, drawing: Sequence[_Active]) -> tuple[list[int], Scores]:
     """The next token of each request, and its scores. logits: [N, V]."""
-    found = draw(logits, [active.request.sampling for active in drawing], [len(active.ids) for active in drawing])
+    how = [active.request.sampling for active in drawing]
+    bent = bend(logits, how, [(active.ids, len(active.request.prompt)) for active in drawing])
+    found = draw(bent, how, [len(active.ids) for active in drawing])
     return found.tolist(), scores_of(logits, found, max(active.request.alternatives for active in drawing))

@@ -206,6 +206,7 @@ def _stop_ids(path: Path) -> Iterable[int]:
 
 def _trained(path: Path) -> Source:
     opened = open_checkpoint(path, allowed=GENERATES)
+    opened.require_base()
     tree, _ = read_run(opened.run_directory)
     objective = (tree.get("train") or {}).get("objective", "next_token")
     if objective not in ("next_token", "policy"):

@@ -16,6 +16,7 @@ from trainer.engine.media import Medium
 
 Finish = Literal["stop", "length"]
 MOST_ALTERNATIVES: Final = 20
+MOST_PENALTY, MOST_BIAS = 2.0, 100.0  # as OpenAI limits them
 
 
 class RequestError(UserError, ValueError):
@@ -24,13 +25,25 @@ class RequestError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """The way tokens are drawn: temperature, then top_k, then top_p of what that leaves, then min_p."""
+    """The way tokens are drawn: penalties and biases, temperature, then top_k, then top_p of what that leaves, then
+    min_p. None of it changes log-probabilities."""
 
     temperature: float = 1.0  # logits are divided by it; 0: the most likely token, the lowest id where several are
     top_k: int = 0  # draw from the k most likely tokens; 0: from all
     top_p: float = 1.0  # draw from the fewest most likely tokens whose probabilities reach this sum
     min_p: float = 0.0  # draw from tokens at least this fraction as likely as the most likely one
     seed: int = 0  # a draw depends on it and on the position alone
+    repetition_penalty: float = (
+        1.0  # logits of tokens in the prompt or the answer: divided by it above 0, else times it
+    )
+    presence_penalty: float = 0.0  # subtracted from the logits of tokens in the answer
+    frequency_penalty: float = 0.0  # the same, for each time that the token is in the answer
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token, what is added to its logit
+
+    @property
+    def bends(self) -> bool:
+        """Logits are changed before a token is drawn."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
 @dataclass(frozen=True)
@@ -134,7 +147,7 @@ def check(
     faults = [
         *_faults(request, vocab_size, context, cache_tokens, has_text),
         *_media_faults(request, placeholders),
-        *_sampling_faults(request.sampling),
+        *_sampling_faults(request.sampling, vocab_size),
     ]
     if faults:
         raise RequestError(faults)
@@ -188,7 +201,7 @@ def _media_faults(request: Request, placeholders: Mapping[str, int]) -> Iterator
             yield Fault(f"{text}; use {tokens}", "media", count, tokens)
 
 
-def _sampling_faults(sampling: Sampling) -> Iterator[Fault]:
+def _sampling_faults(sampling: Sampling, vocab_size: int) -> Iterator[Fault]:
     def fault(name: str, fits: bool, allowed: str) -> Iterator[Fault]:
         value: Any = getattr(sampling, name)
         if not fits:
@@ -198,4 +211,9 @@ def _sampling_faults(sampling: Sampling) -> Iterator[Fault]:
     yield from fault("top_k", sampling.top_k >= 0, "a whole number of 0 or more")
     yield from fault("top_p", 0 < sampling.top_p <= 1, "a number above 0 and at most 1")
     yield from fault("min_p", 0 <= sampling.min_p <= 1, "a number from 0 to 1")
+    yield from fault("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "a number above 0")
+    for name in ("presence_penalty", "frequency_penalty"):
+        yield from fault(name, -MOST_PENALTY <= getattr(sampling, name) <= MOST_PENALTY, "a number from -2 to 2")
+    fits = all(0 <= token < vocab_size and -MOST_BIAS <= bias <= MOST_BIAS for token, bias in sampling.logit_bias)
+    yield from fault("logit_bias", fits, f"tokens from 0 to {vocab_size - 1} with numbers from -100 to 100")
     yield from fault("seed", -(2**63) <= sampling.seed < 2**63, "a whole number of 64 bits")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +36,28 @@ def scores_of(logits: Tensor, ids: Tensor, alternatives: int) -> Scores:
     total = torch.logsumexp(logits, dim=-1, keepdim=True)
     of_ids = (best.values - total).float().cpu().numpy()
     return Scores(log_probs_of(logits, ids).float().cpu().numpy(), best.indices.cpu().numpy(), of_ids)
+
+
+def bend(logits: Tensor, how: Sequence[Sampling], texts: Sequence[tuple[Sequence[int], int]]) -> Tensor:
+    """Logits with the penalties and biases of each request; the same tensor where there are none.
+
+    logits: [N, V], not changed. texts: prompt and answer of each request, with the length of the prompt.
+    """
+    if not any(one.bends for one in how):
+        return logits
+    logits = logits.clone()
+    for row, one, (ids, prompt) in zip(logits, how, texts, strict=True):
+        if one.repetition_penalty != 1:
+            seen = torch.tensor(sorted({*ids}), device=logits.device)
+            z = row[seen]
+            row[seen] = torch.where(z > 0, z / one.repetition_penalty, z * one.repetition_penalty)
+        counts = Counter(ids[prompt:]) if one.presence_penalty or one.frequency_penalty else {}
+        if counts:
+            taken = [one.presence_penalty + one.frequency_penalty * count for count in counts.values()]
+            row[torch.tensor([*counts], device=row.device)] -= torch.tensor(taken, dtype=row.dtype, device=row.device)
+        for token, bias in one.logit_bias:
+            row[token] += bias
+    return logits
 
 
 def draw(logits: Tensor, how: Sequence[Sampling], positions: Sequence[int]) -> Tensor:

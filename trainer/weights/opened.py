@@ -21,7 +21,7 @@ from trainer.config.model import ModelConfig
 from trainer.config.run_files import CHECKPOINTS, CONFIG_FILE, SOURCE, TOKENIZER_DIRECTORY, read_run, read_start
 from trainer.storage.boxes import Box
 from trainer.storage.manifest import CHECKPOINT, CorruptError
-from trainer.weights.lora.base import BASE_FACT
+from trainer.weights.lora.base import BASE_FACT, base_path
 from trainer.weights.map import Piece, text_pieces
 from trainer.weights.towers.trained import trained_pieces
 
@@ -48,6 +48,11 @@ class OpenedCheckpoint:
     files: dict[str, dict[str, Any]]  # as the manifest lists them
     lora: LoraConfig = field(default_factory=LoraConfig)  # with a target, the checkpoint holds adapters alone
     base: dict[str, str] = field(default_factory=dict)  # then `identify` of the weights that they belong to
+
+    def require_base(self) -> None:
+        """Raises CheckpointError where the weights that the adapters belong to are gone, or are others by now."""
+        if self.lora.target != "none":
+            base_path(self.path, self.base, self.init_from)
 
     def refuse_inside(self, target: Path) -> None:
         """Raises CheckpointError for a directory to write that is the run's or in one that the run reads itself."""

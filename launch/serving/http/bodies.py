@@ -90,10 +90,10 @@ class Sampled(Ignored):
     stream: bool | None = None
     repetition_penalty: float | None = None
 
-    @field_validator("repetition_penalty")
-    @classmethod
-    def _one(cls, value: float | None) -> float | None:
-        return value if value in (None, 1) else _unsupported("leave it out, or use 1")
+    @property
+    def _penalties(self) -> dict[str, Any]:
+        """Fields of `Sampling` that change logits."""
+        return {"repetition_penalty": 1.0 if self.repetition_penalty is None else self.repetition_penalty}
 
     def sampling(self, number: int) -> Sampling:
         """Settings of the answer `number`, whose seed is that many above the request's."""
@@ -105,6 +105,7 @@ class Sampled(Ignored):
             1.0 if self.top_p is None else self.top_p,
             self.min_p or 0.0,
             (chosen + number + half) % (2 * half) - half,
+            **self._penalties,
         )
 
 
@@ -118,10 +119,18 @@ class OpenAi(Sampled):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
 
-    @field_validator("presence_penalty", "frequency_penalty", "logit_bias")
+    @field_validator("logit_bias")
     @classmethod
-    def _none(cls, value: Any) -> Any:
-        return _unsupported("leave it out") if value else value
+    def _tokens(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value is not None and not all(name.isascii() and name.isdecimal() and len(name) < 10 for name in value):
+            raise ValueError('its names are ids of tokens, such as "17"')
+        return value
+
+    @property
+    def _penalties(self) -> dict[str, Any]:
+        bias = tuple((int(name), value) for name, value in (self.logit_bias or {}).items())
+        given = {"presence_penalty": self.presence_penalty or 0.0, "frequency_penalty": self.frequency_penalty or 0.0}
+        return {**super()._penalties, **given, "logit_bias": bias}
 
     @property
     def answers(self) -> int:
@@ -184,10 +193,20 @@ class Generate(Sampled):
     image_data: Any = None
     mm_processor_kwargs: dict[str, Any] | None = None
     media_io_kwargs: dict[str, Any] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     return_logprob: bool | None = None
+    top_logprobs_num: Annotated[int, Field(ge=0)] | None = None
+    logprob_start_len: Annotated[int, Field(ge=-1)] | None = None
     return_routed_experts: bool | None = None
     include_stop_str_in_output: bool | None = None
+
+    repetition_ngram_size: int | None = None
+    repetition_ngram_threshold: int | None = None
+
+    @field_validator("repetition_ngram_size", "repetition_ngram_threshold")
+    @classmethod
+    def _no_ngrams(cls, value: int | None) -> int | None:
+        return _unsupported("leave it out, or use 0") if value else value
 
     @field_validator("image_data", "mm_processor_kwargs", "media_io_kwargs")
     @classmethod

@@ -94,6 +94,7 @@ class KeptAnswers:
             [
                 self._version, [*request.prompt], request.max_tokens, sorted(request.stop_ids), [*request.stop],
                 [how.temperature, how.top_k, how.top_p, how.min_p, how.seed if how.temperature else 0],
+                [how.repetition_penalty, how.presence_penalty, how.frequency_penalty, [*how.logit_bias]],
                 request.score_prompt, request.alternatives, [medium.digest.hex() for medium in request.media],
             ]
         )  # fmt: skip

@@ -7,11 +7,14 @@ and finished answers back, those of a step together. All other state belongs to 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
+
+import numpy as np
 
 from launch.serving.http.errors import AbortedError, ApiError, refused
 from launch.serving.http.kept import KeptAnswers, tokens_of
@@ -19,6 +22,11 @@ from parallel.errors import UserError
 from trainer.config.errors import print_warning
 from trainer.engine.engine import Engine
 from trainer.engine.request import Completion, Request, Token
+
+BROKEN = (
+    "the model computed log-probabilities that are not numbers, and its answer means nothing; check its weights, or "
+    "serve another checkpoint"
+)
 
 
 class Event(NamedTuple):
@@ -28,6 +36,17 @@ class Event(NamedTuple):
     place: int
     token: Token | None
     done: Completion | None
+
+
+def _is_broken(event: Event) -> bool:
+    """Return True for log-probabilities that are not finite, which JSON cannot write."""
+    token, done = event.token, event.done
+    found = [] if token is None else [token.log_prob, *(log_prob for _, log_prob in token.alternatives)]
+    scored = None if done is None else done.prompt_scores
+    return not (
+        all(map(math.isfinite, found))
+        and (scored is None or (np.isfinite(scored.log_probs).all() and np.isfinite(scored.of_ids).all()))
+    )
 
 
 class Answers:
@@ -229,6 +248,9 @@ class Worker:
             answers, place = self._places.pop(number)
             events[answers].append(Event(place, None, completion))
         for answers, of_answers in events.items():
+            if any(_is_broken(event) for event in of_answers):
+                self._loop.call_soon_threadsafe(self.cancel, answers, ApiError(500, BROKEN, code="not_finite"))
+                continue
             if answers.keep:
                 self._keep(answers, of_answers)
             self._loop.call_soon_threadsafe(self._arrive, answers, of_answers)

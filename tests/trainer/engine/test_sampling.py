@@ -3,9 +3,10 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from trainer.engine.request import Sampling
-from trainer.engine.sampling import draw, log_probs_of, uniform
+from trainer.engine.sampling import bend, draw, log_probs_of, uniform
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(1, 40, generator=GENERATOR) * 2
@@ -93,3 +94,27 @@ def test_log_probabilities_are_those_before_temperature():
     ids = torch.tensor([3, 0, 39, 7, 7])
     reference = torch.log_softmax(logits.double(), -1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     assert (log_probs_of(logits, ids) - reference).abs().max() < 1e-6
+
+
+def test_a_repetition_penalty_is_that_of_transformers():
+    ids = [3, 9, 3, 17, 39, 0]
+    for penalty in (1.3, 0.7):
+        how = [Sampling(repetition_penalty=penalty), Sampling()]
+        found = bend(LOGITS.expand(2, -1), how, [(ids, 2), (ids, 2)])
+        expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([ids]), LOGITS.clone())
+        assert torch.equal(found, torch.cat([expected, LOGITS]))
+
+
+def test_presence_and_frequency_are_of_the_answer_and_biases_are_added():
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, as OpenAI defines them."""
+    how = Sampling(presence_penalty=0.5, frequency_penalty=-0.25, logit_bias=((7, 100.0), (9, -2.0)))
+    prompt, answer = [1, 9, 9, 4], [9, 9, 5, 9]
+    found = bend(LOGITS, [how], [([*prompt, *answer], len(prompt))])[0]
+    expected = LOGITS[0].clone()
+    for token, count in ((9, 3), (5, 1)):
+        expected[token] -= 0.5 - 0.25 * count
+    expected[7] += 100
+    expected[9] -= 2
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+    assert draw(found.unsqueeze(0), [Sampling(temperature=0.0)], [0]).tolist() == [7]
+    assert bend(LOGITS, [Sampling(temperature=0.3)], [([*prompt, *answer], 4)]) is LOGITS

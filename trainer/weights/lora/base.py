@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from parallel.errors import UserError
+from trainer.checkpoint.errors import CheckpointError
 from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.weights.hf_files import CONFIG, HuggingFaceError
 
@@ -69,3 +71,38 @@ def differing(saved: Any, found: dict[str, str]) -> str | None:
     if not common:
         return "no hash"
     return ", ".join(f"{kind} {before[kind][:12]}" for kind in sorted(common) if before[kind] != found[kind]) or None
+
+
+def base_path(checkpoint: Path, base: Mapping[str, str], elsewhere: str | None) -> Path:
+    """The directory of the weights that `identify` found `base` for: at its path, or else at `elsewhere`. Raises
+    CheckpointError where they are in neither."""
+    first = Path(base.get("path", ""))
+    if elsewhere is not None and not _is_base(first, base) and _is_base(Path(elsewhere), base):
+        return Path(elsewhere)
+    try:
+        found = identify(first)
+    except UserError as error:
+        raise gone(checkpoint, first, error) from error
+    if (other := differing(base, found)) is not None:
+        text = f"{checkpoint} holds adapters, and {first} is not the base they were trained on ({other})"
+        allowed = _remedy(first)
+        raise CheckpointError(f"{text}; restore {allowed}", where=str(first), value=found, allowed=allowed)
+    return first
+
+
+def gone(checkpoint: Path, path: Path, error: UserError) -> CheckpointError:
+    """The error for a base that cannot be read."""
+    allowed = _remedy(path)
+    text = f"{checkpoint} holds adapters, and their base cannot be read: {error}; restore {allowed}"
+    return CheckpointError(text, where=str(path), allowed=allowed)
+
+
+def _remedy(path: Path) -> str:
+    return f"the directory that the run's adapters belong to, at {path} or at checkpoint.init_from of its config.yaml"
+
+
+def _is_base(directory: Path, base: Mapping[str, str]) -> bool:
+    try:
+        return directory.is_dir() and differing(base, identify(directory)) is None
+    except UserError:
+        return False

@@ -20,7 +20,7 @@ from trainer.storage.boxes import Box, full_box, overlap, relative_to
 from trainer.weights.hf_files import open_directory
 from trainer.weights.hf_read import read_piece
 from trainer.weights.hf_survey import SourceModel, survey_directory
-from trainer.weights.lora.base import differing, identify
+from trainer.weights.lora.base import base_path, gone
 from trainer.weights.map import Piece
 
 MODEL = "model."
@@ -117,38 +117,4 @@ def _open_base(checkpoint: Path, base: Mapping[str, str], elsewhere: str | None)
     try:
         return survey_directory(open_directory(path))
     except UserError as error:
-        raise _gone(checkpoint, path, error) from error
-
-
-def base_path(checkpoint: Path, base: Mapping[str, str], elsewhere: str | None) -> Path:
-    """The directory of the weights that `identify` found `base` for: at its path, or else at `elsewhere`. Raises
-    CheckpointError where they are in neither."""
-    first = Path(base.get("path", ""))
-    if elsewhere is not None and not _is_base(first, base) and _is_base(Path(elsewhere), base):
-        return Path(elsewhere)
-    try:
-        found = identify(first)
-    except UserError as error:
-        raise _gone(checkpoint, first, error) from error
-    if (other := differing(base, found)) is not None:
-        text = f"{checkpoint} holds adapters, and {first} is not the base they were trained on ({other})"
-        allowed = _remedy(first)
-        raise CheckpointError(f"{text}; restore {allowed}", where=str(first), value=found, allowed=allowed)
-    return first
-
-
-def _gone(checkpoint: Path, path: Path, error: UserError) -> CheckpointError:
-    allowed = _remedy(path)
-    text = f"{checkpoint} holds adapters, and their base cannot be read: {error}; restore {allowed}"
-    return CheckpointError(text, where=str(path), allowed=allowed)
-
-
-def _remedy(path: Path) -> str:
-    return f"the directory that the run's adapters belong to, at {path} or at checkpoint.init_from of its config.yaml"
-
-
-def _is_base(directory: Path, base: Mapping[str, str]) -> bool:
-    try:
-        return directory.is_dir() and differing(base, identify(directory)) is None
-    except UserError:
-        return False
+        raise gone(checkpoint, path, error) from error

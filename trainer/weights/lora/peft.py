@@ -21,7 +21,7 @@ from trainer.weights.hf_files import CONFIG, HuggingFaceError, read_json
 from trainer.weights.hf_read import DTYPES
 from trainer.weights.hf_survey import usual_prefix
 from trainer.weights.hf_write import Bundle, OutputTensor, Shard, already_exists, make_room, write_json, write_shard
-from trainer.weights.lora.merged import base_path
+from trainer.weights.lora.base import base_path
 from trainer.weights.opened import OpenedCheckpoint
 
 Form = Literal["peft", "peft-3d"]

@@ -180,3 +180,23 @@ def test_the_openai_client_reads_the_answers(server):
         wrong = asking.with_options(api_key="wrong")
         with pytest.raises(openai.AuthenticationError):
             wrong.models.list()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"repetition_penalty": 1.5}, {"presence_penalty": 2.0, "frequency_penalty": 1.0}, {"logit_bias": {"17": 4.0}}],
+    ids=str,
+)
+def test_penalties_change_the_answer_and_not_its_log_probabilities(client, server, how):
+    """The answer, scored as a prompt without penalties, has the same numbers."""
+    plain = ask(client, temperature=0, max_tokens=12, logprobs=1, ignore_eos=True)["choices"][0]
+    found = ask(client, temperature=0, max_tokens=12, logprobs=1, ignore_eos=True, **how)["choices"][0]
+    assert found["logprobs"]["tokens"] != plain["logprobs"]["tokens"]
+    values = {name: value for name, value in how.items() if name != "logit_bias"}
+    bias = tuple((int(token), value) for token, value in how.get("logit_bias", {}).items())
+    engine = Engine(tiny_server.decoder(), decode=server.tokenizer.decode, cache_tokens=1024)
+    (done,) = engine.generate([Request(server.ids_of(PROMPT), 12, Sampling(0.0, logit_bias=bias, **values))])
+    assert found["logprobs"]["token_logprobs"] == done.log_probs.tolist()
+    (scored,) = engine.generate([Request([*done.prompt, *done.ids], 0, score_prompt=True)])
+    assert scored.prompt_scores is not None
+    assert scored.prompt_scores.log_probs[-12:].tolist() == done.log_probs.tolist()

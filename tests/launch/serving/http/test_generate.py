@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from launch.serving.http.app import build
@@ -87,6 +88,7 @@ def test_a_stop_text_is_left_out_unless_asked_for(client):
 def test_a_stream_has_the_whole_answer(client, server, include):
     end = directly(server).ids[6]
     asked = {"prompt": PROMPT, "temperature": 0.9, "seed": 4, "max_tokens": 20, "stop_token_ids": [end],
+             "top_logprobs_num": 2,
              "include_stop_str_in_output": include}  # fmt: skip
     whole = ask(client, **asked)
     body = {"return_logprob": True, "return_routed_experts": True, "stream": True, **asked}
@@ -96,11 +98,58 @@ def test_a_stream_has_the_whole_answer(client, server, include):
     chunks = [json.loads(line) for line in lines]
     assert "".join(chunk["text"] for chunk in chunks) == whole["text"]
     assert [token for chunk in chunks for token in chunk["output_ids"]] == whole["output_ids"]
-    assert [pair for chunk in chunks for pair in chunk["meta_info"]["output_token_logprobs"]] == (
-        whole["meta_info"]["output_token_logprobs"]
-    )
+    for key in ("output_token_logprobs", "output_top_logprobs"):
+        assert [pair for chunk in chunks for pair in chunk["meta_info"][key]] == whole["meta_info"][key]
+        for one in (chunks[-1], whole):
+            one["meta_info"][key] = None
     assert {chunk["meta_info"]["routed_experts"] is None for chunk in chunks[:-1]} == {True}
-    assert chunks[-1]["meta_info"] | {"output_token_logprobs": 0} == whole["meta_info"] | {"output_token_logprobs": 0}
+    assert chunks[-1]["meta_info"] == whole["meta_info"]
+
+
+def test_the_likeliest_tokens_and_the_prompt_are_scored(client, server):
+    """As LMDeploy 0.18 names them: pairs of log-probability and token, the likeliest first. Of a prompt they are of the
+    tokens behind the first logprob_start_len + 1."""
+    done = directly(server, alternatives=3, score_prompt=True)
+    asked = {"prompt": PROMPT, "temperature": 0.9, "seed": 4, "top_logprobs_num": 3, "include_stop_str_in_output": True}
+    found = ask(client, **asked, max_tokens=20)["meta_info"]
+    rows = zip(done.scores.of_ids.tolist(), done.scores.ids.tolist(), strict=True)
+    assert found["output_top_logprobs"] == [[[p, i] for p, i in zip(*row, strict=True)] for row in rows]
+    assert (found["input_token_logprobs"], found["input_top_logprobs"]) == (None, None)
+    assert done.prompt_scores is not None
+    scored = [[p, i] for p, i in zip(done.prompt_scores.log_probs.tolist(), done.prompt[1:], strict=True)]
+    rows = zip(done.prompt_scores.of_ids.tolist(), done.prompt_scores.ids.tolist(), strict=True)
+    top = [[[p, i] for p, i in zip(*row, strict=True)] for row in rows]
+    for start in (0, 2, len(done.prompt) - 1):
+        for stream in (False, True):
+            body = {"return_logprob": True, "max_tokens": 0, "logprob_start_len": start, "stream": stream}
+            answer = client.post("/generate", json={**asked, **body})
+            line, *rest = answer.text.removeprefix("data: ").split("\n\n")
+            assert not stream or rest[0] == "data: [DONE]"
+            whole = json.loads(line)
+            assert whole["output_ids"] == []
+            assert whole["meta_info"]["input_token_logprobs"] == (scored[start:] or None)
+            assert whole["meta_info"]["input_top_logprobs"] == (top[start:] or None)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_log_probabilities_that_are_not_numbers_are_never_sent(path):
+    """A model with damaged weights gives an error, in streams too, whatever was asked for."""
+    model = tiny_server.decoder()
+    with torch.no_grad():
+        model.lm_head[3] = torch.nan
+    server = tiny_server.served(model=model)
+    bodies = [{"prompt": PROMPT, "max_tokens": 3, "seed": 1}]
+    if path == "/generate":
+        bodies.append({"prompt": PROMPT, "return_logprob": True, "logprob_start_len": 0, "max_tokens": 0})
+    else:
+        bodies.append({"prompt": PROMPT, "echo": True, "logprobs": 2, "max_tokens": 0})
+    with tiny_server.client(server) as asking:
+        for body in bodies:
+            answer = asking.post(path, json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "not_finite")
+        streamed = asking.post(path, json={**bodies[0], "stream": True}).text
+        assert json.loads(streamed.removeprefix("data: "))["error"]["code"] == "not_finite"
+        assert server.worker.pending == 0
 
 
 def test_answers_are_aborted_with_what_there_is():

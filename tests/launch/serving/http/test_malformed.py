@@ -56,12 +56,13 @@ EVERYWHERE: dict[str, list[Any]] = {
     "temperature": [*NOT_A_NUMBER, -0.1], "top_p": [*NOT_A_NUMBER, 0, 1.1, -1], "top_k": NOT_WHOLE,
     "min_p": [*NOT_A_NUMBER, -0.1, 1.5], "seed": [*NOT_WHOLE, 2**63, -(2**63) - 1],
     "stop": [1, [""], "", [1], {}, ["a"] * 17], "stop_token_ids": [1, ["a"], [1.5]], "stream": NOT_A_FLAG,
-    "ignore_eos": NOT_A_FLAG, "max_tokens": [*NOT_WHOLE, -1, CONTEXT, 10**9], "repetition_penalty": [1.1, "1"],
+    "ignore_eos": NOT_A_FLAG, "max_tokens": [*NOT_WHOLE, -1, CONTEXT, 10**9], "repetition_penalty": [0, -1, "1"],
     "no_such_field": [1],
 }  # fmt: skip
 OPENAI: dict[str, list[Any]] = {
-    "n": [*NOT_WHOLE, 0, -1, bodies.MOST_ANSWERS + 1, 10**6], "presence_penalty": [0.5, "0"],
-    "frequency_penalty": [0.5, []], "logit_bias": [{"5": 1.0}, 5], "model": NOT_A_TEXT,
+    "n": [*NOT_WHOLE, 0, -1, bodies.MOST_ANSWERS + 1, 10**6], "presence_penalty": [2.5, "0"],
+    "frequency_penalty": [-2.1, []], "model": NOT_A_TEXT,
+    "logit_bias": [{"a": 1.0}, {"-1": 1.0}, {str(VOCABULARY): 1.0}, {"5": 101.0}, 5],
     "stream_options": [1, {"include_usage": 1}, {"other": True}],
 }  # fmt: skip
 ITS_OWN: dict[str, dict[str, list[Any]]] = {
@@ -97,6 +98,8 @@ ITS_OWN: dict[str, dict[str, list[Any]]] = {
         "prompt": [None, "", 1, ["kalo"], "kalo " * CONTEXT], "input_ids": [[5]], "return_logprob": NOT_A_FLAG,
         "return_routed_experts": NOT_A_FLAG, "include_stop_str_in_output": NOT_A_FLAG, "max_tokens": [0],
         "session_id": [-2, "1", 1.5], "image_data": ["data:image/png;base64,AAAA"], "mm_processor_kwargs": [{"a": 1}],
+        "top_logprobs_num": [*NOT_WHOLE, -1, 2], "logprob_start_len": [*NOT_WHOLE, -2, 0], "repetition_ngram_size": [3],
+        "repetition_ngram_threshold": [1, "1"],
     },
     ABORT: {"abort_all": NOT_A_FLAG, "session_id": [None, -1, "1", 1.5], "other": [1]},
 }  # fmt: skip
@@ -128,6 +131,11 @@ def cases() -> Iterator[Case]:
     for path in (COMPLETIONS, CHAT):
         yield Case(path, GOOD[path] | {"model": "another"}, "model", 404)
     yield Case(COMPLETIONS, GOOD[COMPLETIONS] | {"echo": True, "logprobs": 1, "stream": True}, "stream")
+    scores = GOOD[GENERATE] | {"return_logprob": True}
+    yield Case(GENERATE, scores | {"top_logprobs_num": 21}, "top_logprobs_num")
+    yield Case(GENERATE, scores | {"logprob_start_len": 0}, "logprob_start_len")
+    yield Case(GENERATE, scores | {"logprob_start_len": CONTEXT, "max_tokens": 0}, "logprob_start_len")
+    yield Case(GENERATE, scores | {"max_tokens": 0}, "max_tokens")
     yield Case("/v1/models/another", None, "model", 404, method="GET")
     for path in ("/", "/v1", "/v1/completion", "/v1/chat", "/v1/embeddings", "/../etc/passwd", "/generate/x"):
         yield Case(path, None, None, 404, method="GET")
