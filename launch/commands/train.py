@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -16,26 +14,23 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launch.configurations import compose_on
 from launch.dry_run import dry_run
+from launch.ranks import import_torchrun, run_ranks
 from parallel.environment import LAST_PORT
-from parallel.errors import Fault, UserError
-from parallel.interrupts import cleaning_up_on_termination, exiting_on_interrupt
+from parallel.errors import Fault
+from parallel.interrupts import cleaning_up_on_termination
 from trainer.config.checks import fit
 from trainer.config.command_line import Parser, as_typed, whole_number
 from trainer.config.compose import to_yaml
-from trainer.config.errors import ConfigError, report
+from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.config.run_files import CONFIG_FILE
 from trainer.corpora.needed import refuse_missing_packages
 from trainer.data.vocabulary import refuse_small_vocabulary
 from trainer.metrics import host
 from trainer.run import directory
-
-if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 # torchrun's options about how the machines find each other, passed on as they are.
 RENDEZVOUS = {
@@ -49,11 +44,10 @@ RENDEZVOUS = {
     "--local-addr": "address of this machine, if torchrun does not detect the right one",
 }
 NUMBERS = {"--node-rank": whole_number(0), "--master-port": whole_number(0, LAST_PORT)}
-# Seconds that ranks get to finish their step and save after a signal; torchrun's own 30 are too few for a large model.
-TIME_TO_SAVE = "900"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of CUDA, ROCm and Windows' Linux
 WAIT_S = 10.0  # seconds after which a launcher says which machines it waits for
-STOPPED = (130, 143)  # a rank saved after SIGINT or SIGTERM and exited as asked
+AGAIN = "the same command resumes from the newest checkpoint"
+MEMORY = f"`octavo train --dry-run` prints what a run holds; with less, or with more memory, {AGAIN}"
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
@@ -147,7 +141,7 @@ def _missing_machines(machines: int, given: Mapping[str, str | None]) -> str:
 
 def _train(cfg: Config, run: directory.RunDir | None, ranks: int, launch: Sequence[str], waits_for: str | None) -> int:
     """Hand the configuration and the run directory to the ranks in files, and return their exit code."""
-    _import_torchrun()
+    import_torchrun()
     with cleaning_up_on_termination(), tempfile.TemporaryDirectory(prefix="octavo-") as folder:
         resolved = Path(folder, CONFIG_FILE)
         resolved.write_text(to_yaml(cfg), encoding="utf-8")
@@ -164,7 +158,7 @@ def _train(cfg: Config, run: directory.RunDir | None, ranks: int, launch: Sequen
             print(f"starting {ranks} rank(s){place} ...", file=sys.stderr, flush=True)
         logs = ["--log-dir", str(Path(folder, "logs"))]  # else torchrun leaves an empty one in the temporary folder
         with _say_while_waiting(waits_for, Path(folder, "logs")):
-            return _torchrun([*launch, *logs, "-m", "trainer", *handed])
+            return run_ranks([*launch, *logs, "-m", "trainer", *handed], AGAIN, MEMORY)
 
 
 @contextmanager
@@ -183,70 +177,3 @@ def _say_while_waiting(waits_for: str | None, logs: Path) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def _import_torchrun() -> None:
-    """Import what `_torchrun` needs, which takes seconds, while there is no temporary directory to leave behind."""
-    with exiting_on_interrupt():
-        import torch.distributed.run  # noqa: F401
-
-
-def _torchrun(arguments: Sequence[str]) -> int:
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", TIME_TO_SAVE)
-    from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.run import parse_args, run
-
-    # The agent logs every exit code but 0 as a crash, and every signal; what matters is printed below, in one line.
-    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        run(parse_args(arguments))
-    except ChildFailedError as failed:
-        return _exit_code(failed)
-    except SignalException as stopped:
-        # Each rank leads a session of its own, so Ctrl-C in the terminal reaches this process alone. The agent has sent
-        # the signal on and waited for the ranks to save.
-        return 128 + int(stopped.sigval)
-    except (RendezvousError, DistError) as error:
-        reason = " ".join((str(error) or type(error).__name__).split())
-        remedy = "the same --nnodes and rendezvous on every machine, at an address that all can reach"
-        report(
-            UserError(
-                f"the machines of this run did not meet ({reason}); use {remedy}", where="--nnodes", allowed=remedy
-            )
-        )
-        return 1
-    return 0
-
-
-def _exit_code(failed: ChildFailedError) -> int:
-    """The exit code of the rank that failed first; 128 + the signal's number if a signal killed it."""
-    failures = failed.failures
-    codes = {failure.exitcode for failure in failures.values()}
-    saved = codes & set(STOPPED)
-    if saved and codes <= {*STOPPED, -signal.SIGTERM}:
-        return max(saved)  # one rank was asked to stop, all saved, and the agent hurried the others at their exit
-
-    def order(rank: int) -> tuple[bool, int, bool]:
-        # The agent stops the other ranks by SIGTERM. Within a second, a rank that was killed came before one that then
-        # missed it in a collective; of equals the agent lists the first one first.
-        failure = failures[rank]
-        return failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM), failure.timestamp, failure.exitcode > 0
-
-    rank = min(failures, key=order)
-    first, code = failures[rank], failures[rank].exitcode
-    if code < 0:
-        again = "the same command resumes from the newest checkpoint"
-        if code == -signal.SIGKILL:
-            text = "was killed by SIGKILL, which is how the system frees memory"
-            remedy = f"`octavo train --dry-run` prints what a run holds; with less, or with more memory, {again}"
-        else:
-            text, remedy = f"was killed by {first.signal_name()}", again
-        report(UserError(f"rank {rank} {text}; {remedy}", where=f"rank {rank}", value=code, allowed=remedy))
-        return 128 - code
-    if code != 2 and code not in STOPPED and len(failures) > 1:
-        report(UserError(f"rank {rank} failed first, with exit code {code}", where=f"rank {rank}", value=code))
-    return code

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from launch.cli import main
-from launch.commands.train import RENDEZVOUS, _exit_code, _missing_machines, prepare
+from launch.commands.train import AGAIN, MEMORY, RENDEZVOUS, _missing_machines, prepare
+from launch.ranks import exit_code
 from tests.printed import error_line
 from trainer.config.command_line import Parser
 from trainer.config.errors import ConfigError
@@ -152,7 +153,7 @@ def test_what_the_ranks_codes_come_to(codes, expected, data, capsys):
         return SimpleNamespace(exitcode=code, timestamp=1, signal_name=lambda: signal.Signals(-code).name)
 
     failed = SimpleNamespace(failures={rank: failure(code) for rank, code in enumerate(codes)})
-    assert _exit_code(failed) == expected
+    assert exit_code(failed, AGAIN, MEMORY) == expected
     printed = capsys.readouterr().err
     assert bool(printed) == bool(data)
     assert not data or error_line(printed, *data)
@@ -164,7 +165,7 @@ def test_on_a_terminal_a_start_says_so_before_torch_is_loaded(stand_in, monkeypa
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr("launch.commands.train._torchrun", lambda *_: 0)
+    monkeypatch.setattr("launch.commands.train.run_ranks", lambda *_: 0)
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     assert main(["train", "recipe=toy", "run.dir=here", f"logging.console={console}"]) == 0
     assert len(screen.getvalue().splitlines()) == lines
@@ -214,7 +215,7 @@ def test_ranks_that_start_print_no_word_of_waiting(octavo, monkeypatch):
 
 
 def test_a_directory_in_use_is_refused_before_torch_is_loaded(stand_in, monkeypatch):
-    monkeypatch.setattr("launch.commands.train._torchrun", lambda *_: 1 / 0)
+    monkeypatch.setattr("launch.commands.train.run_ranks", lambda *_: 1 / 0)
     with hold(Path("busy")), pytest.raises(ConfigError) as caught:
         prepare(Parser("octavo train", ""), ["recipe=toy", "run.dir=busy"])
     assert (caught.value.where, caught.value.value) == ("run.dir", "busy")
@@ -224,7 +225,7 @@ def test_a_directory_in_use_is_refused_before_torch_is_loaded(stand_in, monkeypa
 @pytest.mark.parametrize("key", ["model.num_layers", "model.num_experts", "train.global_batch"])
 def test_a_model_beyond_memory_is_refused_before_torch_is_loaded(stand_in, monkeypatch, key):
     monkeypatch.setattr("launch.commands.train.GPU_DEVICES", ())
-    monkeypatch.setattr("launch.commands.train._torchrun", lambda *_: 1 / 0)
+    monkeypatch.setattr("launch.commands.train.run_ranks", lambda *_: 1 / 0)
     with pytest.raises(ConfigError) as caught:
         prepare(Parser("octavo train", ""), ["recipe=toy", "data=synthetic", f"{key}=800000000000"])
     assert caught.value.where == "model"

@@ -320,3 +320,34 @@ def test_a_prompt_needs_a_tokenizer(tmp_path):
         source.prompt("x")
     (done,) = Engine(source.load(torch.device("cpu"))).generate([Request([1, 2], 5)])  # token ids will do
     assert len(done.ids) == 5
+
+
+def test_ranks_that_the_experts_cannot_be_divided_among_are_refused(run):
+    fault = refused("generate", str(run), PROMPT, "--nproc-per-node", "3")
+    assert (fault.where, fault.value) == ("--nproc-per-node", 3)
+    assert fault.allowed
+
+
+@pytest.mark.slow
+def test_ranks_share_the_experts(tmp_path, monkeypatch, capfd):
+    """The first rank prints the answer of one process, and an error once."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    cfg = tiny_config(tmp_path / "run", model={**MODEL, "router_groups": 2}, steps=1)
+    (tmp_path / "mixture").mkdir()
+    cfg.data = make_mixture(tmp_path / "mixture", monkeypatch)
+    assert train(cfg) == 0
+    capfd.readouterr()
+    words = ["generate", str(tmp_path / "run"), PROMPT, "--max-tokens", "8", "--n", "2", "--temperature", "0"]
+    said = []
+    for ranks in ((), ("--nproc-per-node", "2")):
+        assert main([*words, *ranks]) == 0
+        printed = capfd.readouterr()
+        said.append(printed.out)
+        assert len([line for line in printed.err.splitlines() if "tokens/s" in line]) == 1
+    assert said[0] == said[1]
+    (shard, *_) = tmp_path.glob("run/checkpoints/step-1/*.distcp")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert main([*words, "--nproc-per-node", "2"]) == 1
+    assert capfd.readouterr().err.count(str(shard.name)) == 1
