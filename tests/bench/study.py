@@ -193,18 +193,6 @@ class Study:
 
     # ---- one run
 
-    def words(self, arm: str, seed: int) -> list[str]:
-        """The overrides of a run's configuration."""
-        scale = self.scale
-        return [
-            *("recipe=toy", f"data={short(arm)}", f"data.root={self.corpora}", *scale.model),
-            *(f"model.vocab_size={scale.vocab_size}", f"train.steps={int(ARMS[arm].times * scale.steps)}"),
-            *(f"train.global_batch={scale.batch}", f"train.micro_batch={scale.batch}", f"train.seed={seed}"),
-            *("train.device=cpu", "train.eval_every=0", "train.eval_batches=1", "train.sample_tokens=0"),
-            *(f"run.dir={self.runs / name_of(arm, seed)}", "checkpoint.every=200", "checkpoint.keep=1"),
-            *("logging.console=plain", "logging.wandb=off"),
-        ]
-
     def _run(self, name: str, arm: str, seed: int) -> dict[str, Any]:
         kept = self.runs / f"{name}.json"
         if kept.exists():
@@ -212,7 +200,9 @@ class Study:
             return found
         print(f"-- {name}", flush=True)
         before = cpu_seconds()
-        run = api.train(api.compose(*self.words(arm, seed), config_dirs=[self.recipes]))
+        run = api.train(
+            api.compose(*words_of(arm, seed, self.scale, self.corpora, self.runs), config_dirs=[self.recipes])
+        )
         assert run is not None
         trained = cpu_seconds()
         answers = self._ask(run, ARMS[arm])
@@ -240,15 +230,16 @@ class Study:
 
 
 def data_of(arm: Arm, scale: Scale, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The mixture of an arm, as a file of `recipes/data` has it. facts: the tokens of each corpus."""
-    tokens, sources = arm.times * scale.tokens, {}
+    """The mixture of an arm, as a file of `recipes/data` has it, for T tokens; a longer run continues its one phase.
+    facts: the tokens of each corpus."""
+    sources = {}
     for source, share in arm.sources.items():
         name = arm.corpus(source)
         sources[source] = {
             "path": name,
             "domain": DOMAIN[source],
             "prefix": DOMAIN[source] if arm.prefixes else "",
-            "tokens": int(share * tokens),
+            "tokens": int(share * scale.tokens),
             "unique_tokens": facts[name]["tokens"],
             "max_epochs": 100_000,
             "phases": {"all": float(share)},
@@ -256,10 +247,22 @@ def data_of(arm: Arm, scale: Scale, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": "mixture",
         "seq_len": scale.window,
-        "phases": {"all": {"tokens": int(tokens)}},
+        "phases": {"all": {"tokens": scale.tokens}},
         "sources": sources,
         "prefixes": PREFIXES if arm.prefixes else {},
     }
+
+
+def words_of(arm: str, seed: int, scale: Scale, corpora: Path, runs: Path) -> list[str]:
+    """The overrides of a run's configuration."""
+    return [
+        *("recipe=toy", f"data={short(arm)}", f"data.root={corpora}", *scale.model),
+        *(f"model.vocab_size={scale.vocab_size}", f"train.steps={int(ARMS[arm].times * scale.steps)}"),
+        *(f"train.global_batch={scale.batch}", f"train.micro_batch={scale.batch}", f"train.seed={seed}"),
+        *("train.device=cpu", "train.eval_every=0", "train.eval_batches=1", "train.sample_tokens=0"),
+        *(f"run.dir={runs / name_of(arm, seed)}", "checkpoint.every=200", "checkpoint.keep=1"),
+        *("logging.console=plain", "logging.wandb=off"),
+    ]
 
 
 def read(arm: Arm, scale: Scale, facts: Mapping[str, Any]) -> dict[str, int]:

@@ -283,6 +283,9 @@ def _fluent_prompts(
                     if value and before.endswith(" ") and own["formula"] in before and own["tb"] not in before:
                         found[key] = before.rstrip()
                 elif not task.given_formula and text.task and text.form == "qa" and text.task.key == task.key:
-                    # Up to the answer; what the layout has before it, such as "Answer:", belongs to the question.
-                    found[key] = (text.task.prompt + text.task.frame.partition("{answer}")[0]).rstrip()
+                    # With what the layout has before the answer, such as "Answer:": without it a model may continue
+                    # the question, which often says in what unit to answer.
+                    label = text.task.frame.partition("{answer}")[0].rstrip()
+                    if label:
+                        found[key] = text.task.prompt + label
     return found

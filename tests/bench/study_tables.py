@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from tests.bench.study_records import BY_NAME, FORMS, TASKS, Question, Task
+from tests.bench.study_records import FORMS, TASKS, Question, Task
 from trainer.evaluation.intervals import bootstrap, wilson
 from trainer.evaluation.scorers.extract import numbers
 
@@ -17,9 +17,8 @@ OWN = {"raw": "template"}  # the form in which an arm's own training text asks; 
 COMPARED = (
     ("fluent", "raw"),
     ("mixture", "fluent"),
-    ("mixture, equal records", "fluent"),
     ("mixture", "raw"),
-    ("mixture, equal records", "raw"),
+    ("mixture, equal records", "fluent"),
 )
 UNREAD = 0.05  # share of answers without a number from which on a table says so
 
@@ -175,13 +174,18 @@ def _short(number: float) -> str:
 
 
 def compared(figures: Mapping[str, Any]) -> list[str]:
-    lines = ["| difference | asked in | question | difference (seeds) | 95 % | |", "|---|---|---|---|---|---|"]
-    for one in figures["differences"]:
-        seeds = ", ".join(f"{number:+.1f}" for number in one["seeds"])
-        unit = "points" if BY_NAME[one["task"]].metric.higher else BY_NAME[one["task"]].unit.removeprefix("MAE, ")
-        form = "own forms" if one["asked"] == "own" else "new form"
-        lines.append(
-            f"| {one['first']} over {one['second']} | {form} | {one['task']} | {one['mean']:+.1f} {unit} ({seeds}) "
-            f"| {one['low']:+.1f} to {one['high']:+.1f} | {one['says']} |"
-        )
+    pairs = [*dict.fromkeys((one["first"], one["second"]) for one in figures["differences"])]
+    cells = {(one["task"], one["asked"], one["first"], one["second"]): one for one in figures["differences"]}
+    heads = [f"{first} over {second}" for first, second in pairs]
+    lines = [f"| question, unit | asked in | {' | '.join(heads)} |", "|---" * (len(pairs) + 2) + "|"]
+    for task in TASKS:
+        unit = "points" if task.metric.higher else task.unit.removeprefix("MAE, ")
+        for asked, named in (("own", "own forms"), ("new", "new form")):
+            row = [_difference(cells[task.name, asked, *pair]) for pair in pairs]
+            lines.append(f"| {f'{task.name}, {unit}' if asked == 'own' else ''} | {named} | {' | '.join(row)} |")
     return lines
+
+
+def _difference(one: Mapping[str, Any]) -> str:
+    cell = f"{one['mean']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]"
+    return cell if one["says"] == "unclear" else f"**{cell}**"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.bench.study import ARMS, QUICK, data_of, main, read
+from tests.bench.study import ARMS, QUICK, data_of, main, read, short, words_of
 from tests.bench.study_records import (
     COLUMNS,
     FORMS,
@@ -46,21 +46,21 @@ def table(tmp_path: Path) -> Table:
 
 
 def test_three_arms_read_equal_tokens_and_the_fourth_equal_records(tmp_path: Path):
-    trees = {name: data_of(arm, QUICK, FACTS) for name, arm in ARMS.items()}
-    for name, tree in trees.items():
-        assert sum(source["tokens"] for source in tree["sources"].values()) == tree["phases"]["all"]["tokens"]
-        path = tmp_path / "data" / f"{name.replace(', ', '_').replace(' ', '_')}.yaml"
+    for name, arm in ARMS.items():
+        path = tmp_path / "data" / f"{short(name)}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump(tree))
-        cfg = api.compose("recipe=toy", f"data={path.stem}", f"data.root={tmp_path}", config_dirs=[tmp_path])
-        assert cfg.data.phases["all"].tokens == tree["phases"]["all"]["tokens"]
-    totals = [tree["phases"]["all"]["tokens"] for tree in trees.values()]
-    assert totals[0] == totals[1] == totals[2] == QUICK.steps * QUICK.window * QUICK.batch
-    assert trees["mixture, equal records"]["sources"]["fluent"]["tokens"] == totals[1]
+        path.write_text(yaml.safe_dump(data_of(arm, QUICK, FACTS)))
+    total = QUICK.steps * QUICK.window * QUICK.batch
+    drawn, found = {}, {name: read(arm, QUICK, FACTS) for name, arm in ARMS.items()}
+    for name in ARMS:
+        cfg = api.compose(*words_of(name, 0, QUICK, tmp_path, tmp_path / "runs"), config_dirs=[tmp_path])
+        tokens = cfg.train.steps * cfg.train.global_batch * cfg.data.seq_len
+        assert found[name]["tokens"] == tokens == (2 * total if "equal" in name else total)
+        source = cfg.data.sources["raw" if name == "raw" else "fluent"]
+        drawn[name] = source.tokens * tokens // cfg.data.phases["all"].tokens
+    assert drawn == {"raw": total, "fluent": total, "mixture": total // 2, "mixture, equal records": total}
     # A fifth of what the mixture reads of records is prefixes.
-    found = {name: read(arm, QUICK, FACTS)["of_records"] for name, arm in ARMS.items()}
-    assert found["fluent"] == totals[1]
-    assert found["mixture"] == round(0.8 * 0.5 * totals[1])
+    assert [one["of_records"] for one in found.values()] == [total, total, 0.4 * total, 0.8 * total]
 
 
 def test_every_value_is_in_both_forms_and_no_question_has_its_answer(table: Table):
