@@ -189,12 +189,12 @@ def _policy(cfg: Config) -> Policy:
 
 
 def _keep_eager(model: Decoder, cfg: Config, device_type: str) -> None:
-    """Keep the compiler out of what it cannot trace: experts on a CPU, which loop over row counts; experts in fp32 on
-    CUDA, since the grouped GEMM can be traced in bf16 only; dispatchers, whose collectives start in one place and
-    finish in another."""
+    """Keep the compiler out of what it cannot trace: experts on a CPU, which loop over row counts, and frozen ones,
+    which choose their products by them; experts in fp32 on CUDA, since the grouped GEMM can be traced in bf16 only;
+    dispatchers, whose collectives start in one place and finish in another."""
     for layer in model.blocks:
         moe = layer.moe
-        if device_type == "cpu" or cfg.precision.experts != "bf16":
+        if device_type == "cpu" or cfg.precision.experts != "bf16" or cfg.lora.target != "none":
             moe.experts.forward = torch.compiler.disable(moe.experts.forward)  # type: ignore[method-assign]
         if not isinstance(moe.dispatcher, LocalDispatch):
             moe.dispatcher = torch.compiler.disable(moe.dispatcher)

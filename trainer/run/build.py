@@ -191,7 +191,8 @@ def build_model(
     if not partitioned:
         world.broadcast_module(model, own=spread_scales(model))
     if cfg.lora.dropout:
-        torch.manual_seed(cfg.train.seed + 1 + world.rank)  # ranks with other tokens drop other inputs
+        # Ranks with other tokens drop other inputs, and so do stages.
+        torch.manual_seed(cfg.train.seed + 1 + world.rank + world.size * (span.start if span else 0))
     return model
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from parallel.fp8 import TILE, fake_quantize
 from parallel.memory.live import LiveBytes
 from parallel.sharding.local import local_part
 from parallel.simulate import RankBytes
@@ -26,6 +29,8 @@ from trainer.run.process import train
 from trainer.run.simulate import simulate_rank, trace_step
 from trainer.weights.export import export
 from trainer.weights.kept_source import open_published
+from trainer.weights.lora.peft import export_adapters
+from trainer.weights.opened import open_checkpoint
 
 # Widths of several blocks, the last ones cut.
 MODEL = {
@@ -52,6 +57,10 @@ def configuration(base: Path, directory: Path, stored: str = "fp8", **sizes: Any
     cfg.lora = LoraConfig(target="all", rank=2, base=stored)
     cfg.parallel = ParallelConfig(**sizes)
     return cfg
+
+
+def load_all(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def losses(directory: Path) -> list[float]:
@@ -110,6 +119,84 @@ def test_ranks_hold_the_base_once_and_train_as_one_process(base, alone, tmp_path
     cfg = alone.model
     matrices = 3 * cfg.num_experts * cfg.expert_width + 4 * cfg.num_heads * cfg.head_dim
     assert whole[0] == cfg.num_layers * matrices * cfg.hidden_size
+
+
+@pytest.mark.slow
+def test_a_pipeline_trains_and_exports_as_one_process(base, alone, tmp_path):
+    spread = configuration(base, tmp_path / "spread", pp=2, dp_shard=2, ep=2)
+    assert set(on_ranks(4, train, spread)) == {0}
+    assert losses(tmp_path / "spread") == pytest.approx(losses(Path(str(alone.run.dir))), rel=2e-6)
+    runs = {"alone": Path(str(alone.run.dir)), "spread": tmp_path / "spread"}
+    for name, run in runs.items():
+        export(run, tmp_path / "merged" / name, dtype="fp32")
+        export_adapters(open_checkpoint(run), tmp_path / "peft" / name, "peft")
+    for form in ("merged", "peft"):
+        found, expected = (load_all(tmp_path / form / name) for name in ("spread", "alone"))
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert (found[name] - tensor).norm() <= 1e-3 * tensor.norm(), (form, name)
+
+
+@pytest.mark.slow
+def test_adapters_resume_under_another_layout(base, alone, tmp_path):
+    """Each step by other ranks: two with two groups of experts, one process, a pipeline."""
+    for steps_done, (ranks, sizes) in enumerate([(2, {"dp_shard": 2, "ep": 2}), (1, {}), (2, {"pp": 2})], start=1):
+        cfg = configuration(base, tmp_path / "turns", **sizes)
+        cfg.train.steps = steps_done
+        assert set(on_ranks(ranks, train, cfg)) == {0}
+    whole = configuration(base, tmp_path / "whole")
+    whole.train.steps = 3
+    assert train(whole) == 0
+    assert losses(tmp_path / "turns") == pytest.approx(losses(tmp_path / "whole"), rel=2e-6)
+    assert losses(tmp_path / "whole")[:2] == losses(Path(str(alone.run.dir)))
+
+
+def frozen_bytes(cfg: Config) -> tuple[set[torch.dtype], int]:
+    """The dtypes and the bytes of this rank's frozen matrices."""
+    world = start_world("cpu", 60.0)
+    meshes = build_meshes(cfg, "cpu")
+    published = open_published(cfg, world)
+    assert published is not None
+    model = build_model(cfg, world, meshes, build_objective(cfg.train), published.fill)
+    matrices = [w for block in model.blocks for w in (block.attention.qkv, block.attention.out, block.moe.experts.w13,
+                                                      block.moe.experts.w2)]  # fmt: skip
+    world.close()
+    return {weight.dtype for weight in matrices}, sum(local_part(weight).nbytes for weight in matrices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"dp_shard": 2, "ep": 2}, {"dp_shard": 2}, {"dp_replicate": 2}], ids=str)
+def test_a_base_in_bf16_spread_over_ranks(base, tmp_path, sizes):
+    found = []
+    for name, parallel in (("alone", {}), ("spread", sizes)):
+        cfg = configuration(base, tmp_path / name, "linears", **parallel)
+        cfg.precision = PrecisionConfig(linears="bf16", experts="bf16", payload="bf16")
+        ranks = 2 if parallel else 1
+        assert set(on_ranks(ranks, train, cfg)) == {0}
+        found.append((losses(tmp_path / name), on_ranks(ranks, frozen_bytes, cfg)))
+    (ours, parts), (expected, [(_, whole)]) = found[1], found[0]
+    assert ours == pytest.approx(expected, rel=5e-3)  # sums of ranks round in another order
+    assert all(dtypes == {torch.bfloat16} for dtypes, _ in parts)
+    assert sum(size for _, size in parts) == whole * sizes.get("dp_replicate", 1)
+    m = cfg.model
+    matrices = 3 * m.num_experts * m.expert_width + 4 * m.num_heads * m.head_dim
+    assert whole == 2 * m.num_layers * matrices * m.hidden_size
+
+
+def test_a_merge_in_fp8_is_the_rounded_merge(base, alone, tmp_path):
+    run = Path(str(alone.run.dir))
+    for dtype in ("fp32", "fp8"):
+        export(run, tmp_path / dtype, dtype=dtype)
+    merged, rounded = (load_all(tmp_path / dtype) for dtype in ("fp32", "fp8"))
+    before = load_all(base)
+    scaled = {name for name in merged if f"{name}_scale_inv" in rounded}
+    for name in scaled:
+        values = fake_quantize(merged[name].bfloat16().float(), (TILE, TILE))
+        scales = rounded[f"{name}_scale_inv"].float().repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
+        rows, columns = values.shape
+        assert torch.equal(rounded[name].float() * scales[:rows, :columns], values), name
+    assert len(scaled) == alone.model.num_layers * (4 + 3 * alone.model.num_experts)
+    assert any(not torch.equal(rounded[name].view(torch.uint8), before[name].view(torch.uint8)) for name in scaled)
 
 
 def real_step(cfg: Config) -> tuple[RankBytes, int]:

@@ -21,7 +21,7 @@ from tests.trainer.model.tiny import relative
 from tests.trainer.stages.media import IMAGE, SIGNAL, SIGNALS, TILES, VISION, place_media
 from tests.trainer.tiny_run import tiny_config
 from trainer.config.checks.parallel import check
-from trainer.config.keys import Config, ParallelConfig
+from trainer.config.keys import Config, LoraConfig, ParallelConfig
 from trainer.data.batch import Batch, make_batch
 from trainer.data.media.balance import Load
 from trainer.data.media.placed import alike, placed
@@ -30,6 +30,7 @@ from trainer.model.decoder import Decoder
 from trainer.model.dual_encoder import make_decoder
 from trainer.model.experts.held import held_weights
 from trainer.model.initial import seeded_normal
+from trainer.model.lora.adapt import adapt, adapters, is_b, rates
 from trainer.objectives.choose import build_objective
 from trainer.objectives.scalars import Scalar, Scalars, Totals, read_totals
 from trainer.optim.build import build_engine
@@ -97,6 +98,7 @@ class Case(NamedTuple):
     balance: bool = False  # of images
     parts: tuple[tuple[str, str, Any], ...] = ()  # part, key and value of optim.parts
     reduce_every: str = "auto"
+    lora: str = "none"  # lora.target
 
     seq_len: int = SEQ_LEN
     sequences: int = GLOBAL_MICRO  # of one micro-batch over all ranks
@@ -133,6 +135,7 @@ class Case(NamedTuple):
         cfg.data.seq_len = self.seq_len
         cfg.precision.experts = self.experts
         cfg.precision.kept = self.kept
+        cfg.lora = LoraConfig(target=self.lora, rank=3, alpha=6.0, plus_ratio=4.0)
         cfg.parallel = ParallelConfig(
             pp=layout.pp,
             dp_replicate=layout.dp_replicate,
@@ -214,11 +217,15 @@ def build_parts(case: Case) -> tuple[Parts, World]:
     alike, place = ranks_alike(world, meshes), meshes.layout.place(world.rank) if meshes else Place()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.run.build, "make_decoder", double_decoder)
+        patch.setattr(trainer.run.build, "adapt", lambda model, lora, _: adapt(model, lora).double())
         plan, stages = build_stages(cfg, world, alike, meshes, place, objective)
     for stage in stages.values():
         vary_norms(stage)
     pipeline, forward = build_pipeline(cfg, plan, stages, objective, alike, meshes)
-    engine = build_engine(list(stages.values()), cfg.optim, world, meshes and meshes.shard_group, None, alike)
+    trained = {name: rate for stage in stages.values() for name, rate in rates(stage, cfg.lora).items()}
+    engine = build_engine(
+        list(stages.values()), cfg.optim, world, meshes and meshes.shard_group, None, alike, trained or None
+    )
     engine.prepare()
     data: Any = None
     return Parts(data, [], meshes, place, alike, objective, stages, pipeline, forward, engine), world
@@ -226,10 +233,13 @@ def build_parts(case: Case) -> tuple[Parts, World]:
 
 @torch.no_grad()
 def vary_norms(stage: Decoder) -> None:
-    """Gains that are all 1 would hide one that is swapped or forgotten."""
+    """Gains that are all 1 would hide one that is swapped or forgotten, and Bs at zero every fault of an A."""
+    of_adapters = adapters(stage)
     for name, weight in stage.named_parameters():
         if weight.ndim == 1:
             local_part(weight).copy_((1 + 0.3 * seeded_normal(weight.shape, 7, name))[local_region(weight)])
+        elif name in of_adapters and is_b(name):
+            local_part(weight).copy_((0.3 * seeded_normal(weight.shape, 7, name))[local_region(weight)])
 
 
 def forward_backward(parts: Parts, world: World, batches: Sequence[Batch], units: int) -> tuple[Totals, Load | None]:

@@ -72,12 +72,6 @@ def _lora(cfg: Config) -> Iterator[Fault]:
         if chosen not in works:
             text = f"{key}={chosen} {why}, and lora.target={lora.target} is set; use {one_of(works)}"
             yield Fault(text, key, chosen, works)
-    if cfg.parallel.pp > 1:
-        text = f"parallel.pp={cfg.parallel.pp} is not available with lora.target={lora.target}; use 1"
-        yield Fault(text, "parallel.pp", cfg.parallel.pp, (1,))
-    if cfg.train.compile:
-        text = f"train.compile=true cannot trace adapters, and lora.target={lora.target} is set; use false"
-        yield Fault(text, "train.compile", True, (False,))
     for name, part in vars(cfg.optim.parts).items():
         if part != PartConfig():
             text = f"optim.parts.{name} has no use with lora.target={lora.target}, which freezes all parts"

@@ -5,9 +5,10 @@ import torch
 
 from tests.trainer.model.lora.adapted import build_adapted, written_out
 from tests.trainer.model.tiny import assert_close, next_tokens, random_ids, summed_loss
-from trainer.config.keys import LoraConfig
+from trainer.config.keys import Config, LoraConfig
 from trainer.model.decoder import Decoder
 from trainer.model.lora.adapt import adapters, init_adapters, is_b
+from trainer.parallelize import parallelize
 
 
 @pytest.mark.parametrize("target", ["attention", "experts", "all"])
@@ -25,6 +26,23 @@ def test_gradients_of_every_adapter(target: str, rslora: bool) -> None:
     found = {name: weight.grad for name, weight in adapters(model).items()}
     assert_close(found, {name: leaf.grad for name, leaf in leaves.items()}, 1e-11)
     assert not [name for name, p in model.named_parameters() if p.grad is not None and name not in leaves]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a C++ compiler runs a dozen times
+def test_a_compiled_block_is_the_eager_one() -> None:
+    lora = LoraConfig(target="all", rank=3, alpha=6.0)
+    found = []
+    for compiled in (False, True):
+        model = build_adapted(lora, dtype=torch.float32, num_layers=1)
+        cfg = Config(model=model.cfg, lora=lora)
+        cfg.train.compile = compiled
+        parallelize(model, None, cfg, "cpu")
+        ids = random_ids(model.cfg, 3, 11)
+        loss, _ = summed_loss(model, ids, next_tokens(ids))
+        loss.backward()
+        found.append({name: weight.grad for name, weight in adapters(model).items()} | {"loss": loss.detach()})
+    assert_close(found[1], found[0], 1e-5)
 
 
 def test_start_is_the_base() -> None:
