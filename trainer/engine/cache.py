@@ -24,6 +24,7 @@ from torch import Tensor
 from trainer.config.model import ModelConfig
 from trainer.model.exact.attention import attend, queries_of_block
 from trainer.model.exact.blocks import KEYS
+from trainer.model.exact.short import attend_short, short_documents
 from trainer.model.numerics import wide
 
 
@@ -162,8 +163,12 @@ class Cache:
         q_Tnrd, parts = q.unflatten(1, (k.shape[1], -1)), []
         if layout.one is not None:
             parts.append(_attend_singles(q_Tnrd[: layout.singles], keys, values, layout.one))
-        first = layout.singles
-        for span, slots in zip(layout.longer, layout.slots, strict=True):
+        first, longer = layout.singles, [*zip(layout.longer, layout.slots, strict=True)]
+        if longer and all(span.start == 0 and span.tokens <= KEYS for span in layout.longer):
+            lengths = [span.tokens for span in layout.longer]
+            parts.append(_attend_starts(q_Tnrd[first:], k[first:], v[first:], lengths))
+            longer = []
+        for span, slots in longer:
             seen = slots[: (span.start + span.tokens - 1) // KEYS + 1]
             of_span = q_Tnrd[first : first + span.tokens]
             parts.append(attend(of_span, [keys[slot] for slot in seen], [values[slot] for slot in seen], span.start))
@@ -194,6 +199,15 @@ class Cache:
         needed = list(pages[: -(-tokens // KEYS)])
         found: npt.NDArray[np.uint16] = self.routes[needed].reshape(-1, *self.routes.shape[2:])[:tokens]
         return found
+
+
+def _attend_starts(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The first tokens of requests, at most KEYS of each. q: [T, n, r, d]; k, v: [T, n, d] -> [T, n, r, d]."""
+    y = torch.empty_like(q)
+    for some in short_documents(lengths, q.shape[1] * q.shape[2], q.device):
+        found = attend_short(some.fill(q), some.fill(k), some.fill(v))
+        y.index_copy_(0, some.tokens, some.take(found))
+    return y
 
 
 def _attend_singles(q: Tensor, keys: Tensor, values: Tensor, one: _Singles) -> Tensor:

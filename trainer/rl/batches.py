@@ -1,7 +1,7 @@
 """Packed micro-batches of rollouts.
 
 A rollout of G tokens on a prompt of P is a document of P + G - 1 inputs: its last token is a label only. Documents are
-packed into windows, whole; what is left of a window is padding, a document of its own.
+packed into windows, whole; what is left of a window is padding, in short documents that cost attention little.
 
 Legend: B windows of a micro-batch · S positions of a window · L layers · K experts per token · N positions.
 """
@@ -19,6 +19,8 @@ from trainer.config.model import ModelConfig
 from trainer.data.batch import IGNORE, Batch
 from trainer.rl.rollout.protocol import Rollout
 from trainer.rl.routes import Routes, padding_routes
+
+PADDING = 16  # tokens of a document of padding
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,8 @@ def _batch(rows: Sequence[Sequence[Trained]], seq_len: int, model: ModelConfig, 
             bounds.append(at)
             samples.append(one.number)
         end = (row + 1) * seq_len
-        if at < end:
-            position[at:end] = np.arange(end - at)
-            bounds.append(end)
+        position[at:end] = np.arange(end - at) % PADDING
+        bounds += [*range(at + PADDING, end, PADDING), *([end] if at < end else [])]
 
     def shaped(values: npt.NDArray) -> torch.Tensor:
         return torch.from_numpy(values.reshape(len(rows), seq_len, *values.shape[1:]))

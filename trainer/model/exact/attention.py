@@ -11,6 +11,7 @@ R = C*r rows of a block · b blocks of queries · J blocks of keys.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from parallel.context.base import Documents
 from trainer.model.attention import document_attention
 from trainer.model.exact.blocks import KEYS, QUERY_ROWS
+from trainer.model.exact.short import attend_short, short_documents
 from trainer.model.numerics import wide
 
 CHUNK = 512  # queries whose scores are in memory at one time
@@ -91,25 +93,42 @@ class ExactAttention:
 
 
 class _DocumentAttention(torch.autograd.Function):
-    """`attend` for each document. Backward is that of `document_attention`, computed anew."""
+    """`attend` for each document, or `attend_short` for many. Backward: of `document_attention`, computed anew."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.docs = docs
-        heads = k.shape[1]
-        parts = zip(*(x.split(docs.lengths) for x in (q, k, v)), strict=True)
-        return torch.cat(
-            [attend(a.unflatten(1, (heads, -1)), _key_blocks(b), _key_blocks(c), 0).flatten(1, 2) for a, b, c in parts]
-        )
+        y, q = torch.empty_like(q), q.unflatten(1, (k.shape[1], -1))
+        for some in short_documents(docs.lengths, q.shape[1] * q.shape[2], q.device):
+            found = attend_short(some.fill(q), some.fill(k), some.fill(v))
+            y.index_copy_(0, some.tokens, some.take(found).flatten(1, 2))
+        for at in _long(docs.lengths):
+            y[at] = attend(q[at], _key_blocks(k[at]), _key_blocks(v[at]), 0).flatten(1, 2)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        lengths, parts, of_parts = ctx.docs.lengths, list[Tensor](), list[Tensor]()
         with torch.enable_grad():
-            y = document_attention(*leaves, ctx.docs)
-        d_q, d_k, d_v = torch.autograd.grad(y, leaves, grads[0])
+            for some in short_documents(lengths, leaves[0].shape[1], grads[0].device):
+                padded = Documents.rows(some.documents, some.longest, grads[0].device)
+                y = document_attention(*(some.fill(x).flatten(0, 1) for x in leaves), padded)
+                parts.append(y.index_select(0, some.places))
+                of_parts.append(grads[0].index_select(0, some.tokens))
+            for at in _long(lengths):
+                alone = Documents.rows(1, at.stop - at.start, grads[0].device)
+                parts.append(document_attention(*(x[at] for x in leaves), alone))
+                of_parts.append(grads[0][at])
+        d_q, d_k, d_v = torch.autograd.grad(parts, leaves, of_parts)
         return d_q, d_k, d_v, None
+
+
+def _long(lengths: Sequence[int]) -> list[slice]:
+    """The tokens of each document that one block of keys does not hold."""
+    ends = accumulate(lengths)
+    return [slice(end - length, end) for length, end in zip(lengths, ends, strict=True) if length > KEYS]
 
 
 def _key_blocks(x: Tensor) -> list[Tensor]:
