@@ -110,14 +110,19 @@ class _DocumentAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-        lengths, parts, of_parts = ctx.docs.lengths, list[Tensor](), list[Tensor]()
+        docs, parts, of_parts = ctx.docs, list[Tensor](), list[Tensor]()
+        if min(docs.lengths) > KEYS:
+            with torch.enable_grad():
+                y = document_attention(*leaves, docs)
+            d_q, d_k, d_v = torch.autograd.grad(y, leaves, grads[0])
+            return d_q, d_k, d_v, None
         with torch.enable_grad():
-            for some in short_documents(lengths, leaves[0].shape[1], grads[0].device):
+            for some in short_documents(docs.lengths, leaves[0].shape[1], grads[0].device):
                 padded = Documents.rows(some.documents, some.longest, grads[0].device)
                 y = document_attention(*(some.fill(x).flatten(0, 1) for x in leaves), padded)
                 parts.append(y.index_select(0, some.places))
                 of_parts.append(grads[0].index_select(0, some.tokens))
-            for at in _long(lengths):
+            for at in _long(docs.lengths):
                 alone = Documents.rows(1, at.stop - at.start, grads[0].device)
                 parts.append(document_attention(*(x[at] for x in leaves), alone))
                 of_parts.append(grads[0][at])

@@ -149,4 +149,4 @@ def test_short_documents_attended_together_have_the_bits_of_each_alone(heads, kv
     assert torch.equal(y, torch.cat(parts))
     d_y = numbers(*y.shape).to(dtype)
     for found, wanted in zip(*(torch.autograd.grad(of, leaves, d_y) for of in (y, usual)), strict=True):
-        assert relative(found.double(), wanted.double()) < 1e-6
+        assert relative(found.double(), wanted.double()) < (1e-6 if dtype is torch.float32 else 1e-2)
