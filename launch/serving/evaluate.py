@@ -104,6 +104,7 @@ def _prepare(options: argparse.Namespace) -> Callable[[], int]:
     ]
     model = _model(options, suites)
     items = [(suite, _passages(options, model) if suite is PERPLEXITY else found) for suite, found in items]
+    _warn_of_training(options, model, items)
     judged = any(suite.judge for suite in suites)
     if options.judge and not judged:
         print_warning(f"--judge {options.judge} is not asked: no suite here has a judge")
@@ -256,6 +257,20 @@ def _passages(options: argparse.Namespace, model: ServedModel | EmbeddedModel) -
     if left_out:
         print_warning(f"{left_out:,} documents with images or signals are left out of the perplexity")
     return passages
+
+
+def _warn_of_training(
+    options: argparse.Namespace, model: ServedModel | EmbeddedModel, items: Sequence[tuple[Suite, Sequence[Any]]]
+) -> None:
+    """Print a warning for each file and domain that the run was trained on."""
+    from trainer.evaluation.embedded import EmbeddedModel
+    from trainer.evaluation.trained_on import trained_on
+
+    if isinstance(model, EmbeddedModel):
+        directories = [Path(options.data) / suite.folder for suite, _ in items]
+        passages = [passage for suite, found in items if suite is PERPLEXITY for passage in found]
+        for warning in trained_on(model.source, directories, passages):
+            print_warning(warning)
 
 
 def _slug(options: argparse.Namespace) -> str:

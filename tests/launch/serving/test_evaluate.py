@@ -13,7 +13,7 @@ from launch.cli import main
 from launch.serving import evaluate
 from tests.launch.refused import refused
 from tests.launch.serving.own_suite import OWN, SUITES, start, write_rows
-from tests.trainer.data.small_mixture import make_mixture
+from tests.trainer.data.small_mixture import DOCUMENTS, make_mixture, texts
 from tests.trainer.tiny_run import records, tiny_config
 from trainer.evaluation.perplexity import PERPLEXITY
 from trainer.run.process import train
@@ -171,6 +171,34 @@ def test_perplexity_of_held_out_data_is_that_of_the_runs_record(run, tmp_path):
     answers = entries(tmp_path / "out")
     assert perplexity(tmp_path / "out", run) == found
     assert entries(tmp_path / "out") == answers  # nothing was scored twice
+
+
+def test_texts_that_the_run_was_trained_on_are_reported(run, tmp_path, capsys):
+    (tmp_path / "data/perplexity").mkdir(parents=True)
+    name, count = next(iter(DOCUMENTS.items()))
+    for domain, rows in {"known": texts(name, count), "new": ["a text of words that no document has " * 3]}.items():
+        lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+        (tmp_path / f"data/perplexity/{domain}.jsonl").write_text(lines)
+    perplexity(tmp_path / "out", run, "--data", tmp_path / "data", "--limit", 30)
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "data.sources" in line]
+    assert "known" in warning
+    assert f"data.sources.{name}" in warning
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(run, tmp_path, words):
+    """Answers, and the perplexity that the run recorded, by the engine on the device."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    assert evaluate._device().type == "cuda"
+    assert main(["evaluate", *words, "--max-tokens", "9", "--temperature", "0.8", "--concurrency", "3"]) == 0
+    assert [one["tokens"] > 0 for one in entries(tmp_path / "out")] == [True] * 5
+    found = perplexity(tmp_path / "heldout", run)
+    recorded = [record["heldout"] for record in records(run) if record.get("event") == "evaluation"][-1]
+    for domain, loss in recorded.items():
+        assert found["categories"][domain]["value"] == pytest.approx(math.exp(loss), rel=1e-3)
+    assert torch.cuda.max_memory_allocated() > 0
 
 
 def test_perplexity_of_files_is_that_of_transformers(run, tmp_path):

@@ -12,6 +12,7 @@ from trainer.evaluation.files import Row, find_file, find_files, read_rows
 from trainer.evaluation.perplexity import read_documents
 from trainer.evaluation.registry import find
 from trainer.evaluation.suite import Item, Scored, Suite, SuiteError, mean_of
+from trainer.evaluation.trained_on import files_trained_on
 
 ROWS = [{"id": "007", "answer": "1.50"}, {"id": "8", "answer": "ä"}]
 
@@ -75,6 +76,18 @@ def test_documents_of_all_formats_are_read(tmp_path: Path) -> None:
     with pytest.raises(SuiteError) as caught:
         read_documents(tmp_path, None)
     assert (caught.value.where, caught.value.value) == (str(tmp_path / "a.tsv"), "a.jsonl")
+
+
+def test_files_of_chats_that_a_run_was_trained_on_are_found_by_their_content(tmp_path: Path) -> None:
+    contents = {"chats/a.jsonl": "x", "chats/b.jsonl": "yz", "bench/test.jsonl": "yz", "bench/c.jsonl": "z"}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    data = {"root": str(tmp_path), "chats": {"all": {"path": "chats"}, "gone": {"path": "none"}}}
+    (found,) = files_trained_on(data, [tmp_path / "bench"])
+    assert str(tmp_path / "bench/test.jsonl") in found
+    assert "data.chats.all" in found
+    assert list(files_trained_on({}, [tmp_path / "bench", tmp_path / "missing"])) == []
 
 
 NAN, INFINITE = float("nan"), float("inf")

@@ -128,3 +128,9 @@ def test_sentences_end_at_marks_but_not_in_names_and_numbers() -> None:
 def test_an_unknown_constraint_is_an_error() -> None:
     with pytest.raises(KeyError):
         follow.follows("a", "format:rhyme", {})
+
+
+def test_a_constraint_without_its_argument_is_a_fault_of_the_row() -> None:
+    """It was a wrong answer, whatever the model said."""
+    with pytest.raises(follow.ArgumentError):
+        follow.score("1 ... 2 ... 3", ["format:list"], [{"sep": None}])

@@ -13,6 +13,15 @@ CHECKS: dict[str, Check] = {**words.CHECKS, **forms.CHECKS, **requests.CHECKS}
 _BROKEN = (IndexError, KeyError, ValueError, ZeroDivisionError, StopIteration, csv.Error)
 
 
+class ArgumentError(Exception):
+    """A constraint without an argument that it needs: a fault of the benchmark's row, not of the answer."""
+
+
+class _Given(dict[str, Any]):
+    def __missing__(self, key: str) -> Any:
+        raise ArgumentError(f"the constraint has no argument {key}")
+
+
 def follows(answer: str, name: str, given: Mapping[str, Any]) -> bool:
     """True if a non-empty answer follows a constraint. An answer that breaks the check, such as one with too few
     sentences, does not. KeyError: an unknown name; LookupError: nltk's data are missing."""
@@ -45,9 +54,9 @@ def loosely(answer: str, name: str, given: Mapping[str, Any]) -> bool:
 
 def score(answer: str, names: Sequence[str], given: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
     """`strict` and `loose`: for each constraint whether it is followed. given: their arguments, where None counts
-    as not given."""
+    as not given. Raises ArgumentError for one that is needed."""
     pairs = [
-        (name, {key: value for key, value in arguments.items() if value is not None})
+        (name, _Given((key, value) for key, value in arguments.items() if value is not None))
         for name, arguments in zip(names, given, strict=True)
     ]
     return {
