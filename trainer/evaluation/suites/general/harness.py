@@ -24,8 +24,8 @@ SUITES = (
         metric_source="gaia-benchmark on Hugging Face, scorer.py; inspect_evals has it as well",
         where_data=_WHERE + " (gaia-benchmark/GAIA asks for an account)",
         reported=77.4,
-        harness="OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none inspect eval inspect_evals/gaia "
-        "--model openai/NAME -T instance_ids=IDS -M responses_api=false "
+        harness="OCTAVO_BASE_URL=http://127.0.0.1:8000/v1 OCTAVO_API_KEY=none inspect eval inspect_evals/gaia "
+        "--model openai-api/octavo/NAME -T instance_ids=IDS -T web_search_providers=tavily "
         "(IDS: of the questions without a file, with commas)",
     ),
     Suite(
