@@ -45,11 +45,13 @@ class Malformed:
 
 @dataclass(frozen=True)
 class Said:
-    """A turn that the model ended. text: without thinking and calls. calls: in the order in which they were written."""
+    """A turn that the model ended. text: without thinking and calls. calls: in the order in which they were written.
+    written: all of it, as the model wrote it."""
 
     text: str
     calls: Sequence[Call | Malformed] = ()
     thinking: str = ""
+    written: str = ""
 
 
 class Session(Protocol):

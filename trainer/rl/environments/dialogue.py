@@ -78,7 +78,7 @@ class TemplateDialogue:
         calls: list[Call | Malformed] = [Call(part.name, json.loads(part.text)) for part in parts]
         if format.calls is not None and (at := text.find(format.calls.open)) >= 0:
             calls.append(Malformed(text[at:]))
-        return Said(text, calls, thinking)
+        return Said(text, calls, thinking, written)
 
     def follow(self, ids: Sequence[int], replies: Sequence[Message], tools: Tools) -> list[int]:
         """The tokens that the template writes behind a stand-in for the turn. Raises ChatError for a template that does
@@ -140,13 +140,13 @@ class InlineDialogue:
         closed = bool(ids) and ids[-1] == self._id_of(self.closing)
         text = self.tokenizer.decode([*ids])
         if not closed or not tools:
-            return Said(text)
+            return Said(text, written=text)
         before, opened, inside = text.removesuffix(self.closing).rpartition(self.opening)
         if not opened:
-            return Said(text, [Malformed(text)])
+            return Said(text, [Malformed(text)], written=text)
         function = tools[0]["function"]
         (argument,) = function["parameters"]["properties"]
-        return Said(before, [Call(function["name"], {argument: inside})])
+        return Said(before, [Call(function["name"], {argument: inside})], written=text)
 
     def follow(self, ids: Sequence[int], replies: Sequence[Message], tools: Tools) -> list[int]:
         contents = [str(reply.get("content") or "") for reply in replies]

@@ -57,8 +57,8 @@ class ToolEnvironment:
 
     turns: the most turns of the model. calls: the most of one turn, those behind them are refused. longest: characters
     of a tool's answer, the rest is cut. system: opens the conversation; empty: no such message. guide: the share of the
-    reward that is for the first call, as far as its first argument has the characters of the record's `call`: without
-    it a model that has never called a tool has nothing to learn from.
+    reward that is for the first turn, as far as it has the characters of the record's `call`: without it a model that
+    has never called a tool has nothing to learn from.
     """
 
     name: str
@@ -96,6 +96,7 @@ class ToolSession:
         return [{"role": "system", "content": system}, *asked] if system else asked
 
     def step(self, said: Said) -> Sequence[Message]:
+        self.first = said.written if self.first is None else self.first
         if not said.calls:
             self.answer = said.text
             return []
@@ -107,9 +108,6 @@ class ToolSession:
 
     def _reply(self, place: int, call: Call | Malformed) -> str:
         self._counts.calls += 1
-        if self.first is None:
-            values = [*call.arguments.values()] if isinstance(call, Call) else []
-            self.first = str(values[0]) if values else ""
         tools = {tool.name: tool for tool in self.environment.offered}
         try:
             if place >= self.environment.calls:

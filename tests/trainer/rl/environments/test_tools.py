@@ -197,3 +197,22 @@ def test_a_call_that_cannot_be_read_is_malformed(table, family):
     assert isinstance(said.calls[1], Malformed)
     plain = talks.read([*talks.conversation.ids_of("4"), talks.conversation.ids_of("<|im_end|>")[0]], table.tools)
     assert (plain.text, [*plain.calls]) == ("4", [])
+
+
+def test_a_guide_rewards_a_first_turn_that_is_written_as_the_records_call(table):
+    object.__setattr__(table, "guide", 0.6)
+    question = Question(0, "2+2=", "4", {"call": "[2+2]"})
+    for written, worth in (("[2+2]", 1.0), ("[2+3]", 0.8), ("(2+2)", 0.6), ("", 0.0)):
+        session = table.start(question)
+        session.step(Said("", [Call("calculator", {"expression": "2+2"})], written=written))
+        assert session.reward().value == pytest.approx(0.6 * worth)
+        session.step(Said("4", written="4"))
+        assert session.reward().value == pytest.approx(0.6 * worth + 0.4)
+    assert table.start(question).reward().value == 0
+
+
+@pytest.mark.parametrize("guide", [1, -0.1, "half", True])
+def test_a_guide_is_a_share(guide):
+    with pytest.raises(EnvironmentFailed) as caught:
+        build_environment({"tools": [], "reward": "exact", "guide": guide})
+    assert caught.value.where == "rl.environment.guide"
