@@ -57,8 +57,8 @@ class ToolEnvironment:
 
     turns: the most turns of the model. calls: the most of one turn, those behind them are refused. longest: characters
     of a tool's answer, the rest is cut. system: opens the conversation; empty: no such message. guide: the share of the
-    reward that is for the first turn, as far as it has the characters of the record's `call`: without it a model that
-    has never called a tool has nothing to learn from.
+    reward that is for the first turn, as far as it has the characters of the record's `call`; the rest is for the
+    answer, in the same proportion. Without it a model that has never called a tool learns to guess.
     """
 
     name: str
@@ -135,7 +135,7 @@ class ToolSession:
             return verdict
         wanted = replace(self.question, answer=self.question.data.get("call", ""))
         led = Overlap()(wanted, self.first).value if self.first else 0.0
-        return Verdict((1 - guide) * verdict.value + guide * led, verdict.reason)
+        return Verdict(led * (guide + (1 - guide) * verdict.value), verdict.reason)
 
     def counts(self) -> Mapping[str, float]:
         return self._counts.as_mapping()

@@ -207,7 +207,7 @@ def test_a_guide_rewards_a_first_turn_that_is_written_as_the_records_call(table)
         session.step(Said("", [Call("calculator", {"expression": "2+2"})], written=written))
         assert session.reward().value == pytest.approx(0.6 * worth)
         session.step(Said("4", written="4"))
-        assert session.reward().value == pytest.approx(0.6 * worth + 0.4)
+        assert session.reward().value == pytest.approx(worth)
     assert table.start(question).reward().value == 0
 
 
