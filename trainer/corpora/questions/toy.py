@@ -4,7 +4,7 @@
     reverse.jsonl        {"prompt": "407=", "answer": "704"}, a thousand of them
     tokenizer.json
 <cache_dir>/toy-questions-<hash>/
-    products.jsonl       {"prompt": "37*48=", "answer": "1776", "call": "[37*48]"}, all 8,100 of numbers of two digits
+    products.jsonl       {"prompt": "37*4=", "answer": "148", "call": "[37*4]"}, all 720 of two digits and one
     tokenizer.json
 """
 
@@ -86,5 +86,5 @@ def _reversals() -> Iterator[dict[str, str]]:
 def _products() -> Iterator[dict[str, str]]:
     """call: of a calculator, as `trainer.rl.environments.dialogue` writes it."""
     for one in range(10, 100):
-        for other in range(10, 100):
+        for other in range(2, 10):
             yield {"prompt": f"{one}*{other}=", "answer": str(one * other), "call": f"[{one}*{other}]"}
