@@ -19,6 +19,7 @@ from trainer.config.recipes.values import example
 T = TypeVar("T")
 HEAD = "# @package _global_\n"
 BASE = ["config", "recipe=toy", "data=synthetic"]
+POLICY = ["config", "recipe=rl_toy"]  # the base of keys that have no use with another objective
 GROUPS = list_groups()
 FITTING = {
     "data": ("synthetic", "toy_mixture"),
@@ -26,6 +27,7 @@ FITTING = {
     "model": ("toy", "intern_s1"),
     "parallel": ("single", "fsdp"),
     "optim": ("adamw",),
+    "lora": ("none",),
     "precision": ("fp32", "bf16"),
 }
 # What a command needs besides its mistake.
@@ -193,8 +195,14 @@ def fitting(key: str) -> str:
     return "1" if key.startswith("model.num") else example(key)
 
 
-def _leaf(draw: random.Random) -> str:
-    return draw.choice([key for key in KEYS if not coerce.is_mapping(KEYS[key])])
+def _base(key: str) -> list[str]:
+    return POLICY if key.startswith("rl.") else BASE
+
+
+def _leaf(draw: random.Random, beside: str = "") -> str:
+    """A key, with a base of the same kind as `beside` has."""
+    keys = [key for key in KEYS if not coerce.is_mapping(KEYS[key])]
+    return draw.choice([key for key in keys if not beside or _base(key) == _base(beside)])
 
 
 def _misspelt_keys(draw: random.Random) -> Iterator[Case]:
@@ -206,7 +214,7 @@ def _misspelt_keys(draw: random.Random) -> Iterator[Case]:
         other = misspelt(name, draw)
         typed = draw.choice([f"{section}.{other}", f"{section}.{other}", other, f"{misspelt(section, draw)}.{name}"])
         if typed not in KEYS and typed not in GROUPS and typed not in ("run", "train"):
-            yield Case("misspelt key", BASE, [f"{typed}={fitting(key)}"])
+            yield Case("misspelt key", _base(key), [f"{typed}={fitting(key)}"])
 
 
 def _kind(hint: Any) -> Any:
@@ -227,7 +235,7 @@ def _wrong_values(draw: random.Random) -> Iterator[Case]:
             value = draw.choice(WRONG[kind])
         else:
             key, value = "run.name", draw.choice(["日本", "a b", "", "a/b", "-a", "[a]", "{a: b}", "${", "a\nb"])
-        yield Case("wrong value", BASE, [f"{key}={value}"])
+        yield Case("wrong value", _base(key), [f"{key}={value}"])
 
 
 def _out_of_range(draw: random.Random) -> Iterator[Case]:
@@ -239,13 +247,14 @@ def _out_of_range(draw: random.Random) -> Iterator[Case]:
         fits = (key == "train.seed" and value == "9223372036854775808") or (key not in POSITIVE and value == "1e-50")
         two = key == "train.global_batch"  # also has to fit micro_batch
         if not fits and not two:
-            yield Case("out of range", BASE, [f"{key}={value}"])
+            yield Case("out of range", _base(key), [f"{key}={value}"])
 
 
 def shapes(draw: random.Random) -> Iterator[Case]:
     """Lines whose words are not of the form key=value."""
     while True:
-        key, other = _leaf(draw), _leaf(draw)
+        key = _leaf(draw)
+        other = _leaf(draw, key)
         value, more = fitting(key), fitting(other)
         if key == other:
             continue
@@ -278,14 +287,14 @@ def shapes(draw: random.Random) -> Iterator[Case]:
             [key.partition(".")[0] + f"={value}"],
         ]
         bad = draw.choice(forms)
-        if "${" in bad[0] and key in ("model.image_token", "model.signal_token"):
-            continue  # written out, they have no use without towers
+        if {key, other} & {"model.image_token", "model.signal_token"}:
+            continue  # they have no use without towers
         if len(bad) == 2 and bad[0] == f"{key}=" and coerce.is_text(KEYS[key]):
             continue  # an empty text is a text
         name, _, typed = bad[0].partition("=")
         if typed in GROUPS.get(name, ()):
             continue  # an option of the group, as precision=fp32
-        yield Case("shape", BASE, bad)
+        yield Case("shape", _base(key), bad)
 
 
 def _groups(draw: random.Random) -> Iterator[Case]:
