@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.trainer.tiny_run import tiny_config
@@ -65,5 +67,41 @@ def test_peft_has_the_logits_before_and_after_a_merge(run, base, form, tmp_path)
         together = theirs.merge_and_unload()(IDS).logits
     scale = expected.abs().max()
     assert (expected - start).abs().max() > 0.05 * scale  # the adapters matter
+    for found in (apart, together):
+        assert (found - expected).abs().max() < 1e-5 * scale
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory) -> tuple[Path, Path]:
+    """A tiny model of Intern-S1-Pro's layout, and a run that trained adapters beside it."""
+    folder = tmp_path_factory.mktemp("grouped")
+    model = {"init_std": 0.2, "balance_coef": 0.0}
+    assert train(tiny_config(folder / "first", steps=1, model=model)) == 0
+    export(folder / "first", folder / "base", dtype="fp32")
+    cfg = tiny_config(folder / "run", steps=3, lr=0.05, warmup_steps=0, weight_decay=0.0, model=model)
+    cfg.lora, cfg.checkpoint.init_from = LoraConfig(target="all", rank=3, alpha=5.0), str(folder / "base")
+    assert train(cfg) == 0
+    return folder / "base", folder / "run"
+
+
+def test_peft_puts_them_on_the_code_that_a_grouped_export_carries(grouped, tmp_path, monkeypatch):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    base, run = grouped
+    export_adapters(open_checkpoint(run), tmp_path / "adapters", "peft")
+    stored = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
+    plain = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected, start = merged_logits(run, tmp_path / "merged"), plain(IDS).logits
+        theirs = PeftModel.from_pretrained(plain, tmp_path / "adapters")
+        loaded = {name for name, _ in theirs.named_parameters() if ".lora_" in name}
+        apart = theirs(IDS).logits
+        together = theirs.merge_and_unload()(IDS).logits
+    assert {name.replace(".default", "") for name in loaded} == stored.keys()  # PEFT drops others with a warning
+    scale = expected.abs().max()
+    assert (expected - start).abs().max() > 0.05 * scale
     for found in (apart, together):
         assert (found - expected).abs().max() < 1e-5 * scale
