@@ -8,32 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.trainer.tiny_run import MODEL
-from tests.trainer.weights.directories import checkpoint
-from trainer.config.model import ModelConfig
+from tests.trainer.rl.servers.directories import directory_of
 from trainer.engine.engine import Engine
 from trainer.engine.load import open_source
 from trainer.engine.request import Request, Sampling
-from trainer.model.decoder import Decoder
 from trainer.rl.rollout.protocol import RolloutError
 from trainer.rl.servers.buckets import buckets_of, load_into
 from trainer.rl.servers.errors import IncompleteError
 from trainer.rl.servers.own_engine import OwnEngine
 
 LONG = [Request([1 + n, 2], 150, Sampling(1.0, seed=n)) for n in range(2)]
-
-
-def directory_of(folder: Path, seed: int) -> tuple[Path, dict[str, Tensor]]:
-    """A Hugging Face directory of random weights that bf16 holds, and its tensors."""
-    model = Decoder(ModelConfig(**{**MODEL, "max_position": 1000, "init_std": 0.3}), torch.float32)
-    model.init_weights(seed)
-    for name, weight in model.named_parameters():
-        weight.data = weight.data.to(torch.bfloat16).float() if "rotary" not in name else weight.data
-    made = checkpoint(folder, model)
-    made.write()
-    return folder, {name: tensor.detach().clone() for name, tensor in made.tensors.items()}
 
 
 @pytest.fixture(scope="module")
