@@ -293,7 +293,9 @@ class Engine:
             if active.stream is not None:
                 text = (text or "") + active.stream.finish()
             self._finish(active, finish)
-        alternatives = tuple(zip(scores.ids[0].tolist(), scores.of_ids[0].tolist(), strict=True))
+        alternatives: tuple[tuple[int, float], ...] = ()
+        if active.request.alternatives:
+            alternatives = tuple(zip(scores.ids[0].tolist(), scores.of_ids[0].tolist(), strict=True))
         return Token(active.number, token, float(scores.log_probs[0]), text, finish, alternatives)
 
     def _finish(self, active: _Active, finish: Finish) -> None:

@@ -145,7 +145,7 @@ class Source:
             keep_own_experts(model)
         for name, weight in model.named_parameters():
             experts = ".moe.experts." in name and self.experts != "fp8_reference"
-            if name.startswith("blocks.") and (experts or ".attention." in name):
+            if name.startswith("layers.") and (experts or ".attention." in name):
                 weight.data = weight.data.to(dtype)
         return store_for_few_rows(make_exact(model.to(device)))
 

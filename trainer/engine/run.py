@@ -19,6 +19,7 @@ from trainer.data.windows import Prepared
 from trainer.engine.cache import Cache, Layout
 from trainer.engine.media import Medium
 from trainer.model.decoder import Decoder, DecoderBlock
+from trainer.model.exact.blocks import ROWS
 from trainer.model.multimodal import Multimodal
 from trainer.model.numerics import rms_norm
 from trainer.model.towers.places import Places
@@ -60,19 +61,22 @@ class Direct:
         model = self.model
         assert model.embed is not None
         assert model.norm is not None
-        x = F.embedding(ids, model.embed)
+        # Rows fill up the last block of products once, and not for each: they are computed and thrown away.
+        tokens, more = len(ids), -len(ids) % ROWS
+        padded = F.embedding(F.pad(ids, (0, more)), model.embed)
         if media is not None:
-            x.index_copy_(0, media[0], media[1].to(x.dtype))
-        x = x.to(model.activations)
-        cos, sin = model.rotary(layout.positions, x.dtype)
+            padded.index_copy_(0, media[0], media[1].to(padded.dtype))
+        padded = padded.to(model.activations)
+        x = padded[:tokens]
+        cos, sin = model.rotary(F.pad(layout.positions, (0, more)), x.dtype)
         routes = []
         for layer, block in enumerate(self.blocks):
             attention, moe = block.attention, block.moe
-            q, k, v = attention.enter(rms_norm(x, block.attention_norm, block.eps), cos, sin)
-            x = x + attention.leave(cache.attend(layer, q, k, v, layout))
-            normed = rms_norm(x, block.moe_norm, block.eps)
-            experts, weights = moe.router.route(moe.router.logits(normed))
-            x = x + moe.mix(normed, experts, weights)
+            q, k, v = attention.enter(rms_norm(padded, block.attention_norm, block.eps), cos, sin)
+            x += attention.leave(cache.attend(layer, q[:tokens], k[:tokens], v[:tokens], layout))
+            normed = rms_norm(padded, block.moe_norm, block.eps)
+            experts, weights = moe.router.route(moe.router.logits(normed)[:tokens])
+            x += moe.mix(normed[:tokens], experts, weights)
             routes.append(experts)
         cache.keep_routes(torch.stack(routes), layout)
         hidden = rms_norm(x, model.norm, model.cfg.norm_eps)

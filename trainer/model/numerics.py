@@ -40,13 +40,18 @@ def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> t
     return dx, d_weight
 
 
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    high = x.to(wide(x.dtype))
+    rstd = inverse_rms(high, eps)
+    return torch.mul(high, rstd).mul_(weight).to(x.dtype), rstd
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        high = x.to(wide(x.dtype))
-        rstd = inverse_rms(high, eps)
+        y, rstd = _rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, rstd)
-        return torch.mul(high, rstd).mul_(weight).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -62,7 +67,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x: [..., H], any float dtype. weight: [H]. eps: added to the mean square.
     Returns: [..., H] in the dtype of x; statistics and product are taken in fp32.
     """
-    return _RMSNorm.apply(x, weight, eps)
+    # Generation calls it for a few tokens at a time, where `apply` would take as long as the arithmetic.
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _rms_norm(x, weight, eps)[0]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
@@ -99,14 +105,19 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotary.apply(x, cos, sin)
 
 
+def _norm_rotary(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    high = x.to(cos.dtype)
+    rstd = inverse_rms(high, eps)
+    unit = torch.mul(high, rstd).mul_(weight)
+    return _rotate(unit, cos, sin, torch.empty_like(unit)).to(x.dtype), rstd
+
+
 class _NormRotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-        high = x.to(cos.dtype)
-        rstd = inverse_rms(high, eps)
+        y, rstd = _norm_rotary(x, weight, cos, sin, eps)
         ctx.save_for_backward(x, weight, rstd, cos, sin)
-        unit = torch.mul(high, rstd).mul_(weight)
-        return _rotate(unit, cos, sin, torch.empty_like(unit)).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -127,6 +138,8 @@ def norm_rotary(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float)
         cos, sin: [T, k or 1, 1, d/2] in fp32 (fp64); need not be of unit modulus.
     Returns: [T, k, r, d] in the dtype of x.
     """
+    if not torch.is_grad_enabled():
+        return _norm_rotary(x, weight, cos, sin, eps)[0]
     return _NormRotary.apply(x, weight, cos, sin, eps)
 
 
@@ -179,6 +192,6 @@ def router_weights(logits: Tensor, ids: Tensor, gradient: str, temperature: floa
     Returns: [T, K] in the dtype of logits, each row sums to 1.
     Source: Intern-S1-Pro report, straight-through router estimator.
     """
-    if gradient == "ste":
+    if gradient == "ste" and torch.is_grad_enabled():
         return _StraightThroughWeights.apply(logits, ids, temperature)
     return torch.softmax(logits.gather(-1, ids), dim=-1)

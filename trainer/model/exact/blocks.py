@@ -29,13 +29,18 @@ def block_mm(x: Tensor, matrix: Tensor, rows: int, out: Tensor | None = None) ->
     return found.flatten(0, 1)[:tokens]
 
 
+def block_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """F.linear by blocks of `ROWS` rows; outside autograd."""
+    return block_mm(x.flatten(0, -2), weight.t(), ROWS).view(*x.shape[:-1], len(weight))
+
+
 class BlockLinear(torch.autograd.Function):
-    """F.linear by blocks of `ROWS` rows."""
+    """`block_linear` with the usual gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return block_mm(x.flatten(0, -2), weight.t(), ROWS).view(*x.shape[:-1], len(weight))
+        return block_linear(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -37,32 +37,56 @@ class ExactExperts(FusedGroupedMM):
         """first: [E, H, 2I]. second: [E, I, H]. ids: [T, K]."""
         (tokens, slots), experts = ids.shape, len(first)
         chosen = torch.zeros(tokens, experts, dtype=torch.int64).scatter_(1, ids, 1)
-        before = chosen.cumsum(0)
-        counts: list[int] = before[-1].tolist()
-        busy = sum(count > 0 for count in counts)
-        together = busy > MOST * experts and max(counts) <= EXPERT_ROWS
-        blocks = [1] * experts if together else [-(-count // EXPERT_ROWS) for count in counts]
-        starts, end = [], -1  # places count from 1
-        for more in blocks:
-            starts.append(end)
-            end += more * EXPERT_ROWS
-        row_TK = before.add_(torch.tensor(starts)).gather(1, ids)
-        row = row_TK.flatten()
-        rows = x.new_zeros(end + 1, x.shape[1]).index_copy_(0, row, x.repeat_interleave(slots, 0))
-        row_weight = weights.new_zeros(end + 1).index_copy_(0, row, weights.flatten())
-        hidden = _products(rows, first, blocks, together)
-        act = self.exact._swiglu_forward(hidden, row_weight)
-        return sum_slots(_products(act, second, blocks, together), row_TK)
+        places = chosen.cumsum(0)  # of each token among its expert's rows, counted from 1
+        blocks = _Blocks(places[-1].tolist())
+        row_TK = places.gather(1, ids)
+        starts = ids * EXPERT_ROWS
+        if blocks.late:
+            later = torch.tensor(blocks.later).index_select(0, ids.flatten()).view_as(ids)
+            starts = torch.where(row_TK <= EXPERT_ROWS, starts, later) if blocks.together else later
+        row_TK += starts
+        row = row_TK.sub_(1).flatten()
+        rows = x.new_zeros(blocks.rows, x.shape[1])
+        rows.index_copy_(0, row, x.unsqueeze(1).expand(-1, slots, -1).reshape(-1, x.shape[1]))
+        row_weight = weights.new_zeros(blocks.rows).index_copy_(0, row, weights.flatten())
+        act = self.exact._swiglu_forward(blocks.times(rows, first), row_weight)
+        return sum_slots(blocks.times(act, second), row_TK)
 
 
-def _products(rows: Tensor, matrices: Tensor, blocks: list[int], together: bool) -> Tensor:
-    """rows: [R, M]. matrices: [E, M, N]. blocks: of each expert; together: one each -> [R, N]."""
-    cut = rows.view(-1, EXPERT_ROWS, rows.shape[1])
-    if together:
-        return torch.bmm(cut, matrices).flatten(0, 1)
-    found = rows.new_empty(len(cut), EXPERT_ROWS, matrices.shape[2])
-    parts = zip(cut.split(blocks), found.split(blocks), blocks, matrices.split(1), strict=True)
-    for some, out, count, matrix in parts:
-        if count:
-            torch.bmm(some, matrix if count == 1 else matrix.expand(count, -1, -1), out=out)
-    return found.flatten(0, 1)
+class _Blocks:
+    """The order of the experts' blocks. counts: rows of each expert.
+
+    together: the first block of every expert comes first, as they are multiplied in one product. late: the other blocks
+    as (expert, first, last exclusive). later: what an expert's place, counted from 1, lacks to its row in late blocks,
+    plus one. rows: of all blocks.
+    """
+
+    def __init__(self, counts: list[int]) -> None:
+        self.experts = len(counts)
+        self.together = sum(count > 0 for count in counts) > MOST * len(counts)
+        done = EXPERT_ROWS if self.together else 0  # rows of each expert that are in no late block
+        block = self.experts if self.together else 0
+        self.late: list[tuple[int, int, int]] = []
+        self.later = [0] * len(counts)
+        for expert, count in enumerate(counts):
+            if count > done:
+                self.later[expert] = block * EXPERT_ROWS - done
+                end = block - (done - count) // EXPERT_ROWS
+                self.late.append((expert, block, end))
+                block = end
+        self.rows = block * EXPERT_ROWS
+
+    def times(self, rows: Tensor, matrices: Tensor) -> Tensor:
+        """rows: [R, M]. matrices: [E, M, N] -> [R, N]."""
+        cut = rows.view(-1, EXPERT_ROWS, rows.shape[1])
+        if self.together and not self.late:
+            return torch.bmm(cut, matrices).flatten(0, 1)
+        found = rows.new_empty(len(cut), EXPERT_ROWS, matrices.shape[2])
+        if self.together:
+            torch.bmm(cut[: self.experts], matrices, out=found[: self.experts])
+        for expert, start, end in self.late:
+            matrix = matrices[expert : expert + 1]
+            if end > start + 1:
+                matrix = matrix.expand(end - start, -1, -1)
+            torch.bmm(cut[start:end], matrix, out=found[start:end])
+        return found.flatten(0, 1)

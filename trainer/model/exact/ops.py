@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallel.dispatch.base import RowOrder
 from parallel.dispatch.padding import PaddedOrder
-from trainer.model.exact.blocks import EXPERT_ROWS, BlockLinear
+from trainer.model.exact.blocks import EXPERT_ROWS, BlockLinear, block_linear
 from trainer.model.numerics import wide
 from trainer.model.ops import Ops
 
@@ -25,7 +25,7 @@ class ExactOps(Ops):
         return True  # so that `FusedGroupedMM` takes the operations below on any device
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        found: Tensor = BlockLinear.apply(x, weight)
+        found: Tensor = BlockLinear.apply(x, weight) if torch.is_grad_enabled() else block_linear(x, weight)
         return found
 
     def pad_order(self, order: RowOrder, align: int) -> PaddedOrder:
