@@ -1,0 +1,136 @@
+"""A rollout engine that one rank speaks to for all ranks of a run, and the weights that it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from parallel.errors import UserError
+from parallel.layout import Place
+from parallel.world import World
+from trainer.config.model import ModelConfig
+from trainer.engine.request import Request
+from trainer.model.decoder import Decoder
+from trainer.model.lora.adapt import adapters
+from trainer.rl.rollout.protocol import Rollout, RolloutEngine
+from trainer.weights.hf_config import is_qwen3_moe
+from trainer.weights.map import MULTIMODAL, PLAIN, Piece, full_name, text_pieces
+
+T = TypeVar("T")
+
+
+def published(stages: Sequence[Decoder], cfg: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """The text model's weights under published names, one at a time: bf16, FoPE's tables fp32.
+
+    Collective over the ranks that hold parts of them: every rank has to read it to its end. A parameter is in memory
+    whole while its tensors are read. Raises UserError for a model whose pipeline has several stages, and for adapters.
+    """
+    if len(stages) != 1 or stages[0].embed is None or stages[0].lm_head is None:
+        allowed = "parallel.pp=1"
+        text = f"weights are sent to a rollout engine from whole models, not from stages of a pipeline; use {allowed}"
+        raise UserError(text, where="parallel.pp", value=len(stages), allowed=allowed)
+    if adapters(stages[0]):
+        allowed = "rl.engine=embedded"
+        text = f"adapters are not merged into weights for another rollout engine; use {allowed}"
+        raise UserError(text, where="lora.rank", allowed=allowed)
+    return _published(stages[0], cfg)
+
+
+def _published(model: Decoder, cfg: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    prefix = PLAIN if is_qwen3_moe(cfg) else MULTIMODAL
+    state = model.state_dict(keep_vars=True)
+    of_parameter: dict[str, list[Piece]] = {}
+    for piece in text_pieces(cfg):
+        of_parameter.setdefault(piece.parameter, []).append(piece)
+    for parameter, pieces in of_parameter.items():
+        whole = _whole(state[parameter], torch.float32 if parameter.startswith("rotary.") else torch.bfloat16)
+        for piece in pieces:
+            values = whole[piece.box]
+            for dimension in sorted(piece.dropped, reverse=True):
+                values = values.squeeze(dimension)
+            yield full_name(prefix, piece), values.mT if piece.transposed else values
+
+
+@torch.no_grad()
+def _whole(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    weight = weight.detach().to(dtype)
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+class Remote:
+    """Implements `RolloutEngine` for a run: rank 0 asks `make()`'s engine for the requests of all ranks. Every call is
+    collective over `world`, and an error of the engine is raised on every rank.
+
+    stages, cfg: of the model whose weights are loaded. place: of this rank; ranks with the same reader give the same
+    requests, which are asked once.
+    """
+
+    def __init__(
+        self, make: Callable[[], RolloutEngine], stages: Sequence[Decoder], cfg: ModelConfig, world: World, place: Place
+    ) -> None:
+        self.stages, self.cfg, self.world, self.place = stages, cfg, world, place
+        self.engine: RolloutEngine | None = None
+
+        def start() -> int:
+            self.engine = make()
+            return self.engine.version
+
+        self.version: int = self._on_first(start)
+
+    def _on_first(self, work: Callable[[], T]) -> T:
+        """The result of rank 0's work, on every rank; or its error."""
+        found: T | UserError | None = None
+        if self.world.rank == 0:
+            try:
+                found = work()
+            except UserError as error:
+                found = error
+        found = self.world.broadcast(found)
+        if isinstance(found, UserError):
+            raise found
+        return found  # type: ignore[return-value]
+
+    def _engine(self) -> RolloutEngine:
+        assert self.engine is not None
+        return self.engine
+
+    def generate(self, requests: Sequence[Request], *, deadline_s: float) -> list[Rollout]:
+        of_reader = dict(self.world.gather((self.place.reader, list(requests))))
+        readers = sorted(of_reader)
+        every = [one for reader in readers for one in of_reader[reader]]
+        first = sum(len(of_reader[reader]) for reader in readers if reader < self.place.reader)
+        found = self._on_first(lambda: self._engine().generate(every, deadline_s=deadline_s))
+        return found[first : first + len(requests)]
+
+    def pause(self) -> None:
+        self._on_first(lambda: self._engine().pause())
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """weights: empty; those of the run are sent."""
+        stream = published(self.stages, self.cfg)
+
+        failure: UserError | None = None
+        if self.world.rank == 0:
+            try:
+                self._engine().load(stream, version)
+            except UserError as error:
+                failure = error
+        for _ in stream:  # the rest after a failure, and all of it on other ranks: gathering is collective
+            pass
+        self._on_first(lambda: _raise(failure))
+        self.version = version
+
+    def resume(self) -> None:
+        self._on_first(lambda: self._engine().resume())
+
+    def close(self) -> None:
+        self._on_first(lambda: self._engine().close())
+
+
+def _raise(failure: UserError | None) -> None:
+    if failure is not None:
+        raise failure
