@@ -177,6 +177,9 @@ def build_model(
         model = make_decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend, span)
     freeze_unused(model, objective)
     freeze_parts(model, cfg.optim)
+    if cfg.rl.freeze_router:
+        for block in model.blocks:
+            block.moe.router.weight.requires_grad_(False)
     adapt(model, cfg.lora, DTYPES[cfg.precision.linears])
     hold_base(model, cfg.lora, cfg.precision.experts)
     parallelize(model, meshes, cfg, world.device.type)

@@ -39,3 +39,11 @@ def test_every_line_has_the_metrics_of_rollouts(run):
     (evaluation,) = events(directory, "evaluation")
     assert evaluation["heldout_accuracy"].keys() == {"reverse"}
     assert 0 <= evaluation["heldout_accuracy"]["reverse"] <= 1
+
+
+def test_several_updates_of_a_round_have_the_log_probabilities_of_its_start(tmp_path):
+    """The engines still agree in the second update, whose weights are newer by one."""
+    steps = run_toy(tmp_path / "run", "rl.updates=2", "rl.denominator=kept", "optim.lr=2e-2")
+    assert [step["staleness/max"] for step in steps] == [0, 1, 0]
+    assert all(step["mismatch/max"] == 0.0 for step in steps)
+    assert any(step["tokens"] for step in steps)

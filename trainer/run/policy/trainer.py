@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from parallel.world import World
 from trainer.config.keys import Config
-from trainer.data.batch import Batch
+from trainer.data.batch import IGNORE, Batch
 from trainer.model.exact.switch import make_exact
-from trainer.objectives.policy import SUM, Policy
+from trainer.objectives.log_probs import token_log_probs
+from trainer.objectives.policy import SUM, Policy, Tokens, kept
 from trainer.objectives.scalars import Scalar, Scalars
 from trainer.rl.batches import Trained, make_batches, pack
 from trainer.rl.environments.dialogue import InlineDialogue
@@ -105,6 +106,9 @@ class PolicyTrainer(Trainer):
             facts = facts_of([one for one in of_ranks if one is not None])
             facts |= {"sync/seconds": seconds if number == 0 else 0.0, "sync/bytes": 0}
             self._ready.append(_Ready(self._batches(of_step), facts))
+        if rl.updates > 1 or rl.denominator == "kept":
+            for ready in self._ready:
+                ready.batches = [self._with_old(batch) for batch in ready.batches]
 
     def _batches(self, produced: Produced) -> list[Batch]:
         """Micro-batches of what teaches, equally many on every rank."""
@@ -133,6 +137,21 @@ class PolicyTrainer(Trainer):
             model=model,
             padding=self.questions.tokenizer.eos_id,
         )
+
+    @torch.no_grad()
+    def _with_old(self, batch: Batch) -> Batch:
+        """The batch with the log-probabilities of its tokens under the weights of now, and the tokens that
+        `rl.denominator=kept` counts."""
+        moved = batch.to(self.world.device)
+        found = self.parts.forward(self.objective.inputs(moved))
+        assert found is not None  # there is one stage
+        assert moved.labels is not None
+        labels = moved.labels.flatten()
+        old, _ = token_log_probs(found.model, found.hidden.flatten(0, 1), labels, self.objective.chunk)
+        tokens = Tokens(old, old, moved.extra["rollout"].flatten(), labels != IGNORE, batch.cu_seqlens)
+        shape = moved.labels.shape
+        extra = {"old": old.view(shape).cpu(), "kept": kept(tokens, self.cfg.rl).view(shape).cpu()}
+        return replace(batch, extra={**batch.extra, **extra})
 
     def _train_step(self, batches: list[Batch], counts: dict[str, int]) -> None:
         ready, started = self._ready.popleft(), time.perf_counter()

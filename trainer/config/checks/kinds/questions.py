@@ -82,6 +82,16 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     if p.pp > 1:
         text = f"parallel.pp={p.pp}: the micro-batches of rollouts differ from step to step; use 1"
         yield Fault(text, "parallel.pp", p.pp, (1,))
+    for key, needs in (
+        ("updates", rl.updates > 1),
+        ("denominator", rl.denominator == "kept"),
+        ("level", rl.level != "token"),
+        ("veto_low", rl.veto_low is not None),
+        ("veto_high", rl.veto_high is not None),
+    ):
+        if p.cp > 1 and needs:
+            text = f"rl.{key}={getattr(rl, key)} needs whole rollouts on a rank, and parallel.cp={p.cp}; use 1"
+            yield Fault(text, "parallel.cp", p.cp, (1,))
     if p.cp > 1 and rl.exact:
         text = f"rl.exact=true needs whole sequences on a rank, and parallel.cp={p.cp}; use 1"
         yield Fault(text, "parallel.cp", p.cp, (1,))
