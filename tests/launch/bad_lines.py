@@ -20,6 +20,8 @@ T = TypeVar("T")
 HEAD = "# @package _global_\n"
 BASE = ["config", "recipe=toy", "data=synthetic"]
 POLICY = ["config", "recipe=rl_toy"]  # the base of keys that have no use with another objective
+# Keys that have no use with data=synthetic, or without towers or chats, whatever their value
+USELESS = ("data.name", "data.chat_", "optim.parts.", "model.image_token", "model.signal_token")
 GROUPS = list_groups()
 FITTING = {
     "data": ("synthetic", "toy_mixture"),
@@ -208,8 +210,8 @@ def _leaf(draw: random.Random, beside: str = "") -> str:
 def _misspelt_keys(draw: random.Random) -> Iterator[Case]:
     while True:
         key = _leaf(draw)
-        if key == "data.name" or key.startswith(("optim.parts.", "data.chat_")):
-            continue  # its default does not go with data=synthetic; it has no use without towers, or without chats
+        if key.startswith(USELESS):
+            continue
         section, _, name = key.partition(".")
         other = misspelt(name, draw)
         typed = draw.choice([f"{section}.{other}", f"{section}.{other}", other, f"{misspelt(section, draw)}.{name}"])
@@ -226,6 +228,8 @@ def _wrong_values(draw: random.Random) -> Iterator[Case]:
     while True:
         key = draw.choice([*KEYS])
         kind = _kind(KEYS[key])
+        if key == "lora.target":
+            continue  # its values need published weights
         if kind is Literal:
             choices = get_args(coerce.base(KEYS[key]))
             value = draw.choice([misspelt(draw.choice(choices), draw), "null", "", "[a]", "7"])
@@ -287,8 +291,8 @@ def shapes(draw: random.Random) -> Iterator[Case]:
             [key.partition(".")[0] + f"={value}"],
         ]
         bad = draw.choice(forms)
-        if {key, other} & {"model.image_token", "model.signal_token"}:
-            continue  # they have no use without towers
+        if key.startswith(USELESS) or other.startswith(USELESS):
+            continue
         if len(bad) == 2 and bad[0] == f"{key}=" and coerce.is_text(KEYS[key]):
             continue  # an empty text is a text
         name, _, typed = bad[0].partition("=")
