@@ -137,7 +137,7 @@ def tables(figures: Mapping[str, Any]) -> list[str]:
 
 def read(figures: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| arm | tokens | of records | epochs of records | loss at the end | CPU-seconds of training |",
+        "| arm | tokens | of records | epochs of records | loss of the last step | CPU-seconds of training |",
         "|---|---|---|---|---|---|",
     ]
     for arm, one in figures["read"].items():

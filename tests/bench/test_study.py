@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.bench.study import ARMS, QUICK, data_of, main, read, short, words_of
+from tests.bench import study_tables as tables
+from tests.bench.study import ARMS, QUICK, Scale, data_of, main, read, short, words_of
 from tests.bench.study_records import (
     COLUMNS,
     FORMS,
@@ -29,6 +31,7 @@ from trainer.corpora.packages import Document
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables.user_files import read_table
 
+DOCS = Path(__file__).parents[2] / "docs"
 FACTS = {name: {"tokens": 1000} for name in ("raw", "fluent")} | {
     f"{name}_with_prefix": {"tokens": 1250} for name in ("fluent", "thermo", "code", "prose")
 }
@@ -152,6 +155,21 @@ def test_hand_made_answers_get_their_scores():
     assert differences["boiling point, held out", "own"]["mean"] == pytest.approx(2.75)  # a smaller error is better
     assert differences["formula, held out", "new"]["mean"] == 25
     assert {one["says"] for one in found["differences"]} == {"unclear"}  # one seed is the same as the other arm
+
+
+def test_the_documented_figures_are_those_of_the_study():
+    figures = json.loads((DOCS / "study.json").read_text())
+    text = (DOCS / "study.md").read_text()
+    for table in (tables.read, tables.scores, tables.compared):
+        assert "\n".join(table(figures)) in text
+    assert figures["scale"] == json.loads(json.dumps({**asdict(Scale()), "tokens": Scale().tokens}))
+    assert figures["device"].split(",")[0] in text
+    found = {(one["first"], one["second"], one["asked"], one["task"]): one["says"] for one in figures["differences"]}
+    for task in ("boiling point, trained", "formula, trained"):
+        assert found["fluent", "raw", "new", task] == "better"
+        assert found["fluent", "raw", "own", task] == "worse"
+        assert found["mixture", "fluent", "own", task] == found["mixture", "raw", "own", task] == "worse"
+        assert found["mixture, equal records", "fluent", "own", task] == "worse"
 
 
 @pytest.mark.slow
