@@ -1,6 +1,6 @@
 """Generation on one CPU thread: the embedded engine against transformers' generate, static and continuous.
 
-    python -m tests.bench.generate [--rounds 5] [--requests 64] [--quick]
+    python -m tests.bench.generate [--rounds 5] [--requests 64] [--quick] [--floor]
 
 All generate greedily from the same prompts with one model, of the toy's size with one router group and RoPE, which is
 transformers' Qwen3-MoE: a directory of random weights in fp32 that both sides read. Prompts have 8 to 256 tokens and
@@ -14,7 +14,7 @@ answers 8 to 256, log-uniform, each answer of its own length. Octavo computes in
 
 Each arm runs in a process of its own and they take turns round by round. Figures are CPU time; the ratios are
 medians of the rounds' own ratios. Tokens are those asked for. Peak memory is the largest resident size less that before
-the model was built.
+the model was built. With --floor only Octavo runs, and the time of its matrix products is reported too.
 """
 
 from __future__ import annotations
@@ -170,6 +170,30 @@ def serve(arm: str, directory: Path, requests: int) -> None:
             print(json.dumps([seconds, peak, digests]), flush=True)
 
 
+def floor(directory: Path, requests: int, rounds: int) -> tuple[list[float], list[float]]:
+    """CPU-seconds of rounds of Octavo, and those of them inside its matrix products, which are all `torch.bmm`."""
+    run, multiply, inside = octavo(directory, asked(requests)), torch.bmm, [0.0]
+
+    def timed(*args: Any, **options: Any) -> torch.Tensor:
+        start = time.process_time()
+        found = multiply(*args, **options)
+        inside[0] += time.process_time() - start
+        return found
+
+    whole, products = [], []
+    torch.bmm = timed
+    try:
+        for number in range(rounds + 1):
+            inside[0], start = 0.0, time.process_time()
+            run()
+            if number:  # the first round warms up
+                whole.append(time.process_time() - start)
+                products.append(inside[0])
+    finally:
+        torch.bmm = multiply
+    return whole, products
+
+
 def measure(
     directory: Path, requests: int, rounds: int, arms: list[str]
 ) -> tuple[dict[str, list[float]], dict[str, float], dict[str, list[str]]]:
@@ -203,6 +227,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--quick", action="store_true", help="8 requests, 1 round")
+    parser.add_argument("--floor", action="store_true", help="only Octavo, with the time of its matrix products")
     parser.add_argument("--arms", default=";".join(ARMS), help="arms to run, with ; between them")
     parser.add_argument("--serve", choices=list(ARMS), help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
@@ -215,6 +240,12 @@ def main() -> None:
         args.requests, args.rounds = 8, 1
     with tempfile.TemporaryDirectory() as directory:
         write_model(Path(directory))
+        if args.floor:
+            whole, products = floor(Path(directory), args.requests, args.rounds)
+            middle, part = statistics.median(whole), statistics.median(products)
+            print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, fp32; CPU time, medians of {args.rounds} rounds")
+            print(f"{middle:.2f} CPU-seconds a round, {part:.2f} in matrix products")
+            return
         seconds, peaks, texts = measure(Path(directory), args.requests, args.rounds, args.arms.split(";"))
     tokens = sum(length for _, length in asked(args.requests))
     print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, fp32; CPU time, medians of {args.rounds} rounds")

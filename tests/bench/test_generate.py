@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.bench.generate import ARMS, asked, write_model
+from tests.bench.generate import ARMS, asked, floor, write_model
 
 
 def test_requests_have_mixed_lengths_and_are_the_same_every_time():
@@ -21,3 +21,13 @@ def test_all_arms_answer_alike(tmp_path):
         answers = {arm: make(tmp_path, wanted)() for arm, make in ARMS.items()}
     assert [len(answer) for answer in answers["octavo"]] == [length for _, length in wanted]
     assert all(found == answers["octavo"] for found in answers.values())
+
+
+@pytest.mark.slow
+def test_the_floor_is_a_part_of_the_whole(tmp_path):
+    write_model(tmp_path)
+    multiply = torch.bmm
+    with torch.no_grad():
+        (whole,), (products,) = floor(tmp_path, 2, 1)
+    assert 0 < products < whole
+    assert torch.bmm is multiply
