@@ -9,12 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.trainer.evaluation.scorers import rows_biology, rows_chemistry, rows_materials, rows_reasoner
+from tests.trainer.evaluation.scorers import (
+    rows_biology,
+    rows_chemistry,
+    rows_instructions_reasoner,
+    rows_materials,
+    rows_reasoner,
+)
 from tests.trainer.evaluation.scorers.peer import published
 from trainer.evaluation.scorers import chemistry, materials
 from trainer.evaluation.scorers.biology import enzymes, tasks
 from trainer.evaluation.scorers.metric import Metric
-from trainer.evaluation.scorers.reasoner import crystals, sequences
+from trainer.evaluation.scorers.reasoner import crystals, instructions, sequences
 
 
 class NoSynonyms:
@@ -177,6 +183,61 @@ CASES |= {
 }
 
 
+def worded(task: str, figure: str) -> Callable[..., dict[str, float]]:
+    def run(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+        read = [
+            [peer.Mol_Instructions_postprocess_BioText(text, task) for text in one] for one in (answers, references)
+        ]
+        return {"value": float(peer.Mol_Instructions_Evaluator_BioText(task).score(*read)[figure])}
+
+    return run
+
+
+class _Words:
+    """Stands for the tokenizer of BLEU and METEOR, which are not compared."""
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> _Words:
+        return cls()
+
+    def tokenize(self, text: str, **options: Any) -> list[str]:
+        return text.split()
+
+
+def molecular(task: str, figure: str, **extra: str) -> Callable[..., dict[str, float]]:
+    def run(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+        peer.BertTokenizerFast, peer.meteor_score, peer.lev = _Words, lambda *texts: 0.0, lambda *texts: 0
+        read = [[peer.Mol_Instructions_postprocess_Mol(text, task) for text in one] for one in (answers, references)]
+        found = peer.Mol_Instructions_Evaluator_Mol(task).score(*read)
+        return {"value": float(found[figure]), **{ours: float(found[theirs]) for ours, theirs in extra.items()}}
+
+    return run
+
+
+_mol = rows_instructions_reasoner
+CASES |= {
+    f"SciReasoner Mol_Instructions {name}": Case(ours, rows, f"SciReasoner.Mol_Instructions.{module}", theirs)
+    for name, ours, rows, module, theirs in (
+        ("pairs", instructions.pairs, _mol.PAIRS, "biotext", worded("chemical_disease_interaction_extraction", "f1")),
+        ("names", instructions.names, _mol.NAMES, "biotext", worded("chemical_entity_recognition", "f1")),
+        ("truths", instructions.truth, _mol.TRUTHS, "biotext", worded("true_or_false_question", "accuracy")),
+        ("letters", instructions.letter, _mol.LETTERS, "biotext", worded("multi_choice_question", "accuracy")),
+        (
+            "numbers", instructions.thousandth_error, _mol.NUMBERS, "molecule",
+            molecular("property_prediction_str", "mae"),
+        ),
+        (
+            "molecules", instructions.same_molecule, _mol.MOLECULES, "molecule",
+            molecular("retrosynthesis", "exact_match_score", valid="validity_score"),
+        ),
+        (
+            "descriptions", instructions.described, _mol.DESCRIPTIONS, "molecule",
+            molecular("molecular_description_generation", "rougeL"),
+        ),
+    )
+}  # fmt: skip
+
+
 @contextmanager
 def codec() -> Iterator[None]:
     """Stands for the package selfies, whose strings are here the SMILES themselves; one that starts with C1CC fails."""
@@ -190,6 +251,7 @@ def codec() -> Iterator[None]:
             raise DecoderError(text)
         return text
 
+    selfies.encoder = lambda text: text  # type: ignore[attr-defined]
     selfies.decoder, selfies.DecoderError = decoder, DecoderError  # type: ignore[attr-defined]
     before = sys.modules.get("selfies")
     sys.modules["selfies"] = selfies
@@ -206,5 +268,7 @@ def split(case: Case) -> tuple[list[str], list[Any]]:
 
 
 def theirs(name: str) -> dict[str, float]:
-    with codec(), published(CASES[name].module) as peer:
+    absent = types.ModuleType("Levenshtein")
+    absent.distance = None  # type: ignore[attr-defined]
+    with codec(), published(CASES[name].module, Levenshtein=absent) as peer:
         return CASES[name].theirs(peer, *split(CASES[name]))
