@@ -92,7 +92,7 @@ thousandth_error = of_errors(_error)
 
 
 def _inchi(text: str) -> str | None:
-    """Of the first molecule in SMILES tags, without stereochemistry; None where there is none."""
+    """The InChI of the first molecule in SMILES tags, without stereochemistry; None where there is none."""
     from rdkit import Chem, rdBase
 
     found = re.search(r"<SMILES>(.*?)</SMILES>", _after_thinking(_MARKS.sub("", text.strip())))
