@@ -47,3 +47,10 @@ def test_several_updates_of_a_round_have_the_log_probabilities_of_its_start(tmp_
     assert [step["staleness/max"] for step in steps] == [0, 1, 0]
     assert all(step["mismatch/max"] == 0.0 for step in steps)
     assert any(step["tokens"] for step in steps)
+
+
+@pytest.mark.slow
+def test_experts_in_fp8_have_equal_log_probabilities_too(tmp_path):
+    steps = run_toy(tmp_path / "run", "precision=fp8_reference")
+    assert all(step["mismatch/max"] == 0.0 for step in steps)
+    assert any(step["tokens"] for step in steps)
