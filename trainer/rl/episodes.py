@@ -15,6 +15,7 @@ from trainer.rl.environments.base import Environment
 from trainer.rl.environments.build import build_environment
 from trainer.rl.environments.dialogue import Dialogue
 from trainer.rl.environments.play import Episode, play
+from trainer.rl.environments.tools import ToolEnvironment
 from trainer.rl.producer import Rolled, Synchronous, question_of
 from trainer.rl.rewards.base import Question, Verdict, read_options
 from trainer.rl.rollout.protocol import RolloutEngine
@@ -71,7 +72,7 @@ def _of_environment(question: Question, answer: str) -> Verdict:
     raise AssertionError("an environment gives the reward of its episodes")
 
 
-def environment_of(cfg: RlConfig) -> Environment:
+def environment_of(cfg: RlConfig) -> ToolEnvironment:
     """The environment of `rl.environment`, whose final answers are worth what `rl.reward` says."""
     options = read_options(cfg.environment, WHERE)
     return build_environment({"reward": cfg.reward, **options} if isinstance(options, Mapping) else options, WHERE)

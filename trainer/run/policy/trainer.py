@@ -7,7 +7,7 @@ producer gives the groups of all its steps; what waits for training is lost when
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,9 +25,10 @@ from trainer.rl.environments.dialogue import InlineDialogue
 from trainer.rl.episodes import Episodes, environment_of
 from trainer.rl.metrics import facts_of, measure_groups, with_means
 from trainer.rl.producer import Produced, Synchronous
-from trainer.rl.rewards.base import build_reward
+from trainer.rl.rewards.base import Reward, build_reward, close_reward
 from trainer.rl.rollout.embedded import NAME, Embedded
 from trainer.rl.routes import checked_routes
+from trainer.rl.tally import Tally
 from trainer.run.build import Parts
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
@@ -68,20 +69,31 @@ class PolicyTrainer(Trainer):
             "seed": cfg.train.seed, "batch": cfg.train.global_batch, "place": parts.place
         }  # fmt: skip
         self.producer: Synchronous
+        self.reward: Reward
         if cfg.rl.environment:
+            environment = environment_of(cfg.rl)
+            self.reward = environment.reward
             self.producer = Episodes(
                 cfg.rl,
                 self.questions,
                 self.engine,
-                environment_of(cfg.rl),
+                environment,
                 InlineDialogue(self.questions.tokenizer),
                 context=context,
                 more=lambda mine: any(world.gather_count(int(mine))),
                 **shared,
             )
         else:
-            self.producer = Synchronous(cfg.rl, self.questions, self.engine, build_reward(cfg.rl.reward), **shared)
+            self.reward = build_reward(cfg.rl.reward)
+            self.producer = Synchronous(cfg.rl, self.questions, self.engine, self.reward, **shared)
+        self._tally = Tally(self.reward)
         self._ready: deque[_Ready] = deque()
+
+    def run(self) -> int:
+        try:
+            return super().run()
+        finally:
+            close_reward(self.reward)
 
     def _next_batches(self) -> list[Batch]:
         if not self._ready:
@@ -100,15 +112,24 @@ class PolicyTrainer(Trainer):
         seconds = time.perf_counter() - started
         world.watch.at(f"step {step + 1}: rollouts")
         produced = self.producer.produce(self.position.sample, steps)
+        counted = self._counted()
         for number, of_step in enumerate(produced):
             counts = self.parts.place.counts
             of_ranks = world.gather(measure_groups(of_step, step + number) if counts else None)
             facts = facts_of([one for one in of_ranks if one is not None])
             facts |= {"sync/seconds": seconds if number == 0 else 0.0, "sync/bytes": 0}
+            facts |= counted if number == 0 else dict.fromkeys(counted, 0)
             self._ready.append(_Ready(self._batches(of_step), facts))
         if rl.updates > 1 or rl.denominator == "kept":
             for ready in self._ready:
                 ready.batches = [self._with_old(batch) for batch in ready.batches]
+
+    def _counted(self) -> dict[str, float]:
+        """Figures of the reward on all ranks since the last call, such as `reward/judge/cost`."""
+        total = Counter[str]()
+        for of_rank in self.world.gather(self._tally.since()):
+            total.update(of_rank)
+        return {f"reward/{name}": total[name] for name in sorted(total)}
 
     def _batches(self, produced: Produced) -> list[Batch]:
         """Micro-batches of what teaches, equally many on every rank."""
@@ -185,4 +206,4 @@ class PolicyTrainer(Trainer):
                 ("heldout_reward", sum(every) / len(every)),
             ):
                 found.setdefault(name, {})[source] = value
-        return found
+        return {**found, **self._counted()}
