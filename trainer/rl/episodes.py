@@ -9,15 +9,16 @@ import numpy as np
 
 from parallel.layout import Place
 from trainer.config.rl.keys import RlConfig
+from trainer.config.rl.rewards import check_environment, read_options
 from trainer.data.questions.asked import Asked, Questions
 from trainer.engine.request import Sampling
-from trainer.rl.environments.base import Environment
+from trainer.rl.environments.base import Environment, EnvironmentFailed
 from trainer.rl.environments.build import build_environment
 from trainer.rl.environments.dialogue import Dialogue
 from trainer.rl.environments.play import Episode, play
 from trainer.rl.environments.tools import ToolEnvironment
 from trainer.rl.producer import Rolled, Synchronous, question_of
-from trainer.rl.rewards.base import Question, Verdict, read_options
+from trainer.rl.rewards.base import Question, Verdict
 from trainer.rl.rollout.protocol import RolloutEngine
 
 WHERE = "rl.environment"
@@ -74,5 +75,8 @@ def _of_environment(question: Question, answer: str) -> Verdict:
 
 def environment_of(cfg: RlConfig) -> ToolEnvironment:
     """The environment of `rl.environment`, whose final answers are worth what `rl.reward` says."""
+    if faults := [*check_environment(cfg.environment, WHERE, reward=True)]:
+        raise EnvironmentFailed(faults)
     options = read_options(cfg.environment, WHERE)
-    return build_environment({"reward": cfg.reward, **options} if isinstance(options, Mapping) else options, WHERE)
+    assert isinstance(options, Mapping)
+    return build_environment({"reward": cfg.reward, **options}, WHERE)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.servers import serving
-from tests.trainer.rl.rewards.test_judge import JudgeServer
+from tests.trainer.rl.rewards.judge_server import JudgeServer
 from tests.trainer.rl.toy import run_toy
 from tests.trainer.tiny_run import events
 from trainer.rl.rewards.judge import Judge
 
+pytest.importorskip("httpx", reason="pip install -e '.[rewards]'")
 PRICE = 2.0  # for a million tokens; the server counts 100 of each prompt
 
 

@@ -9,7 +9,6 @@ raises RewardError for a question that it cannot grade, and for options that do 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from parallel.errors import UserError, one_of
+from parallel.errors import UserError
 from trainer.chat.template import Message
-from trainer.config.say import did_you_mean
+from trainer.config.rl.rewards import check_reward, read_options
 
 
 class RewardError(UserError):
@@ -80,52 +79,18 @@ REWARDS: Mapping[str, str] = {
 }
 
 
-def read_options(text: str, where: str) -> Any:
-    """The options that a text gives: YAML such as `{name: math, seconds: 5}`; else the text is the name. Raises
-    RewardError."""
-    if not text.lstrip().startswith("{"):
-        return {"name": text}
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        allowed = "a name, or {name: NAME, OPTION: VALUE}"
-        said = " ".join(str(error).split())
-        raise RewardError(f"{where} cannot be read: {said}; use {allowed}", where=where, value=text,
-                          allowed=allowed) from error  # fmt: skip
-
-
 def build_reward(cfg: str | Mapping[str, Any], where: str = "rl.reward") -> Reward:
     """The reward of this name, with its options: `exact`, or `{"name": "exact", "case": false}`. Rewards in `parts` are
     built the same way. where: the key that gives it, for errors. Raises RewardError."""
+    if faults := [*check_reward(cfg, where)]:
+        raise RewardError(faults)
     options = read_options(cfg, where) if isinstance(cfg, str) else cfg
-    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
-        allowed = "a name, or an object with a name"
-        raise RewardError(f"{where} is not {allowed}", where=where, value=cfg, allowed=allowed)
-    name = options["name"]
-    if name not in REWARDS:
-        text = f"{where}={name}: there is no such reward; use {one_of(REWARDS)}{did_you_mean(name, REWARDS)}"
-        raise RewardError(text, where=where, value=name, allowed=tuple(REWARDS))
-    module, _, kind = REWARDS[name].rpartition(".")
+    assert isinstance(options, Mapping)
+    module, _, kind = REWARDS[options["name"]].rpartition(".")
     made = getattr(importlib.import_module(module), kind)
-    fields = {one.name: one for one in dataclasses.fields(made) if one.init}
     given = {key: value for key, value in options.items() if key != "name"}
-    for key in given:
-        if key not in fields:
-            text = f"{where}.{key}: the reward {name} has no such option; use {one_of(fields) or 'none'}"
-            raise RewardError(
-                text + did_you_mean(key, fields), where=f"{where}.{key}", value=key, allowed=tuple(fields)
-            )
-    for key, one in fields.items():
-        if key not in given and one.default is one.default_factory is dataclasses.MISSING:
-            text = f"{where}.{key} is missing: the reward {name} needs it"
-            raise RewardError(text, where=f"{where}.{key}", allowed="a value")
     if "parts" in given:
         parts = given["parts"]
-        if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
-            allowed = "a list of rewards"
-            raise RewardError(f"{where}.parts is not {allowed}", where=f"{where}.parts", value=parts, allowed=allowed)
         given["parts"] = tuple(build_reward(part, f"{where}.parts[{place}]") for place, part in enumerate(parts))
     try:
         built: Reward = made(**given)

@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.servers import Handler, QuietServer, serving
+from tests.servers import serving
+from tests.trainer.rl.rewards.judge_server import JudgeServer
 from trainer.rl.rewards.base import Question, RewardError, build_reward, close_reward, counts_of, score_all
 
 pytest.importorskip("httpx", reason="pip install -e '.[rewards]'")
-
-
-class Judged(Handler):
-    server: JudgeServer
-
-    def do_GET(self) -> None:
-        self.send({"data": [{"id": "judge-1"}]})
-
-    def do_POST(self) -> None:
-        body = self.body()
-        with self.server.lock:
-            self.server.bodies.append(body)
-            number = len(self.server.bodies)
-        reply = self.server.reply(body["messages"][-1]["content"], number)
-        if isinstance(reply, int):
-            self.send({"error": "busy"}, reply)
-            return
-        usage = {"prompt_tokens": 100, "completion_tokens": 10}
-        self.send({"choices": [{"message": {"content": reply}, "finish_reason": "stop"}], "usage": usage})
-
-
-class JudgeServer(QuietServer):
-    def __init__(self, reply: Callable[[str, int], Any]) -> None:
-        super().__init__(Judged)
-        self.reply, self.bodies = reply, list[Any]()
 
 
 QUESTION = Question(7, "What does ice melt at?", "273.15 K")

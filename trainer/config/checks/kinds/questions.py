@@ -8,6 +8,7 @@ from parallel.errors import Fault
 from trainer.config.checks.data import NAME
 from trainer.config.keys import Config
 from trainer.config.rl.keys import RlConfig
+from trainer.config.rl.rewards import check_environment, check_reward
 
 OBJECTIVES = ("next_token", "policy")
 MOST_RATIO = 1e8  # bounds above it are never reached: log-ratios are cut to 20
@@ -64,6 +65,9 @@ def _without(cfg: Config) -> Iterator[Fault]:
 
 def _rl(cfg: Config) -> Iterator[Fault]:
     rl, p = cfg.rl, cfg.parallel
+    yield from check_reward(rl.reward, "rl.reward")
+    if rl.environment:
+        yield from check_environment(rl.environment, "rl.environment", reward=True)
     if rl.group_size == 1:
         text = "rl.group_size=1 has no other rollouts to compare with; use 2 or more"
         yield Fault(text, "rl.group_size", 1, "2 or more")

@@ -1,0 +1,50 @@
+"""Rewards and environments are checked when a configuration is composed, from tables that are those of the classes."""
+
+import dataclasses
+import importlib
+
+import pytest
+
+from trainer.config.compose import compose
+from trainer.config.errors import ConfigError
+from trainer.config.rl.rewards import ENVIRONMENT, NEEDED, OPTIONS
+from trainer.rl.environments.tools import ToolEnvironment
+from trainer.rl.rewards.base import REWARDS
+
+
+@pytest.mark.parametrize(
+    ("word", "where", "allowed"),
+    [
+        ("rl.reward=exakt", "rl.reward", "exact"),
+        ("rl.reward='{name: judge}'", "rl.reward.url", None),
+        ("rl.reward='{name: exact, cases: true}'", "rl.reward.cases", "case"),
+        ("rl.reward='{name: [exact'", "rl.reward", None),
+        ("rl.reward='{name: product, parts: [overlap, exakt]}'", "rl.reward.parts[1]", "exact"),
+        ("rl.reward='{name: product, parts: overlap}'", "rl.reward.parts", None),
+        ("rl.environment='{tools: [abacus]}'", "rl.environment.tools[0]", "calculator"),
+        ("rl.environment='{tools: [calculator], turns: 0}'", "rl.environment.turns", None),
+        ("rl.environment='{tools: [calculator], reward: {name: maths}}'", "rl.environment.reward", "math"),
+        ("rl.environment='{tools: [{name: table, records: a.csv}]}'", "rl.environment.tools[0].columns", None),
+        ("rl.environment='{turns: 2}'", "rl.environment.tools", None),
+        ("rl.environment=calculator", "rl.environment", None),
+    ],
+)
+def test_a_wrong_reward_or_environment_is_found_before_the_run(word, where, allowed):
+    with pytest.raises(ConfigError) as caught:
+        compose(["recipe=rl_toy", word], world_size=1)
+    (fault,) = caught.value.faults
+    assert fault.where == where
+    assert fault.allowed
+    assert allowed is None or allowed in fault.allowed
+
+
+def test_the_tables_have_the_options_of_the_classes():
+    assert OPTIONS.keys() == REWARDS.keys()
+    for name, path in REWARDS.items():
+        module, _, kind = path.rpartition(".")
+        fields = [one for one in dataclasses.fields(getattr(importlib.import_module(module), kind)) if one.init]
+        assert OPTIONS[name] == tuple(one.name for one in fields)
+        needed = [one.name for one in fields if one.default is one.default_factory is dataclasses.MISSING]
+        assert NEEDED.get(name, ()) == tuple(needed)
+    own = {one.name for one in dataclasses.fields(ToolEnvironment)} - {"name", "offered"}
+    assert {*ENVIRONMENT} == own | {"tools"}

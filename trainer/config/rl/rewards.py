@@ -1,0 +1,144 @@
+"""Names and options of `rl.reward` and `rl.environment`, checked before anything is built. No torch here.
+
+The rewards and environments themselves are in trainer.rl, which reads their options through this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from parallel.errors import Fault, one_of
+from trainer.config.say import did_you_mean
+
+_LIMITS = ("wall_s", "cpu_s", "memory_mb", "processes", "file_mb", "disk_mb", "output_kb", "packages")
+_JUDGE = (
+    "url", "model", "prompt", "pattern", "points", "tries", "longest", "max_tokens", "temperature", "thinking",
+    "timeout", "retries", "price_in", "price_out", "api_key_env",
+)  # fmt: skip
+# Options of each reward, and those that it needs.
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "exact": ("case",),
+    "overlap": (),
+    "format": ("thinking", "boxed", "pattern", "longest"),
+    "math": ("relative", "seconds", "processes"),
+    "quantity": ("relative", "absolute", "unit_required"),
+    "choice": (),
+    "molecule": ("by", "stereo", "isotopes", "salts", "seconds", "processes"),
+    "code": ("partial", *_LIMITS),
+    "judge": _JUDGE,
+    "sum": ("parts", "weights"),
+    "product": ("parts",),
+}
+NEEDED: Mapping[str, tuple[str, ...]] = {"judge": ("url",), "sum": ("parts", "weights"), "product": ("parts",)}
+
+# Options of each tool, all of them needed.
+TOOLS: Mapping[str, tuple[str, ...]] = {"calculator": (), "table": ("records", "columns")}
+ENVIRONMENT = ("tools", "reward", "turns", "calls", "longest", "system", "guide")
+
+
+def read_options(text: str, where: str) -> Any | Fault:
+    """The options that a text gives: YAML such as `{name: math, seconds: 5}`; else the text is the name."""
+    if not text.lstrip().startswith("{"):
+        return {"name": text}
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        allowed = "a name, or {name: NAME, OPTION: VALUE}"
+        said = " ".join(str(error).split())
+        return Fault(f"{where} cannot be read: {said}; use {allowed}", where, text, allowed)
+
+
+def check_reward(cfg: Any, where: str) -> Iterator[Fault]:
+    """Faults of a reward's name and options, and of its parts. where: the key that gives them."""
+    options = read_options(cfg, where) if isinstance(cfg, str) else cfg
+    if isinstance(options, Fault):
+        yield options
+        return
+    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
+        allowed = "a name, or an object with a name"
+        yield Fault(f"{where} is not {allowed}", where, cfg, allowed)
+        return
+    name = options["name"]
+    if name not in OPTIONS:
+        text = f"{where}={name}: there is no such reward; use {one_of(OPTIONS)}{did_you_mean(name, OPTIONS)}"
+        yield Fault(text, where, name, tuple(OPTIONS))
+        return
+    known = OPTIONS[name]
+    for key in options:
+        if key != "name" and key not in known:
+            text = f"{where}.{key}: the reward {name} has no such option; use {one_of(known) or 'none'}"
+            yield Fault(text + did_you_mean(str(key), known), f"{where}.{key}", key, known)
+    for key in NEEDED.get(name, ()):
+        if key not in options:
+            text = f"{where}.{key} is missing: the reward {name} needs it; give a value"
+            yield Fault(text, f"{where}.{key}", None, "a value")
+    if "parts" in known and "parts" in options:
+        parts = options["parts"]
+        if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
+            allowed = "a list of rewards"
+            yield Fault(f"{where}.parts is not {allowed}", f"{where}.parts", parts, allowed)
+        else:
+            for place, part in enumerate(parts):
+                yield from check_reward(part, f"{where}.parts[{place}]")
+
+
+def check_environment(cfg: Any, where: str, *, reward: bool) -> Iterator[Fault]:
+    """Faults of an environment's options. reward: another key gives its reward where it has none."""
+    options = read_options(cfg, where) if isinstance(cfg, str) else cfg
+    if isinstance(options, Fault):
+        yield options
+        return
+    if not isinstance(options, Mapping) or (isinstance(cfg, str) and options.keys() == {"name"}):
+        allowed = "{tools: [TOOL, ...], OPTION: VALUE}"
+        yield Fault(f"{where} is not {allowed}", where, cfg, allowed)
+        return
+    yield from _check_options(options, ENVIRONMENT, ("tools",) if reward else ("tools", "reward"), where)
+    for key in ("turns", "calls", "longest"):
+        value = options.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            allowed = "a whole number from 1"
+            yield Fault(f"{where}.{key}={value}: use {allowed}", f"{where}.{key}", value, allowed)
+    if not isinstance(system := options.get("system", ""), str):
+        yield Fault(f"{where}.system={system}: use a text", f"{where}.system", system, "a text")
+    guide = options.get("guide", 0.0)
+    if isinstance(guide, bool) or not isinstance(guide, int | float) or not 0 <= guide < 1:
+        text = f"{where}.guide={guide}: use a share from 0 to below 1"
+        yield Fault(text, f"{where}.guide", guide, "0 to below 1")
+    if "tools" in options:
+        tools = options["tools"]
+        if not isinstance(tools, Sequence) or isinstance(tools, str):
+            allowed = f"a list of {one_of(TOOLS)}"
+            yield Fault(f"{where}.tools is not {allowed}", f"{where}.tools", tools, allowed)
+        else:
+            for place, tool in enumerate(tools):
+                yield from _check_tool(tool, f"{where}.tools[{place}]")
+    if "reward" in options:
+        yield from check_reward(options["reward"], f"{where}.reward")
+
+
+def _check_tool(cfg: Any, where: str) -> Iterator[Fault]:
+    options = {"name": cfg} if isinstance(cfg, str) else cfg
+    name = options.get("name") if isinstance(options, Mapping) else None
+    if not isinstance(name, str) or name not in TOOLS:
+        text = f"{where}={name}: there is no such tool; use {one_of(TOOLS)}{did_you_mean(str(name), TOOLS)}"
+        yield Fault(text, where, name, tuple(TOOLS))
+        return
+    yield from _check_options(options, ("name", *TOOLS[name]), TOOLS[name], where)
+    for key in TOOLS[name]:
+        if key in options and not isinstance(options[key], str):
+            yield Fault(f"{where}.{key}={options[key]}: use a path", f"{where}.{key}", options[key], "a path")
+
+
+def _check_options(
+    given: Mapping[Any, Any], known: Sequence[str], needed: Sequence[str], where: str
+) -> Iterator[Fault]:
+    for key in given:
+        if key not in known:
+            text = f"{where}.{key}: there is no such option; use {one_of(known)}{did_you_mean(str(key), known)}"
+            yield Fault(text, f"{where}.{key}", key, tuple(known))
+    for key in needed:
+        if key not in given:
+            yield Fault(f"{where}.{key} is missing; give a value", f"{where}.{key}", None, "a value")
