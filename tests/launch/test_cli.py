@@ -28,7 +28,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("launch.commands.train._import_torchrun", lambda: None)  # no test here starts a process
+    monkeypatch.setattr("launch.commands.train.import_torchrun", lambda: None)  # no test here starts a process
 
 
 def test_help_names_the_commands_and_the_groups(capsys):
@@ -208,7 +208,7 @@ def test_differences_of_recipes_overrides_files_and_run_directories(capsys):
 def test_train_refuses_before_any_process(words, data, capsys, monkeypatch):
     Path("taken").mkdir()
     Path("taken/file").write_text("")
-    monkeypatch.setattr("launch.commands.train._torchrun", lambda arguments: pytest.fail("torchrun was started"))
+    monkeypatch.setattr("launch.commands.train.run_ranks", lambda *arguments: pytest.fail("torchrun was started"))
     assert main(["train", *words]) == 2
     error_line(capsys.readouterr().err, *data)
 
@@ -280,7 +280,7 @@ def test_errors_on_the_way_are_printed_alike_and_return_1(monkeypatch, capsys):
 def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
     seen = {}
 
-    def torchrun(arguments):
+    def torchrun(arguments, again, memory):
         place = arguments.index("--resolved")
         seen["arguments"] = list(arguments[: place + 2])
         seen["cfg"] = load(arguments[place + 1], world_size=2)
@@ -289,7 +289,7 @@ def test_train_hands_the_resolved_configuration_to_torchrun(monkeypatch):
             seen["run"] = json.loads(Path(seen["rest"][1]).read_text())
         return 7
 
-    monkeypatch.setattr("launch.commands.train._torchrun", torchrun)
+    monkeypatch.setattr("launch.commands.train.run_ranks", torchrun)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["recipe=toy", "--nproc-per-node", "2", "optim.lr=1e-3", "train.micro_batch=4"]
     assert main(["train", *words]) == 7
@@ -331,7 +331,7 @@ def test_a_vocabulary_below_the_corpus_is_refused_before_torch(command, monkeypa
 
 
 def test_train_leaves_a_finished_run_alone(monkeypatch, capsys):
-    monkeypatch.setattr("launch.commands.train._torchrun", lambda arguments: pytest.fail("torchrun was started"))
+    monkeypatch.setattr("launch.commands.train.run_ranks", lambda *arguments: pytest.fail("torchrun was started"))
     cfg = compose(["recipe=toy", "train.steps=100"])
     run = choose(cfg)
     prepare(run, cfg)

@@ -28,7 +28,7 @@ WORDS = ["train", "recipe=toy", "data=synthetic", "run.dir=run"]
 def plan(tmp_path, monkeypatch, capsys):
     """Runs a dry run in an empty directory; returns name -> text of its lines, and what it warned of."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("launch.commands.train._torchrun", lambda *_: 1 / 0)
+    monkeypatch.setattr("launch.commands.train.run_ranks", lambda *_: 1 / 0)
     monkeypatch.setattr("launch.commands.train.GPU_DEVICES", ())
     monkeypatch.setattr("launch.commands.train.host.memory", lambda: 16 * 10**9)
 

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from trainer.data.windows import Windows
-
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from trainer.data.batch import Batch, LateBatch
     from trainer.data.media.rules import Rule
     from trainer.data.questions.asked import Questions
+    from trainer.data.windows import Windows
 
 Split = Literal["train", "heldout"]
 

@@ -79,7 +79,7 @@ def test_it_is_built_by_name_and_replaces_text() -> None:
     with pytest.raises(DataError) as error:
         build_data(replace(cfg, name="toys"), seed=5, vocab_size=30)
     assert (error.value.where, error.value.value) == ("data.name", "toys")
-    assert error.value.allowed == ("mixture", "synthetic", "pairs", "chat")
+    assert error.value.allowed == ("mixture", "synthetic", "pairs", "chat", "questions")
     with pytest.raises(DataError) as error:
         build_data(cfg, seed=5, vocab_size=1)
     assert (error.value.where, error.value.value) == ("model.vocab_size", 1)

@@ -132,7 +132,7 @@ class Products(TorchDispatchMode):
 @pytest.mark.parametrize("name", list_groups()["precision"])
 def test_a_tower_computes_in_the_dtype_of_linears_whatever_the_experts_do(monkeypatch, tower, name):
     # Transformer Engine's experts are not built: they take no part in a tower.
-    monkeypatch.setattr(build, "choose_backend", lambda _, *rest: choose_backend("fp32", *rest))
+    monkeypatch.setattr(build, "choose_backend", lambda _, *rest, **options: choose_backend("fp32", *rest, **options))
     cfg = config(tower, precision=name)
     model, run = embed(cfg, tower)
     with Products() as ran:

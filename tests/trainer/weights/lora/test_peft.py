@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.trainer.tiny_run import tiny_config
+from tests.trainer.weights.code_folder import code_folder
 from trainer.config.keys import LoraConfig
 from trainer.run.process import train
 from trainer.weights.export import export
@@ -84,12 +84,16 @@ def grouped(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "base", folder / "run"
 
 
-def test_peft_puts_them_on_the_code_that_a_grouped_export_carries(grouped, tmp_path, monkeypatch):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, dynamic_module_utils
+@pytest.fixture
+def code(tmp_path):
+    with code_folder(tmp_path / "modules"):
+        yield
 
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+
+def test_peft_puts_them_on_the_code_that_a_grouped_export_carries(grouped, tmp_path, code):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
     base, run = grouped
     export_adapters(open_checkpoint(run), tmp_path / "adapters", "peft")
     stored = load_file(tmp_path / "adapters" / "adapter_model.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -14,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, dynamic_module_utils
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.trainer.model.tiny import build, logits, model_config, random_ids
+from tests.trainer.weights.code_folder import code_folder
 from tests.trainer.weights.directories import checkpoint
 from tests.trainer.weights.exports import ONE, save_at_once
 from trainer.engine.engine import Engine
@@ -44,10 +44,7 @@ VISION_KEYS = (
 @pytest.fixture(autouse=True, scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """transformers copies the code that it runs into a folder of its own."""
-    folder = str(tmp_path_factory.mktemp("modules"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", folder)
-        patch.setattr(sys, "path", [*sys.path])
+    with code_folder(tmp_path_factory.mktemp("modules")):
         yield
 
 
