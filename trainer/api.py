@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.engine.text_model import TextModel
     from trainer.weights.dtypes import DtypeName
     from trainer.weights.export import Exported
+    from trainer.weights.lora.forms import Adapter
     from trainer.weights.upcycle.engine import Done
 
 
@@ -70,16 +71,37 @@ def export(
     dtype: DtypeName = "source",
     text_only: bool = False,
     pad: bool = False,
+    adapter: Adapter | None = None,
 ) -> Exported:
-    """Write a training checkpoint as a Hugging Face directory.
+    """Write a training checkpoint as a Hugging Face directory, or its adapters as PEFT's.
 
     checkpoint: a run directory (its newest step) or a step-N directory in it. target: must not exist. dtype: of the
     text model; "source": as where the run started. text_only: leave vision, projector and time series out. pad: widen
-    experts with zeros to a multiple of 128 where they are written in FP8.
-    Raises CheckpointError, ConfigError or HuggingFaceError; UserError for a dtype that does not exist.
+    experts with zeros to a multiple of 128 where they are written in FP8. adapter: of a run with adapters; None or
+    "merged": the model with them in its weights; "peft": the adapters alone, a pair of matrices for each expert;
+    "peft-3d": the same with a pair for all experts of a layer. Alone they are fp32, or bf16 with dtype="bf16".
+    Raises CheckpointError, ConfigError or HuggingFaceError; UserError for a dtype or a form that does not exist, for an
+    adapter of a run without, and for text_only, pad or dtype="fp8" where adapters are written alone.
     """
+    from trainer.weights.export import Exported
     from trainer.weights.export import export as export_checkpoint
+    from trainer.weights.lora.forms import check_adapter, refuse_of_models
 
+    if adapter is not None:
+        from trainer.weights.opened import open_checkpoint
+
+        opened = open_checkpoint(Path(checkpoint))
+        check_adapter(adapter, opened.lora.target, opened.run_directory)
+        if adapter != "merged":
+            from trainer.weights.lora.peft import export_adapters
+
+            refuse_of_models(adapter, dtype, pad=pad, text_only=text_only)
+            stored = "BF16" if dtype == "bf16" else "F32"
+            written = export_adapters(opened, Path(target), adapter, stored)
+            return Exported(
+                opened.step, written.nbytes, stored, 0, f"adapters of {opened.lora.target}", [],
+                f"none; that of {written.base}", [],
+            )  # fmt: skip
     return export_checkpoint(Path(checkpoint), Path(target), dtype=dtype, text_only=text_only, pad=pad)
 
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from launch.paths import check_all, must_not_exist
 from launch.progress import ProgressDisplay
-from parallel.errors import one_of
 from trainer.config.command_line import Parser, above_zero, choice
-from trainer.config.errors import CommandError, print_warning
+from trainer.config.errors import print_warning
+from trainer.weights.lora.forms import ADAPTERS, FORMS, check_adapter, refuse_of_models
 from trainer.weights.opened import open_checkpoint
 
 if TYPE_CHECKING:
-    from trainer.weights.lora.peft import Form
+    from trainer.weights.lora.forms import Form
+
+SHARD_GB = 5.0
 
 
 def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
@@ -41,17 +43,18 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     add("--text-only", action="store_true", help="leave out the vision, projector and time-series weights")
     add(
         "--adapter",
-        **choice("merged", "peft", "peft-3d"),
+        **choice(*ADAPTERS),
         help="of a run with adapters. merged: the model with the adapters in its weights; peft: the adapters alone, as "
         "PEFT writes them, a pair of matrices for each expert; peft-3d: the same with a pair for all experts of a "
         "layer (default: merged)",
     )
-    add("--shard-gb", type=above_zero("5"), default=5.0, metavar="GB", help="maximum file size in GB (default: 5)")
+    add("--shard-gb", type=above_zero("5"), metavar="GB", help="maximum file size in GB (default: 5)")
     options = parser.read(words)
     checkpoint = Path(options.checkpoint)
     check_all(lambda: _open(checkpoint, options), lambda: must_not_exist(options.target))
-    if options.adapter in ("peft", "peft-3d"):
-        _refuse_of_models(options)
+    if options.adapter in FORMS:
+        given = {"pad": options.pad, "text_only": options.text_only, "shard": options.shard_gb}
+        refuse_of_models(options.adapter, options.dtype, **given)
         return partial(_export_adapters, checkpoint, Path(options.target), options.adapter, options.dtype)
 
     def work() -> int:
@@ -65,7 +68,7 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
                 dtype=options.dtype,
                 text_only=options.text_only,
                 pad=options.pad,
-                shard_bytes=round(options.shard_gb * 1e9),
+                shard_bytes=round((options.shard_gb or SHARD_GB) * 1e9),
                 progress=progress,
             )
         for warning in done.warnings:
@@ -88,34 +91,18 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
 
 
 def _open(checkpoint: Path, options: argparse.Namespace) -> None:
-    opened, adapter = open_checkpoint(checkpoint), options.adapter
+    opened = open_checkpoint(checkpoint)
     opened.refuse_inside(Path(options.target))
-    if adapter is not None and opened.lora.target == "none":
-        allowed = "a run with lora.target=attention, experts or all"
-        text = f"--adapter {adapter}: {opened.run_directory} has no adapters; give {allowed}, or leave --adapter out"
-        raise CommandError(text, where="--adapter", value=adapter, allowed=allowed)
-
-
-def _refuse_of_models(options: argparse.Namespace) -> None:
-    """Raises `CommandError` for options that are about whole models."""
-    adapter = options.adapter
-    if options.dtype == "fp8":
-        allowed = ("source", "bf16", "fp32")
-        text = f"--dtype fp8 is for matrices of a model, and --adapter {adapter} writes none; use {one_of(allowed)}"
-        raise CommandError(text, where="--dtype", value="fp8", allowed=allowed)
-    for name, given in (("--pad", options.pad), ("--text-only", options.text_only)):
-        if given:
-            text = f"{name} changes a model, and --adapter {adapter} writes none; leave it out"
-            raise CommandError(text, where=name, value=True, allowed="--adapter merged")
+    check_adapter(options.adapter, opened.lora.target, opened.run_directory)
 
 
 def _export_adapters(checkpoint: Path, target: Path, form: Form, dtype: str) -> int:
     from trainer.weights.lora.peft import export_adapters
 
     started, opened = time.perf_counter(), open_checkpoint(checkpoint)
-    nbytes = export_adapters(opened, target, form, "BF16" if dtype == "bf16" else "F32")
+    written = export_adapters(opened, target, form, "BF16" if dtype == "bf16" else "F32")
     seconds = time.perf_counter() - started
-    size = f"{nbytes / 1e9:,.3f} GB in {seconds:,.1f} s"
+    size = f"{written.nbytes / 1e9:,.3f} GB in {seconds:,.1f} s"
     print(f"{target}: adapters of {opened.lora.target} after step {opened.step}; {size}")
-    print(f"next: PeftModel.from_pretrained(model, '{target}') puts them on the model in {opened.base['path']}")
+    print(f"next: PeftModel.from_pretrained(model, '{target}') puts them on the model in {written.base}")
     return 0

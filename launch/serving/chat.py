@@ -53,6 +53,7 @@ def chat(source: Source, conversation: Conversation, options: argparse.Namespace
     import torch
 
     from trainer.engine.engine import Engine
+    from trainer.model.exact.check import dependence_warning
     from trainer.run.host_memory import prepare_host_memory
 
     for warning in source.warnings:
@@ -61,8 +62,11 @@ def chat(source: Source, conversation: Conversation, options: argparse.Namespace
     if device.type == "cpu":
         prepare_host_memory()
     context = min(source.model.max_position, 32_768)
+    model = source.load(device)
+    if dependent := dependence_warning(model):
+        print_warning(dependent)
     engine = Engine(
-        source.load(device), decode=conversation.decode, cache_tokens=2 * context, batch=1, context=context
+        model, decode=conversation.decode, cache_tokens=2 * context, batch=1, context=context
     )  # twice, so that the start of the conversation is found again
     talk = Talk(engine, conversation, source.stop_ids, options)
     typed = sys.stdin.isatty()

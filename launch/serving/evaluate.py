@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SERVER = re.compile("https?://")
 EXAMPLE = "suite=NAME, or several with commas; octavo evaluate --list names them"
 INSTALL = "pip install -e '.[evaluate]'"
+OUT = "outputs/evaluations"
 NAMED = 5  # rows in a warning
 JUDGE = Settings("judge", 16_384, 0.0, 1.0, 0, thinking=False)
 
@@ -37,6 +38,9 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
     options = parser.read(words)
     if options.list:
         return lambda: _list(options.markdown)
+    if options.markdown:
+        allowed = "--list --markdown"
+        raise CommandError(f"--markdown goes with --list; give {allowed}", where="--markdown", allowed=allowed)
     try:
         return _prepare(options)
     except SuiteError as error:
@@ -52,7 +56,9 @@ def _options(parser: Parser) -> None:
         help="a run, one of its step-N directories, a Hugging Face directory, or the URL of a server with OpenAI's API",
     )
     add("words", nargs="*", metavar="suite=NAME[,NAME]", help="the suites to run")  # fmt: skip
-    add("--list", action="store_true", help="print the suites: metrics and their sources, files, reported figures")
+    add("--list", action="store_true",
+        help="print the suites: metrics and their sources, files, reported figures, and the newest values in "
+        f"{OUT}")  # fmt: skip
     add("--markdown", action="store_true", help="with --list: a table for a document")
     add("--data", default="benchmarks", metavar="DIR",
         help="directory with the files of each suite in a directory of its name (default: benchmarks)")  # fmt: skip
@@ -112,7 +118,7 @@ def _prepare(options: argparse.Namespace) -> Callable[[], int]:
     asks = any(suite is not PERPLEXITY for suite in suites)
     if asks and model.context is not None and settings.max_tokens >= model.context:
         print_warning(f"answers end with the context of {model.context:,} tokens, before {settings.max_tokens:,}")
-    out = Path(options.out) if options.out else Path("outputs/evaluations") / f"{_slug(options)}-{settings.name}"
+    out = Path(options.out) if options.out else Path(OUT) / f"{_slug(options)}-{settings.name}"
     return lambda: evaluate(items, model, settings, judge, out)
 
 
@@ -141,6 +147,7 @@ def _refuse_unused(options: argparse.Namespace) -> None:
     """Raises CommandError for an option that this command would not read."""
     judged = options.judge is not None
     served = SERVER.match(options.model) is not None
+    own = "the model's directory; a server renders its own chat template"
     # option: whether it is read, and what reads it
     readers = {
         "--model": (served, "the URL of a server"),
@@ -150,8 +157,8 @@ def _refuse_unused(options: argparse.Namespace) -> None:
         "--retries": (served or judged, "the URL of a server, or --judge"),
         "--judge-model": (judged, "--judge URL"),
         "--judge-key-env": (judged, "--judge URL"),
-        "--raw": (not served, "the model's directory; a server renders its own chat template"),
-        "--chat-template": (not served, "the model's directory; a server renders its own chat template"),
+        "--raw": (not served, own),
+        "--chat-template": (not served and not options.raw, own if served else "a command without --raw"),
         "--cache-tokens": (not served, "the model's directory"),
     }
     for option, (read, reader) in readers.items():
@@ -354,6 +361,7 @@ def _print(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _list(markdown: bool) -> int:
     from trainer.evaluation.output.listing import listing
+    from trainer.evaluation.output.newest import newest_results
 
-    print(listing(SUITES, markdown=markdown), end="")
+    print(listing(SUITES, {} if markdown else newest_results(Path(OUT)), markdown=markdown), end="")
     return 0

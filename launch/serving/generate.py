@@ -125,7 +125,7 @@ def generate(source: Source, requests: Sequence[Request]) -> int:
     from trainer.engine.engine import Engine
     from trainer.engine.ranks import ALONE, Together
     from trainer.model.exact.blocks import KEYS
-    from trainer.model.exact.check import dependent_products
+    from trainer.model.exact.check import dependence_warning
     from trainer.run.host_memory import prepare_host_memory
 
     world = start_world()
@@ -140,11 +140,8 @@ def generate(source: Source, requests: Sequence[Request]) -> int:
         if first:
             raise
         return 1  # the same on every rank
-    if first and (dependent := dependent_products(model)):
-        print_warning(
-            f"products of {', '.join(dependent[:3])} depend on the batch here: answers may change with --n; on a CPU "
-            "OMP_NUM_THREADS=1 avoids it"
-        )
+    if first and (dependent := dependence_warning(model)):
+        print_warning(dependent)
     assert source.tokenizer is not None
     pages = -(-(len(requests[0].prompt) + requests[0].max_tokens) // KEYS)
     together = min(len(requests), 64)

@@ -104,7 +104,7 @@ def serve(source: Source, conversation: Conversation | None, options: argparse.N
     from launch.serving.http.run import serve as run
     from launch.serving.http.worker import Worker
     from trainer.engine.engine import Engine
-    from trainer.model.exact.check import dependent_products
+    from trainer.model.exact.check import dependence_warning
     from trainer.run.host_memory import prepare_host_memory
 
     listening = listen(options.host, options.port)
@@ -122,11 +122,8 @@ def serve(source: Source, conversation: Conversation | None, options: argparse.N
     decode = source.tokenizer.decode if conversation is None else conversation.decode
     context = min(options.context or source.model.max_position, source.model.max_position, options.cache_tokens)
     model = source.load(device, towers=True)
-    if dependent := dependent_products(model):
-        print_warning(
-            f"products of {', '.join(dependent[:3])} depend on the batch here: an answer may change with what runs "
-            "beside it; on a CPU OMP_NUM_THREADS=1 avoids it"
-        )
+    if dependent := dependence_warning(model):
+        print_warning(dependent)
     engine = Engine(
         model,
         decode=decode,

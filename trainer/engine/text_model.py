@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from trainer.engine.load import Source
 from trainer.engine.media import Medium
 from trainer.engine.ranks import ALONE, Apart
 from trainer.engine.request import Completion, Request, Sampling
+from trainer.model.exact.check import dependence_warning
 
 LENGTH = 256  # of an answer, where none is asked for
 
@@ -36,6 +38,8 @@ class TextModel:
         decode = None if source.tokenizer is None else source.tokenizer.decode
         self.source, self.world = source, world
         model = source.load(world.device, towers=True, ranks=world.size)
+        if world.rank == 0 and (dependent := dependence_warning(model)):
+            warnings.warn(dependent, stacklevel=3)  # at the call of `trainer.api.load`'s caller
         ranks = Apart(world) if world.size > 1 else ALONE
         self.engine = Engine(model, decode=decode, cache_tokens=cache_tokens, ranks=ranks)
 

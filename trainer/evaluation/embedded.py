@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from parallel.errors import UserError
 from trainer.chat.answers import AnswerReader, Format, Part
 from trainer.chat.template import ChatTemplate
+from trainer.config.errors import print_warning
 from trainer.data.media.readers.read import read_recording
 from trainer.engine.load import Source
 from trainer.engine.media import Medium
@@ -236,6 +237,7 @@ class EmbeddedModel:
         Weights are read when the first request comes, as all answers may be in the ledger. Raises SuiteError where
         `cache_tokens` does not allow it."""
         from trainer.engine.engine import Engine
+        from trainer.model.exact.check import dependence_warning
 
         if self._cache_tokens is not None and tokens > self._cache_tokens:
             remedy = f"--cache-tokens={tokens} or more, or a smaller --max-tokens"
@@ -243,7 +245,12 @@ class EmbeddedModel:
             raise SuiteError(text, where="--cache-tokens", value=self._cache_tokens, allowed=remedy)
         even = 1 << (tokens - 1).bit_length()  # requests that are a little longer need no other engine
         room = self._cache_tokens or max(tokens, min(self._batch * even, CACHE_TOKENS))
-        model = self.source.load(self._device(), towers=self._towers) if self._engine is None else self._engine.model
+        if self._engine is None:
+            model = self.source.load(self._device(), towers=self._towers)
+            if dependent := dependence_warning(model):
+                print_warning(dependent)
+        else:
+            model = self._engine.model
         decode = self.tokenizer.decode if self.conversation is None else self.conversation.decode
         self._engine = None  # its cache is freed before the next one is made
         # A window that was held out has one token more than the model's longest document: the last label.

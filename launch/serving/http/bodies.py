@@ -70,7 +70,7 @@ class Ignored(BaseModel):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
-    parallel_tool_calls: Any = None
+    parallel_tool_calls: Any = None  # where no tool can be called
     session_id: Any = None
     skip_special_tokens: Any = None  # tokens that end answers are never shown
     spaces_between_special_tokens: Any = None  # nor is anything put between tokens
@@ -169,6 +169,7 @@ class Chat(OpenAi):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None

@@ -195,6 +195,9 @@ def _tools(body: Body) -> list[dict[str, Any]]:
     if body.tool_choice not in (None, "auto", "none"):
         text = f'tool_choice={body.tool_choice!r}: the model cannot be made to call a tool; use "auto" or "none"'
         raise ApiError(400, text, param="tool_choice")
+    if body.parallel_tool_calls is False and body.tools and body.tool_choice != "none":
+        text = "parallel_tool_calls=false: an answer may hold several calls; leave it out, or use true"
+        raise ApiError(400, text, param="parallel_tool_calls")
     for place, tool in enumerate(body.tools or ()):
         function = tool.get("function") if tool.get("type") == "function" else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):

@@ -32,6 +32,16 @@ def test_a_conversation_through_a_pipe(text_run, tmp_path, monkeypatch, capsys):
     assert len({first, second, other}) == 3
 
 
+def test_a_model_whose_answers_depend_on_others_is_a_warning(text_run, tmp_path, monkeypatch, capsys):
+    template = tmp_path / "chat.jinja"
+    template.write_text(CHATML)
+    for found, warned in ([], False), (["64 x 7 x 9"], True):
+        monkeypatch.setattr("trainer.model.exact.check.dependent_products", lambda model, found=found: found)
+        monkeypatch.setattr("sys.stdin", io.StringIO("/exit\n"))
+        assert main(["chat", str(text_run), "--chat-template", str(template)]) == 0
+        assert ("64 x 7 x 9" in capsys.readouterr().err) == warned
+
+
 def options(**more: object) -> argparse.Namespace:
     values = {"system": None, "no_thinking": False, "max_tokens": None, "temperature": 0.9, "top_p": 1.0, "top_k": 0,
               "min_p": 0.0, "seed": 5}  # fmt: skip

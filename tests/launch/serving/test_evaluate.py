@@ -67,6 +67,13 @@ def test_a_suite_from_rows_to_results(run, tmp_path, words, capsys):
     assert "http" not in page.replace("<!doctype html>", "")  # nothing from elsewhere
 
 
+def test_a_model_whose_answers_depend_on_others_is_a_warning(words, monkeypatch, capsys):
+    for found, warned in ([], False), (["64 x 7 x 9"], True):
+        monkeypatch.setattr("trainer.model.exact.check.dependent_products", lambda model, found=found: found)
+        assert main(["evaluate", *words, "--max-tokens", "2", "--limit", "1", "--seed", str(len(found))]) == 0
+        assert ("64 x 7 x 9" in capsys.readouterr().err) == warned
+
+
 def test_answers_are_those_of_generate(run, tmp_path, words, capsys):
     assert main(["evaluate", *words, "--max-tokens", "9", "--limit", "1"]) == 0
     capsys.readouterr()
@@ -142,9 +149,10 @@ def test_mistakes_are_refused_before_anything_starts(run, tmp_path, words):
     assert (fault.where, fault.allowed) == (str(tmp_path / "none/own_rows"), ("rows.jsonl",))
     for option, value in (
         ("--timeout", "3"), ("--retries", "0"), ("--model", "m"), ("--omit", "top_k"), ("--api-key-env", "HOME"),
-        ("--judge-model", "m"), ("--judge-key-env", "HOME"),
+        ("--judge-model", "m"), ("--judge-key-env", "HOME"), ("--chat-template", "file"),
     ):  # fmt: skip
         assert refused("evaluate", *words, option, value).where == option
+    assert refused("evaluate", *words, "--markdown").where == "--markdown"
     fault = refused("evaluate", *words[:-1])  # without --raw
     assert fault.where == str(run)
     assert "--raw" in fault.allowed

@@ -57,6 +57,13 @@ def answer(capsys, *words: object) -> str:
     return capsys.readouterr().out
 
 
+def test_a_model_whose_answers_depend_on_others_is_a_warning(run, monkeypatch):
+    monkeypatch.setattr("trainer.model.exact.check.dependent_products", lambda model: ["64 x 7 x 9"])
+    with pytest.warns(UserWarning, match="64 x 7 x 9") as caught:
+        api.load(run, device="cpu")
+    assert [one.filename for one in caught if "64 x 7 x 9" in str(one.message)] == [__file__]  # the caller's line
+
+
 def test_three_lines_of_python_continue_a_text_and_score_it(run, exported, capsys):
     model = api.load(run)
     text = model.generate(PROMPT, max_tokens=20, seed=3)

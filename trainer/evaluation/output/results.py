@@ -81,7 +81,7 @@ def write_results(
     from trainer.evaluation.output.page import page
 
     facts = {"model": dict(model), "settings": asdict(settings)}
-    before = _read(directory / RESULTS)
+    before = read_results(directory / RESULTS)
     same = all(before.get(name) == json.loads(json.dumps(fact)) for name, fact in facts.items())
     content = {**facts, "suites": {**(before["suites"] if same else {}), **results}}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -102,7 +102,7 @@ def write_scored(directory: Path, suite: Suite, scored: Sequence[Scored]) -> Pat
     return path
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
     """The results that are there; nothing where they cannot be read: they are written anew from the ledger."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -31,6 +31,16 @@ def dependent_products(model: Decoder) -> list[str]:
     ]
 
 
+def dependence_warning(model: Decoder) -> str | None:
+    """The warning for a model whose answers may change with what runs beside them; None where they do not."""
+    if not (dependent := dependent_products(model)):
+        return None
+    return (
+        f"products of {', '.join(dependent[:3])} depend on the batch here: an answer may change with what runs beside "
+        "it; on a CPU OMP_NUM_THREADS=1 avoids it"
+    )
+
+
 def _wide_shapes(model: Decoder) -> Iterator[tuple[int, int, int]]:
     """Products in fp32 whatever the compute dtype."""
     cfg = model.cfg

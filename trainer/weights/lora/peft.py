@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from trainer.weights.hf_read import DTYPES
 from trainer.weights.hf_survey import usual_prefix
 from trainer.weights.hf_write import Bundle, OutputTensor, Shard, already_exists, make_room, write_json, write_shard
 from trainer.weights.lora.base import base_path
+from trainer.weights.lora.forms import Form, check_adapter
 from trainer.weights.opened import OpenedCheckpoint
 
-Form = Literal["peft", "peft-3d"]
 # adapters of a layer -> names and tensors of PEFT
 Write = Callable[[Mapping[str, Tensor]], Iterator[tuple[str, Tensor]]]
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -34,8 +34,15 @@ FUSED_IN = "qwen3_moe"  # the model_type whose experts PEFT finds as the paramet
 FUSED = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
-def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: str = "F32") -> int:
-    """Write `adapter_config.json` and `adapter_model.safetensors`; returns the bytes of the tensors.
+class Written(NamedTuple):
+    """nbytes: of the tensors. base: the directory of the weights that the adapters belong to, where it is now."""
+
+    nbytes: int
+    base: Path
+
+
+def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: str = "F32") -> Written:
+    """Write `adapter_config.json` and `adapter_model.safetensors`.
 
     form: "peft" has an A and a B of two dimensions for every matrix of every expert; "peft-3d" one pair for all experts
     of a layer, for models whose experts are one parameter there, as those of Qwen3-MoE. dtype: of the tensors, F32 as
@@ -45,10 +52,7 @@ def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: s
     """
     lora = opened.lora
     opened.refuse_inside(target)
-    if lora.target == "none":
-        allowed = "a run with lora.target=attention, experts or all"
-        text = f"{opened.run_directory} trained no adapters; give {allowed}, or leave --adapter out"
-        raise UserError(text, where="--adapter", value=form, allowed=allowed)
+    check_adapter(form, lora.target, opened.run_directory)
     config = read_json(opened.run_directory / SOURCE / CONFIG)
     if form == "peft-3d" and lora.target != "attention" and config.get("model_type") != FUSED_IN:
         text = f"--adapter peft-3d is for a base whose experts are one parameter in other programs ({FUSED_IN})"
@@ -72,7 +76,7 @@ def export_adapters(opened: OpenedCheckpoint, target: Path, form: Form, dtype: s
             value=error.strerror,
             allowed="a path that can be written, with enough space",
         ) from error
-    return shard.nbytes
+    return Written(shard.nbytes, base)
 
 
 def describe(lora: LoraConfig, form: Form, base: str) -> dict[str, Any]:

@@ -92,7 +92,7 @@ ITS_OWN: dict[str, dict[str, list[Any]]] = {
         "max_completion_tokens": [*NOT_WHOLE, 0, -1, CONTEXT], "max_tokens": [0], "logprobs": NOT_A_FLAG,
         "top_logprobs": [*NOT_WHOLE, -1, 21, 3], "chat_template_kwargs": [1, [], {"messages": []}, {"tools": 1}],
         "enable_thinking": NOT_A_FLAG, "response_format": [1, {"type": "json_object"}, {"type": "json_schema"}],
-        "reasoning_effort": NOT_A_TEXT, "prompt": ["kalo"],
+        "reasoning_effort": NOT_A_TEXT, "prompt": ["kalo"], "parallel_tool_calls": NOT_A_FLAG,
     },
     GENERATE: {
         "prompt": [None, "", 1, ["kalo"], "kalo " * CONTEXT], "input_ids": [[5]], "return_logprob": NOT_A_FLAG,
@@ -130,6 +130,8 @@ def cases() -> Iterator[Case]:
         yield Case(path, good, None, 401, {"Authorization": ""})
     for path in (COMPLETIONS, CHAT):
         yield Case(path, GOOD[path] | {"model": "another"}, "model", 404)
+    several = {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}
+    yield Case(CHAT, GOOD[CHAT] | several | {"parallel_tool_calls": False}, "parallel_tool_calls")
     yield Case(COMPLETIONS, GOOD[COMPLETIONS] | {"echo": True, "logprobs": 1, "stream": True}, "stream")
     scores = GOOD[GENERATE] | {"return_logprob": True}
     yield Case(GENERATE, scores | {"top_logprobs_num": 21}, "top_logprobs_num")

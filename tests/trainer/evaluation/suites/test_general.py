@@ -2,7 +2,10 @@
 
 import base64
 import csv
+import json
+import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -142,7 +145,18 @@ def test_ifbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_suites_of_other_harnesses_name_a_command(tmp_path: Path) -> None:
-    for name in ("LCB V6", "GAIA (text only)", "tau2-Bench"):
+    needed = {
+        "LCB V6": {"--n": "1", "--temperature": "0.8", "--top_p": "0.95", "--max_tokens": "65536",
+                   "--openai_timeout": "3600"},
+        "GAIA (text only)": {"--temperature": "0.8", "--top-p": "0.95", "--max-tokens": "65536"},
+        "tau2-Bench": {"--num-trials": "4", "--agent-llm": "openai/NAME"},
+    }  # fmt: skip
+    for name, options in needed.items():
         assert "http://127.0.0.1" in suite(name).harness
+        words = shlex.split(suite(name).harness)
+        assert options.items() <= dict(pairwise(words)).items()
         with pytest.raises(SuiteError):
             suite(name).read(tmp_path)
+    agent = json.loads(words[words.index("--agent-llm-args") + 1])
+    assert agent == {"temperature": 0.8, "api_base": "http://127.0.0.1:8000/v1", "api_key": "none"}
+    assert "OPENAI_API_BASE" not in suite("tau2-Bench").harness  # the simulated user's model is elsewhere

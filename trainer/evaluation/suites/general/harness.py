@@ -14,7 +14,8 @@ SUITES = (
         where_data=_WHERE,
         reported=74.3,
         harness="OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_KEY=none python -m lcb_runner.runner.main "
-        "--model NAME --scenario codegeneration --release_version release_v6 --evaluate "
+        "--model NAME --scenario codegeneration --release_version release_v6 --n 1 --temperature 0.8 --top_p 0.95 "
+        "--max_tokens 65536 --openai_timeout 3600 --multiprocess 16 --evaluate "
         "(NAME: a LanguageModel of style OpenAIChat added to lcb_runner/lm_styles.py)",
     ),
     Suite(
@@ -24,8 +25,9 @@ SUITES = (
         metric_source="gaia-benchmark on Hugging Face, scorer.py; inspect_evals has it as well",
         where_data=_WHERE + " (gaia-benchmark/GAIA asks for an account)",
         reported=77.4,
-        harness="OCTAVO_BASE_URL=http://127.0.0.1:8000/v1 OCTAVO_API_KEY=none inspect eval inspect_evals/gaia "
-        "--model openai-api/octavo/NAME -T instance_ids=IDS -T web_search_providers=tavily "
+        harness="OCTAVO_BASE_URL=http://127.0.0.1:8000/v1 OCTAVO_API_KEY=none TAVILY_API_KEY=KEY "
+        "inspect eval inspect_evals/gaia --model openai-api/octavo/NAME -T instance_ids=IDS "
+        "-T web_search_providers=tavily --temperature 0.8 --top-p 0.95 --max-tokens 65536 "
         "(IDS: of the questions without a file, with commas)",
     ),
     Suite(
@@ -35,7 +37,10 @@ SUITES = (
         metric_source="sierra-research/tau2-bench",
         where_data=_WHERE,
         reported=80.9,
-        harness="OPENAI_API_BASE=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none tau2 run --domain airline "
-        "--agent-llm openai/NAME --user-llm USER_MODEL --num-trials 4 (and --domain retail, --domain telecom)",
+        # the server's address is the agent's alone: OPENAI_API_BASE would send the simulated user there too
+        harness="OPENAI_API_KEY=KEY tau2 run --domain airline --num-trials 4 --user-llm gpt-4.1 "
+        "--agent-llm openai/NAME --agent-llm-args "
+        """'{"temperature": 0.8, "api_base": "http://127.0.0.1:8000/v1", "api_key": "none"}' """
+        "(and --domain retail, --domain telecom)",
     ),
 )
