@@ -121,8 +121,8 @@ print("done")
 
 
 def _left(mark):
-    """Return True if a command with `mark` is there. The kernel ends the processes of a namespace after its first one, and may
-    take a moment."""
+    """Return True if a command with `mark` is there. The kernel ends the processes of a namespace after its
+    first one, and may take a moment."""
     end = time.monotonic() + 10
     while (there := any(mark in line for line in _commands())) and time.monotonic() < end:
         time.sleep(0.02)
