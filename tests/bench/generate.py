@@ -24,7 +24,6 @@ import hashlib
 import json
 import math
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,7 +36,8 @@ from typing import Any
 
 import torch
 
-from tests.bench.step import cpu_name, median_ratio, qwen3_moe_config
+from tests.bench.step import cpu_name, median_ratio, qwen3_moe_config, restart_peak
+from trainer.metrics.rates import peak_memory
 
 Answers = list[list[int]]
 Run = Callable[[], Answers]
@@ -158,14 +158,14 @@ def serve(arm: str, directory: Path, requests: int) -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = restart_peak()
     with torch.no_grad():
         run = ARMS[arm](directory, asked(requests))
         for _ in sys.stdin:
             start = time.process_time()
             answers = run()
             seconds = time.process_time() - start
-            peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            peak = (peak_memory() - before) / 2**20
             digests = [hashlib.sha256(str(answer).encode()).hexdigest() for answer in answers]
             print(json.dumps([seconds, peak, digests]), flush=True)
 
