@@ -20,8 +20,9 @@ T = TypeVar("T")
 HEAD = "# @package _global_\n"
 BASE = ["config", "recipe=toy", "data=synthetic"]
 POLICY = ["config", "recipe=rl_toy"]  # the base of keys that have no use with another objective
-# Keys that have no use with data=synthetic, or without towers or chats, whatever their value
-USELESS = ("data.name", "data.chat_", "optim.parts.", "model.image_token", "model.signal_token")
+SERVER = [*POLICY, "rl.engine=lmdeploy", "rl.exact=false", "rl.url=http://localhost:1"]  # of rl.bucket_mb
+# Keys that have no use with data=synthetic, or without towers, chats or a server, whatever their value
+USELESS = ("data.name", "rl.url", "data.chat_", "optim.parts.", "model.image_token", "model.signal_token")
 GROUPS = list_groups()
 FITTING = {
     "data": ("synthetic", "toy_mixture"),
@@ -198,6 +199,8 @@ def fitting(key: str) -> str:
 
 
 def _base(key: str) -> list[str]:
+    if key == "rl.bucket_mb":
+        return SERVER
     return POLICY if key.startswith("rl.") else BASE
 
 

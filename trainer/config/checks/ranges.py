@@ -54,6 +54,7 @@ POSITIVE = {
     "rl.group_size",
     "rl.max_tokens",
     "rl.updates",
+    "rl.bucket_mb",
     "rl.concurrent",
     "rl.deadline_s",
     "rl.environment_s",
@@ -79,7 +80,12 @@ NOT_NEGATIVE = {
 }
 
 TOWERS = ("model.vision.", "model.signals.")  # sections whose numbers are all above zero
-LEAST = {"model.head_dim": 2, "model.max_position": 7, "model.rope_theta": 2}  # what other checks take
+LEAST = {
+    "model.head_dim": 2,
+    "model.max_position": 7,
+    "model.rope_theta": 2,
+    "rl.group_size": 2,
+}  # what other checks take
 OWN_CHECK = {
     "data.holdout_fraction",
     "lora.dropout",

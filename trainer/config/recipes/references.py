@@ -51,7 +51,9 @@ def _fault(key: str, value: Any, values: Mapping[str, Any], tree: DictConfig, in
             shown = f"refers to {'itself' if len(circle) == 2 else 'itself by ' + ' -> '.join(circle)}"
             return Fault(f"{key}={show(value)}: {shown}; {WRITE_OUT}", key, value, WRITE_OUT)
         if not name.startswith(".") and not _is_there(name, tree):
-            near = nearest(name, [known for known in KEYS if known != key])
+            alone = text == f"${{{name}}}"  # its value is then the whole value, and has its type
+            kind = coerce.find(key, KEYS)
+            near = nearest(name, [other for other in KEYS if other != key and (not alone or KEYS[other] == kind)])
             allowed = f"${{{near}}}" if near else WRITE_OUT
             advice = f"did you mean '{allowed}'?" if near else allowed
             return Fault(f"{key}={show(value)}: there is no key {name}; {advice}", key, value,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from trainer.config.coerce import FREE
 
 Denominator = Literal["all", "kept", "sequence"]
+Engine = Literal["embedded", "lmdeploy"]
 Level = Literal["token", "sequence", "geometric"]
 Mode = Literal["dual", "joint"]
 Replay = Literal["replay", "record", "off"]
@@ -25,7 +26,10 @@ class RlConfig:
     max_tokens: int = 16  # the most tokens of a rollout
     reward: str = "exact"  # what a rollout is worth: a name of docs/rewards.md, or {name: ..., OPTION: ...}
     environment: str = ""  # tools of several turns: {tools: [calculator], ...} of docs/rewards.md; empty: one turn
-    engine: Literal["embedded"] = "embedded"  # what answers; embedded: the run's own modules, on its own ranks
+    # what answers; embedded: the run's own modules, on its own ranks; lmdeploy: LMDeploy's api_server at rl.url
+    engine: Engine = "embedded"
+    url: str = _free("")  # lmdeploy: the server's address, such as http://localhost:23333
+    bucket_mb: int = _free(512)  # lmdeploy: the most weights in one message, MiB
     exact: bool = False  # compute rollouts and training in exact arithmetic: equal log-probabilities, bit by bit
     updates: int = 1  # optimizer steps for each round of rollouts, train.global_batch questions each
     # the experts of a rollout in training; replay: they are selected again, record: their differences are counted

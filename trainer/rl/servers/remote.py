@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -17,6 +19,7 @@ from trainer.engine.request import Request
 from trainer.model.decoder import Decoder
 from trainer.model.lora.adapt import adapters
 from trainer.rl.rollout.protocol import Rollout, RolloutEngine
+from trainer.rl.servers.buckets import Sync
 from trainer.weights.hf_config import is_qwen3_moe
 from trainer.weights.map import MULTIMODAL, PLAIN, Piece, full_name, text_pieces
 
@@ -74,6 +77,7 @@ class Remote:
     ) -> None:
         self.stages, self.cfg, self.world, self.place = stages, cfg, world, place
         self.engine: RolloutEngine | None = None
+        self.last_sync: Sync | None = None
 
         def start() -> int:
             self.engine = make()
@@ -86,7 +90,8 @@ class Remote:
         found: T | UserError | None = None
         if self.world.rank == 0:
             try:
-                found = work()
+                with _ticking(self.world):
+                    found = work()
             except UserError as error:
                 found = error
         found = self.world.broadcast(found)
@@ -121,8 +126,14 @@ class Remote:
                 failure = error
         for _ in stream:  # the rest after a failure, and all of it on other ranks: gathering is collective
             pass
-        self._on_first(lambda: _raise(failure))
+        self.last_sync = self._on_first(lambda: self._sync_of(failure))
         self.version = version
+
+    def _sync_of(self, failure: UserError | None) -> Sync | None:
+        """The engine's last sync, if it measures them. Raises what failed."""
+        if failure is not None:
+            raise failure
+        return getattr(self._engine(), "last_sync", None)
 
     def resume(self) -> None:
         self._on_first(lambda: self._engine().resume())
@@ -131,6 +142,19 @@ class Remote:
         self._on_first(lambda: self._engine().close())
 
 
-def _raise(failure: UserError | None) -> None:
-    if failure is not None:
-        raise failure
+@contextmanager
+def _ticking(world: World) -> Iterator[None]:
+    """Note progress while rank 0 waits for an engine, which has deadlines of its own."""
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(1.0):
+            world.watch.tick()
+
+    thread = threading.Thread(target=tick, name="rollout watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

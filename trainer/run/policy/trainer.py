@@ -26,12 +26,13 @@ from trainer.rl.episodes import Episodes, environment_of
 from trainer.rl.metrics import facts_of, measure_groups, with_means
 from trainer.rl.producer import Produced, Synchronous
 from trainer.rl.rewards.base import Reward, build_reward, close_reward
-from trainer.rl.rollout.embedded import NAME, Embedded
 from trainer.rl.routes import checked_routes
+from trainer.rl.servers.remote import Remote
 from trainer.rl.tally import Tally
 from trainer.run.build import Parts
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
+from trainer.run.policy.engines import build_engine
 
 
 @dataclass
@@ -40,6 +41,14 @@ class _Ready:
 
     batches: list[Batch]
     facts: dict[str, Any]
+
+
+@dataclass
+class _Sync:
+    """Seconds and bytes of the weights that were sent since the last line."""
+
+    seconds: float = 0.0
+    nbytes: int = 0
 
 
 class PolicyTrainer(Trainer):
@@ -56,15 +65,16 @@ class PolicyTrainer(Trainer):
         context = min(cfg.data.seq_len, cfg.model.max_position)
         longest = cfg.rl.max_tokens + max(len(one.prompt) for one in self.questions.train)
         mine = cfg.train.global_batch // parts.place.readers
-        self.engine = Embedded(
-            parts.forward,
-            [*parts.stages.values()],
+        self.engine_name, self.engine = build_engine(
+            cfg,
             world,
-            parts.place,
-            batch=min(cfg.rl.concurrent, mine * cfg.rl.group_size),
+            parts,
+            rollouts=mine * cfg.rl.group_size,
             longest=context if cfg.rl.environment else longest,
             version=self.position.step,
         )
+        self._sent: int | None = None  # the step whose weights the engine has
+        self._sync = _Sync()
         shared: dict[str, Any] = {
             "seed": cfg.train.seed, "batch": cfg.train.global_batch, "place": parts.place
         }  # fmt: skip
@@ -91,7 +101,9 @@ class PolicyTrainer(Trainer):
 
     def run(self) -> int:
         try:
-            return super().run()
+            code = super().run()
+            self.engine.close()  # collective: after an error the ranks cannot count on each other
+            return code
         finally:
             close_reward(self.reward)
 
@@ -104,12 +116,8 @@ class PolicyTrainer(Trainer):
         """Fill `_ready` with the steps of a round."""
         world, rl, step = self.world, self.cfg.rl, self.position.step
         steps = min(rl.updates, self.cfg.train.steps - step)
-        world.watch.at(f"step {step + 1}: weights to the rollout engine")
-        started = time.perf_counter()
-        self.engine.pause()
-        self.engine.load((), step)
-        self.engine.resume()
-        seconds = time.perf_counter() - started
+        self._send_weights()
+        sync, self._sync = self._sync, _Sync()
         world.watch.at(f"step {step + 1}: rollouts")
         produced = self.producer.produce(self.position.sample, steps)
         counted = self._counted()
@@ -117,12 +125,28 @@ class PolicyTrainer(Trainer):
             counts = self.parts.place.counts
             of_ranks = world.gather(measure_groups(of_step, step + number) if counts else None)
             facts = facts_of([one for one in of_ranks if one is not None])
-            facts |= {"sync/seconds": seconds if number == 0 else 0.0, "sync/bytes": 0}
+            now = sync if number == 0 else _Sync()
+            facts |= {"sync/seconds": now.seconds, "sync/bytes": now.nbytes}
             facts |= counted if number == 0 else dict.fromkeys(counted, 0)
             self._ready.append(_Ready(self._batches(of_step), facts))
         if rl.updates > 1 or rl.denominator == "kept":
             for ready in self._ready:
                 ready.batches = [self._with_old(batch) for batch in ready.batches]
+
+    def _send_weights(self) -> None:
+        """Give the engine the weights of now, unless it has them: an evaluation may have sent them."""
+        step = self.position.step
+        if self._sent == step:
+            return
+        self.world.watch.at(f"step {step + 1}: weights to the rollout engine")
+        started = time.perf_counter()
+        self.engine.pause()
+        self.engine.load((), step)
+        self.engine.resume()
+        self._sent = step
+        sent = self.engine.last_sync if isinstance(self.engine, Remote) else None
+        self._sync.seconds += time.perf_counter() - started if sent is None else sent.seconds
+        self._sync.nbytes += 0 if sent is None else sent.nbytes
 
     def _counted(self) -> dict[str, float]:
         """Figures of the reward on all ranks since the last call, such as `reward/judge/cost`."""
@@ -140,7 +164,7 @@ class PolicyTrainer(Trainer):
                 group.sample,
                 rollout,
                 float(advantage),
-                checked_routes(rollout, model, NAME, number) if use else None,
+                checked_routes(rollout, model, self.engine_name, number) if use else None,
             )
             for group in produced.groups
             if group.teaches
@@ -195,7 +219,7 @@ class PolicyTrainer(Trainer):
     def _measure(self) -> dict[str, Any]:
         """The share of held-out questions whose most likely answer is right, and what these are worth, by source."""
         place, world, found = self.parts.place, self.world, dict[str, dict[str, float]]()
-        self.engine.load((), self.position.step)
+        self._send_weights()
         for source, asked in self.questions.heldout.items():
             some = asked[: self.cfg.rl.eval_questions]
             _, values = self.producer.answer(some[place.reader :: place.readers])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from parallel.errors import Fault
 from trainer.config.checks.data import NAME
@@ -11,6 +12,7 @@ from trainer.config.rl.keys import RlConfig
 from trainer.config.rl.rewards import check_environment, check_reward
 
 OBJECTIVES = ("next_token", "policy")
+ADDRESS = "an address such as http://localhost:23333"
 MOST_RATIO = 1e8  # bounds above it are never reached: log-ratios are cut to 20
 
 
@@ -68,6 +70,7 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     yield from check_reward(rl.reward, "rl.reward")
     if rl.environment:
         yield from check_environment(rl.environment, "rl.environment", reward=True)
+    yield from _engine(rl)
     if rl.group_size == 1:
         text = "rl.group_size=1 has no other rollouts to compare with; use 2 or more"
         yield Fault(text, "rl.group_size", 1, "2 or more")
@@ -99,3 +102,28 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     if p.cp > 1 and rl.exact:
         text = f"rl.exact=true needs whole sequences on a rank, and parallel.cp={p.cp}; use 1"
         yield Fault(text, "parallel.cp", p.cp, (1,))
+
+
+def _engine(rl: RlConfig) -> Iterator[Fault]:
+    """Faults of the keys of a server of rollouts."""
+    default = RlConfig()
+    if rl.engine == "embedded":
+        for key in ("url", "bucket_mb"):
+            if (value := getattr(rl, key)) != (allowed := getattr(default, key)):
+                text = f"rl.{key} needs rl.engine=lmdeploy, and this is rl.engine={rl.engine}; leave it out"
+                yield Fault(text, f"rl.{key}", value, (allowed,))
+        return
+    if not _is_address(rl.url):
+        found = f"rl.url={rl.url} is not the address of a server" if rl.url else "rl.url is missing"
+        yield Fault(f"{found}; rl.engine={rl.engine} needs {ADDRESS}", "rl.url", rl.url or None, ADDRESS)
+    if rl.exact:
+        text = f"rl.exact=true needs rollouts in exact arithmetic, and rl.engine={rl.engine} has its own; use false"
+        yield Fault(text, "rl.exact", True, (False,))
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and parts.port != 0
+    except ValueError:  # its port cannot be read
+        return False

@@ -1,0 +1,44 @@
+"""The rollout engine of a run, by `rl.engine`."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.util import find_spec
+
+from parallel.errors import UserError
+from parallel.world import World
+from trainer.config.keys import Config
+from trainer.rl.rollout.embedded import NAME, Embedded
+from trainer.rl.rollout.protocol import RolloutEngine
+from trainer.rl.servers.remote import Remote
+from trainer.run.build import Parts
+
+
+def build_engine(
+    cfg: Config, world: World, parts: Parts, *, rollouts: int, longest: int, version: int
+) -> tuple[str, RolloutEngine]:
+    """The engine and its name in errors; collective over all ranks.
+
+    rollouts: of a rank in a step. longest: the most tokens of prompt and answer together. version: of the run's
+    weights. Raises UserError without the packages of a client, RolloutError for a server that cannot be used.
+    """
+    stages = [*parts.stages.values()]
+    if cfg.rl.engine == "embedded":
+        batch = min(cfg.rl.concurrent, rollouts)
+        return NAME, Embedded(
+            parts.forward, stages, world, parts.place, batch=batch, longest=longest, version=version
+        )  # fmt: skip
+    if find_spec("httpx") is None:
+        remedy = "pip install -e '.[rl]'"
+        text = f"rl.engine=lmdeploy needs httpx, which is not installed; {remedy}"
+        raise UserError(text, where="rl.engine", value="lmdeploy", allowed=remedy)
+    from trainer.rl.servers.lmdeploy import LMDeployEngine
+
+    make = partial(
+        LMDeployEngine,
+        cfg.rl.url,
+        routes=cfg.rl.replay != "off",
+        concurrency=cfg.rl.concurrent * parts.place.readers,
+        bucket_mb=cfg.rl.bucket_mb,
+    )
+    return f"LMDeploy at {cfg.rl.url}", Remote(make, stages, cfg.model, world, parts.place)
