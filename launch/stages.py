@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from parallel.errors import Fault, one_of
-from trainer.config.checks.fit import nearest_layouts, smaller_runs, too_large
+from trainer.config.checks.fit import SPARE, nearest_layouts, smaller_runs, too_large
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
 from trainer.config.memory import gigabytes, rank_memory
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from parallel.pipeline.cut import StageCut
     from parallel.simulate import Traffic
 
-SPARE = 0.1  # share of a GPU's memory that stays free
 # An allowance for CUDA's context and NCCL's own buffers, which no tensor shows; not measured.
 RESERVED = 2 * 10**9
 NODE = 8  # GPUs that a fast link connects

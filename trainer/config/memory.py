@@ -10,6 +10,8 @@ which every setting of `train.recompute` keeps, of every micro-batch that is und
 (but for inputs below 64 KiB), and on the device those of two layers that follow each other in a stage: the one at work,
 and the next one on its way. With `train.recompute=full` little else is kept between the passes of a pipeline (tests
 compare with `octavo layout`).
+
+Runs with adapters are close to a GPU's limit by design, so for them the rest of a step is estimated too: `_working`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,11 @@ NUMBER = {"fp32": 4, "bf16": 2}  # bytes
 # variance 1. With the last, all tokens select the same experts.
 ROUTERS = {"uniform": 0.0, "skewed": 3.0, "adversarial": 1e6}
 TILE = 128  # numbers that share a scale of one byte in FP8; a row's bytes are a multiple of 8
+# Rows of a token that are in memory at once, in the format of the linears, while a layer is computed again and its
+# gradients are taken, fitted to simulated ranks (docs/lora_memory.md): of the hidden size for each selected expert, and
+# that more where experts have adapters; of the experts' width for each selected expert; of queries, keys and values;
+# and of the hidden size for the token. START: of the hidden size, while embedding and LM head are gathered.
+EXPERT_ROWS, ADAPTED_ROWS, WIDTH_ROWS, ATTENTION_ROWS, TOKEN_ROWS, START = 6, 2, 6, 2, 10, 12
 TOKEN = 3 * 8  # bytes of a token of a batch on the host: its id, position and label
 
 
@@ -42,6 +49,7 @@ class RankMemory:
     gathered weights and pieces of the state, where these are offloaded. offloaded: of the first three, those on the
     host of a GPU. stored: of the first three, those in files on NVMe. locked: on the host on top, for pieces of these.
     starting: on the host while the weights are made. moved: activations on the host, besides those on the device.
+    working: with adapters, an estimate of what a step needs on a GPU besides all these.
     """
 
     weights: int
@@ -58,6 +66,7 @@ class RankMemory:
     locked: int = 0
     starting: int = 0
     moved: int = 0
+    working: int = 0
 
     @property
     def held(self) -> int:
@@ -74,7 +83,7 @@ class RankMemory:
     @property
     def device(self) -> int:
         """At least these on a GPU."""
-        return self.total - self.offloaded - self.moved - self.locked
+        return self.total - self.offloaded - self.moved - self.locked + self.working
 
     @property
     def host(self) -> int:
@@ -110,6 +119,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     if cfg.precision.kept == "fp8":  # the selected experts, by number
         activations += passes * tokens * cfg.model.experts_per_token * NUMBER["fp32"]
     batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // layout.readers
+    gathered_layers = 1 if cfg.parallel.reshard_dense else layers
     gathered = accumulated = 0
     if cfg.optim.engine == "deepspeed":
         held, exact = by_deepspeed(cfg, part.all, trained, world_size), False
@@ -134,7 +144,29 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
         held.locked,
         held.starting,
         moved,
+        0 if cfg.lora.target == "none" else _working(cfg, ranks, gathered_layers, ends, tokens, held, activations),
     )
+
+
+def _working(cfg: Config, ranks: RankMap, layers: int, ends: _Ends, tokens: int, held: Held, activations: int) -> int:
+    """Bytes that a step of a run with adapters needs at its peak besides `held` and `activations`: gathered weights,
+    and the temporary tensors of one layer's backward pass, of the start of a step, or of the optimizer. What layers
+    keep besides their inputs where `train.recompute` is not full is left out. layers: whose attention is gathered at
+    once. tokens: of a micro-batch on this rank."""
+    m, row = cfg.model, NUMBER[cfg.precision.linears]
+    whole, table, base = _elements(cfg, 1, ends, 1, lambda rows: rows), 0, 0
+    matrices = 1 if cfg.lora.base == "fp8" else row
+    if ranks.layout.shard > 1:
+        table = row * whole.embedding + 4 * whole.head
+        base = matrices * whole.attention * layers
+    scales = 4 * held.weights // TILE**2 if cfg.lora.base == "fp8" else 0
+    of_experts = EXPERT_ROWS + (ADAPTED_ROWS if cfg.lora.target != "attention" else 0)
+    selected = m.experts_per_token * (of_experts * m.hidden_size + WIDTH_ROWS * m.expert_width)
+    attention = ATTENTION_ROWS * m.head_dim * (m.num_heads + 2 * m.num_kv_heads)
+    backward = table + base + tokens * row * (selected + attention + TOKEN_ROWS * m.hidden_size)
+    start = 2 * table + base + tokens * row * START * m.hidden_size if table else 0  # before any input is kept
+    widened = 2 * held.gradients if cfg.precision.moments != "fp32" else 0  # both moments, in fp32
+    return scales + max(backward, start - activations, widened - activations)
 
 
 def _kept_row(cfg: Config) -> int:

@@ -127,7 +127,7 @@ def _too_large_for_any(cfg: Config) -> ConfigError | None:
         return None  # reported when the process group starts
     cuda = cfg.train.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", given.local_rank % max(1, torch.cuda.device_count())) if cuda else torch.device("cpu")
-    available, place = _memory(device)
+    available, place = _memory(cfg, device)
     fault = fit.too_large(cfg, given.world_size, available, place) if available else None
     return ConfigError([fault]) if fault else None
 
@@ -156,17 +156,20 @@ def _unavailable_nvme(cfg: Config) -> ConfigError | None:
 
 def _too_large(cfg: Config, world: World) -> list[Fault | None]:
     """Faults if this rank needs more memory than its GPU or its machine has; nothing is allocated yet."""
-    available, place = _memory(world.device)
+    available, place = _memory(cfg, world.device)
     found = [fit.too_large(cfg, world.size, available, place, world.rank)] if available else []
     if world.device.type == "cuda" and (of_host := host.memory()):
         found.append(fit.too_large_beside(cfg, world.size, ranks_of_machine(), of_host))
     return found
 
 
-def _memory(device: torch.device) -> tuple[int | None, str]:
+def _memory(cfg: Config, device: torch.device) -> tuple[int | None, str]:
     """Bytes that this process can use on `device`, None if unknown, and where they are."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory, "this GPU"
+        size = torch.cuda.get_device_properties(device).total_memory
+        if cfg.lora.target == "none":  # at least what is counted is needed, and much more may be
+            return size, "this GPU"
+        return int(size * (1 - fit.SPARE)), "this GPU, with a tenth to spare,"
     ranks = ranks_of_machine()
     of_host = host.memory()
     return of_host and of_host // ranks, f"the share of each of {ranks} rank(s) of this machine"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.bench.lora_memory import H200, MEMORY, RECIPE, SHARED, SPARE, predicted
+from tests.bench.lora_memory import ADAPTERS, H200, MEMORY, RECIPE, SHARED, SPARE, TOKENS, predicted
 from trainer.config.checks.fit import changed, smaller_runs, too_large
 from trainer.config.compose import compose
 from trainer.config.keys import Config
@@ -81,11 +82,11 @@ def test_the_codes_of_a_base_in_fp8_are_offered_and_of_no_other(tmp_path: Path) 
 
 def test_what_is_offered_fits_and_is_the_least() -> None:
     limit = int(H200 * (1 - SPARE))
-    cfg = wide("lora=all", "lora.rank=16")
+    cfg = wide("lora=all", "lora.rank=4", "precision.moments=bf16")
     fault = too_large(cfg, 8, limit, GPU)
     assert fault is not None
     assert fault.value > limit
-    assert ("lora.rank=8",) in fault.allowed
+    assert ("train.offload_activations=true",) in fault.allowed
     for words in fault.allowed:
         assert largest_memory(changed(cfg, words), 8, gpu=True)[1].device <= limit
     # Where no single change is enough, several are.
@@ -96,6 +97,35 @@ def test_what_is_offered_fits_and_is_the_least() -> None:
     assert len(words) > 1
     assert largest_memory(changed(cfg, words), 8, gpu=True)[1].device <= limit
     assert too_large(changed(cfg, words), 8, limit, GPU) is None
+
+
+def simulated_rows() -> Iterator[tuple[Config, float, bool]]:
+    """The runs of the table of docs/lora_memory.md, with the simulated peak in GB, and whether it fits."""
+    for line in Path("docs/lora_memory.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if len(cells) == 6 and cells[0] in ADAPTERS and cells[1] in TOKENS:
+            offload = f"train.offload_activations={'true' if cells[2] == 'host' else 'false'}"
+            yield wide(*ADAPTERS[cells[0]], *TOKENS[cells[1]], offload), float(cells[3]), cells[5] == "fits"
+
+
+def test_what_a_simulation_finds_too_large_is_refused_and_nothing_else() -> None:
+    limit, found = int(H200 * (1 - SPARE)), list(simulated_rows())
+    assert len(found) == 2 * len(ADAPTERS) * len(TOKENS)
+    for cfg, peak, fits in found:
+        assert largest_memory(cfg, 8, gpu=True)[1].device / 1e9 == pytest.approx(peak, abs=0.25)
+        fault = too_large(cfg, 8, limit, GPU)
+        assert (fault is None) == fits
+        if fault is not None:
+            assert fault.allowed
+    fitting = {repr(cfg) for cfg, _, fits in found if fits}
+    refused = {repr(cfg) for cfg, _, fits in found if not fits}
+    offered = [repr(changed(cfg, words)) for cfg, _, fits in found if not fits for words in offers(cfg, limit)]
+    assert fitting & {*offered}
+    assert not refused & {*offered}
+
+
+def offers(cfg: Config, limit: int) -> tuple[tuple[str, ...], ...]:
+    return smaller_runs(cfg, 8, limit, gpu=True)
 
 
 @pytest.mark.slow

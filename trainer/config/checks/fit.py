@@ -16,6 +16,7 @@ from trainer.config.keys import Config, ParallelConfig
 from trainer.config.memory import RankMemory, gigabytes, host_memory, largest_memory, rank_memory
 from trainer.config.ranks import map_ranks
 
+SPARE = 0.1  # share of a GPU's memory that stays free where all of a step is counted
 MOST_NAMED = 3  # layouts, or changes, in one message
 LEAST_LENGTH = 1024  # tokens of a sequence that a remedy asks for
 
@@ -185,6 +186,7 @@ def _parts(needed: RankMemory, *, gpu: bool) -> str:
         "gathered weights": needed.gathered,
         "inputs of layers": needed.activations + (0 if gpu else needed.moved),
         "a step's tokens": needed.batches,
+        "a layer at work and gathered weights": needed.working if gpu else 0,
     }
     return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
 
