@@ -28,7 +28,7 @@ PARTS = ("forward", "backward", "optimizer")  # of a step
 
 ADAPTERS = {
     "attention, rank 16": ["lora=attention"],
-    "all, rank 4": ["lora=all"],
+    "all, rank 4": ["lora=all", "precision.moments=fp32"],
     "all, rank 4, bf16 moments": ["lora=all", "precision.moments=bf16"],
     "all, rank 8, bf16 moments": ["lora=all", "lora.rank=8", "precision.moments=bf16"],
     "all, rank 16, bf16 moments": ["lora=all", "lora.rank=16", "precision.moments=bf16"],

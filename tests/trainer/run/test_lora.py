@@ -16,6 +16,7 @@ from trainer.checkpoint.errors import CheckpointError
 from trainer.config.checks.validate import validate
 from trainer.config.keys import Config, LoraConfig, ParallelConfig
 from trainer.engine.load import open_source
+from trainer.model.lora.adapt import adapters, is_b
 from trainer.run import directory as rundir
 from trainer.run.build import build
 from trainer.run.process import train
@@ -61,6 +62,31 @@ def test_resumes_exactly_without_the_base_in_its_checkpoints(base, tmp_path):
     names = open_checkpoint(tmp_path / "whole").state.tensors
     assert all("adapters" in name or ".experts.backend." in name for name in names if name.startswith("model."))
     assert digest(base) == before
+
+
+def test_b_learns_at_its_own_rate(base, tmp_path):
+    """One step of SGD without momentum moves each weight by rate x gradient (LoRA+)."""
+    lora = LoraConfig(target="all", rank=2, alpha=4.0, plus_ratio=4.0)
+    cfg = lora_config(base, tmp_path / "run", lora, steps=2)
+    cfg.optim.name, cfg.optim.momentum, cfg.optim.lr, cfg.optim.warmup_steps = "sgd", 0.0, 0.5, 0
+    cfg.optim.clip_norm = 0.0
+    run = rundir.RunDir(tmp_path / "run", "new")
+    rundir.prepare(run, cfg)
+    world = start_world("cpu")
+    parts = build(cfg, run, world)
+    of_adapters = adapters(parts.model)
+    for name, weight in of_adapters.items():  # with B at zero A has no gradient
+        if is_b(name):
+            torch.nn.init.normal_(weight, std=0.1)
+    accumulate_gradients(parts.model, parts.engine, parts.objective, [parts.data.stream.batch(0, 2)], 30, world, step=1)
+    before = {name: weight.detach().clone() for name, weight in of_adapters.items()}
+    gradients = {name: weight.grad.clone() for name, weight in of_adapters.items()}
+    parts.engine.step(1, 8)
+    assert {is_b(name) for name in of_adapters} == {True, False}
+    for name, weight in of_adapters.items():
+        rate = 0.5 * (4.0 if is_b(name) else 1.0)
+        assert gradients[name].abs().max() > 1e-4
+        torch.testing.assert_close(before[name] - weight, rate * gradients[name], rtol=1e-3, atol=1e-6)
 
 
 def test_the_base_in_memory_is_untouched(base, tmp_path, monkeypatch):

@@ -19,7 +19,15 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_step_of_a_pipeline_is_that_of_one_process(ranks):
-    cases = [case for case in CASES if case.layout.ranks == ranks]
+def check(cases: list[Case]) -> None:
     assert [fault for case, found in run_cases(cases) for fault in faults(case, found)] == []
+
+
+def test_a_step_of_a_pipeline_is_that_of_one_process():
+    check(CASES[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_step_under_every_schedule_and_layout(ranks):
+    check([case for case in CASES[1:] if case.layout.ranks == ranks])
