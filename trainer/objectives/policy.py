@@ -1,15 +1,16 @@
 """Policy gradient with two masked importance ratios.
 
-    loss = -(1 / denominator)  sum over tokens t   sg(w_t) A_t log pi(y_t)
+    loss = -(1 / denominator)  sum over tokens t   sg(w_t) A_t log pi(y_t) + c H_t
 
     rho  the ratio of the training engine to the rollout engine at equal weights: their arithmetic differs
     r    the ratio of the new to the old weights in the training engine: updates since the rollout
     w    dual: M(rho; alpha, beta) M(r; off_alpha, off_beta); joint: M(rho r; alpha, beta)
     M    M(x; a, b) = x where a < x < b, both strictly, else 0
     A    the advantage of the rollout (trainer.rl.groups)
+    H    the entropy of the distribution that the token was drawn from; c is `rl.entropy_coef`
 
-Tokens that a mask, the veto or PPO's clips leave out get no gradient; the denominator counts them or not as
-`rl.denominator` says. docs/rl.md has the sources of the form and of every default.
+Tokens that a mask, the veto or PPO's clips leave out get no gradient but that of H; the denominator counts them or not
+as `rl.denominator` says. docs/rl.md has the sources of the form and of every default.
 
 Legend: N tokens of a micro-batch · D documents, each a prompt with its rollout, or padding.
 """
@@ -71,15 +72,20 @@ class Policy(Objective):
     def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:
         assert batch.labels is not None
         labels, extra = batch.labels.flatten(), {name: of.flatten() for name, of in batch.extra.items()}
-        log_probs, entropies = token_log_probs(model, hidden.flatten(0, 1), labels, self.chunk)
+        bonus = self.cfg.entropy_coef > 0
+        log_probs, entropies = token_log_probs(model, hidden.flatten(0, 1), labels, self.chunk, bonus=bonus)
         new, there = log_probs.detach(), labels != IGNORE
         advantages = extra["advantages"]
         tokens = Tokens(new, extra.get("old", new), extra["rollout"], there, batch.cu_seqlens)
         weights, sums = weigh(tokens, advantages, self.cfg)
         terms = -(weights * advantages * log_probs)
+        if bonus:
+            # the mean is over the tokens that the denominator counts
+            counted = extra["kept"] if self.cfg.denominator == "kept" else there
+            terms = terms - self.cfg.entropy_coef * entropies * counted
         if self.cfg.denominator == "sequence":
             terms = terms * extra["share"]
-        sums |= {"entropy": entropies.sum(), **compare(tokens)}
+        sums |= {"entropy": entropies.detach().sum(), **compare(tokens)}
         return Scalars(
             {f"{SUM}{name}": Scalar(value) for name, value in sums.items()},
             loss=Scalar(terms.sum(), whole.units, loss=True, per_unit=True),

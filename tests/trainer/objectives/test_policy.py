@@ -251,6 +251,42 @@ def test_denominators_do_not_depend_on_the_cut_into_micro_batches(model, denomin
     model.zero_grad()
 
 
+@pytest.mark.parametrize("denominator", ["all", "kept", "sequence"])
+@pytest.mark.parametrize("chunk", [1024, 5])
+def test_the_bonus_has_the_gradient_of_the_mean_entropy(denominator, chunk):
+    """In fp64, of H = -sum p log p over what the denominator counts, alone: no rollout has an advantage."""
+    model = build(model_config(balance_coef=0.0)).double()
+    batch = rollouts(model)
+    there = batch.labels != IGNORE
+    counted = there & (torch.arange(8) != 2)
+    zero = torch.zeros(there.shape)
+    batch = replace(batch, extra={**batch.extra, "kept": counted, "advantages": zero})
+    objective = Policy(RlConfig(denominator=denominator, entropy_coef=0.3), chunk=chunk)
+    units = objective.count(batch)
+    objective(model, batch, GlobalBatch(units)).total.backward()
+    found = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    p = torch.softmax(model.logits(model(**batch.model_inputs()).hidden.flatten(0, 1)), -1)
+    assert p.dtype == torch.float64
+    share = {"all": there / there.sum(), "kept": counted / counted.sum(), "sequence": batch.extra["share"] / units}
+    (0.3 * (share[denominator].flatten() * (p * p.log()).sum(-1)).sum()).backward()
+    assert found["lm_head"].abs().max() > 1e-4
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            assert torch.allclose(found[name], p.grad, rtol=1e-5, atol=1e-9), name
+
+
+def test_without_a_bonus_entropies_have_no_gradient(model):
+    batch = rollouts(model)
+    batch = replace(batch, extra={**batch.extra, "advantages": torch.zeros(batch.labels.shape)})
+    objective = Policy(RlConfig(), chunk=1024)
+    scalars = objective(model, batch, GlobalBatch(20))
+    assert scalars["sum/entropy"].value > 0
+    scalars.total.backward()
+    assert not model.lm_head.grad.any()
+    model.zero_grad()
+
+
 def test_on_policy_and_aligned_it_is_plain_reinforce(model):
     objective, batch = Policy(RlConfig(), chunk=1024), rollouts(model)
     with torch.no_grad():

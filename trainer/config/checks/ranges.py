@@ -77,6 +77,7 @@ NOT_NEGATIVE = {
     "train.eval_every",
     "train.sample_tokens",
     "checkpoint.every",
+    "rl.entropy_coef",
 }
 
 TOWERS = ("model.vision.", "model.signals.")  # sections whose numbers are all above zero

@@ -49,6 +49,8 @@ class RlConfig:
     # what sums over tokens are divided by; all: the tokens of all rollouts; kept: those that mask and veto leave;
     # sequence: the rollouts, each with the mean of its tokens
     denominator: Denominator = "all"
+    # nats: the loss has this times the mean entropy of the distribution of a token subtracted
+    entropy_coef: float = 0.0
     clip_low: float | None = None  # PPO: a ratio of new over old below 1 - clip_low gets no gradient where A < 0
     clip_high: float | None = None  # PPO: a ratio of new over old above 1 + clip_high gets no gradient where A > 0
     dual_clip: float | None = None  # PPO: the same for a ratio above it where A < 0

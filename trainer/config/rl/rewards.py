@@ -19,7 +19,7 @@ _JUDGE = (
 # Options of each reward, and those that it needs.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "exact": ("case",),
-    "overlap": (),
+    "overlap": ("end",),
     "format": ("thinking", "boxed", "pattern", "longest"),
     "math": ("relative", "seconds", "processes"),
     "quantity": ("relative", "absolute", "unit_required"),
