@@ -12,7 +12,7 @@ class Overlap:
     """The share of places at which answer and reference have the same character, of those of the longer one; 1 where
     they are equal.
 
-    end: the end of the reference is a place, too, and only its places count: an answer that continues behind it loses the
+    end: the end of the reference is a place, too, and only its places count: a longer answer loses the
         end. So what a model still has to learn is rewarded by steps of one size.
     """
 
