@@ -12,12 +12,15 @@ from trainer.run.process import train
 
 
 def toy_config(directory: Path, *words: str, world_size: int | None = 1, recipe: str = "rl_toy") -> Config:
-    """A recipe with few questions a step and 3 steps; `words` override it. Its data are beside the directory."""
+    """A recipe with few questions a step and 3 steps, in exact arithmetic; `words` override it. Its data are beside the
+    directory."""
     given = [
         "train.global_batch=4", "train.micro_batch=2", "data.seq_len=56", "train.steps=3", "train.eval_every=0",
         "train.eval_batches=1", "rl.group_size=4", "rl.eval_questions=4", "train.device=cpu",
-        "logging.console=off", "rl.exact=true", f"data.cache_dir={directory.parent / 'cache'}", f"run.dir={directory}",
+        "logging.console=off", f"data.cache_dir={directory.parent / 'cache'}", f"run.dir={directory}",
     ]  # fmt: skip
+    if not any(word.startswith("rl.exact=") for word in words):
+        given.append("rl.exact=true")
     return compose([f"recipe={recipe}", *given, *words], world_size=world_size)
 
 

@@ -129,7 +129,7 @@ def test_a_server_that_does_not_answer_is_named(tmp_path, capsys):
         (("rl.engine=lmdeploy", "rl.exact=false"), "rl.url"),
         ((*WORDS[:2], "rl.url=localhost"), "rl.url"),
         ((*WORDS[:2], "rl.url=http://localhost:port"), "rl.url"),
-        ((WORDS[0], WORDS[2]), "rl.exact"),
+        ((WORDS[0], "rl.exact=true", WORDS[2]), "rl.exact"),
         ((WORDS[2],), "rl.url"),
         (("rl.bucket_mb=64",), "rl.bucket_mb"),
         ((*WORDS, "rl.bucket_mb=0"), "rl.bucket_mb"),
