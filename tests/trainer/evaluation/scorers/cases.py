@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import multiprocessing.dummy
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -15,12 +17,15 @@ from tests.trainer.evaluation.scorers import (
     rows_instructions_reasoner,
     rows_materials,
     rows_reasoner,
+    rows_reasoner_biology,
+    rows_reasoner_chemistry,
 )
-from tests.trainer.evaluation.scorers.peer import published
+from tests.trainer.evaluation.scorers.peer import UNPACKED, published
 from trainer.evaluation.scorers import chemistry, materials
 from trainer.evaluation.scorers.biology import enzymes, tasks
 from trainer.evaluation.scorers.metric import Metric
-from trainer.evaluation.scorers.reasoner import crystals, instructions, sequences
+from trainer.evaluation.scorers.reasoner import biology, crystals, instructions, proteins, sequences
+from trainer.evaluation.scorers.reasoner import chemistry as molecules
 
 
 class NoSynonyms:
@@ -234,6 +239,114 @@ CASES |= {
             "descriptions", instructions.described, _mol.DESCRIPTIONS, "molecule",
             molecular("molecular_description_generation", "rougeL"),
         ),
+    )
+}  # fmt: skip
+
+
+def labelled(task: str, figure: str) -> Callable[..., dict[str, float]]:
+    """Without the rounding of its evaluator; an answer for its classifier, which is a model, is positive."""
+
+    def run(peer: Any, answers: list[str], references: list[Any]) -> dict[str, float]:
+        rows = [{"input": "", "model_output": a, "label": r} for a, r in zip(answers, references, strict=True)]
+        peer.classify_by_sentiment_model = lambda texts: [(1, 1.0) for _ in texts]
+        if figure == "MCC":
+            found = peer.compute_MCC(*peer.process_binary_classification_task(task, rows, ""))
+        elif task in ("Isoform", "MeanRibosomeLoading", "CRISPROnTarget", "sirnaEfficiency"):
+            found = getattr(peer, f"compute_{figure}")(*peer.process_regression_task(task, rows, ""))
+        else:
+            found = getattr(peer, f"compute_{figure}_for_{task}_task")(task, rows, "")
+        return {"value": float(found[figure]) * 100}
+
+    return run
+
+
+def smol(task: str, figure: str) -> Callable[..., dict[str, float]]:
+    """Shares without the rounding of its evaluator, from its counts."""
+
+    def run(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+        read = [[peer.LLM4Chem_postprocess(text, task) for text in one] for one in (answers, references)]
+        found = peer.LLM4Chem_Evaluator(task).score(*read)
+        return {"value": float(found[figure]) / (1 if figure == "RMSE" else found["num_all"] / 100)}
+
+    return run
+
+
+def first_of_beam(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+    peer.multiprocessing = multiprocessing.dummy
+    read = [[peer.Retrosynthesis_postprocess(text) for text in one] for one in (answers, references)]
+    return {"value": peer.RetrosynthesisEvaluator(1, 1, process_number=1).score(*read)["Top-1 Accuracy"]}
+
+
+def overlap(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+    """Its RougeEvaluator seeds numpy with 0 and loads this file through the package `evaluate`."""
+    import numpy as np
+
+    path = UNPACKED / "opencompass/openicl/icl_evaluator/hf_metrics/rouge.py"
+    spec = importlib.util.spec_from_file_location("rouge_of_opencompass", path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    read = [[peer.Mol_Instructions_postprocess_Protein(text) for text in one] for one in (answers, references)]
+    before = np.random.get_state()
+    np.random.seed(0)
+    try:
+        return {"value": float(module.Rouge._compute(None, *read)["rougeL"]) * 100}
+    finally:
+        np.random.set_state(before)
+
+
+def design(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+    read = [[peer.Mol_Instructions_postprocess_Protein_Design(text) for text in one] for one in (answers, references)]
+    found = peer.Mol_Instructions_Evaluator_Protein_Design().score(*read)
+    return {"value": found["Max SW score"], "mean": found["Average SW score"]}
+
+
+def drawn(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+    found = peer.UMG_Evaluator().score(answers)
+    return {"value": found["validity"], "unique": found["uniquness"]}
+
+
+_bio, _smol = rows_reasoner_biology, rows_reasoner_chemistry
+CASES |= {
+    f"SciReasoner {name}": Case(ours, rows, f"SciReasoner.{module}", theirs)
+    for name, ours, rows, module, theirs in (
+        ("bio signs", biology.matthews, _bio.SIGNS, "bio_instruction", labelled("emp", "MCC")),
+        ("bio isoforms", biology.isoform, _bio.NUMBERS, "bio_instruction", labelled("Isoform", "R2")),
+        (
+            "bio ribosomes", biology.squared_pearson, _bio.NUMBERS, "bio_instruction",
+            labelled("MeanRibosomeLoading", "R2"),
+        ),
+        ("bio ranks", biology.spearman, _bio.NUMBERS, "bio_instruction", labelled("CRISPROnTarget", "spearman")),
+        ("bio siRNA", biology.mixed, _bio.NUMBERS, "bio_instruction", labelled("sirnaEfficiency", "mixed_score")),
+        (
+            "bio switches", biology.switches, _bio.SWITCHES, "bio_instruction",
+            labelled("ProgrammableRNASwitches", "R2"),
+        ),
+        ("bio enhancers", biology.enhancers, _bio.ENHANCERS, "bio_instruction", labelled("enhancer_activity", "PCC")),
+        ("bio labels", biology.modifications, _bio.LABELS, "bio_instruction", labelled("Modification", "AUC")),
+        (
+            "smol molecules", molecules.same_molecule, _smol.MOLECULES, "LLM4Chem.evaluator",
+            smol("retrosynthesis", "num_t1_exact_match"),
+        ),
+        (
+            "smol formulas", molecules.same_atoms, _smol.FORMULAS, "LLM4Chem.evaluator",
+            smol("name_conversion-i2f", "num_t1_ele_match"),
+        ),
+        (
+            "smol names", molecules.same_name, _smol.NAMES, "LLM4Chem.evaluator",
+            smol("name_conversion-s2i", "num_t1_split_match"),
+        ),
+        (
+            "smol truths", molecules.same_truth, _smol.TRUTHS, "LLM4Chem.evaluator",
+            smol("property_prediction-bbbp", "num_correct"),
+        ),
+        (
+            "smol numbers", molecules.root_error, _smol.NUMBERS, "LLM4Chem.evaluator",
+            smol("property_prediction-esol", "RMSE"),
+        ),
+        ("USPTO-50K", molecules.same_smiles, _smol.MOLECULES, "LLM4Chem.retrosynthesis_evaluator", first_of_beam),
+        ("drawn molecules", molecules.readable, _smol.DRAWN, "unconditional_molecule_generation.UMG", drawn),
+        ("proteins", proteins.described, _bio.DESCRIBED, "Mol_Instructions.protein", overlap),
+        ("protein designs", proteins.designed, _bio.DESIGNED, "Mol_Instructions.protein", design),
     )
 }  # fmt: skip
 

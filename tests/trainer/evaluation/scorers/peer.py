@@ -1,8 +1,9 @@
 """OpenCompass 0.5.4's own scorers, run as published.
 
-`pip download --no-deps opencompass==0.5.4` and unpack the wheel into `.cache/peers/opencompass/unpacked`. Importing the
-package runs everything that it has, with fifty dependencies; here each scorer's file is executed alone, with stand-ins
-for the registries, the base classes and the logger, which compute nothing.
+`pip download --no-deps opencompass==0.5.4 rdchiral==1.1.0 biopython==1.88` and unpack the wheels into
+`.cache/peers/opencompass/unpacked`. Importing the package runs everything that it has, with fifty dependencies; here
+each scorer's file is executed alone, with stand-ins for the registries, the base classes and the logger, which compute
+nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 UNPACKED = Path(__file__).resolve().parents[4] / ".cache/peers/opencompass/unpacked"
-WHY = "OpenCompass 0.5.4 is not unpacked in .cache/peers/opencompass/unpacked"
+WHY = "OpenCompass 0.5.4 and rdchiral are not unpacked in .cache/peers/opencompass/unpacked"
 
 
 class Registry:
@@ -48,9 +49,12 @@ def stand_ins() -> dict[str, types.ModuleType]:
     add("opencompass.datasets", "opencompass/datasets")
     add("opencompass.datasets.base", BaseDataset=Base)
     add("opencompass.datasets.matbench", "opencompass/datasets/matbench")
-    for folder in ("", "/LLM4Chem", "/LLM4Chem/utils", "/Mol_Instructions", "/opi", "/opi/utils"):
+    folders = "/LLM4Chem /LLM4Chem/utils /Mol_Instructions /opi /opi/utils /unconditional_molecule_generation"
+    for folder in ("", *folders.split()):
         add("opencompass.datasets.SciReasoner" + folder.replace("/", "."), "opencompass/datasets/SciReasoner" + folder)
-    add("opencompass.openicl", BaseEvaluator=Base)
+    add("opencompass.openicl", BaseEvaluator=Base, RougeEvaluator=Base)
+    add("mmengine")
+    add("mmengine.config", ConfigDict=dict)
     add("opencompass.openicl.icl_evaluator", BaseEvaluator=Base)
     add("opencompass.openicl.icl_evaluator.icl_base_evaluator", BaseEvaluator=Base)
     names = ("ICL_EVALUATORS", "LOAD_DATASET", "TEXT_POSTPROCESSORS", "DICT_POSTPROCESSORS")
@@ -64,14 +68,16 @@ def stand_ins() -> dict[str, types.ModuleType]:
 def published(name: str, **packages: types.ModuleType) -> Iterator[types.ModuleType]:
     """A module of opencompass.datasets; skips the test where the wheel is absent. packages: stand-ins for what it
     imports and this test does not use."""
-    if not UNPACKED.is_dir():
+    if not (UNPACKED / "opencompass").is_dir() or not (UNPACKED / "rdchiral").is_dir():
         pytest.skip(WHY)
     before = {key: sys.modules.get(key) for key in sys.modules if key.split(".")[0] == "opencompass"}
     added = {**stand_ins(), **{key: value for key, value in packages.items() if not importlib.util.find_spec(key)}}
     sys.modules.update(added)
+    sys.path.append(str(UNPACKED))
     try:
         yield importlib.import_module(f"opencompass.datasets.{name}")
     finally:
+        sys.path.remove(str(UNPACKED))
         for key in [key for key in sys.modules if key.split(".")[0] == "opencompass" or key in added]:
             del sys.modules[key]
         sys.modules.update({key: module for key, module in before.items() if module is not None})

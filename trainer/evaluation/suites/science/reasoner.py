@@ -1,5 +1,4 @@
-"""SciReasoner: GUE, PEER, OPI, LLM4Mat and most of Mol_Instructions, 107 of its 149 tasks, as OpenCompass 0.5.4 scores
-them."""
+"""SciReasoner: 142 of its 149 tasks, as OpenCompass 0.5.4 scores them."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any
 
 from trainer.evaluation.files import find_file, read_rows
 from trainer.evaluation.scorers.metric import Metric
-from trainer.evaluation.scorers.reasoner import instructions, sequences
+from trainer.evaluation.scorers.reasoner import biology, chemistry, instructions, proteins, sequences
 from trainer.evaluation.scorers.reasoner.crystals import LABELS, property_of
 from trainer.evaluation.suite import Item, Message, Scored, Suite, SuiteError, Summary, mean
 from trainer.evaluation.suites.tasks import Points, below, per_cent, user
@@ -60,12 +59,51 @@ _MOL: dict[str, tuple[Metric, Points]] = {
     "retrosynthesis": (instructions.same_molecule, per_cent),
     "reagent_prediction": (instructions.same_molecule, per_cent),
     "molecular_description_generation": (instructions.described, per_cent),
+    "catalytic_activity": (proteins.described, float),
+    "domain_motif": (proteins.described, float),
+    "general_function": (proteins.described, float),
+    "protein_function": (proteins.described, float),
+    "protein_design": (proteins.designed, float),
 }
 _NAMES = "chemical_entity_recognition"  # asked after an example
 _ENDS = {"true_or_false_question": " Start the answer with Yes, Maybe or No."}
 MOL = {f"Mol_Instructions/{task}": metric for task, (metric, _) in _MOL.items()}
-METRICS: dict[str, Metric] = {**GUE, **PEER, **OPI, **LLM4MAT, **MOL}
-GROUPS = ("GUE", "PEER", "OPI", "LLM4Mat", "Mol_Instructions")
+_BIO = {
+    biology.matthews: "antibody_antigen rna_protein_interaction emp tf_m promoter_enhancer_interaction cpd pd tf_h",
+    biology.enhancers: "enhancer_activity",
+    biology.isoform: "Isoform",
+    biology.modifications: "Modification",
+    biology.squared_pearson: "MeanRibosomeLoading",
+    biology.switches: "ProgrammableRNASwitches",
+    biology.spearman: "CRISPROnTarget",
+    biology.mixed: "sirnaEfficiency",
+}
+BIO = {f"Bio_Instruction/{task}": metric for metric, tasks in _BIO.items() for task in tasks.split()}
+_SMOL = {
+    chemistry.same_molecule: "forward_synthesis retrosynthesis molecule_generation name_conversion-i2s",
+    chemistry.same_atoms: "name_conversion-i2f name_conversion-s2f",
+    chemistry.same_name: "name_conversion-s2i",
+    chemistry.root_error: "property_prediction-esol property_prediction-lipo",
+    chemistry.same_truth: "property_prediction-bbbp property_prediction-clintox property_prediction-hiv "
+    "property_prediction-sider",
+    chemistry.same_smiles: "retrosynthesis_uspto50k",
+}
+SMOL = {f"SmolInstruct/{task}": metric for metric, tasks in _SMOL.items() for task in tasks.split()}
+_DRAWN = "Unconditional_Generation/unconditional_molecule_generation"
+_DRAWS, _DRAW = 800, "Generate a molecule with <SMILES> "
+METRICS: dict[str, Metric] = {**GUE, **PEER, **OPI, **LLM4MAT, **MOL, **BIO, **SMOL, _DRAWN: chemistry.readable}
+GROUPS = (
+    "GUE", "PEER", "OPI", "LLM4Mat", "Mol_Instructions", "Bio_Instruction", "SmolInstruct", "Unconditional_Generation"
+)  # fmt: skip
+_POINTS: dict[str, Points] = {
+    **dict.fromkeys(OPI, per_cent),
+    **{f"Mol_Instructions/{task}": points for task, (_, points) in _MOL.items()},
+    # OPI's figures and areas under curves are shares; LLM4Mat's ratios are added to these as they are
+    **{name: per_cent for name in LLM4MAT if name.split("/")[-1] in LABELS},
+    _DRAWN: per_cent,
+    "SmolInstruct/property_prediction-esol": below(4),
+    "SmolInstruct/property_prediction-lipo": below(2),
+}
 
 
 def read(directory: Path) -> Iterator[Item]:
@@ -78,7 +116,15 @@ def read(directory: Path) -> Iterator[Item]:
         text = f"{directory} has none of the folders {', '.join(GROUPS)}; put the published data sets there"
         raise SuiteError(text, where=str(directory), allowed=GROUPS)
     for group in present:
-        yield from _crystals(directory / group) if group == "LLM4Mat" else _group(directory / group)
+        reader = {"LLM4Mat": _crystals, "Unconditional_Generation": _draws}.get(group, _group)
+        yield from reader(directory / group)
+
+
+def _draws(folder: Path) -> Iterator[Item]:
+    """The published task asks the same question again and again; it has no file, and its folder may be empty."""
+    meta = {"task": _DRAWN, "group": folder.name}
+    for number in range(1, _DRAWS + 1):
+        yield Item(f"{_DRAWN}/{number}", user(_DRAW), "", meta)
 
 
 def _group(folder: Path) -> Iterator[Item]:
@@ -91,13 +137,18 @@ def _group(folder: Path) -> Iterator[Item]:
                 if reference not in ("positive", "negative"):
                     what = "meta_data.label has to be positive or negative"
                     raise row.fault(what, value=reference, allowed=("positive", "negative"))
+            column = "output"
+            if folder.name == "Bio_Instruction":
+                column, reference = "label", row.value("label")
+                if reference is None:
+                    continue  # the published scorer leaves rows without a label out
             text = row.text("input") + ("." if folder.name == "PEER" else _ENDS.get(task, ""))
             name = f"{folder.name}/{task}"
-            if folder.name == "Mol_Instructions":
+            if folder.name in ("Mol_Instructions", "Bio_Instruction", "SmolInstruct"):
                 try:
                     METRICS[name].one("", reference)
                 except (ValueError, LookupError):
-                    raise row.wrong("output", f"a reference of the task {task}") from None
+                    raise row.wrong(column, f"a reference of the task {task}") from None
             messages = _after_example(folder, text) if task == _NAMES else user(text)
             yield Item(f"{name}/{row.number}", messages, reference, {"task": name, "group": folder.name})
 
@@ -134,12 +185,8 @@ def summarise(scored: Sequence[Scored]) -> Summary:
     tasks = {task: METRICS[task].combine(rows[task]).value for task in METRICS if task in rows}
     groups: dict[str, list[float]] = {}
     for task, value in tasks.items():
-        group, name = task.split("/")[0], task.split("/")[-1]
-        # OPI's figures and areas under curves are shares; LLM4Mat's ratios are added to these as they are
-        points = _MOL[name][1] if group == "Mol_Instructions" else float
-        if group == "OPI" or name in LABELS:
-            points = per_cent
-        groups.setdefault(group, []).append(points(value) if math.isfinite(value) else 0.0)
+        points = _POINTS.get(task, float)
+        groups.setdefault(task.split("/")[0], []).append(points(value) if math.isfinite(value) else 0.0)
     figures = {group: mean(values) for group, values in groups.items()}
     return Summary(mean(list(figures.values())), tasks, figures)
 
@@ -149,15 +196,21 @@ SUITES = (
         name="SciReasoner",
         domain="several sciences",
         metric="mean of the groups in the files, in per cent, of GUE (Matthews), PEER (accuracy), OPI (accuracy, F1, "
-        "ROUGE-L), LLM4Mat (AUC, MAD/MAE) and Mol_Instructions (F1, accuracy, MAE, equal molecules, ROUGE-L): 107 of "
-        "149 tasks, so that it is NOT the report's figure; docs/evaluation.md names the others",
-        metric_source="opencompass 0.5.4: datasets/SciReasoner/, summarizers/scireasoner.py; PEER without its judge",
-        where_data="GUE/, PEER/, OPI/, LLM4Mat/ and Mol_Instructions/ with TASK/test/data.json (SciReason on Hugging "
-        "Face: GUE-test, PEER-test, OPI-test, LLM4Mat-test; opencompass/SciReasoner-Mol_Instructions)",
+        "ROUGE-L), LLM4Mat (AUC, MAD/MAE), Mol_Instructions (F1, accuracy, MAE, equal molecules, ROUGE-L, alignment), "
+        "Bio_Instruction (Matthews, Pearson, its square, Spearman, AUC, mixed) and SmolInstruct (equal molecules, "
+        "formulas and names, accuracy, RMSE) and Unconditional_Generation (molecules that can be read): 142 of 149 "
+        "tasks, so that it is NOT the report's figure; "
+        "docs/evaluation.md names the others",
+        metric_source="opencompass 0.5.4: datasets/SciReasoner/, summarizers/scireasoner.py; PEER without its judge, "
+        "Bio_Instruction without its classifier",
+        where_data="GUE/, PEER/, OPI/, LLM4Mat/, Mol_Instructions/, Bio_Instruction/ and SmolInstruct/ with "
+        "TASK/test/data.json (SciReason on Hugging Face: GUE-test, PEER-test, OPI-test, LLM4Mat-test; opencompass/"
+        "SciReasoner-Mol_Instructions, SciReasoner-bio_instruction and SciReasoner-smol), and an empty folder "
+        "Unconditional_Generation/ for 800 molecules",
         reported=55.5,
         read=read,
         score=score,
         summarise=summarise,
-        packages=("scikit-learn", "rouge-score", "rdkit"),
+        packages=("scikit-learn", "scipy", "rouge-score", "rdkit"),
     ),
 )
