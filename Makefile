@@ -4,7 +4,7 @@
 # make test-layouts  by hand, an hour or two: a step on all layouts, schedules and options, as in docs/pipeline.md
 # make test-resume  by hand: checkpoints of each large layout read by each other one, as in docs/pipeline.md
 # make test-media-used  by hand, minutes: recipe=toy_multimodal, then its answers with right and with shuffled media
-# make test-peers  by hand, 5 GB and minutes: exports in mlx-lm, mistral.rs, vLLM and LMDeploy, each in its own environment
+# make test-peers  by hand, 5 GB and minutes: exports in mlx-lm, mistral.rs, vLLM and LMDeploy, and OpenCompass's scorers
 # make lint    ruff, mypy, hadolint, and the words of docs/words.md
 # make bench   bench-step: the training step against Hugging Face and its own matmuls, one process
 #              bench-moe: the expert-parallel layer against Megatron-core's dispatcher, eight processes
@@ -63,7 +63,7 @@ test-media-used: $(DEV)
 
 test-peers: $(DEV)
 	$(PY) -m tests.trainer.weights.peers.environments
-	$(PY) -m pytest -n 0 tests/trainer/weights/peers $(ARGS)
+	$(PY) -m pytest -n 0 tests/trainer/weights/peers tests/trainer/evaluation/scorers $(ARGS)
 
 # PATH: where torch came from an activated environment, its ruff and hadolint may be the ones in use.
 lint: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

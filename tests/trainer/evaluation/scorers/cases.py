@@ -20,7 +20,7 @@ from tests.trainer.evaluation.scorers import (
     rows_reasoner_biology,
     rows_reasoner_chemistry,
 )
-from tests.trainer.evaluation.scorers.peer import UNPACKED, published
+from tests.trainer.evaluation.scorers.peer import INSTALLED, published
 from trainer.evaluation.scorers import chemistry, materials
 from trainer.evaluation.scorers.biology import enzymes, tasks
 from trainer.evaluation.scorers.metric import Metric
@@ -281,7 +281,7 @@ def overlap(peer: Any, answers: list[str], references: list[str]) -> dict[str, f
     """Its RougeEvaluator seeds numpy with 0 and loads this file through the package `evaluate`."""
     import numpy as np
 
-    path = UNPACKED / "opencompass/openicl/icl_evaluator/hf_metrics/rouge.py"
+    path = INSTALLED / "opencompass/openicl/icl_evaluator/hf_metrics/rouge.py"
     spec = importlib.util.spec_from_file_location("rouge_of_opencompass", path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]

@@ -1,9 +1,8 @@
 """OpenCompass 0.5.4's own scorers, run as published.
 
-`pip download --no-deps opencompass==0.5.4 rdchiral==1.1.0 biopython==1.88` and unpack the wheels into
-`.cache/peers/opencompass/unpacked`. Importing the package runs everything that it has, with fifty dependencies; here
-each scorer's file is executed alone, with stand-ins for the registries, the base classes and the logger, which compute
-nothing.
+`make test-peers` sets its environment up. Importing the package runs everything that it has, with fifty dependencies;
+here each scorer's file is executed alone, with stand-ins for the registries, the base classes and the logger, which
+compute nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +14,11 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.trainer.weights.peers.environments import PEERS, require
 
-UNPACKED = Path(__file__).resolve().parents[4] / ".cache/peers/opencompass/unpacked"
-WHY = "OpenCompass 0.5.4 and rdchiral are not unpacked in .cache/peers/opencompass/unpacked"
+INSTALLED = PEERS / "opencompass"
 
 
 class Registry:
@@ -42,7 +39,7 @@ def stand_ins() -> dict[str, types.ModuleType]:
     def add(name: str, folder: str | None = None, **members: object) -> None:
         made[name] = module = types.ModuleType(name)
         module.__dict__.update(members)
-        module.__path__ = [str(UNPACKED / folder)] if folder else []
+        module.__path__ = [str(INSTALLED / folder)] if folder else []
 
     registry = Registry()
     add("opencompass", "opencompass")
@@ -66,18 +63,17 @@ def stand_ins() -> dict[str, types.ModuleType]:
 
 @contextmanager
 def published(name: str, **packages: types.ModuleType) -> Iterator[types.ModuleType]:
-    """A module of opencompass.datasets; skips the test where the wheel is absent. packages: stand-ins for what it
+    """A module of opencompass.datasets; skips the test without the environment. packages: stand-ins for what it
     imports and this test does not use."""
-    if not (UNPACKED / "opencompass").is_dir() or not (UNPACKED / "rdchiral").is_dir():
-        pytest.skip(WHY)
+    require("opencompass")
     before = {key: sys.modules.get(key) for key in sys.modules if key.split(".")[0] == "opencompass"}
     added = {**stand_ins(), **{key: value for key, value in packages.items() if not importlib.util.find_spec(key)}}
     sys.modules.update(added)
-    sys.path.append(str(UNPACKED))
+    sys.path.append(str(INSTALLED))
     try:
         yield importlib.import_module(f"opencompass.datasets.{name}")
     finally:
-        sys.path.remove(str(UNPACKED))
+        sys.path.remove(str(INSTALLED))
         for key in [key for key in sys.modules if key.split(".")[0] == "opencompass" or key in added]:
             del sys.modules[key]
         sys.modules.update({key: module for key, module in before.items() if module is not None})

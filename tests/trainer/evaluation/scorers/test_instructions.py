@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.evaluation.scorers.peer import UNPACKED, WHY, stand_ins
+from tests.trainer.evaluation.scorers.peer import INSTALLED, stand_ins
 from tests.trainer.evaluation.scorers.rows_instructions import ANSWERS, CONSTRAINTS
+from tests.trainer.weights.peers.environments import require
 from trainer.evaluation.scorers.instructions import follow, text
 
 STORED = Path(__file__).parent / "published_instructions.json"
@@ -90,10 +91,9 @@ def test_verdicts_are_those_of_opencompass() -> None:
 def theirs(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     import importlib
 
-    if not UNPACKED.is_dir():
-        pytest.skip(WHY)
+    require("opencompass")
     folder = types.ModuleType("opencompass.datasets.IFBench")
-    folder.__path__ = [str(UNPACKED / "opencompass/datasets/IFBench")]
+    folder.__path__ = [str(INSTALLED / "opencompass/datasets/IFBench")]
     for name, module in {**stand_ins(), folder.__name__: folder}.items():
         monkeypatch.setitem(sys.modules, name, module)
     library = importlib.import_module("opencompass.datasets.IFBench.evaluation_lib")

@@ -1,7 +1,7 @@
 """Every scorer that OpenCompass 0.5.4 has as well: on 20 hand-made rows both give the same figures, to 1e-9.
 
-`published.json` holds OpenCompass's figures for the rows. Ours are always compared with the file; where the wheel is
-unpacked (peer.py), the slow test runs its code and compares the file with it.
+`published.json` holds OpenCompass's figures for the rows. Ours are always compared with the file; with OpenCompass's
+environment (peer.py) the slow test runs its code and compares the file with it.
 """
 
 from __future__ import annotations

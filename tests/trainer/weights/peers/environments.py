@@ -1,4 +1,4 @@
-"""Other programs that read our exports, each in an environment of its own under .cache/peers.
+"""Other programs that read our exports or score as we do, each in an environment of its own under .cache/peers.
 
 python -m tests.trainer.weights.peers.environments [NAME ...]   sets up all of them, or those named: 5 GB, minutes
 """
@@ -72,6 +72,10 @@ ENVIRONMENTS = {
         folder=True,
     ),
     "ray": Peer((("ray==2.60.0",),), folder=True),
+    # of its thousands of files only the scorers are run, with what these import and we have not
+    "opencompass": Peer(
+        (("--no-deps", "--no-compile", "opencompass==0.5.4", "rdchiral==1.1.0", "biopython==1.88"),), folder=True
+    ),
 }  # fmt: skip
 
 
