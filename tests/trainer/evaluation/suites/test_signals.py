@@ -5,23 +5,14 @@ from typing import Any
 
 import pytest
 
+from tests.trainer.evaluation.suites.rows_signals import CLASSES, EVENTS, ONE_OR_MORE, SEEN, TIMES, WORDS
 from tests.trainer.evaluation.suites.runs import answered, items_of, suite, write_lines
 from trainer.evaluation.scorers import signals
 from trainer.evaluation.suite import SuiteError
 
-_WORDS = "mi|norm|cd norm|hyp|the mi|NORM||mi cd|a hypothesis|normal|cd|MI and CD|no idea|norm|hyp|cd|mi|x|norm cd"
-_WORDS += "|mi hyp"
-LABELS = ["MI", "NORM", "CD", "HYP", "MI", "NORM", "CD", ["MI", "CD"], "HYP", "NORM", ["CD", "HYP"], ["MI", "CD"], "MI"]
-LABELS += ["MI", "HYP", "CD", "MI", "NORM", ["NORM", "HYP"], "MI"]
-ONE_OR_MORE = [{"gt_class": {"default": label}} for label in LABELS]
-_EVENTS = "no event|at 12 and 30|an anomaly|normal|event at 44|nothing|maybe 3 7|P at 10, S at 25|not seen|yes 5"
-TIMES: list[dict[str, Any]] = [
-    {"contain": True, "p": 10 + place, "s": 20 + place} if place % 3 else {"contain": False} for place in range(20)
-]
-
 
 def test_classes_are_those_of_the_published_evaluation() -> None:
-    answers = _WORDS.split("|")
+    answers = WORDS.split("|")
     assert len(answers) == len(ONE_OR_MORE) == 20
     figures = signals.classes(answers, ONE_OR_MORE)["default"]
     assert [figures.value, figures.extra["uar"], figures.extra["f1"]] == pytest.approx(CLASSES, abs=1e-9)
@@ -35,17 +26,9 @@ def test_rows_of_a_task_may_have_other_keys() -> None:
 
 @pytest.mark.parametrize("data_set", ["STEAD", "MIMII Due"])
 def test_events_are_those_of_the_published_evaluation(data_set: str) -> None:
-    figures = signals.events(_EVENTS.split("|") * 2, TIMES, data_set)
+    figures = signals.events(SEEN.split("|") * 2, TIMES, data_set)
     found = [figures.value, *(figures.extra[name] for name in ("f1", "decided", "mean_error", "median_error"))]
     assert found == pytest.approx(EVENTS[data_set], abs=1e-9)
-
-
-# of OpenTSLab/TimeOmni, eval_benchmark.py at 4d4a9f4: classification_eval and detection_eval of these rows
-CLASSES = [0.75, 0.7458333333333333, 0.7711038961038961]
-EVENTS = {
-    "STEAD": [0.65, 0.6956521739130435, 1.0, 0.6087731053643405, 0.42857142857142855],
-    "MIMII Due": [0.1, 0.5, 0.2, 0.0, 0.0],
-}
 
 
 def row(code: str, result: dict[str, Any], **more: Any) -> dict[str, Any]:
