@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing.dummy
-import sys
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +17,16 @@ from tests.trainer.evaluation.scorers import (
     rows_reasoner,
     rows_reasoner_biology,
     rows_reasoner_chemistry,
+    rows_reasoner_materials,
 )
 from tests.trainer.evaluation.scorers.peer import INSTALLED, published
+from tests.trainer.evaluation.scorers.replaced import replaced
 from trainer.evaluation.scorers import chemistry, materials
 from trainer.evaluation.scorers.biology import enzymes, tasks
 from trainer.evaluation.scorers.metric import Metric
 from trainer.evaluation.scorers.reasoner import biology, crystals, instructions, proteins, sequences
 from trainer.evaluation.scorers.reasoner import chemistry as molecules
+from trainer.evaluation.scorers.reasoner import materials as made
 
 
 class NoSynonyms:
@@ -305,6 +306,19 @@ def drawn(peer: Any, answers: list[str], references: list[str]) -> dict[str, flo
     return {"value": found["validity"], "unique": found["uniquness"]}
 
 
+def possible(evaluator: str) -> Callable[..., dict[str, float]]:
+    """Without the questions and references, for figures that are not compared."""
+
+    def run(peer: Any, answers: list[str], references: list[str]) -> dict[str, float]:
+        asked = object.__new__(getattr(peer, evaluator))
+        asked.prompts, asked.gt_materials, asked.prompt_elements_list, asked.reference_materials = [], set(), [], []
+        found = asked.score([peer.material_postprocessor(answer) for answer in answers])
+        return {"value": next(value for name, value in found.items() if name.startswith("smact_validity_ratio_in_all"))}
+
+    return run
+
+
+_mat = rows_reasoner_materials.MATERIALS
 _bio, _smol = rows_reasoner_biology, rows_reasoner_chemistry
 CASES |= {
     f"SciReasoner {name}": Case(ours, rows, f"SciReasoner.{module}", theirs)
@@ -345,35 +359,13 @@ CASES |= {
         ),
         ("USPTO-50K", molecules.same_smiles, _smol.MOLECULES, "LLM4Chem.retrosynthesis_evaluator", first_of_beam),
         ("drawn molecules", molecules.readable, _smol.DRAWN, "unconditional_molecule_generation.UMG", drawn),
+        ("compositions", made.asked, _mat, "composition_material", possible("composition_Evaluator")),
+        ("bulk moduli", made.asked, _mat, "bulk_modulus_material", possible("material_Evaluator")),
+        ("materials", made.free, _mat, "uncond_material", possible("uncond_material_Evaluator")),
         ("proteins", proteins.described, _bio.DESCRIBED, "Mol_Instructions.protein", overlap),
         ("protein designs", proteins.designed, _bio.DESIGNED, "Mol_Instructions.protein", design),
     )
 }  # fmt: skip
-
-
-@contextmanager
-def codec() -> Iterator[None]:
-    """Stands for the package selfies, whose strings are here the SMILES themselves; one that starts with C1CC fails."""
-    selfies = types.ModuleType("selfies")
-
-    class DecoderError(Exception):
-        pass
-
-    def decoder(text: str) -> str:
-        if text.startswith("C1CC"):
-            raise DecoderError(text)
-        return text
-
-    selfies.encoder = lambda text: text  # type: ignore[attr-defined]
-    selfies.decoder, selfies.DecoderError = decoder, DecoderError  # type: ignore[attr-defined]
-    before = sys.modules.get("selfies")
-    sys.modules["selfies"] = selfies
-    try:
-        yield
-    finally:
-        del sys.modules["selfies"]
-        if before is not None:
-            sys.modules["selfies"] = before
 
 
 def split(case: Case) -> tuple[list[str], list[Any]]:
@@ -383,5 +375,5 @@ def split(case: Case) -> tuple[list[str], list[Any]]:
 def theirs(name: str) -> dict[str, float]:
     absent = types.ModuleType("Levenshtein")
     absent.distance = None  # type: ignore[attr-defined]
-    with codec(), published(CASES[name].module, Levenshtein=absent) as peer:
+    with replaced(), published(CASES[name].module, Levenshtein=absent) as peer:
         return CASES[name].theirs(peer, *split(CASES[name]))

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from tests.trainer.evaluation.scorers.cases import CASES, codec
+from tests.trainer.evaluation.scorers.cases import CASES
+from tests.trainer.evaluation.scorers.replaced import replaced
 from trainer.evaluation.scorers import boxes, choices, signals
 from trainer.evaluation.scorers.drawing.compare import svg_in
 from trainer.evaluation.scorers.instructions import follow
@@ -29,7 +30,7 @@ LIMIT = 3.0  # CPU seconds for an answer and all scorers; quadratic rules take m
 @pytest.mark.parametrize("name", ODD)
 def test_scorers_bear_any_answer(name: str) -> None:
     answer, start = ODD[name], time.process_time()
-    with codec():
+    with replaced():
         for title, case in CASES.items():
             if (
                 "captions" not in title

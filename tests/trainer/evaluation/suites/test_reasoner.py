@@ -1,21 +1,29 @@
 """SciReasoner on files that we write."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.trainer.evaluation.scorers.replaced import replaced
 from tests.trainer.evaluation.suites.runs import answered, items_of, suite
 from trainer.evaluation.suite import SuiteError
 from trainer.evaluation.suites.science import reasoner
 
 
 def write_group(folder: Path) -> None:
-    outputs = {"GUE": "It is there.", "PEER": "The answer is Yes", "OPI": "a; b"}
+    outputs = {
+        "Conditional_Generation": "<material>K <sg><sg1></material>",
+        "GUE": "It is there.",
+        "PEER": "The answer is Yes",
+        "OPI": "a; b",
+    }
     for name in reasoner.METRICS:
         group, task = name.split("/")[:2]
         if group != folder.name:
             continue
+        task = name.partition("/")[2] if group == "Conditional_Generation" else task
         path = folder / task / "test/data.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         if group == "LLM4Mat":
@@ -58,11 +66,11 @@ OUTPUTS = {
 }
 
 
-def test_there_are_the_tasks_of_eight_groups() -> None:
+def test_there_are_the_tasks_of_nine_groups() -> None:
     counts = {group: sum(name.startswith(group + "/") for name in reasoner.METRICS) for group in reasoner.GROUPS}
     assert counts == {
         "GUE": 11, "PEER": 4, "OPI": 16, "LLM4Mat": 65, "Mol_Instructions": 16, "Bio_Instruction": 15,
-        "SmolInstruct": 14, "Unconditional_Generation": 1,
+        "SmolInstruct": 14, "Conditional_Generation": 2, "Unconditional_Generation": 2,
     }  # fmt: skip
 
 
@@ -136,13 +144,23 @@ def test_biology_and_chemistry_are_read_by_their_labels_and_tags(tmp_path: Path)
     assert nameless.value.where == f"{path}:1:output"
 
 
-def test_molecules_are_drawn_800_times_without_a_file(tmp_path: Path) -> None:
+def test_materials_and_molecules_are_drawn_without_a_file(tmp_path: Path) -> None:
     (tmp_path / "Unconditional_Generation").mkdir()
-    items = items_of("SciReasoner", tmp_path)
-    assert (len(items), len({item.id for item in items})) == (800, 800)
-    right = {item.id for item in items[:200]}
-    half = answered("SciReasoner", items, lambda item: "<SMILES> CCO </SMILES>" if item.id in right else "<SMILES>")
-    assert half.categories == {"Unconditional_Generation": 25}
+    if not find_spec("smact"):
+        with pytest.raises(SuiteError) as missing:
+            items_of("SciReasoner", tmp_path)
+        assert missing.value.where == str(tmp_path / "Unconditional_Generation")
+        assert missing.value.value == "smact"
+    with replaced():
+        items = items_of("SciReasoner", tmp_path)
+        assert (len(items), len({item.id for item in items})) == (5800, 5800)
+        right = {item.id for item in items[:200]}
+        some = answered("SciReasoner", items, lambda item: "<SMILES> CCO </SMILES>" if item.id in right else "<SMILES>")
+        assert some.categories == {"Unconditional_Generation": 12.5}  # 200 of 800, and no material
+        write_group(tmp_path / "Conditional_Generation")
+        items = [item for item in items_of("SciReasoner", tmp_path) if item.meta["group"] == "Conditional_Generation"]
+        assert len(items) == 2
+        assert answered("SciReasoner", items, lambda item: "<material>Na Cl <sg><sg225></material>").value == 100
 
 
 @pytest.mark.parametrize(("label", "found"), [("positive", False), ("negative", True)])

@@ -1,15 +1,16 @@
-"""SciReasoner: 142 of its 149 tasks, as OpenCompass 0.5.4 scores them."""
+"""SciReasoner: 145 of its 149 tasks, as OpenCompass 0.5.4 scores them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from trainer.evaluation.files import find_file, read_rows
 from trainer.evaluation.scorers.metric import Metric
-from trainer.evaluation.scorers.reasoner import biology, chemistry, instructions, proteins, sequences
+from trainer.evaluation.scorers.reasoner import biology, chemistry, instructions, materials, proteins, sequences
 from trainer.evaluation.scorers.reasoner.crystals import LABELS, property_of
 from trainer.evaluation.suite import Item, Message, Scored, Suite, SuiteError, Summary, mean
 from trainer.evaluation.suites.tasks import Points, below, per_cent, user
@@ -89,18 +90,30 @@ _SMOL = {
     chemistry.same_smiles: "retrosynthesis_uspto50k",
 }
 SMOL = {f"SmolInstruct/{task}": metric for metric, tasks in _SMOL.items() for task in tasks.split()}
-_DRAWN = "Unconditional_Generation/unconditional_molecule_generation"
-_DRAWS, _DRAW = 800, "Generate a molecule with <SMILES> "
-METRICS: dict[str, Metric] = {**GUE, **PEER, **OPI, **LLM4MAT, **MOL, **BIO, **SMOL, _DRAWN: chemistry.readable}
+_ASKED = {
+    f"Conditional_Generation/{task}": materials.asked
+    for task in ("conditional_generation/composition_material", "bulk_modulus_material")
+}
+_MOLECULE = "Unconditional_Generation/unconditional_molecule_generation"
+_MATERIAL = "Unconditional_Generation/unconditional_material_generation"
+_DRAWN: dict[str, Metric] = {_MOLECULE: chemistry.readable, _MATERIAL: materials.free}
+_DRAWS = {
+    _MOLECULE: (800, "Generate a molecule with <SMILES> "),
+    _MATERIAL: (5000, "Produce a material that has any bulk modulus or composition"),
+}
+METRICS: dict[str, Metric] = {**GUE, **PEER, **OPI, **LLM4MAT, **MOL, **BIO, **SMOL, **_ASKED, **_DRAWN}
 GROUPS = (
-    "GUE", "PEER", "OPI", "LLM4Mat", "Mol_Instructions", "Bio_Instruction", "SmolInstruct", "Unconditional_Generation"
+    "GUE", "PEER", "OPI", "LLM4Mat", "Mol_Instructions", "Bio_Instruction", "SmolInstruct", "Conditional_Generation",
+    "Unconditional_Generation",
 )  # fmt: skip
+_OF_SMACT = GROUPS[-2:]
+_SMACT = "pip install smact==3.0.2"
 _POINTS: dict[str, Points] = {
     **dict.fromkeys(OPI, per_cent),
     **{f"Mol_Instructions/{task}": points for task, (_, points) in _MOL.items()},
     # OPI's figures and areas under curves are shares; LLM4Mat's ratios are added to these as they are
     **{name: per_cent for name in LLM4MAT if name.split("/")[-1] in LABELS},
-    _DRAWN: per_cent,
+    _MOLECULE: per_cent,
     "SmolInstruct/property_prediction-esol": below(4),
     "SmolInstruct/property_prediction-lipo": below(2),
 }
@@ -116,15 +129,20 @@ def read(directory: Path) -> Iterator[Item]:
         text = f"{directory} has none of the folders {', '.join(GROUPS)}; put the published data sets there"
         raise SuiteError(text, where=str(directory), allowed=GROUPS)
     for group in present:
+        if group in _OF_SMACT and not find_spec("smact"):
+            text = (
+                f"{directory / group} has materials, which are scored with smact, and that is not installed: {_SMACT}"
+            )
+            raise SuiteError(text, where=str(directory / group), value="smact", allowed=_SMACT)
         reader = {"LLM4Mat": _crystals, "Unconditional_Generation": _draws}.get(group, _group)
         yield from reader(directory / group)
 
 
 def _draws(folder: Path) -> Iterator[Item]:
-    """The published task asks the same question again and again; it has no file, and its folder may be empty."""
-    meta = {"task": _DRAWN, "group": folder.name}
-    for number in range(1, _DRAWS + 1):
-        yield Item(f"{_DRAWN}/{number}", user(_DRAW), "", meta)
+    """The published tasks ask the same question again and again; they have no files, and the folder may be empty."""
+    for task, (count, question) in _DRAWS.items():
+        for number in range(1, count + 1):
+            yield Item(f"{task}/{number}", user(question), "", {"task": task, "group": folder.name})
 
 
 def _group(folder: Path) -> Iterator[Item]:
@@ -197,16 +215,17 @@ SUITES = (
         domain="several sciences",
         metric="mean of the groups in the files, in per cent, of GUE (Matthews), PEER (accuracy), OPI (accuracy, F1, "
         "ROUGE-L), LLM4Mat (AUC, MAD/MAE), Mol_Instructions (F1, accuracy, MAE, equal molecules, ROUGE-L, alignment), "
-        "Bio_Instruction (Matthews, Pearson, its square, Spearman, AUC, mixed) and SmolInstruct (equal molecules, "
-        "formulas and names, accuracy, RMSE) and Unconditional_Generation (molecules that can be read): 142 of 149 "
-        "tasks, so that it is NOT the report's figure; "
+        "Bio_Instruction (Matthews, Pearson, its square, Spearman, AUC, mixed), SmolInstruct (equal molecules, "
+        "formulas and names, accuracy, RMSE), Conditional_Generation and Unconditional_Generation (materials that "
+        "smact calls possible, molecules that can be read): 145 of 149 tasks, so that it is NOT the report's figure; "
         "docs/evaluation.md names the others",
         metric_source="opencompass 0.5.4: datasets/SciReasoner/, summarizers/scireasoner.py; PEER without its judge, "
         "Bio_Instruction without its classifier",
-        where_data="GUE/, PEER/, OPI/, LLM4Mat/, Mol_Instructions/, Bio_Instruction/ and SmolInstruct/ with "
-        "TASK/test/data.json (SciReason on Hugging Face: GUE-test, PEER-test, OPI-test, LLM4Mat-test; opencompass/"
-        "SciReasoner-Mol_Instructions, SciReasoner-bio_instruction and SciReasoner-smol), and an empty folder "
-        "Unconditional_Generation/ for 800 molecules",
+        where_data="GUE/, PEER/, OPI/, LLM4Mat/, Mol_Instructions/, Bio_Instruction/, SmolInstruct/ and "
+        "Conditional_Generation/ with TASK/test/data.json (SciReason on Hugging Face: GUE-test, PEER-test, OPI-test, "
+        "LLM4Mat-test; opencompass/SciReasoner-Mol_Instructions, SciReasoner-bio_instruction, SciReasoner-smol and "
+        "SciReasoner-Conditional_generation); an empty folder Unconditional_Generation/ for 800 molecules and 5,000 "
+        f"materials. The last two groups need smact: {_SMACT}",
         reported=55.5,
         read=read,
         score=score,
