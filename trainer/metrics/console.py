@@ -15,7 +15,7 @@ NAMED = {
     "step", "loss", "tokens_per_second", "flops_per_second", "peak_share", "peak_memory_bytes", "grad_norm", "max_load",
     "lr", "skipped", "tokens", "balance", "z",
 }  # fmt: skip
-
+SHOWN = {"reward/mean", "length/mean", "mismatch/max"}  # of the names with a slash, of which a policy step has dozens
 
 FRAMES = 2  # a second, of the bar: a faster one takes time from a training step that owns every core
 BAR = 16  # columns
@@ -103,7 +103,7 @@ def progress_line(record: LogRecord, total_steps: int, seconds_left: float) -> s
     """The progress line: the parts that the record has, in a fixed order, and an objective's own scalars by name."""
     loss = "no loss" if record["loss"] is None else f"loss {record['loss']:.4f}"
     parts = [f"step {record['step']:>{len(str(total_steps))}}/{total_steps}", loss]
-    others = {name: value for name, value in record.items() if name not in NAMED and isinstance(value, float)}
+    others = {name: value for name, value in record.items() if _has_place(name) and isinstance(value, float)}
     parts += [f"{name} {value:.3f}" for name, value in others.items()]
     if (rate := record.get("tokens_per_second")) is not None:
         parts.append(f"{rate:,.0f} tok/s")
@@ -121,6 +121,10 @@ def progress_line(record: LogRecord, total_steps: int, seconds_left: float) -> s
     if skipped := record.get("skipped"):
         parts.append(f"skipped {skipped:g}")
     return " · ".join([*parts, f"{clock(seconds_left)} left"])
+
+
+def _has_place(name: str) -> bool:
+    return name in SHOWN if "/" in name else name not in NAMED
 
 
 def event_text(record: LogRecord) -> str:

@@ -117,8 +117,8 @@ class Synchronous:
         return Sampling(temperature, seed=seed)
 
     def _score(self, asked: Sequence[Asked], rollouts: Sequence[Rollout]) -> np.ndarray:
-        decode = self.questions.tokenizer.decode
-        pairs = [(question_of(one), decode([*rollout.ids])) for one, rollout in zip(asked, rollouts, strict=True)]
+        text = self.questions.tokenizer.answer_text
+        pairs = [(question_of(one), text(rollout.ids)) for one, rollout in zip(asked, rollouts, strict=True)]
         return np.array([verdict.value for verdict in score_all(self.reward, pairs)], np.float64)
 
 

@@ -87,6 +87,13 @@ def test_scalars_of_an_objective_follow_the_loss():
     assert line == "step  1/10 · loss 2.0000 · accuracy 0.250 · temperature 0.070 · 0:00 left"
 
 
+def test_of_the_many_figures_of_rollouts_three_are_shown():
+    figures = {"length/mean": 3.5, "length/cut": 0.25, "masked/mis_low": 0.0, "mismatch/max": 0.0, "reward/mean": 0.5}
+    line = progress_line({"step": 1, "loss": 2.0, "entropy": 1.5, **figures}, 10, seconds_left=0)
+    shown = "entropy 1.500 · length/mean 3.500 · mismatch/max 0.000 · reward/mean 0.500"
+    assert line == f"step  1/10 · loss 2.0000 · {shown} · 0:00 left"
+
+
 def test_a_column_keeps_its_decimals_whatever_the_number():
     round_numbers = {**FULL, "loss": 5.0, "flops_per_second": 2e13, "peak_share": 0.4, "grad_norm": 0.5}
     line = progress_line(round_numbers, 300, seconds_left=0)

@@ -87,6 +87,21 @@ class Tokenizer:
         """The text of `ids`; end-of-document tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         return self._bpe.decode(ids, skip_special_tokens=True)
 
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """The text of an answer of a model: all that it drew, but for one end-of-document token at its end.
+
+        Special tokens are spelled, and an id without a token is U+FFFD: a reward must not take an answer with either
+        for the answer without.
+        """
+        kept = [*ids[:-1]] if ids and ids[-1] == self.eos_id else [*ids]
+        parts: list[list[int]] = [[]]
+        for number in kept:
+            if self.token(number) is None:
+                parts.append([])
+            else:
+                parts[-1].append(number)
+        return "\N{REPLACEMENT CHARACTER}".join(self._bpe.decode(part, skip_special_tokens=False) for part in parts)
+
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts alone: on all cores unless TOKENIZERS_PARALLELISM=false is set.
 

@@ -112,7 +112,7 @@ class Text(Protocol):
     @property
     def eos_id(self) -> int: ...
     def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
+    def answer_text(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class InlineDialogue:
 
     def read(self, ids: Sequence[int], tools: Tools) -> Said:
         closed = bool(ids) and ids[-1] == self._id_of(self.closing)
-        text = self.tokenizer.decode([*ids])
+        text = self.tokenizer.answer_text(ids)
         if not closed or not tools:
             return Said(text, written=text)
         before, opened, inside = text.removesuffix(self.closing).rpartition(self.opening)

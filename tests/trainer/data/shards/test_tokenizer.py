@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from trainer.data.errors import DataError
 from trainer.data.shards.tokenizer import Tokenizer, read_tokenizer
@@ -54,3 +54,17 @@ def test_the_vocabulary_reaches_to_the_largest_id(tmp_path: Path, name: str, at:
     loaded = Tokenizer.load(tmp_path, "<end>")
     assert loaded.vocab_size == 9001
     assert max([*loaded.encode("z"), loaded.eos_id]) == 9000
+
+
+def test_what_a_model_drew_beside_its_answer_is_in_the_text():
+    """A policy learned to draw an unknown token in the place of the end, whose text had been the same."""
+    found = plain()
+    found.decoder = decoders.ByteLevel()
+    found.add_special_tokens(["<|unknown|>"])
+    text = Tokenizer(found, "<end>")
+    answer, end, unknown = found.encode("704", add_special_tokens=False).ids, text.eos_id, text.id_of("<|unknown|>")
+    assert text.answer_text([*answer, end]) == text.answer_text(answer) == "704"
+    assert text.answer_text([]) == text.answer_text([end]) == ""
+    for hidden in ([unknown], [unknown, end], [end, end], [text.vocab_size], [text.vocab_size, end]):
+        assert text.answer_text([*answer, *hidden]) not in ("", "704")
+    assert text.answer_text([answer[0], end, *answer[1:], end]) == "7<end>04"

@@ -15,7 +15,7 @@ ALPHABET = "0123456789+-*/=[]|. abcdefghijklmnopqrstuvwxyz:"
 
 @dataclass(frozen=True)
 class Characters:
-    """eos_id has no character; ids beyond the alphabet, which a model may draw, have one of its characters."""
+    """eos_id has no character, but a name before the end; ids beyond the alphabet, which a model may draw, have one of its characters."""
 
     before: tuple[int, ...] = ()
     eos_id: int = len(ALPHABET)
@@ -23,8 +23,9 @@ class Characters:
     def encode(self, text: str) -> list[int]:
         return [*self.before, *map(ALPHABET.index, text)]
 
-    def decode(self, ids: list[int]) -> str:
-        return "".join(ALPHABET[token % len(ALPHABET)] for token in ids if token != self.eos_id)
+    def answer_text(self, ids: Sequence[int]) -> str:
+        kept = ids[:-1] if ids and ids[-1] == self.eos_id else ids
+        return "".join("<end>" if token == self.eos_id else ALPHABET[token % len(ALPHABET)] for token in kept)
 
 
 @dataclass

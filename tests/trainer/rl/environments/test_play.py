@@ -38,7 +38,7 @@ def script(*turns):
     """Say the first turn whose condition, a text, ends the prompt."""
 
     def say(prompt):
-        text = TEXT.decode([*prompt])
+        text = TEXT.answer_text([*prompt])
         said = next(said for end, said in turns if text.endswith(end))
         return TEXT.encode(said) + ([] if said.endswith("]") else [EOS])
 
@@ -49,7 +49,7 @@ def test_a_call_is_answered_and_what_the_tool_wrote_is_masked():
     engine = Scripted(script(("34*12=", "[34*12]"), ("408|", "408")))
     (found,) = run(engine, [(7, "34*12=", "408")])
     assert found.rollout.prompt == tuple(TEXT.encode("34*12="))
-    assert TEXT.decode([*found.rollout.ids]) == "[34*12]408|408"
+    assert TEXT.answer_text([*found.rollout.ids]) == "[34*12]408|408"
     assert "".join("d" if one else "." for one in found.rollout.drawn) == "ddddddd....dddd"
     assert found.verdict.value == 1
     assert (found.end, found.turns, found.rollout.finish) == ("done", 2, "stop")
@@ -87,7 +87,7 @@ def test_a_pause_ends_episodes_with_what_they_have():
     )
     (found,) = run(engine, [(0, "1=", "1")])
     assert (found.end, found.rollout.finish, found.verdict.value) == ("abort", "abort", 0)
-    assert TEXT.decode([*found.rollout.ids]) == "[1]"
+    assert TEXT.answer_text([*found.rollout.ids]) == "[1]"
 
 
 def test_an_engine_without_routes():
