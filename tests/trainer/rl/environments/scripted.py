@@ -15,7 +15,7 @@ ALPHABET = "0123456789+-*/=[]|. abcdefghijklmnopqrstuvwxyz:"
 
 @dataclass(frozen=True)
 class Characters:
-    """eos_id has no character, but a name before the end; ids beyond the alphabet, which a model may draw, have one of its characters."""
+    """eos_id is <end> but at the end of a text; ids beyond the alphabet have characters of it."""
 
     before: tuple[int, ...] = ()
     eos_id: int = len(ALPHABET)
