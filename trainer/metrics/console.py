@@ -15,7 +15,7 @@ NAMED = {
     "step", "loss", "tokens_per_second", "flops_per_second", "peak_share", "peak_memory_bytes", "grad_norm", "max_load",
     "lr", "skipped", "tokens", "balance", "z",
 }  # fmt: skip
-SHOWN = {"reward/mean", "length/mean", "mismatch/max"}  # of the names with a slash, of which a policy step has dozens
+SHOWN = {"reward/mean", "length/mean", "mismatch/max"}  # a policy step has dozens of names with a slash
 
 FRAMES = 2  # a second, of the bar: a faster one takes time from a training step that owns every core
 BAR = 16  # columns

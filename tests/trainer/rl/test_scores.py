@@ -1,4 +1,4 @@
-"""What a rollout is worth: its text as it was drawn, tokens without text included."""
+"""Rollouts are scored by their text as it was drawn, tokens without text included."""
 
 import numpy as np
 import pytest
