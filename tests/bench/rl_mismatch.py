@@ -1,0 +1,287 @@
+"""The effect of a rollout engine that does not compute as training does, with and without mask and router replay.
+
+    python -m tests.bench.rl_mismatch [--seeds 3] [--out docs/rl_mismatch] [KEY=VALUE ...]
+
+Runs `recipe=rl_toy` from random weights, each cell in a process of its own, on one thread. The embedded engine is
+disturbed while it answers, in training and in evaluations, and only then:
+
+    router in bf16    inputs, weights and logits of the routers are rounded to bf16
+    masters in FP8    experts are quantised in rollouts from the bf16 rounding of their weights, in training from fp32
+    selection noise   normal noise of NOISE is added to the logits that experts are selected by, not to their weights
+
+Every disturbance is trained with the mask of the ratio of the engines and without it, and with the experts of the
+rollout and without them; the ratio weighs every token in any case. `aligned` runs have no disturbance. Every step's k3,
+share of masked tokens, flip rate and solve rate go to OUT.json, means of the seeds to the picture OUT.svg. A cell that
+is done is not run again. Further arguments are overrides of all runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from tests.bench.panel import COLOURS, panel
+from tests.bench.step import cpu_name
+
+NOISE = 0.3
+BLOCK = 10  # steps of a mean in tables and the picture
+LOWEST = 1e-16  # k3 below it is drawn there
+PLAIN, FP8 = (), ("precision=fp8_reference",)
+NO_MASK = ("rl.alpha=0", "rl.beta=1e8", "rl.off_alpha=0", "rl.off_beta=1e8")
+NO_REPLAY = ("rl.replay=record",)
+ARMS: dict[str, tuple[str, ...]] = {
+    "neither": (*NO_MASK, *NO_REPLAY),
+    "mask": NO_REPLAY,
+    "replay": NO_MASK,
+    "mask and replay": (),
+}
+# name -> (overrides, the function that disturbs the engine)
+DISTURBED: dict[str, tuple[tuple[str, ...], str]] = {
+    "router in bf16": (PLAIN, "_bf16_routers"),
+    "masters in FP8": ((*FP8, "rl.fp8_weights=masters"), "_bf16_experts"),
+    "selection noise": (PLAIN, "_noisy_routers"),
+}
+ALIGNED: dict[str, tuple[str, ...]] = {"aligned": PLAIN, "aligned, FP8": FP8}
+# of a step's line -> name in OUT.json
+CURVES = {"mismatch/k3": "k3", "masked": "masked", "replay/flip_rate": "flips", "solve_rate": "solved"}
+Curves = dict[str, list[float | None]]
+
+
+def cells(seeds: int) -> list[tuple[str, str, int]]:
+    """(disturbance or name of aligned runs, arm, seed) of every run; all cells of a seed before those of the next."""
+    return [
+        cell
+        for seed in range(seeds)
+        for cell in (
+            *((name, "mask and replay", seed) for name in ALIGNED),
+            *((name, arm, seed) for name in DISTURBED for arm in ARMS),
+        )
+    ]
+
+
+def words_of(name: str, arm: str, seed: int) -> list[str]:
+    """The overrides of `recipe=rl_toy` for a cell."""
+    of_name = ALIGNED[name] if name in ALIGNED else DISTURBED[name][0]
+    return [*of_name, *ARMS[arm], f"train.seed={seed}"]
+
+
+def run(name: str, arm: str, seed: int, words: Sequence[str], directory: Path) -> dict[str, Any]:
+    """Train a cell in this process. Returns its curves, its held-out accuracy at the end and its CPU-seconds."""
+    from trainer.config.compose import compose
+    from trainer.rl.rollout.embedded import Embedded
+    from trainer.run.process import train
+
+    torch.set_num_threads(1)
+    if name in DISTURBED:
+        disturb = globals()[DISTURBED[name][1]](seed)
+        genuine = Embedded.generate
+
+        def generate(self: Embedded, *args: Any, **more: Any) -> Any:
+            undo = [disturb(block.moe) for stage in self.stages for block in stage.blocks]
+            try:
+                return genuine(self, *args, **more)
+            finally:
+                for one in undo:
+                    one()
+
+        Embedded.generate = generate  # type: ignore[method-assign]
+    fixed = ["train.device=cpu", "logging.console=off", "train.eval_every=0", f"run.dir={directory}"]
+    started = time.process_time()
+    status = train(compose(["recipe=rl_toy", *fixed, *words_of(name, arm, seed), *words], world_size=1))
+    assert status == 0, status
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    evaluation = next(line for line in reversed(lines) if line.get("event") == "evaluation")
+    return {
+        "curves": curves_of(line for line in lines if "event" not in line),
+        "heldout": evaluation["heldout_accuracy"]["reverse"],
+        "seconds": round(time.process_time() - started, 1),
+    }
+
+
+def _bf16_routers(seed: int) -> Callable[[Any], Callable[[], None]]:
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.bfloat16).float()
+
+    def disturb(moe: Any) -> Callable[[], None]:
+        router = moe.router
+        router.logits = lambda x: rounded(rounded(x) @ rounded(router.weight).T)  # as a GEMM in bf16 adds in fp32
+        return lambda: delattr(router, "logits")
+
+    return disturb
+
+
+def _noisy_routers(seed: int) -> Callable[[Any], Callable[[], None]]:
+    from trainer.model.numerics import router_weights
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def disturb(moe: Any) -> Callable[[], None]:
+        router, genuine = moe.router, moe.router.route
+
+        def route(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            ids, _ = genuine(z + NOISE * torch.randn(z.shape, generator=generator))
+            return ids, router_weights(z, ids, router.gradient, router.temperature)
+
+        router.route = route
+        return lambda: delattr(router, "route")
+
+    return disturb
+
+
+def _bf16_experts(seed: int) -> Callable[[Any], Callable[[], None]]:
+    def disturb(moe: Any) -> Callable[[], None]:
+        backend = moe.experts.backend
+        assert backend.rounding is None
+        backend.rounding = torch.bfloat16
+
+        def undo() -> None:
+            backend.rounding = None
+
+        return undo
+
+    return disturb
+
+
+def curves_of(lines: Iterable[Mapping[str, Any]]) -> Curves:
+    """The curves of a run, three digits of each number; None for a step without trained tokens."""
+    found: Curves = {name: [] for name in CURVES.values()}
+    for line in lines:
+        masked = [line["masked/mis_low"], line["masked/mis_high"]]
+        values = {**line, "masked": None if None in masked else sum(masked)}
+        for name, short in CURVES.items():
+            value = values[name]
+            found[short].append(None if value is None else float(f"{value:.3g}"))
+    return found
+
+
+# ---- table and picture
+
+
+def mean(values: Iterable[float | None]) -> float:
+    """Of those that there are; nan for none."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else float("nan")
+
+
+def solved_at(curve: Sequence[float | None]) -> int | None:
+    """The last step of the first BLOCK steps with a mean solve rate of 0.9."""
+    ends = range(BLOCK, len(curve) + 1)
+    return next((end for end in ends if mean(curve[end - BLOCK : end]) >= 0.9), None)
+
+
+def table(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Markdown. runs: name -> arm -> seed -> what `run` returns."""
+    rows = [
+        f"| engine | correction | k3, first {BLOCK} steps | k3, last {BLOCK} | largest k3 | masked | flips | "
+        "0.9 solved at step | solved, last 10 | held out |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, arms in runs.items():
+        for arm, of_seeds in arms.items():
+            every = list(of_seeds.values())
+            curves = [one["curves"] for one in every]
+
+            def over(short: str, part: slice, curves: list[Curves] = curves) -> float:
+                return mean(value for one in curves for value in one[short][part])
+
+            k3 = [f"{over('k3', part):.1e}" for part in (slice(BLOCK), slice(-BLOCK, None))]
+            largest = max(value for one in curves for value in one["k3"] if value is not None)
+            shares = [f"{100 * over(short, slice(None)):.2g} %" for short in ("masked", "flips")]
+            steps = ", ".join(str(solved_at(one["solved"]) or "-") for one in curves)
+            ends = [", ".join(f"{value:.2f}" for value in values) for values in (
+                [mean(one["solved"][-BLOCK:]) for one in curves], [one["heldout"] for one in every]
+            )]  # fmt: skip
+            cells = [name, "as the recipe" if name in ALIGNED else arm, *k3, f"{largest:.1e}", *shares, steps, *ends]
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def picture(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """A row of panels for each disturbance: means over the seeds and BLOCK steps."""
+    import math
+
+    panels = (
+        ("k3", "log10 of k3", 2.0, lambda value: math.log10(max(value, LOWEST))),
+        ("masked", "tokens masked, per cent", 0.5, lambda value: 100 * value),
+        ("flips", "other sets of experts, per cent", 5.0, lambda value: 100 * value),
+        ("solved", "solve rate", 0.2, lambda value: value),
+    )
+    height, wide = 350, 480
+    parts = []
+    for row, name in enumerate(DISTURBED):
+        parts.append(f'<g transform="translate(0,{40 + row * height})">')
+        for column, (short, title, tick, scale) in enumerate(panels):
+            curves = {}
+            for arm, of_seeds in runs[name].items():
+                every = [one["curves"][short] for one in of_seeds.values()]
+                ends = range(BLOCK, len(every[0]) + 1, BLOCK)
+                points = [(end, mean(value for one in every for value in one[end - BLOCK : end])) for end in ends]
+                curves[arm] = [(end, scale(value)) for end, value in points if value == value]
+            parts += panel(curves, 50 + column * wide, f"{name}: {title}", tick, COLOURS)
+        parts.append("</g>")
+    legend, left = [], 50
+    for arm, colour in zip(ARMS, COLOURS, strict=False):
+        legend.append(f'<text x="{left}" y="25" fill="{colour}" font-weight="bold">{arm}</text>')
+        left += 40 + 8 * len(arm)
+    size = f"{50 + len(panels) * wide} {40 + len(DISTURBED) * height}"
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="13">',
+            f'<rect width="{size.split()[0]}" height="{size.split()[1]}" fill="white"/>',
+            *legend,
+            *parts,
+            "</svg>\n",
+        ]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="of the names of the cells, such as 'aligned'; all if empty")
+    parser.add_argument("--out", type=Path, default=Path("docs/rl_mismatch"), help="overwritten, .json and .svg")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/rl_mismatch"), help="where cells that are done are kept"
+    )
+    parser.add_argument("words", nargs="*", help="overrides of all runs")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    args.runs.mkdir(parents=True, exist_ok=True)
+    fresh = multiprocessing.get_context("spawn")
+    runs: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, arm, seed in cells(args.seeds):
+        if args.only and args.only not in name:
+            continue
+        kept = args.runs / f"{name}, {arm}, {seed}.json".replace(" ", "_")
+        if not kept.exists():
+            with tempfile.TemporaryDirectory() as place, fresh.Pool(1) as pool:
+                found = pool.apply(run, (name, arm, seed, args.words, Path(place) / "run"))
+            finished = kept.with_suffix(".tmp")
+            finished.write_text(json.dumps(found))
+            finished.replace(kept)
+            k3, solved = (found["curves"][short] for short in ("k3", "solved"))
+            print(f"{name}, {arm}, seed {seed}: k3 {mean(k3):.1e}, solved {mean(solved[-BLOCK:]):.2f}, "
+                  f"{found['seconds']} CPU-s", flush=True)  # fmt: skip
+        runs.setdefault(name, {}).setdefault(arm, {})[str(seed)] = json.loads(kept.read_text())
+    print(*table(runs), sep="\n")
+    if not args.only:
+        device = f"{cpu_name()}, torch {torch.__version__}"
+        whole = {"device": device, "noise": NOISE, "words": args.words, "runs": runs}
+        args.out.with_suffix(".json").write_text(json.dumps(whole) + "\n")
+        args.out.with_suffix(".svg").write_text(picture(runs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
