@@ -29,7 +29,7 @@ from trainer.data.batch import IGNORE, Batch
 from trainer.model.decoder import Decoder
 from trainer.model.replay import Replay
 from trainer.objectives.base import Objective
-from trainer.objectives.log_probs import token_log_probs
+from trainer.objectives.log_probs import log_probs_and_entropies, token_log_probs
 from trainer.objectives.scalars import GlobalBatch, Scalar, Scalars
 
 MOST = 20.0  # log-ratios are cut to [-20, 20], so that no ratio is infinite
@@ -73,7 +73,7 @@ class Policy(Objective):
         assert batch.labels is not None
         labels, extra = batch.labels.flatten(), {name: of.flatten() for name, of in batch.extra.items()}
         bonus = self.cfg.entropy_coef > 0
-        log_probs, entropies = token_log_probs(model, hidden.flatten(0, 1), labels, self.chunk, bonus=bonus)
+        log_probs, entropies = log_probs_and_entropies(model, hidden.flatten(0, 1), labels, self.chunk, bonus=bonus)
         new, there = log_probs.detach(), labels != IGNORE
         advantages = extra["advantages"]
         tokens = Tokens(new, extra.get("old", new), extra["rollout"], there, batch.cu_seqlens)
@@ -95,7 +95,7 @@ class Policy(Objective):
     def measure(self, model: Decoder, hidden: Tensor, batch: Batch) -> Scalars:
         """Nats of the reference answers."""
         assert batch.labels is not None
-        found, _ = token_log_probs(model, hidden.flatten(0, 1), batch.labels.flatten(), self.chunk)
+        found = token_log_probs(model, hidden.flatten(0, 1), batch.labels.flatten(), self.chunk)
         return Scalars(heldout=Scalar(-found.sum(), batch.num_tokens))
 
     def _counter(self, device: torch.device) -> Tensor:

@@ -32,7 +32,7 @@ from trainer.rl.tally import Tally
 from trainer.run.build import Parts
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
-from trainer.run.policy.engines import build_engine
+from trainer.run.policy.engines import build_engine, longest_rollout
 
 
 @dataclass
@@ -58,12 +58,12 @@ class PolicyTrainer(Trainer):
         assert isinstance(parts.objective, Policy)
         assert parts.data.questions is not None
         self.objective, self.questions = parts.objective, parts.data.questions
+        longest = longest_rollout(cfg, self.questions)
         if cfg.rl.exact:
             for stage in parts.stages.values():
                 make_exact(stage)
         super().__init__(cfg, run, world, parts)
         context = min(cfg.data.seq_len, cfg.model.max_position)
-        longest = cfg.rl.max_tokens + max(len(one.prompt) for one in self.questions.train)
         mine = cfg.train.global_batch // parts.place.readers
         self.engine_name, self.engine = build_engine(
             cfg,
@@ -192,7 +192,7 @@ class PolicyTrainer(Trainer):
         assert found is not None  # there is one stage
         assert moved.labels is not None
         labels = moved.labels.flatten()
-        old, _ = token_log_probs(found.model, found.hidden.flatten(0, 1), labels, self.objective.chunk)
+        old = token_log_probs(found.model, found.hidden.flatten(0, 1), labels, self.objective.chunk)
         tokens = Tokens(old, old, moved.extra["rollout"].flatten(), labels != IGNORE, batch.cu_seqlens)
         shape = moved.labels.shape
         extra = {"old": old.view(shape).cpu(), "kept": kept(tokens, self.cfg.rl).view(shape).cpu()}
