@@ -19,6 +19,7 @@ ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # what Hydra's grammar escapes 
 SWEEP = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag)\s*\(.*\)", re.DOTALL)
 QUOTES = "quotes around each text, as in '7'"  # numbers would not keep the digits that were typed
 REFERENCE = re.compile(r"\$\{[^${}]*\}")
+EXAMPLES = {"rl.dual_clip": 10.0, "rl.veto_high": 20.0}  # of keys without a default, which take no number below 1
 
 
 class Unreadable(Exception):  # never leaves this package
@@ -78,7 +79,7 @@ def example(key: str) -> str:
         value = value.get(name) if isinstance(value, Mapping) else None
     hint = coerce.base(coerce.find(key, KEYS))
     if value is None and not coerce.sections(hint):
-        value = {int: 8, float: 0.5, bool: True}.get(hint, "TEXT")
+        value = EXAMPLES.get(key) or {int: 8, float: 0.5, bool: True}.get(hint, "TEXT")
     return re.sub(r"\s", "", show(value))
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from parallel.errors import UserError
 from parallel.world import World
 from trainer.config.keys import Config
+from trainer.data.questions.asked import Questions
 from trainer.rl.rollout.embedded import NAME, Embedded
 from trainer.rl.rollout.protocol import RolloutEngine
 from trainer.rl.servers.remote import Remote
@@ -42,3 +43,23 @@ def build_engine(
         bucket_mb=cfg.rl.bucket_mb,
     )
     return f"LMDeploy at {cfg.rl.url}", Remote(make, stages, cfg.model, world, parts.place)
+
+
+def longest_rollout(cfg: Config, questions: Questions) -> int:
+    """The most tokens of a prompt of any question and its answer together. Raises UserError where a rollout on a
+    question of training may be longer than a window."""
+    rl, window = cfg.rl, cfg.data.seq_len
+    longest = max(questions.train, key=lambda one: len(one.prompt))
+    inputs = len(longest.prompt) + rl.max_tokens - 1  # the last token is a label only
+    if inputs > window:
+        allowed = f"{window + 1 - len(longest.prompt)} or less"
+        raise UserError(
+            f"rl.max_tokens={rl.max_tokens} on the longest prompt, of {len(longest.prompt)} tokens "
+            f"({longest.record.where}), makes rollouts of up to {inputs} inputs, and a window has "
+            f"data.seq_len={window}; use rl.max_tokens={allowed}, or data.seq_len={inputs} or more",
+            where="rl.max_tokens",
+            value=rl.max_tokens,
+            allowed=allowed,
+        )
+    every = [questions.train, *questions.heldout.values()]
+    return rl.max_tokens + max(len(one.prompt) for some in every for one in some)

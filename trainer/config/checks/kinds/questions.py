@@ -7,13 +7,13 @@ from urllib.parse import urlsplit
 
 from parallel.errors import Fault
 from trainer.config.checks.data import NAME
+from trainer.config.checks.kinds import policy
 from trainer.config.keys import Config
 from trainer.config.rl.keys import RlConfig
 from trainer.config.rl.rewards import check_environment, check_reward
 
 OBJECTIVES = ("next_token", "policy")
 ADDRESS = "an address such as http://localhost:23333"
-MOST_RATIO = 1e8  # bounds above it are never reached: log-ratios are cut to 20
 
 
 def check(cfg: Config) -> list[Fault]:
@@ -71,15 +71,7 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     if rl.environment:
         yield from check_environment(rl.environment, "rl.environment", reward=True)
     yield from _engine(rl)
-    if rl.group_size == 1:
-        text = "rl.group_size=1 has no other rollouts to compare with; use 2 or more"
-        yield Fault(text, "rl.group_size", 1, "2 or more")
-    for low, high in (("alpha", "beta"), ("off_alpha", "off_beta")):
-        least, most = getattr(rl, low), getattr(rl, high)
-        if not 0 <= least < 1 < most <= MOST_RATIO:
-            text = f"rl.{low}={least:g} and rl.{high}={most:g} must have 1 between them and be in 0 to {MOST_RATIO:g}"
-            key, allowed = (low, "0 to below 1") if not 0 <= least < 1 else (high, f"above 1, to {MOST_RATIO:g}")
-            yield Fault(f"{text}; use values such as 0.5 and 5", f"rl.{key}", getattr(rl, key), allowed)
+    yield from policy.check(rl, cfg.data.seq_len)
     if cfg.lora.target != "none":
         text = f"train.objective=policy trains all weights, and lora.target is {cfg.lora.target}; use none"
         yield Fault(text, "lora.target", cfg.lora.target, ("none",))
@@ -116,6 +108,10 @@ def _engine(rl: RlConfig) -> Iterator[Fault]:
     if not _is_address(rl.url):
         found = f"rl.url={rl.url} is not the address of a server" if rl.url else "rl.url is missing"
         yield Fault(f"{found}; rl.engine={rl.engine} needs {ADDRESS}", "rl.url", rl.url or None, ADDRESS)
+    elif urlsplit(rl.url).path.rstrip("/").endswith("/v1"):
+        allowed = rl.url.rstrip("/").removesuffix("/v1").rstrip("/")
+        text = f"rl.url={rl.url} is for OpenAI's clients, and rl.engine={rl.engine} needs the server's own"
+        yield Fault(f"{text}; use {allowed}", "rl.url", rl.url, (allowed,))
     if rl.exact:
         text = f"rl.exact=true needs rollouts in exact arithmetic, and rl.engine={rl.engine} has its own; use false"
         yield Fault(text, "rl.exact", True, (False,))
