@@ -169,7 +169,7 @@ def curves_of(lines: Iterable[Mapping[str, Any]]) -> Curves:
 
 
 def mean(values: Iterable[float | None]) -> float:
-    """Of those that there are; nan for none."""
+    """The mean of those that there are; nan for none."""
     there = [value for value in values if value is not None]
     return fmean(there) if there else float("nan")
 
