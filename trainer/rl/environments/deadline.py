@@ -34,42 +34,46 @@ def call_all(calls: Sequence[Callable[[], T]], seconds: float, threads: int = 16
     """
     results: list[Any] = [None] * len(calls)
     errors: dict[int, BaseException] = {}
-    started: dict[int, float] = {}
-    done: set[int] = set()
+    running: dict[int, float] = {}  # number -> when it started; never more than there are threads
+    done = 0
     todo = iter(range(len(calls)))
     changed = threading.Condition()
     stopped = False
 
     def work() -> None:
+        nonlocal done
         while True:
             with changed:
                 number = next(todo, None)
                 if number is None or stopped:
                     return
-                started[number] = time.monotonic()
+                running[number] = time.monotonic()
+            failure: BaseException | None = None
             try:
                 results[number] = calls[number]()
             except BaseException as error:
-                errors[number] = error
+                failure = error
             with changed:
-                done.add(number)
+                if failure is not None:
+                    errors[number] = failure
+                del running[number]
+                done += 1
                 changed.notify()
 
     for _ in range(min(threads, len(calls))):
         threading.Thread(target=work, daemon=True, name="environment").start()
     with changed:
-        while len(done) < len(calls):
+        while done < len(calls):
             now = time.monotonic()
-            late = [number for number, at in started.items() if number not in done and now - at >= seconds]
+            late = [number for number, at in running.items() if now - at >= seconds]
             if late:
                 stopped = True
                 raise Late(min(late))
             if errors:
                 break
-            running = [at for number, at in started.items() if number not in done]
-            changed.wait(max(0.001, min(running, default=now) + seconds - now))
+            changed.wait(max(0.001, min(running.values(), default=now) + seconds - now))
         stopped = True
-    if errors:
-        number = min(errors)
-        raise Raised(number, errors[number])
+        if errors:
+            number = min(errors)
+            raise Raised(number, errors[number])
     return results
