@@ -92,13 +92,14 @@ class NativeEngine:
             if self.cfg.clip_norm > 0:
                 optimizer.grad_scale = (norm / self.cfg.clip_norm).clamp(min=1.0).float()  # type: ignore[attr-defined]
             optimizer.step()
-        for tensor in (*self.named.values(), *self.leaves.values()):
-            tensor.grad = None
-        return {
-            "grad_norm": norm,
-            "skipped_in_a_row": self.skipped_in_a_row.clone(),
-            "skipped": self.skipped_in_all.clone(),
-        }
+        self._forget_gradients()
+        return self._scalars(norm)
+
+    def drop_gradients(self) -> dict[str, Tensor]:
+        """Take no step: weights and all state stay, step counts and the count of skipped steps included. Returns as
+        `step`, with a norm of 0."""
+        self._forget_gradients()
+        return self._scalars(self.skipped.new_zeros((), dtype=wide(next(iter(self.leaves.values())).dtype)))
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         held: dict[str, Tensor] = model.state_dict()
@@ -143,6 +144,17 @@ class NativeEngine:
             group = (self.alike.group or dist.group.WORLD) if self.alike.size > 1 else None
             optimizers.append(Muon(weights, leaves, hidden, self.cfg, group, self.moments))
         return optimizers
+
+    def _scalars(self, norm: Tensor) -> dict[str, Tensor]:
+        return {
+            "grad_norm": norm,
+            "skipped_in_a_row": self.skipped_in_a_row.clone(),
+            "skipped": self.skipped_in_all.clone(),
+        }
+
+    def _forget_gradients(self) -> None:
+        for tensor in (*self.named.values(), *self.leaves.values()):
+            tensor.grad = None
 
     def _take_gradients(self) -> None:
         for name, parameter in self.named.items():

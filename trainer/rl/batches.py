@@ -55,12 +55,12 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 def make_batches(
     trained: Sequence[Trained], windows: Sequence[Sequence[int]], *, micro_batches: int, micro_batch: int, seq_len: int,
-    model: ModelConfig, padding: int,
+    model: ModelConfig, padding: int, routed: bool,
 ) -> list[Batch]:  # fmt: skip
     """`micro_batches` batches of `micro_batch` windows of seq_len positions; windows that there are too few of are
-    padding. windows: of `pack`. padding: the id of padding."""
+    padding. windows: of `pack`. padding: the id of padding. routed: with routes, also where nothing is trained on: all
+    ranks run the same passes."""
     rows = [list(windows[at]) if at < len(windows) else [] for at in range(micro_batches * micro_batch)]
-    routed = any(one.routes is not None for one in trained)
     return [
         _batch([[trained[number] for number in row] for row in rows[at : at + micro_batch]], seq_len, model, padding,
                routed)

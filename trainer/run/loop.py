@@ -151,8 +151,7 @@ class Trainer:
         step = self.position.step = self.position.step + 1
         self.position.sample += cfg.train.global_batch
         world.watch.at(f"step {step}: optimizer")
-        update = parts.engine.step(step, cfg.train.steps)
-        totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in update.items()}))
+        totals.add(Scalars({name: Scalar(value, ranks="same") for name, value in self._update(units).items()}))
         facts = {"step": step, "lr": lr_at(step, cfg.optim, cfg.train.steps), "tokens": counts["tokens"]}
         if cfg.model.vision is not None or cfg.model.signals is not None:
             facts |= {kind: counts[kind] for kind in MEDIA} | {"tower_flops": 1000 * counts["tower_kiloflops"]}
@@ -161,6 +160,10 @@ class Trainer:
         if counts.get("again"):
             facts["unreadable"] = counts["again"]
         self.unread.append((facts, totals))
+
+    def _update(self, units: int) -> dict[str, torch.Tensor]:
+        """Apply the gradients of the step; returns as `Engine.step`. units: of the step, over all ranks."""
+        return self.parts.engine.step(self.position.step, self.cfg.train.steps)
 
     def _read_metrics(self) -> None:
         """Write the scalars of all steps since the last call: the one place that waits for the device.

@@ -62,8 +62,9 @@ def batches_of(model, rollouts, seq_len=SEQ, shift=0, micro_batch=2):
     windows = pack([one.length for one in trained], seq_len)
     count = -(-len(windows) // micro_batch)
     return make_batches(
-        trained, windows, micro_batches=count, micro_batch=micro_batch, seq_len=seq_len, model=model.cfg, padding=0
-    )
+        trained, windows, micro_batches=count, micro_batch=micro_batch, seq_len=seq_len, model=model.cfg, padding=0,
+        routed=True,
+    )  # fmt: skip
 
 
 def k3_of(model, batches, replay="replay"):

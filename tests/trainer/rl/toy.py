@@ -17,10 +17,10 @@ def toy_config(directory: Path, *words: str, world_size: int | None = 1, recipe:
     given = [
         "train.global_batch=4", "train.micro_batch=2", "data.seq_len=56", "train.steps=3", "train.eval_every=0",
         "train.eval_batches=1", "rl.group_size=4", "rl.eval_questions=4", "train.device=cpu",
-        "logging.console=off", f"data.cache_dir={directory.parent / 'cache'}", f"run.dir={directory}",
+        "logging.console=off", f"data.cache_dir={directory.parent / 'cache'}", f"run.dir={directory}", "rl.exact=true",
     ]  # fmt: skip
-    if not any(word.startswith("rl.exact=") for word in words):
-        given.append("rl.exact=true")
+    keys = {word.partition("=")[0] for word in words}
+    given = [word for word in given if word.partition("=")[0] not in keys]
     return compose([f"recipe={recipe}", *given, *words], world_size=world_size)
 
 

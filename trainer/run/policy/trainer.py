@@ -20,6 +20,7 @@ from trainer.model.exact.switch import make_exact
 from trainer.objectives.log_probs import token_log_probs
 from trainer.objectives.policy import SUM, Policy, Tokens, kept
 from trainer.objectives.scalars import Scalar, Scalars
+from trainer.optim.native import NativeEngine
 from trainer.rl.batches import Trained, make_batches, pack
 from trainer.rl.environments.dialogue import InlineDialogue
 from trainer.rl.episodes import Episodes, environment_of
@@ -181,6 +182,7 @@ class PolicyTrainer(Trainer):
             seq_len=cfg.data.seq_len,
             model=model,
             padding=self.questions.tokenizer.eos_id,
+            routed=use,
         )
 
     @torch.no_grad()
@@ -211,7 +213,23 @@ class PolicyTrainer(Trainer):
             torch.cuda.synchronize()  # the next rollouts wait for it anyway
         seconds = time.perf_counter() - started
         rate = facts["tokens"] / max(seconds, 1e-9)
-        facts |= {**ready.facts, "train/seconds": seconds, "train/tokens_per_second": rate}
+        facts |= {
+            **ready.facts,
+            "empty": int(not counts["units"]),
+            "train/seconds": seconds,
+            "train/tokens_per_second": rate,
+        }
+
+    def _update(self, units: int) -> dict[str, torch.Tensor]:
+        """As of `Trainer`. A step in which nothing is trained on is not one of zero gradients, by which moments and
+        weight decay would move the weights."""
+        if units:
+            return super()._update(units)
+        assert isinstance(self.parts.engine, NativeEngine)
+        step = self.position.step
+        text = f"step {step} has nothing to train on: the rollouts of each question are worth the same; its weights"
+        self._warn_once("empty step", f"{text} and moments stay; the record counts such steps as `empty`")
+        return self.parts.engine.drop_gradients()
 
     def _record(self, record: dict[str, Any]) -> dict[str, Any]:
         return with_means(record)
