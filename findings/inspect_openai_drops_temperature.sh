@@ -33,7 +33,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        print(f"{self.server.asked:28}", {name: value for name, value in body.items() if name != "messages"})
+        asked = {name: value for name, value in body.items() if name != "messages"}
+        print(f"{self.server.asked:28}", asked)
+        self.server.seen.append((self.server.asked, asked.get("temperature")))
         choice = {"index": 0, "message": {"role": "assistant", "content": "2"}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         reply = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
@@ -49,10 +51,13 @@ class Handler(BaseHTTPRequestHandler):
 
 server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
+server.seen = []
 url = f"http://127.0.0.1:{server.server_port}/v1"
 keys = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "none", "LOCAL_BASE_URL": url, "LOCAL_API_KEY": "none"}
 for server.asked, more in (("openai/my-model", ["-M", "responses_api=false"]), ("openai-api/local/my-model", [])):
     options = ["--temperature", "0.8", "--top-p", "0.95", "--max-tokens", "16", "--display", "none"]
     command = ["venv/bin/inspect", "eval", "question.py", "--model", server.asked, *more, *options]
     subprocess.run(command, env={**os.environ, **keys}, check=True, capture_output=True, timeout=300)
+if set(server.seen) != {("openai/my-model", None), ("openai-api/local/my-model", 0.8)}:
+    raise SystemExit(1)
 PY
