@@ -2,15 +2,18 @@
 
 import hashlib
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from parallel.errors import one_of
 from trainer.corpora.packages import Source, installed_version
+from trainer.data.errors import DataError
 from trainer.data.vocabulary import TOY_VOCAB_SIZE
+from trainer.storage.atomic import atomic_directory, remove_unfinished
 from trainer.storage.lock import FileLock
 from trainer.storage.progress import OnProgress, Progress
 
@@ -54,6 +57,35 @@ def only_one(cache_dir: Path, name: str, progress: OnProgress) -> Iterator[None]
 
     with FileLock(cache_dir / f"{name}.lock", wait=None, on_wait=report):
         yield
+
+
+def built_once(
+    cache_dir: str, kind: str, made_from: str, build: Callable[[Path], None], progress: OnProgress, *, room: str = ""
+) -> Path:
+    """<cache_dir>/toy-<kind>-<hash of made_from>, which `build` fills where it is missing. Safe to call from several
+    processes. room: the disk space that an error should ask for. Raises DataError."""
+    directory = Path(cache_dir) / f"toy-{kind}-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
+    try:
+        if not directory.exists():  # the usual case needs no lock: what has the final name is complete
+            with only_one(directory.parent, directory.name, progress):
+                if not directory.exists():
+                    progress(Progress(kind, detail=f"building {directory} (once; some seconds)"))
+                    remove_unfinished(directory)
+                    with atomic_directory(directory) as partial:
+                        build(partial)
+    except OSError as error:
+        remedy = f"give a writable directory{room}"
+        text = f"data.cache_dir={cache_dir}: {error.strerror or error}; {remedy}"
+        raise DataError(text, where="data.cache_dir", value=cache_dir, allowed=remedy) from error
+    return directory
+
+
+def check_sources(where: str, paths: Mapping[str, str], known: Sequence[str]) -> None:
+    """Raise DataError for the first of a toy's sources, by name, whose path is not known."""
+    for name, path in paths.items():
+        if path not in known:
+            text = f"{where}.{name}: {path} is not a source of data.build=toy; use {one_of(known)}"
+            raise DataError(text, where=f"{where}.{name}", value=path, allowed=tuple(known))
 
 
 def take(texts: list[str], characters: int) -> Iterator[str]:

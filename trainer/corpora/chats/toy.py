@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from trainer.chat.template import CONFIG, TEMPLATE
-from trainer.corpora.build import only_one
+from trainer.corpora.build import built_once, check_sources
 from trainer.corpora.chats.questions import conversation
-from trainer.data.errors import DataError
 from trainer.data.shards.files import TOKENIZER
 from trainer.data.shards.tokenizer import END_OF_DOCUMENT, train_bpe
-from trainer.storage.atomic import atomic_directory, remove_unfinished
-from trainer.storage.progress import OnProgress, Progress, print_line
+from trainer.storage.progress import OnProgress, print_line
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
@@ -63,24 +60,9 @@ TEXT = """
 def open_toy_chats(data: DataConfig, progress: OnProgress = print_line) -> DataConfig:
     """`data` with the toy's files and tokenizer, which are made first where they are missing. Safe to call from several
     processes. Raises DataError, also for a source that the toy does not have."""
-    for name, source in data.chats.items():
-        if source.path != CHATS:
-            text = f"data.chats.{name}: {source.path} is not a source of data.build=toy; use {CHATS}"
-            raise DataError(text, where=f"data.chats.{name}.path", value=source.path, allowed=(CHATS,))
+    check_sources("data.chats", {name: source.path for name, source in data.chats.items()}, (CHATS,))
     made_from = json.dumps([FORMAT, COUNT, MERGED, TEXT, conversation(4), tokenizers.__version__])
-    directory = Path(data.cache_dir) / f"toy-chats-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
-    try:
-        if not directory.exists():
-            with only_one(directory.parent, directory.name, progress):
-                if not directory.exists():
-                    progress(Progress("chats", detail=f"building {directory} (once; a second)"))
-                    remove_unfinished(directory)
-                    with atomic_directory(directory) as partial:
-                        _build(partial)
-    except OSError as error:
-        remedy = "give a writable directory"
-        text = f"data.cache_dir={data.cache_dir}: {error.strerror or error}; {remedy}"
-        raise DataError(text, where="data.cache_dir", value=data.cache_dir, allowed=remedy) from error
+    directory = built_once(data.cache_dir, "chats", made_from, _build, progress)
     return replace(data, root=str(directory), tokenizer=str(directory))
 
 

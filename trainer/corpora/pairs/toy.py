@@ -17,16 +17,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.corpora.build import only_one
+from trainer.corpora.build import built_once, check_sources
 from trainer.corpora.pairs.drawings import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, drawing
 from trainer.corpora.pairs.index import index_pairs
 from trainer.corpora.pairs.tars import SUCCESS
-from trainer.data.errors import DataError
 from trainer.data.pairs.zero_shot import CLASSES, TEMPLATES
 from trainer.data.shards.files import TOKENIZER
 from trainer.data.shards.tokenizer import train_bpe
-from trainer.storage.atomic import atomic_directory, remove_unfinished
-from trainer.storage.progress import OnProgress, Progress, print_line
+from trainer.storage.progress import OnProgress, print_line
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
@@ -48,29 +46,10 @@ def open_toy_pairs(data: DataConfig, progress: OnProgress = print_line) -> Path:
 
     Raises DataError, also for a source or a set of `data` that the toy does not have.
     """
-    for key, known, paths in (
-        ("data.pairs", tuple(SOURCES), {name: source.path for name, source in data.pairs.items()}),
-        ("data.zero_shot", (SHAPES_SET,), data.zero_shot),
-    ):
-        for name, path in paths.items():
-            if path not in known:
-                text = f"{key}.{name}: {path} is not a source of data.build=toy; use {' or '.join(known)}"
-                raise DataError(text, where=f"{key}.{name}", value=path, allowed=known)
-    made_from = json.dumps([FORMAT, PAIRS_IN_ALL, ZERO_SHOT_IMAGES, VOCAB_SIZE, SENTENCES]).encode()
-    directory = Path(data.cache_dir) / f"toy-pairs-{hashlib.sha256(made_from).hexdigest()[:16]}"
-    try:
-        if not directory.exists():
-            with only_one(directory.parent, directory.name, progress):
-                if not directory.exists():
-                    progress(Progress("pairs", detail=f"building {directory} (once; some seconds)"))
-                    remove_unfinished(directory)
-                    with atomic_directory(directory) as partial:
-                        _build(partial)
-    except OSError as error:
-        remedy = "give a writable directory with 20 MB free"
-        text = f"data.cache_dir={data.cache_dir}: {error.strerror or error}; {remedy}"
-        raise DataError(text, where="data.cache_dir", value=data.cache_dir, allowed=remedy) from error
-    return directory
+    check_sources("data.pairs", {name: source.path for name, source in data.pairs.items()}, tuple(SOURCES))
+    check_sources("data.zero_shot", data.zero_shot, (SHAPES_SET,))
+    made_from = json.dumps([FORMAT, PAIRS_IN_ALL, ZERO_SHOT_IMAGES, VOCAB_SIZE, SENTENCES])
+    return built_once(data.cache_dir, "pairs", made_from, _build, progress, room=" with 20 MB free")
 
 
 def _build(directory: Path) -> None:

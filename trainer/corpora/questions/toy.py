@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,11 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from parallel.errors import one_of
-from trainer.corpora.build import only_one
+from trainer.corpora.build import built_once
 from trainer.data.errors import DataError
 from trainer.data.shards.files import TOKENIZER
 from trainer.data.shards.tokenizer import END_OF_DOCUMENT
-from trainer.storage.atomic import atomic_directory, remove_unfinished
-from trainer.storage.progress import OnProgress, Progress, print_line
+from trainer.storage.progress import OnProgress, print_line
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
@@ -50,23 +49,11 @@ def open_toy_questions(data: DataConfig, progress: OnProgress = print_line) -> D
         raise DataError(text, where="data.questions", value=tuple(sorted(files)), allowed=allowed)
     file = min(files, default=REVERSE)
     made_from = json.dumps([FORMAT, DIGITS, CHARACTERS[file], tokenizers.__version__])
-    directory = Path(data.cache_dir) / f"toy-questions-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
-    try:
-        if not directory.exists():
-            with only_one(directory.parent, directory.name, progress):
-                if not directory.exists():
-                    progress(Progress("questions", detail=f"building {directory} (once)"))
-                    remove_unfinished(directory)
-                    with atomic_directory(directory) as partial:
-                        _build(partial, file)
-    except OSError as error:
-        remedy = "give a writable directory"
-        text = f"data.cache_dir={data.cache_dir}: {error.strerror or error}; {remedy}"
-        raise DataError(text, where="data.cache_dir", value=data.cache_dir, allowed=remedy) from error
+    directory = built_once(data.cache_dir, "questions", made_from, partial(_build, file), progress)
     return replace(data, root=str(directory), tokenizer=str(directory))
 
 
-def _build(directory: Path, file: str) -> None:
+def _build(file: str, directory: Path) -> None:
     rows = _reversals() if file == REVERSE else _products()
     (directory / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     vocabulary = {token: number for number, token in enumerate([END_OF_DOCUMENT, UNKNOWN, *CHARACTERS[file]])}
