@@ -138,7 +138,8 @@ def _handle(flat: Tensor) -> tuple[Any, tuple[Any, ...]]:
     if flat.is_cuda:
         from torch.multiprocessing.reductions import reduce_tensor
 
-        return reduce_tensor(flat)  # type: ignore[no-any-return]
+        handle: tuple[Any, tuple[Any, ...]] = reduce_tensor(flat)
+        return handle
     return partial(torch.frombuffer, dtype=flat.dtype), (bytearray(flat.view(torch.uint8).numpy().tobytes()),)
 
 
