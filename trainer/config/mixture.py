@@ -48,7 +48,7 @@ class ChatSourceConfig:
 
 @dataclass(kw_only=True)
 class QuestionSourceConfig:
-    path: str  # a .jsonl file of questions, absolute or below data.root
+    path: str  # a file of questions, JSON lines (.jsonl, .jsonl.gz) or .parquet, absolute or below data.root
     heldout: str = ""  # the same for questions that are never trained on; empty: data.holdout_fraction of the others
 
 

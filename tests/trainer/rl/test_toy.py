@@ -4,6 +4,7 @@ import pytest
 
 from tests.trainer.rl.toy import run_toy
 from tests.trainer.tiny_run import events
+from trainer.weights.opened import open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,24 @@ def test_several_updates_of_a_round_have_the_log_probabilities_of_its_start(tmp_
     assert [step["staleness/max"] for step in steps] == [0, 1, 0]
     assert all(step["mismatch/max"] == 0.0 for step in steps)
     assert any(step["tokens"] for step in steps)
+
+
+def weights_of(run):
+    opened = open_checkpoint(run)
+    whole = {name: tuple(slice(0, size) for size in shape) for name, shape in opened.shapes.items()}
+    return {name: opened.state.read(f"model.{name}", box) for name, box in whole.items()}
+
+
+def test_frozen_routers_stay_as_they_are_and_nothing_else_does(tmp_path):
+    """The other weights of every block move, those of its experts among them."""
+    run_toy(tmp_path / "start", "rl.freeze_router=true", "optim.lr=1e-12")
+    run_toy(tmp_path / "run", "rl.freeze_router=true", "optim.lr=1e-2")
+    before, after = (weights_of(tmp_path / name) for name in ("start", "run"))
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    routers = {name for name in moved if "router" in name}
+    assert len(routers) == 2
+    assert {name for name, by in moved.items() if by == 0.0} == routers
+    assert all(by > 1e-3 for name, by in moved.items() if name not in routers)
 
 
 @pytest.mark.slow

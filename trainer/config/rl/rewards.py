@@ -5,30 +5,68 @@ The rewards and environments themselves are in trainer.rl, which reads their opt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from parallel.errors import Fault, one_of
 from trainer.config.say import did_you_mean
 
-_LIMITS = ("wall_s", "cpu_s", "memory_mb", "processes", "file_mb", "disk_mb", "output_kb", "packages")
-_JUDGE = (
-    "url", "model", "prompt", "pattern", "points", "tries", "longest", "max_tokens", "temperature", "thinking",
-    "timeout", "retries", "price_in", "price_out", "api_key_env",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Kind:
+    """The values that an option takes. allowed: in words."""
+
+    allowed: str
+    fits: Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+NAME = Kind("a text, or null", lambda value: value is None or isinstance(value, str))
+FROM_0 = Kind("a number from 0", lambda value: _number(value) and value >= 0)
+ABOVE_0 = Kind("a number above 0", lambda value: _number(value) and value > 0)
+COUNT = Kind("a whole number from 1", lambda value: _whole(value) and value >= 1)
+COUNT_0 = Kind("a whole number from 0", lambda value: _whole(value) and value >= 0)
+PARTS = Kind(
+    "a list of rewards", lambda value: isinstance(value, Sequence) and not isinstance(value, str) and bool(value)
+)
+NUMBERS = Kind("a list of numbers", lambda value: isinstance(value, Sequence) and all(map(_number, value)))
+
+_PROCESSES = {"seconds": ABOVE_0, "processes": COUNT}
+_LIMITS = {
+    "wall_s": ABOVE_0, "cpu_s": COUNT, "memory_mb": COUNT, "processes": COUNT, "file_mb": COUNT, "disk_mb": COUNT,
+    "output_kb": COUNT, "packages": FLAG,
+}  # fmt: skip
+_JUDGE = {
+    "url": TEXT, "model": NAME, "prompt": TEXT, "pattern": TEXT, "points": ABOVE_0, "tries": COUNT, "longest": COUNT,
+    "max_tokens": COUNT, "temperature": FROM_0, "thinking": FLAG, "timeout": ABOVE_0, "retries": COUNT_0,
+    "price_in": FROM_0, "price_out": FROM_0, "api_key_env": TEXT,
+}  # fmt: skip
 # Options of each reward, and those that it needs.
-OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "exact": ("case",),
-    "overlap": ("end",),
-    "format": ("thinking", "boxed", "pattern", "longest"),
-    "math": ("relative", "seconds", "processes"),
-    "quantity": ("relative", "absolute", "unit_required"),
-    "choice": (),
-    "molecule": ("by", "stereo", "isotopes", "salts", "seconds", "processes"),
-    "code": ("partial", *_LIMITS),
+OPTIONS: Mapping[str, Mapping[str, Kind]] = {
+    "exact": {"case": FLAG},
+    "overlap": {"end": FLAG},
+    "format": {"thinking": FLAG, "boxed": FLAG, "pattern": TEXT, "longest": COUNT_0},
+    "math": {"relative": FROM_0, **_PROCESSES},
+    "quantity": {"relative": FROM_0, "absolute": FROM_0, "unit_required": FLAG},
+    "choice": {},
+    "molecule": {"by": TEXT, "stereo": FLAG, "isotopes": FLAG, "salts": FLAG, **_PROCESSES},
+    "code": {"partial": FLAG, **_LIMITS},
     "judge": _JUDGE,
-    "sum": ("parts", "weights"),
-    "product": ("parts",),
+    "sum": {"parts": PARTS, "weights": NUMBERS},
+    "product": {"parts": PARTS},
 }
 NEEDED: Mapping[str, tuple[str, ...]] = {"judge": ("url",), "sum": ("parts", "weights"), "product": ("parts",)}
 
@@ -38,17 +76,37 @@ ENVIRONMENT = ("tools", "reward", "turns", "calls", "longest", "system", "guide"
 
 
 def read_options(text: str, where: str) -> Any | Fault:
-    """The options that a text gives: YAML such as `{name: math, seconds: 5}`; else the text is the name."""
+    """The options that a text gives: YAML such as `{name: math, seconds: 5}`; else the text is the name.
+
+    1e-6 is a number, as in YAML 1.2; a key that is given twice is a fault."""
     if not text.lstrip().startswith("{"):
         return {"name": text}
     import yaml
 
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml.load(text, _loader())
+    except (yaml.YAMLError, ValueError) as error:
         allowed = "a name, or {name: NAME, OPTION: VALUE}"
         said = " ".join(str(error).split())
         return Fault(f"{where} cannot be read: {said}; use {allowed}", where, text, allowed)
+
+
+@cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            if len(found) < len(node.value):
+                names = [key.value for key, _ in node.value]
+                raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
+            return found
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)[eE][-+]?\d+$"), [*"-+.0123456789"]
+    )
+    return Loader
 
 
 def check_reward(cfg: Any, where: str) -> Iterator[Fault]:
@@ -70,19 +128,17 @@ def check_reward(cfg: Any, where: str) -> Iterator[Fault]:
     for key in options:
         if key != "name" and key not in known:
             text = f"{where}.{key}: the reward {name} has no such option; use {one_of(known) or 'none'}"
-            yield Fault(text + did_you_mean(str(key), known), f"{where}.{key}", key, known)
+            yield Fault(text + did_you_mean(str(key), known), f"{where}.{key}", key, tuple(known))
+        elif key != "name" and not known[key].fits(options[key]):
+            allowed, value = known[key].allowed, options[key]
+            yield Fault(f"{where}.{key}={value!r}: use {allowed}", f"{where}.{key}", value, allowed)
     for key in NEEDED.get(name, ()):
         if key not in options:
             text = f"{where}.{key} is missing: the reward {name} needs it; give a value"
             yield Fault(text, f"{where}.{key}", None, "a value")
-    if "parts" in known and "parts" in options:
-        parts = options["parts"]
-        if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
-            allowed = "a list of rewards"
-            yield Fault(f"{where}.parts is not {allowed}", f"{where}.parts", parts, allowed)
-        else:
-            for place, part in enumerate(parts):
-                yield from check_reward(part, f"{where}.parts[{place}]")
+    if "parts" in known and PARTS.fits(options.get("parts")):
+        for place, part in enumerate(options["parts"]):
+            yield from check_reward(part, f"{where}.parts[{place}]")
 
 
 def check_environment(cfg: Any, where: str, *, reward: bool) -> Iterator[Fault]:

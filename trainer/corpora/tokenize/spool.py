@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trainer.corpora.tokenize.losses import Losses
 from trainer.corpora.tokenize.media.encode import Bad, Interleaved
 from trainer.corpora.tokenize.media.spooled import PartMedia
 from trainer.data.errors import DataError
 from trainer.data.hashing import mix64, text_key
 from trainer.data.media.rules import MediaRules
 from trainer.data.media.store import MEDIA, Stored
+from trainer.data.shards.losses import Losses
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.storage.atomic import atomic_file

@@ -1,29 +1,35 @@
-"""Questions in JSONL, a record on each line. No torch here.
+"""Questions in files: JSON lines, .jsonl or of any other name, packed (.gz) or not, and Parquet. No torch here.
 
-{"prompt": "12+30=", "answer": "42", ...}    prompt: text, or OpenAI messages; answer: what a reward compares with;
-                                             all other fields are kept for rewards
+Every row is checked as it is read, and a fault names its file and line (of Parquet: its row).
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from trainer.chat.messages import BadRecord, Message
 from trainer.data.errors import DataError
+from trainer.data.questions.forms import Answer, read_row
+from trainer.storage.json_text import read_json
 
-FORM = 'an object such as {"prompt": "12+30=", "answer": "42"}'
+FORM = 'an object such as {"prompt": "12+30=", "answer": "42"} on each line'
 
 
 @dataclass(frozen=True)
 class QuestionRecord:
-    """A line of a file. where: file and line. data: the fields beside prompt and answer."""
+    """A row of a file. where: file and line. answer: a text, or several that are right. data: the fields beside prompt
+    and answer."""
 
     where: str
-    prompt: str | list[Mapping[str, Any]]
-    answer: Any
+    prompt: str | list[Message]
+    answer: Answer
     data: Mapping[str, Any]
 
     @property
@@ -31,33 +37,78 @@ class QuestionRecord:
         """The prompt as one text, the same for equal prompts."""
         return self.prompt if isinstance(self.prompt, str) else json.dumps(self.prompt, sort_keys=True)
 
+    @property
+    def label(self) -> str:
+        """The answer that is trained on where there are several."""
+        return self.answer if isinstance(self.answer, str) else self.answer[0]
+
 
 def read_questions(path: Path) -> list[QuestionRecord]:
     """The questions of a file, in its order; empty lines are left out. Raises DataError, which names file and line."""
+    found = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 ({error.reason})"
-        allowed = "a readable .jsonl file of questions"
+        for number, row in (_parquet if path.suffix == ".parquet" else _lines)(path):
+            where = f"{path}:{number}"
+            try:
+                found.append(QuestionRecord(where, *_read(row)))
+            except BadRecord as fault:
+                raise DataError(f"{where}: {fault}", where=where, allowed=FORM) from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        allowed = "a readable file of questions"
         raise DataError(f"{path}: {reason}; give {allowed}", where=str(path), allowed=allowed) from error
-    found = [_record(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         allowed = "one question or more"
         raise DataError(f"{path} is empty; give {allowed}", where=str(path), value=0, allowed=allowed)
     return found
 
 
-def _record(where: str, line: str) -> QuestionRecord:
+def _read(row: Any) -> tuple[str | list[Message], Answer, dict[str, Any]]:
+    if not isinstance(row, bytes):
+        return read_row(_with_floats(row), row)
     try:
-        row = json.loads(line)
+        parsed = read_json(row, unique=True)
     except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error}); give {FORM}", where=where, value=line, allowed=FORM) from None
-    if not isinstance(row, dict) or "prompt" not in row:
-        raise DataError(f"{where}: there is no prompt; give {FORM}", where=where, value=row, allowed=FORM)
-    prompt = row.pop("prompt")
-    messages = isinstance(prompt, list) and all(isinstance(one, dict) and "role" in one for one in prompt)
-    if not prompt or not (isinstance(prompt, str) or messages):
-        allowed = "a text, or a list of messages with roles"
-        text = f"{where}: the prompt is neither text nor messages; give {allowed}"
-        raise DataError(text, where=where, value=prompt, allowed=allowed)
-    return QuestionRecord(where, prompt, row.pop("answer", None), row)
+        raise BadRecord(f"not JSON that can be used ({error}); give {FORM}") from None
+    return read_row(parsed, json.loads(row.decode("utf-8-sig"), parse_int=str, parse_float=str))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines end with a line feed and with nothing else: U+2028 may stand inside a text."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip(b" \t\r\n\xef\xbb\xbf"):
+                yield number, line
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows, from 1. A column that is null in a row is left out of it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+            for row in batch.to_pylist(maps_as_pydicts="strict"):
+                number += 1
+                yield number, _without_nulls(row)
+    except ValueError as error:  # ArrowInvalid is one, text that is not UTF-8 another
+        allowed, reason = "a Parquet file", str(error).splitlines()[0]
+        text = f"{path} cannot be read behind row {number}: {reason}; give {allowed}"
+        raise DataError(text, where=str(path), value=reason, allowed=allowed) from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """A struct of Parquet has every key that any row has."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _with_floats(value: Any) -> Any:
+    """Decimals of Parquet as the numbers that rewards read."""
+    if isinstance(value, dict):
+        return {name: _with_floats(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    return float(value) if isinstance(value, Decimal) else value

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any, Protocol, runtime_checkable
 
 from parallel.errors import UserError
@@ -27,8 +28,8 @@ class RewardError(UserError):
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and what a reward needs. prompt: a text, or the messages of a conversation. answer: the reference.
-    data: further values of the record, such as `unit` or `options`."""
+    """A prompt, and what a reward needs. prompt: a text, or the messages of a conversation. answer: the reference, or a
+    list of references, each of them right. data: further values of the record, such as `unit` or `options`."""
 
     number: int
     prompt: str | Sequence[Message]
@@ -47,6 +48,19 @@ class Verdict:
 
 class Reward(Protocol):
     def __call__(self, question: Question, answer: str) -> Verdict: ...
+
+
+def any_reference(call: Callable[[Any, Question, str], Verdict]) -> Callable[[Any, Question, str], Verdict]:
+    """A reward's `__call__` that takes several references, too, and gives the best of their verdicts."""
+
+    @wraps(call)
+    def best(self: Any, question: Question, answer: str) -> Verdict:
+        if not isinstance(question.answer, list | tuple):
+            return call(self, question, answer)
+        verdicts = [call(self, replace(question, answer=one), answer) for one in question.answer]
+        return max(verdicts, key=lambda verdict: verdict.value)
+
+    return best
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from parallel.errors import one_of
 from trainer.evaluation.scorers.extract import tagged
-from trainer.rl.rewards.base import Question, RewardError, Verdict
+from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference
 from trainer.rl.rewards.final import final_answer, said
 from trainer.rl.rewards.processes.pool import Workers
 
@@ -53,6 +53,7 @@ class Molecule:
                               value="molecule", allowed=remedy)  # fmt: skip
         object.__setattr__(self, "_workers", Workers(MODULE, self.processes, self.seconds))
 
+    @any_reference
     def __call__(self, question: Question, answer: str) -> Verdict:
         found = (tagged(said(answer), "SMILES") or [final_answer(answer) or ""])[-1]
         if not found:

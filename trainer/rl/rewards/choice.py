@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.evaluation.scorers.choices import by_letter
-from trainer.rl.rewards.base import Question, RewardError, Verdict
+from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference
 from trainer.rl.rewards.final import boxed, final_answer, said, unwrapped
 
 _ALONE = re.compile(r"^(?:option|choice)?\s*[\[({]?\s*([A-Z])\s*[\])}]?(?:$|[.:),;]\s|\s*[-–]\s)", re.IGNORECASE)
@@ -25,6 +25,7 @@ class Choice:
     answer is one letter ("(B)", "B. Helium", "option B"), or the text of an option.
     """
 
+    @any_reference
     def __call__(self, question: Question, answer: str) -> Verdict:
         options = _options(question)
         wanted = _wanted(question, options)

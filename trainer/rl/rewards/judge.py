@@ -36,7 +36,7 @@ Answer of the student, up to the line END OF ANSWER:
 END OF ANSWER
 
 Explain your grade in one or two sentences. Then write a last line of the form: Points: N"""
-PATTERN = r"Points:\s*\**\s*(\d+(?:\.\d+)?)"
+PATTERN = r"Points:\s*\**\s*(\d+(?:[.,]\d+)?)(?![.,]?\w)"  # 7, 7.5 or 7,5, and not the start of 7.5.2 or of 1e1
 PLACES = ("question", "reference", "answer", "points")
 
 
@@ -46,7 +46,8 @@ class Judge:
 
     url: the API, such as http://host:8000/v1. model: its name there; None: the only one that the server lists. prompt:
     of the judge, with {question}, {reference}, {answer} and {points}. pattern: finds the points, in its only group; its
-    last place in the reply counts. tries: how often an answer is asked about until the reply has points from 0 to
+    last place in the reply counts, behind the judge's thinking; where that was not closed there are none. A comma in
+    it is a decimal point. tries: how often an answer is asked about until the reply has points from 0 to
     `points`, each with another seed; without any the answer is worth 0. longest: characters of the answer that the
     judge reads, the last ones. max_tokens, temperature, thinking: of the judge. timeout, retries: of a request; a
     server that still does not answer ends the run. price_in, price_out: of a million tokens. api_key_env: the
@@ -122,7 +123,7 @@ class Judge:
         settings = Settings("judge", self.max_tokens, self.temperature, 1.0, 0, self.thinking)
         for number in range(int(self.tries)):
             reply = self._ask(question, Asked(str(question.number), messages, replace(settings, seed=number)))
-            found = re.findall(self.pattern, reply)
+            found = re.findall(self.pattern, said(reply))
             if found and (points := _number(found[-1])) is not None and 0 <= points <= self.points:
                 return Verdict(points / self.points, f"{points:g} of {self.points:g} points")
             self._count(failures=1)
@@ -133,7 +134,9 @@ class Judge:
         asked = question.prompt
         if not isinstance(asked, str):
             asked = "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in asked)
-        values = {"question": asked, "reference": str(question.answer), "answer": answer, "points": f"{self.points:g}"}
+        several = isinstance(question.answer, list | tuple)
+        reference = "\n".join(map(str, question.answer)) if several else str(question.answer)
+        values = {"question": asked, "reference": reference, "answer": answer, "points": f"{self.points:g}"}
         # in one pass: an answer that spells {reference} shall not get it
         return re.sub("{(" + "|".join(PLACES) + ")}", lambda found: values[found[1]], self.prompt)
 
@@ -168,6 +171,6 @@ class Judge:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        return float(text.replace(",", "."))
     except ValueError:
         return None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
-from trainer.rl.rewards.base import Question, RewardError, Verdict
+from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference
 from trainer.rl.rewards.final import final_answer, unwrapped
 from trainer.rl.rewards.numbers import Number, read_number
 from trainer.rl.rewards.processes.pool import Workers
@@ -44,6 +44,7 @@ class Math:
                               value="math", allowed=remedy)  # fmt: skip
         object.__setattr__(self, "_workers", Workers(MODULE, self.processes, self.seconds))
 
+    @any_reference
     def __call__(self, question: Question, answer: str) -> Verdict:
         found, wanted = final_answer(answer), unwrapped(str(question.answer))
         if found is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.rl.rewards.base import Question, Verdict
+from trainer.rl.rewards.base import Question, Verdict, any_reference
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Overlap:
 
     end: bool = False
 
+    @any_reference
     def __call__(self, question: Question, answer: str) -> Verdict:
         wanted = str(question.answer)
         same = sum(a == b for a, b in zip(wanted, answer, strict=False))

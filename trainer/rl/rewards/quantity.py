@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.rl.rewards.base import Question, RewardError, Verdict
+from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference
 from trainer.rl.rewards.final import final_answer
 from trainer.rl.rewards.numbers import Number, close, read_number
 from trainer.rl.rewards.units import Unit, convert, read_unit
@@ -26,6 +26,7 @@ class Quantity:
     absolute: float = 0.0
     unit_required: bool = False
 
+    @any_reference
     def __call__(self, question: Question, answer: str) -> Verdict:
         wanted, asked = reference(question)
         relative, absolute = (_setting(question, *one) for one in (("tolerance", self.relative),

@@ -220,3 +220,17 @@ def test_faults_name_the_option(cfg, where):
         build_reward(cfg)
     assert caught.value.where == where
     assert caught.value.allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "references", "answer", "value"),
+    [
+        ("exact", ["a", "b"], "b", 1), ("math", ["1/3", "2"], "2", 1), ("math", ["1/3", "2"], "3", 0),
+        ("quantity", ["5 cm", "3 s"], "0.05 m", 1), ("choice", ["A", "C"], "(C)", 1), ("choice", ["A", "C"], "B", 0),
+        ("overlap", ["12", "34"], "32", 0.5),
+    ],
+)  # fmt: skip
+def test_one_of_several_references_is_enough(name, references, answer, value):
+    reward = build_reward(name)
+    assert reward(ask(references), answer).value == value
+    close_reward(reward)

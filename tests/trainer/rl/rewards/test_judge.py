@@ -39,7 +39,27 @@ def test_points_and_costs():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("bad", ["I cannot say.", "Points: 11", "Points: many", ""])
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        ("<think>Points: 2</think>Good. Points: 9", 0.9), ("Points: 9 then</think>Points: 1", 0.1),
+        ("Points: 7,5", 0.75), ("Points: 7.", 0.7), ("Points: 7/10", 0.7), ("Points: 10", 1.0), ("**Points: 3**", 0.3),
+    ],
+)  # fmt: skip
+def test_points_are_read_behind_the_thinking_and_with_either_decimal_point(reply, value):
+    with serving(JudgeServer(lambda text, number: reply)) as server:
+        reward = judge(server)
+        assert reward(QUESTION, "273 K").value == pytest.approx(value)
+        close_reward(reward)
+
+
+BAD = [
+    "I cannot say.", "Points: 11", "Points: many", "", "<think>Perhaps Points: 9", "Points: 7.5.2", "Points: 1e1",
+    "Points: 7,5,3", "Points: -3", "<think>a</think><think>Points: 9",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_a_reply_without_points_is_asked_for_again_and_counted(bad):
     with serving(JudgeServer(lambda text, number: bad if number == 1 else "Points: 4")) as server:
         reward = judge(server)

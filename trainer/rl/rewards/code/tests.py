@@ -81,7 +81,7 @@ class Code:
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         tests = _tests(question)
-        blocks = _BLOCK.findall(said(answer) + "\n")
+        blocks = _BLOCK.findall(said(answer).replace("\r\n", "\n") + "\n")
         if not blocks:
             return Verdict(0.0, "no block of Python")
         try:

@@ -201,6 +201,7 @@ def ask(*tests):
         (ADD.replace("a + b", "a * b"), ALL, 0, 0),
         (ADD.replace("python", "py"), ALL[:1], 1, 1),
         (f"```python\n1/0\n```\n{ADD}", ALL[1:2], 1, 1),  # the last block counts
+        (ADD.replace("\n", "\r\n"), ALL[1:2], 1, 1),
         (f"<think>{ADD}</think>It is easy.", ALL[:1], 0, 0),
         (CHEAT, ALL, 0, 1 / 3),  # it prints the one output that it guesses
         (ADD, [{"call": "sub", "arguments": [2, 3], "returns": -1}, ALL[1]], 0, 0.5),

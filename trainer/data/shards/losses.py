@@ -14,7 +14,7 @@ class Losses:
     """Counts what the ids of texts do not say of them."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        model = tokenizer.state["model"]
+        self._tokenizer, model = tokenizer, tokenizer.state["model"]
         self._unknown = _unknown_id(model)
         self._counting: tokenizers.Tokenizer | None = None
         if model["type"] == "BPE" and self._unknown is None and not _has_all_bytes(tokenizer.state):
@@ -30,6 +30,16 @@ class Losses:
             return 0
         encoded = self._counting.encode_batch_fast(texts, add_special_tokens=False)
         return sum(encoding.ids.count(self._vanished) for encoding in encoded)
+
+    def characters(self, text: str, ids: Sequence[int]) -> str:
+        """The characters of a text with these ids that have no token of their own; empty where none is lost."""
+        if not self.unknown([ids]) and not self.vanished([text]):
+            return ""
+        lost = [one for one in sorted(set(text)) if self._loses(one)]
+        return "".join(lost) or text
+
+    def _loses(self, character: str) -> bool:
+        return bool(self.unknown(self._tokenizer.encode_all([character])) or self.vanished([character]))
 
 
 def _unknown_id(model: dict[str, Any]) -> int | None:
