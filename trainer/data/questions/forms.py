@@ -29,7 +29,7 @@ Answer = str | list[str]
 def read_row(row: Any, spelled: Any) -> tuple[str | list[Message], Answer, dict[str, Any]]:
     """Prompt, answer and further fields of a row. spelled: the row with its numbers as they are written.
 
-    An answer is a text, or several that are right, of which the first is trained on; without one a row has `tests`,
+    An answer is a text, or several right ones; the first is trained on. A row without an answer has `tests`,
     and its answer is empty. Raises BadRecord.
     """
     if not isinstance(row, Mapping):
