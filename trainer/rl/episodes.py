@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from parallel.layout import Place
+from parallel.world import World
 from trainer.config.rl.keys import RlConfig
 from trainer.config.rl.rewards import check_environment, read_options
 from trainer.data.questions.asked import Asked, Questions
@@ -25,7 +26,7 @@ WHERE = "rl.environment"
 
 
 class Episodes(Synchronous):
-    """Implements `Producer`. context: the most tokens of an episode. more: as of `play`."""
+    """Implements `Producer`. context: the most tokens of an episode."""
 
     def __init__(
         self,
@@ -38,11 +39,11 @@ class Episodes(Synchronous):
         seed: int,
         batch: int,
         place: Place,
+        world: World,
         context: int,
-        more: Callable[[bool], bool],
     ) -> None:
-        super().__init__(cfg, questions, engine, _of_environment, seed=seed, batch=batch, place=place)
-        self.environment, self.dialogue, self.context, self.more = environment, dialogue, context, more
+        super().__init__(cfg, questions, engine, _of_environment, seed=seed, batch=batch, place=place, world=world)
+        self.environment, self.dialogue, self.context = environment, dialogue, context
 
     def _roll(self, asked: Sequence[tuple[Asked, Sampling]]) -> Rolled:
         started = time.perf_counter()
@@ -55,7 +56,7 @@ class Episodes(Synchronous):
             context=self.context,
             deadline_s=self.cfg.deadline_s,
             environment_s=self.cfg.environment_s,
-            more=self.more,
+            more=lambda mine: any(self.world.gather_count(int(mine))),
         )
         values = np.array([one.verdict.value for one in found], np.float64)
         seconds = {"rollout": time.perf_counter() - started, "reward": 0.0}

@@ -37,8 +37,9 @@ def facts_of(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The facts of a step from the sums of all ranks that read questions of their own."""
 
     def total(name: str) -> float:
-        return sum(one[name] for one in of_ranks)
+        return sum(one.get(name, 0) for one in of_ranks)
 
+    figures = dict.fromkeys(name for one in of_ranks for name in one if name.startswith("figure_"))
     rollouts, tokens = max(total("rollouts"), 1), max(total("tokens"), 1)
     seconds = max(one["seconds_rollout"] for one in of_ranks)
     return {
@@ -54,7 +55,7 @@ def facts_of(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "rollout/seconds": seconds,
         "rollout/tokens_per_second": total("tokens") / max(seconds, 1e-9),
         "reward/seconds": max(one["seconds_reward"] for one in of_ranks),
-        **{name.removeprefix("figure_"): total(name) / rollouts for name in of_ranks[0] if name.startswith("figure_")},
+        **{name.removeprefix("figure_"): total(name) / rollouts for name in figures},
     }
 
 

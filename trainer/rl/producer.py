@@ -1,21 +1,22 @@
 """Groups of rollouts for the next steps: questions are asked, answers are worth something.
 
-`Synchronous` produces when it is asked, and training waits. An asynchronous producer has the same method `produce`,
-takes what an engine beside training has finished by then, oldest first, and starts `engine.load` with the newest
-weights when they are older than it allows; every token's version is in its `Rollout`, so that the record and the masks
-of `trainer.objectives.policy` need no change.
+Questions are asked in waves, in the order of their numbers, until the groups of a round are there. What is in a round
+depends on the rewards alone: neither on the number of ranks nor on the order in which rollouts end.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
 from parallel.layout import Place
+from parallel.world import World
 from trainer.config.rl.keys import RlConfig
 from trainer.data.hashing import mix64
 from trainer.data.questions.asked import Asked, Questions
@@ -23,16 +24,18 @@ from trainer.engine.request import Request, Sampling
 from trainer.rl.groups import Group
 from trainer.rl.rewards.base import Question, Reward, score_all
 from trainer.rl.rollout.protocol import Rollout, RolloutEngine
+from trainer.rl.rounds import cut_steps, missing
 
 SAMPLING = 6  # the purpose of a hash: the seed of a rollout
 
 
 @dataclass(frozen=True)
 class Produced:
-    """Groups of one step on this rank, all of them, the seconds that they took here, by purpose, and further figures of
-    their rollouts, summed."""
+    """Groups of one step on this rank, those that do not teach among them, the seconds that they took here, by purpose,
+    and further figures of their rollouts, summed. end: the number of the first question behind those of the step."""
 
     groups: Sequence[Group]
+    end: int
     seconds: Mapping[str, float]
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -57,7 +60,8 @@ class Producer(Protocol):
 
 
 class Synchronous:
-    """Implements `Producer`. seed: of the draws. batch: questions of a step, over all ranks. place: of this rank."""
+    """Implements `Producer`, collective over `world`. seed: of the draws. batch: groups of a step, over all ranks.
+    place: of this rank, which asks every question whose number leaves its reader's when divided by the readers."""
 
     def __init__(
         self,
@@ -69,33 +73,54 @@ class Synchronous:
         seed: int,
         batch: int,
         place: Place,
+        world: World,
     ) -> None:
         self.cfg, self.questions, self.engine, self.reward = cfg, questions, engine, reward
-        self.seed, self.batch, self.place = seed, batch, place
+        self.seed, self.batch, self.place, self.world = seed, batch, place, world
 
     def produce(self, first: int, steps: int) -> list[Produced]:
-        """Groups under the weights that the engine has now."""
-        mine = self.batch // self.place.readers
-        samples = [
-            first + step * self.batch + self.place.reader * mine + at for step in range(steps) for at in range(mine)
+        """Groups under the weights that the engine has now: `batch` a step, or with `rl.oversample` above 1 as many
+        that teach, unless the questions that it allows are not enough."""
+        wanted, over = steps * self.batch, self.cfg.oversample > 1
+        marks: list[tuple[int, bool]] = []  # of all ranks: the number of a question, True where its group teaches
+        groups: list[Group] = []
+        seconds, figures = Counter[str](), Counter[str]()
+        while wave := min(missing(marks, wanted, over=over), self.cfg.oversample * wanted - len(marks)):
+            start = first + len(marks)
+            found, rolled = self._wave(range(start, start + wave))
+            groups += found
+            seconds.update(rolled.seconds)
+            figures.update(rolled.figures)
+            mine = [(group.sample, group.teaches) for group in found] if self.place.counts else []
+            marks += sorted(mark for of_rank in self.world.gather(mine) for mark in of_rank)
+        ends = cut_steps(marks, steps, over=over)
+        return [
+            Produced(
+                [group for group in groups if start <= group.sample < end],
+                end,
+                {name: value / steps for name, value in seconds.items()},
+                {name: value / steps for name, value in figures.items()},
+            )
+            for start, end in pairwise([first, *ends])
         ]
-        asked = [self.questions.ask(sample, 1)[0] for sample in samples]
+
+    def _wave(self, samples: range) -> tuple[list[Group], Rolled]:
+        """This rank's groups of the questions with these numbers."""
+        mine = [sample for sample in samples if sample % self.place.readers == self.place.reader]
+        asked = [self.questions.ask(sample, 1)[0] for sample in mine]
         size = self.cfg.group_size
         rolled = self._roll(
             [
                 (one, self._sampling(sample, member))
-                for one, sample in zip(asked, samples, strict=True)
+                for one, sample in zip(asked, mine, strict=True)
                 for member in range(size)
             ]
         )
-        rollouts, values = rolled.rollouts, rolled.values
         groups = [
-            Group(sample, one, rollouts[at * size : (at + 1) * size], values[at * size : (at + 1) * size])
-            for at, (sample, one) in enumerate(zip(samples, asked, strict=True))
+            Group(sample, one, rolled.rollouts[at * size : (at + 1) * size], rolled.values[at * size : (at + 1) * size])
+            for at, (sample, one) in enumerate(zip(mine, asked, strict=True))
         ]
-        shared = {name: value / steps for name, value in rolled.seconds.items()}
-        figures = {name: value / steps for name, value in rolled.figures.items()}
-        return [Produced(groups[step * mine : (step + 1) * mine], shared, figures) for step in range(steps)]
+        return groups, rolled
 
     def answer(self, asked: Sequence[Asked]) -> tuple[list[Rollout], np.ndarray]:
         """The most likely answers to questions, and what each is worth [questions]."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from parallel.layout import Place
+from parallel.world import World
 from tests.trainer.rl.toy import toy_config
 from trainer.corpora.questions.toy import open_toy_questions
 from trainer.data.questions.stream import open_questions
@@ -49,7 +50,7 @@ def test_only_the_end_of_the_text_may_stand_behind_the_answer(toys, reward):
 
     def values(*behind):
         place, built = Place(reader=0, readers=1), build_reward(reward)
-        made = Synchronous(cfg.rl, questions, Says(answers, behind), built, seed=0, batch=4, place=place)
+        made = Synchronous(cfg.rl, questions, Says(answers, behind), built, seed=0, batch=4, place=place, world=World())
         return made.answer(questions.ask(0, 4))[1]
 
     assert values(end).tolist() == [1.0] * 4

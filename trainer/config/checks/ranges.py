@@ -54,6 +54,7 @@ POSITIVE = {
     "rl.group_size",
     "rl.max_tokens",
     "rl.updates",
+    "rl.oversample",
     "rl.bucket_mb",
     "rl.concurrent",
     "rl.deadline_s",

@@ -32,6 +32,9 @@ class RlConfig:
     bucket_mb: int = _free(512)  # lmdeploy: the most weights in one message, MiB
     exact: bool = False  # compute rollouts and training in exact arithmetic: equal log-probabilities, bit by bit
     updates: int = 1  # optimizer steps for each round of rollouts, train.global_batch questions each
+    # a step asks further questions until train.global_batch groups teach, up to this many times train.global_batch; 1:
+    # the first train.global_batch questions, whether they teach or not
+    oversample: int = 1
     # the experts of a rollout in training; replay: they are selected again, record: their differences are counted
     replay: Replay = "replay"
     freeze_router: bool = False  # leave the routers' weights as they are

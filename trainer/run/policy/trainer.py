@@ -38,10 +38,11 @@ from trainer.run.policy.engines import build_engine, longest_rollout
 
 @dataclass
 class _Ready:
-    """This rank's micro-batches of a step, and the facts of its line."""
+    """This rank's micro-batches of a step, the facts of its line, and the number of the first question behind it."""
 
     batches: list[Batch]
     facts: dict[str, Any]
+    end: int
 
 
 @dataclass
@@ -77,7 +78,7 @@ class PolicyTrainer(Trainer):
         self._sent: int | None = None  # the step whose weights the engine has
         self._sync = _Sync()
         shared: dict[str, Any] = {
-            "seed": cfg.train.seed, "batch": cfg.train.global_batch, "place": parts.place
+            "seed": cfg.train.seed, "batch": cfg.train.global_batch, "place": parts.place, "world": world
         }  # fmt: skip
         self.producer: Synchronous
         self.reward: Reward
@@ -91,7 +92,6 @@ class PolicyTrainer(Trainer):
                 environment,
                 InlineDialogue(self.questions.tokenizer),
                 context=context,
-                more=lambda mine: any(world.gather_count(int(mine))),
                 **shared,
             )
         else:
@@ -129,7 +129,7 @@ class PolicyTrainer(Trainer):
             now = sync if number == 0 else _Sync()
             facts |= {"sync/seconds": now.seconds, "sync/bytes": now.nbytes}
             facts |= counted if number == 0 else dict.fromkeys(counted, 0)
-            self._ready.append(_Ready(self._batches(of_step), facts))
+            self._ready.append(_Ready(self._batches(of_step), facts, of_step.end))
         if rl.updates > 1 or rl.denominator == "kept":
             for ready in self._ready:
                 ready.batches = [self._with_old(batch) for batch in ready.batches]
@@ -205,6 +205,7 @@ class PolicyTrainer(Trainer):
         if self.objective.compared is not None:
             self.objective.compared.zero_()
         super()._train_step(batches, counts)
+        self.position.sample = ready.end
         facts, totals = self.unread[-1]
         if self.objective.compared is not None:
             pairs, flips = self.objective.compared.clone()
