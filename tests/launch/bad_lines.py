@@ -130,7 +130,7 @@ RECIPES: list[str | bytes] = [
     "defaults:\n  - toy\n  - override /model@x: toy",
     "Defaults: [toy]",
     "optim: {LR: 1e-3}",
-    "precision: {experts: BF16}",
+    "precision: {experts: FP32}",
 ]
 # whole files
 HEADS: list[str | bytes] = [

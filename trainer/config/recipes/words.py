@@ -21,6 +21,7 @@ WORD = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^=@]*)(?P<package>@[^=]*)?=(?P<v
 DOTTED = re.compile(r"[a-z_]+(?:\.\w+)+")  # keys in a sentence
 RECIPE = re.compile(r"\s*\+{0,2}recipe\s*([=:]|$)")  # a word that chooses one, well or badly
 NEXT = re.compile(r"[\s,;]+(?=[~+]{0,2}([A-Za-z_][\w./-]*)\s*=)")  # where another override may start in a word
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 @dataclass
@@ -83,7 +84,7 @@ def _join_spaced(left: list[str], words: Words) -> str | None:
         not count
         and _is_name(text, words)
         and left
-        and not re.search(r"[=.:]", left[0])
+        and (NUMBER.fullmatch(left[0]) or not re.search(r"[=.:]", left[0]))
         and not _is_name(left[0], words)
     ):
         joined, count = f"{text}={left[0]}", 1
