@@ -31,7 +31,8 @@ def test_tokens_of_tools_have_no_label():
     rollout = Rollout((3, 4), (5, 6, 7, 8, 9), np.zeros(5, np.float32), None, np.zeros(5, np.int64), "stop", drawn)
     trained = [Trained(0, rollout, 1.0)]
     model = model_config()
-    (batch,) = make_batches(trained, pack([6], 8), micro_batches=1, micro_batch=1, seq_len=8, model=model, padding=0)
+    (batch,) = make_batches(trained, pack([6], 8), micro_batches=1, micro_batch=1, seq_len=8, model=model, padding=0,
+                            routed=False)  # fmt: skip
     assert batch.inputs["ids"][0, :6].tolist() == [3, 4, 5, 6, 7, 8]
     assert batch.labels[0].tolist() == [IGNORE, 5, 6, IGNORE, IGNORE, 9, IGNORE, IGNORE]
     assert batch.num_tokens == 3
