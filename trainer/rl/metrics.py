@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +10,9 @@ from trainer.objectives.policy import EDGES, SUM
 from trainer.rl.producer import Produced
 
 
-def measure_groups(produced: Produced, version: int) -> dict[str, float]:
-    """Sums over this rank's groups, for `facts_of`. version: of the weights that are trained now."""
+def measure_groups(produced: Produced, version: int) -> dict[str, Any]:
+    """Sums over this rank's groups, and the numbers of their questions, for `facts_of`. version: of the weights that
+    are trained now."""
     groups = produced.groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [float(value) for group in groups for value in group.rewards]
@@ -28,12 +29,13 @@ def measure_groups(produced: Produced, version: int) -> dict[str, float]:
         "cut": sum(rollout.finish != "stop" for rollout in rollouts),
         "age": sum(ages),
         "oldest": max(ages, default=0),
+        "questions": [group.sample for group in groups],
         **{f"seconds_{name}": value for name, value in produced.seconds.items()},
         **{f"figure_{name}": value for name, value in produced.figures.items()},
     }
 
 
-def facts_of(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def facts_of(of_ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The facts of a step from the sums of all ranks that read questions of their own."""
 
     def total(name: str) -> float:
@@ -45,6 +47,7 @@ def facts_of(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {
         "reward/mean": total("reward") / rollouts,
         "solve_rate": total("solved") / rollouts,
+        "questions": spans(number for one in of_ranks for number in one["questions"]),
         "groups": int(total("groups")),
         "groups/dropped": int(total("dropped")),
         "length/mean": total("tokens") / rollouts,
@@ -57,6 +60,17 @@ def facts_of(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "reward/seconds": max(one["seconds_reward"] for one in of_ranks),
         **{name.removeprefix("figure_"): total(name) / rollouts for name in figures},
     }
+
+
+def spans(numbers: Iterable[int]) -> list[list[int]]:
+    """The first and the last of each run of consecutive numbers, in ascending order."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return found
 
 
 def with_means(record: Mapping[str, Any]) -> dict[str, Any]:
