@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from trainer.config.keys import Config
 from trainer.config.model import VisionConfig
+from trainer.config.ranks import most_windows
 
 
 def arithmetic(cfg: Config) -> str:
     """The FLOPs of one step over all ranks, as text: the text model's; those of the image tower where the configuration
     bounds images; and with Muon those of the Newton-Schulz iterations, which run once for each matrix."""
     per_token = cfg.model.flops_per_token(cfg.data.seq_len, head=cfg.train.trains_head)
-    model = cfg.train.global_batch * cfg.data.seq_len * per_token
+    model = most_windows(cfg) * cfg.data.seq_len * per_token
     towers = _towers(cfg)
-    text = f"{model:.3g} FLOPs a step{' in the text model' if towers else ''}, without recomputation{towers}"
+    most = "at most " if cfg.train.objective == "policy" else ""
+    text = f"{most}{model:.3g} FLOPs a step{' in the text model' if towers else ''}, without recomputation{towers}"
     if cfg.optim.name != "muon":
         return text
     iterations = cfg.model.newton_schulz_flops(cfg.optim.ns_steps)

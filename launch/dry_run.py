@@ -18,7 +18,7 @@ from trainer.config.checks.unused import without_effect
 from trainer.config.errors import print_warning, report
 from trainer.config.keys import Config
 from trainer.config.memory import NUMBER, checkpoint_bytes, gigabytes, host_memory, largest_memory
-from trainer.config.ranks import map_ranks
+from trainer.config.ranks import map_ranks, most_windows
 from trainer.config.run_files import newest_manifests
 from trainer.data.errors import DataError
 from trainer.data.shards import files as shard_files
@@ -115,7 +115,7 @@ def _checkpoint_damage(path: Path) -> CorruptError | None:
 
 
 def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) -> Iterator[tuple[str, str]]:
-    model, train = cfg.model, cfg.train
+    model = cfg.model
     yield "recipe", cfg.run.name
     yield "parameters", f"{model.num_params():,}, {model.active_params():,} active per token"
     for name in ("vision", "signals"):
@@ -125,8 +125,7 @@ def _plan(cfg: Config, run: RunDir, world_size: int, too_large: Fault | None) ->
         yield "  frozen", " and ".join(frozen)
     axes = [f"{axis}={ranks}" for axis, ranks, _ in map_ranks(cfg.parallel, model, world_size).layout.rows()]
     yield "ranks", " ".join([f"{world_size:,}", *axes])
-    per_step = train.global_batch * cfg.data.seq_len
-    yield "tokens", f"{train.steps * per_step:,}: {train.steps:,} steps of {train.global_batch} x {cfg.data.seq_len}"
+    yield "tokens", _tokens(cfg)
     yield "arithmetic", arithmetic(cfg)
     if phases := _phases(cfg):
         yield "phases", phases
@@ -176,6 +175,15 @@ def _inputs(cfg: Config) -> str:
         gigabytes(size * pixels // vision.patch_size**2 * of_patch) for pixels in (data.min_pixels, data.max_pixels)
     )
     return f"{text}those of the image tower's are {least} to {most} more"
+
+
+def _tokens(cfg: Config) -> str:
+    train, length = cfg.train, cfg.data.seq_len
+    per_step = most_windows(cfg) * length
+    if train.objective != "policy":
+        return f"{train.steps * per_step:,}: {train.steps:,} steps of {train.global_batch} x {length}"
+    rollouts = f"{cfg.rl.group_size} rollouts for each of {train.global_batch} questions"
+    return f"at most {train.steps * per_step:,}: {train.steps:,} steps of {rollouts}, each at most {length}"
 
 
 def _phases(cfg: Config) -> str:

@@ -35,7 +35,7 @@ from trainer.run.build import build, build_model
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
 from trainer.run.process import train
-from trainer.run.step import accumulate_gradients
+from trainer.run.step import Between, accumulate_gradients
 
 # Sizes that distinguish the matrices: attention's have 64 rows, the router's 16, the experts' 48, the head's 56.
 SIZES = {
@@ -97,6 +97,35 @@ def built(cfg: Config) -> tuple[Decoder, Engine]:
 def forward_and_backward(model: Decoder, engine: Engine, cfg: Config) -> None:
     batch = build_data(cfg.data, seed=0, vocab_size=56).stream.batch(0, 1)
     accumulate_gradients(model, engine, NextToken(cfg.train.loss_chunk), [batch], 16, World(), step=1)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8_reference"])
+def test_experts_that_are_quantised_for_each_use_have_equal_gradients(name):
+    cfg, found = config("unused", name), []
+    batch = build_data(cfg.data, seed=0, vocab_size=56).stream.batch(0, 1)
+    for hold in (True, False):
+        model, engine = built(cfg)
+        accumulate_gradients(
+            model,
+            engine,
+            NextToken(cfg.train.loss_chunk),
+            [batch] * 2,
+            32,
+            World(),
+            step=1,
+            between=Between(hold_experts=hold),
+        )
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_quantised_experts_are_held_unless_they_are_gathered_for_each_use():
+    cfg = config("unused", "fp8_reference")
+    assert Between.of(cfg).hold_experts
+    cfg.parallel.reshard_experts = True
+    assert not Between.of(cfg).hold_experts
+    cfg.precision.experts = "fp8_delayed"  # whose scales change once for each time that weights are held
+    assert Between.of(cfg).hold_experts
 
 
 @pytest.fixture(scope="module", params=RUNS_HERE)

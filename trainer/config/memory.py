@@ -25,7 +25,7 @@ from parallel.pipeline.cut import StageCut
 from trainer.config.keys import Config
 from trainer.config.model import ModelConfig, Shape
 from trainer.config.places import Held, by_deepspeed, on_host
-from trainer.config.ranks import RankMap, cut_model, map_ranks
+from trainer.config.ranks import RankMap, cut_model, map_ranks, most_windows
 
 NUMBER = {"fp32": 4, "bf16": 2}  # bytes
 # What a simulated router prefers: logits fall by this much from the first expert to the last, beside random ones of
@@ -38,6 +38,7 @@ TILE = 128  # numbers that share a scale of one byte in FP8; a row's bytes are a
 # and of the hidden size for the token. START: of the hidden size, while embedding and LM head are gathered.
 EXPERT_ROWS, ADAPTED_ROWS, WIDTH_ROWS, ATTENTION_ROWS, TOKEN_ROWS, START = 6, 2, 6, 2, 10, 12
 TOKEN = 3 * 8  # bytes of a token of a batch on the host: its id, position and label
+OF_ROLLOUT = 3 * 4 + 1  # of a token of a rollout besides: advantage, log-probability, share, and if it counts
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,13 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
     weights = 4 * part.all
     updated, text = part.all - part.frozen, cfg.optim.parts.text
     unused = 0 if cfg.train.trains_head or text.freeze else part.head
+    unused += _routers_of_rl(cfg, part)
     trained, hidden = updated - unused, 0 if text.freeze else part.hidden
     if cfg.lora.target != "none":
         trained = updated = _adapters(cfg, layers, layout.shard, share)
         hidden, weights = 0, _frozen(cfg, part) + 4 * updated
     optimizer = _state(cfg, updated, hidden) + 4 * _step_counts(cfg, layers, ends) + 8  # and of skipped steps
-    micro_batches = cfg.train.global_batch // (cfg.train.micro_batch * layout.readers)
+    micro_batches = most_windows(cfg) // (cfg.train.micro_batch * layout.readers)
     tokens = cfg.train.micro_batch * cfg.data.seq_len // layout.cp
     under_way = ranks.plan.in_flight(place.pp, micro_batches)  # of one stage each
     passes = layers * under_way // len(own)  # of one layer each, in flight
@@ -118,7 +120,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
         activations, moved = min(2, max(cut.stop - cut.start for cut in own)) * inputs, activations
     if cfg.precision.kept == "fp8":  # the selected experts, by number
         activations += passes * tokens * cfg.model.experts_per_token * NUMBER["fp32"]
-    batches = cfg.train.global_batch * cfg.data.seq_len * TOKEN // layout.readers
+    batches = most_windows(cfg) * cfg.data.seq_len * _batch_row(cfg) // layout.readers
     gathered_layers = 1 if cfg.parallel.reshard_dense else layers
     gathered = accumulated = 0
     if cfg.optim.engine == "deepspeed":
@@ -167,6 +169,14 @@ def _working(cfg: Config, ranks: RankMap, layers: int, ends: _Ends, tokens: int,
     start = 2 * table + base + tokens * row * START * m.hidden_size if table else 0  # before any input is kept
     widened = 2 * held.gradients if cfg.precision.moments != "fp32" else 0  # both moments, in fp32
     return scales + max(backward, start - activations, widened - activations)
+
+
+def _batch_row(cfg: Config) -> int:
+    """Bytes of a token of a batch on the host: with routes where they are replayed or compared."""
+    if cfg.train.objective != "policy":
+        return TOKEN
+    routes = 2 * cfg.model.num_layers * cfg.model.experts_per_token if cfg.rl.replay != "off" else 0
+    return TOKEN + OF_ROLLOUT + routes
 
 
 def _kept_row(cfg: Config) -> int:
@@ -252,6 +262,7 @@ class _Elements:
     attention: int
     whole: int  # of vectors that are not sharded
     frozen: int  # by optim.parts
+    router: int
     embedding: int
 
     @property
@@ -294,7 +305,12 @@ def _elements(cfg: Config, layers: int, ends: _Ends, parts: int, share: Callable
     of_parts = {**towers, "router": router, "text": others + hidden + outside - router}
     frozen = sum(size for part, size in of_parts.items() if getattr(cfg.optim.parts, part).freeze)
     return _Elements(sum(of_parts.values()), hidden, ends.head * table, experts, attention, whole, frozen,
-                     ends.embedding * table)  # fmt: skip
+                     router, ends.embedding * table)  # fmt: skip
+
+
+def _routers_of_rl(cfg: Config, part: _Elements) -> int:
+    """Elements of the routers that `rl.freeze_router` leaves as they are: they have moments, and no gradients."""
+    return part.router if cfg.rl.freeze_router and not cfg.optim.parts.router.freeze else 0
 
 
 def _frozen(cfg: Config, part: _Elements) -> int:
@@ -346,7 +362,7 @@ def _resident(cfg: Config, ranks: RankMap, layers: int, ends: _Ends) -> tuple[in
     if cfg.optim.parts.text.freeze:
         sharded, alone_too = whole.all - whole.frozen, 0
     else:
-        sharded, alone_too = sharded - whole.frozen, alone + whole.whole
+        sharded, alone_too = sharded - whole.frozen - _routers_of_rl(cfg, whole), alone + whole.whole
     accumulated = NUMBER[cfg.precision.accumulate] * sharded + 4 * alone_too
     if ranks.plan.ranks > 1:
         each = p.reduce_every == "micro_batch"

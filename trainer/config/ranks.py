@@ -100,3 +100,9 @@ def _tower_flops(cfg: Config) -> float:
             found = sum(source.tokens for source in sources if source.modality == modality)
             flops += tower.flops_per_token() * (found / max(1, sum(s.tokens for s in sources)) if sources else 1 / 16)
     return flops
+
+
+def most_windows(cfg: Config) -> int:
+    """Windows of a step, over all ranks; in reinforcement learning the most, as if no two rollouts shared one."""
+    rollouts = cfg.rl.group_size if cfg.train.objective == "policy" else 1
+    return cfg.train.global_batch * rollouts

@@ -25,8 +25,8 @@ def settings_of(name: str, cfg: OptimConfig) -> PartConfig:
     return found
 
 
-def freeze_parts(model: nn.Module, cfg: OptimConfig) -> None:
-    """Freeze the parts that `cfg` freezes. Before the model is spread over ranks."""
+def freeze_parts(model: nn.Module, cfg: OptimConfig, *, routers: bool = False) -> None:
+    """Freeze the parts that `cfg` freezes, and the routers if `routers`. Before the model is spread over ranks."""
     for name, parameter in model.named_parameters():  # a pipeline stage has only some
-        if settings_of(name, cfg).freeze:
+        if settings_of(name, cfg).freeze or (routers and ".moe.router." in name):
             parameter.requires_grad_(False)

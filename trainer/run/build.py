@@ -176,10 +176,7 @@ def build_model(
     with torch.device("meta"):
         model = make_decoder(cfg.model, DTYPES[cfg.precision.linears], ops, make_backend, span)
     freeze_unused(model, objective)
-    freeze_parts(model, cfg.optim)
-    if cfg.rl.freeze_router:
-        for block in model.blocks:
-            block.moe.router.weight.requires_grad_(False)
+    freeze_parts(model, cfg.optim, routers=cfg.rl.freeze_router)
     adapt(model, cfg.lora, DTYPES[cfg.precision.linears])
     hold_base(model, cfg.lora, cfg.precision.experts)
     parallelize(model, meshes, cfg, world.device.type)

@@ -30,7 +30,7 @@ from trainer.run.checkpoints import Checkpoints, Position
 from trainer.run.directory import RunDir
 from trainer.run.evaluate import evaluate, measure_pairs
 from trainer.run.sample import sample_texts
-from trainer.run.step import MEDIA, accumulate_gradients, count_step
+from trainer.run.step import MEDIA, Between, accumulate_gradients, count_step
 from trainer.run.stop import StopRequest, report_stop
 from trainer.stages.forward import own_parts
 
@@ -145,8 +145,7 @@ class Trainer:
                 units,
                 world,
                 step=self.position.step + 1,
-                reshard_experts=cfg.parallel.reshard_experts,
-                reduce_once=cfg.parallel.reduce_every == "step",
+                between=Between.of(cfg),
             )
         step = self.position.step = self.position.step + 1
         self.position.sample += cfg.train.global_batch

@@ -34,7 +34,7 @@ from parallel.torch_private import FakeTensorMode, gathered_weights
 from parallel.world import World
 from trainer.config.errors import ConfigError
 from trainer.config.keys import Config
-from trainer.config.ranks import cut_model, map_ranks
+from trainer.config.ranks import cut_model, map_ranks, most_windows
 from trainer.data.batch import Batch
 from trainer.data.media.placed import placed
 from trainer.data.media.synthetic import blank_media
@@ -52,11 +52,13 @@ from trainer.optim.native import NativeEngine
 from trainer.optim.parts import freeze_parts
 from trainer.parallelize import build_meshes, parallelize, share_of
 from trainer.precision import DTYPES, narrow_moments
+from trainer.rl.routes import padding_routes
 from trainer.run.build import build_pipeline, ranks_alike, stage_spans
-from trainer.run.step import accumulate_gradients, count_step
+from trainer.run.step import Between, accumulate_gradients, count_step
 from trainer.stages.pipeline import Pipeline
 
 MOST_LAYERS = 1000  # a few minutes
+OBJECTIVES = ("next_token", "policy")
 STEADY = 3  # micro-batches without a pipeline: the first, the last, and one as all others are
 
 
@@ -93,7 +95,8 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
 
     The experts' kernels are those of a CPU where `train.device=cpu`, otherwise those of a GPU. Nothing is compiled; a
     compiled model has the same weights and fewer temporary tensors. The step's micro-batches are windows of one
-    document each, for which a ring of attention sends the most; with towers each has an image of up to 1,024 patches,
+    document each, for which a ring of attention sends the most; in reinforcement learning there are as many as if no
+    two rollouts shared a window, with routes where they are used. With towers each has an image of up to 1,024 patches,
     or a tile, and a signal of up to 256 tokens. router: a key of `ROUTERS`, on which numbers of rows depend where
     tokens travel by all_to_all.
 
@@ -107,13 +110,13 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
             value=cfg.optim.engine,
             allowed=("native",),
         )
-    if cfg.train.objective != "next_token":
+    if cfg.train.objective not in OBJECTIVES:
         raise ConfigError(
             f"train.objective={cfg.train.objective} has steps whose sizes depend on the data; use next_token, whose "
             "weights are the same",
             where="train.objective",
             value=cfg.train.objective,
-            allowed=("next_token",),
+            allowed=OBJECTIVES,
         )
     if cfg.model.num_layers > MOST_LAYERS:
         raise ConfigError(
@@ -138,7 +141,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
         make_backend = choose_simulated(
             cfg.precision.experts, cfg.model.expert_backend, kernels, cpu=cpu, shares=shares
         )
-        objective, place = build_objective(cfg.train), meshes.layout.place(rank)
+        objective, place = build_objective(cfg.train, cfg.rl), meshes.layout.place(rank)
         plan = map_ranks(cfg.parallel, cfg.model, world_size).plan
         cuts, stages = cut_model(cfg, plan), {}
         for number in plan.of_rank(place.pp):
@@ -150,7 +153,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
                     span=stage_spans(cfg, plan)[number],
                 )
             freeze_unused(stage, objective)
-            freeze_parts(stage, cfg.optim)
+            freeze_parts(stage, cfg.optim, routers=cfg.rl.freeze_router)
             adapt(stage, cfg.lora, DTYPES[cfg.precision.linears])
             hold_base(stage, cfg.lora, cfg.precision.experts)
             simulate_adapters(stage, cpu=cpu, shares=shares)
@@ -169,7 +172,7 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
                 stage.to_empty(device=world.device)
             engine.prepare()
         of_step = cfg.train.micro_batch * meshes.layout.readers
-        micro_batches = cfg.train.global_batch // of_step
+        micro_batches = most_windows(cfg) // of_step
         ran = plan.steady(micro_batches) if plan.ranks > 1 else min(micro_batches, STEADY)
         shorter = replace(cfg, train=replace(cfg.train, global_batch=ran * of_step))
         pipeline, _ = build_pipeline(shorter, plan, stages, objective, alike, meshes)
@@ -232,8 +235,7 @@ def trace_step(
                     units,
                     world,
                     step=1,
-                    reshard_experts=cfg.parallel.reshard_experts,
-                    reduce_once=cfg.parallel.reduce_every == "step",
+                    between=Between.of(cfg),
                 )
         else:
             _accumulate(pipeline, stages, batches, units, log, live)
@@ -300,12 +302,20 @@ def _blank_batch(cfg: Config) -> Batch:
     rows, length = cfg.train.micro_batch, cfg.data.seq_len
     tokens = torch.zeros(rows, length, dtype=torch.int64)
     media = blank_media(cfg.model, tokens)
+    inputs, extra = {"ids": tokens, "positions": torch.arange(length).expand(rows, -1)}, {}
+    if cfg.train.objective == "policy":
+        extra = {name: torch.zeros(rows, length) for name in ("advantages", "rollout", "share")}
+        extra["real"] = torch.ones(rows, length, dtype=torch.bool)
+        if cfg.rl.replay != "off":
+            routes = torch.from_numpy(padding_routes(rows * length, cfg.model))
+            inputs["expert_ids"] = routes.unflatten(0, (rows, length))
     batch = Batch(
-        inputs={"ids": tokens, "positions": torch.arange(length).expand(rows, -1)},
+        inputs=inputs,
         labels=tokens,
         cu_seqlens=torch.arange(0, (rows + 1) * length, length, dtype=torch.int32),
         num_tokens=tokens.numel(),
         samples=list(range(rows)),
         media=media,
+        extra=extra,
     )
     return placed(batch, cfg.model)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
 
 from parallel.layout import ALONE, Place
 from parallel.sharding.fsdp import keep_gathered, reduce_gradients
 from parallel.world import World
+from trainer.config.keys import Config
 from trainer.config.model import ModelConfig
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
@@ -59,6 +62,29 @@ def _tower_kiloflops(batch: Batch, model: ModelConfig | None) -> int:
     return round(tower_flops(model, batch.media.images, batch.media.signals) / 1000)
 
 
+class Between(NamedTuple):
+    """The parts of the state that last between the micro-batches of a step without a pipeline.
+
+    reshard_experts: gathered experts are freed after each use. hold_experts: the quantised weights of experts in FP8
+    are kept. reduce_once: sharded gradients are summed over the ranks after the last micro-batch only.
+    """
+
+    reshard_experts: bool = False
+    hold_experts: bool = True
+    reduce_once: bool = False
+
+    @classmethod
+    def of(cls, cfg: Config) -> Between:
+        """Experts that are gathered for each use are quantised for each use as well: their FP8 copies are as large as
+        the weights in bf16. Delayed scales change once for each time that weights are held, so these are held."""
+        p = cfg.parallel
+        hold = not p.reshard_experts or cfg.precision.experts == "fp8_delayed"
+        return cls(p.reshard_experts, hold, p.reduce_every == "step")
+
+
+_HELD = Between()
+
+
 def accumulate_gradients(
     model: Decoder,
     engine: Engine,
@@ -68,24 +94,22 @@ def accumulate_gradients(
     world: World,
     *,
     step: int,
-    reshard_experts: bool = False,
-    reduce_once: bool = False,
+    between: Between = _HELD,
 ) -> Totals:
     """Forward and backward of this rank's micro-batches of a step. Nothing waits for the device.
 
     units: `Objective.count` of the step over all micro-batches and ranks. step: its number, for the watch.
-    reduce_once: sharded gradients are summed over the ranks after the last micro-batch only.
     Returns the objective's scalars, combined over the micro-batches and not yet over the ranks.
     """
     totals = Totals(units)
     whole = GlobalBatch(max(units, 1), len(batches), world)
     experts = [layer.moe.experts for layer in model.blocks]
-    with held_weights(experts):
+    with held_weights(experts) if between.hold_experts else nullcontext():
         for number, batch in enumerate(batches, 1):
             world.watch.at(f"step {step}: forward and backward")
             last = number == len(batches)
-            keep_gathered(experts, keep=not last and not reshard_experts)
-            if reduce_once:
+            keep_gathered(experts, keep=not last and not between.reshard_experts)
+            if between.reduce_once:
                 reduce_gradients(model, reduce=last)
             scalars = objective(model, batch.to(world.device), whole)
             engine.backward(scalars.total)

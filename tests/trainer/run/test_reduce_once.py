@@ -18,7 +18,7 @@ from trainer.data.synthetic import open_synthetic
 from trainer.objectives.next_token import NextToken
 from trainer.optim.native import NativeEngine
 from trainer.run.simulate import trace_step
-from trainer.run.step import accumulate_gradients
+from trainer.run.step import Between, accumulate_gradients
 
 MICRO_BATCHES = 16
 
@@ -37,7 +37,7 @@ def gradients(options: dict[str, Any], dtype: torch.dtype, accumulate: str) -> t
     stream = open_synthetic(vocab_size=cfg.model.vocab_size, seq_len=16, seed=1).stream
     batches = [stream.batch(2 * number + rank, 1) for number in range(MICRO_BATCHES)]
     once = cfg.parallel.reduce_every == "step"
-    accumulate_gradients(model, engine, NextToken(32), batches, 400, world, step=1, reduce_once=once)
+    accumulate_gradients(model, engine, NextToken(32), batches, 400, world, step=1, between=Between(reduce_once=once))
     found = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     for parameter in model.parameters():
         parameter.grad = None

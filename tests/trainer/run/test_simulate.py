@@ -116,7 +116,7 @@ def test_every_rank_holds_and_sends_what_a_real_one_does(name):
     ("cfg", "fault"),
     [
         (layout(8, 1, 1, engine="deepspeed"), ("optim.engine", ("native",))),
-        (layout(1, 8, 4, objective="contrastive"), ("train.objective", ("next_token",))),
+        (layout(1, 8, 4, objective="contrastive"), ("train.objective", ("next_token", "policy"))),
         (layout(1, 8, 8, num_layers=10**8), ("model.num_layers", "1000 or less")),
     ],
     ids=["another engine", "another objective", "too many layers"],

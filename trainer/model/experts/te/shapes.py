@@ -30,11 +30,11 @@ class TransformerEngineShapes:
         self.ops = ops
         self.rows = multiple_of_rows(recipe, native=False)
         self.numbers_of_scale = SCALES.get(recipe, 0)
-        self._hold = False
+        self.holds = False
         self._held: list[list[Tensor]] = []
 
     def hold_weights(self, hold: bool) -> None:
-        self._hold = hold
+        self.holds = hold
         self._held.clear()
 
     @property
@@ -44,7 +44,7 @@ class TransformerEngineShapes:
 
     def __call__(self, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
         quantised = self._held or [self._quantise_weight(w13), self._quantise_weight(w2)]
-        if self._hold:
+        if self.holds:
             self._held = quantised
         padded = self.ops.pad_order(order, self.rows)
         hidden = _Gemm.apply(padded.gather(x.to(GEMM_DTYPE)), w13, quantised[0], self)
@@ -73,13 +73,14 @@ class _Gemm(torch.autograd.Function):
         rows, columns = owner.quantise(x), owner.quantise(x)
         y = x.new_empty(len(x), weight[0].numel() // x.shape[1])
         del rows
-        ctx.save_for_backward(weight, *columns)
-        ctx.quantised, ctx.owner, ctx.in_place = quantised, owner, _adds_in_place(weight)
+        # Weights that are not held go the way of all that autograd keeps: a recomputed block lets go of them.
+        ctx.save_for_backward(weight, *columns, *(() if owner.holds else quantised))
+        ctx.owner, ctx.in_place = owner, _adds_in_place(weight)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        weight, codes, _ = ctx.saved_tensors
+        weight, codes, *_ = ctx.saved_tensors
         dy = grads[0]
         layouts = ctx.owner.quantise(dy), ctx.owner.quantise(dy)
         dx = dy.new_empty(codes.shape)
