@@ -23,6 +23,7 @@ from trainer.rl.servers.lmdeploy_api import (
     are_rounded,
     body_of,
     faults_of,
+    other_model,
     probed,
     read_rollout,
     version_of,
@@ -32,6 +33,7 @@ from trainer.rl.servers.routes import RayStore, Store
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainer.config.model import ModelConfig
     from trainer.rl.servers.buckets import Bucket, Sync
 
 CONTROL_S = 60.0  # for requests that generate nothing
@@ -49,7 +51,8 @@ class LMDeployEngine:
     empty last bucket, wake the cache. A load that fails leaves the server asleep, where it answers nothing, until a
     whole load has succeeded.
 
-    url: of the server. version: of the weights that it was started with. routes: ask for experts. concurrency:
+    url: of the server. model: that the server has to serve, as far as answers show it; None: any. version: of the
+    weights that it was started with. routes: ask for experts. concurrency:
     requests side by side. retries: of one request, in its deadline. bucket_mb: of weights in one message, MiB. store:
     finds routes by their key, where the server's workers are Ray's. control_s: seconds for each request that
     generates nothing; a sync has one for each bucket.
@@ -61,6 +64,7 @@ class LMDeployEngine:
         self,
         url: str,
         *,
+        model: ModelConfig | None = None,
         version: int = 0,
         routes: bool = True,
         api_key: str = "",
@@ -73,6 +77,7 @@ class LMDeployEngine:
     ) -> None:
         self.version = version
         self.last_sync: Sync | None = None
+        self._expected = model
         self._routes, self._retries, self._control_s = routes, retries, control_s
         self._concurrency, self._bucket_bytes = concurrency, bucket_mb << 20
         self._store: Store = store if store is not None else RayStore()
@@ -118,9 +123,12 @@ class LMDeployEngine:
             if are_rounded(values):
                 allowed = """start it with --hf-overrides '{"fp32_lm_head": true}'"""
                 raise fault(self.name, "log-probabilities in 16 bits", "--hf-overrides", allowed)
-            read_rollout(reply.value, probe, self.version, routes=self._routes, store=self._store)
+            found = read_rollout(reply.value, probe, self.version, routes=self._routes, store=self._store)
+            other = None if self._expected is None else other_model(reply.value, found.routes, self._expected)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise fault(self.name, f"its answer to a probe cannot be used: {error}", "probe") from None
+        if other is not None:
+            raise fault(self.name, f"it serves another model: {other}", "model", "start it with the run's model")
         reply = self._reply("POST", "/abort_request", {"abort_all": False, "session_id": -2})
         if reply.status == 501:
             allowed = "start it with --enable-abort-handling"

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from parallel.errors import Fault, one_of
+from trainer.config.model import ModelConfig
 from trainer.engine.request import Request
 from trainer.rl.rollout.protocol import Rollout
 from trainer.rl.servers.routes import Routes, Store, routes_from_lists
@@ -120,6 +121,8 @@ def read_rollout(reply: Any, request: Request, version: int, *, routes: bool, st
         raise ValueError(f"an answer without tokens that ended by {finish}")
     if len(ids) > request.max_tokens:
         raise ValueError(f"{len(ids)} tokens, and at most {request.max_tokens} were asked for")
+    if finish == "length" and len(ids) < request.max_tokens:
+        raise ValueError(f"{len(ids)} of {request.max_tokens} tokens, cut by the server's --session-len")
     if (meta["prompt_tokens"], meta["completion_tokens"]) != (len(request.prompt), len(ids)):
         counted = f"{meta['prompt_tokens']} + {meta['completion_tokens']}"
         raise ValueError(f"a count of {counted} tokens for a prompt of {len(request.prompt)} and {len(ids)} ids")
@@ -150,6 +153,28 @@ def probed(reply: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The values of the most likely tokens in the reply to a probe, which should be raw log-probabilities."""
     (top,) = reply["meta_info"]["output_top_logprobs"]
     return np.array([value for value, _ in top], np.float32)
+
+
+def other_model(reply: Mapping[str, Any], routes: Routes | None, model: ModelConfig) -> str | None:
+    """The first size by which the model that answered a probe is not `model`, as far as a reply shows it, or None.
+
+    routes: of the reply, [T, L, K]. A smaller number of experts, and the width of matrices, show in no reply; weights
+    of another shape are refused when they arrive."""
+    if (most := max(token for _, token in reply["meta_info"]["output_top_logprobs"][0])) >= model.vocab_size:
+        return f"token {most} of a vocabulary of {model.vocab_size}"
+    if routes is None:
+        return None
+    for what, found, own in (
+        ("layers with experts", routes.shape[1], model.num_layers),
+        ("experts for each token", routes.shape[2], model.experts_per_token),
+    ):
+        if found != own:
+            return f"{found} {what} instead of {own}"
+    size, picks = model.num_experts // model.router_groups, model.experts_per_token // model.router_groups
+    if (routes // size != np.arange(model.experts_per_token) // picks).any():
+        groups = f"{picks} of each {size} experts in {model.router_groups} groups"
+        return f"routes such as {routes[0, 0].tolist()}, which are not {groups}"
+    return None
 
 
 def are_log_probs(values: np.ndarray[Any, np.dtype[np.float32]]) -> bool:

@@ -38,6 +38,7 @@ def build_engine(
     make = partial(
         LMDeployEngine,
         cfg.rl.url,
+        model=cfg.model,
         routes=cfg.rl.replay != "off",
         concurrency=cfg.rl.concurrent * parts.place.readers,
         bucket_mb=cfg.rl.bucket_mb,

@@ -54,6 +54,7 @@ def test_a_server_that_does_not_answer_is_named(tmp_path, capsys):
         ((WORDS[2],), "rl.url"),
         (("rl.bucket_mb=64",), "rl.bucket_mb"),
         ((*WORDS, "rl.bucket_mb=0"), "rl.bucket_mb"),
+        ((*WORDS, "precision=fp8_current"), "precision.experts"),
     ],
 )
 def test_keys_of_a_server_are_checked_before_the_run(words, where):

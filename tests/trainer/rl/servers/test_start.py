@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.printed import error_line
 from tests.trainer.rl.servers.lmdeploy_process import environment, make_export
 from tests.trainer.weights.peers.environments import require
 from trainer.rl.servers.start import lmdeploy_command, main
@@ -21,6 +22,25 @@ SCRIPT = Path(__file__).parent / "inside" / "lmdeploy_config.py"
 def test_the_printed_command_is_the_functions(capsys):
     main(["/models/x", "--experts", "fp8", "--tp", "8"])
     assert shlex.split(capsys.readouterr().out) == lmdeploy_command("/models/x", experts="fp8", tp=8)
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ((), {"experts": "fp8", "session_len": 69_633}),
+        (("precision=bf16", "rl.replay=off"), {"experts": "bf16", "session_len": 69_633, "routes": False}),
+    ],
+)
+def test_a_recipe_sets_the_flags(words, options, capsys):
+    main(["/models/x", "recipe=rl_intern_s1_pro", *words, "--tp", "16"])
+    assert shlex.split(capsys.readouterr().out) == lmdeploy_command("/models/x", tp=16, **options)
+
+
+def test_a_precision_that_lmdeploy_has_not_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["/models/x", "recipe=rl_intern_s1_pro", "precision=mxfp8"])
+    assert ended.value.code == 2
+    assert "precision.experts" in error_line(capsys.readouterr().err)
 
 
 @pytest.fixture(scope="module")

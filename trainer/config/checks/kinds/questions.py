@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from parallel.errors import Fault
+from parallel.errors import Fault, one_of
 from trainer.config.checks.data import NAME
 from trainer.config.checks.kinds import policy
 from trainer.config.keys import Config
@@ -13,6 +13,7 @@ from trainer.config.rl.keys import RlConfig
 from trainer.config.rl.rewards import check_environment, check_reward
 
 OBJECTIVES = ("next_token", "policy")
+SERVED = ("fp32", "bf16", "fp8_block", "fp8_reference")  # of precision.experts, by rl.engine=lmdeploy; fp32 as bf16
 ADDRESS = "an address such as http://localhost:23333"
 
 
@@ -71,6 +72,8 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     if rl.environment:
         yield from check_environment(rl.environment, "rl.environment", reward=True)
     yield from _engine(rl)
+    if rl.engine == "lmdeploy":
+        yield from served_precision(cfg)
     yield from policy.check(rl, cfg.data.seq_len)
     if cfg.lora.target != "none":
         text = f"train.objective=policy trains all weights, and lora.target is {cfg.lora.target}; use none"
@@ -115,6 +118,13 @@ def _engine(rl: RlConfig) -> Iterator[Fault]:
     if rl.exact:
         text = f"rl.exact=true needs rollouts in exact arithmetic, and rl.engine={rl.engine} has its own; use false"
         yield Fault(text, "rl.exact", True, (False,))
+
+
+def served_precision(cfg: Config) -> Iterator[Fault]:
+    """Experts that LMDeploy 0.18 cannot quantise alike: its FP8 has a scale for each tile of 128 x 128."""
+    if (experts := cfg.precision.experts) not in SERVED:
+        text = f"precision.experts={experts} is not among what LMDeploy computes experts in"
+        yield Fault(f"{text}; use {one_of(SERVED)}", "precision.experts", experts, SERVED)
 
 
 def _is_address(url: str) -> bool:
