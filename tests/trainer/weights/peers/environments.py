@@ -72,6 +72,7 @@ ENVIRONMENTS = {
         folder=True,
     ),
     "ray": Peer((("ray==2.60.0",),), folder=True),
+    "trl": Peer((("--no-deps", "trl==1.16.0"),), folder=True),  # over our transformers, accelerate, datasets and torch
     # of its thousands of files only the scorers are run, with what these import and we have not
     "opencompass": Peer(
         (("--no-deps", "--no-compile", "opencompass==0.5.4", "rdchiral==1.1.0", "biopython==1.88"),), folder=True
@@ -114,16 +115,21 @@ def require(name: str) -> None:
         pytest.skip(f"no {name} at {PEERS / name}; `make test-peers` sets it up")
 
 
-def ask(name: str, script: str, *arguments: str | Path, given: Any = None) -> Any:
-    """Run a script of `INSIDE` in an environment. given: JSON for its input. Returns: the JSON of its last line."""
+def interpreter(name: str) -> tuple[str, dict[str, str]]:
+    """The Python of an environment, and the variables to run it with: one thread, no network."""
     peer, place = ENVIRONMENTS[name], PEERS / name
     python = sys.executable if peer.folder else str(place / "bin" / "python")
     kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    environment = {
+    return python, {
         **kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(place) if peer.folder else "", "HF_MODULES_CACHE": str(PEERS / "modules"),
         "TORCHINDUCTOR_CACHE_DIR": str(PEERS / "inductor"),
     }  # fmt: skip
+
+
+def ask(name: str, script: str, *arguments: str | Path, given: Any = None) -> Any:
+    """Run a script of `INSIDE` in an environment. given: JSON for its input. Returns: the JSON of its last line."""
+    python, environment = interpreter(name)
     with tempfile.TemporaryDirectory() as scratch:  # mlx leaves the kernels that it compiles
         done = subprocess.run(
             [python, str(INSIDE / script), *map(str, arguments)],
