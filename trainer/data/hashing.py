@@ -4,6 +4,8 @@ No random number library is used, so no installed version of one can change whic
 """
 
 import hashlib
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,8 @@ def mix64(*counters: int | npt.NDArray[np.integer]) -> U64:
     Flood, "Fast splittable pseudorandom number generators", 2014), so that (1, 2) and (2, 1) differ.
     Negative counters count modulo 2**64.
     """
+    if all(isinstance(counter, int) for counter in counters):
+        return np.array([_mix_numbers(counters)], np.uint64)
     state = np.zeros(1, np.uint64)
     for counter in counters:
         value = np.array([counter % 2**64], np.uint64) if isinstance(counter, int) else counter.astype(np.uint64)
@@ -25,6 +29,17 @@ def mix64(*counters: int | npt.NDArray[np.integer]) -> U64:
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def _mix_numbers(counters: Iterable[Any]) -> int:
+    """The same for numbers alone, for which numpy takes ten times as long."""
+    state, last = 0, 2**64 - 1
+    for counter in counters:
+        state = ((state + counter) * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & last
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & last
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & last
+        state ^= state >> 31
     return state
 
 

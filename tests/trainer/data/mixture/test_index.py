@@ -212,6 +212,8 @@ def test_numbers_stay_right_up_to_the_largest_sample():
 
 def test_a_hash_of_one_use_is_not_that_of_another():
     assert mix64(0, 1, 2).tolist() != mix64(0, 2, 1).tolist()
+    for number in (0, 7, 2**64 - 1, -3, 2**70 + 5):  # numbers alone have a way of their own
+        assert mix64(5, number) == mix64(5, np.array([number % 2**64], np.uint64))
 
 
 def test_start_and_seek_do_not_depend_on_the_size():
