@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from trainer.rl.rewards.base import Question, Verdict, any_reference
 
@@ -16,6 +17,7 @@ class Overlap:
         end. So what a model still has to learn is rewarded by steps of one size.
     """
 
+    waits: ClassVar[bool] = False
     end: bool = False
 
     @any_reference

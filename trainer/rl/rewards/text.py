@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from parallel.errors import one_of
 from trainer.evaluation.scorers.extract import after_thinking
@@ -19,6 +20,7 @@ class Exact:
 
     case: capital and small letters differ. Of a list of references one has to match."""
 
+    waits: ClassVar[bool] = False
     case: bool = True
 
     def __call__(self, question: Question, answer: str) -> Verdict:
@@ -39,6 +41,7 @@ class Format:
     behind the thinking matches. longest: characters of all of it; 0: any number.
     """
 
+    waits: ClassVar[bool] = False
     thinking: bool = False
     boxed: bool = False
     pattern: str = ""
