@@ -1,6 +1,9 @@
+import threading
+
 import pytest
 
-from trainer.rl.rewards.base import Question, RewardError, build_reward, counts_of, score_all
+from trainer.rl.rewards.base import Question, RewardError, Verdict, build_reward, counts_of, score_all
+from trainer.rl.rewards.text import Exact
 
 
 def ask(answer, **data):
@@ -35,3 +38,16 @@ def test_verdicts_come_in_the_order_of_the_answers():
     asked = [(ask(str(number)), str(number % 3)) for number in range(50)]
     assert [verdict.value for verdict in score_all(build_reward("exact"), asked)] == [1, 1, 1, *[0] * 47]
     assert counts_of(build_reward("exact")) == {}
+
+
+@pytest.mark.parametrize("cfg", ["exact", {"name": "sum", "parts": ["overlap", "exact"], "weights": [1, 1]}])
+def test_what_does_not_wait_is_scored_in_the_thread_that_asks(cfg, monkeypatch):
+    reward, seen = build_reward(cfg), set()
+
+    def noted(self, question, answer):
+        seen.add(threading.get_ident())
+        return Verdict(1.0)
+
+    monkeypatch.setattr(Exact, "__call__", noted)
+    score_all(reward, [(ask("1"), "1")] * 20)
+    assert seen == {threading.get_ident()}
