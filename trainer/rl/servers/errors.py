@@ -22,6 +22,11 @@ class IncompleteError(RolloutError):
         return _incomplete, (fault.text, fault.where, fault.value, fault.allowed, self.finished)
 
 
+class RestartedError(RolloutError):
+    """The engine's process is another one than the weights were sent to: it has other weights, and answers since may be
+    of these. It answers with the right ones after another `load`."""
+
+
 def _incomplete(text: str, where: str, value: Any, allowed: Any, finished: Mapping[int, Rollout]) -> IncompleteError:
     return IncompleteError(text, where=where, value=value, allowed=allowed, finished=finished)
 

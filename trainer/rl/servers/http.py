@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 import httpx
 
 from parallel.errors import UserError
+from trainer.rl.rollout.protocol import Rollout, RolloutError
+from trainer.rl.servers.errors import IncompleteError, RestartedError
 
 T = TypeVar("T")
 CONNECT_S = 10.0  # at most, for a connection
@@ -31,6 +33,23 @@ class Failed(Exception):
     def __init__(self, text: str, *, status: int | None = None, lost: bool = False, late: bool = False) -> None:
         super().__init__(text)
         self.status, self.lost, self.late = status, lost, late
+
+
+class Restarted(Failed):
+    """The process that answers is not the one that the weights were sent to, or need not be."""
+
+
+def no_answer(engine: str, failed: Mapping[int, Failed], finished: Mapping[int, Rollout]) -> RolloutError:
+    """The error of requests that failed, by their places, beside those that did not."""
+    number = min(failed)
+    error, count = failed[number], len(failed) + len(finished)
+    others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    text = f"{engine}: request {number}{others} of {count} has no answer: {error}"
+    if any(isinstance(one, Restarted) for one in failed.values()):
+        remedy = "load whole weights again"
+        return RestartedError(f"{text}; {remedy}", where=engine, value=number, allowed=remedy)
+    remedy = "ask again for these" if error.late else "check the server's log"
+    return IncompleteError(f"{text}; {remedy}", where=engine, value=number, allowed=remedy, finished=finished)
 
 
 class Reply(NamedTuple):
@@ -92,13 +111,6 @@ class Connection:
         except CancelledError:
             raise Failed("the connection was closed") from None
 
-    def get(self, path: str, *, timeout_s: float, **query: Any) -> Reply:
-        return self.run(self.ask("GET", path, None, timeout_s=timeout_s, query=query))
-
-    def post(self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float, **query: Any) -> Reply:
-        """`query`: parameters of the address; a list repeats its parameter."""
-        return self.run(self.ask("POST", path, {} if body is None else body, timeout_s=timeout_s, query=query))
-
     async def ask(
         self,
         method: str,
@@ -108,7 +120,8 @@ class Connection:
         timeout_s: float,
         query: Mapping[str, Any] | None = None,
     ) -> Reply:
-        """One try. timeout_s: from the connection to the last byte. Raises Failed without a reply."""
+        """One try. query: parameters of the address; a list repeats its parameter. timeout_s: from the connection to
+        the last byte. Raises Failed without a reply."""
         started = time.monotonic()
         try:
             async with asyncio.timeout(max(0.0, timeout_s)):

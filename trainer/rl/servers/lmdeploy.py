@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from parallel.errors import one_of
 from trainer.engine.request import Request, RequestError, Sampling
 from trainer.rl.rollout.protocol import Rollout, RolloutError
-from trainer.rl.servers.errors import IncompleteError, fault
-from trainer.rl.servers.http import Connection, Failed, Reply
+from trainer.rl.servers.errors import fault
+from trainer.rl.servers.http import Connection, Failed, Reply, Restarted, no_answer
 from trainer.rl.servers.lmdeploy_api import (
     PROBED,
     VERSIONS,
@@ -23,8 +22,10 @@ from trainer.rl.servers.lmdeploy_api import (
     are_rounded,
     body_of,
     faults_of,
+    finds_prefixes,
     other_model,
     probed,
+    process_of,
     read_rollout,
     version_of,
 )
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
     from trainer.config.model import ModelConfig
     from trainer.rl.servers.buckets import Bucket, Sync
 
+T = TypeVar("T")
 CONTROL_S = 60.0  # for requests that generate nothing
 AGAIN = {409, 429, 500, 502, 503, 504}  # the same request may succeed later
+UNAVAILABLE = {429, 502, 503, 504}  # the same, where a 500 is the server's answer to what was asked
 BACKOFF_S = 0.5
 POLL_S = 0.1
-_STARTED = re.compile(r"^process_start_time_seconds (\S+)", re.MULTILINE)
-_PREFIX_HITS = re.compile(r"^lmdeploy:prefix_cache_hit_rate(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+CHECK_S = 1.0  # at least, for the look at the process behind the answers
 
 
 class LMDeployEngine:
@@ -49,13 +51,13 @@ class LMDeployEngine:
 
     A change of weights is: abort, sleep at level 2 (which drops weights and KV cache), wake the weights, buckets, the
     empty last bucket, wake the cache. A load that fails leaves the server asleep, where it answers nothing, until a
-    whole load has succeeded.
+    whole load has succeeded. Every request may be repeated: those that generate nothing are idempotent.
 
     url: of the server. model: that the server has to serve, as far as answers show it; None: any. version: of the
     weights that it was started with. routes: ask for experts. concurrency:
     requests side by side. retries: of one request, in its deadline. bucket_mb: of weights in one message, MiB. store:
     finds routes by their key, where the server's workers are Ray's. control_s: seconds for each request that
-    generates nothing; a sync has one for each bucket.
+    generates nothing, its repetitions included; a sync has one for each bucket.
     Raises RolloutError for a server that does not answer, of a version that is not known, or without a flag that
     rollouts need.
     """
@@ -95,16 +97,18 @@ class LMDeployEngine:
     # ---- connecting ----
 
     def _connect(self) -> None:
+        self._check_version()
+        self.model = self._read("/v1/models", lambda value: str(value["data"][0]["id"]))
+        self._process = self._started()
+        if not self._asleep():  # a server that was started empty has nothing to probe before its first weights
+            self._check_flags()
+
+    def _check_version(self) -> None:
         reply = self._control("GET", "/openapi.json", allowed="start it without --disable-fastapi-docs")
         self.server_version = version_of(reply.value)
         if self.server_version is None:
             known = tuple(VERSIONS)
             raise fault(self.name, "a server of an unknown version", None, f"use {one_of(known)}")
-        models = self._control("GET", "/v1/models").value
-        self.model: str = models["data"][0]["id"]
-        self._process = self._started()
-        if not self._asleep():  # a server that was started empty has nothing to probe before its first weights
-            self._check_flags()
 
     def _check_flags(self) -> None:
         """Find out what the server was started with, from how it answers one token."""
@@ -137,19 +141,28 @@ class LMDeployEngine:
 
     def _started(self) -> str | None:
         """The time at which the server's process started; None for one without metrics."""
-        return _started(self._reply("GET", "/metrics"))
+        return process_of(self._reply("GET", "/metrics").value)
 
     # ---- requests that generate nothing ----
 
     def _reply(self, method: str, path: str, body: Any = None, **query: Any) -> Reply:
         """Raises RolloutError without a reply."""
-        ask = self._server.get if method == "GET" else self._server.post
-        more = {} if method == "GET" else {"body": body}
-        try:
-            return ask(path, timeout_s=self._control_s, **more, **query)
-        except Failed as error:
-            text = f"{method} {path} failed: {error}"
-            raise fault(self.name, text, path, "check that the server runs") from None
+        sent = None if method == "GET" else body or {}
+        end = time.monotonic() + self._control_s
+        for tried in range(self._retries + 1):
+            wait = BACKOFF_S * 2**tried
+            last = tried == self._retries or time.monotonic() + wait >= end
+            try:
+                asked = self._server.ask(method, path, sent, timeout_s=end - time.monotonic(), query=query)
+                reply = self._server.run(asked)
+                if last or reply.status not in UNAVAILABLE:
+                    return reply
+            except Failed as error:
+                if last or not error.lost:
+                    text = f"{method} {path} failed: {error}"
+                    raise fault(self.name, text, path, "check that the server runs") from None
+            time.sleep(wait)
+        raise AssertionError("unreachable")
 
     def _control(self, method: str, path: str, body: Any = None, *, allowed: str | None = None, **query: Any) -> Reply:
         """As `_reply`, and raises RolloutError for a status other than 200."""
@@ -158,12 +171,21 @@ class LMDeployEngine:
             raise fault(self.name, f"{method} {path} was refused: {reply.status} {reply.said()}", path, allowed)
         return reply
 
+    def _read(self, path: str, read: Callable[[Any], T]) -> T:
+        """The value that `read` finds in a reply. Raises RolloutError for one of another kind, as a proxy may send."""
+        reply = self._control("GET", path)
+        try:
+            return read(reply.value)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            text = f"GET {path} was answered by something else: {reply.said()}"
+            raise fault(self.name, text, path, "check the address, and proxies before the server") from None
+
     def _asleep(self) -> bool:
-        return bool(self._control("GET", "/is_sleeping").value["is_sleeping"])
+        return self._read("/is_sleeping", lambda value: bool(value["is_sleeping"]))
 
     def _tags(self) -> set[str]:
         """The parts that sleep: weights, kv_cache. Asked after /wakeup, which answers 200 whatever it does."""
-        return {*self._control("GET", "/update_weights_from_ipc").value["sleeping_tags"]}
+        return self._read("/update_weights_from_ipc", lambda value: {*value["sleeping_tags"]})
 
     def _expect_tags(self, wanted: set[str], after: str) -> None:
         if (found := self._tags()) != wanted:
@@ -178,25 +200,21 @@ class LMDeployEngine:
         """Raises RequestError before anything is sent for what LMDeploy cannot serve as asked: texts as stops, media,
         scores of prompts. The sampling's seed is not used: there is no field for it. An answer may also end at the
         end tokens of the served model. Raises IncompleteError, with the answers that are there, where others are
-        not."""
+        not, and RestartedError where the server's process is not, or no longer, the one that has the weights."""
         if faults := [one for number, request in enumerate(requests) for one in faults_of(request, number)]:
             raise RequestError(faults)
         if self._incomplete:
             raise fault(self.name, self._incomplete, "generate", "load whole weights, then resume")
         found = self._server.run(self._all(requests, time.monotonic() + deadline_s))
-        failed = [(number, error) for number, error in enumerate(found) if isinstance(error, Failed)]
-        if not failed:
-            return [one for one in found if isinstance(one, Rollout)]
-        number, error = failed[0]
-        finished = {place: one for place, one in enumerate(found) if isinstance(one, Rollout)}
-        others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        text = f"{self.name}: request {number}{others} of {len(requests)} has no answer: {error}"
-        remedy = "ask again for these" if error.late else "check the server's log"
-        raise IncompleteError(
-            f"{text}; {remedy}", where=self.name, value=number, allowed=remedy, finished=finished
-        )  # fmt: skip
+        failed = {number: error for number, error in enumerate(found) if isinstance(error, Failed)}
+        if failed:
+            finished = {place: one for place, one in enumerate(found) if isinstance(one, Rollout)}
+            raise no_answer(self.name, failed, finished)
+        return [one for one in found if isinstance(one, Rollout)]
 
     async def _all(self, requests: Sequence[Request], deadline: float) -> list[Rollout | Failed]:
+        """An answer or a failure for each. All are of one process, or there is a `Restarted` among them: connections
+        that break show only those restarts at which one was in use."""
         gate = asyncio.Semaphore(self._concurrency)
 
         async def one(request: Request) -> Rollout | Failed:
@@ -206,7 +224,15 @@ class LMDeployEngine:
             except Failed as error:
                 return error
 
-        return await asyncio.gather(*(one(request) for request in requests))
+        if self._paused:
+            return [_nothing(request) for request in requests]
+        failure = await self._other_process(deadline)
+        if failure is None or failure.lost:  # requests are repeated where it is lost
+            found = await asyncio.gather(*(one(request) for request in requests))
+            failure = await self._other_process(max(deadline, time.monotonic() + CHECK_S))
+            if not isinstance(failure, Restarted):
+                return found
+        return [failure for _ in requests]
 
     async def _one(self, request: Request, deadline: float) -> Rollout:
         body = body_of(request, routes=self._routes)
@@ -236,30 +262,43 @@ class LMDeployEngine:
         reply = await self._server.ask("POST", "/generate", body, timeout_s=deadline - time.monotonic())
         if reply.status != 200:
             raise Failed(f"{reply.status} {reply.said()}", status=reply.status)
-        try:
-            return await asyncio.to_thread(
-                read_rollout, reply.value, request, version, routes=self._routes, store=self._store
-            )
+        try:  # routes under a key come from a store, which may hang
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                return await asyncio.to_thread(
+                    read_rollout, reply.value, request, version, routes=self._routes, store=self._store
+                )
+        except TimeoutError:
+            raise Failed("its routes were not read by the deadline", late=True) from None
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise Failed(f"a reply that cannot be used: {type(error).__name__}: {error}") from None
 
     async def _require_same_process(self, deadline: float) -> None:
         """Raises Failed if the server that answers now need not be the process that the weights were sent to."""
-        try:
-            reply = await self._server.ask("GET", "/metrics", None, timeout_s=deadline - time.monotonic())
-        except Failed:
-            return  # the next try fails alike
-        if _started(reply) != self._process:
-            raise Failed("the server was restarted and has other weights")
+        if isinstance(failure := await self._other_process(deadline), Restarted):
+            raise failure
         if self._process is None:  # a server without metrics
-            raise Failed(
+            raise Restarted(
                 "the connection broke, and a server without metrics may have been restarted with other weights"
             )
+
+    async def _other_process(self, deadline: float) -> Failed | None:
+        """None where the process that answers is the one that the weights were sent to."""
+        try:
+            reply = await self._server.ask("GET", "/metrics", None, timeout_s=deadline - time.monotonic())
+        except Failed as error:
+            return error
+        if process_of(reply.value) == self._process:
+            return None
+        if reply.status in AGAIN:
+            return Failed(f"{reply.status} {reply.said()}", status=reply.status, lost=True)
+        return Restarted("the server was restarted and has other weights")
 
     def pause(self) -> None:
         with self._lock:
             self._paused = True
         deadline = time.monotonic() + self._control_s
+        # A client that was killed may have left requests behind, which the server still works on.
+        self._control("POST", "/abort_request", {"abort_all": True})
         # A request that reaches the server after an abort is not among those it ends: repeat until none runs.
         while self._running:
             self._control("POST", "/abort_request", {"abort_all": True})
@@ -284,6 +323,7 @@ class LMDeployEngine:
             self._control("POST", "/wakeup", tags=["kv_cache"])
             self._expect_tags(set(), "/wakeup?tags=kv_cache")
         if not self._checked:
+            self._check_version()
             self._check_flags()
         with self._lock:
             self._paused = False
@@ -304,7 +344,8 @@ class LMDeployEngine:
         self._control("POST", "/sleep", level=2)
         self._control("POST", "/wakeup", tags=["weights"])
         self._expect_tags({"kv_cache"}, "/wakeup?tags=weights")
-        self._process = self._started()
+        if (process := self._started()) != self._process:  # it may have been started with other flags
+            self._process, self._checked = process, False
 
     def take(self, bucket: Bucket) -> None:
         from trainer.rl.servers.buckets import serialized
@@ -318,6 +359,9 @@ class LMDeployEngine:
         def end() -> None:
             self._send(serialized(None), finished=True)
             self._expect_tags({"kv_cache"}, "the last bucket")
+            if self._started() != self._process:
+                text = "the server was restarted in the middle of it"
+                raise fault(self.name, text, "load", "load whole weights again")
 
         self._during("the empty last bucket", end)
         self.version, self._incomplete = version, ""
@@ -336,9 +380,7 @@ class LMDeployEngine:
 
     def _refuse_prefix_cache(self) -> None:
         """Its table of prefixes outlives a sleep, although the keys and values that it points to do not."""
-        reply = self._reply("GET", "/metrics")
-        found = _PREFIX_HITS.search(reply.value) if isinstance(reply.value, str) else None
-        if found and float(found[1]) > 0:
+        if finds_prefixes(self._reply("GET", "/metrics").value):
             allowed = "start it without --enable-prefix-caching"
             raise fault(self.name, "prefixes of old weights would be found again", "--enable-prefix-caching", allowed)
 
@@ -346,8 +388,3 @@ class LMDeployEngine:
 def _nothing(request: Request) -> Rollout:
     """A rollout that was aborted before its first token."""
     return Rollout(tuple(request.prompt), (), np.zeros(0, np.float32), None, np.zeros(0, np.int64), "abort")
-
-
-def _started(reply: Reply) -> str | None:
-    found = _STARTED.search(reply.value) if isinstance(reply.value, str) else None
-    return found[1] if found else None

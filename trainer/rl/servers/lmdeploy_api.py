@@ -5,6 +5,7 @@ Source: LMDeploy 0.18.0, serve/openai/protocol.py and serve/openai/endpoints.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -35,6 +36,22 @@ PATHS: Final = frozenset({
     "/update_weights_from_ipc", "/v1/models",
 })  # fmt: skip
 PROBED: Final = 20  # most likely tokens that a probe asks for
+
+
+_STARTED = re.compile(r"^process_start_time_seconds (\S+)", re.MULTILINE)
+_PREFIX_HITS = re.compile(r"^lmdeploy:prefix_cache_hit_rate(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+
+
+def process_of(metrics: Any) -> str | None:
+    """The time at which the server's process started, of the text of /metrics; None for a server without one."""
+    found = _STARTED.search(metrics) if isinstance(metrics, str) else None
+    return found[1] if found else None
+
+
+def finds_prefixes(metrics: Any) -> bool:
+    """Return True if the server has found prefixes in its cache."""
+    found = _PREFIX_HITS.search(metrics) if isinstance(metrics, str) else None
+    return found is not None and float(found[1]) > 0
 
 
 def version_of(openapi: Any) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -20,10 +22,13 @@ from trainer.model.decoder import Decoder
 from trainer.model.lora.adapt import adapters
 from trainer.rl.rollout.protocol import Rollout, RolloutEngine
 from trainer.rl.servers.buckets import Sync
+from trainer.rl.servers.errors import RestartedError
 from trainer.weights.hf_config import is_qwen3_moe
 from trainer.weights.map import MULTIMODAL, PLAIN, Piece, full_name, text_pieces
 
 T = TypeVar("T")
+RELOADS = 3  # of an engine that is restarted again and again in one `generate`
+_log = logging.getLogger(__name__)
 
 
 def published(stages: Sequence[Decoder], cfg: ModelConfig) -> Iterator[tuple[str, Tensor]]:
@@ -68,7 +73,8 @@ class Remote:
     """Implements `RolloutEngine` for a run: rank 0 asks `make()`'s engine for the requests of all ranks. Every call is
     collective over `world`, and an error of the engine is raised on every rank.
 
-    stages, cfg: of the model whose weights are loaded. place: of this rank; ranks with the same reader give the same
+    stages, cfg: of the model whose weights are loaded; they are those of `version` whenever `generate` is called, which
+    loads them again into an engine that was restarted. place: of this rank; ranks with the same reader give the same
     requests, which are asked once.
     """
 
@@ -108,8 +114,25 @@ class Remote:
         readers = sorted(of_reader)
         every = [one for reader in readers for one in of_reader[reader]]
         first = sum(len(of_reader[reader]) for reader in readers if reader < self.place.reader)
-        found = self._on_first(lambda: self._engine().generate(every, deadline_s=deadline_s))
+        found = self._ask(every, deadline_s)
         return found[first : first + len(requests)]
+
+    def _ask(self, requests: list[Request], deadline_s: float) -> list[Rollout]:
+        """The rollouts of all ranks' requests. An engine that was restarted gets the weights of now and is asked for
+        all of them again, a few times by the deadline."""
+        end = time.monotonic() + deadline_s
+        for _ in range(RELOADS):
+            try:
+                return self._on_first(
+                    lambda: self._engine().generate(requests, deadline_s=max(0.0, end - time.monotonic()))
+                )
+            except RestartedError as error:  # on every rank
+                if self.world.rank == 0:
+                    _log.warning("%s; sending it version %d anew", error, self.version)
+                self.pause()
+                self.load((), self.version)
+                self.resume()
+        return self._on_first(lambda: self._engine().generate(requests, deadline_s=max(0.0, end - time.monotonic())))
 
     def pause(self) -> None:
         self._on_first(lambda: self._engine().pause())

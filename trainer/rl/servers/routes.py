@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+STORE_S = 60.0
 Routes = npt.NDArray[np.uint16]
 Store = Callable[[str], Any]  # key -> array-like [P + G - 1, L, K]; each key once
 
@@ -32,22 +33,33 @@ class RayStore:
     """Takes routes out of the store in which LMDeploy's Ray workers leave them: an actor of the same Ray cluster.
 
     A key is good for one reading. Ray is imported with the first key: `pip install -e '.[ray]'`.
-    address: of the cluster; the machine must have joined it.
+    address: of the cluster; the machine must have joined it. timeout_s: for one reading.
     """
 
-    def __init__(self, address: str = "auto", *, name: str = "shared_store", namespace: str = "lmdeploy") -> None:
-        self.address, self.name, self.namespace = address, name, namespace
+    def __init__(
+        self,
+        address: str = "auto",
+        *,
+        name: str = "shared_store",
+        namespace: str = "lmdeploy",
+        timeout_s: float = STORE_S,
+    ) -> None:
+        self.address, self.name, self.namespace, self.timeout_s = address, name, namespace, timeout_s
         self._actor: Any = None
 
     def __call__(self, key: str) -> Any:
-        """Raises ValueError where there is no such store or key, ImportError without Ray."""
+        """Raises ValueError where there is no such cluster, store or key, or none that answers, ImportError without
+        Ray."""
         import ray
 
-        if self._actor is None:
-            if not ray.is_initialized():
-                ray.init(address=self.address, log_to_driver=False)
-            self._actor = ray.get_actor(self.name, namespace=self.namespace)
         try:
-            return ray.get(self._actor.get.remote(key))
+            if self._actor is None:
+                if not ray.is_initialized():
+                    ray.init(address=self.address, log_to_driver=False)
+                self._actor = ray.get_actor(self.name, namespace=self.namespace)
+            return ray.get(self._actor.get.remote(key), timeout=self.timeout_s)
         except ray.exceptions.RayTaskError as error:
             raise ValueError(f"the shared store has no routes under the key {key}: {error.cause!r}") from None
+        except (ray.exceptions.RayError, ConnectionError) as error:  # the store or the cluster ended, or is late
+            self._actor = None
+            raise ValueError(f"the shared store cannot be read: {type(error).__name__}: {error}") from None

@@ -23,7 +23,7 @@ from tests.trainer.rl.servers.http_server import repeating, serving
 from trainer.engine.request import Request, RequestError, Sampling
 from trainer.rl.rollout.protocol import RolloutError
 from trainer.rl.servers import lmdeploy
-from trainer.rl.servers.errors import IncompleteError
+from trainer.rl.servers.errors import IncompleteError, RestartedError
 from trainer.rl.servers.lmdeploy import LMDeployEngine
 from trainer.rl.servers.lmdeploy_api import PATHS, VERSIONS, body_of
 
@@ -258,20 +258,94 @@ def test_a_refused_request_is_not_asked_again(fake):
     fake.answers["/generate"] = lambda body: (
         (400, {"message": "no"}) if body["max_tokens"] == 2 else (200, fake.reply(body))
     )
-    before = len(fake.asked)
+    before = count(fake, "/generate")
     error = error_of_generate(fake)
     assert (error.value, [*error.finished]) == (1, [0, 2, 3])
-    assert len(fake.asked) - before == len(LATER)
+    assert count(fake, "/generate") - before == len(LATER)
 
 
-def test_a_server_that_was_restarted_is_not_asked_again(fake):
-    def die(body: Any) -> None:
+def count(fake: Fake, path: str) -> int:
+    return sum(target.partition("?")[0] == path for target, _ in fake.asked)
+
+
+@pytest.mark.parametrize("moment", ["before", "in the middle", "behind the answer"])
+def test_answers_of_a_server_that_was_restarted_are_not_used(fake, moment):
+    """It answers, with other weights: the process behind the answers is what shows it."""
+
+    def restart(body: Any) -> Any:
         fake.started = "1.6e+09"
+        return None if moment == "in the middle" else (200, fake.reply(body))
 
-    fake.answers["/generate"] = die
-    error = error_of_generate(fake)
-    assert sum(target == "/generate" for target, _ in fake.asked) == 1 + len(LATER)
-    assert error.value == 0
+    if moment == "before":
+        restart({"max_tokens": 1, "input_ids": [1]})
+    else:
+        fake.answers["/generate"] = restart
+    before = count(fake, "/generate")
+    with pytest.raises(RestartedError) as raised:
+        fake.engine.generate(LATER, deadline_s=5)
+    assert (raised.value.where, raised.value.value) == (fake.engine.name, 0)
+    assert count(fake, "/generate") - before == (0 if moment == "before" else len(LATER))
+    fake.answers.clear()
+    probes = count(fake, "/generate")
+    load(fake, 3)
+    assert count(fake, "/generate") == probes + 1, "it may have been started with other flags"
+    assert {one.versions[0] for one in fake.engine.generate(LATER, deadline_s=5)} == {3}
+
+
+def load(fake: Fake, version: int) -> None:
+    fake.engine.pause()
+    fake.engine.load(iter([("a", torch.ones(2)), ("b", torch.ones(3))]), version)
+    fake.engine.resume()
+
+
+def test_a_server_that_is_restarted_in_a_load_has_no_whole_weights(fake):
+    def restart(body: Any) -> Any:
+        fake.started = "1.6e+09"
+        return 200, None
+
+    fake.answers["/update_weights"] = restart
+    with pytest.raises(RolloutError) as raised:
+        load(fake, 1)
+    assert (raised.value.where, fake.engine.version) == (fake.engine.name, 0)
+    with pytest.raises(RolloutError):
+        fake.engine.generate(LATER, deadline_s=5)
+    fake.answers.clear()
+    load(fake, 2)
+    assert {one.versions[0] for one in fake.engine.generate(LATER, deadline_s=5)} == {2}
+
+
+def test_a_pause_ends_what_a_killed_client_has_left_on_the_server(fake):
+    before = len(fake.asked)
+    fake.engine.pause()
+    assert ("/abort_request", {"abort_all": True}) in fake.asked[before:]
+
+
+@pytest.mark.parametrize("failure", [None, (503, "unavailable")])
+@pytest.mark.parametrize("path", ["/abort_request", "/sleep", "/update_weights", "/is_sleeping"])
+def test_a_request_of_a_load_is_repeated_where_the_server_was_not_there(fake, path, failure):
+    failures = [failure] * 2
+    genuine = {"/is_sleeping": lambda body: (200, {"is_sleeping": bool(fake.tags)})}.get(path)
+
+    def answer(body: Any) -> Any:
+        if failures:
+            return failures.pop()
+        if path == "/sleep":
+            fake.tags = {"weights", "kv_cache"}
+        return genuine(body) if genuine else (200, None)
+
+    fake.answers[path] = answer
+    load(fake, 4)
+    assert (fake.engine.version, failures) == (4, [])
+
+
+@pytest.mark.parametrize("path", ["/is_sleeping", "/update_weights_from_ipc"])
+@pytest.mark.parametrize("reply", ["<html>no such page</html>", None, [], {}])
+def test_a_reply_of_something_else_than_the_server_is_one_line(fake, path, reply):
+    fake.answers[path] = lambda body: (200, reply)
+    with pytest.raises(RolloutError) as raised:
+        load(fake, 1)
+    assert raised.value.where == fake.engine.name
+    assert error_line("\n".join(raised.value.lines))
 
 
 @pytest.mark.parametrize(

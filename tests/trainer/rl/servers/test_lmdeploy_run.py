@@ -11,6 +11,7 @@ from tests.trainer.rl.toy import run_toy, toy_config
 from trainer.config.compose import compose
 from trainer.config.errors import ConfigError
 from trainer.model.decoder import Decoder
+from trainer.rl.servers import lmdeploy
 from trainer.run.process import train
 
 WORDS = ("rl.engine=lmdeploy", "rl.exact=false", "rl.url=http://localhost:9")
@@ -38,7 +39,8 @@ def test_a_run_trains_on_rollouts_of_a_server_that_gets_its_weights(tmp_path):
             assert 0 < step["mismatch/max"] < 0.05
 
 
-def test_a_server_that_does_not_answer_is_named(tmp_path, capsys):
+def test_a_server_that_does_not_answer_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lmdeploy, "BACKOFF_S", 0.01)
     with serving(lambda *_: None) as url:
         assert train(toy_config(tmp_path / "run", *WORDS[:2], f"rl.url={url}")) == 2
     assert url in capsys.readouterr().err.splitlines()[-1]

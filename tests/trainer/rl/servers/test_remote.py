@@ -25,6 +25,7 @@ from trainer.model.decoder import Decoder
 from trainer.objectives.choose import build_objective
 from trainer.parallelize import build_meshes
 from trainer.rl.rollout.protocol import RolloutError
+from trainer.rl.servers.errors import RestartedError
 from trainer.rl.servers.own_engine import OwnEngine
 from trainer.rl.servers.remote import Remote, published
 from trainer.run.build import build_model
@@ -67,6 +68,49 @@ def test_published_weights_are_the_bf16_rounding_and_another_engine_takes_them(d
     dtypes = {name: tensor.dtype for name, tensor in published([model], model.cfg)}
     assert {dtype for name, dtype in dtypes.items() if "coef" in name} == {torch.float32}
     assert {dtype for name, dtype in dtypes.items() if "coef" not in name} == {torch.bfloat16}
+
+
+class Restarts:
+    """An engine whose process was started anew, with the weights of its directory, before some calls of `generate`."""
+
+    def __init__(self, directory: Path, times: int) -> None:
+        self.directory, self.times, self.lost = directory, times, False
+        self.start()
+
+    def start(self) -> None:
+        self.engine = OwnEngine(self.directory, cache_tokens=2048)
+        self.version = self.engine.version
+
+    def generate(self, requests, *, deadline_s):
+        if self.times:
+            self.start()
+            self.times, self.lost = self.times - 1, True
+        if self.lost:
+            raise RestartedError("restarted", where="engine", value=0)
+        return self.engine.generate(requests, deadline_s=deadline_s)
+
+    def load(self, weights, version):
+        self.engine.load(weights, version)
+        self.lost = False
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+
+@pytest.mark.parametrize("times", [1, 3, 4])
+def test_an_engine_that_was_restarted_gets_the_weights_again(directories, times):
+    model, (first, second) = reference(1), directories
+    remote = Remote(partial(Restarts, first, times), [model], model.cfg, World(), Place())
+    remote.pause()
+    remote.load((), 4)
+    remote.resume()
+    if times > 3:
+        with pytest.raises(RestartedError):
+            remote.generate(questions(0), deadline_s=60)
+        return
+    found = remote.generate(questions(0), deadline_s=60)
+    assert [one.ids for one in found] == answers(second, questions(0))
+    assert {int(one.versions[0]) for one in found} == {4}
 
 
 def test_stages_of_a_pipeline_are_refused():
