@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from parallel.groups import Placement
 from parallel.layout import Layout
 from parallel.torch_private import flatten_mesh
+from parallel.world import World
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,28 @@ class Meshes:
             stage_control=None if one_stage else _group_of(stages, "stage_control", on_host),
             tower_group=_group_of(stages, "towers") if towers else None,
         )
+
+
+def ranks_of_samples(layout: Layout, world: World) -> tuple[World, World]:
+    """The ranks that read the same samples as this one, and the ranks of its pipeline, which are among them; for Python
+    objects, over gloo. Collective over all ranks."""
+    if layout.readers == layout.world:
+        return world.within(None, None), world.within(None, None)
+    stages = range(0, layout.world, layout.stage_ranks)
+    same = [
+        [stage + reader * layout.cp + part for stage in stages for part in range(layout.cp)]
+        for reader in range(layout.readers)
+    ]
+    pipelines = [[*range(first, layout.world, layout.stage_ranks)] for first in range(layout.stage_ranks)]
+    of_samples, of_pipeline = (_objects(parts, name) for parts, name in ((same, "samples"), (pipelines, "objects")))
+    return world.within(of_samples, of_samples), world.within(of_pipeline, of_pipeline)
+
+
+def _objects(parts: list[list[int]], name: str) -> dist.ProcessGroup | None:
+    if len(parts[0]) == 1:
+        return None
+    group, _ = dist.new_subgroups_by_enumeration(parts, backend="gloo", group_desc=name)
+    return group
 
 
 def _mesh_of(sizes: dict[str, int], device_type: str, alone: dist.ProcessGroup) -> DeviceMesh:

@@ -9,6 +9,7 @@ its interleaved form and in a V (Qi et al. 2024, arXiv:2405.15362), and DualPipe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 
 from parallel.errors import UserError, one_of
 
@@ -115,6 +116,10 @@ class Plan:
             if self.takes(fewer):
                 return fewer
         return micro_batches
+
+    def at_least(self, micro_batches: int) -> int:
+        """The fewest micro-batches with which the schedule can run, `micro_batches` or more."""
+        return next(more for more in count(max(1, micro_batches)) if self.takes(more))
 
     def require(self, micro_batches: int, of_step: int) -> None:
         """Raise PipelineError for a number of micro-batches that the schedule does not take.

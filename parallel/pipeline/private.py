@@ -219,6 +219,7 @@ class Stage(PipelineStage):
                 info.buffer.requires_grad_(grad)
 
     def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
+        self.args_recv_info.clear()  # of a schedule for another number of micro-batches
         super()._setup_forward_recv_info(1, has_backward)
         (first,) = self.args_recv_info.values()
         _forget(first)

@@ -65,4 +65,16 @@ class Apart(Alone):
         return max(self.world.gather_count(count))
 
 
+class Pipelines(Apart):
+    """Implements `Ranks` for pipelines that serve requests of their own: the ranks of one serve the same. pipeline: of
+    this rank; one of its ranks has the LM head."""
+
+    def __init__(self, world: World, pipeline: World) -> None:
+        super().__init__(world)
+        self.pipeline = pipeline
+
+    def drawn(self, found: Drawn | None) -> Drawn:
+        return next(of_rank for of_rank in self.pipeline.gather(found) if of_rank is not None)
+
+
 ALONE = Alone()

@@ -9,7 +9,7 @@ Legend: L layers · T tokens · K experts per token · E experts · G router gro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,16 +23,23 @@ class Replay:
     ids: [T, L, K], any integer dtype; widened a layer at a time. use: True gives the routers these ids; False lets them
     select, and only counts. real: [T] bool, tokens that count; None: all. compared: [2] fp64 on the device, to which
     numbers of (token, layer) pairs are added: of all, and of those whose router selects another set of experts; None:
-    not counted.
+    not counted. layers: numbers in the whole model of the L layers; None: from 0 on.
     """
 
     def __init__(
-        self, ids: Tensor, *, use: bool = True, real: Tensor | None = None, compared: Tensor | None = None
+        self,
+        ids: Tensor,
+        *,
+        use: bool = True,
+        real: Tensor | None = None,
+        compared: Tensor | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
-        self.ids, self.use, self.real, self.compared = ids, use, real, compared
+        self.ids, self.use, self.real, self.compared, self.layers = ids, use, real, compared, layers
 
     def __getitem__(self, layer: int) -> Selection:
-        return _OfLayer(self, layer)
+        """layer: its number in the whole model."""
+        return _OfLayer(self, layer if self.layers is None else self.layers.index(layer))
 
 
 class _OfLayer(Selection):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Policy(Objective):
     routes are replayed or compared, `expert_ids` [B, S, L, K].
 
     compared: the routers' own selections and those that differ, as of `Replay`, over the micro-batches since it was
-    last set to 0; None before the first.
+    last set to 0; None before the first. layers: whose experts batches have; None: all.
     """
 
     unit = "token of a rollout"
@@ -53,6 +54,7 @@ class Policy(Objective):
     def __init__(self, cfg: RlConfig, chunk: int) -> None:
         self.cfg, self.chunk = cfg, chunk
         self.compared: Tensor | None = None
+        self.layers: Sequence[int] | None = None
 
     def count(self, batch: Batch) -> int:
         if self.cfg.denominator == "sequence":
@@ -66,7 +68,8 @@ class Policy(Objective):
             assert batch.labels is not None
             real = batch.extra["real"].flatten()
             use = self.cfg.replay == "replay"
-            found["expert_ids"] = Replay(ids.flatten(0, 1), use=use, real=real, compared=self._counter(ids.device))
+            compared = self._counter(ids.device)
+            found["expert_ids"] = Replay(ids.flatten(0, 1), use=use, real=real, compared=compared, layers=self.layers)
         return found
 
     def loss(self, model: Decoder, hidden: Tensor, batch: Batch, whole: GlobalBatch) -> Scalars:

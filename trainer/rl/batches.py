@@ -56,25 +56,30 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def make_batches(
     trained: Sequence[Trained], windows: Sequence[Sequence[int]], *, micro_batches: int, micro_batch: int, seq_len: int,
     model: ModelConfig, padding: int, routed: bool,
+    layers: Sequence[int] | None = None,
 ) -> list[Batch]:  # fmt: skip
     """`micro_batches` batches of `micro_batch` windows of seq_len positions; windows that there are too few of are
     padding. windows: of `pack`. padding: the id of padding. routed: with routes, also where nothing is trained on: all
-    ranks run the same passes."""
+    ranks run the same passes. layers: whose routes this rank needs; None: all."""
     rows = [list(windows[at]) if at < len(windows) else [] for at in range(micro_batches * micro_batch)]
     return [
         _batch([[trained[number] for number in row] for row in rows[at : at + micro_batch]], seq_len, model, padding,
-               routed)
+               routed, layers)
         for at in range(0, len(rows), micro_batch)
     ]  # fmt: skip
 
 
-def _batch(rows: Sequence[Sequence[Trained]], seq_len: int, model: ModelConfig, padding: int, routed: bool) -> Batch:
+def _batch(
+    rows: Sequence[Sequence[Trained]], seq_len: int, model: ModelConfig, padding: int, routed: bool,
+    layers: Sequence[int] | None,
+) -> Batch:  # fmt: skip
     positions = len(rows) * seq_len
     ids, labels = np.full(positions, padding, np.int64), np.full(positions, IGNORE, np.int64)
     position, bounds, samples = np.zeros(positions, np.int64), [0], list[int]()
     advantages, rollout, share = (np.zeros(positions, np.float32) for _ in range(3))
     real = np.zeros(positions, np.bool_)
-    routes = padding_routes(positions, model) if routed else None
+    own = slice(None) if layers is None else [*layers]
+    routes = padding_routes(positions, model)[:, own] if routed else None
     for row, documents in enumerate(rows):
         at = row * seq_len
         for one in documents:
@@ -86,7 +91,7 @@ def _batch(rows: Sequence[Sequence[Trained]], seq_len: int, model: ModelConfig, 
             advantages[of_answer], share[of_answer] = one.advantage, drawn / drawn.sum()
             if routes is not None:
                 assert one.routes is not None
-                routes[here] = one.routes
+                routes[here] = one.routes[:, own]
             at += one.length
             bounds.append(at)
             samples.append(one.number)

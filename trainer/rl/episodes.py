@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from parallel.layout import Place
-from parallel.world import World
 from trainer.config.rl.keys import RlConfig
 from trainer.config.rl.rewards import check_environment, read_options
 from trainer.data.questions.asked import Asked, Questions
@@ -20,6 +19,7 @@ from trainer.rl.environments.play import Episode, play
 from trainer.rl.environments.tools import ToolEnvironment
 from trainer.rl.producer import Rolled, Synchronous, question_of
 from trainer.rl.rewards.base import Question, Verdict
+from trainer.rl.rollout.led import Led
 from trainer.rl.rollout.protocol import RolloutEngine
 
 WHERE = "rl.environment"
@@ -39,10 +39,10 @@ class Episodes(Synchronous):
         seed: int,
         batch: int,
         place: Place,
-        world: World,
+        leaders: Led,
         context: int,
     ) -> None:
-        super().__init__(cfg, questions, engine, _of_environment, seed=seed, batch=batch, place=place, world=world)
+        super().__init__(cfg, questions, engine, _of_environment, seed=seed, batch=batch, place=place, leaders=leaders)
         self.environment, self.dialogue, self.context = environment, dialogue, context
 
     def _roll(self, asked: Sequence[tuple[Asked, Sampling]]) -> Rolled:
@@ -56,7 +56,7 @@ class Episodes(Synchronous):
             context=self.context,
             deadline_s=self.cfg.deadline_s,
             environment_s=self.cfg.environment_s,
-            more=lambda mine: any(self.world.gather_count(int(mine))),
+            more=lambda mine: any(self.leaders.gather(mine)),
         )
         values = np.array([one.verdict.value for one in found], np.float64)
         seconds = {"rollout": time.perf_counter() - started, "reward": 0.0}

@@ -16,13 +16,13 @@ from typing import Protocol
 import numpy as np
 
 from parallel.layout import Place
-from parallel.world import World
 from trainer.config.rl.keys import RlConfig
 from trainer.data.hashing import mix64
 from trainer.data.questions.asked import Asked, Questions
 from trainer.engine.request import Request, Sampling
 from trainer.rl.groups import Group
 from trainer.rl.rewards.base import Question, Reward, score_all
+from trainer.rl.rollout.led import Led
 from trainer.rl.rollout.protocol import Rollout, RolloutEngine
 from trainer.rl.rounds import cut_steps, missing
 
@@ -60,7 +60,7 @@ class Producer(Protocol):
 
 
 class Synchronous:
-    """Implements `Producer`, collective over `world`. seed: of the draws. batch: groups of a step, over all ranks.
+    """Implements `Producer`, collective over `leaders`. seed: of the draws. batch: groups of a step, over all ranks.
     place: of this rank, which asks every question whose number leaves its reader's when divided by the readers."""
 
     def __init__(
@@ -73,10 +73,10 @@ class Synchronous:
         seed: int,
         batch: int,
         place: Place,
-        world: World,
+        leaders: Led,
     ) -> None:
         self.cfg, self.questions, self.engine, self.reward = cfg, questions, engine, reward
-        self.seed, self.batch, self.place, self.world = seed, batch, place, world
+        self.seed, self.batch, self.place, self.leaders = seed, batch, place, leaders
 
     def produce(self, first: int, steps: int) -> list[Produced]:
         """Groups under the weights that the engine has now: `batch` a step, or with `rl.oversample` above 1 as many
@@ -91,8 +91,8 @@ class Synchronous:
             groups += found
             seconds.update(rolled.seconds)
             figures.update(rolled.figures)
-            mine = [(group.sample, group.teaches) for group in found] if self.place.counts else []
-            marks += sorted(mark for of_rank in self.world.gather(mine) for mark in of_rank)
+            mine = [(group.sample, group.teaches) for group in found]
+            marks += sorted(mark for of_rank in self.leaders.gather(mine) for mark in of_rank)
         ends = cut_steps(marks, steps, over=over)
         return [
             Produced(

@@ -139,7 +139,7 @@ def build_pipeline(
         alike=alike,
         group=meshes.pp_group,
         tokens=train.micro_batch * cfg.data.seq_len // layout.cp,
-        micro_batches=train.global_batch // (train.micro_batch * layout.readers),
+        micro_batches=plan.at_least(train.global_batch // (train.micro_batch * layout.readers)),
         recompute=train.recompute,
         reduce_each=cfg.parallel.reduce_every == "micro_batch",
     )

@@ -42,8 +42,9 @@ class Pipeline:
 
     stages: by number. alike: the ranks that hold the same stages. tokens: of a micro-batch on this rank. recompute: of
     layers, as `train.recompute`; position tables are then computed again as well.
-    Every step has `micro_batches` micro-batches of this size. Weights that are sharded are gathered when the
-    step starts and their gradients reduced when it ends, once; or with `reduce_each` in every micro-batch.
+    A step has `micro_batches` micro-batches of this size, or any other number that the schedule takes. Weights that are
+    sharded are gathered when the step starts and their gradients reduced when it ends, once; or with `reduce_each` in
+    every micro-batch.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Pipeline:
         reduce_each: bool = False,
     ) -> None:
         self.recompute = recompute
-        self.objective, self.alike, self.group, self.micro_batches = objective, alike, group, micro_batches
+        self.objective, self.alike, self.group, self.plan = objective, alike, group, plan
         self._running: _Step | None = None
         self.decoders = list(stages.values())
         first = self.decoders[0]
@@ -78,15 +79,18 @@ class Pipeline:
             )
             for number, decoder in stages.items()
         ]
-        self.schedule = build_schedule(plan, self.stages, micro_batches)
+        self.micro_batches, self.schedule = micro_batches, build_schedule(plan, self.stages, micro_batches)
 
     def accumulate(self, batches: Sequence[Batch], units: int, *, step: int) -> Totals:
         """Forward and backward of a step's micro-batches; the arguments and the result as for `accumulate_gradients`.
 
         Scalars of the objective are on the ranks with the last stage, the routers' on those with their layers.
         """
-        if len(batches) != self.micro_batches:
-            raise ValueError(f"the schedule is for {self.micro_batches} micro-batches, not {len(batches)}")
+        if len(batches) != self.micro_batches:  # torch's schedule is for one number of them
+            if not self.plan.takes(len(batches)):
+                raise ValueError(f"the schedule {self.plan.schedule} does not take {len(batches)} micro-batches")
+            self.micro_batches = len(batches)
+            self.schedule = build_schedule(self.plan, self.stages, self.micro_batches)
         whole = GlobalBatch(max(units, 1), len(batches), self.alike)
         self._running = running = _Step(batches, whole, step, Totals(units))
         self.alike.watch.at(f"step {step}: gather weights")

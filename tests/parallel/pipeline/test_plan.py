@@ -41,6 +41,11 @@ def test_numbers_of_micro_batches():
         Plan.resolve(schedule, 4).require(8, 1)
 
 
+def test_the_next_number_of_micro_batches_that_a_schedule_takes():
+    assert [Plan("1f1b", 4).at_least(number) for number in (0, 3, 4, 5)] == [4, 4, 4, 5]
+    assert [Plan("interleaved_1f1b", 2, 2).at_least(number) for number in (1, 2, 3, 5)] == [1, 2, 3, 6]
+
+
 def test_94_layers_in_32_stages_beside_the_head():
     """A head as expensive as 2.7 layers is alone with one layer, and no stage has more than three."""
     cuts = cut_stages(94, Plan.resolve("1f1b", 32), layer=1.0, head=2.7)

@@ -9,9 +9,9 @@ from trainer.config.recipes.values import EXAMPLES
 SERVER = ("rl.engine=lmdeploy", "rl.exact=false")
 
 
-def faults(*words):
+def faults(*words, world_size=1):
     try:
-        compose(["recipe=rl_toy", *words], world_size=1)
+        compose(["recipe=rl_toy", *words], world_size=world_size)
     except ConfigError as error:
         return error.faults
     return ()
@@ -62,3 +62,16 @@ def test_ends_of_the_ranges_are_taken(words):
 @pytest.mark.parametrize("key", EXAMPLES)
 def test_values_that_remedies_give_as_examples_are_taken(key):
     assert not faults(f"{key}={EXAMPLES[key]}")
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "value", "allowed"),
+    [
+        (["parallel.pp=2", *SERVER, "rl.url=http://localhost:1"], "parallel.pp", 2, (1,)),
+        (["parallel.cp=2", "rl.exact=true", "parallel.cp_kind=ring"], "parallel.cp_kind", "ring", ("ulysses",)),
+        (["parallel.cp=2", "rl.exact=true", "model.num_kv_heads=1"], "parallel.cp", 2, (1,)),
+    ],
+)
+def test_layouts_without_the_weights_or_heads_that_are_needed_are_refused(words, where, value, allowed):
+    (fault,) = faults(*words, world_size=2)
+    assert (fault.where, fault.value, fault.allowed) == (where, value, allowed)

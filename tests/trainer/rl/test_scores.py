@@ -12,6 +12,7 @@ from trainer.rl.environments.calculator import CALCULATOR
 from trainer.rl.environments.dialogue import InlineDialogue
 from trainer.rl.producer import Synchronous
 from trainer.rl.rewards.base import build_reward
+from trainer.rl.rollout.led import Led
 from trainer.rl.rollout.protocol import Rollout
 
 
@@ -50,7 +51,9 @@ def test_only_the_end_of_the_text_may_stand_behind_the_answer(toys, reward):
 
     def values(*behind):
         place, built = Place(reader=0, readers=1), build_reward(reward)
-        made = Synchronous(cfg.rl, questions, Says(answers, behind), built, seed=0, batch=4, place=place, world=World())
+        engine = Says(answers, behind)
+        leaders = Led(engine, World(), World())
+        made = Synchronous(cfg.rl, questions, engine, built, seed=0, batch=4, place=place, leaders=leaders)
         return made.answer(questions.ask(0, 4))[1]
 
     assert values(end).tolist() == [1.0] * 4

@@ -204,7 +204,8 @@ def _of_pipeline(cfg: Config, ranks: RankMap) -> list[Fault]:
     except ConfigError as error:
         faults += [_with_pipelines_that_work(cfg, ranks, fault) for fault in error.faults]
     else:
-        faults += _too_few_micro_batches(cfg.train, ranks)
+        # of rollouts there are as many micro-batches as they fill, or more
+        faults += [] if cfg.train.objective == "policy" else _too_few_micro_batches(cfg.train, ranks)
     if plan.rule.splits_backward and train.compile:
         text = (
             f"parallel.schedule={plan.schedule} computes the gradients of inputs and of weights at different times, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from parallel.context.ulysses import UlyssesAttention
 from trainer.model.decoder import Decoder
 from trainer.model.exact.attention import ExactAttention
 from trainer.model.exact.experts import ExactExperts
@@ -18,13 +19,15 @@ def make_exact(model: Decoder) -> Decoder:
     others compute in the dtype of the activations. Towers run on one image or signal at a time. Parameters and names
     stay. Returns the model.
 
-    Raises ValueError where ranks share a sequence, and for adapters, which are merged before."""
-    core = ExactAttention()
+    Ranks that share a sequence (ulysses) each compute the attention of some heads over the whole of it, in the same
+    products. Raises ValueError where they share it in another way, and for adapters, which are merged before."""
+    alone = ExactAttention()
     model.ops = model.rotary.ops = EXACT
     for block in model.blocks:
-        if block.attention.core.ranks > 1:
-            raise ValueError("exact arithmetic needs whole sequences on each rank")
-        block.attention.core = core
+        core = block.attention.core
+        if core.ranks > 1 and not isinstance(core, UlyssesAttention):
+            raise ValueError("exact arithmetic needs all keys of a head on one rank")
+        block.attention.core = UlyssesAttention(core.group, alone) if isinstance(core, UlyssesAttention) else alone
         block.attention.ops = block.moe.router.ops = EXACT
         experts = block.moe.experts
         if isinstance(experts.backend, nn.Module) or isinstance(block.attention.into, nn.Module):

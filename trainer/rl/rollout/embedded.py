@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from parallel.layout import Place
 from parallel.world import World
 from trainer.engine.engine import Engine
-from trainer.engine.ranks import ALONE, Apart, Ranks, Together
+from trainer.engine.ranks import ALONE, Pipelines, Ranks
 from trainer.engine.request import Completion, Request
 from trainer.engine.run import Direct, Run, ThroughModules
 from trainer.model.decoder import Decoder
@@ -24,16 +25,23 @@ from trainer.model.experts.held import held_weights
 from trainer.rl.rollout.protocol import Rollout, RolloutError
 from trainer.stages.forward import Forward
 
+Routes = npt.NDArray[np.uint16]
+
 NAME = "embedded engine"
 CHUNK = 8192  # the most tokens of a step
+
+
+def layers_of(stages: Iterable[Decoder]) -> list[int]:
+    """Numbers in the whole model of the layers of stages, in their order."""
+    return [layer for stage in stages for layer in range(stage.span.start, stage.span.stop)]
 
 
 class Embedded:
     """Implements `RolloutEngine`; every call is collective over `world`.
 
-    forward, stages: of this run on this rank. place: of this rank; ranks with different readers serve requests of their
-    own, ranks with the same one are given the same requests. batch: the most requests of a rank at one time. longest:
-    the most tokens of prompt and answer together.
+    forward, stages: of this run on this rank. place: of this rank. same, pipeline: as of `ranks_of_samples`; the ranks
+    of `same` are given the same requests, and each pipeline among them serves a part of these. batch: the most requests
+    of a pipeline at one time. longest: the most tokens of prompt and answer together.
     """
 
     def __init__(
@@ -42,16 +50,17 @@ class Embedded:
         stages: Sequence[Decoder],
         world: World,
         place: Place,
+        same: World,
+        pipeline: World,
         *,
         batch: int,
         longest: int,
         version: int = 0,
     ) -> None:
         self.version, self.world, self.place, self.stages = version, world, place, stages
-        apart = place.readers == world.size
-        ranks: Ranks = ALONE if world.size == 1 else Apart(world) if apart else Together(world)
+        self.same, self.pipeline = same, pipeline
+        ranks: Ranks = ALONE if world.size == 1 else Pipelines(world, pipeline)
         run: Run = Direct(stages[0]) if world.size == 1 else ThroughModules(forward, stages)
-        batch = batch if apart else batch * place.readers
         pages = -(-longest // KEYS)
         self._engine = Engine(
             stages[0],
@@ -62,18 +71,22 @@ class Embedded:
             run=run,
             ranks=ranks,
         )
-        self._apart = apart
 
     def generate(self, requests: Sequence[Request], *, deadline_s: float) -> list[Rollout]:
         """As of the protocol. Raises RolloutError after the deadline, and RequestError for what cannot be served."""
-        mine, first = list(requests), 0
-        if not self._apart:
-            of_reader = dict(self.world.gather((self.place.reader, mine)))
-            first = sum(len(of_reader[reader]) for reader in range(self.place.reader))
-            mine = [one for reader in sorted(of_reader) for one in of_reader[reader]]
+        parts = self.same.size // self.pipeline.size
         with held_weights(block.moe.experts for stage in self.stages for block in stage.blocks):
-            found = self._serve(mine, time.monotonic() + deadline_s, deadline_s)
-        return [self._rollout(one) for one in found[first : first + len(requests)]]
+            found = self._serve(requests[self.place.cp :: parts], time.monotonic() + deadline_s, deadline_s)
+        rollouts = [
+            self._rollout(one, routes) for one, routes in zip(found, self._routes_of_all_layers(found), strict=True)
+        ]
+        if parts == 1:
+            return rollouts
+        every: list[Rollout | None] = [None] * len(requests)
+        for part, of_part in self.same.gather((self.place.cp, rollouts if self.place.pp == 0 else [])):
+            if of_part:
+                every[part::parts] = of_part
+        return [one for one in every if one is not None]
 
     def pause(self) -> None:
         """Nothing runs between two calls of `generate`."""
@@ -107,6 +120,15 @@ class Embedded:
             )
         return [self._engine.result(number) for number in numbers]
 
-    def _rollout(self, found: Completion) -> Rollout:
+    def _routes_of_all_layers(self, found: Sequence[Completion]) -> list[Routes]:
+        """The routes of each answer, [tokens, L, K], from all ranks of the pipeline."""
+        own = [one.routes for one in found]
+        if self.pipeline.size == 1:
+            return own
+        every = self.pipeline.gather((layers_of(self.stages), own))
+        order = np.argsort([layer for of_rank, _ in every for layer in of_rank])
+        return [np.concatenate(parts, axis=1)[:, order] for parts in zip(*(routes for _, routes in every), strict=True)]
+
+    def _rollout(self, found: Completion, routes: Routes) -> Rollout:
         versions = np.full(len(found.ids), self.version, np.int64)
-        return Rollout(found.prompt, found.ids, found.log_probs, found.routes, versions, found.finish)
+        return Rollout(found.prompt, found.ids, found.log_probs, routes, versions, found.finish)

@@ -16,18 +16,19 @@ from trainer.run.build import Parts
 
 
 def build_engine(
-    cfg: Config, world: World, parts: Parts, *, rollouts: int, longest: int, version: int
+    cfg: Config, world: World, parts: Parts, same: World, pipeline: World, *, rollouts: int, longest: int, version: int
 ) -> tuple[str, RolloutEngine]:
     """The engine and its name in errors; collective over all ranks.
 
-    rollouts: of a rank in a step. longest: the most tokens of prompt and answer together. version: of the run's
-    weights. Raises UserError without the packages of a client, RolloutError for a server that cannot be used.
+    same, pipeline: as of `ranks_of_samples`. rollouts: of the ranks of `same` in a step. longest: the most tokens of
+    prompt and answer together. version: of the run's weights. Raises UserError without the packages of a client,
+    RolloutError for a server that cannot be used.
     """
     stages = [*parts.stages.values()]
     if cfg.rl.engine == "embedded":
-        batch = min(cfg.rl.concurrent, rollouts)
+        batch = min(cfg.rl.concurrent, -(-rollouts // (same.size // pipeline.size)))
         return NAME, Embedded(
-            parts.forward, stages, world, parts.place, batch=batch, longest=longest, version=version
+            parts.forward, stages, world, parts.place, same, pipeline, batch=batch, longest=longest, version=version
         )  # fmt: skip
     if find_spec("httpx") is None:
         remedy = "pip install -e '.[rl]'"

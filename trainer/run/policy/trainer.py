@@ -9,10 +9,14 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from parallel.context.slices import slices
+from parallel.layout import Layout
+from parallel.mesh import ranks_of_samples
 from parallel.world import World
 from trainer.config.keys import Config
 from trainer.data.batch import IGNORE, Batch
@@ -27,6 +31,8 @@ from trainer.rl.episodes import Episodes, environment_of
 from trainer.rl.metrics import facts_of, measure_groups, with_means
 from trainer.rl.producer import Produced, Synchronous
 from trainer.rl.rewards.base import Reward, build_reward, close_reward
+from trainer.rl.rollout.embedded import layers_of
+from trainer.rl.rollout.led import Led
 from trainer.rl.routes import checked_routes
 from trainer.rl.servers.remote import Remote
 from trainer.rl.tally import Tally
@@ -61,24 +67,31 @@ class PolicyTrainer(Trainer):
         assert parts.data.questions is not None
         self.objective, self.questions = parts.objective, parts.data.questions
         longest = longest_rollout(cfg, self.questions)
+        if parts.pipeline is not None:
+            self.objective.layers = layers_of(parts.stages.values())
         if cfg.rl.exact:
             for stage in parts.stages.values():
                 make_exact(stage)
         super().__init__(cfg, run, world, parts)
         context = min(cfg.data.seq_len, cfg.model.max_position)
         mine = cfg.train.global_batch // parts.place.readers
+        self.same, pipeline = ranks_of_samples(parts.meshes.layout if parts.meshes else Layout(), world)
+        world.extend_timeouts()
         self.engine_name, self.engine = build_engine(
             cfg,
             world,
             parts,
+            self.same,
+            pipeline,
             rollouts=mine * cfg.rl.group_size,
             longest=context if cfg.rl.environment else longest,
             version=self.position.step,
         )
+        self.led = led = Led(self.engine, world, self.same)
         self._sent: int | None = None  # the step whose weights the engine has
         self._sync = _Sync()
         shared: dict[str, Any] = {
-            "seed": cfg.train.seed, "batch": cfg.train.global_batch, "place": parts.place, "world": world
+            "seed": cfg.train.seed, "batch": cfg.train.global_batch, "place": parts.place, "leaders": led
         }  # fmt: skip
         self.producer: Synchronous
         self.reward: Reward
@@ -88,7 +101,7 @@ class PolicyTrainer(Trainer):
             self.producer = Episodes(
                 cfg.rl,
                 self.questions,
-                self.engine,
+                led,
                 environment,
                 InlineDialogue(self.questions.tokenizer),
                 context=context,
@@ -96,7 +109,7 @@ class PolicyTrainer(Trainer):
             )
         else:
             self.reward = build_reward(cfg.rl.reward)
-            self.producer = Synchronous(cfg.rl, self.questions, self.engine, self.reward, **shared)
+            self.producer = Synchronous(cfg.rl, self.questions, led, self.reward, **shared)
         self._tally = Tally(self.reward)
         self._ready: deque[_Ready] = deque()
 
@@ -120,7 +133,7 @@ class PolicyTrainer(Trainer):
         self._send_weights()
         sync, self._sync = self._sync, _Sync()
         world.watch.at(f"step {step + 1}: rollouts")
-        produced = self.producer.produce(self.position.sample, steps)
+        produced = self.led.lead(lambda: self.producer.produce(self.position.sample, steps))
         counted = self._counted()
         for number, of_step in enumerate(produced):
             counts = self.parts.place.counts
@@ -173,31 +186,42 @@ class PolicyTrainer(Trainer):
         ]
         windows = pack([one.length for one in trained], cfg.data.seq_len)
         micro = cfg.train.micro_batch
-        needed = max(self.world.gather_count(-(-len(windows) // micro)), default=1)
+        needed = max(1, *self.world.gather_count(-(-len(windows) // micro)))
+        if self.parts.pipeline is not None:
+            needed = self.parts.pipeline.plan.at_least(needed)
         return make_batches(
             trained,
             windows,
-            micro_batches=max(needed, 1),
+            micro_batches=needed,
             micro_batch=micro,
             seq_len=cfg.data.seq_len,
             model=model,
             padding=self.questions.tokenizer.eos_id,
             routed=use,
+            layers=self.objective.layers,
         )
 
     @torch.no_grad()
     def _with_old(self, batch: Batch) -> Batch:
         """The batch with the log-probabilities of its tokens under the weights of now, and the tokens that
         `rl.denominator=kept` counts."""
-        moved = batch.to(self.world.device)
-        found = self.parts.forward(self.objective.inputs(moved))
-        assert found is not None  # there is one stage
-        assert moved.labels is not None
-        labels = moved.labels.flatten()
-        old = token_log_probs(found.model, found.hidden.flatten(0, 1), labels, self.objective.chunk)
-        tokens = Tokens(old, old, moved.extra["rollout"].flatten(), labels != IGNORE, batch.cu_seqlens)
-        shape = moved.labels.shape
-        extra = {"old": old.view(shape).cpu(), "kept": kept(tokens, self.cfg.rl).view(shape).cpu()}
+        assert batch.labels is not None
+        share, labels = self.parts.forward.share, batch.labels.flatten()
+        moved = batch.part(share).to(self.world.device)
+        found, own = self.parts.forward(self.objective.inputs(moved)), None
+        if found is not None:
+            assert moved.labels is not None
+            of_part, chunk = moved.labels.flatten(), self.objective.chunk
+            own = token_log_probs(found.model, found.hidden.flatten(0, 1), of_part, chunk).cpu()
+        old = torch.zeros(labels.shape)
+        for part, values in self.same.gather((share.rank, own)):
+            if values is not None:  # of a rank with the last stage
+                pieces = slices(share.kind, len(labels), share.ranks)[part]
+                for piece, some in zip(pieces, values.split([len(piece) for piece in pieces]), strict=True):
+                    old[piece.start : piece.stop] = some
+        tokens = Tokens(old, old, batch.extra["rollout"].flatten(), labels != IGNORE, batch.cu_seqlens)
+        shape = batch.labels.shape
+        extra = {"old": old.view(shape), "kept": kept(tokens, self.cfg.rl).view(shape)}
         return replace(batch, extra={**batch.extra, **extra})
 
     def _train_step(self, batches: list[Batch], counts: dict[str, int]) -> None:
@@ -240,8 +264,8 @@ class PolicyTrainer(Trainer):
         place, world, found = self.parts.place, self.world, dict[str, dict[str, float]]()
         self._send_weights()
         for source, asked in self.questions.heldout.items():
-            some = asked[: self.cfg.rl.eval_questions]
-            _, values = self.producer.answer(some[place.reader :: place.readers])
+            some = asked[: self.cfg.rl.eval_questions][place.reader :: place.readers]
+            _, values = self.led.lead(partial(self.producer.answer, some))
             of_ranks = world.gather(values if place.counts else None)
             every = [float(value) for of_rank in of_ranks if of_rank is not None for value in of_rank]
             for name, value in (

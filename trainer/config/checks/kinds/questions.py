@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from parallel.errors import Fault, one_of
+from parallel.layout import divisors
 from trainer.config.checks.data import NAME
 from trainer.config.checks.kinds import policy
 from trainer.config.keys import Config
@@ -81,12 +82,10 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     if cfg.optim.engine == "deepspeed":
         text = "train.objective=policy needs the weights of the run's own engine; use optim.engine=native"
         yield Fault(text, "optim.engine", "deepspeed", ("native",))
-    if p.pp > 1:
-        text = f"parallel.pp={p.pp}: the micro-batches of rollouts differ from step to step; use 1"
+    if p.pp > 1 and rl.engine != "embedded":
+        text = f"rl.engine={rl.engine} is sent the weights of whole models, and this is parallel.pp={p.pp}; use 1"
         yield Fault(text, "parallel.pp", p.pp, (1,))
     for key, needs in (
-        ("updates", rl.updates > 1),
-        ("denominator", rl.denominator == "kept"),
         ("level", rl.level != "token"),
         ("veto_low", rl.veto_low is not None),
         ("veto_high", rl.veto_high is not None),
@@ -95,8 +94,14 @@ def _rl(cfg: Config) -> Iterator[Fault]:
             text = f"rl.{key}={getattr(rl, key)} needs whole rollouts on a rank, and parallel.cp={p.cp}; use 1"
             yield Fault(text, "parallel.cp", p.cp, (1,))
     if p.cp > 1 and rl.exact:
-        text = f"rl.exact=true needs whole sequences on a rank, and parallel.cp={p.cp}; use 1"
-        yield Fault(text, "parallel.cp", p.cp, (1,))
+        if p.cp_kind != "ulysses":
+            text = f"rl.exact=true adds up keys in their order, and parallel.cp_kind={p.cp_kind} does not; use ulysses"
+            yield Fault(text, "parallel.cp_kind", p.cp_kind, ("ulysses",))
+        heads = cfg.model.num_kv_heads
+        if heads % p.cp:
+            fit = divisors(heads)
+            text = f"rl.exact=true needs model.num_kv_heads={heads} to be a multiple of parallel.cp={p.cp}"
+            yield Fault(f"{text}; use {one_of(fit)}", "parallel.cp", p.cp, fit)
 
 
 def _engine(rl: RlConfig) -> Iterator[Fault]:

@@ -1,0 +1,78 @@
+"""Ranks that train on the same rollouts, because they share sequences or are stages of one pipeline.
+
+The first of them leads: it asks the questions and rewards the answers, for a judge or a tool may answer another rank
+differently. The others take part in what is collective, and get what came of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
+
+from torch import Tensor
+
+from parallel.world import World
+from trainer.engine.request import Request
+from trainer.rl.rollout.protocol import Rollout, RolloutEngine
+
+T = TypeVar("T")
+
+
+class Led:
+    """Implements `RolloutEngine` for what runs inside `lead`, on leading ranks alone.
+
+    engine: its calls are collective over `world`, all ranks of the run, and it takes the same requests from the ranks
+    of `same`: those that train on the same rollouts, this one among them.
+    """
+
+    def __init__(self, engine: RolloutEngine, world: World, same: World) -> None:
+        self.engine, self.world, self.same = engine, world, same
+        self._calls: dict[str, Callable[..., Any]] = {"generate": self._generate, "gather": self._gather}
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """Return on all ranks of `same` what `work` returned on the first. Collective over all ranks of the run.
+
+        work: may call `generate` and `gather`, equally often on all leading ranks of the run."""
+        if self.same.rank == 0:
+            found = work()
+            self.same.broadcast(("done", found))
+            return found
+        while True:
+            call, given = self.same.broadcast(cast("tuple[str, Any]", ("", None)))
+            if call == "done":
+                return cast(T, given)
+            self._calls[call](given)
+
+    def generate(self, requests: Sequence[Request], *, deadline_s: float) -> list[Rollout]:
+        given = (list(requests), deadline_s)
+        self.same.broadcast(("generate", given))
+        return self._generate(given)
+
+    def gather(self, value: T) -> list[T]:
+        """The values (picklable) of all leading ranks, in the order of the ranks; on leading ranks."""
+        self.same.broadcast(("gather", None))
+        every = self.world.gather(cast("tuple[bool, T]", (True, value)))
+        return [found for leads, found in every if leads]
+
+    @property
+    def version(self) -> int:
+        return self.engine.version
+
+    def pause(self) -> None:
+        self.engine.pause()
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.engine.load(weights, version)
+
+    def resume(self) -> None:
+        self.engine.resume()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _generate(self, given: tuple[list[Request], float]) -> list[Rollout]:
+        requests, deadline_s = given
+        return self.engine.generate(requests, deadline_s=deadline_s)
+
+    def _gather(self, _given: None) -> None:
+        self.world.gather((False, None))
