@@ -23,8 +23,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from parallel.context.share import Share
 from trainer.config.rl.keys import Level, RlConfig
 from trainer.data.batch import IGNORE, Batch
 from trainer.model.decoder import Decoder
@@ -47,6 +49,7 @@ class Policy(Objective):
 
     compared: the routers' own selections and those that differ, as of `Replay`, over the micro-batches since it was
     last set to 0; None before the first. layers: whose experts batches have; None: all.
+    share: the part of the tokens that this rank has.
     """
 
     unit = "token of a rollout"
@@ -55,6 +58,7 @@ class Policy(Objective):
         self.cfg, self.chunk = cfg, chunk
         self.compared: Tensor | None = None
         self.layers: Sequence[int] | None = None
+        self.share = Share()
 
     def count(self, batch: Batch) -> int:
         if self.cfg.denominator == "sequence":
@@ -79,7 +83,7 @@ class Policy(Objective):
         log_probs, entropies = log_probs_and_entropies(model, hidden.flatten(0, 1), labels, self.chunk, bonus=bonus)
         new, there = log_probs.detach(), labels != IGNORE
         advantages = extra["advantages"]
-        tokens = Tokens(new, extra.get("old", new), extra["rollout"], there, batch.cu_seqlens)
+        tokens = Tokens(new, extra.get("old", new), extra["rollout"], there, batch.cu_seqlens, self.share)
         weights, sums = weigh(tokens, advantages, self.cfg)
         terms = -(weights * advantages * log_probs)
         if bonus:
@@ -112,22 +116,27 @@ class Tokens:
 
     Args: new, old: [N] log-probabilities of the training engine under new and old weights. rollout: [N] those of the
         rollout engine. there: [N] True for tokens of rollouts. cu_seqlens: [D + 1] int32 on the CPU.
+        share: the tokens are this part of those of the documents; then sums over documents are collective.
     gap, moved: [N] logs of rho and of r, 0 where there is no token of a rollout.
     """
 
-    def __init__(self, new: Tensor, old: Tensor, rollout: Tensor, there: Tensor, cu_seqlens: Tensor) -> None:
-        self.there, self.cu_seqlens = there, cu_seqlens
+    def __init__(
+        self, new: Tensor, old: Tensor, rollout: Tensor, there: Tensor, cu_seqlens: Tensor, share: Share | None = None
+    ) -> None:
+        self.there, self.cu_seqlens, self.share = there, cu_seqlens, share or Share()
         self.gap, self.moved = ((a - b).where(there, 0.0).clamp_(-MOST, MOST) for a, b in ((old, rollout), (new, old)))
 
     @functools.cached_property
     def documents(self) -> Tensor:
         """[N] the number of each token's document."""
         lengths = self.cu_seqlens.diff().to(torch.int64)
-        return torch.arange(len(lengths)).repeat_interleave(lengths).to(self.there.device)
+        return self.share.take(torch.arange(len(lengths)).repeat_interleave(lengths)).to(self.there.device)
 
     def over_documents(self, values: Tensor) -> Tensor:
         """values [N] -> [N], the sum over each token's document."""
         sums = values.new_zeros(len(self.cu_seqlens) - 1).index_add_(0, self.documents, values)
+        if self.share.group is not None:
+            dist.all_reduce(sums, group=self.share.group)
         return sums[self.documents]
 
     def ratio(self, log: Tensor, level: Level) -> Tensor:

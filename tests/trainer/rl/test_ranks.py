@@ -18,7 +18,10 @@ from tests.trainer.model.tiny import assert_close
 from tests.trainer.rl.toy import toy_config
 from tests.trainer.spread import whole
 from tests.trainer.tiny_run import events, steps
+from trainer.config.compose import compose
 from trainer.engine.request import Completion
+from trainer.model.numerics import router_weights
+from trainer.model.router import Router
 from trainer.optim.native import NativeEngine
 from trainer.rl.groups import Group
 from trainer.rl.producer import Synchronous
@@ -29,7 +32,7 @@ from trainer.run.process import train
 
 SAME = (
     "loss", "grad_norm", "tokens", "reward/mean", "solve_rate", "groups", "groups/dropped", "length/mean", "entropy",
-    "mismatch/k1", "mismatch/k3", "mismatch/abs", "mismatch/max", "mismatch/ess", "masked/mis_low", "masked/mis_high",
+    "mismatch/k1", "mismatch/k3", "mismatch/abs", "mismatch/max", "mismatch/ess",
     "replay/flip_rate", "empty",
 )  # fmt: skip
 TWO = ["parallel.dp_shard=2", "parallel.ep=2"]
@@ -57,6 +60,25 @@ def another_engine() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Embedded, "_rollout", off)
+        yield
+
+
+@contextmanager
+def noisy_selection() -> Iterator[None]:
+    """Rollouts whose routers select by noisy logits."""
+    generate, route = Embedded.generate, Router.route
+
+    def noisy(router: Router, z_TE: Tensor) -> tuple[Tensor, Tensor]:
+        ids, _ = route(router, z_TE + 0.3 * torch.randn_like(z_TE))
+        return ids, router_weights(z_TE, ids, router.gradient, router.temperature)
+
+    def with_noise(engine: Embedded, *given: Any, **more: Any) -> list[Rollout]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Router, "route", noisy)
+            return generate(engine, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Embedded, "generate", with_noise)
         yield
 
 
@@ -104,10 +126,12 @@ def compare_runs(directory: Path, ranks: int, words: list[str], layout: list[str
         assert_close(ours, theirs, 2e-5)
     lines, of_one = steps(directory / "several"), steps(directory / "one")
     assert sum(line["tokens"] for line in lines) > 50
-    assert 0 < of_one[0]["masked/mis_low"] + of_one[0]["masked/mis_high"] < 1
+    masked = [name for name in of_one[0] if name.startswith("masked/")]
+    assert 0 < sum(of_one[0][name] for name in masked) < 1
     for line, one in zip(lines, of_one, strict=True):
-        expected = pytest.approx({name: one[name] for name in SAME}, rel=1e-5, abs=1e-7)
-        assert {name: line[name] for name in SAME} == expected
+        names = [*SAME, *masked]
+        expected = pytest.approx({name: one[name] for name in names}, rel=1e-5, abs=1e-7)
+        assert {name: line[name] for name in names} == expected
         assert line["mismatch/histogram"] == one["mismatch/histogram"]
 
 
@@ -120,6 +144,12 @@ def test_two_ranks_equal_one_process(tmp_path, denominator):
 def test_two_ranks_that_train_on_the_same_rollouts_equal_one_process(tmp_path, layout):
     """With log-probabilities of old weights, which ranks with other tokens or stages compute."""
     compare_runs(tmp_path, 2, ["rl.updates=2", "rl.denominator=kept", "train.micro_batch=1"], [layout])
+
+
+@pytest.mark.parametrize("level", ["sequence", "geometric"])
+def test_ratios_of_whole_rollouts_are_the_same_on_ranks_with_parts_of_them(tmp_path, level):
+    words = [f"rl.level={level}", "rl.veto_low=0.4", "rl.updates=2"]
+    compare_runs(tmp_path, 2, words, ["parallel.cp=2"])
 
 
 @pytest.mark.slow
@@ -153,12 +183,13 @@ def train_and_count(directory: Path, words: list[str], ranks: int) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Synchronous, "_score", score)
-        assert train(toy_config(directory, *words, world_size=ranks)) == 0
+        with noisy_selection():
+            assert train(toy_config(directory, *words, world_size=ranks)) == 0
     return counted
 
 
 @pytest.mark.parametrize("layout", ["parallel.cp=2", "parallel.pp=2"])
-def test_ranks_with_the_same_rollouts_agree_to_the_last_bit_and_one_rewards_them(tmp_path, layout):
+def test_ranks_with_the_same_rollouts_replay_them_to_the_last_bit_and_one_rewards_them(tmp_path, layout):
     words = [layout, "optim.lr=2e-2", "model.num_layers=3", "precision=fp8_reference"]
     first, other = on_ranks(2, train_and_count, tmp_path / "run", words, 2, timeout_s=120.0)
     assert (first, other) == (3 * 16 + 4, 0)
@@ -166,7 +197,7 @@ def test_ranks_with_the_same_rollouts_agree_to_the_last_bit_and_one_rewards_them
     assert sum(line["tokens"] for line in lines) > 0
     for line in lines:
         assert line["mismatch/max"] == 0.0
-        assert line["replay/flip_rate"] in (0.0, None)
+        assert line["replay/flip_rate"] is None or 0.05 < line["replay/flip_rate"] < 0.95
 
 
 def train_taught(directory: Path, words: list[str], ranks: int, samples: Collection[int]) -> int:
@@ -209,3 +240,59 @@ def test_a_step_whose_groups_are_all_dropped_changes_neither_weights_nor_moments
     assert (lines[1]["loss"], lines[1]["tokens"], lines[1]["grad_norm"], lines[1]["skipped"]) == (None, 0, 0.0, 0)
     (said,) = [event for event in events(tmp_path / "run", "warning") if "step 2" in event["message"]]
     assert "empty" in said["message"]
+
+
+def whole_run(directory: Path, words: list[str], ranks: int) -> int:
+    fixed = ["train.eval_every=0", "rl.exact=true", "train.device=cpu", "logging.console=off"]
+    cache = f"data.cache_dir={directory.parent / 'cache'}"
+    return train(compose(["recipe=rl_toy", *fixed, cache, f"run.dir={directory}", *words], world_size=ranks))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp8_reference"])
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_whole_run_has_equal_log_probabilities_on_both_sides(tmp_path, ranks, precision):
+    """All 200 steps of the toy, on several ranks with each expert on one of them."""
+    words = [f"precision={precision}"]
+    if ranks == 1:
+        assert whole_run(tmp_path / "run", words, 1) == 0
+    else:
+        spread = [*words, "parallel.dp_shard=4", "parallel.ep=4", "model.router_groups=4", "model.experts_per_token=4"]
+        spread += ["train.micro_batch=6"]
+        assert on_ranks(4, whole_run, tmp_path / "run", spread, 4, timeout_s=1800.0) == [0] * 4
+    lines = steps(tmp_path / "run")
+    assert len(lines) == 200
+    assert sum(line["tokens"] for line in lines) > 20_000
+    assert max(line["mismatch/max"] for line in lines) == 0.0
+    assert lines[-1]["solve_rate"] > 0.9
+
+
+def run_and_keep(directory: Path, words: list[str], ranks: int) -> list[tuple[int, list[Rollout]]]:
+    """The groups of this rank's questions, by number."""
+    genuine, found = PolicyTrainer._batches, list[tuple[int, list[Rollout]]]()
+
+    def keep(trainer: PolicyTrainer, produced: Any) -> Any:
+        found.extend((group.sample, list(group.rollouts)) for group in produced.groups)
+        return genuine(trainer, produced)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PolicyTrainer, "_batches", keep)
+        assert train(toy_config(directory, *words, world_size=ranks)) == 0
+    return found
+
+
+@pytest.mark.slow
+def test_log_probabilities_differ_by_less_than_1e_6_between_numbers_of_ranks(tmp_path):
+    """In each of them training has the numbers of the rollouts; so these need to be compared alone."""
+    words = ["model.router_groups=4", "model.experts_per_token=4", "train.steps=1", "train.micro_batch=1"]
+    alone = dict(run_and_keep(tmp_path / "one", words, 1))
+    for layout in (["parallel.dp_shard=4", "parallel.ep=4"], ["parallel.dp_shard=2", "parallel.cp=2", "parallel.ep=4"]):
+        directory = tmp_path / layout[1]
+        of_ranks = on_ranks(4, run_and_keep, directory, [*words, *layout], 4, timeout_s=120.0)
+        spread = dict(group for of_rank in of_ranks for group in of_rank)
+        assert spread.keys() == alone.keys()
+        for sample, rollouts in alone.items():
+            for ours, theirs in zip(spread[sample], rollouts, strict=True):
+                assert ours.ids == theirs.ids
+                assert np.abs(ours.log_probs - theirs.log_probs).max() < 1e-6
+        assert all(line["mismatch/max"] == 0.0 for line in steps(directory))

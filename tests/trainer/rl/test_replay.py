@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from parallel.blocks import checkpoint_activations
-from tests.trainer.model.tiny import build, model_config
+from tests.trainer.model.tiny import assert_close, build, model_config
 from trainer.config.rl.keys import RlConfig
 from trainer.engine.engine import Engine
 from trainer.engine.request import Request, Sampling
@@ -103,23 +103,53 @@ def test_routes_of_the_token_before_raise_the_mismatch(made):
     assert k3_of(model, batches_of(model, rollouts, shift=1))[0] > 1e-4
 
 
-def test_neither_packing_nor_recomputation_changes_a_replay(made):
+def gradients_of(model, batches):
+    """With the experts that each router was given, in the order of the passes."""
+    seen = []
+    hooks = [
+        block.moe.router.register_forward_hook(lambda _, __, output: seen.append(output[0].clone()))
+        for block in model.blocks
+    ]
+    model.zero_grad()
+    sum(one.total for one in k3_of(model, batches)[2]).backward()
+    for hook in hooks:
+        hook.remove()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}, seen
+
+
+def test_packing_does_not_change_a_replay(made):
+    """Rollouts together in windows of some, in windows of their own, and in one window."""
     model, rollouts = made
     packed, alone = batches_of(model, rollouts), batches_of(model, rollouts, seq_len=8, micro_batch=1)
-    assert len(alone) == 12 > len(packed)
-    assert k3_of(model, alone)[0] == 0.0
+    together = batches_of(model, rollouts, seq_len=128, micro_batch=1)
+    assert len(alone) == 12 > len(packed) > len(together) == 1
+    expected, _ = gradients_of(model, packed)
+    assert expected["layers.0.moe.router.weight"].abs().sum() > 0
+    for batches in (alone, together):
+        assert k3_of(model, batches)[0] == 0.0
+        assert_close(gradients_of(model, batches)[0], expected, 1e-5)
 
-    def gradients(model):
-        model.zero_grad()
-        sum(one.total for one in k3_of(model, packed)[2]).backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters()}
 
-    usual = gradients(model)
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_recomputation_does_not_change_a_replay(made, recompute):
+    """The passes that backward runs again select the same experts."""
+    model, rollouts = made
+    packed = batches_of(model, rollouts)
+    expected, first = gradients_of(model, packed)
     again = make_exact(build(model.cfg))
-    checkpoint_activations(again.blocks, "full", "forward")
-    for name, gradient in gradients(again).items():
-        assert torch.equal(gradient, usual[name]), name
-    model.zero_grad()
+    checkpoint_activations(again.blocks, recompute, "forward")
+    found, seen = gradients_of(again, packed)
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name]), name
+    layers = len(model.blocks)
+    forward, backward = seen[: len(first)], seen[len(first) :]
+    assert all(map(torch.equal, forward, first))
+    if recompute == "full":
+        # backward takes the micro-batches in any order, and the layers of each from the last
+        assert len(backward) == len(first)
+    for ids in backward:
+        assert any(torch.equal(ids, one) for one in first), "recomputed with other experts"
+    assert len(first) == layers * len(packed)
 
 
 def test_slices_of_a_sequence_take_its_routes_along(made):

@@ -67,6 +67,7 @@ class PolicyTrainer(Trainer):
         assert parts.data.questions is not None
         self.objective, self.questions = parts.objective, parts.data.questions
         longest = longest_rollout(cfg, self.questions)
+        self.objective.share = parts.forward.share
         if parts.pipeline is not None:
             self.objective.layers = layers_of(parts.stages.values())
         if cfg.rl.exact:

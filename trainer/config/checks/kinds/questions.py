@@ -85,14 +85,6 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     if p.pp > 1 and rl.engine != "embedded":
         text = f"rl.engine={rl.engine} is sent the weights of whole models, and this is parallel.pp={p.pp}; use 1"
         yield Fault(text, "parallel.pp", p.pp, (1,))
-    for key, needs in (
-        ("level", rl.level != "token"),
-        ("veto_low", rl.veto_low is not None),
-        ("veto_high", rl.veto_high is not None),
-    ):
-        if p.cp > 1 and needs:
-            text = f"rl.{key}={getattr(rl, key)} needs whole rollouts on a rank, and parallel.cp={p.cp}; use 1"
-            yield Fault(text, "parallel.cp", p.cp, (1,))
     if p.cp > 1 and rl.exact:
         if p.cp_kind != "ulysses":
             text = f"rl.exact=true adds up keys in their order, and parallel.cp_kind={p.cp_kind} does not; use ulysses"
