@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.chat.answers import Format, format_of
-from trainer.chat.errors import ChatError
 from trainer.chat.template import DEFAULT, WITH_TOOLS, ChatTemplate, Message, find_template
 from trainer.config.errors import CommandError
 from trainer.data.shards.tokenizer import Tokenizer
 from trainer.engine.load import Source
-
-ANSWER = "ANSWER"
 
 
 class Opened(NamedTuple):
@@ -40,13 +37,8 @@ class Conversation:
     def ends(self) -> frozenset[int]:
         """The token that the template writes behind an answer, where it is one that text cannot spell in another way:
         the model was trained to end its turn with it."""
-        try:
-            asked: list[Message] = [{"role": "user", "content": "QUESTION"}]
-            text = self.template.render([*asked, {"role": "assistant", "content": ANSWER}])
-        except ChatError:
-            return frozenset()
         added = self.tokenizer.added
-        behind = self.tokenizer.encode(text.rpartition(ANSWER)[2].lstrip())[len(self.tokenizer.before) :]
+        behind = self.tokenizer.encode(self.template.behind_answer())[len(self.tokenizer.before) :]
         return frozenset(token for token in behind[:1] if self.tokenizer.token(token) in added)
 
     def open(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), **values: Any) -> Opened:

@@ -37,6 +37,7 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 THINKING = ("reasoning_content", "thinking", "reasoning")
 # What a template's own operations raise, beside Jinja's errors.
 OPERATIONS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+ANSWER = "ANSWER"  # in the place of one
 REMEDY = f"a directory with {TEMPLATE}, or with a chat_template in its {CONFIG}"
 
 
@@ -111,6 +112,16 @@ class ChatTemplate:
     def marks(self, tools: Sequence[Mapping[str, Any]] | None = None) -> bool:
         """Return True if the template says what the assistant writes, in `{% generation %}` blocks."""
         return self._compiled(self._name(tools))[0].marks
+
+    def behind_answer(self, **values: Any) -> str:
+        """The text that the template writes behind an answer, without the spaces around it; empty for a template that
+        does not take an answer. values: as of `render`."""
+        try:
+            asked: list[Message] = [{"role": "user", "content": "QUESTION"}]
+            text = self.render([*asked, {"role": "assistant", "content": ANSWER}], **values)
+        except ChatError:
+            return ""
+        return text.rpartition(ANSWER)[2].strip() if ANSWER in text else ""
 
     def check(self) -> ChatTemplate:
         """Compile the templates that render, so that faults of theirs are found before anything starts. Raises

@@ -11,10 +11,11 @@ from parallel.layout import Place
 from trainer.config.rl.keys import RlConfig
 from trainer.config.rl.rewards import check_environment, read_options
 from trainer.data.questions.asked import Asked, Questions
+from trainer.data.questions.prepare import TOOLS, VALUES
 from trainer.engine.request import Sampling
 from trainer.rl.environments.base import Environment, EnvironmentFailed
 from trainer.rl.environments.build import build_environment
-from trainer.rl.environments.dialogue import Dialogue
+from trainer.rl.environments.dialogue import Dialogue, InlineDialogue, TemplateDialogue
 from trainer.rl.environments.play import Episode, play
 from trainer.rl.environments.tools import ToolEnvironment
 from trainer.rl.producer import Rolled, Synchronous, question_of
@@ -81,3 +82,19 @@ def environment_of(cfg: RlConfig) -> ToolEnvironment:
     options = read_options(cfg.environment, WHERE)
     assert isinstance(options, Mapping)
     return build_environment({"reward": cfg.reward, **options}, WHERE)
+
+
+def dialogue_of(questions: Questions) -> Dialogue:
+    """The turns of episodes: by the chat template where prompts are messages, and in brackets where all are texts.
+
+    Raises EnvironmentFailed for a question with tools or values of its own: an environment's are the same for all."""
+    if questions.conversation is None:
+        return InlineDialogue(questions.tokenizer)
+    for asked in (*questions.train, *(one for some in questions.heldout.values() for one in some)):
+        if key := next((name for name in (TOOLS, VALUES) if asked.record.data.get(name)), None):
+            where = asked.record.where
+            allowed = "rl.environment" if key == TOOLS else "data.chat_values"
+            text = f"{where}: {key} of one question cannot be used in an environment; use {allowed} for all"
+            raise EnvironmentFailed(text, where=where, value=key, allowed=allowed)
+    conversation = questions.conversation
+    return TemplateDialogue(conversation, questions.ends, conversation.values)

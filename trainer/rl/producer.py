@@ -129,7 +129,7 @@ class Synchronous:
 
     def _roll(self, asked: Sequence[tuple[Asked, Sampling]]) -> Rolled:
         """Draw an answer to each question in the way that is given with it."""
-        end = frozenset({self.questions.tokenizer.eos_id})
+        end = self.questions.ends
         requests = [Request(one.prompt, self.cfg.max_tokens, sampling, end) for one, sampling in asked]
         started = time.perf_counter()
         rollouts = self.engine.generate(requests, deadline_s=self.cfg.deadline_s)
@@ -142,8 +142,8 @@ class Synchronous:
         return Sampling(temperature, seed=seed)
 
     def _score(self, asked: Sequence[Asked], rollouts: Sequence[Rollout]) -> np.ndarray:
-        text = self.questions.tokenizer.answer_text
-        pairs = [(question_of(one), text(rollout.ids)) for one, rollout in zip(asked, rollouts, strict=True)]
+        text = self.questions.text_of
+        pairs = [(question_of(one), text(one, rollout.ids)) for one, rollout in zip(asked, rollouts, strict=True)]
         return np.array([verdict.value for verdict in score_all(self.reward, pairs)], np.float64)
 
 

@@ -24,7 +24,6 @@ import numpy as np
 from parallel.errors import one_of
 from trainer.corpora.packages import Document
 from trainer.corpora.tokenize import agreement, jobs, resume
-from trainer.corpora.tokenize.agreement import Template
 from trainer.corpora.tokenize.inputs import documents as documents_of
 from trainer.corpora.tokenize.inputs import units_of
 from trainer.corpora.tokenize.media.card import write_card
@@ -49,6 +48,7 @@ from trainer.corpora.tokenize.write import finished_shard, key_ranges, token_dty
 from trainer.data.errors import DataError
 from trainer.data.media.rules import MediaRules
 from trainer.data.shards import files as shard_files
+from trainer.data.shards.around import Template, template_of
 from trainer.data.shards.prefixes import Prefixes
 from trainer.data.shards.tokenizer import SpecialText, Tokenizer, tokenizer_file
 from trainer.storage.atomic import FILE_SUFFIX, publish
@@ -219,7 +219,7 @@ def _agreed_template(
     """The ids to put around a text, once the tokenizer is known to do what transformers does. Raises DataError."""
     agreement.check_end(tokenizer)
     agreement.check_tokens(tokenizer, file)
-    around = agreement.template_of(tokenizer, file)
+    around = template_of(tokenizer, file)
     for line in agreement.contradictions(tokenizer, around, file):
         note(line)
     if reason := agreement.compare(file, tokenizer, around, some):

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from trainer.chat.answers import Format, format_of
 from trainer.chat.errors import ChatError
 from trainer.chat.masks import Example, trained_tokens
-from trainer.chat.template import REMEDY, ChatTemplate, find_template, read_special_tokens
+from trainer.chat.template import DEFAULT, REMEDY, WITH_TOOLS, ChatTemplate, find_template, read_special_tokens
 from trainer.data.errors import DataError
-from trainer.data.shards.tokenizer import read_tokenizer, tokenizer_file
+from trainer.data.shards.tokenizer import read_tokenizer, tokenizer_file, visible_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -91,10 +92,24 @@ class ChatTokenizer:
             found.append(Tokens(np.array(encoding.ids, np.int32), np.array(mask, np.bool_), straddling))
         return found
 
+    def ids_of(self, text: str) -> list[int]:
+        """The ids of a text that a template wrote. Raises DataError for text that the tokenizer cannot encode."""
+        return self.encode([Example(text, ())])[0].ids.tolist()
+
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens included."""
-        found: str = self._library.decode(list(ids), skip_special_tokens=False)
-        return found
+        """The text of ids, special tokens included, and U+FFFD for an id without a token."""
+        return visible_text(self._library, ids)
+
+    @cached_property
+    def format(self) -> Format:
+        """The way in which the template writes thinking and calls."""
+        return format_of(self.template.texts.get(WITH_TOOLS) or self.template.texts.get(DEFAULT, ""))
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The token that the template writes behind an answer; none where it writes text there."""
+        behind = self.ids_of(self.template.behind_answer(**self.values))
+        return frozenset(token for token in behind[:1] if token in self._library.get_added_tokens_decoder())
 
     def token(self, number: int) -> str | None:
         found: str | None = self._library.id_to_token(number)

@@ -12,24 +12,29 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainer.chat.errors import ChatError
 from trainer.data.batch import Batch, LateBatch, make_batch
+from trainer.data.chats.tokens import ChatTokenizer, open_tokenizer
 from trainer.data.errors import DataError
 from trainer.data.hashing import mix64, text_key
-from trainer.data.protocols import Data, TokenizerFile
+from trainer.data.protocols import ChatFiles, Data, TokenizerFile
 from trainer.data.questions.asked import Asked, Questions
+from trainer.data.questions.prepare import Preparer
 from trainer.data.questions.records import QuestionRecord, read_questions
-from trainer.data.shards.losses import Losses
+from trainer.data.shards.around import template_of
 from trainer.data.shards.tokenizer import Tokenizer, tokenizer_file
 from trainer.data.text import TextStream
 from trainer.data.windows import Windows
 
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
+    from trainer.config.mixture import QuestionSourceConfig
 
 SPLIT = 5  # the purpose of a hash: the questions that are held out
 
@@ -58,29 +63,26 @@ def open_questions(data: DataConfig, *, seed: int, weights: Path | None, kept: P
     weights: the directory of the published weights that the run starts from; kept: where the run keeps its tokenizer.
     Raises DataError, which names file and line.
     """
+    files = {name: _read(name, source, Path(data.root)) for name, source in data.questions.items()}
     path = _tokenizer_path(data, weights, kept)
     tokenizer = Tokenizer.load(path)
-    losses = Losses(tokenizer)
+    tokenizer.before = [*template_of(tokenizer, path).before]
+    conversation = _conversation(data, weights, kept, [one for some in files.values() for one, _ in some])
+    prepare = Preparer(tokenizer, conversation, data.seq_len).prepare
+    made_from = hashlib.sha256(path.read_bytes() if conversation is None else conversation.key.encode())
     train: list[Asked] = []
     heldout: dict[str, list[Asked]] = {}
-    made_from = hashlib.sha256(path.read_bytes())
-    count = 0
+    numbers = count()
     for name, source in data.questions.items():
-        apart = bool(source.heldout)
-        files = [(source.path, False), *([(source.heldout, True)] if apart else [])]
-        _refuse_same_file(name, *(Path(data.root, file) for file, _ in files))
         heldout[name] = []
-        for file, held in files:
-            for record in read_questions(Path(data.root, file)):
-                asked = _prepare(count, name, record, tokenizer, losses, data.seq_len)
-                count += 1
-                out = held if apart else _held_out(record.text, data.holdout_fraction)
-                (heldout[name] if out else train).append(asked)
-                made_from.update(json.dumps([name, out, record.text, record.answer], sort_keys=True).encode())
+        for record, held in files[name]:
+            out = held if source.heldout else _held_out(record.text, data.holdout_fraction)
+            (heldout[name] if out else train).append(prepare(next(numbers), name, record))
+            made_from.update(json.dumps([name, out, record.text, record.answer], sort_keys=True).encode())
         _refuse_empty(name, source.path, train, heldout[name])
     _refuse_shared(train, heldout)
     made_from.update(json.dumps([data.seq_len, seed]).encode())
-    questions = Questions(train, heldout, tokenizer, seed)
+    questions = Questions(train, heldout, tokenizer, seed, conversation)
     shares = {name: float(sum(one.source == name for one in train)) for name in data.questions}
 
     def read(first: int, count: int) -> Windows:
@@ -90,10 +92,45 @@ def open_questions(data: DataConfig, *, seed: int, weights: Path | None, kept: P
         stream=TextStream(read, shares),
         heldout=_HeldOut(questions, data.seq_len),
         fingerprint=made_from.hexdigest(),
-        tokenizer=TokenizerFile(path, tokenizer.end_of_document),
+        tokenizer=_kept_as(tokenizer, path, conversation),
         questions=questions,
     )
     return found, tokenizer.vocab_size
+
+
+def _read(name: str, source: QuestionSourceConfig, root: Path) -> list[tuple[QuestionRecord, bool]]:
+    """The records of a source, each with True for one of its held-out file."""
+    path, heldout = root / source.path, root / source.heldout if source.heldout else None
+    found = [(record, False) for record in read_questions(path)]
+    if heldout is None:
+        return found
+    if heldout.exists() and path.samefile(heldout):
+        where, allowed = f"data.questions.{name}.heldout", "another file, or none"
+        text = f"{where}={source.heldout} is the file that is trained on; give {allowed}"
+        raise DataError(text, where=where, value=source.heldout, allowed=allowed)
+    return [*found, *((record, True) for record in read_questions(heldout))]
+
+
+def _conversation(
+    data: DataConfig, weights: Path | None, kept: Path | None, records: Sequence[QuestionRecord]
+) -> ChatTokenizer | None:
+    """The chat template of the records that are messages; None where there are none."""
+    first = next((one for one in records if not isinstance(one.prompt, str)), None)
+    if first is None:
+        return None
+    try:
+        return open_tokenizer(data, weights, kept)
+    except ChatError as error:
+        text = f"{first.where}: the prompt is a list of messages: {error}"
+        raise DataError(text, where=first.where, value=error.value, allowed=error.allowed) from error
+
+
+def _kept_as(tokenizer: Tokenizer, path: Path, conversation: ChatTokenizer | None) -> TokenizerFile:
+    if conversation is None:
+        return TokenizerFile(path, tokenizer.end_of_document, tuple(tokenizer.before))
+    ends, template = tuple(sorted(conversation.ends)), conversation.template
+    files = ChatFiles(dict(template.texts), dict(template.special_tokens), ends)
+    return TokenizerFile(path, conversation.token(ends[0]) or "", chat=files)
 
 
 def _tokenizer_path(data: DataConfig, weights: Path | None, kept: Path | None) -> Path:
@@ -108,36 +145,6 @@ def _tokenizer_path(data: DataConfig, weights: Path | None, kept: Path | None) -
     return tokenizer_file(given)
 
 
-def _prepare(
-    number: int, source: str, record: QuestionRecord, tokenizer: Tokenizer, losses: Losses, seq_len: int
-) -> Asked:
-    if not isinstance(record.prompt, str):
-        allowed = "a text"
-        text = f"{record.where}: the prompt is a list of messages, and this run has no chat template; give {allowed}"
-        raise DataError(text, where=record.where, value="messages", allowed=allowed)
-    prompt = (*tokenizer.before, *_ids(record, "prompt", record.prompt, tokenizer, losses))
-    ids = (*_ids(record, "answer", record.label, tokenizer, losses), tokenizer.eos_id)
-    if len(prompt) + len(ids) > seq_len:
-        length, allowed = len(prompt) + len(ids), "a larger data.seq_len"
-        fault = f"{record.where}: question and answer have {length} tokens, and data.seq_len={seq_len}; use {allowed}"
-        raise DataError(fault, where=record.where, value=length, allowed=allowed)
-    return Asked(number, source, record, prompt, ids)
-
-
-def _ids(record: QuestionRecord, part: str, text: str, tokenizer: Tokenizer, losses: Losses) -> list[int]:
-    """The ids of a part of a question. Raises DataError for characters that the tokenizer does not know."""
-    allowed = "a tokenizer that knows them as data.tokenizer, or other characters"
-    try:
-        (ids,) = tokenizer.encode_all([text])
-        lost = losses.characters(text, ids)
-    except DataError as error:
-        lost = str(error.value)
-    if lost:
-        fault = f"{record.where}: the {part} has characters that the tokenizer does not know: {lost}; use {allowed}"
-        raise DataError(fault, where=record.where, value=lost, allowed=allowed)
-    return ids
-
-
 def _held_out(text: str, fraction: float) -> bool:
     """A function of the text alone: adding questions moves no other."""
     return int(mix64(SPLIT, text_key(text))[0]) < fraction * 2**64
@@ -148,14 +155,6 @@ def _refuse_empty(name: str, path: str, train: Sequence[Asked], heldout: Sequenc
         what, allowed = ("held-out" if not heldout else "training"), "more questions, or another data.holdout_fraction"
         text = f"data.questions.{name}: {path} has no {what} question; use {allowed}"
         raise DataError(text, where=f"data.questions.{name}", value=path, allowed=allowed)
-
-
-def _refuse_same_file(name: str, path: Path, *heldout: Path) -> None:
-    for other in heldout:
-        if path.exists() and other.exists() and path.samefile(other):
-            where, allowed = f"data.questions.{name}.heldout", "another file, or none"
-            text = f"{where}={other} is the file that is trained on; give {allowed}"
-            raise DataError(text, where=where, value=str(other), allowed=allowed)
 
 
 def _refuse_shared(train: Sequence[Asked], heldout: Mapping[str, Sequence[Asked]]) -> None:

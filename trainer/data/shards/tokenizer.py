@@ -1,7 +1,7 @@
 """Tokenizers in Hugging Face's `tokenizer.json`: training a byte-level BPE, and what a run needs of any of them."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -87,20 +87,15 @@ class Tokenizer:
         """The text of `ids`; end-of-document tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         return self._bpe.decode(ids, skip_special_tokens=True)
 
-    def answer_text(self, ids: Sequence[int]) -> str:
-        """The text of an answer of a model: all that it drew, but for one end-of-document token at its end.
+    def answer_text(self, ids: Sequence[int], ends: Container[int] | None = None) -> str:
+        """The text of an answer of a model: all that it drew, but for one token at its end that ends a turn. ends: such
+        tokens; None: the one that ends documents.
 
         Special tokens are spelled, and an id without a token is U+FFFD: a reward must not take an answer with either
         for the answer without.
         """
-        kept = [*ids[:-1]] if ids and ids[-1] == self.eos_id else [*ids]
-        parts: list[list[int]] = [[]]
-        for number in kept:
-            if self.token(number) is None:
-                parts.append([])
-            else:
-                parts[-1].append(number)
-        return "\N{REPLACEMENT CHARACTER}".join(self._bpe.decode(part, skip_special_tokens=False) for part in parts)
+        last = ids and ids[-1] in ((self.eos_id,) if ends is None else ends)
+        return visible_text(self._bpe, ids[:-1] if last else ids)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts alone: on all cores unless TOKENIZERS_PARALLELISM=false is set.
@@ -131,6 +126,17 @@ class Tokenizer:
     def added(self) -> dict[str, bool]:
         """The tokens that are found in text before it is cut into pieces, and if they are special."""
         return {token.content: token.special for token in self._bpe.get_added_tokens_decoder().values()}
+
+
+def visible_text(library: tokenizers.Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ids, with special tokens spelled and U+FFFD for an id without a token."""
+    parts: list[list[int]] = [[]]
+    for number in ids:
+        if library.id_to_token(number) is None:
+            parts.append([])
+        else:
+            parts[-1].append(number)
+    return "\N{REPLACEMENT CHARACTER}".join(library.decode(part, skip_special_tokens=False) for part in parts)
 
 
 def tokenizer_file(path: Path) -> Path:

@@ -26,8 +26,7 @@ from trainer.objectives.policy import SUM, Policy, Tokens, kept
 from trainer.objectives.scalars import Scalar, Scalars
 from trainer.optim.native import NativeEngine
 from trainer.rl.batches import Trained, make_batches, pack
-from trainer.rl.environments.dialogue import InlineDialogue
-from trainer.rl.episodes import Episodes, environment_of
+from trainer.rl.episodes import Episodes, dialogue_of, environment_of
 from trainer.rl.metrics import facts_of, measure_groups, with_means
 from trainer.rl.producer import Produced, Synchronous
 from trainer.rl.rewards.base import Reward, build_reward, close_reward
@@ -104,7 +103,7 @@ class PolicyTrainer(Trainer):
                 self.questions,
                 led,
                 environment,
-                InlineDialogue(self.questions.tokenizer),
+                dialogue_of(self.questions),
                 context=context,
                 **shared,
             )

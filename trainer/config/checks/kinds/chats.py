@@ -10,6 +10,7 @@ from trainer.config.checks.data import COUNT, NAME
 from trainer.config.keys import Config, DataConfig
 
 KEYS = ("chats", "chat_template", "chat_values", "chat_date", "long_chats", "pack_chats")
+OF_TEMPLATES = ("chat_template", "chat_values", "chat_date")  # questions have them, too: messages are rendered
 OWN = ("messages", "tools", "documents", "add_generation_prompt")  # names that a template gets anyway
 
 
@@ -17,8 +18,8 @@ def check(cfg: Config) -> list[Fault]:
     """Faults of the keys of chats, and of the reduction of the loss."""
     faults = [*_reduction(cfg)]
     if cfg.data.name != "chat":
-        return [*faults, *_without_chats(cfg.data)]
-    return [*faults, *_objective(cfg), *_sources(cfg.data), *_keys(cfg)]
+        return [*faults, *_without_chats(cfg.data), *_template(cfg.data)]
+    return [*faults, *_objective(cfg), *_sources(cfg.data), *_keys(cfg), *_template(cfg.data)]
 
 
 def _reduction(cfg: Config) -> Iterator[Fault]:
@@ -40,6 +41,8 @@ def _objective(cfg: Config) -> Iterator[Fault]:
 def _without_chats(data: DataConfig) -> Iterator[Fault]:
     default = DataConfig()
     for key in KEYS:
+        if data.name == "questions" and key in OF_TEMPLATES:
+            continue
         if (value := getattr(data, key)) != getattr(default, key):
             text = f"data.{key} needs data.name=chat, and this is data.name={data.name}; leave it out"
             yield Fault(text, f"data.{key}", tuple(value) if isinstance(value, dict) else value, getattr(default, key))
@@ -72,6 +75,15 @@ def _keys(cfg: Config) -> Iterator[Fault]:
             if (value := getattr(data, key)) is not None:
                 text = f"data.{key}: the toy's chats have their own; use data.{key}=null"
                 yield Fault(text, f"data.{key}", value, (None,))
+    if data.seq_len < 2:
+        text = f"data.seq_len={data.seq_len} has no place for a chat; use 2 or more"
+        yield Fault(text, "data.seq_len", data.seq_len, "2 or more")
+    if data.workers:
+        text = f"data.workers={data.workers}: chats are read from memory maps in the run's own process; use 0"
+        yield Fault(text, "data.workers", data.workers, (0,))
+
+
+def _template(data: DataConfig) -> Iterator[Fault]:
     if data.chat_date is not None:
         try:
             date.fromisoformat(data.chat_date)
@@ -83,9 +95,3 @@ def _keys(cfg: Config) -> Iterator[Fault]:
         if name in OWN:
             text = f"data.chat_values.{name}: the template gets it from the chats; leave it out"
             yield Fault(text, f"data.chat_values.{name}", data.chat_values[name], "another name")
-    if data.seq_len < 2:
-        text = f"data.seq_len={data.seq_len} has no place for a chat; use 2 or more"
-        yield Fault(text, "data.seq_len", data.seq_len, "2 or more")
-    if data.workers:
-        text = f"data.workers={data.workers}: chats are read from memory maps in the run's own process; use 0"
-        yield Fault(text, "data.workers", data.workers, (0,))
