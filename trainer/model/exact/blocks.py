@@ -1,4 +1,4 @@
-"""Matrix products by blocks of a fixed number of rows.
+"""Matrix products whose rows do not depend on each other: compiled, or torch's by blocks of a fixed number of rows.
 
 Legend: T rows · M inner dimension · N columns.
 """
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from trainer.model.exact.compiled import compiles, product
 
 ROWS = 16  # of a block of activations
 EXPERT_ROWS = 8  # of a block of an expert's rows
@@ -30,7 +32,9 @@ def block_mm(x: Tensor, matrix: Tensor, rows: int, out: Tensor | None = None) ->
 
 
 def block_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """F.linear by blocks of `ROWS` rows; outside autograd."""
+    """F.linear by compiled products, or by blocks of `ROWS` rows; outside autograd."""
+    if compiles(x):
+        return product(x.flatten(0, -2), weight.t()).view(*x.shape[:-1], len(weight))
     return block_mm(x.flatten(0, -2), weight.t(), ROWS).view(*x.shape[:-1], len(weight))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from trainer.model.decoder import Decoder
 from trainer.model.exact.attention import queries_of_block
 from trainer.model.exact.blocks import EXPERT_ROWS, KEYS, ROWS, block_mm
+from trainer.model.exact.compiled import compiles
 
 BLOCKS = 5
 
@@ -24,7 +25,10 @@ def dependent_products(model: Decoder) -> list[str]:
     """The shapes of products of `model`, as "rows x inner x columns", in which a row's bits depend on its place, on
     its neighbours or on the number of blocks. Empty where exact arithmetic is exact."""
     weight = next(model.parameters())
-    groups = ((torch.float32, _wide_shapes(model)), (model.activations, _shapes(model)))
+    groups = [(torch.float32, _attention_shapes(model))]  # those of torch alone: compiled ones depend on nothing
+    for dtype, shapes in ((torch.float32, _wide_shapes(model)), (model.activations, _shapes(model))):
+        if not compiles(torch.empty(0, dtype=dtype, device=weight.device)):
+            groups.append((dtype, shapes))
     found = [
         " x ".join(map(str, shape[:3]))
         for dtype, shapes in groups
@@ -47,12 +51,17 @@ def dependence_warning(model: Decoder) -> str | None:
 # Each shape: rows, inner, columns, and whether blocks also have a matrix each in one product.
 
 
-def _wide_shapes(model: Decoder) -> Iterator[tuple[int, int, int, bool]]:
-    """Products in fp32 whatever the compute dtype."""
+def _attention_shapes(model: Decoder) -> Iterator[tuple[int, int, int, bool]]:
+    """Products of attention, in fp32 whatever the compute dtype."""
     cfg = model.cfg
     rows = queries_of_block(cfg.num_heads // cfg.num_kv_heads) * (cfg.num_heads // cfg.num_kv_heads)
-    yield from ((ROWS, cfg.hidden_size, cfg.num_experts, False), (ROWS, cfg.hidden_size, cfg.vocab_size, False))
     yield from ((rows, cfg.head_dim, KEYS, True), (rows, KEYS, cfg.head_dim, True))
+
+
+def _wide_shapes(model: Decoder) -> Iterator[tuple[int, int, int, bool]]:
+    """Other products in fp32 whatever the compute dtype."""
+    cfg = model.cfg
+    yield from ((ROWS, cfg.hidden_size, cfg.num_experts, False), (ROWS, cfg.hidden_size, cfg.vocab_size, False))
     if cfg.positions == "fope":
         yield ROWS, cfg.fope_frequencies(), cfg.num_kv_heads * cfg.fope_frequencies(), False
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from parallel.dispatch.base import RowOrder
 from parallel.dispatch.padding import PaddedOrder
 from trainer.model.exact.blocks import EXPERT_ROWS, BlockLinear, block_linear
+from trainer.model.exact.compiled import compiles, expert_products
 from trainer.model.numerics import wide
 from trainer.model.ops import Ops
 
@@ -33,6 +34,8 @@ class ExactOps(Ops):
         return PaddedOrder(order, max(align, EXPERT_ROWS))
 
     def grouped_mm(self, rows: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
+        if compiles(rows):
+            return expert_products(rows, matrices, offsets)
         found = rows.new_empty(len(rows), matrices.shape[2])
         blocks, out = rows.view(-1, EXPERT_ROWS, rows.shape[1]), found.view(-1, EXPERT_ROWS, found.shape[1])
         ends = [end // EXPERT_ROWS for end in offsets.tolist()]

@@ -53,8 +53,13 @@ def test_values_and_gradients_are_the_usual_ones(kv_heads, fp8):
         assert relative(gradient, expected[name]) < (1e-2 if fp8 else 1e-5), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_documents_have_the_same_bits_alone_and_packed(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "compiler"),
+    [(torch.float32, True), (torch.float32, False), (torch.bfloat16, True), (torch.float64, True)],
+)
+def test_documents_have_the_same_bits_alone_and_packed(dtype, compiler, monkeypatch):
+    if not compiler:
+        monkeypatch.setattr("trainer.model.exact.compiled.library", lambda: None)
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     model = make_exact(build(model_config(max_position=400), dtype=wide, compute_dtype=dtype))
     lengths = (100, 1, 129, 70)
@@ -102,6 +107,8 @@ def test_attention_of_a_piece_is_that_of_the_whole(shared):
 
 def test_products_of_this_machine_are_exact_and_others_are_found(monkeypatch):
     model = build(model_config())
+    assert dependent_products(model) == []
+    monkeypatch.setattr("trainer.model.exact.compiled.library", lambda: None)  # as without a compiler
     assert dependent_products(model) == []
 
     def by_size(x, matrix, rows):  # as a library that adds up in another order for few rows
