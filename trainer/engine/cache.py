@@ -1,10 +1,10 @@
 """Keys, values and routes of all requests in pages, and attention over them.
 
-The arithmetic is that of `trainer.model.exact.attention`: a page is a block of keys. Requests that add one token are
-attended together, each of their pages as one product; a longer piece of a prompt is attended by itself.
-
-Before each step the pages of the first kind move to the front of the cache, where one view has them all: they are
-multiplied in place. Only pages that several of these requests share are gathered.
+The arithmetic is that of `trainer.model.exact.attention`. In fp32 on a CPU it is compiled, and reads pages where they
+are. Elsewhere a page is a block of keys: requests that add one token are attended together, each of their pages as one
+product; a longer piece of a prompt is attended by itself. Before each step the pages of the first kind move to the
+front of the cache, where one view has them all: they are multiplied in place. Only pages that several of these requests
+share are gathered.
 
 Legend: T tokens of a step · N requests with one token · P pages of theirs · n kv heads · r query heads of each ·
 d head dimension · R rows of a block of queries · H hidden size · L layers · K experts of a token.
@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.config.model import ModelConfig
+from trainer.model.exact import compiled
 from trainer.model.exact.attention import attend, queries_of_block
 from trainer.model.exact.blocks import KEYS
+from trainer.model.exact.compiled import compiles
 from trainer.model.exact.short import attend_short, short_documents
 from trainer.model.numerics import wide
 
@@ -43,7 +45,8 @@ class Layout:
     """The places of the tokens of a step. spans: those of one token first, as `singles` counts them.
 
     page, place: [T], on the host. rows: [T, n], of their keys and values among a layer's [slots * n * KEYS].
-    kept: spans with `kept` tokens, and the number of the first.
+    kept: spans with `kept` tokens, and the number of the first. pages, table, seen: as of `compiled.attend`, where the
+    cache is read by that.
     """
 
     def __init__(self, spans: Sequence[Span], cache: Cache) -> None:
@@ -51,7 +54,7 @@ class Layout:
         if any(span.tokens > 1 for span in spans[: self.singles]):
             raise ValueError("spans of one token come first")
         self.longer = spans[self.singles :]
-        self.one = _Singles(spans[: self.singles], cache) if self.singles else None
+        self.one = _Singles(spans[: self.singles], cache) if self.singles and not cache.compiled else None
         positions = np.concatenate([np.arange(span.start, span.start + span.tokens) for span in spans])
         self.page = np.concatenate(
             [np.asarray(span.pages)[np.arange(span.start, span.start + span.tokens) // KEYS] for span in spans]
@@ -63,6 +66,14 @@ class Layout:
         self.rows = torch.from_numpy(rows).to(device)
         ends = np.cumsum([span.tokens for span in spans])
         self.kept = [(int(end) - span.tokens, span) for end, span in zip(ends, spans, strict=True) if span.kept]
+        if cache.compiled:
+            sizes = np.array([span.tokens for span in spans])
+            counts = np.array([(span.start + span.tokens - 1) // KEYS + 1 for span in spans])
+            of_page = cache.keys.stride(1)
+            pages = np.concatenate([np.asarray(span.pages[:count]) for span, count in zip(spans, counts, strict=True)])
+            self.pages = torch.from_numpy(pages * of_page)
+            self.table = torch.from_numpy(np.repeat(counts.cumsum() - counts, sizes))
+            self.seen = self.positions + 1
         self.slots = [[int(cache.slots[page]) for page in span.pages] for span in self.longer]
 
 
@@ -122,13 +133,14 @@ class Cache:
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.shared = cfg.num_heads // cfg.num_kv_heads
         self.slots, self._page = np.arange(pages), np.arange(pages)  # of each page, and the page of each slot
+        self.compiled = compiles(self.keys)  # pages are read in place, wherever they are
         self.hidden: dict[int, Tensor] = {}  # of each page that has it, [KEYS, H]
         self.routes: npt.NDArray[np.uint16] = np.zeros((pages, KEYS, layers, cfg.experts_per_token), dtype=np.uint16)
 
     def clear(self, pages: Sequence[int]) -> None:
         """Before a request's first use of pages: what another left there need not be finite, and zero times it is not
         zero."""
-        if pages:
+        if pages and not self.compiled:
             slots = torch.from_numpy(self.slots[pages]).to(self.keys.device)
             for stored in (self.keys, self.values):
                 stored.index_fill_(1, slots, 0)
@@ -160,6 +172,9 @@ class Cache:
         keys, values, rows = self.keys[layer], self.values[layer], layout.rows.flatten()
         keys.view(-1, k.shape[2]).index_copy_(0, rows, k.reshape(-1, k.shape[2]))
         values.view(-1, k.shape[2]).index_copy_(0, rows, v.reshape(-1, k.shape[2]))
+        if self.compiled:
+            sizes = KEYS, (keys.stride(1), keys.stride(2))
+            return compiled.attend(q, keys, values, layout.pages, layout.table, layout.seen, *sizes)
         q_Tnrd, parts = q.unflatten(1, (k.shape[1], -1)), []
         if layout.one is not None:
             parts.append(_attend_singles(q_Tnrd[: layout.singles], keys, values, layout.one))

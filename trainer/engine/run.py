@@ -61,8 +61,9 @@ class Direct:
         model = self.model
         assert model.embed is not None
         assert model.norm is not None
+        tokens = len(ids)
         # Rows fill up the last block of products once, and not for each: they are computed and thrown away.
-        tokens, more = len(ids), -len(ids) % ROWS
+        more = 0 if cache.compiled else -tokens % ROWS
         padded = F.embedding(F.pad(ids, (0, more)), model.embed)
         if media is not None:
             padded.index_copy_(0, media[0], media[1].to(padded.dtype))

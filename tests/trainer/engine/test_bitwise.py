@@ -69,7 +69,10 @@ def test_a_model_in_usual_arithmetic_generates_too():
         assert np.array_equal(answer.routes, routes)
 
 
-def test_what_an_earlier_request_left_in_a_page_does_not_matter():
+@pytest.mark.parametrize("compiler", [True, False])
+def test_what_an_earlier_request_left_in_a_page_does_not_matter(compiler, monkeypatch):
+    if not compiler:
+        monkeypatch.setattr("trainer.model.exact.compiled.library", lambda: None)
     rng = random.Random(4)
     model = make_exact(build(model_config(max_position=400)).requires_grad_(False))
     engine = Engine(model, cache_tokens=640, batch=3, chunk=40)

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from parallel.context.base import Documents
 from trainer.model.attention import document_attention
+from trainer.model.exact import compiled
 from trainer.model.exact.blocks import KEYS, QUERY_ROWS
+from trainer.model.exact.compiled import compiles
 from trainer.model.exact.short import attend_short, short_documents
 from trainer.model.numerics import wide
 
@@ -99,6 +101,8 @@ class _DocumentAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.docs = docs
+        if compiles(q) and k.dtype is torch.float32:
+            return _compiled(q, k, v, docs.lengths)
         y, q = torch.empty_like(q), q.unflatten(1, (k.shape[1], -1))
         for some in short_documents(docs.lengths, q.shape[1] * q.shape[2], q.device):
             found = attend_short(some.fill(q), some.fill(k), some.fill(v))
@@ -128,6 +132,16 @@ class _DocumentAttention(torch.autograd.Function):
                 of_parts.append(grads[0][at])
         d_q, d_k, d_v = torch.autograd.grad(parts, leaves, of_parts)
         return d_q, d_k, d_v, None
+
+
+def _compiled(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Each document is one page."""
+    (tokens, heads, width), sizes = k.shape, torch.tensor(lengths)
+    starts = sizes.cumsum(0) - sizes
+    table = torch.arange(len(sizes)).repeat_interleave(sizes)
+    seen = torch.arange(1, tokens + 1) - starts.index_select(0, table)
+    memory = k.contiguous(), v.contiguous(), starts * (heads * width), table, seen
+    return compiled.attend(q, *memory, max(1, *lengths), (width, heads * width))
 
 
 def _long(lengths: Sequence[int]) -> list[slice]:

@@ -1,99 +1,23 @@
-"""Matrix products in fp32 on a CPU, compiled from `products.c` when they are first needed.
+"""Exact arithmetic in fp32 on a CPU, in C (`products.c`, `experts.c`, `attention.c`).
 
-Every sum is taken in the order of the inner index, so that a row's bits depend on nothing but the row and the matrix:
-neither on the rows beside it, nor on the number of threads, nor on how the matrix is stored. Few rows take the time of
-reading the matrix, which torch's products of few rows take twice.
+A result's bits depend on nothing but its own row: neither on the rows beside it, nor on the number of threads, nor on
+how a matrix is stored. Sums of products are taken in the order of the inner index. Few rows take the time of reading
+the matrix, which torch's products of few rows take twice.
 
-Without a C compiler products are torch's, by blocks of a fixed number of rows.
+All functions work outside autograd.
 
-Legend: T rows · M inner dimension · N columns · E experts · K experts per token · R rows of all experts.
+Legend: T tokens or rows · M inner dimension · N columns · E experts · K experts per token · R rows of all experts ·
+H hidden size · I expert width · h query heads · n kv heads · d head dimension · P pages.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import shlex
-import subprocess
-import tempfile
-from functools import cache
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from trainer.storage.atomic import atomic_file
-from trainer.storage.lock import LockedError
-
-SOURCE = Path(__file__).with_name("products.c")
-FLAGS = ["-O3", "-march=native", "-std=gnu11", "-ffp-contract=fast", "-shared", "-fPIC"]
-POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
-
-log = logging.getLogger(__name__)
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """The compiled products, from the user's cache where this processor's are there. None without a C compiler."""
-    compiler = os.environ.get("CC", "cc")
-    key = hashlib.sha256(f"{compiler}\n{FLAGS}\n{_processor()}\n".encode() + SOURCE.read_bytes()).hexdigest()[:16]
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "octavo" / f"products-{key}.so"
-    try:
-        found = _load(cached) or _compile(compiler, cached)
-    except OSError as error:
-        remedy = "install one, such as gcc, for faster generation"
-        log.warning("exact products are torch's, as the C compiler %s failed (%s): %s", compiler, error, remedy)
-        return None
-    found.octavo_rows.argtypes = [POINTER, NUMBER, POINTER, *[NUMBER] * 2, POINTER, *[NUMBER] * 3]
-    found.octavo_experts.argtypes = [
-        *(POINTER, NUMBER, POINTER, POINTER, *[NUMBER] * 3, POINTER, POINTER, *[NUMBER] * 3)
-    ]
-    found.octavo_order.argtypes = [POINTER, *[NUMBER] * 2, *[POINTER] * 3]
-    found.octavo_order.restype = None
-    return found
-
-
-def _load(path: Path) -> ctypes.CDLL | None:
-    """The library at `path`; None where there is none that can be loaded."""
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        return None
-
-
-def _processor() -> str:
-    """The model and the instructions of this processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return "\n".join([platform.machine(), platform.processor(), *sorted(set(kept))])
-
-
-def _compile(compiler: str, target: Path) -> ctypes.CDLL:
-    """Compile, keep the result at `target` where that can be written, and load it. Raises OSError."""
-    with tempfile.TemporaryDirectory() as scratch:
-        built = Path(scratch) / "products.so"
-        # OpenMP shares torch's threads. Compilers without it make products of one thread.
-        for extra in (["-fopenmp"], []):
-            command = [*shlex.split(compiler), *FLAGS, *extra, str(SOURCE), "-o", str(built)]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-            if done.returncode == 0:
-                break
-        else:
-            raise OSError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0])
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(target, durable=False) as temporary:
-                temporary.write_bytes(built.read_bytes())
-        except (OSError, LockedError):
-            log.info("%s cannot be written: the next process compiles again", target)
-        return ctypes.CDLL(str(built))
+from trainer.model.exact.library import library
 
 
 def compiles(x: Tensor) -> bool:
@@ -130,21 +54,69 @@ def expert_products(x: Tensor, matrices: Tensor, ends: Tensor, index: Tensor | N
     return y
 
 
-class Order(NamedTuple):
-    """Rows of tokens sorted by expert. slot_of_row: [R]. row_of_slot: [T, K]. ends: [E] int32."""
+@torch.compiler.disable
+def swiglu(hidden: Tensor, weight: Tensor) -> Tensor:
+    """silu(gate) * up * weight. hidden: [R, 2I], gate before up; weight: [R] -> [R, I]."""
+    hidden, weight = hidden.contiguous(), weight.contiguous()
+    rows, width = len(hidden), hidden.shape[1] // 2
+    y = hidden.new_empty(rows, width)
+    _library().octavo_swiglu(hidden.data_ptr(), weight.data_ptr(), None, y.data_ptr(), rows, width)
+    return y
 
-    slot_of_row: Tensor
-    row_of_slot: Tensor
-    ends: Tensor
 
-    @staticmethod
-    def of(ids: Tensor, experts: int) -> Order:
-        """ids: [T, K] int64 on the CPU, of `experts`."""
-        ids = ids.contiguous()
-        rows, slots, ends = ids.new_empty(ids.numel()), torch.empty_like(ids), ids.new_empty(experts, dtype=torch.int32)
-        pointers = rows.data_ptr(), slots.data_ptr(), ends.data_ptr()
-        _library().octavo_order(ids.data_ptr(), ids.numel(), experts, *pointers)
-        return Order(rows, slots, ends)
+@torch.compiler.disable
+def select(logits: Tensor, groups: int, experts_per_token: int) -> Tensor:
+    """As `numerics.select_experts`: [T, E] -> [T, K] int64."""
+    logits = logits.contiguous()
+    tokens, experts = logits.shape
+    ids = logits.new_empty(tokens, experts_per_token, dtype=torch.int64)
+    sizes = tokens, groups, experts // groups, experts_per_token // groups
+    _library().octavo_select(logits.data_ptr(), *sizes, ids.data_ptr())
+    return ids
+
+
+def mixture(x: Tensor, ids: Tensor, weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The sum over each token's experts, in the order of its slots, with the bits of the functions above.
+
+    Args: x: [T, H]. ids: [T, K] int64; weights: [T, K]. first: [E, H, 2I]; second: [E, I, H].
+    Returns: [T, H].
+    """
+    x = x if x.stride(1) == 1 else x.contiguous()
+    ids, weights, y = ids.contiguous(), weights.contiguous(), x.new_empty(x.shape)
+    strides = [(ctypes.c_int64 * 3)(*matrices.stride()) for matrices in (first, second)]
+    given = x.data_ptr(), x.stride(0), ids.data_ptr(), weights.data_ptr()
+    matrices = first.data_ptr(), strides[0], second.data_ptr(), strides[1]
+    sizes = *ids.shape, len(first), x.shape[1], second.shape[1]
+    _check(_library().octavo_mixture(*given, *matrices, y.data_ptr(), *sizes))
+    return y
+
+
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    pages: Tensor,
+    table: Tensor,
+    seen: Tensor,
+    page: int,
+    strides: tuple[int, int],
+) -> Tensor:
+    """Attention of queries that each see the first keys of a list of pages.
+
+    Args:
+        q: [T, h, d]. keys, values: the memory that pages are in.
+        pages: [P] int64, the numbers of their first elements in that memory. page: number of keys in one.
+        table: [T] int64, the number of each query's first page. seen: [T] int64, how many keys it sees.
+        strides: elements from one kv head's keys to the next one's, and from one key to the next.
+    Returns: [T, h, d].
+    """
+    q = q.contiguous()
+    (tokens, heads, width), y = q.shape, torch.empty_like(q)
+    kv_heads = keys.shape[1]
+    given = (x.data_ptr() for x in (q, keys, values, pages, table, seen, y))
+    sizes = tokens, kv_heads, heads // kv_heads, width, page, *strides
+    _check(_library().octavo_attend(*given, *sizes))
+    return y
 
 
 def _library() -> ctypes.CDLL:
@@ -155,4 +127,4 @@ def _library() -> ctypes.CDLL:
 
 def _check(failed: int) -> None:
     if failed:
-        raise MemoryError("no memory for a panel of a matrix")
+        raise MemoryError("exact arithmetic has no memory left for its scratch")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from parallel.dispatch.base import RowOrder, sum_slots
 from trainer.model.exact.blocks import EXPERT_ROWS
-from trainer.model.exact.compiled import Order, compiles, expert_products
+from trainer.model.exact.compiled import compiles, mixture
 from trainer.model.exact.ops import MOST, ExactOps
 from trainer.model.experts.fused_grouped_mm import FusedGroupedMM
 
@@ -31,19 +31,11 @@ class ExactExperts(FusedGroupedMM):
 
     def __call__(self, x: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, order: RowOrder) -> Tensor:
         if not torch.is_grad_enabled() and compiles(x):
-            return self._compiled(x, weights, w13.to(x.dtype).flatten(1, 2).mT, w2.to(x.dtype).mT, order.ids)
+            return mixture(x, order.ids, weights, w13.to(x.dtype).flatten(1, 2).mT, w2.to(x.dtype).mT)
         # A device would have to be waited for.
         if torch.is_grad_enabled() or len(x) > FEW_TOKENS or x.is_cuda:
             return super().__call__(x, weights, w13, w2, order)
         return self._few(x, weights, w13.to(x.dtype).flatten(1, 2).mT, w2.to(x.dtype).mT, order.ids)
-
-    def _compiled(self, x: Tensor, weights: Tensor, first: Tensor, second: Tensor, ids: Tensor) -> Tensor:
-        """first: [E, H, 2I]. second: [E, I, H]. ids: [T, K]. Any number of tokens."""
-        rows = Order.of(ids, len(first))
-        tokens = rows.slot_of_row.div(ids.shape[1], rounding_mode="floor")
-        hidden = expert_products(x, first, rows.ends, tokens)
-        act = self.exact._swiglu_forward(hidden, weights.flatten().index_select(0, rows.slot_of_row))
-        return sum_slots(expert_products(act, second, rows.ends), rows.row_of_slot)
 
     def _few(self, x: Tensor, weights: Tensor, first: Tensor, second: Tensor, ids: Tensor) -> Tensor:
         """first: [E, H, 2I]. second: [E, I, H]. ids: [T, K]."""

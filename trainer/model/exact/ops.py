@@ -11,8 +11,8 @@ from torch import Tensor
 from parallel.dispatch.base import RowOrder
 from parallel.dispatch.padding import PaddedOrder
 from trainer.model.exact.blocks import EXPERT_ROWS, BlockLinear, block_linear
-from trainer.model.exact.compiled import compiles, expert_products
-from trainer.model.numerics import wide
+from trainer.model.exact.compiled import compiles, expert_products, select, swiglu
+from trainer.model.numerics import router_weights, wide
 from trainer.model.ops import Ops
 
 # Experts are multiplied together where they have fewer blocks than FEW each and more than this share of them has any.
@@ -57,7 +57,17 @@ class ExactOps(Ops):
                 torch.bmm(blocks[start:end], matrix, out=out[start:end])
         return found
 
+    def route(
+        self, logits: Tensor, groups: int, experts_per_token: int, gradient: str, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        if not compiles(logits):
+            return super().route(logits, groups, experts_per_token, gradient, temperature)
+        ids = select(logits.detach(), groups, experts_per_token)
+        return ids, router_weights(logits, ids, gradient, temperature)
+
     def _swiglu_forward(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        if compiles(hidden):
+            return swiglu(hidden, weight.float())
         gate, up = hidden.to(wide(hidden.dtype)).chunk(2, dim=-1)
         # Not F.silu: on a CPU the last numbers of a tensor go through another exponential than those before.
         silu = gate / torch.exp(-gate).add_(1)

@@ -5,24 +5,11 @@
  * vector types of gcc and clang.
  */
 
-#include <stdint.h>
 #include <stdlib.h>
 
-#if defined(__AVX512F__)
-#define WIDTH 16
-#define VECTORS 4
-#elif defined(__aarch64__)
-#define WIDTH 4
-#define VECTORS 4
-#else
-#define WIDTH 8
-#define VECTORS 2
-#endif
-#define PANEL (WIDTH * VECTORS)
-#define ROWS 6
-#define SMALL 65536 /* multiplications that one thread does alone */
+#include "vectors.h"
 
-typedef float vector __attribute__((vector_size(4 * WIDTH), aligned(4)));
+#define ROWS 6
 
 /* y[r] = x[r] @ w for R rows and one panel; w: [inner, PANEL], rows `stride` numbers apart. */
 #define TILE(R)                                                                                                        \
@@ -145,26 +132,4 @@ int octavo_experts(const float *x, int64_t x_row, const int64_t *index, const fl
         free(packed);
     }
     return failed;
-}
-
-/* Rows sorted by expert, those of one expert in the order of their slots. ids: [slots] in 0 ... experts - 1. Found: the
- * slot of each row and the row of each slot [slots], and the end of each expert's rows [experts]. */
-void octavo_order(const int64_t *ids, int64_t slots, int64_t experts, int64_t *slot_of_row, int64_t *row_of_slot,
-                  int32_t *ends)
-{
-    for (int64_t expert = 0; expert < experts; expert++)
-        ends[expert] = 0;
-    for (int64_t slot = 0; slot < slots; slot++)
-        ends[ids[slot]]++;
-    int32_t total = 0;
-    for (int64_t expert = 0; expert < experts; expert++) {
-        const int32_t count = ends[expert];
-        ends[expert] = total;
-        total += count;
-    }
-    for (int64_t slot = 0; slot < slots; slot++) {
-        const int64_t row = ends[ids[slot]]++;
-        slot_of_row[row] = slot;
-        row_of_slot[slot] = row;
-    }
 }

@@ -5,15 +5,16 @@ import logging
 import pytest
 import torch
 
-from parallel.dispatch.base import RowOrder
+from parallel.dispatch.base import RowOrder, sum_slots
 from tests.trainer.model.tiny import relative
-from trainer.model.exact import compiled
-from trainer.model.exact.compiled import Order, expert_products, product
+from trainer.model.exact import library
+from trainer.model.exact.compiled import expert_products, mixture, product, select, swiglu
+from trainer.model.numerics import select_experts
 
 GENERATOR = torch.Generator().manual_seed(0)
 SIZES = [(1, 1), (7, 5), (24, 61), (64, 64), (300, 200)]  # inner, columns
 
-pytestmark = pytest.mark.skipif(compiled.library() is None, reason="there is no C compiler")
+pytestmark = pytest.mark.skipif(library.library() is None, reason="there is no C compiler")
 
 
 def numbers(*shape):
@@ -60,18 +61,41 @@ def test_threads_and_neighbours_change_no_bit_of_experts(threads):
     assert torch.equal(stored_otherwise[:end], found[:end])
 
 
-def test_the_order_is_that_of_a_stable_sort():
-    ids = torch.randint(7, (50, 3), generator=GENERATOR)
-    ids[ids == 5] = 2
-    found, expected = Order.of(ids, 7), RowOrder(ids, 7)
-    assert torch.equal(found.slot_of_row, expected.slot_of_row)
-    assert torch.equal(found.row_of_slot, expected.row_of_slot)
-    assert torch.equal(found.ends, expected.offsets)
+def test_a_mixture_has_the_bits_of_its_parts():
+    tokens, slots, experts, hidden, width = 33, 3, 7, 24, 20
+    x, weights = numbers(tokens, hidden), numbers(tokens, slots)
+    first, second = numbers(experts, 2 * width, hidden).mT, numbers(experts, width, hidden)
+    ids = torch.rand(tokens, experts, generator=GENERATOR).argsort(-1)[:, :slots]
+    ids[ids == 5] = 2  # an expert without rows, and one twice for a token
+    found, order = mixture(x, ids, weights, first, second), RowOrder(ids, experts)
+    rows = expert_products(x, first, order.offsets, order.token_of_row)
+    act = swiglu(rows, weights.flatten()[order.slot_of_row])
+    assert torch.equal(found, sum_slots(expert_products(act, second, order.offsets), order.row_of_slot))
+    for token in range(tokens):
+        part = slice(token, token + 1)
+        assert torch.equal(mixture(x[part], ids[part], weights[part], first, second), found[part])
+
+
+@pytest.mark.parametrize("width", [3, 16, 37])
+def test_the_gate_is_the_usual_one(width):
+    hidden, weight = numbers(50, 2 * width) * 30, numbers(50)
+    hidden[:, 0] = torch.linspace(-120, 120, 50)
+    gate, up = hidden.double().chunk(2, -1)
+    expected = torch.nn.functional.silu(gate) * up * weight.double().unsqueeze(-1)
+    assert torch.allclose(swiglu(hidden, weight).double(), expected, rtol=1e-6, atol=1e-33)
+
+
+@pytest.mark.parametrize(("groups", "picks"), [(1, 1), (1, 5), (4, 1), (4, 2)])
+def test_selected_experts_are_the_usual_ones(groups, picks):
+    logits = torch.randint(6, (200, 32), generator=GENERATOR).float()  # with many ties
+    logits[0, 3] = logits[1, 20] = torch.nan
+    logits[2] = -torch.inf
+    assert torch.equal(select(logits, groups, groups * picks), select_experts(logits, groups, groups * picks))
 
 
 def test_a_library_is_compiled_once_and_its_absence_is_reported(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    load = compiled.library.__wrapped__
+    load = library.library.__wrapped__
     assert load() is not None
     (built,) = (tmp_path / "octavo").iterdir()
     time = built.stat().st_mtime_ns
@@ -88,5 +112,5 @@ def test_a_library_is_compiled_once_and_its_absence_is_reported(tmp_path, monkey
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "octavo").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = compiled.library.__wrapped__()
+    found = library.library.__wrapped__()
     assert found is not None

@@ -141,19 +141,26 @@ def test_ranks_that_share_a_sequence_are_refused():
         make_exact(model)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "compiler"), [(torch.float32, True), (torch.float32, None), (torch.bfloat16, None)])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (6, 2), (4, 4), (9, 1)])
-def test_short_documents_attended_together_have_the_bits_of_each_alone(heads, kv_heads, dtype):
+def test_short_documents_attended_together_have_the_bits_of_each_alone(heads, kv_heads, dtype, compiler, monkeypatch):
+    if compiler is None:
+        monkeypatch.setattr("trainer.model.exact.compiled.library", lambda: None)
     lengths = [7, 7, 5, 1, KEYS, KEYS + 1, 3, 2 * KEYS + 2, 33, 2, *[7] * 60]
     q, k, v = (numbers(sum(lengths), some, 16).to(dtype) for some in (heads, kv_heads, kv_heads))
     docs = Documents.from_cu_seqlens(packed(*lengths)[1], sum(lengths), q.device)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     y, usual = ExactAttention()(*leaves, docs), document_attention(*leaves, docs)
-    parts = [
-        attend(a.unflatten(1, (kv_heads, -1)), _key_blocks(b), _key_blocks(c), 0).flatten(1, 2)
-        for a, b, c in zip(*(x.detach().split(lengths) for x in leaves), strict=True)
-    ]
-    assert torch.equal(y, torch.cat(parts))
+    documents = [*zip(*(x.detach().split(lengths) for x in leaves), strict=True)]
+    alone = [ExactAttention()(*one, Documents.rows(1, len(one[0]), q.device)) for one in documents]
+    assert torch.equal(y, torch.cat(alone))
+    assert relative(y.double(), usual.double()) < (1e-6 if dtype is torch.float32 else 1e-2)
+    if compiler is None:
+        parts = [
+            attend(a.unflatten(1, (kv_heads, -1)), _key_blocks(b), _key_blocks(c), 0).flatten(1, 2)
+            for a, b, c in documents
+        ]
+        assert torch.equal(y, torch.cat(parts))
     d_y = numbers(*y.shape).to(dtype)
     for found, wanted in zip(*(torch.autograd.grad(of, leaves, d_y) for of in (y, usual)), strict=True):
         assert relative(found.double(), wanted.double()) < (1e-6 if dtype is torch.float32 else 1e-2)
