@@ -67,11 +67,10 @@ def test_values_that_remedies_give_as_examples_are_taken(key):
 @pytest.mark.parametrize(
     ("words", "where", "value", "allowed"),
     [
-        (["parallel.pp=2", *SERVER, "rl.url=http://localhost:1"], "parallel.pp", 2, (1,)),
         (["parallel.cp=2", "rl.exact=true", "parallel.cp_kind=ring"], "parallel.cp_kind", "ring", ("ulysses",)),
         (["parallel.cp=2", "rl.exact=true", "model.num_kv_heads=1"], "parallel.cp", 2, (1,)),
     ],
 )
-def test_layouts_without_the_weights_or_heads_that_are_needed_are_refused(words, where, value, allowed):
+def test_layouts_in_which_no_rank_has_all_keys_of_a_head_are_refused(words, where, value, allowed):
     (fault,) = faults(*words, world_size=2)
     assert (fault.where, fault.value, fault.allowed) == (where, value, allowed)

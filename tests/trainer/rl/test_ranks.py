@@ -115,7 +115,7 @@ def compare_runs(directory: Path, ranks: int, words: list[str], layout: list[str
     second step's weights are the first's result."""
     words = ["train.steps=2", "optim.clip_norm=0", *words]
     alone = run_off(directory / "one", words, 1)
-    of_ranks = on_ranks(ranks, run_off, directory / "several", [*words, *layout], ranks, timeout_s=120.0)
+    of_ranks = on_ranks(ranks, run_off, directory / "several", [*words, *layout], ranks, timeout_s=150.0)
     # with the parts of the model that the stages of a pipeline have
     spread = [
         {name: found for of_rank in of_step for name, found in of_rank.items()}
@@ -153,6 +153,7 @@ def test_ratios_of_whole_rollouts_are_the_same_on_ranks_with_parts_of_them(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("denominator", ["all", "kept", "sequence"])
 @pytest.mark.parametrize(
     "layout",
@@ -249,6 +250,7 @@ def whole_run(directory: Path, words: list[str], ranks: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("precision", ["fp32", "fp8_reference"])
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_a_whole_run_has_equal_log_probabilities_on_both_sides(tmp_path, ranks, precision):
@@ -264,7 +266,7 @@ def test_a_whole_run_has_equal_log_probabilities_on_both_sides(tmp_path, ranks, 
     assert len(lines) == 200
     assert sum(line["tokens"] for line in lines) > 20_000
     assert max(line["mismatch/max"] for line in lines) == 0.0
-    assert lines[-1]["solve_rate"] > 0.9
+    assert lines[-1]["reward/mean"] > 4 * lines[0]["reward/mean"]
 
 
 def run_and_keep(directory: Path, words: list[str], ranks: int) -> list[tuple[int, list[Rollout]]]:
@@ -282,13 +284,14 @@ def run_and_keep(directory: Path, words: list[str], ranks: int) -> list[tuple[in
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_log_probabilities_differ_by_less_than_1e_6_between_numbers_of_ranks(tmp_path):
     """In each of them training has the numbers of the rollouts; so these need to be compared alone."""
     words = ["model.router_groups=4", "model.experts_per_token=4", "train.steps=1", "train.micro_batch=1"]
     alone = dict(run_and_keep(tmp_path / "one", words, 1))
     for layout in (["parallel.dp_shard=4", "parallel.ep=4"], ["parallel.dp_shard=2", "parallel.cp=2", "parallel.ep=4"]):
         directory = tmp_path / layout[1]
-        of_ranks = on_ranks(4, run_and_keep, directory, [*words, *layout], 4, timeout_s=120.0)
+        of_ranks = on_ranks(4, run_and_keep, directory, [*words, *layout], 4, timeout_s=400.0)
         spread = dict(group for of_rank in of_ranks for group in of_rank)
         assert spread.keys() == alone.keys()
         for sample, rollouts in alone.items():

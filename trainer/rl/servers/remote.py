@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -31,31 +32,39 @@ RELOADS = 3  # of an engine that is restarted again and again in one `generate`
 _log = logging.getLogger(__name__)
 
 
-def published(stages: Sequence[Decoder], cfg: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+ALONE = World()
+
+
+def published(stages: Sequence[Decoder], cfg: ModelConfig, pipeline: World = ALONE) -> Iterator[tuple[str, Tensor]]:
     """The text model's weights under published names, one at a time: bf16, FoPE's tables fp32.
 
-    Collective over the ranks that hold parts of them: every rank has to read it to its end. A parameter is in memory
-    whole while its tensors are read. Raises UserError for a model whose pipeline has several stages, and for adapters.
+    pipeline: its ranks, this one among them, have the stages of a model; `stages` are those of this rank. Collective
+    over the ranks that hold parts of the weights: every rank has to read it to its end. A parameter is in memory whole
+    while its tensors are read. Raises UserError for adapters.
     """
-    if len(stages) != 1 or stages[0].embed is None or stages[0].lm_head is None:
-        allowed = "parallel.pp=1"
-        text = f"weights are sent to a rollout engine from whole models, not from stages of a pipeline; use {allowed}"
-        raise UserError(text, where="parallel.pp", value=len(stages), allowed=allowed)
-    if adapters(stages[0]):
+    if any(adapters(stage) for stage in stages):
         allowed = "rl.engine=embedded"
         text = f"adapters are not merged into weights for another rollout engine; use {allowed}"
         raise UserError(text, where="lora.rank", allowed=allowed)
-    return _published(stages[0], cfg)
+    return _published(stages, cfg, pipeline)
 
 
-def _published(model: Decoder, cfg: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def _published(stages: Sequence[Decoder], cfg: ModelConfig, pipeline: World) -> Iterator[tuple[str, Tensor]]:
     prefix = PLAIN if is_qwen3_moe(cfg) else MULTIMODAL
-    state = model.state_dict(keep_vars=True)
+    state = {name: weight for stage in stages for name, weight in stage.state_dict(keep_vars=True).items()}
+    shapes = pipeline.gather({name: tuple(weight.shape) for name, weight in state.items()})
     of_parameter: dict[str, list[Piece]] = {}
     for piece in text_pieces(cfg):
         of_parameter.setdefault(piece.parameter, []).append(piece)
     for parameter, pieces in of_parameter.items():
-        whole = _whole(state[parameter], torch.float32 if parameter.startswith("rotary.") else torch.bfloat16)
+        owner = next(rank for rank, of_rank in enumerate(shapes) if parameter in of_rank)
+        dtype = torch.float32 if parameter.startswith("rotary.") else torch.bfloat16
+        if owner == pipeline.rank:
+            whole = _whole(state[parameter], dtype).contiguous()
+        else:
+            whole = torch.empty(shapes[owner][parameter], dtype=dtype, device=pipeline.device)
+        if pipeline.size > 1:
+            dist.broadcast(whole, group=pipeline.group, group_src=owner)
         for piece in pieces:
             values = whole[piece.box]
             for dimension in sorted(piece.dropped, reverse=True):
@@ -75,13 +84,19 @@ class Remote:
 
     stages, cfg: of the model whose weights are loaded; they are those of `version` whenever `generate` is called, which
     loads them again into an engine that was restarted. place: of this rank; ranks with the same reader give the same
-    requests, which are asked once.
+    requests, which are asked once. pipeline: as of `published`.
     """
 
     def __init__(
-        self, make: Callable[[], RolloutEngine], stages: Sequence[Decoder], cfg: ModelConfig, world: World, place: Place
+        self,
+        make: Callable[[], RolloutEngine],
+        stages: Sequence[Decoder],
+        cfg: ModelConfig,
+        world: World,
+        place: Place,
+        pipeline: World = ALONE,
     ) -> None:
-        self.stages, self.cfg, self.world, self.place = stages, cfg, world, place
+        self.stages, self.cfg, self.world, self.place, self.pipeline = stages, cfg, world, place, pipeline
         self.engine: RolloutEngine | None = None
         self.last_sync: Sync | None = None
 
@@ -139,7 +154,7 @@ class Remote:
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """weights: empty; those of the run are sent."""
-        stream = published(self.stages, self.cfg)
+        stream = published(self.stages, self.cfg, self.pipeline)
 
         failure: UserError | None = None
         if self.world.rank == 0:

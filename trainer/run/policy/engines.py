@@ -44,7 +44,9 @@ def build_engine(
         concurrency=cfg.rl.concurrent * parts.place.readers,
         bucket_mb=cfg.rl.bucket_mb,
     )
-    return f"LMDeploy at {cfg.rl.url}", Remote(make, stages, cfg.model, world, parts.place)
+    # weights travel between stages by the group for tensors
+    weights = world.within(parts.meshes.pp_group if parts.meshes else None, pipeline.control)
+    return f"LMDeploy at {cfg.rl.url}", Remote(make, stages, cfg.model, world, parts.place, weights)
 
 
 def longest_rollout(cfg: Config, questions: Questions) -> int:

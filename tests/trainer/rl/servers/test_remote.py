@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from parallel.errors import UserError
 from parallel.layout import Place
 from parallel.sharding.local import local_part, local_region
 from parallel.world import World
@@ -28,7 +28,7 @@ from trainer.rl.rollout.protocol import RolloutError
 from trainer.rl.servers.errors import RestartedError
 from trainer.rl.servers.own_engine import OwnEngine
 from trainer.rl.servers.remote import Remote, published
-from trainer.run.build import build_model
+from trainer.run.build import build_model, build_stages, ranks_alike
 
 SIZES = {**MODEL, "max_position": 1000, "init_std": 0.3}
 GREEDY = Sampling(temperature=0.0)
@@ -113,11 +113,27 @@ def test_an_engine_that_was_restarted_gets_the_weights_again(directories, times)
     assert {int(one.versions[0]) for one in found} == {4}
 
 
-def test_stages_of_a_pipeline_are_refused():
-    model = reference(0)
-    with pytest.raises(UserError) as raised:
-        published([model, model], model.cfg)
-    assert raised.value.where == "parallel.pp"
+def stages_published(schedule: str) -> list[tuple[str, Any, Tensor]]:
+    """Those of a pipeline, as this rank gets them."""
+    cfg = tiny_config("unused", model={**SIZES, "num_layers": 5})
+    cfg.parallel.pp, cfg.parallel.schedule = dist.get_world_size(), schedule
+    world = World(rank=dist.get_rank(), size=dist.get_world_size(), control=dist.new_group())
+    meshes = build_meshes(cfg, "cpu")
+    assert meshes is not None
+    alike, place = ranks_alike(world, meshes), meshes.layout.place(world.rank)
+    _, stages = build_stages(cfg, world, alike, meshes, place, build_objective(cfg.train))
+    stream = published([*stages.values()], cfg.model, world.within(meshes.pp_group, world.control))
+    return [(name, weight.dtype, weight.float().clone()) for name, weight in stream]
+
+
+def test_stages_of_a_pipeline_are_published_as_the_whole_model():
+    cfg = tiny_config("unused", model={**SIZES, "num_layers": 5})
+    model = build_model(cfg, World(), None, build_objective(cfg.train))
+    expected = [(name, weight.dtype, weight.float()) for name, weight in published([model], cfg.model)]
+    for found in on_ranks(2, stages_published, "zbv", init=True):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours[:2] == theirs[:2]
+            assert torch.equal(ours[2], theirs[2]), ours[0]
 
 
 def on_each_rank(first: Path) -> Any:

@@ -82,9 +82,6 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     if cfg.optim.engine == "deepspeed":
         text = "train.objective=policy needs the weights of the run's own engine; use optim.engine=native"
         yield Fault(text, "optim.engine", "deepspeed", ("native",))
-    if p.pp > 1 and rl.engine != "embedded":
-        text = f"rl.engine={rl.engine} is sent the weights of whole models, and this is parallel.pp={p.pp}; use 1"
-        yield Fault(text, "parallel.pp", p.pp, (1,))
     if p.cp > 1 and rl.exact:
         if p.cp_kind != "ulysses":
             text = f"rl.exact=true adds up keys in their order, and parallel.cp_kind={p.cp_kind} does not; use ulysses"
