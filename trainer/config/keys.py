@@ -240,7 +240,7 @@ class TrainConfig:
     micro_batch: int = free(8)  # sequences of one forward pass of one rank
     eval_every: int = free(0)  # steps between evaluations; 0: only at the end
     eval_batches: int = free(8)  # micro-batches of each source in an evaluation
-    max_skipped: int = free(10)  # abort after this many non-finite steps in a row
+    max_skipped: int = free(10)  # abort after this many skipped steps in a row
     # activations that backward recomputes; full: each decoder block; selective: all but the results of matmuls and
     # attention; attention, experts: that half of each block
     recompute: Literal["none", "selective", "attention", "experts", "full"] = free("none")

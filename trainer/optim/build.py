@@ -29,10 +29,12 @@ def build_engine(
     moments: torch.dtype | None = None,
     alike: World | None = None,
     rates: Mapping[str, float] | None = None,
+    skip_above: float = 0.0,
 ) -> Engine:
-    """The engine that `cfg` names; the arguments as for `NativeEngine`. DeepSpeed takes one stage, and no `rates`."""
+    """The engine that `cfg` names; the arguments as for `NativeEngine`. DeepSpeed takes one stage, no `rates` and no
+    `skip_above`."""
     if cfg.engine == "native":
-        return NativeEngine(stages, cfg, world, shard_group, moments, alike, rates)
+        return NativeEngine(stages, cfg, world, shard_group, moments, alike, rates, skip_above)
     (model,) = [stages] if isinstance(stages, nn.Module) else stages
     options = AdamWOptions(
         [(group.names, group.decay) for group in groups(dict(model.named_parameters()), cfg)],

@@ -21,8 +21,8 @@ class Engine(Protocol):
         """Apply the gradients of all ranks as optimizer step `step` of `steps` and drop them.
 
         Returns scalars by name, 0-dim on the device and equal on all ranks: `grad_norm`, the global norm before
-        clipping; `skipped_in_a_row` and `skipped`, the number of steps skipped because a gradient was not finite,
-        consecutively up to this step and since the start of the run.
+        clipping; `skipped_in_a_row` and `skipped`, the number of steps skipped because the norm was not finite, or too
+        large for a run with a limit, consecutively up to this step and since the start of the run.
         """
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:

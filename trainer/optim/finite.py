@@ -1,4 +1,4 @@
-"""Weights that are not finite: no step can be taken with them, whatever the learning rate."""
+"""Weights that are not finite, with which no step can be taken, and the reasons for which steps are skipped."""
 
 from __future__ import annotations
 
@@ -36,3 +36,12 @@ def show_names(names: list[str]) -> str:
     """Such as "a, b, c and 4 more"."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def skipping(limit: float) -> tuple[str, str]:
+    """(what skipped steps had, what to do about them). limit: `rl.skip_grad_norm`."""
+    remedy = "a lower optim.lr or a longer optim.warmup_steps"
+    if not limit:
+        return "had a gradient that was not finite", remedy
+    why = f"had a gradient norm that was above rl.skip_grad_norm={limit:g} or not finite"
+    return why, f"a larger rl.skip_grad_norm, {remedy}"

@@ -40,7 +40,8 @@ class NativeEngine:
     gradients are summed over these ranks here, and Muon divides its work among them. Gradients of sharded ones arrive
     summed, from the code that sharded them. `moments`: the dtype of AdamW's moments and Muon's momentum; None for that
     of the parameters. `rates`: the names of the parameters that are trained and saved, each with the ratio of its
-    learning rate to `optim.lr`; None for all that are not frozen, at `optim.lr`.
+    learning rate to `optim.lr`; None for all that are not frozen, at `optim.lr`. `skip_above`: a step whose norm is
+    above it is skipped as one that is not finite; 0: none is.
     """
 
     def __init__(
@@ -52,10 +53,12 @@ class NativeEngine:
         moments: torch.dtype | None = None,
         alike: World | None = None,
         rates: Mapping[str, float] | None = None,
+        skip_above: float = 0.0,
     ) -> None:
         self.stages = [stages] if isinstance(stages, nn.Module) else stages
         self.cfg, self.world, self.alike = cfg, world, alike or world
         self.shard_group, self.moments, self.rates = shard_group, moments, rates
+        self.skip_above = skip_above or torch.inf
 
     def prepare(self) -> None:
         """Build the optimizer and its state.
@@ -81,7 +84,7 @@ class NativeEngine:
         self.alike.sum_gradients(self.plain)
         self._take_gradients()
         norm = self._gradient_norm()
-        found_inf = (~torch.isfinite(norm)).float()
+        found_inf = (~torch.isfinite(norm) | (norm > self.skip_above)).float()
         self.skipped.add_(found_inf)
         self.skipped_in_a_row.mul_(found_inf)
         for optimizer in self.optimizers:

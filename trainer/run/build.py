@@ -242,7 +242,16 @@ def _open_data(cfg: Config, run: RunDir, world: World) -> tuple[Data, list[str]]
 def _prepare_engine(cfg: Config, world: World, alike: World, meshes: Meshes | None, stages: list[Decoder]) -> Engine:
     shard_group = meshes.shard_group if meshes else None
     trained = {name: rate for stage in stages for name, rate in rates(stage, cfg.lora).items()}
-    engine = build_engine(stages, cfg.optim, world, shard_group, narrow_moments(cfg.precision), alike, trained or None)
+    engine = build_engine(
+        stages,
+        cfg.optim,
+        world,
+        shard_group,
+        narrow_moments(cfg.precision),
+        alike,
+        trained or None,
+        cfg.rl.skip_grad_norm,
+    )
     engine.prepare()
     world.extend_timeouts()  # all process groups exist by now
     return engine

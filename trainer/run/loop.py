@@ -22,7 +22,7 @@ from trainer.metrics.rates import device_peak
 from trainer.metrics.record import MetricsLog
 from trainer.model.experts.held import held_weights
 from trainer.objectives.scalars import Scalar, Scalars, Totals, read_totals
-from trainer.optim.finite import not_finite, show_names
+from trainer.optim.finite import not_finite, show_names, skipping
 from trainer.optim.schedule import lr_at
 from trainer.run.announce import announcements, device_name
 from trainer.run.build import Parts
@@ -202,12 +202,12 @@ class Trainer:
                 value=value,
                 allowed="a lower optim.lr in a new run",
             )
+        why, remedy = skipping(self.cfg.rl.skip_grad_norm)
         return RunError(
-            f"{which} had a gradient that was not finite{limit}; they left all weights as they were, and these are "
-            "finite. Lower optim.lr, lengthen optim.warmup_steps or look at the data of these steps; " + kept,
+            f"{which} {why}{limit}; weights are finite and unchanged. Use {remedy}, or look at the data; {kept}",
             where="train.max_skipped",
             value=value,
-            allowed="a lower optim.lr or a longer optim.warmup_steps",
+            allowed=remedy,
         )
 
     def _warn_once(self, kind: str, message: str) -> None:
@@ -356,8 +356,8 @@ class Trainer:
         if 0 < steps <= self.skipped_in_a_row:
             raise self._stuck("all steps of this start" if steps > 1 else "the only step of this start", "", steps)
         if self.skipped_in_a_row:
-            text = f"the last {self.skipped_in_a_row} step(s) had a gradient that was not finite and changed no weight"
-            self._event("warning", message=text)
+            why = skipping(self.cfg.rl.skip_grad_norm)[0]
+            self._event("warning", message=f"the last {self.skipped_in_a_row} step(s) {why} and changed no weight")
         self._save()
         self._evaluate(final=True)
         self._log_sample_texts()

@@ -89,12 +89,16 @@ class Weights(nn.Module):
         self.group = mesh.get_group("shard") if layout else None
 
 
-def steps_with_one_bad_rank(layout: tuple[int, ...]) -> tuple[list[float], list[float], list[float]]:
-    """A number on rank 3 becomes NaN after the gradients are reduced: at every second step, in each weight once."""
+LARGE = 1e6
+
+
+def steps_with_one_bad_rank(layout: tuple[int, ...], bad: float) -> tuple[list[float], list[float], list[float]]:
+    """A number on rank 3 becomes `bad` after the gradients are reduced: at every second step, in each weight once."""
     world = start_world("cpu", 60.0)
     try:
         model = Weights(layout, 1.0)
-        engine = NativeEngine(model, OptimConfig(lr=0.1, schedule="constant"), world, model.group)
+        cfg = OptimConfig(lr=0.1, schedule="constant")
+        engine = NativeEngine(model, cfg, world, model.group, skip_above=LARGE / 10)
         engine.prepare()
         norms, skipped = [], []
         for step in range(1, 2 * len(PARTS) + 2):
@@ -102,7 +106,7 @@ def steps_with_one_bad_rank(layout: tuple[int, ...]) -> tuple[list[float], list[
             for name, p in model.named_parameters():
                 p.grad = gradients.get_parameter(name).detach()
             if step % 2 == 0 and world.rank == 3:
-                spoil_after_reduction(world, model, PARTS[step // 2 - 1])
+                spoil_after_reduction(world, model, PARTS[step // 2 - 1], bad)
             update = engine.step(step, step)
             norms.append(update["grad_norm"].item())
             skipped.append(update["skipped"].item())
@@ -111,17 +115,17 @@ def steps_with_one_bad_rank(layout: tuple[int, ...]) -> tuple[list[float], list[
         world.close()
 
 
-def spoil_after_reduction(world: World, model: nn.Module, part: str) -> None:
+def spoil_after_reduction(world: World, model: nn.Module, part: str, bad: float) -> None:
     """FSDP has reduced the gradients of DTensors by now; those of plain parameters are summed inside the step."""
     p = model.get_parameter(part)
     if isinstance(p, DTensor):
-        local(p.grad)[0] = float("nan")
+        local(p.grad)[0] = bad
         return
     reduce = world.sum_gradients
 
     def reduce_and_spoil(parameters):
         reduce(parameters)
-        p.grad[0] = float("nan")
+        p.grad[0] = bad
         object.__delattr__(world, "sum_gradients")  # the next step is sound
 
     object.__setattr__(world, "sum_gradients", reduce_and_spoil)
@@ -131,13 +135,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+@pytest.mark.parametrize("bad", [float("nan"), LARGE], ids=["not finite", "above the limit"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_rank_skips_a_step_that_one_cannot_take(layout):
-    found = on_ranks(4, steps_with_one_bad_rank, layout)
+def test_every_rank_skips_a_step_that_one_cannot_take(layout, bad):
+    found = on_ranks(4, steps_with_one_bad_rank, layout, bad)
     for norms, skipped, weights in found:
         assert skipped == [0, 1, 1, 2, 2, 3, 3]
         assert norms[::2] == [found[0][0][0]] * 4
-        assert all(norm != norm for norm in norms[1::2])
+        assert all(norm != norm if bad != bad else norm > LARGE / 10 for norm in norms[1::2])
         assert all(weight == weight for weight in weights)  # none took the NaN
 
 

@@ -115,6 +115,42 @@ def test_a_step_that_is_not_finite_changes_nothing(name, moments, bad, clip_norm
     assert seen == [[1, 1], [0, 1], [1, 2], [2, 3], [0, 3]]
 
 
+@pytest.mark.parametrize(("name", "moments"), [("adamw", None), ("adamw", torch.bfloat16), ("sgd", None)])
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_step_above_the_limit_changes_nothing(name, moments, clip_norm):
+    """Bitwise, as one that is not finite; the norm is of the gradient before clipping. One at the limit is taken."""
+    cfg = OptimConfig(name=name, lr=0.1, clip_norm=clip_norm, schedule="constant")
+    model, untouched = small_model(), small_model()
+    set_gradients(model, 1)
+    limit = nn.utils.get_total_norm([p.grad for p in model.parameters()]).item() * 2
+    engine, reference = (
+        NativeEngine(one, cfg, World(), moments=moments, skip_above=above)
+        for one, above in ((model, limit), (untouched, 0.0))
+    )
+    engine.prepare()
+    reference.prepare()
+    seen = []
+    for step, scale in enumerate([100.0, 1.0, 100.0, float("nan"), 1.0], start=1):
+        set_gradients(model, step, scale)
+        set_gradients(untouched, step, scale)
+        before = snapshot(engine)
+        update = engine.step(step, 5)
+        if scale == 1.0:
+            reference.step(step, 5)
+            assert not same(before, snapshot(engine))
+        else:
+            assert not update["grad_norm"] <= limit
+            assert same(before, snapshot(engine))
+        seen.append([update["skipped_in_a_row"].item(), update["skipped"].item()])
+    assert same(snapshot(engine), snapshot(reference))
+    assert seen == [[1, 1], [0, 1], [1, 2], [2, 3], [0, 3]]
+    engine.skip_above = 0.5
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    next(model.parameters()).grad[0, 0] = 0.5
+    assert engine.step(6, 6)["skipped_in_a_row"] == 0
+
+
 @pytest.mark.parametrize("elements", [1, 7, 12, 1000], ids=lambda elements: f"{elements} at a time")
 @pytest.mark.parametrize("scale", [0.01, 100.0], ids=["below the limit", "above the limit"])
 def test_moments_in_bf16_are_adamw_in_fp32_rounded_after_each_step(monkeypatch, elements, scale):

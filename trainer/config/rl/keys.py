@@ -59,6 +59,7 @@ class RlConfig:
     dual_clip: float | None = None  # PPO: the same for a ratio above it where A < 0
     veto_low: float | None = None  # a rollout with a ratio of train over rollout engine below it is left out
     veto_high: float | None = None  # the same for one above it
+    skip_grad_norm: float = 0.0  # a step whose gradient norm is above it is skipped: weights stay as they were; 0: off
     concurrent: int = _free(256)  # the most rollouts of a rank at one time
     deadline_s: float = _free(600.0)  # seconds that a round of rollouts may take
     environment_s: float = _free(60.0)  # seconds that one step of one environment may take
