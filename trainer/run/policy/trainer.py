@@ -20,11 +20,13 @@ from parallel.mesh import ranks_of_samples
 from parallel.world import World
 from trainer.config.keys import Config
 from trainer.data.batch import IGNORE, Batch
+from trainer.metrics.history import RECORD
 from trainer.model.exact.switch import make_exact
 from trainer.objectives.log_probs import token_log_probs
 from trainer.objectives.policy import SUM, Policy, Tokens, kept
 from trainer.objectives.scalars import Scalar, Scalars
 from trainer.optim.native import NativeEngine
+from trainer.rl.alarm import FLOOR, MismatchAlarm
 from trainer.rl.batches import Trained, make_batches, pack
 from trainer.rl.episodes import Episodes, dialogue_of, environment_of
 from trainer.rl.metrics import facts_of, measure_groups, with_means
@@ -112,6 +114,7 @@ class PolicyTrainer(Trainer):
             self.producer = Synchronous(cfg.rl, self.questions, led, self.reward, **shared)
         self._tally = Tally(self.reward)
         self._ready: deque[_Ready] = deque()
+        self._alarm = MismatchAlarm.of_record(run.path / RECORD, 0.0 if cfg.rl.exact else FLOOR)
 
     def run(self) -> int:
         try:
@@ -257,7 +260,14 @@ class PolicyTrainer(Trainer):
         return self.parts.engine.drop_gradients()
 
     def _record(self, record: dict[str, Any]) -> dict[str, Any]:
-        return with_means(record)
+        found = with_means(record)
+        return {**found, **self._alarm.fields(found)}
+
+    def _read_metrics(self) -> None:
+        super()._read_metrics()
+        for step, text in self._alarm.reports:
+            self._event("warning", step=step, message=text)
+        self._alarm.reports.clear()
 
     def _measure(self) -> dict[str, Any]:
         """The share of held-out questions whose most likely answer is right, and what these are worth, by source."""
