@@ -125,6 +125,13 @@ def gather_weights(root: nn.Module) -> None:
             module.unshard()
 
 
+def free_weights(root: nn.Module) -> None:
+    """Free all gathered weights of `root`, which are copies: the next pass gathers what the shards hold then."""
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def reduce_gradients(root: nn.Module, *, reduce: bool) -> None:
     """Choose whether the next backward pass sums gradients over the ranks, or adds them up on each rank: whole ones,
     of weights that stay gathered or are gathered again."""

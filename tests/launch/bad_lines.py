@@ -22,7 +22,15 @@ BASE = ["config", "recipe=toy", "data=synthetic"]
 POLICY = ["config", "recipe=rl_toy"]  # the base of keys that have no use with another objective
 SERVER = [*POLICY, "rl.engine=lmdeploy", "rl.exact=false", "rl.url=http://localhost:1"]  # of rl.bucket_mb
 # Keys that have no use with data=synthetic, or without towers, chats or a server, whatever their value
-USELESS = ("data.name", "rl.url", "data.chat_", "optim.parts.", "model.image_token", "model.signal_token")
+USELESS = (
+    "data.name",
+    "rl.url",
+    "rl.kl_reference",
+    "data.chat_",
+    "optim.parts.",
+    "model.image_token",
+    "model.signal_token",
+)
 GROUPS = list_groups()
 FITTING = {
     "data": ("synthetic", "toy_mixture"),

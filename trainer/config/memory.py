@@ -50,7 +50,8 @@ class RankMemory:
     gathered weights and pieces of the state, where these are offloaded. offloaded: of the first three, those on the
     host of a GPU. stored: of the first three, those in files on NVMe. locked: on the host on top, for pieces of these.
     starting: on the host while the weights are made. moved: activations on the host, besides those on the device.
-    working: with adapters, an estimate of what a step needs on a GPU besides all these.
+    working: with adapters, an estimate of what a step needs on a GPU besides all these. reference: of rl.kl_coef, a
+    second set of this rank's parts of the weights.
     """
 
     weights: int
@@ -68,6 +69,7 @@ class RankMemory:
     starting: int = 0
     moved: int = 0
     working: int = 0
+    reference: int = 0
 
     @property
     def held(self) -> int:
@@ -79,7 +81,7 @@ class RankMemory:
         """At least, in memory."""
         gradients = max(self.gradients, self.accumulated)
         state = self.weights + gradients + self.optimizer + self.gathered - self.stored
-        return state + self.activations + self.moved + self.batches + self.buffers + self.locked
+        return state + self.activations + self.moved + self.batches + self.buffers + self.locked + self.reference
 
     @property
     def device(self) -> int:
@@ -147,6 +149,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
         held.starting,
         moved,
         0 if cfg.lora.target == "none" else _working(cfg, ranks, gathered_layers, ends, tokens, held, activations),
+        weights if cfg.rl.kl_coef > 0 else 0,
     )
 
 

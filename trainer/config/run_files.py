@@ -15,6 +15,7 @@ from trainer.storage.manifest import CHECKPOINT, CorruptError
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
+REFERENCE = "reference"  # the weights that a policy is held near (rl.kl_coef)
 SOURCE = "source"  # the run's copy of untrained parts of the Hugging Face directory that it started from
 TOKENIZER_DIRECTORY = "tokenizer"  # the run's copy of its corpora's tokenizer
 TOKENIZER_FACT = "end of document"  # in the manifest of that copy only

@@ -1,6 +1,6 @@
 """Policy gradient with two masked importance ratios.
 
-    loss = -(1 / denominator)  sum over tokens t   sg(w_t) A_t log pi(y_t) + c H_t
+    loss = -(1 / denominator)  sum over tokens t   sg(w_t) A_t log pi(y_t) + c H_t - b D_t
 
     rho  the ratio of the training engine to the rollout engine at equal weights: their arithmetic differs
     r    the ratio of the new to the old weights in the training engine: updates since the rollout
@@ -8,9 +8,11 @@
     M    M(x; a, b) = x where a < x < b, both strictly, else 0
     A    the advantage of the rollout (trainer.rl.groups)
     H    the entropy of the distribution that the token was drawn from; c is `rl.entropy_coef`
+    D    an estimate of the divergence from a reference policy by this one token, with d = log pi - log reference: k3 is
+         e^-d - 1 + d, k2 is d^2 / 2 (J. Schulman, Approximating KL Divergence, 2020); b is `rl.kl_coef`
 
-Tokens that a mask, the veto or PPO's clips leave out get no gradient but that of H; the denominator counts them or not
-as `rl.denominator` says. docs/rl.md has the sources of the form and of every default.
+Tokens that a mask, the veto or PPO's clips leave out get no gradient but that of H and D; the denominator counts them
+or not as `rl.denominator` says. docs/rl.md has the sources of the form and of every default.
 
 Legend: N tokens of a micro-batch · D documents, each a prompt with its rollout, or padding.
 """
@@ -27,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.context.share import Share
-from trainer.config.rl.keys import Level, RlConfig
+from trainer.config.rl.keys import Estimator, Level, RlConfig
 from trainer.data.batch import IGNORE, Batch
 from trainer.model.decoder import Decoder
 from trainer.model.replay import Replay
@@ -44,7 +46,8 @@ SUM = "sum/"  # before the names of sums over tokens, which the record has as me
 class Policy(Objective):
     """Batches have, in `extra`, [B, S] of labels: `advantages`; `rollout`, the log-probabilities of the rollout engine;
     `share`, one over the labels of the rollout; where there are several updates `old`, the log-probabilities under the
-    weights of the rollout; where `rl.denominator` is kept, `kept`, True for labels that count. And in `inputs`, where
+    weights of the rollout; with `rl.kl_coef` `reference`, those under the weights of the reference; where
+    `rl.denominator` is kept, `kept`, True for labels that count. And in `inputs`, where
     routes are replayed or compared, `expert_ids` [B, S, L, K].
 
     compared: the routers' own selections and those that differ, as of `Replay`, over the micro-batches since it was
@@ -86,10 +89,14 @@ class Policy(Objective):
         tokens = Tokens(new, extra.get("old", new), extra["rollout"], there, batch.cu_seqlens, self.share)
         weights, sums = weigh(tokens, advantages, self.cfg)
         terms = -(weights * advantages * log_probs)
+        # means of entropies and divergences are over the tokens that the denominator counts
+        counted = extra["kept"] if self.cfg.denominator == "kept" else there
         if bonus:
-            # the mean is over the tokens that the denominator counts
-            counted = extra["kept"] if self.cfg.denominator == "kept" else there
             terms = terms - self.cfg.entropy_coef * entropies * counted
+        if self.cfg.kl_coef > 0:
+            divergences, slopes = diverge((new - extra["reference"]).where(there, 0.0), self.cfg.kl_estimator)
+            sums["kl/mean"] = divergences.sum()
+            terms = terms + self.cfg.kl_coef * counted * (divergences + slopes * (log_probs - new))
         if self.cfg.denominator == "sequence":
             terms = terms * extra["share"]
         sums |= {"entropy": entropies.detach().sum(), **compare(tokens)}
@@ -171,6 +178,13 @@ def weigh(tokens: Tokens, advantages: Tensor, cfg: RlConfig) -> tuple[Tensor, di
         counts["masked/clip"] = (clipped & there).sum()
         weights = weights.masked_fill(clipped, 0.0)
     return weights.masked_fill(~there, 0.0), counts
+
+
+def diverge(d: Tensor, estimator: Estimator) -> tuple[Tensor, Tensor]:
+    """Estimates [N] of a divergence, and their derivatives [N] in the log-probabilities of the policy. d: [N], log of
+    policy over reference; it is cut to [-MOST, MOST]."""
+    d = d.clamp(-MOST, MOST)
+    return (d.square() / 2, d) if estimator == "k2" else (torch.expm1(-d) + d, -torch.expm1(-d))
 
 
 def kept(tokens: Tokens, cfg: RlConfig) -> Tensor:

@@ -47,6 +47,7 @@ from trainer.weights.towers.map import tower_pieces
 from trainer.weights.towers.names import tower_of
 from trainer.weights.towers.trained import other_towers, trained_kinds, trains
 
+INIT_FROM = "checkpoint.init_from"
 CLASHES = "left out"  # in the manifest of the copy
 EXPANSION = "upcycle"  # the key of the facts of an expansion in its manifest
 
@@ -66,7 +67,7 @@ class Carried:
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """The opened directory of `checkpoint.init_from`. The methods are collective."""
+    """The opened directory of `checkpoint.init_from` or `rl.kl_reference`. The methods are collective."""
 
     source: SourceModel
     world: World
@@ -91,19 +92,21 @@ class PublishedWeights:
         _on_the_first(self.world, lambda: _keep(self.source, run_directory / SOURCE, self.world.watch.tick, model))
 
 
-def open_published(cfg: Config, world: World) -> PublishedWeights | None:
-    """Open `checkpoint.init_from`, None if that key is not set. Collective.
+def open_published(cfg: Config, world: World, key: str = INIT_FROM) -> PublishedWeights | None:
+    """Open the directory that `key` names, `checkpoint.init_from` or `rl.kl_reference`; None if it is not set.
+    Collective.
 
     Raises ConfigError if `cfg` has another model than the directory, and HuggingFaceError if that is incomplete.
     """
-    if cfg.checkpoint.init_from is None:
+    given = cfg.checkpoint.init_from if key == INIT_FROM else cfg.rl.kl_reference
+    if given is None:
         return None
-    path = Path(cfg.checkpoint.init_from)
+    path = Path(given)
     opened: list[SourceModel] = []
 
     def open_and_check() -> None:
         opened.append(survey_directory(open_directory(path)))
-        _check(opened[0], cfg)
+        _check(opened[0], cfg, key)
 
     _on_the_first(world, open_and_check)
     return PublishedWeights(opened[0] if opened else survey_directory(open_directory(path)), world)
@@ -190,7 +193,7 @@ def read_carried(run_directory: Path, model: ModelConfig) -> Carried | None:
     )
 
 
-def _check(source: SourceModel, cfg: Config) -> None:
+def _check(source: SourceModel, cfg: Config, key: str) -> None:
     path = source.directory.path
     try:
         differing = [*other_function(cfg.model, source.model), *other_towers(cfg.model, source.directory.config)]
@@ -199,15 +202,15 @@ def _check(source: SourceModel, cfg: Config) -> None:
     if differing:
         remedy = "use the checkpoint's values"
         listed = few(differing, f"`octavo inspect {path}`")
-        text = f"checkpoint.init_from={path} is a different model: {listed}; {remedy}"
-        raise ConfigError(text, where="checkpoint.init_from", value=str(path), allowed=remedy)
+        text = f"{key}={path} is a different model: {listed}; {remedy}"
+        raise ConfigError(text, where=key, value=str(path), allowed=remedy)
     source.require(towers=True)
     if cfg.lora.target != "none" and cfg.lora.base == "fp8":
         check_stored_in_fp8(source)
-    if not cfg.checkpoint.allow_identical_copies and has_identical_copies(path):
+    if key == INIT_FROM and not cfg.checkpoint.allow_identical_copies and has_identical_copies(path):
         remedy = "expand with noise or with cuts=distinct, or set checkpoint.allow_identical_copies=true"
-        text = f"checkpoint.init_from={path} holds exact copies of experts, whose gradients never differ; {remedy}"
-        raise ConfigError(text, where="checkpoint.init_from", value=str(path), allowed=remedy)
+        text = f"{INIT_FROM}={path} holds exact copies of experts, whose gradients never differ; {remedy}"
+        raise ConfigError(text, where=INIT_FROM, value=str(path), allowed=remedy)
 
 
 def has_identical_copies(path: Path) -> bool:

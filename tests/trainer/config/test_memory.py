@@ -21,6 +21,19 @@ def test_the_parts_of_a_model_on_one_rank():
     assert found.total > found.held
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_reference_policy_is_a_second_set_of_weights(shards):
+    words = ["recipe=rl_toy", f"parallel.dp_shard={shards}"]
+    without, found = (
+        rank_memory(compose([*words, f"rl.kl_coef={coefficient}"], world_size=shards), shards)
+        for coefficient in (0.0, 0.01)
+    )
+    assert found.reference == found.weights
+    assert found.total - without.total == found.device - without.device == found.weights
+    fault = too_large(compose([*words, "rl.kl_coef=0.01"], world_size=shards), shards, 1000, "this machine")
+    assert "reference policy" in fault.text
+
+
 def test_a_frozen_head_has_no_gradient():
     cfg = tiny_config("unused", objective="contrastive")
     found, head = rank_memory(cfg, 1), cfg.model.vocab_size * cfg.model.hidden_size

@@ -10,7 +10,7 @@ import torch
 from tests.trainer.model.tiny import build, model_config
 from trainer.config.rl.keys import RlConfig
 from trainer.data.batch import IGNORE, Batch
-from trainer.objectives.policy import Policy, Tokens, kept, weigh
+from trainer.objectives.policy import Policy, Tokens, diverge, kept, weigh
 from trainer.objectives.scalars import GlobalBatch
 
 THIRD = math.log(3.0)
@@ -285,6 +285,68 @@ def test_without_a_bonus_entropies_have_no_gradient(model):
     scalars.total.backward()
     assert not model.lm_head.grad.any()
     model.zero_grad()
+
+
+FORMULAS = {"k2": lambda d: d.square() / 2, "k3": lambda d: (-d).exp() - 1 + d}
+
+
+@pytest.mark.parametrize("estimator", FORMULAS)
+@pytest.mark.parametrize("denominator", ["all", "kept", "sequence"])
+@pytest.mark.parametrize("chunk", [1024, 5])
+def test_the_divergence_has_the_value_and_gradient_of_its_formula(estimator, denominator, chunk):
+    """In fp64 by autograd, over what the denominator counts, alone: no rollout has an advantage."""
+    model = build(model_config(balance_coef=0.0)).double()
+    batch = rollouts(model)
+    there = batch.labels != IGNORE
+    counted = there & (torch.arange(8) != 2)
+    reference = (-2.5 + torch.randn(there.shape, generator=torch.Generator().manual_seed(7))).where(there, 0.0)
+    nothing = torch.zeros(there.shape)
+    extra = {**batch.extra, "kept": counted, "advantages": nothing, "reference": reference.double()}
+    batch = replace(batch, extra=extra)
+    objective = Policy(RlConfig(denominator=denominator, kl_coef=0.3, kl_estimator=estimator), chunk=chunk)
+    units = objective.count(batch)
+    scalars = objective(model, batch, GlobalBatch(units))
+    scalars.total.backward()
+    found = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    log_probs = torch.log_softmax(model.logits(model(**batch.model_inputs()).hidden), -1)
+    own = log_probs.gather(-1, batch.labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    each = FORMULAS[estimator](own - reference).where(there, 0.0)
+    share = {"all": there / there.sum(), "kept": counted / counted.sum(), "sequence": batch.extra["share"] / units}
+    expected = 0.3 * (share[denominator] * each).sum()
+    expected.backward()
+    assert scalars["loss"].normalised.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert scalars["sum/kl/mean"].value.item() == pytest.approx(each.sum().item(), rel=1e-9)
+    assert found["lm_head"].abs().max() > 1e-4
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            assert torch.allclose(found[name], p.grad, rtol=1e-5, atol=1e-9), name
+
+
+@pytest.mark.parametrize("estimator", FORMULAS)
+def test_the_expected_divergence_by_enumeration(estimator):
+    """A bandit with three arms, under the policy itself: the mean of k3 is KL(policy || reference), and its slopes
+    have the gradient of KL(reference || policy); those of k2 have that of KL(policy || reference)."""
+    logits = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    policy = torch.softmax(logits, -1)
+    values, slopes = diverge((policy.log() - reference.log()).detach(), estimator)
+    reverse, forward = (policy * (policy / reference).log()).sum(), (reference * (reference / policy).log()).sum()
+    if estimator == "k3":
+        assert (policy.detach() * values).sum().item() == pytest.approx(reverse.item(), rel=1e-12)
+    (found,) = torch.autograd.grad((policy.detach() * slopes * policy.log()).sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(reverse if estimator == "k2" else forward, logits)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("estimator", FORMULAS)
+def test_a_divergence_of_a_token_that_the_reference_never_draws_is_finite(estimator):
+    values, slopes = diverge(torch.tensor([-1e4, -20.0, 0.0, 20.0, 1e4]), estimator)
+    assert values.isfinite().all()
+    assert slopes.isfinite().all()
+    assert (values[2], slopes[2]) == (0.0, 0.0)
+    assert torch.equal(values[[0, 4]], values[[1, 3]])
+    assert (slopes.sign() == torch.tensor([-1.0, -1.0, 0.0, 1.0, 1.0])).all()
 
 
 def test_on_policy_and_aligned_it_is_plain_reinforce(model):

@@ -183,6 +183,7 @@ def _parts(needed: RankMemory, *, gpu: bool) -> str:
         "weights": needed.weights,
         "gradients": max(needed.gradients, needed.accumulated),
         "optimizer": needed.optimizer,
+        "reference policy": needed.reference,
         "gathered weights": needed.gathered,
         "inputs of layers": needed.activations + (0 if gpu else needed.moved),
         "a step's tokens": needed.batches,

@@ -79,6 +79,7 @@ NOT_NEGATIVE = {
     "train.sample_tokens",
     "checkpoint.every",
     "rl.entropy_coef",
+    "rl.kl_coef",
     "rl.skip_grad_norm",
 }
 

@@ -20,6 +20,7 @@ def check(cfg: Config) -> list[Fault]:
     for key, value, allowed in (
         ("run.dir", cfg.run.dir, "a directory, or null for runs/<name>-<hash>"),
         ("checkpoint.init_from", cfg.checkpoint.init_from, "a Hugging Face directory, or null for random weights"),
+        ("rl.kl_reference", cfg.rl.kl_reference, "a Hugging Face directory, or null for the run's first weights"),
         ("data.root", cfg.data.root, "the directory of the sources, or . for the working directory"),
         ("data.cache_dir", cfg.data.cache_dir, "a directory such as .cache/octavo"),
         ("optim.nvme_dir", cfg.optim.nvme_dir, "an existing directory on a local NVMe disk, or null"),
@@ -98,6 +99,7 @@ def _unexpanded(cfg: Config) -> Iterator[Fault]:
     directories = {
         "run.dir": cfg.run.dir,
         "checkpoint.init_from": cfg.checkpoint.init_from,
+        "rl.kl_reference": cfg.rl.kl_reference,
         "data.root": cfg.data.root,
         "data.cache_dir": cfg.data.cache_dir,
         "optim.nvme_dir": cfg.optim.nvme_dir,

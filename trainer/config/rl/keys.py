@@ -12,6 +12,7 @@ Engine = Literal["embedded", "lmdeploy"]
 Level = Literal["token", "sequence", "geometric"]
 Mode = Literal["dual", "joint"]
 Replay = Literal["replay", "record", "off"]
+Estimator = Literal["k2", "k3"]
 
 
 def _free(default: Any) -> Any:
@@ -54,6 +55,11 @@ class RlConfig:
     denominator: Denominator = "all"
     # nats: the loss has this times the mean entropy of the distribution of a token subtracted
     entropy_coef: float = 0.0
+    # the loss has this times the mean divergence of a token from a reference policy added; 0: off, without a reference
+    kl_coef: float = 0.0
+    # of d = log(policy) - log(reference); k3: e^-d - 1 + d; k2: d^2 / 2
+    kl_estimator: Estimator = "k3"
+    kl_reference: str | None = None  # Hugging Face directory of the reference; null: the weights at the run's start
     clip_low: float | None = None  # PPO: a ratio of new over old below 1 - clip_low gets no gradient where A < 0
     clip_high: float | None = None  # PPO: a ratio of new over old above 1 + clip_high gets no gradient where A > 0
     dual_clip: float | None = None  # PPO: the same for a ratio above it where A < 0

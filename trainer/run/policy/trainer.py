@@ -41,6 +41,7 @@ from trainer.run.build import Parts
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
 from trainer.run.policy.engines import build_engine, longest_rollout
+from trainer.run.policy.reference import Reference
 
 
 @dataclass
@@ -114,6 +115,7 @@ class PolicyTrainer(Trainer):
             self.producer = Synchronous(cfg.rl, self.questions, led, self.reward, **shared)
         self._tally = Tally(self.reward)
         self._ready: deque[_Ready] = deque()
+        self.reference = Reference(cfg, run.path, world, parts, self.position.step) if cfg.rl.kl_coef > 0 else None
         self._alarm = MismatchAlarm.of_record(run.path / RECORD, 0.0 if cfg.rl.exact else FLOOR)
 
     def run(self) -> int:
@@ -149,6 +151,11 @@ class PolicyTrainer(Trainer):
         if rl.updates > 1 or rl.denominator == "kept":
             for ready in self._ready:
                 ready.batches = [self._with_old(batch) for batch in ready.batches]
+        if self.reference is not None:
+            world.watch.at(f"step {step + 1}: reference policy")
+            with self.reference.in_place():
+                for ready in self._ready:
+                    ready.batches = [self._with_reference(batch) for batch in ready.batches]
 
     def _send_weights(self) -> None:
         """Give the engine the weights of now, unless it has them: an evaluation may have sent them."""
@@ -204,10 +211,24 @@ class PolicyTrainer(Trainer):
             layers=self.objective.layers,
         )
 
-    @torch.no_grad()
     def _with_old(self, batch: Batch) -> Batch:
         """The batch with the log-probabilities of its tokens under the weights of now, and the tokens that
         `rl.denominator=kept` counts."""
+        old = self._log_probs(batch)
+        assert batch.labels is not None
+        there, rollout = batch.labels != IGNORE, batch.extra["rollout"]
+        tokens = Tokens(*(of.flatten() for of in (old, old, rollout, there)), batch.cu_seqlens)
+        extra = {"old": old, "kept": kept(tokens, self.cfg.rl).view_as(there)}
+        return replace(batch, extra={**batch.extra, **extra})
+
+    def _with_reference(self, batch: Batch) -> Batch:
+        """The batch with the log-probabilities of its tokens under the weights of the reference, which are in place,
+        with the experts that are replayed in training."""
+        return replace(batch, extra={**batch.extra, "reference": self._log_probs(batch)})
+
+    @torch.no_grad()
+    def _log_probs(self, batch: Batch) -> torch.Tensor:
+        """Log-probabilities of a batch's labels under the weights in place, of its shape, on the CPU."""
         assert batch.labels is not None
         share, labels = self.parts.forward.share, batch.labels.flatten()
         moved = batch.part(share).to(self.world.device)
@@ -216,16 +237,13 @@ class PolicyTrainer(Trainer):
             assert moved.labels is not None
             of_part, chunk = moved.labels.flatten(), self.objective.chunk
             own = token_log_probs(found.model, found.hidden.flatten(0, 1), of_part, chunk).cpu()
-        old = torch.zeros(labels.shape)
+        log_probs = torch.zeros(labels.shape)
         for part, values in self.same.gather((share.rank, own)):
             if values is not None:  # of a rank with the last stage
                 pieces = slices(share.kind, len(labels), share.ranks)[part]
                 for piece, some in zip(pieces, values.split([len(piece) for piece in pieces]), strict=True):
-                    old[piece.start : piece.stop] = some
-        tokens = Tokens(old, old, batch.extra["rollout"].flatten(), labels != IGNORE, batch.cu_seqlens)
-        shape = batch.labels.shape
-        extra = {"old": old.view(shape), "kept": kept(tokens, self.cfg.rl).view(shape)}
-        return replace(batch, extra={**batch.extra, **extra})
+                    log_probs[piece.start : piece.stop] = some
+        return log_probs.view(batch.labels.shape)
 
     def _train_step(self, batches: list[Batch], counts: dict[str, int]) -> None:
         ready, started = self._ready.popleft(), time.perf_counter()

@@ -36,6 +36,11 @@ def check(rl: RlConfig, seq_len: int) -> Iterator[Fault]:
     if rl.veto_high is not None and rl.veto_high <= 1:
         text = f"rl.veto_high={rl.veto_high:g} leaves out rollouts without a mismatch; use a number above 1, or null"
         yield Fault(text, "rl.veto_high", rl.veto_high, "above 1, such as 20")
+    default = RlConfig()
+    for key in ("kl_estimator", "kl_reference") if rl.kl_coef == 0 else ():
+        if (value := getattr(rl, key)) != (allowed := getattr(default, key)):
+            text = f"rl.{key}={value} is of a divergence from a reference policy, and rl.kl_coef is 0"
+            yield Fault(f"{text}; leave it out, or set rl.kl_coef", f"rl.{key}", value, (allowed,))
     if rl.max_tokens > seq_len > 0:
         text = f"rl.max_tokens={rl.max_tokens} is longer than a window (data.seq_len={seq_len}); use {seq_len} or less"
         yield Fault(f"{text}, or longer windows", "rl.max_tokens", rl.max_tokens, f"{seq_len} or less")
