@@ -225,6 +225,39 @@ def test_the_gradient_is_weight_times_advantage_times_that_of_the_log_probabilit
     model.zero_grad()
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"mode": "joint"},
+        {"level": "sequence"},
+        {"level": "geometric", "mode": "joint"},
+        {"clip_low": 0.1, "clip_high": 0.1, "dual_clip": 1.2},
+        {"veto_low": 0.3, "veto_high": 2.0},
+    ],
+    ids=lambda keys: "-".join(map(str, keys.values())),
+)
+def test_in_every_form_the_gradient_is_that_of_the_weighted_log_probabilities(model, keys):
+    """The weights are those of the tables."""
+    batch = rollouts(model)
+    labels = batch.labels.flatten()
+    there, extra = labels != IGNORE, {name: of.flatten() for name, of in batch.extra.items()}
+    hidden, _ = model(**batch.model_inputs())
+    log_probs = torch.log_softmax(model.logits(hidden.flatten(0, 1)), -1)
+    log_probs = log_probs.gather(-1, labels.clamp_min(0)[:, None]).squeeze(-1).where(there, 0.0)
+    cfg = RlConfig(alpha=0.01, beta=100.0, off_alpha=0.01, off_beta=100.0, **keys)
+    tokens = Tokens(log_probs.detach(), extra["old"], extra["rollout"], there, batch.cu_seqlens)
+    weight, _ = weigh(tokens, extra["advantages"], cfg)
+    assert 0 < (weight != 0).sum() < there.sum() or "mode" in keys
+    (-(weight * extra["advantages"] * log_probs).sum() / there.sum()).backward()
+    expected = model.lm_head.grad.clone()
+    model.zero_grad()
+    assert expected.abs().max() > 1e-3
+    objective = Policy(cfg, chunk=1024)
+    objective(model, batch, GlobalBatch(objective.count(batch))).total.backward()
+    assert torch.allclose(model.lm_head.grad, expected, rtol=1e-5, atol=1e-7)
+    model.zero_grad()
+
+
 @pytest.mark.parametrize("denominator", ["all", "kept", "sequence"])
 def test_denominators_do_not_depend_on_the_cut_into_micro_batches(model, denominator):
     """Nor on chunks of logits. Each denominator is that of the whole step."""
