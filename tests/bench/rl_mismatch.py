@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,22 +37,67 @@ from tests.bench.panel import COLOURS, panel
 from tests.bench.step import cpu_name
 
 NOISE = 0.3
-BLOCK = 10  # steps of a mean in tables and the picture
+BLOCK, LAST = 10, 50  # steps of means in the table and the picture, and of the solve rate at the end
 LOWEST = 1e-16  # k3 below it is drawn there
 PLAIN, FP8 = (), ("precision=fp8_reference",)
 NO_MASK = ("rl.alpha=0", "rl.beta=1e8", "rl.off_alpha=0", "rl.off_beta=1e8")
 NO_REPLAY = ("rl.replay=record",)
+WHOLE = "mask and replay"
 ARMS: dict[str, tuple[str, ...]] = {
     "neither": (*NO_MASK, *NO_REPLAY),
     "mask": NO_REPLAY,
     "replay": NO_MASK,
-    "mask and replay": (),
+    WHOLE: (),
 }
-# name -> (overrides, the function that disturbs the engine)
-DISTURBED: dict[str, tuple[tuple[str, ...], str]] = {
-    "router in bf16": (PLAIN, "_bf16_routers"),
-    "masters in FP8": ((*FP8, "rl.fp8_weights=masters"), "_bf16_experts"),
-    "selection noise": (PLAIN, "_noisy_routers"),
+Disturb = Callable[[Any, torch.Generator], AbstractContextManager[None]]
+
+
+@contextmanager
+def bf16_router(moe: Any, generator: torch.Generator) -> Iterator[None]:
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.bfloat16).float()
+
+    router = moe.router
+    router.logits = lambda x: rounded(rounded(x) @ rounded(router.weight).T)  # as a GEMM in bf16, which adds in fp32
+    try:
+        yield
+    finally:
+        del router.logits
+
+
+@contextmanager
+def noisy_router(moe: Any, generator: torch.Generator) -> Iterator[None]:
+    from trainer.model.numerics import router_weights
+
+    router, genuine = moe.router, moe.router.route
+
+    def route(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, _ = genuine(z + NOISE * torch.randn(z.shape, generator=generator))
+        return ids, router_weights(z, ids, router.gradient, router.temperature)
+
+    router.route = route
+    try:
+        yield
+    finally:
+        del router.route
+
+
+@contextmanager
+def bf16_experts(moe: Any, generator: torch.Generator) -> Iterator[None]:
+    backend = moe.experts.backend
+    assert backend.rounding is None
+    backend.rounding = torch.bfloat16
+    try:
+        yield
+    finally:
+        backend.rounding = None
+
+
+# name -> (overrides, what disturbs a layer of the engine)
+DISTURBED: dict[str, tuple[tuple[str, ...], Disturb]] = {
+    "router in bf16": (PLAIN, bf16_router),
+    "masters in FP8": ((*FP8, "rl.fp8_weights=masters"), bf16_experts),
+    "selection noise": (PLAIN, noisy_router),
 }
 ALIGNED: dict[str, tuple[str, ...]] = {"aligned": PLAIN, "aligned, FP8": FP8}
 # of a step's line -> name in OUT.json
@@ -64,7 +111,7 @@ def cells(seeds: int) -> list[tuple[str, str, int]]:
         cell
         for seed in range(seeds)
         for cell in (
-            *((name, "mask and replay", seed) for name in ALIGNED),
+            *((name, WHOLE, seed) for name in ALIGNED),
             *((name, arm, seed) for name in DISTURBED for arm in ARMS),
         )
     ]
@@ -79,26 +126,14 @@ def words_of(name: str, arm: str, seed: int) -> list[str]:
 def run(name: str, arm: str, seed: int, words: Sequence[str], directory: Path) -> dict[str, Any]:
     """Train a cell in this process. Returns its curves, its held-out accuracy at the end and its CPU-seconds."""
     from trainer.config.compose import compose
-    from trainer.rl.rollout.embedded import Embedded
     from trainer.run.process import train
 
     torch.set_num_threads(1)
-    if name in DISTURBED:
-        disturb = globals()[DISTURBED[name][1]](seed)
-        genuine = Embedded.generate
-
-        def generate(self: Embedded, *args: Any, **more: Any) -> Any:
-            undo = [disturb(block.moe) for stage in self.stages for block in stage.blocks]
-            try:
-                return genuine(self, *args, **more)
-            finally:
-                for one in undo:
-                    one()
-
-        Embedded.generate = generate  # type: ignore[method-assign]
     fixed = ["train.device=cpu", "logging.console=off", "train.eval_every=0", f"run.dir={directory}"]
     started = time.process_time()
-    status = train(compose(["recipe=rl_toy", *fixed, *words_of(name, arm, seed), *words], world_size=1))
+    cfg = compose(["recipe=rl_toy", *fixed, *words_of(name, arm, seed), *words], world_size=1)
+    with disturbed(DISTURBED[name][1], seed) if name in DISTURBED else nullcontext():
+        status = train(cfg)
     assert status == 0, status
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     evaluation = next(line for line in reversed(lines) if line.get("event") == "evaluation")
@@ -109,48 +144,24 @@ def run(name: str, arm: str, seed: int, words: Sequence[str], directory: Path) -
     }
 
 
-def _bf16_routers(seed: int) -> Callable[[Any], Callable[[], None]]:
-    def rounded(x: torch.Tensor) -> torch.Tensor:
-        return x.to(torch.bfloat16).float()
+@contextmanager
+def disturbed(disturb: Disturb, seed: int) -> Iterator[None]:
+    """The embedded engine answers with every layer disturbed."""
+    from trainer.rl.rollout.embedded import Embedded
 
-    def disturb(moe: Any) -> Callable[[], None]:
-        router = moe.router
-        router.logits = lambda x: rounded(rounded(x) @ rounded(router.weight).T)  # as a GEMM in bf16 adds in fp32
-        return lambda: delattr(router, "logits")
+    genuine, generator = Embedded.generate, torch.Generator().manual_seed(seed)
 
-    return disturb
+    def generate(self: Embedded, *args: Any, **more: Any) -> Any:
+        with ExitStack() as stack:
+            for block in (block for stage in self.stages for block in stage.blocks):
+                stack.enter_context(disturb(block.moe, generator))
+            return genuine(self, *args, **more)
 
-
-def _noisy_routers(seed: int) -> Callable[[Any], Callable[[], None]]:
-    from trainer.model.numerics import router_weights
-
-    generator = torch.Generator().manual_seed(seed)
-
-    def disturb(moe: Any) -> Callable[[], None]:
-        router, genuine = moe.router, moe.router.route
-
-        def route(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            ids, _ = genuine(z + NOISE * torch.randn(z.shape, generator=generator))
-            return ids, router_weights(z, ids, router.gradient, router.temperature)
-
-        router.route = route
-        return lambda: delattr(router, "route")
-
-    return disturb
-
-
-def _bf16_experts(seed: int) -> Callable[[Any], Callable[[], None]]:
-    def disturb(moe: Any) -> Callable[[], None]:
-        backend = moe.experts.backend
-        assert backend.rounding is None
-        backend.rounding = torch.bfloat16
-
-        def undo() -> None:
-            backend.rounding = None
-
-        return undo
-
-    return disturb
+    Embedded.generate = generate  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Embedded.generate = genuine  # type: ignore[method-assign]
 
 
 def curves_of(lines: Iterable[Mapping[str, Any]]) -> Curves:
@@ -180,12 +191,22 @@ def solved_at(curve: Sequence[float | None]) -> int | None:
     return next((end for end in ends if mean(curve[end - BLOCK : end]) >= 0.9), None)
 
 
+def alarmed_at(curve: Sequence[float | None]) -> int | None:
+    """The first step with the alarm of `trainer.rl.alarm`."""
+    from trainer.rl.alarm import K3, MismatchAlarm
+
+    alarm = MismatchAlarm()
+    return next(
+        (step for step, k3 in enumerate(curve, 1) if alarm.fields({"step": step, K3: k3})["mismatch/alarm"]), None
+    )
+
+
 def table(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """Markdown. runs: name -> arm -> seed -> what `run` returns."""
     rows = [
-        f"| engine | correction | k3, first {BLOCK} steps | k3, last {BLOCK} | largest k3 | masked | flips | "
-        "0.9 solved at step | solved, last 10 | held out |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| engine | correction | k3, first {BLOCK} steps | all | largest | alarm at step | masked | flips | "
+        f"0.9 solved at step | solved, last {LAST} | held out |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, arms in runs.items():
         for arm, of_seeds in arms.items():
@@ -195,26 +216,36 @@ def table(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
             def over(short: str, part: slice, curves: list[Curves] = curves) -> float:
                 return mean(value for one in curves for value in one[short][part])
 
-            k3 = [f"{over('k3', part):.1e}" for part in (slice(BLOCK), slice(-BLOCK, None))]
+            k3 = [f"{over('k3', part):.1e}" for part in (slice(BLOCK), slice(None))]
             largest = max(value for one in curves for value in one["k3"] if value is not None)
             shares = [f"{100 * over(short, slice(None)):.2g} %" for short in ("masked", "flips")]
-            steps = ", ".join(str(solved_at(one["solved"]) or "-") for one in curves)
+            alarms, steps = (
+                ", ".join(str(find(one[short]) or "-") for one in curves)
+                for find, short in ((alarmed_at, "k3"), (solved_at, "solved"))
+            )
             ends = [", ".join(f"{value:.2f}" for value in values) for values in (
-                [mean(one["solved"][-BLOCK:]) for one in curves], [one["heldout"] for one in every]
+                [mean(one["solved"][-LAST:]) for one in curves], [one["heldout"] for one in every]
             )]  # fmt: skip
-            cells = [name, "as the recipe" if name in ALIGNED else arm, *k3, f"{largest:.1e}", *shares, steps, *ends]
+            cells = [
+                name,
+                "as the recipe" if name in ALIGNED else arm,
+                *k3,
+                f"{largest:.1e}",
+                alarms,
+                *shares,
+                steps,
+                *ends,
+            ]
             rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
 def picture(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """A row of panels for each disturbance: means over the seeds and BLOCK steps."""
-    import math
-
-    panels = (
+    panels: tuple[tuple[str, str, float | None, Callable[[float], float]], ...] = (
         ("k3", "log10 of k3", 2.0, lambda value: math.log10(max(value, LOWEST))),
-        ("masked", "tokens masked, per cent", 0.5, lambda value: 100 * value),
-        ("flips", "other sets of experts, per cent", 5.0, lambda value: 100 * value),
+        ("masked", "tokens masked, per cent", None, lambda value: 100 * value),
+        ("flips", "other sets of experts, per cent", None, lambda value: 100 * value),
         ("solved", "solve rate", 0.2, lambda value: value),
     )
     height, wide = 350, 480
@@ -222,16 +253,20 @@ def picture(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     for row, name in enumerate(DISTURBED):
         parts.append(f'<g transform="translate(0,{40 + row * height})">')
         for column, (short, title, tick, scale) in enumerate(panels):
-            curves = {}
-            for arm, of_seeds in runs[name].items():
+            shown, curves = {**runs[name]}, {}
+            if short == "solved":
+                shown["aligned"] = runs["aligned, FP8" if FP8[0] in DISTURBED[name][0] else "aligned"][WHOLE]
+            for arm, of_seeds in shown.items():
                 every = [one["curves"][short] for one in of_seeds.values()]
                 ends = range(BLOCK, len(every[0]) + 1, BLOCK)
                 points = [(end, mean(value for one in every for value in one[end - BLOCK : end])) for end in ends]
                 curves[arm] = [(end, scale(value)) for end, value in points if value == value]
-            parts += panel(curves, 50 + column * wide, f"{name}: {title}", tick, COLOURS)
+            most = max(value for curve in curves.values() for _, value in curve)
+            between = tick or (10 ** math.floor(math.log10(most)) / 2 if most > 0 else 1.0)
+            parts += panel(curves, 50 + column * wide, f"{name}: {title}", between, COLOURS)
         parts.append("</g>")
     legend, left = [], 50
-    for arm, colour in zip(ARMS, COLOURS, strict=False):
+    for arm, colour in zip((*ARMS, "aligned"), COLOURS, strict=False):
         legend.append(f'<text x="{left}" y="25" fill="{colour}" font-weight="bold">{arm}</text>')
         left += 40 + 8 * len(arm)
     size = f"{50 + len(panels) * wide} {40 + len(DISTURBED) * height}"
