@@ -131,6 +131,8 @@ def train_on(directory: Path, words: list[str], ranks: int) -> int:
     [
         pytest.param(["parallel.dp_shard=2", "parallel.ep=2"], id="experts"),
         pytest.param(["parallel.dp_shard=2"], id="shards", marks=pytest.mark.slow),
+        pytest.param(["parallel.pp=2"], id="stages", marks=pytest.mark.slow),
+        pytest.param(["parallel.cp=2"], id="parts of sequences", marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_have_the_divergence_of_one(tmp_path, layout):
