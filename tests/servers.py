@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 
 class QuietServer(ThreadingHTTPServer):
-    """lock: for what handlers note down. Clients that leave are not reported."""
+    """lock: for what handlers note down. port: 0 for any. Clients that leave are not reported."""
 
     daemon_threads = True
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(("127.0.0.1", 0), handler)
+    def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), handler)
         self.lock = threading.Lock()
 
     @property

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, Protocol, runtime_checkable
@@ -117,11 +117,22 @@ def build_reward(cfg: str | Mapping[str, Any], where: str = "rl.reward") -> Rewa
 
 def score_all(reward: Reward, asked: Sequence[tuple[Question, str]], threads: int = 8) -> list[Verdict]:
     """The verdicts on (question, answer) pairs, in their order. Threads wait for judges and processes side by side;
-    what waits for neither is quicker without."""
+    what waits for neither is quicker without.
+
+    The first error is raised at once: others may still wait for a judge that hangs. `close_reward` ends these.
+    """
     if not _waits(reward):
         return [reward(*pair) for pair in asked]
-    with ThreadPoolExecutor(threads, thread_name_prefix="reward") as pool:
-        return list(pool.map(lambda pair: reward(*pair), asked))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="reward")
+    try:
+        futures = [pool.submit(reward, *pair) for pair in asked]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future in done and (error := future.exception()) is not None:
+                raise error
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def counts_of(reward: Reward) -> Counter[str]:

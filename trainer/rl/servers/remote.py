@@ -99,6 +99,7 @@ class Remote:
         self.stages, self.cfg, self.world, self.place, self.pipeline = stages, cfg, world, place, pipeline
         self.engine: RolloutEngine | None = None
         self.last_sync: Sync | None = None
+        self.failed = False  # an error of the engine was raised, on every rank
 
         def start() -> int:
             self.engine = make()
@@ -117,6 +118,7 @@ class Remote:
                 found = error
         found = self.world.broadcast(found)
         if isinstance(found, UserError):
+            self.failed = True
             raise found
         return found  # type: ignore[return-value]
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 from parallel.context.slices import slices
+from parallel.errors import UserError
 from parallel.layout import Layout
 from parallel.mesh import ranks_of_samples
 from parallel.world import World
@@ -128,8 +131,22 @@ class PolicyTrainer(Trainer):
 
     def _next_batches(self) -> list[Batch]:
         if not self._ready:
-            self._start_round()
+            with self._saving():
+                self._start_round()
         return self._ready[0].batches
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Save what was trained before an engine, a judge or an environment fails. Weights and position are whole then,
+        but a rank alone does not know whether the others get there."""
+        try:
+            yield
+        except UserError:
+            everywhere = self.world.size == 1 or (isinstance(self.engine, Remote) and self.engine.failed)
+            if everywhere and self.position.step:
+                self._save()
+                self.checkpoints.complete(self.position, self.log)
+            raise
 
     def _start_round(self) -> None:
         """Fill `_ready` with the steps of a round."""
@@ -289,6 +306,10 @@ class PolicyTrainer(Trainer):
 
     def _measure(self) -> dict[str, Any]:
         """The share of held-out questions whose most likely answer is right, and what these are worth, by source."""
+        with self._saving():
+            return self._measure_answers()
+
+    def _measure_answers(self) -> dict[str, Any]:
         place, world, found = self.parts.place, self.world, dict[str, dict[str, float]]()
         self._send_weights()
         for source, asked in self.questions.heldout.items():

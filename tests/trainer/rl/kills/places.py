@@ -36,12 +36,13 @@ class Place:
     about: str = ""
 
 
-def words(*more: str) -> tuple[str, ...]:
-    return (f"train.steps={STEPS}", "checkpoint.every=2", "train.eval_every=3", f"train.global_batch={BATCH}", *more)
+def words(*more: str, eval_every: int = 3) -> tuple[str, ...]:
+    """Overrides of the toy."""
+    return (f"train.steps={STEPS}", "checkpoint.every=2", f"train.eval_every={eval_every}", *more)
 
 
-def act_at(place: Place, act: Callable[[], None]) -> None:
-    """Call `act` at the place, in this process, from now on."""
+def act_at(place: Place, act: Callable[[], None], put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Call `act` at the place, in this process, from now on, or as long as `put` says."""
     module, _, path = place.method.partition(":")
     name, _, attribute = path.partition(".")
     owner = getattr(importlib.import_module(module), name)
@@ -56,7 +57,7 @@ def act_at(place: Place, act: Callable[[], None]) -> None:
             act()
         return found
 
-    setattr(owner, attribute, replaced)
+    put(owner, attribute, replaced)
 
 
 def wait_for_saves() -> None:

@@ -100,3 +100,20 @@ def test_the_others_name_a_rank_that_was_killed(tmp_path, name):
     assert trained_questions(run) == EVERY
     assert losses(run) == losses(tmp_path / "whole" / "run")
     assert_equal_weights(run, tmp_path / "whole" / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["rl.updates=2", "rl.oversample=3"])
+def test_a_round_that_is_cut_in_the_middle_loses_no_question(tmp_path, word):
+    """The checkpoint is behind the first of two steps on a round, or behind steps with more questions than groups."""
+    run = tmp_path / "run"
+    given = tuple(one for one in words(word, "checkpoint.every=1") if one != "checkpoint.every=2")
+    place = Place("trainer.run.policy.trainer:PolicyTrainer._train_step", 4)
+    ended = run_ranks(tmp_path, 1, run_until, run, place, KILL, given, limit_s=LIMIT_S)
+    assert ended.codes == [-KILL], ended.output
+    before = trained_questions(run)
+    assert train(toy_config(run, *given)) == 0
+    found = trained_questions(run)
+    assert found == [*range(len(found))]
+    assert found[: len(before)] == before
+    assert len(found) >= len(EVERY)

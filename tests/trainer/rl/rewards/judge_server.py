@@ -28,6 +28,6 @@ class Judged(Handler):
 
 
 class JudgeServer(QuietServer):
-    def __init__(self, reply: Callable[[str, int], Any]) -> None:
-        super().__init__(Judged)
+    def __init__(self, reply: Callable[[str, int], Any], port: int = 0) -> None:
+        super().__init__(Judged, port)
         self.reply, self.bodies = reply, list[Any]()

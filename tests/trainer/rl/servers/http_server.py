@@ -46,9 +46,16 @@ def key_of(server: str, method: str, target: str, body: Any) -> str:
 Answer = Callable[[str, str, Any], "tuple[int, Any] | None"]  # method, target, body; None: close the connection
 
 
+@dataclass
+class Cut:
+    """A reply whose second half never comes."""
+
+    reply: Any
+
+
 @contextmanager
-def serving(answer: Answer) -> Iterator[str]:
-    """A server that answers what the function returns; its address."""
+def serving(answer: Answer, port: int = 0) -> Iterator[str]:
+    """A server that answers what the function returns; its address. port: 0 for any."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -60,18 +67,21 @@ def serving(answer: Answer) -> Iterator[str]:
                 self.close_connection = True
                 return
             status, reply = found
+            cut = isinstance(reply, Cut)
+            reply = reply.reply if isinstance(reply, Cut) else reply
             text = reply if isinstance(reply, str) else json.dumps(reply)
             self.send_response(status)
             self.send_header("Content-Type", "text/plain" if isinstance(reply, str) else "application/json")
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(text.encode()[: len(text) // 2 if cut else None])
+            self.close_connection = self.close_connection or cut
 
         do_GET = do_POST = handle_one
 
         def log_message(self, *_: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()

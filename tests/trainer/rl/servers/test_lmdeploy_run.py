@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.trainer.rl.servers.http_server import serving
-from tests.trainer.rl.servers.stand_in import Server
+from tests.trainer.rl.servers.stand_in import Server, write_model
 from tests.trainer.rl.toy import run_toy, toy_config
 from trainer.config.compose import compose
 from trainer.config.errors import ConfigError
@@ -22,7 +22,7 @@ FOPE = "model.positions=fope"  # a model of router groups is published with it
 def test_a_run_trains_on_rollouts_of_a_server_that_gets_its_weights(tmp_path):
     """The server starts with other weights; with the run's, in bf16, log-probabilities agree to their rounding."""
     cfg = toy_config(tmp_path / "run", FOPE).model
-    server = Server(tmp_path / "server", cfg, seed=99)
+    server = Server(write_model(tmp_path / "server", cfg, seed=99))
     with serving(server) as url:
         steps = run_toy(tmp_path / "run", FOPE, *WORDS[:2], f"rl.url={url}", "rl.bucket_mb=1", "rl.concurrent=1")
     assert [step["step"] for step in steps] == [1, 2, 3]
