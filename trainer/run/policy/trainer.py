@@ -234,7 +234,8 @@ class PolicyTrainer(Trainer):
         old = self._log_probs(batch)
         assert batch.labels is not None
         there, rollout = batch.labels != IGNORE, batch.extra["rollout"]
-        tokens = Tokens(*(of.flatten() for of in (old, old, rollout, there)), batch.cu_seqlens)
+        flat = old.flatten()
+        tokens = Tokens(flat, flat, rollout.flatten(), there.flatten(), batch.cu_seqlens)
         extra = {"old": old, "kept": kept(tokens, self.cfg.rl).view_as(there)}
         return replace(batch, extra={**batch.extra, **extra})
 

@@ -9,7 +9,7 @@ from trainer.config.rl.keys import RlConfig
 
 MOST_RATIO = 1e8  # bounds above it are never reached: log-ratios are cut to 20
 # keys that are off without a value -> (the least, the bound that is out of range, both in words)
-LIMITS = {
+LIMITS: dict[str, tuple[float, float | None, str]] = {
     "clip_low": (0.0, 1.0, "0 to below 1"),
     "clip_high": (0.0, None, "0 or more"),
     "dual_clip": (1.0, None, "1 or more"),
