@@ -149,3 +149,22 @@ def test_two_ranks_have_the_divergence_of_one(tmp_path, layout):
     assert train_on(tmp_path / "two", more, 1) == 0
     one, two = steps(tmp_path / "one")[-1], steps(tmp_path / "two")[-1]
     assert one["kl/mean"] == pytest.approx(two["kl/mean"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout", [["parallel.dp_shard=2", "parallel.ep=2"], ["parallel.pp=2"]], ids=["experts", "stages"]
+)
+def test_two_ranks_read_other_weights_as_one_does(tmp_path, layout):
+    """Before any pass has gathered the run's own."""
+    words = [*KL, "model.positions=fope", "train.steps=1", "rl.exact=false"]
+    model = Decoder(toy_config(tmp_path / "one", *words).model, torch.float32)
+    model.init_weights(seed=5)
+    checkpoint(tmp_path / "other", model).write()
+    words.append(f"rl.kl_reference={tmp_path / 'other'}")
+    assert train_on(tmp_path / "one", words, 1) == 0
+    assert on_ranks(2, train_on, tmp_path / "two", [*words, *layout], 2, timeout_s=120.0) == [0, 0]
+    (one,), (two,) = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert one["kl/mean"] > 1e-3
+    assert two["kl/mean"] == pytest.approx(one["kl/mean"], rel=1e-4)
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
