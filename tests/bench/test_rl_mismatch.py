@@ -38,6 +38,7 @@ def test_every_disturbance_has_every_correction_and_its_aligned_run():
     assert ARMS[WHOLE] == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTURBED)
 def test_a_disturbance_shows_in_k3_and_ends_with_the_rollouts(tmp_path, name):
     """In exact arithmetic it is the only mismatch, and there is none in the run after it."""
