@@ -201,6 +201,25 @@ def test_ranks_with_the_same_rollouts_replay_them_to_the_last_bit_and_one_reward
         assert line["replay/flip_rate"] is None or 0.05 < line["replay/flip_rate"] < 0.95
 
 
+def train_with_tools(directory: Path, words: list[str], ranks: int) -> int:
+    return train(toy_config(directory, *words, world_size=ranks, recipe="rl_tools_toy"))
+
+
+def test_episodes_of_unequal_numbers_of_turns_are_those_of_one_process(tmp_path):
+    """A rank whose episodes are done takes part in the turns of the others."""
+    words, names = ["optim.lr=0.01", "train.steps=2"], ("turns/mean", "tools/calls", "tools/malformed", *SAME)
+    assert train_with_tools(tmp_path / "one", words, 1) == 0
+    alone = steps(tmp_path / "one")
+    assert any(1 < line["turns/mean"] < 2 for line in alone)
+    for number, layout in enumerate((TWO, ["parallel.cp=2"])):
+        directory = tmp_path / str(number)
+        assert on_ranks(2, train_with_tools, directory, [*words, *layout], 2, timeout_s=120.0) == [0, 0]
+        for line, one in zip(steps(directory), alone, strict=True):
+            expected = pytest.approx({name: one[name] for name in names}, rel=1e-4, abs=1e-7)
+            assert {name: line[name] for name in names} == expected
+            assert line["mismatch/max"] == 0.0
+
+
 def train_taught(directory: Path, words: list[str], ranks: int, samples: Collection[int]) -> int:
     with teaching(samples):
         return train(toy_config(directory, *words, world_size=ranks))
