@@ -76,7 +76,7 @@ def test_the_rehearsal_replays_routes_on_eight_ranks(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_rehearsal_takes_rollouts_from_a_server_that_gets_its_weights(tmp_path: Path) -> None:
     cfg = rehearsal(tmp_path / "run", "rl.engine=lmdeploy", "rl.url=http://127.0.0.1:1", "train.global_batch=2")
-    server = Server(tmp_path / "server", cfg.model, seed=99)
+    server = Server(write_model(tmp_path / "server", cfg.model, seed=99))
     with serving(server) as url:
         cfg.rl.url = url
         assert on_ranks(8, train, cfg, timeout_s=300) == [0] * 8
