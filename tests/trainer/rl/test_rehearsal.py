@@ -8,7 +8,7 @@ import pytest
 
 from tests.distributed.pool import on_ranks
 from tests.trainer.rl.servers.http_server import serving
-from tests.trainer.rl.servers.stand_in import Server
+from tests.trainer.rl.servers.stand_in import Server, write_model
 from tests.trainer.tiny_run import records
 from trainer.config.compose import compose
 from trainer.config.keys import Config
