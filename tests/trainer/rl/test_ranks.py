@@ -146,7 +146,7 @@ def test_two_ranks_that_train_on_the_same_rollouts_equal_one_process(tmp_path, l
     compare_runs(tmp_path, 2, ["rl.updates=2", "rl.denominator=kept", "train.micro_batch=1"], [layout])
 
 
-@pytest.mark.parametrize("level", ["sequence", "geometric"])
+@pytest.mark.parametrize("level", ["sequence", pytest.param("geometric", marks=pytest.mark.slow)])
 def test_ratios_of_whole_rollouts_are_the_same_on_ranks_with_parts_of_them(tmp_path, level):
     words = [f"rl.level={level}", "rl.veto_low=0.4", "rl.updates=2"]
     compare_runs(tmp_path, 2, words, ["parallel.cp=2"])
@@ -225,7 +225,7 @@ def train_taught(directory: Path, words: list[str], ranks: int, samples: Collect
         return train(toy_config(directory, *words, world_size=ranks))
 
 
-@pytest.mark.parametrize("replay", ["replay", "record"])
+@pytest.mark.parametrize("replay", ["replay", pytest.param("record", marks=pytest.mark.slow)])
 def test_a_rank_whose_groups_are_all_dropped_takes_part(tmp_path, replay):
     """Rank 0 has the questions with even numbers."""
     words = [*TWO, f"rl.replay={replay}"]

@@ -13,6 +13,7 @@ from trainer.engine.engine import Engine
 from trainer.engine.request import Request, Sampling
 from trainer.model.exact.switch import make_exact
 from trainer.model.experts.fp8_reference import Fp8Reference
+from trainer.model.replay import Replay
 from trainer.objectives.policy import Policy
 from trainer.objectives.scalars import GlobalBatch
 from trainer.rl.batches import Trained, make_batches, pack
@@ -54,7 +55,7 @@ def made():
     return model, rollouts
 
 
-def batches_of(model, rollouts, seq_len=SEQ, shift=0, micro_batch=2):
+def batches_of(model, rollouts, seq_len=SEQ, shift=0, micro_batch=2, layers=None):
     trained = [
         Trained(n, one, (-1.0) ** n, np.roll(checked_routes(one, model.cfg, "engine", n), shift, axis=0))
         for n, one in enumerate(rollouts)
@@ -63,7 +64,7 @@ def batches_of(model, rollouts, seq_len=SEQ, shift=0, micro_batch=2):
     count = -(-len(windows) // micro_batch)
     return make_batches(
         trained, windows, micro_batches=count, micro_batch=micro_batch, seq_len=seq_len, model=model.cfg, padding=0,
-        routed=True,
+        routed=True, layers=layers,
     )  # fmt: skip
 
 
@@ -150,6 +151,19 @@ def test_recomputation_does_not_change_a_replay(made, recompute):
     for ids in backward:
         assert any(torch.equal(ids, one) for one in first), "recomputed with other experts"
     assert len(first) == layers * len(packed)
+
+
+def test_a_stage_has_the_routes_of_its_own_layers(made):
+    """By their numbers in the whole model; stages of a rank need not follow on each other."""
+    model, rollouts = made
+    last = model.cfg.num_layers - 1
+    for whole, part in zip(batches_of(model, rollouts), batches_of(model, rollouts, layers=[last, 0]), strict=True):
+        ids, own = (batch.inputs["expert_ids"].flatten(0, 1) for batch in (whole, part))
+        assert own.shape[1] == 2 < ids.shape[1] + 1
+        replayed = Replay(own, layers=[last, 0])
+        for layer in (0, last):
+            found = replayed[layer].repeat(lambda: pytest.fail("a router has selected"))
+            assert torch.equal(found, ids[:, layer].long())
 
 
 def test_slices_of_a_sequence_take_its_routes_along(made):
