@@ -51,7 +51,7 @@ class Led:
     def gather(self, value: T) -> list[T]:
         """The values (picklable) of all leading ranks, in the order of the ranks; on leading ranks."""
         self.same.broadcast(("gather", None))
-        every = self.world.gather(cast("tuple[bool, T]", (True, value)))
+        every = self.world.gather((True, value))
         return [found for leads, found in every if leads]
 
     @property

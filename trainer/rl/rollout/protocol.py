@@ -48,9 +48,12 @@ class Rollout:
 
 
 class RolloutEngine(Protocol):
-    """Answers requests under the weights that it holds. version: of these weights, as given to `load`."""
+    """Answers requests under the weights that it holds."""
 
-    version: int
+    @property
+    def version(self) -> int:
+        """The version of these weights, as given to `load`."""
+        ...
 
     def generate(self, requests: Sequence[Request], *, deadline_s: float) -> list[Rollout]:
         """One rollout for each request, in their order. Raises `RolloutError` after deadline_s seconds."""
