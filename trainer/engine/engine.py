@@ -136,6 +136,16 @@ class Engine:
             self._active.remove(active)
             self.pages.release(active.pages)
 
+    def interrupt(self) -> dict[int, Completion]:
+        """Forget all requests that are not done. Returns, by number, what there is of those that have tokens."""
+        self._waiting.clear()
+        for active in [*self._active]:
+            if active.scores:
+                self._finish(active, "abort")
+            else:
+                self.cancel(active.number)
+        return {number: self.result(number) for number, one in [*self._done.items()] if one.finish == "abort"}
+
     def use_version(self, version: object) -> None:
         """The weights have changed: from now on they are `version`, whose prefixes are its own.
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from parallel.errors import Fault, UserError
 from trainer.engine.media import Medium
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "abort"]
 MOST_ALTERNATIVES: Final = 20
 MOST_PENALTY, MOST_BIAS = 2.0, 100.0  # as OpenAI limits them
 
@@ -112,7 +112,8 @@ class Completion:
     ids: G token ids, the stop token included. scores: of these tokens, G places. prompt_scores: of the prompt's tokens
     behind the first, P - 1 places; None where the request does not ask for it. routes: [P + G - 1, L, K] uint16, the
     experts of every token that went through the model, in the order of their slots. text: without the stop string; None
-    for an engine without a tokenizer. reused: tokens of the prompt that were cached.
+    for an engine without a tokenizer. finish: "abort": it was interrupted. reused: tokens of the prompt that were
+    cached.
     """
 
     prompt: tuple[int, ...]

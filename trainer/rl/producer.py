@@ -104,23 +104,36 @@ class Synchronous:
             for start, end in pairwise([first, *ends])
         ]
 
+    def stop(self) -> None:
+        """Before the weights change, or the rollouts are saved: none is under way behind this."""
+
+    def figures(self) -> dict[str, float]:
+        """Numbers for the record since the last call, on this rank, in which rollouts were under way between rounds."""
+        return {}
+
     def _wave(self, samples: range) -> tuple[list[Group], Rolled]:
         """This rank's groups of the questions with these numbers."""
-        mine = [sample for sample in samples if sample % self.place.readers == self.place.reader]
+        mine = self._mine(samples)
         asked = [self.questions.ask(sample, 1)[0] for sample in mine]
-        size = self.cfg.group_size
         rolled = self._roll(
             [
                 (one, self._sampling(sample, member))
                 for one, sample in zip(asked, mine, strict=True)
-                for member in range(size)
+                for member in range(self.cfg.group_size)
             ]
         )
-        groups = [
+        return self._groups(mine, asked, rolled), rolled
+
+    def _mine(self, samples: range) -> list[int]:
+        """The numbers of this rank's questions."""
+        return [sample for sample in samples if sample % self.place.readers == self.place.reader]
+
+    def _groups(self, samples: Sequence[int], asked: Sequence[Asked], rolled: Rolled) -> list[Group]:
+        size = self.cfg.group_size
+        return [
             Group(sample, one, rolled.rollouts[at * size : (at + 1) * size], rolled.values[at * size : (at + 1) * size])
-            for at, (sample, one) in enumerate(zip(mine, asked, strict=True))
+            for at, (sample, one) in enumerate(zip(samples, asked, strict=True))
         ]
-        return groups, rolled
 
     def answer(self, asked: Sequence[Asked]) -> tuple[list[Rollout], np.ndarray]:
         """The most likely answers to questions, and what each is worth [questions]."""

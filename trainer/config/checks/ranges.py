@@ -81,6 +81,7 @@ NOT_NEGATIVE = {
     "rl.entropy_coef",
     "rl.kl_coef",
     "rl.skip_grad_norm",
+    "rl.max_staleness",
 }
 
 TOWERS = ("model.vision.", "model.signals.")  # sections whose numbers are all above zero

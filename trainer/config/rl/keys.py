@@ -36,6 +36,11 @@ class RlConfig:
     # a step asks further questions until train.global_batch groups teach, up to this many times train.global_batch; 1:
     # the first train.global_batch questions, whether they teach or not
     oversample: int = 1
+    # 0: rollouts are drawn under the weights of their round; more: questions are asked ahead, and no token that is
+    # trained is older than this many optimizer steps
+    max_staleness: int = 0
+    # rollouts that are not done when the weights change; keep: they continue, discard: they are drawn anew
+    partial_rollouts: Literal["keep", "discard"] = "keep"
     # the experts of a rollout in training; replay: they are selected again, record: their differences are counted
     replay: Replay = "replay"
     freeze_router: bool = False  # leave the routers' weights as they are
@@ -70,3 +75,8 @@ class RlConfig:
     deadline_s: float = _free(600.0)  # seconds that a round of rollouts may take
     environment_s: float = _free(60.0)  # seconds that one step of one environment may take
     eval_questions: int = _free(128)  # held-out questions of each source in an evaluation
+
+    @property
+    def rounds_ahead(self) -> int:
+        """Rounds whose questions are asked ahead of the one that is trained."""
+        return (self.max_staleness + 1) // self.updates - 1 if self.max_staleness else 0

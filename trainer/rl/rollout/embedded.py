@@ -1,13 +1,14 @@
 """The embedded rollout engine: `trainer.engine` over the run's own modules, on the run's own ranks.
 
-It holds no weights of its own: what training updates is what it answers with, so `load` only notes the version. An
-asynchronous run needs an engine beside training, which keeps the weights that it was given.
+It holds no weights of its own: what training updates is what it answers with, so `load` only notes the version. It
+cannot draw while training computes; requests that are under way continue under the next weights.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import numpy.typing as npt
@@ -71,11 +72,12 @@ class Embedded:
             run=run,
             ranks=ranks,
         )
+        self._numbers: dict[int, int] = {}  # of requests that `start` was given, by the engine's own
 
     def generate(self, requests: Sequence[Request], *, deadline_s: float) -> list[Rollout]:
         """As of the protocol. Raises RolloutError after the deadline, and RequestError for what cannot be served."""
         parts = self.same.size // self.pipeline.size
-        with held_weights(block.moe.experts for stage in self.stages for block in stage.blocks):
+        with self.serving():
             found = self._serve(requests[self.place.cp :: parts], time.monotonic() + deadline_s, deadline_s)
         rollouts = [
             self._rollout(one, routes) for one, routes in zip(found, self._routes_of_all_layers(found), strict=True)
@@ -101,6 +103,36 @@ class Embedded:
 
     def close(self) -> None:
         """Everything is in memory."""
+
+    # requests that stay under way, by numbers of the caller's; not at the same time as `generate`
+
+    def serving(self) -> AbstractContextManager[None]:
+        """A time in which the weights do not change."""
+        return held_weights(block.moe.experts for stage in self.stages for block in stage.blocks)
+
+    def start(self, requests: Mapping[int, Request]) -> None:
+        """Start requests of this rank, for which each rank is a pipeline of its own."""
+        assert self.same.size == 1
+        self._numbers |= {self._engine.submit(requests[number]): number for number in sorted(requests)}
+
+    def advance(self) -> list[int]:
+        """Draw a token of every request, as far as they fit. Returns the numbers of those that got one."""
+        drawn = [self._numbers[token.number] for token in self._engine.step()]
+        self.world.watch.tick()
+        return drawn
+
+    def take(self) -> dict[int, Rollout]:
+        """Requests that are done, each once."""
+        done = {self._numbers.pop(at): self._engine.result(at) for at in [*self._engine.done]}
+        return {number: self._rollout(one, one.routes) for number, one in done.items()}
+
+    def interrupt(self) -> dict[int, Rollout]:
+        """End all requests: what they have by now, as "abort"; those without a token are left out."""
+        cut = {self._numbers[at]: one for at, one in self._engine.interrupt().items()}
+        found = {number: self._rollout(one, one.routes) for number, one in cut.items()}
+        found |= self.take()
+        self._numbers.clear()
+        return found
 
     def _serve(self, requests: Sequence[Request], end: float, deadline_s: float) -> list[Completion]:
         numbers = [self._engine.submit(request) for request in requests]

@@ -105,9 +105,9 @@ class Remote:
             self.engine = make()
             return self.engine.version
 
-        self.version: int = self._on_first(start)
+        self.version: int = self.on_first(start)
 
-    def _on_first(self, work: Callable[[], T]) -> T:
+    def on_first(self, work: Callable[[], T]) -> T:
         """The result of rank 0's work, on every rank; or its error."""
         found: T | UserError | None = None
         if self.world.rank == 0:
@@ -140,7 +140,7 @@ class Remote:
         end = time.monotonic() + deadline_s
         for _ in range(RELOADS):
             try:
-                return self._on_first(
+                return self.on_first(
                     lambda: self._engine().generate(requests, deadline_s=max(0.0, end - time.monotonic()))
                 )
             except RestartedError as error:  # on every rank
@@ -149,10 +149,10 @@ class Remote:
                 self.pause()
                 self.load((), self.version)
                 self.resume()
-        return self._on_first(lambda: self._engine().generate(requests, deadline_s=max(0.0, end - time.monotonic())))
+        return self.on_first(lambda: self._engine().generate(requests, deadline_s=max(0.0, end - time.monotonic())))
 
     def pause(self) -> None:
-        self._on_first(lambda: self._engine().pause())
+        self.on_first(lambda: self._engine().pause())
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """weights: empty; those of the run are sent."""
@@ -166,7 +166,7 @@ class Remote:
                 failure = error
         for _ in stream:  # the rest after a failure, and all of it on other ranks: gathering is collective
             pass
-        self.last_sync = self._on_first(lambda: self._sync_of(failure))
+        self.last_sync = self.on_first(lambda: self._sync_of(failure))
         self.version = version
 
     def _sync_of(self, failure: UserError | None) -> Sync | None:
@@ -176,10 +176,10 @@ class Remote:
         return getattr(self._engine(), "last_sync", None)
 
     def resume(self) -> None:
-        self._on_first(lambda: self._engine().resume())
+        self.on_first(lambda: self._engine().resume())
 
     def close(self) -> None:
-        self._on_first(lambda: self._engine().close())
+        self.on_first(lambda: self._engine().close())
 
 
 @contextmanager

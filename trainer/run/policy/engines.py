@@ -6,9 +6,11 @@ from functools import partial
 from importlib.util import find_spec
 
 from parallel.errors import UserError
+from parallel.layout import Place
 from parallel.world import World
 from trainer.config.keys import Config
 from trainer.data.questions.asked import Questions
+from trainer.rl.asynchronous.background import Background, Beside, Within
 from trainer.rl.rollout.embedded import NAME, Embedded
 from trainer.rl.rollout.protocol import RolloutEngine
 from trainer.rl.servers.remote import Remote
@@ -20,7 +22,7 @@ def build_engine(
 ) -> tuple[str, RolloutEngine]:
     """The engine and its name in errors; collective over all ranks.
 
-    same, pipeline: as of `ranks_of_samples`. rollouts: of the ranks of `same` in a step. longest: the most tokens of
+    same, pipeline: as of `ranks_of_samples`. rollouts: of the ranks of `same` at one time. longest: the most tokens of
     prompt and answer together. version: of the run's weights. Raises UserError without the packages of a client,
     RolloutError for a server that cannot be used.
     """
@@ -47,6 +49,20 @@ def build_engine(
     # weights travel between stages by the group for tensors
     weights = world.within(parts.meshes.pp_group if parts.meshes else None, pipeline.control)
     return f"LMDeploy at {cfg.rl.url}", Remote(make, stages, cfg.model, world, parts.place, weights)
+
+
+def build_background(cfg: Config, engine: RolloutEngine, place: Place) -> Background:
+    """The requests of an engine of `build_engine` that stay under way between rounds."""
+    if isinstance(engine, Embedded):
+        return Within(engine)
+    assert isinstance(engine, Remote)
+    return Beside(
+        engine,
+        f"LMDeploy at {cfg.rl.url}",
+        size=cfg.rl.group_size,
+        concurrent=cfg.rl.concurrent * place.readers,
+        deadline_s=cfg.rl.deadline_s,
+    )
 
 
 def longest_rollout(cfg: Config, questions: Questions) -> int:

@@ -30,6 +30,7 @@ from trainer.objectives.policy import SUM, Policy, Tokens, kept
 from trainer.objectives.scalars import Scalar, Scalars
 from trainer.optim.native import NativeEngine
 from trainer.rl.alarm import FLOOR, MismatchAlarm
+from trainer.rl.asynchronous.producer import Asynchronous
 from trainer.rl.batches import Trained, make_batches, pack
 from trainer.rl.episodes import Episodes, dialogue_of, environment_of
 from trainer.rl.metrics import facts_of, measure_groups, with_means
@@ -43,7 +44,7 @@ from trainer.rl.tally import Tally
 from trainer.run.build import Parts
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
-from trainer.run.policy.engines import build_engine, longest_rollout
+from trainer.run.policy.engines import build_background, build_engine, longest_rollout
 from trainer.run.policy.reference import Reference
 
 
@@ -80,16 +81,17 @@ class PolicyTrainer(Trainer):
                 make_exact(stage)
         super().__init__(cfg, run, world, parts)
         context = min(cfg.data.seq_len, cfg.model.max_position)
-        mine = cfg.train.global_batch // parts.place.readers
         self.same, pipeline = ranks_of_samples(parts.meshes.layout if parts.meshes else Layout(), world)
         world.extend_timeouts()
+        ahead = cfg.rl.rounds_ahead * cfg.rl.updates * cfg.train.global_batch
+        at_once = cfg.train.global_batch * (cfg.rl.updates if ahead else 1) + ahead
         self.engine_name, self.engine = build_engine(
             cfg,
             world,
             parts,
             self.same,
             pipeline,
-            rollouts=mine * cfg.rl.group_size,
+            rollouts=-(-at_once // parts.place.readers) * cfg.rl.group_size,
             longest=context if cfg.rl.environment else longest,
             version=self.position.step,
         )
@@ -115,7 +117,11 @@ class PolicyTrainer(Trainer):
             )
         else:
             self.reward = build_reward(cfg.rl.reward)
-            self.producer = Synchronous(cfg.rl, self.questions, led, self.reward, **shared)
+            kind: type[Synchronous] = Synchronous
+            if ahead:
+                kind, shared["ahead"] = Asynchronous, ahead
+                shared["background"] = build_background(cfg, self.engine, parts.place)
+            self.producer = kind(cfg.rl, self.questions, led, self.reward, **shared)
         self._tally = Tally(self.reward)
         self._ready: deque[_Ready] = deque()
         self.reference = Reference(cfg, run.path, world, parts, self.position.step) if cfg.rl.kl_coef > 0 else None
@@ -157,6 +163,7 @@ class PolicyTrainer(Trainer):
         world.watch.at(f"step {step + 1}: rollouts")
         produced = self.led.lead(lambda: self.producer.produce(self.position.sample, steps))
         counted = self._counted()
+        counted |= self._over_ranks("rollout", self.producer.figures() if self.parts.place.counts else {})
         for number, of_step in enumerate(produced):
             counts = self.parts.place.counts
             of_ranks = world.gather(measure_groups(of_step, step + number) if counts else None)
@@ -181,6 +188,7 @@ class PolicyTrainer(Trainer):
             return
         self.world.watch.at(f"step {step + 1}: weights to the rollout engine")
         started = time.perf_counter()
+        self.producer.stop()
         self.engine.pause()
         self.engine.load((), step)
         self.engine.resume()
@@ -191,10 +199,14 @@ class PolicyTrainer(Trainer):
 
     def _counted(self) -> dict[str, float]:
         """Figures of the reward on all ranks since the last call, such as `reward/judge/cost`."""
+        return self._over_ranks("reward", self._tally.since())
+
+    def _over_ranks(self, kind: str, figures: dict[str, float]) -> dict[str, float]:
+        """Figures summed over all ranks, under names of their kind."""
         total = Counter[str]()
-        for of_rank in self.world.gather(self._tally.since()):
+        for of_rank in self.world.gather(figures):
             total.update(of_rank)
-        return {f"reward/{name}": total[name] for name in sorted(total)}
+        return {f"{kind}/{name}": total[name] for name in sorted(total)}
 
     def _batches(self, produced: Produced) -> list[Batch]:
         """Micro-batches of what teaches, equally many on every rank."""

@@ -75,6 +75,7 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     yield from _engine(rl)
     if rl.engine == "lmdeploy":
         yield from served_precision(cfg)
+    yield from _staleness(cfg)
     yield from policy.check(rl, cfg.data.seq_len)
     if cfg.lora.target != "none":
         text = f"train.objective=policy trains all weights, and lora.target is {cfg.lora.target}; use none"
@@ -91,6 +92,26 @@ def _rl(cfg: Config) -> Iterator[Fault]:
             fit = divisors(heads)
             text = f"rl.exact=true needs model.num_kv_heads={heads} to be a multiple of parallel.cp={p.cp}"
             yield Fault(f"{text}; use {one_of(fit)}", "parallel.cp", p.cp, fit)
+
+
+def _staleness(cfg: Config) -> Iterator[Fault]:
+    rl = cfg.rl
+    least = 2 * rl.updates - 1  # a round that is asked for one round ahead is so old at its last update
+    if 0 < rl.max_staleness < least:
+        text = f"rl.max_staleness={rl.max_staleness} is less than one round ahead with rl.updates={rl.updates}"
+        yield Fault(f"{text}; use 0, or {least} or more", "rl.max_staleness", rl.max_staleness, (0, least))
+    if rl.max_staleness and rl.environment:
+        text = f"rl.max_staleness={rl.max_staleness}: episodes of rl.environment are played in their round; use 0"
+        yield Fault(text, "rl.max_staleness", rl.max_staleness, (0,))
+    for key in ("cp", "pp"):
+        if rl.max_staleness and (size := getattr(cfg.parallel, key)) > 1:
+            text = (
+                f"rl.max_staleness={rl.max_staleness} needs ranks with rollouts of their own, and parallel.{key}={size}"
+            )
+            yield Fault(f"{text}; use 1", f"parallel.{key}", size, (1,))
+    if rl.partial_rollouts != "keep" and not rl.max_staleness:
+        text = f"rl.partial_rollouts={rl.partial_rollouts} needs rl.max_staleness above 0; leave it out"
+        yield Fault(text, "rl.partial_rollouts", rl.partial_rollouts, ("keep",))
 
 
 def _engine(rl: RlConfig) -> Iterator[Fault]:

@@ -1,0 +1,1 @@
+"""Rollouts that are under way while training continues."""
