@@ -15,8 +15,8 @@ from trainer.rl.servers.remote import Remote
 
 class Background(Protocol):
     """Collective over the ranks of an engine. Requests have numbers of the caller's, which differ over all ranks but
-    those that ask for the same. overlaps: the engine draws while training computes. drawn: tokens of this rank's requests
-    so far, as far as it is known.
+    those that ask for the same. overlaps: the engine draws while training computes. drawn: tokens of this rank's
+    requests so far, as far as it is known.
     """
 
     overlaps: bool

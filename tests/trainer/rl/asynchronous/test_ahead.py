@@ -51,21 +51,21 @@ def test_nothing_ahead_is_the_synchronous_loop_exactly(tmp_path, monkeypatch):
         }
 
 
-@pytest.mark.parametrize(("staleness", "more"), [(1, CROWDED), (2, ())])
+@pytest.mark.parametrize(("staleness", "more"), [(1, CROWDED), pytest.param(2, (), marks=pytest.mark.slow)])
 def test_no_token_is_older_than_the_bound_and_no_question_is_passed_over(tmp_path, monkeypatch, staleness, more):
     rounds = produced(monkeypatch)
     lines = run_toy(tmp_path / "run", *LONG, *more, f"rl.max_staleness={staleness}", "train.steps=6")
     assert [group.sample for _, groups in rounds for group in groups] == [*range(24)]
     versions = [(version, one.versions) for version, groups in rounds for group in groups for one in group.rollouts]
     assert all(version - staleness <= min(of_tokens) for version, of_tokens in versions)
-    assert any(len(set(of_tokens.tolist())) > 1 for _, of_tokens in versions) == bool(more)
+    assert any(len(set(of_tokens.tolist())) > 1 for _, of_tokens in versions)  # drawn under several weights
     assert all((np.diff(of_tokens) >= 0).all() for _, of_tokens in versions)
     assert max(line["staleness/max"] for line in lines) == staleness
     assert any(line["rollout/unfinished"] for line in lines)
     assert all(line["rollout/discarded_tokens"] == 0 for line in lines)
 
 
-@pytest.mark.parametrize("partial", ["keep", "discard"])
+@pytest.mark.parametrize("partial", ["keep", pytest.param("discard", marks=pytest.mark.slow)])
 def test_parts_under_equal_weights_are_the_rollouts_that_were_never_cut(tmp_path, monkeypatch, partial):
     """Tokens, log-probabilities and routes, to the last bit; and training computes the same."""
     rounds = produced(monkeypatch)
@@ -84,6 +84,7 @@ def test_parts_under_equal_weights_are_the_rollouts_that_were_never_cut(tmp_path
     assert all(line["mismatch/max"] == 0.0 for line in lines)
 
 
+@pytest.mark.slow
 def test_several_updates_of_a_round_stay_within_the_bound(tmp_path, monkeypatch):
     lines = run_toy(tmp_path / "run", *LONG, "rl.max_staleness=3", "rl.updates=2", "train.steps=6")
     assert [line["staleness/max"] <= 3 for line in lines] == [True] * 6
@@ -112,6 +113,7 @@ def over_two(directory, *words):
     assert train(toy_config(directory, *words, "parallel.dp_replicate=2", world_size=2)) == 0
 
 
+@pytest.mark.slow
 def test_ranks_train_on_the_rollouts_of_one(tmp_path):
     words = (*LONG, "rl.max_staleness=2", "rl.oversample=2", "rl.group_size=3", "train.micro_batch=1")
     alone = run_toy(tmp_path / "one" / "run", *words)
