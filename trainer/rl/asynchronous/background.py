@@ -75,7 +75,7 @@ class Within:
 
 class Beside:
     """Implements `Background` with an engine that answers beside training: rank 0 has a thread for each group of
-    requests, of which at most `concurrent` requests are asked at a time. name: in errors. size: of a
+    requests; at most `concurrent` requests are asked at a time. name: in errors. size: of a
     group."""
 
     overlaps = True

@@ -18,17 +18,17 @@ CROWDED = ("rl.concurrent=5",)  # so few that rollouts are cut by a change of we
 FROZEN = ("optim.lr=1e-30",)  # the weights of all versions are equal
 
 
-def produced(monkeypatch):
+def rounds_of(monkeypatch):
     """Every step from now on, as it is produced: the number of its first step, and its groups."""
     found = []
     genuine = Synchronous.produce
 
-    def produce(self, first, count):
+    def kept(self, first, count):
         made = genuine(self, first, count)
         found.extend((self.engine.version, one.groups) for one in made)
         return made
 
-    monkeypatch.setattr(Synchronous, "produce", produce)
+    monkeypatch.setattr(Synchronous, "produce", kept)
     return found
 
 
@@ -53,7 +53,7 @@ def test_nothing_ahead_is_the_synchronous_loop_exactly(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("staleness", "more"), [(1, CROWDED), pytest.param(2, (), marks=pytest.mark.slow)])
 def test_no_token_is_older_than_the_bound_and_no_question_is_passed_over(tmp_path, monkeypatch, staleness, more):
-    rounds = produced(monkeypatch)
+    rounds = rounds_of(monkeypatch)
     lines = run_toy(tmp_path / "run", *LONG, *more, f"rl.max_staleness={staleness}", "train.steps=6")
     assert [group.sample for _, groups in rounds for group in groups] == [*range(24)]
     versions = [(version, one.versions) for version, groups in rounds for group in groups for one in group.rollouts]
@@ -68,7 +68,7 @@ def test_no_token_is_older_than_the_bound_and_no_question_is_passed_over(tmp_pat
 @pytest.mark.parametrize("partial", ["keep", pytest.param("discard", marks=pytest.mark.slow)])
 def test_parts_under_equal_weights_are_the_rollouts_that_were_never_cut(tmp_path, monkeypatch, partial):
     """Tokens, log-probabilities and routes, to the last bit; and training computes the same."""
-    rounds = produced(monkeypatch)
+    rounds = rounds_of(monkeypatch)
     run_toy(tmp_path / "usual" / "run", *LONG[:2], *FROZEN, "train.steps=4")
     whole = {group.sample: group for _, groups in rounds for group in groups}
     rounds.clear()
