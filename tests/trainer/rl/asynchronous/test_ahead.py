@@ -40,7 +40,7 @@ def test_nothing_ahead_is_the_synchronous_loop_exactly(tmp_path, monkeypatch):
     usual = run_toy(tmp_path / "usual" / "run", *LONG, "rl.oversample=2")
 
     def none_ahead(*args, **more):
-        return Asynchronous(*args, **more, background=Within(args[2]), ahead=0)
+        return Asynchronous(*args, **more, background=Within(args[2].engine), ahead=0)
 
     monkeypatch.setattr(module, "Synchronous", none_ahead)
     found = run_toy(tmp_path / "other" / "run", *LONG, "rl.oversample=2")

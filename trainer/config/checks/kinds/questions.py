@@ -106,7 +106,7 @@ def _staleness(cfg: Config) -> Iterator[Fault]:
     for key in ("cp", "pp"):
         if rl.max_staleness and (size := getattr(cfg.parallel, key)) > 1:
             text = (
-                f"rl.max_staleness={rl.max_staleness} needs ranks with rollouts of their own, and parallel.{key}={size}"
+                f"rl.max_staleness={rl.max_staleness} needs rollouts of each rank, and parallel.{key}={size}"
             )
             yield Fault(f"{text}; use 1", f"parallel.{key}", size, (1,))
     if rl.partial_rollouts != "keep" and not rl.max_staleness:
