@@ -26,7 +26,7 @@ from trainer.optim.native import NativeEngine
 from trainer.rl.groups import Group
 from trainer.rl.producer import Synchronous
 from trainer.rl.rollout.embedded import Embedded
-from trainer.rl.rollout.protocol import Rollout
+from trainer.rl.rollout.protocol import Rollout, RolloutError
 from trainer.run.policy.trainer import PolicyTrainer
 from trainer.run.process import train
 
@@ -199,6 +199,31 @@ def test_ranks_with_the_same_rollouts_replay_them_to_the_last_bit_and_one_reward
     for line in lines:
         assert line["mismatch/max"] == 0.0
         assert line["replay/flip_rate"] is None or 0.05 < line["replay/flip_rate"] < 0.95
+
+
+def train_until_the_judge_dies(directory: Path, words: list[str], ranks: int) -> int:
+    """It answers for one step. Returns the exit code."""
+    genuine, calls = Synchronous._score, 0
+
+    def score(producer: Synchronous, asked: Any, rollouts: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RolloutError("the judge does not answer request 3; start it", where="judge", value=3)
+        return genuine(producer, asked, rollouts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Synchronous, "_score", score)
+        return train(toy_config(directory, *words, world_size=ranks))
+
+
+def test_an_error_of_the_rank_that_rewards_ends_all_and_nothing_trained_is_lost(tmp_path):
+    """The other rank gets the error, so that both save the step that was trained."""
+    codes = on_ranks(2, train_until_the_judge_dies, tmp_path / "run", ["parallel.cp=2"], 2, timeout_s=120.0)
+    assert codes == [1, 1]
+    assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
+    assert train(toy_config(tmp_path / "run")) == 0
+    assert [line["step"] for line in steps(tmp_path / "run")] == [1, 2, 3]
 
 
 def train_with_tools(directory: Path, words: list[str], ranks: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
+from parallel.errors import UserError
 from parallel.world import World
 from trainer.engine.request import Request
 from trainer.rl.rollout.protocol import Rollout, RolloutEngine
@@ -22,31 +23,46 @@ class Led:
     """Implements `RolloutEngine` for what runs inside `lead`, on leading ranks alone.
 
     engine: its calls are collective over `world`, all ranks of the run, and it takes the same requests from the ranks
-    of `same`: those that train on the same rollouts, this one among them.
+    of `same`: those that train on the same rollouts, this one among them. failed: True after an error of `work` that
+    all ranks of the run know of.
     """
 
     def __init__(self, engine: RolloutEngine, world: World, same: World) -> None:
         self.engine, self.world, self.same = engine, world, same
+        self.failed = self._collective = False
         self._calls: dict[str, Callable[..., Any]] = {"generate": self._generate, "gather": self._gather}
 
     def lead(self, work: Callable[[], T]) -> T:
         """Return on all ranks of `same` what `work` returned on the first. Collective over all ranks of the run.
 
-        work: may call `generate` and `gather`, equally often on all leading ranks of the run."""
+        work: may call `generate` and `gather`, equally often on all leading ranks of the run. A UserError that it
+        raises between these calls is raised on all ranks of `same`."""
         if self.same.rank == 0:
-            found = work()
+            try:
+                found = work()
+            except UserError as error:
+                if not self._collective:
+                    self._fail()
+                    self.same.broadcast(("failed", error))
+                raise
             self.same.broadcast(("done", found))
             return found
         while True:
             call, given = self.same.broadcast(cast("tuple[str, Any]", ("", None)))
             if call == "done":
                 return cast(T, given)
+            if call == "failed":
+                self._fail()
+                raise given
             self._calls[call](given)
 
     def generate(self, requests: Sequence[Request], *, deadline_s: float) -> list[Rollout]:
         given = (list(requests), deadline_s)
         self.same.broadcast(("generate", given))
-        return self._generate(given)
+        self._collective = True
+        found = self._generate(given)
+        self._collective = False
+        return found
 
     def gather(self, value: T) -> list[T]:
         """The values (picklable) of all leading ranks, in the order of the ranks; on leading ranks."""
@@ -73,6 +89,9 @@ class Led:
     def _generate(self, given: tuple[list[Request], float]) -> list[Rollout]:
         requests, deadline_s = given
         return self.engine.generate(requests, deadline_s=deadline_s)
+
+    def _fail(self) -> None:
+        self.failed = self.same.size == self.world.size
 
     def _gather(self, _given: None) -> None:
         self.world.gather((False, None))

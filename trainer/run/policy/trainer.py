@@ -148,7 +148,8 @@ class PolicyTrainer(Trainer):
         try:
             yield
         except UserError:
-            everywhere = self.world.size == 1 or (isinstance(self.engine, Remote) and self.engine.failed)
+            of_engine = isinstance(self.engine, Remote) and self.engine.failed
+            everywhere = self.world.size == 1 or of_engine or self.led.failed
             if everywhere and self.position.step:
                 self._save()
                 self.checkpoints.complete(self.position, self.log)
