@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,8 +17,12 @@ from torch import Tensor, nn
 
 from parallel.context.base import AttentionCore, Documents
 from trainer.config.model import ModelConfig
+from trainer.model.exact.blocks import KEYS
+from trainer.model.exact.short import short_documents
 from trainer.model.numerics import norm_rotary
 from trainer.model.ops import TORCH, Ops
+
+MANY = 16  # short documents that are attended to together
 
 
 @cache
@@ -36,8 +41,8 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tens
     """Causal attention inside each document.
 
     Args: q: [T, h, d]; k, v: [T, n, d] with n dividing h; query head i reads kv head i // (h/n).
-    Returns: [T, h, d]. On CUDA in 16 bits one varlen kernel; otherwise SDPA over the documents, in one call
-    if all have the same length. Never a dense mask.
+    Returns: [T, h, d]. On CUDA in 16 bits one varlen kernel; otherwise SDPA over the documents, in one call if all
+    have the same length, and in one for those of similar lengths where many are short. Never a dense mask.
     """
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         varlen_attn, arguments, grouped = _varlen_arguments()
@@ -48,8 +53,24 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tens
     if len(set(docs.lengths)) == 1:
         q, k, v = (x.view(len(docs.lengths), docs.lengths[0], *x.shape[1:]) for x in (q, k, v))
         return _causal(q, k, v).flatten(0, 1)
+    if sum(length <= KEYS for length in docs.lengths) >= MANY:
+        return _many(q, k, v, docs)
     parts = zip(*(x.unsqueeze(0).split(docs.lengths, dim=1) for x in (q, k, v)), strict=True)
     return torch.cat([_causal(*part) for part in parts], dim=1).squeeze(0)
+
+
+def _many(q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
+    """`document_attention` where documents are so short that a call for each would take longer than its arithmetic:
+    short ones are filled up at their ends, which none of their tokens sees."""
+    parts, tokens = list[Tensor](), list[Tensor]()
+    for some in short_documents(docs.lengths, q.shape[1], q.device):
+        parts.append(some.take(_causal(*(some.fill(x) for x in (q, k, v)))))
+        tokens.append(some.tokens)
+    for start, end in pairwise(docs.bounds):
+        if end - start > KEYS:
+            parts.append(_causal(*(x[start:end].unsqueeze(0) for x in (q, k, v))).squeeze(0))
+            tokens.append(torch.arange(start, end, device=q.device))
+    return torch.cat(parts).index_select(0, torch.cat(tokens).argsort())
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Ten
     return torch.stack(heads, dim=1)
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, [7, 4], [5, 4, 6], [6, 6, 6], [11], [1], [1, 1, 1]])
+@pytest.mark.parametrize("lengths", [LENGTHS, [7, 4], [5, 4, 6], [6, 6, 6], [11], [1], [1, 1, 1],
+                                     [3, 70, 5, *[7, 1, 20] * 6, 65, 64]])  # fmt: skip
 def test_document_attention_is_softmax_under_a_block_mask(lengths):
     tokens = sum(lengths)
     leaves = [normal(tokens, heads, 8, seed=heads).requires_grad_() for heads in (6, 2, 3)]
