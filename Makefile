@@ -14,6 +14,7 @@
 #              bench-upcycle: octavo upcycle against a script that moves and hashes the same bytes
 # make bench-pipeline  by hand, on idle cores: steps of a pipeline against the time that its schedule takes on paper
 # make bench-peaks  peak bytes of a rank for even and uneven routers, predicted and counted on eight processes
+# make bench-rl  by hand, minutes: steps of reinforcement learning against TRL's GRPO trainer, after setting up its environment
 # make bench-gpu  one GPU: the 1T model's experts and layers beside torch's and Transformer Engine's, then recipe=toy_gpu
 # make setup   only install what test, lint and bench need; setup-toy: what toy needs
 #
@@ -35,7 +36,7 @@ OPEN_CLIP := open_clip_torch==3.3.0
 # Recorded signals of data=toy_multimodal, read as files: what the package needs excludes our pandas.
 AEON := aeon==1.6.0
 
-.PHONY: toy test test-all test-layouts test-resume test-media-used test-peers lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-towers bench-muon bench-pipeline bench-gpu setup setup-toy clean
+.PHONY: toy test test-all test-layouts test-resume test-media-used test-peers lint bench bench-peaks bench-step bench-moe bench-upcycle bench-data bench-towers bench-muon bench-pipeline bench-rl bench-gpu setup setup-toy clean
 .DEFAULT_GOAL := toy
 
 # Ctrl-C: octavo has saved and said so (130); make, which gets the signal too, need not report an error.
@@ -99,6 +100,10 @@ bench-towers: $(DEV)
 
 bench-peaks: $(DEV)
 	$(PY) -m tests.bench.peaks $(ARGS)
+
+bench-rl: $(DEV)
+	$(PY) -m tests.trainer.weights.peers.environments trl
+	$(PY) -m tests.bench.rl_trl $(ARGS)
 
 bench-gpu: $(DEV)
 	$(PY) -m tests.bench.gpu $(ARGS)
