@@ -32,6 +32,7 @@ __all__ = [
     "TorchDispatchMode",
     "accumulate_in",
     "assert_async",
+    "backend_of",
     "build_lock",
     "checkpoint_offset",
     "clear_sharding_cache",
@@ -240,6 +241,17 @@ def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
 def group_of_name(name: str) -> dist.ProcessGroup:
     """The process group that functional collectives refer to as `name`."""
     return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+
+
+def backend_of(store: dist.Store, rank: int, size: int, device: torch.device, timeout: timedelta) -> Any:
+    """One rank's end of NCCL or gloo over `store`, that is not among the process groups of this process. Publicly one
+    has `init_process_group`, once for all ranks, and parts of that group."""
+    if device.type == "cpu":
+        return dist.ProcessGroupGloo(store, rank, size, timeout)
+    nccl: Any = dist.ProcessGroupNCCL  # a build of torch without CUDA lacks it
+    options = nccl.Options()
+    options._timeout = timeout
+    return nccl(store, rank, size, options)
 
 
 def flatten_mesh(mesh: DeviceMesh, name: str) -> DeviceMesh:

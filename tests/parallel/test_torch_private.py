@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -278,3 +279,20 @@ def test_the_lock_of_an_extension_is_where_torch_waits_for_it(tmp_path, monkeypa
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     assert private.build_lock("made_up") == tmp_path / "made_up" / "lock"
     assert "FileBaton(os.path.join(build_directory, 'lock'))" in inspect.getsource(cpp_extension._jit_compile)
+
+
+def test_backend_of():
+    """Two ranks in one process, beside its own groups."""
+    store, timeout, before = dist.HashStore(), timedelta(seconds=20), len(private.process_groups())
+    options = dist.BroadcastOptions()
+    options.rootRank = options.rootTensor = 0
+
+    def rank(number: int) -> torch.Tensor:
+        group = private.backend_of(store, number, 2, torch.device("cpu"), timeout)
+        tensor = torch.full((3,), float(number + 1))
+        group.broadcast([tensor], options).wait()
+        return tensor
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all(torch.equal(found, torch.ones(3)) for found in threads.map(rank, range(2)))
+    assert len(private.process_groups()) == before

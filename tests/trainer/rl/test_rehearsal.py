@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.pool import on_ranks
+from tests.trainer.rl.servers.group_server import GroupServer
 from tests.trainer.rl.servers.http_server import serving
-from tests.trainer.rl.servers.stand_in import Server, write_model
+from tests.trainer.rl.servers.stand_in import write_model
 from tests.trainer.tiny_run import records
 from trainer.config.compose import compose
 from trainer.config.keys import Config
@@ -35,6 +36,7 @@ def test_the_layout_maps_router_groups_to_the_ranks_that_share_a_rollout() -> No
     q = cfg.precision
     assert (q.experts, q.linears, q.lm_head, q.router) == ("fp8_block", "bf16", "fp32", "fp32")
     assert (cfg.rl.engine, cfg.rl.replay, cfg.rl.freeze_router) == ("lmdeploy", "replay", True)
+    assert cfg.rl.sync == "distributed"  # servers are on machines of their own
 
 
 def test_the_rehearsal_has_the_axes_and_the_options_of_the_recipe() -> None:
@@ -74,15 +76,18 @@ def test_the_rehearsal_replays_routes_on_eight_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_rehearsal_takes_rollouts_from_a_server_that_gets_its_weights(tmp_path: Path) -> None:
-    cfg = rehearsal(tmp_path / "run", "rl.engine=lmdeploy", "rl.url=http://127.0.0.1:1", "train.global_batch=2")
-    server = Server(write_model(tmp_path / "server", cfg.model, seed=99))
+@pytest.mark.parametrize("sync", ["buckets", "distributed"])
+def test_the_rehearsal_takes_rollouts_from_a_server_that_gets_its_weights(tmp_path: Path, sync: str) -> None:
+    words = ["rl.engine=lmdeploy", "rl.url=http://127.0.0.1:1", f"rl.sync={sync}", "train.global_batch=2"]
+    cfg = rehearsal(tmp_path / "run", *words)
+    server = GroupServer(write_model(tmp_path / "server", cfg.model, seed=99))
     with serving(server) as url:
         cfg.rl.url = url
         assert on_ranks(8, train, cfg, timeout_s=300) == [0] * 8
     steps = [record for record in records(tmp_path / "run") if "event" not in record]
     assert sum(step["tokens"] for step in steps) > 0
     assert len(set(server.nbytes)) == 1
+    assert bool(server.workers.buckets[0]) == (sync == "distributed")
     for step in steps:
         assert step["sync/bytes"] == server.nbytes[0] > 0
         if step["tokens"]:

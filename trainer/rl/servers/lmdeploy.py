@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from trainer.config.model import ModelConfig
     from trainer.rl.servers.buckets import Bucket, Sync
+    from trainer.rl.servers.senders import Sender
 
 T = TypeVar("T")
 CONTROL_S = 60.0  # for requests that generate nothing
@@ -51,13 +53,13 @@ class LMDeployEngine:
 
     A change of weights is: abort, sleep at level 2 (which drops weights and KV cache), wake the weights, buckets, the
     empty last bucket, wake the cache. A load that fails leaves the server asleep, where it answers nothing, until a
-    whole load has succeeded. Every request may be repeated: those that generate nothing are idempotent.
+    whole load has succeeded. Requests that generate nothing are idempotent and repeated, but those of `WeightGroup`.
 
-    url: of the server. model: that the server has to serve, as far as answers show it; None: any. version: of the
-    weights that it was started with. routes: ask for experts. concurrency:
-    requests side by side. retries: of one request, in its deadline. bucket_mb: of weights in one message, MiB. store:
-    finds routes by their key, where the server's workers are Ray's. control_s: seconds for each request that
-    generates nothing, its repetitions included; a sync has one for each bucket.
+    url: of the server. model: that the server has to serve, as far as answers show it; None: any. version: of its
+    weights at its start. routes: ask for experts. concurrency: requests side by side. retries: of one request, in its
+    deadline. bucket_mb: of weights in one message, MiB. distributed: weights go through a process group with the
+    server's workers, which may be on other machines. store: finds routes by their key, where the workers are Ray's.
+    control_s: seconds for each request that generates nothing, repetitions included; a sync has one for each bucket.
     Raises RolloutError for a server that does not answer, of a version that is not known, or without a flag that
     rollouts need.
     """
@@ -73,6 +75,7 @@ class LMDeployEngine:
         concurrency: int = 256,
         retries: int = 3,
         bucket_mb: int = 512,
+        distributed: bool = False,
         control_s: float = CONTROL_S,
         store: Store | None = None,
         option: str = "rl.url",
@@ -86,6 +89,8 @@ class LMDeployEngine:
         self._paused, self._running, self._lock = False, 0, threading.Lock()
         self._checked, self._loading = False, False
         self._incomplete = ""  # why the server has no whole weights
+        self._distributed = distributed
+        self._sender: Sender | None = None  # once weights are sent
         self._server = Connection(url, option=option, api_key=api_key)
         self.name = f"LMDeploy at {self._server.address}"
         try:
@@ -145,13 +150,13 @@ class LMDeployEngine:
 
     # ---- requests that generate nothing ----
 
-    def _reply(self, method: str, path: str, body: Any = None, **query: Any) -> Reply:
+    def _reply(self, method: str, path: str, body: Any = None, *, repeat: bool = True, **query: Any) -> Reply:
         """Raises RolloutError without a reply."""
         sent = None if method == "GET" else body or {}
         end = time.monotonic() + self._control_s
         for tried in range(self._retries + 1):
             wait = BACKOFF_S * 2**tried
-            last = tried == self._retries or time.monotonic() + wait >= end
+            last = not repeat or tried == self._retries or time.monotonic() + wait >= end
             try:
                 asked = self._server.ask(method, path, sent, timeout_s=end - time.monotonic(), query=query)
                 reply = self._server.run(asked)
@@ -329,6 +334,8 @@ class LMDeployEngine:
             self._paused = False
 
     def close(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
         self._server.close()
 
     # ---- Receiver ----
@@ -346,18 +353,24 @@ class LMDeployEngine:
         self._expect_tags({"kv_cache"}, "/wakeup?tags=weights")
         if (process := self._started()) != self._process:  # it may have been started with other flags
             self._process, self._checked = process, False
+            self._sending().forget()
 
     def take(self, bucket: Bucket) -> None:
-        from trainer.rl.servers.buckets import serialized
-
         names = f"the bucket from {bucket.names[0]} to {bucket.names[-1]}"
-        self._during(names, lambda: self._send(serialized(bucket), finished=False))
+        self._during(names, lambda: self._sending().send(bucket))
+
+    def _sending(self) -> Sender:
+        if self._sender is None:
+            from trainer.rl.servers.senders import Handles, WeightGroup
+
+            once = partial(self._control, repeat=False)  # what is repeated would be received twice
+            group = partial(WeightGroup, once, self.name, self._server.address, self._control_s)
+            self._sender = group() if self._distributed else Handles(self._control)
+        return self._sender
 
     def finish_load(self, version: int) -> None:
-        from trainer.rl.servers.buckets import serialized
-
         def end() -> None:
-            self._send(serialized(None), finished=True)
+            self._sending().finish()
             self._expect_tags({"kv_cache"}, "the last bucket")
             if self._started() != self._process:
                 text = "the server was restarted in the middle of it"
@@ -365,10 +378,6 @@ class LMDeployEngine:
 
         self._during("the empty last bucket", end)
         self.version, self._incomplete = version, ""
-
-    def _send(self, tensors: str, *, finished: bool) -> None:
-        body = {"serialized_named_tensors": tensors, "load_format": "flattened_bucket", "finished": finished}
-        self._control("POST", "/update_weights", body)
 
     def _during(self, what: str, work: Callable[[], None]) -> None:
         try:

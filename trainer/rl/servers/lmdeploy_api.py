@@ -5,6 +5,7 @@ Source: LMDeploy 0.18.0, serve/openai/protocol.py and serve/openai/endpoints.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -63,6 +64,12 @@ def version_of(openapi: Any) -> str | None:
     except (LookupError, TypeError, AttributeError):
         return None
     return next((version for version, fields in VERSIONS.items() if fields == stated and paths >= PATHS), None)
+
+
+def workers_of(info: Any) -> int | None:
+    """Processes that hold parts of the model, of the reply of /distserve/engine_info; None where there are copies."""
+    found = json.loads(info) if isinstance(info, str) else info  # JSON in a string of JSON
+    return None if found["dp_size"] > 1 else int(found["tp_size"])
 
 
 def faults_of(request: Request, number: int) -> list[Fault]:

@@ -45,6 +45,7 @@ def build_engine(
         routes=cfg.rl.replay != "off",
         concurrency=cfg.rl.concurrent * parts.place.readers,
         bucket_mb=cfg.rl.bucket_mb,
+        distributed=cfg.rl.sync == "distributed",
     )
     # weights travel between stages by the group for tensors
     weights = world.within(parts.meshes.pp_group if parts.meshes else None, pipeline.control)

@@ -121,11 +121,13 @@ def test_answers_are_bit_for_bit_those_of_the_engine_behind_the_server(engine, e
         assert (one.routes == other.routes).all()
 
 
-def test_other_weights_in_small_buckets(servers, exported, tmp_path):
+@pytest.mark.parametrize("distributed", [False, True], ids=["buckets", "distributed"])
+def test_other_weights_in_small_buckets(servers, exported, tmp_path, distributed):
+    """distributed: through a group of gloo whose other end LMDeploy's own function makes."""
     other = make_export(tmp_path, seed=1)
     (file,) = other.glob("*.safetensors")
     weights = load_file(file)
-    engine = LMDeployEngine(servers.urls["full"], bucket_mb=0)
+    engine = LMDeployEngine(servers.urls["full"], bucket_mb=0, distributed=distributed)
     engine._bucket_bytes = 4096
     engine.pause()
     engine.load(weights.items(), 9)

@@ -55,6 +55,7 @@ def test_a_server_that_does_not_answer_is_named(tmp_path, capsys, monkeypatch):
         ((WORDS[0], "rl.exact=true", WORDS[2]), "rl.exact"),
         ((WORDS[2],), "rl.url"),
         (("rl.bucket_mb=64",), "rl.bucket_mb"),
+        (("rl.sync=distributed",), "rl.sync"),
         ((*WORDS, "rl.bucket_mb=0"), "rl.bucket_mb"),
         ((*WORDS, "precision=fp8_current"), "precision.experts"),
     ],

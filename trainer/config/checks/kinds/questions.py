@@ -116,7 +116,7 @@ def _engine(rl: RlConfig) -> Iterator[Fault]:
     """Faults of the keys of a server of rollouts."""
     default = RlConfig()
     if rl.engine == "embedded":
-        for key in ("url", "bucket_mb"):
+        for key in ("url", "bucket_mb", "sync"):
             if (value := getattr(rl, key)) != (allowed := getattr(default, key)):
                 text = f"rl.{key} needs rl.engine=lmdeploy, and this is rl.engine={rl.engine}; leave it out"
                 yield Fault(text, f"rl.{key}", value, (allowed,))

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import uvicorn
 from lmdeploy.messages import EngineOutput, PytorchEngineConfig, ResponseType, ScheduleMetrics
 from lmdeploy.serve.core import async_engine
 from lmdeploy.serve.openai import api_server
-from lmdeploy.utils import FlattenedTensorBucket
+from lmdeploy.utils import FlattenedTensorBucket, init_custom_process_group
 from safetensors.torch import load_file, save_file
 
 from launch.serving.http.errors import AbortedError
@@ -41,6 +42,7 @@ class Behind:
         self.engine_config, self.directory = engine_config, directory
         self.received: dict[str, torch.Tensor] = {}
         self.aborted: set[int] = set()
+        self.groups: dict[str, dist.ProcessGroup] = {}
         self.source = open_source(directory)
         self.worker: Worker | None = None
         self.engine = self._engine(directory)
@@ -84,6 +86,41 @@ class Behind:
 
     def wakeup(self, tags: list[str]) -> None: ...
 
+    # As LMDeploy's one worker makes its end of a group, by its own function, and receives a bucket, but on a CPU.
+
+    async def init_weights_update_group(self, request: Any) -> tuple[bool, str]:
+        def join() -> dist.ProcessGroup:
+            return init_custom_process_group(
+                backend=request.backend,
+                init_method=f"tcp://{request.master_address}:{request.master_port}",
+                world_size=request.world_size,
+                rank=request.rank_offset,
+                group_name=request.group_name,
+            )
+
+        if request.group_name in self.groups:
+            return False, f"group {request.group_name!r} already initialized"
+        self.groups[request.group_name] = await asyncio.to_thread(join)
+        return True, "Succeeded to initialize weights update group."
+
+    async def update_weights_from_distributed(self, request: Any) -> tuple[bool, str]:
+        group = self.groups.get(request.group_name)
+        if group is None:
+            return False, f"group {request.group_name!r} not initialized"
+        if request.names:
+            sizes = zip(request.names, request.dtypes, request.shapes, strict=True)
+            named = [(name, torch.empty(shape, dtype=getattr(torch, dtype))) for name, dtype, shape in sizes]
+            bucket = FlattenedTensorBucket(named_tensors=named)
+            await asyncio.to_thread(dist.broadcast, bucket.get_flattened_tensor(), src=0, group=group)
+            self.keep(dict(bucket.reconstruct_tensors()))
+        if request.finished:
+            self.take_received()
+        return True, "Succeeded to update parameter online."
+
+    async def destroy_weights_update_group(self, request: Any) -> tuple[bool, str]:
+        dist.destroy_process_group(self.groups.pop(request.group_name))
+        return True, f"Succeeded to destroy group {request.group_name!r}."
+
     def update_params(self, request: Any) -> None:
         """As LMDeploy's workers read a bucket, but that a tensor may be on a CPU."""
         from multiprocessing.reduction import ForkingPickler
@@ -93,18 +130,23 @@ class Behind:
         if message["metadata"]:
             function, arguments = message["flattened_tensor"]
             bucket = FlattenedTensorBucket(flattened_tensor=function(*arguments), metadata=message["metadata"])
-            named = dict(bucket.reconstruct_tensors())
-            unknown = named.keys() - {self.source.opened.stored_name(piece) for piece in self.source.opened.pieces}
-            if unknown:
-                raise KeyError(f"{min(unknown)} is not a parameter")
-            self.received |= {name: tensor.clone() for name, tensor in named.items()}
+            self.keep(dict(bucket.reconstruct_tensors()))
         if request.finished:
-            with tempfile.TemporaryDirectory() as place:
-                config = (self.directory / "config.json").read_text()
-                (Path(place) / "config.json").write_text(config)
-                (file,) = self.directory.glob("*.safetensors")
-                save_file(load_file(file) | self.received, Path(place) / "model.safetensors", {"format": "pt"})
-                self.engine = self._engine(Path(place))
+            self.take_received()
+
+    def keep(self, named: dict[str, torch.Tensor]) -> None:
+        unknown = named.keys() - {self.source.opened.stored_name(piece) for piece in self.source.opened.pieces}
+        if unknown:
+            raise KeyError(f"{min(unknown)} is not a parameter")
+        self.received |= {name: tensor.clone() for name, tensor in named.items()}
+
+    def take_received(self) -> None:
+        with tempfile.TemporaryDirectory() as place:
+            config = (self.directory / "config.json").read_text()
+            (Path(place) / "config.json").write_text(config)
+            (file,) = self.directory.glob("*.safetensors")
+            save_file(load_file(file) | self.received, Path(place) / "model.safetensors", {"format": "pt"})
+            self.engine = self._engine(Path(place))
 
 
 class Handle:
