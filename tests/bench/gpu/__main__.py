@@ -15,7 +15,8 @@ is the relative distance of its results, gradients included, from the first arm'
 
 Then each of our Triton kernels against its twin in torch. Last comes `recipe=toy_gpu`, 500 steps of a model that fills
 an 80 GB GPU, with bf16 experts and with FP8 ones, each in a process of its own: tokens a second, share of the peak,
-memory and losses.
+memory and losses. After it generation beside transformers', the memory of a step of adapters on a base in FP8, and the
+parts of a step of reinforcement learning (tests/bench/gpu/after.py).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 import torch
 
 from tests.bench.fp8_curves import picture
-from tests.bench.gpu import end_to_end, kernels
+from tests.bench.gpu import after, end_to_end, kernels
 from tests.bench.gpu.clock import Clock
 from tests.bench.gpu.kernels import KernelRow
 from tests.bench.gpu.layer import DOCUMENT
@@ -43,7 +44,8 @@ from trainer.kernels.choose import make_ops
 from trainer.model.ops import TORCH, Ops
 
 KERNELS, TRAIN = "kernels", "train"
-NAMES = (*SECTIONS, KERNELS, TRAIN)
+NAMES = (*SECTIONS, KERNELS, TRAIN, *after.PARTS)
+AFTER = {"lora": ("fp8_block", "bf16"), "rl": ("bf16", "fp8_block")}  # precisions
 
 
 def run(
@@ -80,10 +82,13 @@ def bench(args: argparse.Namespace, device: torch.device, part: Slice, dtype: to
     names, tokens = args.sections.split(","), [int(count) for count in args.tokens.split(",")]
     if unknown := set(names) - set(NAMES):
         sys.exit(f"--sections {','.join(sorted(unknown))}: there are {', '.join(NAMES)}")
+    if unknown := set(args.sizes.split(",")) - set(after.SIZES):
+        sys.exit(f"--sizes {','.join(sorted(unknown))}: there are {', '.join(after.SIZES)}")
     if odd := [count for count in tokens if count < 8 or count % 8 or count % min(DOCUMENT, count)]:
         sys.exit(f"--tokens {odd[0]}: multiples of 8 work, and above {DOCUMENT} multiples of it")
     about = machine(device) | {"our kernels": args.kernels}
-    rows, of_kernels, runs = list[Row](), list[KernelRow](), dict[str, dict[str, Any]]()
+    rows, of_kernels = list[Row](), list[KernelRow]()
+    runs, beyond = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
     print("; ".join(f"{key} {value}" for key, value in about.items()) + f"; medians of {args.rounds} rounds")
     try:
         clock = Clock(device)
@@ -105,14 +110,20 @@ def bench(args: argparse.Namespace, device: torch.device, part: Slice, dtype: to
             overrides = [f"train.kernels={args.kernels}", *args.overrides.split()]
             runs = end_to_end.measure(args.precisions.split(","), into, overrides)
             print(end_to_end.table(runs))
+        if parts := [name for name in names if name in after.PARTS]:
+            into = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
+            print(f"\n### After pre-training; records are in {into}\n", flush=True)
+            beyond |= after.measure(parts, args.sizes.split(","), clock, into, dtype, args.rounds, AFTER)
     finally:  # what there is, whatever came after it
         if args.json:
             measured = [row.record() for row in rows] + [row.record() for row in of_kernels]
-            args.json.write_text(json.dumps({"machine": about, "rows": measured, "train": runs}, indent=1))
+            args.json.write_text(
+                json.dumps({"machine": about, "rows": measured, "train": runs, "after": beyond}, indent=1)
+            )
             if curves := {name: of_run for name, of_run in runs.items() if "loss" in of_run}:
                 args.json.with_suffix(".svg").write_text(picture(curves))
     skipped = [(row.arm, row.skipped or "") for row in rows] + [(row.arm, row.skipped or "") for row in of_kernels]
-    skipped += [(name, of_run.get("skipped", "")) for name, of_run in runs.items()]
+    skipped += [(name, of_run.get("skipped", "")) for name, of_run in (*runs.items(), *beyond.items())]
     return [f"{name}: {reason}" for name, reason in skipped if reason.startswith("FAILED")]
 
 
@@ -123,6 +134,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--kernels", choices=("torch", "triton"), default="torch", help="that our own arms run on")
     parser.add_argument("--precisions", default="bf16,fp8_block", help="that recipe=toy_gpu is trained in")
+    parser.add_argument("--sizes", default="small,medium", help="of generation, lora and rl; default: %(default)s")
     parser.add_argument("--overrides", default="", help="of recipe=toy_gpu, as for octavo train, in one argument")
     parser.add_argument("--json", type=Path, help="write figures and losses there, and the losses as a picture beside")
     return parser.parse_args(arguments)
