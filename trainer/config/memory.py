@@ -51,7 +51,8 @@ class RankMemory:
     host of a GPU. stored: of the first three, those in files on NVMe. locked: on the host on top, for pieces of these.
     starting: on the host while the weights are made. moved: activations on the host, besides those on the device.
     working: with adapters, an estimate of what a step needs on a GPU besides all these. reference: of rl.kl_coef, a
-    second set of this rank's parts of the weights.
+    second set of this rank's parts of the weights. rollouts: what batches of rollouts have besides tokens, on the host
+    until their micro-batch comes.
     """
 
     weights: int
@@ -70,6 +71,7 @@ class RankMemory:
     moved: int = 0
     working: int = 0
     reference: int = 0
+    rollouts: int = 0
 
     @property
     def held(self) -> int:
@@ -81,17 +83,18 @@ class RankMemory:
         """At least, in memory."""
         gradients = max(self.gradients, self.accumulated)
         state = self.weights + gradients + self.optimizer + self.gathered - self.stored
-        return state + self.activations + self.moved + self.batches + self.buffers + self.locked + self.reference
+        rest = self.batches + self.buffers + self.locked + self.reference + self.rollouts
+        return state + self.activations + self.moved + rest
 
     @property
     def device(self) -> int:
         """At least these on a GPU."""
-        return self.total - self.offloaded - self.moved - self.locked + self.working
+        return self.total - self.offloaded - self.moved - self.locked - self.rollouts + self.working
 
     @property
     def host(self) -> int:
         """At least these on the host of a GPU."""
-        return max(self.offloaded + self.moved + self.locked + self.batches, self.starting)
+        return max(self.offloaded + self.moved + self.locked + self.batches + self.rollouts, self.starting)
 
 
 def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
@@ -122,7 +125,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
         activations, moved = min(2, max(cut.stop - cut.start for cut in own)) * inputs, activations
     if cfg.precision.kept == "fp8":  # the selected experts, by number
         activations += passes * tokens * cfg.model.experts_per_token * NUMBER["fp32"]
-    batches = most_windows(cfg) * cfg.data.seq_len * _batch_row(cfg) // layout.readers
+    waiting = most_windows(cfg) * cfg.data.seq_len // layout.readers  # tokens of a step
     gathered_layers = 1 if cfg.parallel.reshard_dense else layers
     gathered = accumulated = 0
     if cfg.optim.engine == "deepspeed":
@@ -138,7 +141,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
         held.gradients,
         held.optimizer,
         activations,
-        batches,
+        waiting * TOKEN,
         gathered,
         accumulated,
         exact,
@@ -150,6 +153,7 @@ def rank_memory(cfg: Config, world_size: int, rank: int = 0) -> RankMemory:
         moved,
         0 if cfg.lora.target == "none" else _working(cfg, ranks, gathered_layers, ends, tokens, held, activations),
         weights if cfg.rl.kl_coef > 0 else 0,
+        waiting * _of_rollouts(cfg),
     )
 
 
@@ -174,12 +178,11 @@ def _working(cfg: Config, ranks: RankMap, layers: int, ends: _Ends, tokens: int,
     return scales + max(backward, start - activations, widened - activations)
 
 
-def _batch_row(cfg: Config) -> int:
-    """Bytes of a token of a batch on the host: with routes where they are replayed or compared."""
+def _of_rollouts(cfg: Config) -> int:
+    """Bytes that a token of a batch of rollouts has besides: routes, where they are replayed or compared, too."""
     if cfg.train.objective != "policy":
-        return TOKEN
-    routes = 2 * cfg.model.num_layers * cfg.model.experts_per_token if cfg.rl.replay != "off" else 0
-    return TOKEN + OF_ROLLOUT + routes
+        return 0
+    return OF_ROLLOUT + (2 * cfg.model.num_layers * cfg.model.experts_per_token if cfg.rl.replay != "off" else 0)
 
 
 def _kept_row(cfg: Config) -> int:

@@ -136,8 +136,9 @@ class Tokens:
     @functools.cached_property
     def documents(self) -> Tensor:
         """[N] the number of each token's document."""
-        lengths = self.cu_seqlens.diff().to(torch.int64)
-        return self.share.take(torch.arange(len(lengths)).repeat_interleave(lengths)).to(self.there.device)
+        positions = torch.arange(len(self.there) * self.share.ranks, dtype=self.cu_seqlens.dtype)
+        whole = torch.searchsorted(self.cu_seqlens[1:], positions, right=True)
+        return self.share.take(whole).to(self.there.device)
 
     def over_documents(self, values: Tensor) -> Tensor:
         """values [N] -> [N], the sum over each token's document."""

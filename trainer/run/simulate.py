@@ -47,6 +47,7 @@ from trainer.model.frozen.hold import held, hold_base
 from trainer.model.lora.adapt import adapt, rates
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import build_objective, freeze_unused
+from trainer.objectives.policy import Policy
 from trainer.optim.engine import Engine
 from trainer.optim.native import NativeEngine
 from trainer.optim.parts import freeze_parts
@@ -175,7 +176,9 @@ def simulate_rank(cfg: Config, world_size: int, rank: int, router: str = "unifor
         micro_batches = most_windows(cfg) // of_step
         ran = plan.steady(micro_batches) if plan.ranks > 1 else min(micro_batches, STEADY)
         shorter = replace(cfg, train=replace(cfg.train, global_batch=ran * of_step))
-        pipeline, _ = build_pipeline(shorter, plan, stages, objective, alike, meshes)
+        pipeline, forward = build_pipeline(shorter, plan, stages, objective, alike, meshes)
+        if isinstance(objective, Policy):
+            objective.share = forward.share
         live = LiveBytes()
         with GroupedShapes():
             memory, collectives = trace_step(

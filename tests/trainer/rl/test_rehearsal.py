@@ -50,6 +50,14 @@ def test_the_rehearsal_has_the_axes_and_the_options_of_the_recipe() -> None:
     assert cfg.checkpoint.init_from is None
 
 
+def test_routes_wait_on_the_host() -> None:
+    counted = rank_memory(compose([RECIPE], world_size=RANKS), RANKS)
+    windows = 64 * 16 * 8 // RANKS  # of a rank; eight share each
+    assert counted.rollouts == windows * 69_632 * (2 * 94 * 8 + 13)
+    assert counted.host >= counted.rollouts
+    assert counted.device == counted.total - counted.rollouts
+
+
 @pytest.mark.parametrize("layers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_simulated_rank_holds_what_is_counted_and_no_fp8_copies_beyond_a_layer(layers: int) -> None:
     cfg = compose([RECIPE, f"model.num_layers={layers}"], world_size=RANKS)
