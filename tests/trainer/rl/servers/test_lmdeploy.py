@@ -226,9 +226,9 @@ def test_a_server_that_hangs_is_named_within_the_deadline_and_finished_answers_a
         (hold.wait(20), None)[1] if body["max_tokens"] == 3 else (200, fake.reply(body))
     )
     started = time.monotonic()
-    error = error_of_generate(fake, 0.4)
+    error = error_of_generate(fake, 1.5)
     hold.set()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     assert error.value == 2
     assert {place: len(one.ids) for place, one in error.finished.items()} == {0: 1, 1: 2, 3: 4}
     again = pickle.loads(pickle.dumps(error))
