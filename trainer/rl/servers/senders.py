@@ -175,11 +175,11 @@ class WeightGroup:
         # What ends a group waits for what is under way in it, which ranks that went elsewhere never finish.
         left = [self._work, self._group, self._store]
         self._work, self._group, self._store, self.name = None, None, None, ""
-        threading.Thread(target=left.clear, daemon=True, name="end of a weight group").start()
+        threading.Thread(target=left.clear, name="end of a weight group").start()
 
 
 def _beside(work: Callable[[], Any]) -> Future[Any]:
-    """Do `work` in a thread that does not keep the process alive."""
+    """Do `work` in a thread. The process ends after it: torch does not survive an end in the middle of a group."""
     found: Future[Any] = Future()
 
     def run() -> None:
@@ -188,7 +188,7 @@ def _beside(work: Callable[[], Any]) -> Future[Any]:
         except BaseException as error:
             found.set_exception(error)
 
-    threading.Thread(target=run, daemon=True, name="weights").start()
+    threading.Thread(target=run, name="weights").start()
     return found
 
 
