@@ -101,6 +101,7 @@ def assert_as_trained(
         log_probs, routes = trained.of(place, len(answers[one].prompt))
         assert np.array_equal(answers[one].log_probs, log_probs), one
         assert np.array_equal(answers[one].routes, routes), one
+        assert answers[one].routes.dtype == np.uint16
         alternatives, prompt_scores = asked[one].alternatives, answers[one].prompt_scores
         trained.check_scores(place, len(answers[one].prompt), answers[one].scores, alternatives)
         assert (prompt_scores is not None) == asked[one].score_prompt
