@@ -19,9 +19,19 @@ from trainer.evaluation.scorers.worker import Worker
 from trainer.evaluation.suite import SuiteError
 from trainer.evaluation.suites.general import instructions, mathematics
 
+# Benchmarks of the report's tables that this repository evaluates, by their names there.
+OWN = {
+    "SciReasoner", "SFE", "SmolInstruct", "MatBench", "Mol-Instructions", "MicroVQA", "Biology-Instructions",
+    "XLRS-Bench", "MSEarth-MCQ", "SciTS", "MMMU-Pro", "MMLU-Pro", "AIME-2025", "IMO-Answer-Bench", "RefCOCO-avg",
+    "ScreenSpot V2", "SArena-Icon", "IFBench",
+}  # fmt: skip
+HARNESS = {"LCB V6", "GAIA (text only)", "tau2-Bench"}
+
 
 def test_every_benchmark_of_the_report_is_there_once() -> None:
     names = [one.name for one in SUITES]
+    assert {*names} == {"Perplexity", *OWN, *HARNESS}
+    assert {one.name for one in SUITES if one.harness} == HARNESS
     assert len(set(names)) == len(names) == len({one.folder for one in SUITES})
     assert all(one.harness or one.read for one in SUITES)
     for one in SUITES:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.trainer.evaluation.suites.runs import answered, items_of, suite, text_of, write_lines
 from trainer.evaluation.scorers.biology import tasks
+from trainer.evaluation.scorers.chemistry import tagged_similarity, tanimoto
 from trainer.evaluation.suite import Scored, SuiteError
 from trainer.evaluation.suites import tasks as suites_tasks
 from trainer.evaluation.suites.science import biology, chemistry, materials
@@ -95,6 +96,19 @@ def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
     assert unknown.value.where == f"{tmp_path}/test.jsonl:1:task"
     assert unknown.value.value == "brewing"
     assert unknown.value.allowed == tuple(chemistry.SMOL)
+
+
+def test_selfies_are_decoded_by_their_package() -> None:
+    """The 20 rows of the published scorer have a stand-in in its place."""
+    reference, other = "<SELFIES> [C][C][O] </SELFIES>", "<SELFIES> [C][C][C][O] </SELFIES>"
+    found = tagged_similarity("SELFIES")(
+        ["<SELFIES>[O][C][C]</SELFIES>", other, "<SELFIES>[X][C]</SELFIES>"], [reference] * 3
+    )
+    near = tanimoto("CCCO", "CCO")
+    assert near is not None
+    assert 0 < near < 1
+    assert found.value == pytest.approx(100 * (1 + near) / 3)
+    assert found.extra["valid"] == pytest.approx(200 / 3)
 
 
 def test_missing_nltk_data_are_named() -> None:
