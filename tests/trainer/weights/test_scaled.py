@@ -46,9 +46,11 @@ def test_scales_that_are_not_powers_of_two(tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [EVEN, UNEVEN], ids=["even", "uneven"])
-def test_codes_and_scales_are_the_stored_bytes(tmp_path, sizes):
+def test_codes_and_scales_are_the_stored_bytes_after_a_step_too(tmp_path, sizes):
     source = written(tmp_path / "fp8", sizes)
     stored, model = load_file(tmp_path / "fp8" / "model.safetensors"), adapted(source, "fp8", "all")
+    stepped(model)
+    torch.optim.SGD([weight for weight in model.parameters() if weight.grad is not None], lr=0.1).step()
     at, experts = "model.language_model.layers.0.", model.blocks[0].moe.experts
     found = {matrix.name.rpartition(".")[2]: matrix for matrix in held(model)}
     heads = torch.cat([stored[f"{at}self_attn.{x}_proj.weight"].view(torch.uint8) for x in "qkv"])

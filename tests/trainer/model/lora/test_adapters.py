@@ -8,6 +8,8 @@ from tests.trainer.model.tiny import assert_close, next_tokens, random_ids, summ
 from trainer.config.keys import Config, LoraConfig
 from trainer.model.decoder import Decoder
 from trainer.model.lora.adapt import adapters, init_adapters, is_b
+from trainer.model.lora.linear import Adapter
+from trainer.model.ops import TORCH
 from trainer.parallelize import parallelize
 
 
@@ -55,6 +57,24 @@ def test_start_is_the_base() -> None:
     for name, weight in adapters(model).items():
         bound = weight.shape[-1] ** -0.5
         assert not weight.any() if is_b(name) else 0.8 * bound < weight.abs().max() <= bound
+
+
+def test_dropout_is_of_the_adapters_inputs_and_of_training_alone() -> None:
+    """With weights that pass inputs on, an output is an input that was dropped, or 1 / (1 - p) times that input."""
+    adapter = Adapter(64, 64, 64, scale=1.0, dropout=0.25)
+    x = torch.rand(200, 64, generator=torch.Generator().manual_seed(1)) + 1
+    with torch.no_grad():
+        adapter.a.copy_(torch.eye(64))
+        adapter.b.copy_(torch.eye(64))
+        assert torch.equal(adapter(TORCH, x), x)
+    torch.manual_seed(2)
+    found = adapter(TORCH, x).detach()
+    dropped = found == 0
+    assert dropped.float().mean() == pytest.approx(0.25, abs=0.02)
+    assert_close({"kept": found[~dropped]}, {"kept": (x / 0.75)[~dropped]}, 1e-6)
+    model = build_adapted(LoraConfig(target="attention", rank=2, dropout=0.25))
+    shares = [module.dropout for module in model.modules() if isinstance(module, Adapter)]
+    assert shares == [0.25] * 4 * model.cfg.num_layers
 
 
 @pytest.mark.gpu
