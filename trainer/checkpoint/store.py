@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from parallel.world import World
 from trainer.checkpoint.errors import CheckpointError
-from trainer.storage.atomic import atomic_file, publish
+from trainer.storage.atomic import atomic_file, publish, sync
 from trainer.storage.manifest import CHECKPOINT, CorruptError
 from trainer.storage.space import free_space
 
@@ -72,22 +72,34 @@ class CheckpointStore:
 
     # ---- saving
 
-    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, copy: bool = True) -> Saved | None:
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        *,
+        copy: bool = True,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Saved | None:
         """Copy `tensors`, then write them as `step-<step>` in the background; without `copy`, write them before this
         returns, with no second set of them in memory.
 
-        The caller may change the tensors as soon as this returns. `facts` (JSON values) go into the manifest.
+        The caller may change the tensors as soon as this returns. `facts` (JSON values) go into the manifest. files:
+        further ones that this rank writes, by name; names differ over all ranks.
         Returns the result of the save before this one, unless it was returned already: a save waits for that one.
         """
         before = self.wait()
         self._saved = Saved(step=step, error="the writer thread died", seconds=0.0, size=0)
         if not copy:
-            self._write(step, tensors, {"step": step, **facts})
+            self._write(step, tensors, {"step": step, **facts}, files or {})
             return before
         staged = self._stager.stage({"state": tensors})
         assert isinstance(staged, dict)
         self._thread = threading.Thread(
-            target=self._write, args=(step, staged["state"], {"step": step, **facts}), name="checkpoint", daemon=True
+            target=self._write,
+            args=(step, staged["state"], {"step": step, **facts}, files or {}),
+            name="checkpoint",
+            daemon=True,
         )
         self._thread.start()
         return before
@@ -106,7 +118,7 @@ class CheckpointStore:
         saved, self._saved = self._saved, None
         return saved
 
-    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], more: Mapping[str, bytes]) -> None:
         started = time.perf_counter()
         target, temporary = self.directory / f"step-{step}", self.directory / f"step-{step}.tmp"
         size, problem = 0, None
@@ -118,7 +130,7 @@ class CheckpointStore:
                 process_group=self.world.background,
                 no_dist=self.world.size == 1,
             )
-            hashes = self._on_every_rank(lambda: self._own_files(temporary))
+            hashes = self._on_every_rank(lambda: self._own_files(temporary, more))
             files = {name: found for of_rank in hashes for name, found in of_rank.items()}
             size = sum(found["size"] for found in files.values())
             self._on_every_rank(
@@ -152,9 +164,13 @@ class CheckpointStore:
                 raise OSError(f"rank {rank}: {problem}" if self.world.size > 1 else problem)
         return [value for value, _ in outcomes]
 
-    def _own_files(self, temporary: Path) -> dict[str, dict[str, Any]]:
-        """Hashes of the shards that this rank wrote; rank 0 takes DCP's index too."""
-        names = [path.name for path in temporary.iterdir() if _writer(path.name) == self.world.rank]
+    def _own_files(self, temporary: Path, more: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+        """Write `more`. Returns hashes of it and of the shards that this rank wrote; rank 0 takes DCP's index too."""
+        for name, content in more.items():
+            (temporary / name).write_bytes(content)
+            sync(temporary / name)
+        names = [*more]
+        names += [path.name for path in temporary.iterdir() if _writer(path.name) == self.world.rank]
         return {name: CHECKPOINT.file_facts(temporary / name) for name in names}
 
     def _publish(self, temporary: Path, target: Path, files: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from trainer.config.rl.keys import RlConfig
 from trainer.data.hashing import mix64
 from trainer.data.questions.asked import Asked, Questions
 from trainer.engine.request import Request, Sampling
+from trainer.rl.asynchronous.held import Held
 from trainer.rl.groups import Group
 from trainer.rl.rewards.base import Question, Reward, score_all
 from trainer.rl.rollout.led import Led
@@ -106,6 +107,13 @@ class Synchronous:
 
     def stop(self) -> None:
         """Before the weights change, or the rollouts are saved: none is under way behind this."""
+
+    def held(self) -> list[Held]:
+        """This rank's rollouts that are under way, for a checkpoint; behind `stop`."""
+        return []
+
+    def restore(self, held: Sequence[Held]) -> None:
+        """Continue with what a checkpoint has of this rank's rollouts that are under way."""
 
     def figures(self) -> dict[str, float]:
         """Numbers for the record since the last call, on this rank, in which rollouts were under way between rounds."""

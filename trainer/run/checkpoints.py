@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +43,8 @@ class Checkpoints:
         self.cfg, self.directory, self.world, self.parts = cfg, directory, world, parts
         self.warnings: list[str] = []
         self.saved_step = 0  # of the newest checkpoint, written or being written
+        self.loaded: list[Path] = []  # the files of the checkpoint that the run continues from
+        self.files: Callable[[], Mapping[str, bytes]] = dict  # what this rank adds to a checkpoint, by file name
         self._store = CheckpointStore(
             directory / CHECKPOINTS, keep=cfg.checkpoint.keep, world=world, warn=self.warnings.append
         )
@@ -55,6 +58,7 @@ class Checkpoints:
         restore_generators(tensors, self.world.rank)
         self.parts.engine.refresh()
         self.saved_step = manifest["step"]
+        self.loaded = [self.directory / CHECKPOINTS / f"step-{self.saved_step}" / name for name in manifest["files"]]
         return Position(manifest["step"], manifest["sample"])
 
     def save(self, position: Position, log: EventLog) -> None:
@@ -65,8 +69,9 @@ class Checkpoints:
         facts = {"sample": position.sample, "data": self.parts.data.fingerprint, CONFIG_FACT: config}
         if self.parts.base:
             facts[BASE_FACT] = self.parts.base
+        files = self.files()
         copy = self.cfg.optim.offload == "none"  # the host may not have room for the state twice
-        self._log(self._store.save(position.step, self._tensors(), facts, copy=copy), position, log)
+        self._log(self._store.save(position.step, self._tensors(), facts, copy=copy, files=files), position, log)
         self.saved_step = position.step
 
     def poll(self, position: Position, log: EventLog) -> None:

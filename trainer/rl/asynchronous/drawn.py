@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.engine.request import Request, Sampling
 from trainer.rl.rollout.protocol import Rollout, RolloutError
@@ -60,9 +61,9 @@ class Drawn:
         )
 
 
-def _routes(parts: Sequence[Rollout]) -> np.ndarray | None:
+def _routes(parts: Sequence[Rollout]) -> npt.NDArray[np.uint16] | None:
     """[P + G - 1, L, K]; None where a part has none."""
-    found: list[np.ndarray] = []
+    found: list[npt.NDArray[np.uint16]] = []
     rows = 0
     for part in parts:
         if part.routes is None:

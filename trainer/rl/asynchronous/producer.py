@@ -9,10 +9,12 @@ behind them continues under the weights of the next one.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from trainer.rl.asynchronous.background import Background
 from trainer.rl.asynchronous.drawn import Drawn
+from trainer.rl.asynchronous.held import Held
 from trainer.rl.groups import Group
 from trainer.rl.producer import Rolled, Synchronous
 from trainer.rl.rollout.protocol import Rollout, RolloutError
@@ -39,6 +41,17 @@ class Asynchronous(Synchronous):
             if not one.ended and self.cfg.partial_rollouts == "discard":
                 self._discarded += one.tokens
                 one.parts.clear()
+
+    def held(self) -> list[Held]:
+        size = self.cfg.group_size
+        return [Held(*divmod(number, size), one.whole()) for number, one in self._drawn.items() if one.tokens]
+
+    def restore(self, held: Sequence[Held]) -> None:
+        for one in held:
+            prompt = tuple(self.questions.ask(one.sample, 1)[0].prompt)
+            if prompt == one.rollout.prompt:  # else the questions were changed, as `data.allow_changed` allows
+                drawn = Drawn(prompt, self._sampling(one.sample, one.member), [one.rollout])
+                self._drawn[one.sample * self.cfg.group_size + one.member] = drawn
 
     def figures(self) -> dict[str, float]:
         drawn, self._drawn_before = self.background.drawn - self._drawn_before, self.background.drawn

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,22 +22,24 @@ from parallel.layout import Layout
 from parallel.mesh import ranks_of_samples
 from parallel.world import World
 from trainer.config.keys import Config
-from trainer.data.batch import IGNORE, Batch
+from trainer.data.batch import Batch
 from trainer.metrics.history import RECORD
 from trainer.model.exact.switch import make_exact
 from trainer.objectives.log_probs import token_log_probs
-from trainer.objectives.policy import SUM, Policy, Tokens, kept
+from trainer.objectives.policy import SUM, Policy
 from trainer.objectives.scalars import Scalar, Scalars
 from trainer.optim.native import NativeEngine
 from trainer.rl.alarm import FLOOR, MismatchAlarm
+from trainer.rl.asynchronous.held import UNDER_WAY, name_of, pack_held, read_held
 from trainer.rl.asynchronous.producer import Asynchronous
 from trainer.rl.batches import Trained, make_batches, pack
 from trainer.rl.episodes import Episodes, dialogue_of, environment_of
 from trainer.rl.metrics import facts_of, measure_groups, with_means
-from trainer.rl.producer import Produced, Synchronous
+from trainer.rl.producer import Synchronous
 from trainer.rl.rewards.base import Reward, build_reward, close_reward
 from trainer.rl.rollout.embedded import layers_of
 from trainer.rl.rollout.led import Led
+from trainer.rl.rollout.protocol import Rollout
 from trainer.rl.routes import checked_routes
 from trainer.rl.servers.remote import Remote
 from trainer.rl.tally import Tally
@@ -46,15 +48,7 @@ from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
 from trainer.run.policy.engines import build_background, build_engine, longest_rollout
 from trainer.run.policy.reference import Reference
-
-
-@dataclass
-class _Ready:
-    """This rank's micro-batches of a step, the facts of its line, and the number of the first question behind it."""
-
-    batches: list[Batch]
-    facts: dict[str, Any]
-    end: int
+from trainer.run.policy.waiting import Ready, hold_steps, needs_old, restore_old, with_old
 
 
 @dataclass
@@ -123,9 +117,11 @@ class PolicyTrainer(Trainer):
                 shared["background"] = build_background(cfg, self.engine, parts.place)
             self.producer = kind(cfg.rl, self.questions, led, self.reward, **shared)
         self._tally = Tally(self.reward)
-        self._ready: deque[_Ready] = deque()
+        self._ready: deque[Ready] = deque()
         self.reference = Reference(cfg, run.path, world, parts, self.position.step) if cfg.rl.kl_coef > 0 else None
         self._alarm = MismatchAlarm.of_record(run.path / RECORD, 0.0 if cfg.rl.exact else FLOOR)
+        self.checkpoints.files = self._files
+        self._restore()
 
     def run(self) -> int:
         try:
@@ -151,6 +147,7 @@ class PolicyTrainer(Trainer):
             of_engine = isinstance(self.engine, Remote) and self.engine.failed
             everywhere = self.world.size == 1 or of_engine or self.led.failed
             if everywhere and self.position.step:
+                self.checkpoints.files = dict  # what is under way is lost with the engine
                 self._save()
                 self.checkpoints.complete(self.position, self.log)
             raise
@@ -172,12 +169,22 @@ class PolicyTrainer(Trainer):
             now = sync if number == 0 else _Sync()
             facts |= {"sync/seconds": now.seconds, "sync/bytes": now.nbytes}
             facts |= counted if number == 0 else dict.fromkeys(counted, 0)
-            self._ready.append(_Ready(self._batches(of_step), facts, of_step.end))
-        if rl.updates > 1 or rl.denominator == "kept":
+            trained = [
+                self._trained(group.sample, rollout, float(advantage), member)
+                for group in of_step.groups
+                if group.teaches
+                for member, (rollout, advantage) in enumerate(zip(group.rollouts, group.advantages, strict=True))
+            ]
+            self._ready.append(Ready(trained, self._batches(trained), facts, of_step.end))
+        if needs_old(rl):
             for ready in self._ready:
-                ready.batches = [self._with_old(batch) for batch in ready.batches]
-        if self.reference is not None:
-            world.watch.at(f"step {step + 1}: reference policy")
+                ready.batches = [with_old(batch, self._log_probs(batch), rl) for batch in ready.batches]
+        self._refer()
+
+    def _refer(self) -> None:
+        """Add the reference's log-probabilities to all steps that wait."""
+        if self.reference is not None and self._ready:
+            self.world.watch.at(f"step {self.position.step + 1}: reference policy")
             with self.reference.in_place():
                 for ready in self._ready:
                     ready.batches = [self._with_reference(batch) for batch in ready.batches]
@@ -209,21 +216,38 @@ class PolicyTrainer(Trainer):
             total.update(of_rank)
         return {f"{kind}/{name}": total[name] for name in sorted(total)}
 
-    def _batches(self, produced: Produced) -> list[Batch]:
+    def _files(self) -> dict[str, bytes]:
+        """The rollouts that wait or are under way, for a checkpoint."""
+        self.producer.stop()
+        place = self.parts.place
+        held = [*hold_steps(self._ready, self.cfg.data.seq_len), *self.producer.held()]
+        steps = [{"facts": ready.facts, "end": ready.end} for ready in self._ready]
+        if not place.counts or not (held or steps):
+            return {}
+        return {name_of(place.reader, place.readers): pack_held(held, steps)}
+
+    def _restore(self) -> None:
+        """Continue with the rollouts of the checkpoint."""
+        place, rl = self.parts.place, self.cfg.rl
+        held, steps = read_held(self.checkpoints.loaded, place.reader, place.readers)
+        self.producer.restore([one for one in held if one.step == UNDER_WAY])
+        for number, step in enumerate(steps):
+            mine = [one for one in held if one.step == number]
+            trained = [self._trained(one.sample, one.rollout, one.advantage, one.member) for one in mine]
+            batches = self._batches(trained)
+            if needs_old(rl):
+                batches = restore_old(mine, batches, [one.length for one in trained], self.cfg.data.seq_len, rl)
+            self._ready.append(Ready(trained, batches, step["facts"], step["end"]))
+        self._refer()
+
+    def _trained(self, sample: int, rollout: Rollout, advantage: float, member: int) -> Trained:
+        cfg = self.cfg
+        routes = None if cfg.rl.replay == "off" else checked_routes(rollout, cfg.model, self.engine_name, member)
+        return Trained(sample, rollout, advantage, routes)
+
+    def _batches(self, trained: Sequence[Trained]) -> list[Batch]:
         """Micro-batches of what teaches, equally many on every rank."""
         cfg, model = self.cfg, self.cfg.model
-        use = cfg.rl.replay != "off"
-        trained = [
-            Trained(
-                group.sample,
-                rollout,
-                float(advantage),
-                checked_routes(rollout, model, self.engine_name, number) if use else None,
-            )
-            for group in produced.groups
-            if group.teaches
-            for number, (rollout, advantage) in enumerate(zip(group.rollouts, group.advantages, strict=True))
-        ]
         windows = pack([one.length for one in trained], cfg.data.seq_len)
         micro = cfg.train.micro_batch
         needed = max(1, *self.world.gather_count(-(-len(windows) // micro)))
@@ -237,20 +261,9 @@ class PolicyTrainer(Trainer):
             seq_len=cfg.data.seq_len,
             model=model,
             padding=self.questions.tokenizer.eos_id,
-            routed=use,
+            routed=cfg.rl.replay != "off",
             layers=self.objective.layers,
         )
-
-    def _with_old(self, batch: Batch) -> Batch:
-        """The batch with the log-probabilities of its tokens under the weights of now, and the tokens that
-        `rl.denominator=kept` counts."""
-        old = self._log_probs(batch)
-        assert batch.labels is not None
-        there, rollout = batch.labels != IGNORE, batch.extra["rollout"]
-        flat = old.flatten()
-        tokens = Tokens(flat, flat, rollout.flatten(), there.flatten(), batch.cu_seqlens)
-        extra = {"old": old, "kept": kept(tokens, self.cfg.rl).view_as(there)}
-        return replace(batch, extra={**batch.extra, **extra})
 
     def _with_reference(self, batch: Batch) -> Batch:
         """The batch with the log-probabilities of its tokens under the weights of the reference, which are in place,
