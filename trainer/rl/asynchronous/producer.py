@@ -37,10 +37,6 @@ class Asynchronous(Synchronous):
         for number, part in self.background.stop().items():
             self._add(number, part)
         self._running.clear()
-        for one in self._drawn.values():
-            if not one.ended and self.cfg.partial_rollouts == "discard":
-                self._discarded += one.tokens
-                one.parts.clear()
 
     def held(self) -> list[Held]:
         size = self.cfg.group_size
@@ -76,6 +72,11 @@ class Asynchronous(Synchronous):
                     sample * size + member, Drawn(tuple(asked.prompt), self._sampling(sample, member))
                 )
         missing = {number: one for number, one in self._drawn.items() if not one.ended}
+        if self.cfg.partial_rollouts == "discard":
+            for number, one in missing.items():
+                if number not in self._running:
+                    self._discarded += one.tokens
+                    one.parts.clear()
         new = {
             number: missing[number].request(self.cfg.max_tokens, end)
             for number in sorted(missing)
