@@ -88,8 +88,10 @@ def test_the_recorded_exchanges_are_lmdeploys(servers):
     found: dict[str, list[Exchange]] = {}
     for one in live:
         found.setdefault(one.key, []).append(one)
-    # As many aborts are sent as are needed, and as many tokens drawn before as there was time for.
-    loose = [key for key in expected if '"abort_all": true' in key or '"max_tokens": 500' in key]
+    # As many aborts are sent as are needed, and as many tokens drawn before as there was time for. The client looks at
+    # the process behind the answers more often than when this was recorded.
+    parts = ('"abort_all": true', '"max_tokens": 500', '"/metrics"')
+    loose = [key for key in expected if any(part in key for part in parts)]
     assert found.keys() | set(loose) == expected.keys() | set(loose)
     for key in expected.keys() - set(loose):
         assert [one.status for one in found[key]] == [one.status for one in expected[key]], key
