@@ -50,6 +50,13 @@ def test_the_rehearsal_has_the_axes_and_the_options_of_the_recipe() -> None:
     assert cfg.checkpoint.init_from is None
 
 
+def test_a_reference_takes_as_much_as_the_weights() -> None:
+    plain, beside = (
+        rank_memory(compose([RECIPE, *words], world_size=RANKS), RANKS) for words in ([], ["rl.kl_coef=0.01"])
+    )
+    assert beside.device - plain.device == plain.weights
+
+
 def test_routes_wait_on_the_host() -> None:
     counted = rank_memory(compose([RECIPE], world_size=RANKS), RANKS)
     windows = 64 * 16 * 8 // RANKS  # of a rank; eight share each
