@@ -169,12 +169,14 @@ class Cache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Store the tokens' keys and values, then attend. q: [T, h, d]; k, v: [T, n, d] -> [T, h, d]."""
-        keys, values, rows = self.keys[layer], self.values[layer], layout.rows.flatten()
-        keys.view(-1, k.shape[2]).index_copy_(0, rows, k.reshape(-1, k.shape[2]))
-        values.view(-1, k.shape[2]).index_copy_(0, rows, v.reshape(-1, k.shape[2]))
+        keys, values = self.keys[layer], self.values[layer]
         if self.compiled:
+            compiled.store(k, v, layout.rows, keys, values)
             sizes = KEYS, (keys.stride(1), keys.stride(2))
             return compiled.attend(q, keys, values, layout.pages, layout.table, layout.seen, *sizes)
+        rows = layout.rows.flatten()
+        keys.view(-1, k.shape[2]).index_copy_(0, rows, k.reshape(-1, k.shape[2]))
+        values.view(-1, k.shape[2]).index_copy_(0, rows, v.reshape(-1, k.shape[2]))
         q_Tnrd, parts = q.unflatten(1, (k.shape[1], -1)), []
         if layout.one is not None:
             parts.append(_attend_singles(q_Tnrd[: layout.singles], keys, values, layout.one))

@@ -2,8 +2,11 @@
  */
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "vectors.h"
+
+typedef float quarter __attribute__((vector_size(16), aligned(4)));
 
 static float dot(const float *a, const float *b, int64_t count)
 {
@@ -11,14 +14,28 @@ static float dot(const float *a, const float *b, int64_t count)
     int64_t i = 0;
     for (; i + WIDTH <= count; i += WIDTH)
         sums += *(const vector *)(a + i) * *(const vector *)(b + i);
-    float part[WIDTH];
-    *(vector *)part = sums;
-    for (int some = WIDTH / 2; some; some /= 2)
-        for (int j = 0; j < some; j++)
-            part[j] += part[j + some];
+    float parts[WIDTH];
+    *(vector *)parts = sums;
+    quarter four = *(quarter *)parts;
+    for (int j = 4; j < WIDTH; j += 4)
+        four += *(quarter *)(parts + j);
+    float sum = (four[0] + four[2]) + (four[1] + four[3]);
     for (; i < count; i++)
-        part[0] += a[i] * b[i];
-    return part[0];
+        sum += a[i] * b[i];
+    return sum;
+}
+
+/* Copy a step's keys and values to their places in a cache. k, v: [tokens, heads, width], tokens k_row and v_row numbers
+ * apart. place: [tokens * heads], of each row of `width` numbers in `keys` and in `values`. */
+void octavo_store(const float *k, int64_t k_row, const float *v, int64_t v_row, const int64_t *place, float *keys,
+                  float *values, int64_t tokens, int64_t heads, int64_t width)
+{
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t at = place[t * heads + head] * width;
+            memcpy(keys + at, k + t * k_row + head * width, sizeof(float) * (size_t)width);
+            memcpy(values + at, v + t * v_row + head * width, sizeof(float) * (size_t)width);
+        }
 }
 
 /* q, y: [tokens, heads * shared, width]. The keys that a token sees are the first seen[token] of the pages from
@@ -50,10 +67,13 @@ int octavo_attend(const float *q, const float *keys, const float *values, const 
                     float *scaled = scores + most + WIDTH, top = -INFINITY;
                     for (int64_t i = 0; i < width; i++)
                         scaled[i] = q[at + i] * scale;
-                    for (int64_t k = 0; k < count; k++) {
-                        const float *key = keys + of_token[k / page] + head * head_stride + k % page * key_stride;
-                        scores[k] = dot(scaled, key, width);
-                        top = scores[k] > top || isnan(scores[k]) ? scores[k] : top;
+                    for (int64_t first = 0, p = 0; first < count; first += page, p++) {
+                        const float *key = keys + of_token[p] + head * head_stride;
+                        const int64_t end = count - first < page ? count : first + page;
+                        for (int64_t k = first; k < end; k++, key += key_stride) {
+                            scores[k] = dot(scaled, key, width);
+                            top = scores[k] > top || isnan(scores[k]) ? scores[k] : top;
+                        }
                     }
                     for (int64_t k = 0; k < count; k++)
                         scores[k] -= top;
@@ -69,11 +89,12 @@ int octavo_attend(const float *q, const float *keys, const float *values, const 
                     int64_t i = 0;
                     for (; i + PANEL <= width; i += PANEL) {
                         vector sum[VECTORS] = {0};
-                        for (int64_t k = 0; k < count; k++) {
-                            const float *value =
-                                values + of_token[k / page] + head * head_stride + k % page * key_stride + i;
-                            for (int v = 0; v < VECTORS; v++)
-                                sum[v] += scores[k] * *(const vector *)(value + v * WIDTH);
+                        for (int64_t first = 0, p = 0; first < count; first += page, p++) {
+                            const float *value = values + of_token[p] + head * head_stride + i;
+                            const int64_t end = count - first < page ? count : first + page;
+                            for (int64_t k = first; k < end; k++, value += key_stride)
+                                for (int v = 0; v < VECTORS; v++)
+                                    sum[v] += scores[k] * *(const vector *)(value + v * WIDTH);
                         }
                         for (int v = 0; v < VECTORS; v++)
                             *(vector *)(y + at + i + v * WIDTH) = sum[v] / total;

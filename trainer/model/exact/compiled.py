@@ -91,6 +91,16 @@ def mixture(x: Tensor, ids: Tensor, weights: Tensor, first: Tensor, second: Tens
     return y
 
 
+def store(k: Tensor, v: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Copy the keys and values of tokens to their places.
+
+    Args: k, v: [T, n, d], the heads of a token adjacent. rows: [T, n] int64, of each head among the rows [., d] of
+        `keys` and `values`, which are contiguous.
+    """
+    given = k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), rows.data_ptr()
+    _library().octavo_store(*given, keys.data_ptr(), values.data_ptr(), *k.shape)
+
+
 def attend(
     q: Tensor,
     keys: Tensor,

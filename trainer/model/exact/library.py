@@ -29,6 +29,7 @@ ARGUMENTS = {  # p: a pointer, n: a number
     "octavo_swiglu": "ppppnn",
     "octavo_select": "pnnnnp",
     "octavo_mixture": "pnpppppppnnnnn",
+    "octavo_store": "pnpnpppnnn",
     "octavo_attend": "pppppppnnnnnnn",
 }
 
