@@ -14,7 +14,7 @@ answers 8 to 256, log-uniform, each answer of its own length. Octavo computes in
 
 Each arm runs in a process of its own and they take turns round by round. Figures are CPU time; the ratios are
 medians of the rounds' own ratios. Tokens are those asked for. Peak memory is the largest resident size less that before
-the model was built. With --floor only Octavo runs, and the time of its matrix products is reported too.
+the model was built. With --floor only Octavo runs, and the time of its experts and other products is reported too.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -171,26 +172,32 @@ def serve(arm: str, directory: Path, requests: int) -> None:
 
 
 def floor(directory: Path, requests: int, rounds: int) -> tuple[list[float], list[float]]:
-    """CPU-seconds of rounds of Octavo, and those of them inside its matrix products, which are all `torch.bmm`."""
-    run, multiply, inside = octavo(directory, asked(requests)), torch.bmm, [0.0]
+    """CPU-seconds of rounds of Octavo, and those of them inside its experts and other products, without attention."""
+    from trainer.model.exact import blocks, experts
 
-    def timed(*args: Any, **options: Any) -> torch.Tensor:
-        start = time.process_time()
-        found = multiply(*args, **options)
-        inside[0] += time.process_time() - start
-        return found
+    inside = [0.0]
 
+    def timed(work: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(*args: Any) -> torch.Tensor:
+            start = time.process_time()
+            found = work(*args)
+            inside[0] += time.process_time() - start
+            return found
+
+        return run
+
+    run = octavo(directory, asked(requests))
     whole, products = [], []
-    torch.bmm = timed
-    try:
+    with (
+        patch.object(blocks, "product", timed(blocks.product)),
+        patch.object(experts, "mixture", timed(experts.mixture)),
+    ):
         for number in range(rounds + 1):
             inside[0], start = 0.0, time.process_time()
             run()
             if number:  # the first round warms up
                 whole.append(time.process_time() - start)
                 products.append(inside[0])
-    finally:
-        torch.bmm = multiply
     return whole, products
 
 
@@ -227,7 +234,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--quick", action="store_true", help="8 requests, 1 round")
-    parser.add_argument("--floor", action="store_true", help="only Octavo, with the time of its matrix products")
+    parser.add_argument("--floor", action="store_true", help="only Octavo, with the time of its products")
     parser.add_argument("--arms", default=";".join(ARMS), help="arms to run, with ; between them")
     parser.add_argument("--serve", choices=list(ARMS), help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
@@ -244,7 +251,7 @@ def main() -> None:
             whole, products = floor(Path(directory), args.requests, args.rounds)
             middle, part = statistics.median(whole), statistics.median(products)
             print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, fp32; CPU time, medians of {args.rounds} rounds")
-            print(f"{middle:.2f} CPU-seconds a round, {part:.2f} in matrix products")
+            print(f"{middle:.2f} CPU-seconds a round, {part:.2f} in experts and other products")
             return
         seconds, peaks, texts = measure(Path(directory), args.requests, args.rounds, args.arms.split(";"))
     tokens = sum(length for _, length in asked(args.requests))

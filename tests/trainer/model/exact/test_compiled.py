@@ -8,7 +8,7 @@ import torch
 from parallel.dispatch.base import RowOrder, sum_slots
 from tests.trainer.model.tiny import relative
 from trainer.model.exact import library
-from trainer.model.exact.compiled import expert_products, mixture, product, select, swiglu
+from trainer.model.exact.compiled import attend, expert_products, mixture, product, select, store, swiglu
 from trainer.model.numerics import select_experts
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -114,3 +114,26 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = library.library.__wrapped__()
     assert found is not None
+
+
+@pytest.mark.parametrize(("shared", "width"), [(1, 64), (2, 70), (3, 8)])
+def test_queries_see_the_first_keys_of_their_pages(shared, width):
+    page, slots, heads, tokens = 5, 9, 2, 4
+    q, k, v = numbers(tokens, heads * shared, width), numbers(8, heads, width), numbers(8, heads, width)
+    keys, values = (torch.full((slots, heads, page, width), torch.nan) for _ in range(2))
+    order = [7, 2]  # slots of the one request's pages
+    place = torch.tensor(
+        [[(order[at // page] * heads + head) * page + at % page for head in range(2)] for at in range(8)]
+    )
+    qkv = torch.cat([numbers(8, 3), v.flatten(1)], 1)
+    store(k, qkv[:, 3:].unflatten(1, (heads, width)), place, keys, values)
+    pages = torch.tensor([8, *order]) * keys.stride(0)
+    seen = torch.tensor([8, 1, 5, 6])
+    layout = keys, values, pages, torch.ones(tokens, dtype=torch.int64), seen, page, (keys.stride(1), width)
+    found = attend(q, *layout)
+    for token, count in enumerate(seen.tolist()):
+        for head in range(heads * shared):
+            a, b = (x[:count, head // shared].double() for x in (k, v))
+            weights = torch.softmax(a @ q[token, head].double() * width**-0.5, 0)
+            assert relative(found[token, head], weights @ b) < 1e-6
+    assert torch.equal(attend(q[2:3], *layout[:3], layout[3][:1], seen[2:3], *layout[5:])[0], found[2])
