@@ -24,9 +24,10 @@ from trainer.model.numerics import router_weights
 from trainer.model.router import Router
 from trainer.optim.native import NativeEngine
 from trainer.rl.groups import Group
-from trainer.rl.producer import Synchronous
+from trainer.rl.producer import Produced, Synchronous
 from trainer.rl.rollout.embedded import Embedded
 from trainer.rl.rollout.protocol import Rollout, RolloutError
+from trainer.run.policy import trainer as policy
 from trainer.run.policy.trainer import PolicyTrainer
 from trainer.run.process import train
 
@@ -315,14 +316,14 @@ def test_a_whole_run_has_equal_log_probabilities_on_both_sides(tmp_path, ranks, 
 
 def run_and_keep(directory: Path, words: list[str], ranks: int) -> list[tuple[int, list[Rollout]]]:
     """The groups of this rank's questions, by number."""
-    genuine, found = PolicyTrainer._batches, list[tuple[int, list[Rollout]]]()
+    genuine, found = policy.measure_groups, list[tuple[int, list[Rollout]]]()
 
-    def keep(trainer: PolicyTrainer, produced: Any) -> Any:
-        found.extend((group.sample, list(group.rollouts)) for group in produced.groups)
-        return genuine(trainer, produced)
+    def keep(groups: Produced, version: int) -> dict[str, float]:
+        found.extend((group.sample, list(group.rollouts)) for group in groups.groups)
+        return genuine(groups, version)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PolicyTrainer, "_batches", keep)
+        patch.setattr(policy, "measure_groups", keep)
         assert train(toy_config(directory, *words, world_size=ranks)) == 0
     return found
 
