@@ -1,6 +1,6 @@
 """The memory of a GPU that trains adapters of Intern-S1-Pro on eight H200s: a table for docs/lora_memory.md.
 
-    python -m tests.bench.lora_memory                 # about five minutes on one core
+    python -m tests.bench.lora_memory                 # about nine minutes on one core
     python -m tests.bench.lora_memory --full RECIPE   # every layer of a recipe built: minutes
 
 Each line is one rank of eight, built without memory or peers and taken through a step (`trainer.run.simulate`), with 3
@@ -28,6 +28,8 @@ PARTS = ("forward", "backward", "optimizer")  # of a step
 
 ADAPTERS = {
     "attention, rank 16": ["lora=attention"],
+    "attention, rank 64": ["lora=attention", "lora.rank=64", "lora.alpha=128"],
+    "experts, rank 4, bf16 moments": ["lora=experts", "precision.moments=bf16"],
     "all, rank 4": ["lora=all", "precision.moments=fp32"],
     "all, rank 4, bf16 moments": ["lora=all", "precision.moments=bf16"],
     "all, rank 8, bf16 moments": ["lora=all", "lora.rank=8", "precision.moments=bf16"],
