@@ -142,6 +142,7 @@ class EmbeddedModel:
             reader = AnswerReader(self.conversation.format, thinking=opened.thinking)
             parts = [*reader.push(done.text or ""), *reader.finish()]
         text, thinking = ("".join(part.text for part in parts if part.kind == kind) for kind in ("text", "thinking"))
+        assert done.finish != "abort"  # nothing stops the engine of an evaluation
         return Answer(text, thinking, done.finish, len(done.prompt), len(done.ids))
 
     def score(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, PassageScore | Failure]]:

@@ -66,10 +66,10 @@ class Asynchronous(Synchronous):
         size, end = self.cfg.group_size, self.questions.ends
         mine = self._mine(samples)
         for sample in self._mine(range(samples.start, samples.stop + self.ahead)):
-            (asked,) = self.questions.ask(sample, 1)
+            (question,) = self.questions.ask(sample, 1)
             for member in range(size):
                 self._drawn.setdefault(
-                    sample * size + member, Drawn(tuple(asked.prompt), self._sampling(sample, member))
+                    sample * size + member, Drawn(tuple(question.prompt), self._sampling(sample, member))
                 )
         missing = {number: one for number, one in self._drawn.items() if not one.ended}
         if self.cfg.partial_rollouts == "discard":

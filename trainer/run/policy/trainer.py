@@ -7,8 +7,8 @@ producer gives the groups of all its steps; what waits for training is lost when
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -209,12 +209,11 @@ class PolicyTrainer(Trainer):
         """Figures of the reward on all ranks since the last call, such as `reward/judge/cost`."""
         return self._over_ranks("reward", self._tally.since())
 
-    def _over_ranks(self, kind: str, figures: dict[str, float]) -> dict[str, float]:
+    def _over_ranks(self, kind: str, figures: Mapping[str, float]) -> dict[str, float]:
         """Figures summed over all ranks, under names of their kind."""
-        total = Counter[str]()
-        for of_rank in self.world.gather(figures):
-            total.update(of_rank)
-        return {f"{kind}/{name}": total[name] for name in sorted(total)}
+        of_ranks = self.world.gather(dict(figures))
+        names = sorted(set().union(*of_ranks))
+        return {f"{kind}/{name}": sum(one.get(name, 0) for one in of_ranks) for name in names}
 
     def _files(self) -> dict[str, bytes]:
         """The rollouts that wait or are under way, for a checkpoint."""
