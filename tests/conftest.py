@@ -61,8 +61,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _is_pytests_own(path: Path) -> bool:
     # pymp-: sockets of multiprocessing's fork server, which ends with the process that started it
     # wandb-: Megatron-core imports wandb, whose temporary directories last until this process ends
+    # torchinductor_: torch's precompiled headers, which TORCHINDUCTOR_CACHE_DIR does not move
     ours = "wandb" in sys.modules and path.name.endswith(("wandb-media", "wandb-artifacts"))
-    return ours or path.name.startswith(("pytest-of-", "pymp-"))
+    return ours or path.name.startswith(("pytest-of-", "pymp-", "torchinductor_"))
 
 
 def _processes_left(folder: Path) -> list[tuple[int, str]]:
