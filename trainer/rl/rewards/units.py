@@ -7,6 +7,7 @@ of a printer, and 1 Hz equals 1 rad/s. Names that mean constants to it (`c`, `e`
 from __future__ import annotations
 
 import re
+import threading
 from decimal import Decimal
 from functools import cache
 from typing import Any
@@ -22,8 +23,17 @@ _LONGEST = 60  # characters of a unit
 Unit = Any  # a unit of pint
 
 
-@cache
+_MAKING = threading.Lock()
+
+
 def _registry() -> Any:
+    """One for all threads: units of two registries cannot be compared."""
+    with _MAKING:
+        return _made_registry()
+
+
+@cache
+def _made_registry() -> Any:
     try:
         import pint
     except ImportError as error:

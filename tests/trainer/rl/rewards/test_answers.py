@@ -1,7 +1,12 @@
 """Rewards of answers: numbers and expressions, quantities, choices, form and combinations."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+
 import pytest
 
+from trainer.rl.rewards import units
 from trainer.rl.rewards.base import Question, RewardError, Verdict, build_reward, close_reward, counts_of
 
 pytest.importorskip("pint", reason="pip install -e '.[rewards]'")
@@ -234,3 +239,18 @@ def test_one_of_several_references_is_enough(name, references, answer, value):
     reward = build_reward(name)
     assert reward(ask(references), answer).value == value
     close_reward(reward)
+
+
+def test_units_that_threads_read_at_once_are_of_one_registry():
+    """Two threads each made a registry, and their units cannot be compared."""
+    units._made_registry.cache_clear()
+    units.read_unit.cache_clear()
+    barrier = threading.Barrier(8)
+
+    def read(number):
+        barrier.wait()
+        return units.read_unit("kJ/mol" if number % 2 else "J/mol")
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [*pool.map(read, range(8))]
+    assert [units.convert(Decimal(1), unit, found[0]) for unit in found] == [1, 1000] * 4
