@@ -23,7 +23,7 @@ from tests.trainer.rl.kills.places import (
     run_until,
     trained_questions,
 )
-from tests.trainer.rl.servers.stand_in import Fault, own_server, write_model
+from tests.trainer.rl.servers.stand_in import FAULT, Fault, own_server, write_model
 from tests.trainer.rl.toy import toy_config
 from tests.trainer.tiny_run import events, steps
 from trainer.model.decoder import Decoder
@@ -106,13 +106,12 @@ def test_a_server_that_fails_ends_the_run_in_one_line_and_the_run_continues_late
 ):
     run = tmp_path / "run"
     with own_server(folder, fault) as url:
-        started = time.monotonic()
         ended = run_at(url, run, deadline_s=DEADLINE_S)
-        took = time.monotonic() - started
+        took = time.time() - (folder / FAULT).stat().st_mtime
     assert ended.codes == [1], ended.output
     (line,) = ended.errors
     error_line(line, f"LMDeploy at {url}", named)
-    assert took < 2 * DEADLINE_S + 30  # with the process' start and the step before
+    assert took < DEADLINE_S + 45  # with the save and the end of the process
     assert (run / "checkpoints" / "latest").read_text() == "step-1\n", "the step before is saved"
     assert trained_questions(run) == EVERY[:BATCH]
     with own_server(folder, port=port_of(url)) as again:

@@ -30,6 +30,7 @@ from trainer.model.decoder import Decoder
 from trainer.rl.servers.buckets import Bucket
 from trainer.rl.servers.own_engine import OwnEngine
 
+FAULT = "fault"  # a file in the model's directory, touched at the first request of a fault
 Kind = Literal["dead", "hung", "500", "garbage", "truncated", "restarted"]
 
 
@@ -76,6 +77,8 @@ class Server:
         self.counts[path] += 1
         fault = self.fault
         if fault is not None and fault.path == path and fault.first <= self.counts[path] <= fault.last:
+            if self.counts[path] == fault.first:
+                (self.folder / FAULT).touch()
             if fault.kind == "dead":
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault.kind == "hung":
