@@ -97,7 +97,7 @@ LAST = 1 << 30
         (Fault("truncated", "/generate", IN_STEP_2, LAST), "request 4 "),
         (Fault("dead", "/sleep", 2, LAST), "/sleep"),
         (Fault("dead", "/update_weights", 6, LAST), "/update_weights"),
-        (Fault("garbage", "/is_sleeping", 5, LAST), "/is_sleeping"),
+        (Fault("garbage", "/is_sleeping", 3, LAST), "/is_sleeping"),
     ],
     ids=lambda value: f"{value.kind} at {value.path}" if isinstance(value, Fault) else "",
 )
