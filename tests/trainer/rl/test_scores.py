@@ -6,7 +6,7 @@ import pytest
 from parallel.layout import Place
 from parallel.world import World
 from tests.trainer.rl.toy import toy_config
-from trainer.corpora.questions.toy import open_toy_questions
+from trainer.corpora.questions.toy import UNKNOWN, open_toy_questions
 from trainer.data.questions.stream import open_questions
 from trainer.rl.environments.calculator import CALCULATOR
 from trainer.rl.environments.dialogue import InlineDialogue
@@ -46,7 +46,7 @@ def toys(tmp_path_factory):
 @pytest.mark.parametrize("reward", ["exact", "{name: overlap, end: true}", "overlap"])
 def test_only_the_end_of_the_text_may_stand_behind_the_answer(toys, reward):
     cfg, questions = toys["rl_toy"]
-    end, unknown = questions.tokenizer.eos_id, questions.tokenizer.id_of("<|unknown|>")
+    end, unknown = questions.tokenizer.eos_id, questions.tokenizer.id_of(UNKNOWN)
     answers = {one.prompt: one.answer[:-1] for one in questions.train}
 
     def values(*behind):
@@ -57,7 +57,7 @@ def test_only_the_end_of_the_text_may_stand_behind_the_answer(toys, reward):
         return made.answer(questions.ask(0, 4))[1]
 
     assert values(end).tolist() == [1.0] * 4
-    for behind in [(unknown,), (unknown, end), (end, end), (cfg.model.vocab_size - 1, end)]:
+    for behind in [(unknown,), (unknown, end), (end, end), (cfg.model.vocab_size, end)]:
         assert (values(*behind) < 1).all()
 
 
@@ -65,5 +65,5 @@ def test_a_call_with_an_unknown_token_is_another_call(toys):
     text = toys["rl_tools_toy"][1].tokenizer
     inline, ids = InlineDialogue(text), text.encode("[37*4]")
     (plain,) = inline.read(ids, [CALCULATOR.schema]).calls
-    (other,) = inline.read([*ids[:-1], text.id_of("<|unknown|>"), ids[-1]], [CALCULATOR.schema]).calls
+    (other,) = inline.read([*ids[:-1], text.id_of(UNKNOWN), ids[-1]], [CALCULATOR.schema]).calls
     assert plain.arguments != other.arguments

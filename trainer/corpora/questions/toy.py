@@ -30,9 +30,9 @@ from trainer.storage.progress import OnProgress, print_line
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
 
-FORMAT = 1  # raise it with any change of the output
+FORMAT = 2  # raise it with any change of the output
 REVERSE, PRODUCTS, DIGITS = "reverse.jsonl", "products.jsonl", 3
-UNKNOWN = "<|unknown|>"
+UNKNOWN = "?"  # one character, as all others: a reward that counts places sees one wrong place
 CHARACTERS = {REVERSE: "0123456789=", PRODUCTS: "0123456789*=[]|"}  # of the files; the last three are for calls
 
 
