@@ -1,5 +1,8 @@
 """The whole loop on the toy: rollouts by the embedded engine, groups, updates, the record."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.trainer.rl.toy import run_toy
@@ -40,6 +43,37 @@ def test_every_line_has_the_metrics_of_rollouts(run):
     (evaluation,) = events(directory, "evaluation")
     assert evaluation["heldout_accuracy"].keys() == {"reverse"}
     assert 0 <= evaluation["heldout_accuracy"]["reverse"] <= 1
+
+
+def documented():
+    """The names in the table of docs/rl.md; behind one with a prefix, those without have it too."""
+    text = (Path(__file__).parents[3] / "docs" / "rl.md").read_text()
+    (table,) = re.findall(r"^## The record$.*?^\| name \|.*?\n\|---.*?\n((?:\|.*\n)+)", text, re.MULTILINE | re.DOTALL)
+    found, prefix = set(), ""
+    for row in table.splitlines():
+        for name in re.findall(r"`([a-z0-9_/]+)`", row.split(" | ")[0]):
+            prefix = f"{name.rpartition('/')[0]}/" if "/" in name else prefix
+            found |= {name, name if "/" in name else prefix + name}
+    return found
+
+
+ALWAYS = {
+    "reward/mean", "solve_rate", "questions", "groups", "groups/dropped", "empty", "length/mean", "length/max",
+    "length/cut", "entropy", "mismatch/k1", "mismatch/k3", "mismatch/abs", "mismatch/max", "mismatch/ess",
+    "mismatch/histogram", "mismatch/alarm", "mismatch/k3_early", "masked/mis_low", "masked/mis_high", "masked/off_low",
+    "masked/off_high", "replay/flip_rate", "staleness/mean", "staleness/max", "rollout/seconds",
+    "rollout/tokens_per_second", "train/seconds", "train/tokens_per_second", "reward/seconds", "sync/seconds",
+    "sync/bytes",
+}  # fmt: skip
+
+
+def test_the_documented_names_are_on_every_line_and_no_others(run):
+    """Also where a step has nothing to train on."""
+    names = documented()
+    assert names > ALWAYS
+    for step in run[1]:
+        assert step.keys() >= ALWAYS
+        assert {name for name in step if "/" in name} <= names
 
 
 def test_several_updates_of_a_round_have_the_log_probabilities_of_its_start(tmp_path):
