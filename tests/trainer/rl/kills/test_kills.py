@@ -4,16 +4,21 @@ was never killed. docs/rl.md has the table."""
 from __future__ import annotations
 
 import signal
+import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.distributed.doomed import run_ranks
+from tests.printed import error_line
 from tests.trainer.rl.kills.places import (
     BATCH,
     KILL,
     STEPS,
     Place,
+    act_at,
     assert_equal_weights,
     run_until,
     trained_questions,
@@ -21,6 +26,7 @@ from tests.trainer.rl.kills.places import (
 )
 from tests.trainer.rl.toy import toy_config
 from tests.trainer.tiny_run import events, losses
+from trainer.rl.rollout import embedded
 from trainer.run.process import train
 
 LIMIT_S = 100.0
@@ -66,6 +72,24 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path, whole, name):
     before = trained_questions(run)
     assert BATCH * 2 <= len(before) < len(EVERY)
     assert before == EVERY[: len(before)]
+    resumed(run)
+    assert losses(run) == losses(whole)
+    assert_equal_weights(run, whole)
+
+
+def test_rollouts_of_the_runs_own_engine_that_are_late_end_it_and_it_continues(tmp_path, capfd, whole, monkeypatch):
+    """By the deadline; what was trained is saved."""
+    run = tmp_path / "run"
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000)
+    with monkeypatch.context() as patch:
+        pass_deadline = partial(patch.setattr, embedded, "time", later)
+        act_at(PLACES["in the middle of the rollouts"], pass_deadline, patch.setattr)
+        assert train(toy_config(run, *words())) == 1
+    printed = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    error_line("\n".join(printed), "embedded engine", "request ", "rl.deadline_s=600")
+    before = trained_questions(run)
+    assert before == EVERY[: len(before)] != []
+    assert (run / "checkpoints" / "latest").read_text() == f"step-{len(before) // BATCH}\n"
     resumed(run)
     assert losses(run) == losses(whole)
     assert_equal_weights(run, whole)
