@@ -130,6 +130,7 @@ def run(name: str, arm: str, seed: int, words: Sequence[str], directory: Path) -
 
     torch.set_num_threads(1)
     fixed = ["train.device=cpu", "logging.console=off", "train.eval_every=0", f"run.dir={directory}"]
+    fixed += ["train.steps=200", "optim.lr=3e-3", "model.vocab_size=16"]
     started = time.process_time()
     cfg = compose(["recipe=rl_toy", *fixed, *words_of(name, arm, seed), *words], world_size=1)
     with disturbed(DISTURBED[name][1], seed) if name in DISTURBED else nullcontext():

@@ -299,8 +299,8 @@ def whole_run(directory: Path, words: list[str], ranks: int) -> int:
 @pytest.mark.parametrize("precision", ["fp32", "fp8_reference"])
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_a_whole_run_has_equal_log_probabilities_on_both_sides(tmp_path, ranks, precision):
-    """All 200 steps of the toy, on several ranks with each expert on one of them."""
-    words = [f"precision={precision}"]
+    """200 steps of the toy, on several ranks with each expert on one of them."""
+    words = [f"precision={precision}", "train.steps=200"]
     if ranks == 1:
         assert whole_run(tmp_path / "run", words, 1) == 0
     else:
