@@ -3,7 +3,8 @@
     python -m tests.bench.rl_tools [--seeds 3] [--steps N] [--runs DIR]     # CPU-minutes on one core for each seed
 
 Two runs a seed, of recipe=rl_tools_toy, alike but for the calculator: one has it, the other answers in one turn, with
-the same reward for its answer. Solved is a held-out product that the most likely answer has right, to the last digit.
+the same reward for its answer. Both start from the weights of recipe=rl_tools_toy_calls, which saw a quarter of the
+dialogues. Solved is a held-out product that the most likely answer has right, to the last digit.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.api import export
 from trainer.config.compose import compose
 from trainer.run.process import train
 
-RECIPE = "rl_tools_toy"
+RECIPE, CALLS = "rl_tools_toy", "rl_tools_toy_calls"
 WITHOUT = ["rl.environment=", "rl.max_tokens=6"]  # four digits and the end of the answer fit
 
 
@@ -37,13 +39,26 @@ class Result:
         return self.rates[max(self.rates)]
 
 
-def learn(directory: Path, words: list[str]) -> Result:
-    """Train once. words: override the recipe."""
+def run(recipe: str, directory: Path, words: list[str]) -> float:
+    """Train once. words: override the recipe. Returns the CPU-seconds."""
     started = time.process_time()
     given = [f"run.dir={directory}", f"data.cache_dir={directory.parent / 'cache'}", "train.device=cpu"]
-    if train(compose([f"recipe={RECIPE}", "logging.console=off", *given, *words], world_size=1)):
+    if train(compose([f"recipe={recipe}", "logging.console=off", *given, *words], world_size=1)):
         raise SystemExit(f"error: {directory} did not finish")
-    spent = time.process_time() - started
+    return time.process_time() - started
+
+
+def first_lesson(directory: Path, seed: int) -> Path:
+    """Fine-tune on a quarter of the dialogues. Returns where the weights are."""
+    weights = directory.with_name(f"{directory.name}-weights")
+    run(CALLS, directory, [f"train.seed={seed}"])
+    export(directory, weights, dtype="fp32")
+    return weights
+
+
+def learn(directory: Path, words: list[str]) -> Result:
+    """Train on rewards. words: override the recipe."""
+    spent = run(RECIPE, directory, words)
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     rates = {one["step"]: one["heldout_accuracy"]["products"] for one in records if "heldout_accuracy" in one}
     steps = [one for one in records if "event" not in one]
@@ -76,14 +91,12 @@ def main() -> None:
     words = [] if options.steps is None else [f"train.steps={options.steps}"]
     with tempfile.TemporaryDirectory() as scratch:
         runs = options.runs or Path(scratch)
-        results = [
-            (
-                seed,
-                learn(runs / f"with-{seed}", [*words, f"train.seed={seed}"]),
-                learn(runs / f"without-{seed}", [*words, f"train.seed={seed}", *WITHOUT]),
-            )
-            for seed in range(options.seeds)
-        ]
+        results = []
+        for seed in range(options.seeds):
+            start = first_lesson(runs / f"lesson-{seed}", seed)
+            given = [*words, f"train.seed={seed}", f"checkpoint.init_from={start}"]
+            tool = learn(runs / f"with-{seed}", given)
+            results.append((seed, tool, learn(runs / f"without-{seed}", [*given, *WITHOUT])))
     print(f"{platform.processor() or platform.machine()}, one thread")
     print("\n".join(table(results)))
 

@@ -5,6 +5,7 @@
     tokenizer.json
 <cache_dir>/toy-questions-<hash>/
     products.jsonl       {"prompt": "37*4=", "answer": "148", "call": "[37*4]"}, all 720 of two digits and one
+    calls.jsonl          {"prompt": "37*4=", "answer": "[37*4]148|148"}, a quarter of them, for fine-tuning
     tokenizer.json
 """
 
@@ -30,10 +31,11 @@ from trainer.storage.progress import OnProgress, print_line
 if TYPE_CHECKING:
     from trainer.config.keys import DataConfig
 
-FORMAT = 2  # raise it with any change of the output
-REVERSE, PRODUCTS, DIGITS = "reverse.jsonl", "products.jsonl", 3
+FORMAT = 3  # raise it with any change of the output
+REVERSE, PRODUCTS, CALLS, DIGITS = "reverse.jsonl", "products.jsonl", "calls.jsonl", 3
 UNKNOWN = "?"  # one character, as all others: a reward that counts places sees one wrong place
-CHARACTERS = {REVERSE: "0123456789=", PRODUCTS: "0123456789*=[]|"}  # of the files; the last three are for calls
+# Of the files; the last three are for calls.
+CHARACTERS = {REVERSE: "0123456789=", PRODUCTS: "0123456789*=[]|", CALLS: "0123456789*=[]|"}
 
 
 def open_toy_questions(data: DataConfig, progress: OnProgress = print_line) -> DataConfig:
@@ -54,8 +56,9 @@ def open_toy_questions(data: DataConfig, progress: OnProgress = print_line) -> D
 
 
 def _build(file: str, directory: Path) -> None:
-    rows = _reversals() if file == REVERSE else _products()
-    (directory / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = {REVERSE: _reversals} if file == REVERSE else {PRODUCTS: _products, CALLS: _calls}
+    for name, rows in made.items():
+        (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
     vocabulary = {token: number for number, token in enumerate([END_OF_DOCUMENT, UNKNOWN, *CHARACTERS[file]])}
     library = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     library.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -75,3 +78,11 @@ def _products() -> Iterator[dict[str, str]]:
     for one in range(10, 100):
         for other in range(2, 10):
             yield {"prompt": f"{one}*{other}=", "answer": str(one * other), "call": f"[{one}*{other}]"}
+
+
+def _calls() -> Iterator[dict[str, str]]:
+    """A quarter of the products, as whole dialogues: the call, what the calculator writes and the answer."""
+    for row in _products():
+        one, other = row["prompt"].rstrip("=").split("*")
+        if (int(one) + int(other)) % 4 == 0:  # all digits at all places
+            yield {"prompt": row["prompt"], "answer": f"{row['call']}{row['answer']}|{row['answer']}"}
