@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from launch.paths import check_all, must_exist, must_not_exist, only_with
 from launch.progress import ProgressDisplay
 from launch.recordings import CARD, HELD_OUT, LEFT_OUT, beside, lines_of, report
+from launch.science_questions import HELD_OUT_QUESTIONS, graded
 from parallel.errors import Fault, one_of
 from trainer.config.command_line import Parser, above_zero, choice, whole_number
 from trainer.config.errors import CommandError, print_warning
+from trainer.corpora.science.questions import held_out
 from trainer.corpora.science.recordings.sources import RECORDED
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables.builtin import SEED, TABLES, TASKS_PER_RECORD
@@ -56,14 +58,18 @@ def prepare(parser: Parser, words: Sequence[str]) -> Callable[[], int]:
             raise CommandError(text, where=f"--{missing}", allowed="both, or neither")
     _check_rollouts(options)
     _check_recordings(options)
+    _check_questions(options)
     files = [path for path in (options.records, options.columns) if path]
     others = (CARD, HELD_OUT, LEFT_OUT) if options.recordings else ()
     check_all(
         partial(must_not_exist, options.out),
         *(partial(must_exist, path, "give an existing file") for path in files),
         *(partial(must_not_exist, str(beside(Path(options.out), what))) for what in others),
+        *([partial(must_not_exist, str(beside(Path(options.out), HELD_OUT_QUESTIONS)))] if options.questions else []),
         *([partial(must_exist, options.recordings, "give an existing directory")] if options.recordings else []),
     )
+    if options.questions:
+        return partial(_work_of_questions, options)
     return partial(_work_of_recordings if options.recordings else _work, options)
 
 
@@ -109,6 +115,34 @@ def _check_recordings(options: argparse.Namespace) -> None:
             faults.append(Fault(text, "--tasks", 0, (1, 2, 3, 4)))
     if faults:
         raise CommandError(faults)
+
+
+def _check_questions(options: argparse.Namespace) -> None:
+    """Raises `CommandError` for questions of what has none."""
+    if options.questions is None:
+        return
+    for key, value in (("--recordings", options.recordings), ("--rollouts", options.rollouts)):
+        if value is not None:
+            text = f"--questions asks about tables, and {key} is for texts of a corpus; drop one of them"
+            raise CommandError(text, where="--questions", value=options.questions, allowed=f"without {key}")
+    if options.tasks == 0:
+        text = "--tasks=0 leaves no question; use 1 to 4"
+        raise CommandError(text, where="--tasks", value=0, allowed=(1, 2, 3, 4))
+
+
+def _work_of_questions(options: argparse.Namespace) -> int:
+    out = _made_parent(options.out)
+    with ProgressDisplay() as progress, closing(_texts(options, progress)) as made:
+        rows, left_out = graded(made, messages=options.questions == "messages")
+    for kind, count in sorted(left_out.items()):
+        print_warning(f"{count:,} question(s) of {kind} left out: their reward does not accept the record's own answer")
+    held = held_out(row["origin"] for row in rows)
+    for path, of_heldout in ((out, False), (beside(out, HELD_OUT_QUESTIONS), True)):
+        counts = write(path, (row for row in rows if (row["origin"] in held) is of_heldout))
+        forms = ", ".join(f"{count:,} {form}" for form, count in sorted(counts.items()))
+        print(f"{path}: {sum(counts.values()):,} questions ({forms})")
+    print(f"next: octavo train recipe=rl_science data.root={out.parent}")
+    return 0
 
 
 def _work(options: argparse.Namespace) -> int:
@@ -181,6 +215,13 @@ def _options(parser: Parser) -> None:
         metavar="N",
         help=f"tasks for each record in addition to its narration, 0 to {MAX_TASKS} (default: {TASKS_PER_RECORD}); of "
         f"recordings, documents for each excerpt, 1 to {MAX_TASKS} (default: {FORMS_PER_EXCERPT})",
+    )
+
+    add(
+        "--questions",
+        **choice("text", "messages"),
+        help="write questions with answers to verify, for recipe=rl_science, in place of texts, and those of held-out "
+        "records into OUT.heldout.jsonl; prompts are texts, or messages for a chat template",
     )
 
     add = parser.add_argument_group(

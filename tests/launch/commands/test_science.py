@@ -13,6 +13,7 @@ from tests.printed import error_line
 from trainer.corpora.science.recordings.sources import RECORDED
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables.builtin import TABLES
+from trainer.data.questions.records import read_questions
 
 
 @pytest.fixture
@@ -102,6 +103,29 @@ def test_a_directory_that_there_is_not_is_made_and_nothing_stays_of_an_error(
     assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
     assert main([*words, str(out / "below.jsonl")]) == 1
     error_line(capsys.readouterr().err.splitlines()[-1], out)
+
+
+def test_questions_go_into_two_files_that_share_no_record(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, heldout = tmp_path / "q.jsonl", tmp_path / "q.heldout.jsonl"
+    assert main([*words, str(out), "--questions", "messages"]) == 0
+    found = [[json.loads(line) for line in path.read_text().splitlines()] for path in (out, heldout)]
+    assert all(found)
+    assert not {row["origin"] for row in found[0]} & {row["origin"] for row in found[1]}
+    records = read_questions(out)
+    assert {one.data["kind"] for one in records} == {"quantity", "choice", "text"}
+    assert "q.heldout.jsonl: " in capsys.readouterr().out
+    out.unlink()
+    assert refused(*words, str(out), "--questions", "text").where == str(heldout)
+    for more in (["--rollouts", "http://127.0.0.1:9/v1", "--model", "m"], ["--tasks", "0"], ["--questions", "chat"]):
+        heldout.unlink(missing_ok=True)
+        assert refused(*words, str(out), "--questions", "text", *more).where in ("--questions", "--tasks")
+    (tmp_path / "alloys.csv").write_text("name,mp\nalloy 1,1000.50\n")  # one group
+    assert main([*words, str(out), "--questions", "text"]) == 1
+    error_line(capsys.readouterr().err.splitlines()[-1], "--questions")
+    assert not out.exists()
+    assert not heldout.exists()
 
 
 def test_a_source_that_is_named_twice_is_read_once(

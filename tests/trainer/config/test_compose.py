@@ -107,9 +107,9 @@ RECIPES = (
     "cpt_30b_8gpu", "cpt_30b_8gpu_rehearsal", "cpt_6t", "cpt_6t_256", "cpt_6t_256_rehearsal", "cpt_6t_media",
     "cpt_6t_media_rehearsal", "cpt_6t_rehearsal", "lora_30b_1gpu", "lora_intern_s1_8xh100",
     "lora_intern_s1_pro_8xh200", "lora_intern_s1_pro_8xh200_all", "lora_intern_s1_pro_8xh200_rehearsal", "lora_toy",
-    "rl_intern_s1_pro", "rl_intern_s1_pro_rehearsal", "rl_tools_toy", "rl_tools_toy_calls", "rl_toy",
-    "sft_intern_s1_pro", "sft_toy", "toy", "toy_contrastive", "toy_ep8", "toy_gpu", "toy_multimodal", "upcycle_study",
-    "vision_contrastive", "vision_contrastive_toy",
+    "rl_intern_s1_pro", "rl_intern_s1_pro_rehearsal", "rl_science", "rl_science_toy", "rl_tools_toy",
+    "rl_tools_toy_calls", "rl_toy", "sft_intern_s1_pro", "sft_science_toy", "sft_toy", "toy", "toy_contrastive",
+    "toy_ep8", "toy_gpu", "toy_multimodal", "upcycle_study", "vision_contrastive", "vision_contrastive_toy",
 )  # fmt: skip
 GROUPS = ("checkpoint", "data", "logging", "lora", "model", "optim", "parallel", "precision", "recipe")
 # words after recipe=toy, the fault's key, its value, what it offers: a tuple, or the start of a text

@@ -42,6 +42,7 @@ COUNT_0 = Kind("a whole number from 0", lambda value: _whole(value) and value >=
 PARTS = Kind(
     "a list of rewards", lambda value: isinstance(value, Sequence) and not isinstance(value, str) and bool(value)
 )
+NAMED = Kind("rewards by kind, {KIND: REWARD, ...}", lambda value: isinstance(value, Mapping) and bool(value))
 NUMBERS = Kind("a list of numbers", lambda value: isinstance(value, Sequence) and all(map(_number, value)))
 
 _PROCESSES = {"seconds": ABOVE_0, "processes": COUNT}
@@ -58,6 +59,7 @@ _JUDGE = {
 OPTIONS: Mapping[str, Mapping[str, Kind]] = {
     "exact": {"case": FLAG},
     "overlap": {"end": FLAG},
+    "final": {"case": FLAG},
     "format": {"thinking": FLAG, "boxed": FLAG, "pattern": TEXT, "longest": COUNT_0},
     "math": {"relative": FROM_0, **_PROCESSES},
     "quantity": {"relative": FROM_0, "absolute": FROM_0, "unit_required": FLAG},
@@ -67,8 +69,14 @@ OPTIONS: Mapping[str, Mapping[str, Kind]] = {
     "judge": _JUDGE,
     "sum": {"parts": PARTS, "weights": NUMBERS},
     "product": {"parts": PARTS},
+    "kind": {"parts": NAMED, "key": TEXT},
 }
-NEEDED: Mapping[str, tuple[str, ...]] = {"judge": ("url",), "sum": ("parts", "weights"), "product": ("parts",)}
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "judge": ("url",),
+    "sum": ("parts", "weights"),
+    "product": ("parts",),
+    "kind": ("parts",),
+}
 
 # Options of each tool, all of them needed.
 TOOLS: Mapping[str, tuple[str, ...]] = {"calculator": (), "table": ("records", "columns")}
@@ -136,9 +144,17 @@ def check_reward(cfg: Any, where: str) -> Iterator[Fault]:
         if key not in options:
             text = f"{where}.{key} is missing: the reward {name} needs it; give a value"
             yield Fault(text, f"{where}.{key}", None, "a value")
-    if "parts" in known and PARTS.fits(options.get("parts")):
-        for place, part in enumerate(options["parts"]):
-            yield from check_reward(part, f"{where}.parts[{place}]")
+    if "parts" in known and known["parts"].fits(options.get("parts")):
+        for at, part in parts_of(options["parts"]):
+            yield from check_reward(part, f"{where}.{at}")
+
+
+def parts_of(parts: Any) -> Iterator[tuple[str, Any]]:
+    """(place, options) of the parts of a reward: a list, or an object by kind."""
+    if isinstance(parts, Mapping):
+        yield from ((f"parts.{kind}", part) for kind, part in parts.items())
+    else:
+        yield from ((f"parts[{place}]", part) for place, part in enumerate(parts))
 
 
 def check_environment(cfg: Any, where: str, *, reward: bool) -> Iterator[Fault]:

@@ -7,7 +7,7 @@ right answer: the values of its options and those that it ranks are `distinct`.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 
@@ -34,6 +34,9 @@ class Task:
     frame: str  # follows the prompt: "{answer}" and the text around it
     short: str  # the answer without reasoning
     finals: tuple[str, ...]  # short forms of the right answer, for checking the answers of others
+    asked: str = ""  # the prompt without the layout around it; empty for a completion
+    options: tuple[str, ...] = ()  # of a choice, in their order
+    value_of: Property | None = None  # the property whose value a question asks for
 
     @property
     def answer(self) -> str:
@@ -130,11 +133,19 @@ def _hints(words: Mapping[str, str], prompt: str, draw: Draw) -> str:
 
 
 def _laid_out(
-    form: str, key: str, template: str, prompt: str, answer: str, finals: tuple[str, ...], draw: Draw
+    form: str,
+    key: str,
+    template: str,
+    prompt: str,
+    answer: str,
+    finals: tuple[str, ...],
+    draw: Draw,
+    options: tuple[str, ...] = (),
 ) -> Task:
     layout = draw.one_of(phrases.layouts(prompt, form == "choice"), "layout")
     before, after = phrases.LAYOUTS[layout]
-    return Task(form, key, f"{template} in {layout}", before.format(prompt=prompt), after, answer, finals)
+    whole = before.format(prompt=prompt)
+    return Task(form, key, f"{template} in {layout}", whole, after, answer, finals, prompt, options)
 
 
 def _question(subject: _Subject, draw: Draw) -> Task | None:
@@ -153,7 +164,8 @@ def _question(subject: _Subject, draw: Draw) -> Task | None:
     if not whose:
         prompt += _hints(words, prompt, draw)
     finals = (subject.record.name if whose else subject.final(key),)
-    return _laid_out("qa", key, f"{'whose' if whose else 'what'} {ask} {answered}", prompt, answer, finals, draw)
+    made = _laid_out("qa", key, f"{'whose' if whose else 'what'} {ask} {answered}", prompt, answer, finals, draw)
+    return made if whose else replace(made, value_of=subject.table.properties[key])
 
 
 def _completion(subject: _Subject, draw: Draw) -> Task | None:
@@ -217,7 +229,7 @@ def _choice(subject: _Subject, draw: Draw) -> Task | None:
     answered, answer = _drawn(phrases.CHOICE_ANSWERS, words, draw, "answer")
     template = f"{'name' if by_name else 'value'} {ask} {style} {answered}"
     finals = (words["mark"], shown[right], listed[right])
-    return _laid_out("choice", key, template, "\n".join((prompt, *listed)), answer, finals, draw)
+    return _laid_out("choice", key, template, "\n".join((prompt, *listed)), answer, finals, draw, tuple(shown))
 
 
 def _with_values(records: Sequence[Record], key: str, prop: Property) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from parallel.errors import UserError
 from trainer.chat.template import Message
-from trainer.config.rl.rewards import check_reward, read_options
+from trainer.config.rl.rewards import check_reward, parts_of, read_options
 
 
 class RewardError(UserError):
@@ -81,6 +81,7 @@ class Closing(Protocol):
 REWARDS: Mapping[str, str] = {
     "exact": "trainer.rl.rewards.text.Exact",
     "overlap": "trainer.rl.rewards.overlap.Overlap",
+    "final": "trainer.rl.rewards.text.Final",
     "format": "trainer.rl.rewards.text.Format",
     "math": "trainer.rl.rewards.math.Math",
     "quantity": "trainer.rl.rewards.quantity.Quantity",
@@ -90,6 +91,7 @@ REWARDS: Mapping[str, str] = {
     "judge": "trainer.rl.rewards.judge.Judge",
     "sum": "trainer.rl.rewards.combine.Sum",
     "product": "trainer.rl.rewards.combine.Product",
+    "kind": "trainer.rl.rewards.combine.Kind",
 }
 
 
@@ -104,8 +106,9 @@ def build_reward(cfg: str | Mapping[str, Any], where: str = "rl.reward") -> Rewa
     made = getattr(importlib.import_module(module), kind)
     given = {key: value for key, value in options.items() if key != "name"}
     if "parts" in given:
-        parts = given["parts"]
-        given["parts"] = tuple(build_reward(part, f"{where}.parts[{place}]") for place, part in enumerate(parts))
+        parts = {at: build_reward(part, f"{where}.{at}") for at, part in parts_of(given["parts"])}
+        named = isinstance(given["parts"], Mapping)
+        given["parts"] = dict(zip(given["parts"], parts.values(), strict=True)) if named else tuple(parts.values())
     try:
         built: Reward = made(**given)
     except RewardError as error:  # of one option, which knows its name but not its place
@@ -140,14 +143,14 @@ def counts_of(reward: Reward) -> Counter[str]:
     found: Counter[str] = Counter()
     if isinstance(reward, Counting):
         found.update(reward.counts())  # type: ignore[arg-type]
-    for part in getattr(reward, "parts", ()):
+    for part in _parts(reward):
         found.update(counts_of(part))
     return found
 
 
 def _waits(reward: Reward) -> bool:
     """False for one that computes its value here and now, as its class says by `waits`."""
-    parts = getattr(reward, "parts", ())
+    parts = _parts(reward)
     return any(map(_waits, parts)) if parts else bool(getattr(reward, "waits", True))
 
 
@@ -155,5 +158,10 @@ def close_reward(reward: Reward) -> None:
     """End the processes and connections of a reward and of its parts."""
     if isinstance(reward, Closing):
         reward.close()
-    for part in getattr(reward, "parts", ()):
+    for part in _parts(reward):
         close_reward(part)
+
+
+def _parts(reward: Reward) -> Sequence[Reward]:
+    parts = getattr(reward, "parts", ())
+    return [*(parts.values() if isinstance(parts, Mapping) else parts)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from parallel.errors import one_of
 from trainer.rl.rewards.base import Question, Reward, RewardError, Verdict
 
 
@@ -44,3 +45,19 @@ class Product:
             if value == 0:
                 break
         return Verdict(value, "; ".join(filter(None, reasons)))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The part that the record names: its `key` is the name of one of `parts`."""
+
+    parts: Mapping[str, Reward]
+    key: str = "kind"
+
+    def __call__(self, question: Question, answer: str) -> Verdict:
+        kind = question.data.get(self.key)
+        if not isinstance(kind, str) or kind not in self.parts:
+            where, allowed = f"question {question.number}", tuple(self.parts)
+            text = f"{where}: there is no reward of {self.key}={kind}; use {one_of(allowed)}"
+            raise RewardError(text, where=where, value=kind, allowed=allowed)
+        return self.parts[kind](question, answer)

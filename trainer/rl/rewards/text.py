@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from parallel.errors import one_of
 from trainer.evaluation.scorers.extract import after_thinking
-from trainer.rl.rewards.base import Question, RewardError, Verdict
-from trainer.rl.rewards.final import boxed
+from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference
+from trainer.rl.rewards.final import boxed, final_answer, unwrapped
 
 _BOXES = re.compile(r"\\boxed\s*\{")
 
@@ -30,6 +30,27 @@ class Exact:
 
     def _form(self, text: str) -> str:
         return text.strip() if self.case else text.strip().casefold()
+
+
+@dataclass(frozen=True)
+class Final:
+    """1 if the final answer is the reference, or one of several; else 0. Spaces beside each other count as one.
+
+    case: capital and small letters differ."""
+
+    waits: ClassVar[bool] = False
+    case: bool = False
+
+    @any_reference
+    def __call__(self, question: Question, answer: str) -> Verdict:
+        found = final_answer(answer)
+        if found is None:
+            return Verdict(0.0, "no final answer")
+        return Verdict(float(self._form(found) == self._form(unwrapped(str(question.answer)))))
+
+    def _form(self, text: str) -> str:
+        text = " ".join(text.split())
+        return text if self.case else text.casefold()
 
 
 @dataclass(frozen=True)

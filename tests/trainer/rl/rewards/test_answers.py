@@ -241,6 +241,33 @@ def test_one_of_several_references_is_enough(name, references, answer, value):
     close_reward(reward)
 
 
+@pytest.mark.parametrize(
+    ("reference", "answer", "value"),
+    [
+        ("zinc  sulfide", "It is Zinc sulfide.", 0), ("zinc  sulfide", r"\boxed{Zinc sulfide}.", 1),
+        ("a > b", "So:\nThe answer is **a > b**.", 1), (["a > b", "a, b"], "a, b", 1), ("a > b", "b > a", 0),
+        ("2", "<think>2", 0), ("2", "", 0),
+    ],
+)  # fmt: skip
+def test_a_final_answer_is_a_text(reference, answer, value):
+    assert build_reward("final")(ask(reference), answer).value == value
+
+
+def test_the_record_names_the_reward_of_its_kind():
+    parts = {"number": {"name": "quantity", "relative": 0.1}, "option": "choice", "math": "math"}
+    reward = build_reward({"name": "kind", "parts": parts, "key": "of"})
+    assert reward(ask("10 K", of="number"), "10.5 K").value == 1
+    assert reward(ask("A", of="option"), "A").value == 1
+    assert reward(ask("1/2", of="math"), "2/4").value == 1
+    assert reward(ask("A", of="option"), "10.5 K").value == 0
+    for other in ({"of": "word"}, {}, {"of": None}):
+        with pytest.raises(RewardError) as caught:
+            reward(ask("A", **other), "A")
+        assert caught.value.allowed == ("number", "option", "math")
+    assert {name.partition("/")[0] for name in counts_of(reward)} <= {"math"}
+    close_reward(reward)
+
+
 def test_units_that_threads_read_at_once_are_of_one_registry():
     """Two threads each made a registry, and their units cannot be compared."""
     units._made_registry.cache_clear()
