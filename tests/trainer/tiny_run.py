@@ -47,8 +47,9 @@ def steps(directory: Path) -> list[dict[str, Any]]:
 
 
 def losses(directory: Path) -> list[tuple[int, str]]:
-    """(step, loss as hex) of every line, in the order of the record."""
-    return [(record["step"], float(record["loss"]).hex()) for record in steps(directory)]
+    """(step, loss as hex; None of a step without tokens) of every line, in the order of the record."""
+    every = [(record["step"], record["loss"]) for record in steps(directory)]
+    return [(step, "None" if loss is None else float(loss).hex()) for step, loss in every]
 
 
 def events(directory: Path, kind: str) -> list[dict[str, Any]]:
