@@ -35,7 +35,8 @@ TILE = 128  # numbers that share a scale of one byte in FP8; a row's bytes are a
 # Rows of a token that are in memory at once, in the format of the linears, while a layer is computed again and its
 # gradients are taken, fitted to simulated ranks (docs/lora_memory.md): of the hidden size for each selected expert, and
 # that more where experts have adapters; of the experts' width for each selected expert; of queries, keys and values;
-# and of the hidden size for the token. START: of the hidden size, while embedding and LM head are gathered.
+# and of the hidden size for the token, one less where attention has no adapters, whose input it would be. START: of the
+# hidden size, while embedding and LM head are gathered.
 EXPERT_ROWS, ADAPTED_ROWS, WIDTH_ROWS, ATTENTION_ROWS, TOKEN_ROWS, START = 6, 2, 6, 2, 10, 12
 TOKEN = 3 * 8  # bytes of a token of a batch on the host: its id, position and label
 OF_ROLLOUT = 3 * 4 + 1  # of a token of a rollout besides: advantage, log-probability, share, and if it counts
@@ -172,7 +173,8 @@ def _working(cfg: Config, ranks: RankMap, layers: int, ends: _Ends, tokens: int,
     of_experts = EXPERT_ROWS + (ADAPTED_ROWS if cfg.lora.target != "attention" else 0)
     selected = m.experts_per_token * (of_experts * m.hidden_size + WIDTH_ROWS * m.expert_width)
     attention = ATTENTION_ROWS * m.head_dim * (m.num_heads + 2 * m.num_kv_heads)
-    backward = table + base + tokens * row * (selected + attention + TOKEN_ROWS * m.hidden_size)
+    of_token = TOKEN_ROWS - (cfg.lora.target == "experts")
+    backward = table + base + tokens * row * (selected + attention + of_token * m.hidden_size)
     start = 2 * table + base + tokens * row * START * m.hidden_size if table else 0  # before any input is kept
     widened = 2 * held.gradients if cfg.precision.moments != "fp32" else 0  # both moments, in fp32
     return scales + max(backward, start - activations, widened - activations)
