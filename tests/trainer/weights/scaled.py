@@ -56,9 +56,9 @@ def adapted(
     return model
 
 
-def stepped(model: Decoder) -> dict[str, Tensor]:
-    """The loss and the gradients of all adapters."""
-    ids = random_ids(model.cfg, 2, 24).to(model.norm.device)
+def stepped(model: Decoder, seed: int = 3) -> dict[str, Tensor]:
+    """The loss and the gradients of all adapters. seed: of the tokens."""
+    ids = random_ids(model.cfg, 2, 24, seed).to(model.norm.device)
     loss, _ = summed_loss(model, ids, next_tokens(ids))
     loss.backward()
     found = {name: weight.grad for name, weight in adapters(model).items() if weight.grad is not None}

@@ -92,13 +92,12 @@ def test_codes_are_read_where_they_are_and_transposed_a_few_at_a_time(monkeypatc
 def test_a_model_has_the_numbers_of_the_reference(tmp_path, target, monkeypatch):
     gemms = te_stand_in.install(monkeypatch)
     source = written(tmp_path / "fp8", EVEN)
-    expected = stepped(adapted(source, "fp8", target, experts="fp8_reference"))
+    seed = 101  # of tokens whose activations are not at the border of two codes, where another order of a sum counts
+    expected = stepped(adapted(source, "fp8", target, experts="fp8_reference"), seed)
     model = adapted(source, "fp8", target, experts="fp8_block")
     for block in model.blocks:
         block.moe.experts.backend.products = GroupedProducts()
-    # Sums in another order move an activation over the border of two codes on some processors: 5e-4 of a gradient, seen
-    # on an AMD EPYC. The products themselves are held to 1e-6 above.
-    assert_close(stepped(model), expected, 2e-3)
+    assert_close(stepped(model, seed), expected, 1e-6)
     assert {layout for layout, _ in gemms.calls} == {"TN", "NN"}
 
 
