@@ -11,13 +11,10 @@ import torch
 
 from launch.serving.conversation import find_conversation
 from tests.trainer.data.media import illustrated
-from tests.trainer.stages.layouts import TOWERS
-from tests.trainer.tiny_run import MODEL as TINY
-from tests.trainer.tiny_run import tiny_config
+from tests.trainer.illustrated_run import train_illustrated
 from trainer.engine.load import open_source
 from trainer.evaluation.asked import SETTINGS, Failure, Question
 from trainer.evaluation.embedded import EmbeddedModel
-from trainer.run.process import train
 
 TEMPLATE = """{#- thoughts are between <think> and </think> -#}
 {%- for message in messages %}[{{ message.role }}]{% if message.content is string %}{{ message.content }}{% else -%}
@@ -29,19 +26,10 @@ TEMPLATE = """{#- thoughts are between <think> and </think> -#}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedModel:
     directory = tmp_path_factory.mktemp("illustrated")
-    with pytest.MonkeyPatch.context() as patch:
-        data = illustrated.make_mixture(directory, patch)
-    image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
-    vision = replace(TOWERS["vision"], patch_size=16, merge=2, frames=2, channels=3, out_width=TINY["hidden_size"])
-    signals = replace(TOWERS["signals"], out_width=TINY["hidden_size"])
-    towers = {"vision": vision, "image_token": image, "signals": signals, "signal_token": signal, "vocab_size": 312,
-              "init_std": 0.3}  # fmt: skip
-    cfg = tiny_config(directory / "run", model=towers, steps=1)
-    cfg.data = data
-    assert train(cfg) == 0
+    run = train_illustrated(directory, init_std=0.3)
     (directory / "chat.jinja").write_text(TEMPLATE)
-    source = open_source(directory / "run")
-    conversation = find_conversation(source, str(directory / "run"), str(directory / "chat.jinja"))
+    source = open_source(run)
+    conversation = find_conversation(source, str(run), str(directory / "chat.jinja"))
     return EmbeddedModel(source, "run", conversation, lambda: torch.device("cpu"), towers=True, batch=4)
 
 

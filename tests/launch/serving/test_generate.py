@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,7 @@ from tests.launch.refused import every_fault, refused
 from tests.printed import error_line
 from tests.trainer.data.media import illustrated
 from tests.trainer.data.small_mixture import make_mixture
-from tests.trainer.stages.layouts import TOWERS
-from tests.trainer.tiny_run import MODEL as TINY
+from tests.trainer.illustrated_run import train_illustrated
 from tests.trainer.tiny_run import tiny_config
 from trainer import api
 from trainer.config.keys import LoraConfig
@@ -205,16 +203,7 @@ def test_a_prompt_that_is_not_utf_8_is_refused(run):
 def with_towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a run whose model has towers, its export, and media."""
     tmp_path = tmp_path_factory.mktemp("towers")
-    with pytest.MonkeyPatch.context() as patch:
-        data = illustrated.make_mixture(tmp_path, patch)
-    image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
-    vision = replace(TOWERS["vision"], patch_size=16, merge=2, frames=2, channels=3, out_width=TINY["hidden_size"])
-    signals = replace(TOWERS["signals"], out_width=TINY["hidden_size"])
-    towers = {"vision": vision, "image_token": image, "signals": signals, "signal_token": signal, "vocab_size": 312}
-    cfg = tiny_config(tmp_path / "run", model=towers, steps=1)
-    cfg.data = data
-    assert train(cfg) == 0
-    export(tmp_path / "run", tmp_path / "exported", dtype="fp32")
+    export(train_illustrated(tmp_path), tmp_path / "exported", dtype="fp32")
     for number in range(2):
         (tmp_path / f"{number}.png").write_bytes(illustrated.image(number, 1, 2))
     for name, rate in (("wave", 25.0), ("fast", 75.0)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,11 @@ import pytest
 from tests.distributed.pool import on_ranks
 from tests.trainer.data.media import illustrated
 from tests.trainer.engine.asked import Trained
-from tests.trainer.stages.layouts import TOWERS
-from tests.trainer.tiny_run import MODEL, tiny_config
+from tests.trainer.illustrated_run import train_illustrated
 from trainer import api
 from trainer.data.batch import media_of
 from trainer.data.media.readers.recording import Recording
 from trainer.data.windows import Prepared
-from trainer.run.process import train
 
 ASKED = ("see <IMG_CONTEXT> beside <TS_CONTEXT> here", "what is <IMG_CONTEXT>", "a text alone, longer than the others")
 GIVEN = ("image signal", "image", "")  # media of each prompt
@@ -26,18 +23,7 @@ GIVEN = ("image signal", "image", "")  # media of each prompt
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose model has both towers and two router groups."""
-    directory = tmp_path_factory.mktemp("illustrated")
-    with pytest.MonkeyPatch.context() as patch:
-        data = illustrated.make_mixture(directory, patch)
-    image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
-    vision = replace(TOWERS["vision"], patch_size=16, merge=2, frames=2, channels=3, out_width=MODEL["hidden_size"])
-    signals = replace(TOWERS["signals"], out_width=MODEL["hidden_size"])
-    towers = {"vision": vision, "image_token": image, "signals": signals, "signal_token": signal, "vocab_size": 312,
-              "init_std": 0.3, "router_groups": 2}  # fmt: skip
-    cfg = tiny_config(directory / "run", model=towers, steps=1)
-    cfg.data = data
-    assert train(cfg) == 0
-    return directory / "run"
+    return train_illustrated(tmp_path_factory.mktemp("illustrated"), init_std=0.3, router_groups=2)
 
 
 def answer_and_train(run: Path) -> list[float]:

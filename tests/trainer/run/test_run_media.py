@@ -11,8 +11,8 @@ import pytest
 
 from tests.distributed.pool import on_ranks
 from tests.trainer.data.media import illustrated
-from tests.trainer.stages.layouts import TOWERS
-from tests.trainer.tiny_run import MODEL, events, losses, records, steps, tiny_config
+from tests.trainer.illustrated_run import illustrated_config
+from tests.trainer.tiny_run import events, losses, records, steps
 from trainer.config.keys import Config, DataConfig
 from trainer.data.media.images import decode
 from trainer.data.media.rules import ImageKind
@@ -29,14 +29,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 def config(directory: Path, data: DataConfig, **overrides: Any) -> Config:
-    image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
-    vision = replace(TOWERS["vision"], patch_size=16, merge=2, frames=2, channels=3, out_width=MODEL["hidden_size"])
-    signals = replace(TOWERS["signals"], out_width=MODEL["hidden_size"])
-    towers = {"vision": vision, "image_token": image, "signals": signals, "signal_token": signal, "vocab_size": 312}
     every = {"steps": STEPS, "global_batch": 8, "micro_batch": 4, "log_every": 1, "schedule": "constant"}
-    cfg = tiny_config(directory, model=towers, **{**every, **overrides})
-    cfg.data = data
-    return cfg
+    return illustrated_config(directory, data, **{**every, **overrides})
 
 
 @pytest.mark.slow

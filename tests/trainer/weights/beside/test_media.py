@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from transformers import AutoImageProcessor
 
 from tests.trainer.data.media import illustrated
 from tests.trainer.data.media.image_files import ordinary
-from tests.trainer.stages.layouts import TOWERS
-from tests.trainer.tiny_run import MODEL, tiny_config
+from tests.trainer.illustrated_run import train_illustrated
 from trainer.checkpoint.errors import CheckpointError
 from trainer.corpora.tokenize.media.options import media_rules
 from trainer.data.errors import DataError
@@ -23,7 +21,6 @@ from trainer.data.media.images import PatchRule, TileRule, decode
 from trainer.data.media.processors import PREPROCESSOR, PROCESSOR
 from trainer.data.media.signals import SignalRule
 from trainer.data.media.statements import statements
-from trainer.run.process import train
 from trainer.weights.beside.media import RULES_FILE, exported_media, keep_media
 from trainer.weights.export import export
 from trainer.weights.hf_files import HuggingFaceError
@@ -132,16 +129,7 @@ def test_a_record_that_is_damaged_is_named(tmp_path):
 
 
 def test_the_export_of_a_run_states_the_rules_that_it_trained_with(tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        data = illustrated.make_mixture(tmp_path, patch)
-    image, signal = illustrated.ids("<IMG_CONTEXT>", "<TS_CONTEXT>")
-    vision = replace(TOWERS["vision"], patch_size=16, merge=2, frames=2, channels=3, out_width=MODEL["hidden_size"])
-    signals = replace(TOWERS["signals"], out_width=MODEL["hidden_size"])
-    towers = {"vision": vision, "image_token": image, "signals": signals, "signal_token": signal, "vocab_size": 312}
-    cfg = tiny_config(tmp_path / "run", model=towers, steps=1)
-    cfg.data = data
-    assert train(cfg) == 0
-    done = export(tmp_path / "run", tmp_path / "out")
+    done = export(train_illustrated(tmp_path), tmp_path / "out")
     rule = illustrated.rules().image.rule
     assert_prepares_alike(tmp_path / "out", rule)
     card = (tmp_path / "out" / "README.md").read_text()
