@@ -30,6 +30,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -158,11 +159,8 @@ def disturbed(disturb: Disturb, seed: int) -> Iterator[None]:
                 stack.enter_context(disturb(block.moe, generator))
             return genuine(self, *args, **more)
 
-    Embedded.generate = generate  # type: ignore[method-assign]
-    try:
+    with patch.object(Embedded, "generate", generate):
         yield
-    finally:
-        Embedded.generate = genuine  # type: ignore[method-assign]
 
 
 def curves_of(lines: Iterable[Mapping[str, Any]]) -> Curves:

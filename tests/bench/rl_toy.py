@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -46,9 +47,9 @@ def run(seed: int, directory: Path, words: list[str]) -> list[Evaluation]:
         seconds.append(time.process_time() - started[0])
         return found
 
-    Synchronous.produce, Synchronous.answer = first, timed  # type: ignore[method-assign]
     fixed = [f"run.dir={directory}", f"train.seed={seed}", "train.device=cpu", "logging.console=off"]
-    status = train(compose(["recipe=rl_toy", *fixed, *words], world_size=1))
+    with patch.multiple(Synchronous, produce=first, answer=timed):
+        status = train(compose(["recipe=rl_toy", *fixed, *words], world_size=1))
     assert status == 0, status
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     found = [line for line in lines if line.get("event") == "evaluation"]

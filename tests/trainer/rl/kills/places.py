@@ -9,9 +9,11 @@ import importlib
 import os
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -60,25 +62,25 @@ def act_at(place: Place, act: Callable[[], None], put: Callable[[Any, str, Any],
     put(owner, attribute, replaced)
 
 
-def wait_for_saves() -> None:
-    """Make every save end before the run continues, so that it is known which checkpoint a killed run has."""
+def waiting_for_saves() -> AbstractContextManager[Any]:
+    """Every save ends before the run continues, so that it is known which checkpoint a killed run has."""
     genuine = Checkpoints.save
 
     def save(self: Checkpoints, position: Any, log: Any) -> None:
         genuine(self, position, log)
         self.wait(position, log)
 
-    Checkpoints.save = save  # type: ignore[method-assign]
+    return patch.object(Checkpoints, "save", save)
 
 
 def run_until(directory: Path, place: Place | None, number: int, given: tuple[str, ...], rank: int = 0) -> int:
     """A whole run on this process, which sends itself signal `number` at the place. Returns its exit code."""
-    wait_for_saves()
-    if place is not None and int(os.environ.get("RANK", "0")) == rank:
-        act_at(place, lambda: os.kill(os.getpid(), number))
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    (directory.parent / "ready").touch()
-    return train(toy_config(directory, *given, world_size=size))
+    with waiting_for_saves():
+        if place is not None and int(os.environ.get("RANK", "0")) == rank:
+            act_at(place, lambda: os.kill(os.getpid(), number))
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        (directory.parent / "ready").touch()
+        return train(toy_config(directory, *given, world_size=size))
 
 
 def trained_questions(directory: Path) -> list[int]:
