@@ -19,6 +19,7 @@ from trainer.chat.errors import ChatError
 from trainer.chat.forms import read_record
 from trainer.chat.messages import BadRecord
 from trainer.storage.json_text import read_json
+from trainer.storage.parquet import parquet_rows
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 Kind = Literal["empty", "without an assistant's turn", "faulty"]
@@ -137,27 +138,11 @@ def _blank(text: str, at: int) -> int:
 
 
 def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
-    """Rows, from 1. A column that holds JSON as text is parsed; what a row does not have is left out of its structs."""
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
-            for row in batch.to_pylist(maps_as_pydicts="strict"):
-                number += 1
-                yield number, _without_nulls(row)
-    except pyarrow.ArrowInvalid as error:
+        yield from parquet_rows(file)
+    except ValueError as error:
         allowed = "a Parquet file"
-        text = f"{file} is not {allowed}: {str(error).splitlines()[0]}"
-        raise ChatError(text, where=str(file), value=str(error), allowed=allowed) from error
-
-
-def _without_nulls(value: Any) -> Any:
-    """A struct of Parquet has every key that any row has."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        raise ChatError(f"{error}; give {allowed}", where=str(file), value=str(error), allowed=allowed) from error
 
 
 def _parse(line: str | bytes) -> Any:

@@ -18,6 +18,7 @@ from trainer.chat.messages import BadRecord, Message
 from trainer.data.errors import DataError
 from trainer.data.questions.forms import Answer, read_row
 from trainer.storage.json_text import read_json
+from trainer.storage.parquet import parquet_rows
 
 FORM = 'an object such as {"prompt": "12+30=", "answer": "42"} on each line'
 
@@ -58,7 +59,7 @@ def read_questions(path: Path) -> list[QuestionRecord]:
         allowed = "a readable file of questions"
         raise DataError(f"{path}: {reason}; give {allowed}", where=str(path), allowed=allowed) from error
     if not found:
-        allowed = "one question or more"
+        allowed = "a file with at least one question"
         raise DataError(f"{path} is empty; give {allowed}", where=str(path), value=0, allowed=allowed)
     return found
 
@@ -82,27 +83,11 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows, from 1. A column that is null in a row is left out of it."""
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
-            for row in batch.to_pylist(maps_as_pydicts="strict"):
-                number += 1
-                yield number, _without_nulls(row)
-    except ValueError as error:  # ArrowInvalid is one, text that is not UTF-8 another
-        allowed, reason = "a Parquet file", str(error).splitlines()[0]
-        text = f"{path} cannot be read behind row {number}: {reason}; give {allowed}"
-        raise DataError(text, where=str(path), value=reason, allowed=allowed) from error
-
-
-def _without_nulls(value: Any) -> Any:
-    """A struct of Parquet has every key that any row has."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        yield from parquet_rows(path)
+    except ValueError as error:
+        allowed = "a Parquet file"
+        raise DataError(f"{error}; give {allowed}", where=str(path), value=str(error), allowed=allowed) from error
 
 
 def _with_floats(value: Any) -> Any:
