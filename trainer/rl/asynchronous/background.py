@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -75,13 +76,13 @@ class Within:
 
 class Beside:
     """Implements `Background` with an engine that answers beside training: rank 0 has a thread for each group of
-    requests; at most `concurrent` requests are asked at a time. name: in errors. size: of a
-    group."""
+    requests, without a deadline before `collect` waits for it; at most `concurrent` requests are asked at a time. name:
+    in errors. size: of a group."""
 
     overlaps = True
 
-    def __init__(self, remote: Remote, name: str, *, size: int, concurrent: int, deadline_s: float) -> None:
-        self.remote, self.name, self.size, self.deadline_s = remote, name, size, deadline_s
+    def __init__(self, remote: Remote, name: str, *, size: int, concurrent: int) -> None:
+        self.remote, self.name, self.size = remote, name, size
         self.drawn = 0
         self._gate = threading.BoundedSemaphore(max(1, concurrent // size))
         self._changed = threading.Condition()
@@ -111,7 +112,7 @@ class Beside:
             with self._gate:
                 if self._stopping:
                     return
-                found = engine.generate([*group.values()], deadline_s=self.deadline_s)
+                found = engine.generate([*group.values()], deadline_s=math.inf)
         except BaseException as error:  # for `collect`, on the thread that trains
             with self._changed:
                 self._failed = self._failed or error
@@ -147,11 +148,13 @@ class Beside:
         assert engine is not None
         if any(thread.is_alive() for thread in self._threads):
             self._stopping = True
-            engine.pause()
-            for thread in self._threads:
-                thread.join()
-            engine.resume()
-            self._stopping = False
+            try:
+                engine.pause()
+                for thread in self._threads:
+                    thread.join()
+                engine.resume()
+            finally:
+                self._stopping = False
         self._threads.clear()
         return self._wait(set(), 0.0)
 

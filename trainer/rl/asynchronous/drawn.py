@@ -48,7 +48,7 @@ class Drawn:
 
     def whole(self) -> Rollout:
         """All parts as one rollout. Routes of a token are those of the first part that has them: under which the token
-        behind it was drawn."""
+        behind it was drawn, unless the engine lost them when it cut that part."""
         if len(self.parts) == 1:
             return self.parts[0]
         return Rollout(
@@ -62,12 +62,11 @@ class Drawn:
 
 
 def _routes(parts: Sequence[Rollout]) -> npt.NDArray[np.uint16] | None:
-    """[P + G - 1, L, K]; None where a part has none."""
+    """[P + G - 1, L, K]; None where the last part has none: each has those of all tokens before it."""
     found: list[npt.NDArray[np.uint16]] = []
     rows = 0
     for part in parts:
-        if part.routes is None:
-            return None
-        found.append(part.routes[rows:])
-        rows = len(part.routes)
-    return np.concatenate(found)
+        if part.routes is not None:
+            found.append(part.routes[rows:])
+            rows = len(part.routes)
+    return None if parts[-1].routes is None else np.concatenate(found)

@@ -62,7 +62,6 @@ def build_background(cfg: Config, engine: RolloutEngine, place: Place) -> Backgr
         f"LMDeploy at {cfg.rl.url}",
         size=cfg.rl.group_size,
         concurrent=cfg.rl.concurrent * place.readers,
-        deadline_s=cfg.rl.deadline_s,
     )
 
 

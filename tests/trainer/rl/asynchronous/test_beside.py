@@ -3,21 +3,24 @@
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from parallel.layout import Place
 from parallel.world import World
 from tests.trainer.rl.servers.directories import directory_of
+from tests.trainer.rl.toy import toy_config
 from tests.trainer.tiny_run import MODEL
 from trainer.config.model import ModelConfig
 from trainer.engine.request import Sampling
 from trainer.model.decoder import Decoder
 from trainer.rl.asynchronous.background import Beside
 from trainer.rl.asynchronous.drawn import Drawn
-from trainer.rl.rollout.protocol import RolloutError
+from trainer.rl.rollout.protocol import Rollout, RolloutError
 from trainer.rl.servers.own_engine import OwnEngine
 from trainer.rl.servers.remote import Remote
+from trainer.run.policy.engines import build_background
 
 END = frozenset[int]()
 
@@ -31,7 +34,7 @@ def beside(directory, **more):
     model = Decoder(ModelConfig(**{**MODEL, "max_position": 1000, "init_std": 0.3}), torch.float32)
     model.init_weights(1)
     remote = Remote(partial(OwnEngine, directory, cache_tokens=4096), [model], model.cfg, World(), Place())
-    return remote, Beside(remote, "own engine", **{"size": 2, "concurrent": 4, "deadline_s": 60.0, **more})
+    return remote, Beside(remote, "own engine", **{"size": 2, "concurrent": 4, **more})
 
 
 def drawing(number, tokens):
@@ -81,8 +84,44 @@ def test_a_round_that_is_late_or_an_engine_that_fails_ends_it(directory):
         background.collect([0], 0.05)
     assert (late.value.where, late.value.value) == ("own engine", 0)
     background.stop()
-    _, background = beside(directory, deadline_s=0.05)
+    remote, background = beside(directory)
+
+    def fail(requests, *, deadline_s):
+        raise RolloutError("it is gone", where="own engine", value=0)
+
+    remote.engine.generate = fail
     background.start({4: drawing(0, 900)})
     with pytest.raises(RolloutError) as failed:
         background.collect([4], 60.0)
     assert failed.value.where == "own engine"
+
+
+def test_rollouts_ahead_of_a_round_have_no_deadline(directory, tmp_path):
+    remote, _ = beside(directory)
+    background = build_background(toy_config(tmp_path / "run", "rl.deadline_s=0.01"), remote, Place())
+    background.start({0: drawing(0, 300)})
+    time.sleep(0.05)
+    assert len(background.collect([0], 60.0)[0].ids) == 300
+
+
+def part(prompt, tokens, routes, finish="abort"):
+    rows = np.arange(len(prompt) + tokens - 1, dtype=np.uint16)
+    rows = np.broadcast_to(rows[:, None, None], (len(rows), 2, 1))
+    versions, log_probs = np.zeros(tokens, np.int64), np.zeros(tokens, np.float32)
+    return Rollout(prompt, (9,) * tokens, log_probs, rows if routes else None, versions, finish)
+
+
+@pytest.mark.parametrize(
+    ("routed", "there"),
+    [((True, False, True), True), ((False, False, True), True), ((True, True, False), False)],
+)
+def test_a_part_without_routes_leaves_them_to_the_next(routed, there):
+    """An engine may have lost those of an answer that it cut; the next prompt has all of its tokens."""
+    drawn, prompt = Drawn((3, 5), Sampling()), (3, 5)
+    for routes, finish in zip(routed, ("abort", "abort", "length"), strict=True):
+        drawn.add(part(prompt, 2, routes, finish))
+        prompt += (9, 9)
+    found = drawn.whole().routes
+    assert (found is not None) == there
+    if there:
+        assert found[:, 0, 0].tolist() == [*range(2 + 6 - 1)]
