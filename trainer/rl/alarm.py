@@ -22,25 +22,26 @@ EARLY = 10
 TIMES = 5.0
 FLOOR = 1e-6
 QUIET = 10  # steps at or below the limit in a row, after which the next one above it is reported again
-K3 = "mismatch/k3"
+K3, AGE = "mismatch/k3", "staleness/max"
 
 
 class MismatchAlarm:
     """Follows K3 from the first step of a run on.
 
-    floor: of the limit. reports: lines for the log, with their steps, since they were last taken.
+    floor: of the limit. fresh: leave out steps with tokens of older weights (`staleness/max`), whose k3 has the change
+    of the weights in it. reports: lines for the log, with their steps, since they were last taken.
     """
 
-    def __init__(self, floor: float = FLOOR) -> None:
-        self.floor = floor
+    def __init__(self, floor: float = FLOOR, *, fresh: bool = False) -> None:
+        self.floor, self.fresh = floor, fresh
         self.reports: list[tuple[int, str]] = []
         self._early: list[float] = []
         self._quiet = QUIET
 
     @classmethod
-    def of_record(cls, path: Path, floor: float = FLOOR) -> MismatchAlarm:
+    def of_record(cls, path: Path, floor: float = FLOOR, *, fresh: bool = False) -> MismatchAlarm:
         """The alarm where a run's metrics.jsonl ends, so that a resumed run is compared with its own start."""
-        found = cls(floor)
+        found = cls(floor, fresh=fresh)
         if path.exists():
             found.follow(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
         found.reports.clear()
@@ -59,8 +60,11 @@ class MismatchAlarm:
 
     def fields(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of a step's line: `mismatch/k3_early`, the median, and `mismatch/alarm`, 1 for a k3 above the limit
-        and 0 for another; both None before there is a median, the alarm also for a step without trained tokens."""
+        and 0 for another; both None before there is a median, the alarm also for a step without trained tokens
+        and for one that is left out."""
         median, k3 = self.median, line[K3]
+        if self.fresh and line.get(AGE):
+            k3 = None
         above = None if median is None or k3 is None else int(not float(k3) <= max(TIMES * median, self.floor))
         if k3 is not None and median is None and math.isfinite(float(k3)):
             self._early.append(float(k3))

@@ -70,6 +70,15 @@ def test_one_that_stays_is_reported_once_and_again_after_quiet_steps():
     assert at == [EARLY + 1, EARLY + 6 + QUIET]
 
 
+def test_steps_with_tokens_of_older_weights_count_for_nothing_where_rollouts_are_ahead():
+    found = MismatchAlarm(fresh=True)
+    early = [{**line, "staleness/max": age} for line in lines([1e-3] * EARLY) for age in (0, 3)]
+    late = [{**line, "staleness/max": age} for line in lines([1e-2] * 2, first=EARLY + 1) for age in (3, 0)]
+    assert {found.fields(line)["mismatch/alarm"] for line in early} == {None}
+    assert [found.fields(line)["mismatch/alarm"] for line in late] == [None, 1, None, 1]
+    assert found.median == 1e-3
+
+
 @pytest.mark.parametrize("cut", [0, 3, EARLY, EARLY + 2, EARLY + 8])
 def test_a_resumed_run_is_compared_with_its_own_start(tmp_path, cut):
     values = [*[1e-3] * EARLY, 1e-2, 1e-3, *[1e-2] * 8]

@@ -119,7 +119,8 @@ class PolicyTrainer(Trainer):
         self._tally = Tally(self.reward)
         self._ready: deque[Ready] = deque()
         self.reference = Reference(cfg, run.path, world, parts, self.position.step) if cfg.rl.kl_coef > 0 else None
-        self._alarm = MismatchAlarm.of_record(run.path / RECORD, 0.0 if cfg.rl.exact else FLOOR)
+        floor, fresh = 0.0 if cfg.rl.exact else FLOOR, cfg.rl.max_staleness > 0
+        self._alarm = MismatchAlarm.of_record(run.path / RECORD, floor, fresh=fresh)
         self.checkpoints.files = self._files
         self._restore()
 

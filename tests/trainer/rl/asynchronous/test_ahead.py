@@ -5,8 +5,9 @@ import pytest
 
 from tests.distributed.pool import on_ranks
 from tests.trainer.rl.toy import run_toy, toy_config
-from tests.trainer.tiny_run import steps
+from tests.trainer.tiny_run import events, steps
 from trainer.config.checks.validate import validate
+from trainer.rl import alarm
 from trainer.rl.asynchronous.background import Within
 from trainer.rl.asynchronous.producer import Asynchronous
 from trainer.rl.producer import Synchronous
@@ -63,6 +64,17 @@ def test_no_token_is_older_than_the_bound_and_no_question_is_passed_over(tmp_pat
     assert max(line["staleness/max"] for line in lines) == staleness
     assert any(line["rollout/unfinished"] for line in lines)
     assert all(line["rollout/discarded_tokens"] == 0 for line in lines)
+
+
+def test_the_age_of_rollouts_is_no_alarm(tmp_path, monkeypatch):
+    """In exact arithmetic any k3 of tokens of the weights of now would be one."""
+    monkeypatch.setattr(alarm, "EARLY", 1)
+    lines = run_toy(tmp_path / "run", *LONG, "rl.max_staleness=1", "train.steps=4")
+    assert [line["staleness/max"] for line in lines] == [0, 1, 0, 1]
+    assert max(line["mismatch/k3"] for line in lines) > 0
+    assert [line["mismatch/k3_early"] for line in lines] == [None, 0.0, 0.0, 0.0]
+    assert [line["mismatch/alarm"] for line in lines] == [None, None, 0, None]
+    assert not events(tmp_path / "run", "warning")
 
 
 @pytest.mark.parametrize("partial", ["keep", pytest.param("discard", marks=pytest.mark.slow)])
