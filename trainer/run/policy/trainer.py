@@ -135,7 +135,7 @@ class PolicyTrainer(Trainer):
     def _next_batches(self) -> list[Batch]:
         if not self._ready:
             with self._saving():
-                self._start_round()
+                self._ready.extend(self._start_round())
         return self._ready[0].batches
 
     @contextmanager
@@ -148,13 +148,13 @@ class PolicyTrainer(Trainer):
             of_engine = isinstance(self.engine, Remote) and self.engine.failed
             everywhere = self.world.size == 1 or of_engine or self.led.failed
             if everywhere and self.position.step:
-                self.checkpoints.files = dict  # what is under way is lost with the engine
+                self.checkpoints.files = partial(self._files, under_way=False)
                 self._save()
                 self.checkpoints.complete(self.position, self.log)
             raise
 
-    def _start_round(self) -> None:
-        """Fill `_ready` with the steps of a round."""
+    def _start_round(self) -> list[Ready]:
+        """The steps of a round."""
         world, rl, step = self.world, self.cfg.rl, self.position.step
         steps = min(rl.updates, self.cfg.train.steps - step)
         self._send_weights()
@@ -163,6 +163,7 @@ class PolicyTrainer(Trainer):
         produced = self.led.lead(lambda: self.producer.produce(self.position.sample, steps))
         counted = self._counted()
         counted |= self._over_ranks("rollout", self.producer.figures() if self.parts.place.counts else {})
+        found: list[Ready] = []
         for number, of_step in enumerate(produced):
             counts = self.parts.place.counts
             of_ranks = world.gather(measure_groups(of_step, step + number) if counts else None)
@@ -176,18 +177,19 @@ class PolicyTrainer(Trainer):
                 if group.teaches
                 for member, (rollout, advantage) in enumerate(zip(group.rollouts, group.advantages, strict=True))
             ]
-            self._ready.append(Ready(trained, self._batches(trained), facts, of_step.end))
+            found.append(Ready(trained, self._batches(trained), facts, of_step.end))
         if needs_old(rl):
-            for ready in self._ready:
+            for ready in found:
                 ready.batches = [with_old(batch, self._log_probs(batch), rl) for batch in ready.batches]
-        self._refer()
+        self._refer(found)
+        return found
 
-    def _refer(self) -> None:
-        """Add the reference's log-probabilities to all steps that wait."""
-        if self.reference is not None and self._ready:
+    def _refer(self, steps: Sequence[Ready]) -> None:
+        """Add the reference's log-probabilities to steps that wait."""
+        if self.reference is not None and steps:
             self.world.watch.at(f"step {self.position.step + 1}: reference policy")
             with self.reference.in_place():
-                for ready in self._ready:
+                for ready in steps:
                     ready.batches = [self._with_reference(batch) for batch in ready.batches]
 
     def _send_weights(self) -> None:
@@ -216,11 +218,18 @@ class PolicyTrainer(Trainer):
         names = sorted(set().union(*of_ranks))
         return {f"{kind}/{name}": sum(one.get(name, 0) for one in of_ranks) for name in names}
 
-    def _files(self) -> dict[str, bytes]:
-        """The rollouts that wait or are under way, for a checkpoint."""
-        self.producer.stop()
+    def _files(self, *, under_way: bool = True) -> dict[str, bytes]:
+        """The rollouts that wait, and those under way unless these are lost with the engine, for a checkpoint."""
+        if under_way:
+            try:
+                self.producer.stop()
+            except UserError:
+                if not (isinstance(self.engine, Remote) and self.engine.failed):
+                    raise
+                under_way = False  # the next round raises it again, on all ranks
         place = self.parts.place
-        held = [*hold_steps(self._ready, self.cfg.data.seq_len), *self.producer.held()]
+        held = hold_steps(self._ready, self.cfg.data.seq_len)
+        held += self.producer.held() if under_way else []
         steps = [{"facts": ready.facts, "end": ready.end} for ready in self._ready]
         if not place.counts or not (held or steps):
             return {}
@@ -238,7 +247,7 @@ class PolicyTrainer(Trainer):
             if needs_old(rl):
                 batches = restore_old(mine, batches, [one.length for one in trained], self.cfg.data.seq_len, rl)
             self._ready.append(Ready(trained, batches, step["facts"], step["end"]))
-        self._refer()
+        self._refer(self._ready)
 
     def _trained(self, sample: int, rollout: Rollout, advantage: float, member: int) -> Trained:
         cfg = self.cfg
