@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import wraps
+from importlib.util import find_spec
 from typing import Any, Protocol, runtime_checkable
 
 from parallel.errors import UserError
@@ -24,6 +25,14 @@ from trainer.config.rl.rewards import check_reward, parts_of, read_options
 
 class RewardError(UserError):
     """A reward that cannot be built, or a question that it cannot grade. `where` is the option or the question."""
+
+
+def check_package(reward: str, package: str, module: str) -> None:
+    """Raise RewardError if the package that a reward imports later is not installed."""
+    if find_spec(module) is None:
+        remedy = "pip install -e '.[rewards]'"
+        text = f"name={reward} needs {package}, which is not installed; {remedy}"
+        raise RewardError(text, where="name", value=reward, allowed=remedy)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from parallel.errors import one_of
 from trainer.evaluation.scorers.extract import tagged
-from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference
+from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference, check_package
 from trainer.rl.rewards.final import final_answer, said
 from trainer.rl.rewards.processes.pool import Workers
 
@@ -47,10 +46,7 @@ class Molecule:
         if self.by not in get_args(Form):
             allowed = get_args(Form)
             raise RewardError(f"by={self.by}: use {one_of(allowed)}", where="by", value=self.by, allowed=allowed)
-        if find_spec("rdkit") is None:
-            remedy = "pip install -e '.[rewards]'"
-            raise RewardError(f"name=molecule needs rdkit, which is not installed; {remedy}", where="name",
-                              value="molecule", allowed=remedy)  # fmt: skip
+        check_package("molecule", "rdkit", "rdkit")
         object.__setattr__(self, "_workers", Workers(MODULE, self.processes, self.seconds))
 
     @any_reference

@@ -8,13 +8,12 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from parallel.errors import UserError
 from trainer.evaluation.asked import Answer, Failure, Settings
 from trainer.evaluation.asked import Question as Asked
-from trainer.rl.rewards.base import Question, RewardError, Verdict
+from trainer.rl.rewards.base import Question, RewardError, Verdict, check_package
 from trainer.rl.rewards.final import said
 
 if TYPE_CHECKING:
@@ -92,10 +91,7 @@ class Judge:
             if isinstance(value, bool) or not isinstance(value, int | float) or value <= least:
                 allowed = f"a number above {least}"
                 raise RewardError(f"{name}={value}: use {allowed}", where=name, value=value, allowed=allowed)
-        if find_spec("httpx") is None:
-            remedy = "pip install -e '.[rewards]'"
-            raise RewardError(f"name=judge needs httpx, which is not installed; {remedy}", where="name",
-                              value="judge", allowed=remedy)  # fmt: skip
+        check_package("judge", "httpx", "httpx")
         object.__setattr__(self, "_server", self._connect())
 
     def _connect(self) -> ServedModel:

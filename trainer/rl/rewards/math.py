@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 
-from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference
+from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference, check_package
 from trainer.rl.rewards.final import final_answer, unwrapped
 from trainer.rl.rewards.numbers import Number, read_number
 from trainer.rl.rewards.processes.pool import Workers
@@ -38,10 +37,8 @@ class Math:
     _workers: Workers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if find_spec("math_verify") is None:
-            remedy = "pip install -e '.[rewards]'"
-            raise RewardError(f"name=math needs math-verify, which is not installed; {remedy}", where="name",
-                              value="math", allowed=remedy)  # fmt: skip
+        check_package("math", "math-verify", "math_verify")
+        check_package("math", "pint", "pint")
         object.__setattr__(self, "_workers", Workers(MODULE, self.processes, self.seconds))
 
     @any_reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference
+from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference, check_package
 from trainer.rl.rewards.final import final_answer
 from trainer.rl.rewards.numbers import Number, close, read_number
 from trainer.rl.rewards.units import Unit, convert, read_unit
@@ -25,6 +25,9 @@ class Quantity:
     relative: float = 0.01
     absolute: float = 0.0
     unit_required: bool = False
+
+    def __post_init__(self) -> None:
+        check_package("quantity", "pint", "pint")
 
     @any_reference
     def __call__(self, question: Question, answer: str) -> Verdict:

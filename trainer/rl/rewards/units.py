@@ -62,6 +62,8 @@ def read_unit(text: str) -> Unit | None:
     try:
         unit = _registry().parse_units(written)
         return None if any(map(_CONSTANTS.fullmatch, _powers(unit))) else unit
+    except RewardError:
+        raise
     except Exception:  # of pint's parser: undefined names, numbers, brackets, tokens of Python
         return None
 

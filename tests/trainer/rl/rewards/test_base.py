@@ -34,6 +34,16 @@ def test_a_reward_that_cannot_be_built_names_its_key(cfg, where, allowed):
     assert allowed in caught.value.allowed
 
 
+@pytest.mark.parametrize(
+    ("name", "module"), [("math", "math_verify"), ("math", "pint"), ("quantity", "pint"), ("molecule", "rdkit")]
+)
+def test_a_reward_without_its_package_is_refused_when_it_is_built(name, module, monkeypatch):
+    monkeypatch.setattr("trainer.rl.rewards.base.find_spec", lambda asked: None if asked == module else asked)
+    with pytest.raises(RewardError) as caught:
+        build_reward({"name": "sum", "parts": ["exact", name], "weights": [1, 1]})
+    assert caught.value.where == "rl.reward.parts[1].name"
+
+
 def test_verdicts_come_in_the_order_of_the_answers():
     asked = [(ask(str(number)), str(number % 3)) for number in range(50)]
     assert [verdict.value for verdict in score_all(build_reward("exact"), asked)] == [1, 1, 1, *[0] * 47]
