@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from trainer.corpora.science.questions import REWARD, question
@@ -11,6 +13,7 @@ from trainer.corpora.science.texts import Text
 from trainer.rl.rewards.base import Question, RewardError, build_reward, close_reward
 
 HELD_OUT_QUESTIONS = ".heldout.jsonl"  # beside OUT.jsonl
+PACKAGES = ("pint", "rdkit")  # of the extra `rewards`: without one, its questions could not be checked
 
 
 def graded(made: Iterable[Text], *, messages: bool) -> tuple[list[dict[str, Any]], Counter[str]]:
@@ -35,3 +38,11 @@ def graded(made: Iterable[Text], *, messages: bool) -> tuple[list[dict[str, Any]
     finally:
         close_reward(reward)
     return rows, left_out
+
+
+def next_command(out: Path, heldout: Path) -> str:
+    """The command that trains on the two files: recipe=rl_science names science.jsonl, others are given to it."""
+    words = [f"data.root={out.parent}"]
+    if out.name != "science.jsonl":
+        words += [f"data.questions.science.path={out.name}", f"data.questions.science.heldout={heldout.name}"]
+    return shlex.join(["octavo", "train", "recipe=rl_science", *words])

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.paths import check_all, must_exist, must_not_exist, only_with
 from launch.progress import ProgressDisplay
 from launch.recordings import CARD, HELD_OUT, LEFT_OUT, beside, lines_of, report
-from launch.science_questions import HELD_OUT_QUESTIONS, graded
+from launch.science_questions import HELD_OUT_QUESTIONS, PACKAGES, graded, next_command
 from parallel.errors import Fault, one_of
 from trainer.config.command_line import Parser, above_zero, choice, whole_number
 from trainer.config.errors import CommandError, print_warning
@@ -128,6 +129,14 @@ def _check_questions(options: argparse.Namespace) -> None:
     if options.tasks == 0:
         text = "--tasks=0 leaves no question; use 1 to 4"
         raise CommandError(text, where="--tasks", value=0, allowed=(1, 2, 3, 4))
+    remedy = "pip install -e '.[rewards]'"
+    faults = [
+        Fault(f"--questions needs {name}, which is not installed; {remedy}", "--questions", name, remedy)
+        for name in PACKAGES
+        if find_spec(name) is None
+    ]
+    if faults:
+        raise CommandError(faults)
 
 
 def _work_of_questions(options: argparse.Namespace) -> int:
@@ -141,7 +150,7 @@ def _work_of_questions(options: argparse.Namespace) -> int:
         counts = write(path, (row for row in rows if (row["origin"] in held) is of_heldout))
         forms = ", ".join(f"{count:,} {form}" for form, count in sorted(counts.items()))
         print(f"{path}: {sum(counts.values()):,} questions ({forms})")
-    print(f"next: octavo train recipe=rl_science data.root={out.parent}")
+    print(f"next: {next_command(out, beside(out, HELD_OUT_QUESTIONS))}")
     return 0
 
 

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from trainer.corpora.science.recordings.sources import RECORDED
 from trainer.corpora.science.records import Table
 from trainer.corpora.science.tables.builtin import TABLES
 from trainer.data.questions.records import read_questions
+
+QUESTIONS = ("data.questions.science.path", "data.questions.science.heldout")
 
 
 @pytest.fixture
@@ -126,6 +129,28 @@ def test_questions_go_into_two_files_that_share_no_record(
     error_line(capsys.readouterr().err.splitlines()[-1], "--questions")
     assert not out.exists()
     assert not heldout.exists()
+
+
+@pytest.mark.parametrize("name", ["pint", "rdkit"])
+def test_questions_are_refused_without_a_package_that_checks_answers(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("launch.commands.science.find_spec", lambda package: None if package == name else package)
+    fault = refused(*words, str(tmp_path / "q.jsonl"), "--questions", "text")
+    assert (fault.where, fault.value) == ("--questions", name)
+    assert not list(tmp_path.glob("q*"))
+
+
+def test_the_next_command_names_the_files_of_the_questions(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out, given in (("science.jsonl", {"data.root"}), ("q.jsonl", {"data.root", *QUESTIONS})):
+        assert main([*words, str(tmp_path / out), "--questions", "text"]) == 0
+        following = shlex.split(capsys.readouterr().out.splitlines()[-1])
+        values = dict(word.split("=", 1) for word in following[3:])
+        recipe = values.pop("recipe")
+        assert (recipe, set(values)) == ("rl_science", given)
+        assert all((tmp_path / values[key]).is_file() for key in QUESTIONS if key in values)
 
 
 def test_a_source_that_is_named_twice_is_read_once(
