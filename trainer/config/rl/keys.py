@@ -55,7 +55,7 @@ class RlConfig:
     # token: a ratio for each token; sequence: the product over a rollout; geometric: the geometric mean over it
     level: Level = "token"
     alpha: float = 0.5  # ratios of train over rollout engine, or joint ones, that are not above it weigh nothing
-    beta: float = 5.0  # the same for those that are not below it
+    beta: float = 5.0  # ratios of train over rollout engine, or joint ones, that are not below it weigh nothing
     off_alpha: float = 0.5  # dual: as alpha, for new over old weights
     off_beta: float = 5.0  # dual: as beta, for new over old weights
     # what sums over tokens are divided by; all: the tokens of all rollouts; kept: those that mask and veto leave;
@@ -70,9 +70,9 @@ class RlConfig:
     kl_reference: str | None = None  # Hugging Face directory of the reference; null: the weights at the run's start
     clip_low: float | None = None  # PPO: a ratio of new over old below 1 - clip_low gets no gradient where A < 0
     clip_high: float | None = None  # PPO: a ratio of new over old above 1 + clip_high gets no gradient where A > 0
-    dual_clip: float | None = None  # PPO: the same for a ratio above it where A < 0
+    dual_clip: float | None = None  # PPO: a ratio of new over old above it gets no gradient where A < 0
     veto_low: float | None = None  # a rollout with a ratio of train over rollout engine below it is left out
-    veto_high: float | None = None  # the same for one above it
+    veto_high: float | None = None  # a rollout with a ratio of train over rollout engine above it is left out
     skip_grad_norm: float = 0.0  # a step whose gradient norm is above it is skipped: weights stay as they were; 0: off
     concurrent: int = _free(256)  # the most rollouts of a rank at one time
     deadline_s: float = _free(600.0)  # seconds that a round of rollouts may take

@@ -25,7 +25,7 @@ def check(rl: RlConfig, seq_len: int) -> Iterator[Fault]:
     for low, high in (("alpha", "beta"), ("off_alpha", "off_beta")):
         least, most = getattr(rl, low), getattr(rl, high)
         if not 0 <= least < 1 < most <= MOST_RATIO:
-            text = f"rl.{low}={least:g} and rl.{high}={most:g} must have 1 between them and be in 0 to {MOST_RATIO:g}"
+            text = f"rl.{low}={least:g} and rl.{high}={most:g} must have 1 between them and be from 0 to {MOST_RATIO:g}"
             key, allowed = (low, "0 to below 1") if not 0 <= least < 1 else (high, f"above 1, to {MOST_RATIO:g}")
             yield Fault(f"{text}; use values such as 0.5 and 5", f"rl.{key}", getattr(rl, key), allowed)
     for key, (least, below, allowed) in LIMITS.items():
@@ -39,7 +39,7 @@ def check(rl: RlConfig, seq_len: int) -> Iterator[Fault]:
     default = RlConfig()
     for key in ("kl_estimator", "kl_reference") if rl.kl_coef == 0 else ():
         if (value := getattr(rl, key)) != (allowed := getattr(default, key)):
-            text = f"rl.{key}={value} is of a divergence from a reference policy, and rl.kl_coef is 0"
+            text = f"rl.{key}={value} has no effect with rl.kl_coef=0"
             yield Fault(f"{text}; leave it out, or set rl.kl_coef", f"rl.{key}", value, (allowed,))
     if rl.max_tokens > seq_len > 0:
         text = f"rl.max_tokens={rl.max_tokens} is longer than a window (data.seq_len={seq_len}); use {seq_len} or less"

@@ -121,6 +121,8 @@ def _engine(rl: RlConfig) -> Iterator[Fault]:
                 text = f"rl.{key} needs rl.engine=lmdeploy, and this is rl.engine={rl.engine}; leave it out"
                 yield Fault(text, f"rl.{key}", value, (allowed,))
         return
+    if rl.engine != "lmdeploy":
+        return  # no such engine: check() of the whole configuration reports it
     if not _is_address(rl.url):
         found = f"rl.url={rl.url} is not the address of a server" if rl.url else "rl.url is missing"
         yield Fault(f"{found}; rl.engine={rl.engine} needs {ADDRESS}", "rl.url", rl.url or None, ADDRESS)
