@@ -69,7 +69,7 @@ def built_once(
         if not directory.exists():  # the usual case needs no lock: what has the final name is complete
             with only_one(directory.parent, directory.name, progress):
                 if not directory.exists():
-                    progress(Progress(kind, detail=f"building {directory} (once; some seconds)"))
+                    progress(Progress(kind, detail=f"building {directory} (once; a few seconds)"))
                     remove_unfinished(directory)
                     with atomic_directory(directory) as partial:
                         build(partial)
