@@ -99,7 +99,7 @@ class Remote:
         self.stages, self.cfg, self.world, self.place, self.pipeline = stages, cfg, world, place, pipeline
         self.engine: RolloutEngine | None = None
         self.last_sync: Sync | None = None
-        self.failed = False  # an error of the engine was raised, on every rank
+        self.failed = False  # an error of the engine was raised, on every rank; the run ends
 
         def start() -> int:
             self.engine = make()
@@ -135,21 +135,23 @@ class Remote:
         return found[first : first + len(requests)]
 
     def _ask(self, requests: list[Request], deadline_s: float) -> list[Rollout]:
-        """The rollouts of all ranks' requests. An engine that was restarted gets the weights of now and is asked for
-        all of them again, a few times by the deadline."""
-        end = time.monotonic() + deadline_s
-        for _ in range(RELOADS):
+        """The rollouts of all ranks' requests. An engine that was restarted gets the current weights and is asked for
+        all of them again, at most RELOADS times and by the deadline."""
+        end, reloads = time.monotonic() + deadline_s, 0
+        while True:
             try:
                 return self.on_first(
                     lambda: self._engine().generate(requests, deadline_s=max(0.0, end - time.monotonic()))
                 )
             except RestartedError as error:  # on every rank
+                if reloads == RELOADS:
+                    raise
                 if self.world.rank == 0:
                     _log.warning("%s; sending it version %d anew", error, self.version)
-                self.pause()
-                self.load((), self.version)
-                self.resume()
-        return self.on_first(lambda: self._engine().generate(requests, deadline_s=max(0.0, end - time.monotonic())))
+            reloads, self.failed = reloads + 1, False
+            self.pause()
+            self.load((), self.version)
+            self.resume()
 
     def pause(self) -> None:
         self.on_first(lambda: self._engine().pause())
