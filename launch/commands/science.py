@@ -119,7 +119,7 @@ def _check_recordings(options: argparse.Namespace) -> None:
 
 
 def _check_questions(options: argparse.Namespace) -> None:
-    """Raises `CommandError` for questions of what has none."""
+    """Raise CommandError for options that --questions cannot be used with."""
     if options.questions is None:
         return
     for key, value in (("--recordings", options.recordings), ("--rollouts", options.rollouts)):

@@ -20,8 +20,8 @@ def token_log_probs(model: Decoder, hidden: Tensor, labels: Tensor, chunk: int) 
 
     Args: model: with the LM head. hidden: [N, H] after the final norm. labels: [N] int64, or IGNORE. chunk: tokens
         whose logits exist at one time; with more they are computed again in backward.
-    Returns: [N] fp32 (fp64), in nats, 0 where there is no label. In exact arithmetic they are those of the engine, bit
-        by bit.
+    Returns: [N] fp32 (fp64), in nats, 0 where there is no label. In exact arithmetic they equal the engine's, bit for
+        bit.
     """
     (found,) = _in_chunks(lambda hidden, labels: (_of_labels(model.logits(hidden), labels)[0],), hidden, labels, chunk)
     return found
@@ -30,7 +30,8 @@ def token_log_probs(model: Decoder, hidden: Tensor, labels: Tensor, chunk: int) 
 def log_probs_and_entropies(
     model: Decoder, hidden: Tensor, labels: Tensor, chunk: int, *, bonus: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`token_log_probs`, and the entropies of the distributions, [N] in nats. bonus: entropies carry a gradient."""
+    """As `token_log_probs`, and the entropies of the distributions, [N] in nats, 0 where there is no label. bonus:
+    entropies carry a gradient."""
 
     def of_chunk(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = model.logits(hidden)

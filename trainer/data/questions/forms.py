@@ -36,7 +36,7 @@ def read_row(row: Any, spelled: Any) -> tuple[str | list[Message], Answer, dict[
         raise BadRecord(f"it is {kind_of(row)}, not an object")
     key = next((name for name in PROMPTS if name in row), None)
     if key is None:
-        raise BadRecord(f"there is no prompt; give {one_of(PROMPTS)}")
+        raise BadRecord(f"it has no prompt; add {one_of(PROMPTS)}")
     prompt = _prompt(row[key], key)
     extra = row.get("extra_info")
     lifted = {**(extra if isinstance(extra, Mapping) else {}), **row}
@@ -77,7 +77,7 @@ def _answer(row: Mapping[str, Any]) -> tuple[str, Answer]:
         return name, _texts(row[name], name)
     if row.get("tests"):
         return "answer", ""
-    raise BadRecord(f"there is no answer; give {one_of(ANSWERS)}, reward_model.ground_truth, or tests")
+    raise BadRecord(f"it has no answer; add {one_of((*ANSWERS, 'reward_model.ground_truth', 'tests'))}")
 
 
 def _texts(value: Any, key: str) -> Answer:

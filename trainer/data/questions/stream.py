@@ -158,15 +158,15 @@ def _refuse_empty(name: str, path: str, train: Sequence[Asked], heldout: Sequenc
 
 
 def _refuse_shared(train: Sequence[Asked], heldout: Mapping[str, Sequence[Asked]]) -> None:
-    """A question that is held out is trained on from no source."""
+    """Raise DataError for a held-out question that any source trains on."""
     held = {one.record.text: one.record.where for some in heldout.values() for one in some}
-    shared = [one.record.where for one in train if one.record.text in held]
+    shared = [one.record for one in train if one.record.text in held]
     if shared:
-        first = next(one.record for one in train if one.record.text in held)
+        first = shared[0]
         allowed = "other questions in one of the files"
         text = (
-            f"{first.where}: the question is held out, too, in {held[first.text]} ({len(shared):,} such in all); "
-            f"put {allowed}"
+            f"{first.where}: the question is also held out, in {held[first.text]} ({len(shared):,} such questions in "
+            f"all); put {allowed}"
         )
         raise DataError(text, where=first.where, value=held[first.text], allowed=allowed)
 

@@ -58,6 +58,6 @@ class Kind:
         kind = question.data.get(self.key)
         if not isinstance(kind, str) or kind not in self.parts:
             where, allowed = f"question {question.number}", tuple(self.parts)
-            text = f"{where}: there is no reward of {self.key}={kind}; use {one_of(allowed)}"
+            text = f"{where}: no reward is named for {self.key}={kind}; use {one_of(allowed)}"
             raise RewardError(text, where=where, value=kind, allowed=allowed)
         return self.parts[kind](question, answer)
