@@ -13,7 +13,7 @@ embedded engine, experts replayed, groups without a difference dropped, a line o
 |---|---|---|---|---|
 | short | rl_toy's: 2 layers of 64, 8 experts, 2 a token | 24 x 8 | 4 | 4 |
 | long | 4 layers of 256, 64 experts 64 wide, 8 a token | 8 x 8 | 16 | 64 |
-| mixed | that of long | 8 x 8 | 4 to 32 | up to 64: it ends by itself, after 17 on average |
+| mixed | that of long | 8 x 8 | 4 to 32 | up to 64: it ends by itself, after 18 on average |
 
 In short and long no answer can end, so both draw equally many tokens: for TRL the end of a text is an id that the model
 does not have, Octavo's requests have no stop tokens. In mixed a random model draws the end of the text.

@@ -15,6 +15,6 @@
 | `load` | a model and its tokenizer from a run or an export |
 | `text_model` | both with an engine, for a few lines of Python |
 
-With a model in exact arithmetic (`trainer.model.exact`) what a request gets depends on itself alone, bit by bit, and
+With a model in exact arithmetic (`trainer.model.exact`) what a request gets depends on itself alone, bit for bit, and
 its log-probabilities and routes are those of a training forward pass in that arithmetic.
 """

@@ -112,7 +112,7 @@ def test_every_layout_takes_the_steps_of_one_process(layouts):
             assert found.keys() == expected.keys()
             for key, tensor in expected.items():
                 torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-10, msg=f"{key} of {name}")
-            for key, tensor in own.items():  # replicas, bit by bit
+            for key, tensor in own.items():  # replicas, bit for bit
                 assert torch.equal(parts.setdefault(key, tensor), tensor), f"{key} of {name}"
 
 

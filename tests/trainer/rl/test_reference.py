@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
 
 
 def test_the_divergence_is_from_the_weights_at_the_start(whole):
-    """Exactly 0 at the first step, and then not; the run's own weights are back in place, bit by bit, as rollouts and
+    """Exactly 0 at the first step, and then not; the run's own weights are back in place, bit for bit, as rollouts and
     training still agree."""
     found = steps(whole)
     assert found[0]["kl/mean"] == 0.0

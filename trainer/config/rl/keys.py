@@ -34,7 +34,7 @@ class RlConfig:
     # lmdeploy: how weights are sent; buckets: as memory that a server on this machine opens; distributed: through a
     # process group with the server's workers, NCCL between GPUs, which may be on other machines
     sync: Literal["buckets", "distributed"] = _free("buckets")
-    exact: bool = False  # compute rollouts and training in exact arithmetic: equal log-probabilities, bit by bit
+    exact: bool = False  # compute rollouts and training in exact arithmetic: equal log-probabilities, bit for bit
     updates: int = 1  # optimizer steps for each round of rollouts, train.global_batch questions each
     # a step asks further questions until train.global_batch groups teach, up to this many times train.global_batch; 1:
     # the first train.global_batch questions, whether they teach or not

@@ -52,7 +52,7 @@ def run_together(tower: SignalTower, signals: Sequence[Signal]) -> Tensor:
 
 class EachImage:
     """Implements `RunImages`: the tower runs once for each image (tile), whose embeddings then do not depend on the
-    others, bit by bit. run: what decides where. Ranks that share a tower's weights need equally many images."""
+    others, bit for bit. run: what decides where. Ranks that share a tower's weights need equally many images."""
 
     def __init__(self, run: RunImages) -> None:
         self.run = run

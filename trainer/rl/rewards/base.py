@@ -56,6 +56,9 @@ class Verdict:
 
 
 class Reward(Protocol):
+    """Grades answers, on several threads at a time. One whose class has `waits = False` computes its value without a
+    process or a server, and is called on one thread. Raises RewardError for a question that it cannot grade."""
+
     def __call__(self, question: Question, answer: str) -> Verdict: ...
 
 

@@ -62,7 +62,7 @@ class Reference:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The run's modules compute with the weights of the reference. The run's own are back after it, bit by bit."""
+        """The run's modules compute with the weights of the reference. The run's own are back after it, bit for bit."""
         self._swap()
         try:
             yield

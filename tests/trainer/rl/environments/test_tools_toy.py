@@ -13,7 +13,7 @@ from trainer.rl.rollout.protocol import Rollout
 
 
 def test_a_run_with_the_calculator_trains_on_what_it_drew(tmp_path):
-    """In exact arithmetic the log-probabilities of drawn tokens are those of training, bit by bit, over turns too."""
+    """In exact arithmetic the log-probabilities of drawn tokens are those of training, bit for bit, over turns too."""
     steps = run_toy(tmp_path / "run", "optim.lr=0.01", recipe="rl_tools_toy")
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert sum(step["tokens"] for step in steps) > 0
