@@ -8,11 +8,15 @@
     {"input": "...", "output": "42"} or "expected_answer"                                      NeMo-RL
 
 A row keeps all other fields for rewards, those of `extra_info` beside them; what is null is left out.
+
+Refused is what would be asked or graded as something else: an image beside a text, Alpaca's `instruction` beside its
+`input`, messages and objects that are texts of JSON, and an answer without a character, which silence would match.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -22,7 +26,10 @@ from trainer.chat.messages import BadRecord, Message, kind_of, read_message
 
 PROMPTS = ("prompt", "question", "problem", "input")  # the first that a row has is its prompt
 ANSWERS = ("answer", "expected_answer", "ground_truth", "solution", "output")  # behind that of reward_model
-MARK = "#### "  # GSM8K: the last line of an answer, behind its derivation
+MARK = re.compile(r"(?:^|[\r\n])[ \t]*####(?!#)([^\r\n]*)\s*\Z")  # GSM8K: the last line, behind a derivation
+SEEN = ("image", "images", "video", "videos", "audio", "audios")  # of a prompt that is not only text
+MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")  # that became a text
+OBJECTS = ("reward_model", "extra_info")  # of verl
 Answer = str | list[str]
 
 
@@ -37,22 +44,45 @@ def read_row(row: Any, spelled: Any) -> tuple[str | list[Message], Answer, dict[
     key = next((name for name in PROMPTS if name in row), None)
     if key is None:
         raise BadRecord(f"it has no prompt; add {one_of(PROMPTS)}")
+    _refuse_what_is_not_asked(row, key)
     prompt = _prompt(row[key], key)
     extra = row.get("extra_info")
     lifted = {**(extra if isinstance(extra, Mapping) else {}), **row}
     data = {name: value for name, value in lifted.items() if name != key and not _is_missing(value)}
     name, value = _answer({**lifted, **spelled})
     data.pop(name, None)
-    if name == "answer" and isinstance(value, str) and (last := value.rstrip().rpartition("\n")[2]).startswith(MARK):
+    answer = [_behind_mark(one) for one in value] if isinstance(value, list) else _behind_mark(value)
+    if answer != value:
         data.setdefault("solution", value)
-        value = last.removeprefix(MARK).strip()
-    return prompt, value, data
+    if not all(map(str.strip, answer if isinstance(answer, list) else [answer])) and not row.get("tests"):
+        raise BadRecord(f"{name} is empty; give a text or a number")
+    return prompt, answer, data
+
+
+def _refuse_what_is_not_asked(row: Mapping[str, Any], key: str) -> None:
+    """Refuse fields that belong to the prompt and would not be a part of it, and objects that are texts."""
+    for name in SEEN:
+        if not _is_missing(row.get(name)) and row[name] != []:
+            raise BadRecord(f"{name} belongs to the prompt, and questions are texts; leave it out")
+    instruction = row.get("instruction")
+    if key == "input" and isinstance(instruction, str) and instruction.strip():
+        raise BadRecord("instruction belongs to the input and would not be asked; give both as one prompt")
+    for name in OBJECTS:
+        if isinstance(row.get(name), str) and row[name].lstrip().startswith("{"):
+            raise BadRecord(f"{name} is a text of JSON; give an object")
+
+
+def _behind_mark(answer: str) -> str:
+    found = MARK.search(answer)
+    return found[1].strip() if found else answer
 
 
 def _prompt(value: Any, key: str) -> str | list[Message]:
     if isinstance(value, str):
         if not value.strip():
             raise BadRecord(f"{key} is empty; give a text")
+        if MESSAGES.match(value):
+            raise BadRecord(f"{key} is a text of JSON; give the messages as a list")
         return value
     if not isinstance(value, list) or not value:
         raise BadRecord(f"{key} is {kind_of(value)}; give a text, or a list of messages with roles")
@@ -94,4 +124,4 @@ def _text(value: Any, key: str) -> str:
     number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     if not number or not math.isfinite(value):
         raise BadRecord(f"{key} is {value if number else kind_of(value)}; give a text or a number")
-    return str(value)
+    return format(value, "f") if isinstance(value, Decimal) else str(value)

@@ -21,6 +21,7 @@ from trainer.storage.json_text import read_json
 from trainer.storage.parquet import parquet_rows
 
 FORM = 'an object such as {"prompt": "12+30=", "answer": "42"} on each line'
+WHOLE = 2**53  # floats below it have all whole numbers
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def read_questions(path: Path) -> list[QuestionRecord]:
 
 def _read(row: Any) -> tuple[str | list[Message], Answer, dict[str, Any]]:
     if not isinstance(row, bytes):
-        return read_row(_with_floats(row), row)
+        return read_row(_with_floats(row), _spelled(row))
     try:
         parsed = read_json(row, unique=True)
     except ValueError as error:
@@ -88,6 +89,16 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     except ValueError as error:
         allowed = "a Parquet file"
         raise DataError(f"{error}; give {allowed}", where=str(path), value=str(error), allowed=allowed) from error
+
+
+def _spelled(value: Any) -> Any:
+    """Numbers of Parquet as answers. They have no spelling there, and a column of whole numbers with a gap becomes one
+    of floats in pandas: a whole number is written as one."""
+    if isinstance(value, dict):
+        return {name: _spelled(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_spelled(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE else value
 
 
 def _with_floats(value: Any) -> Any:

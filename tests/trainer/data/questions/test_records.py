@@ -52,6 +52,13 @@ GSM8K = "Half of 84 is 84/2=<<84/2=42>>42.\n#### 42"
         ({"input": "84 / 2?", "expected_answer": "42"}, "84 / 2?", "42", {}),
         ({"prompt": "add", "tests": ["assert add(1, 1) == 2"]}, "add", "", {"tests": ["assert add(1, 1) == 2"]}),
         ({"prompt": "84/2=", "answer": ["42", 42.0]}, "84/2=", ["42", "42.0"], {}),
+        ({"question": "?", "answer": "So.\r\n#### 1,234 \r\n"}, "?", "1,234", {"solution": "So.\r\n#### 1,234 \r\n"}),
+        ({"prompt": [USER], "reward_model": {"ground_truth": GSM8K}}, [USER], "42", {"solution": GSM8K}),
+        ({"prompt": "?", "solution": "So\n  ####42"}, "?", "42", {"solution": "So\n  ####42"}),
+        ({"prompt": "?", "answer": [GSM8K, "7"]}, "?", ["42", "7"], {"solution": [GSM8K, "7"]}),
+        ({"prompt": "?", "answer": "#### 1\nDone"}, "?", "#### 1\nDone", {}),
+        ({"prompt": "?", "answer": "1", "images": [], "image": None}, "?", "1", {"images": []}),
+        ({"prompt": "[{1, 2}] = ?", "answer": "1"}, "[{1, 2}] = ?", "1", {}),
     ],
 )  # fmt: skip
 def test_rows_of_other_programs_are_read(tmp_path, row, prompt, answer, data):
@@ -92,6 +99,29 @@ def test_packed_lines_and_parquet_are_read(tmp_path):
     assert [one.answer for one in found] == ["1.50", "7.00"]
 
 
+def test_numbers_of_parquet_are_the_shortest_that_stand_for_them(tmp_path):
+    gap = read_parquet(tmp_path, prompt=["a", "b"], answer=pyarrow.array([7.0, 1e-6]))
+    assert [one.answer for one in gap] == ["7", "1e-06"]
+    for kind in (pyarrow.float32(), pyarrow.float16()):
+        nested = pyarrow.array([[{"ground_truth": 0.1, "other": None}]], pyarrow.list_(
+            pyarrow.struct([("ground_truth", kind), ("other", kind)])))  # fmt: skip
+        made = {"reward_model": nested.flatten(), "parts": nested, "tolerance": pyarrow.array([0.3], kind)}
+        (found,) = read_parquet(tmp_path, prompt=["a"], **made)
+        assert (found.answer, found.data) == ("0.1", {"parts": [{"ground_truth": 0.1}], "tolerance": 0.3})
+    small = read_parquet(tmp_path, prompt=["a"], answer=pyarrow.array([Decimal("0.00000120")]))
+    assert [one.answer for one in small] == ["0.00000120"]
+
+
+def test_a_column_of_parquet_that_is_there_twice_is_refused(tmp_path):
+    columns = [pyarrow.array([text]) for text in ("?", "1", "2")]
+    table = pyarrow.Table.from_arrays(columns, names=["prompt", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "q.parquet")
+    with pytest.raises(DataError) as caught:
+        read_questions(tmp_path / "q.parquet")
+    assert caught.value.where == f"{tmp_path}/q.parquet"
+    assert "answer" in caught.value.value
+
+
 GOOD = '{"prompt": "84/2=", "answer": "42"}'
 
 
@@ -110,6 +140,15 @@ GOOD = '{"prompt": "84/2=", "answer": "42"}'
         '{"prompt": [{"role": "who", "content": "?"}], "answer": "42"}', b'{"prompt": "\xff", "answer": "42"}',
         '{"prompt": [{"role": "assistant", "content": "?"}], "answer": "42"}', "[" * 100_000,
         '{"prompt": "?", "reward_model": {"ground_truth": null}}', GOOD + GOOD,
+        '{"prompt": "?", "answer": ""}', '{"prompt": "?", "answer": ["42", " "]}',
+        '{"prompt": "?", "answer": "So\\n####"}',
+        '{"prompt": "<image>?", "answer": "1", "images": ["a.png"]}',
+        '{"prompt": "?", "answer": "1", "image": "a.png"}',
+        '{"prompt": "?", "answer": "1", "videos": [{"bytes": "a"}]}',
+        '{"instruction": "Translate", "input": "Hallo", "output": "hello"}',
+        json.dumps({"prompt": json.dumps([USER]), "answer": "1"}), json.dumps({"prompt": str([USER]), "answer": "1"}),
+        '{"prompt": "?", "answer": "1", "reward_model": "{\\"ground_truth\\": \\"2\\"}"}',
+        '{"prompt": "?", "answer": "1", "extra_info": "{\\"unit\\": \\"m\\"}"}',
     ],
 )  # fmt: skip
 def test_a_row_that_means_something_else_is_refused_with_its_line(tmp_path, row):
