@@ -11,8 +11,8 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a file with their numbers, from 1; 256 of them are in memory at a time.
 
     What is null in a row is left out of it and of its structs: a struct of Parquet has every key that any row has.
-    Maps become objects, and a 0.1 in 16 or 32 bits is 0.1. Raises ValueError for a file that is not Parquet, a text that
-    is not UTF-8, a map with a key twice and a column that is there twice; OSError for a file that cannot be read.
+    Maps become objects, and a 0.1 in 16 or 32 bits is 0.1. Raises ValueError for a file that is not Parquet, a text
+    that is not UTF-8, a map with a key twice and a column that is there twice; OSError for a file that cannot be read.
     """
     import pyarrow.parquet
 

@@ -41,6 +41,7 @@ def faults(*words, world_size=1):
         (["rl.max_tokens=113"], "rl.max_tokens", 113, "112 or less"),
         ([*SERVER, "rl.url=http://localhost:1/v1"], "rl.url", "http://localhost:1/v1", ("http://localhost:1",)),
         (["rl.engine=vllm"], "rl.engine", "vllm", ("embedded", "lmdeploy")),
+        ([*SERVER, "rl.url=http://a/#x"], "rl.url", "http://a/#x", "an address such as http://localhost:23333"),
         ([*SERVER, "rl.url=http://a/x/v1/"], "rl.url", "http://a/x/v1/", ("http://a/x",)),
     ],
 )

@@ -31,6 +31,11 @@ from trainer.rl.rewards.base import REWARDS
         ("rl.reward='{name: product, parts: overlap}'", "rl.reward.parts", None),
         ("rl.reward='{name: kind, parts: {a: exact, b: exakt}}'", "rl.reward.parts.b", "exact"),
         ("rl.reward='{name: kind, parts: [exact]}'", "rl.reward.parts", None),
+        ("rl.reward='{name: kind, parts: {yes: exact, no: final}}'", "rl.reward.parts", None),
+        ("rl.reward='{name: kind, parts: {1: exact}}'", "rl.reward.parts", None),
+        ("rl.reward='{name: format, longest: 010}'", "rl.reward.longest", "a whole number from 0"),
+        ("rl.reward='{name: math, seconds: 1:30}'", "rl.reward.seconds", "a number above 0"),
+        ("rl.reward='{name: math, relative: 0x1}'", "rl.reward.relative", "a number from 0"),
         ("rl.reward='{name: kind}'", "rl.reward.parts", None),
         ("rl.environment='{tools: [abacus]}'", "rl.environment.tools[0]", "calculator"),
         ("rl.environment='{tools: [calculator], turns: 0}'", "rl.environment.turns", None),
@@ -54,6 +59,7 @@ def test_a_small_tolerance_is_a_number_however_it_is_written():
     for written in ("1e-6", "1E-6", "1.0e-6", "+1e-06", "0.000001"):
         assert read_options(f"{{name: math, relative: {written}}}", "rl.reward") == {"name": "math", "relative": 1e-6}
         assert not [*check_reward(f"{{name: math, relative: {written}}}", "rl.reward")]
+    assert read_options("{a: -.5, b: -0, c: [12, 0.], d: 1e3}", "") == {"a": -0.5, "b": 0, "c": [12, 0.0], "d": 1000.0}
     assert read_options("{name: format, pattern: 1e}", "rl.reward")["pattern"] == "1e"
 
 

@@ -42,8 +42,19 @@ COUNT_0 = Kind("a whole number from 0", lambda value: _whole(value) and value >=
 PARTS = Kind(
     "a list of rewards", lambda value: isinstance(value, Sequence) and not isinstance(value, str) and bool(value)
 )
-NAMED = Kind("rewards by kind, {KIND: REWARD, ...}", lambda value: isinstance(value, Mapping) and bool(value))
+NAMED = Kind(
+    "rewards by kind, {KIND: REWARD, ...}, each kind a text",  # YAML reads yes, 1 and null as something else
+    lambda value: isinstance(value, Mapping) and bool(value) and all(isinstance(kind, str) for kind in value),
+)
 NUMBERS = Kind("a list of numbers", lambda value: isinstance(value, Sequence) and all(map(_number, value)))
+
+# Numbers of YAML 1.2, by the names of their tags.
+NUMBERS_1_2 = {
+    "int": re.compile(r"^[-+]?(?:0|[1-9]\d*)$"),
+    "float": re.compile(
+        r"^[-+]?(?:(?:\.\d+|\d+\.\d*)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+    ),
+}
 
 _PROCESSES = {"seconds": ABOVE_0, "processes": COUNT}
 _LIMITS = {
@@ -86,7 +97,8 @@ ENVIRONMENT = ("tools", "reward", "turns", "calls", "longest", "system", "guide"
 def read_options(text: str, where: str) -> Any | Fault:
     """The options that a text gives: YAML such as `{name: math, seconds: 5}`; else the text is the name.
 
-    1e-6 is a number, as in YAML 1.2; a key that is given twice is a fault."""
+    1e-6 is a number, as in YAML 1.2, and 010 and 1:30 are none: YAML 1.1 reads them as 8 and 90. A key that is given
+    twice is a fault."""
     if not text.lstrip().startswith("{"):
         return {"name": text}
     import yaml
@@ -111,9 +123,13 @@ def _loader() -> Any:
                 raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
             return found
 
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)[eE][-+]?\d+$"), [*"-+.0123456789"]
-    )
+    numbers = {f"tag:yaml.org,2002:{kind}": pattern for kind, pattern in NUMBERS_1_2.items()}
+    Loader.yaml_implicit_resolvers = {
+        first: [one for one in some if one[0] not in numbers]
+        for first, some in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, pattern in numbers.items():
+        Loader.add_implicit_resolver(tag, pattern, [*"-+.0123456789"])
     return Loader
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from trainer.evaluation.scorers.choices import by_letter
 from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference
-from trainer.rl.rewards.final import boxed, final_answer, said, unwrapped
+from trainer.rl.rewards.final import boxed, final_answer, referred, said, unwrapped
 
+_FONT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 _ALONE = re.compile(r"^(?:option|choice)?\s*[\[({]?\s*([A-Z])\s*[\])}]?(?:$|[.:),;]\s|\s*[-–]\s)", re.IGNORECASE)
 _OTHERS = re.compile(r"\(([A-Z])\)|(?:^|\b(?:and|or)\b|[,;])\s*([A-Z])(?=$|[\s.,;:)])(?! [a-z])")
 _LETTERS = re.compile(r"[\[(]?\b([A-Z])\b[\])]?")
@@ -52,12 +53,14 @@ def _options(question: Question) -> dict[str, str]:
 
 
 def _wanted(question: Question, options: Mapping[str, str]) -> frozenset[str]:
-    text = str(question.answer).strip()
+    text = _FONT.sub(r"\1", referred(str(question.answer)))
     letters = re.sub(r"[\s,;()]", "", text).upper()
     known = options or by_letter([""] * 26)
     if letters and len(set(letters)) == len(letters) and set(letters) <= set(known):
         return frozenset(letters)
-    same = [letter for letter, option in options.items() if option.strip().casefold() == text.casefold()]
+    raw = str(question.answer).strip().casefold()
+    same = [letter for letter, option in options.items() if option.strip().casefold() == raw]
+    same = same or [letter for letter, option in options.items() if unwrapped(option).casefold() == text.casefold()]
     if len(same) != 1:
         where = f"question {question.number}"
         raise RewardError(f"{where}: the reference {text!r} is not one of the options", where=where, value=text,
@@ -67,7 +70,7 @@ def _wanted(question: Question, options: Mapping[str, str]) -> frozenset[str]:
 
 def _named(text: str, options: Mapping[str, str], *, several: bool) -> frozenset[str]:
     """The letters that a text names; empty where it names none, or more than are asked for."""
-    text = unwrapped(re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text))
+    text = unwrapped(_FONT.sub(r"\1", text))
     known = set(options) or set(by_letter([""] * 26))
     if several:
         joined = re.sub(r"\band\b|[\s,;()&]", "", text, flags=re.IGNORECASE)

@@ -41,6 +41,14 @@ def final_answer(answer: str) -> str | None:
     return unwrapped(found) or None
 
 
+def referred(reference: str) -> str:
+    r"""What a reference asks for: the content of its last `\boxed{}`, as in MATH's solutions, or else all of it.
+
+    Marks of mathematics and emphasis around it are dropped."""
+    found = boxed(reference)
+    return unwrapped(reference if found is None else found)
+
+
 def unwrapped(text: str) -> str:
     """The text without dollar signs, brackets of LaTeX, emphasis and quotes around it, and without a full stop."""
     while True:

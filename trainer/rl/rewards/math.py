@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference, check_package
-from trainer.rl.rewards.final import final_answer, unwrapped
+from trainer.rl.rewards.final import final_answer, referred
 from trainer.rl.rewards.numbers import Number, read_number
 from trainer.rl.rewards.processes.pool import Workers
 from trainer.rl.rewards.quantity import difference
@@ -43,7 +43,7 @@ class Math:
 
     @any_reference
     def __call__(self, question: Question, answer: str) -> Verdict:
-        found, wanted = final_answer(answer), unwrapped(str(question.answer))
+        found, wanted = final_answer(answer), referred(str(question.answer))
         if found is None:
             return Verdict(0.0, "no final answer")
         if len(found) > LONGEST:

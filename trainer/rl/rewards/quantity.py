@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference, check_package
-from trainer.rl.rewards.final import final_answer
+from trainer.rl.rewards.final import boxed, final_answer
 from trainer.rl.rewards.numbers import Number, close, read_number
 from trainer.rl.rewards.units import Unit, convert, read_unit
 
@@ -54,7 +54,8 @@ def reference(question: Question) -> tuple[Number, str | None]:
     """The number that is wanted, and the unit of an answer without one, for which the question has asked. Raises
     RewardError for a reference that is not a number, or whose unit cannot be read."""
     answer, unit = question.answer, question.data.get("unit")
-    wanted = None if isinstance(answer, bool) else read_number(str(answer))
+    text = str(answer)
+    wanted = None if isinstance(answer, bool) else read_number(boxed(text) or text)
     where = f"question {question.number}"
     if wanted is None:
         allowed = "a number with or without a unit"

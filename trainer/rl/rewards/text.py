@@ -9,7 +9,7 @@ from typing import ClassVar
 from parallel.errors import one_of
 from trainer.evaluation.scorers.extract import after_thinking
 from trainer.rl.rewards.base import Question, RewardError, Verdict, any_reference
-from trainer.rl.rewards.final import boxed, final_answer, unwrapped
+from trainer.rl.rewards.final import boxed, final_answer, referred
 
 _BOXES = re.compile(r"\\boxed\s*\{")
 
@@ -46,7 +46,7 @@ class Final:
         found = final_answer(answer)
         if found is None:
             return Verdict(0.0, "no final answer")
-        return Verdict(float(self._form(found) == self._form(unwrapped(str(question.answer)))))
+        return Verdict(float(self._form(found) == self._form(referred(str(question.answer)))))
 
     def _form(self, text: str) -> str:
         text = " ".join(text.split())

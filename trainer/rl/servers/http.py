@@ -76,7 +76,7 @@ class Connection:
             parsed = httpx.URL(url)
         except httpx.InvalidURL:
             parsed = httpx.URL("")
-        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query:
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
             text = f"{option}={url} is not the address of a server; use {ADDRESS}"
             raise UserError(text, where=option, value=url, allowed=ADDRESS)
         self.address = str(parsed.copy_with(userinfo=b"")).rstrip("/")  # without a password

@@ -38,10 +38,13 @@ MATH = [
     ("42", "The answer is 42. No: the answer is 41.", 0),
     ("42", "", 0),
     ("42", "<think>42", 0),
+    (r"Half of 84: $x=\boxed{42}$.", "42", 1),
+    (r"Half of 84: $x=\boxed{1e-8}$.", r"\boxed{2e-8}", 0),
 ]
 EXPRESSIONS = [
     (r"\frac{1}{3}", r"\boxed{1/3}", 1),
     (r"\frac{1}{3}", r"\boxed{0.33}", 0),
+    (r"So $\boxed{\frac{1}{\sqrt{2}}}$.", r"\boxed{\frac{\sqrt{2}}{2}}", 1),
     ("0.25", r"\boxed{\frac{1}{4}}", 1),
     ("x^2+2x+1", r"\boxed{(x+1)^2}", 1),
     ("x^2+2x+1", r"\boxed{(x-1)^2}", 0),
@@ -98,6 +101,7 @@ QUANTITIES = [
     ("298.15 K", {}, "25 °C", 1),
     ("298.15 K", {}, "about 25 degrees or so", 0),
     (3.2, {}, "3.2 furlongs", 1),
+    (r"So it boils at $\boxed{298.15\,\text{K}}$.", {}, "25 °C", 1),
     (3.2, {}, "3.2 or 3.3", 0),
 ]
 
@@ -145,6 +149,9 @@ CHOICES = [
     ("B", "neon", 1),
     ("B", "The answer is neon.", 1),
     ("neon", "The answer is B.", 1),
+    (r"It is light: \boxed{\text{(B)}}", "B", 1),
+    ("$B$", "A", 0),
+    ("**Neon**.", "B", 1),
     ("B", "The answer is (A) or (B).", 0),
     ("B", "B, or A", 0),
     ("B", "B, C", 0),
@@ -247,6 +254,8 @@ def test_one_of_several_references_is_enough(name, references, answer, value):
         ("zinc  sulfide", "It is Zinc sulfide.", 0), ("zinc  sulfide", r"\boxed{Zinc sulfide}.", 1),
         ("a > b", "So:\nThe answer is **a > b**.", 1), (["a > b", "a, b"], "a, b", 1), ("a > b", "b > a", 0),
         ("2", "<think>2", 0), ("2", "", 0),
+        (r"\boxed{2}", r"\boxed{2}", 1), (r"So $\boxed{\frac{1}{2}}$.", r"It is $\frac{1}{2}$", 0),
+        (r"So $\boxed{\frac{1}{2}}$.", r"The answer is $\frac{1}{2}$", 1),
     ],
 )  # fmt: skip
 def test_a_final_answer_is_a_text(reference, answer, value):

@@ -145,6 +145,12 @@ def served_precision(cfg: Config) -> Iterator[Fault]:
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and parts.port != 0
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and not parts.query
+            and not parts.fragment
+            and parts.port != 0
+        )
     except ValueError:  # its port cannot be read
         return False
