@@ -42,7 +42,7 @@ def final_answer(answer: str) -> str | None:
 
 
 def referred(reference: str) -> str:
-    r"""What a reference asks for: the content of its last `\boxed{}`, as in MATH's solutions, or else all of it.
+    r"""The part of a reference that counts: the content of its last `\boxed{}`, as in MATH's solutions, or else all.
 
     Marks of mathematics and emphasis around it are dropped."""
     found = boxed(reference)
