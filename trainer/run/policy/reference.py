@@ -80,8 +80,8 @@ class Reference:
 
     def _load(self, store: CheckpointStore, held: dict[str, Tensor], path: Path) -> None:
         if store.load(held, lambda manifest: None) is None:
-            allowed = "that directory as the run wrote it, or a new run"
-            text = f"{path}, the reference policy of this run, is missing; use {allowed} (train.resume=never)"
+            allowed = "the directory as the run wrote it, or a new run"
+            text = f"{path}, the reference policy of this run, is missing; restore it, or use train.resume=never"
             raise UserError(text, where=str(path), allowed=allowed)
 
     def _read(self, cfg: Config, world: World) -> None:
