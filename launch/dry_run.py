@@ -89,9 +89,17 @@ def _chats_elsewhere(cfg: Config) -> list[str]:
 
 
 def _elsewhere(cfg: Config, run: RunDir) -> list[str]:
-    """Directories that the run would need and that are not on this machine, each in a line."""
+    """Directories and files of questions that the run would need and that are not on this machine, each in a line."""
+    asked = cfg.data.questions if cfg.data.name == "questions" and cfg.data.build == "none" else {}
     needed = {
         "checkpoint.init_from": None if run.step else cfg.checkpoint.init_from,
+        "rl.kl_reference": None if run.step else cfg.rl.kl_reference,
+        **{
+            f"data.questions.{name}.{key}": str(Path(cfg.data.root, path))
+            for name, source in asked.items()
+            for key, path in (("path", source.path), ("heldout", source.heldout))
+            if path
+        },
         "optim.nvme_dir": cfg.optim.nvme_dir if cfg.optim.offload == "nvme" else None,
     }
     return [f"{key}={path} is not on this machine" for key, path in needed.items() if path and not Path(path).exists()]
@@ -183,7 +191,7 @@ def _tokens(cfg: Config) -> str:
     if train.objective != "policy":
         return f"{train.steps * per_step:,}: {train.steps:,} steps of {train.global_batch} x {length}"
     rollouts = f"{cfg.rl.group_size} rollouts for each of {train.global_batch} questions"
-    return f"at most {train.steps * per_step:,}: {train.steps:,} steps of {rollouts}, each at most {length}"
+    return f"at most {train.steps * per_step:,}: {train.steps:,} steps of {rollouts}, each of at most {length:,}"
 
 
 def _phases(cfg: Config) -> str:

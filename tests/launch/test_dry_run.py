@@ -181,6 +181,14 @@ def test_published_weights_that_are_elsewhere(plan):
     assert "checkpoint.init_from=elsewhere" in plan("checkpoint.init_from=elsewhere")[1]
 
 
+def test_questions_and_a_reference_that_are_elsewhere(plan):
+    words = ["train.objective=policy", "model.balance_coef=0", "rl.kl_coef=0.1", "rl.kl_reference=elsewhere"]
+    Path("science.jsonl").touch()
+    err = plan(*words, "data.tokenizer=tokenizer.json", "data.seq_len=256", data="science_questions")[1]
+    lines = [line.split()[1] for line in err.splitlines()]
+    assert sorted(lines) == ["data.questions.science.heldout=science.heldout.jsonl", "rl.kl_reference=elsewhere"]
+
+
 def test_a_rank_of_many(plan):
     """On this machine or several: the memory of a rank, and no refusal by the size of this one."""
     words = [

@@ -138,7 +138,7 @@ def _engine(rl: RlConfig) -> Iterator[Fault]:
 def served_precision(cfg: Config) -> Iterator[Fault]:
     """Experts that LMDeploy 0.18 cannot quantise alike: its FP8 has a scale for each tile of 128 x 128."""
     if (experts := cfg.precision.experts) not in SERVED:
-        text = f"precision.experts={experts} is not among what LMDeploy computes experts in"
+        text = f"precision.experts={experts} is not a precision that LMDeploy has for experts"
         yield Fault(f"{text}; use {one_of(SERVED)}", "precision.experts", experts, SERVED)
 
 
