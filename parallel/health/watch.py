@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -101,6 +101,23 @@ class Watch:
     def tick(self) -> None:
         """Note progress at the same place."""
         self._moves += 1
+
+    @contextlib.contextmanager
+    def ticking(self) -> Iterator[None]:
+        """Note progress while this rank waits for something that has deadlines of its own, such as a server."""
+        done = threading.Event()
+
+        def tick() -> None:
+            while not done.wait(BEAT_S):
+                self.tick()
+
+        thread = threading.Thread(target=tick, name="ticking", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def join(self) -> None:
         """Wait for all ranks, then start to watch them. Raises `PeerLost` if some do not join within `join_s`."""

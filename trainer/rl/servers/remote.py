@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -112,7 +110,7 @@ class Remote:
         found: T | UserError | None = None
         if self.world.rank == 0:
             try:
-                with _ticking(self.world):
+                with self.world.watch.ticking():
                     found = work()
             except UserError as error:
                 found = error
@@ -182,21 +180,3 @@ class Remote:
 
     def close(self) -> None:
         self.on_first(lambda: self._engine().close())
-
-
-@contextmanager
-def _ticking(world: World) -> Iterator[None]:
-    """Note progress while rank 0 waits for an engine, which has deadlines of its own."""
-    done = threading.Event()
-
-    def tick() -> None:
-        while not done.wait(1.0):
-            world.watch.tick()
-
-    thread = threading.Thread(target=tick, name="rollout watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
