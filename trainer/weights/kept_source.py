@@ -108,7 +108,7 @@ def open_published(cfg: Config, world: World, key: str = INIT_FROM) -> Published
         opened.append(survey_directory(open_directory(path)))
         _check(opened[0], cfg, key)
 
-    _on_the_first(world, open_and_check)
+    _on_the_first(world, open_and_check, key)
     return PublishedWeights(opened[0] if opened else survey_directory(open_directory(path)), world)
 
 
@@ -125,8 +125,8 @@ def keep_rules(
     _on_the_first(world, lambda: keep_media(run_directory, media, shares))
 
 
-def _on_the_first(world: World, act: Callable[[], object]) -> None:
-    """`act` on rank 0; raises on every rank what it raises."""
+def _on_the_first(world: World, act: Callable[[], object], key: str = INIT_FROM) -> None:
+    """`act` on rank 0; raises on every rank what it raises. key: that names the directory."""
     failure: UserError | None = None
     if world.rank == 0:
         try:
@@ -134,7 +134,7 @@ def _on_the_first(world: World, act: Callable[[], object]) -> None:
         except (ConfigError, HuggingFaceError) as error:
             failure = type(error)(error.faults)  # pickled without its cause
         except OSError as error:
-            where = str(error.filename or "checkpoint.init_from")
+            where = str(error.filename or key)
             failure = HuggingFaceError(str(error), where=where, value=error.strerror, allowed="a readable directory")
     failure = world.broadcast(failure)
     if failure is not None:
