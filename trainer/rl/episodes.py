@@ -27,7 +27,7 @@ WHERE = "rl.environment"
 
 
 class Episodes(Synchronous):
-    """Implements `Producer`. context: the most tokens of an episode."""
+    """Implements `Producer`. context: the most tokens of an episode. name: of the engine in errors."""
 
     def __init__(
         self,
@@ -42,9 +42,10 @@ class Episodes(Synchronous):
         place: Place,
         leaders: Led,
         context: int,
+        name: str,
     ) -> None:
         super().__init__(cfg, questions, engine, _of_environment, seed=seed, batch=batch, place=place, leaders=leaders)
-        self.environment, self.dialogue, self.context = environment, dialogue, context
+        self.environment, self.dialogue, self.context, self.name = environment, dialogue, context, name
 
     def _roll(self, asked: Sequence[tuple[Asked, Sampling]]) -> Rolled:
         started = time.perf_counter()
@@ -58,6 +59,8 @@ class Episodes(Synchronous):
             deadline_s=self.cfg.deadline_s,
             environment_s=self.cfg.environment_s,
             more=lambda mine: any(self.leaders.gather(mine)),
+            waiting=self.leaders.world.watch.ticking,
+            name=self.name,
         )
         values = np.array([one.verdict.value for one in found], np.float64)
         seconds = {"rollout": time.perf_counter() - started, "reward": 0.0}

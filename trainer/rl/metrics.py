@@ -36,29 +36,37 @@ def measure_groups(produced: Produced, version: int) -> dict[str, Any]:
 
 
 def facts_of(of_ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The facts of a step from the sums of all ranks that read questions of their own."""
+    """The facts of a step from the sums of all ranks that read questions of their own. Those of rollouts are None where
+    there is none: a round may have too few questions that teach for its last steps."""
 
     def total(name: str) -> float:
         return sum(one.get(name, 0) for one in of_ranks)
 
     figures = dict.fromkeys(name for one in of_ranks for name in one if name.startswith("figure_"))
-    rollouts, tokens = max(total("rollouts"), 1), max(total("tokens"), 1)
+    rollouts, tokens = total("rollouts"), total("tokens")
+
+    def mean(name: str, count: float) -> float | None:
+        return total(name) / count if count else None
+
+    def largest(name: str) -> int | None:
+        return int(max(one[name] for one in of_ranks)) if rollouts else None
+
     seconds = max(one["seconds_rollout"] for one in of_ranks)
     return {
-        "reward/mean": total("reward") / rollouts,
-        "solve_rate": total("solved") / rollouts,
+        "reward/mean": mean("reward", rollouts),
+        "solve_rate": mean("solved", rollouts),
         "questions": spans(number for one in of_ranks for number in one["questions"]),
         "groups": int(total("groups")),
         "groups/dropped": int(total("dropped")),
-        "length/mean": total("tokens") / rollouts,
-        "length/max": int(max(one["longest"] for one in of_ranks)),
-        "length/cut": total("cut") / rollouts,
-        "staleness/mean": total("age") / tokens,
-        "staleness/max": int(max(one["oldest"] for one in of_ranks)),
+        "length/mean": mean("tokens", rollouts),
+        "length/max": largest("longest"),
+        "length/cut": mean("cut", rollouts),
+        "staleness/mean": mean("age", tokens),
+        "staleness/max": largest("oldest"),
         "rollout/seconds": seconds,
         "rollout/tokens_per_second": total("tokens") / max(seconds, 1e-9),
         "reward/seconds": max(one["seconds_reward"] for one in of_ranks),
-        **{name.removeprefix("figure_"): total(name) / rollouts for name in figures},
+        **{name.removeprefix("figure_"): mean(name, rollouts) for name in figures},
     }
 
 

@@ -32,8 +32,9 @@ SAMPLING = 6  # the purpose of a hash: the seed of a rollout
 
 @dataclass(frozen=True)
 class Produced:
-    """Groups of one step on this rank, those that do not teach among them, the seconds that they took here, by purpose,
-    and further figures of their rollouts, summed. end: the number of the first question behind those of the step."""
+    """Groups of one step on this rank, those that do not teach among them. seconds: that its round took here, by
+    purpose, in equal parts for its steps. figures: further sums over rollouts here, in parts by the number of groups.
+    end: the number of the first question behind those of the step."""
 
     groups: Sequence[Group]
     end: int
@@ -94,16 +95,14 @@ class Synchronous:
             figures.update(rolled.figures)
             mine = [(group.sample, group.teaches) for group in found]
             marks += sorted(mark for of_rank in self.leaders.gather(mine) for mark in of_rank)
-        ends = cut_steps(marks, steps, over=over)
-        return [
-            Produced(
-                [group for group in groups if start <= group.sample < end],
-                end,
-                {name: value / steps for name, value in seconds.items()},
-                {name: value / steps for name, value in figures.items()},
-            )
-            for start, end in pairwise([first, *ends])
-        ]
+        produced: list[Produced] = []
+        for start, end in pairwise([first, *cut_steps(marks, steps, over=over)]):
+            of_step = [group for group in groups if start <= group.sample < end]
+            share = len(of_step) / max(len(groups), 1)
+            shared = {name: share * value for name, value in figures.items()}
+            parts = {name: value / steps for name, value in seconds.items()}
+            produced.append(Produced(of_step, end, parts, shared))
+        return produced
 
     def stop(self) -> None:
         """Before the weights change, or the rollouts are saved: none is under way behind this."""
@@ -165,7 +164,9 @@ class Synchronous:
     def _score(self, asked: Sequence[Asked], rollouts: Sequence[Rollout]) -> np.ndarray:
         text = self.questions.text_of
         pairs = [(question_of(one), text(one, rollout.ids)) for one, rollout in zip(asked, rollouts, strict=True)]
-        return np.array([verdict.value for verdict in score_all(self.reward, pairs)], np.float64)
+        with self.leaders.world.watch.ticking():  # a judge has deadlines of its own
+            verdicts = score_all(self.reward, pairs)
+        return np.array([verdict.value for verdict in verdicts], np.float64)
 
 
 def question_of(asked: Asked) -> Question:

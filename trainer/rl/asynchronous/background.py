@@ -16,10 +16,11 @@ from trainer.rl.servers.remote import Remote
 
 class Background(Protocol):
     """Collective over the ranks of an engine. Requests have numbers of the caller's, which differ over all ranks but
-    those that ask for the same. overlaps: the engine draws while training computes. drawn: tokens of this rank's
-    requests so far, as far as it is known.
+    those that ask for the same. name: in errors. overlaps: the engine draws while training computes. drawn: tokens of
+    this rank's requests so far, as far as it is known.
     """
 
+    name: str
     overlaps: bool
     drawn: int
 
@@ -42,7 +43,7 @@ class Within:
     is drawn in a step of it, so that what there is does not depend on the number of ranks, as long as their requests
     are not more than `rl.concurrent`."""
 
-    overlaps = False
+    name, overlaps = NAME, False
 
     def __init__(self, engine: Embedded) -> None:
         self.engine, self.drawn = engine, 0

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.engine.request import Request, Sampling
-from trainer.rl.rollout.protocol import Rollout, RolloutError
+from trainer.rl.rollout.protocol import Rollout
 
 
 @dataclass
@@ -40,9 +40,9 @@ class Drawn:
         return Request((*self.prompt, *there), max_tokens - len(there), self.sampling, ends)
 
     def add(self, part: Rollout) -> None:
-        """Take the answer to `request`, cut short or not. Raises RolloutError for one to another prompt."""
+        """Take the answer to `request`, cut short or not. Raises ValueError for one to another prompt."""
         if len(part.prompt) != len(self.prompt) + self.tokens:
-            raise RolloutError("the engine answered another prompt than it was given", where="engine")
+            raise ValueError(f"a part behind {len(part.prompt)} tokens, not {len(self.prompt) + self.tokens}")
         if part.ids:
             self.parts.append(part)
 

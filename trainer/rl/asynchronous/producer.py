@@ -17,7 +17,7 @@ from trainer.rl.asynchronous.drawn import Drawn
 from trainer.rl.asynchronous.held import Held
 from trainer.rl.groups import Group
 from trainer.rl.producer import Rolled, Synchronous
-from trainer.rl.rollout.protocol import Rollout, RolloutError
+from trainer.rl.rollout.protocol import Rollout, RolloutError, other_prompt
 
 
 class Asynchronous(Synchronous):
@@ -92,7 +92,7 @@ class Asynchronous(Synchronous):
         for number, part in found.items():
             self._add(number, part)
         if cut := [number for number in wanted if not self._drawn[number].ended]:
-            raise RolloutError(f"the engine cut {len(cut)} rollouts short", where="engine", value=cut[0] // size)
+            raise self._cut_short(cut)
         rollouts = [self._drawn.pop(number).whole() for number in wanted]
         asked = [self.questions.ask(sample, 1)[0] for sample in mine]
         values = self._score([one for one in asked for _ in range(size)], rollouts)
@@ -100,6 +100,15 @@ class Asynchronous(Synchronous):
         rolled = Rolled(rollouts, values, seconds)
         return self._groups(mine, asked, rolled), rolled
 
+    def _cut_short(self, numbers: Sequence[int]) -> RolloutError:
+        name, question = self.background.name, numbers[0] // self.cfg.group_size
+        allowed = "check that nothing else pauses it or aborts its requests"
+        text = f"{name}: {len(numbers)} rollouts of this round were cut short, the first of question {question}"
+        return RolloutError(f"{text}; {allowed}", where=name, value=question, allowed=allowed)
+
     def _add(self, number: int, part: Rollout) -> None:
-        self._drawn[number].add(part)
+        try:
+            self._drawn[number].add(part)
+        except ValueError:
+            raise other_prompt(self.background.name, number // self.cfg.group_size) from None
         self._running.discard(number)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeVar
@@ -19,7 +20,7 @@ from trainer.rl.environments.base import Environment, EnvironmentFailed, Session
 from trainer.rl.environments.deadline import Late, Raised, call_all
 from trainer.rl.environments.dialogue import Dialogue
 from trainer.rl.rewards.base import Question, Verdict
-from trainer.rl.rollout.protocol import Rollout, RolloutEngine, RolloutError
+from trainer.rl.rollout.protocol import Rollout, RolloutEngine, other_prompt
 
 T = TypeVar("T")
 End = Literal["done", "turns", "length", "abort"]
@@ -105,6 +106,8 @@ def play(
     deadline_s: float,
     environment_s: float,
     more: Callable[[bool], bool] = bool,
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    name: str = "engine",
 ) -> list[Episode]:
     """One episode for each question, in their order.
 
@@ -113,9 +116,10 @@ def play(
         max_tokens: the most tokens of a turn. context: the most tokens of an episode, tools' answers included.
         deadline_s: seconds for the turns of one call of the engine. environment_s: for one step of one session.
         more: True if any rank that calls the engine together with this one has episodes under way.
+        waiting: entered while sessions are waited for. name: of the engine in errors.
     Raises: EnvironmentFailed, which names environment and request, for one that raises or is late; RolloutError.
     """
-    play_ = _Play(engine, environment, dialogue, max_tokens, context, deadline_s, environment_s)
+    play_ = _Play(engine, environment, dialogue, max_tokens, context, deadline_s, environment_s, waiting, name)
     playing = play_.start(asked)
     while more(any(one.end is None for one in playing)):
         play_.turn([one for one in playing if one.end is None])
@@ -131,6 +135,8 @@ class _Play:
     context: int
     deadline_s: float
     environment_s: float
+    waiting: Callable[[], AbstractContextManager[None]]
+    engine_name: str
 
     def start(self, asked: Sequence[tuple[Question, Sampling]]) -> list[_Playing]:
         sessions = self._each("start", [question for question, _ in asked], self.environment.start)
@@ -157,8 +163,7 @@ class _Play:
         rollouts = self.engine.generate(requests, deadline_s=self.deadline_s)
         for one, found in zip(playing, rollouts, strict=True):
             if found.prompt != tuple(one.ids):
-                text = f"question {one.question.number}: the engine answered another prompt than it was given"
-                raise RolloutError(text, where=type(self.engine).__name__, value=one.question.number)
+                raise other_prompt(self.engine_name, one.question.number)
             one.add_turn(found)
             if found.finish != "stop":
                 one.end = found.finish
@@ -197,7 +202,8 @@ class _Play:
         calls = [partial(work, *values) for values in zip(questions, *more, strict=True)]
         name = self.environment.name
         try:
-            return call_all(calls, self.environment_s)
+            with self.waiting():
+                return call_all(calls, self.environment_s)
         except Late as late:
             number, allowed = questions[late.number].number, "a larger rl.environment_s"
             text = (

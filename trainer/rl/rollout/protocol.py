@@ -27,6 +27,13 @@ class RolloutError(UserError):
     """A rollout engine that failed or answered what cannot be used. `where` names the engine, `value` the request."""
 
 
+def other_prompt(engine: str, question: int) -> RolloutError:
+    """The error of an answer to another prompt. question: its number in the run."""
+    allowed = "check its log, and what is between it and this run"
+    text = f"{engine}: the answer to question {question} is to another prompt than it was given; {allowed}"
+    return RolloutError(text, where=engine, value=question, allowed=allowed)
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One answer of G tokens to a prompt of P.

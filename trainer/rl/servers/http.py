@@ -67,6 +67,11 @@ class Reply(NamedTuple):
         return " ".join(str(value).split())[:SAID]
 
 
+def address_of(url: str) -> str:
+    """An address without the password in it, for errors. Raises httpx.InvalidURL."""
+    return str(httpx.URL(url).copy_with(userinfo=b"")).rstrip("/")
+
+
 class Connection:
     """A server's address. option: names it in errors. headers: of every request. Proxies and keys in the environment
     are ignored. Raises UserError for an address that cannot be used."""
@@ -79,7 +84,7 @@ class Connection:
         if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
             text = f"{option}={url} is not the address of a server; use {ADDRESS}"
             raise UserError(text, where=option, value=url, allowed=ADDRESS)
-        self.address = str(parsed.copy_with(userinfo=b"")).rstrip("/")  # without a password
+        self.address = address_of(url)
         self._base = str(parsed).rstrip("/")
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},

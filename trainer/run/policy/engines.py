@@ -36,6 +36,7 @@ def build_engine(
         remedy = "pip install -e '.[rl]'"
         text = f"rl.engine=lmdeploy needs httpx, which is not installed; {remedy}"
         raise UserError(text, where="rl.engine", value="lmdeploy", allowed=remedy)
+    from trainer.rl.servers.http import address_of
     from trainer.rl.servers.lmdeploy import LMDeployEngine
 
     make = partial(
@@ -49,20 +50,15 @@ def build_engine(
     )
     # weights travel between stages by the group for tensors
     weights = world.within(parts.meshes.pp_group if parts.meshes else None, pipeline.control)
-    return f"LMDeploy at {cfg.rl.url}", Remote(make, stages, cfg.model, world, parts.place, weights)
+    return f"LMDeploy at {address_of(cfg.rl.url)}", Remote(make, stages, cfg.model, world, parts.place, weights)
 
 
-def build_background(cfg: Config, engine: RolloutEngine, place: Place) -> Background:
-    """The requests of an engine of `build_engine` that stay under way between rounds."""
+def build_background(cfg: Config, name: str, engine: RolloutEngine, place: Place) -> Background:
+    """The requests of an engine of `build_engine` that stay under way between rounds. name: as returned there."""
     if isinstance(engine, Embedded):
         return Within(engine)
     assert isinstance(engine, Remote)
-    return Beside(
-        engine,
-        f"LMDeploy at {cfg.rl.url}",
-        size=cfg.rl.group_size,
-        concurrent=cfg.rl.concurrent * place.readers,
-    )
+    return Beside(engine, name, size=cfg.rl.group_size, concurrent=cfg.rl.concurrent * place.readers)
 
 
 def longest_rollout(cfg: Config, questions: Questions) -> int:

@@ -50,6 +50,9 @@ from trainer.run.policy.engines import build_background, build_engine, longest_r
 from trainer.run.policy.reference import Reference
 from trainer.run.policy.waiting import Ready, hold_steps, needs_old, restore_old, with_old
 
+# on the later lines of a round, by kind: a sum over lines is right, a state was on the first one
+LATER: dict[str, int | None] = {"reward": 0, "rollout": None}
+
 
 @dataclass
 class _Sync:
@@ -107,6 +110,7 @@ class PolicyTrainer(Trainer):
                 environment,
                 dialogue_of(self.questions),
                 context=context,
+                name=self.engine_name,
                 **shared,
             )
         else:
@@ -114,13 +118,15 @@ class PolicyTrainer(Trainer):
             kind: type[Synchronous] = Synchronous
             if ahead:
                 kind, shared["ahead"] = Asynchronous, ahead
-                shared["background"] = build_background(cfg, self.engine, parts.place)
+                shared["background"] = build_background(cfg, self.engine_name, self.engine, parts.place)
             self.producer = kind(cfg.rl, self.questions, led, self.reward, **shared)
         self._tally = Tally(self.reward)
         self._ready: deque[Ready] = deque()
         self.reference = Reference(cfg, run.path, world, parts, self.position.step) if cfg.rl.kl_coef > 0 else None
         floor, fresh = 0.0 if cfg.rl.exact else FLOOR, cfg.rl.max_staleness > 0
-        self._alarm = MismatchAlarm.of_record(run.path / RECORD, floor, fresh=fresh)
+        self._alarm = MismatchAlarm(floor, fresh=fresh)
+        if world.rank == 0:  # which has cut what a kill left of the last line, and writes the record
+            self._alarm = MismatchAlarm.of_record(run.path / RECORD, floor, fresh=fresh)
         self.checkpoints.files = self._files
         self._restore()
 
@@ -170,7 +176,7 @@ class PolicyTrainer(Trainer):
             facts = facts_of([one for one in of_ranks if one is not None])
             now = sync if number == 0 else _Sync()
             facts |= {"sync/seconds": now.seconds, "sync/bytes": now.nbytes}
-            facts |= counted if number == 0 else dict.fromkeys(counted, 0)
+            facts |= counted if number == 0 else {name: LATER[name.partition("/")[0]] for name in counted}
             trained = [
                 self._trained(group.sample, rollout, float(advantage), member)
                 for group in of_step.groups

@@ -98,7 +98,7 @@ def test_a_round_that_is_late_or_an_engine_that_fails_ends_it(directory):
 
 def test_rollouts_ahead_of_a_round_have_no_deadline(directory, tmp_path):
     remote, _ = beside(directory)
-    background = build_background(toy_config(tmp_path / "run", "rl.deadline_s=0.01"), remote, Place())
+    background = build_background(toy_config(tmp_path / "run", "rl.deadline_s=0.01"), "own engine", remote, Place())
     background.start({0: drawing(0, 300)})
     time.sleep(0.05)
     assert len(background.collect([0], 60.0)[0].ids) == 300
