@@ -61,7 +61,9 @@ class Preparer:
         marks = conversation.format.thinking
         opens = marks[0] if marks and prompt.rstrip().endswith(marks[0]) else ""
         label = f"{marks[1]}\n\n{record.label}" if marks and opens else record.label
-        answer = self._ids(record, "answer", whole[len(prompt) :] if whole.startswith(prompt) else label)
+        written = whole[len(prompt) :] if whole.startswith(prompt) else label
+        _check_written(record, written, conversation)
+        answer = self._ids(record, "answer", written)
         end = next((place for place, token in enumerate(answer) if token in conversation.ends), len(answer))
         ids = (*answer[:end], min(conversation.ends))
         return Asked(number, source, record, tuple(self._ids(record, "prompt", prompt)), ids, opens)
@@ -89,6 +91,21 @@ class Preparer:
         assert self.conversation is not None
         found = Tokenizer.load(self.conversation.path, self.tokenizer.end_of_document, special_text="encode")
         return found, Losses(found)
+
+
+def _check_written(record: QuestionRecord, written: str, conversation: ChatTokenizer) -> None:
+    """Refuse an answer that rewards would read as another text: a template that writes marks of its own in front of it,
+    as Harmony's channels are, or an end of a turn inside it."""
+    close = conversation.format.thinking[1] if conversation.format.thinking else ""
+    shown, label = (text.rpartition(close)[2].strip() if close else text.strip() for text in (written, record.label))
+    if not shown.startswith(label):
+        allowed = "a template that writes the answer alone, or its thinking in front"
+        text = f"{record.where}: {conversation.template.where} writes {shown[:80]!r} for the answer; use {allowed}"
+        raise DataError(text, where=record.where, value=shown[:80], allowed=allowed)
+    if ends := [token for token in map(conversation.token, sorted(conversation.ends)) if token and token in label]:
+        allowed = "an answer without it"
+        text = f"{record.where}: {ends[0]} ends a turn and is in the answer; use {allowed}"
+        raise DataError(text, where=record.where, value=ends[0], allowed=allowed)
 
 
 def _mapping(record: QuestionRecord, key: str) -> Mapping[str, Any]:

@@ -122,6 +122,12 @@ def test_a_text_opens_as_the_tokenizer_wants_it_and_messages_as_the_template_doe
         (SUMS[0], {"template": "{% for m in messages %}{{ m.content }}{% endfor %}"}),
         ({"prompt": [{"role": "system", "content": "Short."}, *asked("1 + 1?")], "answer": "2"}, {"family": "gemma"}),
         ({**SUMS[0], "tools": "calculator"}, {}),
+        ({**SUMS[0], "answer": "1<|im_end|>2"}, {}),
+        (SUMS[0], {"family": "harmony"}),
+        (
+            SUMS[0],
+            {"template": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"},
+        ),
         ({**SUMS[0], "chat_template_kwargs": ["enable_thinking"]}, {}),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "2"}, {}),
     ],
