@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.engine.request import Sampling, Scores
+from trainer.model.numerics import log_sum_exp
 
 
 def uniform(seed: int, position: int) -> float:
@@ -28,12 +29,12 @@ def uniform(seed: int, position: int) -> float:
 
 def log_probs_of(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probabilities of one token for each row: [N, V], [N] -> [N], in the dtype of logits."""
-    return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits, dim=-1)
+    return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - log_sum_exp(logits)
 
 
 def scores_of(logits: Tensor, ids: Tensor, alternatives: int) -> Scores:
     """logits: [N, V]. ids: [N], the tokens at the places."""
-    total = torch.logsumexp(logits, dim=-1, keepdim=True)
+    total = log_sum_exp(logits).unsqueeze(-1)
     found = (logits.gather(-1, ids.unsqueeze(-1)) - total).squeeze(-1).float().cpu().numpy()
     if not alternatives:
         return Scores(found, np.zeros((len(found), 0), np.int64), np.zeros((len(found), 0), np.float32))

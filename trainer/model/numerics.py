@@ -143,6 +143,16 @@ def norm_rotary(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float)
     return _NormRotary.apply(x, weight, cos, sin, eps)
 
 
+def log_sum_exp(logits: Tensor) -> Tensor:
+    """logsumexp over the last dimension, [N, V] -> [N], with the bits of a row whatever is beside it.
+
+    torch (2.13, on a CPU) divides the sum of one long row alone among its threads, and of several rows none.
+    """
+    if len(logits) == 1:
+        return torch.logsumexp(logits.expand(2, -1), dim=-1)[:1]
+    return torch.logsumexp(logits, dim=-1)
+
+
 def select_experts(logits: Tensor, groups: int, experts_per_token: int) -> Tensor:
     """The K/G experts with the largest logits of each group; ties go to the lowest index on every device.
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.data.batch import IGNORE
 from trainer.model.decoder import Decoder
+from trainer.model.numerics import log_sum_exp
 
 
 def token_log_probs(model: Decoder, hidden: Tensor, labels: Tensor, chunk: int) -> Tensor:
@@ -46,7 +47,7 @@ def log_probs_and_entropies(
 
 def _of_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of labels, and the logarithm of what the exponentials of the logits sum to."""
-    log_z = torch.logsumexp(logits, dim=-1)
+    log_z = log_sum_exp(logits)
     found = logits.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1) - log_z
     return found.where(labels != IGNORE, 0.0), log_z
 

@@ -79,3 +79,9 @@ def test_values_that_remedies_give_as_examples_are_taken(key):
 def test_layouts_in_which_no_rank_has_all_keys_of_a_head_are_refused(words, where, value, allowed):
     (fault,) = faults(*words, world_size=2)
     assert (fault.where, fault.value, fault.allowed) == (where, value, allowed)
+
+
+def test_exact_arithmetic_is_not_compiled():
+    (fault,) = faults("rl.exact=true", "train.compile=true")
+    assert (fault.where, fault.value, fault.allowed) == ("train.compile", True, (False,))
+    assert not faults("rl.exact=false", "train.compile=true")

@@ -25,10 +25,15 @@ def dependent_products(model: Decoder) -> list[str]:
     """The shapes of products of `model`, as "rows x inner x columns", in which a row's bits depend on its place, on
     its neighbours or on the number of blocks. Empty where exact arithmetic is exact."""
     weight = next(model.parameters())
-    groups = [(torch.float32, _attention_shapes(model))]  # those of torch alone: compiled ones depend on nothing
-    for dtype, shapes in ((torch.float32, _wide_shapes(model)), (model.activations, _shapes(model))):
-        if not compiles(torch.empty(0, dtype=dtype, device=weight.device)):
-            groups.append((dtype, shapes))
+
+    def compiled(dtype: torch.dtype) -> bool:
+        return compiles(torch.empty(0, dtype=dtype, device=weight.device))
+
+    groups = []  # products of torch: compiled ones depend on nothing
+    if not compiled(model.activations):
+        groups += [(torch.float32, _attention_shapes(model)), (model.activations, _shapes(model))]
+    if not compiled(torch.float32):
+        groups.append((torch.float32, _wide_shapes(model)))
     found = [
         " x ".join(map(str, shape[:3]))
         for dtype, shapes in groups

@@ -31,6 +31,7 @@ def product(x: Tensor, matrix: Tensor) -> Tensor:
     one whose columns are adjacent is not copied."""
     x = x if x.stride(1) == 1 else x.contiguous()
     (rows, inner), columns = x.shape, matrix.shape[1]
+    assert (matrix.dtype, matrix.device, len(matrix)) == (x.dtype, x.device, inner)
     y = x.new_empty(rows, columns)
     strides = x.stride(0), matrix.data_ptr(), *matrix.stride()
     _check(_library().octavo_rows(x.data_ptr(), *strides, y.data_ptr(), rows, inner, columns))
@@ -47,6 +48,9 @@ def expert_products(x: Tensor, matrices: Tensor, ends: Tensor, index: Tensor | N
     """
     x = x if x.stride(1) == 1 else x.contiguous()
     experts, inner, columns = matrices.shape
+    assert (matrices.dtype, matrices.device, x.shape[1]) == (x.dtype, x.device, inner)
+    assert ends.dtype == torch.int32
+    assert index is None or index.dtype == torch.int64
     y = x.new_empty(len(x) if index is None else len(index), columns)
     chosen = None if index is None else index.data_ptr()
     given = x.data_ptr(), x.stride(0), chosen, matrices.data_ptr(), *matrices.stride()
@@ -78,11 +82,13 @@ def select(logits: Tensor, groups: int, experts_per_token: int) -> Tensor:
 def mixture(x: Tensor, ids: Tensor, weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """The sum over each token's experts, in the order of its slots, with the bits of the functions above.
 
-    Args: x: [T, H]. ids: [T, K] int64; weights: [T, K]. first: [E, H, 2I]; second: [E, I, H].
+    Args: x: [T, H]. ids: [T, K] of integers; weights: [T, K]. first: [E, H, 2I]; second: [E, I, H].
     Returns: [T, H].
     """
     x = x if x.stride(1) == 1 else x.contiguous()
-    ids, weights, y = ids.contiguous(), weights.contiguous(), x.new_empty(x.shape)
+    ids, weights, y = ids.to(torch.int64).contiguous(), weights.contiguous(), x.new_empty(x.shape)
+    assert weights.dtype == first.dtype == second.dtype == x.dtype
+    assert first.shape[1] == x.shape[1]
     strides = [(ctypes.c_int64 * 3)(*matrices.stride()) for matrices in (first, second)]
     given = x.data_ptr(), x.stride(0), ids.data_ptr(), weights.data_ptr()
     matrices = first.data_ptr(), strides[0], second.data_ptr(), strides[1]
@@ -97,6 +103,11 @@ def store(k: Tensor, v: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> N
     Args: k, v: [T, n, d], the heads of a token adjacent. rows: [T, n] int64, of each head among the rows [., d] of
         `keys` and `values`, which are contiguous.
     """
+    assert k.dtype == v.dtype == keys.dtype == values.dtype
+    assert rows.dtype == torch.int64
+    assert rows.is_contiguous()
+    assert k.shape[2:] == v.shape[2:]
+    assert k.stride()[1:] == v.stride()[1:] == (k.shape[2], 1)
     given = k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), rows.data_ptr()
     _library().octavo_store(*given, keys.data_ptr(), values.data_ptr(), *k.shape)
 

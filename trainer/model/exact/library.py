@@ -39,15 +39,16 @@ log = logging.getLogger(__name__)
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions, from the user's cache where this processor's are there. None without a C compiler."""
-    compiler = os.environ.get("CC", "cc")
-    sources = b"".join(path.read_bytes() for path in (*SOURCES, HEADER))
-    key = hashlib.sha256(f"{compiler}\n{FLAGS}\n{_processor()}\n".encode() + sources).hexdigest()[:16]
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "octavo" / f"exact-{key}.so"
+    words = os.environ.get("CC") or "cc"
     try:
+        compiler = shlex.split(words)
+        sources = b"".join(path.read_bytes() for path in (*SOURCES, HEADER))
+        made_from = f"{compiler}\n{_version(compiler)}\n{FLAGS}\n{_processor()}\n".encode() + sources
+        cached = _cache() / f"exact-{hashlib.sha256(made_from).hexdigest()[:16]}.so"
         found = _load(cached) or _compile(compiler, cached)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: CC has a quotation mark without its second
         remedy = "install one, such as gcc, for faster generation"
-        log.warning("exact arithmetic is torch's, as the C compiler %s failed (%s): %s", compiler, error, remedy)
+        log.warning("exact arithmetic is torch's, as the C compiler %s failed (%s): %s", words, error, remedy)
         return None
     for name, arguments in ARGUMENTS.items():
         function = getattr(found, name)
@@ -55,12 +56,29 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def _load(path: Path) -> ctypes.CDLL | None:
-    """The library at `path`; None where there is none that can be loaded."""
+def _cache() -> Path:
+    """The directory of compiled functions, whether or not it is there."""
     try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "octavo"
+    except RuntimeError as error:  # a user without a home
+        raise OSError(f"{error}; set XDG_CACHE_HOME") from error
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    """The library at `path`; None where there is none that can be loaded, or that somebody else may have written."""
+    try:
+        about = path.stat()
+        if about.st_uid != os.getuid() or about.st_mode & 0o022:
+            return None
         return ctypes.CDLL(str(path))
     except OSError:
         return None
+
+
+def _version(compiler: list[str]) -> str:
+    """The answer of a compiler to --version. Raises OSError."""
+    done = subprocess.run([*compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    return done.stdout
 
 
 def _processor() -> str:
@@ -73,22 +91,36 @@ def _processor() -> str:
     return "\n".join([platform.machine(), platform.processor(), *sorted(set(kept))])
 
 
-def _compile(compiler: str, target: Path) -> ctypes.CDLL:
+def _compile(compiler: list[str], target: Path) -> ctypes.CDLL:
     """Compile, keep the result at `target` where that can be written, and load it. Raises OSError."""
+    reason = "there is nothing to compile"
     with tempfile.TemporaryDirectory() as scratch:
-        built = Path(scratch) / "exact.so"
-        # OpenMP shares torch's threads. Compilers without it make functions of one thread.
-        for extra in (["-fopenmp"], []):
-            command = [*shlex.split(compiler), *FLAGS, *extra, *map(str, SOURCES), "-o", str(built), "-lm"]
+        # OpenMP shares torch's threads. Compilers without it, or without its library, make functions of one thread.
+        for number, extra in enumerate((["-fopenmp"], [])):
+            built = Path(scratch) / f"exact-{number}.so"
+            command = [*compiler, *FLAGS, *extra, *map(str, SOURCES), "-o", str(built), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-            if done.returncode == 0:
-                break
-        else:
-            raise OSError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0])
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(target, durable=False) as temporary:
-                temporary.write_bytes(built.read_bytes())
-        except (OSError, LockedError):
-            log.info("%s cannot be written: the next process compiles again", target)
-        return ctypes.CDLL(str(built))
+            if done.returncode:
+                reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
+                continue
+            kept = _keep(built, target)
+            try:
+                return ctypes.CDLL(str(target if kept else built))
+            except OSError as error:
+                reason = str(error)
+                if kept:
+                    target.unlink(missing_ok=True)
+    raise OSError(reason)
+
+
+def _keep(built: Path, target: Path) -> bool:
+    """Copy a library to its place, for this user alone to write. False where that cannot be written."""
+    try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(built.read_bytes())
+            temporary.chmod(0o700)
+    except (OSError, LockedError):
+        log.info("%s cannot be written: the next process compiles again", target)
+        return False
+    return True

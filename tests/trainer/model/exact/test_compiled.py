@@ -105,8 +105,42 @@ def test_a_library_is_compiled_once_and_its_absence_is_reported(tmp_path, monkey
     with caplog.at_level(logging.WARNING):
         assert load() is None
     assert "compiler-that-is-missing" in caplog.text
-    monkeypatch.setenv("CC", "false")
-    assert load() is None
+    for compiler in ("false", "cc 'open"):
+        monkeypatch.setenv("CC", compiler)
+        assert load() is None
+    monkeypatch.setenv("CC", "")
+    assert load() is not None
+
+
+def test_a_library_that_others_may_write_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load = library.library.__wrapped__
+    assert load() is not None
+    (built,) = (tmp_path / "octavo").iterdir()
+    assert built.stat().st_mode & 0o022 == 0
+    good = built.read_bytes()
+    built.unlink()  # a file of its own: the one that is loaded stays as it is
+    built.write_bytes(b"not a library")
+    built.chmod(0o777)
+    assert load() is not None
+    assert built.read_bytes() == good
+    assert built.stat().st_mode & 0o022 == 0
+
+
+def test_a_user_without_a_home_computes_with_torch(monkeypatch, caplog):
+    def homeless(path):
+        raise RuntimeError("there is no home directory")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(library.Path, "expanduser", homeless)
+    assert library.library.__wrapped__() is None
+    assert "XDG_CACHE_HOME" in caplog.text
+
+
+def test_numbers_of_experts_may_be_of_32_bits():
+    x, first, second = numbers(5, 8), numbers(4, 8, 6), numbers(4, 3, 8)
+    ids, weights = torch.randint(4, (5, 2), generator=GENERATOR), numbers(5, 2)
+    assert torch.equal(mixture(x, ids.int(), weights, first, second), mixture(x, ids, weights, first, second))
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):

@@ -111,13 +111,13 @@ def test_products_of_this_machine_are_exact_and_others_are_found(monkeypatch):
     monkeypatch.setattr("trainer.model.exact.compiled.library", lambda: None)  # as without a compiler
     assert dependent_products(model) == []
 
-    def by_size(x, matrix, rows):  # as a library that adds up in another order for few rows
-        return (x.flip(-1) @ matrix.flip(0)) if len(x) < 5 else x @ matrix
+    def by_size(x, matrix, rows):  # as a library that adds up in another way for few rows
+        return x @ matrix + 2**-10 if len(x) < 5 else x @ matrix
 
     monkeypatch.setattr("trainer.model.exact.check.block_mm", by_size)
     found = dependent_products(model)
     assert f"16 x 24 x {model.cfg.vocab_size}" in found
-    assert len(found) >= 8  # of 9: some processors add up the few terms of FoPE's to the same bits in both orders
+    assert len(found) == 9
 
 
 def test_experts_stored_for_few_rows_are_the_same():

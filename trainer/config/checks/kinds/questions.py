@@ -83,6 +83,9 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     if cfg.optim.engine == "deepspeed":
         text = "train.objective=policy needs the weights of the run's own engine; use optim.engine=native"
         yield Fault(text, "optim.engine", "deepspeed", ("native",))
+    if rl.exact and cfg.train.compile:
+        text = "rl.exact=true computes each operation in one order, and train.compile=true in others; use false"
+        yield Fault(text, "train.compile", True, (False,))
     if p.cp > 1 and rl.exact:
         if p.cp_kind != "ulysses":
             text = f"rl.exact=true adds up keys in their order, and parallel.cp_kind={p.cp_kind} does not; use ulysses"
