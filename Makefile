@@ -117,7 +117,7 @@ $(TOY): pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt
-	@$(call install,toy$(comma)science$(comma)media$(comma)signals$(comma)serve$(comma)evaluate$(comma)rewards$(comma)test$(comma)bench$(comma)wandb$(comma)deepspeed)
+	@$(call install,toy$(comma)science$(comma)media$(comma)signals$(comma)serve$(comma)evaluate$(comma)rewards$(comma)captions$(comma)test$(comma)bench$(comma)wandb$(comma)deepspeed)
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps "$(OPEN_CLIP)" "$(AEON)"
 	@touch $@ $(TOY)
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 
-EXTRAS = {"rdkit": "science", "scikit-bio": "science", "pillow": "media"}  # that install them; others: `toy`
+EXTRAS = {
+    "rdkit": "science",
+    "scikit-bio": "science",
+    "pillow": "media",
+    "pypdfium2": "captions",
+}  # that install them; others: `toy`
 # Installed without what it needs, whose pins exclude ours: its files are read, and it is not imported.
 ALONE = {"aeon": "aeon==1.6.0"}
 
