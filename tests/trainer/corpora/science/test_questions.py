@@ -1,10 +1,12 @@
 """Questions from records: kinds, the answers that their rewards accept, and splits that share no record."""
 
+from functools import cache
 from itertools import islice
 
 import pytest
 
 from trainer.corpora.science.questions import REWARD, held_out, question
+from trainer.corpora.science.tables import pubchem
 from trainer.corpora.science.tables.builtin import TABLES
 from trainer.corpora.science.texts import texts
 from trainer.data.errors import DataError
@@ -13,8 +15,24 @@ from trainer.rl.rewards.base import Question, build_reward, close_reward
 pytest.importorskip("pint", reason="pip install -e '.[rewards]'")
 
 
-def rows(source, count, *, messages=False):
-    made = (question(text, messages=messages) for text in texts(source, TABLES[source](), seed=3, tasks_per_record=4))
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """The tables of a source. Of PubChem's, which take seconds to read, those of every twentieth line."""
+    ((kind, large),) = pubchem.identity_files()
+    few = tmp_path_factory.mktemp("pubchem") / large.name
+    few.write_text("\n".join(large.read_text(encoding="utf-8").splitlines()[::20]), encoding="utf-8")
+
+    @cache
+    def read(source):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pubchem, "identity_files", lambda: [(kind, few)])
+            return TABLES[source]()
+
+    return read
+
+
+def rows(source, tables, count, *, messages=False):
+    made = (question(text, messages=messages) for text in texts(source, tables, seed=3, tasks_per_record=4))
     return [*islice((row for row in made if row is not None), count)]
 
 
@@ -30,8 +48,8 @@ def reward():
     ("source", "kinds"),
     [("materials", {"quantity", "choice", "text"}), ("pubchem", {"quantity", "choice", "molecule", "text"})],
 )
-def test_the_reward_of_its_kind_accepts_the_answer_and_not_that_of_another_question(reward, source, kinds):
-    found = rows(source, 150)
+def test_the_reward_of_its_kind_accepts_the_answer_and_not_that_of_another_question(reward, tables, source, kinds):
+    found = rows(source, tables(source), 150)
     assert {row["kind"] for row in found} == kinds
     for number, row in enumerate(found):
         answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
@@ -49,8 +67,11 @@ def test_the_reward_of_its_kind_accepts_the_answer_and_not_that_of_another_quest
             assert len(row["options"]) == 4
 
 
-def test_messages_ask_for_a_box_and_texts_open_an_answer():
-    for text, message in zip(rows("materials", 20), rows("materials", 20, messages=True), strict=True):
+def test_messages_ask_for_a_box_and_texts_open_an_answer(tables):
+    materials = tables("materials")
+    for text, message in zip(
+        rows("materials", materials, 20), rows("materials", materials, 20, messages=True), strict=True
+    ):
         (said,) = message["prompt"]
         assert said["role"] == "user"
         asked, boxed = said["content"].rsplit("\n", 1)
