@@ -1,0 +1,1 @@
+"""Copies among crops: one is kept, with the places of all."""
