@@ -36,11 +36,13 @@ COMMANDS = {
     "chat": "converse in the terminal with the model of a run or an export",
     "serve": "answer OpenAI's and LMDeploy's requests over HTTP with the model of a run or an export",
     "upcycle": "copy a Hugging Face checkpoint's experts into router groups",
+    "captions": "find the figures of PDFs with their captions and the text about them",
     "science": "turn records and labelled recordings into prose and tasks",
     "inspect": "print the contents of a Hugging Face directory or a training checkpoint, and report anything missing",
     "completion": "print the bash, zsh or fish completion script for octavo",
 }
 FOLDERS = {
+    "captions": "corpora",
     "recipes": "reference",
     "completion": "reference",
     "chat": "serving",

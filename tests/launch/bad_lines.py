@@ -48,6 +48,7 @@ NEEDED = {
     "export": ["a", "b"],
     "upcycle": ["a", "b"],
     "science": ["out"],
+    "captions": ["out", "a.pdf"],
     "inspect": ["a"],
     "completion": ["bash"],
     "generate": ["a", "b"],

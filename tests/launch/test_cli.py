@@ -21,7 +21,8 @@ from trainer.run.directory import choose, prepare
 
 # What a command needs besides its mistake, which is reported first.
 NEEDED = {"layout": ["--world=1"], "tokenize": ["out", "--tokenizer=t"], "export": ["a", "b"], "upcycle": ["a", "b"],
-          "science": ["out"], "inspect": ["a"], "completion": ["bash"], "generate": ["a", "b"]}  # fmt: skip
+          "science": ["out"], "captions": ["out", "a.pdf"],
+          "inspect": ["a"], "completion": ["bash"], "generate": ["a", "b"]}  # fmt: skip
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -250,7 +251,7 @@ def test_every_command_reports_a_mistake_in_one_line(command, word, where, capsy
 
 
 @pytest.mark.parametrize(
-    "command", ["tokenize", "layout", "data", "export", "upcycle", "science", "inspect", "generate"]
+    "command", ["tokenize", "layout", "data", "export", "upcycle", "science", "captions", "inspect", "generate"]
 )
 def test_a_missing_argument_is_one_line(command, capsys):
     assert main([command]) == 2

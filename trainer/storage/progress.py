@@ -13,7 +13,7 @@ class Progress:
     stage: str  # a word or two for the reader, such as "tokenizing"
     done: int = 0  # in `unit`, with `kept`
     total: int = 0  # in `unit`; 0: the stage is not counted
-    unit: Literal["bytes", "tokens", "layers", "records", "answers"] = "bytes"
+    unit: Literal["bytes", "tokens", "layers", "records", "answers", "documents"] = "bytes"
     kept: int = 0  # the part of `done` that an earlier start finished
     tokens: int | None = None  # made by this start, where the speed is in tokens but `unit` is not
     detail: str = ""  # more for the reader

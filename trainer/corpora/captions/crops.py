@@ -25,6 +25,7 @@ class Crop:
     kind: `caption` is a caption that belongs to no region that was found; its box is that of its text.
     label: kind and number that the caption opens with, such as "Fig. 2"; "" without one. caption: the whole caption,
     with its label. context: text of the document near the region or about it, paragraphs separated by a blank line.
+    text: what is written inside of the box, such as the names of axes.
     image: the file's bytes, `format` ("png" or "jpeg") says of what kind; b"" where images were not read. width,
     height: its pixels. dpi: pixels per 72 points of `box`. found_by: the reader, such as "embedded" or "mineru 3".
     licence, source: of the document, as its list of inputs says; "" without.
@@ -40,6 +41,7 @@ class Crop:
     label: str
     caption: str
     context: str
+    text: str
     image: bytes
     format: str
     width: int

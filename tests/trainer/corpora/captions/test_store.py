@@ -26,6 +26,7 @@ def crop(number: int) -> Crop:
         label="图 2",
         caption="图 2: µV against t",
         context="above\n\nbelow",
+        text="Time (s)",
         image=bytes([number]) * 50,
         format="png",
         width=7,

@@ -1,0 +1,1 @@
+"""Finds figures, their captions and the text around them in PDFs, without models."""

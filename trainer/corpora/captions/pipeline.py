@@ -1,0 +1,76 @@
+"""`octavo captions`: the stages in their order, in one directory that the same command resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from trainer.corpora.captions.inputs import Input, identity
+from trainer.corpora.captions.layout.stage import STAGE, Options, run_layout
+from trainer.corpora.captions.reports import StageReport
+from trainer.data.errors import DataError
+from trainer.storage.atomic import FILE_SUFFIX, atomic_file
+from trainer.storage.ledger import LedgerLineError
+from trainer.storage.lock import FileLock, LockedError
+from trainer.storage.progress import OnProgress, ignore
+
+FORMAT = 1  # increase it with any change of the output for the same input
+PLAN, LOCK = "plan.json", "lock"
+PACKAGES = {"pypdfium2": "pypdfium2", "PIL": "pillow"}  # imported name -> distribution
+EXTRA = "pip install -e '.[captions]'"
+
+
+def run_pipeline(
+    out: Path, inputs: Sequence[Input], options: Options, *, progress: OnProgress = ignore
+) -> list[StageReport]:
+    """Run the stages that are not finished in `out`, one directory each, and return the accounts of all.
+
+    Started again with the same arguments after any interruption, it resumes from the documents that are read, with the
+    same result byte for byte. Raises DataError, also for a directory of other inputs or options; OSError.
+    """
+    refuse_missing_packages()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / LOCK) as lock:
+            _same_plan(
+                out, {"format": FORMAT, "dpi": options.dpi, "documents": len(inputs), "inputs": identity(inputs)}
+            )
+            return [run_layout(out / STAGE, inputs, options, progress=progress, lock=lock.file)]
+    except LockedError:
+        remedy = "wait for it to end"
+        text = f"{out} is being written by another process: {remedy}"
+        raise DataError(text, where=str(out), allowed=remedy) from None
+    except LedgerLineError as error:
+        remedy = f"remove {error.path.parent} to start the stage over"
+        raise DataError(f"{error}; {remedy}", where=str(error.path), value=error.text, allowed=remedy) from None
+
+
+def refuse_missing_packages() -> None:
+    """Raises DataError with the command that installs what reading PDFs needs."""
+    if lacking := [package for name, package in PACKAGES.items() if find_spec(name) is None]:
+        text = f"reading PDFs needs {' and '.join(lacking)}: not installed; {EXTRA}"
+        raise DataError(text, where="INPUT", value=tuple(lacking), allowed=EXTRA)
+
+
+def _same_plan(out: Path, plan: dict[str, Any]) -> None:
+    """Write the plan to a new directory, or check that an earlier start had the same. Raises DataError."""
+    path = out / PLAN
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        changed = [f"{key} was {earlier.get(key)} and is {plan[key]}" for key in plan if plan[key] != earlier.get(key)]
+        if not changed:
+            return
+        remedy = "give another directory, or repeat the earlier command"
+        where = "the inputs or their files have changed" if changed[0].startswith("inputs ") else "; ".join(changed)
+        text = f"{out} has work of another command: {where}; {remedy}"
+        raise DataError(text, where=str(out), value=tuple(changed), allowed=remedy)
+    strangers = sorted({entry.name for entry in out.iterdir()} - {LOCK, PLAN + FILE_SUFFIX})
+    if strangers:
+        remedy = "give a new directory"
+        text = f"{out} has {strangers[0]}, which this command did not write; {remedy}"
+        raise DataError(text, where=str(out), value=strangers[0], allowed=remedy)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(plan, indent=1) + "\n")
