@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.distributed.pool import on_ranks
 from tests.trainer.model.tiny import assert_close
-from tests.trainer.rl.toy import toy_config
+from tests.trainer.rl.toy import steps_that_change, toy_config
 from tests.trainer.spread import whole
 from tests.trainer.tiny_run import events, steps
 from trainer.config.compose import compose
@@ -28,7 +28,6 @@ from trainer.rl.producer import Produced, Synchronous
 from trainer.rl.rollout.embedded import Embedded
 from trainer.rl.rollout.protocol import Rollout, RolloutError
 from trainer.run.policy import trainer as policy
-from trainer.run.policy.trainer import PolicyTrainer
 from trainer.run.process import train
 
 SAME = (
@@ -261,24 +260,11 @@ def test_a_rank_whose_groups_are_all_dropped_takes_part(tmp_path, replay):
     assert all(line["mismatch/max"] == 0.0 for line in lines)
 
 
-def test_a_step_whose_groups_are_all_dropped_changes_neither_weights_nor_moments(tmp_path, monkeypatch):
+def test_a_step_whose_groups_are_all_dropped_changes_neither_weights_nor_moments(tmp_path):
     """The second of three steps; weight decay and momentum would move the weights without any gradient."""
-    before_and_after: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-    genuine = PolicyTrainer._train_step
-
-    def state_of(trainer: PolicyTrainer) -> dict[str, Tensor]:
-        held = {**trainer.parts.model.state_dict(), **trainer.parts.engine.state()}
-        return {name: tensor.clone() for name, tensor in held.items()}
-
-    def compared(trainer: PolicyTrainer, *given: Any) -> None:
-        before = state_of(trainer)
-        genuine(trainer, *given)
-        before_and_after.append((before, state_of(trainer)))
-
-    monkeypatch.setattr(PolicyTrainer, "_train_step", compared)
     words = ["optim.weight_decay=0.1", "rl.denominator=kept"]
-    assert train_taught(tmp_path / "run", words, 1, (*range(4), *range(8, 12))) == 0
-    changed = [any(not torch.equal(after[name], before[name]) for name in before) for before, after in before_and_after]
+    with steps_that_change() as changed:
+        assert train_taught(tmp_path / "run", words, 1, (*range(4), *range(8, 12))) == 0
     lines = steps(tmp_path / "run")
     assert changed == [True, False, True]
     assert [line["empty"] for line in lines] == [0, 1, 0]
@@ -330,9 +316,16 @@ def run_and_keep(directory: Path, words: list[str], ranks: int) -> list[tuple[in
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_log_probabilities_differ_by_less_than_1e_6_between_numbers_of_ranks(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "fp8_reference"])
+def test_log_probabilities_differ_by_less_than_1e_6_between_numbers_of_ranks(tmp_path, precision):
     """In each of them training has the numbers of the rollouts; so these need to be compared alone."""
-    words = ["model.router_groups=4", "model.experts_per_token=4", "train.steps=1", "train.micro_batch=1"]
+    words = [
+        f"precision={precision}",
+        "model.router_groups=4",
+        "model.experts_per_token=4",
+        "train.steps=1",
+        "train.micro_batch=1",
+    ]
     alone = dict(run_and_keep(tmp_path / "one", words, 1))
     for layout in (["parallel.dp_shard=4", "parallel.ep=4"], ["parallel.dp_shard=2", "parallel.cp=2", "parallel.ep=4"]):
         directory = tmp_path / layout[1]
