@@ -18,7 +18,9 @@ def checked_routes(rollout: Rollout, model: ModelConfig, engine: str, request: i
     """The routes of a rollout, [P + G - 1, L, K]. engine, request: for errors.
 
     Raises RolloutError where they are missing, have another shape, or name experts that a router cannot have selected:
-    out of range, of another router group, or one twice in a row, as in rows of zeros that an engine never filled."""
+    out of range, of another router group, or one twice in a row, as in rows of zeros that an engine never filled. With
+    one expert per token a row of zeros may be expert 0 of every layer. It is refused where that does not happen by
+    chance, with at least 2^32 such selections, and so are rows that are all of zeros, if they are several."""
 
     def fault(what: str, allowed: str) -> RolloutError:
         text = f"{engine}: the routes of request {request} {what}; give {allowed}, or use rl.replay=off"
@@ -38,8 +40,9 @@ def checked_routes(rollout: Rollout, model: ModelConfig, engine: str, request: i
     ordered = np.sort(found, axis=-1)
     if (twice := (ordered[..., 1:] == ordered[..., :-1]).any((1, 2))).any():
         raise fault(f"have an expert twice at token {int(twice.argmax())}", "rows that the engine has filled")
-    if shape[-1] == 1 and shape[0] > 1 and not found.any():
-        raise fault("are all zero", "rows that the engine has filled")
+    zeros = ~found.any((1, 2)) if shape[-1] == 1 else np.zeros(0, bool)
+    if zeros.any() and (model.num_experts**model.num_layers >= 2**32 or (zeros.all() and len(zeros) > 1)):
+        raise fault(f"are zero at token {int(zeros.argmax())}", "rows that the engine has filled")
     return found
 
 

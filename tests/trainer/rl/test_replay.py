@@ -199,6 +199,32 @@ def test_routes_that_no_router_selects_are_refused(made, change, value):
     assert (error.value.where, error.value.value) == ("an engine", 3)
 
 
+@pytest.mark.parametrize(
+    ("experts", "layers", "zeros", "refused"),
+    [
+        (256, 4, [2], True),  # 2^32 selections
+        (256, 4, [0, 1, 2], True),
+        (255, 4, [2], False),
+        (2, 2, [0, 2, 3, 4], False),
+        (2, 2, [0, 1, 2, 3, 4], True),
+    ],
+)
+def test_rows_of_zeros_are_refused_with_one_expert_per_token_where_none_would_select_them(
+    experts, layers, zeros, refused
+):
+    cfg = model_config(num_experts=experts, num_layers=layers, experts_per_token=1, router_groups=1)
+    routes = np.full((5, layers, 1), 1, np.uint16)
+    routes[:, 0] = 0  # one layer alone has selected expert 0
+    routes[zeros] = 0
+    rollout = Rollout((1, 2, 3), (4, 5, 6), np.zeros(3, np.float32), routes, np.zeros(3, np.int64), "stop")
+    if refused:
+        with pytest.raises(RolloutError) as error:
+            checked_routes(rollout, cfg, "an engine", 7)
+        assert (error.value.where, error.value.value) == ("an engine", 7)
+    else:
+        assert np.array_equal(checked_routes(rollout, cfg, "an engine", 7), routes)
+
+
 def test_rows_for_padding_are_selections_that_load_all_experts(made):
     cfg = made[0].cfg
     rows = padding_routes(64, cfg)
