@@ -55,24 +55,24 @@ class Layout:
             raise ValueError("spans of one token come first")
         self.longer = spans[self.singles :]
         self.one = _Singles(spans[: self.singles], cache) if self.singles and not cache.compiled else None
-        positions = np.concatenate([np.arange(span.start, span.start + span.tokens) for span in spans])
-        self.page = np.concatenate(
-            [np.asarray(span.pages)[np.arange(span.start, span.start + span.tokens) // KEYS] for span in spans]
+        sizes, starts = np.array([span.tokens for span in spans]), np.array([span.start for span in spans])
+        ends = sizes.cumsum()
+        counts = (starts + sizes - 1) // KEYS + 1  # pages of each
+        pages = np.array(
+            [page for span, count in zip(spans, counts.tolist(), strict=True) for page in span.pages[:count]]
         )
+        table = np.repeat(counts.cumsum() - counts, sizes)
+        positions = np.arange(ends[-1]) + np.repeat(starts - ends + sizes, sizes)
+        self.page = pages[table + positions // KEYS]
         self.place = positions % KEYS
         device, heads = cache.keys.device, np.arange(cache.keys.shape[2])
         self.positions = torch.from_numpy(positions).to(device)
         rows = (cache.slots[self.page, None] * len(heads) + heads) * KEYS + self.place[:, None]
         self.rows = torch.from_numpy(rows).to(device)
-        ends = np.cumsum([span.tokens for span in spans])
         self.kept = [(int(end) - span.tokens, span) for end, span in zip(ends, spans, strict=True) if span.kept]
         if cache.compiled:
-            sizes = np.array([span.tokens for span in spans])
-            counts = np.array([(span.start + span.tokens - 1) // KEYS + 1 for span in spans])
-            of_page = cache.keys.stride(1)
-            pages = np.concatenate([np.asarray(span.pages[:count]) for span, count in zip(spans, counts, strict=True)])
-            self.pages = torch.from_numpy(pages * of_page)
-            self.table = torch.from_numpy(np.repeat(counts.cumsum() - counts, sizes))
+            self.pages = torch.from_numpy(pages * cache.keys.stride(1))
+            self.table = torch.from_numpy(table)
             self.seen = self.positions + 1
         self.slots = [[int(cache.slots[page]) for page in span.pages] for span in self.longer]
 
@@ -147,6 +147,18 @@ class Cache:
         for page in pages:
             self.hidden.pop(page, None)
 
+    def copy(self, pages: Sequence[tuple[int, int, int]]) -> None:
+        """Copy keys, values and routes. pages: from which, to which, and how many first tokens of each."""
+        if not pages:
+            return
+        from_, to, tokens = (np.array(column) for column in zip(*pages, strict=True))
+        for here, most in ((tokens == KEYS, KEYS), (tokens < KEYS, int(tokens[tokens < KEYS].max(initial=0)))):
+            if here.any():
+                self.routes[to[here], :most] = self.routes[from_[here], :most]
+                a, b = (torch.from_numpy(self.slots[part[here]]).to(self.keys.device) for part in (from_, to))
+                for stored in (self.keys, self.values):
+                    stored[:, b, :, :most] = stored[:, a, :, :most]
+
     def bring_together(self, pages: Sequence[int]) -> bool:
         """Move pages to the first slots, in any order. Nothing happens, and False is returned, where one is listed
         twice."""
@@ -213,6 +225,8 @@ class Cache:
 
     def routes_of(self, pages: Sequence[int], tokens: int) -> npt.NDArray[np.uint16]:
         """[tokens, L, K] of a request's first tokens."""
+        if tokens <= KEYS:
+            return self.routes[pages[0], :tokens].copy()
         needed = list(pages[: -(-tokens // KEYS)])
         found: npt.NDArray[np.uint16] = self.routes[needed].reshape(-1, *self.routes.shape[2:])[:tokens]
         return found

@@ -32,7 +32,8 @@ SCORED = 256  # places of a prompt whose logits are in memory at one time
 @dataclass(eq=False)
 class _Active:
     """A request with its pages. ids: prompt and answer. cached: its first tokens, whose keys are in the cache. keys: of
-    its full pages, as far as they are known. published: its pages whose keys are in `Pages`."""
+    its full pages, as far as they are known. same: another with this prompt, which the model is seeing now; this one
+    copies what comes of it. log_probs, alternatives: of the answer's tokens; alternatives where there are any."""
 
     number: int
     request: Request
@@ -43,7 +44,9 @@ class _Active:
     stream: TextStream | None
     reused: int
     media: list[Placed]
-    scores: list[Scores] = field(default_factory=list)
+    same: _Active | None = None
+    log_probs: list[float] = field(default_factory=list)
+    alternatives: list[Scores] = field(default_factory=list)
 
     @property
     def missing(self) -> int:
@@ -135,12 +138,15 @@ class Engine:
         for active in [active for active in self._active if active.number == number]:
             self._active.remove(active)
             self.pages.release(active.pages)
+            for other in self._active:
+                if other.same is active:
+                    other.same = None
 
     def interrupt(self) -> dict[int, Completion]:
         """Forget all requests that are not done. Returns, by number, what there is of those that have tokens."""
         self._waiting.clear()
         for active in [*self._active]:
-            if active.scores:
+            if active.log_probs:
                 self._finish(active, "abort")
             else:
                 self.cancel(active.number)
@@ -191,7 +197,7 @@ class Engine:
         layout = Layout([*before, *spans, *behind], self.cache)
         ids = [token for active, tokens in run for token in active.ids[active.cached : active.cached + tokens]]
         ids = [*[0] * len(before), *ids, *[0] * (total - own - len(before))]
-        drawing, wanted, end = [], [], len(before)
+        drawing, wanted, end = list[_Active](), list[int](), len(before)
         for active, tokens in run:
             end += tokens
             if tokens == active.missing and active.request.max_tokens:
@@ -207,11 +213,35 @@ class Engine:
                 self._finish(active, "length")
         if not drawing:
             return []
+        if followers := self._follow(drawing):
+            rows = torch.tensor([*range(len(drawing)), *followers.values()], device=self.device)
+            drawing += followers
+            logits = None if logits is None else logits.index_select(0, rows)
         found, scores = self.ranks.drawn(None if logits is None else _draw(logits, drawing))
-        return [
-            self._append(active, token, scores.of(place, active.request.alternatives))
-            for place, (active, token) in enumerate(zip(drawing, found, strict=True))
-        ]
+        log_probs = scores.log_probs.tolist()
+        for place, active in enumerate(drawing):
+            if active.request.alternatives:
+                active.alternatives.append(scores.of(place, active.request.alternatives))
+        return [self._append(*drawn) for drawn in zip(drawing, found, log_probs, strict=True)]
+
+    def _follow(self, drawing: Sequence[_Active]) -> dict[_Active, int]:
+        """Requests that waited for the prompts of these: they have these prompts now. With each the number among
+        `drawing` of the one that it copied."""
+        number = {active: place for place, active in enumerate(drawing)}
+        found: dict[_Active, int] = {}
+        pages = list[tuple[int, int, int]]()
+        for active in self._active:
+            if active.same is None or active.same not in number:
+                continue
+            end = len(active.ids)
+            for page in range(active.cached // KEYS, -(-end // KEYS)):
+                pages.append((active.same.pages[page], active.pages[page], min(KEYS, end - page * KEYS)))
+            found[active] = number[active.same]
+            active.cached, active.same = end, None
+        self.cache.copy(pages)
+        for active in found:
+            self._publish(active)
+        return found
 
     def _fillers(self, tokens: int) -> tuple[list[Span], list[Span]]:
         """Spans of tokens that are thrown away, before those of the requests and behind them."""
@@ -220,6 +250,9 @@ class Engine:
         return [], [Span(0, tokens, [self._spare] * -(-tokens // KEYS))] if tokens else []
 
     def _admit(self) -> None:
+        starting: dict[tuple[int, ...], _Active] = {}  # what the model has yet to see, by prompts
+        if self._waiting:
+            starting = {tuple(one.ids): one for one in self._active if one.same is None and _alone(one.request)}
         while self._waiting and len(self._active) < self.batch:
             number, request = self._waiting[0]
             ids = list(request.prompt)
@@ -240,19 +273,23 @@ class Engine:
             self._scored.difference_update(new)
             cached = len(shared) * KEYS
             stream = TextStream(self.decode, request.stop) if self.decode is not None else None
-            pages = [*shared, *new]
-            self._active.append(
-                _Active(number, request, ids, pages, keys[: len(shared)], cached, stream, cached, media)
-            )
+            active = _Active(
+                number, request, ids, [*shared, *new], keys[: len(shared)], cached, stream, cached, media
+            )  # fmt: skip
+            if _alone(request):
+                first = starting.setdefault(tuple(ids), active)
+                active.same = None if first is active else first
+            self._active.append(active)
 
     def _choose(self) -> list[tuple[_Active, int]]:
         """Requests of this step with the number of their tokens: those of one token first."""
-        ready = [(active, 1) for active in self._active if active.missing == 1]
+        missing = [(active, active.missing) for active in self._active if active.same is None]
+        ready = [(active, 1) for active, tokens in missing if tokens == 1]
         longer: list[tuple[_Active, int]] = []
         room = self.chunk - len(ready)
-        for active in self._active:
-            if active.missing > 1 and room > 0:
-                tokens = min(active.missing, room)
+        for active, tokens in missing:
+            if tokens > 1 and room > 0:
+                tokens = min(tokens, room)
                 (longer if tokens > 1 else ready).append((active, tokens))
                 room -= tokens
         return [*ready, *longer]
@@ -290,14 +327,14 @@ class Engine:
                     self.pages.withdraw(active.keys[-1])  # in favour of this one, from which prompts can be scored
             self.pages.publish(page, active.keys[-1])
 
-    def _append(self, active: _Active, token: int, scores: Scores) -> Token:
+    def _append(self, active: _Active, token: int, log_prob: float) -> Token:
         active.ids.append(token)
-        active.scores.append(scores)
+        active.log_probs.append(log_prob)
         finish: Finish | None = None
         text = active.stream.push(token) if active.stream is not None else None
         if token in active.request.stop_ids or (active.stream is not None and active.stream.stopped):
             finish = "stop"
-        elif len(active.scores) == active.request.max_tokens:
+        elif len(active.log_probs) == active.request.max_tokens:
             finish = "length"
         if finish is not None:
             if active.stream is not None:
@@ -305,16 +342,20 @@ class Engine:
             self._finish(active, finish)
         alternatives: tuple[tuple[int, float], ...] = ()
         if active.request.alternatives:
-            alternatives = tuple(zip(scores.ids[0].tolist(), scores.of_ids[0].tolist(), strict=True))
-        return Token(active.number, token, float(scores.log_probs[0]), text, finish, alternatives)
+            last = active.alternatives[-1]
+            alternatives = tuple(zip(last.ids[0].tolist(), last.of_ids[0].tolist(), strict=True))
+        return Token(active.number, token, log_prob, text, finish, alternatives)
 
     def _finish(self, active: _Active, finish: Finish) -> None:
-        prompt, alternatives = len(active.request.prompt), active.request.alternatives
+        prompt = len(active.request.prompt)
+        scores = Scores.alone(active.log_probs)
+        if active.request.alternatives:
+            scores = Scores.join(active.alternatives, active.request.alternatives)
         self._active.remove(active)
         self._done[active.number] = Completion(
             tuple(active.ids[:prompt]),
             tuple(active.ids[prompt:]),
-            Scores.join(active.scores, alternatives),
+            scores,
             self._score_prompt(active) if active.request.score_prompt else None,
             self.cache.routes_of(active.pages, len(active.ids) - 1),
             active.stream.text if active.stream is not None else None,
@@ -333,6 +374,11 @@ class Engine:
             ids = torch.tensor([*prompt[start + 1 : end + 1]], device=self.device)
             parts.append(scores_of(logits, ids, alternatives))
         return Scores.join(parts, alternatives)
+
+
+def _alone(request: Request) -> bool:
+    """True where nothing but its tokens distinguishes a prompt from another one."""
+    return not request.media and not request.score_prompt
 
 
 def _draw(logits: torch.Tensor, drawing: Sequence[_Active]) -> tuple[list[int], Scores]:

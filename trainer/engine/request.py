@@ -81,6 +81,14 @@ class Scores:
         return Scores(self.log_probs[at], self.ids[at, :alternatives], self.of_ids[at, :alternatives])
 
     @staticmethod
+    def alone(log_probs: Sequence[float]) -> Scores:
+        """Without alternatives."""
+        places = len(log_probs)
+        return Scores(
+            np.array(log_probs, np.float32), np.zeros((places, 0), np.int64), np.zeros((places, 0), np.float32)
+        )
+
+    @staticmethod
     def join(parts: Sequence[Scores], alternatives: int) -> Scores:
         """One after another. alternatives: N."""
         none = Scores(
@@ -203,18 +211,19 @@ def _media_faults(request: Request, placeholders: Mapping[str, int]) -> Iterator
 
 
 def _sampling_faults(sampling: Sampling, vocab_size: int) -> Iterator[Fault]:
-    def fault(name: str, fits: bool, allowed: str) -> Iterator[Fault]:
-        value: Any = getattr(sampling, name)
+    biases = all(0 <= token < vocab_size and -MOST_BIAS <= bias <= MOST_BIAS for token, bias in sampling.logit_bias)
+    penalties = "a number from -2 to 2"
+    for name, fits, allowed in (
+        ("temperature", 0 <= sampling.temperature < math.inf, "a number of 0 or more"),
+        ("top_k", sampling.top_k >= 0, "a whole number of 0 or more"),
+        ("top_p", 0 < sampling.top_p <= 1, "a number above 0 and at most 1"),
+        ("min_p", 0 <= sampling.min_p <= 1, "a number from 0 to 1"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "a number above 0"),
+        ("presence_penalty", -MOST_PENALTY <= sampling.presence_penalty <= MOST_PENALTY, penalties),
+        ("frequency_penalty", -MOST_PENALTY <= sampling.frequency_penalty <= MOST_PENALTY, penalties),
+        ("logit_bias", biases, f"tokens from 0 to {vocab_size - 1} with numbers from -100 to 100"),
+        ("seed", -(2**63) <= sampling.seed < 2**63, "a whole number of 64 bits"),
+    ):
         if not fits:
+            value: Any = getattr(sampling, name)
             yield Fault(f"{name}={value}: use {allowed}", name, value, allowed)
-
-    yield from fault("temperature", 0 <= sampling.temperature < math.inf, "a number of 0 or more")
-    yield from fault("top_k", sampling.top_k >= 0, "a whole number of 0 or more")
-    yield from fault("top_p", 0 < sampling.top_p <= 1, "a number above 0 and at most 1")
-    yield from fault("min_p", 0 <= sampling.min_p <= 1, "a number from 0 to 1")
-    yield from fault("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "a number above 0")
-    for name in ("presence_penalty", "frequency_penalty"):
-        yield from fault(name, -MOST_PENALTY <= getattr(sampling, name) <= MOST_PENALTY, "a number from -2 to 2")
-    fits = all(0 <= token < vocab_size and -MOST_BIAS <= bias <= MOST_BIAS for token, bias in sampling.logit_bias)
-    yield from fault("logit_bias", fits, f"tokens from 0 to {vocab_size - 1} with numbers from -100 to 100")
-    yield from fault("seed", -(2**63) <= sampling.seed < 2**63, "a whole number of 64 bits")

@@ -106,6 +106,38 @@ def test_a_cancelled_request_leaves_nothing(model):
         engine.result(running)
 
 
+def test_equal_prompts_that_start_together_are_computed_once(model, monkeypatch):
+    ran = []
+    genuine = Engine._choose
+    monkeypatch.setattr(Engine, "_choose", lambda self: ran.append(genuine(self)) or ran[-1])
+    prompt = [(7 * place) % 60 for place in range(KEYS + 6)]  # a full page and a part of one
+    asked = [Request(prompt, 4, Sampling(seed=seed), alternatives=seed % 3) for seed in range(5)]
+    asked += [Request(prompt[:-1], 4, Sampling(seed=5)), Request(prompt, 4, Sampling(seed=6), score_prompt=True)]
+    engine = Engine(model)
+    found = engine.generate(asked)
+    assert sum(tokens for step in ran for _, tokens in step) == 3 * len(prompt) - 1 + 7 * 3
+    for one, answer in zip(asked, found, strict=True):
+        (alone,) = Engine(model).generate([one])
+        assert (answer.ids, answer.reused, answer.finish) == (alone.ids, 0, "length")
+        assert np.array_equal(answer.log_probs, alone.log_probs)
+        assert np.array_equal(answer.scores.of_ids, alone.scores.of_ids)
+        assert np.array_equal(answer.routes, alone.routes)
+    assert engine.pages.available == engine.pages.count
+
+
+def test_requests_go_on_without_the_one_that_computes_their_prompt(model):
+    engine = Engine(model, chunk=64)
+    prompt = [(11 * place) % 60 for place in range(2 * KEYS)]
+    numbers = [engine.submit(Request(prompt, 3, Sampling(seed=seed))) for seed in range(3)]
+    assert engine.step() == []  # a part of the prompt
+    engine.cancel(numbers[0])
+    while engine.unfinished:
+        engine.step()
+    for seed, number in enumerate(numbers[1:], 1):
+        assert engine.result(number).ids == Engine(model).generate([Request(prompt, 3, Sampling(seed=seed))])[0].ids
+    assert engine.pages.available == engine.pages.count
+
+
 def test_prefixes_are_found_again_only_under_their_weights():
     model = make_exact(build(model_config(max_position=400)).requires_grad_(False))
     prompt = [number % 61 for number in range(2 * KEYS + 9)]
