@@ -125,7 +125,7 @@ def test_equal_prompts_that_start_together_are_computed_once(model, monkeypatch)
     assert engine.pages.available == engine.pages.count
 
 
-def test_requests_go_on_without_the_one_that_computes_their_prompt(model):
+def test_requests_continue_without_the_one_that_computes_their_prompt(model):
     engine = Engine(model, chunk=64)
     prompt = [(11 * place) % 60 for place in range(2 * KEYS)]
     numbers = [engine.submit(Request(prompt, 3, Sampling(seed=seed))) for seed in range(3)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from trainer.engine.request import Completion, Request
 from trainer.engine.run import Direct, Run, ThroughModules
 from trainer.model.decoder import Decoder
 from trainer.model.exact.blocks import KEYS
+from trainer.model.exact.switch import compiled_for_few_rows
 from trainer.model.experts.held import held_weights
 from trainer.rl.rollout.protocol import Rollout, RolloutError
 from trainer.stages.forward import Forward
@@ -108,7 +109,11 @@ class Embedded:
 
     def serving(self) -> AbstractContextManager[None]:
         """A time in which the weights do not change."""
-        return held_weights(block.moe.experts for stage in self.stages for block in stage.blocks)
+        stack = ExitStack()
+        stack.enter_context(held_weights(block.moe.experts for stage in self.stages for block in stage.blocks))
+        if self.world.size == 1:
+            stack.enter_context(compiled_for_few_rows(self.stages[0]))
+        return stack
 
     def start(self, requests: Mapping[int, Request]) -> None:
         """Start requests of this rank, for which each rank is a pipeline of its own."""

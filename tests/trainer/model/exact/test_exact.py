@@ -18,8 +18,9 @@ from trainer.model.attention import document_attention
 from trainer.model.exact.attention import ExactAttention, _key_blocks, attend
 from trainer.model.exact.blocks import KEYS
 from trainer.model.exact.check import dependent_products
+from trainer.model.exact.library import library
 from trainer.model.exact.ops import EXACT
-from trainer.model.exact.switch import make_exact, store_for_few_rows
+from trainer.model.exact.switch import compiled_for_few_rows, make_exact, store_for_few_rows
 from trainer.model.experts.fp8_reference import Fp8Reference
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -128,6 +129,28 @@ def test_experts_stored_for_few_rows_are_the_same():
     assert not model.blocks[0].moe.experts.w2.is_contiguous()
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     assert torch.equal(logits(model, ids), expected)
+
+
+@pytest.mark.skipif(library() is None, reason="there is no C compiler")
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_model_computes_in_compiled_products_for_a_while(exact):
+    model = build(model_config(max_position=400))
+    if exact:
+        make_exact(model)
+    ids, before = random_ids(model.cfg, 2, 90), {name: weight.data for name, weight in model.named_parameters()}
+    experts, attention = model.blocks[0].moe.experts, model.blocks[0].attention
+    backend, ops = experts.backend, attention.ops
+    expected = logits(model, ids)
+    with torch.no_grad(), compiled_for_few_rows(model):
+        assert not experts.w2.is_contiguous()
+        assert torch.equal(experts.w2, before["layers.0.moe.experts.w2"])
+        inside = logits(model, ids)
+    assert torch.equal(inside, expected) if exact else 0 < relative(inside, expected) < 1e-5
+    assert torch.equal(logits(model, ids), expected)
+    for name, weight in model.named_parameters():
+        assert weight.data_ptr() == before[name].data_ptr()
+        assert weight.stride() == before[name].stride()
+    assert (experts.backend, attention.ops) == (backend, ops)
 
 
 def test_ranks_that_share_a_sequence_are_refused():
