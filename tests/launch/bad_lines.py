@@ -21,6 +21,7 @@ HEAD = "# @package _global_\n"
 BASE = ["config", "recipe=toy", "data=synthetic"]
 POLICY = ["config", "recipe=rl_toy"]  # the base of keys that have no use with another objective
 SERVER = [*POLICY, "rl.engine=lmdeploy", "rl.exact=false", "rl.url=http://localhost:1"]  # of rl.bucket_mb
+RAY, OF_RAY = [*POLICY, "rl.engine=ray"], ("rl.rollout_workers", "rl.ray_cpus", "rl.ray_gpus", "rl.ray_address")
 # Keys that have no use with data=synthetic, or without towers, chats or a server, whatever their value
 USELESS = (
     "data.name",
@@ -210,6 +211,8 @@ def fitting(key: str) -> str:
 def _base(key: str) -> list[str]:
     if key == "rl.bucket_mb":
         return SERVER
+    if key in OF_RAY:
+        return RAY
     return POLICY if key.startswith("rl.") else BASE
 
 

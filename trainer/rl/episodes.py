@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from parallel.layout import Place
 from trainer.config.rl.keys import RlConfig
-from trainer.config.rl.rewards import check_environment, read_options
 from trainer.data.questions.asked import Asked, Questions
 from trainer.data.questions.prepare import TOOLS, VALUES
 from trainer.engine.request import Sampling
 from trainer.rl.environments.base import Environment, EnvironmentFailed
-from trainer.rl.environments.build import build_environment
+from trainer.rl.environments.build import read_environment
 from trainer.rl.environments.dialogue import Dialogue, InlineDialogue, TemplateDialogue
 from trainer.rl.environments.play import Episode, play
 from trainer.rl.environments.tools import ToolEnvironment
@@ -22,8 +21,6 @@ from trainer.rl.producer import Rolled, Synchronous, question_of
 from trainer.rl.rewards.base import Question, Verdict
 from trainer.rl.rollout.led import Led
 from trainer.rl.rollout.protocol import RolloutEngine
-
-WHERE = "rl.environment"
 
 
 class Episodes(Synchronous):
@@ -80,11 +77,7 @@ def _of_environment(question: Question, answer: str) -> Verdict:
 
 def environment_of(cfg: RlConfig) -> ToolEnvironment:
     """The environment of `rl.environment`, whose final answers are worth what `rl.reward` says."""
-    if faults := [*check_environment(cfg.environment, WHERE, reward=True)]:
-        raise EnvironmentFailed(faults)
-    options = read_options(cfg.environment, WHERE)
-    assert isinstance(options, Mapping)
-    return build_environment({"reward": cfg.reward, **options}, WHERE)
+    return read_environment(cfg.environment, cfg.reward)
 
 
 def dialogue_of(questions: Questions) -> Dialogue:

@@ -56,6 +56,7 @@ POSITIVE = {
     "rl.updates",
     "rl.oversample",
     "rl.bucket_mb",
+    "rl.rollout_workers",
     "rl.concurrent",
     "rl.deadline_s",
     "rl.environment_s",
@@ -82,6 +83,9 @@ NOT_NEGATIVE = {
     "rl.kl_coef",
     "rl.skip_grad_norm",
     "rl.max_staleness",
+    "rl.environment_workers",
+    "rl.ray_cpus",
+    "rl.ray_gpus",
 }
 
 TOWERS = ("model.vision.", "model.signals.")  # sections whose numbers are all above zero

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from trainer.config.coerce import FREE
 
 Denominator = Literal["all", "kept", "sequence"]
-Engine = Literal["embedded", "lmdeploy"]
+Engine = Literal["embedded", "lmdeploy", "ray"]
 Level = Literal["token", "sequence", "geometric"]
 Mode = Literal["dual", "joint"]
 Replay = Literal["replay", "record", "off"]
@@ -27,13 +27,23 @@ class RlConfig:
     max_tokens: int = 16  # the most tokens of a rollout
     reward: str = "exact"  # what a rollout is worth: a name of docs/rewards.md, or {name: ..., OPTION: ...}
     environment: str = ""  # tools of several turns: {tools: [calculator], ...} of docs/rewards.md; empty: one turn
-    # what answers; embedded: the run's own modules, on its own ranks; lmdeploy: LMDeploy's api_server at rl.url
+    # what answers; embedded: the run's own modules, on its own ranks; lmdeploy: LMDeploy's api_server at rl.url; ray:
+    # rl.rollout_workers engines with weights of their own, on the machines of a Ray cluster
     engine: Engine = "embedded"
     url: str = _free("")  # lmdeploy: the server's address, such as http://localhost:23333
-    bucket_mb: int = _free(512)  # lmdeploy: the most weights in one message, MiB
+    bucket_mb: int = _free(512)  # lmdeploy, ray: the most weights in one message, MiB
     # lmdeploy: how weights are sent; buckets: as memory that a server on this machine opens; distributed: through a
     # process group with the server's workers, NCCL between GPUs, which may be on other machines
     sync: Literal["buckets", "distributed"] = _free("buckets")
+    rollout_workers: int = _free(1)  # ray: the engines
+    # processes of each rank that play rl.environment, or without it compute rl.reward; 0: the run's own process does
+    environment_workers: int = _free(0)
+    # where these are; local: on the machine of their rank, ray: on the machines of a Ray cluster
+    placement: Literal["local", "ray"] = _free("local")
+    # ray: the cluster; auto: one that runs, of RAY_ADDRESS or on this machine; local: a new one, for this run alone
+    ray_address: str = _free("auto")
+    ray_cpus: float = _free(1.0)  # ray: cores that are reserved for each worker
+    ray_gpus: float = _free(0.0)  # ray: GPUs that are reserved for each rollout worker; 0: it computes on cores
     exact: bool = False  # compute rollouts and training in exact arithmetic: equal log-probabilities, bit for bit
     updates: int = 1  # optimizer steps for each round of rollouts, train.global_batch questions each
     # a step asks further questions until train.global_batch groups teach, up to this many times train.global_batch; 1:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+THREADS = 16
 
 
 class Late(Exception):
@@ -27,7 +28,7 @@ class Raised(Exception):
         self.number, self.error = number, error
 
 
-def call_all(calls: Sequence[Callable[[], T]], seconds: float, threads: int = 16) -> list[T]:
+def call_all(calls: Sequence[Callable[[], T]], seconds: float, threads: int = THREADS) -> list[T]:
     """The results of calls without arguments, made side by side, in their order.
 
     seconds: for each call. Raises Late for the first that takes longer, and Raised for the first that raises.

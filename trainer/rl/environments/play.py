@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from trainer.engine.request import Request, Sampling
 from trainer.rl.environments.base import Environment, EnvironmentFailed, Session
-from trainer.rl.environments.deadline import Late, Raised, call_all
+from trainer.rl.environments.deadline import THREADS, Late, Raised, call_all
 from trainer.rl.environments.dialogue import Dialogue
-from trainer.rl.rewards.base import Question, Verdict
+from trainer.rl.rewards.base import Question, Verdict, at_once
 from trainer.rl.rollout.protocol import Rollout, RolloutEngine, other_prompt
 
 T = TypeVar("T")
@@ -203,7 +203,7 @@ class _Play:
         name = self.environment.name
         try:
             with self.waiting():
-                return call_all(calls, self.environment_s)
+                return call_all(calls, self.environment_s, at_once(self.environment, THREADS))
         except Late as late:
             number, allowed = questions[late.number].number, "a larger rl.environment_s"
             text = (

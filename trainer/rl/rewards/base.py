@@ -130,6 +130,19 @@ def build_reward(cfg: str | Mapping[str, Any], where: str = "rl.reward") -> Rewa
     return built
 
 
+@runtime_checkable
+class Many(Protocol):
+    """A reward, or an environment, in several processes. at_once: requests that these answer side by side."""
+
+    @property
+    def at_once(self) -> int: ...
+
+
+def at_once(of: object, otherwise: int) -> int:
+    """The threads that wait for a reward or an environment; `otherwise`, where it is in this process."""
+    return of.at_once if isinstance(of, Many) else otherwise
+
+
 def score_all(reward: Reward, asked: Sequence[tuple[Question, str]], threads: int = 8) -> list[Verdict]:
     """The verdicts on (question, answer) pairs, in their order. Threads wait for judges and processes side by side;
     what waits for neither is quicker without.
@@ -138,7 +151,7 @@ def score_all(reward: Reward, asked: Sequence[tuple[Question, str]], threads: in
     """
     if not _waits(reward):
         return [reward(*pair) for pair in asked]
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="reward")
+    pool = ThreadPoolExecutor(at_once(reward, threads), thread_name_prefix="reward")
     try:
         futures = [pool.submit(reward, *pair) for pair in asked]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)

@@ -15,6 +15,10 @@ from trainer.config.rl.rewards import check_environment, check_reward
 
 OBJECTIVES = ("next_token", "policy")
 SERVED = ("fp32", "bf16", "fp8_block", "fp8_reference")  # of precision.experts, by rl.engine=lmdeploy; fp32 as bf16
+SERVER, RAY = ("lmdeploy",), ("ray",)  # of rl.engine
+APART = (*SERVER, *RAY)  # engines that are sent the weights
+EXACT = ("fp32", "bf16", "fp8_reference")  # of precision.experts, in exact arithmetic
+USED = {"url": SERVER, "sync": SERVER, "bucket_mb": APART, "rollout_workers": RAY, "ray_gpus": RAY}
 ADDRESS = "an address such as http://localhost:23333"
 
 
@@ -75,6 +79,9 @@ def _rl(cfg: Config) -> Iterator[Fault]:
     yield from _engine(rl)
     if rl.engine == "lmdeploy":
         yield from served_precision(cfg)
+    if rl.engine == "ray" and (experts := cfg.precision.experts) not in EXACT:
+        text = f"precision.experts={experts}: rollout workers of rl.engine=ray have exact arithmetic, which has not"
+        yield Fault(f"{text}; use {one_of(EXACT)}", "precision.experts", experts, EXACT)
     yield from _staleness(cfg)
     yield from policy.check(rl, cfg.data.seq_len)
     if cfg.lora.target != "none":
@@ -116,16 +123,23 @@ def _staleness(cfg: Config) -> Iterator[Fault]:
 
 
 def _engine(rl: RlConfig) -> Iterator[Fault]:
-    """Faults of the keys of a server of rollouts."""
+    """Faults of the keys of a rollout engine and of workers."""
     default = RlConfig()
-    if rl.engine == "embedded":
-        for key in ("url", "bucket_mb", "sync"):
+    known = rl.engine in ("embedded", *APART)  # others are a fault of the whole configuration
+    for key, engines in USED.items():
+        if known and rl.engine not in engines and (value := getattr(rl, key)) != (allowed := getattr(default, key)):
+            text = f"rl.{key} needs rl.engine={one_of(engines)}, and this is rl.engine={rl.engine}; leave it out"
+            yield Fault(text, f"rl.{key}", value, (allowed,))
+    if rl.placement == "ray" and not rl.environment_workers:
+        text = "rl.placement=ray places workers, and rl.environment_workers=0; use a number of them, or placement=local"
+        yield Fault(text, "rl.environment_workers", 0, "1 or more")
+    if rl.engine != "ray" and rl.placement != "ray":
+        for key in ("ray_address", "ray_cpus"):
             if (value := getattr(rl, key)) != (allowed := getattr(default, key)):
-                text = f"rl.{key} needs rl.engine=lmdeploy, and this is rl.engine={rl.engine}; leave it out"
+                text = f"rl.{key} needs rl.engine=ray or rl.placement=ray; leave it out"
                 yield Fault(text, f"rl.{key}", value, (allowed,))
-        return
     if rl.engine != "lmdeploy":
-        return  # no such engine: check() of the whole configuration reports it
+        return
     if not _is_address(rl.url):
         found = f"rl.url={rl.url} is not the address of a server" if rl.url else "rl.url is missing"
         yield Fault(f"{found}; rl.engine={rl.engine} needs {ADDRESS}", "rl.url", rl.url or None, ADDRESS)

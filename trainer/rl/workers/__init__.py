@@ -1,0 +1,1 @@
+"""Environments and rewards in processes of their own: on this machine, or as actors of a Ray cluster."""
