@@ -14,9 +14,11 @@ from torch import Tensor
 from trainer.engine.engine import Engine
 from trainer.engine.load import open_source
 from trainer.engine.request import Completion, Request, Token
+from trainer.model.experts.base import QuantizedBackend
 from trainer.rl.rollout.protocol import Rollout
 from trainer.rl.servers.buckets import Bucket, load_into
 from trainer.rl.servers.errors import IncompleteError, fault
+from trainer.rl.workers.blank import Blank
 from trainer.weights.hf_read import upright
 from trainer.weights.hf_survey import SourceModel
 
@@ -24,13 +26,13 @@ from trainer.weights.hf_survey import SourceModel
 class OwnEngine:
     """Implements `RolloutEngine` and `Receiver` in exact arithmetic, on one device.
 
-    directory: a Hugging Face directory, whose weights are `version`. A `pause` may come from another thread than
-    `generate`. name: in errors. The rest as of `Engine`.
+    directory: a Hugging Face directory, whose weights are `version`, or a model that is sent its weights. A `pause` may
+    come from another thread than `generate`. name: in errors. The rest as of `Engine`.
     """
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | Path | Blank,
         *,
         version: int = 0,
         device: str = "cpu",
@@ -39,11 +41,15 @@ class OwnEngine:
         chunk: int = 512,
         name: str = "own engine",
     ) -> None:
-        source = open_source(Path(directory))
-        if not isinstance(source.opened, SourceModel):
-            raise fault(name, f"{directory} is not a Hugging Face directory", str(directory), "use an export")
-        self.name, self.version, self._source = name, version, source.opened
-        self._model = source.load(torch.device(device))
+        self.name, self.version = name, version
+        self._source: SourceModel | Blank
+        if isinstance(directory, Blank):
+            self._source, self._model = directory, directory.load(torch.device(device))
+        else:
+            source = open_source(Path(directory))
+            if not isinstance(source.opened, SourceModel):
+                raise fault(name, f"{directory} is not a Hugging Face directory", str(directory), "use an export")
+            self._source, self._model = source.opened, source.load(torch.device(device))
         self._engine = Engine(self._model, cache_tokens=cache_tokens, batch=batch, chunk=chunk, version=version)
         self._pause, self._idle = threading.Event(), threading.Lock()
         self._taken: dict[str, Tensor] | None = None
@@ -121,6 +127,10 @@ class OwnEngine:
         for piece in self._source.pieces:
             stored = taken[self._source.stored_name(piece)][piece.stored_box(piece.box)]
             state[piece.parameter].data[piece.box] = upright(stored, piece).to(state[piece.parameter])
+        for block in self._model.blocks:
+            if isinstance(backend := block.moe.experts.backend, QuantizedBackend):
+                backend.hold_weights(False)
+                backend.hold_weights(True)  # quantised once for a version
         self.version = version
         self._engine.use_version(version)
 

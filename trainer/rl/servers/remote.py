@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -33,8 +33,10 @@ _log = logging.getLogger(__name__)
 ALONE = World()
 
 
-def published(stages: Sequence[Decoder], cfg: ModelConfig, pipeline: World = ALONE) -> Iterator[tuple[str, Tensor]]:
-    """The text model's weights under published names, one at a time: bf16, FoPE's tables fp32.
+def published(
+    stages: Sequence[Decoder], cfg: ModelConfig, pipeline: World = ALONE, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[tuple[str, Tensor]]:
+    """The text model's weights under published names, one at a time, in `dtype`, FoPE's tables in fp32.
 
     pipeline: its ranks, this one among them, have the stages of a model; `stages` are those of this rank. Collective
     over the ranks that hold parts of the weights: every rank has to read it to its end. A parameter is in memory whole
@@ -44,10 +46,12 @@ def published(stages: Sequence[Decoder], cfg: ModelConfig, pipeline: World = ALO
         allowed = "rl.engine=embedded"
         text = f"adapters are not merged into weights for another rollout engine; use {allowed}"
         raise UserError(text, where="lora.rank", allowed=allowed)
-    return _published(stages, cfg, pipeline)
+    return _published(stages, cfg, pipeline, dtype)
 
 
-def _published(stages: Sequence[Decoder], cfg: ModelConfig, pipeline: World) -> Iterator[tuple[str, Tensor]]:
+def _published(
+    stages: Sequence[Decoder], cfg: ModelConfig, pipeline: World, of_weights: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
     prefix = PLAIN if is_qwen3_moe(cfg) else MULTIMODAL
     state = {name: weight for stage in stages for name, weight in stage.state_dict(keep_vars=True).items()}
     shapes = pipeline.gather({name: tuple(weight.shape) for name, weight in state.items()})
@@ -56,7 +60,7 @@ def _published(stages: Sequence[Decoder], cfg: ModelConfig, pipeline: World) -> 
         of_parameter.setdefault(piece.parameter, []).append(piece)
     for parameter, pieces in of_parameter.items():
         owner = next(rank for rank, of_rank in enumerate(shapes) if parameter in of_rank)
-        dtype = torch.float32 if parameter.startswith("rotary.") else torch.bfloat16
+        dtype = torch.float32 if parameter.startswith("rotary.") else of_weights
         if owner == pipeline.rank:
             whole = _whole(state[parameter], dtype).contiguous()
         else:
@@ -82,7 +86,7 @@ class Remote:
 
     stages, cfg: of the model whose weights are loaded; they are those of `version` whenever `generate` is called, which
     loads them again into an engine that was restarted. place: of this rank; ranks with the same reader give the same
-    requests, which are asked once. pipeline: as of `published`.
+    requests, which are asked once. pipeline, dtype: as of `published`.
     """
 
     def __init__(
@@ -93,10 +97,13 @@ class Remote:
         world: World,
         place: Place,
         pipeline: World = ALONE,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.stages, self.cfg, self.world, self.place, self.pipeline = stages, cfg, world, place, pipeline
+        self.dtype = dtype
         self.engine: RolloutEngine | None = None
         self.last_sync: Sync | None = None
+        self._counts: dict[str, float] = {}
         self.failed = False  # an error of the engine was raised, on every rank; the run ends
 
         def start() -> int:
@@ -156,7 +163,7 @@ class Remote:
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """weights: empty; those of the run are sent."""
-        stream = published(self.stages, self.cfg, self.pipeline)
+        stream = published(self.stages, self.cfg, self.pipeline, self.dtype)
 
         failure: UserError | None = None
         if self.world.rank == 0:
@@ -174,6 +181,12 @@ class Remote:
         if failure is not None:
             raise failure
         return getattr(self._engine(), "last_sync", None)
+
+    def counts(self) -> dict[str, float]:
+        """Figures of the engine since the last call, on rank 0, if it counts."""
+        now: Mapping[str, float] = getattr(self.engine, "counts", {})
+        before, self._counts = self._counts, dict(now)
+        return {name: value - before.get(name, 0) for name, value in self._counts.items()}
 
     def resume(self) -> None:
         self.on_first(lambda: self._engine().resume())

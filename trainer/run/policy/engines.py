@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+
+import torch
 
 from parallel.errors import UserError
 from parallel.layout import Place
 from parallel.world import World
 from trainer.config.keys import Config
 from trainer.data.questions.asked import Questions
+from trainer.model.exact.blocks import KEYS
 from trainer.rl.asynchronous.background import Background, Beside, Within
-from trainer.rl.rollout.embedded import NAME, Embedded
+from trainer.rl.rollout.embedded import CHUNK, NAME, Embedded
 from trainer.rl.rollout.protocol import RolloutEngine
 from trainer.rl.servers.remote import Remote
 from trainer.run.build import Parts
@@ -32,6 +36,19 @@ def build_engine(
         return NAME, Embedded(
             parts.forward, stages, world, parts.place, same, pipeline, batch=batch, longest=longest, version=version
         )  # fmt: skip
+    # weights travel between stages by the group for tensors
+    weights = world.within(parts.meshes.pp_group if parts.meshes else None, pipeline.control)
+    if cfg.rl.engine == "ray":
+        own = Remote(
+            _ray_workers(cfg, rollouts * parts.place.readers, longest),
+            stages,
+            cfg.model,
+            world,
+            parts.place,
+            weights,
+            torch.float32 if cfg.rl.exact else torch.bfloat16,
+        )
+        return f"{cfg.rl.rollout_workers} Ray workers", own
     if find_spec("httpx") is None:
         remedy = "pip install -e '.[rl]'"
         text = f"rl.engine=lmdeploy needs httpx, which is not installed; {remedy}"
@@ -48,9 +65,27 @@ def build_engine(
         bucket_mb=cfg.rl.bucket_mb,
         distributed=cfg.rl.sync == "distributed",
     )
-    # weights travel between stages by the group for tensors
-    weights = world.within(parts.meshes.pp_group if parts.meshes else None, pipeline.control)
     return f"LMDeploy at {address_of(cfg.rl.url)}", Remote(make, stages, cfg.model, world, parts.place, weights)
+
+
+def _ray_workers(cfg: Config, rollouts: int, longest: int) -> Callable[[], RolloutEngine]:
+    """rollouts: of all ranks at one time."""
+    from trainer.rl.servers.own_engine import OwnEngine
+    from trainer.rl.servers.ray_workers import RayWorkers
+    from trainer.rl.workers.blank import Blank
+
+    rl, precision = cfg.rl, cfg.precision
+    batch = min(rl.concurrent, -(-rollouts // rl.rollout_workers))
+    blank = Blank(cfg.model, precision.linears, precision.experts)
+    pages = batch * -(-longest // KEYS)
+    device = "cuda" if rl.ray_gpus else "cpu"
+    make = partial(
+        OwnEngine, blank, version=-1, device=device, cache_tokens=pages * KEYS, batch=batch, chunk=max(batch, CHUNK)
+    )
+    return partial(
+        RayWorkers, make, rl.rollout_workers, address=rl.ray_address, cpus=rl.ray_cpus, gpus=rl.ray_gpus,
+        bucket_mb=rl.bucket_mb,
+    )  # fmt: skip
 
 
 def build_background(cfg: Config, name: str, engine: RolloutEngine, place: Place) -> Background:

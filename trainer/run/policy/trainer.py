@@ -43,6 +43,8 @@ from trainer.rl.rollout.protocol import Rollout
 from trainer.rl.routes import checked_routes
 from trainer.rl.servers.remote import Remote
 from trainer.rl.tally import Tally
+from trainer.rl.workers.choose import place_environment, place_reward
+from trainer.rl.workers.placed import PlacedReward
 from trainer.run.build import Parts
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
@@ -51,7 +53,7 @@ from trainer.run.policy.reference import Reference
 from trainer.run.policy.waiting import Ready, hold_steps, needs_old, restore_old, with_old
 
 # on the later lines of a round, by kind: a sum over lines is right, a state was on the first one
-LATER: dict[str, int | None] = {"reward": 0, "rollout": None}
+LATER: dict[str, int | None] = {"reward": 0, "rollout": None, "rollout_workers": 0}
 
 
 @dataclass
@@ -101,7 +103,7 @@ class PolicyTrainer(Trainer):
         self.producer: Synchronous
         self.reward: Reward
         if cfg.rl.environment:
-            environment = environment_of(cfg.rl)
+            environment = place_environment(cfg.rl) if cfg.rl.environment_workers else environment_of(cfg.rl)
             self.reward = environment.reward
             self.producer = Episodes(
                 cfg.rl,
@@ -114,7 +116,7 @@ class PolicyTrainer(Trainer):
                 **shared,
             )
         else:
-            self.reward = build_reward(cfg.rl.reward)
+            self.reward = place_reward(cfg.rl) if cfg.rl.environment_workers else build_reward(cfg.rl.reward)
             kind: type[Synchronous] = Synchronous
             if ahead:
                 kind, shared["ahead"] = Asynchronous, ahead
@@ -129,6 +131,10 @@ class PolicyTrainer(Trainer):
             self._alarm = MismatchAlarm.of_record(run.path / RECORD, floor, fresh=fresh)
         self.checkpoints.files = self._files
         self._restore()
+        if isinstance(self.reward, PlacedReward) and self.same.rank == 0:  # the ranks that ask
+            world.watch.at("start: workers")
+            with world.watch.ticking():
+                self.reward.start_workers()
 
     def run(self) -> int:
         try:
@@ -169,6 +175,8 @@ class PolicyTrainer(Trainer):
         produced = self.led.lead(lambda: self.producer.produce(self.position.sample, steps))
         counted = self._counted()
         counted |= self._over_ranks("rollout", self.producer.figures() if self.parts.place.counts else {})
+        if isinstance(self.engine, Remote):
+            counted |= self._over_ranks("rollout_workers", self.engine.counts())
         found: list[Ready] = []
         for number, of_step in enumerate(produced):
             counts = self.parts.place.counts

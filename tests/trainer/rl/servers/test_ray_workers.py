@@ -37,7 +37,9 @@ def test_two_workers_answer_load_pause_and_die_as_the_protocol_says(tmp_path):
     assert found["not whole"][2] == "resume"
     text, where, request, finished = found["late"]
     assert (where, request, finished) == ("Ray worker 0 of 2", 0, [1])
-    text, where, request, finished = found["dead"]
-    assert (where, request, finished) == ("Ray worker 1 of 2", 1, [0, 2, 4])
+    assert (found["again"], found["counts"]) == (True, {"died": 1, "asked_again": 2})
+    text, where, request, _ = found["dead"]
+    assert (where, request) == ("2 Ray workers", 0)
     assert len(text.splitlines()) == 1
+    assert found["replaced"]
     assert (found["routes"], found["once"]) == (True, True)

@@ -94,8 +94,16 @@ def main(first: Path, second: Path) -> None:
     found["bytes"] = workers.last_sync.nbytes == sum(tensor.nbytes for tensor in weights.values())
 
     found["late"] = failure(lambda: workers.generate([LONG[0], QUESTIONS[0]], deadline_s=0.5))
-    ray.kill(workers._workers[1])
-    found["dead"] = failure(lambda: workers.generate(QUESTIONS, deadline_s=60))
+    ray.kill(workers._workers[1].actor)
+    found["again"] = plain(workers.generate(QUESTIONS, deadline_s=120)) == alone(second)
+    found["counts"] = dict(workers.counts)
+    for worker in workers._workers:
+        ray.kill(worker.actor)
+    found["dead"] = failure(lambda: workers.generate(QUESTIONS, deadline_s=120))
+    workers.pause()
+    workers.load(weights.items(), 3)
+    workers.resume()
+    found["replaced"] = plain(workers.generate(QUESTIONS, deadline_s=120)) == alone(second)
     workers.close()
 
     rows = np.arange(24, dtype=np.uint16).reshape(3, 4, 2)
