@@ -53,7 +53,7 @@ class Server:
     """
 
     error: ClassVar[type[UserError]] = UserError
-    option: ClassVar[str] = "URL"  # that gives the address
+    option: str = "URL"  # that gives the address
     key_option: ClassVar[str] = "--api-key-env"
 
     def __init__(
@@ -80,6 +80,7 @@ class Server:
         )
         self._base = str(parsed).rstrip("/")
         self._stopped = False
+        self.sent = 0  # requests, repeated ones too
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="chat", daemon=True)
         self._thread.start()
@@ -137,6 +138,7 @@ class Server:
 
     async def _try(self, method: str, path: str, body: Mapping[str, Any] | None) -> bytes:
         started = time.monotonic()
+        self.sent += 1
         try:
             async with (
                 asyncio.timeout(self._timeout),
