@@ -1,0 +1,1 @@
+"""Rules and a classifier that drop captions of poor quality (docs/captions_describe.md)."""
