@@ -7,6 +7,7 @@ another configuration gets another directory.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -166,6 +167,23 @@ def prepare(run: RunDir, cfg: Config) -> None:
             temporary.write_text(to_yaml(replace(cfg, run=replace(cfg.run, dir=str(run.path)))), encoding="utf-8")
     except OSError as error:
         raise _unwritable(run.path, error) from None
+
+
+def withdraw(run: RunDir) -> None:
+    """Remove the directory of a run that is refused before its first step, which lists of runs would show as failed.
+
+    One that holds anything but files of failed starts stays, and so does that of a resumed run. For rank 0 only, while
+    it holds the directory. What cannot be removed stays.
+    """
+    try:
+        entries = list(run.path.iterdir())
+        if run.status == "new" and all(map(_left_by_a_failed_start, entries)):
+            last = (CONFIG_FILE, LOCK_FILE)  # without which the rest would look like files of others
+            for entry in sorted(entries, key=lambda entry: last.index(entry.name) if entry.name in last else -1):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            run.path.rmdir()
+    except OSError:
+        pass
 
 
 def last_step(path: Path) -> int:

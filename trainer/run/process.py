@@ -45,6 +45,7 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
     after saving.
     """
     world, started = World(), False
+    taken: RunDir | None = None  # held by this process
     resources = contextlib.ExitStack()  # the run directory's lock, the handler of log lines
     try:
         if unfit := _unavailable_pipeline(cfg) or _too_large_for_any(cfg) or _unavailable_nvme(cfg):
@@ -62,6 +63,7 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
             if world.rank == 0:
                 print(directory.finished_line(run, cfg))
             return 0
+        taken = run if world.rank == 0 else None
         parts = build(cfg, run, world)
         resources.callback(parts.engine.close)
         kind = PolicyTrainer if cfg.train.objective == "policy" else Trainer
@@ -69,8 +71,12 @@ def train(cfg: Config, run: RunDir | None = None) -> int:
         started = True
         return trainer.run()
     except ConfigError as error:  # the same on every rank
+        if taken is not None and not started:
+            directory.withdraw(taken)
         return report(error) if world.rank == 0 else 2
     except UserError as error:
+        if taken is not None and not started:
+            directory.withdraw(taken)
         return report(error, started=started) if world.watch.report_failure(error) else 1 if started else 2
     except Exception as error:
         if world.watch.report_failure(error):
@@ -178,14 +184,18 @@ def _memory(cfg: Config, device: torch.device) -> tuple[int | None, str]:
 def _take_directory(run: RunDir | None, cfg: Config, world: World, resources: contextlib.ExitStack) -> RunDir:
     """Rank 0 locks and prepares the run directory; every rank returns it, or raises `ConfigError`."""
     faults: tuple[Fault, ...] = ()
+    held: RunDir | None = None
     if world.rank == 0:
         try:
             run = run or directory.choose(cfg)
             if run.status != "finished":
                 resources.enter_context(directory.hold(run.path))
+                held = run
                 directory.prepare(run, cfg)
         except ConfigError as error:
             faults = error.faults
+            if held is not None:
+                directory.withdraw(held)
     run, faults = world.broadcast((run, faults))
     if faults:
         raise ConfigError(faults)

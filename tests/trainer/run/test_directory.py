@@ -16,7 +16,7 @@ from trainer.config.compose import compose, load
 from trainer.config.errors import ConfigError
 from trainer.config.keys import BEFORE, Config, config_hash, defining_values
 from trainer.config.run_files import read_start
-from trainer.run.directory import RunDir, choose, differences, finished_line, hold, last_step, prepare
+from trainer.run.directory import RunDir, choose, differences, finished_line, hold, last_step, prepare, withdraw
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -93,6 +93,28 @@ def test_the_resolved_configuration_is_in_the_directory_and_finds_it_again():
     assert (stored.optim.lr, stored.run.dir) == (1e-3, str(run.path))
     assert choose(stored).path == run.path
     assert {file.name for file in run.path.iterdir()} == {"config.yaml", "metrics.jsonl"}
+
+
+@pytest.mark.parametrize("other", [None, "notes.txt", "metrics.jsonl", "checkpoints"])
+def test_a_refused_run_leaves_no_directory_unless_it_has_files_of_others(other):
+    cfg = toy("run.dir=some/run")
+    run = choose(cfg)
+    with hold(run.path):
+        prepare(run, cfg)
+        if other:
+            (run.path / other).mkdir()
+        before = {file.name for file in run.path.iterdir()}
+        withdraw(run)
+        assert not run.path.exists() if other is None else {file.name for file in run.path.iterdir()} == before
+    with hold(run.path):  # the next one makes it again
+        assert run.path.is_dir()
+
+
+def test_a_run_that_is_not_resumed_keeps_its_directory():
+    run = start(toy())
+    (run.path / "metrics.jsonl").unlink()
+    withdraw(replace(run, status="resume"))
+    assert (run.path / "config.yaml").is_file()
 
 
 def test_a_finished_run_says_which_key_extends_it(monkeypatch, capsys):
