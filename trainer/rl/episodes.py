@@ -4,64 +4,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from parallel.layout import Place
 from trainer.config.rl.keys import RlConfig
 from trainer.data.questions.asked import Asked, Questions
 from trainer.data.questions.prepare import TOOLS, VALUES
 from trainer.engine.request import Sampling
-from trainer.rl.environments.base import Environment, EnvironmentFailed
+from trainer.rl.asynchronous.under_way import Outcome
+from trainer.rl.draws import question_of
+from trainer.rl.environments.base import EnvironmentFailed
 from trainer.rl.environments.build import read_environment
 from trainer.rl.environments.dialogue import Dialogue, InlineDialogue, TemplateDialogue
-from trainer.rl.environments.play import Episode, play
+from trainer.rl.environments.play import Episode, Play
 from trainer.rl.environments.tools import ToolEnvironment
-from trainer.rl.producer import Rolled, Synchronous, question_of
-from trainer.rl.rewards.base import Question, Verdict
-from trainer.rl.rollout.led import Led
-from trainer.rl.rollout.protocol import RolloutEngine
+from trainer.rl.producer import Rolled, Synchronous
 
 
 class Episodes(Synchronous):
-    """Implements `Producer`. context: the most tokens of an episode. name: of the engine in errors."""
+    """Implements `Producer`. plays: moves the episodes on."""
 
-    def __init__(
-        self,
-        cfg: RlConfig,
-        questions: Questions,
-        engine: RolloutEngine,
-        environment: Environment,
-        dialogue: Dialogue,
-        *,
-        seed: int,
-        batch: int,
-        place: Place,
-        leaders: Led,
-        context: int,
-        name: str,
-    ) -> None:
-        super().__init__(cfg, questions, engine, _of_environment, seed=seed, batch=batch, place=place, leaders=leaders)
-        self.environment, self.dialogue, self.context, self.name = environment, dialogue, context, name
+    def __init__(self, *args: Any, plays: Play, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.plays = plays
 
     def _roll(self, asked: Sequence[tuple[Asked, Sampling]]) -> Rolled:
         started = time.perf_counter()
-        found = play(
+        found = self.plays.play(
             self.engine,
-            self.environment,
-            self.dialogue,
             [(question_of(one), sampling) for one, sampling in asked],
-            max_tokens=self.cfg.max_tokens,
-            context=self.context,
             deadline_s=self.cfg.deadline_s,
-            environment_s=self.cfg.environment_s,
             more=lambda mine: any(self.leaders.gather(mine)),
-            waiting=self.leaders.world.watch.ticking,
-            name=self.name,
         )
+        outcomes = [Outcome(one.rollout, one) for one in found]
+        return self._worth([one for one, _ in asked], outcomes, time.perf_counter() - started)
+
+    def _worth(self, asked: Sequence[Asked], outcomes: Sequence[Outcome], seconds: float) -> Rolled:
+        found = [one.episode for one in outcomes if one.episode is not None]
         values = np.array([one.verdict.value for one in found], np.float64)
-        seconds = {"rollout": time.perf_counter() - started, "reward": 0.0}
-        return Rolled([one.rollout for one in found], values, seconds, _figures(found))
+        return Rolled([one.rollout for one in found], values, {"rollout": seconds, "reward": 0.0}, _figures(found))
 
 
 def _figures(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -69,10 +51,6 @@ def _figures(episodes: Sequence[Episode]) -> dict[str, float]:
     names = sorted({name for one in episodes for name in one.counts} | {"calls", "malformed", "errors"})
     sums = {f"tools/{name}": float(sum(one.counts[name] for one in episodes)) for name in names}
     return {"turns/mean": float(sum(one.turns for one in episodes)), **sums}
-
-
-def _of_environment(question: Question, answer: str) -> Verdict:
-    raise AssertionError("an environment gives the reward of its episodes")
 
 
 def environment_of(cfg: RlConfig) -> ToolEnvironment:

@@ -17,17 +17,17 @@ import numpy as np
 
 from parallel.layout import Place
 from trainer.config.rl.keys import RlConfig
-from trainer.data.hashing import mix64
 from trainer.data.questions.asked import Asked, Questions
 from trainer.engine.request import Request, Sampling
+from trainer.rl.asynchronous.ahead import Ahead
 from trainer.rl.asynchronous.held import Held
+from trainer.rl.asynchronous.under_way import Outcome
+from trainer.rl.draws import question_of, sampling_of
 from trainer.rl.groups import Group
-from trainer.rl.rewards.base import Question, Reward, score_all
+from trainer.rl.rewards.base import Reward, score_all
 from trainer.rl.rollout.led import Led
 from trainer.rl.rollout.protocol import Rollout, RolloutEngine
 from trainer.rl.rounds import cut_steps, missing
-
-SAMPLING = 6  # the purpose of a hash: the seed of a rollout
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Producer(Protocol):
 
 class Synchronous:
     """Implements `Producer`, collective over `leaders`. seed: of the draws. batch: groups of a step, over all ranks.
-    place: of this rank, which asks every question whose number leaves its reader's when divided by the readers."""
+    place: of this rank, which asks every question whose number leaves its reader's when divided by the readers. ahead:
+    where rollouts are drawn ahead of training."""
 
     def __init__(
         self,
@@ -76,9 +77,11 @@ class Synchronous:
         batch: int,
         place: Place,
         leaders: Led,
+        ahead: Ahead | None = None,
     ) -> None:
         self.cfg, self.questions, self.engine, self.reward = cfg, questions, engine, reward
         self.seed, self.batch, self.place, self.leaders = seed, batch, place, leaders
+        self.ahead = ahead
 
     def produce(self, first: int, steps: int) -> list[Produced]:
         """Groups under the weights that the engine has now: `batch` a step, or with `rl.oversample` above 1 as many
@@ -105,30 +108,30 @@ class Synchronous:
         return produced
 
     def stop(self) -> None:
-        """Before the weights change, or the rollouts are saved: none is under way behind this."""
+        """As of `Ahead`, as the next three are; without one nothing is under way between rounds."""
+        if self.ahead is not None:
+            self.ahead.stop()
 
     def held(self) -> list[Held]:
-        """This rank's rollouts that are under way, for a checkpoint; behind `stop`."""
-        return []
+        return self.ahead.held() if self.ahead is not None else []
 
     def restore(self, held: Sequence[Held]) -> None:
-        """Continue with what a checkpoint has of this rank's rollouts that are under way."""
+        if self.ahead is not None:
+            self.ahead.restore(held)
 
     def figures(self) -> dict[str, float]:
-        """Numbers for the record since the last call, on this rank, in which rollouts were under way between rounds."""
-        return {}
+        return self.ahead.figures() if self.ahead is not None else {}
 
     def _wave(self, samples: range) -> tuple[list[Group], Rolled]:
         """This rank's groups of the questions with these numbers."""
-        mine = self._mine(samples)
+        mine, size = self._mine(samples), self.cfg.group_size
         asked = [self.questions.ask(sample, 1)[0] for sample in mine]
-        rolled = self._roll(
-            [
-                (one, self._sampling(sample, member))
-                for one, sample in zip(asked, mine, strict=True)
-                for member in range(self.cfg.group_size)
-            ]
-        )
+        each = [one for one in asked for _ in range(size)]
+        if self.ahead is not None:
+            rolled = self._worth(each, *self.ahead.collect(samples, self.cfg.deadline_s))
+        else:
+            how = [sampling_of(self.seed, sample, member) for sample in mine for member in range(size)]
+            rolled = self._roll([*zip(each, how, strict=True)])
         return self._groups(mine, asked, rolled), rolled
 
     def _mine(self, samples: range) -> list[int]:
@@ -144,7 +147,7 @@ class Synchronous:
 
     def answer(self, asked: Sequence[Asked]) -> tuple[list[Rollout], np.ndarray]:
         """The most likely answers to questions, and what each is worth [questions]."""
-        rolled = self._roll([(one, self._sampling(0, 0, temperature=0.0)) for one in asked])
+        rolled = self._roll([(one, sampling_of(self.seed, 0, 0, temperature=0.0)) for one in asked])
         return [*rolled.rollouts], rolled.values
 
     def _roll(self, asked: Sequence[tuple[Asked, Sampling]]) -> Rolled:
@@ -153,13 +156,13 @@ class Synchronous:
         requests = [Request(one.prompt, self.cfg.max_tokens, sampling, end) for one, sampling in asked]
         started = time.perf_counter()
         rollouts = self.engine.generate(requests, deadline_s=self.cfg.deadline_s)
-        generated = time.perf_counter()
-        values = self._score([one for one, _ in asked], rollouts)
-        return Rolled(rollouts, values, {"rollout": generated - started, "reward": time.perf_counter() - generated})
+        return self._worth([one for one, _ in asked], [*map(Outcome, rollouts)], time.perf_counter() - started)
 
-    def _sampling(self, sample: int, member: int, temperature: float = 1.0) -> Sampling:
-        seed = int(mix64(self.seed, SAMPLING, sample, member)[0] >> np.uint64(1))
-        return Sampling(temperature, seed=seed)
+    def _worth(self, asked: Sequence[Asked], outcomes: Sequence[Outcome], seconds: float) -> Rolled:
+        """Rollouts of questions with their values. seconds: that they took."""
+        started, rollouts = time.perf_counter(), [one.rollout for one in outcomes]
+        values = self._score(asked, rollouts)
+        return Rolled(rollouts, values, {"rollout": seconds, "reward": time.perf_counter() - started})
 
     def _score(self, asked: Sequence[Asked], rollouts: Sequence[Rollout]) -> np.ndarray:
         text = self.questions.text_of
@@ -167,8 +170,3 @@ class Synchronous:
         with self.leaders.world.watch.ticking():  # a judge has deadlines of its own
             verdicts = score_all(self.reward, pairs)
         return np.array([verdict.value for verdict in verdicts], np.float64)
-
-
-def question_of(asked: Asked) -> Question:
-    """The question as rewards and environments see it."""
-    return Question(asked.number, asked.record.prompt, asked.record.answer, asked.record.data)

@@ -15,9 +15,8 @@ from tests.trainer.rl.toy import run_toy, toy_config
 from tests.trainer.tiny_run import steps
 from trainer.rl import producer
 from trainer.rl.alarm import MismatchAlarm
-from trainer.rl.asynchronous.background import Within
 from trainer.rl.environments import play
-from trainer.rl.rollout.embedded import NAME
+from trainer.rl.rollout.embedded import NAME, Embedded
 from trainer.run.policy.engines import build_engine
 from trainer.run.process import train
 from trainer.weights.hf_files import HuggingFaceError
@@ -78,16 +77,16 @@ def test_a_watch_that_ticks_notes_progress():
 
 @pytest.mark.parametrize("change", ["cut", "other"])
 def test_an_engine_that_answers_something_else_is_named(tmp_path, monkeypatch, capsys, change):
-    collect = Within.collect
+    draw = Embedded.draw
 
-    def changed(self, wanted, deadline_s):
-        found = collect(self, wanted, deadline_s)
+    def changed(self, wanted, end):
+        found, *more = draw(self, wanted, end)
         for one in found.values():
             object.__setattr__(one, "finish", "abort")
             object.__setattr__(one, "prompt", one.prompt[:1] if change == "other" else one.prompt)
-        return found
+        return found, *more
 
-    monkeypatch.setattr(Within, "collect", changed)
+    monkeypatch.setattr(Embedded, "draw", changed)
     assert train(toy_config(tmp_path / "run", "rl.max_staleness=1")) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert NAME in line

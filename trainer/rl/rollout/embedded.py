@@ -7,7 +7,7 @@ cannot draw while training computes; requests that are under way continue under 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
@@ -116,28 +116,59 @@ class Embedded:
         return stack
 
     def start(self, requests: Mapping[int, Request]) -> None:
-        """Start requests of this rank, for which each rank is a pipeline of its own."""
-        assert self.same.size == 1
-        self._numbers |= {self._engine.submit(requests[number]): number for number in sorted(requests)}
+        """Start requests of the ranks of `same`, which all give them: each pipeline serves a part."""
+        parts = self.same.size // self.pipeline.size
+        mine = sorted(number for number in requests if number % parts == self.place.cp)
+        self._numbers |= {self._engine.submit(requests[number]): number for number in mine}
 
-    def advance(self) -> list[int]:
-        """Draw a token of every request, as far as they fit. Returns the numbers of those that got one."""
-        drawn = [self._numbers[token.number] for token in self._engine.step()]
-        self.world.watch.tick()
-        return drawn
+    def draw(self, wanted: Collection[int], end: float) -> tuple[dict[int, Rollout], int, int | None]:
+        """Draw a token of every request, as far as they fit, until a request of any rank is done.
 
-    def take(self) -> dict[int, Rollout]:
-        """Requests that are done, each once."""
-        done = {self._numbers.pop(at): self._engine.result(at) for at in [*self._engine.done]}
-        return {number: self._rollout(one, one.routes) for number, one in done.items()}
+        wanted: numbers that the ranks of `same` wait for, until `end` in seconds of `time.monotonic`. Returns on all
+        ranks what is done of the requests of `same`, each once, how many tokens were drawn for it, and after `end`
+        a number that some rank still waits for."""
+        tokens, late = 0, None
+        while True:
+            tokens += len(self._engine.step())
+            self.world.watch.tick()
+            done = bool(self._engine.done)
+            of_ranks = self.world.gather_count(min(wanted) + 2 if wanted and time.monotonic() > end else int(done))
+            late = next((code - 2 for code in of_ranks if code > 1), None)
+            if late is not None or any(of_ranks):
+                break
+        done_here = [*self._engine.done]
+        found = self._named({at: self._engine.result(at) for at in done_here})
+        if self.same.size == 1:
+            return found, tokens, late
+        first = self.place.pp == 0
+        every = self.same.gather((found, tokens) if first else ({}, 0))
+        return (
+            {number: one for part, _ in every for number, one in part.items()},
+            sum(count for _, count in every),
+            late,
+        )
 
     def interrupt(self) -> dict[int, Rollout]:
-        """End all requests: what they have by now, as "abort"; those without a token are left out."""
-        cut = {self._numbers[at]: one for at, one in self._engine.interrupt().items()}
-        found = {number: self._rollout(one, one.routes) for number, one in cut.items()}
-        found |= self.take()
+        """End all requests of the ranks of `same`: what they have by now, those that are not done as "abort"; those
+        without a token are left out."""
+        found = self._engine.interrupt()
+        found |= {at: self._engine.result(at) for at in [*self._engine.done]}
+        named = self._named(found)
         self._numbers.clear()
-        return found
+        if self.same.size == 1:
+            return named
+        every = self.same.gather(named if self.place.pp == 0 else {})
+        return {number: one for part in every for number, one in part.items()}
+
+    def _named(self, found: Mapping[int, Completion]) -> dict[int, Rollout]:
+        """Rollouts by the caller's numbers, with the routes of all layers."""
+        if not found:
+            return {}
+        order = sorted(found)
+        routes = self._routes_of_all_layers([found[at] for at in order])
+        return {
+            self._numbers.pop(at): self._rollout(found[at], of_one) for at, of_one in zip(order, routes, strict=True)
+        }
 
     def _serve(self, requests: Sequence[Request], end: float, deadline_s: float) -> list[Completion]:
         numbers = [self._engine.submit(request) for request in requests]

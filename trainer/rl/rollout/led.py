@@ -30,14 +30,24 @@ class Led:
     def __init__(self, engine: RolloutEngine, world: World, same: World) -> None:
         self.engine, self.world, self.same = engine, world, same
         self.failed = self._collective = False
-        self._calls: dict[str, Callable[..., Any]] = {"generate": self._generate, "gather": self._gather}
+        self._calls: dict[str, Callable[[Any], Any]] = {}
+        self.register("generate", self._generate)
+
+    @property
+    def leads(self) -> bool:
+        """Return True on the ranks that do the work."""
+        return self.same.rank == 0
+
+    def register(self, name: str, call: Callable[[Any], Any]) -> None:
+        """A call with one value that is collective over `world`, for `together`."""
+        self._calls[name] = call
 
     def lead(self, work: Callable[[], T]) -> T:
         """Return on all ranks of `same` what `work` returned on the first. Collective over all ranks of the run.
 
-        work: may call `generate` and `gather`, equally often on all leading ranks of the run. A UserError that it
-        raises between these calls is raised on all ranks of `same`."""
-        if self.same.rank == 0:
+        work: may call `generate`, `gather` and `together`, equally often on all leading ranks of the run. A UserError
+        that it raises between these calls is raised on all ranks of `same`."""
+        if self.leads:
             try:
                 found = work()
             except UserError as error:
@@ -54,14 +64,21 @@ class Led:
             if call == "failed":
                 self._fail()
                 raise given
-            self._calls[call](given)
+            if call == "gather":
+                self.world.gather((False, None))
+            else:
+                self._calls[call](given)
+
+    def together(self, name: str, given: Any) -> Any:
+        """Return what a registered call returns here; all ranks of `same` make it with the same value (picklable)."""
+        self.same.broadcast((name, given))
+        self._collective = True
+        found = self._calls[name](given)
+        self._collective = False
+        return found
 
     def generate(self, requests: Sequence[Request], *, deadline_s: float) -> list[Rollout]:
-        given = (list(requests), deadline_s)
-        self.same.broadcast(("generate", given))
-        self._collective = True
-        found = self._generate(given)
-        self._collective = False
+        found: list[Rollout] = self.together("generate", (list(requests), deadline_s))
         return found
 
     def gather(self, value: T) -> list[T]:
@@ -92,6 +109,3 @@ class Led:
 
     def _fail(self) -> None:
         self.failed = self.same.size == self.world.size
-
-    def _gather(self, _given: None) -> None:
-        self.world.gather((False, None))

@@ -9,12 +9,10 @@ from importlib.util import find_spec
 import torch
 
 from parallel.errors import UserError
-from parallel.layout import Place
 from parallel.world import World
 from trainer.config.keys import Config
 from trainer.data.questions.asked import Questions
 from trainer.model.exact.blocks import KEYS
-from trainer.rl.asynchronous.background import Background, Beside, Within
 from trainer.rl.rollout.embedded import CHUNK, NAME, Embedded
 from trainer.rl.rollout.protocol import RolloutEngine
 from trainer.rl.servers.remote import Remote
@@ -86,14 +84,6 @@ def _ray_workers(cfg: Config, rollouts: int, longest: int) -> Callable[[], Rollo
         RayWorkers, make, rl.rollout_workers, address=rl.ray_address, cpus=rl.ray_cpus, gpus=rl.ray_gpus,
         bucket_mb=rl.bucket_mb,
     )  # fmt: skip
-
-
-def build_background(cfg: Config, name: str, engine: RolloutEngine, place: Place) -> Background:
-    """The requests of an engine of `build_engine` that stay under way between rounds. name: as returned there."""
-    if isinstance(engine, Embedded):
-        return Within(engine)
-    assert isinstance(engine, Remote)
-    return Beside(engine, name, size=cfg.rl.group_size, concurrent=cfg.rl.concurrent * place.readers)
 
 
 def longest_rollout(cfg: Config, questions: Questions) -> int:

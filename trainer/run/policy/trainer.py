@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,24 +31,21 @@ from trainer.objectives.scalars import Scalar, Scalars
 from trainer.optim.native import NativeEngine
 from trainer.rl.alarm import FLOOR, MismatchAlarm
 from trainer.rl.asynchronous.held import UNDER_WAY, name_of, pack_held, read_held
-from trainer.rl.asynchronous.producer import Asynchronous
 from trainer.rl.batches import Trained, make_batches, pack
-from trainer.rl.episodes import Episodes, dialogue_of, environment_of
 from trainer.rl.metrics import facts_of, measure_groups, with_means
-from trainer.rl.producer import Synchronous
-from trainer.rl.rewards.base import Reward, build_reward, close_reward
-from trainer.rl.rollout.embedded import layers_of
+from trainer.rl.rewards.base import close_reward
+from trainer.rl.rollout.embedded import Embedded, layers_of
 from trainer.rl.rollout.led import Led
 from trainer.rl.rollout.protocol import Rollout
 from trainer.rl.routes import checked_routes
 from trainer.rl.servers.remote import Remote
 from trainer.rl.tally import Tally
-from trainer.rl.workers.choose import place_environment, place_reward
 from trainer.rl.workers.placed import PlacedReward
 from trainer.run.build import Parts
 from trainer.run.directory import RunDir
 from trainer.run.loop import Trainer
-from trainer.run.policy.engines import build_background, build_engine, longest_rollout
+from trainer.run.policy.engines import build_engine, longest_rollout
+from trainer.run.policy.producers import build_producer, questions_ahead
 from trainer.run.policy.reference import Reference
 from trainer.run.policy.waiting import Ready, hold_steps, needs_old, restore_old, with_old
 
@@ -82,7 +79,7 @@ class PolicyTrainer(Trainer):
         context = min(cfg.data.seq_len, cfg.model.max_position)
         self.same, pipeline = ranks_of_samples(parts.meshes.layout if parts.meshes else Layout(), world)
         world.extend_timeouts()
-        ahead = cfg.rl.rounds_ahead * cfg.rl.updates * cfg.train.global_batch
+        ahead = questions_ahead(cfg)
         at_once = cfg.train.global_batch * (cfg.rl.updates if ahead else 1) + ahead
         self.engine_name, self.engine = build_engine(
             cfg,
@@ -94,34 +91,13 @@ class PolicyTrainer(Trainer):
             longest=context if cfg.rl.environment else longest,
             version=self.position.step,
         )
-        self.led = led = Led(self.engine, world, self.same)
+        self.led = Led(self.engine, world, self.same)
         self._sent: int | None = None  # the step whose weights the engine has
         self._sync = _Sync()
-        shared: dict[str, Any] = {
-            "seed": cfg.train.seed, "batch": cfg.train.global_batch, "place": parts.place, "leaders": led
-        }  # fmt: skip
-        self.producer: Synchronous
-        self.reward: Reward
-        if cfg.rl.environment:
-            environment = place_environment(cfg.rl) if cfg.rl.environment_workers else environment_of(cfg.rl)
-            self.reward = environment.reward
-            self.producer = Episodes(
-                cfg.rl,
-                self.questions,
-                led,
-                environment,
-                dialogue_of(self.questions),
-                context=context,
-                name=self.engine_name,
-                **shared,
-            )
-        else:
-            self.reward = place_reward(cfg.rl) if cfg.rl.environment_workers else build_reward(cfg.rl.reward)
-            kind: type[Synchronous] = Synchronous
-            if ahead:
-                kind, shared["ahead"] = Asynchronous, ahead
-                shared["background"] = build_background(cfg, self.engine_name, self.engine, parts.place)
-            self.producer = kind(cfg.rl, self.questions, led, self.reward, **shared)
+        self.producer = build_producer(
+            cfg, self.questions, self.led, parts.place, name=self.engine_name, context=context
+        )
+        self.reward = self.producer.reward
         self._tally = Tally(self.reward)
         self._ready: deque[Ready] = deque()
         self.reference = Reference(cfg, run.path, world, parts, self.position.step) if cfg.rl.kl_coef > 0 else None
@@ -172,7 +148,8 @@ class PolicyTrainer(Trainer):
         self._send_weights()
         sync, self._sync = self._sync, _Sync()
         world.watch.at(f"step {step + 1}: rollouts")
-        produced = self.led.lead(lambda: self.producer.produce(self.position.sample, steps))
+        with self._serving():
+            produced = self.led.lead(lambda: self.producer.produce(self.position.sample, steps))
         counted = self._counted()
         counted |= self._over_ranks("rollout", self.producer.figures() if self.parts.place.counts else {})
         if isinstance(self.engine, Remote):
@@ -197,6 +174,12 @@ class PolicyTrainer(Trainer):
                 ready.batches = [with_old(batch, self._log_probs(batch), rl) for batch in ready.batches]
         self._refer(found)
         return found
+
+    def _serving(self) -> AbstractContextManager[None]:
+        """A time of several draws of the run's own modules, whose weights do not change."""
+        if self.producer.ahead is None or not isinstance(self.engine, Embedded):
+            return nullcontext()
+        return self.engine.serving()
 
     def _refer(self, steps: Sequence[Ready]) -> None:
         """Add the reference's log-probabilities to steps that wait."""

@@ -14,10 +14,10 @@ from trainer.config.mixture import QuestionSourceConfig
 from trainer.data.errors import DataError
 from trainer.data.questions.stream import open_questions
 from trainer.engine.load import open_source
+from trainer.rl.draws import question_of
 from trainer.rl.environments.base import EnvironmentFailed
 from trainer.rl.environments.dialogue import InlineDialogue, TemplateDialogue
 from trainer.rl.episodes import dialogue_of
-from trainer.rl.producer import question_of
 from trainer.rl.rewards.base import build_reward
 from trainer.run.process import train
 

@@ -4,46 +4,28 @@ import numpy as np
 import pytest
 
 from tests.distributed.pool import on_ranks
+from tests.trainer.rl.asynchronous.records import FROZEN, rounds_of, same
 from tests.trainer.rl.toy import run_toy, toy_config
 from tests.trainer.tiny_run import events, steps
 from trainer.config.checks.validate import validate
 from trainer.rl import alarm
-from trainer.rl.asynchronous.background import Within
-from trainer.rl.asynchronous.producer import Asynchronous
-from trainer.rl.producer import Synchronous
 from trainer.run.policy import trainer as module
+from trainer.run.policy.producers import build_ahead, build_producer
 from trainer.run.process import train
 
 LONG = ("rl.max_tokens=24", "rl.reward=overlap", "optim.lr=1e-2")
 CROWDED = ("rl.concurrent=5",)  # so few that rollouts are cut by a change of weights
-FROZEN = ("optim.lr=1e-30",)  # the weights of all versions are equal
-
-
-def rounds_of(monkeypatch):
-    """Every step from now on, as it is produced: the number of its first step, and its groups."""
-    found = []
-    genuine = Synchronous.produce
-
-    def kept(self, first, count):
-        made = genuine(self, first, count)
-        found.extend((self.engine.version, one.groups) for one in made)
-        return made
-
-    monkeypatch.setattr(Synchronous, "produce", kept)
-    return found
-
-
-def same(a, b):
-    return a.ids == b.ids and np.array_equal(a.log_probs, b.log_probs) and np.array_equal(a.routes, b.routes)
 
 
 def test_nothing_ahead_is_the_synchronous_loop_exactly(tmp_path, monkeypatch):
     usual = run_toy(tmp_path / "usual" / "run", *LONG, "rl.oversample=2")
 
-    def none_ahead(*args, **more):
-        return Asynchronous(*args, **more, background=Within(args[2].engine), ahead=0)
+    def none_ahead(cfg, questions, led, place, **more):
+        made = build_producer(cfg, questions, led, place, **more)
+        made.ahead = build_ahead(cfg, questions, led, place, None, name=more["name"], count=0)
+        return made
 
-    monkeypatch.setattr(module, "Synchronous", none_ahead)
+    monkeypatch.setattr(module, "build_producer", none_ahead)
     found = run_toy(tmp_path / "other" / "run", *LONG, "rl.oversample=2")
     timed = {name for name in usual[0] if "second" in name} | {"peak_memory_bytes"}
     for line, expected in zip(found, usual, strict=True):

@@ -1,7 +1,9 @@
 """An engine beside training, asked by threads: parts of rollouts under two weights, deadlines, failures."""
 
+import math
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,19 +12,31 @@ import torch
 from parallel.layout import Place
 from parallel.world import World
 from tests.trainer.rl.servers.directories import directory_of
-from tests.trainer.rl.toy import toy_config
 from tests.trainer.tiny_run import MODEL
 from trainer.config.model import ModelConfig
-from trainer.engine.request import Sampling
+from trainer.engine.request import Request, Sampling
 from trainer.model.decoder import Decoder
 from trainer.rl.asynchronous.background import Beside
 from trainer.rl.asynchronous.drawn import Drawn
+from trainer.rl.asynchronous.under_way import Answers
+from trainer.rl.rollout.led import Led
 from trainer.rl.rollout.protocol import Rollout, RolloutError
 from trainer.rl.servers.own_engine import OwnEngine
 from trainer.rl.servers.remote import Remote
-from trainer.run.policy.engines import build_background
 
 END = frozenset[int]()
+LENGTHS = (4, 3, 3, 300, 900, 3, 400)  # of the rollouts with these numbers
+
+
+class Asking(Answers):
+    """Every rollout has a prompt and a length of its own."""
+
+    def __init__(self):
+        ask = lambda number: (SimpleNamespace(prompt=(3, 5, 7 + number)), Sampling(seed=number))  # noqa: E731
+        super().__init__(ask, 2, "own engine", discard=False, max_tokens=0, ends=END)
+
+    def _request(self, one):
+        return one.request(LENGTHS[one.prompt[-1] - 7], END)
 
 
 @pytest.fixture(scope="module")
@@ -30,59 +44,52 @@ def directory(tmp_path_factory):
     return directory_of(tmp_path_factory.mktemp("model"), 0)[0]
 
 
-def beside(directory, **more):
+def beside(directory):
     model = Decoder(ModelConfig(**{**MODEL, "max_position": 1000, "init_std": 0.3}), torch.float32)
     model.init_weights(1)
     remote = Remote(partial(OwnEngine, directory, cache_tokens=4096), [model], model.cfg, World(), Place())
-    return remote, Beside(remote, "own engine", **{"size": 2, "concurrent": 4, **more})
-
-
-def drawing(number, tokens):
-    return Drawn((3, 5, 7 + number), Sampling(seed=number)).request(tokens, END)
+    led = Led(remote, World(), World())
+    return remote, Beside(remote, led, Asking(), "own engine", concurrent=4)
 
 
 def test_what_a_change_of_weights_cuts_continues_under_the_new_ones(directory):
     """It has the tokens that an engine draws which has these weights from the first one on."""
     remote, background = beside(directory)
-    long, short = Drawn((3, 5, 7), Sampling(seed=5)), Drawn((3, 5), Sampling(seed=6))
-    background.start({0: short.request(4, END), 6: long.request(400, END)})
-    found = background.collect([0], 60.0)
-    assert len(found.pop(0).ids) == 4
-    assert not found
+    background.start([0, 6])
+    assert len(background.collect([0], 60.0)[0].rollout.ids) == 4
     while remote.engine._engine.unfinished == 0:
         time.sleep(0.01)
     time.sleep(0.3)
-    (part,) = background.stop().values()
+    background.stop()
+    (part,) = background.held().values()
     assert part.finish == "abort"
     assert 0 < len(part.ids) < 400
-    long.add(part)
     remote.pause()
     remote.load((), 4)
     remote.resume()
-    background.start({6: long.request(400, END)})
-    rest = background.collect([6], 60.0)[6]
-    long.add(rest)
-    whole = long.whole()
-    assert (len(whole.ids), whole.finish, long.ended) == (400, "length", True)
+    background.start([6])
+    whole = background.collect([6], 60.0)[6].rollout
+    assert (len(whole.ids), whole.finish, background.drawn) == (400, "length", 404)
     assert whole.versions.tolist() == [0] * len(part.ids) + [4] * (400 - len(part.ids))
     assert len(whole.routes) == 3 + 400 - 1
-    (again,) = remote.generate([Drawn((*whole.prompt, *part.ids), Sampling(seed=5)).request(20, END)], deadline_s=60)
+    (again,) = remote.generate([Request((*whole.prompt, *part.ids), 20, Sampling(seed=6), END)], deadline_s=60)
     assert again.ids == whole.ids[len(part.ids) : len(part.ids) + 20]
 
 
 def test_a_stop_with_nothing_under_way_leaves_the_engine_ready(directory):
     _, background = beside(directory)
-    assert background.stop() == {}
-    background.start({0: drawing(0, 3), 1: drawing(1, 3), 2: drawing(2, 3)})
+    background.stop()
+    assert background.held() == {}
+    background.start([0, 1, 2])
     assert background.collect([0, 1, 2], 60.0).keys() == {0, 1, 2}
 
 
 def test_a_round_that_is_late_or_an_engine_that_fails_ends_it(directory):
     _, background = beside(directory)
-    background.start({0: drawing(0, 900)})
+    background.start([4])
     with pytest.raises(RolloutError) as late:
-        background.collect([0], 0.05)
-    assert (late.value.where, late.value.value) == ("own engine", 0)
+        background.collect([4], 0.05)
+    assert (late.value.where, late.value.value) == ("own engine", 2)
     background.stop()
     remote, background = beside(directory)
 
@@ -90,18 +97,25 @@ def test_a_round_that_is_late_or_an_engine_that_fails_ends_it(directory):
         raise RolloutError("it is gone", where="own engine", value=0)
 
     remote.engine.generate = fail
-    background.start({4: drawing(0, 900)})
+    background.start([4])
     with pytest.raises(RolloutError) as failed:
         background.collect([4], 60.0)
     assert failed.value.where == "own engine"
 
 
-def test_rollouts_ahead_of_a_round_have_no_deadline(directory, tmp_path):
-    remote, _ = beside(directory)
-    background = build_background(toy_config(tmp_path / "run", "rl.deadline_s=0.01"), "own engine", remote, Place())
-    background.start({0: drawing(0, 300)})
+def test_rollouts_ahead_of_a_round_have_no_deadline(directory):
+    remote, background = beside(directory)
+    genuine, deadlines = remote.engine.generate, []
+
+    def noted(requests, *, deadline_s):
+        deadlines.append(deadline_s)
+        return genuine(requests, deadline_s=deadline_s)
+
+    remote.engine.generate = noted
+    background.start([3])
     time.sleep(0.05)
-    assert len(background.collect([0], 60.0)[0].ids) == 300
+    assert len(background.collect([3], 60.0)[3].rollout.ids) == 300
+    assert deadlines == [math.inf]
 
 
 def part(prompt, tokens, routes, finish="abort"):

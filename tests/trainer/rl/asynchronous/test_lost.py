@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 
+from tests.trainer.rl.asynchronous.records import rollouts_of
 from tests.trainer.rl.servers.stand_in import write_model
 from tests.trainer.rl.toy import run_toy, toy_config
 from tests.trainer.tiny_run import events
-from trainer.rl.asynchronous.held import read_held
 from trainer.rl.rollout.protocol import RolloutError
 from trainer.rl.servers.own_engine import OwnEngine
 from trainer.rl.servers.remote import Remote
@@ -39,10 +39,6 @@ class Lost(OwnEngine):
         super().pause()
 
 
-def rollouts_of(directory, step):
-    return read_held((directory / "checkpoints" / f"step-{step}").iterdir(), 0, 1)
-
-
 def test_a_step_is_saved_though_the_engine_died_since_its_rollouts(tmp_path, monkeypatch, capsys):
     """The next round says so."""
     directory = tmp_path / "run"
@@ -56,7 +52,7 @@ def test_a_step_is_saved_though_the_engine_died_since_its_rollouts(tmp_path, mon
 
     def die(self):
         Lost.gone.set()
-        for thread in self.producer.background._threads:
+        for thread in self.producer.ahead.background._threads:
             thread.join()
         save(self)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.distributed.pool import on_ranks
+from tests.trainer.rl.asynchronous.records import numbers, rollouts_of
 from tests.trainer.rl.toy import run_toy, toy_config
 from tests.trainer.tiny_run import steps
 from trainer.rl.asynchronous.held import Held, name_of, pack_held, read_held
@@ -18,18 +19,6 @@ from trainer.run.process import train
 LONG = ("rl.max_tokens=24", "rl.reward=overlap", "optim.lr=1e-2", "train.steps=6")
 AHEAD = ("rl.max_staleness=2", "rl.concurrent=8")
 ROUNDS = ("rl.updates=2", "rl.denominator=kept", "rl.oversample=2")
-TIMED = {"peak_memory_bytes", "rollout/tokens_per_second", "train/tokens_per_second", "tokens_per_second", "mfu"}
-
-
-def numbers(lines):
-    return [
-        {name: value for name, value in line.items() if "second" not in name and name not in TIMED} for line in lines
-    ]
-
-
-def rollouts_of(directory, step):
-    found = sorted((directory / "checkpoints" / f"step-{step}").glob("rollouts-*"))
-    return read_held(found, 0, 1)
 
 
 @pytest.mark.parametrize(

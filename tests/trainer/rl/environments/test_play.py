@@ -15,7 +15,7 @@ from trainer.model.exact.switch import make_exact
 from trainer.rl.environments.base import EnvironmentFailed
 from trainer.rl.environments.build import build_environment
 from trainer.rl.environments.dialogue import InlineDialogue
-from trainer.rl.environments.play import play
+from trainer.rl.environments.play import Play
 from trainer.rl.rewards.base import Question
 from trainer.rl.rollout.protocol import Rollout
 
@@ -30,8 +30,9 @@ def environment(**options):
 
 def run(engine, asked, env=None, **options):
     questions = [(Question(number, prompt, answer), Sampling(seed=number)) for number, prompt, answer in asked]
-    how = {"max_tokens": 12, "context": 60, "deadline_s": 60, "environment_s": 20, **options}
-    return play(engine, env or environment(), DIALOGUE, questions, **how)
+    more = {"more": options.pop("more")} if "more" in options else {}
+    how = {"max_tokens": 12, "context": 60, "environment_s": 20, **options}
+    return Play(env or environment(), DIALOGUE, **how).play(engine, questions, deadline_s=60, **more)
 
 
 def script(*turns):

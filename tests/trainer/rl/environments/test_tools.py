@@ -14,7 +14,7 @@ from trainer.rl.environments.base import Call, EnvironmentFailed, Malformed, Sai
 from trainer.rl.environments.build import build_environment
 from trainer.rl.environments.calculator import evaluate
 from trainer.rl.environments.dialogue import TemplateDialogue
-from trainer.rl.environments.play import play
+from trainer.rl.environments.play import Play
 from trainer.rl.environments.tools import ToolError
 from trainer.rl.rewards.base import Question
 
@@ -165,8 +165,8 @@ def test_a_conversation_is_what_the_template_writes(table, family):
     turns = iter([f"{think}{calls[0]}\n{calls[1]}<|im_end|>", f"{think}4<|im_end|>"])
     engine = Scripted(lambda prompt: talks.conversation.ids_of(next(turns)))
     question = Question(5, "What is 2+2?", "4")
-    (found,) = play(engine, table, talks, [(question, Sampling())], max_tokens=400, context=3000, deadline_s=60,
-                    environment_s=60)  # fmt: skip
+    plays = Play(table, talks, max_tokens=400, context=3000, environment_s=60)
+    (found,) = plays.play(engine, [(question, Sampling())], deadline_s=60)
     assert found.verdict.value == 1
     assert found.counts["calls"] == 2
     message = {"role": "assistant", "content": "", "tool_calls": [

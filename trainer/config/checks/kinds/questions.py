@@ -110,9 +110,6 @@ def _staleness(cfg: Config) -> Iterator[Fault]:
     if 0 < rl.max_staleness < least:
         text = f"rl.max_staleness={rl.max_staleness} is less than one round ahead with rl.updates={rl.updates}"
         yield Fault(f"{text}; use 0, or {least} or more", "rl.max_staleness", rl.max_staleness, (0, least))
-    if rl.max_staleness and rl.environment:
-        text = f"rl.max_staleness={rl.max_staleness}: episodes of rl.environment are played in their round; use 0"
-        yield Fault(text, "rl.max_staleness", rl.max_staleness, (0,))
     for key in ("cp", "pp"):
         if rl.max_staleness and (size := getattr(cfg.parallel, key)) > 1:
             text = f"rl.max_staleness={rl.max_staleness} needs rollouts of each rank, and parallel.{key}={size}"
