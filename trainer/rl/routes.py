@@ -41,7 +41,7 @@ def checked_routes(rollout: Rollout, model: ModelConfig, engine: str, request: i
     if (twice := (ordered[..., 1:] == ordered[..., :-1]).any((1, 2))).any():
         raise fault(f"have an expert twice at token {int(twice.argmax())}", "rows that the engine has filled")
     zeros = ~found.any((1, 2)) if shape[-1] == 1 else np.zeros(0, bool)
-    if zeros.any() and (model.num_experts**model.num_layers >= 2**32 or (zeros.all() and len(zeros) > 1)):
+    if zeros.any() and (model.num_experts**model.num_layers >= 2**32 or (zeros.all() and zeros.size > 1)):
         raise fault(f"are zero at token {int(zeros.argmax())}", "rows that the engine has filled")
     return found
 

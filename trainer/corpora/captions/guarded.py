@@ -59,9 +59,9 @@ def run_guarded(
                     idle.append(worker)
                     yield place, value
             now = time.monotonic()
-            for connection, (worker, place, until) in [*busy.items()]:
+            for late, (worker, place, until) in [*busy.items()]:
                 if until <= now:
-                    del busy[connection]
+                    del busy[late]
                     worker.kill()
                     yield place, Lost("deadline", f"took longer than {seconds:g} s")
     finally:

@@ -107,7 +107,7 @@ class Embedded:
 
     # requests that stay under way, by numbers of the caller's; not at the same time as `generate`
 
-    def serving(self) -> AbstractContextManager[None]:
+    def serving(self) -> AbstractContextManager[object]:
         """A time in which the weights do not change."""
         stack = ExitStack()
         stack.enter_context(held_weights(block.moe.experts for stage in self.stages for block in stage.blocks))

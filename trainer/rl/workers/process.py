@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import IO, Any
 
@@ -111,7 +112,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="request")
     while (packed := _read_from(requests)) is not None:
         number, what, arguments = pickle.loads(packed)
-        pool.submit(work, number, lambda what=what, arguments=arguments: body.answer(what, arguments))
+        pool.submit(work, number, partial(body.answer, what, arguments))
 
 
 def main() -> None:

@@ -175,7 +175,7 @@ class PolicyTrainer(Trainer):
         self._refer(found)
         return found
 
-    def _serving(self) -> AbstractContextManager[None]:
+    def _serving(self) -> AbstractContextManager[object]:
         """A time of several draws of the run's own modules, whose weights do not change."""
         if self.producer.ahead is None or not isinstance(self.engine, Embedded):
             return nullcontext()

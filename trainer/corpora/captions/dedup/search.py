@@ -95,7 +95,9 @@ def _bands(fixed: int, count: int) -> list[_Band]:
     return [_Band(fixed, low, high - low) for high, low in pairwise(edges)]
 
 
-def _search(words: Hashes, fixed: int, unequal: tuple[np.uint64, ...], limits: _Limits) -> Iterator[tuple[Hashes, ...]]:
+def _search(
+    words: Hashes, fixed: int, unequal: tuple[np.uint64, ...], limits: _Limits
+) -> Iterator[tuple[Hashes, Hashes]]:
     """Pairs of words that share their `fixed` highest bits. unequal: masks; a pair that is equal under one of them was
     found in an earlier band."""
     earlier = unequal
@@ -111,7 +113,7 @@ def _search(words: Hashes, fixed: int, unequal: tuple[np.uint64, ...], limits: _
 
 def _compare(
     words: Hashes | _Large, shared: int, unequal: tuple[np.uint64, ...], limits: _Limits
-) -> Iterator[tuple[Hashes, ...]]:
+) -> Iterator[tuple[Hashes, Hashes]]:
     """Pairs of words of one bucket, for each bucket of a sorted array."""
     if isinstance(words, _Large):
         yield from _search(words.words, shared, unequal, limits)

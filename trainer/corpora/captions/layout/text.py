@@ -38,7 +38,8 @@ class Line:
 
     @cached_property
     def text(self) -> str:
-        words, before = [], None
+        words: list[str] = []
+        before = None
         for letter in self.letters:
             wide = before is not None and _gap(before, letter) > SPACE * max(before.size, letter.size)
             if words and (letter.spaced or wide):
