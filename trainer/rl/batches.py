@@ -56,17 +56,25 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def make_batches(
     trained: Sequence[Trained], windows: Sequence[Sequence[int]], *, micro_batches: int, micro_batch: int, seq_len: int,
     model: ModelConfig, padding: int, routed: bool,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None, short: bool = False,
 ) -> list[Batch]:  # fmt: skip
     """`micro_batches` batches of `micro_batch` windows of seq_len positions; windows that there are too few of are
     padding. windows: of `pack`. padding: the id of padding. routed: with routes, also where nothing is trained on: all
-    ranks run the same passes. layers: whose routes this rank needs; None: all."""
+    ranks run the same passes. layers: whose routes this rank needs; None: all. short: the last batch has no window of
+    padding alone, unless it has no other."""
     rows = [list(windows[at]) if at < len(windows) else [] for at in range(micro_batches * micro_batch)]
+    if short:
+        rows = rows[: max(len(windows), (micro_batches - 1) * micro_batch + 1)]
     return [
         _batch([[trained[number] for number in row] for row in rows[at : at + micro_batch]], seq_len, model, padding,
                routed, layers)
         for at in range(0, len(rows), micro_batch)
     ]  # fmt: skip
+
+
+def _each_from(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """`counts` consecutive numbers from each start on, one run after the other."""
+    return np.arange(counts.sum()) + np.repeat(starts - counts.cumsum() + counts, counts)
 
 
 def _batch(
@@ -80,24 +88,34 @@ def _batch(
     real = np.zeros(positions, np.bool_)
     own = slice(None) if layers is None else [*layers]
     routes = padding_routes(positions, model)[:, own] if routed else None
+    starts = list[int]()
     for row, documents in enumerate(rows):
-        at = row * seq_len
+        at, end = row * seq_len, (row + 1) * seq_len
         for one in documents:
-            prompt, answer = one.rollout.prompt, one.rollout.ids
-            here, of_answer = slice(at, at + one.length), slice(at + len(prompt) - 1, at + one.length)
-            ids[here], position[here], real[here] = (*prompt, *answer[:-1]), np.arange(one.length), True
-            drawn = np.ones(len(answer), np.bool_) if one.rollout.drawn is None else one.rollout.drawn
-            labels[of_answer], rollout[of_answer] = np.where(drawn, answer, IGNORE), one.rollout.log_probs
-            advantages[of_answer], share[of_answer] = one.advantage, drawn / drawn.sum()
-            if routes is not None:
-                assert one.routes is not None
-                routes[here] = one.routes[:, own]
+            starts.append(at)
             at += one.length
             bounds.append(at)
             samples.append(one.number)
-        end = (row + 1) * seq_len
         position[at:end] = np.arange(end - at) % PADDING
         bounds += [*range(at + PADDING, end, PADDING), *([end] if at < end else [])]
+    if every := [one for documents in rows for one in documents]:
+        rollouts, lengths = [one.rollout for one in every], np.array([one.length for one in every])
+        counts = np.array([len(one.ids) for one in rollouts])
+        within = _each_from(np.zeros_like(lengths), lengths)
+        here = within + np.repeat(starts, lengths)
+        ids[here] = [token for one in rollouts for token in (*one.prompt, *one.ids[:-1])]
+        position[here], real[here] = within, True
+        of_answer = _each_from(np.array(starts) + lengths - counts, counts)
+        drawn = [np.ones(len(one.ids), np.bool_) if one.drawn is None else one.drawn for one in rollouts]
+        answers, trained = np.array([token for one in rollouts for token in one.ids]), np.concatenate(drawn)
+        labels[of_answer] = np.where(trained, answers, IGNORE)
+        rollout[of_answer] = np.concatenate([one.log_probs for one in rollouts])
+        advantages[of_answer] = np.repeat([one.advantage for one in every], counts)
+        share[of_answer] = trained / np.repeat([of.sum() for of in drawn], counts)
+        if routes is not None:
+            of_all = [one.routes for one in every if one.routes is not None]
+            assert len(of_all) == len(every)
+            routes[here] = np.concatenate(of_all)[:, own]
 
     def shaped(values: npt.NDArray) -> torch.Tensor:
         return torch.from_numpy(values.reshape(len(rows), seq_len, *values.shape[1:]))

@@ -125,7 +125,7 @@ class Synchronous:
     def _wave(self, samples: range) -> tuple[list[Group], Rolled]:
         """This rank's groups of the questions with these numbers."""
         mine, size = self._mine(samples), self.cfg.group_size
-        asked = [self.questions.ask(sample, 1)[0] for sample in mine]
+        asked = self.questions.pick(mine)
         each = [one for one in asked for _ in range(size)]
         if self.ahead is not None:
             rolled = self._worth(each, *self.ahead.collect(samples, self.cfg.deadline_s))

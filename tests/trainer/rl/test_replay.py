@@ -257,3 +257,21 @@ def test_quantising_the_masters_on_one_side_brings_the_gap_back():
     batches = batches_of(rounded, rollouts)
     assert k3_of(rounded, batches)[0] == 0.0
     assert k3_of(masters, batches)[0] > 1e-8
+
+
+def test_the_last_batch_may_leave_out_windows_of_padding_alone(made):
+    model, rollouts = made
+    trained = [Trained(n, one, 1.0, checked_routes(one, model.cfg, "engine", n)) for n, one in enumerate(rollouts)]
+    shared = {"micro_batch": 5, "seq_len": SEQ, "model": model.cfg, "padding": 0, "routed": True}
+    windows = pack([one.length for one in trained], SEQ)
+    assert len(windows) % 5
+    count = -(-len(windows) // 5)
+    whole = make_batches(trained, windows, micro_batches=count, **shared)
+    short = make_batches(trained, windows, micro_batches=count, short=True, **shared)
+    assert [len(batch.labels) for batch in short] == [5] * (count - 1) + [len(windows) % 5]
+    k3, flips, found = k3_of(model, short)
+    assert (k3, flips) == k3_of(model, whole)[:2]
+    for one, other in zip(found, k3_of(model, whole)[2], strict=True):
+        assert one["loss"].value.item() == pytest.approx(other["loss"].value.item(), rel=1e-6)
+    nothing = make_batches([], [], micro_batches=2, short=True, **shared)
+    assert [len(batch.labels) for batch in nothing] == [5, 1]

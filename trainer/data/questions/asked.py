@@ -51,9 +51,15 @@ class Questions:
 
     def ask(self, first: int, count: int) -> list[Asked]:
         """Questions first .. first + count - 1 of the run."""
-        numbers, size = np.arange(first, first + count), len(self.train)
-        keys = np.concatenate([mix64(self._seed, ORDER, int(epoch)) for epoch in numbers // size])
-        return [self.train[at] for at in permute(numbers % size, np.full(count, size), keys).tolist()]
+        return self.pick(range(first, first + count))
+
+    def pick(self, numbers: Sequence[int]) -> list[Asked]:
+        """Questions of the run by their numbers."""
+        if not numbers:
+            return []
+        wanted, size = np.array(numbers), len(self.train)
+        keys = np.concatenate([mix64(self._seed, ORDER, int(epoch)) for epoch in wanted // size])
+        return [self.train[at] for at in permute(wanted % size, np.full(len(wanted), size), keys).tolist()]
 
     def text_of(self, asked: Asked, ids: Sequence[int]) -> str:
         """The text of an answer as a reward reads it: thinking that the prompt opened has its mark."""

@@ -100,6 +100,9 @@ class PolicyTrainer(Trainer):
         self.reward = self.producer.reward
         self._tally = Tally(self.reward)
         self._ready: deque[Ready] = deque()
+        # Ranks and compiled blocks want passes of one shape, and these losses count padding.
+        fixed = world.size > 1 or cfg.train.compile or cfg.model.balance_coef > 0 or cfg.model.z_loss_coef > 0
+        self.short = not fixed  # the last batch of a step may have fewer windows
         self.reference = Reference(cfg, run.path, world, parts, self.position.step) if cfg.rl.kl_coef > 0 else None
         floor, fresh = 0.0 if cfg.rl.exact else FLOOR, cfg.rl.max_staleness > 0
         self._alarm = MismatchAlarm(floor, fresh=fresh)
@@ -269,6 +272,7 @@ class PolicyTrainer(Trainer):
             padding=self.questions.tokenizer.eos_id,
             routed=cfg.rl.replay != "off",
             layers=self.objective.layers,
+            short=self.short,
         )
 
     def _with_reference(self, batch: Batch) -> Batch:
