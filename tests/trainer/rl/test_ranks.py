@@ -219,30 +219,33 @@ def train_until_the_judge_dies(directory: Path, words: list[str], ranks: int) ->
 
 def test_an_error_of_the_rank_that_rewards_ends_all_and_nothing_trained_is_lost(tmp_path):
     """The other rank gets the error, so that both save the step that was trained."""
-    codes = on_ranks(2, train_until_the_judge_dies, tmp_path / "run", ["parallel.cp=2"], 2, timeout_s=120.0)
+    words = ["parallel.cp=2", "train.steps=2"]
+    codes = on_ranks(2, train_until_the_judge_dies, tmp_path / "run", words, 2, timeout_s=120.0)
     assert codes == [1, 1]
     assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
-    assert train(toy_config(tmp_path / "run")) == 0
-    assert [line["step"] for line in steps(tmp_path / "run")] == [1, 2, 3]
+    assert train(toy_config(tmp_path / "run", "train.steps=2")) == 0
+    assert [line["step"] for line in steps(tmp_path / "run")] == [1, 2]
 
 
 def train_with_tools(directory: Path, words: list[str], ranks: int) -> int:
     return train(toy_config(directory, *words, world_size=ranks, recipe="rl_tools_toy"))
 
 
-def test_episodes_of_unequal_numbers_of_turns_are_those_of_one_process(tmp_path):
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(TWO, id="experts"), pytest.param(["parallel.cp=2"], id="parts", marks=pytest.mark.slow)],
+)
+def test_episodes_of_unequal_numbers_of_turns_are_those_of_one_process(tmp_path, layout):
     """A rank whose episodes are done takes part in the turns of the others."""
     words, names = ["optim.lr=0.01", "train.steps=2"], ("turns/mean", "tools/calls", "tools/malformed", *SAME)
     assert train_with_tools(tmp_path / "one", words, 1) == 0
     alone = steps(tmp_path / "one")
     assert any(1 < line["turns/mean"] < 2 for line in alone)
-    for number, layout in enumerate((TWO, ["parallel.cp=2"])):
-        directory = tmp_path / str(number)
-        assert on_ranks(2, train_with_tools, directory, [*words, *layout], 2, timeout_s=120.0) == [0, 0]
-        for line, one in zip(steps(directory), alone, strict=True):
-            expected = pytest.approx({name: one[name] for name in names}, rel=1e-4, abs=1e-7)
-            assert {name: line[name] for name in names} == expected
-            assert line["mismatch/max"] == 0.0
+    assert on_ranks(2, train_with_tools, tmp_path / "two", [*words, *layout], 2, timeout_s=120.0) == [0, 0]
+    for line, one in zip(steps(tmp_path / "two"), alone, strict=True):
+        expected = pytest.approx({name: one[name] for name in names}, rel=1e-4, abs=1e-7)
+        assert {name: line[name] for name in names} == expected
+        assert line["mismatch/max"] == 0.0
 
 
 def train_taught(directory: Path, words: list[str], ranks: int, samples: Collection[int]) -> int:
