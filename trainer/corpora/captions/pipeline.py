@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.corpora.captions.inputs import Input, identity
 from trainer.corpora.captions.layout.stage import STAGE, Options, run_layout
@@ -17,6 +17,10 @@ from trainer.storage.ledger import LedgerLineError
 from trainer.storage.lock import FileLock, LockedError
 from trainer.storage.progress import OnProgress, ignore
 
+if TYPE_CHECKING:
+    from trainer.corpora.captions.describe.stage import RoutesOf
+    from trainer.corpora.captions.describing import Describing
+
 FORMAT = 1  # increase it with any change of the output for the same input
 PLAN, LOCK = "plan.json", "lock"
 PACKAGES = {"pypdfium2": "pypdfium2", "PIL": "pillow"}  # imported name -> distribution
@@ -24,9 +28,16 @@ EXTRA = "pip install -e '.[captions]'"
 
 
 def run_pipeline(
-    out: Path, inputs: Sequence[Input], options: Options, *, progress: OnProgress = ignore
+    out: Path,
+    inputs: Sequence[Input],
+    options: Options,
+    describing: Describing | None = None,
+    *,
+    progress: OnProgress = ignore,
 ) -> list[StageReport]:
     """Run the stages that are not finished in `out`, one directory each, and return the accounts of all.
+
+    describing: of the stages `captions` and `quality`, which do not run without it; a later start may add it.
 
     Started again with the same arguments after any interruption, it resumes from the documents that are read, with the
     same result byte for byte. Raises DataError, also for a directory of other inputs or options; OSError.
@@ -38,7 +49,12 @@ def run_pipeline(
             _same_plan(
                 out, {"format": FORMAT, "dpi": options.dpi, "documents": len(inputs), "inputs": identity(inputs)}
             )
-            return [run_layout(out / STAGE, inputs, options, progress=progress, lock=lock.file)]
+            reports = [run_layout(out / STAGE, inputs, options, progress=progress, lock=lock.file)]
+            if describing is not None:
+                from trainer.corpora.captions.describing import run_describing  # imports httpx
+
+                reports += run_describing(out, out / STAGE, _routes(describing), describing, progress)
+            return reports
     except LockedError:
         remedy = "wait for it to end"
         text = f"{out} is being written by another process: {remedy}"
@@ -46,6 +62,18 @@ def run_pipeline(
     except LedgerLineError as error:
         remedy = f"remove {error.path.parent} to start the stage over"
         raise DataError(f"{error}; {remedy}", where=str(error.path), value=error.text, allowed=remedy) from None
+
+
+def _routes(describing: Describing) -> RoutesOf:
+    """Raises DataError where there is a choice of captioners."""
+    routes = tuple(describing.captions.endpoints)
+    if len(routes) != 1:
+        allowed = "one captioner"
+        text = f"--captioners has {', '.join(routes)}; give {allowed}"
+        raise DataError(text, where="--captioners", value=routes, allowed=allowed)
+    from trainer.corpora.captions.describing import one_route
+
+    return one_route(routes[0])
 
 
 def refuse_missing_packages() -> None:

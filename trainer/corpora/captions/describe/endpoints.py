@@ -24,11 +24,10 @@ def read_endpoints(path: Path) -> dict[str, Endpoint]:
         reason = " ".join(str(error).split())
         allowed = "a YAML file with a captioner for each route"
         raise DataError(f"{path}: {reason}; give {allowed}", where=str(path), allowed=allowed) from error
-    if not isinstance(found, dict) or not found or not set(found) <= set(MODELS):
-        allowed_routes = tuple(MODELS)
-        text = f"{path}: give captioners for {' and '.join(MODELS)}, or for one of them"
-        raise DataError(text, where=str(path), value=found, allowed=allowed_routes)
-    return {route: _endpoint(f"{path}: {route}", route, values) for route, values in found.items()}
+    if not isinstance(found, dict) or not found:
+        allowed = "a mapping from routes, such as science and general, to captioners"
+        raise DataError(f"{path}: give {allowed}", where=str(path), value=found, allowed=allowed)
+    return {str(route): _endpoint(f"{path}: {route}", str(route), values) for route, values in found.items()}
 
 
 def _endpoint(where: str, route: str, values: Any) -> Endpoint:
@@ -41,7 +40,10 @@ def _endpoint(where: str, route: str, values: Any) -> Endpoint:
     for field in fields(Endpoint):
         if field.name in values:
             _check(f"{where}.{field.name}", str(field.type), values[field.name], zero=field.name in ZERO_ALLOWED)
-    given: Mapping[str, Any] = {"model": MODELS[route], **values}
+    if route not in MODELS and "model" not in values:
+        allowed = f"a model; only {' and '.join(MODELS)} have one by default"
+        raise DataError(f"{where}.model: give {allowed}", where=f"{where}.model", allowed=allowed)
+    given: Mapping[str, Any] = {"model": MODELS.get(route), **values}
     return Endpoint(**given)
 
 

@@ -21,6 +21,7 @@ from trainer.corpora.captions.describe.captioner import Captioner, Endpoint
 from trainer.corpora.captions.describe.outcomes import caption_in, failure_of
 from trainer.corpora.captions.describe.prompts import BUILT_IN, DESCRIBED, WORDS, Prompt, prompt_of, read_templates
 from trainer.corpora.captions.describe.rows import Row, rows_path, write_rows
+from trainer.corpora.captions.plans import keep_settings
 from trainer.corpora.captions.reports import Count, StageReport
 from trainer.corpora.captions.tables import parts_of, read_part
 from trainer.data.errors import DataError
@@ -32,7 +33,7 @@ STAGE = "captions"
 LEDGER, ACCOUNT = ".ledger.jsonl", ".account.json"
 ALONE, NO_IMAGE, NO_CAPTIONER, FAILED = "caption alone", "no image", "no captioner", "failed"
 
-RouteOf = Callable[[Crop], str]
+RoutesOf = Callable[[Path], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,19 @@ class _Account:
 
 
 def run_captions(
-    directory: Path, crops: Path, route_of: RouteOf, options: CaptionOptions, *, progress: OnProgress = ignore
+    directory: Path, crops: Path, routes_of: RoutesOf, options: CaptionOptions, *, progress: OnProgress = ignore
 ) -> StageReport:
     """Ask a captioner about every figure, table and formula in the parts of `crops`, and return the account.
 
-    `directory` then has rows (`rows.read_captions`), ledgers and `report.json`. route_of: the captioner of a crop, a
-    key of `options.endpoints`; crops of another route are dropped. A finished stage is not done again, and no crop
-    whose answer is in a ledger is asked about again.
+    `directory` then has rows (`rows.read_captions`), ledgers and `report.json`. routes_of: the captioners of the crops
+    of a part by their id, each a key of `options.endpoints`; crops of another route are dropped. A finished stage is
+    not done again, and no crop whose answer is in a ledger is asked about again.
     Raises DataError, also where the budget is spent and where crops are left without an answer; OSError.
     """
+    directory.mkdir(parents=True, exist_ok=True)
+    keep_settings(directory, options.identity())
     if (report := StageReport.read(directory)) is not None:
         return report
-    directory.mkdir(parents=True, exist_ok=True)
     parts = parts_of(crops)
     accounts = [_read_account(directory, part) for part in parts]
     budget = Budget(options.requests, options.tokens, options.money, options.seconds)
@@ -114,7 +116,7 @@ def run_captions(
         captioners = {route: Captioner(one, f"captioner {route}") for route, one in options.endpoints.items()}
         with asking(captioners, budget) as asker:
             for number, part in enumerate(left, len(parts) - len(left)):
-                failures += _describe(directory, part, asker, route_of, options)
+                failures += _describe(directory, part, asker, routes_of(part), options)
                 progress(Progress(STAGE, number + 1, len(parts), "records", len(parts) - len(left)))
     if failures:
         remedy = "run the command again to ask about them, or drop them with --drop-failed"
@@ -123,7 +125,9 @@ def run_captions(
     return _report(directory, [account for part in parts if (account := _read_account(directory, part))])
 
 
-def _describe(directory: Path, part: Path, asker: Asking, route_of: RouteOf, options: CaptionOptions) -> list[str]:
+def _describe(
+    directory: Path, part: Path, asker: Asking, routes: Mapping[str, str], options: CaptionOptions
+) -> list[str]:
     """Ask about the crops of a part, and write its rows and account unless some are to be asked about again. Returns
     the reasons of those."""
     templates = read_templates(options.templates)
@@ -133,7 +137,7 @@ def _describe(directory: Path, part: Path, asker: Asking, route_of: RouteOf, opt
 
     def questions() -> Iterator[Question]:
         for crop in read_part(part):
-            if not _unasked(crop, route := route_of(crop), options, has_image=bool(crop.image)):
+            if not _unasked(crop, route := routes.get(crop.id, ""), options, has_image=bool(crop.image)):
                 yield Question(crop, prompt(crop).text, route)
 
     with _open(_ledger_path(directory, part)) as ledger:
@@ -141,7 +145,7 @@ def _describe(directory: Path, part: Path, asker: Asking, route_of: RouteOf, opt
         if asked.failures and not options.drop_failed:
             return list(asked.failures.values())
         account = _Account(cost=_cost(_ledger_path(directory, part)))
-        write_rows(rows_path(directory, part), _rows(part, route_of, prompt, options, asked, ledger, account))
+        write_rows(rows_path(directory, part), _rows(part, routes, prompt, options, asked, ledger, account))
     with atomic_file(_account_path(directory, part)) as temporary:
         temporary.write_text(json.dumps(account.to_json()) + "\n")
     return []
@@ -149,7 +153,7 @@ def _describe(directory: Path, part: Path, asker: Asking, route_of: RouteOf, opt
 
 def _rows(
     part: Path,
-    route_of: RouteOf,
+    routes: Mapping[str, str],
     prompt: Callable[[Crop], Prompt],
     options: CaptionOptions,
     asked: Asked,
@@ -157,7 +161,7 @@ def _rows(
     account: _Account,
 ) -> Iterator[Row]:
     for crop in read_part(part, images=False):
-        route = route_of(crop)
+        route = routes.get(crop.id, "")
         reason = _unasked(crop, route, options, has_image=crop.id in asked.keys)
         entry = ledger.get(asked.keys[crop.id]) if not reason else None
         if reason:

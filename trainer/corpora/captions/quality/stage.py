@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.corpora.captions.describe.rows import Row, read_rows, rows_path, write_rows
+from trainer.corpora.captions.plans import keep_settings
 from trainer.corpora.captions.quality.discriminator import Discriminator
 from trainer.corpora.captions.quality.rules import Rules, reason_against
 from trainer.corpora.captions.reports import Count, StageReport
@@ -50,9 +51,10 @@ def run_quality(
     crops: the directory of the crops' parts. A finished stage is not done again, a finished part neither.
     Raises DataError, OSError.
     """
+    directory.mkdir(parents=True, exist_ok=True)
+    keep_settings(directory, options.identity())
     if (report := StageReport.read(directory)) is not None:
         return report
-    directory.mkdir(parents=True, exist_ok=True)
     parts = parts_of(crops)
     left = [part for part in parts if not rows_path(directory, part).exists()]
     scorer = None

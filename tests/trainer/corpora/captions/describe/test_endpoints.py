@@ -30,7 +30,7 @@ def test_a_captioner_needs_an_address_and_has_a_default_model(tmp_path: Path):
         ("", ""),
         ("[", ""),
         ("- science", ""),
-        ("biology: {url: a}", ""),
+        ("biology: {url: a}", ": biology.model"),
         ("science: http://a:1/v1", ": science"),
         ("science: {model: m}", ": science"),
         (f"science: {{{URL}, key: secret}}", ": science.key"),

@@ -22,7 +22,7 @@ from trainer.corpora.captions.describe.captioner import Endpoint
 from trainer.corpora.captions.describe.rows import read_captions, read_rows
 from trainer.corpora.captions.describe.stage import CaptionOptions, run_captions
 from trainer.corpora.captions.reports import REPORT
-from trainer.corpora.captions.tables import part_path, write_part
+from trainer.corpora.captions.tables import part_path, read_part, write_part
 from trainer.data.errors import DataError
 
 CONCURRENCY = 3
@@ -41,8 +41,14 @@ def write_crops(directory: Path, sizes: tuple[int, ...] = (7, 0, 8)) -> list[Cro
     return crops
 
 
-def route_of(crop: Crop) -> str:
-    return ("science", "general", "other")[0 if crop.page % 5 else 2 if crop.page == 10 else 1]
+def routes_of(part: Path) -> dict[str, str]:
+    """Every fifth page is general, but for the tenth."""
+    names = ("general", "other", "science")
+    return {crop.id: names[2 if crop.page % 5 else crop.page == 10] for crop in read_part(part, images=False)}
+
+
+def all_science(part: Path) -> dict[str, str]:
+    return {crop.id: "science" for crop in read_part(part, images=False)}
 
 
 def options_for(url: str, other: str | None = None, **more: Any) -> CaptionOptions:
@@ -66,7 +72,7 @@ def test_every_crop_is_accounted_for_and_routes_have_their_own_captioner(tmp_pat
     ways = {0: "refuse", 6: "cut", 11: "empty"}
     with caption_server(lambda number, before: ways.get(number, "well")) as science, caption_server() as general:
         options = options_for(science.url, general.url)
-        report = run_captions(tmp_path / "captions", tmp_path / "crops", route_of, options)
+        report = run_captions(tmp_path / "captions", tmp_path / "crops", routes_of, options)
         wanted = {"caption alone": 1, "no image": 1, "no captioner": 1, "refused": 1, "cut": 1, "empty": 1}
         count = report.counts["crops"]
         assert (count.came, count.kept, count.dropped) == (15, 9, wanted)
@@ -75,7 +81,11 @@ def test_every_crop_is_accounted_for_and_routes_have_their_own_captioner(tmp_pat
         assert report.facts["requests"] == 12 == science.asked.total() + general.asked.total()
         assert {body["model"] for body in science.bodies} == {"vl"}
         assert {body["model"] for body in general.bodies} == {"cap"}
-        again = run_captions(tmp_path / "captions", tmp_path / "crops", route_of, options)
+        other = replace(options, words=50)
+        with pytest.raises(DataError) as caught:
+            run_captions(tmp_path / "captions", tmp_path / "crops", routes_of, other)
+        assert caught.value.value == ("words",)
+        again = run_captions(tmp_path / "captions", tmp_path / "crops", routes_of, options)
         assert (again, science.asked.total()) == (report, 11)
     rows = [row for part in (0, 1, 2) for row in read_rows(tmp_path / "captions" / f"part-0000{part}.jsonl")]
     assert [row.id for row in rows] == [crop.id for crop in crops]
@@ -91,7 +101,7 @@ def sent(*servers: Any) -> str:
 def test_crops_without_an_answer_are_asked_again_or_dropped(tmp_path):
     write_crops(tmp_path / "crops")
     with caption_server(lambda number, before: "500" if number in (1, 12) and before < 2 else "well") as server:
-        run = partial(run_captions, tmp_path / "captions", tmp_path / "crops", lambda crop: "science")
+        run = partial(run_captions, tmp_path / "captions", tmp_path / "crops", all_science)
         with pytest.raises(DataError) as caught:
             run(options_for(server.url))
         assert caught.value.value == 2
@@ -101,7 +111,7 @@ def test_crops_without_an_answer_are_asked_again_or_dropped(tmp_path):
         assert server.asked.total() == asked + 2
         server.behaviour = lambda number, before: "500" if number == 1 else "well"
         report = run_captions(
-            tmp_path / "dropped", tmp_path / "crops", lambda crop: "science", options_for(server.url, drop_failed=True)
+            tmp_path / "dropped", tmp_path / "crops", all_science, options_for(server.url, drop_failed=True)
         )
     assert report.counts["crops"].dropped == {"caption alone": 1, "no image": 1, "failed": 1}
 
@@ -109,7 +119,7 @@ def test_crops_without_an_answer_are_asked_again_or_dropped(tmp_path):
 def test_a_budget_counts_what_earlier_starts_have_spent(tmp_path):
     write_crops(tmp_path / "crops")
     with caption_server() as server:
-        run = partial(run_captions, tmp_path / "captions", tmp_path / "crops", lambda crop: "science")
+        run = partial(run_captions, tmp_path / "captions", tmp_path / "crops", all_science)
         for _ in range(2):
             with pytest.raises(DataError):
                 run(options_for(server.url, requests=9))
@@ -124,7 +134,7 @@ def kill_and_resume(tmp_path: Path, kills: int) -> None:
     fork = multiprocessing.get_context("fork")
     with caption_server(lambda number, before: "slow 0.05") as server:
         options = options_for(server.url)
-        stage = partial(run_captions, tmp_path / "killed", tmp_path / "crops", lambda crop: "science", options)
+        stage = partial(run_captions, tmp_path / "killed", tmp_path / "crops", all_science, options)
         there = {made_crop(number).id: number for number in range(sum(sizes))}
         done: Counter[int] = Counter()  # how often crops with an entry had been asked when the stage was killed
         for place in range(kills):
@@ -143,7 +153,7 @@ def kill_and_resume(tmp_path: Path, kills: int) -> None:
         assert {number: server.asked[number] for number in done} == done  # never asked again
         again = server.asked.total() - report.facts["requests"]
         assert again <= kills * CONCURRENCY  # those that were under way
-        assert run_captions(tmp_path / "whole", tmp_path / "crops", lambda crop: "science", options) == report
+        assert run_captions(tmp_path / "whole", tmp_path / "crops", all_science, options) == report
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
