@@ -22,6 +22,7 @@ from reportlab.pdfgen.canvas import Canvas
 
 from tests.trainer.corpora.captions import plots
 from trainer.corpora.captions.crops import Box
+from trainer.corpora.captions.layout.boxes import union
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 WORDS = [
@@ -271,7 +272,8 @@ class Writer:
         words = self.words(int(self.rng.integers(40, 90)))
         if self.rng.uniform() < 0.4:  # not a caption
             words = [*f"Figure {self.rng.integers(1, 5)} shows that".split(), *words]
-        words[int(self.rng.integers(6, 30))] = f"(see Fig. {self.rng.integers(1, 5)})"
+        place = int(self.rng.integers(6, 30))
+        words[place:place] = f"(see Fig. {self.rng.integers(1, 5)})".split()
         done = self.text_lines(self.wrap(words, self.look.body, self.look.size, self.width), self.look.body,
                                self.look.size, True)  # fmt: skip
         self.y += self.look.size * 0.6
@@ -373,6 +375,7 @@ class Writer:
         self.set_caption(lines, opening)
         self.y += 6
         step = min(self.width / columns, 90.0)
+        cells: list[Box] = []
         x0, top, page = self.left + (self.width - step * columns) / 2, self.y, self.page
         style = self.look.table_style
         for row in range(rows):
@@ -381,8 +384,11 @@ class Writer:
                 head = row == 0
                 word = self.words(1)[0] if head or column == 0 else f"{self.rng.uniform(0, 100):.2f}"
                 self.canvas.setFont(self.look.bold if head else self.look.body, size)
-                self.canvas.drawString(x0 + column * step + 4, self.up(self.y - 0.4 * size), word)
-        box = (x0, top, x0 + columns * step, self.y)
+                x, y = x0 + column * step + 4, self.y - 0.4 * size
+                self.canvas.drawString(x, self.up(y), word)
+                width = pdfmetrics.stringWidth(word, self.look.bold if head else self.look.body, size)
+                cells.append((x, y - 0.8 * size, x + width, y + 0.2 * size))
+        box = union(cells) if self.look.table_style == "unruled" else (x0, top, x0 + columns * step, self.y)
         self.canvas.setLineWidth(0.5)
         if style == "ruled":
             for column in range(columns + 1):
@@ -395,29 +401,46 @@ class Writer:
         return True
 
     def formula(self) -> bool:
+        """One line, a fraction with its bar, or two lines under each other."""
         size = self.look.size
+        form = ("line", "fraction", "lines")[self.counts["formula"] % 3]
         self.counts["formula"] += 1
-        if not self.room(4 * size):
+        if not self.room(6 * size):
             return False
         self.y += 2.2 * size
-        names = [chr(97 + int(index)) for index in self.rng.integers(26, size=5)]
-        marks = ["(", ") = ", " + ", " / "]
-        pieces = [(names[0], self.look.math)]
-        for mark, name in zip(marks, names[1:], strict=True):
-            pieces += [(mark, self.look.body), (name, self.look.math)]
-        width = sum(pdfmetrics.stringWidth(text, font, size) for text, font in pieces)
-        x = x0 = self.left + (self.width - width) / 2
-        base = self.up(self.y - 0.3 * size)
-        for text, font in pieces:
-            self.canvas.setFont(font, size)
-            self.canvas.drawString(x, base, text)
-            x += pdfmetrics.stringWidth(text, font, size)
+        x, base = self.left + self.width * 0.3, self.up(self.y - 0.3 * size)
+        boxes = [self.mathematics(x, base, size, " + " if form != "fraction" else "")]
+        if form == "fraction":
+            bar = boxes[0][2] + 4
+            over = self.mathematics(bar + 2, base + 0.75 * size, size, " + ", relation=False)
+            under = self.mathematics(bar + 2, base - 0.65 * size, size, " - ", relation=False)
+            self.canvas.setLineWidth(0.4)
+            self.canvas.line(bar, base + 0.3 * size, bar + 6 + over[2] - over[0], base + 0.3 * size)
+            boxes += [over, under]
+        elif form == "lines":
+            boxes.append(self.mathematics(x, base - 1.5 * size, size, " / "))
+            self.y += 1.5 * size
         self.canvas.setFont(self.look.body, size)
-        number = f"({self.counts['formula']})"
-        self.canvas.drawRightString(self.left + self.width, base, number)
-        self.truth.append(Truth(self.page, "formula", (x0, self.y - size, x, self.y + 0.1 * size)))
-        self.y += 1.4 * size
+        self.canvas.drawRightString(self.left + self.width, base, f"({self.counts['formula']})")
+        self.truth.append(Truth(self.page, "formula", union(boxes)))
+        self.y += 2.2 * size
         return True
+
+    def mathematics(self, x: float, base: float, size: float, sign: str, *, relation: bool = True) -> Box:
+        """Draw letters with signs between them, and return the box of their line."""
+        names = [chr(97 + int(index)) for index in self.rng.integers(26, size=4)]
+        signs = ["(", ") = ", sign] if relation else [sign]
+        left = x
+        for place, name in enumerate(names[: len(signs) + bool(sign)]):
+            pieces = [(name, self.look.math)]
+            if place < len(signs):
+                pieces.append((signs[place], self.look.body))
+            for text, font in pieces:
+                self.canvas.setFont(font, size)
+                self.canvas.drawString(x, base, text)
+                x += pdfmetrics.stringWidth(text, font, size)
+        low, high = 0.22 * size, 0.72 * size
+        return left, self.up(base + high), x, self.up(base - low)
 
     # the file
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from trainer.corpora.captions.crops import POINTS_PER_INCH, Box, Crop, crop_id, rounded
 from trainer.corpora.captions.inputs import Input
-from trainer.corpora.captions.layout.boxes import grown
 from trainer.corpora.captions.layout.context import context_of
 from trainer.corpora.captions.layout.page import PageTooLargeError, read_page
 from trainer.corpora.captions.layout.regions import Layout, Region, layout_of
@@ -23,7 +22,6 @@ MOST_BYTES = 1 << 30  # of a PDF
 MOST_PAGES = 5000
 MOST_SIDE = 14_400.0  # points: 200 inches, the largest page that PDF 1.7 knows without a UserUnit
 MOST_PIXELS = 1 << 24  # of a crop; a larger one is rendered at fewer dpi
-MARGIN = 1.0  # points around a region, for the edges of its letters
 REPEATS = 3  # pages on which a figure without caption is at one place, by which it is a part of the page's frame
 
 
@@ -126,7 +124,7 @@ def _crops(pdf: Any, document: Input, dpi: float, reading: Reading, found: list[
                 if region.caption is None and _place(region) in frame:
                     reading.crops.drop("on every page")
                     continue
-                box = rounded(_within(grown(region.box, MARGIN), one.size))
+                box = rounded(_within(region.box, one.size))
                 rendered = _render(page, box, one.size, dpi)
                 if rendered is None:
                     reading.crops.drop("blank")
@@ -162,7 +160,7 @@ def _within(box: Box, size: tuple[float, float]) -> Box:
 
 
 def _render(page: Any, box: Box, size: tuple[float, float], dpi: float) -> tuple[bytes, int, int, float] | None:
-    """A part of the page as PNG with its width, height and dpi; None for one that is white all over."""
+    """A part of the page as PNG with its width, height and dpi; None for one that has one colour all over."""
     x0, y0, x1, y1 = box
     scale = dpi / POINTS_PER_INCH
     pixels = (x1 - x0) * (y1 - y0) * scale * scale

@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from trainer.corpora.captions.crops import Box
 
 Matrix = tuple[float, float, float, float, float, float]  # x' = a x + c y + e, y' = b x + d y + f
+MarkKind = Literal["image", "path", "shading"]
 IDENTITY: Matrix = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
 DEPTH = 8  # of form XObjects inside each other
 MOST_OBJECTS, MOST_LETTERS = 60_000, 60_000  # of a page; a page with more is left out
@@ -38,17 +40,19 @@ class Letter:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something drawn that is not text. thin: a rule, one of its sides under 2 points. back: a fill that does not show,
-    or the ground of the whole page; it holds other marks together and is not a mark of its own."""
+    """Something drawn that is not text. thin: a rule, long and under 3 points thick; PDFium adds the thickness to both
+    sides of a line. back: a fill that does not show, or the ground of the whole page, which are not marks of their own.
+    """
 
-    kind: Literal["image", "path", "shading"]
+    kind: MarkKind
     box: Box
     back: bool = False
 
     @property
     def thin(self) -> bool:
         x0, y0, x1, y1 = self.box
-        return self.kind == "path" and min(x1 - x0, y1 - y0) < 2.0
+        short, long = sorted((x1 - x0, y1 - y0))
+        return self.kind == "path" and short < 3.0 and long > 4 * short
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,11 @@ def _marks(page: Any, place: Callable[[Box], Box], size: tuple[float, float], pa
     """The marks of a page that are on it, in the order in which they are drawn."""
     import pypdfium2.raw as c
 
-    kinds = {c.FPDF_PAGEOBJ_PATH: "path", c.FPDF_PAGEOBJ_IMAGE: "image", c.FPDF_PAGEOBJ_SHADING: "shading"}
+    kinds: dict[int, MarkKind] = {
+        c.FPDF_PAGEOBJ_PATH: "path",
+        c.FPDF_PAGEOBJ_IMAGE: "image",
+        c.FPDF_PAGEOBJ_SHADING: "shading",
+    }
     seen = 0
     for raw, space in _objects(c, page.raw, False, IDENTITY, 0):
         seen += 1
@@ -165,7 +173,11 @@ def _marks(page: Any, place: Callable[[Box], Box], size: tuple[float, float], pa
             if shows is None:
                 continue
             back = back or not shows
-        yield Mark(kind, (x0, y0, x1, y1), back)  # type: ignore[arg-type]
+        if kind == "path" and not back and min(x1 - x0, y1 - y0) > 3.0 and _is_frame(c, raw):
+            for edge in ((x0, y0, x1, y0), (x0, y1, x1, y1), (x0, y0, x0, y1), (x1, y0, x1, y1)):
+                yield Mark("path", edge)
+            continue
+        yield Mark(kind, (x0, y0, x1, y1), back)
 
 
 def _objects(c: Any, parent: Any, form: bool, space: Matrix, depth: int) -> Iterator[tuple[Any, Matrix]]:
@@ -228,6 +240,25 @@ def _clip(c: Any, raw: Any) -> Box | None:
             box = (min(xs), min(ys), max(xs), max(ys))
             found = box if found is None else _meet(found, box)
     return found
+
+
+def _is_frame(c: Any, raw: Any) -> bool:
+    """Return True for the outline of one rectangle, such as a cell of a table: it is four rules, and empty inside."""
+    fill, stroke = ctypes.c_int(), ctypes.c_int()
+    c.FPDFPath_GetDrawMode(raw, fill, stroke)
+    count = c.FPDFPath_CountSegments(raw)
+    if fill.value or not 4 <= count <= 6:
+        return False
+    points = []
+    x, y = ctypes.c_float(), ctypes.c_float()
+    for index in range(count):
+        segment = c.FPDFPath_GetPathSegment(raw, index)
+        kind = c.FPDFPathSegment_GetType(segment)
+        if kind != (c.FPDF_SEGMENT_LINETO if index else c.FPDF_SEGMENT_MOVETO):
+            return False
+        c.FPDFPathSegment_GetPoint(segment, x, y)
+        points.append((x.value, y.value))
+    return all(abs(a[0] - b[0]) < 0.01 or abs(a[1] - b[1]) < 0.01 for a, b in pairwise(points))
 
 
 def _path_shows(c: Any, raw: Any) -> bool | None:

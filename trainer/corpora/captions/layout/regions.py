@@ -1,4 +1,4 @@
-"""The figures of a page: clusters of what is drawn, the labels in and around them, and the captions they belong to."""
+"""The regions of a page. Figures: clusters of what is drawn, the labels in and around them, and their captions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from trainer.corpora.captions.crops import Box, Kind
 from trainer.corpora.captions.layout.boxes import area, clusters, distance, inside, overlap, shared, union
+from trainer.corpora.captions.layout.formulas import formulas_of
+from trainer.corpora.captions.layout.grids import tables_of
 from trainer.corpora.captions.layout.labels import Caption, body_size, captions_of
 from trainer.corpora.captions.layout.page import Mark, PageContent
-from trainer.corpora.captions.layout.text import SAME_SIZE, Block, blocks_of, lines_of
+from trainer.corpora.captions.layout.text import SAME_SIZE, Block, Line, blocks_of, lines_of
 
 TOUCHING = 5.0  # points between marks of one cluster
 BESIDE = 12.0  # points between a cluster and a label of it, such as the numbers at an axis
@@ -18,6 +20,7 @@ IN_ROW = 24.0  # points between panels beside each other, whose caption may be u
 REACH = 60.0  # points between a figure and its caption
 SMALL = 24.0  # points: the shorter side of a figure is at least as long
 RULE = 2.5  # points: thickness of a rule
+NEAR_RULE = 40.0  # points between two rules of a table, such as those around its head
 FRAME = 0.12  # of the height of a page: where the rules of running heads and feet are
 
 
@@ -43,18 +46,52 @@ class Layout:
 
 def layout_of(page: PageContent) -> Layout:
     """The regions of one page."""
-    blocks = blocks_of(lines_of(page.letters))
+    lines = lines_of(page.letters)
+    blocks = blocks_of(lines)
     size = body_size(blocks)
     captions = captions_of(blocks, size)
+    marks = [mark for mark in page.marks if not mark.back]
+    rules = [mark.box for mark in marks if mark.thin and mark.box[2] - mark.box[0] > 0.5 * page.size[0]]
+    marks = [mark for mark in marks if not (mark.thin and _of_frame(mark.box, page.size, rules))]
+    paragraphs = [block for block in blocks if len(block.lines) > 1 and _is_body(block, size)]
+    columns = [block.box for block in paragraphs if not any(block is caption.block for caption in captions)]
+    tables = tables_of(marks, lines, captions, columns, page.size)
+    boxes = [table.box for table in tables]
     of_captions = {id(caption.block) for caption in captions}
-    others = [block for block in blocks if id(block) not in of_captions]
+    others = [block for block in blocks if id(block) not in of_captions and not _is_within(block.box, boxes)]
     body = [block for block in others if _is_body(block, size)]
     of_body = {id(block) for block in body}
     loose = [block for block in others if id(block) not in of_body]
+    of_tables = {id(table.caption) for table in tables}
+    free = [caption for caption in captions if id(caption) not in of_tables]
     solid = [caption.block for caption in captions] + body
-    shapes = _clusters(page, loose, solid)
-    regions, free, small = _figures(shapes, captions, solid)
-    return Layout(regions, free, _reading_order(body, page.size), small)
+    shapes = _clusters([mark for mark in marks if not _is_within(mark.box, boxes)], page.size, loose, solid)
+    figures, small = _figures(shapes, free, solid, loose)
+    of_figures = {id(region.caption) for region in figures}
+    of_captions = {id(line) for caption in captions for line in caption.block.lines}
+    rest = [line for line in lines if id(line) not in of_captions]
+    formulas = formulas_of(rest, marks, body, [*boxes, *(region.box for region in figures)])
+    regions = [
+        *figures,
+        *(Region("table", table.box, table.caption, _texts(lines, table.box)) for table in tables),
+        *(Region("formula", box, None, _texts(lines, box)) for box in formulas),
+    ]
+    return Layout(
+        sorted(regions, key=lambda region: (region.box[1], region.box[0])),
+        [caption for caption in free if id(caption) not in of_figures],
+        _reading_order(body, page.size),
+        small,
+    )
+
+
+def _is_within(box: Box, others: Sequence[Box]) -> bool:
+    """Return True for a box that is in one of the others for the most part; one without area counts by its middle."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return any(inside((x, y, x, y), other, 1.0) and shared(box, other) >= 0.6 * area(box) for other in others)
+
+
+def _texts(lines: Sequence[Line], box: Box) -> list[Block]:
+    return [Block([line]) for line in lines if _is_within(line.box, [box])]
 
 
 def _is_body(block: Block, size: float) -> bool:
@@ -88,10 +125,11 @@ class _Shape:
         return all(mark.thin for mark in self.marks)
 
 
-def _clusters(page: PageContent, loose: Sequence[Block], solid: Sequence[Block]) -> list[_Shape]:
-    """Clusters of marks with the texts beside them, without the rules of headers and footers."""
-    marks = [mark for mark in page.marks if not mark.back and not _of_frame(mark, page.size)]
-    groups = clusters([mark.box for mark in marks], page.size, TOUCHING)
+def _clusters(
+    marks: Sequence[Mark], size: tuple[float, float], loose: Sequence[Block], solid: Sequence[Block]
+) -> list[_Shape]:
+    """Clusters of marks with the texts beside them. size: of the page."""
+    groups = clusters([mark.box for mark in marks], size, TOUCHING)
     shapes = []
     for group in groups:
         some = [marks[place] for place in group]
@@ -116,10 +154,14 @@ def _clusters(page: PageContent, loose: Sequence[Block], solid: Sequence[Block])
     return shapes
 
 
-def _of_frame(mark: Mark, size: tuple[float, float]) -> bool:
-    """Return True for a rule across the page under its head or over its foot."""
-    x0, y0, x1, y1 = mark.box
-    return mark.thin and x1 - x0 > 0.5 * size[0] and (y1 < FRAME * size[1] or y0 > (1 - FRAME) * size[1])
+def _of_frame(rule: Box, size: tuple[float, float], rules: Sequence[Box]) -> bool:
+    """Return True for a rule across the page under its head or over its foot. One of `rules` that is near and as long
+    makes it a rule of a table."""
+    x0, y0, x1, y1 = rule
+    if x1 - x0 <= 0.5 * size[0] or (FRAME * size[1] <= y1 and y0 <= (1 - FRAME) * size[1]):
+        return False
+    alike = [other for other in rules if abs(other[0] - x0) < 2 and abs(other[2] - x1) < 2]
+    return not any(2 < abs(other[1] - y0) < NEAR_RULE for other in alike)
 
 
 def _is_rule(shape: _Shape) -> bool:
@@ -155,12 +197,10 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def _figures(
-    shapes: list[_Shape], captions: Sequence[Caption], solid: Sequence[Block]
-) -> tuple[list[Region], list[Caption], int]:
-    """Figures, the captions that are left, and how many clusters are too small for a figure."""
+    shapes: list[_Shape], captions: Sequence[Caption], solid: Sequence[Block], loose: Sequence[Block]
+) -> tuple[list[Region], int]:
+    """Figures, and how many clusters are too small for one. captions: those without a table. loose: other texts."""
     shapes = [shape for shape in shapes if not _is_rule(shape)]
-    of_table = _owned_by_tables(shapes, captions, solid)
-    shapes = [shape for shape in shapes if id(shape) not in of_table and not shape.only_rules]
     owner: dict[int, Caption] = {}
     of_figures = [caption for caption in captions if caption.kind == "figure"]
     for caption in of_figures:
@@ -168,37 +208,30 @@ def _figures(
         for shape in _panels(shapes, caption, others, solid, owner):
             owner[id(shape)] = caption
     regions, small = [], 0
-    for caption in captions:
+    for caption in of_figures:
         mine = [shape for shape in shapes if owner.get(id(shape)) is caption]
         if mine:
-            texts = [block for shape in mine for block in shape.texts]
-            regions.append(Region("figure", union(shape.box for shape in mine), caption, texts))
+            box, texts = union(shape.box for shape in mine), [block for shape in mine for block in shape.texts]
+            between = [block for block in loose if _is_between(block.box, box, caption.box)]
+            texts += [block for block in between if not any(block is other for other in texts)]
+            regions.append(Region("figure", union([box, *(block.box for block in between)]), caption, texts))
     for shape in shapes:
-        if id(shape) in owner:
-            continue
-        if any(inside(shape.box, region.box, 3.0) for region in regions):
+        if id(shape) in owner or shape.only_rules or any(inside(shape.box, region.box, 3.0) for region in regions):
             continue
         if not _is_large(shape.box):
             small += 1
             continue
         regions.append(Region("figure", shape.box, None, shape.texts))
-    used = {id(region.caption) for region in regions}
-    return (
-        sorted(regions, key=lambda region: (region.box[1], region.box[0])),
-        [caption for caption in captions if id(caption) not in used],
-        small,
-    )
+    return regions, small
 
 
-def _owned_by_tables(shapes: Sequence[_Shape], captions: Sequence[Caption], solid: Sequence[Block]) -> set[int]:
-    """Clusters of rules that belong to tables."""
-    found = set()
-    for caption in captions:
-        if caption.kind == "table":
-            near = [shape for shape in shapes if shape.only_rules and _gap(caption.box, shape.box) < REACH
-                    and _clear(caption, shape.box, solid)]  # fmt: skip
-            found |= {id(shape) for shape in near}
-    return found
+def _is_between(text: Box, box: Box, caption: Box) -> bool:
+    """Return True for a text that is between a figure and its caption, such as the name of an axis."""
+    if not min(box[0], caption[0]) <= text[0] <= text[2] <= max(box[2], caption[2]):
+        return False
+    if caption[1] >= box[3]:
+        return box[3] - 2 <= text[1] and text[3] <= caption[1] + 2
+    return caption[3] - 2 <= text[1] and text[3] <= box[1] + 2
 
 
 def _panels(
@@ -223,7 +256,8 @@ def _panels(
         for shape in shapes:
             if id(shape) in owner or any(shape is other for other in found):
                 continue
-            if (shape.box[1] < caption.box[1]) != above or distance(box, shape.box) > TOGETHER:
+            reaches = TOGETHER if _is_large(shape.box) else BESIDE
+            if (shape.box[1] < caption.box[1]) != above or distance(box, shape.box) > reaches:
                 continue
             middle = (shape.box[0] + shape.box[2]) / 2
             if not reach[0] - 4 <= middle <= reach[2] + 4 and not _in_row(box, shape, others, solid):

@@ -14,6 +14,7 @@ from trainer.corpora.captions.layout.page import Letter
 # In units of the size of the letters.
 SPACE = 0.16  # between letters of two words
 WORD, COLUMN = 1.0, 1.6  # between words of one line, at most: of two pieces of the file, of one piece
+OTHER_SIZE = 0.4  # between two pieces in different sizes, such as a letter and its index
 LEADING = 0.75  # white between two lines of a paragraph, at most
 SAME_SIZE = 0.06  # relative difference of sizes that rounding can give
 HYPHENS = ("-", "\u00ad", "\u2010", "\ufffe")
@@ -133,7 +134,8 @@ def _joined(pieces: list[Line]) -> list[Line]:
         for line in candidates.values():
             gap = x0 - line.box[2]
             size = max(line.size, piece.size)
-            near_enough = -0.5 * size < gap < WORD * size and _level(line.box, piece.box)
+            alike = abs(line.size - piece.size) <= SAME_SIZE * size
+            near_enough = -0.5 * size < gap < (WORD if alike else OTHER_SIZE) * size and _level(line.box, piece.box)
             if near_enough and (best is None or line.box[2] > best.box[2]):
                 best = line
         if best is None:
