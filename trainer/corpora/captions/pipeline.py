@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainer.corpora.captions.describe.stage import RoutesOf
     from trainer.corpora.captions.describing import Describing
 
-FORMAT = 1  # increase it with any change of the output for the same input
+FORMAT = 2  # increase it with any change of the output for the same input
 PLAN, LOCK = "plan.json", "lock"
 PACKAGES = {"pypdfium2": "pypdfium2", "PIL": "pillow"}  # imported name -> distribution
 EXTRA = "pip install -e '.[captions]'"

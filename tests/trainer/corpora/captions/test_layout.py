@@ -21,7 +21,7 @@ GOALS = {"figure": 0.95, "table": 0.9, "formula": 0.85}
 @pytest.mark.parametrize("kind", GOALS)
 def test_regions_and_their_captions_are_found(kind, papers):
     found = measure(papers, kind)
-    assert found["truth"] >= 5
+    assert found["truth"] >= 4
     assert min(found["precision"], found["recall"]) >= GOALS[kind]
     assert kind == "formula" or found["attached"] >= 0.95
 
@@ -35,6 +35,9 @@ def test_regions_of_sixty_papers(looks, each, tmp_path):
         print(kind, found)
         assert min(found["precision"], found["recall"]) >= goal
         assert kind == "formula" or found["attached"] >= 0.95
+
+
+JPEG = 6  # of 255: what JPEG may change inside of one colour
 
 
 def crops_of(data: bytes, tmp_path, name="a.pdf"):
@@ -73,7 +76,9 @@ def test_a_crop_shows_what_a_reader_sees(turn, cut, tmp_path):
     assert (crop.width, crop.height) == (pixels.shape[1], pixels.shape[0])
     corners = [(8, 8), (8, -8), (-8, 8), (-8, -8)]
     inner = shown[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-    assert [pixels[place].tolist() for place in corners] == [inner[place].tolist() for place in corners]
+    for place in corners:
+        assert pixels[place] == pytest.approx(inner[place], abs=JPEG)
+    assert crop.format == "jpeg"
 
 
 def test_a_soft_mask_is_applied(tmp_path):
@@ -83,8 +88,8 @@ def test_a_soft_mask_is_applied(tmp_path):
     ink.save(path)
     (crop,) = crops_of(drawn(lambda canvas: canvas.drawImage(str(path), 100, 100, 60, 60, mask="auto")), tmp_path)
     pixels = np.asarray(Image.open(io.BytesIO(crop.image)).convert("RGB"))
-    assert pixels[3, 3].tolist() == [255, 255, 255]  # black where the mask is dropped
-    assert pixels[30, 30].tolist() == [200, 0, 0]
+    assert pixels[3, 3] == pytest.approx([255, 255, 255], abs=JPEG)  # black where the mask is dropped
+    assert pixels[30, 30] == pytest.approx([200, 0, 0], abs=JPEG)
 
 
 def test_drawings_inside_of_forms_are_found_where_they_are_shown(tmp_path):
@@ -232,7 +237,7 @@ def test_what_every_page_shows_is_not_a_figure(tmp_path):
 
 
 def test_clusters_are_those_of_all_pairs():
-    """Against a comparison of all pairs; the grid is exact to a point."""
+    """Against a comparison of all pairs; the grid has cells of two points."""
     rng = np.random.default_rng(3)
     corners = rng.integers(0, 280, (40, 2)) * 1.0
     boxes = [(x, y, x + w, y + h) for (x, y), (w, h) in zip(corners, rng.integers(3, 25, (40, 2)), strict=True)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from trainer.corpora.captions.crops import Box
 
-CELL = 1.0  # points: the side of a cell of the grid that boxes are clustered on
+CELL = 2.0  # points: the side of a cell of the grid that boxes are clustered on
 MOST_CELLS = 2_000_000  # of the grid; larger pages get larger cells
 
 
@@ -71,8 +73,7 @@ def clusters(boxes: Sequence[Box], size: tuple[float, float], gap: float) -> lis
         bottom, right = min(max(int(y1 / cell), top), rows - 1), min(max(int(x1 / cell), left), columns - 1)
         grid[top : bottom + 1, left : right + 1] = True
         places.append((top, left))
-    labels = np.zeros((rows, columns), np.int32)
-    parents = [0]
+    parents: list[int] = []
 
     def root(label: int) -> int:
         while parents[label] != label:
@@ -80,21 +81,38 @@ def clusters(boxes: Sequence[Box], size: tuple[float, float], gap: float) -> lis
             label = parents[label]
         return label
 
+    # Of each row: where its runs of cells start and end, and their labels; a run joins those above that it touches.
     edges = np.diff(np.pad(grid, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    for row in np.flatnonzero(grid.any(axis=1)).tolist():
-        starts, ends = np.flatnonzero(edges[row] == 1), np.flatnonzero(edges[row] == -1)
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            above = np.unique(labels[row - 1, start:end]) if row else ()
-            over = sorted({root(int(label)) for label in above if label})
-            if over:
-                label = over[0]
-                for other in over[1:]:
-                    parents[other] = label
-            else:
+    of_rows, ends_at = np.nonzero(edges)
+    runs: dict[int, tuple[list[int], list[int], list[int]]] = {}
+    above: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for row, bounds in groupby(zip(of_rows.tolist(), ends_at.tolist(), strict=True), key=lambda pair: pair[0]):
+        columns_of_row = [column for _, column in bounds]
+        starts, ends = columns_of_row[::2], columns_of_row[1::2]
+        labels: list[int] = []
+        if row - 1 not in runs:
+            above = ([], [], [])
+        place = 0
+        for start, end in zip(starts, ends, strict=True):
+            label = -1
+            while place < len(above[0]) and above[1][place] <= start:
+                place += 1
+            at = place
+            while at < len(above[0]) and above[0][at] < end:
+                other = root(above[2][at])
+                if label < 0:
+                    label = other
+                elif other != label:
+                    low, high = sorted((label, other))
+                    parents[high] = label = low
+                at += 1
+            if label < 0:
                 label = len(parents)
                 parents.append(label)
-            labels[row, start:end] = label
+            labels.append(label)
+        runs[row] = above = (starts, ends, labels)
     found: dict[int, list[int]] = {}
     for index, (top, left) in enumerate(places):
-        found.setdefault(root(int(labels[top, left])), []).append(index)
+        starts, _, labels = runs[top]
+        found.setdefault(root(labels[bisect_right(starts, left) - 1]), []).append(index)
     return list(found.values())

@@ -24,7 +24,7 @@ def context_of(caption: Caption | None, box: Box, page: Sequence[Block], documen
         kind, number = caption.number
         words = "|".join(map(re.escape, FIGURE if kind == "figure" else TABLE))
         named = re.compile(rf"(?:{words})s?\.?\s*{re.escape(number)}(?![\w-])", re.IGNORECASE)
-        found = [text for text in document if named.search(text)][:MOST_MENTIONS]
+        found = [text for text in document if number in text and named.search(text)][:MOST_MENTIONS]
     near = sorted(page, key=lambda block: _distance(block.box, box))[:MOST_AROUND]
     found += [block.text for block in near if block.text not in found]
     return "\n\n".join(found)[:MOST_CHARACTERS].rstrip()

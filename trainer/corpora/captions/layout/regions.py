@@ -19,6 +19,7 @@ TOGETHER = 45.0  # points between the panels of a figure above or beside each ot
 IN_ROW = 24.0  # points between panels beside each other, whose caption may be under the first alone
 REACH = 60.0  # points between a figure and its caption
 SMALL = 24.0  # points: the shorter side of a figure is at least as long
+PHOTO = 0.9  # of its area: what one image fills of a figure of pixels
 RULE = 2.5  # points: thickness of a rule
 NEAR_RULE = 40.0  # points between two rules of a table, such as those around its head
 FRAME = 0.12  # of the height of a page: where the rules of running heads and feet are
@@ -32,6 +33,7 @@ class Region:
     box: Box
     caption: Caption | None = None
     texts: list[Block] = field(default_factory=list)
+    photo: bool = False  # one image of pixels fills it, so that PNG would be slow and large
 
 
 @dataclass
@@ -71,6 +73,9 @@ def layout_of(page: PageContent) -> Layout:
     of_captions = {id(line) for caption in captions for line in caption.block.lines}
     rest = [line for line in lines if id(line) not in of_captions]
     formulas = formulas_of(rest, marks, body, [*boxes, *(region.box for region in figures)])
+    pictures = [mark.box for mark in marks if mark.kind == "image"]
+    for figure in figures:
+        figure.photo = any(shared(figure.box, picture) > PHOTO * area(figure.box) for picture in pictures)
     regions = [
         *figures,
         *(Region("table", table.box, table.caption, _texts(lines, table.box)) for table in tables),

@@ -31,19 +31,28 @@ class Line:
     def box(self) -> Box:
         return union(letter.box for letter in self.letters)
 
+    def add(self, other: Line) -> None:
+        """Put the letters of another line after these."""
+        box = union((self.box, other.box))
+        self.letters.extend(other.letters)
+        self.__dict__.pop("text", None)
+        self.__dict__.pop("size", None)
+        self.__dict__["box"] = box
+
     @cached_property
     def size(self) -> float:
         """The size of most of its letters, in points."""
+        first = self.letters[0].size
+        if all(letter.size == first for letter in self.letters):
+            return round(first, 1)
         sizes = Counter(round(letter.size, 1) for letter in self.letters)
         return max(sizes, key=lambda size: (sizes[size], size))
 
     @cached_property
     def text(self) -> str:
-        words: list[str] = []
-        before = None
-        for letter in self.letters:
-            wide = before is not None and _gap(before, letter) > SPACE * max(before.size, letter.size)
-            if words and (letter.spaced or wide):
+        words, before = [self.letters[0].text], self.letters[0]
+        for letter in self.letters[1:]:
+            if letter.spaced or _gap(before, letter) > SPACE * max(before.size, letter.size):
                 words.append(" ")
             words.append(letter.text)
             before = letter
@@ -102,6 +111,8 @@ def _follows(before: Letter, after: Letter) -> bool:
         return False
     size = max(before.size, after.size)
     if before.upright:
+        if before.box[1] == after.box[1]:  # as most letters are
+            return -size < after.box[0] - before.box[2] < COLUMN * size
         return _level(before.box, after.box) and -size < _gap(before, after) < COLUMN * size
     beside = overlap(before.box[0], before.box[2], after.box[0], after.box[2]) > 0.5 * min(
         before.box[2] - before.box[0], after.box[2] - after.box[0]
@@ -139,11 +150,10 @@ def _joined(pieces: list[Line]) -> list[Line]:
             if near_enough and (best is None or line.box[2] > best.box[2]):
                 best = line
         if best is None:
-            best = Line([], True)
+            best = piece
             found.append(best)
-        best.letters.extend(piece.letters)
-        for name in ("box", "size", "text"):
-            best.__dict__.pop(name, None)
+        else:
+            best.add(piece)
         for row in rows:
             if not any(line is best for line in by_height.setdefault(row, [])):
                 by_height[row].append(best)
