@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from trainer.corpora.captions.crops import Box
-from trainer.corpora.captions.layout.labels import FIGURE, TABLE, Caption
+from trainer.corpora.captions.layout.labels import FIGURE, NUMBER, TABLE, Caption
 from trainer.corpora.captions.layout.text import Block
 
 MOST_MENTIONS, MOST_AROUND = 3, 2
 MOST_CHARACTERS = 2000
+Mentions = dict[tuple[str, str], list[str]]  # by kind and number of a caption: paragraphs that name it
+
+_NAMED = re.compile(rf"({'|'.join(map(re.escape, (*FIGURE, *TABLE)))})s?\.?\s*({NUMBER})(?![\w-])", re.IGNORECASE)
 
 
-def context_of(caption: Caption | None, box: Box, page: Sequence[Block], document: Sequence[str]) -> str:
+def mentions_of(paragraphs: Iterable[str]) -> Mentions:
+    """The paragraphs that name each figure and table, in their order, `MOST_MENTIONS` of them at most."""
+    found: Mentions = {}
+    for text in paragraphs:
+        for word, number in {(match[1].lower(), match[2].upper()) for match in _NAMED.finditer(text)}:
+            some = found.setdefault(("figure" if word in FIGURE else "table", number), [])
+            if len(some) < MOST_MENTIONS:
+                some.append(text)
+    return found
+
+
+def context_of(caption: Caption | None, box: Box, page: Sequence[Block], mentions: Mentions) -> str:
     """At most `MOST_CHARACTERS` characters: paragraphs of the document that name the caption's label, then the nearest
-    ones of the page.
-
-    page: paragraphs of the page that the box is on. document: the texts of all its paragraphs.
-    """
-    found: list[str] = []
-    if caption is not None:
-        kind, number = caption.number
-        words = "|".join(map(re.escape, FIGURE if kind == "figure" else TABLE))
-        named = re.compile(rf"(?:{words})s?\.?\s*{re.escape(number)}(?![\w-])", re.IGNORECASE)
-        found = [text for text in document if number in text and named.search(text)][:MOST_MENTIONS]
+    ones of the page. page: paragraphs of the page that the box is on."""
+    found = [] if caption is None else list(mentions.get(caption.number, ()))
     near = sorted(page, key=lambda block: _distance(block.box, box))[:MOST_AROUND]
     found += [block.text for block in near if block.text not in found]
     return "\n\n".join(found)[:MOST_CHARACTERS].rstrip()

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.corpora.captions.crops import POINTS_PER_INCH, Box, Crop, crop_id, rounded
 from trainer.corpora.captions.inputs import Input
-from trainer.corpora.captions.layout.context import context_of
+from trainer.corpora.captions.layout.context import context_of, mentions_of
 from trainer.corpora.captions.layout.page import PageTooLargeError, read_page
 from trainer.corpora.captions.layout.regions import Layout, Region, layout_of
 from trainer.corpora.captions.reports import Count
@@ -111,7 +111,7 @@ def _layout(pdf: Any, number: int) -> _Found:
 
 
 def _crops(pdf: Any, document: Input, dpi: float, reading: Reading, found: list[_Found]) -> Iterator[Crop]:
-    paragraphs = [block.text for one in found for block in one.layout.body]
+    mentions = mentions_of(block.text for one in found for block in one.layout.body)
     frame = _frame(found)
     for one in found:
         reading.crops.drop("small", one.layout.small) if one.layout.small else None
@@ -137,7 +137,7 @@ def _crops(pdf: Any, document: Input, dpi: float, reading: Reading, found: list[
                     id=crop_id(reading.pdf, one.number, box, region.kind), pdf=reading.pdf, document=document.path,
                     page=one.number, page_size=one.size, box=box, kind=region.kind,
                     label=caption.label if caption else "", caption=caption.text if caption else "",
-                    context=context_of(caption, box, one.layout.body, paragraphs),
+                    context=context_of(caption, box, one.layout.body, mentions),
                     text=" ".join(block.text for block in region.texts), image=image,
                     format="jpeg" if region.photo else "png", width=width,
                     height=height, dpi=used, found_by=FOUND_BY, licence=document.licence, source=document.source,

@@ -15,6 +15,7 @@ SIGNS = RELATIONS | set("+−∑∫∏√∂∇∞×⋅·/|^*")
 NUMBER = re.compile(r"\(\s*(?:[A-Z]{1,2}[.\-]?)?\d{1,3}(?:[.\-]\d{1,3})*[a-z]?\s*\)|\[\d{1,3}\]")
 WORD = re.compile(r"[^\W\d_]{4,}")
 MATH_FONT = re.compile(r"cmmi|cmsy|cmex|math|symbol|mtextra|msam|msbm|euler", re.IGNORECASE)
+CODE_FONT = re.compile(r"mono|courier|cmtt|typewriter|consol|menlo", re.IGNORECASE)
 INDENT = 1.0  # in units of the letters' size: from the edge of the column
 NEAR = 0.7  # between the lines of one formula, such as a limit and its sum
 MOST_WORDS = 2  # words of four letters or more, such as "where" or "otherwise"
@@ -57,6 +58,8 @@ def formulas_of(lines: Sequence[Line], marks: Sequence[Mark], body: Sequence[Blo
 def _is_core(line: Line, body: Sequence[Block], numbers: Sequence[Line]) -> bool:
     text = line.text
     if len(WORD.findall(text)) > MOST_WORDS or len(text) < 3:
+        return False
+    if all(CODE_FONT.search(letter.font) for letter in line.letters):
         return False
     mathematics = sum(bool(MATH_FONT.search(letter.font)) or letter.text in SIGNS for letter in line.letters)
     if not RELATIONS & set(text) and mathematics < 0.5 * len(line.letters):
