@@ -114,7 +114,8 @@ def _crops(pdf: Any, document: Input, dpi: float, reading: Reading, found: list[
     mentions = mentions_of(block.text for one in found for block in one.layout.body)
     frame = _frame(found)
     for one in found:
-        reading.crops.drop("small", one.layout.small) if one.layout.small else None
+        if one.layout.small:
+            reading.crops.drop("small", one.layout.small)
         captions = [Region("caption", caption.box, caption) for caption in one.layout.captions]
         regions = [*one.layout.regions, *captions]
         if not regions:
