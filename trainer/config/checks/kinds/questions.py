@@ -110,10 +110,6 @@ def _staleness(cfg: Config) -> Iterator[Fault]:
     if 0 < rl.max_staleness < least:
         text = f"rl.max_staleness={rl.max_staleness} is less than one round ahead with rl.updates={rl.updates}"
         yield Fault(f"{text}; use 0, or {least} or more", "rl.max_staleness", rl.max_staleness, (0, least))
-    for key in ("cp", "pp"):
-        if rl.max_staleness and (size := getattr(cfg.parallel, key)) > 1:
-            text = f"rl.max_staleness={rl.max_staleness} needs rollouts of each rank, and parallel.{key}={size}"
-            yield Fault(f"{text}; use 1", f"parallel.{key}", size, (1,))
     if rl.partial_rollouts != "keep" and not rl.max_staleness:
         text = f"rl.partial_rollouts={rl.partial_rollouts} needs rl.max_staleness above 0; leave it out"
         yield Fault(text, "rl.partial_rollouts", rl.partial_rollouts, ("keep",))
