@@ -99,7 +99,7 @@ class Server:
             "/sleep": self.sleep,
             "/wakeup": lambda: self.wake(query.removeprefix("tags=")),
             "/update_weights": lambda: self.update(body),
-            "/abort_request": lambda: None,
+            "/abort_request": lambda: self.abort(body),
         }
         reply = replies[path]()
         if fault is not None and fault.kind == "truncated" and fault.first <= self.counts[fault.path] <= fault.last:
@@ -112,14 +112,19 @@ class Server:
         sampling = Sampling(body["temperature"], body["top_k"], body["top_p"], body["min_p"], seed=seed)
         request = Request(body["input_ids"], body["max_tokens"], sampling, frozenset(body["stop_token_ids"]))
         (found,) = self.engine.generate([request], deadline_s=60)
-        assert found.routes is not None
+        routes = None if found.routes is None else found.routes.tolist()
         pairs = [[float(value), token] for value, token in zip(found.log_probs, found.ids, strict=True)]
         meta = {
             "prompt_tokens": len(found.prompt), "completion_tokens": len(found.ids),
             "finish_reason": {"type": found.finish}, "output_token_logprobs": pairs,
-            "output_top_logprobs": [[pair] for pair in pairs], "routed_experts": found.routes.tolist(),
+            "output_top_logprobs": [[pair] for pair in pairs], "routed_experts": routes,
         }  # fmt: skip
         return {"text": "", "output_ids": [*found.ids], "meta_info": meta}
+
+    def abort(self, body: Any) -> None:
+        if body.get("abort_all") and not self.tags:
+            self.engine.pause()
+            self.engine.resume()
 
     def sleep(self) -> None:
         self.tags = {"weights", "kv_cache"}
